@@ -1,0 +1,1 @@
+"""Wire-compatible twins of a few official messages."""

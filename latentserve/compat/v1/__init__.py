@@ -1,0 +1,1 @@
+"""Generated stubs of `protos/latentserve/compat/v1` (`make proto`)."""

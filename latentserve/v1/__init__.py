@@ -1,0 +1,1 @@
+"""Generated stubs of the wire contract, `protos/latentserve/v1` (`make proto`)."""

@@ -1,0 +1,58 @@
+"""Turns a time budget into a number of steps, once, before the run.
+
+The schedule is a function of the step, so a run with a budget is from then on as
+reproducible as one with `--steps`.
+"""
+
+import re
+import time
+
+import torch
+
+from training.errors import ConfigError
+from training.loop import Trainer
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_WARM_UP_STEPS = 10
+_TIMED_SECONDS = 3.0
+_TIMED_STEPS = 200
+
+
+def parse_duration(text: str) -> float:
+    """Reads a duration such as `90s`, `3m` or `1.5h` and returns seconds.
+
+    Raises:
+        ConfigError: It is not one, or it is zero.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
+    if match is None or float(match[1]) == 0:
+        raise ConfigError(f"budget: got {text!r}, wanted a duration such as 90s, 3m or 1.5h")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def cpu_seconds() -> float:
+    """Seconds of CPU this process has used, divided by the threads it computes with.
+
+    Steadier than the clock where a machine is shared.
+    """
+    return time.process_time() / torch.get_num_threads()
+
+
+def calibrate(trainer: Trainer, seconds: float) -> int:
+    """Times steps on a copy of the trainer and returns how many fit the budget.
+
+    Args:
+        trainer: A trainer that has not stepped yet; it is left as it is.
+        seconds: The budget, in `cpu_seconds`.
+    """
+    rehearsal = trainer.rehearsal()
+    for _ in range(_WARM_UP_STEPS):
+        rehearsal.train_step()
+    # Never more than a tenth of the budget on finding out.
+    limit = min(_TIMED_SECONDS, seconds / 10)
+    start, steps = cpu_seconds(), 0
+    while steps < _TIMED_STEPS and (steps == 0 or cpu_seconds() - start < limit):
+        rehearsal.train_step()
+        steps += 1
+    per_step = (cpu_seconds() - start) / steps
+    return max(1, round(seconds / per_step))

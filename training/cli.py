@@ -1,0 +1,145 @@
+"""`latentserve train`."""
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from tqdm import tqdm
+
+from training.budget import parse_duration
+from training.errors import ConfigError, TrainingError
+from training.presets import PRESETS
+from training.sources import SOURCES
+from training.train import Observer, Progress, Request, train
+
+_EXAMPLE = "latentserve train --preset dense --data mnist --budget 3m --out runs/dense"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of `latentserve train`."""
+    presets = "\n".join(f"  {name:8} {preset.summary}" for name, preset in PRESETS.items())
+    result = argparse.ArgumentParser(
+        prog="latentserve train",
+        description="Train a variational autoencoder and leave a run folder to export.",
+        epilog=f"presets:\n{presets}\n\nexample:\n  {_EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("--preset", default="dense", help="what to train (default: dense)")
+    result.add_argument(
+        "--data",
+        default="mnist",
+        help=f"data set: {', '.join(sorted(SOURCES))} (default: mnist); cached in "
+        "LATENTSERVE_DATA_DIR or the user's cache folder",
+    )
+    length = result.add_mutually_exclusive_group()
+    length.add_argument(
+        "--budget",
+        default="3m",
+        help="time to spend, such as 90s, 3m, 1.5h, in CPU time per thread; timed on a few steps "
+        "first and turned into a number of steps (default: 3m)",
+    )
+    length.add_argument("--steps", type=int, help="the number of steps itself")
+    result.add_argument("--out", type=Path, required=True, help="the run folder to write")
+    result.add_argument(
+        "--set",
+        dest="settings",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="change one setting of the preset, such as beta=4 or layers=512:relu,256:relu",
+    )
+    result.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --out; begin it where there is none",
+    )
+    return result
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command.
+
+    Returns:
+        The exit status: 0, 1 where training failed, 130 where it was interrupted.
+    """
+    options = parser().parse_args(arguments)
+    # `docker stop` and schedulers send SIGTERM; it is to keep a checkpoint as Ctrl-C does.
+    signal.signal(signal.SIGTERM, _interrupt)
+    bar = _Bar()
+    try:
+        if options.steps is not None and options.steps < 1:
+            raise ConfigError(f"--steps: got {options.steps}, wanted 1 or more")
+        metrics = train(
+            Request(
+                preset=options.preset,
+                data=options.data,
+                out=options.out,
+                steps=options.steps,
+                budget=parse_duration(options.budget),
+                settings=tuple(options.settings),
+                resume=options.resume,
+            ),
+            Observer(line=bar.line, progress=bar.update),
+        )
+    except (TrainingError, OSError) as error:
+        bar.close()
+        print(f"latentserve train: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        bar.close()
+        print(
+            f"latentserve train: stopped; the same command with --resume goes on with {options.out}",
+            file=sys.stderr,
+        )
+        return 130
+    finally:
+        bar.close()
+    print(
+        f"test ELBO {metrics['elbo']:.2f} nats = reconstruction {metrics['reconstruction']:.2f} "
+        f"+ KL {metrics['kl']:.2f} ({metrics['images']} binarized images, lower is better)\n"
+        f"run folder: {options.out}"
+    )
+    return 0
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+class _Bar:
+    """The live progress line; where stderr is no terminal, a line now and then."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[None] | None = None
+
+    def line(self, text: str) -> None:
+        self.close()
+        print(text, file=sys.stderr, flush=True)
+
+    def update(self, progress: Progress) -> None:
+        if self._bar is None:
+            self._bar = tqdm(
+                total=progress.total_steps,
+                initial=progress.step - 1,
+                unit="step",
+                mininterval=0.5 if sys.stderr.isatty() else 15.0,
+                bar_format="{percentage:3.0f}% |{bar:24}| {n}/{total} {desc}[{elapsed}<{remaining}]",
+                ascii=None if sys.stderr.isatty() else " #",
+            )
+        numbers = progress.numbers
+        shown = f"ELBO {numbers['elbo']:.1f} rec {numbers['reconstruction']:.1f} "
+        shown += f"KL {numbers['kl']:.1f}"
+        if "validation_elbo" in numbers:
+            shown += f" validation {numbers['validation_elbo']:.1f}"
+        if numbers["skipped"]:
+            shown += f" skipped {numbers['skipped']:.0f}"
+        shown += f" {progress.images_per_second:.0f} img/s "
+        self._bar.set_description_str(shown, refresh=False)
+        self._bar.update()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,78 @@
+"""The IDX file format of MNIST and its relatives.
+
+Format: http://yann.lecun.com/exdb/mnist/ (two zero bytes, a type code, the number
+of axes, one big-endian uint32 per axis, then the elements in C order).
+"""
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.errors import DataError
+
+_UINT8 = 0x08
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+def unpack(raw: bytes, origin: str) -> bytes:
+    """Returns `raw`, gunzipped where it is a gzip file.
+
+    Args:
+        raw: Content of a file.
+        origin: Where it came from, for the error message.
+
+    Raises:
+        DataError: The gzip stream is damaged.
+    """
+    if not raw.startswith(_GZIP_MAGIC):
+        return raw
+    try:
+        return gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{origin}: damaged gzip file ({error})") from error
+
+
+def parse_idx(raw: bytes, origin: str) -> NDArray[np.uint8]:
+    """Reads one IDX array of unsigned bytes.
+
+    Args:
+        raw: The file's content, uncompressed.
+        origin: Where it came from, for the error message.
+
+    Returns:
+        A read-only uint8 array of the shape the header states.
+
+    Raises:
+        DataError: The magic number, the element type or the length is wrong.
+    """
+    if len(raw) < 4 or raw[:2] != b"\0\0":
+        raise DataError(f"{origin}: not an IDX file (starts with {raw[:4]!r})")
+    if raw[2] != _UINT8:
+        raise DataError(f"{origin}: element type 0x{raw[2]:02x}, wanted 0x08 (unsigned byte)")
+    axes = raw[3]
+    header = 4 + 4 * axes
+    if axes == 0 or len(raw) < header:
+        raise DataError(f"{origin}: the header is cut short")
+    shape = struct.unpack(f">{axes}I", raw[4:header])
+    wanted = header + math.prod(shape)
+    if len(raw) != wanted:
+        raise DataError(f"{origin}: {len(raw)} bytes, wanted {wanted} for shape {list(shape)}")
+    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
+
+
+def read_idx(path: Path) -> NDArray[np.uint8]:
+    """Reads an IDX file, gzipped or not.
+
+    Raises:
+        DataError: The file cannot be read or is not a whole IDX file of bytes.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    return parse_idx(unpack(raw, str(path)), str(path))
