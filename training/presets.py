@@ -105,8 +105,10 @@ class Preset:
 
 PRESETS: Mapping[str, Preset] = {
     "seed2d": Preset(
-        ModelConfig(layers=((512, "relu"), (256, "relu")), latent_dim=2, scale="sigmoid"),
-        TrainConfig(),
+        ModelConfig(
+            layers=((512, "relu"), (256, "relu"), (128, "relu")), latent_dim=2, scale="sigmoid"
+        ),
+        TrainConfig(learning_rate=2e-3),
         "the article's model: dense, 2 latent dimensions, sigma through a sigmoid",
     ),
     "dense": Preset(

@@ -89,15 +89,20 @@ class RunFolder:
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise CheckpointError(f"{self.path / 'golden_inputs.npz'}: {error}") from error
 
-    def save_checkpoint(self, trainer: dict[str, Any]) -> None:
-        """Writes the state of a trainer and where the log stands with it."""
-        state = {"format": FORMAT, "trainer": trainer, "log_bytes": self._log_bytes()}
+    def save_checkpoint(self, trainer: dict[str, Any], budget_seconds_used: float) -> None:
+        """Writes the state of a trainer, what it has cost and where the log stands with it."""
+        state = {
+            "format": FORMAT,
+            "trainer": trainer,
+            "budget_seconds_used": budget_seconds_used,
+            "log_bytes": self._log_bytes(),
+        }
         buffer = io.BytesIO()
         torch.save(state, buffer)
         atomic_write(self._checkpoint, buffer.getvalue())
 
-    def load_checkpoint(self) -> dict[str, Any]:
-        """Returns the state of the trainer and cuts the log back to where it stood.
+    def load_checkpoint(self) -> tuple[dict[str, Any], float]:
+        """Returns the trainer's state and what it has cost; cuts the log back to where it stood.
 
         Raises:
             CheckpointError: The file is missing, damaged or of another format.
@@ -105,8 +110,7 @@ class RunFolder:
         state = self._load()
         with self._log.open("ab") as log:
             log.truncate(state["log_bytes"])
-        trainer: dict[str, Any] = state["trainer"]
-        return trainer
+        return state["trainer"], state["budget_seconds_used"]
 
     def load_model(self) -> Vae:
         """Returns the smoothed model of the last checkpoint, ready for use.

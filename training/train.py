@@ -150,10 +150,10 @@ def _begin(
                 f"{torch.get_num_threads()}: the last bits of the numbers may differ"
             )
         trainer = Trainer(preset.model, preset.train, dataset, config["total_steps"])
-        state = run.load_checkpoint()
-        trainer.load_state_dict(state["state"])
+        state, used = run.load_checkpoint()
+        trainer.load_state_dict(state)
         observer.line(f"resuming {run.path} at step {trainer.step} of {trainer.total_steps}")
-        return trainer, state["budget_seconds_used"]
+        return trainer, used
     # The length comes first: the schedule of the very first step depends on it.
     trainer = Trainer(preset.model, preset.train, dataset, request.steps or 1)
     if request.steps is None:
@@ -161,7 +161,7 @@ def _begin(
         trainer.total_steps = calibrate(trainer, request.budget)
     run.path.mkdir(parents=True, exist_ok=True)
     run.write_json("config.json", _config(preset, request, dataset, trainer))
-    run.save_checkpoint({"state": trainer.state_dict(), "budget_seconds_used": 0.0})
+    run.save_checkpoint(trainer.state_dict(), 0.0)
     observer.line(
         f"training {request.preset} on {len(dataset.train.images)} images of {dataset.name}: "
         f"{trainer.total_steps} steps of {preset.train.batch_size} images"
@@ -209,12 +209,7 @@ def _run_steps(run: RunFolder, trainer: Trainer, used: float, observer: Observer
     validation: dict[str, float] = {}
 
     def save() -> None:
-        run.save_checkpoint(
-            {
-                "state": trainer.state_dict(),
-                "budget_seconds_used": used + cpu_seconds() - start_cpu,
-            }
-        )
+        run.save_checkpoint(trainer.state_dict(), used + cpu_seconds() - start_cpu)
 
     try:
         while trainer.step < total:

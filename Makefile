@@ -1,0 +1,68 @@
+# The front door. Each target is what a person could type.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# On Linux the plain torch wheel brings several GB of CUDA packages. To get the
+# CPU build: make TORCH_INDEX=https://download.pytorch.org/whl/cpu ...
+TORCH_INDEX ?=
+TORCH := torch==2.13.0
+PROTOS := protos/latentserve/v1/tensor.proto protos/latentserve/v1/latent_service.proto \
+          protos/latentserve/compat/v1/compat.proto
+
+.PHONY: help install demo test test-demo test-compose lint proto proto-check format wheel up down clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' Makefile | column -t -l 2
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Made anew when what is to be installed changes.
+$(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: $(VENV)/.installed ## Make .venv and install everything into it
+
+demo: $(VENV)/.installed ## Train on MNIST, export, serve, call; pictures in demo/
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.installed ## Run the tests
+	$(BIN)/python -m pytest
+
+test-demo: $(VENV)/.installed ## Run `make demo` twice and look at what it leaves
+	$(BIN)/python -m pytest -m demo --timeout 1800
+
+test-compose: $(VENV)/.installed ## Bring docker compose up, call it, take it down
+	$(BIN)/python -m pytest -m compose --timeout 3600
+
+lint: $(VENV)/.installed proto-check ## ruff, mypy, buf lint, and whether the stubs are current
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	@if command -v npx >/dev/null; then npx --yes @bufbuild/buf@1.75.0 lint; else echo "no npm: buf lint left out"; fi
+
+format: $(VENV)/.installed ## Let ruff format and sort
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: $(VENV)/.installed ## Generate the stubs from the protos
+	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. $(PROTOS)
+	$(BIN)/python -m grpc_tools.protoc -Iprotos --grpc_python_out=. protos/latentserve/v1/latent_service.proto
+
+proto-check: proto ## Fail where the committed stubs are not what the protos make
+	git diff --exit-code -- latentserve/v1 latentserve/compat
+
+wheel: $(VENV)/.installed ## Build the client library's wheel into dist/
+	$(BIN)/python -m build --wheel --no-isolation
+
+up: ## docker compose up
+	docker compose up --build --wait
+
+down: ## docker compose down; the trained model stays in its volume
+	docker compose down
+
+clean: ## Remove what can be made again
+	rm -rf $(VENV) demo dist .pytest_cache .mypy_cache .ruff_cache

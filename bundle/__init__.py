@@ -1,0 +1,36 @@
+"""The contract on disk: `models/<name>/<version>/`.
+
+`export` writes it, `service` reads it; neither knows the other. NumPy, pydantic
+and the standard library only.
+"""
+
+from bundle.errors import BundleError
+from bundle.layout import ModelFolder, check_name, find_models
+from bundle.manifest import (
+    SCHEMA_VERSION,
+    DatasetRef,
+    FileRef,
+    GraphRef,
+    Manifest,
+    Parity,
+    TensorSpec,
+)
+from bundle.reader import Bundle, open_bundle
+from bundle.writer import write_bundle
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Bundle",
+    "BundleError",
+    "DatasetRef",
+    "FileRef",
+    "GraphRef",
+    "Manifest",
+    "ModelFolder",
+    "Parity",
+    "TensorSpec",
+    "check_name",
+    "find_models",
+    "open_bundle",
+    "write_bundle",
+]

@@ -1,0 +1,114 @@
+"""Opens a bundle and hands out nothing that has not been verified."""
+
+import hashlib
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pydantic
+from numpy.typing import NDArray
+
+from bundle.errors import BundleError
+from bundle.layout import MANIFEST
+from bundle.manifest import SCHEMA_VERSION, FileRef, Manifest
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files have the lengths and checksums that its manifest states.
+
+    The verified bytes themselves are kept, so that what is loaded is what was
+    checked.
+
+    Attributes:
+        path: Its folder.
+        manifest: What it says of itself.
+        graphs: The content of each graph's file, by what the graph does.
+        golden: The golden rows by "graph.tensor": float32 arrays.
+    """
+
+    path: Path
+    manifest: Manifest
+    graphs: dict[str, bytes]
+    golden: dict[str, NDArray[np.float32]]
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Reads and verifies the bundle in a folder.
+
+    Args:
+        path: `models/<name>/<version>`.
+
+    Raises:
+        BundleError: Of an unknown major schema, a missing or damaged file, a path
+            that leaves the folder, or a name or version that is not the folder's.
+    """
+    manifest = _read_manifest(path)
+    if (path.resolve().parent.name, path.resolve().name) != (manifest.name, str(manifest.version)):
+        raise BundleError(
+            f"{path}: the manifest says {manifest.name}/{manifest.version}, wanted the names of "
+            "the two folders it is in"
+        )
+    return Bundle(
+        path=path,
+        manifest=manifest,
+        graphs={name: _read(path, ref) for name, ref in manifest.graphs.items()},
+        golden=_read_golden(path, manifest),
+    )
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / MANIFEST
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{file}: {error.strerror}") from error
+    try:
+        stated = pydantic.TypeAdapter(dict[str, object]).validate_json(raw).get("schema_version")
+        if str(stated).partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
+            raise BundleError(f"{file}: schema {stated}, wanted major of {SCHEMA_VERSION}")
+        return Manifest.model_validate_json(raw)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "content"
+        raise BundleError(f"{file}: {where}: {first['msg']}") from error
+
+
+def _read(path: Path, ref: FileRef) -> bytes:
+    if Path(ref.file).name != ref.file or ref.file in {"", ".", ".."}:
+        raise BundleError(f"{path}: file {ref.file!r} leaves the folder, wanted a plain file name")
+    file = path / ref.file
+    try:
+        # A link inside the folder may point out of it.
+        if not file.resolve(strict=True).is_relative_to(path.resolve()):
+            raise BundleError(f"{file}: a link that leaves the folder")
+        raw = file.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{file}: {error.strerror}") from error
+    if len(raw) != ref.size_bytes:
+        raise BundleError(f"{file}: {len(raw)} bytes, wanted {ref.size_bytes}")
+    digest = hashlib.sha256(raw).hexdigest()
+    if digest != ref.sha256:
+        raise BundleError(f"{file}: SHA-256 {digest}, wanted {ref.sha256}")
+    return raw
+
+
+def _read_golden(path: Path, manifest: Manifest) -> dict[str, NDArray[np.float32]]:
+    raw = _read(path, manifest.golden)
+    wanted = {
+        f"{name}.{tensor.name}"
+        for name, graph in manifest.graphs.items()
+        for tensor in (*graph.inputs, *graph.outputs)
+    }
+    try:
+        with np.load(io.BytesIO(raw), allow_pickle=False) as file:
+            golden = {key: file[key] for key in file.files}
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{path / manifest.golden.file}: {error}") from error
+    if set(golden) != wanted or any(array.dtype != np.float32 for array in golden.values()):
+        raise BundleError(
+            f"{path / manifest.golden.file}: {sorted(golden)}, wanted float32 {sorted(wanted)}"
+        )
+    return golden

@@ -1,0 +1,93 @@
+"""Writes a bundle so that a reader sees all of it or nothing."""
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from bundle.errors import BundleError
+from bundle.layout import MANIFEST, check_name, find_versions
+from bundle.manifest import Manifest
+
+
+def write_bundle(
+    model: Path,
+    files: Mapping[str, bytes],
+    manifest_for: Callable[[int], Manifest],
+    companions: Mapping[str, Callable[[Manifest], bytes]] | None = None,
+) -> Path:
+    """Writes the next free version of a model.
+
+    Everything goes into a hidden folder beside the versions, is fsynced, the
+    manifest last, and is renamed into place.
+
+    Args:
+        model: `models/<name>`; made where it is not there yet.
+        files: Content by plain file name.
+        manifest_for: Returns the manifest, given the version it will be.
+        companions: Files that are written from the manifest, such as the model
+            card, by plain file name.
+
+    Returns:
+        The new bundle's folder.
+
+    Raises:
+        BundleError: The name cannot name a model or the folder cannot be written.
+    """
+    check_name(model.name)
+    try:
+        model.mkdir(parents=True, exist_ok=True)
+        temporary = model / f".export-{secrets.token_hex(6)}"
+        temporary.mkdir()
+        try:
+            for name, content in files.items():
+                _write(temporary / name, content)
+            return _publish(model, temporary, manifest_for, companions or {})
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise BundleError(f"cannot write a bundle into {model}: {error.strerror}") from error
+
+
+def _publish(
+    model: Path,
+    temporary: Path,
+    manifest_for: Callable[[int], Manifest],
+    companions: Mapping[str, Callable[[Manifest], bytes]],
+) -> Path:
+    while True:
+        version = max(find_versions(model), default=0) + 1
+        manifest = manifest_for(version)
+        for name, content_for in companions.items():
+            _write(temporary / name, content_for(manifest))
+        text = manifest.model_dump_json(indent=2, exclude_none=True)
+        _write(temporary / MANIFEST, text.encode() + b"\n")
+        _fsync_folder(temporary)
+        target = model / str(version)
+        try:
+            temporary.rename(target)
+        except OSError as error:
+            # Another export took this version in the meantime.
+            if error.errno in {errno.EEXIST, errno.ENOTEMPTY}:
+                continue
+            raise
+        _fsync_folder(model)
+        return target
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _fsync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,132 @@
+"""The whole of latentserve on one page: train, export, serve, call.
+
+`make demo` runs it. It trains the article's 2-D model on MNIST into demo/run,
+exports it to demo/models, serves that on a free port, calls Encode, Decode and
+Sample through the client, and leaves three pictures in demo/. Run again, it goes
+on with the training where it was stopped, or uses it where it is complete.
+"""
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+
+from latentserve._files import atomic_write
+from latentserve._png import encode_png, grid
+from latentserve.client import Client, Unavailable
+from training.datasets import Split, load_dataset
+
+matplotlib.use("Agg")  # pictures go to files: no screen is needed
+
+from matplotlib import pyplot as plt  # noqa: E402 - after the choice of backend
+
+FOLDER = Path("demo")
+RUN = FOLDER / "run"
+MODEL = FOLDER / "models" / "mnist2d"
+BUDGET = "2m"
+SEED = 7
+START_SECONDS = 60.0
+
+
+def main() -> None:
+    """Runs the demo."""
+    latentserve("train", "--preset", "seed2d", "--data", "mnist", "--budget", BUDGET,
+                "--out", str(RUN), "--resume")  # fmt: skip
+    if not (MODEL / "1" / "manifest.json").is_file():
+        latentserve("export", str(RUN), "--to", str(MODEL))
+    test = load_dataset("mnist").test
+    with server() as target, Client(target) as client:
+        model = client.model()
+        print(f"\nserving {model.name}/{model.version} at {target}")
+
+        samples = client.sample(100, seed=SEED, dtype="uint8")
+        save(FOLDER / "samples.png", grid(samples, columns=10, zoom=2))
+
+        originals = test.images[:12]
+        posterior = client.encode(originals)
+        reconstructions = client.decode(posterior.mean, dtype="uint8")
+        pairs = np.concatenate([originals, reconstructions])
+        save(FOLDER / "reconstructions.png", grid(pairs, columns=12, zoom=3))
+
+        plot_latents(FOLDER / "latent.png", client.encode(test.images).mean, test)
+    print(
+        f"""
+pictures:
+  {FOLDER / "samples.png"}          100 digits drawn from the prior, seed {SEED}
+  {FOLDER / "reconstructions.png"}  test digits above, their reconstructions below
+  {FOLDER / "latent.png"}           the latent plane, {len(test.images)} test digits by class
+test ELBO {model.metrics["elbo"]:.2f} nats (reconstruction {model.metrics["reconstruction"]:.2f} \
++ KL {model.metrics["kl"]:.2f}), binarized MNIST, lower is better"""
+    )
+
+
+def latentserve(*arguments: str) -> None:
+    """Runs one command of the command line, as a person would."""
+    print(f"\n$ latentserve {' '.join(arguments)}", flush=True)
+    done = subprocess.run([sys.executable, "-m", "latentserve", *arguments], check=False)
+    if done.returncode != 0:
+        sys.exit(done.returncode)
+
+
+@contextlib.contextmanager
+def server() -> Iterator[str]:
+    """Serves demo/models on a free port, yields its address, stops it by SIGTERM."""
+    command = ["serve", "--models", str(MODEL.parent), "--port", "0", "--log-level", "warning"]
+    print(f"\n$ latentserve {' '.join(command)}", flush=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "latentserve", *command], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if "listening on" not in line:
+            sys.exit(f"the server did not start: {line.strip() or 'see above'}")
+        target = line.split()[-1]
+        wait_until_serving(target)
+        yield target
+    finally:
+        process.terminate()
+        status = process.wait(timeout=START_SECONDS)
+        print(f"\nserver stopped with status {status}")
+
+
+def wait_until_serving(target: str) -> None:
+    """Waits until the golden rows have been replayed and health says SERVING."""
+    deadline = time.monotonic() + START_SECONDS
+    with Client(target) as client:
+        while time.monotonic() < deadline:
+            with contextlib.suppress(Unavailable):
+                if client.is_serving():
+                    return
+            time.sleep(0.05)
+    sys.exit(f"the server at {target} was not ready within {START_SECONDS:.0f} s")
+
+
+def save(path: Path, pixels: NDArray[np.uint8]) -> None:
+    """Writes a picture as a whole."""
+    atomic_write(path, encode_png(pixels))
+
+
+def plot_latents(path: Path, means: NDArray[np.float32], test: Split) -> None:
+    """Draws the posterior means of the test digits, coloured by digit."""
+    figure, axes = plt.subplots(figsize=(7, 6), layout="constrained")
+    points = axes.scatter(
+        means[:, 0], means[:, 1], c=test.labels, s=4, alpha=0.7, cmap="tab10", vmin=-0.5, vmax=9.5
+    )
+    figure.colorbar(points, ticks=range(10), label="digit")
+    axes.set(
+        title="Posterior means of the MNIST test digits", xlabel="$z_1$", ylabel="$z_2$",
+        aspect="equal",
+    )  # fmt: skip
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Run folder -> verified bundle (torch, onnx, onnxruntime)."""

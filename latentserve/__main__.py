@@ -1,0 +1,7 @@
+"""`python -m latentserve`."""
+
+import sys
+
+from latentserve.cli import main
+
+sys.exit(main())

@@ -1,0 +1,77 @@
+"""Pictures without a picture library: PNG files and grids of images.
+
+The client may need grpcio, protobuf and numpy and nothing else.
+"""
+
+import math
+import struct
+import zlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_GREY, _RGB = 0, 2
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """Encodes one picture as PNG (ISO/IEC 15948).
+
+    Args:
+        pixels: uint8 [H, W] for grey or [H, W, 3] for RGB.
+
+    Raises:
+        ValueError: Of another shape.
+    """
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
+        raise ValueError(f"pixels: got shape {list(pixels.shape)}, wanted [H, W] or [H, W, 3]")
+    height, width = pixels.shape[:2]
+    colour = _GREY if pixels.ndim == 2 else _RGB
+    # Each scan line begins with the number of its filter; 0 is none.
+    lines = np.zeros((height, 1 + pixels[0].size), np.uint8)
+    lines[:, 1:] = pixels.reshape(height, -1)
+    return b"".join(
+        (
+            _SIGNATURE,
+            _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)),
+            _chunk(b"IDAT", zlib.compress(lines.tobytes(), 9)),
+            _chunk(b"IEND", b""),
+        )
+    )
+
+
+def grid(
+    images: NDArray[np.uint8], columns: int | None = None, gap: int = 2, zoom: int = 1
+) -> NDArray[np.uint8]:
+    """Lays images out in rows, left to right and top to bottom.
+
+    Args:
+        images: uint8 [N, C, H, W], N at least 1, C = 1 or 3.
+        columns: Images in a row; about a square by default.
+        gap: Grey pixels around and between images.
+        zoom: Each pixel becomes a square of this size.
+
+    Returns:
+        uint8 [H', W'] for C = 1 or [H', W', 3], ready for `encode_png`.
+
+    Raises:
+        ValueError: There are no images, or they have neither 1 nor 3 channels.
+    """
+    if images.ndim != 4 or len(images) == 0 or images.shape[1] not in (1, 3):
+        raise ValueError(f"images: got shape {list(images.shape)}, wanted [N, 1 or 3, H, W]")
+    count, channels, height, width = images.shape
+    columns = min(count, columns or math.ceil(math.sqrt(count)))
+    rows = math.ceil(count / columns)
+    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 48)
+    sheet = sheet.astype(np.uint8)
+    for index, image in enumerate(images):
+        top = gap + (index // columns) * (height + gap)
+        left = gap + (index % columns) * (width + gap)
+        sheet[top : top + height, left : left + width] = image.transpose(1, 2, 0)
+    sheet = sheet.repeat(zoom, axis=0).repeat(zoom, axis=1)
+    return sheet[:, :, 0] if channels == 1 else sheet
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    checksum = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)

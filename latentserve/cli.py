@@ -1,0 +1,264 @@
+"""The `latentserve` command."""
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentserve import __version__, _app
+
+_DESCRIPTION = "Train, export and serve variational autoencoders, and call them."
+
+
+class _Failure(Exception):
+    """Told to the person in one line; the exit status is 1."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: Without the program's name; `sys.argv` by default.
+
+    Returns:
+        The exit status: 0, 1 where the command failed, 2 for wrong usage.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments and arguments[0] in _app.COMMANDS:
+        return _app.run(arguments[0], arguments[1:])
+    options = _parser().parse_args(arguments)
+    # grpc takes a while to import; `--help` need not wait for it.
+    from latentserve.errors import LatentserveError
+
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except (LatentserveError, _Failure, ValueError, TypeError, OSError) as error:
+        print(f"latentserve {options.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    width = max(map(len, _app.COMMANDS))
+    application = "\n".join(
+        f"  {name:{width}}  {command.summary}" for name, command in _app.COMMANDS.items()
+    )
+    parser = argparse.ArgumentParser(
+        prog="latentserve",
+        description=_DESCRIPTION,
+        epilog=f"commands of the application (a checkout or an image):\n{application}\n\n"
+        "`latentserve COMMAND --help` tells more and gives an example.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"latentserve {__version__}")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", title="commands that call a server"
+    )
+
+    info = _command(commands, "info", _info, "tell what a server is and which models it serves")
+    info.epilog = "example:\n  latentserve info --server localhost:50051"
+
+    check = _command(commands, "check", _check, "exit with 0 if a server is ready, 1 if not")
+    check.add_argument("--model", default="", help="ask for one model and not for the server")
+    check.epilog = "example:\n  latentserve check && echo ready"
+    check.set_defaults(timeout=5.0)
+
+    encode = _command(commands, "encode", _encode, "map images to posteriors")
+    encode.add_argument(
+        "images",
+        type=Path,
+        metavar="IMAGES.npy",
+        help="[N, C, H, W], [N, H, W] or [N, C*H*W]; uint8, or floats in [0, 1]",
+    )
+    encode.add_argument("-o", "--output", type=Path, default=Path("posterior.npz"),
+                        help="npz file with mean, log_var and z (default: posterior.npz)")  # fmt: skip
+    encode.add_argument("--seed", type=int, help="draw z as well, with this seed")
+    _model(encode)
+    encode.epilog = "example:\n  latentserve encode digits.npy -o posterior.npz"
+
+    decode = _command(commands, "decode", _decode, "map latents to images")
+    decode.add_argument(
+        "latents",
+        type=Path,
+        metavar="LATENTS",
+        help="npy file [N, D], or the npz file of `encode` (its z, else its mean)",
+    )
+    _pictures(decode, "decoded.png")
+    _model(decode)
+    decode.epilog = "example:\n  latentserve decode posterior.npz -o decoded.png"
+
+    sample = _command(commands, "sample", _sample, "draw new images")
+    sample.add_argument("-n", "--count", type=int, default=100, help="how many (default: 100)")
+    sample.add_argument("--seed", type=int, help="the same images every time (default: fresh)")
+    sample.add_argument("--offset", type=int, default=0, help="first image of the seed's sequence")
+    sample.add_argument("--label", type=int, help="class wanted, where the model knows classes")
+    sample.add_argument("--temperature", type=float, help="below 1: more typical (default: 1)")
+    sample.add_argument("--truncation", type=float, help="bound on the noise (default: none)")
+    _pictures(sample, "samples.png")
+    _model(sample)
+    sample.epilog = "example:\n  latentserve sample -n 100 --seed 7 -o digits.png"
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], summary: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--server",
+        default=_default_server(),
+        help="address (default: LATENTSERVE_SERVER, else %(default)s)",
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=60.0, help="seconds (default: %(default)g)"
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="", help="its name (default: the server's default)")
+    parser.add_argument("--model-version", type=int, default=0, help="(default: the one served)")
+
+
+def _pictures(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path(default),
+        help=f"a grid as .png, or the float32 array as .npy (default: {default})",
+    )
+    parser.add_argument("--columns", type=int, help="images in a row of the grid")
+    parser.add_argument("--zoom", type=int, default=2, help="size of a pixel (default: 2)")
+
+
+def _default_server() -> str:
+    port = os.environ.get("LATENTSERVE_GRPC_PORT", "50051")
+    return os.environ.get("LATENTSERVE_SERVER", f"localhost:{port}")
+
+
+def _client(options: argparse.Namespace) -> Any:
+    from latentserve.client import Client
+
+    return Client(options.server, timeout=options.timeout)
+
+
+def _info(options: argparse.Namespace) -> int:
+    with _client(options) as client:
+        info = client.info()
+    print(f"latentserve {info.version} at {options.server}, onnxruntime {info.onnxruntime_version}")
+    print(f"limits: {info.max_rows} rows, {info.max_message_bytes} bytes a message")
+    for model in info.models:
+        default = " (default)" if model.name == info.default_model else ""
+        channels, height, width = model.image_shape
+        print(f"\n{model.name}/{model.version}{default}: {model.dataset}, {model.created_at:%Y-%m-%d}")
+        print(f"  images     {channels} x {height} x {width}, {model.likelihood}")
+        print(f"  latents    {model.latent_dim}, posterior {model.posterior}, prior {model.prior}")
+        print(f"  labels     {', '.join(model.labels) or 'none'}")
+        print(f"  devices    {', '.join(f'{name} {on}' for name, on in model.devices.items())}")
+        if "elbo" in model.metrics:
+            print(f"  test ELBO  {model.metrics['elbo']:.2f} nats (lower is better)")
+        print(f"  max rows   {model.max_rows}")
+    if not info.models:
+        print("no model is loaded")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    with _client(options) as client:
+        serving = client.is_serving(options.model)
+    print("SERVING" if serving else "NOT_SERVING")
+    return 0 if serving else 1
+
+
+def _encode(options: argparse.Namespace) -> int:
+    images = _load(options.images, ())
+    with _client(options) as client:
+        posterior = client.encode(
+            images, seed=options.seed, model=options.model, version=options.model_version
+        )
+    arrays = {"mean": posterior.mean, "log_var": posterior.log_var}
+    if posterior.z is not None:
+        arrays["z"] = posterior.z
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    _write(options.output, buffer.getvalue(), f"{' and '.join(arrays)} of {len(images)} images")
+    return 0
+
+
+def _decode(options: argparse.Namespace) -> int:
+    latents = _load(options.latents, ("z", "mean"))
+    with _client(options) as client:
+        images = client.decode(latents, model=options.model, version=options.model_version)
+    _write_images(options, images)
+    return 0
+
+
+def _sample(options: argparse.Namespace) -> int:
+    with _client(options) as client:
+        samples = client.sample_with_latents(
+            options.count,
+            seed=options.seed,
+            offset=options.offset,
+            label=options.label,
+            temperature=options.temperature,
+            truncation=options.truncation,
+            model=options.model,
+            version=options.model_version,
+        )
+    _write_images(options, samples.images, f", seed {samples.seed}")
+    return 0
+
+
+def _load(path: Path, keys: tuple[str, ...]) -> NDArray[Any]:
+    """Reads an npy file, or the first of some arrays of an npz file."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded:
+            for key in keys:
+                if key in loaded.files:
+                    array: NDArray[Any] = loaded[key]
+                    return array
+            found = ", ".join(loaded.files)
+    except (OSError, ValueError, EOFError) as error:
+        raise _Failure(f"{path}: {error}") from error
+    wanted = f"an npy file, or an npz file with {' or '.join(keys)}" if keys else "an npy file"
+    raise _Failure(f"{path}: got an npz file with {found}, wanted {wanted}")
+
+
+def _write_images(options: argparse.Namespace, images: NDArray[Any], remark: str = "") -> None:
+    from latentserve._png import encode_png, grid
+
+    what = f"{len(images)} images{remark}"
+    if options.output.suffix == ".npy":
+        buffer = io.BytesIO()
+        np.save(buffer, images)
+        _write(options.output, buffer.getvalue(), what)
+        return
+    if options.output.suffix != ".png":
+        raise _Failure(f"--output: got {options.output}, wanted a name ending in .png or .npy")
+    pixels = np.rint(images * np.float32(255)).astype(np.uint8)
+    _write(options.output, encode_png(grid(pixels, options.columns, zoom=options.zoom)), what)
+
+
+def _write(path: Path, content: bytes, what: str) -> None:
+    from latentserve._files import atomic_write
+
+    atomic_write(path, content)
+    print(f"{path}: {what}")

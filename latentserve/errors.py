@@ -1,0 +1,148 @@
+"""What a call can raise.
+
+    LatentserveError
+    ├── ServerError              the server, or the way to it, answered with an error
+    │   ├── InvalidArgument      a field is wrong; `violations` names it
+    │   ├── NotFound             no such model or version
+    │   ├── FailedPrecondition   the model cannot do this
+    │   ├── ResourceExhausted    too much at once
+    │   ├── DeadlineExceeded     the timeout passed
+    │   ├── Unavailable          not reachable, loading or draining
+    │   ├── Unauthenticated      no or a wrong token
+    │   └── InternalError        the server's fault
+    └── ProtocolError            a reply that does not make sense
+
+An array of a dtype or shape that could never be sent raises TypeError or
+ValueError before anything is sent.
+"""
+
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
+
+from latentserve.compat.v1 import compat_pb2
+
+_DETAILS = "grpc-status-details-bin"
+
+
+class LatentserveError(Exception):
+    """Base of everything that a client raises on purpose."""
+
+
+class ProtocolError(LatentserveError):
+    """A reply does not make sense, for example a tensor of the wrong length."""
+
+
+@dataclass(frozen=True)
+class Violation:
+    """What is wrong with one field of a request.
+
+    Attributes:
+        field: Its path, for example `images.tensor.shape`.
+        description: The value got and the value wanted.
+    """
+
+    field: str
+    description: str
+
+
+class ServerError(LatentserveError):
+    """The server, or the way to it, answered with an error.
+
+    Attributes:
+        code: The gRPC status code.
+        reason: Machine-readable reason, or empty where the server gave none.
+        violations: What is wrong, field by field.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        code: grpc.StatusCode,
+        reason: str = "",
+        violations: tuple[Violation, ...] = (),
+    ):
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+        self.violations = violations
+
+
+class InvalidArgument(ServerError):
+    """A field of the request has a wrong value; `violations` names it."""
+
+
+class NotFound(ServerError):
+    """No such model or version is served."""
+
+
+class FailedPrecondition(ServerError):
+    """The model is there, but cannot do what was asked of it."""
+
+
+class ResourceExhausted(ServerError):
+    """Too much at once: a full queue or an oversized message."""
+
+
+class DeadlineExceeded(ServerError):
+    """The timeout passed."""
+
+
+class Unavailable(ServerError):
+    """The server cannot be reached, is loading or is draining; the call was retried."""
+
+
+class Unauthenticated(ServerError):
+    """No or a wrong token."""
+
+
+class InternalError(ServerError):
+    """The server failed; the message has the id to look for in its log."""
+
+
+_CLASSES: dict[grpc.StatusCode, type[ServerError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidArgument,
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.FAILED_PRECONDITION: FailedPrecondition,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhausted,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.UNAVAILABLE: Unavailable,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.INTERNAL: InternalError,
+}
+
+
+def from_rpc_error(error: grpc.RpcError, target: str) -> ServerError:
+    """Turns gRPC's error into one of this tree, with the details the server sent.
+
+    Args:
+        error: As raised by a stub.
+        target: The server's address, named where it could not be reached.
+    """
+    assert isinstance(error, grpc.Call)
+    code = error.code()
+    message = error.details() or code.name
+    reason, violations = "", []
+    for detail in _details(error):
+        kind = detail.type_url.rpartition("/")[2]
+        if kind == "google.rpc.ErrorInfo":
+            reason = compat_pb2.RpcErrorInfo.FromString(detail.value).reason
+        elif kind == "google.rpc.BadRequest":
+            for each in compat_pb2.RpcBadRequest.FromString(detail.value).field_violations:
+                violations.append(Violation(each.field, each.description))
+    if code == grpc.StatusCode.UNAVAILABLE and not reason:
+        message = f"{target} cannot be reached ({message})"
+    return _CLASSES.get(code, ServerError)(message, code, reason, tuple(violations))
+
+
+def _details(error: grpc.Call) -> list[any_pb2.Any]:
+    trailers = dict(error.trailing_metadata() or ())
+    raw = trailers.get(_DETAILS)
+    if not isinstance(raw, bytes):
+        return []
+    try:
+        return list(compat_pb2.RpcStatus.FromString(raw).details)
+    except DecodeError:
+        return []  # not ours, for example a proxy's; the code and message stand

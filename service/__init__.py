@@ -1,0 +1,1 @@
+"""The server: transport -> engine -> runtime. Never imports torch, training or export."""

@@ -1,0 +1,24 @@
+"""`latentserve serve`."""
+
+import sys
+
+from service.errors import StartError
+from service.settings import read_settings
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command.
+
+    Returns:
+        The exit status: 0 after a drain, 2 where a setting is wrong or cannot be had.
+    """
+    try:
+        settings = read_settings(arguments)
+        # onnxruntime and grpc are only worth their start-up time with settings that parse.
+        from service.server import run
+
+        run(settings)
+    except StartError as error:
+        print(f"latentserve serve: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,112 @@
+"""Tensors on the wire to NumPy arrays and back, checked on the way in."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentserve.v1 import tensor_pb2
+from service.errors import InvalidArgument
+
+_DTYPES: dict[int, np.dtype[np.generic]] = {
+    tensor_pb2.DATA_TYPE_FLOAT32: np.dtype("<f4"),
+    tensor_pb2.DATA_TYPE_FLOAT16: np.dtype("<f2"),
+    tensor_pb2.DATA_TYPE_UINT8: np.dtype("u1"),
+}
+
+
+def read_images(
+    images: tensor_pb2.Images, field: str, shape: tuple[int, int, int], max_rows: int
+) -> NDArray[np.float32] | NDArray[np.uint8]:
+    """Reads the images of a request.
+
+    Args:
+        images: As sent.
+        field: Its path in the request, for the error.
+        shape: C, H and W of the model.
+        max_rows: Most rows allowed.
+
+    Returns:
+        [N, C, H, W]; uint8, or float32 in [0, 1].
+
+    Raises:
+        InvalidArgument: No images, or wrong dtype, shape, byte count, range or
+            number of rows.
+    """
+    if images.WhichOneof("source") is None:
+        raise InvalidArgument(field, "no images", f"{field}.tensor")
+    field = f"{field}.tensor"
+    sizes = tuple(images.tensor.shape)
+    if sizes[1:] not in _image_shapes(shape):
+        wanted = " or ".join(str(["N", *accepted]) for accepted in _image_shapes(shape))
+        raise InvalidArgument(f"{field}.shape", list(sizes), wanted.replace("'", ""))
+    array = _array(images.tensor, field, max_rows).reshape(-1, *shape)
+    if array.dtype == np.uint8:
+        return array.view(np.uint8)
+    pixels = array.astype(np.float32, copy=False)
+    low, high = float(pixels.min()), float(pixels.max())
+    # Asked so that NaN fails.
+    if not (low >= 0.0 and high <= 1.0):
+        got = "NaN" if math.isnan(low) else f"values from {low:g} to {high:g}"
+        raise InvalidArgument(f"{field}.data", got, "values from 0 to 1 (or UINT8)")
+    return pixels
+
+
+def read_latents(
+    tensor: tensor_pb2.Tensor, field: str, dim: int, max_rows: int
+) -> NDArray[np.float32]:
+    """Reads the latents of a request, float32 [N, D].
+
+    Args:
+        tensor: As sent.
+        field: Its path in the request, for the error.
+        dim: D of the model.
+        max_rows: Most rows allowed.
+
+    Raises:
+        InvalidArgument: Wrong dtype, shape, byte count or number of rows, or a
+            value that is not finite.
+    """
+    if tensor.dtype == tensor_pb2.DATA_TYPE_UINT8:
+        raise InvalidArgument(f"{field}.dtype", "UINT8", "FLOAT32 or FLOAT16")
+    if len(tensor.shape) != 2 or tensor.shape[1] != dim:
+        raise InvalidArgument(f"{field}.shape", list(tensor.shape), f"[N, {dim}]")
+    latents = _array(tensor, field, max_rows).astype(np.float32, copy=False)
+    if not np.isfinite(latents).all():
+        raise InvalidArgument(f"{field}.data", "NaN or infinity", "finite values")
+    return latents
+
+
+def write_tensor(array: NDArray[np.float32] | NDArray[np.uint8]) -> tensor_pb2.Tensor:
+    """Writes a float32 or uint8 array as a tensor."""
+    dtype = (
+        tensor_pb2.DATA_TYPE_UINT8 if array.dtype == np.uint8 else tensor_pb2.DATA_TYPE_FLOAT32
+    )
+    little_endian = array.astype(_DTYPES[dtype], copy=False)
+    return tensor_pb2.Tensor(dtype=dtype, shape=array.shape, data=little_endian.tobytes())
+
+
+def _image_shapes(shape: tuple[int, int, int]) -> list[tuple[int, ...]]:
+    channels, height, width = shape
+    accepted: list[tuple[int, ...]] = [shape]
+    if channels == 1:
+        accepted.append((height, width))
+    return [*accepted, (channels * height * width,)]
+
+
+def _array(tensor: tensor_pb2.Tensor, field: str, max_rows: int) -> NDArray[np.generic]:
+    dtype = _DTYPES.get(tensor.dtype)
+    if dtype is None:
+        got = tensor_pb2.DataType.Name(tensor.dtype) if tensor.dtype in (0,) else tensor.dtype
+        raise InvalidArgument(f"{field}.dtype", got, "FLOAT32, FLOAT16 or UINT8")
+    rows = tensor.shape[0]
+    if not 1 <= rows <= max_rows:
+        raise InvalidArgument(f"{field}.shape", f"{rows} rows", f"1 to {max_rows}")
+    wanted = math.prod(tensor.shape) * dtype.itemsize
+    if len(tensor.data) != wanted:
+        raise InvalidArgument(
+            f"{field}.data",
+            f"{len(tensor.data)} bytes",
+            f"{wanted} for {dtype.name} {list(tensor.shape)}",
+        )
+    return np.frombuffer(tensor.data, dtype).reshape(tensor.shape)

@@ -1,0 +1,76 @@
+"""What can go wrong in answering a call, without a word about the transport.
+
+    ServiceError                  a status, a reason and a message for the caller
+    ├── InvalidArgument           a field with the value got and the value wanted
+    ├── ModelNotFound             no such model or version
+    ├── NotForThisModel           the model cannot do what was asked
+    └── NotReady                  loading, draining, or no model loaded
+    StartError                    the server refuses to start (never sent)
+"""
+
+import enum
+
+
+class Status(enum.Enum):
+    """How a call failed, in the words of gRPC's status codes."""
+
+    INVALID_ARGUMENT = enum.auto()
+    NOT_FOUND = enum.auto()
+    FAILED_PRECONDITION = enum.auto()
+    UNAVAILABLE = enum.auto()
+    INTERNAL = enum.auto()
+
+
+class ServiceError(Exception):
+    """A call cannot be answered, and the caller is told why.
+
+    Attributes:
+        status: How it failed.
+        reason: Machine-readable, in UPPER_SNAKE_CASE.
+    """
+
+    status = Status.INTERNAL
+    reason = "INTERNAL"
+
+
+class InvalidArgument(ServiceError):
+    """A field of the request has a wrong value.
+
+    Args:
+        field: Its path, for example `images.tensor.shape`.
+        got: The value got.
+        wanted: The value wanted.
+    """
+
+    status = Status.INVALID_ARGUMENT
+    reason = "INVALID_ARGUMENT"
+
+    def __init__(self, field: str, got: object, wanted: str):
+        self.field = field
+        self.description = f"got {got}, wanted {wanted}"
+        super().__init__(f"{field}: {self.description}")
+
+
+class ModelNotFound(ServiceError):
+    """No such model or version is served."""
+
+    status = Status.NOT_FOUND
+    reason = "MODEL_NOT_FOUND"
+
+
+class NotForThisModel(ServiceError):
+    """The model is there, but cannot do what was asked of it."""
+
+    status = Status.FAILED_PRECONDITION
+    reason = "NOT_FOR_THIS_MODEL"
+
+
+class NotReady(ServiceError):
+    """The server is loading, draining or has no model."""
+
+    status = Status.UNAVAILABLE
+    reason = "NOT_READY"
+
+
+class StartError(Exception):
+    """The server refuses to start; the message names the setting and the remedy."""

@@ -1,0 +1,91 @@
+"""One model, loaded: verified files, graphs on their device, golden rows replayed."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle import Bundle, Manifest
+from service.noise import NAME as NOISE
+from service.runtime import Device, Graph
+
+Array = NDArray[np.float32]
+
+
+class GoldenMismatch(Exception):
+    """A graph does not answer what the bundle says it must."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that is ready to answer.
+
+    Attributes:
+        manifest: What its bundle says of it.
+        encoder: `image` to `mean` and `log_var`.
+        decoder: `z` to `image` and `logits`.
+    """
+
+    manifest: Manifest
+    encoder: Graph = field(repr=False)
+    decoder: Graph = field(repr=False)
+
+    @property
+    def identity(self) -> str:
+        """Name and version, as in `mnist/1`."""
+        return f"{self.manifest.name}/{self.manifest.version}"
+
+    def encode(self, images: Array) -> tuple[Array, Array]:
+        """Maps images [N, C, H, W] in [0, 1] to the posterior's mean and log_var, [N, D]."""
+        answers = self.encoder.run(image=images)
+        return answers["mean"], answers["log_var"]
+
+    def decode(self, z: Array) -> Array:
+        """Maps latents [N, D] to images [N, C, H, W] in [0, 1]."""
+        return self.decoder.run(z=z)["image"]
+
+
+def load_model(bundle: Bundle, device: Device, threads: int = 0) -> Model:
+    """Loads a bundle's graphs and proves their numerics.
+
+    The golden rows are replayed on the very sessions that will serve, which also
+    warms them up.
+
+    Args:
+        bundle: A verified bundle.
+        device: Where to run its graphs.
+        threads: Threads a run may use; 0 for as many as this process has CPUs.
+
+    Raises:
+        GoldenMismatch: An answer is further from the golden one than the bundle
+            allows on this device.
+        Exception: onnxruntime refuses a graph.
+    """
+    manifest = bundle.manifest
+    if manifest.noise != NOISE:
+        raise GoldenMismatch(f"noise: got {manifest.noise!r}, this server draws {NOISE!r}")
+    graphs = {name: Graph(raw, device, threads) for name, raw in bundle.graphs.items()}
+    for name, graph in graphs.items():
+        _replay(name, graph, bundle)
+    return Model(manifest, graphs["encoder"], graphs["decoder"])
+
+
+def _replay(name: str, graph: Graph, bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    ref = manifest.graphs[name]  # type: ignore[index]
+    tolerance = manifest.tolerances[graph.device.kind]
+    answers = graph.run(
+        **{tensor.name: bundle.golden[f"{name}.{tensor.name}"] for tensor in ref.inputs}
+    )
+    for tensor in ref.outputs:
+        key = f"{name}.{tensor.name}"
+        got, wanted = answers[tensor.name], bundle.golden[key]
+        if got.shape != wanted.shape:
+            raise GoldenMismatch(f"{key}: shape {list(got.shape)}, wanted {list(wanted.shape)}")
+        difference = float(np.max(np.abs(got - wanted)))
+        # Asked so that NaN fails.
+        if not difference <= tolerance:
+            raise GoldenMismatch(
+                f"{key}: differs from its golden rows by {difference:.3g}, wanted at most "
+                f"{tolerance:g} on {graph.device}"
+            )

@@ -1,0 +1,1 @@
+"""The tests. Real gRPC over a real port, real onnxruntime, a really trained bundle."""

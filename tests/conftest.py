@@ -1,0 +1,45 @@
+"""What the tests share: a model really trained on MNIST, its bundle, a server of it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from latentserve.client import Client
+from tests.processes import Server, latentserve
+
+# Few, but on the real data and with every part of the way a long run takes.
+TRAINING = ("--preset", "dense", "--data", "mnist", "--steps", "400")
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the `dense` preset, 32 latents."""
+    folder = tmp_path_factory.mktemp("runs") / "dense"
+    done = latentserve("train", *TRAINING, "--out", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def models(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with the run exported as `mnist/1`. Not to be changed: copy it."""
+    folder = tmp_path_factory.mktemp("models")
+    done = latentserve("export", run_folder, "--to", folder / "mnist")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of the trained bundle, shared by all tests that leave it as it is."""
+    log = tmp_path_factory.mktemp("server") / "log"
+    with Server(models, log) as running:
+        yield running.wait_until_serving()
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    """A client of that server."""
+    with Client(server.target) as connected:
+        yield connected

@@ -1,0 +1,88 @@
+"""Starts the program as a child, the way an operator does."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+from latentserve.client import Client, Unavailable
+
+_SECONDS = 60.0
+
+
+def latentserve(
+    *arguments: str | Path, env: dict[str, str] | None = None, timeout: float = 280.0
+) -> subprocess.CompletedProcess[str]:
+    """Runs `latentserve` to its end and returns what it printed."""
+    return subprocess.run(
+        [sys.executable, "-m", "latentserve", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env={**os.environ, **(env or {})},
+    )
+
+
+class Server:
+    """`latentserve serve` on a free port of 127.0.0.1, logs in a file."""
+
+    def __init__(self, models: Path, log: Path, *arguments: str, env: dict[str, str] | None = None):
+        self.log = log
+        self._file = log.open("w")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "latentserve", "serve", "--models", str(models), "--port", "0",
+             *arguments],
+            stdout=subprocess.PIPE,
+            stderr=self._file,
+            text=True,
+            env={**os.environ, **(env or {})},
+        )  # fmt: skip
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if "listening on" not in line:
+            self.process.wait(_SECONDS)
+            raise AssertionError(f"no server: {line!r} {log.read_text()}")
+        self.target = line.split()[-1]
+
+    def wait_until_serving(self) -> "Server":
+        """Returns once health says SERVING."""
+        deadline = time.monotonic() + _SECONDS
+        with Client(self.target) as client:
+            while time.monotonic() < deadline:
+                try:
+                    if client.is_serving():
+                        return self
+                except Unavailable:
+                    pass
+                assert self.process.poll() is None, self.log.read_text()
+                time.sleep(0.02)
+        raise AssertionError(f"not serving: {self.log.read_text()}")
+
+    def stop(self) -> int:
+        """Sends SIGTERM and returns the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(_SECONDS)
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait(_SECONDS)
+            if self.process.stdout is not None:
+                self.process.stdout.close()
+            self._file.close()
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
