@@ -24,7 +24,7 @@ from training.datasets import Split, load_dataset
 
 matplotlib.use("Agg")  # pictures go to files: no screen is needed
 
-from matplotlib import pyplot as plt  # noqa: E402 - after the choice of backend
+from matplotlib import pyplot as plt
 
 FOLDER = Path("demo")
 RUN = FOLDER / "run"

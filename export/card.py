@@ -30,7 +30,8 @@ def pictures(
 
 def to_uint8(images: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Turns values in [0, 1] into 0 to 255."""
-    return np.rint(images * np.float32(255)).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.rint(images * np.float32(255)).astype(np.uint8)
+    return pixels
 
 
 def model_card(manifest: Manifest) -> bytes:
@@ -40,7 +41,9 @@ def model_card(manifest: Manifest) -> bytes:
     differences = ", ".join(
         f"{key} {difference:.1e}" for key, difference in parity.max_abs_difference.items()
     )
-    checksums = "\n".join(f"| `{name}` | `{sha}` |" for name, sha in manifest.dataset.sha256.items())
+    checksums = "\n".join(
+        f"| `{name}` | `{sha}` |" for name, sha in manifest.dataset.sha256.items()
+    )
     lines = f"""# {manifest.name}, version {manifest.version}
 
 A variational autoencoder of {manifest.dataset.name}: images of {channels} x {height} x {width}

@@ -49,7 +49,8 @@ def main_evaluate(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="latentserve evaluate",
         description="Measure a run or a bundle on its test set. Changes nothing.",
-        epilog="examples:\n  latentserve evaluate runs/dense\n  latentserve evaluate models/mnist/1",
+        epilog="examples:\n  latentserve evaluate runs/dense\n"
+        "  latentserve evaluate models/mnist/1",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(

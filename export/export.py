@@ -204,15 +204,13 @@ def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
     kind = value.type.tensor_type
     return TensorSpec(
         name=value.name,
-        dtype={onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT64: "int64"}[kind.elem_type],
+        dtype="int64" if kind.elem_type == onnx.TensorProto.INT64 else "float32",
         shape=tuple(axis.dim_param or axis.dim_value for axis in kind.shape.dim),
     )
 
 
 def _file_ref(file: str, content: bytes) -> FileRef:
-    return FileRef(
-        file=file, sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content)
-    )
+    return FileRef(file=file, sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
 
 
 def _npz(arrays: dict[str, Array]) -> bytes:

@@ -78,8 +78,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="IMAGES.npy",
         help="[N, C, H, W], [N, H, W] or [N, C*H*W]; uint8, or floats in [0, 1]",
     )
-    encode.add_argument("-o", "--output", type=Path, default=Path("posterior.npz"),
-                        help="npz file with mean, log_var and z (default: posterior.npz)")  # fmt: skip
+    encode.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("posterior.npz"),
+        help="npz file with mean, log_var and z (default: posterior.npz)",
+    )
     encode.add_argument("--seed", type=int, help="draw z as well, with this seed")
     _model(encode)
     encode.epilog = "example:\n  latentserve encode digits.npy -o posterior.npz"
@@ -165,7 +170,9 @@ def _info(options: argparse.Namespace) -> int:
     for model in info.models:
         default = " (default)" if model.name == info.default_model else ""
         channels, height, width = model.image_shape
-        print(f"\n{model.name}/{model.version}{default}: {model.dataset}, {model.created_at:%Y-%m-%d}")
+        print(
+            f"\n{model.name}/{model.version}{default}: {model.dataset}, {model.created_at:%Y-%m-%d}"
+        )
         print(f"  images     {channels} x {height} x {width}, {model.likelihood}")
         print(f"  latents    {model.latent_dim}, posterior {model.posterior}, prior {model.prior}")
         print(f"  labels     {', '.join(model.labels) or 'none'}")

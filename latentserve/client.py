@@ -109,7 +109,7 @@ class Client:
         self.target = target
         self._timeout = timeout
         self._channel = grpc.insecure_channel(target, options=_OPTIONS)
-        self._stub = pb_grpc.LatentServiceStub(self._channel)
+        self._stub = pb_grpc.LatentServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._health = self._channel.unary_unary(
             "/grpc.health.v1.Health/Check",
             request_serializer=compat_pb2.HealthRequest.SerializeToString,
@@ -144,7 +144,7 @@ class Client:
         """
         service = f"{_SERVICE}/{model}" if model else ""
         reply = self._call(self._health, compat_pb2.HealthRequest(service=service), timeout)
-        return reply.status == compat_pb2.HealthResponse.SERVING_STATUS_SERVING
+        return bool(reply.status == compat_pb2.HealthResponse.SERVING_STATUS_SERVING)
 
     def info(self, *, timeout: float | None = None) -> ServerInfo:
         """Tells what the server is, how it is limited and which models it serves.
@@ -170,9 +170,7 @@ class Client:
             ServerError: It cannot be reached.
         """
         request = pb.GetModelRequest(model=_messages.selector(model, version))
-        info = _messages.read_model_info(
-            self._call(self._stub.GetModel, request, timeout).model
-        )
+        info = _messages.read_model_info(self._call(self._stub.GetModel, request, timeout).model)
         self._max_rows[model, version] = info.max_rows
         return info
 
@@ -351,9 +349,7 @@ class Client:
         known = self._max_rows.get((model, version))
         return known if known is not None else self.model(model, version=version).max_rows
 
-    def _call(
-        self, method: Callable[..., Reply], request: Request, timeout: float | None
-    ) -> Reply:
+    def _call(self, method: Callable[..., Reply], request: Request, timeout: float | None) -> Reply:
         try:
             return method(request, timeout=self._timeout if timeout is None else timeout)
         except grpc.RpcError as error:

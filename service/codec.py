@@ -79,9 +79,7 @@ def read_latents(
 
 def write_tensor(array: NDArray[np.float32] | NDArray[np.uint8]) -> tensor_pb2.Tensor:
     """Writes a float32 or uint8 array as a tensor."""
-    dtype = (
-        tensor_pb2.DATA_TYPE_UINT8 if array.dtype == np.uint8 else tensor_pb2.DATA_TYPE_FLOAT32
-    )
+    dtype = tensor_pb2.DATA_TYPE_UINT8 if array.dtype == np.uint8 else tensor_pb2.DATA_TYPE_FLOAT32
     little_endian = array.astype(_DTYPES[dtype], copy=False)
     return tensor_pb2.Tensor(dtype=dtype, shape=array.shape, data=little_endian.tobytes())
 

@@ -100,9 +100,7 @@ class Engine:
             mean, log_var = model.encode(_unit_range(images))
             z = None
             if draw is not None:
-                eps = standard_normal(
-                    draw.seed, draw.offset, *mean.shape, stream=Stream.POSTERIOR
-                )
+                eps = standard_normal(draw.seed, draw.offset, *mean.shape, stream=Stream.POSTERIOR)
                 z = mean + np.exp(np.float32(0.5) * log_var) * eps
             return Encoded(mean, log_var, z)
 
@@ -167,10 +165,11 @@ class Engine:
 def _unit_range(images: Pixels) -> Array:
     if images.dtype == np.uint8:
         return images.astype(np.float32) / np.float32(255)
-    return images  # type: ignore[return-value]
+    return images  # type: ignore[return-value]  # not uint8, so float32
 
 
 def _pixels(images: Array, as_uint8: bool) -> Pixels:
     if not as_uint8:
         return images
-    return np.rint(images * np.float32(255)).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.rint(images * np.float32(255)).astype(np.uint8)
+    return pixels

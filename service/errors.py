@@ -1,11 +1,11 @@
 """What can go wrong in answering a call, without a word about the transport.
 
-    ServiceError                  a status, a reason and a message for the caller
-    ├── InvalidArgument           a field with the value got and the value wanted
-    ├── ModelNotFound             no such model or version
-    ├── NotForThisModel           the model cannot do what was asked
-    └── NotReady                  loading, draining, or no model loaded
-    StartError                    the server refuses to start (never sent)
+ServiceError                  a status, a reason and a message for the caller
+├── InvalidArgument           a field with the value got and the value wanted
+├── ModelNotFound             no such model or version
+├── NotForThisModel           the model cannot do what was asked
+└── NotReady                  loading, draining, or no model loaded
+StartError                    the server refuses to start (never sent)
 """
 
 import enum

@@ -108,7 +108,7 @@ def standard_normal(
 def _uniform(
     seed: int, offset: int, rows: int, dim: int, stream: Stream, draw: int
 ) -> NDArray[np.float64]:
-    if not (0 <= seed < 2**64 and 0 <= offset and 0 <= rows and offset + rows <= ROWS):
+    if not (0 <= seed < 2**64 and offset >= 0 and rows >= 0 and offset + rows <= ROWS):
         raise ValueError(f"seed {seed}, offset {offset}, rows {rows}: out of the range of uint64")
     blocks = -(-dim // _WORDS_PER_BLOCK)
     first = offset * blocks + (draw << 128) + (int(stream) << 192)
@@ -116,7 +116,7 @@ def _uniform(
     generator = np.random.Philox(key=seed, counter=(first - 1) % 2**256)
     words = np.asarray(generator.random_raw(rows * blocks * _WORDS_PER_BLOCK))
     words = words.reshape(rows, blocks * _WORDS_PER_BLOCK)[:, :dim] >> np.uint64(12)
-    return (words + 0.5) * 2.0**-52
+    return (words.astype(np.float64) + 0.5) * 2.0**-52
 
 
 def _normal_quantile(centred: NDArray[np.float64]) -> NDArray[np.float64]:

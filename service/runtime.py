@@ -14,7 +14,7 @@ from service.errors import StartError
 # From 1.29 on onnxruntime sends telemetry unless told otherwise before its import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-import onnxruntime  # noqa: E402 - after the line above
+import onnxruntime
 
 VERSION: str = onnxruntime.__version__
 

@@ -47,8 +47,8 @@ async def _serve(settings: Settings) -> None:
         loading = loop.run_in_executor(
             None, load_models, settings.models, device, settings.threads, settings.default_model
         )
-        stopping = asyncio.ensure_future(stop.wait())
-        await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping = loop.create_task(stop.wait())
+        await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
         if not stop.is_set():
             models = await loading
             await transport.show(models)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from datetime import UTC
 from typing import Any
 
-
 from bundle import Manifest
 from latentserve import __version__
 from latentserve.v1 import latent_service_pb2 as pb
@@ -197,14 +196,14 @@ def _check_label(request: pb.SampleRequest, manifest: Manifest) -> None:
         raise InvalidArgument("label", request.label, f"-1 to {len(manifest.labels) - 1}")
 
 
-def _number(
-    request: pb.SampleRequest, field: str, default: float | None, *, allow_zero: bool
-) -> Any:
-    if not request.HasField(field):  # type: ignore[arg-type]
+def _number(request: Any, field: str, default: float | None, *, allow_zero: bool) -> Any:
+    if not request.HasField(field):
         return default
     value = getattr(request, field)
     if not (math.isfinite(value) and (value > 0 or (allow_zero and value == 0))):
-        raise InvalidArgument(field, f"{value:g}", f"a finite number {'from' if allow_zero else 'above'} 0")
+        raise InvalidArgument(
+            field, f"{value:g}", f"a finite number {'from' if allow_zero else 'above'} 0"
+        )
     return value
 
 

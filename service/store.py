@@ -95,7 +95,7 @@ def _load_highest(
         try:
             model = load_model(open_bundle(folder.path / str(version)), device, threads)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it, it is refused
-            _log.error("refused %s/%d: %s", folder.name, version, error)  # noqa: TRY400
+            _log.error("refused %s/%d: %s", folder.name, version, error)
             refused.setdefault(folder.name, str(error))
             continue
         _log.info("loaded %s on %s", model.identity, model.decoder.device)

@@ -5,6 +5,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from tqdm import tqdm
 
@@ -14,6 +15,7 @@ from training.presets import PRESETS
 from training.sources import SOURCES
 from training.train import Observer, Progress, Request, train
 
+_BAR = "{percentage:3.0f}% |{bar:20}| {n}/{total} {desc}[{elapsed}<{remaining}]"
 _EXAMPLE = "latentserve train --preset dense --data mnist --budget 3m --out runs/dense"
 
 
@@ -90,7 +92,7 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         bar.close()
         print(
-            f"latentserve train: stopped; the same command with --resume goes on with {options.out}",
+            "latentserve train: stopped; the same command with --resume goes on from there",
             file=sys.stderr,
         )
         return 130
@@ -112,20 +114,21 @@ class _Bar:
     """The live progress line; where stderr is no terminal, a line now and then."""
 
     def __init__(self) -> None:
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[Any] | None = None
 
     def line(self, text: str) -> None:
         self.close()
         print(text, file=sys.stderr, flush=True)
 
     def update(self, progress: Progress) -> None:
-        if self._bar is None:
-            self._bar = tqdm(
+        bar = self._bar
+        if bar is None:
+            bar = self._bar = tqdm(
                 total=progress.total_steps,
                 initial=progress.step - 1,
                 unit="step",
                 mininterval=0.5 if sys.stderr.isatty() else 15.0,
-                bar_format="{percentage:3.0f}% |{bar:24}| {n}/{total} {desc}[{elapsed}<{remaining}]",
+                bar_format=_BAR,
                 ascii=None if sys.stderr.isatty() else " #",
             )
         numbers = progress.numbers
@@ -136,8 +139,8 @@ class _Bar:
         if numbers["skipped"]:
             shown += f" skipped {numbers['skipped']:.0f}"
         shown += f" {progress.images_per_second:.0f} img/s "
-        self._bar.set_description_str(shown, refresh=False)
-        self._bar.update()
+        bar.set_description_str(shown, refresh=False)
+        bar.update()
 
     def close(self) -> None:
         if self._bar is not None:

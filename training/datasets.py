@@ -98,9 +98,7 @@ def load_dataset(
         validation=Split(whole.images[-VALIDATION_IMAGES:], whole.labels[-VALIDATION_IMAGES:]),
         test=_split(name, test_images, test_labels),
         class_names=_CLASS_NAMES[name],
-        sha256={
-            file_name: hashlib.sha256(raw).hexdigest() for file_name, raw in contents.items()
-        },
+        sha256={file_name: hashlib.sha256(raw).hexdigest() for file_name, raw in contents.items()},
     )
 
 

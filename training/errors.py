@@ -1,10 +1,10 @@
 """What can go wrong in training, told to a person.
 
-    TrainingError           one clear line; the command exits with status 1
-    ├── DataError           a data set that is missing, damaged or unusable
-    ├── ConfigError         a setting that does not exist or has a wrong value
-    ├── CheckpointError     a run folder that cannot be used or resumed
-    └── DivergenceError     the loss or its gradient stopped being usable
+TrainingError           one clear line; the command exits with status 1
+├── DataError           a data set that is missing, damaged or unusable
+├── ConfigError         a setting that does not exist or has a wrong value
+├── CheckpointError     a run folder that cannot be used or resumed
+└── DivergenceError     the loss or its gradient stopped being usable
 """
 
 

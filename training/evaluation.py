@@ -69,14 +69,15 @@ def bernoulli_nll(logits: Array, images: Array) -> NDArray[np.float64]:
     Computed from the logits as softplus(l) - x * l, which does not saturate.
     """
     rows = np.logaddexp(np.float32(0), logits) - images * logits
-    return rows.reshape(len(rows), -1).sum(axis=1, dtype=np.float64)
+    nll: NDArray[np.float64] = rows.reshape(len(rows), -1).sum(axis=1, dtype=np.float64)
+    return nll
 
 
 def gaussian_kl(mean: Array, log_var: Array) -> NDArray[np.float64]:
     """KL(N(mean, exp(log_var)) || N(0, I)) of each row in nats, float64 [N]."""
     mean64, log_var64 = mean.astype(np.float64), log_var.astype(np.float64)
-    terms: NDArray[np.float64] = mean64**2 + np.exp(log_var64) - 1.0 - log_var64
-    return 0.5 * terms.sum(axis=1)
+    kl: NDArray[np.float64] = 0.5 * (mean64**2 + np.exp(log_var64) - 1.0 - log_var64).sum(axis=1)
+    return kl
 
 
 def evaluate(model: Autoencoder, images: Array, *, draws: int = 1, seed: int = 0) -> Evaluation:

@@ -74,7 +74,8 @@ class Trainer:
     @property
     def smoothed(self) -> Vae:
         """The moving average of the weights: what is measured and exported."""
-        average: Vae = self._average.module
+        average = self._average.module
+        assert isinstance(average, Vae)
         return average
 
     def train_step(self) -> dict[str, float]:
@@ -97,9 +98,7 @@ class Trainer:
         loss = reconstruction + beta * kl
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = float(
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_grad_norm)
-        )
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_grad_norm))
         numbers = {
             "elbo": reconstruction.item() + kl.item(),
             "reconstruction": reconstruction.item(),
@@ -137,7 +136,7 @@ class Trainer:
         """
         noise = torch.Generator().manual_seed(_VALIDATION_SEED)
         reconstruction = kl = 0.0
-        for chunk in self._validation.split(1_000):
+        for chunk in torch.split(self._validation, 1_000):
             posterior = self.smoothed.encode(chunk)
             eps = torch.randn(posterior.mean.shape, generator=noise)
             logits = self.smoothed.decode(posterior.sample(eps))

@@ -105,7 +105,7 @@ class Vae(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """Maps latents [N, D] to the logits of the pixels, [N, C, H, W]."""
         logits: Tensor = self.to_logits(self.decoder(z))
-        return logits.unflatten(1, self.image_shape)
+        return logits.reshape(-1, *self.image_shape)
 
 
 def log_sigmoid(x: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """What is trained and how, as data: presets, and single settings changed by key."""
 
 import dataclasses
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -119,6 +118,10 @@ PRESETS: Mapping[str, Preset] = {
 }
 
 
+_MODEL_KINDS = typing.get_type_hints(ModelConfig)
+_TRAIN_KINDS = typing.get_type_hints(TrainConfig)
+
+
 def find_preset(name: str) -> Preset:
     """Returns the preset of that name.
 
@@ -142,19 +145,17 @@ def override(preset: Preset, settings: Sequence[str]) -> Preset:
     Raises:
         ConfigError: A key does not exist or a value does not parse.
     """
-    parts = {"model": preset.model, "train": preset.train}
+    model, train = preset.model, preset.train
     for setting in settings:
         key, separator, text = setting.partition("=")
-        for part, config in parts.items():
-            hints = typing.get_type_hints(type(config))
-            if separator and key in hints:
-                value = _parse(key, text, hints[key])
-                parts[part] = dataclasses.replace(config, **{key: value})
-                break
+        if separator and key in _MODEL_KINDS:
+            model = dataclasses.replace(model, **{key: _parse(key, text, _MODEL_KINDS[key])})
+        elif separator and key in _TRAIN_KINDS:
+            train = dataclasses.replace(train, **{key: _parse(key, text, _TRAIN_KINDS[key])})
         else:
-            known = [f.name for config in parts.values() for f in dataclasses.fields(config)]
-            raise ConfigError(f"--set: got {setting!r}, wanted key=value, key of {known}")
-    return dataclasses.replace(preset, **parts)  # type: ignore[arg-type]
+            keys = ", ".join([*_MODEL_KINDS, *_TRAIN_KINDS])
+            raise ConfigError(f"--set: got {setting!r}, wanted KEY=VALUE with one of {keys}")
+    return Preset(model, train, preset.summary)
 
 
 def to_json(config: ModelConfig | TrainConfig) -> dict[str, Any]:
@@ -194,8 +195,4 @@ def _wanted(kind: Any) -> str:
         return "layers such as 512:relu,256:relu"
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(typing.get_args(kind))
-    if isinstance(kind, types.GenericAlias) or not hasattr(kind, "__name__"):
-        return str(kind)
-    return {"bool": "true or false", "int": "a whole number", "float": "a number"}.get(
-        kind.__name__, kind.__name__
-    )
+    return {bool: "true or false", int: "a whole number", float: "a number"}[kind]

@@ -1,11 +1,11 @@
 """The run folder: what a training leaves behind, and how it survives a kill.
 
-    config.json             what was asked for, the data's checksums, versions
-    checkpoint.pt           the whole state, replaced as a whole
-    log.jsonl               one JSON object a line
-    golden_inputs.npz       a few real images, for export
-    score_percentiles.json  the training set's scores, for export
-    metrics.json            the final figures; its presence means the run is complete
+config.json             what was asked for, the data's checksums, versions
+checkpoint.pt           the whole state, replaced as a whole
+log.jsonl               one JSON object a line
+golden_inputs.npz       a few real images, for export
+score_percentiles.json  the training set's scores, for export
+metrics.json            the final figures; its presence means the run is complete
 """
 
 import io

@@ -169,9 +169,7 @@ def _begin(
     return trainer, 0.0
 
 
-def _config(
-    preset: Preset, request: Request, dataset: Dataset, trainer: Trainer
-) -> dict[str, Any]:
+def _config(preset: Preset, request: Request, dataset: Dataset, trainer: Trainer) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "preset": request.preset,
