@@ -170,9 +170,8 @@ def _info(options: argparse.Namespace) -> int:
     for model in info.models:
         default = " (default)" if model.name == info.default_model else ""
         channels, height, width = model.image_shape
-        print(
-            f"\n{model.name}/{model.version}{default}: {model.dataset}, {model.created_at:%Y-%m-%d}"
-        )
+        made = f"{model.created_at:%Y-%m-%d}"
+        print(f"\n{model.name}/{model.version}{default}: trained on {model.dataset}, made {made}")
         print(f"  images     {channels} x {height} x {width}, {model.likelihood}")
         print(f"  latents    {model.latent_dim}, posterior {model.posterior}, prior {model.prior}")
         print(f"  labels     {', '.join(model.labels) or 'none'}")

@@ -3,6 +3,7 @@
 import argparse
 import signal
 import sys
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +17,7 @@ from training.sources import SOURCES
 from training.train import Observer, Progress, Request, train
 
 _BAR = "{percentage:3.0f}% |{bar:20}| {n}/{total} {desc}[{elapsed}<{remaining}]"
+_LINE_SECONDS = 15.0
 _EXAMPLE = "latentserve train --preset dense --data mnist --budget 3m --out runs/dense"
 
 
@@ -115,34 +117,38 @@ class _Bar:
 
     def __init__(self) -> None:
         self._bar: tqdm[Any] | None = None
+        self._last_line = time.monotonic()
 
     def line(self, text: str) -> None:
         self.close()
         print(text, file=sys.stderr, flush=True)
 
     def update(self, progress: Progress) -> None:
-        bar = self._bar
-        if bar is None:
-            bar = self._bar = tqdm(
-                total=progress.total_steps,
-                initial=progress.step - 1,
-                unit="step",
-                mininterval=0.5 if sys.stderr.isatty() else 15.0,
-                bar_format=_BAR,
-                ascii=None if sys.stderr.isatty() else " #",
+        if not sys.stderr.isatty():
+            if time.monotonic() - self._last_line > _LINE_SECONDS:
+                self._last_line = time.monotonic()
+                share = progress.step / progress.total_steps
+                left = f"{progress.seconds_left:.0f} s left"
+                self.line(f"{share:4.0%} step {progress.step} {_numbers(progress)}, {left}")
+            return
+        if self._bar is None:
+            self._bar = tqdm(
+                total=progress.total_steps, initial=progress.step - 1, unit="step", bar_format=_BAR
             )
-        numbers = progress.numbers
-        shown = f"ELBO {numbers['elbo']:.1f} rec {numbers['reconstruction']:.1f} "
-        shown += f"KL {numbers['kl']:.1f}"
-        if "validation_elbo" in numbers:
-            shown += f" validation {numbers['validation_elbo']:.1f}"
-        if numbers["skipped"]:
-            shown += f" skipped {numbers['skipped']:.0f}"
-        shown += f" {progress.images_per_second:.0f} img/s "
-        bar.set_description_str(shown, refresh=False)
-        bar.update()
+        self._bar.set_description_str(_numbers(progress) + " ", refresh=False)
+        self._bar.update()
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _numbers(progress: Progress) -> str:
+    numbers = progress.numbers
+    shown = f"ELBO {numbers['elbo']:.1f} rec {numbers['reconstruction']:.1f} KL {numbers['kl']:.1f}"
+    if "validation_elbo" in numbers:
+        shown += f" validation {numbers['validation_elbo']:.1f}"
+    if numbers["skipped"]:
+        shown += f" skipped {numbers['skipped']:.0f}"
+    return f"{shown} {progress.images_per_second:.0f} img/s"

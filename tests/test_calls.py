@@ -1,0 +1,410 @@
+"""Every RPC of a real server, good and bad, from a raw stub and the real error details."""
+
+import math
+from collections.abc import Iterator
+
+import grpc
+import numpy as np
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bundle import open_bundle
+from latentserve import _messages
+from latentserve.client import Client
+from latentserve.v1 import latent_service_pb2 as pb
+from latentserve.v1 import latent_service_pb2_grpc, tensor_pb2
+from service.noise import Stream, standard_normal
+from service.runtime import Device, Graph
+from tests.processes import Server
+
+FLOAT32, FLOAT16, UINT8 = (
+    tensor_pb2.DATA_TYPE_FLOAT32,
+    tensor_pb2.DATA_TYPE_FLOAT16,
+    tensor_pb2.DATA_TYPE_UINT8,
+)
+DIM = 32
+
+
+@pytest.fixture(scope="module")
+def stub(server: Server) -> Iterator[latent_service_pb2_grpc.LatentServiceStub]:
+    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(server.target, options=options) as channel:
+        yield latent_service_pb2_grpc.LatentServiceStub(channel)
+
+
+@pytest.fixture(scope="module")
+def graphs(models):
+    bundle = open_bundle(models / "mnist" / "1")
+    return {name: Graph(raw, Device("cpu")) for name, raw in bundle.graphs.items()}
+
+
+@pytest.fixture(scope="module")
+def digits(models):
+    return open_bundle(models / "mnist" / "1").golden["encoder.image"]
+
+
+def images(array) -> tensor_pb2.Images:
+    return tensor_pb2.Images(tensor=_messages.to_tensor(array))
+
+
+def raw_images(dtype, shape, data) -> tensor_pb2.Images:
+    return tensor_pb2.Images(tensor=tensor_pb2.Tensor(dtype=dtype, shape=shape, data=data))
+
+
+def bits(tensor) -> bytes:
+    return tensor.data
+
+
+# ------------------------------------------------------------------ good calls
+
+
+def test_encode_is_the_encoder_graph(stub, graphs, digits):
+    reply = stub.Encode(pb.EncodeRequest(images=images(digits)))
+    wanted = graphs["encoder"].run(image=digits)
+    assert bits(reply.mean) == wanted["mean"].tobytes()
+    assert bits(reply.log_var) == wanted["log_var"].tobytes()
+    assert list(reply.mean.shape) == [len(digits), DIM]
+    assert not reply.HasField("z")
+    assert not reply.HasField("seed")
+    assert (reply.model.name, reply.model.version) == ("mnist", 1)
+    assert reply.timing.compute_seconds > 0
+    assert reply.timing.total_seconds >= reply.timing.compute_seconds
+    assert reply.timing.batch_rows == len(digits)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (28, 28), (784,)])
+def test_encode_takes_every_accepted_shape_and_dtype(stub, graphs, digits, shape):
+    grey = np.rint(digits * 255).astype(np.uint8)
+    wanted = graphs["encoder"].run(image=grey.astype(np.float32) / np.float32(255))["mean"]
+    reply = stub.Encode(pb.EncodeRequest(images=images(grey.reshape(-1, *shape))))
+    assert bits(reply.mean) == wanted.tobytes()
+    half = digits.astype(np.float16).reshape(-1, *shape)
+    wanted = graphs["encoder"].run(image=half.astype(np.float32).reshape(digits.shape))["mean"]
+    assert bits(stub.Encode(pb.EncodeRequest(images=images(half))).mean) == wanted.tobytes()
+
+
+def test_encode_draws_z_with_the_seeded_noise(stub, digits):
+    request = pb.EncodeRequest(images=images(digits), draw=True, seed=11, offset=5)
+    reply = stub.Encode(request)
+    mean, log_var = (_messages.to_array(tensor) for tensor in (reply.mean, reply.log_var))
+    eps = standard_normal(11, 5, len(digits), DIM, stream=Stream.POSTERIOR)
+    np.testing.assert_allclose(
+        _messages.to_array(reply.z), mean + np.exp(log_var / 2) * eps, atol=1e-6
+    )
+    assert reply.seed == 11
+    tail = stub.Encode(pb.EncodeRequest(images=images(digits[3:]), draw=True, seed=11, offset=8))
+    assert bits(tail.z) == _messages.to_array(reply.z)[3:].tobytes()
+
+
+def test_a_draw_without_a_seed_is_fresh_and_tells_its_seed(stub, digits):
+    first, second = (stub.Encode(pb.EncodeRequest(images=images(digits), draw=True)) for _ in "ab")
+    assert bits(first.z) != bits(second.z)
+    again = stub.Encode(pb.EncodeRequest(images=images(digits), draw=True, seed=first.seed))
+    assert bits(again.z) == bits(first.z)
+
+
+def test_decode_is_the_decoder_graph_in_every_format(stub, graphs):
+    z = standard_normal(0, 0, 9, DIM)
+    wanted = graphs["decoder"].run(z=z)["image"]
+    for image_format in (pb.IMAGE_FORMAT_UNSPECIFIED, pb.IMAGE_FORMAT_FLOAT32):
+        reply = stub.Decode(pb.DecodeRequest(latents=_messages.to_tensor(z), format=image_format))
+        assert bits(reply.images.tensor) == wanted.tobytes()
+        assert list(reply.images.tensor.shape) == [9, 1, 28, 28]
+    request = pb.DecodeRequest(latents=_messages.to_tensor(z), format=pb.IMAGE_FORMAT_UINT8)
+    reply = stub.Decode(request)
+    assert bits(reply.images.tensor) == np.rint(wanted * np.float32(255)).astype("u1").tobytes()
+
+
+def test_sample_decodes_the_seeded_noise(stub, graphs):
+    reply = stub.Sample(pb.SampleRequest(count=6, seed=3, offset=2, return_latents=True))
+    z = standard_normal(3, 2, 6, DIM)
+    assert bits(reply.latents) == z.tobytes()
+    assert bits(reply.images.tensor) == graphs["decoder"].run(z=z)["image"].tobytes()
+    assert (reply.seed, reply.offset) == (3, 2)
+
+
+def test_sample_without_asking_returns_no_latents(stub):
+    assert not stub.Sample(pb.SampleRequest(count=1)).HasField("latents")
+
+
+def test_seed_zero_is_a_seed_and_an_absent_one_is_fresh(stub):
+    zero = [bits(stub.Sample(pb.SampleRequest(count=1, seed=0)).images.tensor) for _ in "ab"]
+    assert zero[0] == zero[1]
+    fresh = [stub.Sample(pb.SampleRequest(count=1)) for _ in "ab"]
+    assert fresh[0].seed != fresh[1].seed
+    again = stub.Sample(pb.SampleRequest(count=1, seed=fresh[0].seed))
+    assert bits(again.images.tensor) == bits(fresh[0].images.tensor)
+
+
+def test_temperature_and_truncation_shape_the_latents(stub):
+    def latents(**fields):
+        request = pb.SampleRequest(count=20, seed=1, return_latents=True, **fields)
+        return _messages.to_array(stub.Sample(request).latents)
+
+    free = latents()
+    assert (latents(temperature=0.5) == free * np.float32(0.5)).all()
+    assert (latents(temperature=0.0) == 0).all()
+    assert (latents(label=-1) == free).all()
+    bounded = latents(truncation=0.75)
+    assert np.abs(bounded).max() <= 0.75
+    assert (latents(truncation=0.75, temperature=2.0) == bounded * 2).all()
+
+
+def test_a_hundred_samples_are_their_two_halves_and_those_of_a_second_server(
+    stub, models, tmp_path
+):
+    whole = bits(stub.Sample(pb.SampleRequest(seed=7, count=100)).images.tensor)
+    halves = [
+        bits(stub.Sample(pb.SampleRequest(seed=7, count=50, offset=start)).images.tensor)
+        for start in (0, 50)
+    ]
+    assert b"".join(halves) == whole
+    with Server(models, tmp_path / "log", "--threads", "1") as second:
+        second.wait_until_serving()
+        with grpc.insecure_channel(second.target) as channel:
+            other = latent_service_pb2_grpc.LatentServiceStub(channel)
+            request = pb.SampleRequest(seed=7, count=50, offset=50)
+            assert bits(other.Sample(request).images.tensor) == halves[1]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**64 - 1), st.lists(st.integers(1, 40), min_size=1, max_size=6))
+def test_samples_do_not_depend_on_how_a_job_is_cut(stub, seed, sizes):
+    total, offset, parts = sum(sizes), 0, []
+    for size in sizes:
+        request = pb.SampleRequest(seed=seed, count=size, offset=offset)
+        parts.append(bits(stub.Sample(request).images.tensor))
+        offset += size
+    whole = stub.Sample(pb.SampleRequest(seed=seed, count=total))
+    assert b"".join(parts) == bits(whole.images.tensor)
+
+
+def test_the_server_and_its_model_are_described(stub, models):
+    info = stub.GetServerInfo(pb.GetServerInfoRequest())
+    assert info.default_model == "mnist"
+    assert info.limits.max_rows == 4096
+    assert info.limits.max_message_bytes == 64 * 2**20
+    assert [model.name for model in info.models] == ["mnist"]
+    listed = stub.ListModels(pb.ListModelsRequest()).models
+    assert list(listed) == list(info.models)
+    model = stub.GetModel(pb.GetModelRequest()).model
+    assert model == listed[0]
+    manifest = open_bundle(models / "mnist" / "1").manifest
+    assert (model.image_shape.channels, model.image_shape.height) == (1, 28)
+    assert model.latent_dim == DIM
+    assert model.max_rows == 4096
+    assert model.metrics["elbo"] == manifest.metrics["elbo"]
+    assert [graph.device for graph in model.graphs] == ["cpu", "cpu"]
+    assert model.graphs[0].sha256 == manifest.graphs["encoder"].sha256
+    assert model.created_at.ToDatetime() == manifest.created_at.replace(tzinfo=None)
+    assert model.noise == manifest.noise
+
+
+# ------------------------------------------------------------------- bad calls
+
+GOOD = np.zeros((2, 1, 28, 28), np.float32)
+NAN, ABOVE, BELOW = (np.full((1, 784), value, np.float32) for value in (np.nan, 1.5, -0.1))
+LATENT = _messages.to_tensor(np.zeros((1, DIM), np.float32))
+
+BAD = {
+    "no images": ("Encode", pb.EncodeRequest(), "images"),
+    "no shape": (
+        "Encode",
+        pb.EncodeRequest(images=raw_images(FLOAT32, [], b"")),
+        "images.tensor.shape",
+    ),
+    "wrong height": (
+        "Encode",
+        pb.EncodeRequest(images=images(np.zeros((2, 1, 27, 28), np.float32))),
+        "images.tensor.shape",
+    ),
+    "three channels": (
+        "Encode",
+        pb.EncodeRequest(images=images(np.zeros((2, 3, 28, 28), np.float32))),
+        "images.tensor.shape",
+    ),
+    "no rows": (
+        "Encode",
+        pb.EncodeRequest(images=raw_images(FLOAT32, [0, 784], b"")),
+        "images.tensor.shape",
+    ),
+    "negative rows": (
+        "Encode",
+        pb.EncodeRequest(images=raw_images(FLOAT32, [-1, 784], b"")),
+        "images.tensor.shape",
+    ),
+    "too many rows": (
+        "Encode",
+        pb.EncodeRequest(images=images(np.zeros((4097, 784), np.uint8))),
+        "images.tensor.shape",
+    ),
+    "no dtype": (
+        "Encode",
+        pb.EncodeRequest(images=raw_images(0, [1, 784], b"0" * 784)),
+        "images.tensor.dtype",
+    ),
+    "unknown dtype": (
+        "Encode",
+        pb.EncodeRequest(images=raw_images(77, [1, 784], b"0" * 784)),
+        "images.tensor.dtype",
+    ),
+    "too few bytes": (
+        "Encode",
+        pb.EncodeRequest(images=raw_images(FLOAT32, [1, 784], b"0" * 3135)),
+        "images.tensor.data",
+    ),
+    "too many bytes": (
+        "Encode",
+        pb.EncodeRequest(images=raw_images(UINT8, [1, 784], b"0" * 785)),
+        "images.tensor.data",
+    ),
+    "NaN pixel": ("Encode", pb.EncodeRequest(images=images(NAN)), "images.tensor.data"),
+    "pixel above 1": ("Encode", pb.EncodeRequest(images=images(ABOVE)), "images.tensor.data"),
+    "pixel below 0": ("Encode", pb.EncodeRequest(images=images(BELOW)), "images.tensor.data"),
+    "half NaN": (
+        "Encode",
+        pb.EncodeRequest(images=images(NAN.astype(np.float16))),
+        "images.tensor.data",
+    ),
+    "encode offset": (
+        "Encode",
+        pb.EncodeRequest(images=images(GOOD), draw=True, seed=1, offset=2**64 - 1),
+        "offset",
+    ),
+    "no latents": ("Decode", pb.DecodeRequest(), "latents.shape"),
+    "uint8 latents": (
+        "Decode",
+        pb.DecodeRequest(latents=_messages.to_tensor(np.zeros((1, DIM), np.uint8))),
+        "latents.dtype",
+    ),
+    "wrong dim": (
+        "Decode",
+        pb.DecodeRequest(latents=_messages.to_tensor(np.zeros((1, DIM + 1), np.float32))),
+        "latents.shape",
+    ),
+    "one axis": (
+        "Decode",
+        pb.DecodeRequest(latents=_messages.to_tensor(np.zeros(DIM, np.float32))),
+        "latents.shape",
+    ),
+    "infinite latent": (
+        "Decode",
+        pb.DecodeRequest(latents=_messages.to_tensor(np.full((1, DIM), np.inf, np.float32))),
+        "latents.data",
+    ),
+    "NaN latent": (
+        "Decode",
+        pb.DecodeRequest(latents=_messages.to_tensor(np.full((1, DIM), np.nan, np.float32))),
+        "latents.data",
+    ),
+    "unknown format": ("Decode", pb.DecodeRequest(latents=LATENT, format=9), "format"),
+    "count 0": ("Sample", pb.SampleRequest(), "count"),
+    "count below 0": ("Sample", pb.SampleRequest(count=-5), "count"),
+    "count above limit": ("Sample", pb.SampleRequest(count=4097), "count"),
+    "huge count": ("Sample", pb.SampleRequest(count=2**63 - 1), "count"),
+    "offset past the end": ("Sample", pb.SampleRequest(count=2, offset=2**64 - 1), "offset"),
+    "temperature below 0": ("Sample", pb.SampleRequest(count=1, temperature=-1), "temperature"),
+    "NaN temperature": ("Sample", pb.SampleRequest(count=1, temperature=math.nan), "temperature"),
+    "truncation 0": ("Sample", pb.SampleRequest(count=1, truncation=0), "truncation"),
+    "infinite truncation": (
+        "Sample",
+        pb.SampleRequest(count=1, truncation=math.inf),
+        "truncation",
+    ),
+    "sample format": ("Sample", pb.SampleRequest(count=1, format=-1), "format"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_names_the_field_got_and_wanted_and_the_server_stays_up(stub, case):
+    rpc, request, field = BAD[case]
+    with pytest.raises(grpc.RpcError) as caught:
+        getattr(stub, rpc)(request)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    violation = details(caught.value, error_details_pb2.BadRequest).field_violations[0]
+    assert violation.field == field
+    assert "got " in violation.description
+    assert ", wanted " in violation.description
+    assert caught.value.details() == f"{field}: {violation.description}"
+    assert details(caught.value, error_details_pb2.ErrorInfo).reason == "INVALID_ARGUMENT"
+    answers(stub)
+
+
+@pytest.mark.parametrize("rpc", ["Encode", "Decode", "Sample", "GetModel"])
+@pytest.mark.parametrize(
+    ("selector", "text"),
+    [
+        (pb.ModelSelector(name="nope"), "model.name: got 'nope', wanted one of mnist"),
+        (pb.ModelSelector(name="mnist", version=2), "model.version: got 2, wanted 1"),
+        (pb.ModelSelector(version=-1), "model.version: got -1, wanted 1"),
+    ],
+)
+def test_an_unknown_model_or_version_is_not_found(stub, rpc, selector, text):
+    requests = {
+        "Encode": pb.EncodeRequest(model=selector, images=images(GOOD)),
+        "Decode": pb.DecodeRequest(model=selector, latents=LATENT),
+        "Sample": pb.SampleRequest(model=selector, count=1),
+        "GetModel": pb.GetModelRequest(model=selector),
+    }
+    with pytest.raises(grpc.RpcError) as caught:
+        getattr(stub, rpc)(requests[rpc])
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+    assert text in caught.value.details()
+    assert details(caught.value, error_details_pb2.ErrorInfo).reason == "MODEL_NOT_FOUND"
+    answers(stub)
+
+
+def test_a_label_where_the_prior_knows_none_is_a_failed_precondition(stub):
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Sample(pb.SampleRequest(count=1, label=0))
+    assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert "mnist" in caught.value.details()
+    assert details(caught.value, error_details_pb2.ErrorInfo).reason == "NOT_FOR_THIS_MODEL"
+    answers(stub)
+
+
+def test_a_message_above_the_limit_is_refused_and_the_server_stays_up(stub):
+    big = raw_images(UINT8, [1, 784], b"0" * (65 * 2**20))
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Encode(pb.EncodeRequest(images=big))
+    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    answers(stub)
+
+
+def test_bytes_that_are_no_message_do_not_hurt(server, stub):
+    with grpc.insecure_channel(server.target) as channel:
+        call = channel.unary_unary("/latentserve.v1.LatentService/Encode")
+        with pytest.raises(grpc.RpcError):
+            call(b"\xff" * 100)
+    answers(stub)
+
+
+def test_an_unknown_rpc_is_unimplemented(server):
+    with grpc.insecure_channel(server.target) as channel:
+        call = channel.unary_unary("/latentserve.v1.LatentService/Dream")
+        with pytest.raises(grpc.RpcError) as caught:
+            call(b"")
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+def details(error, kind):
+    status = status_pb2.Status.FromString(
+        dict(error.trailing_metadata())["grpc-status-details-bin"]
+    )
+    assert status.code == error.code().value[0]
+    for packed in status.details:
+        message = kind()
+        if packed.Unpack(message):
+            return message
+    raise AssertionError(f"no {kind.__name__} in {status}")
+
+
+def answers(stub) -> None:
+    reply = stub.Sample(pb.SampleRequest(count=2, seed=7))
+    assert list(reply.images.tensor.shape) == [2, 1, 28, 28]
+
+
+def test_the_fixture_server_is_the_trained_one(client: Client):
+    assert client.model().metrics["elbo"] < 200
