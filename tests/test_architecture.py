@@ -1,0 +1,199 @@
+"""Which package may know which, what the wheel holds, and where torch may not be."""
+
+import ast
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+OURS = {"latentserve", "bundle", "service", "training", "export"}
+ALLOWED = {
+    "latentserve": {"latentserve"},
+    "bundle": {"bundle"},
+    "service": {"service", "bundle", "latentserve"},
+    "training": {"training", "latentserve"},
+    "export": {"export", "training", "service", "bundle", "latentserve"},
+}
+THIRD_PARTY = {
+    "latentserve": {"grpc", "google", "numpy"},
+    "bundle": {"numpy", "pydantic"},
+    "service": {
+        "google", "grpc", "grpc_health", "grpc_reflection", "numpy", "onnxruntime", "pydantic",
+    },
+    "training": {"numpy", "platformdirs", "torch", "tqdm"},
+    "export": {"numpy", "onnx", "torch"},
+}  # fmt: skip
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module}
+    return found
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("package", sorted(OURS))
+def test_dependencies_point_one_way(package):
+    for path in sources(package):
+        tops = {name.partition(".")[0] for name in imports(path)}
+        assert tops & OURS <= ALLOWED[package], path
+        outside = tops - OURS - set(sys.stdlib_module_names)
+        assert outside <= THIRD_PARTY[package], path
+
+
+@pytest.mark.parametrize(
+    ("module", "home"),
+    [
+        ("onnxruntime", "service/runtime.py"),
+        ("grpc", "service/transport.py"),
+    ],
+)
+def test_only_one_file_of_the_service_knows(module, home):
+    knowing = {
+        str(path.relative_to(ROOT))
+        for path in sources("service")
+        if any(name.partition(".")[0] == module for name in imports(path))
+    }
+    assert knowing == {home}
+
+
+@pytest.mark.parametrize("name", ["engine", "model", "noise", "runtime", "store", "errors"])
+def test_the_engine_knows_neither_grpc_nor_protobuf(name):
+    known = imports(ROOT / "service" / f"{name}.py")
+    assert not {each for each in known if each.split(".")[0] in {"grpc", "google"}}
+    assert not {each for each in known if each.startswith("latentserve.v1")}
+
+
+def test_one_file_of_the_library_names_the_application():
+    naming = set()
+    for path in sources("latentserve"):
+        text = path.read_text()
+        if any(f'"{package}.cli"' in text for package in ("training", "export", "service")):
+            naming.add(path.name)
+    assert naming == {"_app.py"}
+
+
+def child(code: str, python: str = sys.executable, **environment: str) -> str:
+    done = subprocess.run(
+        [python, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=ROOT.anchor,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_service_never_imports_torch_training_or_export(models):
+    """Not at import, and not after it has loaded a bundle and answered."""
+    code = f"""
+import asyncio, sys
+from pathlib import Path
+import service.server, service.cli
+from service.engine import Draw, Engine
+from service.runtime import resolve_device
+from service.store import load_models
+models = load_models(Path({str(models)!r}), resolve_device("cpu"))
+engine = Engine()
+answer = asyncio.run(engine.sample(models.find("", 0), 3, Draw(1), temperature=1.0,
+                                   truncation=None, as_uint8=True))
+assert answer.value.images.shape == (3, 1, 28, 28)
+engine.close()
+print(sorted({{"torch", "onnx", "training", "export", "matplotlib"}} & set(sys.modules)))
+"""
+    assert child(code) == "[]"
+
+
+def test_telemetry_is_off_before_onnxruntime_is_imported():
+    code = "import os, service.runtime; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    environment = {
+        key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stdout == "1\n"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), "."],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_the_library_alone(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    tops = {name.partition("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"latentserve"}
+    assert "latentserve/py.typed" in names
+    assert "latentserve/v1/latent_service_pb2.pyi" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+@pytest.fixture(scope="module")
+def bare(wheel, tmp_path_factory) -> str:
+    """A Python with the wheel and what it needs, and nothing else."""
+    folder = tmp_path_factory.mktemp("bare")
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    python = str(folder / "bin" / "python")
+    subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+         "-c", str(ROOT / "constraints.txt"), str(wheel)],
+        check=True, capture_output=True, timeout=240,
+    )  # fmt: skip
+    return python
+
+
+def test_the_wheel_needs_grpcio_protobuf_and_numpy_alone(bare):
+    code = (
+        "import importlib.metadata as m;"
+        "print(sorted(d.metadata['Name'] for d in m.distributions()))"
+    )
+    installed = set(ast.literal_eval(child(code, bare)))
+    assert installed - {"pip", "setuptools", "wheel"} == {
+        "grpcio", "latentserve", "numpy", "protobuf", "typing_extensions",
+    }  # fmt: skip
+
+
+def test_the_client_of_the_wheel_calls_a_server(bare, server):
+    code = f"""
+import latentserve.client
+with latentserve.client.Client({server.target!r}) as client:
+    z = client.encode(client.sample(3, seed=7)).mean
+    print(client.decode(z).shape)
+"""
+    assert child(code, bare) == "(3, 1, 28, 28)"
+
+
+def test_the_application_is_not_in_the_wheel_and_its_commands_say_so(bare):
+    code = "try:\n import service\nexcept ImportError: print('none')\nelse: print(service.__file__)"
+    assert child(code, bare) == "none"
+    command = str(Path(bare).parent / "latentserve")
+    for name in ("serve", "train", "export", "evaluate"):
+        done = subprocess.run([command, name], capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert "only the client library is installed here" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert subprocess.run([command, "--help"], capture_output=True, check=False).returncode == 0
