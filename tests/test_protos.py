@@ -45,9 +45,8 @@ def test_everything_declared_has_a_comment(tmp_path):
     files = sorted(path.relative_to(ROOT / "protos") for path in (ROOT / "protos").rglob("*.proto"))
     well_known = Path(grpc_tools.__file__).parent / "_proto"
     arguments = [f"-I{ROOT / 'protos'}", f"-I{well_known}", "--include_source_info"]
-    assert (
-        protoc.main(["protoc", *arguments, f"--descriptor_set_out={target}", *map(str, files)]) == 0
-    )
+    arguments += [f"--descriptor_set_out={target}", *map(str, files)]
+    assert protoc.main(["protoc", *arguments]) == 0
     for file in descriptor_pb2.FileDescriptorSet.FromString(target.read_bytes()).file:
         locations = list(file.source_code_info.location)
         explained = {tuple(each.path) for each in locations if each.leading_comments.strip()}

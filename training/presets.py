@@ -112,7 +112,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "dense": Preset(
         ModelConfig(layers=((512, "relu"), (256, "relu")), latent_dim=32),
-        TrainConfig(),
+        TrainConfig(learning_rate=2e-3),
         "dense, 32 latent dimensions: small and quick",
     ),
 }
