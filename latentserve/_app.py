@@ -58,8 +58,9 @@ def run(name: str, arguments: Sequence[str]) -> int:
         missing = (error.name or "").partition(".")[0]
         if missing in _PACKAGES:
             problem = (
-                "only the client library is installed here. The application runs from a checkout "
-                "(`make install`, then .venv/bin/latentserve) or from the container images"
+                f"{missing} is not part of this installation. The library has the client alone and "
+                "the server image no training; the whole runs from a checkout (`make install`, then "
+                ".venv/bin/latentserve)"
             )
         else:
             problem = (

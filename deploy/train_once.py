@@ -1,0 +1,46 @@
+"""Leaves a model in the models folder: the one-shot job of docker-compose.yml.
+
+Where a model is there already, whatever its name, there is nothing to do. A
+training that was stopped is gone on with: its run folder is named after what is
+being trained.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from bundle import find_models
+from latentserve.cli import main
+
+RUNS = Path("/runs")
+
+
+def train_once() -> int:
+    """Trains and exports if no model is there.
+
+    Returns:
+        The exit status: 0 where there is a model now.
+    """
+    models = Path(os.environ["LATENTSERVE_MODELS"])
+    found = find_models(models)
+    if found:
+        versions = [f"{model.name}/{model.versions[-1]}" for model in found]
+        print(f"{models} holds {', '.join(versions)}: nothing to train")
+        return 0
+    name = os.environ["LATENTSERVE_MODEL_NAME"]
+    data = os.environ["LATENTSERVE_DATASET"]
+    preset = os.environ["LATENTSERVE_PRESET"]
+    run = RUNS / f"{name}-{data}-{preset}"
+    budget = os.environ["LATENTSERVE_BUDGET"]
+    return main(
+        ["train", "--data", data, "--preset", preset, "--budget", budget, "--out", str(run),
+         "--resume"]
+    ) or main(["export", str(run), "--to", str(models / name)])  # fmt: skip
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(train_once())
+    except KeyboardInterrupt:
+        # SIGTERM as well, from the training on: the next start goes on from here.
+        sys.exit(130)

@@ -1,0 +1,257 @@
+"""`docker compose up` on a real engine: train once, serve, stop (make test-compose).
+
+Not skipped where there is no engine: who asks for this test wants it to have run.
+"""
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from latentserve.client import Client
+from training.datasets import load_dataset
+from training.sources import MNIST, ensure_files
+
+pytestmark = pytest.mark.compose
+
+ROOT = Path(__file__).resolve().parent.parent
+# Brings up an engine on a machine without one; part of the workplace, not of the checkout.
+ENGINE = ROOT.parent / "shared" / "docker-engine" / "start-docker-engine.sh"
+
+# Long enough to be stopped on the way, short enough to wait for.
+BUDGET = "15s"
+
+BUILD_SECONDS = 1800.0
+UP_SECONDS = 600.0
+
+# Runs in the server's image: which of these packages could be imported there.
+FIND = """
+import importlib.util, sys
+print(*(name for name in sys.argv[1:] if importlib.util.find_spec(name)))
+"""
+
+
+def run(
+    command: Sequence[str | Path], timeout: float = 120.0, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end, whatever its status."""
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def engine_answers() -> bool:
+    try:
+        return run(["docker", "info"], timeout=30.0).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+class Project:
+    """A compose project with a name, a port and settings of its own."""
+
+    def __init__(self, data: Path):
+        self.name = f"latentserve-test-{secrets.token_hex(4)}"
+        self.port = free_port()
+        self._env = {
+            "LATENTSERVE_GRPC_PORT": str(self.port),
+            "LATENTSERVE_BUDGET": BUDGET,
+            # The container may have no way to the mirrors.
+            "LATENTSERVE_DATA": str(data),
+            "LATENTSERVE_DATA_MODE": "ro",
+        }
+
+    def attempt(self, *arguments: str, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
+        """Runs `docker compose` for this project, whatever its status."""
+        return run(["docker", "compose", "-p", self.name, *arguments], timeout, self._env)
+
+    def __call__(self, *arguments: str, timeout: float = 120.0) -> str:
+        """Runs `docker compose` for this project and returns what it printed."""
+        done = self.attempt(*arguments, timeout=timeout)
+        if done.returncode != 0:
+            logs = self.attempt("logs", "--no-color", "--tail", "50").stdout
+            shown = f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}\nlogs:\n{logs}"
+            raise AssertionError(
+                f"docker compose {' '.join(arguments)}: status {done.returncode}\n{shown}"
+            )
+        return done.stdout
+
+    def up(self) -> None:
+        """Brings all of it up and waits until the server is healthy."""
+        seconds = f"{UP_SECONDS:.0f}"
+        self("up", "-d", "--wait", "--wait-timeout", seconds, timeout=UP_SECONDS + 60.0)
+
+    def inspect(self, service: str) -> dict[str, Any]:
+        """What the engine knows about the container of a service, running or not."""
+        container = self("ps", "--all", "--quiet", service).strip()
+        done = run(["docker", "inspect", container])
+        assert done.returncode == 0, done.stderr
+        described: dict[str, Any] = json.loads(done.stdout)[0]
+        return described
+
+    def logs(self, service: str) -> str:
+        """What a service has logged, over all its starts."""
+        return self("logs", "--no-color", "--no-log-prefix", service)
+
+    def client(self) -> Client:
+        """A client on the host, through the published port."""
+        return Client(f"127.0.0.1:{self.port}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[None]:
+    """An engine that answers; one that was started here is stopped again."""
+    if engine_answers():
+        yield
+        return
+    if not ENGINE.is_file():
+        pytest.fail(f"no Docker engine answers, and {ENGINE} is not there to start one")
+    started = run([ENGINE], timeout=900.0)
+    assert started.returncode == 0, f"{ENGINE}:\n{started.stdout}\n{started.stderr}"
+    yield
+    run([ENGINE, "stop"])
+
+
+@pytest.fixture(scope="module")
+def project(engine: None) -> Iterator[Project]:  # noqa: ARG001 - it has to be up
+    """The project, brought up: built, trained with an interruption, healthy."""
+    project = Project(ensure_files(MNIST)[0].parent)
+    try:
+        project("build", timeout=BUILD_SECONDS)
+        interrupt_training(project)
+        project.up()
+        yield project
+    finally:
+        down = project.attempt("down", "--volumes", "--remove-orphans", "--rmi", "local")
+    assert down.returncode == 0, down.stderr
+
+
+def interrupt_training(project: Project) -> None:
+    """Starts the trainer and stops it once it trains."""
+    project("up", "-d", "trainer")
+    deadline = time.monotonic() + 120.0
+    while "training dense on" not in project.logs("trainer"):
+        assert project.inspect("trainer")["State"]["Running"], project.logs("trainer")
+        assert time.monotonic() < deadline, project.logs("trainer")
+        time.sleep(0.2)
+    project("stop", "trainer")
+    state = project.inspect("trainer")["State"]
+    # 137 would mean that the signal did not reach it.
+    assert state["ExitCode"] == 130, (state, project.logs("trainer"))
+
+
+def test_a_training_that_was_stopped_is_gone_on_with(project: Project) -> None:
+    logs = project.logs("trainer")
+    assert logs.count("training dense on") == 1
+    assert "resuming /runs/mnist-mnist-dense at step" in logs
+    assert "/models/mnist/1" in logs
+    assert project.inspect("trainer")["State"]["ExitCode"] == 0
+
+
+def test_the_server_is_healthy_by_its_own_check(project: Project) -> None:
+    container = project.inspect("server")
+    assert container["Config"]["Healthcheck"]["Test"][:3] == ["CMD", "latentserve", "check"]
+    assert container["State"]["Health"]["Status"] == "healthy"
+    assert project("exec", "-T", "server", "latentserve", "check").strip() == "SERVING"
+    wrong = project.attempt("exec", "-T", "server", "latentserve", "check", "--model", "absent")
+    assert wrong.returncode == 1
+
+
+def test_the_host_encodes_decodes_and_samples_through_the_published_port(
+    project: Project,
+) -> None:
+    images = load_dataset("mnist").test.images[:64]
+    with project.client() as client:
+        info = client.info()
+        posterior = client.encode(images)
+        decoded = client.decode(posterior.mean)
+        whole = client.sample(20, seed=7)
+        halves = [client.sample(10, seed=7), client.sample(10, seed=7, offset=10)]
+    model = info.models[0]
+    assert (info.default_model, model.name, model.version) == ("mnist", "mnist", 1)
+    assert posterior.mean.shape == posterior.log_var.shape == (64, model.latent_dim)
+    assert decoded.shape == images.shape
+    assert 0 <= decoded.min() < decoded.max() <= 1
+    # 64 images have 64 posteriors: each row is answered for itself.
+    assert len(np.unique(posterior.mean, axis=0)) == 64
+    np.testing.assert_array_equal(whole, np.concatenate(halves))
+    assert len(np.unique(whole.reshape(20, -1), axis=0)) == 20
+
+
+def test_the_port_is_published_to_this_machine_alone(project: Project) -> None:
+    ports = project.inspect("server")["NetworkSettings"]["Ports"]
+    assert ports == {"50051/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(project.port)}]}
+
+
+def test_the_server_runs_without_privileges(project: Project) -> None:
+    assert project("exec", "-T", "server", "id", "-u").strip() == "10001"
+    # Process 1 is the init; both it and the server are what the container was started with.
+    status = project("exec", "-T", "server", "cat", "/proc/1/status")
+    fields = dict(line.split(":\t", 1) for line in status.splitlines())
+    assert int(fields["Uid"].split()[0]) == 10001
+    assert int(fields["CapBnd"], 16) == 0
+    assert fields["NoNewPrivs"].strip() == "1"
+
+
+@pytest.mark.parametrize("path", ["/app/new", "/opt/venv/new", "/models/new"])
+def test_the_server_cannot_write(project: Project, path: str) -> None:
+    # As root: it is the file system that refuses, not the owner of the folder.
+    done = project.attempt("exec", "-T", "--user", "0", "server", "touch", path)
+    assert done.returncode != 0
+    assert "Read-only file system" in done.stderr
+
+
+def test_the_server_image_holds_the_server_alone(project: Project) -> None:
+    absent = ("torch", "onnx", "onnxscript", "matplotlib", "training", "export")
+    present = ("latentserve", "service", "bundle", "onnxruntime")
+    found = project("exec", "-T", "server", "python", "-c", FIND, *absent, *present)
+    assert found.split() == list(present)
+    files = project.attempt(
+        "exec", "-T", "--user", "0", "server",
+        "find", "/", "-xdev", "-type", "d", "(", "-name", "torch", "-o", "-name", "training", ")",
+    )  # fmt: skip
+    assert files.stdout == ""
+    variables = project.inspect("server")["Config"]["Env"]
+    assert "ORT_DISABLE_TELEMETRY=1" in variables
+
+
+def test_stopped_it_drains_and_brought_up_again_it_does_not_train_again(
+    project: Project,
+) -> None:
+    with project.client() as client:
+        before = client.model()
+    project("stop", "server")
+    state = project.inspect("server")["State"]
+    assert (state["ExitCode"], state["OOMKilled"]) == (0, False), project.logs("server")
+    assert "draining" in project.logs("server")
+
+    project.up()
+    logs = project.logs("trainer")
+    assert logs.rstrip().endswith("/models holds mnist/1: nothing to train")
+    assert logs.count("training dense on") == 1
+    assert project.inspect("server")["State"]["Health"]["Status"] == "healthy"
+    with project.client() as client:
+        after = client.model()
+    assert after == before
