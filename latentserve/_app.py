@@ -58,9 +58,9 @@ def run(name: str, arguments: Sequence[str]) -> int:
         missing = (error.name or "").partition(".")[0]
         if missing in _PACKAGES:
             problem = (
-                f"{missing} is not part of this installation. The library has the client alone and "
-                "the server image no training; the whole runs from a checkout (`make install`, then "
-                ".venv/bin/latentserve)"
+                f"{missing} is not part of this installation. The library has the client alone, "
+                "the server image no training; all of it runs from a checkout (`make install`, "
+                "then .venv/bin/latentserve)"
             )
         else:
             problem = (
