@@ -14,6 +14,7 @@ from bundle.manifest import (
     Manifest,
     Parity,
     TensorSpec,
+    tensors_of,
 )
 from bundle.reader import Bundle, open_bundle
 from bundle.writer import write_bundle
@@ -32,5 +33,6 @@ __all__ = [
     "check_name",
     "find_models",
     "open_bundle",
+    "tensors_of",
     "write_bundle",
 ]

@@ -20,11 +20,13 @@ class ModelFolder:
         name: Name of the model.
         path: Its folder.
         versions: Its versions, ascending; whether they are sound is not looked at.
+        problem: Why the folder cannot be read, or empty.
     """
 
     name: str
     path: Path
     versions: tuple[int, ...]
+    problem: str = ""
 
 
 def check_name(name: str) -> str:
@@ -62,9 +64,13 @@ def find_models(root: Path) -> tuple[ModelFolder, ...]:
         entries = sorted(entry for entry in root.iterdir() if entry.is_dir())
     except OSError as error:
         raise BundleError(f"models folder {root}: {error.strerror}") from error
-    models = (
-        ModelFolder(entry.name, entry, find_versions(entry))
-        for entry in entries
-        if _NAME.fullmatch(entry.name)
-    )
-    return tuple(model for model in models if model.versions)
+    models = (_model(entry) for entry in entries if _NAME.fullmatch(entry.name))
+    return tuple(model for model in models if model.versions or model.problem)
+
+
+def _model(path: Path) -> ModelFolder:
+    try:
+        return ModelFolder(path.name, path, find_versions(path))
+    except OSError as error:
+        # One folder that cannot be read must not hide the others.
+        return ModelFolder(path.name, path, (), f"{path}: {error.strerror}")

@@ -1,9 +1,8 @@
 """`manifest.json`: what a bundle is, field by field."""
 
-from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 #: Major and minor version of the schema. A reader refuses another major; a minor
 #: only adds fields, which an older reader passes over.
@@ -21,7 +20,7 @@ class _Record(BaseModel):
 class FileRef(_Record):
     """A file of the bundle and the checksum that makes it that file."""
 
-    file: str
+    file: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,254}$")]
     """Plain file name, inside the bundle's folder."""
     sha256: Sha256
     """SHA-256 of its content."""
@@ -84,7 +83,7 @@ class Manifest(_Record):
     """Name of the model, equal to the name of its folder."""
     version: Positive
     """Version of the model, equal to the name of the bundle's folder."""
-    created_at: datetime
+    created_at: AwareDatetime
     """When the bundle was written, with its time zone."""
     image_shape: tuple[Positive, Positive, Positive]
     """C, H and W."""
@@ -130,9 +129,45 @@ class Manifest(_Record):
             raise ValueError(f"no {' and no '.join(sorted(missing))}")
         return graphs
 
+    @model_validator(mode="after")
+    def _tensors_of_the_contract(self) -> Self:
+        for name, (inputs, outputs) in tensors_of(self.image_shape, self.latent_dim).items():
+            graph = self.graphs[name]
+            if (graph.inputs, graph.outputs) != (inputs, outputs):
+                raise ValueError(
+                    f"graphs.{name}: tensors that are not those of images {self.image_shape} and "
+                    f"{self.latent_dim} latent dimensions"
+                )
+        return self
+
     @field_validator("score_percentiles")
     @classmethod
     def _whole_table(cls, table: tuple[float, ...]) -> tuple[float, ...]:
         if table and (len(table) != 101 or list(table) != sorted(table)):
             raise ValueError(f"got {len(table)} values, wanted 101 ascending ones")
         return table
+
+
+def tensors_of(
+    image_shape: tuple[int, int, int], latent_dim: int
+) -> dict[Literal["encoder", "decoder"], tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]]:
+    """The inputs and outputs that each graph of such a model must have, in order.
+
+    Args:
+        image_shape: C, H and W.
+        latent_dim: D.
+    """
+
+    def spec(name: str, *axes: int) -> TensorSpec:
+        return TensorSpec(name=name, dtype="float32", shape=("N", *axes))
+
+    return {
+        "encoder": (
+            (spec("image", *image_shape),),
+            (spec("mean", latent_dim), spec("log_var", latent_dim)),
+        ),
+        "decoder": (
+            (spec("z", latent_dim),),
+            (spec("image", *image_shape), spec("logits", *image_shape)),
+        ),
+    }

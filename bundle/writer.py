@@ -10,6 +10,7 @@ from pathlib import Path
 from bundle.errors import BundleError
 from bundle.layout import MANIFEST, check_name, find_versions
 from bundle.manifest import Manifest
+from bundle.reader import Bundle, read_bundle
 
 
 def write_bundle(
@@ -17,6 +18,7 @@ def write_bundle(
     files: Mapping[str, bytes],
     manifest_for: Callable[[int], Manifest],
     companions: Mapping[str, Callable[[Manifest], bytes]] | None = None,
+    check: Callable[[Bundle], None] = lambda _bundle: None,
 ) -> Path:
     """Writes the next free version of a model.
 
@@ -29,12 +31,15 @@ def write_bundle(
         manifest_for: Returns the manifest, given the version it will be.
         companions: Files that are written from the manifest, such as the model
             card, by plain file name.
+        check: Called with the bundle as it is read back, before it is seen under its
+            name; what it raises ends the write.
 
     Returns:
         The new bundle's folder.
 
     Raises:
-        BundleError: The name cannot name a model or the folder cannot be written.
+        BundleError: The name cannot name a model, the folder cannot be written, or what
+            was written does not verify.
     """
     check_name(model.name)
     try:
@@ -44,7 +49,7 @@ def write_bundle(
         try:
             for name, content in files.items():
                 _write(temporary / name, content)
-            return _publish(model, temporary, manifest_for, companions or {})
+            return _publish(model, temporary, manifest_for, companions or {}, check)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -57,6 +62,7 @@ def _publish(
     temporary: Path,
     manifest_for: Callable[[int], Manifest],
     companions: Mapping[str, Callable[[Manifest], bytes]],
+    check: Callable[[Bundle], None],
 ) -> Path:
     while True:
         version = max(find_versions(model), default=0) + 1
@@ -65,6 +71,7 @@ def _publish(
             _write(temporary / name, content_for(manifest))
         text = manifest.model_dump_json(indent=2, exclude_none=True)
         _write(temporary / MANIFEST, text.encode() + b"\n")
+        check(read_bundle(temporary))
         _fsync_folder(temporary)
         target = model / str(version)
         try:

@@ -38,7 +38,7 @@ def main() -> None:
     """Runs the demo."""
     latentserve("train", "--preset", "seed2d", "--data", "mnist", "--budget", BUDGET,
                 "--out", str(RUN), "--resume")  # fmt: skip
-    if not (MODEL / "1" / "manifest.json").is_file():
+    if not exported():
         latentserve("export", str(RUN), "--to", str(MODEL))
     test = load_dataset("mnist").test
     with server() as target, Client(target) as client:
@@ -66,11 +66,18 @@ test ELBO {model.metrics["elbo"]:.2f} nats (reconstruction {model.metrics["recon
     )
 
 
+def exported() -> bool:
+    """Whether the run, as it is now, has been exported."""
+    manifests = [path.stat().st_mtime for path in MODEL.glob("*/manifest.json")]
+    return max(manifests, default=0.0) > (RUN / "metrics.json").stat().st_mtime
+
+
 def latentserve(*arguments: str) -> None:
     """Runs one command of the command line, as a person would."""
     print(f"\n$ latentserve {' '.join(arguments)}", flush=True)
     done = subprocess.run([sys.executable, "-m", "latentserve", *arguments], check=False)
     if done.returncode != 0:
+        print(f"the demo stopped here; to begin anew: rm -r {FOLDER}", file=sys.stderr)
         sys.exit(done.returncode)
 
 
@@ -88,24 +95,26 @@ def server() -> Iterator[str]:
         if "listening on" not in line:
             sys.exit(f"the server did not start: {line.strip() or 'see above'}")
         target = line.split()[-1]
-        wait_until_serving(target)
+        wait_until_serving(target, process)
         yield target
     finally:
         process.terminate()
         status = process.wait(timeout=START_SECONDS)
         print(f"\nserver stopped with status {status}")
+    if status != 0:
+        sys.exit(f"wanted status 0, got {status}")
 
 
-def wait_until_serving(target: str) -> None:
+def wait_until_serving(target: str, process: subprocess.Popen[str]) -> None:
     """Waits until the golden rows have been replayed and health says SERVING."""
     deadline = time.monotonic() + START_SECONDS
     with Client(target) as client:
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and process.poll() is None:
             with contextlib.suppress(Unavailable):
                 if client.is_serving():
                     return
             time.sleep(0.05)
-    sys.exit(f"the server at {target} was not ready within {START_SECONDS:.0f} s")
+    sys.exit(f"the server at {target} ended or was not ready within {START_SECONDS:.0f} s")
 
 
 def save(path: Path, pixels: NDArray[np.uint8]) -> None:

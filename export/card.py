@@ -69,7 +69,7 @@ Above: drawn from the prior. Below: test images, and their reconstructions under
 ## Made by
 
 `latentserve train --preset {training.get("preset")} --data {manifest.dataset.name} \
-{" ".join(f"--set {setting}" for setting in training.get("settings", []))} \
+{"".join(f"--set {setting} " for setting in training.get("settings", []))}\
 --steps {training.get("total_steps")} --out RUN`, then `latentserve export RUN --to \
 MODELS/{manifest.name}`; seed {training.get("train", {}).get("seed")}, \
 {metrics.get("train_seconds_per_thread", "?")} s of CPU time per thread on \

@@ -28,10 +28,10 @@ def graphs_as_autoencoder(encoder: bytes, decoder: bytes) -> Autoencoder:
     encode_graph, decode_graph = (Graph(raw, Device("cpu")) for raw in (encoder, decoder))
 
     def encode(images: Array) -> tuple[Array, Array]:
-        answers = encode_graph.run(image=images)
+        answers = encode_graph.run({"image": images})
         return answers["mean"], answers["log_var"]
 
-    return Autoencoder(encode, lambda z: decode_graph.run(z=z)["logits"])
+    return Autoencoder(encode, lambda z: decode_graph.run({"z": z})["logits"])
 
 
 def evaluate_path(
@@ -61,9 +61,11 @@ def evaluate_path(
         model = graphs_as_autoencoder(bundle.graphs["encoder"], bundle.graphs["decoder"])
     elif (path / "config.json").is_file():
         run = RunFolder(path)
-        config = run.read_json("config.json")
+        config = run.read_config()
         what = f"run {path} (torch)"
-        data, sha256 = config["data"], config["data_sha256"]
+        if not run.complete:
+            what += f", unfinished: step {run.steps_done()} of {config.total_steps}"
+        data, sha256 = config.data, config.data_sha256
         model = as_autoencoder(run.load_model())
     else:
         raise ExportError(

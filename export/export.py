@@ -1,5 +1,6 @@
 """One export: run folder in, verified bundle out."""
 
+import dataclasses
 import hashlib
 import io
 import platform
@@ -13,7 +14,17 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from bundle import DatasetRef, FileRef, GraphRef, Manifest, Parity, TensorSpec, write_bundle
+from bundle import (
+    Bundle,
+    DatasetRef,
+    FileRef,
+    GraphRef,
+    Manifest,
+    Parity,
+    TensorSpec,
+    check_name,
+    write_bundle,
+)
 from export.card import model_card, pictures
 from export.errors import ExportError
 from export.evaluate import graphs_as_autoencoder
@@ -27,17 +38,25 @@ from export.verify import (
 )
 from latentserve import __version__
 from service import noise, runtime
+from service.model import ModelRefused, load_model
 from service.runtime import Device, Graph
 from training.datasets import binarize, load_dataset
-from training.errors import DataError
+from training.errors import DataMissing
 from training.evaluation import evaluate
-from training.run import RunFolder
+from training.run import RunConfig, RunFolder
 from training.train import TEST_SEED, describe
 
 Array = NDArray[np.float32]
 
+_DTYPES: dict[int, Literal["float32", "int64"]] = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.INT64: "int64",
+}
+
 TOLERANCES: dict[Literal["cpu", "cuda"], float] = {"cpu": 1e-4, "cuda": 1e-3}
 
+# The same draws on both sides, so only float32 rounding is between them.
+_ELBO_TOLERANCE = 0.05
 _CARD_SAMPLES = 100
 _CARD_SEED = 7
 
@@ -56,11 +75,12 @@ def export(run_path: Path, model: Path, report: Callable[[str], None] = print) -
     Raises:
         ExportError: The graphs do not pass a check.
         CheckpointError: The run is not complete or damaged.
-        BundleError: The bundle cannot be written.
+        BundleError: The name cannot name a model, or the bundle cannot be written.
     """
+    check_name(model.name)
     run = RunFolder(run_path)
     trained = run.read_json("metrics.json")
-    config = run.read_json("config.json")
+    config = run.read_config()
     golden_images, _ = run.read_golden_inputs()
     encoder, decoder = export_graphs(run.load_model())
     images, z = _parity_inputs(encoder, golden_images)
@@ -82,8 +102,8 @@ def export(run_path: Path, model: Path, report: Callable[[str], None] = print) -
     eps = noise.standard_normal(_CARD_SEED, 0, _CARD_SAMPLES, z.shape[1])
     files |= pictures(
         golden_images,
-        session.run(z=golden["encoder.mean"])["image"],
-        session.run(z=eps)["image"],
+        session.run({"z": golden["encoder.mean"]})["image"],
+        session.run({"z": eps})["image"],
     )
 
     def manifest_for(version: int) -> Manifest:
@@ -91,12 +111,12 @@ def export(run_path: Path, model: Path, report: Callable[[str], None] = print) -
             name=model.name,
             version=version,
             created_at=datetime.now(UTC).replace(microsecond=0),
-            image_shape=tuple(config["image_shape"]),
+            image_shape=config.image_shape,
             latent_dim=z.shape[1],
             likelihood="bernoulli",
             posterior="gaussian",
             prior="standard",
-            class_names=tuple(config["class_names"]),
+            class_names=config.class_names,
             graphs={
                 "encoder": _graph_ref("encoder.onnx", encoder),
                 "decoder": _graph_ref("decoder.onnx", decoder),
@@ -105,15 +125,16 @@ def export(run_path: Path, model: Path, report: Callable[[str], None] = print) -
             tolerances=TOLERANCES,
             preprocessing={"channels": "grey" if images.shape[1] == 1 else "rgb", "scale": 1 / 255},
             noise=noise.NAME,
-            dataset=DatasetRef(
-                name=config["data"], sha256=config["data_sha256"], split=config["split"]
-            ),
+            dataset=DatasetRef(name=config.data, sha256=config.data_sha256, split=config.split),
             training={
-                key: config[key]
-                for key in (
-                    "preset", "settings", "model", "train", "total_steps", "budget_seconds",
-                    "threads", "versions",
-                )
+                "preset": config.preset,
+                "settings": config.settings,
+                "model": dataclasses.asdict(config.model),
+                "train": dataclasses.asdict(config.train),
+                "total_steps": config.total_steps,
+                "budget_seconds": config.budget_seconds,
+                "threads": config.threads,
+                "versions": config.versions,
             },
             metrics=metrics,
             score_percentiles=tuple(run.read_json("score_percentiles.json")["percentiles"]),
@@ -131,9 +152,17 @@ def export(run_path: Path, model: Path, report: Callable[[str], None] = print) -
                 "onnxruntime": runtime.VERSION,
                 "numpy": np.__version__,
             },
-        )  # fmt: skip
+        )
 
-    return write_bundle(model, files, manifest_for, {"README.md": model_card})
+    return write_bundle(model, files, manifest_for, {"README.md": model_card}, check=_replay)
+
+
+def _replay(bundle: Bundle) -> None:
+    """Loads what was written just as a server will, golden rows included."""
+    try:
+        load_model(bundle, Device("cpu"))
+    except ModelRefused as error:
+        raise ExportError(f"a server would refuse this bundle: {error}") from error
 
 
 def _parity_inputs(encoder: ExportedGraph, golden: NDArray[np.uint8]) -> tuple[Array, Array]:
@@ -170,7 +199,7 @@ def _golden(encoder: ExportedGraph, decoder: ExportedGraph, images: Array) -> di
 def _metrics(
     encoder: ExportedGraph,
     decoder: ExportedGraph,
-    config: dict[str, Any],
+    config: RunConfig,
     trained: dict[str, Any],
     report: Callable[[str], None],
 ) -> dict[str, Any]:
@@ -178,15 +207,20 @@ def _metrics(
     training = {"train_seconds_per_thread", "skipped_steps"}
     kept = {key: value for key, value in trained.items() if key in training}
     try:
-        dataset = load_dataset(config["data"])
-    except DataError:
+        dataset = load_dataset(config.data, fetch=False)
+    except DataMissing:
         report("the data set is not here: the figures are those training measured with torch")
         return trained | {"measured_on": "torch"}
-    if dataset.sha256 != config["data_sha256"]:
-        raise ExportError(f"{config['data']} is not the data the run was trained on")
+    if dataset.sha256 != config.data_sha256:
+        raise ExportError(f"{config.data} is not the data the run was trained on")
     model = graphs_as_autoencoder(encoder.content, decoder.content)
     result = evaluate(model, binarize(dataset.test.images, TEST_SEED), draws=1, seed=TEST_SEED)
     report(f"test ELBO of the graphs {result.elbo:.2f} nats (torch: {trained['elbo']:.2f})")
+    if not abs(result.elbo - trained["elbo"]) <= _ELBO_TOLERANCE:
+        raise ExportError(
+            f"test ELBO of the graphs {result.elbo:.3f} nats, of torch {trained['elbo']:.3f}: "
+            f"wanted at most {_ELBO_TOLERANCE} apart"
+        )
     return describe(result) | {"measured_on": "onnxruntime"} | kept
 
 
@@ -204,7 +238,7 @@ def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
     kind = value.type.tensor_type
     return TensorSpec(
         name=value.name,
-        dtype="int64" if kind.elem_type == onnx.TensorProto.INT64 else "float32",
+        dtype=_DTYPES[kind.elem_type],
         shape=tuple(axis.dim_param or axis.dim_value for axis in kind.shape.dim),
     )
 

@@ -45,9 +45,17 @@ def check_structure(graph: ExportedGraph) -> None:
         raise ExportError(f"{graph.name}: opsets {domains}, wanted {{'': {OPSET}}}")
     if foreign := sorted({node.op_type for node in model.graph.node} - ALLOWED_OPERATORS):
         raise ExportError(f"{graph.name}: operators {foreign} are not on the list of allowed ones")
+    names = (
+        tuple(value.name for value in model.graph.input),
+        tuple(value.name for value in model.graph.output),
+    )
+    if names != (graph.inputs, graph.outputs):
+        raise ExportError(f"{graph.name}: tensors {names}, wanted {graph.inputs, graph.outputs}")
     for value in (*model.graph.input, *model.graph.output):
+        if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+            raise ExportError(f"{graph.name}: {value.name}: wanted float32")
         axes = value.type.tensor_type.shape.dim
-        if not axes[0].dim_param or any(axis.dim_param for axis in axes[1:]):
+        if not axes or not axes[0].dim_param or any(axis.dim_param for axis in axes[1:]):
             raise ExportError(f"{graph.name}: {value.name}: wanted the first axis alone dynamic")
 
 
@@ -60,6 +68,9 @@ def measure_parity(graph: ExportedGraph, inputs: Array) -> dict[str, float]:
 
     Returns:
         The largest absolute difference of each output, as "graph.output".
+
+    Raises:
+        ExportError: onnxruntime cannot run a batch, or answers in another shape.
     """
     session = Graph(graph.content, Device("cpu"))
     worst = {f"{graph.name}.{output}": 0.0 for output in graph.outputs}
@@ -67,8 +78,16 @@ def measure_parity(graph: ExportedGraph, inputs: Array) -> dict[str, float]:
         rows = inputs[:batch]
         with torch.inference_mode():
             wanted = graph.module(torch.from_numpy(rows))
-        answers = session.run(**{graph.inputs[0]: rows})
+        try:
+            answers = session.run({graph.inputs[0]: rows})
+        except Exception as error:  # onnxruntime's errors have no common base
+            raise ExportError(f"{graph.name}: cannot run a batch of {batch}: {error}") from error
         for output, reference in zip(graph.outputs, wanted, strict=True):
+            if answers[output].shape != tuple(reference.shape):
+                raise ExportError(
+                    f"{graph.name}.{output}: onnxruntime answers {list(answers[output].shape)}, "
+                    f"torch {list(reference.shape)}"
+                )
             difference = np.max(np.abs(answers[output] - reference.numpy()))
             key = f"{graph.name}.{output}"
             # np.maximum keeps a NaN; max() might drop it.
@@ -91,24 +110,25 @@ def check_parity(differences: Mapping[str, float], tolerance: float) -> None:
 
 
 def check_batch_invariance(graph: ExportedGraph, inputs: Array) -> None:
-    """Fails where a row's bits depend on the batch it ran in, on CPU.
+    """Fails where a row's bits depend on the batch it ran in or on the threads, on CPU.
 
     Seeded sampling promises that they do not.
 
     Raises:
         ExportError: They do.
     """
-    session = Graph(graph.content, Device("cpu"))
-    whole = session.run(**{graph.inputs[0]: inputs})
-    for batch in BATCHES:
-        for chunk in _chunks(len(inputs), batch):
-            part = session.run(**{graph.inputs[0]: inputs[chunk]})
-            for output in graph.outputs:
-                if part[output].tobytes() != whole[output][chunk].tobytes():
-                    raise ExportError(
-                        f"{graph.name}.{output}: rows differ between batches of {batch} and of "
-                        f"{len(inputs)}"
-                    )
+    whole = Graph(graph.content, Device("cpu")).run({graph.inputs[0]: inputs})
+    for threads in (0, 1):
+        session = Graph(graph.content, Device("cpu"), threads)
+        for batch in BATCHES:
+            for chunk in _chunks(len(inputs), batch):
+                part = session.run({graph.inputs[0]: inputs[chunk]})
+                for output in graph.outputs:
+                    if part[output].tobytes() != whole[output][chunk].tobytes():
+                        raise ExportError(
+                            f"{graph.name}.{output}: rows differ between batches of {batch} and "
+                            f"of {len(inputs)}"
+                        )
 
 
 def _chunks(rows: int, size: int) -> Iterable[slice]:

@@ -54,6 +54,7 @@ def run(name: str, arguments: Sequence[str]) -> int:
     command = COMMANDS[name]
     try:
         module = importlib.import_module(command.module)
+        status: int = getattr(module, command.function)(list(arguments))
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing in _PACKAGES:
@@ -69,5 +70,4 @@ def run(name: str, arguments: Sequence[str]) -> int:
             )
         print(f"latentserve {name}: {problem}", file=sys.stderr)
         return 1
-    status: int = getattr(module, command.function)(list(arguments))
     return status

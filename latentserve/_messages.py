@@ -2,7 +2,7 @@
 
 import math
 import secrets
-from collections.abc import Iterator
+from collections.abc import Sequence
 from datetime import UTC
 from typing import Any, Literal
 
@@ -57,12 +57,21 @@ def latent_array(z: ArrayLike) -> NDArray[Any]:
     array = _sendable(np.asarray(z), "latents", 2)
     if array.ndim != 2:
         raise ValueError(f"latents: got shape {list(array.shape)}, wanted [N, D]")
+    if array.dtype == np.uint8:
+        raise TypeError("latents: got dtype uint8, wanted float32 or float16")
     return array
 
 
-def chunks(rows: int, most: int) -> Iterator[slice]:
-    """Cuts `rows` rows into pieces of at most `most`."""
-    return (slice(start, min(start + most, rows)) for start in range(0, rows, most))
+def check_draw(seed: int | None, offset: int, rows: int) -> None:
+    """Refuses a seed or an offset that the sequence of a seed does not have.
+
+    Raises:
+        ValueError: Naming it, the value got and the value wanted.
+    """
+    if seed is not None and not 0 <= seed < 2**64:
+        raise ValueError(f"seed: got {seed}, wanted 0 to 2^64 - 1")
+    if not 0 <= offset <= 2**64 - rows:
+        raise ValueError(f"offset: got {offset}, wanted 0 to 2^64 - {rows} for {rows} rows")
 
 
 def selector(model: str, version: int) -> pb.ModelSelector:
@@ -100,8 +109,9 @@ def sample_request(
     temperature: float | None,
     truncation: float | None,
     image_format: Format,
+    return_latents: bool,
 ) -> pb.SampleRequest:
-    """Asks for new images and their latents."""
+    """Asks for new images and, where wanted, their latents."""
     return pb.SampleRequest(
         model=model,
         count=count,
@@ -111,7 +121,7 @@ def sample_request(
         temperature=temperature,
         truncation=truncation,
         format=_format(image_format),
-        return_latents=True,
+        return_latents=return_latents,
     )
 
 
@@ -129,12 +139,22 @@ def to_array(tensor: tensor_pb2.Tensor) -> NDArray[Any]:
         ProtocolError: Of an unknown dtype or a wrong number of bytes.
     """
     dtype = _DTYPES.get(tensor.dtype)
-    if dtype is None or math.prod(tensor.shape) * dtype.itemsize != len(tensor.data):
+    data = tensor.data  # each access makes a copy
+    if dtype is None or math.prod(tensor.shape) * dtype.itemsize != len(data):
         raise ProtocolError(
-            f"tensor: dtype {tensor.dtype}, shape {list(tensor.shape)}, {len(tensor.data)} bytes "
+            f"tensor: dtype {tensor.dtype}, shape {list(tensor.shape)}, {len(data)} bytes "
             "do not belong together"
         )
-    return np.frombuffer(tensor.data, dtype).reshape(tensor.shape)
+    return np.frombuffer(data, dtype).reshape(tensor.shape)
+
+
+def joined(tensors: Sequence[tensor_pb2.Tensor]) -> NDArray[Any]:
+    """Reads tensors and puts their rows together, in an array of the caller's own.
+
+    Raises:
+        ProtocolError: As `to_array`.
+    """
+    return np.concatenate([to_array(tensor) for tensor in tensors])
 
 
 def read_server_info(reply: pb.GetServerInfoResponse) -> ServerInfo:

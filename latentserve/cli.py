@@ -4,6 +4,8 @@ import argparse
 import io
 import os
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and arguments[0] in _app.COMMANDS:
-        return _app.run(arguments[0], arguments[1:])
+        try:
+            return _app.run(arguments[0], arguments[1:])
+        except KeyboardInterrupt:
+            return 130
     options = _parser().parse_args(arguments)
     # grpc takes a while to import; `--help` need not wait for it.
     from latentserve.errors import LatentserveError
@@ -85,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("posterior.npz"),
         help="npz file with mean, log_var and z (default: posterior.npz)",
     )
-    encode.add_argument("--seed", type=int, help="draw z as well, with this seed")
+    encode.add_argument("--seed", type=_uint64, help="draw z as well, with this seed")
     _model(encode)
     encode.epilog = "example:\n  latentserve encode digits.npy -o posterior.npz"
 
@@ -101,9 +106,13 @@ def _parser() -> argparse.ArgumentParser:
     decode.epilog = "example:\n  latentserve decode posterior.npz -o decoded.png"
 
     sample = _command(commands, "sample", _sample, "draw new images")
-    sample.add_argument("-n", "--count", type=int, default=100, help="how many (default: 100)")
-    sample.add_argument("--seed", type=int, help="the same images every time (default: fresh)")
-    sample.add_argument("--offset", type=int, default=0, help="first image of the seed's sequence")
+    sample.add_argument(
+        "-n", "--count", type=_positive, default=100, help="how many (default: 100)"
+    )
+    sample.add_argument("--seed", type=_uint64, help="the same images every time (default: fresh)")
+    sample.add_argument(
+        "--offset", type=_uint64, default=0, help="first image of the seed's sequence"
+    )
     sample.add_argument("--label", type=int, help="class wanted, where the model knows classes")
     sample.add_argument("--temperature", type=float, help="below 1: more typical (default: 1)")
     sample.add_argument("--truncation", type=float, help="bound on the noise (default: none)")
@@ -143,12 +152,30 @@ def _pictures(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=_picture,
         default=Path(default),
         help=f"a grid as .png, or the float32 array as .npy (default: {default})",
     )
-    parser.add_argument("--columns", type=int, help="images in a row of the grid")
-    parser.add_argument("--zoom", type=int, default=2, help="size of a pixel (default: 2)")
+    parser.add_argument("--columns", type=_positive, help="images in a row of the grid")
+    parser.add_argument("--zoom", type=_positive, default=2, help="size of a pixel (default: 2)")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text}, wanted a whole number from 1")
+    return int(text)
+
+
+def _uint64(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**64:
+        raise argparse.ArgumentTypeError(f"got {text}, wanted a whole number from 0 to 2^64 - 1")
+    return int(text)
+
+
+def _picture(text: str) -> Path:
+    if Path(text).suffix not in (".png", ".npy"):
+        raise argparse.ArgumentTypeError(f"got {text}, wanted a name ending in .png or .npy")
+    return Path(text)
 
 
 def _default_server() -> str:
@@ -242,7 +269,7 @@ def _load(path: Path, keys: tuple[str, ...]) -> NDArray[Any]:
                     array: NDArray[Any] = loaded[key]
                     return array
             found = ", ".join(loaded.files)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise _Failure(f"{path}: {error}") from error
     wanted = f"an npy file, or an npz file with {' or '.join(keys)}" if keys else "an npy file"
     raise _Failure(f"{path}: got an npz file with {found}, wanted {wanted}")
@@ -257,8 +284,6 @@ def _write_images(options: argparse.Namespace, images: NDArray[Any], remark: str
         np.save(buffer, images)
         _write(options.output, buffer.getvalue(), what)
         return
-    if options.output.suffix != ".png":
-        raise _Failure(f"--output: got {options.output}, wanted a name ending in .png or .npy")
     pixels = np.rint(images * np.float32(255)).astype(np.uint8)
     _write(options.output, encode_png(grid(pixels, options.columns, zoom=options.zoom)), what)
 

@@ -13,10 +13,9 @@ Needs grpcio, protobuf and numpy, and nothing else.
 import json
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
-import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from latentserve import _messages
@@ -84,13 +83,12 @@ _SERVICE_CONFIG = json.dumps(
 
 _OPTIONS = (
     ("grpc.service_config", _SERVICE_CONFIG),
+    # gRPC keeps a request to send it again only up to this size, 256 KiB by default.
+    ("grpc.per_rpc_retry_buffer_size", 256 * 2**20),
     # The server states and keeps the limits; the client cuts its arrays to them.
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
 )
-
-Request = TypeVar("Request")
-Reply = TypeVar("Reply")
 
 
 class Client:
@@ -205,17 +203,20 @@ class Client:
             ServerError: The server refused or could not be reached.
         """
         array = _messages.image_array(images)
+        _messages.check_draw(seed, offset, len(array))
         if draw and seed is None:
             seed = _messages.fresh_seed()
         chosen = _messages.selector(model, version)
-        replies = []
-        for rows in _messages.chunks(len(array), self._rows(model, version)):
+
+        def send(rows: slice) -> Any:
             request = _messages.encode_request(array[rows], chosen, seed, offset + rows.start)
-            replies.append(self._call(self._stub.Encode, request, timeout))
+            return self._call(self._stub.Encode, request, timeout)
+
+        replies = self._in_pieces(send, len(array), model, version)
         return Posterior(
-            mean=_joined([reply.mean for reply in replies]),
-            log_var=_joined([reply.log_var for reply in replies]),
-            z=None if seed is None else _joined([reply.z for reply in replies]),
+            mean=_messages.joined([reply.mean for reply in replies]),
+            log_var=_messages.joined([reply.log_var for reply in replies]),
+            z=None if seed is None else _messages.joined([reply.z for reply in replies]),
             seed=seed,
         )
 
@@ -247,11 +248,13 @@ class Client:
         """
         array = _messages.latent_array(z)
         chosen = _messages.selector(model, version)
-        replies = []
-        for rows in _messages.chunks(len(array), self._rows(model, version)):
+
+        def send(rows: slice) -> Any:
             request = _messages.decode_request(array[rows], chosen, dtype)
-            replies.append(self._call(self._stub.Decode, request, timeout))
-        return _joined([reply.images.tensor for reply in replies])
+            return self._call(self._stub.Decode, request, timeout)
+
+        replies = self._in_pieces(send, len(array), model, version)
+        return _messages.joined([reply.images.tensor for reply in replies])
 
     def sample(
         self,
@@ -267,23 +270,18 @@ class Client:
         version: int = 0,
         timeout: float | None = None,
     ) -> NDArray[Any]:
-        """Draws new images; `sample_with_latents` without the rest.
+        """Draws new images from the prior.
+
+        Takes and raises what `sample_with_latents` does.
 
         Returns:
             [N, C, H, W].
         """
-        return self.sample_with_latents(
-            n,
-            seed=seed,
-            offset=offset,
-            label=label,
-            temperature=temperature,
-            truncation=truncation,
-            dtype=dtype,
-            model=model,
-            version=version,
-            timeout=timeout,
-        ).images
+        replies, _ = self._sample(
+            n, seed, offset, label, temperature, truncation, dtype, model, version, timeout,
+            return_latents=False,
+        )  # fmt: skip
+        return _messages.joined([reply.images.tensor for reply in replies])
 
     def sample_with_latents(
         self,
@@ -320,12 +318,40 @@ class Client:
             ValueError: n is below 1, or a seed or offset is no uint64.
             ServerError: The server refused or could not be reached.
         """
+        replies, seed = self._sample(
+            n, seed, offset, label, temperature, truncation, dtype, model, version, timeout,
+            return_latents=True,
+        )  # fmt: skip
+        return Samples(
+            images=_messages.joined([reply.images.tensor for reply in replies]),
+            latents=_messages.joined([reply.latents for reply in replies]),
+            seed=seed,
+            offset=offset,
+        )
+
+    def _sample(
+        self,
+        n: int,
+        seed: int | None,
+        offset: int,
+        label: int | None,
+        temperature: float | None,
+        truncation: float | None,
+        dtype: Format,
+        model: str,
+        version: int,
+        timeout: float | None,
+        *,
+        return_latents: bool,
+    ) -> tuple[list[Any], int]:
         if n < 1:
             raise ValueError(f"n: got {n}, wanted at least 1")
+        _messages.check_draw(seed, offset, n)
+        # Resolved before the job is cut, and before anything is sent twice.
         seed = _messages.fresh_seed() if seed is None else seed
         chosen = _messages.selector(model, version)
-        replies = []
-        for rows in _messages.chunks(n, self._rows(model, version)):
+
+        def send(rows: slice) -> Any:
             request = _messages.sample_request(
                 rows.stop - rows.start,
                 chosen,
@@ -335,27 +361,35 @@ class Client:
                 temperature=temperature,
                 truncation=truncation,
                 image_format=dtype,
+                return_latents=return_latents,
             )
-            replies.append(self._call(self._stub.Sample, request, timeout))
-        return Samples(
-            images=_joined([reply.images.tensor for reply in replies]),
-            latents=_joined([reply.latents for reply in replies]),
-            seed=seed,
-            offset=offset,
-        )
+            return self._call(self._stub.Sample, request, timeout)
 
-    def _rows(self, model: str, version: int) -> int:
-        """Most rows in one message to a model; asked once."""
+        return self._in_pieces(send, n, model, version), seed
+
+    def _in_pieces(
+        self, send: Callable[[slice], Any], rows: int, model: str, version: int
+    ) -> list[Any]:
+        """Sends rows in pieces of the size that the server takes."""
         known = self._max_rows.get((model, version))
-        return known if known is not None else self.model(model, version=version).max_rows
+        most = known or self.model(model, version=version).max_rows
+        replies: list[Any] = []
+        start = 0
+        while start < rows:
+            piece = slice(start, min(start + most, rows))
+            try:
+                replies.append(send(piece))
+            except InvalidArgument:
+                # Another server, or a new version, may take fewer than was known.
+                most = self.model(model, version=version).max_rows
+                if most >= piece.stop - piece.start:
+                    raise
+                continue
+            start = piece.stop
+        return replies
 
-    def _call(self, method: Callable[..., Reply], request: Request, timeout: float | None) -> Reply:
+    def _call(self, method: Any, request: Any, timeout: float | None) -> Any:
         try:
             return method(request, timeout=self._timeout if timeout is None else timeout)
         except grpc.RpcError as error:
-            raise from_rpc_error(error, self.target) from None
-
-
-def _joined(tensors: list[Any]) -> NDArray[Any]:
-    arrays = [_messages.to_array(tensor) for tensor in tensors]
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+            raise from_rpc_error(error, self.target) from error

@@ -19,7 +19,6 @@ ValueError before anything is sent.
 from dataclasses import dataclass
 
 import grpc
-from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError
 
 from latentserve.compat.v1 import compat_pb2
@@ -121,28 +120,30 @@ def from_rpc_error(error: grpc.RpcError, target: str) -> ServerError:
         error: As raised by a stub.
         target: The server's address, named where it could not be reached.
     """
-    assert isinstance(error, grpc.Call)
+    if not isinstance(error, grpc.Call):
+        return ServerError(str(error), grpc.StatusCode.UNKNOWN)
     code = error.code()
     message = error.details() or code.name
-    reason, violations = "", []
-    for detail in _details(error):
-        kind = detail.type_url.rpartition("/")[2]
-        if kind == "google.rpc.ErrorInfo":
-            reason = compat_pb2.RpcErrorInfo.FromString(detail.value).reason
-        elif kind == "google.rpc.BadRequest":
-            for each in compat_pb2.RpcBadRequest.FromString(detail.value).field_violations:
-                violations.append(Violation(each.field, each.description))
+    reason, violations = _details(error)
     if code == grpc.StatusCode.UNAVAILABLE and not reason:
         message = f"{target} cannot be reached ({message})"
-    return _CLASSES.get(code, ServerError)(message, code, reason, tuple(violations))
+    return _CLASSES.get(code, ServerError)(message, code, reason, violations)
 
 
-def _details(error: grpc.Call) -> list[any_pb2.Any]:
-    trailers = dict(error.trailing_metadata() or ())
-    raw = trailers.get(_DETAILS)
+def _details(error: grpc.Call) -> tuple[str, tuple[Violation, ...]]:
+    """The reason and the violations in the trailers, where the server sent any."""
+    raw = dict(error.trailing_metadata() or ()).get(_DETAILS)
     if not isinstance(raw, bytes):
-        return []
+        return "", ()
+    reason, violations = "", []
     try:
-        return list(compat_pb2.RpcStatus.FromString(raw).details)
+        for detail in compat_pb2.RpcStatus.FromString(raw).details:
+            kind = detail.type_url.rpartition("/")[2]
+            if kind == "google.rpc.ErrorInfo":
+                reason = compat_pb2.RpcErrorInfo.FromString(detail.value).reason
+            elif kind == "google.rpc.BadRequest":
+                for each in compat_pb2.RpcBadRequest.FromString(detail.value).field_violations:
+                    violations.append(Violation(each.field, each.description))
     except DecodeError:
-        return []  # not ours, for example a proxy's; the code and message stand
+        return "", ()  # not ours, for example a proxy's; the code and message stand
+    return reason, tuple(violations)

@@ -1,5 +1,6 @@
 """`latentserve serve`."""
 
+import signal
 import sys
 
 from service.errors import StartError
@@ -12,6 +13,8 @@ def main(arguments: list[str]) -> int:
     Returns:
         The exit status: 0 after a drain, 2 where a setting is wrong or cannot be had.
     """
+    # Until the server has handlers of its own there is nothing to drain.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         settings = read_settings(arguments)
         # onnxruntime and grpc are only worth their start-up time with settings that parse.

@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 from latentserve.v1 import tensor_pb2
 from service.errors import InvalidArgument
 
+#: Far beyond every latent that means something, and no graph overflows on it.
+MAX_LATENT = 1e6
+
 _DTYPES: dict[int, np.dtype[np.generic]] = {
     tensor_pb2.DATA_TYPE_FLOAT32: np.dtype("<f4"),
     tensor_pb2.DATA_TYPE_FLOAT16: np.dtype("<f2"),
@@ -65,15 +68,19 @@ def read_latents(
 
     Raises:
         InvalidArgument: Wrong dtype, shape, byte count or number of rows, or a
-            value that is not finite.
+            value that is not finite or above MAX_LATENT in size.
     """
     if tensor.dtype == tensor_pb2.DATA_TYPE_UINT8:
         raise InvalidArgument(f"{field}.dtype", "UINT8", "FLOAT32 or FLOAT16")
     if len(tensor.shape) != 2 or tensor.shape[1] != dim:
         raise InvalidArgument(f"{field}.shape", list(tensor.shape), f"[N, {dim}]")
     latents = _array(tensor, field, max_rows).astype(np.float32, copy=False)
-    if not np.isfinite(latents).all():
-        raise InvalidArgument(f"{field}.data", "NaN or infinity", "finite values")
+    low, high = float(latents.min()), float(latents.max())
+    # Asked so that NaN fails.
+    if not (low >= -MAX_LATENT and high <= MAX_LATENT):
+        got = "NaN" if math.isnan(low) else f"values from {low:g} to {high:g}"
+        wanted = f"finite values, at most {MAX_LATENT:g} in size"
+        raise InvalidArgument(f"{field}.data", got, wanted)
     return latents
 
 
@@ -95,16 +102,16 @@ def _image_shapes(shape: tuple[int, int, int]) -> list[tuple[int, ...]]:
 def _array(tensor: tensor_pb2.Tensor, field: str, max_rows: int) -> NDArray[np.generic]:
     dtype = _DTYPES.get(tensor.dtype)
     if dtype is None:
-        got = tensor_pb2.DataType.Name(tensor.dtype) if tensor.dtype in (0,) else tensor.dtype
-        raise InvalidArgument(f"{field}.dtype", got, "FLOAT32, FLOAT16 or UINT8")
+        raise InvalidArgument(f"{field}.dtype", tensor.dtype or "none", "FLOAT32, FLOAT16 or UINT8")
     rows = tensor.shape[0]
     if not 1 <= rows <= max_rows:
         raise InvalidArgument(f"{field}.shape", f"{rows} rows", f"1 to {max_rows}")
     wanted = math.prod(tensor.shape) * dtype.itemsize
-    if len(tensor.data) != wanted:
+    data = tensor.data  # each access makes a copy
+    if len(data) != wanted:
         raise InvalidArgument(
             f"{field}.data",
-            f"{len(tensor.data)} bytes",
+            f"{len(data)} bytes",
             f"{wanted} for {dtype.name} {list(tensor.shape)}",
         )
-    return np.frombuffer(tensor.data, dtype).reshape(tensor.shape)
+    return np.frombuffer(data, dtype).reshape(tensor.shape)

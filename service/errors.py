@@ -10,6 +10,8 @@ StartError                    the server refuses to start (never sent)
 
 import enum
 
+_LONGEST = 100
+
 
 class Status(enum.Enum):
     """How a call failed, in the words of gRPC's status codes."""
@@ -47,7 +49,7 @@ class InvalidArgument(ServiceError):
 
     def __init__(self, field: str, got: object, wanted: str):
         self.field = field
-        self.description = f"got {got}, wanted {wanted}"
+        self.description = f"got {shortened(got)}, wanted {wanted}"
         super().__init__(f"{field}: {self.description}")
 
 
@@ -70,6 +72,12 @@ class NotReady(ServiceError):
 
     status = Status.UNAVAILABLE
     reason = "NOT_READY"
+
+
+def shortened(value: object) -> str:
+    """A caller's value as text that fits into an error: trailers have little room."""
+    text = str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text)} characters)"
 
 
 class StartError(Exception):

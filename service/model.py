@@ -12,8 +12,8 @@ from service.runtime import Device, Graph
 Array = NDArray[np.float32]
 
 
-class GoldenMismatch(Exception):
-    """A graph does not answer what the bundle says it must."""
+class ModelRefused(Exception):
+    """A sound bundle that this server must not serve, above all for its golden rows."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Model:
 
     def encode(self, images: Array) -> tuple[Array, Array]:
         """Maps images [N, C, H, W] in [0, 1] to the posterior's mean and log_var, [N, D]."""
-        answers = self.encoder.run(image=images)
+        answers = self.encoder.run({"image": images})
         return answers["mean"], answers["log_var"]
 
     def decode(self, z: Array) -> Array:
         """Maps latents [N, D] to images [N, C, H, W] in [0, 1]."""
-        return self.decoder.run(z=z)["image"]
+        return self.decoder.run({"z": z}, ("image",))["image"]
 
 
 def load_model(bundle: Bundle, device: Device, threads: int = 0) -> Model:
@@ -57,13 +57,13 @@ def load_model(bundle: Bundle, device: Device, threads: int = 0) -> Model:
         threads: Threads a run may use; 0 for as many as this process has CPUs.
 
     Raises:
-        GoldenMismatch: An answer is further from the golden one than the bundle
+        ModelRefused: An answer is further from the golden one than the bundle
             allows on this device.
         Exception: onnxruntime refuses a graph.
     """
     manifest = bundle.manifest
     if manifest.noise != NOISE:
-        raise GoldenMismatch(f"noise: got {manifest.noise!r}, this server draws {NOISE!r}")
+        raise ModelRefused(f"noise: got {manifest.noise!r}, this server draws {NOISE!r}")
     graphs = {name: Graph(raw, device, threads) for name, raw in bundle.graphs.items()}
     for name, graph in graphs.items():
         _replay(name, graph, bundle)
@@ -73,19 +73,27 @@ def load_model(bundle: Bundle, device: Device, threads: int = 0) -> Model:
 def _replay(name: str, graph: Graph, bundle: Bundle) -> None:
     manifest = bundle.manifest
     ref = manifest.graphs[name]  # type: ignore[index]
+    if graph.device.kind not in manifest.tolerances:
+        raise ModelRefused(f"tolerances: none for {graph.device.kind}")
     tolerance = manifest.tolerances[graph.device.kind]
+    for kind, names, specs in (
+        ("inputs", graph.inputs, ref.inputs),
+        ("outputs", graph.outputs, ref.outputs),
+    ):
+        if set(names) != {tensor.name for tensor in specs}:
+            raise ModelRefused(f"{name}: the graph's {kind} are {', '.join(names)}")
     answers = graph.run(
-        **{tensor.name: bundle.golden[f"{name}.{tensor.name}"] for tensor in ref.inputs}
+        {tensor.name: bundle.golden[f"{name}.{tensor.name}"] for tensor in ref.inputs}
     )
     for tensor in ref.outputs:
         key = f"{name}.{tensor.name}"
         got, wanted = answers[tensor.name], bundle.golden[key]
         if got.shape != wanted.shape:
-            raise GoldenMismatch(f"{key}: shape {list(got.shape)}, wanted {list(wanted.shape)}")
+            raise ModelRefused(f"{key}: shape {list(got.shape)}, wanted {list(wanted.shape)}")
         difference = float(np.max(np.abs(got - wanted)))
         # Asked so that NaN fails.
         if not difference <= tolerance:
-            raise GoldenMismatch(
+            raise ModelRefused(
                 f"{key}: differs from its golden rows by {difference:.3g}, wanted at most "
                 f"{tolerance:g} on {graph.device}"
             )

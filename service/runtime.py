@@ -2,13 +2,14 @@
 
 import os
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.cpus import usable_cpus
+from latentserve._cpus import usable_cpus
 from service.errors import StartError
 
 # From 1.29 on onnxruntime sends telemetry unless told otherwise before its import.
@@ -76,6 +77,8 @@ class Graph:
 
     Attributes:
         device: Where it really runs.
+        inputs: Names of its inputs.
+        outputs: Names of its outputs.
 
     Raises:
         StartError: The device was not taken, for example CUDA out of memory.
@@ -96,19 +99,23 @@ class Graph:
         if used != _providers(device)[0][0]:
             raise StartError(f"device: wanted {device}, but onnxruntime fell back to {used}")
         self.device = device
-        self._outputs = [output.name for output in self._session.get_outputs()]
+        self.inputs = tuple(each.name for each in self._session.get_inputs())
+        self.outputs = tuple(each.name for each in self._session.get_outputs())
 
-    def run(self, **inputs: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    def run(
+        self, inputs: Mapping[str, NDArray[np.float32]], outputs: Sequence[str] = ()
+    ) -> dict[str, NDArray[np.float32]]:
         """Runs the graph; releases the GIL while it does.
 
         Args:
-            **inputs: Arrays by the names of the graph's inputs.
+            inputs: Arrays by the names of the graph's inputs.
+            outputs: Names of the outputs wanted; all by default.
 
         Returns:
-            Arrays by the names of its outputs.
+            Arrays by the names of the outputs.
         """
-        answers = self._session.run(self._outputs, inputs)
-        return dict(zip(self._outputs, answers, strict=True))
+        wanted = list(outputs or self.outputs)
+        return dict(zip(wanted, self._session.run(wanted, dict(inputs)), strict=True))
 
 
 def _providers(device: Device) -> list[tuple[str, dict[str, str]]]:
@@ -123,7 +130,7 @@ def _cuda_problem(device: Device) -> str | None:
     if _CUDA not in onnxruntime.get_available_providers():
         return "this onnxruntime has no CUDA (wanted the package onnxruntime-gpu)"
     try:
-        Graph(_PROBE, device, threads=1).run(x=np.zeros(1, np.float32))
+        Graph(_PROBE, device, threads=1).run({"x": np.zeros(1, np.float32)})
     except StartError:
         return "onnxruntime fell back to the CPU (wanted a GPU and CUDA libraries it can load)"
     except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no common base

@@ -13,6 +13,7 @@ from latentserve.v1 import tensor_pb2
 from service import codec, engine, runtime
 from service.engine import Draw, Engine
 from service.errors import InvalidArgument, NotForThisModel
+from service.limits import max_rows
 from service.model import Model
 from service.noise import ROWS
 from service.settings import Settings
@@ -23,8 +24,8 @@ _FORMATS = {
     pb.IMAGE_FORMAT_FLOAT32: False,
     pb.IMAGE_FORMAT_UINT8: True,
 }
-# Room in a message for everything that is not rows.
-_OVERHEAD_BYTES = 1024
+#: Above these a graph's float32 arithmetic may overflow.
+MAX_TEMPERATURE = 100.0
 
 
 class Servicer:
@@ -115,8 +116,8 @@ class Servicer:
             model,
             request.count,
             draw,
-            temperature=_number(request, "temperature", 1.0, allow_zero=True),
-            truncation=_number(request, "truncation", None, allow_zero=False),
+            temperature=_temperature(request),
+            truncation=_truncation(request),
             as_uint8=_as_uint8(request.format),
         )
         sampled = answer.value
@@ -133,10 +134,7 @@ class Servicer:
         return self._models().find(selector.name, selector.version)
 
     def _max_rows(self, manifest: Manifest) -> int:
-        """Rows whose images and latents fit into one message, as float32."""
-        row = 4 * (math.prod(manifest.image_shape) + 3 * manifest.latent_dim)
-        fitting = (self._settings.max_message_bytes - _OVERHEAD_BYTES) // row
-        return max(1, min(self._settings.max_rows, fitting))
+        return max_rows(manifest, self._settings.max_rows, self._settings.max_message_bytes)
 
     def _describe(self, model: Model) -> pb.ModelInfo:
         manifest = model.manifest
@@ -196,15 +194,22 @@ def _check_label(request: pb.SampleRequest, manifest: Manifest) -> None:
         raise InvalidArgument("label", request.label, f"-1 to {len(manifest.labels) - 1}")
 
 
-def _number(request: Any, field: str, default: float | None, *, allow_zero: bool) -> Any:
-    if not request.HasField(field):
-        return default
-    value = getattr(request, field)
-    if not (math.isfinite(value) and (value > 0 or (allow_zero and value == 0))):
+def _temperature(request: pb.SampleRequest) -> float:
+    if not request.HasField("temperature"):
+        return 1.0
+    if not 0.0 <= request.temperature <= MAX_TEMPERATURE:
         raise InvalidArgument(
-            field, f"{value:g}", f"a finite number {'from' if allow_zero else 'above'} 0"
+            "temperature", f"{request.temperature:g}", f"0 to {MAX_TEMPERATURE:g}"
         )
-    return value
+    return request.temperature
+
+
+def _truncation(request: pb.SampleRequest) -> float | None:
+    if not request.HasField("truncation"):
+        return None
+    if not 0.0 < request.truncation < math.inf:
+        raise InvalidArgument("truncation", f"{request.truncation:g}", "a finite number above 0")
+    return request.truncation
 
 
 def _as_uint8(image_format: int) -> bool:

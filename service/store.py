@@ -1,17 +1,18 @@
 """The models a server serves: found, verified, loaded and looked up by name."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from bundle import BundleError, ModelFolder, find_models, open_bundle
-from service.errors import ModelNotFound, NotReady, StartError
-from service.model import Model, load_model
-from service.runtime import Device
+from bundle import Bundle, BundleError, ModelFolder, find_models, open_bundle
+from service.errors import ModelNotFound, NotReady, StartError, shortened
+from service.model import Model, ModelRefused
 
 _log = logging.getLogger(__name__)
+
+Load = Callable[[Bundle], Model]
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Models:
     """An immutable set of loaded models; replaced as a whole.
 
     Attributes:
-        default: Name that an empty name means, or empty where no model is loaded.
+        default: Name that an empty name means, or empty where that is not loaded.
         loaded: The models by name, in alphabetical order.
         refused: Why each model that is there could not be loaded, by name.
     """
@@ -36,15 +37,18 @@ class Models:
             version: Its version; 0 for the one being served.
 
         Raises:
-            NotReady: No model is loaded.
+            NotReady: No model is loaded, or not the default one that is meant.
             ModelNotFound: This one is not.
         """
         if not self.loaded:
             raise NotReady("no model is loaded; the server's log says why")
+        if not name and not self.default:
+            raise NotReady("the default model is not loaded; the server's log says why")
         model = self.loaded.get(name or self.default)
         if model is None:
             raise ModelNotFound(
-                f"model.name: got {name or self.default!r}, wanted one of {', '.join(self.loaded)}"
+                f"model.name: got {shortened(repr(name))}, wanted one of "
+                f"{shortened(', '.join(self.loaded))}"
             )
         if version not in (0, model.manifest.version):
             raise ModelNotFound(
@@ -54,7 +58,12 @@ class Models:
         return model
 
 
-def load_models(root: Path, device: Device, threads: int = 0, default: str = "") -> Models:
+def load_models(
+    root: Path,
+    load: Load,
+    default: str = "",
+    stopped: Callable[[], bool] = lambda: False,
+) -> Models:
     """Loads the highest sound version of every model in a folder.
 
     A model whose versions are all refused is left out and logged: one bad model
@@ -62,9 +71,10 @@ def load_models(root: Path, device: Device, threads: int = 0, default: str = "")
 
     Args:
         root: The models folder.
-        device: Where to run the graphs.
-        threads: Threads a run may use; 0 for as many as this process has CPUs.
-        default: The default model; empty for the first in alphabetical order.
+        load: Loads one verified bundle.
+        default: The default model; empty for the first that is loaded, in
+            alphabetical order.
+        stopped: Asked between two bundles; if true, the rest is left out.
 
     Raises:
         StartError: The folder cannot be read, or holds no model named `default`.
@@ -76,28 +86,39 @@ def load_models(root: Path, device: Device, threads: int = 0, default: str = "")
     names = [folder.name for folder in folders]
     if default and default not in names:
         raise StartError(f"default-model: got {default!r}, wanted one of {', '.join(names)}")
+    if not folders:
+        _log.error("no model in %s; wanted <name>/<version>/manifest.json", root)
     loaded: dict[str, Model] = {}
     refused: dict[str, str] = {}
     for folder in folders:
-        model = _load_highest(folder, device, threads, refused)
-        if model is not None:
-            loaded[folder.name] = model
-    if not folders:
-        _log.error("no model in %s; wanted <name>/<version>/manifest.json", root)
+        found = _load_highest(folder, load, stopped)
+        if isinstance(found, Model):
+            loaded[folder.name] = found
+        else:
+            refused[folder.name] = found
     chosen = default or next(iter(loaded), "")
-    return Models(chosen, MappingProxyType(loaded), MappingProxyType(refused))
+    return Models(
+        chosen if chosen in loaded else "", MappingProxyType(loaded), MappingProxyType(refused)
+    )
 
 
-def _load_highest(
-    folder: ModelFolder, device: Device, threads: int, refused: dict[str, str]
-) -> Model | None:
+def _load_highest(folder: ModelFolder, load: Load, stopped: Callable[[], bool]) -> Model | str:
+    """Returns the model, or why its highest version was refused."""
+    problem = folder.problem
+    if problem:
+        _log.error("refused %s: %s", folder.name, problem)
     for version in reversed(folder.versions):
+        if stopped():
+            break
         try:
-            model = load_model(open_bundle(folder.path / str(version)), device, threads)
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with it, it is refused
+            model = load(open_bundle(folder.path / str(version)))
+        except (BundleError, ModelRefused) as error:
             _log.error("refused %s/%d: %s", folder.name, version, error)
-            refused.setdefault(folder.name, str(error))
-            continue
-        _log.info("loaded %s on %s", model.identity, model.decoder.device)
-        return model
-    return None
+            problem = problem or str(error)
+        except Exception as error:  # noqa: BLE001 - onnxruntime's have no common base
+            _log.exception("refused %s/%d", folder.name, version)
+            problem = problem or str(error)
+        else:
+            _log.info("loaded %s on %s", model.identity, model.decoder.device)
+            return model
+    return problem or "not loaded"

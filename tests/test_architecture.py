@@ -68,7 +68,9 @@ def test_only_one_file_of_the_service_knows(module, home):
     assert knowing == {home}
 
 
-@pytest.mark.parametrize("name", ["engine", "model", "noise", "runtime", "store", "errors"])
+@pytest.mark.parametrize(
+    "name", ["engine", "errors", "limits", "model", "noise", "runtime", "store"]
+)
 def test_the_engine_knows_neither_grpc_nor_protobuf(name):
     known = imports(ROOT / "service" / f"{name}.py")
     assert not {each for each in known if each.split(".")[0] in {"grpc", "google"}}
@@ -105,9 +107,10 @@ import asyncio, sys
 from pathlib import Path
 import service.server, service.cli
 from service.engine import Draw, Engine
-from service.runtime import resolve_device
+from service.model import load_model
+from service.runtime import Device
 from service.store import load_models
-models = load_models(Path({str(models)!r}), resolve_device("cpu"))
+models = load_models(Path({str(models)!r}), lambda bundle: load_model(bundle, Device("cpu")))
 engine = Engine()
 answer = asyncio.run(engine.sample(models.find("", 0), 3, Draw(1), temperature=1.0,
                                    truncation=None, as_uint8=True))
@@ -119,7 +122,15 @@ print(sorted({{"torch", "onnx", "training", "export", "matplotlib"}} & set(sys.m
 
 
 def test_telemetry_is_off_before_onnxruntime_is_imported():
-    code = "import os, service.runtime; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    code = """
+import os, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "onnxruntime":
+            print(os.environ.get("ORT_DISABLE_TELEMETRY"))
+sys.meta_path.insert(0, Finder())
+import service.runtime
+"""
     environment = dict(os.environ)
     environment.pop("ORT_DISABLE_TELEMETRY", None)
     done = subprocess.run(

@@ -62,7 +62,7 @@ def bits(tensor) -> bytes:
 
 def test_encode_is_the_encoder_graph(stub, graphs, digits):
     reply = stub.Encode(pb.EncodeRequest(images=images(digits)))
-    wanted = graphs["encoder"].run(image=digits)
+    wanted = graphs["encoder"].run({"image": digits})
     assert bits(reply.mean) == wanted["mean"].tobytes()
     assert bits(reply.log_var) == wanted["log_var"].tobytes()
     assert list(reply.mean.shape) == [len(digits), DIM]
@@ -77,11 +77,11 @@ def test_encode_is_the_encoder_graph(stub, graphs, digits):
 @pytest.mark.parametrize("shape", [(1, 28, 28), (28, 28), (784,)])
 def test_encode_takes_every_accepted_shape_and_dtype(stub, graphs, digits, shape):
     grey = np.rint(digits * 255).astype(np.uint8)
-    wanted = graphs["encoder"].run(image=grey.astype(np.float32) / np.float32(255))["mean"]
+    wanted = graphs["encoder"].run({"image": grey.astype(np.float32) / np.float32(255)})["mean"]
     reply = stub.Encode(pb.EncodeRequest(images=images(grey.reshape(-1, *shape))))
     assert bits(reply.mean) == wanted.tobytes()
     half = digits.astype(np.float16).reshape(-1, *shape)
-    wanted = graphs["encoder"].run(image=half.astype(np.float32).reshape(digits.shape))["mean"]
+    wanted = graphs["encoder"].run({"image": half.astype(np.float32).reshape(digits.shape)})["mean"]
     assert bits(stub.Encode(pb.EncodeRequest(images=images(half))).mean) == wanted.tobytes()
 
 
@@ -107,7 +107,7 @@ def test_a_draw_without_a_seed_is_fresh_and_tells_its_seed(stub, digits):
 
 def test_decode_is_the_decoder_graph_in_every_format(stub, graphs):
     z = standard_normal(0, 0, 9, DIM)
-    wanted = graphs["decoder"].run(z=z)["image"]
+    wanted = graphs["decoder"].run({"z": z})["image"]
     for image_format in (pb.IMAGE_FORMAT_UNSPECIFIED, pb.IMAGE_FORMAT_FLOAT32):
         reply = stub.Decode(pb.DecodeRequest(latents=_messages.to_tensor(z), format=image_format))
         assert bits(reply.images.tensor) == wanted.tobytes()
@@ -121,7 +121,7 @@ def test_sample_decodes_the_seeded_noise(stub, graphs):
     reply = stub.Sample(pb.SampleRequest(count=6, seed=3, offset=2, return_latents=True))
     z = standard_normal(3, 2, 6, DIM)
     assert bits(reply.latents) == z.tobytes()
-    assert bits(reply.images.tensor) == graphs["decoder"].run(z=z)["image"].tobytes()
+    assert bits(reply.images.tensor) == graphs["decoder"].run({"z": z})["image"].tobytes()
     assert (reply.seed, reply.offset) == (3, 2)
 
 
@@ -274,6 +274,16 @@ BAD = {
         "offset",
     ),
     "no latents": ("Decode", pb.DecodeRequest(), "latents.shape"),
+    "huge latent": (
+        "Decode",
+        pb.DecodeRequest(latents=_messages.to_tensor(np.full((1, DIM), 1e7, np.float32))),
+        "latents.data",
+    ),
+    "temperature above the limit": (
+        "Sample",
+        pb.SampleRequest(count=1, temperature=3e38),
+        "temperature",
+    ),
     "uint8 latents": (
         "Decode",
         pb.DecodeRequest(latents=_messages.to_tensor(np.zeros((1, DIM), np.uint8))),
@@ -376,9 +386,21 @@ def test_a_message_above_the_limit_is_refused_and_the_server_stays_up(stub):
 def test_bytes_that_are_no_message_do_not_hurt(server, stub):
     with grpc.insecure_channel(server.target) as channel:
         call = channel.unary_unary("/latentserve.v1.LatentService/Encode")
-        with pytest.raises(grpc.RpcError):
+        with pytest.raises(grpc.RpcError) as caught:
             call(b"\xff" * 100)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details() == "request: got 100 bytes, wanted the message EncodeRequest"
     answers(stub)
+
+
+def test_an_error_does_not_grow_with_what_it_is_about(stub):
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Sample(pb.SampleRequest(model=pb.ModelSelector(name="x" * 100_000), count=1))
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+    assert len(caught.value.details()) < 400
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Encode(pb.EncodeRequest(images=raw_images(FLOAT32, [1] * 50_000, b"")))
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_an_unknown_rpc_is_unimplemented(server):

@@ -1,6 +1,8 @@
 """The command line as a person types it."""
 
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -90,14 +92,12 @@ def test_encode_decode_round_trip_through_files(here, tmp_path, client):
     [
         (("encode", "nowhere.npy"), "No such file"),
         (("decode", __file__), "test_cli.py"),
-        (("sample", "-n", "0"), "n: got 0"),
-        (("sample", "-o", "x.jpeg"), "wanted a name ending in .png or .npy"),
         (("sample", "-o", "/nonexistent/x.png"), "/nonexistent"),
         (("sample", "--label", "3"), "knows no classes"),
         (("sample", "--model", "nope"), "model.name: got 'nope', wanted one of mnist"),
+        (("sample", "--temperature", "1e9"), "temperature: got 1e+09, wanted 0 to 100"),
         (("evaluate", "/nonexistent"), "wanted a run folder"),
         (("export", "/nonexistent", "--to", "models/x"), "no metrics.json"),
-        (("train", "--data", "cifar", "--out", "x"), "data set: got 'cifar'"),
     ],
 )
 def test_a_failure_is_one_clear_line_and_status_1(here, arguments, text):
@@ -109,13 +109,28 @@ def test_a_failure_is_one_clear_line_and_status_1(here, arguments, text):
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [(), ("dream",), ("sample", "--seed", "seven"), ("encode",), ("train",), ("serve", "--nope")],
+    ("arguments", "text"),
+    [
+        ((), "required: COMMAND"),
+        (("dream",), "invalid choice: 'dream'"),
+        (("encode",), "required: IMAGES.npy"),
+        (("sample", "--seed", "seven"), "argument --seed: got seven, wanted a whole number"),
+        (("sample", "--seed", str(2**64)), "argument --seed: got 18446744073709551616"),
+        (("sample", "--offset", "-1"), "argument --offset: got -1"),
+        (("sample", "-n", "0"), "argument -n/--count: got 0, wanted a whole number from 1"),
+        (("sample", "--zoom", "0"), "argument --zoom: got 0"),
+        (("sample", "--columns", "-1"), "argument --columns: got -1"),
+        (("sample", "-o", "x.jpeg"), "got x.jpeg, wanted a name ending in .png or .npy"),
+        (("train",), "required: --out"),
+        (("train", "--preset", "nope", "--out", "x"), "preset: got 'nope', wanted one of"),
+        (("train", "--data", "cifar", "--out", "x"), "data set: got 'cifar', wanted one of"),
+        (("serve", "--nope"), "unrecognized arguments: --nope"),
+    ],
 )
-def test_wrong_usage_is_status_2(arguments):
+def test_wrong_usage_is_status_2(arguments, text):
     done = latentserve(*arguments)
     assert done.returncode == 2
-    assert "usage:" in done.stderr
+    assert text in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -129,3 +144,23 @@ def test_an_npz_without_latents_is_named(here, tmp_path):
         "got an npz file with other, wanted an npy file, or an npz file with z or mean"
         in done.stderr
     )
+
+
+def test_a_damaged_npz_is_named(here, tmp_path):
+    (tmp_path / "x.npz").write_bytes(b"PK\x03\x04 cut short")
+    done = latentserve("decode", tmp_path / "x.npz", env=here)
+    assert done.returncode == 1
+    assert str(tmp_path / "x.npz") in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_missing_dependency_is_named_with_what_to_install():
+    code = (
+        "import sys; sys.modules['onnxruntime'] = None;"
+        "from latentserve.cli import main; sys.exit(main(['serve']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "the package onnxruntime is missing" in done.stderr
+    assert "'.[serve]'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -1,12 +1,14 @@
 """The life of the server as an operator sees it: start, health, refusals, drain."""
 
 import concurrent.futures
+import json
 import os
 import shutil
 import signal
 import socket
 import threading
 import time
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -14,9 +16,18 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from latentserve.client import Client, FailedPrecondition, NotFound, Unavailable
+from latentserve.client import (
+    Client,
+    FailedPrecondition,
+    LatentserveError,
+    NotFound,
+    Unavailable,
+)
 from latentserve.v1 import latent_service_pb2 as pb
 from latentserve.v1 import latent_service_pb2_grpc
+from service.model import load_model
+from service.runtime import Device
+from service.store import load_models
 from tests.processes import Server, latentserve
 from tests.tiny import write_tiny
 
@@ -94,6 +105,48 @@ def test_a_bad_model_beside_a_good_one_is_seen_and_does_not_take_it_down(tiny, t
         with pytest.raises(NotFound, match="wanted one of one, two"):
             c.sample(1, model="bad")
         assert c.sample(1, seed=1).shape == (1, 1, 4, 4)
+
+
+def test_a_folder_that_cannot_be_read_does_not_take_the_others_down(tiny, monkeypatch):
+    """Permissions do not bind root, so the refusal is looked at where it is made."""
+    (tiny / "secret").mkdir()
+    real = Path.iterdir
+
+    def iterdir(path):
+        if path.name == "secret":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    models = load_models(tiny, lambda bundle: load_model(bundle, Device("cpu")))
+    assert list(models.loaded) == ["one", "two"]
+    assert "Permission denied" in models.refused["secret"]
+
+
+def test_a_default_model_that_is_refused_is_not_ready_and_the_others_answer(tiny, tmp_path):
+    write_tiny(tiny / "bad", golden_error=0.01)
+    with Server(tiny, tmp_path / "log", "--default-model", "bad") as server:
+        wait_for("default not loaded", server)
+        with Client(server.target) as c:
+            with pytest.raises(Unavailable, match="the default model is not loaded"):
+                c.sample(1)
+            assert c.sample(1, seed=1, model="two").shape == (1, 1, 4, 4)
+            assert c.info().default_model == ""
+        assert health(server) == NOT_SERVING
+        assert health(server, f"{SERVICE}/two") == SERVING
+
+
+def test_a_manifest_that_does_not_fit_its_graphs_is_refused(tiny, tmp_path):
+    manifest = write_tiny(tiny / "one", seed=9) / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["latent_dim"] = 5
+    for graph in content["graphs"].values():
+        for tensor in (*graph["inputs"], *graph["outputs"]):
+            tensor["shape"] = [5 if axis == 3 else axis for axis in tensor["shape"]]
+    manifest.write_text(json.dumps(content))
+    with Server(tiny, tmp_path / "log").wait_until_serving() as server, Client(server.target) as c:
+        assert c.model("one").version == 1
+        assert "refused one/2" in server.log.read_text()
 
 
 # --------------------------------------------------------------- not ready
@@ -197,6 +250,23 @@ def test_a_wrong_setting_is_one_clear_line(tiny, arguments, text):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_a_port_taken_on_one_address_of_a_host_is_refused(tiny, host):
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = str(holder.getsockname()[1])
+        done = latentserve("serve", "--models", tiny, "--port", port, "--host", host)
+        assert done.returncode == 2
+        assert f"cannot listen on {host}:{port}" in done.stderr.splitlines()[-1]
+
+
+def test_a_host_that_is_not_here_is_refused(tiny):
+    done = latentserve("serve", "--models", tiny, "--port", "0", "--host", "192.0.2.1")
+    assert done.returncode == 2
+    assert "host: got '192.0.2.1', wanted an address of this machine" in done.stderr
+
+
 # ------------------------------------------------------------------- limits
 
 
@@ -224,6 +294,13 @@ def test_rows_that_would_not_fit_into_a_message_are_not_allowed(tmp_path):
         # 1 MiB holds 21 pictures of 3 x 64 x 64 float32.
         assert client.model().max_rows == 21
         assert client.sample(64, seed=1).shape == (64, 3, 64, 64)
+
+
+def test_a_model_of_which_no_row_fits_into_a_message_is_refused(tmp_path):
+    write_tiny(tmp_path / "models" / "large", shape=(3, 64, 64))
+    with Server(tmp_path / "models", tmp_path / "log", "--max-message-bytes", "8192") as server:
+        wait_for("no model could be loaded", server)
+        assert "max-message-bytes: got 8192" in server.log.read_text()
 
 
 # ------------------------------------------------------ health and reflection
@@ -298,8 +375,37 @@ def test_sigterm_says_not_serving_before_it_closes(models, tmp_path):
         assert next(watch).status == SERVING
         os.kill(server.process.pid, signal.SIGTERM)
         assert next(watch).status == NOT_SERVING
-        watch.cancel()
+        # The open watch must not hold it up for the 30 seconds that calls have.
+        began = time.monotonic()
         assert server.process.wait(30) == 0
+        assert time.monotonic() - began < 8
+
+
+def test_sigterm_while_loading_leaves_the_rest_out_and_exits_with_0(tmp_path):
+    for name in "abcdefgh":
+        write_tiny(tmp_path / "models" / name, shape=(3, 128, 128), dim=200)
+    with Server(tmp_path / "models", tmp_path / "log") as server:
+        os.kill(server.process.pid, signal.SIGTERM)
+        assert server.process.wait(30) == 0
+        log = server.log.read_text()
+        assert "loaded h/1" not in log
+        assert "stopped" in log
+
+
+def test_a_second_signal_does_not_wait_for_calls(models, tmp_path):
+    with (
+        Server(models, tmp_path / "log").wait_until_serving() as server,
+        Client(server.target) as client,
+        concurrent.futures.ThreadPoolExecutor(40) as pool,
+    ):
+        replies = [pool.submit(client.sample, 4096, timeout=60) for _ in range(40)]
+        concurrent.futures.wait(replies, return_when=concurrent.futures.FIRST_COMPLETED)
+        os.kill(server.process.pid, signal.SIGTERM)
+        wait_for("draining", server)
+        os.kill(server.process.pid, signal.SIGTERM)
+        assert server.process.wait(30) == 0
+        outcomes = [reply.exception() for reply in replies]
+        assert any(isinstance(outcome, LatentserveError) for outcome in outcomes)
 
 
 def test_sigterm_while_idle_is_quick(tiny, tmp_path):

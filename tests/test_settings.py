@@ -1,6 +1,6 @@
 import pytest
 
-from service.cpus import usable_cpus
+from latentserve._cpus import usable_cpus
 from service.errors import StartError
 from service.settings import Settings, flag, parser, read_settings, variable
 
@@ -69,6 +69,17 @@ def test_every_setting_is_described_and_has_a_flag_and_a_variable():
     ("content", "most"), [("max 100000", None), ("150000 100000", 2), ("10000 100000", 1)]
 )
 def test_the_quota_of_a_container_bounds_the_cpus(tmp_path, content, most):
-    free = usable_cpus(tmp_path)
+    free = usable_cpus(tmp_path, tmp_path / "none")
     (tmp_path / "cpu.max").write_text(content)
-    assert usable_cpus(tmp_path) == (free if most is None else min(free, most))
+    wanted = free if most is None else min(free, most)
+    assert usable_cpus(tmp_path, tmp_path / "none") == wanted
+
+
+def test_a_quota_above_the_own_group_bounds_the_cpus(tmp_path):
+    group = tmp_path / "system.slice" / "latentserve.service"
+    group.mkdir(parents=True)
+    (group / "cpu.max").write_text("max 100000")
+    (group.parent / "cpu.max").write_text("50000 100000")
+    own = tmp_path / "own"
+    own.write_text("0::/system.slice/latentserve.service\n")
+    assert usable_cpus(tmp_path, own) == 1

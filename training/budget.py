@@ -5,6 +5,7 @@ reproducible as one with `--steps`.
 """
 
 import re
+import statistics
 import time
 
 import torch
@@ -13,9 +14,11 @@ from training.errors import ConfigError
 from training.loop import Trainer
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-_WARM_UP_STEPS = 10
+_LONGEST = 1e6
 _TIMED_SECONDS = 3.0
-_TIMED_STEPS = 200
+_WINDOWS = 5
+# Far from its end: the schedule's first steps are small ones.
+_NOMINAL_STEPS = 100_000
 
 
 def parse_duration(text: str) -> float:
@@ -25,7 +28,7 @@ def parse_duration(text: str) -> float:
         ConfigError: It is not one, or it is zero.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
-    if match is None or float(match[1]) == 0:
+    if match is None or not 0 < float(match[1]) < _LONGEST:
         raise ConfigError(f"budget: got {text!r}, wanted a duration such as 90s, 3m or 1.5h")
     return float(match[1]) * _UNITS[match[2]]
 
@@ -46,13 +49,18 @@ def calibrate(trainer: Trainer, seconds: float) -> int:
         seconds: The budget, in `cpu_seconds`.
     """
     rehearsal = trainer.rehearsal()
-    for _ in range(_WARM_UP_STEPS):
-        rehearsal.train_step()
+    rehearsal.total_steps = _NOMINAL_STEPS
     # Never more than a tenth of the budget on finding out.
-    limit = min(_TIMED_SECONDS, seconds / 10)
+    window = min(_TIMED_SECONDS, seconds / 10) / (_WINDOWS + 1)
+    # The first window warms up. The median passes over what else the machine did.
+    per_step = [_time_steps(rehearsal, window) for _ in range(_WINDOWS + 1)][1:]
+    return max(1, round(seconds / statistics.median(per_step)))
+
+
+def _time_steps(trainer: Trainer, seconds: float) -> float:
+    """Does steps for that long and returns the seconds of one."""
     start, steps = cpu_seconds(), 0
-    while steps < _TIMED_STEPS and (steps == 0 or cpu_seconds() - start < limit):
-        rehearsal.train_step()
+    while steps == 0 or cpu_seconds() - start < seconds:
+        trainer.train_step()
         steps += 1
-    per_step = (cpu_seconds() - start) / steps
-    return max(1, round(seconds / per_step))
+    return (cpu_seconds() - start) / steps

@@ -4,6 +4,8 @@ import argparse
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -66,11 +68,11 @@ def main(arguments: list[str]) -> int:
     """Runs the command.
 
     Returns:
-        The exit status: 0, 1 where training failed, 130 where it was interrupted.
+        The exit status: 0, 1 where training failed, 2 where a setting is wrong, 130
+        where it was interrupted by SIGINT or SIGTERM.
     """
     options = parser().parse_args(arguments)
-    # `docker stop` and schedulers send SIGTERM; it is to keep a checkpoint as Ctrl-C does.
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupts = _Interrupts()
     bar = _Bar()
     try:
         if options.steps is not None and options.steps < 1:
@@ -85,7 +87,7 @@ def main(arguments: list[str]) -> int:
                 settings=tuple(options.settings),
                 resume=options.resume,
             ),
-            Observer(line=bar.line, progress=bar.update),
+            Observer(bar.line, bar.update, interrupts.held_back),
         )
     except (TrainingError, OSError) as error:
         bar.close()
@@ -100,6 +102,7 @@ def main(arguments: list[str]) -> int:
         return 130
     finally:
         bar.close()
+        interrupts.restore()
     print(
         f"test ELBO {metrics['elbo']:.2f} nats = reconstruction {metrics['reconstruction']:.2f} "
         f"+ KL {metrics['kl']:.2f} ({metrics['images']} binarized images, lower is better)\n"
@@ -108,8 +111,36 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+class _Interrupts:
+    """SIGINT and SIGTERM, which `docker stop` and schedulers send: both end the command.
+
+    While steps are done the first one waits for the end of the step, so that what
+    is kept is never half a step; a second one does not wait.
+    """
+
+    def __init__(self) -> None:
+        self._holding = self._asked = False
+        self._before = {
+            number: signal.signal(number, self._handle)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+
+    def restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def held_back(self) -> Iterator[Callable[[], bool]]:
+        self._holding = True
+        try:
+            yield lambda: self._asked
+        finally:
+            self._holding = False
+
+    def _handle(self, _signal: int, _frame: FrameType | None) -> None:
+        if not self._holding or self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
 
 
 class _Bar:

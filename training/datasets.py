@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training.errors import DataError
+from training.errors import ConfigError, DataError
 from training.idx import parse_idx, unpack
 from training.sources import SOURCES, Report, ensure_files
 
@@ -68,7 +68,11 @@ class Dataset:
 
 
 def load_dataset(
-    name: str, root: Path | None = None, report: Report = lambda _line: None
+    name: str,
+    root: Path | None = None,
+    report: Report = lambda _line: None,
+    *,
+    fetch: bool = True,
 ) -> Dataset:
     """Loads a data set, fetching it first where it is not cached.
 
@@ -76,15 +80,19 @@ def load_dataset(
         name: `mnist` or `fashion-mnist`.
         root: The cache folder; `training.sources.data_dir()` by default.
         report: Called with one line for each source that is tried.
+        fetch: Whether a network may be used.
 
     Raises:
-        DataError: There is no such data set, it cannot be had, or it is damaged.
+        ConfigError: There is no data set of that name.
+        DataMissing: It cannot be had.
+        DataError: It is damaged.
     """
     source = SOURCES.get(name)
     if source is None:
-        raise DataError(f"data set: got {name!r}, wanted one of {', '.join(sorted(SOURCES))}")
+        raise ConfigError(f"data set: got {name!r}, wanted one of {', '.join(sorted(SOURCES))}")
+    paths = ensure_files(source, root, report, fetch=fetch)
     contents = {}
-    for file, path in zip(source.files, ensure_files(source, root, report), strict=True):
+    for file, path in zip(source.files, paths, strict=True):
         contents[file.name] = unpack(path.read_bytes(), str(path))
     images, labels, test_images, test_labels = (
         parse_idx(raw, file_name) for file_name, raw in contents.items()

@@ -1,7 +1,8 @@
 """What can go wrong in training, told to a person.
 
 TrainingError           one clear line; the command exits with status 1
-├── DataError           a data set that is missing, damaged or unusable
+├── DataError           a data set that is damaged or unusable
+│   └── DataMissing     ... or not here, and no source had it
 ├── ConfigError         a setting that does not exist or has a wrong value
 ├── CheckpointError     a run folder that cannot be used or resumed
 └── DivergenceError     the loss or its gradient stopped being usable
@@ -14,6 +15,10 @@ class TrainingError(Exception):
 
 class DataError(TrainingError):
     """A data set is missing, damaged or unusable."""
+
+
+class DataMissing(DataError):
+    """A data set is not here and could not, or was not to, be fetched."""
 
 
 class ConfigError(TrainingError):

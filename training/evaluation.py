@@ -29,10 +29,13 @@ class Autoencoder:
         encode: Images float32 [N, C, H, W] in [0, 1] to the posterior's mean and
             log_var, float32 [N, D] each.
         decode: Latents float32 [N, D] to logits, float32 [N, C, H, W].
+        log_prior: Latents float32 [N, D] to log p(z) in nats, [N]; None for the
+            standard normal, whose KL has a closed form.
     """
 
     encode: Callable[[Array], tuple[Array, Array]]
     decode: Callable[[Array], Array]
+    log_prior: Callable[[Array], NDArray[np.floating]] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,26 +83,41 @@ def gaussian_kl(mean: Array, log_var: Array) -> NDArray[np.float64]:
     return kl
 
 
+def gaussian_log_density(z: Array, mean: Array, log_var: Array) -> NDArray[np.float64]:
+    """Log N(z; mean, exp(log_var)) of each row in nats, summed over dimensions, float64 [N]."""
+    z64, mean64, log_var64 = (each.astype(np.float64) for each in (z, mean, log_var))
+    terms = np.log(2.0 * np.pi) + log_var64 + (z64 - mean64) ** 2 * np.exp(-log_var64)
+    density: NDArray[np.float64] = -0.5 * terms.sum(axis=1)
+    return density
+
+
 def evaluate(model: Autoencoder, images: Array, *, draws: int = 1, seed: int = 0) -> Evaluation:
-    """Measures the ELBO with `draws` seeded draws of z per image and the KL in closed form.
+    """Measures the ELBO with `draws` seeded draws of z per image.
+
+    The KL is in closed form under the standard normal prior, else over the draws.
 
     Args:
-        model: The model under the standard normal prior.
+        model: The model and its prior.
         images: float32 [N, C, H, W] in [0, 1], N at least 1; usually binarized.
         draws: Draws of z per image, at least 1.
         seed: Key of the draws.
     """
-    noise = np.random.Generator(np.random.Philox(key=seed))
+    # A counter stream to each draw: apart from one another and from the binarization.
+    noise = [
+        np.random.Generator(np.random.Philox(key=seed, counter=(1 + draw) << 192))
+        for draw in range(draws)
+    ]
     reconstruction, kl, means = [], [], []
     for chunk in _chunks(images):
         mean, log_var = model.encode(chunk)
         std = np.exp(0.5 * log_var)
-        nll = np.zeros(len(chunk))
-        for _ in range(draws):
-            eps = noise.standard_normal(mean.shape, np.float32)
-            nll += bernoulli_nll(model.decode(mean + std * eps), chunk)
+        nll, divergence = np.zeros(len(chunk)), np.zeros(len(chunk))
+        for generator in noise:
+            z = mean + std * generator.standard_normal(mean.shape, np.float32)
+            nll += bernoulli_nll(model.decode(z), chunk)
+            divergence += _divergence(model, z, mean, log_var)
         reconstruction.append(nll / draws)
-        kl.append(gaussian_kl(mean, log_var))
+        kl.append(divergence / draws)
         means.append(mean)
     rows = np.concatenate(reconstruction) + np.concatenate(kl)
     return Evaluation(
@@ -118,7 +136,7 @@ def mean_scores(model: Autoencoder, images: NDArray[np.uint8]) -> NDArray[np.flo
     """The score of each image, without any draw: the ELBO at the posterior mean.
 
     Args:
-        model: The model under the standard normal prior.
+        model: The model and its prior.
         images: uint8 [N, C, H, W], not binarized.
 
     Returns:
@@ -128,13 +146,21 @@ def mean_scores(model: Autoencoder, images: NDArray[np.uint8]) -> NDArray[np.flo
     for chunk in _chunks(images):
         pixels = chunk.astype(np.float32) / np.float32(255)
         mean, log_var = model.encode(pixels)
-        scores.append(bernoulli_nll(model.decode(mean), pixels) + gaussian_kl(mean, log_var))
+        divergence = _divergence(model, mean, mean, log_var)
+        scores.append(bernoulli_nll(model.decode(mean), pixels) + divergence)
     return np.concatenate(scores)
 
 
 def percentiles(scores: NDArray[np.float64]) -> list[float]:
     """The 0th, 1st, ... 100th percentile of scores: 101 values, ascending."""
     return [float(value) for value in np.percentile(scores, np.arange(101))]
+
+
+def _divergence(model: Autoencoder, z: Array, mean: Array, log_var: Array) -> NDArray[np.float64]:
+    """The KL term of each row: in closed form, or log q(z|x) - log p(z) at z."""
+    if model.log_prior is None:
+        return gaussian_kl(mean, log_var)
+    return gaussian_log_density(z, mean, log_var) - model.log_prior(z).astype(np.float64)
 
 
 def _chunks(images: NDArray[T]) -> Iterator[NDArray[T]]:

@@ -62,7 +62,10 @@ def parse_idx(raw: bytes, origin: str) -> NDArray[np.uint8]:
     wanted = header + math.prod(shape)
     if len(raw) != wanted:
         raise DataError(f"{origin}: {len(raw)} bytes, wanted {wanted} for shape {list(shape)}")
-    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
+    try:
+        return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
+    except ValueError as error:  # more axes, or larger ones, than NumPy has
+        raise DataError(f"{origin}: shape {list(shape)} cannot be held ({error})") from error
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:

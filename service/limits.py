@@ -1,0 +1,30 @@
+"""How many rows fit into a message."""
+
+import math
+
+from bundle import Manifest
+from service.model import ModelRefused
+
+# Room in a message for everything that is not rows.
+_OVERHEAD_BYTES = 1024
+
+
+def max_rows(manifest: Manifest, rows: int, message_bytes: int) -> int:
+    """Returns the most rows in one request to a model.
+
+    Args:
+        manifest: The model.
+        rows: The operator's limit.
+        message_bytes: Most bytes in one message; an image as float32 and three
+            vectors of latents go into it for each row.
+
+    Raises:
+        ModelRefused: Not even one row fits.
+    """
+    row = 4 * (math.prod(manifest.image_shape) + 3 * manifest.latent_dim)
+    fitting = (message_bytes - _OVERHEAD_BYTES) // row
+    if fitting < 1:
+        raise ModelRefused(
+            f"max-message-bytes: got {message_bytes}, but one row of {manifest.name} takes {row}"
+        )
+    return min(rows, fitting)
