@@ -6,7 +6,9 @@ BIN := $(VENV)/bin
 # On Linux the plain torch wheel brings several GB of CUDA packages. To get the
 # CPU build: make TORCH_INDEX=https://download.pytorch.org/whl/cpu ...
 TORCH_INDEX ?=
-TORCH := torch==2.13.0
+# Exact versions, in the environments that pip builds packages in as well.
+export PIP_CONSTRAINT := constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PROTOS := protos/latentserve/v1/tensor.proto protos/latentserve/v1/latent_service.proto \
           protos/latentserve/compat/v1/compat.proto
 
@@ -15,13 +17,13 @@ PROTOS := protos/latentserve/v1/tensor.proto protos/latentserve/v1/latent_servic
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' Makefile | column -t -l 2
 
-$(BIN)/python:
+# Made anew when what is to be installed changes. torch comes first and alone: the
+# index that TORCH_INDEX names has no other package at our versions.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "wanted Python 3.11 or later, got " + sys.version.split()[0] + "; name another: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-
-# Made anew when what is to be installed changes.
-$(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(BIN)/pip install --quiet -e '.[dev]'
 	@touch $@
 
 install: $(VENV)/.installed ## Make .venv and install everything into it
