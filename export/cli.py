@@ -1,14 +1,16 @@
 """`latentserve export` and `latentserve evaluate`."""
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
 
 from bundle import BundleError
 from export.errors import ExportError
-from export.evaluate import evaluate_path
+from export.evaluate import Wanted, evaluate_path
 from export.export import export
+from latentserve._arguments import positive, uint64
 from training.errors import TrainingError
 from training.train import describe
 
@@ -50,28 +52,42 @@ def main_evaluate(arguments: list[str]) -> int:
         prog="latentserve evaluate",
         description="Measure a run or a bundle on its test set. Changes nothing.",
         epilog="examples:\n  latentserve evaluate runs/dense\n"
-        "  latentserve evaluate models/mnist/1",
+        "  latentserve evaluate models/mnist/1 --importance 1000",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "path", type=Path, metavar="RUN_OR_BUNDLE", help="run folder, or MODELS/NAME/VERSION"
     )
-    parser.add_argument("--draws", type=int, default=1, help="draws of z per image (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: 0)")
+    parser.add_argument(
+        "--draws", type=positive, default=1, help="draws of z per image (default: 1)"
+    )
+    parser.add_argument("--seed", type=uint64, default=0, help="seed of the draws (default: 0)")
+    parser.add_argument(
+        "--importance",
+        type=positive,
+        default=0,
+        metavar="K",
+        help="measure the importance-weighted bound on the NLL with K draws as well; 1000 is usual",
+    )
+    parser.add_argument(
+        "--importance-images",
+        type=positive,
+        default=1000,
+        metavar="N",
+        help="on the first N test images (default: 1000)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
-    if options.draws < 1:
-        parser.error(f"--draws: got {options.draws}, wanted 1 or more")
-    if options.seed < 0:
-        parser.error(f"--seed: got {options.seed}, wanted 0 or more")
+    wanted = Wanted(options.draws, options.seed, options.importance, options.importance_images)
     try:
-        what, result = evaluate_path(options.path, options.draws, options.seed, report=_say)
+        what, result, bound = evaluate_path(options.path, wanted, report=_say)
     except _FAILURES as error:
         print(f"latentserve evaluate: {error}", file=sys.stderr)
         return 1
     described = describe(result)
     if options.json:
-        print(json.dumps(described, indent=2))
+        weighted = {} if bound is None else {"importance_bound": dataclasses.asdict(bound)}
+        print(json.dumps({"what": what} | described | weighted, indent=2))
         return 0
     print(f"{what}\n{described['protocol']}\n")
     print(f"  ELBO            {result.elbo:8.2f}  +- {result.elbo_stderr:.2f}")
@@ -79,6 +95,9 @@ def main_evaluate(arguments: list[str]) -> int:
     print(f"  KL              {result.kl:8.2f}")
     print(f"  active units    {result.active_units:8d}")
     print(f"\n{result.images} images, {result.draws} draw(s) each, seed {result.seed}")
+    if bound is not None:
+        print(f"\n  NLL             {bound.nll:8.2f}  +- {bound.stderr:.2f}")
+        print(f"\nimportance-weighted bound, K = {bound.draws}, the first {bound.images} images")
     return 0
 
 

@@ -1,6 +1,7 @@
 """Measures a run or a bundle on its test set, with one and the same code."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,13 @@ from bundle import open_bundle
 from export.errors import ExportError
 from service.runtime import Device, Graph
 from training.datasets import binarize, load_dataset
-from training.evaluation import Autoencoder, Evaluation, evaluate
+from training.evaluation import (
+    Autoencoder,
+    Evaluation,
+    ImportanceBound,
+    evaluate,
+    importance_bound,
+)
 from training.loop import as_autoencoder
 from training.run import RunFolder
 from training.train import TEST_SEED
@@ -34,20 +41,37 @@ def graphs_as_autoencoder(encoder: bytes, decoder: bytes) -> Autoencoder:
     return Autoencoder(encode, lambda z: decode_graph.run({"z": z})["logits"])
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What to measure.
+
+    Attributes:
+        draws: Draws of z per image for the ELBO.
+        seed: Key of the draws. The bits of the test set are the same for every seed.
+        importance: K of the importance-weighted bound; 0 for none.
+        importance_images: How many test images to measure that bound on.
+    """
+
+    draws: int = 1
+    seed: int = 0
+    importance: int = 0
+    importance_images: int = 1000
+
+
 def evaluate_path(
-    path: Path, draws: int, seed: int, report: Callable[[str], None]
-) -> tuple[str, Evaluation]:
+    path: Path, wanted: Wanted, report: Callable[[str], None]
+) -> tuple[str, Evaluation, ImportanceBound | None]:
     """Measures what is in a folder; never changes it.
 
     Args:
         path: A run folder (measured with torch) or a bundle, `MODELS/NAME/VERSION`
             (measured with onnxruntime).
-        draws: Draws of z per image.
-        seed: Key of the draws. The bits of the test set are the same for every seed.
+        wanted: What to measure.
         report: Called with a line where the data has to be fetched.
 
     Returns:
-        What was measured, in words, and the figures.
+        What was measured, in words, the ELBO and its parts, and the
+        importance-weighted bound where it was wanted.
 
     Raises:
         ExportError: The folder is neither, or the data is not the one trained on.
@@ -76,4 +100,9 @@ def evaluate_path(
     if dataset.sha256 != sha256:
         raise ExportError(f"{data} here is not the data that {what} was trained on")
     images = binarize(dataset.test.images, TEST_SEED)
-    return what, evaluate(model, images, draws=draws, seed=seed)
+    result = evaluate(model, images, draws=wanted.draws, seed=wanted.seed)
+    bound = None
+    if wanted.importance:
+        subset = images[: wanted.importance_images]
+        bound = importance_bound(model, subset, draws=wanted.importance, seed=wanted.seed)
+    return what, result, bound

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentserve import __version__, _app
+from latentserve._arguments import positive, uint64
 
 _DESCRIPTION = "Train, export and serve variational autoencoders, and call them."
 
@@ -90,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("posterior.npz"),
         help="npz file with mean, log_var and z (default: posterior.npz)",
     )
-    encode.add_argument("--seed", type=_uint64, help="draw z as well, with this seed")
+    encode.add_argument("--seed", type=uint64, help="draw z as well, with this seed")
     _model(encode)
     encode.epilog = "example:\n  latentserve encode digits.npy -o posterior.npz"
 
@@ -106,12 +107,10 @@ def _parser() -> argparse.ArgumentParser:
     decode.epilog = "example:\n  latentserve decode posterior.npz -o decoded.png"
 
     sample = _command(commands, "sample", _sample, "draw new images")
+    sample.add_argument("-n", "--count", type=positive, default=100, help="how many (default: 100)")
+    sample.add_argument("--seed", type=uint64, help="the same images every time (default: fresh)")
     sample.add_argument(
-        "-n", "--count", type=_positive, default=100, help="how many (default: 100)"
-    )
-    sample.add_argument("--seed", type=_uint64, help="the same images every time (default: fresh)")
-    sample.add_argument(
-        "--offset", type=_uint64, default=0, help="first image of the seed's sequence"
+        "--offset", type=uint64, default=0, help="first image of the seed's sequence"
     )
     sample.add_argument("--label", type=int, help="class wanted, where the model knows classes")
     sample.add_argument("--temperature", type=float, help="below 1: more typical (default: 1)")
@@ -156,20 +155,8 @@ def _pictures(parser: argparse.ArgumentParser, default: str) -> None:
         default=Path(default),
         help=f"a grid as .png, or the float32 array as .npy (default: {default})",
     )
-    parser.add_argument("--columns", type=_positive, help="images in a row of the grid")
-    parser.add_argument("--zoom", type=_positive, default=2, help="size of a pixel (default: 2)")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text}, wanted a whole number from 1")
-    return int(text)
-
-
-def _uint64(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**64:
-        raise argparse.ArgumentTypeError(f"got {text}, wanted a whole number from 0 to 2^64 - 1")
-    return int(text)
+    parser.add_argument("--columns", type=positive, help="images in a row of the grid")
+    parser.add_argument("--zoom", type=positive, default=2, help="size of a pixel (default: 2)")
 
 
 def _picture(text: str) -> Path:

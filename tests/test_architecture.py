@@ -2,8 +2,10 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -162,17 +164,30 @@ def test_the_wheel_holds_the_library_alone(wheel):
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
-@pytest.fixture(scope="module")
-def bare(wheel, tmp_path_factory) -> str:
+def _lowest() -> list[str]:
+    """The lowest versions that pyproject.toml allows."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return [re.sub(r">=([^,]+).*", r"==\1", each) for each in project["dependencies"]]
+
+
+@pytest.fixture(scope="module", params=["pinned", "lowest"])
+def bare(request, wheel, tmp_path_factory) -> str:
     """A Python with the wheel and what it needs, and nothing else."""
     folder = tmp_path_factory.mktemp("bare")
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     python = str(folder / "bin" / "python")
+    constraints = folder / "constraints.txt"
+    if request.param == "pinned":
+        constraints.write_text((ROOT / "constraints.txt").read_text())
+    else:
+        constraints.write_text("\n".join(_lowest()))
     subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-         "-c", str(ROOT / "constraints.txt"), str(wheel)],
-        check=True, capture_output=True, timeout=240,
-    )  # fmt: skip
+        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(wheel)],
+        check=True,
+        capture_output=True,
+        timeout=240,
+        env={**os.environ, "PIP_CONSTRAINT": str(constraints)},
+    )
     return python
 
 

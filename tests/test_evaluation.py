@@ -23,6 +23,7 @@ from training.evaluation import (
     bernoulli_nll,
     evaluate,
     gaussian_kl,
+    importance_bound,
     mean_scores,
     percentiles,
 )
@@ -115,6 +116,52 @@ def test_draws_depend_on_the_seed_alone() -> None:
     model, images = Linear(log_var=0.0).autoencoder, bits(1500)
     assert evaluate(model, images, draws=2, seed=3) == evaluate(model, images, draws=2, seed=3)
     assert evaluate(model, images, seed=3).elbo != evaluate(model, images, seed=4).elbo
+
+
+def test_importance_bound_reaches_the_integral_over_the_latents() -> None:
+    """One latent dimension, so that p(x) can be had by quadrature."""
+    images = bits(40)
+    weights = np.linspace(-1.5, 1.5, images[0].size, dtype=np.float32)
+
+    def decode(z: Array) -> Array:
+        return (z * weights + 0.3).reshape(-1, *images.shape[1:])
+
+    def encode(x: Array) -> tuple[Array, Array]:
+        mean = 0.2 * (x.reshape(len(x), -1) - 0.5) @ weights[:, None]
+        return mean.astype(np.float32), np.full((len(x), 1), -0.5, np.float32)
+
+    grid = np.linspace(-9, 9, 3001)
+    logits = decode(grid[:, None].astype(np.float32)).reshape(len(grid), -1).astype(np.float64)
+    flat = images.reshape(len(images), -1)
+    log_likelihood = flat @ logits.T - np.logaddexp(0, logits).sum(axis=1)
+    log_joint = log_likelihood - 0.5 * grid**2 - 0.5 * np.log(2 * np.pi)
+    exact = -(np.logaddexp.reduce(log_joint, axis=1) + np.log(grid[1] - grid[0])).mean()
+
+    model = Autoencoder(encode, decode)
+    one, many = (importance_bound(model, images, draws=draws, seed=3) for draws in (1, 3000))
+    assert abs(many.nll - exact) < 0.02
+    assert one.nll > many.nll
+    assert (many.images, many.draws, many.seed) == (40, 3000, 3)
+    assert many == importance_bound(model, images, draws=3000, seed=3)
+
+
+def test_a_stated_standard_normal_prior_gives_the_same_bounds() -> None:
+    images = bits(30)
+
+    def encode(x: Array) -> tuple[Array, Array]:
+        return x.reshape(len(x), -1)[:, :2] - 0.5, np.full((len(x), 2), -1.0, np.float32)
+
+    def decode(z: Array) -> Array:
+        return np.broadcast_to(z.sum(axis=1)[:, None, None, None], (len(z), *images.shape[1:]))
+
+    def log_prior(z: Array) -> NDArray[np.float64]:
+        return -0.5 * (z.astype(np.float64) ** 2 + np.log(2 * np.pi)).sum(axis=1)
+
+    closed, drawn = Autoencoder(encode, decode), Autoencoder(encode, decode, log_prior)
+    bounds = [importance_bound(model, images, draws=50).nll for model in (closed, drawn)]
+    assert bounds[0] == pytest.approx(bounds[1], abs=1e-9)
+    elbos = [evaluate(model, images, draws=4000).elbo for model in (closed, drawn)]
+    assert elbos[0] == pytest.approx(elbos[1], abs=0.05)
 
 
 def test_active_units_are_the_dimensions_whose_mean_moves() -> None:

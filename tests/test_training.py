@@ -401,12 +401,21 @@ def test_out_that_is_a_file_is_one_clear_line(
     assert_one_line(capsys.readouterr().err, str(tmp_path / "file"))
 
 
+@pytest.mark.parametrize("steps", ["0", "-5", "many"])
+def test_what_is_no_number_of_steps_is_exit_2(
+    steps: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--steps", steps, "--out", str(tmp_path / "run")])
+    assert caught.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"argument --steps: got {steps}, wanted a whole number from 1" in last
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("--preset", "huge"), "preset: got 'huge', wanted one of"),
-        (("--steps", "0"), "--steps: got 0, wanted 1 or more"),
-        (("--steps", "-5"), "--steps: got -5, wanted 1 or more"),
         (("--budget", "soon"), "budget: got 'soon', wanted a duration"),
         (("--budget", "0s"), "budget: got '0s', wanted a duration"),
         (("--set", "beta"), "--set: got 'beta', wanted"),

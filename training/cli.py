@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from latentserve._arguments import positive
 from training.budget import parse_duration
 from training.errors import ConfigError, TrainingError
 from training.presets import PRESETS
@@ -46,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         help="time to spend, such as 90s, 3m, 1.5h, in CPU time per thread; timed on a few steps "
         "first and turned into a number of steps (default: 3m)",
     )
-    length.add_argument("--steps", type=int, help="the number of steps itself")
+    length.add_argument("--steps", type=positive, help="the number of steps itself")
     result.add_argument("--out", type=Path, required=True, help="the run folder to write")
     result.add_argument(
         "--set",
@@ -75,8 +76,6 @@ def main(arguments: list[str]) -> int:
     interrupts = _Interrupts()
     bar = _Bar()
     try:
-        if options.steps is not None and options.steps < 1:
-            raise ConfigError(f"--steps: got {options.steps}, wanted 1 or more")
         metrics = train(
             Request(
                 preset=options.preset,

@@ -132,6 +132,57 @@ def evaluate(model: Autoencoder, images: Array, *, draws: int = 1, seed: int = 0
     )
 
 
+@dataclass(frozen=True)
+class ImportanceBound:
+    """The importance-weighted bound on -log p(x) (Burda, Grosse and Salakhutdinov 2016).
+
+    Attributes:
+        nll: Mean over the images, nats; above -log p(x), and nearer to it with `draws`.
+        stderr: Standard error of `nll` over the images.
+        images: How many images were measured, the first of the split.
+        draws: K, draws of z per image.
+        seed: Key of the draws.
+    """
+
+    nll: float
+    stderr: float
+    images: int
+    draws: int
+    seed: int
+
+
+def importance_bound(
+    model: Autoencoder, images: Array, *, draws: int, seed: int = 0
+) -> ImportanceBound:
+    """Measures -log 1/K sum_k p(x, z_k) / q(z_k|x) with K seeded draws from the posterior.
+
+    Args:
+        model: The model and its prior.
+        images: float32 [N, C, H, W] in [0, 1], N at least 1; usually binarized.
+        draws: K, at least 1.
+        seed: Key of the draws.
+    """
+    generator = np.random.Generator(np.random.Philox(key=seed, counter=1 << 191))
+    rows = []
+    for chunk in _chunks(images):
+        mean, log_var = model.encode(chunk)
+        std = np.exp(0.5 * log_var)
+        log_weights = np.empty((draws, len(chunk)))
+        for draw in range(draws):
+            z = mean + std * generator.standard_normal(mean.shape, np.float32)
+            log_joint = _log_prior(model, z) - bernoulli_nll(model.decode(z), chunk)
+            log_weights[draw] = log_joint - gaussian_log_density(z, mean, log_var)
+        rows.append(np.log(draws) - np.logaddexp.reduce(log_weights, axis=0))
+    nll = np.concatenate(rows)
+    return ImportanceBound(
+        nll=float(nll.mean()),
+        stderr=float(nll.std() / np.sqrt(len(nll))),
+        images=len(images),
+        draws=draws,
+        seed=seed,
+    )
+
+
 def mean_scores(model: Autoencoder, images: NDArray[np.uint8]) -> NDArray[np.float64]:
     """The score of each image, without any draw: the ELBO at the posterior mean.
 
@@ -160,7 +211,13 @@ def _divergence(model: Autoencoder, z: Array, mean: Array, log_var: Array) -> ND
     """The KL term of each row: in closed form, or log q(z|x) - log p(z) at z."""
     if model.log_prior is None:
         return gaussian_kl(mean, log_var)
-    return gaussian_log_density(z, mean, log_var) - model.log_prior(z).astype(np.float64)
+    return gaussian_log_density(z, mean, log_var) - _log_prior(model, z)
+
+
+def _log_prior(model: Autoencoder, z: Array) -> NDArray[np.float64]:
+    if model.log_prior is None:
+        return gaussian_log_density(z, np.zeros_like(z), np.zeros_like(z))
+    return model.log_prior(z).astype(np.float64)
 
 
 def _chunks(images: NDArray[T]) -> Iterator[NDArray[T]]:
