@@ -3,8 +3,8 @@
 import dataclasses
 import platform
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,9 +105,25 @@ def train(request: Request, observer: Observer) -> dict[str, Any]:
         TrainingError: A setting, the data or the run folder is wrong, or the
             training diverged.
     """
-    # Adam's moments of a pixel that is always black decay into subnormal numbers, on
-    # which x86 computes at half the speed. Threads of torch take this over when made.
+    with _flushed_subnormals():
+        return _train(request, observer)
+
+
+@contextmanager
+def _flushed_subnormals() -> Iterator[None]:
+    """Lets torch, and the threads it makes meanwhile, take subnormal numbers for 0.
+
+    Adam's moments of a pixel that is always black decay into them, and x86 computes
+    on them at half the speed.
+    """
     torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def _train(request: Request, observer: Observer) -> dict[str, Any]:
     run = RunFolder(request.out)
     preset = override(find_preset(request.preset), request.settings)
     exists = run.has_checkpoint or run.complete
