@@ -143,9 +143,8 @@ def test_graphs_do_not_tell_where_they_were_made(name: str, bundle: Bundle) -> N
     for record in (model, graph, *records):
         assert not record.doc_string
         assert not record.metadata_props
-    for place in (b"/work/", b"/home/", b"/root/", b"site-packages", b".py", str(Path.cwd())):
-        needle = place if isinstance(place, bytes) else place.encode()
-        assert needle not in bundle.graphs[name]
+    for place in ("site-packages", ".py", str(Path.cwd()), str(Path.home())):
+        assert place.encode() not in bundle.graphs[name]
 
 
 @settings(deadline=None, max_examples=60)

@@ -401,6 +401,21 @@ def test_out_that_is_a_file_is_one_clear_line(
     assert_one_line(capsys.readouterr().err, str(tmp_path / "file"))
 
 
+def test_subnormal_numbers_are_zero_while_it_trains_and_only_then(tmp_path: Path) -> None:
+    """Adam's moments decay into them, and the second half of a run took twice as long."""
+    smallest = torch.full((64,), 1e-39)
+    during = []
+
+    def note(_progress: Progress) -> None:
+        during.append(bool((smallest * 1.0 == 0.0).all()))
+
+    request = Request("seed2d", "mnist", tmp_path / "run", steps=2, budget=1.0,
+                      settings=("layers=8:relu",))  # fmt: skip
+    train(request, Observer(progress=note))
+    assert during == [True, True]
+    assert (smallest * 1.0 > 0.0).all()
+
+
 @pytest.mark.parametrize("steps", ["0", "-5", "many"])
 def test_what_is_no_number_of_steps_is_exit_2(
     steps: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
