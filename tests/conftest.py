@@ -9,7 +9,7 @@ from latentserve.client import Client
 from tests.processes import Server, latentserve
 
 # Few, but on the real data and with every part of the way a long run takes.
-TRAINING = ("--preset", "dense", "--data", "mnist", "--steps", "700")
+TRAINING = ("--preset", "dense", "--data", "mnist", "--steps", "500")
 
 
 @pytest.fixture(scope="session")

@@ -113,7 +113,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "dense": Preset(
         ModelConfig(layers=((512, "relu"), (256, "relu")), latent_dim=32),
-        TrainConfig(learning_rate=2e-3),
+        TrainConfig(batch_size=256, learning_rate=4e-3, weight_decay=0.0, kl_warmup=0.25),
         "dense, 32 latent dimensions: small and quick",
     ),
 }
