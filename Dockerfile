@@ -59,6 +59,8 @@ COPY --link latentserve /app/latentserve
 COPY --link service /app/service
 COPY --link training /app/training
 COPY --link deploy/train_once.py /app/deploy/
+# As in the server's image: whichever is started first fills the new volume.
+COPY --chown=10001:10001 models /models
 # Here, since at run time nobody may write it.
 RUN python -m compileall -q /app
 USER 10001:10001
@@ -78,6 +80,7 @@ COPY --link LICENSE /app/
 COPY --link bundle /app/bundle
 COPY --link latentserve /app/latentserve
 COPY --link service /app/service
+COPY --chown=10001:10001 models /models
 # Here, since at run time nobody may write it.
 RUN python -m compileall -q /app
 USER 10001:10001

@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PROTOS := protos/latentserve/v1/tensor.proto protos/latentserve/v1/latent_service.proto \
           protos/latentserve/compat/v1/compat.proto
 
-.PHONY: help install demo test test-demo test-compose lint proto proto-check format wheel up down clean
+.PHONY: help install demo test test-demo test-compose test-browser classifier lint proto proto-check format wheel up down clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' Makefile | column -t -l 2
@@ -39,6 +39,12 @@ test-demo: $(VENV)/.installed ## Run `make demo` twice and look at what it leave
 
 test-compose: $(VENV)/.installed ## Bring docker compose up, call it, take it down
 	$(BIN)/python -m pytest -m compose --timeout 3600
+
+test-browser: $(VENV)/.installed ## Open a report in Chromium; installs it by apt-get where there is none
+	$(BIN)/python -m pytest -m browser --timeout 1800
+
+classifier: $(VENV)/.installed ## Train the classifier that judges generated digits anew; 8 minutes
+	$(BIN)/python -m training.classifier
 
 lint: $(VENV)/.installed proto-check ## ruff, mypy, buf lint, and whether the stubs are current
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydantic
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from bundle.errors import BundleError
 from bundle.layout import MANIFEST
-from bundle.manifest import SCHEMA_VERSION, FileRef, Manifest
+from bundle.manifest import SCHEMA_VERSION, FileRef, GraphName, Manifest
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,13 @@ class Bundle:
         path: Its folder.
         manifest: What it says of itself.
         graphs: The content of each graph's file, by what the graph does.
-        golden: The golden rows by "graph.tensor": float32 arrays.
+        golden: The golden rows by "graph.tensor", float32 or int64.
     """
 
     path: Path
     manifest: Manifest
-    graphs: dict[str, bytes]
-    golden: dict[str, NDArray[np.float32]]
+    graphs: dict[GraphName, bytes]
+    golden: dict[str, NDArray[Any]]
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -103,10 +104,10 @@ def _read(path: Path, ref: FileRef) -> bytes:
     return raw
 
 
-def _read_golden(path: Path, manifest: Manifest) -> dict[str, NDArray[np.float32]]:
+def _read_golden(path: Path, manifest: Manifest) -> dict[str, NDArray[Any]]:
     raw = _read(path, manifest.golden)
     wanted = {
-        f"{name}.{tensor.name}": tensor.shape[1:]
+        f"{name}.{tensor.name}": tensor
         for name, graph in manifest.graphs.items()
         for tensor in (*graph.inputs, *graph.outputs)
     }
@@ -120,9 +121,11 @@ def _read_golden(path: Path, manifest: Manifest) -> dict[str, NDArray[np.float32
             f"{path / manifest.golden.file}: {sorted(golden)}, wanted {sorted(wanted)}"
         )
     for key, array in golden.items():
-        if array.dtype != np.float32 or array.shape[1:] != wanted[key] or array.size == 0:
+        dtype, shape = wanted[key].dtype, wanted[key].shape
+        same_axes = array.ndim == len(shape) and array.shape[1:] == shape[1:]
+        if array.dtype != dtype or not same_axes or array.size == 0:
             raise BundleError(
                 f"{path / manifest.golden.file}: {key} is {array.dtype} {list(array.shape)}, "
-                f"wanted float32 {['N', *wanted[key]]}"
+                f"wanted {dtype} {list(shape)}"
             )
     return golden

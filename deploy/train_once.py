@@ -1,8 +1,7 @@
-"""Leaves a model in the models folder: the one-shot job of docker-compose.yml.
+"""Leaves a model of one's own in the models folder: the one-shot job of docker-compose.yml.
 
-Where a model is there already, whatever its name, there is nothing to do. A
-training that was stopped is gone on with: its run folder is named after what is
-being trained.
+Where a model of that name is there already, there is nothing to do. A training that
+was stopped is gone on with: its run folder is named after what is being trained.
 """
 
 import os
@@ -16,18 +15,17 @@ RUNS = Path("/runs")
 
 
 def train_once() -> int:
-    """Trains and exports if no model is there.
+    """Trains and exports if the model is not there.
 
     Returns:
         The exit status: 0 where there is a model now.
     """
     models = Path(os.environ["LATENTSERVE_MODELS"])
-    found = find_models(models)
-    if found:
-        versions = [f"{model.name}/{model.versions[-1]}" for model in found]
-        print(f"{models} holds {', '.join(versions)}: nothing to train")
-        return 0
     name = os.environ["LATENTSERVE_MODEL_NAME"]
+    for model in find_models(models):
+        if model.name == name:
+            print(f"{models} holds {name}/{model.versions[-1]}: nothing to train")
+            return 0
     data = os.environ["LATENTSERVE_DATASET"]
     preset = os.environ["LATENTSERVE_PRESET"]
     run = RUNS / f"{name}-{data}-{preset}"

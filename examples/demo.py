@@ -2,8 +2,10 @@
 
 `make demo` runs it. It trains the article's 2-D model on MNIST into demo/run,
 exports it to demo/models, serves that on a free port, calls Encode, Decode and
-Sample through the client, and leaves three pictures in demo/. Run again, it goes
-on with the training where it was stopped, or uses it where it is complete.
+Sample through the client, and leaves its pictures in demo/. Then it serves the
+models that come with the project and asks their flagship for each digit by its
+label. Run again, it goes on with the training where it was stopped, or uses it
+where it is complete.
 """
 
 import contextlib
@@ -39,9 +41,10 @@ def main() -> None:
     latentserve("train", "--preset", "seed2d", "--data", "mnist", "--budget", BUDGET,
                 "--out", str(RUN), "--resume")  # fmt: skip
     if not exported():
-        latentserve("export", str(RUN), "--to", str(MODEL))
+        latentserve("export", str(RUN), "--to", str(MODEL), "--importance", "100",
+                    "--importance-images", "500")  # fmt: skip
     test = load_dataset("mnist").test
-    with server() as target, Client(target) as client:
+    with server("--models", str(MODEL.parent)) as target, Client(target) as client:
         model = client.model()
         print(f"\nserving {model.name}/{model.version} at {target}")
 
@@ -55,12 +58,23 @@ def main() -> None:
         save(FOLDER / "reconstructions.png", grid(pairs, columns=12, zoom=3))
 
         plot_latents(FOLDER / "latent.png", client.encode(test.images).mean, test)
+    with server() as target, Client(target) as client:
+        flagship = client.model()
+        print(f"\nserving {flagship.name}/{flagship.version} at {target}")
+        rows = [
+            client.sample(10, seed=SEED, label=label, dtype="uint8")
+            for label in range(len(flagship.labels))
+        ]
+        save(FOLDER / "digits.png", grid(np.concatenate(rows), columns=10, zoom=2))
+
     print(
         f"""
 pictures:
   {FOLDER / "samples.png"}          100 digits drawn from the prior, seed {SEED}
   {FOLDER / "reconstructions.png"}  test digits above, their reconstructions below
   {FOLDER / "latent.png"}           the latent plane, {len(test.images)} test digits by class
+  {FOLDER / "digits.png"}           the flagship asked for each digit, ten times
+  {RUN / "report.html"}  how it was trained: a movie, curves, the plane
 test ELBO {model.metrics["elbo"]:.2f} nats (reconstruction {model.metrics["reconstruction"]:.2f} \
 + KL {model.metrics["kl"]:.2f}), binarized MNIST, lower is better"""
     )
@@ -82,9 +96,9 @@ def latentserve(*arguments: str) -> None:
 
 
 @contextlib.contextmanager
-def server() -> Iterator[str]:
-    """Serves demo/models on a free port, yields its address, stops it by SIGTERM."""
-    command = ["serve", "--models", str(MODEL.parent), "--port", "0", "--log-level", "warning"]
+def server(*arguments: str) -> Iterator[str]:
+    """Serves on a free port, yields its address, stops it by SIGTERM."""
+    command = ["serve", *arguments, "--port", "0", "--log-level", "warning"]
     print(f"\n$ latentserve {' '.join(command)}", flush=True)
     process = subprocess.Popen(
         [sys.executable, "-m", "latentserve", *command], stdout=subprocess.PIPE, text=True

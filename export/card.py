@@ -1,6 +1,9 @@
 """The model card: README.md of a bundle, and its pictures."""
 
-from collections.abc import Mapping
+import shlex
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,24 +11,38 @@ from numpy.typing import NDArray
 from bundle import Manifest
 from latentserve._png import encode_png, grid
 
-_ZOOM = 2
+# About how wide a picture is shown, in pixels.
+_SHOWN = 56
+_MOST_NAMES = 20
+#: How many classes `classes_picture` is to show at most.
+MOST_CLASSES = 20
+# What `export` and `evaluate` do unless told otherwise.
+_USUAL_IMAGES = 1000
+_USUAL_SAMPLES = 10_000
+_WIDTH = 100
 
 
-def pictures(
-    originals: NDArray[np.uint8], reconstructions: NDArray[np.float32], samples: NDArray[np.float32]
+def reconstruction_picture(
+    originals: NDArray[np.uint8], reconstructions: NDArray[np.float32]
 ) -> dict[str, bytes]:
-    """Draws the card's pictures, by file name.
-
-    Args:
-        originals: uint8 [N, C, H, W].
-        reconstructions: float32 [N, C, H, W] in [0, 1].
-        samples: float32 [M, C, H, W] in [0, 1].
-    """
+    """Draws images, uint8 [N, C, H, W], above their reconstructions in [0, 1]."""
     pairs = np.concatenate([originals, to_uint8(reconstructions)])
-    return {
-        "reconstructions.png": encode_png(grid(pairs, columns=len(originals), zoom=_ZOOM)),
-        "samples.png": encode_png(grid(to_uint8(samples), zoom=_ZOOM)),
-    }
+    return {"reconstructions.png": _picture(pairs, columns=len(originals))}
+
+
+def samples_picture(samples: NDArray[np.float32]) -> dict[str, bytes]:
+    """Draws samples, float32 [N, C, H, W] in [0, 1]."""
+    return {"samples.png": _picture(to_uint8(samples))}
+
+
+def classes_picture(samples: NDArray[np.float32], per_class: int) -> dict[str, bytes]:
+    """Draws samples of each class in turn, a row for each."""
+    return {"samples_by_class.png": _picture(to_uint8(samples), columns=per_class)}
+
+
+def _picture(images: NDArray[np.uint8], columns: int | None = None) -> bytes:
+    zoom = max(1, round(_SHOWN / max(images.shape[2:])))
+    return encode_png(grid(images, columns=columns, zoom=zoom))
 
 
 def to_uint8(images: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -36,51 +53,41 @@ def to_uint8(images: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 def model_card(manifest: Manifest) -> bytes:
     """Writes the card of a model: what it is, how good, from what, how to call it."""
-    channels, height, width = manifest.image_shape
-    metrics, training, parity = manifest.metrics, manifest.training, manifest.parity
-    differences = ", ".join(
-        f"{key} {difference:.1e}" for key, difference in parity.max_abs_difference.items()
-    )
     checksums = "\n".join(
         f"| `{name}` | `{sha}` |" for name, sha in manifest.dataset.sha256.items()
     )
     lines = f"""# {manifest.name}, version {manifest.version}
 
-A variational autoencoder of {manifest.dataset.name}: images of {channels} x {height} x {width}
-to {manifest.latent_dim} latent dimensions and back. Likelihood {manifest.likelihood}, posterior
-{manifest.posterior}, prior {manifest.prior}.
-
-![Images drawn from the prior](samples.png)
-
-Above: drawn from the prior. Below: test images, and their reconstructions under them.
-
-![Test images and reconstructions](reconstructions.png)
-
+{_introduction(manifest)}
+{_gallery(manifest)}
 ## Measured
 
-{metrics.get("protocol", "")}.
+{_wrapped(_protocol(manifest.metrics))}
 
 | figure | value |
 |---|---|
-{_rows(metrics)}
+{_rows(manifest.metrics)}
 
-`latentserve evaluate {manifest.name}/{manifest.version}` measures them again.
+Measured again by
+
+```bash
+{_evaluate_command(manifest)}
+```
 
 ## Made by
 
-`latentserve train --preset {training.get("preset")} --data {manifest.dataset.name} \
-{"".join(f"--set {setting} " for setting in training.get("settings", []))}\
---steps {training.get("total_steps")} --out RUN`, then `latentserve export RUN --to \
-MODELS/{manifest.name}`; seed {training.get("train", {}).get("seed")}, \
-{metrics.get("train_seconds_per_thread", "?")} s of CPU time per thread on \
-{training.get("threads")} threads.
+```bash
+{_train_command(manifest)}
+{_export_command(manifest)}
+```
+
+{_wrapped(_training(manifest))}
 
 | data file | SHA-256 of its content |
 |---|---|
 {checksums}
 
-Torch and onnxruntime differ at batches {list(parity.batches)} by at most {parity.tolerance:g}
-({differences}).
+{_wrapped(_parity(manifest))}
 
 ## Called by
 
@@ -90,26 +97,266 @@ from latentserve.client import Client
 with Client("localhost:50051") as client:
     posterior = client.encode(images, model="{manifest.name}")
     images = client.decode(posterior.mean, model="{manifest.name}")
-    new = client.sample(100, seed=7, model="{manifest.name}")
-```
+{_sampling(manifest)}```
 """
     return lines.encode()
 
 
-def _rows(metrics: Mapping[str, object]) -> str:
-    shown = {
-        "elbo": "ELBO = reconstruction + KL",
-        "elbo_stderr": "standard error of it",
-        "reconstruction": "reconstruction",
-        "kl": "KL",
-        "active_units": "active latent dimensions",
-        "images": "images",
-        "draws": "draws per image",
+def _introduction(manifest: Manifest) -> str:
+    channels, height, width = manifest.image_shape
+    colour = "grey" if channels == 1 else "RGB"
+    posterior = {
+        "gaussian": "The posterior is a diagonal Gaussian",
+        "delta": "An image is encoded to one point",
     }
-    return "\n".join(
-        f"| {label} | {metrics[key]:.2f} |"
-        if isinstance(metrics[key], float)
-        else f"| {label} | {metrics[key]} |"
-        for key, label in shown.items()
-        if key in metrics
+    prior = {
+        "none": "there is no prior, so it cannot be sampled from",
+        "standard": "the prior is the standard normal",
+        "gmm": "the prior is a mixture of Gaussians fitted to the latents",
+        "flow": "the prior is a RealNVP flow fitted to the latents",
+        "flow-gmm": "the prior is a RealNVP flow over a mixture of Gaussians, fitted to the "
+        "latents",
+    }
+    kind = "A plain" if manifest.posterior == "delta" else "A variational"
+    text = (
+        f"{kind} autoencoder of {_data(manifest)}: {colour} images of {height} x {width} pixels to "
+        f"{manifest.latent_dim} latent dimensions and back. {posterior[manifest.posterior]}, "
+        f"{prior[manifest.prior]}; the likelihood is {manifest.likelihood.capitalize()}."
     )
+    if manifest.labels:
+        text += (
+            f" The prior knows the classes ({_named(manifest.labels)}); encoder and decoder have "
+            "never seen a label."
+        )
+    if manifest.precision != "fp32":
+        text += f" The decoder computes in {manifest.precision}, the other graphs in fp32."
+    return _wrapped(text)
+
+
+def _named(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _data(manifest: Manifest) -> str:
+    kind, _, rest = manifest.dataset.name.partition(":")
+    return {"folder": f"the pictures in `{rest}`", "idx": f"the IDX files `{rest}`"}.get(
+        kind, {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST"}.get(kind, kind)
+    )
+
+
+def _gallery(manifest: Manifest) -> str:
+    text = ""
+    if manifest.prior != "none":
+        text += "\nDrawn from the prior:\n\n![Images drawn from the prior](samples.png)\n"
+    if manifest.labels:
+        text += (
+            f"\nAsked for by label, a row for each{_of_many(manifest)}:\n\n"
+            "![Images drawn by label](samples_by_class.png)\n"
+        )
+    return text + (
+        "\nTest images, and their reconstructions under them:\n\n"
+        "![Test images and reconstructions](reconstructions.png)\n"
+    )
+
+
+def _of_many(manifest: Manifest) -> str:
+    return f" of the first {MOST_CLASSES}" if len(manifest.labels) > MOST_CLASSES else ""
+
+
+def _protocol(metrics: Mapping[str, object]) -> str:
+    protocol = str(metrics["protocol"]) if "protocol" in metrics else "Nothing was measured"
+    text = f"{protocol[0].upper()}{protocol[1:]}."
+    if metrics.get("measured_on") == "onnxruntime":
+        text += " Measured on the graphs of this bundle."
+    if metrics.get("measured_on") == "torch":
+        text += " Measured with torch, at the end of the training."
+    return text
+
+
+def _training(manifest: Manifest) -> str:
+    training = manifest.training
+    seconds, threads = training.get("seconds_per_thread"), training.get("threads")
+    processes = training.get("processes", 1)
+    text = f"Seed {training.get('train', {}).get('seed', 0)}"
+    if seconds is not None:
+        each = "one thread" if threads == 1 else f"each of {threads} threads"
+        text += f"; {_duration(float(seconds))} of CPU time on {each}"
+    if processes > 1:
+        text += f" of {processes} processes"
+    versions = ", ".join(
+        f"{name} {version}"
+        for name, version in training.get("versions", {}).items()
+        if name in ("latentserve", "torch")
+    )
+    return text + (f"; {versions}." if versions else ".")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _parity(manifest: Manifest) -> str:
+    parity = manifest.parity
+    text = (
+        f"Torch and onnxruntime differ at batches of {_listed(parity.batches)} by at most "
+        f"{_differences(parity.max_abs_difference)} (allowed: {parity.tolerance:g}); a row has the "
+        "same bits in all of them."
+    )
+    if parity.precision_difference:
+        text += (
+            f" That is the fp32 decoder; the {manifest.precision} one differs from torch by at "
+            f"most {_differences(parity.precision_difference)}."
+        )
+    return text
+
+
+def _differences(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{value:.1e} ({key})" for key, value in values.items())
+
+
+def _listed(values: Sequence[object]) -> str:
+    *first, last = map(str, values)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _sampling(manifest: Manifest) -> str:
+    if manifest.prior == "none":
+        return ""
+    label = ", label=0" if manifest.labels else ""
+    return f'    new = client.sample(100, seed=7{label}, model="{manifest.name}")\n'
+
+
+def _train_command(manifest: Manifest) -> str:
+    training, spec = manifest.training, manifest.dataset.spec
+    options = [f"--preset {training.get('preset')}"]
+    options.append(f"--data {shlex.quote(spec.get('source', manifest.dataset.name))}")
+    for name in ("image_size", "channels"):
+        if spec.get(name) is not None:
+            options.append(f"--{name.replace('_', '-')} {spec[name]}")
+    if spec.get("bad_files") == "skip":
+        options.append("--bad-files skip")
+    options += [f"--set {shlex.quote(each)}" for each in training.get("settings", [])]
+    options.append(f"--steps {training.get('steps')}")
+    if training.get("device"):
+        options.append(f"--device {str(training['device']).partition(':')[0]}")
+    if training.get("precision", "float32") != "float32":
+        options.append(f"--precision {training['precision']}")
+    options.append("--out RUN")
+    processes = training.get("processes", 1)
+    program = "latentserve train"
+    if processes > 1:
+        program = f"torchrun --nproc-per-node {processes} -m latentserve train"
+    return _command(program, options)
+
+
+def _export_command(manifest: Manifest) -> str:
+    options = ["RUN", f"--to MODELS/{manifest.name}"]
+    if manifest.precision != "fp32":
+        options.append(f"--decoder {manifest.precision}")
+    return _command("latentserve export", options + _measures(manifest))
+
+
+def _evaluate_command(manifest: Manifest) -> str:
+    options = [f"MODELS/{manifest.name}/{manifest.version}", *_measures(manifest)]
+    if manifest.dataset.name.startswith(("folder:", "idx:")):
+        options.append(f"--data {shlex.quote(manifest.dataset.name)}")
+    return _command("latentserve evaluate", options)
+
+
+def _measures(manifest: Manifest) -> list[str]:
+    """The options that make `export` and `evaluate` measure the same figures."""
+    metrics = manifest.metrics
+    # Without the option samples are judged wherever they can be.
+    can_judge = manifest.dataset.name == "mnist" and manifest.image_shape == (1, 28, 28)
+    unjudged = 0 if can_judge and manifest.prior != "none" else None
+    stated = {
+        "--draws": (metrics.get("draws"), 1),
+        "--importance": (metrics.get("importance_draws"), None),
+        "--importance-images": (metrics.get("importance_images"), _USUAL_IMAGES),
+        "--samples": (metrics.get("samples", unjudged), _USUAL_SAMPLES),
+        "--seed": (metrics.get("seed"), 0),
+    }
+    return [
+        f"{option} {value}"
+        for option, (value, usual) in stated.items()
+        if value is not None and value != usual
+    ]
+
+
+def _command(program: str, options: Sequence[str]) -> str:
+    """A command as it is typed, on as many lines as it takes."""
+    lines = [program]
+    for option in options:
+        if len(lines[-1]) + len(option) > _WIDTH - 3:
+            lines.append(f"   {option}")
+        else:
+            lines[-1] += f" {option}"
+    return " \\\n".join(lines)
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, _WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def _lost(metrics: Mapping[str, Any], key: str) -> str:
+    plain = metrics[f"{key}_fp32"]
+    return f"{plain:.2f}; {metrics[key] - plain:+.3f}"
+
+
+def _rows(metrics: Mapping[str, Any]) -> str:
+    def number(key: str, form: str = ".2f") -> str:
+        return format(metrics[key], form)
+
+    def with_error(key: str) -> str:
+        error = {"importance_nll": "importance_stderr"}.get(key, f"{key}_stderr")
+        return f"{number(key)} ± {number(error)}"
+
+    rows: list[tuple[str, str]] = []
+    if "elbo" in metrics:
+        draws = metrics["draws"]
+        rows += [
+            ("ELBO = reconstruction + KL", with_error("elbo")),
+            ("reconstruction", number("reconstruction")),
+            ("KL", number("kl")),
+            ("active latent dimensions", str(metrics["active_units"])),
+            ("test images", f"{metrics['images']}, {draws} draw{'s' * (draws > 1)} of z for each"),
+        ]
+    elif "reconstruction" in metrics:
+        rows += [
+            ("reconstruction", with_error("reconstruction")),
+            ("active latent dimensions", str(metrics["active_units"])),
+            ("test images", str(metrics["images"])),
+        ]
+    rows += [
+        (f"{title} of the fp32 decoder; lost to fewer bits", _lost(metrics, key))
+        for key, title in (("elbo", "ELBO"), ("reconstruction", "reconstruction"))
+        if f"{key}_fp32" in metrics
+    ]
+    if "nll" in metrics:
+        part, draws = metrics["importance_images"], metrics["importance_draws"]
+        rows.append((f"NLL: importance-weighted bound, K = {draws}", with_error("nll")))
+        if part != metrics["images"]:
+            rows += [
+                (f"... the ELBO less the gap on {part} images", with_error("importance_gap")),
+                ("... and the bound of these alone", with_error("importance_nll")),
+            ]
+    if "fid" in metrics:
+        rows += [
+            (f"classifier-FID of {metrics['samples']} samples", number("fid")),
+            ("... of as many training images", number("fid_floor")),
+            ("entropy of the samples' classes (10 even ones: 2.30)", number("class_entropy")),
+            ("samples below 0.8 confidence", number("unconfident", ".1%")),
+        ]
+    if "label_agreement" in metrics:
+        rows += [
+            (
+                f"classifier agrees with the label, {metrics['label_images']} samples of each",
+                f"{number('label_agreement', '.1%')} (worst label: "
+                f"{number('label_agreement_worst', '.1%')})",
+            ),
+            ("classifier-FID of all of these", number("label_fid")),
+        ]
+    return "\n".join(f"| {label} | {value} |" for label, value in rows)

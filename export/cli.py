@@ -1,18 +1,21 @@
 """`latentserve export` and `latentserve evaluate`."""
 
 import argparse
-import dataclasses
 import json
 import sys
+import textwrap
 from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
 
 from bundle import BundleError
 from export.errors import ExportError
-from export.evaluate import Wanted, evaluate_path
+from export.evaluate import Figures, Wanted, evaluate_path
 from export.export import export
+from export.variants import PRECISIONS
 from latentserve._arguments import positive, uint64
 from training.errors import TrainingError
-from training.train import describe
 
 _FAILURES = (BundleError, ExportError, TrainingError, OSError)
 
@@ -25,19 +28,40 @@ def main_export(arguments: list[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="latentserve export",
-        description="Export a finished run as the next version of a model: encoder and decoder "
-        "as ONNX, verified against torch, in one bundle.",
-        epilog="example:\n  latentserve export runs/dense --to models/mnist",
+        description="Export a finished run as the next version of a model: encoder, decoder and "
+        "prior as ONNX, verified against torch and measured, in one bundle.",
+        epilog="examples:\n  latentserve export runs/dense --to models/mnist\n"
+        "  latentserve export runs/dense --to models/mnist-int8 --decoder int8",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder that `train` wrote")
     parser.add_argument("--to", type=Path, required=True, metavar="MODELS/NAME", help="the model")
+    parser.add_argument(
+        "--decoder",
+        choices=PRECISIONS,
+        default="fp32",
+        help="what the decoder computes in: fp32; fp16; or int8, its weights and activations "
+        "quantised statically, but for the layers at both ends (default: fp32)",
+    )
+    _add_measures(parser)
     options = parser.parse_args(arguments)
+    progress = _Progress()
     try:
-        folder = export(options.run, options.to, report=_say)
+        folder = export(
+            options.run,
+            options.to,
+            decoder=options.decoder,
+            wanted=_wanted(options),
+            data=options.data,
+            report=_say,
+            progress=progress.update,
+        )
     except _FAILURES as error:
+        progress.close()
         print(f"latentserve export: {error}", file=sys.stderr)
         return 1
+    finally:
+        progress.close()
     print(folder)
     return 0
 
@@ -52,19 +76,47 @@ def main_evaluate(arguments: list[str]) -> int:
         prog="latentserve evaluate",
         description="Measure a run or a bundle on its test set. Changes nothing.",
         epilog="examples:\n  latentserve evaluate runs/dense\n"
-        "  latentserve evaluate models/mnist/1 --importance 1000",
+        "  latentserve evaluate models/mnist/1 --importance 1000 --seed 1",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "path", type=Path, metavar="RUN_OR_BUNDLE", help="run folder, or MODELS/NAME/VERSION"
     )
+    _add_measures(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(arguments)
+    progress = _Progress()
+    try:
+        what, figures = evaluate_path(
+            options.path,
+            _wanted(options),
+            options.data,
+            report=_say,
+            progress=progress.update,
+        )
+    except _FAILURES as error:
+        progress.close()
+        print(f"latentserve evaluate: {error}", file=sys.stderr)
+        return 1
+    finally:
+        progress.close()
+    if options.json:
+        print(json.dumps({"what": what} | figures.to_json(), indent=2))
+    else:
+        _print(what, figures)
+    return 0
+
+
+def _add_measures(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--draws", type=positive, default=1, help="draws of z per image (default: 1)"
     )
-    parser.add_argument("--seed", type=uint64, default=0, help="seed of the draws (default: 0)")
+    parser.add_argument(
+        "--seed", type=uint64, default=0, help="seed of all draws and samples (default: 0)"
+    )
     parser.add_argument(
         "--importance",
-        type=positive,
+        type=_count,
         default=0,
         metavar="K",
         help="measure the importance-weighted bound on the NLL with K draws as well; 1000 is usual",
@@ -74,31 +126,100 @@ def main_evaluate(arguments: list[str]) -> int:
         type=positive,
         default=1000,
         metavar="N",
-        help="on the first N test images (default: 1000)",
+        help="on N test images, evenly spread (default: 1000)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args(arguments)
-    wanted = Wanted(options.draws, options.seed, options.importance, options.importance_images)
-    try:
-        what, result, bound = evaluate_path(options.path, wanted, report=_say)
-    except _FAILURES as error:
-        print(f"latentserve evaluate: {error}", file=sys.stderr)
-        return 1
-    described = describe(result)
-    if options.json:
-        weighted = {} if bound is None else {"importance_bound": dataclasses.asdict(bound)}
-        print(json.dumps({"what": what} | described | weighted, indent=2))
-        return 0
-    print(f"{what}\n{described['protocol']}\n")
-    print(f"  ELBO            {result.elbo:8.2f}  +- {result.elbo_stderr:.2f}")
-    print(f"  reconstruction  {result.reconstruction:8.2f}")
-    print(f"  KL              {result.kl:8.2f}")
-    print(f"  active units    {result.active_units:8d}")
-    print(f"\n{result.images} images, {result.draws} draw(s) each, seed {result.seed}")
-    if bound is not None:
-        print(f"\n  NLL             {bound.nll:8.2f}  +- {bound.stderr:.2f}")
-        print(f"\nimportance-weighted bound, K = {bound.draws}, the first {bound.images} images")
-    return 0
+    parser.add_argument(
+        "--samples",
+        type=_samples,
+        default=10_000,
+        metavar="N",
+        help="judge N samples by the classifier of digits, where the data is MNIST; 0 for none "
+        "(default: 10000)",
+    )
+    parser.add_argument(
+        "--data", help="where the data is now, such as folder:PATH (default: where it was)"
+    )
+
+
+def _wanted(options: argparse.Namespace) -> Wanted:
+    return Wanted(
+        draws=options.draws,
+        seed=options.seed,
+        importance=options.importance,
+        importance_images=options.importance_images,
+        samples=options.samples,
+        label_samples=max(2, options.samples // 10),
+    )
+
+
+def _print(what: str, figures: Figures) -> None:
+    result, bound, judged = figures.evaluation, figures.bound, figures.generation
+    protocol = textwrap.fill(figures.to_json()["protocol"], 88, break_on_hyphens=False)
+    print(f"{what}\n{protocol}\n")
+    if figures.plain:
+        print(f"  reconstruction  {result.elbo:8.2f}  +- {result.elbo_stderr:.2f}")
+        print(f"  active units    {result.active_units:8d}")
+        print(f"\n{result.images} images; a plain autoencoder has no ELBO")
+    else:
+        print(f"  ELBO            {result.elbo:8.2f}  +- {result.elbo_stderr:.2f}")
+        print(f"  reconstruction  {result.reconstruction:8.2f}")
+        print(f"  KL              {result.kl:8.2f}")
+        print(f"  active units    {result.active_units:8d}")
+        draws = f"{result.draws} draw{'s' * (result.draws > 1)}"
+        print(f"\n{result.images} images, {draws} each, seed {result.seed}")
+    if bound is not None and figures.nll is not None:
+        nll, stderr = figures.nll
+        print(f"\n  NLL             {nll:8.2f}  +- {stderr:.2f}")
+        print(f"\nimportance-weighted bound, K = {bound.draws}, seed {bound.seed}", end="")
+        if bound.images < result.images:
+            print(
+                ": the ELBO above less the gap, which is\n"
+                f"{bound.gap:.2f} +- {bound.gap_stderr:.2f} on {bound.images} of the images (the "
+                f"bound of these alone: {bound.nll:.2f} +- {bound.stderr:.2f})"
+            )
+        else:
+            print(", on all of these images")
+    if judged is not None:
+        print(f"\n  classifier-FID  {judged.fid:8.2f}  (training images: {judged.fid_floor:.2f})")
+        print(f"  class entropy   {judged.class_entropy:8.2f}  (ten even classes: 2.30)")
+        print(f"  unconfident     {judged.unconfident:8.1%}  (below 0.8)")
+        print(f"\n{judged.images} samples against the test images, seed {judged.seed}")
+        if judged.label_agreement is not None:
+            print(f"\n  FID by label    {judged.label_fid:8.2f}")
+            print(
+                f"  agreement       {judged.label_agreement:8.1%}  "
+                f"(worst label: {judged.label_agreement_worst:.1%})"
+            )
+            print(f"\n{judged.label_images} samples asked for by each label")
+
+
+class _Progress:
+    """A bar while the importance-weighted bound is measured, which takes minutes."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
+
+    def update(self, done: int, total: int) -> None:
+        if self._bar is None:
+            self._bar = tqdm(total=total, unit="image", desc="NLL", disable=not sys.stderr.isatty())
+        self._bar.update(done - self._bar.n)
+        if done >= total:
+            self.close()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _count(text: str) -> int:
+    return 0 if text == "0" else positive(text)
+
+
+def _samples(text: str) -> int:
+    if text == "1":
+        raise argparse.ArgumentTypeError("got 1, wanted 0, or 2 and more")
+    return _count(text)
 
 
 def _say(line: str) -> None:

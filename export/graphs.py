@@ -1,16 +1,20 @@
-"""The encoder and the decoder of a torch model as two ONNX graphs."""
+"""A torch model as ONNX graphs: encoder, decoder and, where it is learned, its prior."""
 
 import io
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
 
+from bundle import GraphName
 from training.models import Vae
+from training.prior import Density, Sampler
 
 OPSET = 18
 
@@ -20,14 +24,14 @@ class ExportedGraph:
     """A graph and the torch module it came from.
 
     Attributes:
-        name: `encoder` or `decoder`.
-        module: Takes the one input, returns the outputs in order.
+        name: What it does.
+        module: Takes the inputs and returns a tuple of the outputs, in order.
         inputs: Names of the inputs.
         outputs: Names of the outputs.
         content: The ONNX file's bytes.
     """
 
-    name: str
+    name: GraphName
     module: nn.Module
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -39,8 +43,10 @@ class _Encoder(nn.Module):
         super().__init__()
         self.vae = vae
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         posterior = self.vae.encode(image)
+        if posterior.log_var is None:
+            return (posterior.mean,)
         return posterior.mean, posterior.log_var
 
 
@@ -49,63 +55,145 @@ class _Decoder(nn.Module):
         super().__init__()
         self.vae = vae
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor) -> tuple[Tensor, ...]:
         logits = self.vae.decode(z)
         return torch.sigmoid(logits), logits
 
 
-def export_graphs(vae: Vae) -> tuple[ExportedGraph, ExportedGraph]:
-    """Exports the two halves of an autoencoder, weights inside.
+class _Tupled(nn.Module):
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
 
-    Neither holds a random operator: noise is drawn by whoever runs them.
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return (self.module(*inputs),)
+
+
+def export_graphs(vae: Vae) -> dict[GraphName, ExportedGraph]:
+    """Exports the parts of a model, weights inside.
+
+    None holds a random operator: noise is drawn by whoever runs them.
 
     Args:
         vae: In evaluation mode.
 
     Returns:
-        The encoder, `image` [N, C, H, W] to `mean` and `log_var` [N, D], and the
-        decoder, `z` [N, D] to `image` and `logits` [N, C, H, W].
+        By name: the encoder, `image` [N, C, H, W] to `mean` and `log_var` [N, D]; the
+        decoder, `z` [N, D] to `image` and `logits` [N, C, H, W]; and, where the prior is
+        learned, the prior, `eps` [N, D], `u` [N, 1] and `label` [N] to `z`, and its
+        density, `z` and `label` to `log_prob` [N].
     """
     # Two rows in the example: with one, the exporter may take the batch for constant.
-    image = torch.rand(2, *vae.image_shape)
-    z = torch.randn(2, vae.config.latent_dim)
-    return (
-        _export("encoder", _Encoder(vae).eval(), image, ("image",), ("mean", "log_var")),
-        _export("decoder", _Decoder(vae).eval(), z, ("z",), ("image", "logits")),
-    )
+    dim = vae.config.latent_dim
+    image, z, label = torch.rand(2, *vae.image_shape), torch.randn(2, dim), torch.tensor([-1, -1])
+    heads = ("mean", "log_var") if vae.config.posterior == "gaussian" else ("mean",)
+    graphs = [
+        export_module("encoder", _Encoder(vae).eval(), {"image": image}, heads),
+        export_module("decoder", _Decoder(vae).eval(), {"z": z}, ("image", "logits")),
+    ]
+    if vae.prior is not None:
+        sampler, density = _Tupled(Sampler(vae.prior)), _Tupled(Density(vae.prior))
+        noise = {"eps": torch.randn(2, dim), "u": torch.rand(2, 1), "label": label}
+        graphs += [
+            export_module("prior", sampler.eval(), noise, ("z",)),
+            export_module("prior_density", density.eval(), {"z": z, "label": label}, ("log_prob",)),
+        ]
+    return {graph.name: graph for graph in graphs}
 
 
-def _export(
-    name: str,
+def export_module(
+    name: GraphName,
     module: nn.Module,
-    example: Tensor,
-    inputs: tuple[str, ...],
+    example: dict[str, Tensor],
     outputs: tuple[str, ...],
 ) -> ExportedGraph:
+    """Exports one module, in a form that gives a row the same bits in every batch.
+
+    Args:
+        name: What it does.
+        module: Takes the inputs and returns a tuple of the outputs, in order.
+        example: Its inputs by name, two rows or more each.
+        outputs: Names of its outputs.
+    """
     with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript"):
         # The exporter's own dependencies warn of each other's deprecations.
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             module,
-            (example,),
-            input_names=list(inputs),
+            tuple(example.values()),
+            input_names=list(example),
             output_names=list(outputs),
-            dynamic_shapes=({0: torch.export.Dim("N")},),
+            dynamic_shapes=_dynamic_shapes(module, len(example)),
             opset_version=OPSET,
             dynamo=True,
             external_data=False,
             verbose=False,
         )
     assert program is not None
-    model = program.model_proto
-    _strip(model.graph, f"latentserve_{name}")
+    model = _with_exact_sums(program.model_proto)
+    strip(model.graph, f"latentserve_{name}")
     buffer = io.BytesIO()
     onnx.save_model(model, buffer)
-    return ExportedGraph(name, module, inputs, outputs, buffer.getvalue())
+    return ExportedGraph(name, module, tuple(example), outputs, buffer.getvalue())
 
 
-def _strip(graph: onnx.GraphProto, name: str) -> None:
-    """Takes out where in whose source tree each node came from."""
+def _with_exact_sums(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Turns each sum of fractions over the last axis into a product with ones.
+
+    onnxruntime's ReduceSum adds in an order that depends on where in memory a row
+    begins, unless rows are a multiple of 4 long (measured on 1.32), so that a row would
+    depend on its place in the batch. Its products do not.
+    """
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    values = {each.name: each.type.tensor_type for each in (*inferred.input, *inferred.value_info)}
+    constants = {each.name: each for each in model.graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    added: dict[str, onnx.TensorProto] = {}
+    for node in model.graph.node:
+        width = _summed_width(node, values, constants)
+        if width is None:
+            nodes.append(node)  # a sum of another kind is refused by `check_structure`
+            continue
+        ones, last = f"ones_{width}", "ones_axis"
+        added[ones] = onnx.numpy_helper.from_array(np.ones((width, 1), np.float32), ones)
+        added[last] = onnx.numpy_helper.from_array(np.array([-1]), last)
+        product = f"{node.output[0]}_product"
+        nodes += [
+            onnx.helper.make_node("MatMul", [node.input[0], ones], [product]),
+            onnx.helper.make_node("Squeeze", [product, last], node.output),
+        ]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(added.values())
+    return model
+
+
+def _summed_width(
+    node: onnx.NodeProto,
+    values: Mapping[str, onnx.TypeProto.Tensor],
+    constants: Mapping[str, onnx.TensorProto],
+) -> int | None:
+    """How many fractions a node sums over the last axis, which goes; None if it does not."""
+    if node.op_type != "ReduceSum" or node.input[0] not in values:
+        return None
+    summed = values[node.input[0]]
+    axes = onnx.numpy_helper.to_array(constants[node.input[1]]).tolist()
+    keeps = next((each.i for each in node.attribute if each.name == "keepdims"), 1)
+    last = len(summed.shape.dim) - 1
+    if summed.elem_type != onnx.TensorProto.FLOAT or axes not in ([last], [-1]) or keeps:
+        return None
+    return int(summed.shape.dim[last].dim_value)
+
+
+def _dynamic_shapes(module: nn.Module, inputs: int) -> tuple[Any, ...]:
+    rows = torch.export.Dim("N")
+    shapes = tuple({0: rows} for _ in range(inputs))
+    # The inputs of a `*args` forward are one argument.
+    return (shapes,) if isinstance(module, _Tupled) else shapes
+
+
+def strip(graph: onnx.GraphProto, name: str) -> None:
+    """Names a graph and takes out where in whose source tree each node came from."""
     graph.name = name
     graph.ClearField("doc_string")
     graph.ClearField("metadata_props")

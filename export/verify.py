@@ -1,6 +1,7 @@
 """Proves that the graphs are what the torch model is, or fails the export."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,23 +13,30 @@ from export.graphs import OPSET, ExportedGraph
 from service.runtime import Device, Graph
 
 Array = NDArray[np.float32]
+Inputs = Mapping[str, NDArray[Any]]
 
 BATCHES = (1, 2, 3, 64)
 
 #: Operators a graph may hold: deterministic, row by row, in the standard domain.
 #: Absent on purpose: random operators, what mixes rows, and Elu, Log, Selu, Mish and
-#: Softplus, whose bits depend on a row's place in the batch.
+#: Softplus, whose bits depend on a row's place in the batch. So do those of a ReduceSum
+#: of fractions: only whole numbers may be summed by it.
 ALLOWED_OPERATORS = frozenset(
     """
-    Abs Add Cast Clip Concat Constant Conv Div Erf Exp Expand Flatten Gemm Greater Identity
-    LeakyRelu MatMul Max Min Mul Neg Pow Reciprocal Relu Reshape Shape Sigmoid Slice Split Sqrt
-    Squeeze Sub Sum Tanh Transpose Unsqueeze Where
+    Abs Add Cast Clip Concat Constant Conv DepthToSpace Div Erf Exp Expand Flatten Gather Gemm
+    Greater GreaterOrEqual Identity LeakyRelu MatMul Max Min Mul Neg Pad Pow Reciprocal ReduceMax
+    ReduceSum Relu Reshape Shape Sigmoid Slice SpaceToDepth Split Sqrt Squeeze Sub Sum Tanh
+    Transpose Unsqueeze Where
     """.split()  # noqa: SIM905 - a column of quoted words reads worse
 )
 
 
-def check_structure(graph: ExportedGraph) -> None:
+def check_structure(graph: ExportedGraph, allowed: Set[str] = ALLOWED_OPERATORS) -> None:
     """Checks a graph as ONNX, without running it.
+
+    Args:
+        graph: The graph.
+        allowed: The operators it may hold.
 
     Raises:
         ExportError: The checker or shape inference complains, an operator is not on
@@ -37,14 +45,25 @@ def check_structure(graph: ExportedGraph) -> None:
     model = onnx.load_from_string(graph.content)
     try:
         onnx.checker.check_model(model, full_check=True)
-        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+        inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     except Exception as error:
         raise ExportError(f"{graph.name}: the ONNX checker refuses it: {error}") from error
     domains = {opset.domain: opset.version for opset in model.opset_import}
     if domains != {"": OPSET}:
         raise ExportError(f"{graph.name}: opsets {domains}, wanted {{'': {OPSET}}}")
-    if foreign := sorted({node.op_type for node in model.graph.node} - ALLOWED_OPERATORS):
+    if foreign := sorted({node.op_type for node in model.graph.node} - allowed):
         raise ExportError(f"{graph.name}: operators {foreign} are not on the list of allowed ones")
+    whole = {
+        value.name
+        for value in (*inferred.graph.input, *inferred.graph.value_info)
+        if value.type.tensor_type.elem_type == onnx.TensorProto.INT64
+    }
+    for node in model.graph.node:
+        if node.op_type == "ReduceSum" and node.input[0] not in whole:
+            raise ExportError(
+                f"{graph.name}: ReduceSum of {node.input[0]}, wanted whole numbers: the bits of a "
+                "sum of fractions depend on a row's place in memory"
+            )
     names = (
         tuple(value.name for value in model.graph.input),
         tuple(value.name for value in model.graph.output),
@@ -52,22 +71,25 @@ def check_structure(graph: ExportedGraph) -> None:
     if names != (graph.inputs, graph.outputs):
         raise ExportError(f"{graph.name}: tensors {names}, wanted {graph.inputs, graph.outputs}")
     for value in (*model.graph.input, *model.graph.output):
-        if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-            raise ExportError(f"{graph.name}: {value.name}: wanted float32")
+        wanted = onnx.TensorProto.INT64 if value.name == "label" else onnx.TensorProto.FLOAT
+        if value.type.tensor_type.elem_type != wanted:
+            kind = onnx.TensorProto.DataType.Name(wanted)
+            raise ExportError(f"{graph.name}: {value.name}: wanted {kind}")
         axes = value.type.tensor_type.shape.dim
         if not axes or not axes[0].dim_param or any(axis.dim_param for axis in axes[1:]):
             raise ExportError(f"{graph.name}: {value.name}: wanted the first axis alone dynamic")
 
 
-def measure_parity(graph: ExportedGraph, inputs: Array) -> dict[str, float]:
+def measure_parity(graph: ExportedGraph, inputs: Inputs) -> dict[str, float]:
     """Compares torch and onnxruntime at every size of `BATCHES`.
 
     Args:
         graph: The graph.
-        inputs: At least as many rows as the largest batch.
+        inputs: By name, each with as many rows as the largest batch or more.
 
     Returns:
-        The largest absolute difference of each output, as "graph.output".
+        The largest absolute difference of each output, as "graph.output"; that of a
+        log-density for each of the latent dimensions it is a sum over.
 
     Raises:
         ExportError: onnxruntime cannot run a batch, or answers in another shape.
@@ -75,20 +97,20 @@ def measure_parity(graph: ExportedGraph, inputs: Array) -> dict[str, float]:
     session = Graph(graph.content, Device("cpu"))
     worst = {f"{graph.name}.{output}": 0.0 for output in graph.outputs}
     for batch in BATCHES:
-        rows = inputs[:batch]
-        with torch.inference_mode():
-            wanted = graph.module(torch.from_numpy(rows))
+        rows = _rows(inputs, slice(0, batch))
+        wanted = torch_answers(graph, rows)
         try:
-            answers = session.run({graph.inputs[0]: rows})
+            answers = session.run(rows)
         except Exception as error:  # onnxruntime's errors have no common base
             raise ExportError(f"{graph.name}: cannot run a batch of {batch}: {error}") from error
-        for output, reference in zip(graph.outputs, wanted, strict=True):
-            if answers[output].shape != tuple(reference.shape):
+        for output, reference in wanted.items():
+            if answers[output].shape != reference.shape:
                 raise ExportError(
                     f"{graph.name}.{output}: onnxruntime answers {list(answers[output].shape)}, "
                     f"torch {list(reference.shape)}"
                 )
-            difference = np.max(np.abs(answers[output] - reference.numpy()))
+            terms = rows["z"].shape[1] if output == "log_prob" else 1
+            difference = np.max(np.abs(answers[output] - reference)) / terms
             key = f"{graph.name}.{output}"
             # np.maximum keeps a NaN; max() might drop it.
             worst[key] = float(np.maximum(worst[key], difference))
@@ -109,26 +131,44 @@ def check_parity(differences: Mapping[str, float], tolerance: float) -> None:
             )
 
 
-def check_batch_invariance(graph: ExportedGraph, inputs: Array) -> None:
+def torch_answers(graph: ExportedGraph, inputs: Inputs) -> dict[str, Array]:
+    """What the torch module answers, by output."""
+    with torch.inference_mode():
+        answers = graph.module(*(torch.from_numpy(inputs[name]) for name in graph.inputs))
+    return {name: answer.numpy() for name, answer in zip(graph.outputs, answers, strict=True)}
+
+
+def check_batch_invariance(name: str, content: bytes, inputs: Inputs) -> None:
     """Fails where a row's bits depend on the batch it ran in or on the threads, on CPU.
 
     Seeded sampling promises that they do not.
 
+    Args:
+        name: Of the graph, for the error.
+        content: The ONNX file.
+        inputs: By name.
+
     Raises:
         ExportError: They do.
     """
-    whole = Graph(graph.content, Device("cpu")).run({graph.inputs[0]: inputs})
+    count = len(next(iter(inputs.values())))
+    whole = Graph(content, Device("cpu"), rows=count).run(inputs)
     for threads in (0, 1):
-        session = Graph(graph.content, Device("cpu"), threads)
+        session = Graph(content, Device("cpu"), threads)
         for batch in BATCHES:
-            for chunk in _chunks(len(inputs), batch):
-                part = session.run({graph.inputs[0]: inputs[chunk]})
-                for output in graph.outputs:
-                    if part[output].tobytes() != whole[output][chunk].tobytes():
+            for chunk in _chunks(count, batch):
+                part = session.run(_rows(inputs, chunk))
+                for output, rows in whole.items():
+                    if part[output].tobytes() != rows[chunk].tobytes():
                         raise ExportError(
-                            f"{graph.name}.{output}: rows differ between batches of {batch} and "
-                            f"of {len(inputs)}"
+                            f"{name}.{output}: rows differ between batches of {batch} and "
+                            f"of {count}"
                         )
+
+
+def _rows(inputs: Inputs, chunk: slice) -> dict[str, NDArray[Any]]:
+    # Copied: a view lies in memory as it does in the whole, and that can hide a difference.
+    return {name: array[chunk].copy() for name, array in inputs.items()}
 
 
 def _chunks(rows: int, size: int) -> Iterable[slice]:

@@ -157,6 +157,17 @@ def joined(tensors: Sequence[tensor_pb2.Tensor]) -> NDArray[Any]:
     return np.concatenate([to_array(tensor) for tensor in tensors])
 
 
+def joined_where_sent(replies: Sequence[Any], name: str) -> NDArray[Any] | None:
+    """Puts the rows of an optional tensor together; None where no reply has it.
+
+    Raises:
+        ProtocolError: Some have it and some not, or as `to_array`.
+    """
+    if not any(reply.HasField(name) for reply in replies):
+        return None
+    return joined([getattr(reply, name) for reply in replies])
+
+
 def read_server_info(reply: pb.GetServerInfoResponse) -> ServerInfo:
     """Reads the reply to GetServerInfo."""
     return ServerInfo(
@@ -189,6 +200,7 @@ def read_model_info(model: pb.ModelInfo) -> ModelInfo:
         dataset=model.dataset,
         created_at=model.created_at.ToDatetime(UTC),
         noise=model.noise,
+        precision=model.precision,
     )
 
 

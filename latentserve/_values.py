@@ -12,20 +12,23 @@ class Posterior:
     """The posteriors q(z|x) of a batch of images.
 
     Attributes:
-        mean: float32 [N, D].
-        log_var: Natural logarithm of the variance, float32 [N, D].
+        mean: float32 [N, D]; the point itself where the model is a plain autoencoder.
+        log_var: Natural logarithm of the variance, float32 [N, D]; None where the
+            model is a plain autoencoder, which has no variance.
         z: A draw from each, float32 [N, D], or None where none was asked for.
         seed: The seed of the draw, or None.
     """
 
     mean: NDArray[np.float32]
-    log_var: NDArray[np.float32]
+    log_var: NDArray[np.float32] | None
     z: NDArray[np.float32] | None = None
     seed: int | None = None
 
     @property
-    def std(self) -> NDArray[np.float32]:
-        """Standard deviation, float32 [N, D]."""
+    def std(self) -> NDArray[np.float32] | None:
+        """Standard deviation, float32 [N, D]; None as `log_var`."""
+        if self.log_var is None:
+            return None
         std: NDArray[np.float32] = np.exp(np.float32(0.5) * self.log_var)
         return std
 
@@ -56,17 +59,21 @@ class ModelInfo:
         version: The version being served.
         image_shape: C, H and W.
         latent_dim: D.
-        posterior: `gaussian`.
-        prior: `standard` is N(0, I).
+        posterior: `gaussian`, or `delta` of a plain autoencoder, whose posteriors have
+            no `log_var`.
+        prior: `standard` is N(0, I); `gmm`, `flow` and `flow-gmm` were fitted to the
+            latents of the training data; a model of prior `none` cannot be sampled from.
         likelihood: `bernoulli`.
-        labels: Classes that `sample(label=...)` knows.
+        labels: Names of the classes that `sample(label=...)` knows, by their index.
         max_rows: Most rows in one request; the client cuts larger arrays.
         metrics: Figures on the test set, for example `elbo` in nats per image.
-        devices: Where each graph runs, by its name.
+        devices: Where each graph runs, by its name: `encoder`, `decoder` and, where the
+            prior is learned, `prior` and `prior_density`.
         checksums: SHA-256 of each graph's file, by its name.
         dataset: What it was trained on.
         created_at: When its bundle was written.
         noise: Name and version of the seeded noise.
+        precision: What the decoder computes in: `fp32`, `fp16` or `int8`.
     """
 
     name: str
@@ -84,6 +91,7 @@ class ModelInfo:
     dataset: str
     created_at: datetime
     noise: str
+    precision: str
 
 
 @dataclass(frozen=True)

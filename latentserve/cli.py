@@ -4,9 +4,10 @@ import argparse
 import io
 import os
 import sys
+import textwrap
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         "--output",
         type=Path,
         default=Path("posterior.npz"),
-        help="npz file with mean, log_var and z (default: posterior.npz)",
+        help="npz file with mean and, where there are any, log_var and z (default: posterior.npz)",
     )
     encode.add_argument("--seed", type=uint64, help="draw z as well, with this seed")
     _model(encode)
@@ -107,17 +108,29 @@ def _parser() -> argparse.ArgumentParser:
     decode.epilog = "example:\n  latentserve decode posterior.npz -o decoded.png"
 
     sample = _command(commands, "sample", _sample, "draw new images")
-    sample.add_argument("-n", "--count", type=positive, default=100, help="how many (default: 100)")
+    sample.add_argument(
+        "-n", "--count", type=positive, help="how many (default: 100; by label: 10 of each)"
+    )
     sample.add_argument("--seed", type=uint64, help="the same images every time (default: fresh)")
     sample.add_argument(
         "--offset", type=uint64, default=0, help="first image of the seed's sequence"
     )
-    sample.add_argument("--label", type=int, help="class wanted, where the model knows classes")
+    which = sample.add_mutually_exclusive_group()
+    which.add_argument(
+        "--label", type=int, help="number of the class wanted, where the model knows classes"
+    )
+    which.add_argument(
+        "--by-label", action="store_true", help="so many of each class, a row of the grid for each"
+    )
     sample.add_argument("--temperature", type=float, help="below 1: more typical (default: 1)")
     sample.add_argument("--truncation", type=float, help="bound on the noise (default: none)")
     _pictures(sample, "samples.png")
     _model(sample)
-    sample.epilog = "example:\n  latentserve sample -n 100 --seed 7 -o digits.png"
+    sample.epilog = (
+        "examples:\n  latentserve sample -n 100 --seed 7 -o digits.png\n"
+        "  latentserve sample -n 20 --label 7 -o sevens.png\n"
+        "  latentserve sample --by-label -o classes.png"
+    )
     return parser
 
 
@@ -187,15 +200,57 @@ def _info(options: argparse.Namespace) -> int:
         made = f"{model.created_at:%Y-%m-%d}"
         print(f"\n{model.name}/{model.version}{default}: trained on {model.dataset}, made {made}")
         print(f"  images     {channels} x {height} x {width}, {model.likelihood}")
-        print(f"  latents    {model.latent_dim}, posterior {model.posterior}, prior {model.prior}")
-        print(f"  labels     {', '.join(model.labels) or 'none'}")
+        print(
+            f"  latents    {model.latent_dim}, posterior {_explained(model.posterior)}, prior "
+            f"{_explained(model.prior)}"
+        )
+        print(f"  labels     {_listed(model.labels)}")
+        print(f"  decoder    {model.precision}")
         print(f"  devices    {', '.join(f'{name} {on}' for name, on in model.devices.items())}")
-        if "elbo" in model.metrics:
-            print(f"  test ELBO  {model.metrics['elbo']:.2f} nats (lower is better)")
         print(f"  max rows   {model.max_rows}")
+        for line in _figures(model.metrics):
+            print(f"  {line}")
     if not info.models:
         print("no model is loaded")
     return 0
+
+
+_EXPLAINED = {
+    "delta": "plain autoencoder",
+    "none": "cannot be sampled from",
+    "gmm": "mixture of Gaussians",
+    "flow": "normalizing flow",
+    "flow-gmm": "flow over a mixture of Gaussians",
+}
+
+
+def _explained(kind: str) -> str:
+    return f"{kind} ({_EXPLAINED[kind]})" if kind in _EXPLAINED else kind
+
+
+def _listed(labels: Sequence[str]) -> str:
+    """Labels with their numbers, where these are not their names."""
+    if not labels:
+        return "none"
+    names = (name if name == str(index) else f"{index} {name}" for index, name in enumerate(labels))
+    return textwrap.fill(", ".join(names), 87, subsequent_indent=" " * 13)
+
+
+def _figures(metrics: Mapping[str, float]) -> Iterator[str]:
+    """What was measured, a line for each figure that a person looks for first."""
+    if "elbo" in metrics:
+        yield f"test ELBO  {metrics['elbo']:.2f} nats (lower is better)"
+    elif "reconstruction" in metrics:
+        yield f"test reconstruction  {metrics['reconstruction']:.2f} nats (lower is better)"
+    if {"nll", "nll_stderr", "importance_draws"} <= metrics.keys():
+        yield (
+            f"test NLL   {metrics['nll']:.2f} +- {metrics['nll_stderr']:.2f} nats "
+            f"(importance-weighted, K = {metrics['importance_draws']:.0f})"
+        )
+    if "fid" in metrics:
+        yield f"samples    classifier-FID {metrics['fid']:.2f} (lower is better)"
+    if "label_agreement" in metrics:
+        yield f"by label   {metrics['label_agreement']:.1%} are what was asked for"
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -211,9 +266,9 @@ def _encode(options: argparse.Namespace) -> int:
         posterior = client.encode(
             images, seed=options.seed, model=options.model, version=options.model_version
         )
-    arrays = {"mean": posterior.mean, "log_var": posterior.log_var}
-    if posterior.z is not None:
-        arrays["z"] = posterior.z
+    fields = {"mean": posterior.mean, "log_var": posterior.log_var, "z": posterior.z}
+    # A plain autoencoder has no log_var.
+    arrays = {name: array for name, array in fields.items() if array is not None}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     _write(options.output, buffer.getvalue(), f"{' and '.join(arrays)} of {len(images)} images")
@@ -229,18 +284,30 @@ def _decode(options: argparse.Namespace) -> int:
 
 
 def _sample(options: argparse.Namespace) -> int:
+    labels, seed, pieces = [options.label], options.seed, []
     with _client(options) as client:
-        samples = client.sample_with_latents(
-            options.count,
-            seed=options.seed,
-            offset=options.offset,
-            label=options.label,
-            temperature=options.temperature,
-            truncation=options.truncation,
-            model=options.model,
-            version=options.model_version,
-        )
-    _write_images(options, samples.images, f", seed {samples.seed}")
+        if options.by_label:
+            model = client.model(options.model, version=options.model_version)
+            if not model.labels:
+                raise _Failure(f"--by-label: the prior of {model.name} knows no classes")
+            labels = list(range(len(model.labels)))
+        count = options.count or (10 if options.by_label else 100)
+        for label in labels:
+            samples = client.sample_with_latents(
+                count,
+                seed=seed,
+                offset=options.offset,
+                label=label,
+                temperature=options.temperature,
+                truncation=options.truncation,
+                model=options.model,
+                version=options.model_version,
+            )
+            seed = samples.seed  # the same noise for each class
+            pieces.append(samples.images)
+    if options.by_label and options.columns is None:
+        options.columns = count
+    _write_images(options, np.concatenate(pieces), f", seed {seed}")
     return 0
 
 

@@ -195,11 +195,13 @@ class Client:
             timeout: Seconds for each message; the client's by default.
 
         Returns:
-            Mean and log_var, float32 [N, D] each, and z where it was drawn.
+            Mean and log_var, float32 [N, D] each, and z where it was drawn. A plain
+            autoencoder answers no log_var.
 
         Raises:
             TypeError: Of a dtype that cannot be sent.
             ValueError: Without rows.
+            FailedPrecondition: A draw from a plain autoencoder.
             ServerError: The server refused or could not be reached.
         """
         array = _messages.image_array(images)
@@ -215,7 +217,7 @@ class Client:
         replies = self._in_pieces(send, len(array), model, version)
         return Posterior(
             mean=_messages.joined([reply.mean for reply in replies]),
-            log_var=_messages.joined([reply.log_var for reply in replies]),
+            log_var=_messages.joined_where_sent(replies, "log_var"),
             z=None if seed is None else _messages.joined([reply.z for reply in replies]),
             seed=seed,
         )
@@ -306,8 +308,9 @@ class Client:
             n: How many, at least 1.
             seed: 0 to 2^64 - 1; a fresh one by default, told in the result.
             offset: Index of the first image in the seed's sequence.
-            label: Index of the class wanted; None or -1 for any.
-            temperature: Factor on the noise's standard deviation, 1 by default.
+            label: Index of the class wanted, in `ModelInfo.labels`; None or -1 for any.
+            temperature: Factor on the noise's standard deviation, 1 by default; below 1
+                the images are more typical and less varied.
             truncation: Bound on the noise in standard deviations; none by default.
             dtype: `float32` for values in [0, 1], `uint8` for 0 to 255.
             model: Name of the model; empty for the server's default.
@@ -316,6 +319,8 @@ class Client:
 
         Raises:
             ValueError: n is below 1, or a seed or offset is no uint64.
+            FailedPrecondition: The model has no prior, or a label was given and its
+                prior knows no classes.
             ServerError: The server refused or could not be reached.
         """
         replies, seed = self._sample(

@@ -11,8 +11,9 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from service.errors import NotForThisModel
 from service.model import Model
-from service.noise import Stream, standard_normal
+from service.noise import Stream, standard_normal, uniform
 
 Array = NDArray[np.float32]
 Pixels = NDArray[np.float32] | NDArray[np.uint8]
@@ -57,10 +58,13 @@ class Answer(Generic[T]):
 
 @dataclass(frozen=True)
 class Encoded:
-    """The posteriors of images: float32 [N, D] each; `z` only where it was drawn."""
+    """The posteriors of images: float32 [N, D] each.
+
+    `log_var` is None for a plain autoencoder, `z` where it was not drawn.
+    """
 
     mean: Array
-    log_var: Array
+    log_var: Array | None
     z: Array | None
 
 
@@ -94,12 +98,20 @@ class Engine:
             model: The model.
             images: [N, C, H, W]; uint8, or float32 in [0, 1].
             draw: The noise of the draw, or None for no draw.
+
+        Raises:
+            NotForThisModel: A draw from a plain autoencoder, which has no posterior.
         """
+        if draw is not None and model.manifest.posterior == "delta":
+            raise NotForThisModel(
+                f"draw: {model.manifest.name} is a plain autoencoder; it has no posterior to draw "
+                "from"
+            )
 
         def work() -> Encoded:
             mean, log_var = model.encode(_unit_range(images))
             z = None
-            if draw is not None:
+            if draw is not None and log_var is not None:
                 eps = standard_normal(draw.seed, draw.offset, *mean.shape, stream=Stream.POSTERIOR)
                 z = mean + np.exp(np.float32(0.5) * log_var) * eps
             return Encoded(mean, log_var, z)
@@ -122,26 +134,38 @@ class Engine:
         count: int,
         draw: Draw,
         *,
+        label: int,
         temperature: float,
         truncation: float | None,
         as_uint8: bool,
     ) -> Answer[Sampled]:
-        """Draws latents from the prior N(0, I) and decodes them.
+        """Draws latents from the model's prior and decodes them.
 
         Args:
             model: The model.
             count: N, how many.
             draw: Which noise; row i is a function of (seed, offset + i) alone.
-            temperature: Factor on the noise's standard deviation.
+            label: The class wanted; -1 means any.
+            temperature: Factor on the noise's standard deviation (within the component,
+                where the prior is a mixture).
             truncation: Bound on the noise before that factor, or None.
             as_uint8: Return uint8, 0 to 255, and not float32 in [0, 1].
+
+        Raises:
+            NotForThisModel: The model has no prior.
         """
+        manifest = model.manifest
+        if manifest.prior == "none":
+            raise NotForThisModel(
+                f"{manifest.name} is a plain autoencoder; it has no prior to sample from"
+            )
 
         def work() -> Sampled:
             eps = standard_normal(
-                draw.seed, draw.offset, count, model.manifest.latent_dim, truncation=truncation
+                draw.seed, draw.offset, count, manifest.latent_dim, truncation=truncation
             )
-            z = eps * np.float32(temperature)
+            u = uniform(draw.seed, draw.offset, count)
+            z = model.draw(eps * np.float32(temperature), u, label)
             return Sampled(_pixels(model.decode(z), as_uint8), z)
 
         return await self._run(work, count)

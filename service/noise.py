@@ -11,6 +11,8 @@ servers as anyone likes:
 - A word w becomes the uniform u = (floor(w / 2^12) + 1/2) / 2^52, which is exact
   in float64 and never 0 or 1, and u becomes a normal by the inverse CDF, algorithm
   AS 241 PPND16 (Wichura 1988, accurate to 1e-16), in float64, rounded once.
+- Where a uniform is wanted, a word w becomes floor(w / 2^40) / 2^24: in [0, 1) and exact
+  in float32.
 
 The inverse CDF and not Box-Muller: truncation to [-t, t] is then u squeezed into
 [Phi(-t), Phi(t)], so the same seed gives the same digit made more typical, and
@@ -96,7 +98,8 @@ def standard_normal(
     Raises:
         ValueError: A seed, offset or number of rows out of range.
     """
-    centred = _uniform(seed, offset, rows, dim, stream, draw) - 0.5
+    words = _words(seed, offset, rows, dim, stream, draw) >> np.uint64(12)
+    centred = (words.astype(np.float64) + 0.5) * 2.0**-52 - 0.5
     if truncation is None:
         return _normal_quantile(centred).astype(np.float32)
     # Phi(t) - Phi(-t) = erf(t / sqrt 2), and the squeeze is symmetric about 1/2.
@@ -105,9 +108,31 @@ def standard_normal(
     return np.clip(_normal_quantile(centred).astype(np.float32), -bound, bound)
 
 
-def _uniform(
+def uniform(
+    seed: int, offset: int, rows: int, *, stream: Stream = Stream.COMPONENT
+) -> NDArray[np.float32]:
+    """Returns one uniform number in [0, 1) for each of the rows from `offset` on.
+
+    Args:
+        seed: 0 to 2^64 - 1.
+        offset: Index of the first row; offset + rows is at most 2^64.
+        rows: How many rows.
+        stream: What the noise is for.
+
+    Returns:
+        float32 [rows, 1].
+
+    Raises:
+        ValueError: A seed, offset or number of rows out of range.
+    """
+    words = _words(seed, offset, rows, 1, stream, 0) >> np.uint64(40)
+    return words.astype(np.float32) * np.float32(2.0**-24)
+
+
+def _words(
     seed: int, offset: int, rows: int, dim: int, stream: Stream, draw: int
-) -> NDArray[np.float64]:
+) -> NDArray[np.uint64]:
+    """The words of the rows, [rows, dim]."""
     if not (0 <= seed < 2**64 and offset >= 0 and rows >= 0 and offset + rows <= ROWS):
         raise ValueError(f"seed {seed}, offset {offset}, rows {rows}: out of the range of uint64")
     blocks = -(-dim // _WORDS_PER_BLOCK)
@@ -115,8 +140,7 @@ def _uniform(
     # NumPy steps the counter before it enciphers it.
     generator = np.random.Philox(key=seed, counter=(first - 1) % 2**256)
     words = np.asarray(generator.random_raw(rows * blocks * _WORDS_PER_BLOCK))
-    words = words.reshape(rows, blocks * _WORDS_PER_BLOCK)[:, :dim] >> np.uint64(12)
-    return (words.astype(np.float64) + 0.5) * 2.0**-52
+    return words.reshape(rows, blocks * _WORDS_PER_BLOCK)[:, :dim]
 
 
 def _normal_quantile(centred: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,11 @@ VERSION: str = onnxruntime.__version__
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
+
+# Rows computed at a time. On a CPU no more than fit into its caches: 4096 rows of the
+# flagship's decoder take 0.5 GiB and a quarter longer as one run, and a mixture of 256
+# dimensions 3 GiB. What goes in and comes out is the same for any number.
+_ROWS = {"cpu": 64, "cuda": 1024}
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class Graph:
         content: The ONNX file's bytes, already verified.
         device: Where to run it.
         threads: Threads a run may use; 0 for as many as this process has CPUs.
+        rows: Most rows to compute at a time; 0 for as many as suit the device.
 
     Attributes:
         device: Where it really runs.
@@ -85,7 +91,7 @@ class Graph:
         Exception: onnxruntime refuses the graph.
     """
 
-    def __init__(self, content: bytes, device: Device, threads: int = 0):
+    def __init__(self, content: bytes, device: Device, threads: int = 0, rows: int = 0):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or usable_cpus()
         options.inter_op_num_threads = 1
@@ -99,23 +105,34 @@ class Graph:
         if used != _providers(device)[0][0]:
             raise StartError(f"device: wanted {device}, but onnxruntime fell back to {used}")
         self.device = device
+        self._rows = rows or _ROWS[device.kind]
         self.inputs = tuple(each.name for each in self._session.get_inputs())
         self.outputs = tuple(each.name for each in self._session.get_outputs())
 
     def run(
-        self, inputs: Mapping[str, NDArray[np.float32]], outputs: Sequence[str] = ()
+        self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str] = ()
     ) -> dict[str, NDArray[np.float32]]:
         """Runs the graph; releases the GIL while it does.
 
         Args:
-            inputs: Arrays by the names of the graph's inputs.
+            inputs: Arrays by the names of the graph's inputs, as many rows in each.
             outputs: Names of the outputs wanted; all by default.
 
         Returns:
             Arrays by the names of the outputs.
         """
         wanted = list(outputs or self.outputs)
-        return dict(zip(wanted, self._session.run(wanted, dict(inputs)), strict=True))
+        count = len(next(iter(inputs.values())))
+        pieces = [
+            self._session.run(
+                wanted, {name: array[start : start + self._rows] for name, array in inputs.items()}
+            )
+            for start in range(0, count, self._rows)
+        ]
+        if len(pieces) == 1:
+            return dict(zip(wanted, pieces[0], strict=True))
+        joined = (np.concatenate(each) for each in zip(*pieces, strict=True))
+        return dict(zip(wanted, joined, strict=True))
 
 
 def _providers(device: Device) -> list[tuple[str, dict[str, str]]]:

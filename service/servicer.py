@@ -24,6 +24,8 @@ _FORMATS = {
     pb.IMAGE_FORMAT_FLOAT32: False,
     pb.IMAGE_FORMAT_UINT8: True,
 }
+#: The label that means any class.
+ANY_LABEL = -1
 #: Above these a graph's float32 arithmetic may overflow.
 MAX_TEMPERATURE = 100.0
 
@@ -81,7 +83,7 @@ class Servicer:
         encoded = answer.value
         return pb.EncodeResponse(
             mean=codec.write_tensor(encoded.mean),
-            log_var=codec.write_tensor(encoded.log_var),
+            log_var=None if encoded.log_var is None else codec.write_tensor(encoded.log_var),
             z=None if encoded.z is None else codec.write_tensor(encoded.z),
             seed=None if draw is None else draw.seed,
             model=_identity(model),
@@ -110,12 +112,13 @@ class Servicer:
         most = self._max_rows(model.manifest)
         if not 1 <= request.count <= most:
             raise InvalidArgument("count", request.count, f"1 to {most}")
-        _check_label(request, model.manifest)
+        label = _label(request, model.manifest)
         draw = _draw(request, request.count)
         answer = await self._engine.sample(
             model,
             request.count,
             draw,
+            label=label,
             temperature=_temperature(request),
             truncation=_truncation(request),
             as_uint8=_as_uint8(request.format),
@@ -160,15 +163,13 @@ class Servicer:
                     sha256=ref.sha256,
                     size_bytes=ref.size_bytes,
                     opset=ref.opset,
-                    device=str(graph.device),
+                    device=str(model.graphs[name].device),
                 )
-                for name, ref, graph in (
-                    ("encoder", manifest.graphs["encoder"], model.encoder),
-                    ("decoder", manifest.graphs["decoder"], model.decoder),
-                )
+                for name, ref in manifest.graphs.items()
             ],
             dataset=manifest.dataset.name,
             noise=manifest.noise,
+            precision=manifest.precision,
         )
         info.created_at.FromDatetime(manifest.created_at.astimezone(UTC))
         return info
@@ -183,15 +184,17 @@ def _draw(request: Any, rows: int) -> Draw:
     return Draw(seed, request.offset)
 
 
-def _check_label(request: pb.SampleRequest, manifest: Manifest) -> None:
-    if not request.HasField("label") or request.label == -1:
-        return
+def _label(request: pb.SampleRequest, manifest: Manifest) -> int:
+    """The class wanted; -1 means any."""
+    if not request.HasField("label") or request.label == ANY_LABEL:
+        return ANY_LABEL
     if not manifest.labels:
         raise NotForThisModel(
             f"label: got {request.label}, but the prior of {manifest.name} knows no classes"
         )
     if not 0 <= request.label < len(manifest.labels):
         raise InvalidArgument("label", request.label, f"-1 to {len(manifest.labels) - 1}")
+    return int(request.label)
 
 
 def _temperature(request: pb.SampleRequest) -> float:

@@ -23,7 +23,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    models: Path = Path("models")
+    models: Path = Path(__file__).resolve().parent.parent / "models"
     """Folder of the models, <name>/<version>/."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all (the images set that)."""
@@ -77,7 +77,8 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--config", type=Path, metavar="FILE", help="TOML file with settings")
     for name, field in Settings.model_fields.items():
-        text = f"{field.description} Default: {field.default if field.default != '' else 'none'}."
+        default = "those of the project" if name == "models" else field.default
+        text = f"{field.description} Default: {default if default != '' else 'none'}."
         if field.annotation is bool:
             action: Any = argparse.BooleanOptionalAction
             result.add_argument(flag(name), dest=name, action=action, default=None, help=text)

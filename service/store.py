@@ -119,6 +119,6 @@ def _load_highest(folder: ModelFolder, load: Load, stopped: Callable[[], bool]) 
             _log.exception("refused %s/%d", folder.name, version)
             problem = problem or str(error)
         else:
-            _log.info("loaded %s on %s", model.identity, model.decoder.device)
+            _log.info("loaded %s on %s", model.identity, model.device)
             return model
     return problem or "not loaded"

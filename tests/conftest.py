@@ -25,7 +25,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def models(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder with the run exported as `mnist/1`. Not to be changed: copy it."""
     folder = tmp_path_factory.mktemp("models")
-    done = latentserve("export", run_folder, "--to", folder / "mnist")
+    done = latentserve("export", run_folder, "--to", folder / "mnist", "--samples", "500")
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -42,4 +42,36 @@ def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 def client(server: Server) -> Iterator[Client]:
     """A client of that server."""
     with Client(server.target) as connected:
+        yield connected
+
+
+@pytest.fixture(scope="session")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every kind of model, untrained: `runs/KIND` and `models/KIND/1`. Not to be changed."""
+    # Here and not above: the tests of the client alone need not wait for torch.
+    from export.export import export
+    from tests.blobs import write_blobs
+    from tests.untrained import KINDS, write_run
+
+    folder = tmp_path_factory.mktemp("kinds")
+    data = write_blobs(folder / "data")
+    for name, kind in KINDS.items():
+        where = data if kind.has_data else f"folder:{folder / 'gone' / 'pictures'}"
+        write_run(folder / "runs" / name, kind, where)
+        export(folder / "runs" / name, folder / "models" / name, report=lambda _line: None)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def kinds_server(kinds: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of every kind of model; the default one is `delta`."""
+    log = tmp_path_factory.mktemp("kinds-server") / "log"
+    with Server(kinds / "models", log) as running:
+        yield running.wait_until_serving()
+
+
+@pytest.fixture(scope="module")
+def kinds_client(kinds_server: Server) -> Iterator[Client]:
+    """A client of that server."""
+    with Client(kinds_server.target) as connected:
         yield connected

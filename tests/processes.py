@@ -28,14 +28,16 @@ def latentserve(
 
 
 class Server:
-    """`latentserve serve` on a free port of 127.0.0.1, logs in a file."""
+    """`latentserve serve` on a free port of 127.0.0.1; without `models`, of its own models."""
 
-    def __init__(self, models: Path, log: Path, *arguments: str, env: dict[str, str] | None = None):
+    def __init__(
+        self, models: Path | None, log: Path, *arguments: str, env: dict[str, str] | None = None
+    ):
+        folder = () if models is None else ("--models", str(models))
         self.log = log
         self._file = log.open("w")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "latentserve", "serve", "--models", str(models), "--port", "0",
-             *arguments],
+            [sys.executable, "-m", "latentserve", "serve", *folder, "--port", "0", *arguments],
             stdout=subprocess.PIPE,
             stderr=self._file,
             text=True,

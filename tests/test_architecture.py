@@ -26,8 +26,8 @@ THIRD_PARTY = {
     "service": {
         "google", "grpc", "grpc_health", "grpc_reflection", "numpy", "onnxruntime", "pydantic",
     },
-    "training": {"numpy", "platformdirs", "torch", "tqdm"},
-    "export": {"numpy", "onnx", "torch"},
+    "training": {"PIL", "av", "matplotlib", "numpy", "platformdirs", "torch", "tqdm"},
+    "export": {"numpy", "onnx", "onnxruntime", "torch", "tqdm"},
 }  # fmt: skip
 
 
@@ -79,6 +79,14 @@ def test_the_engine_knows_neither_grpc_nor_protobuf(name):
     assert not {each for each in known if each.startswith("latentserve.v1")}
 
 
+@pytest.mark.parametrize("part", ["report", "evaluation.py", "generation.py", "folder.py"])
+def test_what_is_measured_and_shown_knows_arrays_and_no_torch(part):
+    path = ROOT / "training" / part
+    for file in path.rglob("*.py") if path.is_dir() else [path]:
+        assert not {name for name in imports(file) if name.split(".")[0] == "torch"}, file
+        assert not imports(file) & {"training.loop", "training.models", "training.train"}, file
+
+
 def test_one_file_of_the_library_names_the_application():
     naming = set()
     for path in sources("latentserve"):
@@ -114,7 +122,7 @@ from service.runtime import Device
 from service.store import load_models
 models = load_models(Path({str(models)!r}), lambda bundle: load_model(bundle, Device("cpu")))
 engine = Engine()
-answer = asyncio.run(engine.sample(models.find("", 0), 3, Draw(1), temperature=1.0,
+answer = asyncio.run(engine.sample(models.find("", 0), 3, Draw(1), label=-1, temperature=1.0,
                                    truncation=None, as_uint8=True))
 assert answer.value.images.shape == (3, 1, 28, 28)
 engine.close()

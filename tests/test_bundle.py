@@ -172,7 +172,7 @@ def test_an_exported_bundle_opens(models: Path) -> None:
     assert bundle.manifest.image_shape == (1, 28, 28)
     assert bundle.manifest.latent_dim == 32
     rows = {len(array) for array in bundle.golden.values()}
-    assert rows == {16}
+    assert rows == {8}
     assert [(model.name, model.versions) for model in find_models(models)] == [("mnist", (1,))]
 
 
@@ -520,3 +520,235 @@ def test_a_kill_in_the_middle_of_a_write_leaves_nothing_that_looks_whole(killed:
     assert write(killed / "tiny") == killed / "tiny" / "1"
     assert open_bundle(killed / "tiny" / "1").manifest.version == 1
     assert find_models(killed)[0].versions == (1,)
+
+
+# ------------------------------------------------- schema 1.1: priors, labels, points
+
+LABEL = TensorSpec(name="label", dtype="int64", shape=("N",))
+PRIOR_FILES = {"prior.onnx": b"the prior's graph", "prior_density.onnx": b"its density's graph"}
+PRIOR_GOLDEN = {
+    "prior.eps": np.zeros((2, 3), np.float32),
+    "prior.u": np.zeros((2, 1), np.float32),
+    "prior.label": np.array([-1, 0], np.int64),
+    "prior.z": np.zeros((2, 3), np.float32),
+    "prior_density.z": np.zeros((2, 3), np.float32),
+    "prior_density.label": np.array([-1, 0], np.int64),
+    "prior_density.log_prob": np.zeros(2, np.float32),
+}
+
+
+def ref(name: str, content: bytes) -> dict[str, Any]:
+    sha256 = hashlib.sha256(content).hexdigest()
+    return {"file": name, "sha256": sha256, "size_bytes": len(content)}
+
+
+def write_kind(
+    model: Path, *, posterior: str = "gaussian", prior: str = "standard", **fields: Any
+) -> Path:
+    """Writes a bundle with the graphs that such a posterior and prior have."""
+    golden = dict(GOLDEN)
+    graphs = dict(manifest_of("x", 1).graphs)
+    files = dict(FILES)
+    if posterior == "delta":
+        del golden["encoder.log_var"]
+        graphs["encoder"] = graphs["encoder"].model_copy(
+            update={"outputs": graphs["encoder"].outputs[:1]}
+        )
+    if prior not in ("standard", "none"):
+        golden |= PRIOR_GOLDEN
+        files |= PRIOR_FILES
+        specs = {
+            "prior": (
+                (tensor("eps", *LATENT), tensor("u", "N", 1), LABEL),
+                (tensor("z", *LATENT),),
+            ),
+            "prior_density": ((tensor("z", *LATENT), LABEL), (tensor("log_prob", "N"),)),
+        }
+        for name, (inputs, outputs) in specs.items():
+            file = ref(f"{name}.onnx", PRIOR_FILES[f"{name}.onnx"])
+            graphs[name] = GraphRef(**file, opset=18, inputs=inputs, outputs=outputs)
+    files["golden.npz"] = npz(golden)
+
+    def manifest(version: int) -> Manifest:
+        plain = manifest_of(model.name, version).model_dump(
+            exclude={"posterior", "prior", "graphs"}
+        )
+        plain["golden"] = ref("golden.npz", files["golden.npz"])
+        return Manifest(**plain | fields, posterior=posterior, prior=prior, graphs=graphs)
+
+    return write_bundle(model, files, manifest)
+
+
+KINDS = [
+    ("gaussian", "standard"), ("gaussian", "gmm"), ("gaussian", "flow"), ("gaussian", "flow-gmm"),
+    ("delta", "none"), ("delta", "gmm"), ("delta", "flow"), ("delta", "flow-gmm"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("posterior", "prior"), KINDS)
+def test_every_kind_of_bundle_opens_with_its_graphs(
+    posterior: str, prior: str, tmp_path: Path
+) -> None:
+    labels = ("zero", "one") if "gmm" in prior else ()
+    version = write_kind(tmp_path / "kind", posterior=posterior, prior=prior, labels=labels)
+    bundle = open_bundle(version)
+    learned = prior not in ("standard", "none")
+    assert bundle.manifest.learned_prior is learned
+    wanted = {"encoder", "decoder"} | ({"prior", "prior_density"} if learned else set())
+    assert bundle.graphs.keys() == bundle.manifest.graphs.keys() == wanted
+    assert ("encoder.log_var" in bundle.golden) == (posterior == "gaussian")
+    assert bundle.manifest.labels == labels
+    if learned:
+        assert bundle.golden["prior.label"].dtype == np.int64
+        assert bundle.golden["prior.label"].tolist() == [-1, 0]
+
+
+@pytest.fixture
+def learned(tmp_path: Path) -> Path:
+    """A sound bundle with a learned prior that knows classes, `models/tiny/1`."""
+    return write_kind(tmp_path / "models" / "tiny", prior="gmm", labels=("a", "b"))
+
+
+@pytest.mark.parametrize("graph", ["prior", "prior_density"])
+def test_a_learned_prior_needs_both_of_its_graphs(graph: str, learned: Path) -> None:
+    edit(learned, lambda manifest: manifest["graphs"].pop(graph))
+    assert_refused(learned, "manifest.json", f"graphs: no {graph}")
+
+
+@pytest.mark.parametrize("prior", ["standard", "none"])
+def test_a_prior_without_weights_has_no_graphs(prior: str, learned: Path) -> None:
+    edit(learned, lambda manifest: manifest.update(prior=prior, labels=[]))
+    assert_refused(learned, "manifest.json", f"prior and prior_density with prior {prior}")
+
+
+def test_an_unknown_graph_is_refused(tiny: Path) -> None:
+    edit(tiny, lambda m: m["graphs"].update(oracle=m["graphs"]["encoder"]))
+    assert_refused(tiny, "manifest.json", "oracle")
+
+
+@pytest.mark.parametrize(("posterior", "prior"), [("gaussian", "standard"), ("gaussian", "flow")])
+def test_labels_without_a_mixture_are_refused(posterior: str, prior: str, tmp_path: Path) -> None:
+    version = write_kind(tmp_path / "kind", posterior=posterior, prior=prior)
+    edit(version, lambda manifest: manifest.update(labels=["a", "b"]))
+    assert_refused(version, "manifest.json", f"labels: got 2, wanted none with prior {prior}")
+
+
+@pytest.mark.parametrize(("posterior", "other"), [("gaussian", "delta"), ("delta", "gaussian")])
+def test_an_encoder_of_another_posterior_is_refused(
+    posterior: str, other: str, tmp_path: Path
+) -> None:
+    version = write_kind(tmp_path / "kind", posterior=posterior, prior="flow")
+    edit(version, lambda manifest: manifest.update(posterior=other))
+    assert_refused(version, "manifest.json", "graphs.encoder: tensors that are not those")
+
+
+@pytest.mark.parametrize(
+    ("posterior", "prior"), [("gaussian", "none"), ("delta", "standard"), ("delta", "vamp")]
+)
+def test_a_posterior_and_a_prior_that_do_not_belong_together_are_refused(
+    posterior: str, prior: str, tiny: Path
+) -> None:
+    edit(tiny, lambda manifest: manifest.update(posterior=posterior, prior=prior))
+    assert_refused(tiny, "manifest.json", "prior")
+
+
+@pytest.mark.parametrize(
+    ("key", "array"),
+    [
+        ("prior.label", np.array([-1, 0], np.int32)),
+        ("prior.label", np.array([-1.0, 0.0], np.float32)),
+        ("prior.label", np.array([[-1], [0]], np.int64)),
+        ("prior.label", np.array(-1, np.int64)),
+        ("prior.u", np.zeros(2, np.float32)),
+        ("prior.eps", np.zeros((2, 3), np.int64)),
+        ("prior_density.log_prob", np.zeros((2, 1), np.float32)),
+        ("prior_density.log_prob", np.zeros(0, np.float32)),
+    ],
+)
+def test_golden_rows_of_a_prior_have_its_dtypes_and_shapes(
+    key: str, array: np.ndarray[Any, Any], learned: Path
+) -> None:
+    replace_golden(learned, npz(GOLDEN | PRIOR_GOLDEN | {key: array}))
+    assert_refused(learned, "golden.npz", key)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_precision_and_its_tolerances_are_kept(precision: str, tiny: Path) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["precision"] = precision
+        manifest["graphs"]["decoder"]["tolerances"] = {"cpu": 0.25}
+
+    edit(tiny, change)
+    manifest = open_bundle(tiny).manifest
+    assert manifest.precision == precision
+    assert manifest.graphs["decoder"].tolerances == {"cpu": 0.25}
+    assert manifest.graphs["encoder"].tolerances == {}
+
+
+@pytest.mark.parametrize("field", [("precision", "int4"), ("posterior", "laplace")])
+def test_a_kind_of_tomorrow_is_refused_by_name(field: tuple[str, str], tiny: Path) -> None:
+    edit(tiny, lambda manifest: manifest.update([field]))
+    assert_refused(tiny, "manifest.json", *field)
+
+
+def test_a_bundle_of_schema_1_0_opens(tmp_path: Path) -> None:
+    """As the first release wrote it, word for word but for the checksums."""
+    version = tmp_path / "old" / "1"
+    version.mkdir(parents=True)
+    for name, content in FILES.items():
+        (version / name).write_bytes(content)
+
+    def tensors(*specs: tuple[str, list[str | int]]) -> list[dict[str, Any]]:
+        return [{"name": name, "dtype": "float32", "shape": shape} for name, shape in specs]
+
+    image, latent = ["N", 1, 2, 2], ["N", 3]
+    manifest = {
+        "schema_version": "1.0",
+        "name": "old",
+        "version": 1,
+        "created_at": "2026-11-23T06:30:00Z",
+        "image_shape": [1, 2, 2],
+        "latent_dim": 3,
+        "likelihood": "bernoulli",
+        "posterior": "gaussian",
+        "prior": "standard",
+        "labels": [],
+        "class_names": ["0", "1"],
+        "graphs": {
+            "encoder": file_ref("encoder.onnx") | {
+                "opset": 18,
+                "inputs": tensors(("image", image)),
+                "outputs": tensors(("mean", latent), ("log_var", latent)),
+            },
+            "decoder": file_ref("decoder.onnx") | {
+                "opset": 18,
+                "inputs": tensors(("z", latent)),
+                "outputs": tensors(("image", image), ("logits", image)),
+            },
+        },
+        "golden": file_ref("golden.npz"),
+        "tolerances": {"cpu": 0.0001, "cuda": 0.001},
+        "preprocessing": {"channels": "grey", "size": [2, 2], "scale": 0.00392156862745098},
+        "noise": "philox4x64-10/as241/1",
+        "dataset": {"name": "mnist", "sha256": {"file": "0" * 64}, "split": {"train": 55000}},
+        "training": {"preset": "dense", "settings": [], "total_steps": 500},
+        "metrics": {"protocol": "test split", "elbo": 95.7, "measured_on": "onnxruntime"},
+        "score_percentiles": [float(value) for value in range(101)],
+        "parity": {
+            "batches": [1, 2, 3, 64],
+            "max_abs_difference": {"encoder.mean": 1e-06},
+            "tolerance": 0.0001,
+            "batch_invariant": True,
+        },
+        "tools": {"latentserve": "0.1.0"},
+    }  # fmt: skip
+    (version / "manifest.json").write_text(json.dumps(manifest))
+    opened = open_bundle(version).manifest
+    assert (opened.schema_version, opened.posterior, opened.prior) == (
+        "1.0",
+        "gaussian",
+        "standard",
+    )
+    assert (opened.precision, opened.labels, opened.dataset.spec) == ("fp32", (), {})
+    assert opened.parity.precision_difference == {}
+    assert opened.graphs["encoder"].tolerances == {}

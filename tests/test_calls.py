@@ -15,7 +15,7 @@ from latentserve import _messages
 from latentserve.client import Client
 from latentserve.v1 import latent_service_pb2 as pb
 from latentserve.v1 import latent_service_pb2_grpc, tensor_pb2
-from service.noise import Stream, standard_normal
+from service.noise import Stream, standard_normal, uniform
 from service.runtime import Device, Graph
 from tests.processes import Server
 
@@ -197,6 +197,7 @@ def test_the_server_and_its_model_are_described(stub, models):
     assert model.max_rows == 4096
     assert model.metrics["elbo"] == manifest.metrics["elbo"]
     assert [graph.device for graph in model.graphs] == ["cpu", "cpu"]
+    assert (model.posterior, model.prior, model.precision) == ("gaussian", "standard", "fp32")
     assert model.graphs[0].sha256 == manifest.graphs["encoder"].sha256
     assert model.created_at.ToDatetime() == manifest.created_at.replace(tzinfo=None)
     assert model.noise == manifest.noise
@@ -430,3 +431,167 @@ def answers(stub) -> None:
 
 def test_the_fixture_server_is_the_trained_one(client: Client):
     assert client.model().metrics["elbo"] < 200
+
+
+# ------------------------------------------------- every kind of model, untrained
+
+SAMPLED = ["gmm", "flow", "flow-gmm", "iwae", "delta-gmm", "rgb"]
+LABELLED = {"gmm": 3, "flow-gmm": 10, "delta-gmm": 3}
+
+
+@pytest.fixture(scope="module")
+def kinds_stub(kinds_server: Server) -> Iterator[latent_service_pb2_grpc.LatentServiceStub]:
+    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(kinds_server.target, options=options) as channel:
+        yield latent_service_pb2_grpc.LatentServiceStub(channel)
+
+
+@pytest.fixture(scope="module")
+def kinds_graphs(kinds):
+    bundles = {path.name: open_bundle(path / "1") for path in (kinds / "models").iterdir()}
+    return {
+        name: {graph: Graph(raw, Device("cpu")) for graph, raw in bundle.graphs.items()}
+        for name, bundle in bundles.items()
+    }
+
+
+def sampled(stub, name: str, count: int, seed: int = 7, **fields):
+    """The latents and images of a Sample call, as bytes."""
+    request = pb.SampleRequest(
+        model=pb.ModelSelector(name=name), count=count, seed=seed, return_latents=True, **fields
+    )
+    reply = stub.Sample(request)
+    assert reply.seed == seed
+    return bits(reply.latents), bits(reply.images.tensor)
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+@pytest.mark.parametrize(
+    "fields", [{}, {"temperature": 0.5}, {"truncation": 0.75}, {"temperature": 0.0}, {"offset": 99}]
+)
+def test_sample_is_the_prior_and_the_decoder_by_hand(kinds_stub, kinds_graphs, name, fields):
+    graphs = kinds_graphs[name]
+    dim = kinds_stub.GetModel(
+        pb.GetModelRequest(model=pb.ModelSelector(name=name))
+    ).model.latent_dim
+    offset, temperature = fields.get("offset", 0), np.float32(fields.get("temperature", 1))
+    for label in (None, -1, *range(LABELLED.get(name, 0))):
+        eps = standard_normal(7, offset, 70, dim, truncation=fields.get("truncation")) * temperature
+        z = eps
+        if "prior" in graphs:
+            labels = np.full(70, -1 if label is None else label, np.int64)
+            z = graphs["prior"].run({"eps": eps, "u": uniform(7, offset, 70), "label": labels})["z"]
+        images = graphs["decoder"].run({"z": z})["image"]
+        given = fields | ({} if label is None else {"label": label})
+        assert sampled(kinds_stub, name, 70, **given) == (z.tobytes(), images.tobytes())
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from(SAMPLED),
+    st.integers(0, 2**64 - 1),
+    st.lists(st.integers(1, 90), min_size=1, max_size=5),
+    st.data(),
+)
+def test_samples_of_any_prior_and_label_do_not_depend_on_how_a_job_is_cut(
+    kinds_stub, name, seed, sizes, data
+):
+    label = data.draw(st.integers(-1, LABELLED.get(name, 0) - 1))
+    start = data.draw(st.integers(0, 2**64 - sum(sizes)))
+    parts, offset = [], start
+    for size in sizes:
+        parts.append(sampled(kinds_stub, name, size, seed, offset=offset, label=label))
+        offset += size
+    whole = sampled(kinds_stub, name, sum(sizes), seed, offset=start, label=label)
+    assert (b"".join(z for z, _ in parts), b"".join(image for _, image in parts)) == whole
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_a_label_of_minus_one_is_none_and_labels_differ(kinds_stub, name):
+    drawn = [sampled(kinds_stub, name, 40, label=label)[0] for label in range(LABELLED[name])]
+    assert len(set(drawn)) == LABELLED[name]
+    assert sampled(kinds_stub, name, 40, label=-1) == sampled(kinds_stub, name, 40)
+    assert sampled(kinds_stub, name, 40)[0] not in drawn
+
+
+def test_a_plain_autoencoder_encodes_to_a_point(kinds_stub, kinds_graphs):
+    pixels = np.random.default_rng(0).random((5, 1, 8, 8), np.float32)
+    for name in ("delta", "delta-gmm"):
+        request = pb.EncodeRequest(model=pb.ModelSelector(name=name), images=images(pixels))
+        reply = kinds_stub.Encode(request)
+        assert (
+            bits(reply.mean)
+            == kinds_graphs[name]["encoder"].run({"image": pixels})["mean"].tobytes()
+        )
+        assert not reply.HasField("log_var")
+        assert not reply.HasField("z")
+        decoded = kinds_stub.Decode(
+            pb.DecodeRequest(model=pb.ModelSelector(name=name), latents=reply.mean)
+        )
+        assert list(decoded.images.tensor.shape) == [5, 1, 8, 8]
+
+
+ONE = images(np.zeros((1, 1, 8, 8), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("rpc", "name", "fields", "said"),
+    [
+        ("Sample", "delta", {"count": 1}, "delta is a plain autoencoder; it has no prior"),
+        ("Sample", "delta", {"count": 1, "label": 0}, "the prior of delta knows no classes"),
+        (
+            "Sample",
+            "flow",
+            {"count": 1, "label": 0},
+            "label: got 0, but the prior of flow knows no",
+        ),
+        (
+            "Sample",
+            "iwae",
+            {"count": 1, "label": 2},
+            "label: got 2, but the prior of iwae knows no",
+        ),
+        ("Encode", "delta", {"images": ONE, "draw": True}, "draw: delta is a plain autoencoder"),
+        ("Encode", "delta-gmm", {"images": ONE, "draw": True, "seed": 1}, "no posterior to draw"),
+    ],
+)
+def test_what_a_model_cannot_do_is_a_failed_precondition(kinds_stub, rpc, name, fields, said):
+    requests = {"Sample": pb.SampleRequest, "Encode": pb.EncodeRequest}
+    with pytest.raises(grpc.RpcError) as caught:
+        getattr(kinds_stub, rpc)(requests[rpc](model=pb.ModelSelector(name=name), **fields))
+    assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert said in caught.value.details()
+    assert details(caught.value, error_details_pb2.ErrorInfo).reason == "NOT_FOR_THIS_MODEL"
+
+
+@pytest.mark.parametrize("label", [3, -2, 2**31 - 1, -(2**31)])
+def test_a_label_that_is_no_class_is_named(kinds_stub, label):
+    selector = pb.ModelSelector(name="gmm")
+    with pytest.raises(grpc.RpcError) as caught:
+        kinds_stub.Sample(pb.SampleRequest(model=selector, count=1, label=label))
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details() == f"label: got {label}, wanted -1 to 2"
+
+
+def test_models_of_every_kind_are_described(kinds_stub):
+    models = {model.name: model for model in kinds_stub.ListModels(pb.ListModelsRequest()).models}
+    kinds = {name: (model.posterior, model.prior) for name, model in models.items()}
+    assert kinds == {
+        "delta": ("delta", "none"),
+        "delta-gmm": ("delta", "flow-gmm"),
+        "flow": ("gaussian", "flow"),
+        "flow-gmm": ("gaussian", "flow-gmm"),
+        "gmm": ("gaussian", "gmm"),
+        "iwae": ("gaussian", "standard"),
+        "rgb": ("gaussian", "standard"),
+    }
+    for name, model in models.items():
+        graphs = [graph.name for graph in model.graphs]
+        learned = ["prior", "prior_density"] if "prior" in graphs else []
+        assert graphs == ["encoder", "decoder", *learned]
+        assert bool(learned) == (model.prior not in ("standard", "none"))
+        assert [graph.device for graph in model.graphs] == ["cpu"] * len(graphs)
+        assert list(model.labels) == [f"class {index}" for index in range(LABELLED.get(name, 0))]
+        assert model.precision == "fp32"
+        assert ("elbo" in model.metrics) == (model.posterior == "gaussian")
+        assert model.metrics["reconstruction"] > 0

@@ -123,7 +123,7 @@ def test_a_failure_is_one_clear_line_and_status_1(here, arguments, text):
         (("sample", "-o", "x.jpeg"), "got x.jpeg, wanted a name ending in .png or .npy"),
         (("train",), "required: --out"),
         (("train", "--preset", "nope", "--out", "x"), "preset: got 'nope', wanted one of"),
-        (("train", "--data", "cifar", "--out", "x"), "data set: got 'cifar', wanted one of"),
+        (("train", "--data", "cifar", "--out", "x"), "data: got 'cifar', wanted one of"),
         (("serve", "--nope"), "unrecognized arguments: --nope"),
     ],
 )

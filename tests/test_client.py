@@ -9,11 +9,21 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import numpy as np
 import pytest
+from PIL import Image
 
 import latentserve.client
 from bundle import open_bundle
 from latentserve import _messages
-from latentserve.client import Client, DeadlineExceeded, InvalidArgument, Posterior, Unavailable
+from latentserve.cli import _figures, main
+from latentserve.client import (
+    Client,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    Posterior,
+    ProtocolError,
+    Unavailable,
+)
 from latentserve.v1 import latent_service_pb2 as pb
 from tests.processes import Server
 from tests.tiny import write_tiny
@@ -235,3 +245,134 @@ def test_the_public_names_are_these():
     assert latentserve.client.__all__ == sorted(latentserve.client.__all__)
     for name in latentserve.client.__all__:
         assert getattr(latentserve.client, name).__doc__
+
+
+# ------------------------------------------------- every kind of model, untrained
+
+
+def test_a_plain_autoencoder_answers_points_without_a_variance(kinds_client):
+    images = np.random.default_rng(0).random((5, 8, 8), np.float32)
+    posterior = kinds_client.encode(images, model="delta")
+    assert posterior.mean.shape == (5, 2)
+    assert posterior.log_var is None
+    assert posterior.std is None
+    assert posterior.z is None
+    assert kinds_client.decode(posterior.mean, model="delta").shape == (5, 1, 8, 8)
+    with pytest.raises(FailedPrecondition, match="draw: delta is a plain autoencoder"):
+        kinds_client.encode(images, model="delta", draw=True)
+    with pytest.raises(FailedPrecondition, match="it has no prior to sample from"):
+        kinds_client.sample(1, model="delta")
+
+
+def test_a_reply_of_which_only_some_pieces_have_a_variance_makes_no_sense():
+    tensor = _messages.to_tensor(np.zeros((2, 3), np.float32))
+    with_it, without = (
+        pb.EncodeResponse(mean=tensor, log_var=tensor),
+        pb.EncodeResponse(mean=tensor),
+    )
+    assert _messages.joined_where_sent([without, without], "log_var") is None
+    assert _messages.joined_where_sent([with_it, with_it], "log_var").shape == (4, 3)
+    for replies in ([with_it, without], [without, with_it]):
+        with pytest.raises(ProtocolError):
+            _messages.joined_where_sent(replies, "log_var")
+
+
+def test_samples_of_a_label_are_the_same_however_they_are_asked_for(kinds_client):
+    whole = kinds_client.sample_with_latents(100, seed=7, label=2, model="gmm")
+    parts = [kinds_client.sample(50, seed=7, offset=o, label=2, model="gmm") for o in (0, 50)]
+    assert (np.concatenate(parts) == whole.images).all()
+    assert (kinds_client.decode(whole.latents, model="gmm") == whole.images).all()
+    assert (kinds_client.sample(100, seed=7, label=1, model="gmm") != whole.images).any()
+    any_class = kinds_client.sample(100, seed=7, model="gmm")
+    assert (kinds_client.sample(100, seed=7, label=-1, model="gmm") == any_class).all()
+
+
+def test_a_label_the_model_does_not_know_is_refused(kinds_client):
+    with pytest.raises(InvalidArgument, match="label: got 3, wanted -1 to 2"):
+        kinds_client.sample(1, label=3, model="gmm")
+    with pytest.raises(FailedPrecondition, match="the prior of iwae knows no classes"):
+        kinds_client.sample(1, label=0, model="iwae")
+
+
+def test_models_tell_their_kind(kinds_client):
+    gmm = kinds_client.model("gmm")
+    assert (gmm.posterior, gmm.prior, gmm.precision) == ("gaussian", "gmm", "fp32")
+    assert gmm.labels == ("class 0", "class 1", "class 2")
+    assert (
+        list(gmm.devices) == list(gmm.checksums) == ["encoder", "decoder", "prior", "prior_density"]
+    )
+    delta = kinds_client.model("delta")
+    assert (delta.posterior, delta.prior, delta.labels) == ("delta", "none", ())
+    assert list(delta.devices) == ["encoder", "decoder"]
+
+
+def test_latentserve_encode_of_a_plain_autoencoder_writes_what_there_is(
+    kinds_server, tmp_path, capsys
+):
+    np.save(tmp_path / "images.npy", np.zeros((3, 8, 8), np.uint8))
+    written = tmp_path / "points.npz"
+    call = [
+        "encode", str(tmp_path / "images.npy"), "-o", str(written), "--server", kinds_server.target
+    ]  # fmt: skip
+    assert main([*call, "--model", "delta"]) == 0
+    assert capsys.readouterr().out == f"{written}: mean of 3 images\n"
+    with np.load(written) as arrays:
+        assert arrays.files == ["mean"]
+    decode = ["decode", str(written), "-o", str(tmp_path / "x.npy"), "--model", "delta"]
+    assert main([*decode, "--server", kinds_server.target]) == 0
+    assert main([*call, "--model", "iwae", "--seed", "1"]) == 0
+    with np.load(written) as arrays:
+        assert arrays.files == ["mean", "log_var", "z"]
+
+
+def test_latentserve_sample_by_label_has_a_row_for_each(
+    kinds_server, kinds_client, tmp_path, capsys
+):
+    call = ["sample", "--server", kinds_server.target, "--model", "gmm", "--seed", "7"]
+    assert main([*call, "--by-label", "-n", "4", "-o", str(tmp_path / "all.npy")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'all.npy'}: 12 images, seed 7\n"
+    images = np.load(tmp_path / "all.npy")
+    for label in range(3):
+        wanted = kinds_client.sample(4, seed=7, label=label, model="gmm")
+        assert (images[4 * label : 4 * label + 4] == wanted).all()
+        path = tmp_path / f"{label}.npy"
+        assert main([*call, "-n", "4", "--label", str(label), "-o", str(path)]) == 0
+        assert (np.load(path) == wanted).all()
+    assert main([*call, "--by-label", "--zoom", "1", "-o", str(tmp_path / "all.png")]) == 0
+    with Image.open(tmp_path / "all.png") as picture:
+        assert picture.size == (10 * 10 + 2, 3 * 10 + 2)
+    assert main([*call[:-2], "--by-label", "-o", str(tmp_path / "fresh.npy")]) == 0
+    capsys.readouterr()
+    call[call.index("gmm")] = "flow"
+    assert main([*call, "--by-label"]) == 1
+    assert "--by-label: the prior of flow knows no classes" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*call, "--by-label", "--label", "1"])
+
+
+def test_latentserve_info_tells_prior_labels_and_figures(kinds_server, capsys):
+    assert main(["info", "--server", kinds_server.target]) == 0
+    said = capsys.readouterr().out
+    assert "  latents    2, posterior delta (plain autoencoder), prior none (cannot be" in said
+    assert "prior flow-gmm (flow over a mixture of Gaussians)" in said
+    assert "  labels     0 class 0, 1 class 1, 2 class 2\n" in said
+    assert "  labels     none\n" in said
+    assert "encoder cpu, decoder cpu, prior cpu, prior_density cpu\n" in said
+    assert "  decoder    fp32\n" in said
+    assert "  test ELBO  " in said
+    assert "  test reconstruction  " in said
+    assert max(map(len, said.splitlines())) <= 110
+
+
+def test_latentserve_info_shows_the_figures_that_were_measured():
+    metrics = {
+        "elbo": 90.5, "nll": 82.51, "nll_stderr": 0.26, "importance_draws": 1000.0, "fid": 0.437,
+        "label_agreement": 0.9513,
+    }  # fmt: skip
+    assert list(_figures(metrics)) == [
+        "test ELBO  90.50 nats (lower is better)",
+        "test NLL   82.51 +- 0.26 nats (importance-weighted, K = 1000)",
+        "samples    classifier-FID 0.44 (lower is better)",
+        "by label   95.1% are what was asked for",
+    ]
+    assert list(_figures({})) == []

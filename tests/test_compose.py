@@ -1,4 +1,4 @@
-"""`docker compose up` on a real engine: train once, serve, stop (make test-compose).
+"""`docker compose up` on a real engine: serve at once, train one's own, stop (make test-compose).
 
 Not skipped where there is no engine: who asks for this test wants it to have run.
 """
@@ -76,6 +76,10 @@ class Project:
             "LATENTSERVE_DATA_MODE": "ro",
         }
 
+    def with_trainer(self) -> None:
+        """From here on every command has `--profile train`."""
+        self._env["COMPOSE_PROFILES"] = "train"
+
     def attempt(self, *arguments: str, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
         """Runs `docker compose` for this project, whatever its status."""
         return run(["docker", "compose", "-p", self.name, *arguments], timeout, self._env)
@@ -136,9 +140,14 @@ def engine() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def project(engine: None) -> Iterator[Project]:  # noqa: ARG001 - it has to be up
-    """The project, brought up: built, trained with an interruption, healthy."""
+    """The project, brought up: built, served, trained with an interruption, served again."""
     project = Project(ensure_files(MNIST)[0].parent)
     try:
+        project("build", timeout=BUILD_SECONDS)
+        project.up()
+        check_that_it_serves_the_shipped_models(project)
+        project("stop", "server")
+        project.with_trainer()
         project("build", timeout=BUILD_SECONDS)
         interrupt_training(project)
         project.up()
@@ -148,11 +157,21 @@ def project(engine: None) -> Iterator[Project]:  # noqa: ARG001 - it has to be u
     assert down.returncode == 0, down.stderr
 
 
+def check_that_it_serves_the_shipped_models(project: Project) -> None:
+    """Without a training: what `docker compose up` gives a new user."""
+    with project.client() as client:
+        info = client.info()
+        assert info.default_model == "mnist"
+        assert [model.name for model in info.models] == ["mnist", "mnist2d"]
+        assert client.sample(10, seed=7, label=7).shape == (10, 1, 28, 28)
+    assert not project("ps", "--all", "--quiet", "trainer").strip()
+
+
 def interrupt_training(project: Project) -> None:
     """Starts the trainer and stops it once it trains."""
     project("up", "-d", "trainer")
     deadline = time.monotonic() + 120.0
-    while "training dense on" not in project.logs("trainer"):
+    while "training dense-gmm on" not in project.logs("trainer"):
         assert project.inspect("trainer")["State"]["Running"], project.logs("trainer")
         assert time.monotonic() < deadline, project.logs("trainer")
         time.sleep(0.2)
@@ -164,9 +183,9 @@ def interrupt_training(project: Project) -> None:
 
 def test_a_training_that_was_stopped_is_gone_on_with(project: Project) -> None:
     logs = project.logs("trainer")
-    assert logs.count("training dense on") == 1
-    assert "resuming /runs/mnist-mnist-dense at step" in logs
-    assert "/models/mnist/1" in logs
+    assert logs.count("training dense-gmm on") == 1
+    assert "resuming /runs/mine-mnist-dense-gmm at step" in logs
+    assert "/models/mine/1" in logs
     assert project.inspect("trainer")["State"]["ExitCode"] == 0
 
 
@@ -190,7 +209,8 @@ def test_the_host_encodes_decodes_and_samples_through_the_published_port(
         whole = client.sample(20, seed=7)
         halves = [client.sample(10, seed=7), client.sample(10, seed=7, offset=10)]
     model = info.models[0]
-    assert (info.default_model, model.name, model.version) == ("mnist", "mnist", 1)
+    assert (info.default_model, model.name, model.version) == ("mine", "mine", 1)
+    assert [each.name for each in info.models] == ["mine", "mnist", "mnist2d"]
     assert posterior.mean.shape == posterior.log_var.shape == (64, model.latent_dim)
     assert decoded.shape == images.shape
     assert 0 <= decoded.min() < decoded.max() <= 1
@@ -249,8 +269,8 @@ def test_stopped_it_drains_and_brought_up_again_it_does_not_train_again(
 
     project.up()
     logs = project.logs("trainer")
-    assert logs.rstrip().endswith("/models holds mnist/1: nothing to train")
-    assert logs.count("training dense on") == 1
+    assert logs.rstrip().endswith("/models holds mine/1: nothing to train")
+    assert logs.count("training dense-gmm on") == 1
     assert project.inspect("server")["State"]["Health"]["Status"] == "healthy"
     with project.client() as client:
         after = client.model()

@@ -16,10 +16,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from training.datasets import Dataset, binarize, load_dataset
-from training.errors import ConfigError, DataError
-from training.idx import parse_idx, read_idx, unpack
-from training.sources import MNIST, IdxFile, IdxSource, data_dir, ensure_files
+from training.data_spec import DataSpec
+from training.datasets import Dataset, Split, binarize, load_dataset
+from training.errors import ConfigError, DataError, DataMissing
+from training.idx import parse_idx, read_unpacked, unpack
+from training.sources import (
+    FASHION_MNIST,
+    MNIST,
+    IdxFile,
+    IdxSource,
+    data_dir,
+    ensure_files,
+    read_files,
+)
 
 NAMES = tuple(file.name for file in MNIST.files)
 
@@ -144,6 +153,13 @@ def package_of(contents: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
+def small_mnist(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes `tiny` the data set of the name `mnist`, all but two images for validation."""
+    monkeypatch.setitem(load_dataset.__globals__["SOURCES"], "mnist", source())
+    monkeypatch.setitem(load_dataset.__globals__, "VALIDATION_IMAGES", 4)
+    put(root / "tiny", CONTENTS)
+
+
 @settings(deadline=None)
 @given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=1, max_dims=5, min_side=0, max_side=7)))
 def test_idx_round_trip(array: NDArray[np.uint8]) -> None:
@@ -194,7 +210,7 @@ def test_damaged_idx_is_refused_with_file_got_and_wanted(
     path = tmp_path / "images-idx"
     path.write_bytes(raw)
     with pytest.raises(DataError, match=said) as caught:
-        read_idx(path)
+        parse_idx(read_unpacked(path), str(path))
     assert str(path) in str(caught.value)
 
 
@@ -210,8 +226,14 @@ def test_a_header_that_numpy_cannot_hold_is_a_data_error(shape: tuple[int, ...])
 
 
 def test_missing_idx_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"{tmp_path}/nothing"):
-        read_idx(tmp_path / "nothing")
+    with pytest.raises(DataMissing, match=f"{tmp_path}/nothing"):
+        read_unpacked(tmp_path / "nothing")
+
+
+def test_idx_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"{tmp_path}: Is a directory") as caught:
+        read_unpacked(tmp_path)
+    assert not isinstance(caught.value, DataMissing)
 
 
 @settings(deadline=None)
@@ -303,6 +325,44 @@ def test_a_mirror_fills_the_cache_and_is_not_asked_again(gzipped: bool, tmp_path
     assert [unpack(path.read_bytes(), "") for path in paths] == list(CONTENTS.values())
     names = GZIPPED if gzipped else CONTENTS
     assert files_under(tmp_path) == sorted(f"tiny/{name}" for name in names)
+
+
+@pytest.mark.parametrize("gzipped", [False, True], ids=["checksums of content", "of gzip files"])
+def test_what_was_checked_is_handed_on_from_a_mirror_and_from_the_cache(
+    gzipped: bool, tmp_path: Path
+) -> None:
+    with Mirror(GZIPPED) as mirror:
+        wanted = source((mirror.url,), gzipped=gzipped)
+        fetched = read_files(wanted, tmp_path)
+    cached = read_files(wanted, tmp_path)
+    assert fetched == cached
+    assert [content.raw for _, content in cached] == list(CONTENTS.values())
+    assert [content.sha256 for _, content in cached] == [
+        hashlib.sha256(raw).hexdigest() for raw in CONTENTS.values()
+    ]
+
+
+def test_cached_files_are_read_and_hashed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_mnist(tmp_path, monkeypatch)
+    reads: list[str] = []
+    hashed: list[int] = []
+    read_bytes, sha256 = Path.read_bytes, hashlib.sha256
+
+    def counted_read(path: Path) -> bytes:
+        reads.append(path.name)
+        return read_bytes(path)
+
+    def counted_sha256(raw: bytes) -> object:
+        hashed.append(len(raw))
+        return sha256(raw)
+
+    monkeypatch.setattr(Path, "read_bytes", counted_read)
+    monkeypatch.setattr(hashlib, "sha256", counted_sha256)
+    load_dataset("mnist", tmp_path)
+    assert reads == list(NAMES)
+    assert len(hashed) == len(NAMES)
 
 
 def flipped(raw: bytes) -> bytes:
@@ -427,8 +487,15 @@ def test_mnist_is_in_its_published_order(mnist: Dataset) -> None:
     assert abs(mnist.train.images.mean() / 255 - 0.1307) < 0.001
 
 
+def test_fashion_mnist_has_the_checksums_of_its_last_release() -> None:
+    # The release of August 2017 replaced the files; these two were hashed from the
+    # official repository and have the MD5 sums that its README states.
+    assert FASHION_MNIST.files[1].sha256[:16] == "a04f17134ac03560"
+    assert FASHION_MNIST.files[3].sha256[:16] == "67da17c76eaffca5"
+
+
 def test_unknown_data_set_names_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"got 'emnist', wanted one of fashion-mnist, mnist"):
+    with pytest.raises(ConfigError, match=r"got 'emnist', wanted one of fashion-mnist, mnist, fol"):
         load_dataset("emnist")
 
 
@@ -439,6 +506,157 @@ def test_a_data_set_too_small_to_split_is_refused(
     put(tmp_path / "tiny", CONTENTS)
     with pytest.raises(DataError, match="6 training images, wanted over 5000"):
         load_dataset("mnist", tmp_path)
+
+
+def test_mnist_at_another_size_is_the_same_digits(mnist: Dataset) -> None:
+    resized = load_dataset(DataSpec("mnist", image_size=8))
+    assert resized.image_shape == (1, 8, 8)
+    for name in ("train", "validation", "test"):
+        before, after = getattr(mnist, name), getattr(resized, name)
+        assert np.array_equal(before.labels, after.labels)
+        assert after.images.shape == (len(before.images), 1, 8, 8)
+        # Each keeps its ink, so none has changed its place.
+        ink = [split.images[:500].mean(axis=(1, 2, 3)) for split in (before, after)]
+        assert np.corrcoef(ink)[0, 1] > 0.95
+    assert resized.sha256 == mnist.sha256
+
+
+def test_grey_images_are_repeated_for_each_channel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_mnist(tmp_path, monkeypatch)
+    grey = load_dataset("mnist", tmp_path)
+    rgb = load_dataset(DataSpec("mnist", channels=3), tmp_path)
+    assert rgb.image_shape == (3, 4, 4)
+    for channel in range(3):
+        assert np.array_equal(rgb.test.images[:, [channel]], grey.test.images)
+
+
+def test_more_memory_than_sane_is_refused_before_it_is_taken(mnist: Dataset) -> None:
+    assert len(mnist.train.images) == 55_000
+    with pytest.raises(DataError, match=r"60000 images of 3145728 bytes take 175.8 GiB.*at most 8"):
+        load_dataset(DataSpec("mnist", image_size=1024, channels=3))
+
+
+def write_idx(folder: Path, name: str, array: NDArray[np.uint8], gzipped: bool = False) -> Path:
+    folder.mkdir(exist_ok=True, parents=True)
+    path = folder / (f"{name}.gz" if gzipped else name)
+    path.write_bytes(gzip.compress(idx(array)) if gzipped else idx(array))
+    return path
+
+
+def numbered(count: int, side: int = 8) -> NDArray[np.uint8]:
+    """Images that each tell their place by every pixel."""
+    return np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None], (count, side, side))
+
+
+def places(split: Split) -> list[int]:
+    first = split.images[:, 0, 0, 0]
+    assert (split.images == first[:, None, None, None]).all()
+    return [int(place) for place in first]
+
+
+@pytest.mark.parametrize("gzipped", [False, True], ids=["plain", "gzipped"])
+def test_an_idx_pair_is_split_by_place(gzipped: bool, tmp_path: Path) -> None:
+    images = write_idx(tmp_path, "images", numbered(200), gzipped)
+    labels = write_idx(tmp_path, "labels", (np.arange(200) % 4).astype(np.uint8), gzipped)
+    dataset = load_dataset(f"idx:{images},{labels}")
+    assert dataset.image_shape == (1, 8, 8)
+    assert places(dataset.test) == list(range(9, 200, 10))
+    left = [place for place in range(200) if place % 10 != 9]
+    assert places(dataset.train) == left[:-18]
+    assert places(dataset.validation) == left[-18:]
+    for split in (dataset.train, dataset.validation, dataset.test):
+        assert split.labels.dtype == np.int64
+        assert split.labels.tolist() == [place % 4 for place in places(split)]
+    assert dataset.class_names == ("0", "1", "2", "3")
+    assert dataset.sha256 == {
+        name: hashlib.sha256(idx(array)).hexdigest()
+        for name, array in (
+            ("images", numbered(200)),
+            ("labels", (np.arange(200) % 4).astype(np.uint8)),
+        )
+    }
+
+
+def test_idx_images_alone_have_no_labels(tmp_path: Path) -> None:
+    dataset = load_dataset(f"idx:{write_idx(tmp_path, 'images', numbered(50))}")
+    assert dataset.class_names == ()
+    assert dataset.train.labels.shape == (len(dataset.train.images),)
+    assert not dataset.train.labels.any()
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_an_idx_test_pair_is_the_test_set(labelled: bool, tmp_path: Path) -> None:
+    def pair(folder: str, count: int, shift: int) -> str:
+        images = write_idx(tmp_path / folder, "images", numbered(count))
+        labels = (np.arange(count) + shift).astype(np.uint8) % 3
+        path = write_idx(tmp_path / folder, "labels", labels) if labelled else ""
+        return f"{images},{path}"
+
+    dataset = load_dataset(f"idx:{pair('train', 100, 0)},{pair('test', 7, 1)}")
+    assert places(dataset.train) == list(range(90))
+    assert places(dataset.validation) == list(range(90, 100))
+    assert places(dataset.test) == list(range(7))
+    assert dataset.test.labels.tolist() == ([1, 2, 0, 1, 2, 0, 1] if labelled else [0] * 7)
+    assert dataset.class_names == (("0", "1", "2") if labelled else ())
+    names = ["images", "labels"] if labelled else ["images"]
+    assert list(dataset.sha256) == [f"{folder}/{n}" for folder in ("train", "test") for n in names]
+
+
+def test_mnist_as_idx_files_is_mnist(mnist: Dataset) -> None:
+    paths = ",".join(str(path) for path in ensure_files(MNIST))
+    dataset = load_dataset(f"idx:{paths}")
+    for name in ("train", "validation", "test"):
+        assert np.array_equal(getattr(dataset, name).images, getattr(mnist, name).images)
+        assert np.array_equal(getattr(dataset, name).labels, getattr(mnist, name).labels)
+    assert dataset.sha256 == mnist.sha256
+
+
+def test_idx_images_that_are_not_square_are_cut_to_their_middle(tmp_path: Path) -> None:
+    image = np.zeros((20, 16), np.uint8)
+    image[2:18] = 200
+    path = write_idx(tmp_path, "images", np.repeat(image[None], 30, axis=0))
+    assert load_dataset(f"idx:{path}").image_shape == (1, 20, 16)
+    resized = load_dataset(DataSpec(f"idx:{path}", image_size=4))
+    assert resized.image_shape == (1, 4, 4)
+    # Squeezed whole, the first row would be 120.
+    assert resized.train.images.min() > 170
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "said"),
+    [
+        ((19, 8, 8), (19,), "19 images, wanted 20 or more"),
+        ((30, 8, 8), (29,), r"images \[30, 8, 8\] and labels \[29\] do not belong together"),
+        ((30, 8, 8), (30, 2), r"labels \[30, 2\] do not belong together"),
+        ((30, 64), (30,), r"images \[30, 64\], wanted \[N, H, W\]"),
+        ((30, 8, 0), (30,), r"images \[30, 8, 0\], wanted"),
+    ],
+)
+def test_idx_files_that_make_no_data_set_are_refused(
+    images: tuple[int, ...], labels: tuple[int, ...], said: str, tmp_path: Path
+) -> None:
+    paths = [
+        write_idx(tmp_path, "images", np.zeros(images, np.uint8)),
+        write_idx(tmp_path, "labels", np.zeros(labels, np.uint8)),
+    ]
+    with pytest.raises(DataError, match=said):
+        load_dataset(f"idx:{paths[0]},{paths[1]}")
+
+
+@pytest.mark.parametrize("test", [numbered(9, side=6), numbered(0)], ids=["other size", "empty"])
+def test_an_idx_test_file_that_does_not_fit_is_refused(
+    test: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    paths = [write_idx(tmp_path, "a", numbered(40)), write_idx(tmp_path, "b", test)]
+    with pytest.raises(DataError, match=r"test images \[\d, 1, \d, \d\], wanted one or more like"):
+        load_dataset(f"idx:{paths[0]},,{paths[1]},")
+
+
+def test_missing_idx_files_are_missing_data_and_named(tmp_path: Path) -> None:
+    with pytest.raises(DataMissing, match=f"{tmp_path}/nothing: No such file"):
+        load_dataset(f"idx:{tmp_path}/nothing")
 
 
 @settings(deadline=None)

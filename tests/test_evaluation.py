@@ -8,14 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from bundle import open_bundle
 from export.cli import main_evaluate
-from export.evaluate import graphs_as_autoencoder
+from export.evaluate import subject_of_graphs
 from latentserve.cli import main
+from training.config import Dense, ModelConfig, PriorConfig, TrainConfig
 from training.datasets import load_dataset
 from training.evaluation import (
     ACTIVE_VARIANCE,
@@ -27,6 +29,9 @@ from training.evaluation import (
     mean_scores,
     percentiles,
 )
+from training.loop import as_autoencoder
+from training.models import Vae
+from training.objectives import autoencoder_terms
 
 SHAPE = (1, 3, 4)
 PIXELS, LATENTS = 12, 2
@@ -145,6 +150,99 @@ def test_importance_bound_reaches_the_integral_over_the_latents() -> None:
     assert many == importance_bound(model, images, draws=3000, seed=3)
 
 
+@pytest.mark.parametrize("centre", [0.0, 1.5])
+def test_importance_bound_reaches_the_integral_under_another_prior(centre: float) -> None:
+    """A mixture of two Gaussians, or what Sample draws from would not be what is measured."""
+    images = bits(30)
+    weights = np.linspace(-1.0, 1.0, PIXELS, dtype=np.float32)
+
+    def encode(x: Array) -> tuple[Array, Array]:
+        mean = 0.2 * (x.reshape(len(x), -1) - 0.5) @ weights[:, None]
+        return mean.astype(np.float32), np.full((len(x), 1), 1.0, np.float32)
+
+    def decode(z: Array) -> Array:
+        return (z * weights).reshape(-1, *SHAPE)
+
+    def log_prior(z: Array) -> NDArray[np.float64]:
+        squares = [(z[:, 0].astype(np.float64) - each) ** 2 / 0.25 for each in (-1, 1 + centre)]
+        peaks = [np.log(share) - 0.5 * np.log(2 * np.pi * 0.25) for share in (0.3, 0.7)]
+        first, second = (p - 0.5 * square for p, square in zip(peaks, squares, strict=True))
+        return np.logaddexp(first, second)
+
+    grid = np.linspace(-9, 9, 3001)
+    logits = decode(grid[:, None].astype(np.float32)).reshape(len(grid), -1).astype(np.float64)
+    log_likelihood = images.reshape(30, -1) @ logits.T - np.logaddexp(0, logits).sum(axis=1)
+    log_joint = log_likelihood + log_prior(grid[:, None])
+    exact = -(np.logaddexp.reduce(log_joint, axis=1) + np.log(grid[1] - grid[0])).mean()
+    model = Autoencoder(encode, decode, log_prior)
+    bound = importance_bound(model, images, draws=4000, seed=3)
+    assert abs(bound.nll - exact) < 0.02
+    # The ELBO under that prior, its KL over the same kind of draws, is above it by the gap.
+    elbo = evaluate(model, images, draws=4000, seed=5)
+    assert elbo.elbo == pytest.approx(elbo.reconstruction + elbo.kl)
+    assert bound.gap > 0.1
+    assert elbo.elbo - bound.gap == pytest.approx(exact, abs=0.05)
+
+
+def test_the_gap_is_that_of_each_image_with_its_error() -> None:
+    images = bits(250)  # in three chunks
+    model = Linear(log_var=0.5).autoencoder
+    told: list[int] = []
+    bound = importance_bound(model, images, draws=20, seed=1, progress=told.append)
+    assert told == [100, 200, 250]
+    one = importance_bound(model, images, draws=1, seed=1)
+    assert (one.gap, one.gap_stderr) == (pytest.approx(0.0, abs=1e-12),) * 2
+    # Image by image it varies less than the bound, which is what it is there for.
+    assert 0 < bound.gap_stderr < bound.stderr
+    parts = [importance_bound(model, images[:100], draws=20, seed=1)]
+    assert parts[0].images == 100
+    assert parts[0].gap == pytest.approx(bound.gap, abs=5 * parts[0].gap_stderr)
+
+
+def test_a_plain_autoencoder_has_a_reconstruction_and_nothing_else() -> None:
+    linear, images = Linear(log_var=0.0), bits(40)
+    for log_prior in (None, lambda z: np.full(len(z), 1e9)):
+        model = Autoencoder(lambda x: (linear.encode(x)[0], None), linear.decode, log_prior)
+        result = evaluate(model, images, draws=2)
+        flat = images.reshape(40, -1).astype(np.float64)
+        nll = np.mean([linear.nll(pixels @ linear.into, pixels) for pixels in flat])
+        assert result.reconstruction == result.elbo == pytest.approx(nll, rel=1e-5)
+        assert result.kl == 0.0
+        assert result.active_units == 2
+        scores = mean_scores(model, (images * 255).astype(np.uint8))
+        assert scores.mean() == pytest.approx(nll, rel=1e-5)
+        with pytest.raises(ValueError, match="a plain autoencoder has no likelihood"):
+            importance_bound(model, images, draws=2)
+
+
+@pytest.mark.parametrize("kind", ["standard", "gmm", "flow", "flow-gmm"])
+def test_a_torch_model_is_measured_under_its_own_prior(kind: str) -> None:
+    """The ELBO of training's own objective, on average over the noise."""
+    torch.manual_seed(0)
+    prior = PriorConfig(kind, components=6, couplings=2, width=6)  # type: ignore[arg-type]
+    model = Vae(ModelConfig(Dense(((8, "tanh"),)), LATENTS, prior=prior), SHAPE, classes=3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape))
+    images, draws = bits(50), 2_000
+    result = evaluate(as_autoencoder(model), images, draws=draws)
+    with torch.inference_mode():
+        terms = autoencoder_terms(
+            model,
+            torch.from_numpy(images),
+            torch.zeros(50, dtype=torch.int64),
+            torch.randn(draws, 50, LATENTS),
+            TrainConfig(label_weight=0.0),
+            beta=1.0,
+            learned_prior=kind != "standard",
+        )
+    assert result.elbo == pytest.approx(terms.loss.item(), abs=0.05)
+    assert result.kl == pytest.approx(terms.kl.item(), abs=0.05)
+    assert result.reconstruction == pytest.approx(terms.reconstruction.item(), abs=0.05)
+    bounds = [importance_bound(as_autoencoder(model), images, draws=k).nll for k in (1, 200)]
+    assert bounds[1] < bounds[0]
+
+
 def test_a_stated_standard_normal_prior_gives_the_same_bounds() -> None:
     images = bits(30)
 
@@ -226,10 +324,12 @@ def test_table_of_the_run_is_of_the_training_images_scores(run_folder: Path, mod
     stored = json.loads((run_folder / "score_percentiles.json").read_text())
     bundle = open_bundle(models / "mnist" / "1")
     assert list(bundle.manifest.score_percentiles) == stored["percentiles"]
-    model = graphs_as_autoencoder(bundle.graphs["encoder"], bundle.graphs["decoder"])
+    model = subject_of_graphs(
+        bundle.graphs, latent_dim=32, prior="standard", labels=0, binarized=True
+    )
     train = load_dataset("mnist").train.images
     # A sample's middle lies within a few percentiles of the whole's.
-    middle = float(np.median(mean_scores(model, train[::50])))
+    middle = float(np.median(mean_scores(model.autoencoder, train[::50])))
     assert stored["percentiles"][43] < middle < stored["percentiles"][57]
 
 
@@ -246,7 +346,7 @@ def test_evaluate_of_a_run_and_of_its_bundle_agree_and_change_nothing(
     before = checksums(run_folder) | checksums(models)
     printed = []
     for path in (run_folder, version):
-        assert main(["evaluate", str(path)]) == 0
+        assert main(["evaluate", str(path), "--samples", "0"]) == 0
         printed.append(capsys.readouterr().out)
     run, bundle = printed
     assert checksums(run_folder) | checksums(models) == before
@@ -266,7 +366,7 @@ def test_evaluate_prints_json_with_the_protocol(
     models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = str(models / "mnist" / "1")
-    assert main_evaluate([path, "--json", "--draws", "2", "--seed", "9"]) == 0
+    assert main_evaluate([path, "--json", "--draws", "2", "--seed", "9", "--samples", "0"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert (printed["draws"], printed["seed"], printed["images"]) == (2, 9, 10_000)
     assert printed["elbo"] == pytest.approx(printed["reconstruction"] + printed["kl"])

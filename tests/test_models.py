@@ -1,20 +1,22 @@
 """The autoencoder: both terms of its objective, its shape, what it refuses."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torch import nn
-from torch.nn import functional as F
 
+from training.config import Conv, Dense, ModelConfig, PriorConfig
 from training.errors import ConfigError
-from training.models import DiagonalGaussian, Vae, bernoulli_nll, log_sigmoid
-from training.presets import ModelConfig
+from training.models import DiagonalGaussian, Vae, bernoulli_nll, gaussian_log_prob
 
 SHAPE = (1, 4, 3)
-CONFIG = ModelConfig(layers=((11, "relu"), (7, "tanh"), (5, "gelu")), latent_dim=3)
+DENSE = Dense(((11, "relu"), (7, "tanh"), (5, "gelu")))
+CONV = Conv((4, 4), (1,), (1,), encoder_trunk=6, decoder_trunk=5)
+PRIOR = PriorConfig("flow-gmm", components=4, couplings=2, width=5)
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -23,9 +25,9 @@ def normal(seed: int, *shape: int) -> NDArray[np.float64]:
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-def vae(scale: str = "log_var") -> Vae:
+def vae(network: Dense | Conv = DENSE, classes: int = 0, **changes: Any) -> Vae:
     torch.manual_seed(0)
-    return Vae(ModelConfig(CONFIG.layers, CONFIG.latent_dim, scale), SHAPE)  # type: ignore[arg-type]
+    return Vae(ModelConfig(network, 3, **changes), SHAPE, classes)
 
 
 def test_kl_of_known_gaussians() -> None:
@@ -89,9 +91,38 @@ def test_sample_is_mean_plus_sigma_times_noise() -> None:
     np.testing.assert_allclose(drawn.numpy(), wanted, rtol=1e-12)
 
 
+def test_the_point_of_a_plain_autoencoder_is_drawn_as_it_is() -> None:
+    mean = torch.from_numpy(normal(0, 6, 3))
+    drawn = DiagonalGaussian(mean, None).sample(torch.from_numpy(normal(1, 2, 6, 3)))
+    assert drawn.shape == (2, 6, 3)
+    assert torch.equal(drawn[0], mean)
+    assert torch.equal(drawn[1], mean)
+
+
+def test_log_densities_agree_with_torch() -> None:
+    mean, log_var = (torch.from_numpy(normal(seed, 6, 3)) for seed in range(2))
+    z = torch.from_numpy(normal(2, 4, 6, 3))  # several draws to a row
+    reference = torch.distributions.Normal(mean, torch.exp(0.5 * log_var)).log_prob(z).sum(-1)
+    np.testing.assert_allclose(DiagonalGaussian(mean, log_var).log_prob(z), reference, rtol=1e-12)
+    np.testing.assert_allclose(gaussian_log_prob(z, mean, log_var), reference, rtol=1e-12)
+
+
+def test_in_another_precision_nothing_else_changes() -> None:
+    posterior = DiagonalGaussian(torch.ones(2, 3), torch.zeros(2, 3)).to(torch.float64)
+    assert (posterior.mean.dtype, posterior.log_var.dtype) == (torch.float64, torch.float64)
+    assert DiagonalGaussian(torch.ones(2, 3), None).to(torch.bfloat16).log_var is None
+
+
+@pytest.mark.parametrize("network", [DENSE, CONV], ids=["dense", "conv"])
 @pytest.mark.parametrize("scale", ["log_var", "sigmoid"])
-def test_gradients_flow_through_the_draw_into_every_weight(scale: str) -> None:
-    model = vae(scale)
+def test_gradients_flow_through_the_draw_into_every_weight(
+    network: Dense | Conv, scale: str
+) -> None:
+    model = vae(network, scale=scale)
+    with torch.no_grad():
+        # A block's last convolution begins at zero, and shuts the way to its first.
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
     images = torch.from_numpy(np.random.default_rng(0).random((9, *SHAPE), np.float32))
     posterior = model.encode(images)
     eps = torch.from_numpy(normal(1, 9, 3).astype(np.float32))
@@ -113,41 +144,17 @@ def test_gradient_of_the_kl_is_the_one_derived_by_hand() -> None:
     np.testing.assert_allclose(log_var.grad.numpy(), wanted, rtol=1e-9, atol=1e-12)
 
 
-def test_log_sigmoid_is_within_1e_6_of_float64() -> None:
-    x = torch.cat([
-        torch.linspace(-100, 100, 400_001),
-        torch.linspace(-1, 1, 100_001),
-        torch.tensor([0.0, -0.0, 1e-30, -1e-30, 1e4, -1e4]),
-    ])  # fmt: skip
-    wanted = F.logsigmoid(x.double())
-    assert (log_sigmoid(x).double() - wanted).abs().max() < 1e-6
-
-
-def test_log_sigmoid_of_extremes() -> None:
-    x = torch.tensor([-3e38, -1e6, 1e6, 3e38, float("inf"), float("-inf")])
-    assert log_sigmoid(x).tolist() == [x[0].item(), -1e6, 0.0, 0.0, 0.0, float("-inf")]
-    assert torch.isnan(log_sigmoid(torch.tensor([float("nan")]))).all()
-
-
-def test_log_sigmoid_has_the_gradient_of_log_sigmoid() -> None:
-    x = torch.linspace(-50, 50, 10_001, requires_grad=True)
-    log_sigmoid(x).sum().backward()
-    assert x.grad is not None
-    wanted = torch.sigmoid(-x.detach().double())
-    # At 0 itself the clamp and the absolute value have a kink each.
-    away = x.detach() != 0
-    assert (x.grad.double() - wanted).abs()[away].max() < 1e-5
-
-
 @pytest.mark.parametrize("scale", ["log_var", "sigmoid"])
 def test_scale_says_what_the_second_head_means(scale: str) -> None:
-    model = vae(scale)
-    with torch.no_grad():
-        model.to_scale.weight.mul_(400)
+    model = vae(scale=scale)
     images = torch.rand(50, *SHAPE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model.to_scale.weight.mul_(2_000)
+        model.to_scale.bias.zero_()
+        model.to_scale.bias.copy_(-model.to_scale(model.encoder(images)).mean(dim=0))
     with torch.inference_mode():
         posterior = model.encode(images)
-        raw = model.to_scale(model.encoder(images.flatten(1)))
+        raw = model.to_scale(model.encoder(images))
     assert raw.min() < -5
     assert raw.max() > 5
     if scale == "log_var":
@@ -157,44 +164,44 @@ def test_scale_says_what_the_second_head_means(scale: str) -> None:
     np.testing.assert_allclose(sigma.numpy(), torch.sigmoid(raw.double()).numpy(), rtol=2e-6)
 
 
-def shape_of(stack: nn.Sequential) -> list[tuple[int, int] | str]:
-    return [
-        (layer.in_features, layer.out_features) if isinstance(layer, nn.Linear)
-        else type(layer).__name__
-        for layer in stack
-    ]  # fmt: skip
-
-
-def test_decoder_is_the_mirror_image_of_the_encoder() -> None:
-    model = vae()
-    assert shape_of(model.encoder) == [(12, 11), "ReLU", (11, 7), "Tanh", (7, 5), "GELU"]
-    assert shape_of(nn.Sequential(model.to_mean, model.to_scale)) == [(5, 3), (5, 3)]
-    assert shape_of(model.decoder) == [(3, 5), "GELU", (5, 7), "Tanh", (7, 11), "ReLU"]
-    assert shape_of(nn.Sequential(model.to_logits)) == [(11, 12)]
-
-
-def test_shapes_of_encode_and_decode() -> None:
-    model = vae()
+@pytest.mark.parametrize("network", [DENSE, CONV], ids=["dense", "conv"])
+def test_shapes_of_encode_and_decode(network: Dense | Conv) -> None:
+    model = vae(network)
     posterior = model.encode(torch.zeros(4, *SHAPE))
     assert posterior.mean.shape == posterior.log_var.shape == (4, 3)
     assert model.decode(posterior.mean).shape == (4, *SHAPE)
 
 
+def test_a_plain_autoencoder_has_no_second_head() -> None:
+    model = vae(posterior="delta", prior=PriorConfig("none"))
+    assert model.to_scale is None
+    assert model.encode(torch.zeros(4, *SHAPE)).log_var is None
+    assert model.prior is None
+
+
 @pytest.mark.parametrize(
-    ("layers", "latent_dim", "field", "got"),
-    [
-        (((8, "swishy"),), 2, "activation", "'swishy'"),
-        (((8, ""),), 2, "activation", "''"),
-        (((8, "relu"), (0, "relu")), 2, "layers", "0"),
-        (((-3, "relu"),), 2, "layers", "-3"),
-        ((), 2, "layers", "()"),
-        (((8, "relu"),), 0, "latent_dim", "0"),
-        (((8, "relu"),), -1, "latent_dim", "-1"),
-    ],
-)
-def test_a_shape_that_cannot_be_is_refused_and_names_the_field(
-    layers: tuple[tuple[int, str], ...], latent_dim: int, field: str, got: str
+    ("kind", "classes", "labels"),
+    [("standard", 10, 0), ("gmm", 10, 10), ("flow-gmm", 3, 3), ("flow", 10, 0), ("gmm", 0, 0),
+     ("gmm", 1, 0)],
+)  # fmt: skip
+def test_labels_are_those_that_its_prior_can_be_asked_for(
+    kind: str, classes: int, labels: int
 ) -> None:
-    with pytest.raises(ConfigError, match=f"{field}: got .*, wanted ") as caught:
-        Vae(ModelConfig(layers, latent_dim), SHAPE)
-    assert got in str(caught.value)
+    assert vae(classes=classes, prior=PriorConfig(kind)).labels == labels
+
+
+def test_every_weight_is_the_autoencoders_or_the_priors() -> None:
+    model = vae(prior=PRIOR)
+    ours, priors = model.autoencoder_parameters(), model.prior_parameters()
+    assert len(ours) + len(priors) == len(list(model.parameters()))
+    assert not set(map(id, ours)) & set(map(id, priors))
+    assert set(map(id, priors)) == set(map(id, model.prior.parameters()))
+    assert vae().prior_parameters() == []
+    assert len(vae().autoencoder_parameters()) == len(list(vae().parameters()))
+
+
+def test_a_model_without_memory_is_refused_like_a_real_one() -> None:
+    with torch.device("meta"):
+        Vae(ModelConfig(CONV, 3, prior=PRIOR), SHAPE, 4)
+        with pytest.raises(ConfigError, match="activation: got 'swishy', wanted one of"):
+            Vae(ModelConfig(Dense(((8, "swishy"),)), 2), SHAPE)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.noise import ROWS, Stream, standard_normal
+from service.noise import ROWS, Stream, standard_normal, uniform
 
 seeds = st.integers(0, 2**64 - 1)
 dims = st.integers(1, 40)
@@ -108,3 +108,51 @@ def test_the_last_row_of_a_seed_can_be_drawn_and_none_after_it():
         standard_normal(1, ROWS - 1, 2, 5)
     with pytest.raises(ValueError, match="out of the range"):
         standard_normal(2**64, 0, 1, 5)
+
+
+@given(seeds, st.integers(0, 2**64 - 60), cuts)
+def test_uniform_rows_do_not_depend_on_how_a_job_is_cut(seed, offset, sizes):
+    whole = uniform(seed, offset, sum(sizes))
+    starts = np.cumsum([0, *sizes[:-1]])
+    parts = [
+        uniform(seed, offset + int(start), size) for start, size in zip(starts, sizes, strict=True)
+    ]
+    assert np.concatenate(parts).tobytes() == whole.tobytes()
+    assert whole.shape == (sum(sizes), 1)
+    assert whole.dtype == np.float32
+
+
+def test_uniform_is_the_scheme_that_its_name_states():
+    """Row 5 of seed 7: one block a row, its first word, in the stream of the components."""
+    counter = 5 + (1 << 192)
+    word = int(np.random.Philox(key=7, counter=counter - 1).random_raw(4)[0])
+    assert uniform(7, 5, 1).tolist() == [[(word >> 40) / 2**24]]
+
+
+def test_known_uniforms_never_change():
+    """As the known values of the normal noise: these may only change with NAME."""
+    known = [10287180, 13967626, 11975599, 4672972]
+    assert (uniform(7, 0, 4) * 2**24).ravel().tolist() == known
+
+
+def test_the_largest_uniform_is_below_1(monkeypatch):
+    words = np.array([[0], [2**64 - 1], [2**40 - 1], [2**63]], np.uint64)
+    monkeypatch.setattr("service.noise._words", lambda *_: words)
+    assert uniform(0, 0, 4).ravel().tolist() == [0.0, 1 - 2.0**-24, 0.0, 0.5]
+
+
+def test_uniform_is_uniform_and_apart_from_the_noise_of_the_prior():
+    values = uniform(3, 0, 100_000).ravel().astype(np.float64)
+    assert values.min() >= 0
+    assert values.max() < 1
+    grid = np.linspace(0.05, 0.95, 19)
+    cdf = np.searchsorted(np.sort(values), grid) / len(values)
+    assert np.abs(cdf - grid).max() < 2.7 / math.sqrt(len(values))
+    normal = standard_normal(3, 0, 100_000, 1).ravel()
+    assert abs(np.corrcoef(values, normal)[0, 1]) < 0.02
+
+
+def test_uniform_past_the_last_row_is_refused():
+    assert uniform(1, ROWS - 1, 1).shape == (1, 1)
+    with pytest.raises(ValueError, match="out of the range"):
+        uniform(1, ROWS - 1, 2)

@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from onnx import TensorProto, helper, numpy_helper
 
 from latentserve.client import (
     Client,
@@ -383,7 +386,7 @@ def test_sigterm_says_not_serving_before_it_closes(models, tmp_path):
 
 def test_sigterm_while_loading_leaves_the_rest_out_and_exits_with_0(tmp_path):
     for name in "abcdefgh":
-        write_tiny(tmp_path / "models" / name, shape=(3, 128, 128), dim=200)
+        write_tiny(tmp_path / "models" / name, shape=(3, 64, 64), dim=200)
     with Server(tmp_path / "models", tmp_path / "log") as server:
         os.kill(server.process.pid, signal.SIGTERM)
         assert server.process.wait(30) == 0
@@ -457,3 +460,77 @@ def test_a_failed_precondition_is_an_exception_of_its_own(client):
     with pytest.raises(FailedPrecondition) as caught:
         client.sample(1, label=3)
     assert caught.value.reason == "NOT_FOR_THIS_MODEL"
+
+
+# ------------------------------------------------------------------- memory
+
+WIDE = 256
+"""Latent dimensions: the matrices of 4096 rows of a mixture's sampler take 1 GiB."""
+
+PEAK = """
+import resource, sys
+import numpy as np
+from service import noise
+from service.runtime import Device, Graph
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+graph = Graph(open(sys.argv[1], "rb").read(), Device("cpu"), 1)
+inputs = {"eps": noise.standard_normal(7, 0, 4096, 256), "u": noise.uniform(7, 0, 4096)}
+graph.run({name: array[:1] for name, array in inputs.items()})
+before = peak()
+whole = graph.run(inputs)["z"]
+for row in (0, 63, 64, 4095):
+    alone = graph.run({name: array[row : row + 1].copy() for name, array in inputs.items()})["z"]
+    assert alone.tobytes() == whole[row].tobytes(), row
+assert whole.shape == (4096, 256)
+print(peak() - before)
+"""
+
+
+def test_a_large_request_takes_little_memory_and_the_same_bits(tmp_path):
+    scales = np.random.default_rng(0).standard_normal((4, WIDE, WIDE)).astype(np.float32)
+    nodes = [
+        helper.make_node("Mul", ["u", "count"], ["place"]),
+        helper.make_node("Cast", ["place"], ["whole"], to=TensorProto.INT64),
+        helper.make_node("Squeeze", ["whole", "last"], ["component"]),
+        helper.make_node("Gather", ["scales", "component"], ["scale"]),
+        helper.make_node("Unsqueeze", ["eps", "last"], ["column"]),
+        helper.make_node("MatMul", ["scale", "column"], ["product"]),
+        helper.make_node("Squeeze", ["product", "last"], ["z"]),
+    ]
+    constants = {"count": np.float32(4), "last": np.array([-1]), "scales": scales}
+    graph = helper.make_graph(
+        nodes,
+        "prior",
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ("N", width))
+            for name, width in (("eps", WIDE), ("u", 1))
+        ],
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, ("N", WIDE))],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    (tmp_path / "prior.onnx").write_bytes(model.SerializeToString())
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(tmp_path / "prior.onnx")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 100  # MiB; 1,028 as one run
+
+
+def test_every_answer_of_a_large_request_is_that_of_a_small_one(kinds_client):
+    images = np.random.default_rng(0).random((300, 1, 28, 28), np.float32)
+    posterior = kinds_client.encode(images, model="flow-gmm")
+    samples = kinds_client.sample_with_latents(300, seed=5, label=3, model="flow-gmm")
+    for row in (0, 63, 64, 127, 128, 299):
+        alone = kinds_client.encode(images[row : row + 1], model="flow-gmm")
+        assert (alone.mean[0] == posterior.mean[row]).all()
+        assert (alone.log_var[0] == posterior.log_var[row]).all()
+        one = kinds_client.sample(1, seed=5, offset=row, label=3, model="flow-gmm")
+        assert (one[0] == samples.images[row]).all()

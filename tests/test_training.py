@@ -1,569 +1,219 @@
-"""Training: runs that are killed, stopped, refused, that diverge, and their length."""
+"""The trainer: what each phase trains, its schedule, its guards, and that it learns."""
 
 import dataclasses
-import hashlib
-import itertools
-import json
 import math
-import os
-import random
-import shutil
-import signal
-import subprocess
-import sys
-import time
-import zipfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from training.budget import calibrate, parse_duration
-from training.cli import main
-from training.datasets import Dataset, Split, load_dataset
-from training.errors import ConfigError, DivergenceError
+from tests.blobs import blobs
+from tests.tiny_runs import (
+    MODEL,
+    PHASES,
+    assert_same,
+    step_to,
+    torch_copy,
+    trainer_of,
+)
+from training.budget import calibrate
+from training.config import Conv, ModelConfig, PriorConfig, TrainConfig
+from training.datasets import Dataset
+from training.errors import DivergenceError
 from training.loop import Trainer
-from training.presets import ModelConfig, TrainConfig
-from training.run import RunFolder
-from training.train import Observer, Progress, Request, train
+from training.objectives import prior_nlls
 
-STEPS = 400
-SMALL = ("--preset", "seed2d", "--set", "layers=64:relu")
-COMMAND = (*SMALL, "--steps", str(STEPS))
-# The last bits of the numbers depend on the threads; and more than one would only
-# wait for each other where the CPUs are shared.
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-# The program with checkpoints often enough to be killed between them, which kills
-# itself in the middle of its Nth write to the disk where N is given.
-DRIVER = """
-import os, signal, sys
-import training.train
-from training.cli import main
-
-training.train._CHECKPOINT_SECONDS = 0.2
-left, really = int(os.environ.get("KILLED_IN_WRITE", "0")), os.fsync
-
-def fsync(handle):
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    really(handle)
-
-os.fsync = fsync
-sys.exit(main(sys.argv[1:]))
-"""
+pytest_plugins = ["tests.run_fixtures"]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def by_part(trainer: Trainer) -> dict[str, dict[str, torch.Tensor]]:
+    """Copies of the weights: of the autoencoder, its average, the prior and its average."""
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for whose, model in (("", trainer.model), ("smoothed ", trainer.smoothed)):
+        for name, value in model.state_dict().items():
+            part = whose + ("prior" if name.startswith("prior.") else "autoencoder")
+            parts.setdefault(part, {})[name] = value.clone()
+    return parts
 
 
-@pytest.fixture(autouse=True)
-def signal_handlers() -> Iterator[None]:
-    """Puts back what `main` sets for the whole process."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that went from its first to its last step in one go. Not to be changed: copy it."""
-    folder = tmp_path_factory.mktemp("unbroken") / "run"
-    before = signal.getsignal(signal.SIGTERM)
-    assert main([*COMMAND, "--out", str(folder)]) == 0
-    signal.signal(signal.SIGTERM, before)
-    return folder
-
-
-@pytest.fixture
-def finished(unbroken: Path, tmp_path: Path) -> Path:
-    """A finished run to do things to."""
-    shutil.copytree(unbroken, tmp_path / "run")
-    return tmp_path / "run"
-
-
-@pytest.fixture
-def unfinished(finished: Path) -> Path:
-    """A run whose checkpoint is there and whose end is not."""
-    (finished / "metrics.json").unlink()
-    return finished
-
-
-@pytest.fixture(scope="module")
-def few() -> Dataset:
-    """A little of MNIST."""
-    whole = load_dataset("mnist")
-    return dataclasses.replace(
-        whole,
-        train=Split(whole.train.images[:2000], whole.train.labels[:2000]),
-        validation=Split(whole.validation.images[:100], whole.validation.labels[:100]),
-    )
-
-
-def trainer_of(dataset: Dataset, steps: int = 20, **changes: Any) -> Trainer:
-    model = ModelConfig(layers=((32, "relu"),), latent_dim=2)
-    return Trainer(model, TrainConfig(**changes), dataset, steps)
-
-
-def checksums(folder: Path) -> dict[str, str]:
+def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
     return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
+        part
+        for part in before
+        if any(not torch.equal(value, after[part][name]) for name, value in before[part].items())
     }
 
 
-def trainer_state(folder: Path) -> Any:
-    return torch.load(folder / "checkpoint.pt", weights_only=True)["trainer"]
+def test_each_phase_trains_what_it_is_for_and_nothing_else(few: Dataset) -> None:
+    trainer = trainer_of(few, 40, MODEL, **PHASES, weight_decay=0.1)
+    seen = {}
+    for phase in trainer.phases:
+        before = by_part(trainer)
+        trainer.train_step()
+        entered = by_part(trainer)
+        step_to(trainer, phase.stop)
+        seen[phase.name] = changed(before, entered), changed(entered, by_part(trainer))
+        if not phase.trains_autoencoder:
+            # What stands still is what will be measured.
+            for name, value in before["smoothed autoencoder"].items():
+                assert torch.equal(entered["autoencoder"][name], value)
+    both = {"autoencoder", "smoothed autoencoder"}
+    prior = {"prior", "smoothed prior"}
+    assert seen["autoencoder"][1] == both
+    assert seen["prior fit"] == (prior | {"autoencoder"}, prior)
+    assert seen["joint"][1] == both | prior
+    assert seen["prior refit"] == (prior | {"autoencoder"}, prior)
 
 
-def assert_same(one: Any, other: Any, where: str = "state") -> None:
-    assert type(one) is type(other), where
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_same(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, list):
-        assert len(one) == len(other), where
-        for index, pair in enumerate(zip(one, other, strict=True)):
-            assert_same(*pair, f"{where}.{index}")
-    else:
-        assert one == other, where
+def test_fitting_the_prior_brings_it_nearer_to_the_latents(few: Dataset) -> None:
+    trainer = trainer_of(few, 300, MODEL, **PHASES, prior_learning_rate=0.01)
+    autoencoder, fit, joint, _ = trainer.phases
+    step_to(trainer, autoencoder.stop)
+    images = torch.from_numpy(few.train.images / np.float32(255))
+    with torch.inference_mode():
+        z = trainer.smoothed.encode(images).mean
 
+    def nll() -> float:
+        with torch.inference_mode():
+            labels = torch.from_numpy(few.train.labels)
+            return prior_nlls(trainer.smoothed, z, labels)[0].mean().item()
 
-def assert_numbers_of(unbroken: Path, run: Path) -> None:
-    assert (run / "log.jsonl").read_text() == (unbroken / "log.jsonl").read_text()
-    assert_same(trainer_state(run), trainer_state(unbroken))
-    metrics, wanted = (json.loads((path / "metrics.json").read_text()) for path in (run, unbroken))
-    for each in (metrics, wanted):
-        del each["train_seconds_per_thread"]
-    assert metrics == wanted
-    name = "score_percentiles.json"
-    assert (run / name).read_text() == (unbroken / name).read_text()
-
-
-def start(run: Path, killed_in_write: int = 0) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, *COMMAND, "--out", str(run), "--resume"],
-        env={**ONE_THREAD, "KILLED_IN_WRITE": str(killed_in_write)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+    normal = trainer.validate()
+    trainer.train_step()  # which begins with expectation maximisation
+    mixed = nll()
+    numbers = step_to(trainer, fit.stop)
+    assert nll() < mixed
+    first, last = (
+        np.mean([each["prior_nll"] for each in part]) for part in (numbers[:10], numbers[-10:])
     )
-
-
-def wait_for(what: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
-    deadline = time.monotonic() + 60
-    while not what():
-        assert process.poll() is None, "it ended too early"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def logged_lines(run: Path) -> int:
-    try:
-        return (run / "log.jsonl").read_bytes().count(b"\n")
-    except FileNotFoundError:
-        return 0
-
-
-def assert_one_line(text: str, *parts: str) -> None:
-    """That all that was said is one line of the command's own, with these parts in it."""
-    assert text.count("\n") == 1, text
-    assert text.startswith("latentserve train: "), text
-    for part in parts:
-        assert part in text
-
-
-def test_killed_again_and_again_it_resumes_to_the_numbers_of_the_unbroken_run(
-    unbroken: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    # In the middle of writing its config, then of writing its first checkpoint.
-    for write, cut in ((1, ".config.json."), (3, ".checkpoint.pt.")):
-        assert start(run, killed_in_write=write).wait(60) == -signal.SIGKILL
-        assert any(path.name.startswith(cut) for path in run.iterdir())
-        assert not RunFolder(run).has_checkpoint
-    # Somewhere on the way.
-    for _ in range(2):
-        process = start(run)
-        begun = logged_lines(run)
-        wait_for(lambda begun=begun: logged_lines(run) != begun, process)
-        time.sleep(random.uniform(0.0, 0.6))
-        process.kill()
-        assert process.wait(60) == -signal.SIGKILL
-    assert RunFolder(run).has_checkpoint
-    assert not RunFolder(run).complete
-    assert start(run).wait(60) == 0
-    assert_numbers_of(unbroken, run)
-
-
-def signalling(real: Callable[..., Any], call: int) -> Callable[..., Any]:
-    """Wraps `real` so that SIGTERM comes just before its `call`th call."""
-    calls = itertools.count(1)
-
-    def wrapped(*arguments: Any) -> Any:
-        if next(calls) == call:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(*arguments)
-
-    return wrapped
-
-
-@pytest.mark.parametrize("moment", ["update", "validation", "log"])
-def test_stopped_in_the_middle_of_a_step_it_resumes_to_the_numbers_of_the_unbroken_run(
-    moment: str,
-    unbroken: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    run = tmp_path / "run"
-    hook = None
-    if moment == "update":
-        hook = register_optimizer_step_post_hook(signalling(lambda *_: None, 57))
-    elif moment == "validation":
-        monkeypatch.setattr(Trainer, "validate", signalling(Trainer.validate, 3))
-    else:
-        monkeypatch.setattr(RunFolder, "log", signalling(RunFolder.log, 30))
-    try:
-        assert main([*COMMAND, "--out", str(run)]) == 130
-    finally:
-        if hook is not None:
-            hook.remove()
-    monkeypatch.undo()
-    said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith("latentserve train: ")
-    assert 0 < trainer_state(run)["step"] < STEPS
-    assert main([*COMMAND, "--out", str(run), "--resume"]) == 0
-    assert_numbers_of(unbroken, run)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_signal_leaves_a_checkpoint_exit_130_and_how_to_resume(
-    number: signal.Signals, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "latentserve", "train", *SMALL, "--steps", "20000", "--out", run],
-        env=ONE_THREAD,
-        stderr=subprocess.PIPE,
-        text=True,
+    assert last < first
+    fitted = trainer.validate()
+    assert fitted["validation_kl"] < normal["validation_kl"] - 0.1
+    assert fitted["validation_reconstruction"] == normal["validation_reconstruction"]
+    assert fitted["validation_elbo"] == pytest.approx(
+        fitted["validation_reconstruction"] + fitted["validation_kl"]
     )
-    wait_for(lambda: logged_lines(run) >= 1, process)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    last = said.strip().splitlines()[-1]
-    assert last.startswith("latentserve train: ")
-    assert "--resume" in last
-    assert "Traceback" not in said
-    assert trainer_state(run)["step"] >= 100
-    assert not RunFolder(run).complete
+    step_to(trainer, joint.stop)
+    assert trainer.validate()["validation_elbo"] < fitted["validation_elbo"]
 
 
-def test_a_run_that_is_there_is_not_written_over(
-    finished: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = checksums(finished)
-    for _ in range(2):
-        assert main([*COMMAND, "--out", str(finished)]) == 1
-        assert_one_line(capsys.readouterr().err, str(finished), "--resume")
-        assert checksums(finished) == before
-        # Unfinished it is refused as well.
-        (finished / "metrics.json").unlink(missing_ok=True)
-        before.pop("metrics.json", None)
-
-
-def test_a_finished_run_without_its_checkpoint_is_no_answer_to_another_one(
-    finished: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (finished / "checkpoint.pt").unlink()
-    before = checksums(finished)
-    other = ("--preset", "dense", "--steps", "7")
-    assert main([*other, "--out", str(finished)]) == 1
-    assert_one_line(capsys.readouterr().err, str(finished))
-    assert checksums(finished) == before
+def test_what_is_measured_is_the_moving_average_of_the_weights(few: Dataset) -> None:
+    trainer = trainer_of(few, 40, ema=0.6)
+    wanted = None
+    for step in range(40):
+        trainer.train_step()
+        weights = trainer.model.state_dict()
+        if wanted is None:
+            wanted = {name: value.double() for name, value in weights.items()}
+            continue
+        memory = min(0.6, (1 + step) / (10 + step))
+        for name, value in weights.items():
+            wanted[name] = memory * wanted[name] + (1 - memory) * value.double()
+    assert wanted is not None
+    for name, value in trainer.smoothed.state_dict().items():
+        torch.testing.assert_close(value.double(), wanted[name], rtol=1e-4, atol=1e-5)
+    assert any(
+        not torch.allclose(value, trainer.model.state_dict()[name], rtol=1e-4)
+        for name, value in trainer.smoothed.state_dict().items()
+    )
+    off = trainer_of(few, 40, ema=0.0)
+    step_to(off, 40)
+    for name, value in off.smoothed.state_dict().items():
+        torch.testing.assert_close(value, off.model.state_dict()[name])
 
 
 @pytest.mark.parametrize(
-    "command",
+    "model",
     [
-        (*SMALL, "--set", "beta=2", "--steps", str(STEPS)),
-        (*SMALL, "--set", "latent_dim=3", "--steps", str(STEPS)),
-        ("--preset", "dense", "--steps", str(STEPS)),
-        (*SMALL, "--steps", str(STEPS + 1)),
-        (*SMALL, "--steps", str(STEPS), "--data", "fashion-mnist"),
+        dataclasses.replace(MODEL, posterior="delta", prior=PriorConfig("none")),
+        dataclasses.replace(MODEL, posterior="delta", prior=PriorConfig("gmm", components=4)),
+        dataclasses.replace(MODEL, prior=PriorConfig("flow", couplings=2, width=8)),
+        dataclasses.replace(MODEL, scale="sigmoid", latent_dim=1, prior=PriorConfig("gmm")),
+        dataclasses.replace(MODEL, network=Conv((8, 4), (1,), (1,), 16, 16)),
     ],
-    ids=["beta", "latent_dim", "preset", "steps", "data"],
+    ids=["plain", "plain gmm", "flow", "one latent", "conv"],
 )
-def test_resuming_with_other_settings_is_refused(
-    command: tuple[str, ...], unfinished: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("objective", ["elbo", "iwae"])
+def test_every_kind_of_autoencoder_learns(
+    model: ModelConfig, labelled: bool, objective: str
 ) -> None:
-    before = checksums(unfinished)
-    assert main([*command, "--out", str(unfinished), "--resume"]) == 1
-    assert_one_line(capsys.readouterr().err, str(unfinished), "wanted")
-    assert checksums(unfinished) == before
+    dataset = blobs(side=9, labelled=labelled)
+    changes = {"objective": objective, "draws": 2 if objective == "iwae" else 1}
+    trainer = trainer_of(dataset, 60, model, **PHASES | changes, learning_rate=5e-3)
+    numbers = step_to(trainer, trainer.total_steps)
+    assert all(math.isfinite(value) for each in numbers for value in each.values())
+    elbos = [each["elbo"] for each in numbers if "elbo" in each]
+    assert elbos[-1] < 0.8 * elbos[0]
+    assert trainer.smoothed.labels == (3 if labelled and "gmm" in model.prior.kind else 0)
+    assert trainer.skipped == 0
 
 
-def test_resuming_a_finished_run_is_quick_and_changes_nothing(
-    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("network", ["dense", "conv"])
+def test_bfloat16_trains_to_nearly_the_same(network: str, few: Dataset) -> None:
+    model = (
+        MODEL
+        if network == "dense"
+        else dataclasses.replace(MODEL, network=Conv((8, 4), (1,), (1,), 16, 16))
+    )
+    runs = []
+    for bfloat16 in (False, True):
+        trainer = Trainer(model, TrainConfig(**PHASES), few, 40, bfloat16=bfloat16)
+        runs.append(step_to(trainer, trainer.total_steps))
+        assert all(value.dtype == torch.float32 for value in trainer.model.parameters())
+        assert trainer.skipped == 0
+    assert all(math.isfinite(value) for numbers in runs[1] for value in numbers.values())
+    assert runs[0] != runs[1]
+    final = [np.mean([each["elbo"] for each in run[40:50]]) for run in runs]
+    assert final[1] == pytest.approx(final[0], rel=0.03)
+
+
+def test_schedule_rises_then_falls_and_the_kl_weight_rises_to_beta(few: Dataset) -> None:
+    trainer = trainer_of(few, 50, beta=4.0, warmup=0.2, kl_warmup=0.5, learning_rate=0.01)
+    numbers = step_to(trainer, 50)
+    rates = [each["learning_rate"] for each in numbers]
+    top = rates.index(max(rates))
+    assert 5 <= top <= 10
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert 0 < rates[-1] < 0.001 < max(rates) <= 0.01
+    betas = [each["beta"] for each in numbers]
+    assert betas == sorted(betas)
+    assert betas[0] < 0.5
+    assert betas[25:] == [4.0] * 25
+
+
+def test_fits_of_the_prior_have_schedules_of_their_own_and_the_autoencoder_one_over_all(
+    few: Dataset,
 ) -> None:
-    # Not even the data set is needed.
-    monkeypatch.setenv("LATENTSERVE_DATA_DIR", str(finished / "nothing"))
-    before = checksums(finished)
-    begun = time.monotonic()
-    assert main([*COMMAND, "--out", str(finished), "--resume"]) == 0
-    assert time.monotonic() - begun < 2.0
-    assert checksums(finished) == before
-    said = capsys.readouterr()
-    assert "complete already" in said.err
-    elbo = json.loads((finished / "metrics.json").read_text())["elbo"]
-    assert f"{elbo:.2f}" in said.out
+    changes = {"warmup": 0.1, "kl_warmup": 0.5, "learning_rate": 0.01, "prior_learning_rate": 0.1}
+    trainer = trainer_of(few, 40, MODEL, **PHASES | changes)
+    phases, seen = trainer.phases, step_to(trainer, trainer.total_steps)
+    rates = {
+        phase.name: [each["learning_rate"] for each in seen[phase.start : phase.stop]]
+        for phase in phases
+    }
+    whole = trainer_of(few, 40, **PHASES | changes)
+    wanted = [each["learning_rate"] for each in step_to(whole, 40)]
+    assert rates["autoencoder"] + rates["joint"] == wanted
+    for name in ("prior fit", "prior refit"):
+        assert rates[name][:2] == pytest.approx([0.1, 0.0976], abs=1e-3)
+        assert rates[name] == sorted(rates[name], reverse=True)
+        assert rates[name][-1] < 0.01
+    betas = [each["beta"] for each in seen if "beta" in each]
+    assert betas[:20] == pytest.approx(np.arange(1, 21) / 20)
+    assert betas[20:] == [1.0] * 20
 
 
-class NotWeights:
-    """What a pickle may hold and a checkpoint may not."""
+def test_seed_decides_the_numbers(few: Dataset) -> None:
+    def numbers(seed: int) -> list[dict[str, float]]:
+        trainer = trainer_of(few, seed=seed)
+        return [trainer.train_step() for _ in range(4)]
 
-
-def damaged(kind: str, path: Path, few: Dataset) -> None:
-    raw = path.read_bytes()
-    if kind == "cut short":
-        path.write_bytes(raw[: len(raw) // 2])
-    elif kind == "empty":
-        path.write_bytes(b"")
-    elif kind == "text":
-        path.write_bytes(b"not a checkpoint\n" * 10)
-    elif kind == "zeros":
-        path.write_bytes(bytes(len(raw)))
-    elif kind == "flipped byte":
-        with zipfile.ZipFile(path) as archive:
-            weights = max((archive.read(name) for name in archive.namelist()), key=len)
-        at = raw.index(weights) + len(weights) // 2
-        path.write_bytes(raw[:at] + bytes([raw[at] ^ 0x10]) + raw[at + 1 :])
-    elif kind == "code":
-        torch.save({"format": 1, "trainer": NotWeights()}, path)
-    elif kind == "a list":
-        torch.save([1, 2], path)
-    elif kind == "parts missing":
-        torch.save({"format": 1}, path)
-    elif kind == "other format":
-        torch.save(torch.load(path, weights_only=True) | {"format": 99}, path)
-    else:
-        state = torch.load(path, weights_only=True)
-        torch.save(state | {"trainer": trainer_of(few).state_dict()}, path)
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "cut short", "empty", "text", "zeros", "flipped byte", "code", "a list", "parts missing",
-        "other format", "another model",
-    ],
-)  # fmt: skip
-def test_a_damaged_checkpoint_is_one_clear_line(
-    kind: str, unfinished: Path, few: Dataset, capsys: pytest.CaptureFixture[str]
-) -> None:
-    damaged(kind, unfinished / "checkpoint.pt", few)
-    before = checksums(unfinished)
-    assert main([*COMMAND, "--out", str(unfinished), "--resume"]) == 1
-    assert_one_line(capsys.readouterr().err, "checkpoint.pt")
-    assert checksums(unfinished) == before
-
-
-@pytest.mark.parametrize("content", ["{", "{}", "[]", ""])
-def test_a_damaged_config_is_one_clear_line(
-    content: str, unfinished: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (unfinished / "config.json").write_text(content)
-    assert main([*COMMAND, "--out", str(unfinished), "--resume"]) == 1
-    assert_one_line(capsys.readouterr().err, "config.json")
-
-
-def test_out_that_is_a_file_is_one_clear_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "file").write_text("")
-    assert main([*COMMAND, "--out", str(tmp_path / "file")]) == 1
-    assert_one_line(capsys.readouterr().err, str(tmp_path / "file"))
-
-
-def test_subnormal_numbers_are_zero_while_it_trains_and_only_then(tmp_path: Path) -> None:
-    """Adam's moments decay into them, and the second half of a run took twice as long."""
-    smallest = torch.full((64,), 1e-39)
-    during = []
-
-    def note(_progress: Progress) -> None:
-        during.append(bool((smallest * 1.0 == 0.0).all()))
-
-    request = Request("seed2d", "mnist", tmp_path / "run", steps=2, budget=1.0,
-                      settings=("layers=8:relu",))  # fmt: skip
-    train(request, Observer(progress=note))
-    assert during == [True, True]
-    assert (smallest * 1.0 > 0.0).all()
-
-
-@pytest.mark.parametrize("steps", ["0", "-5", "many"])
-def test_what_is_no_number_of_steps_is_exit_2(
-    steps: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["--steps", steps, "--out", str(tmp_path / "run")])
-    assert caught.value.code == 2
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert f"argument --steps: got {steps}, wanted a whole number from 1" in last
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("--preset", "huge"), "preset: got 'huge', wanted one of"),
-        (("--budget", "soon"), "budget: got 'soon', wanted a duration"),
-        (("--budget", "0s"), "budget: got '0s', wanted a duration"),
-        (("--set", "beta"), "--set: got 'beta', wanted"),
-        (("--set", "beta=much"), "beta: got 'much', wanted a number"),
-        (("--set", "ema=1"), "ema: got 1.0, wanted"),
-        (("--set", "latent_dim=0"), "latent_dim: got 0, wanted 1 or more"),
-        (("--set", "layers=8:swishy"), "activation: got 'swishy', wanted one of"),
-        (("--set", "layers=0:relu"), "layers: got "),
-    ],
-    ids=" ".join,
-)
-def test_a_wrong_setting_is_exit_2_and_one_clear_line(
-    arguments: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([*arguments, "--out", str(tmp_path / "run")]) == 2
-    assert_one_line(capsys.readouterr().err, said)
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ((), "--out"),
-        (("--out", "run", "--steps", "many"), "--steps"),
-        (("--out", "run", "--steps", "5", "--budget", "5s"), "--budget"),
-        (("--out", "run", "--depth", "3"), "--depth"),
-    ],
-)
-def test_a_wrong_command_line_is_exit_2_and_says_what_is_wrong(
-    arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(list(arguments))
-    assert caught.value.code == 2
-    last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("latentserve train: error: ")
-    assert said in last
-
-
-def test_an_unknown_data_set_is_one_clear_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["--data", "emnist", "--out", str(tmp_path / "run")]) != 0
-    assert_one_line(capsys.readouterr().err, "'emnist'", "fashion-mnist, mnist")
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("90s", 90), ("3m", 180), ("1.5h", 5400), ("0.5s", 0.5), (" 2m ", 120), ("007s", 7)],
-)
-def test_durations(text: str, seconds: float) -> None:
-    assert parse_duration(text) == seconds
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "90", "s", "-3m", "+3m", "3 m", "3d", "3min", "1e3s", "1.s", ".5s", "0s", "0.0h", "infs",
-     "nans", "3m2s", "9" * 400 + "h"],
-)  # fmt: skip
-def test_what_is_no_duration(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"budget: got .*, wanted a duration such as 90s"):
-        parse_duration(text)
-
-
-@settings(deadline=None)
-@given(st.text(max_size=8) | st.from_regex(r"[0-9]{1,5}(\.[0-9]{1,3})?[smh]", fullmatch=True))
-def test_a_duration_is_finite_and_above_zero_or_refused(text: str) -> None:
-    try:
-        seconds = parse_duration(text)
-    except ConfigError:
-        return
-    assert 0 < seconds < math.inf
-
-
-class Stop(Exception):
-    """Raised by an observer that has seen enough."""
-
-
-def steps_for(seconds: float, out: Path) -> int:
-    """Has a run begun under a budget, and returns the number of steps it is to have."""
-
-    def stop(_progress: Progress) -> NoReturn:
-        raise Stop
-
-    request = Request("seed2d", "mnist", out, None, seconds, settings=("layers=64:relu",))
-    with pytest.raises(Stop):
-        train(request, Observer(progress=stop))
-    config = json.loads((out / "config.json").read_text())
-    assert config["budget_seconds"] == seconds
-    assert trainer_state(out)["total_steps"] == config["total_steps"]
-    return int(config["total_steps"])
-
-
-def test_a_budget_becomes_a_number_of_steps_that_grows_with_it(tmp_path: Path) -> None:
-    few, many = steps_for(4, tmp_path / "few"), steps_for(12, tmp_path / "many")
-    assert 1.5 < many / few < 6
-
-
-def test_a_run_under_a_budget_takes_about_that_long(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([*SMALL, "--budget", "2s", "--out", str(tmp_path / "run")]) == 0
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert metrics["steps"] == config["total_steps"] > 10
-    assert config["budget_seconds"] == 2
-    assert 0.7 < metrics["train_seconds_per_thread"] < 6
-    assert f"{config['total_steps']} steps" in capsys.readouterr().err
-
-
-def test_calibration_leaves_the_trainer_as_it_is(few: Dataset) -> None:
-    trainer = trainer_of(few)
-    before = trainer.rehearsal().state_dict()
-    assert calibrate(trainer, 0.2) >= 1
-    assert_same(trainer.state_dict(), before)
-    untouched = trainer_of(few)
-    assert [trainer.train_step() for _ in range(3)] == [untouched.train_step() for _ in range(3)]
-
-
-def test_a_run_that_diverges_stops_with_the_count_the_cause_and_a_remedy(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = tmp_path / "run"
-    diverging = (*SMALL, "--set", "learning_rate=1e12", "--steps", "200", "--out", str(run))
-    for arguments in (diverging, (*diverging, "--resume")):
-        assert main(list(arguments)) == 1
-        said = capsys.readouterr().err
-        assert "Traceback" not in said
-        last = said.strip().splitlines()[-1]
-        assert last.startswith("latentserve train: stopped at step ")
-        for part in ("skipped", "max_skipped=50", "Remedy: ", "learning_rate", "1e+12"):
-            assert part in last
-    assert not RunFolder(run).complete
+    assert numbers(1) == numbers(1)
+    assert numbers(1) != numbers(2)
 
 
 def poison(trainer: Trainer, step: int) -> None:
@@ -577,7 +227,7 @@ def test_a_nan_skips_exactly_its_own_step(few: Dataset) -> None:
     trainer = trainer_of(few)
     poison(trainer, step=5)
     for step in range(12):
-        before = trainer.rehearsal().state_dict()
+        before = torch_copy(trainer.state_dict())
         numbers = trainer.train_step()
         after = trainer.state_dict()
         moved = any(
@@ -594,25 +244,21 @@ def test_a_nan_skips_exactly_its_own_step(few: Dataset) -> None:
     assert trainer.step == 12
 
 
-def test_a_skipped_step_is_in_the_log_and_the_metrics(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = Trainer.__init__
-
-    def init(trainer: Trainer, *arguments: Any) -> None:
-        real(trainer, *arguments)
-        poison(trainer, step=5)
-
-    monkeypatch.setattr(Trainer, "__init__", init)
-    request = Request("seed2d", "mnist", tmp_path / "run", 20, 0.0, settings=("layers=16:relu",))
-    assert train(request, Observer())["skipped_steps"] == 1
-
-    def refuse(constant: str) -> NoReturn:
-        raise AssertionError(f"{constant} is not JSON")
-
-    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
-    entries = [json.loads(line, parse_constant=refuse) for line in lines]
-    assert [entry["skipped"] for entry in entries] == [0] * 5 + [1] * 15
+def test_a_nan_in_a_fit_of_the_prior_skips_its_step_too(few: Dataset) -> None:
+    trainer = trainer_of(few, 20, MODEL, **PHASES)
+    fit = trainer.phases[1]
+    assert trainer.model.prior is not None
+    trainer.model.prior.means.register_hook(
+        lambda grad: grad * math.nan if trainer.step == fit.start + 2 else grad
+    )
+    step_to(trainer, fit.start + 2)
+    before = torch_copy(trainer.state_dict())
+    assert trainer.train_step()["skipped"] == 1
+    after = trainer.state_dict()
+    for part in ("model", "average", "optimizer"):
+        assert_same(after[part], before[part], part)
+    step_to(trainer, trainer.total_steps)
+    assert trainer.skipped == 1
 
 
 @pytest.mark.parametrize("allowed", [0, 3])
@@ -625,47 +271,58 @@ def test_more_skipped_steps_than_allowed_stop_the_run(allowed: int, few: Dataset
     assert trainer.step == trainer.skipped == allowed + 1
 
 
-def test_seed_decides_the_numbers(few: Dataset) -> None:
-    def numbers(seed: int) -> list[dict[str, float]]:
-        trainer = trainer_of(few, seed=seed)
-        return [trainer.train_step() for _ in range(4)]
-
-    assert numbers(1) == numbers(1)
-    assert numbers(1) != numbers(2)
-
-
-def test_schedule_rises_then_falls_and_the_kl_weight_rises_to_beta(few: Dataset) -> None:
-    trainer = trainer_of(few, 50, beta=4.0, warmup=0.2, kl_warmup=0.5, learning_rate=0.01)
-    numbers = [trainer.train_step() for _ in range(50)]
-    rates = [each["learning_rate"] for each in numbers]
-    top = rates.index(max(rates))
-    assert 5 <= top <= 10
-    assert rates[: top + 1] == sorted(rates[: top + 1])
-    assert rates[top:] == sorted(rates[top:], reverse=True)
-    assert 0 < rates[-1] < 0.001 < max(rates) <= 0.01
-    betas = [each["beta"] for each in numbers]
-    assert betas == sorted(betas)
-    assert betas[0] < 0.5
-    assert betas[25:] == [4.0] * 25
+def test_calibration_leaves_the_trainer_as_it_is(few: Dataset) -> None:
+    trainer, untouched = (trainer_of(few, 16, MODEL, **PHASES) for _ in range(2))
+    assert calibrate(trainer, 0.2) >= 1
+    trainer.set_length(16)
+    assert_same(trainer.state_dict(), untouched.state_dict())
+    total = untouched.total_steps
+    assert step_to(trainer, total) == step_to(untouched, total)
+    assert_same(trainer.state_dict(), untouched.state_dict())
 
 
-def test_training_learns_and_its_log_adds_up(unbroken: Path) -> None:
-    entries = [json.loads(line) for line in (unbroken / "log.jsonl").read_text().splitlines()]
-    assert [entry["step"] for entry in entries][-1] == STEPS
-    for entry in entries:
-        assert entry["elbo"] == pytest.approx(entry["reconstruction"] + entry["kl"], rel=1e-6)
-    validations = [entry["validation_elbo"] for entry in entries if "validation_elbo" in entry]
-    assert len(validations) == 20
-    assert validations[-1] < 200 < 400 < entries[0]["elbo"]
-    metrics = json.loads((unbroken / "metrics.json").read_text())
-    assert abs(metrics["elbo"] - validations[-1]) < 5
+def test_what_a_run_does_beside_its_steps_comes_out_of_the_budget(
+    few: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(few, 16, MODEL, **PHASES)
+    # 20 validations; 300 images in 4 binarizations for each fit, by a validation split of 100.
+    assert trainer.passes_beside_steps() == 20 + 2 * 12
+    trainer.set_length(10**6)
+    assert trainer.passes_beside_steps() == 20 + 2 * 12
+    plain = trainer_of(few, 1)
+    assert plain.passes_beside_steps() == 20
+
+    # A clock of our own: a step takes 0.01 s and a validation what it is said to.
+    now, validation = 0.0, 0.0
+
+    def train_step(_trainer: Trainer) -> dict[str, float]:
+        nonlocal now
+        now += 0.01
+        return {}
+
+    def validate(_trainer: Trainer) -> dict[str, float]:
+        nonlocal now
+        now += validation
+        return {}
+
+    monkeypatch.setattr("training.budget.cpu_seconds", lambda: now)
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    monkeypatch.setattr(Trainer, "validate", validate)
+    assert calibrate(plain, 100.0) == 10_000
+    validation = 1.0
+    assert calibrate(plain, 100.0) == 8_000
+    # At most half of a budget goes there: the run may take longer, but is one.
+    validation = 60.0
+    assert calibrate(plain, 100.0) == 5_000
+    # With a prior there are half as many steps again, 0.25 of it for each fit.
+    validation = 1.0
+    assert calibrate(trainer, 100.0) == round((100 - 44) / 0.01 / 1.5)
 
 
-def test_golden_inputs_are_test_images_of_every_class(unbroken: Path) -> None:
-    images, labels = RunFolder(unbroken).read_golden_inputs()
-    assert images.shape == (16, 1, 28, 28)
-    assert set(labels.tolist()) == set(range(10))
-    test = load_dataset("mnist").test
-    for image, label in zip(images, labels, strict=True):
-        (places,) = (test.images == image).all(axis=(1, 2, 3)).nonzero()
-        assert label in test.labels[places]
+def test_what_fitting_a_prior_takes_comes_out_of_the_budget(few: Dataset) -> None:
+    model = dataclasses.replace(MODEL, prior=PriorConfig("flow", couplings=8, width=64))
+    steps = [
+        calibrate(trainer_of(few, 1, model, **PHASES | {"prior_refit": refit}), 1.0)
+        for refit in (0.0, 20.0)
+    ]
+    assert steps[0] > 3 * steps[1]

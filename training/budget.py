@@ -42,25 +42,38 @@ def cpu_seconds() -> float:
 
 
 def calibrate(trainer: Trainer, seconds: float) -> int:
-    """Times steps on a copy of the trainer and returns how many fit the budget.
+    """Times steps on copies of the trainer and returns how many fit the budget.
 
     Args:
         trainer: A trainer that has not stepped yet; it is left as it is.
         seconds: The budget, in `cpu_seconds`.
+
+    Returns:
+        Steps of the autoencoder; what fitting a prior takes beside them is allowed for.
     """
-    rehearsal = trainer.rehearsal()
-    rehearsal.total_steps = _NOMINAL_STEPS
+    trainer.set_length(_NOMINAL_STEPS)
     # Never more than a tenth of the budget on finding out.
-    window = min(_TIMED_SECONDS, seconds / 10) / (_WINDOWS + 1)
-    # The first window warms up. The median passes over what else the machine did.
-    per_step = [_time_steps(rehearsal, window) for _ in range(_WINDOWS + 1)][1:]
-    return max(1, round(seconds / statistics.median(per_step)))
+    window = min(_TIMED_SECONDS, seconds / 10) / (_WINDOWS + 1) / len(trainer.phases)
+    per_step = 0.0
+    for phase in trainer.phases:
+        rehearsal = trainer.rehearsal(phase)
+        # The first window warms up. The median passes over what else the machine did.
+        windows = [_time_steps(rehearsal, window) for _ in range(_WINDOWS + 1)][1:]
+        per_step += statistics.median(windows) * (phase.stop - phase.start) / _NOMINAL_STEPS
+    # What a run does beside its steps depends on how many they are. Fitting a mixture
+    # to latents takes about as long as the decoding in a validation, which is left out.
+    trainer.set_length(max(1, round(seconds / per_step)))
+    start = cpu_seconds()
+    trainer.validate()
+    beside = (cpu_seconds() - start) * trainer.passes_beside_steps()
+    return max(1, round(max(seconds - beside, seconds / 2) / per_step))
 
 
 def _time_steps(trainer: Trainer, seconds: float) -> float:
     """Does steps for that long and returns the seconds of one."""
     start, steps = cpu_seconds(), 0
-    while steps == 0 or cpu_seconds() - start < seconds:
+    # Several processes have to do the same number of steps: each waits for the others.
+    while steps == 0 or trainer.parallel.any(cpu_seconds() - start < seconds):
         trainer.train_step()
         steps += 1
     return (cpu_seconds() - start) / steps

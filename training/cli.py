@@ -4,7 +4,7 @@ import argparse
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -14,31 +14,60 @@ from tqdm import tqdm
 
 from latentserve._arguments import positive
 from training.budget import parse_duration
-from training.errors import ConfigError, TrainingError
+from training.data_spec import DataSpec
+from training.errors import ConfigError, OtherProcessError, TrainingError
+from training.parallel import Parallel
 from training.presets import PRESETS
+from training.run import RunFolder
 from training.sources import SOURCES
 from training.train import Observer, Progress, Request, train
 
-_BAR = "{percentage:3.0f}% |{bar:20}| {n}/{total} {desc}[{elapsed}<{remaining}]"
+# As wide as what is told leaves room for, which in 80 columns is not much.
+_BAR = "{percentage:3.0f}% |{bar}| {desc}"
 _LINE_SECONDS = 15.0
-_EXAMPLE = "latentserve train --preset dense --data mnist --budget 3m --out runs/dense"
+_EXAMPLES = """\
+  latentserve train --preset dense --data mnist --budget 3m --out runs/dense
+  latentserve train --preset conv --data folder:pictures --image-size 32 --out runs/pictures
+  torchrun --nproc-per-node 2 -m latentserve train --preset conv --out runs/conv"""
 
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of `latentserve train`."""
-    presets = "\n".join(f"  {name:8} {preset.summary}" for name, preset in PRESETS.items())
+    width = max(map(len, PRESETS))
+    presets = "\n".join(f"  {name:{width}} {preset.summary}" for name, preset in PRESETS.items())
     result = argparse.ArgumentParser(
         prog="latentserve train",
         description="Train a variational autoencoder and leave a run folder to export.",
-        epilog=f"presets:\n{presets}\n\nexample:\n  {_EXAMPLE}",
+        epilog=f"presets:\n{presets}\n\nexamples:\n{_EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument("--preset", default="dense", help="what to train (default: dense)")
     result.add_argument(
         "--data",
         default="mnist",
-        help=f"data set: {', '.join(sorted(SOURCES))} (default: mnist); cached in "
-        "LATENTSERVE_DATA_DIR or the user's cache folder",
+        metavar="DATA",
+        help=f"{', '.join(sorted(SOURCES))} (cached in LATENTSERVE_DATA_DIR or the user's cache "
+        "folder); folder:PATH, images of your own, their subfolders as classes; or "
+        "idx:IMAGES[,LABELS] (default: mnist)",
+    )
+    result.add_argument(
+        "--image-size",
+        type=positive,
+        metavar="PIXELS",
+        help="side of the square that images are resized to, cut out of the middle "
+        "(default: as they are)",
+    )
+    result.add_argument(
+        "--channels",
+        type=int,
+        choices=(1, 3),
+        help="1 for grey, 3 for RGB (default: what the images have)",
+    )
+    result.add_argument(
+        "--bad-files",
+        choices=("refuse", "skip"),
+        default="refuse",
+        help="what to do about files of a folder that are not whole images (default: refuse)",
     )
     length = result.add_mutually_exclusive_group()
     length.add_argument(
@@ -47,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
         help="time to spend, such as 90s, 3m, 1.5h, in CPU time per thread; timed on a few steps "
         "first and turned into a number of steps (default: 3m)",
     )
-    length.add_argument("--steps", type=positive, help="the number of steps itself")
+    length.add_argument("--steps", type=positive, help="the number of steps of the autoencoder")
     result.add_argument("--out", type=Path, required=True, help="the run folder to write")
     result.add_argument(
         "--set",
@@ -56,6 +85,15 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         help="change one setting of the preset, such as beta=4 or layers=512:relu,256:relu",
+    )
+    result.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)"
+    )
+    result.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="what the networks compute in (default: float32)",
     )
     result.add_argument(
         "--resume",
@@ -73,41 +111,53 @@ def main(arguments: list[str]) -> int:
         where it was interrupted by SIGINT or SIGTERM.
     """
     options = parser().parse_args(arguments)
+    leads = Parallel.from_environment().leads
     interrupts = _Interrupts()
     bar = _Bar()
+    status, said, metrics = 0, None, {}
     try:
-        metrics = train(
-            Request(
-                preset=options.preset,
-                data=options.data,
-                out=options.out,
-                steps=options.steps,
-                budget=parse_duration(options.budget),
-                settings=tuple(options.settings),
-                resume=options.resume,
-            ),
-            Observer(bar.line, bar.update, interrupts.held_back),
-        )
+        metrics = train(_request(options), Observer(bar.line, bar.update, interrupts.held_back))
     except (TrainingError, OSError) as error:
-        bar.close()
-        print(f"latentserve train: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
+        status = 2 if isinstance(error, ConfigError) else 1
+        if not isinstance(error, OtherProcessError):
+            said = str(error)
     except KeyboardInterrupt:
-        bar.close()
-        print(
-            "latentserve train: stopped; the same command with --resume goes on from there",
-            file=sys.stderr,
-        )
-        return 130
+        status = 130
+        if leads:
+            said = "stopped; the same command with --resume goes on from there"
     finally:
         bar.close()
         interrupts.restore()
-    print(
-        f"test ELBO {metrics['elbo']:.2f} nats = reconstruction {metrics['reconstruction']:.2f} "
-        f"+ KL {metrics['kl']:.2f} ({metrics['images']} binarized images, lower is better)\n"
-        f"run folder: {options.out}"
+    if said is not None:
+        print(f"latentserve train: {said}", file=sys.stderr)
+    elif status == 0 and leads:
+        model = RunFolder(options.out).read_config().model
+        print(f"{_summary(metrics, model.posterior)}\nrun folder: {options.out}")
+    return status
+
+
+def _request(options: argparse.Namespace) -> Request:
+    return Request(
+        preset=options.preset,
+        data=DataSpec.parse(options.data, options.image_size, options.channels, options.bad_files),
+        out=options.out,
+        steps=options.steps,
+        budget=parse_duration(options.budget),
+        settings=tuple(options.settings),
+        resume=options.resume,
+        device=options.device,
+        bfloat16=options.precision == "bfloat16",
     )
-    return 0
+
+
+def _summary(metrics: Mapping[str, Any], posterior: str) -> str:
+    images = f"({metrics['images']} images, lower is better)"
+    reconstruction = f"reconstruction {metrics['reconstruction']:.2f}"
+    if posterior == "delta":
+        return f"test {reconstruction} nats {images}: a plain autoencoder has no ELBO"
+    return (
+        f"test ELBO {metrics['elbo']:.2f} nats = {reconstruction} + KL {metrics['kl']:.2f} {images}"
+    )
 
 
 class _Interrupts:
@@ -157,16 +207,15 @@ class _Bar:
         if not sys.stderr.isatty():
             if time.monotonic() - self._last_line > _LINE_SECONDS:
                 self._last_line = time.monotonic()
-                share = progress.step / progress.total_steps
-                left = f"{progress.seconds_left:.0f} s left"
-                self.line(f"{share:4.0%} step {progress.step} {_numbers(progress)}, {left}")
+                where = f"{progress.phase} {progress.step}/{progress.total_steps}"
+                self.line(f"{progress.share:4.0%} {where} {_numbers(progress)}")
             return
         if self._bar is None:
-            self._bar = tqdm(
-                total=progress.total_steps, initial=progress.step - 1, unit="step", bar_format=_BAR
-            )
-        self._bar.set_description_str(_numbers(progress) + " ", refresh=False)
-        self._bar.update()
+            # The delay spares a first line without numbers.
+            self._bar = tqdm(total=1.0, bar_format=_BAR, dynamic_ncols=True, delay=1e-3)
+        self._bar.set_description_str(f"{progress.phase} {_numbers(progress)}", refresh=False)
+        # By time and not by steps: those of one phase take much longer than another's.
+        self._bar.update(progress.share - self._bar.n)
 
     def close(self) -> None:
         if self._bar is not None:
@@ -176,9 +225,15 @@ class _Bar:
 
 def _numbers(progress: Progress) -> str:
     numbers = progress.numbers
-    shown = f"ELBO {numbers['elbo']:.1f} rec {numbers['reconstruction']:.1f} KL {numbers['kl']:.1f}"
+    if "elbo" in numbers:
+        shown = (
+            f"ELBO {numbers['elbo']:.1f} rec {numbers['reconstruction']:.1f} KL {numbers['kl']:.1f}"
+        )
+    else:
+        shown = f"-log p(z) {numbers['prior_nll']:.2f}"
     if "validation_elbo" in numbers:
-        shown += f" validation {numbers['validation_elbo']:.1f}"
+        shown += f" val {numbers['validation_elbo']:.1f}"
     if numbers["skipped"]:
         shown += f" skipped {numbers['skipped']:.0f}"
-    return f"{shown} {progress.images_per_second:.0f} img/s"
+    left = tqdm.format_interval(progress.seconds_left)
+    return f"{shown} {progress.rows_per_second:.0f}/s, {left} left"

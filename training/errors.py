@@ -5,7 +5,8 @@ TrainingError           one clear line; the command exits with status 1
 │   └── DataMissing     ... or not here, and no source had it
 ├── ConfigError         a setting that does not exist or has a wrong value
 ├── CheckpointError     a run folder that cannot be used or resumed
-└── DivergenceError     the loss or its gradient stopped being usable
+├── DivergenceError     the loss or its gradient stopped being usable
+└── OtherProcessError   one of the processes that train together failed, and tells why
 """
 
 
@@ -31,3 +32,7 @@ class CheckpointError(TrainingError):
 
 class DivergenceError(TrainingError):
     """Too many steps had to be skipped: NaN or an exploding gradient."""
+
+
+class OtherProcessError(TrainingError):
+    """Another one of the processes that train together failed; it tells why itself."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training.errors import DataError
+from training.errors import DataError, DataMissing
 
 _UINT8 = 0x08
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -68,14 +68,17 @@ def parse_idx(raw: bytes, origin: str) -> NDArray[np.uint8]:
         raise DataError(f"{origin}: shape {list(shape)} cannot be held ({error})") from error
 
 
-def read_idx(path: Path) -> NDArray[np.uint8]:
-    """Reads an IDX file, gzipped or not.
+def read_unpacked(path: Path) -> bytes:
+    """Returns the content of a file, gunzipped where it is a gzip file.
 
     Raises:
-        DataError: The file cannot be read or is not a whole IDX file of bytes.
+        DataMissing: It is not there.
+        DataError: It cannot be read or its gzip stream is damaged.
     """
     try:
         raw = path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataMissing(f"{path}: {error.strerror}") from error
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
-    return parse_idx(unpack(raw, str(path)), str(path))
+    return unpack(raw, str(path))

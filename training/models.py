@@ -1,27 +1,15 @@
 """The autoencoder and the distributions it speaks in."""
 
-import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.errors import ConfigError
-from training.presets import ModelConfig
-
-# Only those whose ONNX operators give a row the same bits whatever batch it runs
-# in: onnxruntime's Elu, Selu, Mish, Softplus and Log round the tail of an array
-# unlike its body (measured on 1.32).
-_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "gelu": nn.GELU,
-    "leaky_relu": nn.LeakyReLU,
-    "relu": nn.ReLU,
-    "sigmoid": nn.Sigmoid,
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-}
+from training.config import ModelConfig
+from training.networks import Shape, build_networks
+from training.numerics import log_sigmoid
+from training.prior import Prior
 
 
 @dataclass(frozen=True)
@@ -30,18 +18,27 @@ class DiagonalGaussian:
 
     Attributes:
         mean: float [N, D].
-        log_var: float [N, D], natural logarithm of the variances.
+        log_var: float [N, D], natural logarithm of the variances; None for the point
+            that a plain autoencoder answers.
     """
 
     mean: Tensor
-    log_var: Tensor
+    log_var: Tensor | None
+
+    def to(self, dtype: torch.dtype) -> "DiagonalGaussian":
+        """Returns the same in another precision."""
+        return DiagonalGaussian(
+            self.mean.to(dtype), None if self.log_var is None else self.log_var.to(dtype)
+        )
 
     def sample(self, eps: Tensor) -> Tensor:
-        """Returns mean + sigma * eps, [N, D] (Kingma and Welling 2014, section 2.4).
+        """Returns mean + sigma * eps (Kingma and Welling 2014, section 2.4).
 
         Args:
-            eps: Standard normal noise, [N, D].
+            eps: Standard normal noise, [..., N, D].
         """
+        if self.log_var is None:
+            return self.mean.expand_as(eps)
         return self.mean + torch.exp(0.5 * self.log_var) * eps
 
     def kl(self) -> Tensor:
@@ -49,7 +46,22 @@ class DiagonalGaussian:
 
         Closed form: Kingma and Welling 2014, appendix B.
         """
+        assert self.log_var is not None
         return 0.5 * (self.mean.square() + self.log_var.exp() - 1.0 - self.log_var).sum(dim=1)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log q(z|x) of each row in nats, [..., N], for z [..., N, D]."""
+        assert self.log_var is not None
+        return gaussian_log_prob(z, self.mean, self.log_var)
+
+
+def gaussian_log_prob(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
+    """Log N(z; mean, diag(exp(log_var))) in nats, summed over the last axis."""
+    square = (z - mean).square() * torch.exp(-log_var)
+    return -0.5 * (square + log_var + _LOG_2PI).sum(dim=-1)
+
+
+_LOG_2PI = 1.8378770664093453
 
 
 def bernoulli_nll(logits: Tensor, images: Tensor) -> Tensor:
@@ -69,64 +81,53 @@ class Vae(nn.Module):
     """A variational autoencoder (Kingma and Welling 2014), shaped by its config.
 
     Args:
-        config: Layers, latent dimensions and the form of the posterior's scale.
+        config: Networks, latent dimensions, posterior and prior.
         image_shape: C, H and W.
+        classes: How many classes the data has, for a prior that knows them.
+
+    Attributes:
+        prior: The learned prior, or None where there is nothing to learn.
 
     Raises:
-        ConfigError: The config has no layers, an unknown activation or a size
-            below 1.
+        ConfigError: The config names an unknown activation.
     """
 
-    def __init__(self, config: ModelConfig, image_shape: tuple[int, int, int]):
+    def __init__(self, config: ModelConfig, image_shape: Shape, classes: int = 0):
         super().__init__()
-        if not config.layers or min(width for width, _ in config.layers) < 1:
-            raise ConfigError(f"layers: got {config.layers}, wanted one or more of width 1 or more")
-        if config.latent_dim < 1:
-            raise ConfigError(f"latent_dim: got {config.latent_dim}, wanted 1 or more")
         self.config = config
         self.image_shape = image_shape
-        pixels = math.prod(image_shape)
-        widths = [width for width, _ in config.layers]
-        activations = [activation for _, activation in config.layers]
-        self.encoder = _dense([pixels, *widths], activations)
-        self.to_mean = nn.Linear(widths[-1], config.latent_dim)
-        self.to_scale = nn.Linear(widths[-1], config.latent_dim)
-        self.decoder = _dense([config.latent_dim, *reversed(widths)], list(reversed(activations)))
-        self.to_logits = nn.Linear(widths[0], pixels)
+        dim = config.latent_dim
+        self.encoder, features, self.decoder = build_networks(config.network, image_shape, dim)
+        self.to_mean = nn.Linear(features, dim)
+        self.to_scale = nn.Linear(features, dim) if config.posterior == "gaussian" else None
+        self.prior = Prior(config.prior, dim, classes) if config.prior.learned else None
+
+    @property
+    def labels(self) -> int:
+        """How many classes the prior can be asked for; 0 for none."""
+        return 0 if self.prior is None else self.prior.classes
 
     def encode(self, images: Tensor) -> DiagonalGaussian:
         """Maps images [N, C, H, W] in [0, 1] to their posteriors."""
-        hidden = self.encoder(images.flatten(1))
-        scale = self.to_scale(hidden)
+        features = self.encoder(images)
+        mean = self.to_mean(features)
+        if self.to_scale is None:
+            return DiagonalGaussian(mean, None)
+        scale = self.to_scale(features)
         # sigma = sigmoid(scale), as a log-variance that does not underflow.
         log_var = 2.0 * log_sigmoid(scale) if self.config.scale == "sigmoid" else scale
-        return DiagonalGaussian(self.to_mean(hidden), log_var)
+        return DiagonalGaussian(mean, log_var)
 
     def decode(self, z: Tensor) -> Tensor:
         """Maps latents [N, D] to the logits of the pixels, [N, C, H, W]."""
-        logits: Tensor = self.to_logits(self.decoder(z))
-        return logits.reshape(-1, *self.image_shape)
+        logits: Tensor = self.decoder(z)
+        return logits
 
+    def autoencoder_parameters(self) -> list[nn.Parameter]:
+        """The weights of encoder and decoder."""
+        prior = set() if self.prior is None else set(self.prior.parameters())
+        return [each for each in self.parameters() if each not in prior]
 
-def log_sigmoid(x: Tensor) -> Tensor:
-    """log(sigmoid(x)), without cancellation, from batch-invariant operators alone.
-
-    min(x, 0) - log(1 + e) with e = exp(-|x|), where log(1 + e) = 2 artanh(e / (2 + e))
-    and the argument is at most 1/3, so that seven terms of the series reach float32.
-    """
-    small = torch.sigmoid(-x.abs())  # e / (1 + e)
-    y = small / (2.0 - small)  # e / (2 + e)
-    square = y * y
-    series = torch.full_like(y, 1.0 / 13.0)
-    for divisor in (11.0, 9.0, 7.0, 5.0, 3.0, 1.0):
-        series = series * square + 1.0 / divisor
-    return x.clamp(max=0.0) - 2.0 * y * series
-
-
-def _dense(widths: Sequence[int], activations: Sequence[str]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for inputs, outputs, name in zip(widths[:-1], widths[1:], activations, strict=True):
-        if name not in _ACTIVATIONS:
-            raise ConfigError(f"activation: got {name!r}, wanted one of {', '.join(_ACTIVATIONS)}")
-        layers += [nn.Linear(inputs, outputs), _ACTIVATIONS[name]()]
-    return nn.Sequential(*layers)
+    def prior_parameters(self) -> list[nn.Parameter]:
+        """The weights of the learned prior; none where there is none."""
+        return [] if self.prior is None else list(self.prior.parameters())

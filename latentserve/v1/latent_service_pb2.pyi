@@ -99,7 +99,7 @@ class GetModelResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[ModelInfo, _Mapping]] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "version", "image_shape", "latent_dim", "posterior", "prior", "likelihood", "labels", "max_rows", "metrics", "graphs", "dataset", "created_at", "noise")
+    __slots__ = ("name", "version", "image_shape", "latent_dim", "posterior", "prior", "likelihood", "labels", "max_rows", "metrics", "graphs", "dataset", "created_at", "noise", "precision")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -121,6 +121,7 @@ class ModelInfo(_message.Message):
     DATASET_FIELD_NUMBER: _ClassVar[int]
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
     NOISE_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     image_shape: ImageShape
@@ -135,7 +136,8 @@ class ModelInfo(_message.Message):
     dataset: str
     created_at: _timestamp_pb2.Timestamp
     noise: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., image_shape: _Optional[_Union[ImageShape, _Mapping]] = ..., latent_dim: _Optional[int] = ..., posterior: _Optional[str] = ..., prior: _Optional[str] = ..., likelihood: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., max_rows: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., graphs: _Optional[_Iterable[_Union[GraphInfo, _Mapping]]] = ..., dataset: _Optional[str] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., noise: _Optional[str] = ...) -> None: ...
+    precision: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., image_shape: _Optional[_Union[ImageShape, _Mapping]] = ..., latent_dim: _Optional[int] = ..., posterior: _Optional[str] = ..., prior: _Optional[str] = ..., likelihood: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., max_rows: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., graphs: _Optional[_Iterable[_Union[GraphInfo, _Mapping]]] = ..., dataset: _Optional[str] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., noise: _Optional[str] = ..., precision: _Optional[str] = ...) -> None: ...
 
 class ImageShape(_message.Message):
     __slots__ = ("channels", "height", "width")

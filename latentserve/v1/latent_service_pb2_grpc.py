@@ -93,8 +93,9 @@ class LatentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Encode(self, request, context):
-        """Maps images to their posterior q(z|x): a mean and a log-variance per latent
-        dimension and, if asked, a seeded draw from it.
+        """Maps images to their posterior q(z|x): a mean and, unless the model is a
+        plain autoencoder, a log-variance per latent dimension and, if asked, a
+        seeded draw from it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,7 +109,8 @@ class LatentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Sample(self, request, context):
-        """Draws latents from the model's prior p(z) and decodes them.
+        """Draws latents from the model's prior p(z), or p(z|label), and decodes them.
+        FAILED_PRECONDITION where the model has no prior.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

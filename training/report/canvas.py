@@ -1,0 +1,245 @@
+"""A figure laid out in pixels from the top left, as one lays out a page."""
+
+import io
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.image import FigureImage
+from matplotlib.patches import Circle, Rectangle
+from matplotlib.text import Text
+from matplotlib.transforms import IdentityTransform
+from PIL import Image
+
+from training.report.palette import FAINT, INK, PAPER, QUIET
+from training.report.story import Bytes
+
+#: Width of the pictures, and the size of ordinary text on them. A phone shows a picture
+#: at a third of its width, so the text is large.
+WIDTH = 1200
+TEXT = 32
+
+_DPI = 100
+_LEGEND_ROWS = 3
+# Between the entries of a legend, in sizes of the text.
+_SPACE = 0.75
+
+
+class Box(NamedTuple):
+    """A place on a canvas, in pixels from the top left."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+class Canvas:
+    """A figure of an exact size; positions and sizes are pixels, y counts downwards.
+
+    Args:
+        width: Pixels.
+        height: Pixels.
+    """
+
+    def __init__(self, width: int, height: int):
+        self.width = width
+        self.height = height
+        self.figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor=PAPER)
+        self._agg: Any = FigureCanvasAgg(self.figure)  # its methods have no types
+        self._moving: tuple[Artist, ...] = ()
+        self._held: Any = None
+
+    def axes(self, box: Box) -> Axes:
+        """Adds axes in the common style."""
+        w, h = self.width, self.height
+        bottom = h - box.top - box.height
+        axes = self.figure.add_axes(
+            (box.left / w, bottom / h, box.width / w, box.height / h), facecolor=PAPER
+        )
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        for side in ("bottom", "left"):
+            axes.spines[side].set(color=FAINT, linewidth=points(2))
+        axes.tick_params(
+            colors=QUIET, labelsize=points(TEXT * 0.82), length=0, pad=points(10), width=0
+        )
+        axes.grid(color=FAINT, linewidth=points(1.5))
+        axes.set_axisbelow(True)
+        return axes
+
+    def text(
+        self,
+        x: float,
+        y: float,
+        text: str,
+        *,
+        size: float = TEXT,
+        colour: str = INK,
+        align: str = "left",
+        middle: bool = False,
+        bold: bool = False,
+        upright: bool = False,
+    ) -> Text:
+        """Writes a line.
+
+        Args:
+            x: Where its left, middle or right is, by `align`.
+            y: Its base line, or its middle where `middle`.
+            text: What to write.
+            size: Pixels.
+            colour: #rrggbb.
+            align: `left`, `center` or `right`.
+            middle: Whether y is the middle of its height.
+            bold: Whether it is bold.
+            upright: Whether it is written from the bottom up.
+        """
+        return self.figure.text(
+            x / self.width,
+            1 - y / self.height,
+            text,
+            fontsize=points(size),
+            color=colour,
+            ha=align,
+            va="center_baseline" if middle and not upright else "center" if middle else "baseline",
+            weight="bold" if bold else "normal",
+            rotation=90 if upright else 0,
+            rotation_mode="anchor" if upright else "default",
+            parse_math=False,
+        )
+
+    def text_width(self, text: str, size: float = TEXT, *, bold: bool = False) -> float:
+        """How wide a line would be, in pixels."""
+        probe = Text(
+            text=text, fontsize=points(size), weight="bold" if bold else "normal", parse_math=False
+        )
+        probe.set_figure(self.figure)
+        width: float = probe.get_window_extent(self._agg.get_renderer()).width
+        return width
+
+    def shorten(self, text: str, width: float, size: float = TEXT, *, bold: bool = False) -> str:
+        """Cuts a line to a width, with an ellipsis where something was cut."""
+        if self.text_width(text, size, bold=bold) <= width:
+            return text
+        while text and self.text_width(text + "…", size, bold=bold) > width:
+            text = text[:-1]
+        return text.rstrip() + "…"
+
+    def picture(self, pixels: Bytes, left: float, top: float) -> FigureImage:
+        """Puts uint8 [h, w, 3] on the page, pixel for pixel."""
+        bottom = self.height - round(top) - len(pixels)
+        return self.figure.figimage(pixels, xo=round(left), yo=bottom, origin="upper")
+
+    def rectangle(self, box: Box, colour: str) -> Rectangle:
+        """Fills a rectangle."""
+        shape = Rectangle(
+            (box.left, self.height - box.top - box.height), box.width, box.height,
+            facecolor=colour, linewidth=0, transform=IdentityTransform(),
+        )  # fmt: skip
+        self.figure.add_artist(shape)
+        return shape
+
+    def dot(self, x: float, y: float, radius: float, colour: str) -> None:
+        """Fills a circle about (x, y)."""
+        self.figure.add_artist(
+            Circle(
+                (x, self.height - y), radius,
+                facecolor=colour, linewidth=0, transform=IdentityTransform(),
+            )
+        )  # fmt: skip
+
+    def legend(
+        self,
+        left: float,
+        middle: float,
+        width: float,
+        entries: Sequence[tuple[str, str]],
+        size: float = TEXT,
+    ) -> None:
+        """Names colours in rows that `legend_rows` has counted.
+
+        Args:
+            left: Where the rows begin.
+            middle: Middle of the first row.
+            width: How wide a row may be.
+            entries: Name and colour of each.
+            size: Of the text; rows are 1.5 times as high.
+        """
+        for row, line in enumerate(self._legend_lines(width, entries, size)):
+            y = middle + row * 1.5 * size
+            for x, name, colour in line:
+                if colour:
+                    self.dot(left + x + 0.3 * size, y, 0.3 * size, colour)
+                self.text(
+                    left + x + (0.85 * size if colour else 0), y, name, size=size, middle=True
+                )
+
+    def legend_rows(
+        self, width: float, entries: Sequence[tuple[str, str]], size: float = TEXT
+    ) -> int:
+        """How many rows a legend takes."""
+        return len(self._legend_lines(width, entries, size))
+
+    def _legend_lines(
+        self, width: float, entries: Sequence[tuple[str, str]], size: float
+    ) -> list[list[tuple[float, str, str]]]:
+        """Rows of (x, name, colour); no more than a few, the last says how many are left out."""
+        lines: list[list[tuple[float, str, str]]] = []
+        x = width
+        for index, (name, colour) in enumerate(entries):
+            name = self.shorten(name, width - 0.85 * size, size)
+            taken = 0.85 * size + self.text_width(name, size)
+            more = f"and {len(entries) - index} more"
+            reserved = 0.0
+            if len(lines) == _LEGEND_ROWS and index < len(entries) - 1:
+                reserved = self.text_width(more, size) + _SPACE * size
+            if x + taken + reserved > width:
+                if len(lines) == _LEGEND_ROWS:
+                    lines[-1].append((x, more, ""))
+                    break
+                lines.append([])
+                x = 0.0
+            lines[-1].append((x, name, colour))
+            x += taken + _SPACE * size
+        return lines
+
+    def hold(self, moving: Sequence[Artist]) -> None:
+        """Draws everything but `moving` once and for all; `pixels` draws those upon it."""
+        for artist in moving:
+            artist.set_animated(True)
+        self._agg.draw()
+        self._moving = tuple(moving)
+        self._held = self._agg.copy_from_bbox(self.figure.bbox)
+
+    def pixels(self) -> Bytes:
+        """Draws it: uint8 [height, width, 3]."""
+        if self._held is None:
+            self._agg.draw()
+        else:
+            self._agg.restore_region(self._held)
+            for artist in self._moving:
+                artist.draw(self._agg.get_renderer())
+        return np.asarray(self._agg.buffer_rgba())[:, :, :3].copy()
+
+    def png(self) -> bytes:
+        """Draws it, as a PNG file."""
+        return encode_png(self.pixels())
+
+
+def encode_png(pixels: Bytes) -> bytes:
+    """Encodes uint8 [h, w, 3] as PNG, as grey where there is no colour."""
+    picture = Image.fromarray(pixels)
+    if (pixels == pixels[:, :, :1]).all():
+        picture = picture.convert("L")
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=6)
+    return buffer.getvalue()
+
+
+def points(pixels: float) -> float:
+    """Pixels in matplotlib's unit, 1/72 inch."""
+    return pixels * 72 / _DPI

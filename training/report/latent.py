@@ -1,0 +1,166 @@
+"""Pictures of the latent space: where the images lie in it, and what lies between."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from training.report.canvas import TEXT, WIDTH, Box, Canvas, points
+from training.report.palette import QUIET, class_colours, point_colours
+from training.report.projection import REACH, Projection, Window, fit_window
+from training.report.sheet import best_columns, fit, is_ink, lay_out, side_within, to_bytes
+from training.report.story import Story
+
+#: Images along each side of the decoded plane, and along a decoded line.
+PLANE = 20
+LINE = 100
+
+_SIDE = 1000
+_LEFT = 170
+
+
+def legend_entries(story: Story) -> list[tuple[str, str]]:
+    """Name and colour of each class."""
+    return list(zip(story.class_names, class_colours(len(story.class_names)), strict=True))
+
+
+def scatter(
+    axes: Axes,
+    story: Story,
+    points_at: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    window: Window,
+    size: float,
+) -> tuple[PathCollection, NDArray[np.int64]]:
+    """Draws points [M, 2] in the colours of their classes.
+
+    Args:
+        axes: Where.
+        story: For the names of the classes.
+        points_at: float64 [M, 2].
+        labels: int64 [M].
+        window: What is shown.
+        size: Diameter of a point, pixels.
+
+    Returns:
+        The points, and the order they are drawn in: by chance, so that no class
+        hides another.
+    """
+    order = np.random.Generator(np.random.Philox(key=1)).permutation(len(points_at))
+    x, y = points_at[order].T
+    collection = axes.scatter(
+        x,
+        y,
+        s=points(size) ** 2,
+        c=point_colours(labels, story.class_names)[order],
+        linewidths=0,
+        alpha=0.8,
+    )
+    axes.set(xlim=window.x, ylim=window.y)
+    return collection, order
+
+
+def point_size(count: int) -> float:
+    """A diameter in pixels at which `count` points neither drown nor vanish."""
+    return float(np.clip(340 / np.sqrt(max(count, 1)), 5.5, 12.0))
+
+
+def draw_map(story: Story, projection: Projection) -> bytes:
+    """Where the posterior means of the test images lie, coloured by class, as PNG."""
+    flat = projection.dimensions == 1
+    height = _SIDE // 2 if flat else _SIDE
+    entries = legend_entries(story)
+    rows = Canvas(WIDTH, 100).legend_rows(_SIDE, entries)
+    top = 40 + round(rows * 1.5 * TEXT)
+    canvas = Canvas(WIDTH, top + height + 130)
+    canvas.legend(_LEFT, 46, _SIDE, entries)
+    box = Box(_LEFT, top, _SIDE, height)
+    axes = canvas.axes(box)
+    at = projection.apply(story.means)
+    scatter(axes, story, at, story.map_labels, fit_window(projection, at), point_size(len(at)))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    if flat:
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+    write_axis_names(canvas, projection, box, below=90, beside=112)
+    return canvas.png()
+
+
+def write_axis_names(
+    canvas: Canvas,
+    projection: Projection,
+    box: Box,
+    *,
+    below: float,
+    beside: float,
+    size: float = TEXT,
+) -> None:
+    """Writes the projection's names under and left of a box, so many pixels from it."""
+    canvas.text(
+        box.left + box.width / 2, box.top + box.height + below, projection.names[0],
+        size=size, colour=QUIET, align="center",
+    )  # fmt: skip
+    if len(projection.names) > 1:
+        canvas.text(
+            box.left - beside + 0.36 * size, box.top + box.height / 2, projection.names[1],
+            size=size, colour=QUIET, align="center", upright=True,
+        )  # fmt: skip
+
+
+def draw_plane(story: Story, projection: Projection) -> bytes:
+    """What the decoder makes of points evenly spread over the plane, as PNG.
+
+    One latent dimension gives a line of images, read as text is.
+    """
+    ink = is_ink(story.images)
+    ticks = projection.ticks(LINE if projection.dimensions == 1 else PLANE)
+    if projection.dimensions == 1:
+        grid = ticks.T
+    else:
+        # Rows from the top down, as the axis goes up.
+        grid = np.stack(np.meshgrid(ticks[0], ticks[1][::-1]), axis=-1).reshape(-1, 2)
+    images = to_bytes(story.decode(projection.lift(grid)))
+    shape = images.shape[2:]
+    gap = 0 if ink else 2
+    columns = best_columns(LINE, shape, (_SIDE, _SIDE)) if projection.dimensions == 1 else PLANE
+    side = side_within(len(images), columns, shape, (_SIDE, _SIDE), gap)
+    sheet = lay_out(fit(images, side, ink=ink), columns, gap)
+    height, width = sheet.shape[:2]
+    box = Box(_LEFT + (_SIDE - width) // 2, 30, width, height)
+    canvas = Canvas(WIDTH, 30 + height + 130)
+    canvas.picture(sheet, box.left, box.top)
+    _write_plane_ticks(canvas, projection, box)
+    write_axis_names(canvas, projection, box, below=96, beside=138)
+    return canvas.png()
+
+
+def _write_plane_ticks(canvas: Canvas, projection: Projection, box: Box) -> None:
+    """Writes the latents at the ends and the middle of each axis."""
+    size = TEXT * 0.82
+    right, bottom = box.left + box.width, box.top + box.height
+    end = f"{float(projection.ticks(PLANE)[0, -1]):.2f}"
+    if projection.dimensions == 1:
+        end = f"{float(projection.ticks(LINE)[0, -1]):.2f}"
+        canvas.text(
+            box.left, bottom + 40, f"from \N{MINUS SIGN}{end}, top left", size=size, colour=QUIET
+        )
+        canvas.text(
+            right, bottom + 40, f"to {end}, bottom right", size=size, colour=QUIET, align="right"
+        )
+        return
+    names = (f"\N{MINUS SIGN}{end}", "0", end)
+    if projection.shares:
+        names = (
+            f"\N{MINUS SIGN}{REACH:g} \N{GREEK SMALL LETTER SIGMA}",
+            "mean",
+            f"+{REACH:g} \N{GREEK SMALL LETTER SIGMA}",
+        )
+    # At the middle of the first and of the last image, which are what is decoded there.
+    across, down = box.width / (2 * PLANE), box.height / (2 * PLANE)
+    for share, name in zip((0.0, 0.5, 1.0), names, strict=True):
+        x = box.left + across + share * (box.width - 2 * across)
+        y = bottom - down - share * (box.height - 2 * down)
+        canvas.text(x, bottom + 40, name, size=size, colour=QUIET, align="center")
+        canvas.text(box.left - 16, y, name, size=size, colour=QUIET, align="right", middle=True)

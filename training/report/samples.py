@@ -1,0 +1,93 @@
+"""Sheets of images: what the model gives back, and what it makes up."""
+
+import math
+
+from training.report.canvas import TEXT, WIDTH, Canvas
+from training.report.palette import QUIET, class_colours
+from training.report.sheet import fit, is_ink, lay_out, side_within, to_bytes
+from training.report.story import Frame, Story
+
+#: Classes that have a row of their own; more would make them too small to see.
+MOST_ROWS = 30
+#: Samples on the sheet of all, and in the row of a class; the seed they are drawn with.
+SAMPLES = 100
+BY_CLASS = 12
+SEED = 0
+
+_MARGIN = 30
+_SIDE = WIDTH - 2 * _MARGIN
+_PAIRS = 24
+_NAME = 300
+_TALLEST = 200
+
+
+def draw_reconstructions(story: Story, frame: Frame) -> bytes:
+    """Pairs of a test image and, right below it, its reconstruction, as PNG."""
+    ink = is_ink(story.images)
+    count = min(len(story.images), _PAIRS)
+    # Whole rows where that can be.
+    columns = count if count <= 8 else max(range(4, 9), key=lambda each: (count % each == 0, each))
+    gap = 10
+    shape = story.images.shape[2:]
+    side = side_within(columns, columns, shape, (_TALLEST, _SIDE), gap)
+    above = fit(story.images[:count], side, ink=ink)
+    below = fit(frame.reconstructions[:count], side, ink=ink)
+    height, width = above.shape[1:3]
+    rows = math.ceil(count / columns)
+    step = 2 * height + 4 + 44
+    left = (WIDTH - columns * (width + gap) + gap) // 2
+    top = 2 * TEXT + _MARGIN
+    canvas = Canvas(WIDTH, top + rows * step - 44 + _MARGIN)
+    canvas.text(
+        left, _MARGIN + 0.75 * TEXT, "test images, and below each its reconstruction",
+        colour=QUIET,
+    )  # fmt: skip
+    for row in range(rows):
+        for pictures, y in ((above, top + row * step), (below, top + row * step + height + 4)):
+            chosen = pictures[row * columns : (row + 1) * columns]
+            canvas.picture(lay_out(chosen, len(chosen), gap), left, y)
+    return canvas.png()
+
+
+def draw_samples(story: Story) -> bytes | None:
+    """Images drawn from the prior, as PNG; None where the model has no prior."""
+    if story.sample is None:
+        return None
+    ink = is_ink(story.images)
+    images = to_bytes(story.sample(SAMPLES, SEED, None))
+    gap = 4
+    columns = math.isqrt(SAMPLES)
+    side = side_within(SAMPLES, columns, images.shape[2:], (_SIDE, _SIDE), gap)
+    sheet = lay_out(fit(images, side, ink=ink), columns, gap)
+    canvas = Canvas(WIDTH, len(sheet) + 2 * _MARGIN)
+    canvas.picture(sheet, (WIDTH - sheet.shape[1]) // 2, _MARGIN)
+    return canvas.png()
+
+
+def draw_samples_by_class(story: Story) -> bytes | None:
+    """A row of samples of each class, as PNG; None where classes cannot be asked for."""
+    if story.sample is None or not story.sample_labels:
+        return None
+    ink = is_ink(story.images)
+    names = story.sample_labels[:MOST_ROWS]
+    rows = [to_bytes(story.sample(BY_CLASS, SEED, label)) for label in range(len(names))]
+    canvas = Canvas(WIDTH, 1)
+    widest = max(canvas.text_width(name, bold=True) for name in names)
+    column = min(widest, _NAME)
+    gap = 4
+    room = (_TALLEST, _SIDE - column - 30)
+    side = side_within(BY_CLASS, BY_CLASS, rows[0].shape[2:], room, gap)
+    sheets = [lay_out(fit(images, side, ink=ink), BY_CLASS, gap) for images in rows]
+    height, width = sheets[0].shape[:2]
+    step = height + 12
+    left = (WIDTH - width - column - 30) / 2
+    canvas = Canvas(WIDTH, len(names) * step - 12 + 2 * _MARGIN)
+    colours = dict(zip(story.class_names, class_colours(len(story.class_names)), strict=True))
+    for row, (name, sheet) in enumerate(zip(names, sheets, strict=True)):
+        top = _MARGIN + row * step
+        canvas.text(
+            left + column, top + height / 2, canvas.shorten(name, _NAME, bold=True),
+            colour=colours.get(name, QUIET), align="right", middle=True, bold=True,
+        )  # fmt: skip
+        canvas.picture(sheet, left + column + 30, top)
+    return canvas.png()
