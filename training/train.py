@@ -402,6 +402,7 @@ def _run_steps(
     pace = _Pace(trainer)
     camera = Camera(run, trainer, dataset) if parallel.leads else None
     validation: dict[str, float] = {}
+    entered: Phase | None = None
 
     def save() -> None:
         if parallel.leads:
@@ -411,6 +412,11 @@ def _run_steps(
         stopped = parallel.any(asked_to_stop())
         while trainer.step < total and not stopped:
             phase, rows = trainer.phase, trainer.rows_per_step()
+            if phase != entered and not phase.trains_autoencoder:
+                # Its first step takes a while on real data.
+                count = len(dataset.train.images)
+                observer.line(f"{phase.name}: encoding the {count} training images first ...")
+            entered = phase
             if camera:
                 camera.before_step()
             numbers = trainer.train_step()
