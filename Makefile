@@ -9,8 +9,8 @@ TORCH_INDEX ?=
 # Exact versions, in the environments that pip builds packages in as well.
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-PROTOS := protos/latentserve/v1/tensor.proto protos/latentserve/v1/latent_service.proto \
-          protos/latentserve/compat/v1/compat.proto
+SERVICES := protos/latentserve/v1/latent_service.proto protos/latentserve/v1/admin_service.proto
+PROTOS := protos/latentserve/v1/tensor.proto protos/latentserve/compat/v1/compat.proto $(SERVICES)
 
 .PHONY: help install demo test test-demo test-compose test-browser classifier lint proto proto-check format wheel up down clean
 
@@ -58,7 +58,7 @@ format: $(VENV)/.installed ## Let ruff format and sort
 
 proto: $(VENV)/.installed ## Generate the stubs from the protos
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. $(PROTOS)
-	$(BIN)/python -m grpc_tools.protoc -Iprotos --grpc_python_out=. protos/latentserve/v1/latent_service.proto
+	$(BIN)/python -m grpc_tools.protoc -Iprotos --grpc_python_out=. $(SERVICES)
 
 proto-check: proto ## Fail where the committed stubs are not what the protos make
 	git diff --exit-code -- latentserve/v1 latentserve/compat

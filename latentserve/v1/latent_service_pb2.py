@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from latentserve.v1 import tensor_pb2 as latentserve_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#latentserve/v1/latent_service.proto\x12\x0elatentserve.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1blatentserve/v1/tensor.proto\".\n\rModelSelector\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\".\n\rModelIdentity\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"c\n\x06Timing\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x17\n\x0f\x63ompute_seconds\x18\x02 \x01(\x01\x12\x15\n\rtotal_seconds\x18\x03 \x01(\x01\x12\x12\n\nbatch_rows\x18\x04 \x01(\x03\"\x16\n\x14GetServerInfoRequest\"\xbf\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x1b\n\x13onnxruntime_version\x18\x02 \x01(\t\x12&\n\x06limits\x18\x03 \x01(\x0b\x32\x16.latentserve.v1.Limits\x12\x15\n\rdefault_model\x18\x04 \x01(\t\x12)\n\x06models\x18\x05 \x03(\x0b\x32\x19.latentserve.v1.ModelInfo\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\"5\n\x06Limits\x12\x10\n\x08max_rows\x18\x01 \x01(\x03\x12\x19\n\x11max_message_bytes\x18\x02 \x01(\x03\"\x13\n\x11ListModelsRequest\"?\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.latentserve.v1.ModelInfo\"?\n\x0fGetModelRequest\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.latentserve.v1.ModelSelector\"<\n\x10GetModelResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.latentserve.v1.ModelInfo\"\xbe\x03\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12/\n\x0bimage_shape\x18\x03 \x01(\x0b\x32\x1a.latentserve.v1.ImageShape\x12\x12\n\nlatent_dim\x18\x04 \x01(\x03\x12\x11\n\tposterior\x18\x05 \x01(\t\x12\r\n\x05prior\x18\x06 \x01(\t\x12\x12\n\nlikelihood\x18\x07 \x01(\t\x12\x0e\n\x06labels\x18\x08 \x03(\t\x12\x10\n\x08max_rows\x18\t \x01(\x03\x12\x37\n\x07metrics\x18\n \x03(\x0b\x32&.latentserve.v1.ModelInfo.MetricsEntry\x12)\n\x06graphs\x18\x0b \x03(\x0b\x32\x19.latentserve.v1.GraphInfo\x12\x0f\n\x07\x64\x61taset\x18\x0c \x01(\t\x12.\n\ncreated_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05noise\x18\x0e \x01(\t\x12\x11\n\tprecision\x18\x0f \x01(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"=\n\nImageShape\x12\x10\n\x08\x63hannels\x18\x01 \x01(\x03\x12\x0e\n\x06height\x18\x02 \x01(\x03\x12\r\n\x05width\x18\x03 \x01(\x03\"\\\n\tGraphInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\r\n\x05opset\x18\x04 \x01(\x03\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\"\xaf\x01\n\rEncodeRequest\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.latentserve.v1.ModelSelector\x12&\n\x06images\x18\x02 \x01(\x0b\x32\x16.latentserve.v1.Images\x12\x0c\n\x04\x64raw\x18\x03 \x01(\x08\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x13\n\x06offset\x18\x05 \x01(\x04H\x01\x88\x01\x01\x42\x07\n\x05_seedB\t\n\x07_offset\"\xf4\x01\n\x0e\x45ncodeResponse\x12$\n\x04mean\x18\x01 \x01(\x0b\x32\x16.latentserve.v1.Tensor\x12\'\n\x07log_var\x18\x02 \x01(\x0b\x32\x16.latentserve.v1.Tensor\x12!\n\x01z\x18\x03 \x01(\x0b\x32\x16.latentserve.v1.Tensor\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12,\n\x05model\x18\x05 \x01(\x0b\x32\x1d.latentserve.v1.ModelIdentity\x12&\n\x06timing\x18\x06 \x01(\x0b\x32\x16.latentserve.v1.TimingB\x07\n\x05_seed\"\x93\x01\n\rDecodeRequest\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.latentserve.v1.ModelSelector\x12\'\n\x07latents\x18\x02 \x01(\x0b\x32\x16.latentserve.v1.Tensor\x12+\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x1b.latentserve.v1.ImageFormat\"\x8e\x01\n\x0e\x44\x65\x63odeResponse\x12&\n\x06images\x18\x01 \x01(\x0b\x32\x16.latentserve.v1.Images\x12,\n\x05model\x18\x02 \x01(\x0b\x32\x1d.latentserve.v1.ModelIdentity\x12&\n\x06timing\x18\x03 \x01(\x0b\x32\x16.latentserve.v1.Timing\"\xbd\x02\n\rSampleRequest\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.latentserve.v1.ModelSelector\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12\x11\n\x04seed\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x13\n\x06offset\x18\x04 \x01(\x04H\x01\x88\x01\x01\x12\x12\n\x05label\x18\x05 \x01(\x05H\x02\x88\x01\x01\x12\x18\n\x0btemperature\x18\x06 \x01(\x02H\x03\x88\x01\x01\x12\x17\n\ntruncation\x18\x07 \x01(\x02H\x04\x88\x01\x01\x12+\n\x06\x66ormat\x18\x08 \x01(\x0e\x32\x1b.latentserve.v1.ImageFormat\x12\x16\n\x0ereturn_latents\x18\t \x01(\x08\x42\x07\n\x05_seedB\t\n\x07_offsetB\x08\n\x06_labelB\x0e\n\x0c_temperatureB\r\n\x0b_truncation\"\xd5\x01\n\x0eSampleResponse\x12&\n\x06images\x18\x01 \x01(\x0b\x32\x16.latentserve.v1.Images\x12\'\n\x07latents\x18\x02 \x01(\x0b\x32\x16.latentserve.v1.Tensor\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12,\n\x05model\x18\x05 \x01(\x0b\x32\x1d.latentserve.v1.ModelIdentity\x12&\n\x06timing\x18\x06 \x01(\x0b\x32\x16.latentserve.v1.Timing*]\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x18\n\x14IMAGE_FORMAT_FLOAT32\x10\x01\x12\x16\n\x12IMAGE_FORMAT_UINT8\x10\x02\x32\xec\x03\n\rLatentService\x12\\\n\rGetServerInfo\x12$.latentserve.v1.GetServerInfoRequest\x1a%.latentserve.v1.GetServerInfoResponse\x12S\n\nListModels\x12!.latentserve.v1.ListModelsRequest\x1a\".latentserve.v1.ListModelsResponse\x12M\n\x08GetModel\x12\x1f.latentserve.v1.GetModelRequest\x1a .latentserve.v1.GetModelResponse\x12G\n\x06\x45ncode\x12\x1d.latentserve.v1.EncodeRequest\x1a\x1e.latentserve.v1.EncodeResponse\x12G\n\x06\x44\x65\x63ode\x12\x1d.latentserve.v1.DecodeRequest\x1a\x1e.latentserve.v1.DecodeResponse\x12G\n\x06Sample\x12\x1d.latentserve.v1.SampleRequest\x1a\x1e.latentserve.v1.SampleResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#latentserve/v1/latent_service.proto\x12\x0elatentserve.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1blatentserve/v1/tensor.proto\".\n\rModelSelector\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\".\n\rModelIdentity\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"c\n\x06Timing\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x17\n\x0f\x63ompute_seconds\x18\x02 \x01(\x01\x12\x15\n\rtotal_seconds\x18\x03 \x01(\x01\x12\x12\n\nbatch_rows\x18\x04 \x01(\x03\"\x16\n\x14GetServerInfoRequest\"\xbf\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x1b\n\x13onnxruntime_version\x18\x02 \x01(\t\x12&\n\x06limits\x18\x03 \x01(\x0b\x32\x16.latentserve.v1.Limits\x12\x15\n\rdefault_model\x18\x04 \x01(\t\x12)\n\x06models\x18\x05 \x03(\x0b\x32\x19.latentserve.v1.ModelInfo\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\"\x7f\n\x06Limits\x12\x10\n\x08max_rows\x18\x01 \x01(\x03\x12\x19\n\x11max_message_bytes\x18\x02 \x01(\x03\x12\x16\n\x0emax_queue_rows\x18\x03 \x01(\x03\x12\x17\n\x0fmax_queue_bytes\x18\x04 \x01(\x03\x12\x17\n\x0fmax_score_draws\x18\x05 \x01(\x03\"\x13\n\x11ListModelsRequest\"?\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.latentserve.v1.ModelInfo\"?\n\x0fGetModelRequest\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.latentserve.v1.ModelSelector\"<\n\x10GetModelResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.latentserve.v1.ModelInfo\"\xfe\x03\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12/\n\x0bimage_shape\x18\x03 \x01(\x0b\x32\x1a.latentserve.v1.ImageShape\x12\x12\n\nlatent_dim\x18\x04 \x01(\x03\x12\x11\n\tposterior\x18\x05 \x01(\t\x12\r\n\x05prior\x18\x06 \x01(\t\x12\x12\n\nlikelihood\x18\x07 \x01(\t\x12\x0e\n\x06labels\x18\x08 \x03(\t\x12\x10\n\x08max_rows\x18\t \x01(\x03\x12\x37\n\x07metrics\x18\n \x03(\x0b\x32&.latentserve.v1.ModelInfo.MetricsEntry\x12)\n\x06graphs\x18\x0b \x03(\x0b\x32\x19.latentserve.v1.GraphInfo\x12\x0f\n\x07\x64\x61taset\x18\x0c \x01(\t\x12.\n\ncreated_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05noise\x18\x0e \x01(\t\x12\x11\n\tprecision\x18\x0f \x01(\t\x12\x12\n\nprior_mean\x18\x10 \x03(\x02\x12\x11\n\tprior_std\x18\x11 \x03(\x02\x12\x17\n\x0fhas_percentiles\x18\x12 \x01(\x08\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"=\n\nImageShape\x12\x10\n\x08\x63hannels\x18\x01 \x01(\x03\x12\x0e\n\x06height\x18\x02 \x01(\x03\x12\r\n\x05width\x18\x03 \x01(\x03\"\\\n\tGraphInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\r\n\x05opset\x18\x04 \x01(\x03\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\"\xaf\x01\n\rEncodeRequest\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.latentserve.v1.ModelSelector\x12&\n\x06images\x18\x02 \x01(\x0b\x32\x16.latentserve.v1.Images\x12\x0c\n\x04\x64raw\x18\x03 \x01(\x08\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x13\n\x06offset\x18\x05 \x01(\x04H\x01\x88\x01\x01\x42\x07\n\x05_seedB\t\n\x07_offset\"\xf4\x01\n\x0e\x45ncodeResponse\x12$\n\x04mean\x18\x01 \x01(\x0b\x32\x16.latentserve.v1.Tensor\x12\'\n\x07log_var\x18\x02 \x01(\x0b\x32\x16.latentserve.v1.Tensor\x12!\n\x01z\x18\x03 \x01(\x0b\x32\x16.latentserve.v1.Tensor\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12,\n\x05model\x18\x05 \x01(\x0b\x32\x1d.latentserve.v1.ModelIdentity\x12&\n\x06timing\x18\x06 \x01(\x0b\x32\x16.latentserve.v1.TimingB\x07\n\x05_seed\"\x93\x01\n\rDecodeRequest\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.latentserve.v1.ModelSelector\x12\'\n\x07latents\x18\x02 \x01(\x0b\x32\x16.latentserve.v1.Tensor\x12+\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x1b.latentserve.v1.ImageFormat\"\x8e\x01\n\x0e\x44\x65\x63odeResponse\x12&\n\x06images\x18\x01 \x01(\x0b\x32\x16.latentserve.v1.Images\x12,\n\x05model\x18\x02 \x01(\x0b\x32\x1d.latentserve.v1.ModelIdentity\x12&\n\x06timing\x18\x03 \x01(\x0b\x32\x16.latentserve.v1.Timing\"\xbd\x02\n\rSampleRequest\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.latentserve.v1.ModelSelector\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12\x11\n\x04seed\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x13\n\x06offset\x18\x04 \x01(\x04H\x01\x88\x01\x01\x12\x12\n\x05label\x18\x05 \x01(\x05H\x02\x88\x01\x01\x12\x18\n\x0btemperature\x18\x06 \x01(\x02H\x03\x88\x01\x01\x12\x17\n\ntruncation\x18\x07 \x01(\x02H\x04\x88\x01\x01\x12+\n\x06\x66ormat\x18\x08 \x01(\x0e\x32\x1b.latentserve.v1.ImageFormat\x12\x16\n\x0ereturn_latents\x18\t \x01(\x08\x42\x07\n\x05_seedB\t\n\x07_offsetB\x08\n\x06_labelB\x0e\n\x0c_temperatureB\r\n\x0b_truncation\"\xd5\x01\n\x0eSampleResponse\x12&\n\x06images\x18\x01 \x01(\x0b\x32\x16.latentserve.v1.Images\x12\'\n\x07latents\x18\x02 \x01(\x0b\x32\x16.latentserve.v1.Tensor\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12,\n\x05model\x18\x05 \x01(\x0b\x32\x1d.latentserve.v1.ModelIdentity\x12&\n\x06timing\x18\x06 \x01(\x0b\x32\x16.latentserve.v1.Timing\"\xe1\x01\n\x12ReconstructRequest\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.latentserve.v1.ModelSelector\x12&\n\x06images\x18\x02 \x01(\x0b\x32\x16.latentserve.v1.Images\x12\x0c\n\x04\x64raw\x18\x03 \x01(\x08\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x13\n\x06offset\x18\x05 \x01(\x04H\x01\x88\x01\x01\x12+\n\x06\x66ormat\x18\x06 \x01(\x0e\x32\x1b.latentserve.v1.ImageFormatB\x07\n\x05_seedB\t\n\x07_offset\"\xaf\x01\n\x13ReconstructResponse\x12&\n\x06images\x18\x01 \x01(\x0b\x32\x16.latentserve.v1.Images\x12\x11\n\x04seed\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12,\n\x05model\x18\x03 \x01(\x0b\x32\x1d.latentserve.v1.ModelIdentity\x12&\n\x06timing\x18\x04 \x01(\x0b\x32\x16.latentserve.v1.TimingB\x07\n\x05_seed\"\xa8\x02\n\x12InterpolateRequest\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.latentserve.v1.ModelSelector\x12)\n\x07latents\x18\x02 \x01(\x0b\x32\x16.latentserve.v1.TensorH\x00\x12(\n\x06images\x18\x03 \x01(\x0b\x32\x16.latentserve.v1.ImagesH\x00\x12\r\n\x05steps\x18\x04 \x01(\x03\x12\x33\n\x06method\x18\x05 \x01(\x0e\x32#.latentserve.v1.InterpolationMethod\x12+\n\x06\x66ormat\x18\x06 \x01(\x0e\x32\x1b.latentserve.v1.ImageFormat\x12\x16\n\x0ereturn_latents\x18\x07 \x01(\x08\x42\x06\n\x04\x65nds\"\xbc\x01\n\x13InterpolateResponse\x12&\n\x06images\x18\x01 \x01(\x0b\x32\x16.latentserve.v1.Images\x12\'\n\x07latents\x18\x02 \x01(\x0b\x32\x16.latentserve.v1.Tensor\x12,\n\x05model\x18\x03 \x01(\x0b\x32\x1d.latentserve.v1.ModelIdentity\x12&\n\x06timing\x18\x04 \x01(\x0b\x32\x16.latentserve.v1.Timing\"\x9c\x02\n\x0fTraverseRequest\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.latentserve.v1.ModelSelector\x12\x0c\n\x04\x61xes\x18\x02 \x03(\x05\x12\r\n\x05steps\x18\x03 \x01(\x03\x12\x12\n\x05range\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12(\n\x06latent\x18\x05 \x01(\x0b\x32\x16.latentserve.v1.TensorH\x00\x12\'\n\x05image\x18\x06 \x01(\x0b\x32\x16.latentserve.v1.ImagesH\x00\x12+\n\x06\x66ormat\x18\x07 \x01(\x0e\x32\x1b.latentserve.v1.ImageFormat\x12\x16\n\x0ereturn_latents\x18\x08 \x01(\x08\x42\x08\n\x06middleB\x08\n\x06_range\"\xd8\x01\n\x10TraverseResponse\x12&\n\x06images\x18\x01 \x01(\x0b\x32\x16.latentserve.v1.Images\x12\'\n\x07latents\x18\x02 \x01(\x0b\x32\x16.latentserve.v1.Tensor\x12\x0c\n\x04rows\x18\x03 \x01(\x03\x12\x0f\n\x07\x63olumns\x18\x04 \x01(\x03\x12,\n\x05model\x18\x05 \x01(\x0b\x32\x1d.latentserve.v1.ModelIdentity\x12&\n\x06timing\x18\x06 \x01(\x0b\x32\x16.latentserve.v1.Timing\"\xaf\x01\n\x0cScoreRequest\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.latentserve.v1.ModelSelector\x12&\n\x06images\x18\x02 \x01(\x0b\x32\x16.latentserve.v1.Images\x12\r\n\x05\x64raws\x18\x03 \x01(\x03\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x13\n\x06offset\x18\x05 \x01(\x04H\x01\x88\x01\x01\x42\x07\n\x05_seedB\t\n\x07_offset\"\xcc\x02\n\rScoreResponse\x12.\n\x0ereconstruction\x18\x01 \x01(\x0b\x32\x16.latentserve.v1.Tensor\x12\"\n\x02kl\x18\x02 \x01(\x0b\x32\x16.latentserve.v1.Tensor\x12$\n\x04\x65lbo\x18\x03 \x01(\x0b\x32\x16.latentserve.v1.Tensor\x12#\n\x03nll\x18\x04 \x01(\x0b\x32\x16.latentserve.v1.Tensor\x12*\n\npercentile\x18\x05 \x01(\x0b\x32\x16.latentserve.v1.Tensor\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12,\n\x05model\x18\x07 \x01(\x0b\x32\x1d.latentserve.v1.ModelIdentity\x12&\n\x06timing\x18\x08 \x01(\x0b\x32\x16.latentserve.v1.TimingB\x07\n\x05_seed\"E\n\x13\x45ncodeStreamRequest\x12.\n\x07request\x18\x01 \x01(\x0b\x32\x1d.latentserve.v1.EncodeRequest\"H\n\x14\x45ncodeStreamResponse\x12\x30\n\x08response\x18\x01 \x01(\x0b\x32\x1e.latentserve.v1.EncodeResponse\"E\n\x13\x44\x65\x63odeStreamRequest\x12.\n\x07request\x18\x01 \x01(\x0b\x32\x1d.latentserve.v1.DecodeRequest\"H\n\x14\x44\x65\x63odeStreamResponse\x12\x30\n\x08response\x18\x01 \x01(\x0b\x32\x1e.latentserve.v1.DecodeResponse\"Y\n\x13SampleStreamRequest\x12.\n\x07request\x18\x01 \x01(\x0b\x32\x1d.latentserve.v1.SampleRequest\x12\x12\n\nchunk_rows\x18\x02 \x01(\x03\"H\n\x14SampleStreamResponse\x12\x30\n\x08response\x18\x01 \x01(\x0b\x32\x1e.latentserve.v1.SampleResponse*s\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x18\n\x14IMAGE_FORMAT_FLOAT32\x10\x01\x12\x16\n\x12IMAGE_FORMAT_UINT8\x10\x02\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x03*\x80\x01\n\x13InterpolationMethod\x12$\n INTERPOLATION_METHOD_UNSPECIFIED\x10\x00\x12\x1f\n\x1bINTERPOLATION_METHOD_LINEAR\x10\x01\x12\"\n\x1eINTERPOLATION_METHOD_SPHERICAL\x10\x02\x32\xcc\x08\n\rLatentService\x12\\\n\rGetServerInfo\x12$.latentserve.v1.GetServerInfoRequest\x1a%.latentserve.v1.GetServerInfoResponse\x12S\n\nListModels\x12!.latentserve.v1.ListModelsRequest\x1a\".latentserve.v1.ListModelsResponse\x12M\n\x08GetModel\x12\x1f.latentserve.v1.GetModelRequest\x1a .latentserve.v1.GetModelResponse\x12G\n\x06\x45ncode\x12\x1d.latentserve.v1.EncodeRequest\x1a\x1e.latentserve.v1.EncodeResponse\x12G\n\x06\x44\x65\x63ode\x12\x1d.latentserve.v1.DecodeRequest\x1a\x1e.latentserve.v1.DecodeResponse\x12G\n\x06Sample\x12\x1d.latentserve.v1.SampleRequest\x1a\x1e.latentserve.v1.SampleResponse\x12V\n\x0bReconstruct\x12\".latentserve.v1.ReconstructRequest\x1a#.latentserve.v1.ReconstructResponse\x12V\n\x0bInterpolate\x12\".latentserve.v1.InterpolateRequest\x1a#.latentserve.v1.InterpolateResponse\x12M\n\x08Traverse\x12\x1f.latentserve.v1.TraverseRequest\x1a .latentserve.v1.TraverseResponse\x12\x44\n\x05Score\x12\x1c.latentserve.v1.ScoreRequest\x1a\x1d.latentserve.v1.ScoreResponse\x12]\n\x0c\x45ncodeStream\x12#.latentserve.v1.EncodeStreamRequest\x1a$.latentserve.v1.EncodeStreamResponse(\x01\x30\x01\x12]\n\x0c\x44\x65\x63odeStream\x12#.latentserve.v1.DecodeStreamRequest\x1a$.latentserve.v1.DecodeStreamResponse(\x01\x30\x01\x12[\n\x0cSampleStream\x12#.latentserve.v1.SampleStreamRequest\x1a$.latentserve.v1.SampleStreamResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODELINFO_METRICSENTRY']._loaded_options = None
   _globals['_MODELINFO_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_IMAGEFORMAT']._serialized_start=2662
-  _globals['_IMAGEFORMAT']._serialized_end=2755
+  _globals['_IMAGEFORMAT']._serialized_start=5170
+  _globals['_IMAGEFORMAT']._serialized_end=5285
+  _globals['_INTERPOLATIONMETHOD']._serialized_start=5288
+  _globals['_INTERPOLATIONMETHOD']._serialized_end=5416
   _globals['_MODELSELECTOR']._serialized_start=117
   _globals['_MODELSELECTOR']._serialized_end=163
   _globals['_MODELIDENTITY']._serialized_start=165
@@ -48,35 +50,63 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSERVERINFORESPONSE']._serialized_start=339
   _globals['_GETSERVERINFORESPONSE']._serialized_end=530
   _globals['_LIMITS']._serialized_start=532
-  _globals['_LIMITS']._serialized_end=585
-  _globals['_LISTMODELSREQUEST']._serialized_start=587
-  _globals['_LISTMODELSREQUEST']._serialized_end=606
-  _globals['_LISTMODELSRESPONSE']._serialized_start=608
-  _globals['_LISTMODELSRESPONSE']._serialized_end=671
-  _globals['_GETMODELREQUEST']._serialized_start=673
-  _globals['_GETMODELREQUEST']._serialized_end=736
-  _globals['_GETMODELRESPONSE']._serialized_start=738
-  _globals['_GETMODELRESPONSE']._serialized_end=798
-  _globals['_MODELINFO']._serialized_start=801
-  _globals['_MODELINFO']._serialized_end=1247
-  _globals['_MODELINFO_METRICSENTRY']._serialized_start=1201
-  _globals['_MODELINFO_METRICSENTRY']._serialized_end=1247
-  _globals['_IMAGESHAPE']._serialized_start=1249
-  _globals['_IMAGESHAPE']._serialized_end=1310
-  _globals['_GRAPHINFO']._serialized_start=1312
-  _globals['_GRAPHINFO']._serialized_end=1404
-  _globals['_ENCODEREQUEST']._serialized_start=1407
-  _globals['_ENCODEREQUEST']._serialized_end=1582
-  _globals['_ENCODERESPONSE']._serialized_start=1585
-  _globals['_ENCODERESPONSE']._serialized_end=1829
-  _globals['_DECODEREQUEST']._serialized_start=1832
-  _globals['_DECODEREQUEST']._serialized_end=1979
-  _globals['_DECODERESPONSE']._serialized_start=1982
-  _globals['_DECODERESPONSE']._serialized_end=2124
-  _globals['_SAMPLEREQUEST']._serialized_start=2127
-  _globals['_SAMPLEREQUEST']._serialized_end=2444
-  _globals['_SAMPLERESPONSE']._serialized_start=2447
-  _globals['_SAMPLERESPONSE']._serialized_end=2660
-  _globals['_LATENTSERVICE']._serialized_start=2758
-  _globals['_LATENTSERVICE']._serialized_end=3250
+  _globals['_LIMITS']._serialized_end=659
+  _globals['_LISTMODELSREQUEST']._serialized_start=661
+  _globals['_LISTMODELSREQUEST']._serialized_end=680
+  _globals['_LISTMODELSRESPONSE']._serialized_start=682
+  _globals['_LISTMODELSRESPONSE']._serialized_end=745
+  _globals['_GETMODELREQUEST']._serialized_start=747
+  _globals['_GETMODELREQUEST']._serialized_end=810
+  _globals['_GETMODELRESPONSE']._serialized_start=812
+  _globals['_GETMODELRESPONSE']._serialized_end=872
+  _globals['_MODELINFO']._serialized_start=875
+  _globals['_MODELINFO']._serialized_end=1385
+  _globals['_MODELINFO_METRICSENTRY']._serialized_start=1339
+  _globals['_MODELINFO_METRICSENTRY']._serialized_end=1385
+  _globals['_IMAGESHAPE']._serialized_start=1387
+  _globals['_IMAGESHAPE']._serialized_end=1448
+  _globals['_GRAPHINFO']._serialized_start=1450
+  _globals['_GRAPHINFO']._serialized_end=1542
+  _globals['_ENCODEREQUEST']._serialized_start=1545
+  _globals['_ENCODEREQUEST']._serialized_end=1720
+  _globals['_ENCODERESPONSE']._serialized_start=1723
+  _globals['_ENCODERESPONSE']._serialized_end=1967
+  _globals['_DECODEREQUEST']._serialized_start=1970
+  _globals['_DECODEREQUEST']._serialized_end=2117
+  _globals['_DECODERESPONSE']._serialized_start=2120
+  _globals['_DECODERESPONSE']._serialized_end=2262
+  _globals['_SAMPLEREQUEST']._serialized_start=2265
+  _globals['_SAMPLEREQUEST']._serialized_end=2582
+  _globals['_SAMPLERESPONSE']._serialized_start=2585
+  _globals['_SAMPLERESPONSE']._serialized_end=2798
+  _globals['_RECONSTRUCTREQUEST']._serialized_start=2801
+  _globals['_RECONSTRUCTREQUEST']._serialized_end=3026
+  _globals['_RECONSTRUCTRESPONSE']._serialized_start=3029
+  _globals['_RECONSTRUCTRESPONSE']._serialized_end=3204
+  _globals['_INTERPOLATEREQUEST']._serialized_start=3207
+  _globals['_INTERPOLATEREQUEST']._serialized_end=3503
+  _globals['_INTERPOLATERESPONSE']._serialized_start=3506
+  _globals['_INTERPOLATERESPONSE']._serialized_end=3694
+  _globals['_TRAVERSEREQUEST']._serialized_start=3697
+  _globals['_TRAVERSEREQUEST']._serialized_end=3981
+  _globals['_TRAVERSERESPONSE']._serialized_start=3984
+  _globals['_TRAVERSERESPONSE']._serialized_end=4200
+  _globals['_SCOREREQUEST']._serialized_start=4203
+  _globals['_SCOREREQUEST']._serialized_end=4378
+  _globals['_SCORERESPONSE']._serialized_start=4381
+  _globals['_SCORERESPONSE']._serialized_end=4713
+  _globals['_ENCODESTREAMREQUEST']._serialized_start=4715
+  _globals['_ENCODESTREAMREQUEST']._serialized_end=4784
+  _globals['_ENCODESTREAMRESPONSE']._serialized_start=4786
+  _globals['_ENCODESTREAMRESPONSE']._serialized_end=4858
+  _globals['_DECODESTREAMREQUEST']._serialized_start=4860
+  _globals['_DECODESTREAMREQUEST']._serialized_end=4929
+  _globals['_DECODESTREAMRESPONSE']._serialized_start=4931
+  _globals['_DECODESTREAMRESPONSE']._serialized_end=5003
+  _globals['_SAMPLESTREAMREQUEST']._serialized_start=5005
+  _globals['_SAMPLESTREAMREQUEST']._serialized_end=5094
+  _globals['_SAMPLESTREAMRESPONSE']._serialized_start=5096
+  _globals['_SAMPLESTREAMRESPONSE']._serialized_end=5168
+  _globals['_LATENTSERVICE']._serialized_start=5419
+  _globals['_LATENTSERVICE']._serialized_end=6519
 # @@protoc_insertion_point(module_scope)

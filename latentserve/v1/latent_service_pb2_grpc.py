@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class LatentServiceStub:
-    """Encodes images to latents, decodes latents to images, samples new images.
+    """Encodes images to latents, decodes latents to images, samples new images, and
+    measures and walks through what lies between.
     """
 
     def __init__(self, channel):
@@ -65,10 +66,46 @@ class LatentServiceStub:
                 request_serializer=latentserve_dot_v1_dot_latent__service__pb2.SampleRequest.SerializeToString,
                 response_deserializer=latentserve_dot_v1_dot_latent__service__pb2.SampleResponse.FromString,
                 _registered_method=True)
+        self.Reconstruct = channel.unary_unary(
+                '/latentserve.v1.LatentService/Reconstruct',
+                request_serializer=latentserve_dot_v1_dot_latent__service__pb2.ReconstructRequest.SerializeToString,
+                response_deserializer=latentserve_dot_v1_dot_latent__service__pb2.ReconstructResponse.FromString,
+                _registered_method=True)
+        self.Interpolate = channel.unary_unary(
+                '/latentserve.v1.LatentService/Interpolate',
+                request_serializer=latentserve_dot_v1_dot_latent__service__pb2.InterpolateRequest.SerializeToString,
+                response_deserializer=latentserve_dot_v1_dot_latent__service__pb2.InterpolateResponse.FromString,
+                _registered_method=True)
+        self.Traverse = channel.unary_unary(
+                '/latentserve.v1.LatentService/Traverse',
+                request_serializer=latentserve_dot_v1_dot_latent__service__pb2.TraverseRequest.SerializeToString,
+                response_deserializer=latentserve_dot_v1_dot_latent__service__pb2.TraverseResponse.FromString,
+                _registered_method=True)
+        self.Score = channel.unary_unary(
+                '/latentserve.v1.LatentService/Score',
+                request_serializer=latentserve_dot_v1_dot_latent__service__pb2.ScoreRequest.SerializeToString,
+                response_deserializer=latentserve_dot_v1_dot_latent__service__pb2.ScoreResponse.FromString,
+                _registered_method=True)
+        self.EncodeStream = channel.stream_stream(
+                '/latentserve.v1.LatentService/EncodeStream',
+                request_serializer=latentserve_dot_v1_dot_latent__service__pb2.EncodeStreamRequest.SerializeToString,
+                response_deserializer=latentserve_dot_v1_dot_latent__service__pb2.EncodeStreamResponse.FromString,
+                _registered_method=True)
+        self.DecodeStream = channel.stream_stream(
+                '/latentserve.v1.LatentService/DecodeStream',
+                request_serializer=latentserve_dot_v1_dot_latent__service__pb2.DecodeStreamRequest.SerializeToString,
+                response_deserializer=latentserve_dot_v1_dot_latent__service__pb2.DecodeStreamResponse.FromString,
+                _registered_method=True)
+        self.SampleStream = channel.unary_stream(
+                '/latentserve.v1.LatentService/SampleStream',
+                request_serializer=latentserve_dot_v1_dot_latent__service__pb2.SampleStreamRequest.SerializeToString,
+                response_deserializer=latentserve_dot_v1_dot_latent__service__pb2.SampleStreamResponse.FromString,
+                _registered_method=True)
 
 
 class LatentServiceServicer:
-    """Encodes images to latents, decodes latents to images, samples new images.
+    """Encodes images to latents, decodes latents to images, samples new images, and
+    measures and walks through what lies between.
     """
 
     def GetServerInfo(self, request, context):
@@ -79,7 +116,7 @@ class LatentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Describes every model that is being served, in alphabetical order.
+        """Describes every model that is being served.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -111,6 +148,58 @@ class LatentServiceServicer:
     def Sample(self, request, context):
         """Draws latents from the model's prior p(z), or p(z|label), and decodes them.
         FAILED_PRECONDITION where the model has no prior.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reconstruct(self, request, context):
+        """Encodes images and decodes them again, in one round trip.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Interpolate(self, request, context):
+        """Decodes a path through the latent space from one image or latent to another.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Traverse(self, request, context):
+        """Decodes a line or a grid of points along one or two latent axes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Score(self, request, context):
+        """Measures how likely images are under the model. FAILED_PRECONDITION for a
+        plain autoencoder, which has no likelihood.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EncodeStream(self, request_iterator, context):
+        """Encode, as often as wanted: one reply for each request, in their order.
+        There is no limit on their number; a server under load reads more slowly.
+        A model and version that served the first message serve the whole stream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DecodeStream(self, request_iterator, context):
+        """Decode, as often as wanted, as EncodeStream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SampleStream(self, request, context):
+        """Sample without a limit on `count`, in chunks, in the order of the sequence.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -149,6 +238,41 @@ def add_LatentServiceServicer_to_server(servicer, server):
                     request_deserializer=latentserve_dot_v1_dot_latent__service__pb2.SampleRequest.FromString,
                     response_serializer=latentserve_dot_v1_dot_latent__service__pb2.SampleResponse.SerializeToString,
             ),
+            'Reconstruct': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reconstruct,
+                    request_deserializer=latentserve_dot_v1_dot_latent__service__pb2.ReconstructRequest.FromString,
+                    response_serializer=latentserve_dot_v1_dot_latent__service__pb2.ReconstructResponse.SerializeToString,
+            ),
+            'Interpolate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Interpolate,
+                    request_deserializer=latentserve_dot_v1_dot_latent__service__pb2.InterpolateRequest.FromString,
+                    response_serializer=latentserve_dot_v1_dot_latent__service__pb2.InterpolateResponse.SerializeToString,
+            ),
+            'Traverse': grpc.unary_unary_rpc_method_handler(
+                    servicer.Traverse,
+                    request_deserializer=latentserve_dot_v1_dot_latent__service__pb2.TraverseRequest.FromString,
+                    response_serializer=latentserve_dot_v1_dot_latent__service__pb2.TraverseResponse.SerializeToString,
+            ),
+            'Score': grpc.unary_unary_rpc_method_handler(
+                    servicer.Score,
+                    request_deserializer=latentserve_dot_v1_dot_latent__service__pb2.ScoreRequest.FromString,
+                    response_serializer=latentserve_dot_v1_dot_latent__service__pb2.ScoreResponse.SerializeToString,
+            ),
+            'EncodeStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.EncodeStream,
+                    request_deserializer=latentserve_dot_v1_dot_latent__service__pb2.EncodeStreamRequest.FromString,
+                    response_serializer=latentserve_dot_v1_dot_latent__service__pb2.EncodeStreamResponse.SerializeToString,
+            ),
+            'DecodeStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.DecodeStream,
+                    request_deserializer=latentserve_dot_v1_dot_latent__service__pb2.DecodeStreamRequest.FromString,
+                    response_serializer=latentserve_dot_v1_dot_latent__service__pb2.DecodeStreamResponse.SerializeToString,
+            ),
+            'SampleStream': grpc.unary_stream_rpc_method_handler(
+                    servicer.SampleStream,
+                    request_deserializer=latentserve_dot_v1_dot_latent__service__pb2.SampleStreamRequest.FromString,
+                    response_serializer=latentserve_dot_v1_dot_latent__service__pb2.SampleStreamResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'latentserve.v1.LatentService', rpc_method_handlers)
@@ -158,7 +282,8 @@ def add_LatentServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class LatentService:
-    """Encodes images to latents, decodes latents to images, samples new images.
+    """Encodes images to latents, decodes latents to images, samples new images, and
+    measures and walks through what lies between.
     """
 
     @staticmethod
@@ -313,6 +438,195 @@ class LatentService:
             '/latentserve.v1.LatentService/Sample',
             latentserve_dot_v1_dot_latent__service__pb2.SampleRequest.SerializeToString,
             latentserve_dot_v1_dot_latent__service__pb2.SampleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reconstruct(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/latentserve.v1.LatentService/Reconstruct',
+            latentserve_dot_v1_dot_latent__service__pb2.ReconstructRequest.SerializeToString,
+            latentserve_dot_v1_dot_latent__service__pb2.ReconstructResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Interpolate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/latentserve.v1.LatentService/Interpolate',
+            latentserve_dot_v1_dot_latent__service__pb2.InterpolateRequest.SerializeToString,
+            latentserve_dot_v1_dot_latent__service__pb2.InterpolateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Traverse(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/latentserve.v1.LatentService/Traverse',
+            latentserve_dot_v1_dot_latent__service__pb2.TraverseRequest.SerializeToString,
+            latentserve_dot_v1_dot_latent__service__pb2.TraverseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Score(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/latentserve.v1.LatentService/Score',
+            latentserve_dot_v1_dot_latent__service__pb2.ScoreRequest.SerializeToString,
+            latentserve_dot_v1_dot_latent__service__pb2.ScoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EncodeStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/latentserve.v1.LatentService/EncodeStream',
+            latentserve_dot_v1_dot_latent__service__pb2.EncodeStreamRequest.SerializeToString,
+            latentserve_dot_v1_dot_latent__service__pb2.EncodeStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DecodeStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/latentserve.v1.LatentService/DecodeStream',
+            latentserve_dot_v1_dot_latent__service__pb2.DecodeStreamRequest.SerializeToString,
+            latentserve_dot_v1_dot_latent__service__pb2.DecodeStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SampleStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/latentserve.v1.LatentService/SampleStream',
+            latentserve_dot_v1_dot_latent__service__pb2.SampleStreamRequest.SerializeToString,
+            latentserve_dot_v1_dot_latent__service__pb2.SampleStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -29,7 +29,17 @@ class Tensor(_message.Message):
     def __init__(self, dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Images(_message.Message):
-    __slots__ = ("tensor",)
+    __slots__ = ("tensor", "encoded")
     TENSOR_FIELD_NUMBER: _ClassVar[int]
+    ENCODED_FIELD_NUMBER: _ClassVar[int]
     tensor: Tensor
-    def __init__(self, tensor: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    encoded: EncodedImages
+    def __init__(self, tensor: _Optional[_Union[Tensor, _Mapping]] = ..., encoded: _Optional[_Union[EncodedImages, _Mapping]] = ...) -> None: ...
+
+class EncodedImages(_message.Message):
+    __slots__ = ("files", "resize")
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    RESIZE_FIELD_NUMBER: _ClassVar[int]
+    files: _containers.RepeatedScalarFieldContainer[bytes]
+    resize: bool
+    def __init__(self, files: _Optional[_Iterable[bytes]] = ..., resize: _Optional[bool] = ...) -> None: ...
