@@ -56,6 +56,7 @@ COPY --link LICENSE /app/
 COPY --link bundle /app/bundle
 COPY --link export /app/export
 COPY --link latentserve /app/latentserve
+COPY --link preprocessing /app/preprocessing
 COPY --link service /app/service
 COPY --link training /app/training
 COPY --link deploy/train_once.py /app/deploy/
@@ -74,17 +75,19 @@ LABEL org.opencontainers.image.title="latentserve server" \
       org.opencontainers.image.description="Serves variational autoencoders over gRPC" \
       org.opencontainers.image.licenses="Apache-2.0"
 ENV LATENTSERVE_HOST=0.0.0.0 \
-    LATENTSERVE_GRPC_PORT=50051
+    LATENTSERVE_GRPC_PORT=50051 \
+    LATENTSERVE_HTTP_PORT=8080
 COPY --link --from=server-packages /opt/venv /opt/venv
 COPY --link LICENSE /app/
 COPY --link bundle /app/bundle
 COPY --link latentserve /app/latentserve
+COPY --link preprocessing /app/preprocessing
 COPY --link service /app/service
 COPY --chown=10001:10001 models /models
 # Here, since at run time nobody may write it.
 RUN python -m compileall -q /app
 USER 10001:10001
-EXPOSE 50051
+EXPOSE 50051 8080
 # Every second until it is ready first, then now and then: a check starts a Python.
 HEALTHCHECK --start-period=60s --start-interval=1s --interval=15s --timeout=6s --retries=3 \
     CMD ["latentserve", "check", "--timeout", "4"]

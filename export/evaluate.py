@@ -14,6 +14,7 @@ from bundle import GraphName, open_bundle
 from export.errors import ExportError
 from service import noise
 from service.runtime import Device, Graph
+from training.adapter import as_autoencoder
 from training.classifier import load_classifier
 from training.data_spec import DataSpec
 from training.datasets import Dataset, binarize, load_dataset
@@ -26,7 +27,6 @@ from training.evaluation import (
     importance_bound,
 )
 from training.generation import Generation, measure_generation
-from training.loop import as_autoencoder
 from training.models import Vae
 from training.prior import Sampler
 from training.run import RunFolder

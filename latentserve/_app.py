@@ -1,6 +1,6 @@
 """The one door from the library to the application, opened only when asked for.
 
-The wheel holds `latentserve/` alone; `training`, `export` and `service` are there
+The wheel holds `latentserve/` alone; `training`, `export`, `service` and the rest are there
 in a checkout or an image. A test keeps this file the only one that names them.
 """
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_PACKAGES = ("bundle", "export", "service", "training")
+_PACKAGES = ("bundle", "export", "preprocessing", "service", "training")
 
 
 @dataclass(frozen=True)

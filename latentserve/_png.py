@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _RGB = 0, 2
 
+#: The grey around and between images.
+BACKGROUND = 48
+
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     """Encodes one picture as PNG (ISO/IEC 15948).
@@ -62,8 +65,9 @@ def grid(
     count, channels, height, width = images.shape
     columns = min(count, columns or math.ceil(math.sqrt(count)))
     rows = math.ceil(count / columns)
-    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 48)
-    sheet = sheet.astype(np.uint8)
+    sheet = np.full(
+        (rows * (height + gap) + gap, columns * (width + gap) + gap, channels), BACKGROUND, np.uint8
+    )
     for index, image in enumerate(images):
         top = gap + (index // columns) * (height + gap)
         left = gap + (index % columns) * (width + gap)

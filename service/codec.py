@@ -1,11 +1,13 @@
-"""Tensors on the wire to NumPy arrays and back, checked on the way in."""
+"""Tensors and pictures on the wire to NumPy arrays and back, checked on the way in."""
 
+import enum
 import math
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentserve.v1 import tensor_pb2
+from service import pictures
 from service.errors import InvalidArgument
 
 #: Far beyond every latent that means something, and no graph overflows on it.
@@ -17,10 +19,34 @@ _DTYPES: dict[int, np.dtype[np.generic]] = {
     tensor_pb2.DATA_TYPE_UINT8: np.dtype("u1"),
 }
 
+Pixels = NDArray[np.float32] | NDArray[np.uint8]
+
+
+class Format(enum.Enum):
+    """How images go out."""
+
+    FLOAT32 = enum.auto()
+    UINT8 = enum.auto()
+    PNG = enum.auto()
+
+    @property
+    def as_uint8(self) -> bool:
+        """Whether pixels are 0 to 255."""
+        return self is not Format.FLOAT32
+
+
+def rows_stated(source: tensor_pb2.Images | tensor_pb2.Tensor) -> int:
+    """How many rows images or a tensor say they are, unchecked; at least 1."""
+    if isinstance(source, tensor_pb2.Images):
+        if source.WhichOneof("source") == "encoded":
+            return max(1, len(source.encoded.files))
+        source = source.tensor
+    return max(1, source.shape[0]) if source.shape else 1
+
 
 def read_images(
     images: tensor_pb2.Images, field: str, shape: tuple[int, int, int], max_rows: int
-) -> NDArray[np.float32] | NDArray[np.uint8]:
+) -> Pixels:
     """Reads the images of a request.
 
     Args:
@@ -34,10 +60,17 @@ def read_images(
 
     Raises:
         InvalidArgument: No images, or wrong dtype, shape, byte count, range or
-            number of rows.
+            number of rows, or a file that is no such picture.
     """
-    if images.WhichOneof("source") is None:
-        raise InvalidArgument(field, "no images", f"{field}.tensor")
+    source = images.WhichOneof("source")
+    if source is None:
+        raise InvalidArgument(field, "no images", f"{field}.tensor or {field}.encoded")
+    if source == "encoded":
+        field = f"{field}.encoded"
+        files = images.encoded.files
+        if not 1 <= len(files) <= max_rows:
+            raise InvalidArgument(f"{field}.files", f"{len(files)} files", f"1 to {max_rows}")
+        return pictures.read_files(files, field, shape, resize=images.encoded.resize)
     field = f"{field}.tensor"
     sizes = tuple(images.tensor.shape)
     if sizes[1:] not in _image_shapes(shape):
@@ -89,6 +122,14 @@ def write_tensor(array: NDArray[np.float32] | NDArray[np.uint8]) -> tensor_pb2.T
     dtype = tensor_pb2.DATA_TYPE_UINT8 if array.dtype == np.uint8 else tensor_pb2.DATA_TYPE_FLOAT32
     little_endian = array.astype(_DTYPES[dtype], copy=False)
     return tensor_pb2.Tensor(dtype=dtype, shape=array.shape, data=little_endian.tobytes())
+
+
+def write_images(pixels: Pixels, image_format: Format) -> tensor_pb2.Images:
+    """Writes images [N, C, H, W], uint8 but for FLOAT32, in a format."""
+    if image_format is Format.PNG:
+        files = pictures.write_files(pixels.view(np.uint8))
+        return tensor_pb2.Images(encoded=tensor_pb2.EncodedImages(files=files))
+    return tensor_pb2.Images(tensor=write_tensor(pixels))
 
 
 def _image_shapes(shape: tuple[int, int, int]) -> list[tuple[int, ...]]:

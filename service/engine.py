@@ -1,23 +1,41 @@
-"""Encode, decode and sample: NumPy in, NumPy out. Knows neither grpc nor protobuf."""
+"""Everything a model can be asked for: NumPy in, NumPy out, no grpc and no protobuf.
+
+Each question is made of rows that go through graphs, in the batches of the batcher and
+within the bounds of the admission. What a caller sees is a function of its own rows
+alone.
+"""
 
 import asyncio
 import secrets
-import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bundle import GraphName
+from service import likelihood, paths
+from service.admission import Admission
+from service.batcher import Arrays, Batcher, Work
+from service.batcher import Observer as BatchObserver
+from service.call import Call
 from service.errors import NotForThisModel
+from service.limits import row_bytes
 from service.model import Model
 from service.noise import Stream, standard_normal, uniform
 
 Array = NDArray[np.float32]
 Pixels = NDArray[np.float32] | NDArray[np.uint8]
+Nats = NDArray[np.float64]
 T = TypeVar("T")
+
+#: The label that means any class.
+ANY_LABEL = -1
+# Rows that draws of Score are computed in at a time: as many as fill a batch.
+_SCORE_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -34,29 +52,6 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Where the time of a call went, in seconds.
-
-    Attributes:
-        queue: From its arrival until its rows began to be computed.
-        compute: Computing.
-        batch_rows: Rows in the batch that ran.
-    """
-
-    queue: float
-    compute: float
-    batch_rows: int
-
-
-@dataclass(frozen=True)
-class Answer(Generic[T]):
-    """What came out of a call and how long it took."""
-
-    value: T
-    timing: Timing
-
-
-@dataclass(frozen=True)
 class Encoded:
     """The posteriors of images: float32 [N, D] each.
 
@@ -65,15 +60,37 @@ class Encoded:
 
     mean: Array
     log_var: Array | None
-    z: Array | None
+    z: Array | None = None
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """New images [N, C, H, W] and the latents [N, D] they were decoded from."""
+class Decoded:
+    """Images [N, C, H, W] and the latents [N, D] they were decoded from."""
 
     images: Pixels
     latents: Array
+
+
+@dataclass(frozen=True)
+class Scored:
+    """How likely images are, float64 [N] each, in nats; see ScoreResponse."""
+
+    reconstruction: Nats
+    kl: Nats
+    nll: Nats | None
+    percentile: Nats | None
+
+    @property
+    def elbo(self) -> Nats:
+        """The negative ELBO at the posterior mean."""
+        return self.reconstruction + self.kl
+
+
+class Observer(BatchObserver, Protocol):
+    """Told of what is computed."""
+
+    def encoded(self, model: Model, mean: Array, log_var: Array | None) -> None:
+        """Images have been encoded; told in a worker's thread."""
 
 
 def fresh_seed() -> int:
@@ -82,19 +99,38 @@ def fresh_seed() -> int:
 
 
 class Engine:
-    """Computes one call after the other, each on all the threads of its graph.
+    """Computes for all calls; to be used in one event loop.
 
     Args:
-        workers: Calls computed at the same time.
+        admission: The bound on what is in flight.
+        observer: Told of every batch.
+        workers: Batches computed at the same time, each on all the threads of its graph.
     """
 
-    def __init__(self, workers: int = 1):
+    def __init__(self, admission: Admission, observer: Observer, workers: int = 1):
+        self.admission = admission
         self._executor = ThreadPoolExecutor(workers, thread_name_prefix="engine")
+        self._observer = observer
+        self._batcher = Batcher(self._execute, workers, observer)
 
-    async def encode(self, model: Model, images: Pixels, draw: Draw | None) -> Answer[Encoded]:
+    @asynccontextmanager
+    async def admitted(self, call: Call, model: Model, rows: int) -> AsyncIterator[None]:
+        """Entered while a call's rows are in flight.
+
+        Raises:
+            Overloaded: There is no room, and the call does not wait for it.
+        """
+        size = rows * row_bytes(model.manifest)
+        async with self.admission.admitted(rows, size, patient=call.patient):
+            yield
+
+    async def encode(
+        self, call: Call, model: Model, images: Pixels, draw: Draw | None = None
+    ) -> Encoded:
         """Encodes images and, where `draw` says so, draws from their posteriors.
 
         Args:
+            call: For whom.
             model: The model.
             images: [N, C, H, W]; uint8, or float32 in [0, 1].
             draw: The noise of the draw, or None for no draw.
@@ -108,28 +144,38 @@ class Engine:
                 "from"
             )
 
-        def work() -> Encoded:
-            mean, log_var = model.encode(_unit_range(images))
+        def finish(_inputs: Arrays, outputs: Arrays) -> Encoded:
+            mean, log_var = outputs["mean"], outputs.get("log_var")
+            self._observer.encoded(model, mean, log_var)
             z = None
             if draw is not None and log_var is not None:
                 eps = standard_normal(draw.seed, draw.offset, *mean.shape, stream=Stream.POSTERIOR)
-                z = mean + np.exp(np.float32(0.5) * log_var) * eps
+                z = _drawn(mean, log_var, eps)
             return Encoded(mean, log_var, z)
 
-        return await self._run(work, len(images))
+        outputs = ("mean",) if model.manifest.posterior == "delta" else ("mean", "log_var")
+        return await self._run(
+            call, model, "encoder", outputs, len(images),
+            lambda: {"image": _unit_range(images)}, finish,
+        )  # fmt: skip
 
-    async def decode(self, model: Model, z: Array, *, as_uint8: bool) -> Answer[Pixels]:
+    async def decode(self, call: Call, model: Model, z: Array, *, as_uint8: bool) -> Pixels:
         """Decodes latents.
 
         Args:
+            call: For whom.
             model: The model.
             z: float32 [N, D].
             as_uint8: Return uint8, 0 to 255, and not float32 in [0, 1].
         """
-        return await self._run(lambda: _pixels(model.decode(z), as_uint8), len(z))
+        return await self._run(
+            call, model, "decoder", ("image",), len(z),
+            lambda: {"z": z}, lambda _, outputs: _pixels(outputs["image"], as_uint8),
+        )  # fmt: skip
 
     async def sample(
         self,
+        call: Call,
         model: Model,
         count: int,
         draw: Draw,
@@ -138,10 +184,11 @@ class Engine:
         temperature: float,
         truncation: float | None,
         as_uint8: bool,
-    ) -> Answer[Sampled]:
+    ) -> Decoded:
         """Draws latents from the model's prior and decodes them.
 
         Args:
+            call: For whom.
             model: The model.
             count: N, how many.
             draw: Which noise; row i is a function of (seed, offset + i) alone.
@@ -160,30 +207,198 @@ class Engine:
                 f"{manifest.name} is a plain autoencoder; it has no prior to sample from"
             )
 
-        def work() -> Sampled:
+        def noise() -> Array:
             eps = standard_normal(
                 draw.seed, draw.offset, count, manifest.latent_dim, truncation=truncation
             )
-            u = uniform(draw.seed, draw.offset, count)
-            z = model.draw(eps * np.float32(temperature), u, label)
-            return Sampled(_pixels(model.decode(z), as_uint8), z)
+            eps *= np.float32(temperature)
+            return eps
 
-        return await self._run(work, count)
+        latents = noise
+        if manifest.learned_prior:
+            z = await self._run(
+                call, model, "prior", ("z",), count,
+                lambda: {
+                    "eps": noise(),
+                    "u": uniform(draw.seed, draw.offset, count),
+                    "label": np.full(count, label, np.int64),
+                },
+                lambda _, outputs: outputs["z"],
+            )  # fmt: skip
+
+            def latents() -> Array:
+                return z
+
+        return await self._run(
+            call, model, "decoder", ("image",), count,
+            lambda: {"z": latents()},
+            lambda inputs, outputs: Decoded(_pixels(outputs["image"], as_uint8), inputs["z"]),
+        )  # fmt: skip
+
+    async def reconstruct(
+        self, call: Call, model: Model, images: Pixels, draw: Draw | None, *, as_uint8: bool
+    ) -> Pixels:
+        """Encodes images and decodes the mean of each posterior, or a draw from it.
+
+        Args:
+            call: For whom.
+            model: The model.
+            images: [N, C, H, W]; uint8, or float32 in [0, 1].
+            draw: The noise of the draw, or None for the mean.
+            as_uint8: Return uint8, 0 to 255, and not float32 in [0, 1].
+
+        Raises:
+            NotForThisModel: A draw from a plain autoencoder.
+        """
+        encoded = await self.encode(call, model, images, draw)
+        z = encoded.mean if encoded.z is None else encoded.z
+        return await self.decode(call, model, z, as_uint8=as_uint8)
+
+    async def interpolate(
+        self,
+        call: Call,
+        model: Model,
+        ends: Array,
+        steps: int,
+        *,
+        on_arc: bool,
+        as_uint8: bool,
+    ) -> Decoded:
+        """Decodes a path from one latent to another.
+
+        Args:
+            call: For whom.
+            model: The model.
+            ends: The two ends, float32 [2, D].
+            steps: How many points, both ends included; at least 2.
+            on_arc: Go on an arc and not on a straight line.
+            as_uint8: Return uint8, 0 to 255, and not float32 in [0, 1].
+        """
+        path = (paths.spherical if on_arc else paths.linear)(ends[0], ends[1], steps)
+        return Decoded(await self.decode(call, model, path, as_uint8=as_uint8), path)
+
+    async def score(
+        self, call: Call, model: Model, images: Pixels, draws: int, draw: Draw
+    ) -> Scored:
+        """Measures how likely images are under the model and its prior.
+
+        Args:
+            call: For whom.
+            model: The model.
+            images: [N, C, H, W]; uint8, or float32 in [0, 1].
+            draws: K, draws of the importance-weighted bound; 0 for none.
+            draw: The noise of these draws.
+
+        Raises:
+            NotForThisModel: The model is a plain autoencoder, which has no likelihood.
+        """
+        if model.manifest.posterior == "delta":
+            raise NotForThisModel(
+                f"{model.manifest.name} is a plain autoencoder; it has no likelihood to score by"
+            )
+        encoded = await self.encode(call, model, images)
+        mean, log_var = encoded.mean, encoded.log_var
+        assert log_var is not None  # its posterior is Gaussian
+        pixels = await self.beside(lambda: _unit_range(images))
+        reconstruction = await self._nll(call, model, mean, pixels)
+        if model.manifest.learned_prior:
+            density = likelihood.gaussian_log_density(mean, mean, log_var)
+            kl = density - await self._log_prior(call, model, mean)
+        else:
+            kl = likelihood.standard_kl(mean, log_var)
+        nll = None
+        if draws:
+            nll = await self._importance_bound(call, model, pixels, mean, log_var, draws, draw)
+        table = model.manifest.score_percentiles
+        percentile = likelihood.percentile(reconstruction + kl, table) if table else None
+        return Scored(reconstruction, kl, nll, percentile)
+
+    async def beside(self, work: Callable[[], T]) -> T:
+        """Runs something that takes a while, but no graph, beside the loop."""
+        return await asyncio.to_thread(work)
 
     def close(self) -> None:
         """Waits for what is being computed and ends the threads."""
         self._executor.shutdown(wait=True)
 
-    async def _run(self, work: Callable[[], T], rows: int) -> Answer[T]:
-        arrived = time.perf_counter()
+    async def _importance_bound(
+        self,
+        call: Call,
+        model: Model,
+        pixels: Array,
+        mean: Array,
+        log_var: Array,
+        draws: int,
+        draw: Draw,
+    ) -> Nats:
+        rows, dim = mean.shape
+        bound = likelihood.ImportanceBound(rows)
+        at_once = max(1, _SCORE_ROWS // rows)
+        for first in range(0, draws, at_once):
+            numbers = range(first, min(first + at_once, draws))
+            means, log_vars, images = (
+                np.tile(each, (len(numbers), *[1] * (each.ndim - 1)))
+                for each in (mean, log_var, pixels)
+            )
 
-        def timed() -> Answer[T]:
-            began = time.perf_counter()
-            value = work()
-            ended = time.perf_counter()
-            return Answer(value, Timing(began - arrived, ended - began, rows))
+            def noise(numbers: range = numbers) -> Array:
+                return np.concatenate(
+                    [
+                        standard_normal(
+                            draw.seed, draw.offset, rows, dim, stream=Stream.SCORE, draw=number
+                        )
+                        for number in numbers
+                    ]
+                )
 
-        return await asyncio.get_running_loop().run_in_executor(self._executor, timed)
+            z = _drawn(means, log_vars, await self.beside(noise))
+            log_weights = await self._log_prior(call, model, z)
+            log_weights -= await self._nll(call, model, z, images)
+            log_weights -= likelihood.gaussian_log_density(z, means, log_vars)
+            for weights in log_weights.reshape(len(numbers), rows):
+                bound.add(weights)
+        return bound.nll()
+
+    async def _nll(self, call: Call, model: Model, z: Array, images: Array) -> Nats:
+        """-log p(x|z), [N]."""
+        return await self._run(
+            call, model, "decoder", ("logits",), len(z),
+            lambda: {"z": z},
+            lambda _, outputs: likelihood.bernoulli_nll(outputs["logits"], images),
+        )  # fmt: skip
+
+    async def _log_prior(self, call: Call, model: Model, z: Array) -> Nats:
+        """Log p(z), [N]."""
+        if not model.manifest.learned_prior:
+            return likelihood.gaussian_log_density(z)
+        return await self._run(
+            call, model, "prior_density", ("log_prob",), len(z),
+            lambda: {"z": z, "label": np.full(len(z), ANY_LABEL, np.int64)},
+            lambda _, outputs: outputs["log_prob"].astype(np.float64),
+        )  # fmt: skip
+
+    async def _run(
+        self,
+        call: Call,
+        model: Model,
+        graph: GraphName,
+        outputs: tuple[str, ...],
+        rows: int,
+        prepare: Callable[[], Arrays],
+        finish: Callable[[Arrays, Arrays], Any],
+    ) -> Any:
+        work = Work(model.graphs[graph], outputs, rows, prepare, finish)
+        value, timing = await self._batcher.run(work, call)
+        call.timing += timing
+        return value
+
+    async def _execute(self, work: Callable[[], None]) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+
+def _drawn(mean: Array, log_var: Array, eps: Array) -> Array:
+    """Z = mean + exp(log_var / 2) * eps (Kingma and Welling 2014)."""
+    return mean + np.exp(np.float32(0.5) * log_var) * eps
 
 
 def _unit_range(images: Pixels) -> Array:

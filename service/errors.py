@@ -4,6 +4,9 @@ ServiceError                  a status, a reason and a message for the caller
 ├── InvalidArgument           a field with the value got and the value wanted
 ├── ModelNotFound             no such model or version
 ├── NotForThisModel           the model cannot do what was asked
+├── Overloaded                too much is in flight; come again in a moment
+├── DeadlineExceeded          the caller's deadline has passed
+├── Unauthenticated           no or a wrong token
 └── NotReady                  loading, draining, or no model loaded
 StartError                    the server refuses to start (never sent)
 """
@@ -19,6 +22,9 @@ class Status(enum.Enum):
     INVALID_ARGUMENT = enum.auto()
     NOT_FOUND = enum.auto()
     FAILED_PRECONDITION = enum.auto()
+    RESOURCE_EXHAUSTED = enum.auto()
+    DEADLINE_EXCEEDED = enum.auto()
+    UNAUTHENTICATED = enum.auto()
     UNAVAILABLE = enum.auto()
     INTERNAL = enum.auto()
 
@@ -65,6 +71,36 @@ class NotForThisModel(ServiceError):
 
     status = Status.FAILED_PRECONDITION
     reason = "NOT_FOR_THIS_MODEL"
+
+
+class Overloaded(ServiceError):
+    """Too much is in flight.
+
+    Args:
+        message: What is too much, how much there is and how much may be.
+        retry_seconds: When to come again.
+    """
+
+    status = Status.RESOURCE_EXHAUSTED
+    reason = "OVERLOADED"
+
+    def __init__(self, message: str, retry_seconds: float):
+        super().__init__(message)
+        self.retry_seconds = retry_seconds
+
+
+class DeadlineExceeded(ServiceError):
+    """The caller's deadline passed before its rows were computed; they never will be."""
+
+    status = Status.DEADLINE_EXCEEDED
+    reason = "DEADLINE_EXCEEDED"
+
+
+class Unauthenticated(ServiceError):
+    """The call carries no token, or a wrong one."""
+
+    status = Status.UNAUTHENTICATED
+    reason = "UNAUTHENTICATED"
 
 
 class NotReady(ServiceError):

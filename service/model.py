@@ -9,26 +9,33 @@ from numpy.typing import NDArray
 
 from bundle import Bundle, GraphName, Manifest
 from service.noise import NAME as NOISE
+from service.noise import standard_normal, uniform
 from service.runtime import Device, Graph
 
 Array = NDArray[np.float32]
+
+_MOMENT_DRAWS = 4096
 
 
 class ModelRefused(Exception):
     """A sound bundle that this server must not serve, above all for its golden rows."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
-    """A model that is ready to answer.
+    """A model that is ready to answer; equal to itself alone.
 
     Attributes:
         manifest: What its bundle says of it.
         graphs: Its graphs, by what they do.
+        prior_mean: Mean of the prior along each latent axis, float32 [D]; 0 without one.
+        prior_std: Its standard deviation, float32 [D]; 1 without one.
     """
 
     manifest: Manifest
     graphs: Mapping[GraphName, Graph] = field(repr=False)
+    prior_mean: Array = field(repr=False)
+    prior_std: Array = field(repr=False)
 
     @property
     def identity(self) -> str:
@@ -39,31 +46,6 @@ class Model:
     def device(self) -> Device:
         """Where its graphs run."""
         return self.graphs["decoder"].device
-
-    def encode(self, images: Array) -> tuple[Array, Array | None]:
-        """Maps images [N, C, H, W] in [0, 1] to the posterior's mean and log_var, [N, D].
-
-        The log_var of a plain autoencoder is None.
-        """
-        answers = self.graphs["encoder"].run({"image": images})
-        return answers["mean"], answers.get("log_var")
-
-    def decode(self, z: Array) -> Array:
-        """Maps latents [N, D] to images [N, C, H, W] in [0, 1]."""
-        return self.graphs["decoder"].run({"z": z}, ("image",))["image"]
-
-    def draw(self, eps: Array, u: Array, label: int) -> Array:
-        """Turns noise into latents of the prior, [N, D].
-
-        Args:
-            eps: Standard normal, [N, D].
-            u: Uniform in [0, 1), [N, 1].
-            label: The class wanted; -1 means any.
-        """
-        if "prior" not in self.graphs:
-            return eps
-        labels = np.full(len(eps), label, np.int64)
-        return self.graphs["prior"].run({"eps": eps, "u": u, "label": labels})["z"]
 
 
 def load_model(bundle: Bundle, device: Device, threads: int = 0) -> Model:
@@ -85,10 +67,30 @@ def load_model(bundle: Bundle, device: Device, threads: int = 0) -> Model:
     manifest = bundle.manifest
     if manifest.noise != NOISE:
         raise ModelRefused(f"noise: got {manifest.noise!r}, this server draws {NOISE!r}")
-    graphs = {name: Graph(bundle.graphs[name], device, threads) for name in manifest.graphs}
+    graphs = {
+        name: Graph(bundle.graphs[name], device, threads, name=name) for name in manifest.graphs
+    }
     for name, graph in graphs.items():
         _replay(name, graph, bundle)
-    return Model(manifest, MappingProxyType(graphs))
+    return Model(manifest, MappingProxyType(graphs), *_prior_moments(manifest, graphs))
+
+
+def _prior_moments(manifest: Manifest, graphs: Mapping[GraphName, Graph]) -> tuple[Array, Array]:
+    """Mean and standard deviation of the prior along each latent axis.
+
+    Of a learned prior as those of draws: they are the middle and the unit of a
+    traversal, which want to be the same on every server and no better than that.
+    """
+    dim = manifest.latent_dim
+    if not manifest.learned_prior:
+        return np.zeros(dim, np.float32), np.ones(dim, np.float32)
+    noise = {
+        "eps": standard_normal(0, 0, _MOMENT_DRAWS, dim),
+        "u": uniform(0, 0, _MOMENT_DRAWS),
+        "label": np.full(_MOMENT_DRAWS, -1, np.int64),
+    }
+    z = graphs["prior"].run(noise, ("z",))["z"].astype(np.float64)
+    return z.mean(axis=0).astype(np.float32), z.std(axis=0).astype(np.float32)
 
 
 def _replay(name: GraphName, graph: Graph, bundle: Bundle) -> None:

@@ -61,7 +61,7 @@ def resolve_device(wanted: str) -> Device:
     if wanted == "cpu":
         return Device("cpu")
     device = Device("cuda", int(match[1] or 0))
-    problem = _cuda_problem(device)
+    problem = device_problem(device)
     if problem is None:
         return device
     if wanted == "auto":
@@ -80,8 +80,10 @@ class Graph:
         device: Where to run it.
         threads: Threads a run may use; 0 for as many as this process has CPUs.
         rows: Most rows to compute at a time; 0 for as many as suit the device.
+        name: What it does, for metrics and the log.
 
     Attributes:
+        name: As given.
         device: Where it really runs.
         inputs: Names of its inputs.
         outputs: Names of its outputs.
@@ -91,7 +93,9 @@ class Graph:
         Exception: onnxruntime refuses the graph.
     """
 
-    def __init__(self, content: bytes, device: Device, threads: int = 0, rows: int = 0):
+    def __init__(
+        self, content: bytes, device: Device, threads: int = 0, rows: int = 0, name: str = ""
+    ):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or usable_cpus()
         options.inter_op_num_threads = 1
@@ -104,6 +108,7 @@ class Graph:
         used = self._session.get_providers()[0]
         if used != _providers(device)[0][0]:
             raise StartError(f"device: wanted {device}, but onnxruntime fell back to {used}")
+        self.name = name
         self.device = device
         self._rows = rows or _ROWS[device.kind]
         self.inputs = tuple(each.name for each in self._session.get_inputs())
@@ -142,9 +147,9 @@ def _providers(device: Device) -> list[tuple[str, dict[str, str]]]:
     return [(_CUDA, {"device_id": str(device.index), "use_tf32": "0"}), (_CPU, {})]
 
 
-def _cuda_problem(device: Device) -> str | None:
-    """Why CUDA cannot be used, or None where a tiny graph really ran on it."""
-    if _CUDA not in onnxruntime.get_available_providers():
+def device_problem(device: Device) -> str | None:
+    """Why a device cannot be used, or None where a tiny graph really ran on it."""
+    if device.kind == "cuda" and _CUDA not in onnxruntime.get_available_providers():
         return "this onnxruntime has no CUDA (wanted the package onnxruntime-gpu)"
     try:
         Graph(_PROBE, device, threads=1).run({"x": np.zeros(1, np.float32)})

@@ -1,19 +1,31 @@
-"""The life of a server: start, load, serve, drain, exit."""
+"""The life of a server: start, load, serve, reload, drain, exit."""
 
 import asyncio
+import functools
 import logging
 import signal
-import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from bundle import Bundle
+from service import logs
+from service.admin import AdminServicer, Reload
+from service.admission import Admission
 from service.engine import Engine
+from service.errors import StartError, Unauthenticated
+from service.http import HttpServer
 from service.limits import max_rows
+from service.metrics import Metrics
 from service.model import Model, load_model
-from service.runtime import Device, resolve_device
+from service.runtime import Device, Graph, device_problem, resolve_device
 from service.servicer import Servicer
 from service.settings import Settings
-from service.store import Models, load_models
-from service.transport import GrpcTransport
+from service.store import Models, Store
+from service.telemetry import Telemetry
+from service.tokens import TokenFile
+from service.tracing import Tracing
+from service.transport.server import GrpcTransport
+from service.transport.tls import TlsFiles
 
 _log = logging.getLogger(__name__)
 
@@ -21,14 +33,13 @@ _log = logging.getLogger(__name__)
 def run(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT, then drains; a second one cuts the drain short.
 
+    SIGHUP makes it look through the models folder again.
+
     Raises:
-        StartError: The device, the port or the models folder cannot be had.
+        StartError: The device, a port, a certificate, the token or the models folder
+            cannot be had.
     """
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    logs.configure(settings.log_level, settings.log_format)
     asyncio.run(_Server(settings).run())
 
 
@@ -38,8 +49,12 @@ class _Server:
     def __init__(self, settings: Settings):
         self._settings = settings
         self._models = Models()
+        self._loaded = False
+        self._device_lost = False
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._reloading = asyncio.Lock()
+        self._background: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         settings = self._settings
@@ -49,39 +64,140 @@ class _Server:
         device = resolve_device(settings.device)
         if settings.device == "auto":
             _log.info("device auto: using %s", device)
-        engine = Engine()
-        transport = GrpcTransport(Servicer(engine, lambda: self._models, settings), settings)
-        await transport.start()
+        store = Store(
+            settings.models,
+            functools.partial(self._load, device),
+            settings.default_model,
+            settings.versions,
+            self._stop.is_set,
+        )
+        metrics = Metrics()
+        self._telemetry = Telemetry(
+            metrics, Tracing.start(settings.otlp_endpoint), self._on_failure
+        )
+        self._admission = Admission(settings.max_queue_rows, settings.max_queue_bytes)
+        metrics.watch_queue(lambda: (self._admission.rows, self._admission.size))
+        self._engine = Engine(self._admission, self._telemetry)
+        reload = functools.partial(self._reload, store)
+        self._transport = GrpcTransport(
+            Servicer(self._engine, lambda: self._models, settings),
+            AdminServicer(reload) if settings.admin else None,
+            settings,
+            authenticate=_authentication(settings),
+            tls=_tls(settings),
+            telemetry=self._telemetry,
+        )
+        http = None
+        if settings.http_port != "off":
+            http = HttpServer(
+                settings.host, settings.http_port, metrics.exposition, self._live, self._ready
+            )
+            http.start()
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._on_hangup(reload)))
+        await self._transport.start()
         # Answers health from here on, NOT_SERVING until the golden rows have been replayed.
-        print(f"latentserve: listening on {settings.host}:{transport.port}", flush=True)
+        where = f"{settings.host}:{self._transport.port}"
+        print(f"latentserve: listening on {where}", flush=True)
+        if http is not None:
+            print(f"latentserve: metrics on http://{settings.host}:{http.port}/metrics", flush=True)
         try:
-            await self._load(device)
-            await transport.show(self._models)
+            await self._first_load(store)
             await self._stop.wait()
             _log.info("draining, at most %g s", settings.drain_seconds)
         finally:
-            await transport.drain(settings.drain_seconds, self._hurry)
-            engine.close()
+            await self._transport.drain(settings.drain_seconds, self._hurry)
+            self._engine.close()
+            self._telemetry.close()
+            if http is not None:
+                http.close()
         _log.info("stopped")
 
-    async def _load(self, device: Device) -> None:
+    def _load(self, device: Device, bundle: Bundle) -> Model:
         settings = self._settings
+        max_rows(bundle.manifest, settings.max_rows, settings.max_message_bytes)
+        return load_model(bundle, device, settings.threads)
 
-        def load(bundle: Bundle) -> Model:
-            max_rows(bundle.manifest, settings.max_rows, settings.max_message_bytes)
-            return load_model(bundle, device, settings.threads)
-
-        # In a thread: health has to answer meanwhile.
-        self._models = await asyncio.to_thread(
-            load_models, settings.models, load, settings.default_model, self._stop.is_set
-        )
+    async def _first_load(self, store: Store) -> None:
+        _, models = await self._reload(store)
         if self._stop.is_set():
             return
-        if self._models.loaded:
-            names = ", ".join(self._models.loaded)
-            _log.info("serving %s, default %s", names, self._models.default or "not loaded")
+        if models.loaded:
+            names = ", ".join(models.loaded)
+            _log.info("serving %s, default %s", names, models.default or "not loaded")
         else:
             _log.error("serving nothing: no model could be loaded")
 
+    async def _reload(self, store: Store) -> tuple[Models, Models]:
+        """Loads what is wanted and new, and swaps one reference."""
+        async with self._reloading:
+            before = self._models
+            # In a thread: calls and health have to be answered meanwhile.
+            models = await asyncio.to_thread(store.models, before)
+            if self._stop.is_set():
+                return before, before
+            self._models, self._loaded = models, True
+            self._telemetry.serving(models)
+            await self._transport.show(models, well=not self._device_lost)
+            return before, models
+
+    async def _on_hangup(self, reload: Reload) -> None:
+        _log.info("SIGHUP: looking through %s again", self._settings.models)
+        try:
+            before, after = await reload()
+        except StartError as error:
+            _log.error("nothing changes: %s", error)
+            return
+        added = [model.identity for model in after.beside(before)]
+        removed = [model.identity for model in before.beside(after)]
+        _log.info(
+            "reloaded: added %s, removed %s", ", ".join(added) or "-", ", ".join(removed) or "-"
+        )
+
+    def _on_failure(self, graph: Graph, error: Exception) -> None:
+        _log.error("%s on %s failed: %s", graph.name, graph.device, error)
+        if not self._device_lost:
+            self._spawn(self._look_at(graph.device))
+
+    async def _look_at(self, device: Device) -> None:
+        """A device that has died heals only by a restart: readiness and liveness say so."""
+        problem = await asyncio.to_thread(device_problem, device)
+        if problem is not None and not self._device_lost:
+            self._device_lost = True
+            _log.critical("%s is lost, wanted a restart: %s", device, problem)
+            await self._transport.show(self._models, well=False)
+
+    def _live(self) -> bool:
+        return not self._device_lost
+
+    def _ready(self) -> bool:
+        return bool(self._models.default) and not self._device_lost and not self._stop.is_set()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
     def _on_signal(self) -> None:
         (self._hurry if self._stop.is_set() else self._stop).set()
+
+
+def _authentication(settings: Settings) -> Callable[[str | None], None]:
+    if settings.token_file is None:
+        return lambda _authorization: None
+    tokens = TokenFile(settings.token_file)
+
+    def check(authorization: str | None) -> None:
+        if not tokens.accepts(authorization):
+            what = "a wrong token" if authorization else "no token"
+            raise Unauthenticated(f"authorization: got {what}, wanted 'Bearer TOKEN'")
+
+    return check
+
+
+def _tls(settings: Settings) -> TlsFiles | None:
+    certificate, key = settings.tls_cert, settings.tls_key
+    if certificate is None and key is None and settings.tls_client_ca is None:
+        return None
+    if certificate is None or key is None:
+        raise StartError("tls-cert and tls-key: got only one of them, wanted both or neither")
+    return TlsFiles(certificate, key, settings.tls_client_ca)

@@ -1,40 +1,45 @@
-"""Turns request messages into reply messages. Knows protobuf and the engine, not grpc."""
+"""Turns request messages into reply messages. Knows protobuf and the engine, no transport.
 
-import math
+Every method takes a request message, or an iterator of them, and a `Call`; it returns its
+reply, or an iterator of replies, or raises a ServiceError.
+"""
+
+import dataclasses
 import time
-from collections.abc import Callable
-from datetime import UTC
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import TypeVar
 
-from bundle import Manifest
-from latentserve import __version__
+import numpy as np
+from numpy.typing import NDArray
+
 from latentserve.v1 import latent_service_pb2 as pb
 from latentserve.v1 import tensor_pb2
-from service import codec, engine, runtime
+from service import codec, questions
+from service.call import Call, Timing
+from service.codec import Format
+from service.descriptions import describe_model, describe_server
 from service.engine import Draw, Engine
-from service.errors import InvalidArgument, NotForThisModel
+from service.errors import InvalidArgument
 from service.limits import max_rows
 from service.model import Model
-from service.noise import ROWS
+from service.paths import traverse
+from service.questions import draw_of, format_of, whole
 from service.settings import Settings
 from service.store import Models
+from service.streams import in_order
 
-_FORMATS = {
-    pb.IMAGE_FORMAT_UNSPECIFIED: False,
-    pb.IMAGE_FORMAT_FLOAT32: False,
-    pb.IMAGE_FORMAT_UINT8: True,
-}
-#: The label that means any class.
-ANY_LABEL = -1
-#: Above these a graph's float32 arithmetic may overflow.
-MAX_TEMPERATURE = 100.0
+Request = TypeVar("Request")
+Reply = TypeVar("Reply")
+T = TypeVar("T")
+Pixels = NDArray[np.float32] | NDArray[np.uint8]
+
+_CHUNK_ROWS = 256
+# Reading or writing less than this takes no longer than asking another thread to.
+_SMALL_BYTES = 128 * 1024
 
 
 class Servicer:
     """Answers the RPCs of LatentService.
-
-    Every method takes a request message and returns its reply or raises a
-    ServiceError.
 
     Args:
         engine: Computes.
@@ -47,189 +52,337 @@ class Servicer:
         self._models = models
         self._settings = settings
 
-    async def get_server_info(self, _request: pb.GetServerInfoRequest) -> pb.GetServerInfoResponse:
+    async def get_server_info(
+        self, _request: pb.GetServerInfoRequest, _call: Call
+    ) -> pb.GetServerInfoResponse:
         """Tells what this server is, how it is limited and which models it serves."""
-        models = self._models()
-        return pb.GetServerInfoResponse(
-            version=__version__,
-            onnxruntime_version=runtime.VERSION,
-            limits=pb.Limits(
-                max_rows=self._settings.max_rows,
-                max_message_bytes=self._settings.max_message_bytes,
-            ),
-            default_model=models.default,
-            models=[self._describe(model) for model in models.loaded.values()],
-            device=self._settings.device,
-        )
+        return describe_server(self._models(), self._settings)
 
-    async def list_models(self, _request: pb.ListModelsRequest) -> pb.ListModelsResponse:
+    async def list_models(
+        self, _request: pb.ListModelsRequest, _call: Call
+    ) -> pb.ListModelsResponse:
         """Describes every model."""
-        models = self._models().loaded.values()
-        return pb.ListModelsResponse(models=[self._describe(model) for model in models])
+        return pb.ListModelsResponse(
+            models=[describe_model(model, self._settings) for model in self._models()]
+        )
 
-    async def get_model(self, request: pb.GetModelRequest) -> pb.GetModelResponse:
+    async def get_model(self, request: pb.GetModelRequest, call: Call) -> pb.GetModelResponse:
         """Describes one model."""
-        return pb.GetModelResponse(model=self._describe(self._find(request.model)))
+        model = self._find(request.model, call)
+        return pb.GetModelResponse(model=describe_model(model, self._settings))
 
-    async def encode(self, request: pb.EncodeRequest) -> pb.EncodeResponse:
+    async def encode(self, request: pb.EncodeRequest, call: Call) -> pb.EncodeResponse:
         """Maps images to their posteriors."""
-        arrived = time.perf_counter()
-        model = self._find(request.model)
-        images = codec.read_images(
-            request.images, "images", model.manifest.image_shape, self._max_rows(model.manifest)
-        )
-        draw = _draw(request, len(images)) if request.draw else None
-        answer = await self._engine.encode(model, images, draw)
-        encoded = answer.value
-        return pb.EncodeResponse(
-            mean=codec.write_tensor(encoded.mean),
-            log_var=None if encoded.log_var is None else codec.write_tensor(encoded.log_var),
-            z=None if encoded.z is None else codec.write_tensor(encoded.z),
-            seed=None if draw is None else draw.seed,
-            model=_identity(model),
-            timing=_timing(answer.timing, arrived),
-        )
+        return await self._encode(self._find(request.model, call), request, call)
 
-    async def decode(self, request: pb.DecodeRequest) -> pb.DecodeResponse:
+    async def decode(self, request: pb.DecodeRequest, call: Call) -> pb.DecodeResponse:
         """Maps latents to images."""
-        arrived = time.perf_counter()
-        model = self._find(request.model)
-        as_uint8 = _as_uint8(request.format)
-        z = codec.read_latents(
-            request.latents, "latents", model.manifest.latent_dim, self._max_rows(model.manifest)
-        )
-        answer = await self._engine.decode(model, z, as_uint8=as_uint8)
-        return pb.DecodeResponse(
-            images=tensor_pb2.Images(tensor=codec.write_tensor(answer.value)),
-            model=_identity(model),
-            timing=_timing(answer.timing, arrived),
-        )
+        return await self._decode(self._find(request.model, call), request, call)
 
-    async def sample(self, request: pb.SampleRequest) -> pb.SampleResponse:
+    async def sample(self, request: pb.SampleRequest, call: Call) -> pb.SampleResponse:
         """Draws latents from the prior and decodes them."""
-        arrived = time.perf_counter()
-        model = self._find(request.model)
-        most = self._max_rows(model.manifest)
-        if not 1 <= request.count <= most:
-            raise InvalidArgument("count", request.count, f"1 to {most}")
-        label = _label(request, model.manifest)
-        draw = _draw(request, request.count)
-        answer = await self._engine.sample(
-            model,
-            request.count,
-            draw,
-            label=label,
-            temperature=_temperature(request),
-            truncation=_truncation(request),
-            as_uint8=_as_uint8(request.format),
+        model = self._find(request.model, call)
+        rows = whole("count", request.count, 1, self._max_rows(model))
+        return await self._sample(model, request, draw_of(request, rows), call)
+
+    async def reconstruct(
+        self, request: pb.ReconstructRequest, call: Call
+    ) -> pb.ReconstructResponse:
+        """Encodes images and decodes them again."""
+        model = self._find(request.model, call)
+        wanted = format_of(request, model.manifest)
+        async with self._engine.admitted(call, model, self._rows(request.images, model)):
+            images = await self._read(model, request.images, "images", call)
+            draw = draw_of(request, len(images)) if request.draw else None
+            pixels = await self._engine.reconstruct(
+                call, model, images, draw, as_uint8=wanted.as_uint8
+            )
+            return pb.ReconstructResponse(
+                images=await self._write(pixels, wanted),
+                seed=None if draw is None else draw.seed,
+                model=_identity(model),
+                timing=_timing(call),
+            )
+
+    async def interpolate(
+        self, request: pb.InterpolateRequest, call: Call
+    ) -> pb.InterpolateResponse:
+        """Decodes a path from one image or latent to another."""
+        model = self._find(request.model, call)
+        wanted, on_arc = format_of(request, model.manifest), questions.on_arc(request)
+        steps = whole("steps", request.steps, 2, self._max_rows(model))
+        call.rows += steps
+        async with self._engine.admitted(call, model, steps):
+            ends = await self._points(model, request, ("latents", "images"), 2, call)
+            if ends is None:
+                raise InvalidArgument("latents", "no ends", "two latents, or two images")
+            path = await self._engine.interpolate(
+                call, model, ends, steps, on_arc=on_arc, as_uint8=wanted.as_uint8
+            )
+            latents = codec.write_tensor(path.latents) if request.return_latents else None
+            return pb.InterpolateResponse(
+                images=await self._write(path.images, wanted),
+                latents=latents,
+                model=_identity(model),
+                timing=_timing(call),
+            )
+
+    async def traverse(self, request: pb.TraverseRequest, call: Call) -> pb.TraverseResponse:
+        """Decodes a line or a grid along latent axes."""
+        model = self._find(request.model, call)
+        wanted = format_of(request, model.manifest)
+        axes = questions.axes_of(request, model.manifest.latent_dim)
+        most = self._max_rows(model)
+        steps = whole("steps", request.steps, 2, most if len(axes) == 1 else int(most**0.5))
+        reach = questions.reach_of(request)
+        count = steps ** len(axes)
+        call.rows += count
+        async with self._engine.admitted(call, model, count):
+            middle = await self._points(model, request, ("latent", "image"), 1, call)
+            start = model.prior_mean if middle is None else middle[0]
+            grid, rows, columns = traverse(start, model.prior_std, axes, steps, reach)
+            pixels = await self._engine.decode(call, model, grid, as_uint8=wanted.as_uint8)
+            return pb.TraverseResponse(
+                images=await self._write(pixels, wanted),
+                latents=codec.write_tensor(grid) if request.return_latents else None,
+                rows=rows,
+                columns=columns,
+                model=_identity(model),
+                timing=_timing(call),
+            )
+
+    async def score(self, request: pb.ScoreRequest, call: Call) -> pb.ScoreResponse:
+        """Measures how likely images are."""
+        model = self._find(request.model, call)
+        draws = whole("draws", request.draws, 0, self._settings.max_score_draws)
+        async with self._engine.admitted(call, model, self._rows(request.images, model)):
+            images = await self._read(model, request.images, "images", call)
+            draw = draw_of(request, len(images)) if draws else Draw(0)
+            scored = await self._engine.score(call, model, images, draws, draw)
+            return pb.ScoreResponse(
+                reconstruction=_nats(scored.reconstruction),
+                kl=_nats(scored.kl),
+                elbo=_nats(scored.elbo),
+                nll=None if scored.nll is None else _nats(scored.nll),
+                percentile=None if scored.percentile is None else _nats(scored.percentile),
+                seed=draw.seed if draws else None,
+                model=_identity(model),
+                timing=_timing(call),
+            )
+
+    def encode_stream(
+        self, requests: AsyncIterator[pb.EncodeStreamRequest], call: Call
+    ) -> AsyncGenerator[pb.EncodeStreamResponse, None]:
+        """Encode, message for message."""
+        find = self._pinned(call)
+
+        async def answer(message: pb.EncodeStreamRequest, part: Call) -> pb.EncodeStreamResponse:
+            request = message.request
+            reply = await self._encode(find(request.model), request, part)
+            return pb.EncodeStreamResponse(response=reply)
+
+        return in_order(requests, _parts(call, answer))
+
+    def decode_stream(
+        self, requests: AsyncIterator[pb.DecodeStreamRequest], call: Call
+    ) -> AsyncGenerator[pb.DecodeStreamResponse, None]:
+        """Decode, message for message."""
+        find = self._pinned(call)
+
+        async def answer(message: pb.DecodeStreamRequest, part: Call) -> pb.DecodeStreamResponse:
+            request = message.request
+            reply = await self._decode(find(request.model), request, part)
+            return pb.DecodeStreamResponse(response=reply)
+
+        return in_order(requests, _parts(call, answer))
+
+    def sample_stream(
+        self, request: pb.SampleStreamRequest, call: Call
+    ) -> AsyncGenerator[pb.SampleStreamResponse, None]:
+        """Sample, in chunks."""
+        model, whole_request = self._find(request.request.model, call), request.request
+        most = self._max_rows(model)
+        size = whole("chunk_rows", request.chunk_rows, 0, most) or min(_CHUNK_ROWS, most)
+        count = whole("request.count", whole_request.count, 1, 2**63 - 1)
+        draw = draw_of(whole_request, count)
+
+        async def chunks() -> AsyncIterator[tuple[int, int]]:
+            for start in range(0, count, size):
+                yield start, min(size, count - start)
+
+        async def answer(chunk: tuple[int, int], part: Call) -> pb.SampleStreamResponse:
+            start, rows = chunk
+            piece = pb.SampleRequest()
+            piece.CopyFrom(whole_request)
+            piece.count = rows
+            reply = await self._sample(model, piece, Draw(draw.seed, draw.offset + start), part)
+            return pb.SampleStreamResponse(response=reply)
+
+        return in_order(chunks(), _parts(call, answer))
+
+    async def _encode(
+        self, model: Model, request: pb.EncodeRequest, call: Call
+    ) -> pb.EncodeResponse:
+        async with self._engine.admitted(call, model, self._rows(request.images, model)):
+            images = await self._read(model, request.images, "images", call)
+            draw = draw_of(request, len(images)) if request.draw else None
+            encoded = await self._engine.encode(call, model, images, draw)
+            return pb.EncodeResponse(
+                mean=codec.write_tensor(encoded.mean),
+                log_var=None if encoded.log_var is None else codec.write_tensor(encoded.log_var),
+                z=None if encoded.z is None else codec.write_tensor(encoded.z),
+                seed=None if draw is None else draw.seed,
+                model=_identity(model),
+                timing=_timing(call),
+            )
+
+    async def _decode(
+        self, model: Model, request: pb.DecodeRequest, call: Call
+    ) -> pb.DecodeResponse:
+        wanted = format_of(request, model.manifest)
+        z = self._latents(model, request.latents, "latents")
+        call.rows += len(z)
+        async with self._engine.admitted(call, model, len(z)):
+            pixels = await self._engine.decode(call, model, z, as_uint8=wanted.as_uint8)
+            return pb.DecodeResponse(
+                images=await self._write(pixels, wanted),
+                model=_identity(model),
+                timing=_timing(call),
+            )
+
+    async def _sample(
+        self, model: Model, request: pb.SampleRequest, draw: Draw, call: Call
+    ) -> pb.SampleResponse:
+        wanted = format_of(request, model.manifest)
+        label = questions.label_of(request, model.manifest)
+        temperature = questions.temperature_of(request)
+        truncation = questions.truncation_of(request)
+        call.rows += request.count
+        async with self._engine.admitted(call, model, request.count):
+            sampled = await self._engine.sample(
+                call,
+                model,
+                request.count,
+                draw,
+                label=label,
+                temperature=temperature,
+                truncation=truncation,
+                as_uint8=wanted.as_uint8,
+            )
+            latents = codec.write_tensor(sampled.latents) if request.return_latents else None
+            return pb.SampleResponse(
+                images=await self._write(sampled.images, wanted),
+                latents=latents,
+                seed=draw.seed,
+                offset=draw.offset,
+                model=_identity(model),
+                timing=_timing(call),
+            )
+
+    async def _points(
+        self,
+        model: Model,
+        request: pb.InterpolateRequest | pb.TraverseRequest,
+        fields: tuple[str, str],
+        count: int,
+        call: Call,
+    ) -> NDArray[np.float32] | None:
+        """Latents [count, D] given as such, or as the images they are the means of."""
+        latents, images = fields
+        if request.HasField(latents):
+            points = self._latents(model, getattr(request, latents), latents)
+            _exactly(len(points), count, f"{latents}.shape")
+            return points
+        if not request.HasField(images):
+            return None
+        pixels = await self._read(model, getattr(request, images), images, call)
+        _exactly(len(pixels), count, images)
+        call.rows -= len(pixels)  # they are not what was asked for
+        return (await self._engine.encode(call, model, pixels)).mean
+
+    def _find(self, selector: pb.ModelSelector, call: Call) -> Model:
+        model = self._models().find(selector.name, selector.version)
+        call.model, call.version = model.manifest.name, model.manifest.version
+        return model
+
+    def _pinned(self, call: Call) -> Callable[[pb.ModelSelector], Model]:
+        """`_find` for one stream: a reload does not change the model in the middle of it."""
+        known: dict[tuple[str, int], Model] = {}
+
+        def find(selector: pb.ModelSelector) -> Model:
+            key = selector.name, selector.version
+            if key not in known:
+                known[key] = self._find(selector, call)
+            return known[key]
+
+        return find
+
+    def _max_rows(self, model: Model) -> int:
+        return max_rows(model.manifest, self._settings.max_rows, self._settings.max_message_bytes)
+
+    def _rows(self, images: tensor_pb2.Images, model: Model) -> int:
+        """Rows to be admitted before they are read; refused there if they are too many."""
+        return min(codec.rows_stated(images), self._max_rows(model))
+
+    async def _read(
+        self, model: Model, images: tensor_pb2.Images, field: str, call: Call
+    ) -> Pixels:
+        shape, most = model.manifest.image_shape, self._max_rows(model)
+        small = images.WhichOneof("source") != "encoded" and images.ByteSize() < _SMALL_BYTES
+        pixels = await self._beside(
+            lambda: codec.read_images(images, field, shape, most), small=small
         )
-        sampled = answer.value
-        return pb.SampleResponse(
-            images=tensor_pb2.Images(tensor=codec.write_tensor(sampled.images)),
-            latents=codec.write_tensor(sampled.latents) if request.return_latents else None,
-            seed=draw.seed,
-            offset=draw.offset,
-            model=_identity(model),
-            timing=_timing(answer.timing, arrived),
-        )
+        call.rows += len(pixels)
+        return pixels
 
-    def _find(self, selector: pb.ModelSelector) -> Model:
-        return self._models().find(selector.name, selector.version)
+    def _latents(self, model: Model, tensor: tensor_pb2.Tensor, field: str) -> NDArray[np.float32]:
+        return codec.read_latents(tensor, field, model.manifest.latent_dim, self._max_rows(model))
 
-    def _max_rows(self, manifest: Manifest) -> int:
-        return max_rows(manifest, self._settings.max_rows, self._settings.max_message_bytes)
+    async def _write(self, pixels: Pixels, wanted: Format) -> tensor_pb2.Images:
+        small = wanted is not Format.PNG and pixels.nbytes < _SMALL_BYTES
+        return await self._beside(lambda: codec.write_images(pixels, wanted), small=small)
 
-    def _describe(self, model: Model) -> pb.ModelInfo:
-        manifest = model.manifest
-        channels, height, width = manifest.image_shape
-        info = pb.ModelInfo(
-            name=manifest.name,
-            version=manifest.version,
-            image_shape=pb.ImageShape(channels=channels, height=height, width=width),
-            latent_dim=manifest.latent_dim,
-            posterior=manifest.posterior,
-            prior=manifest.prior,
-            likelihood=manifest.likelihood,
-            labels=manifest.labels,
-            max_rows=self._max_rows(manifest),
-            metrics={
-                name: float(value)
-                for name, value in manifest.metrics.items()
-                if isinstance(value, int | float)
-            },
-            graphs=[
-                pb.GraphInfo(
-                    name=name,
-                    sha256=ref.sha256,
-                    size_bytes=ref.size_bytes,
-                    opset=ref.opset,
-                    device=str(model.graphs[name].device),
-                )
-                for name, ref in manifest.graphs.items()
-            ],
-            dataset=manifest.dataset.name,
-            noise=manifest.noise,
-            precision=manifest.precision,
-        )
-        info.created_at.FromDatetime(manifest.created_at.astimezone(UTC))
-        return info
+    async def _beside(self, work: Callable[[], T], *, small: bool) -> T:
+        """Keeps the loop free of what takes long."""
+        return work() if small else await self._engine.beside(work)
 
 
-def _draw(request: Any, rows: int) -> Draw:
-    seed = request.seed if request.HasField("seed") else engine.fresh_seed()
-    if request.offset + rows > ROWS:
-        raise InvalidArgument(
-            "offset", request.offset, f"at most 2^64 - {rows}, so that every row has an index"
-        )
-    return Draw(seed, request.offset)
+def _parts(
+    call: Call, answer: Callable[[Request, Call], Awaitable[Reply]]
+) -> Callable[[Request], Awaitable[Reply]]:
+    """Lets each message of a stream be answered as a call of its own.
+
+    The first one may be refused by a full server; those after it wait for room.
+    """
+
+    async def part(request: Request) -> Reply:
+        own = dataclasses.replace(call, arrived=time.monotonic(), rows=0, timing=Timing())
+        call.patient = True
+        reply = await answer(request, own)
+        call.rows += own.rows
+        call.timing += own.timing
+        return reply
+
+    return part
 
 
-def _label(request: pb.SampleRequest, manifest: Manifest) -> int:
-    """The class wanted; -1 means any."""
-    if not request.HasField("label") or request.label == ANY_LABEL:
-        return ANY_LABEL
-    if not manifest.labels:
-        raise NotForThisModel(
-            f"label: got {request.label}, but the prior of {manifest.name} knows no classes"
-        )
-    if not 0 <= request.label < len(manifest.labels):
-        raise InvalidArgument("label", request.label, f"-1 to {len(manifest.labels) - 1}")
-    return int(request.label)
+def _exactly(got: int, wanted: int, field: str) -> None:
+    if got != wanted:
+        raise InvalidArgument(field, f"{got} rows", f"exactly {wanted}")
 
 
-def _temperature(request: pb.SampleRequest) -> float:
-    if not request.HasField("temperature"):
-        return 1.0
-    if not 0.0 <= request.temperature <= MAX_TEMPERATURE:
-        raise InvalidArgument(
-            "temperature", f"{request.temperature:g}", f"0 to {MAX_TEMPERATURE:g}"
-        )
-    return request.temperature
-
-
-def _truncation(request: pb.SampleRequest) -> float | None:
-    if not request.HasField("truncation"):
-        return None
-    if not 0.0 < request.truncation < math.inf:
-        raise InvalidArgument("truncation", f"{request.truncation:g}", "a finite number above 0")
-    return request.truncation
-
-
-def _as_uint8(image_format: int) -> bool:
-    try:
-        return _FORMATS[image_format]  # type: ignore[index]
-    except KeyError:
-        raise InvalidArgument("format", image_format, "FLOAT32 (1) or UINT8 (2)") from None
+def _nats(values: NDArray[np.float64]) -> tensor_pb2.Tensor:
+    return codec.write_tensor(values.astype(np.float32))
 
 
 def _identity(model: Model) -> pb.ModelIdentity:
     return pb.ModelIdentity(name=model.manifest.name, version=model.manifest.version)
 
 
-def _timing(timing: engine.Timing, arrived: float) -> pb.Timing:
+def _timing(call: Call) -> pb.Timing:
     return pb.Timing(
-        queue_seconds=timing.queue,
-        compute_seconds=timing.compute,
-        total_seconds=time.perf_counter() - arrived,
-        batch_rows=timing.batch_rows,
+        queue_seconds=call.timing.queue,
+        compute_seconds=call.timing.compute,
+        total_seconds=time.monotonic() - call.arrived,
+        batch_rows=call.timing.batch_rows,
     )

@@ -5,12 +5,17 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from service.errors import StartError
+from service.versions import Versions
+
+
+def _versions(value: object) -> object:
+    return Versions.parse(str(value)) if isinstance(value, str | int) else value
 
 
 class Settings(BaseModel):
@@ -29,22 +34,49 @@ class Settings(BaseModel):
     """Address to listen on; 0.0.0.0 for all (the images set that)."""
     grpc_port: int = Field(50051, ge=0, le=65535)
     """Port for gRPC; 0 picks a free one and says which on stdout."""
+    http_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = 8080
+    """Port for /metrics, /healthz and /readyz by HTTP; 0 picks a free one, off is none."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N. Only auto may fall back to the CPU."""
     threads: int = Field(0, ge=0, le=1024)
     """Threads a graph may use; 0 for as many as this process has CPUs."""
     default_model: str = ""
     """Model that an empty name means; empty for the first in alphabetical order."""
+    versions: Annotated[Versions, BeforeValidator(_versions)] = Versions()
+    """Which versions to serve: latest, all, a number, or NAME=one of these, with commas."""
     max_rows: int = Field(4096, ge=1, le=1_000_000)
     """Most rows in one request."""
     max_message_bytes: int = Field(64 * 2**20, ge=4096, le=2**31 - 1)
     """Most bytes in one message, in either direction."""
+    max_queue_rows: int = Field(65_536, ge=1, le=2**40)
+    """Most rows in flight, all calls together; more are refused at once."""
+    max_queue_bytes: int = Field(2**29, ge=4096, le=2**50)
+    """Most bytes of images and latents in flight, all calls together."""
+    max_score_draws: int = Field(5000, ge=0, le=1_000_000)
+    """Most draws a row in Score."""
+    max_connection_age_seconds: float = Field(600.0, ge=1, le=10**6)
+    """Age at which a connection is to be made anew, so that clients find new servers; calls
+    in flight finish."""
+    tls_cert: Path | None = None
+    """Certificate chain in PEM, for an encrypted port; reread when it changes."""
+    tls_key: Path | None = None
+    """Its private key in PEM."""
+    tls_client_ca: Path | None = None
+    """Certificates in PEM that clients' certificates must be signed by (mTLS)."""
+    token_file: Path | None = None
+    """File with the tokens that callers may carry, one a line; reread when it changes."""
+    admin: bool = False
+    """Serve AdminService, whose Reload does what SIGHUP does."""
     drain_seconds: float = Field(30.0, ge=0, le=3600)
     """How long work in flight may take to finish after SIGTERM."""
     reflection: bool = False
     """Serve gRPC reflection, for grpcurl and the like."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """How much to log, on stderr."""
+    log_format: Literal["auto", "text", "json"] = "auto"
+    """auto is text at a terminal and JSON elsewhere."""
+    otlp_endpoint: str = ""
+    """Where to send OpenTelemetry traces by OTLP over gRPC, for example http://localhost:4317."""
 
 
 _FLAGS = {"grpc_port": "--port"}
@@ -77,8 +109,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--config", type=Path, metavar="FILE", help="TOML file with settings")
     for name, field in Settings.model_fields.items():
-        default = "those of the project" if name == "models" else field.default
-        text = f"{field.description} Default: {default if default != '' else 'none'}."
+        text = f"{field.description} Default: {_shown(name, field.default)}."
         if field.annotation is bool:
             action: Any = argparse.BooleanOptionalAction
             result.add_argument(flag(name), dest=name, action=action, default=None, help=text)
@@ -86,6 +117,14 @@ def parser() -> argparse.ArgumentParser:
             shown = flag(name)[2:].upper().replace("-", "_")
             result.add_argument(flag(name), dest=name, metavar=shown, help=text)
     return result
+
+
+def _shown(name: str, default: object) -> str:
+    if name == "models":
+        return "those of the project"
+    if isinstance(default, Versions):
+        return default.general
+    return "none" if default in ("", None) else str(default)
 
 
 def read_settings(
@@ -118,6 +157,8 @@ def read_settings(
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
+        if first["type"] == "value_error":
+            raise StartError(f"{origin[name]}: {first['ctx']['error']}") from error
         raise StartError(f"{origin[name]}: got {first['input']!r}, {first['msg']}") from error
 
 

@@ -36,6 +36,9 @@ class Server:
         folder = () if models is None else ("--models", str(models))
         self.log = log
         self._file = log.open("w")
+        if "--http-port" not in arguments:
+            # 8080 is one for all tests.
+            arguments = (*arguments, "--http-port", "off")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "latentserve", "serve", *folder, "--port", "0", *arguments],
             stdout=subprocess.PIPE,
@@ -46,7 +49,7 @@ class Server:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if "listening on" not in line:
-            self.process.wait(_SECONDS)
+            self.stop()
             raise AssertionError(f"no server: {line!r} {log.read_text()}")
         self.target = line.split()[-1]
 

@@ -12,19 +12,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-OURS = {"latentserve", "bundle", "service", "training", "export"}
+OURS = {"latentserve", "bundle", "preprocessing", "service", "training", "export"}
 ALLOWED = {
     "latentserve": {"latentserve"},
     "bundle": {"bundle"},
-    "service": {"service", "bundle", "latentserve"},
-    "training": {"training", "latentserve"},
+    "preprocessing": {"preprocessing"},
+    "service": {"service", "bundle", "latentserve", "preprocessing"},
+    "training": {"training", "latentserve", "preprocessing"},
     "export": {"export", "training", "service", "bundle", "latentserve"},
 }
 THIRD_PARTY = {
     "latentserve": {"grpc", "google", "numpy"},
     "bundle": {"numpy", "pydantic"},
+    "preprocessing": {"PIL", "numpy"},
     "service": {
-        "google", "grpc", "grpc_health", "grpc_reflection", "numpy", "onnxruntime", "pydantic",
+        "PIL", "google", "grpc", "grpc_health", "grpc_reflection", "numpy", "onnxruntime",
+        "opentelemetry", "prometheus_client", "pydantic", "pythonjsonlogger",
     },
     "training": {"PIL", "av", "matplotlib", "numpy", "platformdirs", "torch", "tqdm"},
     "export": {"numpy", "onnx", "onnxruntime", "torch", "tqdm"},
@@ -58,25 +61,42 @@ def test_dependencies_point_one_way(package):
     ("module", "home"),
     [
         ("onnxruntime", "service/runtime.py"),
-        ("grpc", "service/transport.py"),
+        ("grpc", "service/transport/"),
+        ("grpc_health", "service/transport/"),
+        ("prometheus_client", "service/metrics.py"),
+        ("opentelemetry", "service/tracing.py"),
+        ("PIL", "service/pictures.py"),
     ],
 )
-def test_only_one_file_of_the_service_knows(module, home):
+def test_only_one_place_of_the_service_knows(module, home):
     knowing = {
         str(path.relative_to(ROOT))
         for path in sources("service")
         if any(name.partition(".")[0] == module for name in imports(path))
     }
-    assert knowing == {home}
+    assert knowing
+    assert all(path.startswith(home) for path in knowing)
 
 
 @pytest.mark.parametrize(
-    "name", ["engine", "errors", "limits", "model", "noise", "runtime", "store"]
-)
+    "name",
+    [
+        "admission", "batcher", "call", "engine", "errors", "likelihood", "limits", "model",
+        "noise", "paths", "runtime", "store", "versions",
+    ],
+)  # fmt: skip
 def test_the_engine_knows_neither_grpc_nor_protobuf(name):
     known = imports(ROOT / "service" / f"{name}.py")
     assert not {each for each in known if each.split(".")[0] in {"grpc", "google"}}
     assert not {each for each in known if each.startswith("latentserve.v1")}
+
+
+@pytest.mark.parametrize(
+    "name", ["admin", "codec", "descriptions", "questions", "servicer", "streams", "telemetry"]
+)
+def test_the_servicer_knows_no_transport(name):
+    known = imports(ROOT / "service" / f"{name}.py")
+    assert not {each for each in known if each.startswith(("grpc", "service.transport"))}
 
 
 @pytest.mark.parametrize("part", ["report", "evaluation.py", "generation.py", "folder.py"])
@@ -116,16 +136,22 @@ def test_the_service_never_imports_torch_training_or_export(models):
 import asyncio, sys
 from pathlib import Path
 import service.server, service.cli
+from service.admission import Admission
+from service.call import Call
 from service.engine import Draw, Engine
+from service.metrics import Metrics
 from service.model import load_model
 from service.runtime import Device
-from service.store import load_models
-models = load_models(Path({str(models)!r}), lambda bundle: load_model(bundle, Device("cpu")))
-engine = Engine()
-answer = asyncio.run(engine.sample(models.find("", 0), 3, Draw(1), label=-1, temperature=1.0,
-                                   truncation=None, as_uint8=True))
-assert answer.value.images.shape == (3, 1, 28, 28)
-engine.close()
+from service.store import Store
+from service.telemetry import Telemetry
+store = Store(Path({str(models)!r}), lambda bundle: load_model(bundle, Device("cpu")))
+async def sample():
+    engine = Engine(Admission(10, 10**6), Telemetry(Metrics(), None, print))
+    sampled = await engine.sample(Call(), store.models().find("", 0), 3, Draw(1), label=-1,
+                                  temperature=1.0, truncation=None, as_uint8=True)
+    assert sampled.images.shape == (3, 1, 28, 28)
+    engine.close()
+asyncio.run(sample())
 print(sorted({{"torch", "onnx", "training", "export", "matplotlib"}} & set(sys.modules)))
 """
     assert child(code) == "[]"

@@ -9,6 +9,7 @@ import secrets
 import socket
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,10 @@ class Project:
     def __init__(self, data: Path):
         self.name = f"latentserve-test-{secrets.token_hex(4)}"
         self.port = free_port()
+        self.http_port = free_port()
         self._env = {
             "LATENTSERVE_GRPC_PORT": str(self.port),
+            "LATENTSERVE_HTTP_PORT": str(self.http_port),
             "LATENTSERVE_BUDGET": BUDGET,
             # The container may have no way to the mirrors.
             "LATENTSERVE_DATA": str(data),
@@ -220,9 +223,31 @@ def test_the_host_encodes_decodes_and_samples_through_the_published_port(
     assert len(np.unique(whole.reshape(20, -1), axis=0)) == 20
 
 
-def test_the_port_is_published_to_this_machine_alone(project: Project) -> None:
+def test_the_ports_are_published_to_this_machine_alone(project: Project) -> None:
     ports = project.inspect("server")["NetworkSettings"]["Ports"]
-    assert ports == {"50051/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(project.port)}]}
+    assert ports == {
+        "50051/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(project.port)}],
+        "8080/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(project.http_port)}],
+    }
+
+
+def test_readiness_and_metrics_are_told_by_http(project: Project) -> None:
+    origin = f"http://127.0.0.1:{project.http_port}"
+    with urllib.request.urlopen(f"{origin}/readyz", timeout=10) as reply:
+        assert reply.status == 200
+    with urllib.request.urlopen(f"{origin}/metrics", timeout=10) as reply:
+        text = reply.read().decode()
+    assert 'latentserve_model_info{device="cpu",model="mine",version="1"} 1.0' in text
+
+
+def test_a_hangup_makes_it_look_for_models_again(project: Project) -> None:
+    before = project.logs("server").count("reloaded: ")
+    project("kill", "-s", "HUP", "server")
+    deadline = time.monotonic() + 30
+    while project.logs("server").count("reloaded: ") == before:
+        assert time.monotonic() < deadline, project.logs("server")
+        time.sleep(0.2)
+    assert project.inspect("server")["State"]["Running"]
 
 
 def test_the_server_runs_without_privileges(project: Project) -> None:
@@ -245,7 +270,7 @@ def test_the_server_cannot_write(project: Project, path: str) -> None:
 
 def test_the_server_image_holds_the_server_alone(project: Project) -> None:
     absent = ("torch", "onnx", "onnxscript", "matplotlib", "training", "export")
-    present = ("latentserve", "service", "bundle", "onnxruntime")
+    present = ("latentserve", "service", "preprocessing", "bundle", "onnxruntime")
     found = project("exec", "-T", "server", "python", "-c", FIND, *absent, *present)
     assert found.split() == list(present)
     files = project.attempt(

@@ -17,6 +17,7 @@ from bundle import open_bundle
 from export.cli import main_evaluate
 from export.evaluate import subject_of_graphs
 from latentserve.cli import main
+from training.adapter import as_autoencoder
 from training.config import Dense, ModelConfig, PriorConfig, TrainConfig
 from training.datasets import load_dataset
 from training.evaluation import (
@@ -29,7 +30,6 @@ from training.evaluation import (
     mean_scores,
     percentiles,
 )
-from training.loop import as_autoencoder
 from training.models import Vae
 from training.objectives import autoencoder_terms
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from training import folder as folder_module
-from training import pictures
+from training import memory
 from training.data_spec import DataSpec
 from training.datasets import Dataset, Split, load_dataset
 from training.errors import ConfigError, DataError, DataMissing
@@ -298,7 +298,7 @@ def test_more_pictures_than_memory_are_refused(
 ) -> None:
     write_many(tmp_path, 60)
     limit = 60 * 3 * 8 * 8
-    monkeypatch.setattr(pictures, "MOST_BYTES", limit)
+    monkeypatch.setattr(memory, "MOST_BYTES", limit)
     assert load(tmp_path).image_shape == (3, 8, 8)
     with pytest.raises(DataError, match=r"60 images of 243 bytes .*Remedy: a smaller --image-size"):
         load(tmp_path, image_size=9)

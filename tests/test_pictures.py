@@ -1,7 +1,9 @@
 """One picture from bytes to an array: formats, modes, orientation, size, damage."""
 
 import io
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,13 +13,19 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from training.errors import DataError
-from training.pictures import decode, fit, ready
+from preprocessing.pictures import (
+    PictureError,
+    Size,
+    TooLarge,
+    decode,
+    fit,
+    open_picture,
+    prepare,
+)
 
 
-def read(raw: bytes, image_size: int | None, channels: int | None) -> NDArray[np.uint8]:
-    with ready():
-        return decode(raw, image_size, channels)
+def read(raw: bytes, side: int | None, channels: int | None) -> NDArray[np.uint8]:
+    return decode(raw, None if side is None else (side, side), channels)
 
 
 def noise(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -187,12 +195,42 @@ def test_a_large_jpeg_is_the_same_at_a_fraction(times: int) -> None:
     assert np.abs(read(raw, 32, None).astype(int) - exact).max() <= 4
 
 
-@pytest.mark.parametrize(("image_size", "channels"), [(None, None), (8, None), (8, 1), (5, 3)])
-def test_arrays_are_fitted_as_files_are(image_size: int | None, channels: int | None) -> None:
+@pytest.mark.parametrize(
+    ("size", "channels"), [(None, None), ((8, 8), None), ((8, 8), 1), ((5, 5), 3), ((6, 11), 3)]
+)
+def test_arrays_are_fitted_as_files_are(size: Size | None, channels: int | None) -> None:
     images = noise(4, 12, 9)
-    got = fit(images, image_size, channels)
-    files = [read(png(image), image_size, channels) for image in images]
+    got = fit(images, size, channels)
+    files = [decode(png(image), size, channels) for image in images]
     assert np.array_equal(got, np.stack(files))
+
+
+@pytest.mark.parametrize(("height", "width"), [(10, 20), (20, 10), (7, 28), (30, 6)])
+def test_what_is_not_square_is_cut_to_its_aspect_ratio(height: int, width: int) -> None:
+    inner = np.full((height * 3, width * 3, 3), (200, 100, 50), np.uint8)
+    for pad in ((height * 2, 0), (0, width * 2), (0, 0)):
+        array = np.pad(inner, ((pad[0],) * 2, (pad[1],) * 2, (0, 0)))
+        got = decode(png(array), (height, width), None)
+        assert got.shape == (3, height, width)
+        # At the rim a little of what is cut off is mixed in.
+        middle = got[:, height // 3 : height - height // 3, width // 3 : width - width // 3]
+        assert np.abs(middle.astype(int) - [[[200]], [[100]], [[50]]]).max() <= 2
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 12), st.integers(1, 12))
+def test_any_size_becomes_any_other(width: int, height: int, to_height: int, to_width: int) -> None:
+    got = decode(png(np.full((height, width), 77, np.uint8)), (to_height, to_width), 3)
+    assert np.array_equal(got, np.full((3, to_height, to_width), 77))
+
+
+def test_a_turned_picture_is_cut_after_it_is_turned() -> None:
+    y, x = np.mgrid[0:160, 0:400]
+    smooth = (127 + 60 * np.sin(x / 30) + 60 * np.cos(y / 30)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = save(Image.fromarray(np.rot90(smooth)), "JPEG", quality=95, exif=exif)
+    exact = decode(png(smooth), (16, 40), None)
+    assert np.abs(decode(turned, (16, 40), None).astype(int) - exact).max() <= 4
 
 
 TRUNCATED = {
@@ -209,13 +247,13 @@ TRUNCATED = {
 def test_a_truncated_picture_is_refused(kind: str, share: float) -> None:
     raw = TRUNCATED[kind]
     assert read(raw, None, None).shape == (3, 40, 40)
-    with pytest.raises(DataError):
+    with pytest.raises(PictureError):
         read(raw[: int(len(raw) * share)], None, None)
 
 
 @settings(deadline=None, max_examples=300)
 @given(st.sampled_from(sorted(TRUNCATED)), st.data())
-def test_damaged_bytes_are_a_picture_or_a_data_error(kind: str, data: st.DataObject) -> None:
+def test_damaged_bytes_are_a_picture_or_a_picture_error(kind: str, data: st.DataObject) -> None:
     raw = bytearray(TRUNCATED[kind])
     for _ in range(data.draw(st.integers(1, 4))):
         raw[data.draw(st.integers(0, 60) | st.integers(0, len(raw) - 1))] = data.draw(
@@ -223,30 +261,90 @@ def test_damaged_bytes_are_a_picture_or_a_data_error(kind: str, data: st.DataObj
         )
     try:
         got = read(bytes(raw), 8, None)
-    except DataError:
+    except PictureError:
         return
     assert got.shape in ((3, 8, 8), (1, 8, 8))
 
 
 @pytest.mark.parametrize("raw", [b"", b"hello", b"%PDF-1.7", save(Image.new("L", (9, 9)), "TIFF")])
 def test_what_is_no_picture_of_a_known_format_is_told_what_is_wanted(raw: bytes) -> None:
-    with pytest.raises(DataError, match="not a picture, wanted one of PNG, JPEG, BMP, GIF, WEBP"):
+    with pytest.raises(
+        PictureError, match="not a picture, wanted one of PNG, JPEG, BMP, GIF, WEBP"
+    ):
         read(raw, None, None)
 
 
-@pytest.mark.parametrize("side", [10_000, 30_000], ids=["a warning of Pillow's", "an error of its"])
-def test_a_bomb_is_refused_before_it_is_unpacked(side: int) -> None:
+@pytest.mark.parametrize(
+    ("side", "told"),
+    [(10_000, "100000000 pixels"), (30_000, "more than 178956970 pixels")],
+    ids=["a warning of Pillow's", "an error of its"],
+)
+def test_a_bomb_is_refused_before_it_is_unpacked(side: int, told: str) -> None:
     raw = png(np.zeros((1, 1), np.uint8))
     header = raw.index(b"IHDR") + 4
     bomb = raw[:header] + side.to_bytes(4, "big") * 2 + raw[header + 8 :]
     end = header + 13
     # With the checksum of the header.
     bomb = bomb[:end] + zlib.crc32(bomb[header - 4 : end]).to_bytes(4, "big") + bomb[end + 4 :]
-    with pytest.raises(DataError, match=f"{side * side} pixels.* exceeds limit .*bomb"):
+    with pytest.raises(TooLarge, match=f"{told} exceed the limit of .*bomb"):
         read(bomb, 8, None)
+    with pytest.raises(TooLarge, match=r"pixels exceed the limit of 99, "):
+        open_picture(bomb, most_pixels=99)
 
 
 def test_floats_of_unknown_scale_are_refused() -> None:
     raw = b"Pf\n2 2\n-1.0\n" + np.zeros(4, "<f4").tobytes()
-    with pytest.raises(DataError, match="pixels of mode F"):
+    with pytest.raises(PictureError, match="pixels of mode F"):
         read(raw, None, None)
+
+
+def test_other_formats_than_wanted_are_refused_though_they_are_pictures() -> None:
+    assert open_picture(save(Image.new("L", (2, 2)), "GIF")).size == (2, 2)
+    with pytest.raises(PictureError, match=r"not a picture, wanted one of PNG, JPEG$"):
+        open_picture(save(Image.new("L", (2, 2)), "GIF"), ("PNG", "JPEG"))
+
+
+def odd_png() -> bytes:
+    """A good picture that Pillow warns of: an animation of no frames."""
+    raw = png(GREY)
+    body = b"acTL" + bytes(8)
+    chunk = (8).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+    return raw[:33] + chunk + raw[33:]
+
+
+def test_what_pillow_warns_of_is_read_and_nothing_is_printed_in_any_thread(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    raw = odd_png()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="Invalid APNG"):
+            Image.open(io.BytesIO(raw)).load()
+        before = list(warnings.filters)
+        with ThreadPoolExecutor(8) as pool:
+            read_all = list(pool.map(lambda _: decode(raw, None, None), range(400)))
+        # One filter more, and not one for each call.
+        assert len(warnings.filters) == len(before) + 1
+        with pytest.raises(UserWarning, match="one of ours"):
+            warnings.warn("one of ours", stacklevel=1)
+    assert all(np.array_equal(each, GREY[None]) for each in read_all)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_many_threads_read_as_one_does() -> None:
+    files = [save(Image.fromarray(noise(50, 40, 3, seed=n)), kind) for n in range(20)
+             for kind in ("PNG", "JPEG", "WEBP", "GIF")]  # fmt: skip
+    alone = [decode(raw, (8, 8), None) for raw in files]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda raw: decode(raw, (8, 8), None), files * 5))
+    assert all(np.array_equal(a, b) for a, b in zip(alone * 5, together, strict=True))
+
+
+def test_a_picture_is_opened_without_its_pixels() -> None:
+    """What is told of a picture is told before they are decoded."""
+    raw = png(COLOUR)
+    half = raw[: raw.index(b"IDAT") + 6]
+    with open_picture(half) as image:
+        assert (image.format, image.mode, image.size) == ("PNG", "RGB", (5, 6))
+        with pytest.raises(PictureError):
+            prepare(image, None, None)

@@ -30,7 +30,7 @@ from latentserve.v1 import latent_service_pb2 as pb
 from latentserve.v1 import latent_service_pb2_grpc
 from service.model import load_model
 from service.runtime import Device
-from service.store import load_models
+from service.store import Store
 from tests.processes import Server, latentserve
 from tests.tiny import write_tiny
 
@@ -121,9 +121,10 @@ def test_a_folder_that_cannot_be_read_does_not_take_the_others_down(tiny, monkey
         return real(path)
 
     monkeypatch.setattr(Path, "iterdir", iterdir)
-    models = load_models(tiny, lambda bundle: load_model(bundle, Device("cpu")))
+    models = Store(tiny, lambda bundle: load_model(bundle, Device("cpu"))).models()
     assert list(models.loaded) == ["one", "two"]
-    assert "Permission denied" in models.refused["secret"]
+    assert [each.name for each in models.refused] == ["secret"]
+    assert "Permission denied" in models.refused[0].problem
 
 
 def test_a_default_model_that_is_refused_is_not_ready_and_the_others_answer(tiny, tmp_path):

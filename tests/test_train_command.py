@@ -38,9 +38,10 @@ from training.errors import ConfigError
 from training.filming import FRAMES
 from training.loop import Trainer
 from training.models import Vae
+from training.progress import Observer, Progress
 from training.report.write import LIVE, PAGE, PICTURES
 from training.run import RunFolder
-from training.train import Observer, Progress, Request, train
+from training.train import Request, train
 
 pytest_plugins = ["tests.run_fixtures"]
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures", "signal_handlers")

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from training.adapter import as_autoencoder
 from training.config import Conv, Dense, ModelConfig, PriorConfig, TrainConfig
 from training.data_spec import DataSpec
 from training.datasets import load_dataset
 from training.errors import DataMissing
 from training.evaluation import evaluate, mean_scores, percentiles
-from training.loop import as_autoencoder
 from training.models import Vae
 from training.run import RunConfig, RunFolder
 from training.train import TEST_SEED, describe, golden_images, test_images

@@ -18,9 +18,10 @@ from training.data_spec import DataSpec
 from training.errors import ConfigError, OtherProcessError, TrainingError
 from training.parallel import Parallel
 from training.presets import PRESETS
+from training.progress import Observer, Progress
 from training.run import RunFolder
 from training.sources import SOURCES
-from training.train import Observer, Progress, Request, train
+from training.train import Request, train
 
 # As wide as what is told leaves room for, which in 80 columns is not much.
 _BAR = "{percentage:3.0f}% |{bar}| {desc}"

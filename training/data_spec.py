@@ -99,6 +99,11 @@ class DataSpec:
         return self.source.partition(":")[0]
 
     @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width that images are resized to, in pixels; None for as they are."""
+        return None if self.image_size is None else (self.image_size, self.image_size)
+
+    @property
     def folder(self) -> Path:
         """PATH of a `folder:PATH`."""
         return Path(self.source.partition(":")[2])

@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from preprocessing.pictures import fit
 from training.data_spec import DataSpec
 from training.errors import DataError
 from training.folder import FEWEST_IMAGES, read_folder
 from training.idx import parse_idx, read_unpacked
-from training.pictures import fit, refuse_too_many
+from training.memory import refuse_too_many
 from training.sources import SOURCES, Report, read_files
 
 VALIDATION_IMAGES = 5_000
@@ -219,9 +220,9 @@ def _split(spec: DataSpec, images: NDArray[np.uint8], labels: NDArray[np.uint8] 
             f"{spec.source}: images {list(images.shape)} and labels {list(labels.shape)} do not "
             "belong together"
         )
-    height, width = (spec.image_size,) * 2 if spec.image_size else images.shape[1:]
+    height, width = spec.size or images.shape[1:]
     refuse_too_many(spec.source, len(images), (spec.channels or 1) * height * width)
-    return Split(fit(images, spec.image_size, spec.channels), labels.astype(np.int64))
+    return Split(fit(images, spec.size, spec.channels), labels.astype(np.int64))
 
 
 def _cut(whole: Split, last: int) -> tuple[Split, Split]:

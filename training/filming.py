@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from training.adapter import as_autoencoder
 from training.datasets import Dataset
-from training.loop import Trainer, as_autoencoder
+from training.loop import Trainer
 from training.models import Vae
 from training.prior import Sampler
 from training.report import Frame, Story, write_live

@@ -25,9 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentserve._cpus import usable_cpus
+from preprocessing.pictures import SUFFIXES, PictureError, decode
 from training.data_spec import DataSpec
 from training.errors import ConfigError, DataError, DataMissing
-from training.pictures import SUFFIXES, decode, ready, refuse_too_many
+from training.memory import refuse_too_many
 from training.sources import Report
 
 FEWEST_IMAGES = 20
@@ -226,7 +227,7 @@ def _read(spec: DataSpec, paths: Sequence[str]) -> tuple[list[_Picture], list[_P
     pictures: list[_Picture] = []
     problems: list[_Problem] = []
     read = functools.partial(_read_one, spec)
-    with ready(), ThreadPoolExecutor(usable_cpus()) as pool:
+    with ThreadPoolExecutor(usable_cpus()) as pool:
         # In blocks: a million tasks at once are gigabytes of bookkeeping.
         for start in range(0, len(paths), _BLOCK):
             for result in pool.map(read, paths[start : start + _BLOCK]):
@@ -242,10 +243,10 @@ def _read(spec: DataSpec, paths: Sequence[str]) -> tuple[list[_Picture], list[_P
 def _read_one(spec: DataSpec, path: str) -> _Picture | _Problem:
     try:
         raw = (spec.folder / path).read_bytes()
-        pixels = decode(raw, spec.image_size, spec.channels)
+        pixels = decode(raw, spec.size, spec.channels)
     except OSError as error:
         return _Problem(path, _reason(error))
-    except DataError as error:
+    except PictureError as error:
         return _Problem(path, str(error))
     return _Picture(path, hashlib.sha256(raw).hexdigest(), pixels)
 

@@ -14,15 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from training.config import ModelConfig, TrainConfig
 from training.datasets import Dataset, binarize
 from training.errors import DivergenceError
-from training.evaluation import Autoencoder
 from training.mixture import fit_mixture
+from training.latents import Latents
 from training.models import Vae, bernoulli_nll
 from training.objectives import autoencoder_terms, kl_at, prior_nlls
 from training.parallel import Parallel
@@ -104,7 +103,7 @@ class Trainer:
         self._noise = torch.Generator()
         self._order = torch.empty(0, dtype=torch.int64)
         self._order_of: tuple[str, int] = ("", -1)
-        self._latents: _Latents | None = None
+        self._latents: Latents | None = None
         self._objective: nn.Module | None = None
         self._objective_of = ""
         self.parallel.check_batch(self.batch_size)
@@ -258,7 +257,7 @@ class Trainer:
             # Not the real ones, which take long to compute: any will do.
             rows = torch.randn(self.config.prior_batch_size, self.model.config.latent_dim)
             labels = torch.zeros(len(rows), dtype=torch.int64, device=self.device)
-            twin._latents = _Latents(phase.name, rows.to(self.device), None, labels)
+            twin._latents = Latents(phase.name, rows.to(self.device), None, labels)
         return twin
 
     def _at(self, step: int) -> Phase:
@@ -343,7 +342,7 @@ class Trainer:
         return min(len(self._images), wanted), views
 
     @torch.inference_mode()
-    def _encoded(self, phase: Phase) -> "_Latents":
+    def _encoded(self, phase: Phase) -> Latents:
         """The posteriors of the training set, in several binarizations where many are needed."""
         rows, views = self._views(phase)
         means, log_vars = [], []
@@ -361,7 +360,7 @@ class Trainer:
                 means.append(posterior.mean)
                 if posterior.log_var is not None:
                     log_vars.append(posterior.log_var)
-        return _Latents(
+        return Latents(
             phase.name,
             torch.cat(means).clone(),
             torch.cat(log_vars).clone() if log_vars else None,
@@ -431,59 +430,6 @@ class _Objective(nn.Module):
             precision=self.precision,
         )
         return terms.loss, terms.reconstruction, terms.kl
-
-
-class _Latents:
-    """The posteriors that a prior is fitted to.
-
-    Args:
-        of: The phase they are for.
-        mean: [N, D].
-        log_var: [N, D], or None for points.
-        labels: int64 [N].
-    """
-
-    def __init__(self, of: str, mean: Tensor, log_var: Tensor | None, labels: Tensor):
-        self.of = of
-        self.mean = mean
-        self.labels = labels
-        self._std = None if log_var is None else torch.exp(0.5 * log_var)
-
-    def draw(self, rows: Tensor, noise: torch.Generator) -> Tensor:
-        """A draw from some of the posteriors, [len(rows), D]."""
-        mean = self.mean[rows]
-        if self._std is None:
-            return mean
-        return mean + self._std[rows] * torch.randn(mean.shape, generator=noise).to(mean.device)
-
-
-def as_autoencoder(model: Vae) -> Autoencoder:
-    """Wraps a torch model for `training.evaluation`."""
-    device = next(model.parameters()).device
-
-    def tensor(array: NDArray[np.float32]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
-
-    @torch.inference_mode()
-    def encode(
-        images: NDArray[np.float32],
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        posterior = model.encode(tensor(images))
-        log_var = posterior.log_var
-        return posterior.mean.cpu().numpy(), None if log_var is None else log_var.cpu().numpy()
-
-    @torch.inference_mode()
-    def decode(z: NDArray[np.float32]) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = model.decode(tensor(z)).cpu().numpy()
-        return logits
-
-    @torch.inference_mode()
-    def log_prior(z: NDArray[np.float32]) -> NDArray[np.float32]:
-        assert model.prior is not None
-        log_prob: NDArray[np.float32] = model.prior.log_prob(tensor(z)).cpu().numpy()
-        return log_prob
-
-    return Autoencoder(encode, decode, log_prior if model.prior is not None else None)
 
 
 def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:

@@ -4,8 +4,8 @@ import dataclasses
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 
 from latentserve import __version__
 from latentserve._cpus import usable_cpus
+from training.adapter import as_autoencoder
 from training.budget import calibrate, cpu_seconds
 from training.config import Preset, override
 from training.data_spec import DataSpec
@@ -22,11 +23,12 @@ from training.datasets import Dataset, Split, binarize, load_dataset
 from training.errors import CheckpointError, ConfigError, DataError
 from training.evaluation import Evaluation, evaluate, mean_scores, percentiles
 from training.filming import Camera, spread, tell
-from training.loop import VALIDATIONS, Trainer, as_autoencoder
+from training.loop import VALIDATIONS, Trainer
 from training.models import Vae
 from training.parallel import Parallel
 from training.phases import Phase
 from training.presets import find_preset
+from training.progress import Observer, Pace, Progress
 from training.report import write_report
 from training.run import RunConfig, RunFolder
 
@@ -63,47 +65,6 @@ class Request:
     resume: bool = False
     device: str = "cpu"
     bfloat16: bool = False
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run has come, told after each step.
-
-    Attributes:
-        phase: What is being trained.
-        step: Steps done.
-        total_steps: Length of the run, all phases together.
-        share: Share of the run's time that is over, 0 to 1.
-        numbers: What the step and the last validation measured.
-        rows_per_second: Images, or latents while a prior is fitted.
-        seconds_left: By the clock, at the speed so far.
-    """
-
-    phase: str
-    step: int
-    total_steps: int
-    share: float
-    numbers: dict[str, float]
-    rows_per_second: float
-    seconds_left: float
-
-
-@dataclass(frozen=True)
-class Observer:
-    """Whom a run talks to.
-
-    Attributes:
-        line: Called with a line to print.
-        progress: Called after each step.
-        between_steps: Entered while steps are done; what it gives tells, between two
-            steps, whether to stop. It has to hold back an interrupt until then.
-    """
-
-    line: Callable[[str], None] = lambda _line: None
-    progress: Callable[[Progress], None] = lambda _progress: None
-    between_steps: Callable[[], AbstractContextManager[Callable[[], bool]]] = lambda: nullcontext(
-        lambda: False
-    )
 
 
 def train(request: Request, observer: Observer) -> dict[str, Any]:
@@ -334,51 +295,6 @@ def _config(
     )
 
 
-class _Pace:
-    """How long the steps of each phase take, to tell how long all that are left will."""
-
-    # Of a step of another phase, where there is nothing better to go by.
-    _GUESS = 0.05
-    # Seconds of a step, before any has been done.
-    _BLIND = 0.01
-
-    def __init__(self, trainer: Trainer):
-        self._trainer = trainer
-        self._seconds: dict[str, float] = {}
-        self._steps: dict[str, int] = {}
-        self._begun: set[str] = set()
-        self._last = time.monotonic()
-
-    def step(self, phase: Phase) -> None:
-        now, self._last, last = time.monotonic(), time.monotonic(), self._last
-        if not phase.trains_autoencoder and phase.name not in self._begun:
-            # The first step of a fit also encodes the data set: no measure of the others.
-            self._begun.add(phase.name)
-            return
-        self._seconds[phase.name] = self._seconds.get(phase.name, 0.0) + now - last
-        self._steps[phase.name] = self._steps.get(phase.name, 0) + 1
-
-    def of(self, phase: Phase) -> float:
-        """Seconds of one step."""
-        if phase.name in self._steps:
-            return self._seconds[phase.name] / self._steps[phase.name]
-        known = [each for each in self._trainer.phases if each.name in self._steps]
-        alike = [each for each in known if each.trains_autoencoder == phase.trains_autoencoder]
-        if alike:
-            return self.of(alike[0])
-        if not known:
-            return self._BLIND
-        return self.of(known[0]) * (self._GUESS if known[0].trains_autoencoder else 1 / self._GUESS)
-
-    def seconds(self, begin: int, end: int) -> float:
-        """Of the steps between two."""
-        spans = (
-            (each, max(0, min(end, each.stop) - max(begin, each.start)))
-            for each in self._trainer.phases
-        )
-        return sum(steps * self.of(each) for each, steps in spans if steps)
-
-
 def _run_steps(
     run: RunFolder,
     trainer: Trainer,
@@ -399,7 +315,7 @@ def _run_steps(
     validate_every = max(1, total // VALIDATIONS)
     phase_ends = {phase.stop for phase in trainer.phases}
     last_checkpoint, start_cpu = time.monotonic(), cpu_seconds()
-    pace = _Pace(trainer)
+    pace = Pace(trainer.phases)
     camera = Camera(run, trainer, dataset) if parallel.leads else None
     validation: dict[str, float] = {}
     entered: Phase | None = None

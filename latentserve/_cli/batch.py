@@ -1,0 +1,247 @@
+"""`batch encode`, `batch decode` and `batch sample`: dataset jobs."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latentserve._arguments import positive, uint64
+from latentserve._cli.common import Run, command, listing
+from latentserve._cli.connection import add_model, connect
+from latentserve._cli.failures import Failure, printable, reason
+from latentserve._cli.generate import add_draws
+from latentserve._cli.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from latentserve.client import Client
+    from latentserve.jobs import Finished, Progress
+
+_SHARD_ROWS = 10_000
+
+
+def add(commands: Any) -> None:
+    """Adds the command and those beneath it."""
+    batch = commands.add_parser(
+        "batch",
+        description="Encode, decode or sample a whole data set, to a folder of shards.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    kinds = batch.add_subparsers(dest="job", required=True, metavar="JOB", help="see below")
+
+    encode = _job(
+        kinds,
+        "encode",
+        _encode,
+        "map images to posteriors: mean, log_var and, where drawn, z",
+        "latentserve batch encode images.npy --to latents",
+        "latentserve batch encode photos/ --resize --format parquet --to latents",
+    )
+    encode.add_argument(
+        "source",
+        type=Path,
+        nargs="+",
+        metavar="SOURCE",
+        help="npy files, or PNG and JPEG files and folders of such",
+    )
+    encode.add_argument("--resize", action="store_true", help="fit files of another size or mode")
+    encode.add_argument("--draw", action="store_true", help="draw z as well, with a fresh seed")
+    encode.add_argument("--seed", type=uint64, metavar="N", help="draw z as well, with this seed")
+    encode.add_argument(
+        "--offset",
+        type=uint64,
+        default=0,
+        metavar="N",
+        help="number of the first row in the seed's sequence (default: 0)",
+    )
+
+    decode = _job(
+        kinds,
+        "decode",
+        _decode,
+        "map latents to images",
+        "latentserve batch decode latents/mean-*.npy --to images",
+    )
+    decode.add_argument("source", type=Path, nargs="+", metavar="LATENTS", help="npy files [N, D]")
+    _add_dtype(decode)
+
+    sample = _job(
+        kinds,
+        "sample",
+        _sample,
+        "draw new images",
+        "latentserve batch sample -n 1000000 --seed 7 --to digits",
+        "latentserve batch sample -n 60000 --label 7 --latents --format parquet --to sevens",
+    )
+    sample.add_argument("-n", "--count", type=positive, required=True, metavar="N", help="how many")
+    add_draws(sample, sample)
+    sample.add_argument("--latents", action="store_true", help="write the latents as well")
+    _add_dtype(sample)
+    batch.epilog = f"""jobs:
+{listing(kinds, 6)}
+
+A job that was broken off, at any moment, goes on when the same command is given
+again, and leaves the same bytes as one that was not.
+
+example:
+  latentserve batch sample -n 1000000 --seed 7 --to digits"""
+
+
+def _job(
+    jobs: Any,
+    name: str,
+    run: "Callable[[argparse.Namespace, Client, dict[str, Any]], Finished]",
+    summary: str,
+    *examples: str,
+) -> argparse.ArgumentParser:
+    parser = command(jobs, name, _running(run), summary, *examples)
+    parser.add_argument(
+        "--to",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="where to write: new, empty, or with the same job in it",
+    )
+    parser.add_argument(
+        "--shard-rows",
+        type=positive,
+        default=_SHARD_ROWS,
+        metavar="N",
+        help=f"rows in a shard (default: {_SHARD_ROWS})",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("npy", "parquet"),
+        default="npy",
+        help="of the shards; parquet needs pyarrow (default: npy)",
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="hash the shards that are there, and make damaged ones anew",
+    )
+    add_model(parser)
+    return parser
+
+
+def _add_dtype(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dtype",
+        choices=("uint8", "float32"),
+        default="uint8",
+        help="of the images: 0 to 255, or in [0, 1] (default: uint8)",
+    )
+
+
+def _encode(options: argparse.Namespace, client: "Client", common: dict[str, Any]) -> "Finished":
+    from latentserve import jobs
+
+    return jobs.encode(
+        client,
+        options.source,
+        options.to,
+        draw=options.draw,
+        seed=options.seed,
+        offset=options.offset,
+        resize=options.resize,
+        **common,
+    )
+
+
+def _decode(options: argparse.Namespace, client: "Client", common: dict[str, Any]) -> "Finished":
+    from latentserve import jobs
+
+    return jobs.decode(client, options.source, options.to, dtype=options.dtype, **common)
+
+
+def _sample(options: argparse.Namespace, client: "Client", common: dict[str, Any]) -> "Finished":
+    from latentserve import jobs
+
+    return jobs.sample(
+        client,
+        options.count,
+        options.to,
+        seed=options.seed,
+        offset=options.offset,
+        label=options.label,
+        temperature=options.temperature,
+        truncation=options.truncation,
+        dtype=options.dtype,
+        latents=options.latents,
+        **common,
+    )
+
+
+def _running(
+    job: "Callable[[argparse.Namespace, Client, dict[str, Any]], Finished]",
+) -> Run:
+    """Runs a job with a progress bar and says how it ended."""
+
+    def run(options: argparse.Namespace) -> int:
+        from latentserve.errors import LatentserveError
+        from latentserve.jobs import JobError, MissingPackage, SourceError
+
+        bar, reached = ProgressBar(), _Reached()
+        to = printable(str(options.to))
+
+        def progress(now: "Progress") -> None:
+            reached.progress = now
+            name = options.job if now.stage == "working" else "reading the source"
+            bar.show(name, now.rows, now.total)
+
+        common = {
+            "model": options.model,
+            "version": options.model_version,
+            "shard_rows": options.shard_rows,
+            "format": options.format,
+            "verify": options.verify,
+            "progress": progress,
+        }
+        try:
+            with connect(options) as client:
+                done = job(options, client, common)
+        except (JobError, MissingPackage, SourceError) as error:
+            bar.clear()
+            raise Failure(printable(str(error))) from error
+        except (LatentserveError, OSError, MemoryError) as error:
+            bar.clear()
+            raise Failure(f"{_told(error)}{reached.kept(to)}") from error
+        except KeyboardInterrupt:
+            bar.clear()
+            print(f"latentserve batch: stopped{reached.kept(to)}", file=sys.stderr)
+            return 130
+        bar.clear()
+        for name in done.lost:
+            print(f"{to}: {name} was missing or damaged and was made anew", file=sys.stderr)
+        print(f"{to}: {_summary(done)}")
+        return 0
+
+    return run
+
+
+class _Reached:
+    """How far a job came."""
+
+    progress: "Progress | None" = None
+
+    def kept(self, folder: str) -> str:
+        if self.progress is None:
+            return ""
+        return (
+            f"; {self.progress.whole:,} of {self.progress.total:,} rows are whole in {folder}, "
+            "and the same command goes on"
+        )
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, OSError):
+        name = "" if error.filename is None else f"{printable(str(error.filename))}: "
+        return name + reason(error)
+    return str(error) or type(error).__name__
+
+
+def _summary(done: "Finished") -> str:
+    shards = "1 shard" if done.shards == 1 else f"{done.shards} shards"
+    seed = "" if done.seed is None else f", seed {done.seed}"
+    was = "finished already: " if done.rows_before == done.rows else ""
+    return f"{was}{done.rows} rows in {shards}, model {done.model}/{done.version}{seed}"

@@ -1,0 +1,138 @@
+"""The options that say which server and which model, and the client made of them."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latentserve._arguments import seconds, version
+from latentserve._cli.failures import Failure, Usage, reason
+
+if TYPE_CHECKING:
+    from latentserve.client import Client, Tls
+
+
+def add_connection(parser: argparse.ArgumentParser, timeout: float) -> None:
+    """Adds the options that say which server it is and how to reach it."""
+    group = parser.add_argument_group(
+        "connection", "Each may come from the environment: --tls-ca is LATENTSERVE_TLS_CA."
+    )
+    group.add_argument("--server", default=_default_server(), help="address (default: %(default)s)")
+    group.add_argument(
+        "--timeout",
+        type=seconds,
+        default=os.environ.get("LATENTSERVE_TIMEOUT") or f"{timeout:g}",
+        metavar="SECONDS",
+        help="for each message (default: %(default)s)",
+    )
+    group.add_argument(
+        "--tls",
+        action="store_true",
+        default=os.environ.get("LATENTSERVE_TLS", "") not in ("", "0"),
+        help="encrypt; implied by the other --tls options",
+    )
+    for name, text in (
+        ("ca", "certificates that the server's must be signed by (default: the public ones)"),
+        ("cert", "own certificate, where the server asks for one"),
+        ("key", "its private key"),
+    ):
+        group.add_argument(
+            f"--tls-{name}",
+            type=Path,
+            metavar="FILE",
+            default=_path(f"LATENTSERVE_TLS_{name.upper()}"),
+            help=text,
+        )
+    group.add_argument(
+        "--tls-name",
+        metavar="NAME",
+        default=os.environ.get("LATENTSERVE_TLS_NAME", ""),
+        help="name in the server's certificate, where it is not that of --server",
+    )
+    group.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        default=_path("LATENTSERVE_TOKEN_FILE"),
+        help="file whose first line is the token, where the server asks for one",
+    )
+
+
+def add_model(parser: argparse.ArgumentParser, *, versions: bool = True) -> None:
+    """Adds the options that say which model."""
+    parser.add_argument("--model", default="", help="its name (default: the server's default)")
+    if versions:
+        parser.add_argument(
+            "--model-version",
+            type=version,
+            default=0,
+            metavar="N",
+            help="(default: the highest that is served)",
+        )
+
+
+def connect(options: argparse.Namespace) -> "Client":
+    """Makes the client that the options ask for.
+
+    Raises:
+        Usage: They do not go together.
+        Failure: A file cannot be read.
+    """
+    from latentserve.client import Client
+
+    tls = _tls(options)
+    token_file: Path | None = options.token_file
+    if token_file is None:
+        return Client(options.server, timeout=options.timeout, tls=tls)
+
+    def token() -> str:
+        # Read for each call: whoever issues tokens replaces them while a job runs.
+        return _token(token_file)
+
+    token()
+    return Client(options.server, timeout=options.timeout, tls=tls, token=token)
+
+
+def _tls(options: argparse.Namespace) -> "Tls | None":
+    from latentserve.client import Tls
+
+    if (options.tls_cert is None) != (options.tls_key is None):
+        given, missing = ("cert", "key") if options.tls_cert else ("key", "cert")
+        raise Usage(f"--tls-{given}: wanted --tls-{missing} as well")
+    files = {name: getattr(options, f"tls_{name}") for name in ("ca", "cert", "key")}
+    if not (options.tls or options.tls_name or any(files.values())):
+        return None
+    content = {name: path and _read(f"--tls-{name}", path) for name, path in files.items()}
+    return Tls(
+        ca=content["ca"],
+        certificate=content["cert"],
+        key=content["key"],
+        server_name=options.tls_name,
+    )
+
+
+def _token(path: Path) -> str:
+    try:
+        lines = _read("--token-file", path).decode("ascii").split()
+    except UnicodeDecodeError as error:
+        raise Failure(f"--token-file: {path}: got something else than text") from error
+    if not lines:
+        raise Failure(f"--token-file: {path}: got an empty file, wanted a token")
+    return lines[0]
+
+
+def _read(option: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Failure(f"{option}: {path}: {reason(error)}") from error
+
+
+def _path(variable: str) -> Path | None:
+    value = os.environ.get(variable)
+    return Path(value) if value else None
+
+
+def _default_server() -> str:
+    port = os.environ.get("LATENTSERVE_GRPC_PORT") or "50051"
+    return os.environ.get("LATENTSERVE_SERVER") or f"localhost:{port}"

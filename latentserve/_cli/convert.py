@@ -1,0 +1,189 @@
+"""`encode`, `decode` and `reconstruct`: from images to latents and back."""
+
+import argparse
+import io
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latentserve._arguments import uint64
+from latentserve._cli.common import add_columns, add_images, add_pictures, command
+from latentserve._cli.connection import add_model, connect
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from latentserve._cli.inputs import Images
+
+
+def add(commands: Any) -> None:
+    """Adds the commands."""
+    encode = command(
+        commands,
+        "encode",
+        _encode,
+        "map images to posteriors",
+        "latentserve encode digits.npy -o posterior.npz",
+        "latentserve encode images/*.png --resize --seed 7 -o posterior.npz",
+    )
+    add_images(encode)
+    encode.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("posterior.npz"),
+        metavar="FILE",
+        help="npz file with mean and, where there are any, log_var and z; - for standard output "
+        "(default: posterior.npz)",
+    )
+    _add_draw(encode, "draw z as well")
+    add_model(encode)
+
+    decode = command(
+        commands,
+        "decode",
+        _decode,
+        "map latents to images",
+        "latentserve decode posterior.npz -o decoded.png",
+    )
+    decode.add_argument(
+        "latents",
+        type=Path,
+        metavar="LATENTS",
+        help="npy file [N, D], or the npz file of `encode` (its z, else its mean); - for "
+        "standard input",
+    )
+    add_pictures(decode, "decoded.png")
+    add_columns(decode)
+    add_model(decode)
+
+    reconstruct = command(
+        commands,
+        "reconstruct",
+        _reconstruct,
+        "encode images and decode them again; draws them above each other",
+        "latentserve reconstruct digits.npy -o both.png",
+        "latentserve reconstruct images/*.png --seed 7 -o both.png",
+    )
+    add_images(reconstruct)
+    add_pictures(reconstruct, "reconstructed.png", "reconstructions alone, float32,")
+    add_columns(reconstruct)
+    _add_draw(reconstruct, "decode a draw from each posterior and not its mean")
+    add_model(reconstruct)
+
+
+def _add_draw(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--draw", action="store_true", help=f"{what}, with a fresh seed")
+    parser.add_argument("--seed", type=uint64, metavar="N", help=f"{what}, with this seed")
+    parser.add_argument(
+        "--offset",
+        type=uint64,
+        default=0,
+        metavar="N",
+        help="number of the first image in the seed's sequence (default: 0)",
+    )
+
+
+def _encode(options: argparse.Namespace) -> int:
+    import numpy as np
+
+    from latentserve._cli.inputs import read_images
+    from latentserve._cli.outputs import output
+
+    target = output(options, "npz")
+    images = read_images(options.images)
+    with connect(options) as client, images.named():
+        posterior = client.encode(
+            images.values,
+            draw=options.draw,
+            seed=options.seed,
+            offset=options.offset,
+            resize=options.resize,
+            model=options.model,
+            version=options.model_version,
+        )
+    fields = {"mean": posterior.mean, "log_var": posterior.log_var, "z": posterior.z}
+    # A plain autoencoder has no log_var.
+    arrays = {name: array for name, array in fields.items() if array is not None}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    seed = "" if posterior.seed is None else f", seed {posterior.seed}"
+    target.write(buffer.getvalue(), f"{' and '.join(arrays)} of {len(images)} images{seed}")
+    return 0
+
+
+def _decode(options: argparse.Namespace) -> int:
+    from latentserve._cli.inputs import read_latents
+    from latentserve._cli.outputs import output
+
+    target = output(options, "png", "npy")
+    latents = read_latents(options.latents)
+    with connect(options) as client:
+        images = client.decode(
+            latents, dtype=target.dtype, model=options.model, version=options.model_version
+        )
+    target.write_images(images, f"{len(images)} images", columns=options.columns, zoom=options.zoom)
+    return 0
+
+
+def _reconstruct(options: argparse.Namespace) -> int:
+    from latentserve._cli.inputs import read_images
+    from latentserve._cli.outputs import output
+    from latentserve._messages import fresh_seed
+
+    target = output(options, "png", "npy")
+    images = read_images(options.images)
+    # Resolved here, so that it can be told.
+    seed = fresh_seed() if options.draw and options.seed is None else options.seed
+    with connect(options) as client, images.named():
+        made = client.reconstruct(
+            images.values,
+            seed=seed,
+            offset=options.offset,
+            resize=options.resize,
+            dtype=target.dtype,
+            model=options.model,
+            version=options.model_version,
+        )
+    what = f"{len(made)} images" + ("" if seed is None else f", seed {seed}")
+    if target.kind == "npy":
+        target.write_images(made, what)
+        return 0
+    columns = options.columns or _pairs_in_a_row(len(made))
+    sheet, missing = _both(images, made, columns)
+    if missing:
+        what += f"; {missing} originals are left blank (JPEG, resized, or of an unusual PNG)"
+    target.write_images(sheet, what, columns=columns, zoom=options.zoom)
+    return 0
+
+
+def _pairs_in_a_row(count: int) -> int:
+    """One row of pairs where they are few, else about a square of them."""
+    return count if count <= 16 else math.ceil(math.sqrt(2 * count))
+
+
+def _both(images: "Images", made: "NDArray[Any]", columns: int) -> "tuple[NDArray[Any], int]":
+    """Lays rows of originals above rows of what was made of them.
+
+    Args:
+        images: The originals.
+        made: uint8 [N, C, H, W].
+        columns: Images in a row.
+
+    Returns:
+        uint8 [M, C, H, W], with blanks where a row is not full, and how many originals
+        this client cannot draw.
+    """
+    import numpy as np
+
+    from latentserve._cli.originals import originals
+    from latentserve._png import BACKGROUND
+
+    above, missing = originals(images.values, made.shape)
+    rows = -(-len(made) // columns)
+    sheet = np.full((rows, 2, columns, *made.shape[1:]), BACKGROUND, np.uint8)
+    for index in range(len(made)):
+        row, column = divmod(index, columns)
+        sheet[row, 0, column] = above[index]
+        sheet[row, 1, column] = made[index]
+    return sheet.reshape(-1, *made.shape[1:]), missing

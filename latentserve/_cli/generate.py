@@ -1,0 +1,260 @@
+"""`sample`, `interpolate` and `traverse`: new images, and walks through the latents."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latentserve._arguments import index, number, positive, seconds, uint64, whole
+from latentserve._cli.common import add_columns, add_pictures, command
+from latentserve._cli.connection import add_model, connect
+from latentserve._cli.failures import Failure, Usage
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def add(commands: Any) -> None:
+    """Adds the commands."""
+    sample = command(
+        commands,
+        "sample",
+        _sample,
+        "draw new images",
+        "latentserve sample -n 100 --seed 7 -o digits.png",
+        "latentserve sample -n 20 --label 7 -o sevens.png",
+        "latentserve sample --by-label -o classes.png",
+        "latentserve sample -n 1000 -o - --as npy | latentserve encode - -o posterior.npz",
+    )
+    sample.add_argument(
+        "-n",
+        "--count",
+        type=positive,
+        metavar="N",
+        help="how many (default: 100; by label: 10 of each)",
+    )
+    which = sample.add_mutually_exclusive_group()
+    add_draws(sample, which)
+    which.add_argument(
+        "--by-label", action="store_true", help="so many of each class, a row of the grid for each"
+    )
+    add_pictures(sample, "samples.png")
+    add_columns(sample)
+    add_model(sample)
+
+    interpolate = command(
+        commands,
+        "interpolate",
+        _interpolate,
+        "walk from one image or latent to another",
+        "latentserve interpolate three.png eight.png --steps 10 --method spherical -o path.png",
+        "latentserve interpolate latents.npy -o path.png",
+    )
+    interpolate.add_argument(
+        "ends",
+        type=Path,
+        nargs="+",
+        metavar="END",
+        help="two PNG, JPEG or npy files of one image or latent each, or one npy file (or npz "
+        "file of `encode`) of two rows",
+    )
+    interpolate.add_argument(
+        "--steps",
+        type=whole(2, 2**31 - 1),
+        default=10,
+        metavar="N",
+        help="how many images, both ends included (default: 10)",
+    )
+    interpolate.add_argument(
+        "--method",
+        choices=("linear", "spherical"),
+        default="linear",
+        help="on a straight line, or on an arc (default: linear)",
+    )
+    _add_resize(interpolate)
+    add_pictures(interpolate, "interpolated.png")
+    add_columns(interpolate)
+    add_model(interpolate)
+
+    traverse = command(
+        commands,
+        "traverse",
+        _traverse,
+        "show what one or two latent axes do: the generated plane",
+        "latentserve traverse --model mnist2d --axes 0 1 --steps 15 --range 3 -o plane.png",
+        "latentserve traverse --axes 4 --middle three.png -o axis.png",
+    )
+    traverse.add_argument(
+        "--axes",
+        type=index,
+        nargs="+",
+        metavar="AXIS",
+        help="one, from left to right, and maybe another, upwards (default: 0 1)",
+    )
+    traverse.add_argument(
+        "--steps",
+        type=whole(2, 2**31 - 1),
+        default=11,
+        metavar="N",
+        help="images along each axis (default: 11)",
+    )
+    traverse.add_argument(
+        "--range",
+        type=seconds,
+        default=3.0,
+        metavar="STD",
+        help="how far to go to either side, in standard deviations of the prior (default: 3)",
+    )
+    traverse.add_argument(
+        "--middle",
+        type=Path,
+        metavar="FILE",
+        help="one image or latent to walk around (default: the middle of the prior)",
+    )
+    _add_resize(traverse)
+    add_pictures(traverse, "traversed.png", "float32 array [rows, columns, C, H, W]")
+    add_model(traverse)
+
+
+def add_draws(parser: argparse.ArgumentParser, which: Any) -> None:
+    """Adds what can be said of samples.
+
+    Args:
+        parser: Of the command.
+        which: Where the label goes: the parser, or a group of it.
+    """
+    parser.add_argument(
+        "--seed", type=uint64, metavar="N", help="the same images every time (default: fresh)"
+    )
+    parser.add_argument(
+        "--offset",
+        type=uint64,
+        default=0,
+        metavar="N",
+        help="number of the first image in the seed's sequence (default: 0)",
+    )
+    which.add_argument(
+        "--label",
+        type=index,
+        metavar="N",
+        help="number of the class wanted, where the model knows classes",
+    )
+    parser.add_argument(
+        "--temperature", type=number, metavar="T", help="below 1: more typical (default: 1)"
+    )
+    parser.add_argument(
+        "--truncation", type=seconds, metavar="STD", help="bound on the noise (default: none)"
+    )
+
+
+def _add_resize(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--resize",
+        action="store_true",
+        help="take an image file of another size or colour mode and fit it",
+    )
+
+
+def _sample(options: argparse.Namespace) -> int:
+    import numpy as np
+
+    from latentserve._cli.outputs import output
+
+    target = output(options, "png", "npy")
+    labels, seed, pieces = [options.label], options.seed, []
+    with connect(options) as client:
+        if options.by_label:
+            model = client.model(options.model, version=options.model_version)
+            if not model.labels:
+                raise Failure(f"--by-label: the prior of {model.name} knows no classes")
+            labels = list(range(len(model.labels)))
+        count = options.count or (10 if options.by_label else 100)
+        for label in labels:
+            samples = client.sample_with_latents(
+                count,
+                seed=seed,
+                offset=options.offset,
+                label=label,
+                temperature=options.temperature,
+                truncation=options.truncation,
+                dtype=target.dtype,
+                model=options.model,
+                version=options.model_version,
+            )
+            seed = samples.seed  # the same noise for each class
+            pieces.append(samples.images)
+    columns = count if options.by_label and options.columns is None else options.columns
+    images = np.concatenate(pieces)
+    what = f"{len(images)} images, seed {seed}"
+    target.write_images(images, what, columns=columns, zoom=options.zoom)
+    return 0
+
+
+def _interpolate(options: argparse.Namespace) -> int:
+    from latentserve._cli.outputs import output
+
+    target = output(options, "png", "npy")
+    start, stop = _ends(options.ends)
+    with connect(options) as client:
+        path = client.interpolate(
+            start,
+            stop,
+            options.steps,
+            method=options.method,
+            dtype=target.dtype,
+            resize=options.resize,
+            model=options.model,
+            version=options.model_version,
+        )
+    target.write_images(
+        path.images,
+        f"{len(path.images)} images from one end to the other, {options.method}",
+        columns=options.columns or len(path.images),
+        zoom=options.zoom,
+    )
+    return 0
+
+
+def _ends(paths: list[Path]) -> "tuple[NDArray[Any] | bytes, NDArray[Any] | bytes]":
+    from latentserve._cli.inputs import read_end, read_latents
+
+    if len(paths) == 1:
+        rows = read_latents(paths[0])
+        if len(rows) != 2 or rows.ndim < 2:
+            raise Failure(
+                f"{paths[0]}: got shape {list(rows.shape)}, wanted two rows, or two files"
+            )
+        return rows[0], rows[1]
+    if len(paths) != 2:
+        raise Usage(f"END: got {len(paths)} files, wanted two, or one of two rows")
+    start, stop = (read_end(path) for path in paths)
+    return start, stop
+
+
+def _traverse(options: argparse.Namespace) -> int:
+    from latentserve._cli.inputs import read_end
+    from latentserve._cli.outputs import output
+
+    axes = options.axes or []
+    if len(axes) > 2 or len(set(axes)) < len(axes):
+        raise Usage(f"--axes: got {' '.join(map(str, axes))}, wanted one or two different axes")
+    target = output(options, "png", "npy")
+    with connect(options) as client:
+        walk = client.traverse(
+            options.axes,
+            steps=options.steps,
+            range=options.range,
+            middle=None if options.middle is None else read_end(options.middle),
+            dtype=target.dtype,
+            resize=options.resize,
+            model=options.model,
+            version=options.model_version,
+        )
+    rows, columns = walk.images.shape[:2]
+    target.write_images(
+        walk.images.reshape(rows * columns, *walk.images.shape[2:]),
+        f"{rows} x {columns} images, {options.range:g} standard deviations to either side",
+        columns=columns,
+        zoom=options.zoom,
+        array=walk.images,
+    )
+    return 0

@@ -1,0 +1,149 @@
+"""Reads what a command is given: image files, npy and npz files, standard input."""
+
+import contextlib
+import io
+import re
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentserve._cli.failures import Failure, Usage, printable, reason
+from latentserve._npy import DTYPES, MAGIC, SourceError
+from latentserve._sources import image_files, is_picture
+from latentserve.client import InvalidArgument
+
+_NPZ = b"PK"
+_FILE = re.compile(r"encoded\.files\[(\d+)\]")
+_STDIN = Path("-")
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images that a command is about.
+
+    Attributes:
+        values: What a client takes: an array, or the contents of PNG and JPEG files.
+        files: The name of each file; None where the images are the rows of an array.
+    """
+
+    values: NDArray[Any] | list[bytes]
+    files: list[str] | None
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self.values)
+
+    @property
+    def names(self) -> list[str]:
+        """The file, or the number of the row, of each image."""
+        return self.files or [str(row) for row in range(len(self))]
+
+    @contextlib.contextmanager
+    def named(self) -> Iterator[None]:
+        """Names the file that a server refuses, which knows only its number."""
+        try:
+            yield
+        except InvalidArgument as error:
+            for violation in error.violations:
+                found = _FILE.search(violation.field)
+                if self.files and found and int(found[1]) < len(self.files):
+                    name = printable(self.files[int(found[1])])
+                    raise Failure(f"{name}: {violation.description}") from error
+            raise
+
+
+def read_images(paths: Sequence[Path]) -> Images:
+    """Reads one npy file, or image files and folders of such; `-` is standard input.
+
+    Raises:
+        Failure: A file cannot be read or holds something else.
+        Usage: There are other files beside an npy file.
+    """
+    try:
+        files = image_files(paths)
+    except SourceError as error:
+        raise Failure(printable(str(error))) from error
+    contents: list[bytes] = []
+    for file in files:
+        content = _content(file)
+        if content.startswith(MAGIC):
+            if len(files) > 1:
+                raise Usage(f"{file}: got an npy file among {len(files)} files, wanted it alone")
+            return Images(_array(file, content), None)
+        if not is_picture(content):
+            raise Failure(f"{printable(str(file))}: got no npy, PNG or JPEG file")
+        contents.append(content)
+    return Images(contents, [str(file) for file in files])
+
+
+def read_latents(path: Path) -> NDArray[Any]:
+    """Reads latents from an npy file, or from the npz file of `encode`: z, else mean.
+
+    Raises:
+        Failure: The file cannot be read or holds something else.
+    """
+    return _array(path, _content(path), ("z", "mean"))
+
+
+def read_end(path: Path) -> NDArray[Any] | bytes:
+    """Reads one image or one latent: an image file, or an npy file of one row.
+
+    Returns:
+        The content of an image file, an image [C, H, W] or [H, W], or a latent [D].
+
+    Raises:
+        Failure: The file cannot be read or holds something else.
+    """
+    content = _content(path)
+    if is_picture(content):
+        return content
+    if not content.startswith((MAGIC, _NPZ)):
+        raise Failure(f"{printable(str(path))}: got no npy, npz, PNG or JPEG file")
+    array = _array(path, content, ("z", "mean"))
+    if array.ndim in (2, 4) and len(array) == 1:
+        return array[0]
+    if array.ndim not in (1, 2, 3):
+        raise Failure(f"{path}: got shape {list(array.shape)}, wanted one image or one latent")
+    return array
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if path == _STDIN else path.read_bytes()
+    except OSError as error:
+        raise Failure(f"{printable(str(path))}: {reason(error)}") from error
+
+
+def _array(path: Path, content: bytes, keys: tuple[str, ...] = ()) -> NDArray[Any]:
+    """Reads an npy file, or the first of some arrays of an npz file."""
+    name = printable(str(path))
+    try:
+        loaded = np.load(io.BytesIO(content), allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return _numbers(name, loaded)
+        with loaded:
+            for key in keys:
+                if key in loaded.files:
+                    return _numbers(name, loaded[key])
+            found = ", ".join(loaded.files)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise Failure(f"{name}: {' '.join(str(error).split())}") from error
+    raise Failure(
+        f"{name}: got an npz file with {found}, wanted an npy file, "
+        f"or an npz file with {' or '.join(keys)}"
+    )
+
+
+def _numbers(name: str, array: NDArray[Any]) -> NDArray[Any]:
+    if array.dtype.newbyteorder("=") not in DTYPES:
+        raise Failure(f"{name}: got dtype {array.dtype}, wanted floats or uint8")
+    if array.ndim == 0 or len(array) == 0:
+        raise Failure(f"{name}: got no rows, wanted at least 1")
+    return array

@@ -1,0 +1,175 @@
+"""`info`, `check` and `reload`: what an operator asks a server."""
+
+import argparse
+import dataclasses
+import json
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from latentserve._cli.common import command
+from latentserve._cli.connection import add_model, connect
+
+if TYPE_CHECKING:
+    from latentserve.client import ModelInfo, ServerInfo
+
+
+def add(commands: Any) -> None:
+    """Adds the commands."""
+    info = command(
+        commands,
+        "info",
+        _info,
+        "tell what a server is and which models it serves",
+        "latentserve info --server localhost:50051",
+        "latentserve info --json | jq '.models[].name'",
+    )
+    add_model(info)
+    info.add_argument("--json", action="store_true", help="everything there is, as JSON")
+
+    check = command(
+        commands,
+        "check",
+        _check,
+        "exit with 0 if a server is ready, 1 if not",
+        "latentserve check && echo ready",
+        timeout=5.0,
+    )
+    check.add_argument("--model", default="", help="ask for one model and not for the server")
+
+    reload = command(
+        commands,
+        "reload",
+        _reload,
+        "let a server (run with --admin) look through its models again",
+        "latentserve reload",
+        timeout=600.0,
+    )
+    reload.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _info(options: argparse.Namespace) -> int:
+    with connect(options) as client:
+        if options.model or options.model_version:
+            models = (client.model(options.model, version=options.model_version),)
+            server = None
+        else:
+            server = client.info()
+            models = server.models
+    if options.json:
+        print(json.dumps(_plain(server or models[0]), indent=2))
+        return 0
+    if server is not None:
+        print(f"latentserve {server.version} at {options.server}, {_runtime(server)}")
+        for line in _limits(server):
+            print(line)
+    for model in models:
+        if server is not None:
+            print()
+        print("\n".join(_described(model, server.default_model if server else "")))
+    if not models:
+        print("no model is loaded")
+    return 0
+
+
+def _runtime(server: "ServerInfo") -> str:
+    asked = f", device {server.device}" if server.device else ""
+    return f"onnxruntime {server.onnxruntime_version}{asked}"
+
+
+def _limits(server: "ServerInfo") -> Iterator[str]:
+    yield f"limits: {server.max_rows} rows, {server.max_message_bytes} bytes a message"
+    yield (
+        f"in flight: {server.max_queue_rows} rows, {server.max_queue_bytes} bytes; "
+        f"score: {server.max_score_draws} draws"
+    )
+
+
+def _described(model: "ModelInfo", default: str) -> Iterator[str]:
+    channels, height, width = model.image_shape
+    is_default = " (default)" if model.name == default else ""
+    made = f"{model.created_at:%Y-%m-%d}"
+    yield f"{model.name}/{model.version}{is_default}: trained on {model.dataset}, made {made}"
+    yield f"  images     {channels} x {height} x {width}, {model.likelihood}"
+    yield (
+        f"  latents    {model.latent_dim}, posterior {_explained(model.posterior)}, prior "
+        f"{_explained(model.prior)}"
+    )
+    yield f"  labels     {_listed(model.labels)}"
+    yield f"  decoder    {model.precision}"
+    yield f"  devices    {', '.join(f'{name} {on}' for name, on in model.devices.items())}"
+    yield f"  max rows   {model.max_rows}"
+    for line in _figures(model.metrics):
+        yield f"  {line}"
+
+
+_EXPLAINED = {
+    "delta": "plain autoencoder",
+    "none": "cannot be sampled from",
+    "gmm": "mixture of Gaussians",
+    "flow": "normalizing flow",
+    "flow-gmm": "flow over a mixture of Gaussians",
+}
+
+
+def _explained(kind: str) -> str:
+    return f"{kind} ({_EXPLAINED[kind]})" if kind in _EXPLAINED else kind
+
+
+def _listed(labels: Sequence[str]) -> str:
+    """Labels with their numbers, where these are not their names."""
+    if not labels:
+        return "none"
+    names = (name if name == str(index) else f"{index} {name}" for index, name in enumerate(labels))
+    return textwrap.fill(", ".join(names), 87, subsequent_indent=" " * 13)
+
+
+def _figures(metrics: Mapping[str, float]) -> Iterator[str]:
+    """What was measured, a line for each figure that a person looks for first."""
+    if "elbo" in metrics:
+        yield f"test ELBO  {metrics['elbo']:.2f} nats (lower is better)"
+    elif "reconstruction" in metrics:
+        yield f"test reconstruction  {metrics['reconstruction']:.2f} nats (lower is better)"
+    if {"nll", "nll_stderr", "importance_draws"} <= metrics.keys():
+        yield (
+            f"test NLL   {metrics['nll']:.2f} +- {metrics['nll_stderr']:.2f} nats "
+            f"(importance-weighted, K = {metrics['importance_draws']:.0f})"
+        )
+    if "fid" in metrics:
+        yield f"samples    classifier-FID {metrics['fid']:.2f} (lower is better)"
+    if "label_agreement" in metrics:
+        yield f"by label   {metrics['label_agreement']:.1%} are what was asked for"
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold of a value of the client."""
+
+    def other(leaf: Any) -> Any:
+        # Arrays tell themselves; NumPy need not be imported for that.
+        return leaf.isoformat() if isinstance(leaf, datetime) else leaf.tolist()
+
+    return json.loads(json.dumps(dataclasses.asdict(value), default=other))
+
+
+def _check(options: argparse.Namespace) -> int:
+    with connect(options) as client:
+        serving = client.is_serving(options.model)
+    print("SERVING" if serving else "NOT_SERVING")
+    return 0 if serving else 1
+
+
+def _reload(options: argparse.Namespace) -> int:
+    with connect(options) as client:
+        done = client.reload()
+    if options.json:
+        print(json.dumps(_plain(done), indent=2))
+    else:
+        for what in ("serving", "added", "removed"):
+            names = [f"{model.name}/{model.version}" for model in getattr(done, what)]
+            print(f"{what:8} {', '.join(names) or 'none'}")
+    for model in done.refused:
+        name = f"{model.name}/{model.version}" if model.version else model.name
+        print(f"latentserve reload: {name} is refused: {model.problem}", file=sys.stderr)
+    return 1 if done.refused else 0

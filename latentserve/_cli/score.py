@@ -1,0 +1,141 @@
+"""`score`: how likely images are under a model, as a table, JSON lines or CSV."""
+
+import argparse
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latentserve._arguments import index, uint64
+from latentserve._cli.common import add_images, command
+from latentserve._cli.connection import add_model, connect
+from latentserve._cli.failures import printable
+
+if TYPE_CHECKING:
+    from latentserve.client import Scores
+
+_HEADINGS = {
+    "elbo": "ELBO",
+    "reconstruction": "reconstruction",
+    "kl": "KL",
+    "nll": "NLL",
+    "percentile": "percentile",
+}
+
+
+def add(commands: Any) -> None:
+    """Adds the command."""
+    score = command(
+        commands,
+        "score",
+        _score,
+        "tell how likely images are, in nats each; lower is better",
+        "latentserve score images/*.png",
+        "latentserve score digits.npy --draws 1000 --seed 7 -o scores.csv",
+        "latentserve score images/*.png --json | jq 'select(.percentile > 99) | .file'",
+    )
+    add_images(score)
+    score.add_argument(
+        "--draws",
+        type=index,
+        default=0,
+        metavar="K",
+        help="tell the NLL as well: the importance-weighted bound with K draws; costs K "
+        "decodings an image (default: 0, none)",
+    )
+    score.add_argument("--seed", type=uint64, metavar="N", help="of the draws (default: fresh)")
+    score.add_argument(
+        "--offset",
+        type=uint64,
+        default=0,
+        metavar="N",
+        help="number of the first image in the seed's sequence (default: 0)",
+    )
+    score.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write .csv or .jsonl and print no table; - for standard output",
+    )
+    score.add_argument("--json", action="store_true", help="JSON lines and not a table or CSV")
+    add_model(score)
+
+
+def _score(options: argparse.Namespace) -> int:
+    from latentserve._cli.inputs import read_images
+    from latentserve._cli.outputs import output
+
+    target = None
+    if options.output is not None:
+        target = output(options, *(("jsonl",) if options.json else ("csv", "jsonl")))
+    images = read_images(options.images)
+    with connect(options) as client, images.named():
+        scores = client.score(
+            images.values,
+            draws=options.draws,
+            seed=options.seed,
+            offset=options.offset,
+            resize=options.resize,
+            model=options.model,
+            version=options.model_version,
+        )
+    key = "row" if images.files is None else "file"
+    rows = [
+        {key: name if images.files else int(name), **row}
+        for name, row in zip(images.names, _rows(scores), strict=True)
+    ]
+    if target is None:
+        print(_json_lines(rows) if options.json else _table(rows, key), end="")
+        return 0
+    text = _json_lines(rows) if target.kind == "jsonl" else _csv(rows)
+    seed = "" if scores.nll is None else f", seed {scores.seed}"
+    target.write(text.encode("utf-8", "surrogateescape"), f"{len(rows)} images{seed}")
+    return 0
+
+
+def _rows(scores: "Scores") -> Iterator[dict[str, float]]:
+    """The figures of each image, as many as there are."""
+    fields = {name: getattr(scores, name) for name in _HEADINGS}
+    there = {name: array for name, array in fields.items() if array is not None}
+    for row in range(len(scores.elbo)):
+        # By way of its text a float32 gets no digits that it does not have.
+        yield {name: float(str(array[row])) for name, array in there.items()}
+
+
+def _table(rows: list[dict[str, Any]], key: str) -> str:
+    """Aligned columns; under more than one image, their means."""
+    figures = [name for name in rows[0] if name != key]
+    lines = [[key, *(_HEADINGS[name] for name in figures)]]
+    for row in rows:
+        lines.append([printable(str(row[key])), *(f"{row[name]:.2f}" for name in figures)])
+    if len(rows) > 1:
+        means = (math.fsum(row[name] for row in rows) / len(rows) for name in figures)
+        lines.append(["mean", *(f"{mean:.2f}" for mean in means)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "".join(
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() + "\n"
+        for line in lines
+    )
+
+
+def _json_lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(
+        json.dumps({name: _finite(value) for name, value in row.items()}) + "\n" for row in rows
+    )
+
+
+def _finite(value: Any) -> Any:
+    """JSON has neither infinity nor NaN."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()

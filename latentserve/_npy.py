@@ -1,0 +1,112 @@
+"""npy files read a few rows at a time, and headers of those that are written in pieces.
+
+Rows are read and not mapped into memory: a mapped file counts as the process's own
+memory while it is read, and kills the process if it is cut short meanwhile.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+#: What every npy file begins with.
+MAGIC = b"\x93NUMPY"
+
+#: What a client can send; float64 is sent as float32.
+DTYPES = tuple(map(np.dtype, (np.float64, np.float32, np.float16, np.uint8)))
+
+_VERSIONS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+
+
+class SourceError(ValueError):
+    """A file that is to be read is not what it has to be; the message names it."""
+
+
+@dataclass(frozen=True)
+class NpyFile:
+    """An npy file on disk, of which only the header was read.
+
+    Attributes:
+        path: Where it is.
+        dtype: Of its elements.
+        shape: Of the whole array; rows are its first axis.
+        data_offset: Bytes before the first element.
+        stamp: Size and time of the last change when it was opened.
+    """
+
+    path: Path
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    data_offset: int
+    stamp: tuple[int, int] = field(repr=False)
+
+    @classmethod
+    def open(cls, path: Path) -> "NpyFile":
+        """Reads and checks the header.
+
+        Raises:
+            OSError: The file cannot be read.
+            SourceError: It is no npy file of floats or uint8 in C order, or it is cut short.
+        """
+        with path.open("rb") as file:
+            stat = os.fstat(file.fileno())
+            try:
+                version = npy.read_magic(file)
+                shape, fortran_order, dtype = _VERSIONS[version](file)
+            except (ValueError, KeyError) as error:
+                raise SourceError(f"{path}: got no npy file that can be read") from error
+            offset = file.tell()
+        if dtype.newbyteorder("=") not in DTYPES:
+            raise SourceError(f"{path}: got dtype {dtype}, wanted floats or uint8")
+        if not shape:
+            raise SourceError(f"{path}: got a single number, wanted a first axis of rows")
+        # Of one axis, or with one row, both orders are the same.
+        if fortran_order and sum(length > 1 for length in shape) > 1:
+            raise SourceError(
+                f"{path}: got Fortran order, in which rows cannot be read one by one; "
+                "wanted C order (save np.ascontiguousarray of it)"
+            )
+        wanted = offset + int(np.prod(shape, dtype=object)) * dtype.itemsize
+        if stat.st_size < wanted:
+            raise SourceError(f"{path}: got {stat.st_size} bytes, wanted {wanted}: it is cut short")
+        return cls(path, dtype, tuple(shape), offset, (stat.st_size, stat.st_mtime_ns))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return int(np.prod(self.shape[1:], dtype=object)) * self.dtype.itemsize
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Reads rows [start, stop).
+
+        Raises:
+            OSError: The file cannot be read.
+            SourceError: It was changed since it was opened.
+        """
+        with self.path.open("rb") as file:
+            stat = os.fstat(file.fileno())
+            if (stat.st_size, stat.st_mtime_ns) != self.stamp:
+                raise SourceError(f"{self.path}: was changed while it was being read")
+            file.seek(self.data_offset + start * self.row_bytes)
+            count = (stop - start) * self.row_bytes // self.dtype.itemsize
+            array = np.fromfile(file, self.dtype, count)
+        if array.size != count:
+            raise SourceError(f"{self.path}: was cut short while it was being read")
+        return array.reshape(stop - start, *self.shape[1:])
+
+
+def header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """The header of an npy file (version 1.0), to be followed by the elements in C order.
+
+    Written here, so that the bytes do not depend on the version of NumPy, which pads
+    its headers one way or another.
+    """
+    sizes = ", ".join(str(length) for length in shape) + ("," if len(shape) == 1 else "")
+    text = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': ({sizes}), }}"
+    length = len(MAGIC) + 2 + 2 + len(text) + 1
+    padded = text + " " * (-length % 64) + "\n"
+    return MAGIC + b"\x01\x00" + len(padded).to_bytes(2, "little") + padded.encode("ascii")

@@ -1,0 +1,249 @@
+"""Dataset jobs: encode, decode or sample as much as there is, to a folder of shards.
+
+    from latentserve import jobs
+    from latentserve.client import Client
+
+    with Client("localhost:50051") as client:
+        jobs.sample(client, 1_000_000, "digits", seed=7)
+        jobs.encode(client, "photos", "latents", resize=True)
+
+A job that was broken off at any moment, be it by SIGKILL or a power cut, goes on where
+it was when it is called again with the same arguments, and leaves the same bytes as one
+that was not. It holds a few messages in memory, whatever its size, and stays with the
+model and version that answered first.
+
+The folder has `job.json` (what the job is), `cursor.jsonl` (its whole shards with their
+checksums), `rows.jsonl` (where images came as files: their names) and the shards:
+`mean-00000.npy`, ... or `rows-00000.parquet`, ... On Linux and macOS.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from latentserve import _job
+from latentserve._cursor import JobError
+from latentserve._job import Finished, Progress
+from latentserve._npy import SourceError
+from latentserve._shards import FORMATS, Format, MissingPackage
+from latentserve._sources import Arrays, Pictures
+from latentserve._tasks import DecodeTask, EncodeTask, SampleTask, Task
+from latentserve.client import Client
+
+__all__ = [
+    "SHARD_ROWS",
+    "Finished",
+    "Format",
+    "JobError",
+    "MissingPackage",
+    "Progress",
+    "SourceError",
+    "decode",
+    "encode",
+    "sample",
+]
+
+#: Rows in a shard, unless a job says otherwise.
+SHARD_ROWS = 10_000
+
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+def encode(
+    client: Client,
+    source: Paths,
+    folder: str | os.PathLike[str],
+    *,
+    draw: bool = False,
+    seed: int | None = None,
+    offset: int = 0,
+    resize: bool = False,
+    model: str = "",
+    version: int = 0,
+    shard_rows: int = SHARD_ROWS,
+    format: Format = "npy",  # noqa: A002 - what it is called everywhere
+    verify: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Finished:
+    """Maps images to their posteriors.
+
+    Writes `mean` and, unless the model is a plain autoencoder, `log_var`, float32
+    [N, D] each, and `z` where it is drawn.
+
+    Args:
+        client: Connected to the server.
+        source: One or several npy files as `Client.encode` takes them, or PNG and JPEG
+            files and folders of such. A folder's files are taken at any depth and in
+            the order of their names.
+        folder: Where to write; new, empty, or with the same job in it.
+        draw: Draw z from each posterior as well; a given seed implies it.
+        seed: Seed of the draw; a fresh one by default, kept in `job.json`.
+        offset: Index of the first row in the seed's sequence.
+        resize: Let the server fit image files of another size or colour mode.
+        model: Name of the model; empty for the server's default.
+        version: Its version; 0 for the one being served.
+        shard_rows: Rows in a shard; the last may have fewer.
+        format: `npy`, a file for each array, or `parquet`, which needs pyarrow.
+        verify: Hash the shards that are there, and make damaged ones anew.
+        progress: Told how far the job is, after each message.
+
+    Raises:
+        JobError: The folder holds another job, or is being worked in; or the server
+            has another model than the job began with.
+        SourceError: A file is not what it has to be.
+        ValueError: A parameter has a wrong value.
+        LatentserveError: The server refused or could not be reached.
+        MissingPackage: The format needs one that is not installed.
+        OSError: A file cannot be read or written.
+    """
+    paths = _paths(source)
+    arrays = [path.suffix == ".npy" for path in paths]
+    if any(arrays) and not all(arrays):
+        raise SourceError(f"{paths[0]}: got npy files and others, wanted one or the other")
+    opened = Arrays.open(paths) if all(arrays) else Pictures(paths)
+    task = EncodeTask(opened, draw=draw or seed is not None, offset=offset, resize=resize)
+    return _run(
+        client, task, folder, model, version, seed, offset, shard_rows, format, verify, progress
+    )
+
+
+def decode(
+    client: Client,
+    source: Paths,
+    folder: str | os.PathLike[str],
+    *,
+    dtype: Literal["float32", "uint8"] = "uint8",
+    model: str = "",
+    version: int = 0,
+    shard_rows: int = SHARD_ROWS,
+    format: Format = "npy",  # noqa: A002 - what it is called everywhere
+    verify: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Finished:
+    """Maps latents to images.
+
+    Writes `images`, [N, C, H, W].
+
+    Args:
+        client: Connected to the server.
+        source: One or several npy files [N, D], for example the `mean` of an encode job.
+        folder: Where to write; new, empty, or with the same job in it.
+        dtype: `uint8` for 0 to 255, `float32` for values in [0, 1].
+        model: Name of the model; empty for the server's default.
+        version: Its version; 0 for the one being served.
+        shard_rows: Rows in a shard; the last may have fewer.
+        format: `npy`, or `parquet`, which needs pyarrow.
+        verify: Hash the shards that are there, and make damaged ones anew.
+        progress: Told how far the job is, after each message.
+
+    Raises:
+        JobError, SourceError, ValueError, LatentserveError, MissingPackage, OSError:
+            As `encode`.
+    """
+    task = DecodeTask(Arrays.open(_paths(source)), dtype=dtype)
+    return _run(client, task, folder, model, version, None, 0, shard_rows, format, verify, progress)
+
+
+def sample(
+    client: Client,
+    n: int,
+    folder: str | os.PathLike[str],
+    *,
+    seed: int | None = None,
+    offset: int = 0,
+    label: int | None = None,
+    temperature: float | None = None,
+    truncation: float | None = None,
+    dtype: Literal["float32", "uint8"] = "uint8",
+    latents: bool = False,
+    model: str = "",
+    version: int = 0,
+    shard_rows: int = SHARD_ROWS,
+    format: Format = "npy",  # noqa: A002 - what it is called everywhere
+    verify: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Finished:
+    """Draws new images from the prior.
+
+    Writes `images`, [N, C, H, W], and `latents`, float32 [N, D], where asked for. Image
+    i depends on (seed, offset + i) alone: several jobs may share a sequence.
+
+    Args:
+        client: Connected to the server.
+        n: How many, at least 1.
+        folder: Where to write; new, empty, or with the same job in it.
+        seed: 0 to 2^64 - 1; a fresh one by default, kept in `job.json`.
+        offset: Index of the first image in the seed's sequence.
+        label: Index of the class wanted; None for any.
+        temperature: Factor on the noise's standard deviation, 1 by default.
+        truncation: Bound on the noise in standard deviations; none by default.
+        dtype: `uint8` for 0 to 255, `float32` for values in [0, 1].
+        latents: Write the latents as well.
+        model: Name of the model; empty for the server's default.
+        version: Its version; 0 for the one being served.
+        shard_rows: Rows in a shard; the last may have fewer.
+        format: `npy`, a file for each array, or `parquet`, which needs pyarrow.
+        verify: Hash the shards that are there, and make damaged ones anew.
+        progress: Told how far the job is, after each message.
+
+    Raises:
+        JobError, ValueError, LatentserveError, MissingPackage, OSError: As `encode`.
+    """
+    if n < 1:
+        raise ValueError(f"n: got {n}, wanted at least 1")
+    task = SampleTask(
+        n,
+        offset=offset,
+        label=label,
+        temperature=temperature,
+        truncation=truncation,
+        dtype=dtype,
+        latents=latents,
+    )
+    return _run(
+        client, task, folder, model, version, seed, offset, shard_rows, format, verify, progress
+    )
+
+
+def _paths(source: Paths) -> list[Path]:
+    paths = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+    if not paths:
+        raise SourceError("source: got no files, wanted at least 1")
+    return [Path(path) for path in paths]
+
+
+def _run(
+    client: Client,
+    task: Task,
+    folder: str | os.PathLike[str],
+    model: str,
+    version: int,
+    seed: int | None,
+    offset: int,
+    shard_rows: int,
+    shard_format: Format,
+    verify: bool,
+    progress: Callable[[Progress], None] | None,
+) -> Finished:
+    if seed is not None and not 0 <= seed < 2**64:
+        raise ValueError(f"seed: got {seed}, wanted 0 to 2^64 - 1")
+    if not 0 <= offset <= 2**64 - task.rows:
+        raise ValueError(
+            f"offset: got {offset}, wanted 0 to 2^64 - {task.rows} for {task.rows} rows"
+        )
+    if shard_rows < 1:
+        raise ValueError(f"shard_rows: got {shard_rows}, wanted at least 1")
+    if shard_format not in FORMATS:
+        raise ValueError(f"format: got {shard_format!r}, wanted 'npy' or 'parquet'")
+    options = _job.Options(
+        folder=Path(folder),
+        model=model,
+        version=version,
+        seed=seed,
+        shard_rows=shard_rows,
+        shard_format=shard_format,
+        verify=verify,
+        progress=progress or (lambda _progress: None),
+    )
+    return _job.run(client, task, options)

@@ -1,0 +1,75 @@
+"""The log: on stderr, for people or for machines, each line of a call with its request id."""
+
+import contextvars
+import logging
+import re
+import secrets
+import sys
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pythonjsonlogger.json import JsonFormatter
+
+Style = Literal["auto", "text", "json"]
+
+#: The call that is being answered; empty outside of calls.
+REQUEST_ID: contextvars.ContextVar[str] = contextvars.ContextVar("REQUEST_ID", default="")
+
+_TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def configure(level: str, style: Style = "auto") -> None:
+    """Sends the log to stderr.
+
+    Args:
+        level: `debug`, `info`, `warning` or `error`.
+        style: `auto` is text at a terminal and JSON elsewhere.
+    """
+    as_json = style == "json" or (style == "auto" and not sys.stderr.isatty())
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json() if as_json else logging.Formatter(_TEXT))
+    handler.addFilter(_with_request_id)
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def new_request_id() -> str:
+    """Makes an id of 16 hexadecimal digits."""
+    return secrets.token_hex(8)
+
+
+def clean_request_id(text: str) -> str | None:
+    """Returns a caller's id where it may go into the log: 1 to 64 of A-Z, a-z, 0-9, `._-`."""
+    return text if _REQUEST_ID.fullmatch(text) else None
+
+
+class _Json(JsonFormatter):
+    """One object a line: time, level, logger, message and, where there are, more."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            ["asctime", "levelname", "name", "message", "request_id", "exc_info"],
+            rename_fields={
+                "asctime": "time",
+                "levelname": "level",
+                "name": "logger",
+                "exc_info": "exception",
+            },
+        )
+
+    def formatTime(  # noqa: N802 - logging's name
+        self, record: logging.LogRecord, datefmt: str | None = None
+    ) -> str:
+        """ISO 8601, UTC, milliseconds."""
+        when = datetime.fromtimestamp(record.created, UTC)
+        return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        """Leaves out what there is not."""
+        return {name: value for name, value in log_data.items() if value is not None}
+
+
+def _with_request_id(record: logging.LogRecord) -> bool:
+    if request_id := REQUEST_ID.get():
+        record.request_id = request_id
+    return True

@@ -1,0 +1,63 @@
+"""Answers a stream, a bounded number of its messages at a time."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import TypeVar
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+#: While one message is computed the next is read, and no more.
+WINDOW = 2
+
+_END = object()
+
+
+async def in_order(
+    items: AsyncIterator[A], answer: Callable[[A], Awaitable[B]], window: int = WINDOW
+) -> AsyncGenerator[B, None]:
+    """Answers items as they come and yields the answers in the order of the items.
+
+    Reads no further than `window` items ahead of what has been taken from it, so that a
+    caller who does not read is not read from either.
+
+    Args:
+        items: Where they come from.
+        answer: Answers one.
+        window: Most items being answered or waiting to be taken.
+
+    Raises:
+        Exception: What `items` or `answer` raised; the other answers are cancelled.
+    """
+    pending: deque[asyncio.Task[B]] = deque()
+    reader: asyncio.Task[object] | None = None
+    ended = False
+
+    async def read() -> object:
+        return await anext(items, _END)
+
+    async def answered(item: A) -> B:
+        return await answer(item)
+
+    try:
+        while True:
+            if reader is None and not ended and len(pending) < window:
+                reader = asyncio.create_task(read())
+            waited = [each for each in (reader, *list(pending)[:1]) if each is not None]
+            if not waited:
+                return
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            if reader is not None and reader.done():
+                item, reader = reader.result(), None
+                if item is _END:
+                    ended = True
+                else:
+                    pending.append(asyncio.create_task(answered(item)))  # type: ignore[arg-type]
+            while pending and pending[0].done():
+                yield pending.popleft().result()
+    finally:
+        left = [*pending, reader] if reader is not None else [*pending]
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)

@@ -1,0 +1,88 @@
+"""Certificates of the gRPC port, read again when they change."""
+
+import logging
+import ssl
+import threading
+from pathlib import Path
+
+import grpc
+
+from service.errors import StartError
+
+_log = logging.getLogger(__name__)
+
+
+class TlsFiles:
+    """A certificate, its key and, for mTLS, who may have signed a caller's certificate.
+
+    They are looked at with each new connection and read again where one has changed. While
+    they do not belong together, as between the replacing of one and of the other, those
+    before go on.
+
+    Args:
+        certificate: Chain in PEM.
+        key: Private key in PEM.
+        client_ca: Certificates in PEM that callers' must be signed by; None to ask for none.
+
+    Raises:
+        StartError: One cannot be read, or they do not belong together.
+    """
+
+    def __init__(self, certificate: Path, key: Path, client_ca: Path | None = None):
+        self._certificate, self._key, self._client_ca = certificate, key, client_ca
+        self._lock = threading.Lock()
+        try:
+            self._state = self._look()
+            self._contents = self._read()
+        except (OSError, ValueError) as error:
+            raise StartError(f"tls-cert, tls-key or tls-client-ca: {error}") from error
+
+    def server_credentials(self) -> grpc.ServerCredentials:
+        """Returns what a port is opened with."""
+        return grpc.dynamic_ssl_server_credentials(
+            self._configuration(),
+            self._changed,
+            require_client_authentication=self._client_ca is not None,
+        )
+
+    def _changed(self) -> grpc.ServerCertificateConfiguration | None:
+        """Asked by grpc, in threads of its own, with each new connection; None for no change."""
+        with self._lock:
+            try:
+                state = self._look()
+                if state == self._state:
+                    return None
+                self._contents = self._read()
+                self._state = state
+            except (OSError, ValueError) as error:
+                _log.error("TLS files: %s; those before go on", error)
+                return None
+            _log.info("TLS files: read again")
+            return self._configuration()
+
+    def _configuration(self) -> grpc.ServerCertificateConfiguration:
+        certificate, key, client_ca = self._contents
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], client_ca)
+
+    def _look(self) -> list[tuple[int, int, int]]:
+        paths = [path for path in (self._certificate, self._key, self._client_ca) if path]
+        stats = [path.stat() for path in paths]
+        return [(each.st_ino, each.st_size, each.st_mtime_ns) for each in stats]
+
+    def _read(self) -> tuple[bytes, bytes, bytes | None]:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            # Also finds out whether the two belong together, which grpc would not say.
+            context.load_cert_chain(self._certificate, self._key, password="")
+            if self._client_ca is not None:
+                context.load_verify_locations(self._client_ca)
+        except ssl.SSLError as error:
+            raise ValueError(
+                f"{self._certificate} and {self._key} are no certificate and its key in PEM, or "
+                f"{self._client_ca} is no certificate ({error.reason or error})"
+            ) from error
+        return (
+            self._certificate.read_bytes(),
+            self._key.read_bytes(),
+            None if self._client_ca is None else self._client_ca.read_bytes(),
+        )
