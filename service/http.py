@@ -62,14 +62,19 @@ class HttpServer:
             self._server = kind(address[:2], Handler)
         except OSError as error:
             if error.errno == errno.EADDRNOTAVAIL:
-                raise StartError(f"host: got {host!r}, wanted an address of this machine") from error
+                raise StartError(
+                    f"host: got {host!r}, wanted an address of this machine"
+                ) from error
             raise StartError(
                 f"http-port: cannot listen on {host}:{port}: {error.strerror}. Remedy: another "
                 "--http-port (0 picks a free one, off is none)"
             ) from error
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(
-            target=self._server.serve_forever, name="http", kwargs={"poll_interval": 0.1}, daemon=True
+            target=self._server.serve_forever,
+            name="http",
+            kwargs={"poll_interval": 0.1},
+            daemon=True,
         )
 
     def start(self) -> None:
@@ -132,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
     sys_version = ""
     pages: dict[str, Exposition]
 
-    def do_GET(self) -> None:  # noqa: N802 - the library's name
+    def do_GET(self) -> None:
         page = self.pages.get(self.path.partition("?")[0])
         status, kind = HTTPStatus.OK, _TEXT
         if page is None:

@@ -58,7 +58,9 @@ class _Json(JsonFormatter):
         )
 
     def formatTime(  # noqa: N802 - logging's name
-        self, record: logging.LogRecord, datefmt: str | None = None
+        self,
+        record: logging.LogRecord,
+        datefmt: str | None = None,  # noqa: ARG002 - logging's signature
     ) -> str:
         """ISO 8601, UTC, milliseconds."""
         when = datetime.fromtimestamp(record.created, UTC)

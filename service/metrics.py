@@ -14,6 +14,7 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
+    disable_created_metrics,
 )
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
@@ -34,6 +35,7 @@ class Metrics:
     """All that the server counts, in a registry of its own. Safe to use from any thread."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # twice the series, for what nobody asks
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
@@ -76,9 +78,7 @@ class Metrics:
         self._batch_rows = Histogram(
             "latentserve_batch_rows", "Rows in a batch.", buckets=_ROWS, registry=registry
         )
-        self._queue_rows = Gauge(
-            "latentserve_queue_rows", "Rows in flight.", registry=registry
-        )
+        self._queue_rows = Gauge("latentserve_queue_rows", "Rows in flight.", registry=registry)
         self._queue_bytes = Gauge(
             "latentserve_queue_bytes", "Bytes of images and latents in flight.", registry=registry
         )

@@ -2,7 +2,6 @@
 
 import hmac
 import logging
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -76,7 +75,7 @@ class TokenFile:
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:
-    now = os.stat(path)
+    now = path.stat()
     return now.st_ino, now.st_size, now.st_mtime_ns
 
 

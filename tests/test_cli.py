@@ -1,47 +1,84 @@
-"""The command line as a person types it."""
+"""The command line as a person types it: help, usage, failures, and what an operator asks."""
 
-import io
+import json
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from tests.processes import latentserve
+from latentserve.client import Client
+from tests.processes import Server, latentserve
 
+pytest_plugins = ["tests.cli_fixtures"]
 
-@pytest.fixture
-def here(server):
-    """The environment in which the shared server is the default one."""
-    return {"LATENTSERVE_SERVER": server.target}
+CALLING = (
+    "info", "check", "reload", "encode", "decode", "reconstruct", "sample", "interpolate",
+    "traverse", "score", "batch",
+)  # fmt: skip
+COMMANDS = (*CALLING, "train", "export", "evaluate", "serve")
 
 
 def test_help_lists_every_command():
     done = latentserve("--help")
     assert done.returncode == 0
-    for command in (
-        "info", "check", "encode", "decode", "sample", "train", "export", "evaluate", "serve",
-    ):  # fmt: skip
-        assert f"\n  {command} " in done.stdout or f"\n    {command} " in done.stdout
+    for command in COMMANDS:
+        assert f"\n  {command} " in done.stdout
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["info", "check", "encode", "decode", "sample", "train", "export", "evaluate", "serve"],
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_has_help_with_an_example(command):
     done = latentserve(command, "--help")
     assert done.returncode == 0
     assert f"\n  latentserve {command}" in done.stdout.partition("example")[2]
 
 
-def test_info_tells_the_model(here):
-    done = latentserve("info", env=here)
+@pytest.mark.parametrize("job", ["encode", "decode", "sample"])
+def test_each_job_has_help_with_an_example(job):
+    done = latentserve("batch", job, "--help")
     assert done.returncode == 0
+    assert f"\n  latentserve batch {job} " in done.stdout.partition("example")[2]
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("sample", "--help"), ("batch", "--help")])
+def test_help_does_not_wait_for_numpy_and_grpc(arguments):
+    code = (
+        "import sys\nfrom latentserve.cli import main\n"
+        f"try: main({arguments!r})\n"
+        "except SystemExit: print(sorted({'numpy', 'grpc', 'google'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_info_tells_the_models(here):
+    done = latentserve("info", env=here)
+    assert done.returncode == 0, done.stderr
     assert "mnist/1 (default): trained on mnist" in done.stdout
-    assert "latents    32, posterior gaussian, prior standard" in done.stdout
+    assert "mnist2d/1: trained on mnist" in done.stdout
+    assert "latents    40, posterior gaussian, prior flow-gmm" in done.stdout
+    assert "labels     0, 1, 2, 3, 4, 5, 6, 7, 8, 9\n" in done.stdout
     assert "test ELBO" in done.stdout
+    assert "limits: 4096 rows, 67108864 bytes a message\n" in done.stdout
+    assert "in flight: 65536 rows, 536870912 bytes; score: 5000 draws\n" in done.stdout
+
+
+def test_info_of_one_model_tells_it_alone(here):
+    done = latentserve("info", "--model", "mnist2d", "--model-version", "1", env=here)
+    assert done.stdout.startswith("mnist2d/1: trained on mnist")
+    assert "mnist/1" not in done.stdout
+
+
+def test_info_as_json_is_all_there_is(here):
+    server = json.loads(latentserve("info", "--json", env=here).stdout)
+    assert server["default_model"] == "mnist"
+    assert [model["name"] for model in server["models"]] == ["mnist", "mnist2d"]
+    model = json.loads(latentserve("info", "--json", "--model", "mnist2d", env=here).stdout)
+    assert model == server["models"][1]
+    assert model["latent_dim"] == 2
 
 
 def test_check_is_0_when_serving(here):
@@ -58,54 +95,62 @@ def test_check_is_1_when_there_is_nobody_or_no_such_model(here):
     assert latentserve("check", "--model", "nope", env=here).returncode == 1
 
 
-def test_sample_writes_the_same_grid_for_the_same_seed(here, tmp_path):
-    for name in ("a.png", "b.png"):
-        done = latentserve("sample", "-n", "100", "--seed", "7", "-o", tmp_path / name, env=here)
+def test_reload_tells_what_is_served_and_what_was_refused(tmp_path):
+    from tests.tiny import write_tiny
+
+    write_tiny(tmp_path / "models" / "tiny")
+    with Server(tmp_path / "models", tmp_path / "log", "--admin") as server:
+        server.wait_until_serving()
+        here = {"LATENTSERVE_SERVER": server.target}
+        write_tiny(tmp_path / "models" / "tiny", seed=1)
+        done = latentserve("reload", env=here)
         assert done.returncode == 0, done.stderr
-        assert done.stdout == f"{tmp_path / name}: 100 images, seed 7\n"
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    with Image.open(tmp_path / "a.png") as picture:
-        # Ten by ten digits of 28 pixels with gaps of 2, each pixel doubled.
-        assert picture.size == (604, 604)
-        assert np.asarray(picture).std() > 30
-
-
-def test_encode_decode_round_trip_through_files(here, tmp_path, client):
-    digits = client.sample(5, seed=1)
-    np.save(tmp_path / "digits.npy", digits)
-    posterior = tmp_path / "p.npz"
-    done = latentserve("encode", tmp_path / "digits.npy", "-o", posterior, env=here)
-    assert done.returncode == 0, done.stderr
-    with np.load(posterior) as arrays:
-        assert set(arrays.files) == {"mean", "log_var"}
-        assert (arrays["mean"] == client.encode(digits).mean).all()
-        mean = arrays["mean"]
-    done = latentserve("decode", posterior, "-o", tmp_path / "d.npy", env=here)
-    assert done.returncode == 0, done.stderr
-    assert (np.load(tmp_path / "d.npy") == client.decode(mean)).all()
-    done = latentserve("encode", tmp_path / "digits.npy", "--seed", "3", "-o", posterior, env=here)
-    assert done.stdout == f"{posterior}: mean and log_var and z of 5 images\n"
+        assert done.stdout == "serving  tiny/2\nadded    tiny/2\nremoved  tiny/1\n"
+        write_tiny(tmp_path / "models" / "tiny", golden_error=9.0)
+        done = latentserve("reload", "--json", env=here)
+        assert done.returncode == 1
+        assert json.loads(done.stdout)["serving"] == [{"name": "tiny", "version": 2}]
+        assert done.stderr.startswith("latentserve reload: tiny/3 is refused: ")
+        assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("encode", "nowhere.npy"), "No such file"),
-        (("decode", __file__), "test_cli.py"),
+        (("encode", "nowhere.npy"), "nowhere.npy: No such file or directory"),
+        (("encode", "/"), "got a folder without PNG and JPEG files"),
+        (("encode", __file__), "test_cli.py: got no npy, PNG or JPEG file"),
+        (("decode", __file__), "test_cli.py: "),
         (("sample", "-o", "/nonexistent/x.png"), "/nonexistent"),
-        (("sample", "--label", "3"), "knows no classes"),
+        (("sample", "--model", "mnist2d", "--label", "3"), "knows no classes"),
+        (("sample", "--model", "mnist2d", "--by-label"), "--by-label: the prior of mnist2d"),
         (("sample", "--model", "nope"), "model.name: got 'nope', wanted one of mnist"),
+        (("sample", "--model-version", "9"), "model.version: got 9"),
         (("sample", "--temperature", "1e9"), "temperature: got 1e+09, wanted 0 to 100"),
+        (("sample", "--server", "127.0.0.1:1", "--timeout", "2"), "127.0.0.1:1 cannot be reached"),
+        (("info", "--tls-ca", "nowhere.pem"), "--tls-ca: nowhere.pem: No such file or directory"),
+        (("info", "--token-file", "/dev/null"), "--token-file: /dev/null: got an empty file"),
+        (("info", "--token-file", "nowhere"), "--token-file: nowhere: No such file"),
+        (("traverse", "--axes", "0", "40"), "axes"),
+        (("traverse", "--middle", "nowhere.png"), "nowhere.png: No such file or directory"),
+        (("interpolate", "nowhere.npy"), "nowhere.npy: No such file or directory"),
+        (("batch", "decode", "nowhere.npy", "--to", "x"), "nowhere.npy: No such file"),
         (("evaluate", "/nonexistent"), "wanted a run folder"),
         (("export", "/nonexistent", "--to", "models/x"), "no metrics.json"),
     ],
 )
-def test_a_failure_is_one_clear_line_and_status_1(here, arguments, text):
-    done = latentserve(*arguments, env=here)
-    assert done.returncode == 1
+def test_a_failure_is_one_clear_line_and_status_1(here, tmp_path, arguments, text):
+    done = subprocess.run(
+        [sys.executable, "-m", "latentserve", *arguments],
+        capture_output=True, text=True, check=False, timeout=60,
+        cwd=tmp_path if arguments[0] not in ("evaluate", "export") else None,
+        env={**os.environ, **here},
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
     assert text in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith(f"latentserve {arguments[0]}: ")
+    assert done.stdout == ""
 
 
 @pytest.mark.parametrize(
@@ -113,14 +158,38 @@ def test_a_failure_is_one_clear_line_and_status_1(here, arguments, text):
     [
         ((), "required: COMMAND"),
         (("dream",), "invalid choice: 'dream'"),
-        (("encode",), "required: IMAGES.npy"),
+        (("encode",), "required: IMAGES"),
         (("sample", "--seed", "seven"), "argument --seed: got seven, wanted a whole number"),
         (("sample", "--seed", str(2**64)), "argument --seed: got 18446744073709551616"),
+        (("sample", "--seed", "9" * 5000), "argument --seed: got 999"),
         (("sample", "--offset", "-1"), "argument --offset: got -1"),
         (("sample", "-n", "0"), "argument -n/--count: got 0, wanted a whole number from 1"),
+        (("sample", "--label", "x"), "argument --label: got x, wanted a whole number"),
+        (("sample", "--label", "1", "--by-label"), "not allowed with argument"),
+        (("sample", "--temperature", "nan"), "argument --temperature: got nan, wanted a number"),
+        (("sample", "--truncation", "-1"), "argument --truncation: got -1"),
+        (("sample", "--timeout", "soon"), "argument --timeout: got soon, wanted a number"),
+        (("sample", "--timeout", "-1"), "argument --timeout: got -1, wanted a number above 0"),
+        (("sample", "--model-version", "two"), "argument --model-version: got two"),
         (("sample", "--zoom", "0"), "argument --zoom: got 0"),
         (("sample", "--columns", "-1"), "argument --columns: got -1"),
-        (("sample", "-o", "x.jpeg"), "got x.jpeg, wanted a name ending in .png or .npy"),
+        (("sample", "-o", "x.jpeg"), "-o: got x.jpeg, wanted a name ending in .png or .npy"),
+        (("encode", "x.npy", "-o", "x.npy"), "-o: got x.npy, wanted a name ending in .npz"),
+        (("score", "x.npy", "-o", "x.txt"), "got x.txt, wanted a name ending in .csv or .jsonl"),
+        (("score", "x.npy", "--json", "-o", "x.csv"), "wanted a name ending in .jsonl"),
+        (("interpolate", "a", "b", "c"), "END: got 3 files, wanted two"),
+        (("interpolate", "a", "b", "--steps", "1"), "argument --steps: got 1"),
+        (("interpolate", "a", "b", "--method", "x"), "argument --method: invalid choice: 'x'"),
+        (("traverse", "--axes", "1", "1"), "--axes: got 1 1, wanted one or two different axes"),
+        (("traverse", "--axes", "1", "2", "3"), "--axes: got 1 2 3"),
+        (("traverse", "--range", "0"), "argument --range: got 0, wanted a number above 0"),
+        (("info", "--tls-cert", "x.pem"), "--tls-cert: wanted --tls-key as well"),
+        (("info", "--tls-key", "x.pem"), "--tls-key: wanted --tls-cert as well"),
+        (("batch",), "required: JOB"),
+        (("batch", "sample", "--to", "x"), "required: -n/--count"),
+        (("batch", "sample", "-n", "5"), "required: --to"),
+        (("batch", "sample", "-n", "5", "--to", "x", "--shard-rows", "0"), "argument --shard-rows"),
+        (("batch", "sample", "-n", "5", "--to", "x", "--format", "csv"), "invalid choice: 'csv'"),
         (("train",), "required: --out"),
         (("train", "--preset", "nope", "--out", "x"), "preset: got 'nope', wanted one of"),
         (("train", "--data", "cifar", "--out", "x"), "data: got 'cifar', wanted one of"),
@@ -134,24 +203,71 @@ def test_wrong_usage_is_status_2(arguments, text):
     assert "Traceback" not in done.stderr
 
 
-def test_an_npz_without_latents_is_named(here, tmp_path):
-    buffer = io.BytesIO()
-    np.savez(buffer, other=np.zeros(3))
-    (tmp_path / "x.npz").write_bytes(buffer.getvalue())
-    done = latentserve("decode", tmp_path / "x.npz", env=here)
-    assert done.returncode == 1
-    assert (
-        "got an npz file with other, wanted an npy file, or an npz file with z or mean"
-        in done.stderr
-    )
+def test_the_connection_may_come_from_the_environment(shipped, tmp_path):
+    for variable, text in (
+        ("LATENTSERVE_TLS_CA", "--tls-ca: "),
+        ("LATENTSERVE_TOKEN_FILE", "--token-file: "),
+    ):
+        done = latentserve("info", env={variable: str(tmp_path / "nowhere")})
+        assert done.returncode == 1
+        assert text in done.stderr
+    port = shipped.target.rpartition(":")[2]
+    empty = {"LATENTSERVE_TLS_CA": "", "LATENTSERVE_TOKEN_FILE": "", "LATENTSERVE_SERVER": ""}
+    assert latentserve("check", env={"LATENTSERVE_GRPC_PORT": port, **empty}).returncode == 0
+    assert latentserve("check", env={"LATENTSERVE_TIMEOUT": "soon"}).returncode == 2
 
 
-def test_a_damaged_npz_is_named(here, tmp_path):
-    (tmp_path / "x.npz").write_bytes(b"PK\x03\x04 cut short")
-    done = latentserve("decode", tmp_path / "x.npz", env=here)
-    assert done.returncode == 1
-    assert str(tmp_path / "x.npz") in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+def test_ctrl_c_ends_a_command_quietly_with_status_130(tmp_path):
+    with Server(None, tmp_path / "log") as server:
+        server.wait_until_serving()
+        server.process.send_signal(signal.SIGSTOP)  # it accepts and does not answer
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "latentserve", "info", "--server", server.target],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            time.sleep(1.5)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=30)
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+    assert (process.returncode, out, err) == (130, "", "")
+
+
+def test_a_reader_that_leaves_early_gets_no_traceback(here, tmp_path):
+    np.save(tmp_path / "many.npy", np.zeros((3000, 28, 28), np.uint8))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "latentserve", "score", str(tmp_path / "many.npy")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **here},
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(30) == 1
+    process.stderr.close()
+
+
+def test_a_server_that_is_gone_midway_is_one_line(tmp_path):
+    np.save(tmp_path / "many.npy", np.zeros((200_000, 28, 28), np.uint8))
+    with Server(None, tmp_path / "log") as server:
+        server.wait_until_serving()
+        process = subprocess.Popen(
+            [
+                sys.executable, "-m", "latentserve", "encode", str(tmp_path / "many.npy"),
+                "--server", server.target, "-o", str(tmp_path / "x.npz"), "--timeout", "10",
+            ],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        time.sleep(2.5)
+        assert process.poll() is None
+        server.process.kill()
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (1, "")
+    assert err.startswith("latentserve encode: ")
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "x.npz").exists()
 
 
 def test_a_missing_dependency_is_named_with_what_to_install():
@@ -163,4 +279,47 @@ def test_a_missing_dependency_is_named_with_what_to_install():
     assert done.returncode == 1
     assert "the package onnxruntime is missing" in done.stderr
     assert "'.[serve]'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_server_with_a_token_is_called_with_it(tmp_path):
+    from tests.tiny import write_tiny
+
+    write_tiny(tmp_path / "models" / "tiny")
+    (tmp_path / "tokens").write_text("sesame\n")
+    (tmp_path / "token").write_text("sesame\n")
+    (tmp_path / "wrong").write_text("please\n")
+    tokens = str(tmp_path / "tokens")
+    with Server(tmp_path / "models", tmp_path / "log", "--token-file", tokens) as server:
+        server.wait_until_serving()
+        info = ("info", "--server", server.target)
+        assert latentserve(*info, "--token-file", tmp_path / "token").returncode == 0
+        done = latentserve(*info, env={"LATENTSERVE_TOKEN_FILE": str(tmp_path / "token")})
+        assert done.returncode == 0
+        for wrong in ((), ("--token-file", tmp_path / "wrong")):
+            done = latentserve(*info, *wrong)
+            assert done.returncode == 1
+            assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_library_is_used_and_not_the_application(here):
+    """What calls a server runs where only the client is installed."""
+    code = (
+        "import sys\nfrom latentserve.cli import main\n"
+        "for name in ('training', 'export', 'service', 'bundle', 'PIL', 'pydantic'):\n"
+        "    sys.modules[name] = None\n"
+        "sys.exit(main(['info']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=False, env={**os.environ, **here}
+    )
+    assert done.returncode == 0
+
+
+def test_a_client_is_what_the_options_say(shipped):
+    """The seconds of --timeout reach the call."""
+    with Client(shipped.target) as client:
+        assert client.is_serving()
+    done = latentserve("sample", "-n", "4000", "--server", shipped.target, "--timeout", "0.001")
+    assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1

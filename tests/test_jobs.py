@@ -184,18 +184,20 @@ class TestGoingOn:
         """Killed before one of its steps on the way to the disk, another one each time."""
         run_job(client, sources[kind], tmp_path / "unbroken", shard_format, 7)
         rng = random.Random(f"{kind} {shard_format}")
+        # An unbroken job takes 48 to 106 of them.
+        most = 60 if (kind, shard_format) == ("encode", "npy") else 30
         kills = 0
-        while child(tmp_path / "j", sources[kind], shard_format, rng.randint(10, 45)) != 0:
+        while child(tmp_path / "j", sources[kind], shard_format, rng.randint(1, most)) != 0:
             kills += 1
-            assert kills < 30
-        assert kills > 2
+            assert kills < 60
+        assert kills > 1
         assert contents(tmp_path / "j") == contents(tmp_path / "unbroken")
 
     def test_a_job_broken_off_at_any_message_leaves_the_bytes_of_an_unbroken_one(
         self, client, tmp_path
     ):
         jobs.sample(client, 50, tmp_path / "unbroken", seed=7, shard_rows=20)
-        for message in range(9):
+        for message in range(8):
             replies = itertools.count()
 
             def fail(replies=replies, message=message):

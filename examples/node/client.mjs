@@ -1,0 +1,126 @@
+// Samples a grid of images, encodes them, and decodes what they were encoded to.
+//
+//   node client.mjs --server localhost:50051 --out grid.png
+//
+// Exits with 0, with 1 where a call or a file failed, and with 2 for a wrong command line.
+
+import { writeFileSync } from "node:fs";
+import { parseArgs } from "node:util";
+
+import { CallError, Connection } from "./latentserve.mjs";
+import { encodePng, grid } from "./png.mjs";
+
+const USAGE = `usage: node client.mjs [--server HOST:PORT] [--out FILE] [--model NAME] [--seed N]
+                       [--temperature T] [--timeout SECONDS]`;
+const MOST_ROWS = 10;
+const MOST_COLUMNS = 10;
+
+class UsageError extends Error {}
+
+function options() {
+  const text = (value) => ({ type: "string", default: value });
+  let values;
+  try {
+    ({ values } = parseArgs({
+      options: {
+        server: text("localhost:50051"),
+        out: text("grid.png"),
+        model: text(""),
+        seed: text("7"),
+        temperature: text("1"),
+        timeout: text("60"),
+      },
+    }));
+  } catch (error) {
+    throw new UsageError(error.message);
+  }
+  const seed = values.seed;
+  if (!/^\d+$/.test(seed) || BigInt(seed) >= 2n ** 64n) {
+    throw new UsageError(`--seed: got ${seed}, wanted a whole number from 0 to 2^64 - 1`);
+  }
+  for (const name of ["temperature", "timeout"]) {
+    values[name] = Number(values[name] || NaN);
+    if (!Number.isFinite(values[name])) throw new UsageError(`--${name}: wanted a number`);
+  }
+  return values;
+}
+
+async function run({ server, out, model: name, seed, temperature, timeout }) {
+  const connection = new Connection(server, timeout);
+  try {
+    const info = await connection.call("GetServerInfo", {});
+    console.log(`latentserve ${info.version} with onnxruntime ${info.onnxruntime_version}`);
+    const { model } = await connection.call("GetModel", { model: { name } });
+    console.log(describe(model));
+
+    const columns = Math.min(MOST_COLUMNS, Number(model.max_rows));
+    // A row for each label, or rows of whatever comes.
+    const rows = model.labels.length || MOST_ROWS;
+    const images = [];
+    let off = 0;
+    for (let row = 0; row < rows; row++) {
+      const request = { count: columns, seed, offset: row * columns, temperature };
+      if (model.labels.length) request.label = row;
+      const { sampled, decoded } = await roundTrip(connection, model, request);
+      images.push(...sampled);
+      off += sampled.reduce((sum, image, index) => sum + difference(image, decoded[index]), 0);
+    }
+
+    const { channels, height, width } = model.image_shape;
+    const shape = { channels: Number(channels), height: Number(height), width: Number(width) };
+    writeFileSync(out, encodePng(grid(images, shape, columns)));
+    console.log(`${out}: ${images.length} images, ${rows} rows of ${columns}, seed ${seed}`);
+    const mean = (off / images.length).toFixed(2);
+    console.log(`encoded and decoded again they are off by ${mean} of 255 on average`);
+  } finally {
+    connection.close();
+  }
+}
+
+/** Samples images, encodes them and decodes the means of their posteriors. */
+async function roundTrip(connection, { name, version }, request) {
+  const model = { name, version };
+  const format = "IMAGE_FORMAT_UINT8";
+  const { images } = await connection.call("Sample", { model, format, ...request });
+  const { mean } = await connection.call("Encode", { model, images });
+  const decoded = await connection.call("Decode", { model, format, latents: mean });
+  return { sampled: split(images.tensor), decoded: split(decoded.images.tensor) };
+}
+
+function describe(model) {
+  const { channels, height, width } = model.image_shape;
+  const labels = model.labels.length ? `labels ${model.labels.join(" ")}` : "no labels";
+  const devices = [...new Set(model.graphs.map(({ device }) => device))].join(", ");
+  return (
+    `${model.name} version ${model.version}: ${width}x${height} ` +
+    `${channels === "1" ? "grey" : "RGB"}, ${model.latent_dim} latents, ` +
+    `prior ${model.prior}, ${labels}, on ${devices}`
+  );
+}
+
+/** The images [N, C, H, W] of a tensor of bytes, one by one. */
+function split({ shape, data }) {
+  const length = data.length / Number(shape[0]);
+  return Array.from({ length: Number(shape[0]) }, (_, index) =>
+    data.subarray(index * length, (index + 1) * length),
+  );
+}
+
+/** Mean absolute difference of two images. */
+function difference(one, other) {
+  return one.reduce((sum, value, index) => sum + Math.abs(value - other[index]), 0) / one.length;
+}
+
+try {
+  await run(options());
+} catch (error) {
+  if (error instanceof UsageError) {
+    console.error(`${error.message}\n${USAGE}`);
+    process.exitCode = 2;
+  } else if (error instanceof CallError || error.syscall) {
+    console.error(error.message);
+    process.exitCode = 1;
+  } else {
+    throw error; // a mistake in here
+  }
+}
