@@ -11,8 +11,9 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SERVICES := protos/latentserve/v1/latent_service.proto protos/latentserve/v1/admin_service.proto
 PROTOS := protos/latentserve/v1/tensor.proto protos/latentserve/compat/v1/compat.proto $(SERVICES)
+BUF := npx --yes @bufbuild/buf@1.75.0
 
-.PHONY: help install demo test test-demo test-compose test-browser classifier lint proto proto-check format wheel up down clean
+.PHONY: help install demo test test-demo test-compose test-browser classifier lint proto proto-check proto-breaking proto-baseline docs format wheel up down clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' Makefile | column -t -l 2
@@ -46,11 +47,11 @@ test-browser: $(VENV)/.installed ## Open a report in Chromium; installs it by ap
 classifier: $(VENV)/.installed ## Train the classifier that judges generated digits anew; 8 minutes
 	$(BIN)/python -m training.classifier
 
-lint: $(VENV)/.installed proto-check ## ruff, mypy, buf lint, and whether the stubs are current
+lint: $(VENV)/.installed proto-check proto-breaking ## ruff, mypy, buf lint and breaking, and whether the stubs are current
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	@if command -v npx >/dev/null; then npx --yes @bufbuild/buf@1.75.0 lint; else echo "no npm: buf lint left out"; fi
+	@if command -v npx >/dev/null; then $(BUF) lint; else echo "no npm: buf lint left out"; fi
 
 format: $(VENV)/.installed ## Let ruff format and sort
 	$(BIN)/ruff check --fix .
@@ -62,6 +63,15 @@ proto: $(VENV)/.installed ## Generate the stubs from the protos
 
 proto-check: proto ## Fail where the committed stubs are not what the protos make
 	git diff --exit-code -- latentserve/v1 latentserve/compat
+
+proto-breaking: ## Fail where the protos break who was built against protos/baseline.binpb
+	@if command -v npx >/dev/null; then $(BUF) breaking --against protos/baseline.binpb; else echo "no npm: buf breaking left out"; fi
+
+proto-baseline: proto-breaking ## Make the protos as they are what may not be broken from now on
+	$(BUF) build --exclude-source-info --output protos/baseline.binpb
+
+docs: $(VENV)/.installed ## Write docs/api.md from the comments of the protos
+	$(BIN)/python docs/make_api.py
 
 wheel: $(VENV)/.installed ## Build the client library's wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation

@@ -2,19 +2,29 @@
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from latentserve._values import ModelInfo, ServerInfo
+from latentserve._values import ModelIdentity, ModelInfo, RefusedModel, Reloaded, ServerInfo
 from latentserve.errors import ProtocolError
+from latentserve.v1 import admin_service_pb2, tensor_pb2
 from latentserve.v1 import latent_service_pb2 as pb
-from latentserve.v1 import tensor_pb2
 
-Format = Literal["float32", "uint8"]
+T = TypeVar("T")
+
+#: How images come back: float32 in [0, 1], uint8, or PNG files.
+Format = Literal["float32", "uint8", "png"]
+ArrayFormat = Literal["float32", "uint8"]
+Method = Literal["linear", "spherical"]
+#: An array as `image_source` takes it, or the contents of PNG and JPEG files.
+Images = ArrayLike | Sequence[bytes]
+#: One image or one latent: an array, or the content of a PNG or JPEG file.
+Point = ArrayLike | bytes
 
 _WIRE_DTYPES = {
     np.dtype(np.float32): tensor_pb2.DATA_TYPE_FLOAT32,
@@ -26,7 +36,15 @@ _DTYPES: dict[int, np.dtype[Any]] = {
     tensor_pb2.DATA_TYPE_FLOAT16: np.dtype("<f2"),
     tensor_pb2.DATA_TYPE_UINT8: np.dtype("u1"),
 }
-_FORMATS = {"float32": pb.IMAGE_FORMAT_FLOAT32, "uint8": pb.IMAGE_FORMAT_UINT8}
+_FORMATS = {
+    "float32": pb.IMAGE_FORMAT_FLOAT32,
+    "uint8": pb.IMAGE_FORMAT_UINT8,
+    "png": pb.IMAGE_FORMAT_PNG,
+}
+_METHODS = {
+    "linear": pb.INTERPOLATION_METHOD_LINEAR,
+    "spherical": pb.INTERPOLATION_METHOD_SPHERICAL,
+}
 
 
 def fresh_seed() -> int:
@@ -34,17 +52,92 @@ def fresh_seed() -> int:
     return secrets.randbits(53)
 
 
-def image_array(images: ArrayLike) -> NDArray[Any]:
-    """Returns images as an array that can be sent.
+@dataclass(frozen=True)
+class ImageSource:
+    """Images to be sent, as an array or as files.
+
+    Attributes:
+        content: Rows of an array, or the contents of files.
+        resize: Whether files of another size or colour mode are to be made fit.
+    """
+
+    content: NDArray[Any] | Sequence[bytes]
+    resize: bool = False
+
+    def __len__(self) -> int:
+        return len(self.content)
+
+    def message(self, rows: slice) -> tensor_pb2.Images:
+        """Some of its rows as a message."""
+        part = self.content[rows]
+        if isinstance(part, np.ndarray):
+            return tensor_pb2.Images(tensor=to_tensor(part))
+        encoded = tensor_pb2.EncodedImages(files=part, resize=self.resize)
+        return tensor_pb2.Images(encoded=encoded)
+
+    def piece(self, start: int, most_rows: int, most_bytes: int) -> slice:
+        """The rows from `start` on that fit into one message.
+
+        Args:
+            start: The first of them.
+            most_rows: Most rows.
+            most_bytes: Most bytes of files; a larger file goes alone, and the server
+                refuses it by name.
+        """
+        stop = min(start + most_rows, len(self.content))
+        if isinstance(self.content, np.ndarray):
+            return slice(start, stop)
+        size = 0
+        for index in range(start, stop):
+            # Its tag and its length take a few bytes more.
+            size += len(self.content[index]) + 16
+            if size > most_bytes and index > start:
+                return slice(start, index)
+        return slice(start, stop)
+
+
+def image_source(images: Images, *, resize: bool = False) -> ImageSource:
+    """Returns images as they can be sent.
 
     Args:
-        images: [N, C, H, W], [N, H, W] or [N, C*H*W]; uint8, or floats in [0, 1].
+        images: [N, C, H, W], [N, H, W] or [N, C*H*W], uint8 or floats in [0, 1]; or the
+            contents of PNG and JPEG files.
+        resize: Whether files of another size or colour mode are to be made fit.
 
     Raises:
         TypeError: Of a dtype that cannot be sent.
-        ValueError: With fewer than two axes.
+        ValueError: With fewer than two axes, or without rows.
     """
-    return _sendable(np.asarray(images), "images", 2)
+    if isinstance(images, bytes):
+        raise TypeError("images: got one file, wanted a list of them")
+    if isinstance(images, Sequence) and images and all(isinstance(each, bytes) for each in images):
+        return ImageSource(images, resize)  # type: ignore[arg-type]  # they are all bytes
+    return ImageSource(_sendable(np.asarray(images), "images", 2))
+
+
+def point_message(point: Point, what: str, *, resize: bool) -> tensor_pb2.Images | NDArray[Any]:
+    """Returns one image as a message, or one latent as an array [D].
+
+    Args:
+        point: A latent [D], an image [C, H, W] or [H, W], or the content of a file.
+        what: Its name, for the error.
+        resize: As `image_source`.
+
+    Raises:
+        TypeError: Of a dtype that cannot be sent.
+        ValueError: With another number of axes.
+    """
+    if isinstance(point, bytes):
+        return image_source([point], resize=resize).message(slice(0, 1))
+    array = _sendable(np.asarray(point), what, 1)
+    if array.ndim == 1:
+        return array
+    if array.ndim not in (2, 3):
+        raise ValueError(
+            f"{what}: got shape {list(array.shape)}, wanted a latent [D] or an image [C, H, W] or "
+            "[H, W]"
+        )
+    return tensor_pb2.Images(tensor=to_tensor(array[None]))
 
 
 def latent_array(z: ArrayLike) -> NDArray[Any]:
@@ -77,52 +170,6 @@ def check_draw(seed: int | None, offset: int, rows: int) -> None:
 def selector(model: str, version: int) -> pb.ModelSelector:
     """Names a model; empty for the default one, version 0 for the one being served."""
     return pb.ModelSelector(name=model, version=version)
-
-
-def encode_request(
-    images: NDArray[Any], model: pb.ModelSelector, seed: int | None, offset: int
-) -> pb.EncodeRequest:
-    """Asks for posteriors and, where a seed is given, for a draw from each."""
-    return pb.EncodeRequest(
-        model=model,
-        images=tensor_pb2.Images(tensor=to_tensor(images)),
-        draw=seed is not None,
-        seed=seed,
-        offset=offset,
-    )
-
-
-def decode_request(
-    z: NDArray[Any], model: pb.ModelSelector, image_format: Format
-) -> pb.DecodeRequest:
-    """Asks for the images of latents."""
-    return pb.DecodeRequest(model=model, latents=to_tensor(z), format=_format(image_format))
-
-
-def sample_request(
-    count: int,
-    model: pb.ModelSelector,
-    *,
-    seed: int,
-    offset: int,
-    label: int | None,
-    temperature: float | None,
-    truncation: float | None,
-    image_format: Format,
-    return_latents: bool,
-) -> pb.SampleRequest:
-    """Asks for new images and, where wanted, their latents."""
-    return pb.SampleRequest(
-        model=model,
-        count=count,
-        seed=seed,
-        offset=offset,
-        label=label,
-        temperature=temperature,
-        truncation=truncation,
-        format=_format(image_format),
-        return_latents=return_latents,
-    )
 
 
 def to_tensor(array: NDArray[Any]) -> tensor_pb2.Tensor:
@@ -168,6 +215,19 @@ def joined_where_sent(replies: Sequence[Any], name: str) -> NDArray[Any] | None:
     return joined([getattr(reply, name) for reply in replies])
 
 
+def joined_images(
+    replies: Sequence[tensor_pb2.Images], image_format: Format
+) -> NDArray[Any] | list[bytes]:
+    """Puts the images of replies together, in the format that was asked for.
+
+    Raises:
+        ProtocolError: As `to_array`.
+    """
+    if image_format == "png":
+        return [file for images in replies for file in images.encoded.files]
+    return joined([images.tensor for images in replies])
+
+
 def read_server_info(reply: pb.GetServerInfoResponse) -> ServerInfo:
     """Reads the reply to GetServerInfo."""
     return ServerInfo(
@@ -178,6 +238,9 @@ def read_server_info(reply: pb.GetServerInfoResponse) -> ServerInfo:
         default_model=reply.default_model,
         device=reply.device,
         models=tuple(read_model_info(model) for model in reply.models),
+        max_queue_rows=reply.limits.max_queue_rows,
+        max_queue_bytes=reply.limits.max_queue_bytes,
+        max_score_draws=reply.limits.max_score_draws,
     )
 
 
@@ -201,6 +264,25 @@ def read_model_info(model: pb.ModelInfo) -> ModelInfo:
         created_at=model.created_at.ToDatetime(UTC),
         noise=model.noise,
         precision=model.precision,
+        prior_mean=tuple(model.prior_mean),
+        prior_std=tuple(model.prior_std),
+        has_percentiles=model.has_percentiles,
+    )
+
+
+def read_reloaded(reply: admin_service_pb2.ReloadResponse) -> Reloaded:
+    """Reads the reply to Reload."""
+
+    def identities(models: Iterable[pb.ModelIdentity]) -> tuple[ModelIdentity, ...]:
+        return tuple(ModelIdentity(each.name, each.version) for each in models)
+
+    return Reloaded(
+        serving=identities(reply.serving),
+        added=identities(reply.added),
+        removed=identities(reply.removed),
+        refused=tuple(
+            RefusedModel(each.name, each.version, each.problem) for each in reply.refused
+        ),
     )
 
 
@@ -217,8 +299,27 @@ def _sendable(array: NDArray[Any], what: str, axes: int) -> NDArray[Any]:
     return array
 
 
-def _format(image_format: Format) -> pb.ImageFormat:
+def format_message(image_format: str) -> pb.ImageFormat:
+    """How images are to come back.
+
+    Raises:
+        ValueError: It is no such format.
+    """
+    return _named(_FORMATS, "dtype", image_format)
+
+
+def method_message(method: str) -> pb.InterpolationMethod:
+    """How to interpolate.
+
+    Raises:
+        ValueError: It is no such method.
+    """
+    return _named(_METHODS, "method", method)
+
+
+def _named(names: Mapping[str, T], what: str, given: str) -> T:
     try:
-        return _FORMATS[image_format]
-    except KeyError:
-        raise ValueError(f"dtype: got {image_format!r}, wanted 'float32' or 'uint8'") from None
+        return names[given]
+    except (KeyError, TypeError):
+        wanted = " or ".join(map(repr, names))
+        raise ValueError(f"{what}: got {given!r}, wanted {wanted}") from None

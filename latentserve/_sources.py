@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from latentserve._npy import MAGIC, NpyFile, SourceError
 
-#: Most bytes of a source to hold at once.
-_PIECE_BYTES = 4 * 2**20
+# Most bytes to hold at once, of a file that is hashed and of a batch that is sent.
+_HASHED_BYTES = 4 * 2**20
+_BATCH_BYTES = 2 * 2**20
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 
@@ -111,7 +112,7 @@ class Arrays:
             seen: Told the number of rows that were read so far.
         """
         digest, done = hashlib.sha256(), 0
-        piece = max(1, _PIECE_BYTES // max(1, self.files[0].row_bytes))
+        piece = max(1, _HASHED_BYTES // max(1, self.files[0].row_bytes))
         for rows in self.batches(0, self.rows, piece):
             digest.update(rows.data)
             done += len(rows)
@@ -200,7 +201,7 @@ class Pictures:
             content = self.files[index].read_bytes()
             if hashlib.sha256(content).digest() != self._digests[index]:
                 raise SourceError(f"{self.files[index]}: was changed while it was being read")
-            if batch and (len(batch) == most or size + len(content) > _PIECE_BYTES):
+            if batch and (len(batch) == most or size + len(content) > _BATCH_BYTES):
                 yield batch
                 batch, size = [], 0
             batch.append(content)
@@ -223,4 +224,4 @@ def rows_that_fit(row_shape: Sequence[int], max_rows: int) -> int:
         max_rows: Most that the server takes.
     """
     row_bytes = 4 * int(np.prod(row_shape, dtype=object))
-    return max(1, min(max_rows, 256, _PIECE_BYTES // max(1, row_bytes)))
+    return max(1, min(max_rows, 256, _BATCH_BYTES // max(1, row_bytes)))

@@ -1,4 +1,4 @@
-"""The client: encode, decode and sample from Python.
+"""The client: everything a server can be asked, from Python.
 
     from latentserve.client import Client
 
@@ -7,20 +7,52 @@
         images = client.decode(posterior.mean)      # float32 [N, C, H, W] in [0, 1]
         digits = client.sample(100, seed=7)         # the same 100 digits every time
 
-Needs grpcio, protobuf and numpy, and nothing else.
+`AsyncClient` is the same for asyncio. Needs grpcio, protobuf and numpy, and nothing else.
 """
 
-import json
-from collections.abc import Callable
+import functools
+import time
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, TypeVar, Unpack, overload
 
 import grpc
 from numpy.typing import ArrayLike, NDArray
 
-from latentserve import _messages
-from latentserve._messages import Format
-from latentserve._values import ModelInfo, Posterior, Samples, ServerInfo
+from latentserve import _messages, _plans
+from latentserve._async import AsyncClient
+from latentserve._messages import ArrayFormat, Format, Images, Method, Point
+from latentserve._options import (
+    SERVICE,
+    Keepalive,
+    Retry,
+    Tls,
+    Token,
+    channel_arguments,
+    metadata_of,
+)
+from latentserve._plans import Ask, Drawing, Limits, Plan, Sampling, Where
+from latentserve._streams import (
+    Decoding,
+    Encoding,
+    Sequence,
+    Talk,
+    Window,
+    wait_before_retry,
+)
+from latentserve._threads import Outgoing, Watchdog
+from latentserve._values import (
+    Interpolation,
+    ModelIdentity,
+    ModelInfo,
+    Posterior,
+    RefusedModel,
+    Reloaded,
+    Samples,
+    Scores,
+    ServerInfo,
+    Traversal,
+)
 from latentserve.compat.v1 import compat_pb2
 from latentserve.errors import (
     DeadlineExceeded,
@@ -37,83 +69,90 @@ from latentserve.errors import (
     Violation,
     from_rpc_error,
 )
-from latentserve.v1 import latent_service_pb2 as pb
-from latentserve.v1 import latent_service_pb2_grpc as pb_grpc
+from latentserve.v1 import admin_service_pb2_grpc, latent_service_pb2_grpc
 
 __all__ = [
+    "AsyncClient",
     "Client",
     "DeadlineExceeded",
     "FailedPrecondition",
     "InternalError",
+    "Interpolation",
     "InvalidArgument",
+    "Keepalive",
     "LatentserveError",
+    "ModelIdentity",
     "ModelInfo",
     "NotFound",
     "Posterior",
     "ProtocolError",
+    "RefusedModel",
+    "Reloaded",
     "ResourceExhausted",
+    "Retry",
     "Samples",
+    "Scores",
     "ServerError",
     "ServerInfo",
+    "Tls",
+    "Traversal",
     "Unauthenticated",
     "Unavailable",
     "Violation",
 ]
 
-_SERVICE = "latentserve.v1.LatentService"
-
-# Every RPC may be sent twice: the client resolves the seed before it sends.
-_SERVICE_CONFIG = json.dumps(
-    {
-        "loadBalancingConfig": [{"round_robin": {}}],
-        "methodConfig": [
-            {
-                "name": [{"service": _SERVICE}],
-                "retryPolicy": {
-                    "maxAttempts": 4,
-                    "initialBackoff": "0.1s",
-                    "maxBackoff": "2s",
-                    "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
-                },
-            }
-        ],
-    }
-)
-
-_OPTIONS = (
-    ("grpc.service_config", _SERVICE_CONFIG),
-    # gRPC keeps a request to send it again only up to this size, 256 KiB by default.
-    ("grpc.per_rpc_retry_buffer_size", 256 * 2**20),
-    # The server states and keeps the limits; the client cuts its arrays to them.
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-)
+T = TypeVar("T")
 
 
 class Client:
     """Calls one server, or the several behind a `dns:///` name.
 
-    Arrays of any length are cut into messages that the server takes and put
-    together again. Safe to use from several threads; close it, or use it in a
-    `with` statement.
+    Arrays of any length are cut into messages that the server takes and put together
+    again. Safe to use from several threads; close it, or use it in a `with` statement.
+
+    Every call takes the keywords `model`, `version` and `timeout` (`Where`), and raises
+    TypeError or ValueError for what could never be sent, and ServerError, whose
+    subclasses `latentserve.errors` draws, where the server refused or could not be
+    reached.
 
     Args:
         target: Address, for example `localhost:50051` or `dns:///latentserve:50051`.
         timeout: Seconds that each message may take, unless a call says otherwise.
+        tls: How to encrypt the connection; None for a plain one.
+        token: Sent with each call, where the server asks for one; a callable is asked
+            each time.
+        retry: How often calls are tried again.
+        keepalive: How a dead connection is noticed.
     """
 
-    def __init__(self, target: str = "localhost:50051", *, timeout: float = 60.0):
+    def __init__(
+        self,
+        target: str = "localhost:50051",
+        *,
+        timeout: float = 60.0,
+        tls: Tls | None = None,
+        token: Token | None = None,
+        retry: Retry = Retry(),  # noqa: B008 - frozen
+        keepalive: Keepalive = Keepalive(),  # noqa: B008 - frozen
+    ):
         self.target = target
         self._timeout = timeout
-        self._channel = grpc.insecure_channel(target, options=_OPTIONS)
-        self._stub = pb_grpc.LatentServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._token = token
+        self._retry = retry
+        self._limits = Limits()
+        options = channel_arguments(retry, keepalive, tls)
+        if tls is None:
+            self._channel = grpc.insecure_channel(target, options=options)
+        else:
+            self._channel = grpc.secure_channel(target, tls.credentials(), options=options)
+        self._stub: Any = latent_service_pb2_grpc.LatentServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        admin: Any = admin_service_pb2_grpc.AdminServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._methods = {"Reload": admin.Reload}
         self._health = self._channel.unary_unary(
             "/grpc.health.v1.Health/Check",
             request_serializer=compat_pb2.HealthRequest.SerializeToString,
             response_deserializer=compat_pb2.HealthResponse.FromString,
         )
-        self._max_rows: dict[tuple[str, int], int] = {}
 
     def __enter__(self) -> "Client":
         return self
@@ -140,18 +179,17 @@ class Client:
         Raises:
             ServerError: It cannot be reached, or has no such model.
         """
-        service = f"{_SERVICE}/{model}" if model else ""
-        reply = self._call(self._health, compat_pb2.HealthRequest(service=service), timeout)
+        request = compat_pb2.HealthRequest(service=f"{SERVICE}/{model}" if model else "")
+        reply = self._attempt(lambda: self._health(request, timeout=self._seconds(timeout)))
         return bool(reply.status == compat_pb2.HealthResponse.SERVING_STATUS_SERVING)
 
     def info(self, *, timeout: float | None = None) -> ServerInfo:
-        """Tells what the server is, how it is limited and which models it serves.
+        """Tells what the server is, how it is limited and which models it serves."""
+        return self._run(_plans.info(), timeout)
 
-        Raises:
-            ServerError: It cannot be reached.
-        """
-        reply = self._call(self._stub.GetServerInfo, pb.GetServerInfoRequest(), timeout)
-        return _messages.read_server_info(reply)
+    def models(self, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:
+        """Describes every model and version that is served."""
+        return self._run(_plans.models(), timeout)
 
     def model(
         self, model: str = "", *, version: int = 0, timeout: float | None = None
@@ -160,241 +198,474 @@ class Client:
 
         Args:
             model: Its name; empty for the server's default model.
-            version: Its version; 0 for the one being served.
+            version: Its version; 0 for the highest that is served.
             timeout: Seconds; the client's by default.
 
         Raises:
             NotFound: There is none.
-            ServerError: It cannot be reached.
         """
-        request = pb.GetModelRequest(model=_messages.selector(model, version))
-        info = _messages.read_model_info(self._call(self._stub.GetModel, request, timeout).model)
-        self._max_rows[model, version] = info.max_rows
-        return info
+        return self._run(_plans.model_info(self._limits, model, version), timeout)
 
     def encode(
-        self,
-        images: ArrayLike,
-        *,
-        draw: bool = False,
-        seed: int | None = None,
-        offset: int = 0,
-        model: str = "",
-        version: int = 0,
-        timeout: float | None = None,
+        self, images: Images, *, timeout: float | None = None, **options: Unpack[Drawing]
     ) -> Posterior:
         """Maps images to their posteriors.
 
         Args:
-            images: [N, C, H, W], [N, H, W] or [N, C*H*W]; uint8, or floats in [0, 1].
-            draw: Draw z from each posterior as well; a given seed implies it.
-            seed: Seed of the draw; a fresh one by default, told in the result.
-            offset: Index of the first row in the seed's sequence.
-            model: Name of the model; empty for the server's default.
-            version: Its version; 0 for the one being served.
+            images: [N, C, H, W], [N, H, W] or [N, C*H*W], uint8 or floats in [0, 1]; or the
+                contents of PNG and JPEG files.
             timeout: Seconds for each message; the client's by default.
+            **options: `draw`, `seed`, `offset`, `resize`, `model`, `version` (`Drawing`).
 
         Returns:
             Mean and log_var, float32 [N, D] each, and z where it was drawn. A plain
             autoencoder answers no log_var.
 
         Raises:
-            TypeError: Of a dtype that cannot be sent.
-            ValueError: Without rows.
             FailedPrecondition: A draw from a plain autoencoder.
-            ServerError: The server refused or could not be reached.
         """
-        array = _messages.image_array(images)
-        _messages.check_draw(seed, offset, len(array))
-        if draw and seed is None:
-            seed = _messages.fresh_seed()
-        chosen = _messages.selector(model, version)
+        return self._run(_plans.encode(self._limits, images, **options), timeout)
 
-        def send(rows: slice) -> Any:
-            request = _messages.encode_request(array[rows], chosen, seed, offset + rows.start)
-            return self._call(self._stub.Encode, request, timeout)
-
-        replies = self._in_pieces(send, len(array), model, version)
-        return Posterior(
-            mean=_messages.joined([reply.mean for reply in replies]),
-            log_var=_messages.joined_where_sent(replies, "log_var"),
-            z=None if seed is None else _messages.joined([reply.z for reply in replies]),
-            seed=seed,
-        )
-
+    @overload
+    def decode(
+        self,
+        z: ArrayLike,
+        *,
+        dtype: ArrayFormat = "float32",
+        timeout: float | None = None,
+        **options: Unpack[Where],
+    ) -> NDArray[Any]: ...
+    @overload
+    def decode(
+        self,
+        z: ArrayLike,
+        *,
+        dtype: Literal["png"],
+        timeout: float | None = None,
+        **options: Unpack[Where],
+    ) -> list[bytes]: ...
     def decode(
         self,
         z: ArrayLike,
         *,
         dtype: Format = "float32",
-        model: str = "",
-        version: int = 0,
         timeout: float | None = None,
-    ) -> NDArray[Any]:
+        **options: Any,
+    ) -> NDArray[Any] | list[bytes]:
         """Maps latents to images.
 
         Args:
             z: [N, D], floats.
-            dtype: `float32` for values in [0, 1], `uint8` for 0 to 255.
-            model: Name of the model; empty for the server's default.
-            version: Its version; 0 for the one being served.
+            dtype: `float32` for values in [0, 1], `uint8` for 0 to 255, `png` for files.
             timeout: Seconds for each message; the client's by default.
+            **options: `model`, `version` (`Where`).
 
         Returns:
-            [N, C, H, W].
-
-        Raises:
-            TypeError: Of a dtype that cannot be sent.
-            ValueError: Without rows, or not of two axes.
-            ServerError: The server refused or could not be reached.
+            [N, C, H, W], or a file for each image.
         """
-        array = _messages.latent_array(z)
-        chosen = _messages.selector(model, version)
+        return self._run(_plans.decode(self._limits, z, dtype=dtype, **options), timeout)
 
-        def send(rows: slice) -> Any:
-            request = _messages.decode_request(array[rows], chosen, dtype)
-            return self._call(self._stub.Decode, request, timeout)
-
-        replies = self._in_pieces(send, len(array), model, version)
-        return _messages.joined([reply.images.tensor for reply in replies])
-
+    @overload
     def sample(
         self,
         n: int,
         *,
-        seed: int | None = None,
-        offset: int = 0,
-        label: int | None = None,
-        temperature: float | None = None,
-        truncation: float | None = None,
-        dtype: Format = "float32",
-        model: str = "",
-        version: int = 0,
+        dtype: ArrayFormat = "float32",
         timeout: float | None = None,
-    ) -> NDArray[Any]:
+        **options: Unpack[Sampling],
+    ) -> NDArray[Any]: ...
+    @overload
+    def sample(
+        self,
+        n: int,
+        *,
+        dtype: Literal["png"],
+        timeout: float | None = None,
+        **options: Unpack[Sampling],
+    ) -> list[bytes]: ...
+    def sample(
+        self, n: int, *, dtype: Format = "float32", timeout: float | None = None, **options: Any
+    ) -> NDArray[Any] | list[bytes]:
         """Draws new images from the prior.
 
-        Takes and raises what `sample_with_latents` does.
+        Args:
+            n: How many, at least 1.
+            dtype: `float32` for values in [0, 1], `uint8` for 0 to 255, `png` for files.
+            timeout: Seconds for each message; the client's by default.
+            **options: `seed`, `offset`, `label`, `temperature`, `truncation`, `model`,
+                `version` (`Sampling`).
 
         Returns:
-            [N, C, H, W].
+            [N, C, H, W], or a file for each image.
+
+        Raises:
+            FailedPrecondition: The model has no prior, or a label was given and its prior
+                knows no classes.
         """
-        replies, _ = self._sample(
-            n, seed, offset, label, temperature, truncation, dtype, model, version, timeout,
-            return_latents=False,
-        )  # fmt: skip
-        return _messages.joined([reply.images.tensor for reply in replies])
+        plan = _plans.sample(self._limits, n, latents=False, dtype=dtype, **options)
+        return self._run(plan, timeout)[0]
 
     def sample_with_latents(
         self,
         n: int,
         *,
-        seed: int | None = None,
-        offset: int = 0,
-        label: int | None = None,
-        temperature: float | None = None,
-        truncation: float | None = None,
-        dtype: Format = "float32",
-        model: str = "",
-        version: int = 0,
+        dtype: ArrayFormat = "float32",
         timeout: float | None = None,
+        **options: Unpack[Sampling],
     ) -> Samples:
         """Draws latents from the prior and decodes them.
 
-        Image i depends on (seed, offset + i) alone: a job may be cut, spread over
-        servers and put together again.
+        Takes and raises what `sample` does.
+        """
+        plan = _plans.sample(self._limits, n, latents=True, dtype=dtype, **options)
+        return _plans.samples_with(*self._run(plan, timeout), options.get("offset", 0))
+
+    @overload
+    def reconstruct(
+        self,
+        images: Images,
+        *,
+        dtype: ArrayFormat = "float32",
+        timeout: float | None = None,
+        **options: Unpack[Drawing],
+    ) -> NDArray[Any]: ...
+    @overload
+    def reconstruct(
+        self,
+        images: Images,
+        *,
+        dtype: Literal["png"],
+        timeout: float | None = None,
+        **options: Unpack[Drawing],
+    ) -> list[bytes]: ...
+    def reconstruct(
+        self,
+        images: Images,
+        *,
+        dtype: Format = "float32",
+        timeout: float | None = None,
+        **options: Any,
+    ) -> NDArray[Any] | list[bytes]:
+        """Encodes images and decodes the mean of each posterior, or a draw from it.
+
+        Args:
+            images: As `encode` takes them.
+            dtype: `float32` for values in [0, 1], `uint8` for 0 to 255, `png` for files.
+            timeout: Seconds for each message; the client's by default.
+            **options: `draw`, `seed`, `offset`, `resize`, `model`, `version` (`Drawing`).
+
+        Returns:
+            [N, C, H, W], or a file for each image.
+
+        Raises:
+            FailedPrecondition: A draw from a plain autoencoder.
+        """
+        return self._run(_plans.reconstruct(self._limits, images, dtype=dtype, **options), timeout)
+
+    def interpolate(
+        self,
+        start: Point,
+        stop: Point,
+        steps: int = 10,
+        *,
+        method: Method = "linear",
+        dtype: ArrayFormat = "float32",
+        resize: bool = False,
+        timeout: float | None = None,
+        **where: Unpack[Where],
+    ) -> Interpolation:
+        """Decodes a path from one image or latent to another.
+
+        Args:
+            start: A latent [D], an image [C, H, W] or [H, W], or the content of a PNG or JPEG
+                file. Of an image, the mean of its posterior is meant.
+            stop: The other end, of the same kind.
+            steps: How many images, both ends included; at least 2.
+            method: `linear`, or `spherical` for an arc.
+            dtype: `float32` for values in [0, 1], `uint8` for 0 to 255.
+            resize: Make files of another size or colour mode fit.
+            timeout: Seconds; the client's by default.
+            **where: `model`, `version`.
+        """
+        plan = _plans.interpolate(
+            start, stop, steps, method=method, dtype=dtype, resize=resize, **where
+        )
+        return self._run(plan, timeout)
+
+    def traverse(
+        self,
+        axes: int | Iterable[int] | None = None,
+        *,
+        steps: int = 11,
+        range: float = 3.0,  # noqa: A002 - the field's own word
+        middle: Point | None = None,
+        dtype: ArrayFormat = "float32",
+        resize: bool = False,
+        timeout: float | None = None,
+        **where: Unpack[Where],
+    ) -> Traversal:
+        """Decodes a line or a grid of points along one or two latent axes.
+
+        Args:
+            axes: One axis or two; the first two by default.
+            steps: Points along each axis, at least 2.
+            range: How far to go to either side, in standard deviations of the prior.
+            middle: Where the middle is, as `interpolate` takes its ends; the mean of the
+                prior by default.
+            dtype: `float32` for values in [0, 1], `uint8` for 0 to 255.
+            resize: Make a file of another size or colour mode fit.
+            timeout: Seconds; the client's by default.
+            **where: `model`, `version`.
+        """
+        plan = _plans.traverse(
+            axes, steps=steps, range=range, middle=middle, dtype=dtype, resize=resize, **where
+        )
+        return self._run(plan, timeout)
+
+    def score(
+        self,
+        images: Images,
+        *,
+        draws: int = 0,
+        seed: int | None = None,
+        offset: int = 0,
+        resize: bool = False,
+        timeout: float | None = None,
+        **where: Unpack[Where],
+    ) -> Scores:
+        """Measures how likely images are under the model.
+
+        Args:
+            images: As `encode` takes them.
+            draws: K of the importance-weighted bound; 0, the default, for none.
+            seed: Of these draws; a fresh one by default, told in the result.
+            offset: Index of the first row in the seed's sequence.
+            resize: Make image files of another size or colour mode fit.
+            timeout: Seconds for each message; the client's by default.
+            **where: `model`, `version`.
+
+        Raises:
+            FailedPrecondition: The model is a plain autoencoder, which has no likelihood.
+        """
+        plan = _plans.score(
+            self._limits, images, draws=draws, seed=seed, offset=offset, resize=resize, **where
+        )
+        return self._run(plan, timeout)
+
+    def sample_stream(
+        self,
+        n: int,
+        *,
+        dtype: ArrayFormat = "float32",
+        chunk_rows: int = 0,
+        timeout: float | None = None,
+        **options: Unpack[Sampling],
+    ) -> Iterator[Samples]:
+        """Draws any number of new images, chunk by chunk, in the memory of a few chunks.
+
+        The server waits while nobody reads. A stream that is cut off is taken up again
+        where it was.
 
         Args:
             n: How many, at least 1.
-            seed: 0 to 2^64 - 1; a fresh one by default, told in the result.
-            offset: Index of the first image in the seed's sequence.
-            label: Index of the class wanted, in `ModelInfo.labels`; None or -1 for any.
-            temperature: Factor on the noise's standard deviation, 1 by default; below 1
-                the images are more typical and less varied.
-            truncation: Bound on the noise in standard deviations; none by default.
             dtype: `float32` for values in [0, 1], `uint8` for 0 to 255.
+            chunk_rows: Most images in a chunk; 0, the default, for as many as the server
+                likes.
+            timeout: Seconds to wait for each chunk; the client's by default.
+            **options: As `sample`.
+
+        Yields:
+            The chunks, in the order of the sequence.
+        """
+        sequence = Sequence(_plans.stream_request(n, dtype, **options), chunk_rows)
+        attempt = 0
+        while sequence.left:
+            call = self._stub.SampleStream(sequence.rest(), metadata=metadata_of(self._token))
+            try:
+                with Watchdog(call, self._seconds(timeout)) as watchdog:
+                    while sequence.left:
+                        reply = self._next(call, watchdog)
+                        attempt = 0
+                        yield sequence.take(reply)
+            except ServerError as error:
+                attempt += 1
+                time.sleep(wait_before_retry(error, attempt, self._retry, stream=True))
+            finally:
+                call.cancel()
+
+    def encode_stream(
+        self,
+        batches: Iterable[Images],
+        *,
+        draw: bool = False,
+        seed: int | None = None,
+        offset: int = 0,
+        resize: bool = False,
+        window: int = 4,
+        model: str = "",
+        version: int = 0,
+        timeout: float | None = None,
+    ) -> Iterator[Posterior]:
+        """Encodes any number of images, batch by batch, in the memory of a few batches.
+
+        A stream that is cut off is opened again and what was not answered sent again.
+
+        Args:
+            batches: Images, each as `encode` takes them; read `window` messages ahead of
+                what has been answered.
+            draw: Draw from each posterior; a given seed implies it.
+            seed: Of the draws; a fresh one by default, told in the results.
+            offset: Index of the first row; the rows of the whole stream are numbered on.
+            resize: Make image files of another size or colour mode fit.
+            window: Most messages on their way.
             model: Name of the model; empty for the server's default.
-            version: Its version; 0 for the one being served.
-            timeout: Seconds for each message; the client's by default.
+            version: Its version; 0 for the highest that is served.
+            timeout: Seconds to wait for each answer; the client's by default.
+
+        Yields:
+            The posteriors of each batch, in the order of the batches.
+        """
+        most = self._run(_plans.limits_of(self._limits, model, version, files=True), timeout)
+        talk = Encoding(
+            most,
+            seed=_plans.drawn_seed(draw, seed, offset, 0),
+            offset=offset,
+            resize=resize,
+            model=_messages.selector(model, version),
+        )
+        yield from self._converse(talk, batches, window, timeout)
+
+    def decode_stream(
+        self,
+        batches: Iterable[ArrayLike],
+        *,
+        dtype: ArrayFormat = "float32",
+        window: int = 4,
+        model: str = "",
+        version: int = 0,
+        timeout: float | None = None,
+    ) -> Iterator[NDArray[Any]]:
+        """Decodes any number of latents, batch by batch, as `encode_stream` encodes images.
+
+        Args:
+            batches: Latents, each as `decode` takes them.
+            dtype: `float32` for values in [0, 1], `uint8` for 0 to 255.
+            window: Most messages on their way.
+            model: Name of the model; empty for the server's default.
+            version: Its version; 0 for the highest that is served.
+            timeout: Seconds to wait for each answer; the client's by default.
+
+        Yields:
+            The images of each batch, in the order of the batches.
+        """
+        most = self._run(_plans.limits_of(self._limits, model, version, files=False), timeout)
+        talk = Decoding(most, dtype=dtype, model=_messages.selector(model, version))
+        yield from self._converse(talk, batches, window, timeout)
+
+    def reload(self, *, timeout: float | None = None) -> Reloaded:
+        """Makes the server look through its models folder again; it must run with --admin.
 
         Raises:
-            ValueError: n is below 1, or a seed or offset is no uint64.
-            FailedPrecondition: The model has no prior, or a label was given and its
-                prior knows no classes.
-            ServerError: The server refused or could not be reached.
+            Unavailable: The folder cannot be read; what is served does not change.
+            ServerError: The server has no AdminService, or could not be reached.
         """
-        replies, seed = self._sample(
-            n, seed, offset, label, temperature, truncation, dtype, model, version, timeout,
-            return_latents=True,
-        )  # fmt: skip
-        return Samples(
-            images=_messages.joined([reply.images.tensor for reply in replies]),
-            latents=_messages.joined([reply.latents for reply in replies]),
-            seed=seed,
-            offset=offset,
-        )
+        return self._run(_plans.reload(), timeout)
 
-    def _sample(
-        self,
-        n: int,
-        seed: int | None,
-        offset: int,
-        label: int | None,
-        temperature: float | None,
-        truncation: float | None,
-        dtype: Format,
-        model: str,
-        version: int,
-        timeout: float | None,
-        *,
-        return_latents: bool,
-    ) -> tuple[list[Any], int]:
-        if n < 1:
-            raise ValueError(f"n: got {n}, wanted at least 1")
-        _messages.check_draw(seed, offset, n)
-        # Resolved before the job is cut, and before anything is sent twice.
-        seed = _messages.fresh_seed() if seed is None else seed
-        chosen = _messages.selector(model, version)
-
-        def send(rows: slice) -> Any:
-            request = _messages.sample_request(
-                rows.stop - rows.start,
-                chosen,
-                seed=seed,
-                offset=offset + rows.start,
-                label=label,
-                temperature=temperature,
-                truncation=truncation,
-                image_format=dtype,
-                return_latents=return_latents,
-            )
-            return self._call(self._stub.Sample, request, timeout)
-
-        return self._in_pieces(send, n, model, version), seed
-
-    def _in_pieces(
-        self, send: Callable[[slice], Any], rows: int, model: str, version: int
-    ) -> list[Any]:
-        """Sends rows in pieces of the size that the server takes."""
-        known = self._max_rows.get((model, version))
-        most = known or self.model(model, version=version).max_rows
-        replies: list[Any] = []
-        start = 0
-        while start < rows:
-            piece = slice(start, min(start + most, rows))
+    def _converse(
+        self, talk: Talk[Any, T], batches: Iterable[Any], window: int, timeout: float | None
+    ) -> Iterator[T]:
+        """Sends batches and yields their results, `window` messages ahead of the answers."""
+        if window < 1:
+            raise ValueError(f"window: got {window}, wanted at least 1")
+        messages = (message for batch in batches for message in talk.messages(batch))
+        sent: Window[T] = Window(talk)
+        ended = False
+        attempt = 0
+        while not ended or sent.unanswered:
+            outgoing = Outgoing(message.request for message in sent.unanswered)
+            call = getattr(self._stub, talk.rpc)(outgoing, metadata=metadata_of(self._token))
             try:
-                replies.append(send(piece))
-            except InvalidArgument:
-                # Another server, or a new version, may take fewer than was known.
-                most = self.model(model, version=version).max_rows
-                if most >= piece.stop - piece.start:
-                    raise
-                continue
-            start = piece.stop
-        return replies
+                with Watchdog(call, self._seconds(timeout)) as watchdog:
+                    while True:
+                        while not ended and len(sent.unanswered) < window:
+                            message = next(messages, None)
+                            if message is None:
+                                ended = True
+                            else:
+                                sent.unanswered.append(message)
+                                outgoing.put(message.request)
+                        if not sent.unanswered:
+                            break
+                        reply = self._next(call, watchdog)
+                        attempt = 0
+                        yield from sent.answered(reply)
+            except ServerError as error:
+                attempt += 1
+                time.sleep(wait_before_retry(error, attempt, self._retry, stream=True))
+            finally:
+                outgoing.close()
+                call.cancel()
 
-    def _call(self, method: Any, request: Any, timeout: float | None) -> Any:
+    def _next(self, call: Any, watchdog: Watchdog) -> Any:
+        """The next message of a stream.
+
+        Raises:
+            DeadlineExceeded: None came in time.
+            ServerError: The stream has ended.
+        """
         try:
-            return method(request, timeout=self._timeout if timeout is None else timeout)
+            with watchdog.waiting():
+                return next(call)
+        except StopIteration:
+            raise Unavailable(
+                f"{self.target} ended the stream too early", grpc.StatusCode.UNAVAILABLE
+            ) from None
+        except grpc.RpcError as error:
+            if watchdog.expired:
+                raise DeadlineExceeded(
+                    f"no message came within {watchdog.seconds:g} s",
+                    grpc.StatusCode.DEADLINE_EXCEEDED,
+                ) from error
+            raise from_rpc_error(error, self.target) from error
+
+    def _run(self, plan: Plan[T], timeout: float | None) -> T:
+        """Makes the calls of a plan and returns its result."""
+        seconds = self._seconds(timeout)
+        try:
+            ask = next(plan)
+            while True:
+                try:
+                    reply = self._ask(ask, seconds)
+                except ServerError as error:
+                    ask = plan.throw(error)
+                else:
+                    ask = plan.send(reply)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    def _ask(self, ask: Ask, seconds: float) -> Any:
+        method = self._methods.get(ask.rpc) or getattr(self._stub, ask.rpc)
+        deadline = time.monotonic() + seconds
+        attempt = 0
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            metadata = metadata_of(self._token)
+            try:
+                call = functools.partial(method, ask.request, timeout=left, metadata=metadata)
+                return self._attempt(call)
+            except ServerError as error:
+                attempt += 1
+                wait = wait_before_retry(error, attempt, self._retry, stream=False)
+                if time.monotonic() + wait >= deadline:
+                    raise
+                time.sleep(wait)
+
+    def _attempt(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
         except grpc.RpcError as error:
             raise from_rpc_error(error, self.target) from error
+
+    def _seconds(self, timeout: float | None) -> float:
+        return self._timeout if timeout is None else timeout

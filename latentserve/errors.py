@@ -5,11 +5,11 @@
     │   ├── InvalidArgument      a field is wrong; `violations` names it
     │   ├── NotFound             no such model or version
     │   ├── FailedPrecondition   the model cannot do this
-    │   ├── ResourceExhausted    too much at once
+    │   ├── ResourceExhausted    too much at once; `retry_seconds` tells when to come again
     │   ├── DeadlineExceeded     the timeout passed
     │   ├── Unavailable          not reachable, loading or draining
     │   ├── Unauthenticated      no or a wrong token
-    │   └── InternalError        the server's fault
+    │   └── InternalError        the server's fault; `request_id` is its name in the log
     └── ProtocolError            a reply that does not make sense
 
 An array of a dtype or shape that could never be sent raises TypeError or
@@ -17,6 +17,7 @@ ValueError before anything is sent.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -24,6 +25,7 @@ from google.protobuf.message import DecodeError
 from latentserve.compat.v1 import compat_pb2
 
 _DETAILS = "grpc-status-details-bin"
+_PUSHBACK = "grpc-retry-pushback-ms"
 
 
 class LatentserveError(Exception):
@@ -54,6 +56,8 @@ class ServerError(LatentserveError):
         code: The gRPC status code.
         reason: Machine-readable reason, or empty where the server gave none.
         violations: What is wrong, field by field.
+        retry_seconds: When the server asked to come again, or None.
+        request_id: The call's name in the server's log, or empty where it has none there.
     """
 
     def __init__(
@@ -62,11 +66,15 @@ class ServerError(LatentserveError):
         code: grpc.StatusCode,
         reason: str = "",
         violations: tuple[Violation, ...] = (),
+        retry_seconds: float | None = None,
+        request_id: str = "",
     ):
         super().__init__(message)
         self.code = code
         self.reason = reason
         self.violations = violations
+        self.retry_seconds = retry_seconds
+        self.request_id = request_id
 
 
 class InvalidArgument(ServerError):
@@ -117,33 +125,39 @@ def from_rpc_error(error: grpc.RpcError, target: str) -> ServerError:
     """Turns gRPC's error into one of this tree, with the details the server sent.
 
     Args:
-        error: As raised by a stub.
+        error: As raised by a stub or a stream, of either kind.
         target: The server's address, named where it could not be reached.
     """
-    if not isinstance(error, grpc.Call):
+    # Those of grpc.aio are no grpc.Call, but have the same methods.
+    call: Any = error
+    if not hasattr(call, "code"):
         return ServerError(str(error), grpc.StatusCode.UNKNOWN)
-    code = error.code()
-    message = error.details() or code.name
-    reason, violations = _details(error)
+    code = call.code()
+    message = call.details() or code.name
+    trailers = dict(call.trailing_metadata() or ())
+    reason, violations, request_id = _details(trailers.get(_DETAILS))
     if code == grpc.StatusCode.UNAVAILABLE and not reason:
         message = f"{target} cannot be reached ({message})"
-    return _CLASSES.get(code, ServerError)(message, code, reason, violations)
+    pushback = str(trailers.get(_PUSHBACK, ""))
+    retry_seconds = int(pushback) / 1000 if pushback.isdecimal() else None
+    kind = _CLASSES.get(code, ServerError)
+    return kind(message, code, reason, violations, retry_seconds, request_id)
 
 
-def _details(error: grpc.Call) -> tuple[str, tuple[Violation, ...]]:
-    """The reason and the violations in the trailers, where the server sent any."""
-    raw = dict(error.trailing_metadata() or ()).get(_DETAILS)
+def _details(raw: object) -> tuple[str, tuple[Violation, ...], str]:
+    """The reason, the violations and the request id, where the server sent any."""
     if not isinstance(raw, bytes):
-        return "", ()
-    reason, violations = "", []
+        return "", (), ""
+    reason, request_id, violations = "", "", []
     try:
         for detail in compat_pb2.RpcStatus.FromString(raw).details:
             kind = detail.type_url.rpartition("/")[2]
             if kind == "google.rpc.ErrorInfo":
-                reason = compat_pb2.RpcErrorInfo.FromString(detail.value).reason
+                info = compat_pb2.RpcErrorInfo.FromString(detail.value)
+                reason, request_id = info.reason, info.metadata.get("request_id", "")
             elif kind == "google.rpc.BadRequest":
                 for each in compat_pb2.RpcBadRequest.FromString(detail.value).field_violations:
                     violations.append(Violation(each.field, each.description))
     except DecodeError:
-        return "", ()  # not ours, for example a proxy's; the code and message stand
-    return reason, tuple(violations)
+        return "", (), ""  # not ours, for example a proxy's; the code and message stand
+    return reason, tuple(violations), request_id

@@ -15,7 +15,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from service.errors import DeadlineExceeded
 from service.runtime import Graph
 
 Arrays = Mapping[str, NDArray[Any]]
+T = TypeVar("T")
 Execute = Callable[[Callable[[], None]], Awaitable[None]]
 
 #: Most rows in one batch.
@@ -48,7 +49,7 @@ class Observer(Protocol):
 
 
 @dataclass(frozen=True)
-class Work:
+class Work(Generic[T]):
     """What a caller wants computed.
 
     Attributes:
@@ -64,14 +65,14 @@ class Work:
     outputs: tuple[str, ...]
     rows: int
     prepare: Callable[[], Arrays]
-    finish: Callable[[Arrays, Arrays], Any]
+    finish: Callable[[Arrays, Arrays], T]
 
 
 @dataclass(eq=False)
 class _Entry:
     """Work in the queue: how far it is."""
 
-    work: Work
+    work: Work[Any]
     call: Call
     future: asyncio.Future[tuple[Any, Timing]]
     arrived: float
@@ -125,7 +126,7 @@ class Batcher:
         self._waiting: OrderedDict[tuple[int, tuple[str, ...]], deque[_Entry]] = OrderedDict()
         self._running: set[asyncio.Task[None]] = set()
 
-    async def run(self, work: Work, call: Call) -> tuple[Any, Timing]:
+    async def run(self, work: Work[T], call: Call) -> tuple[T, Timing]:
         """Computes rows, together with those of others.
 
         If the task that awaits this is cancelled, what is not yet computed never is.
@@ -141,7 +142,7 @@ class Batcher:
             DeadlineExceeded: The call's deadline passed before the last row was due.
             Exception: What `prepare`, the graph or `finish` raised.
         """
-        future = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[tuple[T, Timing]] = asyncio.get_running_loop().create_future()
         entry = _Entry(work, call, future, self._clock())
         self._enqueue(entry)
         self._dispatch()

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -385,8 +385,8 @@ class Engine:
         outputs: tuple[str, ...],
         rows: int,
         prepare: Callable[[], Arrays],
-        finish: Callable[[Arrays, Arrays], Any],
-    ) -> Any:
+        finish: Callable[[Arrays, Arrays], T],
+    ) -> T:
         work = Work(model.graphs[graph], outputs, rows, prepare, finish)
         value, timing = await self._batcher.run(work, call)
         call.timing += timing
@@ -398,7 +398,8 @@ class Engine:
 
 def _drawn(mean: Array, log_var: Array, eps: Array) -> Array:
     """Z = mean + exp(log_var / 2) * eps (Kingma and Welling 2014)."""
-    return mean + np.exp(np.float32(0.5) * log_var) * eps
+    z: Array = mean + np.exp(np.float32(0.5) * log_var) * eps
+    return z
 
 
 def _unit_range(images: Pixels) -> Array:

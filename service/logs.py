@@ -15,12 +15,12 @@ Style = Literal["auto", "text", "json"]
 #: The call that is being answered; empty outside of calls.
 REQUEST_ID: contextvars.ContextVar[str] = contextvars.ContextVar("REQUEST_ID", default="")
 
-_TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_TEXT = "%(asctime)s %(levelname)s %(name)s%(call)s: %(message)s"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def configure(level: str, style: Style = "auto") -> None:
-    """Sends the log to stderr.
+    """Sends the log, and what libraries warn of, to stderr.
 
     Args:
         level: `debug`, `info`, `warning` or `error`.
@@ -28,9 +28,10 @@ def configure(level: str, style: Style = "auto") -> None:
     """
     as_json = style == "json" or (style == "auto" and not sys.stderr.isatty())
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json() if as_json else logging.Formatter(_TEXT))
+    handler.setFormatter(_Json() if as_json else _Text(_TEXT))
     handler.addFilter(_with_request_id)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)  # bare lines in between are no JSON
 
 
 def new_request_id() -> str:
@@ -41,6 +42,16 @@ def new_request_id() -> str:
 def clean_request_id(text: str) -> str | None:
     """Returns a caller's id where it may go into the log: 1 to 64 of A-Z, a-z, 0-9, `._-`."""
     return text if _REQUEST_ID.fullmatch(text) else None
+
+
+class _Text(logging.Formatter):
+    """A line for a person, of a call with its id in brackets."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """The line without what follows it, such as a traceback."""
+        request_id = getattr(record, "request_id", "")
+        record.call = f" [{request_id}]" if request_id else ""
+        return super().formatMessage(record)
 
 
 class _Json(JsonFormatter):

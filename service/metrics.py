@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,7 @@ _SECONDS = (
     30.0, 60.0,
 )  # fmt: skip
 _ROWS = tuple(2**power for power in range(11))
-# Names that callers make up are not labels: no more than this many children are kept.
+# Bound once and kept. Labels are names of ours and of models, none that a caller made up.
 _MOST_CHILDREN = 1024
 #: Encoded images that the figures of the latents are a mean over, the older the less.
 HORIZON = 10_000.0
@@ -35,7 +34,7 @@ class Metrics:
     """All that the server counts, in a registry of its own. Safe to use from any thread."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # twice the series, for what nobody asks
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # twice the series, for what nobody asks
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
@@ -82,18 +81,8 @@ class Metrics:
         self._queue_bytes = Gauge(
             "latentserve_queue_bytes", "Bytes of images and latents in flight.", registry=registry
         )
-        self._info = Gauge(
-            "latentserve_model_info",
-            "1 for each model and version that is served.",
-            ["model", "version", "device"],
-            registry=registry,
-        )
-        self._refused = Gauge(
-            "latentserve_model_refused",
-            "1 where a version of the model that is wanted was refused.",
-            ["model"],
-            registry=registry,
-        )
+        self._served = _Served()
+        registry.register(self._served)
         self._latents = _Latents()
         registry.register(self._latents)
 
@@ -134,18 +123,19 @@ class Metrics:
             models: Name, version and device of each.
             refused: Names of models of which a version that is wanted was refused.
         """
-        self._info.clear()
-        for labels in models:
-            self._info.labels(*labels).set(1)
-        self._refused.clear()
-        for name in {name for name, *_ in models} | set(refused):
-            self._refused.labels(name).set(name in refused)
+        self._served.show(models, set(refused))
         self._latents.keep({(name, version) for name, version, _ in models})
 
     def encoded(
-        self, model: str, version: str, mean: NDArray[np.float32], log_var: Any = None
+        self,
+        model: str,
+        version: str,
+        mean: NDArray[np.float32],
+        log_var: NDArray[np.float32] | None,
     ) -> None:
         """Images have been encoded.
+
+        A batch with a value that is not finite is left out: it would never be forgotten.
 
         Args:
             model: By which model.
@@ -165,30 +155,74 @@ class Metrics:
         return encode(self._registry), content_type
 
 
+class _Served(Collector):
+    """What is served: one value, swapped as a whole, so that no scrape sees half of a reload."""
+
+    def __init__(self) -> None:
+        self._shown: tuple[Sequence[tuple[str, str, str]], set[str]] = ((), set())
+
+    def show(self, models: Sequence[tuple[str, str, str]], refused: set[str]) -> None:
+        self._shown = tuple(models), refused
+
+    def collect(self) -> Iterator[Metric]:
+        models, refused = self._shown
+        info = GaugeMetricFamily(
+            "latentserve_model_info",
+            "1 for each model and version that is served.",
+            labels=["model", "version", "device"],
+        )
+        for labels in models:
+            info.add_metric(labels, 1)
+        yield info
+        bad = GaugeMetricFamily(
+            "latentserve_model_refused",
+            "1 where a version of the model that is wanted was refused.",
+            labels=["model"],
+        )
+        for name in sorted(refused.union(name for name, *_ in models)):
+            bad.add_metric([name], name in refused)
+        yield bad
+
+
 class _Moments:
-    """Mean, second moment and KL of each latent dimension, the older the less."""
+    """Mean, second moment and KL of each latent dimension, the older the less.
+
+    A batch of n rows counts in full, and what was before it exp(-n / HORIZON) as much:
+    the weights of all rows that ever were add up to about HORIZON.
+    """
 
     def __init__(self, dim: int):
         self.weight = 0.0
         self.sums = np.zeros((3, dim))
         self.has_kl = False
 
-    def add(self, mean: NDArray[np.float32], log_var: NDArray[np.float32] | None) -> None:
-        rows = len(mean)
-        wide = mean.astype(np.float64)
-        fresh = np.zeros_like(self.sums)
-        fresh[0], fresh[1] = wide.sum(axis=0), (wide * wide).sum(axis=0)
-        if log_var is not None:
-            v = log_var.astype(np.float64)
-            fresh[2] = 0.5 * (wide * wide + np.exp(v) - 1.0 - v).sum(axis=0)
-            self.has_kl = True
+    def add(self, rows: int, sums: NDArray[np.float64], has_kl: bool) -> None:
         memory = np.exp(-rows / HORIZON)
         self.weight = memory * self.weight + rows
-        self.sums = memory * self.sums + fresh
+        self.sums = memory * self.sums + sums
+        self.has_kl = has_kl
+
+
+def _sums(mean: NDArray[np.float32], log_var: NDArray[np.float32] | None) -> NDArray[np.float64]:
+    """Sums over the rows of mean, its square and KL: float64 [3, D]."""
+    wide = mean.astype(np.float64)
+    first, second = wide.sum(axis=0), np.einsum("nd,nd->d", wide, wide)
+    if log_var is None:
+        return np.stack([first, second, np.zeros_like(first)])
+    v = log_var.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        kl = 0.5 * (second - len(mean) + (np.exp(v) - v).sum(axis=0))
+    return np.stack([first, second, kl])
 
 
 class _Latents(Collector):
-    """What has been encoded lately, against the prior N(0, I)."""
+    """What has been encoded lately, against the prior N(0, I).
+
+    A dimension in good use has a mean near 0 and a variance near 1 less the mean variance
+    of its posteriors: the two add up to that of the prior. One whose KL is near 0 is dead:
+    its posterior is the prior whatever the image. Figures that leave what they were on the
+    training images tell that the images have changed.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -203,19 +237,29 @@ class _Latents(Collector):
     def add(
         self, key: tuple[str, str], mean: NDArray[np.float32], log_var: NDArray[np.float32] | None
     ) -> None:
+        sums = _sums(mean, log_var)
+        if len(mean) == 0 or not np.isfinite(sums).all():
+            return
         with self._lock:
             # A call in flight may still end on a version that is served no more.
             if key in self._served:
-                moments = self._moments.setdefault(key, _Moments(mean.shape[1]))
-                moments.add(mean, log_var)
+                moments = self._moments.get(key)
+                if moments is None or moments.sums.shape != sums.shape:
+                    # Or one of its name went and came back, another model.
+                    moments = self._moments[key] = _Moments(mean.shape[1])
+                moments.add(len(mean), sums, log_var is not None)
 
     def collect(self) -> Iterator[Metric]:
         labels = ["model", "version", "dim"]
         families = [
             GaugeMetricFamily(f"latentserve_latent_{name}", text, labels=labels)
             for name, text in (
-                ("mean", "Mean of the encoded means, over about the last 10,000 images."),
-                ("variance", "Variance of the encoded means, likewise."),
+                ("mean", "Mean of the encoded means, over about the last 10,000 images; well: 0."),
+                (
+                    "variance",
+                    "Variance of the encoded means, likewise; well: 1 less the posteriors' mean "
+                    "variance.",
+                ),
                 ("kl_nats", "KL of the posteriors to N(0, 1), likewise; near 0: not used."),
             )
         ]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +85,7 @@ def _prior_moments(manifest: Manifest, graphs: Mapping[GraphName, Graph]) -> tup
     dim = manifest.latent_dim
     if not manifest.learned_prior:
         return np.zeros(dim, np.float32), np.ones(dim, np.float32)
-    noise = {
+    noise: dict[str, NDArray[Any]] = {
         "eps": standard_normal(0, 0, _MOMENT_DRAWS, dim),
         "u": uniform(0, 0, _MOMENT_DRAWS),
         "label": np.full(_MOMENT_DRAWS, -1, np.int64),

@@ -118,7 +118,7 @@ def test_reload_tells_what_is_served_and_what_was_refused(tmp_path):
     ("arguments", "text"),
     [
         (("encode", "nowhere.npy"), "nowhere.npy: No such file or directory"),
-        (("encode", "/"), "got a folder without PNG and JPEG files"),
+        (("encode", "."), "got a folder without PNG and JPEG files"),
         (("encode", __file__), "test_cli.py: got no npy, PNG or JPEG file"),
         (("decode", __file__), "test_cli.py: "),
         (("sample", "-o", "/nonexistent/x.png"), "/nonexistent"),
@@ -234,19 +234,19 @@ def test_ctrl_c_ends_a_command_quietly_with_status_130(tmp_path):
     assert (process.returncode, out, err) == (130, "", "")
 
 
-def test_a_reader_that_leaves_early_gets_no_traceback(here, tmp_path):
-    np.save(tmp_path / "many.npy", np.zeros((3000, 28, 28), np.uint8))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "latentserve", "score", str(tmp_path / "many.npy")],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **here},
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.readline()
-    process.stdout.close()
-    assert process.stderr.read() == ""
-    assert process.wait(30) == 1
-    process.stderr.close()
+@pytest.mark.parametrize("command", [("info",), ("sample", "-n", "3", "-o", "-"), ("score", "-")])
+def test_a_reader_that_leaves_early_gets_no_traceback(here, digits, command):
+    read, write = os.pipe()
+    os.close(read)
+    with (digits / "digits.npy").open("rb") as given:
+        done = subprocess.run(
+            [sys.executable, "-m", "latentserve", *command],
+            stdin=given, stdout=write, stderr=subprocess.PIPE, text=True, check=False,
+            timeout=60, env={**os.environ, **here},
+        )  # fmt: skip
+    os.close(write)
+    assert done.stderr == ""
+    assert done.returncode == 1
 
 
 def test_a_server_that_is_gone_midway_is_one_line(tmp_path):
@@ -286,9 +286,9 @@ def test_a_server_with_a_token_is_called_with_it(tmp_path):
     from tests.tiny import write_tiny
 
     write_tiny(tmp_path / "models" / "tiny")
-    (tmp_path / "tokens").write_text("sesame\n")
-    (tmp_path / "token").write_text("sesame\n")
-    (tmp_path / "wrong").write_text("please\n")
+    (tmp_path / "tokens").write_text("open-sesame-open-sesame")
+    (tmp_path / "token").write_text("open-sesame-open-sesame")
+    (tmp_path / "wrong").write_text("please-please-please-open")
     tokens = str(tmp_path / "tokens")
     with Server(tmp_path / "models", tmp_path / "log", "--token-file", tokens) as server:
         server.wait_until_serving()

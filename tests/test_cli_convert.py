@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from latentserve._cli.originals import originals
-from tests.cli_fixtures import tiles
 from tests.processes import latentserve
+from tests.tiles import tiles
 
 pytest_plugins = ["tests.cli_fixtures"]
 

@@ -14,7 +14,8 @@ from PIL import Image
 import latentserve.client
 from bundle import open_bundle
 from latentserve import _messages
-from latentserve.cli import _figures, main
+from latentserve._cli.operate import _figures
+from latentserve.cli import main
 from latentserve.client import (
     Client,
     DeadlineExceeded,
@@ -225,11 +226,11 @@ def test_large_requests_are_retried_as_well():
     model = pb.GetModelResponse(model=pb.ModelInfo(name="x", max_rows=10_000))
     with serving(_Flaky(0, model)) as target, Client(target) as client:
         client.model()
-        known = dict(client._max_rows)
+        known = dict(client._limits.rows)
     tensor = _messages.to_tensor(np.zeros((4000, 2), np.float32))
     flaky = _Flaky(2, pb.EncodeResponse(mean=tensor, log_var=tensor))
     with serving(flaky) as target, Client(target) as client:
-        client._max_rows.update(known)
+        client._limits.rows.update(known)
         assert client.encode(np.zeros((4000, 784), np.float32)).mean.shape == (4000, 2)
     assert flaky.calls == 3
 

@@ -1,7 +1,6 @@
 """The log, as a machine and as a person read it."""
 
 import json
-import logging
 import re
 import subprocess
 import sys
@@ -24,6 +23,8 @@ except ZeroDivisionError:
     log.exception("line one\\nline two")
 logs.REQUEST_ID.reset(token)
 log.info("after")
+import warnings
+warnings.warn("old ways")
 """
 
 
@@ -41,7 +42,7 @@ def said(level: str, style: str) -> list[str]:
 
 @pytest.mark.parametrize("style", ["json", "auto"])
 def test_where_no_person_reads_each_line_is_an_object(style):
-    first, failed, after = (json.loads(line) for line in said("info", style))
+    first, failed, after, warned = (json.loads(line) for line in said("info", style))
     assert first["message"] == "hello there"
     assert (first["level"], first["logger"]) == ("INFO", "test")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first["time"])
@@ -50,12 +51,16 @@ def test_where_no_person_reads_each_line_is_an_object(style):
     assert failed["message"] == "line one\nline two"
     assert "ZeroDivisionError" in failed["exception"]
     assert "request_id" not in after
+    assert (warned["level"], "old ways" in warned["message"]) == ("WARNING", True)
 
 
 def test_text_is_for_people():
     lines = said("info", "text")
     assert lines[0].endswith("INFO test: hello there")
     assert "quiet" not in "".join(lines)
+    assert any(line.endswith("ERROR test [abc-1]: line one") for line in lines)
+    assert "ZeroDivisionError: division by zero" in lines
+    assert any(line.endswith("INFO test: after") for line in lines)
 
 
 def test_the_level_is_kept_to():
@@ -75,4 +80,3 @@ def test_made_ids_are_clean_and_differ():
     ids = {new_request_id() for _ in range(100)}
     assert len(ids) == 100
     assert all(clean_request_id(each) == each for each in ids)
-    assert logging.getLogger("x").level == 0

@@ -56,12 +56,21 @@ def test_everything_declared_has_a_comment(tmp_path):
 
 
 def _declares(path: tuple[int, ...]) -> bool:
-    """Whether a path of descriptor.proto leads to a message, enum, service or one of its parts."""
-    # 4 is a message with its fields, nested messages and enums; 5 an enum; 6 a service.
-    parts = {4: {2, 3, 4}, 5: {2}, 6: {2}}
-    if len(path) == 2:
-        return path[0] in parts
-    return len(path) == 4 and path[2] in parts.get(path[0], set())
+    """Whether a path of descriptor.proto leads to something that is to be explained."""
+    kinds = {4: "message", 5: "enum", 6: "service"}
+    inside = {
+        "message": {2: "field", 3: "message", 4: "enum", 8: "oneof"},
+        "enum": {2: "value"},
+        "service": {2: "method"},
+    }
+    kind: str | None = None
+    # Each step is the number of a field and a place in it.
+    for number in path[::2]:
+        kind = kinds.get(number)
+        if kind is None:
+            return False
+        kinds = inside.get(kind, {})
+    return kind is not None and len(path) % 2 == 0
 
 
 def test_seed_zero_differs_from_no_seed():

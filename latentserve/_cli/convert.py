@@ -92,7 +92,7 @@ def _encode(options: argparse.Namespace) -> int:
 
     target = output(options, "npz")
     images = read_images(options.images)
-    with connect(options) as client, images.named():
+    with connect(options) as client, images.named(client, options.model):
         posterior = client.encode(
             images.values,
             draw=options.draw,
@@ -104,7 +104,7 @@ def _encode(options: argparse.Namespace) -> int:
         )
     fields = {"mean": posterior.mean, "log_var": posterior.log_var, "z": posterior.z}
     # A plain autoencoder has no log_var.
-    arrays = {name: array for name, array in fields.items() if array is not None}
+    arrays: dict[str, Any] = {name: array for name, array in fields.items() if array is not None}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     seed = "" if posterior.seed is None else f", seed {posterior.seed}"
@@ -135,7 +135,7 @@ def _reconstruct(options: argparse.Namespace) -> int:
     images = read_images(options.images)
     # Resolved here, so that it can be told.
     seed = fresh_seed() if options.draw and options.seed is None else options.seed
-    with connect(options) as client, images.named():
+    with connect(options) as client, images.named(client, options.model):
         made = client.reconstruct(
             images.values,
             seed=seed,

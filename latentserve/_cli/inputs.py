@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from latentserve._cli.failures import Failure, Usage, printable, reason
 from latentserve._npy import DTYPES, MAGIC, SourceError
 from latentserve._sources import image_files, is_picture
-from latentserve.client import InvalidArgument
+from latentserve.client import Client, InvalidArgument
 
 _NPZ = b"PK"
 _FILE = re.compile(r"encoded\.files\[(\d+)\]")
@@ -46,17 +46,21 @@ class Images:
         return self.files or [str(row) for row in range(len(self))]
 
     @contextlib.contextmanager
-    def named(self) -> Iterator[None]:
-        """Names the file that a server refuses, which knows only its number."""
+    def named(self, client: Client, model: str) -> Iterator[None]:
+        """Names the file that a server refuses, which knows only its number in a message."""
         try:
             yield
         except InvalidArgument as error:
             for violation in error.violations:
                 found = _FILE.search(violation.field)
-                if self.files and found and int(found[1]) < len(self.files):
+                if self.files and found and self._are_one_message(client, model):
                     name = printable(self.files[int(found[1])])
                     raise Failure(f"{name}: {violation.description}") from error
             raise
+
+    def _are_one_message(self, client: Client, model: str) -> bool:
+        size = sum(map(len, self.values))
+        return len(self) <= client.model(model).max_rows and size < client.info().max_message_bytes
 
 
 def read_images(paths: Sequence[Path]) -> Images:
@@ -108,7 +112,8 @@ def read_end(path: Path) -> NDArray[Any] | bytes:
         raise Failure(f"{printable(str(path))}: got no npy, npz, PNG or JPEG file")
     array = _array(path, content, ("z", "mean"))
     if array.ndim in (2, 4) and len(array) == 1:
-        return array[0]
+        row: NDArray[Any] = array[0]
+        return row
     if array.ndim not in (1, 2, 3):
         raise Failure(f"{path}: got shape {list(array.shape)}, wanted one image or one latent")
     return array

@@ -51,13 +51,13 @@ def add(commands: Any) -> None:
 
 
 def _info(options: argparse.Namespace) -> int:
+    server: ServerInfo | None = None
     with connect(options) as client:
         if options.model or options.model_version:
-            models = (client.model(options.model, version=options.model_version),)
-            server = None
+            models = [client.model(options.model, version=options.model_version)]
         else:
             server = client.info()
-            models = server.models
+            models = list(server.models)
     if options.json:
         print(json.dumps(_plain(server or models[0]), indent=2))
         return 0

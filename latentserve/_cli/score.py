@@ -73,7 +73,7 @@ def _score(options: argparse.Namespace) -> int:
     if options.output is not None:
         target = output(options, *(("jsonl",) if options.json else ("csv", "jsonl")))
     images = read_images(options.images)
-    with connect(options) as client, images.named():
+    with connect(options) as client, images.named(client, options.model):
         scores = client.score(
             images.values,
             draws=options.draws,

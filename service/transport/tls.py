@@ -17,11 +17,11 @@ class TlsFiles:
 
     They are looked at with each new connection and read again where one has changed. While
     they do not belong together, as between the replacing of one and of the other, those
-    before go on.
+    before go on, which an error in the log says once.
 
     Args:
         certificate: Chain in PEM.
-        key: Private key in PEM.
+        key: Private key in PEM, not encrypted.
         client_ca: Certificates in PEM that callers' must be signed by; None to ask for none.
 
     Raises:
@@ -31,6 +31,7 @@ class TlsFiles:
     def __init__(self, certificate: Path, key: Path, client_ca: Path | None = None):
         self._certificate, self._key, self._client_ca = certificate, key, client_ca
         self._lock = threading.Lock()
+        self._failing = False
         try:
             self._state = self._look()
             self._contents = self._read()
@@ -41,7 +42,7 @@ class TlsFiles:
         """Returns what a port is opened with."""
         return grpc.dynamic_ssl_server_credentials(
             self._configuration(),
-            self._changed,
+            self._changed,  # type: ignore[arg-type] # the stubs know of no None
             require_client_authentication=self._client_ca is not None,
         )
 
@@ -50,13 +51,15 @@ class TlsFiles:
         with self._lock:
             try:
                 state = self._look()
-                if state == self._state:
+                if state == self._state and not self._failing:
                     return None
                 self._contents = self._read()
-                self._state = state
             except (OSError, ValueError) as error:
-                _log.error("TLS files: %s; those before go on", error)
+                if not self._failing:
+                    _log.error("TLS files: %s; those before go on", error)
+                self._failing = True
                 return None
+            self._state, self._failing = state, False
             _log.info("TLS files: read again")
             return self._configuration()
 
@@ -70,19 +73,40 @@ class TlsFiles:
         return [(each.st_ino, each.st_size, each.st_mtime_ns) for each in stats]
 
     def _read(self) -> tuple[bytes, bytes, bytes | None]:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        try:
-            # Also finds out whether the two belong together, which grpc would not say.
-            context.load_cert_chain(self._certificate, self._key, password="")
-            if self._client_ca is not None:
-                context.load_verify_locations(self._client_ca)
-        except ssl.SSLError as error:
-            raise ValueError(
-                f"{self._certificate} and {self._key} are no certificate and its key in PEM, or "
-                f"{self._client_ca} is no certificate ({error.reason or error})"
-            ) from error
+        contents = self._bytes()
+        self._check()
+        # `ssl` reads files alone: what it checked has to be what was read.
+        if self._bytes() != contents:
+            raise ValueError("they are being replaced")
+        return contents
+
+    def _bytes(self) -> tuple[bytes, bytes, bytes | None]:
         return (
             self._certificate.read_bytes(),
             self._key.read_bytes(),
             None if self._client_ca is None else self._client_ca.read_bytes(),
         )
+
+    def _check(self) -> None:
+        """Finds out whether they belong together, which grpc would not say.
+
+        Raises:
+            ValueError: They do not.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            # A password that is empty: none is asked for at the terminal.
+            context.load_cert_chain(self._certificate, self._key, password="")
+        except ssl.SSLError as error:
+            raise ValueError(
+                f"{self._certificate} and {self._key} are no certificate in PEM and its key, "
+                f"not encrypted ({error.reason or error})"
+            ) from error
+        if self._client_ca is None:
+            return
+        try:
+            context.load_verify_locations(self._client_ca)
+        except ssl.SSLError as error:
+            raise ValueError(
+                f"{self._client_ca} holds no certificate in PEM ({error.reason or error})"
+            ) from error
