@@ -114,6 +114,8 @@ class JobFolder:
             manifest: Readable as JSON.
             more: Other files that belong to it, by their names.
         """
+        # Of a job that was begun here and has nothing whole.
+        (self.path / ROWS).unlink(missing_ok=True)
         for name, content in more.items():
             atomic_write(self.path / name, content)
         atomic_write(self.path / MANIFEST, _json(manifest))

@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     """Runs a command that calls a server; whatever is in its way becomes one line."""
+    # What goes wrong is told in one line; gRPC's own log would be many.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # grpc takes a while to import; `--help` need not wait for it.
     from latentserve.errors import LatentserveError
 

@@ -26,27 +26,24 @@ SHAPE = (1, 4, 4)
 def model_info(name: str = "tiny", version: int = 1, **changes: Any) -> ModelInfo:
     """A model of 4 x 4 pixels and three latents."""
     known: dict[str, Any] = {
-        name: "" for name, field in ModelInfo.__dataclass_fields__.items()
-        if name not in ("prior_mean", "prior_std")
-    }  # fmt: skip
-    return ModelInfo(
-        **{
-            **known,
-            "name": name,
-            "version": version,
-            "image_shape": SHAPE,
-            "latent_dim": DIM,
-            "posterior": "gaussian",
-            "labels": (),
-            "max_rows": 7,
-            "metrics": {},
-            "devices": {},
-            "checksums": {"encoder": "e1", "decoder": "d1"},
-            "created_at": datetime(2026, 1, 1, tzinfo=UTC),
-            "noise": "counted/1",
-            **changes,
-        }
-    )
+        "name": name,
+        "version": version,
+        "image_shape": SHAPE,
+        "latent_dim": DIM,
+        "posterior": "gaussian",
+        "prior": "standard",
+        "likelihood": "bernoulli",
+        "labels": (),
+        "max_rows": 7,
+        "metrics": {},
+        "devices": {},
+        "checksums": {"encoder": "e1", "decoder": "d1"},
+        "dataset": "counted",
+        "created_at": datetime(2026, 1, 1, tzinfo=UTC),
+        "noise": "counted/1",
+        "precision": "fp32",
+    }
+    return ModelInfo(**{**known, **changes})
 
 
 def noise(seed: int, first: int, rows: int, dim: int = DIM) -> NDArray[np.float32]:

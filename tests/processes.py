@@ -31,7 +31,12 @@ class Server:
     """`latentserve serve` on a free port of 127.0.0.1; without `models`, of its own models."""
 
     def __init__(
-        self, models: Path | None, log: Path, *arguments: str, env: dict[str, str] | None = None
+        self,
+        models: Path | None,
+        log: Path,
+        *arguments: str,
+        env: dict[str, str] | None = None,
+        program: str = "",
     ):
         folder = () if models is None else ("--models", str(models))
         self.log = log
@@ -40,7 +45,8 @@ class Server:
             # 8080 is one for all tests.
             arguments = (*arguments, "--http-port", "off")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "latentserve", "serve", *folder, "--port", "0", *arguments],
+            [sys.executable, "-m", *([program] if program else ["latentserve", "serve"]), *folder,
+             "--port", "0", *arguments],
             stdout=subprocess.PIPE,
             stderr=self._file,
             text=True,

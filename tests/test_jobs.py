@@ -295,7 +295,9 @@ class TestGoingOn:
         with pytest.raises(InvalidArgument):
             jobs.sample(client, 50, tmp_path / "j", seed=7, temperature=1e9)
         client.before_reply = lambda: None
+        (tmp_path / "j" / "rows.jsonl").write_text("of a job that was begun with files")
         jobs.sample(client, 50, tmp_path / "j", seed=7, temperature=0.5)
+        assert not (tmp_path / "j" / "rows.jsonl").exists()
         settings = json.loads((tmp_path / "j" / "job.json").read_text())["settings"]
         assert settings["temperature"] == 0.5
 

@@ -20,8 +20,8 @@ from torch.optim.swa_utils import AveragedModel
 from training.config import ModelConfig, TrainConfig
 from training.datasets import Dataset, binarize
 from training.errors import DivergenceError
-from training.mixture import fit_mixture
 from training.latents import Latents
+from training.mixture import fit_mixture
 from training.models import Vae, bernoulli_nll
 from training.objectives import autoencoder_terms, kl_at, prior_nlls
 from training.parallel import Parallel

@@ -99,23 +99,32 @@ def _tls(options: argparse.Namespace) -> "Tls | None":
     if (options.tls_cert is None) != (options.tls_key is None):
         given, missing = ("cert", "key") if options.tls_cert else ("key", "cert")
         raise Usage(f"--tls-{given}: wanted --tls-{missing} as well")
-    files = {name: getattr(options, f"tls_{name}") for name in ("ca", "cert", "key")}
-    if not (options.tls or options.tls_name or any(files.values())):
+    files = (options.tls_ca, options.tls_cert, options.tls_key)
+    if not (options.tls or options.tls_name or any(files)):
         return None
-    content = {name: path and _read(f"--tls-{name}", path) for name, path in files.items()}
     return Tls(
-        ca=content["ca"],
-        certificate=content["cert"],
-        key=content["key"],
+        ca=_pem("--tls-ca", options.tls_ca),
+        certificate=_pem("--tls-cert", options.tls_cert),
+        key=_pem("--tls-key", options.tls_key),
         server_name=options.tls_name,
     )
+
+
+def _pem(option: str, path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    content = _read(option, path)
+    if b"-----BEGIN " not in content:
+        # gRPC would only say that it cannot connect.
+        raise Failure(f"{option}: {path}: got no PEM file")
+    return content
 
 
 def _token(path: Path) -> str:
     try:
         lines = _read("--token-file", path).decode("ascii").split()
     except UnicodeDecodeError as error:
-        raise Failure(f"--token-file: {path}: got something else than text") from error
+        raise Failure(f"--token-file: {path}: got something else than ASCII") from error
     if not lines:
         raise Failure(f"--token-file: {path}: got an empty file, wanted a token")
     return lines[0]
