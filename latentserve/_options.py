@@ -8,6 +8,7 @@ from pathlib import Path
 import grpc
 
 from latentserve import __version__
+from latentserve.v1 import latent_service_pb2
 
 SERVICE = "latentserve.v1.LatentService"
 ADMIN = "latentserve.v1.AdminService"
@@ -129,7 +130,11 @@ def metadata_of(token: Token | None) -> tuple[tuple[str, str], ...]:
 
 
 def _service_config(retry: Retry) -> str:
-    method: dict[str, object] = {"name": [{"service": SERVICE}]}
+    # Not the streams: gRPC's own retry of one never ends, and cannot be cancelled, where
+    # the connection breaks before its first message (1.85.1). `_streams` tries them again.
+    service = latent_service_pb2.DESCRIPTOR.services_by_name["LatentService"]
+    unary = [each.name for each in service.methods if not each.server_streaming]
+    method: dict[str, object] = {"name": [{"service": SERVICE, "method": name} for name in unary]}
     if retry.attempts > 1:
         method["retryPolicy"] = {
             "maxAttempts": retry.attempts,

@@ -5,6 +5,8 @@ has the error thrown in, and returns the call's result. `Client` and `AsyncClien
 the same plans.
 """
 
+import dataclasses
+import re
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, TypeVar
@@ -32,6 +34,7 @@ from latentserve.v1 import tensor_pb2
 T = TypeVar("T")
 # Room in a message for everything that is not rows.
 _OVERHEAD_BYTES = 1024
+_FILE = re.compile(r"(images\.encoded\.files)\[(\d+)\]")
 
 
 @dataclass(frozen=True)
@@ -506,15 +509,30 @@ def _in_pieces(
         now = piece(start, *most)
         try:
             replies.append((yield ask(now)))
-        except InvalidArgument:
+        except InvalidArgument as error:
             # Another server, or a new version, may take fewer than was known.
             limits.rows.pop((model, version), None)
             most = yield from limits_of(limits, model, version, files=files)
             if most[0] >= now.stop - now.start:
+                if files:
+                    _name_file(error, now.start)
                 raise
             continue
         start = now.stop
     return replies
+
+
+def _name_file(error: InvalidArgument, start: int) -> None:
+    """Lets an error tell which of all files is meant, and not which of its message."""
+
+    def of_all(match: re.Match[str]) -> str:
+        return f"{match[1]}[{int(match[2]) + start}]"
+
+    text = error.args[0]
+    error.args = (_FILE.sub(of_all, text, count=1),)
+    error.violations = tuple(
+        dataclasses.replace(each, field=_FILE.sub(of_all, each.field)) for each in error.violations
+    )
 
 
 def _both(first: tensor_pb2.Images, second: tensor_pb2.Images) -> tensor_pb2.Images:

@@ -1,37 +1,50 @@
 """Both clients behind one face, so that one test tells about both."""
 
 import asyncio
+import functools
 import inspect
-from collections.abc import Iterator
-from typing import Any
+import threading
+from collections.abc import Coroutine, Iterator
+from typing import Any, TypeVar
 
 from latentserve.client import AsyncClient, Client
 
 KINDS = ("sync", "async")
+T = TypeVar("T")
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """The one loop of all tests, which runs to the end.
+
+    grpc.aio hands the events of all loops of a process through one pipe, and loses some
+    where a loop that they are for has been closed.
+    """
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="tests", daemon=True).start()
+    return loop
+
+
+def awaited(work: Coroutine[Any, Any, T]) -> T:
+    """Runs something of grpc.aio to its end."""
+    return asyncio.run_coroutine_threadsafe(work, _loop()).result(120)
 
 
 class Awaited:
-    """An AsyncClient whose calls are awaited, and whose streams are stepped, by a runner."""
+    """An AsyncClient whose calls are awaited, and whose streams are stepped."""
 
     def __init__(self, *arguments: Any, **options: Any):
-        self._runner = asyncio.Runner()
-        try:
-            self._client = self._runner.run(self._made(arguments, options))
-        except BaseException:
-            self._runner.close()
-            raise
+        async def make() -> AsyncClient:
+            return AsyncClient(*arguments, **options)
 
-    async def _made(self, arguments: Any, options: Any) -> AsyncClient:
-        return AsyncClient(*arguments, **options)
+        self._client = awaited(make())
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._client, name)
 
         def call(*arguments: Any, **options: Any) -> Any:
             made = method(*arguments, **options)
-            if inspect.isasyncgen(made):
-                return self._stepped(made)
-            return self._runner.run(made)
+            return self._stepped(made) if inspect.isasyncgen(made) else awaited(made)
 
         return call
 
@@ -42,21 +55,17 @@ class Awaited:
         try:
             while True:
                 try:
-                    yield self._runner.run(step())
+                    yield awaited(step())
                 except StopAsyncIteration:
                     return
         finally:
-            self._runner.run(stream.aclose())
-
-    def close(self) -> None:
-        self._runner.run(self._client.aclose())
-        self._runner.close()
+            awaited(stream.aclose())
 
     def __enter__(self) -> "Awaited":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        awaited(self._client.aclose())
 
 
 def connect(kind: str, target: str, **options: Any) -> Any:

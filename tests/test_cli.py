@@ -285,23 +285,57 @@ def test_a_missing_dependency_is_named_with_what_to_install():
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_server_with_a_token_is_called_with_it(tmp_path):
+def test_a_server_that_wants_certificates_and_a_token_is_called_with_them(tmp_path):
+    import trustme
+
     from tests.tiny import write_tiny
 
     write_tiny(tmp_path / "models" / "tiny")
-    (tmp_path / "tokens").write_text("open-sesame-open-sesame")
-    (tmp_path / "token").write_text("open-sesame-open-sesame")
-    (tmp_path / "wrong").write_text("please-please-please-open")
-    tokens = str(tmp_path / "tokens")
-    with Server(tmp_path / "models", tmp_path / "log", "--token-file", tokens) as server:
-        server.wait_until_serving()
-        info = ("info", "--server", server.target)
-        assert latentserve(*info, "--token-file", tmp_path / "token").returncode == 0
-        done = latentserve(*info, env={"LATENTSERVE_TOKEN_FILE": str(tmp_path / "token")})
-        assert done.returncode == 0
-        for wrong in ((), ("--token-file", tmp_path / "wrong")):
-            done = latentserve(*info, *wrong)
-            assert done.returncode == 1
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    for name, host in (("server", "models.example"), ("caller", "caller.example")):
+        certificate = authority.issue_cert(host)
+        certificate.cert_chain_pems[0].write_to_path(str(tmp_path / f"{name}.pem"))
+        certificate.private_key_pem.write_to_path(str(tmp_path / f"{name}.key"))
+    for name in ("tokens", "token"):
+        (tmp_path / name).write_text("open-sesame-open-sesame\n")
+    (tmp_path / "wrong").write_text("please-please-please-open\n")
+    given = {
+        "--tls-ca": tmp_path / "ca.pem",
+        "--tls-cert": tmp_path / "caller.pem",
+        "--tls-key": tmp_path / "caller.key",
+        "--tls-name": "models.example",
+        "--token-file": tmp_path / "token",
+    }
+
+    def info(options, env=None):
+        flags = [each for option in options.items() for each in option]
+        return latentserve("info", "--server", server.target, "--timeout", "3", *flags, env=env)
+
+    with Server(
+        tmp_path / "models", tmp_path / "log",
+        "--tls-cert", str(tmp_path / "server.pem"), "--tls-key", str(tmp_path / "server.key"),
+        "--tls-client-ca", str(tmp_path / "ca.pem"), "--token-file", str(tmp_path / "tokens"),
+    ) as server:  # fmt: skip
+        deadline = time.monotonic() + 30
+        while info(given).returncode != 0:
+            assert time.monotonic() < deadline, info(given).stderr
+        variables = {
+            f"LATENTSERVE_{option[2:].upper().replace('-', '_')}": str(value)
+            for option, value in given.items()
+        }
+        assert info({}, env=variables).returncode == 0
+        without = [
+            {option: value for option, value in given.items() if option not in left_out}
+            for left_out in (
+                ("--tls-cert", "--tls-key"), ("--tls-name",), ("--tls-ca",), ("--token-file",),
+                tuple(given),
+            )
+        ]  # fmt: skip
+        for options in (*without, {**given, "--token-file": tmp_path / "wrong"}):
+            done = info(options)
+            assert done.returncode == 1, options
+            assert done.stderr.startswith("latentserve info: ")
             assert len(done.stderr.splitlines()) == 1
 
 

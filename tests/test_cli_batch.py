@@ -1,5 +1,6 @@
 """Dataset jobs as a person types them, against a real server: killed, stopped, gone on with."""
 
+import contextlib
 import io
 import os
 import random
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +29,18 @@ def joined(folder: Path, name: str) -> np.ndarray:
     return np.concatenate([np.load(path) for path in sorted(folder.glob(f"{name}-*.npy"))])
 
 
-def started(*arguments: object, env: dict[str, str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+@contextlib.contextmanager
+def started(*arguments: object, env: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """Starts a command, and kills it in the end where it is still there."""
+    process = subprocess.Popen(
         [sys.executable, "-m", "latentserve", *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **env},
     )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def wait_for_shards(folder: Path, count: int) -> None:
@@ -91,10 +100,8 @@ def test_a_job_killed_at_random_moments_leaves_the_bytes_of_an_unbroken_one(
     rng = random.Random(shard_format)
     kills = 0
     for _ in range(6):
-        process = started(*sample, tmp_path / "j", env=here)
-        time.sleep(rng.uniform(0.1, 0.6) * seconds)
-        process.kill()
-        process.communicate()
+        with started(*sample, tmp_path / "j", env=here) as process:
+            time.sleep(rng.uniform(0.1, 0.6) * seconds)
         kills += process.returncode == -signal.SIGKILL
     done = latentserve(*sample, tmp_path / "j", env=here)
     assert done.returncode == 0, done.stderr
@@ -107,10 +114,10 @@ def test_ctrl_c_keeps_what_is_whole_and_says_how_to_go_on(here, tmp_path):
         "batch", "sample", "-n", "100000", "--seed", "7", "--shard-rows", "200", "--to",
         tmp_path / "j",
     )  # fmt: skip
-    process = started(*sample, env=here)
-    wait_for_shards(tmp_path / "j", 2)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    with started(*sample, env=here) as process:
+        wait_for_shards(tmp_path / "j", 2)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
     assert len(err.splitlines()) == 1
     assert err.startswith("latentserve batch: stopped; ")
@@ -148,29 +155,24 @@ def test_a_damaged_shard_is_found_if_asked(here, tmp_path):
 
 def test_two_processes_do_not_work_in_one_folder(here, tmp_path):
     sample = ("batch", "sample", "-n", "100000", "--shard-rows", "200", "--to", tmp_path / "j")
-    process = started(*sample, env=here)
-    try:
+    with started(*sample, env=here):
         wait_for_shards(tmp_path / "j", 1)
         done = latentserve(*sample, env=here)
-        assert done.returncode == 1
-        assert done.stderr == (
-            f"latentserve batch: {tmp_path / 'j'}: another process is working there\n"
-        )
-    finally:
-        process.kill()
-        process.communicate()
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"latentserve batch: {tmp_path / 'j'}: another process is working there\n"
+    )
 
 
 def test_a_server_that_is_gone_is_one_line_and_the_job_goes_on_with_another(here, tmp_path):
     sample = ("batch", "sample", "-n", "3000", "--seed", "7", "--shard-rows", "200", "--to")
     with Server(None, tmp_path / "log") as server:
         server.wait_until_serving()
-        process = started(
-            *sample, tmp_path / "j", "--timeout", "5", env={"LATENTSERVE_SERVER": server.target}
-        )
-        wait_for_shards(tmp_path / "j", 1)
-        server.process.kill()
-        out, err = process.communicate(timeout=120)
+        there = {"LATENTSERVE_SERVER": server.target}
+        with started(*sample, tmp_path / "j", "--timeout", "5", env=there) as process:
+            wait_for_shards(tmp_path / "j", 1)
+            server.process.kill()
+            out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (1, "")
     assert err.startswith("latentserve batch: ")
     assert "rows are whole in" in err.splitlines()[-1]

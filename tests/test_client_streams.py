@@ -2,6 +2,8 @@
 
 import gc
 import itertools
+import signal
+import threading
 import time
 
 import numpy as np
@@ -189,3 +191,18 @@ def test_a_bad_batch_far_behind_good_ones_is_named_as_well(client):
     for window in (1, 3, 8):
         with pytest.raises(InvalidArgument, match="latents"):
             list(client.decode_stream([*batches, *batches], window=window))
+
+
+def test_a_connection_that_breaks_before_the_first_message_ends_the_stream(kind, tmp_path):
+    """gRPC's own retry of a stream never ended here, and could not be cancelled."""
+    write_tiny(tmp_path / "models" / "one")
+    with Server(tmp_path / "models", tmp_path / "log") as server:
+        server.wait_until_serving()
+        with connect(kind, server.target, retry=Retry(attempts=2)) as client:
+            client.info()
+            server.process.send_signal(signal.SIGSTOP)
+            killer = threading.Timer(0.5, server.process.kill)
+            killer.start()
+            with pytest.raises(Unavailable):
+                next(client.sample_stream(10**6))
+            killer.join()

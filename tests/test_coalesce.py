@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from latentserve._coalesce import MOST_ROWS, Coalescer
 from latentserve.client import AsyncClient, InvalidArgument
+from tests.clients import awaited
 
 DIM = 32
 
@@ -161,7 +162,7 @@ def test_against_a_server_all_answers_are_those_of_single_calls(server):
             one = await client.encode(whole[:8], seed=1)
             assert np.concatenate([each.z for each in drawn]).tobytes() == one.z.tobytes()
 
-    asyncio.run(scene())
+    awaited(scene())
 
 
 def test_a_bad_call_among_good_ones_fails_alone(server):
@@ -174,7 +175,7 @@ def test_a_bad_call_among_good_ones_fails_alone(server):
             assert isinstance(outcomes[2], InvalidArgument)
             assert last.mean.shape == (1, DIM)
 
-    asyncio.run(scene())
+    awaited(scene())
 
 
 @pytest.mark.parametrize("coalesce", [False, True])
@@ -185,4 +186,4 @@ def test_many_concurrent_calls_are_answered(server, coalesce):
             rows = await asyncio.gather(*(client.decode(z) for _ in range(200)))
             assert len(rows) == 200
 
-    asyncio.run(scene())
+    awaited(scene())

@@ -40,7 +40,8 @@ def test_the_client_reads_back_what_the_server_writes(array):
 )
 def test_float_images_of_every_accepted_shape_arrive_as_they_are(rows, shape, dtype, data):
     images = data.draw(hnp.arrays(dtype, (rows, *shape), elements=units))
-    read = codec.read_images(_images(_messages.image_array(images)), "images", SHAPE, 10)
+    sent = _messages.image_source(images).message(slice(0, rows))
+    read = codec.read_images(sent, "images", SHAPE, 10)
     assert read.dtype == np.float32
     assert (read == images.reshape(rows, *SHAPE).astype(np.float32)).all()
 
@@ -96,7 +97,7 @@ def test_a_reply_that_makes_no_sense_is_a_protocol_error(tensor, message):
 )
 def test_arrays_that_cannot_be_sent_are_refused_before_they_are(images, error, message):
     with pytest.raises(error, match=message):
-        _messages.image_array(images)
+        _messages.image_source(images)
 
 
 def _images(array):

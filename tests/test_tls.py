@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from service.errors import StartError
 from service.transport.tls import TlsFiles
+from tests.clients import awaited
 
 
 class Files:
@@ -110,7 +111,7 @@ def test_who_trusts_the_authority_is_answered_and_nobody_else(files, authority, 
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as plain:
                 assert await code(plain) is grpc.StatusCode.UNAVAILABLE
 
-    asyncio.run(scenario())
+    awaited(scenario())
 
 
 def test_with_a_client_ca_callers_need_a_certificate_of_it(files, authority, stranger):
@@ -124,7 +125,7 @@ def test_with_a_client_ca_callers_need_a_certificate_of_it(files, authority, str
             assert not await answered(port, authority, stranger.issue_cert("a@example.org"))
             assert not await answered(port, authority)
 
-    asyncio.run(scenario())
+    awaited(scenario())
 
 
 def test_an_exchanged_certificate_is_served_to_new_connections_and_old_ones_live(
@@ -141,7 +142,7 @@ def test_an_exchanged_certificate_is_served_to_new_connections_and_old_ones_live
             assert not await answered(port, authority)
             assert await code(old) is grpc.StatusCode.OK
 
-    asyncio.run(scenario())
+    awaited(scenario())
 
 
 def test_exchanged_client_authorities_count_for_new_connections(files, authority, stranger):
@@ -156,7 +157,7 @@ def test_exchanged_client_authorities_count_for_new_connections(files, authority
             assert await answered(port, authority, after)
             assert not await answered(port, authority, before)
 
-    asyncio.run(scenario())
+    awaited(scenario())
 
 
 def test_half_of_a_pair_leaves_the_old_one_in_use_and_is_logged_once(
@@ -179,7 +180,7 @@ def test_half_of_a_pair_leaves_the_old_one_in_use_and_is_logged_once(
             assert await answered(port, stranger)
 
     with caplog.at_level(logging.INFO):
-        asyncio.run(scenario())
+        awaited(scenario())
 
 
 def test_many_connections_during_an_exchange_all_end_well(files, authority):
@@ -193,7 +194,7 @@ def test_many_connections_during_an_exchange_all_end_well(files, authority):
                 calls += [asyncio.create_task(answered(port, authority)) for _ in range(4)]
             assert all(await asyncio.gather(*calls))
 
-    asyncio.run(scenario())
+    awaited(scenario())
 
 
 # ----------------------------------------------------------------------- files
