@@ -194,7 +194,7 @@ def test_a_bad_batch_far_behind_good_ones_is_named_as_well(client):
 
 
 def test_a_connection_that_breaks_before_the_first_message_ends_the_stream(kind, tmp_path):
-    """gRPC's own retry of a stream never ended here, and could not be cancelled."""
+    """The retry of gRPC itself never ended here, and could not be cancelled."""
     write_tiny(tmp_path / "models" / "one")
     with Server(tmp_path / "models", tmp_path / "log") as server:
         server.wait_until_serving()
