@@ -98,7 +98,7 @@ def latentserve(*arguments: str) -> None:
 @contextlib.contextmanager
 def server(*arguments: str) -> Iterator[str]:
     """Serves on a free port, yields its address, stops it by SIGTERM."""
-    command = ["serve", *arguments, "--port", "0", "--log-level", "warning"]
+    command = ["serve", *arguments, "--port", "0", "--http-port", "off", "--log-level", "warning"]
     print(f"\n$ latentserve {' '.join(command)}", flush=True)
     process = subprocess.Popen(
         [sys.executable, "-m", "latentserve", *command], stdout=subprocess.PIPE, text=True
