@@ -8,6 +8,7 @@ from PIL import Image
 
 from latentserve.client import Client
 from tests.processes import Server, latentserve
+from tests.tiny_runs import ONE_THREAD
 
 # Small, but of the same parts as the flagship.
 SMALL = (
@@ -44,11 +45,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "small": ("--data", "mnist", "--image-size", "8"),
     }
     for name, which in data.items():
-        trained = latentserve("train", *SMALL, *which, "--out", root / "runs" / name)
+        out = root / "runs" / name
+        trained = latentserve("train", *SMALL, *which, "--out", out, env=ONE_THREAD)
         assert trained.returncode == 0, trained.stderr
         assert ("broken.png" in trained.stderr) == (name == "discs")
-        assert (root / "runs" / name / "report.html").is_file()
-        exported = latentserve("export", root / "runs" / name, "--to", root / "models" / name)
+        assert (out / "report.html").is_file()
+        exported = latentserve("export", out, "--to", root / "models" / name, env=ONE_THREAD)
         assert exported.returncode == 0, exported.stderr
     return root / "models"
 
