@@ -6,12 +6,12 @@ import sys
 from collections.abc import Callable, Sequence
 
 from latentserve import __version__, _app
-from latentserve._cli import batch, convert, generate, operate, score
+from latentserve._cli import batch, bench, convert, generate, operate, score
 from latentserve._cli.common import listing
 from latentserve._cli.failures import Failure, Usage, printable, reason
 
 _DESCRIPTION = "Train, export and serve variational autoencoders, and call them."
-_GROUPS = (operate, convert, generate, score, batch)
+_GROUPS = (operate, convert, generate, score, batch, bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,7 +3,7 @@
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from latentserve._arguments import seconds, version
 from latentserve._cli.failures import Failure, Usage, reason
@@ -80,17 +80,27 @@ def connect(options: argparse.Namespace) -> "Client":
     """
     from latentserve.client import Client
 
-    tls = _tls(options)
+    return Client(**connection(options))
+
+
+def connection(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of a client, of either kind, that the options ask for.
+
+    Raises:
+        Usage: They do not go together.
+        Failure: A file cannot be read.
+    """
+    arguments = {"target": options.server, "timeout": options.timeout, "tls": _tls(options)}
     token_file: Path | None = options.token_file
     if token_file is None:
-        return Client(options.server, timeout=options.timeout, tls=tls)
+        return arguments
 
     def token() -> str:
         # Read for each call: whoever issues tokens replaces them while a job runs.
         return _token(token_file)
 
     token()
-    return Client(options.server, timeout=options.timeout, tls=tls, token=token)
+    return arguments | {"token": token}
 
 
 def _tls(options: argparse.Namespace) -> "Tls | None":

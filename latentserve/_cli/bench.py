@@ -1,0 +1,171 @@
+"""`bench`: load on a running server, and what it made of it."""
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import math
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING, Any
+
+from latentserve._arguments import number, positive, seconds
+from latentserve._cli.common import command
+from latentserve._cli.connection import add_model, connection
+from latentserve._cli.failures import Failure, reason
+
+if TYPE_CHECKING:
+    from latentserve.bench import Load, Report
+
+# Those of `latentserve.bench`, which is not imported for the help's sake.
+RPCS = ("encode", "decode", "sample", "reconstruct", "score", "sample-stream")
+_CPU = "process_cpu_seconds_total"
+
+
+def add(commands: Any) -> None:
+    """Adds the command."""
+    bench = command(
+        commands,
+        "bench",
+        _bench,
+        "put load on a running server, check its answers and tell how quick they were",
+        "latentserve bench --rpc encode --rows 1 --concurrency 32 --seconds 10",
+        "latentserve bench --rpc decode --rows 1,1,1,64 --rate 200",
+        "latentserve bench --rpc sample --rows 64 --metrics http://localhost:8080/metrics --json",
+    )
+    bench.add_argument(
+        "--rpc",
+        choices=RPCS,
+        default="encode",
+        help="which call (default: %(default)s)",
+    )
+    bench.add_argument(
+        "--rows",
+        type=_sizes,
+        default=(1,),
+        metavar="N[,N...]",
+        help="rows in a call; of several numbers one is drawn for each call (default: 1)",
+    )
+    bench.add_argument(
+        "--concurrency", type=positive, default=1, metavar="N",
+        help="calls in flight: a closed loop (default: 1)",
+    )  # fmt: skip
+    bench.add_argument(
+        "--rate", type=number, default=0.0, metavar="CALLS",
+        help="calls a second whatever comes back: an open loop (default: closed)",
+    )  # fmt: skip
+    bench.add_argument(
+        "--seconds", type=seconds, default=10.0, metavar="S", help="how long (default: 10)"
+    )
+    bench.add_argument(
+        "--warmup", type=number, default=1.0, metavar="S",
+        help="how long before that, unmeasured (default: 1)",
+    )  # fmt: skip
+    bench.add_argument(
+        "--dtype", choices=("uint8", "float32"), default="uint8",
+        help="of the images, both ways (default: uint8)",
+    )  # fmt: skip
+    bench.add_argument(
+        "--coalesce", action="store_true", help="join calls that run at the same time"
+    )
+    bench.add_argument(
+        "--metrics", metavar="URL", help="the server's /metrics, to tell its CPU time a call"
+    )
+    bench.add_argument("--json", action="store_true", help="print JSON")
+    add_model(bench)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from latentserve.bench import Load
+
+    load = Load(
+        rpc=options.rpc,
+        rows=options.rows,
+        concurrency=options.concurrency,
+        rate=options.rate,
+        seconds=options.seconds,
+        warmup_seconds=options.warmup,
+        dtype=options.dtype,
+        model=options.model,
+        version=options.model_version,
+    )
+    report, cpu = asyncio.run(_run(options, load))
+    figures = _figures(report, cpu)
+    if options.json:
+        print(json.dumps({"load": dataclasses.asdict(load), **figures}, indent=2))
+    else:
+        print(_text(load, report, figures))
+    return 1 if report.failed else 0
+
+
+async def _run(options: argparse.Namespace, load: "Load") -> "tuple[Report, float | None]":
+    """Sends the load; returns the server's CPU seconds of it too, where they can be told."""
+    from latentserve import bench
+    from latentserve.client import AsyncClient, Retry
+
+    async with AsyncClient(
+        **connection(options), retry=Retry(attempts=1), coalesce=options.coalesce
+    ) as client:
+        if options.metrics is None:
+            return await bench.run(client, load), None
+        # The warm-up apart, so that it is not counted.
+        await bench.run(client, dataclasses.replace(load, seconds=max(0.001, load.warmup_seconds)))
+        before = await asyncio.to_thread(_cpu_seconds, options.metrics)
+        report = await bench.run(client, dataclasses.replace(load, warmup_seconds=0.0))
+        return report, await asyncio.to_thread(_cpu_seconds, options.metrics) - before
+
+
+def _cpu_seconds(url: str) -> float:
+    """CPU seconds that the server has used so far."""
+    try:
+        with urllib.request.urlopen(url, timeout=10) as reply:
+            lines = reply.read().decode().splitlines()
+    except (urllib.error.URLError, ValueError, OSError) as error:
+        said = reason(error) if isinstance(error, OSError) else str(error)
+        raise Failure(f"--metrics: {url}: {said}") from error
+    for line in lines:
+        if line.startswith(_CPU):
+            return float(line.split()[1])
+    raise Failure(f"--metrics: {url}: got no {_CPU}, wanted the /metrics of the server")
+
+
+def _figures(report: "Report", cpu: float | None) -> dict[str, Any]:
+    figures = dataclasses.asdict(report) | {
+        "calls_per_second": report.calls_per_second,
+        "rows_per_second": report.rows_per_second,
+    }
+    if cpu is not None and report.calls:
+        figures["server_cpu_us_per_call"] = 1e6 * cpu / report.calls
+        figures["server_cpu_us_per_row"] = 1e6 * cpu / report.rows
+    # JSON has no NaN.
+    figures["latency_ms"] = {
+        name: value for name, value in report.latency_ms.items() if math.isfinite(value)
+    }
+    return figures
+
+
+def _text(load: "Load", report: "Report", figures: dict[str, Any]) -> str:
+    loop = f"{load.rate:g} calls/s" if load.rate else f"{load.concurrency} in flight"
+    rows = ", ".join(map(str, load.sizes))
+    lines = [
+        f"{load.rpc} of {rows} rows ({load.dtype}), {loop}, {report.model}, {report.seconds:.1f} s",
+        f"  calls/s    {report.calls_per_second:.1f}",
+        f"  rows/s     {report.rows_per_second:.1f}",
+        "  latency    "
+        + "  ".join(f"{name} {value:.2f}" for name, value in figures["latency_ms"].items())
+        + " ms",
+    ]
+    if "server_cpu_us_per_call" in figures:
+        lines.append(
+            f"  server CPU {figures['server_cpu_us_per_call']:.0f} us a call, "
+            f"{figures['server_cpu_us_per_row']:.1f} us a row"
+        )
+    if report.late:
+        lines.append(f"  not sent   {report.late}, for too many were on their way")
+    for code, count in sorted(report.failed.items()):
+        lines.append(f"  failed     {count} {code}")
+    return "\n".join(lines)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(positive(part) for part in text.split(","))
