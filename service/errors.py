@@ -7,6 +7,9 @@ ServiceError                  a status, a reason and a message for the caller
 ├── Overloaded                too much is in flight; come again in a moment
 ├── DeadlineExceeded          the caller's deadline has passed
 ├── Unauthenticated           no or a wrong token
+├── Unimplemented             no such method, or no such compression
+├── UnknownService            health has no such name
+├── TooLarge                  a message beyond the limit
 └── NotReady                  loading, draining, or no model loaded
 StartError                    the server refuses to start (never sent)
 """
@@ -16,17 +19,18 @@ import enum
 _LONGEST = 100
 
 
-class Status(enum.Enum):
-    """How a call failed, in the words of gRPC's status codes."""
+class Status(enum.IntEnum):
+    """How a call failed: gRPC's status codes, as far as they are used."""
 
-    INVALID_ARGUMENT = enum.auto()
-    NOT_FOUND = enum.auto()
-    FAILED_PRECONDITION = enum.auto()
-    RESOURCE_EXHAUSTED = enum.auto()
-    DEADLINE_EXCEEDED = enum.auto()
-    UNAUTHENTICATED = enum.auto()
-    UNAVAILABLE = enum.auto()
-    INTERNAL = enum.auto()
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    UNAUTHENTICATED = 16
 
 
 class ServiceError(Exception):
@@ -101,6 +105,27 @@ class Unauthenticated(ServiceError):
 
     status = Status.UNAUTHENTICATED
     reason = "UNAUTHENTICATED"
+
+
+class Unimplemented(ServiceError):
+    """The server has no such method, or does not know how a message is encoded."""
+
+    status = Status.UNIMPLEMENTED
+    reason = "UNIMPLEMENTED"
+
+
+class UnknownService(ServiceError):
+    """Health was asked for a name that there is not."""
+
+    status = Status.NOT_FOUND
+    reason = "SERVICE_NOT_FOUND"
+
+
+class TooLarge(ServiceError):
+    """A message is larger than the server takes."""
+
+    status = Status.RESOURCE_EXHAUSTED
+    reason = "MESSAGE_TOO_LARGE"
 
 
 class NotReady(ServiceError):

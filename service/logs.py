@@ -2,8 +2,8 @@
 
 import contextvars
 import logging
+import random
 import re
-import secrets
 import sys
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -36,7 +36,7 @@ def configure(level: str, style: Style = "auto") -> None:
 
 def new_request_id() -> str:
     """Makes an id of 16 hexadecimal digits."""
-    return secrets.token_hex(8)
+    return f"{random.getrandbits(64):016x}"
 
 
 def clean_request_id(text: str) -> str | None:

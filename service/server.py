@@ -7,6 +7,8 @@ import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import uvloop
+
 from bundle import Bundle
 from service import logs
 from service.admin import AdminServicer, Reload
@@ -24,7 +26,7 @@ from service.store import Models, Store
 from service.telemetry import Telemetry
 from service.tokens import TokenFile
 from service.tracing import Tracing
-from service.transport.server import GrpcTransport
+from service.transport.http2_server import Http2Transport
 from service.transport.tls import TlsFiles
 
 _log = logging.getLogger(__name__)
@@ -40,7 +42,8 @@ def run(settings: Settings) -> None:
             cannot be had.
     """
     logs.configure(settings.log_level, settings.log_format)
-    asyncio.run(_Server(settings).run())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_Server(settings).run())
 
 
 class _Server:
@@ -79,7 +82,7 @@ class _Server:
         metrics.watch_queue(lambda: (self._admission.rows, self._admission.size))
         self._engine = Engine(self._admission, self._telemetry)
         reload = functools.partial(self._reload, store)
-        self._transport = GrpcTransport(
+        self._transport = _transport(settings)(
             Servicer(self._engine, lambda: self._models, settings),
             AdminServicer(reload) if settings.admin else None,
             settings,
@@ -179,6 +182,15 @@ class _Server:
 
     def _on_signal(self) -> None:
         (self._hurry if self._stop.is_set() else self._stop).set()
+
+
+def _transport(settings: Settings) -> Any:
+    """The class of the transport; each is imported only where it is used."""
+    if settings.transport == "http2":
+        return Http2Transport
+    from service.transport.grpcio import GrpcioTransport
+
+    return GrpcioTransport
 
 
 def _authentication(settings: Settings) -> Callable[[str | None], None]:

@@ -36,6 +36,8 @@ class Settings(BaseModel):
     """Port for gRPC; 0 picks a free one and says which on stdout."""
     http_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = 8080
     """Port for /metrics, /healthz and /readyz by HTTP; 0 picks a free one, off is none."""
+    transport: Literal["http2", "grpcio"] = "http2"
+    """What carries the calls: http2, our own HTTP/2 on asyncio, or grpcio, gRPC's library."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N. Only auto may fall back to the CPU."""
     threads: int = Field(0, ge=0, le=1024)

@@ -1,9 +1,7 @@
 """What the server tells of its work: metrics and traces, behind one small door."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from types import TracebackType
-from typing import Any
+from contextlib import AbstractContextManager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +12,7 @@ from service.metrics import Metrics
 from service.model import Model
 from service.runtime import Graph
 from service.store import Models
-from service.tracing import Tracing
+from service.tracing import CallSpan, Tracing
 
 _REFUSALS = {
     "OVERLOADED": "overloaded",
@@ -24,24 +22,17 @@ _REFUSALS = {
 
 
 class Span:
-    """One call in a trace, or nothing where no trace is kept."""
+    """One call in a trace, or nothing where no trace is kept.
 
-    def __init__(self, span: AbstractContextManager[Any]):
-        self._manager = span
-        self._span: Any = None
+    Args:
+        manager: Keeps it; entered here.
+    """
 
-    def __enter__(self) -> "Span":
-        self._span = self._manager.__enter__()
-        return self
+    __slots__ = ("_manager", "_span")
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        # The code tells how it ended; grpcio's own exceptions mean nothing in a trace.
-        self._manager.__exit__(None, None, None)
+    def __init__(self, manager: AbstractContextManager[CallSpan] | None):
+        self._manager = manager
+        self._span = None if manager is None else manager.__enter__()
 
     def failed(self, code: str, *, expected: bool) -> None:
         """Tells how it failed.
@@ -53,18 +44,21 @@ class Span:
         if self._span is not None:
             self._span.failed(code, error=not expected)
 
-    def told(self, call: Call) -> None:
-        """Tells what is known of it in the end."""
-        if self._span is not None:
-            self._span.set(
-                model=call.model,
-                version=call.version,
-                rows=call.rows,
-                batch_rows=call.timing.batch_rows,
-                queue_seconds=call.timing.queue,
-                compute_seconds=call.timing.compute,
-                request_id=call.request_id,
-            )
+    def ended(self, call: Call) -> None:
+        """Tells what is known of a call in the end, and ends the span."""
+        if self._span is None or self._manager is None:
+            return
+        self._span.set(
+            model=call.model,
+            version=call.version,
+            rows=call.rows,
+            batch_rows=call.timing.batch_rows,
+            queue_seconds=call.timing.queue,
+            compute_seconds=call.timing.compute,
+            request_id=call.request_id,
+        )
+        # The code tells how it ended; a transport's own exceptions mean nothing in a trace.
+        self._manager.__exit__(None, None, None)
 
 
 class Telemetry:
@@ -87,10 +81,8 @@ class Telemetry:
         self._tracing = tracing
 
     def span(self, rpc: str, call: Call) -> Span:
-        """Returns the span of a call, to be entered while it is answered."""
-        if self._tracing is None:
-            return Span(nullcontext())
-        return Span(self._tracing.call(rpc, call.metadata))
+        """Begins the span of a call."""
+        return Span(None if self._tracing is None else self._tracing.call(rpc, call.metadata))
 
     def request(self, rpc: str, model: str, code: str, seconds: float) -> None:
         """A call has ended."""

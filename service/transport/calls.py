@@ -1,36 +1,99 @@
-"""Carries calls from grpcio to a servicer and errors back, and knows how many there are."""
+"""What every call goes through, whatever carries it: authentication, draining, telemetry, errors."""
 
 import asyncio
 import logging
-import math
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
-import grpc
-from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
-from google.protobuf.message import DecodeError
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from service.call import Call
 from service.errors import DeadlineExceeded, InvalidArgument, NotReady, ServiceError
 from service.logs import REQUEST_ID, clean_request_id, new_request_id
-from service.telemetry import Telemetry
-from service.transport.errors import abort
+from service.telemetry import Span, Telemetry
+from service.transport.failure import CallFailed, Failure
 
 _log = logging.getLogger(__name__)
 
-Context = grpc.aio.ServicerContext[Any, Any]
+
+@dataclass(frozen=True, eq=False)
+class Rpc:
+    """One method of a service.
+
+    Attributes:
+        service: Full name of its service.
+        name: Its own, as in `Encode`.
+        answer: Takes a request, or an iterator of them, and a `Call`; returns an awaitable
+            reply, or an asynchronous generator of replies.
+        request: Class of its requests.
+        takes_stream: Whether there may be several requests.
+        gives_stream: Whether there may be several replies.
+        counted: Whether it is one of ours: metered, refused while draining and waited for.
+            Health and reflection are not.
+        public: Whether it needs no token.
+    """
+
+    service: str
+    name: str
+    answer: Callable[[Any, Call], Any]
+    request: type[Message]
+    takes_stream: bool
+    gives_stream: bool
+    counted: bool = True
+    public: bool = False
+
+    @property
+    def path(self) -> str:
+        """Where it is called by HTTP/2."""
+        return f"/{self.service}/{self.name}"
+
+    def parse(self, raw: bytes) -> Message:
+        """Reads a request.
+
+        Raises:
+            InvalidArgument: It is none.
+        """
+        try:
+            return self.request.FromString(raw)
+        except DecodeError:
+            name = self.request.DESCRIPTOR.name
+            raise InvalidArgument("request", f"{len(raw)} bytes", f"the message {name}") from None
+
+
+def rpcs_of(service: ServiceDescriptor, servicer: Any, **more: bool) -> list[Rpc]:
+    """Returns the methods of a service.
+
+    Args:
+        service: The service.
+        servicer: Has a method for each RPC, by its name in snake case.
+        more: `counted` and `public` of each.
+    """
+    return [
+        Rpc(
+            service.full_name,
+            method.name,
+            getattr(servicer, re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower()),
+            GetMessageClass(method.input_type),
+            method.client_streaming,
+            method.server_streaming,
+            **more,
+        )
+        for method in service.methods
+    ]
 
 
 class Calls:
-    """All calls to our own services.
+    """All calls to a server.
 
     Args:
         authenticate: Raises Unauthenticated where a call's `authorization` is not right.
-        telemetry: Told of every call.
+        telemetry: Told of every call that counts.
 
     Attributes:
         draining: Whether new calls are refused.
@@ -45,120 +108,104 @@ class Calls:
         self._idle.set()
 
     async def finished(self) -> None:
-        """Waits until no call is running."""
+        """Waits until no call that counts is running."""
         await self._idle.wait()
 
-    def handlers(self, service: ServiceDescriptor, servicer: Any) -> Any:
-        """Returns grpcio's handlers of a service: bytes in, messages out.
+    async def unary(self, rpc: Rpc, raw: bytes, call: Call) -> bytes:
+        """Answers one request with one reply.
 
-        Args:
-            service: The service.
-            servicer: Has a method for each RPC, by its name in snake case.
+        Raises:
+            CallFailed: It is not answered.
         """
-        return grpc.method_handlers_generic_handler(
-            service.full_name,
-            {method.name: self._handler(method, servicer) for method in service.methods},
-        )
+        span = self._begin(rpc, call)
+        code = "OK"
+        try:
+            self._let_in(rpc, call)
+            reply = await rpc.answer(rpc.parse(raw), call)
+            return reply.SerializeToString()  # type: ignore[no-any-return]
+        except BaseException as error:
+            code, failure = self._failed(rpc, call, span, error)
+            if failure is None:
+                raise
+            raise CallFailed(failure) from error
+        finally:
+            self._end(rpc, call, span, code)
 
-    def _handler(self, method: MethodDescriptor, servicer: Any) -> Any:
-        answer = getattr(servicer, re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower())
-        request_class = GetMessageClass(method.input_type)
-        serialize = GetMessageClass(method.output_type).SerializeToString
-        name = method.name
+    async def stream(
+        self, rpc: Rpc, raw: bytes | AsyncIterator[bytes], call: Call
+    ) -> AsyncGenerator[bytes, None]:
+        """Answers one request or several with replies.
 
-        async def unary(raw: bytes, context: Context) -> Any:
-            async with self._answering(name, context) as call:
-                return await answer(_parsed(request_class, raw), call)
+        Raises:
+            CallFailed: It is not answered to the end.
+        """
+        span = self._begin(rpc, call)
+        code = "OK"
+        try:
+            self._let_in(rpc, call)
+            request = rpc.parse(raw) if isinstance(raw, bytes) else _parsed(rpc, raw)
+            async with aclosing(rpc.answer(request, call)) as replies:
+                async for reply in replies:
+                    yield reply.SerializeToString()
+        except BaseException as error:
+            code, failure = self._failed(rpc, call, span, error)
+            if failure is None:
+                raise
+            raise CallFailed(failure) from error
+        finally:
+            self._end(rpc, call, span, code)
 
-        async def server_stream(raw: bytes, context: Context) -> None:
-            async with self._answering(name, context) as call:
-                await _write(answer(_parsed(request_class, raw), call), context)
-
-        async def both_streams(_requests: Any, context: Context) -> None:
-            async with self._answering(name, context) as call:
-                await _write(answer(_read(request_class, context), call), context)
-
-        if method.client_streaming:
-            return grpc.stream_stream_rpc_method_handler(both_streams, None, serialize)
-        if method.server_streaming:
-            return grpc.unary_stream_rpc_method_handler(server_stream, None, serialize)
-        return grpc.unary_unary_rpc_method_handler(unary, None, serialize)
-
-    @asynccontextmanager
-    async def _answering(self, rpc: str, context: Context) -> AsyncIterator[Call]:
-        """Entered while a call is answered; whatever goes wrong becomes gRPC's error."""
+    def _begin(self, rpc: Rpc, call: Call) -> Span:
+        REQUEST_ID.set(call.request_id)  # each call has a task, and so a context, of its own
+        if not rpc.counted:
+            return Span(None)
         self._running += 1
         self._idle.clear()
-        began = time.monotonic()
-        call = _call(context, began)
-        token = REQUEST_ID.set(call.request_id)
-        code = "OK"
-        span = self._telemetry.span(rpc, call)
-        try:
-            with span:
-                try:
-                    self._authenticate(call.metadata.get("authorization"))
-                    if self.draining:
-                        raise NotReady("the server is draining; another one will answer")
-                    yield call
-                except ServiceError as error:
-                    code = error.status.name
-                    span.failed(code, expected=True)
-                    if not isinstance(error, DeadlineExceeded):  # those are counted as dropped
-                        self._telemetry.refused(error)
-                    await abort(context, error)
-                except asyncio.CancelledError:
-                    late = time.monotonic() >= call.deadline
-                    code = "DEADLINE_EXCEEDED" if late else "CANCELLED"
-                    span.failed(code, expected=True)
-                    raise
-                except Exception:  # noqa: BLE001 - a bug in one call must not end the others
-                    code = "INTERNAL"
-                    span.failed(code, expected=False)
-                    # Its text may hold anything: it stays in the log, under the id the
-                    # caller gets.
-                    _log.exception("request %s to %s failed", call.request_id, rpc)
-                    internal = ServiceError(f"internal error, request id {call.request_id}")
-                    await abort(context, internal, {"request_id": call.request_id})
-                finally:
-                    span.told(call)
-        finally:
-            self._telemetry.request(rpc, call.model, code, time.monotonic() - began)
-            REQUEST_ID.reset(token)
-            self._running -= 1
-            if self._running == 0:
-                self._idle.set()
+        return self._telemetry.span(rpc.name, call)
+
+    def _let_in(self, rpc: Rpc, call: Call) -> None:
+        if not rpc.public:
+            self._authenticate(call.metadata.get("authorization"))
+        if self.draining and rpc.counted:
+            raise NotReady("the server is draining; another one will answer")
+
+    def _failed(
+        self, rpc: Rpc, call: Call, span: Span, error: BaseException
+    ) -> tuple[str, Failure | None]:
+        """Returns the code that a call ends with and what its caller is told, if anybody is."""
+        if isinstance(error, ServiceError):
+            span.failed(error.status.name, expected=True)
+            if rpc.counted and not isinstance(error, DeadlineExceeded):  # those count as dropped
+                self._telemetry.refused(error)
+            return error.status.name, Failure.of(error)
+        if isinstance(error, Exception):
+            span.failed("INTERNAL", expected=False)
+            # Its text may hold anything: it stays in the log, under the id the caller gets.
+            _log.error("request %s to %s failed", call.request_id, rpc.name, exc_info=error)
+            internal = ServiceError(f"internal error, request id {call.request_id}")
+            return "INTERNAL", Failure.of(internal, {"request_id": call.request_id})
+        late = time.monotonic() >= call.deadline
+        code = "DEADLINE_EXCEEDED" if late else "CANCELLED"
+        span.failed(code, expected=True)
+        return code, None
+
+    def _end(self, rpc: Rpc, call: Call, span: Span, code: str) -> None:
+        span.ended(call)
+        if not rpc.counted:
+            return
+        self._telemetry.request(rpc.name, call.model, code, time.monotonic() - call.arrived)
+        self._running -= 1
+        if self._running == 0:
+            self._idle.set()
 
 
-def _call(context: Context, now: float) -> Call:
-    metadata = {
-        key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)
-    }
-    left = context.time_remaining()
-    return Call(
-        deadline=math.inf if left is None else now + left,
-        metadata=metadata,
-        peer=context.peer(),
-        request_id=clean_request_id(metadata.get("x-request-id", "")) or new_request_id(),
-        arrived=now,
-    )
+def new_call(metadata: Mapping[str, str], peer: str, deadline: float, now: float) -> Call:
+    """Makes the record of a call that has just arrived."""
+    asked = metadata.get("x-request-id")
+    request_id = (asked and clean_request_id(asked)) or new_request_id()
+    return Call(deadline=deadline, metadata=metadata, peer=peer, request_id=request_id, arrived=now)
 
 
-def _parsed(request_class: Any, raw: bytes) -> Any:
-    try:
-        return request_class.FromString(raw)
-    except DecodeError:
-        name = request_class.DESCRIPTOR.name
-        raise InvalidArgument("request", f"{len(raw)} bytes", f"the message {name}") from None
-
-
-async def _read(request_class: Any, context: Context) -> AsyncIterator[Any]:
-    while (raw := await context.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
-        yield _parsed(request_class, raw)
-
-
-async def _write(replies: AsyncGenerator[Any, None], context: Context) -> None:
-    """Sends replies as fast as the caller takes them."""
-    async with aclosing(replies) as stream:
-        async for reply in stream:
-            await context.write(reply)
+async def _parsed(rpc: Rpc, raw: AsyncIterator[bytes]) -> AsyncGenerator[Message, None]:
+    async for each in raw:
+        yield rpc.parse(each)

@@ -46,22 +46,31 @@ class TlsFiles:
             require_client_authentication=self._client_ca is not None,
         )
 
+    def ssl_context(self) -> ssl.SSLContext:
+        """Returns what a new connection is to be encrypted by, for HTTP/2."""
+        self._reread()
+        return self._context
+
     def _changed(self) -> grpc.ServerCertificateConfiguration | None:
         """Asked by grpc, in threads of its own, with each new connection; None for no change."""
+        return self._configuration() if self._reread() else None
+
+    def _reread(self) -> bool:
+        """Looks at the files; returns whether there are new ones to be used."""
         with self._lock:
             try:
                 state = self._look()
                 if state == self._state and not self._failing:
-                    return None
+                    return False
                 self._contents = self._read()
             except (OSError, ValueError) as error:
                 if not self._failing:
                     _log.error("TLS files: %s; those before go on", error)
                 self._failing = True
-                return None
+                return False
             self._state, self._failing = state, False
             _log.info("TLS files: read again")
-            return self._configuration()
+            return True
 
     def _configuration(self) -> grpc.ServerCertificateConfiguration:
         certificate, key, client_ca = self._contents
@@ -74,10 +83,11 @@ class TlsFiles:
 
     def _read(self) -> tuple[bytes, bytes, bytes | None]:
         contents = self._bytes()
-        self._check()
+        context = self._checked()
         # `ssl` reads files alone: what it checked has to be what was read.
         if self._bytes() != contents:
             raise ValueError("they are being replaced")
+        self._context = context
         return contents
 
     def _bytes(self) -> tuple[bytes, bytes, bytes | None]:
@@ -87,13 +97,15 @@ class TlsFiles:
             None if self._client_ca is None else self._client_ca.read_bytes(),
         )
 
-    def _check(self) -> None:
+    def _checked(self) -> ssl.SSLContext:
         """Finds out whether they belong together, which grpc would not say.
 
         Raises:
             ValueError: They do not.
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["h2"])
         try:
             # A password that is empty: none is asked for at the terminal.
             context.load_cert_chain(self._certificate, self._key, password="")
@@ -103,10 +115,12 @@ class TlsFiles:
                 f"not encrypted ({error.reason or error})"
             ) from error
         if self._client_ca is None:
-            return
+            return context
+        context.verify_mode = ssl.CERT_REQUIRED
         try:
             context.load_verify_locations(self._client_ca)
         except ssl.SSLError as error:
             raise ValueError(
                 f"{self._client_ca} holds no certificate in PEM ({error.reason or error})"
             ) from error
+        return context

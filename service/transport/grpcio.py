@@ -1,36 +1,38 @@
-"""The gRPC server: its port, its health, and how it ends."""
+"""gRPC by grpcio's asyncio server: its port, and how it ends."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any, NoReturn
 
 import grpc
-from google.protobuf.descriptor import ServiceDescriptor
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
-from latentserve.v1 import admin_service_pb2, latent_service_pb2
 from service.admin import AdminServicer
-from service.errors import ServiceError, StartError
+from service.call import Call
+from service.errors import StartError
 from service.servicer import Servicer
 from service.settings import Settings
 from service.store import Models
 from service.telemetry import Telemetry
 from service.transport.addresses import free_addresses
-from service.transport.calls import Calls, Context
-from service.transport.errors import abort
+from service.transport.calls import Calls, Rpc, new_call
+from service.transport.failure import CallFailed, Failure
+from service.transport.health import Health
+from service.transport.services import services
 from service.transport.tls import TlsFiles
 
-_LATENT = latent_service_pb2.DESCRIPTOR.services_by_name["LatentService"]
-_ADMIN = admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"]
+Context = grpc.aio.ServicerContext[Any, Any]
 
 # For what is not a call of ours, such as a watch of the health.
 _STREAMS_SECONDS = 1.0
 # The client pings every 30 s; a server that pinged back as a nuisance would cut it off.
 _SHORTEST_PING_MS = 10_000
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
-class GrpcTransport:
+class GrpcioTransport:
     """A gRPC server with health and, if asked, AdminService and reflection.
 
     Args:
@@ -58,11 +60,9 @@ class GrpcTransport:
         tls: TlsFiles | None,
         telemetry: Telemetry,
     ):
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._health = Health()
         self._calls = Calls(authenticate, telemetry)
-        self._known: set[str] = set()
         self._server = grpc.aio.server(
-            interceptors=[_Authentication(authenticate)],
             options=[
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_send_message_length", settings.max_message_bytes),
@@ -74,22 +74,16 @@ class GrpcTransport:
                 ("grpc.max_connection_age_ms", round(1000 * settings.max_connection_age_seconds)),
             ],
         )
-        services: list[tuple[ServiceDescriptor, Any]] = [(_LATENT, servicer)]
-        if admin is not None:
-            services.append((_ADMIN, admin))
-        for service, answers in services:
-            self._server.add_generic_rpc_handlers((self._calls.handlers(service, answers),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        if settings.reflection:
-            names = [service.full_name for service, _ in services]
-            reflection.enable_server_reflection(
-                (*names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        rpcs = services(servicer, admin, self._health, reflection=settings.reflection)
+        for name in {rpc.service for rpc in rpcs}:
+            handlers = {rpc.name: self._handler(rpc) for rpc in rpcs if rpc.service == name}
+            self._server.add_generic_rpc_handlers(
+                (grpc.method_handlers_generic_handler(name, handlers),)
             )
         self.port = self._bind(settings.host, settings.grpc_port, tls)
 
     async def start(self) -> None:
         """Begins to answer; health is NOT_SERVING until `show`."""
-        await self.show(Models())
         await self._server.start()
 
     async def show(self, models: Models, *, well: bool = True) -> None:
@@ -99,12 +93,7 @@ class GrpcTransport:
             models: What is served.
             well: Whether the device works.
         """
-        serving = {f"{_LATENT.full_name}/{name}": name in models.loaded for name in models.names}
-        serving |= {"": bool(models.default), _LATENT.full_name: bool(models.default)}
-        # A model that has vanished does not serve.
-        self._known |= serving.keys()
-        for name in self._known:
-            await self._set(name, well and serving.get(name, False))
+        self._health.show(models, well=well)
 
     async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
         """Says NOT_SERVING, refuses new calls, and lets those in flight finish.
@@ -113,7 +102,7 @@ class GrpcTransport:
             seconds: Calls that take longer are cut off.
             hurry: Set to cut them off at once.
         """
-        await self._health.enter_graceful_shutdown()
+        self._health.drain()
         self._calls.draining = True
         stopping = asyncio.create_task(self._server.stop(seconds))
         hurrying = asyncio.create_task(hurry.wait())
@@ -125,9 +114,28 @@ class GrpcTransport:
         for task in (hurrying, finishing):
             task.cancel()
 
-    async def _set(self, name: str, serving: bool) -> None:
-        state = health_pb2.HealthCheckResponse
-        await self._health.set(name, state.SERVING if serving else state.NOT_SERVING)
+    def _handler(self, rpc: Rpc) -> Any:
+        async def unary(raw: bytes, context: Context) -> Any:
+            try:
+                return await self._calls.unary(rpc, raw, _call(context))
+            except CallFailed as error:
+                await _abort(context, error.failure)
+
+        async def stream(requests: Any, context: Context) -> None:
+            raw = _read(context) if rpc.takes_stream else requests
+            try:
+                async with aclosing(self._calls.stream(rpc, raw, _call(context))) as replies:
+                    async for reply in replies:
+                        # As fast as the caller takes them.
+                        await context.write(reply)
+            except CallFailed as error:
+                await _abort(context, error.failure)
+
+        if rpc.takes_stream:
+            return grpc.stream_stream_rpc_method_handler(stream)
+        if rpc.gives_stream:
+            return grpc.unary_stream_rpc_method_handler(stream)
+        return grpc.unary_unary_rpc_method_handler(unary)
 
     def _bind(self, host: str, port: int, tls: TlsFiles | None) -> int:
         """Binds every address that the host has, to one port, or none."""
@@ -143,29 +151,25 @@ class GrpcTransport:
         return port
 
 
-class _Authentication(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Asks for the token where no call of ours does: reflection. Health alone is exempt."""
+def _call(context: Context) -> Call:
+    metadata = {
+        key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)
+    }
+    left = context.time_remaining()
+    now = time.monotonic()
+    return new_call(metadata, context.peer(), math.inf if left is None else now + left, now)
 
-    def __init__(self, authenticate: Callable[[str | None], None]):
-        self._authenticate = authenticate
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        handler = await continuation(handler_call_details)
-        service = str(handler_call_details.method).split("/")[1]
-        if handler is None or service != reflection.SERVICE_NAME:
-            return handler
-        metadata: dict[str, Any] = dict(handler_call_details.invocation_metadata or ())
-        try:
-            self._authenticate(metadata.get("authorization"))
-        except ServiceError as error:
-            refusal = error
+async def _read(context: Context) -> AsyncIterator[bytes]:
+    while (raw := await context.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
+        yield raw
 
-            async def refuse(_requests: Any, context: Context) -> None:
-                await abort(context, refusal)
 
-            return grpc.stream_stream_rpc_method_handler(refuse)
-        return handler
+async def _abort(context: Context, failure: Failure) -> NoReturn:
+    """Ends a call with an error.
+
+    Raises:
+        grpc.aio.AbortError: Always; grpcio wants it to pass.
+    """
+    await context.abort(_CODES[failure.status], failure.message, failure.metadata)
+    raise AssertionError("abort raises")

@@ -1,0 +1,247 @@
+"""One gRPC call on a stream of HTTP/2 (PROTOCOL-HTTP2)."""
+
+import asyncio
+import base64
+import logging
+import math
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import aclosing
+from typing import Final
+from urllib.parse import quote
+
+from service.errors import DeadlineExceeded, ServiceError, Unimplemented
+from service.transport.calls import Calls, Rpc, new_call
+from service.transport.failure import CallFailed, Failure
+from service.transport.http2.frames import ErrorCode
+from service.transport.http2.headers import encode, status_200
+from service.transport.http2.stream import Stream
+from service.transport.messages import ENCODINGS, Reader, prefix, too_large
+
+_log = logging.getLogger(__name__)
+
+_TIMEOUT = re.compile(r"(\d{1,8})([HMSmun])")
+_SECONDS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+_HEAD: Final = status_200() + encode([("content-type", "application/grpc")])
+_OK: Final = encode([("grpc-status", "0")])
+_NO_GRPC: Final = encode([(":status", "415"), ("content-type", "text/plain")])
+# All that may stand unescaped in grpc-message, but for %.
+_PLAIN: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+# Messages of a stream that are complete and wait to be taken.
+_MOST_WAITING = 1
+
+
+class Exchange:
+    """A call, from its headers to its trailers.
+
+    Args:
+        stream: Carries it.
+        rpc: What is called.
+        calls: Answers it.
+        max_bytes: Most bytes of a message, either way.
+        held: Told by how many bytes what is held has grown; may raise.
+    """
+
+    __slots__ = (
+        "_call",
+        "_calls",
+        "_consumed",
+        "_done",
+        "_max_bytes",
+        "_more",
+        "_reader",
+        "_rpc",
+        "_stream",
+        "_task",
+        "_timer",
+    )
+
+    def __init__(
+        self, stream: Stream, rpc: Rpc, calls: Calls, max_bytes: int, held: Callable[[int], None]
+    ):
+        fields = stream.head.fields
+        now = time.monotonic()
+        loop = asyncio.get_running_loop()
+        seconds = _timeout(fields.get("grpc-timeout"))
+        self._call = new_call(fields, stream.peer, now + seconds, now)
+        self._stream = stream
+        self._rpc = rpc
+        self._calls = calls
+        self._max_bytes = max_bytes
+        self._reader = Reader(fields.get("grpc-encoding", "identity"), max_bytes, held)
+        self._done = False
+        self._consumed = 0
+        self._more: asyncio.Future[None] | None = None
+        self._timer = None if seconds == math.inf else loop.call_later(seconds, self._expired)
+        self._task: asyncio.Task[None] | None = None
+        if rpc.takes_stream:
+            self._task = loop.create_task(self._answer_stream(None))
+
+    # What the connection calls.
+
+    def data(self, chunk: bytes) -> None:
+        """Some of the request has come."""
+        if self._done:
+            return
+        try:
+            self._reader.feed(chunk)
+        except ServiceError as error:
+            self._refuse(Failure.of(error))
+            return
+        if not self._rpc.takes_stream or len(self._reader.messages) < _MOST_WAITING:
+            self._stream.consumed(len(chunk))
+        else:
+            # Nothing more is asked for until the messages are taken.
+            self._consumed += len(chunk)
+        self._wake()
+
+    def ended(self) -> None:
+        """The request is complete."""
+        if self._done:
+            return
+        if self._reader.partial:
+            self._refuse(Failure.of(ServiceError("request: it ends within a message")))
+        elif self._rpc.takes_stream:
+            self._wake()
+        elif len(self._reader.messages) != 1:
+            count = len(self._reader.messages)
+            self._refuse(Failure.of(Unimplemented(f"request: got {count} messages, wanted 1")))
+        else:
+            answer = self._answer_stream if self._rpc.gives_stream else self._answer
+            raw = self._reader.messages.popleft()
+            self._task = asyncio.get_running_loop().create_task(answer(raw))
+
+    def gone(self) -> None:
+        """Nobody waits any more."""
+        self._close()
+        if self._task is not None:
+            self._task.cancel()
+
+    # The answers.
+
+    async def _answer(self, raw: bytes) -> None:
+        try:
+            reply = await self._calls.unary(self._rpc, raw, self._call)
+        except CallFailed as error:
+            self._refuse(error.failure)
+            return
+        if self._done:
+            return
+        size = len(reply)
+        if size > self._max_bytes:
+            self._refuse(Failure.of(too_large(size, self._max_bytes)))
+        elif size < 4096:
+            self._stream.respond(_HEAD, prefix(size) + reply, _OK)
+        else:
+            self._stream.start(_HEAD)
+            self._stream.write(prefix(size), reply)
+            self._stream.finish(_OK)
+        self._close()
+
+    async def _answer_stream(self, raw: bytes | None) -> None:
+        requests = self._requests() if raw is None else raw
+        try:
+            async with aclosing(self._calls.stream(self._rpc, requests, self._call)) as replies:
+                async for reply in replies:
+                    if len(reply) > self._max_bytes:
+                        self._refuse(Failure.of(too_large(len(reply), self._max_bytes)))
+                        return
+                    if not self._stream.started:
+                        self._stream.start(_HEAD)
+                    self._stream.write(prefix(len(reply)), reply)
+                    await self._stream.space()
+        except CallFailed as error:
+            self._refuse(error.failure)
+            return
+        if self._done:
+            return
+        if not self._stream.started:
+            self._stream.start(_HEAD)
+        self._stream.finish(_OK)
+        self._close()
+
+    async def _requests(self) -> AsyncIterator[bytes]:
+        messages = self._reader.messages
+        while True:
+            while messages:
+                message = messages.popleft()
+                if not messages and self._consumed:
+                    self._stream.consumed(self._consumed)
+                    self._consumed = 0
+                yield message
+            if self._stream.remote_ended:
+                return
+            self._more = asyncio.get_running_loop().create_future()
+            await self._more
+
+    def _wake(self) -> None:
+        if self._more is not None and not self._more.done():
+            self._more.set_result(None)
+
+    # The ends.
+
+    def _expired(self) -> None:
+        """The deadline has passed."""
+        self._timer = None
+        if self._stream.queued_bytes:
+            self._close()
+            self._stream.reset(ErrorCode.CANCEL)
+        else:
+            self._refuse(Failure.of(DeadlineExceeded("the deadline has passed")))
+        if self._task is not None:
+            self._task.cancel()
+
+    def _refuse(self, failure: Failure) -> None:
+        """Ends the call with an error."""
+        if self._done:
+            return
+        self._close()
+        self._stream.finish(_trailers(failure, started=self._stream.started))
+        task = self._task
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+
+    def _close(self) -> None:
+        self._done = True
+        self._reader.close()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def refuse(stream: Stream, error: ServiceError) -> None:
+    """Ends a call for which there is no `Exchange`."""
+    stream.finish(_trailers(Failure.of(error), started=False))
+
+
+def refuse_other(stream: Stream) -> None:
+    """Ends a request that is not gRPC's (status 415, as PROTOCOL-HTTP2 says)."""
+    stream.finish(_NO_GRPC)
+
+
+def _timeout(text: str | None) -> float:
+    """Seconds of a `grpc-timeout`; what is not one is as none."""
+    if text is None:
+        return math.inf
+    match = _TIMEOUT.fullmatch(text)
+    return float(match[1]) * _SECONDS[match[2]] if match else math.inf
+
+
+def _trailers(failure: Failure, *, started: bool) -> bytes:
+    fields: list[tuple[str, str]] = [
+        ("grpc-status", str(int(failure.status))),
+        ("grpc-message", quote(failure.message, safe=_PLAIN)),
+    ]
+    if failure.status is Unimplemented.status:
+        fields.append(("grpc-accept-encoding", ENCODINGS))
+    fields += _encoded(failure.metadata)
+    return (b"" if started else _HEAD) + encode(fields)
+
+
+def _encoded(metadata: Iterable[tuple[str, str | bytes]]) -> Iterable[tuple[str, str]]:
+    for key, value in metadata:
+        if isinstance(value, bytes):
+            yield key, base64.b64encode(value).decode("ascii").rstrip("=")
+        else:
+            yield key, value

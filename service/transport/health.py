@@ -1,0 +1,81 @@
+"""gRPC's standard health service (grpc.health.v1)."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from grpc_health.v1 import health_pb2
+
+from latentserve.v1 import latent_service_pb2
+from service.call import Call
+from service.errors import UnknownService
+from service.store import Models
+
+SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"]
+_LATENT = latent_service_pb2.DESCRIPTOR.services_by_name["LatentService"].full_name
+_Status = health_pb2.HealthCheckResponse.ServingStatus
+_State = health_pb2.HealthCheckResponse
+
+
+class Health:
+    """Who is serving: the server, which is its default model, and each model by its name."""
+
+    def __init__(self) -> None:
+        self._serving = {"": False, _LATENT: False}
+        self._draining = False
+        self._changed = asyncio.Event()
+
+    def show(self, models: Models, *, well: bool) -> None:
+        """Tells what is served now.
+
+        Args:
+            models: What is served.
+            well: Whether the device works.
+        """
+        now = {f"{_LATENT}/{name}": well and name in models.loaded for name in models.names}
+        now |= {"": well and bool(models.default), _LATENT: well and bool(models.default)}
+        # A model that has vanished does not serve.
+        self._serving = dict.fromkeys(self._serving, False) | now
+        self._tell()
+
+    def drain(self) -> None:
+        """Nothing serves any more, for good."""
+        self._draining = True
+        self._tell()
+
+    async def check(self, request: health_pb2.HealthCheckRequest, _call: Call) -> _State:
+        """Tells of one service.
+
+        Raises:
+            UnknownService: There is no such service.
+        """
+        status = self._status(request.service)
+        if status is None:
+            raise UnknownService(f"service: got {request.service!r}, wanted {self._names()}")
+        return _State(status=status)
+
+    async def watch(
+        self, request: health_pb2.HealthCheckRequest, _call: Call
+    ) -> AsyncGenerator[_State, None]:
+        """Tells of one service now and whenever it changes; SERVICE_UNKNOWN if there is none."""
+        told: _Status | None = None
+        while True:
+            changed = self._changed
+            status = self._status(request.service)
+            status = _State.SERVICE_UNKNOWN if status is None else status
+            if status != told:
+                told = status
+                yield _State(status=status)
+            await changed.wait()
+
+    def _status(self, service: str) -> _Status | None:
+        if service not in self._serving:
+            return None
+        serving = self._serving[service] and not self._draining
+        return _State.SERVING if serving else _State.NOT_SERVING
+
+    def _names(self) -> str:
+        return ", ".join(repr(name) for name in sorted(self._serving))
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

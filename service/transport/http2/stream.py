@@ -1,0 +1,154 @@
+"""One request and its response on a connection."""
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+from service.transport.http2.frames import ErrorCode
+from service.transport.http2.headers import Head
+
+if TYPE_CHECKING:
+    from service.transport.http2.connection import Connection
+
+Chunk = bytes | memoryview
+
+# A writer waits while more than this is queued: one message is sent while the next is made.
+_QUEUED_BYTES = 64 * 1024
+
+
+class Receiver(Protocol):
+    """Takes what a peer sends in a request."""
+
+    def data(self, chunk: bytes) -> None:
+        """Some more of the body has come; `Stream.consumed` asks for more still."""
+
+    def ended(self) -> None:
+        """The body is complete."""
+
+    def gone(self) -> None:
+        """Nobody waits for the response any more."""
+
+
+class Stream:
+    """A request that is being answered. To be used in the loop of its connection.
+
+    Attributes:
+        id: Its number on the connection.
+        head: What the request began with.
+        receiver: Takes the body.
+        send_window: Bytes that the peer takes before it grants more.
+        receive_window: Bytes that the peer may still send.
+        remote_ended: Whether the body is complete.
+        local_ended: Whether the response is complete.
+        started: Whether the response has begun.
+        body_bytes: Length of the body so far.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_space",
+        "_to_grant",
+        "body_bytes",
+        "chunks",
+        "head",
+        "id",
+        "local_ended",
+        "queued_bytes",
+        "receive_window",
+        "receiver",
+        "remote_ended",
+        "send_window",
+        "started",
+        "trailers",
+    )
+
+    receiver: Receiver
+
+    def __init__(
+        self, number: int, head: Head, connection: "Connection", send_window: int, window: int
+    ):
+        self.id = number
+        self.head = head
+        self.send_window = send_window
+        self.receive_window = window
+        self.remote_ended = False
+        self.local_ended = False
+        self.started = False
+        self.body_bytes = 0
+        # What waits for windows, and what follows it.
+        self.chunks: deque[Chunk] = deque()
+        self.queued_bytes = 0
+        self.trailers: bytes | None = None
+        self._connection = connection
+        self._to_grant = 0
+        self._space: asyncio.Future[None] | None = None
+
+    @property
+    def peer(self) -> str:
+        """Who asks, as in `ipv4:127.0.0.1:4711`."""
+        return self._connection.peer
+
+    @property
+    def open(self) -> bool:
+        """Whether anything may still be sent."""
+        return not self.local_ended and self.trailers is None
+
+    def respond(self, head: bytes, body: Chunk, trailers: bytes) -> None:
+        """Sends a whole response.
+
+        Args:
+            head: Header block.
+            body: What comes between; may be empty.
+            trailers: Header block at the end.
+        """
+        if self.open:
+            self._connection.respond(self, head, body, trailers)
+
+    def start(self, head: bytes) -> None:
+        """Sends the header block that a response begins with."""
+        if self.open:
+            self.started = True
+            self._connection.send_head(self, head, end=False)
+
+    def write(self, *chunks: Chunk) -> None:
+        """Sends some of the body, as windows allow."""
+        if self.open:
+            self._connection.send_data(self, chunks)
+
+    def finish(self, trailers: bytes) -> None:
+        """Sends the trailers; without a `start` before, a response that is nothing else."""
+        if self.open:
+            self._connection.send_trailers(self, trailers)
+
+    def reset(self, code: ErrorCode) -> None:
+        """Ends the stream where it is."""
+        self._connection.reset(self, code)
+
+    def consumed(self, count: int) -> None:
+        """Lets the peer send so many bytes more."""
+        if self.remote_ended:
+            return
+        self._to_grant += count
+        if self._to_grant >= self._connection.WINDOW // 2:
+            self._connection.grant(self, self._to_grant)
+            self._to_grant = 0
+
+    async def space(self) -> None:
+        """Waits while the peer does not take what it is sent."""
+        while self.queued_bytes > _QUEUED_BYTES and not self.local_ended:
+            if self._space is None:
+                self._space = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._space)
+
+    def sent(self, count: int) -> None:
+        """Told by the connection that so many queued bytes are on their way."""
+        self.queued_bytes -= count
+        if self.queued_bytes <= _QUEUED_BYTES:
+            self.wake()
+
+    def wake(self) -> None:
+        """Ends a wait for space."""
+        if self._space is not None:
+            if not self._space.done():
+                self._space.set_result(None)
+            self._space = None

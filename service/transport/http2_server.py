@@ -1,0 +1,243 @@
+"""gRPC on our own HTTP/2: its ports, its connections, and how they end."""
+
+import asyncio
+import logging
+import random
+import socket
+from collections.abc import Callable
+
+from service.admin import AdminServicer
+from service.errors import StartError, TooLarge, Unimplemented
+from service.servicer import Servicer
+from service.settings import Settings
+from service.store import Models
+from service.telemetry import Telemetry
+from service.transport.addresses import free_addresses
+from service.transport.calls import Calls
+from service.transport.exchange import Exchange, refuse, refuse_other
+from service.transport.health import Health
+from service.transport.http2.connection import Connection
+from service.transport.http2.stream import Stream
+from service.transport.services import services
+from service.transport.tls import TlsFiles
+
+_log = logging.getLogger(__name__)
+
+_BACKLOG = 1024
+_HANDSHAKE_SECONDS = 10.0
+# How long nothing is accepted once files have run out.
+_PAUSE_SECONDS = 0.1
+# For what is not a call of ours, such as a watch of the health.
+_STREAMS_SECONDS = 1.0
+# Connections of one age do not all end at once.
+_JITTER = 0.1
+
+
+class Http2Transport:
+    """A gRPC server with health and, if asked, AdminService and reflection.
+
+    Args:
+        servicer: Answers the calls to LatentService.
+        admin: Answers those to AdminService, or None not to serve it.
+        settings: Address, limits, reflection.
+        authenticate: Raises Unauthenticated where a call's `authorization` is not right.
+        tls: Certificate and key, or None for a plain port.
+        telemetry: Told of every call.
+
+    Attributes:
+        port: The port it is bound to.
+
+    Raises:
+        StartError: The port is taken or the address is not this machine's.
+    """
+
+    def __init__(
+        self,
+        servicer: Servicer,
+        admin: AdminServicer | None,
+        settings: Settings,
+        *,
+        authenticate: Callable[[str | None], None],
+        tls: TlsFiles | None,
+        telemetry: Telemetry,
+    ):
+        self._health = Health()
+        self._calls = Calls(authenticate, telemetry)
+        self._tls = tls
+        self._max_bytes = settings.max_message_bytes
+        self._most_held = max(settings.max_queue_bytes, settings.max_message_bytes)
+        self._held_bytes = 0
+        self._age = settings.max_connection_age_seconds
+        rpcs = services(servicer, admin, self._health, reflection=settings.reflection)
+        self._rpcs = {rpc.path: rpc for rpc in rpcs}
+        self._connections: dict[Connection, asyncio.TimerHandle] = {}
+        self._none_left = asyncio.Event()
+        self._none_left.set()
+        self._accepting: list[asyncio.Task[None]] = []
+        self._opening: set[asyncio.Task[None]] = set()
+        self._sockets = _bound(settings.host, settings.grpc_port)
+        self.port: int = self._sockets[0].getsockname()[1]
+
+    async def start(self) -> None:
+        """Begins to answer; health is NOT_SERVING until `show`."""
+        for each in self._sockets:
+            each.listen(_BACKLOG)
+            self._accepting.append(asyncio.create_task(self._accept_from(each)))
+
+    async def show(self, models: Models, *, well: bool = True) -> None:
+        """Sets the health of the server, which is that of its default model, and of each model.
+
+        Args:
+            models: What is served.
+            well: Whether the device works.
+        """
+        self._health.show(models, well=well)
+
+    async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
+        """Says NOT_SERVING, refuses new calls, and lets those in flight finish.
+
+        Args:
+            seconds: Calls that take longer are cut off.
+            hurry: Set to cut them off at once.
+        """
+        self._health.drain()
+        self._calls.draining = True
+        for task in self._accepting:
+            task.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
+        for each in self._sockets:
+            each.close()
+        for connection in list(self._connections):
+            connection.retire()
+        hurrying = asyncio.create_task(hurry.wait())
+        finishing = asyncio.create_task(self._calls.finished())
+        await asyncio.wait(
+            (hurrying, finishing), timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+        )
+        if finishing.done() and not hurry.is_set():
+            # The last replies still have to get out; a watch never ends by itself.
+            leaving = asyncio.create_task(self._none_left.wait())
+            await asyncio.wait(
+                (hurrying, leaving),
+                timeout=min(seconds, _STREAMS_SECONDS),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            leaving.cancel()
+        for task in (hurrying, finishing):
+            task.cancel()
+        for connection in list(self._connections):
+            connection.close()
+        # Their tasks end in the next turns of the loop, and tell that they were cancelled.
+        await self._calls.finished()
+
+    # What connections call.
+
+    def accept(self, stream: Stream) -> None:
+        """Sets the receiver of a new request."""
+        stream.receiver = _NOBODY
+        head = stream.head
+        if head.method != "POST" or not _is_grpc(head.fields.get("content-type", "")):
+            refuse_other(stream)
+            return
+        rpc = self._rpcs.get(head.path)
+        if rpc is None:
+            refuse(stream, Unimplemented(f"no method {head.path}"))
+            return
+        stream.receiver = Exchange(stream, rpc, self._calls, self._max_bytes, self._hold)
+
+    def lost(self, connection: Connection) -> None:
+        """A connection is no more."""
+        timer = self._connections.pop(connection, None)
+        if timer is not None:
+            timer.cancel()
+        if not self._connections:
+            self._none_left.set()
+
+    def _hold(self, count: int) -> None:
+        """Bounds what unfinished requests hold, all together; one alone is always let in."""
+        self._held_bytes += count
+        if count > 0 and self._held_bytes > self._most_held:
+            raise TooLarge(
+                f"unfinished requests: {self._held_bytes} bytes, wanted at most "
+                f"{self._most_held} (see max_queue_bytes)"
+            )
+
+    # Connections.
+
+    async def _accept_from(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, _ = await loop.sock_accept(listening)
+            except OSError as error:
+                # Too many open files, most likely; those waiting wait on.
+                _log.warning("accept: %s", error.strerror)
+                await asyncio.sleep(_PAUSE_SECONDS)
+                continue
+            task = asyncio.create_task(self._open(accepted))
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+
+    async def _open(self, accepted: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        connection = Connection(self)
+        context = None if self._tls is None else self._tls.ssl_context()
+        try:
+            await loop.connect_accepted_socket(
+                lambda: connection,
+                accepted,
+                ssl=context,
+                ssl_handshake_timeout=None if context is None else _HANDSHAKE_SECONDS,
+            )
+        except (TimeoutError, OSError, EOFError) as error:
+            accepted.close()
+            _log.debug("connection: %s", error)
+            return
+        if self._calls.draining:
+            connection.retire()
+        age = self._age * random.uniform(1 - _JITTER, 1 + _JITTER)
+        self._connections[connection] = loop.call_later(age, connection.retire)
+        self._none_left.clear()
+
+
+class _Nobody:
+    """Takes the rest of a request that has been refused."""
+
+    def data(self, chunk: bytes) -> None:
+        pass
+
+    def ended(self) -> None:
+        pass
+
+    def gone(self) -> None:
+        pass
+
+
+_NOBODY = _Nobody()
+
+
+def _is_grpc(content_type: str) -> bool:
+    return content_type in ("application/grpc", "application/grpc+proto") or (
+        content_type.startswith(("application/grpc;", "application/grpc+proto;"))
+    )
+
+
+def _bound(host: str, port: int) -> list[socket.socket]:
+    """Binds every address that the host has, to one port, or none."""
+    bound: list[socket.socket] = []
+    try:
+        for address in free_addresses(host, port):
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            each = socket.socket(family, socket.SOCK_STREAM)
+            bound.append(each)
+            each.setblocking(False)
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            each.bind((address, port))
+            port = each.getsockname()[1]
+    except OSError as error:
+        for each in bound:
+            each.close()
+        raise StartError(f"port: cannot listen on {host}:{port}: {error.strerror}") from error
+    return bound

@@ -1,0 +1,33 @@
+"""gRPC's reflection, for grpcurl and the like, by the library that grpcio has for it."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import Any
+
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from service.call import Call
+from service.transport.calls import Rpc
+
+
+def reflection_rpc(names: Sequence[str]) -> Rpc:
+    """Returns the method that tells of services.
+
+    Args:
+        names: Full names of the others.
+    """
+    servicer = reflection.aio.ReflectionServicer(  # type: ignore[attr-defined]
+        (*names, reflection.SERVICE_NAME)
+    )
+
+    def answer(requests: AsyncIterator[Any], _call: Call) -> AsyncGenerator[Any, None]:
+        return servicer.ServerReflectionInfo(requests, None)  # type: ignore[no-any-return]
+
+    return Rpc(
+        reflection.SERVICE_NAME,
+        "ServerReflectionInfo",
+        answer,
+        reflection_pb2.ServerReflectionRequest,
+        takes_stream=True,
+        gives_stream=True,
+        counted=False,
+    )

@@ -1,0 +1,36 @@
+"""The services of a server, whatever carries them."""
+
+from grpc_health.v1 import health_pb2
+
+from latentserve.v1 import admin_service_pb2, latent_service_pb2
+from service.admin import AdminServicer
+from service.servicer import Servicer
+from service.transport.calls import Rpc, rpcs_of
+from service.transport.health import Health
+
+_LATENT = latent_service_pb2.DESCRIPTOR.services_by_name["LatentService"]
+_ADMIN = admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"]
+_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
+
+
+def services(
+    servicer: Servicer, admin: AdminServicer | None, health: Health, *, reflection: bool
+) -> list[Rpc]:
+    """Returns all methods that are served.
+
+    Args:
+        servicer: Answers the calls to LatentService.
+        admin: Answers those to AdminService, or None not to serve it.
+        health: Answers those to gRPC's health service.
+        reflection: Whether to serve reflection as well.
+    """
+    rpcs = rpcs_of(_LATENT, servicer)
+    if admin is not None:
+        rpcs += rpcs_of(_ADMIN, admin)
+    rpcs += rpcs_of(_HEALTH, health, counted=False, public=True)
+    if reflection:
+        # Imported here, since it brings grpc's server with it.
+        from service.transport.reflection import reflection_rpc
+
+        rpcs.append(reflection_rpc(sorted({rpc.service for rpc in rpcs})))
+    return rpcs
