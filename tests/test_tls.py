@@ -205,13 +205,13 @@ def test_what_is_replaced_while_it_is_read_is_not_served(files, authority, stran
     tls = TlsFiles(files.certificate, files.key)
     before = tls._contents
     files.replace(authority)
-    check = TlsFiles._check
+    check = TlsFiles._checked
 
     def replaced_meanwhile(self: TlsFiles) -> None:
         files.replace(stranger)
         check(self)
 
-    with mock.patch.object(TlsFiles, "_check", replaced_meanwhile):
+    with mock.patch.object(TlsFiles, "_checked", replaced_meanwhile):
         assert tls._changed() is None
     assert tls._contents == before
     assert "being replaced" in caplog.text

@@ -1,4 +1,4 @@
-"""What every call goes through, whatever carries it: authentication, draining, telemetry, errors."""
+"""What every call goes through, whatever carries it: token, draining, telemetry, errors."""
 
 import asyncio
 import logging

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from typing import Any
 
 from grpc_health.v1 import health_pb2
 
@@ -10,10 +11,10 @@ from service.call import Call
 from service.errors import UnknownService
 from service.store import Models
 
-SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"]
 _LATENT = latent_service_pb2.DESCRIPTOR.services_by_name["LatentService"].full_name
-_Status = health_pb2.HealthCheckResponse.ServingStatus
-_State = health_pb2.HealthCheckResponse
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class Health:
@@ -42,7 +43,9 @@ class Health:
         self._draining = True
         self._tell()
 
-    async def check(self, request: health_pb2.HealthCheckRequest, _call: Call) -> _State:
+    async def check(
+        self, request: health_pb2.HealthCheckRequest, _call: Call
+    ) -> health_pb2.HealthCheckResponse:
         """Tells of one service.
 
         Raises:
@@ -51,27 +54,27 @@ class Health:
         status = self._status(request.service)
         if status is None:
             raise UnknownService(f"service: got {request.service!r}, wanted {self._names()}")
-        return _State(status=status)
+        return health_pb2.HealthCheckResponse(status=status)
 
     async def watch(
         self, request: health_pb2.HealthCheckRequest, _call: Call
-    ) -> AsyncGenerator[_State, None]:
+    ) -> AsyncGenerator[health_pb2.HealthCheckResponse, None]:
         """Tells of one service now and whenever it changes; SERVICE_UNKNOWN if there is none."""
-        told: _Status | None = None
+        told = None
         while True:
             changed = self._changed
             status = self._status(request.service)
-            status = _State.SERVICE_UNKNOWN if status is None else status
+            status = _UNKNOWN if status is None else status
             if status != told:
                 told = status
-                yield _State(status=status)
+                yield health_pb2.HealthCheckResponse(status=status)
             await changed.wait()
 
-    def _status(self, service: str) -> _Status | None:
+    def _status(self, service: str) -> Any:
         if service not in self._serving:
             return None
         serving = self._serving[service] and not self._draining
-        return _State.SERVING if serving else _State.NOT_SERVING
+        return _SERVING if serving else _NOT_SERVING
 
     def _names(self) -> str:
         return ", ".join(repr(name) for name in sorted(self._serving))

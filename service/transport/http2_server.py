@@ -123,8 +123,8 @@ class Http2Transport:
                 return_when=asyncio.FIRST_COMPLETED,
             )
             leaving.cancel()
-        for task in (hurrying, finishing):
-            task.cancel()
+        hurrying.cancel()
+        finishing.cancel()
         for connection in list(self._connections):
             connection.close()
         # Their tasks end in the next turns of the loop, and tell that they were cancelled.

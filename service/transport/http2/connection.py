@@ -142,7 +142,7 @@ class Connection(asyncio.Protocol):
             at = self._parse(data)
         except Http2Error as error:
             self._fail(error.code, str(error))
-        except Exception:
+        except Exception:  # noqa: BLE001 - a bug in one connection must not end the others
             _log.exception("connection of %s", self.peer)
             self._fail(ErrorCode.INTERNAL_ERROR, "internal error")
         else:
