@@ -3,8 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from service.errors import Overloaded
@@ -47,14 +46,18 @@ class Admission:
         self._stay = 0.0
         self._waiters: deque[_Waiter] = deque()
 
-    @asynccontextmanager
-    async def admitted(self, rows: int, size: int, *, patient: bool = False) -> AsyncIterator[None]:
-        """Entered while rows are in flight.
+    def admitted(self, rows: int, size: int, *, patient: bool = False) -> "Admitted":
+        """Returns what is entered while rows are in flight.
 
         Args:
             rows: How many.
             size: Their bytes, coming in and going out.
             patient: Wait for room, in the order of coming, and do not raise.
+        """
+        return Admitted(self, rows, size, patient)
+
+    async def enter(self, rows: int, size: int, *, patient: bool) -> float:
+        """Lets rows in, and returns when that was.
 
         Raises:
             Overloaded: There is no room.
@@ -65,13 +68,14 @@ class Admission:
             raise self._overloaded(rows, size)
         else:
             self._enter(rows, size)
-        began = self._clock()
-        try:
-            yield
-        finally:
-            self._stay += _WEIGHT * (self._clock() - began - self._stay)
-            self.rows -= rows
-            self.size -= size
+        return self._clock()
+
+    def leave(self, rows: int, size: int, since: float) -> None:
+        """Lets them out again."""
+        self._stay += _WEIGHT * (self._clock() - since - self._stay)
+        self.rows -= rows
+        self.size -= size
+        if self._waiters:
             self._let_in()
 
     def _fits(self, rows: int, size: int) -> bool:
@@ -114,3 +118,26 @@ class Admission:
             what = f"{self.size} bytes are in flight, and with {size} more there were more than "
             what += f"{self._max_bytes}"
         return Overloaded(what, min(_LONGEST_RETRY, max(_SHORTEST_RETRY, self._stay)))
+
+
+class Admitted:
+    """Entered while rows are in flight; a class, since contextlib's generators cost far more.
+
+    Raises:
+        Overloaded: On entering: there is no room.
+    """
+
+    __slots__ = ("_admission", "_patient", "_rows", "_since", "_size")
+
+    def __init__(self, admission: Admission, rows: int, size: int, patient: bool):
+        self._admission = admission
+        self._rows = rows
+        self._size = size
+        self._patient = patient
+        self._since = 0.0
+
+    async def __aenter__(self) -> None:
+        self._since = await self._admission.enter(self._rows, self._size, patient=self._patient)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._admission.leave(self._rows, self._size, self._since)

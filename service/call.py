@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Timing:
     """Where the time of a call went, in seconds.
 
@@ -20,15 +20,18 @@ class Timing:
     compute: float = 0.0
     batch_rows: int = 0
 
-    def __add__(self, other: "Timing") -> "Timing":
-        return Timing(
-            self.queue + other.queue,
-            self.compute + other.compute,
-            max(self.batch_rows, other.batch_rows),
-        )
+    def add(self, other: "Timing") -> None:
+        """Adds that of a part."""
+        self.queue += other.queue
+        self.compute += other.compute
+        self.batch_rows = max(self.batch_rows, other.batch_rows)
 
 
-@dataclass
+def _never() -> bool:
+    return False
+
+
+@dataclass(slots=True)
 class Call:
     """A call, as the servicer and the engine see it.
 
@@ -51,7 +54,7 @@ class Call:
     """
 
     deadline: float = math.inf
-    cancelled: Callable[[], bool] = lambda: False
+    cancelled: Callable[[], bool] = _never
     metadata: Mapping[str, str] = field(default_factory=dict)
     peer: str = ""
     request_id: str = ""
@@ -60,4 +63,4 @@ class Call:
     model: str = ""
     version: int = 0
     rows: int = 0
-    timing: Timing = Timing()
+    timing: Timing = field(default_factory=Timing)

@@ -7,25 +7,26 @@ alone.
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle import GraphName
+from bundle import Manifest
 from service import likelihood, paths
-from service.admission import Admission
-from service.batcher import Arrays, Batcher, Work
+from service.admission import Admission, Admitted
+from service.batcher import Batcher
 from service.batcher import Observer as BatchObserver
 from service.call import Call
 from service.errors import NotForThisModel
 from service.limits import row_bytes
 from service.model import Model
 from service.noise import Stream, standard_normal, uniform
+from service.pool import Pool
+from service.work import Arrays, Kind, Work
 
 Array = NDArray[np.float32]
 Pixels = NDArray[np.float32] | NDArray[np.uint8]
@@ -89,7 +90,7 @@ class Scored:
 class Observer(BatchObserver, Protocol):
     """Told of what is computed."""
 
-    def encoded(self, model: Model, mean: Array, log_var: Array | None) -> None:
+    def encoded(self, manifest: Manifest, mean: Array, log_var: Array | None) -> None:
         """Images have been encoded; told in a worker's thread."""
 
 
@@ -98,31 +99,67 @@ def fresh_seed() -> int:
     return secrets.randbits(53)
 
 
+class _Kinds:
+    """The kinds of work that a model does."""
+
+    def __init__(self, model: Model, observer: Observer):
+        # Nothing here may hold the model: it is to be let go of when it is no longer served.
+        manifest = model.manifest
+
+        def told(_inputs: Arrays, outputs: Arrays) -> Arrays:
+            observer.encoded(manifest, outputs["mean"], outputs.get("log_var"))
+            return outputs
+
+        encoder, decoder = model.graphs["encoder"], model.graphs["decoder"]
+        delta = manifest.posterior == "delta"
+        moments = ("mean",) if delta else ("mean", "log_var")
+        # By whether images are bytes.
+        self.encode = {
+            True: Kind(encoder, moments, _from_bytes, told),
+            False: Kind(encoder, moments, after=told),
+        }
+        self.decode = {
+            True: Kind(decoder, ("image",), after=lambda _, outputs: _to_bytes(outputs)),
+            False: Kind(decoder, ("image",)),
+        }
+        self.sample = {
+            True: Kind(
+                decoder, ("image",), after=lambda inputs, outputs: {**inputs, **_to_bytes(outputs)}
+            ),
+            False: Kind(decoder, ("image",), after=lambda inputs, outputs: {**inputs, **outputs}),
+        }
+        self.logits = Kind(decoder, ("logits",))
+        if manifest.learned_prior:
+            self.prior = Kind(model.graphs["prior"], ("z",))
+            self.density = Kind(model.graphs["prior_density"], ("log_prob",))
+
+
 class Engine:
     """Computes for all calls; to be used in one event loop.
 
     Args:
         admission: The bound on what is in flight.
         observer: Told of every batch.
-        workers: Batches computed at the same time, each on all the threads of its graph.
+        workers: Batches computed at the same time.
+        window: Seconds that a batch which is not full waits for more rows.
     """
 
-    def __init__(self, admission: Admission, observer: Observer, workers: int = 1):
+    def __init__(
+        self, admission: Admission, observer: Observer, workers: int = 1, window: float = 0.0
+    ):
         self.admission = admission
-        self._executor = ThreadPoolExecutor(workers, thread_name_prefix="engine")
+        self._pool = Pool(workers)
         self._observer = observer
-        self._batcher = Batcher(self._execute, workers, observer)
+        self._batcher = Batcher(self._pool, workers, observer, window=window)
+        self._kinds: WeakKeyDictionary[Model, _Kinds] = WeakKeyDictionary()
 
-    @asynccontextmanager
-    async def admitted(self, call: Call, model: Model, rows: int) -> AsyncIterator[None]:
+    def admitted(self, call: Call, model: Model, rows: int) -> Admitted:
         """Entered while a call's rows are in flight.
 
         Raises:
             Overloaded: There is no room, and the call does not wait for it.
         """
-        size = rows * row_bytes(model.manifest)
-        async with self.admission.admitted(rows, size, patient=call.patient):
-            yield
+        return self.admission.admitted(rows, rows * row_bytes(model.manifest), patient=call.patient)
 
     async def encode(
         self, call: Call, model: Model, images: Pixels, draw: Draw | None = None
@@ -144,20 +181,16 @@ class Engine:
                 "from"
             )
 
-        def finish(_inputs: Arrays, outputs: Arrays) -> Encoded:
+        def finish(outputs: Arrays) -> Encoded:
             mean, log_var = outputs["mean"], outputs.get("log_var")
-            self._observer.encoded(model, mean, log_var)
-            z = None
-            if draw is not None and log_var is not None:
-                eps = standard_normal(draw.seed, draw.offset, *mean.shape, stream=Stream.POSTERIOR)
-                z = _drawn(mean, log_var, eps)
-            return Encoded(mean, log_var, z)
+            if draw is None or log_var is None:
+                return Encoded(mean, log_var)
+            eps = standard_normal(draw.seed, draw.offset, *mean.shape, stream=Stream.POSTERIOR)
+            return Encoded(mean, log_var, _drawn(mean, log_var, eps))
 
-        outputs = ("mean",) if model.manifest.posterior == "delta" else ("mean", "log_var")
-        return await self._run(
-            call, model, "encoder", outputs, len(images),
-            lambda: {"image": _unit_range(images)}, finish,
-        )  # fmt: skip
+        kind = self._of(model).encode[images.dtype == np.uint8]
+        work = Work(kind, len(images), {"image": images}, finish)
+        return await self._batcher.run(work, call)
 
     async def decode(self, call: Call, model: Model, z: Array, *, as_uint8: bool) -> Pixels:
         """Decodes latents.
@@ -168,10 +201,9 @@ class Engine:
             z: float32 [N, D].
             as_uint8: Return uint8, 0 to 255, and not float32 in [0, 1].
         """
-        return await self._run(
-            call, model, "decoder", ("image",), len(z),
-            lambda: {"z": z}, lambda _, outputs: _pixels(outputs["image"], as_uint8),
-        )  # fmt: skip
+        kind = self._of(model).decode[as_uint8]
+        work: Work[Arrays] = Work(kind, len(z), {"z": z})
+        return (await self._batcher.run(work, call))["image"]
 
     async def sample(
         self,
@@ -207,33 +239,36 @@ class Engine:
                 f"{manifest.name} is a plain autoencoder; it has no prior to sample from"
             )
 
-        def noise() -> Array:
+        def noise(start: int, stop: int) -> Array:
             eps = standard_normal(
-                draw.seed, draw.offset, count, manifest.latent_dim, truncation=truncation
+                draw.seed,
+                draw.offset + start,
+                stop - start,
+                manifest.latent_dim,
+                truncation=truncation,
             )
             eps *= np.float32(temperature)
             return eps
 
-        latents = noise
+        kinds = self._of(model)
         if manifest.learned_prior:
-            z = await self._run(
-                call, model, "prior", ("z",), count,
-                lambda: {
-                    "eps": noise(),
-                    "u": uniform(draw.seed, draw.offset, count),
-                    "label": np.full(count, label, np.int64),
-                },
-                lambda _, outputs: outputs["z"],
-            )  # fmt: skip
 
-            def latents() -> Array:
-                return z
+            def choice(start: int, stop: int) -> Arrays:
+                return {
+                    "eps": noise(start, stop),
+                    "u": uniform(draw.seed, draw.offset + start, stop - start),
+                    "label": np.full(stop - start, label, np.int64),
+                }
 
-        return await self._run(
-            call, model, "decoder", ("image",), count,
-            lambda: {"z": latents()},
-            lambda inputs, outputs: Decoded(_pixels(outputs["image"], as_uint8), inputs["z"]),
-        )  # fmt: skip
+            drawn: Work[Arrays] = Work(kinds.prior, count, choice)
+            latents: Arrays = {"z": (await self._batcher.run(drawn, call))["z"]}
+            work: Work[Arrays] = Work(kinds.sample[as_uint8], count, latents)
+        else:
+            work = Work(
+                kinds.sample[as_uint8], count, lambda start, stop: {"z": noise(start, stop)}
+            )
+        outputs = await self._batcher.run(work, call)
+        return Decoded(outputs["image"], outputs["z"])
 
     async def reconstruct(
         self, call: Call, model: Model, images: Pixels, draw: Draw | None, *, as_uint8: bool
@@ -319,7 +354,7 @@ class Engine:
 
     def close(self) -> None:
         """Waits for what is being computed and ends the threads."""
-        self._executor.shutdown(wait=True)
+        self._pool.close()
 
     async def _importance_bound(
         self,
@@ -361,39 +396,31 @@ class Engine:
 
     async def _nll(self, call: Call, model: Model, z: Array, images: Array) -> Nats:
         """-log p(x|z), [N]."""
-        return await self._run(
-            call, model, "decoder", ("logits",), len(z),
-            lambda: {"z": z},
-            lambda _, outputs: likelihood.bernoulli_nll(outputs["logits"], images),
-        )  # fmt: skip
+        work = Work(
+            self._of(model).logits,
+            len(z),
+            {"z": z},
+            lambda outputs: likelihood.bernoulli_nll(outputs["logits"], images),
+        )
+        return await self._batcher.run(work, call)
 
     async def _log_prior(self, call: Call, model: Model, z: Array) -> Nats:
         """Log p(z), [N]."""
         if not model.manifest.learned_prior:
             return likelihood.gaussian_log_density(z)
-        return await self._run(
-            call, model, "prior_density", ("log_prob",), len(z),
-            lambda: {"z": z, "label": np.full(len(z), ANY_LABEL, np.int64)},
-            lambda _, outputs: outputs["log_prob"].astype(np.float64),
-        )  # fmt: skip
+        work = Work(
+            self._of(model).density,
+            len(z),
+            {"z": z, "label": np.full(len(z), ANY_LABEL, np.int64)},
+            lambda outputs: outputs["log_prob"].astype(np.float64),
+        )
+        return await self._batcher.run(work, call)
 
-    async def _run(
-        self,
-        call: Call,
-        model: Model,
-        graph: GraphName,
-        outputs: tuple[str, ...],
-        rows: int,
-        prepare: Callable[[], Arrays],
-        finish: Callable[[Arrays, Arrays], T],
-    ) -> T:
-        work = Work(model.graphs[graph], outputs, rows, prepare, finish)
-        value, timing = await self._batcher.run(work, call)
-        call.timing += timing
-        return value
-
-    async def _execute(self, work: Callable[[], None]) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._executor, work)
+    def _of(self, model: Model) -> _Kinds:
+        kinds = self._kinds.get(model)
+        if kinds is None:
+            kinds = self._kinds[model] = _Kinds(model, self._observer)
+        return kinds
 
 
 def _drawn(mean: Array, log_var: Array, eps: Array) -> Array:
@@ -408,8 +435,13 @@ def _unit_range(images: Pixels) -> Array:
     return images  # type: ignore[return-value]  # not uint8, so float32
 
 
-def _pixels(images: Array, as_uint8: bool) -> Pixels:
-    if not as_uint8:
-        return images
-    pixels: NDArray[np.uint8] = np.rint(images * np.float32(255)).astype(np.uint8)
-    return pixels
+def _from_bytes(given: Arrays) -> Arrays:
+    return {"image": _unit_range(given["image"])}
+
+
+def _to_bytes(outputs: Arrays) -> Arrays:
+    """Scales in place: the array is the graph's output, which nobody else has."""
+    image = outputs["image"]
+    image *= np.float32(255)
+    np.rint(image, out=image)
+    return {"image": image.astype(np.uint8)}

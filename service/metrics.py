@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,6 @@ from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
@@ -19,6 +19,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from service.metrics_histogram import Histogram
+
 _SECONDS = (
     0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
     30.0, 60.0,
@@ -26,12 +28,18 @@ _SECONDS = (
 _ROWS = tuple(2**power for power in range(11))
 # Bound once and kept. Labels are names of ours and of models, none that a caller made up.
 _MOST_CHILDREN = 1024
+# Batches, or rows of one, that are added up at a time.
+_PENDING = 64
 #: Encoded images that the figures of the latents are a mean over, the older the less.
 HORIZON = 10_000.0
 
 
 class Metrics:
-    """All that the server counts, in a registry of its own. Safe to use from any thread."""
+    """All that the server counts, in a registry of its own.
+
+    Safe to use from any thread, but for `request`, `batch` and `queued`: they are called in
+    the loop alone.
+    """
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # twice the series, for what nobody asks
@@ -44,19 +52,19 @@ class Metrics:
             ["rpc", "model", "code"],
             registry=registry,
         )
-        seconds = Histogram(
+        self._request_seconds = Histogram(
             "latentserve_request_seconds",
             "Seconds from a call's arrival to its end.",
+            _SECONDS,
+            registry,
             ["rpc"],
-            buckets=_SECONDS,
-            registry=registry,
         )
-        compute = Histogram(
+        self._compute = Histogram(
             "latentserve_compute_seconds",
             "Seconds that a batch took in a graph.",
+            _SECONDS,
+            registry,
             ["graph", "device"],
-            buckets=_SECONDS,
-            registry=registry,
         )
         rejected = Counter(
             "latentserve_rejected",
@@ -65,18 +73,16 @@ class Metrics:
             registry=registry,
         )
         self._request_count = lru_cache(_MOST_CHILDREN)(requests.labels)
-        self._request_seconds = lru_cache(_MOST_CHILDREN)(seconds.labels)
-        self._compute = lru_cache(_MOST_CHILDREN)(compute.labels)
         self._rejected = lru_cache(_MOST_CHILDREN)(rejected.labels)
         self._queue_seconds = Histogram(
             "latentserve_queue_seconds",
             "Seconds that rows waited until they began to be computed.",
-            buckets=_SECONDS,
-            registry=registry,
-        )
+            _SECONDS,
+            registry,
+        ).of()
         self._batch_rows = Histogram(
-            "latentserve_batch_rows", "Rows in a batch.", buckets=_ROWS, registry=registry
-        )
+            "latentserve_batch_rows", "Rows in a batch.", _ROWS, registry
+        ).of()
         self._queue_rows = Gauge("latentserve_queue_rows", "Rows in flight.", registry=registry)
         self._queue_bytes = Gauge(
             "latentserve_queue_bytes", "Bytes of images and latents in flight.", registry=registry
@@ -96,11 +102,11 @@ class Metrics:
             seconds: How long it took.
         """
         self._request_count(rpc, model, code).inc()
-        self._request_seconds(rpc).observe(seconds)
+        self._request_seconds.of(rpc).observe(seconds)
 
     def batch(self, graph: str, device: str, rows: int, seconds: float) -> None:
         """A batch has been computed."""
-        self._compute(graph, device).observe(seconds)
+        self._compute.of(graph, device).observe(seconds)
         self._batch_rows.observe(rows)
 
     def queued(self, seconds: float) -> None:
@@ -215,6 +221,9 @@ def _sums(mean: NDArray[np.float32], log_var: NDArray[np.float32] | None) -> NDA
     return np.stack([first, second, kl])
 
 
+_Posteriors = tuple[NDArray[np.float32], NDArray[np.float32] | None]
+
+
 class _Latents(Collector):
     """What has been encoded lately, against the prior N(0, I).
 
@@ -228,6 +237,8 @@ class _Latents(Collector):
         self._lock = threading.Lock()
         self._served: set[tuple[str, str]] = set()
         self._moments: dict[tuple[str, str], _Moments] = {}
+        # Rows not yet added up: twenty NumPy calls are much for one row, and little for many.
+        self._pending: dict[tuple[str, str], list[_Posteriors]] = {}
 
     def keep(self, served: set[tuple[str, str]]) -> None:
         with self._lock:
@@ -237,17 +248,35 @@ class _Latents(Collector):
     def add(
         self, key: tuple[str, str], mean: NDArray[np.float32], log_var: NDArray[np.float32] | None
     ) -> None:
-        sums = _sums(mean, log_var)
-        if len(mean) == 0 or not np.isfinite(sums).all():
-            return
         with self._lock:
-            # A call in flight may still end on a version that is served no more.
-            if key in self._served:
-                moments = self._moments.get(key)
-                if moments is None or moments.sums.shape != sums.shape:
-                    # Or one of its name went and came back, another model.
-                    moments = self._moments[key] = _Moments(mean.shape[1])
-                moments.add(len(mean), sums, log_var is not None)
+            pending = self._pending.setdefault(key, [])
+            pending.append((mean, log_var))
+            if len(pending) < _PENDING and len(mean) < _PENDING:
+                return
+            del self._pending[key]
+        self._add_up(key, pending)
+
+    def _add_up(self, key: tuple[str, str], pending: "list[_Posteriors]") -> None:
+        # Those of one name may be of two models, one of which came after the other.
+        for (dim, with_log_var), group in groupby(
+            pending, lambda each: (each[0].shape[1], each[1] is not None)
+        ):
+            means, log_vars = zip(*group, strict=True)
+            mean = np.concatenate(means)
+            sums = _sums(mean, np.concatenate(log_vars) if with_log_var else None)
+            if len(mean) == 0 or not np.isfinite(sums).all():
+                if len(means) > 1:
+                    # Leave out the rows that are not finite, and no others.
+                    for each in zip(means, log_vars, strict=True):
+                        self._add_up(key, [each])
+                continue
+            with self._lock:
+                # A call in flight may still end on a version that is served no more.
+                if key in self._served:
+                    moments = self._moments.get(key)
+                    if moments is None or moments.sums.shape != sums.shape:
+                        moments = self._moments[key] = _Moments(dim)
+                    moments.add(len(mean), sums, with_log_var)
 
     def collect(self) -> Iterator[Metric]:
         labels = ["model", "version", "dim"]
@@ -263,6 +292,10 @@ class _Latents(Collector):
                 ("kl_nats", "KL of the posteriors to N(0, 1), likewise; near 0: not used."),
             )
         ]
+        with self._lock:
+            pending, self._pending = self._pending, {}
+        for key, each in pending.items():
+            self._add_up(key, each)
         with self._lock:
             seen = [
                 (key, each.sums / each.weight, each.has_kl) for key, each in self._moments.items()

@@ -73,6 +73,8 @@ def load_model(bundle: Bundle, device: Device, threads: int = 0) -> Model:
     }
     for name, graph in graphs.items():
         _replay(name, graph, bundle)
+        ref = manifest.graphs[name]
+        graph.measure({spec.name: bundle.golden[f"{name}.{spec.name}"] for spec in ref.inputs})
     return Model(manifest, MappingProxyType(graphs), *_prior_moments(manifest, graphs))
 
 

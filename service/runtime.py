@@ -1,7 +1,9 @@
 """onnxruntime, and the only place that knows it."""
 
+import math
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,10 +24,17 @@ VERSION: str = onnxruntime.__version__
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 
-# Rows computed at a time. On a CPU no more than fit into its caches: 4096 rows of the
+# Most rows computed at a time. On a CPU no more than fit into its caches: 4096 rows of the
 # flagship's decoder take 0.5 GiB and a quarter longer as one run, and a mixture of 256
 # dimensions 3 GiB. What goes in and comes out is the same for any number.
 _ROWS = {"cpu": 64, "cuda": 1024}
+_MOST_ROWS = {"cpu": 256, "cuda": 4096}
+# A batch keeps others waiting: it is to take about so long, but for graphs of which even
+# the fewest rows that fill a core take longer.
+_BATCH_SECONDS = 0.002
+_FEWEST_ROWS = {"cpu": 16, "cuda": 64}
+_TRIAL_ROWS = 16
+_TRIALS = 5
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,7 @@ class Graph:
         device: Where it really runs.
         inputs: Names of its inputs.
         outputs: Names of its outputs.
+        batch_rows: Most rows that should be given to it at once.
 
     Raises:
         StartError: The device was not taken, for example CUDA out of memory.
@@ -110,7 +120,9 @@ class Graph:
             raise StartError(f"device: wanted {device}, but onnxruntime fell back to {used}")
         self.name = name
         self.device = device
-        self._rows = rows or _ROWS[device.kind]
+        self._rows = self.batch_rows = rows or _ROWS[device.kind]
+        self._pads = device.kind == "cuda"
+        self._seconds = (math.inf, 0.0)
         self.inputs = tuple(each.name for each in self._session.get_inputs())
         self.outputs = tuple(each.name for each in self._session.get_outputs())
 
@@ -128,16 +140,58 @@ class Graph:
         """
         wanted = list(outputs or self.outputs)
         count = len(next(iter(inputs.values())))
-        pieces = [
-            self._session.run(
-                wanted, {name: array[start : start + self._rows] for name, array in inputs.items()}
-            )
-            for start in range(0, count, self._rows)
-        ]
-        if len(pieces) == 1:
-            return dict(zip(wanted, pieces[0], strict=True))
+        if count <= self._rows:
+            return dict(zip(wanted, self._run(wanted, inputs, count), strict=True))
+        pieces = []
+        for start in range(0, count, self._rows):
+            piece = {name: array[start : start + self._rows] for name, array in inputs.items()}
+            pieces.append(self._run(wanted, piece, min(self._rows, count - start)))
         joined = (np.concatenate(each) for each in zip(*pieces, strict=True))
         return dict(zip(wanted, joined, strict=True))
+
+    def seconds(self, rows: int) -> float:
+        """About how long so many rows take; for ever, as long as nobody has measured it."""
+        base, each = self._seconds
+        return base + rows * each
+
+    def measure(self, inputs: Mapping[str, NDArray[Any]]) -> None:
+        """Finds out how long rows take, and how many to compute at once.
+
+        Args:
+            inputs: Some rows that the graph takes.
+        """
+        few, many = (self._timed(inputs, rows) for rows in (1, _TRIAL_ROWS))
+        each = max((many - few) / (_TRIAL_ROWS - 1), 1e-9)
+        self._seconds = max(few - each, 0.0), each
+        rows = 2 ** int(math.log2(max(1.0, _BATCH_SECONDS / each)))
+        kind = self.device.kind
+        self._rows = self.batch_rows = min(_MOST_ROWS[kind], max(_FEWEST_ROWS[kind], rows))
+
+    def _timed(self, inputs: Mapping[str, NDArray[Any]], rows: int) -> float:
+        taken = {name: np.resize(array, (rows, *array.shape[1:])) for name, array in inputs.items()}
+        shortest = math.inf
+        for _ in range(_TRIALS):
+            began = time.perf_counter()
+            self.run(taken)
+            shortest = min(shortest, time.perf_counter() - began)
+        return shortest
+
+    def _run(
+        self, wanted: list[str], inputs: Mapping[str, NDArray[Any]], count: int
+    ) -> list[NDArray[np.float32]]:
+        if not self._pads:
+            return self._session.run(wanted, dict(inputs))  # type: ignore[no-any-return]
+        # A GPU's libraries choose their algorithms anew for every shape they meet: let them
+        # meet few.
+        rows = min(self._rows, max(_FEWEST_ROWS[self.device.kind], 1 << (count - 1).bit_length()))
+        padded = {name: _padded(array, rows) for name, array in inputs.items()}
+        return [array[:count] for array in self._session.run(wanted, padded)]
+
+
+def _padded(array: NDArray[Any], rows: int) -> NDArray[Any]:
+    """Repeats the last row: it is sound, where zeros might not be."""
+    missing = rows - len(array)
+    return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
 
 
 def _providers(device: Device) -> list[tuple[str, dict[str, str]]]:

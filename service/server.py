@@ -10,6 +10,7 @@ from typing import Any
 import uvloop
 
 from bundle import Bundle
+from latentserve._cpus import usable_cpus
 from service import logs
 from service.admin import AdminServicer, Reload
 from service.admission import Admission
@@ -80,7 +81,12 @@ class _Server:
         )
         self._admission = Admission(settings.max_queue_rows, settings.max_queue_bytes)
         metrics.watch_queue(lambda: (self._admission.rows, self._admission.size))
-        self._engine = Engine(self._admission, self._telemetry)
+        # On a CPU each batch has one thread: two batches on a core each cost less than two
+        # cores on one batch after the other (docs/performance.md).
+        workers = (settings.threads or usable_cpus()) if device.kind == "cpu" else 1
+        self._engine = Engine(
+            self._admission, self._telemetry, workers, settings.batch_window_seconds
+        )
         reload = functools.partial(self._reload, store)
         self._transport = _transport(settings)(
             Servicer(self._engine, lambda: self._models, settings),
@@ -118,7 +124,7 @@ class _Server:
     def _load(self, device: Device, bundle: Bundle) -> Model:
         settings = self._settings
         max_rows(bundle.manifest, settings.max_rows, settings.max_message_bytes)
-        return load_model(bundle, device, settings.threads)
+        return load_model(bundle, device, threads=1)
 
     async def _first_load(self, store: Store) -> None:
         _, models = await self._reload(store)

@@ -360,7 +360,7 @@ def _parts(
         call.patient = True
         reply = await answer(request, own)
         call.rows += own.rows
-        call.timing += own.timing
+        call.timing.add(own.timing)
         return reply
 
     return part

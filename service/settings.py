@@ -41,7 +41,9 @@ class Settings(BaseModel):
     device: str = "auto"
     """auto, cpu, cuda or cuda:N. Only auto may fall back to the CPU."""
     threads: int = Field(0, ge=0, le=1024)
-    """Threads a graph may use; 0 for as many as this process has CPUs."""
+    """Threads that compute, each a batch of its own; 0 for as many as this process has CPUs."""
+    batch_window_seconds: float = Field(0.0, ge=0, le=1)
+    """How long a batch that is not full waits for more rows; 0 for not at all."""
     default_model: str = ""
     """Model that an empty name means; empty for the first in alphabetical order."""
     versions: Annotated[Versions, BeforeValidator(_versions)] = Versions()

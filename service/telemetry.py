@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager
 import numpy as np
 from numpy.typing import NDArray
 
+from bundle import Manifest
 from service.call import Call
 from service.errors import ServiceError
 from service.metrics import Metrics
-from service.model import Model
 from service.runtime import Graph
 from service.store import Models
 from service.tracing import CallSpan, Tracing
@@ -116,10 +116,9 @@ class Telemetry:
         self._metrics.rejected(reason)
 
     def encoded(
-        self, model: Model, mean: NDArray[np.float32], log_var: NDArray[np.float32] | None
+        self, manifest: Manifest, mean: NDArray[np.float32], log_var: NDArray[np.float32] | None
     ) -> None:
         """Images have been encoded."""
-        manifest = model.manifest
         self._metrics.encoded(manifest.name, str(manifest.version), mean, log_var)
 
     def close(self) -> None:

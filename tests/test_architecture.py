@@ -64,7 +64,7 @@ def test_dependencies_point_one_way(package):
         ("onnxruntime", "service/runtime.py"),
         ("grpc", "service/transport/"),
         ("grpc_health", "service/transport/"),
-        ("prometheus_client", "service/metrics.py"),
+        ("prometheus_client", "service/metrics"),
         ("opentelemetry", "service/tracing.py"),
         ("PIL", "service/pictures.py"),
     ],
