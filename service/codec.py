@@ -1,7 +1,9 @@
 """Tensors and pictures on the wire to NumPy arrays and back, checked on the way in."""
 
 import enum
+import functools
 import math
+import sys
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,8 @@ _DTYPES: dict[int, np.dtype[np.generic]] = {
     tensor_pb2.DATA_TYPE_FLOAT16: np.dtype("<f2"),
     tensor_pb2.DATA_TYPE_UINT8: np.dtype("u1"),
 }
+
+_LITTLE_ENDIAN = sys.byteorder == "little"
 
 Pixels = NDArray[np.float32] | NDArray[np.uint8]
 
@@ -117,21 +121,27 @@ def read_latents(
     return latents
 
 
-def write_tensor(array: NDArray[np.float32] | NDArray[np.uint8]) -> tensor_pb2.Tensor:
-    """Writes a float32 or uint8 array as a tensor."""
-    dtype = tensor_pb2.DATA_TYPE_UINT8 if array.dtype == np.uint8 else tensor_pb2.DATA_TYPE_FLOAT32
-    little_endian = array.astype(_DTYPES[dtype], copy=False)
-    return tensor_pb2.Tensor(dtype=dtype, shape=array.shape, data=little_endian.tobytes())
+def put_tensor(tensor: tensor_pb2.Tensor, array: NDArray[np.float32] | NDArray[np.uint8]) -> None:
+    """Writes a float32 or uint8 array into an empty message, which spares a copy of both."""
+    if array.dtype == np.uint8:
+        tensor.dtype = tensor_pb2.DATA_TYPE_UINT8
+    else:
+        tensor.dtype = tensor_pb2.DATA_TYPE_FLOAT32
+        if not _LITTLE_ENDIAN:
+            array = array.byteswap()
+    tensor.shape.extend(array.shape)
+    tensor.data = array.tobytes()
 
 
-def write_images(pixels: Pixels, image_format: Format) -> tensor_pb2.Images:
-    """Writes images [N, C, H, W], uint8 but for FLOAT32, in a format."""
+def put_images(images: tensor_pb2.Images, pixels: Pixels, image_format: Format) -> None:
+    """Writes images [N, C, H, W], uint8 but for FLOAT32, in a format into an empty message."""
     if image_format is Format.PNG:
-        files = pictures.write_files(pixels.view(np.uint8))
-        return tensor_pb2.Images(encoded=tensor_pb2.EncodedImages(files=files))
-    return tensor_pb2.Images(tensor=write_tensor(pixels))
+        images.encoded.files.extend(pictures.write_files(pixels.view(np.uint8)))
+    else:
+        put_tensor(images.tensor, pixels)
 
 
+@functools.cache
 def _image_shapes(shape: tuple[int, int, int]) -> list[tuple[int, ...]]:
     channels, height, width = shape
     accepted: list[tuple[int, ...]] = [shape]

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import gc
 import logging
 import signal
 from collections.abc import Callable, Coroutine
@@ -31,6 +32,8 @@ from service.transport.http2_server import Http2Transport
 from service.transport.tls import TlsFiles
 
 _log = logging.getLogger(__name__)
+
+_GC_OBJECTS = 50_000
 
 
 def run(settings: Settings) -> None:
@@ -130,6 +133,11 @@ class _Server:
         _, models = await self._reload(store)
         if self._stop.is_set():
             return
+        # What is there now stays. What calls make has hardly any cycles: to look for some at
+        # every 700th object took a tenth of the time.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_GC_OBJECTS)
         if models.loaded:
             names = ", ".join(models.loaded)
             _log.info("serving %s, default %s", names, models.default or "not loaded")

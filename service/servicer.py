@@ -8,6 +8,7 @@ import dataclasses
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,16 @@ from service.streams import in_order
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
-T = TypeVar("T")
+Signed = TypeVar(
+    "Signed",
+    pb.EncodeResponse,
+    pb.DecodeResponse,
+    pb.SampleResponse,
+    pb.ReconstructResponse,
+    pb.InterpolateResponse,
+    pb.TraverseResponse,
+    pb.ScoreResponse,
+)
 Pixels = NDArray[np.float32] | NDArray[np.uint8]
 
 _CHUNK_ROWS = 256
@@ -51,6 +61,7 @@ class Servicer:
         self._engine = engine
         self._models = models
         self._settings = settings
+        self._most_rows: WeakKeyDictionary[Model, int] = WeakKeyDictionary()
 
     async def get_server_info(
         self, _request: pb.GetServerInfoRequest, _call: Call
@@ -97,12 +108,11 @@ class Servicer:
             pixels = await self._engine.reconstruct(
                 call, model, images, draw, as_uint8=wanted.as_uint8
             )
-            return pb.ReconstructResponse(
-                images=await self._write(pixels, wanted),
-                seed=None if draw is None else draw.seed,
-                model=_identity(model),
-                timing=_timing(call),
-            )
+            reply = pb.ReconstructResponse()
+            await self._put(reply.images, pixels, wanted)
+            if draw is not None:
+                reply.seed = draw.seed
+            return _signed(reply, model, call)
 
     async def interpolate(
         self, request: pb.InterpolateRequest, call: Call
@@ -119,13 +129,11 @@ class Servicer:
             path = await self._engine.interpolate(
                 call, model, ends, steps, on_arc=on_arc, as_uint8=wanted.as_uint8
             )
-            latents = codec.write_tensor(path.latents) if request.return_latents else None
-            return pb.InterpolateResponse(
-                images=await self._write(path.images, wanted),
-                latents=latents,
-                model=_identity(model),
-                timing=_timing(call),
-            )
+            reply = pb.InterpolateResponse()
+            await self._put(reply.images, path.images, wanted)
+            if request.return_latents:
+                codec.put_tensor(reply.latents, path.latents)
+            return _signed(reply, model, call)
 
     async def traverse(self, request: pb.TraverseRequest, call: Call) -> pb.TraverseResponse:
         """Decodes a line or a grid along latent axes."""
@@ -142,14 +150,11 @@ class Servicer:
             start = model.prior_mean if middle is None else middle[0]
             grid, rows, columns = traverse(start, model.prior_std, axes, steps, reach)
             pixels = await self._engine.decode(call, model, grid, as_uint8=wanted.as_uint8)
-            return pb.TraverseResponse(
-                images=await self._write(pixels, wanted),
-                latents=codec.write_tensor(grid) if request.return_latents else None,
-                rows=rows,
-                columns=columns,
-                model=_identity(model),
-                timing=_timing(call),
-            )
+            reply = pb.TraverseResponse(rows=rows, columns=columns)
+            await self._put(reply.images, pixels, wanted)
+            if request.return_latents:
+                codec.put_tensor(reply.latents, grid)
+            return _signed(reply, model, call)
 
     async def score(self, request: pb.ScoreRequest, call: Call) -> pb.ScoreResponse:
         """Measures how likely images are."""
@@ -159,16 +164,17 @@ class Servicer:
             images = await self._read(model, request.images, "images", call)
             draw = draw_of(request, len(images)) if draws else Draw(0)
             scored = await self._engine.score(call, model, images, draws, draw)
-            return pb.ScoreResponse(
-                reconstruction=_nats(scored.reconstruction),
-                kl=_nats(scored.kl),
-                elbo=_nats(scored.elbo),
-                nll=None if scored.nll is None else _nats(scored.nll),
-                percentile=None if scored.percentile is None else _nats(scored.percentile),
-                seed=draw.seed if draws else None,
-                model=_identity(model),
-                timing=_timing(call),
-            )
+            reply = pb.ScoreResponse()
+            _put_nats(reply.reconstruction, scored.reconstruction)
+            _put_nats(reply.kl, scored.kl)
+            _put_nats(reply.elbo, scored.elbo)
+            if scored.nll is not None:
+                _put_nats(reply.nll, scored.nll)
+            if scored.percentile is not None:
+                _put_nats(reply.percentile, scored.percentile)
+            if draws:
+                reply.seed = draw.seed
+            return _signed(reply, model, call)
 
     def encode_stream(
         self, requests: AsyncIterator[pb.EncodeStreamRequest], call: Call
@@ -227,14 +233,15 @@ class Servicer:
             images = await self._read(model, request.images, "images", call)
             draw = draw_of(request, len(images)) if request.draw else None
             encoded = await self._engine.encode(call, model, images, draw)
-            return pb.EncodeResponse(
-                mean=codec.write_tensor(encoded.mean),
-                log_var=None if encoded.log_var is None else codec.write_tensor(encoded.log_var),
-                z=None if encoded.z is None else codec.write_tensor(encoded.z),
-                seed=None if draw is None else draw.seed,
-                model=_identity(model),
-                timing=_timing(call),
-            )
+            reply = pb.EncodeResponse()
+            codec.put_tensor(reply.mean, encoded.mean)
+            if encoded.log_var is not None:
+                codec.put_tensor(reply.log_var, encoded.log_var)
+            if encoded.z is not None:
+                codec.put_tensor(reply.z, encoded.z)
+            if draw is not None:
+                reply.seed = draw.seed
+            return _signed(reply, model, call)
 
     async def _decode(
         self, model: Model, request: pb.DecodeRequest, call: Call
@@ -244,11 +251,9 @@ class Servicer:
         call.rows += len(z)
         async with self._engine.admitted(call, model, len(z)):
             pixels = await self._engine.decode(call, model, z, as_uint8=wanted.as_uint8)
-            return pb.DecodeResponse(
-                images=await self._write(pixels, wanted),
-                model=_identity(model),
-                timing=_timing(call),
-            )
+            reply = pb.DecodeResponse()
+            await self._put(reply.images, pixels, wanted)
+            return _signed(reply, model, call)
 
     async def _sample(
         self, model: Model, request: pb.SampleRequest, draw: Draw, call: Call
@@ -269,15 +274,11 @@ class Servicer:
                 truncation=truncation,
                 as_uint8=wanted.as_uint8,
             )
-            latents = codec.write_tensor(sampled.latents) if request.return_latents else None
-            return pb.SampleResponse(
-                images=await self._write(sampled.images, wanted),
-                latents=latents,
-                seed=draw.seed,
-                offset=draw.offset,
-                model=_identity(model),
-                timing=_timing(call),
-            )
+            reply = pb.SampleResponse(seed=draw.seed, offset=draw.offset)
+            await self._put(reply.images, sampled.images, wanted)
+            if request.return_latents:
+                codec.put_tensor(reply.latents, sampled.latents)
+            return _signed(reply, model, call)
 
     async def _points(
         self,
@@ -318,7 +319,12 @@ class Servicer:
         return find
 
     def _max_rows(self, model: Model) -> int:
-        return max_rows(model.manifest, self._settings.max_rows, self._settings.max_message_bytes)
+        most = self._most_rows.get(model)
+        if most is None:
+            settings = self._settings
+            most = max_rows(model.manifest, settings.max_rows, settings.max_message_bytes)
+            self._most_rows[model] = most
+        return most
 
     def _rows(self, images: tensor_pb2.Images, model: Model) -> int:
         """Rows to be admitted before they are read; refused there if they are too many."""
@@ -328,23 +334,24 @@ class Servicer:
         self, model: Model, images: tensor_pb2.Images, field: str, call: Call
     ) -> Pixels:
         shape, most = model.manifest.image_shape, self._max_rows(model)
-        small = images.WhichOneof("source") != "encoded" and images.ByteSize() < _SMALL_BYTES
-        pixels = await self._beside(
-            lambda: codec.read_images(images, field, shape, most), small=small
-        )
+        if images.WhichOneof("source") != "encoded" and images.ByteSize() < _SMALL_BYTES:
+            pixels = codec.read_images(images, field, shape, most)
+        else:
+            pixels = await self._engine.beside(
+                lambda: codec.read_images(images, field, shape, most)
+            )
         call.rows += len(pixels)
         return pixels
 
     def _latents(self, model: Model, tensor: tensor_pb2.Tensor, field: str) -> NDArray[np.float32]:
         return codec.read_latents(tensor, field, model.manifest.latent_dim, self._max_rows(model))
 
-    async def _write(self, pixels: Pixels, wanted: Format) -> tensor_pb2.Images:
-        small = wanted is not Format.PNG and pixels.nbytes < _SMALL_BYTES
-        return await self._beside(lambda: codec.write_images(pixels, wanted), small=small)
-
-    async def _beside(self, work: Callable[[], T], *, small: bool) -> T:
-        """Keeps the loop free of what takes long."""
-        return work() if small else await self._engine.beside(work)
+    async def _put(self, images: tensor_pb2.Images, pixels: Pixels, wanted: Format) -> None:
+        if wanted is not Format.PNG and pixels.nbytes < _SMALL_BYTES:
+            codec.put_images(images, pixels, wanted)
+        else:
+            # Keeps the loop free of what takes long.
+            await self._engine.beside(lambda: codec.put_images(images, pixels, wanted))
 
 
 def _parts(
@@ -371,18 +378,16 @@ def _exactly(got: int, wanted: int, field: str) -> None:
         raise InvalidArgument(field, f"{got} rows", f"exactly {wanted}")
 
 
-def _nats(values: NDArray[np.float64]) -> tensor_pb2.Tensor:
-    return codec.write_tensor(values.astype(np.float32))
+def _put_nats(tensor: tensor_pb2.Tensor, values: NDArray[np.float64]) -> None:
+    codec.put_tensor(tensor, values.astype(np.float32))
 
 
-def _identity(model: Model) -> pb.ModelIdentity:
-    return pb.ModelIdentity(name=model.manifest.name, version=model.manifest.version)
-
-
-def _timing(call: Call) -> pb.Timing:
-    return pb.Timing(
-        queue_seconds=call.timing.queue,
-        compute_seconds=call.timing.compute,
-        total_seconds=time.monotonic() - call.arrived,
-        batch_rows=call.timing.batch_rows,
-    )
+def _signed(reply: Signed, model: Model, call: Call) -> Signed:
+    """Puts who answered and how long it took into a reply."""
+    identity, timing = reply.model, reply.timing
+    identity.name, identity.version = model.manifest.name, model.manifest.version
+    timing.queue_seconds = call.timing.queue
+    timing.compute_seconds = call.timing.compute
+    timing.total_seconds = time.monotonic() - call.arrived
+    timing.batch_rows = call.timing.batch_rows
+    return reply

@@ -134,7 +134,6 @@ class Http2Transport:
 
     def accept(self, stream: Stream) -> None:
         """Sets the receiver of a new request."""
-        stream.receiver = _NOBODY
         head = stream.head
         if head.method != "POST" or not _is_grpc(head.fields.get("content-type", "")):
             refuse_other(stream)
@@ -198,22 +197,6 @@ class Http2Transport:
         age = self._age * random.uniform(1 - _JITTER, 1 + _JITTER)
         self._connections[connection] = loop.call_later(age, connection.retire)
         self._none_left.clear()
-
-
-class _Nobody:
-    """Takes the rest of a request that has been refused."""
-
-    def data(self, chunk: bytes) -> None:
-        pass
-
-    def ended(self) -> None:
-        pass
-
-    def gone(self) -> None:
-        pass
-
-
-_NOBODY = _Nobody()
 
 
 def _is_grpc(content_type: str) -> bool:

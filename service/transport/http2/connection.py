@@ -11,7 +11,7 @@ from service.transport.http2 import frames
 from service.transport.http2.budget import Budget
 from service.transport.http2.frames import ErrorCode, Http2Error, Setting
 from service.transport.http2.headers import MAX_HEADER_LIST_BYTES, HeaderDecoder
-from service.transport.http2.stream import Chunk, Stream
+from service.transport.http2.stream import NOBODY, Chunk, Stream
 
 _log = logging.getLogger(__name__)
 
@@ -165,8 +165,7 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
         streams, self._streams = self._streams, {}
         for stream in streams.values():
-            self._forget(stream)
-            stream.receiver.gone()
+            self._lose(stream)
         self._sendable.clear()
         self._listener.lost(self)
 
@@ -414,8 +413,7 @@ class Connection(asyncio.Protocol):
         if stream is None:
             self._trifle()
             return
-        self._forget(stream)
-        stream.receiver.gone()
+        self._lose(stream)
         self._close_if_retired()
         if not self._resets.spend():
             raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "too many streams were reset")
@@ -612,13 +610,21 @@ class Connection(asyncio.Protocol):
         stream.local_ended = True
         if self._streams.pop(stream.id, None) is None:
             return
+        stream.receiver = NOBODY  # or the two would refer to each other until gc finds them
         if not stream.remote_ended:
             # Nothing that the peer may still send matters (RFC 9113 section 8.1).
             self._abandoned.append(stream.id)
             self._emit(frames.rst_stream(stream.id, ErrorCode.NO_ERROR))
         self._close_if_retired()
 
+    def _lose(self, stream: Stream) -> None:
+        """The peer does not want the response any more."""
+        receiver = stream.receiver
+        self._forget(stream)
+        receiver.gone()
+
     def _forget(self, stream: Stream) -> None:
+        stream.receiver = NOBODY
         stream.local_ended = stream.remote_ended = True
         stream.chunks.clear()
         stream.queued_bytes = 0
@@ -629,9 +635,7 @@ class Connection(asyncio.Protocol):
     def _fail_stream(self, error: Http2Error) -> None:
         stream = self._streams.pop(error.stream, None)
         if stream is not None:
-            self._forget(stream)
-            if hasattr(stream, "receiver"):
-                stream.receiver.gone()
+            self._lose(stream)
         self._abandoned.append(error.stream)
         self._emit(frames.rst_stream(error.stream, error.code))
         self._close_if_retired()

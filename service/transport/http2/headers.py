@@ -13,6 +13,8 @@ from service.transport.http2.frames import ErrorCode, Http2Error
 MAX_HEADER_LIST_BYTES: Final = 16_384
 # Blocks kept decoded; a client has one for each method it calls, not many.
 _MOST_CACHED = 64
+# How a block begins that changes the size of the table (RFC 7541 section 6.3).
+_RESIZES: Final = frozenset(bytes((byte,)) for byte in range(0x20, 0x40))
 _FORBIDDEN: Final = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
 )
@@ -41,8 +43,8 @@ class Head:
 class HeaderDecoder:
     """Decodes the blocks of one connection, in their order.
 
-    A client sends the same few blocks over and over, made of indexes into a table that no
-    longer changes: such blocks are looked up.
+    A client sends the same few blocks over and over. As long as none of them changes the
+    table, they are looked up.
     """
 
     def __init__(self) -> None:
@@ -60,14 +62,14 @@ class HeaderDecoder:
         known = self._known.get(block)
         if known is not None:
             return known
-        newest = self._table[0] if self._table else None
+        newest = self._newest()
         fields = self._decode(block)
-        if self._table and self._table[0] is not newest:
+        if self._newest() is not newest or block[:1] in _RESIZES:
             self._known.clear()  # indexes mean something else now
-        head = _head(fields, stream)
-        # Indexed fields alone, which leave the table as it is.
-        if min(block) >= 0x80 and len(self._known) < _MOST_CACHED:
-            self._known[block] = head
+            return _head(fields, stream)
+        if len(self._known) >= _MOST_CACHED:
+            self._known.clear()
+        head = self._known[block] = _head(fields, stream)
         return head
 
     def skip(self, block: bytes) -> None:
@@ -76,8 +78,12 @@ class HeaderDecoder:
         Raises:
             Http2Error: It does not decode.
         """
-        self._decode(block)
         self._known.clear()
+        self._decode(block)
+
+    def _newest(self) -> tuple[bytes, bytes] | None:
+        """The entry that came last; all others keep their indexes as long as it is that."""
+        return self._table[0] if self._table else None
 
     def _decode(self, block: bytes) -> list[tuple[bytes, bytes]]:
         try:

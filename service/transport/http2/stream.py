@@ -29,6 +29,22 @@ class Receiver(Protocol):
         """Nobody waits for the response any more."""
 
 
+class _Nobody:
+    """Takes the rest of a request that nobody is interested in."""
+
+    def data(self, chunk: bytes) -> None:
+        pass
+
+    def ended(self) -> None:
+        pass
+
+    def gone(self) -> None:
+        pass
+
+
+NOBODY: Receiver = _Nobody()
+
+
 class Stream:
     """A request that is being answered. To be used in the loop of its connection.
 
@@ -62,13 +78,12 @@ class Stream:
         "trailers",
     )
 
-    receiver: Receiver
-
     def __init__(
         self, number: int, head: Head, connection: "Connection", send_window: int, window: int
     ):
         self.id = number
         self.head = head
+        self.receiver = NOBODY
         self.send_window = send_window
         self.receive_window = window
         self.remote_ended = False
