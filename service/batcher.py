@@ -7,8 +7,9 @@ of every size (export proves it), so that nobody can tell from an answer whom it
 computed with.
 
 A call of more rows than a batch takes part in several, also at the same time, and after
-each goes to the back of its queue; kinds of work take turns likewise. A large call thus
-delays a small one by about one batch, and batches are cut to a few milliseconds.
+each goes to the back of its queue; kinds of work take turns likewise. Others thus delay
+a small call by the batches that run when it comes and about one more, and a batch is cut
+to what takes about two milliseconds (`runtime.Graph.measure`).
 """
 
 import asyncio

@@ -8,8 +8,6 @@ import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import uvloop
-
 from bundle import Bundle
 from latentserve._cpus import usable_cpus
 from service import logs
@@ -31,6 +29,13 @@ from service.tracing import Tracing
 from service.transport.http2_server import Http2Transport
 from service.transport.tls import TlsFiles
 
+try:
+    import uvloop
+except ImportError:  # there is none for Windows
+    _new_loop = asyncio.new_event_loop
+else:
+    _new_loop = uvloop.new_event_loop
+
 _log = logging.getLogger(__name__)
 
 _GC_OBJECTS = 50_000
@@ -46,7 +51,7 @@ def run(settings: Settings) -> None:
             cannot be had.
     """
     logs.configure(settings.log_level, settings.log_format)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=_new_loop) as runner:
         runner.run(_Server(settings).run())
 
 

@@ -27,8 +27,8 @@ THIRD_PARTY = {
     "bundle": {"numpy", "pydantic"},
     "preprocessing": {"PIL", "numpy"},
     "service": {
-        "PIL", "google", "grpc", "grpc_health", "grpc_reflection", "numpy", "onnxruntime",
-        "opentelemetry", "prometheus_client", "pydantic", "pythonjsonlogger",
+        "PIL", "google", "grpc", "grpc_health", "grpc_reflection", "hpack", "numpy", "onnxruntime",
+        "opentelemetry", "prometheus_client", "pydantic", "pythonjsonlogger", "uvloop",
     },
     "training": {"PIL", "av", "matplotlib", "numpy", "platformdirs", "torch", "tqdm"},
     "export": {"numpy", "onnx", "onnxruntime", "torch", "tqdm"},
@@ -63,6 +63,8 @@ def test_dependencies_point_one_way(package):
     [
         ("onnxruntime", "service/runtime.py"),
         ("grpc", "service/transport/"),
+        ("hpack", "service/transport/http2/"),
+        ("uvloop", "service/server.py"),
         ("grpc_health", "service/transport/"),
         ("prometheus_client", "service/metrics"),
         ("opentelemetry", "service/tracing.py"),

@@ -1,4 +1,4 @@
-"""Certificates that change, under a real grpc.aio server with real handshakes."""
+"""Certificates that change, under both transports with real handshakes."""
 
 import asyncio
 import logging
@@ -14,7 +14,16 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from service.admission import Admission
+from service.engine import Engine
 from service.errors import StartError
+from service.metrics import Metrics
+from service.servicer import Servicer
+from service.settings import Settings
+from service.store import Models
+from service.telemetry import Telemetry
+from service.transport.grpcio import GrpcioTransport
+from service.transport.http2_server import Http2Transport
 from service.transport.tls import TlsFiles
 from tests.clients import awaited
 
@@ -53,22 +62,31 @@ def files(tmp_path: Path, authority: trustme.CA) -> Files:
     return Files(tmp_path, authority)
 
 
-@asynccontextmanager
-async def serving(tls: TlsFiles) -> AsyncIterator[int]:
-    """A server that answers each call with what it was sent; its port."""
+@pytest.fixture(params=[GrpcioTransport, Http2Transport])
+def serving(request):
+    """Opens a transport with some files, without a model: its health answers all the same."""
 
-    async def echo(request: bytes, _context: object) -> bytes:
-        return request
+    @asynccontextmanager
+    async def opened(tls: TlsFiles) -> AsyncIterator[int]:
+        settings = Settings(grpc_port=0)
+        telemetry = Telemetry(Metrics(), None, lambda _graph, error: pytest.fail(str(error)))
+        engine = Engine(Admission(1, 1), telemetry)
+        transport = request.param(
+            Servicer(engine, Models, settings),
+            None,
+            settings,
+            authenticate=lambda _authorization: None,
+            tls=tls,
+            telemetry=telemetry,
+        )
+        await transport.start()
+        try:
+            yield transport.port
+        finally:
+            await transport.drain(0, asyncio.Event())
+            engine.close()
 
-    handler = grpc.unary_unary_rpc_method_handler(echo)
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t", {"Echo": handler}),))
-    port = server.add_secure_port("127.0.0.1:0", tls.server_credentials())
-    await server.start()
-    try:
-        yield port
-    finally:
-        await server.stop(None)
+    return opened
 
 
 def channel(
@@ -88,7 +106,7 @@ def channel(
 
 
 async def code(through: grpc.aio.Channel) -> grpc.StatusCode:
-    call = through.unary_unary("/t/Echo")(b"hello", timeout=10)
+    call = through.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=10)
     return await call.code()
 
 
@@ -103,7 +121,7 @@ async def answered(port: int, trusted: trustme.CA, own: trustme.LeafCert | None 
 # ------------------------------------------------------------------ handshakes
 
 
-def test_who_trusts_the_authority_is_answered_and_nobody_else(files, authority, stranger):
+def test_who_trusts_the_authority_is_answered_and_nobody_else(serving, files, authority, stranger):
     async def scenario():
         async with serving(TlsFiles(files.certificate, files.key)) as port:
             assert await answered(port, authority)
@@ -114,7 +132,7 @@ def test_who_trusts_the_authority_is_answered_and_nobody_else(files, authority, 
     awaited(scenario())
 
 
-def test_with_a_client_ca_callers_need_a_certificate_of_it(files, authority, stranger):
+def test_with_a_client_ca_callers_need_a_certificate_of_it(serving, files, authority, stranger):
     clients = trustme.CA()
     clients.cert_pem.write_to_path(str(files.client_ca))
 
@@ -129,7 +147,7 @@ def test_with_a_client_ca_callers_need_a_certificate_of_it(files, authority, str
 
 
 def test_an_exchanged_certificate_is_served_to_new_connections_and_old_ones_live(
-    files, authority, stranger
+    serving, files, authority, stranger
 ):
     async def scenario():
         async with (
@@ -145,7 +163,9 @@ def test_an_exchanged_certificate_is_served_to_new_connections_and_old_ones_live
     awaited(scenario())
 
 
-def test_exchanged_client_authorities_count_for_new_connections(files, authority, stranger):
+def test_exchanged_client_authorities_count_for_new_connections(
+    serving, files, authority, stranger
+):
     clients = trustme.CA()
     clients.cert_pem.write_to_path(str(files.client_ca))
     before, after = clients.issue_cert("a@example.org"), stranger.issue_cert("b@example.org")
@@ -161,7 +181,7 @@ def test_exchanged_client_authorities_count_for_new_connections(files, authority
 
 
 def test_half_of_a_pair_leaves_the_old_one_in_use_and_is_logged_once(
-    files, authority, stranger, caplog
+    serving, files, authority, stranger, caplog
 ):
     async def scenario():
         async with serving(TlsFiles(files.certificate, files.key)) as port:
@@ -183,7 +203,7 @@ def test_half_of_a_pair_leaves_the_old_one_in_use_and_is_logged_once(
         awaited(scenario())
 
 
-def test_many_connections_during_an_exchange_all_end_well(files, authority):
+def test_many_connections_during_an_exchange_all_end_well(serving, files, authority):
     """Each is answered with the pair of before or of after, never with half of one."""
 
     async def scenario():
@@ -203,7 +223,7 @@ def test_many_connections_during_an_exchange_all_end_well(files, authority):
 def test_what_is_replaced_while_it_is_read_is_not_served(files, authority, stranger, caplog):
     """The pair is checked by path: what was read before it may be another."""
     tls = TlsFiles(files.certificate, files.key)
-    before = tls._contents
+    before = tls.contents
     files.replace(authority)
     check = TlsFiles._checked
 
@@ -212,22 +232,22 @@ def test_what_is_replaced_while_it_is_read_is_not_served(files, authority, stran
         check(self)
 
     with mock.patch.object(TlsFiles, "_checked", replaced_meanwhile):
-        assert tls._changed() is None
-    assert tls._contents == before
+        assert not tls.reread()
+    assert tls.contents == before
     assert "being replaced" in caplog.text
-    assert tls._changed() is not None
-    assert tls._contents[0] == files.certificate.read_bytes()
+    assert tls.reread()
+    assert tls.contents[0] == files.certificate.read_bytes()
 
 
 def test_files_that_did_not_change_are_not_read_again(files):
     tls = TlsFiles(files.certificate, files.key)
     with mock.patch.object(TlsFiles, "_read", side_effect=AssertionError):
-        assert tls._changed() is None
+        assert not tls.reread()
         for path in (files.certificate, files.key):
-            assert tls._changed() is None
+            assert not tls.reread()
             state = path.stat()
             os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
-        assert tls._changed() is None
+        assert not tls.reread()
 
 
 def encrypted(files: Files) -> None:

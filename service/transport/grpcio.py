@@ -109,7 +109,9 @@ class GrpcioTransport:
         finishing = asyncio.create_task(self._calls.finished())
         await asyncio.wait((stopping, hurrying, finishing), return_when=asyncio.FIRST_COMPLETED)
         # A watch of the health never ends by itself; the last reply still has to get out.
-        await self._server.stop(0 if hurry.is_set() else min(seconds, _STREAMS_SECONDS))
+        # grpcio dies of a `stop` while another one cuts everything off.
+        if seconds and not stopping.done():
+            await self._server.stop(0 if hurry.is_set() else min(seconds, _STREAMS_SECONDS))
         await stopping
         for task in (hurrying, finishing):
             task.cancel()
@@ -145,10 +147,26 @@ class GrpcioTransport:
                 if tls is None:
                     port = self._server.add_insecure_port(shown)
                 else:
-                    port = self._server.add_secure_port(shown, tls.server_credentials())
+                    port = self._server.add_secure_port(shown, _credentials(tls))
             except RuntimeError as error:
                 raise StartError(f"port: cannot listen on {shown}: {error}") from error
         return port
+
+
+def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        certificate, key, client_ca = tls.contents
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], client_ca)
+
+    def changed() -> grpc.ServerCertificateConfiguration | None:
+        """Asked in threads of grpc's, with each new connection; None for no change."""
+        return configuration() if tls.reread() else None
+
+    return grpc.dynamic_ssl_server_credentials(
+        configuration(),
+        changed,  # type: ignore[arg-type] # the stubs know of no None
+        require_client_authentication=tls.asks_for_certificates,
+    )
 
 
 def _call(context: Context) -> Call:

@@ -5,8 +5,6 @@ import ssl
 import threading
 from pathlib import Path
 
-import grpc
-
 from service.errors import StartError
 
 _log = logging.getLogger(__name__)
@@ -38,24 +36,22 @@ class TlsFiles:
         except (OSError, ValueError) as error:
             raise StartError(f"tls-cert, tls-key or tls-client-ca: {error}") from error
 
-    def server_credentials(self) -> grpc.ServerCredentials:
-        """Returns what a port is opened with."""
-        return grpc.dynamic_ssl_server_credentials(
-            self._configuration(),
-            self._changed,  # type: ignore[arg-type] # the stubs know of no None
-            require_client_authentication=self._client_ca is not None,
-        )
+    @property
+    def contents(self) -> tuple[bytes, bytes, bytes | None]:
+        """Certificate, key and client_ca, as they were last read."""
+        return self._contents
+
+    @property
+    def asks_for_certificates(self) -> bool:
+        """Whether callers have to show certificates of their own."""
+        return self._client_ca is not None
 
     def ssl_context(self) -> ssl.SSLContext:
         """Returns what a new connection is to be encrypted by, for HTTP/2."""
-        self._reread()
+        self.reread()
         return self._context
 
-    def _changed(self) -> grpc.ServerCertificateConfiguration | None:
-        """Asked by grpc, in threads of its own, with each new connection; None for no change."""
-        return self._configuration() if self._reread() else None
-
-    def _reread(self) -> bool:
+    def reread(self) -> bool:
         """Looks at the files; returns whether there are new ones to be used."""
         with self._lock:
             try:
@@ -71,10 +67,6 @@ class TlsFiles:
             self._state, self._failing = state, False
             _log.info("TLS files: read again")
             return True
-
-    def _configuration(self) -> grpc.ServerCertificateConfiguration:
-        certificate, key, client_ca = self._contents
-        return grpc.ssl_server_certificate_configuration([(key, certificate)], client_ca)
 
     def _look(self) -> list[tuple[int, int, int]]:
         paths = [path for path in (self._certificate, self._key, self._client_ca) if path]
