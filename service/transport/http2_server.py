@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 
 from service.admin import AdminServicer
-from service.errors import StartError, TooLarge, Unimplemented
+from service.errors import StartError, TooLarge, Unimplemented, shortened
 from service.servicer import Servicer
 from service.settings import Settings
 from service.store import Models
@@ -17,6 +17,7 @@ from service.transport.calls import Calls
 from service.transport.exchange import Exchange, refuse, refuse_other
 from service.transport.health import Health
 from service.transport.http2.connection import Connection
+from service.transport.http2.headers import MAX_HEADER_LIST_BYTES
 from service.transport.http2.stream import Stream
 from service.transport.services import services
 from service.transport.tls import TlsFiles
@@ -125,6 +126,8 @@ class Http2Transport:
             leaving.cancel()
         hurrying.cancel()
         finishing.cancel()
+        for task in list(self._opening):
+            task.cancel()
         for connection in list(self._connections):
             connection.close()
         # Their tasks end in the next turns of the loop, and tell that they were cancelled.
@@ -140,7 +143,11 @@ class Http2Transport:
             return
         rpc = self._rpcs.get(head.path)
         if rpc is None:
-            refuse(stream, Unimplemented(f"no method {head.path}"))
+            refuse(stream, Unimplemented(f"no method {shortened(head.path)}"))
+            return
+        if head.too_large:
+            limit = f"wanted at most {MAX_HEADER_LIST_BYTES} bytes"
+            refuse(stream, TooLarge(f"metadata: too large, {limit}"))
             return
         stream.receiver = Exchange(stream, rpc, self._calls, self._max_bytes, self._hold)
 
@@ -192,6 +199,8 @@ class Http2Transport:
             accepted.close()
             _log.debug("connection: %s", error)
             return
+        if connection.closed:
+            return  # it did not last as long as it took to get here
         if self._calls.draining:
             connection.retire()
         age = self._age * random.uniform(1 - _JITTER, 1 + _JITTER)
