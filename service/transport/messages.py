@@ -50,6 +50,14 @@ class Reader:
             Unimplemented: A message is compressed in a way that is not known.
             InvalidArgument: A message does not decompress.
         """
+        if (
+            not self._bytes
+            and PREFIX_BYTES + int.from_bytes(chunk[1:PREFIX_BYTES], "big") == len(chunk)
+            and len(chunk) <= self._max_bytes
+            and not chunk[0]
+        ):
+            self.messages.append(chunk[PREFIX_BYTES:])  # whole, as small ones are
+            return
         self._chunks.append(chunk)
         self._bytes += len(chunk)
         self._held(len(chunk))
