@@ -13,7 +13,7 @@ SERVICES := protos/latentserve/v1/latent_service.proto protos/latentserve/v1/adm
 PROTOS := protos/latentserve/v1/tensor.proto protos/latentserve/compat/v1/compat.proto $(SERVICES)
 BUF := npx --yes @bufbuild/buf@1.75.0
 
-.PHONY: help install demo test test-demo test-compose test-browser classifier lint proto proto-check proto-breaking proto-baseline docs format wheel up down clean
+.PHONY: help install demo test test-demo test-compose test-browser bench classifier lint proto proto-check proto-breaking proto-baseline docs format wheel up down clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' Makefile | column -t -l 2
@@ -43,6 +43,9 @@ test-compose: $(VENV)/.installed ## Bring docker compose up, call it, take it do
 
 test-browser: $(VENV)/.installed ## Open a report in Chromium; installs it by apt-get where there is none
 	$(BIN)/python -m pytest -m browser --timeout 1800
+
+bench: $(VENV)/.installed ## The short form of the side-by-side runs: ours, a plain servicer, an echo, bare onnxruntime
+	$(BIN)/python -m benchmarks.serving --rounds 3 --seconds 0.7
 
 classifier: $(VENV)/.installed ## Train the classifier that judges generated digits anew; 8 minutes
 	$(BIN)/python -m training.classifier
@@ -83,4 +86,4 @@ down: ## docker compose down; the trained model stays in its volume
 	docker compose down
 
 clean: ## Remove what can be made again
-	rm -rf $(VENV) demo dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo dist benchmarks/.cache benchmarks/.envs .pytest_cache .mypy_cache .ruff_cache

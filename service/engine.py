@@ -431,7 +431,7 @@ def _drawn(mean: Array, log_var: Array, eps: Array) -> Array:
 
 def _unit_range(images: Pixels) -> Array:
     if images.dtype == np.uint8:
-        return images.astype(np.float32) / np.float32(255)
+        return np.divide(images, np.float32(255), dtype=np.float32)
     return images  # type: ignore[return-value]  # not uint8, so float32
 
 

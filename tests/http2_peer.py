@@ -181,6 +181,9 @@ class Session:
             return
         self.asked[stream.id] = stream.receiver = Asked(stream)
 
+    def made(self, connection: Any) -> None:
+        pass
+
     def lost(self, connection: Any) -> None:
         self.lost_connections.append(connection)
 

@@ -28,6 +28,8 @@ _OK: Final = encode([("grpc-status", "0")])
 _NO_GRPC: Final = encode([(":status", "415"), ("content-type", "text/plain")])
 # All that may stand unescaped in grpc-message, but for %.
 _PLAIN: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+# A message up to this size is quicker copied than sent in two pieces.
+_SMALL_BYTES: Final = 8192
 
 
 class Exchange:
@@ -133,11 +135,11 @@ class Exchange:
         size = len(reply)
         if size > self._max_bytes:
             self._refuse(Failure.of(too_large(size, self._max_bytes)))
-        elif size < 4096:
+        elif size < _SMALL_BYTES:
             self._stream.respond(_HEAD, prefix(size) + reply, _OK)
         else:
             self._stream.start(_HEAD)
-            self._stream.write(prefix(size), reply)
+            self._stream.write(*_framed(reply))
             self._stream.finish(_OK)
         self._close()
 
@@ -151,7 +153,7 @@ class Exchange:
                         return
                     if not self._stream.started:
                         self._stream.start(_HEAD)
-                    self._stream.write(prefix(len(reply)), reply)
+                    self._stream.write(*_framed(reply))
                     await self._stream.space()
         except CallFailed as error:
             self._refuse(error.failure)
@@ -191,6 +193,8 @@ class Exchange:
     def _expired(self) -> None:
         """The deadline has passed."""
         self._timer = None
+        # The loop's clock is coarser, and may be a millisecond early.
+        self._call.deadline = min(self._call.deadline, time.monotonic())
         if self._stream.queued_bytes:
             # Trailers would wait for their turn, like what is before them.
             self._stream.reset(ErrorCode.CANCEL)
@@ -215,6 +219,12 @@ class Exchange:
         if self._timer is not None and not self._stream.queued_bytes:
             self._timer.cancel()
             self._timer = None
+
+
+def _framed(message: bytes) -> tuple[bytes, ...]:
+    """A message with its prefix; a large one is not copied."""
+    head = prefix(len(message))
+    return (head + message,) if len(message) < _SMALL_BYTES else (head, message)
 
 
 def refuse(stream: Stream, error: ServiceError) -> None:

@@ -135,6 +135,14 @@ class Http2Transport:
 
     # What connections call.
 
+    def made(self, connection: Connection) -> None:
+        """There is a new connection."""
+        age = self._age * random.uniform(1 - _JITTER, 1 + _JITTER)
+        self._connections[connection] = asyncio.get_running_loop().call_later(
+            age, connection.retire
+        )
+        self._none_left.clear()
+
     def accept(self, stream: Stream) -> None:
         """Sets the receiver of a new request."""
         head = stream.head
@@ -199,13 +207,8 @@ class Http2Transport:
             accepted.close()
             _log.debug("connection: %s", error)
             return
-        if connection.closed:
-            return  # it did not last as long as it took to get here
         if self._calls.draining:
             connection.retire()
-        age = self._age * random.uniform(1 - _JITTER, 1 + _JITTER)
-        self._connections[connection] = loop.call_later(age, connection.retire)
-        self._none_left.clear()
 
 
 def _is_grpc(content_type: str) -> bool:

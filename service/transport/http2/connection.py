@@ -37,8 +37,11 @@ _MOST_UNREAD = 1000
 # frame of data that it gets.
 _TRIFLES_A_FRAME = 10
 _HANDSHAKE_SECONDS = 10.0
-# How long a peer has to see that a connection is being retired, or has ended.
+# How long a peer has to see that a connection is being retired, to read what it has been
+# sent before that is closed, and to see what it did wrong.
 _NOTICE_SECONDS = 1.0
+_LINGER_SECONDS = 10.0
+_FAILED_SECONDS = 1.0
 _RETIRING = b"retiring"
 _HTTP_1: Final = (
     b"HTTP/1.1 505 HTTP Version Not Supported\r\ncontent-type: text/plain\r\n"
@@ -48,6 +51,9 @@ _HTTP_1: Final = (
 
 class Listener(Protocol):
     """Whom connections belong to."""
+
+    def made(self, connection: "Connection") -> None:
+        """There is a new connection."""
 
     def accept(self, stream: Stream) -> None:
         """Sets the receiver of a new request."""
@@ -109,7 +115,8 @@ class Connection(asyncio.Protocol):
         self._trifles = Budget(1000, 100)
         self._data_frames = 0
         self._frames_seen = 0
-        self._timer: asyncio.TimerHandle | None = None
+        self._handshake: asyncio.TimerHandle | None = None
+        self._ending: asyncio.TimerHandle | None = None
         self._handlers: tuple[Callable[[int, int, bytes], None], ...] = (
             self._on_data,
             self._on_headers,
@@ -132,7 +139,8 @@ class Connection(asyncio.Protocol):
         transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
         self.peer = _peer(transport)
         _prepare(transport.get_extra_info("socket"))
-        self._timer = self._loop.call_later(_HANDSHAKE_SECONDS, self._abort)
+        self._handshake = self._loop.call_later(_HANDSHAKE_SECONDS, self._abort)
+        self._listener.made(self)
 
     def data_received(self, data: bytes) -> None:
         """Takes what came; whatever is wrong with it ends a stream or the connection."""
@@ -170,8 +178,9 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """Lets go of everything."""
         self._closing = True
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._handshake, self._ending):
+            if timer is not None:
+                timer.cancel()
         self._leave_all()
         streams, self._streams = self._streams, {}
         for stream in streams.values():
@@ -181,11 +190,6 @@ class Connection(asyncio.Protocol):
         self._listener.lost(self)
 
     # What the server calls.
-
-    @property
-    def closed(self) -> bool:
-        """Whether it has ended or is about to."""
-        return self._closing
 
     def retire(self) -> None:
         """Lets requests in flight finish and takes no more (RFC 9113 section 6.8).
@@ -198,7 +202,7 @@ class Connection(asyncio.Protocol):
         self._welcome()
         self._emit(frames.goaway(frames.LAST_STREAM, ErrorCode.NO_ERROR))
         self._emit(frames.frame(frames.PING, 0, 0, _RETIRING))
-        self._set_timer(_NOTICE_SECONDS, self._refuse_more)
+        self._end_in(_NOTICE_SECONDS, self._refuse_more)
 
     def close(self) -> None:
         """Cuts off what is in flight."""
@@ -335,7 +339,7 @@ class Connection(asyncio.Protocol):
             return 0
         if data.split(b"\r\n", 1)[0].endswith((b"HTTP/1.1", b"HTTP/1.0")):
             self._emit(_HTTP_1)
-            self._hang_up()
+            self._hang_up(_FAILED_SECONDS)
             return len(data)
         raise _protocol_error("no HTTP/2 connection preface")
 
@@ -476,9 +480,8 @@ class Connection(asyncio.Protocol):
             self._widen_all(self._initial_window - before)
         if not self._settled:
             self._settled = True
-            if not self._retiring:
-                assert self._timer is not None
-                self._timer.cancel()
+            assert self._handshake is not None
+            self._handshake.cancel()
         self._emit(frames.frame(frames.SETTINGS, frames.ACK, 0))
 
     def _set(self, key: int, value: int) -> None:
@@ -627,7 +630,7 @@ class Connection(asyncio.Protocol):
         self._flushing = False
         if self._transport is None or self._transport.is_closing():
             return
-        if self._blocked and not self._closing:
+        if self._blocked:
             # What is held here is little, as long as nothing more is asked for.
             if len(self._out) > _MOST_UNREAD and not self._paused:
                 self._paused = True
@@ -737,15 +740,17 @@ class Connection(asyncio.Protocol):
         if code is not ErrorCode.NO_ERROR:
             _log.debug("connection of %s: %s: %s", self.peer, code.name, problem)
         self._emit(frames.goaway(self._last_stream, code, problem))
-        self._hang_up()
+        self._hang_up(_FAILED_SECONDS)
 
-    def _hang_up(self) -> None:
-        """Closes once what is written is out, or soon."""
+    def _hang_up(self, seconds: float) -> None:
+        """Closes once what is written is out, or after so long."""
         self._closing = True
         assert self._transport is not None
-        self._set_timer(_NOTICE_SECONDS, self._abort)
+        self._end_in(seconds, self._abort)
         self._leave_all()
-        self._flush()
+        if not self._transport.is_closing():
+            self._transport.writelines(self._out)
+        self._out = []
         self._transport.close()
 
     def _refuse_more(self) -> None:
@@ -757,17 +762,17 @@ class Connection(asyncio.Protocol):
 
     def _close_if_retired(self) -> None:
         if self._refusing and not self._streams and not self._closing:
-            self._hang_up()
+            self._hang_up(_LINGER_SECONDS)
 
     def _abort(self) -> None:
         self._closing = True
         if self._transport is not None:
             self._transport.abort()
 
-    def _set_timer(self, seconds: float, then: Callable[[], Any]) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_later(seconds, then)
+    def _end_in(self, seconds: float, then: Callable[[], Any]) -> None:
+        if self._ending is not None:
+            self._ending.cancel()
+        self._ending = self._loop.call_later(seconds, then)
 
 
 def _protocol_error(problem: str) -> Http2Error:

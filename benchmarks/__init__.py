@@ -1,0 +1,1 @@
+"""What measures the figures of the documents: servers side by side, clients, streams, memory."""

@@ -1,0 +1,41 @@
+"""The contenders by name."""
+
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from benchmarks.servers.bare import Bare
+from benchmarks.servers.echo import Echo
+from benchmarks.servers.echo_program import TRANSPORTS
+from benchmarks.servers.ours import Ours
+from benchmarks.servers.plain import Plain
+from benchmarks.servers.server import Contender
+
+CONTENDERS: Mapping[str, Callable[[str], Contender]] = {
+    "bare": Bare,
+    **{f"echo-{each}": lambda name, each=each: Echo(name, each) for each in TRANSPORTS},  # type: ignore[misc]
+    "plain": Plain,
+    "ours": Ours,
+}
+
+
+def chosen(names: Sequence[str], variants: Iterable[str] = ()) -> list[Contender]:
+    """The contenders that were asked for.
+
+    Args:
+        names: Their names.
+        variants: More of ours, each as `NAME=arguments of serve`.
+
+    Raises:
+        ValueError: There is none of a name, or a variant is written otherwise.
+    """
+    found: list[Contender] = []
+    for name in names:
+        if name not in CONTENDERS:
+            raise ValueError(f"server: got {name!r}, wanted one of {', '.join(CONTENDERS)}")
+        found.append(CONTENDERS[name](name))
+    for variant in variants:
+        name, equals, arguments = variant.partition("=")
+        if not (name and equals) or name in CONTENDERS:
+            raise ValueError(f"variant: got {variant!r}, wanted NAME=ARGUMENTS and a new name")
+        found.append(Ours(name, shlex.split(arguments)))
+    return found

@@ -1,0 +1,24 @@
+"""The machine that figures were measured on, in words."""
+
+import platform
+import re
+from pathlib import Path
+
+from latentserve._cpus import usable_cpus
+
+
+def machine() -> str:
+    """CPU, how many of them may be used, memory, system and Python."""
+    cpu = platform.processor() or platform.machine()
+    memory = ""
+    try:
+        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        cpu = found[1] if found else cpu
+        kib = re.search(r"^MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text())
+        memory = f", {int(kib[1]) / 2**20:.0f} GiB" if kib else ""
+    except OSError:
+        pass
+    return (
+        f"{cpu}, {usable_cpus()} CPUs{memory}, {platform.system()} {platform.release()}, "
+        f"Python {platform.python_version()}"
+    )

@@ -1,0 +1,165 @@
+"""A program as a child, and what it and its own children use."""
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / "benchmarks" / ".cache"
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_STOP_SECONDS = 30.0
+
+
+class ServerFailed(Exception):
+    """A server did not start, or answered wrongly."""
+
+
+class Program:
+    """A program that runs until it is stopped.
+
+    Args:
+        command: What to start, in the root of the checkout.
+        name: Of its log, `benchmarks/.cache/logs/NAME.log`.
+        env: Variables beside those of this process.
+        stdin: Whether to write to it.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str | Path],
+        name: str,
+        env: Mapping[str, str] | None = None,
+        stdin: bool = False,
+    ):
+        self.log = CACHE / "logs" / f"{name}.log"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.log.open("w")
+        self.process = subprocess.Popen(
+            [str(each) for each in command],
+            cwd=ROOT,
+            env={**os.environ, **(env or {})},
+            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._file,
+            text=True,
+            # A group of its own: what it leaves behind is ended with it.
+            start_new_session=True,
+        )
+
+    @property
+    def stdin(self) -> IO[str]:
+        """Its standard input."""
+        assert self.process.stdin is not None
+        return self.process.stdin
+
+    def line(self, wanted: str) -> str:
+        """Reads its standard output until a line has a word, and returns the line.
+
+        Raises:
+            ServerFailed: It ended before.
+        """
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if wanted in line:
+                return line.strip()
+            self._file.write(line)
+        raise self.failed(f"it ended before it printed {wanted!r}")
+
+    def drain(self) -> None:
+        """Reads what else it prints into its log, or the pipe would fill."""
+
+        def copy() -> None:
+            assert self.process.stdout is not None
+            for line in self.process.stdout:
+                self._file.write(line)
+
+        threading.Thread(target=copy, daemon=True).start()
+
+    def failed(self, what: str) -> ServerFailed:
+        """An error with the end of its log."""
+        self._file.flush()
+        tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])
+        return ServerFailed(f"{self.log.stem}: {what}\n{tail}")
+
+    def stop(self) -> None:
+        """Ends it and everything it started."""
+        pids = tree(self.process.pid)
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        for pid in pids:
+            # Its children, where it did not end them: alone their parent is gone now.
+            if pid != self.process.pid and _session(pid) == self.process.pid:
+                os.kill(pid, signal.SIGKILL)
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                stream.close()
+        self._file.close()
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all that descend from it, as they are now."""
+    children: dict[int, list[int]] = {}
+    for each in _all():
+        fields = _stat(each)
+        if fields is not None:
+            children.setdefault(int(fields[1]), []).append(each)
+    found = [pid]
+    for each in found:
+        found.extend(children.get(each, ()))
+    return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process and all that descend from it, user and system, so far.
+
+    Of a child that has ended and been waited for, its parent keeps the time. In steps of
+    10 ms for each process.
+    """
+    total = 0
+    for each in tree(pid):
+        fields = _stat(each)
+        if fields is not None:
+            # utime, stime, cutime, cstime: fields 14 to 17 of proc(5); ours begin at 3.
+            total += sum(int(value) for value in fields[11:15])
+    return total / _TICKS
+
+
+def resident_mib(pid: int) -> float:
+    """Resident memory of a process and all that descend from it; shared pages count in each."""
+    pages = 0
+    for each in tree(pid):
+        try:
+            pages += int(Path(f"/proc/{each}/statm").read_text().split()[1])
+        except OSError:
+            continue
+    return pages * _PAGE / 2**20
+
+
+def _all() -> list[int]:
+    return [int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit()]
+
+
+def _stat(pid: int) -> list[str] | None:
+    """The fields of /proc/PID/stat from the third, the state; None where it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    # The second, its name, may have blanks and brackets of its own.
+    return text.rpartition(")")[2].split()
+
+
+def _session(pid: int) -> int | None:
+    fields = _stat(pid)
+    return None if fields is None else int(fields[3])

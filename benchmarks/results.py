@@ -1,0 +1,176 @@
+"""What the rounds came to: medians, spread, ratios; as JSON and as a table."""
+
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+from benchmarks.servers.server import Measurement
+from benchmarks.shapes import Shape
+
+BASELINES = ("triton", "bare")
+# Where a call has one image, figures of a call are those of an image.
+_TOLD = ("cpu_us_per_image", "images_per_second", "p50_ms", "p99_ms", "rss_mib")
+_RATIOS = ("cpu_us_per_image", "images_per_second")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Something that is told of a contender and a shape.
+
+    Attributes:
+        title: Over its table.
+        digits: After the point.
+        of: Computes it from one measurement and the rows of a call.
+    """
+
+    title: str
+    digits: int
+    of: Callable[[Measurement, int], float]
+
+
+FIGURES: Mapping[str, Figure] = {
+    "cpu_us_per_call": Figure(
+        "server CPU, µs a call", 0, lambda each, _rows: 1e6 * each.cpu_seconds / each.calls
+    ),
+    "cpu_us_per_image": Figure(
+        "server CPU, µs an image",
+        1,
+        lambda each, rows: 1e6 * each.cpu_seconds / (each.calls * rows),
+    ),
+    "calls_per_second": Figure("calls/s", 0, lambda each, _rows: each.calls / each.seconds),
+    "images_per_second": Figure("images/s", 0, lambda each, rows: each.calls * rows / each.seconds),
+    "p50_ms": Figure("p50, ms", 2, lambda each, _rows: each.p50_ms),
+    "p99_ms": Figure("p99, ms", 2, lambda each, _rows: each.p99_ms),
+    "rss_mib": Figure("resident, MiB", 0, lambda each, _rows: each.rss_mib),
+}
+
+
+@dataclass
+class Results:
+    """All rounds of one run.
+
+    Attributes:
+        machine: What it ran on.
+        command: The command line.
+        shapes: What was asked, in order.
+        servers: Names, in order.
+        rounds: Of each server and shape, by their names: its measurements.
+        idle_cpu: Share of a CPU that each server took while nobody asked.
+        notes: What else is to be known.
+    """
+
+    machine: str
+    command: str
+    shapes: list[Shape]
+    servers: list[str]
+    rounds: dict[str, dict[str, list[Measurement]]] = field(default_factory=dict)
+    idle_cpu: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, server: str, shape: Shape, measured: Measurement) -> None:
+        """Adds a measurement."""
+        self.rounds.setdefault(server, {}).setdefault(shape.name, []).append(measured)
+
+    def values(self, server: str, shape: Shape, figure: str) -> list[float]:
+        """A figure in each round; empty where that was not measured."""
+        of = FIGURES[figure].of
+        measured = self.rounds.get(server, {}).get(shape.name, [])
+        return [of(each, shape.rows) for each in measured]
+
+    def median(self, server: str, shape: Shape, figure: str) -> float | None:
+        """The median of the rounds, or None."""
+        values = self.values(server, shape, figure)
+        return statistics.median(values) if values else None
+
+    def ratio(self, server: str, baseline: str, shape: Shape, figure: str) -> float | None:
+        """The median of one server's figure as a multiple of another's in the same round."""
+        own, other = (self.values(each, shape, figure) for each in (server, baseline))
+        ratios = [one / two for one, two in zip(own, other, strict=False) if two]
+        return statistics.median(ratios) if ratios else None
+
+    def write(self, path: Path) -> None:
+        """Writes JSON: medians, spread and single rounds."""
+        told = {
+            "machine": self.machine,
+            "command": self.command,
+            "shapes": [{"name": each.name, **asdict(each)} for each in self.shapes],
+            "servers": self.servers,
+            "idle_cpu": self.idle_cpu,
+            "notes": self.notes,
+            "figures": {
+                server: {
+                    shape.name: {
+                        name: {"median": statistics.median(got), "min": min(got), "max": max(got)}
+                        for name in FIGURES
+                        if (got := self.values(server, shape, name))
+                    }
+                    for shape in self.shapes
+                    if shape.name in self.rounds.get(server, {})
+                }
+                for server in self.servers
+            },
+            "rounds": {
+                server: {shape: [asdict(one) for one in each] for shape, each in shapes.items()}
+                for server, shapes in self.rounds.items()
+            },
+        }
+        fresh = path.with_name(path.name + ".part")
+        fresh.write_text(json.dumps(told, indent=1))
+        fresh.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> "Results":
+        """Reads what `write` wrote."""
+        told = json.loads(path.read_text())
+        shapes = [
+            Shape(**{name: value for name, value in each.items() if name != "name"})
+            for each in told["shapes"]
+        ]
+        rounds = {
+            server: {shape: [Measurement(**one) for one in each] for shape, each in found.items()}
+            for server, found in told["rounds"].items()
+        }
+        return cls(
+            told["machine"], told["command"], shapes, told["servers"], rounds, told["idle_cpu"],
+            told["notes"],
+        )  # fmt: skip
+
+
+def table(results: Results, baselines: Sequence[str] = BASELINES) -> str:
+    """The medians in Markdown with half of the spread, and the ratios to each baseline."""
+    parts = [_table(results, FIGURES[name].title, partial(_cell, results, name)) for name in _TOLD]
+    for baseline in baselines:
+        if baseline in results.servers:
+            parts += [
+                _table(
+                    results,
+                    f"{FIGURES[name].title}: multiple of {baseline}",
+                    partial(_ratio, results, name, baseline),
+                )
+                for name in _RATIOS
+            ]
+    return "\n".join(parts)
+
+
+def _table(results: Results, title: str, cell: Callable[[str, Shape], str]) -> str:
+    rows = [[title, *(shape.name for shape in results.shapes)]]
+    rows.append(["---", *("---:" for _ in results.shapes)])
+    rows += [[name, *(cell(name, shape) for shape in results.shapes)] for name in results.servers]
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
+def _cell(results: Results, figure: str, server: str, shape: Shape) -> str:
+    values = results.values(server, shape, figure)
+    if not values:
+        return ""
+    half = (max(values) - min(values)) / 2
+    digits = FIGURES[figure].digits
+    return f"{statistics.median(values):,.{digits}f} ± {half:,.{digits}f}"
+
+
+def _ratio(results: Results, figure: str, baseline: str, server: str, shape: Shape) -> str:
+    ratio = results.ratio(server, baseline, shape, figure)
+    return "" if ratio is None else f"{ratio:.2f}"

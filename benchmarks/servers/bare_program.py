@@ -1,0 +1,55 @@
+"""onnxruntime in a process of its own, without any server.
+
+    python -m benchmarks.servers.bare_program
+
+reads one job a line, as JSON (`graph`, `rpc`, `rows`, `dtype`, `seconds`), runs the graph that long
+and answers with one line: how often, in how many seconds, and latencies.
+"""
+
+import json
+import os
+import sys
+import time
+
+import numpy as np
+
+from benchmarks.shapes import Shape, unit
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime
+
+_OUTPUTS = {"encode": ["mean", "log_var"], "decode": ["image"]}
+
+
+def main() -> None:
+    """Works until its input ends."""
+    options = onnxruntime.SessionOptions()
+    # One thread: the least CPU an image costs.
+    options.intra_op_num_threads = 1
+    sessions: dict[str, onnxruntime.InferenceSession] = {}
+    print("ready", flush=True)
+    for line in sys.stdin:
+        job = json.loads(line)
+        path, rpc = job["graph"], job["rpc"]
+        if path not in sessions:
+            sessions[path] = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+        array = Shape(rpc, job["rows"], job["dtype"], 1, 1).array()
+        if rpc == "encode":
+            # Made float32 once: what that costs is a server's.
+            array = (unit(array) if array.dtype == np.uint8 else array).reshape(-1, 1, 28, 28)
+        name = sessions[path].get_inputs()[0].name
+        latencies = []
+        began = last = time.perf_counter()
+        while last - began < job["seconds"]:
+            sessions[path].run(_OUTPUTS[rpc], {name: array})
+            now = time.perf_counter()
+            latencies.append(now - last)
+            last = now
+        p50, p99 = np.percentile(latencies, (50, 99)) * 1000
+        told = {"calls": len(latencies), "seconds": last - began, "p50_ms": p50, "p99_ms": p99}
+        print(json.dumps(told), flush=True)
+
+
+if __name__ == "__main__":
+    main()

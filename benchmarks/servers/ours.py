@@ -1,0 +1,76 @@
+"""`latentserve serve`."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.graphs import models
+from benchmarks.processes import Program
+from benchmarks.servers.server import Call, Server
+from benchmarks.shapes import Shape
+from latentserve.v1 import latent_service_pb2 as pb
+from latentserve.v1 import tensor_pb2
+
+_DTYPES = {"uint8": tensor_pb2.DATA_TYPE_UINT8, "float32": tensor_pb2.DATA_TYPE_FLOAT32}
+_FORMATS = {"uint8": pb.IMAGE_FORMAT_UINT8, "float32": pb.IMAGE_FORMAT_FLOAT32}
+
+
+class Ours(Server):
+    """The server as it comes.
+
+    Args:
+        name: In the table.
+        arguments: More for its command line.
+    """
+
+    # Timing.batch_rows has one byte or two.
+    slack_bytes = 2
+
+    def __init__(self, name: str, arguments: Sequence[str] = ()):
+        super().__init__(name)
+        self._arguments = arguments
+
+    def launch(self) -> Program:
+        """See `Server`."""
+        program = Program(
+            [sys.executable, "-m", "latentserve", "serve", "--models", models(), "--port", "0",
+             "--http-port", "0", "--log-level", "warning", *self._arguments],
+            self.name,
+        )  # fmt: skip
+        self.port = int(program.line("listening on").rpartition(":")[2])
+        return program
+
+    def start(self) -> None:
+        """See `Contender`."""
+        super().start()
+        self.wait_until_answering(Shape("decode", 1, "uint8", 1, 1))
+
+    def takes(self, shape: Shape) -> bool:  # noqa: ARG002
+        """See `Contender`."""
+        return True
+
+    def call(self, shape: Shape) -> Call:
+        """See `Server`."""
+        array = shape.array()
+        sent = "float32" if shape.rpc == "decode" else shape.dtype
+        tensor = tensor_pb2.Tensor(dtype=_DTYPES[sent], shape=array.shape, data=array.tobytes())
+        request: Any
+        if shape.rpc == "encode":
+            request = pb.EncodeRequest(images=tensor_pb2.Images(tensor=tensor))
+        else:
+            request = pb.DecodeRequest(latents=tensor, format=_FORMATS[shape.dtype])
+
+        def read(answer: bytes) -> list[NDArray[Any]]:
+            if shape.rpc == "encode":
+                reply = pb.EncodeResponse.FromString(answer)
+                return [
+                    np.frombuffer(each.data, np.float32) for each in (reply.mean, reply.log_var)
+                ]
+            images = pb.DecodeResponse.FromString(answer).images.tensor
+            return [np.frombuffer(images.data, shape.dtype)]
+
+        method = f"/latentserve.v1.LatentService/{shape.rpc.capitalize()}"
+        return Call(method, request.SerializeToString(), read)

@@ -1,0 +1,170 @@
+"""Model servers side by side: the same graphs, the same load generator, in turn.
+
+    python -m benchmarks.serving --servers bare,echo-grpcio,plain,ours,triton --rounds 5 \
+        --seconds 4 --out benchmarks/.cache/serving.json
+
+Each round measures every server at one shape, then at the next, so that what the machine
+does meanwhile meets all of them. Servers run on, idle, while others are measured; one that
+takes CPU time for it is started for its turns alone. Every answer of a check before and
+after each load is compared with onnxruntime's, and the bytes of all answers are counted.
+"""
+
+import argparse
+import shlex
+import sys
+import time
+from pathlib import Path
+
+from benchmarks import h2load
+from benchmarks.contenders import CONTENDERS, chosen
+from benchmarks.graphs import WrongAnswer, models
+from benchmarks.machine import machine
+from benchmarks.processes import ServerFailed, cpu_seconds
+from benchmarks.results import Results, table
+from benchmarks.servers.server import Contender
+from benchmarks.shapes import named
+
+# Share of a CPU above which a server is not left running while others are measured.
+_IDLE_CPU = 0.01
+_IDLE_SECONDS = 3.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs it; see the top of the file."""
+    options = _parser().parse_args(arguments)
+    try:
+        shapes = named(options.shapes)
+        contenders = chosen(options.servers, options.variant)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if not h2load.available():
+        print("h2load: not found, wanted Debian's package nghttp2-client", file=sys.stderr)
+        return 2
+    models()
+    results = Results(
+        machine(), shlex.join(["python", "-m", "benchmarks.serving", *(arguments or sys.argv[1:])]),
+        list(shapes), [],
+    )  # fmt: skip
+    run = _Run(contenders, results, options.seconds)
+    try:
+        run.start()
+        for number in range(1, options.rounds + 1):
+            run.round(f"round {number}/{options.rounds}")
+            if options.out is not None:
+                results.write(options.out)
+    finally:
+        run.stop()
+    print(f"{results.machine}\n`{results.command}`\n\n{table(results)}")
+    for note in results.notes:
+        print(note)
+    return 0 if not results.notes else 1
+
+
+class _Run:
+    """The servers and what they came to."""
+
+    def __init__(self, contenders: list[Contender], results: Results, seconds: float):
+        self._contenders = contenders
+        self._results = results
+        self._seconds = seconds
+        # Those that are started for their turns alone.
+        self._restless: set[str] = set()
+
+    def start(self) -> None:
+        """Starts them and leaves out those that do not."""
+        for contender in list(self._contenders):
+            _say(f"start {contender.name}")
+            try:
+                contender.start()
+            except ServerFailed as error:
+                self._leave_out(contender, error)
+        before = {each.name: cpu_seconds(each.pid) for each in self._contenders}
+        time.sleep(_IDLE_SECONDS)
+        for contender in self._contenders:
+            used = cpu_seconds(contender.pid) - before[contender.name]
+            self._results.servers.append(contender.name)
+            self._results.idle_cpu[contender.name] = used / _IDLE_SECONDS
+            if used / _IDLE_SECONDS > _IDLE_CPU:
+                _say(f"{contender.name} takes {used / _IDLE_SECONDS:.1%} of a CPU when idle")
+                self._restless.add(contender.name)
+                contender.stop()
+
+    def round(self, title: str) -> None:
+        """Measures each server at each shape once."""
+        for contender in [each for each in self._contenders if each.name in self._restless]:
+            contender.start()
+            self._measure(title, [contender])
+            contender.stop()
+        self._measure(title, [each for each in self._contenders if each.name not in self._restless])
+
+    def stop(self) -> None:
+        """Ends them."""
+        for contender in self._contenders:
+            contender.stop()
+
+    def _measure(self, title: str, contenders: list[Contender]) -> None:
+        for shape in self._results.shapes:
+            for contender in contenders:
+                if contender not in self._contenders or not contender.takes(shape):
+                    continue
+                try:
+                    measured = contender.measure(shape, self._seconds)
+                except (WrongAnswer, ServerFailed, h2load.LoadFailed) as error:
+                    self._leave_out(contender, error)
+                    continue
+                self._results.add(contender.name, shape, measured)
+                _say(
+                    f"{title}  {contender.name:<12} {shape.name:<22} "
+                    f"{1e6 * measured.cpu_seconds / measured.calls:>8.0f} us CPU a call "
+                    f"{measured.calls / measured.seconds:>8.0f} calls/s "
+                    f"p50 {measured.p50_ms:.2f} p99 {measured.p99_ms:.2f} ms"
+                )
+
+    def _leave_out(self, contender: Contender, error: Exception) -> None:
+        _say(f"{contender.name} is left out: {error}")
+        self._results.notes.append(f"{contender.name}: {error}")
+        contender.stop()
+        self._contenders.remove(contender)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.serving",
+        description=(__doc__ or "").partition("\n")[0],
+    )
+    parser.add_argument(
+        "--servers",
+        type=lambda text: [each for each in text.split(",") if each],
+        default=["bare", "echo-grpcio", "plain", "ours"],
+        metavar="NAME,...",
+        help=f"of {', '.join(CONTENDERS)} (default: bare,echo-grpcio,plain,ours)",
+    )
+    parser.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="NAME=ARGUMENTS",
+        help="ours again, with these arguments of `latentserve serve`; may be repeated",
+    )
+    parser.add_argument(
+        "--shapes",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="NAME,...",
+        help="beginnings of names, such as encode-1,decode-1024-uint8 (default: all)",
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="of each load (default: %(default)g)"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="where to write it all")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

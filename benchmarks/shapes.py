@@ -1,0 +1,83 @@
+"""What servers are asked: which call, how many rows in it, how many calls in flight."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+PIXELS = 784
+LATENTS = 32
+_SEED = 1
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One kind of load.
+
+    Attributes:
+        rpc: `encode` (images to mean and log_var) or `decode` (latents to images).
+        rows: Images or latents in a call.
+        dtype: Of the images: sent by `encode`, answered by `decode`. Latents are float32.
+        connections: HTTP/2 connections (h2load's -c).
+        streams: Calls in flight on each (h2load's -m).
+    """
+
+    rpc: Literal["encode", "decode"]
+    rows: int
+    dtype: Literal["uint8", "float32"]
+    connections: int
+    streams: int
+
+    @property
+    def in_flight(self) -> int:
+        """Calls in flight."""
+        return self.connections * self.streams
+
+    @property
+    def name(self) -> str:
+        """For example `encode-1-uint8-x32`."""
+        return f"{self.rpc}-{self.rows}-{self.dtype}-x{self.in_flight}"
+
+    def array(self) -> NDArray[Any]:
+        """What is sent: uint8 or float32 [rows, 784] in [0, 1], or float32 [rows, 32]."""
+        rng = np.random.default_rng(_SEED)
+        if self.rpc == "decode":
+            return rng.standard_normal((self.rows, LATENTS), np.float32)
+        images = rng.integers(0, 256, (self.rows, PIXELS), dtype=np.uint8)
+        return images if self.dtype == "uint8" else unit(images)
+
+
+def unit(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Pixels from 0 to 255 as float32 in [0, 1]."""
+    return images.astype(np.float32) / np.float32(255)
+
+
+def _both(rpc: Literal["encode", "decode"], rows: int, *load: int) -> list[Shape]:
+    return [Shape(rpc, rows, "uint8", *load), Shape(rpc, rows, "float32", *load)]
+
+
+# One call of 1024 images is as much work as 32 of 32: four at a time keep every server busy.
+SHAPES = (
+    *_both("encode", 1, 4, 8),
+    Shape("encode", 1, "uint8", 1, 1),
+    *_both("encode", 64, 4, 2),
+    *_both("decode", 1, 4, 8),
+    Shape("decode", 1, "uint8", 1, 1),
+    *_both("decode", 1024, 4, 1),
+)
+
+
+def named(names: Iterable[str]) -> tuple[Shape, ...]:
+    """The shapes whose names begin so; all of them where none is named.
+
+    Raises:
+        ValueError: None begins so.
+    """
+    wanted = tuple(names)
+    for name in wanted:
+        if not any(shape.name.startswith(name) for shape in SHAPES):
+            known = ", ".join(shape.name for shape in SHAPES)
+            raise ValueError(f"shape: got {name!r}, wanted the beginning of one of {known}")
+    return tuple(each for each in SHAPES if not wanted or each.name.startswith(wanted))
