@@ -224,11 +224,14 @@ def connected(
     """Runs a scenario with a connection that has been greeted, and sees that nothing is left."""
 
     async def run() -> None:
+        problems: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, told: problems.append(told))
         session = Session(**options)
         await session.greet(*pairs)
         await session.send(frame(SETTINGS, ACK))
         await scenario(session)
         await end(session)
+        assert not problems
 
     asyncio.run(run())
 

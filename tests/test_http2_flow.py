@@ -111,7 +111,7 @@ def test_a_window_may_shrink_below_what_was_sent_and_grow_again():
     connected(scenario)
 
 
-@pytest.mark.parametrize("window", [0, 1, 100])
+@pytest.mark.parametrize("window", [0, 1, 100, 64_000])
 def test_a_window_that_shrinks_before_the_turn_came_is_heeded(window):
     async def scenario(session):
         asked = await session.ask(1)
