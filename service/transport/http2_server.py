@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 
 from service.admin import AdminServicer
-from service.errors import StartError, TooLarge, Unimplemented
+from service.errors import StartError, TooLarge, Unimplemented, shortened
 from service.servicer import Servicer
 from service.settings import Settings
 from service.store import Models
@@ -148,7 +148,7 @@ class Http2Transport:
             return
         rpc = self._rpcs.get(head.path)
         if rpc is None:
-            refuse(stream, Unimplemented(f"no method {head.path}"))
+            refuse(stream, Unimplemented(f"Method not found! ({shortened(head.path)})"))
             return
         stream.receiver = Exchange(stream, rpc, self._calls, self._max_bytes, self._hold)
 
