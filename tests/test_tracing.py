@@ -15,7 +15,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from latentserve.client import Client
 from latentserve.v1 import latent_service_pb2 as pb
-from latentserve.v1 import latent_service_pb2_grpc, tensor_pb2
+from latentserve.v1 import latent_service_pb2_grpc
 from service import tracing as service_tracing
 from service.errors import StartError
 from service.tracing import Tracing
