@@ -30,8 +30,6 @@ _NO_GRPC: Final = encode([(":status", "415"), ("content-type", "text/plain")])
 _PLAIN: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 # A message up to this size is quicker copied than sent in two pieces.
 _SMALL_BYTES: Final = 8192
-# Messages of a stream that are complete and wait to be taken.
-_MOST_WAITING = 1
 
 
 class Exchange:
@@ -78,7 +76,7 @@ class Exchange:
         self._timer = None if seconds == math.inf else loop.call_later(seconds, self._expired)
         self._task: asyncio.Task[None] | None = None
         if rpc.takes_stream:
-            self._task = loop.create_task(self._answer_stream(None))
+            self._task = loop.create_task(self._answer_stream())
 
     # What the connection calls.
 
@@ -87,46 +85,50 @@ class Exchange:
         if self._done:
             return
         try:
-            self._reader.feed(chunk)
+            complete = self._reader.feed(chunk)
+            if complete and not self._rpc.takes_stream and self._reader.more_than_one:
+                raise Unimplemented("request: got more than 1 message, wanted 1")
         except ServiceError as error:
             self._refuse(Failure.of(error))
             return
-        if not self._rpc.takes_stream or len(self._reader.messages) < _MOST_WAITING:
-            self._stream.consumed(len(chunk))
-        else:
-            # Nothing more is asked for until the messages are taken.
+        if complete:
+            # Nothing more is asked for until the message is taken.
             self._consumed += len(chunk)
-        self._wake()
+            self._wake()
+        else:
+            self._stream.consumed(len(chunk))
 
     def ended(self) -> None:
         """The request is complete."""
         if self._done:
             return
-        if self._reader.partial:
-            self._refuse(Failure.of(ServiceError("request: it ends within a message")))
-        elif self._rpc.takes_stream:
+        if self._rpc.takes_stream:
             self._wake()
-        elif len(self._reader.messages) != 1:
-            count = len(self._reader.messages)
-            self._refuse(Failure.of(Unimplemented(f"request: got {count} messages, wanted 1")))
-        else:
+        elif self._reader.ready:
             answer = self._answer_stream if self._rpc.gives_stream else self._answer
-            raw = self._reader.messages.popleft()
-            self._task = asyncio.get_running_loop().create_task(answer(raw))
+            self._task = asyncio.get_running_loop().create_task(answer())
+        elif self._reader.held_bytes:
+            self._refuse(Failure.of(_cut_short()))
+        else:
+            self._refuse(Failure.of(Unimplemented("request: got 0 messages, wanted 1")))
 
     def gone(self) -> None:
         """Nobody waits any more."""
+        done = self._done
         self._close()
-        if self._task is not None:
+        if self._task is not None and not done:
             self._task.cancel()
 
     # The answers.
 
-    async def _answer(self, raw: bytes) -> None:
+    async def _answer(self) -> None:
         try:
-            reply = await self._calls.unary(self._rpc, raw, self._call)
+            reply = await self._calls.unary(self._rpc, self._reader.take(), self._call)
         except CallFailed as error:
             self._refuse(error.failure)
+            return
+        except ServiceError as error:
+            self._refuse(Failure.of(error))
             return
         if self._done:
             return
@@ -141,9 +143,9 @@ class Exchange:
             self._stream.finish(_OK)
         self._close()
 
-    async def _answer_stream(self, raw: bytes | None) -> None:
-        requests = self._requests() if raw is None else raw
+    async def _answer_stream(self) -> None:
         try:
+            requests = self._requests() if self._rpc.takes_stream else self._reader.take()
             async with aclosing(self._calls.stream(self._rpc, requests, self._call)) as replies:
                 async for reply in replies:
                     if len(reply) > self._max_bytes:
@@ -156,6 +158,9 @@ class Exchange:
         except CallFailed as error:
             self._refuse(error.failure)
             return
+        except ServiceError as error:
+            self._refuse(Failure.of(error))
+            return
         if self._done:
             return
         if not self._stream.started:
@@ -164,15 +169,17 @@ class Exchange:
         self._close()
 
     async def _requests(self) -> AsyncIterator[bytes]:
-        messages = self._reader.messages
+        reader = self._reader
         while True:
-            while messages:
-                message = messages.popleft()
-                if not messages and self._consumed:
+            while reader.ready:
+                message = reader.take()
+                if self._consumed and not reader.ready:
                     self._stream.consumed(self._consumed)
                     self._consumed = 0
                 yield message
             if self._stream.remote_ended:
+                if reader.held_bytes:
+                    raise _cut_short()
                 return
             self._more = asyncio.get_running_loop().create_future()
             await self._more
@@ -189,19 +196,18 @@ class Exchange:
         # The loop's clock is coarser, and may be a millisecond early.
         self._call.deadline = min(self._call.deadline, time.monotonic())
         if self._stream.queued_bytes:
-            self._close()
+            # Trailers would wait for their turn, like what is before them.
             self._stream.reset(ErrorCode.CANCEL)
+            self.gone()
         else:
             self._refuse(Failure.of(DeadlineExceeded("the deadline has passed")))
-        if self._task is not None:
-            self._task.cancel()
 
     def _refuse(self, failure: Failure) -> None:
         """Ends the call with an error."""
         if self._done:
             return
-        self._close()
         self._stream.finish(_trailers(failure, started=self._stream.started))
+        self._close()
         task = self._task
         if task is not None and task is not asyncio.current_task():
             task.cancel()
@@ -209,7 +215,8 @@ class Exchange:
     def _close(self) -> None:
         self._done = True
         self._reader.close()
-        if self._timer is not None:
+        # The deadline is also that of a reply whose caller does not take it.
+        if self._timer is not None and not self._stream.queued_bytes:
             self._timer.cancel()
             self._timer = None
 
@@ -228,6 +235,10 @@ def refuse(stream: Stream, error: ServiceError) -> None:
 def refuse_other(stream: Stream) -> None:
     """Ends a request that is not gRPC's (status 415, as PROTOCOL-HTTP2 says)."""
     stream.finish(_NO_GRPC)
+
+
+def _cut_short() -> ServiceError:
+    return ServiceError("request: it ends within a message")
 
 
 def _timeout(text: str | None) -> float:

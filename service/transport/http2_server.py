@@ -17,6 +17,7 @@ from service.transport.calls import Calls
 from service.transport.exchange import Exchange, refuse, refuse_other
 from service.transport.health import Health
 from service.transport.http2.connection import Connection
+from service.transport.http2.headers import MAX_HEADER_LIST_BYTES
 from service.transport.http2.stream import Stream
 from service.transport.services import services
 from service.transport.tls import TlsFiles
@@ -125,6 +126,8 @@ class Http2Transport:
             leaving.cancel()
         hurrying.cancel()
         finishing.cancel()
+        for task in list(self._opening):
+            task.cancel()
         for connection in list(self._connections):
             connection.close()
         # Their tasks end in the next turns of the loop, and tell that they were cancelled.
@@ -149,6 +152,10 @@ class Http2Transport:
         rpc = self._rpcs.get(head.path)
         if rpc is None:
             refuse(stream, Unimplemented(f"Method not found! ({shortened(head.path)})"))
+            return
+        if head.too_large:
+            limit = f"wanted at most {MAX_HEADER_LIST_BYTES} bytes"
+            refuse(stream, TooLarge(f"metadata: too large, {limit}"))
             return
         stream.receiver = Exchange(stream, rpc, self._calls, self._max_bytes, self._hold)
 

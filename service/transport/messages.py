@@ -1,15 +1,16 @@
 """gRPC's messages in the body of a request (PROTOCOL-HTTP2, "Length-Prefixed-Message")."""
 
 import zlib
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from service.errors import InvalidArgument, TooLarge, Unimplemented
+from service.errors import InvalidArgument, ServiceError, TooLarge, Unimplemented, shortened
 
 PREFIX_BYTES: Final = 5
 #: Encodings that a request may have; replies are never compressed.
 ENCODINGS: Final = "identity,deflate,gzip"
+# What is not worth counting: as many as a connection has streams are still little.
+_SMALL_BYTES: Final = 16_384
 # What zlib is told of the header: zlib's own, or gzip's.
 _WINDOW_BITS: Final = {"deflate": 15, "gzip": 31}
 
@@ -17,81 +18,126 @@ _WINDOW_BITS: Final = {"deflate": 15, "gzip": 31}
 class Reader:
     """Puts the messages of one request together.
 
+    They stay as the bytes that came until they are taken: many small messages, or a large
+    one that is compressed, would be far larger as what they become.
+
     Args:
         encoding: The request's `grpc-encoding`.
         max_bytes: Most bytes of a message, compressed or not.
         held: Told by how many bytes what is held here has grown; may raise.
-
-    Attributes:
-        messages: Those that are complete, oldest first.
     """
 
-    __slots__ = ("_bytes", "_chunks", "_encoding", "_held", "_length", "_max_bytes", "messages")
+    __slots__ = ("_at", "_buffer", "_counted", "_encoding", "_held", "_max_bytes", "_size")
 
     def __init__(self, encoding: str, max_bytes: int, held: Callable[[int], None]):
-        self.messages: deque[bytes] = deque()
         self._encoding = encoding
         self._max_bytes = max_bytes
         self._held = held
-        self._chunks: list[bytes] = []
-        self._bytes = 0
-        self._length = -1
+        self._buffer: bytes | bytearray = b""
+        # Where in the buffer the oldest message begins, and its length with its prefix.
+        self._at = 0
+        self._size = 0
+        self._counted = 0
 
     @property
-    def partial(self) -> bool:
-        """Whether a message has begun and is not complete."""
-        return self._bytes > 0
+    def held_bytes(self) -> int:
+        """Length of what has come and was not taken."""
+        return len(self._buffer) - self._at
 
-    def feed(self, chunk: bytes) -> None:
-        """Takes some of the body.
+    @property
+    def ready(self) -> bool:
+        """Whether a message is complete.
+
+        Raises:
+            TooLarge: It is longer than is allowed.
+            ServiceError: It is not a message.
+        """
+        have = len(self._buffer) - self._at
+        if not self._size:
+            if have < PREFIX_BYTES:
+                return False
+            self._size = self._look()
+        return have >= self._size
+
+    @property
+    def more_than_one(self) -> bool:
+        """Whether something has come after the first message."""
+        return self.ready and self.held_bytes > self._size
+
+    def feed(self, chunk: bytes) -> bool:
+        """Takes some of the body; returns whether a message is complete.
 
         Raises:
             TooLarge: A message is longer than is allowed, or too many bytes are held.
-            Unimplemented: A message is compressed in a way that is not known.
-            InvalidArgument: A message does not decompress.
+            ServiceError: It is not a message.
         """
-        if (
-            not self._bytes
-            and PREFIX_BYTES + int.from_bytes(chunk[1:PREFIX_BYTES], "big") == len(chunk)
-            and len(chunk) <= self._max_bytes
-            and not chunk[0]
-        ):
-            self.messages.append(chunk[PREFIX_BYTES:])  # whole, as small ones are
-            return
-        self._chunks.append(chunk)
-        self._bytes += len(chunk)
-        self._held(len(chunk))
-        while self._bytes >= PREFIX_BYTES:
-            if self._length < 0:
-                prefix = self._front(PREFIX_BYTES)
-                self._length = int.from_bytes(prefix[1:PREFIX_BYTES], "big")
-                if self._length > self._max_bytes:
-                    raise too_large(self._length, self._max_bytes)
-            size = PREFIX_BYTES + self._length
-            if self._bytes < size:
-                return
-            whole = self._front(size)
-            rest = whole[size:]
-            self._chunks, self._bytes, self._length = [rest] if rest else [], len(rest), -1
-            self._held(-size)
-            body = whole[PREFIX_BYTES:size]
-            self.messages.append(self._decompressed(body) if whole[0] else body)
+        if not self._buffer:
+            self._buffer = chunk
+        else:
+            if not isinstance(self._buffer, bytearray):
+                self._buffer = bytearray(memoryview(self._buffer)[self._at :])
+                self._at = 0
+            self._buffer += chunk
+        if self._counted or len(self._buffer) > _SMALL_BYTES:
+            self._count()
+        return self.ready
+
+    def take(self) -> bytes:
+        """Returns the oldest message; it has to be `ready`.
+
+        Raises:
+            TooLarge: It is longer than is allowed once it is decompressed.
+            Unimplemented: It is compressed in a way that is not known.
+            InvalidArgument: It does not decompress.
+            ServiceError: It is compressed, and the request did not say so.
+        """
+        buffer, start, stop = self._buffer, self._at, self._at + self._size
+        compressed = buffer[start]
+        if isinstance(buffer, bytearray):
+            with memoryview(buffer) as view:
+                body = bytes(view[start + PREFIX_BYTES : stop])
+            del buffer[:stop]
+        else:
+            body = buffer[start + PREFIX_BYTES : stop]
+            self._at = stop
+        self._size = 0
+        if self._at >= len(self._buffer):
+            self._buffer, self._at = b"", 0
+        if self._counted:
+            self._count()
+        return self._decompressed(body) if compressed else body
 
     def close(self) -> None:
-        """Lets go of what is not complete."""
-        self._held(-self._bytes)
-        self._chunks, self._bytes = [], 0
+        """Lets go of everything."""
+        self._buffer, self._at, self._size = b"", 0, 0
+        if self._counted:
+            self._count()
 
-    def _front(self, size: int) -> bytes:
-        """The first chunk, made so long."""
-        if len(self._chunks[0]) < size:
-            self._chunks = [b"".join(self._chunks)]
-        return self._chunks[0]
+    def _look(self) -> int:
+        at, buffer = self._at, self._buffer
+        if buffer[at] > 1:
+            raise ServiceError(f"message: it begins with {buffer[at]}, wanted 0 or 1")
+        length = int.from_bytes(buffer[at + 1 : at + PREFIX_BYTES], "big")
+        if length > self._max_bytes:
+            raise too_large(length, self._max_bytes)
+        return PREFIX_BYTES + length
+
+    def _count(self) -> None:
+        before, self._counted = self._counted, self.held_bytes
+        self._held(self._counted - before)
 
     def _decompressed(self, body: bytes) -> bytes:
+        if self._encoding == "identity":
+            raise ServiceError("message: compressed, but there is no grpc-encoding")
         bits = _WINDOW_BITS.get(self._encoding)
         if bits is None:
-            raise Unimplemented(f"grpc-encoding: got {self._encoding!r}, wanted one of {ENCODINGS}")
+            got = shortened(repr(self._encoding))
+            raise Unimplemented(f"grpc-encoding: got {got}, wanted one of {ENCODINGS}")
+        if self._encoding == "gzip":
+            # It ends with the length of what is in it: a bomb that is honest costs nothing.
+            length = int.from_bytes(body[-4:], "little")
+            if length > self._max_bytes:
+                raise too_large(length, self._max_bytes)
         try:
             stream = zlib.decompressobj(bits)
             message = stream.decompress(body, self._max_bytes + 1)
@@ -99,8 +145,9 @@ class Reader:
             raise InvalidArgument("request", str(error), f"{self._encoding} data") from error
         if len(message) > self._max_bytes:
             raise too_large(len(message), self._max_bytes)
-        if not stream.eof:
-            raise InvalidArgument("request", "an incomplete stream", f"{self._encoding} data")
+        if not stream.eof or stream.unused_data:
+            got = "more than one stream" if stream.eof else "an incomplete stream"
+            raise InvalidArgument("request", got, f"{self._encoding} data")
         return message
 
 

@@ -31,3 +31,7 @@ class Budget:
                 return False
         self._left -= 1.0
         return True
+
+    def earn(self, count: int) -> None:
+        """Puts tokens back, up to the burst."""
+        self._left = min(self._burst, self._left + count)

@@ -10,7 +10,14 @@ from typing import Any, Final, Protocol, cast
 from service.transport.http2 import frames
 from service.transport.http2.budget import Budget
 from service.transport.http2.frames import ErrorCode, Http2Error, Setting
-from service.transport.http2.headers import MAX_HEADER_LIST_BYTES, HeaderDecoder
+from service.transport.http2.headers import (
+    MAX_BLOCK_BYTES,
+    MAX_HEADER_LIST_BYTES,
+    TABLE_BYTES,
+    HeaderDecoder,
+    check_trailers,
+    without_table,
+)
 from service.transport.http2.stream import NOBODY, Chunk, Stream
 
 _log = logging.getLogger(__name__)
@@ -24,8 +31,11 @@ _MOST_BLOCK_FRAMES = 32
 # What one turn of the loop writes before it looks at others again.
 _TURN_BYTES = 256 * 1024
 _WRITE_BUFFER_BYTES = 512 * 1024
-# Frames for a peer that does not read them.
-_MOST_UNREAD = 10_000
+# Frames for a peer that does not read; with more of them it is not read from either.
+_MOST_UNREAD = 1000
+# Frames that say nothing, for each that says something: grpc-go pings and grants with every
+# frame of data that it gets.
+_TRIFLES_A_FRAME = 10
 _HANDSHAKE_SECONDS = 10.0
 # How long a peer has to see that a connection is being retired, to read what it has been
 # sent before that is closed, and to see what it did wrong.
@@ -71,9 +81,13 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._streams: dict[int, Stream] = {}
         self._last_stream = 0
-        # Streams that we ended while their peer was still sending.
-        self._abandoned: deque[int] = deque(maxlen=2 * max_streams)
+        # Streams that we ended while their peer was still sending, oldest first.
+        self._abandoned: dict[int, None] = {}
         self._headers = HeaderDecoder()
+        self._peer_table = TABLE_BYTES
+        # What the next header block sent has to begin with.
+        self._before_block = b""
+        self._welcomed = False
         self._greeted = False
         self._settled = False
         self._rest = bytearray()
@@ -89,6 +103,7 @@ class Connection(asyncio.Protocol):
         self._out: list[Chunk] = []
         self._flushing = False
         self._blocked = False
+        self._paused = False
         # Streams with data that their own windows let through, in turns.
         self._sendable: deque[Stream] = deque()
         self._retiring = False
@@ -98,6 +113,8 @@ class Connection(asyncio.Protocol):
         # they cost the peer, and so do frames that say nothing.
         self._resets = Budget(1000, 33)
         self._trifles = Budget(1000, 100)
+        self._data_frames = 0
+        self._frames_seen = 0
         self._handshake: asyncio.TimerHandle | None = None
         self._ending: asyncio.TimerHandle | None = None
         self._handlers: tuple[Callable[[int, int, bytes], None], ...] = (
@@ -116,23 +133,12 @@ class Connection(asyncio.Protocol):
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Greets the peer."""
+        """Waits for the peer's preface; who speaks HTTP/1.1 is answered in that."""
         transport = cast(asyncio.Transport, transport)  # uvloop's is none by its type
         self._transport = transport
         transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
         self.peer = _peer(transport)
         _prepare(transport.get_extra_info("socket"))
-        self._emit(
-            frames.settings(
-                {
-                    Setting.MAX_CONCURRENT_STREAMS: self._max_streams,
-                    Setting.INITIAL_WINDOW_SIZE: self.WINDOW,
-                    Setting.MAX_FRAME_SIZE: MAX_FRAME_BYTES,
-                    Setting.MAX_HEADER_LIST_SIZE: MAX_HEADER_LIST_BYTES,
-                }
-            )
-        )
-        self._emit(frames.window_update(0, _CONNECTION_WINDOW - frames.DEFAULT_WINDOW))
         self._handshake = self._loop.call_later(_HANDSHAKE_SECONDS, self._abort)
         self._listener.made(self)
 
@@ -164,6 +170,9 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """It has caught up."""
         self._blocked = False
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
         self._schedule()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
@@ -172,18 +181,15 @@ class Connection(asyncio.Protocol):
         for timer in (self._handshake, self._ending):
             if timer is not None:
                 timer.cancel()
+        self._leave_all()
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             self._lose(stream)
-        self._sendable.clear()
+        self._out.clear()
+        self._handlers = ()  # or they would refer to each other until gc finds them
         self._listener.lost(self)
 
     # What the server calls.
-
-    @property
-    def idle(self) -> bool:
-        """Whether no request is being answered."""
-        return not self._streams
 
     def retire(self) -> None:
         """Lets requests in flight finish and takes no more (RFC 9113 section 6.8).
@@ -193,6 +199,7 @@ class Connection(asyncio.Protocol):
         if self._retiring or self._closing:
             return
         self._retiring = True
+        self._welcome()
         self._emit(frames.goaway(frames.LAST_STREAM, ErrorCode.NO_ERROR))
         self._emit(frames.frame(frames.PING, 0, 0, _RETIRING))
         self._end_in(_NOTICE_SECONDS, self._refuse_more)
@@ -210,6 +217,7 @@ class Connection(asyncio.Protocol):
         if (
             stream.started
             or self._blocked
+            or self._before_block
             or self._sendable
             or size > self._send_window
             or size > stream.send_window
@@ -241,6 +249,8 @@ class Connection(asyncio.Protocol):
         """Sends a header block, in as many frames as it takes."""
         flags = frames.END_STREAM if end else 0
         kind = frames.HEADERS
+        if self._before_block:
+            block, self._before_block = self._before_block + block, b""
         for start in range(0, len(block), self._frame_bytes) or (0,):
             piece = block[start : start + self._frame_bytes]
             if start + self._frame_bytes >= len(block):
@@ -250,14 +260,12 @@ class Connection(asyncio.Protocol):
 
     def send_data(self, stream: Stream, chunks: tuple[Chunk, ...]) -> None:
         """Queues some of a body."""
-        waiting = bool(stream.chunks)
         for chunk in chunks:
             if len(chunk):
                 stream.chunks.append(chunk)
                 stream.queued_bytes += len(chunk)
-        if not waiting and stream.chunks and stream.send_window > 0:
-            self._sendable.append(stream)
-            self._schedule()
+        if not stream.in_turn:
+            self._line_up(stream)
 
     def send_trailers(self, stream: Stream, block: bytes) -> None:
         """Sends the trailers once the body is out."""
@@ -271,7 +279,7 @@ class Connection(asyncio.Protocol):
         """Ends a stream where it is."""
         if self._streams.pop(stream.id, None) is not None:
             self._forget(stream)
-            self._abandoned.append(stream.id)
+            self._abandon(stream.id)
             self._emit(frames.rst_stream(stream.id, code))
             self._close_if_retired()
 
@@ -324,16 +332,32 @@ class Connection(asyncio.Protocol):
         preface = frames.PREFACE
         if data.startswith(preface):
             self._greeted = True
+            self._welcome()
             return len(preface)
         if preface.startswith(data):
-            self._needed = len(preface)
+            self._needed = len(data) + 1
             return 0
         if data.split(b"\r\n", 1)[0].endswith((b"HTTP/1.1", b"HTTP/1.0")):
-            self._out.clear()
             self._emit(_HTTP_1)
             self._hang_up(_FAILED_SECONDS)
             return len(data)
         raise _protocol_error("no HTTP/2 connection preface")
+
+    def _welcome(self) -> None:
+        if self._welcomed:
+            return
+        self._welcomed = True
+        self._emit(
+            frames.settings(
+                {
+                    Setting.MAX_CONCURRENT_STREAMS: self._max_streams,
+                    Setting.INITIAL_WINDOW_SIZE: self.WINDOW,
+                    Setting.MAX_FRAME_SIZE: MAX_FRAME_BYTES,
+                    Setting.MAX_HEADER_LIST_SIZE: MAX_HEADER_LIST_BYTES,
+                }
+            )
+        )
+        self._emit(frames.window_update(0, _CONNECTION_WINDOW - frames.DEFAULT_WINDOW))
 
     def _on_data(self, flags: int, number: int, payload: bytes) -> None:
         size = len(payload)
@@ -343,23 +367,28 @@ class Connection(asyncio.Protocol):
         self._credit(size)
         stream = self._known(number, frames.DATA)
         if stream is None:
+            if not size:
+                self._trifle()
             return
         stream.receive_window -= size
         if stream.receive_window < 0:
             raise Http2Error(
                 ErrorCode.FLOW_CONTROL_ERROR, "more data than the stream's window", number
             )
-        ends = flags & frames.END_STREAM
+        ends = bool(flags & frames.END_STREAM)
         chunk = frames.without_padding(payload, flags) if flags & frames.PADDED else payload
         if len(chunk) < size:
             stream.consumed(size - len(chunk))
+        stream.body_bytes += len(chunk)
+        # First of all: what is now answered needs no RST_STREAM, and grants no more.
+        stream.remote_ended = ends
+        self._check_length(stream)
         if chunk:
-            stream.body_bytes += len(chunk)
             stream.receiver.data(chunk)
         elif not ends:
             self._trifle()
-        if ends and not stream.remote_ended:
-            self._end_request(stream)
+        if ends:
+            stream.receiver.ended()
 
     def _on_headers(self, flags: int, number: int, payload: bytes) -> None:
         payload = frames.without_padding(payload, flags)
@@ -369,6 +398,8 @@ class Connection(asyncio.Protocol):
             payload = payload[5:]
         if not number % 2:
             raise _protocol_error(f"HEADERS: stream {number}, wanted an odd number")
+        if len(payload) > MAX_BLOCK_BYTES:
+            raise _too_long()
         ends = bool(flags & frames.END_STREAM)
         if flags & frames.END_HEADERS:
             self._on_block(number, payload, ends)
@@ -380,11 +411,8 @@ class Connection(asyncio.Protocol):
         if not self._block_stream:
             raise _protocol_error("CONTINUATION without a header block before it")
         self._block.append(payload)
-        if (
-            len(self._block) > _MOST_BLOCK_FRAMES
-            or sum(map(len, self._block)) > MAX_HEADER_LIST_BYTES
-        ):
-            raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "header block: too long or in pieces")
+        if len(self._block) > _MOST_BLOCK_FRAMES or sum(map(len, self._block)) > MAX_BLOCK_BYTES:
+            raise _too_long()
         if flags & frames.END_HEADERS:
             block, self._block = b"".join(self._block), []
             self._block_stream = 0
@@ -392,13 +420,17 @@ class Connection(asyncio.Protocol):
 
     def _on_block(self, number: int, block: bytes, ends: bool) -> None:
         if number <= self._last_stream:
-            self._headers.skip(block)
+            fields = self._headers.decode(block)
             stream = self._known(number, frames.HEADERS)
             if stream is None:
+                self._trifle()
                 return
             if not ends:
                 raise Http2Error(ErrorCode.PROTOCOL_ERROR, "trailers that end nothing", number)
-            self._end_request(stream)
+            check_trailers(fields, number)
+            stream.remote_ended = True
+            self._check_length(stream)
+            stream.receiver.ended()
             return
         self._last_stream = number
         # Whatever is refused, the table of the headers has to follow.
@@ -408,15 +440,17 @@ class Connection(asyncio.Protocol):
         if len(self._streams) >= self._max_streams:
             raise Http2Error(ErrorCode.REFUSED_STREAM, "too many streams", number)
         stream = Stream(number, head, self, self._initial_window, self.WINDOW)
+        stream.remote_ended = ends
+        self._check_length(stream)
         self._streams[number] = stream
         self._listener.accept(stream)
-        if ends and not stream.remote_ended:
-            self._end_request(stream)
+        if ends:
+            stream.receiver.ended()
 
     def _on_rst_stream(self, flags: int, number: int, payload: bytes) -> None:  # noqa: ARG002
         if len(payload) != 4:
             raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "RST_STREAM: wanted 4 bytes")
-        if number == 0 or number > self._last_stream:
+        if self._is_idle(number):
             raise _protocol_error("RST_STREAM: on an idle stream")
         stream = self._streams.pop(number, None)
         if stream is None:
@@ -433,12 +467,17 @@ class Connection(asyncio.Protocol):
         if flags & frames.ACK:
             if payload:
                 raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS: an acknowledgement's text")
+            self._trifle()
             return
         if len(payload) % 6:
             raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS: wanted six bytes each")
         self._trifle()
+        before = self._initial_window
         for key, value in frames.parse_settings(payload):
             self._set(key, value)
+        # Once, however often it was said: each time costs a look at every stream.
+        if self._initial_window != before:
+            self._widen_all(self._initial_window - before)
         if not self._settled:
             self._settled = True
             assert self._handshake is not None
@@ -449,11 +488,11 @@ class Connection(asyncio.Protocol):
         if key == Setting.INITIAL_WINDOW_SIZE:
             if value > frames.MOST_WINDOW:
                 raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS: initial window too large")
-            change, self._initial_window = value - self._initial_window, value
-            for stream in self._streams.values():
-                if stream.send_window + change > frames.MOST_WINDOW:
-                    raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS: a window too large")
-                self._widen(stream, change)
+            self._initial_window = value
+        elif key == Setting.HEADER_TABLE_SIZE:
+            if value < self._peer_table:
+                # Whoever takes less is to be told that less is used (RFC 7541 section 4.2).
+                self._peer_table, self._before_block = 0, without_table()
         elif key == Setting.MAX_FRAME_SIZE:
             if not frames.LEAST_FRAME_BYTES <= value < 2**24:
                 raise _protocol_error("SETTINGS: frame size out of range")
@@ -470,6 +509,8 @@ class Connection(asyncio.Protocol):
         if not flags & frames.ACK:
             self._trifle()
             self._emit(frames.frame(frames.PING, frames.ACK, 0, payload))
+        elif not self._retiring:
+            self._trifle()
         elif payload == _RETIRING and self._retiring:
             self._refuse_more()
 
@@ -479,42 +520,53 @@ class Connection(asyncio.Protocol):
         if len(payload) < 8:
             raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY: wanted at least 8 bytes")
         # The peer opens no more streams, and closes when it has its answers.
+        self._trifle()
 
     def _on_window_update(self, flags: int, number: int, payload: bytes) -> None:  # noqa: ARG002
         if len(payload) != 4:
             raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "WINDOW_UPDATE: wanted 4 bytes")
         increment = frames.parse_long(payload) & frames.MOST_WINDOW
-        if not increment:
-            raise Http2Error(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE: by nothing", number)
+        if number and self._is_idle(number):
+            raise _protocol_error("WINDOW_UPDATE: on an idle stream")
+        self._trifle()
         if number == 0:
+            if not increment:
+                raise _protocol_error("WINDOW_UPDATE: by nothing")
             self._send_window += increment
             if self._send_window > frames.MOST_WINDOW:
                 raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "WINDOW_UPDATE: beyond 2^31 - 1")
             if self._sendable:
                 self._schedule()
             return
-        if number > self._last_stream:
-            raise _protocol_error("WINDOW_UPDATE: on an idle stream")
         stream = self._streams.get(number)
-        if stream is not None:
-            self._widen(stream, increment)
+        if stream is None:
+            return
+        if not increment:
+            raise Http2Error(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE: by nothing", number)
+        if stream.send_window + increment > frames.MOST_WINDOW:
+            raise Http2Error(
+                ErrorCode.FLOW_CONTROL_ERROR, "a stream's window beyond 2^31 - 1", number
+            )
+        self._widen(stream, increment)
 
     def _widen(self, stream: Stream, change: int) -> None:
-        before = stream.send_window
         stream.send_window += change
-        if stream.send_window > frames.MOST_WINDOW:
-            raise Http2Error(
-                ErrorCode.FLOW_CONTROL_ERROR, "a stream's window beyond 2^31 - 1", stream.id
-            )
-        if before <= 0 < stream.send_window and stream.chunks and stream not in self._sendable:
-            self._sendable.append(stream)
-            self._schedule()
+        if not stream.in_turn:
+            self._line_up(stream)
+
+    def _widen_all(self, change: int) -> None:
+        for stream in self._streams.values():
+            if stream.send_window + change > frames.MOST_WINDOW:
+                raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS: a window too large")
+            self._widen(stream, change)
 
     def _on_priority(self, flags: int, number: int, payload: bytes) -> None:  # noqa: ARG002
         if not number:
             raise _protocol_error("PRIORITY: on no stream")
         if len(payload) != 5:
-            raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "PRIORITY: wanted 5 bytes", number)
+            # A stream that there is not cannot be reset.
+            stream = number if number in self._streams else 0
+            raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "PRIORITY: wanted 5 bytes", stream)
         self._trifle()
 
     def _on_push_promise(self, flags: int, number: int, payload: bytes) -> None:  # noqa: ARG002
@@ -527,22 +579,21 @@ class Connection(asyncio.Protocol):
             if stream.remote_ended:
                 raise Http2Error(ErrorCode.STREAM_CLOSED, "a frame after the end", number)
             return stream
-        if number == 0 or number > self._last_stream:
+        if self._is_idle(number):
             raise _protocol_error(f"frame {kind}: on an idle stream")
         if number in self._abandoned:
             return None
         raise Http2Error(ErrorCode.STREAM_CLOSED, f"frame {kind}: on a stream that has ended")
 
-    def _end_request(self, stream: Stream) -> None:
-        stream.remote_ended = True
-        announced = stream.head.content_length
-        if announced is not None and announced != stream.body_bytes:
-            raise Http2Error(
-                ErrorCode.PROTOCOL_ERROR,
-                f"content-length: {announced}, but {stream.body_bytes} bytes came",
-                stream.id,
-            )
-        stream.receiver.ended()
+    def _is_idle(self, number: int) -> bool:
+        return number > self._last_stream or not number % 2
+
+    def _check_length(self, stream: Stream) -> None:
+        announced, got = stream.head.content_length, stream.body_bytes
+        if announced is None or got == announced or (got < announced and not stream.remote_ended):
+            return
+        problem = f"content-length: {announced}, but {got} bytes came"
+        raise Http2Error(ErrorCode.PROTOCOL_ERROR, problem, stream.id)
 
     def _credit(self, count: int) -> None:
         """Grants the connection what it has used; how much a stream may send bounds it."""
@@ -553,6 +604,12 @@ class Connection(asyncio.Protocol):
             self._to_grant = 0
 
     def _trifle(self) -> None:
+        if self._trifles.spend():
+            return
+        # Most of them answer what was sent, which is no flood.
+        frames_now = self._data_frames + self._last_stream
+        self._trifles.earn(_TRIFLES_A_FRAME * (frames_now - self._frames_seen))
+        self._frames_seen = frames_now
         if not self._trifles.spend():
             raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that say nothing")
 
@@ -562,8 +619,6 @@ class Connection(asyncio.Protocol):
         self._out.append(data)
         if not self._flushing:
             self._schedule()
-        if self._blocked and len(self._out) > _MOST_UNREAD:
-            self._abort()
 
     def _schedule(self) -> None:
         # Once in each turn of the loop: what was answered in it goes out in one write.
@@ -573,7 +628,13 @@ class Connection(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._flushing = False
-        if self._transport is None or self._transport.is_closing() or self._blocked:
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._blocked:
+            # What is held here is little, as long as nothing more is asked for.
+            if len(self._out) > _MOST_UNREAD and not self._paused:
+                self._paused = True
+                self._transport.pause_reading()
             return
         if self._sendable:
             self._pump()
@@ -591,6 +652,9 @@ class Connection(asyncio.Protocol):
         out = self._out
         while self._sendable and self._send_window > 0 and room > 0 and not self._blocked:
             stream = self._sendable.popleft()
+            stream.in_turn = False
+            if stream.send_window <= 0:
+                continue  # the peer has changed its mind
             chunk = stream.chunks.popleft()
             size = min(len(chunk), self._frame_bytes, stream.send_window, self._send_window)
             if size < len(chunk):
@@ -599,17 +663,25 @@ class Connection(asyncio.Protocol):
                 chunk = view[:size]
             out.append(frames.head(size, frames.DATA, 0, stream.id))
             out.append(chunk)
+            self._data_frames += 1
             room -= size
             self._send_window -= size
             stream.send_window -= size
             stream.sent(size)
             if stream.chunks:
-                if stream.send_window > 0:
-                    self._sendable.append(stream)
+                self._line_up(stream)
             elif stream.trailers is not None:
                 self.send_head(stream, stream.trailers, end=True)
+                receiver = stream.receiver
                 self._ended(stream)
+                receiver.gone()
         if self._sendable and self._send_window > 0 and not self._blocked:
+            self._schedule()
+
+    def _line_up(self, stream: Stream) -> None:
+        if stream.chunks and stream.send_window > 0:
+            stream.in_turn = True
+            self._sendable.append(stream)
             self._schedule()
 
     # Ends.
@@ -622,9 +694,14 @@ class Connection(asyncio.Protocol):
         stream.receiver = NOBODY  # or the two would refer to each other until gc finds them
         if not stream.remote_ended:
             # Nothing that the peer may still send matters (RFC 9113 section 8.1).
-            self._abandoned.append(stream.id)
+            self._abandon(stream.id)
             self._emit(frames.rst_stream(stream.id, ErrorCode.NO_ERROR))
         self._close_if_retired()
+
+    def _abandon(self, number: int) -> None:
+        self._abandoned[number] = None
+        if len(self._abandoned) > 2 * self._max_streams:
+            del self._abandoned[next(iter(self._abandoned))]
 
     def _lose(self, stream: Stream) -> None:
         """The peer does not want the response any more."""
@@ -638,14 +715,20 @@ class Connection(asyncio.Protocol):
         stream.chunks.clear()
         stream.queued_bytes = 0
         stream.wake()
-        if stream in self._sendable:
+        if stream.in_turn:
+            stream.in_turn = False
             self._sendable.remove(stream)
+
+    def _leave_all(self) -> None:
+        for stream in self._sendable:
+            stream.in_turn = False
+        self._sendable.clear()
 
     def _fail_stream(self, error: Http2Error) -> None:
         stream = self._streams.pop(error.stream, None)
         if stream is not None:
             self._lose(stream)
-        self._abandoned.append(error.stream)
+        self._abandon(error.stream)
         self._emit(frames.rst_stream(error.stream, error.code))
         self._close_if_retired()
         if not self._resets.spend():
@@ -653,6 +736,7 @@ class Connection(asyncio.Protocol):
 
     def _fail(self, code: ErrorCode, problem: str) -> None:
         """Says why, and hangs up."""
+        self._welcome()  # nothing may come before it
         if code is not ErrorCode.NO_ERROR:
             _log.debug("connection of %s: %s: %s", self.peer, code.name, problem)
         self._emit(frames.goaway(self._last_stream, code, problem))
@@ -663,8 +747,9 @@ class Connection(asyncio.Protocol):
         self._closing = True
         assert self._transport is not None
         self._end_in(seconds, self._abort)
-        self._sendable.clear()
-        self._transport.writelines(self._out)
+        self._leave_all()
+        if not self._transport.is_closing():
+            self._transport.writelines(self._out)
         self._out = []
         self._transport.close()
 
@@ -692,6 +777,11 @@ class Connection(asyncio.Protocol):
 
 def _protocol_error(problem: str) -> Http2Error:
     return Http2Error(ErrorCode.PROTOCOL_ERROR, problem)
+
+
+def _too_long() -> Http2Error:
+    problem = f"header block: more than {MAX_BLOCK_BYTES} bytes, or in too many pieces"
+    return Http2Error(ErrorCode.ENHANCE_YOUR_CALM, problem)
 
 
 def _peer(transport: asyncio.Transport) -> str:

@@ -132,6 +132,8 @@ def without_padding(payload: bytes, flags: int) -> bytes:
     """
     if not flags & PADDED:
         return payload
-    if not payload or payload[0] >= len(payload):
+    if not payload:
+        raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "padded, and empty")
+    if payload[0] >= len(payload):
         raise Http2Error(ErrorCode.PROTOCOL_ERROR, "padding longer than the frame")
     return payload[1 : len(payload) - payload[0]]

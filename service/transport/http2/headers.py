@@ -11,8 +11,15 @@ from service.transport.http2.frames import ErrorCode, Http2Error
 
 #: Most bytes that the fields of a request may have, by the count of RFC 9113 section 6.5.2.
 MAX_HEADER_LIST_BYTES: Final = 16_384
-# Blocks kept decoded; a client has one for each method it calls, not many.
+#: Most bytes of a header block. Not all clients heed the list's limit: those a little beyond
+#: it are refused one by one, and the connection lives.
+MAX_BLOCK_BYTES: Final = 32_768
+#: What a table of header fields may hold if nothing else was agreed on.
+TABLE_BYTES: Final = 4096
+_MOST_DECODED_BYTES: Final = 65_536
+# Blocks kept decoded; a client has one for each method it calls, not many, and not long.
 _MOST_CACHED = 64
+_LONGEST_CACHED = 1024
 # How a block begins that changes the size of the table (RFC 7541 section 6.3).
 _RESIZES: Final = frozenset(bytes((byte,)) for byte in range(0x20, 0x40))
 _FORBIDDEN: Final = frozenset(
@@ -32,12 +39,14 @@ class Head:
         fields: The other fields by their lower-case names; those sent several times are
             joined by commas (RFC 9110 section 5.3).
         content_length: Bytes announced, or None.
+        too_large: Whether there were more fields than are taken; they are not kept.
     """
 
     method: str
     path: str
     fields: Mapping[str, str] = field(default_factory=dict)
     content_length: int | None = None
+    too_large: bool = False
 
 
 class HeaderDecoder:
@@ -48,7 +57,7 @@ class HeaderDecoder:
     """
 
     def __init__(self) -> None:
-        self._decoder = hpack.Decoder(MAX_HEADER_LIST_BYTES)
+        self._decoder = hpack.Decoder(_MOST_DECODED_BYTES)
         self._table = self._decoder.header_table.dynamic_entries
         self._known: dict[bytes, Head] = {}
 
@@ -67,19 +76,21 @@ class HeaderDecoder:
         if self._newest() is not newest or block[:1] in _RESIZES:
             self._known.clear()  # indexes mean something else now
             return _head(fields, stream)
-        if len(self._known) >= _MOST_CACHED:
-            self._known.clear()
-        head = self._known[block] = _head(fields, stream)
+        head = _head(fields, stream)
+        if len(block) <= _LONGEST_CACHED:
+            if len(self._known) >= _MOST_CACHED:
+                self._known.clear()
+            self._known[block] = head
         return head
 
-    def skip(self, block: bytes) -> None:
-        """Decodes what nobody wants to see: the table has to follow all the same.
+    def decode(self, block: bytes) -> list[tuple[bytes, bytes]]:
+        """Decodes any block: the table has to follow, whoever wants to see it.
 
         Raises:
             Http2Error: It does not decode.
         """
         self._known.clear()
-        self._decode(block)
+        return self._decode(block)
 
     def _newest(self) -> tuple[bytes, bytes] | None:
         """The entry that came last; all others keep their indexes as long as it is that."""
@@ -93,7 +104,7 @@ class HeaderDecoder:
         except hpack.OversizedHeaderListError as error:
             raise Http2Error(
                 ErrorCode.ENHANCE_YOUR_CALM,
-                f"header list: more than {MAX_HEADER_LIST_BYTES} bytes",
+                f"header list: more than {_MOST_DECODED_BYTES} bytes",
             ) from error
         except hpack.HPACKError as error:
             raise Http2Error(ErrorCode.COMPRESSION_ERROR, f"header block: {error}") from error
@@ -117,6 +128,23 @@ def encode(fields: Iterable[tuple[str, str]]) -> bytes:
 def status_200() -> bytes:
     """The field `:status: 200`, which is in the static table."""
     return b"\x88"
+
+
+def without_table() -> bytes:
+    """What tells a peer, at the beginning of a header block, that no table is used."""
+    return b"\x20"
+
+
+def check_trailers(fields: list[tuple[bytes, bytes]], stream: int) -> None:
+    """Checks the fields after the body of a request; nothing else is done with them.
+
+    Raises:
+        Http2Error: They are malformed.
+    """
+    for name, value in fields:
+        problem = _problem(name, value)
+        if problem:
+            raise Http2Error(ErrorCode.PROTOCOL_ERROR, f"trailers: {problem}", stream)
 
 
 def _literal(text: bytes) -> bytes:
@@ -147,18 +175,16 @@ def _head(fields: list[tuple[bytes, bytes]], stream: int) -> Head:
     regular: dict[str, str] = {}
     length = None
     for name, value in fields:
-        if any(byte in value for byte in b"\0\r\n") or value != value.strip(b" \t"):
-            raise malformed("a field value with a control character or space around it")
         text = value.decode("latin-1")
-        if name.startswith(b":"):
-            if regular or name not in _PSEUDO or name in pseudo:
-                raise malformed("a pseudo-header field unknown, repeated or out of place")
+        if name in _PSEUDO:
+            if regular or name in pseudo:
+                raise malformed("a pseudo-header field repeated or out of place")
+            if problem := _problem(b"x", value):
+                raise malformed(problem)
             pseudo[name] = text
             continue
-        if not name or not _NAME.issuperset(name):
-            raise malformed("a field name that is no lower-case token")
-        if name in _FORBIDDEN or (name == b"te" and value != b"trailers"):
-            raise malformed(f"a field that HTTP/2 has no use for: {name.decode()}")
+        if problem := _problem(name, value):
+            raise malformed(problem)
         if name == b"content-length":
             if not value.isdigit() or len(value) > 18 or length not in (None, int(value)):
                 raise malformed("content-length: wanted one number")
@@ -167,4 +193,19 @@ def _head(fields: list[tuple[bytes, bytes]], stream: int) -> Head:
         regular[key] = f"{regular[key]},{text}" if key in regular else text
     if not pseudo.get(b":path") or b":method" not in pseudo or b":scheme" not in pseudo:
         raise malformed("no :method, :scheme or :path")
+    size = sum(len(name) + len(value) for name, value in fields) + 32 * len(fields)
+    if size > MAX_HEADER_LIST_BYTES:
+        kept = {key: regular[key] for key in ("content-type",) if key in regular}
+        return Head(pseudo[b":method"], pseudo[b":path"], kept, length, too_large=True)
     return Head(pseudo[b":method"], pseudo[b":path"], MappingProxyType(regular), length)
+
+
+def _problem(name: bytes, value: bytes) -> str:
+    """What is wrong with a field that is no pseudo-header field; empty for nothing."""
+    if not name or not _NAME.issuperset(name):
+        return "a field name that is no lower-case token"
+    if b"\0" in value or b"\r" in value or b"\n" in value or value != value.strip(b" \t"):
+        return "a field value with a control character or space around it"
+    if name in _FORBIDDEN or (name == b"te" and value != b"trailers"):
+        return f"a field that HTTP/2 has no use for: {name.decode()}"
+    return ""

@@ -26,7 +26,7 @@ class Receiver(Protocol):
         """The body is complete."""
 
     def gone(self) -> None:
-        """Nobody waits for the response any more."""
+        """Nobody waits for the response any more, or it had to wait and is out now."""
 
 
 class _Nobody:
@@ -57,6 +57,7 @@ class Stream:
         remote_ended: Whether the body is complete.
         local_ended: Whether the response is complete.
         started: Whether the response has begun.
+        in_turn: Whether it stands in the connection's line of those that have data to send.
         body_bytes: Length of the body so far.
     """
 
@@ -68,6 +69,7 @@ class Stream:
         "chunks",
         "head",
         "id",
+        "in_turn",
         "local_ended",
         "queued_bytes",
         "receive_window",
@@ -89,6 +91,7 @@ class Stream:
         self.remote_ended = False
         self.local_ended = False
         self.started = False
+        self.in_turn = False
         self.body_bytes = 0
         # What waits for windows, and what follows it.
         self.chunks: deque[Chunk] = deque()
@@ -141,7 +144,7 @@ class Stream:
 
     def consumed(self, count: int) -> None:
         """Lets the peer send so many bytes more."""
-        if self.remote_ended:
+        if self.remote_ended or self.local_ended:
             return
         self._to_grant += count
         if self._to_grant >= self._connection.WINDOW // 2:

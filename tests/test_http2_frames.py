@@ -1,0 +1,80 @@
+"""Frames of HTTP/2 as bytes, against the hyperframe library, and what a peer may spend."""
+
+import pytest
+from hyperframe import frame as reference
+
+from service.transport.http2 import frames
+from service.transport.http2.budget import Budget
+from service.transport.http2.frames import ErrorCode, Http2Error, Setting
+
+
+def by_hyperframe(data: bytes) -> reference.Frame:
+    made, length = reference.Frame.parse_frame_header(memoryview(data[:9]))
+    assert length == len(data) - 9
+    made.parse_body(memoryview(data[9:]))
+    return made
+
+
+def test_what_is_written_is_read_alike_by_another_library():
+    settings = by_hyperframe(
+        frames.settings({Setting.MAX_CONCURRENT_STREAMS: 7, Setting.MAX_FRAME_SIZE: 2**20})
+    )
+    assert settings.settings == {3: 7, 5: 2**20}
+    update = by_hyperframe(frames.window_update(3, 2**31 - 1))
+    assert (update.stream_id, update.window_increment) == (3, 2**31 - 1)
+    reset = by_hyperframe(frames.rst_stream(5, ErrorCode.CANCEL))
+    assert (reset.stream_id, reset.error_code) == (5, 8)
+    goaway = by_hyperframe(frames.goaway(9, ErrorCode.ENHANCE_YOUR_CALM, "why"))
+    assert (goaway.last_stream_id, goaway.error_code, goaway.additional_data) == (9, 11, b"why")
+    data = by_hyperframe(frames.frame(frames.DATA, frames.END_STREAM, 11, b"abc"))
+    assert (data.stream_id, data.data, "END_STREAM" in data.flags) == (11, b"abc", True)
+
+
+def test_the_head_of_a_frame_is_read_as_it_was_written():
+    data = frames.head(0x123456, 9, 0xFF, 2**31 - 1)
+    assert frames.parse_head(b"xx" + data, 2) == (0x123456, 9, 0xFF, 2**31 - 1)
+    # The highest bit is reserved, and to be ignored.
+    assert frames.parse_head(b"\0\0\0\0\0\x80\0\0\x05", 0)[3] == 5
+
+
+def test_settings_are_read_in_their_order_unknown_ones_too():
+    data = reference.SettingsFrame(0, settings={4: 1, 0xF0: 2}).serialize()[9:]
+    assert list(frames.parse_settings(data)) == [(4, 1), (0xF0, 2)]
+
+
+@pytest.mark.parametrize("padding", [0, 1, 200])
+def test_padding_is_taken_off(padding):
+    payload = bytes((padding,)) + b"body" + bytes(padding)
+    assert frames.without_padding(payload, frames.PADDED) == b"body"
+    assert frames.without_padding(payload, 0) == payload
+
+
+@pytest.mark.parametrize(
+    ("payload", "code"),
+    [
+        (b"", ErrorCode.FRAME_SIZE_ERROR),
+        (b"\x01", ErrorCode.PROTOCOL_ERROR),
+        (b"\x05four", ErrorCode.PROTOCOL_ERROR),
+    ],
+)
+def test_padding_longer_than_the_frame_is_an_error(payload, code):
+    with pytest.raises(Http2Error) as caught:
+        frames.without_padding(payload, frames.PADDED)
+    assert (caught.value.code, caught.value.stream) == (code, 0)
+    assert frames.without_padding(b"\x04four", frames.PADDED) == b""
+
+
+def test_a_budget_has_a_burst_and_a_rate():
+    now = 0.0
+    budget = Budget(3, 2.0, lambda: now)
+    assert [budget.spend() for _ in range(4)] == [True, True, True, False]
+    now = 0.4
+    assert not budget.spend()
+    now = 0.5
+    assert [budget.spend() for _ in range(2)] == [True, False]
+    now = 1000.0
+    assert [budget.spend() for _ in range(4)] == [True, True, True, False]
+    budget.earn(2)
+    assert [budget.spend() for _ in range(3)] == [True, True, False]
+    budget.earn(10)
+    assert [budget.spend() for _ in range(4)] == [True, True, True, False]
