@@ -338,14 +338,8 @@ def test_a_bug_is_an_error_in_the_trace(receiver, tmp_path):
     arguments = ("--otlp-endpoint", receiver.endpoint)
     with Server(tmp_path / "models", tmp_path / "log", *arguments, env=FAST) as server:
         server.wait_until_serving()
-        with grpc.insecure_channel(server.target) as channel, pytest.raises(grpc.RpcError):
-            tensor = tensor_pb2.Tensor(
-                dtype=tensor_pb2.DATA_TYPE_FLOAT32,
-                shape=(1, 3),
-                data=np.full(3, 99, "<f4").tobytes(),
-            )
-            stub = latent_service_pb2_grpc.LatentServiceStub(channel)
-            stub.Decode(pb.DecodeRequest(latents=tensor))
+        with Client(server.target) as client, pytest.raises(InternalError):
+            client.decode(np.full((1, 3), 99, np.float32))
         (span,) = receiver.wait_for(1)
     assert span.status.code == Status.STATUS_CODE_ERROR
     assert attributes(span)["rpc.response.status_code"] == "INTERNAL"
