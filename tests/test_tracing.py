@@ -13,7 +13,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from latentserve.client import Client
+from latentserve.client import Client, InternalError
 from latentserve.v1 import latent_service_pb2 as pb
 from latentserve.v1 import latent_service_pb2_grpc
 from service import tracing as service_tracing
