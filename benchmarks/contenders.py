@@ -9,12 +9,16 @@ from benchmarks.servers.echo_program import TRANSPORTS
 from benchmarks.servers.ours import Ours
 from benchmarks.servers.plain import Plain
 from benchmarks.servers.server import Contender
+from benchmarks.servers.triton import Triton
 
 CONTENDERS: Mapping[str, Callable[[str], Contender]] = {
     "bare": Bare,
     **{f"echo-{each}": lambda name, each=each: Echo(name, each) for each in TRANSPORTS},  # type: ignore[misc]
     "plain": Plain,
     "ours": Ours,
+    "triton": Triton,
+    # Two instances of each model: at most as much again of the calls with many images.
+    "triton-2": lambda name: Triton(name, instances=2),
 }
 
 

@@ -1,6 +1,6 @@
 """What others cost a single caller: one Encode at a time, alone and beside large work.
 
-    .venv/bin/python benchmarks/fairness.py --model mnist2d
+    .venv/bin/python -m benchmarks.fairness --model mnist2d
 
 Serves a model and times calls of one image, one in flight: alone, beside a stream of
 100,000 samples, and beside two callers of 4096 images a call. Each load comes from a
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 
-from stream_memory import server
+from benchmarks.stream_memory import server
 
 STREAM = ("--rpc", "sample-stream", "--rows", "100000")
 LARGE = ("--rpc", "encode", "--rows", "4096", "--concurrency", "2")

@@ -274,13 +274,13 @@ def test_a_server_that_is_not_there_is_named(kind):
 
 
 def test_a_bug_of_the_server_tells_its_name_in_the_log(kind, tmp_path):
-    write_tiny(tmp_path / "models" / "fails", only_batches_of_4=True)
+    write_tiny(tmp_path / "models" / "fails", fails_above=10.0)
     with (
         Server(tmp_path / "models", tmp_path / "log").wait_until_serving() as server,
         connect(kind, server.target) as client,
     ):
         with pytest.raises(InternalError) as caught:
-            client.decode(np.zeros((3, 3), np.float32))
+            client.decode(np.full((3, 3), 99, np.float32))
         assert caught.value.request_id in server.log.read_text()
         assert len(caught.value.request_id) == 16
 

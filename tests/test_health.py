@@ -124,7 +124,7 @@ def test_draining_it_is_live_and_not_serving_until_what_runs_has_ended(models, t
 
 
 def test_a_lost_device_is_neither_ready_nor_live(tmp_path):
-    write_tiny(tmp_path / "models" / "fails", only_batches_of_4=True)
+    write_tiny(tmp_path / "models" / "fails", fails_above=10.0)
     program = "tests.lost_device"
     with (
         Watched(tmp_path / "models", tmp_path / "log", *WITH_HTTP, program=program) as server,
@@ -132,21 +132,21 @@ def test_a_lost_device_is_neither_ready_nor_live(tmp_path):
     ):
         server.wait_for(WELL)
         with pytest.raises(LatentserveError):
-            client.decode(np.zeros((3, 3), np.float32))
+            client.decode(np.full((3, 3), 99, np.float32))
         server.wait_for(DEAD)
         assert server.health(f"{SERVICE}/fails") == NOT_SERVING
         assert "is lost, wanted a restart: CUDA error 719" in server.log.read_text()
 
 
 def test_a_graph_that_fails_on_a_device_that_works_changes_nothing(tmp_path):
-    write_tiny(tmp_path / "models" / "fails", only_batches_of_4=True)
+    write_tiny(tmp_path / "models" / "fails", fails_above=10.0)
     with (
         Watched(tmp_path / "models", tmp_path / "log", *WITH_HTTP) as server,
         Client(server.target) as client,
     ):
         server.wait_for(WELL)
         with pytest.raises(LatentserveError):
-            client.decode(np.zeros((3, 3), np.float32))
+            client.decode(np.full((3, 3), 99, np.float32))
         time.sleep(0.3)
         assert server.state() == WELL
 

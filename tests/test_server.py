@@ -443,13 +443,13 @@ def test_concurrent_callers_get_their_own_rows(client):
 
 def test_an_internal_error_shows_an_id_and_not_its_text(tiny, tmp_path):
     shutil.rmtree(tiny)
-    write_tiny(tiny / "fails", only_batches_of_4=True)
+    write_tiny(tiny / "fails", fails_above=10.0)
     with (
         Server(tiny, tmp_path / "log").wait_until_serving() as server,
         Client(server.target) as client,
     ):
         with pytest.raises(Exception, match=r"internal error, request id [0-9a-f]{16}") as caught:
-            client.decode(np.zeros((3, 3), np.float32))
+            client.decode(np.full((3, 3), 99, np.float32))
         assert caught.value.code == grpc.StatusCode.INTERNAL
         request_id = str(caught.value).split()[-1]
         assert request_id in server.log.read_text()

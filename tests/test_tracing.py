@@ -13,7 +13,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from latentserve.client import Client
+from latentserve.client import Client, InternalError
 from latentserve.v1 import latent_service_pb2 as pb
 from latentserve.v1 import latent_service_pb2_grpc
 from service import tracing as service_tracing
@@ -334,12 +334,12 @@ def test_what_is_left_is_sent_at_the_end(receiver, models, tmp_path):
 
 
 def test_a_bug_is_an_error_in_the_trace(receiver, tmp_path):
-    write_tiny(tmp_path / "models" / "fails", only_batches_of_4=True)
+    write_tiny(tmp_path / "models" / "fails", fails_above=10.0)
     arguments = ("--otlp-endpoint", receiver.endpoint)
     with Server(tmp_path / "models", tmp_path / "log", *arguments, env=FAST) as server:
         server.wait_until_serving()
-        with grpc.insecure_channel(server.target) as channel, pytest.raises(grpc.RpcError):
-            latent_service_pb2_grpc.LatentServiceStub(channel).Sample(pb.SampleRequest(count=3))
+        with Client(server.target) as client, pytest.raises(InternalError):
+            client.decode(np.full((1, 3), 99, np.float32))
         (span,) = receiver.wait_for(1)
     assert span.status.code == Status.STATUS_CODE_ERROR
     assert attributes(span)["rpc.response.status_code"] == "INTERNAL"

@@ -23,7 +23,7 @@ def write_tiny(
     dim: int = 3,
     seed: int = 0,
     golden_error: float = 0.0,
-    only_batches_of_4: bool = False,
+    fails_above: float | None = None,
 ) -> Path:
     """Writes a linear autoencoder with random weights as the next version of a model.
 
@@ -33,7 +33,7 @@ def write_tiny(
         dim: D.
         seed: Of the weights.
         golden_error: Added to the golden logits, to make a bundle that must be refused.
-        only_batches_of_4: Let the decoder fail for any other batch.
+        fails_above: Let the decoder fail on a batch with a larger latent.
     """
     rng = np.random.default_rng(seed)
     pixels = int(np.prod(shape))
@@ -54,13 +54,11 @@ def write_tiny(
         "decoder.image": 1 / (1 + np.exp(-logits)),
         "decoder.logits": logits + np.float32(golden_error),
     }
-    if only_batches_of_4:
-        weights["bias"] = np.zeros((4, pixels), np.float32)
     buffer = io.BytesIO()
     np.savez(buffer, **golden)  # type: ignore[arg-type]
     files = {
         "encoder.onnx": _encoder(weights, shape, dim),
-        "decoder.onnx": _decoder(weights, shape, dim),
+        "decoder.onnx": _decoder(weights, shape, dim, fails_above),
         "golden.npz": buffer.getvalue(),
     }
     return write_bundle(model, files, lambda version: _manifest(model, version, files, shape, dim))
@@ -74,17 +72,28 @@ def _encoder(weights: dict[str, Array], shape: tuple[int, int, int], dim: int) -
     return _model(nodes, {"image": ("N", *shape)}, dict.fromkeys(heads, ("N", dim)), constants)
 
 
-def _decoder(weights: dict[str, Array], shape: tuple[int, int, int], dim: int) -> bytes:
-    # A bias of four rows cannot be added to three.
-    bias = weights.get("bias", np.zeros(1, np.float32))
-    nodes = [
-        helper.make_node("MatMul", ["z", "w"], ["product"]),
-        helper.make_node("Add", ["product", "bias"], ["flat"]),
+def _decoder(
+    weights: dict[str, Array], shape: tuple[int, int, int], dim: int, fails_above: float | None
+) -> bytes:
+    nodes = [helper.make_node("MatMul", ["z", "w"], ["flat"])]
+    constants = {"w": weights["logits"]}
+    if fails_above is not None:
+        # A constant of one element has none of index 1.
+        constants |= {"limit": np.float32(fails_above), "only": np.zeros(1, np.float32)}
+        nodes = [
+            helper.make_node("MatMul", ["z", "w"], ["product"]),
+            helper.make_node("ReduceMax", ["z"], ["largest"], keepdims=0),
+            helper.make_node("Greater", ["largest", "limit"], ["too_large"]),
+            helper.make_node("Cast", ["too_large"], ["index"], to=TensorProto.INT64),
+            helper.make_node("Gather", ["only", "index"], ["nothing"]),
+            helper.make_node("Add", ["product", "nothing"], ["flat"]),
+        ]
+    nodes += [
         helper.make_node("Reshape", ["flat", "shape"], ["logits"]),
         helper.make_node("Sigmoid", ["logits"], ["image"]),
     ]
     reshape = np.array([-1, *shape], np.int64)
-    constants = {"w": weights["logits"], "bias": bias, "shape": reshape}
+    constants["shape"] = reshape
     outputs = {"image": ("N", *shape), "logits": ("N", *shape)}
     return _model(nodes, {"z": ("N", dim)}, outputs, constants)
 
@@ -96,7 +105,9 @@ def _model(nodes, inputs, outputs, constants) -> bytes:  # type: ignore[no-untyp
             for name, shape in specs.items()
         ]
 
-    initializers = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    initializers = [
+        numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()
+    ]
     graph = helper.make_graph(nodes, "tiny", values(inputs), values(outputs), initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.checker.check_model(model)

@@ -151,7 +151,7 @@ class Http2Transport:
             return
         rpc = self._rpcs.get(head.path)
         if rpc is None:
-            refuse(stream, Unimplemented(f"no method {shortened(head.path)}"))
+            refuse(stream, Unimplemented(f"Method not found! ({shortened(head.path)})"))
             return
         if head.too_large:
             limit = f"wanted at most {MAX_HEADER_LIST_BYTES} bytes"

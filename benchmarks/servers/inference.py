@@ -1,0 +1,52 @@
+"""Requests and answers of the Open Inference Protocol, as Triton, MLServer and KServe speak it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.servers import stubs
+from benchmarks.servers.server import Call
+from benchmarks.shapes import Shape
+
+_DATATYPES = {"uint8": "UINT8", "float32": "FP32"}
+_ARRAYS = {"UINT8": np.uint8, "FP32": np.float32}
+
+
+def inference_call(shape: Shape, model: str, outputs: Sequence[str] = ()) -> Call:
+    """The request of a shape, its array as raw bytes.
+
+    Args:
+        shape: What to ask.
+        model: Name of the model.
+        outputs: What to ask for by name, in the order of `Call.read`; nothing for all.
+    """
+    messages, _services = stubs.load("inference")
+    array = shape.array()
+    sent = "float32" if shape.rpc == "decode" else shape.dtype
+    request = messages.ModelInferRequest(
+        model_name=model,
+        inputs=[
+            messages.ModelInferRequest.InferInputTensor(
+                name="image" if shape.rpc == "encode" else "z",
+                datatype=_DATATYPES[sent],
+                shape=array.shape,
+            )
+        ],
+        outputs=[
+            messages.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in outputs
+        ],
+        raw_input_contents=[array.tobytes()],
+    )
+
+    def read(answer: bytes) -> list[NDArray[Any]]:
+        reply = messages.ModelInferResponse.FromString(answer)
+        arrays = {
+            output.name: np.frombuffer(raw, _ARRAYS[output.datatype])
+            for output, raw in zip(reply.outputs, reply.raw_output_contents, strict=True)
+        }
+        order = ("mean", "log_var") if shape.rpc == "encode" else ("image",)
+        return [arrays[name] for name in order]
+
+    return Call("/inference.GRPCInferenceService/ModelInfer", request.SerializeToString(), read)

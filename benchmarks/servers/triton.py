@@ -1,0 +1,119 @@
+"""NVIDIA's tritonserver, started directly, with its python backend and dynamic batching.
+
+Its binary comes from the wheel of nvidia-pytriton. Started so it is several times quicker
+than through pytriton, which hands every request to another process of its own.
+"""
+
+import shutil
+import socket
+from pathlib import Path
+
+from benchmarks.environments import python
+from benchmarks.graphs import graph
+from benchmarks.processes import CACHE, Program
+from benchmarks.servers.inference import inference_call
+from benchmarks.servers.server import Call, Server
+from benchmarks.shapes import LATENTS, PIXELS, Shape
+
+_TENSORS = {
+    "encode": ([("image", PIXELS)], [("mean", LATENTS), ("log_var", LATENTS)]),
+    "decode": ([("z", LATENTS)], [("image", PIXELS)]),
+}
+_TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}
+_CONFIG = """\
+name: "{name}"
+backend: "python"
+max_batch_size: 1024
+{tensors}
+dynamic_batching {{}}
+instance_group [{{ count: {instances}, kind: KIND_CPU }}]
+parameters {{ key: "graph" value {{ string_value: "{graph}" }} }}
+parameters {{ key: "dtype" value {{ string_value: "{dtype}" }} }}
+parameters {{ key: "threads" value {{ string_value: "{threads}" }} }}
+"""
+
+
+class Triton(Server):
+    """tritonserver with a model for each call and dtype.
+
+    Args:
+        name: In the table.
+        instances: Of each model.
+        threads: Of each instance.
+    """
+
+    def __init__(self, name: str, instances: int = 1, threads: int = 1):
+        super().__init__(name)
+        self._instances = instances
+        self._threads = threads
+
+    def launch(self) -> Program:
+        """See `Server`."""
+        environment = python("triton").parent.parent
+        packages = environment / "lib" / "python3.11" / "site-packages"
+        home = packages / "pytriton" / "tritonserver"
+        folder = CACHE / self.name
+        shutil.rmtree(folder, ignore_errors=True)
+        for rpc in ("encode", "decode"):
+            for dtype in ("uint8", "float32"):
+                self._write(folder / "models", rpc, dtype)
+        # The backend looks for its stub beside itself; the wheel has one for each Python.
+        backend = folder / "backends" / "python"
+        shutil.copytree(home / "backends" / "python", backend)
+        shutil.copy2(home / "python_backend_stubs" / "3.11" / "triton_python_backend_stub", backend)
+        self.port = _free_port()
+        return Program(
+            [home / "bin" / "tritonserver", f"--model-repository={folder / 'models'}",
+             f"--backend-directory={folder / 'backends'}", "--allow-http=false",
+             "--allow-metrics=false", "--grpc-address=127.0.0.1", f"--grpc-port={self.port}",
+             f"--backend-config=python,shm-region-prefix-name={self.name}{self.port}"],
+            self.name,
+            env={
+                "LD_LIBRARY_PATH": str(packages / "nvidia_pytriton.libs"),
+                # The Python in it is found as a shell would find it.
+                "PATH": f"{environment / 'bin'}:/usr/local/bin:/usr/bin:/bin",
+                "PYTHONHOME": "",
+            },
+        )  # fmt: skip
+
+    def start(self) -> None:
+        """See `Contender`."""
+        super().start()
+        self.wait_until_answering(Shape("decode", 1, "uint8", 1, 1))
+
+    def takes(self, shape: Shape) -> bool:  # noqa: ARG002
+        """See `Contender`."""
+        return True
+
+    def call(self, shape: Shape) -> Call:
+        """See `Server`."""
+        return inference_call(shape, f"{shape.rpc}_{shape.dtype}")
+
+    def _write(self, models: Path, rpc: str, dtype: str) -> None:
+        """Writes a model's folder."""
+        model = models / f"{rpc}_{dtype}"
+        (model / "1").mkdir(parents=True)
+        inputs, outputs = _TENSORS[rpc]
+        tensors = "\n".join(
+            f'{kind} [{{ name: "{name}" data_type: '
+            f"{_TYPES[dtype if name == 'image' else 'float32']} dims: [{size}] }}]"
+            for kind, each in (("input", inputs), ("output", outputs))
+            for name, size in each
+        )
+        config = _CONFIG.format(
+            name=model.name,
+            tensors=tensors,
+            instances=self._instances,
+            graph=graph(rpc),
+            dtype=dtype,
+            threads=self._threads,
+        )
+        (model / "config.pbtxt").write_text(config)
+        shutil.copyfile(Path(__file__).with_name("triton_model.py"), model / "1" / "model.py")
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
