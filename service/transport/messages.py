@@ -11,6 +11,8 @@ PREFIX_BYTES: Final = 5
 ENCODINGS: Final = "identity,deflate,gzip"
 # What is not worth counting: as many as a connection has streams are still little.
 _SMALL_BYTES: Final = 16_384
+# How much smaller deflate makes what it likes best.
+_MOST_DEFLATED: Final = 1032
 # What zlib is told of the header: zlib's own, or gzip's.
 _WINDOW_BITS: Final = {"deflate": 15, "gzip": 31}
 
@@ -136,7 +138,7 @@ class Reader:
         if self._encoding == "gzip":
             # It ends with the length of what is in it: a bomb that is honest costs nothing.
             length = int.from_bytes(body[-4:], "little")
-            if length > self._max_bytes:
+            if self._max_bytes < length <= _MOST_DEFLATED * len(body):
                 raise too_large(length, self._max_bytes)
         try:
             stream = zlib.decompressobj(bits)
