@@ -10,6 +10,7 @@ from benchmarks.servers.kserve import KServe
 from benchmarks.servers.mlserver import MLServer
 from benchmarks.servers.ours import Ours
 from benchmarks.servers.plain import Plain
+from benchmarks.servers.pyvoy import Pyvoy, PyvoyEcho
 from benchmarks.servers.rayserve import RayServe
 from benchmarks.servers.server import Contender
 from benchmarks.servers.triton import Triton
@@ -17,8 +18,10 @@ from benchmarks.servers.triton import Triton
 CONTENDERS: Mapping[str, Callable[[str], Contender]] = {
     "bare": Bare,
     **{f"echo-{each}": lambda name, each=each: Echo(name, each) for each in TRANSPORTS},  # type: ignore[misc]
+    "echo-pyvoy": PyvoyEcho,
     "plain": Plain,
     "ours": Ours,
+    "pyvoy": Pyvoy,
     "triton": Triton,
     # Two instances of each model: at most as much again of the calls with many images.
     "triton-2": lambda name: Triton(name, instances=2),
