@@ -1,9 +1,9 @@
 """Replies whose large field is not copied into them.
 
 protobuf builds a message in memory and then writes it out into a buffer that it enlarges as
-it goes: for the 3 MB of a thousand float32 images that takes a fifth of the time that it
-takes to compute them. So everything else is written by protobuf, and the bytes are put into
-their place, as its encoding is documented (protobuf.dev/programming-guides/encoding).
+it goes, which for large replies costs more than anything but the graph. So everything else
+is written by protobuf, and the bytes are put into their place, as its encoding is documented
+(protobuf.dev/programming-guides/encoding).
 """
 
 from collections.abc import Sequence
