@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from latentserve.client import Client
-from tests.processes import Server, latentserve
+from tests.processes import TRANSPORTS, Server, latentserve
 
 # Few, but on the real data and with every part of the way a long run takes.
 TRAINING = ("--preset", "dense", "--data", "mnist", "--steps", "500")
@@ -36,6 +36,24 @@ def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     log = tmp_path_factory.mktemp("server") / "log"
     with Server(models, log) as running:
         yield running.wait_until_serving()
+
+
+@pytest.fixture(scope="session", params=TRANSPORTS)
+def each_server(
+    request: pytest.FixtureRequest, models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """Servers of the trained bundle, one of each transport, for tests that run over both."""
+    log = tmp_path_factory.mktemp(f"server-{request.param}") / "log"
+    with Server(models, log, "--transport", request.param) as running:
+        yield running.wait_until_serving()
+
+
+@pytest.fixture(scope="module", params=TRANSPORTS)
+def each_transport(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Has the servers that a test starts use one transport, and then the other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LATENTSERVE_TRANSPORT", request.param)
+        yield request.param
 
 
 @pytest.fixture

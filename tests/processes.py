@@ -11,6 +11,8 @@ from types import TracebackType
 from latentserve.client import Client, Unavailable
 
 _SECONDS = 60.0
+#: What may carry the calls: where that could matter, tests run over each.
+TRANSPORTS = ("http2", "grpcio")
 
 
 def latentserve(

@@ -28,6 +28,11 @@ DIM = 32
 
 
 @pytest.fixture(scope="module")
+def server(each_server: Server) -> Server:
+    return each_server
+
+
+@pytest.fixture(scope="module")
 def stub(server: Server) -> Iterator[latent_service_pb2_grpc.LatentServiceStub]:
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     with grpc.insecure_channel(server.target, options=options) as channel:

@@ -19,6 +19,11 @@ from tests.tiny import write_tiny
 DIM = 32
 
 
+@pytest.fixture(scope="module")
+def server(each_server: Server) -> Server:
+    return each_server
+
+
 @pytest.fixture(params=KINDS)
 def kind(request):
     return request.param
@@ -31,11 +36,12 @@ def client(kind, server):
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
+def tiny(each_transport, tmp_path_factory):
     """A server that takes 5 rows at a time."""
     folder = tmp_path_factory.mktemp("tiny")
     write_tiny(folder / "models" / "tiny")
-    with Server(folder / "models", folder / "log", "--max-rows", "5") as server:
+    arguments = ("--max-rows", "5", "--transport", each_transport)
+    with Server(folder / "models", folder / "log", *arguments) as server:
         yield server.wait_until_serving()
 
 
@@ -147,6 +153,7 @@ def test_time_that_the_caller_takes_does_not_count(client):
         assert len(chunk.images) == 40
 
 
+@pytest.mark.usefixtures("each_transport")
 def test_a_stream_goes_on_when_its_server_was_replaced(kind, tmp_path):
     """Killed in the middle: nothing is lost, nothing comes twice, each row is the same."""
     write_tiny(tmp_path / "models" / "one")
@@ -193,6 +200,7 @@ def test_a_bad_batch_far_behind_good_ones_is_named_as_well(client):
             list(client.decode_stream([*batches, *batches], window=window))
 
 
+@pytest.mark.usefixtures("each_transport")
 def test_a_connection_that_breaks_before_the_first_message_ends_the_stream(kind, tmp_path):
     """The retry of gRPC itself never ended here, and could not be cancelled."""
     write_tiny(tmp_path / "models" / "one")

@@ -89,6 +89,7 @@ def test_nothing_that_can_be_loaded_is_live_and_not_ready(tmp_path):
         assert server.health(f"{SERVICE}/bad") == NOT_SERVING
 
 
+@pytest.mark.usefixtures("each_transport")
 def test_a_reload_and_a_refused_version_leave_it_serving(tmp_path):
     write_tiny(tmp_path / "models" / "one", seed=1)
     arguments = (*WITH_HTTP, "--admin")
@@ -104,6 +105,7 @@ def test_a_reload_and_a_refused_version_leave_it_serving(tmp_path):
         assert metrics(server)["latentserve_model_refused", (("model", "one"),)] == 1
 
 
+@pytest.mark.usefixtures("each_transport")
 def test_draining_it_is_live_and_not_serving_until_what_runs_has_ended(models, tmp_path):
     with Watched(models, tmp_path / "log", *WITH_HTTP) as server:
         server.wait_for(WELL)
@@ -164,6 +166,7 @@ def metrics(server: Watched) -> dict:
     }
 
 
+@pytest.mark.usefixtures("each_transport")
 def test_calls_of_a_real_server_are_counted(models, tmp_path):
     with (
         Watched(models, tmp_path / "log", *WITH_HTTP) as server,

@@ -22,6 +22,11 @@ EXAMPLE = Path("examples", "node")
 
 
 @pytest.fixture(scope="module")
+def server(each_server: Server) -> Server:
+    return each_server
+
+
+@pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the example beside a copy of the protos, with what it needs installed."""
     folder = tmp_path_factory.mktemp("checkout")

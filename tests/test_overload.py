@@ -18,10 +18,11 @@ LARGE = pb.SampleRequest(count=4096, seed=1, format=pb.IMAGE_FORMAT_UINT8)
 
 
 @pytest.fixture(scope="module")
-def narrow(models, tmp_path_factory):
+def narrow(each_transport, models, tmp_path_factory):
     """A server with room for one large call."""
     log = tmp_path_factory.mktemp("narrow") / "log"
-    with Server(models, log, "--max-queue-rows", "5000", "--http-port", "0") as server:
+    arguments = ("--max-queue-rows", "5000", "--http-port", "0", "--transport", each_transport)
+    with Server(models, log, *arguments) as server:
         yield server.wait_until_serving()
 
 
@@ -101,6 +102,7 @@ def test_callers_who_leave_free_their_room(narrow):
         assert _admitted(stub).images.tensor.shape[0] == 4096
 
 
+@pytest.mark.usefixtures("each_transport")
 def test_a_single_request_larger_than_the_room_is_computed_alone(models, tmp_path):
     with (
         Server(models, tmp_path / "log", "--max-queue-rows", "10").wait_until_serving() as server,

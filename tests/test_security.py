@@ -90,6 +90,7 @@ def wait_until_serving(make_channel) -> None:
 # ------------------------------------------------------------------------ TLS
 
 
+@pytest.mark.usefixtures("each_transport")
 def test_who_trusts_the_authority_is_answered_and_nobody_else(folder, authority, tmp_path):
     certificate, key = write(authority.issue_cert("localhost"), tmp_path)
     arguments = ("--tls-cert", certificate, "--tls-key", key)
@@ -105,6 +106,7 @@ def test_who_trusts_the_authority_is_answered_and_nobody_else(folder, authority,
         assert pem.strip() == Path(certificate).read_text().strip()
 
 
+@pytest.mark.usefixtures("each_transport")
 def test_a_certificate_that_was_replaced_is_served_to_new_connections(folder, authority, tmp_path):
     certificate, key = write(authority.issue_cert("localhost"), tmp_path)
     arguments = ("--tls-cert", certificate, "--tls-key", key)
@@ -124,6 +126,7 @@ def test_a_certificate_that_was_replaced_is_served_to_new_connections(folder, au
         assert "those before go on" in server.log.read_text()
 
 
+@pytest.mark.usefixtures("each_transport")
 def test_mtls_asks_for_a_certificate_of_the_right_authority(folder, authority, tmp_path):
     certificate, key = write(authority.issue_cert("localhost"), tmp_path)
     ca = tmp_path / "clients.pem"
@@ -166,10 +169,11 @@ def test_a_certificate_without_a_key_is_a_wrong_setting(folder, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def guarded(folder, tmp_path_factory):
+def guarded(each_transport, folder, tmp_path_factory):
     path = tmp_path_factory.mktemp("guarded") / "tokens"
     path.write_text(TOKEN)
     arguments = ("--token-file", str(path), "--reflection", "--admin")
+    arguments += ("--transport", each_transport)
     with Server(folder / "models", path.with_name("log"), *arguments) as server:
         yield server.wait_until_serving(), path
 

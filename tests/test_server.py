@@ -218,6 +218,7 @@ def test_auto_falls_back_to_the_cpu_and_says_so(tiny, tmp_path):
         assert c.model().devices == {"encoder": "cpu", "decoder": "cpu"}
 
 
+@pytest.mark.usefixtures("each_transport")
 def test_a_taken_port_is_refused(tiny, tmp_path):
     with Server(tiny, tmp_path / "log") as server:
         port = server.target.rpartition(":")[2]
@@ -227,6 +228,7 @@ def test_a_taken_port_is_refused(tiny, tmp_path):
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.usefixtures("each_transport")
 def test_a_port_taken_with_so_reuseport_is_refused_too(tiny):
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -255,6 +257,7 @@ def test_a_wrong_setting_is_one_clear_line(tiny, arguments, text):
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+@pytest.mark.usefixtures("each_transport")
 def test_a_port_taken_on_one_address_of_a_host_is_refused(tiny, host):
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
@@ -265,6 +268,7 @@ def test_a_port_taken_on_one_address_of_a_host_is_refused(tiny, host):
         assert f"cannot listen on {host}:{port}" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.usefixtures("each_transport")
 def test_a_host_that_is_not_here_is_refused(tiny):
     done = latentserve("serve", "--models", tiny, "--port", "0", "--host", "192.0.2.1")
     assert done.returncode == 2
@@ -274,6 +278,7 @@ def test_a_host_that_is_not_here_is_refused(tiny):
 # ------------------------------------------------------------------- limits
 
 
+@pytest.mark.usefixtures("each_transport")
 def test_limits_are_kept_told_and_cut_to_by_the_client(tiny, tmp_path):
     with (
         Server(tiny, tmp_path / "log", "--max-rows", "7").wait_until_serving() as server,
@@ -320,6 +325,7 @@ def test_reflection_is_off_unless_asked_for(server):
     assert reflected(server) is None
 
 
+@pytest.mark.usefixtures("each_transport")
 def test_reflection_lists_the_services(tiny, tmp_path):
     with Server(tiny, tmp_path / "log", "--reflection").wait_until_serving() as server:
         assert set(reflected(server) or ()) == {
@@ -345,6 +351,7 @@ def reflected(server: Server) -> list[str] | None:
 # -------------------------------------------------------------------- drain
 
 
+@pytest.mark.usefixtures("each_transport")
 def test_sigterm_lets_calls_in_flight_finish_and_exits_with_0(models, tmp_path):
     calls = 12
     server = Server(models, tmp_path / "log").wait_until_serving()
@@ -370,6 +377,7 @@ def test_sigterm_lets_calls_in_flight_finish_and_exits_with_0(models, tmp_path):
             client.sample(1)
 
 
+@pytest.mark.usefixtures("each_transport")
 def test_sigterm_says_not_serving_before_it_closes(models, tmp_path):
     with (
         Server(models, tmp_path / "log").wait_until_serving() as server,
@@ -396,6 +404,7 @@ def test_sigterm_while_loading_leaves_the_rest_out_and_exits_with_0(tmp_path):
         assert "stopped" in log
 
 
+@pytest.mark.usefixtures("each_transport")
 def test_a_second_signal_does_not_wait_for_calls(models, tmp_path):
     with (
         Server(models, tmp_path / "log").wait_until_serving() as server,
@@ -412,6 +421,7 @@ def test_a_second_signal_does_not_wait_for_calls(models, tmp_path):
         assert any(isinstance(outcome, LatentserveError) for outcome in outcomes)
 
 
+@pytest.mark.usefixtures("each_transport")
 def test_sigterm_while_idle_is_quick(tiny, tmp_path):
     with Server(tiny, tmp_path / "log").wait_until_serving() as server:
         began = time.monotonic()
@@ -441,6 +451,7 @@ def test_concurrent_callers_get_their_own_rows(client):
         assert all(pool.map(call, wanted))
 
 
+@pytest.mark.usefixtures("each_transport")
 def test_an_internal_error_shows_an_id_and_not_its_text(tiny, tmp_path):
     shutil.rmtree(tiny)
     write_tiny(tiny / "fails", fails_above=10.0)

@@ -20,6 +20,11 @@ DIM = 32
 
 
 @pytest.fixture(scope="module")
+def server(each_server):
+    return each_server
+
+
+@pytest.fixture(scope="module")
 def stub(server):
     with stub_of(server.target) as connected:
         yield connected
