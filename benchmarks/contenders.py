@@ -6,19 +6,29 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from benchmarks.servers.bare import Bare
 from benchmarks.servers.echo import Echo
 from benchmarks.servers.echo_program import TRANSPORTS
+from benchmarks.servers.kserve import KServe
+from benchmarks.servers.mlserver import MLServer
 from benchmarks.servers.ours import Ours
 from benchmarks.servers.plain import Plain
+from benchmarks.servers.pyvoy import Pyvoy, PyvoyEcho
+from benchmarks.servers.rayserve import RayServe
 from benchmarks.servers.server import Contender
 from benchmarks.servers.triton import Triton
 
 CONTENDERS: Mapping[str, Callable[[str], Contender]] = {
     "bare": Bare,
     **{f"echo-{each}": lambda name, each=each: Echo(name, each) for each in TRANSPORTS},  # type: ignore[misc]
+    "echo-pyvoy": PyvoyEcho,
     "plain": Plain,
     "ours": Ours,
+    "pyvoy": Pyvoy,
     "triton": Triton,
     # Two instances of each model: at most as much again of the calls with many images.
     "triton-2": lambda name: Triton(name, instances=2),
+    "mlserver": MLServer,
+    "mlserver-batching": lambda name: MLServer(name, batch_seconds=0.001),
+    "kserve": KServe,
+    "rayserve": RayServe,
 }
 
 

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +44,14 @@ def available() -> bool:
     return shutil.which("h2load") is not None
 
 
-def run(port: int, method: str, message: bytes, shape: Shape, calls: int) -> Load:
+def run(
+    port: int,
+    method: str,
+    message: bytes,
+    shape: Shape,
+    calls: int,
+    metadata: Iterable[tuple[str, str]] = (),
+) -> Load:
     """Sends one message so many times.
 
     Args:
@@ -52,6 +60,7 @@ def run(port: int, method: str, message: bytes, shape: Shape, calls: int) -> Loa
         message: The request, serialized.
         shape: How many connections, and calls in flight on each.
         calls: How many calls in all.
+        metadata: More headers.
 
     Raises:
         LoadFailed: h2load is not there, or a call was not answered by HTTP status 200.
@@ -64,6 +73,7 @@ def run(port: int, method: str, message: bytes, shape: Shape, calls: int) -> Loa
             "h2load", "-t", "1", "-c", str(shape.connections), "-m", str(shape.streams),
             "-n", str(calls), "-d", str(body), "--log-file", str(log),
             "-H", "content-type: application/grpc", "-H", "te: trailers",
+            *(part for name, value in metadata for part in ("-H", f"{name}: {value}")),
             f"http://127.0.0.1:{port}{method}",
         ]  # fmt: skip
         try:

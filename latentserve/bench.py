@@ -17,7 +17,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -130,17 +130,36 @@ async def run(client: AsyncClient, load: Load) -> Report:
     """
     model = await client.model(load.model, version=load.version)
     calls = {size: _call(client, load, model, size) for size in set(load.sizes)}
+    return await drive(load, calls, f"{model.name}/{model.version}")
+
+
+async def drive(
+    load: Load, calls: Mapping[int, Callable[[], Awaitable[NDArray[Any]]]], model: str
+) -> Report:
+    """Sends a load through calls of any kind and measures it.
+
+    Args:
+        load: How to send; what is sent is the calls' affair.
+        calls: For each size, what makes one call and returns the answer.
+        model: What the report is to say was asked.
+
+    Raises:
+        WrongAnswer: The same request was answered in two ways.
+    """
     first = {size: await call() for size, call in calls.items()}
     if load.warmup_seconds:
         await _Measurement(load, calls, first).run(load.warmup_seconds)
-    return await _Measurement(load, calls, first).report(f"{model.name}/{model.version}")
+    return await _Measurement(load, calls, first).report(model)
 
 
 class _Measurement:
     """One stretch of time."""
 
     def __init__(
-        self, load: Load, calls: dict[int, Callable[[], Awaitable[Any]]], first: dict[int, Any]
+        self,
+        load: Load,
+        calls: Mapping[int, Callable[[], Awaitable[Any]]],
+        first: Mapping[int, Any],
     ):
         self._load = load
         self._calls = calls

@@ -21,6 +21,10 @@ _DTYPES: dict[int, np.dtype[np.generic]] = {
     tensor_pb2.DATA_TYPE_UINT8: np.dtype("u1"),
 }
 
+#: Numbers of the fields from Images to its tensor, and of a tensor's data.
+TENSOR_OF_IMAGES = (tensor_pb2.Images.DESCRIPTOR.fields_by_name["tensor"].number,)
+DATA = tensor_pb2.Tensor.DESCRIPTOR.fields_by_name["data"].number
+
 _LITTLE_ENDIAN = sys.byteorder == "little"
 
 Pixels = NDArray[np.float32] | NDArray[np.uint8]
@@ -121,15 +125,20 @@ def read_latents(
     return latents
 
 
+def bare_tensor(array: Pixels) -> tuple[tensor_pb2.Tensor, memoryview]:
+    """Returns a float32 or uint8 array as a tensor without its data, and the data."""
+    tensor = tensor_pb2.Tensor(dtype=_wire_type(array), shape=array.shape)
+    if not _LITTLE_ENDIAN and array.dtype != np.uint8:
+        array = array.byteswap()
+    return tensor, np.ascontiguousarray(array).data.cast("B")
+
+
 def put_tensor(tensor: tensor_pb2.Tensor, array: NDArray[np.float32] | NDArray[np.uint8]) -> None:
     """Writes a float32 or uint8 array into an empty message, which spares a copy of both."""
-    if array.dtype == np.uint8:
-        tensor.dtype = tensor_pb2.DATA_TYPE_UINT8
-    else:
-        tensor.dtype = tensor_pb2.DATA_TYPE_FLOAT32
-        if not _LITTLE_ENDIAN:
-            array = array.byteswap()
+    tensor.dtype = _wire_type(array)
     tensor.shape.extend(array.shape)
+    if not _LITTLE_ENDIAN and array.dtype != np.uint8:
+        array = array.byteswap()
     tensor.data = array.tobytes()
 
 
@@ -139,6 +148,11 @@ def put_images(images: tensor_pb2.Images, pixels: Pixels, image_format: Format) 
         images.encoded.files.extend(pictures.write_files(pixels.view(np.uint8)))
     else:
         put_tensor(images.tensor, pixels)
+
+
+def _wire_type(array: Pixels) -> tensor_pb2.DataType:
+    is_bytes = array.dtype == np.uint8
+    return tensor_pb2.DATA_TYPE_UINT8 if is_bytes else tensor_pb2.DATA_TYPE_FLOAT32
 
 
 @functools.cache

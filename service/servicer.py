@@ -1,13 +1,14 @@
 """Turns request messages into reply messages. Knows protobuf and the engine, no transport.
 
 Every method takes a request message, or an iterator of them, and a `Call`; it returns its
-reply, or an iterator of replies, or raises a ServiceError.
+reply, or an iterator of replies, or raises a ServiceError. A reply is a message, or a
+`Spliced` one where it is large.
 """
 
 import dataclasses
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -26,11 +27,13 @@ from service.model import Model
 from service.paths import traverse
 from service.questions import draw_of, format_of, whole
 from service.settings import Settings
+from service.splice import Spliced
 from service.store import Models
 from service.streams import in_order
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
+Streamed = TypeVar("Streamed", pb.DecodeStreamResponse, pb.SampleStreamResponse)
 Signed = TypeVar(
     "Signed",
     pb.EncodeResponse,
@@ -40,6 +43,14 @@ Signed = TypeVar(
     pb.InterpolateResponse,
     pb.TraverseResponse,
     pb.ScoreResponse,
+)
+Pictured = TypeVar(
+    "Pictured",
+    pb.DecodeResponse,
+    pb.SampleResponse,
+    pb.ReconstructResponse,
+    pb.InterpolateResponse,
+    pb.TraverseResponse,
 )
 Pixels = NDArray[np.float32] | NDArray[np.uint8]
 
@@ -86,11 +97,11 @@ class Servicer:
         """Maps images to their posteriors."""
         return await self._encode(self._find(request.model, call), request, call)
 
-    async def decode(self, request: pb.DecodeRequest, call: Call) -> pb.DecodeResponse:
+    async def decode(self, request: pb.DecodeRequest, call: Call) -> pb.DecodeResponse | Spliced:
         """Maps latents to images."""
         return await self._decode(self._find(request.model, call), request, call)
 
-    async def sample(self, request: pb.SampleRequest, call: Call) -> pb.SampleResponse:
+    async def sample(self, request: pb.SampleRequest, call: Call) -> pb.SampleResponse | Spliced:
         """Draws latents from the prior and decodes them."""
         model = self._find(request.model, call)
         rows = whole("count", request.count, 1, self._max_rows(model))
@@ -98,7 +109,7 @@ class Servicer:
 
     async def reconstruct(
         self, request: pb.ReconstructRequest, call: Call
-    ) -> pb.ReconstructResponse:
+    ) -> pb.ReconstructResponse | Spliced:
         """Encodes images and decodes them again."""
         model = self._find(request.model, call)
         wanted = format_of(request, model.manifest)
@@ -108,15 +119,12 @@ class Servicer:
             pixels = await self._engine.reconstruct(
                 call, model, images, draw, as_uint8=wanted.as_uint8
             )
-            reply = pb.ReconstructResponse()
-            await self._put(reply.images, pixels, wanted)
-            if draw is not None:
-                reply.seed = draw.seed
-            return _signed(reply, model, call)
+            reply = pb.ReconstructResponse(seed=None if draw is None else draw.seed)
+            return await self._with_images(_signed(reply, model, call), pixels, wanted)
 
     async def interpolate(
         self, request: pb.InterpolateRequest, call: Call
-    ) -> pb.InterpolateResponse:
+    ) -> pb.InterpolateResponse | Spliced:
         """Decodes a path from one image or latent to another."""
         model = self._find(request.model, call)
         wanted, on_arc = format_of(request, model.manifest), questions.on_arc(request)
@@ -130,12 +138,13 @@ class Servicer:
                 call, model, ends, steps, on_arc=on_arc, as_uint8=wanted.as_uint8
             )
             reply = pb.InterpolateResponse()
-            await self._put(reply.images, path.images, wanted)
             if request.return_latents:
                 codec.put_tensor(reply.latents, path.latents)
-            return _signed(reply, model, call)
+            return await self._with_images(_signed(reply, model, call), path.images, wanted)
 
-    async def traverse(self, request: pb.TraverseRequest, call: Call) -> pb.TraverseResponse:
+    async def traverse(
+        self, request: pb.TraverseRequest, call: Call
+    ) -> pb.TraverseResponse | Spliced:
         """Decodes a line or a grid along latent axes."""
         model = self._find(request.model, call)
         wanted = format_of(request, model.manifest)
@@ -151,10 +160,9 @@ class Servicer:
             grid, rows, columns = traverse(start, model.prior_std, axes, steps, reach)
             pixels = await self._engine.decode(call, model, grid, as_uint8=wanted.as_uint8)
             reply = pb.TraverseResponse(rows=rows, columns=columns)
-            await self._put(reply.images, pixels, wanted)
             if request.return_latents:
                 codec.put_tensor(reply.latents, grid)
-            return _signed(reply, model, call)
+            return await self._with_images(_signed(reply, model, call), pixels, wanted)
 
     async def score(self, request: pb.ScoreRequest, call: Call) -> pb.ScoreResponse:
         """Measures how likely images are."""
@@ -191,20 +199,22 @@ class Servicer:
 
     def decode_stream(
         self, requests: AsyncIterator[pb.DecodeStreamRequest], call: Call
-    ) -> AsyncGenerator[pb.DecodeStreamResponse, None]:
+    ) -> AsyncGenerator[pb.DecodeStreamResponse | Spliced, None]:
         """Decode, message for message."""
         find = self._pinned(call)
 
-        async def answer(message: pb.DecodeStreamRequest, part: Call) -> pb.DecodeStreamResponse:
+        async def answer(
+            message: pb.DecodeStreamRequest, part: Call
+        ) -> pb.DecodeStreamResponse | Spliced:
             request = message.request
             reply = await self._decode(find(request.model), request, part)
-            return pb.DecodeStreamResponse(response=reply)
+            return _in_stream(pb.DecodeStreamResponse, reply)
 
         return in_order(requests, _parts(call, answer))
 
     def sample_stream(
         self, request: pb.SampleStreamRequest, call: Call
-    ) -> AsyncGenerator[pb.SampleStreamResponse, None]:
+    ) -> AsyncGenerator[pb.SampleStreamResponse | Spliced, None]:
         """Sample, in chunks."""
         model, whole_request = self._find(request.request.model, call), request.request
         most = self._max_rows(model)
@@ -216,13 +226,13 @@ class Servicer:
             for start in range(0, count, size):
                 yield start, min(size, count - start)
 
-        async def answer(chunk: tuple[int, int], part: Call) -> pb.SampleStreamResponse:
+        async def answer(chunk: tuple[int, int], part: Call) -> pb.SampleStreamResponse | Spliced:
             start, rows = chunk
             piece = pb.SampleRequest()
             piece.CopyFrom(whole_request)
             piece.count = rows
             reply = await self._sample(model, piece, Draw(draw.seed, draw.offset + start), part)
-            return pb.SampleStreamResponse(response=reply)
+            return _in_stream(pb.SampleStreamResponse, reply)
 
         return in_order(chunks(), _parts(call, answer))
 
@@ -245,19 +255,19 @@ class Servicer:
 
     async def _decode(
         self, model: Model, request: pb.DecodeRequest, call: Call
-    ) -> pb.DecodeResponse:
+    ) -> pb.DecodeResponse | Spliced:
         wanted = format_of(request, model.manifest)
         z = self._latents(model, request.latents, "latents")
         call.rows += len(z)
         async with self._engine.admitted(call, model, len(z)):
             pixels = await self._engine.decode(call, model, z, as_uint8=wanted.as_uint8)
-            reply = pb.DecodeResponse()
-            await self._put(reply.images, pixels, wanted)
-            return _signed(reply, model, call)
+            return await self._with_images(
+                _signed(pb.DecodeResponse(), model, call), pixels, wanted
+            )
 
     async def _sample(
         self, model: Model, request: pb.SampleRequest, draw: Draw, call: Call
-    ) -> pb.SampleResponse:
+    ) -> pb.SampleResponse | Spliced:
         wanted = format_of(request, model.manifest)
         label = questions.label_of(request, model.manifest)
         temperature = questions.temperature_of(request)
@@ -275,10 +285,9 @@ class Servicer:
                 as_uint8=wanted.as_uint8,
             )
             reply = pb.SampleResponse(seed=draw.seed, offset=draw.offset)
-            await self._put(reply.images, sampled.images, wanted)
             if request.return_latents:
                 codec.put_tensor(reply.latents, sampled.latents)
-            return _signed(reply, model, call)
+            return await self._with_images(_signed(reply, model, call), sampled.images, wanted)
 
     async def _points(
         self,
@@ -346,12 +355,20 @@ class Servicer:
     def _latents(self, model: Model, tensor: tensor_pb2.Tensor, field: str) -> NDArray[np.float32]:
         return codec.read_latents(tensor, field, model.manifest.latent_dim, self._max_rows(model))
 
-    async def _put(self, images: tensor_pb2.Images, pixels: Pixels, wanted: Format) -> None:
-        if wanted is not Format.PNG and pixels.nbytes < _SMALL_BYTES:
-            codec.put_images(images, pixels, wanted)
-        else:
+    async def _with_images(
+        self, reply: Pictured, pixels: Pixels, wanted: Format
+    ) -> Pictured | Spliced:
+        """Puts images into a reply that has everything else."""
+        if wanted is Format.PNG:
             # Keeps the loop free of what takes long.
-            await self._engine.beside(lambda: codec.put_images(images, pixels, wanted))
+            await self._engine.beside(lambda: codec.put_images(reply.images, pixels, wanted))
+        elif pixels.nbytes < _SMALL_BYTES:
+            codec.put_images(reply.images, pixels, wanted)
+        else:
+            field = reply.DESCRIPTOR.fields_by_name["images"].number
+            tensor, payload = codec.bare_tensor(pixels)
+            return Spliced(reply, (field, *codec.TENSOR_OF_IMAGES), tensor, codec.DATA, payload)
+        return reply
 
 
 def _parts(
@@ -371,6 +388,13 @@ def _parts(
         return reply
 
     return part
+
+
+def _in_stream(kind: type[Streamed], reply: Any) -> Streamed | Spliced:
+    """A reply as a message of a stream."""
+    if isinstance(reply, Spliced):
+        return reply.within(kind.DESCRIPTOR.fields_by_name["response"].number)
+    return kind(response=reply)
 
 
 def _exactly(got: int, wanted: int, field: str) -> None:

@@ -11,16 +11,24 @@ from benchmarks.shapes import Shape
 
 
 class Bare(Contender):
-    """One caller, one thread, the whole call as one batch; see `bare_program.py`."""
+    """One caller, the whole call as one batch; see `bare_program.py`.
 
-    def __init__(self, name: str):
+    Args:
+        name: In the table.
+        threads: Of a run; one takes the least CPU.
+    """
+
+    def __init__(self, name: str, threads: int = 1):
         self.name = name
+        self._threads = threads
         self._program: Program | None = None
 
     def start(self) -> None:
         """See `Contender`."""
         self._program = Program(
-            [sys.executable, "-m", "benchmarks.servers.bare_program"], self.name, stdin=True
+            [sys.executable, "-m", "benchmarks.servers.bare_program", str(self._threads)],
+            self.name,
+            stdin=True,
         )
         self._program.line("ready")
 

@@ -1,6 +1,6 @@
 """onnxruntime in a process of its own, without any server.
 
-    python -m benchmarks.servers.bare_program
+    python -m benchmarks.servers.bare_program THREADS
 
 reads one job a line, as JSON (`graph`, `rpc`, `rows`, `dtype`, `seconds`), runs the graph that long
 and answers with one line: how often, in how many seconds, and latencies.
@@ -25,8 +25,8 @@ _OUTPUTS = {"encode": ["mean", "log_var"], "decode": ["image"]}
 def main() -> None:
     """Works until its input ends."""
     options = onnxruntime.SessionOptions()
-    # One thread: the least CPU an image costs.
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = int(sys.argv[1])
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     sessions: dict[str, onnxruntime.InferenceSession] = {}
     print("ready", flush=True)
     for line in sys.stdin:

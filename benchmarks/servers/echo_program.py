@@ -12,6 +12,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import grpc
+import uvloop
+
+from service.transport.http2.connection import Connection
+from service.transport.http2.headers import encode, status_200
+from service.transport.http2.stream import Stream
+
+_HEAD = status_200() + encode([("content-type", "application/grpc")])
+_TRAILERS = encode([("grpc-status", "0")])
 
 
 async def grpcio() -> None:
@@ -32,8 +40,43 @@ async def grpcio() -> None:
     await server.wait_for_termination()
 
 
-TRANSPORTS: Mapping[str, Callable[[], Awaitable[None]]] = {"grpcio": grpcio}
+async def http2() -> None:
+    """Our own HTTP/2, no messages parsed."""
+
+    class Answer:
+        def __init__(self, stream: Stream):
+            self._stream = stream
+            self._chunks: list[bytes] = []
+
+        def data(self, chunk: bytes) -> None:
+            self._chunks.append(chunk)
+            self._stream.consumed(len(chunk))
+
+        def ended(self) -> None:
+            self._stream.respond(_HEAD, b"".join(self._chunks), _TRAILERS)
+
+        def gone(self) -> None:
+            pass
+
+    class Listener:
+        def made(self, connection: Connection) -> None:
+            pass
+
+        def lost(self, connection: Connection) -> None:
+            pass
+
+        def accept(self, stream: Stream) -> None:
+            stream.receiver = Answer(stream)
+
+    loop = asyncio.get_running_loop()
+    listener = Listener()
+    server = await loop.create_server(lambda: Connection(listener), "127.0.0.1", 0)
+    print(f"listening on {server.sockets[0].getsockname()[1]}", flush=True)
+    await server.serve_forever()
+
+
+TRANSPORTS: Mapping[str, Callable[[], Awaitable[None]]] = {"grpcio": grpcio, "http2": http2}
 
 
 if __name__ == "__main__":
-    asyncio.run(TRANSPORTS[sys.argv[1]]())  # type: ignore[arg-type]
+    uvloop.run(TRANSPORTS[sys.argv[1]]())  # type: ignore[arg-type]

@@ -49,11 +49,13 @@ class Call:
         method: `/package.Service/Method`.
         message: The request, serialized.
         read: Makes arrays of an answer's bytes: mean and log_var, or images.
+        metadata: What else goes with it.
     """
 
     method: str
     message: bytes
     read: Callable[[bytes], list[NDArray[Any]]]
+    metadata: tuple[tuple[str, str], ...] = ()
 
 
 class Contender(ABC):
@@ -162,9 +164,17 @@ class Server(Contender):
         )
 
     def ask(self, call: Call) -> bytes:
-        """Makes one call, by grpcio, and returns the answer's bytes."""
+        """Makes one call, by grpcio, and returns the answer's bytes.
+
+        Raises:
+            ServerFailed: It was answered by a status other than OK.
+        """
         with grpc.insecure_channel(f"127.0.0.1:{self.port}", _OPTIONS) as channel:
-            answer: bytes = channel.unary_unary(call.method, None, None)(call.message, timeout=60)
+            method = channel.unary_unary(call.method, None, None)
+            try:
+                answer: bytes = method(call.message, timeout=60, metadata=call.metadata)
+            except grpc.RpcError as error:
+                raise ServerFailed(f"{self.name}: {error.code().name}: {error.details()}") from None
             return answer
 
     def wait_until_answering(self, shape: Shape, seconds: float = _START_SECONDS) -> None:
@@ -178,7 +188,7 @@ class Server(Contender):
             method = channel.unary_unary(call.method, None, None)
             for attempt in range(int(2 * seconds)):
                 try:
-                    method(call.message, timeout=10)
+                    method(call.message, timeout=10, metadata=call.metadata)
                     return
                 except grpc.RpcError as error:
                     last = error
@@ -215,5 +225,10 @@ class Server(Contender):
 
     def _load(self, shape: Shape, call: Call, calls: float) -> h2load.Load:
         return h2load.run(
-            self.port, call.method, call.message, shape, max(int(calls), 2 * shape.in_flight)
+            self.port,
+            call.method,
+            call.message,
+            shape,
+            max(int(calls), 2 * shape.in_flight),
+            call.metadata,
         )

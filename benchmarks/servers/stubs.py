@@ -33,4 +33,6 @@ def load(name: str) -> tuple[ModuleType, ModuleType]:
                 each.replace(folder / each.name)
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
+    # Where it was on the path before it was there, its absence is remembered.
+    importlib.invalidate_caches()
     return importlib.import_module(f"{name}_pb2"), importlib.import_module(f"{name}_pb2_grpc")

@@ -5,13 +5,13 @@ than through pytriton, which hands every request to another process of its own.
 """
 
 import shutil
-import socket
 from pathlib import Path
 
 from benchmarks.environments import python
 from benchmarks.graphs import graph
 from benchmarks.processes import CACHE, Program
 from benchmarks.servers.inference import inference_call
+from benchmarks.servers.ports import free_port
 from benchmarks.servers.server import Call, Server
 from benchmarks.shapes import LATENTS, PIXELS, Shape
 
@@ -61,7 +61,7 @@ class Triton(Server):
         backend = folder / "backends" / "python"
         shutil.copytree(home / "backends" / "python", backend)
         shutil.copy2(home / "python_backend_stubs" / "3.11" / "triton_python_backend_stub", backend)
-        self.port = _free_port()
+        self.port = free_port()
         return Program(
             [home / "bin" / "tritonserver", f"--model-repository={folder / 'models'}",
              f"--backend-directory={folder / 'backends'}", "--allow-http=false",
@@ -110,10 +110,3 @@ class Triton(Server):
         )
         (model / "config.pbtxt").write_text(config)
         shutil.copyfile(Path(__file__).with_name("triton_model.py"), model / "1" / "model.py")
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port

@@ -16,10 +16,14 @@ from google.protobuf.message_factory import GetMessageClass
 from service.call import Call
 from service.errors import DeadlineExceeded, InvalidArgument, NotReady, ServiceError
 from service.logs import REQUEST_ID, clean_request_id, new_request_id
+from service.splice import Spliced
 from service.telemetry import Span, Telemetry
 from service.transport.failure import CallFailed, Failure
 
 _log = logging.getLogger(__name__)
+
+#: What makes up a message, in its order.
+Chunks = tuple[bytes | memoryview, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +115,8 @@ class Calls:
         """Waits until no call that counts is running."""
         await self._idle.wait()
 
-    async def unary(self, rpc: Rpc, raw: bytes, call: Call) -> bytes:
-        """Answers one request with one reply.
+    async def unary(self, rpc: Rpc, raw: bytes, call: Call) -> Chunks:
+        """Answers one request with one reply, in chunks that make up its bytes.
 
         Raises:
             CallFailed: It is not answered.
@@ -122,7 +126,7 @@ class Calls:
         try:
             self._let_in(rpc, call)
             reply = await rpc.answer(rpc.parse(raw), call)
-            return reply.SerializeToString()  # type: ignore[no-any-return]
+            return _chunks(reply)
         except BaseException as error:
             code, failure = self._failed(rpc, call, span, error)
             if failure is None:
@@ -133,8 +137,8 @@ class Calls:
 
     async def stream(
         self, rpc: Rpc, raw: bytes | AsyncIterator[bytes], call: Call
-    ) -> AsyncGenerator[bytes, None]:
-        """Answers one request or several with replies.
+    ) -> AsyncGenerator[Chunks, None]:
+        """Answers one request or several with replies, each in chunks.
 
         Raises:
             CallFailed: It is not answered to the end.
@@ -146,7 +150,7 @@ class Calls:
             request = rpc.parse(raw) if isinstance(raw, bytes) else _parsed(rpc, raw)
             async with aclosing(rpc.answer(request, call)) as replies:
                 async for reply in replies:
-                    yield reply.SerializeToString()
+                    yield _chunks(reply)
         except BaseException as error:
             code, failure = self._failed(rpc, call, span, error)
             if failure is None:
@@ -204,6 +208,10 @@ def new_call(metadata: Mapping[str, str], peer: str, deadline: float, now: float
     asked = metadata.get("x-request-id")
     request_id = (asked and clean_request_id(asked)) or new_request_id()
     return Call(deadline=deadline, metadata=metadata, peer=peer, request_id=request_id, arrived=now)
+
+
+def _chunks(reply: Any) -> Chunks:
+    return reply.chunks() if isinstance(reply, Spliced) else (reply.SerializeToString(),)
 
 
 async def _parsed(rpc: Rpc, raw: AsyncIterator[bytes]) -> AsyncGenerator[Message, None]:

@@ -132,14 +132,14 @@ class Exchange:
             return
         if self._done:
             return
-        size = len(reply)
+        size = sum(map(len, reply))
         if size > self._max_bytes:
             self._refuse(Failure.of(too_large(size, self._max_bytes)))
         elif size < _SMALL_BYTES:
-            self._stream.respond(_HEAD, prefix(size) + reply, _OK)
+            self._stream.respond(_HEAD, b"".join((prefix(size), *reply)), _OK)
         else:
             self._stream.start(_HEAD)
-            self._stream.write(*_framed(reply))
+            self._stream.write(prefix(size) + reply[0], *reply[1:])
             self._stream.finish(_OK)
         self._close()
 
@@ -148,12 +148,13 @@ class Exchange:
             requests = self._requests() if self._rpc.takes_stream else self._reader.take()
             async with aclosing(self._calls.stream(self._rpc, requests, self._call)) as replies:
                 async for reply in replies:
-                    if len(reply) > self._max_bytes:
-                        self._refuse(Failure.of(too_large(len(reply), self._max_bytes)))
+                    size = sum(map(len, reply))
+                    if size > self._max_bytes:
+                        self._refuse(Failure.of(too_large(size, self._max_bytes)))
                         return
                     if not self._stream.started:
                         self._stream.start(_HEAD)
-                    self._stream.write(*_framed(reply))
+                    self._stream.write(prefix(size) + reply[0], *reply[1:])
                     await self._stream.space()
         except CallFailed as error:
             self._refuse(error.failure)
@@ -219,12 +220,6 @@ class Exchange:
         if self._timer is not None and not self._stream.queued_bytes:
             self._timer.cancel()
             self._timer = None
-
-
-def _framed(message: bytes) -> tuple[bytes, ...]:
-    """A message with its prefix; a large one is not copied."""
-    head = prefix(len(message))
-    return (head + message,) if len(message) < _SMALL_BYTES else (head, message)
 
 
 def refuse(stream: Stream, error: ServiceError) -> None:

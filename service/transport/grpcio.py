@@ -119,7 +119,7 @@ class GrpcioTransport:
     def _handler(self, rpc: Rpc) -> Any:
         async def unary(raw: bytes, context: Context) -> Any:
             try:
-                return await self._calls.unary(rpc, raw, _call(context))
+                return b"".join(await self._calls.unary(rpc, raw, _call(context)))
             except CallFailed as error:
                 await _abort(context, error.failure)
 
@@ -129,7 +129,7 @@ class GrpcioTransport:
                 async with aclosing(self._calls.stream(rpc, raw, _call(context))) as replies:
                     async for reply in replies:
                         # As fast as the caller takes them.
-                        await context.write(reply)
+                        await context.write(b"".join(reply))
             except CallFailed as error:
                 await _abort(context, error.failure)
 

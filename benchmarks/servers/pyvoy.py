@@ -1,0 +1,49 @@
+"""pyvoy: Envoy's HTTP/2 in process. See `pyvoy_app.py` for what it serves."""
+
+from benchmarks.environments import python
+from benchmarks.graphs import models
+from benchmarks.processes import ROOT, Program
+from benchmarks.servers.echo import Echo
+from benchmarks.servers.ours import Ours
+from benchmarks.servers.ports import free_port
+from benchmarks.shapes import Shape
+
+
+def launch(name: str, app: str, port: int) -> Program:
+    """Starts an application of `pyvoy_app`."""
+    interpreter = python("pyvoy")
+    return Program(
+        [interpreter, "-m", "pyvoy._cli", "--port", str(port), "--no-lifespan",
+         f"benchmarks.servers.pyvoy_app:{app}"],
+        name,
+        env={"PYTHONPATH": str(ROOT), "BENCHMARK_BUNDLE": str(models() / "dense" / "1")},
+    )  # fmt: skip
+
+
+class PyvoyEcho(Echo):
+    """An empty call.
+
+    Args:
+        name: In the table.
+    """
+
+    def __init__(self, name: str):
+        super().__init__(name, "pyvoy")
+
+    def launch(self) -> Program:
+        """See `Server`."""
+        self.port = free_port()
+        return launch(self.name, "echo", self.port)
+
+
+class Pyvoy(Ours):
+    """Our servicer on it."""
+
+    def launch(self) -> Program:
+        """See `Server`."""
+        self.port = free_port()
+        return launch(self.name, "ours", self.port)
+
+    def takes(self, shape: Shape) -> bool:  # noqa: ARG002
+        """See `Contender`."""
+        return True

@@ -1,0 +1,85 @@
+"""Two ASGI applications for pyvoy, which runs Envoy's HTTP/2 in process.
+
+`echo` answers the bytes of every call. `ours` answers with the servicer of latentserve,
+without what every call of a real transport goes through: no deadlines, tokens, metrics or
+errors. It tells what that transport would cost at least.
+"""
+
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from bundle import open_bundle
+from latentserve._cpus import usable_cpus
+from latentserve.v1 import latent_service_pb2 as pb
+from service.admission import Admission
+from service.call import Call
+from service.engine import Engine
+from service.metrics import Metrics
+from service.model import load_model
+from service.runtime import resolve_device
+from service.servicer import Servicer
+from service.settings import Settings
+from service.splice import Spliced
+from service.store import Models
+from service.telemetry import Telemetry
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+_HEADERS = [(b"content-type", b"application/grpc")]
+_PREFIX = 5
+_servicer: Servicer | None = None
+
+
+async def echo(_scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    """Answers what it is sent."""
+    await _answer(await _body(receive), send)
+
+
+async def ours(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    """Answers Encode and Decode."""
+    servicer = _servicer or _start()
+    message = (await _body(receive))[_PREFIX:]
+    reply: Any
+    if scope["path"].endswith("/Encode"):
+        reply = await servicer.encode(pb.EncodeRequest.FromString(message), Call())
+    else:
+        reply = await servicer.decode(pb.DecodeRequest.FromString(message), Call())
+    whole = b"".join(reply.chunks()) if isinstance(reply, Spliced) else reply.SerializeToString()
+    await _answer(b"\0" + len(whole).to_bytes(4, "big") + whole, send)
+
+
+def _start() -> Servicer:
+    global _servicer
+    settings = Settings()
+    telemetry = Telemetry(Metrics(), None, lambda _graph, error: print(error))
+    engine = Engine(
+        Admission(settings.max_queue_rows, settings.max_queue_bytes), telemetry, usable_cpus()
+    )
+    bundle = open_bundle(Path(os.environ["BENCHMARK_BUNDLE"]))
+    model = load_model(bundle, resolve_device("cpu"), 1)
+    models = Models(
+        model.manifest.name,
+        MappingProxyType({model.manifest.name: MappingProxyType({model.manifest.version: model})}),
+    )
+    _servicer = Servicer(engine, lambda: models, settings)
+    return _servicer
+
+
+async def _body(receive: Receive) -> bytes:
+    chunks = []
+    while True:
+        event = await receive()
+        chunks.append(event.get("body", b""))
+        if not event.get("more_body"):
+            return b"".join(chunks)
+
+
+async def _answer(body: bytes, send: Send) -> None:
+    start = {"type": "http.response.start", "status": 200, "headers": _HEADERS, "trailers": True}
+    await send(start)
+    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.trailers", "headers": [(b"grpc-status", b"0")]})

@@ -1,0 +1,104 @@
+"""Two ways to use the cores for batches: all of them on one batch, or one on each.
+
+    python -m benchmarks.threads --rounds 5
+
+For the encoder and the decoder of the dense benchmark model and of the flagship: a session
+with a thread for each CPU that computes batch after batch, and a session of one thread that
+is run on as many batches at a time. The rounds of both are interleaved; medians are told.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from benchmarks.graphs import graph
+from benchmarks.machine import machine
+from benchmarks.processes import ROOT
+from latentserve._cpus import usable_cpus
+
+ROWS = (1, 16, 64, 256)
+_SECONDS = 0.3
+
+
+def main() -> int:
+    """Runs it; see the top of the file."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    rounds = parser.parse_args().rounds
+    cpus = usable_cpus()
+    print(f"{machine()}\n")
+    print(f"| graph | rows in a batch | CPU µs a row: {cpus} threads on a batch | 1 on each | "
+          "rows/s | rows/s |")  # fmt: skip
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    with ThreadPoolExecutor(cpus) as pool:
+        for name, path in graphs().items():
+            for rows in ROWS:
+                ways = {
+                    "all": batches(path, rows, cpus, 1, pool),
+                    "each": batches(path, rows, 1, cpus, pool),
+                }
+                told: dict[str, list[tuple[float, float]]] = {"all": [], "each": []}
+                for _ in range(rounds):
+                    for way, run in ways.items():
+                        told[way].append(timed(run, rows))
+                cpu = {way: statistics.median(each[0] for each in told[way]) for way in told}
+                speed = {way: statistics.median(each[1] for each in told[way]) for way in told}
+                print(f"| {name} | {rows} | {cpu['all']:.1f} | {cpu['each']:.1f} | "
+                      f"{speed['all']:,.0f} | {speed['each']:,.0f} |", flush=True)  # fmt: skip
+    return 0
+
+
+def graphs() -> dict[str, Path]:
+    """ONNX files by what they are."""
+    flagship = ROOT / "models" / "mnist" / "1"
+    return {
+        "dense encoder": graph("encode"),
+        "dense decoder": graph("decode"),
+        "flagship encoder": flagship / "encoder.onnx",
+        "flagship decoder": flagship / "decoder.onnx",
+    }
+
+
+def batches(
+    path: Path, rows: int, threads: int, at_once: int, pool: ThreadPoolExecutor
+) -> Callable[[int], int]:
+    """What computes so many batches, as many at once, and returns how many it was."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+    given = session.get_inputs()[0]
+    array = np.random.default_rng(0).random((rows, *given.shape[1:]), np.float32)
+    outputs = [each.name for each in session.get_outputs() if each.name != "logits"]
+
+    def some(count: int) -> None:
+        for _ in range(count):
+            session.run(outputs, {given.name: array})
+
+    def run(count: int) -> int:
+        list(pool.map(some, [count] * at_once))
+        return count * at_once
+
+    return run
+
+
+def timed(run: Callable[[int], int], rows: int) -> tuple[float, float]:
+    """CPU microseconds a row, and rows a second."""
+    began = time.perf_counter()
+    run(1)
+    count = max(1, int(_SECONDS / (time.perf_counter() - began) / 2))
+    cpu, began = time.process_time(), time.perf_counter()
+    done = rows * run(count)
+    return (time.process_time() - cpu) / done * 1e6, done / (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
