@@ -1,6 +1,8 @@
 """gRPC on our own HTTP/2, over a real port, by clients that do what gRPC's do not."""
 
+import contextlib
 import gzip
+import itertools
 import os
 import shutil
 import socket
@@ -18,7 +20,7 @@ from google.rpc import error_details_pb2
 
 from latentserve.v1 import latent_service_pb2 as pb
 from tests.http2_client import LATENT, Raw
-from tests.http2_peer import message
+from tests.http2_peer import PREFACE, headers, message, request, settings
 from tests.processes import Server
 from tests.stubs import images
 from tests.tiny import write_tiny
@@ -386,6 +388,21 @@ def test_who_does_not_read_a_stream_is_computed_little_for(server, held_by):
         time.sleep(1.0)
         assert metric(server, name) == rows
         assert rss(server) - before < 8 * 2**20
+
+
+def test_who_does_not_read_that_it_is_refused_is_not_read_from(server):
+    host, port = server.target.rsplit(":", 1)
+    before = rss(server)
+    with socket.create_connection((host, int(port)), 10) as sock:
+        sock.sendall(PREFACE + settings())
+        sock.settimeout(1)
+        with contextlib.suppress(TimeoutError):
+            for number in itertools.count(1, 2):
+                sock.sendall(headers(number, request("/x"), 0x5))
+                assert number < 500_000
+        assert rss(server) - before < 32 * 2**20
+    with Raw(server.target) as other:
+        assert other.call("Sample", SAMPLE).status == OK
 
 
 def test_an_old_connection_ends_and_what_runs_on_it_does_not(folder, tmp_path):
