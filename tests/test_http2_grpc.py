@@ -32,7 +32,16 @@ LIMITS = ("--max-message-bytes", str(MAX_MESSAGE), "--max-queue-bytes", str(2 * 
 
 BOMB = gzip.compress(bytes(100 * 2**20), 1)
 
-OK, INVALID, LATE, NOT_FOUND, TOO_MUCH, UNIMPLEMENTED, INTERNAL = 0, 3, 4, 5, 8, 12, 13
+OK, INVALID, LATE, NOT_FOUND, TOO_MUCH, UNIMPLEMENTED, INTERNAL, UNAUTHENTICATED = (
+    0,
+    3,
+    4,
+    5,
+    8,
+    12,
+    13,
+    16,
+)
 NO_ERROR, CANCEL = 0, 8
 
 
@@ -284,6 +293,25 @@ def test_a_message_that_is_too_large_is_refused_before_it_is_sent(raw, method):
     reply = raw.wait(number)
     assert (reply.status, str(MAX_MESSAGE) in reply.text) == (TOO_MUCH, True)
     assert (reply.ended, reply.reset in (None, NO_ERROR)) == (True, True)
+
+
+@pytest.mark.parametrize("method", ["Encode", "EncodeStream"])
+def test_what_a_stranger_sends_is_not_kept(folder, tmp_path, method):
+    (tmp_path / "tokens").write_text("0123456789abcdef")
+    arguments = ("--token-file", str(tmp_path / "tokens"), "--transport", "http2")
+    with (
+        Server(folder / "models", tmp_path / "log", *arguments) as server,
+        Raw(server.target) as raw,
+    ):
+        part = message(bytes(100_000))[:1000]
+        number = raw.open(method)
+        raw.send(number, part)
+        assert raw.wait(number).status == UNAUTHENTICATED
+        number = raw.open(method, authorization="Bearer 0123456789abcdef")
+        raw.send(number, part)
+        raw.read(0.2)
+        # Not ready yet, maybe, but no stranger's.
+        assert raw.replies[number].fields.get("grpc-status") in (None, "14")
 
 
 def test_unfinished_requests_together_have_a_limit_and_small_ones_pass(server, raw):

@@ -115,6 +115,20 @@ class Calls:
         """Waits until no call that counts is running."""
         await self._idle.wait()
 
+    def look_at(self, rpc: Rpc, call: Call) -> None:
+        """Looks whether a call will be let in, before all that it asks has come.
+
+        Raises:
+            CallFailed: It will not, and is over.
+        """
+        try:
+            self._let_in(rpc, call)
+        except ServiceError as error:
+            span = self._begin(rpc, call)
+            code, failure = self._failed(rpc, call, span, error)
+            self._end(rpc, call, span, code)
+            raise CallFailed(failure or Failure.of(error)) from error
+
     async def unary(self, rpc: Rpc, raw: bytes, call: Call) -> Chunks:
         """Answers one request with one reply, in chunks that make up its bytes.
 

@@ -86,8 +86,15 @@ class Exchange:
             return
         try:
             complete = self._reader.feed(chunk)
-            if complete and not self._rpc.takes_stream and self._reader.more_than_one:
-                raise Unimplemented("request: got more than 1 message, wanted 1")
+            if not self._rpc.takes_stream:
+                if not complete and self._stream.body_bytes == len(chunk):
+                    # A large one begins: a stranger's is not to be kept.
+                    self._calls.look_at(self._rpc, self._call)
+                elif complete and self._reader.more_than_one:
+                    raise Unimplemented("request: got more than 1 message, wanted 1")
+        except CallFailed as error:
+            self._refuse(error.failure)
+            return
         except ServiceError as error:
             self._refuse(Failure.of(error))
             return

@@ -63,8 +63,8 @@ class Reader:
 
     @property
     def more_than_one(self) -> bool:
-        """Whether something has come after the first message."""
-        return self.ready and self.held_bytes > self._size
+        """Whether something has come after a message that is `ready`."""
+        return len(self._buffer) - self._at > self._size
 
     def feed(self, chunk: bytes) -> bool:
         """Takes some of the body; returns whether a message is complete.
@@ -80,9 +80,14 @@ class Reader:
                 self._buffer = bytearray(memoryview(self._buffer)[self._at :])
                 self._at = 0
             self._buffer += chunk
-        if self._counted or len(self._buffer) > _SMALL_BYTES:
+        have = len(self._buffer) - self._at
+        if self._counted or have > _SMALL_BYTES:
             self._count()
-        return self.ready
+        if not self._size:
+            if have < PREFIX_BYTES:
+                return False
+            self._size = self._look()
+        return have >= self._size
 
     def take(self) -> bytes:
         """Returns the oldest message; it has to be `ready`.

@@ -382,7 +382,8 @@ class Connection(asyncio.Protocol):
         stream.body_bytes += len(chunk)
         # First of all: what is now answered needs no RST_STREAM, and grants no more.
         stream.remote_ended = ends
-        self._check_length(stream)
+        if stream.head.content_length is not None:
+            self._check_length(stream)
         if chunk:
             stream.receiver.data(chunk)
         elif not ends:
@@ -441,7 +442,8 @@ class Connection(asyncio.Protocol):
             raise Http2Error(ErrorCode.REFUSED_STREAM, "too many streams", number)
         stream = Stream(number, head, self, self._initial_window, self.WINDOW)
         stream.remote_ended = ends
-        self._check_length(stream)
+        if head.content_length is not None:
+            self._check_length(stream)
         self._streams[number] = stream
         self._listener.accept(stream)
         if ends:
