@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 
 from service.errors import Overloaded
@@ -11,6 +11,16 @@ from service.errors import Overloaded
 _SHORTEST_RETRY, _LONGEST_RETRY = 0.05, 5.0
 # Weight of one call in the running mean of how long calls stay.
 _WEIGHT = 0.1
+
+
+class _Done:
+    """Awaited without a coroutine, which most calls would make for nothing."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield from ()
+
+
+_DONE = _Done()
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,7 @@ class Admission:
     Attributes:
         rows: In flight now.
         size: Bytes in flight now.
+        now: The clock.
     """
 
     def __init__(self, max_rows: int, max_bytes: int, clock: Callable[[], float] = time.monotonic):
@@ -42,7 +53,7 @@ class Admission:
         self.size = 0
         self._max_rows = max_rows
         self._max_bytes = max_bytes
-        self._clock = clock
+        self.now = clock
         self._stay = 0.0
         self._waiters: deque[_Waiter] = deque()
 
@@ -56,23 +67,22 @@ class Admission:
         """
         return Admitted(self, rows, size, patient)
 
-    async def enter(self, rows: int, size: int, *, patient: bool) -> float:
-        """Lets rows in, and returns when that was.
+    def enter(self, rows: int, size: int, *, patient: bool) -> Awaitable[None]:
+        """Lets rows in: at once where there is room, else once it is awaited.
 
         Raises:
             Overloaded: There is no room.
         """
         if patient and (self._waiters or not self._fits(rows, size)):
-            await self._wait(rows, size)
-        elif not self._fits(rows, size):
+            return self._wait(rows, size)
+        if not self._fits(rows, size):
             raise self._overloaded(rows, size)
-        else:
-            self._enter(rows, size)
-        return self._clock()
+        self._enter(rows, size)
+        return _DONE
 
     def leave(self, rows: int, size: int, since: float) -> None:
         """Lets them out again."""
-        self._stay += _WEIGHT * (self._clock() - since - self._stay)
+        self._stay += _WEIGHT * (self.now() - since - self._stay)
         self.rows -= rows
         self.size -= size
         if self._waiters:
@@ -136,8 +146,17 @@ class Admitted:
         self._patient = patient
         self._since = 0.0
 
-    async def __aenter__(self) -> None:
-        self._since = await self._admission.enter(self._rows, self._size, patient=self._patient)
+    def __aenter__(self) -> Awaitable[None]:
+        entered = self._admission.enter(self._rows, self._size, patient=self._patient)
+        if entered is not _DONE:
+            return self._waited(entered)
+        self._since = self._admission.now()
+        return entered
 
-    async def __aexit__(self, *_: object) -> None:
+    def __aexit__(self, *_: object) -> Awaitable[None]:
         self._admission.leave(self._rows, self._size, self._since)
+        return _DONE
+
+    async def _waited(self, entered: Awaitable[None]) -> None:
+        await entered
+        self._since = self._admission.now()

@@ -43,13 +43,10 @@ class Format(enum.Enum):
         return self is not Format.FLOAT32
 
 
-def rows_stated(source: tensor_pb2.Images | tensor_pb2.Tensor) -> int:
-    """How many rows images or a tensor say they are, unchecked; at least 1."""
-    if isinstance(source, tensor_pb2.Images):
-        if source.WhichOneof("source") == "encoded":
-            return max(1, len(source.encoded.files))
-        source = source.tensor
-    return max(1, source.shape[0]) if source.shape else 1
+def rows_stated(images: tensor_pb2.Images) -> int:
+    """How many rows images say they are, unchecked; at least 1."""
+    shape = images.tensor.shape  # empty, where there is no tensor
+    return max(1, shape[0] if shape else len(images.encoded.files))
 
 
 def read_images(

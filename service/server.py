@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import gc
 import logging
 import signal
 from collections.abc import Callable, Coroutine
@@ -10,7 +9,7 @@ from typing import Any
 
 from bundle import Bundle
 from latentserve._cpus import usable_cpus
-from service import logs
+from service import logs, memory
 from service.admin import AdminServicer, Reload
 from service.admission import Admission
 from service.engine import Engine
@@ -38,8 +37,6 @@ else:
 
 _log = logging.getLogger(__name__)
 
-_GC_OBJECTS = 50_000
-
 
 def run(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT, then drains; a second one cuts the drain short.
@@ -51,6 +48,7 @@ def run(settings: Settings) -> None:
             cannot be had.
     """
     logs.configure(settings.log_level, settings.log_format)
+    memory.one_arena()
     with asyncio.Runner(loop_factory=_new_loop) as runner:
         runner.run(_Server(settings).run())
 
@@ -138,11 +136,7 @@ class _Server:
         _, models = await self._reload(store)
         if self._stop.is_set():
             return
-        # What is there now stays. What calls make has hardly any cycles: to look for some at
-        # every 700th object took a tenth of the time.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(_GC_OBJECTS)
+        memory.keep()
         if models.loaded:
             names = ", ".join(models.loaded)
             _log.info("serving %s, default %s", names, models.default or "not loaded")

@@ -55,8 +55,10 @@ Pictured = TypeVar(
 Pixels = NDArray[np.float32] | NDArray[np.uint8]
 
 _CHUNK_ROWS = 256
-# Reading or writing less than this takes no longer than asking another thread to.
-_SMALL_BYTES = 128 * 1024
+# To read so much takes no longer than to ask another thread to.
+_READ_BYTES = 2**20
+# Images up to this size are quicker written by protobuf than put into its bytes.
+_WRITTEN_BYTES = 64 * 1024
 
 
 class Servicer:
@@ -343,7 +345,7 @@ class Servicer:
         self, model: Model, images: tensor_pb2.Images, field: str, call: Call
     ) -> Pixels:
         shape, most = model.manifest.image_shape, self._max_rows(model)
-        if images.WhichOneof("source") != "encoded" and images.ByteSize() < _SMALL_BYTES:
+        if images.WhichOneof("source") != "encoded" and images.ByteSize() <= _READ_BYTES:
             pixels = codec.read_images(images, field, shape, most)
         else:
             pixels = await self._engine.beside(
@@ -362,7 +364,7 @@ class Servicer:
         if wanted is Format.PNG:
             # Keeps the loop free of what takes long.
             await self._engine.beside(lambda: codec.put_images(reply.images, pixels, wanted))
-        elif pixels.nbytes < _SMALL_BYTES:
+        elif pixels.nbytes <= _WRITTEN_BYTES:
             codec.put_images(reply.images, pixels, wanted)
         else:
             field = reply.DESCRIPTOR.fields_by_name["images"].number

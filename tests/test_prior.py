@@ -110,7 +110,9 @@ def test_the_density_is_that_of_torchs_mixture_behind_the_flow(
     y, log_det = prior.to_base(z)
     for label, wanted in zip(labels_of(prior), exact_log_probs(prior, y), strict=True):
         got = prior.log_prob(z, full(20, label))
-        torch.testing.assert_close(got, wanted + log_det, rtol=1e-6, atol=1e-6)
+        # Further out, components of other classes show, which are kept 10,000 nats away.
+        near = wanted > -5000.0
+        torch.testing.assert_close(got[near], (wanted + log_det)[near], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(prior.log_prob(z), prior.log_prob(z, full(20, -1)))
 
 
