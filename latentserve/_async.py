@@ -1,6 +1,7 @@
 """The client for asyncio: the same plans and the same streams as `Client`, awaited."""
 
 import asyncio
+import contextlib
 import functools
 import time
 from collections.abc import (
@@ -11,7 +12,6 @@ from collections.abc import (
     Callable,
     Iterable,
 )
-from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Literal, TypeVar, Unpack, overload
 
@@ -332,6 +332,8 @@ class AsyncClient:
                     reply = await self._next(call, timeout)
                     attempt = 0
                     yield sequence.take(reply)
+                with contextlib.suppress(ServerError):  # see Client.sample_stream
+                    await self._next(call, timeout)
             except ServerError as error:
                 attempt += 1
                 await asyncio.sleep(wait_before_retry(error, attempt, self._retry, stream=True))
@@ -360,7 +362,7 @@ class AsyncClient:
             resize=resize,
             model=_messages.selector(model, version),
         )
-        async with aclosing(self._converse(talk, batches, window, timeout)) as results:
+        async with contextlib.aclosing(self._converse(talk, batches, window, timeout)) as results:
             async for result in results:
                 yield result
 
@@ -378,7 +380,7 @@ class AsyncClient:
         limits = _plans.limits_of(self._limits, model, version, files=False)
         most = await self._run(limits, timeout)
         talk = Decoding(most, dtype=dtype, model=_messages.selector(model, version))
-        async with aclosing(self._converse(talk, batches, window, timeout)) as results:
+        async with contextlib.aclosing(self._converse(talk, batches, window, timeout)) as results:
             async for result in results:
                 yield result
 
@@ -395,7 +397,7 @@ class AsyncClient:
         sent: Window[T] = Window(talk)
         ended = False
         attempt = 0
-        async with aclosing(_messages_of(talk, batches)) as messages:
+        async with contextlib.aclosing(_messages_of(talk, batches)) as messages:
             while not ended or sent.unanswered:
                 call = getattr(self._stub, talk.rpc)(metadata=metadata_of(self._token))
                 written = 0

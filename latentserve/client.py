@@ -10,6 +10,7 @@
 `AsyncClient` is the same for asyncio. Needs grpcio, protobuf and numpy, and nothing else.
 """
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -487,6 +488,9 @@ class Client:
                         reply = self._next(call, watchdog)
                         attempt = 0
                         yield sequence.take(reply)
+                    # Cancelled before its end has come, the server would count it as such.
+                    with contextlib.suppress(ServerError):
+                        self._next(call, watchdog)
             except ServerError as error:
                 attempt += 1
                 time.sleep(wait_before_retry(error, attempt, self._retry, stream=True))
