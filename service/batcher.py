@@ -77,19 +77,20 @@ class Batcher:
         self._waiting: OrderedDict[Kind, deque[Entry]] = OrderedDict()
         self._scheduled = False
 
-    async def run(self, work: Work[T], call: Call) -> T:
+    def run(self, work: Work[T], call: Call) -> asyncio.Future[T]:
         """Computes rows, together with those of others.
 
-        If the task that awaits this is cancelled, what is not yet computed never is.
+        If the future, or the task that awaits it, is cancelled, what is not yet computed
+        never is.
 
         Args:
             work: What to compute.
             call: For whom; its timing is added to.
 
         Returns:
-            What `work.finish` made, or the outputs by their names.
+            What `work.finish` makes, or the outputs by their names.
 
-        Raises:
+        Raises (where it is awaited):
             DeadlineExceeded: The call's deadline passed before the last row was due.
             Exception: What `work.inputs`, the graph or `work.finish` raised.
         """
@@ -100,7 +101,7 @@ class Batcher:
             self._waiting[work.kind] = entries = deque()
         entries.append(entry)
         self._schedule(loop)
-        return await entry.future  # type: ignore[no-any-return]
+        return entry.future
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         """Lets those go in the same turn of the loop that came in the same turn."""

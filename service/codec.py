@@ -77,13 +77,14 @@ def read_images(
             raise InvalidArgument(f"{field}.files", f"{len(files)} files", f"1 to {max_rows}")
         return pictures.read_files(files, field, shape, resize=images.encoded.resize)
     field = f"{field}.tensor"
-    sizes = tuple(images.tensor.shape)
+    tensor = images.tensor
+    sizes = tuple(tensor.shape)
     if sizes[1:] not in _image_shapes(shape):
         wanted = " or ".join(str(["N", *accepted]) for accepted in _image_shapes(shape))
         raise InvalidArgument(f"{field}.shape", list(sizes), wanted.replace("'", ""))
-    array = _array(images.tensor, field, max_rows).reshape(-1, *shape)
-    if array.dtype == np.uint8:
-        return array.view(np.uint8)
+    array = _array(tensor, sizes, field, max_rows).reshape(-1, *shape)
+    if array.dtype.itemsize == 1:
+        return array  # type: ignore[return-value] # UINT8
     pixels = array.astype(np.float32, copy=False)
     low, high = float(pixels.min()), float(pixels.max())
     # Asked so that NaN fails.
@@ -110,9 +111,10 @@ def read_latents(
     """
     if tensor.dtype == tensor_pb2.DATA_TYPE_UINT8:
         raise InvalidArgument(f"{field}.dtype", "UINT8", "FLOAT32 or FLOAT16")
-    if len(tensor.shape) != 2 or tensor.shape[1] != dim:
-        raise InvalidArgument(f"{field}.shape", list(tensor.shape), f"[N, {dim}]")
-    latents = _array(tensor, field, max_rows).astype(np.float32, copy=False)
+    sizes = tuple(tensor.shape)
+    if sizes[1:] != (dim,):
+        raise InvalidArgument(f"{field}.shape", list(sizes), f"[N, {dim}]")
+    latents = _array(tensor, sizes, field, max_rows).astype(np.float32, copy=False)
     low, high = float(latents.min()), float(latents.max())
     # Asked so that NaN fails.
     if not (low >= -MAX_LATENT and high <= MAX_LATENT):
@@ -148,8 +150,7 @@ def put_images(images: tensor_pb2.Images, pixels: Pixels, image_format: Format) 
 
 
 def _wire_type(array: Pixels) -> tensor_pb2.DataType:
-    is_bytes = array.dtype == np.uint8
-    return tensor_pb2.DATA_TYPE_UINT8 if is_bytes else tensor_pb2.DATA_TYPE_FLOAT32
+    return tensor_pb2.DATA_TYPE_UINT8 if array.itemsize == 1 else tensor_pb2.DATA_TYPE_FLOAT32
 
 
 @functools.cache
@@ -161,19 +162,21 @@ def _image_shapes(shape: tuple[int, int, int]) -> list[tuple[int, ...]]:
     return [*accepted, (channels * height * width,)]
 
 
-def _array(tensor: tensor_pb2.Tensor, field: str, max_rows: int) -> NDArray[np.generic]:
+def _array(
+    tensor: tensor_pb2.Tensor, sizes: tuple[int, ...], field: str, max_rows: int
+) -> NDArray[np.generic]:
     dtype = _DTYPES.get(tensor.dtype)
     if dtype is None:
         raise InvalidArgument(f"{field}.dtype", tensor.dtype or "none", "FLOAT32, FLOAT16 or UINT8")
-    rows = tensor.shape[0]
+    rows = sizes[0]
     if not 1 <= rows <= max_rows:
         raise InvalidArgument(f"{field}.shape", f"{rows} rows", f"1 to {max_rows}")
-    wanted = math.prod(tensor.shape) * dtype.itemsize
+    wanted = math.prod(sizes) * dtype.itemsize
     data = tensor.data  # each access makes a copy
     if len(data) != wanted:
         raise InvalidArgument(
             f"{field}.data",
             f"{len(data)} bytes",
-            f"{wanted} for {dtype.name} {list(tensor.shape)}",
+            f"{wanted} for {dtype.name} {list(sizes)}",
         )
-    return np.frombuffer(data, dtype).reshape(tensor.shape)
+    return np.frombuffer(data, dtype).reshape(sizes)

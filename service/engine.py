@@ -7,7 +7,7 @@ alone.
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 from weakref import WeakKeyDictionary
@@ -161,9 +161,9 @@ class Engine:
         """
         return self.admission.admitted(rows, rows * row_bytes(model.manifest), patient=call.patient)
 
-    async def encode(
+    def encode(
         self, call: Call, model: Model, images: Pixels, draw: Draw | None = None
-    ) -> Encoded:
+    ) -> Awaitable[Encoded]:
         """Encodes images and, where `draw` says so, draws from their posteriors.
 
         Args:
@@ -190,7 +190,7 @@ class Engine:
 
         kind = self._of(model).encode[images.dtype == np.uint8]
         work = Work(kind, len(images), {"image": images}, finish)
-        return await self._batcher.run(work, call)
+        return self._batcher.run(work, call)
 
     async def decode(self, call: Call, model: Model, z: Array, *, as_uint8: bool) -> Pixels:
         """Decodes latents.

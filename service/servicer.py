@@ -95,13 +95,15 @@ class Servicer:
         model = self._find(request.model, call)
         return pb.GetModelResponse(model=describe_model(model, self._settings))
 
-    async def encode(self, request: pb.EncodeRequest, call: Call) -> pb.EncodeResponse:
+    def encode(self, request: pb.EncodeRequest, call: Call) -> Awaitable[pb.EncodeResponse]:
         """Maps images to their posteriors."""
-        return await self._encode(self._find(request.model, call), request, call)
+        return self._encode(self._find(request.model, call), request, call)
 
-    async def decode(self, request: pb.DecodeRequest, call: Call) -> pb.DecodeResponse | Spliced:
+    def decode(
+        self, request: pb.DecodeRequest, call: Call
+    ) -> Awaitable[pb.DecodeResponse | Spliced]:
         """Maps latents to images."""
-        return await self._decode(self._find(request.model, call), request, call)
+        return self._decode(self._find(request.model, call), request, call)
 
     async def sample(self, request: pb.SampleRequest, call: Call) -> pb.SampleResponse | Spliced:
         """Draws latents from the prior and decodes them."""
@@ -345,7 +347,7 @@ class Servicer:
         self, model: Model, images: tensor_pb2.Images, field: str, call: Call
     ) -> Pixels:
         shape, most = model.manifest.image_shape, self._max_rows(model)
-        if images.WhichOneof("source") != "encoded" and images.ByteSize() <= _READ_BYTES:
+        if not images.HasField("encoded") and images.ByteSize() <= _READ_BYTES:
             pixels = codec.read_images(images, field, shape, most)
         else:
             pixels = await self._engine.beside(
