@@ -28,8 +28,8 @@ _SECONDS = (
 _ROWS = tuple(2**power for power in range(11))
 # Bound once and kept. Labels are names of ours and of models, none that a caller made up.
 _MOST_CHILDREN = 1024
-# Batches, or rows of one, that are added up at a time.
-_PENDING = 64
+# Batches, or rows, that are added up at a time.
+_PENDING_BATCHES, _PENDING_ROWS = 64, 1024
 #: Encoded images that the figures of the latents are a mean over, the older the less.
 HORIZON = 10_000.0
 
@@ -251,7 +251,8 @@ class _Latents(Collector):
         with self._lock:
             pending = self._pending.setdefault(key, [])
             pending.append((mean, log_var))
-            if len(pending) < _PENDING and len(mean) < _PENDING:
+            rows = sum([len(each) for each, _ in pending])
+            if len(pending) < _PENDING_BATCHES and rows < _PENDING_ROWS:
                 return
             del self._pending[key]
         self._add_up(key, pending)

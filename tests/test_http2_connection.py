@@ -98,7 +98,7 @@ def test_another_library_agrees_with_the_greeting_and_a_whole_call():
             await asyncio.sleep(0)
         asked = session.asked[1]
         assert (asked.body, asked.is_ended) == (b"question", True)
-        asked.stream.respond(HEAD, b"answer", TRAILERS)
+        asked.stream.respond(HEAD, (b"answer",), TRAILERS)
         await asyncio.sleep(0)
         events = peer.receive_data(bytes(session.wire.sent))
         kinds = [type(event) for event in events]
@@ -300,7 +300,7 @@ def test_frames_for_a_stream_that_was_just_reset_are_let_pass():
 def test_a_frame_after_the_end_of_both_sides_ends_the_connection():
     async def scenario(session):
         asked = await session.ask(1)
-        asked.stream.respond(HEAD, b"x", TRAILERS)
+        asked.stream.respond(HEAD, (b"x",), TRAILERS)
         await session.answers()
         assert ended_by(await session.send(frame(DATA, 0, 1, b"x")), STREAM_CLOSED)
 
@@ -390,7 +390,7 @@ def test_who_takes_no_table_is_told_that_none_is_used():
         for number, whole in ((1, True), (3, False)):
             asked = await session.ask(number)
             if whole:
-                asked.stream.respond(HEAD, b"x", TRAILERS)
+                asked.stream.respond(HEAD, (b"x",), TRAILERS)
             else:
                 asked.stream.finish(HEAD + TRAILERS)
             blocks = [each.payload for each in await session.answers() if each.kind == HEADERS]
@@ -426,7 +426,7 @@ def test_streams_beyond_the_limit_are_refused_and_those_before_live():
         assert [(each.kind, each.stream, each.code) for each in sent] == [
             (RST_STREAM, 5, REFUSED_STREAM)
         ]
-        session.asked[1].stream.respond(HEAD, b"x", TRAILERS)
+        session.asked[1].stream.respond(HEAD, (b"x",), TRAILERS)
         await session.answers()
         await session.ask(7)
 
@@ -489,7 +489,7 @@ def test_a_reset_by_the_peer_ends_the_request_and_sends_nothing():
         asked = await session.ask(1, ends=False)
         assert await session.send(rst_stream(1)) == []
         assert asked.is_gone
-        asked.stream.respond(HEAD, b"x", TRAILERS)
+        asked.stream.respond(HEAD, (b"x",), TRAILERS)
         asked.stream.start(HEAD)
         asked.stream.write(b"x")
         asked.stream.finish(TRAILERS)
@@ -507,7 +507,7 @@ def test_pings_are_answered_and_goaway_lets_calls_finish():
         assert sent == [(PING, ACK, 0, b"12345678")]
         asked = await session.ask(1)
         assert await session.send(frame(GOAWAY, 0, 0, bytes(8) + b"why")) == []
-        asked.stream.respond(HEAD, b"x", TRAILERS)
+        asked.stream.respond(HEAD, (b"x",), TRAILERS)
         assert [each.kind for each in await session.answers()] == [HEADERS, DATA, HEADERS]
 
     connected(scenario)
@@ -545,7 +545,7 @@ def test_a_retired_connection_warns_finishes_and_closes():
         assert [each.code for each in sent] == [REFUSED_STREAM]
         for asked in (first, second):
             assert session.alive
-            asked.stream.respond(HEAD, b"x", TRAILERS)
+            asked.stream.respond(HEAD, (b"x",), TRAILERS)
             await session.answers()
         assert session.wire.closing
         assert not session.wire.aborted
@@ -686,7 +686,7 @@ def test_pings_and_windows_that_answer_what_was_sent_are_no_flood():
             session.connection.data_received(
                 headers(number, request(), 0x5) + frame(PING, 0, 0, bytes(8))
             )
-            session.asked.pop(number).stream.respond(HEAD, b"x", TRAILERS)
+            session.asked.pop(number).stream.respond(HEAD, (b"x",), TRAILERS)
             session.connection.data_received(window_update(0, 1) + frame(PING, 0, 0, bytes(8)))
         await session.answers()
         assert session.alive

@@ -54,7 +54,7 @@ def test_a_peer_that_grants_byte_by_byte_gets_every_byte_and_then_the_trailers(w
     async def scenario(session):
         asked = await session.ask(1)
         if whole:
-            asked.stream.respond(HEAD, b"0123456789", TRAILERS)
+            asked.stream.respond(HEAD, (b"0123456789",), TRAILERS)
         else:
             asked.stream.start(HEAD)
             asked.stream.write(b"0123", b"", memoryview(b"456789"))
@@ -78,7 +78,7 @@ def test_either_window_holds_back_what_is_sent(number):
             await session.send(window_update(1, 10**6))
         else:
             await session.send(window_update(0, 10**6))
-        asked.stream.respond(HEAD, BODY, TRAILERS)
+        asked.stream.respond(HEAD, (BODY,), TRAILERS)
         sent = await session.answers()
         assert len(data_of(sent)) == 65_535
         assert await session.answers() == []
@@ -96,7 +96,7 @@ def test_a_window_may_shrink_below_what_was_sent_and_grow_again():
 
     async def scenario(session):
         asked = await session.ask(1)
-        asked.stream.respond(HEAD, BODY, TRAILERS)
+        asked.stream.respond(HEAD, (BODY,), TRAILERS)
         sent = data_of(await session.answers())
         assert len(sent) == 65_535
         assert data_of(await session.send(peer.settings((INITIAL_WINDOW, 100)))) == b""
@@ -116,7 +116,7 @@ def test_a_window_that_shrinks_before_the_turn_came_is_heeded(window):
     async def scenario(session):
         asked = await session.ask(1)
         await session.send(window_update(0, 10**6))
-        asked.stream.respond(HEAD, BODY, TRAILERS)
+        asked.stream.respond(HEAD, (BODY,), TRAILERS)
         sent = data_of(await session.answers())
         await session.send(window_update(1, 1))
         # In line to be sent, and in the same turn of the loop the window is gone.
@@ -131,11 +131,26 @@ def test_a_window_that_shrinks_before_the_turn_came_is_heeded(window):
     connected(scenario)
 
 
+def test_what_is_small_enough_goes_out_at_once_in_frames_that_the_peer_takes():
+    async def scenario(session):
+        await session.send(window_update(0, 10**6))
+        asked = await session.ask(1)
+        asked.stream.respond(HEAD, (BODY[:7], BODY[7:40_000]), TRAILERS)
+        sent = await session.answers()
+        assert [len(each.payload) for each in sent if each.kind == DATA] == [16384, 16384, 7232]
+        assert data_of(sent) == BODY[:40_000]
+        assert sent[-1].flags == 0x5
+
+    connected(scenario)
+
+
 def test_streams_take_turns_frame_by_frame():
     async def scenario(session):
         await session.send(window_update(0, 10**6))
         for asked in [await session.ask(number) for number in (1, 3, 5)]:
-            asked.stream.respond(HEAD, BODY[:50_000], TRAILERS)
+            asked.stream.start(HEAD)
+            asked.stream.write(BODY[:50_000])
+            asked.stream.finish(TRAILERS)
         sent = await session.answers()
         order = [each.stream for each in sent if each.kind == DATA]
         assert order[:6] == [1, 3, 5, 1, 3, 5]
@@ -147,8 +162,8 @@ def test_streams_take_turns_frame_by_frame():
 def test_a_small_answer_does_not_overtake_in_its_own_stream_but_does_wait_its_turn():
     async def scenario(session):
         large, small = await session.ask(1), await session.ask(3)
-        large.stream.respond(HEAD, BODY, TRAILERS)
-        small.stream.respond(HEAD, b"small", TRAILERS)
+        large.stream.respond(HEAD, (BODY,), TRAILERS)
+        small.stream.respond(HEAD, (b"small",), TRAILERS)
         sent = await session.answers()
         assert data_of(sent, 3) == b"small"
         ends = [each.stream for each in sent if each.flags & END_STREAM and each.kind == HEADERS]
@@ -161,7 +176,7 @@ def test_frames_are_no_larger_than_the_peer_takes():
     async def scenario(session):
         await session.send(window_update(0, 10**6))
         asked = await session.ask(1)
-        asked.stream.respond(HEAD, BODY, TRAILERS)
+        asked.stream.respond(HEAD, (BODY,), TRAILERS)
         sizes = [len(each.payload) for each in await session.answers() if each.kind == DATA]
         assert max(sizes) == 20_000
         assert sum(sizes) == len(BODY)
@@ -191,7 +206,7 @@ def test_a_writer_waits_for_space_and_is_told_when_the_stream_ends():
 def test_whoever_had_to_wait_is_told_that_its_answer_is_out():
     async def scenario(session):
         asked = await session.ask(1)
-        asked.stream.respond(HEAD, BODY, TRAILERS)
+        asked.stream.respond(HEAD, (BODY,), TRAILERS)
         await session.answers()
         assert not asked.is_gone
         await session.send(window_update(0, 10**6), window_update(1, 10**6))
@@ -205,9 +220,9 @@ def test_a_blocked_transport_is_not_written_to():
         await session.send(window_update(0, 10**7))
         asked = await session.ask(1)
         session.connection.pause_writing()
-        asked.stream.respond(HEAD, BODY, TRAILERS)
+        asked.stream.respond(HEAD, (BODY,), TRAILERS)
         small = await session.ask(3)
-        small.stream.respond(HEAD, b"small", TRAILERS)
+        small.stream.respond(HEAD, (b"small",), TRAILERS)
         assert await session.answers() == []
         session.connection.resume_writing()
         sent = await session.answers()
@@ -322,7 +337,7 @@ def answering(stream: Any) -> None:
 
     def ended() -> None:
         body = f"{stream.head.path} ".encode() + asked.body
-        stream.respond(HEAD, body, TRAILERS)
+        stream.respond(HEAD, (body,), TRAILERS)
 
     asked.ended = ended  # type: ignore[method-assign]
 

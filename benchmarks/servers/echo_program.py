@@ -53,7 +53,7 @@ async def http2() -> None:
             self._stream.consumed(len(chunk))
 
         def ended(self) -> None:
-            self._stream.respond(_HEAD, b"".join(self._chunks), _TRAILERS)
+            self._stream.respond(_HEAD, tuple(self._chunks), _TRAILERS)
 
         def gone(self) -> None:
             pass

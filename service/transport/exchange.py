@@ -28,8 +28,6 @@ _OK: Final = encode([("grpc-status", "0")])
 _NO_GRPC: Final = encode([(":status", "415"), ("content-type", "text/plain")])
 # All that may stand unescaped in grpc-message, but for %.
 _PLAIN: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
-# A message up to this size is quicker copied than sent in two pieces.
-_SMALL_BYTES: Final = 8192
 
 
 class Exchange:
@@ -142,12 +140,8 @@ class Exchange:
         size = sum(map(len, reply))
         if size > self._max_bytes:
             self._refuse(Failure.of(too_large(size, self._max_bytes)))
-        elif size < _SMALL_BYTES:
-            self._stream.respond(_HEAD, b"".join((prefix(size), *reply)), _OK)
         else:
-            self._stream.start(_HEAD)
-            self._stream.write(prefix(size) + reply[0], *reply[1:])
-            self._stream.finish(_OK)
+            self._stream.respond(_HEAD, (prefix(size), *reply), _OK)
         self._close()
 
     async def _answer_stream(self) -> None:

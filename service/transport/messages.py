@@ -1,6 +1,7 @@
 """gRPC's messages in the body of a request (PROTOCOL-HTTP2, "Length-Prefixed-Message")."""
 
 import zlib
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -11,6 +12,11 @@ PREFIX_BYTES: Final = 5
 ENCODINGS: Final = "identity,deflate,gzip"
 # What is not worth counting: as many as a connection has streams are still little.
 _SMALL_BYTES: Final = 16_384
+# With each so many more it is counted again.
+_STEP_BYTES: Final = 65_536
+# Pieces of a body below this size are put together, up to that size.
+_MERGED_BYTES: Final = 4096
+_LARGE_BYTES: Final = 65_536
 # How much smaller deflate makes what it likes best.
 _MOST_DEFLATED: Final = 1032
 # What zlib is told of the header: zlib's own, or gzip's.
@@ -29,22 +35,24 @@ class Reader:
         held: Told by how many bytes what is held here has grown; may raise.
     """
 
-    __slots__ = ("_at", "_buffer", "_counted", "_encoding", "_held", "_max_bytes", "_size")
+    __slots__ = ("_at", "_chunks", "_counted", "_encoding", "_have", "_held", "_max_bytes", "_size")
 
     def __init__(self, encoding: str, max_bytes: int, held: Callable[[int], None]):
         self._encoding = encoding
         self._max_bytes = max_bytes
         self._held = held
-        self._buffer: bytes | bytearray = b""
-        # Where in the buffer the oldest message begins, and its length with its prefix.
+        self._chunks: deque[bytes | bytearray] = deque()
+        # Where in the first chunk the oldest message begins, its length with its prefix, and
+        # that of all that was not taken.
         self._at = 0
         self._size = 0
+        self._have = 0
         self._counted = 0
 
     @property
     def held_bytes(self) -> int:
         """Length of what has come and was not taken."""
-        return len(self._buffer) - self._at
+        return self._have
 
     @property
     def ready(self) -> bool:
@@ -54,17 +62,16 @@ class Reader:
             TooLarge: It is longer than is allowed.
             ServiceError: It is not a message.
         """
-        have = len(self._buffer) - self._at
         if not self._size:
-            if have < PREFIX_BYTES:
+            if self._have < PREFIX_BYTES:
                 return False
             self._size = self._look()
-        return have >= self._size
+        return self._have >= self._size
 
     @property
     def more_than_one(self) -> bool:
         """Whether something has come after a message that is `ready`."""
-        return len(self._buffer) - self._at > self._size
+        return self._have > self._size
 
     def feed(self, chunk: bytes) -> bool:
         """Takes some of the body; returns whether a message is complete.
@@ -73,15 +80,20 @@ class Reader:
             TooLarge: A message is longer than is allowed, or too many bytes are held.
             ServiceError: It is not a message.
         """
-        if not self._buffer:
-            self._buffer = chunk
+        length, chunks = len(chunk), self._chunks
+        if length >= _MERGED_BYTES or not chunks:
+            chunks.append(chunk)
         else:
-            if not isinstance(self._buffer, bytearray):
-                self._buffer = bytearray(memoryview(self._buffer)[self._at :])
-                self._at = 0
-            self._buffer += chunk
-        have = len(self._buffer) - self._at
-        if self._counted or have > _SMALL_BYTES:
+            # Thousands of tiny ones would be much larger than what is in them.
+            last = chunks[-1]
+            if len(last) > _LARGE_BYTES:
+                chunks.append(bytearray(chunk))
+            elif isinstance(last, bytearray):
+                last += chunk
+            else:
+                chunks[-1] = bytearray(last) + chunk
+        self._have = have = self._have + length
+        if have > self._counted + (_STEP_BYTES if self._counted else _SMALL_BYTES):
             self._count()
         if not self._size:
             if have < PREFIX_BYTES:
@@ -98,39 +110,52 @@ class Reader:
             InvalidArgument: It does not decompress.
             ServiceError: It is compressed, and the request did not say so.
         """
-        buffer, start, stop = self._buffer, self._at, self._at + self._size
-        compressed = buffer[start]
-        if isinstance(buffer, bytearray):
-            with memoryview(buffer) as view:
-                body = bytes(view[start + PREFIX_BYTES : stop])
-            del buffer[:stop]
-        else:
-            body = buffer[start + PREFIX_BYTES : stop]
-            self._at = stop
+        chunks, start, stop = self._chunks, self._at, self._at + self._size
+        self._have -= self._size
         self._size = 0
-        if self._at >= len(self._buffer):
-            self._buffer, self._at = b"", 0
+        first = chunks[0]
+        compressed = first[start]
+        if stop < len(first):
+            body = bytes(first[start + PREFIX_BYTES : stop])
+            self._at = stop
+        else:
+            parts: list[bytes | bytearray | memoryview] = [
+                memoryview(first)[start + PREFIX_BYTES :]
+            ]
+            while stop >= len(chunks[0]):
+                stop -= len(chunks.popleft())
+                if not stop:
+                    break
+                parts.append(chunks[0] if stop >= len(chunks[0]) else memoryview(chunks[0])[:stop])
+            self._at = stop
+            body = b"".join(parts)
         if self._counted:
             self._count()
         return self._decompressed(body) if compressed else body
 
     def close(self) -> None:
         """Lets go of everything."""
-        self._buffer, self._at, self._size = b"", 0, 0
+        self._chunks.clear()
+        self._at = self._size = self._have = 0
         if self._counted:
             self._count()
 
     def _look(self) -> int:
-        at, buffer = self._at, self._buffer
-        if buffer[at] > 1:
-            raise ServiceError(f"message: it begins with {buffer[at]}, wanted 0 or 1")
-        length = int.from_bytes(buffer[at + 1 : at + PREFIX_BYTES], "big")
+        chunks, at = self._chunks, self._at
+        while len(chunks[0]) < at + PREFIX_BYTES:
+            begun = bytes(chunks.popleft()[at:])
+            chunks[0] = begun + chunks[0]
+            self._at = at = 0
+        first = chunks[0]
+        if first[at] > 1:
+            raise ServiceError(f"message: it begins with {first[at]}, wanted 0 or 1")
+        length = int.from_bytes(first[at + 1 : at + PREFIX_BYTES], "big")
         if length > self._max_bytes:
             raise too_large(length, self._max_bytes)
         return PREFIX_BYTES + length
 
     def _count(self) -> None:
-        before, self._counted = self._counted, self.held_bytes
+        before, self._counted = self._counted, self._have
         self._held(self._counted - before)
 
     def _decompressed(self, body: bytes) -> bytes:

@@ -28,6 +28,8 @@ MAX_FRAME_BYTES: Final = 256 * 1024
 _CONNECTION_WINDOW = 16 * 2**20
 # A header block may come in pieces; those of a flood are many and small.
 _MOST_BLOCK_FRAMES = 32
+# A response up to this size does not wait for its turn.
+_AT_ONCE_BYTES = 64 * 1024
 # What one turn of the loop writes before it looks at others again.
 _TURN_BYTES = 256 * 1024
 _WRITE_BUFFER_BYTES = 512 * 1024
@@ -212,9 +214,11 @@ class Connection(asyncio.Protocol):
 
     # What streams call.
 
-    def respond(self, stream: Stream, head: bytes, body: Chunk, trailers: bytes) -> None:
+    def respond(
+        self, stream: Stream, head: bytes, chunks: tuple[Chunk, ...], trailers: bytes
+    ) -> None:
         """Sends a whole response; at once, where windows and others allow."""
-        size = len(body)
+        size = sum(map(len, chunks))
         if (
             stream.started
             or self._blocked
@@ -222,28 +226,29 @@ class Connection(asyncio.Protocol):
             or self._sendable
             or size > self._send_window
             or size > stream.send_window
-            or size > self._frame_bytes
+            or size > _AT_ONCE_BYTES
         ):
             if not stream.started:
                 stream.start(head)
-            self.send_data(stream, (body,))
+            self.send_data(stream, chunks)
             self.send_trailers(stream, trailers)
             return
         self._send_window -= size
         number = stream.id
         pack = frames.head
-        self._emit(
-            b"".join(
-                (
-                    pack(len(head), frames.HEADERS, frames.END_HEADERS, number),
-                    head,
-                    pack(size, frames.DATA, 0, number),
-                    body,
-                    pack(len(trailers), frames.HEADERS, 0x5, number),
-                    trailers,
-                )
-            )
-        )
+        parts: list[Chunk] = [pack(len(head), frames.HEADERS, frames.END_HEADERS, number), head]
+        if size <= self._frame_bytes:
+            parts.append(pack(size, frames.DATA, 0, number))
+            parts += chunks
+        else:
+            most = self._frame_bytes
+            body = b"".join(chunks)
+            for start in range(0, size, most):
+                parts.append(pack(min(most, size - start), frames.DATA, 0, number))
+                parts.append(body[start : start + most])
+        parts.append(pack(len(trailers), frames.HEADERS, 0x5, number))
+        parts.append(trailers)
+        self._emit(b"".join(parts))
         self._ended(stream)
 
     def send_head(self, stream: Stream, block: bytes, *, end: bool) -> None:

@@ -111,16 +111,16 @@ class Stream:
         """Whether anything may still be sent."""
         return not self.local_ended and self.trailers is None
 
-    def respond(self, head: bytes, body: Chunk, trailers: bytes) -> None:
+    def respond(self, head: bytes, chunks: tuple[Chunk, ...], trailers: bytes) -> None:
         """Sends a whole response.
 
         Args:
             head: Header block.
-            body: What comes between; may be empty.
+            chunks: What comes between.
             trailers: Header block at the end.
         """
         if self.open:
-            self._connection.respond(self, head, body, trailers)
+            self._connection.respond(self, head, chunks, trailers)
 
     def start(self, head: bytes) -> None:
         """Sends the header block that a response begins with."""
