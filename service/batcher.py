@@ -1,7 +1,7 @@
 """Runs graphs on rows of many callers at once.
 
-What came in one turn of the loop, or was waiting when a worker became free, is computed
-together. There is no waiting window unless an operator asks for one: a lone call is
+What came in one turn of the loop or the next ones, or was waiting when a worker became free,
+is computed together. There is no waiting window unless an operator asks for one: a lone call is
 never delayed, and under load batches grow by themselves. Rows are bit-equal in batches
 of every size (export proves it), so that nobody can tell from an answer whom it was
 computed with.
@@ -28,6 +28,8 @@ T = TypeVar("T")
 #: A batch that takes no longer than this is computed in the loop itself: to hand it to
 #: another thread and its result back would take longer (docs/performance.md).
 INLINE_SECONDS: Final = 300e-6
+# However much keeps coming, after so many turns of the loop a batch goes.
+_MOST_TURNS: Final = 4
 
 
 class Observer(Protocol):
@@ -75,7 +77,7 @@ class Batcher:
         self._window = window
         self._clock = clock
         self._waiting: OrderedDict[Kind, deque[Entry]] = OrderedDict()
-        self._scheduled = False
+        self._scheduled = self._came = False
 
     def run(self, work: Work[T], call: Call) -> asyncio.Future[T]:
         """Computes rows, together with those of others.
@@ -104,13 +106,22 @@ class Batcher:
         return entry.future
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Lets those go in the same turn of the loop that came in the same turn."""
+        """Lets those go together that come in turns of the loop one after the other."""
+        self._came = True
         if not self._scheduled and self._free:
             self._scheduled = True
-            loop.call_soon(self._dispatch)
+            loop.call_soon(self._look, loop, _MOST_TURNS)
+
+    def _look(self, loop: asyncio.AbstractEventLoop, turns: int) -> None:
+        """Goes on once a turn of the loop, which reads what has come, has brought nothing."""
+        if self._came and turns:
+            self._came = False
+            loop.call_soon(self._look, loop, turns - 1)
+        else:
+            self._scheduled = False
+            self._dispatch()
 
     def _dispatch(self) -> None:
-        self._scheduled = False
         while self._free and self._waiting:
             batch = self._next_batch()
             if batch is None:

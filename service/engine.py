@@ -9,7 +9,7 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -52,8 +52,7 @@ class Draw:
     offset: int = 0
 
 
-@dataclass(frozen=True)
-class Encoded:
+class Encoded(NamedTuple):
     """The posteriors of images: float32 [N, D] each.
 
     `log_var` is None for a plain autoencoder, `z` where it was not drawn.
