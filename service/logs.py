@@ -34,6 +34,18 @@ def configure(level: str, style: Style = "auto") -> None:
     logging.captureWarnings(True)  # bare lines in between are no JSON
 
 
+def worker(number: int) -> None:
+    """Puts the number of a worker, one of several, into each line of its log."""
+    make = logging.getLogRecordFactory()
+
+    def numbered(*arguments: Any, **options: Any) -> logging.LogRecord:
+        record = make(*arguments, **options)
+        record.worker = number
+        return record
+
+    logging.setLogRecordFactory(numbered)
+
+
 def new_request_id() -> str:
     """Makes an id of 16 hexadecimal digits."""
     return f"{random.getrandbits(64):016x}"
@@ -50,7 +62,9 @@ class _Text(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """The line without what follows it, such as a traceback."""
         request_id = getattr(record, "request_id", "")
-        record.call = f" [{request_id}]" if request_id else ""
+        worker = getattr(record, "worker", None)
+        who = "" if worker is None else f" (worker {worker})"
+        record.call = f"{who} [{request_id}]" if request_id else who
         return super().formatMessage(record)
 
 
@@ -59,7 +73,7 @@ class _Json(JsonFormatter):
 
     def __init__(self) -> None:
         super().__init__(
-            ["asctime", "levelname", "name", "message", "request_id", "exc_info"],
+            ["asctime", "levelname", "name", "message", "worker", "request_id", "exc_info"],
             rename_fields={
                 "asctime": "time",
                 "levelname": "level",

@@ -25,8 +25,10 @@ from service.store import Models, Store
 from service.telemetry import Telemetry
 from service.tokens import TokenFile
 from service.tracing import Tracing
+from service.transport.addresses import Shared
 from service.transport.http2_server import Http2Transport
 from service.transport.tls import TlsFiles
+from service.worker import Supervised
 
 try:
     import uvloop
@@ -38,10 +40,14 @@ else:
 _log = logging.getLogger(__name__)
 
 
-def run(settings: Settings) -> None:
+def run(settings: Settings, shared: Shared | None = None) -> None:
     """Serves until SIGTERM or SIGINT, then drains; a second one cuts the drain short.
 
     SIGHUP makes it look through the models folder again.
+
+    Args:
+        settings: What to serve, and how.
+        shared: How one of several workers gets its connections; None for a server alone.
 
     Raises:
         StartError: The device, a port, a certificate, the token or the models folder
@@ -50,14 +56,16 @@ def run(settings: Settings) -> None:
     logs.configure(settings.log_level, settings.log_format)
     memory.one_arena()
     with asyncio.Runner(loop_factory=_new_loop) as runner:
-        runner.run(_Server(settings).run())
+        runner.run(_Server(settings, shared).run())
 
 
 class _Server:
     """One server, from start to exit."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings, shared: Shared | None):
         self._settings = settings
+        self._shared = shared
+        self._supervised: Supervised | None = None
         self._models = Models()
         self._loaded = False
         self._device_lost = False
@@ -93,20 +101,24 @@ class _Server:
         self._engine = Engine(
             self._admission, self._telemetry, workers, settings.batch_window_seconds
         )
+        if self._shared is not None:
+            self._supervised = Supervised()
+            self._spawn(self._supervised.watch(self._stop.set))
         reload = functools.partial(self._reload, store)
         self._transport = _transport(settings)(
             Servicer(self._engine, lambda: self._models, settings),
-            AdminServicer(reload) if settings.admin else None,
+            AdminServicer(functools.partial(self._reload_all, store)) if settings.admin else None,
             settings,
             authenticate=_authentication(settings),
             tls=_tls(settings),
             telemetry=self._telemetry,
+            shared=self._shared,
         )
         http = None
         if settings.http_port != "off":
-            http = HttpServer(
-                settings.host, settings.http_port, metrics.exposition, self._live, self._ready
-            )
+            # Only the supervisor asks a worker.
+            host = settings.host if self._supervised is None else "127.0.0.1"
+            http = HttpServer(host, settings.http_port, metrics.exposition, self._live, self._ready)
             http.start()
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._on_hangup(reload)))
         await self._transport.start()
@@ -114,7 +126,7 @@ class _Server:
         where = f"{settings.host}:{self._transport.port}"
         print(f"latentserve: listening on {where}", flush=True)
         if http is not None:
-            print(f"latentserve: metrics on http://{settings.host}:{http.port}/metrics", flush=True)
+            print(f"latentserve: metrics on http://{host}:{http.port}/metrics", flush=True)
         try:
             await self._first_load(store)
             await self._stop.wait()
@@ -156,6 +168,12 @@ class _Server:
             await self._transport.show(models, well=not self._device_lost)
             return before, models
 
+    async def _reload_all(self, store: Store) -> tuple[Models, Models]:
+        result = await self._reload(store)
+        if self._supervised is not None:
+            await self._supervised.reload_others()
+        return result
+
     async def _on_hangup(self, reload: Reload) -> None:
         _log.info("SIGHUP: looking through %s again", self._settings.models)
         try:
@@ -163,6 +181,9 @@ class _Server:
         except StartError as error:
             _log.error("nothing changes: %s", error)
             return
+        finally:
+            if self._supervised is not None:
+                self._supervised.reloaded()
         added = [model.identity for model in after.beside(before)]
         removed = [model.identity for model in before.beside(after)]
         _log.info(

@@ -36,6 +36,9 @@ class Settings(BaseModel):
     """Port for gRPC; 0 picks a free one and says which on stdout."""
     http_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = 8080
     """Port for /metrics, /healthz and /readyz by HTTP; 0 picks a free one, off is none."""
+    workers: int = Field(1, ge=1, le=256)
+    """Processes that serve on the same port, each with limits of its own; for a server whose
+    Python, and not its graphs, is what takes its time."""
     transport: Literal["http2", "grpcio"] = "http2"
     """What carries the calls: http2, our own HTTP/2 on asyncio, or grpcio, gRPC's library."""
     device: str = "auto"

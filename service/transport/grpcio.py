@@ -16,7 +16,7 @@ from service.servicer import Servicer
 from service.settings import Settings
 from service.store import Models
 from service.telemetry import Telemetry
-from service.transport.addresses import free_addresses
+from service.transport.addresses import Shared, free_addresses
 from service.transport.calls import Calls, Rpc, new_call
 from service.transport.failure import CallFailed, Failure
 from service.transport.health import Health
@@ -42,6 +42,7 @@ class GrpcioTransport:
         authenticate: Raises Unauthenticated where a call's `authorization` is not right.
         tls: Certificate and key, or None for a plain port.
         telemetry: Told of every call.
+        shared: Where this process listens together with others; None to have the port alone.
 
     Attributes:
         port: The port it is bound to.
@@ -59,6 +60,7 @@ class GrpcioTransport:
         authenticate: Callable[[str | None], None],
         tls: TlsFiles | None,
         telemetry: Telemetry,
+        shared: Shared | None = None,
     ):
         self._health = Health()
         self._calls = Calls(authenticate, telemetry)
@@ -67,7 +69,7 @@ class GrpcioTransport:
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_send_message_length", settings.max_message_bytes),
                 # Two servers on one port would share its calls unseen.
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(shared is not None)),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", _SHORTEST_PING_MS),
                 # Lets clients find servers that were added; calls in flight finish.
@@ -80,7 +82,7 @@ class GrpcioTransport:
             self._server.add_generic_rpc_handlers(
                 (grpc.method_handlers_generic_handler(name, handlers),)
             )
-        self.port = self._bind(settings.host, settings.grpc_port, tls)
+        self.port = self._bind(settings.host, settings.grpc_port, tls, shared)
 
     async def start(self) -> None:
         """Begins to answer; health is NOT_SERVING until `show`."""
@@ -139,9 +141,9 @@ class GrpcioTransport:
             return grpc.unary_stream_rpc_method_handler(stream)
         return grpc.unary_unary_rpc_method_handler(unary)
 
-    def _bind(self, host: str, port: int, tls: TlsFiles | None) -> int:
+    def _bind(self, host: str, port: int, tls: TlsFiles | None, shared: Shared | None) -> int:
         """Binds every address that the host has, to one port, or none."""
-        for address in free_addresses(host, port):
+        for address in free_addresses(host, port) if shared is None else shared.addresses:
             shown = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
             try:
                 if tls is None:

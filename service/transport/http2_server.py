@@ -7,12 +7,12 @@ import socket
 from collections.abc import Callable
 
 from service.admin import AdminServicer
-from service.errors import StartError, TooLarge, Unimplemented, shortened
+from service.errors import TooLarge, Unimplemented, shortened
 from service.servicer import Servicer
 from service.settings import Settings
 from service.store import Models
 from service.telemetry import Telemetry
-from service.transport.addresses import free_addresses
+from service.transport.addresses import Shared, accept_from, bound_sockets
 from service.transport.calls import Calls
 from service.transport.exchange import Exchange, refuse, refuse_other
 from service.transport.health import Health
@@ -24,10 +24,7 @@ from service.transport.tls import TlsFiles
 
 _log = logging.getLogger(__name__)
 
-_BACKLOG = 1024
 _HANDSHAKE_SECONDS = 10.0
-# How long nothing is accepted once files have run out.
-_PAUSE_SECONDS = 0.1
 # For what is not a call of ours, such as a watch of the health.
 _STREAMS_SECONDS = 1.0
 # Connections of one age do not all end at once.
@@ -44,6 +41,8 @@ class Http2Transport:
         authenticate: Raises Unauthenticated where a call's `authorization` is not right.
         tls: Certificate and key, or None for a plain port.
         telemetry: Told of every call.
+        shared: How this process gets its share of the connections to a port; None to have
+            the port alone.
 
     Attributes:
         port: The port it is bound to.
@@ -61,6 +60,7 @@ class Http2Transport:
         authenticate: Callable[[str | None], None],
         tls: TlsFiles | None,
         telemetry: Telemetry,
+        shared: Shared | None = None,
     ):
         self._health = Health()
         self._calls = Calls(authenticate, telemetry)
@@ -76,14 +76,22 @@ class Http2Transport:
         self._none_left.set()
         self._accepting: list[asyncio.Task[None]] = []
         self._opening: set[asyncio.Task[None]] = set()
-        self._sockets = _bound(settings.host, settings.grpc_port)
-        self.port: int = self._sockets[0].getsockname()[1]
+        self._sockets: list[socket.socket] = []
+        self._channel: socket.socket | None = None
+        if shared is None:
+            self._sockets = bound_sockets(settings.host, settings.grpc_port)
+            self.port: int = self._sockets[0].getsockname()[1]
+        else:
+            self._channel = socket.socket(fileno=shared.channel)
+            self._channel.setblocking(False)
+            self.port = settings.grpc_port
 
     async def start(self) -> None:
         """Begins to answer; health is NOT_SERVING until `show`."""
         for each in self._sockets:
-            each.listen(_BACKLOG)
-            self._accepting.append(asyncio.create_task(self._accept_from(each)))
+            self._accepting.append(asyncio.create_task(accept_from(each, self._take)))
+        if self._channel is not None:
+            asyncio.get_running_loop().add_reader(self._channel, self._take_dealt)
 
     async def show(self, models: Models, *, well: bool = True) -> None:
         """Sets the health of the server, which is that of its default model, and of each model.
@@ -108,6 +116,9 @@ class Http2Transport:
         await asyncio.gather(*self._accepting, return_exceptions=True)
         for each in self._sockets:
             each.close()
+        if self._channel is not None:
+            self._take_dealt()
+            self._leave_channel()
         for connection in list(self._connections):
             connection.retire()
         hurrying = asyncio.create_task(hurry.wait())
@@ -178,19 +189,34 @@ class Http2Transport:
 
     # Connections.
 
-    async def _accept_from(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
+    def _take(self, accepted: socket.socket) -> None:
+        task = asyncio.create_task(self._open(accepted))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    def _take_dealt(self) -> None:
+        """Takes the connections that the supervisor has accepted for this process."""
+        assert self._channel is not None
         while True:
             try:
-                accepted, _ = await loop.sock_accept(listening)
-            except OSError as error:
-                # Too many open files, most likely; those waiting wait on.
-                _log.warning("accept: %s", error.strerror)
-                await asyncio.sleep(_PAUSE_SECONDS)
-                continue
-            task = asyncio.create_task(self._open(accepted))
-            self._opening.add(task)
-            task.add_done_callback(self._opening.discard)
+                data, descriptors, _, _ = socket.recv_fds(self._channel, 1, 1)
+            except BlockingIOError:
+                return
+            except OSError:
+                data, descriptors = b"", []
+            if not data:
+                self._leave_channel()
+                return
+            for each in descriptors:
+                accepted = socket.socket(fileno=each)
+                accepted.setblocking(False)
+                self._take(accepted)
+
+    def _leave_channel(self) -> None:
+        if self._channel is not None:
+            asyncio.get_running_loop().remove_reader(self._channel)
+            self._channel.close()
+            self._channel = None
 
     async def _open(self, accepted: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -215,24 +241,3 @@ def _is_grpc(content_type: str) -> bool:
     return content_type in ("application/grpc", "application/grpc+proto") or (
         content_type.startswith(("application/grpc;", "application/grpc+proto;"))
     )
-
-
-def _bound(host: str, port: int) -> list[socket.socket]:
-    """Binds every address that the host has, to one port, or none."""
-    bound: list[socket.socket] = []
-    try:
-        for address in free_addresses(host, port):
-            family = socket.AF_INET6 if ":" in address else socket.AF_INET
-            each = socket.socket(family, socket.SOCK_STREAM)
-            bound.append(each)
-            each.setblocking(False)
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            each.bind((address, port))
-            port = each.getsockname()[1]
-    except OSError as error:
-        for each in bound:
-            each.close()
-        raise StartError(f"port: cannot listen on {host}:{port}: {error.strerror}") from error
-    return bound
