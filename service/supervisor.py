@@ -24,7 +24,7 @@ from service.errors import StartError
 from service.http import HttpServer
 from service.metrics_gathered import TEXT, gathered
 from service.settings import Settings
-from service.transport.addresses import Shared, accept_from, bound_sockets
+from service.transport.addresses import BACKLOG, Shared, accept_from, bound_sockets
 from service.worker import LISTENING, RELOAD, RELOADED, Orders
 
 _log = logging.getLogger(__name__)
@@ -230,15 +230,15 @@ class _Supervisor:
                 # Or the first one would get all the connections that there are at first.
                 await self._first_of(self._all_tried(), self.stopping.wait())
             if self.served.is_set() and not self.stopping.is_set():
+                if self._settings.transport == "http2":
+                    for each in ports:
+                        each.listen(BACKLOG)
+                        accepting.append(asyncio.create_task(accept_from(each, self._deal)))
                 where = f"{self._settings.host}:{self.orders.grpc_port}"
                 print(f"latentserve: listening on {where}", flush=True)
                 if http is not None:
                     where = f"{self._settings.host}:{http.port}"
                     print(f"latentserve: metrics on http://{where}/metrics", flush=True)
-                if self._settings.transport == "http2":
-                    accepting = [
-                        asyncio.create_task(accept_from(each, self._deal)) for each in ports
-                    ]
             await self.stopping.wait()
             for task in accepting:
                 task.cancel()

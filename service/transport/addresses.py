@@ -6,12 +6,14 @@ import logging
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from service.errors import StartError
 
 _log = logging.getLogger(__name__)
 
-_BACKLOG = 1024
+#: Connections that wait to be accepted.
+BACKLOG: Final = 1024
 # How long nothing is accepted once files have run out.
 _PAUSE_SECONDS = 0.1
 
@@ -104,10 +106,9 @@ async def accept_from(listening: socket.socket, take: Callable[[socket.socket], 
     """Accepts connections until it is cancelled.
 
     Args:
-        listening: A socket that does not block; made to listen.
+        listening: A socket that listens and does not block.
         take: Given each connection.
     """
-    listening.listen(_BACKLOG)
     loop = asyncio.get_running_loop()
     while True:
         try:

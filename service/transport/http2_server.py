@@ -12,7 +12,7 @@ from service.servicer import Servicer
 from service.settings import Settings
 from service.store import Models
 from service.telemetry import Telemetry
-from service.transport.addresses import Shared, accept_from, bound_sockets
+from service.transport.addresses import BACKLOG, Shared, accept_from, bound_sockets
 from service.transport.calls import Calls
 from service.transport.exchange import Exchange, refuse, refuse_other
 from service.transport.health import Health
@@ -89,6 +89,7 @@ class Http2Transport:
     async def start(self) -> None:
         """Begins to answer; health is NOT_SERVING until `show`."""
         for each in self._sockets:
+            each.listen(BACKLOG)
             self._accepting.append(asyncio.create_task(accept_from(each, self._take)))
         if self._channel is not None:
             asyncio.get_running_loop().add_reader(self._channel, self._take_dealt)
