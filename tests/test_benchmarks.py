@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import h2load, plot, serving, soak
+from benchmarks import h2load, plot, serving, soak, training
 from benchmarks.contenders import chosen
 from benchmarks.graphs import Reference, WrongAnswer
 from benchmarks.h2load import LoadFailed
@@ -235,3 +235,39 @@ def test_ours_and_the_plain_servicer_are_measured_side_by_side(tmp_path, capsys)
             assert found.values(server, shape, "p50_ms")[0] > 0
             (measured,) = found.rounds[server][shape.name]
             assert measured.cpu_seconds < 4 * (time.monotonic() - began)
+
+
+def test_trainers_are_compared_by_the_medians_of_their_rounds():
+    def report(seconds):
+        return {
+            "cpu_seconds": seconds,
+            "wall_seconds": seconds / 2,
+            "epochs": 3,
+            "held_out_nats": 100.0,
+        }
+
+    rounds = [{"ours": report(own), "pythae": report(6.0)} for own in (1.0, 2.0, 3.0)]
+    assert training.table(rounds).splitlines()[2:] == [
+        "| ours | 90.0 ± 60.0 | 180.0 ± 120.0 | -100.0 ± 0.0 |",
+        "| pythae | 30.0 ± 0.0 | 60.0 ± 0.0 | -100.0 ± 0.0 |",
+        "| ratio | 3.00 | 3.00 | |",
+    ]
+
+
+def test_our_trainer_learns_what_the_other_is_given(tmp_path):
+    rng = np.random.default_rng(0)
+    # A bright half, left or right: half a bit of structure that no constant explains.
+    images = np.zeros((600, 28, 28), np.uint8)
+    images[::2, :, :14] = images[1::2, :, 14:] = rng.integers(200, 256, (300, 28, 14))
+    path = tmp_path / "images.npz"
+    np.savez(path, train=images[:500].reshape(500, -1), test=images[500:].reshape(100, -1))
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.trainers.ours_program", f"--images={path}",
+         "--epochs=20", "--batch-size=50", "--threads=1"],
+        check=True, capture_output=True, text=True, cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    report = json.loads(done.stdout)
+    assert report["epochs"] == 20
+    assert 0 < report["cpu_seconds"] < 60
+    # A grey image would take 784 log 2 = 543 nats.
+    assert report["held_out_nats"] < 250

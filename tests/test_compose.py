@@ -5,9 +5,11 @@ Not skipped where there is no engine: who asks for this test wants it to have ru
 
 import json
 import os
+import re
 import secrets
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -280,6 +282,19 @@ def test_the_server_image_holds_the_server_alone(project: Project) -> None:
     assert files.stdout == ""
     variables = project.inspect("server")["Config"]["Env"]
     assert "ORT_DISABLE_TELEMETRY=1" in variables
+
+
+def test_the_server_image_is_small(project: Project) -> None:
+    image = project.inspect("server")["Image"]
+    done = run([sys.executable, "deploy/image_size.py", image])
+    assert done.returncode == 0, done.stderr
+    assert re.search(r": \d+ MB, without torch, onnx$", done.stdout, re.MULTILINE)
+    done = run([sys.executable, "deploy/image_size.py", image, "--most-mb", "50"])
+    assert done.returncode == 1
+    assert re.search(r"size: got \d+ MB, wanted at most 50", done.stderr)
+    done = run([sys.executable, "deploy/image_size.py", image, "--without", "torch,numpy"])
+    assert done.returncode == 1
+    assert done.stderr == "packages: got numpy, wanted none of them\n"
 
 
 def test_stopped_it_drains_and_brought_up_again_it_does_not_train_again(

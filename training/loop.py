@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
+from training.average import MovingAverage
 from training.config import ModelConfig, TrainConfig
 from training.datasets import Dataset, binarize
 from training.errors import DivergenceError
@@ -81,8 +81,8 @@ class Trainer:
         # What convolutions on a CPU are quickest in.
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model.to(self.device)
-        self._average = AveragedModel(self.model, multi_avg_fn=_moving_average(train_config.ema))
-        self._average.eval()
+        self._weights = list(self.model.parameters())
+        self._average = MovingAverage(self.model, train_config.ema)
         groups = [{"params": self.model.autoencoder_parameters()}]
         if self.model.prior is not None:
             groups.append({"params": self.model.prior_parameters()})
@@ -171,8 +171,7 @@ class Trainer:
             loss, numbers = self._prior_loss(phase)
             rate = self._rate(self.step - phase.start, phase.stop - phase.start)
         loss.backward()  # type: ignore[no-untyped-call]
-        trained = [each for each in self.model.parameters() if each.grad is not None]
-        norm = float(torch.nn.utils.clip_grad_norm_(trained, self.config.clip_grad_norm))
+        norm = self._clipped()
         peak = self.config.learning_rate
         # A NaN fails every comparison, so the question is asked the way it must pass.
         if math.isfinite(numbers["loss"]) and norm <= self.config.skip_grad_norm:
@@ -180,7 +179,7 @@ class Trainer:
             for group, highest in zip(self._optimizer.param_groups, peaks, strict=False):
                 group["lr"] = highest * rate
             self._optimizer.step()
-            self._average.update_parameters(self.model)
+            self._average.update()
         else:
             self.skipped += 1
         self.step += 1
@@ -276,10 +275,10 @@ class Trainer:
         assert self._objective is not None
         done = phase.autoencoder_steps + self.step - phase.start
         chosen = self._chosen("order", done, len(self._images), self.batch_size)
-        images = self._images[chosen.to(self.device)].float().div_(255.0)
+        # index_select copies whole images where indexing would go pixel by pixel.
+        images = self._images.index_select(0, chosen.to(self.device)).float().div_(255.0)
         if config.binarize:
-            bits = torch.rand(images.shape, generator=self._noise).to(self.device)
-            images = (bits < images).float()
+            images.gt_(torch.rand(images.shape, generator=self._noise).to(self.device))
         shape = (config.draws, len(images), self.model.config.latent_dim)
         eps = torch.randn(shape, generator=self._noise).to(self.device)
         beta = config.beta * min(1.0, (done + 1) / max(1.0, config.kl_warmup * self.steps))
@@ -376,6 +375,16 @@ class Trainer:
             self._order_of = (purpose, epoch)
         return self._order[batch * size : (batch + 1) * size]
 
+    def _clipped(self) -> float:
+        """Scales the gradient down to the allowed norm and returns the norm it had."""
+        trained = [each for each in self._weights if each.grad is not None]
+        norm = nn.utils.get_total_norm([each.grad for each in trained if each.grad is not None])
+        length = float(norm)
+        # Most are short enough: to multiply each by 1 would take as long as to measure it.
+        if length > self.config.clip_grad_norm:
+            nn.utils.clip_grads_with_norm_(trained, self.config.clip_grad_norm, norm)
+        return length
+
     def _rate(self, done: int, steps: int) -> float:
         """The learning rate as a share of its peak."""
         rise = min(1.0, (done + 1) / max(1.0, self.config.warmup * steps))
@@ -430,15 +439,6 @@ class _Objective(nn.Module):
             precision=self.precision,
         )
         return terms.loss, terms.reconstruction, terms.kl
-
-
-def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
-    def update(average: Any, current: Any, count: Any) -> None:
-        # A short memory at first, or the average would hold on to the initial weights.
-        memory = min(decay, (1.0 + float(count)) / (10.0 + float(count)))
-        torch._foreach_lerp_(average, current, 1.0 - memory)
-
-    return update
 
 
 def _derived_seed(seed: int, purpose: str) -> int:

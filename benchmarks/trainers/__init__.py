@@ -1,0 +1,1 @@
+"""Programs that train one and the same VAE on the same images, each with one library."""

@@ -1,0 +1,51 @@
+"""Our trainer: `python -m benchmarks.trainers.ours_program`, see `task.py`."""
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from benchmarks.trainers.task import LATENTS, LEARNING_RATE, PIXELS, Task
+from training.datasets import Dataset, Split
+from training.loop import Trainer
+from training.presets import find_preset
+
+
+def main() -> None:
+    """Trains, and reports."""
+    task = Task()
+    preset = find_preset("dense")
+    assert preset.model.latent_dim == LATENTS
+    config = dataclasses.replace(
+        preset.train,
+        # The grey values are the targets, as they are of the other.
+        binarize=False,
+        batch_size=task.batch_size,
+        learning_rate=LEARNING_RATE,
+        kl_warmup=0.0,
+    )
+    train, test = (
+        Split(images.reshape(-1, 1, 28, 28), np.zeros(len(images), np.int64))
+        for images in (task.train, task.test)
+    )
+    dataset = Dataset("images", train, test, test, (), {})
+    steps = len(task.train) // task.batch_size
+    trainer = Trainer(preset.model, config, dataset, steps * (task.epochs + 1))
+    for _ in range(steps):
+        trainer.train_step()
+    task.begin()
+    for _ in range(steps * task.epochs):
+        trainer.train_step()
+    task.end()
+    model = trainer.smoothed
+
+    def encode(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        posterior = model.encode(images)
+        assert posterior.log_var is not None
+        return posterior.mean, posterior.log_var
+
+    task.report(encode, lambda z: torch.sigmoid(model.decode(z)).reshape(-1, PIXELS))
+
+
+if __name__ == "__main__":
+    main()

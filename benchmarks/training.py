@@ -1,0 +1,108 @@
+"""Trainers side by side: epochs for a minute of CPU time, ours and pythae's.
+
+One VAE, 784-512-256-32, on the same images of MNIST, with the same batches, the same number
+of threads, the same loss and Adam's steps of the same size. Each training is a process of its
+own, and they take turns; their first epoch does not count. Ours also keeps a moving average
+of the weights and bounds the gradient's norm; pythae also keeps its best model.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import environments
+from benchmarks.machine import machine
+from benchmarks.processes import CACHE, ROOT
+from training.datasets import load_dataset
+
+OURS, PYTHAE = "ours", "pythae"
+Report = dict[str, float]
+
+
+def table(rounds: Sequence[dict[str, Report]]) -> str:
+    """The medians of the rounds in Markdown, ± half of their spread, and the ratios."""
+    columns: list[tuple[str, int, Callable[[Report], float]]] = [
+        ("epochs a CPU-minute", 1, lambda each: 60 * each["epochs"] / each["cpu_seconds"]),
+        ("epochs a minute", 1, lambda each: 60 * each["epochs"] / each["wall_seconds"]),
+        ("held-out ELBO, nats", 1, lambda each: -each["held_out_nats"]),
+    ]
+    lines = [
+        "| trainer | " + " | ".join(title for title, _, _ in columns) + " |",
+        "|---|" + "---:|" * len(columns),
+    ]
+    for name in (OURS, PYTHAE):
+        cells = []
+        for _, digits, of in columns:
+            got = [of(each[name]) for each in rounds]
+            half = (max(got) - min(got)) / 2
+            cells.append(f"{statistics.median(got):.{digits}f} ± {half:.{digits}f}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    ratios = [
+        statistics.median(of(each[OURS]) / of(each[PYTHAE]) for each in rounds)
+        for _, _, of in columns[:2]
+    ]
+    lines.append("| ratio | " + " | ".join(f"{each:.2f}" for each in ratios) + " | |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Prints a line for each training, and the table."""
+    summary = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=summary)
+    parser.add_argument("--rounds", type=int, default=5, help="default: 5")
+    parser.add_argument("--epochs", type=int, default=3, help="that count (default: 3)")
+    parser.add_argument("--batch-size", type=int, default=256, help="default: 256")
+    parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="where to write it all")
+    wanted = parser.parse_args()
+    images = _images()
+    arguments = [
+        f"--images={images}", f"--epochs={wanted.epochs}", f"--batch-size={wanted.batch_size}",
+        f"--threads={wanted.threads}",
+    ]  # fmt: skip
+    interpreters = {OURS: Path(sys.executable), PYTHAE: environments.python(PYTHAE)}
+    rounds: list[dict[str, Report]] = []
+    for number in range(wanted.rounds):
+        # Whoever goes first goes last the next time.
+        names = sorted(interpreters, reverse=bool(number % 2))
+        rounds.append({name: _train(name, interpreters[name], arguments) for name in names})
+        for name, report in sorted(rounds[-1].items()):
+            told = ", ".join(f"{key} {value:.2f}" for key, value in report.items())
+            print(f"round {number + 1}/{wanted.rounds} {name:7} {told}", file=sys.stderr)
+    command = " ".join(["python", "-m", "benchmarks.training", *sys.argv[1:]])
+    print(f"{machine()}\n`{command}`\n\n{table(rounds)}")
+    if wanted.out is not None:
+        told = {"machine": machine(), "command": command, "rounds": rounds}
+        fresh = wanted.out.with_name(wanted.out.name + ".part")
+        fresh.write_text(json.dumps(told, indent=1))
+        fresh.replace(wanted.out)
+    return 0
+
+
+def _images() -> Path:
+    """A file of the images, for programs that have nothing of ours."""
+    mnist = load_dataset("mnist")
+    path = CACHE / "mnist.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name("mnist.part.npz")
+    train, test = (each.images.reshape(len(each.images), -1) for each in (mnist.train, mnist.test))
+    np.savez(fresh, train=train, test=test)
+    fresh.replace(path)
+    return path
+
+
+def _train(name: str, interpreter: Path, arguments: Sequence[str]) -> Report:
+    command = [str(interpreter), "-m", f"benchmarks.trainers.{name}_program", *arguments]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    report: Report = json.loads(done.stdout.splitlines()[-1])
+    return report
+
+
+if __name__ == "__main__":
+    sys.exit(main())
