@@ -17,8 +17,11 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         settings = read_settings(arguments)
-        # onnxruntime and grpc are only worth their start-up time with settings that parse.
-        from service.server import run
+        # onnxruntime is only worth its start-up time with settings that parse.
+        if settings.workers > 1:
+            from service.supervisor import run
+        else:
+            from service.server import run
 
         run(settings)
     except StartError as error:

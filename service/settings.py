@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from service.errors import StartError
 from service.versions import Versions
@@ -36,6 +36,9 @@ class Settings(BaseModel):
     """Port for gRPC; 0 picks a free one and says which on stdout."""
     http_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = 8080
     """Port for /metrics, /healthz and /readyz by HTTP; 0 picks a free one, off is none."""
+    workers: int = Field(1, ge=1, le=256)
+    """Processes that serve on the same port, each with limits of its own; for a server whose
+    Python, and not its graphs, is what takes its time."""
     transport: Literal["http2", "grpcio"] = "http2"
     """What carries the calls: http2, our own HTTP/2 on asyncio, or grpcio, gRPC's library."""
     device: str = "auto"
@@ -46,7 +49,7 @@ class Settings(BaseModel):
     """How long a batch that is not full waits for more rows; 0 for not at all."""
     default_model: str = ""
     """Model that an empty name means; empty for the first in alphabetical order."""
-    versions: Annotated[Versions, BeforeValidator(_versions)] = Versions()
+    versions: Annotated[Versions, BeforeValidator(_versions), PlainSerializer(str)] = Versions()
     """Which versions to serve: latest, all, a number, or NAME=one of these, with commas."""
     max_rows: int = Field(4096, ge=1, le=1_000_000)
     """Most rows in one request."""

@@ -45,6 +45,9 @@ class Versions:
             raise ValueError(f"got {text!r}, wanted at most one choice without a name")
         return cls(general[0] if general else LATEST, tuple(named.items()))
 
+    def __str__(self) -> str:
+        return ",".join([self.general, *(f"{name}={which}" for name, which in self.named)])
+
     def wanted(self, name: str, there: Sequence[int]) -> tuple[tuple[int, ...], int | None]:
         """Returns the versions of a model to try, the highest first.
 

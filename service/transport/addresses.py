@@ -2,6 +2,7 @@
 
 import errno
 import socket
+import sys
 
 from service.errors import StartError
 
@@ -43,3 +44,69 @@ def free_addresses(host: str, port: int, option: str = "--port") -> list[str]:
     if not usable:
         raise StartError(f"host: got {host!r}, wanted an address of this machine")
     return usable
+
+
+def shared_sockets(host: str, port: int) -> list[socket.socket]:
+    """Binds a host's addresses so that processes of ours may share them, and nobody else.
+
+    The sockets do not listen: they keep the port for those that do.
+
+    Args:
+        host: A name or an address.
+        port: 0 for any, the same one on all of its addresses.
+
+    Raises:
+        StartError: An address is taken, or cannot be shared on this system.
+    """
+    if sys.platform != "linux":
+        raise StartError(
+            f"workers: got more than 1 on {sys.platform}, wanted 1: only Linux deals connections "
+            "out among processes"
+        )
+    held: list[socket.socket] = []
+    try:
+        for address in free_addresses(host, port):
+            held.append(_held(address, port))
+            port = held[0].getsockname()[1]
+    except OSError as error:
+        for each in held:
+            each.close()
+        raise StartError(f"port: cannot share {host}:{port}: {error.strerror}") from error
+    return held
+
+
+def _held(address: str, port: int) -> socket.socket:
+    try:
+        # Without SO_REUSEADDR: what binds without SO_REUSEPORT, as another server looks
+        # whether the port is free, is refused already while nobody listens yet.
+        return bound(address, port, socket.SO_REUSEPORT)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        # Of a server without workers that has just ended, connections linger on.
+        return bound(address, port, socket.SO_REUSEPORT, socket.SO_REUSEADDR)
+
+
+def bound(address: str, port: int, *options: int) -> socket.socket:
+    """Binds one address.
+
+    Args:
+        address: Of IPv4 or IPv6.
+        port: 0 for any.
+        options: Those of the socket that are turned on: SO_REUSEADDR, SO_REUSEPORT.
+
+    Raises:
+        OSError: It is taken.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    result = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        for option in options:
+            result.setsockopt(socket.SOL_SOCKET, option, 1)
+        if family == socket.AF_INET6:
+            result.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        result.bind((address, port))
+    except BaseException:
+        result.close()
+        raise
+    return result

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, NoReturn
 
@@ -42,6 +42,8 @@ class GrpcioTransport:
         authenticate: Raises Unauthenticated where a call's `authorization` is not right.
         tls: Certificate and key, or None for a plain port.
         telemetry: Told of every call.
+        shared: Addresses to listen on together with other processes; None to have those of
+            the host alone.
 
     Attributes:
         port: The port it is bound to.
@@ -59,6 +61,7 @@ class GrpcioTransport:
         authenticate: Callable[[str | None], None],
         tls: TlsFiles | None,
         telemetry: Telemetry,
+        shared: Sequence[str] | None = None,
     ):
         self._health = Health()
         self._calls = Calls(authenticate, telemetry)
@@ -67,7 +70,7 @@ class GrpcioTransport:
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_send_message_length", settings.max_message_bytes),
                 # Two servers on one port would share its calls unseen.
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(shared is not None)),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", _SHORTEST_PING_MS),
                 # Lets clients find servers that were added; calls in flight finish.
@@ -80,7 +83,7 @@ class GrpcioTransport:
             self._server.add_generic_rpc_handlers(
                 (grpc.method_handlers_generic_handler(name, handlers),)
             )
-        self.port = self._bind(settings.host, settings.grpc_port, tls)
+        self.port = self._bind(settings.host, settings.grpc_port, tls, shared)
 
     async def start(self) -> None:
         """Begins to answer; health is NOT_SERVING until `show`."""
@@ -139,9 +142,11 @@ class GrpcioTransport:
             return grpc.unary_stream_rpc_method_handler(stream)
         return grpc.unary_unary_rpc_method_handler(unary)
 
-    def _bind(self, host: str, port: int, tls: TlsFiles | None) -> int:
+    def _bind(
+        self, host: str, port: int, tls: TlsFiles | None, shared: Sequence[str] | None
+    ) -> int:
         """Binds every address that the host has, to one port, or none."""
-        for address in free_addresses(host, port):
+        for address in free_addresses(host, port) if shared is None else shared:
             shown = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
             try:
                 if tls is None:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from service.admin import AdminServicer
 from service.errors import StartError, TooLarge, Unimplemented, shortened
@@ -12,7 +12,7 @@ from service.servicer import Servicer
 from service.settings import Settings
 from service.store import Models
 from service.telemetry import Telemetry
-from service.transport.addresses import free_addresses
+from service.transport.addresses import bound, free_addresses
 from service.transport.calls import Calls
 from service.transport.exchange import Exchange, refuse, refuse_other
 from service.transport.health import Health
@@ -44,6 +44,8 @@ class Http2Transport:
         authenticate: Raises Unauthenticated where a call's `authorization` is not right.
         tls: Certificate and key, or None for a plain port.
         telemetry: Told of every call.
+        shared: Addresses to listen on together with other processes; None to have those of
+            the host alone.
 
     Attributes:
         port: The port it is bound to.
@@ -61,6 +63,7 @@ class Http2Transport:
         authenticate: Callable[[str | None], None],
         tls: TlsFiles | None,
         telemetry: Telemetry,
+        shared: Sequence[str] | None = None,
     ):
         self._health = Health()
         self._calls = Calls(authenticate, telemetry)
@@ -76,7 +79,7 @@ class Http2Transport:
         self._none_left.set()
         self._accepting: list[asyncio.Task[None]] = []
         self._opening: set[asyncio.Task[None]] = set()
-        self._sockets = _bound(settings.host, settings.grpc_port)
+        self._sockets = _bound(settings.host, settings.grpc_port, shared)
         self.port: int = self._sockets[0].getsockname()[1]
 
     async def start(self) -> None:
@@ -217,22 +220,17 @@ def _is_grpc(content_type: str) -> bool:
     )
 
 
-def _bound(host: str, port: int) -> list[socket.socket]:
+def _bound(host: str, port: int, shared: Sequence[str] | None) -> list[socket.socket]:
     """Binds every address that the host has, to one port, or none."""
-    bound: list[socket.socket] = []
+    options = [socket.SO_REUSEADDR] + ([] if shared is None else [socket.SO_REUSEPORT])
+    found: list[socket.socket] = []
     try:
-        for address in free_addresses(host, port):
-            family = socket.AF_INET6 if ":" in address else socket.AF_INET
-            each = socket.socket(family, socket.SOCK_STREAM)
-            bound.append(each)
-            each.setblocking(False)
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            each.bind((address, port))
-            port = each.getsockname()[1]
+        for address in free_addresses(host, port) if shared is None else shared:
+            found.append(bound(address, port, *options))
+            found[-1].setblocking(False)
+            port = found[0].getsockname()[1]
     except OSError as error:
-        for each in bound:
+        for each in found:
             each.close()
         raise StartError(f"port: cannot listen on {host}:{port}: {error.strerror}") from error
-    return bound
+    return found
