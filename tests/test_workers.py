@@ -316,6 +316,7 @@ def test_ctrl_c_at_a_terminal_drains_and_exits_with_0(folder, tmp_path):
     assert not marked(mark)
 
 
+@pytest.mark.usefixtures("each_transport")
 @pytest.mark.parametrize("delay", [0.2, 0.35, 0.5, 0.65, 0.8])
 def test_sigterm_while_it_starts_leaves_no_process(folder, tmp_path, delay):
     mark = secrets.token_hex(8)
