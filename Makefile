@@ -13,7 +13,7 @@ SERVICES := protos/latentserve/v1/latent_service.proto protos/latentserve/v1/adm
 PROTOS := protos/latentserve/v1/tensor.proto protos/latentserve/compat/v1/compat.proto $(SERVICES)
 BUF := npx --yes @bufbuild/buf@1.75.0
 
-.PHONY: help install demo test test-demo test-compose test-browser bench classifier lint proto proto-check proto-breaking proto-baseline docs format wheel up down clean
+.PHONY: help install demo test test-demo test-compose test-browser bench classifier lint proto proto-check proto-breaking proto-baseline docs format wheel image up down clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' Makefile | column -t -l 2
@@ -79,6 +79,10 @@ docs: $(VENV)/.installed ## Write docs/api.md from the comments of the protos
 
 wheel: $(VENV)/.installed ## Build the client library's wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation
+
+image: ## Build the server's image; fails where it is too large or holds torch
+	docker build --target server --tag latentserve:server .
+	$(PYTHON) deploy/check_image.py latentserve:server
 
 up: ## docker compose up
 	docker compose up --build --wait
