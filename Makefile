@@ -80,9 +80,9 @@ docs: $(VENV)/.installed ## Write docs/api.md from the comments of the protos
 wheel: $(VENV)/.installed ## Build the client library's wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation
 
-image: ## Build the server's image and print its size; fails above a limit, or with torch in it
+image: ## Build the server's image; fails where it is too large or holds torch
 	docker build --target server --tag latentserve:server .
-	$(PYTHON) deploy/image_size.py latentserve:server
+	$(PYTHON) deploy/check_image.py latentserve:server
 
 up: ## docker compose up
 	docker compose up --build --wait

@@ -15,35 +15,31 @@ Style = Literal["auto", "text", "json"]
 #: The call that is being answered; empty outside of calls.
 REQUEST_ID: contextvars.ContextVar[str] = contextvars.ContextVar("REQUEST_ID", default="")
 
-_TEXT = "%(asctime)s %(levelname)s %(name)s%(call)s: %(message)s"
+_TEXT = "%(asctime)s %(levelname)s %(name)s%(of_worker)s%(call)s: %(message)s"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-def configure(level: str, style: Style = "auto") -> None:
+def configure(level: str, style: Style = "auto", worker: int | None = None) -> None:
     """Sends the log, and what libraries warn of, to stderr.
 
     Args:
         level: `debug`, `info`, `warning` or `error`.
         style: `auto` is text at a terminal and JSON elsewhere.
+        worker: Which of several processes that write to one log this is; None for one alone.
     """
+
+    def with_worker(record: logging.LogRecord) -> bool:
+        if worker is not None:
+            record.worker = worker
+        return True
+
     as_json = style == "json" or (style == "auto" and not sys.stderr.isatty())
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if as_json else _Text(_TEXT))
     handler.addFilter(_with_request_id)
+    handler.addFilter(with_worker)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)  # bare lines in between are no JSON
-
-
-def worker(number: int) -> None:
-    """Puts the number of a worker, one of several, into each line of its log."""
-    make = logging.getLogRecordFactory()
-
-    def numbered(*arguments: Any, **options: Any) -> logging.LogRecord:
-        record = make(*arguments, **options)
-        record.worker = number
-        return record
-
-    logging.setLogRecordFactory(numbered)
 
 
 def new_request_id() -> str:
@@ -61,10 +57,10 @@ class _Text(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """The line without what follows it, such as a traceback."""
-        request_id = getattr(record, "request_id", "")
         worker = getattr(record, "worker", None)
-        who = "" if worker is None else f" (worker {worker})"
-        record.call = f"{who} [{request_id}]" if request_id else who
+        record.of_worker = "" if worker is None else f" worker {worker}"
+        request_id = getattr(record, "request_id", "")
+        record.call = f" [{request_id}]" if request_id else ""
         return super().formatMessage(record)
 
 
@@ -73,7 +69,7 @@ class _Json(JsonFormatter):
 
     def __init__(self) -> None:
         super().__init__(
-            ["asctime", "levelname", "name", "message", "worker", "request_id", "exc_info"],
+            ["asctime", "levelname", "name", "worker", "message", "request_id", "exc_info"],
             rename_fields={
                 "asctime": "time",
                 "levelname": "level",

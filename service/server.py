@@ -5,6 +5,7 @@ import functools
 import logging
 import signal
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 from bundle import Bundle
@@ -16,7 +17,9 @@ from service.engine import Engine
 from service.errors import StartError, Unauthenticated
 from service.http import HttpServer
 from service.limits import max_rows
+from service.link import Link, LinkLost, Place
 from service.metrics import Metrics
+from service.metrics_gathered import TEXT
 from service.model import Model, load_model
 from service.runtime import Device, Graph, device_problem, resolve_device
 from service.servicer import Servicer
@@ -25,10 +28,8 @@ from service.store import Models, Store
 from service.telemetry import Telemetry
 from service.tokens import TokenFile
 from service.tracing import Tracing
-from service.transport.addresses import Shared
 from service.transport.http2_server import Http2Transport
 from service.transport.tls import TlsFiles
-from service.worker import Supervised
 
 try:
     import uvloop
@@ -40,34 +41,35 @@ else:
 _log = logging.getLogger(__name__)
 
 
-def run(settings: Settings, shared: Shared | None = None) -> None:
+def run(settings: Settings, place: Place | None = None) -> None:
     """Serves until SIGTERM or SIGINT, then drains; a second one cuts the drain short.
 
     SIGHUP makes it look through the models folder again.
 
     Args:
         settings: What to serve, and how.
-        shared: How one of several workers gets its connections; None for a server alone.
+        place: That of a worker among others; None for a server alone.
 
     Raises:
         StartError: The device, a port, a certificate, the token or the models folder
             cannot be had.
     """
-    logs.configure(settings.log_level, settings.log_format)
+    worker = None if place is None else place.number
+    logs.configure(settings.log_level, settings.log_format, worker)
     memory.one_arena()
     with asyncio.Runner(loop_factory=_new_loop) as runner:
-        runner.run(_Server(settings, shared).run())
+        runner.run(_Server(settings, place).run())
 
 
 class _Server:
     """One server, from start to exit."""
 
-    def __init__(self, settings: Settings, shared: Shared | None):
+    def __init__(self, settings: Settings, place: Place | None):
         self._settings = settings
-        self._shared = shared
-        self._supervised: Supervised | None = None
+        self._place = place
+        self._link: Link | None = None
         self._models = Models()
-        self._loaded = False
+        self._listening = False
         self._device_lost = False
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -101,9 +103,6 @@ class _Server:
         self._engine = Engine(
             self._admission, self._telemetry, workers, settings.batch_window_seconds
         )
-        if self._shared is not None:
-            self._supervised = Supervised()
-            self._spawn(self._supervised.watch(self._stop.set))
         reload = functools.partial(self._reload, store)
         self._transport = _transport(settings)(
             Servicer(self._engine, lambda: self._models, settings),
@@ -112,24 +111,36 @@ class _Server:
             authenticate=_authentication(settings),
             tls=_tls(settings),
             telemetry=self._telemetry,
-            shared=self._shared,
+            shared=None if self._place is None else self._place.shared,
         )
         http = None
         if settings.http_port != "off":
-            # Only the supervisor asks a worker.
-            host = settings.host if self._supervised is None else "127.0.0.1"
-            http = HttpServer(host, settings.http_port, metrics.exposition, self._live, self._ready)
+            http = HttpServer(
+                settings.host, settings.http_port, metrics.exposition, self._live, self._ready
+            )
             http.start()
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._on_hangup(reload)))
-        await self._transport.start()
-        # Answers health from here on, NOT_SERVING until the golden rows have been replayed.
-        where = f"{settings.host}:{self._transport.port}"
-        print(f"latentserve: listening on {where}", flush=True)
-        if http is not None:
-            print(f"latentserve: metrics on http://{host}:{http.port}/metrics", flush=True)
         try:
-            await self._first_load(store)
+            if self._place is None:
+                await self._transport.start()
+                # Answers health from here on, NOT_SERVING until the golden rows have been
+                # replayed.
+                where = f"{settings.host}:{self._transport.port}"
+                print(f"latentserve: listening on {where}", flush=True)
+                if http is not None:
+                    where = f"http://{settings.host}:{http.port}/metrics"
+                    print(f"latentserve: metrics on {where}", flush=True)
+                await self._first_load(store)
+            else:
+                self._link = await self._linked(self._place, metrics, reload)
+                # Until it can answer, the callers go to the others.
+                await self._first_load(store)
+                if not self._stop.is_set():
+                    await self._transport.start()
+                    self._listening = True
+                    self._tell_state()
             await self._stop.wait()
+            self._tell_state()
             _log.info("draining, at most %g s", settings.drain_seconds)
         finally:
             await self._transport.drain(settings.drain_seconds, self._hurry)
@@ -163,27 +174,28 @@ class _Server:
             models = await asyncio.to_thread(store.models, before)
             if self._stop.is_set():
                 return before, before
-            self._models, self._loaded = models, True
+            self._models = models
             self._telemetry.serving(models)
             await self._transport.show(models, well=not self._device_lost)
+            self._tell_state()
             return before, models
 
     async def _reload_all(self, store: Store) -> tuple[Models, Models]:
+        """Reloads, and lets the other workers reload."""
         result = await self._reload(store)
-        if self._supervised is not None:
-            await self._supervised.reload_others()
+        if self._link is not None:
+            # Not under the lock: another worker may be asking the same of this one.
+            with suppress(LinkLost):
+                await self._link.ask("reload")
         return result
 
     async def _on_hangup(self, reload: Reload) -> None:
-        _log.info("SIGHUP: looking through %s again", self._settings.models)
+        _log.info("looking through %s again", self._settings.models)
         try:
             before, after = await reload()
         except StartError as error:
             _log.error("nothing changes: %s", error)
             return
-        finally:
-            if self._supervised is not None:
-                self._supervised.reloaded()
         added = [model.identity for model in after.beside(before)]
         removed = [model.identity for model in before.beside(after)]
         _log.info(
@@ -202,6 +214,7 @@ class _Server:
             self._device_lost = True
             _log.critical("%s is lost, wanted a restart: %s", device, problem)
             await self._transport.show(self._models, well=False)
+            self._tell_state()
 
     def _live(self) -> bool:
         return not self._device_lost
@@ -215,7 +228,47 @@ class _Server:
         task.add_done_callback(self._background.discard)
 
     def _on_signal(self) -> None:
-        (self._hurry if self._stop.is_set() else self._stop).set()
+        if self._stop.is_set() and self._place is None:
+            self._hurry.set()
+        self._stop.set()
+
+    # As a worker.
+
+    async def _linked(self, place: Place, metrics: Metrics, reload: Reload) -> Link:
+        """Begins to do what the supervisor says; where that is gone, to drain."""
+
+        async def stop(_: object) -> None:
+            self._stop.set()
+
+        async def hurry(_: object) -> None:
+            self._stop.set()
+            self._hurry.set()
+
+        async def page(_: object) -> str:
+            text, _type = await asyncio.to_thread(metrics.exposition, TEXT)
+            return text.decode()
+
+        async def talk() -> None:
+            await link.talk()
+            self._stop.set()
+
+        link = await Link.over(
+            place.end,
+            {
+                "stop": stop,
+                "hurry": hurry,
+                "metrics": page,
+                "reload": lambda _: self._on_hangup(reload),
+            },
+        )
+        self._spawn(talk())
+        return link
+
+    def _tell_state(self) -> None:
+        if self._link is not None:
+            ready = self._listening and self._ready()
+            state = {"listening": self._listening, "live": self._live(), "ready": ready}
+            self._link.tell("state", state)
 
 
 def _transport(settings: Settings) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from service.errors import StartError
 from service.versions import Versions
@@ -49,7 +49,7 @@ class Settings(BaseModel):
     """How long a batch that is not full waits for more rows; 0 for not at all."""
     default_model: str = ""
     """Model that an empty name means; empty for the first in alphabetical order."""
-    versions: Annotated[Versions, BeforeValidator(_versions)] = Versions()
+    versions: Annotated[Versions, BeforeValidator(_versions), PlainSerializer(str)] = Versions()
     """Which versions to serve: latest, all, a number, or NAME=one of these, with commas."""
     max_rows: int = Field(4096, ge=1, le=1_000_000)
     """Most rows in one request."""

@@ -1,49 +1,58 @@
 """Several servers on one port: starts them, watches them, and speaks for them all.
 
 Each worker is the whole server of `service.server` in a process of its own. The supervisor
-owns the signals and the port. For our own HTTP/2 it accepts the connections and deals them
-out in turn: the kernel (SO_REUSEPORT) would deal by chance, and a few long connections, which
-is what gRPC's clients make, might all meet one worker. grpcio takes no connections from
-others, and so there the kernel has to. A worker that dies is started again. By HTTP the
-supervisor answers for all of them. It imports neither onnxruntime nor grpc.
+owns the signals and the port, starts a worker again that died, and answers for all of them by
+HTTP. For our own HTTP/2 it accepts the connections and deals them out in turn: the kernel
+(SO_REUSEPORT) deals by chance, and a few long connections, which is what gRPC's clients make,
+might all meet one worker. grpcio takes no connections from others, and so there the kernel has
+to. It imports neither onnxruntime nor grpc.
 """
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
-import urllib.request
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from latentserve._cpus import usable_cpus
 from service import logs
+from service.dealing import Dealing
 from service.errors import StartError
 from service.http import HttpServer
-from service.metrics_gathered import TEXT, gathered
+from service.link import Link, LinkLost, Orders
+from service.metrics_gathered import gathered
 from service.settings import Settings
-from service.transport.addresses import BACKLOG, Shared, accept_from, bound_sockets
-from service.worker import LISTENING, RELOAD, RELOADED, Orders
+from service.transport.addresses import (
+    BACKLOG,
+    accept_from,
+    exclusive_sockets,
+    shared_sockets,
+)
+from service.worker import END_SECONDS
 
 _log = logging.getLogger(__name__)
 
-# A worker that dies is started again after so long, and after twice as long each time until
+_ROOT = Path(__file__).resolve().parent.parent
+# A worker that ends is started again after so long, and after twice as long each time until
 # one has lived for a while.
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 30.0
 _LONG_LIFE = 60.0
-# What a worker may take to answer by HTTP, to reload, and to end after a drain.
-_HTTP_SECONDS = 2.0
+# How long the first worker that has loaded waits for the others before callers are let in.
+_GATHER_SECONDS = 5.0
+# What a worker may take to tell its metrics, and to reload.
+_METRICS_SECONDS = 2.0
 _RELOAD_SECONDS = 120.0
-_END_SECONDS = 10.0
-_REFUSED = 2
 
 
 def run(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT, then lets the workers drain; a second one hurries them.
 
-    SIGHUP makes all of them look through the models folder again.
+    SIGHUP makes them look through the models folder again.
 
     Raises:
         StartError: A port, or what a worker wants, cannot be had.
@@ -56,282 +65,304 @@ class _Worker:
     """One worker, through all its lives.
 
     Attributes:
-        number: From 0.
-        metrics: Where it tells them by HTTP; empty while it does not serve.
-        reloaded: Done when it has reloaded, or is no more.
-        tried: Set once it has served, or has ended for the first time.
+        number: Which, from 0.
+        state: Whether it is `listening`, `ready` and `live`, as it told last; empty where
+            there is no process.
     """
 
-    def __init__(self, number: int, supervisor: "_Supervisor"):
+    def __init__(self, number: int, orders: Orders, supervisor: "_Supervisor"):
         self.number = number
-        self.metrics = ""
-        self.reloaded: asyncio.Future[None] | None = None
-        self.tried = asyncio.Event()
+        self.state: Mapping[str, bool] = {}
+        self._orders = orders
         self._supervisor = supervisor
         self._process: asyncio.subprocess.Process | None = None
-        self._channel: socket.socket | None = None
+        self._link: Link | None = None
+        self._dealing: Dealing | None = None
 
     async def live(self) -> None:
-        """Runs it, and again where it dies."""
+        """Runs it, and again where it ends."""
         loop, delay = asyncio.get_running_loop(), _FIRST_DELAY
-        stopping = self._supervisor.stopping
-        while not stopping.is_set():
+        while not self._supervisor.stopping.is_set():
             began = loop.time()
-            status = await self._once()
-            if stopping.is_set():
-                return
-            if status == _REFUSED and not self._supervisor.served.is_set():
-                self._supervisor.refuse()  # it has said why
+            try:
+                status = await self._once()
+                how = f"signal {-status}" if status < 0 else f"status {status}"
+            except OSError as error:
+                how = f"no process ({error.strerror})"
+            if self._supervisor.stopping.is_set():
                 return
             if loop.time() - began > _LONG_LIFE:
                 delay = _FIRST_DELAY
-            how = f"signal {-status}" if status < 0 else f"status {status}"
-            _log.error("worker %d ended with %s; again in %g s", self.number, how, delay)
-            try:
-                await asyncio.wait_for(stopping.wait(), delay)
-            except TimeoutError:
-                delay = min(2 * delay, _LONGEST_DELAY)
+            _log.error("worker %d ended: %s; again in %g s", self.number, how, delay)
+            await self._supervisor.pause(delay)
+            delay = min(2 * delay, _LONGEST_DELAY)
 
-    def tell(self, name: signal.Signals) -> None:
-        """Sends it a signal."""
-        if self._process is not None and self._process.returncode is None:
-            self._process.send_signal(name)
+    def tell(self, what: str) -> None:
+        """Tells it to `stop` or to `hurry`."""
+        if self._link is not None:
+            self._link.tell(what)
 
-    def write(self, line: str) -> None:
-        """Writes a line to its input."""
-        if self.metrics and self._process is not None and self._process.stdin is not None:
-            self._process.stdin.write(f"{line}\n".encode())
+    async def ask(self, what: str, seconds: float) -> Any:
+        """Asks it for its `metrics`, or to `reload`; None where it is away or is late."""
+        if self._link is None:
+            return None
+        try:
+            return await self._link.ask(what, seconds=seconds)
+        except LinkLost:
+            return None
+        except TimeoutError:
+            _log.warning("worker %d has not answered in %g s: %s", self.number, seconds, what)
+            return None
 
     def takes(self, accepted: socket.socket) -> bool:
-        """Gives it a connection, if it can have one now."""
-        if not self.metrics or self._channel is None:
-            return False
-        try:
-            socket.send_fds(self._channel, [b"c"], [accepted.fileno()])
-        except OSError:  # it has gone, or does not look
-            return False
-        return True
+        """Gives it a connection, where it listens and has room for one."""
+        return (
+            self._dealing is not None
+            and self.state.get("listening", False)
+            and self._dealing.give(accepted)
+        )
+
+    def kill(self) -> None:
+        """Ends it at once, if it is still there."""
+        if self._process is not None and self._process.returncode is None:
+            _log.error("worker %d has not ended; it is killed", self.number)
+            self._process.kill()
 
     async def _once(self) -> int:
-        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._channel.setblocking(False)
-        orders = Orders(
-            self.number,
-            self._supervisor.orders,
-            Shared(self._supervisor.addresses, theirs.fileno()),
-        )
-        with self._channel:
-            with theirs:
-                self._process = process = await asyncio.create_subprocess_exec(
-                    # -P: a folder "service" where it is started is not ours.
-                    *(sys.executable, "-P", "-m", "service.worker"),
-                    stdin=asyncio.subprocess.PIPE,
-                    stdout=asyncio.subprocess.PIPE,
-                    pass_fds=(theirs.fileno(),),
-                    # Ctrl-C at a terminal is for the supervisor alone.
-                    start_new_session=True,
-                )
-            if self._supervisor.stopping.is_set():
-                self.tell(signal.SIGTERM)  # that of the supervisor's came before it
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write(orders.line())
-            try:
-                while line := (await process.stdout.readline()).decode():
-                    self._heard(line.strip())
-                return await process.wait()
-            finally:
-                self.metrics = ""
-                self.tried.set()
-                self._settle()
+        """One life: from a process's beginning to its end, whose status it returns."""
+        dealing = self._dealing = Dealing() if self._supervisor.deals else None
+        try:
+            await self._talk(dealing)
+        finally:
+            self.state, self._link, self._dealing = {}, None, None
+            for each in [] if dealing is None else dealing.close():
+                self._supervisor.deal(each)
+        assert self._process is not None
+        try:
+            return await asyncio.wait_for(self._process.wait(), END_SECONDS)
+        except TimeoutError:
+            self.kill()
+            return await self._process.wait()
 
-    def _heard(self, line: str) -> None:
-        if line == RELOAD:
-            self._supervisor.spawn(self._supervisor.reload_others(self))
-        elif line == RELOADED:
-            self._settle()
-        elif LISTENING in line:
-            self.metrics = line.rpartition(" ")[2]
-            self._supervisor.served.set()
-            self.tried.set()
+    async def _talk(self, dealing: Dealing | None) -> None:
+        """Begins a process, and talks with it until it is gone."""
+        descriptors = () if dealing is None else (dealing.theirs.fileno(),)
+        ours, its = socket.socketpair()
+        with ours, its:
+            # They wait there until it has begun.
+            ours.sendall(self._orders.model_dump_json().encode() + b"\n")
+            self._process = await asyncio.create_subprocess_exec(
+                # What is imported is this checkout, and not what lies where it was started.
+                sys.executable, "-P", "-m", "service.worker",
+                *map(str, (*descriptors, self.number)),
+                env={**os.environ, "PYTHONPATH": _path()},
+                stdin=its.fileno(),
+                pass_fds=descriptors,
+                # It has nothing to say there; what a library prints belongs to the log.
+                stdout=sys.stderr,
+                # Ctrl-C at a terminal is for the supervisor alone.
+                start_new_session=True,
+            )  # fmt: skip
+            its.close()
+            if dealing is not None:
+                dealing.theirs.close()
+            link = self._link = await Link.over(
+                ours.dup(),
+                {
+                    "state": self._on_state,
+                    "refused": self._on_refused,
+                    "reload": lambda _: self._supervisor.reload(beside=self),
+                },
+            )
+        if self._supervisor.stopping.is_set():
+            link.tell("stop")
+        await link.talk()
 
-    def _settle(self) -> None:
-        if self.reloaded is not None and not self.reloaded.done():
-            self.reloaded.set_result(None)
-        self.reloaded = None
+    async def _on_state(self, state: Mapping[str, bool]) -> None:
+        self.state = state
+        self._supervisor.look()
+
+    async def _on_refused(self, reason: str) -> None:
+        self._supervisor.refused(self.number, reason)
 
 
 class _Supervisor:
-    """All of them.
-
-    Attributes:
-        stopping: Set once they are to end.
-        served: Set once the first of them has served.
-        orders: What they are to serve.
-        addresses: Where they listen.
-    """
+    """All of them."""
 
     def __init__(self, settings: Settings):
         self.stopping = asyncio.Event()
-        self.served = asyncio.Event()
-        self.orders = settings
-        self.addresses: list[str] = []
+        self.deals = settings.transport == "http2"
         self._settings = settings
-        self._refused = False
-        self._workers = [_Worker(number, self) for number in range(settings.workers)]
-        self._turns = deque(self._workers)
-        self._reloading = asyncio.Lock()
+        self._ports: list[socket.socket] = []
+        self._accepting: list[asyncio.Task[None]] = []
+        self._turns: deque[_Worker] = deque()
+        self._problem = ""
+        self._served = False
+        self._announced = False
+        self._workers: list[_Worker] = []
         self._background: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         settings = self._settings
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, self._on_signal)
-        loop.add_signal_handler(signal.SIGHUP, self._tell, signal.SIGHUP)
-        ports = bound_sockets(
-            settings.host, settings.grpc_port, shared=settings.transport == "grpcio"
-        )
-        self.addresses = [each.getsockname()[0] for each in ports]
-        port = ports[0].getsockname()[1]
-        self.orders = settings.model_copy(
-            update={
-                "grpc_port": port,
-                # Where the supervisor asks them.
-                "http_port": 0,
-                "threads": settings.threads or max(1, usable_cpus() // settings.workers),
-                "workers": 1,
-            }
-        )
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        bind = exclusive_sockets if self.deals else shared_sockets
+        held = self._ports = bind(settings.host, settings.grpc_port)
+        port = held[0].getsockname()[1]
+        self._where = [f"listening on {settings.host}:{port}"]
         http = None
         try:
             if settings.http_port != "off":
                 http = HttpServer(
                     settings.host, settings.http_port, self._exposition, self._live, self._ready
                 )
+                self._where.append(f"metrics on http://{settings.host}:{http.port}/metrics")
                 http.start()
-            await self._supervise(ports, http)
+            await self._supervise(port, [each.getsockname()[0] for each in held])
         finally:
-            for each in ports:
-                each.close()
             if http is not None:
                 http.close()
-        if self._refused:
-            raise StartError("a worker could not start; it has said why")
-
-    async def _supervise(self, ports: list[socket.socket], http: HttpServer | None) -> None:
-        lives = [asyncio.create_task(self._workers[0].live())]
-        accepting: list[asyncio.Task[None]] = []
-        try:
-            # What one cannot have, such as a certificate, none can, and one says so.
-            await self._first_of(self.served.wait(), self.stopping.wait())
-            if self.served.is_set():
-                lives += [asyncio.create_task(each.live()) for each in self._workers[1:]]
-                # Or the first one would get all the connections that there are at first.
-                await self._first_of(self._all_tried(), self.stopping.wait())
-            if self.served.is_set() and not self.stopping.is_set():
-                if self._settings.transport == "http2":
-                    for each in ports:
-                        each.listen(BACKLOG)
-                        accepting.append(asyncio.create_task(accept_from(each, self._deal)))
-                where = f"{self._settings.host}:{self.orders.grpc_port}"
-                print(f"latentserve: listening on {where}", flush=True)
-                if http is not None:
-                    where = f"{self._settings.host}:{http.port}"
-                    print(f"latentserve: metrics on http://{where}/metrics", flush=True)
-            await self.stopping.wait()
-            for task in accepting:
-                task.cancel()
-            await asyncio.gather(*accepting, return_exceptions=True)
-            for each in ports:
+            for each in held:
                 each.close()
-            self._tell(signal.SIGTERM)
-            ending = asyncio.gather(*lives, return_exceptions=True)
-            await asyncio.wait((ending,), timeout=self._settings.drain_seconds + _END_SECONDS)
+        if self._problem:
+            raise StartError(self._problem)
+        _log.info("stopped")
+
+    async def _supervise(self, port: int, addresses: Sequence[str]) -> None:
+        settings = self._settings
+        own = {
+            "grpc_port": port,
+            # Only the supervisor asks a worker, and not by HTTP.
+            "http_port": "off",
+            "threads": settings.threads or max(1, usable_cpus() // settings.workers),
+            "workers": 1,
+        }
+        orders = Orders(addresses=tuple(addresses), settings=settings.model_copy(update=own))
+        self._workers = [_Worker(number, orders, self) for number in range(settings.workers)]
+        self._turns.extend(self._workers)
+        try:
+            await asyncio.gather(*(worker.live() for worker in self._workers))
         finally:
-            self._tell(signal.SIGKILL)
-            await asyncio.gather(*lives, return_exceptions=True)
+            self._kill()
 
-    async def _first_of(self, *waits: Coroutine[Any, Any, Any]) -> None:
-        tasks = [asyncio.create_task(each) for each in waits]
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for each in tasks:
-            each.cancel()
+    # What workers call.
 
-    async def _all_tried(self) -> None:
-        for each in self._workers:
-            await each.tried.wait()
+    def look(self) -> None:
+        """Looks at their states, of which one has changed."""
+        listening = [worker.state.get("listening", False) for worker in self._workers]
+        if any(listening) and not self._served:
+            self._served = True
+            self._loop.call_later(_GATHER_SECONDS, self._open)
+        if all(listening):
+            self._open()
 
-    def refuse(self) -> None:
-        """A worker cannot start, and so no other can."""
-        self._refused = True
-        self.stopping.set()
+    def _open(self) -> None:
+        """Lets callers in, and says so; once."""
+        if self._announced or self.stopping.is_set():
+            return
+        self._announced = True
+        if self.deals:
+            for each in self._ports:
+                each.listen(BACKLOG)
+                self._accepting.append(asyncio.create_task(accept_from(each, self.deal)))
+        for line in self._where:
+            print(f"latentserve: {line}", flush=True)
 
-    async def reload_others(self, asking: _Worker) -> None:
-        """Lets all workers but one reload, and tells that one."""
-        async with self._reloading:
-            others = [each for each in self._workers if each is not asking and each.metrics]
-            waits = []
-            for each in others:
-                each.reloaded = asyncio.get_running_loop().create_future()
-                waits.append(each.reloaded)
-                each.tell(signal.SIGHUP)
-            if waits:
-                await asyncio.wait(waits, timeout=_RELOAD_SECONDS)
-            asking.write(RELOADED)
+    def deal(self, accepted: socket.socket) -> None:
+        """Gives a connection to the worker whose turn it is."""
+        for _ in self._workers:
+            worker = self._turns[0]
+            self._turns.rotate(-1)
+            if worker.takes(accepted):
+                return
+        accepted.close()
+        _log.warning("connection: refused, no worker serves")
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Does something beside."""
+    async def _close_ports(self) -> None:
+        for task in self._accepting:
+            task.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
+        for each in self._ports:
+            each.close()
+
+    def refused(self, number: int, reason: str) -> None:
+        """A worker cannot start: no other can, unless there was one that could."""
+        if self._served:
+            _log.error("worker %d: %s", number, reason)
+            return
+        self._problem = self._problem or reason
+        self._stop()
+
+    async def reload(self, beside: _Worker | None = None) -> None:
+        """Lets all workers but one reload, and returns when they have."""
+        others = (worker for worker in self._workers if worker is not beside)
+        await asyncio.gather(*(worker.ask("reload", _RELOAD_SECONDS) for worker in others))
+
+    async def pause(self, seconds: float) -> None:
+        """Waits, but not while stopping."""
+        try:
+            await asyncio.wait_for(self.stopping.wait(), seconds)
+        except TimeoutError:
+            return
+
+    # Signals.
+
+    def _on_signal(self) -> None:
+        if not self.stopping.is_set():
+            self._stop()
+            return
+        for worker in self._workers:
+            worker.tell("hurry")
+        self._loop.call_later(END_SECONDS, self._kill)
+
+    def _on_hangup(self) -> None:
+        self._spawn(self.reload())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    def _deal(self, accepted: socket.socket) -> None:
-        """Gives a connection to the worker whose turn it is."""
-        with accepted:
-            for _ in self._workers:
-                worker = self._turns[0]
-                self._turns.rotate(-1)
-                if worker.takes(accepted):
-                    return
-            _log.warning("connection: refused, no worker serves")
-
-    def _on_signal(self) -> None:
-        if self.stopping.is_set():
-            self._tell(signal.SIGTERM)
+    def _stop(self) -> None:
         self.stopping.set()
-
-    def _tell(self, name: signal.Signals) -> None:
+        self._spawn(self._close_ports())
         for worker in self._workers:
-            worker.tell(name)
+            worker.tell("stop")
+        self._loop.call_later(self._settings.drain_seconds + END_SECONDS, self._kill)
+
+    def _kill(self) -> None:
+        for worker in self._workers:
+            worker.kill()
 
     # What the HTTP port's threads call.
 
     def _exposition(self, accept: str) -> tuple[bytes, str]:
-        told = {}
-        for worker in self._workers:
-            if (answer := _ask(worker, "metrics")) is not None:
-                told[str(worker.number)] = answer
-        return gathered(told, accept)
+        told = asyncio.run_coroutine_threadsafe(self._pages(), self._loop)
+        return gathered(told.result(2 * _METRICS_SECONDS), accept)
+
+    async def _pages(self) -> dict[str, str]:
+        pages = await asyncio.gather(
+            *(worker.ask("metrics", _METRICS_SECONDS) for worker in self._workers)
+        )
+        return {
+            str(worker.number): page
+            for worker, page in zip(self._workers, pages, strict=True)
+            if page is not None
+        }
 
     def _live(self) -> bool:
-        """One that is away comes back; one whose device is lost does not."""
-        return all(_ask(each, "healthz") is not None for each in self._workers if each.metrics)
+        """A worker that is away comes back; one whose device is lost does not."""
+        return all(worker.state.get("live", True) for worker in self._workers)
 
     def _ready(self) -> bool:
-        """Whoever has connections can answer them."""
-        answers = [_ask(each, "readyz") is not None for each in self._workers if each.metrics]
-        return bool(answers) and all(answers) and not self.stopping.is_set()
+        """Those that are away, or not ready, do not listen: one is enough."""
+        return not self.stopping.is_set() and any(
+            worker.state.get("ready", False) for worker in self._workers
+        )
 
 
-def _ask(worker: _Worker, page: str) -> str | None:
-    """A page of a worker, or None where it is away or says that it is unwell."""
-    if not worker.metrics:
-        return None
-    url = worker.metrics.replace("/metrics", f"/{page}")
-    request = urllib.request.Request(url, headers={"Accept": TEXT})
-    try:
-        with urllib.request.urlopen(request, timeout=_HTTP_SECONDS) as answer:
-            return str(answer.read().decode())
-    except OSError:  # urllib's errors are some
-        return None
+def _path() -> str:
+    """The path of imports of the workers: this checkout before all else."""
+    return os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))

@@ -177,10 +177,17 @@ class _Reported:
 
 
 def _resource() -> Any:
-    """The server's name and version; an operator's, by either variable, win."""
+    """The server's name, version and process; an operator's, by either variable, win."""
     from opentelemetry.sdk.resources import Resource
 
-    own = Resource({"service.name": "latentserve", "service.version": __version__})
+    own = Resource(
+        {
+            "service.name": "latentserve",
+            "service.version": __version__,
+            # Workers are told apart by it.
+            "process.pid": os.getpid(),
+        }
+    )
     given = Resource.create()
     unnamed = str(given.attributes["service.name"]).startswith("unknown_service")
     return given.merge(own) if unnamed else own.merge(given)

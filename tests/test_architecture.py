@@ -160,6 +160,16 @@ print(sorted({{"torch", "onnx", "training", "export", "matplotlib"}} & set(sys.m
     assert child(code) == "[]"
 
 
+def test_the_supervisor_of_workers_holds_neither_onnxruntime_nor_grpc():
+    """It is one more process, that computes nothing and answers no call."""
+    code = """
+import sys
+import latentserve.cli, service.cli, service.supervisor
+print(sorted({"grpc", "numpy", "onnxruntime", "opentelemetry", "torch"} & set(sys.modules)))
+"""
+    assert child(code) == "[]"
+
+
 def test_telemetry_is_off_before_onnxruntime_is_imported():
     code = """
 import os, sys

@@ -3,12 +3,13 @@
 import asyncio
 import json
 import time
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 
 from latentserve import bench
-from latentserve._cli.bench import RPCS
+from latentserve._cli.bench import RPCS, _cpu_seconds
 from latentserve.bench import Load, Report, WrongAnswer
 from latentserve.cli import main
 from latentserve.client import AsyncClient, Retry
@@ -115,6 +116,14 @@ def test_calls_that_fail_are_counted_by_their_code(tmp_path):
 def test_a_load_that_is_none_is_refused(changes, said):
     with pytest.raises(ValueError, match=said):
         Load(**changes)
+
+
+def test_the_cpu_time_of_a_server_is_that_of_all_its_workers():
+    page = "".join(
+        f'process_cpu_seconds_total{{worker="{worker}"}} {seconds}\n'
+        for worker, seconds in enumerate((1.5, 2.0))
+    )
+    assert _cpu_seconds(f"data:text/plain,{quote(page)}") == 3.5
 
 
 def test_the_command_tells_people_and_machines(tiny, capsys):

@@ -12,7 +12,7 @@ from service.logs import clean_request_id, new_request_id
 PROGRAM = """
 import logging, sys
 from service import logs
-logs.configure(sys.argv[1], sys.argv[2])
+logs.configure(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))
 log = logging.getLogger("test")
 log.debug("quiet")
 log.info("hello %s", "there")
@@ -28,9 +28,9 @@ warnings.warn("old ways")
 """
 
 
-def said(level: str, style: str) -> list[str]:
+def said(level: str, style: str, *worker: str) -> list[str]:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, level, style],
+        [sys.executable, "-c", PROGRAM, level, style, *worker],
         capture_output=True,
         text=True,
         timeout=60,
@@ -61,6 +61,14 @@ def test_text_is_for_people():
     assert any(line.endswith("ERROR test [abc-1]: line one") for line in lines)
     assert "ZeroDivisionError: division by zero" in lines
     assert any(line.endswith("INFO test: after") for line in lines)
+
+
+def test_each_line_of_a_worker_says_which_it_is():
+    assert {json.loads(line)["worker"] for line in said("info", "json", "3")} == {3}
+    assert all("worker" not in json.loads(line) for line in said("info", "json"))
+    lines = said("info", "text", "0")
+    assert lines[0].endswith("INFO test worker 0: hello there")
+    assert any(line.endswith("ERROR test worker 0 [abc-1]: line one") for line in lines)
 
 
 def test_the_level_is_kept_to():

@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import pytest
 
 from latentserve._cpus import usable_cpus
@@ -63,6 +66,15 @@ def test_every_setting_is_described_and_has_a_flag_and_a_variable():
         assert flag(name) in text
         assert variable(name).startswith("LATENTSERVE_")
         assert variable(name) != "LATENTSERVE_PORT"
+
+
+def test_every_setting_stands_in_the_table_of_operations():
+    text = (Path(__file__).parent.parent / "docs" / "operations.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `--")]
+    listed = [
+        option for line in rows for option in re.findall(r"`(--[a-z-]+)`", line.split("|")[1])
+    ]
+    assert sorted(listed) == sorted([*map(flag, Settings.model_fields), "--config"])
 
 
 @pytest.mark.parametrize(

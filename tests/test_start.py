@@ -1,30 +1,18 @@
-"""What a server takes until it serves."""
+"""What a start costs: CPU time until health says SERVING, the golden rows included."""
 
-import os
 import statistics
-from pathlib import Path
 
-import pytest
-
+from benchmarks.processes import cpu_seconds
 from tests.processes import Server
 
-_ROUNDS = 3
-_MOST_SECONDS = 1.5
+MOST_SECONDS = 1.5
 
 
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process, all its threads together (proc(5))."""
-    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
-@pytest.mark.usefixtures("each_transport")
-def test_it_serves_after_little_cpu_time(models, tmp_path):
-    """The dense bundle, its golden rows included. CPU time, since other tests run beside."""
-    taken = []
-    for number in range(_ROUNDS):
-        with Server(models, tmp_path / f"log-{number}") as server:
+def test_a_start_takes_little_cpu_time(models, tmp_path):
+    used = []
+    for attempt in range(3):
+        with Server(models, tmp_path / f"log{attempt}") as server:
             server.wait_until_serving()
-            taken.append(cpu_seconds(server.process.pid))
-    assert statistics.median(taken) < _MOST_SECONDS, taken
+            used.append(cpu_seconds(server.process.pid))
+    print(f"{used} s")
+    assert statistics.median(used) <= MOST_SECONDS, used

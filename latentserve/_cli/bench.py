@@ -116,17 +116,17 @@ async def _run(options: argparse.Namespace, load: "Load") -> "tuple[Report, floa
 
 
 def _cpu_seconds(url: str) -> float:
-    """CPU seconds that the server has used so far."""
+    """CPU seconds that the server has used so far, all of its processes."""
     try:
         with urllib.request.urlopen(url, timeout=10) as reply:
             lines = reply.read().decode().splitlines()
     except (urllib.error.URLError, ValueError, OSError) as error:
         said = reason(error) if isinstance(error, OSError) else str(error)
         raise Failure(f"--metrics: {url}: {said}") from error
-    for line in lines:
-        if line.startswith(_CPU):
-            return float(line.split()[1])
-    raise Failure(f"--metrics: {url}: got no {_CPU}, wanted the /metrics of the server")
+    told = [float(line.split()[-1]) for line in lines if line.startswith(_CPU)]
+    if not told:
+        raise Failure(f"--metrics: {url}: got no {_CPU}, wanted the /metrics of the server")
+    return sum(told)
 
 
 def _figures(report: "Report", cpu: float | None) -> dict[str, Any]:

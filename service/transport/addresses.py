@@ -4,6 +4,7 @@ import asyncio
 import errno
 import logging
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -63,43 +64,97 @@ class Shared:
 
     Attributes:
         addresses: Where to listen together with the others, if it does so.
-        channel: Descriptor of a Unix socket that accepted connections come by.
+        channel: A Unix socket that connections come by which the supervisor has accepted,
+            or None.
     """
 
     addresses: Sequence[str]
-    channel: int
+    channel: socket.socket | None
 
 
-def bound_sockets(host: str, port: int, *, shared: bool = False) -> list[socket.socket]:
+def exclusive_sockets(host: str, port: int) -> list[socket.socket]:
     """Binds every address that a host has to one port, or none; they do not listen yet.
 
-    Args:
-        host: A name or an address.
-        port: 0 for any, the same one on all of its addresses.
-        shared: Let processes of ours bind them too (SO_REUSEPORT).
-
     Raises:
-        StartError: An address is taken, or cannot be shared on this system.
+        StartError: An address is taken.
     """
     found: list[socket.socket] = []
     try:
         for address in free_addresses(host, port):
-            family = socket.AF_INET6 if ":" in address else socket.AF_INET
-            each = socket.socket(family, socket.SOCK_STREAM)
-            found.append(each)
-            each.setblocking(False)
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if shared:
-                each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            if family == socket.AF_INET6:
-                each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            each.bind((address, port))
-            port = each.getsockname()[1]
+            found.append(bound(address, port, socket.SO_REUSEADDR))
+            port = found[0].getsockname()[1]
     except OSError as error:
         for each in found:
             each.close()
         raise StartError(f"port: cannot listen on {host}:{port}: {error.strerror}") from error
     return found
+
+
+def shared_sockets(host: str, port: int) -> list[socket.socket]:
+    """Binds a host's addresses so that processes of ours may share them, and nobody else.
+
+    The sockets do not listen: they keep the port for those that do.
+
+    Args:
+        host: A name or an address.
+        port: 0 for any, the same one on all of its addresses.
+
+    Raises:
+        StartError: An address is taken, or cannot be shared on this system.
+    """
+    if sys.platform != "linux":
+        raise StartError(
+            f"workers: got more than 1 on {sys.platform}, wanted 1: only Linux deals connections "
+            "out among processes"
+        )
+    held: list[socket.socket] = []
+    try:
+        for address in free_addresses(host, port):
+            held.append(_held(address, port))
+            port = held[0].getsockname()[1]
+    except OSError as error:
+        for each in held:
+            each.close()
+        raise StartError(f"port: cannot share {host}:{port}: {error.strerror}") from error
+    return held
+
+
+def _held(address: str, port: int) -> socket.socket:
+    try:
+        # Without SO_REUSEADDR: what binds without SO_REUSEPORT, as another server looks
+        # whether the port is free, is refused already while nobody listens yet.
+        return bound(address, port, socket.SO_REUSEPORT)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        # Of a server without workers that has just ended, connections linger on.
+        return bound(address, port, socket.SO_REUSEPORT, socket.SO_REUSEADDR)
+
+
+def bound(address: str, port: int, *options: int) -> socket.socket:
+    """Binds one address.
+
+    Args:
+        address: Of IPv4 or IPv6.
+        port: 0 for any.
+        options: Those of the socket that are turned on: SO_REUSEADDR, SO_REUSEPORT.
+
+    Raises:
+        OSError: It is taken.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    result = socket.socket(family, socket.SOCK_STREAM)
+    result.setblocking(False)
+    try:
+        for option in options:
+            result.setsockopt(socket.SOL_SOCKET, option, 1)
+        if family == socket.AF_INET6:
+            result.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        result.bind((address, port))
+    except BaseException:
+        result.close()
+        raise
+    return result
 
 
 async def accept_from(listening: socket.socket, take: Callable[[socket.socket], None]) -> None:

@@ -45,10 +45,7 @@ class GrpcioTransport:
         shared: Where this process listens together with others; None to have the port alone.
 
     Attributes:
-        port: The port it is bound to.
-
-    Raises:
-        StartError: The port is taken or the address is not this machine's.
+        port: The port it is bound to, once it has started.
     """
 
     def __init__(
@@ -82,10 +79,17 @@ class GrpcioTransport:
             self._server.add_generic_rpc_handlers(
                 (grpc.method_handlers_generic_handler(name, handlers),)
             )
-        self.port = self._bind(settings.host, settings.grpc_port, tls, shared)
+        self._settings, self._tls, self._shared = settings, tls, shared
+        self.port = settings.grpc_port
 
     async def start(self) -> None:
-        """Begins to answer; health is NOT_SERVING until `show`."""
+        """Begins to answer; health is NOT_SERVING until `show`.
+
+        Raises:
+            StartError: The port is taken or the address is not this machine's.
+        """
+        # Not before: where grpcio binds it listens, and who connects would wait.
+        self._bind(self._settings.host)
         await self._server.start()
 
     async def show(self, models: Models, *, well: bool = True) -> None:
@@ -141,18 +145,18 @@ class GrpcioTransport:
             return grpc.unary_stream_rpc_method_handler(stream)
         return grpc.unary_unary_rpc_method_handler(unary)
 
-    def _bind(self, host: str, port: int, tls: TlsFiles | None, shared: Shared | None) -> int:
+    def _bind(self, host: str) -> None:
         """Binds every address that the host has, to one port, or none."""
-        for address in free_addresses(host, port) if shared is None else shared.addresses:
-            shown = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+        shared = self._shared
+        for address in free_addresses(host, self.port) if shared is None else shared.addresses:
+            shown = f"[{address}]:{self.port}" if ":" in address else f"{address}:{self.port}"
             try:
-                if tls is None:
-                    port = self._server.add_insecure_port(shown)
+                if self._tls is None:
+                    self.port = self._server.add_insecure_port(shown)
                 else:
-                    port = self._server.add_secure_port(shown, _credentials(tls))
+                    self.port = self._server.add_secure_port(shown, _credentials(self._tls))
             except RuntimeError as error:
                 raise StartError(f"port: cannot listen on {shown}: {error}") from error
-        return port
 
 
 def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:

@@ -5,6 +5,7 @@ import logging
 import random
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 from service.admin import AdminServicer
 from service.errors import TooLarge, Unimplemented, shortened
@@ -12,7 +13,7 @@ from service.servicer import Servicer
 from service.settings import Settings
 from service.store import Models
 from service.telemetry import Telemetry
-from service.transport.addresses import BACKLOG, Shared, accept_from, bound_sockets
+from service.transport.addresses import BACKLOG, Shared, accept_from, exclusive_sockets
 from service.transport.calls import Calls
 from service.transport.exchange import Exchange, refuse, refuse_other
 from service.transport.health import Health
@@ -79,11 +80,10 @@ class Http2Transport:
         self._sockets: list[socket.socket] = []
         self._channel: socket.socket | None = None
         if shared is None:
-            self._sockets = bound_sockets(settings.host, settings.grpc_port)
+            self._sockets = exclusive_sockets(settings.host, settings.grpc_port)
             self.port: int = self._sockets[0].getsockname()[1]
         else:
-            self._channel = socket.socket(fileno=shared.channel)
-            self._channel.setblocking(False)
+            self._channel = shared.channel
             self.port = settings.grpc_port
 
     async def start(self) -> None:
@@ -211,6 +211,8 @@ class Http2Transport:
             for each in descriptors:
                 accepted = socket.socket(fileno=each)
                 accepted.setblocking(False)
+                with suppress(OSError):
+                    self._channel.send(b"t")  # until then it would go to another one
                 self._take(accepted)
 
     def _leave_channel(self) -> None:

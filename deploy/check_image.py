@@ -1,0 +1,77 @@
+"""Prints the size of a server image, and fails where it is too large or holds what trains.
+
+    python deploy/check_image.py latentserve:server
+
+For `make image` and the compose test; needs Docker and Python's standard library.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+#: On top of the base image, uncompressed, in units of 1,000,000 bytes; 236 when it was set.
+MOST_MB = 250
+#: What the server has no use for: packages of others and of ours.
+ABSENT = ("torch", "onnx", "onnxscript", "matplotlib", "av", "training", "export")
+
+# Runs in the image: which of these could be imported there.
+_FIND = """
+import importlib.util, sys
+print(*(name for name in sys.argv[1:] if importlib.util.find_spec(name)))
+"""
+
+
+def main(image: str) -> int:
+    """Looks at an image.
+
+    Returns:
+        The exit status: 1 where something is wrong with it.
+    """
+    base = _docker("build", "--quiet", "--target", "base", str(ROOT))
+    megabytes = (_size(image) - _size(base)) / 1e6
+    print(f"{image}: {megabytes:.0f} MB on top of its base image, at most {MOST_MB}")
+    problems = []
+    if megabytes > MOST_MB:
+        problems.append(f"got {megabytes:.1f} MB, wanted at most {MOST_MB}")
+    if found := _inside(image, "python", "-c", _FIND, *ABSENT):
+        problems.append(f"got packages {found}, wanted none of {' '.join(ABSENT)}")
+    # Wherever it lies: what cannot be imported would weigh as much.
+    if found := _inside(
+        image,
+        "find", "/", "-xdev", "-type", "d", "(", "-name", "torch", "-o", "-name", "training", ")",
+    ):  # fmt: skip
+        problems.append(f"got {found}, wanted no folder torch or training")
+    for problem in problems:
+        print(f"{image}: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _size(image: str) -> int:
+    return int(_docker("image", "inspect", "--format", "{{.Size}}", image))
+
+
+def _inside(image: str, program: str, *arguments: str) -> str:
+    """What a program prints that runs in the image."""
+    options = ("--rm", "--network", "none", "--user", "0", "--entrypoint", program)
+    return " ".join(_docker("run", *options, image, *arguments).split())
+
+
+def _docker(*arguments: str) -> str:
+    done = subprocess.run(
+        ["docker", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        sys.exit(f"docker {' '.join(arguments)}: status {done.returncode}\n{done.stderr}")
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(f"usage: {sys.argv[0]} IMAGE")
+    sys.exit(main(sys.argv[1]))
