@@ -78,9 +78,9 @@ def main() -> int:
     command = " ".join(["python", "-m", "benchmarks.training", *sys.argv[1:]])
     print(f"{machine()}\n`{command}`\n\n{table(rounds)}")
     if wanted.out is not None:
-        told = {"machine": machine(), "command": command, "rounds": rounds}
+        whole = {"machine": machine(), "command": command, "rounds": rounds}
         fresh = wanted.out.with_name(wanted.out.name + ".part")
-        fresh.write_text(json.dumps(told, indent=1))
+        fresh.write_text(json.dumps(whole, indent=1))
         fresh.replace(wanted.out)
     return 0
 
