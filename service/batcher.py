@@ -28,6 +28,9 @@ T = TypeVar("T")
 #: A batch that takes no longer than this is computed in the loop itself: to hand it to
 #: another thread and its result back would take longer (docs/performance.md).
 INLINE_SECONDS: Final = 300e-6
+#: The same where there is no other core for the loop to go on beside it; others would wait for
+#: the core instead.
+ALONE_SECONDS: Final = 3e-3
 # However much keeps coming, after so many turns of the loop a batch goes.
 _MOST_TURNS: Final = 4
 
@@ -59,6 +62,7 @@ class Batcher:
         workers: How many functions it may be given at once.
         observer: Told of every batch.
         window: Seconds that a batch which is not full waits for more rows.
+        inline: The longest batch that is computed in the loop itself, in seconds.
         clock: Seconds that only grow, those of `Call.deadline`.
     """
 
@@ -69,12 +73,14 @@ class Batcher:
         observer: Observer,
         *,
         window: float = 0.0,
+        inline: float = INLINE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._execute = execute
         self._workers = self._free = workers
         self._observer = observer
         self._window = window
+        self._inline = inline
         self._clock = clock
         self._waiting: OrderedDict[Kind, deque[Entry]] = OrderedDict()
         self._scheduled = self._came = False
@@ -135,7 +141,7 @@ class Batcher:
             if (
                 self._free == self._workers
                 and not self._waiting
-                and batch.kind.graph.seconds(batch.rows) <= INLINE_SECONDS
+                and batch.kind.graph.seconds(batch.rows) <= self._inline
             ):
                 batch.compute()
                 self._settle(batch)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bundle import Manifest
 from service import likelihood, paths
 from service.admission import Admission, Admitted
-from service.batcher import Batcher
+from service.batcher import INLINE_SECONDS, Batcher
 from service.batcher import Observer as BatchObserver
 from service.call import Call
 from service.errors import NotForThisModel
@@ -141,15 +141,21 @@ class Engine:
         observer: Told of every batch.
         workers: Batches computed at the same time.
         window: Seconds that a batch which is not full waits for more rows.
+        inline: The longest batch that is computed in the loop itself, in seconds.
     """
 
     def __init__(
-        self, admission: Admission, observer: Observer, workers: int = 1, window: float = 0.0
+        self,
+        admission: Admission,
+        observer: Observer,
+        workers: int = 1,
+        window: float = 0.0,
+        inline: float = INLINE_SECONDS,
     ):
         self.admission = admission
         self._pool = Pool(workers)
         self._observer = observer
-        self._batcher = Batcher(self._pool, workers, observer, window=window)
+        self._batcher = Batcher(self._pool, workers, observer, window=window, inline=inline)
         self._kinds: WeakKeyDictionary[Model, _Kinds] = WeakKeyDictionary()
 
     def admitted(self, call: Call, model: Model, rows: int) -> Admitted:

@@ -13,6 +13,7 @@ from latentserve._cpus import usable_cpus
 from service import logs, memory
 from service.admin import AdminServicer, Reload
 from service.admission import Admission
+from service.batcher import ALONE_SECONDS, INLINE_SECONDS
 from service.engine import Engine
 from service.errors import StartError, Unauthenticated
 from service.http import HttpServer
@@ -100,8 +101,14 @@ class _Server:
         # On a CPU each batch has one thread: two batches on a core each cost less than two
         # cores on one batch after the other (docs/performance.md).
         workers = (settings.threads or usable_cpus()) if device.kind == "cpu" else 1
+        # One thread of one core, or of a worker's share of them.
+        alone = workers == 1 and (self._place is not None or usable_cpus() == 1)
         self._engine = Engine(
-            self._admission, self._telemetry, workers, settings.batch_window_seconds
+            self._admission,
+            self._telemetry,
+            workers,
+            settings.batch_window_seconds,
+            ALONE_SECONDS if alone else INLINE_SECONDS,
         )
         reload = functools.partial(self._reload, store)
         self._transport = _transport(settings)(

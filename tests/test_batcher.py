@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batcher import INLINE_SECONDS, Batcher
+from service.batcher import ALONE_SECONDS, INLINE_SECONDS, Batcher
 from service.call import Call
 from service.errors import DeadlineExceeded
 from service.pool import Pool
@@ -41,7 +41,7 @@ class Doubling:
 class Bench:
     """A batcher whose batches wait until they are let run."""
 
-    def __init__(self, workers: int = 1, window: float = 0.0):
+    def __init__(self, workers: int = 1, **options: float):
         self.now = 0.0
         self.told: list[tuple[str, Any]] = []
         self.waiting: list[tuple[Callable[[], None], Callable[[], None]]] = []
@@ -49,8 +49,8 @@ class Bench:
             lambda work, then: self.waiting.append((work, then)),
             workers,
             self,
-            window=window,
             clock=lambda: self.now,
+            **options,
         )
 
     def batch(self, graph: Any, rows: int, seconds: float) -> None:
@@ -218,6 +218,19 @@ def test_a_short_batch_is_computed_in_the_loop_and_a_long_one_is_not() -> None:
         assert not late.done()
         await bench.run_all()
         assert (await task, await late) == ([2, 4, 6], [8])
+
+    asyncio.run(scene())
+
+
+def test_where_there_is_no_other_core_longer_ones_are_as_well() -> None:
+    async def scene() -> None:
+        bench, graph = Bench(inline=ALONE_SECONDS), Doubling(seconds=ALONE_SECONDS / 2)
+        assert await bench.submit(graph, [1, 2]) == [2, 4]
+        task = bench.submit(graph, [1, 2, 3])
+        await _settled()
+        assert len(bench.waiting) == 1
+        await bench.run_all()
+        assert await task == [2, 4, 6]
 
     asyncio.run(scene())
 

@@ -1,9 +1,19 @@
 """How the server's process keeps its memory."""
 
+import signal
 import subprocess
 import sys
+import time
 
+import grpc
+import numpy as np
 import pytest
+
+from latentserve.client import Client
+from latentserve.v1 import latent_service_pb2 as pb
+from tests.processes import Server
+from tests.stubs import stub_of
+from tests.tiny import write_tiny
 
 PROGRAM = """
 import ctypes, sys, threading
@@ -44,3 +54,33 @@ def heaps(how: str) -> int:
 def test_all_threads_share_one_heap():
     assert heaps("one") == 1
     assert heaps("as it comes") > 1
+
+
+def test_calls_leave_nothing_that_only_the_garbage_collector_finds(tmp_path):
+    """It runs seldom, and what it would find holds whole messages."""
+    write_tiny(tmp_path / "models" / "one")
+    with Server(tmp_path / "models", tmp_path / "log", program="tests.garbage") as server:
+        server.wait_until_serving()
+
+        def left():
+            server.process.send_signal(signal.SIGUSR1)
+            return server.process.stdout.readline().strip()
+
+        with Client(server.target) as client, stub_of(server.target) as stub:
+            client.info()
+            left()
+            for _ in range(3):
+                images = client.sample(40, seed=1)
+                list(client.encode_stream(iter(np.array_split(images, 8))))
+                list(client.sample_stream(1000, seed=1, chunk_rows=100))
+                cut = stub.SampleStream(
+                    pb.SampleStreamRequest(request=pb.SampleRequest(count=10**6), chunk_rows=10)
+                )
+                next(cut)
+                cut.cancel()
+                with pytest.raises(grpc.RpcError):
+                    stub.Sample(pb.SampleRequest(count=4000), timeout=0.001)
+                with pytest.raises(grpc.RpcError):
+                    stub.Encode(pb.EncodeRequest())
+            time.sleep(0.3)
+            assert left() == "[]"

@@ -119,10 +119,10 @@ class Exchange:
 
     def gone(self) -> None:
         """Nobody waits any more."""
-        done = self._done
+        done, task = self._done, self._task
         self._close()
-        if self._task is not None and not done:
-            self._task.cancel()
+        if task is not None and not done:
+            task.cancel()
 
     # The answers.
 
@@ -209,13 +209,14 @@ class Exchange:
         if self._done:
             return
         self._stream.finish(_trailers(failure, started=self._stream.started))
-        self._close()
         task = self._task
+        self._close()
         if task is not None and task is not asyncio.current_task():
             task.cancel()
 
     def _close(self) -> None:
         self._done = True
+        self._task = None  # or the two would refer to each other until gc finds them
         self._reader.close()
         # The deadline is also that of a reply whose caller does not take it.
         if self._timer is not None and not self._stream.queued_bytes:
