@@ -246,11 +246,16 @@ def test_trainers_are_compared_by_the_medians_of_their_rounds():
             "held_out_nats": 100.0,
         }
 
-    rounds = [{"ours": report(own), "pythae": report(6.0)} for own in (1.0, 2.0, 3.0)]
+    rounds = [
+        {"ours": report(own), "ours, bfloat16": report(own / 2), "pythae": report(6.0)}
+        for own in (1.0, 2.0, 3.0)
+    ]
     assert training.table(rounds).splitlines()[2:] == [
         "| ours | 90.0 ± 60.0 | 180.0 ± 120.0 | -100.0 ± 0.0 |",
+        "| ours, bfloat16 | 180.0 ± 120.0 | 360.0 ± 240.0 | -100.0 ± 0.0 |",
         "| pythae | 30.0 ± 0.0 | 60.0 ± 0.0 | -100.0 ± 0.0 |",
-        "| ratio | 3.00 | 3.00 | |",
+        "| ours: multiple of pythae | 3.00 | 3.00 | |",
+        "| ours, bfloat16: multiple of pythae | 6.00 | 6.00 | |",
     ]
 
 

@@ -30,14 +30,16 @@ def main() -> None:
     )
     dataset = Dataset("images", train, test, test, (), {})
     steps = len(task.train) // task.batch_size
-    trainer = Trainer(preset.model, config, dataset, steps * (task.epochs + 1))
+    trainer = Trainer(
+        preset.model, config, dataset, steps * (task.epochs + 1), bfloat16=task.bfloat16
+    )
     for _ in range(steps):
         trainer.train_step()
     task.begin()
     for _ in range(steps * task.epochs):
         trainer.train_step()
     task.end()
-    model = trainer.smoothed
+    model = trainer.model  # the other has no average of the weights
 
     def encode(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         posterior = model.encode(images)

@@ -41,6 +41,7 @@ class Task:
         test: uint8 [M, 784].
         epochs: Passes over the images that count; one more goes before them.
         batch_size: Images per step.
+        bfloat16: Whether to compute in it.
     """
 
     def __init__(self) -> None:
@@ -49,6 +50,7 @@ class Task:
         parser.add_argument("--epochs", type=int, required=True)
         parser.add_argument("--batch-size", type=int, required=True)
         parser.add_argument("--threads", type=int, required=True)
+        parser.add_argument("--bfloat16", action="store_true", help="where it is offered")
         wanted = parser.parse_args()
         torch.set_num_threads(wanted.threads)
         with np.load(wanted.images) as arrays:
@@ -56,6 +58,7 @@ class Task:
             self.test: np.ndarray = arrays["test"]
         self.epochs: int = wanted.epochs
         self.batch_size: int = wanted.batch_size
+        self.bfloat16: bool = wanted.bfloat16
         self._cpu = self._wall = 0.0
 
     def begin(self) -> None:
