@@ -231,7 +231,7 @@ class _Measurement:
         self._rows += size
         if answer.tobytes() != self._first[size].tobytes():
             raise WrongAnswer(
-                f"{self._load.rpc} of {size} rows was answered in two ways; were there a reload?"
+                f"{self._load.rpc} of {size} rows was answered in two ways; was there a reload?"
             )
 
 

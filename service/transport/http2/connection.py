@@ -517,10 +517,10 @@ class Connection(asyncio.Protocol):
         if not flags & frames.ACK:
             self._trifle()
             self._emit(frames.frame(frames.PING, frames.ACK, 0, payload))
-        elif not self._retiring:
-            self._trifle()
-        elif payload == _RETIRING and self._retiring:
+        elif self._retiring and payload == _RETIRING:
             self._refuse_more()
+        else:
+            self._trifle()
 
     def _on_goaway(self, flags: int, number: int, payload: bytes) -> None:  # noqa: ARG002
         if number:
