@@ -1,8 +1,12 @@
-"""Joins small calls that run at the same time into one."""
+"""Joins small calls that run at the same time into one.
+
+A call that finds none of its kind on its way goes at once, together with those of the same
+turn of the loop; those that come meanwhile go together when it is answered.
+"""
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,29 +21,30 @@ MOST_ROWS = 256
 Run = Callable[[NDArray[Any]], Awaitable[Any]]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Caller:
     rows: NDArray[Any]
     run: Run
     result: asyncio.Future[Any]
 
 
-@dataclass
+@dataclass(slots=True)
 class _Line:
-    """Calls of one kind: whether one is on its way, and who waits for the next."""
+    """Calls of one kind: whether a message is on its way, and who waits for the next."""
 
     busy: bool = False
+    looked_at: bool = False
     waiting: list[_Caller] = field(default_factory=list)
 
 
 class Coalescer:
-    """Sends the first call of its kind at once, and together those that come meanwhile."""
+    """Sends calls, those of a kind together; to be used in one event loop."""
 
     def __init__(self) -> None:
         self._lines: dict[Hashable, _Line] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def run(self, kind: Hashable, rows: NDArray[Any], run: Run) -> Any:
+    def run(self, kind: Hashable, rows: NDArray[Any], run: Run) -> Awaitable[Any]:
         """Runs a call, alone or with others of its kind.
 
         A caller who is cancelled takes nothing away from the others, and one whose rows
@@ -54,27 +59,50 @@ class Coalescer:
             What `run` would have returned for these rows.
         """
         if len(rows) > MOST_ROWS:
-            return await run(rows)
-        line = self._lines.setdefault(kind, _Line())
-        caller = _Caller(rows, run, asyncio.get_running_loop().create_future())
+            return run(rows)
+        line = self._lines.get(kind)
+        if line is None:
+            line = self._lines[kind] = _Line()
+        loop = asyncio.get_running_loop()
+        caller = _Caller(rows, run, loop.create_future())
         line.waiting.append(caller)
         if not line.busy:
-            line.busy = True
-            self._spawn(self._serve(kind, line))
-        return await caller.result
+            self._look_soon(loop, kind, line)
+        return caller.result
 
-    async def _serve(self, kind: Hashable, line: _Line) -> None:
-        """Sends what waits until nobody does."""
-        try:
-            while callers := _take(line):
-                await _send(callers)
-        finally:
+    def _look_soon(self, loop: asyncio.AbstractEventLoop, kind: Hashable, line: _Line) -> None:
+        """Looks at a line after all else that this turn of the loop has to do."""
+        if not line.looked_at:
+            line.looked_at = True
+            loop.call_soon(self._look, loop, kind, line)
+
+    def _look(self, loop: asyncio.AbstractEventLoop, kind: Hashable, line: _Line) -> None:
+        """Sends what waits, if nothing is on its way."""
+        line.looked_at = False
+        if line.busy:
+            return
+        callers = _take(line)
+        if not callers:
             del self._lines[kind]
-
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+            return
+        line.busy = True
+        task = loop.create_task(self._send(loop, kind, line, callers))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _send(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        kind: Hashable,
+        line: _Line,
+        callers: list[_Caller],
+    ) -> None:
+        try:
+            await _answer(callers)
+        finally:
+            line.busy = False
+            # Not at once: those who now have their answers may call again.
+            self._look_soon(loop, kind, line)
 
 
 def _take(line: _Line) -> list[_Caller]:
@@ -90,7 +118,7 @@ def _take(line: _Line) -> list[_Caller]:
     return taken
 
 
-async def _send(callers: list[_Caller]) -> None:
+async def _answer(callers: list[_Caller]) -> None:
     try:
         joined = np.concatenate([caller.rows for caller in callers])
         result = await callers[0].run(joined)
@@ -100,16 +128,14 @@ async def _send(callers: list[_Caller]) -> None:
             return
         # One of them is to blame: each is answered for itself.
         for caller in callers:
-            await _send([caller])
+            await _answer([caller])
     except Exception as error:  # noqa: BLE001 - it is each caller's
         _fail(callers, error)
     else:
-        start = 0
-        for caller in callers:
-            stop = start + len(caller.rows)
+        parts = _parts(result, [len(caller.rows) for caller in callers])
+        for caller, part in zip(callers, parts, strict=True):
             if not caller.result.done():
-                caller.result.set_result(_part(result, slice(start, stop)))
-            start = stop
+                caller.result.set_result(part)
 
 
 def _fail(callers: list[_Caller], error: Exception) -> None:
@@ -118,15 +144,18 @@ def _fail(callers: list[_Caller], error: Exception) -> None:
             caller.result.set_exception(error)
 
 
-def _part(result: Any, rows: slice) -> Any:
-    """Some rows of an array, a list, or a record of arrays."""
+def _parts(result: Any, counts: list[int]) -> Iterator[Any]:
+    """Cuts an array, a list, or a record of arrays into so many rows each.
+
+    Arrays are copied: a part that is kept must not keep all of them.
+    """
+    stops = np.cumsum(counts).tolist()
+    rows = [slice(stop - count, stop) for stop, count in zip(stops, counts, strict=True)]
     if isinstance(result, np.ndarray):
-        return result[rows].copy()
+        return (result[each].copy() for each in rows)
     if isinstance(result, list):
-        return result[rows]
-    fields = {
-        each.name: _part(value, rows)
-        for each in dataclasses.fields(result)
-        if isinstance(value := getattr(result, each.name), np.ndarray)
-    }
-    return dataclasses.replace(result, **fields)
+        return (result[each] for each in rows)
+    fields = {each.name: getattr(result, each.name) for each in dataclasses.fields(result)}
+    arrays = [(name, value) for name, value in fields.items() if isinstance(value, np.ndarray)]
+    make = type(result)
+    return (make(**fields | {name: value[each].copy() for name, value in arrays}) for each in rows)

@@ -49,11 +49,16 @@ def each_server(
 
 
 @pytest.fixture(scope="module", params=TRANSPORTS)
-def each_transport(request: pytest.FixtureRequest) -> Iterator[str]:
+def transport_kind(request: pytest.FixtureRequest) -> str:
+    """One transport, and then the other, each for a module's servers."""
+    return request.param
+
+
+@pytest.fixture
+def each_transport(transport_kind: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Has the servers that a test starts use one transport, and then the other."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LATENTSERVE_TRANSPORT", request.param)
-        yield request.param
+    monkeypatch.setenv("LATENTSERVE_TRANSPORT", transport_kind)
+    return transport_kind
 
 
 @pytest.fixture

@@ -36,11 +36,11 @@ def client(kind, server):
 
 
 @pytest.fixture(scope="module")
-def tiny(each_transport, tmp_path_factory):
+def tiny(transport_kind, tmp_path_factory):
     """A server that takes 5 rows at a time."""
     folder = tmp_path_factory.mktemp("tiny")
     write_tiny(folder / "models" / "tiny")
-    arguments = ("--max-rows", "5", "--transport", each_transport)
+    arguments = ("--max-rows", "5", "--transport", transport_kind)
     with Server(folder / "models", folder / "log", *arguments) as server:
         yield server.wait_until_serving()
 

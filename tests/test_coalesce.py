@@ -49,12 +49,12 @@ def test_a_lone_call_goes_at_once_and_those_after_it_together():
     async def scene():
         coalescer, line = Coalescer(), Line()
         tasks = [
-            asyncio.create_task(coalescer.run("kind", rows_of(value), line)) for value in range(5)
+            asyncio.ensure_future(coalescer.run("kind", rows_of(value), line)) for value in range(5)
         ]
         await settled()
         # All of them came before the loop turned once: they are one call.
         assert line.got == [5]
-        late = [asyncio.create_task(coalescer.run("kind", rows_of(9), line)) for _ in range(3)]
+        late = [asyncio.ensure_future(coalescer.run("kind", rows_of(9), line)) for _ in range(3)]
         await line.answer()
         assert line.got == [5, 3]
         await line.answer()
@@ -67,7 +67,7 @@ def test_a_lone_call_goes_at_once_and_those_after_it_together():
 def test_other_kinds_do_not_wait_for_each_other():
     async def scene():
         coalescer, line = Coalescer(), Line()
-        tasks = [asyncio.create_task(coalescer.run(kind, rows_of(1), line)) for kind in "ab"]
+        tasks = [asyncio.ensure_future(coalescer.run(kind, rows_of(1), line)) for kind in "ab"]
         await settled()
         assert line.got == [1, 1]
         await line.answer()
@@ -80,10 +80,10 @@ def test_other_kinds_do_not_wait_for_each_other():
 def test_a_caller_who_leaves_takes_nothing_from_the_others():
     async def scene():
         coalescer, line = Coalescer(), Line()
-        first = asyncio.create_task(coalescer.run("kind", rows_of(1), line))
+        first = asyncio.ensure_future(coalescer.run("kind", rows_of(1), line))
         await settled()
         leaving, staying = (
-            asyncio.create_task(coalescer.run("kind", rows_of(value), line)) for value in (2, 3)
+            asyncio.ensure_future(coalescer.run("kind", rows_of(value), line)) for value in (2, 3)
         )
         await settled()
         leaving.cancel()
@@ -100,7 +100,8 @@ def test_one_callers_bad_rows_are_its_own():
     async def scene():
         coalescer, line = Coalescer(), Line()
         tasks = [
-            asyncio.create_task(coalescer.run("kind", rows_of(value), line)) for value in (1, -2, 3)
+            asyncio.ensure_future(coalescer.run("kind", rows_of(value), line))
+            for value in (1, -2, 3)
         ]
         for _ in range(4):
             await line.answer()

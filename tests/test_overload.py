@@ -18,10 +18,10 @@ LARGE = pb.SampleRequest(count=4096, seed=1, format=pb.IMAGE_FORMAT_UINT8)
 
 
 @pytest.fixture(scope="module")
-def narrow(each_transport, models, tmp_path_factory):
+def narrow(transport_kind, models, tmp_path_factory):
     """A server with room for one large call."""
     log = tmp_path_factory.mktemp("narrow") / "log"
-    arguments = ("--max-queue-rows", "5000", "--http-port", "0", "--transport", each_transport)
+    arguments = ("--max-queue-rows", "5000", "--http-port", "0", "--transport", transport_kind)
     with Server(models, log, *arguments) as server:
         yield server.wait_until_serving()
 

@@ -169,11 +169,11 @@ def test_a_certificate_without_a_key_is_a_wrong_setting(folder, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def guarded(each_transport, folder, tmp_path_factory):
+def guarded(transport_kind, folder, tmp_path_factory):
     path = tmp_path_factory.mktemp("guarded") / "tokens"
     path.write_text(TOKEN)
     arguments = ("--token-file", str(path), "--reflection", "--admin")
-    arguments += ("--transport", each_transport)
+    arguments += ("--transport", transport_kind)
     with Server(folder / "models", path.with_name("log"), *arguments) as server:
         yield server.wait_until_serving(), path
 
