@@ -12,6 +12,8 @@ import numpy as np
 
 from benchmarks.shapes import Shape
 
+# So many calls may be on their way on a connection where a pace is kept: none that is due waits.
+_PACED_STREAMS = 100
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -51,6 +53,7 @@ def run(
     shape: Shape,
     calls: int,
     metadata: Iterable[tuple[str, str]] = (),
+    rate: float = 0.0,
 ) -> Load:
     """Sends one message so many times.
 
@@ -61,6 +64,8 @@ def run(
         shape: How many connections, and calls in flight on each.
         calls: How many calls in all.
         metadata: More headers.
+        rate: Calls a second, whatever comes back; 0 to keep as many in flight as the
+            shape says.
 
     Raises:
         LoadFailed: h2load is not there, or a call was not answered by HTTP status 200.
@@ -69,8 +74,10 @@ def run(
         body = Path(folder) / "body"
         log = Path(folder) / "log"
         body.write_bytes(framed(message))
+        streams = _PACED_STREAMS if rate else shape.streams
+        pace = ["--rps", f"{rate / shape.connections:g}"] if rate else []
         command = [
-            "h2load", "-t", "1", "-c", str(shape.connections), "-m", str(shape.streams),
+            "h2load", "-t", "1", "-c", str(shape.connections), "-m", str(streams), *pace,
             "-n", str(calls), "-d", str(body), "--log-file", str(log),
             "-H", "content-type: application/grpc", "-H", "te: trailers",
             *(part for name, value in metadata for part in ("-H", f"{name}: {value}")),

@@ -2,29 +2,25 @@
 
     python -m benchmarks.tails --rounds 5 --seconds 5
 
-Capacity is what a closed loop of 32 calls in flight gets; then calls come at half that
-rate, whatever comes back, each timed from when it was due. The load is that of `latentserve
-bench --rate`, by the same grpc.aio client for both, one uint8 image a call.
+Capacity is what h2load gets with 32 calls in flight, one uint8 image a call; then it sends
+half as many a second, whatever comes back.
 """
 
 import argparse
-import asyncio
 import json
 import statistics
 import sys
 from pathlib import Path
-from typing import Any
-
-import grpc
-from numpy.typing import NDArray
 
 from benchmarks.contenders import chosen
+from benchmarks.h2load import LoadFailed
 from benchmarks.machine import machine
 from benchmarks.servers.server import Server
 from benchmarks.shapes import Shape
-from latentserve import bench
 
-_SHAPE = Shape("encode", 1, "uint8", 1, 32)
+_SHAPE = Shape("encode", 1, "uint8", 4, 8)
+# A load that was sent slower than this share of its pace says nothing of it.
+_KEPT = 0.95
 
 
 def main() -> int:
@@ -49,7 +45,7 @@ def main() -> int:
         for _ in range(options.rounds):
             for server in servers:
                 assert isinstance(server, Server), f"{server.name} has no port"
-                told[server.name].append(asyncio.run(_round(server, options.seconds)))
+                told[server.name].append(_round(server, options.seconds))
                 print(server.name, told[server.name][-1], file=sys.stderr, flush=True)
     finally:
         for server in servers:
@@ -68,23 +64,25 @@ def main() -> int:
     return 0
 
 
-async def _round(server: Server, seconds: float) -> dict[str, float]:
-    """Capacity first, then half of it."""
-    call = server.call(_SHAPE)
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        method: Any = channel.unary_unary(call.method, None, None)
+def _round(server: Server, seconds: float) -> dict[str, float]:
+    """Capacity first, then half of it.
 
-        async def ask() -> NDArray[Any]:
-            return call.read(await method(call.message))[0]
-
-        closed = bench.Load(concurrency=_SHAPE.in_flight, seconds=max(1.0, 0.4 * seconds))
-        full = (await bench.drive(closed, {1: ask}, server.name)).calls_per_second
-        report = await bench.drive(
-            bench.Load(rate=full / 2, seconds=seconds), {1: ask}, server.name
+    Raises:
+        LoadFailed: The pace was not kept.
+    """
+    full = server.measure(_SHAPE, max(1.0, 0.4 * seconds))
+    capacity = full.calls / full.seconds
+    half = server.measure(_SHAPE, seconds, capacity / 2)
+    if half.calls / half.seconds < _KEPT * capacity / 2:
+        raise LoadFailed(
+            f"{server.name}: got {half.calls / half.seconds:.0f} calls/s, wanted {capacity / 2:.0f}"
         )
-    assert not report.late, f"{server.name}: {report.late} calls could not be sent"
-    p50, p99 = report.latency_ms["p50"], report.latency_ms["p99"]
-    return {"capacity": full, "p50_ms": p50, "p99_ms": p99, "p99/p50": p99 / p50}
+    return {
+        "capacity": capacity,
+        "p50_ms": half.p50_ms,
+        "p99_ms": half.p99_ms,
+        "p99/p50": half.p99_ms / half.p50_ms,
+    }
 
 
 if __name__ == "__main__":

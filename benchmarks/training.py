@@ -3,8 +3,7 @@
 One VAE, 784-512-256-32, on the same images of MNIST, with the same batches, the same number
 of threads, the same loss and Adam's steps of the same size. Each training is a process of its
 own, and they take turns; their first epoch does not count. Ours also keeps a moving average
-of the weights, bounds the gradient's norm and lets the learning rate fall; pythae also keeps
-its best model.
+of the weights and bounds the gradient's norm; pythae also keeps its best model.
 """
 
 import argparse

@@ -50,7 +50,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert trained.returncode == 0, trained.stderr
         assert ("broken.png" in trained.stderr) == (name == "discs")
         assert (out / "report.html").is_file()
-        exported = latentserve("export", out, "--to", root / "models" / name, env=ONE_THREAD)
+        where = ("--to", root / "models" / name)
+        exported = latentserve("export", out, *where, "--samples", "500", env=ONE_THREAD)
         assert exported.returncode == 0, exported.stderr
     return root / "models"
 

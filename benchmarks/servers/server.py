@@ -141,16 +141,24 @@ class Server(Contender):
         assert self._program is not None
         return self._program.process.pid
 
-    def measure(self, shape: Shape, seconds: float) -> Measurement:
-        """See `Contender`."""
+    def measure(self, shape: Shape, seconds: float, pace: float = 0.0) -> Measurement:
+        """See `Contender`.
+
+        Args:
+            shape: What is asked.
+            seconds: How long, about.
+            pace: Calls a second, whatever comes back; 0 for as many in flight as the shape
+                says.
+        """
         call = self.call(shape)
         size = self._check(shape, call)
-        rate = self._rate(shape, call, seconds)
-        self._load(shape, call, rate * seconds * _WARMUP)
+        rate = pace or self._rate(shape, call, seconds)
+        self._load(shape, call, rate * seconds * _WARMUP, pace)
         before = cpu_seconds(self.pid)
-        load = self._load(shape, call, rate * seconds)
+        load = self._load(shape, call, rate * seconds, pace)
         used = cpu_seconds(self.pid) - before
-        self._rates[shape] = load.calls / load.seconds
+        if not pace:
+            self._rates[shape] = load.calls / load.seconds
         # An error has no message, and HTTP status 200 all the same.
         size = (size + self._check(shape, call)) // 2
         wrong = abs(load.data_bytes - load.calls * size)
@@ -223,7 +231,7 @@ class Server(Contender):
             self._rates[shape] = trial.calls / trial.seconds
         return self._rates[shape]
 
-    def _load(self, shape: Shape, call: Call, calls: float) -> h2load.Load:
+    def _load(self, shape: Shape, call: Call, calls: float, pace: float = 0.0) -> h2load.Load:
         return h2load.run(
             self.port,
             call.method,
@@ -231,4 +239,5 @@ class Server(Contender):
             shape,
             max(int(calls), 2 * shape.in_flight),
             call.metadata,
+            pace,
         )

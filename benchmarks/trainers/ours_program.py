@@ -22,6 +22,7 @@ def main() -> None:
         binarize=False,
         batch_size=task.batch_size,
         learning_rate=LEARNING_RATE,
+        warmup=0.0,
         kl_warmup=0.0,
     )
     train, test = (
@@ -30,9 +31,9 @@ def main() -> None:
     )
     dataset = Dataset("images", train, test, test, (), {})
     steps = len(task.train) // task.batch_size
-    trainer = Trainer(
-        preset.model, config, dataset, steps * (task.epochs + 1), bfloat16=task.bfloat16
-    )
+    # Of a run this long the learning rate hardly falls in these epochs: the other's is constant.
+    whole = 1000 * steps * (task.epochs + 1)
+    trainer = Trainer(preset.model, config, dataset, whole, bfloat16=task.bfloat16)
     for _ in range(steps):
         trainer.train_step()
     task.begin()
