@@ -70,11 +70,7 @@ def _panel(axis: Any, results: Results, title: str, shapes: list[Shape]) -> None
     """Points and not bars: a logarithmic axis has no zero for a bar to begin at."""
     from matplotlib.ticker import LogLocator
 
-    servers = [
-        server
-        for server in results.servers
-        if any(results.values(server, shape, _FIGURE) for shape in shapes)
-    ]
+    servers = _ranked(results, shapes)
     for number, shape in enumerate(shapes):
         colour = _COLOURS[shape.dtype]
         label: str | None = shape.dtype
@@ -95,7 +91,8 @@ def _panel(axis: Any, results: Results, title: str, shapes: list[Shape]) -> None
     axis.set_yticks(range(len(servers)), servers, fontsize=8)
     axis.set_ylim(len(servers) - 0.4, -0.6)
     axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axis.get_xlim()
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1, 3)))
     axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.xaxis.set_minor_formatter("")
     axis.margins(x=0.15)
@@ -103,6 +100,16 @@ def _panel(axis: Any, results: Results, title: str, shapes: list[Shape]) -> None
     axis.set_axisbelow(True)
     axis.set_title(title, fontsize=9)
     axis.tick_params(axis="x", labelsize=7)
+
+
+def _ranked(results: Results, shapes: list[Shape]) -> list[str]:
+    """The servers that were measured at one of these shapes, the cheapest first."""
+    least = {
+        server: min(statistics.median(values) for values in measured)
+        for server in results.servers
+        if (measured := [each for s in shapes if (each := results.values(server, s, _FIGURE))])
+    }
+    return sorted(least, key=least.__getitem__)
 
 
 if __name__ == "__main__":
