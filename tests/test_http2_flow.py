@@ -11,9 +11,9 @@ from h2.events import DataReceived, StreamEnded, TrailersReceived
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.transport.http2.connection import MAX_FRAME_BYTES
 from service.transport.http2.frames import PREFACE
 from service.transport.http2.headers import encode, status_200
+from service.transport.http2.reader import MAX_FRAME_BYTES
 from tests import http2_peer as peer
 from tests.http2_peer import (
     DATA,
@@ -272,8 +272,8 @@ def test_padding_counts_and_is_granted_again():
 
 def test_more_than_the_window_of_the_connection_ends_it():
     async def scenario(session):
-        window = session.connection._receive_window
-        session.connection._credit = lambda _count: None
+        window = session.connection._reader._receive_window
+        session.connection._reader._credit = lambda _count: None
         chunk = bytes(MAX_FRAME_BYTES)
         number, sent = 1, []
         while not any(each.kind == GOAWAY for each in sent):

@@ -1,16 +1,21 @@
-"""One request and its response on a connection."""
+"""One request and its response on a connection, and all of a connection by their numbers."""
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from service.transport.http2.frames import ErrorCode
+from service.transport.http2 import frames
+from service.transport.http2.frames import ErrorCode, Http2Error
 from service.transport.http2.headers import Head
 
 if TYPE_CHECKING:
     from service.transport.http2.connection import Connection
+    from service.transport.http2.outbox import Outbox
 
 Chunk = bytes | memoryview
+
+#: What each stream may send before it is granted more.
+WINDOW: Final = 2**20
 
 # A writer waits while more than this is queued: one message is sent while the next is made.
 _QUEUED_BYTES = 64 * 1024
@@ -63,6 +68,7 @@ class Stream:
 
     __slots__ = (
         "_connection",
+        "_outbox",
         "_space",
         "_to_grant",
         "body_bytes",
@@ -81,13 +87,13 @@ class Stream:
     )
 
     def __init__(
-        self, number: int, head: Head, connection: "Connection", send_window: int, window: int
+        self, number: int, head: Head, connection: "Connection", outbox: "Outbox", send_window: int
     ):
         self.id = number
         self.head = head
         self.receiver = NOBODY
         self.send_window = send_window
-        self.receive_window = window
+        self.receive_window = WINDOW
         self.remote_ended = False
         self.local_ended = False
         self.started = False
@@ -98,6 +104,7 @@ class Stream:
         self.queued_bytes = 0
         self.trailers: bytes | None = None
         self._connection = connection
+        self._outbox = outbox
         self._to_grant = 0
         self._space: asyncio.Future[None] | None = None
 
@@ -120,23 +127,23 @@ class Stream:
             trailers: Header block at the end.
         """
         if self.open:
-            self._connection.respond(self, head, chunks, trailers)
+            self._outbox.respond(self, head, chunks, trailers)
 
     def start(self, head: bytes) -> None:
         """Sends the header block that a response begins with."""
         if self.open:
             self.started = True
-            self._connection.send_head(self, head, end=False)
+            self._outbox.send_head(self, head, end=False)
 
     def write(self, *chunks: Chunk) -> None:
         """Sends some of the body, as windows allow."""
         if self.open:
-            self._connection.send_data(self, chunks)
+            self._outbox.send_data(self, chunks)
 
     def finish(self, trailers: bytes) -> None:
         """Sends the trailers; without a `start` before, a response that is nothing else."""
         if self.open:
-            self._connection.send_trailers(self, trailers)
+            self._outbox.send_trailers(self, trailers)
 
     def reset(self, code: ErrorCode) -> None:
         """Ends the stream where it is."""
@@ -147,8 +154,9 @@ class Stream:
         if self.remote_ended or self.local_ended:
             return
         self._to_grant += count
-        if self._to_grant >= self._connection.WINDOW // 2:
-            self._connection.grant(self, self._to_grant)
+        if self._to_grant >= WINDOW // 2:
+            self.receive_window += self._to_grant
+            self._outbox.emit(frames.window_update(self.id, self._to_grant))
             self._to_grant = 0
 
     async def space(self) -> None:
@@ -158,8 +166,12 @@ class Stream:
                 self._space = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._space)
 
+    def ended(self) -> None:
+        """Told by the outbox that the response is out."""
+        self._connection.ended(self)
+
     def sent(self, count: int) -> None:
-        """Told by the connection that so many queued bytes are on their way."""
+        """Told by the outbox that so many queued bytes are on their way."""
         self.queued_bytes -= count
         if self.queued_bytes <= _QUEUED_BYTES:
             self.wake()
@@ -170,3 +182,54 @@ class Stream:
             if not self._space.done():
                 self._space.set_result(None)
             self._space = None
+
+
+class Streams:
+    """The streams of a connection.
+
+    Args:
+        most: Most open ones that a client has at a time.
+
+    Attributes:
+        open: Those that are being answered, by their numbers.
+        last: The highest number that the client has used.
+    """
+
+    def __init__(self, most: int):
+        self.open: dict[int, Stream] = {}
+        self.last = 0
+        self._most = most
+        # Those that we ended while their peer was still sending, oldest first.
+        self._abandoned: dict[int, None] = {}
+
+    @property
+    def full(self) -> bool:
+        """Whether no more may be opened."""
+        return len(self.open) >= self._most
+
+    def is_idle(self, number: int) -> bool:
+        """Whether a client has not opened it, or cannot."""
+        return number > self.last or not number % 2
+
+    def known(self, number: int, kind: int) -> Stream | None:
+        """The stream of a frame; None where we ended it and the peer may not know yet.
+
+        Raises:
+            Http2Error: The peer has ended it, or there has never been one.
+        """
+        stream = self.open.get(number)
+        if stream is not None:
+            if stream.remote_ended:
+                raise Http2Error(ErrorCode.STREAM_CLOSED, "a frame after the end", number)
+            return stream
+        if self.is_idle(number):
+            raise Http2Error(ErrorCode.PROTOCOL_ERROR, f"frame {kind}: on an idle stream")
+        if number in self._abandoned:
+            return None
+        raise Http2Error(ErrorCode.STREAM_CLOSED, f"frame {kind}: on a stream that has ended")
+
+    def abandon(self, number: int) -> None:
+        """Remembers that we ended a stream while its peer may still be sending."""
+        self._abandoned[number] = None
+        if len(self._abandoned) > 2 * self._most:
+            del self._abandoned[next(iter(self._abandoned))]
