@@ -9,7 +9,7 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -32,6 +32,8 @@ Array = NDArray[np.float32]
 Pixels = NDArray[np.float32] | NDArray[np.uint8]
 Nats = NDArray[np.float64]
 T = TypeVar("T")
+#: Computes rows for a call.
+Compute = Callable[[Call, NDArray[Any]], Awaitable[Arrays]]
 
 #: The label that means any class.
 ANY_LABEL = -1
@@ -196,6 +198,14 @@ class Engine:
         kind = self._of(model).encode[images.dtype == np.uint8]
         work = Work(kind, len(images), {"image": images}, finish)
         return self._batcher.run(work, call)
+
+    def encoding(self, model: Model, *, as_uint8: bool) -> Compute:
+        """Returns what encodes, without a draw, images of one dtype: `mean` and `log_var`."""
+        return self._computing(self._of(model).encode[as_uint8], "image")
+
+    def decoding(self, model: Model, *, as_uint8: bool) -> Compute:
+        """Returns what decodes latents to images of one dtype: `image`."""
+        return self._computing(self._of(model).decode[as_uint8], "z")
 
     async def decode(self, call: Call, model: Model, z: Array, *, as_uint8: bool) -> Pixels:
         """Decodes latents.
@@ -420,6 +430,15 @@ class Engine:
             lambda outputs: outputs["log_prob"].astype(np.float64),
         )
         return await self._batcher.run(work, call)
+
+    def _computing(self, kind: Kind, name: str) -> Compute:
+        run = self._batcher.run
+
+        def compute(call: Call, rows: NDArray[Any]) -> Awaitable[Arrays]:
+            work: Work[Arrays] = Work(kind, len(rows), {name: rows})
+            return run(work, call)
+
+        return compute
 
     def _of(self, model: Model) -> _Kinds:
         kinds = self._kinds.get(model)

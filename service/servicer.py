@@ -22,6 +22,7 @@ from service.codec import Format
 from service.descriptions import describe_model, describe_server
 from service.engine import Draw, Engine
 from service.errors import InvalidArgument
+from service.known import decoding, encoding
 from service.limits import max_rows
 from service.model import Model
 from service.paths import traverse
@@ -75,6 +76,8 @@ class Servicer:
         self._models = models
         self._settings = settings
         self._most_rows: WeakKeyDictionary[Model, int] = WeakKeyDictionary()
+        #: For requests like one that came before, by the names of their RPCs.
+        self.shortcuts = {"Encode": encoding(engine, models), "Decode": decoding(engine, models)}
 
     async def get_server_info(
         self, _request: pb.GetServerInfoRequest, _call: Call
