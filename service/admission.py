@@ -67,16 +67,20 @@ class Admission:
         """
         return Admitted(self, rows, size, patient)
 
-    def enter(self, rows: int, size: int, *, patient: bool) -> Awaitable[None]:
-        """Lets rows in: at once where there is room, else once it is awaited.
+    def enter(self, rows: int, size: int) -> None:
+        """Lets rows in at once; `leave` lets them out.
 
         Raises:
             Overloaded: There is no room.
         """
-        if patient and (self._waiters or not self._fits(rows, size)):
-            return self._wait(rows, size)
         if not self._fits(rows, size):
             raise self._overloaded(rows, size)
+        self._enter(rows, size)
+
+    def enter_patiently(self, rows: int, size: int) -> Awaitable[None]:
+        """Lets rows in: at once where there is room, else once it is awaited."""
+        if self._waiters or not self._fits(rows, size):
+            return self._wait(rows, size)
         self._enter(rows, size)
         return _DONE
 
@@ -147,11 +151,14 @@ class Admitted:
         self._since = 0.0
 
     def __aenter__(self) -> Awaitable[None]:
-        entered = self._admission.enter(self._rows, self._size, patient=self._patient)
-        if entered is not _DONE:
-            return self._waited(entered)
+        if self._patient:
+            entered = self._admission.enter_patiently(self._rows, self._size)
+            if entered is not _DONE:
+                return self._waited(entered)
+        else:
+            self._admission.enter(self._rows, self._size)
         self._since = self._admission.now()
-        return entered
+        return _DONE
 
     def __aexit__(self, *_: object) -> Awaitable[None]:
         self._admission.leave(self._rows, self._size, self._since)

@@ -31,6 +31,9 @@ INLINE_SECONDS: Final = 300e-6
 #: The same where there is no other core for the loop to go on beside it; others would wait for
 #: the core instead.
 ALONE_SECONDS: Final = 3e-3
+#: The same where it is one call's and there is no other: nobody waits for the loop. To wake a
+#: thread, and the loop again, costs such a call a quarter of a millisecond.
+LONE_SECONDS: Final = 1e-3
 # However much keeps coming, after so many turns of the loop a batch goes.
 _MOST_TURNS: Final = 4
 
@@ -81,6 +84,7 @@ class Batcher:
         self._observer = observer
         self._window = window
         self._inline = inline
+        self._lone = max(inline, LONE_SECONDS) if inline else 0.0
         self._clock = clock
         self._waiting: OrderedDict[Kind, deque[Entry]] = OrderedDict()
         self._scheduled = self._came = False
@@ -138,10 +142,11 @@ class Batcher:
                     waited = batch.began - entry.arrived
                     entry.call.timing.queue += waited
                     self._observer.queued(waited)
+            lone = len(batch.segments) == 1
             if (
                 self._free == self._workers
                 and not self._waiting
-                and batch.kind.graph.seconds(batch.rows) <= self._inline
+                and batch.kind.graph.seconds(batch.rows) <= (self._lone if lone else self._inline)
             ):
                 batch.compute()
                 self._settle(batch)

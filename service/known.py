@@ -166,7 +166,10 @@ class Shortcut:
         rows, shape = asked.rows, asked.shape
         call.model, call.version = known.model
         call.rows += rows
-        async with self._engine.admission.admitted(rows, known.size):
+        admission = self._engine.admission
+        admission.enter(rows, known.size)
+        since = admission.now()
+        try:
             values = np.frombuffer(raw, asked.dtype, math.prod(shape), len(known.head))
             if asked.check is not None:
                 if not values.flags.aligned:
@@ -177,6 +180,8 @@ class Shortcut:
                     check, checked = asked.check, values
                     await self._engine.beside(lambda: check(checked))
             answers = await asked.compute(call, values.reshape(shape))
+        finally:
+            admission.leave(rows, known.size, since)
         chunks: list[bytes | memoryview] = []
         for name, head in asked.outputs:
             chunks += head, answers[name].data.cast("B")
@@ -253,5 +258,5 @@ def _timing(number: int, call: Call) -> bytes:
     one, two, three, four = _TIMING_KEYS
     total = time.monotonic() - call.arrived
     fields = _TIMING.pack(one, timing.queue, two, timing.compute, three, total, four)
-    fields += varint(timing.batch_rows)
-    return key(number, len(fields)) + fields
+    rows = varint(timing.batch_rows)
+    return key(number, len(fields) + len(rows)) + fields + rows

@@ -19,7 +19,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from service.metrics_histogram import Histogram
+from service.metrics_counted import Child, Count, Histogram
+from service.metrics_counted import Counter as CallCounter
 
 _SECONDS = (
     0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
@@ -46,12 +47,12 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
-        requests = Counter(
-            "latentserve_requests",
-            "Calls that have ended.",
-            ["rpc", "model", "code"],
-            registry=registry,
+        self._requests = CallCounter(
+            "latentserve_requests", "Calls that have ended.", registry, ["rpc", "model", "code"]
         )
+        # By rpc, model and code: what counts a call, and its seconds. Labels are names of ours
+        # and of models, none that a caller made up.
+        self._ended: dict[tuple[str, str, str], tuple[Count, Child]] = {}
         self._request_seconds = Histogram(
             "latentserve_request_seconds",
             "Seconds from a call's arrival to its end.",
@@ -72,7 +73,6 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
-        self._request_count = lru_cache(_MOST_CHILDREN)(requests.labels)
         self._rejected = lru_cache(_MOST_CHILDREN)(rejected.labels)
         self._queue_seconds = Histogram(
             "latentserve_queue_seconds",
@@ -101,8 +101,14 @@ class Metrics:
             code: The gRPC status code's name.
             seconds: How long it took.
         """
-        self._request_count(rpc, model, code).inc()
-        self._request_seconds.of(rpc).observe(seconds)
+        labels = rpc, model, code
+        ended = self._ended.get(labels)
+        if ended is None:
+            ended = self._requests.of(*labels), self._request_seconds.of(rpc)
+            self._ended[labels] = ended
+        count, histogram = ended
+        count.value += 1
+        histogram.observe(seconds)
 
     def batch(self, graph: str, device: str, rows: int, seconds: float) -> None:
         """A batch has been computed."""

@@ -13,6 +13,9 @@ from google.protobuf.message import Message
 # Wire types: a varint, eight bytes, bytes and embedded messages, four bytes.
 _VARINT, _EIGHT_BYTES, _LENGTH_DELIMITED, _FOUR_BYTES = 0, 1, 2, 5
 
+# Most numbers are such.
+_SMALL = [bytes((value,)) for value in range(128)]
+
 
 class Spliced:
     """A message, as chunks that make up its bytes.
@@ -103,6 +106,8 @@ def key(number: int, size: int) -> bytes:
 
 def varint(value: int) -> bytes:
     """A number of at most 64 bits that is not negative."""
+    if value < 128:
+        return _SMALL[value]
     groups = bytearray()
     while value > 127:
         groups.append(value & 127 | 128)

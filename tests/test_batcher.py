@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batcher import ALONE_SECONDS, INLINE_SECONDS, Batcher
+from service.batcher import ALONE_SECONDS, INLINE_SECONDS, LONE_SECONDS, Batcher
 from service.call import Call
 from service.errors import DeadlineExceeded
 from service.pool import Pool
@@ -208,11 +208,32 @@ def test_what_comes_before_and_after_the_graph_is_done_once_for_a_batch() -> Non
 def test_a_short_batch_is_computed_in_the_loop_and_a_long_one_is_not() -> None:
     async def scene() -> None:
         bench, graph = Bench(), Doubling(seconds=INLINE_SECONDS / 2)
+        both = [bench.submit(graph, [1]), bench.submit(graph, [2])]
+        await _settled()
+        assert [await each for each in both] == [[2], [4]]
+        assert not bench.waiting
+        tasks = [bench.submit(graph, [1, 2]), bench.submit(graph, [3])]
+        await _settled()
+        assert len(bench.waiting) == 1
+        # Nor is a short one while others are computed: it would not be alone.
+        late = bench.submit(graph, [4])
+        await _settled()
+        assert not late.done()
+        await bench.run_all()
+        assert [await each for each in (*tasks, late)] == [[2, 4], [6], [8]]
+
+    asyncio.run(scene())
+
+
+def test_one_call_alone_is_computed_in_the_loop_for_longer() -> None:
+    async def scene() -> None:
+        bench, graph = Bench(), Doubling(seconds=LONE_SECONDS / 2)
+        assert LONE_SECONDS > 2 * INLINE_SECONDS
         assert await bench.submit(graph, [1, 2]) == [2, 4]
         task = bench.submit(graph, [1, 2, 3])
         await _settled()
         assert len(bench.waiting) == 1
-        # Nor is a short one while others are computed: it would not be alone.
+        # The other computes, so that this one would keep it from being answered.
         late = bench.submit(graph, [4])
         await _settled()
         assert not late.done()
