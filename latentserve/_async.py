@@ -11,6 +11,7 @@ from collections.abc import (
     Awaitable,
     Callable,
     Iterable,
+    Mapping,
 )
 from types import TracebackType
 from typing import Any, Literal, TypeVar, Unpack, overload
@@ -60,6 +61,8 @@ from latentserve.errors import (
 from latentserve.v1 import admin_service_pb2_grpc, latent_service_pb2_grpc
 
 T = TypeVar("T")
+# Files, or numbers of which every call might make another array.
+_LISTS = (list, tuple)
 
 
 class AsyncClient:
@@ -98,7 +101,7 @@ class AsyncClient:
         self._token = token
         self._retry = retry
         self._limits = Limits()
-        self._coalescer = Coalescer() if coalesce else None
+        self._coalescer = Coalescer(self._joint) if coalesce else None
         options = channel_arguments(retry, keepalive, tls)
         if tls is None:
             self._channel = grpc.aio.insecure_channel(target, options=options)
@@ -153,7 +156,7 @@ class AsyncClient:
         self, images: Images, *, timeout: float | None = None, **options: Unpack[Drawing]
     ) -> Posterior:
         """As `Client.encode`."""
-        encoded: Posterior = await self._joined("encode", _plans.encode, images, timeout, **options)
+        encoded: Posterior = await self._joined(_plans.encode, images, timeout, options)
         return encoded
 
     @overload
@@ -184,9 +187,7 @@ class AsyncClient:
     ) -> NDArray[Any] | list[bytes]:
         """As `Client.decode`."""
         options["dtype"] = dtype
-        images: NDArray[Any] | list[bytes] = await self._joined(
-            "decode", _plans.decode, z, timeout, **options
-        )
+        images: NDArray[Any] | list[bytes] = await self._joined(_plans.decode, z, timeout, options)
         return images
 
     @overload
@@ -255,7 +256,7 @@ class AsyncClient:
         """As `Client.reconstruct`."""
         options["dtype"] = dtype
         made: NDArray[Any] | list[bytes] = await self._joined(
-            "reconstruct", _plans.reconstruct, images, timeout, **options
+            _plans.reconstruct, images, timeout, options
         )
         return made
 
@@ -310,7 +311,7 @@ class AsyncClient:
         options: dict[str, Any] = {"resize": resize, **where}
         if draws:
             options |= {"draws": draws, "seed": seed, "offset": offset}
-        scores: Scores = await self._joined("score", _plans.score, images, timeout, **options)
+        scores: Scores = await self._joined(_plans.score, images, timeout, options)
         return scores
 
     async def sample_stream(
@@ -471,28 +472,28 @@ class AsyncClient:
         except grpc.RpcError as error:
             raise from_rpc_error(error, self.target) from error
 
-    async def _joined(
+    def _joined(
         self,
-        name: str,
         plan: Callable[..., Plan[Any]],
         rows: Any,
         timeout: float | None,
-        **options: Any,
-    ) -> Any:
+        options: Mapping[str, Any],
+    ) -> Awaitable[Any]:
         """Runs a plan of rows, together with others where that was asked for."""
+        coalescer = self._coalescer
+        if coalescer is not None and not isinstance(rows, _LISTS):
+            array = np.asarray(rows)
+            # A draw has a seed and an offset of its own.
+            if array.ndim > 1 and array.size and not (options and _draws(options)):
+                settled = tuple(sorted(options.items())) if options else ()
+                kind = (plan, settled, timeout, array.dtype, array.shape[1:])
+                return coalescer.run(kind, array)
+        return self._run(plan(self._limits, rows, **options), timeout)
 
-        async def run(some: Any) -> Any:
-            return await self._run(plan(self._limits, some, **options), timeout)
-
-        if self._coalescer is None or not {"draw", "seed", "draws"}.isdisjoint(
-            name for name, value in options.items() if value not in (None, False, 0)
-        ):
-            return await run(rows)
-        array = np.asarray(rows) if not isinstance(rows, list | tuple) else None
-        if array is None or array.ndim < 2 or not array.size:
-            return await run(rows)
-        key = (name, tuple(sorted(options.items())), timeout, array.dtype.str, array.shape[1:])
-        return await self._coalescer.run(key, array, run)
+    def _joint(self, kind: tuple[Any, ...], rows: NDArray[Any]) -> Awaitable[Any]:
+        """Runs the plan that is of a kind, as `_joined` makes them, for any rows."""
+        plan, settled, timeout, *_ = kind
+        return self._run(plan(self._limits, rows, **dict(settled)), timeout)
 
     async def _run(self, plan: Plan[T], timeout: float | None) -> T:
         """Makes the calls of a plan and returns its result."""
@@ -535,6 +536,15 @@ class AsyncClient:
 
     def _seconds(self, timeout: float | None) -> float:
         return self._timeout if timeout is None else timeout
+
+
+def _draws(options: Mapping[str, Any]) -> bool:
+    """Whether a call with these options draws; a seed implies it, 0 as well."""
+    return (
+        options.get("seed") is not None
+        or bool(options.get("draw", False))
+        or bool(options.get("draws", 0))
+    )
 
 
 async def _messages_of(talk: Talk[Any, Any], batches: Any) -> AsyncGenerator[Any, None]:

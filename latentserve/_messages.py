@@ -69,11 +69,18 @@ class ImageSource:
 
     def message(self, rows: slice) -> tensor_pb2.Images:
         """Some of its rows as a message."""
+        images = tensor_pb2.Images()
+        self.fill(images, rows)
+        return images
+
+    def fill(self, images: tensor_pb2.Images, rows: slice) -> None:
+        """Writes some of its rows into a message, in which they are not copied once more."""
         part = self.content[rows]
         if isinstance(part, np.ndarray):
-            return tensor_pb2.Images(tensor=to_tensor(part))
-        encoded = tensor_pb2.EncodedImages(files=part, resize=self.resize)
-        return tensor_pb2.Images(encoded=encoded)
+            fill_tensor(images.tensor, part)
+        else:
+            images.encoded.resize = self.resize
+            images.encoded.files.extend(part)
 
     def piece(self, start: int, most_rows: int, most_bytes: int) -> slice:
         """The rows from `start` on that fit into one message.
@@ -174,9 +181,17 @@ def selector(model: str, version: int) -> pb.ModelSelector:
 
 def to_tensor(array: NDArray[Any]) -> tensor_pb2.Tensor:
     """Writes a float32, float16 or uint8 array as a tensor."""
+    tensor = tensor_pb2.Tensor()
+    fill_tensor(tensor, array)
+    return tensor
+
+
+def fill_tensor(tensor: tensor_pb2.Tensor, array: NDArray[Any]) -> None:
+    """As `to_tensor`, into a tensor that is empty: that of a message, to spare a copy."""
     dtype = _WIRE_DTYPES[array.dtype.newbyteorder("=")]
-    data = np.ascontiguousarray(array, _DTYPES[dtype]).tobytes()
-    return tensor_pb2.Tensor(dtype=dtype, shape=array.shape, data=data)
+    tensor.dtype = dtype
+    tensor.shape.extend(array.shape)
+    tensor.data = array.astype(_DTYPES[dtype], copy=False).tobytes()
 
 
 def to_array(tensor: tensor_pb2.Tensor) -> NDArray[Any]:
@@ -186,13 +201,14 @@ def to_array(tensor: tensor_pb2.Tensor) -> NDArray[Any]:
         ProtocolError: Of an unknown dtype or a wrong number of bytes.
     """
     dtype = _DTYPES.get(tensor.dtype)
+    shape = tuple(tensor.shape)
     data = tensor.data  # each access makes a copy
-    if dtype is None or math.prod(tensor.shape) * dtype.itemsize != len(data):
+    if dtype is None or math.prod(shape) * dtype.itemsize != len(data):
         raise ProtocolError(
-            f"tensor: dtype {tensor.dtype}, shape {list(tensor.shape)}, {len(data)} bytes "
+            f"tensor: dtype {tensor.dtype}, shape {list(shape)}, {len(data)} bytes "
             "do not belong together"
         )
-    return np.frombuffer(data, dtype).reshape(tensor.shape)
+    return np.frombuffer(data, dtype).reshape(shape)
 
 
 def joined(tensors: Sequence[tensor_pb2.Tensor]) -> NDArray[Any]:
@@ -201,6 +217,8 @@ def joined(tensors: Sequence[tensor_pb2.Tensor]) -> NDArray[Any]:
     Raises:
         ProtocolError: As `to_array`.
     """
+    if len(tensors) == 1:
+        return to_array(tensors[0]).copy()
     return np.concatenate([to_array(tensor) for tensor in tensors])
 
 

@@ -228,12 +228,12 @@ def reconstruct(
     def ask(rows: slice) -> Ask:
         request = pb.ReconstructRequest(
             model=chosen,
-            images=source.message(rows),
             draw=seed is not None,
             seed=seed,
             offset=offset + rows.start,
             format=wanted,
         )
+        source.fill(request.images, rows)
         return Ask("Reconstruct", request)
 
     replies = yield from _image_pieces(limits, source, ask, model, version)
@@ -330,13 +330,8 @@ def score(
     chosen = _messages.selector(model, version)
 
     def ask(rows: slice) -> Ask:
-        request = pb.ScoreRequest(
-            model=chosen,
-            images=source.message(rows),
-            draws=draws,
-            seed=seed,
-            offset=offset + rows.start,
-        )
+        request = pb.ScoreRequest(model=chosen, draws=draws, seed=seed, offset=offset + rows.start)
+        source.fill(request.images, rows)
         return Ask("Score", request)
 
     replies = yield from _image_pieces(limits, source, ask, model, version)
@@ -371,20 +366,20 @@ def encode_request(
     offset: int,
 ) -> pb.EncodeRequest:
     """Asks for posteriors and, where a seed is given, for a draw from each."""
-    return pb.EncodeRequest(
-        model=model,
-        images=source.message(rows),
-        draw=seed is not None,
-        seed=seed,
-        offset=offset + rows.start,
+    request = pb.EncodeRequest(
+        model=model, draw=seed is not None, seed=seed, offset=offset + rows.start
     )
+    source.fill(request.images, rows)
+    return request
 
 
 def decode_request(
     z: NDArray[Any], model: pb.ModelSelector, image_format: pb.ImageFormat
 ) -> pb.DecodeRequest:
     """Asks for the images of latents."""
-    return pb.DecodeRequest(model=model, latents=_messages.to_tensor(z), format=image_format)
+    request = pb.DecodeRequest(model=model, format=image_format)
+    _messages.fill_tensor(request.latents, z)
+    return request
 
 
 def posterior_of(replies: list[Any], seed: int | None) -> Posterior:

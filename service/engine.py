@@ -34,6 +34,8 @@ Nats = NDArray[np.float64]
 T = TypeVar("T")
 #: Computes rows for a call.
 Compute = Callable[[Call, NDArray[Any]], Awaitable[Arrays]]
+#: Raises where rows are not sound.
+Check = Callable[[NDArray[Any]], None]
 
 #: The label that means any class.
 ANY_LABEL = -1
@@ -133,6 +135,25 @@ class _Kinds:
         if manifest.learned_prior:
             self.prior = Kind(model.graphs["prior"], ("z",))
             self.density = Kind(model.graphs["prior_density"], ("log_prob",))
+        self._checked: dict[tuple[Kind, Check], Kind] = {}
+
+    def checked(self, kind: Kind, check: Check) -> Kind:
+        """One kind of work, the one input of which is yet to be checked, and aligned."""
+        made = self._checked.get((kind, check))
+        if made is None:
+
+            def aligned(inputs: Arrays) -> Arrays:
+                ((name, rows),) = inputs.items()
+                # Bytes out of a request have no alignment.
+                return kind.before(inputs if rows.flags.aligned else {name: rows.copy()})
+
+            def sound(inputs: Arrays) -> None:
+                for rows in inputs.values():
+                    check(rows)
+
+            made = Kind(kind.graph, kind.outputs, aligned, kind.after, sound)
+            self._checked[kind, check] = made
+        return made
 
 
 class Engine:
@@ -199,13 +220,30 @@ class Engine:
         work = Work(kind, len(images), {"image": images}, finish)
         return self._batcher.run(work, call)
 
-    def encoding(self, model: Model, *, as_uint8: bool) -> Compute:
-        """Returns what encodes, without a draw, images of one dtype: `mean` and `log_var`."""
-        return self._computing(self._of(model).encode[as_uint8], "image")
+    def encoding(self, model: Model, check: Check | None = None) -> Compute:
+        """Returns what encodes images, without a draw, to `mean` and `log_var`.
 
-    def decoding(self, model: Model, *, as_uint8: bool) -> Compute:
-        """Returns what decodes latents to images of one dtype: `image`."""
-        return self._computing(self._of(model).decode[as_uint8], "z")
+        Args:
+            model: The model.
+            check: Raises where float32 [N, C, H, W] are not sound images; None where the
+                images are uint8.
+        """
+        kinds = self._of(model)
+        return self._computing(
+            kinds.encode[True] if check is None else kinds.checked(kinds.encode[False], check),
+            "image",
+        )
+
+    def decoding(self, model: Model, check: Check, *, as_uint8: bool) -> Compute:
+        """Returns what decodes latents to `image`.
+
+        Args:
+            model: The model.
+            check: Raises where float32 [N, D] are not sound latents.
+            as_uint8: Return uint8, 0 to 255, and not float32 in [0, 1].
+        """
+        kinds = self._of(model)
+        return self._computing(kinds.checked(kinds.decode[as_uint8], check), "z")
 
     async def decode(self, call: Call, model: Model, z: Array, *, as_uint8: bool) -> Pixels:
         """Decodes latents.

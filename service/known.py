@@ -32,8 +32,7 @@ from service.store import Models
 
 # Kept for the models that are served now; a caller has one for each number of rows.
 _MOST: Final = 256
-# To check so much takes no longer than to ask another thread to.
-_CHECKED_BYTES: Final = 2**20
+_COPIED_BYTES: Final = 16 * 1024
 # Keys and values of the fields 1 to 3 of Timing, doubles, and the key of the fourth, a varint.
 _TIMING: Final = struct.Struct("<BdBdBdB")
 _TIMING_KEYS: Final = (1 << 3 | 1, 2 << 3 | 1, 3 << 3 | 1, 4 << 3)
@@ -47,8 +46,7 @@ class Asked:
         rows: How many rows.
         dtype: Of the numbers.
         shape: What the engine takes; rows first.
-        check: Raises InvalidArgument where numbers are not sound; None where all are.
-        compute: Computes the answer.
+        compute: Checks the numbers and computes the answer.
         outputs: Names of the answer's arrays, and what stands before each in the reply.
         reply: All else in the reply, but for the timing.
     """
@@ -56,7 +54,6 @@ class Asked:
     rows: int
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    check: Callable[[NDArray[np.float32]], None] | None
     compute: Compute
     outputs: tuple[tuple[str, bytes], ...]
     reply: Message
@@ -163,28 +160,23 @@ class Shortcut:
             ServiceError: As the engine's.
         """
         asked = known.asked
-        rows, shape = asked.rows, asked.shape
+        rows = asked.rows
         call.model, call.version = known.model
         call.rows += rows
         admission = self._engine.admission
         admission.enter(rows, known.size)
         since = admission.now()
         try:
-            values = np.frombuffer(raw, asked.dtype, math.prod(shape), len(known.head))
-            if asked.check is not None:
-                if not values.flags.aligned:
-                    values = values.copy()
-                if values.nbytes <= _CHECKED_BYTES:
-                    asked.check(values)
-                else:
-                    check, checked = asked.check, values
-                    await self._engine.beside(lambda: check(checked))
-            answers = await asked.compute(call, values.reshape(shape))
+            values = np.ndarray(asked.shape, asked.dtype, raw, len(known.head))
+            answers = await asked.compute(call, values)
         finally:
             admission.leave(rows, known.size, since)
         chunks: list[bytes | memoryview] = []
         for name, head in asked.outputs:
-            chunks += head, answers[name].data.cast("B")
+            array = answers[name]
+            # A view costs more than a copy of little.
+            small = array.nbytes <= _COPIED_BYTES
+            chunks += head, array.tobytes() if small else array.data.cast("B")
         chunks.append(known.end + _timing(known.timing, call))
         return tuple(chunks)
 
@@ -213,8 +205,7 @@ def _asked_to_encode(engine: Engine, model: Model, request: pb.EncodeRequest) ->
         rows,
         np.dtype("u1" if as_uint8 else "<f4"),
         (rows, *manifest.image_shape),
-        None if as_uint8 else lambda pixels: codec.check_pixels(pixels, "images.tensor"),
-        engine.encoding(model, as_uint8=as_uint8),
+        engine.encoding(model, None if as_uint8 else _check_pixels),
         tuple(
             (name, opening((_number(pb.EncodeResponse, name),), inner, codec.DATA, 4 * rows * dim))
             for name in (("mean",) if manifest.posterior == "delta" else ("mean", "log_var"))
@@ -240,11 +231,18 @@ def _asked_to_decode(engine: Engine, model: Model, request: pb.DecodeRequest) ->
         rows,
         np.dtype("<f4"),
         (rows, model.manifest.latent_dim),
-        lambda latents: codec.check_latents(latents, "latents"),
-        engine.decoding(model, as_uint8=as_uint8),
+        engine.decoding(model, _check_latents, as_uint8=as_uint8),
         (("image", opening(path, inner, codec.DATA, size)),),
         pb.DecodeResponse(),
     )
+
+
+def _check_pixels(pixels: NDArray[np.float32]) -> None:
+    codec.check_pixels(pixels, "images.tensor")
+
+
+def _check_latents(latents: NDArray[np.float32]) -> None:
+    codec.check_latents(latents, "latents")
 
 
 def _number(message: type[Message], field: str) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +62,10 @@ class Span:
         self._manager.__exit__(None, None, None)
 
 
+#: That of every call where no traces are kept.
+NO_SPAN: Final = Span(None)
+
+
 class Telemetry:
     """Receives what happens and passes it on.
 
@@ -82,7 +87,9 @@ class Telemetry:
 
     def span(self, rpc: str, call: Call) -> Span:
         """Begins the span of a call."""
-        return Span(None if self._tracing is None else self._tracing.call(rpc, call.metadata))
+        if self._tracing is None:
+            return NO_SPAN
+        return Span(self._tracing.call(rpc, call.metadata))
 
     def request(self, rpc: str, model: str, code: str, seconds: float) -> None:
         """A call has ended."""

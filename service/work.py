@@ -42,9 +42,11 @@ class Kind:
         outputs: Which of its outputs.
         before: Makes what callers gave into the graph's inputs, rows of a batch at a time.
         after: Makes the graph's inputs and outputs into what callers get, likewise.
+        check: Raises where a caller's rows are not sound. It is asked once for a whole batch,
+            and for each caller's rows only where that is not sound.
     """
 
-    __slots__ = ("after", "before", "graph", "outputs")
+    __slots__ = ("after", "before", "check", "graph", "outputs")
 
     def __init__(
         self,
@@ -52,11 +54,13 @@ class Kind:
         outputs: tuple[str, ...],
         before: Callable[[Arrays], Arrays] = lambda given: given,
         after: Callable[[Arrays, Arrays], Arrays] = lambda _inputs, outputs: outputs,
+        check: Callable[[Arrays], None] | None = None,
     ):
         self.graph = graph
         self.outputs = outputs
         self.before = before
         self.after = after
+        self.check = check
 
 
 class Work(Generic[T]):
@@ -117,8 +121,8 @@ class Batch:
 
     def compute(self) -> None:
         """Runs the graph and hands out its rows; in a worker. Errors are kept."""
-        sound = []
-        parts = []
+        sound: list[tuple[Entry, int, int]] = []
+        parts: list[Arrays] = []
         for entry, start, stop in self.segments:
             try:
                 inputs = entry.work.inputs
@@ -135,12 +139,17 @@ class Batch:
             parts.append(part)
         if not sound:
             return
-        if len(parts) == 1:
-            joined = parts[0]
-        else:
-            joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         kind = self.kind
         try:
+            joined = _joined(parts)
+            if kind.check is not None:
+                try:
+                    kind.check(joined)
+                except Exception:  # noqa: BLE001 - whose it is is found out next
+                    sound, parts = _sound(kind.check, sound, parts)
+                    if not sound:
+                        return
+                    joined = _joined(parts)
             wanted = kind.before(joined)
             answers = kind.after(wanted, kind.graph.run(wanted, kind.outputs))
         except Exception as error:  # noqa: BLE001 - it fails this batch, and no other
@@ -154,6 +163,27 @@ class Batch:
             except Exception as error:  # noqa: BLE001 - one caller's, not the batch's
                 entry.error = error
             first = last
+
+
+def _joined(parts: list[Arrays]) -> Arrays:
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _sound(
+    check: Callable[[Arrays], None], segments: list[tuple[Entry, int, int]], parts: list[Arrays]
+) -> tuple[list[tuple[Entry, int, int]], list[Arrays]]:
+    """Those whose rows are sound; the others are given their errors."""
+    kept = []
+    for segment, part in zip(segments, parts, strict=True):
+        try:
+            check(part)
+        except Exception as error:  # noqa: BLE001 - one caller's, not the batch's
+            segment[0].error = error
+        else:
+            kept.append((segment, part))
+    return [segment for segment, _ in kept], [part for _, part in kept]
 
 
 def _give(entry: Entry, start: int, stop: int, answers: Arrays, first: int, last: int) -> None:

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentserve._coalesce import MOST_ROWS, Coalescer
+from latentserve._values import Posterior
 from latentserve.client import AsyncClient, InvalidArgument
+from latentserve.errors import ProtocolError
 from tests.clients import awaited
 
 DIM = 32
@@ -21,7 +23,7 @@ class Line:
         self.got = []
         self.gates = []
 
-    async def __call__(self, rows):
+    async def __call__(self, kind, rows):  # noqa: ARG002
         self.got.append(len(rows))
         gate = asyncio.get_running_loop().create_future()
         self.gates.append(gate)
@@ -47,14 +49,13 @@ def rows_of(*values):
 
 def test_a_lone_call_goes_at_once_and_those_after_it_together():
     async def scene():
-        coalescer, line = Coalescer(), Line()
-        tasks = [
-            asyncio.ensure_future(coalescer.run("kind", rows_of(value), line)) for value in range(5)
-        ]
+        line = Line()
+        coalescer = Coalescer(line)
+        tasks = [asyncio.ensure_future(coalescer.run("kind", rows_of(value))) for value in range(5)]
         await settled()
         # All of them came before the loop turned once: they are one call.
         assert line.got == [5]
-        late = [asyncio.ensure_future(coalescer.run("kind", rows_of(9), line)) for _ in range(3)]
+        late = [asyncio.ensure_future(coalescer.run("kind", rows_of(9))) for _ in range(3)]
         await line.answer()
         assert line.got == [5, 3]
         await line.answer()
@@ -66,8 +67,9 @@ def test_a_lone_call_goes_at_once_and_those_after_it_together():
 
 def test_other_kinds_do_not_wait_for_each_other():
     async def scene():
-        coalescer, line = Coalescer(), Line()
-        tasks = [asyncio.ensure_future(coalescer.run(kind, rows_of(1), line)) for kind in "ab"]
+        line = Line()
+        coalescer = Coalescer(line)
+        tasks = [asyncio.ensure_future(coalescer.run(kind, rows_of(1))) for kind in "ab"]
         await settled()
         assert line.got == [1, 1]
         await line.answer()
@@ -79,11 +81,12 @@ def test_other_kinds_do_not_wait_for_each_other():
 
 def test_a_caller_who_leaves_takes_nothing_from_the_others():
     async def scene():
-        coalescer, line = Coalescer(), Line()
-        first = asyncio.ensure_future(coalescer.run("kind", rows_of(1), line))
+        line = Line()
+        coalescer = Coalescer(line)
+        first = asyncio.ensure_future(coalescer.run("kind", rows_of(1)))
         await settled()
         leaving, staying = (
-            asyncio.ensure_future(coalescer.run("kind", rows_of(value), line)) for value in (2, 3)
+            asyncio.ensure_future(coalescer.run("kind", rows_of(value))) for value in (2, 3)
         )
         await settled()
         leaving.cancel()
@@ -98,10 +101,10 @@ def test_a_caller_who_leaves_takes_nothing_from_the_others():
 
 def test_one_callers_bad_rows_are_its_own():
     async def scene():
-        coalescer, line = Coalescer(), Line()
+        line = Line()
+        coalescer = Coalescer(line)
         tasks = [
-            asyncio.ensure_future(coalescer.run("kind", rows_of(value), line))
-            for value in (1, -2, 3)
+            asyncio.ensure_future(coalescer.run("kind", rows_of(value))) for value in (1, -2, 3)
         ]
         for _ in range(4):
             await line.answer()
@@ -113,20 +116,77 @@ def test_one_callers_bad_rows_are_its_own():
     asyncio.run(scene())
 
 
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 1, 3)])
+def test_a_part_is_the_callers_own(sizes):
+    async def run(kind, rows):  # noqa: ARG001
+        return Posterior(mean=2 * rows, log_var=3 * rows, seed=7)
+
+    async def scene():
+        coalescer = Coalescer(run)
+        given = [rows_of(*range(size)) for size in sizes]
+        parts = await asyncio.gather(*(coalescer.run("kind", rows) for rows in given))
+        for rows, part in zip(given, parts, strict=True):
+            assert isinstance(part, Posterior)
+            assert (part.z, part.seed) == (None, 7)
+            for got, factor in ((part.mean, 2), (part.log_var, 3)):
+                assert got.tolist() == (factor * rows).tolist()
+                # It keeps no other rows alive, and can be written to.
+                assert got.flags.owndata
+                assert got.flags.writeable
+
+    asyncio.run(scene())
+
+
+def test_an_answer_of_too_few_rows_is_nobodys():
+    async def run(kind, rows):  # noqa: ARG001
+        return rows[:1]
+
+    async def scene():
+        coalescer = Coalescer(run)
+        calls = [coalescer.run("kind", rows_of(value)) for value in range(3)]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == 3 * [ProtocolError]
+
+    asyncio.run(scene())
+
+
+def test_nobody_waits_for_ever_where_the_sending_is_cancelled():
+    async def scene():
+        line = Line()
+        coalescer = Coalescer(line)
+        calls = [coalescer.run("kind", rows_of(1))]
+        await settled()
+        calls.append(coalescer.run("kind", rows_of(2)))
+        (sending,) = asyncio.all_tasks() - {asyncio.current_task()}
+        sending.cancel()
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == 2 * [asyncio.CancelledError]
+        # And those who come later are served.
+        later = coalescer.run("kind", rows_of(3))
+        await settled()
+        line.gates.pop(0)
+        await line.answer()
+        assert (await later)[0, 0] == 6
+
+    asyncio.run(scene())
+
+
 @settings(max_examples=40, deadline=None)
 @given(sizes=st.lists(st.integers(1, 2 * MOST_ROWS), min_size=1, max_size=12))
 def test_everyone_gets_their_own_rows_in_messages_of_bounded_size(sizes):
     async def scene():
-        coalescer, sent = Coalescer(), []
+        sent = []
 
-        async def run(rows):
+        async def run(kind, rows):  # noqa: ARG001
             sent.append(len(rows))
             await asyncio.sleep(0)
             return 2 * rows
 
+        coalescer = Coalescer(run)
+
         async def one(index, size):
             rows = index * 10_000 + np.arange(size)[:, None]
-            assert (await coalescer.run("kind", rows, run) == 2 * rows).all()
+            assert (await coalescer.run("kind", rows) == 2 * rows).all()
 
         await asyncio.gather(*(one(index, size) for index, size in enumerate(sizes)))
         assert sum(sent) == sum(sizes)
@@ -162,6 +222,11 @@ def test_against_a_server_all_answers_are_those_of_single_calls(server):
             )
             one = await client.encode(whole[:8], seed=1)
             assert np.concatenate([each.z for each in drawn]).tobytes() == one.z.tobytes()
+            # So has one of seed 0, which is a seed like any other.
+            first, second = await asyncio.gather(
+                *(client.encode(whole[:1], seed=0) for _ in range(2))
+            )
+            assert first.z.tobytes() == second.z.tobytes()
 
     awaited(scene())
 

@@ -16,33 +16,34 @@ class Bare(Contender):
     Args:
         name: In the table.
         threads: Of a run; one takes the least CPU.
+        processes: So many do the same at once, each for itself. CPUs that are threads of one
+            core are slower, each of them, when both are at work, as under a server's load.
     """
 
-    def __init__(self, name: str, threads: int = 1):
+    def __init__(self, name: str, threads: int = 1, processes: int = 1):
         self.name = name
         self._threads = threads
-        self._program: Program | None = None
+        self._count = processes
+        self._programs: list[Program] = []
 
     def start(self) -> None:
         """See `Contender`."""
-        self._program = Program(
-            [sys.executable, "-m", "benchmarks.servers.bare_program", str(self._threads)],
-            self.name,
-            stdin=True,
-        )
-        self._program.line("ready")
+        command = [sys.executable, "-m", "benchmarks.servers.bare_program", str(self._threads)]
+        for _ in range(self._count):
+            self._programs.append(Program(command, self.name, stdin=True))
+        for program in self._programs:
+            program.line("ready")
 
     def stop(self) -> None:
         """See `Contender`."""
-        if self._program is not None:
-            self._program.stop()
-            self._program = None
+        for program in self._programs:
+            program.stop()
+        self._programs = []
 
     @property
     def pid(self) -> int:
-        """See `Contender`."""
-        assert self._program is not None
-        return self._program.process.pid
+        """See `Contender`; the first, where there are several."""
+        return self._programs[0].process.pid
 
     def takes(self, shape: Shape) -> bool:  # noqa: ARG002
         """All; it has no wire and no queue, so only the rows make a difference."""
@@ -51,13 +52,21 @@ class Bare(Contender):
     def measure(self, shape: Shape, seconds: float) -> Measurement:
         """See `Contender`; it is what others are checked against, so not checked itself."""
         self._run(shape, 0.15 * seconds)
-        before = cpu_seconds(self.pid)
+        before = self._cpu_seconds()
         told = self._run(shape, seconds)
-        used = cpu_seconds(self.pid) - before
-        return Measurement(cpu_seconds=used, rss_mib=resident_mib(self.pid), **told)
+        return Measurement(
+            sum(each["calls"] for each in told),
+            max(each["seconds"] for each in told),
+            self._cpu_seconds() - before,
+            max(each["p50_ms"] for each in told),
+            max(each["p99_ms"] for each in told),
+            sum(resident_mib(each.process.pid) for each in self._programs),
+        )
 
-    def _run(self, shape: Shape, seconds: float) -> dict[str, Any]:
-        assert self._program is not None
+    def _cpu_seconds(self) -> float:
+        return sum(cpu_seconds(each.process.pid) for each in self._programs)
+
+    def _run(self, shape: Shape, seconds: float) -> list[dict[str, Any]]:
         job = {
             "graph": str(graph(shape.rpc)),
             "rpc": shape.rpc,
@@ -65,7 +74,7 @@ class Bare(Contender):
             "dtype": shape.dtype,
             "seconds": seconds,
         }
-        self._program.stdin.write(json.dumps(job) + "\n")
-        self._program.stdin.flush()
-        told: dict[str, Any] = json.loads(self._program.line("calls"))
-        return told
+        for program in self._programs:
+            program.stdin.write(json.dumps(job) + "\n")
+            program.stdin.flush()
+        return [json.loads(each.line("calls")) for each in self._programs]

@@ -18,7 +18,7 @@ from service.errors import DeadlineExceeded, InvalidArgument, NotReady, ServiceE
 from service.known import Shortcut
 from service.logs import REQUEST_ID, clean_request_id, new_request_id
 from service.splice import Spliced
-from service.telemetry import Span, Telemetry
+from service.telemetry import NO_SPAN, Span, Telemetry
 from service.transport.failure import CallFailed, Failure
 
 _log = logging.getLogger(__name__)
@@ -189,7 +189,7 @@ class Calls:
     def _begin(self, rpc: Rpc, call: Call) -> Span:
         REQUEST_ID.set(call.request_id)  # each call has a task, and so a context, of its own
         if not rpc.counted:
-            return Span(None)
+            return NO_SPAN
         self._running += 1
         self._idle.clear()
         return self._telemetry.span(rpc.name, call)
