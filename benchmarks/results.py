@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.servers.server import Measurement
 from benchmarks.shapes import Shape
 
-BASELINES = ("triton", "bare")
+BASELINES = ("triton", "bare", "bare-2")
 # Where a call has one image, figures of a call are those of an image.
 _TOLD = ("cpu_us_per_image", "images_per_second", "p50_ms", "p99_ms", "rss_mib")
 _RATIOS = ("cpu_us_per_image", "images_per_second")

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 #: A batch that takes no longer than this is computed in the loop itself: to hand it to
 #: another thread and its result back would take longer (docs/performance.md).
-INLINE_SECONDS: Final = 300e-6
+INLINE_SECONDS: Final = 600e-6
 #: The same where there is no other core for the loop to go on beside it; others would wait for
 #: the core instead.
 ALONE_SECONDS: Final = 3e-3
@@ -65,7 +65,8 @@ class Batcher:
         workers: How many functions it may be given at once.
         observer: Told of every batch.
         window: Seconds that a batch which is not full waits for more rows.
-        inline: The longest batch that is computed in the loop itself, in seconds.
+        inline: The longest batch that is computed in the loop itself, in seconds; one call's
+            alone may take LONE_SECONDS. 0 for none.
         clock: Seconds that only grow, those of `Call.deadline`.
     """
 

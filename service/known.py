@@ -10,7 +10,9 @@ is copied twice less.
 
 import math
 import struct
+import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -30,8 +32,13 @@ from service.model import Model
 from service.splice import key, locate, opening, varint
 from service.store import Models
 
-# Kept for the models that are served now; a caller has one for each number of rows.
-_MOST: Final = 256
+# Lengths of requests that are kept, for the models that are served now, and forms of each:
+# a caller has one for each number of rows. Longer forms are not worth it.
+_MOST_LENGTHS: Final = 256
+_MOST_ALIKE: Final = 8
+_LONGEST_BYTES: Final = 1024
+# Numbers are written as they lie in memory.
+_LITTLE_ENDIAN: Final = sys.byteorder == "little"
 _COPIED_BYTES: Final = 16 * 1024
 # Keys and values of the fields 1 to 3 of Timing, doubles, and the key of the fourth, a varint.
 _TIMING: Final = struct.Struct("<BdBdBdB")
@@ -124,14 +131,17 @@ class Shortcut:
         # There is none after a reload, and one where two came at the same time.
         if model is None or where is None or self.find(raw) is not None:
             return
+        if len(raw) - (where.stop - where.start) > _LONGEST_BYTES or not _LITTLE_ENDIAN:
+            return
         asked = self._read(self._engine, model, request)
         if asked is None:
             return
         reply: Any = asked.reply
         reply.model.name, reply.model.version = call.model, call.version
-        if len(models.known) >= _MOST:
+        if len(models.known) >= _MOST_LENGTHS:
             models.known.clear()
-        models.known.setdefault((self, len(raw)), []).append(
+        alike = models.known.setdefault((self, len(raw)), deque(maxlen=_MOST_ALIKE))
+        alike.append(
             Known(
                 raw[: where.start],
                 raw[where.stop :],

@@ -244,6 +244,23 @@ def test_what_is_remembered_is_bounded_and_goes_with_the_models(bench):
     asyncio.run(scene())
 
 
+def test_forms_of_one_length_are_bounded_and_the_newest_are_kept(bench):
+    async def scene() -> None:
+        images = some(1, (784,), np.uint8)
+        requests = [encode_request(images, seed=seed) for seed in range(100, 120)]
+        for request in requests:
+            await bench.ask(request)
+        (alike,) = bench.models.known.values()
+        assert len(alike) == 8
+        await bench.ask_again(requests[-1])
+        long = encode_request(images).SerializeToString() + key(99, 5000) + bytes(5000)
+        request = pb.EncodeRequest.FromString(long)
+        await bench.ask(request)
+        assert bench.shortcut(request).find(long) is None
+
+    asyncio.run(scene())
+
+
 # ---------------------------------------------------------------- where bytes stand
 
 

@@ -148,19 +148,19 @@ class Outbox:
         self._send_window -= size
         number = stream.id
         pack = frames.head
-        parts: list[Chunk] = [pack(len(head), frames.HEADERS, frames.END_HEADERS, number), head]
+        before = pack(len(head), frames.HEADERS, frames.END_HEADERS, number)
+        after = pack(len(trailers), frames.HEADERS, _LAST_BLOCK, number)
         if size <= self._frame_bytes:
-            parts.append(pack(size, frames.DATA, 0, number))
-            parts += chunks
+            data = pack(size, frames.DATA, 0, number)
+            self.emit(b"".join((before, head, data, *chunks, after, trailers)))
         else:
+            parts: list[Chunk] = [before, head]
             most = self._frame_bytes
             body = b"".join(chunks)
             for start in range(0, size, most):
                 parts.append(pack(min(most, size - start), frames.DATA, 0, number))
                 parts.append(body[start : start + most])
-        parts.append(pack(len(trailers), frames.HEADERS, _LAST_BLOCK, number))
-        parts.append(trailers)
-        self.emit(b"".join(parts))
+            self.emit(b"".join((*parts, after, trailers)))
         stream.ended()
 
     def send_head(self, stream: Stream, block: bytes, *, end: bool) -> None:
