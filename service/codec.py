@@ -96,11 +96,7 @@ def check_pixels(pixels: NDArray[np.float32], field: str) -> None:
     Raises:
         InvalidArgument: They are not.
     """
-    low, high = _range(pixels)
-    # Asked so that NaN fails.
-    if not (low >= 0.0 and high <= 1.0):
-        got = "NaN" if math.isnan(low) else f"values from {low:g} to {high:g}"
-        raise InvalidArgument(f"{field}.data", got, "values from 0 to 1 (or UINT8)")
+    _check_range(pixels, field, 0.0, 1.0, "values from 0 to 1 (or UINT8)")
 
 
 def read_latents(
@@ -134,12 +130,8 @@ def check_latents(latents: NDArray[np.float32], field: str) -> None:
     Raises:
         InvalidArgument: They are not.
     """
-    low, high = _range(latents)
-    # Asked so that NaN fails.
-    if not (low >= -MAX_LATENT and high <= MAX_LATENT):
-        got = "NaN" if math.isnan(low) else f"values from {low:g} to {high:g}"
-        wanted = f"finite values, at most {MAX_LATENT:g} in size"
-        raise InvalidArgument(f"{field}.data", got, wanted)
+    wanted = f"finite values, at most {MAX_LATENT:g} in size"
+    _check_range(latents, field, -MAX_LATENT, MAX_LATENT, wanted)
 
 
 def bare_tensor(array: Pixels) -> tuple[tensor_pb2.Tensor, memoryview]:
@@ -167,9 +159,15 @@ def put_images(images: tensor_pb2.Images, pixels: Pixels, image_format: Format) 
         put_tensor(images.tensor, pixels)
 
 
-def _range(values: NDArray[np.float32]) -> tuple[float, float]:
+def _check_range(
+    values: NDArray[np.float32], field: str, least: float, most: float, wanted: str
+) -> None:
     # The methods `min` and `max` cost twice that for one image.
-    return float(np.minimum.reduce(values, None)), float(np.maximum.reduce(values, None))
+    low, high = float(np.minimum.reduce(values, None)), float(np.maximum.reduce(values, None))
+    # Asked so that NaN fails.
+    if not (low >= least and high <= most):
+        got = "NaN" if math.isnan(low) else f"values from {low:g} to {high:g}"
+        raise InvalidArgument(f"{field}.data", got, wanted)
 
 
 def _wire_type(array: Pixels) -> tensor_pb2.DataType:
