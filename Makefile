@@ -32,8 +32,8 @@ install: $(VENV)/.installed ## Make .venv and install everything into it
 demo: $(VENV)/.installed ## Train on MNIST, export, serve, call; pictures in demo/
 	$(BIN)/python examples/demo.py
 
-test: $(VENV)/.installed ## Run the tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed ## Run the tests, in a process for each CPU
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 test-demo: $(VENV)/.installed ## Run `make demo` twice and look at what it leaves
 	$(BIN)/python -m pytest -m demo --timeout 1800

@@ -1,5 +1,6 @@
 """What the tests share: a model really trained on MNIST, its bundle, a server of it."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,27 +8,36 @@ import pytest
 
 from latentserve.client import Client
 from tests.processes import TRANSPORTS, Server, latentserve
+from tests.shared import made_once
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # There are as many processes as CPUs: with two threads in each they would wait in turns.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Few, but on the real data and with every part of the way a long run takes.
 TRAINING = ("--preset", "dense", "--data", "mnist", "--steps", "500")
 
 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of the `dense` preset, 32 latents."""
-    folder = tmp_path_factory.mktemp("runs") / "dense"
-    done = latentserve("train", *TRAINING, "--out", folder)
-    assert done.returncode == 0, done.stderr
-    return folder
+    """A finished run of the `dense` preset, 32 latents. Not to be changed."""
+
+    def train(folder: Path) -> None:
+        done = latentserve("train", *TRAINING, "--out", folder / "dense")
+        assert done.returncode == 0, done.stderr
+
+    return made_once(tmp_path_factory, "runs", train) / "dense"
 
 
 @pytest.fixture(scope="session")
 def models(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder with the run exported as `mnist/1`. Not to be changed: copy it."""
-    folder = tmp_path_factory.mktemp("models")
-    done = latentserve("export", run_folder, "--to", folder / "mnist", "--samples", "500")
-    assert done.returncode == 0, done.stderr
-    return folder
+
+    def export(folder: Path) -> None:
+        where = ("--to", folder / "models" / "mnist")
+        done = latentserve("export", run_folder, *where, "--samples", "500")
+        assert done.returncode == 0, done.stderr
+
+    return made_once(tmp_path_factory, "exported", export) / "models"
 
 
 @pytest.fixture(scope="session")
@@ -71,18 +81,20 @@ def client(server: Server) -> Iterator[Client]:
 @pytest.fixture(scope="session")
 def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every kind of model, untrained: `runs/KIND` and `models/KIND/1`. Not to be changed."""
-    # Here and not above: the tests of the client alone need not wait for torch.
-    from export.export import export
-    from tests.blobs import write_blobs
-    from tests.untrained import KINDS, write_run
 
-    folder = tmp_path_factory.mktemp("kinds")
-    data = write_blobs(folder / "data")
-    for name, kind in KINDS.items():
-        where = data if kind.has_data else f"folder:{folder / 'gone' / 'pictures'}"
-        write_run(folder / "runs" / name, kind, where)
-        export(folder / "runs" / name, folder / "models" / name, report=lambda _line: None)
-    return folder
+    def make(folder: Path) -> None:
+        # Here and not above: the tests of the client alone need not wait for torch.
+        from export.export import export
+        from tests.blobs import write_blobs
+        from tests.untrained import KINDS, write_run
+
+        data = write_blobs(folder / "data")
+        for name, kind in KINDS.items():
+            where = data if kind.has_data else f"folder:{folder / 'gone' / 'pictures'}"
+            write_run(folder / "runs" / name, kind, where)
+            export(folder / "runs" / name, folder / "models" / name, report=lambda _line: None)
+
+    return made_once(tmp_path_factory, "kinds", make)
 
 
 @pytest.fixture(scope="session")

@@ -193,7 +193,11 @@ def test_calls_of_a_real_server_are_counted(models, tmp_path):
     assert value(total, rpc="GetModel", model="", code="NOT_FOUND") == 1
     assert not [labels for _, labels in found if ("model", "nope") in labels]
     assert value("latentserve_request_seconds_count", rpc="Encode") == 1
-    assert value("latentserve_compute_seconds_count", graph="decoder", device="cpu") == 4
+    # Sample's 100 rows are one batch or several, by how fast this machine was when it loaded.
+    batches = value("latentserve_compute_seconds_count", graph="decoder", device="cpu")
+    assert batches >= 1 + 3
+    batches += value("latentserve_compute_seconds_count", graph="encoder", device="cpu")
+    assert batches == value("latentserve_batch_rows_count")
     assert value("latentserve_batch_rows_sum") == 100 + 100 + 50
     assert value("latentserve_queue_rows") == 0
     assert value("latentserve_model_info", model="mnist", version="1", device="cpu") == 1
