@@ -9,6 +9,7 @@ from filelock import FileLock
 # Longer than the slowest of them takes on a busy machine.
 _SECONDS = 280.0
 
+
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
     """Returns a folder that the first process to ask for it makes.
 
