@@ -89,6 +89,7 @@ class Connection(asyncio.Protocol):
             return
         try:
             self._reader.feed(data)
+            self._outbox.ease()
         except Http2Error as error:
             self._fail(error.code, str(error))
         except Exception:  # noqa: BLE001 - a bug in one connection must not end the others

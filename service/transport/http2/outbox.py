@@ -61,11 +61,17 @@ class Outbox:
     def unblock(self) -> None:
         """It has caught up."""
         self._blocked = False
-        if self._paused and self._transport is not None:
-            self._paused = False
-            if not self._transport.is_closing():
-                self._transport.resume_reading()
+        self._read_on()
         self._schedule()
+
+    def ease(self) -> None:
+        """Has nothing more read until what was read is answered.
+
+        One turn of the loop may read megabytes: of tiny requests their answers are twice that.
+        """
+        if len(self._out) > _MOST_UNREAD and not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
 
     def emit(self, data: bytes) -> None:
         """Sends frames that no window holds back."""
@@ -207,19 +213,23 @@ class Outbox:
             return
         if self._blocked:
             # What is held here is little, as long as nothing more is asked for.
-            if len(self._out) > _MOST_UNREAD and not self._paused:
-                self._paused = True
-                self._transport.pause_reading()
+            self.ease()
             return
         if self._sendable:
             self._pump()
         out, self._out = self._out, []
-        if not out:
-            return
         if len(out) == 1:
             self._transport.write(out[0])
-        else:
+        elif out:
             self._transport.writelines(out)
+        if not self._blocked:
+            self._read_on()
+
+    def _read_on(self) -> None:
+        if self._paused and self._transport is not None:
+            self._paused = False
+            if not self._transport.is_closing():
+                self._transport.resume_reading()
 
     def _pump(self) -> None:
         """Turns queued data into frames, a frame of each stream in turn."""
