@@ -6,10 +6,12 @@ never delayed, and under load batches grow by themselves. Rows are bit-equal in 
 of every size (export proves it), so that nobody can tell from an answer whom it was
 computed with.
 
-A call of more rows than a batch takes part in several, also at the same time, and after
+A call of many rows takes part in several batches, also at the same time, and after
 each goes to the back of its queue; kinds of work take turns likewise. Others thus delay
-a small call by the batches that run when it comes and about one more, and a batch is cut
-to what takes about two milliseconds (`runtime.Graph.measure`).
+a small call by the batches that run when it comes and about one more. A turn of one call is
+what takes about two milliseconds, and a batch of many calls about eight
+(`runtime.Graph.measure`): with as many waiting they wait longer than that anyway, and the
+caches are lost less often to the graph by those who read and write calls.
 """
 
 import asyncio
@@ -21,7 +23,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from service.call import Call
 from service.errors import DeadlineExceeded
-from service.work import Batch, Entry, Kind, Work
+from service.work import Batch, Entry, Graph, Kind, Work
 
 T = TypeVar("T")
 
@@ -168,27 +170,34 @@ class Batcher:
                 self._waiting[kind] = entries
                 continue
             segments: list[tuple[Entry, int, int]] = []
-            room = most = kind.graph.batch_rows
-            # A call whose rows do not all fit goes to the back, and has its next turn there.
-            cut: Entry | None = None
+            room = most = self._room(kind.graph, entries)
+            turn = kind.graph.turn_rows
+            # Calls whose rows do not all fit go to the back, and have their next turns there.
+            cut: list[Entry] = []
             while entries and room:
                 entry = entries.popleft()
                 if self._dropped(entry):
                     continue
                 start = entry.taken
-                stop = min(entry.work.rows, start + room)
+                stop = min(entry.work.rows, start + min(room, turn))
                 entry.taken = stop
                 segments.append((entry, start, stop))
                 room -= stop - start
                 if stop < entry.work.rows:
-                    cut = entry
-            if cut is not None:
-                entries.append(cut)
+                    cut.append(entry)
+            entries.extend(cut)
             if entries:
                 self._waiting[kind] = entries
             if segments:
                 return Batch(kind, segments, most - room)
         return None
+
+    def _room(self, graph: Graph, entries: deque[Entry]) -> int:
+        """Most rows of the next batch: the workers that are free share what is waiting."""
+        if self._free == 1 or graph.batch_rows == graph.turn_rows:
+            return graph.batch_rows
+        share = -(-sum([entry.work.rows - entry.taken for entry in entries]) // self._free)
+        return min(graph.batch_rows, max(graph.turn_rows, share))
 
     def _holds_back(self, kind: Kind, entries: deque[Entry]) -> bool:
         """Whether a batch is not full and its first rows have not waited long enough."""

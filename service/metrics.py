@@ -221,9 +221,10 @@ def _sums(mean: NDArray[np.float32], log_var: NDArray[np.float32] | None) -> NDA
     first, second = wide.sum(axis=0), np.einsum("nd,nd->d", wide, wide)
     if log_var is None:
         return np.stack([first, second, np.zeros_like(first)])
-    v = log_var.astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
-        kl = 0.5 * (second - len(mean) + (np.exp(v) - v).sum(axis=0))
+        # In float32, of which CPUs do eight at a time; what is added up is wide.
+        variance_less_log = (np.exp(log_var) - log_var).sum(axis=0, dtype=np.float64)
+        kl = 0.5 * (second - len(mean) + variance_less_log)
     return np.stack([first, second, kl])
 
 

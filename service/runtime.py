@@ -28,10 +28,11 @@ _CUDA = "CUDAExecutionProvider"
 # flagship's decoder take 0.5 GiB and a quarter longer as one run, and a mixture of 256
 # dimensions 3 GiB. What goes in and comes out is the same for any number.
 _ROWS = {"cpu": 64, "cuda": 1024}
-_MOST_ROWS = {"cpu": 256, "cuda": 4096}
-# A batch keeps others waiting: it is to take about so long, but for graphs of which even
-# the fewest rows that fill a core take longer.
-_BATCH_SECONDS = 0.002
+_MOST_ROWS = {"cpu": 512, "cuda": 4096}
+# A batch keeps others waiting: what it has of one call, and of all, is to take about so long,
+# but for graphs of which even the fewest rows that fill a core take longer.
+_TURN_SECONDS = 0.002
+_BATCH_SECONDS = 0.008
 _FEWEST_ROWS = {"cpu": 16, "cuda": 64}
 _TRIAL_ROWS = 16
 _TRIALS = 5
@@ -97,6 +98,7 @@ class Graph:
         inputs: Names of its inputs.
         outputs: Names of its outputs.
         batch_rows: Most rows that should be given to it at once.
+        turn_rows: Most rows of one call among them.
 
     Raises:
         StartError: The device was not taken, for example CUDA out of memory.
@@ -120,7 +122,7 @@ class Graph:
             raise StartError(f"device: wanted {device}, but onnxruntime fell back to {used}")
         self.name = name
         self.device = device
-        self._rows = self.batch_rows = rows or _ROWS[device.kind]
+        self._rows = self.batch_rows = self.turn_rows = rows or _ROWS[device.kind]
         self._pads = device.kind == "cuda"
         self._seconds = (math.inf, 0.0)
         self.inputs = tuple(each.name for each in self._session.get_inputs())
@@ -163,9 +165,12 @@ class Graph:
         few, many = (self._timed(inputs, rows) for rows in (1, _TRIAL_ROWS))
         each = max((many - few) / (_TRIAL_ROWS - 1), 1e-9)
         self._seconds = max(few - each, 0.0), each
-        rows = 2 ** int(math.log2(max(1.0, _BATCH_SECONDS / each)))
-        kind = self.device.kind
-        self._rows = self.batch_rows = min(_MOST_ROWS[kind], max(_FEWEST_ROWS[kind], rows))
+        self.turn_rows = self._rows_in(_TURN_SECONDS, each)
+        self._rows = self.batch_rows = self._rows_in(_BATCH_SECONDS, each)
+
+    def _rows_in(self, seconds: float, each: float) -> int:
+        rows = 1 << int(math.log2(max(1.0, seconds / each)))
+        return min(_MOST_ROWS[self.device.kind], max(_FEWEST_ROWS[self.device.kind], rows))
 
     def _timed(self, inputs: Mapping[str, NDArray[Any]], rows: int) -> float:
         taken = {name: np.resize(array, (rows, *array.shape[1:])) for name, array in inputs.items()}

@@ -22,10 +22,12 @@ class Graph(Protocol):
     Attributes:
         name: What it does.
         batch_rows: Most rows to give it at once.
+        turn_rows: Most rows of one call among them.
     """
 
     name: str
     batch_rows: int
+    turn_rows: int
 
     def seconds(self, rows: int) -> float:
         """About how long it takes for so many rows."""

@@ -20,9 +20,16 @@ from service.work import Kind, Work
 class Doubling:
     """A graph that doubles, and remembers the batches it was given."""
 
-    def __init__(self, name: str = "doubling", batch_rows: int = 8, seconds: float = 1.0) -> None:
+    def __init__(
+        self,
+        name: str = "doubling",
+        batch_rows: int = 8,
+        seconds: float = 1.0,
+        turn_rows: int | None = None,
+    ) -> None:
         self.name = name
         self.batch_rows = batch_rows
+        self.turn_rows = batch_rows if turn_rows is None else turn_rows
         self.batches: list[list[float]] = []
         self.error: Exception | None = None
         self._seconds = seconds
@@ -148,6 +155,38 @@ def test_a_large_call_is_cut_and_delays_a_small_one_by_one_batch_that_runs_and_o
         await bench.run_all()
         assert await large == [2 * value for value in range(14)]
         assert graph.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [100, 8, 9, 10], [11, 12, 13]]
+
+    asyncio.run(scene())
+
+
+def test_a_batch_of_many_calls_may_be_larger_than_the_turn_of_one() -> None:
+    async def scene() -> None:
+        bench, graph = Bench(), Doubling(batch_rows=8, turn_rows=3)
+        tasks = [bench.submit(graph, rows) for rows in ([1, 2, 3, 4], [5], [6, 7, 8, 9, 10, 11])]
+        await bench.run_all()
+        assert [await task for task in tasks] == [
+            [2, 4, 6, 8],
+            [10],
+            [12, 14, 16, 18, 20, 22],
+        ]
+        assert graph.batches == [[1, 2, 3, 5, 6, 7, 8], [4, 9, 10, 11]]
+        large = bench.submit(graph, list(range(7)))
+        await bench.run_all()
+        await large
+        assert graph.batches[2:] == [[0, 1, 2], [3, 4, 5], [6]]
+
+    asyncio.run(scene())
+
+
+def test_workers_that_are_free_share_what_is_waiting() -> None:
+    async def scene() -> None:
+        bench, graph = Bench(workers=2), Doubling(batch_rows=16, turn_rows=2)
+        tasks = [bench.submit(graph, [value]) for value in range(9)]
+        await _settled()
+        assert len(bench.waiting) == 2
+        await bench.run_all()
+        await asyncio.gather(*tasks)
+        assert graph.batches == [[0, 1, 2, 3, 4], [5, 6, 7, 8]]
 
     asyncio.run(scene())
 
@@ -437,15 +476,17 @@ def test_times_are_those_of_the_clock() -> None:
 @given(
     sizes=st.lists(st.integers(1, 30), min_size=1, max_size=12),
     batch_rows=st.integers(1, 16),
+    turn_rows=st.integers(1, 16),
     workers=st.integers(1, 3),
     order=st.randoms(use_true_random=False),
 )
 def test_everyone_gets_their_own_rows_however_batches_fall(
-    sizes: list[int], batch_rows: int, workers: int, order: Any
+    sizes: list[int], batch_rows: int, turn_rows: int, workers: int, order: Any
 ) -> None:
     async def scene() -> None:
         bench = Bench(workers)
-        graphs = [Doubling("a", batch_rows), Doubling("b", batch_rows)]
+        turn = min(turn_rows, batch_rows)
+        graphs = [Doubling(name, batch_rows, turn_rows=turn) for name in "ab"]
         wanted, tasks, value = [], [], 0
         for size in sizes:
             rows = [float(each) for each in range(value, value + size)]

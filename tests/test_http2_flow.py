@@ -389,6 +389,89 @@ def test_byte_by_byte_the_answers_are_the_same():
     assert answers_to([bytes((byte,)) for byte in CONVERSATION]) == WANTED
 
 
+_BODY_FRAMES = st.lists(
+    st.tuples(st.sampled_from([1, 3]), st.sampled_from([0, 0, 0, PADDED]), st.binary(max_size=40)),
+    max_size=20,
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(_BODY_FRAMES, st.integers(1, 300))
+def test_bodies_are_put_together_however_their_frames_mix_and_are_cut(body_frames, cut):
+    wanted = {1: b"", 3: b""}
+    data = PREFACE + peer.settings() + headers(1, request()) + headers(3, request())
+    for number, flags, payload in body_frames:
+        wanted[number] += payload
+        padding = b"\x02" if flags else b""
+        data += frame(DATA, flags, number, padding + payload + bytes(2 * len(padding)))
+    data += frame(DATA, END_STREAM, 1, b"end") + frame(DATA, END_STREAM, 3)
+
+    async def run() -> None:
+        session = Session()
+        for start in range(0, len(data), cut):
+            session.connection.data_received(data[start : start + cut])
+        asked = session.asked
+        assert {number: each.body for number, each in asked.items()} == {
+            1: wanted[1] + b"end",
+            3: wanted[3],
+        }
+        assert asked[1].is_ended
+        assert asked[3].is_ended
+        await end(session)
+
+    asyncio.run(run())
+
+
+def test_frames_of_a_body_that_come_together_are_one_to_its_receiver():
+    async def scenario(session):
+        asked = await session.ask(1, ends=False)
+        chunks = []
+        asked.on_data = chunks.append
+        part = frame(DATA, 0, 1, b"0123456789")
+        await session.send(part * 3 + part[:12], part[12:] + frame(DATA, END_STREAM, 1, b"x"))
+        assert list(map(len, chunks)) == [30, 10, 1]
+        assert asked.is_ended
+
+    connected(scenario)
+
+
+def test_no_more_is_read_than_is_answered_in_a_turn_of_the_loop():
+    def asked(first: int, count: int) -> bytes:
+        numbers = range(first, first + 2 * count, 2)
+        return b"".join(headers(each, request(), END_HEADERS | END_STREAM) for each in numbers)
+
+    async def run() -> None:
+        session = Session(answering)
+        await session.greet()
+        for each in (asked(1, 500), asked(1001, 501)):
+            assert session.wire.reading
+            session.connection.data_received(each)
+        assert not session.wire.reading
+        assert len([each for each in await session.answers() if each.kind == DATA]) == 1001
+        assert session.wire.reading
+        # Nor while the peer does not read what it is sent.
+        session.connection.pause_writing()
+        session.connection.data_received(asked(2003, 1001))
+        await session.answers()
+        assert not session.wire.reading
+        session.connection.resume_writing()
+        assert session.wire.reading
+        await end(session)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("more", [b"", frame(DATA, 0, 1, b"x")])
+def test_a_frame_that_is_too_long_is_refused_by_its_head_alone(more):
+    async def scenario(session):
+        await session.ask(1, ends=False)
+        head = frame(DATA, 0, 1, bytes(MAX_FRAME_BYTES + 1))[:9]
+        sent = await session.send(frame(DATA, 0, 1, b"x") + more + head[:4], head[4:])
+        assert [(each.kind, each.code) for each in sent] == [(GOAWAY, peer.FRAME_SIZE_ERROR)]
+
+    connected(scenario)
+
+
 _BLOCKS = st.sampled_from([peer.literal(request()), peer.literal(request()[:3]), b"\x82", b""])
 _PAYLOADS = st.one_of(
     st.binary(max_size=40), _BLOCKS, st.sampled_from([bytes(4), bytes(5), bytes(8)])

@@ -60,36 +60,52 @@ class Reader:
         Raises:
             Http2Error: Something is wrong that the connection cannot survive.
         """
+        at = 0
         if self._rest:
-            self._rest += data
+            at = self._complete(data)
             if len(self._rest) < self._needed:
                 return
-            data = bytes(self._rest)
-            self._rest = bytearray()
-        at = self._parse(data)
+            begun, self._rest = bytes(self._rest), bytearray()
+            self._rest += begun[self._parse(begun, 0) :]
+            if self._rest or self._connection.closing:
+                return
+        at = self._parse(data, at)
         if at < len(data):
             self._rest += data[at:]
 
-    def _parse(self, data: bytes) -> int:
+    def _complete(self, data: bytes) -> int:
+        """Adds what is missing of the frame that has begun; returns how much that was.
+
+        No more than that is copied once more.
+        """
+        rest, at = self._rest, 0
+        if self._greeted and len(rest) < frames.HEAD_BYTES:
+            at = frames.HEAD_BYTES - len(rest)
+            rest += data[:at]
+            if len(rest) < frames.HEAD_BYTES:
+                return len(data)
+            self._needed = frames.HEAD_BYTES + _length(frames.parse_head(rest, 0)[0])
+        stop = at + self._needed - len(rest) if self._greeted else len(data)
+        rest += data[at:stop]
+        return stop
+
+    def _parse(self, data: bytes, at: int) -> int:
         """Handles the frames that are complete and returns where the next one begins."""
-        at, end = 0, len(data)
+        end = len(data)
         if not self._greeted:
             at = self._greet(data)
             if not self._greeted:
                 return at
         while end - at >= frames.HEAD_BYTES:
             length, kind, flags, number = frames.parse_head(data, at)
-            if length > MAX_FRAME_BYTES:
-                raise Http2Error(
-                    ErrorCode.FRAME_SIZE_ERROR,
-                    f"frame: {length} bytes, wanted at most {MAX_FRAME_BYTES}",
-                )
-            stop = at + frames.HEAD_BYTES + length
+            stop = at + frames.HEAD_BYTES + _length(length)
             if stop > end:
                 self._needed = stop - at
                 return at
             payload = data[at + frames.HEAD_BYTES : stop]
             at = stop
+            if kind == frames.DATA and not flags and length:
+                payload, flags, at = _whole(data, payload, number, at)
             if self._block_stream and (kind != frames.CONTINUATION or number != self._block_stream):
                 raise _protocol_error("a header block was interrupted")
             if not self._settled and kind != frames.SETTINGS:
@@ -105,7 +121,7 @@ class Reader:
                 self._fail_stream(error)
             if self._connection.closing:
                 return end
-        self._needed = 0
+        self._needed = frames.HEAD_BYTES
         return at
 
     def _greet(self, data: bytes) -> int:
@@ -367,6 +383,47 @@ _HANDLERS: Final[tuple[Callable[[Reader, int, int, bytes], None], ...]] = (
     Reader._on_window_update,
     Reader._on_continuation,
 )
+
+
+def _length(length: int) -> int:
+    """A payload's length, if it is allowed."""
+    if length > MAX_FRAME_BYTES:
+        raise Http2Error(
+            ErrorCode.FRAME_SIZE_ERROR, f"frame: {length} bytes, wanted at most {MAX_FRAME_BYTES}"
+        )
+    return length
+
+
+def _whole(data: bytes, payload: bytes, number: int, at: int) -> tuple[bytes, int, int]:
+    """Puts together what is there of a body: clients send 16 KiB a frame.
+
+    Args:
+        data: What has come.
+        payload: Of a first frame of DATA, without flags.
+        number: Its stream.
+        at: Where the next frame begins.
+
+    Returns:
+        The payload of that frame and of those of the same stream after it, the flags of the
+        last, and where the next frame begins.
+    """
+    parts: list[bytes | memoryview] = [payload]
+    view, end, flags = memoryview(data), len(data), 0
+    while not flags and end - at >= frames.HEAD_BYTES:
+        length, kind, flags, stream = frames.parse_head(data, at)
+        stop = at + frames.HEAD_BYTES + length
+        if (
+            stop > end
+            or kind != frames.DATA
+            or stream != number
+            or not 0 < length <= MAX_FRAME_BYTES
+            or flags not in (0, frames.END_STREAM)
+        ):
+            flags = 0
+            break
+        parts.append(view[at + frames.HEAD_BYTES : stop])
+        at = stop
+    return (payload if len(parts) == 1 else b"".join(parts)), flags, at
 
 
 def _check_length(stream: Stream) -> None:
