@@ -57,7 +57,7 @@ def run(settings: Settings, place: Place | None = None) -> None:
     """
     worker = None if place is None else place.number
     logs.configure(settings.log_level, settings.log_format, worker)
-    memory.one_arena()
+    memory.one_heap()
     with asyncio.Runner(loop_factory=_new_loop) as runner:
         runner.run(_Server(settings, place).run())
 

@@ -20,7 +20,7 @@ import ctypes, sys, threading
 from service import memory
 
 if sys.argv[1] == "one":
-    memory.one_arena()
+    memory.one_heap()
 libc = ctypes.CDLL(None)
 together = threading.Barrier(8)
 
@@ -54,6 +54,36 @@ def heaps(how: str) -> int:
 def test_all_threads_share_one_heap():
     assert heaps("one") == 1
     assert heaps("as it comes") > 1
+
+
+LARGE = """
+import resource, sys
+import numpy as np
+from service import memory
+
+if sys.argv[1] == "one":
+    memory.one_heap()
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    replies = [np.ones(3 * 2**20, np.uint8) for _ in range(8)]
+    del replies
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_memory_of_large_replies_is_kept_for_the_next():
+    def faults(how: str) -> int:
+        command = [sys.executable, "-c", LARGE, how]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert faults("one") < 100
+    assert faults("as it comes") > 1000
 
 
 def test_calls_leave_nothing_that_only_the_garbage_collector_finds(tmp_path):
