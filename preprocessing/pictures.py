@@ -174,6 +174,18 @@ def turned(image: Image.Image) -> bool:
     return _turn(image) is not None
 
 
+def transparent(image: Image.Image) -> bool:
+    """Whether a picture from `open_picture` may have pixels that are not opaque.
+
+    Raises:
+        PictureError: It is damaged.
+    """
+    with _told():
+        if image.mode == "P" and image.palette is None:
+            raise PictureError("its palette is missing")
+        return image.has_transparency_data
+
+
 @contextmanager
 def _told() -> Iterator[None]:
     """Makes a PictureError of whatever Pillow's readers make of damaged bytes."""
@@ -217,7 +229,7 @@ def _plain(image: Image.Image) -> Image.Image:
         raise PictureError(f"pixels of mode {image.mode}, which is not supported")
     grey = image.mode in _GREY
     palette = image.mode in ("P", "PA")
-    if image.has_transparency_data:
+    if transparent(image):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("L" if grey else "RGB")

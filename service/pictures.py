@@ -123,7 +123,7 @@ def _refuse_other(
 ) -> None:
     channels, height, width = shape
     mode = _MODES.get(image.mode, image.mode)
-    clear = image.has_transparency_data
+    clear = pictures.transparent(image)
     if (mode, image.size) == (_WANTED[channels], (width, height)) and not clear and not turned:
         return
     got = f"{mode} {image.width}x{image.height} {'PNG' if image.format == 'PNG' else 'JPEG'}"

@@ -299,6 +299,15 @@ def test_damage_that_the_checksums_do_not_show_is_no_other_error(
     _take_or_refuse(b"".join(chunks), resize)
 
 
+@pytest.mark.parametrize("resize", [False, True])
+def test_a_palette_that_is_missing_is_told(resize: bool) -> None:
+    raw = MODES["P"]
+    start = raw.index(b"PLTE") - 4
+    (length,) = struct.unpack(">I", raw[start : start + 4])
+    error = refused(raw[:start] + raw[start + 12 + length :], resize=resize)
+    assert "a damaged file (its palette is missing)" in str(error)
+
+
 @given(st.binary(max_size=200), st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"]))
 def test_random_bytes_are_refused(tail: bytes, start: bytes) -> None:
     refused(start + tail)
