@@ -11,9 +11,10 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SERVICES := protos/latentserve/v1/latent_service.proto protos/latentserve/v1/admin_service.proto
 PROTOS := protos/latentserve/v1/tensor.proto protos/latentserve/compat/v1/compat.proto $(SERVICES)
+SIDE_BY_SIDE := --numprocesses auto --maxprocesses 8 --dist loadfile
 BUF := npx --yes @bufbuild/buf@1.75.0
 
-.PHONY: help install demo test test-demo test-compose test-browser bench classifier lint proto proto-check proto-breaking proto-baseline docs format wheel image up down clean
+.PHONY: help install demo test test-slow test-demo test-compose test-browser bench classifier lint proto proto-check proto-breaking proto-baseline docs format wheel image up down clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' Makefile | column -t -l 2
@@ -33,7 +34,10 @@ demo: $(VENV)/.installed ## Train on MNIST, export, serve, call; pictures in dem
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.installed ## Run the tests, in a process for each CPU
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+
+test-slow: $(VENV)/.installed ## Run those that train, export or install for long
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m slow --timeout 600
 
 test-demo: $(VENV)/.installed ## Run `make demo` twice and look at what it leaves
 	$(BIN)/python -m pytest -m demo --timeout 1800

@@ -238,6 +238,7 @@ def bare(request, wheel, tmp_path_factory) -> str:
     return python
 
 
+@pytest.mark.slow
 def test_the_client_passes_its_own_tests_with_nothing_but_what_it_needs(bare, server):
     """Exactly grpcio, protobuf and numpy: the first of those tests."""
     done = subprocess.run(
@@ -253,6 +254,7 @@ def test_the_client_passes_its_own_tests_with_nothing_but_what_it_needs(bare, se
     assert "Ran 9 tests" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_application_is_not_in_the_wheel_and_its_commands_say_so(bare):
     code = "try:\n import service\nexcept ImportError: print('none')\nelse: print(service.__file__)"
     assert child(code, bare) == "none"

@@ -10,6 +10,7 @@ from latentserve.client import Client
 from tests.processes import Server, latentserve
 from tests.tiny_runs import ONE_THREAD
 
+pytestmark = pytest.mark.slow
 # Small, but of the same parts as the flagship.
 SMALL = (
     "--preset", "conv", "--steps", "40", "--device", "cpu",

@@ -19,7 +19,10 @@ from training.parallel import Parallel
 from training.run import RunFolder
 
 pytest_plugins = ["tests.run_fixtures"]
-pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures", "signal_handlers")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("one_thread", "no_pictures", "signal_handlers"),
+]
 
 #: A length of its own: steps to 12 of the autoencoder, to 18 of the fit, to 30 joint, to 36.
 STEPS = (*SMALL, "--steps", "24")

@@ -108,6 +108,7 @@ def kill_again_and_again(
             assert trainer_state(run)["step"] == kept
 
 
+@pytest.mark.slow
 def test_killed_in_every_phase_it_comes_to_the_numbers_of_the_unbroken_run(
     command: tuple[str, ...],
     unbroken: Path,
