@@ -11,6 +11,7 @@ from latentserve._cli.common import Run, command, listing
 from latentserve._cli.connection import add_model, connect
 from latentserve._cli.failures import Failure, printable, reason
 from latentserve._cli.generate import add_draws
+from latentserve._cli.interrupt import Interrupt
 from latentserve._cli.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -181,13 +182,14 @@ def _running(
         from latentserve.errors import LatentserveError
         from latentserve.jobs import JobError, MissingPackage, SourceError
 
-        bar, reached = ProgressBar(), _Reached()
+        bar, reached, interrupt = ProgressBar(), _Reached(), Interrupt()
         to = printable(str(options.to))
 
         def progress(now: "Progress") -> None:
             reached.progress = now
             name = options.job if now.stage == "working" else "reading the source"
             bar.show(name, now.rows, now.total)
+            interrupt.check()
 
         common = {
             "model": options.model,
@@ -198,7 +200,7 @@ def _running(
             "progress": progress,
         }
         try:
-            with connect(options) as client:
+            with interrupt, connect(options) as client:
                 done = job(options, client, common)
         except (JobError, MissingPackage, SourceError) as error:
             bar.clear()
