@@ -141,8 +141,10 @@ def _service_config(retry: Retry) -> str:
             "initialBackoff": f"{retry.initial_seconds}s",
             "maxBackoff": f"{retry.most_seconds}s",
             "backoffMultiplier": retry.multiplier,
-            # Not RESOURCE_EXHAUSTED: that is also a message that is too large for good.
-            "retryableStatusCodes": ["UNAVAILABLE"],
+            # CANCELLED by the server, as one made with grpcio does with what it has not looked
+            # at yet when it stops. Not RESOURCE_EXHAUSTED: that is also a message that is too
+            # large for good.
+            "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
         }
     return json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": [method]})
 

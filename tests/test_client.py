@@ -175,9 +175,10 @@ def test_a_server_that_takes_fewer_rows_than_before_is_asked_again(tmp_path):
 
 
 class _Flaky(grpc.GenericRpcHandler):
-    """A server whose first answers are UNAVAILABLE."""
+    """A server whose first answers are UNAVAILABLE, or another code."""
 
-    def __init__(self, failures: int, reply=None):
+    def __init__(self, failures: int, reply=None, code=grpc.StatusCode.UNAVAILABLE):
+        self.code = code
         self.reply = reply or pb.GetServerInfoResponse(version="9")
         self.left = failures
         self.calls = 0
@@ -190,7 +191,7 @@ class _Flaky(grpc.GenericRpcHandler):
                 self.left -= 1
                 failing = self.left >= 0
             if failing:
-                context.abort(grpc.StatusCode.UNAVAILABLE, "not yet")
+                context.abort(self.code, "not yet")
             return self.reply.SerializeToString()
 
         return grpc.unary_unary_rpc_method_handler(answer)
@@ -220,6 +221,13 @@ def test_unavailable_is_retried_a_few_times(failures, calls):
             with pytest.raises(Unavailable, match="not yet"):
                 client.info()
     assert flaky.calls == calls
+
+
+def test_what_a_server_cancels_as_it_stops_is_tried_again():
+    flaky = _Flaky(2, code=grpc.StatusCode.CANCELLED)
+    with serving(flaky) as target, Client(target) as client:
+        assert client.info().version == "9"
+    assert flaky.calls == 3
 
 
 def test_large_requests_are_retried_as_well():
