@@ -1,12 +1,16 @@
 """Starts the program as a child, the way an operator does."""
 
+import functools
 import os
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from types import TracebackType
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from latentserve.client import Client, Unavailable
 
@@ -74,6 +78,23 @@ class Server:
                 assert self.process.poll() is None, self.log.read_text()
                 time.sleep(0.02)
         raise AssertionError(f"not serving: {self.log.read_text()}")
+
+    @functools.cached_property
+    def origin(self) -> str:
+        """Where its HTTP port is; of a server that was started with `--http-port 0`."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().split()[-1].removesuffix("/metrics")
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that have these labels; 0 without any."""
+        with urllib.request.urlopen(f"{self.origin}/metrics", timeout=10) as reply:
+            page = reply.read().decode()
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(page)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
 
     def stop(self) -> int:
         """Sends SIGTERM and returns the exit status."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import signal
 import time
 import urllib.error
@@ -28,11 +27,6 @@ WITH_HTTP = ("--http-port", "0")
 
 class Watched(Server):
     """A server that is looked at from both sides."""
-
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
-        line = self.process.stdout.readline()
-        self.origin = re.search(r"http://\S+(?=/metrics)", line)[0]
 
     def health(self, name: str = "") -> int:
         with grpc.insecure_channel(self.target) as channel:

@@ -5,11 +5,11 @@ import gzip
 import itertools
 import os
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
 import time
-import urllib.request
 import zlib
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from google.rpc import error_details_pb2
 
 from latentserve.v1 import latent_service_pb2 as pb
 from tests.http2_client import LATENT, Raw
-from tests.http2_peer import PREFACE, headers, message, request, settings
+from tests.http2_peer import PING, PREFACE, frame, headers, message, request, settings
 from tests.processes import Server
 from tests.stubs import images
 from tests.tiny import write_tiny
@@ -65,23 +65,6 @@ def server(folder):
 def raw(server):
     with Raw(server.target) as connection:
         yield connection
-
-
-def metrics(server: Server) -> str:
-    assert server.process.stdout is not None
-    if not hasattr(server, "metrics"):
-        server.metrics = server.process.stdout.readline().split()[-1]  # type: ignore[attr-defined]
-    with urllib.request.urlopen(server.metrics, timeout=10) as reply:  # type: ignore[attr-defined]
-        return reply.read().decode()
-
-
-def metric(server: Server, name: str, **labels: str) -> float:
-    for line in metrics(server).splitlines():
-        if line.startswith(name) and all(
-            f'{key}="{value}"' in line for key, value in labels.items()
-        ):
-            return float(line.split()[-1])
-    return 0.0
 
 
 def within(seconds: float, happens) -> None:
@@ -220,26 +203,26 @@ def test_a_deadline_passes_while_the_reply_waits_for_its_caller(server, method):
 
 
 def test_a_call_that_its_caller_leaves_is_computed_no_further(server, raw):
-    before = metric(server, "latentserve_requests_total", rpc="SampleStream", code="CANCELLED")
+    before = server.metric("latentserve_requests_total", rpc="SampleStream", code="CANCELLED")
     number = raw.open("SampleStream")
     raw.send(number, message(HUGE_STREAM), ends=True)
     raw.wait_for(lambda: len(raw.replies[number].messages) > 2)
     raw.h2.reset_stream(number, CANCEL)
     raw.flush()
-    within(5, lambda: metric(server, "latentserve_queue_rows") == 0)
-    now = metric(server, "latentserve_requests_total", rpc="SampleStream", code="CANCELLED")
+    within(5, lambda: server.metric("latentserve_queue_rows") == 0)
+    now = server.metric("latentserve_requests_total", rpc="SampleStream", code="CANCELLED")
     assert now == before + 1
     assert raw.call("Sample", SAMPLE).status == OK
 
 
 def test_so_is_what_a_lost_connection_had(server):
-    before = metric(server, "latentserve_requests_total", rpc="SampleStream", code="CANCELLED")
+    before = server.metric("latentserve_requests_total", rpc="SampleStream", code="CANCELLED")
     with Raw(server.target) as raw:
         number = raw.open("SampleStream")
         raw.send(number, message(HUGE_STREAM), ends=True)
         raw.wait_for(lambda: raw.replies[number].messages)
     name, labels = "latentserve_requests_total", {"rpc": "SampleStream", "code": "CANCELLED"}
-    within(5, lambda: metric(server, name, **labels) == before + 1)
+    within(5, lambda: server.metric(name, **labels) == before + 1)
 
 
 # --------------------------------------------------------- sizes, compression
@@ -384,9 +367,9 @@ def test_who_does_not_read_a_stream_is_computed_little_for(server, held_by):
         raw.wait_for(lambda: raw.replies[number].body or held_by == "socket")
         time.sleep(0.5)
         name = "latentserve_batch_rows_sum"
-        before, rows = rss(server), metric(server, name)
+        before, rows = rss(server), server.metric(name)
         time.sleep(1.0)
-        assert metric(server, name) == rows
+        assert server.metric(name) == rows
         assert rss(server) - before < 8 * 2**20
 
 
@@ -508,12 +491,16 @@ def authority() -> trustme.CA:
 
 @pytest.fixture(scope="module")
 def encrypted(folder, authority):
+    files = tls_files(folder, authority)
+    with Server(folder / "models", folder / "tls.log", *files, "--transport", "http2") as server:
+        yield server
+
+
+def tls_files(folder: Path, authority: trustme.CA) -> tuple[str, ...]:
     certificate = authority.issue_cert("localhost")
     certificate.private_key_pem.write_to_path(str(folder / "key.pem"))
     certificate.cert_chain_pems[0].write_to_path(str(folder / "cert.pem"))
-    files = ("--tls-cert", str(folder / "cert.pem"), "--tls-key", str(folder / "key.pem"))
-    with Server(folder / "models", folder / "tls.log", *files, "--transport", "http2") as server:
-        yield server
+    return ("--tls-cert", str(folder / "cert.pem"), "--tls-key", str(folder / "key.pem"))
 
 
 def trusting(authority: trustme.CA, *protocols: str) -> ssl.SSLContext:
@@ -553,6 +540,38 @@ def test_who_speaks_something_else_over_tls_is_told_or_closed(encrypted, authori
         sock.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(30))
         while sock.recv(1000):
             pass
+
+
+@pytest.mark.parametrize("is_encrypted", [False, True], ids=["plain", "tls"])
+def test_a_reply_outlives_the_server_whatever_its_caller_still_sends(
+    folder, authority, tmp_path, is_encrypted
+):
+    """A socket with unread bytes that is closed is reset, and what was sent is lost."""
+    files = tls_files(folder, authority) if is_encrypted else ()
+    arguments = ("--transport", "http2", "--http-port", "0", *files)
+    with Server(folder / "models", tmp_path / "log", *arguments) as server:
+        if is_encrypted:
+            within(30, lambda: "serving" in server.log.read_text())
+        else:
+            server.wait_until_serving()
+        with Raw(server.target, 2**24, tls=trusting(authority) if is_encrypted else None) as raw:
+            number = raw.open("Sample")
+            body = pb.SampleRequest(count=400, format=pb.IMAGE_FORMAT_UINT8).SerializeToString()
+            raw.send(number, message(body), ends=True)
+            within(10, lambda: server.metric("latentserve_requests_total", rpc="Sample") == 1)
+            began = time.monotonic()
+            os.kill(server.process.pid, signal.SIGTERM)
+            # It reads nothing of all this, and says what matters to nobody any more.
+            while time.monotonic() - began < 1.5:
+                with contextlib.suppress(OSError):
+                    raw.socket.sendall(frame(PING, 0, 0, b"whatever"))
+                time.sleep(0.02)
+            while not raw.closed:
+                raw.read()
+            reply = raw.replies[number]
+            assert (reply.ended, reply.status) == (True, OK)
+            assert len(reply.body) > 400 * 32 * 32
+        assert server.process.wait(10) == 0
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion")

@@ -351,23 +351,31 @@ def reflected(server: Server) -> list[str] | None:
 # -------------------------------------------------------------------- drain
 
 
+def arrived(server: Server, rows: int) -> float:
+    """How many calls of so many rows have come, by now."""
+    ended = server.metric("latentserve_requests_total", rpc="Sample", code="OK")
+    return ended + server.metric("latentserve_queue_rows") / rows
+
+
 @pytest.mark.usefixtures("each_transport")
 def test_sigterm_lets_calls_in_flight_finish_and_exits_with_0(models, tmp_path):
-    calls = 12
-    server = Server(models, tmp_path / "log").wait_until_serving()
+    calls, rows = 12, 4096
+    server = Server(models, tmp_path / "log", "--http-port", "0").wait_until_serving()
     with server, Client(server.target) as client:
-        wanted = client.sample(4096, seed=5, dtype="uint8")
+        wanted = client.sample(rows, seed=5, dtype="uint8")
+        assert arrived(server, rows) == 1
         with concurrent.futures.ThreadPoolExecutor(calls) as pool:
             started = threading.Barrier(calls + 1)
 
             def call():
                 started.wait()
-                return client.sample(4096, seed=5, dtype="uint8")
+                return client.sample(rows, seed=5, dtype="uint8")
 
             replies = [pool.submit(call) for _ in range(calls)]
             started.wait()
-            # One answer is there, so the others have arrived and wait their turn.
-            concurrent.futures.wait(replies, return_when=concurrent.futures.FIRST_COMPLETED)
+            deadline = time.monotonic() + 30
+            while arrived(server, rows) <= calls:
+                assert time.monotonic() < deadline, server.log.read_text()
             os.kill(server.process.pid, signal.SIGTERM)
             for reply in replies:
                 assert (reply.result(60) == wanted).all()

@@ -59,7 +59,6 @@ class Workers(Server):
         self.mark = secrets.token_hex(8)
         options = ("--workers", str(workers), "--http-port", "0", *arguments)
         super().__init__(models, log, *options, env={MARK: self.mark})
-        self.origin = re.search(r"http://\S+(?=/metrics)", self.process.stdout.readline())[0]
 
     def pids(self) -> set[int]:
         """Of the workers."""

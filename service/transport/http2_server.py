@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 _HANDSHAKE_SECONDS = 10.0
 # For what is not a call of ours, such as a watch of the health.
 _STREAMS_SECONDS = 1.0
+# What callers may take to read the last replies, and to close.
+_LAST_SECONDS = 5.0
 # Connections of one age do not all end at once.
 _JITTER = 0.1
 
@@ -144,6 +146,10 @@ class Http2Transport:
             connection.close()
         # Their tasks end in the next turns of the loop, and tell that they were cancelled.
         await self._calls.finished()
+        if not hurry.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(seconds, _LAST_SECONDS)):
+                    await self._none_left.wait()
 
     # What connections call.
 

@@ -234,12 +234,19 @@ class Connection(asyncio.Protocol):
         self._hang_up(_FAILED_SECONDS)
 
     def _hang_up(self, seconds: float) -> None:
-        """Closes once what is written is out, or after so long."""
+        """Closes once the peer has what is written, or after so long."""
         self.closing = True
         assert self._transport is not None
         self._end_in(seconds, self._abort)
         self._outbox.finish()
-        self._transport.close()
+        for number in list(self._streams.open):
+            self._let_go(number)
+        if self._transport.can_write_eof():
+            # A socket that is closed while something for it is on its way is reset, and then
+            # the peer loses what it has not read. So it is read from until the peer closes.
+            self._transport.write_eof()
+        else:
+            self._transport.close()  # TLS says goodbye, and waits for that of the peer
 
     def _refuse_more(self) -> None:
         if self.refusing or self.closing:

@@ -89,16 +89,19 @@ class Outbox:
             self._sendable.remove(stream)
 
     def finish(self) -> None:
-        """Writes all that no window holds back, and drops the rest."""
+        """Writes all that no window holds back, drops the rest, and writes nothing any more."""
         self._leave_all()
         if self._transport is not None and not self._transport.is_closing():
             self._transport.writelines(self._out)
         self._out = []
+        self._read_on()
+        self._transport = None
 
     def drop(self) -> None:
         """Lets go of everything."""
         self._leave_all()
         self._out.clear()
+        self._transport = None
 
     # What the peer allows.
 
