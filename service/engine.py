@@ -6,54 +6,31 @@ alone.
 """
 
 import asyncio
-import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle import Manifest
-from service import likelihood, paths
+from service import paths
 from service.admission import Admission, Admitted
 from service.batcher import INLINE_SECONDS, Batcher
-from service.batcher import Observer as BatchObserver
 from service.call import Call
+from service.draw import Draw, drawn
 from service.errors import NotForThisModel
+from service.kinds import Array, Check, Kinds, Observer, Pixels, unit_range
 from service.limits import row_bytes
 from service.model import Model
 from service.noise import Stream, standard_normal, uniform
 from service.pool import Pool
+from service.scoring import Scored, Scoring
 from service.work import Arrays, Kind, Work
 
-Array = NDArray[np.float32]
-Pixels = NDArray[np.float32] | NDArray[np.uint8]
-Nats = NDArray[np.float64]
 T = TypeVar("T")
 #: Computes rows for a call.
 Compute = Callable[[Call, NDArray[Any]], Awaitable[Arrays]]
-#: Raises where rows are not sound.
-Check = Callable[[NDArray[Any]], None]
-
-#: The label that means any class.
-ANY_LABEL = -1
-# Rows that draws of Score are computed in at a time: as many as fill a batch.
-_SCORE_ROWS = 256
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Which rows of which seed's noise to draw.
-
-    Attributes:
-        seed: 0 to 2^64 - 1.
-        offset: Index of the first row.
-    """
-
-    seed: int
-    offset: int = 0
 
 
 class Encoded(NamedTuple):
@@ -73,87 +50,6 @@ class Decoded:
 
     images: Pixels
     latents: Array
-
-
-@dataclass(frozen=True)
-class Scored:
-    """How likely images are, float64 [N] each, in nats; see ScoreResponse."""
-
-    reconstruction: Nats
-    kl: Nats
-    nll: Nats | None
-    percentile: Nats | None
-
-    @property
-    def elbo(self) -> Nats:
-        """The negative ELBO at the posterior mean."""
-        return self.reconstruction + self.kl
-
-
-class Observer(BatchObserver, Protocol):
-    """Told of what is computed."""
-
-    def encoded(self, manifest: Manifest, mean: Array, log_var: Array | None) -> None:
-        """Images have been encoded; told in a worker's thread."""
-
-
-def fresh_seed() -> int:
-    """A seed nobody has used: 53 random bits, exact in every language's numbers."""
-    return secrets.randbits(53)
-
-
-class _Kinds:
-    """The kinds of work that a model does."""
-
-    def __init__(self, model: Model, observer: Observer):
-        # Nothing here may hold the model: it is to be let go of when it is no longer served.
-        manifest = model.manifest
-
-        def told(_inputs: Arrays, outputs: Arrays) -> Arrays:
-            observer.encoded(manifest, outputs["mean"], outputs.get("log_var"))
-            return outputs
-
-        encoder, decoder = model.graphs["encoder"], model.graphs["decoder"]
-        delta = manifest.posterior == "delta"
-        moments = ("mean",) if delta else ("mean", "log_var")
-        # By whether images are bytes.
-        self.encode = {
-            True: Kind(encoder, moments, _from_bytes, told),
-            False: Kind(encoder, moments, after=told),
-        }
-        self.decode = {
-            True: Kind(decoder, ("image",), after=lambda _, outputs: _to_bytes(outputs)),
-            False: Kind(decoder, ("image",)),
-        }
-        self.sample = {
-            True: Kind(
-                decoder, ("image",), after=lambda inputs, outputs: {**inputs, **_to_bytes(outputs)}
-            ),
-            False: Kind(decoder, ("image",), after=lambda inputs, outputs: {**inputs, **outputs}),
-        }
-        self.logits = Kind(decoder, ("logits",))
-        if manifest.learned_prior:
-            self.prior = Kind(model.graphs["prior"], ("z",))
-            self.density = Kind(model.graphs["prior_density"], ("log_prob",))
-        self._checked: dict[tuple[Kind, Check], Kind] = {}
-
-    def checked(self, kind: Kind, check: Check) -> Kind:
-        """One kind of work, the one input of which is yet to be checked, and aligned."""
-        made = self._checked.get((kind, check))
-        if made is None:
-
-            def aligned(inputs: Arrays) -> Arrays:
-                ((name, rows),) = inputs.items()
-                # Bytes out of a request have no alignment.
-                return kind.before(inputs if rows.flags.aligned else {name: rows.copy()})
-
-            def sound(inputs: Arrays) -> None:
-                for rows in inputs.values():
-                    check(rows)
-
-            made = Kind(kind.graph, kind.outputs, aligned, kind.after, sound)
-            self._checked[kind, check] = made
-        return made
 
 
 class Engine:
@@ -179,7 +75,7 @@ class Engine:
         self._pool = Pool(workers)
         self._observer = observer
         self._batcher = Batcher(self._pool, workers, observer, window=window, inline=inline)
-        self._kinds: WeakKeyDictionary[Model, _Kinds] = WeakKeyDictionary()
+        self._kinds: WeakKeyDictionary[Model, Kinds] = WeakKeyDictionary()
 
     def admitted(self, call: Call, model: Model, rows: int) -> Admitted:
         """Entered while a call's rows are in flight.
@@ -214,7 +110,7 @@ class Engine:
             if draw is None or log_var is None:
                 return Encoded(mean, log_var)
             eps = standard_normal(draw.seed, draw.offset, *mean.shape, stream=Stream.POSTERIOR)
-            return Encoded(mean, log_var, _drawn(mean, log_var, eps))
+            return Encoded(mean, log_var, drawn(mean, log_var, eps))
 
         kind = self._of(model).encode[images.dtype == np.uint8]
         work = Work(kind, len(images), {"image": images}, finish)
@@ -385,21 +281,10 @@ class Engine:
                 f"{model.manifest.name} is a plain autoencoder; it has no likelihood to score by"
             )
         encoded = await self.encode(call, model, images)
-        mean, log_var = encoded.mean, encoded.log_var
-        assert log_var is not None  # its posterior is Gaussian
-        pixels = await self.beside(lambda: _unit_range(images))
-        reconstruction = await self._nll(call, model, mean, pixels)
-        if model.manifest.learned_prior:
-            density = likelihood.gaussian_log_density(mean, mean, log_var)
-            kl = density - await self._log_prior(call, model, mean)
-        else:
-            kl = likelihood.standard_kl(mean, log_var)
-        nll = None
-        if draws:
-            nll = await self._importance_bound(call, model, pixels, mean, log_var, draws, draw)
-        table = model.manifest.score_percentiles
-        percentile = likelihood.percentile(reconstruction + kl, table) if table else None
-        return Scored(reconstruction, kl, nll, percentile)
+        assert encoded.log_var is not None  # its posterior is Gaussian
+        pixels = await self.beside(lambda: unit_range(images))
+        scoring = Scoring(self._batcher, self._of(model), model.manifest, call)
+        return await scoring.score(pixels, encoded.mean, encoded.log_var, draws, draw)
 
     async def beside(self, work: Callable[[], T]) -> T:
         """Runs something that takes a while, but no graph, beside the loop."""
@@ -408,66 +293,6 @@ class Engine:
     def close(self) -> None:
         """Waits for what is being computed and ends the threads."""
         self._pool.close()
-
-    async def _importance_bound(
-        self,
-        call: Call,
-        model: Model,
-        pixels: Array,
-        mean: Array,
-        log_var: Array,
-        draws: int,
-        draw: Draw,
-    ) -> Nats:
-        rows, dim = mean.shape
-        bound = likelihood.ImportanceBound(rows)
-        at_once = max(1, _SCORE_ROWS // rows)
-        for first in range(0, draws, at_once):
-            numbers = range(first, min(first + at_once, draws))
-            means, log_vars, images = (
-                np.tile(each, (len(numbers), *[1] * (each.ndim - 1)))
-                for each in (mean, log_var, pixels)
-            )
-
-            def noise(numbers: range = numbers) -> Array:
-                return np.concatenate(
-                    [
-                        standard_normal(
-                            draw.seed, draw.offset, rows, dim, stream=Stream.SCORE, draw=number
-                        )
-                        for number in numbers
-                    ]
-                )
-
-            z = _drawn(means, log_vars, await self.beside(noise))
-            log_weights = await self._log_prior(call, model, z)
-            log_weights -= await self._nll(call, model, z, images)
-            log_weights -= likelihood.gaussian_log_density(z, means, log_vars)
-            for weights in log_weights.reshape(len(numbers), rows):
-                bound.add(weights)
-        return bound.nll()
-
-    async def _nll(self, call: Call, model: Model, z: Array, images: Array) -> Nats:
-        """-log p(x|z), [N]."""
-        work = Work(
-            self._of(model).logits,
-            len(z),
-            {"z": z},
-            lambda outputs: likelihood.bernoulli_nll(outputs["logits"], images),
-        )
-        return await self._batcher.run(work, call)
-
-    async def _log_prior(self, call: Call, model: Model, z: Array) -> Nats:
-        """Log p(z), [N]."""
-        if not model.manifest.learned_prior:
-            return likelihood.gaussian_log_density(z)
-        work = Work(
-            self._of(model).density,
-            len(z),
-            {"z": z, "label": np.full(len(z), ANY_LABEL, np.int64)},
-            lambda outputs: outputs["log_prob"].astype(np.float64),
-        )
-        return await self._batcher.run(work, call)
 
     def _computing(self, kind: Kind, name: str) -> Compute:
         run = self._batcher.run
@@ -478,32 +303,8 @@ class Engine:
 
         return compute
 
-    def _of(self, model: Model) -> _Kinds:
+    def _of(self, model: Model) -> Kinds:
         kinds = self._kinds.get(model)
         if kinds is None:
-            kinds = self._kinds[model] = _Kinds(model, self._observer)
+            kinds = self._kinds[model] = Kinds(model, self._observer)
         return kinds
-
-
-def _drawn(mean: Array, log_var: Array, eps: Array) -> Array:
-    """Z = mean + exp(log_var / 2) * eps (Kingma and Welling 2014)."""
-    z: Array = mean + np.exp(np.float32(0.5) * log_var) * eps
-    return z
-
-
-def _unit_range(images: Pixels) -> Array:
-    if images.dtype == np.uint8:
-        return np.divide(images, np.float32(255), dtype=np.float32)
-    return images  # type: ignore[return-value]  # not uint8, so float32
-
-
-def _from_bytes(given: Arrays) -> Arrays:
-    return {"image": _unit_range(given["image"])}
-
-
-def _to_bytes(outputs: Arrays) -> Arrays:
-    """Scales in place: the array is the graph's output, which nobody else has."""
-    image = outputs["image"]
-    image *= np.float32(255)
-    np.rint(image, out=image)
-    return {"image": image.astype(np.uint8)}

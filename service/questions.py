@@ -6,7 +6,7 @@ from typing import Any
 from bundle import Manifest
 from latentserve.v1 import latent_service_pb2 as pb
 from service.codec import Format
-from service.engine import ANY_LABEL, Draw, fresh_seed
+from service.draw import ANY_LABEL, Draw, fresh_seed
 from service.errors import InvalidArgument, NotForThisModel
 from service.noise import ROWS
 

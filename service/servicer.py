@@ -20,7 +20,8 @@ from service import codec, questions
 from service.call import Call, Timing
 from service.codec import Format
 from service.descriptions import describe_model, describe_server
-from service.engine import Draw, Engine
+from service.draw import Draw
+from service.engine import Engine
 from service.errors import InvalidArgument
 from service.known import decoding, encoding
 from service.limits import max_rows

@@ -84,8 +84,8 @@ def test_only_one_place_of_the_service_knows(module, home):
 @pytest.mark.parametrize(
     "name",
     [
-        "admission", "batcher", "call", "engine", "errors", "likelihood", "limits", "model",
-        "noise", "paths", "runtime", "store", "versions",
+        "admission", "batcher", "call", "draw", "engine", "errors", "kinds", "likelihood",
+        "limits", "model", "noise", "paths", "runtime", "scoring", "store", "versions",
     ],
 )  # fmt: skip
 def test_the_engine_knows_neither_grpc_nor_protobuf(name):
@@ -141,7 +141,8 @@ from pathlib import Path
 import service.server, service.cli
 from service.admission import Admission
 from service.call import Call
-from service.engine import Draw, Engine
+from service.draw import Draw
+from service.engine import Engine
 from service.metrics import Metrics
 from service.model import load_model
 from service.runtime import Device

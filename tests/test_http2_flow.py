@@ -11,9 +11,8 @@ from h2.events import DataReceived, StreamEnded, TrailersReceived
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.transport.http2.frames import PREFACE
+from service.transport.http2.frames import MAX_FRAME_BYTES, PREFACE
 from service.transport.http2.headers import encode, status_200
-from service.transport.http2.reader import MAX_FRAME_BYTES
 from tests import http2_peer as peer
 from tests.http2_peer import (
     DATA,

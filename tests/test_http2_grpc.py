@@ -209,7 +209,7 @@ def test_a_call_that_its_caller_leaves_is_computed_no_further(server, raw):
     raw.wait_for(lambda: len(raw.replies[number].messages) > 2)
     raw.h2.reset_stream(number, CANCEL)
     raw.flush()
-    within(5, lambda: server.metric("latentserve_queue_rows") == 0)
+    within(20, lambda: server.metric("latentserve_queue_rows") == 0)
     now = server.metric("latentserve_requests_total", rpc="SampleStream", code="CANCELLED")
     assert now == before + 1
     assert raw.call("Sample", SAMPLE).status == OK
@@ -222,7 +222,7 @@ def test_so_is_what_a_lost_connection_had(server):
         raw.send(number, message(HUGE_STREAM), ends=True)
         raw.wait_for(lambda: raw.replies[number].messages)
     name, labels = "latentserve_requests_total", {"rpc": "SampleStream", "code": "CANCELLED"}
-    within(5, lambda: server.metric(name, **labels) == before + 1)
+    within(20, lambda: server.metric(name, **labels) == before + 1)
 
 
 # --------------------------------------------------------- sizes, compression
@@ -255,7 +255,7 @@ def test_a_bomb_is_refused_at_little_cost(server, raw, method, lies):
     began = time.monotonic()
     reply = raw.call(method, bytes(bomb), 1, grpc_encoding="gzip")
     assert (reply.status, "larger than max" in reply.text) == (TOO_MUCH, True)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
     assert rss(server) - before < 32 * 2**20
 
 
@@ -326,7 +326,7 @@ def test_many_small_messages_in_a_frame_cost_little(server, raw):
     began = time.monotonic()
     reply = raw.wait(number)
     assert reply.status == INVALID
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
     assert rss(server) < 2**30
 
 
@@ -405,7 +405,7 @@ def test_an_old_connection_ends_and_what_runs_on_it_does_not(folder, tmp_path):
             began = time.monotonic()
             # What it had sent by then is answered as well.
             raw.wait_for(lambda: len(raw.goaways) == 2)
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - began < 8
             assert not raw.replies[number].over
             raw.grants = True
             raw.h2.increment_flow_control_window(2**24, number)
@@ -428,7 +428,7 @@ def test_connections_that_say_nothing_or_nonsense_leave_nothing_behind(server):
         with socket.create_connection((host, int(port))) as sock:
             if turn % 3:
                 sock.sendall(os.urandom(40) if turn % 3 == 1 else b"PRI * HT")
-    within(5, lambda: files() <= before)
+    within(20, lambda: files() <= before)
 
 
 # ------------------------------------------------------------ other programs

@@ -314,7 +314,7 @@ def test_resuming_a_finished_run_is_quick_and_changes_nothing(
     before = checksums(finished)
     begun = time.monotonic()
     assert main([*command, "--out", str(finished), "--resume"]) == 0
-    assert time.monotonic() - begun < 2.0
+    assert time.monotonic() - begun < 5.0
     assert checksums(finished) == before
     said = capsys.readouterr()
     assert "complete already" in said.err

@@ -3,6 +3,7 @@
 import concurrent.futures
 import logging
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -234,11 +235,11 @@ def test_a_collector_that_is_away_is_said_once_and_so_is_its_return(monkeypatch,
             began = time.monotonic()
             with tracing.call("Encode", {}) as span:
                 span.set(rows=1)
-            assert time.monotonic() - began < 0.2
+            took.append(time.monotonic() - began)
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
-    failures = []
+    took, failures = [], []
     real = service_tracing._Reported.export
 
     def counted(self, spans):
@@ -254,6 +255,7 @@ def test_a_collector_that_is_away_is_said_once_and_so_is_its_return(monkeypatch,
     try:
         trace_until(kept.spans)
         trace_until(lambda: len(said()) == 2)
+        assert statistics.median(took) < 0.05
         assert said()[1] == ("INFO", "service.tracing")
     finally:
         tracing.close()

@@ -10,7 +10,7 @@ from service.transport.http2 import frames
 from service.transport.http2.frames import ErrorCode, Http2Error, Setting
 from service.transport.http2.headers import MAX_HEADER_LIST_BYTES
 from service.transport.http2.outbox import Outbox
-from service.transport.http2.reader import CONNECTION_WINDOW, MAX_FRAME_BYTES, Reader
+from service.transport.http2.reader import CONNECTION_WINDOW, Reader
 from service.transport.http2.stream import NOBODY, WINDOW, Stream, Streams
 
 _log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class Connection(asyncio.Protocol):
                 {
                     Setting.MAX_CONCURRENT_STREAMS: self._max_streams,
                     Setting.INITIAL_WINDOW_SIZE: WINDOW,
-                    Setting.MAX_FRAME_SIZE: MAX_FRAME_BYTES,
+                    Setting.MAX_FRAME_SIZE: frames.MAX_FRAME_BYTES,
                     Setting.MAX_HEADER_LIST_SIZE: MAX_HEADER_LIST_BYTES,
                 }
             )

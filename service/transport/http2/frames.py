@@ -10,6 +10,8 @@ HEAD_BYTES: Final = 9
 #: Every peer takes frames of this payload, and takes this window for granted.
 LEAST_FRAME_BYTES: Final = 16_384
 DEFAULT_WINDOW: Final = 65_535
+#: Largest payload taken.
+MAX_FRAME_BYTES: Final = 256 * 1024
 MOST_WINDOW: Final = 2**31 - 1
 LAST_STREAM: Final = 2**31 - 1
 
@@ -82,6 +84,51 @@ def parse_head(buffer: bytes | bytearray, at: int) -> tuple[int, int, int, int]:
     """Returns a frame's payload length, type, flags and stream."""
     high, low, kind, flags, stream = _HEAD.unpack_from(buffer, at)
     return high << 8 | low, kind, flags, stream & LAST_STREAM
+
+
+def checked(length: int) -> int:
+    """Returns a payload's length.
+
+    Raises:
+        Http2Error: It is more than what is taken.
+    """
+    if length > MAX_FRAME_BYTES:
+        raise Http2Error(
+            ErrorCode.FRAME_SIZE_ERROR, f"frame: {length} bytes, wanted at most {MAX_FRAME_BYTES}"
+        )
+    return length
+
+
+def whole_body(data: bytes, payload: bytes, number: int, at: int) -> tuple[bytes, int, int]:
+    """Puts together what is there of a body: clients send 16 KiB a frame.
+
+    Args:
+        data: What has come.
+        payload: Of a first frame of DATA, without flags.
+        number: Its stream.
+        at: Where the next frame begins.
+
+    Returns:
+        The payload of that frame and of those of the same stream after it, the flags of the
+        last, and where the next frame begins.
+    """
+    parts: list[bytes | memoryview] = [payload]
+    view, end, flags = memoryview(data), len(data), 0
+    while not flags and end - at >= HEAD_BYTES:
+        length, kind, flags, stream = parse_head(data, at)
+        stop = at + HEAD_BYTES + length
+        if (
+            stop > end
+            or kind != DATA
+            or stream != number
+            or not 0 < length <= MAX_FRAME_BYTES
+            or flags not in (0, END_STREAM)
+        ):
+            flags = 0
+            break
+        parts.append(view[at + HEAD_BYTES : stop])
+        at = stop
+    return (payload if len(parts) == 1 else b"".join(parts)), flags, at
 
 
 def head(length: int, kind: int, flags: int, stream: int) -> bytes:

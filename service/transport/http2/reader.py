@@ -13,8 +13,6 @@ from service.transport.http2.stream import Stream, Streams
 if TYPE_CHECKING:
     from service.transport.http2.connection import Connection
 
-#: Largest payload taken.
-MAX_FRAME_BYTES: Final = 256 * 1024
 #: What all streams together may send before they are granted more.
 CONNECTION_WINDOW: Final = 16 * 2**20
 # A header block may come in pieces; those of a flood are many and small.
@@ -84,7 +82,7 @@ class Reader:
             rest += data[:at]
             if len(rest) < frames.HEAD_BYTES:
                 return len(data)
-            self._needed = frames.HEAD_BYTES + _length(frames.parse_head(rest, 0)[0])
+            self._needed = frames.HEAD_BYTES + frames.checked(frames.parse_head(rest, 0)[0])
         stop = at + self._needed - len(rest) if self._greeted else len(data)
         rest += data[at:stop]
         return stop
@@ -98,14 +96,14 @@ class Reader:
                 return at
         while end - at >= frames.HEAD_BYTES:
             length, kind, flags, number = frames.parse_head(data, at)
-            stop = at + frames.HEAD_BYTES + _length(length)
+            stop = at + frames.HEAD_BYTES + frames.checked(length)
             if stop > end:
                 self._needed = stop - at
                 return at
             payload = data[at + frames.HEAD_BYTES : stop]
             at = stop
             if kind == frames.DATA and not flags and length:
-                payload, flags, at = _whole(data, payload, number, at)
+                payload, flags, at = frames.whole_body(data, payload, number, at)
             if self._block_stream and (kind != frames.CONTINUATION or number != self._block_stream):
                 raise _protocol_error("a header block was interrupted")
             if not self._settled and kind != frames.SETTINGS:
@@ -383,47 +381,6 @@ _HANDLERS: Final[tuple[Callable[[Reader, int, int, bytes], None], ...]] = (
     Reader._on_window_update,
     Reader._on_continuation,
 )
-
-
-def _length(length: int) -> int:
-    """A payload's length, if it is allowed."""
-    if length > MAX_FRAME_BYTES:
-        raise Http2Error(
-            ErrorCode.FRAME_SIZE_ERROR, f"frame: {length} bytes, wanted at most {MAX_FRAME_BYTES}"
-        )
-    return length
-
-
-def _whole(data: bytes, payload: bytes, number: int, at: int) -> tuple[bytes, int, int]:
-    """Puts together what is there of a body: clients send 16 KiB a frame.
-
-    Args:
-        data: What has come.
-        payload: Of a first frame of DATA, without flags.
-        number: Its stream.
-        at: Where the next frame begins.
-
-    Returns:
-        The payload of that frame and of those of the same stream after it, the flags of the
-        last, and where the next frame begins.
-    """
-    parts: list[bytes | memoryview] = [payload]
-    view, end, flags = memoryview(data), len(data), 0
-    while not flags and end - at >= frames.HEAD_BYTES:
-        length, kind, flags, stream = frames.parse_head(data, at)
-        stop = at + frames.HEAD_BYTES + length
-        if (
-            stop > end
-            or kind != frames.DATA
-            or stream != number
-            or not 0 < length <= MAX_FRAME_BYTES
-            or flags not in (0, frames.END_STREAM)
-        ):
-            flags = 0
-            break
-        parts.append(view[at + frames.HEAD_BYTES : stop])
-        at = stop
-    return (payload if len(parts) == 1 else b"".join(parts)), flags, at
 
 
 def _check_length(stream: Stream) -> None:
