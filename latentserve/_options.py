@@ -51,8 +51,8 @@ class Tls:
 class Retry:
     """How often and when a call is tried again.
 
-    It is where the server could not be reached, is draining, or is full and said when to
-    come again. Every call may be sent twice: seeds are resolved before anything is sent.
+    It is where the server could not be reached, drains or stops, or is full and said when
+    to come again. Every call may be sent twice: seeds are resolved before anything is sent.
 
     Attributes:
         attempts: In all, 1 to 5; 1 is never again. gRPC itself allows no more than 5.
