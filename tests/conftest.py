@@ -1,6 +1,7 @@
 """What the tests share: a model really trained on MNIST, its bundle, a server of it."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from tests.shared import made_once
 if "PYTEST_XDIST_WORKER" in os.environ:
     # There are as many processes as CPUs: with two threads in each they would wait in turns.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As a shell has it for what it runs in the background; commands under test inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Few, but on the real data and with every part of the way a long run takes.
 TRAINING = ("--preset", "dense", "--data", "mnist", "--steps", "500")
 

@@ -1,11 +1,13 @@
 """The command line as a person types it: help, usage, failures, and what an operator asks."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -220,6 +222,14 @@ def test_the_connection_may_come_from_the_environment(shipped, tmp_path):
     assert latentserve("check", env={"LATENTSERVE_TIMEOUT": "soon"}).returncode == 2
 
 
+def has_socket(pid: int) -> bool:
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if str(each.readlink()).startswith("socket:"):
+                return True
+    return False
+
+
 def test_ctrl_c_ends_a_command_quietly_with_status_130(tmp_path):
     with Server(None, tmp_path / "log") as server:
         server.wait_until_serving()
@@ -229,7 +239,11 @@ def test_ctrl_c_ends_a_command_quietly_with_status_130(tmp_path):
                 [sys.executable, "-m", "latentserve", "info", "--server", server.target],
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )  # fmt: skip
-            time.sleep(1.5)
+            deadline = time.monotonic() + 60
+            while not has_socket(process.pid):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            time.sleep(0.5)
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=30)
         finally:

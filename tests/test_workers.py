@@ -329,7 +329,9 @@ def test_a_signal_to_all_of_its_processes_is_one(wide, tmp_path):
     with Workers(wide, tmp_path / "log") as server:
         with call_in_flight(server) as rest:
             for pid in marked(server.mark):
-                os.kill(pid, signal.SIGTERM)
+                # The supervisor's word may have come first to one that had nothing to do.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
             time.sleep(0.5)
             assert rest() == 1000
         assert server.process.wait(30) == 0
