@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from latentserve.client import Client
 from tests.processes import TRANSPORTS, Server, latentserve
@@ -17,6 +18,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As a shell has it for what it runs in the background; commands under test inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# A machine that is busy is no finding.
+settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("project")
 # Few, but on the real data and with every part of the way a long run takes.
 TRAINING = ("--preset", "dense", "--data", "mnist", "--steps", "500")
 

@@ -98,7 +98,7 @@ def test_a_patient_one_who_leaves_holds_nobody_up() -> None:
     asyncio.run(scene())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     calls=st.lists(
         st.tuples(st.integers(1, 12), st.booleans(), st.booleans()), min_size=1, max_size=20

@@ -472,7 +472,7 @@ def test_times_are_those_of_the_clock() -> None:
     asyncio.run(scene())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.integers(1, 30), min_size=1, max_size=12),
     batch_rows=st.integers(1, 16),

@@ -174,7 +174,7 @@ def test_a_hundred_samples_are_their_two_halves_and_those_of_a_second_server(
             assert bits(other.Sample(request).images.tensor) == halves[1]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**64 - 1), st.lists(st.integers(1, 40), min_size=1, max_size=6))
 def test_samples_do_not_depend_on_how_a_job_is_cut(stub, seed, sizes):
     total, offset, parts = sum(sizes), 0, []
@@ -491,7 +491,7 @@ def test_sample_is_the_prior_and_the_decoder_by_hand(kinds_stub, kinds_graphs, n
         assert sampled(kinds_stub, name, 70, **given) == (z.tobytes(), images.tobytes())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.sampled_from(SAMPLED),
     st.integers(0, 2**64 - 1),

@@ -56,7 +56,7 @@ def test_a_stream_of_samples_is_the_sequence(client):
     assert {each.seed for each in chunks} == {3}
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, suppress_health_check=list(HealthCheck))
 @given(
     sizes=st.lists(st.integers(1, 17), min_size=1, max_size=6),
     window=st.integers(1, 4),

@@ -171,7 +171,7 @@ def test_nobody_waits_for_ever_where_the_sending_is_cancelled():
     asyncio.run(scene())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sizes=st.lists(st.integers(1, 2 * MOST_ROWS), min_size=1, max_size=12))
 def test_everyone_gets_their_own_rows_in_messages_of_bounded_size(sizes):
     async def scene():

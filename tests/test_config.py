@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from training.config import (
@@ -117,7 +117,6 @@ def typed(model: ModelConfig, train: TrainConfig) -> list[str]:
     ]
 
 
-@settings(deadline=None)
 @given(models(dense) | models(conv), elbo | iwae)
 def test_configs_survive_json(model: ModelConfig, train: TrainConfig) -> None:
     for kind, record in ((ModelConfig, model), (TrainConfig, train)):
@@ -126,7 +125,6 @@ def test_configs_survive_json(model: ModelConfig, train: TrainConfig) -> None:
         assert hash(read) == hash(record)  # tuples again, and not lists
 
 
-@settings(deadline=None)
 @given(models(dense), elbo | iwae)
 def test_every_field_of_a_dense_preset_can_be_set_by_its_key(
     model: ModelConfig, train: TrainConfig
@@ -139,7 +137,6 @@ def test_every_field_of_a_dense_preset_can_be_set_by_its_key(
         assert override(DENSE, typed(model, train)) == Preset(model, train, DENSE.summary)
 
 
-@settings(deadline=None)
 @given(models(conv), elbo)
 def test_every_field_of_a_conv_preset_can_be_set_by_its_key(
     model: ModelConfig, train: TrainConfig
@@ -321,7 +318,6 @@ def test_an_unknown_key_is_refused_with_those_there_are(setting: str) -> None:
     assert sorted(listed) == sorted(keys)
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_any_text_as_a_setting_is_taken_or_a_config_error(text: str) -> None:
     for key in ("", "layers=", "latent_dim=", "warmup=", "prior.kind=", "binarize="):

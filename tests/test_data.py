@@ -160,7 +160,6 @@ def small_mnist(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(root / "tiny", CONTENTS)
 
 
-@settings(deadline=None)
 @given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=1, max_dims=5, min_side=0, max_side=7)))
 def test_idx_round_trip(array: NDArray[np.uint8]) -> None:
     parsed = parse_idx(idx(array), "file")
@@ -169,7 +168,6 @@ def test_idx_round_trip(array: NDArray[np.uint8]) -> None:
     assert parsed.tobytes() == array.tobytes()
 
 
-@settings(deadline=None)
 @given(hnp.arrays(np.uint8, hnp.array_shapes(max_dims=3, max_side=5)), st.data())
 def test_any_truncation_of_an_idx_file_is_refused_and_names_the_file(
     array: NDArray[np.uint8], data: st.DataObject
@@ -180,7 +178,7 @@ def test_any_truncation_of_an_idx_file_is_refused_and_names_the_file(
         parse_idx(raw[:cut], "somewhere/images")
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.binary(max_size=24)
     | st.builds(lambda axes, rest: bytes([0, 0, 8, axes]) + rest, st.integers(0, 255), st.binary())
@@ -236,7 +234,6 @@ def test_idx_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert not isinstance(caught.value, DataMissing)
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_damaged_gzip_is_refused_and_names_the_file(data: st.DataObject) -> None:
     raw = GZIPPED["t10k-images-idx3-ubyte.gz"]
@@ -659,7 +656,6 @@ def test_missing_idx_files_are_missing_data_and_named(tmp_path: Path) -> None:
         load_dataset(f"idx:{tmp_path}/nothing")
 
 
-@settings(deadline=None)
 @given(
     hnp.arrays(np.uint8, hnp.array_shapes(min_dims=1, max_dims=4, max_side=9)),
     st.integers(0, 2**64 - 1),

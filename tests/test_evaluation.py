@@ -275,7 +275,7 @@ def test_bernoulli_nll_does_not_saturate() -> None:
     assert bernoulli_nll(logits, images).tolist() == [0.0, 0.0, 1000.0, 1000.0]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6))
 def test_terms_are_sums_over_pixels_and_over_latent_dimensions(seed: int, rows: int) -> None:
     draw = np.random.default_rng(seed)
@@ -296,7 +296,6 @@ def test_terms_are_sums_over_pixels_and_over_latent_dimensions(seed: int, rows: 
     np.testing.assert_allclose(kl, by_hand, rtol=1e-9, atol=1e-12)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=500))
 def test_percentiles_are_101_ascending_from_least_to_greatest(scores: list[float]) -> None:
     table = percentiles(np.array(scores))

@@ -147,7 +147,7 @@ def test_graphs_do_not_tell_where_they_were_made(name: str, bundle: Bundle) -> N
         assert place.encode() not in bundle.graphs[name]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     name=st.sampled_from(["encoder", "decoder"]),
     chosen=st.lists(st.integers(0, 127), min_size=1, max_size=128),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -415,7 +415,6 @@ PATHS = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(PATHS, PATHS)
 def test_splits_are_whole_disjoint_and_stable(first: list[str], more: list[str]) -> None:
     more = [path for path in more if path not in first]

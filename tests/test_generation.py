@@ -74,7 +74,7 @@ rows = st.integers(2, 40)
 
 
 @given(st.integers(0, 2**32 - 1), rows, rows, st.integers(1, 12))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_distance_is_symmetric_and_0_with_itself(seed: int, n: int, m: int, width: int) -> None:
     draw = np.random.default_rng(seed)
     a, b = draw.standard_normal((n, width)), 2.0 * draw.standard_normal((m, width)) + 1.0
@@ -87,7 +87,7 @@ def test_distance_is_symmetric_and_0_with_itself(seed: int, n: int, m: int, widt
     rows,
     st.lists(st.floats(-100, 100, allow_subnormal=False), min_size=1, max_size=12),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_distance_of_a_shift_is_its_square(seed: int, n: int, shift: list[float]) -> None:
     a = np.random.default_rng(seed).standard_normal((n, len(shift)))
     squared = sum(each * each for each in shift)

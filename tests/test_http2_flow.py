@@ -376,7 +376,7 @@ def strip_pings(sent: bytes) -> bytes:
 WANTED = {1: b"/a/0 message 0", 3: b"/a/1 message 1", 5: b"/a/2 message 2"}
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.integers(1, len(CONVERSATION) - 1), max_size=30))
 def test_however_the_bytes_are_cut_the_answers_are_the_same(cuts):
     edges = [0, *sorted(set(cuts)), len(CONVERSATION)]
@@ -394,7 +394,7 @@ _BODY_FRAMES = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(_BODY_FRAMES, st.integers(1, 300))
 def test_bodies_are_put_together_however_their_frames_mix_and_are_cut(body_frames, cut):
     wanted = {1: b"", 3: b""}
@@ -493,7 +493,7 @@ _GOOD = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.lists(st.one_of(_FRAMES, _GOOD, _GOOD, st.binary(max_size=30)), max_size=12),
     st.integers(1, 200),

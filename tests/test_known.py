@@ -8,7 +8,7 @@ from types import MappingProxyType
 import grpc
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bundle import open_bundle
@@ -264,7 +264,6 @@ def test_forms_of_one_length_are_bounded_and_the_newest_are_kept(bench):
 # ---------------------------------------------------------------- where bytes stand
 
 
-@settings(deadline=None)
 @given(
     data=st.binary(max_size=300),
     shape=st.lists(st.integers(-(2**63), 2**63 - 1), max_size=4),

@@ -18,7 +18,7 @@ from service.runtime import Device, Graph
 from tests.stubs import array, details, files, images, stub_of, tensor
 
 DIM = 32
-SLOW_FIXTURE = [HealthCheck.function_scoped_fixture]
+SLOW_FIXTURE = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_reconstruct_of_a_draw_is_decode_of_the_same_draw_of_encode(stub, digits
 # ---------------------------------------------------------------- interpolate
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=SLOW_FIXTURE)
+@settings(max_examples=15, suppress_health_check=SLOW_FIXTURE)
 @given(
     seed=st.integers(0, 1000),
     steps=st.integers(2, 12),
@@ -275,7 +275,7 @@ def test_the_importance_weighted_bound_is_that_of_its_seeded_draws(stub, graphs,
     assert reply.seed == 11
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=SLOW_FIXTURE)
+@settings(max_examples=8, suppress_health_check=SLOW_FIXTURE)
 @given(cut=st.integers(1, 15), name=st.sampled_from(["gmm", "flow", "iwae"]))
 def test_scores_do_not_depend_on_how_a_job_is_cut(kinds_stub, cut, name):
     selector = pb.ModelSelector(name=name)

@@ -60,7 +60,7 @@ def test_percentiles_are_read_between_the_lines_of_the_table():
     np.testing.assert_allclose(got, [0, 0, 25.5, 100, 100])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(rows=st.integers(2, 40), cut=st.integers(1, 39), seed=st.integers(0, 100))
 def test_a_rows_value_does_not_depend_on_the_rows_beside_it(rows, cut, seed):
     rng = np.random.default_rng(seed)

@@ -169,7 +169,7 @@ def test_operators_are_standard_deterministic_and_row_by_row(subject: Subject) -
         assert [each.domain for each in model.opset_import] == [""]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_row_has_the_same_bits_whatever_batch_it_runs_in(
     data: st.DataObject, kinds: Path

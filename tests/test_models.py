@@ -40,7 +40,7 @@ def test_kl_of_known_gaussians() -> None:
     np.testing.assert_allclose(kl.numpy(), wanted, rtol=1e-6)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seeds, st.integers(1, 5), st.integers(1, 40))
 def test_kl_is_summed_over_latent_dimensions_and_agrees_with_torch(
     seed: int, rows: int, dim: int
@@ -59,7 +59,7 @@ def test_kl_is_summed_over_latent_dimensions_and_agrees_with_torch(
     np.testing.assert_allclose(kl.numpy(), reference.numpy(), rtol=1e-10)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seeds, st.integers(1, 4))
 def test_reconstruction_is_minus_log_likelihood_summed_over_pixels(seed: int, rows: int) -> None:
     logits = 3 * normal(seed, rows, *SHAPE)

@@ -32,7 +32,7 @@ def seeded(config: Dense | Conv, shape: tuple[int, int, int], latent_dim: int):
     return build_networks(config, shape, latent_dim)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.just(DENSE) | convs, shapes, st.integers(1, 4), st.integers(1, 3))
 def test_any_image_goes_in_and_one_of_its_shape_comes_out(
     config: Dense | Conv, shape: tuple[int, int, int], latent_dim: int, rows: int
@@ -43,7 +43,7 @@ def test_any_image_goes_in_and_one_of_its_shape_comes_out(
         assert decoder(torch.randn(rows, latent_dim)).shape == (rows, *shape)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.sampled_from([DENSE, CONV]), shapes)
 def test_every_pixel_matters_to_the_features_and_hangs_on_the_latents(
     config: Dense | Conv, shape: tuple[int, int, int]

@@ -149,7 +149,7 @@ def test_iwae_of_one_draw_is_the_elbo_of_that_draw() -> None:
     assert one.loss.item() == pytest.approx(drawn.mean(), rel=1e-12)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 9))
 def test_more_draws_never_loosen_the_bound_of_the_same_draws(seed: int, draws: int) -> None:
     model = vae(seed)

@@ -11,7 +11,7 @@ from service.paths import linear, spherical, traverse
 LATENTS = hnp.arrays(np.float32, 5, elements=st.floats(-100, 100, width=32))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(a=LATENTS, b=LATENTS, steps=st.integers(2, 20), path=st.sampled_from([linear, spherical]))
 def test_both_ends_are_those_given_to_the_bit(a, b, steps, path):
     points = path(a, b, steps)
@@ -35,7 +35,7 @@ def test_an_arc_keeps_to_the_sphere_and_grows_evenly_in_angle():
     np.testing.assert_allclose(points, wanted, atol=1e-6)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(a=LATENTS, b=LATENTS, t=st.integers(1, 8))
 def test_an_arc_is_shoemakes_formula(a, b, t):
     wide = [each.astype(np.float64) for each in (a, b)]

@@ -251,7 +251,7 @@ def test_a_truncated_picture_is_refused(kind: str, share: float) -> None:
         read(raw[: int(len(raw) * share)], None, None)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.sampled_from(sorted(TRUNCATED)), st.data())
 def test_damaged_bytes_are_a_picture_or_a_picture_error(kind: str, data: st.DataObject) -> None:
     raw = bytearray(TRUNCATED[kind])

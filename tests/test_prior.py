@@ -100,7 +100,7 @@ def test_the_density_is_one_in_all(kind: str, dim: int, classes: int) -> None:
             assert log_prob.exp().sum().item() * volume == pytest.approx(1.0, abs=1e-3)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seeds, st.sampled_from(KINDS), st.integers(2, 7), st.sampled_from([0, 3]))
 def test_the_density_is_that_of_torchs_mixture_behind_the_flow(
     seed: int, kind: str, dim: int, classes: int
@@ -116,7 +116,7 @@ def test_the_density_is_that_of_torchs_mixture_behind_the_flow(
     torch.testing.assert_close(prior.log_prob(z), prior.log_prob(z, full(20, -1)))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seeds, st.integers(2, 6))
 def test_the_flow_is_its_own_way_back_and_its_log_det_that_of_the_jacobian(
     seed: int, dim: int

@@ -257,7 +257,7 @@ def test_a_bomb_in_a_text_is_refused() -> None:
         assert not read_files([harmless], "images", GREY_MODEL, False).any()
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.sampled_from(sorted(MODES)), st.booleans(), st.data())
 def test_whatever_the_bytes_they_are_a_picture_or_an_invalid_argument(
     mode: str, resize: bool, data: st.DataObject
@@ -275,7 +275,7 @@ def test_whatever_the_bytes_they_are_a_picture_or_an_invalid_argument(
     _take_or_refuse(bytes(raw), resize)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.sampled_from(sorted(MODES)), st.booleans(), st.data())
 def test_damage_that_the_checksums_do_not_show_is_no_other_error(
     mode: str, resize: bool, data: st.DataObject

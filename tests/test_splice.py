@@ -18,7 +18,7 @@ def spliced(rest: pb.SampleResponse, array: np.ndarray) -> Spliced:
     return Spliced(rest, (IMAGES, *codec.TENSOR_OF_IMAGES), tensor, codec.DATA, payload)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.integers(1, 300),
     pixels=st.integers(1, 900),

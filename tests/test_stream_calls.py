@@ -8,7 +8,7 @@ import grpc
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundle import open_bundle
@@ -40,7 +40,7 @@ def sample_stream(stub, chunk_rows=0, **fields):
     return [each.response for each in stub.SampleStream(request)]
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8)
 @given(count=st.integers(1, 700), chunk=st.integers(0, 300), offset=st.integers(0, 2**63))
 def test_a_stream_of_samples_is_the_sequence_however_it_is_cut(server, count, chunk, offset):
     with stub_of(server.target) as stub:

@@ -17,7 +17,7 @@ async def counting(count: int, read: list[int]) -> AsyncIterator[int]:
         yield number
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(delays=st.lists(st.integers(0, 5), max_size=12), window=st.integers(1, 4))
 def test_answers_come_in_the_order_of_the_questions(delays: list[int], window: int) -> None:
     async def scene() -> None:

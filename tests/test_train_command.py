@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -296,7 +296,6 @@ def test_what_is_no_duration(text: str) -> None:
         parse_duration(text)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=8) | st.from_regex(r"[0-9]{1,5}(\.[0-9]{1,3})?[smh]", fullmatch=True))
 def test_a_duration_is_finite_and_above_zero_or_refused(text: str) -> None:
     try:
