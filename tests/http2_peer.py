@@ -118,7 +118,8 @@ class Wire(asyncio.Transport):
         super().__init__()
         self.sent = bytearray()
         self.protocol: Any = None
-        self.closing = self.aborted = False
+        self.closing = self.aborted = self.eof = False
+        self.half_closes = False
         self.reading = True
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
@@ -145,7 +146,11 @@ class Wire(asyncio.Transport):
         return self.closing
 
     def can_write_eof(self) -> bool:
-        return False
+        return self.half_closes
+
+    def write_eof(self) -> None:
+        assert not self.closing, "half-closed after it was closed"
+        self.eof = True
 
     def close(self) -> None:
         if not self.closing:

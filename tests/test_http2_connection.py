@@ -613,6 +613,32 @@ def test_cut_off_it_says_so_and_closes():
     connected(scenario)
 
 
+def test_it_is_read_on_after_the_last_word_until_the_peer_closes(monkeypatch):
+    monkeypatch.setattr(module, "_FAILED_SECONDS", 0.2)
+
+    async def scenario(session):
+        session.wire.half_closes = True
+        session.connection.close()
+        assert ended_by(await session.answers(), 0)
+        assert session.wire.eof
+        assert session.alive
+        assert not await session.send(_OPEN, frame(PING, 0, 0, bytes(8)))
+        assert 1 not in session.asked
+        await asyncio.sleep(0.4)
+        assert session.wire.aborted  # it has had its time
+
+    connected(scenario)
+
+
+def test_a_transport_that_is_closing_is_not_half_closed():
+    async def scenario(session):
+        session.wire.half_closes = session.wire.closing = True
+        session.connection.close()
+        session.connection.connection_lost(None)
+
+    connected(scenario)
+
+
 # ------------------------------------------------------------------- floods
 
 

@@ -241,7 +241,7 @@ class Connection(asyncio.Protocol):
         self._outbox.finish()
         for number in list(self._streams.open):
             self._let_go(number)
-        if self._transport.can_write_eof():
+        if self._transport.can_write_eof() and not self._transport.is_closing():
             # A socket that is closed while something for it is on its way is reset, and then
             # the peer loses what it has not read. So it is read from until the peer closes.
             self._transport.write_eof()
