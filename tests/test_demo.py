@@ -49,8 +49,14 @@ def test_the_pictures_are_pictures():
 def test_reconstructions_are_of_the_digits_above_them():
     with Image.open(ROOT / "demo" / "reconstructions.png") as picture:
         sheet = np.asarray(picture, dtype=float)
-    above, below = np.split(sheet[: sheet.shape[0] // 2 * 2], 2)
-    assert np.corrcoef(above.ravel(), below.ravel())[0, 1] > 0.7
+    rows = (np.split(row, 12, axis=1) for row in np.split(sheet[:, : sheet.shape[1] // 12 * 12], 2))
+    digits, again = (np.reshape(list(row), (12, -1)) for row in rows)
+    likeness = np.corrcoef(digits, again)[:12, 12:]
+    own = np.diagonal(likeness).mean()
+    others = (likeness.sum() - np.trace(likeness)) / (likeness.size - 12)
+    # How sharp they are depends on how far the machine came in its two minutes.
+    assert own > 0.5
+    assert own > others + 0.3
 
 
 def test_the_model_is_as_good_as_promised():
