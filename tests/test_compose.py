@@ -204,6 +204,7 @@ def test_the_host_encodes_decodes_and_samples_through_the_published_port(
     with project.client() as client:
         info = client.info()
         posterior = client.encode(images)
+        backwards = client.encode(images[::-1])
         decoded = client.decode(posterior.mean)
         whole = client.sample(20, seed=7)
         halves = [client.sample(10, seed=7), client.sample(10, seed=7, offset=10)]
@@ -213,10 +214,11 @@ def test_the_host_encodes_decodes_and_samples_through_the_published_port(
     assert posterior.mean.shape == posterior.log_var.shape == (64, model.latent_dim)
     assert decoded.shape == images.shape
     assert 0 <= decoded.min() < decoded.max() <= 1
-    # 64 images have 64 posteriors: each row is answered for itself.
-    assert len(np.unique(posterior.mean, axis=0)) == 64
+    # Each row is answered for itself. What was trained for seconds may map some to one point.
+    np.testing.assert_array_equal(posterior.mean, backwards.mean[::-1])
+    assert len(np.unique(posterior.mean, axis=0)) > 10
     np.testing.assert_array_equal(whole, np.concatenate(halves))
-    assert len(np.unique(whole.reshape(20, -1), axis=0)) == 20
+    assert len(np.unique(whole.reshape(20, -1), axis=0)) > 10
 
 
 def test_the_ports_are_published_to_this_machine_alone(project: Project) -> None:
