@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from latentserve.client import Client, Unavailable
 
@@ -85,14 +86,19 @@ class Server:
         assert self.process.stdout is not None
         return self.process.stdout.readline().split()[-1].removesuffix("/metrics")
 
-    def metric(self, name: str, **labels: str) -> float:
-        """The sum of a metric's samples that have these labels; 0 without any."""
+    def samples(self) -> list[Sample]:
+        """All that its metrics tell."""
         with urllib.request.urlopen(f"{self.origin}/metrics", timeout=10) as reply:
             page = reply.read().decode()
+        return [
+            sample for family in text_string_to_metric_families(page) for sample in family.samples
+        ]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that have these labels; 0 without any."""
         return sum(
             sample.value
-            for family in text_string_to_metric_families(page)
-            for sample in family.samples
+            for sample in self.samples()
             if sample.name == name and labels.items() <= sample.labels.items()
         )
 

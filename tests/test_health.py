@@ -11,7 +11,6 @@ import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from prometheus_client.parser import text_string_to_metric_families
 
 from latentserve.client import Client, LatentserveError
 from latentserve.v1 import latent_service_pb2 as pb
@@ -151,12 +150,9 @@ def test_a_graph_that_fails_on_a_device_that_works_changes_nothing(tmp_path):
 
 
 def metrics(server: Watched) -> dict:
-    with urllib.request.urlopen(f"{server.origin}/metrics", timeout=10) as reply:
-        text = reply.read().decode()
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
+        for sample in server.samples()
     }
 
 

@@ -79,10 +79,9 @@ class Workers(Server):
     def told(self, name: str) -> dict[str, list[dict[str, str]]]:
         """The labels of a metric, by worker."""
         result: dict[str, list[dict[str, str]]] = {}
-        for family in text_string_to_metric_families(self.http("/metrics")[1]):
-            for sample in family.samples:
-                if sample.name == name:
-                    result.setdefault(sample.labels["worker"], []).append(sample.labels)
+        for sample in self.samples():
+            if sample.name == name:
+                result.setdefault(sample.labels["worker"], []).append(sample.labels)
         return result
 
     def served(self) -> list[list[str]]:
