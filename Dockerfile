@@ -56,7 +56,7 @@ COPY --link LICENSE /app/
 COPY --link bundle /app/bundle
 COPY --link export /app/export
 COPY --link latentserve /app/latentserve
-COPY --link preprocessing /app/preprocessing
+COPY --link common /app/common
 COPY --link service /app/service
 COPY --link training /app/training
 COPY --link deploy/train_once.py /app/deploy/
@@ -81,7 +81,7 @@ COPY --link --from=server-packages /opt/venv /opt/venv
 COPY --link LICENSE /app/
 COPY --link bundle /app/bundle
 COPY --link latentserve /app/latentserve
-COPY --link preprocessing /app/preprocessing
+COPY --link common /app/common
 COPY --link service /app/service
 COPY --chown=10001:10001 models /models
 # Here, since at run time nobody may write it.

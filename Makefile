@@ -53,7 +53,7 @@ bench: $(VENV)/.installed ## The short form of the side-by-side runs: ours, a pl
 	  --shapes encode-1-uint8,encode-64-uint8,decode-1-uint8,decode-1024-uint8
 
 classifier: $(VENV)/.installed ## Train the classifier that judges generated digits anew; 8 minutes
-	$(BIN)/python -m training.classifier
+	$(BIN)/python -m training.measure.classifier
 
 lint: $(VENV)/.installed proto-check proto-breaking ## ruff, mypy, buf lint and breaking, and whether the stubs are current
 	$(BIN)/ruff check .

@@ -4,7 +4,7 @@ import platform
 import re
 from pathlib import Path
 
-from latentserve._cpus import usable_cpus
+from common.cpus import usable_cpus
 
 
 def machine() -> str:

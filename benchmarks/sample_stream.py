@@ -16,7 +16,7 @@ from benchmarks.machine import machine
 from benchmarks.servers.bare import Bare
 from benchmarks.servers.ours import Ours
 from benchmarks.shapes import Shape
-from latentserve._cpus import usable_cpus
+from common.cpus import usable_cpus
 from latentserve.client import Client
 
 

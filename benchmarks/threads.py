@@ -21,7 +21,7 @@ import onnxruntime
 from benchmarks.graphs import graph
 from benchmarks.machine import machine
 from benchmarks.processes import ROOT
-from latentserve._cpus import usable_cpus
+from common.cpus import usable_cpus
 
 ROWS = (1, 16, 64, 256)
 _SECONDS = 0.3

@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks import environments
 from benchmarks.machine import machine
 from benchmarks.processes import CACHE, ROOT
-from training.datasets import load_dataset
+from training.data.datasets import load_dataset
 
 OURS, OURS_BFLOAT16, PYTHAE = "ours", "ours, bfloat16", "pythae"
 Report = dict[str, float]

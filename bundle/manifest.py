@@ -123,7 +123,7 @@ class Manifest(_Record):
     preprocessing: dict[str, Any]
     """How a picture becomes the encoder's input."""
     noise: str
-    """Name and version of the seeded noise, as `service.noise` defines it."""
+    """Name and version of the seeded noise, as `common.noise` defines it."""
     dataset: DatasetRef
     """What it was trained on."""
     training: dict[str, Any]

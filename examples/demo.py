@@ -19,10 +19,10 @@ import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 
+from latentserve._cli.png import encode_png, grid
 from latentserve._files import atomic_write
-from latentserve._png import encode_png, grid
 from latentserve.client import Client, Unavailable
-from training.datasets import Split, load_dataset
+from training.data.datasets import Split, load_dataset
 
 matplotlib.use("Agg")  # pictures go to files: no screen is needed
 

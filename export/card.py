@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle import Manifest
-from latentserve._png import encode_png, grid
+from latentserve._cli.png import encode_png, grid
 
 # About how wide a picture is shown, in pixels.
 _SHOWN = 56

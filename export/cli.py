@@ -14,7 +14,7 @@ from export.errors import ExportError
 from export.evaluate import Figures, Wanted, evaluate_path
 from export.export import export
 from export.variants import PRECISIONS
-from latentserve._arguments import positive, uint64
+from latentserve._cli.arguments import positive, uint64
 from training.errors import TrainingError
 
 _FAILURES = (BundleError, ExportError, TrainingError, OSError)

@@ -11,25 +11,25 @@ import torch
 from numpy.typing import NDArray
 
 from bundle import GraphName, open_bundle
+from common import noise
 from export.errors import ExportError
-from service import noise
-from service.runtime import Device, Graph
-from training.adapter import as_autoencoder
-from training.classifier import load_classifier
-from training.data_spec import DataSpec
-from training.datasets import Dataset, binarize, load_dataset
+from service.models.onnx import Device, Graph
+from training.data.datasets import Dataset, binarize, load_dataset
+from training.data.spec import DataSpec
 from training.errors import DataMissing
-from training.evaluation import (
+from training.measure.adapter import as_autoencoder
+from training.measure.classifier import load_classifier
+from training.measure.elbo import (
     Autoencoder,
     Evaluation,
     ImportanceBound,
     evaluate,
     importance_bound,
 )
-from training.generation import Generation, measure_generation
-from training.models import Vae
-from training.prior import Sampler
-from training.run import RunFolder
+from training.measure.fid import Generation, measure_generation
+from training.model.prior import Sampler
+from training.model.vae import Vae
+from training.run_folder import RunFolder
 from training.train import TEST_SEED, describe
 
 Array = NDArray[np.float32]

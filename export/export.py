@@ -28,6 +28,7 @@ from bundle import (
     check_name,
     write_bundle,
 )
+from common import noise
 from export.card import (
     MOST_CLASSES,
     classes_picture,
@@ -62,14 +63,14 @@ from export.verify import (
     torch_answers,
 )
 from latentserve import __version__
-from service import noise, runtime
-from service.model import ModelRefused, load_model
-from service.runtime import Device
-from training.data_spec import DataSpec
-from training.datasets import Dataset, binarize
+from service.models.model import ModelRefused, load_model
+from service.models.onnx import VERSION as ONNXRUNTIME_VERSION
+from service.models.onnx import Device
+from training.data.datasets import Dataset, binarize
+from training.data.spec import DataSpec
 from training.errors import DataMissing
-from training.evaluation import evaluate
-from training.run import RunConfig, RunFolder
+from training.measure.elbo import evaluate
+from training.run_folder import RunConfig, RunFolder
 from training.train import TEST_SEED, test_images
 
 Array = NDArray[np.float32]
@@ -231,7 +232,7 @@ def export(
                 "python": platform.python_version(),
                 "torch": torch.__version__,
                 "onnx": onnx.__version__,
-                "onnxruntime": runtime.VERSION,
+                "onnxruntime": ONNXRUNTIME_VERSION,
                 "numpy": np.__version__,
             },
         )

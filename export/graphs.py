@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from bundle import GraphName
-from training.models import Vae
-from training.prior import Density, Sampler
+from training.model.prior import Density, Sampler
+from training.model.vae import Vae
 
 OPSET = 18
 

@@ -22,7 +22,7 @@ from bundle import DeviceKind
 from export.errors import ExportError
 from export.graphs import ExportedGraph, strip
 from export.verify import ALLOWED_OPERATORS, check_batch_invariance, check_structure, torch_answers
-from service.runtime import Device, Graph
+from service.models.onnx import Device, Graph
 
 Array = NDArray[np.float32]
 Precision = Literal["fp32", "fp16", "int8"]
@@ -97,7 +97,7 @@ def differences_of(variant: ExportedGraph, z: Array) -> dict[str, float]:
 
 def _to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     """Weights and activations in fp16, inputs and outputs in fp32."""
-    # Here, and after `service.runtime`, which turns onnxruntime's telemetry off.
+    # Here, and after `service.models.onnx`, which turns onnxruntime's telemetry off.
     from onnxruntime.quantization.onnx_model import ONNXModel
     from onnxruntime.transformers.float16 import convert_float_to_float16
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from export.errors import ExportError
 from export.graphs import OPSET, ExportedGraph
-from service.runtime import Device, Graph
+from service.models.onnx import Device, Graph
 
 Array = NDArray[np.float32]
 Inputs = Mapping[str, NDArray[Any]]

@@ -5,8 +5,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from latentserve import __version__, _app
-from latentserve._cli import batch, bench, convert, generate, operate, score
+from latentserve import __version__
+from latentserve._cli import app, batch, bench, convert, generate, operate, score
 from latentserve._cli.common import listing
 from latentserve._cli.failures import Failure, Usage, printable, reason
 
@@ -26,8 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if arguments and arguments[0] in _app.COMMANDS:
-            return _app.run(arguments[0], arguments[1:])
+        if arguments and arguments[0] in app.COMMANDS:
+            return app.run(arguments[0], arguments[1:])
         return _run(_parser().parse_args(arguments))
     except KeyboardInterrupt:
         return 130
@@ -76,9 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     for group in _GROUPS:
         group.add(commands)
-    width = max(map(len, (*commands.choices, *_app.COMMANDS)))
+    width = max(map(len, (*commands.choices, *app.COMMANDS)))
     application = "\n".join(
-        f"  {name:{width}}  {command.summary}" for name, command in _app.COMMANDS.items()
+        f"  {name:{width}}  {command.summary}" for name, command in app.COMMANDS.items()
     )
     parser.epilog = f"""commands that call a server:
 {listing(commands, width)}

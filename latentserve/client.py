@@ -20,10 +20,10 @@ from typing import Any, Literal, TypeVar, Unpack, overload
 import grpc
 from numpy.typing import ArrayLike, NDArray
 
-from latentserve import _messages, _plans
-from latentserve._async import AsyncClient
-from latentserve._messages import ArrayFormat, Format, Images, Method, Point
-from latentserve._options import (
+from latentserve._client import codec, requests
+from latentserve._client.aio import AsyncClient
+from latentserve._client.codec import ArrayFormat, Format, Images, Method, Point
+from latentserve._client.options import (
     SERVICE,
     Keepalive,
     Retry,
@@ -32,8 +32,8 @@ from latentserve._options import (
     channel_arguments,
     metadata_of,
 )
-from latentserve._plans import Ask, Drawing, Limits, Plan, Sampling, Where
-from latentserve._streams import (
+from latentserve._client.requests import Ask, Drawing, Limits, Plan, Sampling, Where
+from latentserve._client.streams import (
     Decoding,
     Encoding,
     Sequence,
@@ -41,8 +41,8 @@ from latentserve._streams import (
     Window,
     wait_before_retry,
 )
-from latentserve._threads import Outgoing, Watchdog
-from latentserve._values import (
+from latentserve._client.threads import Outgoing, Watchdog
+from latentserve._client.values import (
     Interpolation,
     ModelIdentity,
     ModelInfo,
@@ -186,11 +186,11 @@ class Client:
 
     def info(self, *, timeout: float | None = None) -> ServerInfo:
         """Tells what the server is, how it is limited and which models it serves."""
-        return self._run(_plans.info(), timeout)
+        return self._run(requests.info(), timeout)
 
     def models(self, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:
         """Describes every model and version that is served."""
-        return self._run(_plans.models(), timeout)
+        return self._run(requests.models(), timeout)
 
     def model(
         self, model: str = "", *, version: int = 0, timeout: float | None = None
@@ -205,7 +205,7 @@ class Client:
         Raises:
             NotFound: There is none.
         """
-        return self._run(_plans.model_info(self._limits, model, version), timeout)
+        return self._run(requests.model_info(self._limits, model, version), timeout)
 
     def encode(
         self, images: Images, *, timeout: float | None = None, **options: Unpack[Drawing]
@@ -225,7 +225,7 @@ class Client:
         Raises:
             FailedPrecondition: A draw from a plain autoencoder.
         """
-        return self._run(_plans.encode(self._limits, images, **options), timeout)
+        return self._run(requests.encode(self._limits, images, **options), timeout)
 
     @overload
     def decode(
@@ -264,7 +264,7 @@ class Client:
         Returns:
             [N, C, H, W], or a file for each image.
         """
-        return self._run(_plans.decode(self._limits, z, dtype=dtype, **options), timeout)
+        return self._run(requests.decode(self._limits, z, dtype=dtype, **options), timeout)
 
     @overload
     def sample(
@@ -303,7 +303,7 @@ class Client:
             FailedPrecondition: The model has no prior, or a label was given and its prior
                 knows no classes.
         """
-        plan = _plans.sample(self._limits, n, latents=False, dtype=dtype, **options)
+        plan = requests.sample(self._limits, n, latents=False, dtype=dtype, **options)
         return self._run(plan, timeout)[0]
 
     def sample_with_latents(
@@ -318,8 +318,8 @@ class Client:
 
         Takes and raises what `sample` does.
         """
-        plan = _plans.sample(self._limits, n, latents=True, dtype=dtype, **options)
-        return _plans.samples_with(*self._run(plan, timeout), options.get("offset", 0))
+        plan = requests.sample(self._limits, n, latents=True, dtype=dtype, **options)
+        return requests.samples_with(*self._run(plan, timeout), options.get("offset", 0))
 
     @overload
     def reconstruct(
@@ -361,7 +361,9 @@ class Client:
         Raises:
             FailedPrecondition: A draw from a plain autoencoder.
         """
-        return self._run(_plans.reconstruct(self._limits, images, dtype=dtype, **options), timeout)
+        return self._run(
+            requests.reconstruct(self._limits, images, dtype=dtype, **options), timeout
+        )
 
     def interpolate(
         self,
@@ -388,7 +390,7 @@ class Client:
             timeout: Seconds; the client's by default.
             **where: `model`, `version`.
         """
-        plan = _plans.interpolate(
+        plan = requests.interpolate(
             start, stop, steps, method=method, dtype=dtype, resize=resize, **where
         )
         return self._run(plan, timeout)
@@ -418,7 +420,7 @@ class Client:
             timeout: Seconds; the client's by default.
             **where: `model`, `version`.
         """
-        plan = _plans.traverse(
+        plan = requests.traverse(
             axes, steps=steps, range=range, middle=middle, dtype=dtype, resize=resize, **where
         )
         return self._run(plan, timeout)
@@ -448,7 +450,7 @@ class Client:
         Raises:
             FailedPrecondition: The model is a plain autoencoder, which has no likelihood.
         """
-        plan = _plans.score(
+        plan = requests.score(
             self._limits, images, draws=draws, seed=seed, offset=offset, resize=resize, **where
         )
         return self._run(plan, timeout)
@@ -478,7 +480,7 @@ class Client:
         Yields:
             The chunks, in the order of the sequence.
         """
-        sequence = Sequence(_plans.stream_request(n, dtype, **options), chunk_rows)
+        sequence = Sequence(requests.stream_request(n, dtype, **options), chunk_rows)
         attempt = 0
         while sequence.left:
             call = self._stub.SampleStream(sequence.rest(), metadata=metadata_of(self._token))
@@ -529,13 +531,13 @@ class Client:
         Yields:
             The posteriors of each batch, in the order of the batches.
         """
-        most = self._run(_plans.limits_of(self._limits, model, version, files=True), timeout)
+        most = self._run(requests.limits_of(self._limits, model, version, files=True), timeout)
         talk = Encoding(
             most,
-            seed=_plans.drawn_seed(draw, seed, offset, 0),
+            seed=requests.drawn_seed(draw, seed, offset, 0),
             offset=offset,
             resize=resize,
-            model=_messages.selector(model, version),
+            model=codec.selector(model, version),
         )
         yield from self._converse(talk, batches, window, timeout)
 
@@ -562,8 +564,8 @@ class Client:
         Yields:
             The images of each batch, in the order of the batches.
         """
-        most = self._run(_plans.limits_of(self._limits, model, version, files=False), timeout)
-        talk = Decoding(most, dtype=dtype, model=_messages.selector(model, version))
+        most = self._run(requests.limits_of(self._limits, model, version, files=False), timeout)
+        talk = Decoding(most, dtype=dtype, model=codec.selector(model, version))
         yield from self._converse(talk, batches, window, timeout)
 
     def reload(self, *, timeout: float | None = None) -> Reloaded:
@@ -573,7 +575,7 @@ class Client:
             Unavailable: The folder cannot be read; what is served does not change.
             ServerError: The server has no AdminService, or could not be reached.
         """
-        return self._run(_plans.reload(), timeout)
+        return self._run(requests.reload(), timeout)
 
     def _converse(
         self, talk: Talk[Any, T], batches: Iterable[Any], window: int, timeout: float | None

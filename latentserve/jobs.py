@@ -22,13 +22,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from latentserve import _job
-from latentserve._cursor import JobError
-from latentserve._job import Finished, Progress
-from latentserve._npy import SourceError
-from latentserve._shards import FORMATS, Format, MissingPackage
-from latentserve._sources import Arrays, Pictures
-from latentserve._tasks import DecodeTask, EncodeTask, SampleTask, Task
+from latentserve._jobs import run
+from latentserve._jobs.folder import JobError
+from latentserve._jobs.npy import SourceError
+from latentserve._jobs.run import Finished, Progress
+from latentserve._jobs.shards import FORMATS, Format, MissingPackage
+from latentserve._jobs.sources import Arrays, Pictures
+from latentserve._jobs.tasks import DecodeTask, EncodeTask, SampleTask, Task
 from latentserve.client import Client
 
 __all__ = [
@@ -236,7 +236,7 @@ def _run(
         raise ValueError(f"shard_rows: got {shard_rows}, wanted at least 1")
     if shard_format not in FORMATS:
         raise ValueError(f"format: got {shard_format!r}, wanted 'npy' or 'parquet'")
-    options = _job.Options(
+    options = run.Options(
         folder=Path(folder),
         model=model,
         version=version,
@@ -246,4 +246,4 @@ def _run(
         verify=verify,
         progress=progress or (lambda _progress: None),
     )
-    return _job.run(client, task, options)
+    return run.run(client, task, options)

@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> int:
         settings = read_settings(arguments)
         # onnxruntime is only worth its start-up time with settings that parse.
         if settings.workers > 1:
-            from service.supervisor import run
+            from service.workers.supervisor import run
         else:
             from service.server import run
 

@@ -9,28 +9,29 @@ from contextlib import suppress
 from typing import Any
 
 from bundle import Bundle
-from latentserve._cpus import usable_cpus
-from service import logs, memory
-from service.admin import AdminServicer, Reload
-from service.admission import Admission
-from service.batcher import ALONE_SECONDS, INLINE_SECONDS
-from service.engine import Engine
+from common.cpus import usable_cpus
+from service.api.admin import AdminServicer, Reload
+from service.api.servicer import Servicer
+from service.engine.admission import Admission
+from service.engine.batcher import ALONE_SECONDS, INLINE_SECONDS
+from service.engine.engine import Engine
 from service.errors import StartError, Unauthenticated
-from service.http import HttpServer
-from service.limits import max_rows
-from service.link import Link, LinkLost, Place
-from service.metrics import Metrics
-from service.metrics_gathered import TEXT
-from service.model import Model, load_model
-from service.runtime import Device, Graph, device_problem, resolve_device
-from service.servicer import Servicer
+from service.models.limits import max_rows
+from service.models.model import Model, load_model
+from service.models.onnx import Device, Graph, device_problem, resolve_device
+from service.models.repository import Models, Repository
+from service.observe import logs
+from service.observe.http import HttpServer
+from service.observe.merge import TEXT
+from service.observe.metrics import Metrics
+from service.observe.telemetry import Telemetry
+from service.observe.tracing import Tracing
 from service.settings import Settings
-from service.store import Models, Store
-from service.telemetry import Telemetry
-from service.tokens import TokenFile
-from service.tracing import Tracing
-from service.transport.http2_server import Http2Transport
+from service.transport.http2_transport import Http2Transport
 from service.transport.tls import TlsFiles
+from service.transport.tokens import TokenFile
+from service.workers import memory
+from service.workers.control import Link, LinkLost, Place
 
 try:
     import uvloop
@@ -85,7 +86,7 @@ class _Server:
         device = resolve_device(settings.device)
         if settings.device == "auto":
             _log.info("device auto: using %s", device)
-        store = Store(
+        repository = Repository(
             settings.models,
             functools.partial(self._load, device),
             settings.default_model,
@@ -110,10 +111,12 @@ class _Server:
             settings.batch_window_seconds,
             ALONE_SECONDS if alone else INLINE_SECONDS,
         )
-        reload = functools.partial(self._reload, store)
+        reload = functools.partial(self._reload, repository)
         self._transport = _transport(settings)(
             Servicer(self._engine, lambda: self._models, settings),
-            AdminServicer(functools.partial(self._reload_all, store)) if settings.admin else None,
+            AdminServicer(functools.partial(self._reload_all, repository))
+            if settings.admin
+            else None,
             settings,
             authenticate=_authentication(settings),
             tls=_tls(settings),
@@ -137,11 +140,11 @@ class _Server:
                 if http is not None:
                     where = f"http://{settings.host}:{http.port}/metrics"
                     print(f"latentserve: metrics on {where}", flush=True)
-                await self._first_load(store)
+                await self._first_load(repository)
             else:
                 self._link = await self._linked(self._place, metrics, reload)
                 # Until it can answer, the callers go to the others.
-                await self._first_load(store)
+                await self._first_load(repository)
                 if not self._stop.is_set():
                     await self._transport.start()
                     self._listening = True
@@ -162,8 +165,8 @@ class _Server:
         max_rows(bundle.manifest, settings.max_rows, settings.max_message_bytes)
         return load_model(bundle, device, threads=1)
 
-    async def _first_load(self, store: Store) -> None:
-        _, models = await self._reload(store)
+    async def _first_load(self, repository: Repository) -> None:
+        _, models = await self._reload(repository)
         if self._stop.is_set():
             return
         memory.keep()
@@ -173,12 +176,12 @@ class _Server:
         else:
             _log.error("serving nothing: no model could be loaded")
 
-    async def _reload(self, store: Store) -> tuple[Models, Models]:
+    async def _reload(self, repository: Repository) -> tuple[Models, Models]:
         """Loads what is wanted and new, and swaps one reference."""
         async with self._reloading:
             before = self._models
             # In a thread: calls and health have to be answered meanwhile.
-            models = await asyncio.to_thread(store.models, before)
+            models = await asyncio.to_thread(repository.models, before)
             if self._stop.is_set():
                 return before, before
             self._models = models
@@ -187,9 +190,9 @@ class _Server:
             self._tell_state()
             return before, models
 
-    async def _reload_all(self, store: Store) -> tuple[Models, Models]:
+    async def _reload_all(self, repository: Repository) -> tuple[Models, Models]:
         """Reloads, and lets the other workers reload."""
-        result = await self._reload(store)
+        result = await self._reload(repository)
         if self._link is not None:
             # Not under the lock: another worker may be asking the same of this one.
             with suppress(LinkLost):
@@ -282,7 +285,7 @@ def _transport(settings: Settings) -> Any:
     """The class of the transport; each is imported only where it is used."""
     if settings.transport == "http2":
         return Http2Transport
-    from service.transport.grpcio import GrpcioTransport
+    from service.transport.grpcio_transport import GrpcioTransport
 
     return GrpcioTransport
 

@@ -11,7 +11,7 @@ import pydantic
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from service.errors import StartError
-from service.versions import Versions
+from service.models.versions import Versions
 
 
 def _versions(value: object) -> object:

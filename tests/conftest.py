@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from latentserve.client import Client
-from tests.processes import TRANSPORTS, Server, latentserve
-from tests.shared import made_once
+from tests.support.processes import TRANSPORTS, Server, latentserve
+from tests.support.shared import made_once
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # There are as many processes as CPUs: with two threads in each they would wait in turns.
@@ -93,8 +93,8 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def make(folder: Path) -> None:
         # Here and not above: the tests of the client alone need not wait for torch.
         from export.export import export
-        from tests.blobs import write_blobs
-        from tests.untrained import KINDS, write_run
+        from tests.support.blobs import write_blobs
+        from tests.support.untrained import KINDS, write_run
 
         data = write_blobs(folder / "data")
         for name, kind in KINDS.items():

@@ -11,7 +11,7 @@ import time
 import torch
 
 from training.errors import ConfigError
-from training.loop import Trainer
+from training.trainer import Trainer
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST = 1e6

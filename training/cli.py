@@ -12,15 +12,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from latentserve._arguments import positive
+from latentserve._cli.arguments import positive
 from training.budget import parse_duration
-from training.data_spec import DataSpec
+from training.data.download import SOURCES
+from training.data.spec import DataSpec
 from training.errors import ConfigError, OtherProcessError, TrainingError
 from training.parallel import Parallel
 from training.presets import PRESETS
 from training.progress import Observer, Progress
-from training.run import RunFolder
-from training.sources import SOURCES
+from training.run_folder import RunFolder
 from training.train import Request, train
 
 # As wide as what is told leaves room for, which in 80 columns is not much.

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from training.config import Conv, Dense, ModelConfig, Preset, PriorConfig, TrainConfig
 from training.errors import ConfigError
+from training.model.config import Conv, Dense, ModelConfig, Preset, PriorConfig, TrainConfig
 
 _ARTICLE = Dense(layers=((512, "relu"), (256, "relu"), (128, "relu")))
 _WIDE = Dense(layers=((512, "relu"), (256, "relu")))

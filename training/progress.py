@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from training.phases import Phase
+from training.schedule import Phase
 
 
 @dataclass(frozen=True)

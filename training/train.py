@@ -13,24 +13,24 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.cpus import usable_cpus
 from latentserve import __version__
-from latentserve._cpus import usable_cpus
-from training.adapter import as_autoencoder
 from training.budget import calibrate, cpu_seconds
-from training.config import Preset, override
-from training.data_spec import DataSpec
-from training.datasets import Dataset, Split, binarize, load_dataset
+from training.data.datasets import Dataset, Split, binarize, load_dataset
+from training.data.spec import DataSpec
 from training.errors import CheckpointError, ConfigError, DataError
-from training.evaluation import Evaluation, evaluate, mean_scores, percentiles
-from training.filming import Camera, spread, tell
-from training.loop import VALIDATIONS, Trainer
-from training.models import Vae
+from training.measure.adapter import as_autoencoder
+from training.measure.elbo import Evaluation, evaluate, mean_scores, percentiles
+from training.model.config import Preset, override
+from training.model.vae import Vae
 from training.parallel import Parallel
-from training.phases import Phase
 from training.presets import find_preset
 from training.progress import Observer, Pace, Progress
 from training.report import write_report
-from training.run import RunConfig, RunFolder
+from training.report.collect import Camera, spread, tell
+from training.run_folder import RunConfig, RunFolder
+from training.schedule import Phase
+from training.trainer import VALIDATIONS, Trainer
 
 TEST_SEED = 0
 GOLDEN_IMAGES = 16

@@ -12,19 +12,19 @@ from types import MappingProxyType
 from typing import Any
 
 from bundle import open_bundle
-from latentserve._cpus import usable_cpus
+from common.cpus import usable_cpus
 from latentserve.v1 import latent_service_pb2 as pb
-from service.admission import Admission
-from service.call import Call
-from service.engine import Engine
-from service.metrics import Metrics
-from service.model import load_model
-from service.runtime import resolve_device
-from service.servicer import Servicer
+from service.api.servicer import Servicer
+from service.api.wire import Spliced
+from service.engine.admission import Admission
+from service.engine.call import Call
+from service.engine.engine import Engine
+from service.models.model import load_model
+from service.models.onnx import resolve_device
+from service.models.repository import Models
+from service.observe.metrics import Metrics
+from service.observe.telemetry import Telemetry
 from service.settings import Settings
-from service.splice import Spliced
-from service.store import Models
-from service.telemetry import Telemetry
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from benchmarks.trainers.task import LATENTS, LEARNING_RATE, PIXELS, Task
-from training.datasets import Dataset, Split
-from training.loop import Trainer
+from training.data.datasets import Dataset, Split
 from training.presets import find_preset
+from training.trainer import Trainer
 
 
 def main() -> None:

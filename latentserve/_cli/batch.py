@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentserve._arguments import positive, uint64
+from latentserve._cli.arguments import positive, uint64
 from latentserve._cli.common import Run, command, listing
 from latentserve._cli.connection import add_model, connect
 from latentserve._cli.failures import Failure, printable, reason

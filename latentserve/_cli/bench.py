@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
-from latentserve._arguments import number, positive, seconds
+from latentserve._cli.arguments import number, positive, seconds
 from latentserve._cli.common import command
 from latentserve._cli.connection import add_model, connection
 from latentserve._cli.failures import Failure, reason

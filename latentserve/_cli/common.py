@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from latentserve._arguments import positive
+from latentserve._cli.arguments import positive
 from latentserve._cli.connection import add_connection
 
 Run = Callable[[argparse.Namespace], int]

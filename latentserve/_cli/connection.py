@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentserve._arguments import seconds, version
+from latentserve._cli.arguments import seconds, version
 from latentserve._cli.failures import Failure, Usage, reason
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentserve._arguments import uint64
+from latentserve._cli.arguments import uint64
 from latentserve._cli.common import add_columns, add_images, add_pictures, command
 from latentserve._cli.connection import add_model, connect
 
@@ -129,7 +129,7 @@ def _decode(options: argparse.Namespace) -> int:
 def _reconstruct(options: argparse.Namespace) -> int:
     from latentserve._cli.inputs import read_images
     from latentserve._cli.outputs import output
-    from latentserve._messages import fresh_seed
+    from latentserve._client.codec import fresh_seed
 
     target = output(options, "png", "npy")
     images = read_images(options.images)
@@ -177,7 +177,7 @@ def _both(images: "Images", made: "NDArray[Any]", columns: int) -> "tuple[NDArra
     import numpy as np
 
     from latentserve._cli.originals import originals
-    from latentserve._png import BACKGROUND
+    from latentserve._cli.png import BACKGROUND
 
     above, missing = originals(images.values, made.shape)
     rows = -(-len(made) // columns)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentserve._arguments import index, number, positive, seconds, uint64, whole
+from latentserve._cli.arguments import index, number, positive, seconds, uint64, whole
 from latentserve._cli.common import add_columns, add_pictures, command
 from latentserve._cli.connection import add_model, connect
 from latentserve._cli.failures import Failure, Usage

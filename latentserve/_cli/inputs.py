@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentserve._cli.failures import Failure, Usage, printable, reason
-from latentserve._npy import DTYPES, MAGIC, SourceError
-from latentserve._sources import image_files, is_picture
+from latentserve._jobs.npy import DTYPES, MAGIC, SourceError
+from latentserve._jobs.sources import image_files, is_picture
 from latentserve.client import Client, InvalidArgument
 
 _NPZ = b"PK"

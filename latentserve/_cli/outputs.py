@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentserve._cli.failures import Failure, Usage, printable, reason
+from latentserve._cli.png import encode_png, grid
 from latentserve._files import atomic_write
-from latentserve._png import encode_png, grid
 
 _STDOUT = Path("-")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentserve._arguments import index, uint64
+from latentserve._cli.arguments import index, uint64
 from latentserve._cli.common import add_images, command
 from latentserve._cli.connection import add_model, connect
 from latentserve._cli.failures import printable

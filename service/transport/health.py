@@ -7,9 +7,9 @@ from typing import Any
 from grpc_health.v1 import health_pb2
 
 from latentserve.v1 import latent_service_pb2
-from service.call import Call
+from service.engine.call import Call
 from service.errors import UnknownService
-from service.store import Models
+from service.models.repository import Models
 
 _LATENT = latent_service_pb2.DESCRIPTOR.services_by_name["LatentService"].full_name
 _SERVING = health_pb2.HealthCheckResponse.SERVING

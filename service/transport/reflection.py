@@ -5,8 +5,8 @@ from typing import Any
 
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from service.call import Call
-from service.transport.calls import Rpc
+from service.engine.call import Call
+from service.transport.dispatch import Rpc
 
 
 def reflection_rpc(names: Sequence[str]) -> Rpc:

@@ -1,6 +1,6 @@
 """The client's own tests where there is nothing but it and what it needs.
 
-Run by tests/test_architecture.py with the Python of an environment that holds the wheel
+Run by tests/program/test_architecture.py with the Python of an environment that holds the wheel
 alone, and not by pytest, which would be one package more:
 
     python check_client.py -v          # the server's address is in LATENTSERVE_SERVER

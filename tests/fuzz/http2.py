@@ -28,13 +28,13 @@ with atheris.instrument_imports(include=["service.transport", "hpack"]):
     import hpack
 
     from latentserve.v1 import latent_service_pb2 as pb
-    from service.metrics import Metrics
+    from service.observe.metrics import Metrics
+    from service.observe.telemetry import Telemetry
     from service.settings import Settings
-    from service.telemetry import Telemetry
     from service.transport.http2.connection import Connection
     from service.transport.http2.frames import PREFACE
-    from service.transport.http2_server import Http2Transport
-    from tests import http2_peer as peer
+    from service.transport.http2_transport import Http2Transport
+    from tests.support import http2_peer as peer
 
 _GREETING = PREFACE + peer.settings((peer.INITIAL_WINDOW, 100))
 _LATENT = "/latentserve.v1.LatentService/"

@@ -1,6 +1,6 @@
 """What is written under the pictures, for a reader who meets them for the first time."""
 
-from training.evaluation import ACTIVE_VARIANCE
+from training.measure.elbo import ACTIVE_VARIANCE
 from training.report.curves import LEFT_OUT, phases
 from training.report.latent import LINE, PLANE
 from training.report.projection import REACH, Projection

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from training.evaluation import ACTIVE_VARIANCE
+from training.measure.elbo import ACTIVE_VARIANCE
 from training.report.canvas import TEXT, WIDTH, Box, Canvas, points
 from training.report.palette import ACCENT, INK, QUIET, SECOND
 from training.report.story import Story

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.evaluation import ACTIVE_VARIANCE
+from training.measure.elbo import ACTIVE_VARIANCE
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]

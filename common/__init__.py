@@ -1,0 +1,1 @@
+"""What training, export and service must agree on to the bit: NumPy and Pillow alone."""

@@ -1,0 +1,1 @@
+"""Both clients: the requests and replies that they share, and how each sends them."""

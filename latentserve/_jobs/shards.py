@@ -1,0 +1,320 @@
+"""One shard of a dataset job: so many rows in one file, or in one file for each array.
+
+The bytes of a shard depend on its rows alone. It is written to hidden files, which
+get their names when all of it is on the disk.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentserve._files import fsync_folder
+from latentserve._jobs import npy
+
+Format = Literal["npy", "parquet"]
+FORMATS: tuple[Format, ...] = ("npy", "parquet")
+
+# Rows of a Parquet file are held and written in groups of about this size.
+_GROUP_BYTES = 16 * 2**20
+# Raised when the files are written otherwise, so that no job goes on with a mixture.
+_NPY, _PARQUET = "npy 1", "parquet 1"
+
+
+class MissingPackage(ImportError):
+    """A package that an option needs is not installed."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """An array that a job writes.
+
+    Attributes:
+        name: For example `mean`.
+        dtype: `float32` or `uint8`.
+        shape: Of one row.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file of a shard that is on the disk.
+
+    Attributes:
+        name: In the folder of the job.
+        size: Bytes.
+        sha256: Of its content, in hexadecimal.
+    """
+
+    name: str
+    size: int
+    sha256: str
+
+
+class Shard(Protocol):
+    """A shard that is being written. Leaving its `with` block unfinished drops it."""
+
+    def write(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Appends rows of every column."""
+
+    def finish(self) -> list[Written]:
+        """Makes it durable under its names."""
+
+    def __enter__(self) -> "Shard": ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+
+def writer(shard_format: Format) -> str:
+    """Names what writes the files, with the versions that their bytes depend on.
+
+    Raises:
+        MissingPackage: pyarrow is not installed.
+    """
+    if shard_format == "npy":
+        return _NPY
+    return f"{_PARQUET}, pyarrow {_pyarrow().__version__}"
+
+
+def file_names(columns: tuple[Column, ...], shard_format: Format, label: str) -> list[str]:
+    """The files of a shard.
+
+    Args:
+        columns: What the job writes.
+        shard_format: Of its files.
+        label: The number of the shard, with zeros before it.
+    """
+    if shard_format == "parquet":
+        return [f"rows-{label}.parquet"]
+    return [f"{column.name}-{label}.npy" for column in columns]
+
+
+def open_shard(
+    folder: Path,
+    columns: tuple[Column, ...],
+    shard_format: Format,
+    label: str,
+    *,
+    first: int,
+    rows: int,
+) -> Shard:
+    """Begins to write a shard.
+
+    Args:
+        folder: Of the job.
+        columns: What it writes.
+        shard_format: Of its files.
+        label: The number of the shard, with zeros before it.
+        first: Number of its first row.
+        rows: How many it will have.
+
+    Raises:
+        OSError: The files cannot be made.
+    """
+    names = file_names(columns, shard_format, label)
+    if shard_format == "parquet":
+        return _ParquetShard(folder, columns, names[0], first, rows)
+    return _NpyShard(folder, columns, names, rows)
+
+
+class _NpyShard:
+    """A file for each column, of which no more is held than is written at once."""
+
+    def __init__(self, folder: Path, columns: tuple[Column, ...], names: list[str], rows: int):
+        self._folder = folder
+        self._files: dict[str, _HashedFile] = {}
+        try:
+            for column, name in zip(columns, names, strict=True):
+                self._files[column.name] = _HashedFile(folder, name)
+                dtype = np.dtype(column.dtype).newbyteorder("<")
+                self._files[column.name].write(npy.header(dtype, (rows, *column.shape)))
+        except BaseException:
+            self._drop()
+            raise
+
+    def write(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        for name, file in self._files.items():
+            array = arrays[name]
+            file.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
+
+    def finish(self) -> list[Written]:
+        return _named(self._folder, list(self._files.values()))
+
+    def __enter__(self) -> Shard:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._drop()
+
+    def _drop(self) -> None:
+        for file in self._files.values():
+            file.drop()
+
+
+class _ParquetShard:
+    """One file with the number of each row and its arrays, written in groups of rows."""
+
+    def __init__(self, folder: Path, columns: tuple[Column, ...], name: str, first: int, rows: int):
+        pa = _pyarrow()
+        self._folder, self._columns, self._next = folder, columns, first
+        self._types = {
+            column.name: pa.fixed_shape_tensor(
+                pa.from_numpy_dtype(np.dtype(column.dtype)), column.shape
+            )
+            for column in columns
+        }
+        self._schema = pa.schema([("row", pa.uint64()), *self._types.items()])
+        row_bytes = sum(
+            np.dtype(column.dtype).itemsize * int(np.prod(column.shape)) for column in columns
+        )
+        self._group = max(1, min(rows, _GROUP_BYTES // max(1, row_bytes)))
+        self._waiting: list[Mapping[str, NDArray[Any]]] = []
+        self._rows_waiting = 0
+        self._file = _HashedFile(folder, name)
+        # Everything that decides the bytes is said, and nothing is left to defaults.
+        self._writer = pa.parquet.ParquetWriter(
+            self._file,
+            self._schema,
+            version="2.6",
+            data_page_version="1.0",
+            compression="zstd",
+            compression_level=3,
+            use_dictionary=False,
+            write_statistics=False,
+        )
+
+    def write(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        self._waiting.append(arrays)
+        self._rows_waiting += len(next(iter(arrays.values())))
+        while self._rows_waiting >= self._group:
+            self._write_group(self._group)
+
+    def finish(self) -> list[Written]:
+        if self._rows_waiting:
+            self._write_group(self._rows_waiting)
+        self._writer.close()
+        return _named(self._folder, [self._file])
+
+    def _write_group(self, rows: int) -> None:
+        pa = _pyarrow()
+        joined = {
+            column.name: np.concatenate([piece[column.name] for piece in self._waiting])
+            for column in self._columns
+        }
+        numbers = np.arange(rows, dtype=np.uint64) + np.uint64(self._next)
+        group = [pa.array(numbers)]
+        for name, kind in self._types.items():
+            flat = pa.array(joined[name][:rows].reshape(-1))
+            stored = pa.FixedSizeListArray.from_arrays(flat, len(flat) // rows)
+            group.append(pa.ExtensionArray.from_storage(kind, stored))
+        self._writer.write_table(pa.table(group, schema=self._schema), row_group_size=rows)
+        self._waiting = [{name: array[rows:] for name, array in joined.items()}]
+        self._rows_waiting -= rows
+        self._next += rows
+
+    def __enter__(self) -> Shard:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # pyarrow's writer tries to finish the file when it is collected: do it now,
+        # while there is a file, though that be on a full disk.
+        with contextlib.suppress(Exception):
+            self._writer.close()
+        self._file.drop()
+
+
+class _HashedFile:
+    """A hidden file whose content is hashed as it is written."""
+
+    def __init__(self, folder: Path, name: str):
+        self.name = name
+        self.path = folder / hidden(name)
+        self.size = 0
+        self._digest = hashlib.sha256()
+        self._file = self.path.open("wb")
+
+    @property
+    def closed(self) -> bool:
+        """As of any file; pyarrow asks."""
+        return self._file.closed
+
+    def write(self, data: Any) -> int:
+        """Appends bytes; pyarrow hands over its own buffers."""
+        view = memoryview(data)
+        self._file.write(view)
+        self._digest.update(view)
+        self.size += view.nbytes
+        return view.nbytes
+
+    def tell(self) -> int:
+        """How much was written."""
+        return self.size
+
+    def flush(self) -> None:
+        """Does nothing: `sync` does it."""
+
+    def close(self) -> None:
+        """Closes the file; pyarrow does when it is done with it."""
+
+    def sync(self) -> Written:
+        """Makes the content durable and closes the file."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return Written(self.name, self.size, self._digest.hexdigest())
+
+    def drop(self) -> None:
+        """Removes the file, where it has not got its name."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self.path.unlink(missing_ok=True)
+
+
+def hidden(name: str) -> str:
+    """What a file is called while it is being written."""
+    return f".{name}.tmp"
+
+
+def _named(folder: Path, files: list[_HashedFile]) -> list[Written]:
+    written = [file.sync() for file in files]
+    for file in files:
+        file.path.replace(folder / file.name)
+    fsync_folder(folder)
+    return written
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingPackage(
+            "format parquet: the package pyarrow is missing (pip install pyarrow)"
+        ) from error
+    return pyarrow

@@ -1,0 +1,231 @@
+"""What the three kinds of dataset job ask of a server, and what they write.
+
+Each asks for one shard at a time, by a stream of its own that begins and ends with
+the shard: so a job that was broken off asks for the same as one that was not.
+"""
+
+import json
+import re
+from collections.abc import Generator, Mapping
+from typing import Any, Literal, Protocol
+
+from numpy.typing import NDArray
+
+from latentserve._client.values import ModelInfo
+from latentserve._jobs.folder import ROWS
+from latentserve._jobs.npy import SourceError
+from latentserve._jobs.shards import Column
+from latentserve._jobs.sources import Arrays, Pictures, Seen, rows_that_fit
+from latentserve.client import Client, InvalidArgument
+
+Pixels = Literal["float32", "uint8"]
+Rows = Mapping[str, NDArray[Any]]
+
+# The field that a server names where a file is no picture it takes.
+_FILE = re.compile(r"\.encoded\.files\[(\d+)\]")
+
+
+class Task(Protocol):
+    """A kind of job with its parameters.
+
+    Attributes:
+        kind: `encode`, `decode` or `sample`.
+        rows: How many there are in all.
+        draws: Whether it needs a seed.
+        settings: Parameters that the result depends on, readable as JSON.
+    """
+
+    kind: str
+    rows: int
+    draws: bool
+    settings: dict[str, Any]
+
+    def identity(self, seen: Seen) -> dict[str, Any] | None:
+        """Reads its source and tells what that is; None where it has none."""
+
+    def notes(self) -> dict[str, bytes]:
+        """Files that belong to the job and are written when it begins."""
+
+    def columns(self, model: ModelInfo) -> tuple[Column, ...]:
+        """What it writes, given the model.
+
+        Raises:
+            SourceError: The source is not for this model.
+        """
+
+    def run(
+        self, client: Client, model: ModelInfo, seed: int | None, start: int, stop: int
+    ) -> Generator[Rows, None, None]:
+        """Asks for rows [start, stop), which come a few at a time and in order."""
+
+
+class EncodeTask:
+    """Images to posteriors."""
+
+    kind = "encode"
+
+    def __init__(self, source: Arrays | Pictures, *, draw: bool, offset: int, resize: bool):
+        self.source = source
+        self.rows = source.rows
+        self.draws = draw
+        self.settings = {"draw": draw, "offset": offset, "resize": resize}
+        self._offset, self._resize = offset, resize
+
+    def identity(self, seen: Seen) -> dict[str, Any] | None:
+        return self.source.identity(seen)
+
+    def notes(self) -> dict[str, bytes]:
+        if isinstance(self.source, Arrays):
+            return {}
+        # A name may hold anything but a line of JSON is one line.
+        lines = "".join(json.dumps(name) + "\n" for name in self.source.names())
+        return {ROWS: lines.encode("ascii")}
+
+    def columns(self, model: ModelInfo) -> tuple[Column, ...]:
+        if isinstance(self.source, Arrays):
+            channels, height, width = model.image_shape
+            known = [[channels, height, width], [channels * height * width]]
+            known += [[height, width]] if channels == 1 else []
+            _check_rows(self.source, known)
+        names = ["mean"]
+        names += [] if model.posterior == "delta" else ["log_var"]
+        names += ["z"] if self.draws else []
+        return tuple(Column(name, "float32", (model.latent_dim,)) for name in names)
+
+    def run(
+        self, client: Client, model: ModelInfo, seed: int | None, start: int, stop: int
+    ) -> Generator[Rows, None, None]:
+        most = rows_that_fit(model.image_shape, model.max_rows)
+        posteriors = client.encode_stream(
+            self.source.batches(start, stop, most),
+            draw=self.draws,
+            seed=seed,
+            offset=self._offset + start,
+            resize=self._resize,
+            model=model.name,
+            version=model.version,
+        )
+        row = start
+        try:
+            for posterior in posteriors:
+                row += len(posterior.mean)
+                arrays = {
+                    "mean": posterior.mean, "log_var": posterior.log_var, "z": posterior.z,
+                }  # fmt: skip
+                yield {name: array for name, array in arrays.items() if array is not None}
+        except InvalidArgument as error:
+            self._name_the_file(error, row)
+            raise
+
+    def _name_the_file(self, error: InvalidArgument, row: int) -> None:
+        """Says which file it was, where the server counts within the message it got."""
+        if isinstance(self.source, Arrays):
+            return
+        for violation in error.violations:
+            found = _FILE.search(violation.field)
+            if found and row + int(found[1]) < self.rows:
+                file = self.source.files[row + int(found[1])]
+                raise SourceError(f"{file}: {violation.description}") from error
+
+
+class DecodeTask:
+    """Latents to images."""
+
+    kind = "decode"
+    draws = False
+
+    def __init__(self, source: Arrays, *, dtype: Pixels):
+        self.source = source
+        self.rows = source.rows
+        self.settings: dict[str, Any] = {"dtype": dtype}
+        self._dtype: Pixels = dtype
+
+    def identity(self, seen: Seen) -> dict[str, Any] | None:
+        return self.source.identity(seen)
+
+    def notes(self) -> dict[str, bytes]:
+        return {}
+
+    def columns(self, model: ModelInfo) -> tuple[Column, ...]:
+        _check_rows(self.source, [[model.latent_dim]])
+        if self.source.dtype.kind != "f":
+            raise SourceError(f"{self.source.name}: got {self.source.dtype}, wanted floats")
+        return (Column("images", self._dtype, model.image_shape),)
+
+    def run(
+        self, client: Client, model: ModelInfo, seed: int | None, start: int, stop: int
+    ) -> Generator[Rows, None, None]:
+        del seed  # nothing is drawn
+        most = rows_that_fit(model.image_shape, model.max_rows)
+        pieces = client.decode_stream(
+            self.source.batches(start, stop, most),
+            dtype=self._dtype,
+            model=model.name,
+            version=model.version,
+        )
+        for images in pieces:
+            yield {"images": images}
+
+
+class SampleTask:
+    """New images, drawn from the prior."""
+
+    kind = "sample"
+    draws = True
+
+    def __init__(
+        self,
+        n: int,
+        *,
+        offset: int,
+        label: int | None,
+        temperature: float | None,
+        truncation: float | None,
+        dtype: Pixels,
+        latents: bool,
+    ):
+        self.rows = n
+        self._asked: dict[str, Any] = {
+            "label": label,
+            "temperature": temperature,
+            "truncation": truncation,
+            "dtype": dtype,
+        }
+        self.settings = {"offset": offset, **self._asked, "latents": latents}
+        self._offset, self._dtype, self._latents = offset, dtype, latents
+
+    def identity(self, seen: Seen) -> dict[str, Any] | None:
+        del seen
+        return None
+
+    def notes(self) -> dict[str, bytes]:
+        return {}
+
+    def columns(self, model: ModelInfo) -> tuple[Column, ...]:
+        images = Column("images", self._dtype, model.image_shape)
+        latents = Column("latents", "float32", (model.latent_dim,))
+        return (images, latents) if self._latents else (images,)
+
+    def run(
+        self, client: Client, model: ModelInfo, seed: int | None, start: int, stop: int
+    ) -> Generator[Rows, None, None]:
+        pieces = client.sample_stream(
+            stop - start,
+            seed=seed,
+            offset=self._offset + start,
+            chunk_rows=rows_that_fit(model.image_shape, model.max_rows),
+            model=model.name,
+            version=model.version,
+            **self._asked,
+        )
+        for samples in pieces:
+            arrays = {"images": samples.images, "latents": samples.latents}
+            yield arrays if self._latents else {"images": samples.images}
+
+
+def _check_rows(source: Arrays, known: list[list[int]]) -> None:
+    if list(source.row_shape) not in known:
+        wanted = " or ".join(str(shape) for shape in known)
+        raise SourceError(
+            f"{source.name}: got rows of shape {list(source.row_shape)}, wanted {wanted}"
+        )

@@ -1,0 +1,1 @@
+"""Request messages to reply messages: validation, codecs, RPC handlers; no transport."""

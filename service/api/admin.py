@@ -1,0 +1,51 @@
+"""Answers the RPCs of AdminService."""
+
+from collections.abc import Awaitable, Callable, Iterable
+
+from latentserve.v1 import admin_service_pb2 as admin
+from latentserve.v1 import latent_service_pb2 as pb
+from service.engine.call import Call
+from service.errors import NotReady, StartError
+from service.models.model import Model
+from service.models.repository import Models
+
+Reload = Callable[[], Awaitable[tuple[Models, Models]]]
+
+
+class AdminServicer:
+    """Lets an operator change a running server.
+
+    Args:
+        reload: Looks through the models folder again; returns what was served before
+            and what is served now.
+    """
+
+    def __init__(self, reload: Reload):
+        self._reload = reload
+
+    async def reload(self, _request: admin.ReloadRequest, _call: Call) -> admin.ReloadResponse:
+        """Looks through the models folder again.
+
+        Raises:
+            NotReady: The folder cannot be read, or has no default model.
+        """
+        try:
+            before, after = await self._reload()
+        except StartError as error:
+            raise NotReady(f"nothing changes: {error}") from error
+        return admin.ReloadResponse(
+            serving=_identities(after),
+            added=_identities(after.beside(before)),
+            removed=_identities(before.beside(after)),
+            refused=[
+                admin.RefusedModel(name=each.name, version=each.version, problem=each.problem)
+                for each in after.refused
+            ],
+        )
+
+
+def _identities(models: Iterable[Model]) -> list[pb.ModelIdentity]:
+    return [
+        pb.ModelIdentity(name=model.manifest.name, version=model.manifest.version)
+        for model in models
+    ]

@@ -1,0 +1,203 @@
+"""Tensors and pictures on the wire to NumPy arrays and back, checked on the way in."""
+
+import enum
+import functools
+import math
+import sys
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentserve.v1 import tensor_pb2
+from service.api import pictures
+from service.errors import InvalidArgument
+
+#: Far beyond every latent that means something, and no graph overflows on it.
+MAX_LATENT = 1e6
+
+_DTYPES: dict[int, np.dtype[np.generic]] = {
+    tensor_pb2.DATA_TYPE_FLOAT32: np.dtype("<f4"),
+    tensor_pb2.DATA_TYPE_FLOAT16: np.dtype("<f2"),
+    tensor_pb2.DATA_TYPE_UINT8: np.dtype("u1"),
+}
+
+#: Numbers of the fields from Images to its tensor, and of a tensor's data.
+TENSOR_OF_IMAGES = (tensor_pb2.Images.DESCRIPTOR.fields_by_name["tensor"].number,)
+DATA = tensor_pb2.Tensor.DESCRIPTOR.fields_by_name["data"].number
+
+_LITTLE_ENDIAN = sys.byteorder == "little"
+
+Pixels = NDArray[np.float32] | NDArray[np.uint8]
+
+
+class Format(enum.Enum):
+    """How images go out."""
+
+    FLOAT32 = enum.auto()
+    UINT8 = enum.auto()
+    PNG = enum.auto()
+
+    @property
+    def as_uint8(self) -> bool:
+        """Whether pixels are 0 to 255."""
+        return self is not Format.FLOAT32
+
+
+def rows_stated(images: tensor_pb2.Images) -> int:
+    """How many rows images say they are, unchecked; at least 1."""
+    shape = images.tensor.shape  # empty, where there is no tensor
+    return max(1, shape[0] if shape else len(images.encoded.files))
+
+
+def read_images(
+    images: tensor_pb2.Images, field: str, shape: tuple[int, int, int], max_rows: int
+) -> Pixels:
+    """Reads the images of a request.
+
+    Args:
+        images: As sent.
+        field: Its path in the request, for the error.
+        shape: C, H and W of the model.
+        max_rows: Most rows allowed.
+
+    Returns:
+        [N, C, H, W]; uint8, or float32 in [0, 1].
+
+    Raises:
+        InvalidArgument: No images, or wrong dtype, shape, byte count, range or
+            number of rows, or a file that is no such picture.
+    """
+    source = images.WhichOneof("source")
+    if source is None:
+        raise InvalidArgument(field, "no images", f"{field}.tensor or {field}.encoded")
+    if source == "encoded":
+        field = f"{field}.encoded"
+        files = images.encoded.files
+        if not 1 <= len(files) <= max_rows:
+            raise InvalidArgument(f"{field}.files", f"{len(files)} files", f"1 to {max_rows}")
+        return pictures.read_files(files, field, shape, resize=images.encoded.resize)
+    field = f"{field}.tensor"
+    tensor = images.tensor
+    sizes = tuple(tensor.shape)
+    if sizes[1:] not in _image_shapes(shape):
+        wanted = " or ".join(str(["N", *accepted]) for accepted in _image_shapes(shape))
+        raise InvalidArgument(f"{field}.shape", list(sizes), wanted.replace("'", ""))
+    array = _array(tensor, sizes, field, max_rows).reshape(-1, *shape)
+    if array.dtype.itemsize == 1:
+        return array  # type: ignore[return-value] # UINT8
+    pixels = array.astype(np.float32, copy=False)
+    check_pixels(pixels, field)
+    return pixels
+
+
+def check_pixels(pixels: NDArray[np.float32], field: str) -> None:
+    """Checks that pixels are in [0, 1].
+
+    Raises:
+        InvalidArgument: They are not.
+    """
+    _check_range(pixels, field, 0.0, 1.0, "values from 0 to 1 (or UINT8)")
+
+
+def read_latents(
+    tensor: tensor_pb2.Tensor, field: str, dim: int, max_rows: int
+) -> NDArray[np.float32]:
+    """Reads the latents of a request, float32 [N, D].
+
+    Args:
+        tensor: As sent.
+        field: Its path in the request, for the error.
+        dim: D of the model.
+        max_rows: Most rows allowed.
+
+    Raises:
+        InvalidArgument: Wrong dtype, shape, byte count or number of rows, or a
+            value that is not finite or above MAX_LATENT in size.
+    """
+    if tensor.dtype == tensor_pb2.DATA_TYPE_UINT8:
+        raise InvalidArgument(f"{field}.dtype", "UINT8", "FLOAT32 or FLOAT16")
+    sizes = tuple(tensor.shape)
+    if sizes[1:] != (dim,):
+        raise InvalidArgument(f"{field}.shape", list(sizes), f"[N, {dim}]")
+    latents = _array(tensor, sizes, field, max_rows).astype(np.float32, copy=False)
+    check_latents(latents, field)
+    return latents
+
+
+def check_latents(latents: NDArray[np.float32], field: str) -> None:
+    """Checks that latents are finite and at most MAX_LATENT in size.
+
+    Raises:
+        InvalidArgument: They are not.
+    """
+    wanted = f"finite values, at most {MAX_LATENT:g} in size"
+    _check_range(latents, field, -MAX_LATENT, MAX_LATENT, wanted)
+
+
+def bare_tensor(array: Pixels) -> tuple[tensor_pb2.Tensor, memoryview]:
+    """Returns a float32 or uint8 array as a tensor without its data, and the data."""
+    tensor = tensor_pb2.Tensor(dtype=_wire_type(array), shape=array.shape)
+    if not _LITTLE_ENDIAN and array.dtype != np.uint8:
+        array = array.byteswap()
+    return tensor, np.ascontiguousarray(array).data.cast("B")
+
+
+def put_tensor(tensor: tensor_pb2.Tensor, array: NDArray[np.float32] | NDArray[np.uint8]) -> None:
+    """Writes a float32 or uint8 array into an empty message, which spares a copy of both."""
+    tensor.dtype = _wire_type(array)
+    tensor.shape.extend(array.shape)
+    if not _LITTLE_ENDIAN and array.dtype != np.uint8:
+        array = array.byteswap()
+    tensor.data = array.tobytes()
+
+
+def put_images(images: tensor_pb2.Images, pixels: Pixels, image_format: Format) -> None:
+    """Writes images [N, C, H, W], uint8 but for FLOAT32, in a format into an empty message."""
+    if image_format is Format.PNG:
+        images.encoded.files.extend(pictures.write_files(pixels.view(np.uint8)))
+    else:
+        put_tensor(images.tensor, pixels)
+
+
+def _check_range(
+    values: NDArray[np.float32], field: str, least: float, most: float, wanted: str
+) -> None:
+    # The methods `min` and `max` cost twice that for one image.
+    low, high = float(np.minimum.reduce(values, None)), float(np.maximum.reduce(values, None))
+    # Asked so that NaN fails.
+    if not (low >= least and high <= most):
+        got = "NaN" if math.isnan(low) else f"values from {low:g} to {high:g}"
+        raise InvalidArgument(f"{field}.data", got, wanted)
+
+
+def _wire_type(array: Pixels) -> tensor_pb2.DataType:
+    return tensor_pb2.DATA_TYPE_UINT8 if array.itemsize == 1 else tensor_pb2.DATA_TYPE_FLOAT32
+
+
+@functools.cache
+def _image_shapes(shape: tuple[int, int, int]) -> list[tuple[int, ...]]:
+    channels, height, width = shape
+    accepted: list[tuple[int, ...]] = [shape]
+    if channels == 1:
+        accepted.append((height, width))
+    return [*accepted, (channels * height * width,)]
+
+
+def _array(
+    tensor: tensor_pb2.Tensor, sizes: tuple[int, ...], field: str, max_rows: int
+) -> NDArray[np.generic]:
+    dtype = _DTYPES.get(tensor.dtype)
+    if dtype is None:
+        raise InvalidArgument(f"{field}.dtype", tensor.dtype or "none", "FLOAT32, FLOAT16 or UINT8")
+    rows = sizes[0]
+    if not 1 <= rows <= max_rows:
+        raise InvalidArgument(f"{field}.shape", f"{rows} rows", f"1 to {max_rows}")
+    wanted = math.prod(sizes) * dtype.itemsize
+    data = tensor.data  # each access makes a copy
+    if len(data) != wanted:
+        raise InvalidArgument(
+            f"{field}.data",
+            f"{len(data)} bytes",
+            f"{wanted} for {dtype.name} {list(sizes)}",
+        )
+    return np.frombuffer(data, dtype).reshape(sizes)

@@ -1,0 +1,114 @@
+"""Fields of requests, read and checked."""
+
+import math
+from typing import Any
+
+from bundle import Manifest
+from common.noise import ROWS
+from latentserve.v1 import latent_service_pb2 as pb
+from service.api.codec import Format
+from service.engine.sampling import ANY_LABEL, Draw, fresh_seed
+from service.errors import InvalidArgument, NotForThisModel
+
+_FORMATS = {
+    pb.IMAGE_FORMAT_UNSPECIFIED: Format.FLOAT32,
+    pb.IMAGE_FORMAT_FLOAT32: Format.FLOAT32,
+    pb.IMAGE_FORMAT_UINT8: Format.UINT8,
+    pb.IMAGE_FORMAT_PNG: Format.PNG,
+}
+_METHODS = {
+    pb.INTERPOLATION_METHOD_UNSPECIFIED: False,
+    pb.INTERPOLATION_METHOD_LINEAR: False,
+    pb.INTERPOLATION_METHOD_SPHERICAL: True,
+}
+#: Above these a graph's float32 arithmetic may overflow.
+MAX_TEMPERATURE = 100.0
+MAX_REACH = 100.0
+_REACH = 3.0
+
+
+def draw_of(request: Any, rows: int) -> Draw:
+    """The noise of a request that draws: its seed, or a fresh one, and its offset."""
+    seed = request.seed if request.HasField("seed") else fresh_seed()
+    if request.offset + rows > ROWS:
+        raise InvalidArgument(
+            "offset", request.offset, f"at most 2^64 - {rows}, so that every row has an index"
+        )
+    return Draw(seed, request.offset)
+
+
+def whole(field: str, value: int, low: int, high: int) -> int:
+    """A whole number within bounds."""
+    if not low <= value <= high:
+        raise InvalidArgument(field, value, f"{low} to {high}")
+    return value
+
+
+def label_of(request: pb.SampleRequest, manifest: Manifest) -> int:
+    """The class wanted; -1 means any."""
+    if not request.HasField("label") or request.label == ANY_LABEL:
+        return ANY_LABEL
+    if not manifest.labels:
+        raise NotForThisModel(
+            f"label: got {request.label}, but the prior of {manifest.name} knows no classes"
+        )
+    return whole("label", request.label, -1, len(manifest.labels) - 1)
+
+
+def temperature_of(request: pb.SampleRequest) -> float:
+    """The factor on the noise."""
+    if not request.HasField("temperature"):
+        return 1.0
+    if not 0.0 <= request.temperature <= MAX_TEMPERATURE:
+        raise InvalidArgument(
+            "temperature", f"{request.temperature:g}", f"0 to {MAX_TEMPERATURE:g}"
+        )
+    return request.temperature
+
+
+def truncation_of(request: pb.SampleRequest) -> float | None:
+    """The bound on the noise, or None."""
+    if not request.HasField("truncation"):
+        return None
+    if not 0.0 < request.truncation < math.inf:
+        raise InvalidArgument("truncation", f"{request.truncation:g}", "a finite number above 0")
+    return request.truncation
+
+
+def format_of(request: Any, manifest: Manifest) -> Format:
+    """How the images are to go out."""
+    try:
+        wanted = _FORMATS[request.format]
+    except KeyError:
+        raise InvalidArgument(
+            "format", request.format, "FLOAT32 (1), UINT8 (2) or PNG (3)"
+        ) from None
+    channels = manifest.image_shape[0]
+    if wanted is Format.PNG and channels not in (1, 3):
+        raise InvalidArgument("format", f"PNG of {channels} channels", "FLOAT32 (1) or UINT8 (2)")
+    return wanted
+
+
+def on_arc(request: pb.InterpolateRequest) -> bool:
+    """Whether to go on an arc and not on a straight line."""
+    try:
+        return _METHODS[request.method]
+    except KeyError:
+        raise InvalidArgument("method", request.method, "LINEAR (1) or SPHERICAL (2)") from None
+
+
+def axes_of(request: pb.TraverseRequest, dim: int) -> tuple[int, ...]:
+    """The one or two axes to go along."""
+    axes = tuple(request.axes) or tuple(range(min(2, dim)))
+    if len(axes) > 2 or len(set(axes)) != len(axes) or not all(0 <= each < dim for each in axes):
+        raise InvalidArgument("axes", list(axes), f"one or two different ones of 0 to {dim - 1}")
+    return axes
+
+
+def reach_of(request: pb.TraverseRequest) -> float:
+    """How far to go to either side, in standard deviations."""
+    if not request.HasField("range"):
+        return _REACH
+    if not 0.0 < request.range <= MAX_REACH:
+        raise InvalidArgument("range", f"{request.range:g}", f"above 0, at most {MAX_REACH:g}")
+    return request.range

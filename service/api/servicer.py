@@ -1,0 +1,425 @@
+"""Turns request messages into reply messages. Knows protobuf and the engine, no transport.
+
+Every method takes a request message, or an iterator of them, and a `Call`; it returns its
+reply, or an iterator of replies, or raises a ServiceError. A reply is a message, or a
+`Spliced` one where it is large.
+"""
+
+import dataclasses
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentserve.v1 import latent_service_pb2 as pb
+from latentserve.v1 import tensor_pb2
+from service.api import codec, fields
+from service.api.codec import Format
+from service.api.describe import describe_model, describe_server
+from service.api.fast_path import decoding, encoding
+from service.api.fields import draw_of, format_of, whole
+from service.api.streams import in_order
+from service.api.wire import Spliced
+from service.engine.call import Call, Timing
+from service.engine.engine import Engine
+from service.engine.paths import traverse
+from service.engine.sampling import Draw
+from service.errors import InvalidArgument
+from service.models.limits import max_rows
+from service.models.model import Model
+from service.models.repository import Models
+from service.settings import Settings
+
+Request = TypeVar("Request")
+Reply = TypeVar("Reply")
+Streamed = TypeVar("Streamed", pb.DecodeStreamResponse, pb.SampleStreamResponse)
+Signed = TypeVar(
+    "Signed",
+    pb.EncodeResponse,
+    pb.DecodeResponse,
+    pb.SampleResponse,
+    pb.ReconstructResponse,
+    pb.InterpolateResponse,
+    pb.TraverseResponse,
+    pb.ScoreResponse,
+)
+Pictured = TypeVar(
+    "Pictured",
+    pb.DecodeResponse,
+    pb.SampleResponse,
+    pb.ReconstructResponse,
+    pb.InterpolateResponse,
+    pb.TraverseResponse,
+)
+Pixels = NDArray[np.float32] | NDArray[np.uint8]
+
+_CHUNK_ROWS = 256
+# To read so much takes no longer than to ask another thread to.
+_READ_BYTES = 2**20
+# Images up to this size are quicker written by protobuf than put into its bytes.
+_WRITTEN_BYTES = 64 * 1024
+
+
+class Servicer:
+    """Answers the RPCs of LatentService.
+
+    Args:
+        engine: Computes.
+        models: Returns the models being served now.
+        settings: The limits.
+    """
+
+    def __init__(self, engine: Engine, models: Callable[[], Models], settings: Settings):
+        self._engine = engine
+        self._models = models
+        self._settings = settings
+        self._most_rows: WeakKeyDictionary[Model, int] = WeakKeyDictionary()
+        #: For requests like one that came before, by the names of their RPCs.
+        self.shortcuts = {"Encode": encoding(engine, models), "Decode": decoding(engine, models)}
+
+    async def get_server_info(
+        self, _request: pb.GetServerInfoRequest, _call: Call
+    ) -> pb.GetServerInfoResponse:
+        """Tells what this server is, how it is limited and which models it serves."""
+        return describe_server(self._models(), self._settings)
+
+    async def list_models(
+        self, _request: pb.ListModelsRequest, _call: Call
+    ) -> pb.ListModelsResponse:
+        """Describes every model."""
+        return pb.ListModelsResponse(
+            models=[describe_model(model, self._settings) for model in self._models()]
+        )
+
+    async def get_model(self, request: pb.GetModelRequest, call: Call) -> pb.GetModelResponse:
+        """Describes one model."""
+        model = self._find(request.model, call)
+        return pb.GetModelResponse(model=describe_model(model, self._settings))
+
+    def encode(self, request: pb.EncodeRequest, call: Call) -> Awaitable[pb.EncodeResponse]:
+        """Maps images to their posteriors."""
+        return self._encode(self._find(request.model, call), request, call)
+
+    def decode(
+        self, request: pb.DecodeRequest, call: Call
+    ) -> Awaitable[pb.DecodeResponse | Spliced]:
+        """Maps latents to images."""
+        return self._decode(self._find(request.model, call), request, call)
+
+    async def sample(self, request: pb.SampleRequest, call: Call) -> pb.SampleResponse | Spliced:
+        """Draws latents from the prior and decodes them."""
+        model = self._find(request.model, call)
+        rows = whole("count", request.count, 1, self._max_rows(model))
+        return await self._sample(model, request, draw_of(request, rows), call)
+
+    async def reconstruct(
+        self, request: pb.ReconstructRequest, call: Call
+    ) -> pb.ReconstructResponse | Spliced:
+        """Encodes images and decodes them again."""
+        model = self._find(request.model, call)
+        wanted = format_of(request, model.manifest)
+        async with self._engine.admitted(call, model, self._rows(request.images, model)):
+            images = await self._read(model, request.images, "images", call)
+            draw = draw_of(request, len(images)) if request.draw else None
+            pixels = await self._engine.reconstruct(
+                call, model, images, draw, as_uint8=wanted.as_uint8
+            )
+            reply = pb.ReconstructResponse(seed=None if draw is None else draw.seed)
+            return await self._with_images(_signed(reply, model, call), pixels, wanted)
+
+    async def interpolate(
+        self, request: pb.InterpolateRequest, call: Call
+    ) -> pb.InterpolateResponse | Spliced:
+        """Decodes a path from one image or latent to another."""
+        model = self._find(request.model, call)
+        wanted, on_arc = format_of(request, model.manifest), fields.on_arc(request)
+        steps = whole("steps", request.steps, 2, self._max_rows(model))
+        call.rows += steps
+        async with self._engine.admitted(call, model, steps):
+            ends = await self._points(model, request, ("latents", "images"), 2, call)
+            if ends is None:
+                raise InvalidArgument("latents", "no ends", "two latents, or two images")
+            path = await self._engine.interpolate(
+                call, model, ends, steps, on_arc=on_arc, as_uint8=wanted.as_uint8
+            )
+            reply = pb.InterpolateResponse()
+            if request.return_latents:
+                codec.put_tensor(reply.latents, path.latents)
+            return await self._with_images(_signed(reply, model, call), path.images, wanted)
+
+    async def traverse(
+        self, request: pb.TraverseRequest, call: Call
+    ) -> pb.TraverseResponse | Spliced:
+        """Decodes a line or a grid along latent axes."""
+        model = self._find(request.model, call)
+        wanted = format_of(request, model.manifest)
+        axes = fields.axes_of(request, model.manifest.latent_dim)
+        most = self._max_rows(model)
+        steps = whole("steps", request.steps, 2, most if len(axes) == 1 else int(most**0.5))
+        reach = fields.reach_of(request)
+        count = steps ** len(axes)
+        call.rows += count
+        async with self._engine.admitted(call, model, count):
+            middle = await self._points(model, request, ("latent", "image"), 1, call)
+            start = model.prior_mean if middle is None else middle[0]
+            grid, rows, columns = traverse(start, model.prior_std, axes, steps, reach)
+            pixels = await self._engine.decode(call, model, grid, as_uint8=wanted.as_uint8)
+            reply = pb.TraverseResponse(rows=rows, columns=columns)
+            if request.return_latents:
+                codec.put_tensor(reply.latents, grid)
+            return await self._with_images(_signed(reply, model, call), pixels, wanted)
+
+    async def score(self, request: pb.ScoreRequest, call: Call) -> pb.ScoreResponse:
+        """Measures how likely images are."""
+        model = self._find(request.model, call)
+        draws = whole("draws", request.draws, 0, self._settings.max_score_draws)
+        async with self._engine.admitted(call, model, self._rows(request.images, model)):
+            images = await self._read(model, request.images, "images", call)
+            draw = draw_of(request, len(images)) if draws else Draw(0)
+            scored = await self._engine.score(call, model, images, draws, draw)
+            reply = pb.ScoreResponse()
+            _put_nats(reply.reconstruction, scored.reconstruction)
+            _put_nats(reply.kl, scored.kl)
+            _put_nats(reply.elbo, scored.elbo)
+            if scored.nll is not None:
+                _put_nats(reply.nll, scored.nll)
+            if scored.percentile is not None:
+                _put_nats(reply.percentile, scored.percentile)
+            if draws:
+                reply.seed = draw.seed
+            return _signed(reply, model, call)
+
+    def encode_stream(
+        self, requests: AsyncIterator[pb.EncodeStreamRequest], call: Call
+    ) -> AsyncGenerator[pb.EncodeStreamResponse, None]:
+        """Encode, message for message."""
+        find = self._pinned(call)
+
+        async def answer(message: pb.EncodeStreamRequest, part: Call) -> pb.EncodeStreamResponse:
+            request = message.request
+            reply = await self._encode(find(request.model), request, part)
+            return pb.EncodeStreamResponse(response=reply)
+
+        return in_order(requests, _parts(call, answer))
+
+    def decode_stream(
+        self, requests: AsyncIterator[pb.DecodeStreamRequest], call: Call
+    ) -> AsyncGenerator[pb.DecodeStreamResponse | Spliced, None]:
+        """Decode, message for message."""
+        find = self._pinned(call)
+
+        async def answer(
+            message: pb.DecodeStreamRequest, part: Call
+        ) -> pb.DecodeStreamResponse | Spliced:
+            request = message.request
+            reply = await self._decode(find(request.model), request, part)
+            return _in_stream(pb.DecodeStreamResponse, reply)
+
+        return in_order(requests, _parts(call, answer))
+
+    def sample_stream(
+        self, request: pb.SampleStreamRequest, call: Call
+    ) -> AsyncGenerator[pb.SampleStreamResponse | Spliced, None]:
+        """Sample, in chunks."""
+        model, whole_request = self._find(request.request.model, call), request.request
+        most = self._max_rows(model)
+        size = whole("chunk_rows", request.chunk_rows, 0, most) or min(_CHUNK_ROWS, most)
+        count = whole("request.count", whole_request.count, 1, 2**63 - 1)
+        draw = draw_of(whole_request, count)
+
+        async def chunks() -> AsyncIterator[tuple[int, int]]:
+            for start in range(0, count, size):
+                yield start, min(size, count - start)
+
+        async def answer(chunk: tuple[int, int], part: Call) -> pb.SampleStreamResponse | Spliced:
+            start, rows = chunk
+            piece = pb.SampleRequest()
+            piece.CopyFrom(whole_request)
+            piece.count = rows
+            reply = await self._sample(model, piece, Draw(draw.seed, draw.offset + start), part)
+            return _in_stream(pb.SampleStreamResponse, reply)
+
+        return in_order(chunks(), _parts(call, answer))
+
+    async def _encode(
+        self, model: Model, request: pb.EncodeRequest, call: Call
+    ) -> pb.EncodeResponse:
+        async with self._engine.admitted(call, model, self._rows(request.images, model)):
+            images = await self._read(model, request.images, "images", call)
+            draw = draw_of(request, len(images)) if request.draw else None
+            encoded = await self._engine.encode(call, model, images, draw)
+            reply = pb.EncodeResponse()
+            codec.put_tensor(reply.mean, encoded.mean)
+            if encoded.log_var is not None:
+                codec.put_tensor(reply.log_var, encoded.log_var)
+            if encoded.z is not None:
+                codec.put_tensor(reply.z, encoded.z)
+            if draw is not None:
+                reply.seed = draw.seed
+            return _signed(reply, model, call)
+
+    async def _decode(
+        self, model: Model, request: pb.DecodeRequest, call: Call
+    ) -> pb.DecodeResponse | Spliced:
+        wanted = format_of(request, model.manifest)
+        z = self._latents(model, request.latents, "latents")
+        call.rows += len(z)
+        async with self._engine.admitted(call, model, len(z)):
+            pixels = await self._engine.decode(call, model, z, as_uint8=wanted.as_uint8)
+            return await self._with_images(
+                _signed(pb.DecodeResponse(), model, call), pixels, wanted
+            )
+
+    async def _sample(
+        self, model: Model, request: pb.SampleRequest, draw: Draw, call: Call
+    ) -> pb.SampleResponse | Spliced:
+        wanted = format_of(request, model.manifest)
+        label = fields.label_of(request, model.manifest)
+        temperature = fields.temperature_of(request)
+        truncation = fields.truncation_of(request)
+        call.rows += request.count
+        async with self._engine.admitted(call, model, request.count):
+            sampled = await self._engine.sample(
+                call,
+                model,
+                request.count,
+                draw,
+                label=label,
+                temperature=temperature,
+                truncation=truncation,
+                as_uint8=wanted.as_uint8,
+            )
+            reply = pb.SampleResponse(seed=draw.seed, offset=draw.offset)
+            if request.return_latents:
+                codec.put_tensor(reply.latents, sampled.latents)
+            return await self._with_images(_signed(reply, model, call), sampled.images, wanted)
+
+    async def _points(
+        self,
+        model: Model,
+        request: pb.InterpolateRequest | pb.TraverseRequest,
+        fields: tuple[str, str],
+        count: int,
+        call: Call,
+    ) -> NDArray[np.float32] | None:
+        """Latents [count, D] given as such, or as the images they are the means of."""
+        latents, images = fields
+        if request.HasField(latents):
+            points = self._latents(model, getattr(request, latents), latents)
+            _exactly(len(points), count, f"{latents}.shape")
+            return points
+        if not request.HasField(images):
+            return None
+        pixels = await self._read(model, getattr(request, images), images, call)
+        _exactly(len(pixels), count, images)
+        call.rows -= len(pixels)  # they are not what was asked for
+        return (await self._engine.encode(call, model, pixels)).mean
+
+    def _find(self, selector: pb.ModelSelector, call: Call) -> Model:
+        model = self._models().find(selector.name, selector.version)
+        call.model, call.version = model.manifest.name, model.manifest.version
+        return model
+
+    def _pinned(self, call: Call) -> Callable[[pb.ModelSelector], Model]:
+        """`_find` for one stream: a reload does not change the model in the middle of it."""
+        known: dict[tuple[str, int], Model] = {}
+
+        def find(selector: pb.ModelSelector) -> Model:
+            key = selector.name, selector.version
+            if key not in known:
+                known[key] = self._find(selector, call)
+            return known[key]
+
+        return find
+
+    def _max_rows(self, model: Model) -> int:
+        most = self._most_rows.get(model)
+        if most is None:
+            settings = self._settings
+            most = max_rows(model.manifest, settings.max_rows, settings.max_message_bytes)
+            self._most_rows[model] = most
+        return most
+
+    def _rows(self, images: tensor_pb2.Images, model: Model) -> int:
+        """Rows to be admitted before they are read; refused there if they are too many."""
+        return min(codec.rows_stated(images), self._max_rows(model))
+
+    async def _read(
+        self, model: Model, images: tensor_pb2.Images, field: str, call: Call
+    ) -> Pixels:
+        shape, most = model.manifest.image_shape, self._max_rows(model)
+        if not images.HasField("encoded") and images.ByteSize() <= _READ_BYTES:
+            pixels = codec.read_images(images, field, shape, most)
+        else:
+            pixels = await self._engine.beside(
+                lambda: codec.read_images(images, field, shape, most)
+            )
+        call.rows += len(pixels)
+        return pixels
+
+    def _latents(self, model: Model, tensor: tensor_pb2.Tensor, field: str) -> NDArray[np.float32]:
+        return codec.read_latents(tensor, field, model.manifest.latent_dim, self._max_rows(model))
+
+    async def _with_images(
+        self, reply: Pictured, pixels: Pixels, wanted: Format
+    ) -> Pictured | Spliced:
+        """Puts images into a reply that has everything else."""
+        if wanted is Format.PNG:
+            # Keeps the loop free of what takes long.
+            await self._engine.beside(lambda: codec.put_images(reply.images, pixels, wanted))
+        elif pixels.nbytes <= _WRITTEN_BYTES:
+            codec.put_images(reply.images, pixels, wanted)
+        else:
+            field = reply.DESCRIPTOR.fields_by_name["images"].number
+            tensor, payload = codec.bare_tensor(pixels)
+            return Spliced(reply, (field, *codec.TENSOR_OF_IMAGES), tensor, codec.DATA, payload)
+        return reply
+
+
+def _parts(
+    call: Call, answer: Callable[[Request, Call], Awaitable[Reply]]
+) -> Callable[[Request], Awaitable[Reply]]:
+    """Lets each message of a stream be answered as a call of its own.
+
+    The first one may be refused by a full server; those after it wait for room.
+    """
+
+    async def part(request: Request) -> Reply:
+        own = dataclasses.replace(call, arrived=time.monotonic(), rows=0, timing=Timing())
+        call.patient = True
+        reply = await answer(request, own)
+        call.rows += own.rows
+        call.timing.add(own.timing)
+        return reply
+
+    return part
+
+
+def _in_stream(kind: type[Streamed], reply: Any) -> Streamed | Spliced:
+    """A reply as a message of a stream."""
+    if isinstance(reply, Spliced):
+        return reply.within(kind.DESCRIPTOR.fields_by_name["response"].number)
+    return kind(response=reply)
+
+
+def _exactly(got: int, wanted: int, field: str) -> None:
+    if got != wanted:
+        raise InvalidArgument(field, f"{got} rows", f"exactly {wanted}")
+
+
+def _put_nats(tensor: tensor_pb2.Tensor, values: NDArray[np.float64]) -> None:
+    codec.put_tensor(tensor, values.astype(np.float32))
+
+
+def _signed(reply: Signed, model: Model, call: Call) -> Signed:
+    """Puts who answered and how long it took into a reply."""
+    identity, timing = reply.model, reply.timing
+    identity.name, identity.version = model.manifest.name, model.manifest.version
+    timing.queue_seconds = call.timing.queue
+    timing.compute_seconds = call.timing.compute
+    timing.total_seconds = time.monotonic() - call.arrived
+    timing.batch_rows = call.timing.batch_rows
+    return reply

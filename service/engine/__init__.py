@@ -1,0 +1,1 @@
+"""Inference: NumPy in, NumPy out. Batching, admission, seeded sampling, scoring; no transport."""

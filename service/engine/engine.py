@@ -1,0 +1,312 @@
+"""Everything a model can be asked for: NumPy in, NumPy out, no grpc and no protobuf.
+
+Each question is made of rows that go through graphs, in the batches of the batcher and
+within the bounds of the admission. What a caller sees is a function of its own rows
+alone.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.noise import Stream, standard_normal, uniform
+from service.engine import paths
+from service.engine.admission import Admission, Admitted
+from service.engine.batch import Arrays, Operation, Work
+from service.engine.batcher import INLINE_SECONDS, Batcher
+from service.engine.call import Call
+from service.engine.operations import Array, Check, Observer, Operations, Pixels, unit_range
+from service.engine.pool import Pool
+from service.engine.sampling import Draw, drawn
+from service.engine.scoring import Scored, Scoring
+from service.errors import NotForThisModel
+from service.models.limits import row_bytes
+from service.models.model import Model
+
+T = TypeVar("T")
+#: Computes rows for a call.
+Compute = Callable[[Call, NDArray[Any]], Awaitable[Arrays]]
+
+
+class Encoded(NamedTuple):
+    """The posteriors of images: float32 [N, D] each.
+
+    `log_var` is None for a plain autoencoder, `z` where it was not drawn.
+    """
+
+    mean: Array
+    log_var: Array | None
+    z: Array | None = None
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Images [N, C, H, W] and the latents [N, D] they were decoded from."""
+
+    images: Pixels
+    latents: Array
+
+
+class Engine:
+    """Computes for all calls; to be used in one event loop.
+
+    Args:
+        admission: The bound on what is in flight.
+        observer: Told of every batch.
+        workers: Batches computed at the same time.
+        window: Seconds that a batch which is not full waits for more rows.
+        inline: The longest batch that is computed in the loop itself, in seconds.
+    """
+
+    def __init__(
+        self,
+        admission: Admission,
+        observer: Observer,
+        workers: int = 1,
+        window: float = 0.0,
+        inline: float = INLINE_SECONDS,
+    ):
+        self.admission = admission
+        self._pool = Pool(workers)
+        self._observer = observer
+        self._batcher = Batcher(self._pool, workers, observer, window=window, inline=inline)
+        self._operations: WeakKeyDictionary[Model, Operations] = WeakKeyDictionary()
+
+    def admitted(self, call: Call, model: Model, rows: int) -> Admitted:
+        """Entered while a call's rows are in flight.
+
+        Raises:
+            Overloaded: There is no room, and the call does not wait for it.
+        """
+        return self.admission.admitted(rows, rows * row_bytes(model.manifest), patient=call.patient)
+
+    def encode(
+        self, call: Call, model: Model, images: Pixels, draw: Draw | None = None
+    ) -> Awaitable[Encoded]:
+        """Encodes images and, where `draw` says so, draws from their posteriors.
+
+        Args:
+            call: For whom.
+            model: The model.
+            images: [N, C, H, W]; uint8, or float32 in [0, 1].
+            draw: The noise of the draw, or None for no draw.
+
+        Raises:
+            NotForThisModel: A draw from a plain autoencoder, which has no posterior.
+        """
+        if draw is not None and model.manifest.posterior == "delta":
+            raise NotForThisModel(
+                f"draw: {model.manifest.name} is a plain autoencoder; it has no posterior to draw "
+                "from"
+            )
+
+        def finish(outputs: Arrays) -> Encoded:
+            mean, log_var = outputs["mean"], outputs.get("log_var")
+            if draw is None or log_var is None:
+                return Encoded(mean, log_var)
+            eps = standard_normal(draw.seed, draw.offset, *mean.shape, stream=Stream.POSTERIOR)
+            return Encoded(mean, log_var, drawn(mean, log_var, eps))
+
+        operation = self._of(model).encode[images.dtype == np.uint8]
+        work = Work(operation, len(images), {"image": images}, finish)
+        return self._batcher.run(work, call)
+
+    def encoding(self, model: Model, check: Check | None = None) -> Compute:
+        """Returns what encodes images, without a draw, to `mean` and `log_var`.
+
+        Args:
+            model: The model.
+            check: Raises where float32 [N, C, H, W] are not sound images; None where the
+                images are uint8.
+        """
+        operations = self._of(model)
+        return self._computing(
+            operations.encode[True]
+            if check is None
+            else operations.checked(operations.encode[False], check),
+            "image",
+        )
+
+    def decoding(self, model: Model, check: Check, *, as_uint8: bool) -> Compute:
+        """Returns what decodes latents to `image`.
+
+        Args:
+            model: The model.
+            check: Raises where float32 [N, D] are not sound latents.
+            as_uint8: Return uint8, 0 to 255, and not float32 in [0, 1].
+        """
+        operations = self._of(model)
+        return self._computing(operations.checked(operations.decode[as_uint8], check), "z")
+
+    async def decode(self, call: Call, model: Model, z: Array, *, as_uint8: bool) -> Pixels:
+        """Decodes latents.
+
+        Args:
+            call: For whom.
+            model: The model.
+            z: float32 [N, D].
+            as_uint8: Return uint8, 0 to 255, and not float32 in [0, 1].
+        """
+        operation = self._of(model).decode[as_uint8]
+        work: Work[Arrays] = Work(operation, len(z), {"z": z})
+        return (await self._batcher.run(work, call))["image"]
+
+    async def sample(
+        self,
+        call: Call,
+        model: Model,
+        count: int,
+        draw: Draw,
+        *,
+        label: int,
+        temperature: float,
+        truncation: float | None,
+        as_uint8: bool,
+    ) -> Decoded:
+        """Draws latents from the model's prior and decodes them.
+
+        Args:
+            call: For whom.
+            model: The model.
+            count: N, how many.
+            draw: Which noise; row i is a function of (seed, offset + i) alone.
+            label: The class wanted; -1 means any.
+            temperature: Factor on the noise's standard deviation (within the component,
+                where the prior is a mixture).
+            truncation: Bound on the noise before that factor, or None.
+            as_uint8: Return uint8, 0 to 255, and not float32 in [0, 1].
+
+        Raises:
+            NotForThisModel: The model has no prior.
+        """
+        manifest = model.manifest
+        if manifest.prior == "none":
+            raise NotForThisModel(
+                f"{manifest.name} is a plain autoencoder; it has no prior to sample from"
+            )
+
+        def noise(start: int, stop: int) -> Array:
+            eps = standard_normal(
+                draw.seed,
+                draw.offset + start,
+                stop - start,
+                manifest.latent_dim,
+                truncation=truncation,
+            )
+            eps *= np.float32(temperature)
+            return eps
+
+        operations = self._of(model)
+        if manifest.learned_prior:
+
+            def choice(start: int, stop: int) -> Arrays:
+                return {
+                    "eps": noise(start, stop),
+                    "u": uniform(draw.seed, draw.offset + start, stop - start),
+                    "label": np.full(stop - start, label, np.int64),
+                }
+
+            drawn: Work[Arrays] = Work(operations.prior, count, choice)
+            latents: Arrays = {"z": (await self._batcher.run(drawn, call))["z"]}
+            work: Work[Arrays] = Work(operations.sample[as_uint8], count, latents)
+        else:
+            work = Work(
+                operations.sample[as_uint8], count, lambda start, stop: {"z": noise(start, stop)}
+            )
+        outputs = await self._batcher.run(work, call)
+        return Decoded(outputs["image"], outputs["z"])
+
+    async def reconstruct(
+        self, call: Call, model: Model, images: Pixels, draw: Draw | None, *, as_uint8: bool
+    ) -> Pixels:
+        """Encodes images and decodes the mean of each posterior, or a draw from it.
+
+        Args:
+            call: For whom.
+            model: The model.
+            images: [N, C, H, W]; uint8, or float32 in [0, 1].
+            draw: The noise of the draw, or None for the mean.
+            as_uint8: Return uint8, 0 to 255, and not float32 in [0, 1].
+
+        Raises:
+            NotForThisModel: A draw from a plain autoencoder.
+        """
+        encoded = await self.encode(call, model, images, draw)
+        z = encoded.mean if encoded.z is None else encoded.z
+        return await self.decode(call, model, z, as_uint8=as_uint8)
+
+    async def interpolate(
+        self,
+        call: Call,
+        model: Model,
+        ends: Array,
+        steps: int,
+        *,
+        on_arc: bool,
+        as_uint8: bool,
+    ) -> Decoded:
+        """Decodes a path from one latent to another.
+
+        Args:
+            call: For whom.
+            model: The model.
+            ends: The two ends, float32 [2, D].
+            steps: How many points, both ends included; at least 2.
+            on_arc: Go on an arc and not on a straight line.
+            as_uint8: Return uint8, 0 to 255, and not float32 in [0, 1].
+        """
+        path = (paths.spherical if on_arc else paths.linear)(ends[0], ends[1], steps)
+        return Decoded(await self.decode(call, model, path, as_uint8=as_uint8), path)
+
+    async def score(
+        self, call: Call, model: Model, images: Pixels, draws: int, draw: Draw
+    ) -> Scored:
+        """Measures how likely images are under the model and its prior.
+
+        Args:
+            call: For whom.
+            model: The model.
+            images: [N, C, H, W]; uint8, or float32 in [0, 1].
+            draws: K, draws of the importance-weighted bound; 0 for none.
+            draw: The noise of these draws.
+
+        Raises:
+            NotForThisModel: The model is a plain autoencoder, which has no likelihood.
+        """
+        if model.manifest.posterior == "delta":
+            raise NotForThisModel(
+                f"{model.manifest.name} is a plain autoencoder; it has no likelihood to score by"
+            )
+        encoded = await self.encode(call, model, images)
+        assert encoded.log_var is not None  # its posterior is Gaussian
+        pixels = await self.beside(lambda: unit_range(images))
+        scoring = Scoring(self._batcher, self._of(model), model.manifest, call)
+        return await scoring.score(pixels, encoded.mean, encoded.log_var, draws, draw)
+
+    async def beside(self, work: Callable[[], T]) -> T:
+        """Runs something that takes a while, but no graph, beside the loop."""
+        return await asyncio.to_thread(work)
+
+    def close(self) -> None:
+        """Waits for what is being computed and ends the threads."""
+        self._pool.close()
+
+    def _computing(self, operation: Operation, name: str) -> Compute:
+        run = self._batcher.run
+
+        def compute(call: Call, rows: NDArray[Any]) -> Awaitable[Arrays]:
+            work: Work[Arrays] = Work(operation, len(rows), {name: rows})
+            return run(work, call)
+
+        return compute
+
+    def _of(self, model: Model) -> Operations:
+        operations = self._operations.get(model)
+        if operations is None:
+            operations = self._operations[model] = Operations(model, self._observer)
+        return operations

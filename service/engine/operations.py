@@ -1,0 +1,111 @@
+"""The operations of work that a model does: which graph, with what before and after it."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle import Manifest
+from service.engine.batch import Arrays, Operation
+from service.engine.batcher import Observer as BatchObserver
+from service.models.model import Model
+
+Array = NDArray[np.float32]
+Pixels = NDArray[np.float32] | NDArray[np.uint8]
+#: Raises where rows are not sound.
+Check = Callable[[NDArray[Any]], None]
+
+
+class Observer(BatchObserver, Protocol):
+    """Told of what is computed."""
+
+    def encoded(self, manifest: Manifest, mean: Array, log_var: Array | None) -> None:
+        """Images have been encoded; told in a worker's thread."""
+
+
+class Operations:
+    """Those of one model.
+
+    Args:
+        model: The model.
+        observer: Told of what is encoded.
+
+    Attributes:
+        encode: Images to the moments of posteriors, by whether the images are bytes.
+        decode: Latents to images, by whether these are to be bytes.
+        sample: The same, which hands the latents on as well.
+        logits: Latents to logits.
+        prior: Noise to latents, and
+        density: latents to log-densities, where the prior is learned.
+    """
+
+    def __init__(self, model: Model, observer: Observer):
+        # Nothing here may hold the model: it is to be let go of when it is no longer served.
+        manifest = model.manifest
+
+        def told(_inputs: Arrays, outputs: Arrays) -> Arrays:
+            observer.encoded(manifest, outputs["mean"], outputs.get("log_var"))
+            return outputs
+
+        encoder, decoder = model.graphs["encoder"], model.graphs["decoder"]
+        delta = manifest.posterior == "delta"
+        moments = ("mean",) if delta else ("mean", "log_var")
+        self.encode = {
+            True: Operation(encoder, moments, _scaled, told),
+            False: Operation(encoder, moments, after=told),
+        }
+        self.decode = {
+            True: Operation(decoder, ("image",), after=lambda _, outputs: _to_bytes(outputs)),
+            False: Operation(decoder, ("image",)),
+        }
+        self.sample = {
+            True: Operation(
+                decoder, ("image",), after=lambda inputs, outputs: {**inputs, **_to_bytes(outputs)}
+            ),
+            False: Operation(
+                decoder, ("image",), after=lambda inputs, outputs: {**inputs, **outputs}
+            ),
+        }
+        self.logits = Operation(decoder, ("logits",))
+        if manifest.learned_prior:
+            self.prior = Operation(model.graphs["prior"], ("z",))
+            self.density = Operation(model.graphs["prior_density"], ("log_prob",))
+        self._checked: dict[tuple[Operation, Check], Operation] = {}
+
+    def checked(self, operation: Operation, check: Check) -> Operation:
+        """One operation of work, the one input of which is yet to be checked, and aligned."""
+        made = self._checked.get((operation, check))
+        if made is None:
+
+            def aligned(inputs: Arrays) -> Arrays:
+                ((name, rows),) = inputs.items()
+                # Bytes out of a request have no alignment.
+                return operation.before(inputs if rows.flags.aligned else {name: rows.copy()})
+
+            def sound(inputs: Arrays) -> None:
+                for rows in inputs.values():
+                    check(rows)
+
+            made = Operation(operation.graph, operation.outputs, aligned, operation.after, sound)
+            self._checked[operation, check] = made
+        return made
+
+
+def unit_range(images: Pixels) -> Array:
+    """Images as float32 in [0, 1], whether they were bytes or not."""
+    if images.dtype == np.uint8:
+        return np.divide(images, np.float32(255), dtype=np.float32)
+    return images  # type: ignore[return-value]  # not uint8, so float32
+
+
+def _scaled(given: Arrays) -> Arrays:
+    return {"image": unit_range(given["image"])}
+
+
+def _to_bytes(outputs: Arrays) -> Arrays:
+    """Scales in place: the array is the graph's output, which nobody else has."""
+    image = outputs["image"]
+    image *= np.float32(255)
+    np.rint(image, out=image)
+    return {"image": image.astype(np.uint8)}

@@ -1,0 +1,134 @@
+"""What the server tells of its work: metrics and traces, behind one small door."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle import Manifest
+from service.engine.call import Call
+from service.errors import ServiceError
+from service.models.onnx import Graph
+from service.models.repository import Models
+from service.observe.metrics import Metrics
+from service.observe.tracing import CallSpan, Tracing
+
+_REFUSALS = {
+    "OVERLOADED": "overloaded",
+    "NOT_READY": "not_ready",
+    "UNAUTHENTICATED": "unauthenticated",
+}
+
+
+class Span:
+    """One call in a trace, or nothing where no trace is kept.
+
+    Args:
+        manager: Keeps it; entered here.
+    """
+
+    __slots__ = ("_manager", "_span")
+
+    def __init__(self, manager: AbstractContextManager[CallSpan] | None):
+        self._manager = manager
+        self._span = None if manager is None else manager.__enter__()
+
+    def failed(self, code: str, *, expected: bool) -> None:
+        """Tells how it failed.
+
+        Args:
+            code: The status code.
+            expected: Whether the caller and not the server is to blame.
+        """
+        if self._span is not None:
+            self._span.failed(code, error=not expected)
+
+    def ended(self, call: Call) -> None:
+        """Tells what is known of a call in the end, and ends the span."""
+        if self._span is None or self._manager is None:
+            return
+        self._span.set(
+            model=call.model,
+            version=call.version,
+            rows=call.rows,
+            batch_rows=call.timing.batch_rows,
+            queue_seconds=call.timing.queue,
+            compute_seconds=call.timing.compute,
+            request_id=call.request_id,
+        )
+        # The code tells how it ended; a transport's own exceptions mean nothing in a trace.
+        self._manager.__exit__(None, None, None)
+
+
+#: That of every call where no traces are kept.
+NO_SPAN: Final = Span(None)
+
+
+class Telemetry:
+    """Receives what happens and passes it on.
+
+    Args:
+        metrics: Counts.
+        tracing: Keeps traces; None for none.
+        failed: Called with a graph that failed on a batch, and why.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        tracing: Tracing | None,
+        failed: Callable[[Graph, Exception], None],
+    ):
+        self.failed = failed
+        self._metrics = metrics
+        self._tracing = tracing
+
+    def span(self, rpc: str, call: Call) -> Span:
+        """Begins the span of a call."""
+        if self._tracing is None:
+            return NO_SPAN
+        return Span(self._tracing.call(rpc, call.metadata))
+
+    def request(self, rpc: str, model: str, code: str, seconds: float) -> None:
+        """A call has ended."""
+        self._metrics.request(rpc, model, code, seconds)
+
+    def refused(self, error: ServiceError) -> None:
+        """A call was refused."""
+        if error.reason in _REFUSALS:
+            self._metrics.rejected(_REFUSALS[error.reason])
+
+    def serving(self, models: Models) -> None:
+        """Other models are being served."""
+        self._metrics.serving(
+            [
+                (model.manifest.name, str(model.manifest.version), str(model.device))
+                for model in models
+            ],
+            refused=sorted({each.name for each in models.refused}),
+        )
+
+    def batch(self, graph: Graph, rows: int, seconds: float) -> None:
+        """A batch has been computed."""
+        self._metrics.batch(graph.name, str(graph.device), rows, seconds)
+
+    def queued(self, seconds: float) -> None:
+        """A call's first rows began to be computed after so long."""
+        self._metrics.queued(seconds)
+
+    def dropped(self, reason: str) -> None:
+        """A call's rows will not be computed."""
+        self._metrics.rejected(reason)
+
+    def encoded(
+        self, manifest: Manifest, mean: NDArray[np.float32], log_var: NDArray[np.float32] | None
+    ) -> None:
+        """Images have been encoded."""
+        self._metrics.encoded(manifest.name, str(manifest.version), mean, log_var)
+
+    def close(self) -> None:
+        """Sends what is left of the traces."""
+        if self._tracing is not None:
+            self._tracing.close()

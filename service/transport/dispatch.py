@@ -1,0 +1,246 @@
+"""What every call goes through, whatever carries it: token, draining, telemetry, errors."""
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+
+from service.api.fast_path import Shortcut
+from service.api.wire import Spliced
+from service.engine.call import Call
+from service.errors import DeadlineExceeded, InvalidArgument, NotReady, ServiceError
+from service.observe.logs import REQUEST_ID, clean_request_id, new_request_id
+from service.observe.telemetry import NO_SPAN, Span, Telemetry
+from service.transport.status import CallFailed, RpcStatus
+
+_log = logging.getLogger(__name__)
+
+#: What makes up a message, in its order.
+Chunks = tuple[bytes | memoryview, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Rpc:
+    """One method of a service.
+
+    Attributes:
+        service: Full name of its service.
+        name: Its own, as in `Encode`.
+        answer: Takes a request, or an iterator of them, and a `Call`; returns an awaitable
+            reply, or an asynchronous generator of replies.
+        request: Class of its requests.
+        takes_stream: Whether there may be several requests.
+        gives_stream: Whether there may be several replies.
+        counted: Whether it is one of ours: metered, refused while draining and waited for.
+            Health and reflection are not.
+        public: Whether it needs no token.
+        shortcut: Answers requests like one that came before; None where there is none.
+    """
+
+    service: str
+    name: str
+    answer: Callable[[Any, Call], Any]
+    request: type[Message]
+    takes_stream: bool
+    gives_stream: bool
+    counted: bool = True
+    public: bool = False
+    shortcut: Shortcut | None = None
+
+    @property
+    def path(self) -> str:
+        """Where it is called by HTTP/2."""
+        return f"/{self.service}/{self.name}"
+
+    def parse(self, raw: bytes) -> Message:
+        """Reads a request.
+
+        Raises:
+            InvalidArgument: It is none.
+        """
+        try:
+            return self.request.FromString(raw)
+        except DecodeError:
+            name = self.request.DESCRIPTOR.name
+            raise InvalidArgument("request", f"{len(raw)} bytes", f"the message {name}") from None
+
+
+def rpcs_of(service: ServiceDescriptor, servicer: Any, **more: bool) -> list[Rpc]:
+    """Returns the methods of a service.
+
+    Args:
+        service: The service.
+        servicer: Has a method for each RPC, by its name in snake case.
+        more: `counted` and `public` of each.
+    """
+    shortcuts: Mapping[str, Shortcut] = getattr(servicer, "shortcuts", {})
+    return [
+        Rpc(
+            service.full_name,
+            method.name,
+            getattr(servicer, re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower()),
+            GetMessageClass(method.input_type),
+            method.client_streaming,
+            method.server_streaming,
+            shortcut=shortcuts.get(method.name),
+            **more,
+        )
+        for method in service.methods
+    ]
+
+
+class Dispatcher:
+    """All calls to a server.
+
+    Args:
+        authenticate: Raises Unauthenticated where a call's `authorization` is not right.
+        telemetry: Told of every call that counts.
+
+    Attributes:
+        draining: Whether new calls are refused.
+    """
+
+    def __init__(self, authenticate: Callable[[str | None], None], telemetry: Telemetry):
+        self.draining = False
+        self._authenticate = authenticate
+        self._telemetry = telemetry
+        self._running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def finished(self) -> None:
+        """Waits until no call that counts is running."""
+        await self._idle.wait()
+
+    def look_at(self, rpc: Rpc, call: Call) -> None:
+        """Looks whether a call will be let in, before all that it asks has come.
+
+        Raises:
+            CallFailed: It will not, and is over.
+        """
+        try:
+            self._let_in(rpc, call)
+        except ServiceError as error:
+            span = self._begin(rpc, call)
+            code, failure = self._failed(rpc, call, span, error)
+            self._end(rpc, call, span, code)
+            raise CallFailed(failure or RpcStatus.of(error)) from error
+
+    async def unary(self, rpc: Rpc, raw: bytes, call: Call) -> Chunks:
+        """Answers one request with one reply, in chunks that make up its bytes.
+
+        Raises:
+            CallFailed: It is not answered.
+        """
+        span = self._begin(rpc, call)
+        code = "OK"
+        try:
+            self._let_in(rpc, call)
+            shortcut = rpc.shortcut
+            if shortcut is None:
+                return _chunks(await rpc.answer(rpc.parse(raw), call))
+            known = shortcut.find(raw)
+            if known is not None:
+                return await shortcut.answer(known, raw, call)
+            request = rpc.parse(raw)
+            reply = await rpc.answer(request, call)
+            shortcut.learn(raw, request, call)
+            return _chunks(reply)
+        except BaseException as error:
+            code, failure = self._failed(rpc, call, span, error)
+            if failure is None:
+                raise
+            raise CallFailed(failure) from error
+        finally:
+            self._end(rpc, call, span, code)
+
+    async def stream(
+        self, rpc: Rpc, raw: bytes | AsyncIterator[bytes], call: Call
+    ) -> AsyncGenerator[Chunks, None]:
+        """Answers one request or several with replies, each in chunks.
+
+        Raises:
+            CallFailed: It is not answered to the end.
+        """
+        span = self._begin(rpc, call)
+        code = "OK"
+        try:
+            self._let_in(rpc, call)
+            request = rpc.parse(raw) if isinstance(raw, bytes) else _parsed(rpc, raw)
+            async with aclosing(rpc.answer(request, call)) as replies:
+                async for reply in replies:
+                    yield _chunks(reply)
+        except BaseException as error:
+            code, failure = self._failed(rpc, call, span, error)
+            if failure is None:
+                raise
+            raise CallFailed(failure) from error
+        finally:
+            self._end(rpc, call, span, code)
+
+    def _begin(self, rpc: Rpc, call: Call) -> Span:
+        REQUEST_ID.set(call.request_id)  # each call has a task, and so a context, of its own
+        if not rpc.counted:
+            return NO_SPAN
+        self._running += 1
+        self._idle.clear()
+        return self._telemetry.span(rpc.name, call)
+
+    def _let_in(self, rpc: Rpc, call: Call) -> None:
+        if not rpc.public:
+            self._authenticate(call.metadata.get("authorization"))
+        if self.draining and rpc.counted:
+            raise NotReady("the server is draining; another one will answer")
+
+    def _failed(
+        self, rpc: Rpc, call: Call, span: Span, error: BaseException
+    ) -> tuple[str, RpcStatus | None]:
+        """Returns the code that a call ends with and what its caller is told, if anybody is."""
+        if isinstance(error, ServiceError):
+            span.failed(error.status.name, expected=True)
+            if rpc.counted and not isinstance(error, DeadlineExceeded):  # those count as dropped
+                self._telemetry.refused(error)
+            return error.status.name, RpcStatus.of(error)
+        if isinstance(error, Exception):
+            span.failed("INTERNAL", expected=False)
+            # Its text may hold anything: it stays in the log, under the id the caller gets.
+            _log.error("request %s to %s failed", call.request_id, rpc.name, exc_info=error)
+            internal = ServiceError(f"internal error, request id {call.request_id}")
+            return "INTERNAL", RpcStatus.of(internal, {"request_id": call.request_id})
+        late = time.monotonic() >= call.deadline
+        code = "DEADLINE_EXCEEDED" if late else "CANCELLED"
+        span.failed(code, expected=True)
+        return code, None
+
+    def _end(self, rpc: Rpc, call: Call, span: Span, code: str) -> None:
+        span.ended(call)
+        if not rpc.counted:
+            return
+        self._telemetry.request(rpc.name, call.model, code, time.monotonic() - call.arrived)
+        self._running -= 1
+        if self._running == 0:
+            self._idle.set()
+
+
+def new_call(metadata: Mapping[str, str], peer: str, deadline: float, now: float) -> Call:
+    """Makes the record of a call that has just arrived."""
+    asked = metadata.get("x-request-id")
+    request_id = (asked and clean_request_id(asked)) or new_request_id()
+    return Call(deadline=deadline, metadata=metadata, peer=peer, request_id=request_id, arrived=now)
+
+
+def _chunks(reply: Any) -> Chunks:
+    return reply.chunks() if isinstance(reply, Spliced) else (reply.SerializeToString(),)
+
+
+async def _parsed(rpc: Rpc, raw: AsyncIterator[bytes]) -> AsyncGenerator[Message, None]:
+    async for each in raw:
+        yield rpc.parse(each)

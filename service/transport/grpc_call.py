@@ -1,0 +1,272 @@
+"""One gRPC call on a stream of HTTP/2 (PROTOCOL-HTTP2)."""
+
+import asyncio
+import base64
+import logging
+import math
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import aclosing
+from typing import Final
+from urllib.parse import quote
+
+from service.errors import DeadlineExceeded, ServiceError, Unimplemented
+from service.transport.dispatch import Dispatcher, Rpc, new_call
+from service.transport.framing import ENCODINGS, MessageReader, prefix, too_large
+from service.transport.http2.frames import ErrorCode
+from service.transport.http2.headers import encode, status_200
+from service.transport.http2.stream import Stream
+from service.transport.status import CallFailed, RpcStatus
+
+_log = logging.getLogger(__name__)
+
+_TIMEOUT = re.compile(r"(\d{1,8})([HMSmun])")
+_SECONDS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+_HEAD: Final = status_200() + encode([("content-type", "application/grpc")])
+_OK: Final = encode([("grpc-status", "0")])
+_NO_GRPC: Final = encode([(":status", "415"), ("content-type", "text/plain")])
+# All that may stand unescaped in grpc-message, but for %.
+_PLAIN: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+
+
+class GrpcCall:
+    """A call, from its headers to its trailers.
+
+    Args:
+        stream: Carries it.
+        rpc: What is called.
+        dispatcher: Answers it.
+        max_bytes: Most bytes of a message, either way.
+        held: Told by how many bytes what is held has grown; may raise.
+    """
+
+    __slots__ = (
+        "_call",
+        "_consumed",
+        "_dispatcher",
+        "_done",
+        "_max_bytes",
+        "_more",
+        "_reader",
+        "_rpc",
+        "_stream",
+        "_task",
+        "_timer",
+    )
+
+    def __init__(
+        self,
+        stream: Stream,
+        rpc: Rpc,
+        dispatcher: Dispatcher,
+        max_bytes: int,
+        held: Callable[[int], None],
+    ):
+        fields = stream.head.fields
+        now = time.monotonic()
+        loop = asyncio.get_running_loop()
+        seconds = _timeout(fields.get("grpc-timeout"))
+        self._call = new_call(fields, stream.peer, now + seconds, now)
+        self._stream = stream
+        self._rpc = rpc
+        self._dispatcher = dispatcher
+        self._max_bytes = max_bytes
+        self._reader = MessageReader(fields.get("grpc-encoding", "identity"), max_bytes, held)
+        self._done = False
+        self._consumed = 0
+        self._more: asyncio.Future[None] | None = None
+        self._timer = None if seconds == math.inf else loop.call_later(seconds, self._expired)
+        self._task: asyncio.Task[None] | None = None
+        if rpc.takes_stream:
+            self._task = loop.create_task(self._answer_stream())
+
+    # What the connection calls.
+
+    def data(self, chunk: bytes) -> None:
+        """Some of the request has come."""
+        if self._done:
+            return
+        try:
+            complete = self._reader.feed(chunk)
+            if not self._rpc.takes_stream:
+                if not complete and self._stream.body_bytes == len(chunk):
+                    # A large one begins: a stranger's is not to be kept.
+                    self._dispatcher.look_at(self._rpc, self._call)
+                elif complete and self._reader.more_than_one:
+                    raise Unimplemented("request: got more than 1 message, wanted 1")
+        except CallFailed as error:
+            self._refuse(error.failure)
+            return
+        except ServiceError as error:
+            self._refuse(RpcStatus.of(error))
+            return
+        if complete:
+            # Nothing more is asked for until the message is taken.
+            self._consumed += len(chunk)
+            self._wake()
+        else:
+            self._stream.consumed(len(chunk))
+
+    def ended(self) -> None:
+        """The request is complete."""
+        if self._done:
+            return
+        if self._rpc.takes_stream:
+            self._wake()
+        elif self._reader.ready:
+            answer = self._answer_stream if self._rpc.gives_stream else self._answer
+            self._task = asyncio.get_running_loop().create_task(answer())
+        elif self._reader.held_bytes:
+            self._refuse(RpcStatus.of(_cut_short()))
+        else:
+            self._refuse(RpcStatus.of(Unimplemented("request: got 0 messages, wanted 1")))
+
+    def gone(self) -> None:
+        """Nobody waits any more."""
+        done, task = self._done, self._task
+        self._close()
+        if task is not None and not done:
+            task.cancel()
+
+    # The answers.
+
+    async def _answer(self) -> None:
+        try:
+            reply = await self._dispatcher.unary(self._rpc, self._reader.take(), self._call)
+        except CallFailed as error:
+            self._refuse(error.failure)
+            return
+        except ServiceError as error:
+            self._refuse(RpcStatus.of(error))
+            return
+        if self._done:
+            return
+        size = sum(map(len, reply))
+        if size > self._max_bytes:
+            self._refuse(RpcStatus.of(too_large(size, self._max_bytes)))
+        else:
+            self._stream.respond(_HEAD, (prefix(size), *reply), _OK)
+        self._close()
+
+    async def _answer_stream(self) -> None:
+        try:
+            requests = self._requests() if self._rpc.takes_stream else self._reader.take()
+            async with aclosing(
+                self._dispatcher.stream(self._rpc, requests, self._call)
+            ) as replies:
+                async for reply in replies:
+                    size = sum(map(len, reply))
+                    if size > self._max_bytes:
+                        self._refuse(RpcStatus.of(too_large(size, self._max_bytes)))
+                        return
+                    if not self._stream.started:
+                        self._stream.start(_HEAD)
+                    self._stream.write(prefix(size) + reply[0], *reply[1:])
+                    await self._stream.space()
+        except CallFailed as error:
+            self._refuse(error.failure)
+            return
+        except ServiceError as error:
+            self._refuse(RpcStatus.of(error))
+            return
+        if self._done:
+            return
+        if not self._stream.started:
+            self._stream.start(_HEAD)
+        self._stream.finish(_OK)
+        self._close()
+
+    async def _requests(self) -> AsyncIterator[bytes]:
+        reader = self._reader
+        while True:
+            while reader.ready:
+                message = reader.take()
+                if self._consumed and not reader.ready:
+                    self._stream.consumed(self._consumed)
+                    self._consumed = 0
+                yield message
+            if self._stream.remote_ended:
+                if reader.held_bytes:
+                    raise _cut_short()
+                return
+            self._more = asyncio.get_running_loop().create_future()
+            await self._more
+
+    def _wake(self) -> None:
+        if self._more is not None and not self._more.done():
+            self._more.set_result(None)
+
+    # The ends.
+
+    def _expired(self) -> None:
+        """The deadline has passed."""
+        self._timer = None
+        # The loop's clock is coarser, and may be a millisecond early.
+        self._call.deadline = min(self._call.deadline, time.monotonic())
+        if self._stream.queued_bytes:
+            # Trailers would wait for their turn, like what is before them.
+            self._stream.reset(ErrorCode.CANCEL)
+            self.gone()
+        else:
+            self._refuse(RpcStatus.of(DeadlineExceeded("the deadline has passed")))
+
+    def _refuse(self, failure: RpcStatus) -> None:
+        """Ends the call with an error."""
+        if self._done:
+            return
+        self._stream.finish(_trailers(failure, started=self._stream.started))
+        task = self._task
+        self._close()
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+
+    def _close(self) -> None:
+        self._done = True
+        self._task = None  # or the two would refer to each other until gc finds them
+        self._reader.close()
+        # The deadline is also that of a reply whose caller does not take it.
+        if self._timer is not None and not self._stream.queued_bytes:
+            self._timer.cancel()
+            self._timer = None
+
+
+def refuse(stream: Stream, error: ServiceError) -> None:
+    """Ends a call for which there is no `GrpcCall`."""
+    stream.finish(_trailers(RpcStatus.of(error), started=False))
+
+
+def refuse_other(stream: Stream) -> None:
+    """Ends a request that is not gRPC's (status 415, as PROTOCOL-HTTP2 says)."""
+    stream.finish(_NO_GRPC)
+
+
+def _cut_short() -> ServiceError:
+    return ServiceError("request: it ends within a message")
+
+
+def _timeout(text: str | None) -> float:
+    """Seconds of a `grpc-timeout`; what is not one is as none."""
+    if text is None:
+        return math.inf
+    match = _TIMEOUT.fullmatch(text)
+    return float(match[1]) * _SECONDS[match[2]] if match else math.inf
+
+
+def _trailers(failure: RpcStatus, *, started: bool) -> bytes:
+    fields: list[tuple[str, str]] = [
+        ("grpc-status", str(int(failure.status))),
+        ("grpc-message", quote(failure.message, safe=_PLAIN)),
+    ]
+    if failure.status is Unimplemented.status:
+        fields.append(("grpc-accept-encoding", ENCODINGS))
+    fields += _encoded(failure.metadata)
+    return (b"" if started else _HEAD) + encode(fields)
+
+
+def _encoded(metadata: Iterable[tuple[str, str | bytes]]) -> Iterable[tuple[str, str]]:
+    for key, value in metadata:
+        if isinstance(value, bytes):
+            yield key, base64.b64encode(value).decode("ascii").rstrip("=")
+        else:
+            yield key, value

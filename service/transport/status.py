@@ -1,0 +1,75 @@
+"""The one place where domain errors become gRPC's."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from google.protobuf import any_pb2
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+from service.errors import InvalidArgument, Overloaded, ServiceError, Status
+
+_DETAILS = "grpc-status-details-bin"
+_PUSHBACK = "grpc-retry-pushback-ms"
+# Trailers have 8 KiB in all, and the message goes into them twice.
+_LONGEST_MESSAGE = 1000
+
+
+@dataclass(frozen=True)
+class RpcStatus:
+    """How a call ended that was not answered.
+
+    Attributes:
+        status: Its code.
+        message: What its caller is told.
+        metadata: More trailers; the values of keys that end in `-bin` are bytes.
+    """
+
+    status: Status
+    message: str
+    metadata: tuple[tuple[str, str | bytes], ...] = ()
+
+    @classmethod
+    def of(cls, error: ServiceError, more: Mapping[str, str] | None = None) -> "RpcStatus":
+        """Makes an error into what a caller is told, with gRPC's rich details.
+
+        Args:
+            error: What went wrong.
+            more: Metadata of the ErrorInfo.
+        """
+        message = str(error)[:_LONGEST_MESSAGE]
+        status = status_pb2.Status(code=error.status.value, message=message)
+        info = error_details_pb2.ErrorInfo(
+            reason=error.reason, domain="latentserve", metadata=dict(more or {})
+        )
+        status.details.append(_packed(info))
+        trailers: list[tuple[str, str | bytes]] = []
+        if isinstance(error, InvalidArgument):
+            violation = error_details_pb2.BadRequest.FieldViolation(
+                field=error.field, description=error.description[:_LONGEST_MESSAGE]
+            )
+            details = error_details_pb2.BadRequest(field_violations=[violation])
+            status.details.append(_packed(details))
+        if isinstance(error, Overloaded):
+            delay = Duration()
+            delay.FromMilliseconds(round(1000 * error.retry_seconds))
+            status.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
+            # What gRPC's own retries go by: they do not read RetryInfo.
+            trailers.append((_PUSHBACK, str(delay.ToMilliseconds())))
+        trailers.append((_DETAILS, status.SerializeToString()))
+        return cls(error.status, message, tuple(trailers))
+
+
+class CallFailed(Exception):
+    """A call is not answered; how it ended is its `failure`."""
+
+    def __init__(self, failure: RpcStatus):
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+def _packed(message: Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed

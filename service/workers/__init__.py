@@ -1,0 +1,1 @@
+"""Several server processes on one port, and the supervisor that watches them."""

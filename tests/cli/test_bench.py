@@ -1,0 +1,162 @@
+"""The load that `latentserve bench` makes, and what it tells of it."""
+
+import asyncio
+import json
+import time
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+
+from latentserve import bench
+from latentserve._cli.bench import RPCS, _cpu_seconds
+from latentserve.bench import Load, Report, WrongAnswer
+from latentserve.cli import main
+from latentserve.client import AsyncClient, Retry
+from tests.support.clients import awaited
+from tests.support.processes import Server
+from tests.support.tiny import write_tiny
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench")
+    write_tiny(folder / "models" / "tiny")
+    with Server(folder / "models", folder / "log", "--http-port", "0") as server:
+        line = server.process.stdout.readline()
+        server.metrics = line.split()[-1]
+        yield server.wait_until_serving()
+
+
+def run(server: Server, **load) -> Report:
+    async def scene() -> Report:
+        async with AsyncClient(server.target, retry=Retry(attempts=1)) as client:
+            return await bench.run(client, Load(**{"seconds": 0.4, "warmup_seconds": 0.1, **load}))
+
+    return awaited(scene())
+
+
+@pytest.mark.parametrize("rpc", bench.RPCS)
+def test_every_call_is_answered_and_counted(tiny, rpc):
+    report = run(tiny, rpc=rpc, rows=3, concurrency=2)
+    assert report.model == "tiny/1"
+    assert report.calls > 5
+    assert report.rows == 3 * report.calls
+    assert report.failed == {}
+    assert 0.4 <= report.seconds < 5
+    latency = report.latency_ms
+    assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["max"]
+    assert report.calls_per_second == pytest.approx(report.calls / report.seconds)
+
+
+def test_an_open_loop_keeps_its_rate_and_sizes_are_mixed(tiny):
+    report = run(tiny, rpc="decode", rows=(1, 50), rate=100.0, seconds=1.0, dtype="float32")
+    assert report.calls == 100
+    assert 100 < report.rows < 5000
+    assert report.late == 0
+
+
+def test_a_server_that_stalls_is_waited_for_from_when_calls_were_due():
+    """In an open loop: one stall of 0.3 s is seen by all calls that were due in it."""
+
+    class Stalling:
+        calls = 0
+
+        async def __call__(self):
+            self.calls += 1
+            if self.calls == 1:
+                time.sleep(0.3)
+            return np.zeros(1)
+
+    async def scene():
+        load = Load(rpc="decode", rate=100.0, seconds=0.5)
+        measured = bench._Measurement(load, {1: Stalling()}, {1: np.zeros(1)})
+        return await measured.report("m/1")
+
+    report = asyncio.run(scene())
+    assert report.calls == 50
+    # Due at 0, 10, ... 300 ms: their mean wait is about 150 ms.
+    assert report.latency_ms["max"] >= 300
+    assert report.latency_ms["p50"] > 20
+
+
+def test_an_answer_that_is_another_ends_it():
+    async def scene():
+        async def call():
+            return np.ones(1)
+
+        load = Load(rpc="decode", concurrency=3, seconds=5.0)
+        await bench._Measurement(load, {1: call}, {1: np.zeros(1)}).report("m/1")
+
+    with pytest.raises(WrongAnswer, match="decode of 1 rows was answered in two ways"):
+        asyncio.run(scene())
+
+
+def test_calls_that_fail_are_counted_by_their_code(tmp_path):
+    write_tiny(tmp_path / "models" / "tiny", shape=(3, 64, 64), dim=64)
+    arguments = ("--max-queue-rows", "1")
+    with Server(tmp_path / "models", tmp_path / "log", *arguments) as server:
+        server.wait_until_serving()
+        report = run(server, rpc="decode", rows=400, concurrency=8)
+    assert report.failed.keys() == {"RESOURCE_EXHAUSTED"}
+    assert report.calls > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rpc": "train"}, "rpc: got 'train'"),
+        ({"rows": 0}, "rows: got 0"),
+        ({"rows": ()}, "rows: got"),
+        ({"concurrency": 0}, "concurrency: got 0"),
+        ({"rate": -1.0}, "rate: got -1"),
+        ({"seconds": float("nan")}, "seconds: got nan"),
+    ],
+)
+def test_a_load_that_is_none_is_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        Load(**changes)
+
+
+def test_the_cpu_time_of_a_server_is_that_of_all_its_workers():
+    page = "".join(
+        f'process_cpu_seconds_total{{worker="{worker}"}} {seconds}\n'
+        for worker, seconds in enumerate((1.5, 2.0))
+    )
+    assert _cpu_seconds(f"data:text/plain,{quote(page)}") == 3.5
+
+
+def test_the_command_tells_people_and_machines(tiny, capsys):
+    assert RPCS == bench.RPCS
+    call = ["bench", "--server", tiny.target, "--seconds", "0.3", "--warmup", "0.1"]
+    assert main([*call, "--rpc", "sample", "--metrics", tiny.metrics]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("sample of 1 rows (uint8), 1 in flight, tiny/1, 0.3 s\n  calls/s ")
+    assert "p99.9" in said
+    assert "server CPU" in said
+    assert main([*call, "--rate", "50", "--json", "--coalesce"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["calls"] == 15
+    assert told["load"]["rate"] == 50
+    assert told["latency_ms"]["p50"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (("--rpc", "train"), 2, "invalid choice"),
+        (("--rows", "1,x"), 2, "got x, wanted a whole number from 1"),
+        (("--metrics", "http://127.0.0.1:9/metrics"), 1, "--metrics: http://127.0.0.1:9/metrics"),
+        (("--model", "nope"), 1, "model.name: got 'nope'"),
+    ],
+)
+def test_what_is_in_its_way_is_one_line(tiny, arguments, status, said, capsys):
+    call = ["bench", "--server", tiny.target, "--seconds", "0.1", "--warmup", "0", *arguments]
+    try:
+        ended: object = main(call)
+    except SystemExit as end:
+        ended = end.code
+    assert ended == status
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error

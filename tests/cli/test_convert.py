@@ -1,0 +1,264 @@
+"""`encode`, `decode` and `reconstruct` as a person types them."""
+
+import io
+import os
+import pty
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from latentserve._cli.originals import originals
+from tests.support.processes import latentserve
+from tests.support.tiles import tiles
+
+pytest_plugins = ["tests.support.cli_fixtures"]
+
+
+def piped(*arguments: object, env: dict[str, str], given: bytes = b""):
+    """Runs a command with bytes on both ends."""
+    return subprocess.run(
+        [sys.executable, "-m", "latentserve", *map(str, arguments)],
+        input=given, capture_output=True, timeout=60, check=False, env={**os.environ, **env},
+    )  # fmt: skip
+
+
+def test_encode_decode_round_trip_through_files(here, tmp_path, digits, calling):
+    pixels = np.load(digits / "digits.npy")
+    posterior = tmp_path / "p.npz"
+    done = latentserve("encode", digits / "digits.npy", "-o", posterior, env=here)
+    assert done.returncode == 0, done.stderr
+    with np.load(posterior) as arrays:
+        assert set(arrays.files) == {"mean", "log_var"}
+        assert (arrays["mean"] == calling.encode(pixels).mean).all()
+        mean = arrays["mean"]
+    done = latentserve("decode", posterior, "-o", tmp_path / "d.npy", env=here)
+    assert done.returncode == 0, done.stderr
+    assert (np.load(tmp_path / "d.npy") == calling.decode(mean)).all()
+    done = latentserve("encode", digits / "digits.npy", "--seed", "3", "-o", posterior, env=here)
+    assert done.stdout == f"{posterior}: mean and log_var and z of 5 images, seed 3\n"
+    with np.load(posterior) as arrays:
+        assert (arrays["z"] == calling.encode(pixels, draw=True, seed=3).z).all()
+
+
+def test_image_files_and_a_folder_of_them_are_encoded_as_their_pixels(here, tmp_path, digits):
+    files = [digits / f"{row}.png" for row in range(5)]
+    for name, sources in (("a", [digits / "digits.npy"]), ("b", files), ("c", [digits])):
+        done = latentserve("encode", *sources, "-o", tmp_path / f"{name}.npz", env=here)
+        assert done.returncode == 0, done.stderr
+    loaded = [np.load(tmp_path / f"{name}.npz")["mean"] for name in "abc"]
+    assert (loaded[0] == loaded[1]).all()
+    assert (loaded[0] == loaded[2]).all()
+
+
+def test_a_file_of_another_size_is_named_and_fitted_if_asked(here, tmp_path, digits):
+    Image.new("RGB", (40, 30)).save(tmp_path / "photo.jpg")
+    sources = (digits / "0.png", tmp_path / "photo.jpg", "-o", tmp_path / "x.npz")
+    done = latentserve("encode", *sources, env=here)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"latentserve encode: {tmp_path / 'photo.jpg'}: got ")
+    assert len(done.stderr.splitlines()) == 1
+    assert latentserve("encode", *sources, "--resize", env=here).returncode == 0
+
+
+def test_commands_go_into_each_other_by_pipes(here, digits):
+    encoded = piped("encode", "-", "-o", "-", env=here, given=(digits / "digits.npy").read_bytes())
+    assert encoded.stderr == b"mean and log_var of 5 images\n"
+    decoded = piped("decode", "-", "-o", "-", "--as", "npy", env=here, given=encoded.stdout)
+    assert decoded.stderr == b"5 images\n"
+    assert np.load(io.BytesIO(decoded.stdout)).shape == (5, 1, 28, 28)
+    picture = piped("decode", "-", "-o", "-", env=here, given=encoded.stdout)
+    assert Image.open(io.BytesIO(picture.stdout)).format == "PNG"
+
+
+@pytest.mark.parametrize("command", [("sample", "-n", "4"), ("encode", "-")])
+def test_a_terminal_gets_no_binary_data(here, command):
+    leader, terminal = pty.openpty()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "latentserve", *command, "-o", "-"],
+            stdout=terminal, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True,
+            timeout=60, check=False, env={**os.environ, **here},
+        )  # fmt: skip
+    finally:
+        os.close(terminal)
+        os.close(leader)
+    assert done.returncode == 2
+    assert "a terminal is no place for" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_pipe_is_written_to_and_not_replaced(here, tmp_path):
+    fifo = tmp_path / "pipe"
+    os.mkfifo(fifo)
+    with subprocess.Popen(["cat", str(fifo)], stdout=subprocess.PIPE) as cat:
+        done = latentserve("sample", "-n", "2", "-o", fifo, "--as", "npy", env=here)
+        assert done.returncode == 0, done.stderr
+        assert cat.stdout is not None
+        assert np.load(io.BytesIO(cat.stdout.read())).shape == (2, 1, 28, 28)
+    assert fifo.is_fifo()
+
+
+def test_reconstruct_draws_the_originals_above(here, tmp_path, digits, calling):
+    pixels = np.load(digits / "digits.npy")
+    wanted = calling.reconstruct(pixels, dtype="uint8")
+    for name, source in (("a.png", "digits.npy"), ("b.png", ".")):
+        done = latentserve(
+            "reconstruct", digits / source, "-o", tmp_path / name, "--zoom", "1", env=here
+        )
+        assert done.stdout == f"{tmp_path / name}: 5 images\n", done.stderr
+        drawn = tiles(tmp_path / name, 2, 5)
+        assert (drawn[0] == pixels[:, 0]).all()
+        assert (drawn[1] == wanted[:, 0]).all()
+
+
+def test_reconstruct_in_several_rows_keeps_each_pair_together(here, tmp_path, digits):
+    done = latentserve(
+        "reconstruct", digits / "digits.npy", "--columns", "2", "--zoom", "1",
+        "-o", tmp_path / "x.png", env=here,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    drawn = tiles(tmp_path / "x.png", 6, 2)
+    pixels = np.load(digits / "digits.npy")[:, 0]
+    assert (drawn[::2].reshape(6, 28, 28)[:5] == pixels).all()
+    assert (drawn[4:, 1] == 48).all()  # a fifth image has no neighbour
+
+
+def test_reconstruct_as_an_array_is_the_reconstructions_alone(here, tmp_path, digits, calling):
+    done = latentserve(
+        "reconstruct", digits / "digits.npy", "--seed", "4", "-o", tmp_path / "r.npy", env=here
+    )
+    assert done.stdout == f"{tmp_path / 'r.npy'}: 5 images, seed 4\n"
+    pixels = np.load(digits / "digits.npy")
+    wanted = calling.reconstruct(pixels, draw=True, seed=4)
+    assert (np.load(tmp_path / "r.npy") == wanted).all()
+
+
+def test_an_original_that_cannot_be_drawn_is_left_blank_and_counted(here, tmp_path, digits):
+    Image.new("L", (28, 28), 200).save(tmp_path / "a.jpg")
+    done = latentserve(
+        "reconstruct", tmp_path / "a.jpg", digits / "0.png", "--zoom", "1",
+        "-o", tmp_path / "x.png", env=here,
+    )  # fmt: skip
+    assert "1 originals are left blank" in done.stdout
+    drawn = tiles(tmp_path / "x.png", 2, 2)
+    assert (drawn[0, 0] == 48).all()
+    assert (drawn[0, 1] == np.load(digits / "digits.npy")[0, 0]).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("seed", range(4))
+def test_png_files_are_read_as_a_picture_library_reads_them(mode, seed):
+    """Smooth pictures, so that the encoder takes every kind of filter."""
+    rng = np.random.default_rng(seed)
+    channels = len(mode) if mode == "RGB" else 1
+    steps = rng.integers(-3, 4, (channels, 29, 17))
+    pixels = (128 + steps.cumsum(1).cumsum(2) / 4).clip(0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    shown = pixels[0] if mode == "L" else pixels.transpose(1, 2, 0)
+    Image.fromarray(np.ascontiguousarray(shown)).save(buffer, "PNG")
+    read, missing = originals([buffer.getvalue()], (1, *pixels.shape))
+    assert missing == 0
+    assert (read[0] == pixels).all()
+
+
+@pytest.mark.parametrize("kind", range(5))
+def test_each_filter_of_png_is_undone(kind):
+    """By hand: Pillow chooses its filters itself."""
+    import struct
+    import zlib
+
+    rng = np.random.default_rng(kind)
+    pixels = rng.integers(0, 256, (6, 5, 3)).astype(np.int64)
+    flat = pixels.reshape(6, 15)
+    lines = []
+    for row in range(6):
+        above = flat[row - 1] if row else np.zeros(15, np.int64)
+        left = np.concatenate([np.zeros(3, np.int64), flat[row, :-3]])
+        corner = np.concatenate([np.zeros(3, np.int64), above[:-3]])
+        guess = left + above - corner
+        a, b, c = abs(guess - left), abs(guess - above), abs(guess - corner)
+        paeth = np.where((a <= b) & (a <= c), left, np.where(b <= c, above, corner))
+        predicted = (0 * left, left, above, (left + above) // 2, paeth)[kind]
+        lines.append(bytes([kind]) + ((flat[row] - predicted) % 256).astype(np.uint8).tobytes())
+
+    def chunk(name, data):
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 5, 6, 8, 2, 0, 0, 0))
+    png += chunk(b"IDAT", zlib.compress(b"".join(lines))) + chunk(b"IEND", b"")
+    assert (np.asarray(Image.open(io.BytesIO(png))) == pixels).all()
+    read, missing = originals([png], (1, 3, 6, 5))
+    assert missing == 0
+    assert (read[0] == pixels.transpose(2, 0, 1)).all()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x89PNG\r\n\x1a\n", b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR", b"\xff\xd8\xff"],
+)
+def test_what_is_no_plain_png_file_is_left_blank(content):
+    sheet, missing = originals([content], (1, 1, 4, 4))
+    assert missing == 1
+    assert (sheet == 48).all()
+
+
+def test_floats_are_drawn_as_the_pixels_they_stand_for():
+    floats = np.array([[0.0, 0.5, 1.0, 0.25]], np.float32)
+    sheet, missing = originals(floats, (1, 1, 2, 2))
+    assert missing == 0
+    assert sheet.reshape(-1).tolist() == [0, 128, 255, 64]
+
+
+def test_an_npz_without_latents_is_named(here, tmp_path):
+    np.savez(tmp_path / "x.npz", other=np.zeros(3))
+    done = latentserve("decode", tmp_path / "x.npz", env=here)
+    assert done.returncode == 1
+    assert (
+        "got an npz file with other, wanted an npy file, or an npz file with z or mean"
+        in done.stderr
+    )
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04 cut short", b"\x93NUMPY\x01\x00", b""])
+def test_a_damaged_file_is_named(here, tmp_path, content):
+    (tmp_path / "x.npz").write_bytes(content)
+    done = latentserve("decode", tmp_path / "x.npz", env=here)
+    assert done.returncode == 1
+    assert str(tmp_path / "x.npz") in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("array", "text"),
+    [
+        (np.zeros((2, 28, 28), np.int64), "got dtype int64, wanted floats or uint8"),
+        (np.zeros((0, 28, 28), np.uint8), "got no rows"),
+        (np.zeros((2, 9), np.uint8), "got [2, 9], wanted"),
+        (np.full((2, 28, 28), 7, np.float32), "values from 7 to 7"),
+    ],
+)
+def test_images_that_cannot_be_are_one_line(here, tmp_path, array, text):
+    np.save(tmp_path / "x.npy", array)
+    done = latentserve("encode", tmp_path / "x.npy", "-o", tmp_path / "x.npz", env=here)
+    assert done.returncode == 1
+    assert text in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_npy_file_among_others_is_wrong_usage(here, digits):
+    done = latentserve("encode", digits / "0.png", digits / "digits.npy", env=here)
+    assert done.returncode == 2
+    assert "got an npy file among 2 files" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
+def test_files_without_the_rights_to_them_are_one_line(here, tmp_path, digits):
+    (tmp_path / "x.npy").write_bytes((digits / "digits.npy").read_bytes())
+    (tmp_path / "x.npy").chmod(0)
+    done = latentserve("encode", tmp_path / "x.npy", env=here)
+    assert done.stderr == f"latentserve encode: {tmp_path / 'x.npy'}: Permission denied\n"

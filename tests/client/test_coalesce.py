@@ -1,0 +1,255 @@
+"""Small calls that run at the same time go as one; a lone one goes at once."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latentserve._client.coalesce import MOST_ROWS, Coalescer
+from latentserve._client.values import Posterior
+from latentserve.client import AsyncClient, InvalidArgument
+from latentserve.errors import ProtocolError
+from tests.support.clients import awaited
+
+DIM = 32
+
+
+class Line:
+    """A server that doubles rows when it is told to, and remembers what it got."""
+
+    def __init__(self):
+        self.got = []
+        self.gates = []
+
+    async def __call__(self, kind, rows):  # noqa: ARG002
+        self.got.append(len(rows))
+        gate = asyncio.get_running_loop().create_future()
+        self.gates.append(gate)
+        await gate
+        if (rows < 0).any():
+            raise InvalidArgument("negative", None)
+        return 2 * rows
+
+    async def answer(self):
+        await settled()
+        self.gates.pop(0).set_result(None)
+        await settled()
+
+
+async def settled():
+    for _ in range(6):
+        await asyncio.sleep(0)
+
+
+def rows_of(*values):
+    return np.array(values, np.float64)[:, None]
+
+
+def test_a_lone_call_goes_at_once_and_those_after_it_together():
+    async def scene():
+        line = Line()
+        coalescer = Coalescer(line)
+        tasks = [asyncio.ensure_future(coalescer.run("kind", rows_of(value))) for value in range(5)]
+        await settled()
+        # All of them came before the loop turned once: they are one call.
+        assert line.got == [5]
+        late = [asyncio.ensure_future(coalescer.run("kind", rows_of(9))) for _ in range(3)]
+        await line.answer()
+        assert line.got == [5, 3]
+        await line.answer()
+        assert [task.result()[0, 0] for task in tasks] == [0, 2, 4, 6, 8]
+        assert [task.result()[0, 0] for task in late] == [18] * 3
+
+    asyncio.run(scene())
+
+
+def test_other_kinds_do_not_wait_for_each_other():
+    async def scene():
+        line = Line()
+        coalescer = Coalescer(line)
+        tasks = [asyncio.ensure_future(coalescer.run(kind, rows_of(1))) for kind in "ab"]
+        await settled()
+        assert line.got == [1, 1]
+        await line.answer()
+        await line.answer()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(scene())
+
+
+def test_a_caller_who_leaves_takes_nothing_from_the_others():
+    async def scene():
+        line = Line()
+        coalescer = Coalescer(line)
+        first = asyncio.ensure_future(coalescer.run("kind", rows_of(1)))
+        await settled()
+        leaving, staying = (
+            asyncio.ensure_future(coalescer.run("kind", rows_of(value))) for value in (2, 3)
+        )
+        await settled()
+        leaving.cancel()
+        first.cancel()
+        await line.answer()
+        assert line.got == [1, 1]
+        await line.answer()
+        assert (await staying)[0, 0] == 6
+
+    asyncio.run(scene())
+
+
+def test_one_callers_bad_rows_are_its_own():
+    async def scene():
+        line = Line()
+        coalescer = Coalescer(line)
+        tasks = [
+            asyncio.ensure_future(coalescer.run("kind", rows_of(value))) for value in (1, -2, 3)
+        ]
+        for _ in range(4):
+            await line.answer()
+        assert line.got == [3, 1, 1, 1]
+        good, bad, also = await asyncio.gather(*tasks, return_exceptions=True)
+        assert (good[0, 0], also[0, 0]) == (2, 6)
+        assert isinstance(bad, InvalidArgument)
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 1, 3)])
+def test_a_part_is_the_callers_own(sizes):
+    async def run(kind, rows):  # noqa: ARG001
+        return Posterior(mean=2 * rows, log_var=3 * rows, seed=7)
+
+    async def scene():
+        coalescer = Coalescer(run)
+        given = [rows_of(*range(size)) for size in sizes]
+        parts = await asyncio.gather(*(coalescer.run("kind", rows) for rows in given))
+        for rows, part in zip(given, parts, strict=True):
+            assert isinstance(part, Posterior)
+            assert (part.z, part.seed) == (None, 7)
+            for got, factor in ((part.mean, 2), (part.log_var, 3)):
+                assert got.tolist() == (factor * rows).tolist()
+                # It keeps no other rows alive, and can be written to.
+                assert got.flags.owndata
+                assert got.flags.writeable
+
+    asyncio.run(scene())
+
+
+def test_an_answer_of_too_few_rows_is_nobodys():
+    async def run(kind, rows):  # noqa: ARG001
+        return rows[:1]
+
+    async def scene():
+        coalescer = Coalescer(run)
+        calls = [coalescer.run("kind", rows_of(value)) for value in range(3)]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == 3 * [ProtocolError]
+
+    asyncio.run(scene())
+
+
+def test_nobody_waits_for_ever_where_the_sending_is_cancelled():
+    async def scene():
+        line = Line()
+        coalescer = Coalescer(line)
+        calls = [coalescer.run("kind", rows_of(1))]
+        await settled()
+        calls.append(coalescer.run("kind", rows_of(2)))
+        (sending,) = asyncio.all_tasks() - {asyncio.current_task()}
+        sending.cancel()
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == 2 * [asyncio.CancelledError]
+        # And those who come later are served.
+        later = coalescer.run("kind", rows_of(3))
+        await settled()
+        line.gates.pop(0)
+        await line.answer()
+        assert (await later)[0, 0] == 6
+
+    asyncio.run(scene())
+
+
+@settings(max_examples=40)
+@given(sizes=st.lists(st.integers(1, 2 * MOST_ROWS), min_size=1, max_size=12))
+def test_everyone_gets_their_own_rows_in_messages_of_bounded_size(sizes):
+    async def scene():
+        sent = []
+
+        async def run(kind, rows):  # noqa: ARG001
+            sent.append(len(rows))
+            await asyncio.sleep(0)
+            return 2 * rows
+
+        coalescer = Coalescer(run)
+
+        async def one(index, size):
+            rows = index * 10_000 + np.arange(size)[:, None]
+            assert (await coalescer.run("kind", rows) == 2 * rows).all()
+
+        await asyncio.gather(*(one(index, size) for index, size in enumerate(sizes)))
+        assert sum(sent) == sum(sizes)
+        assert all(each <= MOST_ROWS or each in sizes for each in sent)
+
+    asyncio.run(scene())
+
+
+def test_against_a_server_all_answers_are_those_of_single_calls(server):
+    async def scene():
+        async with AsyncClient(server.target, coalesce=True) as client:
+            z = np.random.default_rng(0).standard_normal((40, DIM)).astype(np.float32)
+            whole = await client.decode(z)
+            rows = await asyncio.gather(*(client.decode(z[row : row + 1]) for row in range(40)))
+            assert np.concatenate(rows).tobytes() == whole.tobytes()
+            posterior = await client.encode(whole)
+            parts = await asyncio.gather(
+                *(client.encode(whole[row : row + 2]) for row in range(0, 40, 2))
+            )
+            assert np.concatenate([each.mean for each in parts]).tobytes() == (
+                posterior.mean.tobytes()
+            )
+            scores = await asyncio.gather(*(client.score(whole[row : row + 1]) for row in range(8)))
+            wanted = await client.score(whole[:8])
+            assert [each.elbo[0] for each in scores] == list(wanted.elbo)
+            made = await asyncio.gather(
+                *(client.reconstruct(whole[row : row + 1]) for row in range(8))
+            )
+            assert np.concatenate(made).tobytes() == (await client.reconstruct(whole[:8])).tobytes()
+            # A draw has a seed and an offset of its own.
+            drawn = await asyncio.gather(
+                *(client.encode(whole[row : row + 1], seed=1, offset=row) for row in range(8))
+            )
+            one = await client.encode(whole[:8], seed=1)
+            assert np.concatenate([each.z for each in drawn]).tobytes() == one.z.tobytes()
+            # So has one of seed 0, which is a seed like any other.
+            first, second = await asyncio.gather(
+                *(client.encode(whole[:1], seed=0) for _ in range(2))
+            )
+            assert first.z.tobytes() == second.z.tobytes()
+
+    awaited(scene())
+
+
+def test_a_bad_call_among_good_ones_fails_alone(server):
+    async def scene():
+        async with AsyncClient(server.target, coalesce=True) as client:
+            good = np.full((1, 784), 0.5, np.float32)
+            bad = np.full((1, 784), 7.0, np.float32)
+            calls = [client.encode(each) for each in (good, good, bad, good)]
+            *_, last = outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            assert isinstance(outcomes[2], InvalidArgument)
+            assert last.mean.shape == (1, DIM)
+
+    awaited(scene())
+
+
+@pytest.mark.parametrize("coalesce", [False, True])
+def test_many_concurrent_calls_are_answered(server, coalesce):
+    async def scene():
+        async with AsyncClient(server.target, coalesce=coalesce) as client:
+            z = np.zeros((1, DIM), np.float32)
+            rows = await asyncio.gather(*(client.decode(z) for _ in range(200)))
+            assert len(rows) == 200
+
+    awaited(scene())

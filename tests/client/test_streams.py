@@ -1,0 +1,216 @@
+"""The streams of both clients: memory, back-pressure, and what breaks them."""
+
+import gc
+import itertools
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from latentserve.client import Client, DeadlineExceeded, InvalidArgument, Retry, Unavailable
+from tests.support.clients import KINDS, connect
+from tests.support.processes import Server
+from tests.support.tiny import write_tiny
+
+DIM = 32
+
+
+@pytest.fixture(scope="module")
+def server(each_server: Server) -> Server:
+    return each_server
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def client(kind, server):
+    with connect(kind, server.target) as connected:
+        yield connected
+
+
+@pytest.fixture(scope="module")
+def tiny(transport_kind, tmp_path_factory):
+    """A server that takes 5 rows at a time."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny(folder / "models" / "tiny")
+    arguments = ("--max-rows", "5", "--transport", transport_kind)
+    with Server(folder / "models", folder / "log", *arguments) as server:
+        yield server.wait_until_serving()
+
+
+def test_a_stream_of_samples_is_the_sequence(client):
+    chunks = list(client.sample_stream(1000, seed=3, offset=5, chunk_rows=300))
+    assert [(len(each.images), each.offset) for each in chunks] == [
+        (300, 5), (300, 305), (300, 605), (100, 905),
+    ]  # fmt: skip
+    whole = client.sample_with_latents(1000, seed=3, offset=5)
+    assert np.concatenate([each.images for each in chunks]).tobytes() == whole.images.tobytes()
+    assert np.concatenate([each.latents for each in chunks]).tobytes() == whole.latents.tobytes()
+    assert {each.seed for each in chunks} == {3}
+
+
+@settings(max_examples=10, suppress_health_check=list(HealthCheck))
+@given(
+    sizes=st.lists(st.integers(1, 17), min_size=1, max_size=6),
+    window=st.integers(1, 4),
+    kind=st.sampled_from(KINDS),
+)
+def test_batches_of_any_size_are_answered_one_by_one(tiny, sizes, window, kind):
+    rng = np.random.default_rng(0)
+    images = rng.random((sum(sizes), 1, 4, 4), np.float32)
+    ends = list(itertools.accumulate(sizes))
+    batches = [images[stop - size : stop] for size, stop in zip(sizes, ends, strict=True)]
+    with connect(kind, tiny.target) as client:
+        posteriors = list(client.encode_stream(batches, seed=7, offset=2, window=window))
+        whole = client.encode(images, seed=7, offset=2)
+        decoded = list(client.decode_stream([each.mean for each in posteriors], window=window))
+        wanted = client.decode(whole.mean)
+    assert [len(each.mean) for each in posteriors] == sizes
+    assert np.concatenate([each.z for each in posteriors]).tobytes() == whole.z.tobytes()
+    assert np.concatenate(decoded).tobytes() == wanted.tobytes()
+
+
+def test_no_batches_no_results(client):
+    assert list(client.encode_stream([])) == []
+    assert list(client.decode_stream(iter(()))) == []
+
+
+def test_it_reads_no_further_ahead_than_its_window(client):
+    read = []
+
+    def batches():
+        for number in range(50):
+            read.append(number)
+            yield np.zeros((3, DIM), np.float32)
+
+    stream = client.decode_stream(batches(), window=3)
+    for answered in range(5):
+        next(stream)
+        assert len(read) <= answered + 4
+    stream.close()
+
+
+def test_a_batch_may_depend_on_the_answer_before_it(client):
+    """With a window of 1: a walk that goes where the answers lead."""
+    z = [np.zeros((1, DIM), np.float32)]
+
+    def batches():
+        for _ in range(4):
+            yield z[-1]
+
+    for images in client.decode_stream(batches(), window=1):
+        z.append(client.encode(images).mean)
+    assert len(z) == 5
+    assert not (z[1] == z[2]).all()
+
+
+def test_what_goes_wrong_in_the_callers_batches_reaches_the_caller(client):
+    def batches():
+        yield np.zeros((1, DIM), np.float32)
+        raise RuntimeError("my own")
+
+    with pytest.raises(RuntimeError, match="my own"):
+        list(client.decode_stream(batches()))
+    assert client.decode(np.zeros((1, DIM))).shape == (1, 1, 28, 28)
+
+
+def test_a_bad_batch_is_named(client):
+    batches = [np.zeros((1, DIM), np.float32), np.zeros((1, DIM + 1), np.float32)]
+    with pytest.raises(InvalidArgument, match="latents"):
+        list(client.decode_stream(batches))
+
+
+def test_a_stream_may_be_left_early(client):
+    for chunk in client.sample_stream(10**9, chunk_rows=64):
+        assert len(chunk.images) == 64
+        break
+    stream = client.decode_stream(itertools.repeat(np.zeros((8, DIM), np.float32)))
+    next(stream)
+    stream.close()
+    gc.collect()
+    assert client.sample(2).shape == (2, 1, 28, 28)
+
+
+def test_a_stream_waits_for_a_message_no_longer_than_it_was_told(client):
+    def batches():
+        yield np.zeros((1, DIM), np.float32)
+        yield np.zeros((4096, DIM), np.float32)
+
+    with pytest.raises(DeadlineExceeded, match="within"):
+        list(client.decode_stream(batches(), timeout=0.02, window=1))
+
+
+def test_time_that_the_caller_takes_does_not_count(client):
+    for chunk in client.sample_stream(80, chunk_rows=40, timeout=2.0):
+        time.sleep(2.5)
+        assert len(chunk.images) == 40
+
+
+@pytest.mark.usefixtures("each_transport")
+def test_a_stream_goes_on_when_its_server_was_replaced(kind, tmp_path):
+    """Killed in the middle: nothing is lost, nothing comes twice, each row is the same."""
+    write_tiny(tmp_path / "models" / "one")
+    latents = np.random.default_rng(0).standard_normal((60, 4, 3)).astype(np.float32)
+    with Server(tmp_path / "models", tmp_path / "log") as first:
+        first.wait_until_serving()
+        port = first.target.rpartition(":")[2]
+        with Client(first.target) as plain:
+            decoded = plain.decode(latents.reshape(-1, 3))
+            drawn = plain.sample(240, seed=4)
+        retry = Retry(attempts=5, initial_seconds=1.0, most_seconds=4.0)
+        with connect(kind, first.target, retry=retry) as client:
+            decoding = client.decode_stream(latents)
+            sampling = client.sample_stream(240, seed=4, chunk_rows=4)
+            images = [next(decoding) for _ in range(10)]
+            samples = [next(sampling).images for _ in range(10)]
+            first.process.kill()
+            first.process.wait(30)
+            with Server(tmp_path / "models", tmp_path / "log2", "--port", port) as second:
+                second.wait_until_serving()
+                images += list(decoding)
+                samples += [each.images for each in sampling]
+    assert np.concatenate(images).tobytes() == decoded.tobytes()
+    assert np.concatenate(samples).tobytes() == drawn.tobytes()
+
+
+def test_a_server_that_stays_away_ends_the_stream(kind, tmp_path):
+    write_tiny(tmp_path / "models" / "one")
+    with Server(tmp_path / "models", tmp_path / "log") as server:
+        server.wait_until_serving()
+        retry = Retry(attempts=2, initial_seconds=0.01)
+        with connect(kind, server.target, retry=retry) as client:
+            stream = client.sample_stream(10**6, chunk_rows=4)
+            next(stream)
+            server.process.kill()
+            with pytest.raises(Unavailable):
+                list(stream)
+
+
+def test_a_bad_batch_far_behind_good_ones_is_named_as_well(client):
+    batches = [np.zeros((1, DIM), np.float32)] * 20 + [np.zeros((1, DIM + 1), np.float32)]
+    for window in (1, 3, 8):
+        with pytest.raises(InvalidArgument, match="latents"):
+            list(client.decode_stream([*batches, *batches], window=window))
+
+
+@pytest.mark.usefixtures("each_transport")
+def test_a_connection_that_breaks_before_the_first_message_ends_the_stream(kind, tmp_path):
+    """The retry of gRPC itself never ended here, and could not be cancelled."""
+    write_tiny(tmp_path / "models" / "one")
+    with Server(tmp_path / "models", tmp_path / "log") as server:
+        server.wait_until_serving()
+        with connect(kind, server.target, retry=Retry(attempts=2)) as client:
+            client.info()
+            server.process.send_signal(signal.SIGSTOP)
+            killer = threading.Timer(0.5, server.process.kill)
+            killer.start()
+            with pytest.raises(Unavailable):
+                next(client.sample_stream(10**6))
+            killer.join()

@@ -1,0 +1,79 @@
+"""Likelihoods against values worked out by hand, in float64, from the formulas."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common import likelihood
+
+
+@pytest.mark.parametrize("logit", [-100.0, -20.0, -1.0, 0.0, 0.5, 18.0, 90.0])
+@pytest.mark.parametrize("pixel", [0.0, 0.25, 1.0])
+def test_a_pixels_likelihood_does_not_saturate(logit, pixel):
+    # log sigmoid(l) = -log(1 + e^-l), which log1p gives for either sign.
+    log_on = -math.log1p(math.exp(-logit)) if logit > 0 else logit - math.log1p(math.exp(logit))
+    log_off = log_on - logit
+    wanted = -(pixel * log_on + (1 - pixel) * log_off)
+    got = likelihood.bernoulli_nll(
+        np.full((1, 1, 1, 1), logit, np.float32), np.full((1, 1, 1, 1), pixel, np.float32)
+    )
+    assert got[0] == pytest.approx(wanted, rel=1e-12)
+
+
+def test_the_kl_is_that_of_two_gaussians():
+    mean, log_var = np.array([[0.5, -2.0]], np.float32), np.array([[0.0, math.log(0.25)]])
+    by_hand = sum(0.5 * (var + m * m - 1 - math.log(var)) for m, var in ((0.5, 1.0), (-2.0, 0.25)))
+    got = likelihood.standard_kl(mean, log_var.astype(np.float32))
+    assert got[0] == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_the_density_is_the_normals():
+    z, mean = np.array([[1.0, 2.0]], np.float32), np.array([[0.0, 1.0]], np.float32)
+    log_var = np.log(np.array([[4.0, 0.5]], np.float32))
+    by_hand = sum(
+        -0.5 * math.log(2 * math.pi * var) - (x - m) ** 2 / (2 * var)
+        for x, m, var in ((1.0, 0.0, 4.0), (2.0, 1.0, 0.5))
+    )
+    assert likelihood.gaussian_log_density(z, mean, log_var)[0] == pytest.approx(by_hand, rel=1e-6)
+    standard = -0.5 * (2 * math.log(2 * math.pi) + 5.0)
+    assert likelihood.gaussian_log_density(z)[0] == pytest.approx(standard, rel=1e-12)
+
+
+def test_the_importance_bound_is_a_mean_of_weights_and_does_not_overflow():
+    log_weights = np.array([[-1000.0, -3.0], [-1001.0, -1.0], [-1002.0, -2.0]])
+    bound = likelihood.ImportanceBound(2)
+    for row in log_weights:
+        bound.add(row)
+    wanted = [
+        1000 - math.log(sum(math.exp(-k) for k in range(3)) / 3),
+        -math.log((math.exp(-3) + math.exp(-1) + math.exp(-2)) / 3),
+    ]
+    np.testing.assert_allclose(bound.nll(), wanted, rtol=1e-12)
+
+
+def test_percentiles_are_read_between_the_lines_of_the_table():
+    table = tuple(float(10 + each) for each in range(101))
+    got = likelihood.percentile(np.array([0.0, 10.0, 35.5, 110.0, 500.0]), table)
+    np.testing.assert_allclose(got, [0, 0, 25.5, 100, 100])
+
+
+@settings(max_examples=30)
+@given(rows=st.integers(2, 40), cut=st.integers(1, 39), seed=st.integers(0, 100))
+def test_a_rows_value_does_not_depend_on_the_rows_beside_it(rows, cut, seed):
+    rng = np.random.default_rng(seed)
+    cut = min(cut, rows - 1)
+    logits = 20 * rng.standard_normal((rows, 3, 7, 5)).astype(np.float32)
+    images = rng.random((rows, 3, 7, 5), np.float32)
+    z, mean, log_var = (rng.standard_normal((rows, 37)).astype(np.float32) for _ in range(3))
+    for function, arrays in (
+        (likelihood.bernoulli_nll, (logits, images)),
+        (likelihood.standard_kl, (mean, log_var)),
+        (likelihood.gaussian_log_density, (z, mean, log_var)),
+    ):
+        whole = function(*arrays)
+        halves = slice(cut), slice(cut, None)
+        parts = [function(*(each[half] for each in arrays)) for half in halves]
+        assert np.concatenate(parts).tobytes() == whole.tobytes()

@@ -1,0 +1,279 @@
+"""What the side-by-side runs reckon with, and one short real run of them."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import h2load, plot, serving, soak, training
+from benchmarks.contenders import chosen
+from benchmarks.graphs import Reference, WrongAnswer
+from benchmarks.h2load import LoadFailed
+from benchmarks.processes import Program, ServerFailed, cpu_seconds, resident_mib, tree
+from benchmarks.results import Results, table
+from benchmarks.servers.inference import inference_call
+from benchmarks.servers.plain import plain_call
+from benchmarks.servers.server import Measurement
+from benchmarks.shapes import SHAPES, Shape, named
+from tests.support import ROOT
+
+# What h2load 1.52 printed, and four lines of its log.
+PRINTED = """\
+starting benchmark...
+spawning thread #0: 4 total client(s). 4 total requests
+Application protocol: h2c
+progress: 100% done
+
+finished in 3.27ms, 1223.24 req/s, 397.55KB/s
+requests: 4 total, 4 started, 4 done, 4 succeeded, 0 failed, 0 errored, 0 timeout
+status codes: 4 2xx, 0 3xx, 0 4xx, 0 5xx
+traffic: 1.27KB (1300) total, 136B (136) headers (space savings 56.13%), 1.05KB (1072) data
+                     min         max         mean         sd        +/- sd
+time for request:     1.02ms      2.01ms      1.50ms       300us    50.00%
+"""
+LOG = "1\t200\t1000\n2\t200\t2000\n3\t200\t1500\n4\t200\t1500\n"
+ONE = Shape("encode", 1, "uint8", 4, 8)
+MANY = Shape("decode", 1024, "float32", 4, 1)
+
+
+def test_what_h2load_prints_is_read():
+    load = h2load.parse(PRINTED, LOG, 4)
+    assert load.calls == 4
+    assert load.seconds == pytest.approx(0.00327)
+    assert load.data_bytes == 1072
+    assert load.p50_ms == 1.5
+    assert 1.5 < load.p99_ms <= 2.0
+
+
+@pytest.mark.parametrize(
+    ("printed", "log", "said"),
+    [
+        (PRINTED, LOG, "4 calls got HTTP status 200, wanted 5 .requests: 4 total"),
+        ("could not connect", "", "got no figures"),
+    ],
+)
+def test_calls_without_an_answer_are_no_measurement(printed, log, said):
+    with pytest.raises(LoadFailed, match=said):
+        h2load.parse(printed, log, 5)
+
+
+def test_a_message_is_framed():
+    assert h2load.framed(b"abc") == b"\0\0\0\0\3abc"
+
+
+def test_cpu_time_and_memory_of_children_count_dead_or_alive():
+    burn = "import time\nwhile time.process_time() < 0.3: pass\n"
+    program = Program(
+        [sys.executable, "-c",
+         "import subprocess, sys, time\n"
+         f"subprocess.run([sys.executable, '-c', {burn!r}])\n"
+         f"child = subprocess.Popen([sys.executable, '-c', {burn + 'time.sleep(60)'!r}])\n"
+         "time.sleep(1.5); print('ready', child.pid, flush=True); time.sleep(60)"],
+        "test-cpu",
+    )  # fmt: skip
+    try:
+        child = int(program.line("ready").split()[1])
+        assert set(tree(program.process.pid)) == {program.process.pid, child}
+        assert 0.55 < cpu_seconds(program.process.pid) < 2.0
+        assert resident_mib(program.process.pid) > resident_mib(child) > 1
+    finally:
+        program.stop()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and running(child):
+        time.sleep(0.02)
+    assert not running(child)
+
+
+def running(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_program_that_ends_tells_its_log():
+    program = Program([sys.executable, "-c", "raise SystemExit('no model')"], "test-ends")
+    with pytest.raises(ServerFailed, match=r"test-ends: it ended before.*\nno model"):
+        program.line("listening on")
+    program.stop()
+
+
+def results() -> Results:
+    """Two servers, two rounds; the second round is slow for both."""
+    found = Results("a machine", "a command", [ONE, MANY], ["triton", "ours"])
+    for slow in (1, 3):
+        found.add("triton", ONE, Measurement(1000, 0.5, 0.2 * slow, 3.0, 9.0, 100.0))
+        found.add("ours", ONE, Measurement(2000, 0.5, 0.2 * slow, 1.0, 2.0, 50.0))
+    found.add("ours", MANY, Measurement(10, 1.0, 0.1024, 1.0, 2.0, 50.0))
+    return found
+
+
+def test_figures_are_medians_and_ratios_are_of_the_same_round():
+    found = results()
+    assert found.median("triton", ONE, "cpu_us_per_call") == pytest.approx(400)
+    assert found.median("ours", MANY, "cpu_us_per_image") == pytest.approx(10)
+    assert found.median("ours", MANY, "images_per_second") == pytest.approx(10_240)
+    assert found.median("triton", MANY, "p50_ms") is None
+    assert found.ratio("ours", "triton", ONE, "cpu_us_per_image") == pytest.approx(0.5)
+    assert found.ratio("ours", "triton", MANY, "cpu_us_per_image") is None
+
+
+def test_the_table_has_a_row_for_each_server():
+    lines = table(results()).splitlines()
+    header = "| server CPU, µs an image | encode-1-uint8-x32 | decode-1024-float32-x4 |"
+    at = lines.index(header)
+    assert lines[at + 2] == "| triton | 400.0 ± 200.0 |  |"
+    assert lines[at + 3] == "| ours | 200.0 ± 100.0 | 10.0 ± 0.0 |"
+    at = lines.index(header.replace("image |", "image: multiple of triton |", 1))
+    assert lines[at + 3] == "| ours | 0.50 |  |"
+
+
+def test_results_are_read_as_they_were_written_and_drawn(tmp_path):
+    found = results()
+    found.write(tmp_path / "some.json")
+    assert Results.read(tmp_path / "some.json") == found
+    told = json.loads((tmp_path / "some.json").read_text())["figures"]["triton"][ONE.name]
+    assert told["cpu_us_per_call"] == pytest.approx({"median": 400, "min": 200, "max": 600})
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.plot", tmp_path / "some.json", tmp_path / "some.svg"],
+        check=False,
+    )
+    assert done.returncode == 0
+    picture = (tmp_path / "some.svg").read_text()
+    assert picture.startswith("<?xml")
+    assert list(plot.panels(found)) == [
+        "encode, 1 a call, 32 in flight", "decode, 1024 a call, 4 in flight"
+    ]  # fmt: skip
+
+
+def test_growth_is_told_for_a_hundred_thousand_calls():
+    samples = [soak.Sample(60.0 + n, 50_000 * n, 100.0 + n) for n in range(5)]
+    assert soak.growth(samples) == pytest.approx((2.0, 0.0))
+    samples[2] = soak.Sample(62.0, 100_000, 107.0)
+    grown, error = soak.growth(samples)
+    assert grown == pytest.approx(2.0)
+    assert 0.5 < error < 2.5
+    with pytest.raises(ValueError, match="got 2 samples"):
+        soak.growth(samples[:2])
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: named(["encode-2"]), "shape: got 'encode-2'"),
+        (lambda: chosen(["torchserve"]), "server: got 'torchserve'"),
+        (lambda: chosen([], ["--threads 1"]), "variant: got '--threads 1'"),
+        (lambda: chosen([], ["plain=--threads 1"]), "variant: got 'plain="),
+    ],
+)
+def test_what_is_not_there_is_named(call, said):
+    with pytest.raises(ValueError, match=said):
+        call()
+
+
+def test_shapes_are_named_once_and_found_by_how_they_begin():
+    assert len({shape.name for shape in SHAPES}) == len(SHAPES)
+    assert [each.name for each in named(["decode-1024"])] == [
+        "decode-1024-uint8-x4", "decode-1024-float32-x4"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [plain_call, lambda shape: inference_call(shape, "some")])
+@pytest.mark.parametrize("shape", [ONE, MANY], ids=lambda shape: shape.name)
+def test_requests_have_the_bytes_of_the_array(make, shape):
+    assert shape.array().tobytes() in make(shape).message
+
+
+@pytest.fixture(scope="module")
+def dense(models, tmp_path_factory):
+    """A cache with a model of the benchmarks' sizes, trained less."""
+    folder = tmp_path_factory.mktemp("cache")
+    bundle = folder / "models" / "dense" / "1"
+    shutil.copytree(models / "mnist" / "1", bundle)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    (bundle / "manifest.json").write_text(json.dumps(manifest | {"name": "dense"}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("benchmarks.graphs.CACHE", folder)
+        yield
+
+
+@pytest.mark.usefixtures("dense")
+def test_an_answer_that_is_not_onnxruntimes_is_refused():
+    reference = Reference()
+    right = reference._answer(ONE)
+    reference.check(ONE, right)
+    with pytest.raises(WrongAnswer, match=r"it differs from onnxruntime's by 0\.1"):
+        reference.check(ONE, [right[0] + np.float32(0.1), right[1]])
+    with pytest.raises(WrongAnswer, match="got 1 arrays, wanted 2"):
+        reference.check(ONE, right[:1])
+    with pytest.raises(WrongAnswer, match="differs"):
+        reference.check(ONE, [right[0] * np.float32("nan"), right[1]])
+
+
+@pytest.mark.skipif(not h2load.available(), reason="no h2load (Debian: nghttp2-client)")
+@pytest.mark.usefixtures("dense")
+def test_ours_and_the_plain_servicer_are_measured_side_by_side(tmp_path, capsys):
+    out = tmp_path / "out.json"
+    began = time.monotonic()
+    status = serving.main(
+        ["--servers", "bare,echo-grpcio,plain,ours", "--rounds", "1", "--seconds", "0.2",
+         "--shapes", "encode-1-uint8-x32,decode-1024-uint8", "--out", str(out)]
+    )  # fmt: skip
+    said = capsys.readouterr()
+    assert status == 0, said.err
+    assert "multiple of bare" in said.out
+    found = Results.read(out)
+    assert found.servers == ["bare", "echo-grpcio", "plain", "ours"]
+    for server in ("plain", "ours"):
+        for shape in found.shapes:
+            assert found.values(server, shape, "cpu_us_per_image")[0] > 0
+            assert found.values(server, shape, "p50_ms")[0] > 0
+            (measured,) = found.rounds[server][shape.name]
+            assert measured.cpu_seconds < 4 * (time.monotonic() - began)
+
+
+def test_trainers_are_compared_by_the_medians_of_their_rounds():
+    def report(seconds):
+        return {
+            "cpu_seconds": seconds,
+            "wall_seconds": seconds / 2,
+            "epochs": 3,
+            "held_out_nats": 100.0,
+        }
+
+    rounds = [
+        {"ours": report(own), "ours, bfloat16": report(own / 2), "pythae": report(6.0)}
+        for own in (1.0, 2.0, 3.0)
+    ]
+    assert training.table(rounds).splitlines()[2:] == [
+        "| ours | 90.0 ± 60.0 | 180.0 ± 120.0 | -100.0 ± 0.0 |",
+        "| ours, bfloat16 | 180.0 ± 120.0 | 360.0 ± 240.0 | -100.0 ± 0.0 |",
+        "| pythae | 30.0 ± 0.0 | 60.0 ± 0.0 | -100.0 ± 0.0 |",
+        "| ours: multiple of pythae | 3.00 | 3.00 | |",
+        "| ours, bfloat16: multiple of pythae | 6.00 | 6.00 | |",
+    ]
+
+
+def test_our_trainer_learns_what_the_other_is_given(tmp_path):
+    rng = np.random.default_rng(0)
+    # A bright half, left or right: half a bit of structure that no constant explains.
+    images = np.zeros((600, 28, 28), np.uint8)
+    images[::2, :, :14] = images[1::2, :, 14:] = rng.integers(200, 256, (300, 28, 14))
+    path = tmp_path / "images.npz"
+    np.savez(path, train=images[:500].reshape(500, -1), test=images[500:].reshape(100, -1))
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.trainers.ours_program", f"--images={path}",
+         "--epochs=20", "--batch-size=50", "--threads=1"],
+        check=True, capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    report = json.loads(done.stdout)
+    assert report["epochs"] == 20
+    assert 0 < report["cpu_seconds"] < 60
+    # A grey image would take 784 log 2 = 543 nats.
+    assert report["held_out_nats"] < 250

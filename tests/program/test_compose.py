@@ -1,0 +1,306 @@
+"""`docker compose up` on a real engine: serve at once, train one's own, stop (make test-compose).
+
+Not skipped where there is no engine: who asks for this test wants it to have run.
+"""
+
+import json
+import os
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from latentserve.client import Client
+from tests.support import ROOT
+from training.data.datasets import load_dataset
+from training.data.download import MNIST, ensure_files
+
+pytestmark = pytest.mark.compose
+
+# Brings up an engine on a machine without one; part of the workplace, not of the checkout.
+ENGINE = ROOT.parent / "shared" / "docker-engine" / "start-docker-engine.sh"
+
+# Long enough to be stopped on the way, short enough to wait for.
+BUDGET = "15s"
+
+BUILD_SECONDS = 1800.0
+UP_SECONDS = 600.0
+
+
+def run(
+    command: Sequence[str | Path], timeout: float = 120.0, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end, whatever its status."""
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def engine_answers() -> bool:
+    try:
+        return run(["docker", "info"], timeout=30.0).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+class Project:
+    """A compose project with a name, a port and settings of its own."""
+
+    def __init__(self, data: Path):
+        self.name = f"latentserve-test-{secrets.token_hex(4)}"
+        self.port = free_port()
+        self.http_port = free_port()
+        self._env = {
+            "LATENTSERVE_GRPC_PORT": str(self.port),
+            "LATENTSERVE_HTTP_PORT": str(self.http_port),
+            "LATENTSERVE_BUDGET": BUDGET,
+            # The container may have no way to the mirrors.
+            "LATENTSERVE_DATA": str(data),
+            "LATENTSERVE_DATA_MODE": "ro",
+        }
+
+    def with_trainer(self) -> None:
+        """From here on every command has `--profile train`."""
+        self._env["COMPOSE_PROFILES"] = "train"
+
+    def attempt(self, *arguments: str, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
+        """Runs `docker compose` for this project, whatever its status."""
+        return run(["docker", "compose", "-p", self.name, *arguments], timeout, self._env)
+
+    def __call__(self, *arguments: str, timeout: float = 120.0) -> str:
+        """Runs `docker compose` for this project and returns what it printed."""
+        done = self.attempt(*arguments, timeout=timeout)
+        if done.returncode != 0:
+            logs = self.attempt("logs", "--no-color", "--tail", "50").stdout
+            shown = f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}\nlogs:\n{logs}"
+            raise AssertionError(
+                f"docker compose {' '.join(arguments)}: status {done.returncode}\n{shown}"
+            )
+        return done.stdout
+
+    def up(self) -> None:
+        """Brings all of it up and waits until the server is healthy."""
+        seconds = f"{UP_SECONDS:.0f}"
+        self("up", "-d", "--wait", "--wait-timeout", seconds, timeout=UP_SECONDS + 60.0)
+
+    def inspect(self, service: str) -> dict[str, Any]:
+        """What the engine knows about the container of a service, running or not."""
+        container = self("ps", "--all", "--quiet", service).strip()
+        done = run(["docker", "inspect", container])
+        assert done.returncode == 0, done.stderr
+        described: dict[str, Any] = json.loads(done.stdout)[0]
+        return described
+
+    def logs(self, service: str) -> str:
+        """What a service has logged, over all its starts."""
+        return self("logs", "--no-color", "--no-log-prefix", service)
+
+    def client(self) -> Client:
+        """A client on the host, through the published port."""
+        return Client(f"127.0.0.1:{self.port}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[None]:
+    """An engine that answers; one that was started here is stopped again."""
+    if engine_answers():
+        yield
+        return
+    if not ENGINE.is_file():
+        pytest.fail(f"no Docker engine answers, and {ENGINE} is not there to start one")
+    started = run([ENGINE], timeout=900.0)
+    assert started.returncode == 0, f"{ENGINE}:\n{started.stdout}\n{started.stderr}"
+    yield
+    run([ENGINE, "stop"])
+
+
+@pytest.fixture(scope="module")
+def project(engine: None) -> Iterator[Project]:  # noqa: ARG001 - it has to be up
+    """The project, brought up: built, served, trained with an interruption, served again."""
+    project = Project(ensure_files(MNIST)[0].parent)
+    try:
+        project("build", timeout=BUILD_SECONDS)
+        project.up()
+        check_that_it_serves_the_shipped_models(project)
+        project("stop", "server")
+        project.with_trainer()
+        project("build", timeout=BUILD_SECONDS)
+        interrupt_training(project)
+        project.up()
+        yield project
+    finally:
+        down = project.attempt("down", "--volumes", "--remove-orphans", "--rmi", "local")
+    assert down.returncode == 0, down.stderr
+
+
+def check_that_it_serves_the_shipped_models(project: Project) -> None:
+    """Without a training: what `docker compose up` gives a new user."""
+    with project.client() as client:
+        info = client.info()
+        assert info.default_model == "mnist"
+        assert [model.name for model in info.models] == ["mnist", "mnist2d"]
+        assert client.sample(10, seed=7, label=7).shape == (10, 1, 28, 28)
+    assert not project("ps", "--all", "--quiet", "trainer").strip()
+
+
+def interrupt_training(project: Project) -> None:
+    """Starts the trainer and stops it once it trains."""
+    project("up", "-d", "trainer")
+    deadline = time.monotonic() + 120.0
+    while "training dense-gmm on" not in project.logs("trainer"):
+        assert project.inspect("trainer")["State"]["Running"], project.logs("trainer")
+        assert time.monotonic() < deadline, project.logs("trainer")
+        time.sleep(0.2)
+    project("stop", "trainer")
+    state = project.inspect("trainer")["State"]
+    # 137 would mean that the signal did not reach it.
+    assert state["ExitCode"] == 130, (state, project.logs("trainer"))
+
+
+def test_a_training_that_was_stopped_is_gone_on_with(project: Project) -> None:
+    logs = project.logs("trainer")
+    assert logs.count("training dense-gmm on") == 1
+    assert "resuming /runs/mine-mnist-dense-gmm at step" in logs
+    assert "/models/mine/1" in logs
+    assert project.inspect("trainer")["State"]["ExitCode"] == 0
+
+
+def test_the_server_is_healthy_by_its_own_check(project: Project) -> None:
+    container = project.inspect("server")
+    assert container["Config"]["Healthcheck"]["Test"][:3] == ["CMD", "latentserve", "check"]
+    assert container["State"]["Health"]["Status"] == "healthy"
+    assert project("exec", "-T", "server", "latentserve", "check").strip() == "SERVING"
+    wrong = project.attempt("exec", "-T", "server", "latentserve", "check", "--model", "absent")
+    assert wrong.returncode == 1
+
+
+def test_the_host_encodes_decodes_and_samples_through_the_published_port(
+    project: Project,
+) -> None:
+    images = load_dataset("mnist").test.images[:64]
+    with project.client() as client:
+        info = client.info()
+        posterior = client.encode(images)
+        backwards = client.encode(images[::-1])
+        decoded = client.decode(posterior.mean)
+        whole = client.sample(20, seed=7)
+        halves = [client.sample(10, seed=7), client.sample(10, seed=7, offset=10)]
+    model = info.models[0]
+    assert (info.default_model, model.name, model.version) == ("mine", "mine", 1)
+    assert [each.name for each in info.models] == ["mine", "mnist", "mnist2d"]
+    assert posterior.mean.shape == posterior.log_var.shape == (64, model.latent_dim)
+    assert decoded.shape == images.shape
+    assert 0 <= decoded.min() < decoded.max() <= 1
+    # Each row is answered for itself. What was trained for seconds may map some to one point.
+    np.testing.assert_array_equal(posterior.mean, backwards.mean[::-1])
+    assert len(np.unique(posterior.mean, axis=0)) > 10
+    np.testing.assert_array_equal(whole, np.concatenate(halves))
+    assert len(np.unique(whole.reshape(20, -1), axis=0)) > 10
+
+
+def test_the_ports_are_published_to_this_machine_alone(project: Project) -> None:
+    ports = project.inspect("server")["NetworkSettings"]["Ports"]
+    assert ports == {
+        "50051/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(project.port)}],
+        "8080/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(project.http_port)}],
+    }
+
+
+def test_readiness_and_metrics_are_told_by_http(project: Project) -> None:
+    origin = f"http://127.0.0.1:{project.http_port}"
+    with urllib.request.urlopen(f"{origin}/readyz", timeout=10) as reply:
+        assert reply.status == 200
+    with urllib.request.urlopen(f"{origin}/metrics", timeout=10) as reply:
+        text = reply.read().decode()
+    assert 'latentserve_model_info{device="cpu",model="mine",version="1"} 1.0' in text
+
+
+def test_a_hangup_makes_it_look_for_models_again(project: Project) -> None:
+    before = project.logs("server").count("reloaded: ")
+    project("kill", "-s", "HUP", "server")
+    deadline = time.monotonic() + 30
+    while project.logs("server").count("reloaded: ") == before:
+        assert time.monotonic() < deadline, project.logs("server")
+        time.sleep(0.2)
+    assert project.inspect("server")["State"]["Running"]
+
+
+def test_the_server_runs_without_privileges(project: Project) -> None:
+    assert project("exec", "-T", "server", "id", "-u").strip() == "10001"
+    # Process 1 is the init; both it and the server are what the container was started with.
+    status = project("exec", "-T", "server", "cat", "/proc/1/status")
+    fields = dict(line.split(":\t", 1) for line in status.splitlines())
+    assert int(fields["Uid"].split()[0]) == 10001
+    assert int(fields["CapBnd"], 16) == 0
+    assert fields["NoNewPrivs"].strip() == "1"
+
+
+@pytest.mark.parametrize("path", ["/app/new", "/opt/venv/new", "/models/new"])
+def test_the_server_cannot_write(project: Project, path: str) -> None:
+    # As root: it is the file system that refuses, not the owner of the folder.
+    done = project.attempt("exec", "-T", "--user", "0", "server", "touch", path)
+    assert done.returncode != 0
+    assert "Read-only file system" in done.stderr
+
+
+def test_the_server_image_is_small_and_holds_the_server_alone(project: Project) -> None:
+    container = project.inspect("server")
+    done = run([sys.executable, ROOT / "deploy" / "check_image.py", container["Config"]["Image"]])
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\d MB on top of its base image", done.stdout)
+    assert "ORT_DISABLE_TELEMETRY=1" in container["Config"]["Env"]
+
+
+def test_the_trainer_image_would_not_pass_for_the_servers(project: Project) -> None:
+    image = project.inspect("trainer")["Config"]["Image"]
+    done = run([sys.executable, ROOT / "deploy" / "check_image.py", image])
+    assert done.returncode == 1
+    for problem in (
+        r"\d MB, wanted at most",
+        "got packages torch",
+        "/torch .*wanted no folder torch",
+    ):
+        assert re.search(problem, done.stderr)
+
+
+def test_stopped_it_drains_and_brought_up_again_it_does_not_train_again(
+    project: Project,
+) -> None:
+    with project.client() as client:
+        before = client.model()
+    project("stop", "server")
+    state = project.inspect("server")["State"]
+    assert (state["ExitCode"], state["OOMKilled"]) == (0, False), project.logs("server")
+    assert "draining" in project.logs("server")
+
+    project.up()
+    logs = project.logs("trainer")
+    assert logs.rstrip().endswith("/models holds mine/1: nothing to train")
+    assert logs.count("training dense-gmm on") == 1
+    assert project.inspect("server")["State"]["Health"]["Status"] == "healthy"
+    with project.client() as client:
+        after = client.model()
+    assert after == before

@@ -1,0 +1,156 @@
+"""The client in JavaScript: the same protos, and to the bit the same images as this one."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from latentserve._cli.png import grid
+from latentserve.client import Client
+from tests.program.test_architecture import ROOT
+from tests.support.processes import Server
+
+pytestmark = pytest.mark.skipif(shutil.which("npm") is None, reason="there is no npm")
+
+EXAMPLE = Path("examples", "node")
+
+
+@pytest.fixture(scope="module")
+def server(each_server: Server) -> Server:
+    return each_server
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the example beside a copy of the protos, with what it needs installed."""
+    folder = tmp_path_factory.mktemp("checkout")
+    shutil.copytree(ROOT / "protos", folder / "protos")
+    shutil.copytree(ROOT / EXAMPLE, folder / EXAMPLE, ignore=shutil.ignore_patterns("node_modules"))
+    subprocess.run(
+        ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"],
+        cwd=folder / EXAMPLE,
+        check=True,
+        capture_output=True,
+        timeout=240,
+    )
+    return folder / EXAMPLE
+
+
+def run(example: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["node", "client.mjs", *map(str, arguments)],
+        cwd=example,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        # A proxy would be asked for 127.0.0.1 too.
+        env={key: value for key, value in os.environ.items() if "proxy" not in key.lower()},
+    )
+
+
+def python_grid(target: str, model: str, seed: int) -> np.ndarray:
+    with Client(target) as client:
+        labels = client.model(model).labels
+        images = [
+            client.sample(
+                10, seed=seed, offset=10 * row, label=row if labels else None, model=model,
+                dtype="uint8",
+            )
+            for row in range(len(labels) or 10)
+        ]  # fmt: skip
+    return grid(np.concatenate(images), columns=10)
+
+
+@pytest.mark.parametrize("seed", [7, 2**64 - 1000])
+def test_its_digits_are_those_of_the_python_client(
+    example: Path, server: Server, tmp_path: Path, seed: int
+) -> None:
+    out = tmp_path / "grid.png"
+    done = run(example, "--server", server.target, "--out", out, "--seed", str(seed))
+    assert (done.returncode, done.stderr) == (0, "")
+    with Image.open(out) as picture:
+        assert picture.format == "PNG"
+        pixels = np.asarray(picture)
+    assert np.array_equal(pixels, python_grid(server.target, "", seed))
+    first, second, *_, last = done.stdout.splitlines()
+    assert first.startswith("latentserve ")
+    assert second.startswith("mnist version 1: 28x28 grey, 32 latents, prior ")
+    # A model that was trained gives back what it has drawn itself.
+    off = re.fullmatch(r"encoded and decoded again they are off by (.+) of 255 on average", last)
+    assert off is not None
+    assert 0 < float(off[1]) < 25
+
+
+@pytest.mark.parametrize("model", ["flow-gmm", "gmm", "rgb"])
+def test_it_draws_a_row_for_each_label_and_colours(
+    example: Path, kinds_server: Server, tmp_path: Path, model: str
+) -> None:
+    out = tmp_path / "grid.png"
+    done = run(example, "--server", kinds_server.target, "--out", out, "--model", model)
+    assert (done.returncode, done.stderr) == (0, "")
+    with Image.open(out) as picture:
+        pixels = np.asarray(picture)
+    assert np.array_equal(pixels, python_grid(kinds_server.target, model, 7))
+
+
+def test_a_field_that_is_wrong_is_named(example: Path, server: Server, tmp_path: Path) -> None:
+    out = tmp_path / "grid.png"
+    done = run(example, "--server", server.target, "--out", out, "--temperature", "1000")
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "Sample: INVALID_ARGUMENT",
+        "  temperature: got 1000, wanted 0 to 100",
+    ]
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "told"),
+    [
+        (["--model", "nope"], 1, "GetModel: NOT_FOUND: "),
+        (["--timeout", "0"], 1, "GetServerInfo: DEADLINE_EXCEEDED: "),
+        (["--out", "/nowhere/grid.png"], 1, "/nowhere/grid.png"),
+        (["--seed", str(2**64)], 2, "--seed: got 18446744073709551616, wanted a whole number"),
+        (["--temperature", "hot"], 2, "--temperature: wanted a number"),
+        (["--what"], 2, "usage: node client.mjs"),
+    ],
+)
+def test_what_goes_wrong_is_one_plain_line_and_a_status(
+    example: Path, server: Server, arguments: list[str], status: int, told: str
+) -> None:
+    done = run(example, "--server", server.target, *arguments)
+    assert done.returncode == status
+    assert told in done.stderr
+    assert "    at " not in done.stderr
+
+
+def test_a_server_that_is_not_there_is_told(example: Path) -> None:
+    done = run(example, "--server", "127.0.0.1:1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("GetServerInfo: UNAVAILABLE: ")
+
+
+def test_a_model_without_a_prior_says_so(
+    example: Path, kinds_server: Server, tmp_path: Path
+) -> None:
+    out = tmp_path / "grid.png"
+    done = run(example, "--server", kinds_server.target, "--out", out, "--model", "delta")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Sample: FAILED_PRECONDITION: ")
+
+
+def test_its_versions_are_pinned_and_no_registry_is_named() -> None:
+    wanted = json.loads((ROOT / EXAMPLE / "package.json").read_text())["dependencies"]
+    lock = json.loads((ROOT / EXAMPLE / "package-lock.json").read_text())
+    assert all(version[0].isdigit() for version in wanted.values())
+    packages = {name: entry for name, entry in lock["packages"].items() if name}
+    for name, version in wanted.items():
+        assert packages[f"node_modules/{name}"]["version"] == version
+    assert all("integrity" in entry and "resolved" not in entry for entry in packages.values())

@@ -1,0 +1,105 @@
+"""Images of one's own, from a folder of files to samples over gRPC, by the commands alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from latentserve.client import Client
+from tests.support.processes import Server, latentserve
+from tests.support.tiny_runs import ONE_THREAD
+
+pytestmark = pytest.mark.slow
+# Small, but of the same parts as the flagship.
+SMALL = (
+    "--preset", "conv", "--steps", "40", "--device", "cpu",
+    "--set", "widths=16,8", "--set", "encoder_blocks=1", "--set", "decoder_blocks=1",
+    "--set", "encoder_trunk=32", "--set", "decoder_trunk=32", "--set", "latent_dim=6",
+    "--set", "prior.components=4", "--set", "prior.width=16", "--set", "prior.couplings=2",
+)  # fmt: skip
+
+
+def paint(folder: Path, count: int) -> None:
+    """Writes RGB pictures of two classes: a red disc on the left, a blue one on the right."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:32, :32]
+    for index in range(count):
+        name, x, colour = [("red", 10, (220, 40, 30)), ("blue", 22, (30, 60, 230))][index % 2]
+        centre = np.array([16, x]) + rng.integers(-3, 4, 2)
+        radius = rng.uniform(4, 8)
+        disc = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < radius**2
+        pixels = np.where(disc[..., None], np.array(colour), 235).astype(np.uint8)
+        path = folder / name / f"{index:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models: `discs`, of a folder of RGB 32 x 32, and `small`, of 8 x 8 grey digits."""
+    root = tmp_path_factory.mktemp("own")
+    paint(root / "pictures", 400)
+    (root / "pictures" / "red" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n not one")
+    data = {
+        "discs": ("--data", f"folder:{root / 'pictures'}", "--bad-files", "skip"),
+        "small": ("--data", "mnist", "--image-size", "8"),
+    }
+    for name, which in data.items():
+        out = root / "runs" / name
+        trained = latentserve("train", *SMALL, *which, "--out", out, env=ONE_THREAD)
+        assert trained.returncode == 0, trained.stderr
+        assert ("broken.png" in trained.stderr) == (name == "discs")
+        assert (out / "report.html").is_file()
+        where = ("--to", root / "models" / name)
+        exported = latentserve("export", out, *where, "--samples", "500", env=ONE_THREAD)
+        assert exported.returncode == 0, exported.stderr
+    return root / "models"
+
+
+@pytest.fixture(scope="module")
+def client(models: Path, tmp_path_factory: pytest.TempPathFactory):
+    with (
+        Server(models, tmp_path_factory.mktemp("server") / "log") as server,
+        Client(server.wait_until_serving().target) as connected,
+    ):
+        yield connected
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "labels"),
+    [("discs", (3, 32, 32), ("blue", "red")), ("small", (1, 8, 8), tuple("0123456789"))],
+)
+def test_they_are_served_and_sampled(client: Client, name, shape, labels) -> None:
+    model = client.model(name)
+    assert model.image_shape == shape
+    assert model.labels == labels
+    images = np.random.default_rng(0).random((5, *shape), dtype=np.float32)
+    posterior = client.encode(images, model=name)
+    assert posterior.mean.shape == (5, 6)
+    assert client.decode(posterior.mean, model=name).shape == images.shape
+    whole = client.sample(12, seed=3, model=name)
+    assert whole.shape == (12, *shape)
+    np.testing.assert_array_equal(
+        np.concatenate([client.sample(5, seed=3, model=name),
+                        client.sample(7, seed=3, offset=5, model=name)]),
+        whole,
+    )  # fmt: skip
+    by_label = client.sample(12, seed=3, label=1, model=name)
+    assert not np.array_equal(by_label, whole)
+
+
+def test_a_bundle_of_a_folder_tells_nobody_where_the_folder_lies(client: Client) -> None:
+    assert client.model("discs").dataset == "folder:pictures"
+
+
+def test_it_is_measured_again_from_the_bundle(models: Path) -> None:
+    bundle = ("evaluate", models / "discs" / "1", "--importance", "5", "--json")
+    # Where the folder lies stands nowhere in a bundle.
+    refused = latentserve(*bundle)
+    assert refused.returncode == 1
+    assert "--data" in refused.stderr
+    done = latentserve(*bundle, "--data", f"folder:{models.parent / 'pictures'}")
+    assert done.returncode == 0, done.stderr
+    assert "no classifier" in done.stderr
+    assert '"importance_draws": 5' in done.stdout

@@ -1,0 +1,88 @@
+"""The models that come with the project: as good as promised, as small, and served by default."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bundle import open_bundle
+from export.evaluate import Wanted, evaluate_path
+from latentserve.client import Client
+from tests.program.test_architecture import ROOT
+from tests.support.processes import Server, latentserve
+
+MODELS = ROOT / "models"
+FLAGSHIP = MODELS / "mnist" / "1"
+PLANE = MODELS / "mnist2d" / "1"
+
+
+def test_they_are_small_together() -> None:
+    files = [path for path in MODELS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 8_000_000
+
+
+@pytest.mark.parametrize("path", [FLAGSHIP, PLANE])
+def test_the_card_shows_pictures_that_are_there(path: Path) -> None:
+    card = (path / "README.md").read_text()
+    shown = [line.partition("](")[2].rstrip(")") for line in card.splitlines() if "![" in line]
+    assert shown
+    assert all((path / name).is_file() for name in shown)
+    manifest = open_bundle(path).manifest
+    for digest in manifest.dataset.sha256.values():
+        assert digest in card
+    assert f"--steps {manifest.training['steps']}" in card
+    assert f"{manifest.metrics['nll']:.2f}" in card
+
+
+def test_the_flagship_is_as_good_as_promised() -> None:
+    """The figures of its manifest, and the cheap ones measured again on the real test set."""
+    manifest = open_bundle(FLAGSHIP).manifest
+    stated = manifest.metrics
+    assert (stated["importance_draws"], stated["importance_images"]) == (1000, 1000)
+    assert stated["nll"] <= 83.5
+    assert stated["nll_stderr"] < 0.5
+    assert stated["fid"] <= 0.45
+
+    wanted = Wanted(samples=10_000, label_samples=1_000, importance=20, importance_images=100)
+    _, figures = evaluate_path(FLAGSHIP, wanted, report=print)
+    assert figures.evaluation.elbo == pytest.approx(stated["elbo"], abs=0.01)
+    assert figures.evaluation.images == 10_000
+    judged = figures.generation
+    assert judged is not None
+    assert judged.fid == pytest.approx(stated["fid"], abs=0.02)
+    assert judged.fid <= 0.45
+    assert judged.label_agreement >= 0.95
+    assert judged.label_agreement_worst >= 0.9
+    assert judged.label_fid <= 0.6
+    # Fewer draws, a looser bound: between the stated one and the ELBO.
+    assert figures.nll is not None
+    assert stated["nll"] - 1.0 < figures.nll[0] < stated["elbo"]
+
+
+def test_the_plane_is_as_good_as_promised() -> None:
+    manifest = open_bundle(PLANE).manifest
+    assert manifest.latent_dim == 2
+    assert manifest.metrics["nll"] <= 136
+    _, figures = evaluate_path(PLANE, Wanted(), report=print)
+    assert figures.evaluation.elbo == pytest.approx(manifest.metrics["elbo"], abs=0.01)
+
+
+def test_a_server_that_is_told_nothing_serves_them(tmp_path: Path) -> None:
+    with Server(None, tmp_path / "log") as server, Client(server.wait_until_serving().target) as it:
+        info = it.info()
+        assert info.default_model == "mnist"
+        assert {model.name for model in info.models} == {"mnist", "mnist2d"}
+        sevens = it.sample(64, seed=1, label=7)
+        means = it.encode(sevens).mean
+        assert means.shape == (64, info.models[0].latent_dim)
+        assert it.sample(9, seed=1, model="mnist2d").shape == (9, 1, 28, 28)
+        parts = [it.sample(32, seed=1, offset=start, label=7) for start in (0, 32)]
+        np.testing.assert_array_equal(np.concatenate(parts), sevens)
+
+
+def test_evaluate_measures_them_by_the_command_of_the_card() -> None:
+    done = latentserve("evaluate", PLANE, "--samples", "0", "--json")
+    assert done.returncode == 0, done.stderr
+    stated = open_bundle(PLANE).manifest.metrics["elbo"]
+    assert json.loads(done.stdout)["elbo"] == pytest.approx(stated, abs=0.01)

@@ -1,0 +1,181 @@
+"""The three streams of a real server."""
+
+import itertools
+import threading
+import time
+
+import grpc
+import numpy as np
+import pytest
+from google.rpc import error_details_pb2
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bundle import open_bundle
+from common.noise import standard_normal
+from latentserve.v1 import latent_service_pb2 as pb
+from tests.support.stubs import array, details, images, stub_of, tensor
+
+DIM = 32
+
+
+@pytest.fixture(scope="module")
+def server(each_server):
+    return each_server
+
+
+@pytest.fixture(scope="module")
+def stub(server):
+    with stub_of(server.target) as connected:
+        yield connected
+
+
+@pytest.fixture(scope="module")
+def digits(models):
+    return open_bundle(models / "mnist" / "1").golden["encoder.image"]
+
+
+def sample_stream(stub, chunk_rows=0, **fields):
+    request = pb.SampleStreamRequest(request=pb.SampleRequest(**fields), chunk_rows=chunk_rows)
+    return [each.response for each in stub.SampleStream(request)]
+
+
+@settings(max_examples=8)
+@given(count=st.integers(1, 700), chunk=st.integers(0, 300), offset=st.integers(0, 2**63))
+def test_a_stream_of_samples_is_the_sequence_however_it_is_cut(server, count, chunk, offset):
+    with stub_of(server.target) as stub:
+        whole = stub.Sample(pb.SampleRequest(count=count, seed=9, offset=offset))
+        chunks = sample_stream(stub, chunk, count=count, seed=9, offset=offset)
+        assert b"".join(each.images.tensor.data for each in chunks) == whole.images.tensor.data
+        sizes = [each.images.tensor.shape[0] for each in chunks]
+        assert set(sizes[:-1]) <= {chunk or 256}
+        starts = itertools.accumulate(sizes, initial=offset)
+        assert [each.offset for each in chunks] == list(starts)[:-1]
+
+
+def test_a_stream_may_be_longer_than_any_request(stub):
+    chunks = sample_stream(stub, 4096, count=9000, seed=1, format=pb.IMAGE_FORMAT_UINT8)
+    assert [each.images.tensor.shape[0] for each in chunks] == [4096, 4096, 808]
+
+
+def test_a_stream_without_a_seed_has_one_seed(stub):
+    chunks = sample_stream(stub, 10, count=50)
+    assert len({each.seed for each in chunks}) == 1
+    again = sample_stream(stub, 50, count=50, seed=chunks[0].seed)
+    assert again[0].images.tensor.data == b"".join(each.images.tensor.data for each in chunks)
+
+
+def test_each_message_of_a_stream_is_answered_in_order(stub, digits):
+    def requests():
+        for start in range(0, len(digits), 4):
+            request = pb.EncodeRequest(
+                images=images(digits[start : start + 4]), draw=True, seed=3, offset=start
+            )
+            yield pb.EncodeStreamRequest(request=request)
+
+    replies = [each.response for each in stub.EncodeStream(requests())]
+    whole = stub.Encode(pb.EncodeRequest(images=images(digits), draw=True, seed=3))
+    for field in ("mean", "log_var", "z"):
+        joined = b"".join(getattr(each, field).data for each in replies)
+        assert joined == getattr(whole, field).data
+    latents = [pb.DecodeStreamRequest(request=pb.DecodeRequest(latents=each.z)) for each in replies]
+    decoded = [each.response for each in stub.DecodeStream(iter(latents))]
+    wanted = stub.Decode(pb.DecodeRequest(latents=whole.z))
+    assert b"".join(each.images.tensor.data for each in decoded) == wanted.images.tensor.data
+    assert replies[0].timing.total_seconds > 0
+
+
+def test_an_empty_stream_is_answered_by_nothing(stub):
+    assert list(stub.EncodeStream(iter(()))) == []
+    assert list(stub.DecodeStream(iter(()))) == []
+
+
+@pytest.mark.parametrize("position", [0, 2])
+def test_a_bad_message_ends_the_stream_and_names_the_field(stub, position):
+    def requests():
+        for number in range(5):
+            dim = DIM + 1 if number == position else DIM
+            latents = tensor(np.zeros((1, dim)))
+            yield pb.DecodeStreamRequest(request=pb.DecodeRequest(latents=latents))
+
+    answered = []
+    with pytest.raises(grpc.RpcError) as caught:
+        answered.extend(stub.DecodeStream(requests()))
+    assert len(answered) <= position
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    violation = details(caught.value, error_details_pb2.BadRequest).field_violations[0]
+    assert violation.field == "latents.shape"
+
+
+@pytest.mark.parametrize(
+    ("fields", "chunk", "field"),
+    [
+        ({"count": 0}, 0, "request.count"),
+        ({"count": 5}, 4097, "chunk_rows"),
+        ({"count": 5}, -1, "chunk_rows"),
+        ({"count": 5, "offset": 2**64 - 4}, 0, "offset"),
+        ({"count": 5, "temperature": -1}, 0, "temperature"),
+    ],
+)
+def test_a_bad_request_for_samples_is_refused(stub, fields, chunk, field):
+    with pytest.raises(grpc.RpcError) as caught:
+        sample_stream(stub, chunk, **fields)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    violation = details(caught.value, error_details_pb2.BadRequest).field_violations[0]
+    assert violation.field == field
+
+
+def test_an_unknown_model_is_not_found_in_a_stream(stub):
+    with pytest.raises(grpc.RpcError) as caught:
+        sample_stream(stub, count=1, model=pb.ModelSelector(name="nope"))
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def test_a_caller_who_does_not_read_is_not_computed_for(stub):
+    """Back-pressure: the server stops where the caller's window is full, and goes on later."""
+    rows = 1024
+    call = stub.SampleStream(
+        pb.SampleStreamRequest(request=pb.SampleRequest(count=200 * rows, seed=1), chunk_rows=rows)
+    )
+    next(call)
+    time.sleep(1.0)
+    began = stub.Sample(pb.SampleRequest(count=1))
+    # 200 chunks of 3 MB would be in flight or computed by now; a lone call finds a free server.
+    assert began.timing.queue_seconds < 0.5
+    call.cancel()
+
+
+def test_a_small_call_does_not_wait_for_a_stream_to_end(stub):
+    stopped = threading.Event()
+
+    def swallow():
+        call = stub.SampleStream(
+            pb.SampleStreamRequest(
+                request=pb.SampleRequest(count=10**9, seed=1, format=pb.IMAGE_FORMAT_UINT8)
+            )
+        )
+        for _ in call:
+            if stopped.is_set():
+                call.cancel()
+                return
+
+    thread = threading.Thread(target=swallow)
+    thread.start()
+    try:
+        for _ in range(10):
+            stub.Decode(pb.DecodeRequest(latents=tensor(standard_normal(0, 0, 1, DIM))), timeout=10)
+    finally:
+        stopped.set()
+        thread.join(30)
+    assert not thread.is_alive()
+
+
+def test_the_rows_of_a_stream_are_bits_of_the_single_calls(stub):
+    z = standard_normal(5, 0, 40, DIM)
+    requests = (
+        pb.DecodeStreamRequest(request=pb.DecodeRequest(latents=tensor(z[row : row + 1])))
+        for row in range(40)
+    )
+    rows = [array(each.response.images.tensor)[0] for each in stub.DecodeStream(requests)]
+    whole = array(stub.Decode(pb.DecodeRequest(latents=tensor(z))).images.tensor)
+    assert np.stack(rows).tobytes() == whole.tobytes()

@@ -1,0 +1,132 @@
+"""The bound on what is in flight."""
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.engine.admission import Admission
+from service.errors import Overloaded
+
+
+async def _settled() -> None:
+    for _ in range(4):
+        await asyncio.sleep(0)
+
+
+def test_rows_and_bytes_are_counted_while_they_are_in_flight() -> None:
+    async def scene() -> None:
+        admission = Admission(10, 1000)
+        async with admission.admitted(3, 100), admission.admitted(4, 200):
+            assert (admission.rows, admission.size) == (7, 300)
+        assert (admission.rows, admission.size) == (0, 0)
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "said"), [(6, 1, "more than 10"), (1, 901, "bytes are in flight")]
+)
+def test_what_has_no_room_is_refused_at_once_and_told_when_to_come(
+    rows: int, size: int, said: str
+) -> None:
+    async def scene() -> None:
+        admission = Admission(10, 1000)
+        async with admission.admitted(5, 100):
+            with pytest.raises(Overloaded, match=said) as caught:
+                async with admission.admitted(rows, size):
+                    pass
+            assert 0.05 <= caught.value.retry_seconds <= 5
+            assert (admission.rows, admission.size) == (5, 100)
+
+    asyncio.run(scene())
+
+
+def test_one_larger_than_everything_is_let_in_where_it_is_alone() -> None:
+    async def scene() -> None:
+        admission = Admission(10, 1000)
+        async with admission.admitted(100, 10_000):
+            with pytest.raises(Overloaded):
+                async with admission.admitted(1, 1):
+                    pass
+
+    asyncio.run(scene())
+
+
+def test_the_patient_wait_in_the_order_of_their_coming() -> None:
+    async def scene() -> None:
+        admission, order = Admission(10, 1000), []
+
+        async def patient(name: str, rows: int) -> None:
+            async with admission.admitted(rows, 1, patient=True):
+                order.append(name)
+
+        async with admission.admitted(10, 1):
+            tasks = [asyncio.create_task(patient(*each)) for each in (("a", 9), ("b", 9))]
+            await _settled()
+            assert order == []
+        await asyncio.gather(*tasks)
+        assert order == ["a", "b"]
+        assert admission.rows == 0
+
+    asyncio.run(scene())
+
+
+def test_a_patient_one_who_leaves_holds_nobody_up() -> None:
+    async def scene() -> None:
+        admission = Admission(10, 1000)
+        done = asyncio.Event()
+
+        async def patient(rows: int) -> None:
+            async with admission.admitted(rows, 1, patient=True):
+                done.set()
+
+        async with admission.admitted(5, 1):
+            leaving = asyncio.create_task(patient(10))
+            await _settled()
+            staying = asyncio.create_task(patient(5))
+            await _settled()
+            assert not done.is_set()
+            leaving.cancel()
+            await _settled()
+            assert done.is_set()
+        await staying
+        assert (admission.rows, admission.size) == (0, 0)
+
+    asyncio.run(scene())
+
+
+@settings(max_examples=60)
+@given(
+    calls=st.lists(
+        st.tuples(st.integers(1, 12), st.booleans(), st.booleans()), min_size=1, max_size=20
+    )
+)
+def test_the_bound_holds_and_nothing_is_left_behind(
+    calls: list[tuple[int, bool, bool]],
+) -> None:
+    async def scene() -> None:
+        admission = Admission(10, 10_000)
+
+        async def one(rows: int, patient: bool) -> None:
+            async with AsyncExitStack() as stack:
+                try:
+                    await stack.enter_async_context(admission.admitted(rows, rows, patient=patient))
+                except Overloaded:
+                    return
+                assert admission.rows <= max(10, rows)
+                await asyncio.sleep(0)
+
+        tasks = []
+        for rows, patient, leaves in calls:
+            task = asyncio.create_task(one(rows, patient))
+            tasks.append(task)
+            await asyncio.sleep(0)
+            if leaves:
+                task.cancel()
+        await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+        assert (admission.rows, admission.size) == (0, 0)
+
+    asyncio.run(scene())

@@ -1,0 +1,90 @@
+"""The log, as a machine and as a person read it."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from service.observe.logs import clean_request_id, new_request_id
+
+PROGRAM = """
+import logging, sys
+from service import logs
+logs.configure(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))
+log = logging.getLogger("test")
+log.debug("quiet")
+log.info("hello %s", "there")
+token = logs.REQUEST_ID.set("abc-1")
+try:
+    1 / 0
+except ZeroDivisionError:
+    log.exception("line one\\nline two")
+logs.REQUEST_ID.reset(token)
+log.info("after")
+import warnings
+warnings.warn("old ways")
+"""
+
+
+def said(level: str, style: str, *worker: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, level, style, *worker],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == ""
+    return done.stderr.splitlines()
+
+
+@pytest.mark.parametrize("style", ["json", "auto"])
+def test_where_no_person_reads_each_line_is_an_object(style):
+    first, failed, after, warned = (json.loads(line) for line in said("info", style))
+    assert first["message"] == "hello there"
+    assert (first["level"], first["logger"]) == ("INFO", "test")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first["time"])
+    assert "request_id" not in first
+    assert failed["request_id"] == "abc-1"
+    assert failed["message"] == "line one\nline two"
+    assert "ZeroDivisionError" in failed["exception"]
+    assert "request_id" not in after
+    assert (warned["level"], "old ways" in warned["message"]) == ("WARNING", True)
+
+
+def test_text_is_for_people():
+    lines = said("info", "text")
+    assert lines[0].endswith("INFO test: hello there")
+    assert "quiet" not in "".join(lines)
+    assert any(line.endswith("ERROR test [abc-1]: line one") for line in lines)
+    assert "ZeroDivisionError: division by zero" in lines
+    assert any(line.endswith("INFO test: after") for line in lines)
+
+
+def test_each_line_of_a_worker_says_which_it_is():
+    assert {json.loads(line)["worker"] for line in said("info", "json", "3")} == {3}
+    assert all("worker" not in json.loads(line) for line in said("info", "json"))
+    lines = said("info", "text", "0")
+    assert lines[0].endswith("INFO test worker 0: hello there")
+    assert any(line.endswith("ERROR test worker 0 [abc-1]: line one") for line in lines)
+
+
+def test_the_level_is_kept_to():
+    assert json.loads(said("debug", "json")[0])["message"] == "quiet"
+    assert len(said("error", "json")) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [("abc-1_2.3", "abc-1_2.3"), ("", None), ("a b", None), ("x\n", None), ("x" * 65, None)],
+)
+def test_a_callers_id_goes_into_the_log_only_if_it_is_one(given, wanted):
+    assert clean_request_id(given) == wanted
+
+
+def test_made_ids_are_clean_and_differ():
+    ids = {new_request_id() for _ in range(100)}
+    assert len(ids) == 100
+    assert all(clean_request_id(each) == each for each in ids)

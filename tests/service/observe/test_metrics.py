@@ -1,0 +1,246 @@
+"""The metrics, read as Prometheus reads them."""
+
+import re
+import threading
+
+import numpy as np
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
+from prometheus_client.parser import text_string_to_metric_families as text_format
+
+from service.observe import metrics as service_metrics
+from service.observe.metrics import HORIZON, Metrics
+from tests.support import ROOT
+
+
+def read(metrics, accept="text/plain", parse=text_format):
+    body, _ = metrics.exposition(accept)
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in parse(body.decode())
+        for sample in family.samples
+    }
+
+
+def value(metrics, name, **labels):
+    return read(metrics)[name, tuple(sorted(labels.items()))]
+
+
+def test_calls_are_counted_by_rpc_model_and_code():
+    metrics = Metrics()
+    for code in ("OK", "OK", "NOT_FOUND"):
+        metrics.request("Encode", "mnist" if code == "OK" else "", code, 0.01)
+    name = "latentserve_requests_total"
+    assert value(metrics, name, rpc="Encode", model="mnist", code="OK") == 2
+    assert value(metrics, name, rpc="Encode", model="", code="NOT_FOUND") == 1
+    assert value(metrics, "latentserve_request_seconds_count", rpc="Encode") == 3
+    assert value(metrics, "latentserve_request_seconds_sum", rpc="Encode") == pytest.approx(0.03)
+
+
+def test_batches_and_queues_are_measured():
+    metrics = Metrics()
+    metrics.batch("decoder", "cpu", 64, 0.5)
+    metrics.queued(0.25)
+    metrics.watch_queue(lambda: (7, 700))
+    metrics.rejected("overloaded")
+    labels = {"graph": "decoder", "device": "cpu"}
+    assert value(metrics, "latentserve_compute_seconds_sum", **labels) == 0.5
+    assert value(metrics, "latentserve_batch_rows_bucket", le="64.0") == 1
+    assert value(metrics, "latentserve_batch_rows_bucket", le="32.0") == 0
+    assert value(metrics, "latentserve_queue_seconds_sum") == 0.25
+    assert value(metrics, "latentserve_queue_rows") == 7
+    assert value(metrics, "latentserve_queue_bytes") == 700
+    assert value(metrics, "latentserve_rejected_total", reason="overloaded") == 1
+
+
+def test_what_is_served_no_more_vanishes():
+    metrics = Metrics()
+    metrics.serving([("a", "1", "cpu"), ("b", "2", "cpu")], refused=["b", "c"])
+    metrics.encoded("a", "1", np.ones((3, 2), np.float32), np.zeros((3, 2), np.float32))
+    assert value(metrics, "latentserve_model_info", model="b", version="2", device="cpu") == 1
+    refused = {name: value(metrics, "latentserve_model_refused", model=name) for name in "abc"}
+    assert refused == {"a": 0, "b": 1, "c": 1}
+    assert value(metrics, "latentserve_latent_mean", model="a", version="1", dim="0") == 1
+    metrics.serving([("a", "2", "cpu")], refused=[])
+    # Of a call that was in flight when it was dropped.
+    metrics.encoded("a", "1", np.ones((3, 2), np.float32), None)
+    gone = ("latentserve_latent_mean", (("dim", "0"), ("model", "a"), ("version", "1")))
+    assert gone not in read(metrics)
+    series = [labels for name, labels in read(metrics) if name.startswith("latentserve_model")]
+    assert {dict(labels)["model"] for labels in series} == {"a"}
+    assert not [name for name, _ in read(metrics) if name.startswith("latentserve_latent")]
+
+
+def test_the_figures_of_the_latents_are_those_of_numpy():
+    rng = np.random.default_rng(0)
+    mean = (rng.standard_normal((500, 3)) * [1, 2, 0.01] + [0, 5, 0]).astype(np.float32)
+    log_var = rng.normal(-1, 0.5, (500, 3)).astype(np.float32)
+    metrics = Metrics()
+    metrics.serving([("m", "1", "cpu")], refused=[])
+    metrics.encoded("m", "1", mean, log_var)
+    kl = 0.5 * (mean.astype(float) ** 2 + np.exp(log_var) - 1 - log_var).mean(axis=0)
+    for dim in range(3):
+        labels = {"model": "m", "version": "1", "dim": str(dim)}
+        got = value(metrics, "latentserve_latent_mean", **labels)
+        assert got == pytest.approx(mean[:, dim].mean(), rel=1e-4)
+        got = value(metrics, "latentserve_latent_variance", **labels)
+        assert got == pytest.approx(mean[:, dim].var(), rel=1e-3)
+        assert value(metrics, "latentserve_latent_kl_nats", **labels) == pytest.approx(
+            kl[dim], rel=1e-4
+        )
+
+
+def test_images_of_long_ago_are_forgotten():
+    metrics = Metrics()
+    metrics.serving([("m", "1", "cpu")], refused=[])
+    labels = {"model": "m", "version": "1", "dim": "0"}
+    for level, batches in ((0.0, 100), (4.0, int(5 * HORIZON / 1000))):
+        for _ in range(batches):
+            metrics.encoded("m", "1", np.full((1000, 1), level, np.float32), None)
+    assert value(metrics, "latentserve_latent_mean", **labels) == pytest.approx(4.0, rel=0.02)
+    assert ("latentserve_latent_kl_nats", tuple(sorted(labels.items()))) not in read(metrics)
+
+
+def test_a_healthy_dimension_and_a_dead_one_look_as_the_text_says():
+    rng = np.random.default_rng(1)
+    posterior_variance = 0.2
+    alive = rng.normal(0, np.sqrt(1 - posterior_variance), 10_000)
+    mean = np.stack([alive, np.zeros(10_000)], axis=1).astype(np.float32)
+    log_var = np.tile(np.log([posterior_variance, 1.0]), (10_000, 1)).astype(np.float32)
+    metrics = Metrics()
+    metrics.serving([("m", "1", "cpu")], refused=[])
+    metrics.encoded("m", "1", mean, log_var)
+
+    def figure(name, dim):
+        return value(metrics, f"latentserve_latent_{name}", model="m", version="1", dim=dim)
+
+    assert figure("mean", "0") == pytest.approx(0, abs=0.05)
+    assert figure("variance", "0") == pytest.approx(1 - posterior_variance, abs=0.05)
+    # What is left of it: the information about the image, -log(posterior variance) / 2.
+    assert figure("kl_nats", "0") == pytest.approx(-np.log(posterior_variance) / 2, abs=0.05)
+    assert figure("kl_nats", "1") == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e3])
+def test_a_batch_that_is_not_finite_is_not_remembered_for_ever(bad):
+    metrics = Metrics()
+    metrics.serving([("m", "1", "cpu")], refused=[])
+    ones, zeros = np.ones((4, 2), np.float32), np.zeros((4, 2), np.float32)
+    metrics.encoded("m", "1", ones, zeros)
+    metrics.encoded("m", "1", ones, np.full((4, 2), bad, np.float32))
+    if abs(bad) != 1e3:
+        metrics.encoded("m", "1", np.full((4, 2), bad, np.float32), None)
+    metrics.encoded("m", "1", ones[:0], zeros[:0])
+    labels = {"model": "m", "version": "1", "dim": "1"}
+    assert value(metrics, "latentserve_latent_mean", **labels) == 1.0
+    assert value(metrics, "latentserve_latent_kl_nats", **labels) == 0.5
+
+
+def test_another_model_of_the_same_name_and_version_begins_anew():
+    metrics = Metrics()
+    metrics.serving([("m", "1", "cpu")], refused=[])
+    metrics.encoded("m", "1", np.ones((4, 2), np.float32), None)
+    metrics.encoded("m", "1", np.zeros((4, 3), np.float32), None)
+    assert value(metrics, "latentserve_latent_mean", model="m", version="1", dim="2") == 0
+
+
+def test_a_scrape_in_the_middle_of_a_reload_sees_all_of_before_or_all_of_after():
+    metrics = Metrics()
+    metrics.serving([("a", "1", "cpu"), ("b", "1", "cpu")], refused=["c"])
+    done = threading.Event()
+
+    def reload():
+        while not done.is_set():
+            metrics.serving([("a", "2", "cpu"), ("b", "2", "cpu")], refused=["c"])
+            metrics.serving([("a", "1", "cpu"), ("b", "1", "cpu")], refused=["c"])
+
+    thread = threading.Thread(target=reload)
+    thread.start()
+    try:
+        for _ in range(50):
+            found = read(metrics)
+            served = {
+                (dict(labels)["model"], dict(labels)["version"])
+                for name, labels in found
+                if name == "latentserve_model_info"
+            }
+            assert served in ({("a", "1"), ("b", "1")}, {("a", "2"), ("b", "2")})
+            assert found["latentserve_model_refused", (("model", "c"),)] == 1
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_the_buckets_reach_from_a_fifth_of_a_millisecond_to_a_minute():
+    metrics = Metrics()
+    metrics.request("Sample", "m", "OK", 0.0001)
+    metrics.request("Sample", "m", "OK", 61.0)
+    name = "latentserve_request_seconds_bucket"
+    assert value(metrics, name, rpc="Sample", le="0.0002") == 1
+    assert value(metrics, name, rpc="Sample", le="60.0") == 1
+    assert value(metrics, name, rpc="Sample", le="+Inf") == 2
+
+
+def test_the_process_is_told_of_too_and_each_registry_is_its_own():
+    one, other = Metrics(), Metrics()
+    one.request("Sample", "m", "OK", 0.1)
+    assert read(one)["process_resident_memory_bytes", ()] > 0
+    assert any(name == "python_info" for name, _ in read(one))
+    assert not any(name == "latentserve_requests_total" for name, _ in read(other))
+
+
+def test_what_a_call_costs_is_small(monkeypatch):
+    """Children are bound once: not looked for at every call."""
+    metrics = Metrics()
+    metrics.request("Encode", "m", "OK", 0.1)
+
+    def labels(*_):
+        raise AssertionError("looked for again")
+
+    monkeypatch.setattr(service_metrics.Counter, "labels", labels)
+    for _ in range(3):
+        metrics.request("Encode", "m", "OK", 0.1)
+
+
+def test_the_alerts_name_metrics_that_there_are():
+    metrics = Metrics()
+    metrics.serving([("m", "1", "cpu")], refused=[])
+    metrics.request("Encode", "m", "OK", 0.1)
+    metrics.rejected("overloaded")
+    rules = ROOT / "deploy" / "prometheus" / "alerts.yml"
+    named = set(re.findall(r"latentserve_\w+", rules.read_text()))
+    assert named
+    assert named <= {name for name, _ in read(metrics)}
+
+
+def test_both_formats_are_spoken():
+    metrics = Metrics()
+    metrics.request("Encode", "m", "OK", 0.1)
+    _, kind = metrics.exposition("text/plain")
+    assert kind.startswith("text/plain")
+    accept = "application/openmetrics-text; version=1.0.0"
+    _, kind = metrics.exposition(accept)
+    assert kind.startswith("application/openmetrics-text")
+    found = read(metrics, accept, openmetrics)
+    key = "latentserve_requests_total", (("code", "OK"), ("model", "m"), ("rpc", "Encode"))
+    assert found[key] == 1
+    assert not [name for name, _ in found if name.endswith("_created")]
+
+
+def test_threads_count_together():
+    metrics = Metrics()
+    metrics.serving([("m", "1", "cpu")], refused=[])
+
+    def work():
+        for _ in range(200):
+            metrics.request("Encode", "m", "OK", 0.001)
+            metrics.encoded("m", "1", np.ones((2, 4), np.float32), np.zeros((2, 4), np.float32))
+            metrics.exposition("")
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    name = "latentserve_requests_total"
+    assert value(metrics, name, rpc="Encode", model="m", code="OK") == 800

@@ -1,0 +1,97 @@
+import re
+
+import pytest
+
+from common.cpus import usable_cpus
+from service.errors import StartError
+from service.settings import Settings, flag, parser, read_settings, variable
+from tests.support import ROOT
+
+
+def test_the_order_is_command_line_environment_file_default(tmp_path):
+    file = tmp_path / "serve.toml"
+    file.write_text("grpc_port = 1\nmax_rows = 1\nthreads = 1\nreflection = true\n")
+    environment = {"LATENTSERVE_GRPC_PORT": "2", "LATENTSERVE_MAX_ROWS": "2"}
+    settings = read_settings(["--config", str(file), "--port", "3"], environment)
+    assert settings.grpc_port == 3
+    assert settings.max_rows == 2
+    assert settings.threads == 1
+    assert settings.reflection is True
+    assert settings.host == "127.0.0.1"
+
+
+def test_the_file_can_be_named_by_the_environment(tmp_path):
+    file = tmp_path / "serve.toml"
+    file.write_text("drain_seconds = 2.5\n")
+    assert read_settings([], {"LATENTSERVE_CONFIG": str(file)}).drain_seconds == 2.5
+
+
+def test_kubernetes_own_variable_is_not_read():
+    assert read_settings([], {"LATENTSERVE_PORT": "tcp://10.0.0.1:50051"}) == Settings()
+
+
+def test_an_empty_variable_is_none():
+    assert read_settings([], {"LATENTSERVE_GRPC_PORT": ""}).grpc_port == 50051
+
+
+def test_a_flag_can_be_taken_back():
+    assert not read_settings(["--no-reflection"], {"LATENTSERVE_REFLECTION": "1"}).reflection
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "text"),
+    [
+        ([], {"LATENTSERVE_THREADS": "-1"}, "LATENTSERVE_THREADS: got '-1'"),
+        (["--port", "65536"], {}, "--port: got '65536'"),
+        (["--log-level", "loud"], {}, "--log-level: got 'loud'"),
+    ],
+)
+def test_a_wrong_value_names_where_it_came_from(arguments, environment, text):
+    with pytest.raises(StartError, match=text):
+        read_settings(arguments, environment)
+
+
+@pytest.mark.parametrize("content", ["grpc_port = 70000", "no_such_setting = 1", "not toml ="])
+def test_a_wrong_file_is_named(tmp_path, content):
+    file = tmp_path / "serve.toml"
+    file.write_text(content)
+    with pytest.raises(StartError, match=str(file)):
+        read_settings(["--config", str(file)], {})
+
+
+def test_every_setting_is_described_and_has_a_flag_and_a_variable():
+    text = parser().format_help()
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert flag(name) in text
+        assert variable(name).startswith("LATENTSERVE_")
+        assert variable(name) != "LATENTSERVE_PORT"
+
+
+def test_every_setting_stands_in_the_table_of_operations():
+    text = (ROOT / "docs" / "operations.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `--")]
+    listed = [
+        option for line in rows for option in re.findall(r"`(--[a-z-]+)`", line.split("|")[1])
+    ]
+    assert sorted(listed) == sorted([*map(flag, Settings.model_fields), "--config"])
+
+
+@pytest.mark.parametrize(
+    ("content", "most"), [("max 100000", None), ("150000 100000", 2), ("10000 100000", 1)]
+)
+def test_the_quota_of_a_container_bounds_the_cpus(tmp_path, content, most):
+    free = usable_cpus(tmp_path, tmp_path / "none")
+    (tmp_path / "cpu.max").write_text(content)
+    wanted = free if most is None else min(free, most)
+    assert usable_cpus(tmp_path, tmp_path / "none") == wanted
+
+
+def test_a_quota_above_the_own_group_bounds_the_cpus(tmp_path):
+    group = tmp_path / "system.slice" / "latentserve.service"
+    group.mkdir(parents=True)
+    (group / "cpu.max").write_text("max 100000")
+    (group.parent / "cpu.max").write_text("50000 100000")
+    own = tmp_path / "own"
+    own.write_text("0::/system.slice/latentserve.service\n")
+    assert usable_cpus(tmp_path, own) == 1

@@ -1,0 +1,584 @@
+"""gRPC on our own HTTP/2, over a real port, by clients that do what gRPC's do not."""
+
+import contextlib
+import gzip
+import itertools
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trustme
+from google.rpc import error_details_pb2
+
+from latentserve.v1 import latent_service_pb2 as pb
+from tests.support.http2_client import LATENT, Raw
+from tests.support.http2_peer import PING, PREFACE, frame, headers, message, request, settings
+from tests.support.processes import Server
+from tests.support.stubs import images
+from tests.support.tiny import write_tiny
+
+MAX_MESSAGE = 4 * 2**20
+SAMPLE = pb.SampleRequest(count=2, seed=1).SerializeToString()
+HUGE_STREAM = pb.SampleStreamRequest(
+    request=pb.SampleRequest(count=10**9, seed=1), chunk_rows=64
+).SerializeToString()
+LIMITS = ("--max-message-bytes", str(MAX_MESSAGE), "--max-queue-bytes", str(2 * MAX_MESSAGE))
+
+BOMB = gzip.compress(bytes(100 * 2**20), 1)
+
+OK, INVALID, LATE, NOT_FOUND, TOO_MUCH, UNIMPLEMENTED, INTERNAL, UNAUTHENTICATED = (
+    0,
+    3,
+    4,
+    5,
+    8,
+    12,
+    13,
+    16,
+)
+NO_ERROR, CANCEL = 0, 8
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("http2")
+    write_tiny(folder / "models" / "one", shape=(1, 32, 32))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    arguments = (*LIMITS, "--http-port", "0", "--transport", "http2")
+    with Server(folder / "models", folder / "log", *arguments) as server:
+        yield server.wait_until_serving()
+
+
+@pytest.fixture
+def raw(server):
+    with Raw(server.target) as connection:
+        yield connection
+
+
+def within(seconds: float, happens) -> None:
+    deadline = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def rss(server: Server) -> int:
+    pages = Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+# ----------------------------------------------------------- what is asked for
+
+
+def test_a_call_is_answered(raw):
+    reply = raw.call("Sample", SAMPLE)
+    assert (reply.fields[":status"], reply.status, reply.ended) == ("200", OK, True)
+    assert reply.fields["content-type"] == "application/grpc"
+    (body,) = reply.messages
+    assert list(pb.SampleResponse.FromString(body).images.tensor.shape) == [2, 1, 32, 32]
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "application/grpc-web", "", None])
+def test_what_is_not_grpc_is_an_unsupported_media_type(raw, content_type):
+    fields = [(":method", "POST"), (":scheme", "http"), (":path", f"{LATENT}Sample")]
+    fields += [] if content_type is None else [("content-type", content_type)]
+    reply = raw.wait(raw.open_with(fields, ends=True))
+    assert (reply.fields[":status"], reply.reset) == ("415", None)
+    get = [(":method", "GET"), (":scheme", "http"), (":path", "/")]
+    assert raw.wait(raw.open_with(get, ends=True)).fields[":status"] == "415"
+
+
+@pytest.mark.parametrize("content_type", ["application/grpc+proto", "application/grpc;a=b"])
+def test_other_names_of_grpc_are_known(raw, content_type):
+    fields = [(":method", "POST"), (":scheme", "http"), (":path", f"{LATENT}Sample")]
+    number = raw.open_with([*fields, ("content-type", content_type)])
+    raw.send(number, message(SAMPLE), ends=True)
+    assert raw.wait(number).status == OK
+
+
+@pytest.mark.parametrize("path", [f"{LATENT}Nothing", "/", "*", "/a%b\xe4\x7f" + "\xff" * 2000])
+def test_an_unknown_method_is_unimplemented_and_its_name_told(raw, path):
+    reply = raw.call(path, b"") if path.startswith("/") else None
+    if reply is None:
+        fields = [(":method", "POST"), (":scheme", "http"), (":path", path)]
+        reply = raw.wait(raw.open_with([*fields, ("content-type", "application/grpc")], ends=True))
+    assert reply.status == UNIMPLEMENTED
+    assert reply.fields["grpc-message"].isascii()
+    assert "Method not found" in reply.text
+    assert sum(map(len, reply.fields.values())) < 8000
+
+
+def test_a_unary_call_has_one_message(raw):
+    none = raw.wait(raw.open("Sample", ends=True))
+    assert (none.status, none.text) == (UNIMPLEMENTED, "request: got 0 messages, wanted 1")
+    number = raw.open("Sample")
+    raw.send(number, message(SAMPLE) + message(SAMPLE))  # its end is not waited for
+    two = raw.wait(number)
+    assert (two.status, two.text) == (UNIMPLEMENTED, "request: got more than 1 message, wanted 1")
+    assert two.ended
+
+
+@pytest.mark.parametrize("method", ["Sample", "SampleStream", "EncodeStream"])
+@pytest.mark.parametrize("left", [1, 4, 5, 7])
+def test_a_message_that_is_cut_short_is_an_error(raw, method, left):
+    number = raw.open(method)
+    raw.send(number, message(SAMPLE)[:left], ends=True)
+    reply = raw.wait(number)
+    assert (reply.status, reply.text) == (INTERNAL, "request: it ends within a message")
+
+
+def test_what_is_no_protobuf_is_told(raw):
+    reply = raw.call("Sample", b"\xff\xff\xff")
+    assert reply.status == INVALID
+    assert raw.call("Sample", SAMPLE).status == OK
+
+
+def test_errors_have_details_and_text_of_any_alphabet(raw):
+    selector = pb.ModelSelector(name="ä%\n模" * 3)
+    reply = raw.call("Sample", pb.SampleRequest(count=1, model=selector).SerializeToString())
+    assert reply.status == NOT_FOUND
+    assert reply.fields["grpc-message"].isascii()
+    assert "ä%" in reply.text
+    assert "模" in reply.text
+    assert (reply.details.code, reply.details.message) == (NOT_FOUND, reply.text)
+    info = error_details_pb2.ErrorInfo()
+    assert reply.details.details[0].Unpack(info)
+    assert info.reason == "MODEL_NOT_FOUND"
+
+
+def test_metadata_beyond_the_limit_is_refused_and_the_connection_lives(raw):
+    reply = raw.call("Sample", SAMPLE, x_large="a" * 17_000)
+    assert (reply.status, "metadata" in reply.text) == (TOO_MUCH, True)
+    assert raw.call("Sample", SAMPLE).status == OK
+
+
+# ------------------------------------------------------------------ deadlines
+
+
+@pytest.mark.parametrize(
+    ("timeout", "status"),
+    [
+        ("1n", LATE), ("99999999n", OK), ("0S", LATE), ("5S", OK), ("5000m", OK), ("5000000u", OK),
+        ("1M", OK), ("99999999H", OK), ("1H", OK),
+        # As good as none.
+        ("5", OK), ("-1S", OK), ("1s", OK), ("123456789S", OK), ("", OK), ("1.5S", OK),
+    ],
+)  # fmt: skip
+def test_a_deadline_comes_in_any_unit(raw, timeout, status):
+    assert raw.call("Sample", SAMPLE, grpc_timeout=timeout).status == status
+
+
+@pytest.mark.parametrize("method", ["Sample", "EncodeStream"])
+def test_a_deadline_passes_while_the_request_is_sent(raw, method):
+    number = raw.open(method, grpc_timeout="200m")
+    raw.send(number, message(SAMPLE)[:5])
+    reply = raw.wait(number)
+    assert (reply.status, reply.ended) == (LATE, True)
+    assert raw.call("Sample", SAMPLE).status == OK
+
+
+@pytest.mark.parametrize("method", ["Sample", "SampleStream"])
+def test_a_deadline_passes_while_the_reply_waits_for_its_caller(server, method):
+    body = HUGE_STREAM
+    if method == "Sample":
+        body = pb.SampleRequest(count=100, seed=1).SerializeToString()
+    with Raw(server.target, window=1000, grants=False) as raw:
+        began = time.monotonic()
+        reply = raw.call(method, body, grpc_timeout="400m")
+        assert 0.3 < time.monotonic() - began < 5
+        assert (reply.reset, len(reply.body)) == (CANCEL, 1000)
+        assert raw.call("GetServerInfo", b"").status == OK
+
+
+def test_a_call_that_its_caller_leaves_is_computed_no_further(server, raw):
+    before = server.metric("latentserve_requests_total", rpc="SampleStream", code="CANCELLED")
+    number = raw.open("SampleStream")
+    raw.send(number, message(HUGE_STREAM), ends=True)
+    raw.wait_for(lambda: len(raw.replies[number].messages) > 2)
+    raw.h2.reset_stream(number, CANCEL)
+    raw.flush()
+    within(20, lambda: server.metric("latentserve_queue_rows") == 0)
+    now = server.metric("latentserve_requests_total", rpc="SampleStream", code="CANCELLED")
+    assert now == before + 1
+    assert raw.call("Sample", SAMPLE).status == OK
+
+
+def test_so_is_what_a_lost_connection_had(server):
+    before = server.metric("latentserve_requests_total", rpc="SampleStream", code="CANCELLED")
+    with Raw(server.target) as raw:
+        number = raw.open("SampleStream")
+        raw.send(number, message(HUGE_STREAM), ends=True)
+        raw.wait_for(lambda: raw.replies[number].messages)
+    name, labels = "latentserve_requests_total", {"rpc": "SampleStream", "code": "CANCELLED"}
+    within(20, lambda: server.metric(name, **labels) == before + 1)
+
+
+# --------------------------------------------------------- sizes, compression
+
+
+@pytest.mark.parametrize(
+    ("encoding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)]
+)
+def test_requests_may_be_compressed(raw, encoding, compress):
+    reply = raw.call("Sample", compress(SAMPLE), 1, grpc_encoding=encoding)
+    assert reply.status == OK
+    assert raw.call("Sample", SAMPLE, 0, grpc_encoding=encoding).status == OK
+    for broken in (b"", b"nonsense", compress(SAMPLE)[:-3], compress(SAMPLE) * 2):
+        assert raw.call("Sample", broken, 1, grpc_encoding=encoding).status == INVALID
+    number = raw.open("EncodeStream", grpc_encoding=encoding)
+    each = pb.EncodeStreamRequest(
+        request=pb.EncodeRequest(images=images(np.zeros((1, 32, 32), np.uint8)))
+    ).SerializeToString()
+    raw.send(number, message(compress(each), 1) + message(each), ends=True)
+    assert len(raw.wait(number).messages) == 2
+
+
+@pytest.mark.parametrize("method", ["Sample", "EncodeStream"])
+@pytest.mark.parametrize("lies", [False, True])
+def test_a_bomb_is_refused_at_little_cost(server, raw, method, lies):
+    bomb = bytearray(BOMB)
+    if lies:
+        bomb[-4:] = bytes(4)
+    before = rss(server)
+    began = time.monotonic()
+    reply = raw.call(method, bytes(bomb), 1, grpc_encoding="gzip")
+    assert (reply.status, "larger than max" in reply.text) == (TOO_MUCH, True)
+    assert time.monotonic() - began < 5
+    assert rss(server) - before < 32 * 2**20
+
+
+def test_other_encodings_are_unimplemented_and_those_known_are_told(raw):
+    reply = raw.call("Sample", SAMPLE, 1, grpc_encoding="snappy")
+    assert reply.status == UNIMPLEMENTED
+    assert reply.fields["grpc-accept-encoding"] == "identity,deflate,gzip"
+    assert raw.call("Sample", SAMPLE, 0, grpc_encoding="snappy").status == OK
+
+
+def test_flags_that_are_wrong_are_an_internal_error(raw):
+    for flag in (1, 2, 255):
+        assert raw.call("Sample", SAMPLE, flag).status == INTERNAL
+
+
+@pytest.mark.parametrize("method", ["Sample", "EncodeStream"])
+def test_a_message_that_is_too_large_is_refused_before_it_is_sent(raw, method):
+    number = raw.open(method)
+    raw.send(number, b"\0" + (MAX_MESSAGE + 1).to_bytes(4, "big"))
+    reply = raw.wait(number)
+    assert (reply.status, str(MAX_MESSAGE) in reply.text) == (TOO_MUCH, True)
+    assert (reply.ended, reply.reset in (None, NO_ERROR)) == (True, True)
+
+
+@pytest.mark.parametrize("method", ["Encode", "EncodeStream"])
+def test_what_a_stranger_sends_is_not_kept(folder, tmp_path, method):
+    (tmp_path / "tokens").write_text("0123456789abcdef")
+    arguments = ("--token-file", str(tmp_path / "tokens"), "--transport", "http2")
+    with (
+        Server(folder / "models", tmp_path / "log", *arguments) as server,
+        Raw(server.target) as raw,
+    ):
+        part = message(bytes(100_000))[:1000]
+        number = raw.open(method)
+        raw.send(number, part)
+        assert raw.wait(number).status == UNAUTHENTICATED
+        number = raw.open(method, authorization="Bearer 0123456789abcdef")
+        raw.send(number, part)
+        raw.read(0.2)
+        # Not ready yet, maybe, but no stranger's.
+        assert raw.replies[number].fields.get("grpc-status") in (None, "14")
+
+
+def test_unfinished_requests_together_have_a_limit_and_small_ones_pass(server, raw):
+    part = message(bytes(MAX_MESSAGE))[:1_000_000]
+    numbers = [raw.open("Encode") for _ in range(12)]
+    for number in numbers:
+        raw.send(number, part)
+    raw.wait_for(lambda: any(raw.replies[number].over for number in numbers))
+    refused = [raw.replies[number] for number in numbers if raw.replies[number].over]
+    assert all(reply.status == TOO_MUCH for reply in refused)
+    assert len(refused) < 6
+    with Raw(server.target) as other:
+        assert other.call("Sample", SAMPLE).status == OK
+        assert rss(server) < 2**30
+    for number in numbers:
+        if not raw.replies[number].over:
+            raw.h2.reset_stream(number, CANCEL)
+    raw.flush()
+    body = pb.EncodeRequest(images=images(np.zeros((900, 32, 32), np.float32)))
+    assert raw.call("Encode", body.SerializeToString()).status == OK
+
+
+def test_many_small_messages_in_a_frame_cost_little(server, raw):
+    """Half a million of them, none of which is an image."""
+    number = raw.open("EncodeStream")
+    raw.send(number, bytes(5) * 100_000, ends=True)
+    began = time.monotonic()
+    reply = raw.wait(number)
+    assert reply.status == INVALID
+    assert time.monotonic() - began < 5
+    assert rss(server) < 2**30
+
+
+# ------------------------------------------------------------ many, and slow
+
+
+def test_many_calls_on_one_connection_have_each_its_own_answer(raw):
+    wanted = {}
+    for seed in range(8):
+        request = pb.SampleRequest(count=1, seed=seed).SerializeToString()
+        wanted[seed] = raw.call("Sample", request).messages[0]
+    assert len(set(wanted.values())) == 8
+    numbers = {}
+    for turn in range(500):
+        number = raw.open("Sample")
+        numbers[number] = turn % 8
+        request = pb.SampleRequest(count=1, seed=turn % 8).SerializeToString()
+        raw.h2.send_data(number, message(request), end_stream=True)
+    raw.flush()
+    raw.wait_for(lambda: all(raw.replies[number].over for number in numbers))
+    for number, seed in numbers.items():
+        assert raw.replies[number].status == OK
+        got = pb.SampleResponse.FromString(raw.replies[number].messages[0])
+        want = pb.SampleResponse.FromString(wanted[seed])
+        assert np.allclose(
+            np.frombuffer(got.images.tensor.data, np.float32),
+            np.frombuffer(want.images.tensor.data, np.float32),
+            atol=1e-5,
+        )
+
+
+@pytest.mark.parametrize("held_by", ["window", "socket"])
+def test_who_does_not_read_a_stream_is_computed_little_for(server, held_by):
+    """Neither its window nor TCP's lets more through than it takes."""
+    with Raw(server.target, window=2**16 if held_by == "window" else 2**30, grants=False) as raw:
+        number = raw.open("SampleStream")
+        raw.send(number, message(HUGE_STREAM), ends=True)
+        raw.wait_for(lambda: raw.replies[number].body or held_by == "socket")
+        time.sleep(0.5)
+        name = "latentserve_batch_rows_sum"
+        before, rows = rss(server), server.metric(name)
+        time.sleep(1.0)
+        assert server.metric(name) == rows
+        assert rss(server) - before < 8 * 2**20
+
+
+def test_who_does_not_read_that_it_is_refused_is_not_read_from(server):
+    host, port = server.target.rsplit(":", 1)
+    before = rss(server)
+    with socket.socket() as sock:
+        # Or its system would take in up to 32 MiB of answers that nobody reads.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        sock.settimeout(1)
+        sock.connect((host, int(port)))
+        sock.sendall(PREFACE + settings())
+        with contextlib.suppress(TimeoutError):
+            for number in itertools.count(1, 2):
+                sock.sendall(headers(number, request("/x"), 0x5))
+                # The server's system takes in up to 32 MiB that it does not read.
+                assert number < 4_000_000
+        assert rss(server) - before < 32 * 2**20
+    with Raw(server.target) as other:
+        assert other.call("Sample", SAMPLE).status == OK
+
+
+def test_an_old_connection_ends_and_what_runs_on_it_does_not(folder, tmp_path):
+    arguments = ("--max-connection-age-seconds", "1", "--transport", "http2")
+    with Server(folder / "models", tmp_path / "log", *arguments) as server:
+        server.wait_until_serving()
+        request = pb.SampleRequest(count=4096, seed=1)
+        body = pb.SampleStreamRequest(request=request, chunk_rows=64).SerializeToString()
+        with Raw(server.target, window=40_000, grants=False) as raw:
+            number = raw.open("SampleStream")
+            raw.send(number, message(body), ends=True)
+            raw.wait_for(lambda: len(raw.goaways) == 1)
+            began = time.monotonic()
+            # What it had sent by then is answered as well.
+            raw.wait_for(lambda: len(raw.goaways) == 2)
+            assert time.monotonic() - began < 8
+            assert not raw.replies[number].over
+            raw.grants = True
+            raw.h2.increment_flow_control_window(2**24, number)
+            raw.flush()
+            while not raw.closed:
+                raw.read()
+            reply = raw.replies[number]
+            assert (reply.ended, reply.status) == (True, OK)
+            assert len(reply.messages) == 4096 // 64
+            assert raw.goaways == [NO_ERROR, NO_ERROR]
+
+
+def test_connections_that_say_nothing_or_nonsense_leave_nothing_behind(server):
+    def files() -> int:
+        return len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
+
+    host, port = server.target.rsplit(":", 1)
+    before = files()
+    for turn in range(150):
+        with socket.create_connection((host, int(port))) as sock:
+            if turn % 3:
+                sock.sendall(os.urandom(40) if turn % 3 == 1 else b"PRI * HT")
+    within(20, lambda: files() <= before)
+
+
+# ------------------------------------------------------------ other programs
+
+
+def test_http_1_is_told_that_this_is_grpc(server):
+    host, port = server.target.rsplit(":", 1)
+    with socket.create_connection((host, int(port)), 10) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        said = b""
+        while piece := sock.recv(4096):
+            said += piece
+    assert said.startswith(b"HTTP/1.1 505 ")
+    assert said.endswith(b"gRPC, which is HTTP/2.\n")
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+def test_curl_is_answered(server, tmp_path):
+    if "HTTP2" not in subprocess.run(["curl", "-V"], capture_output=True, text=True).stdout:
+        pytest.skip("this curl has no HTTP/2")
+    (tmp_path / "body").write_bytes(message(SAMPLE))
+    done = subprocess.run(
+        ["curl", "-sS", "--http2-prior-knowledge", "--data-binary", f"@{tmp_path / 'body'}",
+         "-H", "content-type: application/grpc", "-H", "te: trailers", "-H", "expect:",
+         "-D", str(tmp_path / "heads"), "-o", str(tmp_path / "reply"),
+         f"http://{server.target}{LATENT}Sample"],
+        capture_output=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    heads = (tmp_path / "heads").read_text().lower()
+    assert "http/2 200" in heads
+    assert "grpc-status: 0" in heads
+    reply = (tmp_path / "reply").read_bytes()
+    assert pb.SampleResponse.FromString(reply[5:]).seed == 1
+    plain = ["curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", f"http://{server.target}/"]
+    done = subprocess.run(plain, capture_output=True, text=True, timeout=30, check=False)
+    assert done.stdout == "505"
+
+
+@pytest.mark.skipif(shutil.which("h2load") is None, reason="there is no h2load")
+@pytest.mark.parametrize("more", [(), ("--header-table-size=0", "-w", "10", "-W", "12")])
+def test_h2load_is_answered(server, tmp_path, more):
+    (tmp_path / "body").write_bytes(message(pb.SampleRequest(count=30).SerializeToString()))
+    done = subprocess.run(
+        ["h2load", "-n", "600", "-c", "3", "-m", "20", *more, "-d", str(tmp_path / "body"),
+         "-H", "content-type: application/grpc", "-H", "te: trailers",
+         f"http://{server.target}{LATENT}Sample"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert "600 total, 600 started, 600 done, 600 succeeded, 0 failed" in done.stdout, done.stdout
+
+
+# ------------------------------------------------------------------------ TLS
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def encrypted(folder, authority):
+    files = tls_files(folder, authority)
+    with Server(folder / "models", folder / "tls.log", *files, "--transport", "http2") as server:
+        yield server
+
+
+def tls_files(folder: Path, authority: trustme.CA) -> tuple[str, ...]:
+    certificate = authority.issue_cert("localhost")
+    certificate.private_key_pem.write_to_path(str(folder / "key.pem"))
+    certificate.cert_chain_pems[0].write_to_path(str(folder / "cert.pem"))
+    return ("--tls-cert", str(folder / "cert.pem"), "--tls-key", str(folder / "key.pem"))
+
+
+def trusting(authority: trustme.CA, *protocols: str) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    if protocols:
+        context.set_alpn_protocols(protocols)
+    return context
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_tls_chooses_http_2(encrypted, authority, version):
+    context = trusting(authority, "http/1.1", "h2")
+    context.minimum_version = context.maximum_version = version
+    with Raw(encrypted.target, tls=context) as raw:
+        assert raw.socket.selected_alpn_protocol() == "h2"
+        cipher, _, _ = raw.socket.cipher()
+        assert "GCM" in cipher or "CHACHA20" in cipher
+        assert raw.call("/grpc.health.v1.Health/Check", b"").status == OK
+        large = raw.call("Sample", pb.SampleRequest(count=1000).SerializeToString())
+        assert len(large.body) > 4_000_000
+
+
+def test_who_speaks_something_else_over_tls_is_told_or_closed(encrypted, authority):
+    host, port = encrypted.target.rsplit(":", 1)
+    for protocols in ((), ("http/1.1",)):
+        with (
+            socket.create_connection((host, int(port)), 10) as sock,
+            trusting(authority, *protocols).wrap_socket(sock, server_hostname="localhost") as tls,
+        ):
+            assert tls.selected_alpn_protocol() is None
+            tls.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert tls.recv(100).startswith(b"HTTP/1.1 505")
+    with Raw(encrypted.target, tls=trusting(authority)) as raw:
+        assert raw.call("/grpc.health.v1.Health/Check", b"").status == OK
+    with socket.create_connection((host, int(port)), 10) as sock:
+        sock.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(30))
+        while sock.recv(1000):
+            pass
+
+
+@pytest.mark.parametrize("is_encrypted", [False, True], ids=["plain", "tls"])
+def test_a_reply_outlives_the_server_whatever_its_caller_still_sends(
+    folder, authority, tmp_path, is_encrypted
+):
+    """A socket with unread bytes that is closed is reset, and what was sent is lost."""
+    files = tls_files(folder, authority) if is_encrypted else ()
+    arguments = ("--transport", "http2", "--http-port", "0", *files)
+    with Server(folder / "models", tmp_path / "log", *arguments) as server:
+        if is_encrypted:
+            within(30, lambda: "serving" in server.log.read_text())
+        else:
+            server.wait_until_serving()
+        with Raw(server.target, 2**24, tls=trusting(authority) if is_encrypted else None) as raw:
+            number = raw.open("Sample")
+            body = pb.SampleRequest(count=400, format=pb.IMAGE_FORMAT_UINT8).SerializeToString()
+            raw.send(number, message(body), ends=True)
+            within(10, lambda: server.metric("latentserve_requests_total", rpc="Sample") == 1)
+            began = time.monotonic()
+            os.kill(server.process.pid, signal.SIGTERM)
+            # It reads nothing of all this, and says what matters to nobody any more.
+            while time.monotonic() - began < 1.5:
+                with contextlib.suppress(OSError):
+                    raw.socket.sendall(frame(PING, 0, 0, b"whatever"))
+                time.sleep(0.02)
+            while not raw.closed:
+                raw.read()
+            reply = raw.replies[number]
+            assert (reply.ended, reply.status) == (True, OK)
+            assert len(reply.body) > 400 * 32 * 32
+        assert server.process.wait(10) == 0
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
+def test_old_tls_is_refused(encrypted, authority):
+    context = trusting(authority, "h2")
+    context.minimum_version = ssl.TLSVersion.TLSv1
+    context.maximum_version = ssl.TLSVersion.TLSv1_1
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    with pytest.raises(ssl.SSLError):
+        Raw(encrypted.target, tls=context)

@@ -1,0 +1,176 @@
+"""Tokens from a file that changes."""
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from service.errors import StartError
+from service.transport.tokens import TokenFile
+
+A, B, C = "a" * 20, "b" * 20, "c" * 20
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "tokens"
+    path.write_text(f"# ours\n{A}\n\n  {B}  \n")
+    path.chmod(0o600)
+    return path
+
+
+@pytest.mark.parametrize("given", [f"Bearer {A}", f"bearer {B}", f"BEARER  {A} "])
+def test_a_token_of_the_file_is_accepted(path: Path, given: str) -> None:
+    assert TokenFile(path).accepts(given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [None, "", A, "Bearer", "Bearer ", f"Bearer {A[:-1]}", f"Bearer {A}x", f"Basic {A}",
+     "Bearer # ours", f"Bearer {A},{B}", "Bearer " + "ä" * 20],
+)  # fmt: skip
+def test_anything_else_is_not(path: Path, given: str | None) -> None:
+    assert not TokenFile(path).accepts(given)
+
+
+def test_a_changed_file_is_read_again(path: Path, clock: Clock) -> None:
+    tokens = TokenFile(path, clock)
+    path.write_text(C)
+    assert not tokens.accepts(f"Bearer {C}")  # it has just been looked at
+    clock.now += 1.0
+    assert tokens.accepts(f"Bearer {C}")
+    assert not tokens.accepts(f"Bearer {A}")
+
+
+@pytest.mark.parametrize("way", ["gone", "empty", "short", "spaced", "unreadable"])
+def test_while_the_file_is_wrong_the_tokens_before_go_on(
+    path: Path, clock: Clock, way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokens = TokenFile(path, clock)
+    if way == "gone":
+        path.unlink()
+    elif way == "unreadable":  # a folder is so for root too
+        path.unlink()
+        path.mkdir()
+    else:
+        wrong = {"empty": "# none\n", "short": "secret\n", "spaced": f"{C} # the laptop's\n"}
+        path.write_text(wrong[way])
+    for _ in range(5):
+        clock.now += 1.0
+        assert tokens.accepts(f"Bearer {A}")
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert not any(each in caplog.text for each in (A, B, C, "secret"))
+    if way == "unreadable":
+        path.rmdir()
+    path.write_text(C)
+    clock.now += 1.0
+    assert tokens.accepts(f"Bearer {C}")
+
+
+def test_the_same_file_is_not_read_at_every_call(path: Path, clock: Clock) -> None:
+    tokens = TokenFile(path, clock)
+    before = path.stat()
+    path.write_text(path.read_text().replace("a", "x"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    clock.now += 10.0
+    assert tokens.accepts(f"Bearer {A}")
+
+
+def test_the_tokens_that_are_back_unchanged_are_taken(path: Path, clock: Clock) -> None:
+    tokens = TokenFile(path, clock)
+    away = path.rename(path.with_name("away"))
+    clock.now += 1.0
+    assert tokens.accepts(f"Bearer {A}")
+    away.rename(path)
+    clock.now += 1.0
+    assert tokens.accepts(f"Bearer {A}")
+    path.write_text(C)
+    clock.now += 1.0
+    assert not tokens.accepts(f"Bearer {A}")
+
+
+def test_a_mounted_secret_that_is_swapped_as_kubernetes_does_is_seen(
+    tmp_path: Path, clock: Clock
+) -> None:
+    for name, token in (("one", A), ("two", B)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokens").write_text(token)
+    data = tmp_path / "data"
+    data.symlink_to("one")
+    tokens = TokenFile(data / "tokens", clock)
+    fresh = tmp_path / "fresh"
+    fresh.symlink_to("two")
+    fresh.rename(data)
+    clock.now += 1.0
+    assert tokens.accepts(f"Bearer {B}")
+    assert not tokens.accepts(f"Bearer {A}")
+
+
+def test_every_token_is_compared_whichever_matches(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = []
+
+    def compare(given: bytes, token: bytes) -> bool:
+        compared.append(token)
+        return given == token
+
+    tokens = TokenFile(path)
+    monkeypatch.setattr("service.transport.tokens.hmac.compare_digest", compare)
+    for given in (f"Bearer {A}", f"Bearer {B}", f"Basic {A}", None):
+        tokens.accepts(given)
+    assert compared == [A.encode(), B.encode()] * 4
+
+
+@pytest.mark.parametrize(("mode", "warnings"), [(0o600, 0), (0o640, 0), (0o644, 1)])
+def test_a_file_that_everybody_can_read_is_warned_of(
+    path: Path, mode: int, warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    path.chmod(mode)
+    with caplog.at_level(logging.WARNING):
+        assert TokenFile(path).accepts(f"Bearer {A}")
+    assert len(caplog.records) == warnings
+
+
+def test_the_mark_of_windows_editors_is_no_part_of_a_token(path: Path) -> None:
+    path.write_bytes(b"\xef\xbb\xbf" + A.encode() + b"\r\n" + B.encode())
+    tokens = TokenFile(path)
+    assert tokens.accepts(f"Bearer {A}")
+    assert tokens.accepts(f"Bearer {B}")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "No such file"),
+        (b"", "no token"),
+        (b"# only a comment\n", "no token"),
+        (b"\nshort", "line 2 is a token of 5 characters, wanted at least 16"),
+        (A.encode() + b" " + B.encode(), "line 1 is no token"),
+        (b"\xc3\xa4" * 20, "line 1 is no token"),
+        (b"\xff" * 20, "not text in UTF-8"),
+    ],
+)
+def test_a_server_does_not_start_without_a_token(
+    tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    path = tmp_path / "tokens"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(StartError, match=f"token-file .*: {said}") as refusal:
+        TokenFile(path)
+    assert A not in str(refusal.value)

@@ -1,0 +1,116 @@
+"""How the server's process keeps its memory."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import grpc
+import numpy as np
+import pytest
+
+from latentserve.client import Client
+from latentserve.v1 import latent_service_pb2 as pb
+from tests.support.processes import Server
+from tests.support.stubs import stub_of
+from tests.support.tiny import write_tiny
+
+PROGRAM = """
+import ctypes, sys, threading
+from service.workers import memory
+
+if sys.argv[1] == "one":
+    memory.one_heap()
+libc = ctypes.CDLL(None)
+together = threading.Barrier(8)
+
+def allocate():
+    together.wait()
+    libc.malloc(1000)
+    together.wait()
+
+threads = [threading.Thread(target=allocate) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+libc.malloc_info.argtypes = (ctypes.c_int, ctypes.c_void_p)
+libc.fdopen.restype = ctypes.c_void_p
+libc.fflush.argtypes = (ctypes.c_void_p,)
+out = libc.fdopen(1, b"w")
+libc.malloc_info(0, out)
+libc.fflush(out)
+"""
+
+
+def heaps(how: str) -> int:
+    told = subprocess.run(
+        [sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, check=True
+    )
+    return told.stdout.count("<heap nr=")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc_info")
+def test_all_threads_share_one_heap():
+    assert heaps("one") == 1
+    assert heaps("as it comes") > 1
+
+
+LARGE = """
+import resource, sys
+import numpy as np
+from service.workers import memory
+
+if sys.argv[1] == "one":
+    memory.one_heap()
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    replies = [np.ones(3 * 2**20, np.uint8) for _ in range(8)]
+    del replies
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_memory_of_large_replies_is_kept_for_the_next():
+    def faults(how: str) -> int:
+        command = [sys.executable, "-c", LARGE, how]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert faults("one") < 100
+    assert faults("as it comes") > 1000
+
+
+def test_calls_leave_nothing_that_only_the_garbage_collector_finds(tmp_path):
+    """It runs seldom, and what it would find holds whole messages."""
+    write_tiny(tmp_path / "models" / "one")
+    with Server(tmp_path / "models", tmp_path / "log", program="tests.support.garbage") as server:
+        server.wait_until_serving()
+
+        def left():
+            server.process.send_signal(signal.SIGUSR1)
+            return server.process.stdout.readline().strip()
+
+        with Client(server.target) as client, stub_of(server.target) as stub:
+            client.info()
+            left()
+            for _ in range(3):
+                images = client.sample(40, seed=1)
+                list(client.encode_stream(iter(np.array_split(images, 8))))
+                list(client.sample_stream(1000, seed=1, chunk_rows=100))
+                cut = stub.SampleStream(
+                    pb.SampleStreamRequest(request=pb.SampleRequest(count=10**6), chunk_rows=10)
+                )
+                next(cut)
+                cut.cancel()
+                with pytest.raises(grpc.RpcError):
+                    stub.Sample(pb.SampleRequest(count=4000), timeout=0.001)
+                with pytest.raises(grpc.RpcError):
+                    stub.Encode(pb.EncodeRequest())
+            time.sleep(0.3)
+            assert left() == "[]"

@@ -1,0 +1,120 @@
+"""`latentserve train`, made to be killed: `python -m tests.support.interrupted ARGUMENTS`.
+
+It draws no pictures. What it dies of is said by environment, and it is SIGKILL each time:
+
+CHECKPOINT_EVERY=N  keep a checkpoint after every Nth step, and no other but the first and last
+KILL_AT=N           once step N has been done, and before anything is kept of it
+KILL_IN_MIXTURE=N   in the midst of the Nth fit of a mixture
+KILL_IN_WRITE=N     in the midst of the Nth write to the disk
+KILL_RANK=R         only the process of that rank, where several train
+COMMANDS=FILE       run each of these lists of arguments in turn instead, see `obey`
+"""
+
+import contextlib
+import io
+import itertools
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import training.report.collect
+import training.train
+import training.trainer
+from training.cli import main
+from training.errors import DataError
+from training.parallel import Parallel
+from training.run_folder import RunFolder
+from training.trainer import Trainer
+
+
+def setting(name: str) -> int:
+    return int(os.environ.get(name, "0"))
+
+
+def die() -> None:
+    if setting("KILL_RANK") == Parallel.from_environment().rank:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dying_in(call: int, real: Callable[..., Any]) -> Callable[..., Any]:
+    """Dies just before the `call`th call."""
+    calls = itertools.count(1)
+
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == call:
+            die()
+        return real(*arguments, **options)
+
+    return wrapped
+
+
+def without_pictures(put: Callable[[Any, str, Any], None] = setattr) -> None:
+    """They take longer than all the rest of a run as short as those of tests."""
+    put(training.train, "write_report", lambda *_arguments: None)
+    put(training.report.collect, "write_live", lambda *_arguments: None)
+
+
+def prepare() -> None:
+    without_pictures()
+    os.fsync = dying_in(setting("KILL_IN_WRITE"), os.fsync)
+    training.trainer.fit_mixture = dying_in(
+        setting("KILL_IN_MIXTURE"), training.trainer.fit_mixture
+    )
+    step, save = Trainer.train_step, RunFolder.save_checkpoint
+    over = False
+
+    def train_step(trainer: Trainer) -> dict[str, float]:
+        nonlocal over
+        numbers = step(trainer)
+        over = trainer.step == trainer.total_steps
+        if trainer.step == setting("KILL_AT"):
+            die()
+        return numbers
+
+    def save_checkpoint(run: RunFolder, state: dict[str, Any], used: float) -> None:
+        if over or state["step"] % setting("CHECKPOINT_EVERY") == 0:
+            save(run, state, used)
+
+    Trainer.train_step = train_step  # type: ignore[method-assign]
+    if setting("CHECKPOINT_EVERY"):
+        training.train._CHECKPOINT_SECONDS = -1.0
+        RunFolder.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
+
+
+def obey(path: Path) -> None:
+    """Runs several commands in one group of processes, and tells how each went.
+
+    Beside the file each process leaves `NAME.RANK`, a list of status, stdout and stderr.
+    A command that begins with `fails-on-R` runs with data that process R cannot read.
+    """
+    parallel = Parallel.from_environment()
+    load = training.train.load_dataset
+    told = []
+    with parallel.joined():
+        Parallel.joined = lambda _self: contextlib.nullcontext()  # type: ignore[method-assign]
+        for first, *arguments in json.loads(path.read_text()):
+
+            def load_dataset(*arguments: Any, first: str = first, **options: Any) -> Any:
+                if first == f"fails-on-{parallel.rank}":
+                    raise DataError(f"the disk of process {parallel.rank} is broken")
+                return load(*arguments, **options)
+
+            training.train.load_dataset = load_dataset
+            out, err = io.StringIO(), io.StringIO()
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                status = main(arguments)
+            told.append([status, out.getvalue(), err.getvalue()])
+    Path(f"{path}.{parallel.rank}").write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    if "COMMANDS" in os.environ:
+        without_pictures()
+        obey(Path(os.environ["COMMANDS"]))
+        sys.exit(0)
+    prepare()
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,148 @@
+"""Runs a dataset job against a client that answers by arithmetic, as a child to be killed.
+
+    python -m tests.support.job_child FOLDER ENCODE.npy|DECODE.npy|N FORMAT [STEPS]
+
+With STEPS it kills itself, by SIGKILL, when so many steps on the way to the disk are done.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentserve import jobs
+from latentserve._jobs import shards
+from latentserve.client import ModelInfo, Posterior, Samples
+
+DIM = 3
+SHAPE = (1, 4, 4)
+
+
+def model_info(name: str = "tiny", version: int = 1, **changes: Any) -> ModelInfo:
+    """A model of 4 x 4 pixels and three latents."""
+    known: dict[str, Any] = {
+        "name": name,
+        "version": version,
+        "image_shape": SHAPE,
+        "latent_dim": DIM,
+        "posterior": "gaussian",
+        "prior": "standard",
+        "likelihood": "bernoulli",
+        "labels": (),
+        "max_rows": 7,
+        "metrics": {},
+        "devices": {},
+        "checksums": {"encoder": "e1", "decoder": "d1"},
+        "dataset": "counted",
+        "created_at": datetime(2026, 1, 1, tzinfo=UTC),
+        "noise": "counted/1",
+        "precision": "fp32",
+    }
+    return ModelInfo(**{**known, **changes})
+
+
+def noise(seed: int, first: int, rows: int, dim: int = DIM) -> NDArray[np.float32]:
+    """Row i depends on (seed, first + i) alone."""
+    each = [np.random.default_rng([seed, first + row]).standard_normal(dim) for row in range(rows)]
+    return np.array(each, np.float32).reshape(rows, dim)
+
+
+def pixels(z: NDArray[Any]) -> NDArray[np.float32]:
+    """The images of latents."""
+    return np.repeat(1 / (1 + np.exp(-z)), 6, axis=1)[:, :16].astype(np.float32).reshape(-1, *SHAPE)
+
+
+class ArithmeticClient:
+    """Answers as a `Client` does, without a server.
+
+    Attributes:
+        asked: Names of what was called.
+        served: What `model` answers.
+        before_reply: Called before each message of a stream.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.served = model_info()
+        self.before_reply: Callable[[], None] = lambda: None
+
+    def model(self, _name: str = "", **_: Any) -> ModelInfo:
+        self.asked.append("model")
+        return self.served
+
+    def encode_stream(
+        self, batches: Iterable[Any], *, draw: bool, seed: int | None, offset: int, **_: Any
+    ) -> Iterator[Posterior]:
+        self.asked.append("encode_stream")
+        for batch in batches:
+            self.before_reply()
+            if isinstance(batch, list):
+                flat = np.array([list(content[-16:]) for content in batch], np.float32)
+            else:
+                flat = np.asarray(batch, np.float32).reshape(len(batch), -1)
+            mean = flat[:, :DIM] + flat.sum(axis=1, keepdims=True)
+            z = noise(seed or 0, offset, len(batch)) + mean if draw else None
+            yield Posterior(mean, -mean, z, seed)
+            offset += len(batch)
+
+    def decode_stream(
+        self, batches: Iterable[NDArray[Any]], *, dtype: str, **_: Any
+    ) -> Iterator[NDArray[Any]]:
+        self.asked.append("decode_stream")
+        for batch in batches:
+            self.before_reply()
+            yield _as(pixels(batch), dtype)
+
+    def sample_stream(
+        self, n: int, *, seed: int, offset: int, dtype: str, chunk_rows: int, **_: Any
+    ) -> Iterator[Samples]:
+        self.asked.append("sample_stream")
+        for first in range(0, n, chunk_rows):
+            self.before_reply()
+            z = noise(seed, offset + first, min(chunk_rows, n - first))
+            yield Samples(_as(pixels(z), dtype), z, seed, offset + first)
+
+
+def _as(images: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+    return np.rint(images * 255).astype(np.uint8) if dtype == "uint8" else images
+
+
+def run_job(client: Any, source: str, folder: Path, shard_format: Any, seed: int | None) -> Any:
+    """Runs the kind of job that the source is for, in shards of 20 rows."""
+    common: dict[str, Any] = {"shard_rows": 20, "format": shard_format}
+    if source.isdecimal():
+        return jobs.sample(client, int(source), folder, seed=seed, latents=True, **common)
+    if Path(source).name.startswith("latents"):
+        return jobs.decode(client, source, folder, **common)
+    return jobs.encode(client, source, folder, seed=seed, draw=True, **common)
+
+
+def die_after(steps: int) -> None:
+    """Ends this process before a step on the way to the disk, as SIGKILL would."""
+    left = [steps]
+
+    def counted(function: Any) -> Any:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **keywords)
+
+        return call
+
+    for name in ("fsync", "replace", "rename", "unlink", "mkdir", "open"):
+        setattr(os, name, counted(getattr(os, name)))
+    for method in ("__init__", "write", "sync", "drop"):
+        setattr(shards._HashedFile, method, counted(getattr(shards._HashedFile, method)))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 4:
+        die_after(int(sys.argv[4]))
+    run_job(ArithmeticClient(), sys.argv[2], Path(sys.argv[1]), sys.argv[3], 7)

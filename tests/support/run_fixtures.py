@@ -1,0 +1,70 @@
+"""What tests of training share, as a plugin of pytest: only they need torch."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.blobs import blobs, write_blobs
+from tests.support.interrupted import without_pictures
+from tests.support.tiny_runs import COMMAND
+from training.cli import main
+from training.data.datasets import Dataset
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def no_pictures() -> Iterator[None]:
+    """They take longer than all the rest of such a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        without_pictures(patch.setattr)
+        yield
+
+
+@pytest.fixture
+def signal_handlers() -> Iterator[None]:
+    """Puts back what `main` sets for the whole process."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="session")
+def blobs_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """The `--data` of a data set that takes no time."""
+    return "--data", write_blobs(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def command(blobs_data: tuple[str, str]) -> tuple[str, ...]:
+    """The arguments of a run of all phases, but `--out`."""
+    return (*COMMAND, *blobs_data)
+
+
+@pytest.fixture(scope="module")
+def unbroken(
+    command: tuple[str, ...],
+    one_thread: None,  # noqa: ARG001
+    no_pictures: None,  # noqa: ARG001
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A run that went from its first to its last step in one go. Not to be changed: copy it."""
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    before = signal.getsignal(signal.SIGTERM)
+    assert main([*command, "--out", str(folder)]) == 0
+    signal.signal(signal.SIGTERM, before)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def few() -> Dataset:
+    return blobs()

@@ -1,0 +1,144 @@
+"""Run folders of every kind of model without the wait: random weights, figures as measured."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from training.data.datasets import load_dataset
+from training.data.spec import DataSpec
+from training.errors import DataMissing
+from training.measure.adapter import as_autoencoder
+from training.measure.elbo import evaluate, mean_scores, percentiles
+from training.model.config import Conv, Dense, ModelConfig, PriorConfig, TrainConfig
+from training.model.vae import Vae
+from training.run_folder import RunConfig, RunFolder
+from training.train import TEST_SEED, describe, golden_images, test_images
+
+DENSE = Dense(layers=((20, "relu"), (12, "gelu"), (9, "tanh")))
+CONV = Conv(
+    widths=(12, 8), encoder_blocks=(1,), decoder_blocks=(1,), encoder_trunk=14, decoder_trunk=10
+)
+ELBO = TrainConfig()
+IWAE = TrainConfig(objective="iwae", draws=2)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of model, as small as it can be.
+
+    Attributes:
+        model: Its shape.
+        shape: C, H and W.
+        classes: How many classes its data has.
+        train: How it would have been trained.
+        has_data: Whether its data set is there; the others' is gone.
+    """
+
+    model: ModelConfig
+    shape: tuple[int, int, int] = (1, 8, 8)
+    classes: int = 3
+    train: TrainConfig = ELBO
+    has_data: bool = True
+
+
+#: Odd numbers of latents, components and layers on purpose: where the bits of a row
+#: depend on its place in memory, they show it.
+KINDS = {
+    "gmm": Kind(ModelConfig(CONV, 3, prior=PriorConfig("gmm", components=9))),
+    "flow": Kind(ModelConfig(DENSE, 5, prior=PriorConfig("flow", couplings=3, width=7))),
+    "flow-gmm": Kind(
+        ModelConfig(CONV, 7, prior=PriorConfig("flow-gmm", components=50, couplings=2, width=6)),
+        shape=(1, 28, 28),
+        classes=10,
+        has_data=False,
+    ),
+    "iwae": Kind(ModelConfig(DENSE, 4, scale="sigmoid"), train=IWAE),
+    "delta": Kind(ModelConfig(DENSE, 2, posterior="delta", prior=PriorConfig("none"))),
+    "delta-gmm": Kind(
+        ModelConfig(
+            DENSE,
+            3,
+            posterior="delta",
+            prior=PriorConfig("flow-gmm", components=3, couplings=2, width=6),
+        )
+    ),
+    "rgb": Kind(ModelConfig(CONV, 4), shape=(3, 32, 32), classes=0, has_data=False),
+}
+
+
+def random_model(kind: Kind, seed: int = 0) -> Vae:
+    """A model with random weights, in which nothing is still at zero or one."""
+    torch.manual_seed(seed)
+    vae = Vae(kind.model, kind.shape, kind.classes)
+    with torch.no_grad():
+        for parameter in vae.autoencoder_parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        for parameter in vae.prior_parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        if vae.prior is not None:
+            weights = torch.arange(1.0, 1.0 + len(vae.prior.class_weights))
+            vae.prior.class_weights.copy_(weights / weights.sum())
+    return vae.eval()
+
+
+def write_run(folder: Path, kind: Kind, data: str, *, seed: int = 0) -> Vae:
+    """Writes what a finished training leaves for `export`.
+
+    Args:
+        folder: The run folder.
+        kind: What to write.
+        data: Where its data is, or was.
+        seed: Of the weights.
+
+    Returns:
+        The model.
+    """
+    vae = random_model(kind, seed)
+    spec = DataSpec.parse(data)
+    try:
+        dataset = load_dataset(spec)
+        golden, labels = golden_images(dataset.test)
+        sha256 = dataset.sha256
+    except DataMissing:
+        dataset = None
+        golden = np.random.default_rng(seed).integers(0, 256, (16, *kind.shape), np.uint8)
+        labels, sha256 = np.arange(16) % max(1, kind.classes), {"pictures": "0" * 64}
+    config = RunConfig(
+        preset="conv" if isinstance(kind.model.network, Conv) else "dense",
+        settings=(f"latent_dim={kind.model.latent_dim}",),
+        model=kind.model,
+        train=kind.train,
+        steps=10,
+        budget_seconds=None,
+        threads=1,
+        processes=1,
+        device="cpu",
+        precision="float32",
+        data=spec,
+        data_sha256=sha256,
+        image_shape=kind.shape,
+        class_names=tuple(f"class {index}" for index in range(kind.classes)),
+        split={"train": 300, "validation": 40, "test": 60},
+        versions={"torch": torch.__version__},
+    )
+    run = RunFolder(folder)
+    model = as_autoencoder(vae)
+    images = (
+        golden.astype(np.float32) / np.float32(255)
+        if dataset is None
+        else test_images(dataset, config)
+    )
+    with run.begun():
+        run.write_json("config.json", config.to_json())
+        average = {f"module.{name}": tensor for name, tensor in vae.state_dict().items()}
+        run.save_checkpoint({"average": average, "step": 10}, 1.0)
+        run.write_golden_inputs(golden, labels)
+        run.write_json(
+            "score_percentiles.json", {"percentiles": percentiles(mean_scores(model, golden))}
+        )
+        result = evaluate(model, images, draws=1, seed=TEST_SEED)
+        figures = describe(result, binarized=True) | {"train_seconds_per_thread": 61.5}
+        run.write_json("metrics.json", figures | {"steps": 10, "skipped_steps": 0})
+    return vae

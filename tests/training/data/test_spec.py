@@ -1,0 +1,134 @@
+"""What data is meant: parsed, checked, kept as JSON."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.data.spec import LARGEST_SIDE, DataSpec
+from training.errors import ConfigError
+
+# What a path may hold that is neither a separator of ours nor no UTF-8.
+NAME = st.text(
+    st.characters(exclude_categories=("Cs",), exclude_characters="/,\0"), min_size=1
+).filter(lambda name: name not in (".", ".."))
+PATH = st.lists(NAME, min_size=1, max_size=3).map(lambda parts: "/" + "/".join(parts))
+SOURCES = st.one_of(
+    st.sampled_from(["mnist", "fashion-mnist"]),
+    PATH.map("folder:{}".format),
+    st.lists(PATH, min_size=4, max_size=4, unique=True).flatmap(
+        lambda four: st.sampled_from(
+            [f"idx:{','.join(four[:count])}" for count in (1, 2, 4)]
+            + [f"idx:{four[0]},,{four[2]},"]
+        )
+    ),
+)
+SPECS = st.builds(
+    DataSpec,
+    SOURCES,
+    st.none() | st.integers(1, LARGEST_SIDE),
+    st.sampled_from([None, 1, 3]),
+    st.sampled_from(["skip", "refuse"]),
+)
+
+
+@given(SPECS)
+def test_json_round_trip(spec: DataSpec) -> None:
+    assert DataSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+@given(SPECS)
+def test_what_is_parsed_once_is_parsed_to_itself(spec: DataSpec) -> None:
+    assert DataSpec.parse(**spec.to_json()) == spec
+
+
+def test_relative_paths_are_taken_from_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert DataSpec.parse("folder:photos/").folder == tmp_path / "photos"
+    assert DataSpec.parse("folder:./photos") == DataSpec.parse("folder:photos")
+    assert DataSpec.parse("folder:.").folder == tmp_path
+    assert DataSpec.parse("folder:a/../b").folder == tmp_path / "b"
+    assert DataSpec.parse("folder:~/photos").folder == Path("/home/someone/photos")
+    assert DataSpec.parse("folder:~nobody-of-that-name").folder == tmp_path / "~nobody-of-that-name"
+    assert DataSpec.parse("folder:C:photos").folder == tmp_path / "C:photos"
+    files = DataSpec.parse("idx:a,,c,")
+    assert files.idx_files == (tmp_path / "a", None, tmp_path / "c", None)
+
+
+def test_a_link_is_kept_as_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "version-3").mkdir()
+    (tmp_path / "current").symlink_to("version-3")
+    assert DataSpec.parse("folder:current").folder == tmp_path / "current"
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["", "emnist", "MNIST", "mnist:", "mnist:x", "folder", "folder:", "idx:", "idx", "http://x", 7],
+)
+def test_a_source_that_is_none_is_told_what_there_is(source: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        DataSpec(source)
+    assert str(caught.value) == (
+        f"data: got {source!r}, wanted one of fashion-mnist, mnist, folder:PATH or "
+        "idx:IMAGES[,LABELS]"
+    )
+
+
+@pytest.mark.parametrize("rest", ["a,b,c", "a,b,c,d,e", ",b", "a,b,,d", "a,b,c,", "a,,c,d"])
+def test_idx_files_are_images_labels_or_two_such_pairs(rest: str) -> None:
+    with pytest.raises(ConfigError, match=r"wanted .*TRAIN_IMAGES,TRAIN_LABELS,TEST_IMAGES,TEST_L"):
+        DataSpec.parse(f"idx:{rest}")
+
+
+def test_the_same_file_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="wanted different files"):
+        DataSpec.parse("idx:a,b,./a,d")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"source": "folder:photos"}, "data: got the path 'photos', wanted an absolute one"),
+        ({"source": "folder:/a\udcff"}, r"data: got the path '/a\\udcff', wanted one that is UTF"),
+        ({"source": "folder:/a\0"}, "data: got the path .*, wanted one that is UTF-8"),
+        ({"image_size": 0}, "image_size: got 0, wanted a whole number from 1 to 4096"),
+        ({"image_size": 4097}, "image_size: got 4097, wanted"),
+        ({"image_size": 8.0}, "image_size: got 8.0, wanted"),
+        ({"image_size": True}, "image_size: got True, wanted"),
+        ({"channels": 2}, r"channels: got 2, wanted 1 \(grey\), 3 \(RGB\)"),
+        ({"channels": "1"}, "channels: got '1', wanted"),
+        ({"channels": True}, "channels: got True, wanted"),
+        ({"bad_files": "ignore"}, "bad_files: got 'ignore', wanted skip or refuse"),
+        ({"bad_files": []}, r"bad_files: got \[\], wanted skip or refuse"),
+    ],
+)
+def test_a_wrong_field_is_named_with_the_value_got_and_wanted(
+    changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        dataclasses.replace(DataSpec("mnist"), **changes)
+    with pytest.raises(ConfigError, match=said):
+        DataSpec.from_json({**DataSpec("mnist").to_json(), **changes})
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["mnist", None, [], {}, {"source": "mnist"}, {**DataSpec("mnist").to_json(), "colour": 1}],
+)
+def test_json_of_something_else_is_refused(content: Any) -> None:
+    with pytest.raises(ConfigError, match="wanted an object of source, image_size, channels, bad_"):
+        DataSpec.from_json(content)
+
+
+def test_it_reads_as_what_to_type() -> None:
+    assert str(DataSpec("mnist")) == "mnist"
+    everything = DataSpec("folder:/a b", image_size=32, channels=1, bad_files="skip")
+    assert str(everything) == "'folder:/a b' --image-size 32 --channels 1 --bad-files skip"

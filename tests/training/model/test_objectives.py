@@ -1,0 +1,279 @@
+"""The objectives, against values worked out in NumPy from the networks' outputs."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+from training.model.config import Dense, ModelConfig, PriorConfig, TrainConfig
+from training.model.objectives import Terms, autoencoder_terms, kl_at, prior_nlls
+from training.model.vae import Vae
+
+SHAPE = (1, 3, 2)
+ROWS, DIM, CLASSES = 5, 3, 4
+GMM = PriorConfig("gmm", components=8)
+FLOW = PriorConfig("flow-gmm", components=8, couplings=2, width=6)
+
+
+def vae(seed: int = 0, classes: int = CLASSES, **changes: Any) -> Vae:
+    """A model in float64 whose prior is no longer what it began as."""
+    torch.manual_seed(seed)
+    model = Vae(ModelConfig(Dense(((7, "tanh"),)), DIM, **changes), SHAPE, classes)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape))
+        if model.prior is not None and model.prior.classes:
+            model.prior.class_weights.copy_(torch.tensor([0.1, 0.4, 0.2, 0.3]))
+    return model.double()
+
+
+def batch(draws: int = 1, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """Images of bits, labels and noise."""
+    noise = torch.Generator().manual_seed(seed)
+    images = (torch.rand(ROWS, *SHAPE, generator=noise) < 0.5).double()
+    labels = torch.randint(CLASSES, (ROWS,), generator=noise)
+    return images, labels, torch.randn(draws, ROWS, DIM, generator=noise, dtype=torch.float64)
+
+
+def terms(
+    model: Vae, draws: int = 1, *, beta: float = 1.0, learned_prior: bool = False, **changes: Any
+) -> Terms:
+    config = TrainConfig(draws=draws, **changes)
+    with torch.no_grad():
+        return autoencoder_terms(
+            model, *batch(draws), config, beta=beta, learned_prior=learned_prior
+        )
+
+
+class ByHand:
+    """log p(x|z), log q(z|x), log p(z) and log p(label|z) of each draw, in NumPy, [K, N] each."""
+
+    def __init__(self, model: Vae, draws: int = 1, *, learned_prior: bool = False):
+        images, labels, eps = batch(draws)
+        with torch.no_grad():
+            posterior = model.encode(images)
+            mean, log_var = posterior.mean.numpy(), posterior.log_var.numpy()
+            z = mean + np.exp(0.5 * log_var) * eps.numpy()
+            logits = model.decode(torch.from_numpy(z.reshape(-1, DIM))).numpy()
+        p = 1 / (1 + np.exp(-logits.reshape(draws, ROWS, -1)))
+        x = images.numpy().reshape(ROWS, -1)
+        self.log_likelihood = np.where(x == 1, np.log(p), np.log(1 - p)).sum(-1)
+        self.log_posterior = -0.5 * (
+            (z - mean) ** 2 / np.exp(log_var) + log_var + np.log(2 * np.pi)
+        ).sum(-1)
+        self.closed_kl = 0.5 * (mean**2 + np.exp(log_var) - 1 - log_var).sum(-1)
+        self.log_prior = -0.5 * (z**2 + np.log(2 * np.pi)).sum(-1)
+        self.log_label: NDArray[np.float64] = np.zeros((draws, ROWS))
+        if learned_prior:
+            joint = self._by_class(model, z)  # log p(z, class), [K, N, classes]
+            self.log_prior = np.logaddexp.reduce(joint, axis=2)
+            if joint.shape[2] > 1:
+                mine = np.take_along_axis(joint, labels.numpy()[None, :, None], axis=2)[..., 0]
+                self.log_label = mine - self.log_prior
+
+    def _by_class(self, model: Vae, z: NDArray[np.float64]) -> NDArray[np.float64]:
+        prior = model.prior
+        assert prior is not None
+        flat = torch.from_numpy(z.reshape(-1, DIM))
+        with torch.no_grad():
+            y, log_det = (each.numpy() for each in prior.to_base(flat))
+            factors, means = prior.factors().numpy(), prior.means.numpy()
+            logits, group = prior.logits.numpy(), prior.group.numpy()
+            shares = prior.class_weights.numpy()
+        joint = []
+        for label in range(len(shares)):
+            own = group == label
+            weights = np.exp(logits[own]) / np.exp(logits[own]).sum()
+            density = np.zeros(len(y))
+            for weight, factor, mean in zip(weights, factors[own], means[own], strict=True):
+                square = (((y - mean) @ factor.T) ** 2).sum(1)
+                peak = np.linalg.det(factor) / (2 * np.pi) ** (DIM / 2)
+                density += weight * peak * np.exp(-0.5 * square)
+            joint.append(np.log(shares[label]) + np.log(density) + log_det)
+        return np.stack(joint, axis=1).reshape(*z.shape[:2], -1)
+
+
+def test_the_elbo_is_reconstruction_plus_closed_kl() -> None:
+    model = vae()
+    got, wanted = terms(model), ByHand(model)
+    assert got.reconstruction.item() == pytest.approx(-wanted.log_likelihood.mean())
+    assert got.kl.item() == pytest.approx(wanted.closed_kl.mean())
+    assert got.loss.item() == pytest.approx((wanted.closed_kl - wanted.log_likelihood).mean())
+
+
+def test_beta_weighs_the_kl_and_changes_what_is_reported_by_nothing() -> None:
+    model = vae()
+    got, wanted = terms(model, beta=4.0), ByHand(model)
+    assert got.loss.item() == pytest.approx((4 * wanted.closed_kl - wanted.log_likelihood).mean())
+    plain = terms(model)
+    assert (got.reconstruction, got.kl) == (plain.reconstruction, plain.kl)
+    assert terms(model, beta=0.0).loss == got.reconstruction
+
+
+def test_several_draws_of_the_elbo_are_averaged() -> None:
+    model = vae()
+    got, wanted = terms(model, 6), ByHand(model, 6)
+    assert got.reconstruction.item() == pytest.approx(-wanted.log_likelihood.mean())
+    assert got.loss.item() == pytest.approx(wanted.closed_kl.mean() - wanted.log_likelihood.mean())
+
+
+@pytest.mark.parametrize("learned_prior", [False, True])
+@pytest.mark.parametrize("draws", [1, 5])
+def test_iwae_is_minus_the_logarithm_of_the_mean_weight(draws: int, learned_prior: bool) -> None:
+    model = vae(prior=FLOW)
+    got = terms(model, draws, objective="iwae", learned_prior=learned_prior, label_weight=0.0)
+    wanted = ByHand(model, draws, learned_prior=learned_prior)
+    weights = np.exp(wanted.log_likelihood + wanted.log_prior - wanted.log_posterior)
+    assert got.loss.item() == pytest.approx(-np.log(weights.mean(axis=0)).mean())
+    assert got.kl.item() == pytest.approx((wanted.log_posterior - wanted.log_prior).mean())
+    assert got.reconstruction.item() == pytest.approx(-wanted.log_likelihood.mean())
+
+
+def test_iwae_of_one_draw_is_the_elbo_of_that_draw() -> None:
+    """Under a learned prior, where the ELBO's KL is at the draw too, to the last bit or two."""
+    model = vae(prior=FLOW)
+    one = terms(model, objective="iwae", learned_prior=True)
+    other = terms(model, objective="elbo", learned_prior=True)
+    assert one.loss.item() == pytest.approx(other.loss.item(), rel=1e-12)
+    # Under N(0, I) the ELBO has the KL in closed form: the same on average alone.
+    one, hand = terms(model, objective="iwae"), ByHand(model)
+    drawn = hand.log_posterior - hand.log_prior - hand.log_likelihood
+    assert one.loss.item() == pytest.approx(drawn.mean(), rel=1e-12)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 9))
+def test_more_draws_never_loosen_the_bound_of_the_same_draws(seed: int, draws: int) -> None:
+    model = vae(seed)
+    many = terms(model, draws, objective="iwae").loss.item()
+    wanted = ByHand(model, draws)
+    elbo = (wanted.log_posterior - wanted.log_prior - wanted.log_likelihood).mean()
+    assert many <= elbo + 1e-9
+
+
+@pytest.mark.parametrize("prior", [GMM, FLOW, PriorConfig("flow", couplings=2, width=6)])
+def test_the_kl_to_a_learned_prior_is_log_q_less_log_p_at_the_draws(prior: PriorConfig) -> None:
+    model = vae(prior=prior)
+    got = terms(model, 3, learned_prior=True, beta=2.0, label_weight=0.0)
+    wanted = ByHand(model, 3, learned_prior=True)
+    kl = (wanted.log_posterior - wanted.log_prior).mean()
+    assert got.kl.item() == pytest.approx(kl)
+    assert got.loss.item() == pytest.approx(2 * kl - wanted.log_likelihood.mean())
+
+
+@pytest.mark.parametrize("objective", ["elbo", "iwae"])
+def test_the_label_weighs_in_where_the_prior_knows_the_classes(objective: str) -> None:
+    model = vae(prior=FLOW)
+    options = {"objective": objective, "learned_prior": True}
+    without = terms(model, 2, label_weight=0.0, **options)
+    got = terms(model, 2, label_weight=0.7, **options)
+    wanted = ByHand(model, 2, learned_prior=True)
+    assert (wanted.log_label < 0).all()
+    assert got.loss.item() == pytest.approx(without.loss.item() - 0.7 * wanted.log_label.mean())
+    # As the rest of the prior's part it is warmed up with the KL.
+    half = terms(model, 2, label_weight=0.7, beta=0.5, **options)
+    half_without = terms(model, 2, label_weight=0.0, beta=0.5, **options)
+    difference = half.loss.item() - half_without.loss.item()
+    assert difference == pytest.approx(-0.35 * wanted.log_label.mean())
+    # What is reported is the model's, whatever the weight.
+    assert (got.kl, got.reconstruction) == (without.kl, without.reconstruction)
+
+
+def test_a_prior_without_classes_has_no_label_term() -> None:
+    model = vae(classes=0, prior=FLOW)
+    got = terms(model, learned_prior=True, label_weight=5.0)
+    assert got.loss == terms(model, learned_prior=True, label_weight=0.0).loss
+    z = torch.randn(4, DIM, dtype=torch.float64)
+    with torch.no_grad():
+        _, label_nll = prior_nlls(model, z, torch.zeros(4, dtype=torch.int64))
+    assert label_nll.tolist() == [0.0] * 4
+
+
+def test_prior_nlls_by_hand() -> None:
+    model = vae(prior=GMM)
+    images, labels, eps = batch()
+    with torch.no_grad():
+        z = model.encode(images).sample(eps)[0]
+        nll, label_nll = prior_nlls(model, z, labels)
+    wanted = ByHand(model, learned_prior=True)
+    np.testing.assert_allclose(nll, -wanted.log_prior[0], rtol=1e-9)
+    np.testing.assert_allclose(label_nll, -wanted.log_label[0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("prior", [PriorConfig("none"), GMM])
+def test_a_plain_autoencoder_has_its_reconstruction_and_no_kl(prior: PriorConfig) -> None:
+    model = vae(posterior="delta", prior=prior)
+    got = terms(model, beta=3.0)
+    images, _, _ = batch()
+    with torch.no_grad():
+        p = torch.sigmoid(model.decode(model.encode(images).mean)).numpy()
+    x = images.numpy()
+    wanted = -np.where(x == 1, np.log(p), np.log(1 - p)).sum(axis=(1, 2, 3)).mean()
+    assert got.kl.item() == 0.0
+    assert got.loss.item() == got.reconstruction.item() == pytest.approx(wanted)
+
+
+def test_the_kl_that_validation_reports() -> None:
+    model = vae(prior=FLOW)
+    images, _, eps = batch()
+    with torch.no_grad():
+        posterior = model.encode(images)
+        z = posterior.sample(eps)[0]
+        standard = kl_at(model, posterior, z, learned_prior=False)
+        learned = kl_at(model, posterior, z, learned_prior=True)
+    wanted = ByHand(model, learned_prior=True)
+    np.testing.assert_allclose(standard, wanted.closed_kl, rtol=1e-9)
+    np.testing.assert_allclose(learned, (wanted.log_posterior - wanted.log_prior)[0], rtol=1e-9)
+    plain = vae(posterior="delta", prior=PriorConfig("none"))
+    assert kl_at(plain, plain.encode(images), z, learned_prior=False).tolist() == [0.0] * ROWS
+
+
+@pytest.mark.parametrize("objective", ["elbo", "iwae"])
+def test_the_gradient_reaches_every_weight_that_is_trained(objective: str) -> None:
+    model = vae(prior=FLOW)
+    config = TrainConfig(objective=objective, draws=2)  # type: ignore[arg-type]
+    autoencoder_terms(model, *batch(2), config, beta=1.0, learned_prior=True).loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_only_the_networks_are_computed_in_bfloat16() -> None:
+    model = vae(prior=FLOW).float()
+    seen: dict[str, list[bool]] = {"encoder": [], "decoder": [], "prior": []}
+    inside = False
+
+    @contextlib.contextmanager
+    def precision() -> Iterator[None]:
+        nonlocal inside
+        inside = True
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            yield
+        inside = False
+
+    for name, parts in seen.items():
+        module = model.prior.flow[0].net if name == "prior" else getattr(model, name)
+        module.register_forward_hook(
+            lambda _module, _inputs, output, parts=parts: parts.append(
+                inside and output.dtype == torch.bfloat16
+            )
+        )
+    images, labels, eps = batch()
+    arguments = (model, images.float(), labels, eps.float(), TrainConfig())
+    half = autoencoder_terms(*arguments, beta=1.0, learned_prior=True, precision=precision)
+    assert seen == {"encoder": [True], "decoder": [True], "prior": [False]}
+    whole = autoencoder_terms(*arguments, beta=1.0, learned_prior=True)
+    for name in ("loss", "kl", "reconstruction"):
+        one, other = getattr(half, name), getattr(whole, name)
+        assert one.dtype == torch.float32
+        assert one.item() == pytest.approx(other.item(), rel=0.02)
+        assert math.isfinite(one.item())

@@ -1,0 +1,50 @@
+"""The moving average of weights: what torch's AveragedModel makes, and reads."""
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from training.ema import MovingAverage
+
+DECAY = 0.9
+
+
+def torchs(model: nn.Module) -> AveragedModel:
+    def update(average, current, count):
+        memory = min(DECAY, (1.0 + float(count)) / (10.0 + float(count)))
+        torch._foreach_lerp_(average, current, 1.0 - memory)
+
+    return AveragedModel(model, multi_avg_fn=update)
+
+
+def test_it_is_torchs_bit_for_bit_and_either_reads_the_others_state():
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    own, other = MovingAverage(model, DECAY), torchs(model)
+    for _ in range(30):
+        model(torch.randn(8, 4))  # moves the buffers
+        with torch.no_grad():
+            for each in model.parameters():
+                each.add_(torch.randn_like(each))
+        own.update()
+        other.update_parameters(model)
+        for name, value in other.state_dict().items():
+            assert torch.equal(own.state_dict()[name], value), name
+    assert list(own.state_dict()) == list(other.state_dict())
+    fresh = MovingAverage(model, DECAY)
+    fresh.load_state_dict(other.state_dict())
+    own.update()
+    fresh.update()
+    for name, value in own.state_dict().items():
+        assert torch.equal(fresh.state_dict()[name], value), name
+
+
+def test_without_a_memory_it_is_the_model():
+    model = nn.Linear(2, 2)
+    own = MovingAverage(model, 0.0)
+    for _ in range(3):
+        with torch.no_grad():
+            model.weight.add_(1.0)
+        own.update()
+    assert torch.equal(own.module.weight, model.weight)
+    assert not own.training

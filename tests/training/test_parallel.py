@@ -1,0 +1,260 @@
+"""Training on several processes: the numbers of one, one that writes, none that waits in vain."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from tests.program.test_architecture import ROOT
+from tests.support.tiny_runs import SMALL
+from training.cli import main
+from training.errors import ConfigError
+from training.parallel import Parallel
+from training.run_folder import RunFolder
+
+pytest_plugins = ["tests.support.run_fixtures"]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("one_thread", "no_pictures", "signal_handlers"),
+]
+
+#: A length of its own: steps to 12 of the autoencoder, to 18 of the fit, to 30 joint, to 36.
+STEPS = (*SMALL, "--steps", "24")
+
+
+def torchrun(
+    *arguments: str, module: str = "tests.support.interrupted", **environment: Any
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command on two processes of this machine."""
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         "-m", module, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}
+        | {name: str(value) for name, value in environment.items()},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def together(
+    blobs_data: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A run of two processes from beginning to end, and what it printed."""
+    folder = tmp_path_factory.mktemp("together") / "run"
+    done = torchrun(*STEPS, *blobs_data, "--out", str(folder))
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    average = torch.load(run / "checkpoint.pt", weights_only=True)["trainer"]["average"]
+    return {name: value for name, value in average.items() if value.is_floating_point()}
+
+
+def test_two_processes_give_the_numbers_of_one(
+    together: tuple[Path, Any], blobs_data: tuple[str, str], tmp_path: Path
+) -> None:
+    run, _ = together
+    assert main([*STEPS, *blobs_data, "--out", str(tmp_path / "alone")]) == 0
+    logs = [RunFolder(path).read_log() for path in (run, tmp_path / "alone")]
+    assert len(logs[0]) == len(logs[1]) == 36
+    assert {entry["phase"] for entry in logs[0]} == {
+        "autoencoder", "prior fit", "joint", "prior refit",
+    }  # fmt: skip
+    for two, one in zip(*logs, strict=True):
+        assert two.keys() == one.keys()
+        for name, value in one.items():
+            if name != "phase":
+                assert two[name] == pytest.approx(value, rel=1e-3, abs=1e-3), (one["step"], name)
+    alone = weights(tmp_path / "alone")
+    for name, value in weights(run).items():
+        torch.testing.assert_close(value, alone[name], rtol=1e-3, atol=1e-3)
+    metrics = [
+        json.loads((path / "metrics.json").read_text()) for path in (run, tmp_path / "alone")
+    ]
+    assert metrics[0]["elbo"] == pytest.approx(metrics[1]["elbo"], abs=1e-2)
+    assert RunFolder(run).read_config().processes == 2
+
+
+def test_one_of_them_talks_and_writes(together: tuple[Path, Any]) -> None:
+    run, done = together
+    assert len(done.stdout.splitlines()) == 2
+    assert done.stdout.startswith("test ELBO ")
+    said = done.stderr.splitlines()
+    assert len(said) == len(set(said)), done.stderr
+    assert "Warning" not in done.stderr
+    assert any(line.startswith("training dense-gmm on 324 images") for line in said)
+    # Each line of the log once, and no frame but the leader's.
+    steps = [entry["step"] for entry in RunFolder(run).read_log()]
+    assert steps == list(range(1, 37))
+    assert not list(run.rglob(".*.tmp"))
+
+
+@pytest.fixture(scope="module")
+def killed(
+    blobs_data: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A run of which one process, not the one that writes, died while the prior was fitted."""
+    run = tmp_path_factory.mktemp("killed") / "run"
+    command = (*STEPS, *blobs_data, "--out", str(run))
+    return run, torchrun(*command, CHECKPOINT_EVERY=5, KILL_AT=17, KILL_RANK=1)
+
+
+class Told(NamedTuple):
+    """What a process answered to a command."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def commands(
+    together: tuple[Path, Any],
+    killed: tuple[Path, Any],
+    blobs_data: tuple[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, dict[str, list[Told]]]:
+    """A folder that commands were given, and what both processes answered to each by its name."""
+    folder = tmp_path_factory.mktemp("commands")
+    new, there = str(folder / "new"), str(together[0])
+    given = {
+        "batch": ["", *STEPS, *blobs_data, "--set", "batch_size=31", "--out", new],
+        "device": ["", *STEPS, *blobs_data, "--device", "cuda", "--out", new],
+        "key": ["", *STEPS, *blobs_data, "--set", "depth=3", "--out", new],
+        "there": ["", *STEPS, *blobs_data, "--out", there],
+        "other": ["", *STEPS, *blobs_data, "--set", "beta=2", "--resume", "--out", there],
+        "disk": ["fails-on-1", *STEPS, *blobs_data, "--out", new],
+        "complete": ["", *STEPS, *blobs_data, "--resume", "--out", there],
+        "resume": ["", *STEPS, *blobs_data, "--resume", "--out", str(killed[0])],
+        "budget": ["", *SMALL, *blobs_data, "--budget", "1s", "--out",
+                   str(folder / "budget")],
+    }  # fmt: skip
+    (folder / "commands").write_text(json.dumps(list(given.values())))
+    done = torchrun(COMMANDS=folder / "commands")
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads((folder / f"commands.{rank}").read_text()) for rank in (0, 1)]
+    return folder, {
+        name: [Told(*each) for each in pair]
+        for name, pair in zip(given, zip(*answers, strict=True), strict=True)
+    }
+
+
+def test_one_that_is_killed_ends_them_all(killed: tuple[Path, Any]) -> None:
+    run, done = killed
+    assert done.returncode != 0
+    ours = [line for line in done.stderr.splitlines() if line.startswith("latentserve train: ")]
+    assert len(ours) <= 1, done.stderr
+    assert not ours or "--resume" in ours[0]
+    assert "training/trainer.py" not in done.stderr
+    assert RunFolder(run).steps_done() == 15
+
+
+def test_resumed_they_come_to_the_numbers_of_the_unbroken_run(
+    together: tuple[Path, Any], killed: tuple[Path, Any], commands: tuple[Path, Any]
+) -> None:
+    run = killed[0]
+    leader, other = commands[1]["resume"]
+    assert leader.status == 0, leader.err
+    assert other == (0, "", "")
+    assert f"resuming {run} at step 15 of 36" in leader.err
+    assert "note: " not in leader.err
+    assert (run / "log.jsonl").read_text() == (together[0] / "log.jsonl").read_text()
+    for name, value in weights(together[0]).items():
+        assert torch.equal(weights(run)[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "text"),
+    [
+        ("batch", 2, "batch_size: got 31, wanted a multiple of the 2 processes"),
+        ("device", 2, "device: got 'cuda', wanted "),
+        ("key", 2, "--set: got 'depth=3', wanted "),
+        ("there", 1, "there is a run here already"),
+        ("other", 1, "the run here has other settings"),
+    ],
+)
+def test_what_is_refused_ends_all_of_them_and_one_says_so(
+    command: str, status: int, text: str, commands: tuple[Path, Any]
+) -> None:
+    leader, other = commands[1][command]
+    assert leader.status == status
+    assert leader.err.startswith("latentserve train: ")
+    assert text in leader.err
+    assert leader.err.count("\n") == 1
+    assert other == (1, "", "")
+    assert not (commands[0] / "new").exists()
+
+
+def test_what_fails_on_one_of_them_it_says_itself(commands: tuple[Path, Any]) -> None:
+    leader, other = commands[1]["disk"]
+    assert leader == (1, "", "")
+    assert other == (1, "", "latentserve train: the disk of process 1 is broken\n")
+
+
+def test_a_complete_run_stays_as_it_is(
+    together: tuple[Path, Any], commands: tuple[Path, Any]
+) -> None:
+    leader, other = commands[1]["complete"]
+    assert (leader.status, leader.err) == (0, f"{together[0]} is complete already\n")
+    assert leader.out.startswith("test ELBO ")
+    assert other == (0, "", "")
+
+
+def test_a_budget_becomes_the_same_number_of_steps_for_all(commands: tuple[Path, Any]) -> None:
+    leader, other = commands[1]["budget"]
+    assert leader.status == other.status == 0, leader.err
+    run = RunFolder(commands[0] / "budget")
+    assert run.complete
+    assert run.read_config().steps > 5
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_slices_are_shared_out_evenly_and_in_order(world: int) -> None:
+    batch = torch.arange(24).reshape(2, 12)
+    slices = [Parallel(rank, world).slice(batch, axis=1) for rank in range(world)]
+    assert {each.shape for each in slices} == {(2, 12 // world)}
+    assert torch.equal(torch.cat(slices, dim=1), batch)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
+    Parallel(0, 3).check_batch(96)
+    with pytest.raises(ConfigError, match=re.escape("got 128, wanted a multiple of the 3")):
+        Parallel(0, 3).check_batch(128)
+
+
+def test_who_is_who_comes_from_torchrun_or_from_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert Parallel.from_environment() == Parallel(0, 1, 0)
+    monkeypatch.setenv("RANK", "5")
+    assert Parallel.from_environment() == Parallel(0, 1, 0)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert Parallel.from_environment() == Parallel(5, 8, 1)
+    assert not Parallel.from_environment().leads
+
+
+def test_alone_there_is_nobody_to_ask() -> None:
+    alone = Parallel()
+    numbers = torch.tensor([1.0, 2.0])
+    module = torch.nn.Linear(1, 1)
+    with alone.joined():
+        assert alone.leads
+        assert alone.any(True)
+        assert not alone.any(False)
+        assert alone.share("x") == "x"
+        assert torch.equal(alone.mean(numbers), numbers)
+        assert alone.wrap(module, torch.device("cpu")) is module
+        with pytest.raises(ConfigError, match="as it was"), alone.alike():
+            raise ConfigError("as it was")

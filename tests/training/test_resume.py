@@ -1,0 +1,413 @@
+"""Runs that are killed, stopped, gone on with, refused or damaged."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from tests.support.blobs import write_blobs
+from tests.support.tiny_runs import (
+    COMMAND,
+    MODEL,
+    ONE_THREAD,
+    PHASES,
+    STEPS,
+    TOTAL,
+    assert_one_line,
+    assert_same,
+    step_to,
+    torch_copy,
+    trainer_of,
+    trainer_state,
+)
+from training.cli import main
+from training.data.datasets import Dataset
+from training.model.config import ModelConfig, PriorConfig
+from training.run_folder import FORMAT, RunFolder
+from training.trainer import Trainer
+
+pytest_plugins = ["tests.support.run_fixtures"]
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures", "signal_handlers")
+
+
+@pytest.fixture
+def finished(unbroken: Path, tmp_path: Path) -> Path:
+    """A finished run to do things to."""
+    shutil.copytree(unbroken, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def unfinished(finished: Path) -> Path:
+    """A run whose checkpoint is there and whose end is not."""
+    (finished / "metrics.json").unlink()
+    return finished
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def assert_numbers_of(unbroken: Path, run: Path) -> None:
+    assert (run / "log.jsonl").read_text() == (unbroken / "log.jsonl").read_text()
+    assert_same(trainer_state(run), trainer_state(unbroken))
+    metrics, wanted = (json.loads((path / "metrics.json").read_text()) for path in (run, unbroken))
+    for each in (metrics, wanted):
+        del each["train_seconds_per_thread"]
+    assert metrics == wanted
+    name = "score_percentiles.json"
+    assert (run / name).read_text() == (unbroken / name).read_text()
+
+
+def start(command: tuple[str, ...], run: Path, **environment: Any) -> subprocess.Popen[bytes]:
+    """Begins or goes on with a run in a process that can be made to kill itself."""
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "tests.support.interrupted",
+            *command,
+            "--out",
+            str(run),
+            "--resume",
+        ],
+        env=ONE_THREAD | {name: str(value) for name, value in environment.items()},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def kill_again_and_again(
+    command: tuple[str, ...], run: Path, deaths: Sequence[tuple[dict[str, int], int, int]]
+) -> None:
+    """Goes on with a run and kills it, as often as there are deaths.
+
+    Each says what it dies of, after how many steps a checkpoint is kept, and which one is.
+    """
+    for death, every, kept in deaths:
+        process = start(command, run, CHECKPOINT_EVERY=every, **death)
+        assert process.wait(120) == -signal.SIGKILL
+        assert not RunFolder(run).complete
+        if kept < 0:
+            # In the midst of writing the very first.
+            assert any(path.name.startswith(".checkpoint.pt.") for path in run.iterdir())
+            assert not RunFolder(run).has_checkpoint
+        else:
+            assert trainer_state(run)["step"] == kept
+
+
+@pytest.mark.slow
+def test_killed_in_every_phase_it_comes_to_the_numbers_of_the_unbroken_run(
+    command: tuple[str, ...],
+    unbroken: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    early, late = tmp_path / "early", tmp_path / "late"
+    with ThreadPoolExecutor(2) as pool:
+        both = [
+            pool.submit(kill_again_and_again, command, run, deaths)
+            for run, deaths in (
+                (early, [
+                    ({"KILL_IN_WRITE": 3}, 5, -1),
+                    ({"KILL_AT": 13}, 5, 10),  # autoencoder
+                    ({"KILL_IN_MIXTURE": 1}, 10, 20),  # where the prior's fit begins, exactly
+                    ({"KILL_AT": 27}, 5, 25),  # prior fit
+                ]),
+                (late, [
+                    ({"KILL_AT": 31}, 10, 30),  # where it ends
+                    ({"KILL_AT": 44}, 5, 40),  # joint
+                    ({"KILL_IN_MIXTURE": 1}, 10, 50),  # where the last fit begins
+                    ({"KILL_AT": 57}, 5, 55),  # prior refit
+                ]),
+            )
+        ]  # fmt: skip
+        for each in both:
+            each.result()
+    # Frames past the checkpoint lie there already, and one that it died keeping.
+    assert len(RunFolder(late).read_frames()) == 40
+    (late / "frames" / ".000000017.npz.cut.tmp").write_bytes(b"half")
+    for run, kept in ((early, 25), (late, 55)):
+        assert main([*command, "--out", str(run), "--resume"]) == 0
+        said = capsys.readouterr().err.splitlines()
+        assert said[0] == f"resuming {run} at step {kept} of {TOTAL}"
+        assert_numbers_of(unbroken, run)
+        assert_same_frames(unbroken, run)
+        assert not list(run.rglob(".*.tmp"))
+
+
+def assert_same_frames(unbroken: Path, run: Path) -> None:
+    names = [path.name for path in sorted((unbroken / "frames").iterdir())]
+    assert [path.name for path in sorted((run / "frames").iterdir())] == names
+    frames = [RunFolder(path).read_frames() for path in (run, unbroken)]
+    for frame, wanted in zip(*frames, strict=True):
+        assert frame.keys() == wanted.keys()
+        assert (frame["step"], frame["phase"]) == (wanted["step"], wanted["phase"])
+        for name in ("reconstructions", "means"):
+            assert np.array_equal(frame[name], wanted[name])
+
+
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        (MODEL, PHASES),
+        (dataclasses.replace(MODEL, prior=PriorConfig("gmm", components=4)),
+         {**PHASES, "prior_start": 0.0, "ema": 0.9}),
+        (dataclasses.replace(MODEL, posterior="delta"), {**PHASES, "binarize": False}),
+        (MODEL, {**PHASES, "prior_start": 1.0, "objective": "iwae", "draws": 2}),
+    ],
+    ids=["flow-gmm", "from the start", "plain with a prior", "afterwards"],
+)  # fmt: skip
+def test_a_trainer_goes_on_from_any_step_as_if_it_had_not_stopped(
+    model: ModelConfig, changes: dict[str, Any], few: Dataset
+) -> None:
+    trainer = trainer_of(few, 16, model, **changes)
+    states, numbers = [], []
+    while trainer.step < trainer.total_steps:
+        if trainer.step % 3 == 0 or trainer.step in [phase.start for phase in trainer.phases]:
+            states.append(torch_copy(trainer.state_dict()))
+        numbers.append(trainer.train_step())
+    for state in states:
+        again = trainer_of(few, 1, model, **changes)
+        again.load_state_dict(torch_copy(state))
+        assert step_to(again, trainer.total_steps) == numbers[state["step"] :]
+        assert_same(again.state_dict(), trainer.state_dict())
+    assert again.validate() == trainer.validate()
+
+
+def signalling(real: Callable[..., Any], call: int) -> Callable[..., Any]:
+    """Wraps `real` so that SIGTERM comes just before its `call`th call."""
+    calls = itertools.count(1)
+
+    def wrapped(*arguments: Any) -> Any:
+        if next(calls) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    return wrapped
+
+
+@pytest.mark.parametrize("moment", ["update", "validation", "log"])
+def test_stopped_in_the_middle_of_a_step_it_resumes_to_the_numbers_of_the_unbroken_run(
+    moment: str,
+    command: tuple[str, ...],
+    unbroken: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    hook = None
+    if moment == "update":
+        hook = register_optimizer_step_post_hook(signalling(lambda *_: None, 37))
+    elif moment == "validation":
+        monkeypatch.setattr(Trainer, "validate", signalling(Trainer.validate, 3))
+    else:
+        monkeypatch.setattr(RunFolder, "log", signalling(RunFolder.log, 30))
+    try:
+        assert main([*command, "--out", str(run)]) == 130
+    finally:
+        if hook is not None:
+            hook.remove()
+    monkeypatch.undo()
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("latentserve train: ")
+    assert 0 < trainer_state(run)["step"] < TOTAL
+    assert main([*command, "--out", str(run), "--resume"]) == 0
+    assert_numbers_of(unbroken, run)
+
+
+def test_a_run_that_is_there_is_not_written_over(
+    command: tuple[str, ...], finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = checksums(finished)
+    for _ in range(2):
+        assert main([*command, "--out", str(finished)]) == 1
+        assert_one_line(capsys.readouterr().err, str(finished), "--resume")
+        assert checksums(finished) == before
+        # Unfinished it is refused as well.
+        (finished / "metrics.json").unlink(missing_ok=True)
+        before.pop("metrics.json", None)
+
+
+def test_a_finished_run_without_its_checkpoint_is_no_answer_to_another_one(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (finished / "checkpoint.pt").unlink()
+    before = checksums(finished)
+    other = ("--preset", "dense", "--steps", "7")
+    assert main([*other, "--out", str(finished)]) == 1
+    assert_one_line(capsys.readouterr().err, str(finished))
+    assert checksums(finished) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("--set", "beta=2"),
+        ("--set", "latent_dim=4"),
+        ("--set", "prior.components=5"),
+        ("--set", "prior_start=0.4"),
+        ("--preset", "iwae"),
+        ("--steps", str(STEPS + 1)),
+        ("--data", "fashion-mnist"),
+        ("--image-size", "9"),
+    ],
+    ids=" ".join,
+)
+def test_resuming_with_other_settings_is_refused(
+    change: tuple[str, ...],
+    command: tuple[str, ...],
+    unfinished: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = checksums(unfinished)
+    assert main([*command, *change, "--out", str(unfinished), "--resume"]) == 1
+    assert_one_line(capsys.readouterr().err, str(unfinished), "wanted")
+    assert checksums(unfinished) == before
+
+
+def test_resuming_under_other_conditions_says_what_may_differ(
+    command: tuple[str, ...], unfinished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = [*command, "--precision", "bfloat16", "--out", str(unfinished), "--resume"]
+    assert main(changed) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert notes == [
+        "note: precision was float32 and is bfloat16: the numbers may differ from those of an "
+        "unbroken run"
+    ]
+
+
+def test_data_that_has_changed_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = write_blobs(tmp_path / "data"), tmp_path / "run"
+    assert main([*COMMAND, "--data", data, "--out", str(run)]) == 0
+    (run / "metrics.json").unlink()
+    capsys.readouterr()
+    write_blobs(tmp_path / "data", rows=401)
+    assert main([*COMMAND, "--data", data, "--out", str(run), "--resume"]) == 1
+    assert_one_line(capsys.readouterr().err, "here is not the data that", str(run))
+
+
+def test_resuming_a_finished_run_is_quick_and_changes_nothing(
+    command: tuple[str, ...],
+    finished: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Not even the data set is needed.
+    monkeypatch.setattr("training.train.load_dataset", None)
+    before = checksums(finished)
+    begun = time.monotonic()
+    assert main([*command, "--out", str(finished), "--resume"]) == 0
+    assert time.monotonic() - begun < 5.0
+    assert checksums(finished) == before
+    said = capsys.readouterr()
+    assert "complete already" in said.err
+    elbo = json.loads((finished / "metrics.json").read_text())["elbo"]
+    assert f"{elbo:.2f}" in said.out
+
+
+class NotWeights:
+    """What a pickle may hold and a checkpoint may not."""
+
+
+def damaged(kind: str, path: Path, few: Dataset) -> None:
+    raw = path.read_bytes()
+    if kind == "cut short":
+        path.write_bytes(raw[: len(raw) // 2])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_bytes(b"not a checkpoint\n" * 10)
+    elif kind == "zeros":
+        path.write_bytes(bytes(len(raw)))
+    elif kind == "flipped byte":
+        with zipfile.ZipFile(path) as archive:
+            weights = max((archive.read(name) for name in archive.namelist()), key=len)
+        at = raw.index(weights) + len(weights) // 2
+        path.write_bytes(raw[:at] + bytes([raw[at] ^ 0x10]) + raw[at + 1 :])
+    elif kind == "code":
+        torch.save({"format": FORMAT, "trainer": NotWeights()}, path)
+    elif kind == "a list":
+        torch.save([1, 2], path)
+    elif kind == "parts missing":
+        torch.save({"format": FORMAT}, path)
+    elif kind == "other format":
+        torch.save(torch.load(path, weights_only=True) | {"format": 99}, path)
+    else:
+        state = torch.load(path, weights_only=True)
+        torch.save(state | {"trainer": trainer_of(few).state_dict()}, path)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "cut short", "empty", "text", "zeros", "flipped byte", "code", "a list", "parts missing",
+        "other format", "another model",
+    ],
+)  # fmt: skip
+def test_a_damaged_checkpoint_is_one_clear_line(
+    kind: str,
+    command: tuple[str, ...],
+    unfinished: Path,
+    few: Dataset,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    damaged(kind, unfinished / "checkpoint.pt", few)
+    before = checksums(unfinished)
+    assert main([*command, "--out", str(unfinished), "--resume"]) == 1
+    assert_one_line(capsys.readouterr().err, "checkpoint.pt")
+    assert checksums(unfinished) == before
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "{}", "[]", "", {"model": []}, {"model": None}, {"network": {"kind": "x"}},
+                {"prior": "gmm"}, {"data": "mnist"}, {"train": {}}, {"format": 1}],
+    ids=str,
+)  # fmt: skip
+def test_a_damaged_config_is_one_clear_line(
+    content: str | dict[str, Any],
+    command: tuple[str, ...],
+    unfinished: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = unfinished / "config.json"
+    if isinstance(content, dict):
+        ((name, value),) = content.items()
+        config = json.loads(path.read_text())
+        (config if name in config else config["model"])[name] = value
+        content = json.dumps(config)
+    path.write_text(content)
+    assert main([*command, "--out", str(unfinished), "--resume"]) == 1
+    assert_one_line(capsys.readouterr().err, "config.json")
+
+
+def test_out_that_is_a_file_is_one_clear_line(
+    command: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main([*command, "--out", str(tmp_path / "file")]) == 1
+    assert_one_line(capsys.readouterr().err, str(tmp_path / "file"))

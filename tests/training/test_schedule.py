@@ -1,0 +1,87 @@
+"""The phases of a training: which there are, in which order and how long."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.model.config import Dense, ModelConfig, PriorConfig, TrainConfig
+from training.schedule import Phase, plan
+
+DENSE = Dense(((8, "relu"),))
+
+
+def model(kind: str, posterior: str = "gaussian") -> ModelConfig:
+    return ModelConfig(DENSE, 2, posterior=posterior, prior=PriorConfig(kind))  # type: ignore[arg-type]
+
+
+def lengths(phases: tuple[Phase, ...]) -> list[tuple[str, int]]:
+    return [(phase.name, phase.stop - phase.start) for phase in phases]
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "wanted"),
+    [
+        (model("standard"), {}, [("autoencoder", 100)]),
+        (model("none", "delta"), {}, [("autoencoder", 100)]),
+        (
+            model("flow-gmm"),
+            {"prior_start": 0.33, "prior_fit": 0.15, "prior_refit": 0.3},
+            [("autoencoder", 33), ("prior fit", 15), ("joint", 67), ("prior refit", 30)],
+        ),
+        (model("gmm", "delta"), {}, [("autoencoder", 100), ("prior refit", 30)]),
+        (
+            model("flow"),
+            {"prior_start": 0.0},
+            [("prior fit", 15), ("joint", 100), ("prior refit", 30)],
+        ),
+        (model("gmm"), {"prior_start": 1.0}, [("autoencoder", 100), ("prior refit", 30)]),
+        (
+            model("gmm"),
+            {"prior_fit": 0.0, "prior_refit": 0.0},
+            # A mixture is fitted at the end all the same, in the first of its steps.
+            [("autoencoder", 33), ("joint", 67), ("prior refit", 1)],
+        ),
+    ],
+    ids=["standard", "plain", "learned", "plain learned", "from the start", "afterwards", "no fit"],
+)
+def test_a_plan_of_100_steps(
+    config: ModelConfig, changes: dict[str, float], wanted: list[tuple[str, int]]
+) -> None:
+    assert lengths(plan(config, TrainConfig(**changes), 100)) == wanted
+
+
+@given(
+    st.sampled_from(["standard", "gmm", "flow", "flow-gmm"]),
+    st.sampled_from(["gaussian", "delta"]),
+    st.integers(1, 10**6),
+    st.floats(0, 1),
+    st.floats(0, 100),
+    st.floats(0, 100),
+)
+def test_phases_follow_on_one_another_and_the_autoencoder_gets_its_steps(
+    kind: str, posterior: str, steps: int, start: float, fit: float, refit: float
+) -> None:
+    if posterior == "delta" and kind == "standard":
+        kind = "none"
+    train = TrainConfig(prior_start=start, prior_fit=fit, prior_refit=refit)
+    phases = plan(model(kind, posterior), train, steps)
+    assert phases[0].start == 0
+    for one, next_one in itertools.pairwise(phases):
+        assert one.stop == next_one.start
+    done = 0
+    for phase in phases:
+        assert phase.start < phase.stop
+        assert phase.autoencoder_steps == done
+        done += phase.stop - phase.start if phase.trains_autoencoder else 0
+    assert done == steps
+    order = ["autoencoder", "prior fit", "joint", "prior refit"]
+    names = [phase.name for phase in phases]
+    assert names == [name for name in order if name in names]
+    # A learned prior is fitted to the final autoencoder, however short the training.
+    learned = kind not in ("standard", "none")
+    assert phases[-1].learned_prior == learned
+    assert (names[-1] == "prior refit") == learned
+    if posterior == "delta":
+        assert "joint" not in names

@@ -1,0 +1,328 @@
+"""The trainer: what each phase trains, its schedule, its guards, and that it learns."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.blobs import blobs
+from tests.support.tiny_runs import (
+    MODEL,
+    PHASES,
+    assert_same,
+    step_to,
+    torch_copy,
+    trainer_of,
+)
+from training.budget import calibrate
+from training.data.datasets import Dataset
+from training.errors import DivergenceError
+from training.model.config import Conv, ModelConfig, PriorConfig, TrainConfig
+from training.model.objectives import prior_nlls
+from training.trainer import Trainer
+
+pytest_plugins = ["tests.support.run_fixtures"]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def by_part(trainer: Trainer) -> dict[str, dict[str, torch.Tensor]]:
+    """Copies of the weights: of the autoencoder, its average, the prior and its average."""
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for whose, model in (("", trainer.model), ("smoothed ", trainer.smoothed)):
+        for name, value in model.state_dict().items():
+            part = whose + ("prior" if name.startswith("prior.") else "autoencoder")
+            parts.setdefault(part, {})[name] = value.clone()
+    return parts
+
+
+def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    return {
+        part
+        for part in before
+        if any(not torch.equal(value, after[part][name]) for name, value in before[part].items())
+    }
+
+
+def test_each_phase_trains_what_it_is_for_and_nothing_else(few: Dataset) -> None:
+    trainer = trainer_of(few, 40, MODEL, **PHASES, weight_decay=0.1)
+    seen = {}
+    for phase in trainer.phases:
+        before = by_part(trainer)
+        trainer.train_step()
+        entered = by_part(trainer)
+        step_to(trainer, phase.stop)
+        seen[phase.name] = changed(before, entered), changed(entered, by_part(trainer))
+        if not phase.trains_autoencoder:
+            # What stands still is what will be measured.
+            for name, value in before["smoothed autoencoder"].items():
+                assert torch.equal(entered["autoencoder"][name], value)
+    both = {"autoencoder", "smoothed autoencoder"}
+    prior = {"prior", "smoothed prior"}
+    assert seen["autoencoder"][1] == both
+    assert seen["prior fit"] == (prior | {"autoencoder"}, prior)
+    assert seen["joint"][1] == both | prior
+    assert seen["prior refit"] == (prior | {"autoencoder"}, prior)
+
+
+def test_fitting_the_prior_brings_it_nearer_to_the_latents(few: Dataset) -> None:
+    trainer = trainer_of(few, 300, MODEL, **PHASES, prior_learning_rate=0.01)
+    autoencoder, fit, joint, _ = trainer.phases
+    step_to(trainer, autoencoder.stop)
+    images = torch.from_numpy(few.train.images / np.float32(255))
+    with torch.inference_mode():
+        z = trainer.smoothed.encode(images).mean
+
+    def nll() -> float:
+        with torch.inference_mode():
+            labels = torch.from_numpy(few.train.labels)
+            return prior_nlls(trainer.smoothed, z, labels)[0].mean().item()
+
+    normal = trainer.validate()
+    trainer.train_step()  # which begins with expectation maximisation
+    mixed = nll()
+    numbers = step_to(trainer, fit.stop)
+    assert nll() < mixed
+    first, last = (
+        np.mean([each["prior_nll"] for each in part]) for part in (numbers[:10], numbers[-10:])
+    )
+    assert last < first
+    fitted = trainer.validate()
+    assert fitted["validation_kl"] < normal["validation_kl"] - 0.1
+    assert fitted["validation_reconstruction"] == normal["validation_reconstruction"]
+    assert fitted["validation_elbo"] == pytest.approx(
+        fitted["validation_reconstruction"] + fitted["validation_kl"]
+    )
+    step_to(trainer, joint.stop)
+    assert trainer.validate()["validation_elbo"] < fitted["validation_elbo"]
+
+
+def test_what_is_measured_is_the_moving_average_of_the_weights(few: Dataset) -> None:
+    trainer = trainer_of(few, 40, ema=0.6)
+    wanted = None
+    for step in range(40):
+        trainer.train_step()
+        weights = trainer.model.state_dict()
+        if wanted is None:
+            wanted = {name: value.double() for name, value in weights.items()}
+            continue
+        memory = min(0.6, (1 + step) / (10 + step))
+        for name, value in weights.items():
+            wanted[name] = memory * wanted[name] + (1 - memory) * value.double()
+    assert wanted is not None
+    for name, value in trainer.smoothed.state_dict().items():
+        torch.testing.assert_close(value.double(), wanted[name], rtol=1e-4, atol=1e-5)
+    assert any(
+        not torch.allclose(value, trainer.model.state_dict()[name], rtol=1e-4)
+        for name, value in trainer.smoothed.state_dict().items()
+    )
+    off = trainer_of(few, 40, ema=0.0)
+    step_to(off, 40)
+    for name, value in off.smoothed.state_dict().items():
+        torch.testing.assert_close(value, off.model.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        dataclasses.replace(MODEL, posterior="delta", prior=PriorConfig("none")),
+        dataclasses.replace(MODEL, posterior="delta", prior=PriorConfig("gmm", components=4)),
+        dataclasses.replace(MODEL, prior=PriorConfig("flow", couplings=2, width=8)),
+        dataclasses.replace(MODEL, scale="sigmoid", latent_dim=1, prior=PriorConfig("gmm")),
+        dataclasses.replace(MODEL, network=Conv((8, 4), (1,), (1,), 16, 16)),
+    ],
+    ids=["plain", "plain gmm", "flow", "one latent", "conv"],
+)
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("objective", ["elbo", "iwae"])
+def test_every_kind_of_autoencoder_learns(
+    model: ModelConfig, labelled: bool, objective: str
+) -> None:
+    dataset = blobs(side=9, labelled=labelled)
+    changes = {"objective": objective, "draws": 2 if objective == "iwae" else 1}
+    trainer = trainer_of(dataset, 60, model, **PHASES | changes, learning_rate=5e-3)
+    numbers = step_to(trainer, trainer.total_steps)
+    assert all(math.isfinite(value) for each in numbers for value in each.values())
+    elbos = [each["elbo"] for each in numbers if "elbo" in each]
+    assert elbos[-1] < 0.8 * elbos[0]
+    assert trainer.smoothed.labels == (3 if labelled and "gmm" in model.prior.kind else 0)
+    assert trainer.skipped == 0
+
+
+@pytest.mark.parametrize("network", ["dense", "conv"])
+def test_bfloat16_trains_to_nearly_the_same(network: str, few: Dataset) -> None:
+    model = (
+        MODEL
+        if network == "dense"
+        else dataclasses.replace(MODEL, network=Conv((8, 4), (1,), (1,), 16, 16))
+    )
+    runs = []
+    for bfloat16 in (False, True):
+        trainer = Trainer(model, TrainConfig(**PHASES), few, 40, bfloat16=bfloat16)
+        runs.append(step_to(trainer, trainer.total_steps))
+        assert all(value.dtype == torch.float32 for value in trainer.model.parameters())
+        assert trainer.skipped == 0
+    assert all(math.isfinite(value) for numbers in runs[1] for value in numbers.values())
+    assert runs[0] != runs[1]
+    final = [np.mean([each["elbo"] for each in run[40:50]]) for run in runs]
+    assert final[1] == pytest.approx(final[0], rel=0.03)
+
+
+def test_schedule_rises_then_falls_and_the_kl_weight_rises_to_beta(few: Dataset) -> None:
+    trainer = trainer_of(few, 50, beta=4.0, warmup=0.2, kl_warmup=0.5, learning_rate=0.01)
+    numbers = step_to(trainer, 50)
+    rates = [each["learning_rate"] for each in numbers]
+    top = rates.index(max(rates))
+    assert 5 <= top <= 10
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert 0 < rates[-1] < 0.001 < max(rates) <= 0.01
+    betas = [each["beta"] for each in numbers]
+    assert betas == sorted(betas)
+    assert betas[0] < 0.5
+    assert betas[25:] == [4.0] * 25
+
+
+def test_fits_of_the_prior_have_schedules_of_their_own_and_the_autoencoder_one_over_all(
+    few: Dataset,
+) -> None:
+    changes = {"warmup": 0.1, "kl_warmup": 0.5, "learning_rate": 0.01, "prior_learning_rate": 0.1}
+    trainer = trainer_of(few, 40, MODEL, **PHASES | changes)
+    phases, seen = trainer.phases, step_to(trainer, trainer.total_steps)
+    rates = {
+        phase.name: [each["learning_rate"] for each in seen[phase.start : phase.stop]]
+        for phase in phases
+    }
+    whole = trainer_of(few, 40, **PHASES | changes)
+    wanted = [each["learning_rate"] for each in step_to(whole, 40)]
+    assert rates["autoencoder"] + rates["joint"] == wanted
+    for name in ("prior fit", "prior refit"):
+        assert rates[name][:2] == pytest.approx([0.1, 0.0976], abs=1e-3)
+        assert rates[name] == sorted(rates[name], reverse=True)
+        assert rates[name][-1] < 0.01
+    betas = [each["beta"] for each in seen if "beta" in each]
+    assert betas[:20] == pytest.approx(np.arange(1, 21) / 20)
+    assert betas[20:] == [1.0] * 20
+
+
+def test_seed_decides_the_numbers(few: Dataset) -> None:
+    def numbers(seed: int) -> list[dict[str, float]]:
+        trainer = trainer_of(few, seed=seed)
+        return [trainer.train_step() for _ in range(4)]
+
+    assert numbers(1) == numbers(1)
+    assert numbers(1) != numbers(2)
+
+
+def poison(trainer: Trainer, step: int) -> None:
+    """Puts a NaN into a gradient of one step."""
+    trainer.model.to_mean.weight.register_hook(
+        lambda grad: grad * math.nan if trainer.step == step else grad
+    )
+
+
+def test_a_nan_skips_exactly_its_own_step(few: Dataset) -> None:
+    trainer = trainer_of(few)
+    poison(trainer, step=5)
+    for step in range(12):
+        before = torch_copy(trainer.state_dict())
+        numbers = trainer.train_step()
+        after = trainer.state_dict()
+        moved = any(
+            not torch.equal(before["model"][key], weights)
+            for key, weights in after["model"].items()
+        )
+        assert moved == (step != 5)
+        assert all(torch.isfinite(weights).all() for weights in after["model"].values())
+        assert numbers["skipped"] == trainer.skipped == (step >= 5)
+        assert math.isfinite(numbers["grad_norm"]) == (step != 5)
+        if step == 5:
+            assert_same(after["average"], before["average"])
+            assert_same(after["optimizer"], before["optimizer"])
+    assert trainer.step == 12
+
+
+def test_a_nan_in_a_fit_of_the_prior_skips_its_step_too(few: Dataset) -> None:
+    trainer = trainer_of(few, 20, MODEL, **PHASES)
+    fit = trainer.phases[1]
+    assert trainer.model.prior is not None
+    trainer.model.prior.means.register_hook(
+        lambda grad: grad * math.nan if trainer.step == fit.start + 2 else grad
+    )
+    step_to(trainer, fit.start + 2)
+    before = torch_copy(trainer.state_dict())
+    assert trainer.train_step()["skipped"] == 1
+    after = trainer.state_dict()
+    for part in ("model", "average", "optimizer"):
+        assert_same(after[part], before[part], part)
+    step_to(trainer, trainer.total_steps)
+    assert trainer.skipped == 1
+
+
+@pytest.mark.parametrize("allowed", [0, 3])
+def test_more_skipped_steps_than_allowed_stop_the_run(allowed: int, few: Dataset) -> None:
+    trainer = trainer_of(few, max_skipped=allowed, skip_grad_norm=1e-6)
+    for _ in range(allowed):
+        trainer.train_step()
+    with pytest.raises(DivergenceError, match=f"{allowed + 1} steps were skipped"):
+        trainer.train_step()
+    assert trainer.step == trainer.skipped == allowed + 1
+
+
+def test_calibration_leaves_the_trainer_as_it_is(few: Dataset) -> None:
+    trainer, untouched = (trainer_of(few, 16, MODEL, **PHASES) for _ in range(2))
+    assert calibrate(trainer, 0.2) >= 1
+    trainer.set_length(16)
+    assert_same(trainer.state_dict(), untouched.state_dict())
+    total = untouched.total_steps
+    assert step_to(trainer, total) == step_to(untouched, total)
+    assert_same(trainer.state_dict(), untouched.state_dict())
+
+
+def test_what_a_run_does_beside_its_steps_comes_out_of_the_budget(
+    few: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(few, 16, MODEL, **PHASES)
+    # 20 validations; 300 images in 4 binarizations for each fit, by a validation split of 100.
+    assert trainer.passes_beside_steps() == 20 + 2 * 12
+    trainer.set_length(10**6)
+    assert trainer.passes_beside_steps() == 20 + 2 * 12
+    plain = trainer_of(few, 1)
+    assert plain.passes_beside_steps() == 20
+
+    # A clock of our own: a step takes 0.01 s and a validation what it is said to.
+    now, validation = 0.0, 0.0
+
+    def train_step(_trainer: Trainer) -> dict[str, float]:
+        nonlocal now
+        now += 0.01
+        return {}
+
+    def validate(_trainer: Trainer) -> dict[str, float]:
+        nonlocal now
+        now += validation
+        return {}
+
+    monkeypatch.setattr("training.budget.cpu_seconds", lambda: now)
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    monkeypatch.setattr(Trainer, "validate", validate)
+    assert calibrate(plain, 100.0) == 10_000
+    validation = 1.0
+    assert calibrate(plain, 100.0) == 8_000
+    # At most half of a budget goes there: the run may take longer, but is one.
+    validation = 60.0
+    assert calibrate(plain, 100.0) == 5_000
+    # With a prior there are half as many steps again, 0.25 of it for each fit.
+    validation = 1.0
+    assert calibrate(trainer, 100.0) == round((100 - 44) / 0.01 / 1.5)
+
+
+def test_what_fitting_a_prior_takes_comes_out_of_the_budget(few: Dataset) -> None:
+    model = dataclasses.replace(MODEL, prior=PriorConfig("flow", couplings=8, width=64))
+    steps = [
+        calibrate(trainer_of(few, 1, model, **PHASES | {"prior_refit": refit}), 1.0)
+        for refit in (0.0, 20.0)
+    ]
+    assert steps[0] > 3 * steps[1]

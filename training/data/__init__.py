@@ -1,0 +1,1 @@
+"""Data sets: IDX files and folders of pictures, downloaded, verified, split."""

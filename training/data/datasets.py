@@ -1,0 +1,243 @@
+"""Data sets as arrays, with their splits.
+
+The splits are fixed. Of MNIST and Fashion-MNIST the last `VALIDATION_IMAGES` of the
+official training file are the validation set and the rest is trained on; the
+official test file is the test set and is only ever measured on. IDX files of one's
+own: the last tenth, at most `VALIDATION_IMAGES`, is validated on; without a test
+pair every tenth image is set apart for the test first. Folders: see
+`training.data.folder`.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.pictures import fit
+from training.data.download import SOURCES, Report, read_files
+from training.data.folder import FEWEST_IMAGES, read_folder
+from training.data.idx import parse_idx, read_unpacked
+from training.data.memory import refuse_too_many
+from training.data.spec import DataSpec
+from training.errors import DataError
+
+VALIDATION_IMAGES = 5_000
+
+_CLASS_NAMES = {
+    "mnist": tuple("0123456789"),
+    "fashion-mnist": (
+        "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+        "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images with their classes.
+
+    Attributes:
+        images: uint8 [N, C, H, W], 0 to 255.
+        labels: int64 [N], indices into `Dataset.class_names`; all 0 where the data
+            have no labels.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set, split.
+
+    Attributes:
+        name: What it was asked for by, for example `mnist`: `DataSpec.source`.
+        train: Trained on.
+        validation: Watched during training.
+        test: Measured on once training is over.
+        class_names: Name of each class; empty where the data have no labels.
+        sha256: SHA-256 of each source file's uncompressed content, by file name. For
+            a folder one, by its name, over the path and content of every image used.
+        skipped: Files of a folder that could not be used, by their paths within it.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    class_names: tuple[str, ...]
+    sha256: dict[str, str]
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """C, H and W."""
+        _, channels, height, width = self.train.images.shape
+        return channels, height, width
+
+
+def load_dataset(
+    spec: DataSpec | str,
+    root: Path | None = None,
+    report: Report = lambda _line: None,
+    *,
+    fetch: bool = True,
+) -> Dataset:
+    """Loads a data set, fetching it first where it is a public one and not cached.
+
+    Args:
+        spec: What to load; a name, such as `mnist`, for what `DataSpec.parse` makes of it.
+        root: The cache folder; `training.data.download.data_dir()` by default.
+        report: Called with one line for each source that is tried and each of the
+            first files that are left out.
+        fetch: Whether a network may be used.
+
+    Raises:
+        ConfigError: A setting is wrong: there is no data set of that name, or the
+            images of a folder differ in size and none is asked for.
+        DataMissing: It cannot be had.
+        DataError: It is damaged or unusable.
+    """
+    if isinstance(spec, str):
+        spec = DataSpec.parse(spec)
+    if spec.kind == "folder":
+        return _from_folder(spec, report)
+    if spec.kind == "idx":
+        return _from_idx_files(spec)
+    return _from_source(spec, root, report, fetch)
+
+
+def binarize(images: NDArray[np.uint8], seed: int) -> NDArray[np.float32]:
+    """Draws one bit per pixel, 1 with the probability that the grey value states.
+
+    The protocol of the published MNIST likelihoods (Salakhutdinov and Murray 2008;
+    Burda et al. 2016), with a draw that is the same on every machine: Philox bits
+    under the key `seed`.
+
+    Args:
+        images: uint8, any shape.
+        seed: Key of the draw.
+
+    Returns:
+        float32 of the same shape, each element 0 or 1.
+    """
+    # 32 random bits per pixel against value / 255: 0 never, 255 always sets the bit.
+    words = np.random.Philox(key=seed).random_raw((images.size + 1) // 2)
+    bits = np.frombuffer(words.astype("<u8").tobytes(), "<u4", count=images.size)
+    threshold = (images.reshape(-1).astype(np.uint64) << np.uint64(32)) // np.uint64(255)
+    return (bits < threshold).astype(np.float32).reshape(images.shape)
+
+
+def _from_folder(spec: DataSpec, report: Report) -> Dataset:
+    found = read_folder(spec, report)
+    train, validation, test = (Split(images, labels) for images, labels in found.splits)
+    return Dataset(
+        name=spec.source,
+        train=train,
+        validation=validation,
+        test=test,
+        class_names=found.class_names,
+        sha256={spec.folder.name or str(spec.folder): found.sha256},
+        skipped=found.skipped,
+    )
+
+
+def _from_source(spec: DataSpec, root: Path | None, report: Report, fetch: bool) -> Dataset:
+    source = SOURCES[spec.source]
+    contents = [content for _, content in read_files(source, root, report, fetch=fetch)]
+    images, labels, test_images, test_labels = (
+        parse_idx(content.raw, file.name)
+        for file, content in zip(source.files, contents, strict=True)
+    )
+    if len(images) <= VALIDATION_IMAGES:
+        raise DataError(
+            f"{source.name}: {len(images)} training images, wanted over {VALIDATION_IMAGES}"
+        )
+    train, validation = _cut(_split(spec, images, labels), VALIDATION_IMAGES)
+    return Dataset(
+        name=spec.source,
+        train=train,
+        validation=validation,
+        test=_split(spec, test_images, test_labels),
+        class_names=_CLASS_NAMES[spec.source],
+        sha256={
+            file.name: content.sha256 for file, content in zip(source.files, contents, strict=True)
+        },
+    )
+
+
+def _from_idx_files(spec: DataSpec) -> Dataset:
+    files = [file for file in spec.idx_files if file is not None]
+    contents = {file: read_unpacked(file) for file in files}
+    arrays = [
+        None if file is None else parse_idx(contents[file], str(file)) for file in spec.idx_files
+    ]
+    images, labels, test_images, test_labels = (*arrays, None, None, None)[:4]
+    assert images is not None
+    if len(images) < FEWEST_IMAGES:
+        raise DataError(f"{files[0]}: {len(images)} images, wanted {FEWEST_IMAGES} or more")
+    whole = _split(spec, images, labels)
+    if test_images is None:
+        # Not the last ones: files are often in the order of their classes.
+        chosen = np.arange(len(images)) % 10 == 9
+        test = Split(whole.images[chosen], whole.labels[chosen])
+        whole = Split(whole.images[~chosen], whole.labels[~chosen])
+    else:
+        test = _split(spec, test_images, test_labels)
+    if not len(test.images) or test.images.shape[1:] != whole.images.shape[1:]:
+        raise DataError(
+            f"{spec.source}: test images {list(test.images.shape)}, wanted one or more like the "
+            f"training images {list(whole.images.shape)}"
+        )
+    train, validation = _cut(whole, min(VALIDATION_IMAGES, len(whole.images) // 10))
+    classes = 0 if labels is None else 1 + max(whole.labels.max(), test.labels.max())
+    return Dataset(
+        name=spec.source,
+        train=train,
+        validation=validation,
+        test=test,
+        class_names=tuple(str(index) for index in range(classes)),
+        sha256={
+            key: hashlib.sha256(contents[file]).hexdigest()
+            for key, file in zip(_keys(files), files, strict=True)
+        },
+    )
+
+
+def _split(spec: DataSpec, images: NDArray[np.uint8], labels: NDArray[np.uint8] | None) -> Split:
+    """Makes a split of what is in IDX files."""
+    if labels is None:
+        labels = np.zeros(len(images), np.uint8)
+    if images.ndim != 3 or 0 in images.shape[1:]:
+        raise DataError(
+            f"{spec.source}: images {list(images.shape)}, wanted [N, H, W], none of them 0"
+        )
+    if labels.ndim != 1 or len(images) != len(labels):
+        raise DataError(
+            f"{spec.source}: images {list(images.shape)} and labels {list(labels.shape)} do not "
+            "belong together"
+        )
+    height, width = spec.size or images.shape[1:]
+    refuse_too_many(spec.source, len(images), (spec.channels or 1) * height * width)
+    return Split(fit(images, spec.size, spec.channels), labels.astype(np.int64))
+
+
+def _cut(whole: Split, last: int) -> tuple[Split, Split]:
+    """Returns all but the last images, and those."""
+    return (
+        Split(whole.images[:-last], whole.labels[:-last]),
+        Split(whole.images[-last:], whole.labels[-last:]),
+    )
+
+
+def _keys(files: Sequence[Path]) -> list[str]:
+    """Returns a name for each file: gzipped or not the same, as short as tells them apart."""
+    plain = [file.with_suffix("") if file.suffix == ".gz" else file for file in files]
+    for length in range(1, max(len(path.parts) for path in plain)):
+        keys = ["/".join(path.parts[-length:]) for path in plain]
+        if len(set(keys)) == len(keys):
+            return keys
+    return [str(file) for file in files]

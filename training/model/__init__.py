@@ -1,0 +1,1 @@
+"""The autoencoder in torch: networks, priors, objectives and their configuration."""

@@ -1,0 +1,95 @@
+"""Fits the mixture of a prior to latents by expectation maximisation."""
+
+import torch
+from torch import Tensor
+
+from training.model.prior import Prior
+
+_ITERATIONS = 25
+# Added to each covariance, as a share of the mean variance: a component of few rows
+# must not collapse onto them.
+_RIDGE = 1e-3
+# For latents that are all the same.
+_LEAST_VARIANCE = 1e-6
+_CHUNK = 8_192
+
+
+@torch.no_grad()
+def fit_mixture(prior: Prior, z: Tensor, labels: Tensor, seed: int) -> None:
+    """Sets components, their weights and the weights of the classes; leaves the flow.
+
+    Each class's components are fitted to the rows of that class alone (Dempster, Laird
+    and Rubin 1977), behind the flow as it is.
+
+    Args:
+        prior: The prior to change.
+        z: Latents, [N, D].
+        labels: int64 [N], the class of each; not looked at where the prior knows none.
+        seed: Of the first means.
+    """
+    y = torch.cat([prior.to_base(chunk)[0] for chunk in torch.split(z, _CHUNK)]).double().cpu()
+    labels = labels.cpu()
+    generator = torch.Generator().manual_seed(seed)
+    for group in range(len(prior.class_weights)):
+        mine = (prior.group == group).nonzero().flatten().cpu()
+        rows = y[labels == group] if prior.classes else y
+        if len(rows) <= y.shape[1]:
+            rows = y  # a class with hardly a member: all there is to know is the whole
+        weights, means, covariances = _expectation_maximisation(rows, len(mine), generator)
+        factors = _precision_factors(covariances)
+        prior.logits[mine] = weights.log().to(prior.logits)
+        prior.means[mine] = means.to(prior.means)
+        prior.lower[mine] = factors.tril(-1).to(prior.lower)
+        prior.log_diagonal[mine] = factors.diagonal(dim1=1, dim2=2).log().to(prior.log_diagonal)
+    if prior.classes:
+        counts = torch.bincount(labels, minlength=prior.classes).double() + 1.0
+        prior.class_weights.copy_(counts / counts.sum())
+
+
+def _expectation_maximisation(
+    rows: Tensor, count: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns weights [K], means [K, D] and covariances [K, D, D] of rows [N, D]."""
+    size, dim = rows.shape
+    centred = rows - rows.mean(dim=0)
+    whole = centred.T @ centred / size
+    spread = whole.diagonal().mean().clamp(min=_LEAST_VARIANCE)
+    ridge = _RIDGE * spread * torch.eye(dim, dtype=rows.dtype)
+    weights = torch.full((count,), 1.0 / count, dtype=rows.dtype)
+    chosen = torch.randperm(size, generator=generator)[:count]
+    # Fewer rows than components: some begin in the same place.
+    means = rows[chosen[torch.arange(count) % len(chosen)]].clone()
+    covariances = (whole + ridge).repeat(count, 1, 1)
+    if count == 1:
+        return weights, rows.mean(dim=0, keepdim=True), covariances
+    for _ in range(_ITERATIONS):
+        shares = _responsibilities(rows, weights, means, covariances)
+        mass = shares.sum(dim=0)
+        weights = (mass + 1e-6) / (mass + 1e-6).sum()
+        for component in range(count):
+            # Below that there is nothing to estimate from; it stays where it is.
+            if mass[component] > 1.0:
+                share = shares[:, component : component + 1] / mass[component]
+                means[component] = (share * rows).sum(dim=0)
+                around = rows - means[component]
+                covariances[component] = (share * around).T @ around + ridge
+    return weights, means, covariances
+
+
+def _responsibilities(rows: Tensor, weights: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
+    """How much of each row each component accounts for, [N, K]."""
+    factors = _precision_factors(covariances)
+    log_norms = factors.diagonal(dim1=1, dim2=2).log().sum(dim=1) + weights.log()
+    columns = [
+        log_norm - 0.5 * ((rows - mean) @ factor.T).square().sum(dim=1)
+        for log_norm, mean, factor in zip(log_norms, means, factors, strict=True)
+    ]
+    return torch.stack(columns, dim=1).softmax(dim=1)
+
+
+def _precision_factors(covariances: Tensor) -> Tensor:
+    """P with P^T P = covariance^-1, lower triangular, [K, D, D]."""
+    lower = torch.linalg.cholesky(covariances)
+    identity = torch.eye(lower.shape[-1], dtype=lower.dtype).expand_as(lower)
+    factors: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
+    return factors

@@ -1,0 +1,113 @@
+"""What is minimised: plain functions of a model and a batch."""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from training.model.config import TrainConfig
+from training.model.vae import DiagonalGaussian, Vae, bernoulli_nll, gaussian_log_prob
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The objective of a batch and what it is made of, means over the batch in nats.
+
+    Attributes:
+        loss: What the gradient is taken of.
+        reconstruction: -log p(x|z).
+        kl: KL(q(z|x) || p(z)), in closed form or at the draws; 0 for a plain autoencoder.
+    """
+
+    loss: Tensor
+    reconstruction: Tensor
+    kl: Tensor
+
+
+def autoencoder_terms(
+    model: Vae,
+    images: Tensor,
+    labels: Tensor,
+    eps: Tensor,
+    config: TrainConfig,
+    *,
+    beta: float,
+    learned_prior: bool,
+    precision: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Terms:
+    """The objective of encoder, decoder and, where it takes part, learned prior.
+
+    Args:
+        model: The model.
+        images: [N, C, H, W] in [0, 1].
+        labels: int64 [N]; only a prior that knows classes looks at them.
+        eps: Standard normal noise, [K, N, D].
+        config: Which objective.
+        beta: Weight of the KL term at this step.
+        learned_prior: Measure against the learned prior and not against N(0, I).
+        precision: What encoder and decoder are computed in. Latents, densities and
+            sums are in that of the weights: in bfloat16 a KL of 25 nats would be
+            known to an eighth.
+    """
+    draws, rows, dim = eps.shape
+    with precision():
+        posterior = model.encode(images)
+    posterior = posterior.to(eps.dtype)
+    z = posterior.sample(eps)
+    with precision():
+        logits = model.decode(z.reshape(draws * rows, dim))
+    logits = logits.to(eps.dtype)
+    targets = images.expand(draws, *images.shape).flatten(0, 1)
+    reconstruction = bernoulli_nll(logits, targets).reshape(draws, rows)
+    if posterior.log_var is None:
+        nll = reconstruction.mean()
+        return Terms(nll, nll, torch.zeros_like(nll))
+    label_nll = torch.zeros_like(reconstruction)
+    if learned_prior:
+        prior_nll, label_nll = prior_nlls(model, z.flatten(0, 1), labels.repeat(draws))
+        log_prior = -prior_nll.reshape(draws, rows)
+        kl = posterior.log_prob(z) - log_prior
+    elif config.objective == "iwae":
+        kl = posterior.log_prob(z) - gaussian_log_prob(z, torch.zeros_like(z), torch.zeros_like(z))
+    else:
+        kl = posterior.kl().expand(draws, rows)
+    if config.objective == "iwae":
+        # Burda, Grosse and Salakhutdinov 2016, equation 8.
+        log_weights = -reconstruction - beta * kl
+        loss = (math.log(draws) - torch.logsumexp(log_weights, dim=0)).mean()
+    else:
+        loss = (reconstruction + beta * kl).mean()
+    loss = loss + beta * config.label_weight * label_nll.mean()
+    return Terms(loss, reconstruction.mean(), kl.mean())
+
+
+def prior_nlls(model: Vae, z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """-log p(z) under the learned prior and -log p(label|z), in nats: [N] each.
+
+    The second is 0 where the prior knows no classes.
+
+    Args:
+        model: A model with a learned prior.
+        z: [N, D].
+        labels: int64 [N].
+    """
+    assert model.prior is not None
+    components = model.prior.log_components(z)
+    log_prob = model.prior.weigh(components)
+    if not model.prior.classes:
+        return -log_prob, torch.zeros_like(log_prob)
+    joint = model.prior.weigh(components, labels) + model.prior.class_weights[labels].log()
+    return -log_prob, log_prob - joint
+
+
+def kl_at(model: Vae, posterior: DiagonalGaussian, z: Tensor, *, learned_prior: bool) -> Tensor:
+    """KL(q(z|x) || p(z)) of each row in nats, [N]: in closed form, or at the draw z [N, D]."""
+    if posterior.log_var is None:
+        return torch.zeros_like(posterior.mean[:, 0])
+    if not learned_prior:
+        return posterior.kl()
+    assert model.prior is not None
+    return posterior.log_prob(z) - model.prior.log_prob(z)

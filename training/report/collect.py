@@ -1,0 +1,203 @@
+"""Keeps what the report shows while a model is trained, and tells it afterwards."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from training.data.datasets import Dataset
+from training.measure.adapter import as_autoencoder
+from training.model.prior import Sampler
+from training.model.vae import Vae
+from training.report import Frame, Story, write_live
+from training.run_folder import RunFolder
+from training.trainer import Trainer
+
+FRAMES = 80
+SHOWN = 16
+SCATTERED = 1_000
+
+
+class Camera:
+    """Keeps what the movie shows: reconstructions and latents of the same test images.
+
+    Args:
+        run: Where the frames are kept.
+        trainer: What is filmed.
+        dataset: Whose test images are shown.
+    """
+
+    def __init__(self, run: RunFolder, trainer: Trainer, dataset: Dataset):
+        self._run = run
+        self._trainer = trainer
+        self._shown = spread(dataset.test.labels, SHOWN)
+        self._images = dataset.test.images
+        self._labels = test_labels(dataset)
+        self._class_names = dataset.class_names
+        self._every = max(1, trainer.steps // FRAMES)
+
+    def before_step(self) -> None:
+        """Takes a frame where one is due."""
+        phase = self._trainer.phase
+        done = phase.autoencoder_steps + self._trainer.step - phase.start
+        if phase.trains_autoencoder and done % self._every == 0:
+            self._take(phase.name)
+
+    def last(self) -> None:
+        """Takes the last frame."""
+        self._take(self._trainer.phase.name)
+
+    def show(self, elbo: float) -> None:
+        """Draws where the training stands into live.png.
+
+        Args:
+            elbo: On the validation split, in nats per image.
+        """
+        step, phase = self._trainer.step, self._trainer.phase.name
+        reconstructions, means = self._look()
+        labels = self._labels[: len(means)]
+        model = self._trainer.smoothed
+        story = Story(
+            title="live",
+            facts=(),
+            images=self._images[self._shown],
+            labels=labels,
+            class_names=self._class_names,
+            frames=[Frame(step, phase, elbo, reconstructions, means)],
+            log=(),
+            means=means,
+            log_vars=None,
+            map_labels=labels,
+            decode=as_autoencoder(model).decode,
+            sample=None,
+            sample_labels=(),
+            metrics={},
+        )
+        write_live(self._run.path, story)
+
+    def _take(self, phase: str) -> None:
+        self._run.save_frame(self._trainer.step, phase, *self._look())
+
+    @torch.inference_mode()
+    def _look(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """The shown images' reconstructions, and the posterior means of the scattered ones."""
+        model, device = self._trainer.smoothed, self._trainer.device
+
+        def means(images: NDArray[np.uint8]) -> torch.Tensor:
+            pixels = torch.from_numpy(images.astype(np.float32) / np.float32(255))
+            return model.encode(pixels.to(device)).mean
+
+        decoded = torch.sigmoid(model.decode(means(self._images[self._shown])))
+        scattered: NDArray[np.float32] = means(self._images[:SCATTERED]).cpu().numpy()
+        return np.rint(decoded.cpu().numpy() * np.float32(255)).astype(np.uint8), scattered
+
+
+def spread(labels: NDArray[np.int64], count: int) -> NDArray[np.intp]:
+    """Picks images of all classes in turn: the first of each, the second of each ...
+
+    Args:
+        labels: int64 [N].
+        count: How many to pick.
+
+    Returns:
+        Their indices, int64 [count] or fewer.
+    """
+    rank = np.zeros(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        members = labels == label
+        rank[members] = np.arange(members.sum())
+    return np.lexsort((labels, rank))[:count]
+
+
+def test_labels(dataset: Dataset) -> NDArray[np.int64]:
+    """The classes of the test images, as the report wants them: -1 for none."""
+    labels = dataset.test.labels
+    return labels if dataset.class_names else np.full_like(labels, -1)
+
+
+def tell(run: RunFolder, model: Vae, dataset: Dataset, metrics: Mapping[str, Any]) -> Story:
+    """Gathers what the report of a run shows.
+
+    Args:
+        run: A run that has come to its end.
+        model: What came out of it.
+        dataset: What it was trained on.
+        metrics: The final figures.
+    """
+    config, log = run.read_config(), run.read_log()
+    autoencoder = as_autoencoder(model)
+    test = dataset.test
+    parts = [
+        autoencoder.encode(test.images[start : start + 1_000].astype(np.float32) / np.float32(255))
+        for start in range(0, len(test.images), 1_000)
+    ]
+    log_vars = [log_var for _, log_var in parts if log_var is not None]
+    shown = spread(test.labels, SHOWN)
+    labels = test_labels(dataset)
+    measured = [entry for entry in log if entry.get("elbo") is not None]
+    minutes = metrics.get("train_seconds_per_thread", 0.0) / 60
+    return Story(
+        title=f"{config.preset} on {dataset.name}",
+        facts=[
+            ("Model", config.preset + "".join(f" --set {each}" for each in config.settings)),
+            ("Data", f"{dataset.name}, {len(dataset.train.images)} training images"),
+            ("Latent dimensions", str(config.model.latent_dim)),
+            ("Prior", config.model.prior.kind),
+            ("Steps", f"{config.steps} of {config.train.batch_size} images"),
+            ("Seed", str(config.train.seed)),
+            ("Time", f"{minutes:.1f} min of CPU time on each of {config.threads} threads"),
+        ],
+        images=test.images[shown],
+        labels=labels[:SCATTERED],
+        class_names=dataset.class_names,
+        frames=[
+            Frame(
+                step=frame["step"],
+                phase=frame["phase"],
+                elbo=_elbo_at(frame["step"], measured),
+                reconstructions=frame["reconstructions"],
+                means=frame["means"],
+            )
+            for frame in run.read_frames()
+        ],
+        log=log,
+        means=np.concatenate([mean for mean, _ in parts]),
+        log_vars=np.concatenate(log_vars) if log_vars else None,
+        map_labels=labels,
+        decode=lambda z: _sigmoid(autoencoder.decode(z)),
+        sample=_sampler(model) if config.model.prior.kind != "none" else None,
+        sample_labels=dataset.class_names if model.labels else (),
+        metrics=metrics,
+    )
+
+
+def _elbo_at(step: int, measured: list[dict[str, Any]]) -> float:
+    """The training ELBO about a step, a batch's noise smoothed away; NaN before the first."""
+    near = [entry["elbo"] for entry in measured if entry["step"] <= step][-5:]
+    return float(np.mean(near)) if near else float("nan")
+
+
+def _sampler(model: Vae) -> Any:
+    """Draws pictures for the report; the noise is torch's, not the one that is served."""
+    device = next(model.parameters()).device
+    draw = Sampler(model.prior) if model.prior is not None else None
+    decode = as_autoencoder(model).decode
+
+    @torch.inference_mode()
+    def sample(count: int, seed: int, label: int | None) -> NDArray[np.float32]:
+        noise = torch.Generator().manual_seed(seed)
+        z = torch.randn(count, model.config.latent_dim, generator=noise)
+        if draw is not None:
+            u = torch.rand(count, 1, generator=noise)
+            labels = torch.full((count,), -1 if label is None else label)
+            z = draw(z.to(device), u.to(device), labels.to(device)).cpu()
+        return _sigmoid(decode(z.numpy()))
+
+    return sample
+
+
+def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    images: NDArray[np.float32] = torch.sigmoid(torch.from_numpy(logits)).numpy()
+    return images
