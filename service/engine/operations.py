@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle import Manifest
+from common.pixels import to_bytes, to_unit
 from service.engine.batch import Arrays, Operation
 from service.engine.batcher import Observer as BatchObserver
 from service.models.model import Model
@@ -93,9 +94,9 @@ class Operations:
 
 
 def unit_range(images: Pixels) -> Array:
-    """Images as float32 in [0, 1], whether they were bytes or not."""
+    """Images as float32 in [0, 1]; those that are no bytes are so already."""
     if images.dtype == np.uint8:
-        return np.divide(images, np.float32(255), dtype=np.float32)
+        return to_unit(images)  # type: ignore[arg-type]
     return images  # type: ignore[return-value]  # not uint8, so float32
 
 
@@ -104,8 +105,5 @@ def _scaled(given: Arrays) -> Arrays:
 
 
 def _to_bytes(outputs: Arrays) -> Arrays:
-    """Scales in place: the array is the graph's output, which nobody else has."""
-    image = outputs["image"]
-    image *= np.float32(255)
-    np.rint(image, out=image)
-    return {"image": image.astype(np.uint8)}
+    # The array is the graph's output, which nobody else has.
+    return {"image": to_bytes(outputs["image"], overwrite=True)}
