@@ -15,7 +15,7 @@ from bundle import open_bundle
 from common.cpus import usable_cpus
 from latentserve.v1 import latent_service_pb2 as pb
 from service.api.servicer import Servicer
-from service.api.wire import Spliced
+from service.api.wire import serialized
 from service.engine.admission import Admission
 from service.engine.call import Call
 from service.engine.engine import Engine
@@ -48,7 +48,7 @@ async def ours(scope: dict[str, Any], receive: Receive, send: Send) -> None:
         reply = await servicer.encode(pb.EncodeRequest.FromString(message), Call())
     else:
         reply = await servicer.decode(pb.DecodeRequest.FromString(message), Call())
-    whole = b"".join(reply.chunks()) if isinstance(reply, Spliced) else reply.SerializeToString()
+    whole = b"".join(serialized(reply))
     await _answer(b"\0" + len(whole).to_bytes(4, "big") + whole, send)
 
 

@@ -79,8 +79,8 @@ def read_images(
     field = f"{field}.tensor"
     tensor = images.tensor
     sizes = tuple(tensor.shape)
-    if sizes[1:] not in _image_shapes(shape):
-        wanted = " or ".join(str(["N", *accepted]) for accepted in _image_shapes(shape))
+    if sizes[1:] not in image_shapes(shape):
+        wanted = " or ".join(str(["N", *accepted]) for accepted in image_shapes(shape))
         raise InvalidArgument(f"{field}.shape", list(sizes), wanted.replace("'", ""))
     array = _array(tensor, sizes, field, max_rows).reshape(-1, *shape)
     if array.dtype.itemsize == 1:
@@ -175,7 +175,8 @@ def _wire_type(array: Pixels) -> tensor_pb2.DataType:
 
 
 @functools.cache
-def _image_shapes(shape: tuple[int, int, int]) -> list[tuple[int, ...]]:
+def image_shapes(shape: tuple[int, int, int]) -> list[tuple[int, ...]]:
+    """Accepted shapes of one image: [C, H, W], [H, W] of a grey one, flattened."""
     channels, height, width = shape
     accepted: list[tuple[int, ...]] = [shape]
     if channels == 1:

@@ -1,250 +1,237 @@
-"""Requests like one that was answered before, and their replies, without protobuf.
+"""Plans for Encode and Decode: what all requests of one form have in common, worked out once.
 
-Callers ask the same thing over and over, with other numbers in it: the bytes of their requests
-are the same before and after those. What such a request asks for was read and checked when
-the first one came. So the next is looked up by its length and those bytes, its numbers are
-taken from where they stand, and its reply is written around the numbers of the answer. Of a
-call of one image protobuf and the checks were a quarter of the server's time, and a large one
-is copied twice less.
+Callers send the same form of request over and over: one model, dtype, shape and format, with
+other numbers in it. Of a call of one image, checking that form, the coroutines on the way and
+building the reply were a quarter of the server's time. A plan is keyed by the model object and
+the form; names and versions are resolved anew in each call, so a plan cannot outlive a reload.
+
+A request without a plan takes the long way through `Servicer`, which also states every error of
+form. The two are held against each other by a differential test (tests/service/api).
 """
 
 import math
 import struct
 import sys
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import numpy as np
-from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from latentserve.v1 import latent_service_pb2 as pb
 from latentserve.v1 import tensor_pb2
-from service.api import codec, fields
+from service.api import codec
 from service.api.codec import Format
-from service.api.wire import key, locate, opening, varint
+from service.api.fields import FORMATS
+from service.api.wire import Chunks, prefix, tag, varint
 from service.engine.call import Call
 from service.engine.engine import Compute, Engine
 from service.models.limits import row_bytes
 from service.models.model import Model
-from service.models.repository import Models
 
-# Lengths of requests that are kept, for the models that are served now, and forms of each:
-# a caller has one for each number of rows. Longer forms are not worth it.
-_MOST_LENGTHS: Final = 256
-_MOST_ALIKE: Final = 8
-_LONGEST_BYTES: Final = 1024
-# Numbers are written as they lie in memory.
+# Plans kept for a model: a caller needs one for each number of rows.
+_MAX_PLANS: Final = 256
+# Arrays go out as they lie in memory.
 _LITTLE_ENDIAN: Final = sys.byteorder == "little"
+# Below this a copy is cheaper than a view.
 _COPIED_BYTES: Final = 16 * 1024
-# Keys and values of the fields 1 to 3 of Timing, doubles, and the key of the fourth, a varint.
+# Timing: tags and values of the fields 1 to 3, doubles, and the tag of field 4, a varint.
 _TIMING: Final = struct.Struct("<BdBdBdB")
-_TIMING_KEYS: Final = (1 << 3 | 1, 2 << 3 | 1, 3 << 3 | 1, 4 << 3)
+_TIMING_TAGS: Final = (1 << 3 | 1, 2 << 3 | 1, 3 << 3 | 1, 4 << 3)
+
+_IMAGES: Final = pb.DecodeResponse.DESCRIPTOR.fields_by_name["images"].number
+_ENCODE_TIMING: Final = pb.EncodeResponse.DESCRIPTOR.fields_by_name["timing"].number
+_DECODE_TIMING: Final = pb.DecodeResponse.DESCRIPTOR.fields_by_name["timing"].number
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What all requests of one form ask for, and how they are answered.
+class Plan:
+    """How requests of one form are answered.
 
     Attributes:
-        rows: How many rows.
-        dtype: Of the numbers.
-        shape: What the engine takes; rows first.
-        compute: Checks the numbers and computes the answer.
-        outputs: Names of the answer's arrays, and what stands before each in the reply.
-        reply: All else in the reply, but for the timing.
+        rows: Rows of the request, N.
+        dtype: Dtype of its tensor.
+        shape: Shape that the graph takes, [N, C, H, W] or [N, D].
+        nbytes: Length of the tensor's data in bytes.
+        reserved: Bytes that admission counts for the call.
+        compute: Checks the numbers and runs the graph.
+        outputs: Names of the graph's outputs in the reply, each with its prefix.
+        identity: The reply's model identity, serialised.
+        timing: Field number of the reply's timing.
     """
 
     rows: int
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+    nbytes: int
+    reserved: int
     compute: Compute
     outputs: tuple[tuple[str, bytes], ...]
-    reply: Message
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """A form of requests, and what they ask for.
-
-    Attributes:
-        head: The bytes of such a request before its numbers.
-        tail: Those after them.
-        model: Name and version of the model that answers.
-        size: Bytes in flight for it.
-        asked: What it asks for.
-        end: What stands in the reply after the arrays, and before the timing.
-        timing: Number of the reply's field for that.
-    """
-
-    head: bytes
-    tail: bytes
-    model: tuple[str, int]
-    size: int
-    asked: Asked
-    end: bytes
+    identity: bytes
     timing: int
 
 
-class Shortcut:
-    """Answers requests to one RPC that are like one that came before.
+# The form of a request to a model: RPC, dtype and shape of the tensor, format of the images.
+_Form = tuple[str, int, tuple[int, ...], int]
 
-    To be used in one event loop. What it remembers belongs to the models that are served, and
-    is gone with them.
+
+class FastPath:
+    """Finds and makes plans; to be used in one event loop.
 
     Args:
         engine: Computes.
-        models: Returns the models being served now.
-        path: Numbers of the fields that lead to a request's numbers, that of their bytes last.
-        read: Returns what a request asks for that has been answered; None where the next
-            one of its form would have to be read again.
+        max_rows: Returns the most rows in one request to a model.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        models: Callable[[], Models],
-        path: tuple[int, ...],
-        read: Callable[[Engine, Model, Any], Asked | None],
-    ):
+    def __init__(self, engine: Engine, max_rows: Callable[[Model], int]):
         self._engine = engine
-        self._models = models
-        self._path = path
-        self._read = read
+        self._max_rows = max_rows
+        self._plans: WeakKeyDictionary[Model, dict[_Form, Plan]] = WeakKeyDictionary()
 
-    def find(self, raw: bytes) -> Known | None:
-        """Returns what is known of a request's form, or None."""
-        for known in self._models().known.get((self, len(raw)), ()):
-            if raw.startswith(known.head) and raw.endswith(known.tail):
-                found: Known = known
-                return found
-        return None
+    def encode(
+        self, model: Model, request: pb.EncodeRequest, call: Call
+    ) -> Awaitable[Chunks] | None:
+        """Answers an Encode request, or returns None where it has to go the long way."""
+        images = request.images
+        if request.draw or images.WhichOneof("source") != "tensor":
+            return None
+        tensor = images.tensor
+        plan = self._plan(model, ("Encode", tensor.dtype, tuple(tensor.shape), 0))
+        return self._run(plan, tensor, call)
 
-    def learn(self, raw: bytes, request: Message, call: Call) -> None:
-        """Remembers the form of a request that has been answered, if others may have it."""
-        models = self._models()
-        model = models.loaded.get(call.model, {}).get(call.version)
-        where = locate(raw, self._path)
-        # There is none after a reload, and one where two came at the same time.
-        if model is None or where is None or self.find(raw) is not None:
-            return
-        if len(raw) - (where.stop - where.start) > _LONGEST_BYTES or not _LITTLE_ENDIAN:
-            return
-        asked = self._read(self._engine, model, request)
-        if asked is None:
-            return
-        reply: Any = asked.reply
-        reply.model.name, reply.model.version = call.model, call.version
-        if len(models.known) >= _MOST_LENGTHS:
-            models.known.clear()
-        alike = models.known.setdefault((self, len(raw)), deque(maxlen=_MOST_ALIKE))
-        alike.append(
-            Known(
-                raw[: where.start],
-                raw[where.stop :],
-                (call.model, call.version),
-                asked.rows * row_bytes(model.manifest),
-                asked,
-                reply.SerializeToString(),
-                _number(type(reply), "timing"),
-            )
-        )
+    def decode(
+        self, model: Model, request: pb.DecodeRequest, call: Call
+    ) -> Awaitable[Chunks] | None:
+        """Answers a Decode request, or returns None where it has to go the long way."""
+        tensor = request.latents
+        plan = self._plan(model, ("Decode", tensor.dtype, tuple(tensor.shape), request.format))
+        return self._run(plan, tensor, call)
 
-    async def answer(self, known: Known, raw: bytes, call: Call) -> tuple[bytes | memoryview, ...]:
-        """Answers a request as `Servicer` would.
+    def _run(
+        self, plan: Plan | None, tensor: tensor_pb2.Tensor, call: Call
+    ) -> Awaitable[Chunks] | None:
+        if plan is None:
+            return None
+        data = tensor.data  # each access makes a copy
+        return self._answer(plan, data, call) if len(data) == plan.nbytes else None
 
-        Args:
-            known: What `find` returned for it.
-            raw: The request.
-            call: The call.
-
-        Returns:
-            The reply, in chunks that make up its bytes.
-
-        Raises:
-            InvalidArgument: The numbers are not sound.
-            Overloaded: The server is full.
-            ServiceError: As the engine's.
-        """
-        asked = known.asked
-        rows = asked.rows
-        call.model, call.version = known.model
+    async def _answer(self, plan: Plan, data: bytes, call: Call) -> Chunks:
+        rows = plan.rows
         call.rows += rows
         admission = self._engine.admission
-        admission.enter(rows, known.size)
+        admission.enter(rows, plan.reserved)
         since = admission.now()
         try:
-            values = np.ndarray(asked.shape, asked.dtype, raw, len(known.head))
-            answers = await asked.compute(call, values)
+            outputs = await plan.compute(call, np.ndarray(plan.shape, plan.dtype, data))
         finally:
-            admission.leave(rows, known.size, since)
+            admission.leave(rows, plan.reserved, since)
         chunks: list[bytes | memoryview] = []
-        for name, head in asked.outputs:
-            array = answers[name]
-            # A view costs more than a copy of little.
-            small = array.nbytes <= _COPIED_BYTES
-            chunks += head, array.tobytes() if small else array.data.cast("B")
-        chunks.append(known.end + _timing(known.timing, call))
+        for name, head in plan.outputs:
+            array = outputs[name]
+            chunks += head, _content(array)
+        chunks.append(plan.identity + _timing(plan.timing, call))
         return tuple(chunks)
 
+    def _plan(self, model: Model, form: _Form) -> Plan | None:
+        plans = self._plans.get(model)
+        if plans is None:
+            plans = self._plans[model] = {}
+        plan = plans.get(form)
+        if plan is None:
+            make = self._make_encode if form[0] == "Encode" else self._make_decode
+            plan = make(model, *form[1:])
+            if plan is not None:
+                if len(plans) >= _MAX_PLANS:
+                    plans.clear()
+                plans[form] = plan
+        return plan
 
-def encoding(engine: Engine, models: Callable[[], Models]) -> Shortcut:
-    """Returns the shortcut of Encode."""
-    path = (_number(pb.EncodeRequest, "images"), *codec.TENSOR_OF_IMAGES, codec.DATA)
-    return Shortcut(engine, models, path, _asked_to_encode)
+    def _make_encode(
+        self, model: Model, dtype: int, sizes: tuple[int, ...], _image_format: int
+    ) -> Plan | None:
+        manifest = model.manifest
+        as_uint8 = dtype == tensor_pb2.DATA_TYPE_UINT8
+        if dtype not in _PLAIN or sizes[1:] not in codec.image_shapes(manifest.image_shape):
+            return None
+        if not self._fits(model, sizes[0]):
+            return None
+        rows, dim = sizes[0], manifest.latent_dim
+        inner = tensor_pb2.Tensor(dtype=tensor_pb2.DATA_TYPE_FLOAT32, shape=(rows, dim))
+        fields = pb.EncodeResponse.DESCRIPTOR.fields_by_name
+        names = ("mean",) if manifest.posterior == "delta" else ("mean", "log_var")
+        return self._made(
+            model,
+            _PLAIN[dtype],
+            (rows, *manifest.image_shape),
+            self._engine.encoding(model, None if as_uint8 else _check_pixels),
+            tuple(
+                (name, prefix((fields[name].number,), inner, codec.DATA, 4 * rows * dim))
+                for name in names
+            ),
+            pb.EncodeResponse(),
+            _ENCODE_TIMING,
+        )
+
+    def _make_decode(
+        self, model: Model, dtype: int, sizes: tuple[int, ...], image_format: int
+    ) -> Plan | None:
+        manifest = model.manifest
+        wanted = FORMATS.get(image_format)
+        if dtype != tensor_pb2.DATA_TYPE_FLOAT32 or wanted in (None, Format.PNG):
+            return None
+        if sizes[1:] != (manifest.latent_dim,) or not self._fits(model, sizes[0]):
+            return None
+        rows, image = sizes[0], manifest.image_shape
+        as_uint8 = wanted is Format.UINT8
+        out = tensor_pb2.DATA_TYPE_UINT8 if as_uint8 else tensor_pb2.DATA_TYPE_FLOAT32
+        size = rows * math.prod(image) * _PLAIN[out].itemsize
+        inner = tensor_pb2.Tensor(dtype=out, shape=(rows, *image))
+        return self._made(
+            model,
+            _PLAIN[dtype],
+            sizes,
+            self._engine.decoding(model, _check_latents, as_uint8=as_uint8),
+            (("image", prefix((_IMAGES, *codec.TENSOR_OF_IMAGES), inner, codec.DATA, size)),),
+            pb.DecodeResponse(),
+            _DECODE_TIMING,
+        )
+
+    def _made(
+        self,
+        model: Model,
+        dtype: np.dtype[Any],
+        shape: tuple[int, ...],
+        compute: Compute,
+        outputs: tuple[tuple[str, bytes], ...],
+        reply: Any,
+        timing: int,
+    ) -> Plan:
+        manifest, rows = model.manifest, shape[0]
+        reply.model.name, reply.model.version = manifest.name, manifest.version
+        return Plan(
+            rows,
+            dtype,
+            shape,
+            math.prod(shape) * dtype.itemsize,
+            rows * row_bytes(manifest),
+            compute,
+            outputs,
+            reply.SerializeToString(),
+            timing,
+        )
+
+    def _fits(self, model: Model, rows: int) -> bool:
+        return _LITTLE_ENDIAN and 1 <= rows <= self._max_rows(model)
 
 
-def decoding(engine: Engine, models: Callable[[], Models]) -> Shortcut:
-    """Returns the shortcut of Decode."""
-    path = (_number(pb.DecodeRequest, "latents"), codec.DATA)
-    return Shortcut(engine, models, path, _asked_to_decode)
-
-
-def _asked_to_encode(engine: Engine, model: Model, request: pb.EncodeRequest) -> Asked | None:
-    tensor = request.images.tensor
-    if request.draw or tensor.dtype == tensor_pb2.DATA_TYPE_FLOAT16:
-        return None  # the next one has another seed; float16 is not what graphs take
-    manifest = model.manifest
-    rows, dim = tensor.shape[0], manifest.latent_dim
-    as_uint8 = tensor.dtype == tensor_pb2.DATA_TYPE_UINT8
-    inner = tensor_pb2.Tensor(dtype=tensor_pb2.DATA_TYPE_FLOAT32, shape=(rows, dim))
-    return Asked(
-        rows,
-        np.dtype("u1" if as_uint8 else "<f4"),
-        (rows, *manifest.image_shape),
-        engine.encoding(model, None if as_uint8 else _check_pixels),
-        tuple(
-            (name, opening((_number(pb.EncodeResponse, name),), inner, codec.DATA, 4 * rows * dim))
-            for name in (("mean",) if manifest.posterior == "delta" else ("mean", "log_var"))
-        ),
-        pb.EncodeResponse(),
-    )
-
-
-def _asked_to_decode(engine: Engine, model: Model, request: pb.DecodeRequest) -> Asked | None:
-    tensor = request.latents
-    wanted = fields.format_of(request, model.manifest)
-    if wanted is Format.PNG or tensor.dtype == tensor_pb2.DATA_TYPE_FLOAT16:
-        return None
-    rows, image = tensor.shape[0], model.manifest.image_shape
-    as_uint8 = wanted is Format.UINT8
-    inner = tensor_pb2.Tensor(
-        dtype=tensor_pb2.DATA_TYPE_UINT8 if as_uint8 else tensor_pb2.DATA_TYPE_FLOAT32,
-        shape=(rows, *image),
-    )
-    path = (_number(pb.DecodeResponse, "images"), *codec.TENSOR_OF_IMAGES)
-    size = rows * math.prod(image) * (1 if as_uint8 else 4)
-    return Asked(
-        rows,
-        np.dtype("<f4"),
-        (rows, model.manifest.latent_dim),
-        engine.decoding(model, _check_latents, as_uint8=as_uint8),
-        (("image", opening(path, inner, codec.DATA, size)),),
-        pb.DecodeResponse(),
-    )
+# What goes to a graph without a conversion; float16 takes the long way.
+_PLAIN: Final[Mapping[int, np.dtype[Any]]] = {
+    tensor_pb2.DATA_TYPE_FLOAT32: np.dtype("<f4"),
+    tensor_pb2.DATA_TYPE_UINT8: np.dtype("u1"),
+}
 
 
 def _check_pixels(pixels: NDArray[np.float32]) -> None:
@@ -255,16 +242,15 @@ def _check_latents(latents: NDArray[np.float32]) -> None:
     codec.check_latents(latents, "latents")
 
 
-def _number(message: type[Message], field: str) -> int:
-    number: int = message.DESCRIPTOR.fields_by_name[field].number
-    return number
+def _content(array: NDArray[Any]) -> bytes | memoryview:
+    return array.tobytes() if array.nbytes <= _COPIED_BYTES else array.data.cast("B")
 
 
-def _timing(number: int, call: Call) -> bytes:
-    """A field with a Timing, as `servicer` fills it in."""
+def _timing(field: int, call: Call) -> bytes:
+    """A Timing field, as `Servicer` fills it in."""
     timing = call.timing
-    one, two, three, four = _TIMING_KEYS
+    one, two, three, four = _TIMING_TAGS
     total = time.monotonic() - call.arrived
     fields = _TIMING.pack(one, timing.queue, two, timing.compute, three, total, four)
     rows = varint(timing.batch_rows)
-    return key(number, len(fields) + len(rows)) + fields + rows
+    return tag(field, len(fields) + len(rows)) + fields + rows

@@ -1,6 +1,7 @@
 """Fields of requests, read and checked."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from bundle import Manifest
@@ -10,7 +11,8 @@ from service.api.codec import Format
 from service.engine.sampling import ANY_LABEL, Draw, fresh_seed
 from service.errors import InvalidArgument, NotForThisModel
 
-_FORMATS = {
+#: Formats of images by their number on the wire.
+FORMATS: Mapping[int, Format] = {
     pb.IMAGE_FORMAT_UNSPECIFIED: Format.FLOAT32,
     pb.IMAGE_FORMAT_FLOAT32: Format.FLOAT32,
     pb.IMAGE_FORMAT_UINT8: Format.UINT8,
@@ -78,7 +80,7 @@ def truncation_of(request: pb.SampleRequest) -> float | None:
 def format_of(request: Any, manifest: Manifest) -> Format:
     """How the images are to go out."""
     try:
-        wanted = _FORMATS[request.format]
+        wanted = FORMATS[request.format]
     except KeyError:
         raise InvalidArgument(
             "format", request.format, "FLOAT32 (1), UINT8 (2) or PNG (3)"

@@ -1,8 +1,8 @@
 """Turns request messages into reply messages. Knows protobuf and the engine, no transport.
 
 Every method takes a request message, or an iterator of them, and a `Call`; it returns its
-reply, or an iterator of replies, or raises a ServiceError. A reply is a message, or a
-`Spliced` one where it is large.
+reply, or an iterator of replies, or raises a ServiceError. A reply is a message, or chunks of
+a serialised one.
 """
 
 import dataclasses
@@ -19,10 +19,10 @@ from latentserve.v1 import tensor_pb2
 from service.api import codec, fields
 from service.api.codec import Format
 from service.api.describe import describe_model, describe_server
-from service.api.fast_path import decoding, encoding
+from service.api.fast_path import FastPath
 from service.api.fields import draw_of, format_of, whole
 from service.api.streams import in_order
-from service.api.wire import Spliced
+from service.api.wire import Chunks, nested, with_payload
 from service.engine.call import Call, Timing
 from service.engine.engine import Engine
 from service.engine.paths import traverse
@@ -70,15 +70,22 @@ class Servicer:
         engine: Computes.
         models: Returns the models being served now.
         settings: The limits.
+        fast_path: Whether Encode and Decode may be answered by plans.
     """
 
-    def __init__(self, engine: Engine, models: Callable[[], Models], settings: Settings):
+    def __init__(
+        self,
+        engine: Engine,
+        models: Callable[[], Models],
+        settings: Settings,
+        *,
+        fast_path: bool = True,
+    ):
         self._engine = engine
         self._models = models
         self._settings = settings
         self._most_rows: WeakKeyDictionary[Model, int] = WeakKeyDictionary()
-        #: For requests like one that came before, by the names of their RPCs.
-        self.shortcuts = {"Encode": encoding(engine, models), "Decode": decoding(engine, models)}
+        self._fast_path = FastPath(engine, self._max_rows) if fast_path else None
 
     async def get_server_info(
         self, _request: pb.GetServerInfoRequest, _call: Call
@@ -99,17 +106,23 @@ class Servicer:
         model = self._find(request.model, call)
         return pb.GetModelResponse(model=describe_model(model, self._settings))
 
-    def encode(self, request: pb.EncodeRequest, call: Call) -> Awaitable[pb.EncodeResponse]:
+    def encode(
+        self, request: pb.EncodeRequest, call: Call
+    ) -> Awaitable[pb.EncodeResponse | Chunks]:
         """Maps images to their posteriors."""
-        return self._encode(self._find(request.model, call), request, call)
+        model = self._find(request.model, call)
+        fast = self._fast_path and self._fast_path.encode(model, request, call)
+        return fast or self._encode(model, request, call)
 
     def decode(
         self, request: pb.DecodeRequest, call: Call
-    ) -> Awaitable[pb.DecodeResponse | Spliced]:
+    ) -> Awaitable[pb.DecodeResponse | Chunks]:
         """Maps latents to images."""
-        return self._decode(self._find(request.model, call), request, call)
+        model = self._find(request.model, call)
+        fast = self._fast_path and self._fast_path.decode(model, request, call)
+        return fast or self._decode(model, request, call)
 
-    async def sample(self, request: pb.SampleRequest, call: Call) -> pb.SampleResponse | Spliced:
+    async def sample(self, request: pb.SampleRequest, call: Call) -> pb.SampleResponse | Chunks:
         """Draws latents from the prior and decodes them."""
         model = self._find(request.model, call)
         rows = whole("count", request.count, 1, self._max_rows(model))
@@ -117,7 +130,7 @@ class Servicer:
 
     async def reconstruct(
         self, request: pb.ReconstructRequest, call: Call
-    ) -> pb.ReconstructResponse | Spliced:
+    ) -> pb.ReconstructResponse | Chunks:
         """Encodes images and decodes them again."""
         model = self._find(request.model, call)
         wanted = format_of(request, model.manifest)
@@ -132,7 +145,7 @@ class Servicer:
 
     async def interpolate(
         self, request: pb.InterpolateRequest, call: Call
-    ) -> pb.InterpolateResponse | Spliced:
+    ) -> pb.InterpolateResponse | Chunks:
         """Decodes a path from one image or latent to another."""
         model = self._find(request.model, call)
         wanted, on_arc = format_of(request, model.manifest), fields.on_arc(request)
@@ -152,7 +165,7 @@ class Servicer:
 
     async def traverse(
         self, request: pb.TraverseRequest, call: Call
-    ) -> pb.TraverseResponse | Spliced:
+    ) -> pb.TraverseResponse | Chunks:
         """Decodes a line or a grid along latent axes."""
         model = self._find(request.model, call)
         wanted = format_of(request, model.manifest)
@@ -207,13 +220,13 @@ class Servicer:
 
     def decode_stream(
         self, requests: AsyncIterator[pb.DecodeStreamRequest], call: Call
-    ) -> AsyncGenerator[pb.DecodeStreamResponse | Spliced, None]:
+    ) -> AsyncGenerator[pb.DecodeStreamResponse | Chunks, None]:
         """Decode, message for message."""
         find = self._pinned(call)
 
         async def answer(
             message: pb.DecodeStreamRequest, part: Call
-        ) -> pb.DecodeStreamResponse | Spliced:
+        ) -> pb.DecodeStreamResponse | Chunks:
             request = message.request
             reply = await self._decode(find(request.model), request, part)
             return _in_stream(pb.DecodeStreamResponse, reply)
@@ -222,7 +235,7 @@ class Servicer:
 
     def sample_stream(
         self, request: pb.SampleStreamRequest, call: Call
-    ) -> AsyncGenerator[pb.SampleStreamResponse | Spliced, None]:
+    ) -> AsyncGenerator[pb.SampleStreamResponse | Chunks, None]:
         """Sample, in chunks."""
         model, whole_request = self._find(request.request.model, call), request.request
         most = self._max_rows(model)
@@ -234,7 +247,7 @@ class Servicer:
             for start in range(0, count, size):
                 yield start, min(size, count - start)
 
-        async def answer(chunk: tuple[int, int], part: Call) -> pb.SampleStreamResponse | Spliced:
+        async def answer(chunk: tuple[int, int], part: Call) -> pb.SampleStreamResponse | Chunks:
             start, rows = chunk
             piece = pb.SampleRequest()
             piece.CopyFrom(whole_request)
@@ -263,7 +276,7 @@ class Servicer:
 
     async def _decode(
         self, model: Model, request: pb.DecodeRequest, call: Call
-    ) -> pb.DecodeResponse | Spliced:
+    ) -> pb.DecodeResponse | Chunks:
         wanted = format_of(request, model.manifest)
         z = self._latents(model, request.latents, "latents")
         call.rows += len(z)
@@ -275,7 +288,7 @@ class Servicer:
 
     async def _sample(
         self, model: Model, request: pb.SampleRequest, draw: Draw, call: Call
-    ) -> pb.SampleResponse | Spliced:
+    ) -> pb.SampleResponse | Chunks:
         wanted = format_of(request, model.manifest)
         label = fields.label_of(request, model.manifest)
         temperature = fields.temperature_of(request)
@@ -365,7 +378,7 @@ class Servicer:
 
     async def _with_images(
         self, reply: Pictured, pixels: Pixels, wanted: Format
-    ) -> Pictured | Spliced:
+    ) -> Pictured | Chunks:
         """Puts images into a reply that has everything else."""
         if wanted is Format.PNG:
             # Keeps the loop free of what takes long.
@@ -375,7 +388,8 @@ class Servicer:
         else:
             field = reply.DESCRIPTOR.fields_by_name["images"].number
             tensor, payload = codec.bare_tensor(pixels)
-            return Spliced(reply, (field, *codec.TENSOR_OF_IMAGES), tensor, codec.DATA, payload)
+            path = (field, *codec.TENSOR_OF_IMAGES)
+            return with_payload(reply, path, tensor, codec.DATA, payload)
         return reply
 
 
@@ -398,10 +412,10 @@ def _parts(
     return part
 
 
-def _in_stream(kind: type[Streamed], reply: Any) -> Streamed | Spliced:
+def _in_stream(kind: type[Streamed], reply: Any) -> Streamed | Chunks:
     """A reply as a message of a stream."""
-    if isinstance(reply, Spliced):
-        return reply.within(kind.DESCRIPTOR.fields_by_name["response"].number)
+    if isinstance(reply, tuple):
+        return nested(kind.DESCRIPTOR.fields_by_name["response"].number, reply)
     return kind(response=reply)
 
 

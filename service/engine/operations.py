@@ -75,20 +75,17 @@ class Operations:
         self._checked: dict[tuple[Operation, Check], Operation] = {}
 
     def checked(self, operation: Operation, check: Check) -> Operation:
-        """One operation of work, the one input of which is yet to be checked, and aligned."""
+        """An operation whose only input is validated in the batch, and not before."""
         made = self._checked.get((operation, check))
         if made is None:
-
-            def aligned(inputs: Arrays) -> Arrays:
-                ((name, rows),) = inputs.items()
-                # Bytes out of a request have no alignment.
-                return operation.before(inputs if rows.flags.aligned else {name: rows.copy()})
 
             def sound(inputs: Arrays) -> None:
                 for rows in inputs.values():
                     check(rows)
 
-            made = Operation(operation.graph, operation.outputs, aligned, operation.after, sound)
+            made = Operation(
+                operation.graph, operation.outputs, operation.before, operation.after, sound
+            )
             self._checked[operation, check] = made
         return made
 

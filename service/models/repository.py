@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from bundle import Bundle, BundleError, ModelFolder, find_models, open_bundle
 from service.errors import ModelNotFound, NotReady, StartError, shortened
@@ -40,13 +39,11 @@ class Models:
         default: Name that an empty name means, or empty where that is not loaded.
         loaded: The models by name, in alphabetical order, and version, the highest first.
         refused: What is not served.
-        known: What others remember of requests to them (`known.Shortcut`); it goes with them.
     """
 
     default: str = ""
     loaded: Mapping[str, Mapping[int, Model]] = field(default_factory=lambda: MappingProxyType({}))
     refused: tuple[Refused, ...] = ()
-    known: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __iter__(self) -> Iterator[Model]:
         for versions in self.loaded.values():

@@ -13,8 +13,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from service.api.fast_path import Shortcut
-from service.api.wire import Spliced
+from service.api.wire import Chunks, serialized
 from service.engine.call import Call
 from service.errors import DeadlineExceeded, InvalidArgument, NotReady, ServiceError
 from service.observe.logs import REQUEST_ID, clean_request_id, new_request_id
@@ -22,9 +21,6 @@ from service.observe.telemetry import NO_SPAN, Span, Telemetry
 from service.transport.status import CallFailed, RpcStatus
 
 _log = logging.getLogger(__name__)
-
-#: What makes up a message, in its order.
-Chunks = tuple[bytes | memoryview, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +38,6 @@ class Rpc:
         counted: Whether it is one of ours: metered, refused while draining and waited for.
             Health and reflection are not.
         public: Whether it needs no token.
-        shortcut: Answers requests like one that came before; None where there is none.
     """
 
     service: str
@@ -53,7 +48,6 @@ class Rpc:
     gives_stream: bool
     counted: bool = True
     public: bool = False
-    shortcut: Shortcut | None = None
 
     @property
     def path(self) -> str:
@@ -81,7 +75,6 @@ def rpcs_of(service: ServiceDescriptor, servicer: Any, **more: bool) -> list[Rpc
         servicer: Has a method for each RPC, by its name in snake case.
         more: `counted` and `public` of each.
     """
-    shortcuts: Mapping[str, Shortcut] = getattr(servicer, "shortcuts", {})
     return [
         Rpc(
             service.full_name,
@@ -90,7 +83,6 @@ def rpcs_of(service: ServiceDescriptor, servicer: Any, **more: bool) -> list[Rpc
             GetMessageClass(method.input_type),
             method.client_streaming,
             method.server_streaming,
-            shortcut=shortcuts.get(method.name),
             **more,
         )
         for method in service.methods
@@ -144,16 +136,7 @@ class Dispatcher:
         code = "OK"
         try:
             self._let_in(rpc, call)
-            shortcut = rpc.shortcut
-            if shortcut is None:
-                return _chunks(await rpc.answer(rpc.parse(raw), call))
-            known = shortcut.find(raw)
-            if known is not None:
-                return await shortcut.answer(known, raw, call)
-            request = rpc.parse(raw)
-            reply = await rpc.answer(request, call)
-            shortcut.learn(raw, request, call)
-            return _chunks(reply)
+            return serialized(await rpc.answer(rpc.parse(raw), call))
         except BaseException as error:
             code, failure = self._failed(rpc, call, span, error)
             if failure is None:
@@ -177,7 +160,7 @@ class Dispatcher:
             request = rpc.parse(raw) if isinstance(raw, bytes) else _parsed(rpc, raw)
             async with aclosing(rpc.answer(request, call)) as replies:
                 async for reply in replies:
-                    yield _chunks(reply)
+                    yield serialized(reply)
         except BaseException as error:
             code, failure = self._failed(rpc, call, span, error)
             if failure is None:
@@ -235,10 +218,6 @@ def new_call(metadata: Mapping[str, str], peer: str, deadline: float, now: float
     asked = metadata.get("x-request-id")
     request_id = (asked and clean_request_id(asked)) or new_request_id()
     return Call(deadline=deadline, metadata=metadata, peer=peer, request_id=request_id, arrived=now)
-
-
-def _chunks(reply: Any) -> Chunks:
-    return reply.chunks() if isinstance(reply, Spliced) else (reply.SerializeToString(),)
 
 
 async def _parsed(rpc: Rpc, raw: AsyncIterator[bytes]) -> AsyncGenerator[Message, None]:

@@ -7,7 +7,7 @@ import pytest
 
 from docs.make_api import FILES, PAGE, read_protos, render
 from latentserve.v1 import admin_service_pb2, latent_service_pb2, tensor_pb2
-from tests.program.test_architecture import ROOT
+from tests.support import ROOT
 
 MODULES = [latent_service_pb2, tensor_pb2, admin_service_pb2]
 

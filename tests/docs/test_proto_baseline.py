@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.program.test_architecture import ROOT
+from tests.support import ROOT
 
 pytestmark = pytest.mark.skipif(shutil.which("npx") is None, reason="there is no npx")
 

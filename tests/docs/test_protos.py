@@ -11,7 +11,7 @@ from grpc_tools import protoc
 
 from latentserve.compat.v1 import compat_pb2
 from latentserve.v1 import latent_service_pb2 as pb
-from tests.program.test_architecture import ROOT
+from tests.support import ROOT
 
 TWINS = [
     (compat_pb2.RpcStatus, status_pb2.Status),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.program.test_architecture import ROOT
+from tests.support import ROOT
 from tests.support.processes import latentserve
 
 pytestmark = pytest.mark.demo

@@ -13,7 +13,7 @@ from PIL import Image
 
 from latentserve._cli.png import grid
 from latentserve.client import Client
-from tests.program.test_architecture import ROOT
+from tests.support import ROOT
 from tests.support.processes import Server
 
 pytestmark = pytest.mark.skipif(shutil.which("npm") is None, reason="there is no npm")

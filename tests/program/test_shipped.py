@@ -9,7 +9,7 @@ import pytest
 from bundle import open_bundle
 from export.evaluate import Wanted, evaluate_path
 from latentserve.client import Client
-from tests.program.test_architecture import ROOT
+from tests.support import ROOT
 from tests.support.processes import Server, latentserve
 
 MODELS = ROOT / "models"

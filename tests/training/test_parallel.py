@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from tests.program.test_architecture import ROOT
+from tests.support import ROOT
 from tests.support.tiny_runs import SMALL
 from training.cli import main
 from training.errors import ConfigError

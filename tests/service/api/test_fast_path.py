@@ -1,308 +1,477 @@
-"""Requests like one that came before are answered as the first one was, without protobuf."""
+"""The fast path of Encode and Decode gives the replies and errors of the long way."""
 
 import asyncio
 import gc
+import random
 import weakref
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from types import MappingProxyType
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from google.protobuf.message import DecodeError
 
 from bundle import open_bundle
 from latentserve._client import codec
 from latentserve.v1 import latent_service_pb2 as pb
+from latentserve.v1 import tensor_pb2
+from service.api import fast_path
+from service.api.pictures import write_files
 from service.api.servicer import Servicer
-from service.api.wire import key, locate
+from service.api.wire import serialized, tag, varint
 from service.engine.admission import Admission
 from service.engine.call import Call
 from service.engine.engine import Engine
-from service.errors import InvalidArgument, Overloaded
+from service.errors import InvalidArgument, Overloaded, ServiceError
 from service.models.model import load_model
 from service.models.onnx import Device
 from service.models.repository import Models
 from service.observe.metrics import Metrics
 from service.observe.telemetry import Telemetry
 from service.settings import Settings
+from tests.service.models.test_reload import reload
 from tests.support.processes import Server
-from tests.support.stubs import stub_of
+from tests.support.stubs import files, stub_of
+from tests.support.tiny import write_tiny
 
-DIM = 32
-IMAGES_DATA = (2, 1, 3)  # EncodeRequest.images, Images.tensor, Tensor.data
+SHAPE, DIM = (1, 4, 4), 3
 RNG = np.random.default_rng(5)
+REPLIES = {pb.EncodeRequest: pb.EncodeResponse, pb.DecodeRequest: pb.DecodeResponse}
 
 
 class Bench:
-    """A servicer and its engine, without a transport."""
+    """Two servicers of the same models, with and without the fast path; no transport."""
 
-    def __init__(self, model, max_rows: int = 10_000):
-        self.models = Models("mnist", MappingProxyType({"mnist": {1: model}}))
-        telemetry = Telemetry(Metrics(), None, lambda *_: None)
-        self.engine = Engine(Admission(max_rows, 2**30), telemetry)
-        self.servicer = Servicer(self.engine, lambda: self.models, Settings())
+    def __init__(self, *loaded: Any, max_rows: int = 10_000):
+        self.serve(*loaded)
+        self.engine = Engine(
+            Admission(max_rows, 2**30), Telemetry(Metrics(), None, lambda *_: None)
+        )
+        self.fast, self.long = (
+            Servicer(self.engine, lambda: self.models, Settings(max_rows=300), fast_path=fast)
+            for fast in (True, False)
+        )
 
-    def shortcut(self, request):
-        return self.servicer.shortcuts["Encode" if is_encode(request) else "Decode"]
+    def serve(self, *loaded: Any) -> None:
+        """What a reload does: one reference is swapped."""
+        found: dict[str, dict[int, Any]] = {}
+        for model in loaded:
+            found.setdefault(model.manifest.name, {})[model.manifest.version] = model
+        newest_first = {name: dict(sorted(found[name].items(), reverse=True)) for name in found}
+        names = sorted(newest_first)
+        self.models = Models(
+            names[0], MappingProxyType({name: newest_first[name] for name in names})
+        )
 
-    async def ask(self, request):
-        """The long way, which the shortcut learns from."""
+    async def ask(self, servicer: Servicer, kind: Any, raw: bytes) -> Any:
+        """A reply without its timing, or an error as a caller sees it."""
         call = Call()
-        answer = self.servicer.encode if is_encode(request) else self.servicer.decode
-        reply = await answer(request, call)
-        self.shortcut(request).learn(request.SerializeToString(), request, call)
-        return reply if isinstance(reply, REPLIES) else read(request, reply.chunks())
+        try:
+            request = kind.FromString(raw)
+            answer = servicer.encode if kind is pb.EncodeRequest else servicer.decode
+            reply = REPLIES[kind].FromString(b"".join(serialized(await answer(request, call))))
+        except DecodeError:
+            return "no message"
+        except ServiceError as error:
+            return type(error), str(error)
+        assert reply.timing.total_seconds > 0
+        assert min(reply.timing.batch_rows, call.rows) > 0
+        assert (call.model, call.version) == (reply.model.name, reply.model.version)
+        reply.ClearField("timing")
+        if kind is pb.EncodeRequest and not request.HasField("seed"):
+            reply.ClearField("seed")  # a fresh one, and so another draw
+            reply.ClearField("z")
+        return reply
 
-    async def ask_again(self, request, raw=b""):
-        """The short way."""
+    async def both(self, request: Any, raw: bytes = b"") -> tuple[Any, Any]:
         raw = raw or request.SerializeToString()
-        known = self.shortcut(request).find(raw)
-        assert known is not None
-        return read(request, await self.shortcut(request).answer(known, raw, Call()))
+        kind = type(request)
+        return await self.ask(self.fast, kind, raw), await self.ask(self.long, kind, raw)
+
+    def has_plan(self, request: Any) -> bool:
+        """Whether a request is answered by the fast path; it is not, and is not run."""
+        kind = "encode" if isinstance(request, pb.EncodeRequest) else "decode"
+        model = self.models.find(request.model.name, request.model.version)
+        answer: Any = getattr(self.fast._fast_path, kind)(model, request, Call())
+        if answer is None:
+            return False
+        answer.close()
+        return True
 
 
-REPLIES = (pb.EncodeResponse, pb.DecodeResponse)
-
-
-def is_encode(request) -> bool:
-    return isinstance(request, pb.EncodeRequest)
-
-
-def read(request, chunks):
-    return REPLIES[not is_encode(request)].FromString(b"".join(chunks))
-
-
-def untimed(reply):
-    assert reply.timing.total_seconds > 0
-    assert reply.timing.batch_rows > 0
-    reply.ClearField("timing")
-    return reply
-
-
-def encode_request(array, **more) -> pb.EncodeRequest:
+def encode_request(array: Any, **more: Any) -> pb.EncodeRequest:
     request = pb.EncodeRequest(**more)
     request.images.tensor.CopyFrom(codec.to_tensor(array))
     return request
 
 
-def decode_request(array, **more) -> pb.DecodeRequest:
+def decode_request(array: Any, **more: Any) -> pb.DecodeRequest:
     return pb.DecodeRequest(latents=codec.to_tensor(array), **more)
 
 
-def some(rows: int, shape: tuple[int, ...], dtype) -> np.ndarray:
+def pixels(rows: int, shape: tuple[int, ...] = SHAPE, dtype: Any = np.float32) -> np.ndarray:
     if dtype == np.uint8:
         return RNG.integers(0, 256, (rows, *shape), dtype=np.uint8)
-    return RNG.random((rows, *shape), np.float32)
+    return RNG.random((rows, *shape)).astype(dtype)
+
+
+def latents(rows: int) -> np.ndarray:
+    return RNG.standard_normal((rows, DIM)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def model(models):
-    return load_model(open_bundle(models / "mnist" / "1"), Device("cpu"), threads=1)
+def loaded(tmp_path_factory) -> dict[str, Any]:
+    """Loaded models by their identity: two versions of `one`, and a second name before it."""
+    root = tmp_path_factory.mktemp("models")
+    for name, seed in (("one", 1), ("one", 2), ("early", 3)):
+        write_tiny(root / name, shape=SHAPE, dim=DIM, seed=seed)
+    return {
+        f"{path.parent.name}/{path.name}": load_model(open_bundle(path), Device("cpu"), threads=1)
+        for path in root.glob("*/*")
+    }
 
 
 @pytest.fixture
-def bench(model):
-    made = Bench(model)
+def bench(loaded):
+    made = Bench(loaded["one/1"])
     yield made
     made.engine.close()
 
 
-# ------------------------------------------------------------------- the answers
+# ------------------------------------------------------------------- the same answers
 
 
 @pytest.mark.parametrize("rows", [1, 3, 200])
-@pytest.mark.parametrize("shape", [(1, 28, 28), (28, 28), (784,)])
+@pytest.mark.parametrize("shape", [SHAPE, SHAPE[1:], (16,)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_the_second_encode_of_a_form_is_answered_as_the_long_way_would(bench, rows, shape, dtype):
+def test_an_encode_by_plan_gives_the_reply_of_the_long_way(bench, rows, shape, dtype):
     async def scene() -> None:
-        first, second = (encode_request(some(rows, shape, dtype)) for _ in range(2))
-        await bench.ask(first)
-        short = untimed(await bench.ask_again(second))
-        assert short == untimed(await bench.ask(second))
-        assert short.model.name == "mnist"
+        request = encode_request(pixels(rows, shape, dtype))
+        assert bench.has_plan(request)
+        by_plan, by_hand = await bench.both(request)
+        assert by_plan == by_hand
+        assert by_plan.mean.shape == [rows, DIM]
 
     asyncio.run(scene())
 
 
 @pytest.mark.parametrize("rows", [1, 200])
 @pytest.mark.parametrize("wanted", [pb.IMAGE_FORMAT_UNSPECIFIED, pb.IMAGE_FORMAT_UINT8])
-def test_the_second_decode_of_a_form_is_answered_as_the_long_way_would(bench, rows, wanted):
+def test_a_decode_by_plan_gives_the_reply_of_the_long_way(bench, rows, wanted):
     async def scene() -> None:
-        first, second = (
-            decode_request(some(rows, (DIM,), np.float32), format=wanted) for _ in range(2)
-        )
-        await bench.ask(first)
-        assert untimed(await bench.ask_again(second)) == untimed(await bench.ask(second))
+        request = decode_request(latents(rows), format=wanted)
+        assert bench.has_plan(request)
+        by_plan, by_hand = await bench.both(request)
+        assert by_plan == by_hand
+        assert by_plan.images.tensor.shape == [rows, *SHAPE]
 
     asyncio.run(scene())
 
 
-def test_numbers_may_stand_anywhere_in_a_request(bench):
-    async def scene() -> None:
-        images = some(2, (784,), np.float32)
-        request = encode_request(images, model=pb.ModelSelector(name="mnist", version=1))
-        # Field 1 after field 2, and an unknown one before: protobuf reads that too.
-        selector = request.model.SerializeToString()
-        body = encode_request(images).SerializeToString()
-        for before in (b"", key(99, 1) + b"x", key(99, 2) + b"xy", key(99, 3) + b"xyz"):
-            raw = before + body + key(1, len(selector)) + selector
-            call = Call()
-            await bench.servicer.encode(pb.EncodeRequest.FromString(raw), call)
-            bench.shortcut(request).learn(raw, request, call)
-            assert untimed(await bench.ask_again(request, raw)) == untimed(await bench.ask(request))
-
-    asyncio.run(scene())
-
-
-def test_bad_numbers_are_refused_in_the_same_words(bench):
+def test_values_out_of_range_are_refused_in_the_same_words(bench):
     async def scene() -> None:
         for request, value in (
-            (encode_request(some(3, (784,), np.float32)), 1.5),
-            (encode_request(some(3, (784,), np.float32)), np.nan),
-            (encode_request(some(3, (784,), np.float32)), -1.0),
-            # Of one that is computed in several batches, the one that is not sound is told of.
-            (encode_request(some(400, (784,), np.float32)), np.nan),
-            (decode_request(some(3, (DIM,), np.float32)), np.inf),
+            (encode_request(pixels(3)), 1.5),
+            (encode_request(pixels(3)), np.nan),
+            (encode_request(pixels(3)), -1.0),
+            # Computed in several batches: the one that holds the value fails.
+            (encode_request(pixels(290)), np.nan),
+            (decode_request(latents(3)), np.inf),
         ):
-            await bench.ask(request)
-            bad = type(request).FromString(request.SerializeToString())
-            tensor = bad.images.tensor if is_encode(bad) else bad.latents
+            tensor = request.images.tensor if hasattr(request, "images") else request.latents
             numbers = np.frombuffer(tensor.data, np.float32).copy()
             numbers[-1] = value
             tensor.data = numbers.tobytes()
-            texts = []
-            for way in (bench.ask, bench.ask_again):
-                with pytest.raises(InvalidArgument) as caught:
-                    await way(bad)
-                texts.append(str(caught.value))
-            assert texts[0] == texts[1]
+            assert bench.has_plan(request)
+            by_plan, by_hand = await bench.both(request)
+            assert by_plan == by_hand
+            assert by_plan[0] is InvalidArgument
             assert bench.engine.admission.rows == 0
 
     asyncio.run(scene())
 
 
-def test_a_full_server_refuses_known_requests_too(model):
-    bench = Bench(model, max_rows=5)
+def test_a_full_server_refuses_a_call_that_has_a_plan(loaded):
+    bench = Bench(loaded["one/1"], max_rows=5)
 
     async def scene() -> None:
-        request = encode_request(some(3, (784,), np.uint8))
-        await bench.ask(request)
+        request = encode_request(pixels(3, dtype=np.uint8))
+        assert bench.has_plan(request)
         async with bench.engine.admission.admitted(4, 1):
-            with pytest.raises(Overloaded):
-                await bench.ask_again(request)
+            refused, _ = await bench.both(request)
+            assert refused[0] is Overloaded
             assert bench.engine.admission.rows == 4
+        assert bench.engine.admission.rows == 0
 
     asyncio.run(scene())
     bench.engine.close()
 
 
-# ------------------------------------------------------------- what is remembered
+# ------------------------------------------------------------------------- the plans
 
 
-def test_what_the_next_request_has_otherwise_is_not_remembered(bench):
+def test_requests_that_need_more_than_a_graph_have_no_plan(bench):
     async def scene() -> None:
-        images = some(1, (784,), np.float32)
+        picture = write_files(pixels(1, dtype=np.uint8))
         for request in (
-            encode_request(images, draw=True, seed=7),
-            encode_request(images.astype(np.float16)),
-            decode_request(some(1, (DIM,), np.float32), format=pb.IMAGE_FORMAT_PNG),
+            encode_request(pixels(1), draw=True, seed=7),
+            encode_request(pixels(1, dtype=np.float16)),
+            pb.EncodeRequest(images=files(*picture)),
+            decode_request(latents(1), format=pb.IMAGE_FORMAT_PNG),
+            decode_request(latents(1).astype(np.float16)),
         ):
-            await bench.ask(request)
-            assert bench.shortcut(request).find(request.SerializeToString()) is None
+            assert not bench.has_plan(request)
+            without, by_hand = await bench.both(request)
+            assert without == by_hand
+            assert not isinstance(without, tuple)
 
     asyncio.run(scene())
 
 
-def test_another_form_of_the_same_length_is_not_taken_for_it(bench):
+def test_the_number_of_plans_of_a_model_is_bounded(bench):
     async def scene() -> None:
-        images = some(1, (784,), np.uint8)
-        request = encode_request(images, model=pb.ModelSelector(name="mnist"))
-        await bench.ask(request)
-        other = encode_request(images, model=pb.ModelSelector(name="mnisT"))
-        assert bench.shortcut(other).find(other.SerializeToString()) is None
-        drawn = encode_request(images, model=pb.ModelSelector(name="mni"), draw=True)
-        assert len(drawn.SerializeToString()) == len(request.SerializeToString())
-        assert bench.shortcut(drawn).find(drawn.SerializeToString()) is None
+        for rows in range(1, 290):
+            assert bench.has_plan(decode_request(latents(rows)))
+        (plans,) = bench.fast._fast_path._plans.values()
+        assert 0 < len(plans) <= fast_path._MAX_PLANS < 289
 
     asyncio.run(scene())
 
 
-def test_what_is_remembered_is_bounded_and_goes_with_the_models(bench):
+def test_plans_do_not_keep_a_model_that_is_no_longer_served(loaded, tmp_path):
+    path = write_tiny(tmp_path / "gone", shape=SHAPE, dim=DIM)
+    bench = Bench(load_model(open_bundle(path), Device("cpu"), threads=1))
+
     async def scene() -> None:
-        for rows in range(1, 300):
-            await bench.ask(decode_request(some(rows, (DIM,), np.float32)))
-        assert len(bench.models.known) <= 256
-        request = decode_request(some(299, (DIM,), np.float32))
-        await bench.ask_again(request)
-        gone = weakref.ref(bench.models)
-        bench.models = Models(bench.models.default, bench.models.loaded)
-        assert bench.shortcut(request).find(request.SerializeToString()) is None
+        await bench.both(encode_request(pixels(1)))
+        (model,) = bench.models
+        gone = weakref.ref(model)
+        del model
+        bench.serve(loaded["one/1"])
         gc.collect()
         assert gone() is None
 
     asyncio.run(scene())
+    bench.engine.close()
 
 
-def test_forms_of_one_length_are_bounded_and_the_newest_are_kept(bench):
+@pytest.mark.parametrize(("newcomer", "wanted"), [("one/2", ("one", 2)), ("early/1", ("early", 1))])
+@pytest.mark.parametrize("make", [decode_request, encode_request])
+def test_a_reload_during_a_call_changes_the_model_of_the_next_call(
+    bench, loaded, newcomer, wanted, make
+):
     async def scene() -> None:
-        images = some(1, (784,), np.uint8)
-        requests = [encode_request(images, seed=seed) for seed in range(100, 120)]
-        for request in requests:
-            await bench.ask(request)
-        (alike,) = bench.models.known.values()
-        assert len(alike) == 8
-        await bench.ask_again(requests[-1])
-        long = encode_request(images).SerializeToString() + key(99, 5000) + bytes(5000)
-        request = pb.EncodeRequest.FromString(long)
-        await bench.ask(request)
-        assert bench.shortcut(request).find(long) is None
+        request = make(latents(1) if make is decode_request else pixels(1))
+        raw = request.SerializeToString()
+        calls = [
+            asyncio.create_task(bench.ask(servicer, type(request), raw))
+            for servicer in (bench.fast, bench.fast, bench.long)
+        ]
+        await asyncio.sleep(0)
+        assert bench.engine.admission.rows == 3
+        bench.serve(loaded["one/1"], loaded[newcomer])
+        for reply in await asyncio.gather(*calls):
+            assert (reply.model.name, reply.model.version) == ("one", 1)
+        by_plan, by_hand = await bench.both(request)
+        assert by_plan == by_hand
+        assert (by_plan.model.name, by_plan.model.version) == wanted
 
     asyncio.run(scene())
 
 
-# ---------------------------------------------------------------- where bytes stand
+# ------------------------------------------------------- random requests, and reloads
 
-
-@given(
-    data=st.binary(max_size=300),
-    shape=st.lists(st.integers(-(2**63), 2**63 - 1), max_size=4),
-    name=st.text(max_size=200),
-    seed=st.none() | st.integers(0, 2**64 - 1),
+UNKNOWN = (
+    lambda draw: tag(99, 3) + draw.randbytes(3),
+    lambda draw: varint(98 << 3) + varint(draw.randrange(2**40)),
+    lambda draw: varint(97 << 3 | 5) + draw.randbytes(4),
+    lambda draw: varint(96 << 3 | 1) + draw.randbytes(8),
 )
-def test_bytes_are_found_where_they_stand(data, shape, name, seed):
-    request = pb.EncodeRequest(model=pb.ModelSelector(name=name), seed=seed)
-    request.images.tensor.data = data
-    request.images.tensor.shape.extend(shape)
-    raw = request.SerializeToString()
-    where = locate(raw, IMAGES_DATA)
-    # An empty field is not written at all.
-    assert (raw[where] if where is not None else b"") == data
-    assert where is not None or not data
 
 
-def test_bytes_that_stand_twice_or_nowhere_are_not_found():
-    raw = encode_request(some(1, (4,), np.uint8)).SerializeToString()
-    assert locate(raw, IMAGES_DATA) is not None
-    assert locate(raw + raw, IMAGES_DATA) is None  # protobuf merges them
-    assert locate(b"", IMAGES_DATA) is None
-    assert locate(pb.EncodeRequest(draw=True).SerializeToString(), IMAGES_DATA) is None
+def field(number: int, content: bytes) -> bytes:
+    return tag(number, len(content)) + content
 
 
-# ------------------------------------------------------------------- over the wire
+def some_tensor(draw: random.Random, wanted: tuple[int, ...], low: float, high: float) -> bytes:
+    """A tensor, every second one sound; a field may stand twice."""
+    sound = draw.random() < 0.6
+    rows = draw.choice((1, 1, 1, 2, 3, 70) if sound else (0, 1, 1, 2, 301))
+    inner = draw.choice((wanted, wanted, (int(np.prod(wanted)),)) if sound else (wanted, (2, 2)))
+    shape = [rows, *inner]
+    dtype = draw.choice((1, 1, 1, 2, 3 if high == 1.0 else 1) if sound else (0, 1, 1, 2, 3, 9))
+    numbers = np.random.default_rng(draw.randrange(2**32)).uniform(low, high, int(np.prod(shape)))
+    if not sound:
+        if draw.random() < 0.2:
+            shape = draw.choice(([-1, *inner], [2**62, *inner], []))
+        if draw.random() < 0.3 and numbers.size:
+            numbers[draw.randrange(numbers.size)] = draw.choice((np.nan, np.inf, -2.0, 1e7))
+    kind = {2: np.float16, 3: np.uint8}.get(dtype, np.float32)
+    with np.errstate(all="ignore"):
+        data = (numbers * 255 if kind is np.uint8 else numbers).astype(kind).tobytes()
+    if not sound and draw.random() < 0.2:
+        data = draw.choice((data[:-1], data + b"\0"))
+    parts = [varint(1 << 3) + varint(dtype), *(_dimension(draw, size) for size in shape)]
+    parts.append(field(3, data))
+    if draw.random() < 0.15:
+        # The last one wins, but for a dimension, which is one more.
+        parts.append(draw.choice(parts))
+    if draw.random() < 0.15:
+        draw.shuffle(parts)
+    return b"".join(parts)
 
 
-def test_known_requests_over_both_transports(each_server: Server):
+def _dimension(draw: random.Random, size: int) -> bytes:
+    number = varint(size % 2**64)
+    return field(2, number) if draw.random() < 0.5 else varint(2 << 3) + number
+
+
+def some_images(draw: random.Random) -> bytes:
+    """A oneof: the last member on the wire wins."""
+    tensor = field(1, some_tensor(draw, draw.choice((SHAPE, SHAPE, SHAPE[1:])), 0.0, 1.0))
+    shape = draw.choice((SHAPE, SHAPE, (1, 5, 4)))
+    content = write_files(np.full((1, *shape), draw.randrange(256), np.uint8))[0]
+    encoded = field(2, field(1, draw.choice((content, content, b"no picture"))))
+    return b"".join(
+        draw.choice(([tensor],) * 8 + ([encoded], [encoded, tensor], [tensor, encoded], []))
+    )
+
+
+def some_request(draw: random.Random) -> tuple[Any, bytes]:
+    """A request to Encode or Decode as bytes that protobuf would not always write."""
+    name = draw.choice((b"",) * 6 + (b"one",) * 6 + (b"early", b"none"))
+    version = draw.choice((0,) * 9 + (1, 1, 2, 3))
+    selector = field(1, field(1, name) + varint(2 << 3) + varint(version))
+    parts = [selector] if draw.random() < 0.7 else []
+    if draw.random() < 0.6:
+        kind: Any = pb.EncodeRequest
+        parts.append(field(2, some_images(draw)))
+        if draw.random() < 0.1:
+            number = pb.EncodeRequest.DESCRIPTOR.fields_by_name["draw"].number
+            parts.append(varint(number << 3) + varint(draw.randrange(2)))
+        if draw.random() < 0.1:
+            number = pb.EncodeRequest.DESCRIPTOR.fields_by_name["seed"].number
+            parts.append(varint(number << 3) + varint(draw.randrange(9)))
+    else:
+        kind = pb.DecodeRequest
+        parts.append(field(2, some_tensor(draw, (DIM,), -2.0, 2.0)))
+        if draw.random() < 0.5:
+            number = pb.DecodeRequest.DESCRIPTOR.fields_by_name["format"].number
+            parts.append(varint(number << 3) + varint(draw.choice((0, 1, 2, 2, 3, 7))))
+    if draw.random() < 0.15:
+        parts.append(draw.choice(parts))
+    if draw.random() < 0.15:
+        parts.append(draw.choice(UNKNOWN)(draw))
+    if draw.random() < 0.3:
+        draw.shuffle(parts)
+    raw = b"".join(parts)
+    return kind, raw[:-1] if draw.random() < 0.02 else raw
+
+
+def differential(loaded: dict[str, Any], count: int, seed: int) -> None:
+    """Random requests by the fast path and the long way, with reloads in between."""
+    draw = random.Random(seed)
+    sets = (("one/1",), ("one/1", "one/2"), ("early/1", "one/1"), ("one/2",), tuple(loaded))
+    bench = Bench(loaded["one/1"])
+    outcomes = {"reply": 0, "error": 0}
+    by_plan = 0
+
+    async def scene() -> None:
+        nonlocal by_plan
+        for index in range(count):
+            if index % 50 == 0:
+                bench.serve(*(loaded[name] for name in draw.choice(sets)))
+            kind, raw = some_request(draw)
+            fast = await bench.ask(bench.fast, kind, raw)
+            assert fast == await bench.ask(bench.long, kind, raw), (seed, index, kind, raw)
+            outcomes["error" if isinstance(fast, tuple) else "reply"] += 1
+            with suppress(DecodeError, ServiceError):
+                by_plan += bench.has_plan(kind.FromString(raw))
+        assert bench.engine.admission.rows == 0
+
+    asyncio.run(scene())
+    bench.engine.close()
+    # Neither side of the comparison may be small.
+    assert min(*outcomes.values(), by_plan) > count // 5, (outcomes, by_plan)
+
+
+def test_random_requests_get_the_same_reply_by_the_fast_path_and_the_long_way(loaded):
+    differential(loaded, 2_000, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2, 6))
+def test_many_random_requests_get_the_same_reply_by_both(loaded, seed):
+    differential(loaded, 5_000, seed)
+
+
+# ----------------------------------------------------------------------- over a real port
+
+
+@pytest.mark.parametrize("newcomer", ["one", "early"])
+def test_a_call_in_flight_across_a_reload_decides_nothing_for_later_ones(tmp_path, newcomer):
+    """A new version of the model, or a model that becomes the default one."""
+    request = decode_request(latents(1))
+    for attempt in range(5):
+        models = tmp_path / str(attempt)
+        write_tiny(models / "one", shape=SHAPE, dim=DIM, seed=1)
+        arguments = ("--admin", "--versions", "all", "--batch-window-seconds", "1")
+        with (
+            Server(models, tmp_path / "log", *arguments) as server,
+            ThreadPoolExecutor(1) as pool,
+            stub_of(server.target) as stub,
+        ):
+            server.wait_until_serving()
+            write_tiny(models / newcomer, shape=SHAPE, dim=DIM, seed=2)
+            first = pool.submit(stub.Decode, request)
+            reload(server)
+            in_flight = not first.done()
+            before, after = first.result(), stub.Decode(request)
+        if in_flight:  # else the reload took longer than the batch window
+            break
+    assert in_flight
+    assert (before.model.name, before.model.version) == ("one", 1)
+    wanted = {"one": ("one", 2), "early": ("early", 1)}[newcomer]
+    assert (after.model.name, after.model.version) == wanted
+    assert after.images != before.images
+
+
+def test_the_last_member_of_a_oneof_counts_as_protobuf_says(each_server: Server):
+    """A tensor and then picture files: the files are what is encoded."""
+    tensor = tensor_pb2.Images(tensor=codec.to_tensor(np.ones((1, 784), np.float32)))
+    encoded = files(*write_files(np.zeros((1, 1, 28, 28), np.uint8)))
+    with stub_of(each_server.target) as stub, grpc.insecure_channel(each_server.target) as channel:
+        encode = channel.unary_unary(
+            "/latentserve.v1.LatentService/Encode",
+            request_serializer=lambda raw: raw,
+            response_deserializer=pb.EncodeResponse.FromString,
+        )
+        means = {
+            source: stub.Encode(pb.EncodeRequest(images=images)).mean
+            for source, images in (("tensor", tensor), ("encoded", encoded))
+        }
+        assert means["tensor"] != means["encoded"]
+        for first, last in ((tensor, encoded), (encoded, tensor)):
+            both = first.SerializeToString() + last.SerializeToString()
+            for _ in range(2):
+                reply = encode(field(2, both))
+                assert reply.mean == means[last.WhichOneof("source")]
+
+
+def test_calls_by_plan_over_both_transports(each_server: Server):
     with stub_of(each_server.target) as stub:
+        dim = 32
         for rows in (1, 70):
-            images = [some(rows, (784,), np.float32) for _ in range(3)]
-            alike = [stub.Encode(encode_request(each)) for each in images]
-            for number, (each, reply) in enumerate(zip(images, alike, strict=True)):
-                # A seed that nothing is drawn with makes each the first of its form.
-                other = stub.Encode(encode_request(each, seed=number))
-                assert other.mean.data == reply.mean.data
-                assert other.log_var.data == reply.log_var.data
-                assert reply.mean.shape == [rows, DIM]
+            images = [pixels(rows, (784,)) for _ in range(3)]
+            replies = [stub.Encode(encode_request(batch)) for batch in images]
+            for batch, reply in zip(images, replies, strict=True):
+                drawn = stub.Encode(encode_request(batch, draw=True, seed=1))  # the long way
+                assert drawn.mean == reply.mean
+                assert drawn.log_var == reply.log_var
+                assert reply.mean.shape == [rows, dim]
         bad = images[0].copy()
         bad[-1, -1] = 2
         with pytest.raises(grpc.RpcError) as caught:
