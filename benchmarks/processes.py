@@ -24,10 +24,11 @@ class Program:
     """A program that runs until it is stopped.
 
     Args:
-        command: What to start, in the root of the checkout.
+        command: What to start.
         name: Of its log, `benchmarks/.cache/logs/NAME.log`.
         env: Variables beside those of this process.
         stdin: Whether to write to it.
+        root: The checkout whose packages it imports; this one by default.
     """
 
     def __init__(
@@ -36,13 +37,14 @@ class Program:
         name: str,
         env: Mapping[str, str] | None = None,
         stdin: bool = False,
+        root: Path | None = None,
     ):
         self.log = CACHE / "logs" / f"{name}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.log.open("w")
         self.process = subprocess.Popen(
             [str(each) for each in command],
-            cwd=ROOT,
+            cwd=root or ROOT,
             env={**os.environ, **(env or {})},
             stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,14 +25,16 @@ class Ours(Server):
     Args:
         name: In the table.
         arguments: More for its command line.
+        checkout: Whose server; this one's by default.
     """
 
     # Timing.batch_rows has one byte or two.
     slack_bytes = 2
 
-    def __init__(self, name: str, arguments: Sequence[str] = ()):
+    def __init__(self, name: str, arguments: Sequence[str] = (), checkout: Path | None = None):
         super().__init__(name)
         self._arguments = arguments
+        self._checkout = checkout
 
     def launch(self) -> Program:
         """See `Server`."""
@@ -39,6 +42,7 @@ class Ours(Server):
             [sys.executable, "-m", "latentserve", "serve", "--models", models(), "--port", "0",
              "--http-port", "0", "--log-level", "warning", *self._arguments],
             self.name,
+            root=self._checkout,
         )  # fmt: skip
         self.port = int(program.line("listening on").rpartition(":")[2])
         return program

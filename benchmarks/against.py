@@ -1,0 +1,109 @@
+"""This checkout's server beside that of another one: what a change costs.
+
+    python -m benchmarks.against ../before --pairs 9 --shapes encode-1
+
+Both servers run on the same bundle and are loaded in turn, the order of a pair changing from
+pair to pair, so that what else the machine does meets both. Told are the median of the pairs'
+ratios of server CPU a call and of their differences, each with a confidence interval that makes
+no assumption on their distribution (order statistics, at least 95 %; with 9 pairs 96 %).
+"""
+
+import argparse
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import h2load
+from benchmarks.graphs import models
+from benchmarks.machine import machine
+from benchmarks.servers.ours import Ours
+from benchmarks.shapes import Shape, named
+
+_CONFIDENCE = 0.95
+_FEWEST_PAIRS = 6  # fewer have no interval of that confidence
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Confidence interval of the median by order statistics (David and Nagaraja, 7.1).
+
+    Args:
+        values: At least six independent measurements.
+    """
+    ordered, count = sorted(values), len(values)
+    inside, rank = 1.0, 0
+    while True:
+        # How likely the median is outside of the ordered values rank to count - 1 - rank.
+        narrower = inside - 2.0 * math.comb(count, rank) / 2.0**count
+        if narrower < _CONFIDENCE:
+            break
+        inside, rank = narrower, rank + 1
+    rank = max(rank - 1, 0)
+    return ordered[rank], ordered[-1 - rank]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs it; see the top of the file."""
+    options = _parser().parse_args(arguments)
+    if not (options.checkout / "latentserve").is_dir() or options.pairs < _FEWEST_PAIRS:
+        print(f"wanted a checkout and at least {_FEWEST_PAIRS} pairs", file=sys.stderr)
+        return 2
+    if not h2load.available():
+        print("h2load: not found, wanted Debian's package nghttp2-client", file=sys.stderr)
+        return 2
+    models()
+    before, after = Ours("before", checkout=options.checkout), Ours("after")
+    print(machine(), flush=True)
+    try:
+        before.start()
+        after.start()
+        for shape in named(options.shapes):
+            print(_compare(before, after, shape, options.pairs, options.seconds), flush=True)
+    finally:
+        before.stop()
+        after.stop()
+    return 0
+
+
+def _compare(before: Ours, after: Ours, shape: Shape, pairs: int, seconds: float) -> str:
+    """Measures both, and tells the figures of one shape in a line."""
+    took: dict[str, list[float]] = {before.name: [], after.name: []}
+    for number in range(pairs):
+        for server in (before, after) if number % 2 else (after, before):
+            measured = server.measure(shape, seconds)
+            took[server.name].append(1e6 * measured.cpu_seconds / measured.calls)
+    old, new = took[before.name], took[after.name]
+    ratios = [mine / theirs for theirs, mine in zip(old, new, strict=True)]
+    differences = [mine - theirs for theirs, mine in zip(old, new, strict=True)]
+    return (
+        f"{shape.name:<22} CPU a call {statistics.median(old):7.1f} -> "
+        f"{statistics.median(new):7.1f} us, ratio {statistics.median(ratios):.3f} "
+        "[{:.3f}, {:.3f}]".format(*interval(ratios))
+        + f", difference {statistics.median(differences):+.1f} us "
+        + "[{:+.1f}, {:+.1f}]".format(*interval(differences))
+        + f" ({pairs} pairs)"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.against", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("checkout", type=Path, help="the other checkout, such as a git worktree")
+    parser.add_argument(
+        "--shapes",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="NAME,...",
+        help="beginnings of names, such as encode-1,decode-1024-uint8 (default: all)",
+    )
+    parser.add_argument("--pairs", type=int, default=9, help="default: %(default)s")
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="of each load (default: %(default)g)"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
