@@ -99,7 +99,7 @@ class FastPath:
         if request.draw or images.WhichOneof("source") != "tensor":
             return None
         tensor = images.tensor
-        plan = self._plan(model, ("Encode", tensor.dtype, tuple(tensor.shape), 0))
+        plan = self._plan(model, ("Encode", tensor.dtype, tuple(tensor.shape[:]), 0))
         return self._run(plan, tensor, call)
 
     def decode(
@@ -107,7 +107,7 @@ class FastPath:
     ) -> Awaitable[Chunks] | None:
         """Answers a Decode request, or returns None where it has to go the long way."""
         tensor = request.latents
-        plan = self._plan(model, ("Decode", tensor.dtype, tuple(tensor.shape), request.format))
+        plan = self._plan(model, ("Decode", tensor.dtype, tuple(tensor.shape[:]), request.format))
         return self._run(plan, tensor, call)
 
     def _run(

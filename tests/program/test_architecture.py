@@ -1,6 +1,8 @@
-"""Which package may know which, what the wheel holds, and where torch may not be."""
+"""Which folder may import which, what the wheel holds, and where torch may not be."""
 
 import ast
+import functools
+import graphlib
 import os
 import re
 import subprocess
@@ -13,18 +15,25 @@ import pytest
 
 from tests.support import ROOT
 
-OURS = {"latentserve", "bundle", "common", "service", "training", "export"}
+#: What each package may import of the others.
 ALLOWED = {
-    "latentserve": {"latentserve"},
-    "bundle": {"bundle"},
-    "common": {"common"},
-    "service": {"service", "bundle", "latentserve", "common"},
-    "training": {"training", "latentserve", "common"},
-    "export": {"export", "training", "service", "bundle", "latentserve"},
+    "common": set(),
+    "bundle": set(),
+    "latentserve": set(),
+    "service": {"bundle", "common", "latentserve"},
+    "training": {"common", "latentserve"},
+    "export": {"bundle", "common", "latentserve", "service/models", "training"},
+}
+#: Folders of a package, each of which may import those before it. Modules that stand directly
+#: in a package belong to the highest folder that they import, however indirectly.
+LAYERS = {
+    "service": ("models", "engine", {"api", "observe"}, "transport", "workers"),
+    "latentserve": ({"v1", "compat"}, "_client", "_jobs", "_cli"),
+    "training": ("data", "model", "measure", "report"),
 }
 THIRD_PARTY = {
-    # pyarrow where it is installed: Parquet files of jobs.
-    "latentserve": {"grpc", "google", "numpy", "pyarrow"},
+    # pyarrow and Pillow where they are installed: Parquet files of jobs, pictures in sheets.
+    "latentserve": {"PIL", "grpc", "google", "numpy", "pyarrow"},
     "bundle": {"numpy", "pydantic"},
     "common": {"PIL", "numpy"},
     "service": {
@@ -36,90 +45,155 @@ THIRD_PARTY = {
 }  # fmt: skip
 
 
-def imports(path: Path) -> set[str]:
+class Tree:
+    """The modules of the checkout, what they import, and where.
+
+    Imports inside of functions and under TYPE_CHECKING count: who reads a module has to know
+    what it names.
+    """
+
+    def __init__(self) -> None:
+        self.modules: dict[str, set[str]] = {}
+        paths = {
+            _module(path): path for package in ALLOWED for path in (ROOT / package).rglob("*.py")
+        }
+        for module, path in paths.items():
+            self.modules[module] = {
+                name
+                if name in paths
+                else name.rpartition(".")[0]
+                if name.rpartition(".")[0] in paths
+                else name
+                for name in _imports(path)
+            } - {module}
+
+    def of(self, folder: str) -> dict[str, set[str]]:
+        """Modules in a folder or below it, and what each imports."""
+        prefix = folder.replace("/", ".")
+        return {
+            module: names
+            for module, names in self.modules.items()
+            if module == prefix or module.startswith(f"{prefix}.")
+        }
+
+
+def _module(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imports(path: Path) -> set[str]:
+    """Full names of what a file imports: `from a import b` is `a.b`."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module, f"{path}: a relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
 
-def sources(package: str) -> list[Path]:
-    return sorted((ROOT / package).rglob("*.py"))
+@pytest.fixture(scope="module")
+def tree() -> Tree:
+    return Tree()
 
 
-@pytest.mark.parametrize("package", sorted(OURS))
-def test_dependencies_point_one_way(package):
-    for path in sources(package):
-        tops = {name.partition(".")[0] for name in imports(path)}
-        assert tops & OURS <= ALLOWED[package], path
-        outside = tops - OURS - set(sys.stdlib_module_names)
-        assert outside <= THIRD_PARTY[package], path
+@pytest.mark.parametrize("package", sorted(ALLOWED))
+def test_packages_import_one_another_one_way(tree, package):
+    allowed = tuple(each.replace("/", ".") for each in (*ALLOWED[package], package))
+    for module, names in tree.of(package).items():
+        for name in names:
+            top = name.partition(".")[0]
+            if top in ALLOWED:
+                assert name.startswith(allowed), f"{module} imports {name}"
+            else:
+                standard = top in sys.stdlib_module_names
+                assert standard or top in THIRD_PARTY[package], f"{module} imports {name}"
+
+
+def test_no_modules_import_one_another_in_a_circle(tree):
+    ours = {module: names & tree.modules.keys() for module, names in tree.modules.items()}
+    try:
+        graphlib.TopologicalSorter(ours).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("package", sorted(LAYERS))
+def test_folders_of_a_package_import_those_below_them_alone(tree, package):
+    ranks = {
+        f"{package}.{folder}": rank
+        for rank, layer in enumerate(LAYERS[package])
+        for folder in (layer if isinstance(layer, set) else {layer})
+    }
+    there = {
+        f"{package}.{path.name}" for path in (ROOT / package).iterdir() if any(path.rglob("*.py"))
+    }
+    assert ranks.keys() == there
+
+    def folder_of(module: str) -> str:
+        return ".".join(module.split(".")[:2])
+
+    @functools.cache
+    def rank(module: str) -> int:
+        """That of its folder; of a module beside the folders, the highest that it imports."""
+        if folder_of(module) in ranks:
+            return ranks[folder_of(module)]
+        return max([rank(name) for name in tree.modules[module] & modules.keys()], default=-1)
+
+    modules = tree.of(package)
+    for module, names in modules.items():
+        for name in names & modules.keys():
+            assert rank(name) <= rank(module), f"{module} imports {name}"
+            same = folder_of(name) == folder_of(module)
+            beside = {folder_of(name), folder_of(module)} - ranks.keys()
+            assert same or beside or rank(name) < rank(module), f"{module} imports {name}"
 
 
 @pytest.mark.parametrize(
-    ("module", "home"),
+    ("library", "home"),
     [
-        ("onnxruntime", "service/models/onnx.py"),
-        ("grpc", "service/transport/"),
-        ("hpack", "service/transport/http2/"),
-        ("uvloop", "service/server.py"),
-        ("grpc_health", "service/transport/"),
-        ("prometheus_client", "service/metrics"),
-        ("opentelemetry", "service/observe/tracing.py"),
-        ("PIL", "service/api/pictures.py"),
+        ("onnxruntime", "service/models"),
+        ("PIL", "service/api"),
+        ("prometheus_client", "service/observe"),
+        ("opentelemetry", "service/observe"),
+        ("grpc", "service/transport"),
+        ("grpc_health", "service/transport"),
+        ("hpack", "service/transport/http2"),
     ],
 )
-def test_only_one_place_of_the_service_knows(module, home):
+def test_one_folder_of_the_service_knows_a_library(tree, library, home):
     knowing = {
-        str(path.relative_to(ROOT))
-        for path in sources("service")
-        if any(name.partition(".")[0] == module for name in imports(path))
+        module
+        for module, names in tree.of("service").items()
+        if any(name.partition(".")[0] == library for name in names)
     }
     assert knowing
-    assert all(path.startswith(home) for path in knowing)
+    assert knowing <= tree.of(home).keys()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "admission", "batcher", "call", "draw", "engine", "errors", "kinds", "likelihood",
-        "limits", "model", "noise", "paths", "runtime", "scoring", "store", "versions",
-    ],
-)  # fmt: skip
-def test_the_engine_knows_neither_grpc_nor_protobuf(name):
-    known = imports(ROOT / "service" / f"{name}.py")
-    assert not {each for each in known if each.split(".")[0] in {"grpc", "google"}}
-    assert not {each for each in known if each.startswith("latentserve.v1")}
+@pytest.mark.parametrize("folder", ["service/models", "service/engine"])
+def test_inference_knows_neither_grpc_nor_protobuf(tree, folder):
+    for module, names in tree.of(folder).items():
+        wire = [name for name in names if name.startswith(("grpc", "google", "latentserve.v1"))]
+        assert not wire, module
 
 
-@pytest.mark.parametrize(
-    "name", ["admin", "codec", "descriptions", "questions", "servicer", "streams", "telemetry"]
-)
-def test_the_servicer_knows_no_transport(name):
-    known = imports(ROOT / "service" / f"{name}.py")
-    assert not {each for each in known if each.startswith(("grpc", "service.transport"))}
+@pytest.mark.parametrize("folder", ["training/report", "training/data"])
+def test_data_and_reports_know_arrays_and_no_torch(tree, folder):
+    for module, names in tree.of(folder).items():
+        assert not {name for name in names if name.split(".")[0] == "torch"}, module
 
 
-@pytest.mark.parametrize("part", ["report", "evaluation.py", "generation.py", "folder.py"])
-def test_what_is_measured_and_shown_knows_arrays_and_no_torch(part):
-    path = ROOT / "training" / part
-    for file in path.rglob("*.py") if path.is_dir() else [path]:
-        assert not {name for name in imports(file) if name.split(".")[0] == "torch"}, file
-        assert not imports(file) & {"training.trainer", "training.model.vae", "training.train"}, (
-            file
-        )
-
-
-def test_one_file_of_the_library_names_the_application():
-    naming = set()
-    for path in sources("latentserve"):
-        text = path.read_text()
-        if any(f'"{package}.cli"' in text for package in ("training", "export", "service")):
-            naming.add(path.name)
-    assert naming == {"_app.py"}
+def test_one_module_of_the_library_names_the_application():
+    naming = [
+        path
+        for path in (ROOT / "latentserve").rglob("*.py")
+        if any(f'"{package}.cli"' in path.read_text() for package in ALLOWED)
+    ]
+    assert len(naming) == 1
+    assert naming[0].parent == ROOT / "latentserve" / "_cli"
 
 
 def child(code: str, python: str = sys.executable, **environment: str) -> str:
