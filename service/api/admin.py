@@ -1,4 +1,4 @@
-"""Answers the RPCs of AdminService."""
+"""The RPCs of AdminService."""
 
 from collections.abc import Awaitable, Callable, Iterable
 
@@ -13,18 +13,17 @@ Reload = Callable[[], Awaitable[tuple[Models, Models]]]
 
 
 class AdminServicer:
-    """Lets an operator change a running server.
+    """The RPCs of AdminService.
 
     Args:
-        reload: Looks through the models folder again; returns what was served before
-            and what is served now.
+        reload: Rescans the models folder; returns the models served before and after.
     """
 
     def __init__(self, reload: Reload):
         self._reload = reload
 
     async def reload(self, _request: admin.ReloadRequest, _call: Call) -> admin.ReloadResponse:
-        """Looks through the models folder again.
+        """Rescans the models folder and serves what is wanted of it.
 
         Raises:
             NotReady: The folder cannot be read, or has no default model.

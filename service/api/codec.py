@@ -1,4 +1,4 @@
-"""Tensors and pictures on the wire to NumPy arrays and back, checked on the way in."""
+"""Tensors and pictures on the wire to NumPy arrays and back, validated on the way in."""
 
 import enum
 import functools
@@ -12,7 +12,7 @@ from latentserve.v1 import tensor_pb2
 from service.api import pictures
 from service.errors import InvalidArgument
 
-#: Far beyond every latent that means something, and no graph overflows on it.
+#: Largest absolute value of a latent: far beyond any prior, and no graph overflows on it.
 MAX_LATENT = 1e6
 
 _DTYPES: dict[int, np.dtype[np.generic]] = {
@@ -21,7 +21,7 @@ _DTYPES: dict[int, np.dtype[np.generic]] = {
     tensor_pb2.DATA_TYPE_UINT8: np.dtype("u1"),
 }
 
-#: Numbers of the fields from Images to its tensor, and of a tensor's data.
+#: Field numbers: the path from Images to its tensor, and a tensor's data.
 TENSOR_OF_IMAGES = (tensor_pb2.Images.DESCRIPTOR.fields_by_name["tensor"].number,)
 DATA = tensor_pb2.Tensor.DESCRIPTOR.fields_by_name["data"].number
 
@@ -31,7 +31,7 @@ Pixels = NDArray[np.float32] | NDArray[np.uint8]
 
 
 class Format(enum.Enum):
-    """How images go out."""
+    """Format of the images in a reply."""
 
     FLOAT32 = enum.auto()
     UINT8 = enum.auto()
@@ -39,12 +39,12 @@ class Format(enum.Enum):
 
     @property
     def as_uint8(self) -> bool:
-        """Whether pixels are 0 to 255."""
+        """Whether pixels are uint8, 0 to 255."""
         return self is not Format.FLOAT32
 
 
 def rows_stated(images: tensor_pb2.Images) -> int:
-    """How many rows images say they are, unchecked; at least 1."""
+    """Number of images as their shape or files state it, not validated; at least 1."""
     shape = images.tensor.shape  # empty, where there is no tensor
     return max(1, shape[0] if shape else len(images.encoded.files))
 
@@ -52,20 +52,20 @@ def rows_stated(images: tensor_pb2.Images) -> int:
 def read_images(
     images: tensor_pb2.Images, field: str, shape: tuple[int, int, int], max_rows: int
 ) -> Pixels:
-    """Reads the images of a request.
+    """Reads and validates the images of a request.
 
     Args:
-        images: As sent.
-        field: Its path in the request, for the error.
+        images: The message.
+        field: Its path in the request, for errors.
         shape: C, H and W of the model.
-        max_rows: Most rows allowed.
+        max_rows: Limit on N.
 
     Returns:
         [N, C, H, W]; uint8, or float32 in [0, 1].
 
     Raises:
-        InvalidArgument: No images, or wrong dtype, shape, byte count, range or
-            number of rows, or a file that is no such picture.
+        InvalidArgument: No images; wrong dtype, shape, byte count, range or number of
+            rows; or a file that is not such a picture.
     """
     source = images.WhichOneof("source")
     if source is None:
@@ -91,10 +91,10 @@ def read_images(
 
 
 def check_pixels(pixels: NDArray[np.float32], field: str) -> None:
-    """Checks that pixels are in [0, 1].
+    """Validates that pixels are in [0, 1].
 
     Raises:
-        InvalidArgument: They are not.
+        InvalidArgument: One is outside, or NaN.
     """
     _check_range(pixels, field, 0.0, 1.0, "values from 0 to 1 (or UINT8)")
 
@@ -102,17 +102,20 @@ def check_pixels(pixels: NDArray[np.float32], field: str) -> None:
 def read_latents(
     tensor: tensor_pb2.Tensor, field: str, dim: int, max_rows: int
 ) -> NDArray[np.float32]:
-    """Reads the latents of a request, float32 [N, D].
+    """Reads and validates the latents of a request.
 
     Args:
-        tensor: As sent.
-        field: Its path in the request, for the error.
+        tensor: The message.
+        field: Its path in the request, for errors.
         dim: D of the model.
-        max_rows: Most rows allowed.
+        max_rows: Limit on N.
+
+    Returns:
+        float32 [N, D].
 
     Raises:
-        InvalidArgument: Wrong dtype, shape, byte count or number of rows, or a
-            value that is not finite or above MAX_LATENT in size.
+        InvalidArgument: Wrong dtype, shape, byte count or number of rows, or a value
+            that is not finite or exceeds MAX_LATENT.
     """
     if tensor.dtype == tensor_pb2.DATA_TYPE_UINT8:
         raise InvalidArgument(f"{field}.dtype", "UINT8", "FLOAT32 or FLOAT16")
@@ -125,17 +128,17 @@ def read_latents(
 
 
 def check_latents(latents: NDArray[np.float32], field: str) -> None:
-    """Checks that latents are finite and at most MAX_LATENT in size.
+    """Validates that latents are finite and at most MAX_LATENT in absolute value.
 
     Raises:
-        InvalidArgument: They are not.
+        InvalidArgument: One is not.
     """
     wanted = f"finite values, at most {MAX_LATENT:g} in size"
     _check_range(latents, field, -MAX_LATENT, MAX_LATENT, wanted)
 
 
 def bare_tensor(array: Pixels) -> tuple[tensor_pb2.Tensor, memoryview]:
-    """Returns a float32 or uint8 array as a tensor without its data, and the data."""
+    """A float32 or uint8 array as a Tensor without `data`, and a view of the data."""
     tensor = tensor_pb2.Tensor(dtype=_wire_type(array), shape=array.shape)
     if not _LITTLE_ENDIAN and array.dtype != np.uint8:
         array = array.byteswap()
@@ -143,7 +146,7 @@ def bare_tensor(array: Pixels) -> tuple[tensor_pb2.Tensor, memoryview]:
 
 
 def put_tensor(tensor: tensor_pb2.Tensor, array: NDArray[np.float32] | NDArray[np.uint8]) -> None:
-    """Writes a float32 or uint8 array into an empty message, which spares a copy of both."""
+    """Writes a float32 or uint8 array into an empty Tensor that is part of a reply."""
     tensor.dtype = _wire_type(array)
     tensor.shape.extend(array.shape)
     if not _LITTLE_ENDIAN and array.dtype != np.uint8:
@@ -152,7 +155,13 @@ def put_tensor(tensor: tensor_pb2.Tensor, array: NDArray[np.float32] | NDArray[n
 
 
 def put_images(images: tensor_pb2.Images, pixels: Pixels, image_format: Format) -> None:
-    """Writes images [N, C, H, W], uint8 but for FLOAT32, in a format into an empty message."""
+    """Writes images into an empty message.
+
+    Args:
+        images: The message.
+        pixels: [N, C, H, W]; float32 in [0, 1] for FLOAT32, else uint8.
+        image_format: The format wanted.
+    """
     if image_format is Format.PNG:
         images.encoded.files.extend(pictures.write_files(pixels.view(np.uint8)))
     else:
@@ -162,9 +171,9 @@ def put_images(images: tensor_pb2.Images, pixels: Pixels, image_format: Format) 
 def _check_range(
     values: NDArray[np.float32], field: str, least: float, most: float, wanted: str
 ) -> None:
-    # The methods `min` and `max` cost twice that for one image.
+    # For one image the methods `min` and `max` cost twice as much.
     low, high = float(np.minimum.reduce(values, None)), float(np.maximum.reduce(values, None))
-    # Asked so that NaN fails.
+    # Written so that NaN fails.
     if not (low >= least and high <= most):
         got = "NaN" if math.isnan(low) else f"values from {low:g} to {high:g}"
         raise InvalidArgument(f"{field}.data", got, wanted)

@@ -1,4 +1,4 @@
-"""Describes a server and its models in messages."""
+"""Descriptions of a server and its models: the replies of GetServerInfo and GetModel."""
 
 from datetime import UTC
 
@@ -13,7 +13,7 @@ from service.settings import Settings
 
 
 def describe_server(models: Models, settings: Settings) -> pb.GetServerInfoResponse:
-    """Tells what a server is, how it is limited and which models it serves."""
+    """Versions, limits and models of a server."""
     return pb.GetServerInfoResponse(
         version=__version__,
         onnxruntime_version=onnx.VERSION,
@@ -31,7 +31,7 @@ def describe_server(models: Models, settings: Settings) -> pb.GetServerInfoRespo
 
 
 def describe_model(model: Model, settings: Settings) -> pb.ModelInfo:
-    """Tells all that a caller can know of a model."""
+    """Shapes, labels, metrics, graphs and provenance of a model."""
     manifest = model.manifest
     channels, height, width = manifest.image_shape
     info = pb.ModelInfo(

@@ -1,4 +1,4 @@
-"""Fields of requests, read and checked."""
+"""Fields of requests, read and validated."""
 
 import math
 from collections.abc import Mapping
@@ -23,14 +23,14 @@ _METHODS = {
     pb.INTERPOLATION_METHOD_LINEAR: False,
     pb.INTERPOLATION_METHOD_SPHERICAL: True,
 }
-#: Above these a graph's float32 arithmetic may overflow.
+#: Above these limits a graph's float32 arithmetic may overflow.
 MAX_TEMPERATURE = 100.0
 MAX_REACH = 100.0
 _REACH = 3.0
 
 
 def draw_of(request: Any, rows: int) -> Draw:
-    """The noise of a request that draws: its seed, or a fresh one, and its offset."""
+    """Seed, or a fresh one, and offset of a request that samples `rows` rows."""
     seed = request.seed if request.HasField("seed") else fresh_seed()
     if request.offset + rows > ROWS:
         raise InvalidArgument(
@@ -40,14 +40,14 @@ def draw_of(request: Any, rows: int) -> Draw:
 
 
 def whole(field: str, value: int, low: int, high: int) -> int:
-    """A whole number within bounds."""
+    """An integer field, validated to be from `low` to `high`."""
     if not low <= value <= high:
         raise InvalidArgument(field, value, f"{low} to {high}")
     return value
 
 
 def label_of(request: pb.SampleRequest, manifest: Manifest) -> int:
-    """The class wanted; -1 means any."""
+    """The class to sample; -1 for any."""
     if not request.HasField("label") or request.label == ANY_LABEL:
         return ANY_LABEL
     if not manifest.labels:
@@ -58,7 +58,7 @@ def label_of(request: pb.SampleRequest, manifest: Manifest) -> int:
 
 
 def temperature_of(request: pb.SampleRequest) -> float:
-    """The factor on the noise."""
+    """Factor on the standard deviation of the noise."""
     if not request.HasField("temperature"):
         return 1.0
     if not 0.0 <= request.temperature <= MAX_TEMPERATURE:
@@ -69,7 +69,7 @@ def temperature_of(request: pb.SampleRequest) -> float:
 
 
 def truncation_of(request: pb.SampleRequest) -> float | None:
-    """The bound on the noise, or None."""
+    """Bound on the absolute value of the noise, or None."""
     if not request.HasField("truncation"):
         return None
     if not 0.0 < request.truncation < math.inf:
@@ -78,7 +78,7 @@ def truncation_of(request: pb.SampleRequest) -> float | None:
 
 
 def format_of(request: Any, manifest: Manifest) -> Format:
-    """How the images are to go out."""
+    """Format of the images in the reply."""
     try:
         wanted = FORMATS[request.format]
     except KeyError:
@@ -92,7 +92,7 @@ def format_of(request: Any, manifest: Manifest) -> Format:
 
 
 def on_arc(request: pb.InterpolateRequest) -> bool:
-    """Whether to go on an arc and not on a straight line."""
+    """Whether to interpolate spherically rather than linearly."""
     try:
         return _METHODS[request.method]
     except KeyError:
@@ -100,7 +100,7 @@ def on_arc(request: pb.InterpolateRequest) -> bool:
 
 
 def axes_of(request: pb.TraverseRequest, dim: int) -> tuple[int, ...]:
-    """The one or two axes to go along."""
+    """The one or two latent axes of a traversal."""
     axes = tuple(request.axes) or tuple(range(min(2, dim)))
     if len(axes) > 2 or len(set(axes)) != len(axes) or not all(0 <= each < dim for each in axes):
         raise InvalidArgument("axes", list(axes), f"one or two different ones of 0 to {dim - 1}")
@@ -108,7 +108,7 @@ def axes_of(request: pb.TraverseRequest, dim: int) -> tuple[int, ...]:
 
 
 def reach_of(request: pb.TraverseRequest) -> float:
-    """How far to go to either side, in standard deviations."""
+    """Distance to either side of the start, in standard deviations of the prior."""
     if not request.HasField("range"):
         return _REACH
     if not 0.0 < request.range <= MAX_REACH:

@@ -1,14 +1,14 @@
-"""Turns request messages into reply messages. Knows protobuf and the engine, no transport.
+"""The RPCs of LatentService: request messages to reply messages, without a transport.
 
-Every method takes a request message, or an iterator of them, and a `Call`; it returns its
-reply, or an iterator of replies, or raises a ServiceError. A reply is a message, or chunks of
-a serialised one.
+Each method takes a request, or an iterator of requests, and the per-call context. It returns the
+reply, or an iterator of replies, or raises a ServiceError. A reply is a message or, where it was
+assembled around a large payload, the chunks of a serialised one.
 """
 
 import dataclasses
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from latentserve.v1 import latent_service_pb2 as pb
 from latentserve.v1 import tensor_pb2
 from service.api import codec, fields
-from service.api.codec import Format
+from service.api.codec import Pixels
 from service.api.describe import describe_model, describe_server
 from service.api.fast_path import FastPath
 from service.api.fields import draw_of, format_of, whole
+from service.api.replies import in_stream, put_nats, signed, with_images
 from service.api.streams import in_order
-from service.api.wire import Chunks, nested, with_payload
+from service.api.wire import Chunks
 from service.engine.call import Call, Timing
 from service.engine.engine import Engine
 from service.engine.paths import traverse
@@ -35,40 +36,19 @@ from service.settings import Settings
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
-Streamed = TypeVar("Streamed", pb.DecodeStreamResponse, pb.SampleStreamResponse)
-Signed = TypeVar(
-    "Signed",
-    pb.EncodeResponse,
-    pb.DecodeResponse,
-    pb.SampleResponse,
-    pb.ReconstructResponse,
-    pb.InterpolateResponse,
-    pb.TraverseResponse,
-    pb.ScoreResponse,
-)
-Pictured = TypeVar(
-    "Pictured",
-    pb.DecodeResponse,
-    pb.SampleResponse,
-    pb.ReconstructResponse,
-    pb.InterpolateResponse,
-    pb.TraverseResponse,
-)
-Pixels = NDArray[np.float32] | NDArray[np.uint8]
 
+# Rows in a message of SampleStream, unless the request says otherwise.
 _CHUNK_ROWS = 256
-# To read so much takes no longer than to ask another thread to.
+# Up to this size images are read faster than a thread is woken for it.
 _READ_BYTES = 2**20
-# Images up to this size are quicker written by protobuf than put into its bytes.
-_WRITTEN_BYTES = 64 * 1024
 
 
 class Servicer:
-    """Answers the RPCs of LatentService.
+    """The RPCs of LatentService.
 
     Args:
-        engine: Computes.
-        models: Returns the models being served now.
+        engine: Runs the models.
+        models: Returns the models that are served at the moment.
         settings: The limits.
         fast_path: Whether Encode and Decode may be answered by plans.
     """
@@ -84,13 +64,13 @@ class Servicer:
         self._engine = engine
         self._models = models
         self._settings = settings
-        self._most_rows: WeakKeyDictionary[Model, int] = WeakKeyDictionary()
+        self._row_limits: WeakKeyDictionary[Model, int] = WeakKeyDictionary()
         self._fast_path = FastPath(engine, self._max_rows) if fast_path else None
 
     async def get_server_info(
         self, _request: pb.GetServerInfoRequest, _call: Call
     ) -> pb.GetServerInfoResponse:
-        """Tells what this server is, how it is limited and which models it serves."""
+        """Describes the server: versions, limits and models."""
         return describe_server(self._models(), self._settings)
 
     async def list_models(
@@ -141,7 +121,7 @@ class Servicer:
                 call, model, images, draw, as_uint8=wanted.as_uint8
             )
             reply = pb.ReconstructResponse(seed=None if draw is None else draw.seed)
-            return await self._with_images(_signed(reply, model, call), pixels, wanted)
+            return await with_images(self._engine, signed(reply, model, call), pixels, wanted)
 
     async def interpolate(
         self, request: pb.InterpolateRequest, call: Call
@@ -161,7 +141,7 @@ class Servicer:
             reply = pb.InterpolateResponse()
             if request.return_latents:
                 codec.put_tensor(reply.latents, path.latents)
-            return await self._with_images(_signed(reply, model, call), path.images, wanted)
+            return await with_images(self._engine, signed(reply, model, call), path.images, wanted)
 
     async def traverse(
         self, request: pb.TraverseRequest, call: Call
@@ -170,8 +150,8 @@ class Servicer:
         model = self._find(request.model, call)
         wanted = format_of(request, model.manifest)
         axes = fields.axes_of(request, model.manifest.latent_dim)
-        most = self._max_rows(model)
-        steps = whole("steps", request.steps, 2, most if len(axes) == 1 else int(most**0.5))
+        limit = self._max_rows(model)
+        steps = whole("steps", request.steps, 2, limit if len(axes) == 1 else int(limit**0.5))
         reach = fields.reach_of(request)
         count = steps ** len(axes)
         call.rows += count
@@ -183,7 +163,7 @@ class Servicer:
             reply = pb.TraverseResponse(rows=rows, columns=columns)
             if request.return_latents:
                 codec.put_tensor(reply.latents, grid)
-            return await self._with_images(_signed(reply, model, call), pixels, wanted)
+            return await with_images(self._engine, signed(reply, model, call), pixels, wanted)
 
     async def score(self, request: pb.ScoreRequest, call: Call) -> pb.ScoreResponse:
         """Measures how likely images are."""
@@ -194,16 +174,16 @@ class Servicer:
             draw = draw_of(request, len(images)) if draws else Draw(0)
             scored = await self._engine.score(call, model, images, draws, draw)
             reply = pb.ScoreResponse()
-            _put_nats(reply.reconstruction, scored.reconstruction)
-            _put_nats(reply.kl, scored.kl)
-            _put_nats(reply.elbo, scored.elbo)
+            put_nats(reply.reconstruction, scored.reconstruction)
+            put_nats(reply.kl, scored.kl)
+            put_nats(reply.elbo, scored.elbo)
             if scored.nll is not None:
-                _put_nats(reply.nll, scored.nll)
+                put_nats(reply.nll, scored.nll)
             if scored.percentile is not None:
-                _put_nats(reply.percentile, scored.percentile)
+                put_nats(reply.percentile, scored.percentile)
             if draws:
                 reply.seed = draw.seed
-            return _signed(reply, model, call)
+            return signed(reply, model, call)
 
     def encode_stream(
         self, requests: AsyncIterator[pb.EncodeStreamRequest], call: Call
@@ -229,7 +209,7 @@ class Servicer:
         ) -> pb.DecodeStreamResponse | Chunks:
             request = message.request
             reply = await self._decode(find(request.model), request, part)
-            return _in_stream(pb.DecodeStreamResponse, reply)
+            return in_stream(pb.DecodeStreamResponse, reply)
 
         return in_order(requests, _parts(call, answer))
 
@@ -238,8 +218,8 @@ class Servicer:
     ) -> AsyncGenerator[pb.SampleStreamResponse | Chunks, None]:
         """Sample, in chunks."""
         model, whole_request = self._find(request.request.model, call), request.request
-        most = self._max_rows(model)
-        size = whole("chunk_rows", request.chunk_rows, 0, most) or min(_CHUNK_ROWS, most)
+        limit = self._max_rows(model)
+        size = whole("chunk_rows", request.chunk_rows, 0, limit) or min(_CHUNK_ROWS, limit)
         count = whole("request.count", whole_request.count, 1, 2**63 - 1)
         draw = draw_of(whole_request, count)
 
@@ -253,7 +233,7 @@ class Servicer:
             piece.CopyFrom(whole_request)
             piece.count = rows
             reply = await self._sample(model, piece, Draw(draw.seed, draw.offset + start), part)
-            return _in_stream(pb.SampleStreamResponse, reply)
+            return in_stream(pb.SampleStreamResponse, reply)
 
         return in_order(chunks(), _parts(call, answer))
 
@@ -272,7 +252,7 @@ class Servicer:
                 codec.put_tensor(reply.z, encoded.z)
             if draw is not None:
                 reply.seed = draw.seed
-            return _signed(reply, model, call)
+            return signed(reply, model, call)
 
     async def _decode(
         self, model: Model, request: pb.DecodeRequest, call: Call
@@ -282,8 +262,8 @@ class Servicer:
         call.rows += len(z)
         async with self._engine.admitted(call, model, len(z)):
             pixels = await self._engine.decode(call, model, z, as_uint8=wanted.as_uint8)
-            return await self._with_images(
-                _signed(pb.DecodeResponse(), model, call), pixels, wanted
+            return await with_images(
+                self._engine, signed(pb.DecodeResponse(), model, call), pixels, wanted
             )
 
     async def _sample(
@@ -308,7 +288,9 @@ class Servicer:
             reply = pb.SampleResponse(seed=draw.seed, offset=draw.offset)
             if request.return_latents:
                 codec.put_tensor(reply.latents, sampled.latents)
-            return await self._with_images(_signed(reply, model, call), sampled.images, wanted)
+            return await with_images(
+                self._engine, signed(reply, model, call), sampled.images, wanted
+            )
 
     async def _points(
         self,
@@ -318,7 +300,7 @@ class Servicer:
         count: int,
         call: Call,
     ) -> NDArray[np.float32] | None:
-        """Latents [count, D] given as such, or as the images they are the means of."""
+        """Latents [count, D]: as given, or the posterior means of the images given."""
         latents, images = fields
         if request.HasField(latents):
             points = self._latents(model, getattr(request, latents), latents)
@@ -328,7 +310,7 @@ class Servicer:
             return None
         pixels = await self._read(model, getattr(request, images), images, call)
         _exactly(len(pixels), count, images)
-        call.rows -= len(pixels)  # they are not what was asked for
+        call.rows -= len(pixels)  # inputs; the rows of the call are those of the path
         return (await self._engine.encode(call, model, pixels)).mean
 
     def _find(self, selector: pb.ModelSelector, call: Call) -> Model:
@@ -337,38 +319,38 @@ class Servicer:
         return model
 
     def _pinned(self, call: Call) -> Callable[[pb.ModelSelector], Model]:
-        """`_find` for one stream: a reload does not change the model in the middle of it."""
-        known: dict[tuple[str, int], Model] = {}
+        """`_find` for one stream, which keeps its model across a reload."""
+        found: dict[tuple[str, int], Model] = {}
 
         def find(selector: pb.ModelSelector) -> Model:
             key = selector.name, selector.version
-            if key not in known:
-                known[key] = self._find(selector, call)
-            return known[key]
+            if key not in found:
+                found[key] = self._find(selector, call)
+            return found[key]
 
         return find
 
     def _max_rows(self, model: Model) -> int:
-        most = self._most_rows.get(model)
-        if most is None:
+        limit = self._row_limits.get(model)
+        if limit is None:
             settings = self._settings
-            most = max_rows(model.manifest, settings.max_rows, settings.max_message_bytes)
-            self._most_rows[model] = most
-        return most
+            limit = max_rows(model.manifest, settings.max_rows, settings.max_message_bytes)
+            self._row_limits[model] = limit
+        return limit
 
     def _rows(self, images: tensor_pb2.Images, model: Model) -> int:
-        """Rows to be admitted before they are read; refused there if they are too many."""
+        """Rows that admission counts before the images are read, which checks their number."""
         return min(codec.rows_stated(images), self._max_rows(model))
 
     async def _read(
         self, model: Model, images: tensor_pb2.Images, field: str, call: Call
     ) -> Pixels:
-        shape, most = model.manifest.image_shape, self._max_rows(model)
+        shape, limit = model.manifest.image_shape, self._max_rows(model)
         if not images.HasField("encoded") and images.ByteSize() <= _READ_BYTES:
-            pixels = codec.read_images(images, field, shape, most)
+            pixels = codec.read_images(images, field, shape, limit)
         else:
-            pixels = await self._engine.beside(
-                lambda: codec.read_images(images, field, shape, most)
+            pixels = await self._engine.in_thread(
+                lambda: codec.read_images(images, field, shape, limit)
             )
         call.rows += len(pixels)
         return pixels
@@ -376,29 +358,13 @@ class Servicer:
     def _latents(self, model: Model, tensor: tensor_pb2.Tensor, field: str) -> NDArray[np.float32]:
         return codec.read_latents(tensor, field, model.manifest.latent_dim, self._max_rows(model))
 
-    async def _with_images(
-        self, reply: Pictured, pixels: Pixels, wanted: Format
-    ) -> Pictured | Chunks:
-        """Puts images into a reply that has everything else."""
-        if wanted is Format.PNG:
-            # Keeps the loop free of what takes long.
-            await self._engine.beside(lambda: codec.put_images(reply.images, pixels, wanted))
-        elif pixels.nbytes <= _WRITTEN_BYTES:
-            codec.put_images(reply.images, pixels, wanted)
-        else:
-            field = reply.DESCRIPTOR.fields_by_name["images"].number
-            tensor, payload = codec.bare_tensor(pixels)
-            path = (field, *codec.TENSOR_OF_IMAGES)
-            return with_payload(reply, path, tensor, codec.DATA, payload)
-        return reply
-
 
 def _parts(
     call: Call, answer: Callable[[Request, Call], Awaitable[Reply]]
 ) -> Callable[[Request], Awaitable[Reply]]:
-    """Lets each message of a stream be answered as a call of its own.
+    """Answers each message of a stream as a call of its own.
 
-    The first one may be refused by a full server; those after it wait for room.
+    Admission may refuse the first one; those after it wait for room (back-pressure).
     """
 
     async def part(request: Request) -> Reply:
@@ -412,28 +378,6 @@ def _parts(
     return part
 
 
-def _in_stream(kind: type[Streamed], reply: Any) -> Streamed | Chunks:
-    """A reply as a message of a stream."""
-    if isinstance(reply, tuple):
-        return nested(kind.DESCRIPTOR.fields_by_name["response"].number, reply)
-    return kind(response=reply)
-
-
 def _exactly(got: int, wanted: int, field: str) -> None:
     if got != wanted:
         raise InvalidArgument(field, f"{got} rows", f"exactly {wanted}")
-
-
-def _put_nats(tensor: tensor_pb2.Tensor, values: NDArray[np.float64]) -> None:
-    codec.put_tensor(tensor, values.astype(np.float32))
-
-
-def _signed(reply: Signed, model: Model, call: Call) -> Signed:
-    """Puts who answered and how long it took into a reply."""
-    identity, timing = reply.model, reply.timing
-    identity.name, identity.version = model.manifest.name, model.manifest.version
-    timing.queue_seconds = call.timing.queue
-    timing.compute_seconds = call.timing.compute
-    timing.total_seconds = time.monotonic() - call.arrived
-    timing.batch_rows = call.timing.batch_rows
-    return reply

@@ -1,4 +1,4 @@
-"""Answers a stream, a bounded number of its messages at a time."""
+"""Stream processing in order, with a bounded number of messages in flight."""
 
 import asyncio
 from collections import deque
@@ -8,7 +8,7 @@ from typing import TypeVar
 A = TypeVar("A")
 B = TypeVar("B")
 
-#: While one message is computed the next is read, and no more.
+#: While one message is computed the next one is read, and no more.
 WINDOW = 2
 
 _END = object()
@@ -17,15 +17,15 @@ _END = object()
 async def in_order(
     items: AsyncIterator[A], answer: Callable[[A], Awaitable[B]], window: int = WINDOW
 ) -> AsyncGenerator[B, None]:
-    """Answers items as they come and yields the answers in the order of the items.
+    """Maps `answer` over a stream and yields the answers in the order of the items.
 
-    Reads no further than `window` items ahead of what has been taken from it, so that a
-    caller who does not read is not read from either.
+    Reads at most `window` items ahead of the consumer: a client that does not read replies has
+    no more requests read either (back-pressure).
 
     Args:
-        items: Where they come from.
+        items: The requests.
         answer: Answers one.
-        window: Most items being answered or waiting to be taken.
+        window: Most items that are being answered or whose answers wait to be taken.
 
     Raises:
         Exception: What `items` or `answer` raised; the other answers are cancelled.
@@ -44,7 +44,7 @@ async def in_order(
         while True:
             if reader is None and not ended and len(pending) < window:
                 reader = asyncio.create_task(read())
-            waited = [each for each in (reader, *list(pending)[:1]) if each is not None]
+            waited = [task for task in (reader, *list(pending)[:1]) if task is not None]
             if not waited:
                 return
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)

@@ -1,8 +1,8 @@
-"""Everything a model can be asked for: NumPy in, NumPy out, no grpc and no protobuf.
+"""Inference: encode, decode, sample, reconstruct, interpolate, score; NumPy in, NumPy out.
 
-Each question is made of rows that go through graphs, in the batches of the batcher and
-within the bounds of the admission. What a caller sees is a function of its own rows
-alone.
+The rows of a call go through the model's graphs in the batches that the batcher forms, within
+the bounds of admission control. A reply is a function of the call's own rows alone, whichever
+calls they shared a batch with.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from service.models.limits import row_bytes
 from service.models.model import Model
 
 T = TypeVar("T")
-#: Computes rows for a call.
+#: Runs rows through an operation for a call.
 Compute = Callable[[Call, NDArray[Any]], Awaitable[Arrays]]
 
 
@@ -53,14 +53,14 @@ class Decoded:
 
 
 class Engine:
-    """Computes for all calls; to be used in one event loop.
+    """Runs the models for all calls; to be used in one event loop.
 
     Args:
-        admission: The bound on what is in flight.
-        observer: Told of every batch.
-        workers: Batches computed at the same time.
+        admission: The bound on rows and bytes in flight.
+        observer: Notified of every batch.
+        workers: Batches that run at the same time.
         window: Seconds that a batch which is not full waits for more rows.
-        inline: The longest batch that is computed in the loop itself, in seconds.
+        inline: Longest batch, in seconds, that runs on the event loop itself.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Engine:
         self._operations: WeakKeyDictionary[Model, Operations] = WeakKeyDictionary()
 
     def admitted(self, call: Call, model: Model, rows: int) -> Admitted:
-        """Entered while a call's rows are in flight.
+        """Context manager that holds a call's rows in flight.
 
         Raises:
             Overloaded: There is no room, and the call does not wait for it.
@@ -88,13 +88,13 @@ class Engine:
     def encode(
         self, call: Call, model: Model, images: Pixels, draw: Draw | None = None
     ) -> Awaitable[Encoded]:
-        """Encodes images and, where `draw` says so, draws from their posteriors.
+        """Encodes images and, with `draw`, samples from their posteriors.
 
         Args:
-            call: For whom.
+            call: The per-call context.
             model: The model.
             images: [N, C, H, W]; uint8, or float32 in [0, 1].
-            draw: The noise of the draw, or None for no draw.
+            draw: Seed and offset of the noise, or None not to sample.
 
         Raises:
             NotForThisModel: A draw from a plain autoencoder, which has no posterior.
@@ -117,12 +117,12 @@ class Engine:
         return self._batcher.run(work, call)
 
     def encoding(self, model: Model, check: Check | None = None) -> Compute:
-        """Returns what encodes images, without a draw, to `mean` and `log_var`.
+        """Encoding of images to `mean` and `log_var`, without sampling, as a function.
 
         Args:
             model: The model.
-            check: Raises where float32 [N, C, H, W] are not sound images; None where the
-                images are uint8.
+            check: Validates float32 images [N, C, H, W]; None for uint8 images, of which
+                every value is valid.
         """
         operations = self._of(model)
         return self._computing(
@@ -133,12 +133,12 @@ class Engine:
         )
 
     def decoding(self, model: Model, check: Check, *, as_uint8: bool) -> Compute:
-        """Returns what decodes latents to `image`.
+        """Decoding of latents to `image`, as a function.
 
         Args:
             model: The model.
-            check: Raises where float32 [N, D] are not sound latents.
-            as_uint8: Return uint8, 0 to 255, and not float32 in [0, 1].
+            check: Validates latents, float32 [N, D].
+            as_uint8: Whether images are uint8, 0 to 255, rather than float32 in [0, 1].
         """
         operations = self._of(model)
         return self._computing(operations.checked(operations.decode[as_uint8], check), "z")
@@ -147,10 +147,10 @@ class Engine:
         """Decodes latents.
 
         Args:
-            call: For whom.
+            call: The per-call context.
             model: The model.
             z: float32 [N, D].
-            as_uint8: Return uint8, 0 to 255, and not float32 in [0, 1].
+            as_uint8: Whether images are uint8, 0 to 255, rather than float32 in [0, 1].
         """
         operation = self._of(model).decode[as_uint8]
         work: Work[Arrays] = Work(operation, len(z), {"z": z})
@@ -168,18 +168,18 @@ class Engine:
         truncation: float | None,
         as_uint8: bool,
     ) -> Decoded:
-        """Draws latents from the model's prior and decodes them.
+        """Samples latents from the model's prior and decodes them.
 
         Args:
-            call: For whom.
+            call: The per-call context.
             model: The model.
-            count: N, how many.
-            draw: Which noise; row i is a function of (seed, offset + i) alone.
-            label: The class wanted; -1 means any.
-            temperature: Factor on the noise's standard deviation (within the component,
+            count: Number of samples, N.
+            draw: Seed and offset of the noise; row i is a function of (seed, offset + i) alone.
+            label: The class to sample; -1 for any.
+            temperature: Factor on the standard deviation of the noise (within a component,
                 where the prior is a mixture).
-            truncation: Bound on the noise before that factor, or None.
-            as_uint8: Return uint8, 0 to 255, and not float32 in [0, 1].
+            truncation: Bound on the absolute value of the noise before that factor, or None.
+            as_uint8: Whether images are uint8, 0 to 255, rather than float32 in [0, 1].
 
         Raises:
             NotForThisModel: The model has no prior.
@@ -224,14 +224,14 @@ class Engine:
     async def reconstruct(
         self, call: Call, model: Model, images: Pixels, draw: Draw | None, *, as_uint8: bool
     ) -> Pixels:
-        """Encodes images and decodes the mean of each posterior, or a draw from it.
+        """Encodes images and decodes the posterior means, or samples of the posteriors.
 
         Args:
-            call: For whom.
+            call: The per-call context.
             model: The model.
             images: [N, C, H, W]; uint8, or float32 in [0, 1].
-            draw: The noise of the draw, or None for the mean.
-            as_uint8: Return uint8, 0 to 255, and not float32 in [0, 1].
+            draw: Seed and offset of the noise, or None for the means.
+            as_uint8: Whether images are uint8, 0 to 255, rather than float32 in [0, 1].
 
         Raises:
             NotForThisModel: A draw from a plain autoencoder.
@@ -253,12 +253,12 @@ class Engine:
         """Decodes a path from one latent to another.
 
         Args:
-            call: For whom.
+            call: The per-call context.
             model: The model.
-            ends: The two ends, float32 [2, D].
-            steps: How many points, both ends included; at least 2.
-            on_arc: Go on an arc and not on a straight line.
-            as_uint8: Return uint8, 0 to 255, and not float32 in [0, 1].
+            ends: The first and last latent, float32 [2, D].
+            steps: Number of points, both ends included; at least 2.
+            on_arc: Interpolate spherically rather than linearly.
+            as_uint8: Whether images are uint8, 0 to 255, rather than float32 in [0, 1].
         """
         path = (paths.spherical if on_arc else paths.linear)(ends[0], ends[1], steps)
         return Decoded(await self.decode(call, model, path, as_uint8=as_uint8), path)
@@ -266,14 +266,14 @@ class Engine:
     async def score(
         self, call: Call, model: Model, images: Pixels, draws: int, draw: Draw
     ) -> Scored:
-        """Measures how likely images are under the model and its prior.
+        """ELBO and importance-weighted bound of images under the model and its prior.
 
         Args:
-            call: For whom.
+            call: The per-call context.
             model: The model.
             images: [N, C, H, W]; uint8, or float32 in [0, 1].
-            draws: K, draws of the importance-weighted bound; 0 for none.
-            draw: The noise of these draws.
+            draws: Samples per image for the importance-weighted bound, K; 0 to leave it out.
+            draw: Seed and offset of their noise.
 
         Raises:
             NotForThisModel: The model is a plain autoencoder, which has no likelihood.
@@ -284,16 +284,16 @@ class Engine:
             )
         encoded = await self.encode(call, model, images)
         assert encoded.log_var is not None  # its posterior is Gaussian
-        pixels = await self.beside(lambda: unit_range(images))
+        pixels = await self.in_thread(lambda: unit_range(images))
         scoring = Scoring(self._batcher, self._of(model), model.manifest, call)
         return await scoring.score(pixels, encoded.mean, encoded.log_var, draws, draw)
 
-    async def beside(self, work: Callable[[], T]) -> T:
-        """Runs something that takes a while, but no graph, beside the loop."""
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Runs blocking work other than a graph in a thread, off the event loop."""
         return await asyncio.to_thread(work)
 
     def close(self) -> None:
-        """Waits for what is being computed and ends the threads."""
+        """Waits for running batches and ends the threads."""
         self._pool.close()
 
     def _computing(self, operation: Operation, name: str) -> Compute:

@@ -1,4 +1,4 @@
-"""The operations of work that a model does: which graph, with what before and after it."""
+"""Operations of a model: a graph, with the pre- and postprocessing of its rows."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -14,38 +14,38 @@ from service.models.model import Model
 
 Array = NDArray[np.float32]
 Pixels = NDArray[np.float32] | NDArray[np.uint8]
-#: Raises where rows are not sound.
+#: Validates rows; raises where a value is out of range.
 Check = Callable[[NDArray[Any]], None]
 
 
 class Observer(BatchObserver, Protocol):
-    """Told of what is computed."""
+    """Notified of batches, and of the posteriors in them."""
 
     def encoded(self, manifest: Manifest, mean: Array, log_var: Array | None) -> None:
-        """Images have been encoded; told in a worker's thread."""
+        """Images were encoded; called in a worker thread. float32 [N, D] each."""
 
 
 class Operations:
-    """Those of one model.
+    """The operations of one model.
 
     Args:
         model: The model.
-        observer: Told of what is encoded.
+        observer: Notified of the posteriors.
 
     Attributes:
-        encode: Images to the moments of posteriors, by whether the images are bytes.
-        decode: Latents to images, by whether these are to be bytes.
-        sample: The same, which hands the latents on as well.
-        logits: Latents to logits.
-        prior: Noise to latents, and
-        density: latents to log-densities, where the prior is learned.
+        encode: Images to `mean` and `log_var`; the key tells whether the images are uint8.
+        decode: Latents to `image`; the key tells whether the images are to be uint8.
+        sample: As `decode`, with the latents among the outputs.
+        logits: Latents to `logits`.
+        prior: Noise to latents; only where the prior is learned.
+        density: Latents to `log_prob`; only where the prior is learned.
     """
 
     def __init__(self, model: Model, observer: Observer):
-        # Nothing here may hold the model: it is to be let go of when it is no longer served.
+        # No reference to the model: these are kept in a weak dictionary keyed by it.
         manifest = model.manifest
 
-        def told(_inputs: Arrays, outputs: Arrays) -> Arrays:
+        def observed(_inputs: Arrays, outputs: Arrays) -> Arrays:
             observer.encoded(manifest, outputs["mean"], outputs.get("log_var"))
             return outputs
 
@@ -53,8 +53,8 @@ class Operations:
         delta = manifest.posterior == "delta"
         moments = ("mean",) if delta else ("mean", "log_var")
         self.encode = {
-            True: Operation(encoder, moments, _scaled, told),
-            False: Operation(encoder, moments, after=told),
+            True: Operation(encoder, moments, _scaled, observed),
+            False: Operation(encoder, moments, after=observed),
         }
         self.decode = {
             True: Operation(decoder, ("image",), after=lambda _, outputs: _to_bytes(outputs)),
@@ -75,23 +75,23 @@ class Operations:
         self._checked: dict[tuple[Operation, Check], Operation] = {}
 
     def checked(self, operation: Operation, check: Check) -> Operation:
-        """An operation whose only input is validated in the batch, and not before."""
+        """An operation that validates its input once per batch."""
         made = self._checked.get((operation, check))
         if made is None:
 
-            def sound(inputs: Arrays) -> None:
+            def validate(inputs: Arrays) -> None:
                 for rows in inputs.values():
                     check(rows)
 
             made = Operation(
-                operation.graph, operation.outputs, operation.before, operation.after, sound
+                operation.graph, operation.outputs, operation.before, operation.after, validate
             )
             self._checked[operation, check] = made
         return made
 
 
 def unit_range(images: Pixels) -> Array:
-    """Images as float32 in [0, 1]; those that are no bytes are so already."""
+    """Images as float32 in [0, 1], which those that are not uint8 are already."""
     if images.dtype == np.uint8:
         return to_unit(images)  # type: ignore[arg-type]
     return images  # type: ignore[return-value]  # not uint8, so float32
@@ -102,5 +102,5 @@ def _scaled(given: Arrays) -> Arrays:
 
 
 def _to_bytes(outputs: Arrays) -> Arrays:
-    # The array is the graph's output, which nobody else has.
+    # The output belongs to this batch alone, so it may be overwritten.
     return {"image": to_bytes(outputs["image"], overwrite=True)}

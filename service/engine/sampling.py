@@ -1,4 +1,4 @@
-"""What is drawn: which rows of a seed's noise, of which class, and how z is made of them."""
+"""Sampling: seeds and row indices of noise, and the reparameterisation of a posterior."""
 
 import secrets
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ ANY_LABEL = -1
 
 @dataclass(frozen=True)
 class Draw:
-    """Which rows of which seed's noise to draw.
+    """The noise of a request: row i of it is row `offset` + i of the seed.
 
     Attributes:
-        seed: 0 to 2^64 - 1.
-        offset: Index of the first row.
+        seed: Key of the generator, 0 to 2^64 - 1.
+        offset: Index of the first row, 0 to 2^64 - 1.
     """
 
     seed: int
@@ -26,17 +26,20 @@ class Draw:
 
 
 def fresh_seed() -> int:
-    """A seed nobody has used: 53 random bits, exact in every language's numbers."""
+    """A random seed of 53 bits, which a double holds exactly: JavaScript can repeat it."""
     return secrets.randbits(53)
 
 
 def drawn(mean: Array, log_var: Array, eps: Array) -> Array:
-    """Z = mean + exp(log_var / 2) * eps, the draw of a posterior (Kingma and Welling 2014).
+    """Posterior samples by reparameterisation (Kingma and Welling 2014, section 2.4).
 
     Args:
-        mean: [N, D].
-        log_var: [N, D].
-        eps: Standard normal noise, [N, D].
+        mean: float32 [N, D].
+        log_var: float32 [N, D].
+        eps: Standard normal noise, float32 [N, D].
+
+    Returns:
+        mean + exp(log_var / 2) * eps, float32 [N, D].
     """
     z: Array = mean + np.exp(np.float32(0.5) * log_var) * eps
     return z

@@ -1,4 +1,4 @@
-"""What every call goes through, whatever carries it: token, draining, telemetry, errors."""
+"""The path of every call: authentication, draining, telemetry, and errors to statuses."""
 
 import asyncio
 import logging
@@ -29,15 +29,15 @@ class Rpc:
 
     Attributes:
         service: Full name of its service.
-        name: Its own, as in `Encode`.
-        answer: Takes a request, or an iterator of them, and a `Call`; returns an awaitable
-            reply, or an asynchronous generator of replies.
-        request: Class of its requests.
-        takes_stream: Whether there may be several requests.
-        gives_stream: Whether there may be several replies.
-        counted: Whether it is one of ours: metered, refused while draining and waited for.
-            Health and reflection are not.
-        public: Whether it needs no token.
+        name: Name of the method, as in `Encode`.
+        answer: The handler: takes a request, or an iterator of requests, and the per-call
+            context; returns an awaitable reply, or an asynchronous generator of replies.
+        request: Message class of the requests.
+        takes_stream: Whether the client sends a stream.
+        gives_stream: Whether the server sends a stream.
+        counted: Whether calls are metered, refused while draining, and awaited by a drain.
+            Those to health and reflection are not.
+        public: Whether calls need no token.
     """
 
     service: str
@@ -51,14 +51,14 @@ class Rpc:
 
     @property
     def path(self) -> str:
-        """Where it is called by HTTP/2."""
+        """Its `:path` in HTTP/2."""
         return f"/{self.service}/{self.name}"
 
     def parse(self, raw: bytes) -> Message:
-        """Reads a request.
+        """Parses a request.
 
         Raises:
-            InvalidArgument: It is none.
+            InvalidArgument: The bytes are not such a message.
         """
         try:
             return self.request.FromString(raw)
@@ -68,11 +68,11 @@ class Rpc:
 
 
 def rpcs_of(service: ServiceDescriptor, servicer: Any, **more: bool) -> list[Rpc]:
-    """Returns the methods of a service.
+    """The methods of a service.
 
     Args:
         service: The service.
-        servicer: Has a method for each RPC, by its name in snake case.
+        servicer: Has a handler for each method, by its name in snake case.
         more: `counted` and `public` of each.
     """
     return [
@@ -90,11 +90,11 @@ def rpcs_of(service: ServiceDescriptor, servicer: Any, **more: bool) -> list[Rpc
 
 
 class Dispatcher:
-    """All calls to a server.
+    """Takes calls from a transport to their handlers.
 
     Args:
-        authenticate: Raises Unauthenticated where a call's `authorization` is not right.
-        telemetry: Told of every call that counts.
+        authenticate: Checks a call's `authorization`; raises Unauthenticated.
+        telemetry: Meters and traces the calls.
 
     Attributes:
         draining: Whether new calls are refused.
@@ -109,17 +109,17 @@ class Dispatcher:
         self._idle.set()
 
     async def finished(self) -> None:
-        """Waits until no call that counts is running."""
+        """Waits until no counted call is in flight."""
         await self._idle.wait()
 
-    def look_at(self, rpc: Rpc, call: Call) -> None:
-        """Looks whether a call will be let in, before all that it asks has come.
+    def precheck(self, rpc: Rpc, call: Call) -> None:
+        """Refuses a call that will not be admitted before its request has arrived in full.
 
         Raises:
-            CallFailed: It will not, and is over.
+            CallFailed: The call is refused.
         """
         try:
-            self._let_in(rpc, call)
+            self._admit(rpc, call)
         except ServiceError as error:
             span = self._begin(rpc, call)
             code, failure = self._failed(rpc, call, span, error)
@@ -127,15 +127,15 @@ class Dispatcher:
             raise CallFailed(failure or RpcStatus.of(error)) from error
 
     async def unary(self, rpc: Rpc, raw: bytes, call: Call) -> Chunks:
-        """Answers one request with one reply, in chunks that make up its bytes.
+        """Answers one request with one reply, serialised.
 
         Raises:
-            CallFailed: It is not answered.
+            CallFailed: The call failed.
         """
         span = self._begin(rpc, call)
         code = "OK"
         try:
-            self._let_in(rpc, call)
+            self._admit(rpc, call)
             return serialized(await rpc.answer(rpc.parse(raw), call))
         except BaseException as error:
             code, failure = self._failed(rpc, call, span, error)
@@ -148,15 +148,15 @@ class Dispatcher:
     async def stream(
         self, rpc: Rpc, raw: bytes | AsyncIterator[bytes], call: Call
     ) -> AsyncGenerator[Chunks, None]:
-        """Answers one request or several with replies, each in chunks.
+        """Answers one request or a stream of them with replies, each serialised.
 
         Raises:
-            CallFailed: It is not answered to the end.
+            CallFailed: The call failed, maybe after some replies.
         """
         span = self._begin(rpc, call)
         code = "OK"
         try:
-            self._let_in(rpc, call)
+            self._admit(rpc, call)
             request = rpc.parse(raw) if isinstance(raw, bytes) else _parsed(rpc, raw)
             async with aclosing(rpc.answer(request, call)) as replies:
                 async for reply in replies:
@@ -177,7 +177,7 @@ class Dispatcher:
         self._idle.clear()
         return self._telemetry.span(rpc.name, call)
 
-    def _let_in(self, rpc: Rpc, call: Call) -> None:
+    def _admit(self, rpc: Rpc, call: Call) -> None:
         if not rpc.public:
             self._authenticate(call.metadata.get("authorization"))
         if self.draining and rpc.counted:
@@ -186,7 +186,7 @@ class Dispatcher:
     def _failed(
         self, rpc: Rpc, call: Call, span: Span, error: BaseException
     ) -> tuple[str, RpcStatus | None]:
-        """Returns the code that a call ends with and what its caller is told, if anybody is."""
+        """The code that a call ends with, and the status to send unless the caller has left."""
         if isinstance(error, ServiceError):
             span.failed(error.status.name, expected=True)
             if rpc.counted and not isinstance(error, DeadlineExceeded):  # those count as dropped
@@ -194,7 +194,7 @@ class Dispatcher:
             return error.status.name, RpcStatus.of(error)
         if isinstance(error, Exception):
             span.failed("INTERNAL", expected=False)
-            # Its text may hold anything: it stays in the log, under the id the caller gets.
+            # Its text may hold anything, so it stays in the log; the caller gets the id.
             _log.error("request %s to %s failed", call.request_id, rpc.name, exc_info=error)
             internal = ServiceError(f"internal error, request id {call.request_id}")
             return "INTERNAL", RpcStatus.of(internal, {"request_id": call.request_id})
@@ -214,12 +214,12 @@ class Dispatcher:
 
 
 def new_call(metadata: Mapping[str, str], peer: str, deadline: float, now: float) -> Call:
-    """Makes the record of a call that has just arrived."""
+    """The context of a call that has just arrived."""
     asked = metadata.get("x-request-id")
     request_id = (asked and clean_request_id(asked)) or new_request_id()
     return Call(deadline=deadline, metadata=metadata, peer=peer, request_id=request_id, arrived=now)
 
 
 async def _parsed(rpc: Rpc, raw: AsyncIterator[bytes]) -> AsyncGenerator[Message, None]:
-    async for each in raw:
-        yield rpc.parse(each)
+    async for message in raw:
+        yield rpc.parse(message)

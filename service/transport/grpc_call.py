@@ -92,7 +92,7 @@ class GrpcCall:
             if not self._rpc.takes_stream:
                 if not complete and self._stream.body_bytes == len(chunk):
                     # A large one begins: a stranger's is not to be kept.
-                    self._dispatcher.look_at(self._rpc, self._call)
+                    self._dispatcher.precheck(self._rpc, self._call)
                 elif complete and self._reader.more_than_one:
                     raise Unimplemented("request: got more than 1 message, wanted 1")
         except CallFailed as error:

@@ -1,4 +1,4 @@
-"""The services of a server, whatever carries them."""
+"""The gRPC services of a server."""
 
 from grpc_health.v1 import health_pb2
 
@@ -16,20 +16,20 @@ _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 def services(
     servicer: Servicer, admin: AdminServicer | None, health: Health, *, reflection: bool
 ) -> list[Rpc]:
-    """Returns all methods that are served.
+    """All methods that are served.
 
     Args:
-        servicer: Answers the calls to LatentService.
-        admin: Answers those to AdminService, or None not to serve it.
-        health: Answers those to gRPC's health service.
-        reflection: Whether to serve reflection as well.
+        servicer: Handlers of LatentService.
+        admin: Handlers of AdminService, or None not to serve it.
+        health: Handlers of gRPC's health service.
+        reflection: Whether to serve reflection.
     """
     rpcs = rpcs_of(_LATENT, servicer)
     if admin is not None:
         rpcs += rpcs_of(_ADMIN, admin)
     rpcs += rpcs_of(_HEALTH, health, counted=False, public=True)
     if reflection:
-        # Imported here, since it brings grpc's server with it.
+        # Imported here, since grpc's server comes with it.
         from service.transport.reflection import reflection_rpc
 
         rpcs.append(reflection_rpc(sorted({rpc.service for rpc in rpcs})))
