@@ -4,10 +4,8 @@ import argparse
 import json
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
 
 from bundle import BundleError
 from export.errors import ExportError
@@ -15,6 +13,7 @@ from export.evaluate import Figures, Wanted, evaluate_path
 from export.export import export
 from export.variants import PRECISIONS
 from latentserve._cli.arguments import positive, uint64
+from latentserve._cli.progress import ProgressBar
 from training.errors import TrainingError
 
 _FAILURES = (BundleError, ExportError, TrainingError, OSError)
@@ -45,23 +44,20 @@ def main_export(arguments: list[str]) -> int:
     )
     _add_measures(parser)
     options = parser.parse_args(arguments)
-    progress = _Progress()
     try:
-        folder = export(
-            options.run,
-            options.to,
-            decoder=options.decoder,
-            wanted=_wanted(options),
-            data=options.data,
-            report=_say,
-            progress=progress.update,
-        )
+        with ProgressBar() as bar:
+            folder = export(
+                options.run,
+                options.to,
+                decoder=options.decoder,
+                wanted=_wanted(options),
+                data=options.data,
+                report=bar.line,
+                progress=partial(bar.count, "NLL", unit="images"),
+            )
     except _FAILURES as error:
-        progress.close()
         print(f"latentserve export: {error}", file=sys.stderr)
         return 1
-    finally:
-        progress.close()
     print(folder)
     return 0
 
@@ -85,21 +81,18 @@ def main_evaluate(arguments: list[str]) -> int:
     _add_measures(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
-    progress = _Progress()
     try:
-        what, figures = evaluate_path(
-            options.path,
-            _wanted(options),
-            options.data,
-            report=_say,
-            progress=progress.update,
-        )
+        with ProgressBar() as bar:
+            what, figures = evaluate_path(
+                options.path,
+                _wanted(options),
+                options.data,
+                report=bar.line,
+                progress=partial(bar.count, "NLL", unit="images"),
+            )
     except _FAILURES as error:
-        progress.close()
         print(f"latentserve evaluate: {error}", file=sys.stderr)
         return 1
-    finally:
-        progress.close()
     if options.json:
         print(json.dumps({"what": what} | figures.to_json(), indent=2))
     else:
@@ -193,25 +186,6 @@ def _print(what: str, figures: Figures) -> None:
             print(f"\n{judged.label_images} samples asked for by each label")
 
 
-class _Progress:
-    """A bar while the importance-weighted bound is measured, which takes minutes."""
-
-    def __init__(self) -> None:
-        self._bar: tqdm[Any] | None = None
-
-    def update(self, done: int, total: int) -> None:
-        if self._bar is None:
-            self._bar = tqdm(total=total, unit="image", desc="NLL", disable=not sys.stderr.isatty())
-        self._bar.update(done - self._bar.n)
-        if done >= total:
-            self.close()
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-
 def _count(text: str) -> int:
     return 0 if text == "0" else positive(text)
 
@@ -220,7 +194,3 @@ def _samples(text: str) -> int:
     if text == "1":
         raise argparse.ArgumentTypeError("got 1, wanted 0, or 2 and more")
     return _count(text)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

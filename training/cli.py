@@ -3,16 +3,13 @@
 import argparse
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from tqdm import tqdm
-
 from latentserve._cli.arguments import positive
+from latentserve._cli.interrupt import Interrupt
+from latentserve._cli.progress import ProgressBar, duration
 from training.budget import parse_duration
 from training.data.download import SOURCES
 from training.data.spec import DataSpec
@@ -23,9 +20,6 @@ from training.progress import Observer, Progress
 from training.run_folder import RunFolder
 from training.train import Request, train
 
-# As wide as what is told leaves room for, which in 80 columns is not much.
-_BAR = "{percentage:3.0f}% |{bar}| {desc}"
-_LINE_SECONDS = 15.0
 _EXAMPLES = """\
   latentserve train --preset dense --data mnist --budget 3m --out runs/dense
   latentserve train --preset conv --data folder:pictures --image-size 32 --out runs/pictures
@@ -113,11 +107,16 @@ def main(arguments: list[str]) -> int:
     """
     options = parser().parse_args(arguments)
     leads = Parallel.from_environment().leads
-    interrupts = _Interrupts()
-    bar = _Bar()
+    bar = ProgressBar()
     status, said, metrics = 0, None, {}
+
+    def show(progress: Progress) -> None:
+        # By time and not by steps: those of one phase take much longer than another's.
+        bar.show(progress.share, _numbers(progress, step=not bar.on_terminal))
+
     try:
-        metrics = train(_request(options), Observer(bar.line, bar.update, interrupts.held_back))
+        with Interrupt(signal.SIGINT, signal.SIGTERM) as interrupt:
+            metrics = train(_request(options), Observer(bar.line, show, interrupt.held))
     except (TrainingError, OSError) as error:
         status = 2 if isinstance(error, ConfigError) else 1
         if not isinstance(error, OtherProcessError):
@@ -127,8 +126,7 @@ def main(arguments: list[str]) -> int:
         if leads:
             said = "stopped; the same command with --resume goes on from there"
     finally:
-        bar.close()
-        interrupts.restore()
+        bar.leave()
     if said is not None:
         print(f"latentserve train: {said}", file=sys.stderr)
     elif status == 0 and leads:
@@ -161,71 +159,10 @@ def _summary(metrics: Mapping[str, Any], posterior: str) -> str:
     )
 
 
-class _Interrupts:
-    """SIGINT and SIGTERM, which `docker stop` and schedulers send: both end the command.
-
-    While steps are done the first one waits for the end of the step, so that what
-    is kept is never half a step; a second one does not wait.
-    """
-
-    def __init__(self) -> None:
-        self._holding = self._asked = False
-        self._before = {
-            number: signal.signal(number, self._handle)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
-
-    def restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    @contextmanager
-    def held_back(self) -> Iterator[Callable[[], bool]]:
-        self._holding = True
-        try:
-            yield lambda: self._asked
-        finally:
-            self._holding = False
-
-    def _handle(self, _signal: int, _frame: FrameType | None) -> None:
-        if not self._holding or self._asked:
-            raise KeyboardInterrupt
-        self._asked = True
-
-
-class _Bar:
-    """The live progress line; where stderr is no terminal, a line now and then."""
-
-    def __init__(self) -> None:
-        self._bar: tqdm[Any] | None = None
-        self._last_line = time.monotonic()
-
-    def line(self, text: str) -> None:
-        self.close()
-        print(text, file=sys.stderr, flush=True)
-
-    def update(self, progress: Progress) -> None:
-        if not sys.stderr.isatty():
-            if time.monotonic() - self._last_line > _LINE_SECONDS:
-                self._last_line = time.monotonic()
-                where = f"{progress.phase} {progress.step}/{progress.total_steps}"
-                self.line(f"{progress.share:4.0%} {where} {_numbers(progress)}")
-            return
-        if self._bar is None:
-            # The delay spares a first line without numbers.
-            self._bar = tqdm(total=1.0, bar_format=_BAR, dynamic_ncols=True, delay=1e-3)
-        self._bar.set_description_str(f"{progress.phase} {_numbers(progress)}", refresh=False)
-        # By time and not by steps: those of one phase take much longer than another's.
-        self._bar.update(progress.share - self._bar.n)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-
-def _numbers(progress: Progress) -> str:
+def _numbers(progress: Progress, *, step: bool) -> str:
+    """What the last step measured, in one line; on a terminal of 80 columns without the step."""
     numbers = progress.numbers
+    where = f"{progress.phase} {progress.step}/{progress.total_steps}" if step else progress.phase
     if "elbo" in numbers:
         shown = (
             f"ELBO {numbers['elbo']:.1f} rec {numbers['reconstruction']:.1f} KL {numbers['kl']:.1f}"
@@ -236,5 +173,5 @@ def _numbers(progress: Progress) -> str:
         shown += f" val {numbers['validation_elbo']:.1f}"
     if numbers["skipped"]:
         shown += f" skipped {numbers['skipped']:.0f}"
-    left = tqdm.format_interval(progress.seconds_left)
-    return f"{shown} {progress.rows_per_second:.0f}/s, {left} left"
+    left = duration(progress.seconds_left)
+    return f"{where} {shown} {progress.rows_per_second:.0f}/s, {left} left"

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from latentserve.jobs import Finished, Progress
 
 _SHARD_ROWS = 10_000
+# How long Ctrl-C waits for the end of a step: the server may never answer.
+_PATIENCE_SECONDS = 2.0
 
 
 def add(commands: Any) -> None:
@@ -182,13 +184,14 @@ def _running(
         from latentserve.errors import LatentserveError
         from latentserve.jobs import JobError, MissingPackage, SourceError
 
-        bar, reached, interrupt = ProgressBar(), _Reached(), Interrupt()
+        bar, reached = ProgressBar(), _Reached()
+        interrupt = Interrupt(patience=_PATIENCE_SECONDS)
         to = printable(str(options.to))
 
         def progress(now: "Progress") -> None:
             reached.progress = now
             name = options.job if now.stage == "working" else "reading the source"
-            bar.show(name, now.rows, now.total)
+            bar.count(name, now.rows, now.total)
             interrupt.check()
 
         common = {
@@ -200,19 +203,15 @@ def _running(
             "progress": progress,
         }
         try:
-            with interrupt, connect(options) as client:
+            with bar, interrupt, interrupt.held(), connect(options) as client:
                 done = job(options, client, common)
         except (JobError, MissingPackage, SourceError) as error:
-            bar.clear()
             raise Failure(printable(str(error))) from error
         except (LatentserveError, OSError, MemoryError) as error:
-            bar.clear()
             raise Failure(f"{_told(error)}{reached.kept(to)}") from error
         except KeyboardInterrupt:
-            bar.clear()
             print(f"latentserve batch: stopped{reached.kept(to)}", file=sys.stderr)
             return 130
-        bar.clear()
         for name in done.lost:
             print(f"{to}: {name} was missing or damaged and was made anew", file=sys.stderr)
         print(f"{to}: {_summary(done)}")

@@ -1,70 +1,138 @@
-"""A progress bar on stderr; a line now and then where that is no terminal."""
+"""Progress of long-running commands on stderr: a bar on a terminal, else a line now and then."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
+from types import TracebackType
 from typing import TextIO
 
-_BAR = 24
-_REDRAWN_EVERY = 0.1
-_LINE_EVERY = 10.0
+_REDRAW_SECONDS = 0.1
+_LINE_SECONDS = 10.0
+_MAX_BAR_COLUMNS = 30
+# Where the width of the terminal cannot be read.
+_DEFAULT_COLUMNS = 80
 
 
 class ProgressBar:
-    """Shows how far a job is, how fast it goes and how long it will take.
+    """Progress bar of one command.
+
+    On a terminal one line is redrawn in place and cut to the width of the terminal; the bar
+    takes the columns that the text leaves free. Elsewhere (a pipe, a log file) the share and
+    the text are printed as a line every ten seconds. As a context manager it clears the bar
+    at the end.
 
     Args:
-        stream: Where to show it.
-        clock: Seconds.
+        stream: Where to write; stderr by default.
+        clock: Monotonic time in seconds.
+
+    Attributes:
+        on_terminal: Whether `stream` is a terminal.
     """
 
     def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic):
         self._stream = stream or sys.stderr
         self._clock = clock
-        self._terminal = self._stream.isatty()
-        self._every = _REDRAWN_EVERY if self._terminal else _LINE_EVERY
-        self._what = ""
-        self._began = self._shown = 0.0
-        self._first = 0
-        self._drawn = 0
+        self.on_terminal = self._stream.isatty()
+        self._interval = _REDRAW_SECONDS if self.on_terminal else _LINE_SECONDS
+        self._shown_at = clock()
+        self._stage = ""
+        self._stage_began_at = 0.0
+        self._stage_began_with = 0
+        self._latest = (0.0, "")
+        self._drawn_columns = 0
 
-    def show(self, what: str, done: int, total: int) -> None:
-        """Shows progress, where it is time to.
+    def __enter__(self) -> "ProgressBar":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.clear()
+
+    def count(self, stage: str, done: int, total: int, unit: str = "rows") -> None:
+        """Shows how many units are done, the rate, and the time left.
 
         Args:
-            what: What is being done; its rate is counted from its first call.
-            done: Rows that are done.
-            total: Rows there are.
+            stage: Name of the work. The rate is measured from the first call with this name,
+                so a resumed job does not count what was done before.
+            done: Units done.
+            total: All units, at least 1.
+            unit: What is counted, in the plural.
         """
         now = self._clock()
-        if what != self._what:
-            # A stage that is over at once is not worth a line.
-            self._what, self._began, self._first, self._shown = what, now, done, now
-        if now - self._shown < self._every:
+        if stage != self._stage:
+            # A stage that ends within one interval is not worth a line.
+            self._stage, self._stage_began_at, self._stage_began_with = stage, now, done
+            self._shown_at = now
+        elapsed = now - self._stage_began_at
+        rate = (done - self._stage_began_with) / elapsed if elapsed > 0 else 0.0
+        left = f", {duration((total - done) / rate)} left" if rate > 0 else ""
+        text = f"{stage}: {done:,} of {total:,} {unit}, {rate:,.0f} {unit}/s{left}"
+        self.show(done / total, text)
+
+    def show(self, share: float, text: str) -> None:
+        """Shows a share and a text, unless something was shown only just before.
+
+        Args:
+            share: Share of the work that is done, 0 to 1.
+            text: One line.
+        """
+        self._latest = (share, text)
+        now = self._clock()
+        # What a bar shows last must be the end, since it may stay there while other work is done.
+        completes_bar = share >= 1 and self._drawn_columns > 0
+        if now - self._shown_at < self._interval and not completes_bar:
             return
-        self._shown = now
-        rate = (done - self._first) / (now - self._began)
-        left = f", {_duration((total - done) / rate)} left" if rate > 0 else ""
-        figures = f"{done:,} of {total:,} rows, {rate:,.0f} rows/s{left}"
-        if not self._terminal:
-            print(f"{what}: {figures}", file=self._stream, flush=True)
-            return
-        filled = "#" * (_BAR * done // total)
-        self._draw(f"{what} [{filled:{_BAR}}] {done / total:4.0%} {figures}")
+        self._shown_at = now
+        if self.on_terminal:
+            self._draw()
+        else:
+            print(f"{share:4.0%} {text}", file=self._stream, flush=True)
+
+    def line(self, text: str) -> None:
+        """Prints a line of text below the bar, which stays; a new bar begins below the line."""
+        self.leave()
+        print(text, file=self._stream, flush=True)
+
+    def leave(self) -> None:
+        """Leaves the bar on the screen in its latest state and goes to the next line."""
+        if self._drawn_columns:
+            self._draw()
+            print(file=self._stream, flush=True)
+            self._drawn_columns = 0
 
     def clear(self) -> None:
-        """Takes the bar away."""
-        if self._drawn:
-            self._draw("")
-            print(end="\r", file=self._stream, flush=True)
-            self._drawn = 0
+        """Removes the bar from the screen."""
+        if self._drawn_columns:
+            print(f"\r{'':{self._drawn_columns}}", end="\r", file=self._stream, flush=True)
+            self._drawn_columns = 0
 
-    def _draw(self, text: str) -> None:
-        print(f"\r{text:{self._drawn}}", end="", file=self._stream, flush=True)
-        self._drawn = len(text)
+    def _draw(self) -> None:
+        share, text = self._latest
+        # The last column stays free: some terminals wrap a line that fills it.
+        columns = self._columns() - 1
+        room = columns - len(f"{share:4.0%} || {text}")
+        size = max(0, min(_MAX_BAR_COLUMNS, room))
+        bar = ("#" * round(share * size)).ljust(size)
+        line = f"{share:4.0%} |{bar}| {text}"[:columns]
+        padded = line.ljust(min(self._drawn_columns, columns))
+        print(f"\r{padded}", end="", file=self._stream, flush=True)
+        self._drawn_columns = len(line)
+
+    def _columns(self) -> int:
+        try:
+            # 0 where a pseudo-terminal was never told its size.
+            return os.get_terminal_size(self._stream.fileno()).columns or _DEFAULT_COLUMNS
+        except OSError:
+            return _DEFAULT_COLUMNS
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A duration as M:SS, from an hour on as H:MM:SS."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

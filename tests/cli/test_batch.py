@@ -1,7 +1,6 @@
 """Dataset jobs as a person types them, against a real server: killed, stopped, gone on with."""
 
 import contextlib
-import io
 import os
 import random
 import signal
@@ -15,7 +14,6 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from latentserve._cli.progress import ProgressBar
 from tests.support.processes import Server, latentserve
 
 pytest_plugins = ["tests.support.cli_fixtures"]
@@ -211,37 +209,3 @@ def test_a_full_disk_is_one_line_and_the_job_goes_on(here, tmp_path):
         "and the same command goes on\n"
     )
     assert latentserve(*sample, tmp_path / "j", env=here).returncode == 0
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_a_bar_tells_rows_rate_and_time_left_and_goes_away():
-    now, stream = [0.0], Terminal()
-    bar = ProgressBar(stream, lambda: now[0])
-    bar.show("sample", 1000, 5000)  # gone on with: its rate counts from here
-    now[0] = 2.0
-    bar.show("sample", 3000, 5000)
-    assert stream.getvalue() == (
-        "\rsample [##############          ]  60% 3,000 of 5,000 rows, 1,000 rows/s, 0:02 left"
-    )
-    now[0] = 2.05
-    bar.show("sample", 3100, 5000)  # too soon to draw again
-    bar.clear()
-    lines = stream.getvalue().split("\r")
-    assert len(lines) == 4
-    assert set(lines[2]) == {" "}
-
-
-def test_where_there_is_no_terminal_a_line_comes_now_and_then():
-    now, stream = [0.0], io.StringIO()
-    bar = ProgressBar(stream, lambda: now[0])
-    for second in range(0, 7300, 5):
-        now[0] = float(second)
-        bar.show("encode", second, 14_400)
-    bar.clear()
-    lines = stream.getvalue().splitlines()
-    assert len(lines) == 729
-    assert lines[0] == "encode: 10 of 14,400 rows, 1 rows/s, 3:59:50 left"

@@ -1,12 +1,14 @@
 """Ctrl-C in the middle of a command: it is neither lost nor does it break a step off."""
 
+import contextlib
 import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
-from latentserve._cli import interrupt as module
 from latentserve._cli.interrupt import Interrupt
 
 pytestmark = pytest.mark.timeout(60, method="thread")  # the other one takes SIGALRM itself
@@ -14,6 +16,12 @@ pytestmark = pytest.mark.timeout(60, method="thread")  # the other one takes SIG
 
 def press() -> None:
     signal.raise_signal(signal.SIGINT)
+
+
+@contextlib.contextmanager
+def held(*signals: signal.Signals, patience: float | None = 0.1) -> Iterator[Interrupt]:
+    with Interrupt(*signals, patience=patience) as interrupt, interrupt.held():
+        yield interrupt
 
 
 class Finaliser:
@@ -24,9 +32,8 @@ class Finaliser:
 
 
 @pytest.fixture(autouse=True)
-def handlers(monkeypatch):
+def handlers():
     """Those that a command finds, and finds back."""
-    monkeypatch.setattr(module, "_PATIENCE_SECONDS", 0.1)
     before = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -45,7 +52,7 @@ def test_python_alone_loses_one_in_a_finaliser(monkeypatch):
 
 
 def test_it_takes_effect_at_the_next_check():
-    with Interrupt() as interrupt:
+    with held() as interrupt:
         interrupt.check()
         made = Finaliser()
         del made
@@ -55,7 +62,7 @@ def test_it_takes_effect_at_the_next_check():
 
 def test_a_step_that_takes_too_long_is_broken_off():
     began = time.monotonic()
-    with Interrupt():
+    with held():
         press()
         with pytest.raises(KeyboardInterrupt):
             time.sleep(10)
@@ -63,14 +70,14 @@ def test_a_step_that_takes_too_long_is_broken_off():
 
 
 def test_a_second_one_is_not_held_back():
-    with Interrupt():
+    with held():
         press()
         with pytest.raises(KeyboardInterrupt):
             press()
 
 
 def test_one_at_the_very_end_comes_too_late():
-    with Interrupt():
+    with held():
         press()
     time.sleep(0.2)
 
@@ -78,8 +85,55 @@ def test_one_at_the_very_end_comes_too_late():
 def test_where_somebody_else_handles_it_nothing_is_changed():
     heard = []
     signal.signal(signal.SIGINT, lambda *_: heard.append(1))
-    with Interrupt() as interrupt:
+    with held() as interrupt:
         press()
         interrupt.check()
     assert heard == [1]
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_what_the_parent_process_had_ignored_stays_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with held() as interrupt:
+        press()
+        interrupt.check()
+    assert signal.signal(signal.SIGINT, signal.default_int_handler) is signal.SIG_IGN
+
+
+def test_in_another_thread_nothing_is_changed():
+    handlers = []
+
+    def work():
+        with held():
+            handlers.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert handlers == [signal.default_int_handler]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_are_held_back_only_during_steps(number):
+    before = signal.getsignal(signal.SIGTERM)
+    with Interrupt(signal.SIGINT, signal.SIGTERM) as interrupt:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+        with interrupt.held() as asked_to_stop:
+            assert not asked_to_stop()
+            signal.raise_signal(number)
+            assert asked_to_stop()
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(number)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_without_patience_a_step_may_take_long():
+    with held(patience=None) as interrupt:
+        press()
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+        time.sleep(0.2)
+        with pytest.raises(KeyboardInterrupt):
+            interrupt.check()

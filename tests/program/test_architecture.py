@@ -40,8 +40,8 @@ THIRD_PARTY = {
         "PIL", "google", "grpc", "grpc_health", "grpc_reflection", "hpack", "numpy", "onnxruntime",
         "opentelemetry", "prometheus_client", "pydantic", "pythonjsonlogger", "uvloop",
     },
-    "training": {"PIL", "av", "matplotlib", "numpy", "platformdirs", "torch", "tqdm"},
-    "export": {"numpy", "onnx", "onnxruntime", "torch", "tqdm"},
+    "training": {"PIL", "av", "matplotlib", "numpy", "platformdirs", "torch"},
+    "export": {"numpy", "onnx", "onnxruntime", "torch"},
 }  # fmt: skip
 
 

@@ -137,7 +137,7 @@ def test_where_nobody_watches_a_line_is_printed_now_and_then(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("training.cli._LINE_SECONDS", 0.0)
+    monkeypatch.setattr("latentserve._cli.progress._LINE_SECONDS", 0.0)
     assert main([*command, "--out", str(tmp_path / "run")]) == 0
     lines = capsys.readouterr().err.splitlines()
     told = [line for line in lines if " left" in line]
