@@ -128,6 +128,7 @@ def _decode(options: argparse.Namespace) -> int:
 
 def _reconstruct(options: argparse.Namespace) -> int:
     from latentserve._cli.inputs import read_images
+    from latentserve._cli.originals import has_pillow
     from latentserve._cli.outputs import output
     from latentserve._client.codec import fresh_seed
 
@@ -150,9 +151,10 @@ def _reconstruct(options: argparse.Namespace) -> int:
         target.write_images(made, what)
         return 0
     columns = options.columns or _pairs_in_a_row(len(made))
-    sheet, missing = _both(images, made, columns)
-    if missing:
-        what += f"; {missing} originals are left blank (JPEG, resized, or of an unusual PNG)"
+    sheet, blank = _both(images, made, columns)
+    if blank:
+        why = "resized or of another colour mode" if has_pillow() else "Pillow would show them"
+        what += f"; {blank} originals are left blank ({why})"
     target.write_images(sheet, what, columns=columns, zoom=options.zoom)
     return 0
 
@@ -179,11 +181,11 @@ def _both(images: "Images", made: "NDArray[Any]", columns: int) -> "tuple[NDArra
     from latentserve._cli.originals import originals
     from latentserve._cli.png import BACKGROUND
 
-    above, missing = originals(images.values, made.shape)
+    above, blank = originals(images.values, made.shape)
     rows = -(-len(made) // columns)
     sheet = np.full((rows, 2, columns, *made.shape[1:]), BACKGROUND, np.uint8)
     for index in range(len(made)):
         row, column = divmod(index, columns)
         sheet[row, 0, column] = above[index]
         sheet[row, 1, column] = made[index]
-    return sheet.reshape(-1, *made.shape[1:]), missing
+    return sheet.reshape(-1, *made.shape[1:]), blank

@@ -136,81 +136,103 @@ def test_reconstruct_as_an_array_is_the_reconstructions_alone(here, tmp_path, di
     assert (np.load(tmp_path / "r.npy") == wanted).all()
 
 
-def test_an_original_that_cannot_be_drawn_is_left_blank_and_counted(here, tmp_path, digits):
-    Image.new("L", (28, 28), 200).save(tmp_path / "a.jpg")
+def test_jpeg_originals_are_drawn_as_the_server_reads_them(here, tmp_path):
+    Image.linear_gradient("L").resize((28, 28)).save(tmp_path / "a.jpg")
     done = latentserve(
-        "reconstruct", tmp_path / "a.jpg", digits / "0.png", "--zoom", "1",
+        "reconstruct", tmp_path / "a.jpg", "--zoom", "1", "-o", tmp_path / "x.png", env=here
+    )
+    assert done.stdout == f"{tmp_path / 'x.png'}: 1 images\n", done.stderr
+    with Image.open(tmp_path / "a.jpg") as picture:
+        assert (tiles(tmp_path / "x.png", 2, 1)[0, 0] == np.asarray(picture)).all()
+
+
+def test_an_original_that_was_resized_is_left_blank_and_counted(here, tmp_path, digits):
+    Image.new("L", (40, 30), 200).save(tmp_path / "a.png")
+    done = latentserve(
+        "reconstruct", tmp_path / "a.png", digits / "0.png", "--resize", "--zoom", "1",
         "-o", tmp_path / "x.png", env=here,
     )  # fmt: skip
-    assert "1 originals are left blank" in done.stdout
+    assert "1 originals are left blank (resized or of another colour mode)" in done.stdout
     drawn = tiles(tmp_path / "x.png", 2, 2)
     assert (drawn[0, 0] == 48).all()
     assert (drawn[0, 1] == np.load(digits / "digits.npy")[0, 0]).all()
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB"])
-@pytest.mark.parametrize("seed", range(4))
-def test_png_files_are_read_as_a_picture_library_reads_them(mode, seed):
-    """Smooth pictures, so that the encoder takes every kind of filter."""
-    rng = np.random.default_rng(seed)
-    channels = len(mode) if mode == "RGB" else 1
-    steps = rng.integers(-3, 4, (channels, 29, 17))
-    pixels = (128 + steps.cumsum(1).cumsum(2) / 4).clip(0, 255).astype(np.uint8)
+def test_without_pillow_image_files_are_left_blank_and_pillow_is_named(here, tmp_path, digits):
+    arguments = ["reconstruct", digits / "0.png", "--zoom", "1", "-o", tmp_path / "x.png"]
+    code = (
+        "import sys\nfrom latentserve.cli import main\n"
+        f"sys.modules['PIL'] = None\nsys.exit(main({[str(item) for item in arguments]!r}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True, text=True, check=False, timeout=60, env={**os.environ, **here},
+    )  # fmt: skip
+    assert done.stdout.endswith("; 1 originals are left blank (Pillow would show them)\n")
+    assert (tiles(tmp_path / "x.png", 2, 1)[0, 0] == 48).all()
+
+
+def file_of(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
-    shown = pixels[0] if mode == "L" else pixels.transpose(1, 2, 0)
-    Image.fromarray(np.ascontiguousarray(shown)).save(buffer, "PNG")
-    read, missing = originals([buffer.getvalue()], (1, *pixels.shape))
-    assert missing == 0
-    assert (read[0] == pixels).all()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
 
 
-@pytest.mark.parametrize("kind", range(5))
-def test_each_filter_of_png_is_undone(kind):
-    """By hand: Pillow chooses its filters itself."""
-    import struct
-    import zlib
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_png_files_are_drawn_as_their_pixels(mode):
+    channels = 1 if mode == "L" else 3
+    pixels = np.random.default_rng(1).integers(0, 256, (channels, 29, 17), np.uint8)
+    shown = pixels[0] if mode == "L" else np.ascontiguousarray(pixels.transpose(1, 2, 0))
+    sheet, blank = originals([file_of(Image.fromarray(shown))], (1, *pixels.shape))
+    assert blank == 0
+    assert (sheet[0] == pixels).all()
 
-    rng = np.random.default_rng(kind)
-    pixels = rng.integers(0, 256, (6, 5, 3)).astype(np.int64)
-    flat = pixels.reshape(6, 15)
-    lines = []
-    for row in range(6):
-        above = flat[row - 1] if row else np.zeros(15, np.int64)
-        left = np.concatenate([np.zeros(3, np.int64), flat[row, :-3]])
-        corner = np.concatenate([np.zeros(3, np.int64), above[:-3]])
-        guess = left + above - corner
-        a, b, c = abs(guess - left), abs(guess - above), abs(guess - corner)
-        paeth = np.where((a <= b) & (a <= c), left, np.where(b <= c, above, corner))
-        predicted = (0 * left, left, above, (left + above) // 2, paeth)[kind]
-        lines.append(bytes([kind]) + ((flat[row] - predicted) % 256).astype(np.uint8).tobytes())
 
-    def chunk(name, data):
-        return (
-            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        )
-
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 5, 6, 8, 2, 0, 0, 0))
-    png += chunk(b"IDAT", zlib.compress(b"".join(lines))) + chunk(b"IEND", b"")
-    assert (np.asarray(Image.open(io.BytesIO(png))) == pixels).all()
-    read, missing = originals([png], (1, 3, 6, 5))
-    assert missing == 0
-    assert (read[0] == pixels.transpose(2, 0, 1)).all()
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\x89PNG\r\n\x1a\n", b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR", b"\xff\xd8\xff"],
-)
-def test_what_is_no_plain_png_file_is_left_blank(content):
-    sheet, missing = originals([content], (1, 1, 4, 4))
-    assert missing == 1
+    [
+        b"",
+        b"\x89PNG\r\n\x1a\n",
+        b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR",
+        b"\xff\xd8\xff",
+        file_of(Image.new("L", (4, 4), 9))[:-20],
+        file_of(Image.new("RGB", (4, 4))),
+        file_of(Image.new("LA", (4, 4))),
+        file_of(Image.new("P", (4, 4))),
+        file_of(Image.new("L", (5, 4))),
+        file_of(Image.new("L", (4, 4)), transparency=0),
+        file_of(Image.new("L", (4, 4)), "JPEG", exif=turned(3)),
+        file_of(Image.new("L", (4, 4)), "BMP"),
+    ],
+    ids=[
+        "empty", "signature", "header", "jpeg start", "truncated", "colour", "alpha", "palette",
+        "size", "transparent", "turned", "format",
+    ],
+)  # fmt: skip
+def test_a_file_whose_pixels_are_not_the_models_input_is_left_blank(content):
+    sheet, blank = originals([content], (1, 1, 4, 4))
+    assert blank == 1
+    assert (sheet == 48).all()
+
+
+def test_without_pillow_every_file_is_left_blank(monkeypatch):
+    content = file_of(Image.new("L", (4, 4)))
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    sheet, blank = originals([content, content], (2, 1, 4, 4))
+    assert blank == 2
     assert (sheet == 48).all()
 
 
 def test_floats_are_drawn_as_the_pixels_they_stand_for():
     floats = np.array([[0.0, 0.5, 1.0, 0.25]], np.float32)
-    sheet, missing = originals(floats, (1, 1, 2, 2))
-    assert missing == 0
+    sheet, blank = originals(floats, (1, 1, 2, 2))
+    assert blank == 0
     assert sheet.reshape(-1).tolist() == [0, 128, 255, 64]
 
 
