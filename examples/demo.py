@@ -1,11 +1,10 @@
-"""The whole of latentserve on one page: train, export, serve, call.
+"""latentserve from end to end: train, export, serve, call.
 
-`make demo` runs it. It trains the article's 2-D model on MNIST into demo/run,
-exports it to demo/models, serves that on a free port, calls Encode, Decode and
-Sample through the client, and leaves its pictures in demo/. Then it serves the
-models that come with the project and asks their flagship for each digit by its
-label. Run again, it goes on with the training where it was stopped, or uses it
-where it is complete.
+`make demo` runs it. It trains the article's 2-D model on MNIST into demo/run, exports it to
+demo/models, serves it on a free port, calls Encode, Decode and Sample through the client and
+writes pictures to demo/. Then it serves the models that come with the project and samples
+every digit by its label from the flagship. A second run resumes an interrupted training and
+reuses a finished one.
 """
 
 import contextlib
@@ -24,7 +23,7 @@ from latentserve._files import atomic_write
 from latentserve.client import Client, Unavailable
 from training.data.datasets import Split, load_dataset
 
-matplotlib.use("Agg")  # pictures go to files: no screen is needed
+matplotlib.use("Agg")  # renders to files, without a display
 
 from matplotlib import pyplot as plt
 
@@ -37,7 +36,7 @@ START_SECONDS = 60.0
 
 
 def main() -> None:
-    """Runs the demo."""
+    """Runs the demo from training to pictures."""
     latentserve("train", "--preset", "seed2d", "--data", "mnist", "--budget", BUDGET,
                 "--out", str(RUN), "--resume")  # fmt: skip
     if not exported():
@@ -71,33 +70,33 @@ def main() -> None:
         f"""
 pictures:
   {FOLDER / "samples.png"}          100 digits drawn from the prior, seed {SEED}
-  {FOLDER / "reconstructions.png"}  test digits above, their reconstructions below
-  {FOLDER / "latent.png"}           the latent plane, {len(test.images)} test digits by class
-  {FOLDER / "digits.png"}           the flagship asked for each digit, ten times
-  {RUN / "report.html"}  how it was trained: a movie, curves, the plane
+  {FOLDER / "reconstructions.png"}  test digits above their reconstructions
+  {FOLDER / "latent.png"}           the latent plane: {len(test.images)} test digits by class
+  {FOLDER / "digits.png"}           the flagship's samples of each digit
+  {RUN / "report.html"}  the training: a movie, curves, the latent plane
 test ELBO {model.metrics["elbo"]:.2f} nats (reconstruction {model.metrics["reconstruction"]:.2f} \
 + KL {model.metrics["kl"]:.2f}), binarized MNIST, lower is better"""
     )
 
 
 def exported() -> bool:
-    """Whether the run, as it is now, has been exported."""
+    """Whether a bundle was exported from the run as it is now."""
     manifests = [path.stat().st_mtime for path in MODEL.glob("*/manifest.json")]
     return max(manifests, default=0.0) > (RUN / "metrics.json").stat().st_mtime
 
 
 def latentserve(*arguments: str) -> None:
-    """Runs one command of the command line, as a person would."""
+    """Runs a `latentserve` command; the demo ends if it fails."""
     print(f"\n$ latentserve {' '.join(arguments)}", flush=True)
     done = subprocess.run([sys.executable, "-m", "latentserve", *arguments], check=False)
     if done.returncode != 0:
-        print(f"the demo stopped here; to begin anew: rm -r {FOLDER}", file=sys.stderr)
+        print(f"the demo stopped here; to start afresh: rm -r {FOLDER}", file=sys.stderr)
         sys.exit(done.returncode)
 
 
 @contextlib.contextmanager
 def server(*arguments: str) -> Iterator[str]:
-    """Serves on a free port, yields its address, stops it by SIGTERM."""
+    """Runs a server on a free port, yields its address, and stops it by SIGTERM."""
     command = ["serve", *arguments, "--port", "0", "--http-port", "off", "--log-level", "warning"]
     print(f"\n$ latentserve {' '.join(command)}", flush=True)
     process = subprocess.Popen(
@@ -120,7 +119,7 @@ def server(*arguments: str) -> Iterator[str]:
 
 
 def wait_until_serving(target: str, process: subprocess.Popen[str]) -> None:
-    """Waits until the golden rows have been replayed and health says SERVING."""
+    """Waits until the server has replayed the golden rows and its health is SERVING."""
     deadline = time.monotonic() + START_SECONDS
     with Client(target) as client:
         while time.monotonic() < deadline and process.poll() is None:
@@ -132,18 +131,18 @@ def wait_until_serving(target: str, process: subprocess.Popen[str]) -> None:
 
 
 def save(path: Path, pixels: NDArray[np.uint8]) -> None:
-    """Writes a picture as a whole."""
+    """Writes pixels, uint8 [H, W] or [H, W, 3], to a PNG file."""
     atomic_write(path, encode_png(pixels))
 
 
 def plot_latents(path: Path, means: NDArray[np.float32], test: Split) -> None:
-    """Draws the posterior means of the test digits, coloured by digit."""
+    """Plots posterior means, float32 [N, 2], of the test digits, coloured by digit."""
     figure, axes = plt.subplots(figsize=(7, 6), layout="constrained")
     points = axes.scatter(
         means[:, 0], means[:, 1], c=test.labels, s=4, alpha=0.7, cmap="tab10", vmin=-0.5, vmax=9.5
     )
     figure.colorbar(points, ticks=range(10), label="digit")
-    # A square about the origin, so that the plane is not distorted; a few outliers may go.
+    # A square around the origin keeps the aspect ratio; a few outliers fall outside.
     reach = float(np.percentile(np.abs(means), 99.9))
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), xlabel="$z_1$", ylabel="$z_2$")
     axes.set_title("Posterior means of the MNIST test digits")

@@ -13,6 +13,7 @@ from export.evaluate import Figures, Wanted, evaluate_path
 from export.export import export
 from export.variants import PRECISIONS
 from latentserve._cli.arguments import positive, uint64
+from latentserve._cli.common import HelpFormatter
 from latentserve._cli.progress import ProgressBar
 from training.errors import TrainingError
 
@@ -23,24 +24,30 @@ def main_export(arguments: list[str]) -> int:
     """Runs `latentserve export`.
 
     Returns:
-        The exit status: 0, or 1 where no bundle was written.
+        Exit status: 0, or 1 if no bundle was written.
     """
     parser = argparse.ArgumentParser(
         prog="latentserve export",
-        description="Export a finished run as the next version of a model: encoder, decoder and "
-        "prior as ONNX, verified against torch and measured, in one bundle.",
+        description="Export a finished run as the next version of a model: a bundle of ONNX\n"
+        "graphs, verified against torch and measured on the test set.",
         epilog="examples:\n  latentserve export runs/dense --to models/mnist\n"
         "  latentserve export runs/dense --to models/mnist-int8 --decoder int8",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder that `train` wrote")
-    parser.add_argument("--to", type=Path, required=True, metavar="MODELS/NAME", help="the model")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of `latentserve train`")
+    parser.add_argument(
+        "--to",
+        type=Path,
+        required=True,
+        metavar="MODELS/NAME",
+        help="folder of the model, which gets a new version",
+    )
     parser.add_argument(
         "--decoder",
         choices=PRECISIONS,
         default="fp32",
-        help="what the decoder computes in: fp32; fp16; or int8, its weights and activations "
-        "quantised statically, but for the layers at both ends (default: fp32)",
+        help="precision of the decoder; int8 quantises weights and activations statically, except "
+        "in the first and last layers (default: fp32)",
     )
     _add_measures(parser)
     options = parser.parse_args(arguments)
@@ -66,20 +73,23 @@ def main_evaluate(arguments: list[str]) -> int:
     """Runs `latentserve evaluate`.
 
     Returns:
-        The exit status: 0, or 1 where it could not be measured.
+        Exit status: 0, or 1 if the measurement failed.
     """
     parser = argparse.ArgumentParser(
         prog="latentserve evaluate",
-        description="Measure a run or a bundle on its test set. Changes nothing.",
+        description="Measure a run or a bundle on its test set, without changing it.",
         epilog="examples:\n  latentserve evaluate runs/dense\n"
         "  latentserve evaluate models/mnist/1 --importance 1000 --seed 1",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument(
-        "path", type=Path, metavar="RUN_OR_BUNDLE", help="run folder, or MODELS/NAME/VERSION"
+        "path",
+        type=Path,
+        metavar="RUN_OR_BUNDLE",
+        help="run folder, or bundle as MODELS/NAME/VERSION",
     )
     _add_measures(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     options = parser.parse_args(arguments)
     try:
         with ProgressBar() as bar:
@@ -102,35 +112,44 @@ def main_evaluate(arguments: list[str]) -> int:
 
 def _add_measures(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--draws", type=positive, default=1, help="draws of z per image (default: 1)"
+        "--draws",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="draws of z per image for the ELBO (default: 1)",
     )
     parser.add_argument(
-        "--seed", type=uint64, default=0, help="seed of all draws and samples (default: 0)"
+        "--seed",
+        type=uint64,
+        default=0,
+        metavar="N",
+        help="seed of all draws and samples (default: 0)",
     )
     parser.add_argument(
         "--importance",
         type=_count,
         default=0,
         metavar="K",
-        help="measure the importance-weighted bound on the NLL with K draws as well; 1000 is usual",
+        help="also estimate the NLL by the importance-weighted bound with K draws per image, "
+        "usually 1000 (default: 0, no NLL)",
     )
     parser.add_argument(
         "--importance-images",
         type=positive,
         default=1000,
         metavar="N",
-        help="on N test images, evenly spread (default: 1000)",
+        help="test images for the NLL, evenly spaced (default: 1000)",
     )
     parser.add_argument(
         "--samples",
         type=_samples,
         default=10_000,
         metavar="N",
-        help="judge N samples by the classifier of digits, where the data is MNIST; 0 for none "
+        help="samples to judge by the digit classifier, for MNIST only; 0 for none "
         "(default: 10000)",
     )
     parser.add_argument(
-        "--data", help="where the data is now, such as folder:PATH (default: where it was)"
+        "--data", help="data set, such as folder:PATH (default: where it was during training)"
     )
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all."""
+"""Atomic, durable writes of files."""
 
 import os
 import secrets
@@ -6,13 +6,13 @@ from pathlib import Path
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Writes a file so that a reader or a crash never sees half of it.
+    """Writes a file so that neither a reader nor a crash ever leaves half of it.
 
-    The bytes go to a temporary file beside it, are fsynced, and are renamed onto
+    The bytes are written to a temporary file in the same folder, fsynced and renamed to
     `path`; the folder is fsynced last, so that the rename survives a power cut.
 
     Raises:
-        OSError: The folder is not there or cannot be written.
+        OSError: The folder does not exist or cannot be written to.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
@@ -28,7 +28,7 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable."""
+    """Fsyncs a folder, which makes the names of its files durable."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""Load on a running server, bounded in time, and what it made of it.
+"""Throughput and latency of a running server under load.
 
     from latentserve import bench
     from latentserve.client import AsyncClient
@@ -6,11 +6,11 @@
     async with AsyncClient("localhost:50051") as client:
         report = await bench.run(client, bench.Load(rpc="encode", rows=1, concurrency=32))
 
-A closed loop has so many calls in flight and sends the next when one returns. An open
-loop sends at a rate, whatever comes back, as independent callers do: each call's latency
-counts from when it was due, so that a server that stalls is not asked less meanwhile
-(Tene's coordinated omission). What is sent is built before, and answers are compared with
-the first one of their kind.
+A closed loop keeps a number of calls in flight and sends the next one when one returns. An
+open loop sends calls at a fixed rate without waiting for answers, as independent callers do.
+Its latencies are measured from the time at which a call was due, so that a stall of the
+server counts for all calls that fell into it (no coordinated omission). Requests are built
+before the measurement; each answer is compared with the first one to the same request.
 """
 
 import asyncio
@@ -31,29 +31,32 @@ RPCS: tuple[Rpc, ...] = ("encode", "decode", "sample", "reconstruct", "score", "
 
 _SEED = 1
 _PERCENTILES = (50.0, 90.0, 99.0, 99.9)
-# So many calls of an open loop may be on their way; more would only pile up here.
-_MOST_OPEN = 1000
+# Most calls in flight of an open loop; more would only pile up in this process.
+_MAX_IN_FLIGHT = 1000
 
 
 class WrongAnswer(LatentserveError):
-    """A server answered the same request in two ways."""
+    """The server gave two different answers to the same request."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked of a server.
+    """Load to put on a server.
 
     Attributes:
-        rpc: Which call.
-        rows: Images or latents in a call, or several numbers, one of which is drawn for
-            each call; of `sample-stream` the images of a stream.
+        rpc: RPC to call.
+        rows: Images or latents per call (`sample-stream`: images per stream); of several
+            numbers one is picked at random for each call.
         concurrency: Calls in flight, in a closed loop.
-        rate: Calls a second, in an open loop; 0 for a closed one.
-        seconds: How long calls are sent.
-        warmup_seconds: How long before that, unmeasured.
-        dtype: Of the images, both ways: `uint8` or `float32`.
-        model: Name of the model; empty for the server's default.
-        version: Its version; 0 for the highest that is served.
+        rate: Calls per second, in an open loop; 0 for a closed loop.
+        seconds: Duration of the measurement.
+        warmup_seconds: Duration of the warm-up before it.
+        dtype: Dtype of the images, in requests and replies: `uint8` or `float32`.
+        model: Name of the model; empty for the server's default model.
+        version: Version of the model; 0 for the highest one served.
+
+    Raises:
+        ValueError: A value is out of range.
     """
 
     rpc: Rpc = "encode"
@@ -78,23 +81,23 @@ class Load:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The numbers of rows that calls have."""
+        """The numbers of rows to pick from."""
         return (self.rows,) if isinstance(self.rows, int) else tuple(self.rows)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What came of it.
+    """Result of a measurement, without the warm-up.
 
     Attributes:
         model: Name and version of the model, as in `mnist/1`.
         calls: Calls that were answered.
-        rows: Images or latents in them.
-        seconds: From the first call that counts to the last answer.
-        failed: Calls that were not answered, by status code.
-        late: Calls of an open loop that were not sent, since too many were on their way.
-        latency_ms: Latencies in milliseconds, by percentile: `p50`, `p90`, `p99`, `p99.9`,
-            and `mean` and `max`.
+        rows: Images or latents in these calls.
+        seconds: Time from the first call to the last answer.
+        failed: Number of failed calls by status code.
+        late: Calls of an open loop that were not sent because too many were in flight.
+        latency_ms: Latencies in milliseconds: `p50`, `p90`, `p99`, `p99.9`, `mean` and `max`;
+            NaN where no call was answered.
     """
 
     model: str
@@ -107,26 +110,25 @@ class Report:
 
     @property
     def calls_per_second(self) -> float:
-        """Calls answered in a second."""
+        """Calls answered per second."""
         return self.calls / self.seconds
 
     @property
     def rows_per_second(self) -> float:
-        """Images or latents answered in a second."""
+        """Images or latents answered per second."""
         return self.rows / self.seconds
 
 
 async def run(client: AsyncClient, load: Load) -> Report:
-    """Sends a load and measures it.
+    """Measures a server under load.
 
     Args:
-        client: Connected to the server; its retries would hide what fails, so make it with
-            `Retry(attempts=1)`.
-        load: What to send.
+        client: Client of the server, made with `Retry(attempts=1)`: retries hide failed calls.
+        load: Load to send.
 
     Raises:
         WrongAnswer: The same request was answered in two ways.
-        ServerError: The very first call failed.
+        ServerError: One of the first calls, before the warm-up, failed.
     """
     model = await client.model(load.model, version=load.version)
     calls = {size: _call(client, load, model, size) for size in set(load.sizes)}
@@ -136,12 +138,12 @@ async def run(client: AsyncClient, load: Load) -> Report:
 async def drive(
     load: Load, calls: Mapping[int, Callable[[], Awaitable[NDArray[Any]]]], model: str
 ) -> Report:
-    """Sends a load through calls of any kind and measures it.
+    """Measures any server under load, through functions that make the calls.
 
     Args:
-        load: How to send; what is sent is the calls' affair.
-        calls: For each size, what makes one call and returns the answer.
-        model: What the report is to say was asked.
+        load: Load to send; `rpc`, `dtype`, `model` and `version` are up to the calls.
+        calls: For each number of rows, a function that makes one call and returns its answer.
+        model: Name of the model for the report.
 
     Raises:
         WrongAnswer: The same request was answered in two ways.
@@ -153,7 +155,7 @@ async def drive(
 
 
 class _Measurement:
-    """One stretch of time."""
+    """Calls of one warm-up or one measurement, and their latencies."""
 
     def __init__(
         self,
@@ -171,14 +173,14 @@ class _Measurement:
         self._late = 0
 
     async def run(self, seconds: float) -> float:
-        """Sends for so long and returns how long it took until the last answer."""
-        began = time.perf_counter()
+        """Sends calls for that long; returns the seconds until the last answer."""
+        start = time.perf_counter()
         try:
-            await (self._open if self._load.rate else self._closed)(began, began + seconds)
+            await (self._open if self._load.rate else self._closed)(start, start + seconds)
         except BaseExceptionGroup as group:
-            # All of them are of one cause; the others were cancelled.
+            # The first error cancelled the other calls.
             raise group.exceptions[0] from None
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
     async def report(self, model: str) -> Report:
         seconds = await self.run(self._load.seconds)
@@ -197,7 +199,7 @@ class _Measurement:
             | {"mean": float(milliseconds.mean()), "max": float(milliseconds.max())},
         )
 
-    async def _closed(self, _began: float, end: float) -> None:
+    async def _closed(self, _start: float, end: float) -> None:
         async def caller() -> None:
             while (now := time.perf_counter()) < end:
                 await self._one(now)
@@ -206,14 +208,14 @@ class _Measurement:
             for _ in range(self._load.concurrency):
                 callers.create_task(caller())
 
-    async def _open(self, began: float, end: float) -> None:
+    async def _open(self, start: float, end: float) -> None:
         running: set[asyncio.Task[None]] = set()
         async with asyncio.TaskGroup() as callers:
             number = 0
-            while (due := began + number / self._load.rate) < end:
+            while (due := start + number / self._load.rate) < end:
                 number += 1
                 await asyncio.sleep(max(0.0, due - time.perf_counter()))
-                if len(running) >= _MOST_OPEN:
+                if len(running) >= _MAX_IN_FLIGHT:
                     self._late += 1
                     continue
                 task = callers.create_task(self._one(due))
@@ -238,34 +240,34 @@ class _Measurement:
 def _call(
     client: AsyncClient, load: Load, model: ModelInfo, size: int
 ) -> Callable[[], Awaitable[NDArray[Any]]]:
-    """What makes a call of a size; the same request each time."""
+    """Makes the function that sends one call of `size` rows, always the same request."""
     rng = np.random.default_rng(_SEED)
-    where: Any = {"model": model.name, "version": model.version}
+    target: Any = {"model": model.name, "version": model.version}
     images: NDArray[Any] = rng.integers(0, 256, (size, *model.image_shape), dtype=np.uint8)
     if load.dtype == "float32":
         images = images.astype(np.float32) / np.float32(255)
     z = rng.standard_normal((size, model.latent_dim), np.float32)
 
     async def encode() -> NDArray[Any]:
-        return (await client.encode(images, **where)).mean
+        return (await client.encode(images, **target)).mean
 
     async def decode() -> NDArray[Any]:
-        return await client.decode(z, dtype=load.dtype, **where)
+        return await client.decode(z, dtype=load.dtype, **target)
 
     async def sample() -> NDArray[Any]:
-        return await client.sample(size, seed=_SEED, dtype=load.dtype, **where)
+        return await client.sample(size, seed=_SEED, dtype=load.dtype, **target)
 
     async def reconstruct() -> NDArray[Any]:
-        return await client.reconstruct(images, dtype=load.dtype, **where)
+        return await client.reconstruct(images, dtype=load.dtype, **target)
 
     async def score() -> NDArray[Any]:
-        return (await client.score(images, **where)).elbo
+        return (await client.score(images, **target)).elbo
 
     async def sample_stream() -> NDArray[Any]:
         chunks: AsyncIterator[Any] = client.sample_stream(
-            size, seed=_SEED, dtype=load.dtype, **where
+            size, seed=_SEED, dtype=load.dtype, **target
         )
-        # Of a long stream no more is kept than tells whether it was the same.
+        # A long stream is compared by the sums of its chunks, which take no memory.
         return np.array([chunk.images.sum(dtype=np.float64) async for chunk in chunks])
 
     made: dict[Rpc, Callable[[], Awaitable[NDArray[Any]]]] = {

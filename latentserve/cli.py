@@ -1,4 +1,4 @@
-"""The `latentserve` command."""
+"""The `latentserve` command: parses the command line and runs one command."""
 
 import argparse
 import os
@@ -10,7 +10,7 @@ from latentserve._cli import app, batch, bench, convert, generate, operate, scor
 from latentserve._cli.common import listing
 from latentserve._cli.failures import Failure, Usage, printable, reason
 
-_DESCRIPTION = "Train, export and serve variational autoencoders, and call them."
+_DESCRIPTION = "Train, export and serve variational autoencoders, and call the server."
 _GROUPS = (operate, convert, generate, score, batch, bench)
 
 
@@ -18,11 +18,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
     Args:
-        arguments: Without the program's name; `sys.argv` by default.
+        arguments: Arguments after the program's name; those of the process by default.
 
     Returns:
-        The exit status: 0, 1 where the command failed, 2 for wrong usage, 130 where it
-        was interrupted.
+        Exit status: 0, 1 if the command failed, 2 for wrong usage, 130 if it was interrupted.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -34,10 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    """Runs a command that calls a server; whatever is in its way becomes one line."""
-    # What goes wrong is told in one line; gRPC's own log would be many.
+    """Runs a command that calls a server and reports an error as one line on stderr."""
+    # gRPC would log the same error in many lines of its own.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # grpc takes a while to import; `--help` need not wait for it.
+    # grpc takes a while to import: `--help` must not wait for it.
     from latentserve.errors import LatentserveError
 
     run: Callable[[argparse.Namespace], int] = options.run
@@ -45,7 +44,7 @@ def _run(options: argparse.Namespace) -> int:
         status = run(options)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read has enough. Python must not find that out when it flushes again.
+        # The reader of the pipe has closed it. Python must not fail when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Usage as error:
@@ -59,7 +58,7 @@ def _run(options: argparse.Namespace) -> int:
         problem, status = str(error), 1
     else:
         return status
-    # A message of several lines, as some of gRPC's, is still one.
+    # Some messages of gRPC have several lines.
     print(f"latentserve {options.command}: {' '.join(problem.split())}", file=sys.stderr)
     return status
 
@@ -83,8 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.epilog = f"""commands that call a server:
 {listing(commands, width)}
 
-commands of the application (a checkout or an image):
+commands of the application (in a checkout or an image):
 {application}
 
-`latentserve COMMAND --help` tells more and gives an example."""
+`latentserve COMMAND --help` lists the options of a command, with examples."""
     return parser

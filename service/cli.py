@@ -11,13 +11,13 @@ def main(arguments: list[str]) -> int:
     """Runs the command.
 
     Returns:
-        The exit status: 0 after a drain, 2 where a setting is wrong or cannot be had.
+        Exit status: 0 after a drain, 2 if a setting is wrong or cannot be fulfilled.
     """
-    # Until the server has handlers of its own there is nothing to drain.
+    # Before the server installs its own handlers there is nothing to drain.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         settings = read_settings(arguments)
-        # onnxruntime is only worth its start-up time with settings that parse.
+        # After the settings: importing onnxruntime takes a while.
         if settings.workers > 1:
             from service.workers.supervisor import run
         else:

@@ -1,15 +1,16 @@
-"""The server's settings: one record, read from four places in one stated order."""
+"""Settings of the server, from command line, environment, configuration file and defaults."""
 
 import argparse
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pydantic
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
+from latentserve._cli.common import HelpFormatter
 from service.errors import StartError
 from service.models.versions import Versions
 
@@ -19,74 +20,77 @@ def _versions(value: object) -> object:
 
 
 class Settings(BaseModel):
-    """What an operator can set.
+    """Settings of `latentserve serve`.
 
-    Each is taken from the command line (`--drain-seconds`), else the environment
-    (`LATENTSERVE_DRAIN_SECONDS`), else the file that `--config` or
-    `LATENTSERVE_CONFIG` names (TOML, `drain_seconds = 30`), else its default.
+    Each is taken from the command line (`--drain-seconds`), else from the environment
+    (`LATENTSERVE_DRAIN_SECONDS`), else from the TOML file that `--config` or
+    `LATENTSERVE_CONFIG` names (`drain_seconds = 30`), else it has its default. The docstrings
+    are the help texts of the options.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     models: Path = Path(__file__).resolve().parent.parent / "models"
-    """Folder of the models, <name>/<version>/."""
+    """Folder of the models, as <name>/<version>/."""
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 for all (the images set that)."""
+    """Address to listen on; 0.0.0.0 for all interfaces, as the container images set it."""
     grpc_port: int = Field(50051, ge=0, le=65535)
-    """Port for gRPC; 0 picks a free one and says which on stdout."""
+    """Port for gRPC; 0 picks a free one and prints it on stdout."""
     http_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = 8080
-    """Port for /metrics, /healthz and /readyz by HTTP; 0 picks a free one, off is none."""
+    """Port for /metrics, /healthz and /readyz over HTTP; 0 picks a free one, off opens none."""
     workers: int = Field(1, ge=1, le=256)
-    """Processes that serve on the same port, each with limits of its own; for a server whose
-    Python, and not its graphs, is what takes its time."""
+    """Number of worker processes sharing the port. Use it when request handling, not inference,
+    is the bottleneck."""
     transport: Literal["http2", "grpcio"] = "http2"
-    """What carries the calls: http2, our own HTTP/2 on asyncio, or grpcio, gRPC's library."""
+    """Implementation of gRPC: our own HTTP/2 on asyncio, or gRPC's library grpcio."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N. Only auto may fall back to the CPU."""
+    """Device that runs the graphs: auto, cpu, cuda or cuda:N; only auto falls back to the CPU."""
     threads: int = Field(0, ge=0, le=1024)
-    """Threads that compute, each a batch of its own; 0 for as many as this process has CPUs."""
+    """Number of compute threads, each running one batch at a time; 0 for one per CPU."""
     batch_window_seconds: float = Field(0.0, ge=0, le=1)
-    """How long a batch that is not full waits for more rows; 0 for not at all."""
+    """Seconds that an incomplete batch waits for more rows."""
     default_model: str = ""
-    """Model that an empty name means; empty for the first in alphabetical order."""
+    """Model that answers calls without a model name."""
     versions: Annotated[Versions, BeforeValidator(_versions), PlainSerializer(str)] = Versions()
-    """Which versions to serve: latest, all, a number, or NAME=one of these, with commas."""
+    """Versions to serve: latest, all or a number, or NAME=one of these, separated by commas."""
     max_rows: int = Field(4096, ge=1, le=1_000_000)
-    """Most rows in one request."""
+    """Maximum number of rows in a request."""
     max_message_bytes: int = Field(64 * 2**20, ge=4096, le=2**31 - 1)
-    """Most bytes in one message, in either direction."""
+    """Maximum size of a message in bytes, in either direction."""
     max_queue_rows: int = Field(65_536, ge=1, le=2**40)
-    """Most rows in flight, all calls together; more are refused at once."""
+    """Maximum number of rows in flight in all calls; more are rejected at once."""
     max_queue_bytes: int = Field(2**29, ge=4096, le=2**50)
-    """Most bytes of images and latents in flight, all calls together."""
+    """Maximum number of bytes of images and latents in flight in all calls."""
     max_score_draws: int = Field(5000, ge=0, le=1_000_000)
-    """Most draws a row in Score."""
+    """Maximum number of draws per row in Score."""
     max_connection_age_seconds: float = Field(600.0, ge=1, le=10**6)
-    """Age at which a connection is to be made anew, so that clients find new servers; calls
-    in flight finish."""
+    """Seconds after which clients have to reconnect, so that they find new servers; calls in
+    flight finish."""
     tls_cert: Path | None = None
-    """Certificate chain in PEM, for an encrypted port; reread when it changes."""
+    """Certificate chain (PEM) for serving over TLS; reread when it changes."""
     tls_key: Path | None = None
-    """Its private key in PEM."""
+    """Private key (PEM) of the certificate."""
     tls_client_ca: Path | None = None
-    """Certificates in PEM that clients' certificates must be signed by (mTLS)."""
+    """Certificates (PEM) of the authorities that sign clients' certificates, for mTLS."""
     token_file: Path | None = None
-    """File with the tokens that callers may carry, one a line; reread when it changes."""
+    """File of the tokens that callers authenticate with, one per line; reread when it changes."""
     admin: bool = False
-    """Serve AdminService, whose Reload does what SIGHUP does."""
+    """Serve AdminService, whose Reload does the same as SIGHUP."""
     drain_seconds: float = Field(30.0, ge=0, le=3600)
-    """How long work in flight may take to finish after SIGTERM."""
+    """Seconds that calls in flight may take to finish after SIGTERM."""
     reflection: bool = False
-    """Serve gRPC reflection, for grpcurl and the like."""
+    """Serve gRPC reflection, for grpcurl and similar tools."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """How much to log, on stderr."""
+    """Lowest level of the messages that are logged, on stderr."""
     log_format: Literal["auto", "text", "json"] = "auto"
-    """auto is text at a terminal and JSON elsewhere."""
+    """Format of the log; auto is text on a terminal and JSON elsewhere."""
     otlp_endpoint: str = ""
-    """Where to send OpenTelemetry traces by OTLP over gRPC, for example http://localhost:4317."""
+    """Endpoint for OpenTelemetry traces, OTLP over gRPC, such as http://localhost:4317."""
 
 
 _FLAGS = {"grpc_port": "--port"}
+# Defaults whose values would tell a reader of the help nothing.
+_DEFAULTS = {"models": "those of the project", "default_model": "the first by name"}
 
 
 def flag(name: str) -> str:
@@ -97,55 +101,71 @@ def flag(name: str) -> str:
 def variable(name: str) -> str:
     """The environment variable of a setting.
 
-    Never `LATENTSERVE_PORT`: Kubernetes sets that, to something else, for a
-    service called latentserve.
+    It is never `LATENTSERVE_PORT`, which Kubernetes injects with another meaning for a service
+    named latentserve.
     """
     return f"LATENTSERVE_{name.upper()}"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments of `latentserve serve`, made from `Settings`."""
+    """Argument parser of `latentserve serve`, made from `Settings`."""
     result = argparse.ArgumentParser(
         prog="latentserve serve",
-        description="Serve the models of a folder over gRPC.",
-        epilog="Each option may also be an environment variable (--drain-seconds is "
-        "LATENTSERVE_DRAIN_SECONDS, --port is LATENTSERVE_GRPC_PORT) or a line of the file "
-        "(drain_seconds = 30). Order: command line, environment, file, default.\n\n"
+        description="Serve a folder of models over gRPC.",
+        epilog="Each option may also be set in the environment (--drain-seconds as\n"
+        "LATENTSERVE_DRAIN_SECONDS, --port as LATENTSERVE_GRPC_PORT) or in the file\n"
+        "(drain_seconds = 30). The command line wins over the environment, the environment\n"
+        "over the file.\n\n"
         "example:\n  latentserve serve --models models --port 50051",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
-    result.add_argument("--config", type=Path, metavar="FILE", help="TOML file with settings")
+    result.add_argument(
+        "--config", type=Path, metavar="FILE", help="TOML file with settings (default: none)"
+    )
     for name, field in Settings.model_fields.items():
-        text = f"{field.description} Default: {_shown(name, field.default)}."
+        description = (field.description or "").removesuffix(".")
+        text = (
+            f"{description[:1].lower()}{description[1:]} (default: {_shown(name, field.default)})"
+        )
         if field.annotation is bool:
             action: Any = argparse.BooleanOptionalAction
             result.add_argument(flag(name), dest=name, action=action, default=None, help=text)
         else:
-            shown = flag(name)[2:].upper().replace("-", "_")
-            result.add_argument(flag(name), dest=name, metavar=shown, help=text)
+            metavar = _metavar(name, field.annotation)
+            result.add_argument(flag(name), dest=name, metavar=metavar, help=text)
     return result
 
 
+def _metavar(name: str, annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return f"{{{','.join(get_args(annotation))}}}"
+    if annotation in (Path, Path | None):
+        return "FOLDER" if name == "models" else "FILE"
+    return name.rpartition("_")[2].upper()
+
+
 def _shown(name: str, default: object) -> str:
-    if name == "models":
-        return "those of the project"
-    if isinstance(default, Versions):
-        return default.general
+    if name in _DEFAULTS:
+        return _DEFAULTS[name]
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    if isinstance(default, float):
+        return f"{default:g}"
     return "none" if default in ("", None) else str(default)
 
 
 def read_settings(
     arguments: Sequence[str], environment: Mapping[str, str] = os.environ
 ) -> Settings:
-    """Reads the settings from all four places.
+    """Reads the settings from command line, environment and file.
 
     Args:
-        arguments: The command line, without the command's name.
-        environment: The environment variables.
+        arguments: Command line after the command's name.
+        environment: Environment variables.
 
     Raises:
-        StartError: A value is wrong, or the file cannot be read; the message names
-            the setting, where it came from, the value got and the value wanted.
+        StartError: A value is wrong, or the file cannot be read. The message names the
+            setting and its source, the value got and the value wanted.
         SystemExit: The command line does not parse, or asks for help.
     """
     options = vars(parser().parse_args(arguments))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from latentserve._cli.arguments import positive
+from latentserve._cli.common import HelpFormatter
 from latentserve._cli.interrupt import Interrupt
 from latentserve._cli.progress import ProgressBar, duration
 from training.budget import parse_duration
@@ -27,73 +28,85 @@ _EXAMPLES = """\
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments of `latentserve train`."""
+    """Argument parser of `latentserve train`."""
     width = max(map(len, PRESETS))
     presets = "\n".join(f"  {name:{width}} {preset.summary}" for name, preset in PRESETS.items())
     result = argparse.ArgumentParser(
         prog="latentserve train",
-        description="Train a variational autoencoder and leave a run folder to export.",
+        description="Train a variational autoencoder into a run folder, for `latentserve export`.",
         epilog=f"presets:\n{presets}\n\nexamples:\n{_EXAMPLES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
-    result.add_argument("--preset", default="dense", help="what to train (default: dense)")
+    result.add_argument(
+        "--preset", default="dense", help="architecture and objective, see below (default: dense)"
+    )
     result.add_argument(
         "--data",
         default="mnist",
         metavar="DATA",
-        help=f"{', '.join(sorted(SOURCES))} (cached in LATENTSERVE_DATA_DIR or the user's cache "
-        "folder); folder:PATH, images of your own, their subfolders as classes; or "
+        help=f"data set: {', '.join(sorted(SOURCES))} (downloaded once, to LATENTSERVE_DATA_DIR or "
+        "the user's cache folder), folder:PATH (images of your own, each subfolder a class) or "
         "idx:IMAGES[,LABELS] (default: mnist)",
     )
     result.add_argument(
         "--image-size",
         type=positive,
         metavar="PIXELS",
-        help="side of the square that images are resized to, cut out of the middle "
-        "(default: as they are)",
+        help="side of the square that images are cropped and resized to (default: their own size)",
     )
     result.add_argument(
         "--channels",
         type=int,
         choices=(1, 3),
-        help="1 for grey, 3 for RGB (default: what the images have)",
+        help="1 for grey, 3 for RGB (default: as the images are)",
     )
     result.add_argument(
         "--bad-files",
         choices=("refuse", "skip"),
         default="refuse",
-        help="what to do about files of a folder that are not whole images (default: refuse)",
+        help="what to do about damaged files in a folder (default: refuse)",
     )
     length = result.add_mutually_exclusive_group()
     length.add_argument(
         "--budget",
         default="3m",
-        help="time to spend, such as 90s, 3m, 1.5h, in CPU time per thread; timed on a few steps "
-        "first and turned into a number of steps (default: 3m)",
+        metavar="DURATION",
+        help="CPU time per thread, such as 90s, 3m or 1.5h; a few steps are timed to turn it into "
+        "a number of steps (default: 3m)",
     )
-    length.add_argument("--steps", type=positive, help="the number of steps of the autoencoder")
-    result.add_argument("--out", type=Path, required=True, help="the run folder to write")
+    length.add_argument(
+        "--steps",
+        type=positive,
+        metavar="N",
+        help="number of steps of the autoencoder (default: what the budget allows)",
+    )
+    result.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="run folder to write"
+    )
     result.add_argument(
         "--set",
         dest="settings",
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="change one setting of the preset, such as beta=4 or layers=512:relu,256:relu",
+        help="override a setting of the preset, such as beta=4 or layers=512:relu,256:relu; may be "
+        "repeated",
     )
     result.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)"
+        "--device",
+        default="auto",
+        help="device to train on: auto, cpu, cuda or cuda:N (default: auto)",
     )
     result.add_argument(
         "--precision",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="what the networks compute in (default: float32)",
+        help="dtype that the networks compute in (default: float32)",
     )
     result.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the run in --out; begin it where there is none",
+        help="continue the run in --out, or start it if there is none",
     )
     return result
 
@@ -102,16 +115,16 @@ def main(arguments: list[str]) -> int:
     """Runs the command.
 
     Returns:
-        The exit status: 0, 1 where training failed, 2 where a setting is wrong, 130
-        where it was interrupted by SIGINT or SIGTERM.
+        Exit status: 0, 1 if training failed, 2 if a setting is wrong, 130 if SIGINT or SIGTERM
+        interrupted it.
     """
     options = parser().parse_args(arguments)
     leads = Parallel.from_environment().leads
     bar = ProgressBar()
-    status, said, metrics = 0, None, {}
+    status, problem, metrics = 0, None, {}
 
     def show(progress: Progress) -> None:
-        # By time and not by steps: those of one phase take much longer than another's.
+        # The share of the time, not of the steps, which take longer in some phases.
         bar.show(progress.share, _numbers(progress, step=not bar.on_terminal))
 
     try:
@@ -120,15 +133,15 @@ def main(arguments: list[str]) -> int:
     except (TrainingError, OSError) as error:
         status = 2 if isinstance(error, ConfigError) else 1
         if not isinstance(error, OtherProcessError):
-            said = str(error)
+            problem = str(error)
     except KeyboardInterrupt:
         status = 130
         if leads:
-            said = "stopped; the same command with --resume goes on from there"
+            problem = "stopped; the same command with --resume goes on from there"
     finally:
         bar.leave()
-    if said is not None:
-        print(f"latentserve train: {said}", file=sys.stderr)
+    if problem is not None:
+        print(f"latentserve train: {problem}", file=sys.stderr)
     elif status == 0 and leads:
         model = RunFolder(options.out).read_config().model
         print(f"{_summary(metrics, model.posterior)}\nrun folder: {options.out}")
@@ -160,7 +173,7 @@ def _summary(metrics: Mapping[str, Any], posterior: str) -> str:
 
 
 def _numbers(progress: Progress, *, step: bool) -> str:
-    """What the last step measured, in one line; on a terminal of 80 columns without the step."""
+    """The latest numbers in one line; 80 columns with a bar have no room for the step."""
     numbers = progress.numbers
     where = f"{progress.phase} {progress.step}/{progress.total_steps}" if step else progress.phase
     if "elbo" in numbers:

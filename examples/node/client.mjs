@@ -1,8 +1,8 @@
-// Samples a grid of images, encodes them, and decodes what they were encoded to.
+// Samples a grid of images, encodes them, and decodes the posterior means.
 //
 //   node client.mjs --server localhost:50051 --out grid.png
 //
-// Exits with 0, with 1 where a call or a file failed, and with 2 for a wrong command line.
+// Exit status: 0, 1 if a call or a file failed, 2 for a wrong command line.
 
 import { writeFileSync } from "node:fs";
 import { parseArgs } from "node:util";
@@ -12,8 +12,8 @@ import { encodePng, grid } from "./png.mjs";
 
 const USAGE = `usage: node client.mjs [--server HOST:PORT] [--out FILE] [--model NAME] [--seed N]
                        [--temperature T] [--timeout SECONDS]`;
-const MOST_ROWS = 10;
-const MOST_COLUMNS = 10;
+const MAX_ROWS = 10;
+const MAX_COLUMNS = 10;
 
 class UsageError extends Error {}
 
@@ -53,9 +53,9 @@ async function run({ server, out, model: name, seed, temperature, timeout }) {
     const { model } = await connection.call("GetModel", { model: { name } });
     console.log(describe(model));
 
-    const columns = Math.min(MOST_COLUMNS, Number(model.max_rows));
-    // A row for each label, or rows of whatever comes.
-    const rows = model.labels.length || MOST_ROWS;
+    const columns = Math.min(MAX_COLUMNS, Number(model.max_rows));
+    // One row for each label, or ten rows of a model without labels.
+    const rows = model.labels.length || MAX_ROWS;
     const images = [];
     let off = 0;
     for (let row = 0; row < rows; row++) {
@@ -77,7 +77,7 @@ async function run({ server, out, model: name, seed, temperature, timeout }) {
   }
 }
 
-/** Samples images, encodes them and decodes the means of their posteriors. */
+/** Samples images, encodes them and decodes their posterior means. */
 async function roundTrip(connection, { name, version }, request) {
   const model = { name, version };
   const format = "IMAGE_FORMAT_UINT8";
@@ -98,7 +98,7 @@ function describe(model) {
   );
 }
 
-/** The images [N, C, H, W] of a tensor of bytes, one by one. */
+/** Splits a uint8 tensor [N, C, H, W] into N images. */
 function split({ shape, data }) {
   const length = data.length / Number(shape[0]);
   return Array.from({ length: Number(shape[0]) }, (_, index) =>
@@ -106,7 +106,7 @@ function split({ shape, data }) {
   );
 }
 
-/** Mean absolute difference of two images. */
+/** Mean absolute difference of two images, 0 to 255. */
 function difference(one, other) {
   return one.reduce((sum, value, index) => sum + Math.abs(value - other[index]), 0) / one.length;
 }
@@ -121,6 +121,6 @@ try {
     console.error(error.message);
     process.exitCode = 1;
   } else {
-    throw error; // a mistake in here
+    throw error; // a bug of this program
   }
 }

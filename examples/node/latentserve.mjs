@@ -1,4 +1,4 @@
-// LatentService of the repository's protos: calls as promises, errors in plain words.
+// Client of LatentService: calls as promises, errors with the fields that are wrong.
 
 import { fileURLToPath } from "node:url";
 
@@ -8,7 +8,7 @@ import protobuf from "protobufjs";
 
 const PROTOS = fileURLToPath(new URL("../../protos", import.meta.url));
 
-// 64-bit numbers as strings, since a double holds whole numbers up to 2^53 alone.
+// 64-bit integers become strings: a double is exact up to 2^53 only.
 const definition = protoLoader.loadSync("latentserve/v1/latent_service.proto", {
   includeDirs: [PROTOS],
   keepCase: true,
@@ -18,19 +18,19 @@ const definition = protoLoader.loadSync("latentserve/v1/latent_service.proto", {
 });
 const { LatentService } = grpc.loadPackageDefinition(definition).latentserve.v1;
 
-// What google.rpc's error details look like on the wire.
+// The error details of google.rpc, read through wire-compatible definitions.
 const details = new protobuf.Root();
 details.resolvePath = (_, target) => `${PROTOS}/${target}`;
 details.loadSync("latentserve/compat/v1/compat.proto");
 const RpcStatus = details.lookupType("latentserve.compat.v1.RpcStatus");
 const RpcBadRequest = details.lookupType("latentserve.compat.v1.RpcBadRequest");
 
-/** A call that failed: the RPC, its status, and which fields were wrong or else what it says. */
+/** A failed call: its RPC, its status, and the invalid fields or else the message. */
 export class CallError extends Error {
   constructor(rpc, error) {
     const fields = violations(error.metadata);
-    const said = fields.map(({ field, description }) => `\n  ${field}: ${description}`).join("");
-    super(`${rpc}: ${grpc.status[error.code]}${said || `: ${error.details}`}`, { cause: error });
+    const list = fields.map(({ field, description }) => `\n  ${field}: ${description}`).join("");
+    super(`${rpc}: ${grpc.status[error.code]}${list || `: ${error.details}`}`, { cause: error });
     this.violations = fields;
   }
 }
@@ -43,7 +43,7 @@ export class Connection {
    */
   constructor(target, timeout) {
     this.timeout = timeout;
-    // The server's own limit of a message, and not the 4 MiB of gRPC, is to count.
+    // The server limits the size of messages; gRPC's default would be 4 MiB.
     const options = { "grpc.max_receive_message_length": -1 };
     this.stub = new LatentService(target, grpc.credentials.createInsecure(), options);
   }
@@ -68,7 +68,7 @@ export class Connection {
   }
 }
 
-/** Which fields of the request were wrong, as [{field, description}]. */
+/** The invalid fields of the request, as [{field, description}]. */
 function violations(metadata) {
   const [raw] = metadata?.get("grpc-status-details-bin") ?? [];
   if (raw === undefined) return [];

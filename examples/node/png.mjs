@@ -1,4 +1,4 @@
-// Images of bytes to a grid, and the grid to a PNG file.
+// Arranges images in a grid and encodes it as a PNG file.
 
 import { crc32, deflateSync } from "node:zlib";
 
@@ -6,12 +6,12 @@ const GAP = 2;
 const BACKGROUND = 48;
 
 /**
- * Lays images out in rows, left to right and top to bottom.
+ * Arranges images in rows, left to right and top to bottom.
  *
- * @param {Uint8Array[]} images Each [C, H, W], 0 to 255.
+ * @param {Uint8Array[]} images Images [C, H, W], 0 to 255.
  * @param {{channels: number, height: number, width: number}} shape C is 1 (grey) or 3 (RGB).
- * @param {number} columns Images in a row.
- * @returns The pixels of the whole, row by row, channels last, and its shape.
+ * @param {number} columns Images per row.
+ * @returns Pixels [H, W, C] of the grid and its shape.
  */
 export function grid(images, { channels, height, width }, columns) {
   const rows = Math.ceil(images.length / columns);
@@ -36,14 +36,14 @@ export function grid(images, { channels, height, width }, columns) {
   return { pixels, ...whole };
 }
 
-/** Encodes pixels, row by row and channels last, as a PNG file (ISO/IEC 15948). */
+/** Encodes pixels [H, W, C] as a PNG file (ISO/IEC 15948). */
 export function encodePng({ pixels, channels, height, width }) {
   const header = Buffer.alloc(13);
   header.writeUInt32BE(width, 0);
   header.writeUInt32BE(height, 4);
-  header[8] = 8; // bits
+  header[8] = 8; // bits per sample
   header[9] = channels === 1 ? 0 : 2; // grey or RGB
-  // Each line begins with the number of its filter; 0 is none.
+  // Each line begins with the type of its filter; 0 is none.
   const length = width * channels;
   const lines = Buffer.alloc(height * (1 + length));
   for (let y = 0; y < height; y++) {

@@ -1,5 +1,5 @@
-"""The commands that call a server, a file for each group of them.
+"""The client commands of the command line, one file for each group of them.
 
-What reads and writes arrays is imported when a command runs: `--help` need not wait
+What reads and writes arrays is imported when a command runs, so that `--help` does not wait
 for NumPy and grpc.
 """

@@ -1,7 +1,8 @@
-"""The one door from the library to the application, opened only when asked for.
+"""Commands that run the application: `train`, `export`, `evaluate` and `serve`.
 
-The wheel holds `latentserve/` alone; `training`, `export`, `service` and the rest are there
-in a checkout or an image. A test keeps this file the only one that names them.
+The wheel holds `latentserve/` alone; `training`, `export`, `service` and the others come with a
+checkout or an image, and are imported only when one of these commands runs. A test keeps this
+file the only one of the library that names them.
 """
 
 import importlib
@@ -14,12 +15,12 @@ _PACKAGES = ("bundle", "common", "export", "service", "training")
 
 @dataclass(frozen=True)
 class AppCommand:
-    """A command that lives in the application.
+    """A command of the application.
 
     Attributes:
-        module: Where its code is.
-        function: Takes the arguments, returns the exit status.
-        extra: The extra of pyproject.toml that brings its dependencies.
+        module: Name of the module that implements it.
+        function: Function of the module that takes the arguments and returns the exit status.
+        extra: Extra of pyproject.toml with its dependencies.
         summary: One line for the list of commands.
     """
 
@@ -37,7 +38,7 @@ COMMANDS = {
     "evaluate": AppCommand(
         "export.cli", "main_evaluate", "export", "measure a run or a bundle on its test set"
     ),
-    "serve": AppCommand("service.cli", "main", "serve", "serve the models of a folder over gRPC"),
+    "serve": AppCommand("service.cli", "main", "serve", "serve a folder of models over gRPC"),
 }
 
 
@@ -46,10 +47,10 @@ def run(name: str, arguments: Sequence[str]) -> int:
 
     Args:
         name: A key of `COMMANDS`.
-        arguments: The rest of the command line.
+        arguments: Command line after the name.
 
     Returns:
-        Its exit status; 1 where the application or a dependency is not here.
+        Its exit status; 1 if the application or one of its dependencies is not installed.
     """
     command = COMMANDS[name]
     try:
@@ -59,9 +60,9 @@ def run(name: str, arguments: Sequence[str]) -> int:
         missing = (error.name or "").partition(".")[0]
         if missing in _PACKAGES:
             problem = (
-                f"{missing} is not part of this installation. The library has the client alone, "
-                "the server image no training; all of it runs from a checkout (`make install`, "
-                "then .venv/bin/latentserve)"
+                f"{missing} is not part of this installation: the wheel holds the client alone, "
+                "the server's image no training. All commands run from a checkout (`make "
+                "install`, then .venv/bin/latentserve)"
             )
         else:
             problem = (

@@ -1,4 +1,4 @@
-"""Types of command-line arguments that say what they got and wanted."""
+"""Types of command-line arguments; a wrong value is reported with what was wanted."""
 
 import argparse
 import math
@@ -6,46 +6,51 @@ from collections.abc import Callable
 
 
 def positive(text: str) -> int:
-    """Reads a whole number from 1.
+    """Parses an integer from 1.
 
     Raises:
-        argparse.ArgumentTypeError: It is none.
+        argparse.ArgumentTypeError: `text` is none.
     """
-    return _whole(text, 1, None)
+    return _integer(text, 1, math.inf, "from 1")
 
 
 def uint64(text: str) -> int:
-    """Reads a whole number from 0 to 2^64 - 1.
+    """Parses an integer from 0 to 2^64 - 1.
 
     Raises:
-        argparse.ArgumentTypeError: It is none.
+        argparse.ArgumentTypeError: `text` is none.
     """
-    return _whole(text, 0, 64)
+    return _integer(text, 0, 2**64 - 1, "from 0 to 2^64 - 1")
 
 
 def version(text: str) -> int:
-    """Reads a whole number from 0 to 2^63 - 1.
+    """Parses a model's version, an integer from 0 (the highest one served) to 2^63 - 1.
 
     Raises:
-        argparse.ArgumentTypeError: It is none.
+        argparse.ArgumentTypeError: `text` is none.
     """
-    return _whole(text, 0, 63)
+    return _integer(text, 0, 2**63 - 1, "from 0 to 2^63 - 1")
 
 
 def index(text: str) -> int:
-    """Reads a whole number from 0 to 2^31 - 1.
+    """Parses an integer from 0 to 2^31 - 1.
 
     Raises:
-        argparse.ArgumentTypeError: It is none.
+        argparse.ArgumentTypeError: `text` is none.
     """
-    return _whole(text, 0, 31)
+    return _integer(text, 0, 2**31 - 1, "from 0 to 2^31 - 1")
 
 
-def seconds(text: str) -> float:
-    """Reads a finite number above 0.
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """Makes a parser of integers from `low` to `high`, both included."""
+    return lambda text: _integer(text, low, high, f"from {low} to {high}")
+
+
+def positive_number(text: str) -> float:
+    """Parses a finite number above 0.
 
     Raises:
-        argparse.ArgumentTypeError: It is none.
+        argparse.ArgumentTypeError: `text` is none.
     """
     value = number(text)
     if value > 0:
@@ -54,10 +59,10 @@ def seconds(text: str) -> float:
 
 
 def number(text: str) -> float:
-    """Reads a finite number.
+    """Parses a finite number.
 
     Raises:
-        argparse.ArgumentTypeError: It is none.
+        argparse.ArgumentTypeError: `text` is none.
     """
     try:
         value = float(text)
@@ -68,22 +73,9 @@ def number(text: str) -> float:
     raise argparse.ArgumentTypeError(f"got {text}, wanted a number")
 
 
-def whole(low: int, high: int) -> Callable[[str], int]:
-    """Makes a type of whole numbers from `low` to `high`, both included."""
-
-    def read(text: str) -> int:
-        value = int(text) if text.isdecimal() and len(text) < 100 else -1
-        if low <= value <= high:
-            return value
-        raise argparse.ArgumentTypeError(f"got {text}, wanted a whole number from {low} to {high}")
-
-    return read
-
-
-def _whole(text: str, low: int, bits: int | None) -> int:
-    # Thousands of digits are not even converted: Python refuses to.
+def _integer(text: str, low: int, high: float, wanted: str) -> int:
+    # Python refuses to convert thousands of digits, with an error of its own.
     value = int(text) if text.isdecimal() and len(text) < 100 else -1
-    if low <= value and (bits is None or value < 2**bits):
+    if low <= value <= high:
         return value
-    wanted = f"from {low}" if bits is None else f"from {low} to 2^{bits} - 1"
     raise argparse.ArgumentTypeError(f"got {text}, wanted a whole number {wanted}")

@@ -1,4 +1,4 @@
-"""`batch encode`, `batch decode` and `batch sample`: dataset jobs."""
+"""`batch encode`, `batch decode` and `batch sample`: resumable jobs over whole data sets."""
 
 import argparse
 import sys
@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentserve._cli.arguments import positive, uint64
-from latentserve._cli.common import Run, command, listing
+from latentserve._cli.arguments import positive
+from latentserve._cli.common import Run, add_draw, add_resize, command, listing
 from latentserve._cli.connection import add_model, connect
 from latentserve._cli.failures import Failure, printable, reason
-from latentserve._cli.generate import add_draws
+from latentserve._cli.generate import add_sampling
 from latentserve._cli.interrupt import Interrupt
 from latentserve._cli.progress import ProgressBar
 
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
     from latentserve.jobs import Finished, Progress
 
 _SHARD_ROWS = 10_000
-# How long Ctrl-C waits for the end of a step: the server may never answer.
+# How long Ctrl-C waits for a request in flight: the server may never answer.
 _PATIENCE_SECONDS = 2.0
 
 
 def add(commands: Any) -> None:
-    """Adds the command and those beneath it."""
+    """Adds `batch` with a subcommand for each kind of job."""
     batch = commands.add_parser(
         "batch",
-        description="Encode, decode or sample a whole data set, to a folder of shards.",
+        description="Encode, decode or sample a whole data set into a folder of shards.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    kinds = batch.add_subparsers(dest="job", required=True, metavar="JOB", help="see below")
+    jobs = batch.add_subparsers(dest="job", required=True, metavar="JOB", help="see below")
 
     encode = _job(
-        kinds,
+        jobs,
         "encode",
         _encode,
-        "map images to posteriors: mean, log_var and, where drawn, z",
+        "map images to posteriors: mean, log_var and, if drawn, z",
         "latentserve batch encode images.npy --to latents",
         "latentserve batch encode photos/ --resize --format parquet --to latents",
     )
@@ -45,46 +45,44 @@ def add(commands: Any) -> None:
         type=Path,
         nargs="+",
         metavar="SOURCE",
-        help="npy files, or PNG and JPEG files and folders of such",
+        help="npy files, or PNG and JPEG files and folders of them",
     )
-    encode.add_argument("--resize", action="store_true", help="fit files of another size or mode")
-    encode.add_argument("--draw", action="store_true", help="draw z as well, with a fresh seed")
-    encode.add_argument("--seed", type=uint64, metavar="N", help="draw z as well, with this seed")
-    encode.add_argument(
-        "--offset",
-        type=uint64,
-        default=0,
-        metavar="N",
-        help="number of the first row in the seed's sequence (default: 0)",
-    )
+    add_resize(encode)
+    add_draw(encode, "also draw z from each posterior")
 
     decode = _job(
-        kinds,
+        jobs,
         "decode",
         _decode,
         "map latents to images",
         "latentserve batch decode latents/mean-*.npy --to images",
     )
-    decode.add_argument("source", type=Path, nargs="+", metavar="LATENTS", help="npy files [N, D]")
+    decode.add_argument("source", type=Path, nargs="+", metavar="LATENTS", help="npy files, [N, D]")
     _add_dtype(decode)
 
     sample = _job(
-        kinds,
+        jobs,
         "sample",
         _sample,
         "draw new images",
         "latentserve batch sample -n 1000000 --seed 7 --to digits",
         "latentserve batch sample -n 60000 --label 7 --latents --format parquet --to sevens",
     )
-    sample.add_argument("-n", "--count", type=positive, required=True, metavar="N", help="how many")
-    add_draws(sample, sample)
-    sample.add_argument("--latents", action="store_true", help="write the latents as well")
+    sample.add_argument(
+        "-n", "--count", type=positive, required=True, metavar="N", help="number of images"
+    )
+    add_sampling(sample, sample)
+    sample.add_argument(
+        "--latents",
+        action="store_true",
+        help="also write the latents that the images are decoded from",
+    )
     _add_dtype(sample)
     batch.epilog = f"""jobs:
-{listing(kinds, 6)}
+{listing(jobs, 6)}
 
-A job that was broken off, at any moment, goes on when the same command is given
-again, and leaves the same bytes as one that was not.
+A job that is interrupted at any moment resumes when the same command is given
+again, and leaves the same bytes as an uninterrupted one.
 
 example:
   latentserve batch sample -n 1000000 --seed 7 --to digits"""
@@ -103,25 +101,25 @@ def _job(
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="where to write: new, empty, or with the same job in it",
+        help="folder to write: new, empty, or holding the same job",
     )
     parser.add_argument(
         "--shard-rows",
         type=positive,
         default=_SHARD_ROWS,
         metavar="N",
-        help=f"rows in a shard (default: {_SHARD_ROWS})",
+        help=f"rows per shard (default: {_SHARD_ROWS})",
     )
     parser.add_argument(
         "--format",
         choices=("npy", "parquet"),
         default="npy",
-        help="of the shards; parquet needs pyarrow (default: npy)",
+        help="format of the shards; parquet needs pyarrow (default: npy)",
     )
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="hash the shards that are there, and make damaged ones anew",
+        help="check the hashes of finished shards and remake damaged ones",
     )
     add_model(parser)
     return parser
@@ -132,7 +130,7 @@ def _add_dtype(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=("uint8", "float32"),
         default="uint8",
-        help="of the images: 0 to 255, or in [0, 1] (default: uint8)",
+        help="dtype of the images: uint8 from 0 to 255, float32 in [0, 1] (default: uint8)",
     )
 
 
@@ -178,7 +176,7 @@ def _sample(options: argparse.Namespace, client: "Client", common: dict[str, Any
 def _running(
     job: "Callable[[argparse.Namespace, Client, dict[str, Any]], Finished]",
 ) -> Run:
-    """Runs a job with a progress bar and says how it ended."""
+    """Wraps a job with a progress bar, Ctrl-C and a line that reports its end."""
 
     def run(options: argparse.Namespace) -> int:
         from latentserve.errors import LatentserveError
@@ -208,7 +206,7 @@ def _running(
         except (JobError, MissingPackage, SourceError) as error:
             raise Failure(printable(str(error))) from error
         except (LatentserveError, OSError, MemoryError) as error:
-            raise Failure(f"{_told(error)}{reached.kept(to)}") from error
+            raise Failure(f"{_message(error)}{reached.kept(to)}") from error
         except KeyboardInterrupt:
             print(f"latentserve batch: stopped{reached.kept(to)}", file=sys.stderr)
             return 130
@@ -221,7 +219,7 @@ def _running(
 
 
 class _Reached:
-    """How far a job came."""
+    """Last progress of a job, for the line that reports why it ended early."""
 
     progress: "Progress | None" = None
 
@@ -234,7 +232,7 @@ class _Reached:
         )
 
 
-def _told(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     if isinstance(error, OSError):
         name = "" if error.filename is None else f"{printable(str(error.filename))}: "
         return name + reason(error)

@@ -1,4 +1,4 @@
-"""`bench`: load on a running server, and what it made of it."""
+"""`bench`: throughput and latency of a running server under load."""
 
 import argparse
 import asyncio
@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
-from latentserve._cli.arguments import number, positive, seconds
+from latentserve._cli.arguments import number, positive, positive_number
 from latentserve._cli.common import command
 from latentserve._cli.connection import add_model, connection
 from latentserve._cli.failures import Failure, reason
@@ -17,9 +17,9 @@ from latentserve._cli.failures import Failure, reason
 if TYPE_CHECKING:
     from latentserve.bench import Load, Report
 
-# Those of `latentserve.bench`, which is not imported for the help's sake.
+# The same as in `latentserve.bench`, which would import NumPy and grpc for `--help`.
 RPCS = ("encode", "decode", "sample", "reconstruct", "score", "sample-stream")
-_CPU = "process_cpu_seconds_total"
+_CPU_METRIC = "process_cpu_seconds_total"
 
 
 def add(commands: Any) -> None:
@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
         commands,
         "bench",
         _bench,
-        "put load on a running server, check its answers and tell how quick they were",
+        "measure throughput and latency of a running server, and check its answers",
         "latentserve bench --rpc encode --rows 1 --concurrency 32 --seconds 10",
         "latentserve bench --rpc decode --rows 1,1,1,64 --rate 200",
         "latentserve bench --rpc sample --rows 64 --metrics http://localhost:8080/metrics --json",
@@ -37,41 +37,43 @@ def add(commands: Any) -> None:
         "--rpc",
         choices=RPCS,
         default="encode",
-        help="which call (default: %(default)s)",
+        help="RPC to call (default: %(default)s)",
     )
     bench.add_argument(
         "--rows",
         type=_sizes,
         default=(1,),
         metavar="N[,N...]",
-        help="rows in a call; of several numbers one is drawn for each call (default: 1)",
+        help="rows per call; of several numbers one is picked at random for each call (default: 1)",
     )
     bench.add_argument(
         "--concurrency", type=positive, default=1, metavar="N",
-        help="calls in flight: a closed loop (default: 1)",
+        help="calls in flight, in a closed loop (default: 1)",
     )  # fmt: skip
     bench.add_argument(
         "--rate", type=number, default=0.0, metavar="CALLS",
-        help="calls a second whatever comes back: an open loop (default: closed)",
+        help="calls per second, in an open loop that does not wait for answers "
+        "(default: a closed loop)",
     )  # fmt: skip
     bench.add_argument(
-        "--seconds", type=seconds, default=10.0, metavar="S", help="how long (default: 10)"
-    )
+        "--seconds", type=positive_number, default=10.0, metavar="S",
+        help="duration of the measurement, in seconds (default: 10)",
+    )  # fmt: skip
     bench.add_argument(
         "--warmup", type=number, default=1.0, metavar="S",
-        help="how long before that, unmeasured (default: 1)",
+        help="duration of the warm-up before it, in seconds (default: 1)",
     )  # fmt: skip
     bench.add_argument(
         "--dtype", choices=("uint8", "float32"), default="uint8",
-        help="of the images, both ways (default: uint8)",
+        help="dtype of the images, in requests and replies (default: uint8)",
     )  # fmt: skip
     bench.add_argument(
-        "--coalesce", action="store_true", help="join calls that run at the same time"
+        "--coalesce", action="store_true", help="join small concurrent calls into one request"
     )
     bench.add_argument(
-        "--metrics", metavar="URL", help="the server's /metrics, to tell its CPU time a call"
+        "--metrics", metavar="URL", help="/metrics of the server, to report its CPU time per call"
     )
-    bench.add_argument("--json", action="store_true", help="print JSON")
+    bench.add_argument("--json", action="store_true", help="print the result as JSON")
     add_model(bench)
 
 
@@ -99,7 +101,7 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 async def _run(options: argparse.Namespace, load: "Load") -> "tuple[Report, float | None]":
-    """Sends the load; returns the server's CPU seconds of it too, where they can be told."""
+    """Sends the load; returns the report and, with `--metrics`, the server's CPU seconds."""
     from latentserve import bench
     from latentserve.client import AsyncClient, Retry
 
@@ -108,7 +110,7 @@ async def _run(options: argparse.Namespace, load: "Load") -> "tuple[Report, floa
     ) as client:
         if options.metrics is None:
             return await bench.run(client, load), None
-        # The warm-up apart, so that it is not counted.
+        # The warm-up is a run of its own, so that its CPU time is not counted.
         await bench.run(client, dataclasses.replace(load, seconds=max(0.001, load.warmup_seconds)))
         before = await asyncio.to_thread(_cpu_seconds, options.metrics)
         report = await bench.run(client, dataclasses.replace(load, warmup_seconds=0.0))
@@ -116,17 +118,17 @@ async def _run(options: argparse.Namespace, load: "Load") -> "tuple[Report, floa
 
 
 def _cpu_seconds(url: str) -> float:
-    """CPU seconds that the server has used so far, all of its processes."""
+    """CPU seconds that all processes of the server have used so far."""
     try:
         with urllib.request.urlopen(url, timeout=10) as reply:
             lines = reply.read().decode().splitlines()
     except (urllib.error.URLError, ValueError, OSError) as error:
-        said = reason(error) if isinstance(error, OSError) else str(error)
-        raise Failure(f"--metrics: {url}: {said}") from error
-    told = [float(line.split()[-1]) for line in lines if line.startswith(_CPU)]
-    if not told:
-        raise Failure(f"--metrics: {url}: got no {_CPU}, wanted the /metrics of the server")
-    return sum(told)
+        problem = reason(error) if isinstance(error, OSError) else str(error)
+        raise Failure(f"--metrics: {url}: {problem}") from error
+    values = [float(line.split()[-1]) for line in lines if line.startswith(_CPU_METRIC)]
+    if not values:
+        raise Failure(f"--metrics: {url}: got no {_CPU_METRIC}, wanted the /metrics of the server")
+    return sum(values)
 
 
 def _figures(report: "Report", cpu: float | None) -> dict[str, Any]:
@@ -161,7 +163,7 @@ def _text(load: "Load", report: "Report", figures: dict[str, Any]) -> str:
             f"{figures['server_cpu_us_per_row']:.1f} us a row"
         )
     if report.late:
-        lines.append(f"  not sent   {report.late}, for too many were on their way")
+        lines.append(f"  not sent   {report.late}, too many calls were in flight")
     for code, count in sorted(report.failed.items()):
         lines.append(f"  failed     {count} {code}")
     return "\n".join(lines)

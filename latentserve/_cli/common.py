@@ -1,35 +1,53 @@
-"""What the parsers of the commands share."""
+"""Options and formatting that several commands share."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from latentserve._cli.arguments import positive
+from latentserve._cli.arguments import positive, uint64
 from latentserve._cli.connection import add_connection
 
 Run = Callable[[argparse.Namespace], int]
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help whose usage line names required arguments alone; `[options]` stands for the rest."""
+
+    def __init__(self, prog: str, **arguments: Any):
+        super().__init__(f"{prog} [options]", **arguments)
+
+    def add_usage(
+        self,
+        usage: str | None,
+        actions: Iterable[argparse.Action],
+        groups: Iterable[Any],  # noqa: ARG002 - they group options, which are not shown
+        prefix: str | None = None,
+    ) -> None:
+        """Adds the usage line."""
+        required = [action for action in actions if action.required or not action.option_strings]
+        super().add_usage(usage, required, [], prefix)
+
+
 def command(
     commands: Any, name: str, run: Run, summary: str, *examples: str, timeout: float = 60.0
 ) -> argparse.ArgumentParser:
-    """Adds a command with the options of the connection.
+    """Adds a command that calls a server, with the connection's options.
 
     Args:
-        commands: What argparse adds commands to.
-        name: As it is typed.
-        run: Does it and returns the exit status.
-        summary: One line.
-        examples: Command lines.
-        timeout: The default, in seconds.
+        commands: Subparsers to add it to.
+        name: Name of the command.
+        run: Runs the command and returns its exit status.
+        summary: One line for the list of commands, in lower case.
+        examples: Command lines for the help.
+        timeout: Default of `--timeout`, in seconds.
     """
     lines = "\n".join(f"  {example}" for example in examples)
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         description=summary[0].upper() + summary[1:] + ".",
         epilog=f"example{'s' if len(examples) > 1 else ''}:\n{lines}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add_connection(parser, timeout)
     parser.set_defaults(run=run)
@@ -37,52 +55,93 @@ def command(
 
 
 def add_images(parser: argparse.ArgumentParser) -> None:
-    """Adds the images that a command is about."""
+    """Adds the images that a command reads."""
     parser.add_argument(
         "images",
         type=Path,
         nargs="+",
         metavar="IMAGES",
-        help="PNG and JPEG files, folders of such, or one npy file: [N, C, H, W], [N, H, W] or "
+        help="PNG and JPEG files, folders of them, or one npy file: [N, C, H, W], [N, H, W] or "
         "[N, C*H*W], uint8 or floats in [0, 1]; - for standard input",
     )
+    add_resize(parser)
+
+
+def add_resize(parser: argparse.ArgumentParser) -> None:
+    """Adds `--resize`."""
     parser.add_argument(
         "--resize",
         action="store_true",
-        help="take image files of another size or colour mode and fit them",
+        help="crop, resize and convert image files of another size or colour mode than the model's",
     )
+
+
+def add_offset(parser: argparse.ArgumentParser) -> None:
+    """Adds `--offset`, the place in the seed's noise sequence."""
+    parser.add_argument(
+        "--offset",
+        type=uint64,
+        default=0,
+        metavar="N",
+        help="index of the first image in the seed's noise sequence (default: 0)",
+    )
+
+
+def add_draw(parser: argparse.ArgumentParser, what: str) -> None:
+    """Adds `--draw`, `--seed` and `--offset` of a draw from each posterior.
+
+    Args:
+        parser: Parser of the command.
+        what: What the command does with the draws, for the help.
+    """
+    parser.add_argument("--draw", action="store_true", help=f"{what}, with a fresh seed")
+    parser.add_argument("--seed", type=uint64, metavar="N", help=f"{what}, with this seed")
+    add_offset(parser)
 
 
 def add_pictures(
     parser: argparse.ArgumentParser, default: str, array: str = "float32 array"
 ) -> None:
-    """Adds the options of a command that makes pictures."""
+    """Adds the output options of a command that makes images.
+
+    Args:
+        parser: Parser of the command.
+        default: Default of `--output`.
+        array: What an npy file holds.
+    """
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         default=Path(default),
         metavar="FILE",
-        help=f"a grid as .png, or the {array} as .npy; - for standard output (default: {default})",
+        help=f"file to write: a grid as .png or the {array} as .npy; - for standard output "
+        f"(default: {default})",
     )
     parser.add_argument(
         "--as",
-        dest="kind",
+        dest="format",
         choices=("png", "npy"),
-        help="what to write (default: by the name's ending; png to standard output)",
+        help="format to write (default: by the file's suffix; png to standard output)",
     )
     parser.add_argument(
-        "--zoom", type=positive, default=2, metavar="N", help="size of a pixel (default: 2)"
+        "--zoom",
+        type=positive,
+        default=2,
+        metavar="N",
+        help="factor that images are enlarged by in the grid (default: 2)",
     )
 
 
-def add_columns(parser: argparse.ArgumentParser) -> None:
+def add_columns(parser: argparse.ArgumentParser, default: str = "about a square") -> None:
     """Adds the width of the grid."""
-    parser.add_argument("--columns", type=positive, metavar="N", help="images in a row of the grid")
+    parser.add_argument(
+        "--columns", type=positive, metavar="N", help=f"images per row (default: {default})"
+    )
 
 
 def listing(commands: Any, width: int) -> str:
-    """The commands with their summaries, a line for each.
+    """The commands with their summaries, one per line.
 
     argparse's own list breaks the line after a name as long as `reconstruct`.
     """

@@ -1,11 +1,11 @@
-"""The options that say which server and which model, and the client made of them."""
+"""Options that name the server and the model, and the client made from them."""
 
 import argparse
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentserve._cli.arguments import seconds, version
+from latentserve._cli.arguments import positive_number, version
 from latentserve._cli.failures import Failure, Usage, reason
 
 if TYPE_CHECKING:
@@ -13,28 +13,42 @@ if TYPE_CHECKING:
 
 
 def add_connection(parser: argparse.ArgumentParser, timeout: float) -> None:
-    """Adds the options that say which server it is and how to reach it."""
+    """Adds the address of the server, TLS and the token.
+
+    Args:
+        parser: Parser of a command.
+        timeout: Default of `--timeout`, in seconds.
+    """
     group = parser.add_argument_group(
-        "connection", "Each may come from the environment: --tls-ca is LATENTSERVE_TLS_CA."
+        "connection",
+        "Each option may come from the environment; --tls-ca from LATENTSERVE_TLS_CA.",
     )
-    group.add_argument("--server", default=_default_server(), help="address (default: %(default)s)")
+    group.add_argument(
+        "--server",
+        default=_default_server(),
+        metavar="HOST:PORT",
+        help="address of the server (default: %(default)s)",
+    )
     group.add_argument(
         "--timeout",
-        type=seconds,
+        type=positive_number,
         default=os.environ.get("LATENTSERVE_TIMEOUT") or f"{timeout:g}",
         metavar="SECONDS",
-        help="for each message (default: %(default)s)",
+        help="time that each request may take, in seconds (default: %(default)s)",
     )
     group.add_argument(
         "--tls",
         action="store_true",
         default=os.environ.get("LATENTSERVE_TLS", "") not in ("", "0"),
-        help="encrypt; implied by the other --tls options",
+        help="connect over TLS; implied by the other --tls options",
     )
     for name, text in (
-        ("ca", "certificates that the server's must be signed by (default: the public ones)"),
-        ("cert", "own certificate, where the server asks for one"),
-        ("key", "its private key"),
+        (
+            "ca",
+            "CA certificates (PEM) that the server is verified with (default: gRPC's public ones)",
+        ),
+        ("cert", "client certificate (PEM), for a server that requires one"),
+        ("key", "private key (PEM) of the client certificate"),
     ):
         group.add_argument(
             f"--tls-{name}",
@@ -47,36 +61,40 @@ def add_connection(parser: argparse.ArgumentParser, timeout: float) -> None:
         "--tls-name",
         metavar="NAME",
         default=os.environ.get("LATENTSERVE_TLS_NAME", ""),
-        help="name in the server's certificate, where it is not that of --server",
+        help="name to expect in the server's certificate (default: the host of --server)",
     )
     group.add_argument(
         "--token-file",
         type=Path,
         metavar="FILE",
         default=_path("LATENTSERVE_TOKEN_FILE"),
-        help="file whose first line is the token, where the server asks for one",
+        help="file that holds the token, for a server that requires one",
     )
 
 
-def add_model(parser: argparse.ArgumentParser, *, versions: bool = True) -> None:
-    """Adds the options that say which model."""
-    parser.add_argument("--model", default="", help="its name (default: the server's default)")
-    if versions:
-        parser.add_argument(
-            "--model-version",
-            type=version,
-            default=0,
-            metavar="N",
-            help="(default: the highest that is served)",
-        )
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Adds the name of the model and its version."""
+    parser.add_argument(
+        "--model",
+        default="",
+        metavar="NAME",
+        help="name of the model (default: the server's default model)",
+    )
+    parser.add_argument(
+        "--model-version",
+        type=version,
+        default=0,
+        metavar="N",
+        help="version of the model (default: the highest one served)",
+    )
 
 
 def connect(options: argparse.Namespace) -> "Client":
-    """Makes the client that the options ask for.
+    """Makes a client from the options of the connection.
 
     Raises:
-        Usage: They do not go together.
-        Failure: A file cannot be read.
+        Usage: `--tls-cert` without `--tls-key`, or the other way round.
+        Failure: A file cannot be read or holds something else.
     """
     from latentserve.client import Client
 
@@ -84,11 +102,11 @@ def connect(options: argparse.Namespace) -> "Client":
 
 
 def connection(options: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of a client, of either kind, that the options ask for.
+    """Keyword arguments of Client and AsyncClient from the options of the connection.
 
     Raises:
-        Usage: They do not go together.
-        Failure: A file cannot be read.
+        Usage: `--tls-cert` without `--tls-key`, or the other way round.
+        Failure: A file cannot be read or holds something else.
     """
     arguments = {"target": options.server, "timeout": options.timeout, "tls": _tls(options)}
     token_file: Path | None = options.token_file
@@ -96,7 +114,7 @@ def connection(options: argparse.Namespace) -> dict[str, Any]:
         return arguments
 
     def token() -> str:
-        # Read for each call: whoever issues tokens replaces them while a job runs.
+        # Read for each call: tokens may be rotated while a job runs.
         return _token(token_file)
 
     token()
@@ -125,7 +143,7 @@ def _pem(option: str, path: Path | None) -> bytes | None:
         return None
     content = _read(option, path)
     if b"-----BEGIN " not in content:
-        # gRPC would only say that it cannot connect.
+        # gRPC itself would only report that it cannot connect.
         raise Failure(f"{option}: {path}: got no PEM file")
     return content
 

@@ -1,4 +1,4 @@
-"""`encode`, `decode` and `reconstruct`: from images to latents and back."""
+"""`encode`, `decode` and `reconstruct`: images to latents and back."""
 
 import argparse
 import io
@@ -6,8 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentserve._cli.arguments import uint64
-from latentserve._cli.common import add_columns, add_images, add_pictures, command
+from latentserve._cli.common import add_columns, add_draw, add_images, add_pictures, command
 from latentserve._cli.connection import add_model, connect
 
 if TYPE_CHECKING:
@@ -33,10 +32,10 @@ def add(commands: Any) -> None:
         type=Path,
         default=Path("posterior.npz"),
         metavar="FILE",
-        help="npz file with mean and, where there are any, log_var and z; - for standard output "
-        "(default: posterior.npz)",
+        help="npz file to write: mean, log_var (unless the model is a plain autoencoder) and, if "
+        "drawn, z; - for standard output (default: posterior.npz)",
     )
-    _add_draw(encode, "draw z as well")
+    add_draw(encode, "also draw z from each posterior")
     add_model(encode)
 
     decode = command(
@@ -50,7 +49,7 @@ def add(commands: Any) -> None:
         "latents",
         type=Path,
         metavar="LATENTS",
-        help="npy file [N, D], or the npz file of `encode` (its z, else its mean); - for "
+        help="npy file [N, D], or npz file written by `encode` (its z, else its mean); - for "
         "standard input",
     )
     add_pictures(decode, "decoded.png")
@@ -61,27 +60,15 @@ def add(commands: Any) -> None:
         commands,
         "reconstruct",
         _reconstruct,
-        "encode images and decode them again; draws them above each other",
+        "encode and decode images; draws the originals above their reconstructions",
         "latentserve reconstruct digits.npy -o both.png",
         "latentserve reconstruct images/*.png --seed 7 -o both.png",
     )
     add_images(reconstruct)
-    add_pictures(reconstruct, "reconstructed.png", "reconstructions alone, float32,")
-    add_columns(reconstruct)
-    _add_draw(reconstruct, "decode a draw from each posterior and not its mean")
+    add_pictures(reconstruct, "reconstructed.png", "float32 array of the reconstructions")
+    add_columns(reconstruct, "up to 16 in one row, else about a square")
+    add_draw(reconstruct, "decode a draw from each posterior instead of its mean")
     add_model(reconstruct)
-
-
-def _add_draw(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("--draw", action="store_true", help=f"{what}, with a fresh seed")
-    parser.add_argument("--seed", type=uint64, metavar="N", help=f"{what}, with this seed")
-    parser.add_argument(
-        "--offset",
-        type=uint64,
-        default=0,
-        metavar="N",
-        help="number of the first image in the seed's sequence (default: 0)",
-    )
 
 
 def _encode(options: argparse.Namespace) -> int:
@@ -134,7 +121,7 @@ def _reconstruct(options: argparse.Namespace) -> int:
 
     target = output(options, "png", "npy")
     images = read_images(options.images)
-    # Resolved here, so that it can be told.
+    # Resolved here, so that it can be reported.
     seed = fresh_seed() if options.draw and options.seed is None else options.seed
     with connect(options) as client, images.named(client, options.model):
         made = client.reconstruct(
@@ -147,7 +134,7 @@ def _reconstruct(options: argparse.Namespace) -> int:
             version=options.model_version,
         )
     what = f"{len(made)} images" + ("" if seed is None else f", seed {seed}")
-    if target.kind == "npy":
+    if target.format == "npy":
         target.write_images(made, what)
         return 0
     columns = options.columns or _pairs_in_a_row(len(made))
@@ -160,21 +147,21 @@ def _reconstruct(options: argparse.Namespace) -> int:
 
 
 def _pairs_in_a_row(count: int) -> int:
-    """One row of pairs where they are few, else about a square of them."""
+    """Columns of the grid: all of up to 16 pairs in one row, else about a square."""
     return count if count <= 16 else math.ceil(math.sqrt(2 * count))
 
 
 def _both(images: "Images", made: "NDArray[Any]", columns: int) -> "tuple[NDArray[Any], int]":
-    """Lays rows of originals above rows of what was made of them.
+    """Arranges rows of originals above rows of their reconstructions.
 
     Args:
         images: The originals.
-        made: uint8 [N, C, H, W].
-        columns: Images in a row.
+        made: Reconstructions, uint8 [N, C, H, W].
+        columns: Images per row.
 
     Returns:
-        uint8 [M, C, H, W], with blanks where a row is not full, and how many originals
-        this client cannot draw.
+        uint8 [M, C, H, W] with blanks where a row is not full, and the number of originals
+        that are left blank.
     """
     import numpy as np
 

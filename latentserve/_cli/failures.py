@@ -1,4 +1,4 @@
-"""What a command says when it cannot go on, in one line."""
+"""Errors that end a command with one line on stderr."""
 
 import os
 
@@ -8,17 +8,18 @@ class Failure(Exception):
 
 
 class Usage(Exception):
-    """The command line asks for something that there is not: exit status 2."""
+    """The command line is wrong in a way that argparse cannot see: exit status 2."""
 
 
 def reason(error: OSError) -> str:
-    """What was wrong with a file, without its name and number."""
+    """What went wrong, without the file's name and the error's number."""
     return error.strerror or str(error) or type(error).__name__
 
 
 def printable(text: str) -> str:
-    """Text, for example a file's name, as one line that every stream can write."""
+    """Escapes a text, such as a file's name, so that it is one line in any terminal."""
     decoded = os.fsencode(text).decode("utf-8", "backslashreplace")
     return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in decoded
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in decoded
     )

@@ -1,11 +1,17 @@
-"""`sample`, `interpolate` and `traverse`: new images, and walks through the latents."""
+"""`sample`, `interpolate` and `traverse`: new images, and walks through latent space."""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentserve._cli.arguments import index, number, positive, seconds, uint64, whole
-from latentserve._cli.common import add_columns, add_pictures, command
+from latentserve._cli.arguments import index, number, positive, positive_number, uint64, whole
+from latentserve._cli.common import (
+    add_columns,
+    add_offset,
+    add_pictures,
+    add_resize,
+    command,
+)
 from latentserve._cli.connection import add_model, connect
 from latentserve._cli.failures import Failure, Usage
 
@@ -30,12 +36,12 @@ def add(commands: Any) -> None:
         "--count",
         type=positive,
         metavar="N",
-        help="how many (default: 100; by label: 10 of each)",
+        help="number of images (default: 100; with --by-label 10 of each class)",
     )
     which = sample.add_mutually_exclusive_group()
-    add_draws(sample, which)
+    add_sampling(sample, which)
     which.add_argument(
-        "--by-label", action="store_true", help="so many of each class, a row of the grid for each"
+        "--by-label", action="store_true", help="sample each class, one row of the grid per class"
     )
     add_pictures(sample, "samples.png")
     add_columns(sample)
@@ -55,31 +61,31 @@ def add(commands: Any) -> None:
         nargs="+",
         metavar="END",
         help="two PNG, JPEG or npy files of one image or latent each, or one npy file (or npz "
-        "file of `encode`) of two rows",
+        "file written by `encode`) of two rows",
     )
     interpolate.add_argument(
         "--steps",
         type=whole(2, 2**31 - 1),
         default=10,
         metavar="N",
-        help="how many images, both ends included (default: 10)",
+        help="number of images, both ends included (default: 10)",
     )
     interpolate.add_argument(
         "--method",
         choices=("linear", "spherical"),
         default="linear",
-        help="on a straight line, or on an arc (default: linear)",
+        help="along a straight line or along an arc (default: linear)",
     )
-    _add_resize(interpolate)
+    add_resize(interpolate)
     add_pictures(interpolate, "interpolated.png")
-    add_columns(interpolate)
+    add_columns(interpolate, "all in one row")
     add_model(interpolate)
 
     traverse = command(
         commands,
         "traverse",
         _traverse,
-        "show what one or two latent axes do: the generated plane",
+        "vary one or two latent axes and decode the line or plane",
         "latentserve traverse --model mnist2d --axes 0 1 --steps 15 --range 3 -o plane.png",
         "latentserve traverse --axes 4 --middle three.png -o axis.png",
     )
@@ -88,7 +94,8 @@ def add(commands: Any) -> None:
         type=index,
         nargs="+",
         metavar="AXIS",
-        help="one, from left to right, and maybe another, upwards (default: 0 1)",
+        help="one or two latent axes: the first runs to the right, the second upwards "
+        "(default: 0 1)",
     )
     traverse.add_argument(
         "--steps",
@@ -99,58 +106,53 @@ def add(commands: Any) -> None:
     )
     traverse.add_argument(
         "--range",
-        type=seconds,
+        type=positive_number,
         default=3.0,
         metavar="STD",
-        help="how far to go to either side, in standard deviations of the prior (default: 3)",
+        help="distance to either side, in standard deviations of the prior (default: 3)",
     )
     traverse.add_argument(
         "--middle",
         type=Path,
         metavar="FILE",
-        help="one image or latent to walk around (default: the middle of the prior)",
+        help="file of one image or latent at the middle (default: the mean of the prior)",
     )
-    _add_resize(traverse)
+    add_resize(traverse)
     add_pictures(traverse, "traversed.png", "float32 array [rows, columns, C, H, W]")
     add_model(traverse)
 
 
-def add_draws(parser: argparse.ArgumentParser, which: Any) -> None:
-    """Adds what can be said of samples.
+def add_sampling(parser: argparse.ArgumentParser, labels: Any) -> None:
+    """Adds the options of a draw from the prior.
 
     Args:
-        parser: Of the command.
-        which: Where the label goes: the parser, or a group of it.
+        parser: Parser of the command.
+        labels: Parser or group of it that gets `--label`.
     """
     parser.add_argument(
-        "--seed", type=uint64, metavar="N", help="the same images every time (default: fresh)"
-    )
-    parser.add_argument(
-        "--offset",
+        "--seed",
         type=uint64,
-        default=0,
         metavar="N",
-        help="number of the first image in the seed's sequence (default: 0)",
+        help="seed of the noise: the same seed gives the same images (default: a fresh one)",
     )
-    which.add_argument(
+    add_offset(parser)
+    labels.add_argument(
         "--label",
         type=index,
         metavar="N",
-        help="number of the class wanted, where the model knows classes",
+        help="index of the class to sample, for a model with labels (default: any class)",
     )
     parser.add_argument(
-        "--temperature", type=number, metavar="T", help="below 1: more typical (default: 1)"
+        "--temperature",
+        type=number,
+        metavar="T",
+        help="factor on the noise: below 1 images are more typical (default: 1)",
     )
     parser.add_argument(
-        "--truncation", type=seconds, metavar="STD", help="bound on the noise (default: none)"
-    )
-
-
-def _add_resize(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--resize",
-        action="store_true",
-        help="take an image file of another size or colour mode and fit it",
+        "--truncation",
+        type=positive_number,
+        metavar="STD",
+        help="bound on each noise value, in standard deviations (default: none)",
     )
 
 
@@ -180,7 +182,7 @@ def _sample(options: argparse.Namespace) -> int:
                 model=options.model,
                 version=options.model_version,
             )
-            seed = samples.seed  # the same noise for each class
+            seed = samples.seed  # the same noise for every class
             pieces.append(samples.images)
     columns = count if options.by_label and options.columns is None else options.columns
     images = np.concatenate(pieces)

@@ -1,4 +1,4 @@
-"""Reads what a command is given: image files, npy and npz files, standard input."""
+"""Reads the input of commands: image files, npy and npz files, standard input."""
 
 import contextlib
 import io
@@ -26,28 +26,28 @@ _STDIN = Path("-")
 
 @dataclass(frozen=True)
 class Images:
-    """The images that a command is about.
+    """The images that a command reads.
 
     Attributes:
-        values: What a client takes: an array, or the contents of PNG and JPEG files.
-        files: The name of each file; None where the images are the rows of an array.
+        values: Array of N images as a client takes it, or contents of N PNG and JPEG files.
+        files: The name of each file; None for an array.
     """
 
     values: NDArray[Any] | list[bytes]
     files: list[str] | None
 
     def __len__(self) -> int:
-        """How many."""
+        """Number of images."""
         return len(self.values)
 
     @property
     def names(self) -> list[str]:
-        """The file, or the number of the row, of each image."""
+        """For each image the name of its file or the index of its row."""
         return self.files or [str(row) for row in range(len(self))]
 
     @contextlib.contextmanager
     def named(self, client: Client, model: str) -> Iterator[None]:
-        """Names the file that a server refuses, which knows only its number in a message."""
+        """Turns a server's complaint about an image, which has an index, into one with a file."""
         try:
             yield
         except InvalidArgument as error:
@@ -64,11 +64,11 @@ class Images:
 
 
 def read_images(paths: Sequence[Path]) -> Images:
-    """Reads one npy file, or image files and folders of such; `-` is standard input.
+    """Reads one npy file, or image files and folders of them; `-` is standard input.
 
     Raises:
         Failure: A file cannot be read or holds something else.
-        Usage: There are other files beside an npy file.
+        Usage: An npy file is one of several files.
     """
     try:
         files = image_files(paths)
@@ -88,7 +88,7 @@ def read_images(paths: Sequence[Path]) -> Images:
 
 
 def read_latents(path: Path) -> NDArray[Any]:
-    """Reads latents from an npy file, or from the npz file of `encode`: z, else mean.
+    """Reads latents from an npy file or an npz file written by `encode` (z, else mean).
 
     Raises:
         Failure: The file cannot be read or holds something else.
@@ -100,7 +100,8 @@ def read_end(path: Path) -> NDArray[Any] | bytes:
     """Reads one image or one latent: an image file, or an npy file of one row.
 
     Returns:
-        The content of an image file, an image [C, H, W] or [H, W], or a latent [D].
+        The content of an image file, an image of shape [C, H, W] or [H, W], or a latent of
+        shape [D].
 
     Raises:
         Failure: The file cannot be read or holds something else.
@@ -127,7 +128,7 @@ def _content(path: Path) -> bytes:
 
 
 def _array(path: Path, content: bytes, keys: tuple[str, ...] = ()) -> NDArray[Any]:
-    """Reads an npy file, or the first of some arrays of an npz file."""
+    """Reads an npy file, or the first of `keys` that an npz file has."""
     name = printable(str(path))
     try:
         loaded = np.load(io.BytesIO(content), allow_pickle=False)

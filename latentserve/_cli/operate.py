@@ -1,4 +1,4 @@
-"""`info`, `check` and `reload`: what an operator asks a server."""
+"""`info`, `check` and `reload`: the commands of operators."""
 
 import argparse
 import dataclasses
@@ -22,32 +22,37 @@ def add(commands: Any) -> None:
         commands,
         "info",
         _info,
-        "tell what a server is and which models it serves",
+        "show a server and the models it serves",
         "latentserve info --server localhost:50051",
         "latentserve info --json | jq '.models[].name'",
     )
     add_model(info)
-    info.add_argument("--json", action="store_true", help="everything there is, as JSON")
+    info.add_argument("--json", action="store_true", help="print everything as JSON")
 
     check = command(
         commands,
         "check",
         _check,
-        "exit with 0 if a server is ready, 1 if not",
+        "exit with status 0 if a server is ready, else with 1",
         "latentserve check && echo ready",
         timeout=5.0,
     )
-    check.add_argument("--model", default="", help="ask for one model and not for the server")
+    check.add_argument(
+        "--model",
+        default="",
+        metavar="NAME",
+        help="name of the model to check (default: the whole server)",
+    )
 
     reload = command(
         commands,
         "reload",
         _reload,
-        "let a server (run with --admin) look through its models again",
+        "reload the models folder of a server that runs with --admin",
         "latentserve reload",
         timeout=600.0,
     )
-    reload.add_argument("--json", action="store_true", help="print JSON")
+    reload.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -75,8 +80,8 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _runtime(server: "ServerInfo") -> str:
-    asked = f", device {server.device}" if server.device else ""
-    return f"onnxruntime {server.onnxruntime_version}{asked}"
+    device = f", device {server.device}" if server.device else ""
+    return f"onnxruntime {server.onnxruntime_version}{device}"
 
 
 def _limits(server: "ServerInfo") -> Iterator[str]:
@@ -105,6 +110,7 @@ def _described(model: "ModelInfo", default: str) -> Iterator[str]:
         yield f"  {line}"
 
 
+# Posteriors and priors whose names do not explain themselves.
 _EXPLAINED = {
     "delta": "plain autoencoder",
     "none": "cannot be sampled from",
@@ -114,12 +120,12 @@ _EXPLAINED = {
 }
 
 
-def _explained(kind: str) -> str:
-    return f"{kind} ({_EXPLAINED[kind]})" if kind in _EXPLAINED else kind
+def _explained(name: str) -> str:
+    return f"{name} ({_EXPLAINED[name]})" if name in _EXPLAINED else name
 
 
 def _listed(labels: Sequence[str]) -> str:
-    """Labels with their numbers, where these are not their names."""
+    """Labels, each with its index unless that is its name."""
     if not labels:
         return "none"
     names = (name if name == str(index) else f"{index} {name}" for index, name in enumerate(labels))
@@ -127,7 +133,7 @@ def _listed(labels: Sequence[str]) -> str:
 
 
 def _figures(metrics: Mapping[str, float]) -> Iterator[str]:
-    """What was measured, a line for each figure that a person looks for first."""
+    """The main metrics of a model, one line for each."""
     if "elbo" in metrics:
         yield f"test ELBO  {metrics['elbo']:.2f} nats (lower is better)"
     elif "reconstruction" in metrics:
@@ -144,10 +150,10 @@ def _figures(metrics: Mapping[str, float]) -> Iterator[str]:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold of a value of the client."""
+    """A value of the client as plain JSON types."""
 
     def other(leaf: Any) -> Any:
-        # Arrays tell themselves; NumPy need not be imported for that.
+        # Anything else is an array; NumPy need not be imported to know that.
         return leaf.isoformat() if isinstance(leaf, datetime) else leaf.tolist()
 
     return json.loads(json.dumps(dataclasses.asdict(value), default=other))

@@ -1,4 +1,4 @@
-"""Writes what a command made: to a file, whole or not at all, or to standard output."""
+"""Writes the result of a command to a file, atomically, or to standard output."""
 
 import argparse
 import io
@@ -19,23 +19,27 @@ _STDOUT = Path("-")
 
 @dataclass(frozen=True)
 class Output:
-    """Where a result goes.
+    """Destination and format of a result.
 
     Attributes:
-        path: A file; `-` for standard output.
-        kind: What is written: `png`, `npy`, `npz`, `csv` or `jsonl`.
+        path: File to write; `-` for standard output.
+        format: `png`, `npy`, `npz`, `csv` or `jsonl`.
     """
 
     path: Path
-    kind: str
+    format: str
 
     @property
     def dtype(self) -> Literal["float32", "uint8"]:
-        """What to ask for: a picture has no more than 8 bits."""
-        return "uint8" if self.kind == "png" else "float32"
+        """The dtype of images to request: a PNG file holds 8 bits per value."""
+        return "uint8" if self.format == "png" else "float32"
 
     def write(self, content: bytes, what: str) -> None:
-        """Writes the result and says what it was.
+        """Writes the result and reports it.
+
+        Args:
+            content: Bytes of the file.
+            what: Description of the result for the report.
 
         Raises:
             Failure: It cannot be written.
@@ -48,7 +52,7 @@ class Output:
         name = printable(str(self.path))
         try:
             if self.path.exists() and not self.path.is_file():
-                self.path.write_bytes(content)  # a device or a pipe: not to be replaced
+                self.path.write_bytes(content)  # a device or a pipe must not be replaced
             else:
                 atomic_write(self.path, content)
         except OSError as error:
@@ -67,13 +71,16 @@ class Output:
         """Writes images as a grid, or as an array.
 
         Args:
-            images: [N, C, H, W]; uint8 for a grid.
-            what: Said of them.
-            columns: Images in a row of the grid; about a square by default.
-            zoom: Size of a pixel.
-            array: What is written as an array, where it is not `images`.
+            images: [N, C, H, W] of `dtype`.
+            what: Description of the result for the report.
+            columns: Images per row of the grid; about a square by default.
+            zoom: Factor that images are enlarged by in the grid.
+            array: Array to write instead of `images` as an npy file.
+
+        Raises:
+            Failure: It cannot be written, or has neither 1 nor 3 channels and is a grid.
         """
-        if self.kind == "npy":
+        if self.format == "npy":
             buffer = io.BytesIO()
             np.save(buffer, images if array is None else array)
             self.write(buffer.getvalue(), what)
@@ -86,27 +93,27 @@ class Output:
         self.write(encode_png(grid(images, columns, zoom=zoom)), what)
 
 
-def output(options: argparse.Namespace, *kinds: str) -> Output:
-    """Finds out where the result goes and as what, before any work is done for it.
+def output(options: argparse.Namespace, *formats: str) -> Output:
+    """Determines destination and format of the result, before any work is done for it.
 
     Args:
-        options: With `output` and, where there is a choice, `kind`.
-        kinds: What can be written; the first is the default for standard output.
+        options: Parsed options: `output` and, where there is `--as`, `format`.
+        formats: Formats to choose from; the first is the default on standard output.
 
     Raises:
-        Usage: The name's ending tells none of them, or a terminal would get binary data.
-        Failure: There is no such folder.
+        Usage: The file's suffix is none of them, or a terminal would get binary data.
+        Failure: The folder of the file does not exist.
     """
     path: Path = options.output
-    kind = getattr(options, "kind", None) or path.suffix.removeprefix(".")
+    chosen = getattr(options, "format", None) or path.suffix.removeprefix(".")
     if path == _STDOUT:
-        kind = getattr(options, "kind", None) or kinds[0]
-        if kind in ("png", "npy", "npz") and sys.stdout.isatty():
-            raise Usage(f"-o -: a terminal is no place for a {kind} file; send it into a pipe")
-    elif kind not in kinds:
-        names = " or ".join(f".{each}" for each in kinds)
-        instead = ", or --as" if hasattr(options, "kind") else ""
+        chosen = getattr(options, "format", None) or formats[0]
+        if chosen in ("png", "npy", "npz") and sys.stdout.isatty():
+            raise Usage(f"-o -: a terminal is no place for a {chosen} file; send it into a pipe")
+    elif chosen not in formats:
+        names = " or ".join(f".{name}" for name in formats)
+        instead = ", or --as" if hasattr(options, "format") else ""
         raise Usage(f"-o: got {printable(str(path))}, wanted a name ending in {names}{instead}")
     elif not path.parent.is_dir():
         raise Failure(f"{printable(str(path))}: there is no folder {printable(str(path.parent))}")
-    return Output(path, kind)
+    return Output(path, chosen)

@@ -1,6 +1,6 @@
-"""Pictures without a picture library: PNG files and grids of images.
+"""Grids of images and PNG files of them, without an imaging library.
 
-The client may need grpcio, protobuf and numpy and nothing else.
+The client depends on grpcio, protobuf and numpy alone.
 """
 
 import math
@@ -13,24 +13,24 @@ from numpy.typing import NDArray
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _RGB = 0, 2
 
-#: The grey around and between images.
+#: Grey value around and between images.
 BACKGROUND = 48
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """Encodes one picture as PNG (ISO/IEC 15948).
+    """Encodes one image as a PNG file (ISO/IEC 15948).
 
     Args:
         pixels: uint8 [H, W] for grey or [H, W, 3] for RGB.
 
     Raises:
-        ValueError: Of another shape.
+        ValueError: `pixels` has another shape.
     """
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
         raise ValueError(f"pixels: got shape {list(pixels.shape)}, wanted [H, W] or [H, W, 3]")
     height, width = pixels.shape[:2]
     colour = _GREY if pixels.ndim == 2 else _RGB
-    # Each scan line begins with the number of its filter; 0 is none.
+    # Each scan line begins with the type of its filter; 0 is none.
     lines = np.zeros((height, 1 + pixels[0].size), np.uint8)
     lines[:, 1:] = pixels.reshape(height, -1)
     return b"".join(
@@ -46,13 +46,13 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
 def grid(
     images: NDArray[np.uint8], columns: int | None = None, gap: int = 2, zoom: int = 1
 ) -> NDArray[np.uint8]:
-    """Lays images out in rows, left to right and top to bottom.
+    """Arranges images in rows, left to right and top to bottom.
 
     Args:
         images: uint8 [N, C, H, W], N at least 1, C = 1 or 3.
-        columns: Images in a row; about a square by default.
-        gap: Grey pixels around and between images.
-        zoom: Each pixel becomes a square of this size.
+        columns: Images per row; about a square by default.
+        gap: Width of the grey lines around and between images, in pixels before the zoom.
+        zoom: Factor that the grid is enlarged by.
 
     Returns:
         uint8 [H', W'] for C = 1 or [H', W', 3], ready for `encode_png`.
@@ -76,6 +76,6 @@ def grid(
     return sheet[:, :, 0] if channels == 1 else sheet
 
 
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    checksum = zlib.crc32(kind + content)
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+def _chunk(name: bytes, content: bytes) -> bytes:
+    checksum = zlib.crc32(name + content)
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)

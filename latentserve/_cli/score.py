@@ -1,4 +1,4 @@
-"""`score`: how likely images are under a model, as a table, JSON lines or CSV."""
+"""`score`: likelihood of images under a model, as a table, JSON lines or CSV."""
 
 import argparse
 import csv
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentserve._cli.arguments import index, uint64
-from latentserve._cli.common import add_images, command
+from latentserve._cli.common import add_images, add_offset, command
 from latentserve._cli.connection import add_model, connect
 from latentserve._cli.failures import printable
 
@@ -32,7 +32,7 @@ def add(commands: Any) -> None:
         commands,
         "score",
         _score,
-        "tell how likely images are, in nats each; lower is better",
+        "measure how likely images are, in nats per image; lower is better",
         "latentserve score images/*.png",
         "latentserve score digits.npy --draws 1000 --seed 7 -o scores.csv",
         "latentserve score images/*.png --json | jq 'select(.percentile > 99) | .file'",
@@ -43,25 +43,23 @@ def add(commands: Any) -> None:
         type=index,
         default=0,
         metavar="K",
-        help="tell the NLL as well: the importance-weighted bound with K draws; costs K "
-        "decodings an image (default: 0, none)",
+        help="also estimate the NLL by the importance-weighted bound with K draws, which costs K "
+        "decodings per image (default: 0, no NLL)",
     )
-    score.add_argument("--seed", type=uint64, metavar="N", help="of the draws (default: fresh)")
     score.add_argument(
-        "--offset",
-        type=uint64,
-        default=0,
-        metavar="N",
-        help="number of the first image in the seed's sequence (default: 0)",
+        "--seed", type=uint64, metavar="N", help="seed of the draws (default: a fresh one)"
     )
+    add_offset(score)
     score.add_argument(
         "-o",
         "--output",
         type=Path,
         metavar="FILE",
-        help="write .csv or .jsonl and print no table; - for standard output",
+        help="file to write, .csv or .jsonl; - for standard output (default: print a table)",
     )
-    score.add_argument("--json", action="store_true", help="JSON lines and not a table or CSV")
+    score.add_argument(
+        "--json", action="store_true", help="print or write JSON lines instead of a table or CSV"
+    )
     add_model(score)
 
 
@@ -91,23 +89,23 @@ def _score(options: argparse.Namespace) -> int:
     if target is None:
         print(_json_lines(rows) if options.json else _table(rows, key), end="")
         return 0
-    text = _json_lines(rows) if target.kind == "jsonl" else _csv(rows)
+    text = _json_lines(rows) if target.format == "jsonl" else _csv(rows)
     seed = "" if scores.nll is None else f", seed {scores.seed}"
     target.write(text.encode("utf-8", "surrogateescape"), f"{len(rows)} images{seed}")
     return 0
 
 
 def _rows(scores: "Scores") -> Iterator[dict[str, float]]:
-    """The figures of each image, as many as there are."""
+    """The scores of each image; without `nll` and `percentile` where there are none."""
     fields = {name: getattr(scores, name) for name in _HEADINGS}
-    there = {name: array for name, array in fields.items() if array is not None}
+    arrays = {name: array for name, array in fields.items() if array is not None}
     for row in range(len(scores.elbo)):
-        # By way of its text a float32 gets no digits that it does not have.
-        yield {name: float(str(array[row])) for name, array in there.items()}
+        # Through its text a float32 gets no digits beyond its precision.
+        yield {name: float(str(array[row])) for name, array in arrays.items()}
 
 
 def _table(rows: list[dict[str, Any]], key: str) -> str:
-    """Aligned columns; under more than one image, their means."""
+    """Aligned columns and, for more than one image, a row of means."""
     figures = [name for name in rows[0] if name != key]
     lines = [[key, *(_HEADINGS[name] for name in figures)]]
     for row in rows:
@@ -129,7 +127,7 @@ def _json_lines(rows: list[dict[str, Any]]) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has neither infinity nor NaN."""
+    """A value that JSON can hold: it has neither infinity nor NaN."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
