@@ -1,4 +1,4 @@
-"""Dataset jobs as a person types them, against a real server: killed, stopped, gone on with."""
+"""Dataset jobs through the command line, against a real server: killed, stopped, resumed."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ def joined(folder: Path, name: str) -> np.ndarray:
 
 @contextlib.contextmanager
 def started(*arguments: object, env: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """Starts a command, and kills it in the end where it is still there."""
+    """Starts a command, and kills it if it is still running at the end."""
     process = subprocess.Popen(
         [sys.executable, "-m", "latentserve", *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **env},
@@ -48,35 +48,41 @@ def wait_for_shards(folder: Path, count: int) -> None:
         time.sleep(0.01)
 
 
-def test_a_data_set_goes_to_latents_and_back(here, tmp_path, digits, calling):
+def test_a_data_set_is_encoded_and_decoded_to_the_clients_results(
+    server_env, tmp_path, digits, shipped_client
+):
     rows = np.concatenate([np.load(digits / "digits.npy")] * 10)
     np.save(tmp_path / "rows.npy", rows)
     to = ("--shard-rows", "20", "--to")
-    done = latentserve("batch", "encode", tmp_path / "rows.npy", *to, tmp_path / "l", env=here)
+    done = latentserve(
+        "batch", "encode", tmp_path / "rows.npy", *to, tmp_path / "l", env=server_env
+    )
     assert done.stdout == f"{tmp_path / 'l'}: 50 rows in 3 shards, model mnist/1\n", done.stderr
-    assert (joined(tmp_path / "l", "mean") == calling.encode(rows).mean).all()
+    assert (joined(tmp_path / "l", "mean") == shipped_client.encode(rows).mean).all()
     means = sorted((tmp_path / "l").glob("mean-*.npy"))
-    done = latentserve("batch", "decode", *means, *to, tmp_path / "i", env=here)
+    done = latentserve("batch", "decode", *means, *to, tmp_path / "i", env=server_env)
     assert done.returncode == 0, done.stderr
-    wanted = calling.reconstruct(rows, dtype="uint8")
+    wanted = shipped_client.reconstruct(rows, dtype="uint8")
     assert (joined(tmp_path / "i", "images") == wanted).all()
 
 
-def test_image_files_are_encoded_as_their_pixels(here, tmp_path, digits, calling):
-    done = latentserve("batch", "encode", digits, "--seed", "3", "--to", tmp_path / "j", env=here)
+def test_image_files_are_encoded_as_their_pixels(server_env, tmp_path, digits, shipped_client):
+    done = latentserve(
+        "batch", "encode", digits, "--seed", "3", "--to", tmp_path / "j", env=server_env
+    )
     assert done.stdout == f"{tmp_path / 'j'}: 5 rows in 1 shard, model mnist/1, seed 3\n"
-    wanted = calling.encode(np.load(digits / "digits.npy"), draw=True, seed=3)
+    wanted = shipped_client.encode(np.load(digits / "digits.npy"), draw=True, seed=3)
     assert (joined(tmp_path / "j", "z") == wanted.z).all()
 
 
-def test_samples_are_those_of_the_client_in_both_formats(here, tmp_path, calling):
+def test_samples_are_those_of_the_client_in_both_formats(server_env, tmp_path, shipped_client):
     sample = ("batch", "sample", "-n", "30", "--seed", "7", "--label", "3", "--latents")
-    wanted = calling.sample_with_latents(30, seed=7, label=3, dtype="uint8")
-    done = latentserve(*sample, "--to", tmp_path / "npy", env=here)
+    wanted = shipped_client.sample_with_latents(30, seed=7, label=3, dtype="uint8")
+    done = latentserve(*sample, "--to", tmp_path / "npy", env=server_env)
     assert done.returncode == 0, done.stderr
     assert (joined(tmp_path / "npy", "images") == wanted.images).all()
     assert (joined(tmp_path / "npy", "latents") == wanted.latents).all()
-    done = latentserve(*sample, "--to", tmp_path / "parquet", "--format", "parquet", env=here)
+    done = latentserve(*sample, "--to", tmp_path / "parquet", "--format", "parquet", env=server_env)
     assert done.returncode == 0, done.stderr
     table = pyarrow.parquet.read_table(tmp_path / "parquet" / "rows-00000.parquet")
     images = table["images"].combine_chunks().to_numpy_ndarray()
@@ -84,35 +90,35 @@ def test_samples_are_those_of_the_client_in_both_formats(here, tmp_path, calling
 
 
 @pytest.mark.parametrize("shard_format", ["npy", "parquet"])
-def test_a_job_killed_at_random_moments_leaves_the_bytes_of_an_unbroken_one(
-    here, tmp_path, shard_format
+def test_a_job_killed_at_random_moments_leaves_the_bytes_of_an_uninterrupted_one(
+    server_env, tmp_path, shard_format
 ):
     sample = (
         "batch", "sample", "-n", "6000", "--seed", "7", "--shard-rows", "250", "--latents",
         "--format", shard_format, "--to",
     )  # fmt: skip
     began = time.monotonic()
-    done = latentserve(*sample, tmp_path / "unbroken", env=here)
+    done = latentserve(*sample, tmp_path / "unbroken", env=server_env)
     assert done.returncode == 0, done.stderr
     seconds = time.monotonic() - began
     rng = random.Random(shard_format)
     kills = 0
     for _ in range(6):
-        with started(*sample, tmp_path / "j", env=here) as process:
+        with started(*sample, tmp_path / "j", env=server_env) as process:
             time.sleep(rng.uniform(0.1, 0.6) * seconds)
         kills += process.returncode == -signal.SIGKILL
-    done = latentserve(*sample, tmp_path / "j", env=here)
+    done = latentserve(*sample, tmp_path / "j", env=server_env)
     assert done.returncode == 0, done.stderr
     assert kills > 1
     assert contents(tmp_path / "j") == contents(tmp_path / "unbroken")
 
 
-def test_ctrl_c_keeps_what_is_whole_and_says_how_to_go_on(here, tmp_path):
+def test_ctrl_c_keeps_finished_shards_and_says_how_to_resume(server_env, tmp_path):
     sample = (
         "batch", "sample", "-n", "100000", "--seed", "7", "--shard-rows", "200", "--to",
         tmp_path / "j",
     )  # fmt: skip
-    with started(*sample, env=here) as process:
+    with started(*sample, env=server_env) as process:
         wait_for_shards(tmp_path / "j", 2)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
@@ -121,7 +127,7 @@ def test_ctrl_c_keeps_what_is_whole_and_says_how_to_go_on(here, tmp_path):
     assert err.startswith("latentserve batch: stopped; ")
     assert f"of 100,000 rows are whole in {tmp_path / 'j'}, and the same command goes on" in err
     assert not list((tmp_path / "j").glob(".*.tmp"))
-    done = latentserve(*sample[:-1], tmp_path / "j", "--label", "1", env=here)
+    done = latentserve(*sample[:-1], tmp_path / "j", "--label", "1", env=server_env)
     assert done.returncode == 1
     assert done.stderr == (
         f"latentserve batch: {tmp_path / 'j'}: holds another job: "
@@ -129,21 +135,21 @@ def test_ctrl_c_keeps_what_is_whole_and_says_how_to_go_on(here, tmp_path):
     )
 
 
-def test_a_finished_job_says_so_and_needs_no_server(here, tmp_path):
+def test_a_finished_job_says_so_and_needs_no_server(server_env, tmp_path):
     sample = ("batch", "sample", "-n", "20", "--to", tmp_path / "j")
-    assert latentserve(*sample, env=here).returncode == 0
+    assert latentserve(*sample, env=server_env).returncode == 0
     done = latentserve(*sample, "--server", "127.0.0.1:1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{tmp_path / 'j'}: finished already: 20 rows in 1 shard, ")
 
 
-def test_a_damaged_shard_is_found_if_asked(here, tmp_path):
+def test_verify_finds_a_damaged_shard_and_remakes_it(server_env, tmp_path):
     sample = ("batch", "sample", "-n", "20", "--seed", "1", "--to", tmp_path / "j")
-    assert latentserve(*sample, env=here).returncode == 0
+    assert latentserve(*sample, env=server_env).returncode == 0
     before = contents(tmp_path / "j")
     shard = tmp_path / "j" / "images-00000.npy"
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
-    done = latentserve(*sample, "--verify", env=here)
+    done = latentserve(*sample, "--verify", env=server_env)
     assert done.returncode == 0
     assert done.stderr.splitlines()[-1].endswith(
         "images-00000.npy was missing or damaged and was made anew"
@@ -151,18 +157,18 @@ def test_a_damaged_shard_is_found_if_asked(here, tmp_path):
     assert contents(tmp_path / "j") == before
 
 
-def test_two_processes_do_not_work_in_one_folder(here, tmp_path):
+def test_a_folder_in_use_by_another_process_is_refused(server_env, tmp_path):
     sample = ("batch", "sample", "-n", "100000", "--shard-rows", "200", "--to", tmp_path / "j")
-    with started(*sample, env=here):
+    with started(*sample, env=server_env):
         wait_for_shards(tmp_path / "j", 1)
-        done = latentserve(*sample, env=here)
+        done = latentserve(*sample, env=server_env)
     assert done.returncode == 1
     assert done.stderr == (
         f"latentserve batch: {tmp_path / 'j'}: another process is working there\n"
     )
 
 
-def test_a_server_that_is_gone_is_one_line_and_the_job_goes_on_with_another(here, tmp_path):
+def test_a_lost_server_is_one_line_and_the_job_resumes_with_another_server(server_env, tmp_path):
     sample = ("batch", "sample", "-n", "3000", "--seed", "7", "--shard-rows", "200", "--to")
     with Server(None, tmp_path / "log") as server:
         server.wait_until_serving()
@@ -175,9 +181,9 @@ def test_a_server_that_is_gone_is_one_line_and_the_job_goes_on_with_another(here
     assert err.startswith("latentserve batch: ")
     assert "rows are whole in" in err.splitlines()[-1]
     assert "Traceback" not in err
-    done = latentserve(*sample, tmp_path / "j", env=here)
+    done = latentserve(*sample, tmp_path / "j", env=server_env)
     assert done.returncode == 0, done.stderr
-    done = latentserve(*sample, tmp_path / "unbroken", env=here)
+    done = latentserve(*sample, tmp_path / "unbroken", env=server_env)
     assert contents(tmp_path / "j") == contents(tmp_path / "unbroken")
 
 
@@ -185,14 +191,14 @@ def test_a_server_that_is_gone_is_one_line_and_the_job_goes_on_with_another(here
     ("folder", "text"),
     [("/proc/nowhere/j", "No such file or directory"), ("/dev/null/j", "Not a directory")],
 )
-def test_a_folder_that_cannot_be_made_is_one_line(here, folder, text):
-    done = latentserve("batch", "sample", "-n", "5", "--to", folder, env=here)
+def test_a_folder_that_cannot_be_created_is_one_line(server_env, folder, text):
+    done = latentserve("batch", "sample", "-n", "5", "--to", folder, env=server_env)
     assert done.returncode == 1
     assert text in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_full_disk_is_one_line_and_the_job_goes_on(here, tmp_path):
+def test_a_full_disk_is_one_line_and_the_job_resumes(server_env, tmp_path):
     sample = ("batch", "sample", "-n", "2000", "--seed", "7", "--shard-rows", "500", "--to")
     code = (
         "import resource, sys\nfrom latentserve.cli import main\n"
@@ -201,11 +207,11 @@ def test_a_full_disk_is_one_line_and_the_job_goes_on(here, tmp_path):
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *sample, str(tmp_path / "j")],
-        capture_output=True, text=True, check=False, timeout=60, env={**os.environ, **here},
+        capture_output=True, text=True, check=False, timeout=60, env={**os.environ, **server_env},
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr == (
         f"latentserve batch: File too large; 0 of 2,000 rows are whole in {tmp_path / 'j'}, "
         "and the same command goes on\n"
     )
-    assert latentserve(*sample, tmp_path / "j", env=here).returncode == 0
+    assert latentserve(*sample, tmp_path / "j", env=server_env).returncode == 0

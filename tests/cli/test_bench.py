@@ -1,4 +1,4 @@
-"""The load that `latentserve bench` makes, and what it tells of it."""
+"""The load of `latentserve bench`, and its report."""
 
 import asyncio
 import json
@@ -56,8 +56,8 @@ def test_an_open_loop_keeps_its_rate_and_sizes_are_mixed(tiny):
     assert report.late == 0
 
 
-def test_a_server_that_stalls_is_waited_for_from_when_calls_were_due():
-    """In an open loop: one stall of 0.3 s is seen by all calls that were due in it."""
+def test_open_loop_latency_counts_from_when_a_call_was_due():
+    """A stall of 0.3 s counts for all calls that were due in it."""
 
     class Stalling:
         calls = 0
@@ -80,7 +80,7 @@ def test_a_server_that_stalls_is_waited_for_from_when_calls_were_due():
     assert report.latency_ms["p50"] > 20
 
 
-def test_an_answer_that_is_another_ends_it():
+def test_a_different_answer_to_the_same_request_ends_the_measurement():
     async def scene():
         async def call():
             return np.ones(1)
@@ -92,7 +92,7 @@ def test_an_answer_that_is_another_ends_it():
         asyncio.run(scene())
 
 
-def test_calls_that_fail_are_counted_by_their_code(tmp_path):
+def test_failed_calls_are_counted_by_status_code(tmp_path):
     write_tiny(tmp_path / "models" / "tiny", shape=(3, 64, 64), dim=64)
     arguments = ("--max-queue-rows", "1")
     with Server(tmp_path / "models", tmp_path / "log", *arguments) as server:
@@ -113,12 +113,12 @@ def test_calls_that_fail_are_counted_by_their_code(tmp_path):
         ({"seconds": float("nan")}, "seconds: got nan"),
     ],
 )
-def test_a_load_that_is_none_is_refused(changes, said):
+def test_an_invalid_load_is_refused(changes, said):
     with pytest.raises(ValueError, match=said):
         Load(**changes)
 
 
-def test_the_cpu_time_of_a_server_is_that_of_all_its_workers():
+def test_the_cpu_time_of_a_server_is_the_sum_over_its_workers():
     page = "".join(
         f'process_cpu_seconds_total{{worker="{worker}"}} {seconds}\n'
         for worker, seconds in enumerate((1.5, 2.0))
@@ -126,7 +126,7 @@ def test_the_cpu_time_of_a_server_is_that_of_all_its_workers():
     assert _cpu_seconds(f"data:text/plain,{quote(page)}") == 3.5
 
 
-def test_the_command_tells_people_and_machines(tiny, capsys):
+def test_bench_prints_text_or_json(tiny, capsys):
     assert RPCS == bench.RPCS
     call = ["bench", "--server", tiny.target, "--seconds", "0.3", "--warmup", "0.1"]
     assert main([*call, "--rpc", "sample", "--metrics", tiny.metrics]) == 0
@@ -150,7 +150,7 @@ def test_the_command_tells_people_and_machines(tiny, capsys):
         (("--model", "nope"), 1, "model.name: got 'nope'"),
     ],
 )
-def test_what_is_in_its_way_is_one_line(tiny, arguments, status, said, capsys):
+def test_a_failed_bench_is_one_line_and_a_status(tiny, arguments, status, said, capsys):
     call = ["bench", "--server", tiny.target, "--seconds", "0.1", "--warmup", "0", *arguments]
     try:
         ended: object = main(call)

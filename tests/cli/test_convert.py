@@ -1,4 +1,4 @@
-"""`encode`, `decode` and `reconstruct` as a person types them."""
+"""The commands `encode`, `decode` and `reconstruct` against a real server."""
 
 import io
 import os
@@ -18,69 +18,73 @@ pytest_plugins = ["tests.support.cli_fixtures"]
 
 
 def piped(*arguments: object, env: dict[str, str], given: bytes = b""):
-    """Runs a command with bytes on both ends."""
+    """Runs a command with bytes on stdin and stdout."""
     return subprocess.run(
         [sys.executable, "-m", "latentserve", *map(str, arguments)],
         input=given, capture_output=True, timeout=60, check=False, env={**os.environ, **env},
     )  # fmt: skip
 
 
-def test_encode_decode_round_trip_through_files(here, tmp_path, digits, calling):
+def test_encode_decode_round_trip_through_files(server_env, tmp_path, digits, shipped_client):
     pixels = np.load(digits / "digits.npy")
     posterior = tmp_path / "p.npz"
-    done = latentserve("encode", digits / "digits.npy", "-o", posterior, env=here)
+    done = latentserve("encode", digits / "digits.npy", "-o", posterior, env=server_env)
     assert done.returncode == 0, done.stderr
     with np.load(posterior) as arrays:
         assert set(arrays.files) == {"mean", "log_var"}
-        assert (arrays["mean"] == calling.encode(pixels).mean).all()
+        assert (arrays["mean"] == shipped_client.encode(pixels).mean).all()
         mean = arrays["mean"]
-    done = latentserve("decode", posterior, "-o", tmp_path / "d.npy", env=here)
+    done = latentserve("decode", posterior, "-o", tmp_path / "d.npy", env=server_env)
     assert done.returncode == 0, done.stderr
-    assert (np.load(tmp_path / "d.npy") == calling.decode(mean)).all()
-    done = latentserve("encode", digits / "digits.npy", "--seed", "3", "-o", posterior, env=here)
+    assert (np.load(tmp_path / "d.npy") == shipped_client.decode(mean)).all()
+    done = latentserve(
+        "encode", digits / "digits.npy", "--seed", "3", "-o", posterior, env=server_env
+    )
     assert done.stdout == f"{posterior}: mean and log_var and z of 5 images, seed 3\n"
     with np.load(posterior) as arrays:
-        assert (arrays["z"] == calling.encode(pixels, draw=True, seed=3).z).all()
+        assert (arrays["z"] == shipped_client.encode(pixels, draw=True, seed=3).z).all()
 
 
-def test_image_files_and_a_folder_of_them_are_encoded_as_their_pixels(here, tmp_path, digits):
+def test_image_files_and_a_folder_of_them_are_encoded_as_their_pixels(server_env, tmp_path, digits):
     files = [digits / f"{row}.png" for row in range(5)]
     for name, sources in (("a", [digits / "digits.npy"]), ("b", files), ("c", [digits])):
-        done = latentserve("encode", *sources, "-o", tmp_path / f"{name}.npz", env=here)
+        done = latentserve("encode", *sources, "-o", tmp_path / f"{name}.npz", env=server_env)
         assert done.returncode == 0, done.stderr
     loaded = [np.load(tmp_path / f"{name}.npz")["mean"] for name in "abc"]
     assert (loaded[0] == loaded[1]).all()
     assert (loaded[0] == loaded[2]).all()
 
 
-def test_a_file_of_another_size_is_named_and_fitted_if_asked(here, tmp_path, digits):
+def test_a_file_of_another_size_is_named_and_taken_with_resize(server_env, tmp_path, digits):
     Image.new("RGB", (40, 30)).save(tmp_path / "photo.jpg")
     sources = (digits / "0.png", tmp_path / "photo.jpg", "-o", tmp_path / "x.npz")
-    done = latentserve("encode", *sources, env=here)
+    done = latentserve("encode", *sources, env=server_env)
     assert done.returncode == 1
     assert done.stderr.startswith(f"latentserve encode: {tmp_path / 'photo.jpg'}: got ")
     assert len(done.stderr.splitlines()) == 1
-    assert latentserve("encode", *sources, "--resize", env=here).returncode == 0
+    assert latentserve("encode", *sources, "--resize", env=server_env).returncode == 0
 
 
-def test_commands_go_into_each_other_by_pipes(here, digits):
-    encoded = piped("encode", "-", "-o", "-", env=here, given=(digits / "digits.npy").read_bytes())
+def test_commands_can_be_piped_into_each_other(server_env, digits):
+    encoded = piped(
+        "encode", "-", "-o", "-", env=server_env, given=(digits / "digits.npy").read_bytes()
+    )
     assert encoded.stderr == b"mean and log_var of 5 images\n"
-    decoded = piped("decode", "-", "-o", "-", "--as", "npy", env=here, given=encoded.stdout)
+    decoded = piped("decode", "-", "-o", "-", "--as", "npy", env=server_env, given=encoded.stdout)
     assert decoded.stderr == b"5 images\n"
     assert np.load(io.BytesIO(decoded.stdout)).shape == (5, 1, 28, 28)
-    picture = piped("decode", "-", "-o", "-", env=here, given=encoded.stdout)
+    picture = piped("decode", "-", "-o", "-", env=server_env, given=encoded.stdout)
     assert Image.open(io.BytesIO(picture.stdout)).format == "PNG"
 
 
 @pytest.mark.parametrize("command", [("sample", "-n", "4"), ("encode", "-")])
-def test_a_terminal_gets_no_binary_data(here, command):
+def test_a_terminal_gets_no_binary_data(server_env, command):
     leader, terminal = pty.openpty()
     try:
         done = subprocess.run(
             [sys.executable, "-m", "latentserve", *command, "-o", "-"],
             stdout=terminal, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True,
-            timeout=60, check=False, env={**os.environ, **here},
+            timeout=60, check=False, env={**os.environ, **server_env},
         )  # fmt: skip
     finally:
         os.close(terminal)
@@ -90,23 +94,25 @@ def test_a_terminal_gets_no_binary_data(here, command):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_pipe_is_written_to_and_not_replaced(here, tmp_path):
+def test_a_named_pipe_is_written_to_and_not_replaced(server_env, tmp_path):
     fifo = tmp_path / "pipe"
     os.mkfifo(fifo)
     with subprocess.Popen(["cat", str(fifo)], stdout=subprocess.PIPE) as cat:
-        done = latentserve("sample", "-n", "2", "-o", fifo, "--as", "npy", env=here)
+        done = latentserve("sample", "-n", "2", "-o", fifo, "--as", "npy", env=server_env)
         assert done.returncode == 0, done.stderr
         assert cat.stdout is not None
         assert np.load(io.BytesIO(cat.stdout.read())).shape == (2, 1, 28, 28)
     assert fifo.is_fifo()
 
 
-def test_reconstruct_draws_the_originals_above(here, tmp_path, digits, calling):
+def test_reconstruct_draws_originals_above_reconstructions(
+    server_env, tmp_path, digits, shipped_client
+):
     pixels = np.load(digits / "digits.npy")
-    wanted = calling.reconstruct(pixels, dtype="uint8")
+    wanted = shipped_client.reconstruct(pixels, dtype="uint8")
     for name, source in (("a.png", "digits.npy"), ("b.png", ".")):
         done = latentserve(
-            "reconstruct", digits / source, "-o", tmp_path / name, "--zoom", "1", env=here
+            "reconstruct", digits / source, "-o", tmp_path / name, "--zoom", "1", env=server_env
         )
         assert done.stdout == f"{tmp_path / name}: 5 images\n", done.stderr
         drawn = tiles(tmp_path / name, 2, 5)
@@ -114,10 +120,10 @@ def test_reconstruct_draws_the_originals_above(here, tmp_path, digits, calling):
         assert (drawn[1] == wanted[:, 0]).all()
 
 
-def test_reconstruct_in_several_rows_keeps_each_pair_together(here, tmp_path, digits):
+def test_reconstruct_in_several_rows_keeps_each_pair_together(server_env, tmp_path, digits):
     done = latentserve(
         "reconstruct", digits / "digits.npy", "--columns", "2", "--zoom", "1",
-        "-o", tmp_path / "x.png", env=here,
+        "-o", tmp_path / "x.png", env=server_env,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     drawn = tiles(tmp_path / "x.png", 6, 2)
@@ -126,31 +132,39 @@ def test_reconstruct_in_several_rows_keeps_each_pair_together(here, tmp_path, di
     assert (drawn[4:, 1] == 48).all()  # a fifth image has no neighbour
 
 
-def test_reconstruct_as_an_array_is_the_reconstructions_alone(here, tmp_path, digits, calling):
+def test_reconstruct_to_npy_writes_the_reconstructions_alone(
+    server_env, tmp_path, digits, shipped_client
+):
     done = latentserve(
-        "reconstruct", digits / "digits.npy", "--seed", "4", "-o", tmp_path / "r.npy", env=here
+        "reconstruct",
+        digits / "digits.npy",
+        "--seed",
+        "4",
+        "-o",
+        tmp_path / "r.npy",
+        env=server_env,
     )
     assert done.stdout == f"{tmp_path / 'r.npy'}: 5 images, seed 4\n"
     pixels = np.load(digits / "digits.npy")
-    wanted = calling.reconstruct(pixels, draw=True, seed=4)
+    wanted = shipped_client.reconstruct(pixels, draw=True, seed=4)
     assert (np.load(tmp_path / "r.npy") == wanted).all()
 
 
-def test_jpeg_originals_are_drawn_as_the_server_reads_them(here, tmp_path):
+def test_jpeg_originals_are_drawn_as_the_server_reads_them(server_env, tmp_path):
     Image.linear_gradient("L").resize((28, 28)).save(tmp_path / "a.jpg")
     done = latentserve(
-        "reconstruct", tmp_path / "a.jpg", "--zoom", "1", "-o", tmp_path / "x.png", env=here
+        "reconstruct", tmp_path / "a.jpg", "--zoom", "1", "-o", tmp_path / "x.png", env=server_env
     )
     assert done.stdout == f"{tmp_path / 'x.png'}: 1 images\n", done.stderr
     with Image.open(tmp_path / "a.jpg") as picture:
         assert (tiles(tmp_path / "x.png", 2, 1)[0, 0] == np.asarray(picture)).all()
 
 
-def test_an_original_that_was_resized_is_left_blank_and_counted(here, tmp_path, digits):
+def test_an_original_that_was_resized_is_left_blank_and_counted(server_env, tmp_path, digits):
     Image.new("L", (40, 30), 200).save(tmp_path / "a.png")
     done = latentserve(
         "reconstruct", tmp_path / "a.png", digits / "0.png", "--resize", "--zoom", "1",
-        "-o", tmp_path / "x.png", env=here,
+        "-o", tmp_path / "x.png", env=server_env,
     )  # fmt: skip
     assert "1 originals are left blank (resized or of another colour mode)" in done.stdout
     drawn = tiles(tmp_path / "x.png", 2, 2)
@@ -158,7 +172,9 @@ def test_an_original_that_was_resized_is_left_blank_and_counted(here, tmp_path, 
     assert (drawn[0, 1] == np.load(digits / "digits.npy")[0, 0]).all()
 
 
-def test_without_pillow_image_files_are_left_blank_and_pillow_is_named(here, tmp_path, digits):
+def test_without_pillow_image_files_are_left_blank_and_pillow_is_named(
+    server_env, tmp_path, digits
+):
     arguments = ["reconstruct", digits / "0.png", "--zoom", "1", "-o", tmp_path / "x.png"]
     code = (
         "import sys\nfrom latentserve.cli import main\n"
@@ -166,7 +182,7 @@ def test_without_pillow_image_files_are_left_blank_and_pillow_is_named(here, tmp
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        capture_output=True, text=True, check=False, timeout=60, env={**os.environ, **here},
+        capture_output=True, text=True, check=False, timeout=60, env={**os.environ, **server_env},
     )  # fmt: skip
     assert done.stdout.endswith("; 1 originals are left blank (Pillow would show them)\n")
     assert (tiles(tmp_path / "x.png", 2, 1)[0, 0] == 48).all()
@@ -229,16 +245,16 @@ def test_without_pillow_every_file_is_left_blank(monkeypatch):
     assert (sheet == 48).all()
 
 
-def test_floats_are_drawn_as_the_pixels_they_stand_for():
+def test_float_originals_are_drawn_as_rounded_pixels():
     floats = np.array([[0.0, 0.5, 1.0, 0.25]], np.float32)
     sheet, blank = originals(floats, (1, 1, 2, 2))
     assert blank == 0
     assert sheet.reshape(-1).tolist() == [0, 128, 255, 64]
 
 
-def test_an_npz_without_latents_is_named(here, tmp_path):
+def test_an_npz_without_latents_is_named(server_env, tmp_path):
     np.savez(tmp_path / "x.npz", other=np.zeros(3))
-    done = latentserve("decode", tmp_path / "x.npz", env=here)
+    done = latentserve("decode", tmp_path / "x.npz", env=server_env)
     assert done.returncode == 1
     assert (
         "got an npz file with other, wanted an npy file, or an npz file with z or mean"
@@ -247,9 +263,9 @@ def test_an_npz_without_latents_is_named(here, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"PK\x03\x04 cut short", b"\x93NUMPY\x01\x00", b""])
-def test_a_damaged_file_is_named(here, tmp_path, content):
+def test_a_damaged_file_is_named(server_env, tmp_path, content):
     (tmp_path / "x.npz").write_bytes(content)
-    done = latentserve("decode", tmp_path / "x.npz", env=here)
+    done = latentserve("decode", tmp_path / "x.npz", env=server_env)
     assert done.returncode == 1
     assert str(tmp_path / "x.npz") in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -264,23 +280,23 @@ def test_a_damaged_file_is_named(here, tmp_path, content):
         (np.full((2, 28, 28), 7, np.float32), "values from 7 to 7"),
     ],
 )
-def test_images_that_cannot_be_are_one_line(here, tmp_path, array, text):
+def test_invalid_images_are_one_line(server_env, tmp_path, array, text):
     np.save(tmp_path / "x.npy", array)
-    done = latentserve("encode", tmp_path / "x.npy", "-o", tmp_path / "x.npz", env=here)
+    done = latentserve("encode", tmp_path / "x.npy", "-o", tmp_path / "x.npz", env=server_env)
     assert done.returncode == 1
     assert text in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_an_npy_file_among_others_is_wrong_usage(here, digits):
-    done = latentserve("encode", digits / "0.png", digits / "digits.npy", env=here)
+def test_an_npy_file_among_other_files_is_wrong_usage(server_env, digits):
+    done = latentserve("encode", digits / "0.png", digits / "digits.npy", env=server_env)
     assert done.returncode == 2
     assert "got an npy file among 2 files" in done.stderr
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
-def test_files_without_the_rights_to_them_are_one_line(here, tmp_path, digits):
+def test_an_unreadable_file_is_one_line(server_env, tmp_path, digits):
     (tmp_path / "x.npy").write_bytes((digits / "digits.npy").read_bytes())
     (tmp_path / "x.npy").chmod(0)
-    done = latentserve("encode", tmp_path / "x.npy", env=here)
+    done = latentserve("encode", tmp_path / "x.npy", env=server_env)
     assert done.stderr == f"latentserve encode: {tmp_path / 'x.npy'}: Permission denied\n"

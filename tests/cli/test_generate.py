@@ -1,4 +1,4 @@
-"""`sample`, `interpolate` and `traverse` as a person types them."""
+"""The commands `sample`, `interpolate` and `traverse` against a real server."""
 
 import numpy as np
 import pytest
@@ -10,9 +10,11 @@ from tests.support.tiles import tiles
 pytest_plugins = ["tests.support.cli_fixtures"]
 
 
-def test_sample_writes_the_same_grid_for_the_same_seed(here, tmp_path):
+def test_sample_writes_the_same_grid_for_the_same_seed(server_env, tmp_path):
     for name in ("a.png", "b.png"):
-        done = latentserve("sample", "-n", "100", "--seed", "7", "-o", tmp_path / name, env=here)
+        done = latentserve(
+            "sample", "-n", "100", "--seed", "7", "-o", tmp_path / name, env=server_env
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout == f"{tmp_path / name}: 100 images, seed 7\n"
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
@@ -22,48 +24,52 @@ def test_sample_writes_the_same_grid_for_the_same_seed(here, tmp_path):
         assert np.asarray(picture).std() > 30
 
 
-def test_a_picture_has_the_pixels_of_the_array(here, tmp_path, calling):
+def test_sample_writes_the_same_pixels_to_png_and_npy(server_env, tmp_path, shipped_client):
     sample = ("sample", "-n", "6", "--seed", "7", "--offset", "3", "--zoom", "1")
-    done = latentserve(*sample, "--columns", "3", "-o", tmp_path / "x.png", env=here)
+    done = latentserve(*sample, "--columns", "3", "-o", tmp_path / "x.png", env=server_env)
     assert done.returncode == 0, done.stderr
-    done = latentserve(*sample, "--as", "npy", "-o", tmp_path / "array", env=here)
+    done = latentserve(*sample, "--as", "npy", "-o", tmp_path / "array", env=server_env)
     assert done.returncode == 0, done.stderr
     array = np.load(tmp_path / "array")
-    assert (array == calling.sample(6, seed=7, offset=3)).all()
+    assert (array == shipped_client.sample(6, seed=7, offset=3)).all()
     pixels = np.rint(array * 255).astype(np.uint8)
     assert (tiles(tmp_path / "x.png", 2, 3).reshape(6, 1, 28, 28) == pixels).all()
 
 
-def test_by_label_has_a_row_for_each_class_from_the_same_noise(here, tmp_path, calling):
+def test_sample_by_label_has_a_row_for_each_class_from_the_same_noise(
+    server_env, tmp_path, shipped_client
+):
     done = latentserve(
         "sample", "--by-label", "-n", "2", "--seed", "7", "--zoom", "1",
-        "-o", tmp_path / "x.png", env=here,
+        "-o", tmp_path / "x.png", env=server_env,
     )  # fmt: skip
     assert done.stdout == f"{tmp_path / 'x.png'}: 20 images, seed 7\n", done.stderr
     drawn = tiles(tmp_path / "x.png", 10, 2)
     for label in (0, 9):
-        wanted = calling.sample(2, seed=7, label=label, dtype="uint8")
+        wanted = shipped_client.sample(2, seed=7, label=label, dtype="uint8")
         assert (drawn[label] == wanted[:, 0]).all()
 
 
-def test_interpolate_goes_from_one_file_to_another_in_one_row(here, tmp_path, digits, calling):
+def test_interpolate_goes_from_one_file_to_another_in_one_row(
+    server_env, tmp_path, digits, shipped_client
+):
     done = latentserve(
         "interpolate", digits / "0.png", digits / "1.png", "--steps", "7", "--method", "spherical",
-        "--zoom", "1", "-o", tmp_path / "path.png", env=here,
+        "--zoom", "1", "-o", tmp_path / "path.png", env=server_env,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "7 images from one end to the other, spherical" in done.stdout
     drawn = tiles(tmp_path / "path.png", 1, 7)[0]
     ends = np.load(digits / "digits.npy")[:2]
-    wanted = calling.interpolate(ends[0], ends[1], 7, method="spherical", dtype="uint8")
+    wanted = shipped_client.interpolate(ends[0], ends[1], 7, method="spherical", dtype="uint8")
     assert (drawn == wanted.images[:, 0]).all()
 
 
-def test_interpolate_takes_two_rows_or_a_row_each_or_what_encode_wrote(
-    here, tmp_path, digits, calling
+def test_interpolate_takes_two_rows_of_one_file_or_one_row_of_two_files(
+    server_env, tmp_path, digits, shipped_client
 ):
     images = np.load(digits / "digits.npy")[:2]
-    latents = calling.encode(images).mean
+    latents = shipped_client.encode(images).mean
     np.save(tmp_path / "latents.npy", latents)
     np.savez(tmp_path / "posterior.npz", mean=latents)
     np.save(tmp_path / "images.npy", images)
@@ -71,47 +77,49 @@ def test_interpolate_takes_two_rows_or_a_row_each_or_what_encode_wrote(
         np.save(tmp_path / f"latent{row}.npy", latents[row])
         np.save(tmp_path / f"row{row}.npy", latents[row : row + 1])
         np.save(tmp_path / f"image{row}.npy", images[row, 0])
-    wanted = calling.interpolate(latents[0], latents[1], 4).images
+    wanted = shipped_client.interpolate(latents[0], latents[1], 4).images
     for ends in (
         ["latents.npy"], ["posterior.npz"], ["images.npy"], ["latent0.npy", "latent1.npy"],
         ["row0.npy", "row1.npy"], ["image0.npy", "image1.npy"],
     ):  # fmt: skip
         done = latentserve(
             "interpolate", *(tmp_path / end for end in ends), "--steps", "4",
-            "-o", tmp_path / "x.npy", env=here,
+            "-o", tmp_path / "x.npy", env=server_env,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert np.allclose(np.load(tmp_path / "x.npy"), wanted, atol=1e-5), ends
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_interpolate_wants_exactly_two_rows(here, tmp_path, rows):
+def test_interpolate_wants_exactly_two_rows(server_env, tmp_path, rows):
     np.save(tmp_path / "latents.npy", np.zeros((rows, 40), np.float32))
-    done = latentserve("interpolate", tmp_path / "latents.npy", env=here)
+    done = latentserve("interpolate", tmp_path / "latents.npy", env=server_env)
     assert done.returncode == 1
     assert f"got shape [{rows}, 40], wanted two rows, or two files" in done.stderr
 
 
-def test_traverse_draws_the_generated_plane(here, tmp_path, calling):
+def test_traverse_draws_the_generated_plane(server_env, tmp_path, shipped_client):
     traverse = ("traverse", "--model", "mnist2d", "--axes", "0", "1", "--steps", "5")
     done = latentserve(
-        *traverse, "--range", "2", "--zoom", "1", "-o", tmp_path / "plane.png", env=here
+        *traverse, "--range", "2", "--zoom", "1", "-o", tmp_path / "plane.png", env=server_env
     )
     assert done.returncode == 0, done.stderr
     assert "5 x 5 images, 2 standard deviations to either side" in done.stdout
     drawn = tiles(tmp_path / "plane.png", 5, 5)
-    corner = calling.decode([[-2.0, 2.0]], dtype="uint8", model="mnist2d")[0, 0]
+    corner = shipped_client.decode([[-2.0, 2.0]], dtype="uint8", model="mnist2d")[0, 0]
     assert (drawn[0, 0] == corner).all()  # left and up
-    done = latentserve(*traverse, "-o", tmp_path / "plane.npy", env=here)
+    done = latentserve(*traverse, "-o", tmp_path / "plane.npy", env=server_env)
     assert np.load(tmp_path / "plane.npy").shape == (5, 5, 1, 28, 28)
 
 
-def test_traverse_of_one_axis_is_a_row_around_the_middle(here, tmp_path, digits, calling):
+def test_traverse_of_one_axis_is_a_row_around_the_middle(
+    server_env, tmp_path, digits, shipped_client
+):
     done = latentserve(
         "traverse", "--axes", "4", "--middle", digits / "0.png", "--steps", "3", "--zoom", "1",
-        "-o", tmp_path / "axis.png", env=here,
+        "-o", tmp_path / "axis.png", env=server_env,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     drawn = tiles(tmp_path / "axis.png", 1, 3)[0]
     image = np.load(digits / "digits.npy")[0]
-    assert (drawn[1] == calling.reconstruct([image], dtype="uint8")[0, 0]).all()
+    assert (drawn[1] == shipped_client.reconstruct([image], dtype="uint8")[0, 0]).all()

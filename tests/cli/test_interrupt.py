@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of a command: it is neither lost nor does it break a step off."""
+"""Ctrl-C during a command: it is never lost and interrupts no step."""
 
 import contextlib
 import signal
@@ -14,7 +14,7 @@ from latentserve._cli.interrupt import Interrupt
 pytestmark = pytest.mark.timeout(60, method="thread")  # the other one takes SIGALRM itself
 
 
-def press() -> None:
+def press_ctrl_c() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
@@ -25,15 +25,15 @@ def held(*signals: signal.Signals, patience: float | None = 0.1) -> Iterator[Int
 
 
 class Finaliser:
-    """Someone presses Ctrl-C as it is collected."""
+    """Ctrl-C is pressed while it is collected."""
 
     def __del__(self) -> None:
-        press()
+        press_ctrl_c()
 
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """Those that a command finds, and finds back."""
+    """Python's own handlers, before and after each test."""
     before = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -43,7 +43,7 @@ def handlers():
     signal.signal(signal.SIGINT, before)
 
 
-def test_python_alone_loses_one_in_a_finaliser(monkeypatch):
+def test_python_alone_loses_an_interrupt_in_a_finaliser(monkeypatch):
     lost = []
     monkeypatch.setattr(sys, "unraisablehook", lambda told: lost.append(told.exc_type))
     made = Finaliser()
@@ -51,7 +51,7 @@ def test_python_alone_loses_one_in_a_finaliser(monkeypatch):
     assert lost == [KeyboardInterrupt]
 
 
-def test_it_takes_effect_at_the_next_check():
+def test_an_interrupt_takes_effect_at_the_next_check():
     with held() as interrupt:
         interrupt.check()
         made = Finaliser()
@@ -60,47 +60,47 @@ def test_it_takes_effect_at_the_next_check():
             interrupt.check()
 
 
-def test_a_step_that_takes_too_long_is_broken_off():
+def test_a_step_is_interrupted_after_the_patience():
     began = time.monotonic()
     with held():
-        press()
+        press_ctrl_c()
         with pytest.raises(KeyboardInterrupt):
             time.sleep(10)
     assert 0.1 <= time.monotonic() - began < 5
 
 
-def test_a_second_one_is_not_held_back():
+def test_a_second_interrupt_is_not_held_back():
     with held():
-        press()
+        press_ctrl_c()
         with pytest.raises(KeyboardInterrupt):
-            press()
+            press_ctrl_c()
 
 
-def test_one_at_the_very_end_comes_too_late():
+def test_an_interrupt_after_the_last_check_has_no_effect():
     with held():
-        press()
+        press_ctrl_c()
     time.sleep(0.2)
 
 
-def test_where_somebody_else_handles_it_nothing_is_changed():
+def test_a_handler_that_is_installed_already_stays():
     heard = []
     signal.signal(signal.SIGINT, lambda *_: heard.append(1))
     with held() as interrupt:
-        press()
+        press_ctrl_c()
         interrupt.check()
     assert heard == [1]
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def test_what_the_parent_process_had_ignored_stays_ignored():
+def test_an_ignored_signal_stays_ignored():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with held() as interrupt:
-        press()
+        press_ctrl_c()
         interrupt.check()
     assert signal.signal(signal.SIGINT, signal.default_int_handler) is signal.SIG_IGN
 
 
-def test_in_another_thread_nothing_is_changed():
+def test_no_handler_is_installed_in_another_thread():
     handlers = []
 
     def work():
@@ -132,7 +132,7 @@ def test_signals_are_held_back_only_during_steps(number):
 
 def test_without_patience_a_step_may_take_long():
     with held(patience=None) as interrupt:
-        press()
+        press_ctrl_c()
         assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
         time.sleep(0.2)
         with pytest.raises(KeyboardInterrupt):

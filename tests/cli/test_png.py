@@ -1,3 +1,5 @@
+"""PNG files and grids of images, compared with Pillow."""
+
 import io
 
 import numpy as np
@@ -17,7 +19,7 @@ pictures = st.one_of(
 
 
 @given(pictures)
-def test_another_library_reads_back_what_is_written(pixels):
+def test_pillow_reads_back_the_encoded_pixels(pixels):
     with Image.open(io.BytesIO(encode_png(pixels))) as picture:
         assert picture.mode == ("L" if pixels.ndim == 2 else "RGB")
         assert (np.asarray(picture) == pixels).all()
@@ -44,6 +46,6 @@ def test_a_grid_keeps_colour_and_is_about_square():
 
 
 @pytest.mark.parametrize("shape", [(0, 1, 4, 4), (4, 2, 4, 4), (4, 4)])
-def test_what_is_no_image_is_refused(shape):
+def test_a_grid_refuses_what_is_no_array_of_images(shape):
     with pytest.raises(ValueError, match="images: got shape"):
         grid(np.zeros(shape, np.uint8))

@@ -1,4 +1,4 @@
-"""The progress bar of all long commands, on a terminal and elsewhere."""
+"""The progress bar of long commands, on a terminal and elsewhere."""
 
 import io
 import os
@@ -15,7 +15,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_bar_tells_rows_rate_and_time_left_and_goes_away():
+def test_a_bar_shows_rows_rate_and_time_left_and_is_cleared():
     now, stream = [0.0], Terminal()
     with ProgressBar(stream, lambda: now[0]) as bar:
         bar.count("sample", 1000, 5000)  # resumed: the rate is measured from here
@@ -31,7 +31,7 @@ def test_a_bar_tells_rows_rate_and_time_left_and_goes_away():
     assert set(lines[2]) == {" "}
 
 
-def test_where_there_is_no_terminal_a_line_comes_now_and_then():
+def test_without_a_terminal_a_line_is_printed_every_ten_seconds():
     now, stream = [0.0], io.StringIO()
     with ProgressBar(stream, lambda: now[0]) as bar:
         for second in range(0, 7300, 5):
@@ -50,7 +50,7 @@ def test_a_stage_that_ends_at_once_is_not_shown_and_each_stage_has_its_own_rate(
     assert stream.getvalue() == " 50% b: 5 of 10 images, 0 images/s, 0:20 left\n"
 
 
-def test_a_printed_line_stands_below_the_bar_in_its_latest_state():
+def test_a_line_is_printed_below_the_bar_in_its_latest_state():
     now, stream = [0.0], Terminal()
     bar = ProgressBar(stream, lambda: now[0])
     now[0] = 1.0
@@ -66,7 +66,7 @@ def test_a_printed_line_stands_below_the_bar_in_its_latest_state():
     ]
 
 
-def test_the_end_is_drawn_however_soon_it_comes():
+def test_the_end_is_drawn_however_soon_it_comes_after_the_last_drawing():
     now, stream = [0.0], Terminal()
     bar = ProgressBar(stream, lambda: now[0])
     now[0] = 1.0
@@ -75,7 +75,7 @@ def test_the_end_is_drawn_however_soon_it_comes():
     assert stream.getvalue().split("\r")[-1] == f"100% |{'#' * 30}| NLL"
 
 
-def test_a_shorter_line_covers_the_one_before():
+def test_a_shorter_bar_overwrites_a_longer_one():
     now, stream = [0.0], Terminal()
     bar = ProgressBar(stream, lambda: now[0])
     for now[0], text in ((1.0, "autoencoder"), (2.0, "joint")):
@@ -86,7 +86,7 @@ def test_a_shorter_line_covers_the_one_before():
 
 
 @pytest.mark.parametrize(("columns", "length"), [(200, 57), (80, 57), (40, 39), (20, 19), (0, 57)])
-def test_a_line_fits_the_terminal(columns, length):
+def test_a_bar_fits_the_width_of_the_terminal(columns, length):
     screen, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, columns))
     now = [0.0]
@@ -103,5 +103,5 @@ def test_a_line_fits_the_terminal(columns, length):
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (754, "12:34"), (3600, "1:00:00")]
 )
-def test_durations_are_told_in_minutes_and_hours(seconds, text):
+def test_durations_are_in_minutes_and_hours(seconds, text):
     assert duration(seconds) == text

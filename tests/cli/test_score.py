@@ -1,4 +1,4 @@
-"""`score` as a person types it."""
+"""The command `score` against a real server."""
 
 import csv
 import json
@@ -11,14 +11,14 @@ from tests.support.processes import latentserve
 pytest_plugins = ["tests.support.cli_fixtures"]
 
 
-def test_score_prints_an_aligned_table_with_a_row_for_each_file(here, digits, calling):
+def test_score_prints_an_aligned_table_with_a_row_for_each_file(server_env, digits, shipped_client):
     files = [digits / f"{row}.png" for row in range(5)]
-    done = latentserve("score", *files, env=here)
+    done = latentserve("score", *files, env=server_env)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["file", "ELBO", "reconstruction", "KL", "percentile"]
     assert len({len(line) for line in lines}) == 1
-    scores = calling.score(np.load(digits / "digits.npy"))
+    scores = shipped_client.score(np.load(digits / "digits.npy"))
     for row in range(5):
         name, elbo, reconstruction, kl, _ = lines[1 + row].split()
         assert name == str(files[row])
@@ -28,47 +28,47 @@ def test_score_prints_an_aligned_table_with_a_row_for_each_file(here, digits, ca
     assert lines[6].split()[:2] == ["mean", f"{scores.elbo.astype(float).mean():.2f}"]
 
 
-def test_score_of_one_image_has_no_mean(here, digits):
-    done = latentserve("score", digits / "0.png", env=here)
+def test_score_of_one_image_has_no_mean(server_env, digits):
+    done = latentserve("score", digits / "0.png", env=server_env)
     assert len(done.stdout.splitlines()) == 2
 
 
-def test_score_with_draws_tells_the_nll_of_the_seed(here, digits, calling):
+def test_score_with_draws_prints_the_nll_of_the_seed(server_env, digits, shipped_client):
     score = ("score", digits / "digits.npy", "--draws", "10", "--seed", "3")
-    done = latentserve(*score, "--json", env=here)
+    done = latentserve(*score, "--json", env=server_env)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["row"] for row in rows] == list(range(5))
-    scores = calling.score(np.load(digits / "digits.npy"), draws=10, seed=3)
+    scores = shipped_client.score(np.load(digits / "digits.npy"), draws=10, seed=3)
     assert np.array_equal(np.float32([row["nll"] for row in rows]), scores.nll)
-    assert "NLL" in latentserve(*score, env=here).stdout.splitlines()[0]
+    assert "NLL" in latentserve(*score, env=server_env).stdout.splitlines()[0]
 
 
-def test_score_writes_csv_and_json_lines(here, tmp_path, digits):
+def test_score_writes_csv_and_json_lines(server_env, tmp_path, digits):
     score = ("score", digits / "digits.npy", "--draws", "2", "--seed", "3")
-    done = latentserve(*score, "-o", tmp_path / "scores.csv", env=here)
+    done = latentserve(*score, "-o", tmp_path / "scores.csv", env=server_env)
     assert done.stdout == f"{tmp_path / 'scores.csv'}: 5 images, seed 3\n", done.stderr
     with (tmp_path / "scores.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["row", "elbo", "reconstruction", "kl", "nll", "percentile"]
-    done = latentserve(*score, "-o", tmp_path / "scores.jsonl", env=here)
+    done = latentserve(*score, "-o", tmp_path / "scores.jsonl", env=server_env)
     lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
     assert [float(row["elbo"]) for row in rows] == [line["elbo"] for line in lines]
-    done = latentserve(*score, "-o", "-", env=here)
+    done = latentserve(*score, "-o", "-", env=server_env)
     assert done.stdout == (tmp_path / "scores.csv").read_text()
     assert done.stderr == "5 images, seed 3\n"
 
 
-def test_a_name_with_strange_characters_stays_on_its_line(here, tmp_path, digits):
+def test_a_file_name_with_control_characters_stays_on_one_line(server_env, tmp_path, digits):
     name = tmp_path / "a\nb \udcff\u202e.png"
     shutil.copy(digits / "0.png", name)
-    done = latentserve("score", name, env=here)
+    done = latentserve("score", name, env=server_env)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 2
     assert "a\\nb \\xff\\u202e.png" in done.stdout
-    done = latentserve("score", name, "--json", env=here)
+    done = latentserve("score", name, "--json", env=server_env)
     assert json.loads(done.stdout)["file"] == str(name)
-    assert latentserve("score", name, "-o", tmp_path / "x.csv", env=here).returncode == 0
+    assert latentserve("score", name, "-o", tmp_path / "x.csv", env=server_env).returncode == 0
 
 
 def test_a_model_without_a_likelihood_is_one_line(kinds_server, digits):

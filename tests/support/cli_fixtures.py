@@ -1,4 +1,4 @@
-"""What the tests of the commands share, a plugin of pytest: the shipped models, served."""
+"""Pytest plugin for tests of client commands: a server of the shipped models, and digits."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,27 +13,27 @@ from tests.support.processes import Server
 
 @pytest.fixture(scope="session")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server of the models that come with the project: mnist, the default, and mnist2d."""
+    """Server of the models that come with the project: mnist (the default) and mnist2d."""
     with Server(None, tmp_path_factory.mktemp("shipped") / "log", "--admin") as running:
         yield running.wait_until_serving()
 
 
 @pytest.fixture
-def here(shipped: Server) -> dict[str, str]:
-    """The environment in which that server is the default one."""
+def server_env(shipped: Server) -> dict[str, str]:
+    """Environment in which `shipped` is the default server of the commands."""
     return {"LATENTSERVE_SERVER": shipped.target}
 
 
 @pytest.fixture
-def calling(shipped: Server) -> Iterator[Client]:
-    """A client of that server."""
+def shipped_client(shipped: Server) -> Iterator[Client]:
+    """Client of `shipped`."""
     with Client(shipped.target) as connected:
         yield connected
 
 
 @pytest.fixture(scope="session")
 def digits(shipped: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with five digits: digits.npy, uint8 [5, 1, 28, 28], and 0.png to 4.png of them."""
+    """Folder of five digits: digits.npy, uint8 [5, 1, 28, 28], and the same as 0.png to 4.png."""
     folder = tmp_path_factory.mktemp("digits")
     with Client(shipped.target) as client:
         pixels = client.sample(5, seed=1, dtype="uint8")

@@ -1,4 +1,4 @@
-"""Cuts a picture that a command wrote into its images."""
+"""Cuts a grid that a command drew into its images."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def tiles(path: Path, rows: int, columns: int, size: int = 28) -> np.ndarray:
-    """Cuts a grid of grey images, of zoom 1, into its images: uint8 [rows, columns, H, W]."""
+    """Cuts a grid of grey images, drawn with `--zoom 1`: uint8 [rows, columns, H, W]."""
     with Image.open(path) as picture:
         sheet = np.asarray(picture)
     assert sheet.shape == (rows * (size + 2) + 2, columns * (size + 2) + 2)
