@@ -47,7 +47,11 @@ class Images:
 
     @contextlib.contextmanager
     def named(self, client: Client, model: str) -> Iterator[None]:
-        """Turns a server's complaint about an image, which has an index, into one with a file."""
+        """Names the refused file in an error, where the server gives its index in the request.
+
+        Raises:
+            Failure: The server refused one of the files.
+        """
         try:
             yield
         except InvalidArgument as error:
@@ -59,6 +63,7 @@ class Images:
             raise
 
     def _are_one_message(self, client: Client, model: str) -> bool:
+        """Whether the images fit into one request, so that its indexes are those of the files."""
         size = sum(map(len, self.values))
         return len(self) <= client.model(model).max_rows and size < client.info().max_message_bytes
 
