@@ -47,11 +47,11 @@ class AdminServiceServicer:
     """
 
     def Reload(self, request, context):
-        """Looks through the models folder again, as SIGHUP does: new versions are
-        loaded, verified and replay their golden rows before they serve; what has
-        vanished is dropped; a version that is refused changes nothing. Calls in
-        flight finish on the version they began with. Returns when it is done; a
-        second call meanwhile waits and then looks again.
+        """Rescans the models folder, as SIGHUP does: new versions are loaded, verified
+        and replay their golden rows before they serve; versions that have vanished
+        are dropped; a version that is refused changes nothing. Calls in flight finish
+        on the version they began with. Returns when all that is done; a second call
+        meanwhile waits and then rescans.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

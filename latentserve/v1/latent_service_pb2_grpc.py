@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class LatentServiceStub:
-    """Encodes images to latents, decodes latents to images, samples new images, and
-    measures and walks through what lies between.
+    """Encodes images to latents, decodes latents to images and samples new images;
+    reconstructs, interpolates, traverses and scores.
     """
 
     def __init__(self, channel):
@@ -104,12 +104,12 @@ class LatentServiceStub:
 
 
 class LatentServiceServicer:
-    """Encodes images to latents, decodes latents to images, samples new images, and
-    measures and walks through what lies between.
+    """Encodes images to latents, decodes latents to images and samples new images;
+    reconstructs, interpolates, traverses and scores.
     """
 
     def GetServerInfo(self, request, context):
-        """Tells what this server is, how it is limited and which models it serves.
+        """Describes the server: versions, limits and models.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -175,7 +175,7 @@ class LatentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Score(self, request, context):
-        """Measures how likely images are under the model. FAILED_PRECONDITION for a
+        """Computes how likely images are under the model. FAILED_PRECONDITION for a
         plain autoencoder, which has no likelihood.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -183,16 +183,16 @@ class LatentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EncodeStream(self, request_iterator, context):
-        """Encode, as often as wanted: one reply for each request, in their order.
-        There is no limit on their number; a server under load reads more slowly.
-        A model and version that served the first message serve the whole stream.
+        """Encode for a stream of requests: one reply for each, in their order. There is
+        no limit on their number; a server under load reads more slowly. The model
+        and version that answer the first message answer the whole stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DecodeStream(self, request_iterator, context):
-        """Decode, as often as wanted, as EncodeStream.
+        """Decode for a stream of requests, as EncodeStream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -282,8 +282,8 @@ def add_LatentServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class LatentService:
-    """Encodes images to latents, decodes latents to images, samples new images, and
-    measures and walks through what lies between.
+    """Encodes images to latents, decodes latents to images and samples new images;
+    reconstructs, interpolates, traverses and scores.
     """
 
     @staticmethod
