@@ -11,7 +11,7 @@ from service.observe.logs import clean_request_id, new_request_id
 
 PROGRAM = """
 import logging, sys
-from service import logs
+from service.observe import logs
 logs.configure(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))
 log = logging.getLogger("test")
 log.debug("quiet")
