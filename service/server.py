@@ -5,12 +5,11 @@ import functools
 import logging
 import signal
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from typing import Any
 
 from bundle import Bundle
 from common.cpus import usable_cpus
-from service.api.admin import AdminServicer, Reload
+from service.api.admin import AdminServicer
 from service.api.servicer import Servicer
 from service.engine.admission import Admission
 from service.engine.batcher import ALONE_SECONDS, INLINE_SECONDS
@@ -22,7 +21,6 @@ from service.models.onnx import Device, Graph, device_problem, resolve_device
 from service.models.repository import Models, Repository
 from service.observe import logs
 from service.observe.http import HttpServer
-from service.observe.merge import TEXT
 from service.observe.metrics import Metrics
 from service.observe.telemetry import Telemetry
 from service.observe.tracing import Tracing
@@ -31,7 +29,8 @@ from service.transport.http2_transport import Http2Transport
 from service.transport.tls import TlsFiles
 from service.transport.tokens import TokenFile
 from service.workers import memory
-from service.workers.control import Link, LinkLost, Place
+from service.workers.agent import WorkerAgent
+from service.workers.control import WorkerContext
 
 try:
     import uvloop
@@ -43,246 +42,245 @@ else:
 _log = logging.getLogger(__name__)
 
 
-def run(settings: Settings, place: Place | None = None) -> None:
+def run(settings: Settings, worker: WorkerContext | None = None) -> None:
     """Serves until SIGTERM or SIGINT, then drains; a second one cuts the drain short.
 
-    SIGHUP makes it look through the models folder again.
+    SIGHUP reloads the models.
 
     Args:
         settings: What to serve, and how.
-        place: That of a worker among others; None for a server alone.
+        worker: Which of several workers this process is; None for a server alone.
 
     Raises:
-        StartError: The device, a port, a certificate, the token or the models folder
-            cannot be had.
+        StartError: The device, a port, a certificate, the token file or the models folder is
+            not usable.
     """
-    worker = None if place is None else place.number
-    logs.configure(settings.log_level, settings.log_format, worker)
-    memory.one_heap()
+    number = None if worker is None else worker.number
+    logs.configure(settings.log_level, settings.log_format, number)
+    memory.use_one_arena()
     with asyncio.Runner(loop_factory=_new_loop) as runner:
-        runner.run(_Server(settings, place).run())
+        runner.run(_Server(settings, worker).run())
 
 
 class _Server:
-    """One server, from start to exit."""
+    """One server, alone or as one of several workers."""
 
-    def __init__(self, settings: Settings, place: Place | None):
+    def __init__(self, settings: Settings, worker: WorkerContext | None):
         self._settings = settings
-        self._place = place
-        self._link: Link | None = None
+        self._worker = worker
+        self._agent: WorkerAgent | None = None
+        self._http: HttpServer | None = None
         self._models = Models()
         self._listening = False
         self._device_lost = False
-        self._stop = asyncio.Event()
-        self._hurry = asyncio.Event()
-        self._reloading = asyncio.Lock()
+        self._stopping = asyncio.Event()
+        self._force_stop = asyncio.Event()
+        self._reload_lock = asyncio.Lock()
         self._background: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        settings = self._settings
+        """Runs the server from its start to its exit."""
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(name, self._on_signal)
+            loop.add_signal_handler(name, self._on_stop_signal)
+        self._assemble()
+        if self._http is not None:
+            self._http.start()
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload_and_log()))
+        try:
+            if self._worker is None:
+                await self._start_alone()
+            else:
+                await self._start_as_worker(self._worker)
+            await self._stopping.wait()
+            self._report_state()
+            _log.info("draining, at most %g s", self._settings.drain_seconds)
+        finally:
+            await self._transport.drain(self._settings.drain_seconds, self._force_stop)
+            self._engine.close()
+            self._telemetry.close()
+            if self._http is not None:
+                self._http.close()
+        _log.info("stopped")
+
+    # Start.
+
+    def _assemble(self) -> None:
+        """Builds the parts: repository, metrics, engine, transport, HTTP port."""
+        settings = self._settings
         device = resolve_device(settings.device)
         if settings.device == "auto":
             _log.info("device auto: using %s", device)
-        repository = Repository(
+        self._repository = Repository(
             settings.models,
             functools.partial(self._load, device),
             settings.default_model,
             settings.versions,
-            self._stop.is_set,
+            self._stopping.is_set,
         )
-        metrics = Metrics()
+        self._metrics = Metrics()
         self._telemetry = Telemetry(
-            metrics, Tracing.start(settings.otlp_endpoint), self._on_failure
+            self._metrics, Tracing.start(settings.otlp_endpoint), self._on_graph_failure
         )
-        self._admission = Admission(settings.max_queue_rows, settings.max_queue_bytes)
-        metrics.watch_queue(lambda: (self._admission.rows, self._admission.size))
-        # On a CPU each batch has one thread: two batches on a core each cost less than two
-        # cores on one batch after the other (docs/performance.md).
-        workers = (settings.threads or usable_cpus()) if device.kind == "cpu" else 1
-        # One thread of one core, or of a worker's share of them.
-        alone = workers == 1 and (self._place is not None or usable_cpus() == 1)
-        self._engine = Engine(
-            self._admission,
-            self._telemetry,
-            workers,
-            settings.batch_window_seconds,
-            ALONE_SECONDS if alone else INLINE_SECONDS,
-        )
-        reload = functools.partial(self._reload, repository)
+        admission = Admission(settings.max_queue_rows, settings.max_queue_bytes)
+        self._metrics.watch_queue(lambda: (admission.rows, admission.size))
+        self._engine = self._new_engine(admission, device)
         self._transport = _transport(settings)(
             Servicer(self._engine, lambda: self._models, settings),
-            AdminServicer(functools.partial(self._reload_all, repository))
-            if settings.admin
-            else None,
+            AdminServicer(self._reload_everywhere) if settings.admin else None,
             settings,
             authenticate=_authentication(settings),
             tls=_tls(settings),
             telemetry=self._telemetry,
-            shared=None if self._place is None else self._place.shared,
+            shared=None if self._worker is None else self._worker.shared,
         )
-        http = None
         if settings.http_port != "off":
-            http = HttpServer(
-                settings.host, settings.http_port, metrics.exposition, self._live, self._ready
+            self._http = HttpServer(
+                settings.host, settings.http_port, self._metrics.exposition, self._live, self._ready
             )
-            http.start()
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._on_hangup(reload)))
-        try:
-            if self._place is None:
-                await self._transport.start()
-                # Answers health from here on, NOT_SERVING until the golden rows have been
-                # replayed.
-                where = f"{settings.host}:{self._transport.port}"
-                print(f"latentserve: listening on {where}", flush=True)
-                if http is not None:
-                    where = f"http://{settings.host}:{http.port}/metrics"
-                    print(f"latentserve: metrics on {where}", flush=True)
-                await self._first_load(repository)
-            else:
-                self._link = await self._linked(self._place, metrics, reload)
-                # Until it can answer, the callers go to the others.
-                await self._first_load(repository)
-                if not self._stop.is_set():
-                    await self._transport.start()
-                    self._listening = True
-                    self._tell_state()
-            await self._stop.wait()
-            self._tell_state()
-            _log.info("draining, at most %g s", settings.drain_seconds)
-        finally:
-            await self._transport.drain(settings.drain_seconds, self._hurry)
-            self._engine.close()
-            self._telemetry.close()
-            if http is not None:
-                http.close()
-        _log.info("stopped")
+
+    def _new_engine(self, admission: Admission, device: Device) -> Engine:
+        settings = self._settings
+        # On a CPU each batch has one thread: two batches on a core each cost less than two
+        # cores on one batch after the other (docs/performance.md).
+        threads = (settings.threads or usable_cpus()) if device.kind == "cpu" else 1
+        # One compute thread, and no other core than the event loop's.
+        one_core = threads == 1 and (self._worker is not None or usable_cpus() == 1)
+        return Engine(
+            admission,
+            self._telemetry,
+            threads,
+            settings.batch_window_seconds,
+            ALONE_SECONDS if one_core else INLINE_SECONDS,
+        )
 
     def _load(self, device: Device, bundle: Bundle) -> Model:
         settings = self._settings
         max_rows(bundle.manifest, settings.max_rows, settings.max_message_bytes)
         return load_model(bundle, device, threads=1)
 
-    async def _first_load(self, repository: Repository) -> None:
-        _, models = await self._reload(repository)
-        if self._stop.is_set():
+    async def _start_alone(self) -> None:
+        """Opens the port, then loads: health answers NOT_SERVING while golden rows are replayed."""
+        host = self._settings.host
+        await self._transport.start()
+        print(f"latentserve: listening on {host}:{self._transport.port}", flush=True)
+        if self._http is not None:
+            metrics = f"http://{host}:{self._http.port}/metrics"
+            print(f"latentserve: metrics on {metrics}", flush=True)
+        await self._first_load()
+
+    async def _start_as_worker(self, worker: WorkerContext) -> None:
+        """Loads, then listens: until this worker can answer, connections go to the others."""
+        agent = WorkerAgent(
+            self._stopping, self._force_stop, self._metrics.exposition, self._reload_and_log
+        )
+        await agent.connect(worker.control)
+        self._agent = agent
+        await self._first_load()
+        if not self._stopping.is_set():
+            await self._transport.start()
+            self._listening = True
+            self._report_state()
+
+    async def _first_load(self) -> None:
+        _, models = await self._reload()
+        if self._stopping.is_set():
             return
-        memory.keep()
+        memory.freeze_startup_objects()
         if models.loaded:
             names = ", ".join(models.loaded)
             _log.info("serving %s, default %s", names, models.default or "not loaded")
         else:
             _log.error("serving nothing: no model could be loaded")
 
-    async def _reload(self, repository: Repository) -> tuple[Models, Models]:
-        """Loads what is wanted and new, and swaps one reference."""
-        async with self._reloading:
+    # Reload.
+
+    async def _reload(self) -> tuple[Models, Models]:
+        """Loads what is wanted and not loaded yet, then swaps one reference.
+
+        Returns:
+            What was served before, and what is served now.
+
+        Raises:
+            StartError: The models folder cannot be read, or lacks the default model.
+        """
+        async with self._reload_lock:
             before = self._models
-            # In a thread: calls and health have to be answered meanwhile.
-            models = await asyncio.to_thread(repository.models, before)
-            if self._stop.is_set():
+            # In a thread: the event loop goes on answering calls and health checks.
+            models = await asyncio.to_thread(self._repository.models, before)
+            if self._stopping.is_set():
                 return before, before
             self._models = models
             self._telemetry.serving(models)
             await self._transport.show(models, well=not self._device_lost)
-            self._tell_state()
+            self._report_state()
             return before, models
 
-    async def _reload_all(self, repository: Repository) -> tuple[Models, Models]:
-        """Reloads, and lets the other workers reload."""
-        result = await self._reload(repository)
-        if self._link is not None:
-            # Not under the lock: another worker may be asking the same of this one.
-            with suppress(LinkLost):
-                await self._link.ask("reload")
+    async def _reload_everywhere(self) -> tuple[Models, Models]:
+        """Reloads this process's models, then those of the other workers."""
+        result = await self._reload()
+        if self._agent is not None:
+            # Without the lock: another worker may be doing the same to this one.
+            await self._agent.reload_others()
         return result
 
-    async def _on_hangup(self, reload: Reload) -> None:
+    async def _reload_and_log(self) -> None:
         _log.info("looking through %s again", self._settings.models)
         try:
-            before, after = await reload()
+            before, after = await self._reload()
         except StartError as error:
             _log.error("nothing changes: %s", error)
             return
-        added = [model.identity for model in after.beside(before)]
-        removed = [model.identity for model in before.beside(after)]
+        added = [model.identity for model in after.difference(before)]
+        removed = [model.identity for model in before.difference(after)]
         _log.info(
             "reloaded: added %s, removed %s", ", ".join(added) or "-", ", ".join(removed) or "-"
         )
 
-    def _on_failure(self, graph: Graph, error: Exception) -> None:
+    # Health.
+
+    def _on_graph_failure(self, graph: Graph, error: Exception) -> None:
         _log.error("%s on %s failed: %s", graph.name, graph.device, error)
         if not self._device_lost:
-            self._spawn(self._look_at(graph.device))
+            self._spawn(self._probe(graph.device))
 
-    async def _look_at(self, device: Device) -> None:
-        """A device that has died heals only by a restart: readiness and liveness say so."""
+    async def _probe(self, device: Device) -> None:
+        """Fails readiness and liveness if the device is lost: only a restart recovers it."""
         problem = await asyncio.to_thread(device_problem, device)
         if problem is not None and not self._device_lost:
             self._device_lost = True
             _log.critical("%s is lost, wanted a restart: %s", device, problem)
             await self._transport.show(self._models, well=False)
-            self._tell_state()
+            self._report_state()
 
     def _live(self) -> bool:
         return not self._device_lost
 
     def _ready(self) -> bool:
-        return bool(self._models.default) and not self._device_lost and not self._stop.is_set()
+        return bool(self._models.default) and not self._device_lost and not self._stopping.is_set()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
+    def _report_state(self) -> None:
+        if self._agent is not None:
+            ready = self._listening and self._ready()
+            self._agent.report(listening=self._listening, live=self._live(), ready=ready)
+
+    # Signals.
+
+    def _on_stop_signal(self) -> None:
+        # Only the supervisor cuts a worker's drain short: a signal to the whole process group
+        # and the supervisor's `stop` are one stop, not two.
+        if self._stopping.is_set() and self._worker is None:
+            self._force_stop.set()
+        self._stopping.set()
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    def _on_signal(self) -> None:
-        if self._stop.is_set() and self._place is None:
-            self._hurry.set()
-        self._stop.set()
-
-    # As a worker.
-
-    async def _linked(self, place: Place, metrics: Metrics, reload: Reload) -> Link:
-        """Begins to do what the supervisor says; where that is gone, to drain."""
-
-        async def stop(_: object) -> None:
-            self._stop.set()
-
-        async def hurry(_: object) -> None:
-            self._stop.set()
-            self._hurry.set()
-
-        async def page(_: object) -> str:
-            text, _type = await asyncio.to_thread(metrics.exposition, TEXT)
-            return text.decode()
-
-        async def talk() -> None:
-            await link.talk()
-            self._stop.set()
-
-        link = await Link.over(
-            place.end,
-            {
-                "stop": stop,
-                "hurry": hurry,
-                "metrics": page,
-                "reload": lambda _: self._on_hangup(reload),
-            },
-        )
-        self._spawn(talk())
-        return link
-
-    def _tell_state(self) -> None:
-        if self._link is not None:
-            ready = self._listening and self._ready()
-            state = {"listening": self._listening, "live": self._live(), "ready": ready}
-            self._link.tell("state", state)
-
 
 def _transport(settings: Settings) -> Any:
-    """The class of the transport; each is imported only where it is used."""
+    """The transport's class; grpcio is imported only if it is used."""
     if settings.transport == "http2":
         return Http2Transport
     from service.transport.grpcio_transport import GrpcioTransport
@@ -291,6 +289,7 @@ def _transport(settings: Settings) -> Any:
 
 
 def _authentication(settings: Settings) -> Callable[[str | None], None]:
+    """Returns a check of a call's `authorization`, which raises Unauthenticated."""
     if settings.token_file is None:
         return lambda _authorization: None
     tokens = TokenFile(settings.token_file)

@@ -34,8 +34,8 @@ class AdminServicer:
             raise NotReady(f"nothing changes: {error}") from error
         return admin.ReloadResponse(
             serving=_identities(after),
-            added=_identities(after.beside(before)),
-            removed=_identities(before.beside(after)),
+            added=_identities(after.difference(before)),
+            removed=_identities(before.difference(after)),
             refused=[
                 admin.RefusedModel(name=each.name, version=each.version, problem=each.problem)
                 for each in after.refused

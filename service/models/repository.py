@@ -54,10 +54,10 @@ class Models:
         """Of every model that is there, loaded or refused."""
         return sorted({*self.loaded, *(each.name for each in self.refused)})
 
-    def beside(self, others: "Models") -> list[Model]:
-        """Those of these models that are not among the others."""
-        known = set(others)
-        return [model for model in self if model not in known]
+    def difference(self, others: "Models") -> list[Model]:
+        """The models of this set that are not in the other one."""
+        excluded = set(others)
+        return [model for model in self if model not in excluded]
 
     def find(self, name: str, version: int) -> Model:
         """Returns the model asked for.

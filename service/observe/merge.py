@@ -1,7 +1,7 @@
-"""The metrics of several processes as one page, told apart by a label.
+"""Merges the metrics pages of several processes into one, with a label for the process.
 
-(prometheus_client's own way for several processes cannot collect what is asked for only when
-it is looked at, as the latents' figures are.)
+(prometheus_client's multiprocess mode keeps samples in files, and cannot run collectors that
+compute when scraped, as the latent statistics do.)
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector, CollectorRegistry
 
-#: The form in which the pages are to be asked for.
+#: Content type of the pages to be merged: the text exposition format.
 TEXT = CONTENT_TYPE_LATEST
 LABEL = "worker"
 
@@ -24,24 +24,24 @@ class _Families(Collector):
         return self._families
 
 
-def gathered(pages: Mapping[str, str], accept: str) -> tuple[bytes, str]:
-    """Returns what Prometheus reads, and its content type.
+def merge(pages: Mapping[str, str], accept: str) -> tuple[bytes, str]:
+    """Returns the merged page and its content type.
 
     Args:
-        pages: What each process tells, in the text format, by its value of the label.
-        accept: The Accept header: OpenMetrics or the older text format.
+        pages: Page of each process in the text exposition format, by its value of the label.
+        accept: Accept header of the scrape, which chooses OpenMetrics or the text format.
     """
     families: dict[str, Metric] = {}
     for worker, page in pages.items():
         for family in text_string_to_metric_families(page):
-            whole = families.get(family.name)
-            if whole is None:
-                whole = families[family.name] = Metric(
+            merged = families.get(family.name)
+            if merged is None:
+                merged = families[family.name] = Metric(
                     family.name, family.documentation, family.type
                 )
             for sample in family.samples:
                 labels = {**sample.labels, LABEL: worker}
-                whole.samples.append(sample._replace(labels=labels))
+                merged.samples.append(sample._replace(labels=labels))
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Families(families.values()))
     encode, content_type = choose_encoder(accept)

@@ -1,7 +1,7 @@
-"""How the supervisor and a worker talk: lines of JSON over a pair of sockets.
+"""Control channel between the supervisor and a worker: JSON lines over a socket pair.
 
-Either may ask the other, and each answers. An end of the link is the other's death: the
-kernel tells of it whatever the other died of.
+Either side sends requests and notifications, and answers those of the other. End-of-file means
+that the other process is gone: the kernel closes its end, however it died.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,51 +20,53 @@ from service.transport.addresses import Shared
 
 _log = logging.getLogger(__name__)
 
-#: Answers a question: takes what came with it, returns what goes back; both become JSON.
+#: Handles one method: takes a JSON value, and returns the JSON value to answer with.
 Handler = Callable[[Any], Awaitable[Any]]
 
-# The metrics of a worker are a line.
-_LONGEST_LINE = 2**26
+#: Most seconds from the end of a worker's drain to the exit of its process.
+EXIT_SECONDS: Final = 10.0
+# A worker's whole metrics page travels as one line.
+_MAX_LINE_BYTES = 2**26
 _ANSWER, _FAILURE = "answer", "failure"
 
 
-class LinkLost(Exception):
-    """The other side is gone, or could not answer."""
+class RequestFailed(Exception):
+    """The other process is gone, or its handler raised."""
 
 
-class Orders(BaseModel):
-    """What all workers are started with: the first line that each is sent."""
+class WorkerConfig(BaseModel):
+    """What every worker is started with; the first line on its control channel."""
 
     model_config = ConfigDict(frozen=True)
 
     addresses: tuple[str, ...]
-    """Where to listen, together."""
+    """Addresses that all workers listen on."""
     settings: Settings
-    """Those of the server, with the port that was chosen."""
+    """The server's settings, with the port that was bound."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """A worker's place among the others.
+class WorkerContext:
+    """What a server needs to know to run as one of several workers.
 
     Attributes:
-        number: Which it is, from 0.
-        shared: How it gets its connections.
-        end: Its end of the link to the supervisor.
+        number: Index of the worker, from 0.
+        shared: Where its connections come from.
+        control: Its end of the control channel.
     """
 
     number: int
     shared: Shared
-    end: socket.socket
+    control: socket.socket
 
 
-class Link:
-    """One end; made by `Link.over`.
+class ControlChannel:
+    """One end of the channel; made by `ControlChannel.open`.
 
     Args:
-        reader: What the other side says.
-        writer: What is said to it.
-        handlers: What answers the other side's questions, by their names.
+        reader: Lines from the other side.
+        writer: Lines to the other side.
+        handlers: Handlers of the other side's requests and notifications, by method.
     """
 
     def __init__(
@@ -75,84 +77,87 @@ class Link:
     ):
         self._reader, self._writer = reader, writer
         self._handlers = handlers
-        self._numbers = itertools.count()
-        self._asked: dict[int, asyncio.Future[Any]] = {}
-        self._answering: set[asyncio.Task[None]] = set()
-        self._lost = False
+        self._ids = itertools.count()
+        self._pending: dict[int, asyncio.Future[Any]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     @classmethod
-    async def over(cls, end: socket.socket, handlers: Mapping[str, Handler]) -> "Link":
-        """Takes one end of a pair of sockets, and closes it in the end."""
-        return cls(*await asyncio.open_unix_connection(sock=end, limit=_LONGEST_LINE), handlers)
+    async def open(cls, end: socket.socket, handlers: Mapping[str, Handler]) -> "ControlChannel":
+        """Opens a channel over one end of a socket pair, and takes ownership of the socket."""
+        return cls(*await asyncio.open_unix_connection(sock=end, limit=_MAX_LINE_BYTES), handlers)
 
-    async def talk(self) -> None:
-        """Hears the other side until it is gone."""
+    async def run(self) -> None:
+        """Handles incoming messages until the other side closes."""
         try:
             while line := await self._reader.readline():
-                self._hear(*json.loads(line))
+                self._handle(*json.loads(line))
         except (OSError, ValueError) as error:
             # Reset, or a line that was cut off when the other side was killed.
             _log.debug("link: %s", error)
         finally:
-            self._lost = True
-            for asked in self._asked.values():
-                if not asked.done():
-                    asked.set_exception(LinkLost("the other side is gone"))
+            self._closed = True
+            for response in self._pending.values():
+                if not response.done():
+                    response.set_exception(RequestFailed("the other side is gone"))
             self._writer.close()
 
-    def tell(self, name: str, value: Any = None) -> None:
-        """Says something that wants no answer."""
-        self._write(name, None, value)
+    def notify(self, method: str, value: Any = None) -> None:
+        """Sends a message that is not answered; dropped if the channel is closed."""
+        self._write(method, None, value)
 
-    async def ask(self, name: str, value: Any = None, *, seconds: float | None = None) -> Any:
-        """Asks, and returns the answer.
+    async def request(
+        self, method: str, value: Any = None, *, timeout_seconds: float | None = None
+    ) -> Any:
+        """Sends a request and returns the answer.
 
         Args:
-            name: The question, one that the other side has a handler for.
-            value: What goes with it.
-            seconds: How long to wait for the answer; None for as long as the link lasts.
+            method: One that the other side has a handler for.
+            value: JSON value for that handler.
+            timeout_seconds: Longest wait for the answer; None for no limit but the channel's
+                end.
 
         Raises:
-            LinkLost: The other side is gone or could not answer.
-            TimeoutError: It has not answered in time.
+            RequestFailed: The other process is gone, or its handler raised.
+            TimeoutError: No answer came in time.
         """
-        if self._lost:
-            raise LinkLost("the other side is gone")
-        number = next(self._numbers)
-        answer = self._asked[number] = asyncio.get_running_loop().create_future()
+        if self._closed:
+            raise RequestFailed("the other side is gone")
+        request_id = next(self._ids)
+        response = self._pending[request_id] = asyncio.get_running_loop().create_future()
         try:
-            self._write(name, number, value)
-            return await asyncio.wait_for(answer, seconds)
+            self._write(method, request_id, value)
+            return await asyncio.wait_for(response, timeout_seconds)
         finally:
-            del self._asked[number]
+            del self._pending[request_id]
 
-    def _hear(self, name: str, number: int | None, value: Any) -> None:
-        if name in (_ANSWER, _FAILURE):
-            asked = None if number is None else self._asked.get(number)
-            if asked is not None and not asked.done():
-                if name == _ANSWER:
-                    asked.set_result(value)
+    def _handle(self, method: str, request_id: int | None, value: Any) -> None:
+        if method in (_ANSWER, _FAILURE):
+            response = None if request_id is None else self._pending.get(request_id)
+            if response is not None and not response.done():
+                if method == _ANSWER:
+                    response.set_result(value)
                 else:
-                    asked.set_exception(LinkLost(value))
+                    response.set_exception(RequestFailed(value))
             return
-        task = asyncio.create_task(self._answer(name, number, value))
-        self._answering.add(task)
-        task.add_done_callback(self._answering.discard)
+        task = asyncio.create_task(self._respond(method, request_id, value))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def _answer(self, name: str, number: int | None, value: Any) -> None:
+    async def _respond(self, method: str, request_id: int | None, value: Any) -> None:
         try:
-            kind, said = _ANSWER, await self._handlers[name](value)
-        except Exception as error:  # noqa: BLE001 - whatever it was, the other side hears of it
-            _log.exception("link: %s", name)
-            kind, said = _FAILURE, f"{type(error).__name__}: {error}"
-        if number is not None:
-            self._write(kind, number, said)
+            outcome, result = _ANSWER, await self._handlers[method](value)
+        except Exception as error:  # noqa: BLE001 - any failure is reported to the requester
+            _log.exception("link: %s", method)
+            outcome, result = _FAILURE, f"{type(error).__name__}: {error}"
+        if request_id is not None:
+            self._write(outcome, request_id, result)
 
-    def _write(self, name: str, number: int | None, value: Any) -> None:
-        if not self._lost:
-            self._writer.write(line(name, number, value))
+    def _write(self, method: str, request_id: int | None, value: Any) -> None:
+        if not self._closed:
+            self._writer.write(encode_message(method, request_id, value))
 
 
-def line(name: str, number: int | None = None, value: Any = None) -> bytes:
-    """Returns what is said as it is sent."""
-    return json.dumps([name, number, value]).encode() + b"\n"
+def encode_message(method: str, request_id: int | None = None, value: Any = None) -> bytes:
+    """Encodes a message as one line of JSON."""
+    return json.dumps([method, request_id, value]).encode() + b"\n"

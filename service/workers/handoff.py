@@ -1,53 +1,53 @@
-"""Connections on their way from the supervisor, which accepts them, to a worker."""
+"""Handing accepted connections from the supervisor to a worker, as file descriptors."""
 
 import asyncio
 import socket
 from collections import deque
 
 
-class Dealing:
-    """The way to one worker, for one of its lives.
+class ConnectionHandoff:
+    """Socket pair that carries accepted connections (SCM_RIGHTS) to one worker process.
 
-    A connection stays open here until the worker has told that it has it: of one that dies
-    before, the connections go to others, with all that has come on them. To be used in one
-    event loop.
+    A connection stays open here until the worker acknowledges it with a byte: if the worker
+    dies first, the connection goes to another one, with all the data that the caller has
+    already sent. To be used in one event loop.
 
     Attributes:
-        theirs: The worker's end, to be inherited by its process and closed here then.
+        worker_end: The worker's end; inherited by its process, then closed here.
     """
 
     def __init__(self) -> None:
-        self._ours, self.theirs = socket.socketpair()
-        self._ours.setblocking(False)
-        self._given: deque[socket.socket] = deque()
-        asyncio.get_running_loop().add_reader(self._ours, self._on_taken)
+        self._end, self.worker_end = socket.socketpair()
+        self._end.setblocking(False)
+        self._unacknowledged: deque[socket.socket] = deque()
+        asyncio.get_running_loop().add_reader(self._end, self._on_acknowledged)
 
-    def give(self, accepted: socket.socket) -> bool:
-        """Sends a connection; returns whether it could be."""
+    def send(self, connection: socket.socket) -> bool:
+        """Sends a connection; returns False if the worker is gone or its buffer is full."""
         try:
-            socket.send_fds(self._ours, [b"c"], [accepted.fileno()])
-        except OSError:  # it has gone, or does not look any more
+            socket.send_fds(self._end, [b"c"], [connection.fileno()])
+        except OSError:
             return False
-        self._given.append(accepted)
+        self._unacknowledged.append(connection)
         return True
 
     def close(self) -> list[socket.socket]:
-        """Ends it; returns the connections that were not taken."""
-        asyncio.get_running_loop().remove_reader(self._ours)
-        self._ours.close()
-        self.theirs.close()
-        left, self._given = list(self._given), deque()
+        """Closes both ends; returns the connections that were not acknowledged."""
+        asyncio.get_running_loop().remove_reader(self._end)
+        self._end.close()
+        self.worker_end.close()
+        left, self._unacknowledged = list(self._unacknowledged), deque()
         return left
 
-    def _on_taken(self) -> None:
-        """A byte for each that was."""
+    def _on_acknowledged(self) -> None:
+        """Closes this process's copy of a connection for each byte received."""
         try:
-            taken = self._ours.recv(4096)
+            acknowledgements = self._end.recv(4096)
         except BlockingIOError:
             return
         except OSError:
-            taken = b""
-        if not taken:
-            asyncio.get_running_loop().remove_reader(self._ours)
-        for _ in taken:
-            self._given.popleft().close()
+            acknowledgements = b""
+        if not acknowledgements:
+            asyncio.get_running_loop().remove_reader(self._end)
+        for _ in acknowledgements:
+            self._unacknowledged.popleft().close()

@@ -1,43 +1,43 @@
-"""How the process of a server keeps its memory."""
+"""Tuning of glibc's allocator and of the garbage collector for a server process."""
 
 import ctypes
 import gc
 import sys
 from contextlib import suppress
 
-# glibc's M_TRIM_THRESHOLD, M_MMAP_THRESHOLD and M_ARENA_MAX (malloc.h).
+# Parameters of mallopt (malloc.h).
 _TRIM_THRESHOLD = -1
 _MMAP_THRESHOLD = -3
 _ARENA_MAX = -8
-# What is freed at the end of the heap goes back to the system beyond so many bytes; what is
-# larger than so many has pages of its own, which go back with it.
-_KEPT_BYTES = 32 * 2**20
-_OWN_PAGES_BYTES = 8 * 2**20
-_GC_OBJECTS = 50_000
+# Free memory at the top of the heap returns to the system beyond the first; allocations larger
+# than the second are mapped pages of their own, which return when they are freed.
+_TRIM_BYTES = 32 * 2**20
+_MMAP_BYTES = 8 * 2**20
+_GC_THRESHOLD = 50_000
 
 
-def one_heap() -> None:
-    """Lets all threads take their memory from one heap; to be called before there are any.
+def use_one_arena() -> None:
+    """Makes all threads allocate from one malloc arena; to be called before any is started.
 
-    glibc gives each thread a heap of its own, and what a thread frees in the middle of it
-    does not go back to the system: under a mixed load a server would grow for hours. And it
-    gives back what one large reply took, to ask for it page by page for the next. Does
-    nothing where there is no glibc.
+    By default glibc gives each thread an arena of its own, and memory freed in the middle of
+    one does not return to the system: under a mixed load a server would grow for hours. Also
+    raises the thresholds at which memory returns at all: by default the pages of one large
+    reply go back, to be faulted in one by one for the next. Does nothing without glibc.
     """
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(_ARENA_MAX, 1)
-            mallopt(_MMAP_THRESHOLD, _OWN_PAGES_BYTES)
-            mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
+            mallopt(_MMAP_THRESHOLD, _MMAP_BYTES)
+            mallopt(_TRIM_THRESHOLD, _TRIM_BYTES)
 
 
-def keep() -> None:
-    """Tells the garbage collector that what is there now stays.
+def freeze_startup_objects() -> None:
+    """Exempts all present objects from garbage collection, and makes it run seldom.
 
-    What calls make has hardly any cycles: to look for some at every 700th object takes a
-    tenth of a server's time.
+    Calls leave hardly any reference cycles behind: at the default threshold of 700 objects,
+    looking for them takes a tenth of a server's time.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_GC_OBJECTS)
+    gc.set_threshold(_GC_THRESHOLD)

@@ -1,8 +1,8 @@
-"""One of several processes that serve on the same port; started by `service.workers.supervisor`.
+"""Entry point of a worker process; started by `service.workers.process`.
 
-Its arguments are the descriptor of the socket that connections come by, where the supervisor
-deals them out, and its number; its standard input is its end of the link. Where the
-supervisor is gone it drains, and ends.
+Arguments: the descriptor of the socket that connections are handed off by, if the supervisor
+accepts them, and the worker's number. Standard input is its end of the control channel; when
+the supervisor's end closes, the worker drains and exits.
 """
 
 import os
@@ -15,53 +15,53 @@ import time
 
 from service.errors import StartError
 from service.transport.addresses import Shared
-from service.workers.control import Orders, Place, line
-
-#: What a worker may take to end, beside its drain.
-END_SECONDS = 10.0
+from service.workers.control import EXIT_SECONDS, WorkerConfig, WorkerContext, encode_message
 
 
 def main() -> int:
-    """Serves as its orders say.
+    """Serves with the configuration read from the control channel.
 
     Returns:
-        The exit status: 0 after a drain, 2 where a setting cannot be had.
+        The exit status: 0 after a drain, 2 if the server refuses to start.
     """
-    # The supervisor says when to reload; until then this signal would kill.
+    # The supervisor tells when to reload; by default this signal would end the process.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     *descriptors, number = map(int, sys.argv[1:])
-    channel = socket.socket(fileno=descriptors[0]) if descriptors else None
-    if channel is not None:
-        channel.setblocking(False)
-    end = socket.socket(fileno=sys.stdin.fileno())
-    with end.makefile("rb", buffering=0) as unbuffered:
-        # What comes behind it is read in the loop.
-        first = unbuffered.readline()
-    if not first:
+    handoff = socket.socket(fileno=descriptors[0]) if descriptors else None
+    if handoff is not None:
+        handoff.setblocking(False)
+    control = socket.socket(fileno=sys.stdin.fileno())
+    with control.makefile("rb", buffering=0) as unbuffered:
+        # Unbuffered: what follows this line is read by the event loop.
+        first_line = unbuffered.readline()
+    if not first_line:
         return 0
-    orders = Orders.model_validate_json(first)
-    settings = orders.settings
+    config = WorkerConfig.model_validate_json(first_line)
+    settings = config.settings
     threading.Thread(
-        target=_end_alone, args=(settings.drain_seconds,), name="orphan", daemon=True
+        target=_exit_without_supervisor,
+        args=(settings.drain_seconds,),
+        name="orphan",
+        daemon=True,
     ).start()
-    # The supervisor imports this file, and no onnxruntime.
+    # Slow, for onnxruntime: SIGHUP is ignored and the supervisor watched before it.
     from service.server import run
 
     try:
-        run(settings, Place(number, Shared(orders.addresses, channel), end.dup()))
+        run(settings, WorkerContext(number, Shared(config.addresses, handoff), control.dup()))
     except StartError as error:
-        end.setblocking(True)
-        end.sendall(line("refused", value=str(error)))
+        control.setblocking(True)
+        control.sendall(encode_message("refused", value=str(error)))
         return 2
     return 0
 
 
-def _end_alone(drain_seconds: float) -> None:
-    """Ends the process some time after the supervisor has gone, even where its loop is stuck."""
-    watched = select.poll()
-    watched.register(sys.stdin.fileno(), 0)  # no event but the other side's end
-    watched.poll()
-    time.sleep(drain_seconds + END_SECONDS)
+def _exit_without_supervisor(drain_seconds: float) -> None:
+    """Ends the process once the supervisor is gone and the drain is over, even if it hangs."""
+    poll = select.poll()
+    poll.register(sys.stdin.fileno(), 0)  # no event but the other end's closing
+    poll.poll()
+    time.sleep(drain_seconds + EXIT_SECONDS)
     os._exit(1)
 
 

@@ -1,4 +1,4 @@
-"""How the supervisor and a worker talk: questions, answers, and the other side's death."""
+"""The control channel between supervisor and worker: requests, answers, and the peer's death."""
 
 import asyncio
 import contextlib
@@ -9,21 +9,21 @@ import sys
 
 import pytest
 
-from service.workers.control import Link, LinkLost, line
+from service.workers.control import ControlChannel, RequestFailed, encode_message
 
 
 @contextlib.asynccontextmanager
-async def linked(**handlers):
-    """A link, whose other end is a bare socket's streams."""
-    ours, its = socket.socketpair()
-    link = await Link.over(ours, handlers)
-    reader, writer = await asyncio.open_unix_connection(sock=its)
-    talking = asyncio.create_task(link.talk())
+async def opened(**handlers):
+    """A channel with the bare streams of its other end, and the task that runs it."""
+    ours, theirs = socket.socketpair()
+    channel = await ControlChannel.open(ours, handlers)
+    reader, writer = await asyncio.open_unix_connection(sock=theirs)
+    running = asyncio.create_task(channel.run())
     try:
-        yield link, reader, writer, talking
+        yield channel, reader, writer, running
     finally:
         writer.close()
-        await asyncio.wait_for(talking, 5)
+        await asyncio.wait_for(running, 5)
 
 
 async def echo(value):
@@ -34,9 +34,9 @@ async def fails(_value):
     raise ZeroDivisionError
 
 
-def test_both_ask_at_once_and_answers_may_come_in_any_order():
+def test_both_sides_request_at_once_and_answers_come_in_any_order():
     async def run():
-        ours, its = socket.socketpair()
+        ours, theirs = socket.socketpair()
         first = asyncio.Event()
 
         async def slow(value):
@@ -47,88 +47,89 @@ def test_both_ask_at_once_and_answers_may_come_in_any_order():
             first.set()
             return value
 
-        ends = [await Link.over(each, {"slow": slow, "quick": quick}) for each in (ours, its)]
-        talking = [asyncio.create_task(end.talk()) for end in ends]
-        asked = [("slow", [1]), ("quick", None), ("slow", "ü\n"), ("quick", {"a": 2})]
+        handlers = {"slow": slow, "quick": quick}
+        channels = [await ControlChannel.open(end, handlers) for end in (ours, theirs)]
+        running = [asyncio.create_task(channel.run()) for channel in channels]
+        requests = [("slow", [1]), ("quick", None), ("slow", "ü\n"), ("quick", {"a": 2})]
         answers = await asyncio.gather(
-            *(end.ask(name, value) for end in ends for name, value in asked)
+            *(channel.request(method, value) for channel in channels for method, value in requests)
         )
-        assert answers == 2 * [value for _, value in asked]
+        assert answers == 2 * [value for _, value in requests]
         ours.shutdown(socket.SHUT_RDWR)
-        await asyncio.wait_for(asyncio.gather(*talking), 5)
+        await asyncio.wait_for(asyncio.gather(*running), 5)
 
     asyncio.run(run())
 
 
-def test_a_question_ends_with_the_other_side_and_after_it_there_is_none():
+def test_a_request_fails_when_the_other_side_closes_and_so_do_later_ones():
     async def run():
-        async with linked() as (link, reader, writer, talking):
-            asked = asyncio.create_task(link.ask("x"))
+        async with opened() as (channel, reader, writer, running):
+            request = asyncio.create_task(channel.request("x"))
             await reader.readline()
             # Killed in the middle of a line.
-            writer.write(line("answer", 0, "whole")[:-5])
+            writer.write(encode_message("answer", 0, "whole")[:-5])
             writer.close()
-            with pytest.raises(LinkLost):
-                await asyncio.wait_for(asked, 5)
-            await talking
-            with pytest.raises(LinkLost):
-                await link.ask("x")
-            link.tell("x")
+            with pytest.raises(RequestFailed):
+                await asyncio.wait_for(request, 5)
+            await running
+            with pytest.raises(RequestFailed):
+                await channel.request("x")
+            channel.notify("x")
 
     asyncio.run(run())
 
 
-def test_a_late_answer_is_nobodys():
+def test_an_answer_after_the_timeout_is_not_taken_for_that_of_the_next_request():
     async def run():
-        async with linked() as (link, reader, writer, _):
+        async with opened() as (channel, reader, writer, _):
             with pytest.raises(TimeoutError):
-                await link.ask("x", seconds=0.05)
-            writer.write(line("answer", 0, "late"))
-            asked = asyncio.create_task(link.ask("y"))
-            assert await reader.readline() == line("x", 0)
-            assert await reader.readline() == line("y", 1)
-            writer.write(line("answer", 1, "its own"))
-            assert await asked == "its own"
+                await channel.request("x", timeout_seconds=0.05)
+            writer.write(encode_message("answer", 0, "late"))
+            request = asyncio.create_task(channel.request("y"))
+            assert await reader.readline() == encode_message("x", 0)
+            assert await reader.readline() == encode_message("y", 1)
+            writer.write(encode_message("answer", 1, "its own"))
+            assert await request == "its own"
 
     asyncio.run(run())
 
 
-def test_what_fails_is_told_to_who_asked_and_the_link_goes_on(caplog):
+def test_a_handlers_failure_reaches_the_requester_and_the_channel_stays_open(caplog):
     async def run():
-        async with linked(echo=echo, fails=fails) as (link, reader, writer, _):
-            for name in ("fails", "unknown"):
-                writer.write(line(name, 7))
-                kind, number, said = json.loads(await reader.readline())
-                assert (kind, number) == ("failure", 7)
-                assert ("ZeroDivisionError" if name == "fails" else "KeyError") in said
-            writer.write(line("echo", 8, [1, 2]))
-            assert await reader.readline() == line("answer", 8, [1, 2])
-            asked = asyncio.create_task(link.ask("x"))
+        async with opened(echo=echo, fails=fails) as (channel, reader, writer, _):
+            for method in ("fails", "unknown"):
+                writer.write(encode_message(method, 7))
+                outcome, request_id, text = json.loads(await reader.readline())
+                assert (outcome, request_id) == ("failure", 7)
+                assert ("ZeroDivisionError" if method == "fails" else "KeyError") in text
+            writer.write(encode_message("echo", 8, [1, 2]))
+            assert await reader.readline() == encode_message("answer", 8, [1, 2])
+            request = asyncio.create_task(channel.request("x"))
             await reader.readline()
-            writer.write(line("failure", 0, "OSError: full"))
-            with pytest.raises(LinkLost, match="OSError: full"):
-                await asked
+            writer.write(encode_message("failure", 0, "OSError: full"))
+            with pytest.raises(RequestFailed, match="OSError: full"):
+                await request
 
     asyncio.run(run())
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_a_worker_whose_loop_is_stuck_ends_some_time_after_the_supervisor():
+def test_a_worker_whose_loop_hangs_exits_after_the_supervisor_is_gone():
     code = (
         "import service.workers.worker as w; "
-        "w.END_SECONDS = 0.1; print(1, flush=True); w._end_alone(0.1)"
+        "w.EXIT_SECONDS = 0.1; print(1, flush=True); w._exit_without_supervisor(0.1)"
     )
-    ours, its = socket.socketpair()
+    ours, theirs = socket.socketpair()
     with (
         ours,
-        its,
+        theirs,
         subprocess.Popen(
-            [sys.executable, "-c", code], stdin=its, stdout=subprocess.PIPE
+            [sys.executable, "-c", code], stdin=theirs, stdout=subprocess.PIPE
         ) as process,
     ):
-        its.close()
+        theirs.close()
         process.stdout.readline()
-        ours.sendall(b"what it is told wakes nobody\n")
+        ours.sendall(b"data alone does not end it\n")
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.5)
         ours.close()

@@ -20,7 +20,7 @@ import ctypes, sys, threading
 from service.workers import memory
 
 if sys.argv[1] == "one":
-    memory.one_heap()
+    memory.use_one_arena()
 libc = ctypes.CDLL(None)
 together = threading.Barrier(8)
 
@@ -62,7 +62,7 @@ import numpy as np
 from service.workers import memory
 
 if sys.argv[1] == "one":
-    memory.one_heap()
+    memory.use_one_arena()
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

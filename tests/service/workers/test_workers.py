@@ -25,7 +25,7 @@ from latentserve.v1 import latent_service_pb2_grpc
 from service.errors import StartError
 from service.settings import read_settings
 from service.transport.addresses import free_addresses, shared_sockets
-from service.workers.control import Orders
+from service.workers.control import WorkerConfig
 from tests.support.processes import TRANSPORTS, Server, latentserve
 from tests.support.stubs import stub_of
 from tests.support.tiny import write_tiny
@@ -209,8 +209,8 @@ def test_without_an_http_port_they_serve_as_well(folder, tmp_path):
 
 def test_what_they_are_started_with_is_what_was_set(folder):
     arguments = ["--versions", "1,one=2", "--models", str(folder), "--drain-seconds", "2.5"]
-    orders = Orders(addresses=("::1", "127.0.0.1"), settings=read_settings(arguments, {}))
-    assert Orders.model_validate_json(orders.model_dump_json()) == orders
+    config = WorkerConfig(addresses=("::1", "127.0.0.1"), settings=read_settings(arguments, {}))
+    assert WorkerConfig.model_validate_json(config.model_dump_json()) == config
 
 
 # -------------------------------------------------------------------- deaths

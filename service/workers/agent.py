@@ -1,0 +1,79 @@
+"""A worker's side of the control channel."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from service.observe.merge import TEXT
+from service.workers.control import ControlChannel, RequestFailed
+
+
+class WorkerAgent:
+    """Carries out the supervisor's commands and reports the worker's state.
+
+    Args:
+        stopping: Set to begin the drain: by `stop`, and when the supervisor is gone.
+        force_stop: Set as well by `force_stop`, to cut the drain short.
+        exposition: Returns the metrics page and its content type for an Accept header.
+        reload: Reloads this worker's models; a failure is logged, not raised.
+    """
+
+    def __init__(
+        self,
+        stopping: asyncio.Event,
+        force_stop: asyncio.Event,
+        exposition: Callable[[str], tuple[bytes, str]],
+        reload: Callable[[], Awaitable[None]],
+    ):
+        self._stopping = stopping
+        self._force_stop = force_stop
+        self._exposition = exposition
+        self._reload = reload
+
+    async def connect(self, control: socket.socket) -> None:
+        """Begins to answer the supervisor; to be called once, before the other methods.
+
+        Args:
+            control: The worker's end of the control channel.
+        """
+        self._channel = await ControlChannel.open(
+            control,
+            {
+                "stop": self._on_stop,
+                "force_stop": self._on_force_stop,
+                "metrics": self._on_metrics,
+                "reload": lambda _: self._reload(),
+            },
+        )
+        self._task = asyncio.create_task(self._run())
+
+    def report(self, *, listening: bool, live: bool, ready: bool) -> None:
+        """Sends the worker's state to the supervisor.
+
+        Args:
+            listening: Whether it takes connections.
+            live: Whether its device works; if not, only a restart helps.
+            ready: Whether it serves its default model.
+        """
+        self._channel.notify("state", {"listening": listening, "live": live, "ready": ready})
+
+    async def reload_others(self) -> None:
+        """Has all other workers reload; returns when they have, or the supervisor is gone."""
+        with suppress(RequestFailed):
+            await self._channel.request("reload")
+
+    async def _run(self) -> None:
+        await self._channel.run()
+        self._stopping.set()
+
+    async def _on_stop(self, _: object) -> None:
+        self._stopping.set()
+
+    async def _on_force_stop(self, _: object) -> None:
+        self._stopping.set()
+        self._force_stop.set()
+
+    async def _on_metrics(self, _: object) -> str:
+        page, _content_type = await asyncio.to_thread(self._exposition, TEXT)
+        return page.decode()

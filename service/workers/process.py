@@ -1,0 +1,197 @@
+"""One worker: its process, the control channel to it, and its restarts."""
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from service.workers.control import (
+    EXIT_SECONDS,
+    ControlChannel,
+    RequestFailed,
+    WorkerConfig,
+)
+from service.workers.handoff import ConnectionHandoff
+
+_log = logging.getLogger(__name__)
+
+_ROOT = Path(__file__).resolve().parents[2]
+# Exponential back-off between restarts, reset once a process has run for a while.
+_FIRST_DELAY, _LONGEST_DELAY = 0.5, 30.0
+_STABLE_SECONDS = 60.0
+
+
+class Supervision(Protocol):
+    """The supervisor, as its workers use it.
+
+    Attributes:
+        stopping: Set once the server is shutting down; no process is started after that.
+        hands_off: Whether the supervisor accepts connections and hands them to the workers.
+    """
+
+    stopping: asyncio.Event
+    hands_off: bool
+
+    def assign(self, connection: socket.socket) -> None:
+        """Hands a connection to a worker that is listening."""
+
+    def state_changed(self) -> None:
+        """A worker has reported another state."""
+
+    def start_refused(self, number: int, reason: str) -> None:
+        """A worker cannot start for a reason that a restart does not change."""
+
+    async def reload(self, skip: "Worker | None" = None) -> None:
+        """Has all workers but one reload their models."""
+
+
+class Worker:
+    """One of the workers, across restarts of its process.
+
+    Args:
+        number: Its index, from 0.
+        config: What its processes are started with.
+        supervisor: The supervisor.
+
+    Attributes:
+        number: As given.
+        state: Whether it is `listening`, `ready` and `live`, as last reported; empty while
+            there is no process.
+    """
+
+    def __init__(self, number: int, config: WorkerConfig, supervisor: Supervision):
+        self.number = number
+        self.state: Mapping[str, bool] = {}
+        self._config = config
+        self._supervisor = supervisor
+        self._process: asyncio.subprocess.Process | None = None
+        self._channel: ControlChannel | None = None
+        self._handoff: ConnectionHandoff | None = None
+
+    async def keep_running(self) -> None:
+        """Runs the process, and restarts it when it exits, until the supervisor is stopping."""
+        loop, delay = asyncio.get_running_loop(), _FIRST_DELAY
+        while not self._supervisor.stopping.is_set():
+            began = loop.time()
+            try:
+                status = await self._run_once()
+                how = f"signal {-status}" if status < 0 else f"status {status}"
+            except OSError as error:
+                how = f"no process ({error.strerror})"
+            if self._supervisor.stopping.is_set():
+                return
+            if loop.time() - began > _STABLE_SECONDS:
+                delay = _FIRST_DELAY
+            _log.error("worker %d ended: %s; again in %g s", self.number, how, delay)
+            await self._back_off(delay)
+            delay = min(2 * delay, _LONGEST_DELAY)
+
+    def notify(self, method: str) -> None:
+        """Sends `stop` or `force_stop`; dropped while there is no process."""
+        if self._channel is not None:
+            self._channel.notify(method)
+
+    async def request(self, method: str, timeout_seconds: float) -> Any:
+        """Requests `metrics` or `reload`; None without a process or an answer in time."""
+        if self._channel is None:
+            return None
+        try:
+            return await self._channel.request(method, timeout_seconds=timeout_seconds)
+        except RequestFailed:
+            return None
+        except TimeoutError:
+            _log.warning(
+                "worker %d has not answered in %g s: %s", self.number, timeout_seconds, method
+            )
+            return None
+
+    def offer(self, connection: socket.socket) -> bool:
+        """Hands off a connection; returns False if the worker cannot take one now."""
+        return (
+            self._handoff is not None
+            and self.state.get("listening", False)
+            and self._handoff.send(connection)
+        )
+
+    def kill(self) -> None:
+        """Sends SIGKILL if the process is still running."""
+        if self._process is not None and self._process.returncode is None:
+            _log.error("worker %d has not ended; it is killed", self.number)
+            self._process.kill()
+
+    async def _back_off(self, seconds: float) -> None:
+        """Waits before a restart, or until the supervisor is stopping."""
+        try:
+            await asyncio.wait_for(self._supervisor.stopping.wait(), seconds)
+        except TimeoutError:
+            return
+
+    async def _run_once(self) -> int:
+        """Runs one process to its end; returns its exit status, negative for a signal.
+
+        Raises:
+            OSError: The process could not be started.
+        """
+        handoff = self._handoff = ConnectionHandoff() if self._supervisor.hands_off else None
+        try:
+            channel = self._channel = await self._start(handoff)
+            if self._supervisor.stopping.is_set():
+                channel.notify("stop")
+            await channel.run()
+        finally:
+            self.state, self._channel, self._handoff = {}, None, None
+            for connection in [] if handoff is None else handoff.close():
+                self._supervisor.assign(connection)
+        assert self._process is not None
+        try:
+            return await asyncio.wait_for(self._process.wait(), EXIT_SECONDS)
+        except TimeoutError:
+            self.kill()
+            return await self._process.wait()
+
+    async def _start(self, handoff: ConnectionHandoff | None) -> ControlChannel:
+        """Starts a process and opens the control channel to it."""
+        descriptors = () if handoff is None else (handoff.worker_end.fileno(),)
+        end, worker_end = socket.socketpair()
+        with end, worker_end:
+            # Buffered in the socket until the process reads it.
+            end.sendall(self._config.model_dump_json().encode() + b"\n")
+            self._process = await asyncio.create_subprocess_exec(
+                # -P: modules come from this checkout and not from the working directory.
+                sys.executable, "-P", "-m", "service.workers.worker",
+                *map(str, (*descriptors, self.number)),
+                env={**os.environ, "PYTHONPATH": _python_path()},
+                stdin=worker_end.fileno(),
+                pass_fds=descriptors,
+                # Only the supervisor announces on stdout; what a library prints goes to the log.
+                stdout=sys.stderr,
+                # Ctrl-C at a terminal is for the supervisor alone.
+                start_new_session=True,
+            )  # fmt: skip
+            worker_end.close()
+            if handoff is not None:
+                handoff.worker_end.close()
+            return await ControlChannel.open(
+                end.dup(),
+                {
+                    "state": self._on_state,
+                    "refused": self._on_refused,
+                    "reload": lambda _: self._supervisor.reload(skip=self),
+                },
+            )
+
+    async def _on_state(self, state: Mapping[str, bool]) -> None:
+        self.state = state
+        self._supervisor.state_changed()
+
+    async def _on_refused(self, reason: str) -> None:
+        self._supervisor.start_refused(self.number, reason)
+
+
+def _python_path() -> str:
+    """PYTHONPATH of the workers: this checkout first."""
+    return os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
