@@ -12,7 +12,7 @@ from common.cpus import usable_cpus
 from service.api.admin import AdminServicer
 from service.api.servicer import Servicer
 from service.engine.admission import Admission
-from service.engine.batcher import ALONE_SECONDS, INLINE_SECONDS
+from service.engine.batcher import INLINE_SECONDS, INLINE_SECONDS_ONE_CORE
 from service.engine.engine import Engine
 from service.errors import StartError, Unauthenticated
 from service.models.limits import max_rows
@@ -151,7 +151,7 @@ class _Server:
             self._telemetry,
             threads,
             settings.batch_window_seconds,
-            ALONE_SECONDS if one_core else INLINE_SECONDS,
+            INLINE_SECONDS_ONE_CORE if one_core else INLINE_SECONDS,
         )
 
     def _load(self, device: Device, bundle: Bundle) -> Model:

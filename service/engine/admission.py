@@ -1,4 +1,4 @@
-"""The bound on what is in flight: rows and bytes, all calls together."""
+"""Admission control: bounds the rows and bytes in flight, over all calls, and sheds the rest."""
 
 import asyncio
 import time
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from service.errors import Overloaded
 
 _SHORTEST_RETRY, _LONGEST_RETRY = 0.05, 5.0
-# Weight of one call in the running mean of how long calls stay.
+# Weight of the latest call in the moving average of residence times.
 _WEIGHT = 0.1
 
 
 class _Done:
-    """Awaited without a coroutine, which most calls would make for nothing."""
+    """An awaitable that is done already; cheaper than a coroutine, and most calls need none."""
 
     def __await__(self) -> Generator[None, None, None]:
         yield from ()
@@ -25,25 +25,27 @@ _DONE = _Done()
 
 @dataclass(frozen=True)
 class _Waiter:
+    """A patient call in the queue for room."""
+
     rows: int
     size: int
-    entered: asyncio.Future[None]
+    admitted: asyncio.Future[None]
 
 
 class Admission:
-    """Lets calls in while there is room, and knows how many rows and bytes are in.
+    """Admits calls while there is room for their rows and bytes.
 
-    A call that finds nothing in flight is let in however large it is: alone it can
-    only be refused for good, and its own limits are checked before. To be used in
+    A call that finds nothing in flight is admitted whatever its size: to shed it would be to
+    refuse it for good, and the limits of a single request are checked before. To be used in
     one event loop.
 
     Args:
         max_rows: Most rows in flight.
         max_bytes: Most bytes in flight.
-        clock: Seconds that only grow.
+        clock: Monotonic clock in seconds.
 
     Attributes:
-        rows: In flight now.
+        rows: Rows in flight now.
         size: Bytes in flight now.
         now: The clock.
     """
@@ -54,21 +56,22 @@ class Admission:
         self._max_rows = max_rows
         self._max_bytes = max_bytes
         self.now = clock
-        self._stay = 0.0
+        # Moving average of how long a call is in flight: when it pays to retry.
+        self._mean_seconds = 0.0
         self._waiters: deque[_Waiter] = deque()
 
     def admitted(self, rows: int, size: int, *, patient: bool = False) -> "Admitted":
-        """Returns what is entered while rows are in flight.
+        """Returns an async context manager that holds room for a call.
 
         Args:
-            rows: How many.
-            size: Their bytes, coming in and going out.
-            patient: Wait for room, in the order of coming, and do not raise.
+            rows: Rows of the call.
+            size: Bytes of the call, inputs and outputs.
+            patient: Wait for room, first come, first served, instead of raising Overloaded.
         """
         return Admitted(self, rows, size, patient)
 
     def enter(self, rows: int, size: int) -> None:
-        """Lets rows in at once; `leave` lets them out.
+        """Takes room at once; `leave` gives it back.
 
         Raises:
             Overloaded: There is no room.
@@ -77,20 +80,26 @@ class Admission:
             raise self._overloaded(rows, size)
         self._enter(rows, size)
 
-    def enter_patiently(self, rows: int, size: int) -> Awaitable[None]:
-        """Lets rows in: at once where there is room, else once it is awaited."""
+    def enter_or_wait(self, rows: int, size: int) -> Awaitable[None]:
+        """Takes room at once if there is some, else while the returned awaitable is awaited."""
         if self._waiters or not self._fits(rows, size):
             return self._wait(rows, size)
         self._enter(rows, size)
         return _DONE
 
     def leave(self, rows: int, size: int, since: float) -> None:
-        """Lets them out again."""
-        self._stay += _WEIGHT * (self.now() - since - self._stay)
+        """Gives room back.
+
+        Args:
+            rows: As given to `enter`.
+            size: As given to `enter`.
+            since: When the call was admitted, by the clock.
+        """
+        self._mean_seconds += _WEIGHT * (self.now() - since - self._mean_seconds)
         self.rows -= rows
         self.size -= size
         if self._waiters:
-            self._let_in()
+            self._admit_waiting()
 
     def _fits(self, rows: int, size: int) -> bool:
         if self.rows == 0:
@@ -105,24 +114,24 @@ class Admission:
         waiter = _Waiter(rows, size, asyncio.get_running_loop().create_future())
         self._waiters.append(waiter)
         try:
-            await waiter.entered
+            await waiter.admitted
         except asyncio.CancelledError:
-            if waiter.entered.done() and not waiter.entered.cancelled():
-                # Let in and cancelled in the same turn of the loop.
+            if waiter.admitted.done() and not waiter.admitted.cancelled():
+                # Admitted and cancelled in the same iteration of the event loop.
                 self.rows -= rows
                 self.size -= size
             elif waiter in self._waiters:
                 self._waiters.remove(waiter)
-            self._let_in()
+            self._admit_waiting()
             raise
 
-    def _let_in(self) -> None:
+    def _admit_waiting(self) -> None:
         while self._waiters and self._fits(self._waiters[0].rows, self._waiters[0].size):
             waiter = self._waiters.popleft()
-            if waiter.entered.cancelled():
+            if waiter.admitted.cancelled():
                 continue
             self._enter(waiter.rows, waiter.size)
-            waiter.entered.set_result(None)
+            waiter.admitted.set_result(None)
 
     def _overloaded(self, rows: int, size: int) -> Overloaded:
         if self.rows + rows > self._max_rows:
@@ -131,14 +140,16 @@ class Admission:
         else:
             what = f"{self.size} bytes are in flight, and with {size} more there were more than "
             what += f"{self._max_bytes}"
-        return Overloaded(what, min(_LONGEST_RETRY, max(_SHORTEST_RETRY, self._stay)))
+        return Overloaded(what, min(_LONGEST_RETRY, max(_SHORTEST_RETRY, self._mean_seconds)))
 
 
 class Admitted:
-    """Entered while rows are in flight; a class, since contextlib's generators cost far more.
+    """Holds room for a call while it is entered; made by `Admission.admitted`.
+
+    A class, since a context manager made from a generator costs far more.
 
     Raises:
-        Overloaded: On entering: there is no room.
+        Overloaded: On entering, if there is no room and the call is not patient.
     """
 
     __slots__ = ("_admission", "_patient", "_rows", "_since", "_size")
@@ -152,9 +163,9 @@ class Admitted:
 
     def __aenter__(self) -> Awaitable[None]:
         if self._patient:
-            entered = self._admission.enter_patiently(self._rows, self._size)
+            entered = self._admission.enter_or_wait(self._rows, self._size)
             if entered is not _DONE:
-                return self._waited(entered)
+                return self._wait(entered)
         else:
             self._admission.enter(self._rows, self._size)
         self._since = self._admission.now()
@@ -164,6 +175,6 @@ class Admitted:
         self._admission.leave(self._rows, self._size, self._since)
         return _DONE
 
-    async def _waited(self, entered: Awaitable[None]) -> None:
+    async def _wait(self, entered: Awaitable[None]) -> None:
         await entered
         self._since = self._admission.now()

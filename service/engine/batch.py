@@ -1,9 +1,9 @@
-"""Rows to be computed: what callers ask for, and the batches that it is computed in."""
+"""Inference requests, their entries in the queue, and the batches that they are computed in."""
 
 import asyncio
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,40 +12,40 @@ from service.engine.call import Call
 
 Arrays = Mapping[str, NDArray[Any]]
 T = TypeVar("T")
-# For the parts of one entry, that several workers compute.
+# Guards entries whose rows are in batches of several compute threads.
 _LOCK = threading.Lock()
 
 
 class Graph(Protocol):
-    """What rows go through; see `runtime.Graph`.
+    """A graph that computes rows; see `service.models.onnx.Graph`.
 
     Attributes:
-        name: What it does.
-        batch_rows: Most rows to give it at once.
-        turn_rows: Most rows of one call among them.
+        name: What it does, for metrics and the log.
+        max_batch_rows: Most rows in one batch.
+        max_call_rows: Most rows of one call in a batch of several.
     """
 
     name: str
-    batch_rows: int
-    turn_rows: int
+    max_batch_rows: int
+    max_call_rows: int
 
-    def seconds(self, rows: int) -> float:
-        """About how long it takes for so many rows."""
+    def estimate_seconds(self, rows: int) -> float:
+        """Expected time to compute a number of rows."""
 
     def run(self, inputs: Arrays, outputs: tuple[str, ...]) -> Arrays:
-        """Computes rows."""
+        """Computes rows: arrays by the names of the graph's inputs to arrays by its outputs'."""
 
 
 class Operation:
-    """Work of one operation, the rows of which may share a batch.
+    """A graph with what is done before and after it; its rows may share a batch.
 
     Args:
-        graph: What they go through.
-        outputs: Which of its outputs.
-        before: Makes what callers gave into the graph's inputs, rows of a batch at a time.
-        after: Makes the graph's inputs and outputs into what callers get, likewise.
-        check: Raises where a caller's rows are not sound. It is asked once for a whole batch,
-            and for each caller's rows only where that is not sound.
+        graph: The graph.
+        outputs: Names of the graph's outputs that are wanted.
+        before: Maps the arrays of the requests to the graph's inputs, for a whole batch.
+        after: Maps the graph's inputs and outputs to the arrays of the replies, likewise.
+        check: Raises if rows are invalid. Called once for a whole batch, and for each
+            request's rows only if that raises.
     """
 
     __slots__ = ("after", "before", "check", "graph", "outputs")
@@ -54,7 +54,7 @@ class Operation:
         self,
         graph: Graph,
         outputs: tuple[str, ...],
-        before: Callable[[Arrays], Arrays] = lambda given: given,
+        before: Callable[[Arrays], Arrays] = lambda inputs: inputs,
         after: Callable[[Arrays, Arrays], Arrays] = lambda _inputs, outputs: outputs,
         check: Callable[[Arrays], None] | None = None,
     ):
@@ -65,15 +65,16 @@ class Operation:
         self.check = check
 
 
-class Work(Generic[T]):
-    """What a caller wants computed.
+class InferenceRequest(Generic[T]):
+    """Rows to be put through an operation.
 
     Args:
-        operation: Of which operation.
-        rows: How many rows.
-        inputs: The rows, so many in each array; or a function that makes those from a
-            first to before a last one, called by the worker and not in the loop.
-        finish: Makes the result of the outputs, likewise; by default they are the result.
+        operation: The operation.
+        rows: Number of rows.
+        inputs: Arrays of that many rows; or a function from the first row and the one after
+            the last to their arrays, called in a compute thread.
+        finish: Makes the result from the output arrays, in a compute thread; None to return
+            the arrays themselves.
     """
 
     __slots__ = ("finish", "inputs", "operation", "rows")
@@ -91,30 +92,74 @@ class Work(Generic[T]):
         self.finish = finish
 
 
-class Entry:
-    """Work in the queue: how far it is."""
+class QueueEntry:
+    """A request in the queue, and how far it is.
 
-    __slots__ = ("arrived", "call", "error", "future", "given", "settled", "taken", "value", "work")
+    Args:
+        request: The request.
+        call: The call that it belongs to.
+        future: Completed with the result, or the error.
+        arrived: When it was enqueued, by the batcher's clock.
 
-    def __init__(self, work: Work[Any], call: Call, future: asyncio.Future[Any], arrived: float):
-        self.work = work
+    Attributes:
+        scheduled: Rows that have been put into a batch.
+        written: Rows whose outputs are in `result`, guarded by `_LOCK`; not counted if all
+            rows are in one batch.
+        completed: Rows whose batch is done, as the event loop has seen it.
+        result: The output arrays, filled batch by batch; in the end what `finish` made.
+        error: What went wrong with its rows; the rest of them is not computed.
+    """
+
+    __slots__ = (
+        "arrived",
+        "call",
+        "completed",
+        "error",
+        "future",
+        "request",
+        "result",
+        "scheduled",
+        "written",
+    )
+
+    def __init__(
+        self,
+        request: InferenceRequest[Any],
+        call: Call,
+        future: asyncio.Future[Any],
+        arrived: float,
+    ):
+        self.request = request
         self.call = call
         self.future = future
         self.arrived = arrived
-        # Rows that are or were in a batch, that are computed, and that the loop knows of.
-        self.taken = 0
-        self.given = 0
-        self.settled = 0
-        self.value: Any = None
+        self.scheduled = 0
+        self.written = 0
+        self.completed = 0
+        self.result: Any = None
         self.error: BaseException | None = None
 
 
+#: Consecutive rows of an entry: the first one, and the one after the last.
+Segment: TypeAlias = tuple[QueueEntry, int, int]
+
+
 class Batch:
-    """Consecutive rows of entries that are computed together."""
+    """Segments that are computed together, one after the other.
+
+    Args:
+        operation: What their rows are put through.
+        segments: The segments.
+        rows: Their rows in all.
+
+    Attributes:
+        began: When it was dispatched, by the batcher's clock.
+        error: What the graph, or what is done before and after it, raised.
+    """
 
     __slots__ = ("began", "error", "operation", "rows", "segments")
 
-    def __init__(self, operation: Operation, segments: list[tuple[Entry, int, int]], rows: int):
+    def __init__(self, operation: Operation, segments: list[Segment], rows: int):
         self.operation = operation
         self.segments = segments
         self.rows = rows
@@ -122,89 +167,99 @@ class Batch:
         self.error: Exception | None = None
 
     def compute(self) -> None:
-        """Runs the graph and hands out its rows; in a worker. Errors are kept."""
-        sound: list[tuple[Entry, int, int]] = []
+        """Runs the graph and scatters its outputs; in a compute thread.
+
+        Never raises: an error is kept on the entry that caused it, else on the batch.
+        """
+        valid: list[Segment] = []
         parts: list[Arrays] = []
         for entry, start, stop in self.segments:
             try:
-                inputs = entry.work.inputs
+                inputs = entry.request.inputs
                 if callable(inputs):
                     part = inputs(start, stop)
-                elif stop - start == entry.work.rows:
+                elif stop - start == entry.request.rows:
                     part = inputs
                 else:
                     part = {name: array[start:stop] for name, array in inputs.items()}
             except Exception as error:  # noqa: BLE001 - one caller's, not the batch's
                 entry.error = error
                 continue
-            sound.append((entry, start, stop))
+            valid.append((entry, start, stop))
             parts.append(part)
-        if not sound:
+        if not valid:
             return
         operation = self.operation
         try:
-            joined = _joined(parts)
+            rows = _concatenated(parts)
             if operation.check is not None:
                 try:
-                    operation.check(joined)
-                except Exception:  # noqa: BLE001 - whose it is is found out next
-                    sound, parts = _sound(operation.check, sound, parts)
-                    if not sound:
+                    operation.check(rows)
+                except Exception:  # noqa: BLE001 - found out next: which caller's rows they are
+                    valid, parts = _checked_one_by_one(operation.check, valid, parts)
+                    if not valid:
                         return
-                    joined = _joined(parts)
-            wanted = operation.before(joined)
-            answers = operation.after(wanted, operation.graph.run(wanted, operation.outputs))
+                    rows = _concatenated(parts)
+            graph_inputs = operation.before(rows)
+            outputs = operation.after(
+                graph_inputs, operation.graph.run(graph_inputs, operation.outputs)
+            )
         except Exception as error:  # noqa: BLE001 - it fails this batch, and no other
             self.error = error
             return
-        first = 0
-        for entry, start, stop in sound:
-            last = first + stop - start
+        offset = 0
+        for segment in valid:
+            entry, start, stop = segment
             try:
-                _give(entry, start, stop, answers, first, last)
+                _write(segment, outputs, offset)
             except Exception as error:  # noqa: BLE001 - one caller's, not the batch's
                 entry.error = error
-            first = last
+            offset += stop - start
 
 
-def _joined(parts: list[Arrays]) -> Arrays:
+def _concatenated(parts: list[Arrays]) -> Arrays:
     if len(parts) == 1:
         return parts[0]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _sound(
-    check: Callable[[Arrays], None], segments: list[tuple[Entry, int, int]], parts: list[Arrays]
-) -> tuple[list[tuple[Entry, int, int]], list[Arrays]]:
-    """Those whose rows are sound; the others are given their errors."""
-    kept = []
+def _checked_one_by_one(
+    check: Callable[[Arrays], None], segments: list[Segment], parts: list[Arrays]
+) -> tuple[list[Segment], list[Arrays]]:
+    """Returns the valid segments and their arrays; sets the error of the other entries."""
+    valid = []
     for segment, part in zip(segments, parts, strict=True):
         try:
             check(part)
         except Exception as error:  # noqa: BLE001 - one caller's, not the batch's
             segment[0].error = error
         else:
-            kept.append((segment, part))
-    return [segment for segment, _ in kept], [part for _, part in kept]
+            valid.append((segment, part))
+    return [segment for segment, _ in valid], [part for _, part in valid]
 
 
-def _give(entry: Entry, start: int, stop: int, answers: Arrays, first: int, last: int) -> None:
-    """Hands an entry its rows of a batch."""
-    work = entry.work
-    if stop - start == work.rows:
-        value = {name: array[first:last] for name, array in answers.items()}
+def _write(segment: Segment, outputs: Arrays, offset: int) -> None:
+    """Writes a segment's outputs, which begin at `offset` in the batch, to its entry's result.
+
+    With the last of an entry's rows, `finish` makes them into the result.
+    """
+    entry, start, stop = segment
+    request = entry.request
+    rows = slice(offset, offset + stop - start)
+    if stop - start == request.rows:
+        result = {name: array[rows] for name, array in outputs.items()}
     else:
         with _LOCK:
-            if entry.value is None:
-                entry.value = {
-                    name: np.empty((work.rows, *array.shape[1:]), array.dtype)
-                    for name, array in answers.items()
+            if entry.result is None:
+                entry.result = {
+                    name: np.empty((request.rows, *array.shape[1:]), array.dtype)
+                    for name, array in outputs.items()
                 }
-        value = entry.value
-        for name, array in answers.items():
-            value[name][start:stop] = array[first:last]
+        result = entry.result
+        for name, array in outputs.items():
+            result[name][start:stop] = array[rows]
         with _LOCK:
-            entry.given += stop - start
-            if entry.given < work.rows:
+            entry.written += stop - start
+            if entry.written < request.rows:
                 return
-    entry.value = value if work.finish is None else work.finish(value)
+    entry.result = result if request.finish is None else request.finish(result)

@@ -1,17 +1,16 @@
-"""Runs graphs on rows of many callers at once.
+"""Dynamic batching: requests of many callers are computed together.
 
-What came in one turn of the loop or the next ones, or was waiting when a worker became free,
-is computed together. There is no waiting window unless an operator asks for one: a lone call is
-never delayed, and under load batches grow by themselves. Rows are bit-equal in batches
-of every size (export proves it), so that nobody can tell from an answer whom it was
-computed with.
+A batch takes what was enqueued within a few iterations of the event loop, or while all compute
+threads were busy. There is no batching window unless an operator sets one: a lone call is never
+delayed, and under load batches grow by themselves. Rows are bit-equal in batches of every size
+(export proves it), so a reply does not depend on the requests that it shared a batch with.
 
-A call of many rows takes part in several batches, also at the same time, and after
-each goes to the back of its queue; operations of work take turns likewise. Others thus delay
-a small call by the batches that run when it comes and about one more. A turn of one call is
-what takes about two milliseconds, and a batch of many calls about eight
-(`runtime.Graph.measure`): with as many waiting they wait longer than that anyway, and the
-caches are lost less often to the graph by those who read and write calls.
+A request of many rows is split over several batches, which may run at the same time. After each
+of them it goes to the back of its operation's queue, and operations take turns likewise, so a
+large call delays a small one by the batches that are running and about one more. The rows of one
+call in a batch take about two milliseconds, and a batch of many calls about eight
+(`service.models.onnx.Graph.calibrate`): with that many calls waiting, each waits longer than that
+anyway, and the graph loses its caches less often to the code that reads and writes calls.
 """
 
 import asyncio
@@ -21,121 +20,127 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeVar
 
-from service.engine.batch import Batch, Entry, Graph, Operation, Work
+from service.engine.batch import Batch, Graph, InferenceRequest, Operation, QueueEntry, Segment
 from service.engine.call import Call
 from service.errors import DeadlineExceeded
 
 T = TypeVar("T")
 
-#: A batch that takes no longer than this is computed in the loop itself: to hand it to
-#: another thread and its result back would take longer (docs/performance.md).
+#: Longest batch that is computed on the event loop itself: handing it to a thread and its
+#: result back would take longer (docs/performance.md).
 INLINE_SECONDS: Final = 600e-6
-#: The same where there is no other core for the loop to go on beside it; others would wait for
-#: the core instead.
-ALONE_SECONDS: Final = 3e-3
-#: The same where it is one call's and there is no other: nobody waits for the loop. To wake a
-#: thread, and the loop again, costs such a call a quarter of a millisecond.
-LONE_SECONDS: Final = 1e-3
-# However much keeps coming, after so many turns of the loop a batch goes.
-_MOST_TURNS: Final = 4
+#: The same where a compute thread would have no core but the event loop's: other calls would
+#: wait for the core instead of the loop.
+INLINE_SECONDS_ONE_CORE: Final = 3e-3
+#: The same for a batch of the only call in flight: nobody else waits for the loop. Waking a
+#: thread, and then the loop, would cost that call a quarter of a millisecond.
+INLINE_SECONDS_ONE_CALL: Final = 1e-3
+# Iterations of the event loop after which a batch is dispatched although requests keep coming.
+_MAX_ITERATIONS: Final = 4
 
 
-class Observer(Protocol):
-    """Told of every batch, in the loop's thread."""
+class BatchObserver(Protocol):
+    """Receives the batcher's events, in the event loop's thread."""
 
-    def batch(self, graph: Any, rows: int, seconds: float) -> None:
-        """A batch has been computed."""
+    def batch_computed(self, graph: Any, rows: int, seconds: float) -> None:
+        """A batch is done, with or without an error."""
 
-    def queued(self, seconds: float) -> None:
-        """A call's first rows began to be computed after so long."""
+    def batch_failed(self, graph: Any, error: Exception) -> None:
+        """A graph raised on a batch."""
 
-    def dropped(self, reason: str) -> None:
-        """A call's rows will not be computed: `deadline` or `cancelled`."""
+    def request_dequeued(self, seconds: float) -> None:
+        """The first rows of a request were dispatched, that long after it was enqueued."""
 
-    def failed(self, graph: Any, error: Exception) -> None:
-        """A graph failed on a batch."""
+    def request_dropped(self, reason: str) -> None:
+        """The rest of a request will not be computed: `deadline` or `cancelled`."""
 
 
 class Batcher:
-    """One queue, emptied by workers.
+    """A queue of requests for each operation, emptied in batches.
 
-    All its methods are called in one event loop, which owns the queue; only the
-    computing goes elsewhere.
+    All methods are called in one event loop, which owns the queues; only the computing is done
+    in threads.
 
     Args:
-        execute: Runs a function beside the loop, and then another one in it.
-        workers: How many functions it may be given at once.
-        observer: Told of every batch.
+        execute: Runs a function in a thread, and then a second one in the event loop.
+        threads: Functions that it can run at once.
+        observer: Receives the batcher's events.
         window: Seconds that a batch which is not full waits for more rows.
-        inline: The longest batch that is computed in the loop itself, in seconds; one call's
-            alone may take LONE_SECONDS. 0 for none.
-        clock: Seconds that only grow, those of `Call.deadline`.
+        inline: Longest batch that is computed on the event loop, in seconds (for the only call
+            in flight, at least INLINE_SECONDS_ONE_CALL); 0 for none.
+        clock: Monotonic clock in seconds, that of `Call.deadline`.
     """
 
     def __init__(
         self,
         execute: Callable[[Callable[[], None], Callable[[], None]], None],
-        workers: int,
-        observer: Observer,
+        threads: int,
+        observer: BatchObserver,
         *,
         window: float = 0.0,
         inline: float = INLINE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._execute = execute
-        self._workers = self._free = workers
+        self._threads = self._idle_threads = threads
         self._observer = observer
         self._window = window
         self._inline = inline
-        self._lone = max(inline, LONE_SECONDS) if inline else 0.0
+        self._inline_one_call = max(inline, INLINE_SECONDS_ONE_CALL) if inline else 0.0
         self._clock = clock
-        self._waiting: OrderedDict[Operation, deque[Entry]] = OrderedDict()
-        self._scheduled = self._came = False
+        self._queues: OrderedDict[Operation, deque[QueueEntry]] = OrderedDict()
+        self._scheduled = self._enqueued = False
 
-    def run(self, work: Work[T], call: Call) -> asyncio.Future[T]:
-        """Computes rows, together with those of others.
+    def run(self, request: InferenceRequest[T], call: Call) -> asyncio.Future[T]:
+        """Enqueues a request.
 
-        If the future, or the task that awaits it, is cancelled, what is not yet computed
-        never is.
+        If the future, or the task that awaits it, is cancelled, the rows that are not
+        computed yet never are.
 
         Args:
-            work: What to compute.
-            call: For whom; its timing is added to.
+            request: The request.
+            call: The call that it belongs to; its timing is updated.
 
         Returns:
-            What `work.finish` makes, or the outputs by their names.
+            A future of what `request.finish` makes, or of the output arrays by name.
 
-        Raises (where it is awaited):
-            DeadlineExceeded: The call's deadline passed before the last row was due.
-            Exception: What `work.inputs`, the graph or `work.finish` raised.
+        Raises (when it is awaited):
+            DeadlineExceeded: The call's deadline passed before the last row was dispatched.
+            Exception: What `request.inputs`, the graph or `request.finish` raised.
         """
         loop = asyncio.get_running_loop()
-        entry = Entry(work, call, loop.create_future(), self._clock())
-        entries = self._waiting.get(work.operation)
-        if entries is None:
-            self._waiting[work.operation] = entries = deque()
-        entries.append(entry)
+        entry = QueueEntry(request, call, loop.create_future(), self._clock())
+        queue = self._queues.get(request.operation)
+        if queue is None:
+            self._queues[request.operation] = queue = deque()
+        queue.append(entry)
         self._schedule(loop)
         return entry.future
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Lets those go together that come in turns of the loop one after the other."""
-        self._came = True
-        if not self._scheduled and self._free:
+        """Defers the dispatch, so that requests read in the same iterations share a batch."""
+        self._enqueued = True
+        if not self._scheduled and self._idle_threads:
             self._scheduled = True
-            loop.call_soon(self._look, loop, _MOST_TURNS)
+            loop.call_soon(self._dispatch_when_quiet, loop, _MAX_ITERATIONS)
 
-    def _look(self, loop: asyncio.AbstractEventLoop, turns: int) -> None:
-        """Goes on once a turn of the loop, which reads what has come, has brought nothing."""
-        if self._came and turns:
-            self._came = False
-            loop.call_soon(self._look, loop, turns - 1)
+    def _dispatch_when_quiet(self, loop: asyncio.AbstractEventLoop, iterations: int) -> None:
+        """Dispatches once an event-loop iteration has enqueued nothing new.
+
+        Args:
+            loop: The running event loop.
+            iterations: Most iterations to wait from here.
+        """
+        if self._enqueued and iterations:
+            self._enqueued = False
+            loop.call_soon(self._dispatch_when_quiet, loop, iterations - 1)
         else:
             self._scheduled = False
             self._dispatch()
 
     def _dispatch(self) -> None:
-        while self._free and self._waiting:
+        """Starts batches as long as there are requests and idle threads."""
+        while self._idle_threads and self._queues:
             batch = self._next_batch()
             if batch is None:
                 return
@@ -144,98 +149,100 @@ class Batcher:
                 if start == 0:
                     waited = batch.began - entry.arrived
                     entry.call.timing.queue += waited
-                    self._observer.queued(waited)
-            lone = len(batch.segments) == 1
+                    self._observer.request_dequeued(waited)
+            one_call = len(batch.segments) == 1
             if (
-                self._free == self._workers
-                and not self._waiting
-                and batch.operation.graph.seconds(batch.rows)
-                <= (self._lone if lone else self._inline)
+                self._idle_threads == self._threads
+                and not self._queues
+                and batch.operation.graph.estimate_seconds(batch.rows)
+                <= (self._inline_one_call if one_call else self._inline)
             ):
                 batch.compute()
-                self._settle(batch)
+                self._complete(batch)
                 return
-            self._free -= 1
-            self._execute(batch.compute, lambda batch=batch: self._computed(batch))  # type: ignore[misc]
+            self._idle_threads -= 1
+            self._execute(batch.compute, lambda batch=batch: self._on_computed(batch))  # type: ignore[misc]
 
-    def _computed(self, batch: Batch) -> None:
-        self._free += 1
-        self._settle(batch)
+    def _on_computed(self, batch: Batch) -> None:
+        self._idle_threads += 1
+        self._complete(batch)
         self._dispatch()
 
     def _next_batch(self) -> Batch | None:
-        """Takes rows from the front of the queue whose turn it is."""
-        for operation in list(self._waiting):
-            entries = self._waiting.pop(operation)
-            if self._window and self._holds_back(operation, entries):
-                self._waiting[operation] = entries
+        """Takes rows off the front of the next operation's queue; None if none are due."""
+        for operation in list(self._queues):
+            queue = self._queues.pop(operation)
+            if self._window and self._waits_for_more(operation, queue):
+                self._queues[operation] = queue
                 continue
-            segments: list[tuple[Entry, int, int]] = []
-            room = most = self._room(operation.graph, entries)
-            turn = operation.graph.turn_rows
-            # Calls whose rows do not all fit go to the back, and have their next turns there.
-            cut: list[Entry] = []
-            while entries and room:
-                entry = entries.popleft()
+            segments: list[Segment] = []
+            limit = left = self._batch_limit(operation.graph, queue)
+            max_call_rows = operation.graph.max_call_rows
+            # Requests with rows left over go to the back of the queue.
+            unfinished: list[QueueEntry] = []
+            while queue and left:
+                entry = queue.popleft()
                 if self._dropped(entry):
                     continue
-                start = entry.taken
-                stop = min(entry.work.rows, start + min(room, turn))
-                entry.taken = stop
+                start = entry.scheduled
+                stop = min(entry.request.rows, start + min(left, max_call_rows))
+                entry.scheduled = stop
                 segments.append((entry, start, stop))
-                room -= stop - start
-                if stop < entry.work.rows:
-                    cut.append(entry)
-            entries.extend(cut)
-            if entries:
-                self._waiting[operation] = entries
+                left -= stop - start
+                if stop < entry.request.rows:
+                    unfinished.append(entry)
+            queue.extend(unfinished)
+            if queue:
+                self._queues[operation] = queue
             if segments:
-                return Batch(operation, segments, most - room)
+                return Batch(operation, segments, limit - left)
         return None
 
-    def _room(self, graph: Graph, entries: deque[Entry]) -> int:
-        """Most rows of the next batch: the workers that are free share what is waiting."""
-        if self._free == 1 or graph.batch_rows == graph.turn_rows:
-            return graph.batch_rows
-        share = -(-sum([entry.work.rows - entry.taken for entry in entries]) // self._free)
-        return min(graph.batch_rows, max(graph.turn_rows, share))
+    def _batch_limit(self, graph: Graph, queue: deque[QueueEntry]) -> int:
+        """Most rows of the next batch: idle threads share what is queued evenly."""
+        if self._idle_threads == 1 or graph.max_batch_rows == graph.max_call_rows:
+            return graph.max_batch_rows
+        queued = sum([entry.request.rows - entry.scheduled for entry in queue])
+        share = -(-queued // self._idle_threads)
+        return min(graph.max_batch_rows, max(graph.max_call_rows, share))
 
-    def _holds_back(self, operation: Operation, entries: deque[Entry]) -> bool:
-        """Whether a batch is not full and its first rows have not waited long enough."""
-        left = entries[0].arrived + self._window - self._clock()
-        rows = sum(entry.work.rows - entry.taken for entry in entries)
-        if left <= 0 or rows >= operation.graph.batch_rows:
+    def _waits_for_more(self, operation: Operation, queue: deque[QueueEntry]) -> bool:
+        """Whether the batch is not full and its window is open; if so, sets the timer."""
+        left = queue[0].arrived + self._window - self._clock()
+        rows = sum(entry.request.rows - entry.scheduled for entry in queue)
+        if left <= 0 or rows >= operation.graph.max_batch_rows:
             return False
         asyncio.get_running_loop().call_later(left, self._dispatch)
         return True
 
-    def _dropped(self, entry: Entry) -> bool:
-        """Whether nobody waits for it any more."""
+    def _dropped(self, entry: QueueEntry) -> bool:
+        """Whether an entry has failed, or its caller has left or timed out; if so, ends it."""
         if entry.error is not None:
             return True
         if entry.future.done() or entry.call.cancelled():
             entry.future.cancel()
-            self._observer.dropped("cancelled")
+            self._observer.request_dropped("cancelled")
             return True
         if entry.call.deadline != math.inf and self._clock() >= entry.call.deadline:
+            rows = entry.request.rows
             entry.future.set_exception(
                 DeadlineExceeded(
-                    f"the deadline passed with {entry.work.rows - entry.settled} of "
-                    f"{entry.work.rows} rows not computed"
+                    f"the deadline passed with {rows - entry.completed} of {rows} rows not computed"
                 )
             )
-            self._observer.dropped("deadline")
+            self._observer.request_dropped("deadline")
             return True
         return False
 
-    def _settle(self, batch: Batch) -> None:
-        """Tells of a batch, and those whose last rows were in it."""
+    def _complete(self, batch: Batch) -> None:
+        """Reports a batch, and completes the requests whose last rows were in it."""
         seconds = self._clock() - batch.began
+        graph = batch.operation.graph
         if batch.error is not None:
-            self._observer.failed(batch.operation.graph, batch.error)
-        self._observer.batch(batch.operation.graph, batch.rows, seconds)
+            self._observer.batch_failed(graph, batch.error)
+        self._observer.batch_computed(graph, batch.rows, seconds)
         for entry, start, stop in batch.segments:
-            entry.settled += stop - start
+            entry.completed += stop - start
             timing = entry.call.timing
             timing.compute += seconds
             timing.batch_rows = max(timing.batch_rows, batch.rows)
@@ -246,5 +253,5 @@ class Batcher:
             if error is not None:
                 entry.error = error
                 future.set_exception(error)
-            elif entry.settled == entry.work.rows:
-                future.set_result(entry.value)
+            elif entry.completed == entry.request.rows:
+                future.set_result(entry.result)

@@ -1,4 +1,4 @@
-"""What a call is beside its message, whatever carries it."""
+"""Per-call context: deadline, cancellation, metadata, timing."""
 
 import math
 import time
@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Timing:
-    """Where the time of a call went, in seconds.
+    """Where the time of a call went.
 
     Attributes:
-        queue: Waiting until its rows began to be computed, over all its graphs.
-        compute: In the batches that its rows were in.
-        batch_rows: Rows in the largest of them.
+        queue: Seconds from enqueueing until the first rows were dispatched, summed over the
+            call's inference requests.
+        compute: Seconds that the batches with rows of the call took, summed.
+        batch_rows: Rows in the largest of these batches.
     """
 
     queue: float = 0.0
@@ -21,7 +22,7 @@ class Timing:
     batch_rows: int = 0
 
     def add(self, other: "Timing") -> None:
-        """Adds that of a part."""
+        """Adds the timing of a part of the call."""
         self.queue += other.queue
         self.compute += other.compute
         self.batch_rows = max(self.batch_rows, other.batch_rows)
@@ -33,23 +34,23 @@ def _never() -> bool:
 
 @dataclass(slots=True)
 class Call:
-    """A call, as the servicer and the engine see it.
+    """One RPC, as the servicer and the engine see it, independent of the transport.
 
     Attributes:
-        deadline: When its caller stops waiting, by `time.monotonic`.
-        cancelled: Tells whether its caller has left. A transport that cancels the
-            call's task need not set it.
-        metadata: What came with it, by lower-case key.
-        peer: Who calls, for the log.
-        request_id: Its name in the log.
-        patient: Whether it waits for room on a full server, as a running stream does,
-            and is not refused.
-        arrived: When it, or the message of the stream being answered, came, by
-            `time.monotonic`.
-        model: The model that answers; set by the servicer for metrics and traces, as
-            what follows.
-        version: Its version.
-        rows: Rows asked for so far.
+        deadline: When the caller stops waiting, on the clock of `time.monotonic`.
+        cancelled: Returns whether the caller has left. A transport that cancels the call's
+            task need not set it.
+        metadata: Metadata of the request, by lower-case key.
+        peer: Address of the caller, for the log.
+        request_id: Identifies the call in the log.
+        patient: Whether the call waits for room on a full server, as a running stream does,
+            instead of being shed.
+        arrived: When the call, or the message of the stream being answered, was received, on
+            the clock of `time.monotonic`.
+        model: Name of the model that answers; set by the servicer for metrics and traces, as
+            are the following.
+        version: Version of that model.
+        rows: Rows requested so far.
         timing: Where the time went so far.
     """
 

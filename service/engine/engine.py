@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from common.noise import Stream, standard_normal, uniform
 from service.engine import paths
 from service.engine.admission import Admission, Admitted
-from service.engine.batch import Arrays, Operation, Work
+from service.engine.batch import Arrays, InferenceRequest, Operation
 from service.engine.batcher import INLINE_SECONDS, Batcher
 from service.engine.call import Call
 from service.engine.operations import Array, Check, Observer, Operations, Pixels, unit_range
@@ -113,7 +113,7 @@ class Engine:
             return Encoded(mean, log_var, drawn(mean, log_var, eps))
 
         operation = self._of(model).encode[images.dtype == np.uint8]
-        work = Work(operation, len(images), {"image": images}, finish)
+        work = InferenceRequest(operation, len(images), {"image": images}, finish)
         return self._batcher.run(work, call)
 
     def encoding(self, model: Model, check: Check | None = None) -> Compute:
@@ -153,7 +153,7 @@ class Engine:
             as_uint8: Whether images are uint8, 0 to 255, rather than float32 in [0, 1].
         """
         operation = self._of(model).decode[as_uint8]
-        work: Work[Arrays] = Work(operation, len(z), {"z": z})
+        work: InferenceRequest[Arrays] = InferenceRequest(operation, len(z), {"z": z})
         return (await self._batcher.run(work, call))["image"]
 
     async def sample(
@@ -211,11 +211,13 @@ class Engine:
                     "label": np.full(stop - start, label, np.int64),
                 }
 
-            drawn: Work[Arrays] = Work(operations.prior, count, choice)
+            drawn: InferenceRequest[Arrays] = InferenceRequest(operations.prior, count, choice)
             latents: Arrays = {"z": (await self._batcher.run(drawn, call))["z"]}
-            work: Work[Arrays] = Work(operations.sample[as_uint8], count, latents)
+            work: InferenceRequest[Arrays] = InferenceRequest(
+                operations.sample[as_uint8], count, latents
+            )
         else:
-            work = Work(
+            work = InferenceRequest(
                 operations.sample[as_uint8], count, lambda start, stop: {"z": noise(start, stop)}
             )
         outputs = await self._batcher.run(work, call)
@@ -300,7 +302,7 @@ class Engine:
         run = self._batcher.run
 
         def compute(call: Call, rows: NDArray[Any]) -> Awaitable[Arrays]:
-            work: Work[Arrays] = Work(operation, len(rows), {name: rows})
+            work: InferenceRequest[Arrays] = InferenceRequest(operation, len(rows), {name: rows})
             return run(work, call)
 
         return compute

@@ -1,4 +1,4 @@
-"""Paths and grids through a latent space: NumPy alone."""
+"""Interpolation paths and traversal grids in a latent space."""
 
 import math
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 
-# Below this sine of the angle between two directions there is no arc to follow.
+# Below this sine of the angle between the ends they count as parallel.
 _PARALLEL = 1e-6
 
 
@@ -17,10 +17,10 @@ def linear(start: Array, stop: Array, steps: int) -> Array:
     Args:
         start: float32 [D].
         stop: float32 [D].
-        steps: How many points, at least 2.
+        steps: Number of points, at least 2.
 
     Returns:
-        float32 [steps, D]; the first and the last are the ends to the bit.
+        float32 [steps, D]; the first and the last are bit-equal to the ends.
     """
     t = np.linspace(0.0, 1.0, steps)[:, None]
     path = (1.0 - t) * start.astype(np.float64) + t * stop.astype(np.float64)
@@ -30,18 +30,18 @@ def linear(start: Array, stop: Array, steps: int) -> Array:
 def spherical(start: Array, stop: Array, steps: int) -> Array:
     """Returns points on the arc between two latents, ends included.
 
-    Spherical linear interpolation (Shoemake 1985; of latents White 2016): the angle
-    grows evenly, and the length goes from one end's to the other's. Where the ends have
-    the same or opposite directions, or one of them is 0, there is no arc and the path is
-    the straight line.
+    Spherical linear interpolation (Shoemake 1985; for latents White 2016): the angle grows
+    evenly, and the norm goes from that of one end to that of the other. If the ends are
+    parallel or opposite, or one of them is 0, there is no arc and the path is the straight
+    line.
 
     Args:
         start: float32 [D].
         stop: float32 [D].
-        steps: How many points, at least 2.
+        steps: Number of points, at least 2.
 
     Returns:
-        float32 [steps, D]; the first and the last are the ends to the bit.
+        float32 [steps, D]; the first and the last are bit-equal to the ends.
     """
     a, b = start.astype(np.float64), stop.astype(np.float64)
     lengths = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
@@ -58,19 +58,19 @@ def spherical(start: Array, stop: Array, steps: int) -> Array:
 def traverse(
     middle: Array, std: Array, axes: tuple[int, ...], steps: int, reach: float
 ) -> tuple[Array, int, int]:
-    """Returns the points of a line or a grid along latent axes.
+    """Returns the points of a row, or of a grid, along latent axes.
 
     Args:
-        middle: Where its middle is, float32 [D].
-        std: What a standard deviation is along each axis, float32 [D].
-        axes: One axis, growing from left to right, or also a second one, growing from
-            the bottom row to the top one.
+        middle: Latent in the middle, float32 [D].
+        std: Standard deviation of the prior along each latent axis, float32 [D].
+        axes: The latent axis that grows from left to right, and optionally a second one that
+            grows from the bottom row to the top row.
         steps: Points along each axis, at least 2.
         reach: Standard deviations to either side of the middle.
 
     Returns:
-        The points row by row from the top, float32 [rows * columns, D], and how many
-        rows and columns there are.
+        The points row by row from the top, float32 [rows * columns, D], and the numbers of
+        rows and columns.
     """
     offsets = np.linspace(-reach, reach, steps)
     rows = steps if len(axes) == 2 else 1
@@ -82,7 +82,7 @@ def traverse(
 
 
 def _with_ends(path: NDArray[np.float64], start: Array, stop: Array) -> Array:
-    """The path as float32, its ends as they were given and not as they were rounded."""
+    """The path as float32, with the ends exactly as given."""
     points = path.astype(np.float32)
     points[0], points[-1] = start, stop
     return points

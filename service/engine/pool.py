@@ -1,4 +1,4 @@
-"""Threads that compute beside the loop."""
+"""Threads that compute batches off the event loop."""
 
 import asyncio
 import queue
@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 
 class Pool:
-    """Threads that compute batches.
+    """A fixed number of compute threads and the queue that they take work from.
 
     Args:
-        count: How many.
+        count: Number of threads; they are started here.
     """
 
     def __init__(self, count: int):
@@ -26,7 +26,12 @@ class Pool:
         return len(self._threads)
 
     def __call__(self, work: Callable[[], None], then: Callable[[], None]) -> None:
-        """Computes `work` in a thread and then calls `then` in the running loop."""
+        """Runs `work` in a thread, and then `then` in the event loop that this is called in.
+
+        Args:
+            work: Must not raise: that would end the thread.
+            then: Scheduled with `call_soon_threadsafe`.
+        """
         loop = asyncio.get_running_loop()
 
         def both() -> None:
@@ -36,7 +41,7 @@ class Pool:
         self._queue.put(both)
 
     def close(self) -> None:
-        """Waits for what is being computed, and ends."""
+        """Finishes the work in the queue and joins the threads."""
         for _ in self._threads:
             self._queue.put(None)
         for thread in self._threads:

@@ -1,4 +1,4 @@
-"""How likely images are under a model: what its ELBO is made of, and a tighter bound."""
+"""Scores of images under a model: the terms of the ELBO, and an importance-weighted bound."""
 
 import asyncio
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from bundle import Manifest
 from common import likelihood
 from common.noise import Stream, standard_normal
-from service.engine.batch import Work
+from service.engine.batch import InferenceRequest
 from service.engine.batcher import Batcher
 from service.engine.call import Call
 from service.engine.operations import Array, Operations
@@ -17,13 +17,22 @@ from service.engine.sampling import ANY_LABEL, Draw, drawn
 
 Nats = NDArray[np.float64]
 
-# Rows that draws are computed in at a time: as many as fill a batch.
+# Rows of all draws that are submitted at a time: enough to fill a batch.
 _ROWS = 256
 
 
 @dataclass(frozen=True)
 class Scored:
-    """How likely images are, float64 [N] each, in nats; see ScoreResponse."""
+    """Scores of N images, float64 [N]; all in nats but the percentile.
+
+    Attributes:
+        reconstruction: Negative log-likelihood of the image at the posterior mean.
+        kl: KL of the posterior to the prior; for a learned prior, which has no closed form, its
+            estimate at the posterior mean.
+        nll: Importance-weighted bound on -log p(x); None without draws.
+        percentile: Share of the training images with a lower negative ELBO, in percent; None
+            if the bundle has no table.
+    """
 
     reconstruction: Nats
     kl: Nats
@@ -32,18 +41,18 @@ class Scored:
 
     @property
     def elbo(self) -> Nats:
-        """The negative ELBO at the posterior mean."""
+        """Negative ELBO at the posterior mean, [N]."""
         return self.reconstruction + self.kl
 
 
 class Scoring:
-    """Scores the images of one call by the posteriors that they were encoded to.
+    """Scores the images of one call, given the posteriors that they were encoded to.
 
     Args:
-        batcher: Computes.
-        operations: Of the model's work.
-        manifest: The model's; its posterior is Gaussian.
-        call: For whom.
+        batcher: Runs the graphs.
+        operations: The model's operations.
+        manifest: The model's manifest; its posterior is Gaussian.
+        call: The call.
     """
 
     def __init__(self, batcher: Batcher, operations: Operations, manifest: Manifest, call: Call):
@@ -59,10 +68,11 @@ class Scoring:
 
         Args:
             images: float32 [N, C, H, W] in [0, 1].
-            mean: Of their posteriors, [N, D].
-            log_var: Of their posteriors, [N, D].
-            draws: K, draws of the importance-weighted bound (Burda et al. 2016); 0 for none.
-            draw: The noise of these draws.
+            mean: Means of their posteriors, float32 [N, D].
+            log_var: Log-variances of their posteriors, float32 [N, D].
+            draws: K, number of draws for the importance-weighted bound (Burda et al. 2016);
+                0 for none.
+            draw: Seed and offset of their noise.
         """
         reconstruction = await self._nll(mean, images)
         if self._manifest.learned_prior:
@@ -84,8 +94,8 @@ class Scoring:
         for first in range(0, draws, at_once):
             numbers = range(first, min(first + at_once, draws))
             means, log_vars, images = (
-                np.tile(each, (len(numbers), *[1] * (each.ndim - 1)))
-                for each in (mean, log_var, pixels)
+                np.tile(array, (len(numbers), *[1] * (array.ndim - 1)))
+                for array in (mean, log_var, pixels)
             )
 
             def noise(numbers: range = numbers) -> Array:
@@ -108,22 +118,22 @@ class Scoring:
 
     async def _nll(self, z: Array, images: Array) -> Nats:
         """-log p(x|z), [N]."""
-        work = Work(
+        request = InferenceRequest(
             self._operations.logits,
             len(z),
             {"z": z},
             lambda outputs: likelihood.bernoulli_nll(outputs["logits"], images),
         )
-        return await self._batcher.run(work, self._call)
+        return await self._batcher.run(request, self._call)
 
     async def _log_prior(self, z: Array) -> Nats:
         """Log p(z), [N]."""
         if not self._manifest.learned_prior:
             return likelihood.gaussian_log_density(z)
-        work = Work(
+        request = InferenceRequest(
             self._operations.density,
             len(z),
             {"z": z, "label": np.full(len(z), ANY_LABEL, np.int64)},
             lambda outputs: outputs["log_prob"].astype(np.float64),
         )
-        return await self._batcher.run(work, self._call)
+        return await self._batcher.run(request, self._call)

@@ -1,16 +1,16 @@
-"""How many rows fit into a message, and how many bytes a row is."""
+"""Size of a row, and the most rows of a request."""
 
 import math
 
 from bundle import Manifest
 from service.models.model import ModelRefused
 
-# Room in a message for everything that is not rows.
+# Room in a message for everything but the rows.
 _OVERHEAD_BYTES = 1024
 
 
 def row_bytes(manifest: Manifest) -> int:
-    """Bytes of a row at most: an image as float32 and three vectors of latents."""
+    """Upper bound on the bytes of a row: a float32 image and three latent vectors."""
     return 4 * (math.prod(manifest.image_shape) + 3 * manifest.latent_dim)
 
 
@@ -18,12 +18,12 @@ def max_rows(manifest: Manifest, rows: int, message_bytes: int) -> int:
     """Returns the most rows in one request to a model.
 
     Args:
-        manifest: The model.
-        rows: The operator's limit.
-        message_bytes: Most bytes in one message.
+        manifest: The model's manifest.
+        rows: The setting `max_rows`.
+        message_bytes: The setting `max_message_bytes`.
 
     Raises:
-        ModelRefused: Not even one row fits.
+        ModelRefused: Not even one row fits into a message.
     """
     row = row_bytes(manifest)
     fitting = (message_bytes - _OVERHEAD_BYTES) // row

@@ -1,4 +1,4 @@
-"""One model, loaded: verified files, graphs on their device, golden rows replayed."""
+"""A loaded model: graphs on their device, with their golden rows replayed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,18 +19,20 @@ _MOMENT_DRAWS = 4096
 
 
 class ModelRefused(Exception):
-    """A sound bundle that this server must not serve, above all for its golden rows."""
+    """This server must not serve a bundle, valid as it is; mostly for its golden rows."""
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A model that is ready to answer; equal to itself alone.
+    """A model that is ready to serve; compared by identity.
 
     Attributes:
-        manifest: What its bundle says of it.
+        manifest: The manifest of its bundle.
         graphs: Its graphs, by what they do.
-        prior_mean: Mean of the prior along each latent axis, float32 [D]; 0 without one.
-        prior_std: Its standard deviation, float32 [D]; 1 without one.
+        prior_mean: Mean of the prior along each latent axis, float32 [D]; 0 without a learned
+            prior.
+        prior_std: Standard deviation of the prior along each latent axis, float32 [D]; 1
+            without a learned prior.
     """
 
     manifest: Manifest
@@ -45,24 +47,25 @@ class Model:
 
     @property
     def device(self) -> Device:
-        """Where its graphs run."""
+        """Device that its graphs run on."""
         return self.graphs["decoder"].device
 
 
 def load_model(bundle: Bundle, device: Device, threads: int = 0) -> Model:
-    """Loads a bundle's graphs and proves their numerics.
+    """Loads a bundle's graphs, replays its golden rows and calibrates the batch sizes.
 
-    The golden rows are replayed on the very sessions that will serve, which also
-    warms them up.
+    The golden rows are replayed on the very sessions that will serve, which also warms them
+    up.
 
     Args:
         bundle: A verified bundle.
-        device: Where to run its graphs.
-        threads: Threads a run may use; 0 for as many as this process has CPUs.
+        device: Device to run the graphs on.
+        threads: Threads that a run may use; 0 for as many as this process has CPUs.
 
     Raises:
-        ModelRefused: An answer is further from the golden one than the bundle
-            allows on this device.
+        ModelRefused: The noise scheme is not this server's, the graphs do not fit the
+            manifest, or outputs differ from the golden ones by more than the device's
+            tolerance.
         Exception: onnxruntime refuses a graph.
     """
     manifest = bundle.manifest
@@ -74,15 +77,15 @@ def load_model(bundle: Bundle, device: Device, threads: int = 0) -> Model:
     for name, graph in graphs.items():
         _replay(name, graph, bundle)
         ref = manifest.graphs[name]
-        graph.measure({spec.name: bundle.golden[f"{name}.{spec.name}"] for spec in ref.inputs})
+        graph.calibrate({spec.name: bundle.golden[f"{name}.{spec.name}"] for spec in ref.inputs})
     return Model(manifest, MappingProxyType(graphs), *_prior_moments(manifest, graphs))
 
 
 def _prior_moments(manifest: Manifest, graphs: Mapping[GraphName, Graph]) -> tuple[Array, Array]:
-    """Mean and standard deviation of the prior along each latent axis.
+    """Mean and standard deviation of the prior along each latent axis, float32 [D] each.
 
-    Of a learned prior as those of draws: they are the middle and the unit of a
-    traversal, which want to be the same on every server and no better than that.
+    For a learned prior they are estimated from draws with a fixed seed. They are the middle
+    and the unit of a traversal: those have to be equal on all servers, not exact.
     """
     dim = manifest.latent_dim
     if not manifest.learned_prior:
@@ -97,6 +100,11 @@ def _prior_moments(manifest: Manifest, graphs: Mapping[GraphName, Graph]) -> tup
 
 
 def _replay(name: GraphName, graph: Graph, bundle: Bundle) -> None:
+    """Runs a graph on its golden rows.
+
+    Raises:
+        ModelRefused: Its inputs, outputs or their values are not those of the bundle.
+    """
     manifest = bundle.manifest
     ref = manifest.graphs[name]
     if graph.device.kind not in manifest.tolerances:
@@ -119,7 +127,7 @@ def _replay(name: GraphName, graph: Graph, bundle: Bundle) -> None:
         # A log-density is a sum over the latent dimensions, and so is its error.
         terms = manifest.latent_dim if tensor.name == "log_prob" else 1
         difference = float(np.max(np.abs(got - wanted))) / terms
-        # Asked so that NaN fails.
+        # Not `>`: NaN has to fail.
         if not difference <= tolerance:
             raise ModelRefused(
                 f"{key}: differs from its golden rows by {difference:.3g}, wanted at most "

@@ -1,4 +1,4 @@
-"""onnxruntime, and the only place that knows it."""
+"""Devices and graphs of onnxruntime; the only module that imports it."""
 
 import math
 import os
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from common.cpus import usable_cpus
 from service.errors import StartError
 
-# From 1.29 on onnxruntime sends telemetry unless told otherwise before its import.
+# From 1.29 on onnxruntime sends telemetry unless this is set before its import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime
@@ -24,14 +24,14 @@ VERSION: str = onnxruntime.__version__
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 
-# Most rows computed at a time. On a CPU no more than fit into its caches: 4096 rows of the
-# flagship's decoder take 0.5 GiB and a quarter longer as one run, and a mixture of 256
-# dimensions 3 GiB. What goes in and comes out is the same for any number.
-_ROWS = {"cpu": 64, "cuda": 1024}
+# Most rows of one run before and after calibration. On a CPU no more than fit into its caches:
+# 4096 rows of the flagship's decoder take 0.5 GiB and a quarter longer as one run, and those of
+# a mixture of 256 dimensions 3 GiB. Outputs do not depend on it.
+_DEFAULT_ROWS = {"cpu": 64, "cuda": 1024}
 _MOST_ROWS = {"cpu": 512, "cuda": 4096}
-# A batch keeps others waiting: what it has of one call, and of all, is to take about so long,
-# but for graphs of which even the fewest rows that fill a core take longer.
-_TURN_SECONDS = 0.002
+# A running batch delays the calls behind it: the rows of one call in it, and all of its rows,
+# should take about this long, unless even the fewest rows that fill a core take longer.
+_CALL_SECONDS = 0.002
 _BATCH_SECONDS = 0.008
 _FEWEST_ROWS = {"cpu": 16, "cuda": 64}
 _TRIAL_ROWS = 16
@@ -44,7 +44,7 @@ class Device:
 
     Attributes:
         kind: `cpu` or `cuda`.
-        index: Which GPU.
+        index: Index of the GPU; 0 for a CPU.
     """
 
     kind: Literal["cpu", "cuda"]
@@ -55,14 +55,14 @@ class Device:
 
 
 def resolve_device(wanted: str) -> Device:
-    """Turns a setting into a device that is there.
+    """Returns the device that a setting means; for CUDA, once a graph has run on it.
 
     Args:
-        wanted: `cpu`, `cuda`, `cuda:1`, or `auto`, which takes CUDA where this
-            onnxruntime can use it and the CPU else.
+        wanted: `cpu`, `cuda`, `cuda:1`, or `auto`: CUDA if this onnxruntime can use it, else
+            the CPU.
 
     Raises:
-        StartError: It is none of these, or CUDA was asked for and is not there:
+        StartError: The setting is none of these, or CUDA was asked for and does not work:
             onnxruntime itself would warn once and run on the CPU.
     """
     match = re.fullmatch(r"auto|cpu|cuda(?::(\d{1,3}))?", wanted)
@@ -83,25 +83,26 @@ def resolve_device(wanted: str) -> Device:
 
 
 class Graph:
-    """One ONNX graph, loaded and ready.
+    """One ONNX graph in an onnxruntime session.
 
     Args:
         content: The ONNX file's bytes, already verified.
-        device: Where to run it.
-        threads: Threads a run may use; 0 for as many as this process has CPUs.
-        rows: Most rows to compute at a time; 0 for as many as suit the device.
+        device: Device to run on.
+        threads: Threads that a run may use; 0 for as many as this process has CPUs.
+        rows: Most rows of one run until `calibrate`; 0 for the device's default.
         name: What it does, for metrics and the log.
 
     Attributes:
         name: As given.
-        device: Where it really runs.
+        device: Device that it runs on.
         inputs: Names of its inputs.
         outputs: Names of its outputs.
-        batch_rows: Most rows that should be given to it at once.
-        turn_rows: Most rows of one call among them.
+        max_batch_rows: Most rows in one batch.
+        max_call_rows: Most rows of one call in a batch of several.
 
     Raises:
-        StartError: The device was not taken, for example CUDA out of memory.
+        StartError: onnxruntime fell back to another execution provider, for example because
+            the GPU is out of memory.
         Exception: onnxruntime refuses the graph.
     """
 
@@ -112,9 +113,9 @@ class Graph:
         options.intra_op_num_threads = threads or usable_cpus()
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # Batches come in every size: a memory pattern per size would only pile up.
+        # Batches come in every size: memory patterns, one for each size, would only pile up.
         options.enable_mem_pattern = False
-        # A waiting thread must not burn a core that others share.
+        # A waiting thread must not spin on a core that others share.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(content, options, providers=_providers(device))
         used = self._session.get_providers()[0]
@@ -122,79 +123,83 @@ class Graph:
             raise StartError(f"device: wanted {device}, but onnxruntime fell back to {used}")
         self.name = name
         self.device = device
-        self._rows = self.batch_rows = self.turn_rows = rows or _ROWS[device.kind]
+        self._run_rows = rows or _DEFAULT_ROWS[device.kind]
+        self.max_batch_rows = self.max_call_rows = self._run_rows
         self._pads = device.kind == "cuda"
-        self._seconds = (math.inf, 0.0)
-        self.inputs = tuple(each.name for each in self._session.get_inputs())
-        self.outputs = tuple(each.name for each in self._session.get_outputs())
+        # Estimated seconds of a run and, on top, of each of its rows.
+        self._run_seconds, self._row_seconds = math.inf, 0.0
+        self.inputs = tuple(node.name for node in self._session.get_inputs())
+        self.outputs = tuple(node.name for node in self._session.get_outputs())
 
     def run(
         self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str] = ()
     ) -> dict[str, NDArray[np.float32]]:
-        """Runs the graph; releases the GIL while it does.
+        """Runs the graph, a limited number of rows at a time; releases the GIL meanwhile.
 
         Args:
-            inputs: Arrays by the names of the graph's inputs, as many rows in each.
+            inputs: Arrays [N, ...] by the names of the graph's inputs.
             outputs: Names of the outputs wanted; all by default.
 
         Returns:
-            Arrays by the names of the outputs.
+            Arrays [N, ...] by the names of the outputs.
         """
         wanted = list(outputs or self.outputs)
         count = len(next(iter(inputs.values())))
-        if count <= self._rows:
+        if count <= self._run_rows:
             return dict(zip(wanted, self._run(wanted, inputs, count), strict=True))
         pieces = []
-        for start in range(0, count, self._rows):
-            piece = {name: array[start : start + self._rows] for name, array in inputs.items()}
-            pieces.append(self._run(wanted, piece, min(self._rows, count - start)))
-        joined = (np.concatenate(each) for each in zip(*pieces, strict=True))
+        for start in range(0, count, self._run_rows):
+            piece = {name: array[start : start + self._run_rows] for name, array in inputs.items()}
+            pieces.append(self._run(wanted, piece, min(self._run_rows, count - start)))
+        joined = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
         return dict(zip(wanted, joined, strict=True))
 
-    def seconds(self, rows: int) -> float:
-        """About how long so many rows take; for ever, as long as nobody has measured it."""
-        base, each = self._seconds
-        return base + rows * each
+    def estimate_seconds(self, rows: int) -> float:
+        """Expected time to compute a number of rows; infinite before `calibrate`."""
+        return self._run_seconds + rows * self._row_seconds
 
-    def measure(self, inputs: Mapping[str, NDArray[Any]]) -> None:
-        """Finds out how long rows take, and how many to compute at once.
+    def calibrate(self, inputs: Mapping[str, NDArray[Any]]) -> None:
+        """Measures how long runs take, and sets the limits on rows by it.
 
         Args:
-            inputs: Some rows that the graph takes.
+            inputs: Arrays of a few valid rows, by the names of the graph's inputs.
         """
-        few, many = (self._timed(inputs, rows) for rows in (1, _TRIAL_ROWS))
-        each = max((many - few) / (_TRIAL_ROWS - 1), 1e-9)
-        self._seconds = max(few - each, 0.0), each
-        self.turn_rows = self._rows_in(_TURN_SECONDS, each)
-        self._rows = self.batch_rows = self._rows_in(_BATCH_SECONDS, each)
+        one, many = (self._measure(inputs, rows) for rows in (1, _TRIAL_ROWS))
+        self._row_seconds = max((many - one) / (_TRIAL_ROWS - 1), 1e-9)
+        self._run_seconds = max(one - self._row_seconds, 0.0)
+        self.max_call_rows = self._rows_within(_CALL_SECONDS)
+        self._run_rows = self.max_batch_rows = self._rows_within(_BATCH_SECONDS)
 
-    def _rows_in(self, seconds: float, each: float) -> int:
-        rows = 1 << int(math.log2(max(1.0, seconds / each)))
+    def _rows_within(self, seconds: float) -> int:
+        """Largest power of two of rows that take so long, within the device's bounds."""
+        rows = 1 << int(math.log2(max(1.0, seconds / self._row_seconds)))
         return min(_MOST_ROWS[self.device.kind], max(_FEWEST_ROWS[self.device.kind], rows))
 
-    def _timed(self, inputs: Mapping[str, NDArray[Any]], rows: int) -> float:
-        taken = {name: np.resize(array, (rows, *array.shape[1:])) for name, array in inputs.items()}
-        shortest = math.inf
+    def _measure(self, inputs: Mapping[str, NDArray[Any]], rows: int) -> float:
+        """Seconds of the fastest of a few runs."""
+        trial = {name: np.resize(array, (rows, *array.shape[1:])) for name, array in inputs.items()}
+        fastest = math.inf
         for _ in range(_TRIALS):
             began = time.perf_counter()
-            self.run(taken)
-            shortest = min(shortest, time.perf_counter() - began)
-        return shortest
+            self.run(trial)
+            fastest = min(fastest, time.perf_counter() - began)
+        return fastest
 
     def _run(
         self, wanted: list[str], inputs: Mapping[str, NDArray[Any]], count: int
     ) -> list[NDArray[np.float32]]:
         if not self._pads:
             return self._session.run(wanted, dict(inputs))  # type: ignore[no-any-return]
-        # A GPU's libraries choose their algorithms anew for every shape they meet: let them
-        # meet few.
-        rows = min(self._rows, max(_FEWEST_ROWS[self.device.kind], 1 << (count - 1).bit_length()))
+        # CUDA's libraries choose their algorithms anew for every new shape: few buckets.
+        rows = min(
+            self._run_rows, max(_FEWEST_ROWS[self.device.kind], 1 << (count - 1).bit_length())
+        )
         padded = {name: _padded(array, rows) for name, array in inputs.items()}
         return [array[:count] for array in self._session.run(wanted, padded)]
 
 
 def _padded(array: NDArray[Any], rows: int) -> NDArray[Any]:
-    """Repeats the last row: it is sound, where zeros might not be."""
+    """Pads to a number of rows with copies of the last one: valid inputs, unlike zeros."""
     missing = rows - len(array)
     return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
 
@@ -202,12 +207,12 @@ def _padded(array: NDArray[Any], rows: int) -> NDArray[Any]:
 def _providers(device: Device) -> list[tuple[str, dict[str, str]]]:
     if device.kind == "cpu":
         return [(_CPU, {})]
-    # TF32 would cost three decimal digits, unasked.
+    # TF32, on by default, costs three decimal digits.
     return [(_CUDA, {"device_id": str(device.index), "use_tf32": "0"}), (_CPU, {})]
 
 
 def device_problem(device: Device) -> str | None:
-    """Why a device cannot be used, or None where a tiny graph really ran on it."""
+    """Returns why a device cannot be used, or None once a tiny graph has run on it."""
     if device.kind == "cuda" and _CUDA not in onnxruntime.get_available_providers():
         return "this onnxruntime has no CUDA (wanted the package onnxruntime-gpu)"
     try:
@@ -219,8 +224,7 @@ def device_problem(device: Device) -> str | None:
     return None
 
 
-# The graph y = Identity(x) over float32 [1], as ONNX bytes: onnx itself is no
-# dependency of the server.
+# The graph y = Identity(x), float32 [1], as an ONNX file: the server does not depend on onnx.
 _PROBE = bytes.fromhex(
     "08083a3b0a100a017812017922084964656e74697479120570726f62655a0f0a0178120a0a08080112040a0208"
     "01620f0a0179120a0a08080112040a02080142040a001012"

@@ -1,4 +1,4 @@
-"""The models a server serves: found, verified, loaded and looked up by name."""
+"""The models folder, and the set of models loaded from it."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -18,12 +18,12 @@ Load = Callable[[Bundle], Model]
 
 @dataclass(frozen=True)
 class Refused:
-    """A version that was wanted and is not served as it lies on disk.
+    """A version that is wanted, and not served as it is on disk.
 
     Attributes:
-        name: The model.
-        version: Its version; 0 where the model's folder cannot be read or lacks it.
-        problem: Why.
+        name: The model's name.
+        version: The version; 0 if the model's folder cannot be read.
+        problem: Why it was refused.
     """
 
     name: str
@@ -33,12 +33,12 @@ class Refused:
 
 @dataclass(frozen=True)
 class Models:
-    """An immutable set of loaded models; replaced as a whole.
+    """An immutable set of loaded models; a reload replaces it as a whole.
 
     Attributes:
-        default: Name that an empty name means, or empty where that is not loaded.
+        default: Name of the default model; empty if that is not loaded.
         loaded: The models by name, in alphabetical order, and version, the highest first.
-        refused: What is not served.
+        refused: The versions that were refused.
     """
 
     default: str = ""
@@ -51,8 +51,8 @@ class Models:
 
     @property
     def names(self) -> list[str]:
-        """Of every model that is there, loaded or refused."""
-        return sorted({*self.loaded, *(each.name for each in self.refused)})
+        """Names of all models in the folder, loaded or refused."""
+        return sorted({*self.loaded, *(refused.name for refused in self.refused)})
 
     def difference(self, others: "Models") -> list[Model]:
         """The models of this set that are not in the other one."""
@@ -60,15 +60,15 @@ class Models:
         return [model for model in self if model not in excluded]
 
     def find(self, name: str, version: int) -> Model:
-        """Returns the model asked for.
+        """Looks up a model.
 
         Args:
             name: Its name; empty for the default model.
             version: Its version; 0 for the highest that is served.
 
         Raises:
-            NotReady: No model is loaded, or not the default one that is meant.
-            ModelNotFound: This one is not.
+            NotReady: No model is loaded, or the default one is meant and not loaded.
+            ModelNotFound: No such model or version is served.
         """
         if not self.loaded:
             raise NotReady("no model is loaded; the server's log says why")
@@ -92,15 +92,15 @@ class Models:
 
 @dataclass(frozen=True)
 class Repository:
-    """Where the models come from and which of them are wanted.
+    """A models folder, and which of its models are wanted.
 
     Attributes:
-        root: The models folder.
+        root: The models folder, <name>/<version>/.
         load: Loads one verified bundle.
-        default: The default model; empty for the first that is loaded, in alphabetical
+        default: Name of the default model; empty for the first one loaded, in alphabetical
             order.
         versions: Which versions are wanted.
-        stopped: Asked between two bundles; if true, the rest is left out.
+        stopped: Polled between bundles; once it returns True, no more are loaded.
     """
 
     root: Path
@@ -110,15 +110,15 @@ class Repository:
     stopped: Callable[[], bool] = lambda: False
 
     def models(self, before: Models | None = None) -> Models:
-        """Finds and loads what is wanted; takes a while, and touches nothing that serves.
+        """Scans the folder and loads what is wanted; blocks, and changes nothing that serves.
 
-        A version that is served already is kept as it is: also where its files are
-        damaged by now, since what is in memory was proven. What has vanished from the
-        folder is left out. A model of which everything is refused is left out and
-        logged: one bad model must not take down a good one.
+        A version that is served already is kept, even if its files are damaged by now: the
+        loaded model was verified. What is gone from the folder is left out. A model whose
+        versions are all refused is left out and logged: one bad model must not take down a
+        good one.
 
         Args:
-            before: What is being served.
+            before: The models being served; None for none.
 
         Raises:
             StartError: The folder cannot be read, or holds no model named `default`.
@@ -157,18 +157,19 @@ class Repository:
             if self.stopped() or len(found) == most:
                 break
             if version not in folder.versions:
-                there = ", ".join(map(str, folder.versions))
-                problem = f"no version {version} in {folder.path}, which has {there or 'none'}"
+                available = ", ".join(map(str, folder.versions))
+                problem = f"no version {version} in {folder.path}, which has {available or 'none'}"
                 _refuse(refused, Refused(folder.name, version, problem))
                 continue
-            model = self._one(folder, version, before.get(version), refused)
+            model = self._load_version(folder, version, before.get(version), refused)
             if model is not None:
                 found[version] = model
         return found
 
-    def _one(
+    def _load_version(
         self, folder: ModelFolder, version: int, before: Model | None, refused: list[Refused]
     ) -> Model | None:
+        """Returns the loaded version, or `before` if that serves on; None if there is neither."""
         try:
             bundle = open_bundle(folder.path / str(version))
             if before is not None and before.manifest == bundle.manifest:
@@ -187,6 +188,6 @@ class Repository:
         return before
 
 
-def _refuse(refused: list[Refused], what: Refused) -> None:
-    refused.append(what)
-    _log.error("refused %s/%d: %s", what.name, what.version, what.problem)
+def _refuse(refused: list[Refused], version: Refused) -> None:
+    refused.append(version)
+    _log.error("refused %s/%d: %s", version.name, version.version, version.problem)

@@ -1,4 +1,4 @@
-"""Which versions of which models are to be served."""
+"""The setting that selects the versions of models to serve."""
 
 import re
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ _WHICH = re.compile(r"latest|all|[1-9][0-9]{0,17}")
 
 @dataclass(frozen=True)
 class Versions:
-    """The operator's choice.
+    """A selection of versions.
 
     Attributes:
         general: `latest`, `all` or a version number, for every model that is not named.
-        named: Pairs of a model's name and the same for it alone.
+        named: Pairs of a model's name and the selection for it alone.
     """
 
     general: str = LATEST
@@ -23,10 +23,10 @@ class Versions:
 
     @classmethod
     def parse(cls, text: str) -> "Versions":
-        """Reads a choice: `latest`, `all`, `3`, or `latest,mnist=2,other=all`.
+        """Parses a selection: `latest`, `all`, `3`, or `latest,mnist=2,other=all`.
 
         Raises:
-            ValueError: It is none.
+            ValueError: The text is not a selection.
         """
         general: list[str] = []
         named: dict[str, str] = {}
@@ -48,19 +48,20 @@ class Versions:
     def __str__(self) -> str:
         return ",".join([self.general, *(f"{name}={which}" for name, which in self.named)])
 
-    def wanted(self, name: str, there: Sequence[int]) -> tuple[tuple[int, ...], int | None]:
-        """Returns the versions of a model to try, the highest first.
+    def wanted(self, name: str, available: Sequence[int]) -> tuple[tuple[int, ...], int | None]:
+        """Selects from the versions of a model.
 
         Args:
-            name: The model.
-            there: The versions that its folder has.
+            name: The model's name.
+            available: The versions in its folder.
 
         Returns:
-            The versions, and how many of them to serve; None for all.
+            The versions to try, the highest first, and how many of them to serve; None for
+            all.
         """
         which = dict(self.named).get(name, self.general)
         if which == LATEST:
-            return tuple(sorted(there, reverse=True)), 1
+            return tuple(sorted(available, reverse=True)), 1
         if which == ALL:
-            return tuple(sorted(there, reverse=True)), None
+            return tuple(sorted(available, reverse=True)), None
         return (int(which),), 1

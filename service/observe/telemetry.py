@@ -81,7 +81,7 @@ class Telemetry:
         tracing: Tracing | None,
         failed: Callable[[Graph, Exception], None],
     ):
-        self.failed = failed
+        self.batch_failed = failed
         self._metrics = metrics
         self._tracing = tracing
 
@@ -110,16 +110,16 @@ class Telemetry:
             refused=sorted({each.name for each in models.refused}),
         )
 
-    def batch(self, graph: Graph, rows: int, seconds: float) -> None:
+    def batch_computed(self, graph: Graph, rows: int, seconds: float) -> None:
         """A batch has been computed."""
         self._metrics.batch(graph.name, str(graph.device), rows, seconds)
 
-    def queued(self, seconds: float) -> None:
-        """A call's first rows began to be computed after so long."""
+    def request_dequeued(self, seconds: float) -> None:
+        """The first rows of a request were dispatched, that long after it was enqueued."""
         self._metrics.queued(seconds)
 
-    def dropped(self, reason: str) -> None:
-        """A call's rows will not be computed."""
+    def request_dropped(self, reason: str) -> None:
+        """The rest of a request will not be computed: `deadline` or `cancelled`."""
         self._metrics.rejected(reason)
 
     def encoded(

@@ -1,4 +1,4 @@
-"""The bound on what is in flight."""
+"""Admission control: the bound on rows and bytes in flight."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -16,47 +16,47 @@ async def _settled() -> None:
         await asyncio.sleep(0)
 
 
-def test_rows_and_bytes_are_counted_while_they_are_in_flight() -> None:
-    async def scene() -> None:
+def test_rows_and_bytes_in_flight_are_counted() -> None:
+    async def run() -> None:
         admission = Admission(10, 1000)
         async with admission.admitted(3, 100), admission.admitted(4, 200):
             assert (admission.rows, admission.size) == (7, 300)
         assert (admission.rows, admission.size) == (0, 0)
 
-    asyncio.run(scene())
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize(
-    ("rows", "size", "said"), [(6, 1, "more than 10"), (1, 901, "bytes are in flight")]
+    ("rows", "size", "message"), [(6, 1, "more than 10"), (1, 901, "bytes are in flight")]
 )
-def test_what_has_no_room_is_refused_at_once_and_told_when_to_come(
-    rows: int, size: int, said: str
+def test_a_call_without_room_is_shed_at_once_with_a_time_to_retry(
+    rows: int, size: int, message: str
 ) -> None:
-    async def scene() -> None:
+    async def run() -> None:
         admission = Admission(10, 1000)
         async with admission.admitted(5, 100):
-            with pytest.raises(Overloaded, match=said) as caught:
+            with pytest.raises(Overloaded, match=message) as caught:
                 async with admission.admitted(rows, size):
                     pass
             assert 0.05 <= caught.value.retry_seconds <= 5
             assert (admission.rows, admission.size) == (5, 100)
 
-    asyncio.run(scene())
+    asyncio.run(run())
 
 
-def test_one_larger_than_everything_is_let_in_where_it_is_alone() -> None:
-    async def scene() -> None:
+def test_a_call_larger_than_the_bounds_is_admitted_when_it_is_alone() -> None:
+    async def run() -> None:
         admission = Admission(10, 1000)
         async with admission.admitted(100, 10_000):
             with pytest.raises(Overloaded):
                 async with admission.admitted(1, 1):
                     pass
 
-    asyncio.run(scene())
+    asyncio.run(run())
 
 
-def test_the_patient_wait_in_the_order_of_their_coming() -> None:
-    async def scene() -> None:
+def test_patient_calls_are_admitted_first_come_first_served() -> None:
+    async def run() -> None:
         admission, order = Admission(10, 1000), []
 
         async def patient(name: str, rows: int) -> None:
@@ -64,18 +64,18 @@ def test_the_patient_wait_in_the_order_of_their_coming() -> None:
                 order.append(name)
 
         async with admission.admitted(10, 1):
-            tasks = [asyncio.create_task(patient(*each)) for each in (("a", 9), ("b", 9))]
+            tasks = [asyncio.create_task(patient(name, 9)) for name in "ab"]
             await _settled()
             assert order == []
         await asyncio.gather(*tasks)
         assert order == ["a", "b"]
         assert admission.rows == 0
 
-    asyncio.run(scene())
+    asyncio.run(run())
 
 
-def test_a_patient_one_who_leaves_holds_nobody_up() -> None:
-    async def scene() -> None:
+def test_a_cancelled_patient_call_does_not_block_those_behind_it() -> None:
+    async def run() -> None:
         admission = Admission(10, 1000)
         done = asyncio.Event()
 
@@ -95,7 +95,7 @@ def test_a_patient_one_who_leaves_holds_nobody_up() -> None:
         await staying
         assert (admission.rows, admission.size) == (0, 0)
 
-    asyncio.run(scene())
+    asyncio.run(run())
 
 
 @settings(max_examples=60)
@@ -104,10 +104,10 @@ def test_a_patient_one_who_leaves_holds_nobody_up() -> None:
         st.tuples(st.integers(1, 12), st.booleans(), st.booleans()), min_size=1, max_size=20
     )
 )
-def test_the_bound_holds_and_nothing_is_left_behind(
+def test_the_bound_holds_and_all_room_is_given_back(
     calls: list[tuple[int, bool, bool]],
 ) -> None:
-    async def scene() -> None:
+    async def run() -> None:
         admission = Admission(10, 10_000)
 
         async def one(rows: int, patient: bool) -> None:
@@ -129,4 +129,4 @@ def test_the_bound_holds_and_nothing_is_left_behind(
         await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
         assert (admission.rows, admission.size) == (0, 0)
 
-    asyncio.run(scene())
+    asyncio.run(run())
