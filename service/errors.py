@@ -1,15 +1,15 @@
-"""What can go wrong in answering a call, without a word about the transport.
+"""Errors of calls, independent of the transport, and of the start.
 
-ServiceError                  a status, a reason and a message for the caller
-├── InvalidArgument           a field with the value got and the value wanted
+ServiceError                  status, reason and message for the caller
+├── InvalidArgument           a field, the value got and the value wanted
 ├── ModelNotFound             no such model or version
-├── NotForThisModel           the model cannot do what was asked
-├── Overloaded                too much is in flight; come again in a moment
+├── NotForThisModel           the model does not support the operation
+├── Overloaded                too much is in flight; retry after a moment
 ├── DeadlineExceeded          the caller's deadline has passed
-├── Unauthenticated           no or a wrong token
-├── Unimplemented             no such method, or no such compression
-├── UnknownService            health has no such name
-├── TooLarge                  a message beyond the limit
+├── Unauthenticated           no token, or a wrong one
+├── Unimplemented             unknown method or compression
+├── UnknownService            unknown health service name
+├── TooLarge                  message size above the limit
 └── NotReady                  loading, draining, or no model loaded
 StartError                    the server refuses to start (never sent)
 """
@@ -20,7 +20,7 @@ _LONGEST = 100
 
 
 class Status(enum.IntEnum):
-    """How a call failed: gRPC's status codes, as far as they are used."""
+    """gRPC status codes, those that the service uses."""
 
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
@@ -34,11 +34,11 @@ class Status(enum.IntEnum):
 
 
 class ServiceError(Exception):
-    """A call cannot be answered, and the caller is told why.
+    """An error whose message is sent to the caller.
 
     Attributes:
-        status: How it failed.
-        reason: Machine-readable, in UPPER_SNAKE_CASE.
+        status: The gRPC status code.
+        reason: Machine-readable reason in UPPER_SNAKE_CASE, that of ErrorInfo.
     """
 
     status = Status.INTERNAL
@@ -46,12 +46,12 @@ class ServiceError(Exception):
 
 
 class InvalidArgument(ServiceError):
-    """A field of the request has a wrong value.
+    """A field of the request has an invalid value.
 
     Args:
-        field: Its path, for example `images.tensor.shape`.
-        got: The value got.
-        wanted: The value wanted.
+        field: Path of the field, for example `images.tensor.shape`.
+        got: The value in the request.
+        wanted: Description of the values allowed.
     """
 
     status = Status.INVALID_ARGUMENT
@@ -71,18 +71,18 @@ class ModelNotFound(ServiceError):
 
 
 class NotForThisModel(ServiceError):
-    """The model is there, but cannot do what was asked of it."""
+    """The model does not support the operation, for example a label without labelled data."""
 
     status = Status.FAILED_PRECONDITION
     reason = "NOT_FOR_THIS_MODEL"
 
 
 class Overloaded(ServiceError):
-    """Too much is in flight.
+    """The call was shed: too much is in flight.
 
     Args:
-        message: What is too much, how much there is and how much may be.
-        retry_seconds: When to come again.
+        message: Which limit would be exceeded, and by what.
+        retry_seconds: Seconds after which to retry.
     """
 
     status = Status.RESOURCE_EXHAUSTED
@@ -94,7 +94,7 @@ class Overloaded(ServiceError):
 
 
 class DeadlineExceeded(ServiceError):
-    """The caller's deadline passed before its rows were computed; they never will be."""
+    """The caller's deadline passed before its rows were computed; they were dropped."""
 
     status = Status.DEADLINE_EXCEEDED
     reason = "DEADLINE_EXCEEDED"
@@ -108,35 +108,35 @@ class Unauthenticated(ServiceError):
 
 
 class Unimplemented(ServiceError):
-    """The server has no such method, or does not know how a message is encoded."""
+    """The server does not have the method, or does not support a message's compression."""
 
     status = Status.UNIMPLEMENTED
     reason = "UNIMPLEMENTED"
 
 
 class UnknownService(ServiceError):
-    """Health was asked for a name that there is not."""
+    """A health check names an unknown service."""
 
     status = Status.NOT_FOUND
     reason = "SERVICE_NOT_FOUND"
 
 
 class TooLarge(ServiceError):
-    """A message is larger than the server takes."""
+    """A message is larger than the server accepts."""
 
     status = Status.RESOURCE_EXHAUSTED
     reason = "MESSAGE_TOO_LARGE"
 
 
 class NotReady(ServiceError):
-    """The server is loading, draining or has no model."""
+    """The server is loading or draining, or has no model loaded."""
 
     status = Status.UNAVAILABLE
     reason = "NOT_READY"
 
 
 def shortened(value: object) -> str:
-    """A caller's value as text that fits into an error: trailers have little room."""
+    """Formats a value for an error message, cut to fit into trailers."""
     text = str(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text)} characters)"
 

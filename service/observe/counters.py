@@ -1,7 +1,7 @@
-"""A histogram and a counter for what happens with every call.
+"""A histogram and a counter that are cheap enough to update with every call.
 
-prometheus_client's own cost ten times that. These are to be fed from one thread; they may be
-collected from any, and what a histogram then shows is at most one value behind in its sum.
+prometheus_client's own cost ten times as much. These are updated from one thread only. They may
+be scraped from any thread: the buckets of a scrape add up, and its sum is at most one value behind.
 """
 
 from bisect import bisect_left
@@ -13,14 +13,14 @@ from prometheus_client.utils import floatToGoString
 
 
 class Histogram(Collector):
-    """Counts values by buckets, for each combination of labels.
+    """A histogram with labels.
 
     Args:
-        name: Of the metric.
-        text: What it tells.
-        buckets: Upper bounds, ascending; infinity is added.
+        name: Name of the metric.
+        text: Its HELP text.
+        buckets: Upper bounds of the buckets, ascending; infinity is added.
+        registry: Registry that collects it.
         labels: Names of its labels.
-        registry: Where it is collected.
     """
 
     def __init__(
@@ -35,35 +35,43 @@ class Histogram(Collector):
         self._text = text
         self._labels = labels
         self._bounds = [float(bound) for bound in buckets]
-        self._children: dict[tuple[str, ...], Child] = {}
+        self._children: dict[tuple[str, ...], HistogramChild] = {}
         if not labels:
-            self.of()
+            self.child()
         registry.register(self)
 
-    def of(self, *labels: str) -> "Child":
-        """Returns what counts under some labels."""
-        child = self._children.get(labels)
+    def child(self, *values: str) -> "HistogramChild":
+        """Returns the histogram of these label values; the same object each time."""
+        child = self._children.get(values)
         if child is None:
-            child = self._children[labels] = Child(self._bounds)
+            child = self._children[values] = HistogramChild(self._bounds)
         return child
 
     def collect(self) -> Iterator[Metric]:
-        """Returns what Prometheus is told."""
+        """Yields the metric as prometheus_client exposes it."""
         family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
         names = [*map(floatToGoString, self._bounds), "+Inf"]
-        for labels, child in list(self._children.items()):
-            # One copy, so that the buckets add up while others are being counted.
+        for values, child in list(self._children.items()):
+            # One copy, so that the buckets add up while calls go on being counted.
             counts, total = child.counts.copy(), 0
             buckets = []
             for name, count in zip(names, counts, strict=True):
                 total += count
                 buckets.append((name, float(total)))
-            family.add_metric(labels, buckets, child.sum)
+            family.add_metric(values, buckets, child.sum)
         yield family
 
 
-class Child:
-    """The counts under one combination of labels."""
+class HistogramChild:
+    """The histogram of one combination of label values.
+
+    Args:
+        bounds: Upper bounds of the buckets, ascending, without infinity.
+
+    Attributes:
+        counts: Number of values in each bucket alone, the one to infinity last.
+        sum: Sum of all values.
+    """
 
     __slots__ = ("_bounds", "counts", "sum")
 
@@ -73,18 +81,18 @@ class Child:
         self.sum = 0.0
 
     def observe(self, value: float) -> None:
-        """Counts a value."""
+        """Adds a value."""
         self.counts[bisect_left(self._bounds, value)] += 1
         self.sum += value
 
 
 class Counter(Collector):
-    """Counts what happens, for each combination of labels.
+    """A counter with labels.
 
     Args:
-        name: Of the metric, without the `_total` that it is shown with.
-        text: What it tells.
-        registry: Where it is collected.
+        name: Name of the metric, without the `_total` that is exposed.
+        text: Its HELP text.
+        registry: Registry that collects it.
         labels: Names of its labels.
     """
 
@@ -94,29 +102,29 @@ class Counter(Collector):
         self._name = name
         self._text = text
         self._labels = labels
-        self._counts: dict[tuple[str, ...], Count] = {}
+        self._children: dict[tuple[str, ...], CounterChild] = {}
         registry.register(self)
 
-    def of(self, *labels: str) -> "Count":
-        """Returns the count under some labels."""
-        count = self._counts.get(labels)
-        if count is None:
-            count = self._counts[labels] = Count()
-        return count
+    def child(self, *values: str) -> "CounterChild":
+        """Returns the counter of these label values; the same object each time."""
+        child = self._children.get(values)
+        if child is None:
+            child = self._children[values] = CounterChild()
+        return child
 
     def collect(self) -> Iterator[Metric]:
-        """Returns what Prometheus is told."""
+        """Yields the metric as prometheus_client exposes it."""
         family = CounterMetricFamily(self._name, self._text, labels=self._labels)
-        for labels, count in list(self._counts.items()):
-            family.add_metric(labels, float(count.value))
+        for values, child in list(self._children.items()):
+            family.add_metric(values, float(child.value))
         yield family
 
 
-class Count:
-    """The count under one combination of labels.
+class CounterChild:
+    """The counter of one combination of label values; callers increment `value` themselves.
 
     Attributes:
-        value: How often it has happened.
+        value: The count so far.
     """
 
     __slots__ = ("value",)

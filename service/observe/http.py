@@ -1,4 +1,4 @@
-"""The HTTP port: /metrics, /healthz and /readyz, for probes and for Prometheus."""
+"""The HTTP port: /metrics for Prometheus, /healthz and /readyz for probes."""
 
 import errno
 import logging
@@ -16,30 +16,32 @@ from service.errors import StartError
 
 _log = logging.getLogger(__name__)
 
-#: Returns what Prometheus reads, and its content type, for an Accept header.
-Exposition = Callable[[str], tuple[bytes, str]]
+#: Returns a page and its content type, for an Accept header.
+Page = Callable[[str], tuple[bytes, str]]
 
 _TEXT = "text/plain; charset=utf-8"
-# Time for a whole connection, however slowly it talks; Prometheus itself waits no longer.
+# Limit for a whole connection, however slow its peer; Prometheus itself waits no longer.
 _SECONDS = 10.0
-# Heard at once, on each address. One more, and the oldest is hung up on: a probe takes
+# Open connections on each address. With one more the oldest is closed: a probe takes
 # milliseconds and is hardly ever that one.
 _MOST_CONNECTIONS = 32
-_LONGEST_BODY = 2**16
+_MAX_BODY_BYTES = 2**16
 
 
 class HttpServer:
-    """Answers in threads of its own, so that a busy event loop does not look dead.
+    """Serves metrics and probes from threads of its own, so a busy event loop is still live.
+
+    Binds the port when it is created; answers from `start` on.
 
     Args:
-        host: Name or address to listen on; each address that a name has.
-        port: 0 picks a free one.
-        exposition: Makes the metrics.
-        live: Whether the process may go on; if not, it wants a restart.
-        ready: Whether calls may come.
+        host: Address to listen on, or a name: all of its addresses.
+        port: Port to listen on; 0 picks a free one.
+        exposition: Returns the metrics page.
+        live: Liveness: False asks for a restart.
+        ready: Readiness: False keeps calls away.
 
     Attributes:
-        port: The port it is bound to.
+        port: The port that is bound.
 
     Raises:
         StartError: The port is taken or the address is not this machine's.
@@ -49,12 +51,12 @@ class HttpServer:
         self,
         host: str,
         port: int,
-        exposition: Exposition,
+        exposition: Page,
         live: Callable[[], bool],
         ready: Callable[[], bool],
     ):
         class Handler(_Handler):
-            pages = {  # noqa: RUF012 - it has one owner
+            pages = {  # noqa: RUF012 - a class for each server, and never changed
                 "/metrics": exposition,
                 "/healthz": _probe(live, "live", "not live, wanted a restart"),
                 "/readyz": _probe(ready, "ready", "not ready"),
@@ -76,12 +78,12 @@ class HttpServer:
         ]
 
     def start(self) -> None:
-        """Begins to answer."""
+        """Starts to answer."""
         for thread in self._threads:
             thread.start()
 
     def close(self) -> None:
-        """Stops, and frees the port."""
+        """Stops answering and closes the port."""
         for server, thread in zip(self._servers, self._threads, strict=False):
             if thread.is_alive():
                 server.shutdown()
@@ -90,7 +92,7 @@ class HttpServer:
             server.close()
 
     def _bind(self, host: str, port: int, handler: type["_Handler"]) -> None:
-        """Binds every address that the host has here, to one port, or none."""
+        """Binds all addresses of the host that are this machine's, to one port; or none."""
         try:
             found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
         except OSError as error:
@@ -111,23 +113,23 @@ class HttpServer:
             raise StartError(f"host: got {host!r}, wanted an address of this machine")
 
 
-def _probe(well: Callable[[], bool], yes: str, no: str) -> Callable[[str], tuple[bytes, str]]:
+def _probe(passes: Callable[[], bool], success: str, failure: str) -> Page:
     def page(_accept: str) -> tuple[bytes, str]:
-        if not well():
-            raise _Unwell(no)
-        return f"{yes}\n".encode(), _TEXT
+        if not passes():
+            raise _ProbeFailed(failure)
+        return f"{success}\n".encode(), _TEXT
 
     return page
 
 
-class _Unwell(Exception):
-    """The answer is 503."""
+class _ProbeFailed(Exception):
+    """A probe that is answered with status 503."""
 
 
 class _Server(socketserver.TCPServer):
-    """One address: a thread for each connection, bounded in number and in time."""
+    """Listener on one address: a thread for each connection, limited in number and time."""
 
-    # SO_REUSEADDR lets a server start again at once; on Linux it lets no two share a port.
+    # SO_REUSEADDR ignores connections in TIME_WAIT; on Linux it lets no two servers share a port.
     allow_reuse_address = True
     request_queue_size = 64
     server_address: tuple[str, int]
@@ -135,35 +137,35 @@ class _Server(socketserver.TCPServer):
     def __init__(self, family: int, address: tuple[str, int], handler: type["_Handler"]):
         self.address_family = family
         self._lock = threading.Lock()
-        # When each began to be heard, the oldest first.
-        self._heard: dict[socket.socket, float] = {}
-        # Those hung up on end soon, but not at once.
+        # When each open connection was accepted, the oldest first.
+        self._open: dict[socket.socket, float] = {}
+        # Twice as many: the thread of a closed connection takes a moment to end.
         self._slots = threading.BoundedSemaphore(2 * _MOST_CONNECTIONS)
         super().__init__(address, handler)
 
     def server_bind(self) -> None:
         if self.address_family == socket.AF_INET6:
-            # [::] hears IPv4 too, as the gRPC port does.
+            # [::] accepts IPv4 too, as the gRPC port does.
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         super().server_bind()
 
     def close(self) -> None:
-        """Frees the port."""
+        """Closes the port and all connections."""
         self.server_close()
-        self._hang_up(lambda _heard: True)
+        self._close_oldest(lambda _accepted: True)
 
     def service_actions(self) -> None:
-        """Called several times a second."""
+        """Closes overdue connections; the base class calls it several times a second."""
         overdue = time.monotonic() - _SECONDS
-        self._hang_up(lambda heard: next(iter(heard.values())) < overdue)
+        self._close_oldest(lambda accepted: next(iter(accepted.values())) < overdue)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        self._hang_up(lambda heard: len(heard) >= _MOST_CONNECTIONS)
+        self._close_oldest(lambda accepted: len(accepted) >= _MOST_CONNECTIONS)
         if not self._slots.acquire(blocking=False):
             self.shutdown_request(request)
             return
         with self._lock:
-            self._heard[request] = time.monotonic()
+            self._open[request] = time.monotonic()
         threading.Thread(
             target=self._answer, args=(request, client_address), name="http call", daemon=True
         ).start()
@@ -175,21 +177,24 @@ class _Server(socketserver.TCPServer):
         try:
             self.finish_request(request, client_address)
         except OSError:
-            pass  # its caller has left, or was too slow
-        except Exception:  # noqa: BLE001 - whatever it was, the next one is heard
+            pass  # the peer has left, or was too slow and is closed
+        except Exception:  # noqa: BLE001 - a bug, of any kind: the port stays open
             self.handle_error()
         finally:
             with self._lock:
-                self._heard.pop(request, None)
+                self._open.pop(request, None)
             self.shutdown_request(request)
             self._slots.release()
 
-    def _hang_up(self, wanted: Callable[[dict[socket.socket, float]], bool]) -> None:
-        """Ends the oldest connections, as long as `wanted`; their threads wake up and leave."""
+    def _close_oldest(self, condition: Callable[[dict[socket.socket, float]], bool]) -> None:
+        """Closes the oldest connection while a condition on the open ones holds.
+
+        Shutting the socket down wakes the connection's thread, which then ends.
+        """
         with self._lock:
-            while self._heard and wanted(self._heard):
-                oldest = next(iter(self._heard))
-                del self._heard[oldest]
+            while self._open and condition(self._open):
+                oldest = next(iter(self._open))
+                del self._open[oldest]
                 with suppress(OSError):
                     oldest.shutdown(socket.SHUT_RDWR)
 
@@ -197,7 +202,7 @@ class _Server(socketserver.TCPServer):
 class _Handler(BaseHTTPRequestHandler):
     server_version = "latentserve"
     sys_version = ""
-    pages: dict[str, Exposition]
+    pages: dict[str, Page]
 
     def do_GET(self) -> None:
         page = self.pages.get(self.path.partition("?")[0])
@@ -206,19 +211,19 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(HTTPStatus.NOT_FOUND, wanted)
             return
         try:
-            body, kind = page(self.headers.get("Accept", ""))
-        except _Unwell as reason:
+            body, content_type = page(self.headers.get("Accept", ""))
+        except _ProbeFailed as reason:
             self._reply(HTTPStatus.SERVICE_UNAVAILABLE, f"{reason}\n".encode())
         except Exception:  # noqa: BLE001 - a bug is for the log, not for the caller
             _log.exception("%s failed", self.path[:100])
             self._reply(HTTPStatus.INTERNAL_SERVER_ERROR, b"internal error\n")
         else:
-            self._reply(HTTPStatus.OK, body, kind)
+            self._reply(HTTPStatus.OK, body, content_type)
 
-    do_HEAD = do_GET  # noqa: N815 - the library's name
+    do_HEAD = do_GET  # noqa: N815 - http.server's name
 
     def __getattr__(self, name: str) -> Any:
-        """Any other method is looked for by its name."""
+        """Resolves `do_<METHOD>`, which http.server looks up for every other HTTP method."""
         if name.startswith("do_"):
             return self._refuse
         raise AttributeError(name)
@@ -226,13 +231,15 @@ class _Handler(BaseHTTPRequestHandler):
     def _refuse(self) -> None:
         self._reply(HTTPStatus.METHOD_NOT_ALLOWED, b"wanted GET or HEAD\n", Allow="GET, HEAD")
 
-    def _reply(self, status: HTTPStatus, body: bytes, kind: str = _TEXT, **headers: str) -> None:
-        # Closed with something unread, a connection is reset and the reply may be lost.
+    def _reply(
+        self, status: HTTPStatus, body: bytes, content_type: str = _TEXT, **headers: str
+    ) -> None:
+        # Closing a socket with unread data resets the connection, and the reply may be lost.
         length = self.headers.get("Content-Length", "")
         if length.isdecimal():
-            self.rfile.read(min(int(length[:9]), _LONGEST_BODY))
+            self.rfile.read(min(int(length[:9]), _MAX_BODY_BYTES))
         self.send_response(status)
-        self.send_header("Content-Type", kind)
+        self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Cache-Control", "no-store")
         for name, value in headers.items():
@@ -242,4 +249,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
-        """A probe every second is no news."""
+        """Logs nothing: probes come every second."""

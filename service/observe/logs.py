@@ -1,4 +1,4 @@
-"""The log: on stderr, for people or for machines, each line of a call with its request id."""
+"""Logging to stderr, as text or JSON, with the request id on every line of a call."""
 
 import contextvars
 import logging
@@ -12,7 +12,7 @@ from pythonjsonlogger.json import JsonFormatter
 
 Style = Literal["auto", "text", "json"]
 
-#: The call that is being answered; empty outside of calls.
+#: Request id of the call being answered; empty outside of calls.
 REQUEST_ID: contextvars.ContextVar[str] = contextvars.ContextVar("REQUEST_ID", default="")
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s%(of_worker)s%(call)s: %(message)s"
@@ -20,12 +20,12 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def configure(level: str, style: Style = "auto", worker: int | None = None) -> None:
-    """Sends the log, and what libraries warn of, to stderr.
+    """Sends log records and Python warnings to stderr.
 
     Args:
         level: `debug`, `info`, `warning` or `error`.
         style: `auto` is text at a terminal and JSON elsewhere.
-        worker: Which of several processes that write to one log this is; None for one alone.
+        worker: Number of this worker, shown on each line; None for a process alone.
     """
 
     def with_worker(record: logging.LogRecord) -> bool:
@@ -39,24 +39,24 @@ def configure(level: str, style: Style = "auto", worker: int | None = None) -> N
     handler.addFilter(_with_request_id)
     handler.addFilter(with_worker)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.captureWarnings(True)  # bare lines in between are no JSON
+    logging.captureWarnings(True)  # else they are bare lines between the JSON
 
 
 def new_request_id() -> str:
-    """Makes an id of 16 hexadecimal digits."""
+    """Returns a random id of 16 hexadecimal digits."""
     return f"{random.getrandbits(64):016x}"
 
 
 def clean_request_id(text: str) -> str | None:
-    """Returns a caller's id where it may go into the log: 1 to 64 of A-Z, a-z, 0-9, `._-`."""
+    """Returns a caller's id if it is 1 to 64 of A-Z, a-z, 0-9, `._-`; else None."""
     return text if _REQUEST_ID.fullmatch(text) else None
 
 
 class _Text(logging.Formatter):
-    """A line for a person, of a call with its id in brackets."""
+    """A text line, with the request id in brackets."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        """The line without what follows it, such as a traceback."""
+        """Formats the line itself, without a traceback."""
         worker = getattr(record, "worker", None)
         record.of_worker = "" if worker is None else f" worker {worker}"
         request_id = getattr(record, "request_id", "")
@@ -65,7 +65,7 @@ class _Text(logging.Formatter):
 
 
 class _Json(JsonFormatter):
-    """One object a line: time, level, logger, message and, where there are, more."""
+    """One JSON object a line: time, level, logger, message and optional fields."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -83,12 +83,12 @@ class _Json(JsonFormatter):
         record: logging.LogRecord,
         datefmt: str | None = None,  # noqa: ARG002 - logging's signature
     ) -> str:
-        """ISO 8601, UTC, milliseconds."""
+        """Formats the time: ISO 8601, UTC, milliseconds."""
         when = datetime.fromtimestamp(record.created, UTC)
         return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
-        """Leaves out what there is not."""
+        """Leaves out the fields that are None."""
         return {name: value for name, value in log_data.items() if value is not None}
 
 

@@ -1,4 +1,4 @@
-"""What the server tells of its work: metrics and traces, behind one small door."""
+"""Facade over metrics and traces."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -23,10 +23,10 @@ _REFUSALS = {
 
 
 class Span:
-    """One call in a trace, or nothing where no trace is kept.
+    """The span of a call; does nothing if there is no tracing.
 
     Args:
-        manager: Keeps it; entered here.
+        manager: Context manager of the span, entered here; None for no tracing.
     """
 
     __slots__ = ("_manager", "_span")
@@ -36,17 +36,17 @@ class Span:
         self._span = None if manager is None else manager.__enter__()
 
     def failed(self, code: str, *, expected: bool) -> None:
-        """Tells how it failed.
+        """Sets the status of a call that failed.
 
         Args:
-            code: The status code.
-            expected: Whether the caller and not the server is to blame.
+            code: Name of the gRPC status code.
+            expected: Whether it is the caller's error and not the server's.
         """
         if self._span is not None:
             self._span.failed(code, error=not expected)
 
     def ended(self, call: Call) -> None:
-        """Tells what is known of a call in the end, and ends the span."""
+        """Sets the attributes of the call and ends the span."""
         if self._span is None or self._manager is None:
             return
         self._span.set(
@@ -58,35 +58,36 @@ class Span:
             compute_seconds=call.timing.compute,
             request_id=call.request_id,
         )
-        # The code tells how it ended; a transport's own exceptions mean nothing in a trace.
+        # Without an exception: the status says how the call ended, and a transport's own
+        # exceptions mean nothing in a trace.
         self._manager.__exit__(None, None, None)
 
 
-#: That of every call where no traces are kept.
+#: The span of every call without tracing.
 NO_SPAN: Final = Span(None)
 
 
 class Telemetry:
-    """Receives what happens and passes it on.
+    """Passes the events of transport, servicer and engine on to metrics and traces.
 
     Args:
-        metrics: Counts.
-        tracing: Keeps traces; None for none.
-        failed: Called with a graph that failed on a batch, and why.
+        metrics: The metrics.
+        tracing: The tracing; None for none.
+        batch_failed: Called with a graph that raised on a batch, and its error.
     """
 
     def __init__(
         self,
         metrics: Metrics,
         tracing: Tracing | None,
-        failed: Callable[[Graph, Exception], None],
+        batch_failed: Callable[[Graph, Exception], None],
     ):
-        self.batch_failed = failed
+        self.batch_failed = batch_failed
         self._metrics = metrics
         self._tracing = tracing
 
     def span(self, rpc: str, call: Call) -> Span:
-        """Begins the span of a call."""
+        """Starts the span of a call."""
         if self._tracing is None:
             return NO_SPAN
         return Span(self._tracing.call(rpc, call.metadata))
@@ -96,18 +97,18 @@ class Telemetry:
         self._metrics.request(rpc, model, code, seconds)
 
     def refused(self, error: ServiceError) -> None:
-        """A call was refused."""
+        """A call was refused; counted if the server, not the request, is the reason."""
         if error.reason in _REFUSALS:
             self._metrics.rejected(_REFUSALS[error.reason])
 
     def serving(self, models: Models) -> None:
-        """Other models are being served."""
+        """A reload has replaced the models that are served."""
         self._metrics.serving(
             [
                 (model.manifest.name, str(model.manifest.version), str(model.device))
                 for model in models
             ],
-            refused=sorted({each.name for each in models.refused}),
+            refused=sorted({refused.name for refused in models.refused}),
         )
 
     def batch_computed(self, graph: Graph, rows: int, seconds: float) -> None:
@@ -129,6 +130,6 @@ class Telemetry:
         self._metrics.encoded(manifest.name, str(manifest.version), mean, log_var)
 
     def close(self) -> None:
-        """Sends what is left of the traces."""
+        """Flushes the traces."""
         if self._tracing is not None:
             self._tracing.close()

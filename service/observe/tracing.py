@@ -1,4 +1,4 @@
-"""OpenTelemetry traces, where an OTLP endpoint is set; else nothing of it is imported."""
+"""OpenTelemetry tracing; without an OTLP endpoint, none of the SDK is imported."""
 
 import logging
 import os
@@ -22,7 +22,7 @@ _SERVICES = {"Reload": "latentserve.v1.AdminService"}
 _VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _EXPORT_SECONDS = 5.0
 _FLUSH_SECONDS = 2.0
-# gRPC's numbers of its codes, by place.
+# Names of gRPC's status codes; the index is the code's number.
 _CODES = (
     "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND",
     "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION",
@@ -32,11 +32,11 @@ _CODES = (
 
 
 class Tracing:
-    """Sends a span for each call; how it is sampled and batched, `OTEL_*` variables say.
+    """Exports a span for each call; `OTEL_*` variables configure sampling and batching.
 
     Args:
-        provider: Makes the spans.
-        exporter: Sends them.
+        provider: Provider of the tracer.
+        exporter: Exporter of the spans, which `close` shuts down if it hangs.
     """
 
     def __init__(self, provider: "TracerProvider", exporter: "SpanExporter"):
@@ -49,14 +49,14 @@ class Tracing:
 
     @classmethod
     def start(cls, endpoint: str) -> "Tracing | None":
-        """Begins to trace, or returns None where there is no endpoint.
+        """Starts tracing, or returns None if there is no endpoint.
 
         Args:
-            endpoint: `http://HOST:4317`, or `https://` for TLS; empty for the one of
-                OpenTelemetry's own variables, if there is any.
+            endpoint: `http://HOST:4317`, or `https://` for TLS; empty for the endpoint in
+                OpenTelemetry's own environment variables, if there is one.
 
         Raises:
-            StartError: The endpoint is none, or an `OTEL_*` variable is wrong.
+            StartError: The endpoint or an `OTEL_*` variable is invalid.
         """
         if not endpoint and not any(os.environ.get(name) for name in _VARIABLES):
             return None
@@ -68,44 +68,44 @@ class Tracing:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-        # A collector that is away is no news every few seconds: _Reported says it once.
+        # The SDK logs every failed export; _ReportingExporter logs the first one.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
         try:
             exporter = OTLPSpanExporter(endpoint=endpoint or None, timeout=_EXPORT_SECONDS)
             provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
-            provider.add_span_processor(BatchSpanProcessor(_Reported(exporter)))  # type: ignore[arg-type]
+            provider.add_span_processor(BatchSpanProcessor(_ReportingExporter(exporter)))  # type: ignore[arg-type]
         except Exception as error:
             raise StartError(f"otlp-endpoint, or an OTEL_ variable: {error}") from error
         return cls(provider, exporter)
 
     @contextmanager
     def call(self, rpc: str, metadata: Mapping[str, str]) -> Iterator["CallSpan"]:
-        """Entered while a call is answered.
+        """Context manager of a call's span.
 
         Args:
-            rpc: Its name.
-            metadata: Of the call; its `traceparent` names the caller's span.
+            rpc: Name of the RPC.
+            metadata: Metadata of the call; `traceparent` makes the caller's span the parent.
         """
         from opentelemetry.trace import SpanKind
 
         service = _SERVICES.get(rpc, _LATENT)
-        # Not made the current one: it has no children, and a stream's end may run in a
-        # context other than its beginning.
+        # Not made the current span: it has no children, and a stream may end in another
+        # context than it began in.
         span = self._tracer.start_span(
             f"{service}/{rpc}",
             context=self._propagator.extract(metadata),
             kind=SpanKind.SERVER,
             attributes={"rpc.system": "grpc", "rpc.service": service, "rpc.method": rpc},
         )
-        told = CallSpan(span)
+        call_span = CallSpan(span)
         try:
-            yield told
+            yield call_span
         finally:
-            told.end()
+            call_span.end()
 
     def close(self) -> None:
-        """Sends what is left, for two seconds at most."""
-        # The SDK would wait for the exporter, and that for its collector.
+        """Flushes the spans, for at most a few seconds."""
+        # The SDK waits for the exporter without a limit, and that waits for the collector.
         closing = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
         closing.start()
         closing.join(_FLUSH_SECONDS)
@@ -122,16 +122,16 @@ class CallSpan:
         self._code = "OK"
 
     def set(self, **attributes: Any) -> None:
-        """Adds what is known of the call, each under `latentserve.`."""
+        """Sets attributes of the call, prefixed with `latentserve.`."""
         for name, value in attributes.items():
             self._span.set_attribute(f"latentserve.{name}", value)
 
     def failed(self, code: str, *, error: bool) -> None:
-        """Tells how it failed.
+        """Sets the status of a call that failed.
 
         Args:
-            code: The gRPC status code's name.
-            error: Whether the server is to blame.
+            code: Name of the gRPC status code.
+            error: Whether it is the server's error and not the caller's.
         """
         from opentelemetry.trace import Status, StatusCode
 
@@ -140,14 +140,14 @@ class CallSpan:
             self._span.set_status(Status(StatusCode.ERROR, code))
 
     def end(self) -> None:
-        """Ends it, with its code: the number, and the name that replaces it by and by."""
+        """Ends the span, with its status by number and, by the newer convention, by name."""
         self._span.set_attribute("rpc.grpc.status_code", _CODES.index(self._code))
         self._span.set_attribute("rpc.response.status_code", self._code)
         self._span.end()
 
 
-class _Reported:
-    """An exporter that says once that it fails, and once that it works again."""
+class _ReportingExporter:
+    """An exporter that logs when exports begin to fail, and when they succeed again."""
 
     def __init__(self, exporter: "SpanExporter"):
         self._exporter = exporter
@@ -158,7 +158,7 @@ class _Reported:
 
         try:
             result = self._exporter.export(spans)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the next ones may pass
+        except Exception as error:  # noqa: BLE001 - of any kind; the next export may succeed
             _log.debug("traces: %r", error)
             result = SpanExportResult.FAILURE
         failing = result is not SpanExportResult.SUCCESS
@@ -177,17 +177,18 @@ class _Reported:
 
 
 def _resource() -> Any:
-    """The server's name, version and process; an operator's, by either variable, win."""
+    """Name, version and process of the server; an operator's own attributes win."""
     from opentelemetry.sdk.resources import Resource
 
     own = Resource(
         {
             "service.name": "latentserve",
             "service.version": __version__,
-            # Workers are told apart by it.
+            # Distinguishes the workers.
             "process.pid": os.getpid(),
         }
     )
-    given = Resource.create()
-    unnamed = str(given.attributes["service.name"]).startswith("unknown_service")
-    return given.merge(own) if unnamed else own.merge(given)
+    # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES, over a default name.
+    configured = Resource.create()
+    unnamed = str(configured.attributes["service.name"]).startswith("unknown_service")
+    return configured.merge(own) if unnamed else own.merge(configured)

@@ -1,4 +1,4 @@
-"""The HTTP port alone."""
+"""The HTTP port of metrics and probes, alone."""
 
 import contextlib
 import http.client
@@ -45,7 +45,7 @@ def ask(server, path, method="GET", headers=None, address="127.0.0.1", body=None
         return reply.status, reply.read().decode(), reply.headers
 
 
-def test_metrics_come_in_the_format_asked_for(server):
+def test_metrics_are_served_in_the_format_of_the_accept_header(server):
     status, body, headers = ask(server, "/metrics?name=x", headers={"Accept": "text/plain"})
     assert (status, body) == (200, "metrics for text/plain")
     assert headers["Content-Type"] == "text/x-test"
@@ -61,7 +61,7 @@ def test_the_probes_follow_the_state(server, state):
     assert ask(server, "/healthz")[0] == 503
 
 
-def test_other_pages_and_other_methods_are_refused(server):
+def test_unknown_pages_are_404_and_other_methods_405(server):
     assert ask(server, "/")[0] == 404
     assert ask(server, "/etc/passwd")[0] == 404
     status, _, headers = ask(server, "/metrics", "POST")
@@ -75,13 +75,12 @@ def test_a_taken_port_is_refused_with_the_remedy(server):
         bound("127.0.0.1", server.port)
 
 
-def test_an_address_within_one_that_is_taken_is_refused(server):
-    # Nor do two share it the other way round.
+def test_the_wildcard_address_is_refused_if_one_address_is_taken(server):
     with pytest.raises(StartError, match="http-port: "):
         bound("0.0.0.0", server.port)
 
 
-def test_a_port_that_would_be_shared_is_refused():
+def test_a_port_held_with_so_reuseport_is_refused():
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         other.bind(("127.0.0.1", 0))
@@ -90,15 +89,15 @@ def test_a_port_that_would_be_shared_is_refused():
             bound("127.0.0.1", other.getsockname()[1])
 
 
-def test_a_port_is_free_again_at_once(server):
-    # The server closes first, so that its side is left in TIME_WAIT.
+def test_the_port_can_be_bound_again_right_after_closing(server):
+    # The server closes first, so its side of the connections stays in TIME_WAIT.
     for _ in range(3):
         ask(server, "/healthz")
     server.close()
     bound("127.0.0.1", server.port).close()
 
 
-def test_one_that_never_began_is_closed_and_closing_twice_does_no_harm():
+def test_a_server_that_was_never_started_can_be_closed_twice():
     served = bound("127.0.0.1", 0)
     served.close()
     served.close()
@@ -106,7 +105,7 @@ def test_one_that_never_began_is_closed_and_closing_twice_does_no_harm():
 
 
 @pytest.mark.parametrize(
-    ("host", "heard_at"),
+    ("host", "addresses"),
     [
         ("::1", ["::1"]),
         ("[::1]", ["::1"]),
@@ -115,22 +114,22 @@ def test_one_that_never_began_is_closed_and_closing_twice_does_no_harm():
         ("localhost", None),
     ],
 )
-def test_every_address_of_a_host_is_heard_on_one_port(host, heard_at):
+def test_every_address_of_a_host_is_served_on_one_port(host, addresses):
     if ":" in host and not socket.has_ipv6:
         pytest.skip("no IPv6 here")
-    if heard_at is None:
-        heard_at = {found[4][0] for found in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)}
+    if addresses is None:
+        addresses = {found[4][0] for found in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)}
     served = bound(host, 0)
     served.start()
     try:
-        for address in heard_at:
+        for address in addresses:
             assert ask(served, "/healthz", address=address)[0] == 200
     finally:
         served.close()
 
 
 @pytest.mark.parametrize("host", ["203.0.113.7", "no.such.host.invalid"])
-def test_a_host_that_is_not_here_is_refused(host):
+def test_a_host_that_is_not_this_machine_is_refused(host):
     with pytest.raises(StartError, match="host: got"):
         bound(host, 0)
 
@@ -139,7 +138,7 @@ def threads():
     return sum(thread.name == "http call" for thread in threading.enumerate())
 
 
-def test_those_who_send_nothing_do_not_keep_the_probes_out(server):
+def test_silent_connections_do_not_lock_out_probes(server):
     silent = []
     try:
         for _ in range(5):
@@ -147,11 +146,11 @@ def test_those_who_send_nothing_do_not_keep_the_probes_out(server):
             assert ask(server, "/healthz")[0] == 200
             assert threads() <= 2 * service_http._MOST_CONNECTIONS
     finally:
-        for each in silent:
-            each.close()
+        for connection in silent:
+            connection.close()
 
 
-def test_who_talks_too_slowly_is_hung_up_on(server, monkeypatch):
+def test_a_client_that_sends_too_slowly_is_disconnected(server, monkeypatch):
     monkeypatch.setattr(service_http, "_SECONDS", 0.5)
     began = time.monotonic()
     with socket.create_connection(("127.0.0.1", server.port), timeout=0.1) as slow:
@@ -172,13 +171,13 @@ def test_who_talks_too_slowly_is_hung_up_on(server, monkeypatch):
         time.sleep(0.02)
 
 
-def test_who_does_not_read_is_hung_up_on(monkeypatch):
+def test_a_client_that_does_not_read_is_disconnected(monkeypatch):
     monkeypatch.setattr(service_http, "_SECONDS", 0.5)
     served = HttpServer("127.0.0.1", 0, lambda _: (bytes(2**26), "text/plain"), bool, bool)
     served.start()
     try:
-        with socket.create_connection(("127.0.0.1", served.port)) as deaf:
-            deaf.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        with socket.create_connection(("127.0.0.1", served.port)) as connection:
+            connection.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
             deadline = time.monotonic() + 10
             while not threads():
                 assert time.monotonic() < deadline
@@ -190,7 +189,7 @@ def test_who_does_not_read_is_hung_up_on(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "noise",
+    "data",
     [
         b"\x00\xff" * 100,
         b"GET\r\n\r\n",
@@ -200,20 +199,20 @@ def test_who_does_not_read_is_hung_up_on(monkeypatch):
         b"GET /metrics HTTP/1.1\r\n" + b"X: y\r\n" * 1000 + b"\r\n",
     ],
 )
-def test_noise_neither_hurts_nor_is_logged(server, noise, caplog):
+def test_malformed_requests_neither_stop_the_server_nor_reach_the_log(server, data, caplog):
     address = "127.0.0.1", server.port
     with contextlib.suppress(OSError), socket.create_connection(address, timeout=10) as connection:
-        connection.sendall(noise)
+        connection.sendall(data)
     assert ask(server, "/healthz")[0] == 200
     assert not caplog.records
 
 
-def test_the_reply_to_a_body_that_nobody_wanted_arrives(server):
+def test_a_request_with_an_unwanted_body_gets_its_reply(server):
     for _ in range(20):
         assert ask(server, "/metrics", "POST", body=b"x" * 20_000)[0] == 405
 
 
-def test_a_bug_is_500_and_stays_in_the_log(caplog):
+def test_an_exception_is_logged_and_answered_with_500_without_its_text(caplog):
     def exposition(_accept):
         raise RuntimeError("a secret detail")
 

@@ -1,4 +1,4 @@
-"""The log, as a machine and as a person read it."""
+"""Log lines as JSON and as text."""
 
 import json
 import re
@@ -28,7 +28,7 @@ warnings.warn("old ways")
 """
 
 
-def said(level: str, style: str, *worker: str) -> list[str]:
+def logged(level: str, style: str, *worker: str) -> list[str]:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, level, style, *worker],
         capture_output=True,
@@ -41,8 +41,8 @@ def said(level: str, style: str, *worker: str) -> list[str]:
 
 
 @pytest.mark.parametrize("style", ["json", "auto"])
-def test_where_no_person_reads_each_line_is_an_object(style):
-    first, failed, after, warned = (json.loads(line) for line in said("info", style))
+def test_lines_are_json_objects_unless_stderr_is_a_terminal(style):
+    first, failed, after, warned = (json.loads(line) for line in logged("info", style))
     assert first["message"] == "hello there"
     assert (first["level"], first["logger"]) == ("INFO", "test")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first["time"])
@@ -54,8 +54,8 @@ def test_where_no_person_reads_each_line_is_an_object(style):
     assert (warned["level"], "old ways" in warned["message"]) == ("WARNING", True)
 
 
-def test_text_is_for_people():
-    lines = said("info", "text")
+def test_text_lines_carry_level_logger_and_request_id():
+    lines = logged("info", "text")
     assert lines[0].endswith("INFO test: hello there")
     assert "quiet" not in "".join(lines)
     assert any(line.endswith("ERROR test [abc-1]: line one") for line in lines)
@@ -63,28 +63,28 @@ def test_text_is_for_people():
     assert any(line.endswith("INFO test: after") for line in lines)
 
 
-def test_each_line_of_a_worker_says_which_it_is():
-    assert {json.loads(line)["worker"] for line in said("info", "json", "3")} == {3}
-    assert all("worker" not in json.loads(line) for line in said("info", "json"))
-    lines = said("info", "text", "0")
+def test_each_line_of_a_worker_carries_its_number():
+    assert {json.loads(line)["worker"] for line in logged("info", "json", "3")} == {3}
+    assert all("worker" not in json.loads(line) for line in logged("info", "json"))
+    lines = logged("info", "text", "0")
     assert lines[0].endswith("INFO test worker 0: hello there")
     assert any(line.endswith("ERROR test worker 0 [abc-1]: line one") for line in lines)
 
 
-def test_the_level_is_kept_to():
-    assert json.loads(said("debug", "json")[0])["message"] == "quiet"
-    assert len(said("error", "json")) == 1
+def test_records_below_the_level_are_left_out():
+    assert json.loads(logged("debug", "json")[0])["message"] == "quiet"
+    assert len(logged("error", "json")) == 1
 
 
 @pytest.mark.parametrize(
-    ("given", "wanted"),
+    ("text", "wanted"),
     [("abc-1_2.3", "abc-1_2.3"), ("", None), ("a b", None), ("x\n", None), ("x" * 65, None)],
 )
-def test_a_callers_id_goes_into_the_log_only_if_it_is_one(given, wanted):
-    assert clean_request_id(given) == wanted
+def test_a_callers_request_id_is_used_only_if_it_is_well_formed(text, wanted):
+    assert clean_request_id(text) == wanted
 
 
-def test_made_ids_are_clean_and_differ():
+def test_new_request_ids_are_well_formed_and_unique():
     ids = {new_request_id() for _ in range(100)}
     assert len(ids) == 100
-    assert all(clean_request_id(each) == each for each in ids)
+    assert all(clean_request_id(request_id) == request_id for request_id in ids)

@@ -1,6 +1,9 @@
-"""The metrics, read as Prometheus reads them."""
+"""The metrics, read through the exposition formats as Prometheus reads them."""
 
+import concurrent.futures
+import itertools
 import re
+import sys
 import threading
 
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as text_format
 
-from service.observe import metrics as service_metrics
+from service.observe import counters
 from service.observe.metrics import HORIZON, Metrics
 from tests.support import ROOT
 
@@ -53,7 +56,7 @@ def test_batches_and_queues_are_measured():
     assert value(metrics, "latentserve_rejected_total", reason="overloaded") == 1
 
 
-def test_what_is_served_no_more_vanishes():
+def test_series_of_models_that_are_no_longer_served_vanish():
     metrics = Metrics()
     metrics.serving([("a", "1", "cpu"), ("b", "2", "cpu")], refused=["b", "c"])
     metrics.encoded("a", "1", np.ones((3, 2), np.float32), np.zeros((3, 2), np.float32))
@@ -62,7 +65,7 @@ def test_what_is_served_no_more_vanishes():
     assert refused == {"a": 0, "b": 1, "c": 1}
     assert value(metrics, "latentserve_latent_mean", model="a", version="1", dim="0") == 1
     metrics.serving([("a", "2", "cpu")], refused=[])
-    # Of a call that was in flight when it was dropped.
+    # Of a call that was in flight across the reload.
     metrics.encoded("a", "1", np.ones((3, 2), np.float32), None)
     gone = ("latentserve_latent_mean", (("dim", "0"), ("model", "a"), ("version", "1")))
     assert gone not in read(metrics)
@@ -71,7 +74,7 @@ def test_what_is_served_no_more_vanishes():
     assert not [name for name, _ in read(metrics) if name.startswith("latentserve_latent")]
 
 
-def test_the_figures_of_the_latents_are_those_of_numpy():
+def test_latent_statistics_equal_those_computed_with_numpy():
     rng = np.random.default_rng(0)
     mean = (rng.standard_normal((500, 3)) * [1, 2, 0.01] + [0, 5, 0]).astype(np.float32)
     log_var = rng.normal(-1, 0.5, (500, 3)).astype(np.float32)
@@ -90,7 +93,7 @@ def test_the_figures_of_the_latents_are_those_of_numpy():
         )
 
 
-def test_images_of_long_ago_are_forgotten():
+def test_latent_statistics_forget_old_images():
     metrics = Metrics()
     metrics.serving([("m", "1", "cpu")], refused=[])
     labels = {"model": "m", "version": "1", "dim": "0"}
@@ -101,7 +104,7 @@ def test_images_of_long_ago_are_forgotten():
     assert ("latentserve_latent_kl_nats", tuple(sorted(labels.items()))) not in read(metrics)
 
 
-def test_a_healthy_dimension_and_a_dead_one_look_as_the_text_says():
+def test_latent_statistics_tell_a_dead_dimension_from_one_in_use():
     rng = np.random.default_rng(1)
     posterior_variance = 0.2
     alive = rng.normal(0, np.sqrt(1 - posterior_variance), 10_000)
@@ -116,13 +119,13 @@ def test_a_healthy_dimension_and_a_dead_one_look_as_the_text_says():
 
     assert figure("mean", "0") == pytest.approx(0, abs=0.05)
     assert figure("variance", "0") == pytest.approx(1 - posterior_variance, abs=0.05)
-    # What is left of it: the information about the image, -log(posterior variance) / 2.
+    # With both moments matched, the KL is -log(posterior variance) / 2.
     assert figure("kl_nats", "0") == pytest.approx(-np.log(posterior_variance) / 2, abs=0.05)
     assert figure("kl_nats", "1") == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e3])
-def test_a_batch_that_is_not_finite_is_not_remembered_for_ever(bad):
+def test_a_batch_that_is_not_finite_is_left_out_of_the_latent_statistics(bad):
     metrics = Metrics()
     metrics.serving([("m", "1", "cpu")], refused=[])
     ones, zeros = np.ones((4, 2), np.float32), np.zeros((4, 2), np.float32)
@@ -136,7 +139,7 @@ def test_a_batch_that_is_not_finite_is_not_remembered_for_ever(bad):
     assert value(metrics, "latentserve_latent_kl_nats", **labels) == 0.5
 
 
-def test_another_model_of_the_same_name_and_version_begins_anew():
+def test_latent_statistics_restart_for_another_model_of_the_same_name_and_version():
     metrics = Metrics()
     metrics.serving([("m", "1", "cpu")], refused=[])
     metrics.encoded("m", "1", np.ones((4, 2), np.float32), None)
@@ -144,7 +147,7 @@ def test_another_model_of_the_same_name_and_version_begins_anew():
     assert value(metrics, "latentserve_latent_mean", model="m", version="1", dim="2") == 0
 
 
-def test_a_scrape_in_the_middle_of_a_reload_sees_all_of_before_or_all_of_after():
+def test_a_scrape_during_a_reload_sees_the_models_before_or_after_it():
     metrics = Metrics()
     metrics.serving([("a", "1", "cpu"), ("b", "1", "cpu")], refused=["c"])
     done = threading.Event()
@@ -171,7 +174,7 @@ def test_a_scrape_in_the_middle_of_a_reload_sees_all_of_before_or_all_of_after()
         thread.join()
 
 
-def test_the_buckets_reach_from_a_fifth_of_a_millisecond_to_a_minute():
+def test_histogram_buckets_reach_from_200_microseconds_to_a_minute():
     metrics = Metrics()
     metrics.request("Sample", "m", "OK", 0.0001)
     metrics.request("Sample", "m", "OK", 61.0)
@@ -181,7 +184,7 @@ def test_the_buckets_reach_from_a_fifth_of_a_millisecond_to_a_minute():
     assert value(metrics, name, rpc="Sample", le="+Inf") == 2
 
 
-def test_the_process_is_told_of_too_and_each_registry_is_its_own():
+def test_process_metrics_are_exposed_and_registries_are_separate():
     one, other = Metrics(), Metrics()
     one.request("Sample", "m", "OK", 0.1)
     assert read(one)["process_resident_memory_bytes", ()] > 0
@@ -189,20 +192,22 @@ def test_the_process_is_told_of_too_and_each_registry_is_its_own():
     assert not any(name == "latentserve_requests_total" for name, _ in read(other))
 
 
-def test_what_a_call_costs_is_small(monkeypatch):
-    """Children are bound once: not looked for at every call."""
+@pytest.mark.parametrize("family", [counters.Counter, counters.Histogram])
+def test_the_label_values_of_a_call_are_bound_once(monkeypatch, family):
     metrics = Metrics()
     metrics.request("Encode", "m", "OK", 0.1)
 
-    def labels(*_):
-        raise AssertionError("looked for again")
+    def child(*_):
+        raise AssertionError("bound again")
 
-    monkeypatch.setattr(service_metrics.Counter, "labels", labels)
+    monkeypatch.setattr(family, "child", child)
     for _ in range(3):
         metrics.request("Encode", "m", "OK", 0.1)
+    with pytest.raises(AssertionError, match="bound again"):
+        metrics.request("Score", "m", "OK", 0.1)
 
 
-def test_the_alerts_name_metrics_that_there_are():
+def test_the_alert_rules_name_existing_metrics():
     metrics = Metrics()
     metrics.serving([("m", "1", "cpu")], refused=[])
     metrics.request("Encode", "m", "OK", 0.1)
@@ -213,7 +218,7 @@ def test_the_alerts_name_metrics_that_there_are():
     assert named <= {name for name, _ in read(metrics)}
 
 
-def test_both_formats_are_spoken():
+def test_the_text_format_and_openmetrics_are_exposed():
     metrics = Metrics()
     metrics.request("Encode", "m", "OK", 0.1)
     _, kind = metrics.exposition("text/plain")
@@ -227,20 +232,54 @@ def test_both_formats_are_spoken():
     assert not [name for name, _ in found if name.endswith("_created")]
 
 
-def test_threads_count_together():
+@pytest.fixture
+def eager_switches():
+    """Switches threads as often as possible, so that a race has a chance to show."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("eager_switches")
+def test_compute_threads_may_encode_and_drop_at_once():
     metrics = Metrics()
     metrics.serving([("m", "1", "cpu")], refused=[])
+    ones, zeros = np.ones((2, 4), np.float32), np.zeros((2, 4), np.float32)
 
-    def work():
-        for _ in range(200):
-            metrics.request("Encode", "m", "OK", 0.001)
-            metrics.encoded("m", "1", np.ones((2, 4), np.float32), np.zeros((2, 4), np.float32))
-            metrics.exposition("")
+    together = threading.Barrier(4)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    name = "latentserve_requests_total"
-    assert value(metrics, name, rpc="Encode", model="m", code="OK") == 800
+    def compute():
+        together.wait()
+        for _ in range(30_000):
+            metrics.encoded("m", "1", ones, zeros)
+            metrics.rejected("deadline")
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(compute) for _ in range(4)]:
+            done.result()
+    labels = {"model": "m", "version": "1", "dim": "3"}
+    assert value(metrics, "latentserve_latent_mean", **labels) == 1.0
+    assert value(metrics, "latentserve_latent_kl_nats", **labels) == 0.5
+    assert value(metrics, "latentserve_rejected_total", reason="deadline") == 120_000
+
+
+@pytest.mark.parametrize("name", ["CounterMetricFamily", "HistogramMetricFamily"])
+def test_label_values_that_appear_during_a_scrape_do_not_break_it(monkeypatch, name):
+    metrics = Metrics()
+    metrics.request("Encode", "m", "OK", 0.1)
+    family = getattr(counters, name)
+    add_metric, numbers = family.add_metric, itertools.count()
+
+    def calls_meanwhile(*arguments, **options):
+        # As the event loop's thread may, whenever the scrape's thread yields to it.
+        number = next(numbers)
+        metrics.request(f"rpc-{number}", "m", "OK", 0.1)
+        add_metric(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(family, "add_metric", calls_meanwhile)
+        labels = {"rpc": "Encode", "model": "m", "code": "OK"}
+        assert value(metrics, "latentserve_requests_total", **labels) == 1
+    labels = {"rpc": "rpc-0", "model": "m", "code": "OK"}
+    assert value(metrics, "latentserve_requests_total", **labels) == 1

@@ -1,4 +1,4 @@
-"""Traces, of their own and of a real server, as a real OTLP receiver gets them."""
+"""Traces as an OTLP receiver gets them: of the module alone, and of a running server."""
 
 import concurrent.futures
 import logging
@@ -28,7 +28,7 @@ FAST = {"OTEL_BSP_SCHEDULE_DELAY": "50"}
 
 
 class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
-    """Keeps what it gets."""
+    """An OTLP collector that keeps the requests it gets."""
 
     def __init__(self):
         self.requests = []
@@ -55,7 +55,7 @@ class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
 
 
 def receive(port=0):
-    """A receiver that listens, and its server."""
+    """Starts a receiver; returns it and its gRPC server."""
     kept = Receiver()
     server = grpc.server(concurrent.futures.ThreadPoolExecutor(2))
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(kept, server)
@@ -76,7 +76,7 @@ def receiver():
 def environment(monkeypatch):
     for name in ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES", *service_tracing._VARIABLES):
         monkeypatch.delenv(name, raising=False)
-    # Of `Tracing.start`; a test after this one may want to see the SDK's own log.
+    # `Tracing.start` sets it; another test may want to see the log of the SDK.
     quiet = logging.getLogger("opentelemetry")
     level = quiet.level
     yield
@@ -91,14 +91,14 @@ def models(tmp_path):
 
 def attributes(span):
     return {
-        each.key: getattr(each.value, each.value.WhichOneof("value")) for each in span.attributes
+        pair.key: getattr(pair.value, pair.value.WhichOneof("value")) for pair in span.attributes
     }
 
 
-# -------------------------------------------------------------------- by itself
+# ------------------------------------------------------------- without a server
 
 
-def test_a_span_tells_what_is_known_of_a_call(receiver):
+def test_a_span_carries_the_attributes_of_its_call(receiver):
     tracing = Tracing.start(receiver.endpoint)
     with tracing.call("Sample", {"traceparent": PARENT, "tracestate": "a=1"}) as span:
         span.set(model="mnist", version=2, rows=7, queue_seconds=0.25)
@@ -126,9 +126,9 @@ def test_a_span_tells_what_is_known_of_a_call(receiver):
 
 @pytest.mark.parametrize(
     ("name", "error"),
-    [(each.name, each is grpc.StatusCode.INTERNAL) for each in grpc.StatusCode],
+    [(code.name, code is grpc.StatusCode.INTERNAL) for code in grpc.StatusCode],
 )
-def test_each_code_is_told_by_number_and_by_name(receiver, name, error):
+def test_each_status_code_is_exported_by_number_and_by_name(receiver, name, error):
     tracing = Tracing.start(receiver.endpoint)
     with tracing.call("Encode", {}) as span:
         span.failed(name, error=error)
@@ -140,20 +140,20 @@ def test_each_code_is_told_by_number_and_by_name(receiver, name, error):
     assert got.status.code == (Status.STATUS_CODE_ERROR if error else Status.STATUS_CODE_UNSET)
 
 
-def test_a_call_that_raises_ends_its_span_and_raises(receiver):
+def test_a_call_that_raises_ends_its_span_without_the_exceptions_text(receiver):
     tracing = Tracing.start(receiver.endpoint)
     with pytest.raises(ZeroDivisionError), tracing.call("Encode", {}):
         _ = 1 / 0
     tracing.close()
     (got,) = receiver.spans()
-    # What went wrong may hold anything: it stays in the log.
+    # The text may hold anything: it belongs to the log.
     assert not got.events
 
 
 @pytest.mark.parametrize(
     "metadata", [{}, {"traceparent": ""}, {"traceparent": "nonsense"}, {"traceparent": "0" * 9999}]
 )
-def test_without_a_sound_parent_a_span_is_a_root(receiver, metadata):
+def test_a_span_without_a_valid_parent_is_a_root(receiver, metadata):
     tracing = Tracing.start(receiver.endpoint)
     with tracing.call("Encode", metadata):
         pass
@@ -162,7 +162,7 @@ def test_without_a_sound_parent_a_span_is_a_root(receiver, metadata):
     assert not got.parent_span_id
 
 
-def test_a_caller_that_does_not_sample_is_kept_to(receiver):
+def test_an_unsampled_parent_is_respected(receiver):
     tracing = Tracing.start(receiver.endpoint)
     with tracing.call("Encode", {"traceparent": PARENT[:-2] + "00"}) as span:
         span.set(rows=1)
@@ -170,7 +170,7 @@ def test_a_caller_that_does_not_sample_is_kept_to(receiver):
     assert not receiver.spans()
 
 
-def test_reload_is_a_call_to_the_other_service(receiver):
+def test_a_reload_span_names_the_admin_service(receiver):
     tracing = Tracing.start(receiver.endpoint)
     with tracing.call("Reload", {}):
         pass
@@ -188,7 +188,9 @@ def test_reload_is_a_call_to_the_other_service(receiver):
         ({"OTEL_RESOURCE_ATTRIBUTES": "zone=a"}, "latentserve"),
     ],
 )
-def test_the_service_has_a_name_and_an_operators_wins(receiver, monkeypatch, variables, wanted):
+def test_the_service_name_is_latentserve_unless_an_operator_sets_one(
+    receiver, monkeypatch, variables, wanted
+):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     tracing = Tracing.start(receiver.endpoint)
@@ -202,12 +204,12 @@ def test_the_service_has_a_name_and_an_operators_wins(receiver, monkeypatch, var
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:4317", "grpc://localhost:4317", "4317"])
-def test_an_endpoint_that_is_none_is_refused(endpoint):
+def test_an_invalid_endpoint_is_refused(endpoint):
     with pytest.raises(StartError, match=r"otlp-endpoint: got '.*', wanted http://HOST:PORT"):
         Tracing.start(endpoint)
 
 
-def test_a_wrong_variable_is_refused_at_the_start(receiver, monkeypatch):
+def test_an_invalid_otel_variable_is_refused_at_start(receiver, monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "brotli")
     with pytest.raises(StartError, match=r"otlp-endpoint, or an OTEL_ variable: .*brotli"):
         Tracing.start(receiver.endpoint)
@@ -219,15 +221,15 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def test_a_collector_that_is_away_is_said_once_and_so_is_its_return(monkeypatch, caplog):
+def test_an_unreachable_collector_is_logged_once_and_so_is_its_return(monkeypatch, caplog):
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
     monkeypatch.setattr(service_tracing, "_EXPORT_SECONDS", 0.3)
     port = free_port()
     tracing = Tracing.start(f"http://127.0.0.1:{port}")
     caplog.set_level(logging.INFO)
 
-    def said():
-        return [(each.levelname, each.name) for each in caplog.records]
+    def logged():
+        return [(record.levelname, record.name) for record in caplog.records]
 
     def trace_until(done):
         deadline = time.monotonic() + 30
@@ -240,7 +242,7 @@ def test_a_collector_that_is_away_is_said_once_and_so_is_its_return(monkeypatch,
             time.sleep(0.05)
 
     took, failures = [], []
-    real = service_tracing._Reported.export
+    real = service_tracing._ReportingExporter.export
 
     def counted(self, spans):
         result = real(self, spans)
@@ -248,26 +250,26 @@ def test_a_collector_that_is_away_is_said_once_and_so_is_its_return(monkeypatch,
             failures.append(result)
         return result
 
-    monkeypatch.setattr(service_tracing._Reported, "export", counted)
+    monkeypatch.setattr(service_tracing._ReportingExporter, "export", counted)
     trace_until(lambda: len(failures) >= 3)
-    assert said() == [("WARNING", "service.observe.tracing")]
+    assert logged() == [("WARNING", "service.observe.tracing")]
     kept, server = receive(port)
     try:
         trace_until(kept.spans)
-        trace_until(lambda: len(said()) == 2)
+        trace_until(lambda: len(logged()) == 2)
         assert statistics.median(took) < 0.05
-        assert said()[1] == ("INFO", "service.observe.tracing")
+        assert logged()[1] == ("INFO", "service.observe.tracing")
     finally:
         tracing.close()
         server.stop(None).wait()
 
 
-def test_a_collector_that_never_answers_does_not_hold_up_the_end(monkeypatch):
+def test_a_collector_that_never_answers_does_not_delay_closing(monkeypatch):
     monkeypatch.setattr(service_tracing, "_FLUSH_SECONDS", 0.5)
-    with socket.socket() as deaf:  # takes connections and says nothing
-        deaf.bind(("127.0.0.1", 0))
-        deaf.listen()
-        tracing = Tracing.start(f"http://127.0.0.1:{deaf.getsockname()[1]}")
+    with socket.socket() as silent:  # accepts connections and never answers
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        tracing = Tracing.start(f"http://127.0.0.1:{silent.getsockname()[1]}")
         for _ in range(3000):  # more than the SDK's queue holds
             with tracing.call("Encode", {}):
                 pass
@@ -276,7 +278,7 @@ def test_a_collector_that_never_answers_does_not_hold_up_the_end(monkeypatch):
         assert time.monotonic() - began < 3
 
 
-def test_what_it_imports_warns_of_nothing():
+def test_tracing_raises_no_warnings():
     code = (
         "from service.observe.tracing import Tracing; tracing = Tracing.start('http://127.0.0.1:9')\n"
         "with tracing.call('Encode', {}): pass\n"
@@ -287,10 +289,10 @@ def test_what_it_imports_warns_of_nothing():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-# --------------------------------------------------------------- under a server
+# ---------------------------------------------------------------- with a server
 
 
-def test_each_call_is_a_span_under_its_callers(receiver, models, tmp_path):
+def test_each_call_is_a_child_of_its_callers_span(receiver, models, tmp_path):
     endpoint = receiver.endpoint
     with (
         Server(models, tmp_path / "log", "--otlp-endpoint", endpoint, env=FAST) as server,
@@ -314,15 +316,15 @@ def test_each_call_is_a_span_under_its_callers(receiver, models, tmp_path):
     assert found["latentserve.request_id"] == "mine-1"
     assert found["latentserve.compute_seconds"] > 0
     assert attributes(bad)["rpc.response.status_code"] == "INVALID_ARGUMENT"
-    # The caller is to blame, not the server.
+    # An invalid argument is the caller's error, not the server's.
     assert bad.status.code == Status.STATUS_CODE_UNSET
     resource = receiver.requests[0].resource_spans[0].resource
     assert attributes(resource)["service.name"] == "latentserve"
-    # Health was asked many times meanwhile.
+    # Health checks, of which there were many meanwhile, are not traced.
     assert {span.name for span in receiver.spans()} == {good.name}
 
 
-def test_what_is_left_is_sent_at_the_end(receiver, models, tmp_path):
+def test_pending_spans_are_flushed_on_shutdown(receiver, models, tmp_path):
     env = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, "OTEL_SERVICE_NAME": "digits"}
     with Server(models, tmp_path / "log", env=env) as server:
         server.wait_until_serving()
@@ -335,7 +337,7 @@ def test_what_is_left_is_sent_at_the_end(receiver, models, tmp_path):
     assert attributes(resource)["service.name"] == "digits"
 
 
-def test_a_bug_is_an_error_in_the_trace(receiver, tmp_path):
+def test_an_internal_error_is_an_error_in_the_trace(receiver, tmp_path):
     write_tiny(tmp_path / "models" / "fails", fails_above=10.0)
     arguments = ("--otlp-endpoint", receiver.endpoint)
     with Server(tmp_path / "models", tmp_path / "log", *arguments, env=FAST) as server:
@@ -347,7 +349,7 @@ def test_a_bug_is_an_error_in_the_trace(receiver, tmp_path):
     assert attributes(span)["rpc.response.status_code"] == "INTERNAL"
 
 
-def test_a_collector_that_is_away_costs_nothing_and_says_next_to_nothing(models, tmp_path):
+def test_an_unreachable_collector_neither_slows_calls_nor_floods_the_log(models, tmp_path):
     arguments = ("--otlp-endpoint", "http://127.0.0.1:9")
     with Server(models, tmp_path / "log", *arguments, env=FAST) as server:
         server.wait_until_serving()
@@ -364,7 +366,7 @@ def test_a_collector_that_is_away_costs_nothing_and_says_next_to_nothing(models,
         assert log.count("service.observe.tracing") <= 1
 
 
-def test_without_an_endpoint_nothing_of_it_is_imported():
+def test_without_an_endpoint_opentelemetry_is_not_imported():
     code = (
         "import sys; import service.server; from service.observe.tracing import Tracing; "
         "assert Tracing.start('') is None; "
