@@ -25,7 +25,7 @@ _DONE = _Done()
 
 @dataclass(frozen=True)
 class _Waiter:
-    """A patient call in the queue for room."""
+    """A patient call that waits for capacity."""
 
     rows: int
     size: int
@@ -33,7 +33,7 @@ class _Waiter:
 
 
 class Admission:
-    """Admits calls while there is room for their rows and bytes.
+    """Admits calls while there is capacity for their rows and bytes.
 
     A call that finds nothing in flight is admitted whatever its size: to shed it would be to
     refuse it for good, and the limits of a single request are checked before. To be used in
@@ -61,34 +61,35 @@ class Admission:
         self._waiters: deque[_Waiter] = deque()
 
     def admitted(self, rows: int, size: int, *, patient: bool = False) -> "Admitted":
-        """Returns an async context manager that holds room for a call.
+        """Returns an async context manager that holds capacity for a call.
 
         Args:
             rows: Rows of the call.
             size: Bytes of the call, inputs and outputs.
-            patient: Wait for room, first come, first served, instead of raising Overloaded.
+            patient: Wait for capacity, first come, first served, instead of raising
+                Overloaded.
         """
         return Admitted(self, rows, size, patient)
 
     def enter(self, rows: int, size: int) -> None:
-        """Takes room at once; `leave` gives it back.
+        """Takes capacity at once; `leave` returns it.
 
         Raises:
-            Overloaded: There is no room.
+            Overloaded: There is not enough capacity.
         """
         if not self._fits(rows, size):
             raise self._overloaded(rows, size)
         self._enter(rows, size)
 
     def enter_or_wait(self, rows: int, size: int) -> Awaitable[None]:
-        """Takes room at once if there is some, else while the returned awaitable is awaited."""
+        """Takes capacity, at once if there is enough, else when the result is awaited."""
         if self._waiters or not self._fits(rows, size):
             return self._wait(rows, size)
         self._enter(rows, size)
         return _DONE
 
     def leave(self, rows: int, size: int, since: float) -> None:
-        """Gives room back.
+        """Returns capacity.
 
         Args:
             rows: As given to `enter`.
@@ -144,12 +145,12 @@ class Admission:
 
 
 class Admitted:
-    """Holds room for a call while it is entered; made by `Admission.admitted`.
+    """Holds capacity for a call while it is entered; made by `Admission.admitted`.
 
     A class, since a context manager made from a generator costs far more.
 
     Raises:
-        Overloaded: On entering, if there is no room and the call is not patient.
+        Overloaded: On entering, without enough capacity, if the call is not patient.
     """
 
     __slots__ = ("_admission", "_patient", "_rows", "_since", "_size")

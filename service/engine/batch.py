@@ -22,7 +22,7 @@ class Graph(Protocol):
     Attributes:
         name: What it does, for metrics and the log.
         max_batch_rows: Most rows in one batch.
-        max_call_rows: Most rows of one call in a batch of several.
+        max_call_rows: Most rows of one call in a batch.
     """
 
     name: str

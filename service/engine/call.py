@@ -43,8 +43,8 @@ class Call:
         metadata: Metadata of the request, by lower-case key.
         peer: Address of the caller, for the log.
         request_id: Identifies the call in the log.
-        patient: Whether the call waits for room on a full server, as a running stream does,
-            instead of being shed.
+        patient: Whether the call waits for capacity on a full server, as a running stream
+            does, instead of being shed.
         arrived: When the call, or the message of the stream being answered, was received, on
             the clock of `time.monotonic`.
         model: Name of the model that answers; set by the servicer for metrics and traces, as

@@ -1,1 +1,1 @@
-"""Models on disk to models in memory: found, verified, loaded, proven and looked up by name."""
+"""Models: found on disk, verified, loaded onto a device, looked up by name and version."""

@@ -110,12 +110,12 @@ def _replay(name: GraphName, graph: Graph, bundle: Bundle) -> None:
     if graph.device.kind not in manifest.tolerances:
         raise ModelRefused(f"tolerances: none for {graph.device.kind}")
     tolerance = ref.tolerances.get(graph.device.kind, manifest.tolerances[graph.device.kind])
-    for kind, names, specs in (
+    for side, names, specs in (
         ("inputs", graph.inputs, ref.inputs),
         ("outputs", graph.outputs, ref.outputs),
     ):
         if set(names) != {tensor.name for tensor in specs}:
-            raise ModelRefused(f"{name}: the graph's {kind} are {', '.join(names)}")
+            raise ModelRefused(f"{name}: the graph's {side} are {', '.join(names)}")
     answers = graph.run(
         {tensor.name: bundle.golden[f"{name}.{tensor.name}"] for tensor in ref.inputs}
     )

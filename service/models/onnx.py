@@ -98,7 +98,7 @@ class Graph:
         inputs: Names of its inputs.
         outputs: Names of its outputs.
         max_batch_rows: Most rows in one batch.
-        max_call_rows: Most rows of one call in a batch of several.
+        max_call_rows: Most rows of one call in a batch.
 
     Raises:
         StartError: onnxruntime fell back to another execution provider, for example because
@@ -171,7 +171,7 @@ class Graph:
         self._run_rows = self.max_batch_rows = self._rows_within(_BATCH_SECONDS)
 
     def _rows_within(self, seconds: float) -> int:
-        """Largest power of two of rows that take so long, within the device's bounds."""
+        """Largest power of two of rows within a time, clamped to the device's bounds."""
         rows = 1 << int(math.log2(max(1.0, seconds / self._row_seconds)))
         return min(_MOST_ROWS[self.device.kind], max(_FEWEST_ROWS[self.device.kind], rows))
 

@@ -1,1 +1,1 @@
-"""What operators see: logs, Prometheus metrics, OpenTelemetry traces, the HTTP port."""
+"""What operators see: logs, Prometheus metrics, OpenTelemetry traces, health probes."""

@@ -29,7 +29,7 @@ _MAX_BODY_BYTES = 2**16
 
 
 class HttpServer:
-    """Serves metrics and probes from threads of its own, so a busy event loop is still live.
+    """Serves metrics and probes from its own threads, so they answer while the event loop is busy.
 
     Binds the port when it is created; answers from `start` on.
 
@@ -152,15 +152,15 @@ class _Server(socketserver.TCPServer):
     def close(self) -> None:
         """Closes the port and all connections."""
         self.server_close()
-        self._close_oldest(lambda _accepted: True)
+        self._close_oldest(lambda _: True)
 
     def service_actions(self) -> None:
         """Closes overdue connections; the base class calls it several times a second."""
         overdue = time.monotonic() - _SECONDS
-        self._close_oldest(lambda accepted: next(iter(accepted.values())) < overdue)
+        self._close_oldest(lambda connections: next(iter(connections.values())) < overdue)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        self._close_oldest(lambda accepted: len(accepted) >= _MOST_CONNECTIONS)
+        self._close_oldest(lambda connections: len(connections) >= _MOST_CONNECTIONS)
         if not self._slots.acquire(blocking=False):
             self.shutdown_request(request)
             return

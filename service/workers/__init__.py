@@ -1,1 +1,1 @@
-"""Several server processes on one port, and the supervisor that watches them."""
+"""Several worker processes on one port, and their supervisor."""

@@ -1,4 +1,4 @@
-"""The table of states, row by row, by gRPC health and by HTTP; and what /metrics counts."""
+"""Readiness and liveness in each state, by gRPC health and by HTTP; metrics of real calls."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ WITH_HTTP = ("--http-port", "0")
 
 
 class Watched(Server):
-    """A server that is looked at from both sides."""
+    """A server whose health is read over gRPC and over HTTP."""
 
     def health(self, name: str = "") -> int:
         with grpc.insecure_channel(self.target) as channel:
@@ -41,7 +41,7 @@ class Watched(Server):
                 return error.code
 
     def state(self) -> tuple[bool, bool, bool, bool]:
-        """Whether `""` serves, the service serves, it is ready and it is live."""
+        """Whether health is SERVING for `""` and for the service, and it is ready and live."""
         return (
             self.health() == SERVING,
             self.health(SERVICE) == SERVING,
@@ -56,22 +56,22 @@ class Watched(Server):
             time.sleep(0.02)
 
 
-WELL = (True, True, True, True)
+HEALTHY = (True, True, True, True)
 NOT_READY = (False, False, False, True)
-DEAD = (False, False, False, False)
+NOT_LIVE = (False, False, False, False)
 
 
-def test_while_it_loads_it_is_live_and_not_ready_and_then_ready(tmp_path):
+def test_a_loading_server_is_live_and_not_ready_until_it_has_loaded(tmp_path):
     for name in "abcdef":
         write_tiny(tmp_path / "models" / name, shape=(3, 64, 64), dim=200)
     with Watched(tmp_path / "models", tmp_path / "log", *WITH_HTTP) as server:
         assert server.state() == NOT_READY
         assert server.health(SERVICE) == NOT_SERVING
-        server.wait_for(WELL)
+        server.wait_for(HEALTHY)
         assert server.health(f"{SERVICE}/f") == SERVING
 
 
-def test_nothing_that_can_be_loaded_is_live_and_not_ready(tmp_path):
+def test_a_server_without_a_loadable_model_is_live_and_not_ready(tmp_path):
     write_tiny(tmp_path / "models" / "bad", golden_error=1.0)
     with Watched(tmp_path / "models", tmp_path / "log", *WITH_HTTP) as server:
         deadline = time.monotonic() + 30
@@ -83,29 +83,29 @@ def test_nothing_that_can_be_loaded_is_live_and_not_ready(tmp_path):
 
 
 @pytest.mark.usefixtures("each_transport")
-def test_a_reload_and_a_refused_version_leave_it_serving(tmp_path):
+def test_a_refused_version_in_a_reload_leaves_the_server_ready(tmp_path):
     write_tiny(tmp_path / "models" / "one", seed=1)
     arguments = (*WITH_HTTP, "--admin")
     with (
         Watched(tmp_path / "models", tmp_path / "log", *arguments) as server,
         Client(server.target) as client,
     ):
-        server.wait_for(WELL)
+        server.wait_for(HEALTHY)
         write_tiny(tmp_path / "models" / "one", seed=2, golden_error=1.0)
         assert client.reload().refused[0].version == 2
-        assert server.state() == WELL
+        assert server.state() == HEALTHY
         assert server.health(f"{SERVICE}/one") == SERVING
         assert metrics(server)["latentserve_model_refused", (("model", "one"),)] == 1
 
 
 @pytest.mark.usefixtures("each_transport")
-def test_draining_it_is_live_and_not_serving_until_what_runs_has_ended(models, tmp_path):
+def test_a_draining_server_is_live_and_not_serving_until_its_calls_have_ended(models, tmp_path):
     with Watched(models, tmp_path / "log", *WITH_HTTP) as server:
-        server.wait_for(WELL)
+        server.wait_for(HEALTHY)
         with stub_of(server.target) as stub, grpc.insecure_channel(server.target) as channel:
             watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
             assert next(watch).status == SERVING
-            # Nobody reads it, so it is in flight for as long as that is wanted.
+            # Flow control keeps the stream in flight until it is read.
             request = pb.SampleRequest(count=40_000, seed=1)
             stream = stub.SampleStream(pb.SampleStreamRequest(request=request, chunk_rows=4000))
             first = next(stream)
@@ -113,37 +113,37 @@ def test_draining_it_is_live_and_not_serving_until_what_runs_has_ended(models, t
             assert next(watch).status == NOT_SERVING
             assert (server.http("/healthz"), server.http("/readyz")) == (200, 503)
             assert server.process.poll() is None
-            rows = [first, *stream]
-        assert sum(each.response.images.tensor.shape[0] for each in rows) == 40_000
+            replies = [first, *stream]
+        assert sum(reply.response.images.tensor.shape[0] for reply in replies) == 40_000
         assert server.process.wait(30) == 0
 
 
-def test_a_lost_device_is_neither_ready_nor_live(tmp_path):
+def test_a_server_whose_device_is_lost_is_neither_ready_nor_live(tmp_path):
     write_tiny(tmp_path / "models" / "fails", fails_above=10.0)
     program = "tests.support.lost_device"
     with (
         Watched(tmp_path / "models", tmp_path / "log", *WITH_HTTP, program=program) as server,
         Client(server.target) as client,
     ):
-        server.wait_for(WELL)
+        server.wait_for(HEALTHY)
         with pytest.raises(LatentserveError):
             client.decode(np.full((3, 3), 99, np.float32))
-        server.wait_for(DEAD)
+        server.wait_for(NOT_LIVE)
         assert server.health(f"{SERVICE}/fails") == NOT_SERVING
         assert "is lost, wanted a restart: CUDA error 719" in server.log.read_text()
 
 
-def test_a_graph_that_fails_on_a_device_that_works_changes_nothing(tmp_path):
+def test_a_graph_error_on_a_working_device_changes_neither_readiness_nor_liveness(tmp_path):
     write_tiny(tmp_path / "models" / "fails", fails_above=10.0)
     with (
         Watched(tmp_path / "models", tmp_path / "log", *WITH_HTTP) as server,
         Client(server.target) as client,
     ):
-        server.wait_for(WELL)
+        server.wait_for(HEALTHY)
         with pytest.raises(LatentserveError):
             client.decode(np.full((3, 3), 99, np.float32))
         time.sleep(0.3)
-        assert server.state() == WELL
+        assert server.state() == HEALTHY
 
 
 # -------------------------------------------------------------------- metrics
@@ -157,12 +157,12 @@ def metrics(server: Watched) -> dict:
 
 
 @pytest.mark.usefixtures("each_transport")
-def test_calls_of_a_real_server_are_counted(models, tmp_path):
+def test_the_metrics_of_a_running_server_count_its_calls(models, tmp_path):
     with (
         Watched(models, tmp_path / "log", *WITH_HTTP) as server,
         Client(server.target) as client,
     ):
-        server.wait_for(WELL)
+        server.wait_for(HEALTHY)
         digits = client.sample(100, seed=1)
         client.encode(digits)
         list(client.sample_stream(50, seed=1, chunk_rows=20))
@@ -179,11 +179,11 @@ def test_calls_of_a_real_server_are_counted(models, tmp_path):
     assert value(total, rpc="Encode", model="mnist", code="OK") == 1
     assert value(total, rpc="SampleStream", model="mnist", code="OK") == 1
     assert value(total, rpc="Traverse", model="mnist", code="INVALID_ARGUMENT") == 1
-    # What a caller made up is no label.
+    # A name that a caller made up does not become a label.
     assert value(total, rpc="GetModel", model="", code="NOT_FOUND") == 1
     assert not [labels for _, labels in found if ("model", "nope") in labels]
     assert value("latentserve_request_seconds_count", rpc="Encode") == 1
-    # Sample's 100 rows are one batch or several, by how fast this machine was when it loaded.
+    # Sample's 100 rows are one batch or several, as calibrated on this machine.
     batches = value("latentserve_compute_seconds_count", graph="decoder", device="cpu")
     assert batches >= 1 + 3
     batches += value("latentserve_compute_seconds_count", graph="encoder", device="cpu")

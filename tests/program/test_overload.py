@@ -1,4 +1,4 @@
-"""A full server refuses at once, and drops what nobody waits for."""
+"""Load shedding: a full server refuses calls at once, and frees the capacity of abandoned ones."""
 
 import concurrent.futures
 import contextlib
@@ -19,25 +19,24 @@ LARGE = pb.SampleRequest(count=4096, seed=1, format=pb.IMAGE_FORMAT_UINT8)
 
 @pytest.fixture(scope="module")
 def narrow(transport_kind, models, tmp_path_factory):
-    """A server with room for one large call."""
+    """A server with capacity for one large call."""
     log = tmp_path_factory.mktemp("narrow") / "log"
     arguments = ("--max-queue-rows", "5000", "--http-port", "0", "--transport", transport_kind)
     with Server(models, log, *arguments) as server:
         yield server.wait_until_serving()
 
 
-def outcomes(stub, calls, request=LARGE):
-    futures = [stub.Sample.future(request, timeout=60) for _ in range(calls)]
-    codes = []
-    for future in futures:
+def concurrent_calls(stub, count, request=LARGE):
+    """Starts calls at once; returns them when all have ended."""
+    calls = [stub.Sample.future(request, timeout=60) for _ in range(count)]
+    for call in calls:
         with contextlib.suppress(grpc.RpcError):
-            future.result()
-        codes.append(future)
-    return codes
+            call.result()
+    return calls
 
 
-def _admitted(stub):
-    """Its reply, once there is room."""
+def retried_until_admitted(stub):
+    """Reply to a large call, retried until there is capacity for it."""
     deadline = time.monotonic() + 20
     while True:
         call = stub.Sample.future(LARGE, timeout=30)
@@ -48,9 +47,9 @@ def _admitted(stub):
         time.sleep(0.1)
 
 
-def test_what_has_no_room_is_refused_at_once_with_a_time_to_come_again(narrow):
+def test_calls_beyond_the_capacity_are_shed_at_once_with_a_time_to_retry(narrow):
     with stub_of(narrow.target) as stub:
-        calls = outcomes(stub, 12)
+        calls = concurrent_calls(stub, 12)
         good = [call for call in calls if call.code() == grpc.StatusCode.OK]
         bad = [call for call in calls if call.code() == grpc.StatusCode.RESOURCE_EXHAUSTED]
         assert len(good) + len(bad) == 12
@@ -65,23 +64,23 @@ def test_what_has_no_room_is_refused_at_once_with_a_time_to_come_again(narrow):
         assert stub.Sample(pb.SampleRequest(count=1)).images
 
 
-def test_a_running_stream_waits_for_room_and_is_not_refused(narrow):
+def test_a_running_stream_waits_for_capacity_and_is_not_shed(narrow):
     with stub_of(narrow.target) as stub, concurrent.futures.ThreadPoolExecutor(1) as pool:
         request = pb.SampleStreamRequest(
             request=pb.SampleRequest(count=40_000, seed=1, format=pb.IMAGE_FORMAT_UINT8),
             chunk_rows=2000,
         )
 
-        call = stub.SampleStream(request)
-        first = next(call).response.images.tensor.shape[0]
-        rest = pool.submit(lambda: sum(each.response.images.tensor.shape[0] for each in call))
-        beside = pb.SampleRequest(count=700, seed=1)
-        codes = [each.code() for _ in range(5) for each in outcomes(stub, 4, beside)]
+        stream = stub.SampleStream(request)
+        first = next(stream).response.images.tensor.shape[0]
+        rest = pool.submit(lambda: sum(reply.response.images.tensor.shape[0] for reply in stream))
+        unary = pb.SampleRequest(count=700, seed=1)
+        codes = [call.code() for _ in range(5) for call in concurrent_calls(stub, 4, unary)]
         assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
         assert first + rest.result(120) == 40_000
 
 
-def test_a_deadline_that_passes_in_the_queue_frees_its_room(narrow):
+def test_a_call_whose_deadline_passes_in_the_queue_frees_its_capacity(narrow):
     with stub_of(narrow.target) as stub:
         for _ in range(5):
             with pytest.raises(grpc.RpcError) as caught:
@@ -90,20 +89,20 @@ def test_a_deadline_that_passes_in_the_queue_frees_its_room(narrow):
                 grpc.StatusCode.DEADLINE_EXCEEDED,
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
             )
-        assert _admitted(stub).images.tensor.shape[0] == 4096
+        assert retried_until_admitted(stub).images.tensor.shape[0] == 4096
 
 
-def test_callers_who_leave_free_their_room(narrow):
+def test_cancelled_calls_free_their_capacity(narrow):
     with stub_of(narrow.target) as stub:
         for _ in range(10):
             call = stub.Sample.future(LARGE)
             time.sleep(0.005)
             call.cancel()
-        assert _admitted(stub).images.tensor.shape[0] == 4096
+        assert retried_until_admitted(stub).images.tensor.shape[0] == 4096
 
 
 @pytest.mark.usefixtures("each_transport")
-def test_a_single_request_larger_than_the_room_is_computed_alone(models, tmp_path):
+def test_a_request_larger_than_the_queue_is_computed_when_it_is_alone(models, tmp_path):
     with (
         Server(models, tmp_path / "log", "--max-queue-rows", "10").wait_until_serving() as server,
         stub_of(server.target) as stub,

@@ -1,4 +1,4 @@
-"""The life of the server as an operator sees it: start, health, refusals, drain."""
+"""The server as an operator runs it: start, models, health, refusals, limits, drain."""
 
 import concurrent.futures
 import json
@@ -99,7 +99,7 @@ def test_a_broken_version_is_refused_and_the_one_before_it_serves(tiny, tmp_path
         assert health(server, f"{SERVICE}/one") == SERVING
 
 
-def test_a_bad_model_beside_a_good_one_is_seen_and_does_not_take_it_down(tiny, tmp_path):
+def test_a_bad_model_is_not_serving_and_does_not_take_a_good_one_down(tiny, tmp_path):
     write_tiny(tiny / "bad", golden_error=0.01)
     with Server(tiny, tmp_path / "log").wait_until_serving() as server, Client(server.target) as c:
         assert health(server) == SERVING
@@ -110,8 +110,8 @@ def test_a_bad_model_beside_a_good_one_is_seen_and_does_not_take_it_down(tiny, t
         assert c.sample(1, seed=1).shape == (1, 1, 4, 4)
 
 
-def test_a_folder_that_cannot_be_read_does_not_take_the_others_down(tiny, monkeypatch):
-    """Permissions do not bind root, so the refusal is looked at where it is made."""
+def test_an_unreadable_model_folder_does_not_take_the_other_models_down(tiny, monkeypatch):
+    """In process, with a patched `iterdir`: file permissions do not bind root."""
     (tiny / "secret").mkdir()
     real = Path.iterdir
 
@@ -123,11 +123,11 @@ def test_a_folder_that_cannot_be_read_does_not_take_the_others_down(tiny, monkey
     monkeypatch.setattr(Path, "iterdir", iterdir)
     models = Repository(tiny, lambda bundle: load_model(bundle, Device("cpu"))).models()
     assert list(models.loaded) == ["one", "two"]
-    assert [each.name for each in models.refused] == ["secret"]
+    assert [refused.name for refused in models.refused] == ["secret"]
     assert "Permission denied" in models.refused[0].problem
 
 
-def test_a_default_model_that_is_refused_is_not_ready_and_the_others_answer(tiny, tmp_path):
+def test_without_its_default_model_a_server_is_not_ready_and_the_others_answer(tiny, tmp_path):
     write_tiny(tiny / "bad", golden_error=0.01)
     with Server(tiny, tmp_path / "log", "--default-model", "bad") as server:
         wait_for("default not loaded", server)
@@ -156,7 +156,7 @@ def test_a_manifest_that_does_not_fit_its_graphs_is_refused(tiny, tmp_path):
 # --------------------------------------------------------------- not ready
 
 
-def test_golden_rows_that_differ_make_the_server_not_ready(tmp_path):
+def test_a_model_whose_golden_rows_differ_is_not_served(tmp_path):
     write_tiny(tmp_path / "models" / "off", golden_error=2e-4)
     with Server(tmp_path / "models", tmp_path / "log") as server:
         wait_for("no model could be loaded", server)
@@ -173,13 +173,13 @@ def test_golden_rows_that_differ_make_the_server_not_ready(tmp_path):
         assert server.stop() == 0
 
 
-def test_golden_rows_within_the_tolerance_are_ready(tmp_path):
+def test_a_model_whose_golden_rows_differ_within_the_tolerance_is_served(tmp_path):
     write_tiny(tmp_path / "models" / "near", golden_error=5e-5)
     with Server(tmp_path / "models", tmp_path / "log") as server:
         server.wait_until_serving()
 
 
-def test_a_bundle_with_other_noise_is_refused(tmp_path):
+def test_a_bundle_with_another_noise_scheme_is_refused(tmp_path):
     folder = write_tiny(tmp_path / "models" / "other")
     manifest = folder / "manifest.json"
     text = manifest.read_text()
@@ -190,7 +190,7 @@ def test_a_bundle_with_other_noise_is_refused(tmp_path):
         assert "'mersenne/1', this server draws" in server.log.read_text()
 
 
-def test_an_empty_models_folder_is_up_and_not_ready(tmp_path):
+def test_a_server_with_an_empty_models_folder_is_up_and_not_ready(tmp_path):
     (tmp_path / "models").mkdir()
     with Server(tmp_path / "models", tmp_path / "log") as server:
         wait_for("no model in", server)
@@ -202,7 +202,7 @@ def test_an_empty_models_folder_is_up_and_not_ready(tmp_path):
 # ---------------------------------------------------------- refuses to start
 
 
-def test_cuda_where_there_is_none_is_refused(tiny):
+def test_a_server_refuses_cuda_without_a_gpu(tiny):
     done = latentserve("serve", "--models", tiny, "--port", "0", "--device", "cuda")
     assert done.returncode == 2
     assert done.stdout == ""
@@ -211,7 +211,7 @@ def test_cuda_where_there_is_none_is_refused(tiny):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_auto_falls_back_to_the_cpu_and_says_so(tiny, tmp_path):
+def test_device_auto_falls_back_to_the_cpu_and_logs_it(tiny, tmp_path):
     with Server(tiny, tmp_path / "log").wait_until_serving() as server, Client(server.target) as c:
         assert "device auto: using cpu" in server.log.read_text()
         assert c.info().device == "auto"
@@ -229,7 +229,7 @@ def test_a_taken_port_is_refused(tiny, tmp_path):
 
 
 @pytest.mark.usefixtures("each_transport")
-def test_a_port_taken_with_so_reuseport_is_refused_too(tiny):
+def test_a_port_held_with_so_reuseport_is_refused(tiny):
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         holder.bind(("127.0.0.1", 0))
@@ -249,7 +249,7 @@ def test_a_port_taken_with_so_reuseport_is_refused_too(tiny):
         (("--config", "/nonexistent.toml"), "config /nonexistent.toml"),
     ],
 )
-def test_a_wrong_setting_is_one_clear_line(tiny, arguments, text):
+def test_an_invalid_setting_is_refused_without_a_traceback(tiny, arguments, text):
     done = latentserve("serve", "--models", tiny, "--port", "0", *arguments)
     assert done.returncode == 2
     assert text in done.stderr.splitlines()[-1]
@@ -269,7 +269,7 @@ def test_a_port_taken_on_one_address_of_a_host_is_refused(tiny, host):
 
 
 @pytest.mark.usefixtures("each_transport")
-def test_a_host_that_is_not_here_is_refused(tiny):
+def test_a_host_that_is_not_this_machine_is_refused(tiny):
     done = latentserve("serve", "--models", tiny, "--port", "0", "--host", "192.0.2.1")
     assert done.returncode == 2
     assert "host: got '192.0.2.1', wanted an address of this machine" in done.stderr
@@ -279,7 +279,7 @@ def test_a_host_that_is_not_here_is_refused(tiny):
 
 
 @pytest.mark.usefixtures("each_transport")
-def test_limits_are_kept_told_and_cut_to_by_the_client(tiny, tmp_path):
+def test_max_rows_is_enforced_announced_and_followed_by_the_client(tiny, tmp_path):
     with (
         Server(tiny, tmp_path / "log", "--max-rows", "7").wait_until_serving() as server,
         Client(server.target) as client,
@@ -293,19 +293,19 @@ def test_limits_are_kept_told_and_cut_to_by_the_client(tiny, tmp_path):
         assert client.sample(50, seed=1).shape == (50, 1, 4, 4)
 
 
-def test_rows_that_would_not_fit_into_a_message_are_not_allowed(tmp_path):
+def test_max_rows_is_lowered_to_what_fits_into_a_message(tmp_path):
     write_tiny(tmp_path / "models" / "large", shape=(3, 64, 64))
     arguments = ("--max-message-bytes", str(2**20))
     with (
         Server(tmp_path / "models", tmp_path / "log", *arguments).wait_until_serving() as server,
         Client(server.target) as client,
     ):
-        # 1 MiB holds 21 pictures of 3 x 64 x 64 float32.
+        # 1 MiB holds 21 float32 images of 3 x 64 x 64 and their latents.
         assert client.model().max_rows == 21
         assert client.sample(64, seed=1).shape == (64, 3, 64, 64)
 
 
-def test_a_model_of_which_no_row_fits_into_a_message_is_refused(tmp_path):
+def test_a_model_whose_row_does_not_fit_into_a_message_is_refused(tmp_path):
     write_tiny(tmp_path / "models" / "large", shape=(3, 64, 64))
     with Server(tmp_path / "models", tmp_path / "log", "--max-message-bytes", "8192") as server:
         wait_for("no model could be loaded", server)
@@ -321,7 +321,7 @@ def test_unknown_health_names_are_not_found(server):
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
-def test_reflection_is_off_unless_asked_for(server):
+def test_reflection_is_off_by_default(server):
     assert reflected(server) is None
 
 
@@ -352,13 +352,13 @@ def reflected(server: Server) -> list[str] | None:
 
 
 def arrived(server: Server, rows: int) -> float:
-    """How many calls of so many rows have come, by now."""
+    """Number of Sample calls, of the same number of rows each, that have arrived so far."""
     ended = server.metric("latentserve_requests_total", rpc="Sample", code="OK")
     return ended + server.metric("latentserve_queue_rows") / rows
 
 
 @pytest.mark.usefixtures("each_transport")
-def test_sigterm_lets_calls_in_flight_finish_and_exits_with_0(models, tmp_path):
+def test_sigterm_drains_calls_in_flight_and_exits_with_0(models, tmp_path):
     calls, rows = 12, 4096
     server = Server(models, tmp_path / "log", "--http-port", "0").wait_until_serving()
     with server, Client(server.target) as client:
@@ -386,7 +386,7 @@ def test_sigterm_lets_calls_in_flight_finish_and_exits_with_0(models, tmp_path):
 
 
 @pytest.mark.usefixtures("each_transport")
-def test_sigterm_says_not_serving_before_it_closes(models, tmp_path):
+def test_sigterm_sets_health_to_not_serving_before_the_port_closes(models, tmp_path):
     with (
         Server(models, tmp_path / "log").wait_until_serving() as server,
         grpc.insecure_channel(server.target) as channel,
@@ -395,13 +395,13 @@ def test_sigterm_says_not_serving_before_it_closes(models, tmp_path):
         assert next(watch).status == SERVING
         os.kill(server.process.pid, signal.SIGTERM)
         assert next(watch).status == NOT_SERVING
-        # The open watch must not hold it up for the 30 seconds that calls have.
+        # An open watch must not delay the exit for the 30 seconds that calls are given.
         began = time.monotonic()
         assert server.process.wait(30) == 0
         assert time.monotonic() - began < 8
 
 
-def test_sigterm_while_loading_leaves_the_rest_out_and_exits_with_0(tmp_path):
+def test_sigterm_while_loading_skips_the_remaining_models_and_exits_with_0(tmp_path):
     for name in "abcdefgh":
         write_tiny(tmp_path / "models" / name, shape=(3, 64, 64), dim=200)
     with Server(tmp_path / "models", tmp_path / "log") as server:
@@ -413,7 +413,7 @@ def test_sigterm_while_loading_leaves_the_rest_out_and_exits_with_0(tmp_path):
 
 
 @pytest.mark.usefixtures("each_transport")
-def test_a_second_signal_does_not_wait_for_calls(models, tmp_path):
+def test_a_second_signal_cuts_the_drain_short(models, tmp_path):
     with (
         Server(models, tmp_path / "log").wait_until_serving() as server,
         Client(server.target) as client,
@@ -430,14 +430,14 @@ def test_a_second_signal_does_not_wait_for_calls(models, tmp_path):
 
 
 @pytest.mark.usefixtures("each_transport")
-def test_sigterm_while_idle_is_quick(tiny, tmp_path):
+def test_an_idle_server_exits_at_once_on_sigterm(tiny, tmp_path):
     with Server(tiny, tmp_path / "log").wait_until_serving() as server:
         began = time.monotonic()
         assert server.stop() == 0
         assert time.monotonic() - began < 5
 
 
-def test_a_cancelled_call_does_no_harm(client, server):
+def test_cancelled_and_timed_out_calls_do_not_affect_the_next_one(client, server):
     with grpc.insecure_channel(server.target) as channel:
         stub = latent_service_pb2_grpc.LatentServiceStub(channel)
         for _ in range(5):
@@ -460,7 +460,7 @@ def test_concurrent_callers_get_their_own_rows(client):
 
 
 @pytest.mark.usefixtures("each_transport")
-def test_an_internal_error_shows_an_id_and_not_its_text(tiny, tmp_path):
+def test_an_internal_error_carries_a_request_id_and_not_its_text(tiny, tmp_path):
     shutil.rmtree(tiny)
     write_tiny(tiny / "fails", fails_above=10.0)
     with (
@@ -476,7 +476,7 @@ def test_an_internal_error_shows_an_id_and_not_its_text(tiny, tmp_path):
         assert client.decode(np.zeros((4, 3), np.float32)).shape == (4, 1, 4, 4)
 
 
-def test_a_failed_precondition_is_an_exception_of_its_own(client):
+def test_the_client_raises_failed_precondition_for_a_label_without_labels(client):
     with pytest.raises(FailedPrecondition) as caught:
         client.sample(1, label=3)
     assert caught.value.reason == "NOT_FOR_THIS_MODEL"
@@ -485,7 +485,7 @@ def test_a_failed_precondition_is_an_exception_of_its_own(client):
 # ------------------------------------------------------------------- memory
 
 WIDE = 256
-"""Latent dimensions: the matrices of 4096 rows of a mixture's sampler take 1 GiB."""
+"""Latent dimensions of a mixture; the matrices that sample 4096 rows at once take 1 GiB."""
 
 PEAK = """
 import resource, sys
@@ -509,7 +509,7 @@ print(peak() - before)
 """
 
 
-def test_a_large_request_takes_little_memory_and_the_same_bits(tmp_path):
+def test_a_large_run_takes_little_memory_and_is_bit_equal_to_single_rows(tmp_path):
     scales = np.random.default_rng(0).standard_normal((4, WIDE, WIDE)).astype(np.float32)
     nodes = [
         helper.make_node("Mul", ["u", "count"], ["place"]),
@@ -541,10 +541,10 @@ def test_a_large_request_takes_little_memory_and_the_same_bits(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 100  # MiB; 1,028 as one run
+    assert int(done.stdout) < 100  # MiB; 1,028 without the limit on rows
 
 
-def test_every_answer_of_a_large_request_is_that_of_a_small_one(kinds_client):
+def test_rows_of_a_large_request_are_bit_equal_to_requests_of_one_row(kinds_client):
     images = np.random.default_rng(0).random((300, 1, 28, 28), np.float32)
     posterior = kinds_client.encode(images, model="flow-gmm")
     samples = kinds_client.sample_with_latents(300, seed=5, label=3, model="flow-gmm")

@@ -1,4 +1,4 @@
-"""The models that come with the project: as good as promised, as small, and served by default."""
+"""The models in the repository: their size, figures and cards, and that they serve by default."""
 
 import json
 from pathlib import Path
@@ -17,13 +17,13 @@ FLAGSHIP = MODELS / "mnist" / "1"
 PLANE = MODELS / "mnist2d" / "1"
 
 
-def test_they_are_small_together() -> None:
+def test_the_shipped_models_take_at_most_8_megabytes() -> None:
     files = [path for path in MODELS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 8_000_000
 
 
 @pytest.mark.parametrize("path", [FLAGSHIP, PLANE])
-def test_the_card_shows_pictures_that_are_there(path: Path) -> None:
+def test_a_model_card_agrees_with_its_bundle(path: Path) -> None:
     card = (path / "README.md").read_text()
     shown = [line.partition("](")[2].rstrip(")") for line in card.splitlines() if "![" in line]
     assert shown
@@ -35,8 +35,8 @@ def test_the_card_shows_pictures_that_are_there(path: Path) -> None:
     assert f"{manifest.metrics['nll']:.2f}" in card
 
 
-def test_the_flagship_is_as_good_as_promised() -> None:
-    """The figures of its manifest, and the cheap ones measured again on the real test set."""
+def test_the_flagship_reaches_its_stated_figures() -> None:
+    """Checks the figures in its manifest, and measures the cheap ones on the real test set."""
     manifest = open_bundle(FLAGSHIP).manifest
     stated = manifest.metrics
     assert (stated["importance_draws"], stated["importance_images"]) == (1000, 1000)
@@ -48,19 +48,19 @@ def test_the_flagship_is_as_good_as_promised() -> None:
     _, figures = evaluate_path(FLAGSHIP, wanted, report=print)
     assert figures.evaluation.elbo == pytest.approx(stated["elbo"], abs=0.01)
     assert figures.evaluation.images == 10_000
-    judged = figures.generation
-    assert judged is not None
-    assert judged.fid == pytest.approx(stated["fid"], abs=0.02)
-    assert judged.fid <= 0.45
-    assert judged.label_agreement >= 0.95
-    assert judged.label_agreement_worst >= 0.9
-    assert judged.label_fid <= 0.6
-    # Fewer draws, a looser bound: between the stated one and the ELBO.
+    generation = figures.generation
+    assert generation is not None
+    assert generation.fid == pytest.approx(stated["fid"], abs=0.02)
+    assert generation.fid <= 0.45
+    assert generation.label_agreement >= 0.95
+    assert generation.label_agreement_worst >= 0.9
+    assert generation.label_fid <= 0.6
+    # With fewer draws the bound is looser: between the stated one and the ELBO.
     assert figures.nll is not None
     assert stated["nll"] - 1.0 < figures.nll[0] < stated["elbo"]
 
 
-def test_the_plane_is_as_good_as_promised() -> None:
+def test_the_plane_reaches_its_stated_figures() -> None:
     manifest = open_bundle(PLANE).manifest
     assert manifest.latent_dim == 2
     assert manifest.metrics["nll"] <= 136
@@ -68,20 +68,23 @@ def test_the_plane_is_as_good_as_promised() -> None:
     assert figures.evaluation.elbo == pytest.approx(manifest.metrics["elbo"], abs=0.01)
 
 
-def test_a_server_that_is_told_nothing_serves_them(tmp_path: Path) -> None:
-    with Server(None, tmp_path / "log") as server, Client(server.wait_until_serving().target) as it:
-        info = it.info()
+def test_a_server_without_settings_serves_the_shipped_models(tmp_path: Path) -> None:
+    with (
+        Server(None, tmp_path / "log") as server,
+        Client(server.wait_until_serving().target) as client,
+    ):
+        info = client.info()
         assert info.default_model == "mnist"
         assert {model.name for model in info.models} == {"mnist", "mnist2d"}
-        sevens = it.sample(64, seed=1, label=7)
-        means = it.encode(sevens).mean
+        sevens = client.sample(64, seed=1, label=7)
+        means = client.encode(sevens).mean
         assert means.shape == (64, info.models[0].latent_dim)
-        assert it.sample(9, seed=1, model="mnist2d").shape == (9, 1, 28, 28)
-        parts = [it.sample(32, seed=1, offset=start, label=7) for start in (0, 32)]
+        assert client.sample(9, seed=1, model="mnist2d").shape == (9, 1, 28, 28)
+        parts = [client.sample(32, seed=1, offset=start, label=7) for start in (0, 32)]
         np.testing.assert_array_equal(np.concatenate(parts), sevens)
 
 
-def test_evaluate_measures_them_by_the_command_of_the_card() -> None:
+def test_the_evaluate_command_measures_the_stated_elbo() -> None:
     done = latentserve("evaluate", PLANE, "--samples", "0", "--json")
     assert done.returncode == 0, done.stderr
     stated = open_bundle(PLANE).manifest.metrics["elbo"]

@@ -1,4 +1,4 @@
-"""What a start costs: CPU time until health says SERVING, the golden rows included."""
+"""CPU time of a start until health is SERVING, golden rows included."""
 
 import statistics
 
@@ -8,7 +8,7 @@ from tests.support.processes import Server
 MOST_SECONDS = 1.5
 
 
-def test_a_start_takes_little_cpu_time(models, tmp_path):
+def test_a_start_takes_at_most_1_5_seconds_of_cpu_time(models, tmp_path):
     used = []
     for attempt in range(3):
         with Server(models, tmp_path / f"log{attempt}") as server:

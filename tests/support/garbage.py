@@ -1,4 +1,4 @@
-"""`latentserve serve` that tells, on SIGUSR1, what is left for the garbage collector to find."""
+"""`latentserve serve` that prints, on SIGUSR1, the objects in unreachable reference cycles."""
 
 import gc
 import signal
@@ -6,12 +6,12 @@ import sys
 from collections import Counter
 
 
-def tell(*_: object) -> None:
-    """Prints the types of all objects that nothing refers to but each other."""
+def report(*_: object) -> None:
+    """Prints the type and number of all objects that only the garbage collector would free."""
     gc.set_debug(gc.DEBUG_SAVEALL)
     gc.collect()
     gc.set_debug(0)
-    found = Counter(type(each).__name__ for each in gc.garbage)
+    found = Counter(type(garbage).__name__ for garbage in gc.garbage)
     gc.garbage.clear()
     gc.collect()
     print(sorted(found.items()), flush=True)
@@ -20,5 +20,5 @@ def tell(*_: object) -> None:
 if __name__ == "__main__":
     from service.cli import main
 
-    signal.signal(signal.SIGUSR1, tell)
+    signal.signal(signal.SIGUSR1, report)
     sys.exit(main(sys.argv[1:]))

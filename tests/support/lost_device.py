@@ -1,8 +1,7 @@
-"""`latentserve serve` on a machine whose device dies: run by tests/program/test_health.py.
+"""`latentserve serve` with a device that is lost; run by tests/program/test_health.py.
 
-No GPU can be made to fail on demand, so one thing is put in its place: the probe that
-asks the device whether it still works, and is told no. What makes the server ask, a graph
-that fails on a batch, is real.
+A GPU cannot be made to fail on demand, so the probe of the device is replaced by one that
+reports an error. What triggers the probe, a graph that raises on a batch, is real.
 """
 
 import sys
@@ -11,11 +10,11 @@ import service.server
 from service.models.onnx import Device
 
 
-def _dead(device: Device) -> str:
+def _lost(device: Device) -> str:
     return f"CUDA error 719 on {device}"
 
 
-service.server.device_problem = _dead  # type: ignore[attr-defined]
+service.server.device_problem = _lost  # type: ignore[attr-defined]
 
 if __name__ == "__main__":
     from service.cli import main

@@ -1,4 +1,4 @@
-"""Starts the program as a child, the way an operator does."""
+"""The program as a child process, started as an operator starts it."""
 
 import functools
 import os
@@ -16,14 +16,14 @@ from prometheus_client.samples import Sample
 from latentserve.client import Client, Unavailable
 
 _SECONDS = 60.0
-#: What may carry the calls: where that could matter, tests run over each.
+#: Values of `--transport`; tests whose outcome could depend on it run with each.
 TRANSPORTS = ("http2", "grpcio")
 
 
 def latentserve(
     *arguments: str | Path, env: dict[str, str] | None = None, timeout: float = 280.0
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `latentserve` to its end and returns what it printed."""
+    """Runs a `latentserve` command to its end; returns its status and output."""
     return subprocess.run(
         [sys.executable, "-m", "latentserve", *map(str, arguments)],
         capture_output=True,
@@ -35,7 +35,20 @@ def latentserve(
 
 
 class Server:
-    """`latentserve serve` on a free port of 127.0.0.1; without `models`, of its own models."""
+    """`latentserve serve` on a free port of 127.0.0.1.
+
+    Args:
+        models: The models folder; None for the server's default.
+        log: File for its stderr.
+        *arguments: Further options.
+        env: Environment variables, on top of this process's.
+        program: Module to run instead of `latentserve serve`.
+
+    Attributes:
+        process: The child.
+        log: As given.
+        target: Its gRPC address, host:port.
+    """
 
     def __init__(
         self,
@@ -49,7 +62,7 @@ class Server:
         self.log = log
         self._file = log.open("w")
         if "--http-port" not in arguments:
-            # 8080 is one for all tests.
+            # The default, 8080, would be taken by another test.
             arguments = (*arguments, "--http-port", "off")
         self.process = subprocess.Popen(
             [sys.executable, "-m", *([program] if program else ["latentserve", "serve"]), *folder,
@@ -67,7 +80,7 @@ class Server:
         self.target = line.split()[-1]
 
     def wait_until_serving(self) -> "Server":
-        """Returns once health says SERVING."""
+        """Waits until health is SERVING; returns the server itself."""
         deadline = time.monotonic() + _SECONDS
         with Client(self.target) as client:
             while time.monotonic() < deadline:
@@ -82,12 +95,12 @@ class Server:
 
     @functools.cached_property
     def origin(self) -> str:
-        """Where its HTTP port is; of a server that was started with `--http-port 0`."""
+        """http://host:port of its HTTP port; for a server started with `--http-port 0`."""
         assert self.process.stdout is not None
         return self.process.stdout.readline().split()[-1].removesuffix("/metrics")
 
     def samples(self) -> list[Sample]:
-        """All that its metrics tell."""
+        """All samples of its metrics."""
         with urllib.request.urlopen(f"{self.origin}/metrics", timeout=10) as reply:
             page = reply.read().decode()
         return [
@@ -95,7 +108,7 @@ class Server:
         ]
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of a metric's samples that have these labels; 0 without any."""
+        """Sum of a metric's samples with these labels; 0 if there are none."""
         return sum(
             sample.value
             for sample in self.samples()

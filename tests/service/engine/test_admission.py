@@ -29,7 +29,7 @@ def test_rows_and_bytes_in_flight_are_counted() -> None:
 @pytest.mark.parametrize(
     ("rows", "size", "message"), [(6, 1, "more than 10"), (1, 901, "bytes are in flight")]
 )
-def test_a_call_without_room_is_shed_at_once_with_a_time_to_retry(
+def test_a_call_beyond_the_capacity_is_shed_at_once_with_a_time_to_retry(
     rows: int, size: int, message: str
 ) -> None:
     async def run() -> None:
@@ -104,7 +104,7 @@ def test_a_cancelled_patient_call_does_not_block_those_behind_it() -> None:
         st.tuples(st.integers(1, 12), st.booleans(), st.booleans()), min_size=1, max_size=20
     )
 )
-def test_the_bound_holds_and_all_room_is_given_back(
+def test_the_bound_holds_and_all_capacity_is_returned(
     calls: list[tuple[int, bool, bool]],
 ) -> None:
     async def run() -> None:

@@ -1,4 +1,4 @@
-"""Reloading a running server: by SIGHUP and by AdminService, also while it is called."""
+"""Reloads of a running server, by SIGHUP and by AdminService, also under load."""
 
 import itertools
 import os
@@ -46,16 +46,16 @@ def reload(server: Server) -> admin.ReloadResponse:
 
 
 def identities(models) -> list[str]:
-    return [f"{each.name}/{each.version}" for each in models]
+    return [f"{model.name}/{model.version}" for model in models]
 
 
 def served(server: Server) -> list[str]:
     with Client(server.target) as client:
-        return [f"{each.name}/{each.version}" for each in client.info().models]
+        return identities(client.info().models)
 
 
 def decoded_by(path: Path) -> bytes:
-    """What the bundle in a folder makes of Z."""
+    """Bytes of the images that the bundle in a folder decodes Z to."""
     graph = Graph(open_bundle(path).graphs["decoder"], Device("cpu"), 1)
     return graph.run({"z": Z}, ("image",))["image"].tobytes()
 
@@ -74,7 +74,7 @@ def damage(path: Path, way: str) -> None:
         (path / "encoder.onnx").unlink()
 
 
-def test_a_new_version_serves_after_a_reload_and_the_old_one_is_dropped(folder, running):
+def test_a_reload_replaces_the_served_version_by_a_new_one(folder, running):
     write_tiny(folder / "one", seed=2)
     assert served(running) == ["one/1"]
     reply = reload(running)
@@ -84,7 +84,7 @@ def test_a_new_version_serves_after_a_reload_and_the_old_one_is_dropped(folder, 
     assert not reply.refused
 
 
-def test_sighup_does_the_same(folder, running):
+def test_sighup_reloads(folder, running):
     write_tiny(folder / "two", seed=2)
     os.kill(running.process.pid, signal.SIGHUP)
     deadline = time.monotonic() + 20
@@ -95,7 +95,7 @@ def test_sighup_does_the_same(folder, running):
         assert client.is_serving("two")
 
 
-def test_a_model_that_vanished_is_dropped(folder, running):
+def test_a_reload_drops_a_model_that_is_gone_from_the_folder(folder, running):
     write_tiny(folder / "two", seed=2)
     reload(running)
     shutil.rmtree(folder / "two")
@@ -106,7 +106,7 @@ def test_a_model_that_vanished_is_dropped(folder, running):
 
 
 @pytest.mark.parametrize("way", ["checksum", "half", "manifest", "missing"])
-def test_a_broken_new_version_is_refused_and_the_old_one_serves_on(folder, running, way):
+def test_a_damaged_new_version_is_refused_and_the_old_one_stays_served(folder, running, way):
     damage(write_tiny(folder / "one", seed=2), way)
     reply = reload(running)
     assert identities(reply.refused) == ["one/2"]
@@ -119,17 +119,17 @@ def test_a_broken_new_version_is_refused_and_the_old_one_serves_on(folder, runni
         assert client.decode(Z).tobytes() == decoded_by(folder / "one" / "1")
 
 
-def test_wrong_golden_rows_are_refused_at_a_reload_as_at_the_start(folder, running):
+def test_a_reload_refuses_a_version_with_wrong_golden_rows(folder, running):
     write_tiny(folder / "one", seed=2, golden_error=1.0)
     assert "golden rows" in reload(running).refused[0].problem
 
 
-def test_a_version_whose_files_go_bad_while_it_serves_serves_on(folder, running):
+def test_a_version_whose_files_are_damaged_later_stays_served(folder, running):
     damage(folder / "one" / "1", "checksum")
     assert identities(reload(running).serving) == ["one/1"]
 
 
-def test_without_a_models_folder_nothing_changes(folder, running):
+def test_a_reload_without_the_models_folder_changes_nothing(folder, running):
     folder.rename(folder.with_name("elsewhere"))
     with pytest.raises(grpc.RpcError) as caught:
         reload(running)
@@ -139,7 +139,7 @@ def test_without_a_models_folder_nothing_changes(folder, running):
     assert served(running) == ["one/1"]
 
 
-def test_without_being_asked_for_there_is_no_admin_service(folder, tmp_path):
+def test_the_admin_service_is_off_by_default(folder, tmp_path):
     with Server(folder, tmp_path / "log").wait_until_serving() as server:
         with pytest.raises(grpc.RpcError) as caught:
             reload(server)
@@ -156,7 +156,7 @@ def test_without_being_asked_for_there_is_no_admin_service(folder, tmp_path):
         ("all,one=1", ["one/1", "two/1"]),
     ],
 )
-def test_the_versions_served_can_be_chosen(tmp_path, versions, wanted):
+def test_the_versions_setting_selects_what_is_served(tmp_path, versions, wanted):
     for seed in (1, 2, 3):
         write_tiny(tmp_path / "models" / "one", seed=seed)
     write_tiny(tmp_path / "models" / "two", seed=4)
@@ -164,8 +164,8 @@ def test_the_versions_served_can_be_chosen(tmp_path, versions, wanted):
         server.wait_until_serving()
         assert served(server) == wanted
         with stub_of(server.target) as stub:
-            for each in wanted:
-                name, version = each.split("/")
+            for identity in wanted:
+                name, version = identity.split("/")
                 selector = pb.ModelSelector(name=name, version=int(version))
                 reply = stub.Decode(pb.DecodeRequest(model=selector, latents=tensor(Z)))
                 wanted_bytes = decoded_by(tmp_path / "models" / name / version)
@@ -173,7 +173,7 @@ def test_the_versions_served_can_be_chosen(tmp_path, versions, wanted):
                 assert reply.model.version == int(version)
 
 
-def test_a_pinned_version_that_is_not_there_is_not_replaced_by_another(tmp_path):
+def test_a_pinned_version_that_is_missing_is_not_replaced_by_another(tmp_path):
     write_tiny(tmp_path / "models" / "one", seed=1)
     write_tiny(tmp_path / "models" / "two", seed=1)
     arguments = ("--versions", "one=7", "--default-model", "two")
@@ -185,7 +185,7 @@ def test_a_pinned_version_that_is_not_there_is_not_replaced_by_another(tmp_path)
             assert not client.is_serving("one")
 
 
-def test_a_stream_stays_with_the_version_it_began_with(folder, running):
+def test_a_stream_keeps_the_version_that_it_began_with_across_a_reload(folder, running):
     wanted = decoded_by(folder / "one" / "1")
     reloaded = threading.Event()
 
@@ -208,8 +208,8 @@ def test_a_stream_stays_with_the_version_it_began_with(folder, running):
         assert reply.images.tensor.data == wanted
 
 
-def test_twenty_reloads_under_eight_callers_fail_no_call_and_mix_up_no_row(folder, running):
-    """New versions, removed ones and corrupt ones; each reply is wholly that of one version."""
+def test_reloads_under_load_fail_no_call_and_mix_no_versions_in_a_reply(folder, running):
+    """Twenty reloads under eight callers, of new, removed and damaged versions."""
     wanted = {1: decoded_by(folder / "one" / "1")}
     stop = threading.Event()
     problems: list[str] = []
@@ -248,8 +248,7 @@ def test_twenty_reloads_under_eight_callers_fail_no_call_and_mix_up_no_row(folde
             reply = reload(running)
             refused += len(reply.refused)
             if turn % 5 == 4:
-                # The version that serves vanishes from the folder, and the one before it,
-                # where that is sound, takes its place.
+                # The served version is removed; the highest intact one takes its place.
                 shutil.rmtree(folder / "one" / str(reply.serving[0].version))
                 reload(running)
             time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Which versions of which models: the operator's choice."""
+"""The setting that selects versions."""
 
 import pytest
 
@@ -19,13 +19,13 @@ from service.models.versions import Versions
         ("mnist=all,other=latest", "mnist", ((7, 3, 1), None)),
     ],
 )
-def test_a_choice_is_for_all_models_or_for_one(text, name, wanted):
+def test_a_selection_applies_to_all_models_or_to_one(text, name, wanted):
     assert Versions.parse(text).wanted(name, [1, 3, 7]) == wanted
 
 
 @pytest.mark.parametrize(
     "text", ["", "newest", "0", "-1", "1.5", "=3", "mnist=", "1,2", "a=1,a=2", "latest,", "mnist=x"]
 )
-def test_anything_else_is_refused(text):
+def test_text_that_is_no_selection_is_refused(text):
     with pytest.raises(ValueError, match="wanted"):
         Versions.parse(text)

@@ -1,4 +1,4 @@
-"""How the server's process keeps its memory."""
+"""Allocator and garbage collector of the server's process."""
 
 import signal
 import subprocess
@@ -22,12 +22,12 @@ from service.workers import memory
 if sys.argv[1] == "one":
     memory.use_one_arena()
 libc = ctypes.CDLL(None)
-together = threading.Barrier(8)
+barrier = threading.Barrier(8)
 
 def allocate():
-    together.wait()
+    barrier.wait()
     libc.malloc(1000)
-    together.wait()
+    barrier.wait()
 
 threads = [threading.Thread(target=allocate) for _ in range(8)]
 for thread in threads:
@@ -43,17 +43,17 @@ libc.fflush(out)
 """
 
 
-def heaps(how: str) -> int:
-    told = subprocess.run(
+def arenas(how: str) -> int:
+    info = subprocess.run(
         [sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, check=True
     )
-    return told.stdout.count("<heap nr=")
+    return info.stdout.count("<heap nr=")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc_info")
-def test_all_threads_share_one_heap():
-    assert heaps("one") == 1
-    assert heaps("as it comes") > 1
+def test_all_threads_share_one_malloc_arena():
+    assert arenas("one") == 1
+    assert arenas("default") > 1
 
 
 LARGE = """
@@ -77,28 +77,28 @@ print(faults())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
-def test_memory_of_large_replies_is_kept_for_the_next():
+def test_the_memory_of_large_replies_is_reused_without_page_faults():
     def faults(how: str) -> int:
         command = [sys.executable, "-c", LARGE, how]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     assert faults("one") < 100
-    assert faults("as it comes") > 1000
+    assert faults("default") > 1000
 
 
-def test_calls_leave_nothing_that_only_the_garbage_collector_finds(tmp_path):
-    """It runs seldom, and what it would find holds whole messages."""
+def test_calls_leave_no_reference_cycles(tmp_path):
+    """The garbage collector runs seldom, and a cycle could keep whole messages alive."""
     write_tiny(tmp_path / "models" / "one")
     with Server(tmp_path / "models", tmp_path / "log", program="tests.support.garbage") as server:
         server.wait_until_serving()
 
-        def left():
+        def garbage():
             server.process.send_signal(signal.SIGUSR1)
             return server.process.stdout.readline().strip()
 
         with Client(server.target) as client, stub_of(server.target) as stub:
             client.info()
-            left()
+            garbage()
             for _ in range(3):
                 images = client.sample(40, seed=1)
                 list(client.encode_stream(iter(np.array_split(images, 8))))
@@ -113,4 +113,4 @@ def test_calls_leave_nothing_that_only_the_garbage_collector_finds(tmp_path):
                 with pytest.raises(grpc.RpcError):
                     stub.Encode(pb.EncodeRequest())
             time.sleep(0.3)
-            assert left() == "[]"
+            assert garbage() == "[]"

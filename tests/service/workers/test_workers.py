@@ -1,4 +1,4 @@
-"""`serve --workers`: several processes on one port, watched by the one that was started."""
+"""`serve --workers N`: several worker processes on one port, under a supervisor."""
 
 import concurrent.futures
 import contextlib
@@ -35,25 +35,25 @@ SERVE = (sys.executable, "-m", "latentserve", "serve")
 
 
 def marked(mark: str) -> set[int]:
-    """The processes that run with a mark in their environment, whoever their parent is."""
+    """Pids of the processes with a mark in their environment, also of orphans."""
     found = set()
     for path in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
-            # A process that is dead and not yet waited for has an empty one.
+            # That of a zombie is empty.
             if f"{MARK}={mark}\0".encode() in path.read_bytes():
                 found.add(int(path.parent.name))
     return found
 
 
-def wait_until(true, *told, seconds=30.0):
+def wait_until(condition, log=lambda: "", seconds=30.0):
     deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, [each() for each in told]
+    while not condition():
+        assert time.monotonic() < deadline, log()
         time.sleep(0.02)
 
 
 class Workers(Server):
-    """A server with workers; leaving it asserts that no process is left."""
+    """A server with workers; its exit asserts that no process is left."""
 
     def __init__(self, models, log, *arguments, workers=2):
         self.mark = secrets.token_hex(8)
@@ -61,7 +61,7 @@ class Workers(Server):
         super().__init__(models, log, *options, env={MARK: self.mark})
 
     def pids(self) -> set[int]:
-        """Of the workers."""
+        """Pids of the workers."""
         return marked(self.mark) - {self.process.pid}
 
     def signal(self, name: signal.Signals) -> None:
@@ -76,8 +76,8 @@ class Workers(Server):
             with error:
                 return error.code, ""
 
-    def told(self, name: str) -> dict[str, list[dict[str, str]]]:
-        """The labels of a metric, by worker."""
+    def labels(self, name: str) -> dict[str, list[dict[str, str]]]:
+        """The labels of a metric's samples, by worker."""
         result: dict[str, list[dict[str, str]]] = {}
         for sample in self.samples():
             if sample.name == name:
@@ -85,11 +85,11 @@ class Workers(Server):
         return result
 
     def served(self) -> list[list[str]]:
-        """What each worker serves."""
-        told = self.told("latentserve_model_info")
+        """Models that each worker serves, as name/version."""
+        info = self.labels("latentserve_model_info")
         return [
-            sorted(f"{each['model']}/{each['version']}" for each in told[worker])
-            for worker in sorted(told)
+            sorted(f"{labels['model']}/{labels['version']}" for labels in info[worker])
+            for worker in sorted(info)
         ]
 
     def logged(self) -> str:
@@ -113,30 +113,30 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture
 def wide(tmp_path) -> Path:
-    """Of large pictures, of which a stream that nobody reads stays in flight."""
+    """A model of images so large that an unread stream of them stays in flight."""
     write_tiny(tmp_path / "models" / "wide", shape=(3, 64, 64), dim=8)
     return tmp_path / "models"
 
 
 @contextlib.contextmanager
 def call_in_flight(server: Server):
-    """Yields what reads the rest of a stream, and returns the number of its rows."""
+    """Starts a stream; yields a function that reads its rest and returns its number of rows."""
     with stub_of(server.target) as stub:
         request = pb.SampleRequest(count=1000, seed=1)
         stream = stub.SampleStream(pb.SampleStreamRequest(request=request, chunk_rows=50))
         first = next(stream)
-        yield lambda: sum(each.response.images.tensor.shape[0] for each in [first, *stream])
+        yield lambda: sum(reply.response.images.tensor.shape[0] for reply in [first, *stream])
 
 
-# ------------------------------------------------------------------ together
+# ------------------------------------------------------------------- serving
 
 
 @pytest.mark.usefixtures("each_transport")
-def test_all_of_them_answer_on_the_port_and_tell_their_metrics_on_one_page(folder, tmp_path):
+def test_all_workers_answer_on_one_port_and_share_one_metrics_page(folder, tmp_path):
     with Workers(folder, tmp_path / "log") as server:
         calls = 0
-        # Each connection is dealt out anew: that 40 go to one worker happens once in 2**39.
-        while calls < 40 or len(server.told("latentserve_requests_total")) < 2:
+        # With SO_REUSEPORT each connection goes to a random worker: 40 to one, once in 2**39.
+        while calls < 40 or len(server.labels("latentserve_requests_total")) < 2:
             assert calls < 80
             with Client(server.target) as client:
                 assert client.sample(2, seed=calls).shape == (2, 1, 4, 4)
@@ -163,7 +163,7 @@ def test_all_of_them_answer_on_the_port_and_tell_their_metrics_on_one_page(folde
 
 
 def sample_by_itself(server: Workers, seed: int) -> int:
-    """By a connection of its own: those that gRPC's channels share meet one worker."""
+    """Calls Sample over a connection of its own; gRPC's channels would share one."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
     with grpc.insecure_channel(server.target, options) as channel:
         sample = latent_service_pb2_grpc.LatentServiceStub(channel).Sample
@@ -171,7 +171,7 @@ def sample_by_itself(server: Workers, seed: int) -> int:
         return reply.images.tensor.shape[0]
 
 
-def test_connections_are_dealt_out_in_turn(folder, tmp_path):
+def test_connections_are_assigned_round_robin(folder, tmp_path):
     with Workers(folder, tmp_path / "log", workers=3) as server:
         for seed in range(12):
             assert sample_by_itself(server, seed) == 1
@@ -180,20 +180,20 @@ def test_connections_are_dealt_out_in_turn(folder, tmp_path):
         assert list(map(float, re.findall(pattern, page, re.MULTILINE))) == [4.0, 4.0, 4.0]
 
 
-def test_a_connection_that_a_worker_dies_before_it_takes_goes_to_another(folder, tmp_path):
+def test_a_connection_not_acknowledged_by_a_dead_worker_goes_to_another(folder, tmp_path):
     with Workers(folder, tmp_path / "log") as server:
         stuck = min(server.pids())
         os.kill(stuck, signal.SIGSTOP)
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             calls = [pool.submit(sample_by_itself, server, seed) for seed in range(4)]
-            wait_until(lambda: sum(each.done() for each in calls) == 2)
+            wait_until(lambda: sum(call.done() for call in calls) == 2)
             time.sleep(0.3)
-            assert sum(each.done() for each in calls) == 2  # the others wait for it
+            assert sum(call.done() for call in calls) == 2  # the others are with the stuck worker
             os.kill(stuck, signal.SIGKILL)
-            assert [each.result(10) for each in calls] == [1] * 4
+            assert [call.result(10) for call in calls] == [1] * 4
 
 
-def test_a_scraper_that_wants_openmetrics_gets_it(folder, tmp_path):
+def test_the_merged_metrics_are_served_as_openmetrics_on_request(folder, tmp_path):
     with Workers(folder, tmp_path / "log") as server:
         page = server.http("/metrics", "application/openmetrics-text; version=1.0.0")[1]
         assert page.endswith("# EOF\n")
@@ -202,12 +202,12 @@ def test_a_scraper_that_wants_openmetrics_gets_it(folder, tmp_path):
         }
 
 
-def test_without_an_http_port_they_serve_as_well(folder, tmp_path):
+def test_workers_serve_without_an_http_port(folder, tmp_path):
     with Server(folder, tmp_path / "log", "--workers", "2").wait_until_serving() as server:
         assert server.stop() == 0
 
 
-def test_what_they_are_started_with_is_what_was_set(folder):
+def test_a_worker_config_survives_serialisation(folder):
     arguments = ["--versions", "1,one=2", "--models", str(folder), "--drain-seconds", "2.5"]
     config = WorkerConfig(addresses=("::1", "127.0.0.1"), settings=read_settings(arguments, {}))
     assert WorkerConfig.model_validate_json(config.model_dump_json()) == config
@@ -217,7 +217,7 @@ def test_what_they_are_started_with_is_what_was_set(folder):
 
 
 @pytest.mark.usefixtures("each_transport")
-def test_one_that_is_killed_is_started_again_and_the_port_answers_all_the_while(folder, tmp_path):
+def test_a_killed_worker_is_restarted_while_the_port_keeps_answering(folder, tmp_path):
     with Workers(folder, tmp_path / "log") as server:
         before = server.pids()
         killed = min(before)
@@ -234,15 +234,14 @@ def test_one_that_is_killed_is_started_again_and_the_port_answers_all_the_while(
         assert re.search(r"worker [01] ended: signal 9; again in 0.5 s", server.logged())
 
 
-def test_one_that_is_told_to_end_ends_and_is_started_again(folder, tmp_path):
+def test_a_worker_that_gets_sigterm_exits_and_is_restarted(folder, tmp_path):
     with Workers(folder, tmp_path / "log") as server:
-        (told, _) = sorted(server.pids())
-        os.kill(told, signal.SIGTERM)
+        os.kill(min(server.pids()), signal.SIGTERM)
         wait_until(lambda: "ended: status 0" in server.logged(), server.logged)
         wait_until(lambda: len(server.served()) == 2, server.logged)
 
 
-def test_one_that_cannot_start_again_is_tried_until_it_can(folder, tmp_path):
+def test_a_worker_that_cannot_restart_is_retried_until_it_can(folder, tmp_path):
     with Workers(folder, tmp_path / "log") as server:
         folder.rename(tmp_path / "elsewhere")
         os.kill(min(server.pids()), signal.SIGKILL)
@@ -255,7 +254,7 @@ def test_one_that_cannot_start_again_is_tried_until_it_can(folder, tmp_path):
         wait_until(lambda: len(server.served()) == 2, server.logged)
 
 
-def test_where_all_are_gone_it_is_not_ready_until_one_is_back(folder, tmp_path):
+def test_the_server_is_not_ready_while_all_workers_are_gone(folder, tmp_path):
     with Workers(folder, tmp_path / "log") as server:
         for pid in server.pids():
             os.kill(pid, signal.SIGKILL)
@@ -265,7 +264,7 @@ def test_where_all_are_gone_it_is_not_ready_until_one_is_back(folder, tmp_path):
 
 
 @pytest.mark.usefixtures("each_transport")
-def test_where_the_first_process_is_killed_the_others_drain_and_end(wide, tmp_path):
+def test_workers_drain_and_exit_when_the_supervisor_is_killed(wide, tmp_path):
     with Workers(wide, tmp_path / "log") as server:
         with call_in_flight(server) as rest:
             server.signal(signal.SIGKILL)
@@ -275,7 +274,7 @@ def test_where_the_first_process_is_killed_the_others_drain_and_end(wide, tmp_pa
         wait_until(lambda: not marked(server.mark), server.logged)
 
 
-def test_where_the_first_process_is_killed_at_any_time_none_is_left(folder, tmp_path):
+def test_a_supervisor_killed_while_starting_leaves_no_process(folder, tmp_path):
     for delay in (0.1, 0.3, 0.5, 0.7):
         mark = secrets.token_hex(8)
         process = started(folder, tmp_path, mark)
@@ -298,7 +297,7 @@ def started(folder: Path, tmp_path: Path, mark: str, **options) -> subprocess.Po
 
 
 @pytest.mark.usefixtures("each_transport")
-def test_sigterm_lets_a_call_in_flight_finish(wide, tmp_path):
+def test_sigterm_drains_a_call_in_flight(wide, tmp_path):
     with Workers(wide, tmp_path / "log") as server:
         with call_in_flight(server) as rest:
             server.signal(signal.SIGTERM)
@@ -311,7 +310,7 @@ def test_sigterm_lets_a_call_in_flight_finish(wide, tmp_path):
 
 
 @pytest.mark.usefixtures("each_transport")
-def test_a_second_sigterm_does_not_wait_for_it(wide, tmp_path):
+def test_a_second_sigterm_cuts_the_drain_short(wide, tmp_path):
     with Workers(wide, tmp_path / "log") as server, call_in_flight(server) as rest:
         server.signal(signal.SIGTERM)
         wait_until(lambda: "draining" in server.logged(), server.logged)
@@ -323,12 +322,12 @@ def test_a_second_sigterm_does_not_wait_for_it(wide, tmp_path):
             rest()
 
 
-def test_a_signal_to_all_of_its_processes_is_one(wide, tmp_path):
-    """As systemd sends it; neither the supervisor's word nor the signal is a second one."""
+def test_sigterm_to_all_processes_is_one_graceful_stop(wide, tmp_path):
+    """As systemd sends it; a worker also gets the supervisor's `stop`, which is no second one."""
     with Workers(wide, tmp_path / "log") as server:
         with call_in_flight(server) as rest:
             for pid in marked(server.mark):
-                # The supervisor's word may have come first to one that had nothing to do.
+                # An idle worker may have exited already, at the supervisor's `stop`.
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
             time.sleep(0.5)
@@ -338,7 +337,7 @@ def test_a_signal_to_all_of_its_processes_is_one(wide, tmp_path):
 
 def test_ctrl_c_at_a_terminal_drains_and_exits_with_0(folder, tmp_path):
     mark = secrets.token_hex(8)
-    # A group of its own, as a shell gives it to a command in the foreground.
+    # A process group of its own, as a shell makes for a command in the foreground.
     process = started(folder, tmp_path, mark, process_group=0)
     log = tmp_path / "log"
     wait_until(lambda: log.read_text().count("serving one") == 2, log.read_text)
@@ -350,18 +349,18 @@ def test_ctrl_c_at_a_terminal_drains_and_exits_with_0(folder, tmp_path):
 
 @pytest.mark.usefixtures("each_transport")
 @pytest.mark.parametrize("delay", [0.2, 0.35, 0.5, 0.65, 0.8])
-def test_sigterm_while_it_starts_leaves_no_process(folder, tmp_path, delay):
+def test_sigterm_while_starting_leaves_no_process(folder, tmp_path, delay):
     mark = secrets.token_hex(8)
     process = started(folder, tmp_path, mark)
     time.sleep(delay)
     process.send_signal(signal.SIGTERM)
-    # Before the program has begun the signal's own status.
+    # Killed by the signal itself before Python has a handler for it.
     assert process.wait(20) in (0, -signal.SIGTERM)
     assert not marked(mark)
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
-def test_one_that_is_stuck_is_killed_in_the_end(folder, tmp_path):
+def test_a_worker_that_hangs_is_killed_after_the_drain(folder, tmp_path):
     with Workers(folder, tmp_path / "log", "--drain-seconds", "0") as server:
         stuck = min(server.pids())
         os.kill(stuck, signal.SIGSTOP)
@@ -375,20 +374,20 @@ def test_one_that_is_stuck_is_killed_in_the_end(folder, tmp_path):
 
 
 @pytest.mark.usefixtures("each_transport")
-def test_sighup_and_reload_reach_all_of_them(folder, tmp_path):
+def test_sighup_and_the_reload_rpc_reach_all_workers(folder, tmp_path):
     with Workers(folder, tmp_path / "log", "--admin", workers=3) as server:
         write_tiny(folder / "one", seed=2)
         with Client(server.target) as client:
             reply = client.reload()
-        # All have it when the call is answered.
-        assert [each.version for each in reply.added] == [2]
+        # The call is answered once all workers have reloaded.
+        assert [model.version for model in reply.added] == [2]
         assert server.served() == [["one/2"]] * 3
         write_tiny(folder / "two", seed=3)
         server.signal(signal.SIGHUP)
         wait_until(lambda: server.served() == [["one/2", "two/1"]] * 3, server.logged)
 
 
-def test_many_reloads_at_once_all_end_and_each_is_whole(folder, tmp_path):
+def test_concurrent_reloads_all_finish_and_reach_all_workers(folder, tmp_path):
     with Workers(folder, tmp_path / "log", "--admin") as server:
 
         def reload(_):
@@ -399,25 +398,25 @@ def test_many_reloads_at_once_all_end_and_each_is_whole(folder, tmp_path):
             for version in range(2, 6):
                 write_tiny(folder / "one", seed=version)
                 for reply in pool.map(reload, range(8)):
-                    assert [each.version for each in reply.serving] == [version]
+                    assert [model.version for model in reply.serving] == [version]
                 assert server.served() == [[f"one/{version}"]] * 2
 
 
-def test_a_reload_while_one_dies_and_starts_again_reaches_it(folder, tmp_path):
+def test_a_worker_that_restarts_during_a_reload_serves_the_new_version(folder, tmp_path):
     with Workers(folder, tmp_path / "log", "--admin") as server:
         for version in range(2, 5):
             write_tiny(folder / "one", seed=version)
             os.kill(min(server.pids()), signal.SIGKILL)
             with Client(server.target) as client:
-                assert [each.version for each in client.reload().serving] == [version]
+                assert [model.version for model in client.reload().serving] == [version]
             wait_until(lambda: len(server.served()) == 2, server.logged)
             assert server.served() == [[f"one/{version}"]] * 2
 
 
-def test_a_reload_does_not_wait_for_one_that_dies_of_it(folder, tmp_path):
+def test_a_reload_does_not_wait_for_a_worker_that_dies(folder, tmp_path):
     with Workers(folder, tmp_path / "log", "--admin") as server, Client(server.target) as client:
         client.info()
-        (answering,) = server.told("latentserve_requests_total")
+        (answering,) = server.labels("latentserve_requests_total")
         (other,) = (pid for pid in server.pids() if number_of(pid) != answering)
         os.kill(other, signal.SIGSTOP)
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -425,18 +424,18 @@ def test_a_reload_does_not_wait_for_one_that_dies_of_it(folder, tmp_path):
             time.sleep(0.5)
             assert not reply.done()
             os.kill(other, signal.SIGKILL)
-            assert [each.version for each in reply.result(10).serving] == [1]
+            assert [model.version for model in reply.result(10).serving] == [1]
 
 
 def number_of(pid: int) -> str:
-    """Which worker a process is, as `ps` shows it."""
+    """Number of the worker that a process is, from its arguments."""
     return Path(f"/proc/{pid}/cmdline").read_text().split("\0")[-2]
 
 
-# ------------------------------------------------------------- what it wants
+# ---------------------------------------------------------- refuses to start
 
 
-def test_a_bad_certificate_is_one_error_and_status_2(folder, tmp_path):
+def test_workers_refuse_a_bad_certificate_with_one_error_and_status_2(folder, tmp_path):
     (tmp_path / "bad.pem").write_text("nothing")
     arguments = ("--tls-cert", tmp_path / "bad.pem", "--tls-key", tmp_path / "bad.pem")
     assert_refused(folder, "are no certificate in PEM", *arguments)
@@ -453,7 +452,7 @@ def test_a_bad_certificate_is_one_error_and_status_2(folder, tmp_path):
     ],
 )
 @pytest.mark.usefixtures("each_transport")
-def test_what_cannot_be_had_is_one_error_and_status_2(folder, arguments, text):
+def test_workers_refuse_unusable_settings_with_one_error_and_status_2(folder, arguments, text):
     assert_refused(folder, text, *arguments)
 
 
@@ -471,7 +470,7 @@ def assert_refused(folder: Path, text: str, *arguments: str | Path) -> None:
 
 @pytest.mark.usefixtures("each_transport")
 @pytest.mark.parametrize("holder", ["alone", "workers"])
-def test_a_taken_port_is_refused(folder, tmp_path, holder):
+def test_a_taken_port_is_refused_by_and_with_workers(folder, tmp_path, holder):
     count = {"alone": "1", "workers": "2"}[holder]
     with Server(folder, tmp_path / "log", "--workers", count) as server:
         port = server.target.rpartition(":")[2]
@@ -482,20 +481,20 @@ def test_a_taken_port_is_refused(folder, tmp_path, holder):
             assert "Traceback" not in done.stderr
 
 
-def test_a_port_is_taken_before_anybody_listens():
+def test_a_shared_port_is_held_before_any_worker_listens():
     (held,) = shared_sockets("127.0.0.1", 0)
     with held:
         port = held.getsockname()[1]
-        for look in (shared_sockets, free_addresses):
+        for bind in (shared_sockets, free_addresses):
             with pytest.raises(StartError, match=f"cannot listen on 127.0.0.1:{port}"):
-                look("127.0.0.1", port)
-        # A worker gets it all the same.
+                bind("127.0.0.1", port)
+        # A worker can bind it all the same.
         with socket.socket() as worker:
             worker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             worker.bind(("127.0.0.1", port))
 
 
-def test_connections_of_a_server_that_has_ended_do_not_hold_the_port():
+def test_connections_in_time_wait_do_not_block_a_shared_port():
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(("127.0.0.1", 0))
@@ -503,7 +502,7 @@ def test_connections_of_a_server_that_has_ended_do_not_hold_the_port():
         port = listening.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)) as caller:
             accepted, _ = listening.accept()
-            # Who closes first has the connection linger.
+            # The side that closes first keeps the connection in TIME_WAIT.
             accepted.close()
             assert caller.recv(1) == b""
     (held,) = shared_sockets("127.0.0.1", port)
@@ -511,7 +510,7 @@ def test_connections_of_a_server_that_has_ended_do_not_hold_the_port():
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_a_name_with_two_addresses_is_served_on_both(folder, tmp_path, transport):
+def test_all_addresses_of_a_host_name_are_served_by_workers(folder, tmp_path, transport):
     arguments = ("--host", "localhost", "--transport", transport)
     with Workers(folder, tmp_path / "log", *arguments) as server:
         port = server.target.rpartition(":")[2]
