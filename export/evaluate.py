@@ -27,10 +27,10 @@ from training.measure.elbo import (
     importance_bound,
 )
 from training.measure.fid import Generation, measure_generation
+from training.measure.protocol import TEST_SEED, describe
 from training.model.prior import Sampler
 from training.model.vae import Vae
 from training.run_folder import RunFolder
-from training.train import TEST_SEED, describe
 
 Array = NDArray[np.float32]
 Draw = Callable[[Array, Array, int], Array]

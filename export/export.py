@@ -70,8 +70,8 @@ from training.data.datasets import Dataset, binarize
 from training.data.spec import DataSpec
 from training.errors import DataMissing
 from training.measure.elbo import evaluate
+from training.measure.protocol import TEST_SEED, test_images
 from training.run_folder import RunConfig, RunFolder
-from training.train import TEST_SEED, test_images
 
 Array = NDArray[np.float32]
 
@@ -355,7 +355,7 @@ class _Measuring:
             return result | {f"{name}_fp32": fp32[name]}
         if not plain and (wanted.draws, wanted.seed) != (1, TEST_SEED):
             # Training's figure is of these draws.
-            images = test_images(self.dataset, self.config)
+            images = test_images(self.dataset, binarized=self.config.train.binarize)
             elbo = evaluate(self._subject(graphs).autoencoder, images, seed=TEST_SEED).elbo
         torch_elbo = self.trained["elbo"]
         self.report(f"{title} of the graphs {elbo:.2f} nats (torch: {torch_elbo:.2f})")

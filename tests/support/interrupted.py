@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import training.report.collect
+import training.run
 import training.train
 import training.trainer
 from training.cli import main
@@ -54,7 +55,7 @@ def dying_in(call: int, real: Callable[..., Any]) -> Callable[..., Any]:
 
 def without_pictures(put: Callable[[Any, str, Any], None] = setattr) -> None:
     """They take longer than all the rest of a run as short as those of tests."""
-    put(training.train, "write_report", lambda *_arguments: None)
+    put(training.run, "write_report", lambda *_arguments: None)
     put(training.report.collect, "write_live", lambda *_arguments: None)
 
 
@@ -81,7 +82,7 @@ def prepare() -> None:
 
     Trainer.train_step = train_step  # type: ignore[method-assign]
     if setting("CHECKPOINT_EVERY"):
-        training.train._CHECKPOINT_SECONDS = -1.0
+        training.run._CHECKPOINT_SECONDS = -1.0
         RunFolder.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
 
 

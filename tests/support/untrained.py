@@ -11,10 +11,11 @@ from training.data.spec import DataSpec
 from training.errors import DataMissing
 from training.measure.adapter import as_autoencoder
 from training.measure.elbo import evaluate, mean_scores, percentiles
+from training.measure.protocol import TEST_SEED, describe, test_images
 from training.model.config import Conv, Dense, ModelConfig, PriorConfig, TrainConfig
 from training.model.vae import Vae
+from training.run import golden_images
 from training.run_folder import RunConfig, RunFolder
-from training.train import TEST_SEED, describe, golden_images, test_images
 
 DENSE = Dense(layers=((20, "relu"), (12, "gelu"), (9, "tanh")))
 CONV = Conv(
@@ -128,7 +129,7 @@ def write_run(folder: Path, kind: Kind, data: str, *, seed: int = 0) -> Vae:
     images = (
         golden.astype(np.float32) / np.float32(255)
         if dataset is None
-        else test_images(dataset, config)
+        else test_images(dataset, binarized=config.train.binarize)
     )
     with run.begun():
         run.write_json("config.json", config.to_json())

@@ -131,6 +131,23 @@ def binarize(images: NDArray[np.uint8], seed: int) -> NDArray[np.float32]:
     return (bits < threshold).astype(np.float32).reshape(images.shape)
 
 
+def interleave_classes(labels: NDArray[np.int64], count: int) -> NDArray[np.intp]:
+    """Picks images of all classes in turn: the first of each class, the second of each, ...
+
+    Args:
+        labels: int64 [N].
+        count: How many to pick.
+
+    Returns:
+        Their indices, intp [count], or [N] where there are fewer.
+    """
+    rank = np.zeros(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        members = labels == label
+        rank[members] = np.arange(members.sum())
+    return np.lexsort((labels, rank))[:count]
+
+
 def _from_folder(spec: DataSpec, report: Report) -> Dataset:
     found = read_folder(spec, report)
     train, validation, test = (Split(images, labels) for images, labels in found.splits)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.data.datasets import Dataset
+from training.data.datasets import Dataset, interleave_classes
 from training.measure.adapter import as_autoencoder
 from training.model.prior import Sampler
 from training.model.vae import Vae
@@ -32,7 +32,7 @@ class Camera:
     def __init__(self, run: RunFolder, trainer: Trainer, dataset: Dataset):
         self._run = run
         self._trainer = trainer
-        self._shown = spread(dataset.test.labels, SHOWN)
+        self._shown = interleave_classes(dataset.test.labels, SHOWN)
         self._images = dataset.test.images
         self._labels = test_labels(dataset)
         self._class_names = dataset.class_names
@@ -94,23 +94,6 @@ class Camera:
         return np.rint(decoded.cpu().numpy() * np.float32(255)).astype(np.uint8), scattered
 
 
-def spread(labels: NDArray[np.int64], count: int) -> NDArray[np.intp]:
-    """Picks images of all classes in turn: the first of each, the second of each ...
-
-    Args:
-        labels: int64 [N].
-        count: How many to pick.
-
-    Returns:
-        Their indices, int64 [count] or fewer.
-    """
-    rank = np.zeros(len(labels), dtype=np.int64)
-    for label in np.unique(labels):
-        members = labels == label
-        rank[members] = np.arange(members.sum())
-    return np.lexsort((labels, rank))[:count]
-
-
 def test_labels(dataset: Dataset) -> NDArray[np.int64]:
     """The classes of the test images, as the report wants them: -1 for none."""
     labels = dataset.test.labels
@@ -134,7 +117,7 @@ def tell(run: RunFolder, model: Vae, dataset: Dataset, metrics: Mapping[str, Any
         for start in range(0, len(test.images), 1_000)
     ]
     log_vars = [log_var for _, log_var in parts if log_var is not None]
-    shown = spread(test.labels, SHOWN)
+    shown = interleave_classes(test.labels, SHOWN)
     labels = test_labels(dataset)
     measured = [entry for entry in log if entry.get("elbo") is not None]
     minutes = metrics.get("train_seconds_per_thread", 0.0) / 60

@@ -1,0 +1,39 @@
+"""The evaluation protocol: which images a model is measured on, and how a figure says so."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data.datasets import Dataset, binarize
+from training.measure.elbo import Evaluation
+
+#: Key of the test split's binarization and of the draws of z from the posterior.
+TEST_SEED = 0
+
+
+def test_images(dataset: Dataset, *, binarized: bool) -> NDArray[np.float32]:
+    """The test split as a model is measured on it: float32 [N, C, H, W] in [0, 1].
+
+    Args:
+        dataset: The data set.
+        binarized: Draw one bit per pixel, as for a model trained on binarized images;
+            otherwise the grey values.
+    """
+    if binarized:
+        return binarize(dataset.test.images, TEST_SEED)
+    return dataset.test.images.astype(np.float32) / np.float32(255)
+
+
+def describe(result: Evaluation, *, binarized: bool) -> dict[str, Any]:
+    """An evaluation as JSON, with its protocol in words."""
+    pixels = (
+        f"pixels binarized by one Bernoulli draw from their grey values (Philox key {TEST_SEED})"
+        if binarized
+        else "grey values as they are"
+    )
+    return {
+        "protocol": f"test split, {pixels}; nats per image, positive, lower is better",
+        **dataclasses.asdict(result),
+    }

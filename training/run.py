@@ -1,0 +1,312 @@
+"""One training run: begun or resumed, stepped to its end, measured and reported."""
+
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from latentserve import __version__
+from training.budget import calibrate, cpu_seconds
+from training.data.datasets import Dataset, Split, interleave_classes
+from training.data.spec import DataSpec
+from training.errors import CheckpointError, DataError
+from training.measure.adapter import as_autoencoder
+from training.measure.elbo import evaluate, mean_scores, percentiles
+from training.measure.protocol import TEST_SEED, describe, test_images
+from training.model.config import Preset
+from training.parallel import Parallel
+from training.progress import Observer, Pace, Progress
+from training.report import write_report
+from training.report.collect import Camera, tell
+from training.run_folder import RunConfig, RunFolder
+from training.schedule import Phase
+from training.trainer import VALIDATIONS, Trainer
+
+GOLDEN_IMAGES = 16
+
+_LOG_LINES = 200
+_CHECKPOINT_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """A training as asked for on the command line.
+
+    Attributes:
+        preset: Name of the preset.
+        data: The data set.
+        out: Path of the run folder.
+        steps: Length of the run in steps of the autoencoder; None to derive it from
+            `budget`.
+        budget: Length of the run in seconds of CPU time per thread.
+        settings: Changes to the preset, `key=value` each.
+        resume: Whether a run that exists in `out` is resumed; otherwise it is refused.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        bfloat16: Whether the networks compute in bfloat16.
+    """
+
+    preset: str
+    data: DataSpec
+    out: Path
+    steps: int | None
+    budget: float
+    settings: tuple[str, ...] = ()
+    resume: bool = False
+    device: str = "cpu"
+    bfloat16: bool = False
+
+
+class TrainingRun:
+    """One training run: its folder, trainer, data, settings, observer and processes.
+
+    Call `begin` or `resume`, then `run_steps`, then, on the process that leads,
+    `complete`.
+
+    Args:
+        request: What was asked for.
+        preset: The model and its training, with the request's settings applied.
+        folder: Where the run is kept, locked by this process.
+        dataset: What is trained, validated and tested on.
+        trainer: Holds the whole training state; it has not stepped yet.
+        observer: Receives lines and progress.
+        parallel: The processes that share the work.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        preset: Preset,
+        folder: RunFolder,
+        dataset: Dataset,
+        trainer: Trainer,
+        observer: Observer,
+        parallel: Parallel,
+    ):
+        self._request = request
+        self._preset = preset
+        self._folder = folder
+        self._dataset = dataset
+        self._trainer = trainer
+        self._observer = observer
+        self._parallel = parallel
+        # CPU seconds per thread that steps have taken, those before a resume included.
+        self._seconds_used = 0.0
+        self._validation: dict[str, float] = {}
+
+    def begin(self) -> None:
+        """Fixes the length of a new run; writes its config and its first checkpoint."""
+        request, trainer, parallel = self._request, self._trainer, self._parallel
+        # The length comes first: the schedule of the very first step depends on it.
+        if request.steps is None:
+            self._observer.line("timing a few steps on a copy of the model ...")
+            trainer.set_length(parallel.share(calibrate(trainer, request.budget)))
+        with parallel.alike():
+            if parallel.leads:
+                self._folder.write_json("config.json", self._config().to_json())
+                self._folder.save_checkpoint(trainer.state_dict(), 0.0)
+        images = len(self._dataset.train.images)
+        self._observer.line(
+            f"training {request.preset} on {images} images of {self._dataset.name}: "
+            f"{_length(trainer)}"
+        )
+
+    def resume(self) -> None:
+        """Restores the trainer from the run's last checkpoint.
+
+        Raises:
+            CheckpointError: The config or the checkpoint is damaged or of another model.
+            DataError: The data has changed since the run was begun.
+        """
+        kept = None
+        with self._parallel.alike():
+            if self._parallel.leads:
+                kept = self._folder.read_config(), *self._folder.load_checkpoint()
+        config, state, seconds_used = self._parallel.share(kept)
+        path, trainer = self._folder.path, self._trainer
+        with self._parallel.alike():
+            if config.data_sha256 != self._dataset.sha256:
+                raise DataError(f"{config.data} here is not the data that {path} was begun with")
+            try:
+                trainer.load_state_dict(state)
+            except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                raise CheckpointError(f"{path}: checkpoint.pt is not of this model") from error
+        for name, now in self._conditions().items():
+            before = getattr(config, name)
+            if before != now:
+                self._observer.line(
+                    f"note: {name} was {before} and is {now}: the numbers may differ from those of "
+                    "an unbroken run"
+                )
+        self._observer.line(f"resuming {path} at step {trainer.step} of {trainer.total_steps}")
+        self._seconds_used = float(seconds_used)
+
+    def run_steps(self) -> None:
+        """Trains to the last step.
+
+        A checkpoint is only ever taken between two steps, whatever ends the loop.
+
+        Raises:
+            KeyboardInterrupt: The observer asked to stop; a checkpoint was saved.
+        """
+        trainer, parallel = self._trainer, self._parallel
+        before, start = self._seconds_used, cpu_seconds()
+
+        def seconds_used() -> float:
+            return before + cpu_seconds() - start
+
+        def save() -> None:
+            if parallel.leads:
+                self._folder.save_checkpoint(trainer.state_dict(), seconds_used())
+
+        last_checkpoint = time.monotonic()
+        pace = Pace(trainer.phases)
+        camera = Camera(self._folder, trainer, self._dataset) if parallel.leads else None
+        entered: Phase | None = None
+
+        with self._observer.between_steps() as stop_requested:
+            stopped = parallel.any(stop_requested())
+            while trainer.step < trainer.total_steps and not stopped:
+                phase, rows = trainer.phase, trainer.rows_per_step()
+                if phase != entered:
+                    self._announce(phase)
+                    entered = phase
+                if camera:
+                    camera.before_step()
+                numbers = trainer.train_step()
+                pace.step(phase)
+                if camera:
+                    self._log(phase, numbers, camera)
+                    self._report_progress(phase, rows, numbers, pace)
+                    if time.monotonic() - last_checkpoint > _CHECKPOINT_SECONDS:
+                        save()
+                        last_checkpoint = time.monotonic()
+                stopped = parallel.any(stop_requested())
+            if camera and not stopped:
+                camera.last()
+            save()
+        if stopped:
+            raise KeyboardInterrupt
+        self._seconds_used = seconds_used()
+
+    def complete(self) -> dict[str, Any]:
+        """Measures the model and writes the report, then `metrics.json`: the run is complete.
+
+        Returns:
+            The content of `metrics.json`.
+        """
+        dataset, trainer, folder = self._dataset, self._trainer, self._folder
+        self._observer.line(f"measuring on the {len(dataset.test.images)} test images ...")
+        smoothed = trainer.smoothed.eval()
+        model = as_autoencoder(smoothed)
+        folder.write_golden_inputs(*golden_images(dataset.test))
+        folder.write_json(
+            "score_percentiles.json",
+            {
+                "score": "negative ELBO at the posterior mean of the unbinarized image, nats",
+                "images": len(dataset.train.images),
+                "percentiles": percentiles(mean_scores(model, dataset.train.images)),
+            },
+        )
+        binarized = trainer.config.binarize
+        images = test_images(dataset, binarized=binarized)
+        result = evaluate(model, images, draws=1, seed=TEST_SEED)
+        metrics = describe(result, binarized=binarized) | {
+            "train_seconds_per_thread": round(self._seconds_used, 1),
+            "steps": trainer.steps,
+            "skipped_steps": trainer.skipped,
+        }
+        story = tell(folder, smoothed, dataset, metrics)
+        write_report(folder.path, story, self._observer.line)
+        folder.write_json("metrics.json", metrics)
+        return metrics
+
+    def _config(self) -> RunConfig:
+        request, preset, dataset = self._request, self._preset, self._dataset
+        return RunConfig(
+            preset=request.preset,
+            settings=request.settings,
+            model=preset.model,
+            train=preset.train,
+            steps=self._trainer.steps,
+            budget_seconds=request.budget if request.steps is None else None,
+            **self._conditions(),
+            data=request.data,
+            data_sha256=dataset.sha256,
+            image_shape=dataset.image_shape,
+            class_names=dataset.class_names,
+            split={
+                "train": len(dataset.train.images),
+                "validation": len(dataset.validation.images),
+                "test": len(dataset.test.images),
+            },
+            versions={
+                "latentserve": __version__,
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+            },
+        )
+
+    def _conditions(self) -> dict[str, Any]:
+        """What the last bits of the numbers depend on besides the settings, by RunConfig field."""
+        return {
+            "threads": torch.get_num_threads(),
+            "processes": self._parallel.world,
+            "device": str(self._trainer.device),
+            "precision": "bfloat16" if self._request.bfloat16 else "float32",
+        }
+
+    def _announce(self, phase: Phase) -> None:
+        """Explains the long first step of a fit of the prior, which encodes the training set."""
+        if not phase.trains_autoencoder:
+            count = len(self._dataset.train.images)
+            self._observer.line(f"{phase.name}: encoding the {count} training images first ...")
+
+    def _log(self, phase: Phase, numbers: dict[str, float], camera: Camera) -> None:
+        """Logs a step where one is due, with a validation where that is due."""
+        trainer, total = self._trainer, self._trainer.total_steps
+        entry = {"step": trainer.step, "phase": phase.name} | numbers
+        phase_ends = {phase.stop for phase in trainer.phases}
+        if trainer.step % max(1, total // VALIDATIONS) == 0 or trainer.step in phase_ends:
+            self._validation = trainer.validate()
+            self._folder.log(entry | self._validation)
+            camera.show(self._validation["validation_elbo"])
+        elif trainer.step % max(1, total // _LOG_LINES) == 0:
+            self._folder.log(entry)
+
+    def _report_progress(
+        self, phase: Phase, rows: int, numbers: dict[str, float], pace: Pace
+    ) -> None:
+        step, total = self._trainer.step, self._trainer.total_steps
+        left = pace.seconds(step, total)
+        self._observer.progress(
+            Progress(
+                phase=phase.name,
+                step=step,
+                total_steps=total,
+                share=1.0 - left / pace.seconds(0, total),
+                numbers=numbers | self._validation,
+                rows_per_second=rows / pace.of(phase),
+                seconds_left=left,
+            )
+        )
+
+
+def golden_images(split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Picks a few images, the classes in turn: uint8 [n, C, H, W] and their labels, int64 [n]."""
+    chosen = interleave_classes(split.labels, GOLDEN_IMAGES)
+    return split.images[chosen], split.labels[chosen]
+
+
+def _length(trainer: Trainer) -> str:
+    steps = f"{trainer.steps} steps of {trainer.batch_size} images"
+    fits = [phase for phase in trainer.phases if not phase.trains_autoencoder]
+    if not fits:
+        return steps
+    latents = sum(phase.stop - phase.start for phase in fits)
+    return f"{steps}, and {latents} quick ones that fit the prior"
