@@ -56,7 +56,7 @@ def calibrate(trainer: Trainer, seconds: float) -> int:
     window = min(_TIMED_SECONDS, seconds / 10) / (_WINDOWS + 1) / len(trainer.phases)
     per_step = 0.0
     for phase in trainer.phases:
-        rehearsal = trainer.rehearsal(phase)
+        rehearsal = trainer.timing_copy(phase)
         # The first window warms up. The median passes over what else the machine did.
         windows = [_time_steps(rehearsal, window) for _ in range(_WINDOWS + 1)][1:]
         per_step += statistics.median(windows) * (phase.stop - phase.start) / _NOMINAL_STEPS
@@ -65,7 +65,7 @@ def calibrate(trainer: Trainer, seconds: float) -> int:
     trainer.set_length(max(1, round(seconds / per_step)))
     start = cpu_seconds()
     trainer.validate()
-    beside = (cpu_seconds() - start) * trainer.passes_beside_steps()
+    beside = (cpu_seconds() - start) * trainer.overhead_in_validations()
     return max(1, round(max(seconds - beside, seconds / 2) / per_step))
 
 

@@ -201,8 +201,8 @@ class TrainingRun:
         """
         dataset, trainer, folder = self._dataset, self._trainer, self._folder
         self._observer.line(f"measuring on the {len(dataset.test.images)} test images ...")
-        smoothed = trainer.smoothed.eval()
-        model = as_autoencoder(smoothed)
+        averaged = trainer.ema_model.eval()
+        model = as_autoencoder(averaged)
         folder.write_golden_inputs(*golden_images(dataset.test))
         folder.write_json(
             "score_percentiles.json",
@@ -220,7 +220,7 @@ class TrainingRun:
             "steps": trainer.steps,
             "skipped_steps": trainer.skipped,
         }
-        story = tell(folder, smoothed, dataset, metrics)
+        story = tell(folder, averaged, dataset, metrics)
         write_report(folder.path, story, self._observer.line)
         folder.write_json("metrics.json", metrics)
         return metrics

@@ -88,7 +88,7 @@ def _train(request: Request, observer: Observer) -> dict[str, Any]:
                 bfloat16=request.bfloat16,
                 parallel=parallel,
             )
-            stack.callback(trainer.let_go)
+            stack.callback(trainer.release)
         with parallel.alike():
             if parallel.leads:
                 stack.enter_context(folder.begun())

@@ -21,10 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import training.prior_fit
 import training.report.collect
 import training.run
 import training.train
-import training.trainer
 from training.cli import main
 from training.errors import DataError
 from training.parallel import Parallel
@@ -62,8 +62,8 @@ def without_pictures(put: Callable[[Any, str, Any], None] = setattr) -> None:
 def prepare() -> None:
     without_pictures()
     os.fsync = dying_in(setting("KILL_IN_WRITE"), os.fsync)
-    training.trainer.fit_mixture = dying_in(
-        setting("KILL_IN_MIXTURE"), training.trainer.fit_mixture
+    training.prior_fit.fit_mixture = dying_in(
+        setting("KILL_IN_MIXTURE"), training.prior_fit.fit_mixture
     )
     step, save = Trainer.train_step, RunFolder.save_checkpoint
     over = False

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def by_part(trainer: Trainer) -> dict[str, dict[str, torch.Tensor]]:
     """Copies of the weights: of the autoencoder, its average, the prior and its average."""
     parts: dict[str, dict[str, torch.Tensor]] = {}
-    for whose, model in (("", trainer.model), ("smoothed ", trainer.smoothed)):
+    for whose, model in (("", trainer.model), ("averaged ", trainer.ema_model)):
         for name, value in model.state_dict().items():
             part = whose + ("prior" if name.startswith("prior.") else "autoencoder")
             parts.setdefault(part, {})[name] = value.clone()
@@ -57,10 +57,10 @@ def test_each_phase_trains_what_it_is_for_and_nothing_else(few: Dataset) -> None
         seen[phase.name] = changed(before, entered), changed(entered, by_part(trainer))
         if not phase.trains_autoencoder:
             # What stands still is what will be measured.
-            for name, value in before["smoothed autoencoder"].items():
+            for name, value in before["averaged autoencoder"].items():
                 assert torch.equal(entered["autoencoder"][name], value)
-    both = {"autoencoder", "smoothed autoencoder"}
-    prior = {"prior", "smoothed prior"}
+    both = {"autoencoder", "averaged autoencoder"}
+    prior = {"prior", "averaged prior"}
     assert seen["autoencoder"][1] == both
     assert seen["prior fit"] == (prior | {"autoencoder"}, prior)
     assert seen["joint"][1] == both | prior
@@ -73,12 +73,12 @@ def test_fitting_the_prior_brings_it_nearer_to_the_latents(few: Dataset) -> None
     step_to(trainer, autoencoder.stop)
     images = torch.from_numpy(few.train.images / np.float32(255))
     with torch.inference_mode():
-        z = trainer.smoothed.encode(images).mean
+        z = trainer.ema_model.encode(images).mean
 
     def nll() -> float:
         with torch.inference_mode():
             labels = torch.from_numpy(few.train.labels)
-            return prior_nlls(trainer.smoothed, z, labels)[0].mean().item()
+            return prior_nlls(trainer.ema_model, z, labels)[0].mean().item()
 
     normal = trainer.validate()
     trainer.train_step()  # which begins with expectation maximisation
@@ -112,15 +112,15 @@ def test_what_is_measured_is_the_moving_average_of_the_weights(few: Dataset) -> 
         for name, value in weights.items():
             wanted[name] = memory * wanted[name] + (1 - memory) * value.double()
     assert wanted is not None
-    for name, value in trainer.smoothed.state_dict().items():
+    for name, value in trainer.ema_model.state_dict().items():
         torch.testing.assert_close(value.double(), wanted[name], rtol=1e-4, atol=1e-5)
     assert any(
         not torch.allclose(value, trainer.model.state_dict()[name], rtol=1e-4)
-        for name, value in trainer.smoothed.state_dict().items()
+        for name, value in trainer.ema_model.state_dict().items()
     )
     off = trainer_of(few, 40, ema=0.0)
     step_to(off, 40)
-    for name, value in off.smoothed.state_dict().items():
+    for name, value in off.ema_model.state_dict().items():
         torch.testing.assert_close(value, off.model.state_dict()[name])
 
 
@@ -147,7 +147,7 @@ def test_every_kind_of_autoencoder_learns(
     assert all(math.isfinite(value) for each in numbers for value in each.values())
     elbos = [each["elbo"] for each in numbers if "elbo" in each]
     assert elbos[-1] < 0.8 * elbos[0]
-    assert trainer.smoothed.labels == (3 if labelled and "gmm" in model.prior.kind else 0)
+    assert trainer.ema_model.labels == (3 if labelled and "gmm" in model.prior.kind else 0)
     assert trainer.skipped == 0
 
 
@@ -286,11 +286,11 @@ def test_what_a_run_does_beside_its_steps_comes_out_of_the_budget(
 ) -> None:
     trainer = trainer_of(few, 16, MODEL, **PHASES)
     # 20 validations; 300 images in 4 binarizations for each fit, by a validation split of 100.
-    assert trainer.passes_beside_steps() == 20 + 2 * 12
+    assert trainer.overhead_in_validations() == 20 + 2 * 12
     trainer.set_length(10**6)
-    assert trainer.passes_beside_steps() == 20 + 2 * 12
+    assert trainer.overhead_in_validations() == 20 + 2 * 12
     plain = trainer_of(few, 1)
-    assert plain.passes_beside_steps() == 20
+    assert plain.overhead_in_validations() == 20
 
     # A clock of our own: a step takes 0.01 s and a validation what it is said to.
     now, validation = 0.0, 0.0

@@ -4,9 +4,10 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.model.config import TrainConfig
 from training.model.vae import DiagonalGaussian, Vae, bernoulli_nll, gaussian_log_prob
@@ -82,6 +83,47 @@ def autoencoder_terms(
         loss = (reconstruction + beta * kl).mean()
     loss = loss + beta * config.label_weight * label_nll.mean()
     return Terms(loss, reconstruction.mean(), kl.mean())
+
+
+class Objective(nn.Module):
+    """`autoencoder_terms` as a module, which DistributedDataParallel can wrap.
+
+    Args:
+        model: The model.
+        config: Which objective.
+        learned_prior: Measure against the learned prior and not against N(0, I).
+        precision: Context that encoder and decoder are computed in.
+    """
+
+    def __init__(
+        self,
+        model: Vae,
+        config: TrainConfig,
+        *,
+        learned_prior: bool,
+        precision: Callable[[], AbstractContextManager[Any]],
+    ):
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.learned_prior = learned_prior
+        self.precision = precision
+
+    def forward(
+        self, images: Tensor, labels: Tensor, eps: Tensor, beta: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the loss, the reconstruction term and the KL term of a batch."""
+        terms = autoencoder_terms(
+            self.model,
+            images,
+            labels,
+            eps,
+            self.config,
+            beta=beta,
+            learned_prior=self.learned_prior,
+            precision=self.precision,
+        )
+        return terms.loss, terms.reconstruction, terms.kl
 
 
 def prior_nlls(model: Vae, z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

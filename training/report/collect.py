@@ -58,7 +58,7 @@ class Camera:
         step, phase = self._trainer.step, self._trainer.phase.name
         reconstructions, means = self._look()
         labels = self._labels[: len(means)]
-        model = self._trainer.smoothed
+        model = self._trainer.ema_model
         story = Story(
             title="live",
             facts=(),
@@ -83,7 +83,7 @@ class Camera:
     @torch.inference_mode()
     def _look(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """The shown images' reconstructions, and the posterior means of the scattered ones."""
-        model, device = self._trainer.smoothed, self._trainer.device
+        model, device = self._trainer.ema_model, self._trainer.device
 
         def means(images: NDArray[np.uint8]) -> torch.Tensor:
             pixels = torch.from_numpy(images.astype(np.float32) / np.float32(255))

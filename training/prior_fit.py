@@ -1,0 +1,132 @@
+"""What a learned prior is fitted to: the aggregate posterior of the training set."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.data.datasets import Split, binarize
+from training.model.config import TrainConfig
+from training.model.mixture import fit_mixture
+from training.model.prior import Prior
+from training.model.vae import Vae
+from training.schedule import BatchOrder, Phase, derived_seed
+
+_CHUNK = 1_000
+# Encoding is what takes long: the training set is encoded in at most this many
+# binarizations, and each posterior is drawn from about this many times.
+_MOST_VIEWS = 4
+_DRAWS_PER_POSTERIOR = 8
+_FEWEST_POSTERIORS = 10_000
+
+
+class PriorFit:
+    """The posteriors of a frozen encoder, and seeded batches of latents drawn from them.
+
+    Encoding the training set at every step would cost as much as training the
+    autoencoder: it is done once per phase, and each draw is a fresh latent.
+
+    Args:
+        split: The images to encode and their labels.
+        config: Batch size, seed, and whether images are binarized.
+        device: Where to encode and keep the posteriors.
+
+    Attributes:
+        phase: Name of the phase whose posteriors these are; empty before the first.
+    """
+
+    def __init__(self, split: Split, config: TrainConfig, device: torch.device):
+        self.phase = ""
+        self._split = split
+        self._config = config
+        self._device = device
+        self._order = BatchOrder(config.seed)
+        # Of N posteriors: means [N, D], standard deviations [N, D], or None for those of a
+        # plain autoencoder, and labels int64 [N].
+        self._mean = torch.empty(0)
+        self._std: Tensor | None = None
+        self._labels = torch.empty(0, dtype=torch.int64)
+
+    def images_to_encode(self, phase: Phase) -> int:
+        """How many images `encode` will encode, counting each binarization."""
+        return math.prod(self._views(phase))
+
+    @torch.inference_mode()
+    def encode(self, model: Vae, phase: Phase) -> None:
+        """Encodes the training set.
+
+        Args:
+            model: The frozen autoencoder.
+            phase: The phase that fits the prior: the longer, the more posteriors.
+        """
+        count, views = self._views(phase)
+        images = self._split.images[:count]
+        means, log_vars = [], []
+        for view in range(views):
+            seed = derived_seed(self._config.seed, f"view {view} {phase.name}")
+            for start in range(0, count, _CHUNK):
+                chunk = images[start : start + _CHUNK]
+                pixels = (
+                    binarize(chunk, seed + start)
+                    if self._config.binarize
+                    else chunk.astype(np.float32) / np.float32(255)
+                )
+                posterior = model.encode(torch.from_numpy(pixels).to(self._device))
+                means.append(posterior.mean)
+                if posterior.log_var is not None:
+                    log_vars.append(posterior.log_var)
+        labels = torch.from_numpy(np.array(self._split.labels[:count])).to(self._device)
+        # Clones, since tensors of inference mode cannot take part in a training step.
+        self._keep(
+            phase,
+            torch.cat(means).clone(),
+            torch.exp(0.5 * torch.cat(log_vars)).clone() if log_vars else None,
+            labels.repeat(views),
+        )
+
+    def pretend(self, phase: Phase, latent_dim: int) -> None:
+        """Stands random posteriors in for the real ones, to time steps on."""
+        mean = torch.randn(self._config.prior_batch_size, latent_dim).to(self._device)
+        labels = torch.zeros(len(mean), dtype=torch.int64, device=self._device)
+        self._keep(phase, mean, None, labels)
+
+    def fit_mixture(self, prior: Prior) -> None:
+        """Fits the mixture of a prior by expectation maximisation, to a draw per posterior."""
+        seed = derived_seed(self._config.seed, f"mixture {self.phase}")
+        rows = torch.arange(len(self._mean), device=self._device)
+        z = self._draw(rows, torch.Generator().manual_seed(seed))
+        fit_mixture(prior, z, self._labels, seed)
+
+    def batch(self, index: int, noise: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draws a batch of latents.
+
+        Args:
+            index: Number of the batch within the phase.
+            noise: Generator of the draws.
+
+        Returns:
+            Latents [B, D] and their labels, int64 [B].
+        """
+        count = len(self._mean)
+        size = min(self._config.prior_batch_size, count)
+        rows = self._order.rows(f"latents {self.phase}", index, count, size).to(self._device)
+        return self._draw(rows, noise), self._labels[rows]
+
+    def _views(self, phase: Phase) -> tuple[int, int]:
+        """How many images to encode, and each in how many binarizations."""
+        needed = (phase.stop - phase.start) * self._config.prior_batch_size
+        wanted = max(_FEWEST_POSTERIORS, math.ceil(needed / _DRAWS_PER_POSTERIOR))
+        images = len(self._split.images)
+        views = min(_MOST_VIEWS, math.ceil(wanted / images)) if self._config.binarize else 1
+        return min(images, wanted), views
+
+    def _keep(self, phase: Phase, mean: Tensor, std: Tensor | None, labels: Tensor) -> None:
+        self.phase, self._mean, self._std, self._labels = phase.name, mean, std, labels
+
+    def _draw(self, rows: Tensor, noise: torch.Generator) -> Tensor:
+        """One draw from each of the posteriors numbered `rows`, [len(rows), D]."""
+        mean = self._mean[rows]
+        if self._std is None:
+            return mean
+        return mean + self._std[rows] * torch.randn(mean.shape, generator=noise).to(mean.device)
