@@ -21,8 +21,8 @@ from training.measure.adapter import as_autoencoder
 from training.measure.classifier import load_classifier
 from training.measure.elbo import (
     Autoencoder,
+    BoundEvaluation,
     Evaluation,
-    ImportanceBound,
     evaluate,
     importance_bound,
 )
@@ -174,7 +174,7 @@ class Figures:
     """
 
     evaluation: Evaluation
-    bound: ImportanceBound | None
+    bound: BoundEvaluation | None
     generation: Generation | None
     binarized: bool
     plain: bool = False

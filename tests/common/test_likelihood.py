@@ -23,6 +23,33 @@ def test_a_pixels_likelihood_does_not_saturate(logit, pixel):
     assert got[0] == pytest.approx(wanted, rel=1e-12)
 
 
+def test_a_pixels_likelihood_is_exact_far_from_zero():
+    logits = np.array([-1000, 1000, -1000, 1000], np.float32).reshape(4, 1, 1, 1)
+    images = np.array([0, 1, 1, 0], np.float32).reshape(4, 1, 1, 1)
+    assert likelihood.bernoulli_nll(logits, images).tolist() == [0.0, 0.0, 1000.0, 1000.0]
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6))
+def test_terms_are_sums_over_pixels_and_over_latent_dimensions(seed, rows):
+    rng = np.random.default_rng(seed)
+    logits = (4 * rng.standard_normal((rows, 1, 3, 4))).astype(np.float32)
+    images = rng.random((rows, 1, 3, 4), np.float32)
+    p = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    wanted = -(images * np.log(p) + (1 - images) * np.log1p(-p)).sum(axis=(1, 2, 3))
+    nll = likelihood.bernoulli_nll(logits, images)
+    assert (nll.shape, nll.dtype) == ((rows,), np.float64)
+    np.testing.assert_allclose(nll, wanted, rtol=1e-5)
+    mean, log_var = rng.standard_normal((2, rows, 2)).astype(np.float32)
+    kl = likelihood.standard_kl(mean, log_var)
+    assert (kl.shape, kl.dtype) == ((rows,), np.float64)
+    by_hand = [
+        sum(0.5 * (m**2 + np.exp(v) - 1 - v) for m, v in zip(*pair, strict=True))
+        for pair in zip(mean.astype(np.float64), log_var.astype(np.float64), strict=True)
+    ]
+    np.testing.assert_allclose(kl, by_hand, rtol=1e-9, atol=1e-12)
+
+
 def test_the_kl_is_that_of_two_gaussians():
     mean, log_var = np.array([[0.5, -2.0]], np.float32), np.array([[0.0, math.log(0.25)]])
     by_hand = sum(0.5 * (var + m * m - 1 - math.log(var)) for m, var in ((0.5, 1.0), (-2.0, 0.25)))

@@ -11,7 +11,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from common import likelihood
+
 Array = NDArray[np.float32]
+Nats = NDArray[np.float64]
 T = TypeVar("T", bound=np.generic)
 
 _CHUNK = 1_000
@@ -69,31 +72,6 @@ class Evaluation:
     seed: int
 
 
-def bernoulli_nll(logits: Array, images: Array) -> NDArray[np.float64]:
-    """-log p(x|z) of each row in nats, summed over pixels, float64 [N].
-
-    Computed from the logits as softplus(l) - x * l, which does not saturate.
-    """
-    rows = np.logaddexp(np.float32(0), logits) - images * logits
-    nll: NDArray[np.float64] = rows.reshape(len(rows), -1).sum(axis=1, dtype=np.float64)
-    return nll
-
-
-def gaussian_kl(mean: Array, log_var: Array) -> NDArray[np.float64]:
-    """KL(N(mean, exp(log_var)) || N(0, I)) of each row in nats, float64 [N]."""
-    mean64, log_var64 = mean.astype(np.float64), log_var.astype(np.float64)
-    kl: NDArray[np.float64] = 0.5 * (mean64**2 + np.exp(log_var64) - 1.0 - log_var64).sum(axis=1)
-    return kl
-
-
-def gaussian_log_density(z: Array, mean: Array, log_var: Array) -> NDArray[np.float64]:
-    """Log N(z; mean, exp(log_var)) of each row in nats, summed over dimensions, float64 [N]."""
-    z64, mean64, log_var64 = (each.astype(np.float64) for each in (z, mean, log_var))
-    terms = np.log(2.0 * np.pi) + log_var64 + (z64 - mean64) ** 2 * np.exp(-log_var64)
-    density: NDArray[np.float64] = -0.5 * terms.sum(axis=1)
-    return density
-
-
 def evaluate(model: Autoencoder, images: Array, *, draws: int = 1, seed: int = 0) -> Evaluation:
     """Measures the ELBO with `draws` seeded draws of z per image.
 
@@ -118,7 +96,7 @@ def evaluate(model: Autoencoder, images: Array, *, draws: int = 1, seed: int = 0
         for generator in noise:
             eps = generator.standard_normal(mean.shape, np.float32)
             z = (mean + std * eps).astype(np.float32, copy=False)
-            nll += bernoulli_nll(model.decode(z), chunk)
+            nll += likelihood.bernoulli_nll(model.decode(z), chunk)
             divergence += _divergence(model, z, mean, log_var)
         reconstruction.append(nll / draws)
         kl.append(divergence / draws)
@@ -137,7 +115,7 @@ def evaluate(model: Autoencoder, images: Array, *, draws: int = 1, seed: int = 0
 
 
 @dataclass(frozen=True)
-class ImportanceBound:
+class BoundEvaluation:
     """The importance-weighted bound on -log p(x) (Burda, Grosse and Salakhutdinov 2016).
 
     Attributes:
@@ -169,7 +147,7 @@ def importance_bound(
     draws: int,
     seed: int = 0,
     progress: Callable[[int], None] = lambda _images: None,
-) -> ImportanceBound:
+) -> BoundEvaluation:
     """Measures -log 1/K sum_k p(x, z_k) / q(z_k|x) with K seeded draws from the posterior.
 
     Args:
@@ -190,17 +168,19 @@ def importance_bound(
         if log_var is None:
             raise ValueError("a plain autoencoder has no likelihood")
         std = np.exp(0.5 * log_var)
-        log_weights = np.empty((draws, len(chunk)))
-        for draw in range(draws):
+        bound, total = likelihood.ImportanceBound(len(chunk)), np.zeros(len(chunk))
+        for _ in range(draws):
             z = mean + std * generator.standard_normal(mean.shape, np.float32)
-            log_joint = _log_prior(model, z) - bernoulli_nll(model.decode(z), chunk)
-            log_weights[draw] = log_joint - gaussian_log_density(z, mean, log_var)
-        rows = np.log(draws) - np.logaddexp.reduce(log_weights, axis=0)
+            log_joint = _log_prior(model, z) - likelihood.bernoulli_nll(model.decode(z), chunk)
+            log_weights = log_joint - likelihood.gaussian_log_density(z, mean, log_var)
+            bound.add(log_weights)
+            total += log_weights
+        rows = bound.nll()
         bounds.append(rows)
-        gaps.append(-log_weights.mean(axis=0) - rows)
+        gaps.append(-total / draws - rows)
         progress(start + len(chunk))
     nll, gap = np.concatenate(bounds), np.concatenate(gaps)
-    return ImportanceBound(
+    return BoundEvaluation(
         nll=float(nll.mean()),
         stderr=float(nll.std() / np.sqrt(len(nll))),
         gap=float(gap.mean()),
@@ -226,7 +206,7 @@ def mean_scores(model: Autoencoder, images: NDArray[np.uint8]) -> NDArray[np.flo
         pixels = chunk.astype(np.float32) / np.float32(255)
         mean, log_var = model.encode(pixels)
         divergence = _divergence(model, mean, mean, log_var)
-        scores.append(bernoulli_nll(model.decode(mean), pixels) + divergence)
+        scores.append(likelihood.bernoulli_nll(model.decode(mean), pixels) + divergence)
     return np.concatenate(scores)
 
 
@@ -242,13 +222,13 @@ def _divergence(
     if log_var is None:
         return np.zeros(len(mean))
     if model.log_prior is None:
-        return gaussian_kl(mean, log_var)
-    return gaussian_log_density(z, mean, log_var) - _log_prior(model, z)
+        return likelihood.standard_kl(mean, log_var)
+    return likelihood.gaussian_log_density(z, mean, log_var) - _log_prior(model, z)
 
 
 def _log_prior(model: Autoencoder, z: Array) -> NDArray[np.float64]:
     if model.log_prior is None:
-        return gaussian_log_density(z, np.zeros_like(z), np.zeros_like(z))
+        return likelihood.gaussian_log_density(z)
     return model.log_prior(z).astype(np.float64)
 
 
