@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.pixels import to_unit
 from training.data.datasets import Split, binarize
 from training.model.config import TrainConfig
 from training.model.mixture import fit_mixture
@@ -67,11 +68,8 @@ class PriorFit:
             seed = derived_seed(self._config.seed, f"view {view} {phase.name}")
             for start in range(0, count, _CHUNK):
                 chunk = images[start : start + _CHUNK]
-                pixels = (
-                    binarize(chunk, seed + start)
-                    if self._config.binarize
-                    else chunk.astype(np.float32) / np.float32(255)
-                )
+                binarized = self._config.binarize
+                pixels = binarize(chunk, seed + start) if binarized else to_unit(chunk)
                 posterior = model.encode(torch.from_numpy(pixels).to(self._device))
                 means.append(posterior.mean)
                 if posterior.log_var is not None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common.pixels import to_unit
 from training.data.datasets import Dataset, binarize
 from training.ema import MovingAverage
 from training.errors import DivergenceError
@@ -99,7 +100,7 @@ class Trainer:
         self._validation = torch.from_numpy(
             binarize(dataset.validation.images, _VALIDATION_SEED)
             if train_config.binarize
-            else dataset.validation.images.astype(np.float32) / np.float32(255)
+            else to_unit(dataset.validation.images)
         )
         self._noise = torch.Generator()
         self._order = BatchOrder(train_config.seed)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from common.pixels import to_unit
 from training.data.datasets import load_dataset
 from training.data.spec import DataSpec
 from training.errors import DataMissing
@@ -127,7 +128,7 @@ def write_run(folder: Path, kind: Kind, data: str, *, seed: int = 0) -> Vae:
     run = RunFolder(folder)
     model = as_autoencoder(vae)
     images = (
-        golden.astype(np.float32) / np.float32(255)
+        to_unit(golden)
         if dataset is None
         else test_images(dataset, binarized=config.train.binarize)
     )

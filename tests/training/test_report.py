@@ -21,7 +21,14 @@ from training.report.page import flatten
 from training.report.palette import class_colours, point_colours
 from training.report.projection import Window, fit_projection, fit_window
 from training.report.samples import BY_CLASS, SAMPLES, draw_samples, draw_samples_by_class
-from training.report.sheet import best_columns, fit, is_ink, lay_out, side_within, to_bytes
+from training.report.sheet import (
+    best_columns,
+    clip_to_bytes,
+    fit,
+    is_ink,
+    lay_out,
+    side_within,
+)
 from training.report.write import LIVE, PAGE, PICTURES
 
 ALWAYS = {"latent_map.png", "latent_plane.png", "active_units.png"}
@@ -443,7 +450,7 @@ def test_strokes_on_black_are_printed_dark_on_white():
 
 def test_grey_values_become_bytes():
     values = np.float32([-1, 0, 0.5, 1, 2, np.nan, np.inf])
-    assert to_bytes(values).tolist() == [0, 0, 128, 255, 255, 0, 255]
+    assert clip_to_bytes(values).tolist() == [0, 0, 128, 255, 255, 0, 255]
 
 
 @pytest.mark.parametrize("size", [(8, 8), (28, 28), (128, 128), (40, 20)])

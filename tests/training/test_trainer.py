@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.pixels import to_unit
 from tests.support.blobs import blobs
 from tests.support.tiny_runs import (
     MODEL,
@@ -71,7 +72,7 @@ def test_fitting_the_prior_brings_it_nearer_to_the_latents(few: Dataset) -> None
     trainer = trainer_of(few, 300, MODEL, **PHASES, prior_learning_rate=0.01)
     autoencoder, fit, joint, _ = trainer.phases
     step_to(trainer, autoencoder.stop)
-    images = torch.from_numpy(few.train.images / np.float32(255))
+    images = torch.from_numpy(to_unit(few.train.images))
     with torch.inference_mode():
         z = trainer.ema_model.encode(images).mean
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from common.pixels import to_unit
 from latentserve._files import atomic_write
 from training.data.datasets import Dataset, Split, binarize, load_dataset
 from training.errors import DataError, TrainingError
@@ -275,19 +276,15 @@ def _scaled(network: Network, dataset: Dataset) -> Network:
 def _floor(judge: Classifier, dataset: Dataset) -> float:
     test = dataset.test.images
     train_features, test_features = (
-        judge(_as_floats(images))[0] for images in (dataset.train.images[: len(test)], test)
+        judge(to_unit(images))[0] for images in (dataset.train.images[: len(test)], test)
     )
     return frechet_distance(train_features, test_features)
 
 
 def _accuracies(judge: Classifier, split: Split, seed: int) -> str:
-    grey = accuracy(judge, _as_floats(split.images), split.labels)
+    grey = accuracy(judge, to_unit(split.images), split.labels)
     bits = accuracy(judge, binarize(split.images, seed), split.labels)
     return f"{grey:.2%} of grey digits, {bits:.2%} of binarized ones"
-
-
-def _as_floats(images: NDArray[np.uint8]) -> Array:
-    return images.astype(np.float32) / np.float32(255)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common import likelihood
+from common.pixels import to_unit
 
 Array = NDArray[np.float32]
 Nats = NDArray[np.float64]
@@ -203,7 +204,7 @@ def mean_scores(model: Autoencoder, images: NDArray[np.uint8]) -> NDArray[np.flo
     """
     scores = []
     for chunk in _chunks(images):
-        pixels = chunk.astype(np.float32) / np.float32(255)
+        pixels = to_unit(chunk)
         mean, log_var = model.encode(pixels)
         divergence = _divergence(model, mean, mean, log_var)
         scores.append(likelihood.bernoulli_nll(model.decode(mean), pixels) + divergence)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from common.pixels import to_unit
 from training.data.datasets import Dataset
 from training.errors import ConfigError
 
@@ -97,8 +98,8 @@ def measure_generation(
         raise ConfigError(f"images: got {images}, wanted 2 to {most}")
     if labels and per_label < 2:
         raise ConfigError(f"per_label: got {per_label}, wanted 2 or more")
-    test = _Moments.of(judge(_as_floats(dataset.test.images))[0])
-    train = _Moments.of(judge(_as_floats(dataset.train.images[:images]))[0])
+    test = _Moments.of(judge(to_unit(dataset.test.images))[0])
+    train = _Moments.of(judge(to_unit(dataset.train.images[:images]))[0])
     features, probabilities = judge(sample(images, seed, None))
     asked = [judge(sample(per_label, seed + label, label)) for label in labels]
     agreement = [
@@ -181,7 +182,3 @@ def _entropy(distribution: NDArray[np.float64]) -> float:
     """In nats; a class that never comes adds nothing."""
     present = distribution[distribution > 0]
     return float(-(present * np.log(present)).sum())
-
-
-def _as_floats(images: NDArray[np.uint8]) -> Array:
-    return images.astype(np.float32) / np.float32(255)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.pixels import to_unit
 from training.data.datasets import Dataset, binarize
 from training.measure.elbo import Evaluation
 
@@ -21,9 +22,8 @@ def test_images(dataset: Dataset, *, binarized: bool) -> NDArray[np.float32]:
         binarized: Draw one bit per pixel, as for a model trained on binarized images;
             otherwise the grey values.
     """
-    if binarized:
-        return binarize(dataset.test.images, TEST_SEED)
-    return dataset.test.images.astype(np.float32) / np.float32(255)
+    images = dataset.test.images
+    return binarize(images, TEST_SEED) if binarized else to_unit(images)
 
 
 def describe(result: Evaluation, *, binarized: bool) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from common.pixels import to_bytes, to_unit
 from training.data.datasets import Dataset, interleave_classes
 from training.measure.adapter import as_autoencoder
 from training.model.prior import Sampler
@@ -86,12 +87,12 @@ class Camera:
         model, device = self._trainer.ema_model, self._trainer.device
 
         def means(images: NDArray[np.uint8]) -> torch.Tensor:
-            pixels = torch.from_numpy(images.astype(np.float32) / np.float32(255))
+            pixels = torch.from_numpy(to_unit(images))
             return model.encode(pixels.to(device)).mean
 
         decoded = torch.sigmoid(model.decode(means(self._images[self._shown])))
         scattered: NDArray[np.float32] = means(self._images[:SCATTERED]).cpu().numpy()
-        return np.rint(decoded.cpu().numpy() * np.float32(255)).astype(np.uint8), scattered
+        return to_bytes(decoded.cpu().numpy()), scattered
 
 
 def test_labels(dataset: Dataset) -> NDArray[np.int64]:
@@ -113,7 +114,7 @@ def tell(run: RunFolder, model: Vae, dataset: Dataset, metrics: Mapping[str, Any
     autoencoder = as_autoencoder(model)
     test = dataset.test
     parts = [
-        autoencoder.encode(test.images[start : start + 1_000].astype(np.float32) / np.float32(255))
+        autoencoder.encode(to_unit(test.images[start : start + 1_000]))
         for start in range(0, len(test.images), 1_000)
     ]
     log_vars = [log_var for _, log_var in parts if log_var is not None]

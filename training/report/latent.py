@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from training.report.canvas import TEXT, WIDTH, Box, Canvas, points
 from training.report.palette import QUIET, class_colours, point_colours
 from training.report.projection import REACH, Projection, Window, fit_window
-from training.report.sheet import best_columns, fit, is_ink, lay_out, side_within, to_bytes
+from training.report.sheet import best_columns, clip_to_bytes, fit, is_ink, lay_out, side_within
 from training.report.story import Story
 
 #: Images along each side of the decoded plane, and along a decoded line.
@@ -121,7 +121,7 @@ def draw_plane(story: Story, projection: Projection) -> bytes:
     else:
         # Rows from the top down, as the axis goes up.
         grid = np.stack(np.meshgrid(ticks[0], ticks[1][::-1]), axis=-1).reshape(-1, 2)
-    images = to_bytes(story.decode(projection.lift(grid)))
+    images = clip_to_bytes(story.decode(projection.lift(grid)))
     shape = images.shape[2:]
     gap = 0 if ink else 2
     columns = best_columns(LINE, shape, (_SIDE, _SIDE)) if projection.dimensions == 1 else PLANE

@@ -4,7 +4,7 @@ import math
 
 from training.report.canvas import TEXT, WIDTH, Canvas
 from training.report.palette import QUIET, class_colours
-from training.report.sheet import fit, is_ink, lay_out, side_within, to_bytes
+from training.report.sheet import clip_to_bytes, fit, is_ink, lay_out, side_within
 from training.report.story import Frame, Story
 
 #: Classes that have a row of their own; more would make them too small to see.
@@ -54,7 +54,7 @@ def draw_samples(story: Story) -> bytes | None:
     if story.sample is None:
         return None
     ink = is_ink(story.images)
-    images = to_bytes(story.sample(SAMPLES, SEED, None))
+    images = clip_to_bytes(story.sample(SAMPLES, SEED, None))
     gap = 4
     columns = math.isqrt(SAMPLES)
     side = side_within(SAMPLES, columns, images.shape[2:], (_SIDE, _SIDE), gap)
@@ -70,7 +70,7 @@ def draw_samples_by_class(story: Story) -> bytes | None:
         return None
     ink = is_ink(story.images)
     names = story.sample_labels[:MOST_ROWS]
-    rows = [to_bytes(story.sample(BY_CLASS, SEED, label)) for label in range(len(names))]
+    rows = [clip_to_bytes(story.sample(BY_CLASS, SEED, label)) for label in range(len(names))]
     canvas = Canvas(WIDTH, 1)
     widest = max(canvas.text_width(name, bold=True) for name in names)
     column = min(widest, _NAME)

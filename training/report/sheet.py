@@ -5,16 +5,17 @@ import math
 import numpy as np
 from PIL import Image
 
+from common.pixels import to_bytes
 from training.report.story import Bytes, Floats
 
 _DARK = 40
 _SMOOTH = 6
 
 
-def to_bytes(images: Floats) -> Bytes:
-    """Grey values in [0, 1] as bytes; what is not finite becomes 0."""
+def clip_to_bytes(images: Floats) -> Bytes:
+    """Images as bytes, clipped to [0, 1] first; NaN becomes 0."""
     clean = np.nan_to_num(np.asarray(images, np.float32), nan=0.0, posinf=1.0, neginf=0.0)
-    return (np.clip(clean, 0.0, 1.0) * 255.0).round().astype(np.uint8)
+    return to_bytes(np.clip(clean, 0.0, 1.0), overwrite=True)
 
 
 def is_ink(images: Bytes) -> bool:

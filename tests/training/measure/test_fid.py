@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from common.pixels import to_unit
 from training.data.datasets import Dataset, Split, binarize, load_dataset
 from training.errors import ConfigError, DataError
 from training.measure.classifier import (
@@ -28,10 +29,6 @@ from training.measure.fid import Generation, Sampler, frechet_distance, measure_
 Array = NDArray[np.float32]
 LABELS = tuple(range(10))
 FEW = 1_000
-
-
-def floats(images: NDArray[np.uint8]) -> Array:
-    return images.astype(np.float32) / np.float32(255)
 
 
 def spread(*deviations: float, mean: tuple[float, ...] = ()) -> NDArray[np.float64]:
@@ -129,12 +126,12 @@ def judge() -> Classifier:
 
 def test_classifier_knows_grey_digits_and_binarized_ones(judge: Classifier, mnist: Dataset) -> None:
     test = mnist.test
-    assert accuracy(judge, floats(test.images), test.labels) >= 0.994
+    assert accuracy(judge, to_unit(test.images), test.labels) >= 0.994
     assert accuracy(judge, binarize(test.images[::4], seed=0), test.labels[::4]) >= 0.99
 
 
 def test_classifier_returns_features_and_probabilities(judge: Classifier, mnist: Dataset) -> None:
-    images = floats(mnist.test.images[:1_001])  # more than two chunks
+    images = to_unit(mnist.test.images[:1_001])  # more than two chunks
     features, probabilities = judge(images)
     assert features.shape == (1_001, 96)
     assert probabilities.shape == (1_001, 10)
@@ -180,7 +177,7 @@ def from_test(dataset: Dataset, *, heed_labels: bool = True) -> Sampler:
         fitting = np.arange(len(images))
         if heed_labels and label is not None:
             fitting = np.flatnonzero(classes == label)
-        return floats(images[np.random.default_rng(seed).choice(fitting, count)])
+        return to_unit(images[np.random.default_rng(seed).choice(fitting, count)])
 
     return sample
 
@@ -259,7 +256,7 @@ def test_each_image_is_judged_once_and_each_draw_has_its_own_seed(mnist: Dataset
 
     def sample(count: int, seed: int, label: int | None) -> Array:
         asked.append((count, seed, label))
-        return floats(mnist.train.images[:count])
+        return to_unit(mnist.train.images[:count])
 
     found = measure_generation(sample, judge, mnist, images=50, labels=(0, 7), per_label=20, seed=3)
     assert asked == [(50, 3, None), (20, 3, 0), (20, 10, 7)]
