@@ -12,7 +12,7 @@ from latentserve._cli.common import HelpFormatter
 from latentserve._cli.interrupt import Interrupt
 from latentserve._cli.progress import ProgressBar, duration
 from training.budget import parse_duration
-from training.data.download import SOURCES
+from training.data.sources import SOURCES
 from training.data.spec import DataSpec
 from training.errors import ConfigError, OtherProcessError, TrainingError
 from training.parallel import Parallel

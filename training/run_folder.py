@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from latentserve._files import atomic_write
 from training.data.spec import DataSpec
 from training.errors import CheckpointError, ConfigError
-from training.model.config import ModelConfig, TrainConfig, record_from_json
+from training.model.config import ModelConfig, TrainConfig
+from training.model.settings import record_from_json
 from training.model.vae import Vae
 
 FORMAT = 2

@@ -10,7 +10,8 @@ import torch
 from common.cpus import usable_cpus
 from training.data.datasets import load_dataset
 from training.errors import CheckpointError, ConfigError
-from training.model.config import Preset, override
+from training.model.config import Preset
+from training.model.settings import override
 from training.model.vae import Vae
 from training.parallel import Parallel
 from training.presets import find_preset

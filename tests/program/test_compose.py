@@ -22,7 +22,8 @@ import pytest
 from latentserve.client import Client
 from tests.support import ROOT
 from training.data.datasets import load_dataset
-from training.data.download import MNIST, ensure_files
+from training.data.download import read_files
+from training.data.sources import MNIST
 
 pytestmark = pytest.mark.compose
 
@@ -140,7 +141,7 @@ def engine() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def project(engine: None) -> Iterator[Project]:  # noqa: ARG001 - it has to be up
     """The project, brought up: built, served, trained with an interruption, served again."""
-    project = Project(ensure_files(MNIST)[0].parent)
+    project = Project(read_files(MNIST)[0][0].parent)
     try:
         project("build", timeout=BUILD_SECONDS)
         project.up()

@@ -1,1 +1,1 @@
-"""Data sets: IDX files and folders of pictures, downloaded, verified, split."""
+"""Data sets: IDX files and folders of pictures, downloaded, verified and split."""

@@ -1,10 +1,10 @@
 """Data sets as arrays, with their splits.
 
-The splits are fixed. Of MNIST and Fashion-MNIST the last `VALIDATION_IMAGES` of the
-official training file are the validation set and the rest is trained on; the
-official test file is the test set and is only ever measured on. IDX files of one's
-own: the last tenth, at most `VALIDATION_IMAGES`, is validated on; without a test
-pair every tenth image is set apart for the test first. Folders: see
+The splits are fixed. MNIST and Fashion-MNIST: the last `VALIDATION_IMAGES` images of the
+official training file are the validation split and the rest is the training split; the
+official test file is the test split, which is only ever measured on. Other IDX files:
+the last tenth, at most `VALIDATION_IMAGES`, is the validation split; where there are no
+test files, every tenth image is set apart as the test split first. Folders: see
 `training.data.folder`.
 """
 
@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.pictures import fit
-from training.data.download import SOURCES, Report, read_files
+from training.data.download import Report, read_files
 from training.data.folder import FEWEST_IMAGES, read_folder
 from training.data.idx import parse_idx, read_unpacked
 from training.data.memory import refuse_too_many
+from training.data.sources import SOURCES
 from training.data.spec import DataSpec
 from training.errors import DataError
 
@@ -37,12 +38,12 @@ _CLASS_NAMES = {
 
 @dataclass(frozen=True)
 class Split:
-    """Images with their classes.
+    """Images with their labels.
 
     Attributes:
-        images: uint8 [N, C, H, W], 0 to 255.
-        labels: int64 [N], indices into `Dataset.class_names`; all 0 where the data
-            have no labels.
+        images: uint8 [N, C, H, W].
+        labels: int64 [N], indices into `Dataset.class_names`; all 0 where the data has
+            no labels.
     """
 
     images: NDArray[np.uint8]
@@ -51,17 +52,17 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set, split.
+    """A data set and its three splits.
 
     Attributes:
-        name: What it was asked for by, for example `mnist`: `DataSpec.source`.
-        train: Trained on.
-        validation: Watched during training.
-        test: Measured on once training is over.
-        class_names: Name of each class; empty where the data have no labels.
-        sha256: SHA-256 of each source file's uncompressed content, by file name. For
-            a folder one, by its name, over the path and content of every image used.
-        skipped: Files of a folder that could not be used, by their paths within it.
+        name: `DataSpec.source`, for example `mnist`.
+        train: The images that the model is trained on.
+        validation: The images that it is measured on during training.
+        test: The images that it is measured on once training is over.
+        class_names: Name of each class; empty where the data has no labels.
+        sha256: SHA-256 of each source file's uncompressed content, by file name. A folder
+            has one, under its own name, over the path and content of every image used.
+        skipped: Paths, within a folder, of the files that could not be used.
     """
 
     name: str
@@ -86,19 +87,19 @@ def load_dataset(
     *,
     fetch: bool = True,
 ) -> Dataset:
-    """Loads a data set, fetching it first where it is a public one and not cached.
+    """Loads a data set; a public one that is not cached is downloaded first.
 
     Args:
-        spec: What to load; a name, such as `mnist`, for what `DataSpec.parse` makes of it.
+        spec: The data set, or a string for `DataSpec.parse`, such as `mnist`.
         root: The cache folder; `training.data.download.data_dir()` by default.
-        report: Called with one line for each source that is tried and each of the
-            first files that are left out.
-        fetch: Whether a network may be used.
+        report: Called with one line per download, and for the first files that are
+            skipped.
+        fetch: Whether the network may be used.
 
     Raises:
-        ConfigError: A setting is wrong: there is no data set of that name, or the
-            images of a folder differ in size and none is asked for.
-        DataMissing: It cannot be had.
+        ConfigError: There is no data set of that name, or the images of a folder differ
+            in size and `spec` gives none to resize them to.
+        DataMissing: It is neither on disk nor can it be downloaded.
         DataError: It is damaged or unusable.
     """
     if isinstance(spec, str):
@@ -111,7 +112,7 @@ def load_dataset(
 
 
 def binarize(images: NDArray[np.uint8], seed: int) -> NDArray[np.float32]:
-    """Draws one bit per pixel, 1 with the probability that the grey value states.
+    """Draws one bit per pixel, 1 with the grey value over 255 as its probability.
 
     The protocol of the published MNIST likelihoods (Salakhutdinov and Murray 2008;
     Burda et al. 2016), with a draw that is the same on every machine: Philox bits
@@ -119,7 +120,7 @@ def binarize(images: NDArray[np.uint8], seed: int) -> NDArray[np.float32]:
 
     Args:
         images: uint8, any shape.
-        seed: Key of the draw.
+        seed: Philox key.
 
     Returns:
         float32 of the same shape, each element 0 or 1.
@@ -225,7 +226,11 @@ def _from_idx_files(spec: DataSpec) -> Dataset:
 
 
 def _split(spec: DataSpec, images: NDArray[np.uint8], labels: NDArray[np.uint8] | None) -> Split:
-    """Makes a split of what is in IDX files."""
+    """Makes a split of the arrays of two IDX files, its images resized as `spec` says.
+
+    Raises:
+        DataError: The shapes are wrong, or there are too many images for memory.
+    """
     if labels is None:
         labels = np.zeros(len(images), np.uint8)
     if images.ndim != 3 or 0 in images.shape[1:]:
@@ -243,7 +248,7 @@ def _split(spec: DataSpec, images: NDArray[np.uint8], labels: NDArray[np.uint8] 
 
 
 def _cut(whole: Split, last: int) -> tuple[Split, Split]:
-    """Returns all but the last images, and those."""
+    """Divides a split into all but its last images, and those."""
     return (
         Split(whole.images[:-last], whole.labels[:-last]),
         Split(whole.images[-last:], whole.labels[-last:]),
@@ -251,7 +256,7 @@ def _cut(whole: Split, last: int) -> tuple[Split, Split]:
 
 
 def _keys(files: Sequence[Path]) -> list[str]:
-    """Returns a name for each file: gzipped or not the same, as short as tells them apart."""
+    """The shortest endings of the paths that differ from one another, without `.gz`."""
     plain = [file.with_suffix("") if file.suffix == ".gz" else file for file in files]
     for length in range(1, max(len(path.parts) for path in plain)):
         keys = ["/".join(path.parts[-length:]) for path in plain]

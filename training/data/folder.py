@@ -1,14 +1,15 @@
 """A folder of pictures as a data set.
 
-Its subfolders are the classes; without any there are no labels. Looked through to
-any depth, links followed; a link back into a folder that holds it is not. Hidden
-files and files of other kinds (`Thumbs.db`, `notes.txt`) are passed over.
+Its subfolders are the classes; without subfolders there are no labels. The folder is
+walked to any depth and symbolic links are followed, except back into a folder that
+contains them. Hidden files and those of other types (`Thumbs.db`, `notes.txt`) are
+ignored.
 
-Which split a picture is in, a hash of its path within the folder decides, so that
-pictures that are added move no other: a tenth is tested on, a tenth validated on.
-Past `MOST_VALIDATION` the ones of the largest hashes are trained on instead; there,
-one that is added can move one other into the training set. None ever leaves or
-enters the test set.
+A hash of a picture's path within the folder decides its split, so that adding pictures
+does not move the others: a tenth is the test split, another the validation split. The
+validation split is limited to the `MOST_VALIDATION` pictures of the smallest hashes, the
+rest of that tenth is trained on; there, an added picture can move one other into the
+training split. The test split never gains or loses a picture that was there.
 """
 
 import functools
@@ -40,14 +41,14 @@ _NAMED = 10
 
 @dataclass(frozen=True)
 class FolderImages:
-    """What a folder holds.
+    """The images of a folder, decoded and split.
 
     Attributes:
-        splits: For `train`, `validation` and `test`, in this order: uint8
-            [N, C, H, W] images and int64 [N] labels, in the order of their paths.
-        class_names: Name of each class; empty without labels, which are then 0.
-        sha256: Over the path and the content of every image that is used.
-        skipped: Paths within the folder of the files that could not be used.
+        splits: Images uint8 [N, C, H, W] and labels int64 [N] of the training, the
+            validation and the test split, each sorted by path.
+        class_names: Name of each class; empty without labels, which are then all 0.
+        sha256: SHA-256 over the path and the content of every image used.
+        skipped: Paths, within the folder, of the files that could not be used.
     """
 
     splits: tuple[tuple[NDArray[np.uint8], NDArray[np.int64]], ...]
@@ -58,7 +59,7 @@ class FolderImages:
 
 @dataclass(frozen=True)
 class _Picture:
-    """A file that was read: its path within the folder, its SHA-256, its pixels."""
+    """A decoded file: its path within the folder, its SHA-256, its pixels [C, H, W]."""
 
     path: str
     sha256: str
@@ -67,7 +68,7 @@ class _Picture:
 
 @dataclass(frozen=True)
 class _Problem:
-    """What cannot be read, by its path within the folder, and why."""
+    """A file or folder that cannot be read: its path within the data set, and why."""
 
     path: str
     reason: str
@@ -75,12 +76,12 @@ class _Problem:
 
 @dataclass
 class _Listing:
-    """What is in a folder.
+    """The files below a folder.
 
     Attributes:
-        paths: Of the pictures, within the folder.
-        problems: Links with the name of a picture, and folders, that cannot be followed.
-        others: How many files of each other kind there are, by suffix.
+        paths: Paths of the pictures within the folder.
+        problems: Broken links named like pictures, and folders that cannot be listed.
+        others: Number of files that are no pictures, by suffix.
     """
 
     paths: list[str] = field(default_factory=list)
@@ -92,15 +93,15 @@ def read_folder(spec: DataSpec, report: Report) -> FolderImages:
     """Reads all pictures of a folder.
 
     Args:
-        spec: A `folder:PATH` and how to read it.
-        report: Called with a line to begin with, and one for each of the first files
-            that are left out.
+        spec: A `folder:PATH`, with the size and channels to convert the pictures to.
+        report: Called with a line before reading, and with one for each of the first
+            files that are skipped.
 
     Raises:
         DataMissing: There is no such folder.
-        DataError: It has no, too few or too large pictures, ones that cannot be read
-            and are not to be left out, or ones both beside and in subfolders.
-        ConfigError: The pictures differ in size and `spec` names none.
+        DataError: It has too few pictures or more than fit in memory, unreadable ones
+            that `spec` does not skip, or some in subfolders and some not.
+        ConfigError: The pictures differ in size and `spec` gives none.
     """
     folder = spec.folder
     listing = _find(folder)
@@ -134,13 +135,13 @@ def read_folder(spec: DataSpec, report: Report) -> FolderImages:
 
 
 def split_by_hash(paths: Sequence[str]) -> tuple[list[int], list[int], list[int]]:
-    """Divides pictures into those to train on, to validate on and to test on.
+    """Divides pictures into a training, a validation and a test split.
 
     Args:
-        paths: The path of each within its folder.
+        paths: Path of each picture within its folder.
 
     Returns:
-        For each split the indices of its pictures, ascending.
+        The indices of the pictures of each split, ascending.
     """
     tenth = 2**64 // 10
     test: list[int] = []
@@ -151,13 +152,18 @@ def split_by_hash(paths: Sequence[str]) -> tuple[list[int], list[int], list[int]
             test.append(index)
         elif value < 2 * tenth:
             validation.append((value, index))
-    watched = sorted(index for _, index in sorted(validation)[:MOST_VALIDATION])
-    train = sorted(set(range(len(paths))).difference(test, watched))
-    return train, watched, test
+    validated = sorted(index for _, index in sorted(validation)[:MOST_VALIDATION])
+    train = sorted(set(range(len(paths))).difference(test, validated))
+    return train, validated, test
 
 
 def _find(folder: Path) -> _Listing:
-    """Returns what is in a folder, sorted by path; there is a picture or a problem."""
+    """Lists the files below a folder, sorted by path.
+
+    Raises:
+        DataMissing: There is no such folder.
+        DataError: It cannot be listed, or has neither pictures nor problems.
+    """
     listing = _Listing()
     try:
         there = folder.stat()
@@ -167,26 +173,27 @@ def _find(folder: Path) -> _Listing:
     except OSError as error:
         raise DataError(f"{folder}: {_reason(error)}") from error
     if not listing.paths and not listing.problems:
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in listing.others.most_common(5))
+        others = ", ".join(f"{count} {suffix}" for suffix, count in listing.others.most_common(5))
         raise DataError(
             f"{folder}: no images, wanted files named {', '.join(sorted(SUFFIXES))}"
-            + (f"; there are {kinds}" if kinds else "")
+            + (f"; there are {others}" if others else "")
         )
     listing.paths.sort()
     return listing
 
 
 def _walk(folder: Path, within: str, above: tuple[tuple[int, int], ...], listing: _Listing) -> None:
-    """Adds what is in `folder` to the listing.
+    """Adds the files below `folder` to the listing.
 
     Args:
-        folder: The folder to look through.
+        folder: The folder to walk.
         within: Its path within the data set, empty or ending in a slash.
         above: Device and inode of it and of each folder it was reached through.
-        listing: What there is so far.
+        listing: The listing to add to.
 
     Raises:
-        OSError: `folder` cannot be listed; one in it that cannot is a problem.
+        OSError: `folder` itself cannot be listed; a subfolder that cannot be becomes a
+            problem of the listing.
     """
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if not entry.name.startswith(".")]
@@ -194,7 +201,7 @@ def _walk(folder: Path, within: str, above: tuple[tuple[int, int], ...], listing
         suffix = PurePosixPath(name).suffix.lower()
         try:
             state = (folder / name).stat()
-        except OSError as error:  # a link that leads nowhere, for example
+        except OSError as error:  # a broken link, for example
             if suffix in SUFFIXES:
                 listing.problems.append(_Problem(within + name, _reason(error)))
             continue
@@ -213,22 +220,27 @@ def _walk(folder: Path, within: str, above: tuple[tuple[int, int], ...], listing
 
 
 def _labelled(folder: Path, paths: Sequence[str]) -> bool:
-    beside = sum("/" not in path for path in paths)
-    if 0 < beside < len(paths):
+    """Whether the pictures are in subfolders, which are their classes.
+
+    Raises:
+        DataError: Some are and some are not.
+    """
+    outside = sum("/" not in path for path in paths)
+    if 0 < outside < len(paths):
         raise DataError(
-            f"{folder}: {beside} images lie beside its subfolders and {len(paths) - beside} in "
+            f"{folder}: {outside} images lie beside its subfolders and {len(paths) - outside} in "
             "them; wanted all in subfolders, one for each class, or all beside each other"
         )
-    return beside == 0
+    return outside == 0
 
 
 def _read(spec: DataSpec, paths: Sequence[str]) -> tuple[list[_Picture], list[_Problem]]:
-    """Returns the pictures and the files that are none, both in the order of `paths`."""
+    """Decodes files; returns the pictures and the problems, both in the order of `paths`."""
     pictures: list[_Picture] = []
     problems: list[_Problem] = []
     read = functools.partial(_read_one, spec)
     with ThreadPoolExecutor(usable_cpus()) as pool:
-        # In blocks: a million tasks at once are gigabytes of bookkeeping.
+        # In blocks: a million futures at once would take gigabytes.
         for start in range(0, len(paths), _BLOCK):
             for result in pool.map(read, paths[start : start + _BLOCK]):
                 if isinstance(result, _Problem):
@@ -256,6 +268,7 @@ def _reason(error: OSError) -> str:
 
 
 def _refuse_other_size(folder: Path, first: _Picture, picture: _Picture) -> None:
+    """Raises a ConfigError where two pictures differ in height or width."""
     (_, *wanted), (_, *got) = first.pixels.shape, picture.pixels.shape
     if got != wanted:
         raise ConfigError(
@@ -270,7 +283,7 @@ def _class_names(folder: Path, pictures: Sequence[_Picture]) -> tuple[str, ...]:
     for name in names:
         try:
             name.encode()
-        except UnicodeEncodeError as error:  # config and manifest are JSON in UTF-8
+        except UnicodeEncodeError as error:  # it is written into JSON, which is UTF-8
             raise DataError(f"{folder}: the class {name!r}, wanted a name in UTF-8") from error
     return tuple(names)
 
@@ -278,7 +291,7 @@ def _class_names(folder: Path, pictures: Sequence[_Picture]) -> tuple[str, ...]:
 def _assemble(
     folder: Path, pictures: list[_Picture], class_names: tuple[str, ...]
 ) -> tuple[tuple[NDArray[np.uint8], NDArray[np.int64]], ...]:
-    """Returns the images and labels of each split; empties `pictures` to hold pixels once."""
+    """Returns images and labels of each split; empties `pictures`, to hold the pixels once."""
     splits = split_by_hash([picture.path for picture in pictures])
     for name, indices in zip(("train", "validation", "test"), splits, strict=True):
         if not indices:
@@ -294,7 +307,7 @@ def _assemble(
     while pictures:
         picture = pictures.pop()
         place = places[len(pictures)]
-        images[place] = picture.pixels  # a grey one in all three channels
+        images[place] = picture.pixels  # grey is broadcast to three channels
         labels[place] = classes.get(picture.path.partition("/")[0], 0)
     ends = np.cumsum([len(indices) for indices in splits])
     return tuple(

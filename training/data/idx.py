@@ -1,4 +1,4 @@
-"""The IDX file format of MNIST and its relatives.
+"""The IDX file format of MNIST and data sets like it.
 
 Format: http://yann.lecun.com/exdb/mnist/ (two zero bytes, a type code, the number
 of axes, one big-endian uint32 per axis, then the elements in C order).
@@ -20,10 +20,10 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 
 def unpack(raw: bytes, origin: str) -> bytes:
-    """Returns `raw`, gunzipped where it is a gzip file.
+    """Decompresses a file that is gzipped; returns any other as it is.
 
     Args:
-        raw: Content of a file.
+        raw: Content of the file.
         origin: Where it came from, for the error message.
 
     Raises:
@@ -45,7 +45,7 @@ def parse_idx(raw: bytes, origin: str) -> NDArray[np.uint8]:
         origin: Where it came from, for the error message.
 
     Returns:
-        A read-only uint8 array of the shape the header states.
+        uint8, read-only, of the shape in the header.
 
     Raises:
         DataError: The magic number, the element type or the length is wrong.
@@ -69,7 +69,7 @@ def parse_idx(raw: bytes, origin: str) -> NDArray[np.uint8]:
 
 
 def read_unpacked(path: Path) -> bytes:
-    """Returns the content of a file, gunzipped where it is a gzip file.
+    """Reads a file, and decompresses it if it is gzipped.
 
     Raises:
         DataMissing: It is not there.

@@ -1,4 +1,4 @@
-"""Whether a data set, which is held in memory whole, would fit there."""
+"""The limit on the size of a data set, which is held in memory as a whole."""
 
 from training.errors import DataError
 
@@ -6,10 +6,15 @@ MOST_BYTES = 8 * 2**30
 
 
 def refuse_too_many(origin: str, images: int, bytes_each: int) -> None:
-    """Finds out before it is taken whether there would be memory for all of a data set.
+    """Refuses a data set that is too large, before memory is allocated for it.
+
+    Args:
+        origin: Name of the data set, for the error message.
+        images: How many images it has.
+        bytes_each: Bytes that each of them takes.
 
     Raises:
-        DataError: It would take more than `MOST_BYTES`; `origin` is what is too large.
+        DataError: They take more than `MOST_BYTES` together.
     """
     if images * bytes_each > MOST_BYTES:
         raise DataError(

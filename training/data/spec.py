@@ -1,4 +1,4 @@
-"""What data is meant, said completely: kept in a run's config and in the bundle's manifest."""
+"""The specification of a data set, as kept in a run's config and in a bundle's manifest."""
 
 import dataclasses
 import shlex
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from training.data.download import SOURCES
+from training.data.sources import SOURCES
 from training.errors import ConfigError
 
 BadFiles = Literal["skip", "refuse"]
@@ -20,9 +20,7 @@ _WANTED = f"{', '.join(sorted(SOURCES))}, folder:PATH or idx:IMAGES[,LABELS]"
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Which images, at which size and with how many channels.
-
-    Enough to load the same data again; `parse` makes one of what a person types.
+    """Which images, at which size and with how many channels: enough to load them again.
 
     Attributes:
         source: `mnist`, `fashion-mnist`, `folder:PATH`, `idx:IMAGES`,
@@ -31,11 +29,11 @@ class DataSpec:
             LABELS of the last may be empty. Paths are absolute; those of IDX files
             hold no comma.
         image_size: Side of the square that images are resized to, in pixels; None
-            to take them as they are.
-        channels: 1 for grey, 3 for RGB; None for what the source has, which for a
+            for no resizing.
+        channels: 1 for grey, 3 for RGB; None for those of the source, which for a
             folder is RGB where any of its images has colour.
-        bad_files: Whether files that cannot be read are left out or end the
-            loading. Folders alone have such files.
+        bad_files: Whether unreadable files of a folder are skipped, or refused by an
+            error.
 
     Raises:
         ConfigError: A field has a wrong value.
@@ -73,7 +71,7 @@ class DataSpec:
         channels: int | None = None,
         bad_files: BadFiles = "refuse",
     ) -> "DataSpec":
-        """Makes one of what a person types.
+        """Makes a specification from the options of a command.
 
         Args:
             source: As the attribute, but paths may be relative to the current folder
@@ -100,7 +98,7 @@ class DataSpec:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Height and width that images are resized to, in pixels; None for as they are."""
+        """Height and width that images are resized to, in pixels; None for no resizing."""
         return None if self.image_size is None else (self.image_size, self.image_size)
 
     @property
@@ -110,20 +108,20 @@ class DataSpec:
 
     @property
     def idx_files(self) -> tuple[Path | None, ...]:
-        """The one, two or four files of an `idx:...`, None for labels left empty."""
+        """The one, two or four paths of an `idx:...`; None where labels are left empty."""
         parts = self.source.partition(":")[2].split(",")
         return tuple(Path(part) if part else None for part in parts)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the fields by their names."""
+        """Returns the fields by name."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, content: Any) -> "DataSpec":
-        """Reads back what `to_json` returned.
+        """The inverse of `to_json`.
 
         Raises:
-            ConfigError: It is something else.
+            ConfigError: `content` is not an object of these fields, or a value is wrong.
         """
         names = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(content, dict) or sorted(content) != sorted(names):
@@ -131,7 +129,7 @@ class DataSpec:
         return cls(**content)
 
     def __str__(self) -> str:
-        """What to type in a shell after `--data` for it."""
+        """The text after `--data` that stands for it on a shell's command line."""
         text = shlex.quote(self.source)
         for field in ("image_size", "channels"):
             if getattr(self, field) is not None:
@@ -149,15 +147,15 @@ def _check_source(source: str) -> None:
     for file in filter(None, files):
         if not Path(file).is_absolute():
             raise ConfigError(f"data: got the path {file!r}, wanted an absolute one")
-        # It goes into JSON files, which are UTF-8.
+        # The path is written into JSON files, which are UTF-8.
         if "\0" in file or not _is_unicode(file):
             raise ConfigError(f"data: got the path {file!r}, wanted one that is UTF-8")
 
 
 def _check_files(source: str, files: Sequence[str]) -> None:
     images, labels = files[::2], files[1::2]
-    # With a test pair both label files or neither; without one, no comma means no labels.
-    if len(files) not in (1, 2, 4) or not all(images) or len({not each for each in labels}) > 1:
+    # With test images, both label files or neither; without them, no comma means no labels.
+    if len(files) not in (1, 2, 4) or not all(images) or len({bool(file) for file in labels}) > 1:
         raise ConfigError(
             f"data: got {source!r}, wanted idx:IMAGES, idx:IMAGES,LABELS or "
             "idx:TRAIN_IMAGES,TRAIN_LABELS,TEST_IMAGES,TEST_LABELS (both labels may be empty)"
@@ -169,10 +167,11 @@ def _check_files(source: str, files: Sequence[str]) -> None:
 
 def _absolute(text: str) -> str:
     path = Path(text)
-    with suppress(RuntimeError):  # no such user: the name is taken as it is
+    with suppress(RuntimeError):  # there is no such user: `~name` is a folder's name
         path = path.expanduser()
     path = path.absolute()
-    # `..` after a link is where the link leads; without it, links stay as they are named.
+    # After a symbolic link `..` is the parent of its target, so only resolving is right;
+    # without `..` the path keeps the names of its links.
     return str(path.resolve() if ".." in path.parts else path)
 
 

@@ -1,22 +1,18 @@
-"""What is trained and how, as data: records, their JSON, and settings changed by key."""
+"""Configuration of a model and of its training, as records that check their values."""
 
-import dataclasses
 import math
-import types
-import typing
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 from training.errors import ConfigError
 
+#: Width and activation of each layer.
 Layers = tuple[tuple[int, str], ...]
 Counts = tuple[int, ...]
-T = TypeVar("T")
 
-#: No width and no number of dimensions or components is above it.
+#: Largest width, and largest number of dimensions or components.
 LARGEST = 65_536
-# Nor any number of blocks, couplings or draws above this.
+# Largest number of blocks, couplings or draws.
 _MOST = 1_000
 
 
@@ -27,17 +23,17 @@ class Dense:
     Attributes:
         layers: Width and activation of each hidden layer of the encoder; the
             decoder is its mirror image.
-        kind: Tells the networks apart in JSON.
+        kind: Type of the network, in JSON.
     """
 
     layers: Layers
     kind: Literal["dense"] = "dense"
 
     def __post_init__(self) -> None:
-        """Refuses layers that cannot be built.
+        """Checks the layers.
 
         Raises:
-            ConfigError: There are none, or one is empty.
+            ConfigError: There are none, or a width is out of range.
         """
         if not self.layers or not all(1 <= width <= LARGEST for width, _ in self.layers):
             raise ConfigError(
@@ -49,18 +45,18 @@ class Dense:
 class Conv:
     """Residual convolutional encoder and decoder.
 
-    The image is halved until it is at most 8 pixels wide; the first width belongs to
-    that smallest level, the next to the level above it, and the last one to all
-    further levels.
+    The image is halved until it is at most 8 pixels wide, which makes the coarsest
+    level. The first width is that of the coarsest level, the next that of the level
+    above it, and the last one that of all finer levels.
 
     Attributes:
         widths: Channels of each level, the coarsest first.
-        encoder_blocks: Residual blocks of the encoder at each level, as above.
-        decoder_blocks: Residual blocks of the decoder at each level, as above.
+        encoder_blocks: Residual blocks of the encoder at each level, in the same order.
+        decoder_blocks: Residual blocks of the decoder at each level, in the same order.
         encoder_trunk: Width of the dense layer between the coarsest level and the latents.
         decoder_trunk: Width of the dense layer between the latents and the coarsest level.
-        activation: Of all layers.
-        kind: Tells the networks apart in JSON.
+        activation: Name of the activation of all layers.
+        kind: Type of the network, in JSON.
     """
 
     widths: Counts
@@ -72,10 +68,10 @@ class Conv:
     kind: Literal["conv"] = "conv"
 
     def __post_init__(self) -> None:
-        """Refuses levels that cannot be built.
+        """Checks the levels.
 
         Raises:
-            ConfigError: Naming the field, the value got and the value wanted.
+            ConfigError: A value is out of range.
         """
         if not self.widths or not all(2 <= width <= LARGEST for width in self.widths):
             raise ConfigError(f"widths: got {self.widths}, wanted one or more of 2 to {LARGEST}")
@@ -94,11 +90,11 @@ class PriorConfig:
     Attributes:
         kind: `standard` is N(0, I); `gmm` a mixture of Gaussians with full
             covariances; `flow` a RealNVP over one Gaussian; `flow-gmm` a RealNVP over
-            a mixture; `none` (of a plain autoencoder) cannot be sampled from.
-        components: Of the mixture in all; where the data has classes they are shared
-            out among them, and each class can then be sampled by its label.
+            a mixture; `none`, for a plain autoencoder, is no prior to sample from.
+        components: Components of the mixture. Where the data has classes they are
+            divided among them, and the prior can be sampled by label.
         couplings: Affine coupling layers of the flow.
-        width: Of the hidden layers of a coupling.
+        width: Width of the hidden layers of a coupling.
     """
 
     kind: Literal["none", "standard", "gmm", "flow", "flow-gmm"] = "standard"
@@ -107,33 +103,33 @@ class PriorConfig:
     width: int = 96
 
     def __post_init__(self) -> None:
-        """Refuses sizes that cannot be built.
+        """Checks the sizes.
 
         Raises:
-            ConfigError: Naming the field, the value got and the value wanted.
+            ConfigError: A value is out of range.
         """
         for name, most in (("components", LARGEST), ("couplings", _MOST), ("width", LARGEST)):
             _check_range(f"prior.{name}", getattr(self, name), most)
 
     @property
     def learned(self) -> bool:
-        """Whether it has weights of its own."""
+        """Whether it has weights to train."""
         return self.kind not in ("none", "standard")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of an autoencoder.
+    """Architecture of an autoencoder.
 
     Attributes:
         network: The layers between image and latents.
         latent_dim: D, the number of latent dimensions.
-        posterior: `gaussian`, or `delta` for a plain autoencoder, which maps an image
-            to one point.
-        scale: What the encoder's second head puts out: `log_var`, the logarithm of
-            the posterior's variance, or `sigmoid`, its standard deviation squashed
-            into (0, 1).
-        prior: The distribution of the latents.
+        posterior: `gaussian`, or `delta` for a plain autoencoder, whose posterior is one
+            point.
+        scale: Output of the encoder's second head: `log_var`, the logarithm of the
+            posterior's variance, or `sigmoid`, its standard deviation before a sigmoid
+            maps it into (0, 1).
+        prior: The prior p(z).
     """
 
     network: Dense | Conv
@@ -143,10 +139,10 @@ class ModelConfig:
     prior: PriorConfig = field(default_factory=PriorConfig)
 
     def __post_init__(self) -> None:
-        """Refuses what is no model.
+        """Checks that posterior, prior and latent dimensions go together.
 
         Raises:
-            ConfigError: Naming the field, the value got and the value wanted.
+            ConfigError: They do not, or a value is out of range.
         """
         _check_range("latent_dim", self.latent_dim, LARGEST)
         if self.posterior == "gaussian" and self.prior.kind == "none":
@@ -165,35 +161,37 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How an autoencoder is trained.
+    """Objective, optimiser and schedule of a training.
 
     Attributes:
         objective: `elbo`, or `iwae`, the importance-weighted bound over `draws`
             (Burda, Grosse and Salakhutdinov 2016).
-        draws: Draws of z per image and step.
-        beta: Weight of the KL term (Higgins et al. 2017); 1 is the ELBO.
-        binarize: Draw fresh bits from the grey values at each step; else the grey
-            values themselves are the targets.
+        draws: K, draws of z per image and step.
+        beta: Weight of the KL term (Higgins et al. 2017); with 1 the objective is the
+            ELBO.
+        binarize: Whether each step draws fresh bits from the grey values; otherwise the
+            grey values themselves are the targets.
         batch_size: Images per step.
-        learning_rate: Peak of the schedule.
-        weight_decay: AdamW's decoupled decay.
-        warmup: Share of the steps over which the learning rate rises.
-        kl_warmup: Share of the steps over which the KL's weight rises to `beta`.
-        ema: Decay of the moving average of the weights, which is what is measured
-            and exported. 0 turns it off.
-        clip_grad_norm: The gradient is scaled down to this norm.
-        skip_grad_norm: A gradient above this norm, or not finite, is an explosion:
-            the step is skipped.
-        max_skipped: The run stops when this many steps have been skipped.
+        learning_rate: Peak learning rate.
+        weight_decay: Decoupled weight decay of AdamW.
+        warmup: Share of the steps over which the learning rate rises to its peak.
+        kl_warmup: Share of the steps over which KL annealing raises the weight of the KL
+            term to `beta`.
+        ema: Decay of the exponential moving average of the weights, which is the model
+            that is measured and exported. 0 turns averaging off.
+        clip_grad_norm: Norm that larger gradients are scaled down to.
+        skip_grad_norm: A step is skipped where its gradient has a norm above this, or is
+            not finite.
+        max_skipped: Skipped steps that a run may have; one more ends it.
         prior_start: Share of the steps after which a learned prior is fitted to the
-            latents and takes the place of N(0, I).
-        prior_fit: Steps of that fit, for each step of the autoencoder.
-        prior_refit: Steps of the last fit, when the autoencoder stands, likewise.
+            aggregate posterior and replaces N(0, I).
+        prior_fit: Length of that fit, in steps per step of the autoencoder.
+        prior_refit: Length of the last fit, to the final autoencoder, likewise.
         prior_batch_size: Latents per step of both fits.
-        prior_learning_rate: Peak of the prior's own schedule.
-        label_weight: Weight of log p(label|z) beside log p(z), where the prior knows
-            the classes.
-        seed: Of the initial weights, the order of the images and all noise.
+        prior_learning_rate: Peak learning rate of the prior's own schedule.
+        label_weight: Weight of log p(label|z) relative to log p(z), where the prior is
+            conditional on the class.
+        seed: Seed of the initial weights, the order of the images and all noise.
     """
 
     objective: Literal["elbo", "iwae"] = "elbo"
@@ -218,10 +216,10 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuses values that cannot be trained with.
+        """Checks the values.
 
         Raises:
-            ConfigError: Naming the field, the value got and the value wanted.
+            ConfigError: One is out of range, or beta is not 1 with the iwae objective.
         """
         for name, wanted, good in (
             ("draws", f"1 to {_MOST}", 1 <= self.draws <= _MOST),
@@ -251,12 +249,12 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Preset:
-    """A model and its training, under a name.
+    """A model with its training, as listed by `latentserve train --help`.
 
     Attributes:
-        model: The shape of the autoencoder.
-        train: How it is trained.
-        summary: One line for a person who has to choose.
+        model: Architecture of the autoencoder.
+        train: Objective, optimiser and schedule.
+        summary: One line for the help text.
     """
 
     model: ModelConfig
@@ -264,136 +262,15 @@ class Preset:
     summary: str
 
     def __post_init__(self) -> None:
-        """Refuses a training that is none of such a model.
+        """Checks that the objective suits the model.
 
         Raises:
-            ConfigError: Naming the field, the value got and the value wanted.
+            ConfigError: It is the importance-weighted bound of a plain autoencoder.
         """
         if self.model.posterior == "delta" and self.train.objective == "iwae":
             raise ConfigError("objective: got iwae, wanted elbo with posterior=delta")
 
 
-def override(preset: Preset, settings: Sequence[str]) -> Preset:
-    """Changes single settings of a preset.
-
-    Args:
-        preset: Where to start from.
-        settings: `key=value` each. A key is a field of ModelConfig, TrainConfig or
-            the preset's network, or `prior.` and a field of PriorConfig. Layers are
-            written `512:relu,256:relu`, lists of numbers `64,32`.
-
-    Raises:
-        ConfigError: A key does not exist or a value does not parse.
-    """
-    changes: dict[tuple[str, ...], Any] = {}
-    keys = _keys(preset)
-    for setting in settings:
-        key, separator, text = setting.partition("=")
-        if not separator or key not in keys:
-            raise ConfigError(
-                f"--set: got {setting!r}, wanted KEY=VALUE with one of {', '.join(keys)}"
-            )
-        path, kind = keys[key]
-        changes[path] = _parse(key, text, kind)
-    # All at once: two changes may only be right together.
-    changed: Preset = _replaced(preset, changes)
-    return changed
-
-
 def _check_range(name: str, value: int, most: int) -> None:
     if not 1 <= value <= most:
         raise ConfigError(f"{name}: got {value}, wanted 1 to {most}")
-
-
-def _keys(preset: Preset) -> dict[str, tuple[tuple[str, ...], Any]]:
-    """What can be set: the path to each field and its type, by key."""
-    model = preset.model
-    return {
-        prefix + name: ((*path, name), kind)
-        for prefix, path, record in (
-            ("", ("model", "network"), model.network),
-            ("", ("model",), model),
-            ("prior.", ("model", "prior"), model.prior),
-            ("", ("train",), preset.train),
-        )
-        for name, kind in typing.get_type_hints(type(record)).items()
-        if not dataclasses.is_dataclass(getattr(record, name))
-        and (prefix + name) != "kind"  # of a network: another one has other fields
-    }
-
-
-def _replaced(record: Any, changes: Mapping[tuple[str, ...], Any]) -> Any:
-    new = {}
-    for each in {path[0] for path in changes}:
-        below = {path[1:]: value for path, value in changes.items() if path[0] == each}
-        new[each] = below[()] if () in below else _replaced(getattr(record, each), below)
-    return dataclasses.replace(record, **new)
-
-
-def record_from_json(kind: type[T], data: Any) -> T:
-    """Reads back what `dataclasses.asdict` and JSON made of a record.
-
-    Args:
-        kind: ModelConfig or TrainConfig.
-        data: The parsed JSON.
-
-    Raises:
-        ConfigError: A value that such a record refuses.
-        KeyError: A field is missing.
-        TypeError: There is a field too many, or one of another type.
-        ValueError: A field has a value that it cannot have.
-    """
-    hints = typing.get_type_hints(kind)
-    if not isinstance(data, dict):
-        raise TypeError(f"got {data!r}, wanted an object of {', '.join(hints)}")
-    if surplus := data.keys() - hints.keys():
-        raise TypeError(f"unknown fields {sorted(surplus)}")
-    return kind(**{name: _from_json(hint, data[name]) for name, hint in hints.items()})
-
-
-def _from_json(hint: Any, value: Any) -> Any:
-    if isinstance(hint, types.UnionType):
-        hint = {each.kind: each for each in typing.get_args(hint)}[value["kind"]]
-    if dataclasses.is_dataclass(hint):
-        return record_from_json(hint, value)  # type: ignore[arg-type]
-    if hint == Layers:
-        return tuple((int(width), str(activation)) for width, activation in value)
-    if hint == Counts:
-        return tuple(int(count) for count in value)
-    if typing.get_origin(hint) is Literal:
-        if value not in typing.get_args(hint):
-            raise ValueError(f"got {value!r}, wanted {_wanted(hint)}")
-        return value
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is not hint:
-        raise TypeError(f"got {value!r}, wanted {_wanted(hint)}")
-    return value
-
-
-def _parse(key: str, text: str, kind: Any) -> Any:
-    try:
-        if kind is bool:
-            return {"true": True, "false": False}[text.lower()]
-        if kind == Layers:
-            pairs = [layer.split(":") for layer in text.split(",")]
-            return tuple((int(width), activation) for width, activation in pairs)
-        if kind == Counts:
-            return tuple(int(count) for count in text.split(","))
-        if typing.get_origin(kind) is Literal:
-            if text not in typing.get_args(kind):
-                raise ValueError
-            return text
-        return kind(text)
-    except (ValueError, KeyError):
-        raise ConfigError(f"--set {key}: got {text!r}, wanted {_wanted(kind)}") from None
-
-
-def _wanted(kind: Any) -> str:
-    if kind == Layers:
-        return "layers such as 512:relu,256:relu"
-    if kind == Counts:
-        return "whole numbers such as 64,32"
-    if typing.get_origin(kind) is Literal:
-        return "one of " + ", ".join(typing.get_args(kind))
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}[kind]

@@ -18,9 +18,8 @@ from training.model.config import (
     Preset,
     PriorConfig,
     TrainConfig,
-    override,
-    record_from_json,
 )
+from training.model.settings import override, record_from_json
 from training.presets import PRESETS, find_preset
 
 DENSE, CONV = PRESETS["dense"], PRESETS["conv"]

@@ -1,0 +1,137 @@
+"""Configuration as text: settings of the command line, and the way back from JSON."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+from training.errors import ConfigError
+from training.model.config import Counts, Layers, Preset
+
+T = TypeVar("T")
+
+
+def override(preset: Preset, settings: Sequence[str]) -> Preset:
+    """Applies `--set` options to a preset.
+
+    Args:
+        preset: The preset to start from.
+        settings: Assignments `key=value`. A key is a field of ModelConfig, TrainConfig or
+            the preset's network, or `prior.` and a field of PriorConfig. Layers are
+            written `512:relu,256:relu`, lists of numbers `64,32`.
+
+    Raises:
+        ConfigError: A key does not exist, or a value does not parse or is refused.
+    """
+    changes: dict[tuple[str, ...], Any] = {}
+    keys = _keys(preset)
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator or key not in keys:
+            raise ConfigError(
+                f"--set: got {setting!r}, wanted KEY=VALUE with one of {', '.join(keys)}"
+            )
+        path, kind = keys[key]
+        changes[path] = _parse(key, text, kind)
+    # All at once, since two changes may be valid only together.
+    changed: Preset = _replaced(preset, changes)
+    return changed
+
+
+def record_from_json(kind: type[T], data: Any) -> T:
+    """The inverse of `dataclasses.asdict`, after a round trip through JSON.
+
+    Args:
+        kind: ModelConfig or TrainConfig.
+        data: The parsed JSON.
+
+    Raises:
+        ConfigError: The record refuses a value.
+        KeyError: A field is missing.
+        TypeError: There is an unknown field, or one of another type.
+        ValueError: A value is none of those that the field may have.
+    """
+    hints = typing.get_type_hints(kind)
+    if not isinstance(data, dict):
+        raise TypeError(f"got {data!r}, wanted an object of {', '.join(hints)}")
+    if surplus := data.keys() - hints.keys():
+        raise TypeError(f"unknown fields {sorted(surplus)}")
+    return kind(**{name: _from_json(hint, data[name]) for name, hint in hints.items()})
+
+
+def _keys(preset: Preset) -> dict[str, tuple[tuple[str, ...], Any]]:
+    """The keys that can be set, with the path to each field and its type."""
+    model = preset.model
+    return {
+        prefix + name: ((*path, name), kind)
+        for prefix, path, record in (
+            ("", ("model", "network"), model.network),
+            ("", ("model",), model),
+            ("prior.", ("model", "prior"), model.prior),
+            ("", ("train",), preset.train),
+        )
+        for name, kind in typing.get_type_hints(type(record)).items()
+        if not dataclasses.is_dataclass(getattr(record, name))
+        and (prefix + name) != "kind"  # the network's type, which decides its other fields
+    }
+
+
+def _replaced(record: Any, changes: Mapping[tuple[str, ...], Any]) -> Any:
+    """A copy of nested records with the fields at some paths replaced."""
+    new = {}
+    for name in {path[0] for path in changes}:
+        below = {path[1:]: value for path, value in changes.items() if path[0] == name}
+        new[name] = below[()] if () in below else _replaced(getattr(record, name), below)
+    return dataclasses.replace(record, **new)
+
+
+def _from_json(hint: Any, value: Any) -> Any:
+    """One value of a record, by its type hint."""
+    if isinstance(hint, types.UnionType):
+        hint = {network.kind: network for network in typing.get_args(hint)}[value["kind"]]
+    if dataclasses.is_dataclass(hint):
+        return record_from_json(hint, value)  # type: ignore[arg-type]
+    if hint == Layers:
+        return tuple((int(width), str(activation)) for width, activation in value)
+    if hint == Counts:
+        return tuple(int(count) for count in value)
+    if typing.get_origin(hint) is Literal:
+        if value not in typing.get_args(hint):
+            raise ValueError(f"got {value!r}, wanted {_wanted(hint)}")
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise TypeError(f"got {value!r}, wanted {_wanted(hint)}")
+    return value
+
+
+def _parse(key: str, text: str, kind: Any) -> Any:
+    """The value of a `--set` option, by the type of its field."""
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if kind == Layers:
+            pairs = [layer.split(":") for layer in text.split(",")]
+            return tuple((int(width), activation) for width, activation in pairs)
+        if kind == Counts:
+            return tuple(int(count) for count in text.split(","))
+        if typing.get_origin(kind) is Literal:
+            if text not in typing.get_args(kind):
+                raise ValueError
+            return text
+        return kind(text)
+    except (ValueError, KeyError):
+        raise ConfigError(f"--set {key}: got {text!r}, wanted {_wanted(kind)}") from None
+
+
+def _wanted(kind: Any) -> str:
+    """The values of a type, in words for an error message."""
+    if kind == Layers:
+        return "layers such as 512:relu,256:relu"
+    if kind == Counts:
+        return "whole numbers such as 64,32"
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(typing.get_args(kind))
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}[kind]
