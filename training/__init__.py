@@ -1,11 +1,12 @@
-"""Training: data, models, objective, loop, checkpoint, evaluation (torch).
+"""Training in torch: data, models, training loop, checkpoints, evaluation, report.
 
-Knows neither ONNX nor the bundle: it leaves a run folder, which `export` reads.
+Imports neither ONNX nor the bundle: its result is a run folder, which `export` reads.
 """
 
 import os
 
-# How long a thread of OpenMP spins before it sleeps; read when torch is imported. The
-# default is long: where others use the cores too, a step took over 200 ms and not 26.
-# This is as quick alone (8.6 ms on two threads); sleeping at once is not (17 ms).
+# How long an OpenMP thread spins before it sleeps; read when torch is imported. With the
+# default, which is long, a step took over 200 ms instead of 26 where other processes used
+# the cores too. On idle cores this is as fast (8.6 ms on two threads), while sleeping at
+# once is not (17 ms).
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")

@@ -1,7 +1,7 @@
-"""Turns a time budget into a number of steps, once, before the run.
+"""Converts a time budget into a number of steps, once, before the first step.
 
-The schedule is a function of the step, so a run with a budget is from then on as
-reproducible as one with `--steps`.
+From then on a run with `--budget` is as reproducible as one with `--steps`, since its
+schedule is a function of the step.
 """
 
 import re
@@ -17,15 +17,15 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST = 1e6
 _TIMED_SECONDS = 3.0
 _WINDOWS = 5
-# Far from its end: the schedule's first steps are small ones.
+# Length of the run that is timed: long, so that all timed steps are like those of its middle.
 _NOMINAL_STEPS = 100_000
 
 
 def parse_duration(text: str) -> float:
-    """Reads a duration such as `90s`, `3m` or `1.5h` and returns seconds.
+    """Parses a duration such as `90s`, `3m` or `1.5h`; returns seconds.
 
     Raises:
-        ConfigError: It is not one, or it is zero.
+        ConfigError: The text is no duration, or one of zero.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
     if match is None or not 0 < float(match[1]) < _LONGEST:
@@ -34,45 +34,49 @@ def parse_duration(text: str) -> float:
 
 
 def cpu_seconds() -> float:
-    """Seconds of CPU this process has used, divided by the threads it computes with.
+    """CPU time of this process in seconds, divided by the number of torch's threads.
 
-    Steadier than the clock where a machine is shared.
+    On a shared machine it varies less than wall-clock time.
     """
     return time.process_time() / torch.get_num_threads()
 
 
 def calibrate(trainer: Trainer, seconds: float) -> int:
-    """Times steps on copies of the trainer and returns how many fit the budget.
+    """Times steps on copies of the trainer and computes how many fit into the budget.
 
     Args:
-        trainer: A trainer that has not stepped yet; it is left as it is.
+        trainer: A trainer that has not stepped yet; its length is changed, its weights
+            are not.
         seconds: The budget, in `cpu_seconds`.
 
     Returns:
-        Steps of the autoencoder; what fitting a prior takes beside them is allowed for.
+        The number of steps of the autoencoder, at least 1; the budget also covers the
+        fits of the prior, the validations and the encoding.
     """
     trainer.set_length(_NOMINAL_STEPS)
-    # Never more than a tenth of the budget on finding out.
+    # At most a tenth of the budget is spent on timing.
     window = min(_TIMED_SECONDS, seconds / 10) / (_WINDOWS + 1) / len(trainer.phases)
     per_step = 0.0
     for phase in trainer.phases:
-        rehearsal = trainer.timing_copy(phase)
-        # The first window warms up. The median passes over what else the machine did.
-        windows = [_time_steps(rehearsal, window) for _ in range(_WINDOWS + 1)][1:]
+        twin = trainer.timing_copy(phase)
+        # The first window warms up; the median ignores disturbances by other processes.
+        windows = [_time_steps(twin, window) for _ in range(_WINDOWS + 1)][1:]
         per_step += statistics.median(windows) * (phase.stop - phase.start) / _NOMINAL_STEPS
-    # What a run does beside its steps depends on how many they are. Fitting a mixture
-    # to latents takes about as long as the decoding in a validation, which is left out.
+    # The overhead depends on the number of steps. It counts an image encoded for the prior
+    # like one of a validation, which is decoded too: the excess is about what expectation
+    # maximisation takes.
     trainer.set_length(max(1, round(seconds / per_step)))
     start = cpu_seconds()
     trainer.validate()
-    beside = (cpu_seconds() - start) * trainer.overhead_in_validations()
-    return max(1, round(max(seconds - beside, seconds / 2) / per_step))
+    overhead = (cpu_seconds() - start) * trainer.overhead_in_validations()
+    # A run whose overhead is more than half of its budget takes longer than its budget.
+    return max(1, round(max(seconds - overhead, seconds / 2) / per_step))
 
 
 def _time_steps(trainer: Trainer, seconds: float) -> float:
-    """Does steps for that long and returns the seconds of one."""
+    """Does steps for a number of seconds; returns the mean seconds of one."""
     start, steps = cpu_seconds(), 0
-    # Several processes have to do the same number of steps: each waits for the others.
+    # All processes do the same number of steps, since in each step they wait for each other.
     while steps == 0 or trainer.parallel.any(cpu_seconds() - start < seconds):
         trainer.train_step()
         steps += 1

@@ -1,4 +1,4 @@
-"""The moving average of a model's weights, which is what is measured and exported."""
+"""The exponential moving average of a model's weights."""
 
 import copy
 
@@ -7,18 +7,19 @@ from torch import Tensor, nn
 
 
 class MovingAverage(nn.Module):
-    """A copy of a model whose weights follow those of the model.
+    """A copy of a model whose weights are the exponential moving average of the model's.
 
-    Its state is that of torch's AveragedModel. That one walks through the modules of
-    both models at every update, which took as long as the update itself.
+    Its state dict is that of torch's AveragedModel, which iterates over the modules of
+    both models at every update: that took as long as the update itself.
 
     Args:
-        model: What to follow.
-        decay: How much of the average an update keeps, once there have been many.
+        model: The model that is trained.
+        decay: Share of the average that an update keeps, below 1; lower in the first
+            updates.
 
     Attributes:
         module: The copy.
-        n_averaged: Updates done, int64 [].
+        n_averaged: Number of updates, int64 [].
     """
 
     n_averaged: Tensor
@@ -28,19 +29,19 @@ class MovingAverage(nn.Module):
         self.module = copy.deepcopy(model)
         self.register_buffer("n_averaged", torch.tensor(0))
         self._decay = decay
-        self._followed: list[Tensor] = list(model.parameters())
-        self._following: list[Tensor] = list(self.module.parameters())
-        self._kept: list[Tensor] = list(model.buffers())
-        self._copies: list[Tensor] = list(self.module.buffers())
+        self._weights: list[Tensor] = list(model.parameters())
+        self._averages: list[Tensor] = list(self.module.parameters())
+        self._buffers_of_model: list[Tensor] = list(model.buffers())
+        self._buffers_of_copy: list[Tensor] = list(self.module.buffers())
         self.eval()
 
     @torch.no_grad()
     def update(self) -> None:
-        """Moves the average towards the weights as they are now; the first time, onto them."""
+        """Averages in the current weights; the first update copies them. Copies the buffers."""
         count = int(self.n_averaged)
-        # A short memory at first, or the average would hold on to the initial weights.
-        memory = min(self._decay, (1.0 + count) / (10.0 + count)) if count else 0.0
-        torch._foreach_lerp_(self._following, self._followed, 1.0 - memory)
-        if self._kept:
-            torch._foreach_copy_(self._copies, self._kept)
+        # A low decay at first, or the initial weights would stay in the average for long.
+        decay = min(self._decay, (1.0 + count) / (10.0 + count)) if count else 0.0
+        torch._foreach_lerp_(self._averages, self._weights, 1.0 - decay)
+        if self._buffers_of_model:
+            torch._foreach_copy_(self._buffers_of_copy, self._buffers_of_model)
         self.n_averaged += 1

@@ -1,17 +1,17 @@
-"""What can go wrong in training, told to a person.
+"""The errors of training; the command prints their message and exits.
 
-TrainingError           one clear line; the command exits with status 1
-├── DataError           a data set that is damaged or unusable
-│   └── DataMissing     ... or not here, and no source had it
-├── ConfigError         a setting that does not exist or has a wrong value
-├── CheckpointError     a run folder that cannot be used or resumed
-├── DivergenceError     the loss or its gradient stopped being usable
-└── OtherProcessError   one of the processes that train together failed, and tells why
+TrainingError           base; exit status 1
+├── DataError           a data set is damaged or unusable
+│   └── DataMissing     a data set is neither on disk nor can it be downloaded
+├── ConfigError         a setting does not exist or has a wrong value; exit status 2
+├── CheckpointError     a run folder cannot be used or resumed
+├── DivergenceError     the loss or its gradient was not finite or too large too often
+└── OtherProcessError   another process of a parallel training failed and prints why
 """
 
 
 class TrainingError(Exception):
-    """Base of every error that training raises on purpose."""
+    """Base of the errors of training."""
 
 
 class DataError(TrainingError):
@@ -19,7 +19,7 @@ class DataError(TrainingError):
 
 
 class DataMissing(DataError):
-    """A data set is not here and could not, or was not to, be fetched."""
+    """A data set is not on disk, and downloading it failed or was not allowed."""
 
 
 class ConfigError(TrainingError):
@@ -31,8 +31,8 @@ class CheckpointError(TrainingError):
 
 
 class DivergenceError(TrainingError):
-    """Too many steps had to be skipped: NaN or an exploding gradient."""
+    """Too many steps were skipped for a NaN or an exploding gradient."""
 
 
 class OtherProcessError(TrainingError):
-    """Another one of the processes that train together failed; it tells why itself."""
+    """Another process of a parallel training failed; it prints the reason itself."""

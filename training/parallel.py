@@ -1,8 +1,8 @@
-"""One training on several processes or hosts, each with a slice of every batch.
+"""Data-parallel training: several processes or hosts, each with a slice of every batch.
 
-Started by `torchrun`, which says by environment who is who. The noise of a step
-belongs to the whole batch and each process takes its slice of it, so the run is the
-one of a single process up to the rounding of sums.
+The processes are started by `torchrun`, which sets their ranks in the environment. The
+noise of a step is drawn for the whole batch before it is sliced, so the numbers are those
+of a single process up to the rounding of sums.
 """
 
 import gc
@@ -22,12 +22,12 @@ from training.errors import ConfigError, OtherProcessError, TrainingError
 
 @dataclass(frozen=True)
 class Parallel:
-    """This process among those of a training.
+    """This process's place in a data-parallel training.
 
     Attributes:
-        rank: Its number; 0 writes the run folder and talks.
-        world: How many there are.
-        local_rank: Its number on its host.
+        rank: Its rank; the process of rank 0 leads.
+        world: World size, the number of processes.
+        local_rank: Its rank among the processes on its host.
     """
 
     rank: int = 0
@@ -36,7 +36,7 @@ class Parallel:
 
     @classmethod
     def from_environment(cls) -> "Parallel":
-        """What torchrun says; alone where it did not start this process."""
+        """Reads torchrun's variables; without them, this is the only process."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         if any(name not in os.environ for name in names):
             return cls()
@@ -44,22 +44,22 @@ class Parallel:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the one that writes and talks."""
+        """Whether this process writes the run folder and prints."""
         return self.rank == 0
 
     @contextmanager
-    def joined(self) -> Iterator[None]:
-        """Meets the others; nothing to do for one process.
+    def process_group(self) -> Iterator[None]:
+        """Joins the process group for the time of the context; does nothing for one process.
 
-        What `wrap` returned has to be let go of before the end.
+        Modules from `wrap` must be released before the context ends.
 
         Raises:
-            TrainingError: One of the others has gone.
+            TrainingError: Another process has died.
         """
         if self.world == 1:
             yield
             return
-        # What is said about a run goes by gloo, gradients by what their device has.
+        # Gloo for objects and flags, and for gradients the backend of their device.
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         try:
             yield
@@ -71,26 +71,26 @@ class Parallel:
                 "go on from the last checkpoint"
             ) from error
         finally:
-            # What `wrap` made holds the group too, and in circles: threads that it kept
-            # alive into the end of the interpreter would abort the process.
+            # DDP modules refer to the group, and to each other in cycles: their threads,
+            # alive at the end of the interpreter, would abort the process.
             gc.collect()
             dist.destroy_process_group()
 
     @contextmanager
-    def alike(self) -> Iterator[None]:
-        """Lets all processes fail where one of them does, and none wait for it in vain.
+    def fail_together(self) -> Iterator[None]:
+        """Makes a failure of any process in the context one of all, so that none waits for it.
 
-        Within it they must not talk to each other.
+        Within the context there must be no collective operation.
 
         Raises:
-            OtherProcessError: It failed on another process, which tells why.
+            OtherProcessError: Another process failed; it prints the reason.
         """
         error: Exception | None = None
         try:
             yield
         except (TrainingError, OSError) as caught:
             error = caught
-        # The first one that failed is the one that tells: often they all did, and alike.
+        # Only the lowest rank that failed reports it: often all fail for the same reason.
         failed = [rank for rank, bad in enumerate(self._gather(error is not None)) if bad]
         if failed and failed[0] != self.rank:
             raise OtherProcessError(f"process {failed[0]} failed") from error
@@ -98,10 +98,10 @@ class Parallel:
             raise error
 
     def check_batch(self, batch_size: int) -> None:
-        """Refuses a batch that cannot be shared out evenly.
+        """Checks that a batch divides evenly among the processes.
 
         Raises:
-            ConfigError: It cannot.
+            ConfigError: It does not.
         """
         if batch_size % self.world:
             raise ConfigError(
@@ -109,29 +109,29 @@ class Parallel:
             )
 
     def slice(self, batch: Tensor, axis: int = 0) -> Tensor:
-        """This process's part of a batch."""
+        """This process's slice of a batch along an axis."""
         return batch.chunk(self.world, dim=axis)[self.rank] if self.world > 1 else batch
 
     def wrap(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """Returns the module with gradients averaged over all processes."""
+        """Wraps a module so that its gradients are averaged over all processes."""
         if self.world == 1:
             return module
         devices = [device.index] if device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=devices, forward_sync_buffers=False)
 
     def mean(self, numbers: Tensor) -> Tensor:
-        """The mean over all processes."""
+        """The elementwise mean over all processes; overwrites `numbers`."""
         if self.world > 1:
             dist.all_reduce(numbers)
             numbers /= self.world
         return numbers
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says so; all of them get the same answer."""
+        """Whether the flag is set on any process; the same answer on all of them."""
         return any(self._gather(flag))
 
-    def share(self, value: Any) -> Any:
-        """What process 0 has, on every process."""
+    def broadcast(self, value: Any) -> Any:
+        """The value of rank 0, on every process."""
         if self.world == 1:
             return value
         values = [value]
@@ -139,7 +139,7 @@ class Parallel:
         return values[0]
 
     def _gather(self, flag: bool) -> list[bool]:
-        """What each process says."""
+        """The flag of each process, by rank."""
         if self.world == 1:
             return [flag]
         flags = torch.zeros(self.world, dtype=torch.int64)

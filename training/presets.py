@@ -1,4 +1,4 @@
-"""What can be trained, by name."""
+"""The models that `latentserve train --preset` can train, by name."""
 
 from collections.abc import Mapping
 
@@ -65,10 +65,10 @@ PRESETS: Mapping[str, Preset] = {
 
 
 def find_preset(name: str) -> Preset:
-    """Returns the preset of that name.
+    """Returns a preset by its name.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is none of that name.
     """
     try:
         return PRESETS[name]

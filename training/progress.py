@@ -1,4 +1,4 @@
-"""How far a run has come, who is told, and how long the rest will take."""
+"""Progress of a run: what an observer receives, and the estimate of the time left."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -10,16 +10,16 @@ from training.schedule import Phase
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come, told after each step.
+    """Progress of a run after a step.
 
     Attributes:
-        phase: What is being trained.
+        phase: Name of the phase.
         step: Steps done.
-        total_steps: Length of the run, all phases together.
-        share: Share of the run's time that is over, 0 to 1.
-        numbers: What the step and the last validation measured.
-        rows_per_second: Images, or latents while a prior is fitted.
-        seconds_left: By the clock, at the speed so far.
+        total_steps: Steps of all phases.
+        share: Estimated share of the run's time that has passed, 0 to 1.
+        numbers: What `Trainer.train_step` and the last `Trainer.validate` returned.
+        rows_per_second: Throughput in images, or in latents while a prior is fitted.
+        seconds_left: Estimated wall-clock time until the last step.
     """
 
     phase: str
@@ -33,13 +33,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Observer:
-    """Whom a run talks to.
+    """Callbacks of a run.
 
     Attributes:
         line: Called with a line to print.
         progress: Called after each step.
-        between_steps: Entered while steps are done; what it gives tells, between two
-            steps, whether to stop. It has to hold back an interrupt until then.
+        between_steps: Makes a context that the steps are done in. Between two steps, the
+            function that it yields returns whether to stop; during a step, the context
+            has to defer interrupts.
     """
 
     line: Callable[[str], None] = lambda _line: None
@@ -50,16 +51,17 @@ class Observer:
 
 
 class Pace:
-    """How long the steps of each phase take, to tell how long all that are left will.
+    """Measures how long a step of each phase takes, to estimate the time left.
 
     Args:
-        phases: Of the run.
+        phases: The phases of the run.
     """
 
-    # Of a step of another phase, where there is nothing better to go by.
-    _GUESS = 0.05
-    # Seconds of a step, before any has been done.
-    _BLIND = 0.01
+    # A step that fits the prior relative to one that trains the autoencoder, as long as
+    # only one of the two has been measured.
+    _FIT_STEP = 0.05
+    # Seconds of a step, as long as none has been measured.
+    _ANY_STEP = 0.01
 
     def __init__(self, phases: Sequence[Phase]):
         self._phases = phases
@@ -69,30 +71,34 @@ class Pace:
         self._last = time.monotonic()
 
     def step(self, phase: Phase) -> None:
-        """A step of a phase is done."""
+        """Records that a step of a phase has just been done."""
         now, self._last, last = time.monotonic(), time.monotonic(), self._last
         if not phase.trains_autoencoder and phase.name not in self._begun:
-            # The first step of a fit also encodes the data set: no measure of the others.
+            # The first step of a fit also encodes the data set, unlike those after it.
             self._begun.add(phase.name)
             return
         self._seconds[phase.name] = self._seconds.get(phase.name, 0.0) + now - last
         self._steps[phase.name] = self._steps.get(phase.name, 0) + 1
 
     def of(self, phase: Phase) -> float:
-        """Seconds of one step."""
+        """Seconds of one step of a phase, estimated where none has been measured."""
         if phase.name in self._steps:
             return self._seconds[phase.name] / self._steps[phase.name]
-        known = [each for each in self._phases if each.name in self._steps]
-        alike = [each for each in known if each.trains_autoencoder == phase.trains_autoencoder]
-        if alike:
-            return self.of(alike[0])
-        if not known:
-            return self._BLIND
-        return self.of(known[0]) * (self._GUESS if known[0].trains_autoencoder else 1 / self._GUESS)
+        measured = [other for other in self._phases if other.name in self._steps]
+        if not measured:
+            return self._ANY_STEP
+        similar = [
+            other for other in measured if other.trains_autoencoder == phase.trains_autoencoder
+        ]
+        if similar:
+            return self.of(similar[0])
+        factor = self._FIT_STEP if measured[0].trains_autoencoder else 1 / self._FIT_STEP
+        return self.of(measured[0]) * factor
 
     def seconds(self, begin: int, end: int) -> float:
-        """Of the steps between two."""
+        """Seconds of the steps from `begin` up to, not including, `end`."""
         spans = (
-            (each, max(0, min(end, each.stop) - max(begin, each.start))) for each in self._phases
+            (phase, max(0, min(end, phase.stop) - max(begin, phase.start)))
+            for phase in self._phases
         )
-        return sum(steps * self.of(each) for each, steps in spans if steps)
+        return sum(steps * self.of(phase) for phase, steps in spans if steps)

@@ -1,4 +1,4 @@
-"""One training run: begun or resumed, stepped to its end, measured and reported."""
+"""A training run: begun or resumed, trained to its last step, measured and reported."""
 
 import platform
 import time
@@ -62,17 +62,17 @@ class Request:
 
 
 class TrainingRun:
-    """One training run: its folder, trainer, data, settings, observer and processes.
+    """A training run: its request, folder, data, trainer, observer and processes.
 
-    Call `begin` or `resume`, then `run_steps`, then, on the process that leads,
-    `complete`.
+    `begin` or `resume` comes first, then `run_steps`, then `complete` on the process that
+    leads.
 
     Args:
-        request: What was asked for.
-        preset: The model and its training, with the request's settings applied.
-        folder: Where the run is kept, locked by this process.
-        dataset: What is trained, validated and tested on.
-        trainer: Holds the whole training state; it has not stepped yet.
+        request: The training as asked for.
+        preset: The preset with the settings of the request applied.
+        folder: The run folder, locked by the process that leads.
+        dataset: The data set.
+        trainer: The trainer, which has not stepped yet.
         observer: Receives lines and progress.
         parallel: The processes that share the work.
     """
@@ -94,18 +94,18 @@ class TrainingRun:
         self._trainer = trainer
         self._observer = observer
         self._parallel = parallel
-        # CPU seconds per thread that steps have taken, those before a resume included.
+        # CPU seconds per thread that the steps have taken, including those before a resume.
         self._seconds_used = 0.0
         self._validation: dict[str, float] = {}
 
     def begin(self) -> None:
-        """Fixes the length of a new run; writes its config and its first checkpoint."""
+        """Determines the length of a new run; writes its config and its first checkpoint."""
         request, trainer, parallel = self._request, self._trainer, self._parallel
         # The length comes first: the schedule of the very first step depends on it.
         if request.steps is None:
             self._observer.line("timing a few steps on a copy of the model ...")
-            trainer.set_length(parallel.share(calibrate(trainer, request.budget)))
-        with parallel.alike():
+            trainer.set_length(parallel.broadcast(calibrate(trainer, request.budget)))
+        with parallel.fail_together():
             if parallel.leads:
                 self._folder.write_json("config.json", self._config().to_json())
                 self._folder.save_checkpoint(trainer.state_dict(), 0.0)
@@ -119,16 +119,16 @@ class TrainingRun:
         """Restores the trainer from the run's last checkpoint.
 
         Raises:
-            CheckpointError: The config or the checkpoint is damaged or of another model.
+            CheckpointError: The config or the checkpoint is damaged, or of another model.
             DataError: The data has changed since the run was begun.
         """
         kept = None
-        with self._parallel.alike():
+        with self._parallel.fail_together():
             if self._parallel.leads:
                 kept = self._folder.read_config(), *self._folder.load_checkpoint()
-        config, state, seconds_used = self._parallel.share(kept)
+        config, state, seconds_used = self._parallel.broadcast(kept)
         path, trainer = self._folder.path, self._trainer
-        with self._parallel.alike():
+        with self._parallel.fail_together():
             if config.data_sha256 != self._dataset.sha256:
                 raise DataError(f"{config.data} here is not the data that {path} was begun with")
             try:
@@ -146,9 +146,9 @@ class TrainingRun:
         self._seconds_used = float(seconds_used)
 
     def run_steps(self) -> None:
-        """Trains to the last step.
+        """Trains to the last step, or until the observer asks to stop.
 
-        A checkpoint is only ever taken between two steps, whatever ends the loop.
+        Checkpoints are saved only between two steps, so that each holds a whole state.
 
         Raises:
             KeyboardInterrupt: The observer asked to stop; a checkpoint was saved.
@@ -194,7 +194,7 @@ class TrainingRun:
         self._seconds_used = seconds_used()
 
     def complete(self) -> dict[str, Any]:
-        """Measures the model and writes the report, then `metrics.json`: the run is complete.
+        """Measures the model, writes the report, and marks the run as complete.
 
         Returns:
             The content of `metrics.json`.
@@ -253,7 +253,7 @@ class TrainingRun:
         )
 
     def _conditions(self) -> dict[str, Any]:
-        """What the last bits of the numbers depend on besides the settings, by RunConfig field."""
+        """The conditions that the last bits of the numbers depend on, by field of RunConfig."""
         return {
             "threads": torch.get_num_threads(),
             "processes": self._parallel.world,
@@ -262,13 +262,13 @@ class TrainingRun:
         }
 
     def _announce(self, phase: Phase) -> None:
-        """Explains the long first step of a fit of the prior, which encodes the training set."""
+        """Prints why the first step of a fit of the prior takes long."""
         if not phase.trains_autoencoder:
             count = len(self._dataset.train.images)
             self._observer.line(f"{phase.name}: encoding the {count} training images first ...")
 
     def _log(self, phase: Phase, numbers: dict[str, float], camera: Camera) -> None:
-        """Logs a step where one is due, with a validation where that is due."""
+        """Logs the step if one is due, with a validation if one is due."""
         trainer, total = self._trainer, self._trainer.total_steps
         entry = {"step": trainer.step, "phase": phase.name} | numbers
         phase_ends = {phase.stop for phase in trainer.phases}
@@ -298,7 +298,7 @@ class TrainingRun:
 
 
 def golden_images(split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Picks a few images, the classes in turn: uint8 [n, C, H, W] and their labels, int64 [n]."""
+    """A few images, all classes in turn: uint8 [n, C, H, W], and their labels, int64 [n]."""
     chosen = interleave_classes(split.labels, GOLDEN_IMAGES)
     return split.images[chosen], split.labels[chosen]
 

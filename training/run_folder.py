@@ -1,12 +1,12 @@
-"""The run folder: what a training leaves behind, and how it survives a kill.
+"""The run folder: the files of a training run, from which a killed one is resumed.
 
-config.json             what was asked for, the data's checksums, versions
-checkpoint.pt           the whole state, replaced as a whole
-log.jsonl               one JSON object a line
-frames/                 what the training movie is made of
-golden_inputs.npz       a few real images, for export
-score_percentiles.json  the training set's scores, for export
-metrics.json            the final figures; its presence means the run is complete
+config.json             settings, checksums of the data, versions
+checkpoint.pt           the whole training state, replaced atomically
+log.jsonl               one JSON object per logged step
+frames/                 the frames of the training movie
+golden_inputs.npz       a few test images, for export
+score_percentiles.json  percentiles of the training set's scores, for export
+metrics.json            the final figures; its presence marks the run as complete
 """
 
 import dataclasses
@@ -34,6 +34,7 @@ from training.model.config import ModelConfig, TrainConfig
 from training.model.settings import record_from_json
 from training.model.vae import Vae
 
+#: Version of the format of `config.json` and `checkpoint.pt`.
 FORMAT = 2
 
 _PARTS = {"format", "trainer", "budget_seconds_used", "log_bytes"}
@@ -41,26 +42,26 @@ _PARTS = {"format", "trainer", "budget_seconds_used", "log_bytes"}
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What a run is: `config.json`, written before the first step.
+    """The content of `config.json`, written before the first step.
 
     Attributes:
-        preset: Name of the preset it began with.
-        settings: The changes to it, `key=value` each.
-        model: The shape of the autoencoder.
-        train: How it is trained.
+        preset: Name of the preset.
+        settings: Changes to the preset, `key=value` each.
+        model: Architecture of the autoencoder.
+        train: Objective, optimiser and schedule.
         steps: Length of the run in steps of the autoencoder; those of the prior's fits
-            come on top.
-        budget_seconds: The budget that length came from, or None.
-        threads: Threads torch computes with, in each process.
-        processes: How many shared the work.
-        device: Where it was computed.
-        precision: What in: `float32` or `bfloat16`.
-        data: Which data set.
-        data_sha256: SHA-256 of each source file's uncompressed content.
+            are added to them.
+        budget_seconds: The budget that `steps` was derived from; None where it was given.
+        threads: Threads of torch in each process.
+        processes: Number of processes that shared the work.
+        device: torch's name of the device, such as `cpu` or `cuda:0`.
+        precision: Precision of encoder and decoder, `float32` or `bfloat16`.
+        data: The data set.
+        data_sha256: SHA-256 of each source file's uncompressed content, by file name.
         image_shape: C, H and W.
-        class_names: Name of each class of the data.
-        split: Images in each split.
-        versions: Of what began the run.
+        class_names: Name of each class of the data; empty without labels.
+        split: Number of images in each split, by its name.
+        versions: Versions of the program and its libraries when the run was begun.
     """
 
     preset: str
@@ -86,14 +87,14 @@ class RunConfig:
 
     @classmethod
     def from_json(cls, content: Any, origin: Path) -> "RunConfig":
-        """Reads back what `to_json` returned.
+        """The inverse of `to_json`.
 
         Args:
             content: The parsed JSON.
-            origin: Where it came from, for the error.
+            origin: Path of the file, for the error message.
 
         Raises:
-            CheckpointError: It is something else.
+            CheckpointError: It is of another format, or damaged.
         """
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise CheckpointError(f"{origin}: not the config of a run of format {FORMAT}")
@@ -130,16 +131,16 @@ class RunFolder:
 
     @property
     def complete(self) -> bool:
-        """Whether the run has come to its end."""
+        """Whether the run is complete: trained, measured and reported."""
         return (self.path / "metrics.json").is_file()
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether there is a state to resume from."""
+        """Whether there is a checkpoint to resume from."""
         return self._checkpoint.is_file()
 
     def write_json(self, name: str, value: Any) -> None:
-        """Writes a JSON file as a whole."""
+        """Writes a JSON file atomically."""
         text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
         atomic_write(self.path / name, text.encode())
 
@@ -147,7 +148,7 @@ class RunFolder:
         """Reads a JSON file of the run.
 
         Raises:
-            CheckpointError: It is not there or not JSON.
+            CheckpointError: The file is missing or not JSON.
         """
         try:
             return json.loads((self.path / name).read_bytes())
@@ -163,18 +164,18 @@ class RunFolder:
         """Reads `config.json`.
 
         Raises:
-            CheckpointError: It is missing, damaged or of something else.
+            CheckpointError: The file is missing, damaged or of another format.
         """
         return RunConfig.from_json(self.read_json("config.json"), self.path / "config.json")
 
     def write_golden_inputs(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-        """Keeps a few real images for export: uint8 [N, C, H, W] and int64 [N]."""
+        """Writes a few test images uint8 [N, C, H, W] and their labels int64 [N], for export."""
         buffer = io.BytesIO()
         np.savez_compressed(buffer, images=images, labels=labels)
         atomic_write(self.path / "golden_inputs.npz", buffer.getvalue())
 
     def read_golden_inputs(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Returns what `write_golden_inputs` kept.
+        """Reads the images and labels that `write_golden_inputs` wrote.
 
         Raises:
             CheckpointError: The file is missing or damaged.
@@ -183,15 +184,18 @@ class RunFolder:
             raw = (self.path / "golden_inputs.npz").read_bytes()
             with np.load(io.BytesIO(raw), allow_pickle=False) as file:
                 return file["images"], file["labels"]
-        except Exception as error:  # whatever numpy and zipfile make of damaged bytes
+        except Exception as error:  # numpy and zipfile raise many types on damaged bytes
             raise CheckpointError(f"{self.path / 'golden_inputs.npz'}: {error}") from error
 
     @contextmanager
-    def begun(self) -> Iterator[None]:
-        """Makes the folder and keeps other trainings out of it.
+    def locked(self) -> Iterator[None]:
+        """Makes the folder and holds its lock; removes what an interrupted write left.
+
+        Without a checkpoint, the log and the frames of a run that never got that far are
+        removed too.
 
         Raises:
-            CheckpointError: Another training is at work here.
+            CheckpointError: Another process holds the lock.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as lock:
@@ -199,7 +203,7 @@ class RunFolder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise CheckpointError(f"{self.path}: another training is at work here") from None
-            # What a kill left behind in the middle of a write.
+            # Temporary files of writes that a kill interrupted.
             for leftover in self.path.rglob(".*.tmp"):
                 leftover.unlink()
             if not self.has_checkpoint:
@@ -208,7 +212,12 @@ class RunFolder:
             yield
 
     def save_checkpoint(self, trainer: dict[str, Any], budget_seconds_used: float) -> None:
-        """Writes the state of a trainer, what it has cost and where the log stands with it."""
+        """Writes a checkpoint, with the length of the log that belongs to it.
+
+        Args:
+            trainer: `Trainer.state_dict()`.
+            budget_seconds_used: CPU seconds per thread that the steps so far have taken.
+        """
         state = {
             "format": FORMAT,
             "trainer": trainer,
@@ -220,9 +229,10 @@ class RunFolder:
         atomic_write(self._checkpoint, buffer.getvalue())
 
     def load_checkpoint(self) -> tuple[dict[str, Any], float]:
-        """Returns the trainer's state and what it has cost.
+        """Reads the checkpoint, and truncates the log to the length that belongs to it.
 
-        The log is cut back to where it stood with it.
+        Returns:
+            The arguments of `save_checkpoint`.
 
         Raises:
             CheckpointError: The file is missing, damaged or of another format.
@@ -233,10 +243,10 @@ class RunFolder:
         return state["trainer"], state["budget_seconds_used"]
 
     def load_model(self) -> Vae:
-        """Returns the smoothed model of the last checkpoint, ready for use.
+        """Loads the averaged model of the last checkpoint, in evaluation mode.
 
         Raises:
-            CheckpointError: The run has no usable checkpoint or config.
+            CheckpointError: The checkpoint or the config is missing or damaged.
         """
         config = self.read_config()
         model = Vae(config.model, config.image_shape, len(config.class_names))
@@ -259,13 +269,13 @@ class RunFolder:
         reconstructions: NDArray[np.uint8],
         means: NDArray[np.float32],
     ) -> None:
-        """Keeps a moment of the training; a resumed run writes the same one again.
+        """Writes one frame of the movie; a resumed run overwrites its frames with the same ones.
 
         Args:
-            step: Steps done before it.
-            phase: Of those steps.
-            reconstructions: uint8 [N, C, H, W].
-            means: float32 [M, D].
+            step: Steps done.
+            phase: Name of the phase.
+            reconstructions: Reconstructions of the shown images, uint8 [N, C, H, W].
+            means: Posterior means of the images of the scatter plot, float32 [M, D].
         """
         self._frames.mkdir(exist_ok=True)
         buffer = io.BytesIO()
@@ -275,10 +285,10 @@ class RunFolder:
         atomic_write(self._frames / f"{step:09d}.npz", buffer.getvalue())
 
     def read_frames(self) -> list[dict[str, Any]]:
-        """Returns the moments kept, in order: the arguments of `save_frame` by name.
+        """Reads all frames in order of their steps: the arguments of `save_frame` by name.
 
         Raises:
-            CheckpointError: One of them is damaged.
+            CheckpointError: A frame is damaged.
         """
         frames = []
         for path in sorted(self._frames.glob("*.npz")):
@@ -286,12 +296,16 @@ class RunFolder:
                 with np.load(path, allow_pickle=False) as file:
                     frame = {name: file[name] for name in file.files}
                 frames.append(frame | {"step": int(frame["step"]), "phase": str(frame["phase"])})
-            except Exception as error:  # whatever numpy and zipfile make of damaged bytes
+            except Exception as error:  # numpy and zipfile raise many types on damaged bytes
                 raise CheckpointError(f"{path}: {error}") from error
         return frames
 
     def read_log(self) -> list[dict[str, Any]]:
-        """Returns the lines of the log; none where there is no log."""
+        """Reads the entries of the log; none where there is no log.
+
+        Raises:
+            CheckpointError: A line is not JSON.
+        """
         try:
             return [json.loads(line) for line in self._log.read_bytes().splitlines()]
         except FileNotFoundError:
@@ -300,15 +314,20 @@ class RunFolder:
             raise CheckpointError(f"{self._log}: {error}") from error
 
     def steps_done(self) -> int:
-        """Steps done at the last checkpoint."""
+        """Steps done at the last checkpoint.
+
+        Raises:
+            CheckpointError: The checkpoint is missing, damaged or of another format.
+        """
         return int(self._load()["trainer"]["step"])
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Appends one line to the log; a number that is not finite becomes null."""
+        """Appends an entry to the log; numbers that are not finite become null."""
         with self._log.open("a", encoding="utf-8") as log:
             log.write(json.dumps(_finite(entry), allow_nan=False) + "\n")
 
     def _log_bytes(self) -> int:
+        """Length of the log, once it is on the disk."""
         try:
             with self._log.open("rb") as log:
                 os.fsync(log.fileno())
@@ -325,11 +344,11 @@ class RunFolder:
             raise CheckpointError(f"{self._checkpoint}: {error.strerror}") from error
         try:
             with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-                # torch itself does not look at the checksums.
+                # torch itself does not verify the checksums.
                 damaged = archive.testzip()
-            # weights_only: a checkpoint is data, never code.
+            # weights_only: a checkpoint must not be able to run code.
             state = None if damaged else torch.load(io.BytesIO(raw), weights_only=True)
-        except Exception as error:  # whatever zipfile and torch make of damaged bytes
+        except Exception as error:  # zipfile and torch raise many types on damaged bytes
             raise CheckpointError(
                 f"{self._checkpoint}: damaged ({type(error).__name__})"
             ) from error

@@ -1,6 +1,6 @@
-"""What a step trains, with which weights and on which rows, as functions of its number.
+"""The schedule: phase, learning rate, KL weight and batch of a step, as functions of its number.
 
-Nothing here has a state that must survive a kill: that is why a resumed run gives the
+None of this is state that a checkpoint has to hold, which is how a resumed run gives the
 numbers of an unbroken one.
 """
 

@@ -1,4 +1,4 @@
-"""`train`: from a request to a complete run folder."""
+"""`train`, which makes a complete run folder of a request."""
 
 import re
 from collections.abc import Iterator
@@ -62,20 +62,20 @@ def _train(request: Request, observer: Observer) -> dict[str, Any]:
         observer = Observer(between_steps=observer.between_steps)
     folder = RunFolder(request.out)
     torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
-    with parallel.joined(), ExitStack() as stack:
-        with parallel.alike():
+    with parallel.process_group(), ExitStack() as stack:
+        with parallel.fail_together():
             preset = override(find_preset(request.preset), request.settings)
             device = resolve_device(request.device, parallel)
             exists = parallel.leads and (folder.has_checkpoint or folder.complete)
             if exists:
                 _refuse_other_run(folder, preset, request)
-        if parallel.share(exists and folder.complete):
+        if parallel.broadcast(exists and folder.complete):
             observer.line(f"{folder.path} is complete already")
             metrics: dict[str, Any] = folder.read_json("metrics.json") if parallel.leads else {}
             return metrics
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        with parallel.alike():
+        with parallel.fail_together():
             dataset = load_dataset(request.data, report=observer.line)
             with torch.device("meta"):
                 # Refuses a model that cannot be built before a folder is made.
@@ -90,11 +90,11 @@ def _train(request: Request, observer: Observer) -> dict[str, Any]:
                 parallel=parallel,
             )
             stack.callback(trainer.release)
-        with parallel.alike():
+        with parallel.fail_together():
             if parallel.leads:
-                stack.enter_context(folder.begun())
+                stack.enter_context(folder.locked())
         run = TrainingRun(request, preset, folder, dataset, trainer, observer, parallel)
-        if parallel.share(parallel.leads and folder.has_checkpoint):
+        if parallel.broadcast(parallel.leads and folder.has_checkpoint):
             run.resume()
         else:
             run.begin()
@@ -103,12 +103,12 @@ def _train(request: Request, observer: Observer) -> dict[str, Any]:
 
 
 def resolve_device(wanted: str, parallel: Parallel) -> torch.device:
-    """Turns a setting into a device that is there.
+    """The device that a setting stands for.
 
     Args:
-        wanted: `auto`, `cpu`, `cuda` or `cuda:N`. Where several processes train, each
-            takes the GPU of its number on its host.
-        parallel: The processes.
+        wanted: `auto`, `cpu`, `cuda` or `cuda:N`. With `auto` and `cuda`, each of several
+            processes takes the GPU whose index is its local rank.
+        parallel: The processes that share the work.
 
     Raises:
         ConfigError: It is none of these, or there is no such GPU.

@@ -95,8 +95,8 @@ def obey(path: Path) -> None:
     parallel = Parallel.from_environment()
     load = training.train.load_dataset
     told = []
-    with parallel.joined():
-        Parallel.joined = lambda _self: contextlib.nullcontext()  # type: ignore[method-assign]
+    with parallel.process_group():
+        Parallel.process_group = lambda _self: contextlib.nullcontext()  # type: ignore[method-assign]
         for first, *arguments in json.loads(path.read_text()):
 
             def load_dataset(*arguments: Any, first: str = first, **options: Any) -> Any:

@@ -132,7 +132,7 @@ def write_run(folder: Path, kind: Kind, data: str, *, seed: int = 0) -> Vae:
         if dataset is None
         else test_images(dataset, binarized=config.train.binarize)
     )
-    with run.begun():
+    with run.locked():
         run.write_json("config.json", config.to_json())
         average = {f"module.{name}": tensor for name, tensor in vae.state_dict().items()}
         run.save_checkpoint({"average": average, "step": 10}, 1.0)

@@ -249,12 +249,12 @@ def test_alone_there_is_nobody_to_ask() -> None:
     alone = Parallel()
     numbers = torch.tensor([1.0, 2.0])
     module = torch.nn.Linear(1, 1)
-    with alone.joined():
+    with alone.process_group():
         assert alone.leads
         assert alone.any(True)
         assert not alone.any(False)
-        assert alone.share("x") == "x"
+        assert alone.broadcast("x") == "x"
         assert torch.equal(alone.mean(numbers), numbers)
         assert alone.wrap(module, torch.device("cpu")) is module
-        with pytest.raises(ConfigError, match="as it was"), alone.alike():
+        with pytest.raises(ConfigError, match="as it was"), alone.fail_together():
             raise ConfigError("as it was")

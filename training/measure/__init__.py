@@ -1,1 +1,1 @@
-"""How good a model is: ELBO and importance-weighted bound, FID, and the classifier it uses."""
+"""Evaluation: ELBO and importance-weighted bound, classifier FID, and its classifier."""

@@ -1,4 +1,4 @@
-"""A torch model as the callables that an evaluation takes."""
+"""A torch model as the NumPy callables of an evaluation."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from training.model.vae import Vae
 
 
 def as_autoencoder(model: Vae) -> Autoencoder:
-    """Wraps a torch model for `training.measure.elbo`."""
+    """Wraps a torch model for `training.measure.elbo`; arrays go to its device and back."""
     device = next(model.parameters()).device
 
     def tensor(array: NDArray[np.float32]) -> Tensor:

@@ -1,10 +1,10 @@
-"""The fixed classifier of MNIST digits that judges what models generate.
+"""The MNIST classifier whose features and predictions measure the quality of samples.
 
-A small convolutional network, trained on grey and on binarized digits alike. Its
-weights lie beside the code and are pinned by their checksum, because a Fréchet
-distance means nothing without the features it was measured in. `make classifier`
-trains it anew: to the same bytes on the same kind of CPU and version of torch. Other
-weights are another unit, in which every figure has to be measured again.
+A small convolutional network, trained on grey and on binarized digits. Its weights are
+kept next to the code and pinned by their checksum, because Fréchet distances are
+comparable only in the same features. `make classifier` trains it again, to the same bytes
+on the same type of CPU and version of torch. With other weights every figure has to be
+measured again.
 """
 
 import copy
@@ -32,24 +32,24 @@ Array = NDArray[np.float32]
 WEIGHTS = Path(__file__).parent / "classifiers" / "mnist.npz"
 SHA256 = "ce47cbe1f475ed94655c4209ab91d85276922e747d02095acc347aef634aa9b9"
 
-#: The Fréchet distance between the first 10,000 training images and the 10,000 test
-#: images. The features are scaled so that it is this: a choice of unit, no more.
+#: Fréchet distance between the first 10,000 training images and the 10,000 test images.
+#: The features are scaled to make it so, which merely chooses their unit.
 FLOOR = 0.10
 
-STEPS = 7_722  # 18 times through the train split
+STEPS = 7_722  # 18 epochs of the training split
 
-_CHUNK = 100  # larger ones fall out of the CPU's caches
+_CHUNK = 100  # larger chunks do not fit in the CPU's caches
 _BATCH = 128
 _LEARNING_RATE = 3e-3
 _WEIGHT_DECAY = 0.05
 _VALIDATION_SEED = 1
 _TEST_SEED = 0
 
-# Bounds of the random affine maps, drawn evenly between them.
+# Bounds of the random affine maps, whose parameters are uniform in plus or minus them.
 _TURN = 0.2  # radians
-_STRETCH = 0.12  # of each axis, as a logarithm
+_STRETCH = 0.12  # logarithm of the scale of each axis
 _SHEAR = 0.15
-_SHIFT = 2.0 / 14.0  # two pixels, in halves of the image
+_SHIFT = 2.0 / 14.0  # two pixels, as a share of half the image
 
 
 class Network(nn.Module):
@@ -82,17 +82,17 @@ class Network(nn.Module):
 
 
 class Classifier:
-    """Tells digits apart, grey or binarized.
+    """Classifies digits, grey or binarized.
 
     Args:
-        network: The network, which is copied.
+        network: The trained network; it is copied.
     """
 
     def __init__(self, network: Network):
         self._network = copy.deepcopy(network).eval()
         layers: list[nn.Module] = []
         for layer in self._network.body:
-            # As part of its convolution a normalization costs nothing: half the time.
+            # Folded into the convolutions, normalization costs nothing; it was half the time.
             if isinstance(layer, nn.BatchNorm2d):
                 convolution = layers.pop()
                 assert isinstance(convolution, nn.Conv2d)
@@ -112,21 +112,22 @@ class Classifier:
             layer in the unit of `FLOOR`; and the probabilities of the ten digits,
             float32 [N, 10].
         """
-        rows = torch.from_numpy(np.require(images, np.float32, ["C", "W"]))  # as torch wants it
+        # torch warns of arrays that are not writable.
+        rows = torch.from_numpy(np.require(images, np.float32, ["C", "W"]))
         chunks = [self._network(chunk) for chunk in torch.split(rows, _CHUNK)]
-        features = torch.cat([each for each, _ in chunks])
-        logits = torch.cat([each for _, each in chunks])
+        features = torch.cat([part for part, _ in chunks])
+        logits = torch.cat([part for _, part in chunks])
         return features.numpy(), logits.softmax(dim=1).numpy()
 
 
 def load_classifier(path: Path = WEIGHTS) -> Classifier:
-    """Loads the classifier that belongs to this version of the code.
+    """Loads the classifier whose checksum is `SHA256`.
 
     Args:
-        path: Where its weights lie.
+        path: Path of its weights.
 
     Raises:
-        DataError: The file cannot be read or is not the one that `SHA256` pins.
+        DataError: The file cannot be read or has another checksum.
     """
     try:
         raw = path.read_bytes()
@@ -139,7 +140,7 @@ def load_classifier(path: Path = WEIGHTS) -> Classifier:
 
 
 def accuracy(judge: Classifier, images: Array, labels: NDArray[np.int64]) -> float:
-    """The share of images, float32 [N, 1, 28, 28], that are given their labels, int64 [N]."""
+    """Share of images float32 [N, 1, 28, 28] classified as their labels int64 [N]."""
     return float((judge(images)[1].argmax(axis=1) == labels).mean())
 
 
@@ -150,13 +151,13 @@ def train(
     seed: int = 0,
     report: Callable[[str], None] = lambda _line: None,
 ) -> Network:
-    """Trains a classifier on the train split, half of it freshly binarized at each step.
+    """Trains a classifier on the training split, half of each batch freshly binarized.
 
     Args:
         dataset: MNIST.
-        steps: Length of the training, batches of 128.
-        seed: Of the weights, the order, the affine maps and the bits.
-        report: Called now and then with the accuracy on the validation split.
+        steps: Length of the training, in batches of 128.
+        seed: Seed of the weights, the order, the affine maps and the bits.
+        report: Called after each epoch with the accuracy on the validation split.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -166,7 +167,7 @@ def train(
     labels = torch.from_numpy(np.array(dataset.train.labels))
     steps_per_epoch = len(images) // _BATCH
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=_WEIGHT_DECAY, fused=True)
-    # Up, then down to nearly nothing (Smith and Topin 2018).
+    # Warm-up, then annealing to nearly 0 (Smith and Topin 2018).
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, _LEARNING_RATE, total_steps=steps, pct_start=0.2
     )
@@ -175,32 +176,32 @@ def train(
         if index == 0:
             order = torch.randperm(len(images), generator=random)
         chosen = order[index * _BATCH : (index + 1) * _BATCH]
-        batch = _varied(images[chosen].float().div_(255.0), random)
+        batch = _augmented(images[chosen].float().div_(255.0), random)
         loss = F.cross_entropy(network(batch)[1], labels[chosen])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         if index == steps_per_epoch - 1:
-            told = _accuracies(Classifier(network), dataset.validation, _VALIDATION_SEED)
-            report(f"step {step + 1} of {steps}: validation accuracy {told}")
+            accuracies = _accuracies(Classifier(network), dataset.validation, _VALIDATION_SEED)
+            report(f"step {step + 1} of {steps}: validation accuracy {accuracies}")
     return network
 
 
 def pack(network: Network) -> bytes:
-    """The weights as the bytes of an .npz file, rounded to half precision."""
+    """Serialises the weights as an .npz file, rounded to half precision."""
     buffer = io.BytesIO()
     state = {
         name: value.numpy().astype(np.float16)
         for name, value in network.state_dict().items()
-        if not name.endswith("num_batches_tracked")  # of no use once it is trained
+        if not name.endswith("num_batches_tracked")  # unused after training
     }
     np.savez_compressed(buffer, **state)
     return buffer.getvalue()
 
 
 def unpack(raw: bytes) -> Network:
-    """The network whose weights `pack` returned."""
+    """The inverse of `pack`."""
     network = Network()
     with np.load(io.BytesIO(raw), allow_pickle=False) as state:
         network.load_state_dict(
@@ -210,12 +211,12 @@ def unpack(raw: bytes) -> Network:
 
 
 def main() -> int:
-    """`python -m training.measure.classifier`: trains it, writes it, says what it is worth.
+    """`python -m training.measure.classifier`: trains, writes and measures the classifier.
 
     Returns:
         The exit status: 0, or 1 where there is no data or the file cannot be written.
     """
-    # The last bits depend on the number of threads.
+    # The last bits of the weights depend on the number of threads.
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     try:
@@ -244,8 +245,8 @@ def _convolution(inputs: int, outputs: int, size: int) -> tuple[nn.Module, ...]:
     )
 
 
-def _varied(images: Tensor, random: torch.Generator) -> Tensor:
-    """Grey images [N, 1, 28, 28], each turned, stretched, sheared and shifted; half binarized."""
+def _augmented(images: Tensor, random: torch.Generator) -> Tensor:
+    """Grey images [N, 1, 28, 28] under random affine maps, about half of them binarized."""
     rows = len(images)
 
     def within(bound: float) -> Tensor:
@@ -253,7 +254,7 @@ def _varied(images: Tensor, random: torch.Generator) -> Tensor:
 
     cos, sin = (angle := within(_TURN)).cos(), angle.sin()
     wide, high, shear = within(_STRETCH).exp(), within(_STRETCH).exp(), within(_SHEAR)
-    # The turn times [[wide, shear * wide], [0, high]], then the shift.
+    # The rotation times [[wide, shear * wide], [0, high]], then the translation.
     maps = torch.stack(
         [
             torch.stack([cos * wide, cos * wide * shear - sin * high, within(_SHIFT)], dim=1),
@@ -268,7 +269,7 @@ def _varied(images: Tensor, random: torch.Generator) -> Tensor:
 
 
 def _scaled(network: Network, dataset: Dataset) -> Network:
-    """The network with the features in the unit that makes the floor `FLOOR`."""
+    """Scales the features of the network so that its floor is `FLOOR`."""
     network.feature_scale *= (FLOOR / _floor(Classifier(network), dataset)) ** 0.5
     return network
 

@@ -1,7 +1,7 @@
-"""Measures an autoencoder: NumPy over callables, whatever runs behind them.
+"""ELBO and importance-weighted bound of an autoencoder, in NumPy over three callables.
 
-Training measures its torch model with this and export the very graphs it ships,
-so that the two figures mean the same.
+Training measures its torch model with this code and export the very graphs that it
+ships, so that their figures are comparable.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common import likelihood
+from common.likelihood import Array, Nats
 from common.pixels import to_unit
 
-Array = NDArray[np.float32]
-Nats = NDArray[np.float64]
 T = TypeVar("T", bound=np.generic)
 
 _CHUNK = 1_000
@@ -29,14 +28,14 @@ ACTIVE_VARIANCE = 0.01
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """What an evaluation needs to know of a model.
+    """A model as three functions of arrays.
 
     Attributes:
-        encode: Images float32 [N, C, H, W] in [0, 1] to the posterior's mean and
-            log_var, float32 [N, D] each; log_var is None for the point that a plain
-            autoencoder answers, which has no ELBO: its KL counts as 0.
-        decode: Latents float32 [N, D] to logits, float32 [N, C, H, W].
-        log_prior: Latents float32 [N, D] to log p(z) in nats, [N]; None for the
+        encode: Maps images float32 [N, C, H, W] in [0, 1] to the mean and log_var of
+            their posteriors, float32 [N, D] each. log_var is None for a plain
+            autoencoder, which has no ELBO: its KL counts as 0.
+        decode: Maps latents float32 [N, D] to logits float32 [N, C, H, W].
+        log_prior: Maps latents float32 [N, D] to log p(z) in nats, [N]; None for the
             standard normal, whose KL has a closed form.
     """
 
@@ -47,20 +46,20 @@ class Autoencoder:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The ELBO of a model on a set of images and what it is made of.
+    """The negative ELBO of a model on a set of images, and its terms.
 
-    All in nats per image, positive: `elbo` = `reconstruction` + `kl` bounds
-    -log p(x) from above, so lower is better.
+    In nats per image: `elbo` = `reconstruction` + `kl` bounds -log p(x) from above, so
+    lower is better.
 
     Attributes:
         elbo: Negative evidence lower bound, mean over the images.
         reconstruction: -log p(x|z), mean over images and draws.
         kl: KL(q(z|x) || p(z)), mean over the images.
         elbo_stderr: Standard error of `elbo` over the images.
-        active_units: Latent dimensions in use.
-        images: How many images were measured.
+        active_units: Number of active latent dimensions; see `ACTIVE_VARIANCE`.
+        images: Number of images measured.
         draws: Draws of z per image.
-        seed: Key of the draws.
+        seed: Philox key of the draws.
     """
 
     elbo: float
@@ -76,15 +75,16 @@ class Evaluation:
 def evaluate(model: Autoencoder, images: Array, *, draws: int = 1, seed: int = 0) -> Evaluation:
     """Measures the ELBO with `draws` seeded draws of z per image.
 
-    The KL is in closed form under the standard normal prior, else over the draws.
+    The KL is in closed form under the standard normal prior, and otherwise estimated from
+    the draws.
 
     Args:
         model: The model and its prior.
         images: float32 [N, C, H, W] in [0, 1], N at least 1; usually binarized.
         draws: Draws of z per image, at least 1.
-        seed: Key of the draws.
+        seed: Philox key of the draws.
     """
-    # A counter stream to each draw: apart from one another and from the binarization.
+    # Each draw has a counter range of its own, apart from that of the binarization too.
     noise = [
         np.random.Generator(np.random.Philox(key=seed, counter=(1 + draw) << 192))
         for draw in range(draws)
@@ -120,16 +120,16 @@ class BoundEvaluation:
     """The importance-weighted bound on -log p(x) (Burda, Grosse and Salakhutdinov 2016).
 
     Attributes:
-        nll: Mean over the images measured, nats; above -log p(x), and nearer to it
-            with `draws`.
+        nll: The bound, mean over the images, in nats; above -log p(x), and the closer to
+            it the more draws.
         stderr: Standard error of `nll` over the images.
-        gap: How far `nll` is below the ELBO of the same images and draws; it varies
-            little from image to image, so that the ELBO of a whole test set less the
-            gap is a better estimate of its bound than the mean over a few images.
+        gap: Negative ELBO of the same images and draws, minus `nll`. It varies less from
+            image to image than the bound, so that the ELBO of a whole test set minus the
+            gap of a part estimates the bound better than that part's mean.
         gap_stderr: Standard error of `gap` over the images.
-        images: How many images were measured, evenly spread over the split.
+        images: Number of images measured.
         draws: K, draws of z per image.
-        seed: Key of the draws.
+        seed: Philox key of the draws.
     """
 
     nll: float
@@ -155,8 +155,8 @@ def importance_bound(
         model: The model and its prior.
         images: float32 [N, C, H, W] in [0, 1], N at least 1; usually binarized.
         draws: K, at least 1.
-        seed: Key of the draws.
-        progress: Called with the number of images that have been measured.
+        seed: Philox key of the draws.
+        progress: Called with the number of images measured so far.
 
     Raises:
         ValueError: The model has no posterior to draw from.
@@ -192,8 +192,8 @@ def importance_bound(
     )
 
 
-def mean_scores(model: Autoencoder, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """The score of each image, without any draw: the ELBO at the posterior mean.
+def mean_scores(model: Autoencoder, images: NDArray[np.uint8]) -> Nats:
+    """The anomaly score of each image: the negative ELBO at the posterior mean, not drawn.
 
     Args:
         model: The model and its prior.
@@ -211,15 +211,13 @@ def mean_scores(model: Autoencoder, images: NDArray[np.uint8]) -> NDArray[np.flo
     return np.concatenate(scores)
 
 
-def percentiles(scores: NDArray[np.float64]) -> list[float]:
-    """The 0th, 1st, ... 100th percentile of scores: 101 values, ascending."""
+def percentiles(scores: Nats) -> list[float]:
+    """The 0th to 100th percentile of scores: 101 values, ascending."""
     return [float(value) for value in np.percentile(scores, np.arange(101))]
 
 
-def _divergence(
-    model: Autoencoder, z: Array, mean: Array, log_var: Array | None
-) -> NDArray[np.float64]:
-    """The KL term of each row: in closed form, or log q(z|x) - log p(z) at z."""
+def _divergence(model: Autoencoder, z: Array, mean: Array, log_var: Array | None) -> Nats:
+    """The KL term of each image, [N]: in closed form, or log q(z|x) - log p(z) at z."""
     if log_var is None:
         return np.zeros(len(mean))
     if model.log_prior is None:
@@ -227,7 +225,8 @@ def _divergence(
     return likelihood.gaussian_log_density(z, mean, log_var) - _log_prior(model, z)
 
 
-def _log_prior(model: Autoencoder, z: Array) -> NDArray[np.float64]:
+def _log_prior(model: Autoencoder, z: Array) -> Nats:
+    """Log p(z) of each latent, [N]."""
     if model.log_prior is None:
         return likelihood.gaussian_log_density(z)
     return model.log_prior(z).astype(np.float64)

@@ -1,6 +1,6 @@
-"""Measures what a model generates: NumPy over callables, whatever runs behind them.
+"""Quality of a model's samples, in NumPy over two callables: a sampler and a classifier.
 
-A fixed classifier of the digits judges the samples: `training.measure.classifier`.
+The classifier is that of `training.measure.classifier`.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,42 +15,40 @@ from training.errors import ConfigError
 
 Array = NDArray[np.float32]
 
-#: Draws `count` images under `seed`, of a label's class or of any where it is None:
-#: float32 [count, C, H, W] in [0, 1], the decoder's means.
+#: Maps (count, seed, label) to the decoder's means of samples, float32 [count, C, H, W] in
+#: [0, 1]; label is a class, or None for any.
 Sampler = Callable[[int, int, int | None], Array]
 
-#: Images float32 [N, C, H, W] in [0, 1] to features, float32 [N, F], and to the
+#: Classifies images float32 [N, C, H, W] in [0, 1]: returns features, float32 [N, F], and
 #: probabilities of the classes, float32 [N, K].
 Judge = Callable[[Array], tuple[Array, Array]]
 
-#: Highest probability below which a sample counts as unconfident: no clear digit.
+#: A sample whose highest class probability is below this counts as unconfident.
 CONFIDENT = 0.8
 
 
 @dataclass(frozen=True)
 class Generation:
-    """How far a model's samples are from real digits.
+    """Quality of a model's samples, compared with the whole test split.
 
-    The distances are Fréchet distances between the judge's features and depend on
-    the judge and on the number of images: fewer give more. The model's samples are
-    compared with the whole test split.
+    The distances are Fréchet distances between features of the classifier. They depend on
+    the classifier, and on the number of samples: fewer samples give a larger distance.
 
     Attributes:
-        fid: Distance of samples without a label; lower is better.
-        fid_floor: Distance of as many training images, the first: what a perfect
-            model would have.
-        class_entropy: Entropy in nats of the mean predicted distribution of the
-            classes; log 10 = 2.303 where ten classes are drawn equally often.
-        unconfident: Share of the samples whose highest probability is below
-            `CONFIDENT`.
-        images: How many samples without a label were drawn.
+        fid: Distance of unconditional samples; lower is better.
+        fid_floor: Distance of as many training images, which a perfect model would reach.
+        class_entropy: Entropy in nats of the mean of the predicted class distributions;
+            log 10 = 2.303 where ten classes are drawn equally often.
+        unconfident: Share of the unconditional samples whose highest class probability
+            is below `CONFIDENT`.
+        images: Number of unconditional samples.
         seed: Their seed.
-        label_agreement: Share of samples that the judge gives the label they were
-            drawn by, mean over the labels; None where no label was asked for, as
-            are those below.
-        label_agreement_worst: Of the label with the lowest share.
-        label_fid: Distance of all samples drawn by label together.
-        label_images: How many samples were drawn by each label.
+        label_agreement: Share of the samples drawn by a label that are classified as it,
+            mean over the labels; None, like the fields below, where the model takes no
+            labels.
+        label_agreement_worst: That share of the label where it is lowest.
+        label_fid: Distance of the samples of all labels together.
+        label_images: Number of samples of each label.
     """
 
     fid: float
@@ -75,23 +73,23 @@ def measure_generation(
     per_label: int = 1_000,
     seed: int = 0,
 ) -> Generation:
-    """Draws samples, without a label and by each of `labels`, and measures them.
+    """Draws and measures samples: unconditional ones, and some of each label.
 
     Args:
-        sample: Draws the samples. Those of a label are drawn under `seed` + label,
-            so that no two labels share their noise.
-        judge: Classifies images.
-        dataset: Its test split is compared with, its training split gives the floor.
-        images: How many samples to draw without a label, at least 2 and at most as
-            many as there are training images.
-        labels: Classes to draw by, indices into `dataset.class_names`; none for a
-            model that takes no labels.
-        per_label: How many samples to draw by each label, at least 2.
+        sample: Draws samples. The seed of those of a label is `seed` + label, so that no
+            two labels have the same noise.
+        judge: The classifier.
+        dataset: Samples are compared with its test split; its training split gives the
+            floor.
+        images: Number of unconditional samples, from 2 to the number of training images.
+        labels: Labels to sample by, indices into `dataset.class_names`; empty for a model
+            that takes no labels.
+        per_label: Number of samples of each label, at least 2.
         seed: Seed of the samples.
 
     Raises:
-        ConfigError: A number is out of its range.
-        ValueError: The samples have features that are not finite.
+        ConfigError: A number is out of range.
+        ValueError: Features of the samples are not finite.
     """
     most = len(dataset.train.images)
     if not 2 <= images <= most:
@@ -101,11 +99,15 @@ def measure_generation(
     test = _Moments.of(judge(to_unit(dataset.test.images))[0])
     train = _Moments.of(judge(to_unit(dataset.train.images[:images]))[0])
     features, probabilities = judge(sample(images, seed, None))
-    asked = [judge(sample(per_label, seed + label, label)) for label in labels]
+    by_label = [judge(sample(per_label, seed + label, label)) for label in labels]
     agreement = [
-        float((chances.argmax(axis=1) == label).mean())
-        for label, (_, chances) in zip(labels, asked, strict=True)
+        float((predicted.argmax(axis=1) == label).mean())
+        for label, (_, predicted) in zip(labels, by_label, strict=True)
     ]
+    label_fid = None
+    if by_label:
+        together = np.concatenate([features for features, _ in by_label])
+        label_fid = _distance(_Moments.of(together), test)
     return Generation(
         fid=_distance(_Moments.of(features), test),
         fid_floor=_distance(train, test),
@@ -113,19 +115,15 @@ def measure_generation(
         unconfident=float((probabilities.max(axis=1) < CONFIDENT).mean()),
         images=images,
         seed=seed,
-        label_agreement=float(np.mean(agreement)) if asked else None,
-        label_agreement_worst=min(agreement) if asked else None,
-        label_fid=(
-            _distance(_Moments.of(np.concatenate([each for each, _ in asked])), test)
-            if asked
-            else None
-        ),
-        label_images=per_label if asked else None,
+        label_agreement=float(np.mean(agreement)) if agreement else None,
+        label_agreement_worst=min(agreement) if agreement else None,
+        label_fid=label_fid,
+        label_images=per_label if agreement else None,
     )
 
 
 def frechet_distance(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
-    """The squared Fréchet distance between normal distributions fitted to two sets of features.
+    """The squared Fréchet distance between Gaussians fitted to two sets of features.
 
     |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) with the covariances A and B
     (Heusel et al. 2017, eq. 6).
@@ -138,18 +136,19 @@ def frechet_distance(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
         The distance in squared units of the features, at least 0.
 
     Raises:
-        ValueError: The features have another shape or are not finite.
+        ValueError: The features have the wrong shape or are not finite.
     """
     return _distance(_Moments.of(a), _Moments.of(b))
 
 
 @dataclass(frozen=True)
 class _Moments:
-    """What the distance needs of a set of features.
+    """Mean and covariance of a set of features.
 
     Attributes:
-        mean: float64 [F].
-        root: A root of the covariance, which is root^T root; float64 [min(N, F), F].
+        mean: Mean, float64 [F].
+        root: A square root of the covariance, which is root^T root; float64
+            [min(N, F), F].
     """
 
     mean: NDArray[np.float64]
@@ -162,8 +161,8 @@ class _Moments:
         if not np.isfinite(features).all():
             raise ValueError("features: got NaN or infinity, wanted finite numbers")
         mean = features.mean(axis=0, dtype=np.float64)
-        # From the features themselves: a root of their covariance would have lost half
-        # of the digits where a feature is constant or a mixture of others.
+        # By QR of the features: a root of their computed covariance would lose half of the
+        # digits where a feature is constant or a linear combination of others.
         root = np.linalg.qr(features - mean, mode="r") / np.sqrt(len(features) - 1)
         return cls(mean, root)
 
@@ -179,6 +178,6 @@ def _distance(a: _Moments, b: _Moments) -> float:
 
 
 def _entropy(distribution: NDArray[np.float64]) -> float:
-    """In nats; a class that never comes adds nothing."""
+    """Entropy in nats; classes of probability 0 contribute 0."""
     present = distribution[distribution > 0]
     return float(-(present * np.log(present)).sum())

@@ -1,4 +1,4 @@
-"""The evaluation protocol: which images a model is measured on, and how a figure says so."""
+"""The evaluation protocol: the test images of an evaluation, and its description in JSON."""
 
 import dataclasses
 from typing import Any

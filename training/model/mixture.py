@@ -1,4 +1,4 @@
-"""Fits the mixture of a prior to latents by expectation maximisation."""
+"""Expectation maximisation of a prior's mixture."""
 
 import torch
 from torch import Tensor
@@ -6,26 +6,27 @@ from torch import Tensor
 from training.model.prior import Prior
 
 _ITERATIONS = 25
-# Added to each covariance, as a share of the mean variance: a component of few rows
-# must not collapse onto them.
+# Added to the diagonal of each covariance, as a share of the mean variance, lest a
+# component of few rows collapse onto them.
 _RIDGE = 1e-3
-# For latents that are all the same.
+# Least mean variance, for latents that are all equal.
 _LEAST_VARIANCE = 1e-6
 _CHUNK = 8_192
 
 
 @torch.no_grad()
 def fit_mixture(prior: Prior, z: Tensor, labels: Tensor, seed: int) -> None:
-    """Sets components, their weights and the weights of the classes; leaves the flow.
+    """Fits components, their weights and the class weights to latents; the flow stays.
 
-    Each class's components are fitted to the rows of that class alone (Dempster, Laird
-    and Rubin 1977), behind the flow as it is.
+    Latents are mapped back through the flow first. The components of each class are fitted
+    to the latents of that class alone, by expectation maximisation (Dempster, Laird and
+    Rubin 1977).
 
     Args:
         prior: The prior to change.
         z: Latents, [N, D].
-        labels: int64 [N], the class of each; not looked at where the prior knows none.
-        seed: Of the first means.
+        labels: Class of each latent, int64 [N]; ignored where the prior has no classes.
+        seed: Seed of the initial means.
     """
     y = torch.cat([prior.to_base(chunk)[0] for chunk in torch.split(z, _CHUNK)]).double().cpu()
     labels = labels.cpu()
@@ -34,7 +35,7 @@ def fit_mixture(prior: Prior, z: Tensor, labels: Tensor, seed: int) -> None:
         mine = (prior.group == group).nonzero().flatten().cpu()
         rows = y[labels == group] if prior.classes else y
         if len(rows) <= y.shape[1]:
-            rows = y  # a class with hardly a member: all there is to know is the whole
+            rows = y  # too few for a covariance: the class gets that of all latents
         weights, means, covariances = _expectation_maximisation(rows, len(mine), generator)
         factors = _precision_factors(covariances)
         prior.logits[mine] = weights.log().to(prior.logits)
@@ -57,7 +58,7 @@ def _expectation_maximisation(
     ridge = _RIDGE * spread * torch.eye(dim, dtype=rows.dtype)
     weights = torch.full((count,), 1.0 / count, dtype=rows.dtype)
     chosen = torch.randperm(size, generator=generator)[:count]
-    # Fewer rows than components: some begin in the same place.
+    # Where there are fewer rows than components, some components begin at the same mean.
     means = rows[chosen[torch.arange(count) % len(chosen)]].clone()
     covariances = (whole + ridge).repeat(count, 1, 1)
     if count == 1:
@@ -67,7 +68,7 @@ def _expectation_maximisation(
         mass = shares.sum(dim=0)
         weights = (mass + 1e-6) / (mass + 1e-6).sum()
         for component in range(count):
-            # Below that there is nothing to estimate from; it stays where it is.
+            # With less mass there is nothing to estimate from, and the component stays.
             if mass[component] > 1.0:
                 share = shares[:, component : component + 1] / mass[component]
                 means[component] = (share * rows).sum(dim=0)
@@ -77,7 +78,7 @@ def _expectation_maximisation(
 
 
 def _responsibilities(rows: Tensor, weights: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
-    """How much of each row each component accounts for, [N, K]."""
+    """Responsibility of each component for each row, [N, K]."""
     factors = _precision_factors(covariances)
     log_norms = factors.diagonal(dim1=1, dim2=2).log().sum(dim=1) + weights.log()
     columns = [
@@ -88,7 +89,7 @@ def _responsibilities(rows: Tensor, weights: Tensor, means: Tensor, covariances:
 
 
 def _precision_factors(covariances: Tensor) -> Tensor:
-    """P with P^T P = covariance^-1, lower triangular, [K, D, D]."""
+    """Lower triangular P with P^T P = covariance^-1, [K, D, D]."""
     lower = torch.linalg.cholesky(covariances)
     identity = torch.eye(lower.shape[-1], dtype=lower.dtype).expand_as(lower)
     factors: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)

@@ -17,9 +17,9 @@ from training.model.config import Conv, Counts, Dense
 
 Shape = tuple[int, int, int]
 
-# Only those whose ONNX operators give a row the same bits whatever batch it runs
-# in: onnxruntime's Elu, Selu, Mish, Softplus and Log round the tail of an array
-# unlike its body (measured on 1.32).
+# Only activations whose ONNX operators give a row the same bits in every batch:
+# onnxruntime's Elu, Selu, Mish, Softplus and Log round the tail of an array unlike its
+# body (measured on 1.32).
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "leaky_relu": nn.LeakyReLU,
@@ -39,12 +39,12 @@ def build_networks(
     """Builds an encoder and a decoder.
 
     Args:
-        config: Which layers.
+        config: Layers of the networks.
         shape: C, H and W.
         latent_dim: D.
 
     Returns:
-        The encoder, F (the features it ends in), and the decoder.
+        The encoder, F, the number of features it outputs, and the decoder.
 
     Raises:
         ConfigError: The config names an unknown activation.
@@ -66,8 +66,8 @@ class DenseDecoder(nn.Module):
     """Fully connected layers from latents to logits.
 
     Args:
-        widths: Of the hidden layers.
-        activations: After each of them.
+        widths: Width of each hidden layer.
+        activations: Name of the activation after each hidden layer.
         shape: C, H and W.
         latent_dim: D.
     """
@@ -87,7 +87,14 @@ class DenseDecoder(nn.Module):
 
 
 class _Levels:
-    """The resolutions between an image and its coarsest form, each half of the next."""
+    """The resolutions between an image and its coarsest level, each half of the next finer one.
+
+    Attributes:
+        shape: C, H and W of the image.
+        count: How many times the image is halved.
+        coarse: Height and width of the coarsest level.
+        padding: Rows and columns to add to the image so that every halving is exact.
+    """
 
     def __init__(self, shape: Shape):
         self.shape = shape
@@ -97,10 +104,10 @@ class _Levels:
             math.ceil(shape[1] / unit),
             math.ceil(shape[2] / unit),
         )
-        #: Rows and columns to add so that each halving comes out even.
         self.padding = (self.coarse[0] * unit - shape[1], self.coarse[1] * unit - shape[2])
 
     def features(self, width: int) -> int:
+        """Elements of the coarsest level with `width` channels."""
         height, breadth = self.coarse
         return width * height * breadth
 
@@ -116,7 +123,7 @@ class ConvEncoder(nn.Module):
     def __init__(self, config: Conv, levels: _Levels):
         super().__init__()
         self.padding = levels.padding
-        # The finest level is left out: its pixels are folded before the first layer.
+        # No layer works at full resolution: the image's pixels are folded before the first.
         fold = 4 if levels.count else 1
         coarsest_first = range(max(levels.count, 1))
         widths = [_at(config.widths, level) for level in coarsest_first][::-1]
@@ -131,7 +138,7 @@ class ConvEncoder(nn.Module):
             nn.Conv2d(4 * fine, coarse, 1) for fine, coarse in pairwise(widths)
         )
         self.activation = _activation(config.activation)
-        # Half the channels are enough for the dense layer, which has most of the weights.
+        # Half of the channels suffice for the dense layer, which has most of the weights.
         self.squeeze = nn.Conv2d(widths[-1], widths[-1] // 2, 1)
         self.trunk = nn.Linear(levels.features(widths[-1] // 2), config.encoder_trunk)
 
@@ -151,7 +158,9 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """The way back: channels unfolded into 2 x 2 pixels (Shi et al. 2016, pixel shuffle).
+    """The encoder's mirror image: unfolds channels into 2 x 2 pixels between resolutions.
+
+    Unfolding is pixel shuffle (Shi et al. 2016).
 
     Args:
         config: Widths and blocks.
@@ -168,8 +177,8 @@ class ConvDecoder(nn.Module):
         widths = [_at(config.widths, level) for level in coarsest_first]
         blocks = [_at(config.decoder_blocks, level) for level in coarsest_first]
         self.unfold_last = fold == 4
-        # Without the layer in between the blocks alone have to place the strokes: 1.9 nats
-        # worse on MNIST after seven epochs.
+        # Without the hidden layer the blocks alone have to place the strokes, which is 1.9
+        # nats worse on MNIST after seven epochs.
         self.stem = nn.Sequential(
             nn.Linear(latent_dim, config.decoder_trunk),
             _activation(config.activation),
@@ -200,7 +209,7 @@ class ConvDecoder(nn.Module):
 
 
 class _Block(nn.Module):
-    """x + f(x), where f is nothing at first: its last convolution begins at zero."""
+    """A residual block, x + f(x); it begins as the identity, its last convolution at zero."""
 
     def __init__(self, width: int, activation: str):
         super().__init__()
@@ -217,10 +226,10 @@ class _Block(nn.Module):
 
 
 def count_multiply_adds(network: nn.Module, example: Tensor) -> int:
-    """Counts the multiply-adds of one run; two floating point operations each.
+    """Counts the multiply-adds of one forward pass, each two floating point operations.
 
     Args:
-        network: Of linear and convolutional layers; others count for nothing.
+        network: A network; only its linear and convolutional layers are counted.
         example: An input of one row.
     """
     total = 0
@@ -243,6 +252,7 @@ def count_multiply_adds(network: nn.Module, example: Tensor) -> int:
 
 
 def _at(values: Counts, level: int) -> int:
+    """The value of a level, which for the finer levels is the last one."""
     return values[min(level, len(values) - 1)]
 
 

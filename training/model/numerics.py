@@ -1,8 +1,8 @@
-"""Functions whose ONNX graphs give a row the same bits in every batch.
+"""Logarithms whose ONNX graphs give a row the same bits in every batch.
 
 onnxruntime's Log and Softplus round the tail of an array unlike its body (measured
-on 1.32), so that a row would depend on its place in the batch. These are made of
-Exp, Sigmoid and arithmetic, which do not.
+on 1.32), so that a row's value would depend on its place in the batch. These functions
+use Exp, Sigmoid and arithmetic alone.
 """
 
 import torch
@@ -27,12 +27,12 @@ def log_sigmoid(x: Tensor) -> Tensor:
 def log_sum_exp(x: Tensor) -> Tensor:
     """log(sum(exp(x))) over the last axis, [N, K] to [N].
 
-    With the largest taken out the sum is in [1, K], and its logarithm t solves
-    exp(t) = sum, by Halley's method; the error is cubed in each step.
+    With the largest term factored out the sum is in [1, K]. Its logarithm t solves
+    exp(t) = sum and is found by Halley's method, which cubes the error in each step.
     """
     largest = x.amax(dim=-1, keepdim=True)
     total = torch.exp(x - largest).sum(dim=-1)
-    # Between the ends of log(1) to log(K) and within 2 of either up to K = 5,000.
+    # The first iterate from t = 0, which is never above the logarithm.
     t = 2.0 * (total - 1.0) / (total + 1.0)
     for _ in range(_steps(x.shape[-1])):
         power = torch.exp(t)
@@ -41,5 +41,5 @@ def log_sum_exp(x: Tensor) -> Tensor:
 
 
 def _steps(count: int) -> int:
-    """Steps until the logarithm of the largest sum is exact: each adds at most 2."""
+    """Iterations until log(count) is exact in float32: each moves t by at most 2."""
     return 4 + int(count).bit_length() // 2

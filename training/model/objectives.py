@@ -1,4 +1,4 @@
-"""What is minimised: plain functions of a model and a batch."""
+"""The training objectives, as functions of a model and a batch."""
 
 import math
 from collections.abc import Callable
@@ -15,12 +15,13 @@ from training.model.vae import DiagonalGaussian, Vae, bernoulli_nll, gaussian_lo
 
 @dataclass(frozen=True)
 class Terms:
-    """The objective of a batch and what it is made of, means over the batch in nats.
+    """The objective of a batch and its terms, means over the batch in nats, each a scalar.
 
     Attributes:
-        loss: What the gradient is taken of.
+        loss: The objective to minimise.
         reconstruction: -log p(x|z).
-        kl: KL(q(z|x) || p(z)), in closed form or at the draws; 0 for a plain autoencoder.
+        kl: KL(q(z|x) || p(z)), in closed form or estimated from the draws; 0 for a plain
+            autoencoder.
     """
 
     loss: Tensor
@@ -39,19 +40,19 @@ def autoencoder_terms(
     learned_prior: bool,
     precision: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Terms:
-    """The objective of encoder, decoder and, where it takes part, learned prior.
+    """The negative ELBO or the importance-weighted bound of a batch.
 
     Args:
         model: The model.
-        images: [N, C, H, W] in [0, 1].
-        labels: int64 [N]; only a prior that knows classes looks at them.
-        eps: Standard normal noise, [K, N, D].
-        config: Which objective.
+        images: Targets and inputs, [N, C, H, W] in [0, 1].
+        labels: int64 [N]; only a prior that is conditional on the class uses them.
+        eps: Standard normal noise of K draws, [K, N, D].
+        config: Objective, and the weight of log p(label|z).
         beta: Weight of the KL term at this step.
-        learned_prior: Measure against the learned prior and not against N(0, I).
-        precision: What encoder and decoder are computed in. Latents, densities and
-            sums are in that of the weights: in bfloat16 a KL of 25 nats would be
-            known to an eighth.
+        learned_prior: Whether p(z) is the learned prior; otherwise it is N(0, I).
+        precision: Makes the context, such as autocast, that encoder and decoder run in.
+            Latents, densities and sums keep the precision of the weights: in bfloat16 a
+            KL of 25 nats has a resolution of an eighth.
     """
     draws, rows, dim = eps.shape
     with precision():
@@ -90,9 +91,9 @@ class Objective(nn.Module):
 
     Args:
         model: The model.
-        config: Which objective.
-        learned_prior: Measure against the learned prior and not against N(0, I).
-        precision: Context that encoder and decoder are computed in.
+        config: Objective, and the weight of log p(label|z).
+        learned_prior: Whether p(z) is the learned prior; otherwise it is N(0, I).
+        precision: Makes the context that encoder and decoder run in.
     """
 
     def __init__(
@@ -127,14 +128,15 @@ class Objective(nn.Module):
 
 
 def prior_nlls(model: Vae, z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """-log p(z) under the learned prior and -log p(label|z), in nats: [N] each.
-
-    The second is 0 where the prior knows no classes.
+    """-log p(z) and -log p(label|z) under the learned prior, in nats.
 
     Args:
         model: A model with a learned prior.
-        z: [N, D].
+        z: Latents, [N, D].
         labels: int64 [N].
+
+    Returns:
+        Both, [N] each; the second is 0 where the prior is not conditional on the class.
     """
     assert model.prior is not None
     components = model.prior.log_components(z)
@@ -146,7 +148,15 @@ def prior_nlls(model: Vae, z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def kl_at(model: Vae, posterior: DiagonalGaussian, z: Tensor, *, learned_prior: bool) -> Tensor:
-    """KL(q(z|x) || p(z)) of each row in nats, [N]: in closed form, or at the draw z [N, D]."""
+    """KL(q(z|x) || p(z)) of each image in nats, [N].
+
+    Args:
+        model: The model.
+        posterior: The posteriors of N images.
+        z: A draw from each of them, [N, D], to estimate the KL from where there is no
+            closed form.
+        learned_prior: Whether p(z) is the learned prior; otherwise it is N(0, I).
+    """
     if posterior.log_var is None:
         return torch.zeros_like(posterior.mean[:, 0])
     if not learned_prior:

@@ -1,4 +1,4 @@
-"""The prior p(z): what Sample draws from and what the likelihood is measured under."""
+"""The learned prior p(z), its density and its sampler: a mixture of Gaussians under a flow."""
 
 import math
 from typing import NamedTuple
@@ -9,20 +9,25 @@ from torch import Tensor, nn
 from training.model.config import PriorConfig
 from training.model.numerics import log_sum_exp
 
-# A weight of nothing, as a logarithm: its exponential is 0 in float32, without NaN.
+# The logarithm of a weight of 0: its exponential is 0 in float32, and no NaN arises.
 _NEVER = -1e4
 
 
 class Coupling(nn.Module):
     """An affine coupling layer of RealNVP (Dinh, Sohl-Dickstein and Bengio 2017).
 
-    One half of the dimensions says how the other half is scaled and moved.
+    Half of the dimensions determine the scale and shift of the other half.
 
     Args:
         dim: D, at least 2.
-        width: Of its two hidden layers.
-        seed: Of the division into halves.
-        swap: Move the first half, not the second.
+        width: Width of the two hidden layers.
+        seed: Seed of the division into halves.
+        swap: Transform the first half instead of the second.
+
+    Attributes:
+        keep: Dimensions that stay as they are, int64.
+        move: Dimensions that are transformed, int64.
+        order: Permutation, int64 [D], that puts both together in their old order.
     """
 
     keep: Tensor
@@ -38,7 +43,7 @@ class Coupling(nn.Module):
         self.register_buffer("move", move)
         self.register_buffer("order", torch.cat([keep, move]).argsort())
         last = nn.Linear(width, 2 * len(move))
-        # The identity at first.
+        # The coupling begins as the identity.
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.net = nn.Sequential(
@@ -46,7 +51,7 @@ class Coupling(nn.Module):
         )
 
     def to_base(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps z [N, D] towards the base: y [N, D] and log|det dy/dz| [N]."""
+        """Maps z [N, D] towards the base distribution: y [N, D] and log|det dy/dz| [N]."""
         kept, moved = z.index_select(1, self.keep), z.index_select(1, self.move)
         log_scale, shift = self._affine(kept)
         y = torch.cat([kept, (moved - shift) * torch.exp(-log_scale)], dim=1)
@@ -61,26 +66,34 @@ class Coupling(nn.Module):
 
     def _affine(self, kept: Tensor) -> tuple[Tensor, Tensor]:
         raw, shift = self.net(kept).chunk(2, dim=1)
-        # Bounded, so that no draw is thrown to the moon.
+        # Bounded, so that no draw comes out arbitrarily large.
         return 2.0 * torch.tanh(0.5 * raw), shift
 
 
 class Prior(nn.Module):
-    """A mixture of Gaussians with full covariances, seen through a flow.
+    """A flow over a mixture of Gaussians with full covariances.
 
-    z = f(y), where y is drawn from a mixture and f is a stack of couplings; one
-    component is the plain flow, no coupling the plain mixture. Where the data has
-    classes, each component belongs to one, so that p(z | label) is the mixture of its
-    own components, and p(z) is those mixtures weighted by how frequent the classes
-    are. Density and sampler are two readings of the same weights.
+    z = f(y), where y is drawn from a mixture and f is a stack of couplings: with one
+    component it is a plain flow, without couplings a plain mixture. Where the data has
+    classes, each component belongs to one of them: p(z | label) is the mixture of that
+    class's components, and p(z) is the sum of these mixtures weighted by the frequencies
+    of the classes.
 
     Args:
-        config: Which kind and how large; a learned one.
+        config: Kind and sizes; the kind is one that is learned.
         dim: D.
-        classes: How many classes the data has; 0 or 1 for none.
+        classes: Number of classes of the data; 0 or 1 for none.
 
     Attributes:
-        classes: How many classes can be asked for; 0 where it knows none.
+        classes: Number of classes that it is conditional on; 0 for none.
+        flow: The couplings, from the mixture to the latents.
+        group: Class of each component, int64 [K].
+        class_weights: Frequency of each class, float [max(1, classes)].
+        logits: Unnormalised log-weight of each component within its class, [K].
+        means: Mean of each component, [K, D].
+        lower: Cholesky factor of each precision matrix below its diagonal, [K, D, D].
+        log_diagonal: Logarithm of the diagonal of each Cholesky factor, [K, D], which is
+            therefore never 0.
     """
 
     group: Tensor
@@ -91,24 +104,22 @@ class Prior(nn.Module):
         mixture = "gmm" in config.kind
         self.classes = classes if mixture and classes > 1 else 0
         groups = max(1, self.classes)
-        each = max(1, config.components // groups) if mixture else 1
+        per_group = max(1, config.components // groups) if mixture else 1
         couplings = config.couplings if "flow" in config.kind else 0
         self.flow = nn.ModuleList(
             Coupling(dim, config.width, index // 2, swap=index % 2 == 1)
             for index in range(couplings)
         )
-        components = groups * each
-        self.register_buffer("group", torch.arange(groups).repeat_interleave(each))
+        components = groups * per_group
+        self.register_buffer("group", torch.arange(groups).repeat_interleave(per_group))
         self.register_buffer("class_weights", torch.full((groups,), 1.0 / groups))
         self.logits = nn.Parameter(torch.zeros(components))
         self.means = nn.Parameter(torch.randn(components, dim))
-        # The Cholesky factor of each precision matrix: lower triangle and logarithm of
-        # the diagonal, which is therefore never 0.
         self.lower = nn.Parameter(torch.zeros(components, dim, dim))
         self.log_diagonal = nn.Parameter(torch.zeros(components, dim))
 
     def to_base(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps latents [N, D] back through the flow: y [N, D] and log|det dy/dz| [N]."""
+        """Maps latents z [N, D] back through the flow: y [N, D] and log|det dy/dz| [N]."""
         log_det = torch.zeros_like(z[:, 0])
         for coupling in reversed(self.flow):
             assert isinstance(coupling, Coupling)
@@ -117,14 +128,14 @@ class Prior(nn.Module):
         return z, log_det
 
     def from_base(self, y: Tensor) -> Tensor:
-        """Maps points of the mixture through the flow, [N, D] to latents [N, D]."""
+        """Maps draws from the mixture through the flow, [N, D] to latents [N, D]."""
         for coupling in self.flow:
             assert isinstance(coupling, Coupling)
             y = coupling.from_base(y)
         return y
 
     def log_components(self, z: Tensor) -> Tensor:
-        """The logarithm of each component's density at z [N, D], without its weight: [N, K]."""
+        """Log-density at z [N, D] of each component, not weighted: [N, K]."""
         y, log_det = self.to_base(z)
         return _log_gaussians(y, self._gaussians()) + log_det.unsqueeze(1)
 
@@ -132,22 +143,21 @@ class Prior(nn.Module):
         """Log p(z), or log p(z | label), in nats: [N].
 
         Args:
-            z: [N, D].
-            label: int64 [N], the class of each row; -1, or None for all, means any.
+            z: Latents, [N, D].
+            label: Class of each row, int64 [N], -1 for any; None for any in all rows.
         """
         return self.weigh(self.log_components(z), label)
 
     def weigh(self, log_components: Tensor, label: Tensor | None = None) -> Tensor:
-        """Sums what `log_components` returned, as `log_prob` does."""
+        """The weighted sum of `log_components` [N, K]: `log_prob`, [N]."""
         table = self.log_weights()
         weights = table[0] if label is None else table.index_select(0, label + 1)
         return log_sum_exp(log_components + weights)
 
     def log_weights(self) -> Tensor:
-        """The logarithm of each component's weight: for any class first, then for each.
+        """The log-weights of the components, [1 + classes, K].
 
-        Returns:
-            [1 + classes, K].
+        The first row is for p(z), row 1 + label for p(z | label).
         """
         groups = len(self.class_weights)
         members = self.group == torch.arange(groups, device=self.group.device).unsqueeze(1)
@@ -166,7 +176,7 @@ class Prior(nn.Module):
         factors = self.factors()
         count, dim, _ = factors.shape
         return _Gaussians(
-            # One matrix for all: y P^T - P mean is standard normal under its component.
+            # Under its component, y P^T - P mean is standard normal.
             factors.reshape(count * dim, dim).T,
             (factors @ self.means.unsqueeze(2)).reshape(count * dim),
             self.log_diagonal.sum(dim=1) - 0.5 * dim * math.log(2.0 * math.pi),
@@ -174,12 +184,12 @@ class Prior(nn.Module):
 
 
 class _Gaussians(NamedTuple):
-    """Gaussians in the form that makes their densities one matrix product.
+    """K Gaussians in a form in which their densities take one matrix product.
 
     Attributes:
-        whiten: [D, K * D].
-        offsets: [K * D].
-        log_norms: [K], the logarithms of the densities' peaks.
+        whiten: The transposed Cholesky factors of the precision matrices, [D, K * D].
+        offsets: The whitened means, [K * D].
+        log_norms: Log-density at each mean, [K].
     """
 
     whiten: Tensor
@@ -188,7 +198,7 @@ class _Gaussians(NamedTuple):
 
 
 def _log_gaussians(y: Tensor, gaussians: _Gaussians) -> Tensor:
-    """The logarithm of each density at y [N, D]: [N, K]."""
+    """The log-density of each Gaussian at y [N, D]: [N, K]."""
     count, dim = len(gaussians.log_norms), y.shape[1]
     standardized = (y @ gaussians.whiten - gaussians.offsets).reshape(-1, count, dim)
     square: Tensor = standardized.square().sum(dim=2)
@@ -196,10 +206,10 @@ def _log_gaussians(y: Tensor, gaussians: _Gaussians) -> Tensor:
 
 
 class Density(nn.Module):
-    """The density of a prior as it is exported: a snapshot, what is constant worked out.
+    """The density of a prior, for export: a snapshot of its weights with constants folded.
 
     Args:
-        prior: What to read.
+        prior: The prior.
     """
 
     whiten: Tensor
@@ -216,7 +226,7 @@ class Density(nn.Module):
             self.register_buffer("log_weights", prior.log_weights())
 
     def forward(self, z: Tensor, label: Tensor) -> Tensor:
-        """Log p(z | label) in nats, [N], for z [N, D] and label int64 [N] (-1 means any)."""
+        """Log p(z | label) in nats, [N], of z [N, D] and label int64 [N], -1 for any."""
         y, log_det = self.prior.to_base(z)
         gaussians = _Gaussians(self.whiten, self.offsets, self.log_norms)
         weights = self.log_weights.index_select(0, _row(label, self.prior))
@@ -224,15 +234,15 @@ class Density(nn.Module):
 
 
 def _row(label: Tensor, prior: Prior) -> Tensor:
-    """Where a label stands in the table of weights; -1 is the first row."""
+    """Row of each label in the table of weights; -1 is the first row."""
     return label + 1 if prior.classes else label * 0
 
 
 class Sampler(nn.Module):
-    """The other reading of a prior: noise to latents. A snapshot of its weights.
+    """The sampler of a prior, from noise to latents: a snapshot of its weights.
 
     Args:
-        prior: What to draw from.
+        prior: The prior.
     """
 
     thresholds: Tensor
@@ -245,8 +255,8 @@ class Sampler(nn.Module):
         with torch.no_grad():
             weights = prior.log_weights().double().exp()
             weights = weights / weights.sum(dim=1, keepdim=True)
-            # Above 1 from the last component that has any weight on, so that rounding
-            # never leads past it.
+            # From the last component with a weight on above 1, so that rounding never
+            # selects a component after it.
             last = (weights > 0).to(torch.int64).cumsum(dim=1).argmax(dim=1, keepdim=True)
             cumulative = weights.cumsum(dim=1)
             past = torch.arange(weights.shape[1], device=last.device) >= last
@@ -266,9 +276,9 @@ class Sampler(nn.Module):
 
         Args:
             eps: Standard normal noise, [N, D].
-            u: Uniform in [0, 1), [N, 1]: which component, by the inverse of the
-                cumulative weights.
-            label: int64 [N], the class of each row; -1 means any.
+            u: Uniform noise in [0, 1), [N, 1]; selects the component by the inverse of
+                the cumulative weights.
+            label: Class of each row, int64 [N], -1 for any.
 
         Returns:
             z [N, D].

@@ -1,4 +1,4 @@
-"""The autoencoder and the distributions it speaks in."""
+"""The variational autoencoder, its posterior and its likelihood."""
 
 from dataclasses import dataclass
 
@@ -14,43 +14,46 @@ from training.model.prior import Prior
 
 @dataclass(frozen=True)
 class DiagonalGaussian:
-    """The posterior q(z|x) = N(mean, diag(exp(log_var))).
+    """Posteriors q(z|x) = N(mean, diag(exp(log_var))) of a batch of images.
 
     Attributes:
-        mean: float [N, D].
-        log_var: float [N, D], natural logarithm of the variances; None for the point
-            that a plain autoencoder answers.
+        mean: Means, float [N, D].
+        log_var: Natural logarithms of the variances, float [N, D]; None for a plain
+            autoencoder, whose posterior is a point.
     """
 
     mean: Tensor
     log_var: Tensor | None
 
     def to(self, dtype: torch.dtype) -> "DiagonalGaussian":
-        """Returns the same in another precision."""
+        """Converts to another precision."""
         return DiagonalGaussian(
             self.mean.to(dtype), None if self.log_var is None else self.log_var.to(dtype)
         )
 
     def sample(self, eps: Tensor) -> Tensor:
-        """Returns mean + sigma * eps (Kingma and Welling 2014, section 2.4).
+        """Samples by the reparameterization trick (Kingma and Welling 2014, section 2.4).
 
         Args:
             eps: Standard normal noise, [..., N, D].
+
+        Returns:
+            mean + sigma * eps, [..., N, D].
         """
         if self.log_var is None:
             return self.mean.expand_as(eps)
         return self.mean + torch.exp(0.5 * self.log_var) * eps
 
     def kl(self) -> Tensor:
-        """KL(q || N(0, I)) of each row in nats, [N], summed over the latent dimensions.
+        """KL(q(z|x) || N(0, I)) of each image in nats, [N].
 
-        Closed form: Kingma and Welling 2014, appendix B.
+        In closed form (Kingma and Welling 2014, appendix B).
         """
         assert self.log_var is not None
         return 0.5 * (self.mean.square() + self.log_var.exp() - 1.0 - self.log_var).sum(dim=1)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Log q(z|x) of each row in nats, [..., N], for z [..., N, D]."""
+        """Log q(z|x) in nats, [..., N], of latents z [..., N, D]."""
         assert self.log_var is not None
         return gaussian_log_prob(z, self.mean, self.log_var)
 
@@ -65,28 +68,31 @@ _LOG_2PI = 1.8378770664093453
 
 
 def bernoulli_nll(logits: Tensor, images: Tensor) -> Tensor:
-    """-log p(x|z) of each row in nats, [N], summed over all pixels.
+    """-log p(x|z) of each image in nats, [N], summed over all pixels.
 
-    From the logits: a float32 sigmoid saturates, its logarithm does not come back.
+    Computed from the logits, since a float32 sigmoid saturates at 0 and 1.
 
     Args:
-        logits: [N, C, H, W].
-        images: [N, C, H, W] in [0, 1].
+        logits: Output of the decoder, [N, C, H, W].
+        images: Targets in [0, 1], [N, C, H, W].
     """
     nll = F.binary_cross_entropy_with_logits(logits, images, reduction="none")
     return nll.flatten(1).sum(dim=1)
 
 
 class Vae(nn.Module):
-    """A variational autoencoder (Kingma and Welling 2014), shaped by its config.
+    """A variational autoencoder (Kingma and Welling 2014).
 
     Args:
         config: Networks, latent dimensions, posterior and prior.
         image_shape: C, H and W.
-        classes: How many classes the data has, for a prior that knows them.
+        classes: Number of classes of the data, for a prior that is conditional on them.
 
     Attributes:
-        prior: The learned prior, or None where there is nothing to learn.
+        config: Networks, latent dimensions, posterior and prior.
+        image_shape: C, H and W.
+        prior: The learned prior; None where p(z) is N(0, I), or a plain autoencoder has
+            none.
 
     Raises:
         ConfigError: The config names an unknown activation.
@@ -104,11 +110,11 @@ class Vae(nn.Module):
 
     @property
     def labels(self) -> int:
-        """How many classes the prior can be asked for; 0 for none."""
+        """Number of classes that the prior can be sampled by; 0 where it has none."""
         return 0 if self.prior is None else self.prior.classes
 
     def encode(self, images: Tensor) -> DiagonalGaussian:
-        """Maps images [N, C, H, W] in [0, 1] to their posteriors."""
+        """Encodes images [N, C, H, W] in [0, 1] to their posteriors."""
         features = self.encoder(images)
         mean = self.to_mean(features)
         if self.to_scale is None:
@@ -119,15 +125,15 @@ class Vae(nn.Module):
         return DiagonalGaussian(mean, log_var)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Maps latents [N, D] to the logits of the pixels, [N, C, H, W]."""
+        """Decodes latents [N, D] to the logits of the pixels, [N, C, H, W]."""
         logits: Tensor = self.decoder(z)
         return logits
 
     def autoencoder_parameters(self) -> list[nn.Parameter]:
         """The weights of encoder and decoder."""
-        prior = set() if self.prior is None else set(self.prior.parameters())
-        return [each for each in self.parameters() if each not in prior]
+        prior = set(self.prior_parameters())
+        return [parameter for parameter in self.parameters() if parameter not in prior]
 
     def prior_parameters(self) -> list[nn.Parameter]:
-        """The weights of the learned prior; none where there is none."""
+        """The weights of the learned prior; empty where there is none."""
         return [] if self.prior is None else list(self.prior.parameters())
