@@ -1,1 +1,1 @@
-"""What training, export and service must agree on to the bit: NumPy and Pillow alone."""
+"""Code that training, export and service share so that their bits agree: NumPy and Pillow only."""

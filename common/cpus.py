@@ -1,7 +1,6 @@
-"""How many CPUs this process may really use.
+"""The number of CPUs that this process may use.
 
-onnxruntime and torch count cores, blind to a container's quota. Shared by the server
-and the trainer; the client has no use for it.
+onnxruntime and torch count the machine's cores and ignore a container's CPU quota.
 """
 
 import math
@@ -11,12 +10,12 @@ from pathlib import Path
 
 
 def usable_cpus(mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """Returns the CPUs allowed by affinity and by cgroup v2 quotas, at least 1.
+    """The number of CPUs that affinity and cgroup v2 quotas allow, at least 1.
 
     Args:
-        mount: Where the cgroup file system is mounted. In a container it shows
-            the container's own limits.
-        own: Names this process's cgroup, whose parents have quotas too.
+        mount: Mount point of the cgroup file system; in a container it has the
+            container's own limits.
+        own: The file that names this process's cgroup.
     """
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for group in _groups(mount, own):
@@ -25,11 +24,12 @@ def usable_cpus(mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/se
             if quota != "max":
                 cpus = min(cpus, math.ceil(int(quota) / int(period)))
         except (OSError, ValueError):
-            continue  # the root has no quota; cgroup v1 has other files
+            continue  # the root cgroup has no quota, and cgroup v1 has other files
     return max(1, cpus)
 
 
 def _groups(mount: Path, own: Path) -> Iterator[Path]:
+    """The folder of this process's cgroup and those of its parents, whose quotas bind it too."""
     try:
         lines = own.read_text().splitlines()
     except OSError:

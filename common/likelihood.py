@@ -1,8 +1,7 @@
-"""How likely images are under a model, from its logits and densities: NumPy alone.
+"""Likelihoods of images under a model, from its logits, latents and densities.
 
-All in nats, float64, one value a row. Sums over pixels and over latent dimensions, in
-float64, of rows that lie in memory one after the other: a row's sum does not depend on
-the rows beside it.
+Every function returns nats, one float64 per row. It sums in float64 over rows that are
+contiguous in memory, so that a row's value does not depend on the rest of its batch.
 """
 
 import math
@@ -15,13 +14,14 @@ Nats = NDArray[np.float64]
 
 
 def bernoulli_nll(logits: Array, images: Array) -> Nats:
-    """-log p(x|z) summed over pixels: softplus(l) - x * l, which does not saturate.
+    """-log p(x|z), summed over pixels, [N].
 
-    A float32 sigmoid is exactly 0 or 1 from |l| >= 18 on, and its logarithm infinite.
+    Computed as softplus(l) - x * l, which does not saturate: for |l| >= 18 a float32
+    sigmoid can be exactly 0 or 1, and its logarithm infinite.
 
     Args:
-        logits: float32 [N, C, H, W].
-        images: float32 [N, C, H, W] in [0, 1].
+        logits: Output l of the decoder, float32 [N, C, H, W].
+        images: Targets x, float32 [N, C, H, W] in [0, 1].
     """
     wide = logits.reshape(len(logits), -1).astype(np.float64)
     terms = np.logaddexp(0.0, wide) - images.reshape(len(images), -1) * wide
@@ -29,7 +29,7 @@ def bernoulli_nll(logits: Array, images: Array) -> Nats:
 
 
 def standard_kl(mean: Array, log_var: Array) -> Nats:
-    """KL(N(mean, exp(log_var)) || N(0, I)) summed over latent dimensions.
+    """KL(N(mean, exp(log_var)) || N(0, I)), [N].
 
     In closed form (Kingma and Welling 2014, appendix B).
 
@@ -42,7 +42,7 @@ def standard_kl(mean: Array, log_var: Array) -> Nats:
 
 
 def gaussian_log_density(z: Array, mean: Array | float = 0.0, log_var: Array | float = 0.0) -> Nats:
-    """Log N(z; mean, exp(log_var)) summed over latent dimensions.
+    """Log N(z; mean, exp(log_var)), [N].
 
     Args:
         z: float32 [N, D].
@@ -50,15 +50,15 @@ def gaussian_log_density(z: Array, mean: Array | float = 0.0, log_var: Array | f
         log_var: float32 [N, D], or 0.
     """
     v = np.asarray(log_var, np.float64)
-    away = z.astype(np.float64) - mean
-    return np.asarray(-0.5 * (math.log(2.0 * math.pi) + v + away * away * np.exp(-v)).sum(axis=1))
+    d = z.astype(np.float64) - mean
+    return np.asarray(-0.5 * (math.log(2.0 * math.pi) + v + d * d * np.exp(-v)).sum(axis=1))
 
 
 class ImportanceBound:
-    """The importance-weighted bound on -log p(x) (Burda, Grosse and Salakhutdinov 2016).
+    """Accumulates the importance-weighted bound on -log p(x) of N images.
 
-    Draws are added one after the other, so that the bound does not depend on how many
-    were computed at a time.
+    The bound of Burda, Grosse and Salakhutdinov 2016. Draws are added one by one, so that
+    its bits do not depend on how many are computed in a batch.
 
     Args:
         rows: N.
@@ -69,20 +69,20 @@ class ImportanceBound:
         self._draws = 0
 
     def add(self, log_weights: Nats) -> None:
-        """Takes log p(x, z) / q(z|x) of one more draw of each row, [N]."""
+        """Adds a draw: its log-weights log p(x, z) / q(z|x), [N]."""
         self._total = np.logaddexp(self._total, log_weights)
         self._draws += 1
 
     def nll(self) -> Nats:
-        """-log 1/K sum_k p(x, z_k) / q(z_k|x) of each row, [N]."""
+        """-log 1/K sum_k p(x, z_k) / q(z_k|x) over the K draws so far, [N]."""
         return np.asarray(math.log(self._draws) - self._total)
 
 
 def percentile(elbo: Nats, table: tuple[float, ...]) -> Nats:
-    """How many percent of the training set score below, 0 to 100.
+    """Percentile rank of scores within those of the training set, 0 to 100, [N].
 
     Args:
-        elbo: Scores, [N].
-        table: The 0th to 100th percentile of the training set's scores.
+        elbo: Negative ELBOs at the posterior mean, [N].
+        table: The 0th to 100th percentile of the training set's scores, ascending.
     """
     return np.asarray(np.interp(elbo, table, np.arange(101.0)))

@@ -1,8 +1,8 @@
-"""Seeded noise that depends on (seed, row) alone.
+"""Seeded noise whose rows are functions of the seed and the row number alone.
 
-Scheme `philox4x64-10/as241/1`. Row r of a stream is a pure function of the seed,
-the stream and r, so that a job can be cut, batched, retried and spread over
-servers as anyone likes:
+Scheme `philox4x64-10/as241/1`. Row r of a stream is a pure function of the seed, the
+stream and r, so that a job can be split, batched, retried and spread over servers in any
+way:
 
 - The bits are those of Philox4x64-10 (Salmon et al. 2011), a counter-based
   generator. The key is (seed, 0). Row r owns the blocks r*B to r*B + B - 1 of four
@@ -11,12 +11,12 @@ servers as anyone likes:
 - A word w becomes the uniform u = (floor(w / 2^12) + 1/2) / 2^52, which is exact
   in float64 and never 0 or 1, and u becomes a normal by the inverse CDF, algorithm
   AS 241 PPND16 (Wichura 1988, accurate to 1e-16), in float64, rounded once.
-- Where a uniform is wanted, a word w becomes floor(w / 2^40) / 2^24: in [0, 1) and exact
-  in float32.
+- For uniform noise, a word w becomes floor(w / 2^40) / 2^24, in [0, 1) and exact in
+  float32.
 
-The inverse CDF and not Box-Muller: truncation to [-t, t] is then u squeezed into
-[Phi(-t), Phi(t)], so the same seed gives the same digit made more typical, and
-the body of the algorithm is +, -, * and / only, which every CPU rounds alike.
+The inverse CDF rather than Box-Muller: truncation to [-t, t] maps u into
+[Phi(-t), Phi(t)], so that the same seed gives a more typical version of the same image,
+and the centre of the distribution takes +, -, * and / only, which every CPU rounds alike.
 """
 
 import enum
@@ -25,9 +25,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+#: Name of the scheme, which is part of a bundle's contract.
 NAME = "philox4x64-10/as241/1"
 
-#: Rows are numbered 0 to ROWS - 1 within a seed.
+#: Number of rows of a seed: they are numbered 0 to ROWS - 1.
 ROWS = 2**64
 
 _WORDS_PER_BLOCK = 4
@@ -58,16 +59,16 @@ _FAR_TAIL = (
 
 
 class Stream(enum.IntEnum):
-    """What noise is for; streams of one seed never share a word."""
+    """Purpose of noise; the streams of a seed have no words in common."""
 
     PRIOR = 0
-    """Sample: the noise that the prior turns into latents."""
+    """Sample: normal noise that the prior maps to latents."""
     COMPONENT = 1
-    """Sample: the choice of a mixture's component."""
+    """Sample: uniform noise that selects the mixture's component."""
     POSTERIOR = 2
-    """Encode: the draw from the posterior."""
+    """Encode: normal noise of draws from the posterior."""
     SCORE = 3
-    """Score: the importance-weighted draws, numbered by `draw`."""
+    """Score: normal noise of the importance-weighted draws, numbered by `draw`."""
 
 
 def standard_normal(
@@ -80,29 +81,29 @@ def standard_normal(
     draw: int = 0,
     truncation: float | None = None,
 ) -> NDArray[np.float32]:
-    """Returns rows `offset` to `offset + rows - 1` of a seed's noise.
+    """Standard normal noise of the rows `offset` to `offset + rows - 1` of a seed.
 
     Args:
         seed: 0 to 2^64 - 1.
-        offset: Index of the first row; offset + rows is at most 2^64.
-        rows: How many rows.
-        dim: D, elements in a row.
-        stream: What the noise is for.
-        draw: Number of the draw, where one row is drawn several times.
-        truncation: Draw from the normal distribution truncated to
-            [-truncation, truncation]; above 0.
+        offset: Number of the first row; offset + rows is at most 2^64.
+        rows: Number of rows.
+        dim: D, elements of a row.
+        stream: Purpose of the noise.
+        draw: Number of the draw, where a row is drawn several times.
+        truncation: Bound above 0 of a normal distribution truncated to
+            [-truncation, truncation]; None for no truncation.
 
     Returns:
         float32 [rows, dim].
 
     Raises:
-        ValueError: A seed, offset or number of rows out of range.
+        ValueError: A seed, offset or number of rows is out of range.
     """
     words = _words(seed, offset, rows, dim, stream, draw) >> np.uint64(12)
     centred = (words.astype(np.float64) + 0.5) * 2.0**-52 - 0.5
     if truncation is None:
         return _normal_quantile(centred).astype(np.float32)
-    # Phi(t) - Phi(-t) = erf(t / sqrt 2), and the squeeze is symmetric about 1/2.
+    # Phi(t) - Phi(-t) = erf(t / sqrt 2), and the interval is symmetric about 1/2.
     centred *= math.erf(truncation / math.sqrt(2.0))
     bound = np.float32(truncation)
     return np.clip(_normal_quantile(centred).astype(np.float32), -bound, bound)
@@ -111,19 +112,19 @@ def standard_normal(
 def uniform(
     seed: int, offset: int, rows: int, *, stream: Stream = Stream.COMPONENT
 ) -> NDArray[np.float32]:
-    """Returns one uniform number in [0, 1) for each of the rows from `offset` on.
+    """Uniform noise in [0, 1) of the rows `offset` to `offset + rows - 1` of a seed.
 
     Args:
         seed: 0 to 2^64 - 1.
-        offset: Index of the first row; offset + rows is at most 2^64.
-        rows: How many rows.
-        stream: What the noise is for.
+        offset: Number of the first row; offset + rows is at most 2^64.
+        rows: Number of rows.
+        stream: Purpose of the noise.
 
     Returns:
         float32 [rows, 1].
 
     Raises:
-        ValueError: A seed, offset or number of rows out of range.
+        ValueError: A seed, offset or number of rows is out of range.
     """
     words = _words(seed, offset, rows, 1, stream, 0) >> np.uint64(40)
     return words.astype(np.float32) * np.float32(2.0**-24)
@@ -132,12 +133,12 @@ def uniform(
 def _words(
     seed: int, offset: int, rows: int, dim: int, stream: Stream, draw: int
 ) -> NDArray[np.uint64]:
-    """The words of the rows, [rows, dim]."""
+    """The 64-bit words of the rows, [rows, dim]."""
     if not (0 <= seed < 2**64 and offset >= 0 and rows >= 0 and offset + rows <= ROWS):
         raise ValueError(f"seed {seed}, offset {offset}, rows {rows}: out of the range of uint64")
     blocks = -(-dim // _WORDS_PER_BLOCK)
     first = offset * blocks + (draw << 128) + (int(stream) << 192)
-    # NumPy steps the counter before it enciphers it.
+    # NumPy increments the counter before it enciphers it.
     generator = np.random.Philox(key=seed, counter=(first - 1) % 2**256)
     words = np.asarray(generator.random_raw(rows * blocks * _WORDS_PER_BLOCK))
     return words.reshape(rows, blocks * _WORDS_PER_BLOCK)[:, :dim]
@@ -162,11 +163,12 @@ def _normal_quantile(centred: NDArray[np.float64]) -> NDArray[np.float64]:
 def _rational(
     coefficients: tuple[tuple[float, ...], tuple[float, ...]], x: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    above, below = np.full_like(x, coefficients[0][0]), np.full_like(x, coefficients[1][0])
+    """A rational function at x by Horner's scheme, from its coefficients, highest first."""
+    numerator, denominator = (np.full_like(x, polynomial[0]) for polynomial in coefficients)
     for a, b in zip(coefficients[0][1:], coefficients[1][1:], strict=True):
-        above *= x
-        above += a
-        below *= x
-        below += b
-    above /= below
-    return above
+        numerator *= x
+        numerator += a
+        denominator *= x
+        denominator += b
+    numerator /= denominator
+    return numerator

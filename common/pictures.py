@@ -1,11 +1,11 @@
-"""One picture from the bytes of a file to a uint8 array.
+"""Decodes pictures: from the bytes of an image file to a uint8 array.
 
-The rules: the format is told by content, not by name; of a moving picture the first
-frame; turned upright as its EXIF data say; what is transparent lies over white; 16
-bits a pixel are scaled to 8; CMYK becomes RGB and colour profiles are not applied;
-what is of another aspect ratio than wanted is cut to its middle, never distorted.
+The format is recognised by content, not by name; of an animation the first frame is used;
+the picture is turned upright by its EXIF orientation; transparency is composed over white;
+16 bits per pixel are scaled to 8; CMYK is converted to RGB and colour profiles are
+ignored; to get another aspect ratio the picture is cropped to its centre, never distorted.
 
-Everything here may be called from several threads at once.
+All functions may be called from several threads at once.
 """
 
 import io
@@ -19,12 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+#: Lower-case suffixes of the files that are taken for pictures.
 SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".webp")
 )
+#: The formats that are read, as Pillow names them.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM")
 
-# Height and width.
+#: Height and width, in pixels.
 Size = tuple[int, int]
 
 _GREY = frozenset(("1", "L", "LA", "La"))
@@ -43,23 +45,27 @@ _UPRIGHT = {
 _PILLOW = re.compile(r"PIL\.")
 _QUIET = ("ignore", None, Warning, _PILLOW, 0)
 
-# Loads the readers, which threads would race for.
+# Loads Pillow's plugins, which threads would otherwise race to load.
 Image.init()
 
 
 class PictureError(Exception):
-    """A picture cannot be used; the message says what is wrong and names no file."""
+    """A picture cannot be used; the message says why and does not name the file."""
 
 
 class NotAPicture(PictureError):
-    """Damaged beyond recognition, or of another format than wanted."""
+    """The bytes are in none of the accepted formats."""
 
 
 class TooLarge(PictureError):
-    """More pixels than a picture in earnest has: a decompression bomb.
+    """The picture has more pixels than accepted and may be a decompression bomb.
+
+    Args:
+        got: Number of pixels, in words.
+        limit: Largest number accepted.
 
     Attributes:
-        got: How many.
+        got: Number of pixels, in words.
     """
 
     def __init__(self, got: str, limit: int):
@@ -70,31 +76,33 @@ class TooLarge(PictureError):
 def open_picture(
     raw: bytes, formats: Sequence[str] = FORMATS, most_pixels: int | None = None
 ) -> Image.Image:
-    """Opens a picture: its header is read, none of its pixels.
+    """Opens a picture and reads its header, but not its pixels.
 
     Args:
         raw: Content of a file.
-        formats: Those accepted, as Pillow names them, of `FORMATS`.
-        most_pixels: Most pixels accepted; Pillow's own limit by default.
+        formats: Formats accepted, a subset of `FORMATS`.
+        most_pixels: Largest number of pixels accepted; Pillow's own limit by default.
 
     Returns:
-        The picture, for `prepare`. To be closed by the caller.
+        The picture, for `prepare`; the caller closes it.
 
     Raises:
-        NotAPicture: It is of none of the formats.
+        NotAPicture: It is in none of the formats.
         TooLarge: It has more pixels than accepted.
         PictureError: Its header is damaged.
     """
-    with _told():
+    with _as_picture_errors():
         try:
             image = Image.open(io.BytesIO(raw), formats=tuple(formats))
         except UnidentifiedImageError as error:
             wanted = ", ".join(formats)
             raise NotAPicture(f"damaged or not a picture, wanted one of {wanted}") from error
         except Image.DecompressionBombError as error:
-            # Of twice its limit and more; below that Pillow only warns.
-            pillows = Image.MAX_IMAGE_PIXELS or 0
-            raise TooLarge(f"more than {2 * pillows} pixels", most_pixels or pillows) from error
+            # Raised from twice Pillow's limit on; below that it only warns.
+            pillow_limit = Image.MAX_IMAGE_PIXELS or 0
+            raise TooLarge(
+                f"more than {2 * pillow_limit} pixels", most_pixels or pillow_limit
+            ) from error
         limit = Image.MAX_IMAGE_PIXELS if most_pixels is None else most_pixels
         pixels = image.width * image.height
         if limit is not None and pixels > limit:
@@ -104,73 +112,73 @@ def open_picture(
 
 
 def prepare(image: Image.Image, size: Size | None, channels: int | None) -> NDArray[np.uint8]:
-    """Decodes a picture and makes it fit.
+    """Decodes an opened picture, crops and resizes it, and converts its channels.
 
     Args:
-        image: From `open_picture`.
-        size: Height and width to cut and resize to, or None.
+        image: A picture from `open_picture`.
+        size: Height and width to crop and resize to; None for those of the picture.
         channels: 1 or 3; None for 3 where the picture has colour, else 1.
 
     Returns:
         uint8 [C, H, W].
 
     Raises:
-        PictureError: It is damaged or its pixels are of a kind unknown.
+        PictureError: It is damaged, or its pixel format is not supported.
     """
-    with _told():
+    with _as_picture_errors():
         if size is not None:
-            # JPEG alone: read at a fraction of the size, with enough left to resize well,
-            # also where it is yet to be turned.
+            # JPEG only: decodes at a fraction of the resolution, large enough to resize well
+            # in either orientation.
             image.draft(None, (2 * max(size), 2 * max(size)))
         image.load()
         plain = _plain(_upright(image))
         if channels is not None:
             plain = plain.convert("L" if channels == 1 else "RGB")
         if size is not None:
-            plain = _cut(plain, size)
+            plain = _crop(plain, size)
         array = cast(NDArray[np.uint8], np.asarray(plain))
         return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
 def decode(raw: bytes, size: Size | None, channels: int | None) -> NDArray[np.uint8]:
-    """Reads a picture of any of `FORMATS`: `open_picture`, then `prepare`.
+    """Decodes a file in any of `FORMATS`: `open_picture`, then `prepare`.
 
     Args:
-        raw: Content of a file.
-        size: Height and width to cut and resize to, or None.
+        raw: Content of the file.
+        size: Height and width to crop and resize to; None for those of the picture.
         channels: 1 or 3; None for 3 where the picture has colour, else 1.
 
     Returns:
         uint8 [C, H, W].
 
     Raises:
-        PictureError: It is damaged, of another format or too large to be one in earnest.
+        PictureError: It is damaged, in another format or too large.
     """
     with open_picture(raw) as image:
         return prepare(image, size, channels)
 
 
 def fit(images: NDArray[np.uint8], size: Size | None, channels: int | None) -> NDArray[np.uint8]:
-    """Resizes grey pictures and repeats them for each channel, as `decode` does.
+    """Crops and resizes grey images as `decode` does, and repeats them for each channel.
 
     Args:
         images: uint8 [N, H, W].
-        size: Height and width to cut and resize to, or None.
+        size: Height and width to crop and resize to; None for those of the images.
         channels: 1 or 3; None for 1.
 
     Returns:
-        uint8 [N, C, H, W]; a view of `images` where nothing is to be done.
+        uint8 [N, C, H, W]; a view of `images` where they are neither resized nor repeated.
     """
     if size is not None and images.shape[1:] != size:
         resized = np.empty((len(images), *size), np.uint8)
         for index, image in enumerate(images):
-            resized[index] = np.asarray(_cut(Image.fromarray(image), size))
+            resized[index] = np.asarray(_crop(Image.fromarray(image), size))
         images = resized
     return images[:, None] if channels in (None, 1) else np.repeat(images[:, None], 3, axis=1)
 
 
 def turned(image: Image.Image) -> bool:
-    """Whether the EXIF data of a picture from `open_picture` turn or mirror it."""
+    """Whether the EXIF orientation of a picture from `open_picture` turns or mirrors it."""
     return _turn(image) is not None
 
 
@@ -180,15 +188,15 @@ def transparent(image: Image.Image) -> bool:
     Raises:
         PictureError: It is damaged.
     """
-    with _told():
+    with _as_picture_errors():
         if image.mode == "P" and image.palette is None:
             raise PictureError("its palette is missing")
         return image.has_transparency_data
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Makes a PictureError of whatever Pillow's readers make of damaged bytes."""
+def _as_picture_errors() -> Iterator[None]:
+    """Converts the exceptions of Pillow's decoders, of many types, to PictureError."""
     _quieten()
     try:
         yield
@@ -199,19 +207,20 @@ def _told() -> Iterator[None]:
 
 
 def _quieten() -> None:
-    """Makes sure that what Pillow warns of is neither raised nor printed.
+    """Suppresses Pillow's warnings, which may otherwise be printed or raised.
 
-    It warns of oddities in pictures that it reads well, and of bombs, which are refused
-    anyhow. Filters are the whole process's: to change and restore them around a call, as
-    `warnings.catch_warnings` does, would race with other threads. So this one is put in
-    front where it is not, and never taken away.
+    They are of oddities in pictures that decode well, and of decompression bombs, which
+    are refused anyway. Warning filters are global: changing and restoring them around a
+    call, as `warnings.catch_warnings` does, would race with other threads. So the filter
+    is put first wherever it is not, and stays.
     """
     if not warnings.filters or warnings.filters[0] != _QUIET:
         warnings.filterwarnings("ignore", module=_PILLOW.pattern)
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    with suppress(Exception):  # damaged EXIF data say nothing, and the picture is good
+    """The transposition that turns a picture upright; None where it is."""
+    with suppress(Exception):  # damaged EXIF data are ignored, since the pixels are good
         return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     return None
 
@@ -222,7 +231,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    """Returns it in mode L where it has no colour, else in mode RGB."""
+    """Converts to mode L where the picture has no colour, else to mode RGB."""
     if image.mode in _DEEP_GREY:
         return _from_16_bits(image)
     if image.mode not in _GREY | _COLOUR:
@@ -233,7 +242,7 @@ def _plain(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("L" if grey else "RGB")
-    # GIF files have a palette always.
+    # GIF files always have a palette, also without colours in it.
     return image.convert("L") if palette and _colourless(image) else image
 
 
@@ -251,8 +260,8 @@ def _colourless(image: Image.Image) -> bool:
     return bool((red == green).all() and (green == blue).all())
 
 
-def _cut(image: Image.Image, size: Size) -> Image.Image:
-    """Cuts the middle of the aspect ratio of `size` out, and resizes it."""
+def _crop(image: Image.Image, size: Size) -> Image.Image:
+    """Crops to the centre, of the aspect ratio of `size`, and resizes."""
     height, width = size
     left = max(0.0, image.width - image.height * width / height) / 2
     top = max(0.0, image.height - image.width * height / width) / 2
