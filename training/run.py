@@ -22,7 +22,7 @@ from training.model.config import Preset
 from training.parallel import Parallel
 from training.progress import Observer, Pace, Progress
 from training.report import write_report
-from training.report.collect import Camera, tell
+from training.report.collect import MovieRecorder, collect_report
 from training.run_folder import RunConfig, RunFolder
 from training.schedule import Phase
 from training.trainer import VALIDATIONS, Trainer
@@ -165,7 +165,7 @@ class TrainingRun:
 
         last_checkpoint = time.monotonic()
         pace = Pace(trainer.phases)
-        camera = Camera(self._folder, trainer, self._dataset) if parallel.leads else None
+        movie = MovieRecorder(self._folder, trainer, self._dataset) if parallel.leads else None
         entered: Phase | None = None
 
         with self._observer.between_steps() as stop_requested:
@@ -175,19 +175,19 @@ class TrainingRun:
                 if phase != entered:
                     self._announce(phase)
                     entered = phase
-                if camera:
-                    camera.before_step()
+                if movie:
+                    movie.before_step()
                 numbers = trainer.train_step()
                 pace.step(phase)
-                if camera:
-                    self._log(phase, numbers, camera)
+                if movie:
+                    self._log(phase, numbers, movie)
                     self._report_progress(phase, rows, numbers, pace)
                     if time.monotonic() - last_checkpoint > _CHECKPOINT_SECONDS:
                         save()
                         last_checkpoint = time.monotonic()
                 stopped = parallel.any(stop_requested())
-            if camera and not stopped:
-                camera.last()
+            if movie and not stopped:
+                movie.last_frame()
             save()
         if stopped:
             raise KeyboardInterrupt
@@ -220,8 +220,8 @@ class TrainingRun:
             "steps": trainer.steps,
             "skipped_steps": trainer.skipped,
         }
-        story = tell(folder, averaged, dataset, metrics)
-        write_report(folder.path, story, self._observer.line)
+        report = collect_report(folder, averaged, dataset, metrics)
+        write_report(folder.path, report, self._observer.line)
         folder.write_json("metrics.json", metrics)
         return metrics
 
@@ -267,7 +267,7 @@ class TrainingRun:
             count = len(self._dataset.train.images)
             self._observer.line(f"{phase.name}: encoding the {count} training images first ...")
 
-    def _log(self, phase: Phase, numbers: dict[str, float], camera: Camera) -> None:
+    def _log(self, phase: Phase, numbers: dict[str, float], movie: MovieRecorder) -> None:
         """Logs the step if one is due, with a validation if one is due."""
         trainer, total = self._trainer, self._trainer.total_steps
         entry = {"step": trainer.step, "phase": phase.name} | numbers
@@ -275,7 +275,7 @@ class TrainingRun:
         if trainer.step % max(1, total // VALIDATIONS) == 0 or trainer.step in phase_ends:
             self._validation = trainer.validate()
             self._folder.log(entry | self._validation)
-            camera.show(self._validation["validation_elbo"])
+            movie.draw_live(self._validation["validation_elbo"])
         elif trainer.step % max(1, total // _LOG_LINES) == 0:
             self._folder.log(entry)
 

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.training.test_report import story, write
+from tests.training.test_report import report_data, write
 from training.report.write import PAGE
 
 pytestmark = pytest.mark.browser
@@ -180,7 +180,7 @@ def browser() -> Iterator[Browser]:
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The address of a written report."""
     folder = tmp_path_factory.mktemp("run")
-    write(folder, story(dimensions=5, frames=8, sampled=True))
+    write(folder, report_data(dimensions=5, frames=8, sampled=True))
     return (folder / PAGE).as_uri()
 
 

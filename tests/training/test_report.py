@@ -1,4 +1,4 @@
-"""The report of a run, on small made-up stories of every kind there may be."""
+"""The report of a run, drawn from small synthetic data of every shape."""
 
 import base64
 import io
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.report import Frame, Story, movie, write_live, write_report
+from training.report import Frame, ReportData, movie, write_live, write_report
 from training.report.captions import Captions
 from training.report.curves import draw_curves, phases, read_line
 from training.report.movie import FRAMES_PER_SECOND, HOLD_SECONDS
@@ -36,7 +36,7 @@ MOVIE = {"movie.gif", "movie.mp4", "reconstructions.png"}
 SAMPLED = {"samples.png", "samples_by_class.png"}
 
 
-def story(
+def report_data(
     dimensions: int = 2,
     channels: int = 1,
     size: int = 8,
@@ -45,8 +45,8 @@ def story(
     entries: int = 40,
     sampled: bool = False,
     **changes: Any,
-) -> Story:
-    """A story of a training that never was, of any shape."""
+) -> ReportData:
+    """Synthetic data of a report, of any shape."""
     random = np.random.default_rng(0)
     centres = random.normal(size=(max(classes, 1), dimensions))
 
@@ -73,7 +73,7 @@ def story(
         | ({"validation_elbo": 95.0, "validation_kl": None} if index % 10 == 9 else {})
         for index in range(entries)
     ]
-    told: dict[str, Any] = {
+    data: dict[str, Any] = {
         "title": "tiny on <noise> & nothing",
         "facts": [("Data", "noise"), ("Seed", "0")],
         "images": images(10),
@@ -100,18 +100,18 @@ def story(
         "sample_labels": names if sampled else (),
         "metrics": {"elbo": 95.25, "fid": {"value": 12.5}, "images": 10_000},
     }
-    return Story(**told | changes)
+    return ReportData(**data | changes)
 
 
-def write(folder: Path, told: Story) -> list[str]:
-    """Writes the report of a story; returns the lines it reported."""
+def write(folder: Path, data: ReportData) -> list[str]:
+    """Writes a report; returns the lines that it printed."""
     lines: list[str] = []
-    write_report(folder, told, lines.append)
+    write_report(folder, data, lines.append)
     return lines
 
 
 class Page(HTMLParser):
-    """What is in a page: its sources, its text, and whether each tag is closed."""
+    """The attributes and the text of a page; fails unless all tags are closed."""
 
     VOID = frozenset({"meta", "link", "img", "br"})
 
@@ -136,9 +136,9 @@ class Page(HTMLParser):
         self.words += data
 
     def content(self, tag: str, attribute: str = "src") -> list[bytes]:
-        """What the data: addresses of a tag hold."""
-        found = [given[attribute] for name, given in self.attributes if name == tag]
-        return [base64.b64decode((each or "").partition(";base64,")[2]) for each in found]
+        """The decoded data: URLs of a tag."""
+        urls = [given[attribute] for name, given in self.attributes if name == tag]
+        return [base64.b64decode((url or "").partition(";base64,")[2]) for url in urls]
 
 
 def decode_movie(path: Path) -> tuple[list[np.ndarray], float]:
@@ -165,15 +165,15 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_a_story_of_any_shape_is_told_whole(tmp_path, shape):
-    told = story(**shape)
-    write(tmp_path, told)
+def test_a_report_of_data_of_any_shape_has_all_its_files(tmp_path, shape):
+    data = report_data(**shape)
+    write(tmp_path, data)
     expected = set(ALWAYS)
-    expected |= MOVIE if told.frames else set()
-    expected |= {"curves.png"} if told.log else set()
-    expected |= {"samples.png"} if told.sample else set()
-    expected |= {"samples_by_class.png"} if told.sample_labels else set()
-    # These and nothing else: no temporary file is left either.
+    expected |= MOVIE if data.frames else set()
+    expected |= {"curves.png"} if data.log else set()
+    expected |= {"samples.png"} if data.sample else set()
+    expected |= {"samples_by_class.png"} if data.sample_labels else set()
+    # Nothing else, not even a temporary file.
     assert {path.name for path in tmp_path.iterdir()} == expected | {PAGE}
 
     for path in tmp_path.glob("*.png"):
@@ -182,25 +182,25 @@ def test_a_story_of_any_shape_is_told_whole(tmp_path, shape):
             assert 200 < picture.height < 4000
             assert np.asarray(picture.convert("L")).std() > 2
 
-    if told.frames:
+    if data.frames:
         with Image.open(tmp_path / "movie.gif") as gif:
-            # Frames that look alike are one, shown longer.
-            assert 1 <= gif.n_frames <= len(told.frames)
+            # Equal frames are merged into one that is shown longer.
+            assert 1 <= gif.n_frames <= len(data.frames)
             assert gif.size == (800, 480)
         pictures, seconds = decode_movie(tmp_path / "movie.mp4")
         held = FRAMES_PER_SECOND * HOLD_SECONDS - 1
-        assert len(pictures) == len(told.frames) + held
+        assert len(pictures) == len(data.frames) + held
         assert seconds == pytest.approx(len(pictures) / FRAMES_PER_SECOND)
-        assert {each.shape for each in pictures} == {(720, 1200, 3)}
+        assert {picture.shape for picture in pictures} == {(720, 1200, 3)}
 
     page = Page((tmp_path / PAGE).read_text())
     shown = expected - {"movie.gif", "movie.mp4"}
     assert sorted(page.content("img")) == sorted((tmp_path / name).read_bytes() for name in shown)
-    assert page.content("video") == ([(tmp_path / "movie.mp4").read_bytes()] if told.frames else [])
+    assert page.content("video") == ([(tmp_path / "movie.mp4").read_bytes()] if data.frames else [])
 
 
-def test_the_page_asks_nothing_of_a_network_and_runs_nothing(tmp_path):
-    write(tmp_path, story(sampled=True))
+def test_the_page_loads_nothing_and_has_no_scripts(tmp_path):
+    write(tmp_path, report_data(sampled=True))
     text = (tmp_path / PAGE).read_text()
     assert not re.search(r"https?://", text)
     page = Page(text)
@@ -209,14 +209,14 @@ def test_the_page_asks_nothing_of_a_network_and_runs_nothing(tmp_path):
     for _, given in page.attributes:
         for name in ("src", "href", "poster"):
             assert (given.get(name) or "data:").startswith("data:")
-    ((_, video),) = [each for each in page.attributes if each[0] == "video"]
+    (video,) = [given for tag, given in page.attributes if tag == "video"]
     assert {"autoplay", "loop", "muted", "playsinline", "controls"} <= video.keys()
     assert all(given["alt"] for tag, given in page.attributes if tag == "img")
 
 
-def test_the_page_says_what_was_trained_and_what_came_of_it(tmp_path):
-    told = story(dimensions=4, means=np.float32([[1, 0, 0, 0], [-1, 0, 0, 0.5]] * 150))
-    write(tmp_path, told)
+def test_the_page_shows_the_facts_and_the_figures_of_the_run(tmp_path):
+    data = report_data(dimensions=4, means=np.float32([[1, 0, 0, 0], [-1, 0, 0, 0.5]] * 150))
+    write(tmp_path, data)
     page = Page((tmp_path / PAGE).read_text())
     for words in ("tiny on <noise> & nothing", "noise", "95.25", "12.5", "10,000", "2 of 4"):
         assert words in page.words
@@ -230,10 +230,10 @@ def test_the_page_says_what_was_trained_and_what_came_of_it(tmp_path):
         (7, "What is seen is a projection"),
     ],
 )
-def test_captions_name_the_projection(dimensions, words):
-    told = story(dimensions=dimensions)
-    projection = fit_projection(told.means)
-    captions = Captions(told, projection)
+def test_captions_describe_the_projection(dimensions, words):
+    data = report_data(dimensions=dimensions)
+    projection = fit_projection(data.means)
+    captions = Captions(data, projection)
     for name in ("movie.mp4", "latent_map.png"):
         assert words in " ".join(captions.paragraphs(name))
     if dimensions > 2:
@@ -243,42 +243,42 @@ def test_captions_name_the_projection(dimensions, words):
                 assert axis in " ".join(captions.paragraphs(name))
 
 
-def test_a_second_report_replaces_the_first(tmp_path):
+def test_a_second_report_removes_the_pictures_of_the_first(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    write(tmp_path, story(sampled=True))
-    write(tmp_path, story(frames=0, entries=0))
+    write(tmp_path, report_data(sampled=True))
+    write(tmp_path, report_data(frames=0, entries=0))
     left = {path.name for path in tmp_path.iterdir()}
     assert left == ALWAYS | {PAGE, "config.json"}
     assert ALWAYS | MOVIE | SAMPLED | {"curves.png"} == set(PICTURES)
 
 
-def test_a_report_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_a_report_that_cannot_be_written_leaves_no_files(tmp_path, monkeypatch):
     def refuse(*_: object) -> None:
         raise OSError("no space left")
 
     monkeypatch.setattr("os.fsync", refuse)
     with pytest.raises(OSError, match="no space left"):
-        write(tmp_path, story(frames=1))
+        write(tmp_path, report_data(frames=1))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_live_picture_is_the_last_frame_and_goes_with_the_report(tmp_path):
-    told = story()
-    write_live(tmp_path, told)
+def test_the_live_picture_is_a_frame_and_is_removed_by_the_report(tmp_path):
+    data = report_data()
+    write_live(tmp_path, data)
     with Image.open(tmp_path / LIVE) as picture:
         assert picture.size == (1200, 720)
-    lines = write(tmp_path, told)
+    lines = write(tmp_path, data)
     assert not (tmp_path / LIVE).exists()
     assert lines[-1] == f"{tmp_path / PAGE} shows the run"
 
 
-def test_the_movie_moves_stands_still_at_the_end_and_keeps_its_colours(tmp_path):
-    write(tmp_path, story(frames=6))
+def test_the_movie_moves_then_holds_its_last_frame_and_keeps_its_colours(tmp_path):
+    write(tmp_path, report_data(frames=6))
     pictures, _ = decode_movie(tmp_path / "movie.mp4")
     changes = [np.abs(one.astype(int) - two).mean() for one, two in pairwise(pictures)]
     assert min(changes[:5]) > 0.5
     assert max(changes[5:]) < 0.5
-    # The first class's colour, as its dot in the legend has it, in both files.
+    # The colour of the first class, at its dot in the legend, in both files.
     wanted = np.array([0x1B, 0x55, 0xC2])
     with Image.open(tmp_path / "movie.gif") as gif:
         durations, dots = [], []
@@ -292,33 +292,33 @@ def test_the_movie_moves_stands_still_at_the_end_and_keeps_its_colours(tmp_path)
     assert (np.array(dots) == dots[0]).all()
     assert np.abs(pictures[-1][46, 606].astype(int) - wanted).max() <= 12
     # The bar at the bottom grows.
-    blue = [int((each[-4, :, 0].astype(int) < 100).sum()) for each in pictures[:6]]
+    blue = [int((picture[-4, :, 0].astype(int) < 100).sum()) for picture in pictures[:6]]
     assert blue == [pytest.approx(1200 * (index + 1) / 6, abs=4) for index in range(6)]
 
 
-def test_a_movie_that_is_too_large_is_made_small(monkeypatch):
+def test_a_movie_that_is_too_large_is_encoded_smaller(monkeypatch):
     random = np.random.default_rng(0)
     frames = [random.integers(0, 256, (120, 200, 3), dtype=np.uint8) for _ in range(4)]
     assert len(movie.encode_mp4(frames)) > 50_000
     monkeypatch.setattr(movie, "_MP4_BYTES", 50_000)
     assert 10_000 < len(movie.encode_mp4(frames)) <= 50_000
-    # It stops at the narrowest it knows.
+    # The narrowest width is kept, even if the file is still too large.
     monkeypatch.setattr(movie, "_GIF_BYTES", 50_000)
     with Image.open(io.BytesIO(movie.encode_gif(frames))) as gif:
         assert gif.size == (400, 240)
 
 
-def test_a_plane_of_two_latents_is_the_quantiles_of_the_prior():
+def test_the_plane_of_two_latents_is_at_quantiles_of_the_standard_normal():
     projection = fit_projection(np.float32([[3, 4], [5, 9]]))
     across, upwards = projection.ticks(20)
     assert across == pytest.approx(-across[::-1])
     assert (across[0], across[9]) == (pytest.approx(-1.95996, abs=1e-5), pytest.approx(-0.0627068))
     assert (across == upwards).all()
-    # And the plane is where it says, not at the mean of the data.
+    # The plane goes through the origin and not through the mean of the data.
     assert (projection.lift(np.array([[1.0, -2.0]])) == [[1, -2]]).all()
 
 
-def test_a_plane_of_many_latents_goes_through_the_mean_along_what_varies_most():
+def test_the_plane_of_many_latents_goes_through_the_mean_along_principal_components():
     random = np.random.default_rng(1)
     spreads = np.array([0.1, 5.0, 0.2, 2.0])
     means = (random.normal(size=(5000, 4)) * spreads + 7).astype(np.float32)
@@ -333,26 +333,26 @@ def test_a_plane_of_many_latents_goes_through_the_mean_along_what_varies_most():
     assert back == pytest.approx(np.array([[1.5, -0.5]]), abs=1e-5)
 
 
-def test_means_that_never_move_have_a_projection_too(tmp_path):
-    write(tmp_path, story(dimensions=3, means=np.zeros((300, 3), np.float32), frames=1))
+def test_means_that_are_all_equal_can_be_projected(tmp_path):
+    write(tmp_path, report_data(dimensions=3, means=np.zeros((300, 3), np.float32), frames=1))
     assert (tmp_path / PAGE).exists()
 
 
-def test_points_of_one_latent_keep_their_height():
+def test_points_of_one_latent_dimension_have_the_same_height_in_every_frame():
     projection = fit_projection(np.float32([[1], [2]]))
     first, second = (projection.apply(np.float32([[x], [3]])) for x in (0, 1))
     assert first[:, 1].tolist() == second[:, 1].tolist()
     assert first[:, 0].tolist() == [0, 3]
 
 
-def test_a_window_grows_for_others_only_so_far():
+def test_a_window_is_enlarged_up_to_a_limit():
     small, large = Window((0, 0), (1, 1)), Window((1, 0), (9, 9))
     assert small.widened(large, 1.25).x == (-1.25, 1.25)
     assert small.widened(Window((0.1, 0), (1, 1)), 1.25).x == pytest.approx((-1.1, 1.1))
     assert large.widened(small, 1.25) == large
 
 
-def test_few_outliers_do_not_make_the_rest_small():
+def test_a_few_outliers_do_not_enlarge_the_window():
     points = np.random.default_rng(0).normal(size=(10_000, 2))
     points[0] = 1000
     window = fit_window(fit_projection(points.astype(np.float32)), points)
@@ -360,20 +360,20 @@ def test_few_outliers_do_not_make_the_rest_small():
     assert window.x[1] - window.x[0] == pytest.approx(window.y[1] - window.y[0])
 
 
-def test_units_are_active_by_the_variance_of_their_mean():
+def test_latent_dimensions_are_active_by_the_variance_of_their_mean():
     means = np.zeros((4, 3), np.float32)
     means[:, 0] = [-1, 1, -1, 1]
     means[:, 1] = [-0.09, 0.09, -0.09, 0.09]
-    told = story(
+    data = report_data(
         dimensions=3,
         means=means,
         log_vars=np.zeros((4, 3), np.float32),
         map_labels=np.zeros(4, np.int64),
     )
-    assert told.variances == pytest.approx([1, 0.0081, 0], abs=1e-6)
-    assert told.active.tolist() == [True, False, False]
-    # 1/2 (mean^2 + variance - 1 - log variance), over the images.
-    assert told.kl_per_dimension == pytest.approx([0.5, 0.00405, 0], abs=1e-6)
+    assert data.variances == pytest.approx([1, 0.0081, 0], abs=1e-6)
+    assert data.active.tolist() == [True, False, False]
+    # 1/2 (mean^2 + variance - 1 - log variance), mean over the images.
+    assert data.kl_per_dimension == pytest.approx([0.5, 0.00405, 0], abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -385,25 +385,25 @@ def test_units_are_active_by_the_variance_of_their_mean():
         ({"labels": np.zeros(3, np.int64)}, r"frames\[0\].means: got shape \[150, 2\], wanted"),
     ],
 )
-def test_arrays_that_do_not_belong_together_are_refused(changes, message):
+def test_arrays_whose_shapes_disagree_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        story(**changes)
+        report_data(**changes)
 
 
-def test_samples_are_asked_for_by_class():
-    asked: list[tuple[int, int, int | None]] = []
+def test_samples_are_drawn_unconditionally_and_by_class():
+    calls: list[tuple[int, int, int | None]] = []
 
     def sample(count: int, seed: int, label: int | None) -> np.ndarray:
-        asked.append((count, seed, label))
+        calls.append((count, seed, label))
         return np.zeros((count, 1, 8, 8), np.float32)
 
-    told = story(sample=sample, sample_labels=("class 0", "class 1"))
-    assert draw_samples(told)
-    assert draw_samples_by_class(told)
-    assert asked == [(SAMPLES, 0, None), (BY_CLASS, 0, 0), (BY_CLASS, 0, 1)]
+    data = report_data(sample=sample, sample_labels=("class 0", "class 1"))
+    assert draw_samples(data)
+    assert draw_samples_by_class(data)
+    assert calls == [(SAMPLES, 0, None), (BY_CLASS, 0, 0), (BY_CLASS, 0, 1)]
 
 
-def test_what_the_log_lacks_is_left_out():
+def test_log_entries_without_a_finite_value_are_left_out_of_a_curve():
     log = [
         {"step": 1, "elbo": 3.0, "phase": "autoencoder"},
         {"step": 2, "elbo": None, "phase": "autoencoder"},
@@ -414,24 +414,24 @@ def test_what_the_log_lacks_is_left_out():
     steps, values = read_line(log, "elbo")
     assert (steps.tolist(), values.tolist()) == ([1, 5], [3, 2])
     assert phases(log) == [("autoencoder", 1.0), ("prior", 3.0)]
-    assert [each.tolist() for each in read_line(log, "kl")] == [[], []]
+    assert [array.tolist() for array in read_line(log, "kl")] == [[], []]
 
 
-def test_a_phase_without_an_elbo_has_its_place_in_the_curves():
-    told = story()
-    begun = [{**entry, "phase": "autoencoder"} for entry in told.log]
+def test_curves_name_a_phase_without_an_elbo_too():
+    data = report_data()
+    begun = [{**entry, "phase": "autoencoder"} for entry in data.log]
     later = [{"step": 400 + step, "phase": "prior", "loss": 1.0} for step in range(100)]
-    plain, marked = (draw_curves(story(log=log)) for log in (told.log, begun + later))
+    plain, marked = (draw_curves(report_data(log=log)) for log in (data.log, begun + later))
     assert plain is not None
     assert marked is not None
-    # A line with the names of the phases makes it higher.
-    heights = [Image.open(io.BytesIO(each)).height for each in (plain, marked)]
+    # The names of the phases take a line.
+    heights = [Image.open(io.BytesIO(png)).height for png in (plain, marked)]
     assert heights[1] > heights[0]
-    assert draw_curves(story(log=later)) is None
+    assert draw_curves(report_data(log=later)) is None
 
 
 @pytest.mark.parametrize("count", [0, 1, 10, 11, 100])
-def test_each_class_has_a_colour_of_its_own(count):
+def test_all_classes_have_different_colours(count):
     colours = class_colours(count)
     assert len(set(colours)) == count
     assert colours[:10] == class_colours(10)[:count]
@@ -439,7 +439,7 @@ def test_each_class_has_a_colour_of_its_own(count):
     assert point_colours(labels, colours).shape == (3, 3)
 
 
-def test_strokes_on_black_are_printed_dark_on_white():
+def test_light_strokes_on_black_are_inverted():
     strokes = np.zeros((2, 1, 8, 8), np.uint8)
     strokes[:, :, 3:5, 3:5] = 255
     assert is_ink(strokes)
@@ -448,14 +448,14 @@ def test_strokes_on_black_are_printed_dark_on_white():
     assert not is_ink(strokes.repeat(3, axis=1))
 
 
-def test_grey_values_become_bytes():
+def test_floats_are_clipped_to_bytes():
     values = np.float32([-1, 0, 0.5, 1, 2, np.nan, np.inf])
     assert clip_to_bytes(values).tolist() == [0, 0, 128, 255, 255, 0, 255]
 
 
 @pytest.mark.parametrize("size", [(8, 8), (28, 28), (128, 128), (40, 20)])
 @pytest.mark.parametrize("count", [1, 7, 16])
-def test_images_fill_a_box_and_do_not_leave_it(size, count):
+def test_images_fill_a_box_without_exceeding_it(size, count):
     box = (200.0, 500.0)
     columns = best_columns(count, size, box)
     side = side_within(count, columns, size, box, 6)
@@ -466,7 +466,7 @@ def test_images_fill_a_box_and_do_not_leave_it(size, count):
     assert height > 0.6 * box[0] or width > 0.6 * box[1]
 
 
-def test_figures_are_shown_flat_and_short():
+def test_nested_figures_are_flattened_and_rounded():
     metrics: dict[str, object] = {
         "elbo_stderr": 0.49651,
         "fid": {"value": 12345.6, "ok": True},

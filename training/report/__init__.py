@@ -1,10 +1,10 @@
-"""The report of a run: what a person is shown of it, as pictures and on one page.
+"""The report of a run: pictures, a movie and a page, written into the run folder.
 
-`write_report` takes a `Story`, plain arrays and callables, and writes into the run
-folder. Nothing here knows torch, so that whatever was trained can be shown.
+`write_report` takes `ReportData`: arrays, numbers and two NumPy callables. Only `collect`,
+which gathers them from a trainer and its run folder, imports torch.
 """
 
-from training.report.story import Frame, Story
+from training.report.data import Frame, ReportData
 from training.report.write import write_live, write_report
 
-__all__ = ["Frame", "Story", "write_live", "write_report"]
+__all__ = ["Frame", "ReportData", "write_live", "write_report"]

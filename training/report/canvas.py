@@ -1,4 +1,4 @@
-"""A figure laid out in pixels from the top left, as one lays out a page."""
+"""A matplotlib figure with a page layout: positions in pixels from the top left."""
 
 import io
 from collections.abc import Sequence
@@ -15,22 +15,22 @@ from matplotlib.text import Text
 from matplotlib.transforms import IdentityTransform
 from PIL import Image
 
+from training.report.data import Bytes
 from training.report.palette import FAINT, INK, PAPER, QUIET
-from training.report.story import Bytes
 
-#: Width of the pictures, and the size of ordinary text on them. A phone shows a picture
-#: at a third of its width, so the text is large.
+#: Width of the pictures in pixels.
 WIDTH = 1200
+#: Size of ordinary text in pixels: large, since a phone shows a picture at a third of its width.
 TEXT = 32
 
 _DPI = 100
 _LEGEND_ROWS = 3
-# Between the entries of a legend, in sizes of the text.
+# Gap between the entries of a legend, in text sizes.
 _SPACE = 0.75
 
 
 class Box(NamedTuple):
-    """A place on a canvas, in pixels from the top left."""
+    """A rectangle on a canvas, in pixels from the top left."""
 
     left: float
     top: float
@@ -39,11 +39,11 @@ class Box(NamedTuple):
 
 
 class Canvas:
-    """A figure of an exact size; positions and sizes are pixels, y counts downwards.
+    """A figure of an exact size; positions and sizes are in pixels, and y counts downwards.
 
     Args:
-        width: Pixels.
-        height: Pixels.
+        width: Width in pixels.
+        height: Height in pixels.
     """
 
     def __init__(self, width: int, height: int):
@@ -55,7 +55,7 @@ class Canvas:
         self._held: Any = None
 
     def axes(self, box: Box) -> Axes:
-        """Adds axes in the common style."""
+        """Adds axes in the style of the report."""
         w, h = self.width, self.height
         bottom = h - box.top - box.height
         axes = self.figure.add_axes(
@@ -85,18 +85,18 @@ class Canvas:
         bold: bool = False,
         upright: bool = False,
     ) -> Text:
-        """Writes a line.
+        """Adds a line of text.
 
         Args:
-            x: Where its left, middle or right is, by `align`.
-            y: Its base line, or its middle where `middle`.
-            text: What to write.
-            size: Pixels.
-            colour: #rrggbb.
+            x: Horizontal position of its left end, centre or right end, by `align`.
+            y: Vertical position of its baseline, or of its centre if `middle`.
+            text: The text.
+            size: Text size in pixels.
+            colour: Colour as #rrggbb.
             align: `left`, `center` or `right`.
-            middle: Whether y is the middle of its height.
-            bold: Whether it is bold.
-            upright: Whether it is written from the bottom up.
+            middle: Whether y is the vertical centre of the text.
+            bold: Whether the text is bold.
+            upright: Whether the text runs from bottom to top.
         """
         return self.figure.text(
             x / self.width,
@@ -113,7 +113,7 @@ class Canvas:
         )
 
     def text_width(self, text: str, size: float = TEXT, *, bold: bool = False) -> float:
-        """How wide a line would be, in pixels."""
+        """Width of a line of text, in pixels."""
         probe = Text(
             text=text, fontsize=points(size), weight="bold" if bold else "normal", parse_math=False
         )
@@ -122,7 +122,7 @@ class Canvas:
         return width
 
     def shorten(self, text: str, width: float, size: float = TEXT, *, bold: bool = False) -> str:
-        """Cuts a line to a width, with an ellipsis where something was cut."""
+        """Truncates a line of text to a width, with an ellipsis if anything is cut off."""
         if self.text_width(text, size, bold=bold) <= width:
             return text
         while text and self.text_width(text + "…", size, bold=bold) > width:
@@ -130,12 +130,12 @@ class Canvas:
         return text.rstrip() + "…"
 
     def picture(self, pixels: Bytes, left: float, top: float) -> FigureImage:
-        """Puts uint8 [h, w, 3] on the page, pixel for pixel."""
+        """Adds an image uint8 [h, w, 3], pixel for pixel."""
         bottom = self.height - round(top) - len(pixels)
         return self.figure.figimage(pixels, xo=round(left), yo=bottom, origin="upper")
 
     def rectangle(self, box: Box, colour: str) -> Rectangle:
-        """Fills a rectangle."""
+        """Adds a filled rectangle."""
         shape = Rectangle(
             (box.left, self.height - box.top - box.height), box.width, box.height,
             facecolor=colour, linewidth=0, transform=IdentityTransform(),
@@ -144,7 +144,7 @@ class Canvas:
         return shape
 
     def dot(self, x: float, y: float, radius: float, colour: str) -> None:
-        """Fills a circle about (x, y)."""
+        """Adds a filled circle around (x, y)."""
         self.figure.add_artist(
             Circle(
                 (x, self.height - y), radius,
@@ -160,14 +160,14 @@ class Canvas:
         entries: Sequence[tuple[str, str]],
         size: float = TEXT,
     ) -> None:
-        """Names colours in rows that `legend_rows` has counted.
+        """Adds a legend of coloured dots with names, in rows.
 
         Args:
-            left: Where the rows begin.
-            middle: Middle of the first row.
-            width: How wide a row may be.
-            entries: Name and colour of each.
-            size: Of the text; rows are 1.5 times as high.
+            left: Left end of the rows.
+            middle: Vertical centre of the first row.
+            width: Largest width of a row.
+            entries: Name and colour of each entry.
+            size: Text size; a row is 1.5 times as high.
         """
         for row, line in enumerate(self._legend_lines(width, entries, size)):
             y = middle + row * 1.5 * size
@@ -181,13 +181,13 @@ class Canvas:
     def legend_rows(
         self, width: float, entries: Sequence[tuple[str, str]], size: float = TEXT
     ) -> int:
-        """How many rows a legend takes."""
+        """Number of rows of a legend."""
         return len(self._legend_lines(width, entries, size))
 
     def _legend_lines(
         self, width: float, entries: Sequence[tuple[str, str]], size: float
     ) -> list[list[tuple[float, str, str]]]:
-        """Rows of (x, name, colour); no more than a few, the last says how many are left out."""
+        """Rows of (x, name, colour); the last may end with the number of entries left out."""
         lines: list[list[tuple[float, str, str]]] = []
         x = width
         for index, (name, colour) in enumerate(entries):
@@ -208,7 +208,7 @@ class Canvas:
         return lines
 
     def hold(self, moving: Sequence[Artist]) -> None:
-        """Draws everything but `moving` once and for all; `pixels` draws those upon it."""
+        """Renders all but the `moving` artists once; `pixels` then draws only those on top."""
         for artist in moving:
             artist.set_animated(True)
         self._agg.draw()
@@ -216,7 +216,7 @@ class Canvas:
         self._held = self._agg.copy_from_bbox(self.figure.bbox)
 
     def pixels(self) -> Bytes:
-        """Draws it: uint8 [height, width, 3]."""
+        """Renders the canvas: uint8 [height, width, 3]."""
         if self._held is None:
             self._agg.draw()
         else:
@@ -226,12 +226,12 @@ class Canvas:
         return np.asarray(self._agg.buffer_rgba())[:, :, :3].copy()
 
     def png(self) -> bytes:
-        """Draws it, as a PNG file."""
+        """Renders the canvas as a PNG file."""
         return encode_png(self.pixels())
 
 
 def encode_png(pixels: Bytes) -> bytes:
-    """Encodes uint8 [h, w, 3] as PNG, as grey where there is no colour."""
+    """Encodes an image uint8 [h, w, 3] as PNG, in grey where it has no colour."""
     picture = Image.fromarray(pixels)
     if (pixels == pixels[:, :, :1]).all():
         picture = picture.convert("L")
@@ -241,5 +241,5 @@ def encode_png(pixels: Bytes) -> bytes:
 
 
 def points(pixels: float) -> float:
-    """Pixels in matplotlib's unit, 1/72 inch."""
+    """Converts pixels to points, matplotlib's unit of 1/72 inch."""
     return pixels * 72 / _DPI

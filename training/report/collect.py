@@ -1,4 +1,4 @@
-"""Keeps what the report shows while a model is trained, and tells it afterwards."""
+"""Collects the data of a report: frames during training, everything else after it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,26 +12,29 @@ from training.data.datasets import Dataset, interleave_classes
 from training.measure.adapter import as_autoencoder
 from training.model.prior import Sampler
 from training.model.vae import Vae
-from training.report import Frame, Story, write_live
+from training.report import Frame, ReportData, write_live
 from training.run_folder import RunFolder
 from training.trainer import Trainer
 
+#: Frames of the movie of a run of at least this many steps; up to twice as many.
 FRAMES = 80
+#: Test images whose reconstructions are shown.
 SHOWN = 16
+#: Test images whose posterior means are in the scatter plot of each frame.
 SCATTERED = 1_000
 
 
-class Camera:
-    """Keeps what the movie shows: reconstructions and latents of the same test images.
+class MovieRecorder:
+    """Records the frames of the movie: reconstructions and latents of the same test images.
 
     Args:
-        run: Where the frames are kept.
-        trainer: What is filmed.
-        dataset: Whose test images are shown.
+        folder: The run folder, which the frames are written into.
+        trainer: The trainer to record.
+        dataset: The data set whose test images are shown.
     """
 
-    def __init__(self, run: RunFolder, trainer: Trainer, dataset: Dataset):
-        self._run = run
+    def __init__(self, folder: RunFolder, trainer: Trainer, dataset: Dataset):
+        self._folder = folder
         self._trainer = trainer
         self._shown = interleave_classes(dataset.test.labels, SHOWN)
         self._images = dataset.test.images
@@ -40,27 +43,27 @@ class Camera:
         self._every = max(1, trainer.steps // FRAMES)
 
     def before_step(self) -> None:
-        """Takes a frame where one is due."""
+        """Records a frame if one is due."""
         phase = self._trainer.phase
         done = phase.autoencoder_steps + self._trainer.step - phase.start
         if phase.trains_autoencoder and done % self._every == 0:
-            self._take(phase.name)
+            self._record(phase.name)
 
-    def last(self) -> None:
-        """Takes the last frame."""
-        self._take(self._trainer.phase.name)
+    def last_frame(self) -> None:
+        """Records the last frame."""
+        self._record(self._trainer.phase.name)
 
-    def show(self, elbo: float) -> None:
-        """Draws where the training stands into live.png.
+    def draw_live(self, elbo: float) -> None:
+        """Draws the current frame to live.png.
 
         Args:
-            elbo: On the validation split, in nats per image.
+            elbo: Negative ELBO on the validation split, in nats per image.
         """
         step, phase = self._trainer.step, self._trainer.phase.name
-        reconstructions, means = self._look()
+        reconstructions, means = self._frame()
         labels = self._labels[: len(means)]
         model = self._trainer.ema_model
-        story = Story(
+        data = ReportData(
             title="live",
             facts=(),
             images=self._images[self._shown],
@@ -76,14 +79,14 @@ class Camera:
             sample_labels=(),
             metrics={},
         )
-        write_live(self._run.path, story)
+        write_live(self._folder.path, data)
 
-    def _take(self, phase: str) -> None:
-        self._run.save_frame(self._trainer.step, phase, *self._look())
+    def _record(self, phase: str) -> None:
+        self._folder.save_frame(self._trainer.step, phase, *self._frame())
 
     @torch.inference_mode()
-    def _look(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """The shown images' reconstructions, and the posterior means of the scattered ones."""
+    def _frame(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Reconstructions of the shown images, and the posterior means of the scatter plot."""
         model, device = self._trainer.ema_model, self._trainer.device
 
         def means(images: NDArray[np.uint8]) -> torch.Tensor:
@@ -96,21 +99,23 @@ class Camera:
 
 
 def test_labels(dataset: Dataset) -> NDArray[np.int64]:
-    """The classes of the test images, as the report wants them: -1 for none."""
+    """Labels of the test images, int64 [N]; -1 where the data has no labels."""
     labels = dataset.test.labels
     return labels if dataset.class_names else np.full_like(labels, -1)
 
 
-def tell(run: RunFolder, model: Vae, dataset: Dataset, metrics: Mapping[str, Any]) -> Story:
-    """Gathers what the report of a run shows.
+def collect_report(
+    folder: RunFolder, model: Vae, dataset: Dataset, metrics: Mapping[str, Any]
+) -> ReportData:
+    """Collects the data of a run's report.
 
     Args:
-        run: A run that has come to its end.
-        model: What came out of it.
-        dataset: What it was trained on.
+        folder: The run folder, with the log and all frames.
+        model: The final model.
+        dataset: The data set that it was trained on.
         metrics: The final figures.
     """
-    config, log = run.read_config(), run.read_log()
+    config, log = folder.read_config(), folder.read_log()
     autoencoder = as_autoencoder(model)
     test = dataset.test
     parts = [
@@ -122,10 +127,10 @@ def tell(run: RunFolder, model: Vae, dataset: Dataset, metrics: Mapping[str, Any
     labels = test_labels(dataset)
     measured = [entry for entry in log if entry.get("elbo") is not None]
     minutes = metrics.get("train_seconds_per_thread", 0.0) / 60
-    return Story(
+    return ReportData(
         title=f"{config.preset} on {dataset.name}",
         facts=[
-            ("Model", config.preset + "".join(f" --set {each}" for each in config.settings)),
+            ("Model", config.preset + "".join(f" --set {setting}" for setting in config.settings)),
             ("Data", f"{dataset.name}, {len(dataset.train.images)} training images"),
             ("Latent dimensions", str(config.model.latent_dim)),
             ("Prior", config.model.prior.kind),
@@ -144,7 +149,7 @@ def tell(run: RunFolder, model: Vae, dataset: Dataset, metrics: Mapping[str, Any
                 reconstructions=frame["reconstructions"],
                 means=frame["means"],
             )
-            for frame in run.read_frames()
+            for frame in folder.read_frames()
         ],
         log=log,
         means=np.concatenate([mean for mean, _ in parts]),
@@ -158,13 +163,13 @@ def tell(run: RunFolder, model: Vae, dataset: Dataset, metrics: Mapping[str, Any
 
 
 def _elbo_at(step: int, measured: list[dict[str, Any]]) -> float:
-    """The training ELBO about a step, a batch's noise smoothed away; NaN before the first."""
+    """Mean training ELBO of the last few log entries up to a step; NaN before the first."""
     near = [entry["elbo"] for entry in measured if entry["step"] <= step][-5:]
     return float(np.mean(near)) if near else float("nan")
 
 
 def _sampler(model: Vae) -> Any:
-    """Draws pictures for the report; the noise is torch's, not the one that is served."""
+    """Makes `ReportData.sample`; its noise is torch's, not the scheme of `common.noise`."""
     device = next(model.parameters()).device
     draw = Sampler(model.prior) if model.prior is not None else None
     decode = as_autoencoder(model).decode

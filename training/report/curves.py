@@ -1,4 +1,4 @@
-"""How the training went: its terms over the steps, and which latents came into use."""
+"""Plots of the training curves and of the active latent dimensions."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from training.measure.elbo import ACTIVE_VARIANCE
 from training.report.canvas import TEXT, WIDTH, Box, Canvas, points
+from training.report.data import ReportData
 from training.report.palette import ACCENT, INK, QUIET, SECOND
-from training.report.story import Story
 
 Line = tuple[NDArray[np.float64], NDArray[np.float64]]
 Log = Sequence[Mapping[str, Any]]
 
-#: Share of the steps at the beginning that curves leave out: they come down from so
-#: high that nothing could be told of the rest.
+#: Share of the steps, from the first on, that curves leave out: their values are so high
+#: that the rest would be flat.
 LEFT_OUT = 0.03
 
 _LEFT = 120
@@ -27,7 +27,7 @@ _IDLE = "#b9c2cc"
 
 
 def read_line(log: Log, key: str) -> Line:
-    """Steps and values of all entries that have a finite value of that name."""
+    """Steps and values, float64 [n] each, of the entries with a finite value of a key."""
     found = [
         (entry["step"], entry[key])
         for entry in log
@@ -38,7 +38,7 @@ def read_line(log: Log, key: str) -> Line:
 
 
 def phases(log: Log) -> list[tuple[str, float]]:
-    """Each phase that entries name, and the step of its first entry."""
+    """Name of each phase in the log, and the step of its first entry."""
     begun: list[tuple[str, float]] = []
     for entry in log:
         name = str(entry.get("phase") or "")
@@ -48,7 +48,7 @@ def phases(log: Log) -> list[tuple[str, float]]:
 
 
 def robust_limits(lines: Sequence[Line]) -> tuple[float, float] | None:
-    """Bottom and top of an axis that shows all but the first steps; None without values."""
+    """Limits of an axis that fits all but the first steps; None without values."""
     everything = np.concatenate([steps for steps, _ in lines])
     if not len(everything):
         return None
@@ -60,14 +60,14 @@ def robust_limits(lines: Sequence[Line]) -> tuple[float, float] | None:
 
 
 def _begin(steps: NDArray[np.float64]) -> float:
-    """The step that curves begin at."""
+    """The first step that curves show."""
     return float(steps.min() + LEFT_OUT * (steps.max() - steps.min()))
 
 
-def draw_curves(story: Story) -> bytes | None:
-    """ELBO, its two terms and the learning rate over the steps, as PNG.
+def draw_curves(data: ReportData) -> bytes | None:
+    """Plots the negative ELBO, its two terms and the learning rate over the steps, as PNG.
 
-    None where the log has none of them.
+    None where the log has no ELBO and no term of it.
     """
     panels = []
     for key, title in (
@@ -75,13 +75,13 @@ def draw_curves(story: Story) -> bytes | None:
         ("reconstruction", "reconstruction term"),
         ("kl", "KL term"),
     ):
-        lines = (read_line(story.log, key), read_line(story.log, f"validation_{key}"))
+        lines = (read_line(data.log, key), read_line(data.log, f"validation_{key}"))
         if limits := robust_limits(lines):
             panels.append((title, lines, limits))
-    rate = read_line(story.log, "learning_rate")
+    rate = read_line(data.log, "learning_rate")
     if not panels:
         return None
-    marks = phases(story.log)
+    marks = phases(data.log)
     high, low, gap = 360, 250, 96
     heights = [high if index == 0 else low for index in range(len(panels))]
     heights += [90] if len(rate[0]) else []
@@ -92,7 +92,7 @@ def draw_curves(story: Story) -> bytes | None:
         entries.append(("validation", SECOND))
     canvas.legend(_LEFT, 40, _WIDE, entries)
     begin = _begin(np.concatenate([steps for _, lines, _ in panels for steps, _ in lines]))
-    steps = [float(entry["step"]) for entry in story.log]
+    steps = [float(entry["step"]) for entry in data.log]
     span = (min(0.0, *steps), max(1.0, *steps))
     for index, height in enumerate(heights):
         axes = canvas.axes(Box(_LEFT, top, _WIDE, height))
@@ -124,7 +124,7 @@ def draw_curves(story: Story) -> bytes | None:
 
 
 def _draw_lines(axes: Axes, training: Line, validation: Line, begin: float) -> None:
-    steps, values = (each[training[0] >= begin] for each in training)
+    steps, values = (array[training[0] >= begin] for array in training)
     marker = "o" if len(steps) == 1 else ""
     axes.plot(
         steps,
@@ -139,47 +139,47 @@ def _draw_lines(axes: Axes, training: Line, validation: Line, begin: float) -> N
 
 
 def _short(value: float) -> str:
-    """A small number as few signs: 0.002, 5e-5."""
+    """A small number in few characters, such as 0.002 or 5e-5."""
     return f"{value:g}" if value == 0 or value >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
 
 
 def _name_phases(
     canvas: Canvas, marks: Sequence[tuple[str, float]], span: tuple[float, float]
 ) -> None:
-    """Writes each phase over its part of the steps, cut where the next one begins."""
+    """Labels each phase above its steps, truncated where the next one begins."""
     ends = [step for _, step in marks[1:]] + [span[1]]
     for index, ((name, step), end) in enumerate(zip(marks, ends, strict=True)):
         left, right = (
-            _LEFT + _WIDE / 1.01 * (each - span[0]) / (span[1] - span[0])
-            for each in (step if index else span[0], end)
+            _LEFT + _WIDE / 1.01 * (edge - span[0]) / (span[1] - span[0])
+            for edge in (step if index else span[0], end)
         )
         text = canvas.shorten(name, right - left - 12, 0.9 * TEXT)
         if text != "…":
             canvas.text(left + 6, 112, text, size=0.9 * TEXT, colour=QUIET)
 
 
-def draw_active_units(story: Story) -> bytes:
-    """Variance of the mean and KL of each latent dimension, sorted, as PNG."""
-    order = np.argsort(-story.variances, kind="stable")
-    colours = [ACCENT if each else _IDLE for each in story.active[order]]
+def draw_active_units(data: ReportData) -> bytes:
+    """Plots variance of the mean and KL of each latent dimension, sorted, as PNG."""
+    order = np.argsort(-data.variances, kind="stable")
+    colours = [ACCENT if active else _IDLE for active in data.active[order]]
     panels: list[tuple[str, NDArray[np.float64]]] = [
-        ("variance of the mean, log scale", story.variances[order])
+        ("variance of the mean, log scale", data.variances[order])
     ]
-    if story.kl_per_dimension is not None:
-        panels.append(("KL against N(0, 1), nats", story.kl_per_dimension[order]))
-    active = int(story.active.sum())
-    entries = [(f"in use: {active}", ACCENT)]
-    if active < story.latent_dim:
-        entries.append((f"not in use: {story.latent_dim - active}", _IDLE))
+    if data.kl_per_dimension is not None:
+        panels.append(("KL against N(0, 1), nats", data.kl_per_dimension[order]))
+    active = int(data.active.sum())
+    entries = [(f"active: {active}", ACCENT)]
+    if active < data.latent_dim:
+        entries.append((f"inactive: {data.latent_dim - active}", _IDLE))
     entries.append((f"threshold {ACTIVE_VARIANCE:g}", SECOND))
     height, gap, top = 400, 110, 146
     canvas = Canvas(WIDTH, top + len(panels) * (height + gap) - gap + 130)
     canvas.legend(_LEFT, 40, _WIDE, entries)
-    ranks = np.arange(1, story.latent_dim + 1)
+    ranks = np.arange(1, data.latent_dim + 1)
     for index, (title, values) in enumerate(panels):
         axes = canvas.axes(Box(_LEFT, top, _WIDE, height))
         axes.grid(visible=False, axis="x")
-        spare = max(0, 8 - len(ranks)) / 2  # a single bar need not fill the width
+        spare = max(0, 8 - len(ranks)) / 2  # few bars do not fill the width
         axes.set_xlim(0.5 - spare, len(ranks) + 0.5 + spare)
         axes.set_xticks(ranks[:: math.ceil(len(ranks) / 12)])
         axes.tick_params(labelbottom=index == len(panels) - 1)

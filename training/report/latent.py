@@ -1,4 +1,4 @@
-"""Pictures of the latent space: where the images lie in it, and what lies between."""
+"""Pictures of the latent space: a scatter plot of the images, and a decoded plane."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -7,45 +7,46 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from training.report.canvas import TEXT, WIDTH, Box, Canvas, points
+from training.report.data import ReportData
 from training.report.palette import QUIET, class_colours, point_colours
 from training.report.projection import REACH, Projection, Window, fit_window
 from training.report.sheet import best_columns, clip_to_bytes, fit, is_ink, lay_out, side_within
-from training.report.story import Story
 
-#: Images along each side of the decoded plane, and along a decoded line.
+#: Images along each side of the decoded plane.
 PLANE = 20
+#: Images along the decoded line of a model with one latent dimension.
 LINE = 100
 
 _SIDE = 1000
 _LEFT = 170
 
 
-def legend_entries(story: Story) -> list[tuple[str, str]]:
+def legend_entries(data: ReportData) -> list[tuple[str, str]]:
     """Name and colour of each class."""
-    return list(zip(story.class_names, class_colours(len(story.class_names)), strict=True))
+    return list(zip(data.class_names, class_colours(len(data.class_names)), strict=True))
 
 
 def scatter(
     axes: Axes,
-    story: Story,
+    data: ReportData,
     points_at: NDArray[np.float64],
     labels: NDArray[np.int64],
     window: Window,
     size: float,
 ) -> tuple[PathCollection, NDArray[np.int64]]:
-    """Draws points [M, 2] in the colours of their classes.
+    """Draws points in the colours of their classes.
 
     Args:
-        axes: Where.
-        story: For the names of the classes.
-        points_at: float64 [M, 2].
-        labels: int64 [M].
-        window: What is shown.
-        size: Diameter of a point, pixels.
+        axes: The axes to draw on.
+        data: The data of the report, for the names of the classes.
+        points_at: Positions, float64 [M, 2].
+        labels: Class of each point, int64 [M]; -1 for none.
+        window: The part of the plane to show.
+        size: Diameter of a point in pixels.
 
     Returns:
-        The points, and the order they are drawn in: by chance, so that no class
-        hides another.
+        The drawn points, and the order that they are drawn in, int64 [M]: random, so that
+        no class hides another.
     """
     order = np.random.Generator(np.random.Philox(key=1)).permutation(len(points_at))
     x, y = points_at[order].T
@@ -53,7 +54,7 @@ def scatter(
         x,
         y,
         s=points(size) ** 2,
-        c=point_colours(labels, story.class_names)[order],
+        c=point_colours(labels, data.class_names)[order],
         linewidths=0,
         alpha=0.8,
     )
@@ -62,23 +63,23 @@ def scatter(
 
 
 def point_size(count: int) -> float:
-    """A diameter in pixels at which `count` points neither drown nor vanish."""
+    """Diameter of a point in pixels: the more points, the smaller, within limits."""
     return float(np.clip(340 / np.sqrt(max(count, 1)), 5.5, 12.0))
 
 
-def draw_map(story: Story, projection: Projection) -> bytes:
-    """Where the posterior means of the test images lie, coloured by class, as PNG."""
+def draw_map(data: ReportData, projection: Projection) -> bytes:
+    """Plots the posterior means of the test images, coloured by class, as PNG."""
     flat = projection.dimensions == 1
     height = _SIDE // 2 if flat else _SIDE
-    entries = legend_entries(story)
+    entries = legend_entries(data)
     rows = Canvas(WIDTH, 100).legend_rows(_SIDE, entries)
     top = 40 + round(rows * 1.5 * TEXT)
     canvas = Canvas(WIDTH, top + height + 130)
     canvas.legend(_LEFT, 46, _SIDE, entries)
     box = Box(_LEFT, top, _SIDE, height)
     axes = canvas.axes(box)
-    at = projection.apply(story.means)
-    scatter(axes, story, at, story.map_labels, fit_window(projection, at), point_size(len(at)))
+    at = projection.apply(data.means)
+    scatter(axes, data, at, data.map_labels, fit_window(projection, at), point_size(len(at)))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     if flat:
@@ -97,7 +98,16 @@ def write_axis_names(
     beside: float,
     size: float = TEXT,
 ) -> None:
-    """Writes the projection's names under and left of a box, so many pixels from it."""
+    """Labels the axes of a box with the names of the projection.
+
+    Args:
+        canvas: The canvas to write on.
+        projection: The projection of the latents.
+        box: The box of the axes.
+        below: Distance of the horizontal axis's name below the box, in pixels.
+        beside: Distance of the vertical axis's name left of the box, in pixels.
+        size: Text size in pixels.
+    """
     canvas.text(
         box.left + box.width / 2, box.top + box.height + below, projection.names[0],
         size=size, colour=QUIET, align="center",
@@ -109,19 +119,19 @@ def write_axis_names(
         )  # fmt: skip
 
 
-def draw_plane(story: Story, projection: Projection) -> bytes:
-    """What the decoder makes of points evenly spread over the plane, as PNG.
+def draw_plane(data: ReportData, projection: Projection) -> bytes:
+    """Decodes a grid of points of the projection's plane to one sheet of images, as PNG.
 
-    One latent dimension gives a line of images, read as text is.
+    With one latent dimension the points are on a line, and the images in reading order.
     """
-    ink = is_ink(story.images)
+    ink = is_ink(data.images)
     ticks = projection.ticks(LINE if projection.dimensions == 1 else PLANE)
     if projection.dimensions == 1:
         grid = ticks.T
     else:
-        # Rows from the top down, as the axis goes up.
+        # The first row of images is at the top, where the vertical axis is largest.
         grid = np.stack(np.meshgrid(ticks[0], ticks[1][::-1]), axis=-1).reshape(-1, 2)
-    images = clip_to_bytes(story.decode(projection.lift(grid)))
+    images = clip_to_bytes(data.decode(projection.lift(grid)))
     shape = images.shape[2:]
     gap = 0 if ink else 2
     columns = best_columns(LINE, shape, (_SIDE, _SIDE)) if projection.dimensions == 1 else PLANE
@@ -137,7 +147,7 @@ def draw_plane(story: Story, projection: Projection) -> bytes:
 
 
 def _write_plane_ticks(canvas: Canvas, projection: Projection, box: Box) -> None:
-    """Writes the latents at the ends and the middle of each axis."""
+    """Labels the ends and the middle of each axis with the latents there."""
     size = TEXT * 0.82
     right, bottom = box.left + box.width, box.top + box.height
     end = f"{float(projection.ticks(PLANE)[0, -1]):.2f}"
@@ -157,7 +167,7 @@ def _write_plane_ticks(canvas: Canvas, projection: Projection, box: Box) -> None
             "mean",
             f"+{REACH:g} \N{GREEK SMALL LETTER SIGMA}",
         )
-    # At the middle of the first and of the last image, which are what is decoded there.
+    # A label belongs at the centre of the first and of the last image.
     across, down = box.width / (2 * PLANE), box.height / (2 * PLANE)
     for share, name in zip((0.0, 0.5, 1.0), names, strict=True):
         x = box.left + across + share * (box.width - 2 * across)

@@ -1,4 +1,4 @@
-"""The movie of a training, as a GIF and as an MP4 of the same frames."""
+"""Encodes the movie of a training, as GIF and as MP4."""
 
 import io
 import math
@@ -13,28 +13,28 @@ from av.video.reformatter import ColorRange, Colorspace
 from numpy.typing import NDArray
 from PIL import Image
 
-from training.report.story import Bytes
+from training.report.data import Bytes
 
 FRAMES_PER_SECOND = 10
-#: How long the last frame stays.
+#: Duration of the last frame.
 HOLD_SECONDS = 2
 
 _GIF_BYTES = 4_000_000
 _GIF_WIDTHS = (800, 640, 480, 400)
-# One less than a GIF may have: the last index marks what has no colour yet.
+# One less than a GIF may have: the last index marks colours without a palette entry yet.
 _GIF_COLOURS = 255
 _UNKNOWN = 255
 _MP4_BYTES = 1_500_000
-# x264's scale of quality: 18 cannot be told from the original, 45 is coarse, and each
-# 6 more make about half the size.
+# Constant rate factors of x264: 18 is visually lossless, 45 coarse, and 6 more halve the
+# size, about.
 _BEST_FACTOR, _WORST_FACTOR = 23, 45
 
 
 def encode_gif(frames: Sequence[Bytes]) -> bytes:
-    """Encodes frames uint8 [h, w, 3] as an endless GIF, the last one held.
+    """Encodes frames uint8 [h, w, 3] as a looping GIF that holds the last frame.
 
-    All frames share one palette, so that colours do not flicker. It is made narrower
-    until it is small.
+    All frames have one palette, so that colours do not flicker. The width is reduced until
+    the file is small enough.
     """
     for width in _GIF_WIDTHS:
         gif = _encode_gif(frames, width)
@@ -46,7 +46,7 @@ def encode_gif(frames: Sequence[Bytes]) -> bytes:
 def _encode_gif(frames: Sequence[Bytes], width: int) -> bytes:
     size = (width, round(width * frames[0].shape[0] / frames[0].shape[1]))
     small = [
-        np.asarray(Image.fromarray(each).resize(size, Image.Resampling.BOX)) for each in frames
+        np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX)) for frame in frames
     ]
     palette = _shared_palette([small[0], small[len(small) // 2], small[-1]])
     flat = []
@@ -61,12 +61,12 @@ def _encode_gif(frames: Sequence[Bytes], width: int) -> bytes:
 
 
 def _shared_palette(pictures: Sequence[Bytes]) -> Bytes:
-    """Colours [_GIF_COLOURS at most, 3] that suit all of some pictures [h, w, 3].
+    """A palette for all pictures [h, w, 3]: uint8 [at most _GIF_COLOURS, 3].
 
-    Half of them are the very colours there is most of, so that paper stays white and a
-    class keeps its colour; the others are made for what is between.
+    Half of it are the most frequent colours themselves, so that paper stays white and the
+    classes keep their colours; the other half is quantised from the remaining pixels.
     """
-    pixels = np.concatenate([each.reshape(-1, 3) for each in pictures])
+    pixels = np.concatenate([picture.reshape(-1, 3) for picture in pictures])
     codes = _codes(pixels)
     colours, counts = np.unique(codes, return_counts=True)
     exact = colours[np.argsort(-counts, kind="stable")[: _GIF_COLOURS // 2]]
@@ -79,9 +79,9 @@ def _shared_palette(pictures: Sequence[Bytes]) -> Bytes:
 
 
 def _nearest(pictures: Sequence[Bytes], palette: Bytes) -> Iterator[Bytes]:
-    """The index of the nearest colour of a palette for each pixel, uint8 [h, w] each.
+    """Maps the pixels of each picture to their nearest palette entries, uint8 [h, w].
 
-    Pillow's own way rounds before it looks, which makes white a little grey.
+    Pillow's own mapping rounds colours first, which makes white a little grey.
     """
     table = np.full(1 << 24, _UNKNOWN, np.uint8)
     wide = palette.astype(np.float32)
@@ -91,23 +91,23 @@ def _nearest(pictures: Sequence[Bytes], palette: Bytes) -> Iterator[Bytes]:
         for start in range(0, len(new), 1 << 16):
             part = new[start : start + (1 << 16)]
             colours = np.stack([part >> 16, part >> 8 & 255, part & 255], axis=1)
-            # |c - p|^2 without |c|^2, which is the same for all p.
+            # |c - p|^2 minus |c|^2, which is the same for all palette entries p.
             distances = (wide**2).sum(axis=1) - 2 * colours.astype(np.float32) @ wide.T
             table[part] = distances.argmin(axis=1)
         yield table[codes]
 
 
 def _codes(pixels: Bytes) -> NDArray[np.uint32]:
-    """Each pixel [..., 3] as one number, 0xRRGGBB."""
+    """Packs pixels [..., 3] into numbers 0xRRGGBB, uint32 [...]."""
     wide = pixels.astype(np.uint32)
     return np.asarray(wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2], np.uint32)
 
 
 def encode_mp4(frames: Sequence[Bytes]) -> bytes:
-    """Encodes frames uint8 [h, w, 3], h and w even, as H.264 in MP4, the last one held.
+    """Encodes frames uint8 [h, w, 3], h and w even, as H.264 in an MP4 that holds the last one.
 
-    It begins with its index, so that a browser can play it while it comes in, and is
-    encoded anew, coarser, until it is small.
+    The file begins with its index, so that a browser can play it while it loads. It is
+    encoded again at lower quality until it is small enough.
     """
     factor = _BEST_FACTOR
     mp4 = _encode_mp4(frames, factor)
@@ -120,7 +120,7 @@ def encode_mp4(frames: Sequence[Bytes]) -> bytes:
 def _encode_mp4(frames: Sequence[Bytes], factor: int) -> bytes:
     height, width = frames[0].shape[:2]
     held = FRAMES_PER_SECOND * HOLD_SECONDS - 1
-    # A real file: to move the index to the front the muxer opens its output again.
+    # A file on disk, which the muxer reopens to move the index to the front.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "movie.mp4"
         with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
@@ -130,7 +130,7 @@ def _encode_mp4(frames: Sequence[Bytes], factor: int) -> bytes:
             context = stream.codec_context
             context.thread_count = 1
             context.time_base = Fraction(1, FRAMES_PER_SECOND)
-            # Named, for a player would guess by the size.
+            # Stated explicitly, since players otherwise guess the colour space by the size.
             context.colorspace = Colorspace.ITU709
             context.color_range = ColorRange.MPEG
             context.color_primaries = context.color_trc = 1

@@ -1,4 +1,4 @@
-"""The report as one page that holds everything: no other file, no network, no script."""
+"""The report page: a single HTML file with everything embedded, without network or scripts."""
 
 import base64
 import math
@@ -7,15 +7,15 @@ from html import escape
 from pathlib import Path
 
 from training.report.captions import Captions
+from training.report.data import ReportData
 from training.report.projection import Projection
-from training.report.story import Story
 
-# What the page may load: nothing but what it holds.
+# Content security policy: the page loads nothing but its embedded data.
 _POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 _MOST_VALUES = 8
 _MIME = {".png": "image/png", ".mp4": "video/mp4", ".gif": "image/gif"}
 
-#: Which pictures stand side by side where there is room.
+#: Pictures that are placed side by side where there is room.
 _GROUPS = (
     ("movie.mp4",),
     ("reconstructions.png",),
@@ -35,17 +35,17 @@ _HEADLINES = (
 
 
 def write_page(
-    story: Story, projection: Projection, files: Mapping[str, bytes], poster: bytes | None
+    data: ReportData, projection: Projection, files: Mapping[str, bytes], poster: bytes | None
 ) -> str:
     """Writes the page as HTML.
 
     Args:
-        story: What is told.
-        projection: How its latents were put on the plane.
+        data: The data of the report.
+        projection: The projection of its latents.
         files: Content of each picture, by file name.
-        poster: A PNG to show until the movie plays.
+        poster: A PNG to show until the movie plays; None without a movie.
     """
-    captions = Captions(story, projection)
+    captions = Captions(data, projection)
     sections = []
     for group in _GROUPS:
         present = [name for name in group if name in files]
@@ -59,11 +59,11 @@ def write_page(
         ]
     tables = [
         _section(heading, _table(rows), wide=False)
-        for heading, rows in (("The run", story.facts), ("Measured", list(flatten(story.metrics))))
+        for heading, rows in (("The run", data.facts), ("Measured", list(flatten(data.metrics))))
         if rows
     ]
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-    title = escape(story.title)
+    title = escape(data.title)
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -80,7 +80,7 @@ def write_page(
 <header>
 <p class="eyebrow">Report of a training</p>
 <h1>{title}</h1>
-{_headline(story)}
+{_headline(data)}
 </header>
 <main>
 {"".join(sections)}{"".join(tables)}</main>
@@ -93,7 +93,7 @@ def write_page(
 
 
 def flatten(metrics: Mapping[str, object], before: str = "") -> Iterator[tuple[str, str]]:
-    """Label and value of each figure, also of those in mappings within."""
+    """Label and value of each figure, with those of nested mappings."""
     for key, value in metrics.items():
         label = before + _label(str(key))
         if isinstance(value, Mapping):
@@ -103,7 +103,7 @@ def flatten(metrics: Mapping[str, object], before: str = "") -> Iterator[tuple[s
 
 
 def _label(key: str) -> str:
-    """`elbo_stderr` as a person writes it."""
+    """The name of a figure in words, such as `ELBO standard error` for `elbo_stderr`."""
     words = [_WORDS.get(word, word) for word in key.split("_")]
     return " ".join([words[0][:1].upper() + words[0][1:], *words[1:]])
 
@@ -120,18 +120,18 @@ def _value(value: object) -> str:
     if isinstance(value, list | tuple):
         if len(value) > _MOST_VALUES:
             return f"{len(value)} values"
-        return ", ".join(_value(each) for each in value)
+        return ", ".join(_value(element) for element in value)
     return str(value)
 
 
-def _headline(story: Story) -> str:
-    """The few figures one asks for first."""
+def _headline(data: ReportData) -> str:
+    """The most important figures, as a definition list."""
     rows = []
     for key, label in _HEADLINES:
-        value = story.metrics.get(key)
+        value = data.metrics.get(key)
         if isinstance(value, int | float) and math.isfinite(value):
             rows.append((label, f"{value:.1f}"))
-    rows.append(("latent dimensions in use", f"{story.active.sum()} of {story.latent_dim}"))
+    rows.append(("active latent dimensions", f"{data.active.sum()} of {data.latent_dim}"))
     items = "\n".join(
         f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for label, value in rows
     )
@@ -145,9 +145,9 @@ def _section(heading: str, content: str, *, wide: bool) -> str:
 
 def _figure(name: str, content: bytes, poster: bytes | None, captions: Captions) -> str:
     alt = escape(captions.alt(name))
-    source = _data(name, content)
+    source = _data_url(name, content)
     if name.endswith(".mp4"):
-        still = f' poster="{_data("poster.png", poster)}"' if poster else ""
+        still = f' poster="{_data_url("poster.png", poster)}"' if poster else ""
         shown = (
             f'<video src="{source}"{still} aria-label="{alt}" width="1200" height="720" '
             "autoplay loop muted playsinline controls></video>"
@@ -155,12 +155,12 @@ def _figure(name: str, content: bytes, poster: bytes | None, captions: Captions)
     else:
         width, height = png_size(content)
         shown = f'<img src="{source}" alt="{alt}" width="{width}" height="{height}">'
-    text = "\n".join(f"<p>{escape(each)}</p>" for each in captions.paragraphs(name))
+    text = "\n".join(f"<p>{escape(line)}</p>" for line in captions.paragraphs(name))
     return f"<figure>\n{shown}\n<figcaption>\n{text}\n</figcaption>\n</figure>"
 
 
 def png_size(content: bytes) -> tuple[int, int]:
-    """Width and height of a PNG, so that the page does not jump while it is read."""
+    """Width and height of a PNG, which keep the page from reflowing while it loads."""
     return int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
 
 
@@ -172,5 +172,5 @@ def _table(rows: Iterable[tuple[str, str]]) -> str:
     return f"<table>\n<tbody>\n{lines}\n</tbody>\n</table>"
 
 
-def _data(name: str, content: bytes) -> str:
+def _data_url(name: str, content: bytes) -> str:
     return f"data:{_MIME[Path(name).suffix]};base64,{base64.b64encode(content).decode('ascii')}"

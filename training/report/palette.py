@@ -1,4 +1,4 @@
-"""Colours: one to each class, the same in every picture, and the inks around them."""
+"""Colours of the report: one per class, the same in every picture, and those of the page."""
 
 import colorsys
 from collections.abc import Sequence
@@ -13,8 +13,9 @@ FAINT = "#e3e7ec"
 ACCENT = "#2a5fc4"
 SECOND = "#e0732d"
 
-# Ten that stay apart for readers with deuteranopia and protanopia as well, by a search
-# over OKLab distances. The order keeps digits apart that models confuse: 3 5 8, 4 7 9.
+# Ten colours that are distinct with deuteranopia and protanopia too, found by a search
+# over OKLab distances. Their order gives dissimilar ones to digits that models confuse:
+# 3 5 8 and 4 7 9.
 _TEN = (
     "#1b55c2", "#e6a30c", "#b4a7f2", "#558d00", "#0fa2bc",
     "#e4566f", "#45cf93", "#804b0e", "#8a5fe6", "#9b1777",
@@ -23,9 +24,9 @@ _GOLDEN = 0.618033988749895
 
 
 def class_colours(count: int) -> tuple[str, ...]:
-    """A colour to each of `count` classes, as #rrggbb; the first ten are always the same."""
+    """Colours of `count` classes, as #rrggbb; the first ten are always the same."""
     colours = list(_TEN[:count])
-    # Any number more: hues a golden angle apart, which never come back, in three depths.
+    # Further ones: hues a golden angle apart, which never repeat, at three brightnesses.
     for index in range(count - len(colours)):
         value = (0.62, 0.85, 0.45)[index % 3]
         red, green, blue = colorsys.hsv_to_rgb((0.08 + index * _GOLDEN) % 1.0, 0.72, value)
@@ -34,18 +35,18 @@ def class_colours(count: int) -> tuple[str, ...]:
 
 
 def point_colours(labels: NDArray[np.int64], class_names: Sequence[str]) -> NDArray[np.float64]:
-    """The colour of each point: float64 [N, 3] in [0, 1].
+    """The colour of each point, float64 [N, 3] in [0, 1].
 
-    Points of no class, or of one that has no name, take the accent where there are no
-    classes and a quiet grey where there are.
+    Points without a class, or of one without a name, are grey; where there are no classes
+    at all, they have the accent colour.
     """
     colours = class_colours(len(class_names))
     table = np.array([rgb(colour) for colour in (*colours, QUIET if colours else ACCENT)])
-    known = (labels >= 0) & (labels < len(colours))
-    return table[np.where(known, labels, len(colours))]
+    named = (labels >= 0) & (labels < len(colours))
+    return table[np.where(named, labels, len(colours))]
 
 
 def rgb(colour: str) -> tuple[float, float, float]:
-    """#rrggbb as red, green and blue in [0, 1]."""
+    """Red, green and blue in [0, 1] of a colour #rrggbb."""
     red, green, blue = (int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5))
     return red, green, blue

@@ -1,17 +1,19 @@
-"""Sheets of images: what the model gives back, and what it makes up."""
+"""Sheets of reconstructions and of samples."""
 
 import math
 
 from training.report.canvas import TEXT, WIDTH, Canvas
+from training.report.data import Frame, ReportData
 from training.report.palette import QUIET, class_colours
 from training.report.sheet import clip_to_bytes, fit, is_ink, lay_out, side_within
-from training.report.story import Frame, Story
 
-#: Classes that have a row of their own; more would make them too small to see.
+#: Largest number of classes on the sheet of samples by class.
 MOST_ROWS = 30
-#: Samples on the sheet of all, and in the row of a class; the seed they are drawn with.
+#: Samples on the sheet of unconditional samples.
 SAMPLES = 100
+#: Samples of each class on the sheet of samples by class.
 BY_CLASS = 12
+#: Seed of the samples.
 SEED = 0
 
 _MARGIN = 30
@@ -21,16 +23,16 @@ _NAME = 300
 _TALLEST = 200
 
 
-def draw_reconstructions(story: Story, frame: Frame) -> bytes:
-    """Pairs of a test image and, right below it, its reconstruction, as PNG."""
-    ink = is_ink(story.images)
-    count = min(len(story.images), _PAIRS)
-    # Whole rows where that can be.
-    columns = count if count <= 8 else max(range(4, 9), key=lambda each: (count % each == 0, each))
+def draw_reconstructions(data: ReportData, frame: Frame) -> bytes:
+    """Draws pairs of a test image and, below it, its reconstruction, as PNG."""
+    ink = is_ink(data.images)
+    count = min(len(data.images), _PAIRS)
+    # Full rows where that is possible.
+    columns = count if count <= 8 else max(range(4, 9), key=lambda n: (count % n == 0, n))
     gap = 10
-    shape = story.images.shape[2:]
+    shape = data.images.shape[2:]
     side = side_within(columns, columns, shape, (_TALLEST, _SIDE), gap)
-    above = fit(story.images[:count], side, ink=ink)
+    above = fit(data.images[:count], side, ink=ink)
     below = fit(frame.reconstructions[:count], side, ink=ink)
     height, width = above.shape[1:3]
     rows = math.ceil(count / columns)
@@ -49,12 +51,12 @@ def draw_reconstructions(story: Story, frame: Frame) -> bytes:
     return canvas.png()
 
 
-def draw_samples(story: Story) -> bytes | None:
-    """Images drawn from the prior, as PNG; None where the model has no prior."""
-    if story.sample is None:
+def draw_samples(data: ReportData) -> bytes | None:
+    """Draws samples from the prior, as PNG; None where the model has no prior."""
+    if data.sample is None:
         return None
-    ink = is_ink(story.images)
-    images = clip_to_bytes(story.sample(SAMPLES, SEED, None))
+    ink = is_ink(data.images)
+    images = clip_to_bytes(data.sample(SAMPLES, SEED, None))
     gap = 4
     columns = math.isqrt(SAMPLES)
     side = side_within(SAMPLES, columns, images.shape[2:], (_SIDE, _SIDE), gap)
@@ -64,13 +66,13 @@ def draw_samples(story: Story) -> bytes | None:
     return canvas.png()
 
 
-def draw_samples_by_class(story: Story) -> bytes | None:
-    """A row of samples of each class, as PNG; None where classes cannot be asked for."""
-    if story.sample is None or not story.sample_labels:
+def draw_samples_by_class(data: ReportData) -> bytes | None:
+    """Draws a row of samples of each class, as PNG; None where the prior has no classes."""
+    if data.sample is None or not data.sample_labels:
         return None
-    ink = is_ink(story.images)
-    names = story.sample_labels[:MOST_ROWS]
-    rows = [clip_to_bytes(story.sample(BY_CLASS, SEED, label)) for label in range(len(names))]
+    ink = is_ink(data.images)
+    names = data.sample_labels[:MOST_ROWS]
+    rows = [clip_to_bytes(data.sample(BY_CLASS, SEED, label)) for label in range(len(names))]
     canvas = Canvas(WIDTH, 1)
     widest = max(canvas.text_width(name, bold=True) for name in names)
     column = min(widest, _NAME)
@@ -82,7 +84,7 @@ def draw_samples_by_class(story: Story) -> bytes | None:
     step = height + 12
     left = (WIDTH - width - column - 30) / 2
     canvas = Canvas(WIDTH, len(names) * step - 12 + 2 * _MARGIN)
-    colours = dict(zip(story.class_names, class_colours(len(story.class_names)), strict=True))
+    colours = dict(zip(data.class_names, class_colours(len(data.class_names)), strict=True))
     for row, (name, sheet) in enumerate(zip(names, sheets, strict=True)):
         top = _MARGIN + row * step
         canvas.text(

@@ -1,4 +1,4 @@
-"""Images as sheets of pixels: rows and columns of them, ready to be put on a page."""
+"""Sheets: images resized and arranged in rows and columns."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from common.pixels import to_bytes
-from training.report.story import Bytes, Floats
+from training.report.data import Bytes, Floats
 
 _DARK = 40
 _SMOOTH = 6
@@ -19,10 +19,10 @@ def clip_to_bytes(images: Floats) -> Bytes:
 
 
 def is_ink(images: Bytes) -> bool:
-    """Whether images [n, C, H, W] are strokes on black, as MNIST's are.
+    """Whether images [n, C, H, W] are light strokes on black, as MNIST's are.
 
-    Such are printed the other way round, dark strokes on white paper: a sheet of
-    them is one picture then, not a wall of black tiles.
+    These are printed inverted, as dark strokes on white, so that a sheet of them does not
+    look like black tiles.
     """
     if images.shape[1] != 1 or images.size == 0:
         return False
@@ -33,15 +33,15 @@ def is_ink(images: Bytes) -> bool:
 
 
 def fit(images: Bytes, side: int, *, ink: bool) -> Bytes:
-    """Resizes images [n, C, H, W] to `side` pixels along their longer edge.
+    """Resizes images to `side` pixels along their longer edge.
 
-    Made smaller, pixels are averaged; enlarged a little they are smoothed; of tiny
-    images they stay squares.
+    Shrinking averages pixels, enlarging interpolates them, and enlarging more than
+    sixfold keeps them as squares.
 
     Args:
         images: uint8 [n, C, H, W].
-        side: Wanted length of the longer edge, at least 1.
-        ink: Whether they are to be printed dark on white.
+        side: Length of the longer edge in pixels, at least 1.
+        ink: Whether to invert the images, see `is_ink`.
 
     Returns:
         uint8 [n, h, w, 3].
@@ -61,7 +61,7 @@ def fit(images: Bytes, side: int, *, ink: bool) -> Bytes:
 
 
 def lay_out(pictures: Bytes, columns: int, gap: int) -> Bytes:
-    """Puts pictures [n, h, w, 3] in rows on white, with `gap` pixels between them."""
+    """Arranges pictures [n, h, w, 3] in rows on white, with `gap` pixels between them."""
     count, height, width, _ = pictures.shape
     rows = math.ceil(count / columns)
     sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
@@ -72,13 +72,13 @@ def lay_out(pictures: Bytes, columns: int, gap: int) -> Bytes:
 
 
 def best_columns(count: int, shape: tuple[int, ...], box: tuple[float, float]) -> int:
-    """The number of columns that makes `count` images largest within a box.
+    """The number of columns with which `count` images fill a box best.
 
-    Whole rows are worth a little size.
+    Full rows are preferred where the images are not much smaller for it.
 
     Args:
-        count: How many images, at least 1.
-        shape: Height and width of each.
+        count: Number of images, at least 1.
+        shape: Height and width of an image.
         box: Height and width of the box.
     """
 
@@ -93,18 +93,18 @@ def best_columns(count: int, shape: tuple[int, ...], box: tuple[float, float]) -
 def side_within(
     count: int, columns: int, shape: tuple[int, ...], box: tuple[float, float], gap: int
 ) -> int:
-    """How large images can be in a box.
+    """The size at which images fit in a box.
 
     Args:
-        count: How many images, at least 1.
-        columns: How many stand in a row.
-        shape: Height and width of each.
+        count: Number of images, at least 1.
+        columns: Images in a row.
+        shape: Height and width of an image.
         box: Height and width of the box.
         gap: Pixels between images.
 
     Returns:
-        The length of the longer edge, at least 1; where `fit` makes squares of pixels,
-        a whole number to each.
+        Length of the longer edge in pixels, at least 1; a multiple of the image's own
+        where `fit` enlarges its pixels to squares.
     """
     rows = math.ceil(count / columns)
     scale = min(

@@ -1,7 +1,8 @@
-"""The stage of the movie: one figure on which each frame is set anew.
+"""The figure of the movie, redrawn for each frame.
 
-Left the shown test images above and their reconstructions below, with the ELBO so far;
-right the latent scatter. Axes and layout stand still for the whole movie.
+On the left are the shown test images, their reconstructions and the curve of the negative
+ELBO; on the right the scatter plot of the latents. Axes and layout are fixed for the whole
+movie.
 """
 
 import math
@@ -17,11 +18,11 @@ from numpy.typing import NDArray
 
 from training.report.canvas import Box, Canvas, points
 from training.report.curves import robust_limits
+from training.report.data import Bytes, Frame, ReportData
 from training.report.latent import legend_entries, point_size, scatter, write_axis_names
 from training.report.palette import ACCENT, FAINT, QUIET
 from training.report.projection import Projection, Window, fit_window
 from training.report.sheet import best_columns, fit, is_ink, lay_out, side_within
-from training.report.story import Bytes, Frame, Story
 
 SIZE = (1200, 720)
 
@@ -38,44 +39,44 @@ _WIDEST = 1.25
 
 
 class Stage:
-    """Draws the frames of a story.
+    """Renders the frames of a movie.
 
     Args:
-        story: With at least one frame.
-        projection: How latents are put on the plane.
+        data: The data of the report, with at least one frame.
+        projection: The projection of the latents.
     """
 
-    def __init__(self, story: Story, projection: Projection):
+    def __init__(self, data: ReportData, projection: Projection):
         self._projection = projection
-        self._steps = np.array([frame.step for frame in story.frames], np.float64)
-        self._elbos = np.array([frame.elbo for frame in story.frames], np.float64)
-        self._ink = is_ink(story.images)
+        self._steps = np.array([frame.step for frame in data.frames], np.float64)
+        self._elbos = np.array([frame.elbo for frame in data.frames], np.float64)
+        self._ink = is_ink(data.images)
         self._canvas = Canvas(*SIZE)
         canvas = self._canvas
-        # A long title is written smaller before it is cut.
-        wide = canvas.text_width(story.title, _LARGE, bold=True)
+        # A long title is made smaller before it is truncated.
+        wide = canvas.text_width(data.title, _LARGE, bold=True)
         size = min(_LARGE, max(_SMALL, _LARGE * 0.98 * _WIDE / max(wide, 1.0)))
-        title = canvas.shorten(story.title, _WIDE, size, bold=True)
+        title = canvas.shorten(data.title, _WIDE, size, bold=True)
         canvas.text(_LEFT, _TOP + 26, title, size=size, bold=True)
-        self._values = self._write_numbers(story.frames)
+        self._values = self._write_numbers(data.frames)
         measured = np.isfinite(self._elbos)
         self._curve = (self._steps[measured], self._elbos[measured])
         limits = robust_limits([self._curve]) if measured.sum() > 1 else None
-        self._sheet = self._place_images(story, Box(_LEFT, 190, _WIDE, 360 if limits else 490))
+        self._sheet = self._place_images(data, Box(_LEFT, 190, _WIDE, 360 if limits else 490))
         self._highest = limits[1] if limits else math.inf
         self._line = self._place_curve(limits) if limits else None
         canvas.rectangle(Box(0, SIZE[1] - 8, SIZE[0], 8), FAINT)
         self._bar = canvas.rectangle(Box(0, SIZE[1] - 8, 0, 8), ACCENT)
-        self._points, self._order = self._place_scatter(story)
+        self._points, self._order = self._place_scatter(data)
         moving = [*self._values, self._sheet, *(self._line or ()), self._bar, self._points]
         canvas.hold(moving)
 
     def draw(self, frame: Frame, done: float) -> Bytes:
-        """Draws one frame: uint8 [720, 1200, 3].
+        """Renders a frame: uint8 [720, 1200, 3].
 
         Args:
-            frame: One of the story's, or a later one of the same run.
-            done: How much of the movie is over, 0 to 1, for the bar at the bottom.
+            frame: A frame of the data, or a later one of the same run.
+            done: Share of the movie that has passed, 0 to 1, for the bar at the bottom.
         """
         phase = self._canvas.shorten(frame.phase, _WIDE - _PHASE, _MIDDLE)
         texts = (f"{frame.step:,}", _nats(frame.elbo), phase)
@@ -92,7 +93,7 @@ class Stage:
         return self._canvas.pixels()
 
     def _write_numbers(self, frames: Sequence[Frame]) -> list[Text]:
-        """Writes the names of the numbers; returns the texts for their values."""
+        """Adds the names of the numbers; returns the texts for their values."""
         names = ["step", "ELBO, nats"]
         if any(frame.phase for frame in frames):
             names.append("phase")
@@ -102,16 +103,16 @@ class Stage:
             texts.append(self._canvas.text(_LEFT + x, _TOP + 112, "", size=_MIDDLE))
         return texts
 
-    def _place_images(self, story: Story, box: Box) -> FigureImage:
-        """Puts the test images above; returns the sheet for the reconstructions below."""
+    def _place_images(self, data: ReportData, box: Box) -> FigureImage:
+        """Adds the test images; returns the picture for the reconstructions below them."""
         label = 40
         half = (box.height - label) / 2
-        chosen = story.images[:_SHOWN]
+        chosen = data.images[:_SHOWN]
         shape = chosen.shape[2:]
         room = (half - label, box.width)
         self._columns = best_columns(len(chosen), shape, room)
         self._side = side_within(len(chosen), self._columns, shape, room, _GAP)
-        sheet = self._lay_out(story.images)
+        sheet = self._lay_out(data.images)
         block = label + len(sheet) + 14
         top = box.top + max(0.0, (box.height - 2 * block + 14) / 2)
         for name, y in (("test images", top), ("their reconstructions", top + block)):
@@ -123,7 +124,7 @@ class Stage:
         return lay_out(fit(images[:_SHOWN], self._side, ink=self._ink), self._columns, _GAP)
 
     def _place_curve(self, limits: tuple[float, float]) -> tuple[Line2D, Line2D]:
-        """Draws the axes of the ELBO over the steps; returns its line and its head."""
+        """Adds the axes of the ELBO over the steps; returns the curve and the dot at its end."""
         axes = self._canvas.axes(Box(_LEFT, 580, _WIDE, 90))
         axes.grid(visible=False)
         axes.set(xticks=[], yticks=[], ylim=(limits[0] - 0.1 * (limits[1] - limits[0]), limits[1]))
@@ -136,13 +137,13 @@ class Stage:
         (head,) = axes.plot([], [], color=ACCENT, marker="o", markersize=points(12), clip_on=False)
         return line, head
 
-    def _place_scatter(self, story: Story) -> tuple[PathCollection, NDArray[np.int64]]:
-        """Draws the axes and the points of the last frame; returns them in their order."""
+    def _place_scatter(self, data: ReportData) -> tuple[PathCollection, NDArray[np.int64]]:
+        """Adds the scatter plot of the last frame; returns its points and their order."""
         box = _PLOT
-        entries = legend_entries(story)
+        entries = legend_entries(data)
         rows = self._canvas.legend_rows(box.width, entries, _SMALL)
         self._canvas.legend(box.left, 46, box.width, entries, _SMALL)
-        # More than one row of names takes its place from the plot, which stays a square.
+        # A legend of several rows takes its height from the plot, which stays a square.
         less = max(0.0, (rows - 1) * 1.5 * _SMALL) - (30 if rows == 0 else 0)
         side = box.height - less
         box = Box(box.left + max(0.0, less / 2), box.top + less, side, side)
@@ -154,12 +155,12 @@ class Stage:
             axes.grid(visible=False, axis="y")
             axes.spines["left"].set_visible(False)
         write_axis_names(self._canvas, self._projection, box, below=38, beside=24, size=_TINY)
-        last = self._projection.apply(story.frames[-1].means)
+        last = self._projection.apply(data.frames[-1].means)
         size = point_size(len(last))
-        return scatter(axes, story, last, story.labels, self._window(story.frames), size)
+        return scatter(axes, data, last, data.labels, self._window(data.frames), size)
 
     def _window(self, frames: Sequence[Frame]) -> Window:
-        """What all frames fit in, but for early ones that reach far beyond the last."""
+        """A window for all frames, except where early ones extend far beyond the last."""
         last = fit_window(self._projection, self._projection.apply(frames[-1].means))
         every = np.concatenate([self._projection.apply(frame.means) for frame in frames])
         whole = fit_window(self._projection, every)

@@ -1,4 +1,4 @@
-"""What a report is made of: the moments of a training and what it came to."""
+"""The data of a report: frames of the training, its log, and the final model."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -17,15 +17,15 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Frame:
-    """One moment of a training.
+    """A frame of the movie of a training.
 
     Attributes:
         step: Steps done.
-        phase: What the training was at, for example `prior`; may be empty.
+        phase: Name of the phase, for example `prior fit`; may be empty.
         elbo: Negative ELBO in nats per image, lower is better; NaN where it was
             not measured.
-        reconstructions: uint8 [n, C, H, W], of the story's `images`.
-        means: float32 [M, D], posterior means of the same M test images each time.
+        reconstructions: Reconstructions of `ReportData.images`, uint8 [n, C, H, W].
+        means: Posterior means of the same M test images in all frames, float32 [M, D].
     """
 
     step: int
@@ -36,30 +36,31 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Story:
-    """A training from beginning to end, and the model that came out.
+class ReportData:
+    """Everything that a report shows of a training and of the model that came out of it.
 
     Attributes:
         title: Name of the run.
         facts: Label and value of each line about the run: preset, data, seed, time.
-        images: uint8 [n, C, H, W], the shown test images, C = 1 or 3.
-        labels: int64 [M], class of each image whose mean the frames hold; -1 for none.
-        class_names: Name of each class; empty where the data have none.
-        frames: The moments, in order; without any there is no movie.
-        log: Entries of log.jsonl: `step`, `elbo`, `reconstruction`, `kl`,
-            `learning_rate`, `beta`, at validations the first three with
-            `validation_` before them, and `phase` where there are several. All but
-            `step` may be absent or None.
-        means: float32 [N, D], final posterior means of the test images.
-        log_vars: float32 [N, D], log-variances of these posteriors; None for an
-            autoencoder that has none.
-        map_labels: int64 [N], their classes; -1 for none.
-        decode: Latents float32 [n, D] to images float32 [n, C, H, W] in [0, 1].
-        sample: `(count, seed, label)` to images float32 [count, C, H, W] in [0, 1],
-            where label is an index into `sample_labels` or None for any; None where
-            the model has no prior to draw from.
-        sample_labels: The classes that can be asked for.
-        metrics: The final figures; mappings in it are shown flat.
+        images: The shown test images, uint8 [n, C, H, W] with C = 1 or 3.
+        labels: Classes of the M images whose means are in the frames, int64 [M]; -1 for
+            none.
+        class_names: Name of each class; empty where the data has none.
+        frames: Frames of the movie in order; empty for no movie.
+        log: Entries of log.jsonl: `step`, `phase`, `elbo`, `reconstruction`, `kl`,
+            `learning_rate`, `beta`, and at validations `validation_elbo`,
+            `validation_reconstruction` and `validation_kl`. All but `step` may be
+            absent or None.
+        means: Final posterior means of the N test images, float32 [N, D].
+        log_vars: Log-variances of these posteriors, float32 [N, D]; None for a plain
+            autoencoder.
+        map_labels: Classes of the N test images, int64 [N]; -1 for none.
+        decode: Maps latents float32 [n, D] to images float32 [n, C, H, W] in [0, 1].
+        sample: Maps (count, seed, label) to samples float32 [count, C, H, W] in [0, 1],
+            where label is an index into `sample_labels`, or None for any; None where
+            the model has no prior to sample from.
+        sample_labels: Names of the classes that the prior can be sampled by.
+        metrics: The final figures; nested mappings are flattened for display.
     """
 
     title: str
@@ -78,10 +79,10 @@ class Story:
     metrics: Mapping[str, object]
 
     def __post_init__(self) -> None:
-        """Refuses arrays that do not belong together.
+        """Checks that the shapes of the arrays agree.
 
         Raises:
-            ValueError: Naming the field, the value got and the value wanted.
+            ValueError: They do not.
         """
         if self.images.ndim != 4 or self.images.shape[1] not in (1, 3):
             raise ValueError(
@@ -102,13 +103,13 @@ class Story:
 
     @functools.cached_property
     def variances(self) -> NDArray[np.float64]:
-        """Variance over the test images of each dimension's posterior mean, [D]."""
+        """Variance of the posterior mean over the test images, per dimension, [D]."""
         variances: NDArray[np.float64] = self.means.astype(np.float64).var(axis=0)
         return variances
 
     @functools.cached_property
     def active(self) -> NDArray[np.bool_]:
-        """Which dimensions are in use (Burda, Grosse and Salakhutdinov 2016), [D]."""
+        """Which latent dimensions are active (Burda, Grosse and Salakhutdinov 2016), [D]."""
         return self.variances > ACTIVE_VARIANCE
 
     @functools.cached_property
