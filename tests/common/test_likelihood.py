@@ -1,4 +1,4 @@
-"""Likelihoods against values worked out by hand, in float64, from the formulas."""
+"""Likelihoods against values worked out by hand in float64."""
 
 import math
 
@@ -50,14 +50,14 @@ def test_terms_are_sums_over_pixels_and_over_latent_dimensions(seed, rows):
     np.testing.assert_allclose(kl, by_hand, rtol=1e-9, atol=1e-12)
 
 
-def test_the_kl_is_that_of_two_gaussians():
+def test_the_kl_of_gaussians_is_that_worked_out_by_hand():
     mean, log_var = np.array([[0.5, -2.0]], np.float32), np.array([[0.0, math.log(0.25)]])
     by_hand = sum(0.5 * (var + m * m - 1 - math.log(var)) for m, var in ((0.5, 1.0), (-2.0, 0.25)))
     got = likelihood.standard_kl(mean, log_var.astype(np.float32))
     assert got[0] == pytest.approx(by_hand, rel=1e-6)
 
 
-def test_the_density_is_the_normals():
+def test_the_log_density_is_that_of_the_normal_distribution():
     z, mean = np.array([[1.0, 2.0]], np.float32), np.array([[0.0, 1.0]], np.float32)
     log_var = np.log(np.array([[4.0, 0.5]], np.float32))
     by_hand = sum(
@@ -69,7 +69,7 @@ def test_the_density_is_the_normals():
     assert likelihood.gaussian_log_density(z)[0] == pytest.approx(standard, rel=1e-12)
 
 
-def test_the_importance_bound_is_a_mean_of_weights_and_does_not_overflow():
+def test_the_importance_bound_is_the_log_mean_of_weights_without_overflow():
     log_weights = np.array([[-1000.0, -3.0], [-1001.0, -1.0], [-1002.0, -2.0]])
     bound = likelihood.ImportanceBound(2)
     for row in log_weights:
@@ -81,15 +81,15 @@ def test_the_importance_bound_is_a_mean_of_weights_and_does_not_overflow():
     np.testing.assert_allclose(bound.nll(), wanted, rtol=1e-12)
 
 
-def test_percentiles_are_read_between_the_lines_of_the_table():
-    table = tuple(float(10 + each) for each in range(101))
+def test_percentile_ranks_are_interpolated_in_the_table():
+    table = tuple(float(10 + percent) for percent in range(101))
     got = likelihood.percentile(np.array([0.0, 10.0, 35.5, 110.0, 500.0]), table)
     np.testing.assert_allclose(got, [0, 0, 25.5, 100, 100])
 
 
 @settings(max_examples=30)
 @given(rows=st.integers(2, 40), cut=st.integers(1, 39), seed=st.integers(0, 100))
-def test_a_rows_value_does_not_depend_on_the_rows_beside_it(rows, cut, seed):
+def test_a_rows_value_does_not_depend_on_the_rest_of_the_batch(rows, cut, seed):
     rng = np.random.default_rng(seed)
     cut = min(cut, rows - 1)
     logits = 20 * rng.standard_normal((rows, 3, 7, 5)).astype(np.float32)
@@ -102,5 +102,5 @@ def test_a_rows_value_does_not_depend_on_the_rows_beside_it(rows, cut, seed):
     ):
         whole = function(*arrays)
         halves = slice(cut), slice(cut, None)
-        parts = [function(*(each[half] for each in arrays)) for half in halves]
+        parts = [function(*(array[half] for array in arrays)) for half in halves]
         assert np.concatenate(parts).tobytes() == whole.tobytes()

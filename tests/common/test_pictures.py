@@ -1,4 +1,4 @@
-"""One picture from bytes to an array: formats, modes, orientation, size, damage."""
+"""Decoding pictures: formats, modes, orientation, size, damage, threads."""
 
 import io
 import warnings
@@ -51,20 +51,20 @@ GREY = noise(6, 5)
     ("kind", "options"),
     [("PNG", {}), ("BMP", {}), ("PPM", {}), ("WEBP", {"lossless": True})],
 )
-def test_a_lossless_picture_is_itself(kind: str, options: dict[str, Any]) -> None:
+def test_a_lossless_picture_decodes_to_its_pixels(kind: str, options: dict[str, Any]) -> None:
     got = read(save(Image.fromarray(COLOUR), kind, **options), None, None)
     assert got.dtype == np.uint8
     assert np.array_equal(got, COLOUR.transpose(2, 0, 1))
 
 
-def test_a_jpeg_is_nearly_itself() -> None:
+def test_a_jpeg_decodes_to_nearly_its_pixels() -> None:
     ramp = np.linspace(0, 255, 64 * 48).reshape(48, 64).astype(np.uint8)
     got = read(save(Image.fromarray(ramp), "JPEG", quality=95), None, None)
     assert got.shape == (1, 48, 64)
     assert np.abs(got[0].astype(int) - ramp).max() < 6
 
 
-def test_of_a_moving_picture_the_first_frame_is_taken() -> None:
+def test_an_animation_decodes_to_its_first_frame() -> None:
     frames = [Image.fromarray(np.full((4, 4), value, np.uint8)) for value in (50, 200)]
     for kind, options in (("GIF", {}), ("PNG", {}), ("WEBP", {"lossless": True})):
         raw = save(frames[0], kind, save_all=True, append_images=frames[1:], **options)
@@ -72,12 +72,12 @@ def test_of_a_moving_picture_the_first_frame_is_taken() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "PPM", "BMP", "GIF"])
-def test_grey_has_one_channel(kind: str) -> None:
+def test_a_grey_picture_has_one_channel(kind: str) -> None:
     got = read(save(Image.fromarray(GREY), kind), None, None)
     assert np.array_equal(got, GREY[None])
 
 
-def test_one_bit_is_black_or_white() -> None:
+def test_a_one_bit_picture_is_black_and_white() -> None:
     bits = GREY > 127
     for kind in ("PNG", "PPM"):
         got = read(save(Image.fromarray(bits), kind), None, None)
@@ -85,13 +85,13 @@ def test_one_bit_is_black_or_white() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "PPM"])
-def test_sixteen_bits_are_scaled_to_eight(kind: str) -> None:
+def test_sixteen_bit_pixels_are_scaled_to_eight_bits(kind: str) -> None:
     deep = np.array([[0, 128, 129, 257], [25_700, 32_767, 65_534, 65_535]], np.uint16)
     got = read(save(Image.fromarray(deep), kind), None, None)
     assert got.tolist() == [[[0, 0, 1, 1], [100, 127, 255, 255]]]
 
 
-def test_a_palette_gives_its_colours_and_is_grey_where_they_are() -> None:
+def test_a_palette_picture_has_its_colours_or_is_grey() -> None:
     index = Image.fromarray(np.array([[0, 1], [2, 3]], np.uint8)).convert("P")
     index.putpalette([10, 20, 30, 255, 0, 0, 0, 255, 0, 7, 7, 7])
     got = read(save(index, "PNG"), None, None)
@@ -100,7 +100,7 @@ def test_a_palette_gives_its_colours_and_is_grey_where_they_are() -> None:
     assert read(save(index, "PNG"), None, None).tolist() == [[[10, 200], [30, 7]]]
 
 
-def test_what_is_transparent_lies_over_white() -> None:
+def test_transparent_pixels_are_composed_over_white() -> None:
     rgba = np.zeros((1, 3, 4), np.uint8)
     rgba[0, :, 3] = (0, 51, 255)
     rgba[0, 2, :3] = (1, 2, 3)
@@ -110,7 +110,7 @@ def test_what_is_transparent_lies_over_white() -> None:
     assert read(save(grey_alpha, "PNG"), None, None).tolist() == [[[204] * 2] * 2]
 
 
-def test_a_transparent_colour_of_a_palette_or_of_grey_lies_over_white() -> None:
+def test_a_transparent_colour_of_a_palette_or_of_grey_becomes_white() -> None:
     index = Image.fromarray(np.array([[0, 1]], np.uint8)).convert("P")
     index.putpalette([0, 0, 0, 9, 9, 9])
     for kind in ("PNG", "GIF"):
@@ -124,7 +124,7 @@ def test_a_transparent_colour_of_a_palette_or_of_grey_lies_over_white() -> None:
     assert read(save(bits, "PNG", transparency=0), None, None).tolist() == [[[255, 255]]]
 
 
-def test_cmyk_becomes_rgb() -> None:
+def test_cmyk_is_converted_to_rgb() -> None:
     ink = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
     got = read(save(ink, "JPEG", quality=100), None, None)
     assert got.shape == (3, 8, 8)
@@ -133,7 +133,7 @@ def test_cmyk_becomes_rgb() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("mode", ["RGB", "L", "I;16"])
-def test_exif_turns_a_picture_upright(orientation: int, mode: str) -> None:
+def test_the_exif_orientation_turns_a_picture_upright(orientation: int, mode: str) -> None:
     upright = noise(4, 6) if mode != "RGB" else noise(4, 6, 3)
     stored = {
         1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud,
@@ -149,12 +149,12 @@ def test_exif_turns_a_picture_upright(orientation: int, mode: str) -> None:
     assert np.array_equal(got, upright[None] if mode != "RGB" else upright.transpose(2, 0, 1))
 
 
-def test_damaged_exif_data_leave_a_good_picture() -> None:
+def test_damaged_exif_data_are_ignored() -> None:
     for exif in (b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0what", b"Exif\0\0"):
         assert np.array_equal(read(png(GREY, exif=exif), None, None), GREY[None])
 
 
-def test_channels_are_those_that_are_wanted() -> None:
+def test_pictures_are_converted_to_the_channels_wanted() -> None:
     rgb, grey = png(COLOUR), png(GREY)
     assert np.array_equal(read(grey, None, 3), np.repeat(GREY[None], 3, axis=0))
     luma = read(rgb, None, 1)
@@ -163,31 +163,31 @@ def test_channels_are_those_that_are_wanted() -> None:
     assert np.abs(luma[0] - wanted).max() <= 1
 
 
-def test_a_wide_and_a_high_picture_are_cut_to_their_middle() -> None:
+def test_wide_and_high_pictures_are_cropped_to_their_centre() -> None:
     wide = np.zeros((20, 60, 3), np.uint8)
     wide[:, 20:40] = (200, 100, 50)
     for array in (wide, wide.swapaxes(0, 1)):
         got = read(png(np.ascontiguousarray(array)), 10, None)
         assert got.shape == (3, 10, 10)
         assert np.abs(got[:, 2:-2, 2:-2].astype(int) - [[[200]], [[100]], [[50]]]).max() <= 2
-        # Squeezed whole, the edges would be black.
+        # Resized without cropping, the edges would be black.
         assert got[0].min() > 150
 
 
-def test_a_smaller_picture_keeps_its_mean_and_makes_no_patterns() -> None:
+def test_a_shrunk_picture_keeps_its_mean_without_aliasing() -> None:
     lines = np.zeros((64, 64), np.uint8)
     lines[:, ::2] = 255
     got = read(png(lines), 16, None)[0, 2:-2, 2:-2]
     assert np.abs(got.astype(int) - 127).max() < 10
 
 
-def test_a_picture_of_the_size_wanted_is_left_alone() -> None:
+def test_a_picture_of_the_size_wanted_is_not_resampled() -> None:
     square = noise(8, 8)
     assert np.array_equal(read(png(square), 8, None), square[None])
 
 
 @pytest.mark.parametrize("times", [1, 2, 3, 8])
-def test_a_large_jpeg_is_the_same_at_a_fraction(times: int) -> None:
+def test_a_large_jpeg_decoded_at_a_fraction_is_nearly_the_same(times: int) -> None:
     y, x = np.mgrid[0 : 80 * times, 0 : 100 * times] / times
     smooth = (127 + 60 * np.sin(x / 3) + 60 * np.cos(y / 3)).astype(np.uint8)
     raw = save(Image.fromarray(smooth), "JPEG", quality=95)
@@ -198,7 +198,7 @@ def test_a_large_jpeg_is_the_same_at_a_fraction(times: int) -> None:
 @pytest.mark.parametrize(
     ("size", "channels"), [(None, None), ((8, 8), None), ((8, 8), 1), ((5, 5), 3), ((6, 11), 3)]
 )
-def test_arrays_are_fitted_as_files_are(size: Size | None, channels: int | None) -> None:
+def test_arrays_are_resized_as_files_are(size: Size | None, channels: int | None) -> None:
     images = noise(4, 12, 9)
     got = fit(images, size, channels)
     files = [decode(png(image), size, channels) for image in images]
@@ -206,24 +206,26 @@ def test_arrays_are_fitted_as_files_are(size: Size | None, channels: int | None)
 
 
 @pytest.mark.parametrize(("height", "width"), [(10, 20), (20, 10), (7, 28), (30, 6)])
-def test_what_is_not_square_is_cut_to_its_aspect_ratio(height: int, width: int) -> None:
+def test_pictures_are_cropped_to_the_aspect_ratio_wanted(height: int, width: int) -> None:
     inner = np.full((height * 3, width * 3, 3), (200, 100, 50), np.uint8)
     for pad in ((height * 2, 0), (0, width * 2), (0, 0)):
         array = np.pad(inner, ((pad[0],) * 2, (pad[1],) * 2, (0, 0)))
         got = decode(png(array), (height, width), None)
         assert got.shape == (3, height, width)
-        # At the rim a little of what is cut off is mixed in.
+        # At the rim, a little of the cropped part is interpolated in.
         middle = got[:, height // 3 : height - height // 3, width // 3 : width - width // 3]
         assert np.abs(middle.astype(int) - [[[200]], [[100]], [[50]]]).max() <= 2
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 12), st.integers(1, 12))
-def test_any_size_becomes_any_other(width: int, height: int, to_height: int, to_width: int) -> None:
+def test_pictures_of_any_size_are_resized_to_any_other(
+    width: int, height: int, to_height: int, to_width: int
+) -> None:
     got = decode(png(np.full((height, width), 77, np.uint8)), (to_height, to_width), 3)
     assert np.array_equal(got, np.full((3, to_height, to_width), 77))
 
 
-def test_a_turned_picture_is_cut_after_it_is_turned() -> None:
+def test_a_turned_picture_is_cropped_after_it_is_turned() -> None:
     y, x = np.mgrid[0:160, 0:400]
     smooth = (127 + 60 * np.sin(x / 30) + 60 * np.cos(y / 30)).astype(np.uint8)
     exif = Image.Exif()
@@ -267,7 +269,7 @@ def test_damaged_bytes_are_a_picture_or_a_picture_error(kind: str, data: st.Data
 
 
 @pytest.mark.parametrize("raw", [b"", b"hello", b"%PDF-1.7", save(Image.new("L", (9, 9)), "TIFF")])
-def test_what_is_no_picture_of_a_known_format_is_told_what_is_wanted(raw: bytes) -> None:
+def test_bytes_in_no_known_format_are_refused_with_the_formats_wanted(raw: bytes) -> None:
     with pytest.raises(
         PictureError, match="not a picture, wanted one of PNG, JPEG, BMP, GIF, WEBP"
     ):
@@ -275,44 +277,44 @@ def test_what_is_no_picture_of_a_known_format_is_told_what_is_wanted(raw: bytes)
 
 
 @pytest.mark.parametrize(
-    ("side", "told"),
+    ("side", "message"),
     [(10_000, "100000000 pixels"), (30_000, "more than 178956970 pixels")],
     ids=["a warning of Pillow's", "an error of its"],
 )
-def test_a_bomb_is_refused_before_it_is_unpacked(side: int, told: str) -> None:
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(side: int, message: str) -> None:
     raw = png(np.zeros((1, 1), np.uint8))
     header = raw.index(b"IHDR") + 4
     bomb = raw[:header] + side.to_bytes(4, "big") * 2 + raw[header + 8 :]
     end = header + 13
-    # With the checksum of the header.
+    # The header has its checksum.
     bomb = bomb[:end] + zlib.crc32(bomb[header - 4 : end]).to_bytes(4, "big") + bomb[end + 4 :]
-    with pytest.raises(TooLarge, match=f"{told} exceed the limit of .*bomb"):
+    with pytest.raises(TooLarge, match=f"{message} exceed the limit of .*bomb"):
         read(bomb, 8, None)
     with pytest.raises(TooLarge, match=r"pixels exceed the limit of 99, "):
         open_picture(bomb, most_pixels=99)
 
 
-def test_floats_of_unknown_scale_are_refused() -> None:
+def test_float_pixels_of_unknown_scale_are_refused() -> None:
     raw = b"Pf\n2 2\n-1.0\n" + np.zeros(4, "<f4").tobytes()
     with pytest.raises(PictureError, match="pixels of mode F"):
         read(raw, None, None)
 
 
-def test_other_formats_than_wanted_are_refused_though_they_are_pictures() -> None:
+def test_pictures_in_formats_that_are_not_accepted_are_refused() -> None:
     assert open_picture(save(Image.new("L", (2, 2)), "GIF")).size == (2, 2)
     with pytest.raises(PictureError, match=r"not a picture, wanted one of PNG, JPEG$"):
         open_picture(save(Image.new("L", (2, 2)), "GIF"), ("PNG", "JPEG"))
 
 
 def odd_png() -> bytes:
-    """A good picture that Pillow warns of: an animation of no frames."""
+    """A valid picture that Pillow warns of: an animation without frames."""
     raw = png(GREY)
     body = b"acTL" + bytes(8)
     chunk = (8).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
     return raw[:33] + chunk + raw[33:]
 
 
-def test_what_pillow_warns_of_is_read_and_nothing_is_printed_in_any_thread(
+def test_pictures_that_pillow_warns_of_decode_without_a_warning_in_any_thread(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     raw = odd_png()
@@ -323,15 +325,15 @@ def test_what_pillow_warns_of_is_read_and_nothing_is_printed_in_any_thread(
         before = list(warnings.filters)
         with ThreadPoolExecutor(8) as pool:
             read_all = list(pool.map(lambda _: decode(raw, None, None), range(400)))
-        # One filter more, and not one for each call.
+        # One more filter, and not one per call.
         assert len(warnings.filters) == len(before) + 1
         with pytest.raises(UserWarning, match="one of ours"):
             warnings.warn("one of ours", stacklevel=1)
-    assert all(np.array_equal(each, GREY[None]) for each in read_all)
+    assert all(np.array_equal(pixels, GREY[None]) for pixels in read_all)
     assert capfd.readouterr() == ("", "")
 
 
-def test_many_threads_read_as_one_does() -> None:
+def test_many_threads_decode_as_one_does() -> None:
     files = [save(Image.fromarray(noise(50, 40, 3, seed=n)), kind) for n in range(20)
              for kind in ("PNG", "JPEG", "WEBP", "GIF")]  # fmt: skip
     alone = [decode(raw, (8, 8), None) for raw in files]
@@ -340,8 +342,8 @@ def test_many_threads_read_as_one_does() -> None:
     assert all(np.array_equal(a, b) for a, b in zip(alone * 5, together, strict=True))
 
 
-def test_a_picture_is_opened_without_its_pixels() -> None:
-    """What is told of a picture is told before they are decoded."""
+def test_opening_a_picture_does_not_decode_its_pixels() -> None:
+    """Its properties are known before its pixels are decoded."""
     raw = png(COLOUR)
     half = raw[: raw.index(b"IDAT") + 6]
     with open_picture(half) as image:

@@ -1,4 +1,4 @@
-"""Bytes to floats and back."""
+"""Conversion of pixels between bytes and floats."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from common.pixels import to_bytes, to_unit
 EVERY_BYTE = np.arange(256, dtype=np.uint8)
 
 
-def test_every_byte_survives_the_way_to_a_float_and_back():
+def test_every_byte_survives_a_round_trip_through_float():
     unit = to_unit(EVERY_BYTE)
     assert unit.dtype == np.float32
     assert unit[0] == 0.0
@@ -21,7 +21,7 @@ def test_floats_become_the_nearest_byte():
     assert to_bytes(given).tolist() == [[0, 0, 1], [254, 255, 255]]
 
 
-def test_the_floats_are_kept_unless_they_may_be_overwritten():
+def test_to_bytes_keeps_its_input_unless_it_may_overwrite_it():
     given = np.float32([0.25, 0.5])
     to_bytes(given)
     assert given.tolist() == [0.25, 0.5]

@@ -1,4 +1,4 @@
-"""A tiny data set for tests of training: bright squares whose place tells their class."""
+"""A tiny data set for tests of training: bright squares whose position is their class."""
 
 import struct
 from pathlib import Path
@@ -27,7 +27,7 @@ def draw_blobs(
 
 
 def blobs(rows: int = 300, side: int = 8, *, channels: int = 1, labelled: bool = True) -> Dataset:
-    """They as a data set; a third as many again to validate and to test on."""
+    """A data set of blobs, with a third as many to validate and to test on."""
     splits = [
         Split(*draw_blobs(count, side, seed=seed, channels=channels))
         for seed, count in enumerate((rows, rows // 3, rows // 3))
@@ -39,7 +39,7 @@ def blobs(rows: int = 300, side: int = 8, *, channels: int = 1, labelled: bool =
 
 
 def write_blobs(folder: Path, rows: int = 400, side: int = 8) -> str:
-    """Writes them as IDX files; returns what `--data` calls them."""
+    """Writes blobs as IDX files; returns the source for `--data`."""
     folder.mkdir(parents=True, exist_ok=True)
     images, labels = draw_blobs(rows, side)
     for name, array in (("images", images[:, 0]), ("labels", labels.astype(np.uint8))):

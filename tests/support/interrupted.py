@@ -1,13 +1,13 @@
-"""`latentserve train`, made to be killed: `python -m tests.support.interrupted ARGUMENTS`.
+"""`latentserve train` that kills itself: `python -m tests.support.interrupted ARGUMENTS`.
 
-It draws no pictures. What it dies of is said by environment, and it is SIGKILL each time:
+It draws no pictures. The environment says when it sends itself SIGKILL:
 
-CHECKPOINT_EVERY=N  keep a checkpoint after every Nth step, and no other but the first and last
-KILL_AT=N           once step N has been done, and before anything is kept of it
-KILL_IN_MIXTURE=N   in the midst of the Nth fit of a mixture
-KILL_IN_WRITE=N     in the midst of the Nth write to the disk
-KILL_RANK=R         only the process of that rank, where several train
-COMMANDS=FILE       run each of these lists of arguments in turn instead, see `obey`
+CHECKPOINT_EVERY=N  save a checkpoint after every Nth step only, besides the first and the last
+KILL_AT=N           after step N, before any of it is saved
+KILL_IN_MIXTURE=N   before the Nth fit of a mixture
+KILL_IN_WRITE=N     during the Nth write of a file
+KILL_RANK=R         only on the process of this rank
+COMMANDS=FILE       run these lists of arguments one after the other instead, see `run_commands`
 """
 
 import contextlib
@@ -42,7 +42,7 @@ def die() -> None:
 
 
 def dying_in(call: int, real: Callable[..., Any]) -> Callable[..., Any]:
-    """Dies just before the `call`th call."""
+    """Wraps `real` so that the process dies just before call number `call`."""
     calls = itertools.count(1)
 
     def wrapped(*arguments: Any, **options: Any) -> Any:
@@ -54,7 +54,7 @@ def dying_in(call: int, real: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def without_pictures(put: Callable[[Any, str, Any], None] = setattr) -> None:
-    """They take longer than all the rest of a run as short as those of tests."""
+    """Turns pictures off, which take longer than all the rest of such short runs."""
     put(training.run, "write_report", lambda *_arguments: None)
     put(training.report.collect, "write_live", lambda *_arguments: None)
 
@@ -86,15 +86,16 @@ def prepare() -> None:
         RunFolder.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
 
 
-def obey(path: Path) -> None:
-    """Runs several commands in one group of processes, and tells how each went.
+def run_commands(path: Path) -> None:
+    """Runs several commands in one process group.
 
-    Beside the file each process leaves `NAME.RANK`, a list of status, stdout and stderr.
-    A command that begins with `fails-on-R` runs with data that process R cannot read.
+    Each process writes `PATH.RANK`, a list of the status, stdout and stderr of each
+    command. A command that begins with `fails-on-R` runs with data that the process of
+    rank R cannot read.
     """
     parallel = Parallel.from_environment()
     load = training.train.load_dataset
-    told = []
+    outcomes = []
     with parallel.process_group():
         Parallel.process_group = lambda _self: contextlib.nullcontext()  # type: ignore[method-assign]
         for first, *arguments in json.loads(path.read_text()):
@@ -108,14 +109,14 @@ def obey(path: Path) -> None:
             out, err = io.StringIO(), io.StringIO()
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 status = main(arguments)
-            told.append([status, out.getvalue(), err.getvalue()])
-    Path(f"{path}.{parallel.rank}").write_text(json.dumps(told))
+            outcomes.append([status, out.getvalue(), err.getvalue()])
+    Path(f"{path}.{parallel.rank}").write_text(json.dumps(outcomes))
 
 
 if __name__ == "__main__":
     if "COMMANDS" in os.environ:
         without_pictures()
-        obey(Path(os.environ["COMMANDS"]))
+        run_commands(Path(os.environ["COMMANDS"]))
         sys.exit(0)
     prepare()
     sys.exit(main(sys.argv[1:]))

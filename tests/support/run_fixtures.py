@@ -1,4 +1,4 @@
-"""What tests of training share, as a plugin of pytest: only they need torch."""
+"""Fixtures of the tests of training, as a plugin of pytest, since only they need torch."""
 
 import signal
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def no_pictures() -> Iterator[None]:
-    """They take longer than all the rest of such a run."""
+    """Turns pictures off, which take longer than all the rest of such short runs."""
     with pytest.MonkeyPatch.context() as patch:
         without_pictures(patch.setattr)
         yield
@@ -32,7 +32,7 @@ def no_pictures() -> Iterator[None]:
 
 @pytest.fixture
 def signal_handlers() -> Iterator[None]:
-    """Puts back what `main` sets for the whole process."""
+    """Restores the signal handlers that `main` sets."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
@@ -40,13 +40,13 @@ def signal_handlers() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def blobs_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """The `--data` of a data set that takes no time."""
+    """The `--data` option of a tiny data set."""
     return "--data", write_blobs(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="session")
 def command(blobs_data: tuple[str, str]) -> tuple[str, ...]:
-    """The arguments of a run of all phases, but `--out`."""
+    """The arguments of a run with all phases, without `--out`."""
     return (*COMMAND, *blobs_data)
 
 
@@ -57,7 +57,7 @@ def unbroken(
     no_pictures: None,  # noqa: ARG001
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """A run that went from its first to its last step in one go. Not to be changed: copy it."""
+    """A complete run that was never interrupted. Tests must copy it before they change it."""
     folder = tmp_path_factory.mktemp("unbroken") / "run"
     before = signal.getsignal(signal.SIGTERM)
     assert main([*command, "--out", str(folder)]) == 0

@@ -1,4 +1,4 @@
-"""Tiny runs of training: their settings, how they are stepped, and how they are compared."""
+"""Tiny training runs: their settings, stepping and comparing them."""
 
 import io
 import os
@@ -19,15 +19,15 @@ SMALL = (
     "--set", "prior_refit=0.25",
 )  # fmt: skip
 COMMAND = (*SMALL, "--steps", str(STEPS))
-# The last bits of the numbers depend on the threads; and more than one would only
-# wait for each other where the CPUs are shared.
+# The last bits of the numbers depend on the number of threads, and on shared CPUs several
+# threads would only wait for each other.
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
-#: The same as records.
+#: The settings of `SMALL` as records.
 PRIOR = PriorConfig("flow-gmm", components=6, couplings=2, width=8)
 MODEL = ModelConfig(Dense(((16, "relu"),)), 3, prior=PRIOR)
 PHASES = {"prior_start": 0.5, "prior_fit": 0.25, "prior_refit": 0.25, "batch_size": 32}
-#: One without a prior of its own.
+#: A model with the standard normal prior.
 PLAIN = ModelConfig(Dense(((32, "relu"),)), 2)
 
 
@@ -42,7 +42,7 @@ def step_to(trainer: Trainer, step: int) -> list[dict[str, float]]:
 
 
 def torch_copy(state: dict[str, Any]) -> dict[str, Any]:
-    """As a checkpoint keeps it."""
+    """A copy of a state, by way of a checkpoint's serialisation."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     buffer.seek(0)
@@ -71,7 +71,7 @@ def assert_same(one: Any, other: Any, where: str = "state") -> None:
 
 
 def assert_one_line(text: str, *parts: str) -> None:
-    """That all that was said is one line of the command's own, with these parts in it."""
+    """Asserts that the output is one error line of the command, with these parts in it."""
     assert text.count("\n") == 1, text
     assert text.startswith("latentserve train: "), text
     for part in parts:

@@ -1,4 +1,4 @@
-"""Run folders of every kind of model without the wait: random weights, figures as measured."""
+"""Run folders of every kind of model without training: random weights, measured figures."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +28,14 @@ IWAE = TrainConfig(objective="iwae", draws=2)
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of model, as small as it can be.
+    """A kind of model, as small as possible.
 
     Attributes:
-        model: Its shape.
+        model: Its architecture.
         shape: C, H and W.
-        classes: How many classes its data has.
-        train: How it would have been trained.
-        has_data: Whether its data set is there; the others' is gone.
+        classes: Number of classes of its data.
+        train: The training configuration in its config.
+        has_data: Whether its data set exists; otherwise it is missing.
     """
 
     model: ModelConfig
@@ -45,8 +45,8 @@ class Kind:
     has_data: bool = True
 
 
-#: Odd numbers of latents, components and layers on purpose: where the bits of a row
-#: depend on its place in memory, they show it.
+#: Odd numbers of latents, components and layers on purpose: they reveal where the bits of a
+#: row depend on its position in memory.
 KINDS = {
     "gmm": Kind(ModelConfig(CONV, 3, prior=PriorConfig("gmm", components=9))),
     "flow": Kind(ModelConfig(DENSE, 5, prior=PriorConfig("flow", couplings=3, width=7))),
@@ -71,7 +71,7 @@ KINDS = {
 
 
 def random_model(kind: Kind, seed: int = 0) -> Vae:
-    """A model with random weights, in which nothing is still at zero or one."""
+    """A model with random weights, none of them at its initial zero or one."""
     torch.manual_seed(seed)
     vae = Vae(kind.model, kind.shape, kind.classes)
     with torch.no_grad():
@@ -86,13 +86,13 @@ def random_model(kind: Kind, seed: int = 0) -> Vae:
 
 
 def write_run(folder: Path, kind: Kind, data: str, *, seed: int = 0) -> Vae:
-    """Writes what a finished training leaves for `export`.
+    """Writes the run folder of a complete run, as far as `export` reads it.
 
     Args:
         folder: The run folder.
-        kind: What to write.
-        data: Where its data is, or was.
-        seed: Of the weights.
+        kind: The kind of model.
+        data: The source of its data, which may be missing.
+        seed: Seed of the weights.
 
     Returns:
         The model.

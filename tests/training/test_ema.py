@@ -1,4 +1,4 @@
-"""The moving average of weights: what torch's AveragedModel makes, and reads."""
+"""The moving average of weights, compared with torch's AveragedModel."""
 
 import torch
 from torch import nn
@@ -17,15 +17,15 @@ def torchs(model: nn.Module) -> AveragedModel:
     return AveragedModel(model, multi_avg_fn=update)
 
 
-def test_it_is_torchs_bit_for_bit_and_either_reads_the_others_state():
+def test_the_average_has_the_bits_and_the_state_of_torchs_averaged_model():
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
     own, other = MovingAverage(model, DECAY), torchs(model)
     for _ in range(30):
-        model(torch.randn(8, 4))  # moves the buffers
+        model(torch.randn(8, 4))  # changes the buffers
         with torch.no_grad():
-            for each in model.parameters():
-                each.add_(torch.randn_like(each))
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
         own.update()
         other.update_parameters(model)
         for name, value in other.state_dict().items():
@@ -39,7 +39,7 @@ def test_it_is_torchs_bit_for_bit_and_either_reads_the_others_state():
         assert torch.equal(fresh.state_dict()[name], value), name
 
 
-def test_without_a_memory_it_is_the_model():
+def test_the_average_with_decay_0_is_the_model():
     model = nn.Linear(2, 2)
     own = MovingAverage(model, 0.0)
     for _ in range(3):

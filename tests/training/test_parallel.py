@@ -1,4 +1,4 @@
-"""Training on several processes: the numbers of one, one that writes, none that waits in vain."""
+"""Data-parallel training: the numbers of one process, one that writes, failures of any."""
 
 import json
 import os
@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread", "no_pictures", "signal_handlers"),
 ]
 
-#: A length of its own: steps to 12 of the autoencoder, to 18 of the fit, to 30 joint, to 36.
+#: Phases end at steps 12 (autoencoder), 18 (prior fit), 30 (joint) and 36 (prior refit).
 STEPS = (*SMALL, "--steps", "24")
 
 
@@ -49,7 +49,7 @@ def torchrun(
 def together(
     blobs_data: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A run of two processes from beginning to end, and what it printed."""
+    """A complete run of two processes, and its output."""
     folder = tmp_path_factory.mktemp("together") / "run"
     done = torchrun(*STEPS, *blobs_data, "--out", str(folder))
     assert done.returncode == 0, done.stderr
@@ -86,15 +86,15 @@ def test_two_processes_give_the_numbers_of_one(
     assert RunFolder(run).read_config().processes == 2
 
 
-def test_one_of_them_talks_and_writes(together: tuple[Path, Any]) -> None:
+def test_only_the_leader_prints_and_writes(together: tuple[Path, Any]) -> None:
     run, done = together
     assert len(done.stdout.splitlines()) == 2
     assert done.stdout.startswith("test ELBO ")
-    said = done.stderr.splitlines()
-    assert len(said) == len(set(said)), done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(set(lines)), done.stderr
     assert "Warning" not in done.stderr
-    assert any(line.startswith("training dense-gmm on 324 images") for line in said)
-    # Each line of the log once, and no frame but the leader's.
+    assert any(line.startswith("training dense-gmm on 324 images") for line in lines)
+    # Only the leader has written: each step is logged once, and no temporary file is left.
     steps = [entry["step"] for entry in RunFolder(run).read_log()]
     assert steps == list(range(1, 37))
     assert not list(run.rglob(".*.tmp"))
@@ -104,14 +104,14 @@ def test_one_of_them_talks_and_writes(together: tuple[Path, Any]) -> None:
 def killed(
     blobs_data: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A run of which one process, not the one that writes, died while the prior was fitted."""
+    """A run whose second process was killed during the fit of the prior."""
     run = tmp_path_factory.mktemp("killed") / "run"
     command = (*STEPS, *blobs_data, "--out", str(run))
     return run, torchrun(*command, CHECKPOINT_EVERY=5, KILL_AT=17, KILL_RANK=1)
 
 
-class Told(NamedTuple):
-    """What a process answered to a command."""
+class Outcome(NamedTuple):
+    """Exit status and output of a command on one process."""
 
     status: int
     out: str
@@ -124,8 +124,8 @@ def commands(
     killed: tuple[Path, Any],
     blobs_data: tuple[str, str],
     tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[Path, dict[str, list[Told]]]:
-    """A folder that commands were given, and what both processes answered to each by its name."""
+) -> tuple[Path, dict[str, list[Outcome]]]:
+    """The folder of some commands, and by name their outcomes on both processes."""
     folder = tmp_path_factory.mktemp("commands")
     new, there = str(folder / "new"), str(together[0])
     given = {
@@ -145,12 +145,12 @@ def commands(
     assert done.returncode == 0, done.stderr
     answers = [json.loads((folder / f"commands.{rank}").read_text()) for rank in (0, 1)]
     return folder, {
-        name: [Told(*each) for each in pair]
+        name: [Outcome(*outcome) for outcome in pair]
         for name, pair in zip(given, zip(*answers, strict=True), strict=True)
     }
 
 
-def test_one_that_is_killed_ends_them_all(killed: tuple[Path, Any]) -> None:
+def test_a_killed_process_ends_all_processes(killed: tuple[Path, Any]) -> None:
     run, done = killed
     assert done.returncode != 0
     ours = [line for line in done.stderr.splitlines() if line.startswith("latentserve train: ")]
@@ -160,7 +160,7 @@ def test_one_that_is_killed_ends_them_all(killed: tuple[Path, Any]) -> None:
     assert RunFolder(run).steps_done() == 15
 
 
-def test_resumed_they_come_to_the_numbers_of_the_unbroken_run(
+def test_a_resumed_parallel_run_reaches_the_numbers_of_the_unbroken_run(
     together: tuple[Path, Any], killed: tuple[Path, Any], commands: tuple[Path, Any]
 ) -> None:
     run = killed[0]
@@ -184,7 +184,7 @@ def test_resumed_they_come_to_the_numbers_of_the_unbroken_run(
         ("other", 1, "the run here has other settings"),
     ],
 )
-def test_what_is_refused_ends_all_of_them_and_one_says_so(
+def test_a_refused_command_ends_all_processes_and_the_leader_says_why(
     command: str, status: int, text: str, commands: tuple[Path, Any]
 ) -> None:
     leader, other = commands[1][command]
@@ -196,13 +196,13 @@ def test_what_is_refused_ends_all_of_them_and_one_says_so(
     assert not (commands[0] / "new").exists()
 
 
-def test_what_fails_on_one_of_them_it_says_itself(commands: tuple[Path, Any]) -> None:
+def test_a_failure_on_one_process_is_printed_by_that_process(commands: tuple[Path, Any]) -> None:
     leader, other = commands[1]["disk"]
     assert leader == (1, "", "")
     assert other == (1, "", "latentserve train: the disk of process 1 is broken\n")
 
 
-def test_a_complete_run_stays_as_it_is(
+def test_a_complete_run_is_not_trained_again_by_several_processes(
     together: tuple[Path, Any], commands: tuple[Path, Any]
 ) -> None:
     leader, other = commands[1]["complete"]
@@ -211,7 +211,9 @@ def test_a_complete_run_stays_as_it_is(
     assert other == (0, "", "")
 
 
-def test_a_budget_becomes_the_same_number_of_steps_for_all(commands: tuple[Path, Any]) -> None:
+def test_a_budget_becomes_the_same_number_of_steps_on_all_processes(
+    commands: tuple[Path, Any],
+) -> None:
     leader, other = commands[1]["budget"]
     assert leader.status == other.status == 0, leader.err
     run = RunFolder(commands[0] / "budget")
@@ -220,20 +222,22 @@ def test_a_budget_becomes_the_same_number_of_steps_for_all(commands: tuple[Path,
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
-def test_slices_are_shared_out_evenly_and_in_order(world: int) -> None:
+def test_slices_of_a_batch_are_equal_and_in_rank_order(world: int) -> None:
     batch = torch.arange(24).reshape(2, 12)
     slices = [Parallel(rank, world).slice(batch, axis=1) for rank in range(world)]
-    assert {each.shape for each in slices} == {(2, 12 // world)}
+    assert {part.shape for part in slices} == {(2, 12 // world)}
     assert torch.equal(torch.cat(slices, dim=1), batch)
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
+def test_a_batch_that_does_not_divide_among_the_processes_is_refused() -> None:
     Parallel(0, 3).check_batch(96)
     with pytest.raises(ConfigError, match=re.escape("got 128, wanted a multiple of the 3")):
         Parallel(0, 3).check_batch(128)
 
 
-def test_who_is_who_comes_from_torchrun_or_from_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_are_read_from_all_of_torchruns_variables_or_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     assert Parallel.from_environment() == Parallel(0, 1, 0)
@@ -245,7 +249,7 @@ def test_who_is_who_comes_from_torchrun_or_from_nobody(monkeypatch: pytest.Monke
     assert not Parallel.from_environment().leads
 
 
-def test_alone_there_is_nobody_to_ask() -> None:
+def test_collectives_of_a_single_process_return_its_own_values() -> None:
     alone = Parallel()
     numbers = torch.tensor([1.0, 2.0])
     module = torch.nn.Linear(1, 1)

@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped, gone on with, refused or damaged."""
+"""Resuming runs that were killed or stopped, and refusing those that are damaged or others."""
 
 import dataclasses
 import hashlib
@@ -48,14 +48,14 @@ pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures", "signal_handle
 
 @pytest.fixture
 def finished(unbroken: Path, tmp_path: Path) -> Path:
-    """A finished run to do things to."""
+    """A copy of a complete run."""
     shutil.copytree(unbroken, tmp_path / "run")
     return tmp_path / "run"
 
 
 @pytest.fixture
 def unfinished(finished: Path) -> Path:
-    """A run whose checkpoint is there and whose end is not."""
+    """A copy of a run with a checkpoint and without its metrics, so not complete."""
     (finished / "metrics.json").unlink()
     return finished
 
@@ -72,15 +72,15 @@ def assert_numbers_of(unbroken: Path, run: Path) -> None:
     assert (run / "log.jsonl").read_text() == (unbroken / "log.jsonl").read_text()
     assert_same(trainer_state(run), trainer_state(unbroken))
     metrics, wanted = (json.loads((path / "metrics.json").read_text()) for path in (run, unbroken))
-    for each in (metrics, wanted):
-        del each["train_seconds_per_thread"]
+    for figures in (metrics, wanted):
+        del figures["train_seconds_per_thread"]
     assert metrics == wanted
     name = "score_percentiles.json"
     assert (run / name).read_text() == (unbroken / name).read_text()
 
 
 def start(command: tuple[str, ...], run: Path, **environment: Any) -> subprocess.Popen[bytes]:
-    """Begins or goes on with a run in a process that can be made to kill itself."""
+    """Begins or resumes a run in a process that `environment` makes kill itself."""
     return subprocess.Popen(
         [
             sys.executable,
@@ -100,16 +100,20 @@ def start(command: tuple[str, ...], run: Path, **environment: Any) -> subprocess
 def kill_again_and_again(
     command: tuple[str, ...], run: Path, deaths: Sequence[tuple[dict[str, int], int, int]]
 ) -> None:
-    """Goes on with a run and kills it, as often as there are deaths.
+    """Begins or resumes a run and has it killed, once per death.
 
-    Each says what it dies of, after how many steps a checkpoint is kept, and which one is.
+    Args:
+        command: The arguments of the run.
+        run: Its folder.
+        deaths: Environment that kills it, steps between checkpoints, and the step of the
+            last checkpoint then; -1 for none.
     """
     for death, every, kept in deaths:
         process = start(command, run, CHECKPOINT_EVERY=every, **death)
         assert process.wait(120) == -signal.SIGKILL
         assert not RunFolder(run).complete
         if kept < 0:
-            # In the midst of writing the very first.
+            # Killed while it wrote the first checkpoint.
             assert any(path.name.startswith(".checkpoint.pt.") for path in run.iterdir())
             assert not RunFolder(run).has_checkpoint
         else:
@@ -117,7 +121,7 @@ def kill_again_and_again(
 
 
 @pytest.mark.slow
-def test_killed_in_every_phase_it_comes_to_the_numbers_of_the_unbroken_run(
+def test_a_run_killed_in_every_phase_reaches_the_numbers_of_the_unbroken_run(
     command: tuple[str, ...],
     unbroken: Path,
     tmp_path: Path,
@@ -125,32 +129,32 @@ def test_killed_in_every_phase_it_comes_to_the_numbers_of_the_unbroken_run(
 ) -> None:
     early, late = tmp_path / "early", tmp_path / "late"
     with ThreadPoolExecutor(2) as pool:
-        both = [
+        runs = [
             pool.submit(kill_again_and_again, command, run, deaths)
             for run, deaths in (
                 (early, [
                     ({"KILL_IN_WRITE": 3}, 5, -1),
                     ({"KILL_AT": 13}, 5, 10),  # autoencoder
-                    ({"KILL_IN_MIXTURE": 1}, 10, 20),  # where the prior's fit begins, exactly
+                    ({"KILL_IN_MIXTURE": 1}, 10, 20),  # at the first step of the prior fit
                     ({"KILL_AT": 27}, 5, 25),  # prior fit
                 ]),
                 (late, [
-                    ({"KILL_AT": 31}, 10, 30),  # where it ends
+                    ({"KILL_AT": 31}, 10, 30),  # at the end of the prior fit
                     ({"KILL_AT": 44}, 5, 40),  # joint
-                    ({"KILL_IN_MIXTURE": 1}, 10, 50),  # where the last fit begins
+                    ({"KILL_IN_MIXTURE": 1}, 10, 50),  # at the first step of the prior refit
                     ({"KILL_AT": 57}, 5, 55),  # prior refit
                 ]),
             )
         ]  # fmt: skip
-        for each in both:
-            each.result()
-    # Frames past the checkpoint lie there already, and one that it died keeping.
+        for killed in runs:
+            killed.result()
+    # There are frames of steps after the checkpoint, and one that was being written.
     assert len(RunFolder(late).read_frames()) == 40
     (late / "frames" / ".000000017.npz.cut.tmp").write_bytes(b"half")
     for run, kept in ((early, 25), (late, 55)):
         assert main([*command, "--out", str(run), "--resume"]) == 0
-        said = capsys.readouterr().err.splitlines()
-        assert said[0] == f"resuming {run} at step {kept} of {TOTAL}"
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[0] == f"resuming {run} at step {kept} of {TOTAL}"
         assert_numbers_of(unbroken, run)
         assert_same_frames(unbroken, run)
         assert not list(run.rglob(".*.tmp"))
@@ -178,7 +182,7 @@ def assert_same_frames(unbroken: Path, run: Path) -> None:
     ],
     ids=["flow-gmm", "from the start", "plain with a prior", "afterwards"],
 )  # fmt: skip
-def test_a_trainer_goes_on_from_any_step_as_if_it_had_not_stopped(
+def test_a_trainer_restored_at_any_step_continues_to_the_same_numbers(
     model: ModelConfig, changes: dict[str, Any], few: Dataset
 ) -> None:
     trainer = trainer_of(few, 16, model, **changes)
@@ -196,7 +200,7 @@ def test_a_trainer_goes_on_from_any_step_as_if_it_had_not_stopped(
 
 
 def signalling(real: Callable[..., Any], call: int) -> Callable[..., Any]:
-    """Wraps `real` so that SIGTERM comes just before its `call`th call."""
+    """Wraps `real` so that the process gets SIGTERM just before call number `call`."""
     calls = itertools.count(1)
 
     def wrapped(*arguments: Any) -> Any:
@@ -208,7 +212,7 @@ def signalling(real: Callable[..., Any], call: int) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("moment", ["update", "validation", "log"])
-def test_stopped_in_the_middle_of_a_step_it_resumes_to_the_numbers_of_the_unbroken_run(
+def test_a_run_stopped_within_a_step_resumes_to_the_numbers_of_the_unbroken_run(
     moment: str,
     command: tuple[str, ...],
     unbroken: Path,
@@ -230,14 +234,14 @@ def test_stopped_in_the_middle_of_a_step_it_resumes_to_the_numbers_of_the_unbrok
         if hook is not None:
             hook.remove()
     monkeypatch.undo()
-    said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith("latentserve train: ")
+    output = capsys.readouterr().err.strip().splitlines()[-1]
+    assert output.startswith("latentserve train: ")
     assert 0 < trainer_state(run)["step"] < TOTAL
     assert main([*command, "--out", str(run), "--resume"]) == 0
     assert_numbers_of(unbroken, run)
 
 
-def test_a_run_that_is_there_is_not_written_over(
+def test_an_existing_run_is_not_overwritten(
     command: tuple[str, ...], finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = checksums(finished)
@@ -245,12 +249,12 @@ def test_a_run_that_is_there_is_not_written_over(
         assert main([*command, "--out", str(finished)]) == 1
         assert_one_line(capsys.readouterr().err, str(finished), "--resume")
         assert checksums(finished) == before
-        # Unfinished it is refused as well.
+        # An incomplete run is refused as well.
         (finished / "metrics.json").unlink(missing_ok=True)
         before.pop("metrics.json", None)
 
 
-def test_a_finished_run_without_its_checkpoint_is_no_answer_to_another_one(
+def test_a_finished_run_without_its_checkpoint_is_not_overwritten(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (finished / "checkpoint.pt").unlink()
@@ -287,7 +291,7 @@ def test_resuming_with_other_settings_is_refused(
     assert checksums(unfinished) == before
 
 
-def test_resuming_under_other_conditions_says_what_may_differ(
+def test_resuming_under_other_conditions_prints_a_note(
     command: tuple[str, ...], unfinished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changed = [*command, "--precision", "bfloat16", "--out", str(unfinished), "--resume"]
@@ -299,7 +303,7 @@ def test_resuming_under_other_conditions_says_what_may_differ(
     ]
 
 
-def test_data_that_has_changed_is_refused(
+def test_resuming_with_changed_data_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, run = write_blobs(tmp_path / "data"), tmp_path / "run"
@@ -317,21 +321,21 @@ def test_resuming_a_finished_run_is_quick_and_changes_nothing(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Not even the data set is needed.
+    # The data set is not loaded.
     monkeypatch.setattr("training.train.load_dataset", None)
     before = checksums(finished)
     begun = time.monotonic()
     assert main([*command, "--out", str(finished), "--resume"]) == 0
     assert time.monotonic() - begun < 5.0
     assert checksums(finished) == before
-    said = capsys.readouterr()
-    assert "complete already" in said.err
+    output = capsys.readouterr()
+    assert "complete already" in output.err
     elbo = json.loads((finished / "metrics.json").read_text())["elbo"]
-    assert f"{elbo:.2f}" in said.out
+    assert f"{elbo:.2f}" in output.out
 
 
 class NotWeights:
-    """What a pickle may hold and a checkpoint may not."""
+    """A class that can be pickled and must not be unpickled from a checkpoint."""
 
 
 def damaged(kind: str, path: Path, few: Dataset) -> None:

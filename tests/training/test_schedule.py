@@ -1,4 +1,4 @@
-"""The phases of a training: which there are, in which order and how long."""
+"""The phases of a training: their order and their lengths."""
 
 import itertools
 
@@ -40,13 +40,13 @@ def lengths(phases: tuple[Phase, ...]) -> list[tuple[str, int]]:
         (
             model("gmm"),
             {"prior_fit": 0.0, "prior_refit": 0.0},
-            # A mixture is fitted at the end all the same, in the first of its steps.
+            # The mixture is still fitted at the end, which takes at least one step.
             [("autoencoder", 33), ("joint", 67), ("prior refit", 1)],
         ),
     ],
     ids=["standard", "plain", "learned", "plain learned", "from the start", "afterwards", "no fit"],
 )
-def test_a_plan_of_100_steps(
+def test_phases_of_a_plan_of_100_steps(
     config: ModelConfig, changes: dict[str, float], wanted: list[tuple[str, int]]
 ) -> None:
     assert lengths(plan(config, TrainConfig(**changes), 100)) == wanted
@@ -60,7 +60,7 @@ def test_a_plan_of_100_steps(
     st.floats(0, 100),
     st.floats(0, 100),
 )
-def test_phases_follow_on_one_another_and_the_autoencoder_gets_its_steps(
+def test_phases_are_contiguous_and_the_autoencoder_gets_its_steps(
     kind: str, posterior: str, steps: int, start: float, fit: float, refit: float
 ) -> None:
     if posterior == "delta" and kind == "standard":

@@ -1,4 +1,4 @@
-"""`latentserve train`: what it takes and refuses, tells and leaves, and how long it takes."""
+"""`latentserve train`: its options, errors, progress, budget, and the run folder it leaves."""
 
 import json
 import math
@@ -56,7 +56,7 @@ CONV = ("--preset", "conv", "--set", "widths=8,4", "--set", "encoder_trunk=16",
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on the real data, few steps but of every phase."""
+    """A short run on MNIST with all phases."""
     folder = tmp_path_factory.mktemp("real") / "run"
     before = signal.getsignal(signal.SIGTERM)
     assert main([*MNIST, "--out", str(folder)]) == 0
@@ -66,7 +66,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def colour(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run on a folder of colour pictures, with all that the real command leaves, and says."""
+    """A run of the real command on a folder of colour pictures, and its stdout."""
     folder = tmp_path_factory.mktemp("colour")
     images, labels = draw_blobs(150, 32, channels=3)
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -94,10 +94,10 @@ def request_of(blobs_data: tuple[str, str], out: Path, **changes: Any) -> Reques
     )
 
 
-def test_subnormal_numbers_are_zero_while_it_trains_and_only_then(
+def test_subnormal_numbers_are_flushed_to_zero_during_training_only(
     blobs_data: tuple[str, str], tmp_path: Path
 ) -> None:
-    """Adam's moments decay into them, and the second half of a run took twice as long."""
+    """Adam's moments decay into subnormals, which made the second half of a run twice as slow."""
     smallest = torch.full((64,), 1e-39)
     during = []
 
@@ -109,29 +109,29 @@ def test_subnormal_numbers_are_zero_while_it_trains_and_only_then(
     assert (smallest * 1.0 > 0.0).all()
 
 
-def test_progress_goes_from_nothing_to_the_end_and_the_time_left_to_none(
+def test_progress_covers_all_steps_and_ends_with_no_time_left(
     command: tuple[str, ...], blobs_data: tuple[str, str], tmp_path: Path
 ) -> None:
-    told: list[Progress] = []
-    changes = tuple(each for each in command if "=" in each)
+    received: list[Progress] = []
+    changes = tuple(argument for argument in command if "=" in argument)
     request = request_of(
         blobs_data, tmp_path / "run", preset="dense-gmm", steps=STEPS, settings=changes
     )
-    train(request, Observer(progress=told.append))
-    assert [each.step for each in told] == list(range(1, TOTAL + 1))
-    assert list(dict.fromkeys(each.phase for each in told)) == [
+    train(request, Observer(progress=received.append))
+    assert [progress.step for progress in received] == list(range(1, TOTAL + 1))
+    assert list(dict.fromkeys(progress.phase for progress in received)) == [
         "autoencoder", "prior fit", "joint", "prior refit",
     ]  # fmt: skip
-    for each in told:
-        assert each.total_steps == TOTAL
-        assert 0 < each.share <= 1
-        assert 0 <= each.seconds_left < 600
-        assert each.rows_per_second > 0
-        assert ("prior_nll" in each.numbers) == each.phase.startswith("prior")
-    assert (told[-1].share, told[-1].seconds_left) == (1.0, 0.0)
+    for progress in received:
+        assert progress.total_steps == TOTAL
+        assert 0 < progress.share <= 1
+        assert 0 <= progress.seconds_left < 600
+        assert progress.rows_per_second > 0
+        assert ("prior_nll" in progress.numbers) == progress.phase.startswith("prior")
+    assert (received[-1].share, received[-1].seconds_left) == (1.0, 0.0)
 
 
-def test_where_nobody_watches_a_line_is_printed_now_and_then(
+def test_progress_lines_are_printed_where_stderr_is_no_terminal(
     command: tuple[str, ...],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -140,26 +140,26 @@ def test_where_nobody_watches_a_line_is_printed_now_and_then(
     monkeypatch.setattr("latentserve._cli.progress._LINE_SECONDS", 0.0)
     assert main([*command, "--out", str(tmp_path / "run")]) == 0
     lines = capsys.readouterr().err.splitlines()
-    told = [line for line in lines if " left" in line]
-    assert len(told) == TOTAL
+    progress = [line for line in lines if " left" in line]
+    assert len(progress) == TOTAL
     number = r"-?[\d.]+"
-    for line in told:
+    for line in progress:
         assert re.fullmatch(
             rf" *\d+% (autoencoder|prior fit|joint|prior refit) \d+/{TOTAL} "
             rf"(ELBO {number} rec {number} KL {number}|-log p\(z\) {number})"
             rf"( val {number})? \d+/s, [\d:]+ left",
             line,
         ), line
-    assert told[-1].startswith("100% prior refit 60/60 ")
-    # What takes a while on real data is announced.
+    assert progress[-1].startswith("100% prior refit 60/60 ")
+    # The slow first step of a fit of the prior is announced.
     begun = [line for line in lines if "encoding" in line]
     assert [line.partition(":")[0] for line in begun] == ["prior fit", "prior refit"]
 
 
-def test_at_a_terminal_a_line_tells_how_it_goes_until_ctrl_c(
+def test_a_terminal_shows_a_progress_bar_until_ctrl_c(
     blobs_data: tuple[str, str], tmp_path: Path
 ) -> None:
-    """Within 80 columns, the time left included."""
+    """In 80 columns, with the time left."""
     screen, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 80))
     process = subprocess.Popen(
@@ -169,34 +169,34 @@ def test_at_a_terminal_a_line_tells_how_it_goes_until_ctrl_c(
         stderr=terminal,
     )  # fmt: skip
     os.close(terminal)
-    said = b""
+    output = b""
     try:
         while chunk := os.read(screen, 65536):
-            said += chunk
-            if said.count(b" val ") == 5:
+            output += chunk
+            if output.count(b" val ") == 5:
                 process.send_signal(signal.SIGINT)
-    except OSError:  # Linux's way to say that nobody is left at the other end
+    except OSError:  # Linux reports a closed pseudo-terminal so
         pass
     finally:
         os.close(screen)
     assert process.wait(60) == 130
     assert trainer_state(tmp_path / "run")["step"] >= 1
     assert not RunFolder(tmp_path / "run").complete
-    lines = [line for line in said.decode().replace("\r", "\n").split("\n") if line.strip()]
+    lines = [line for line in output.decode().replace("\r", "\n").split("\n") if line.strip()]
     assert lines[-1].startswith("latentserve train: stopped; the same command with --resume")
-    told = [line for line in lines if "ELBO" in line]
-    assert len(told) >= 5
-    for line in told:
+    progress = [line for line in lines if "ELBO" in line]
+    assert len(progress) >= 5
+    for line in progress:
         assert len(line) <= 80, line
         assert re.search(r"^ +\d+% \|.*\| autoencoder ELBO [\d.]+ rec [\d.]+ KL [\d.]+ ", line), (
             line
         )
         assert re.search(r" \d+/s, [\d:]+ left$", line), line
-    assert "Traceback" not in said.decode()
+    assert "Traceback" not in output.decode()
 
 
 @pytest.mark.parametrize("steps", ["0", "-5", "many"])
-def test_what_is_no_number_of_steps_is_exit_2(
+def test_an_invalid_number_of_steps_is_exit_2(
     steps: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -207,7 +207,7 @@ def test_what_is_no_number_of_steps_is_exit_2(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("--preset", "huge"), "preset: got 'huge', wanted one of"),
         (("--budget", "soon"), "budget: got 'soon', wanted a duration"),
@@ -228,18 +228,18 @@ def test_what_is_no_number_of_steps_is_exit_2(
 )
 def test_a_wrong_setting_is_exit_2_and_one_clear_line(
     arguments: tuple[str, ...],
-    said: str,
+    message: str,
     blobs_data: tuple[str, str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main([*blobs_data, *arguments, "--out", str(tmp_path / "run")]) == 2
-    assert_one_line(capsys.readouterr().err, said)
+    assert_one_line(capsys.readouterr().err, message)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ((), "--out"),
         (("--out", "run", "--steps", "many"), "--steps"),
@@ -251,14 +251,14 @@ def test_a_wrong_setting_is_exit_2_and_one_clear_line(
     ],
 )
 def test_a_wrong_command_line_is_exit_2_and_says_what_is_wrong(
-    arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         main(list(arguments))
     assert caught.value.code == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("latentserve train: error: ")
-    assert said in last
+    assert message in last
 
 
 def test_an_unknown_data_set_is_one_clear_line(
@@ -270,7 +270,7 @@ def test_an_unknown_data_set_is_one_clear_line(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has one")
 @pytest.mark.parametrize("device", ["cuda", "cuda:0"])
-def test_a_gpu_that_is_not_there_is_refused(
+def test_a_missing_gpu_is_refused(
     device: str, blobs_data: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*blobs_data, "--device", device, "--out", str(tmp_path / "run")]) == 2
@@ -282,7 +282,7 @@ def test_a_gpu_that_is_not_there_is_refused(
     ("text", "seconds"),
     [("90s", 90), ("3m", 180), ("1.5h", 5400), ("0.5s", 0.5), (" 2m ", 120), ("007s", 7)],
 )
-def test_durations(text: str, seconds: float) -> None:
+def test_durations_are_parsed_to_seconds(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
@@ -291,7 +291,7 @@ def test_durations(text: str, seconds: float) -> None:
     ["", "90", "s", "-3m", "+3m", "3 m", "3d", "3min", "1e3s", "1.s", ".5s", "0s", "0.0h", "infs",
      "nans", "3m2s", "9" * 400 + "h"],
 )  # fmt: skip
-def test_what_is_no_duration(text: str) -> None:
+def test_invalid_durations_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"budget: got .*, wanted a duration such as 90s"):
         parse_duration(text)
 
@@ -306,11 +306,11 @@ def test_a_duration_is_finite_and_above_zero_or_refused(text: str) -> None:
 
 
 class Stop(Exception):
-    """Raised by an observer that has seen enough."""
+    """Raised by an observer to end a run."""
 
 
 def steps_for(seconds: float, out: Path, blobs_data: tuple[str, str], preset: str = "dense") -> int:
-    """Has a run begun under a budget, and returns the number of steps it is to have."""
+    """Begins a run under a budget; returns the number of steps that it was given."""
 
     def stop(_progress: Progress) -> NoReturn:
         raise Stop
@@ -347,7 +347,7 @@ def test_a_run_under_a_budget_takes_about_that_long(
     assert f"{config['steps']} steps" in capsys.readouterr().err
 
 
-def test_a_run_that_diverges_stops_with_the_count_the_cause_and_a_remedy(
+def test_a_diverging_run_stops_with_the_count_of_skipped_steps_and_a_remedy(
     blobs_data: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -363,9 +363,9 @@ def test_a_run_that_diverges_stops_with_the_count_the_cause_and_a_remedy(
     )
     for arguments in (diverging, (*diverging, "--resume")):
         assert main(list(arguments)) == 1
-        said = capsys.readouterr().err
-        assert "Traceback" not in said
-        last = said.strip().splitlines()[-1]
+        lines = capsys.readouterr().err
+        assert "Traceback" not in lines
+        last = lines.strip().splitlines()[-1]
         assert last.startswith("latentserve train: stopped at step ")
         for part in ("skipped", "max_skipped=50", "Remedy: ", "learning_rate", "1e+12"):
             assert part in last
@@ -404,7 +404,7 @@ def test_a_real_run_learns_and_its_log_adds_up(real: Path) -> None:
             last[entry["phase"]] = entry
     assert list(last) == ["autoencoder", "prior fit", "joint", "prior refit"]
     elbos = [entry["validation_elbo"] for entry in last.values()]
-    # Every phase betters the one before, and the fit does so by several nats of KL.
+    # Every phase improves the ELBO, and the fit of the prior the KL by several nats.
     assert elbos == sorted(elbos, reverse=True)
     assert last["prior fit"]["validation_kl"] < last["autoencoder"]["validation_kl"] - 3
     assert elbos[-1] < 145 < 400 < entries[0]["elbo"]
@@ -415,7 +415,7 @@ def test_a_real_run_learns_and_its_log_adds_up(real: Path) -> None:
     assert metrics["steps"] == 300
 
 
-def test_a_run_leaves_its_report_and_its_figures_last(colour: tuple[Path, str]) -> None:
+def test_a_run_writes_its_report_and_then_its_metrics(colour: tuple[Path, str]) -> None:
     run, printed = colour
     written = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
     assert {*PICTURES, PAGE} - {"latent_plane.png"} <= set(written)
@@ -431,12 +431,14 @@ def test_a_run_leaves_its_report_and_its_figures_last(colour: tuple[Path, str]) 
     assert second == f"run folder: {run}"
 
 
-def test_frames_are_few_and_begin_and_end_with_the_training(real: Path, unbroken: Path) -> None:
+def test_frames_are_limited_in_number_and_include_the_first_and_last_step(
+    real: Path, unbroken: Path
+) -> None:
     steps = [frame["step"] for frame in RunFolder(real).read_frames()]
     assert FRAMES < len(steps) <= 2 * FRAMES
-    # Every third step of the autoencoder's 300, between which the fit's 46 stand still.
+    # One at every third of the autoencoder's 300 steps, none in the 46 of the prior fit.
     assert steps == [*range(0, 99, 3), *range(145, 346, 3), 436]
-    # Of a run of fewer steps than frames one before each step of the autoencoder, and the last.
+    # In a run of fewer steps than frames, one before each step of the autoencoder, and the last.
     frames = RunFolder(unbroken).read_frames()
     assert [frame["step"] for frame in frames] == [*range(20), *range(30, 50), TOTAL]
     assert (frames[0]["phase"], frames[-1]["phase"]) == ("autoencoder", "prior refit")
@@ -444,7 +446,7 @@ def test_frames_are_few_and_begin_and_end_with_the_training(real: Path, unbroken
     assert frames[0]["means"].shape == (40, 3)
 
 
-def test_the_model_of_a_run_is_the_smoothed_one(unbroken: Path) -> None:
+def test_the_model_loaded_from_a_run_is_the_averaged_one(unbroken: Path) -> None:
     model = RunFolder(unbroken).load_model()
     average = trainer_state(unbroken)["average"]
     for name, value in model.state_dict().items():
@@ -464,7 +466,7 @@ def test_golden_inputs_are_test_images_of_every_class(real: Path) -> None:
         assert label in test.labels[places]
 
 
-def test_a_folder_of_colour_pictures_trains_from_beginning_to_end(
+def test_training_on_a_folder_of_colour_pictures(
     colour: tuple[Path, str],
 ) -> None:
     run = RunFolder(colour[0])
@@ -479,7 +481,7 @@ def test_a_folder_of_colour_pictures_trains_from_beginning_to_end(
     assert elbos[-1] < elbos[0]
 
 
-def test_digits_of_8_by_8_train_from_beginning_to_end(tmp_path: Path) -> None:
+def test_training_on_digits_of_8_by_8_pixels(tmp_path: Path) -> None:
     run = tmp_path / "run"
     data = ("--data", "mnist", "--image-size", "8")
     assert main([*SMALL, "--steps", "20", *data, "--out", str(run)]) == 0
@@ -497,7 +499,7 @@ def test_a_plain_autoencoder_says_that_it_has_no_elbo(
     run = tmp_path / "run"
     small = ("--set", "layers=16:relu", "--steps", "5", "--out", str(run))
     assert main(["--preset", "autoencoder", *blobs_data, *small]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     reconstruction = json.loads((run / "metrics.json").read_text())["reconstruction"]
-    assert said.startswith(f"test reconstruction {reconstruction:.2f} nats (40 images, ")
-    assert "ELBO" not in said.replace("no ELBO", "")
+    assert output.startswith(f"test reconstruction {reconstruction:.2f} nats (40 images, ")
+    assert "ELBO" not in output.replace("no ELBO", "")

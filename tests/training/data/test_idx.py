@@ -47,7 +47,7 @@ def test_arbitrary_bytes_are_an_array_or_a_data_error(raw: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "said"),
+    ("raw", "message"),
     [
         (b"\x01\x00\x08\x01\x00\x00\x00\x01a", "not an IDX file"),
         (b"\x00\x00\x0d\x01\x00\x00\x00\x01abcd", "element type 0x0d, wanted 0x08"),
@@ -58,11 +58,11 @@ def test_arbitrary_bytes_are_an_array_or_a_data_error(raw: bytes) -> None:
     ids=["magic", "type", "header", "short", "long"],
 )
 def test_damaged_idx_is_refused_with_file_got_and_wanted(
-    raw: bytes, said: str, tmp_path: Path
+    raw: bytes, message: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "images-idx"
     path.write_bytes(raw)
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         parse_idx(read_unpacked(path), str(path))
     assert str(path) in str(caught.value)
 

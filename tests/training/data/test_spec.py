@@ -1,4 +1,4 @@
-"""What data is meant: parsed, checked, kept as JSON."""
+"""Specifications of data sets: parsed, checked, written as JSON."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from training.data.spec import LARGEST_SIDE, DataSpec
 from training.errors import ConfigError
 
-# What a path may hold that is neither a separator of ours nor no UTF-8.
+# Characters of a path: UTF-8, without the separators of a source.
 NAME = st.text(
     st.characters(exclude_categories=("Cs",), exclude_characters="/,\0"), min_size=1
 ).filter(lambda name: name not in (".", ".."))
@@ -37,16 +37,16 @@ SPECS = st.builds(
 
 
 @given(SPECS)
-def test_json_round_trip(spec: DataSpec) -> None:
+def test_a_data_spec_survives_a_round_trip_through_json(spec: DataSpec) -> None:
     assert DataSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
 @given(SPECS)
-def test_what_is_parsed_once_is_parsed_to_itself(spec: DataSpec) -> None:
+def test_parsing_a_parsed_source_returns_it_unchanged(spec: DataSpec) -> None:
     assert DataSpec.parse(**spec.to_json()) == spec
 
 
-def test_relative_paths_are_taken_from_the_current_folder(
+def test_relative_paths_are_resolved_against_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -62,7 +62,7 @@ def test_relative_paths_are_taken_from_the_current_folder(
     assert files.idx_files == (tmp_path / "a", None, tmp_path / "c", None)
 
 
-def test_a_link_is_kept_as_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_with_a_link_keeps_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "version-3").mkdir()
     (tmp_path / "current").symlink_to("version-3")
@@ -73,7 +73,7 @@ def test_a_link_is_kept_as_it_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     "source",
     ["", "emnist", "MNIST", "mnist:", "mnist:x", "folder", "folder:", "idx:", "idx", "http://x", 7],
 )
-def test_a_source_that_is_none_is_told_what_there_is(source: Any) -> None:
+def test_an_unknown_source_is_refused_with_a_list_of_the_sources(source: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         DataSpec(source)
     assert str(caught.value) == (
@@ -83,7 +83,7 @@ def test_a_source_that_is_none_is_told_what_there_is(source: Any) -> None:
 
 
 @pytest.mark.parametrize("rest", ["a,b,c", "a,b,c,d,e", ",b", "a,b,,d", "a,b,c,", "a,,c,d"])
-def test_idx_files_are_images_labels_or_two_such_pairs(rest: str) -> None:
+def test_idx_sources_have_one_two_or_four_files(rest: str) -> None:
     with pytest.raises(ConfigError, match=r"wanted .*TRAIN_IMAGES,TRAIN_LABELS,TEST_IMAGES,TEST_L"):
         DataSpec.parse(f"idx:{rest}")
 
@@ -94,7 +94,7 @@ def test_the_same_file_twice_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"source": "folder:photos"}, "data: got the path 'photos', wanted an absolute one"),
         ({"source": "folder:/a\udcff"}, r"data: got the path '/a\\udcff', wanted one that is UTF"),
@@ -111,11 +111,11 @@ def test_the_same_file_twice_is_refused() -> None:
     ],
 )
 def test_a_wrong_field_is_named_with_the_value_got_and_wanted(
-    changes: dict[str, Any], said: str
+    changes: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         dataclasses.replace(DataSpec("mnist"), **changes)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         DataSpec.from_json({**DataSpec("mnist").to_json(), **changes})
 
 
@@ -128,7 +128,7 @@ def test_json_of_something_else_is_refused(content: Any) -> None:
         DataSpec.from_json(content)
 
 
-def test_it_reads_as_what_to_type() -> None:
+def test_a_data_spec_prints_as_command_line_options() -> None:
     assert str(DataSpec("mnist")) == "mnist"
     everything = DataSpec("folder:/a b", image_size=32, channels=1, bad_files="skip")
     assert str(everything) == "'folder:/a b' --image-size 32 --channels 1 --bad-files skip"

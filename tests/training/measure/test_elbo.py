@@ -1,4 +1,4 @@
-"""Evaluation: the ELBO against other arithmetic, the scores, and `latentserve evaluate`."""
+"""The ELBO and the importance-weighted bound, scores, and `latentserve evaluate`."""
 
 import hashlib
 import json
@@ -81,8 +81,8 @@ def checksums(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("rows", [1, 999, 1000, 1001, 2500])
-def test_elbo_of_a_sure_posterior_is_the_sum_worked_out_image_by_image(rows: int) -> None:
-    # With a variance of e^-60 each draw is the mean, whatever the noise.
+def test_elbo_of_a_posterior_of_no_variance_is_the_sum_worked_out_image_by_image(rows: int) -> None:
+    # With a variance of e^-60 each draw is the mean.
     model, images = Linear(log_var=-60.0), bits(rows)
     flat = images.reshape(rows, -1).astype(np.float64)
     nll = [model.nll(pixels @ model.into, pixels) for pixels in flat]
@@ -115,14 +115,14 @@ def test_elbo_of_a_wide_posterior_agrees_with_another_monte_carlo() -> None:
     assert result.kl == pytest.approx(np.mean([model.kl(pixels) for pixels in flat]), rel=1e-6)
 
 
-def test_draws_depend_on_the_seed_alone() -> None:
+def test_evaluation_depends_on_the_seed_alone() -> None:
     model, images = Linear(log_var=0.0).autoencoder, bits(1500)
     assert evaluate(model, images, draws=2, seed=3) == evaluate(model, images, draws=2, seed=3)
     assert evaluate(model, images, seed=3).elbo != evaluate(model, images, seed=4).elbo
 
 
 def test_importance_bound_reaches_the_integral_over_the_latents() -> None:
-    """One latent dimension, so that p(x) can be had by quadrature."""
+    """With one latent dimension, so that p(x) can be computed by quadrature."""
     images = bits(40)
     weights = np.linspace(-1.5, 1.5, images[0].size, dtype=np.float32)
 
@@ -150,7 +150,7 @@ def test_importance_bound_reaches_the_integral_over_the_latents() -> None:
 
 @pytest.mark.parametrize("centre", [0.0, 1.5])
 def test_importance_bound_reaches_the_integral_under_another_prior(centre: float) -> None:
-    """A mixture of two Gaussians, or what Sample draws from would not be what is measured."""
+    """With a mixture of two Gaussians as the prior."""
     images = bits(30)
     weights = np.linspace(-1.0, 1.0, PIXELS, dtype=np.float32)
 
@@ -162,7 +162,7 @@ def test_importance_bound_reaches_the_integral_under_another_prior(centre: float
         return (z * weights).reshape(-1, *SHAPE)
 
     def log_prior(z: Array) -> NDArray[np.float64]:
-        squares = [(z[:, 0].astype(np.float64) - each) ** 2 / 0.25 for each in (-1, 1 + centre)]
+        squares = [(z[:, 0].astype(np.float64) - mean) ** 2 / 0.25 for mean in (-1, 1 + centre)]
         peaks = [np.log(share) - 0.5 * np.log(2 * np.pi * 0.25) for share in (0.3, 0.7)]
         first, second = (p - 0.5 * square for p, square in zip(peaks, squares, strict=True))
         return np.logaddexp(first, second)
@@ -175,22 +175,22 @@ def test_importance_bound_reaches_the_integral_under_another_prior(centre: float
     model = Autoencoder(encode, decode, log_prior)
     bound = importance_bound(model, images, draws=4000, seed=3)
     assert abs(bound.nll - exact) < 0.02
-    # The ELBO under that prior, its KL over the same kind of draws, is above it by the gap.
+    # The ELBO under that prior, its KL estimated from draws, exceeds the bound by the gap.
     elbo = evaluate(model, images, draws=4000, seed=5)
     assert elbo.elbo == pytest.approx(elbo.reconstruction + elbo.kl)
     assert bound.gap > 0.1
     assert elbo.elbo - bound.gap == pytest.approx(exact, abs=0.05)
 
 
-def test_the_gap_is_that_of_each_image_with_its_error() -> None:
+def test_the_gap_to_the_elbo_varies_less_than_the_bound() -> None:
     images = bits(250)  # in three chunks
     model = Linear(log_var=0.5).autoencoder
-    told: list[int] = []
-    bound = importance_bound(model, images, draws=20, seed=1, progress=told.append)
-    assert told == [100, 200, 250]
+    counts: list[int] = []
+    bound = importance_bound(model, images, draws=20, seed=1, progress=counts.append)
+    assert counts == [100, 200, 250]
     one = importance_bound(model, images, draws=1, seed=1)
     assert (one.gap, one.gap_stderr) == (pytest.approx(0.0, abs=1e-12),) * 2
-    # Image by image it varies less than the bound, which is what it is there for.
+    # It varies less over the images than the bound, which is its purpose.
     assert 0 < bound.gap_stderr < bound.stderr
     parts = [importance_bound(model, images[:100], draws=20, seed=1)]
     assert parts[0].images == 100
@@ -215,7 +215,7 @@ def test_a_plain_autoencoder_has_a_reconstruction_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("kind", ["standard", "gmm", "flow", "flow-gmm"])
 def test_a_torch_model_is_measured_under_its_own_prior(kind: str) -> None:
-    """The ELBO of training's own objective, on average over the noise."""
+    """Compared with the training objective, averaged over the noise."""
     torch.manual_seed(0)
     prior = PriorConfig(kind, components=6, couplings=2, width=6)  # type: ignore[arg-type]
     model = Vae(ModelConfig(Dense(((8, "tanh"),)), LATENTS, prior=prior), SHAPE, classes=3)
@@ -241,7 +241,7 @@ def test_a_torch_model_is_measured_under_its_own_prior(kind: str) -> None:
     assert bounds[1] < bounds[0]
 
 
-def test_a_stated_standard_normal_prior_gives_the_same_bounds() -> None:
+def test_a_standard_normal_as_learned_prior_gives_the_same_bounds() -> None:
     images = bits(30)
 
     def encode(x: Array) -> tuple[Array, Array]:
@@ -277,7 +277,7 @@ def test_percentiles_are_101_ascending_from_least_to_greatest(scores: list[float
     assert json.loads(json.dumps(table)) == table
 
 
-def test_mean_scores_are_the_elbo_at_the_mean_without_a_draw() -> None:
+def test_mean_scores_are_the_elbo_at_the_posterior_mean() -> None:
     model = Linear(log_var=0.3)
     images = np.random.default_rng(2).integers(0, 256, (1200, *SHAPE), dtype=np.uint8)
     scores = mean_scores(model.autoencoder, images)
@@ -290,7 +290,9 @@ def test_mean_scores_are_the_elbo_at_the_mean_without_a_draw() -> None:
     np.testing.assert_allclose(scores, wanted, rtol=1e-5)
 
 
-def test_table_of_the_run_is_of_the_training_images_scores(run_folder: Path, models: Path) -> None:
+def test_the_percentiles_of_a_run_are_of_the_training_images_scores(
+    run_folder: Path, models: Path
+) -> None:
     stored = json.loads((run_folder / "score_percentiles.json").read_text())
     bundle = open_bundle(models / "mnist" / "1")
     assert list(bundle.manifest.score_percentiles) == stored["percentiles"]
@@ -298,7 +300,7 @@ def test_table_of_the_run_is_of_the_training_images_scores(run_folder: Path, mod
         bundle.graphs, latent_dim=32, prior="standard", labels=0, binarized=True
     )
     train = load_dataset("mnist").train.images
-    # A sample's middle lies within a few percentiles of the whole's.
+    # The median of a subset is within a few percentiles of the median of all.
     middle = float(np.median(mean_scores(model.autoencoder, train[::50])))
     assert stored["percentiles"][43] < middle < stored["percentiles"][57]
 
@@ -350,7 +352,7 @@ def assert_one_line(text: str, *parts: str) -> None:
         assert part in text
 
 
-def test_evaluate_of_a_folder_that_is_neither_is_one_clear_line(
+def test_evaluate_of_a_folder_that_is_neither_run_nor_bundle_is_one_clear_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in (tmp_path, tmp_path / "nothing"):

@@ -1,4 +1,4 @@
-"""Generated digits: the Fréchet distance by hand, the classifier, samplers good and bad."""
+"""Quality of samples: Fréchet distances worked out by hand, the classifier, test samplers."""
 
 import dataclasses
 import hashlib
@@ -32,7 +32,7 @@ FEW = 1_000
 
 
 def spread(*deviations: float, mean: tuple[float, ...] = ()) -> NDArray[np.float64]:
-    """Points on the axes, whose covariance is diagonal with exactly those deviations."""
+    """Points on the axes with a diagonal covariance of exactly these standard deviations."""
     axes = len(deviations)
     # 2 F points with two on each axis, at +-r: the variance along it is 2 r^2 / (2 F - 1).
     points = np.concatenate([np.eye(axes), -np.eye(axes)]) * math.sqrt((2 * axes - 1) / 2)
@@ -42,7 +42,7 @@ def spread(*deviations: float, mean: tuple[float, ...] = ()) -> NDArray[np.float
 @pytest.mark.parametrize(
     ("a", "b", "wanted"),
     [
-        # Of diagonal covariances: the squared distances of means and of deviations.
+        # For diagonal covariances: the squared distances of the means and of the deviations.
         (spread(1.0, 2.0), spread(1.0, 2.0), 0.0),
         (spread(1.0, 2.0), spread(4.0, 2.0), 9.0),
         (spread(1.0, 2.0), spread(2.0, 4.0, mean=(3.0, -1.0)), 10.0 + 1.0 + 4.0),
@@ -50,16 +50,16 @@ def spread(*deviations: float, mean: tuple[float, ...] = ()) -> NDArray[np.float
         (spread(0.0, 0.0), spread(0.0, 0.0, mean=(3.0, 4.0)), 25.0),
     ],
 )
-def test_distance_of_diagonal_gaussians_is_that_worked_out_by_hand(
+def test_frechet_distance_of_diagonal_gaussians_is_that_worked_out_by_hand(
     a: NDArray[np.float64], b: NDArray[np.float64], wanted: float
 ) -> None:
     assert frechet_distance(a, b) == pytest.approx(wanted, abs=1e-12)
-    # It does not depend on the axes, so a rotation leaves it; nor on who comes first.
+    # A rotation of both does not change it, nor does their order.
     turn = np.linalg.qr(np.random.default_rng(0).standard_normal((a.shape[1],) * 2))[0]
     assert frechet_distance(b @ turn, a @ turn) == pytest.approx(wanted, abs=1e-12)
 
 
-def test_distance_of_covariances_that_do_not_commute() -> None:
+def test_frechet_distance_of_covariances_that_do_not_commute() -> None:
     # A = diag(4, 1) and B = A turned by 45 degrees: B = [[2.5, 1.5], [1.5, 2.5]].
     # tr((A B)^(1/2))^2 = tr(A B) + 2 (det(A B))^(1/2) = 12.5 + 2 * 4 in two dimensions.
     a = spread(2.0, 1.0)
@@ -72,7 +72,9 @@ rows = st.integers(2, 40)
 
 @given(st.integers(0, 2**32 - 1), rows, rows, st.integers(1, 12))
 @settings(max_examples=50)
-def test_distance_is_symmetric_and_0_with_itself(seed: int, n: int, m: int, width: int) -> None:
+def test_frechet_distance_is_symmetric_and_0_with_itself(
+    seed: int, n: int, m: int, width: int
+) -> None:
     draw = np.random.default_rng(seed)
     a, b = draw.standard_normal((n, width)), 2.0 * draw.standard_normal((m, width)) + 1.0
     assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-9, abs=1e-9)
@@ -85,14 +87,14 @@ def test_distance_is_symmetric_and_0_with_itself(seed: int, n: int, m: int, widt
     st.lists(st.floats(-100, 100, allow_subnormal=False), min_size=1, max_size=12),
 )
 @settings(max_examples=50)
-def test_distance_of_a_shift_is_its_square(seed: int, n: int, shift: list[float]) -> None:
+def test_frechet_distance_of_a_shift_is_its_square(seed: int, n: int, shift: list[float]) -> None:
     a = np.random.default_rng(seed).standard_normal((n, len(shift)))
-    squared = sum(each * each for each in shift)
+    squared = sum(x * x for x in shift)
     assert frechet_distance(a, a + np.array(shift)) == pytest.approx(squared, rel=1e-9, abs=1e-9)
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "told"),
+    ("a", "b", "message"),
     [
         (np.zeros((1, 3)), np.zeros((5, 3)), r"\[1, 3\]"),
         (np.zeros((5, 3, 1)), np.zeros((5, 3)), r"\[5, 3, 1\]"),
@@ -100,10 +102,10 @@ def test_distance_of_a_shift_is_its_square(seed: int, n: int, shift: list[float]
         (np.full((5, 3), np.nan), np.zeros((5, 3)), "NaN"),
     ],
 )
-def test_distance_of_unusable_features_is_refused(
-    a: NDArray[np.float64], b: NDArray[np.float64], told: str
+def test_frechet_distance_of_unusable_features_is_refused(
+    a: NDArray[np.float64], b: NDArray[np.float64], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         frechet_distance(a, b)
 
 
@@ -114,7 +116,7 @@ def mnist() -> Dataset:
 
 @pytest.fixture(scope="module")
 def few(mnist: Dataset) -> Dataset:
-    """A tenth of the test images, so that each sampler is measured quickly."""
+    """A tenth of the test images, to measure samplers quickly."""
     test = Split(mnist.test.images[:FEW], mnist.test.labels[:FEW])
     return dataclasses.replace(mnist, test=test)
 
@@ -124,13 +126,17 @@ def judge() -> Classifier:
     return load_classifier()
 
 
-def test_classifier_knows_grey_digits_and_binarized_ones(judge: Classifier, mnist: Dataset) -> None:
+def test_the_classifier_is_accurate_on_grey_and_on_binarized_digits(
+    judge: Classifier, mnist: Dataset
+) -> None:
     test = mnist.test
     assert accuracy(judge, to_unit(test.images), test.labels) >= 0.994
     assert accuracy(judge, binarize(test.images[::4], seed=0), test.labels[::4]) >= 0.99
 
 
-def test_classifier_returns_features_and_probabilities(judge: Classifier, mnist: Dataset) -> None:
+def test_the_classifier_returns_features_and_probabilities(
+    judge: Classifier, mnist: Dataset
+) -> None:
     images = to_unit(mnist.test.images[:1_001])  # more than two chunks
     features, probabilities = judge(images)
     assert features.shape == (1_001, 96)
@@ -143,7 +149,7 @@ def test_classifier_returns_features_and_probabilities(judge: Classifier, mnist:
     np.testing.assert_allclose(judge(few)[0], features[700:703], rtol=1e-4, atol=1e-4)
 
 
-def test_training_is_the_same_under_the_same_seed_and_survives_being_packed(
+def test_classifier_training_is_deterministic_and_survives_packing(
     mnist: Dataset,
 ) -> None:
     raw = pack(train(mnist, steps=3))
@@ -152,19 +158,19 @@ def test_training_is_the_same_under_the_same_seed_and_survives_being_packed(
     assert pack(unpack(raw)) == raw
 
 
-def test_weights_are_small_and_those_pinned() -> None:
+def test_the_classifier_weights_are_small_and_have_the_pinned_checksum() -> None:
     raw = WEIGHTS.read_bytes()
     assert len(raw) < 500_000
     assert hashlib.sha256(raw).hexdigest() == SHA256
 
 
-def test_damaged_or_missing_weights_are_refused(tmp_path: Path) -> None:
+def test_damaged_or_missing_classifier_weights_are_refused(tmp_path: Path) -> None:
     raw = bytearray(WEIGHTS.read_bytes())
     raw[len(raw) // 2] ^= 1
     damaged = tmp_path / "mnist.npz"
     damaged.write_bytes(raw)
-    for path, told in ((damaged, SHA256), (tmp_path / "none.npz", "No such file")):
-        with pytest.raises(DataError, match=told) as caught:
+    for path, message in ((damaged, SHA256), (tmp_path / "none.npz", "No such file")):
+        with pytest.raises(DataError, match=message) as caught:
             load_classifier(path)
         assert str(path) in str(caught.value)
 
@@ -206,7 +212,7 @@ def test_labels_that_are_ignored_agree_by_chance(judge: Classifier, few: Dataset
     assert found.fid < 0.5
 
 
-def test_one_label_that_is_drawn_wrongly_is_seen_in_the_worst(
+def test_a_label_that_is_drawn_wrongly_lowers_the_worst_agreement(
     judge: Classifier, few: Dataset
 ) -> None:
     real = from_test(few)
@@ -219,7 +225,9 @@ def test_one_label_that_is_drawn_wrongly_is_seen_in_the_worst(
     assert found.label_agreement_worst == pytest.approx(0.0, abs=0.02)
 
 
-def test_noise_is_far_away_and_unlabelled(judge: Classifier, few: Dataset) -> None:
+def test_samples_of_noise_have_a_large_distance_and_are_unconfident(
+    judge: Classifier, few: Dataset
+) -> None:
     def sample(count: int, seed: int, label: int | None) -> Array:
         assert label is None
         return np.random.default_rng(seed).random((count, 1, 28, 28), np.float32)
@@ -233,7 +241,7 @@ def test_noise_is_far_away_and_unlabelled(judge: Classifier, few: Dataset) -> No
     assert found.label_images is None
 
 
-def test_one_class_alone_has_no_entropy_and_a_large_distance(
+def test_samples_of_one_class_have_no_entropy_and_a_large_distance(
     judge: Classifier, few: Dataset
 ) -> None:
     real = from_test(few)
@@ -245,7 +253,7 @@ def test_one_class_alone_has_no_entropy_and_a_large_distance(
     assert found.fid > 20
 
 
-def test_each_image_is_judged_once_and_each_draw_has_its_own_seed(mnist: Dataset) -> None:
+def test_each_image_is_classified_once_and_each_draw_has_its_own_seed(mnist: Dataset) -> None:
     judged, asked = [], []
 
     def judge(images: Array) -> tuple[Array, Array]:
@@ -267,13 +275,13 @@ def test_each_image_is_judged_once_and_each_draw_has_its_own_seed(mnist: Dataset
 
 
 @pytest.mark.parametrize("wrong", [{"images": 1}, {"images": 55_001}, {"per_label": 1}])
-def test_numbers_out_of_range_are_refused(
+def test_sample_counts_out_of_range_are_refused(
     wrong: dict[str, int], judge: Classifier, mnist: Dataset
 ) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         measure_generation(from_test(mnist), judge, mnist, labels=LABELS, **wrong)
 
 
-def test_the_result_can_be_written_down() -> None:
+def test_the_generation_figures_serialise_to_json() -> None:
     found = Generation(1.0, 0.1, 2.3, 0.0, 10, 0)
     assert dataclasses.asdict(found)["label_fid"] is None

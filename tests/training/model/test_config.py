@@ -1,4 +1,4 @@
-"""Settings as data: changed by key, what is refused, and the way through JSON."""
+"""Configuration records: changed by settings, checked, and read back from JSON."""
 
 import dataclasses
 import json
@@ -96,16 +96,16 @@ iwae = st.builds(TrainConfig, objective=st.just("iwae"), draws=st.integers(1, 99
 
 
 def written(value: object) -> str:
-    """A value of a setting as a person types it."""
+    """The text of a value after `--set KEY=`."""
     if isinstance(value, tuple):
         return ",".join(
-            f"{each[0]}:{each[1]}" if isinstance(each, tuple) else str(each) for each in value
+            f"{item[0]}:{item[1]}" if isinstance(item, tuple) else str(item) for item in value
         )
     return str(value)
 
 
 def typed(model: ModelConfig, train: TrainConfig) -> list[str]:
-    """Every field of a preset as `--set` takes it."""
+    """Every field of a preset as a `--set` option."""
     records = (("", model.network), ("", model), ("prior.", model.prior), ("", train))
     return [
         f"{prefix}{field.name}={written(getattr(record, field.name))}"
@@ -117,11 +117,11 @@ def typed(model: ModelConfig, train: TrainConfig) -> list[str]:
 
 
 @given(models(dense) | models(conv), elbo | iwae)
-def test_configs_survive_json(model: ModelConfig, train: TrainConfig) -> None:
+def test_configs_survive_a_round_trip_through_json(model: ModelConfig, train: TrainConfig) -> None:
     for kind, record in ((ModelConfig, model), (TrainConfig, train)):
         read = record_from_json(kind, json.loads(json.dumps(dataclasses.asdict(record))))
         assert read == record
-        assert hash(read) == hash(record)  # tuples again, and not lists
+        assert hash(read) == hash(record)  # tuples were read back, not lists
 
 
 @given(models(dense), elbo | iwae)
@@ -186,13 +186,13 @@ def test_the_last_setting_of_a_key_wins_and_none_change_nothing() -> None:
     ],
     ids=" ".join,
 )
-def test_changes_that_are_only_right_together_work_in_any_order(pair: list[str]) -> None:
+def test_settings_that_are_valid_only_together_work_in_any_order(pair: list[str]) -> None:
     preset = override(DENSE, ["prior.kind=flow"]) if "latent_dim=1" in pair else DENSE
     assert override(preset, pair) == override(preset, pair[::-1])
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["posterior=delta"], "prior.kind: got standard, wanted none, gmm, flow or flow-gmm"),
         (["prior.kind=none"], "prior.kind: got none, wanted a prior"),
@@ -208,8 +208,10 @@ def test_changes_that_are_only_right_together_work_in_any_order(pair: list[str])
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_values_that_do_not_go_together_are_refused(arguments: list[str], said: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(said)):
+def test_combinations_of_settings_that_are_invalid_are_refused(
+    arguments: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
         override(DENSE, arguments)
 
 
@@ -285,7 +287,7 @@ def test_a_bad_value_is_refused_with_key_got_and_wanted(
         ("decoder_trunk=0", "0", "1 to 65536"),
     ],
 )
-def test_a_bad_value_of_a_conv_network_is_refused_likewise(
+def test_a_bad_value_of_a_conv_network_is_refused_with_key_got_and_wanted(
     setting: str, got: str, wanted: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -307,18 +309,18 @@ def assert_says(message: str, setting: str, got: str, wanted: str) -> None:
         "kind=conv", "prior.depth=2", "prior=kind=gmm", "widths=64,32",
     ],
 )  # fmt: skip
-def test_an_unknown_key_is_refused_with_those_there_are(setting: str) -> None:
+def test_an_unknown_key_is_refused_with_a_list_of_the_keys(setting: str) -> None:
     with pytest.raises(ConfigError) as caught:
         override(DENSE, [setting])
     message = str(caught.value)
     assert f"got {setting!r}" in message
-    keys = [each.partition("=")[0] for each in typed(DENSE.model, DENSE.train)]
+    keys = [setting.partition("=")[0] for setting in typed(DENSE.model, DENSE.train)]
     listed = message.partition("with one of ")[2].split(", ")
     assert sorted(listed) == sorted(keys)
 
 
 @given(st.text())
-def test_any_text_as_a_setting_is_taken_or_a_config_error(text: str) -> None:
+def test_any_text_as_a_setting_is_accepted_or_a_config_error(text: str) -> None:
     for key in ("", "layers=", "latent_dim=", "warmup=", "prior.kind=", "binarize="):
         try:
             changed = override(DENSE, [key + text])
@@ -360,20 +362,20 @@ def test_json_of_something_else_is_refused(damage: Any) -> None:
         record_from_json(ModelConfig, json.loads(json.dumps(damage)))
 
 
-def test_unknown_preset_names_those_there_are() -> None:
+def test_an_unknown_preset_is_refused_with_a_list_of_the_presets() -> None:
     with pytest.raises(ConfigError, match="preset: got 'huge', wanted one of") as caught:
         find_preset("huge")
     assert all(name in str(caught.value) for name in PRESETS)
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_found_by_name_and_tell_what_they_are(name: str) -> None:
+def test_presets_are_found_by_name_and_have_summaries(name: str) -> None:
     assert find_preset(name) is PRESETS[name]
     assert PRESETS[name].summary
     assert "\n" not in PRESETS[name].summary
 
 
-def test_there_is_a_preset_of_each_kind_of_autoencoder() -> None:
+def test_there_is_a_preset_of_each_type_of_autoencoder() -> None:
     models = [preset.model for preset in PRESETS.values()]
     assert {model.posterior for model in models} == {"gaussian", "delta"}
     assert {type(model.network) for model in models} == {Dense, Conv}

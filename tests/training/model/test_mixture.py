@@ -1,4 +1,4 @@
-"""Expectation maximisation: finds what is there, and does not collapse where little is."""
+"""Expectation maximisation of a prior's mixture, and its degenerate inputs."""
 
 import copy
 
@@ -26,7 +26,7 @@ def prior_of(kind: str = "gmm", dim: int = 2, classes: int = 0, components: int 
 
 
 def known(rows: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Draws from the two classes, a third of them of the first."""
+    """Draws from the two classes, a third of them from the first."""
     noise = torch.Generator().manual_seed(seed)
     labels = (torch.arange(rows) % 3 > 0).long()
     second = torch.rand(rows, generator=noise, dtype=torch.float64) >= WEIGHTS[labels, 0]
@@ -40,7 +40,7 @@ def nll(prior: Prior, z: Tensor, labels: Tensor | None = None) -> float:
         return -prior.log_prob(z, labels).mean().item()
 
 
-def test_a_known_mixture_of_each_class_is_recovered() -> None:
+def test_a_mixture_of_known_parameters_is_recovered_for_each_class() -> None:
     prior = prior_of(classes=2)
     z, labels = known(6_000)
     fit_mixture(prior, z, labels, seed=1)
@@ -56,29 +56,29 @@ def test_a_known_mixture_of_each_class_is_recovered() -> None:
             assert abs(weights[found] - weight) < 0.03
 
 
-def test_classes_weigh_as_much_as_there_are_rows_of_them() -> None:
+def test_class_weights_are_the_frequencies_of_the_classes() -> None:
     prior = prior_of(classes=4)
     labels = torch.repeat_interleave(torch.arange(4), torch.tensor([10, 200, 0, 790]))
     fit_mixture(prior, torch.randn(1000, 2), labels, seed=0)
     wanted = torch.tensor([11.0, 201.0, 1.0, 791.0]) / 1004
     torch.testing.assert_close(prior.class_weights, wanted)
-    # One that has hardly been seen can still be asked for: what is known is the whole.
+    # A class with too few latents is fitted to all of them, so it can be sampled too.
     assert torch.isfinite(prior.log_prob(torch.randn(5, 2), torch.full((5,), 2))).all()
 
 
-def test_one_component_is_the_mean_and_the_covariance_of_all() -> None:
+def test_one_component_is_fitted_to_the_mean_and_covariance_of_all_latents() -> None:
     prior = prior_of("flow", dim=3)
     z = torch.randn(500, 3) @ torch.randn(3, 3) + 5.0
     fit_mixture(prior, z, torch.zeros(500, dtype=torch.int64), seed=0)
     torch.testing.assert_close(prior.means[0].detach(), z.mean(dim=0), rtol=1e-4, atol=1e-4)
     factor = prior.factors()[0].detach()
     covariance = torch.linalg.inv(factor.T @ factor)
-    # Within the ridge, a thousandth of the mean variance.
+    # Exact up to the ridge, a thousandth of the mean variance.
     wanted = torch.cov(z.T, correction=0)
     assert (covariance - wanted).abs().max() < 2e-3 * wanted.diagonal().mean()
 
 
-def test_more_components_fit_better_and_a_fit_better_than_a_guess() -> None:
+def test_a_fit_raises_the_likelihood_and_more_components_raise_it_further() -> None:
     z, labels = known(2_000)
     scores = []
     for components in (1, 2, 4):
@@ -90,7 +90,7 @@ def test_more_components_fit_better_and_a_fit_better_than_a_guess() -> None:
     assert scores[0] > scores[1] + 0.1 > scores[2] + 0.2
 
 
-def test_behind_a_flow_it_fits_where_the_flow_leads_and_leaves_the_flow() -> None:
+def test_behind_a_flow_the_mixture_is_fitted_to_mapped_latents_and_the_flow_stays() -> None:
     prior = prior_of("flow-gmm", components=4)
     with torch.no_grad():
         for coupling in prior.flow:
@@ -113,13 +113,13 @@ def test_behind_a_flow_it_fits_where_the_flow_leads_and_leaves_the_flow() -> Non
     [(3, 2, 50), (2, 8, 4), (1, 3, 5), (30, 40, 10), (60, 40, 50), (20, 2, 20)],
 )
 @pytest.mark.parametrize("classes", [0, 3])
-def test_it_does_not_collapse_onto_few_rows(
+def test_components_do_not_collapse_onto_few_latents(
     rows: int, dim: int, components: int, classes: int
 ) -> None:
     prior = prior_of(dim=dim, classes=classes, components=components)
     z, labels = torch.randn(rows, dim), torch.arange(rows) % 3
     fit_mixture(prior, z, labels, seed=0)
-    assert all(torch.isfinite(each).all() for each in prior.state_dict().values())
+    assert all(torch.isfinite(value).all() for value in prior.state_dict().values())
     assert torch.isfinite(prior.log_prob(torch.randn(9, dim))).all()
     # No narrower than the ridge in any direction; a class may spread less than the whole.
     widths = 1.0 / torch.linalg.svdvals(prior.factors().detach())
@@ -128,7 +128,7 @@ def test_it_does_not_collapse_onto_few_rows(
 
 
 @pytest.mark.parametrize("components", [1, 6])
-def test_rows_that_are_all_the_same_are_no_error(components: int) -> None:
+def test_a_mixture_is_fitted_to_latents_that_are_all_equal(components: int) -> None:
     prior = prior_of(dim=3, components=components)
     z = torch.full((50, 3), 2.5)
     fit_mixture(prior, z, torch.zeros(50, dtype=torch.int64), seed=0)
@@ -136,7 +136,7 @@ def test_rows_that_are_all_the_same_are_no_error(components: int) -> None:
     assert torch.isfinite(prior.log_prob(z)).all()
 
 
-def test_a_dimension_that_says_nothing_is_no_error() -> None:
+def test_a_mixture_is_fitted_to_latents_with_a_constant_dimension() -> None:
     prior = prior_of(dim=3, components=5)
     z = torch.randn(300, 3)
     z[:, 1] = 0.0
@@ -145,7 +145,7 @@ def test_a_dimension_that_says_nothing_is_no_error() -> None:
     assert nll(prior, z) < 3.0
 
 
-def test_the_seed_decides() -> None:
+def test_a_mixture_fit_depends_on_its_seed() -> None:
     z, labels = known(500)
 
     def fitted(seed: int) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The layers: any shape of image through both kinds, what they cost, what they refuse."""
+"""Dense and convolutional networks: shapes, receptive fields, widths, cost, activations."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def seeded(config: Dense | Conv, shape: tuple[int, int, int], latent_dim: int):
 
 @settings(max_examples=60)
 @given(st.just(DENSE) | convs, shapes, st.integers(1, 4), st.integers(1, 3))
-def test_any_image_goes_in_and_one_of_its_shape_comes_out(
+def test_networks_take_images_of_any_shape_and_return_logits_of_that_shape(
     config: Dense | Conv, shape: tuple[int, int, int], latent_dim: int, rows: int
 ) -> None:
     encoder, features, decoder = seeded(config, shape, latent_dim)
@@ -45,14 +45,14 @@ def test_any_image_goes_in_and_one_of_its_shape_comes_out(
 
 @settings(max_examples=25)
 @given(st.sampled_from([DENSE, CONV]), shapes)
-def test_every_pixel_matters_to_the_features_and_hangs_on_the_latents(
+def test_every_pixel_affects_the_features_and_depends_on_the_latents(
     config: Dense | Conv, shape: tuple[int, int, int]
 ) -> None:
-    """Nothing is lost at the edges, where an image is padded and cut."""
+    """At the edges too, where the encoder pads and the decoder crops."""
     encoder, _, decoder = seeded(config, shape, 3)
     encoder, decoder = encoder.double(), decoder.double()
     for module in [*encoder.modules()]:
-        # An activation that is never flat, so that no path is shut by chance.
+        # An activation with a non-zero gradient everywhere, so that no path is cut by chance.
         for name, child in module.named_children():
             if type(child) in (nn.ReLU, nn.SiLU, nn.GELU):
                 setattr(module, name, nn.Tanh())
@@ -96,23 +96,24 @@ def test_widths_and_blocks_belong_to_the_coarsest_level_first_and_the_last_to_th
     assert encoder.squeeze.in_channels == 8
 
 
-def test_blocks_are_nothing_at_first_and_can_learn_to_be_something() -> None:
+def test_residual_blocks_begin_as_the_identity_and_have_gradients() -> None:
     shape = (1, 28, 28)
     encoder, _, decoder = seeded(CONV, shape, 2)
     images, z = torch.rand(3, *shape), torch.randn(3, 2)
-    blocks = [block for each in (encoder, decoder) for stage in each.stages for block in stage]
+    networks = (encoder, decoder)
+    blocks = [block for network in networks for stage in network.stages for block in stage]
     assert len(blocks) == 4
     before = [encoder(images), decoder(z)]
     for block in blocks:
         assert block.last.weight.abs().sum() == block.last.bias.abs().sum() == 0
         x = torch.randn(2, block.first.in_channels, 7, 7)
         assert torch.equal(block(x), x)
-    sum(each.square().sum() for each in before).backward()
+    sum(output.square().sum() for output in before).backward()
     for block in blocks:
         assert block.last.weight.grad.abs().sum() > 0
-    for each in (encoder, decoder):
-        for index in range(len(each.stages)):
-            each.stages[index] = nn.Sequential()
+    for network in networks:
+        for index in range(len(network.stages)):
+            network.stages[index] = nn.Sequential()
     for old, new in zip(before, (encoder(images), decoder(z)), strict=True):
         assert torch.equal(old, new)
 
@@ -133,11 +134,11 @@ def test_a_dense_decoder_is_the_mirror_image_of_the_encoder() -> None:
     assert shape_of([decoder.to_logits]) == [(11, 12)]
 
 
-def test_multiply_adds_by_hand() -> None:
+def test_multiply_adds_are_those_counted_by_hand() -> None:
     network = nn.Sequential(
-        nn.Conv2d(2, 5, 3, padding=1),  # 4 x 6 places, 5 channels of 2 x 3 x 3
+        nn.Conv2d(2, 5, 3, padding=1),  # 4 x 6 positions, 5 channels of 2 x 3 x 3
         nn.ReLU(),
-        nn.Conv2d(5, 3, 1),  # 4 x 6 places, 3 channels of 5
+        nn.Conv2d(5, 3, 1),  # 4 x 6 positions, 3 channels of 5
         nn.Flatten(),
         nn.Linear(72, 10),
     )

@@ -1,4 +1,4 @@
-"""Logarithms without Log: against torch in float64, gradients and extremes too."""
+"""Logarithms without Log: values, gradients and extremes against torch in float64."""
 
 import math
 
@@ -22,7 +22,7 @@ def test_log_sigmoid_is_within_1e_6_of_float64() -> None:
     assert (log_sigmoid(x).double() - wanted).abs().max() < 1e-6
 
 
-def test_log_sigmoid_of_extremes() -> None:
+def test_log_sigmoid_is_finite_and_right_at_extremes() -> None:
     x = torch.tensor([-3e38, -1e6, 1e6, 3e38, float("inf"), float("-inf")])
     assert log_sigmoid(x).tolist() == [x[0].item(), -1e6, 0.0, 0.0, 0.0, float("-inf")]
     assert torch.isnan(log_sigmoid(torch.tensor([float("nan")]))).all()
@@ -33,7 +33,7 @@ def test_log_sigmoid_has_the_gradient_of_log_sigmoid() -> None:
     log_sigmoid(x).sum().backward()
     assert x.grad is not None
     wanted = torch.sigmoid(-x.detach().double())
-    # At 0 itself the clamp and the absolute value have a kink each.
+    # Not at 0, where the clamp and the absolute value are not differentiable.
     away = x.detach() != 0
     assert (x.grad.double() - wanted).abs()[away].max() < 1e-5
 
@@ -64,7 +64,7 @@ def test_log_sum_exp_and_its_gradient_are_torchs(
 
 @settings(max_examples=60)
 @given(seeds, st.integers(1, 5000), st.sampled_from([0.0, 1.0, 30.0]))
-def test_log_sum_exp_in_float32_is_as_good_as_float32_can_be(
+def test_log_sum_exp_in_float32_is_accurate_to_float32(
     seed: int, count: int, spread: float
 ) -> None:
     x = rows_of(seed, 2, count, spread, 0.0).float()
@@ -75,12 +75,12 @@ def test_log_sum_exp_in_float32_is_as_good_as_float32_can_be(
 
 @pytest.mark.parametrize("count", [1, 2, 3, 31, 32, 33, 1023, 1024, 4999, 5000])
 def test_log_sum_exp_of_equal_terms_is_the_logarithm_of_their_number(count: int) -> None:
-    """The sum is as large as it can be, where the most steps are needed."""
+    """The largest sum there is, which takes the most iterations."""
     result = log_sum_exp(torch.full((1, count), -7.0, dtype=torch.float64))
     assert result.item() == pytest.approx(math.log(count) - 7.0, abs=1e-12)
 
 
-def test_log_sum_exp_of_a_term_that_never_counts() -> None:
+def test_log_sum_exp_ignores_a_term_of_weight_0() -> None:
     x = torch.tensor([[0.0, -1e4], [-1e4, 3.0], [-1e4, -1e4]])
     result = log_sum_exp(x)
     assert result[:2].tolist() == [0.0, 3.0]

@@ -24,7 +24,7 @@ FLOW = PriorConfig("flow-gmm", components=8, couplings=2, width=6)
 
 
 def vae(seed: int = 0, classes: int = CLASSES, **changes: Any) -> Vae:
-    """A model in float64 whose prior is no longer what it began as."""
+    """A model in float64 with random changes to its initial prior."""
     torch.manual_seed(seed)
     model = Vae(ModelConfig(Dense(((7, "tanh"),)), DIM, **changes), SHAPE, classes)
     with torch.no_grad():
@@ -84,7 +84,7 @@ class ByHand:
         assert prior is not None
         flat = torch.from_numpy(z.reshape(-1, DIM))
         with torch.no_grad():
-            y, log_det = (each.numpy() for each in prior.to_base(flat))
+            y, log_det = (tensor.numpy() for tensor in prior.to_base(flat))
             factors, means = prior.factors().numpy(), prior.means.numpy()
             logits, group = prior.logits.numpy(), prior.group.numpy()
             shares = prior.class_weights.numpy()
@@ -101,7 +101,7 @@ class ByHand:
         return np.stack(joint, axis=1).reshape(*z.shape[:2], -1)
 
 
-def test_the_elbo_is_reconstruction_plus_closed_kl() -> None:
+def test_the_elbo_objective_is_reconstruction_plus_closed_form_kl() -> None:
     model = vae()
     got, wanted = terms(model), ByHand(model)
     assert got.reconstruction.item() == pytest.approx(-wanted.log_likelihood.mean())
@@ -109,7 +109,7 @@ def test_the_elbo_is_reconstruction_plus_closed_kl() -> None:
     assert got.loss.item() == pytest.approx((wanted.closed_kl - wanted.log_likelihood).mean())
 
 
-def test_beta_weighs_the_kl_and_changes_what_is_reported_by_nothing() -> None:
+def test_beta_weighs_the_kl_in_the_loss_but_not_in_the_reported_terms() -> None:
     model = vae()
     got, wanted = terms(model, beta=4.0), ByHand(model)
     assert got.loss.item() == pytest.approx((4 * wanted.closed_kl - wanted.log_likelihood).mean())
@@ -127,7 +127,9 @@ def test_several_draws_of_the_elbo_are_averaged() -> None:
 
 @pytest.mark.parametrize("learned_prior", [False, True])
 @pytest.mark.parametrize("draws", [1, 5])
-def test_iwae_is_minus_the_logarithm_of_the_mean_weight(draws: int, learned_prior: bool) -> None:
+def test_the_iwae_loss_is_minus_the_logarithm_of_the_mean_weight(
+    draws: int, learned_prior: bool
+) -> None:
     model = vae(prior=FLOW)
     got = terms(model, draws, objective="iwae", learned_prior=learned_prior, label_weight=0.0)
     wanted = ByHand(model, draws, learned_prior=learned_prior)
@@ -137,13 +139,13 @@ def test_iwae_is_minus_the_logarithm_of_the_mean_weight(draws: int, learned_prio
     assert got.reconstruction.item() == pytest.approx(-wanted.log_likelihood.mean())
 
 
-def test_iwae_of_one_draw_is_the_elbo_of_that_draw() -> None:
-    """Under a learned prior, where the ELBO's KL is at the draw too, to the last bit or two."""
+def test_the_iwae_loss_of_one_draw_is_the_elbo_of_that_draw() -> None:
+    """Under a learned prior both estimate the KL from the draw, and agree to a bit or two."""
     model = vae(prior=FLOW)
     one = terms(model, objective="iwae", learned_prior=True)
     other = terms(model, objective="elbo", learned_prior=True)
     assert one.loss.item() == pytest.approx(other.loss.item(), rel=1e-12)
-    # Under N(0, I) the ELBO has the KL in closed form: the same on average alone.
+    # Under N(0, I) the ELBO has the KL in closed form: they agree only on average.
     one, hand = terms(model, objective="iwae"), ByHand(model)
     drawn = hand.log_posterior - hand.log_prior - hand.log_likelihood
     assert one.loss.item() == pytest.approx(drawn.mean(), rel=1e-12)
@@ -151,7 +153,7 @@ def test_iwae_of_one_draw_is_the_elbo_of_that_draw() -> None:
 
 @settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 9))
-def test_more_draws_never_loosen_the_bound_of_the_same_draws(seed: int, draws: int) -> None:
+def test_the_iwae_bound_is_at_most_the_mean_elbo_of_its_draws(seed: int, draws: int) -> None:
     model = vae(seed)
     many = terms(model, draws, objective="iwae").loss.item()
     wanted = ByHand(model, draws)
@@ -170,7 +172,7 @@ def test_the_kl_to_a_learned_prior_is_log_q_less_log_p_at_the_draws(prior: Prior
 
 
 @pytest.mark.parametrize("objective", ["elbo", "iwae"])
-def test_the_label_weighs_in_where_the_prior_knows_the_classes(objective: str) -> None:
+def test_a_prior_with_classes_adds_a_weighted_label_term(objective: str) -> None:
     model = vae(prior=FLOW)
     options = {"objective": objective, "learned_prior": True}
     without = terms(model, 2, label_weight=0.0, **options)
@@ -178,12 +180,12 @@ def test_the_label_weighs_in_where_the_prior_knows_the_classes(objective: str) -
     wanted = ByHand(model, 2, learned_prior=True)
     assert (wanted.log_label < 0).all()
     assert got.loss.item() == pytest.approx(without.loss.item() - 0.7 * wanted.log_label.mean())
-    # As the rest of the prior's part it is warmed up with the KL.
+    # Like the KL, it is subject to KL annealing.
     half = terms(model, 2, label_weight=0.7, beta=0.5, **options)
     half_without = terms(model, 2, label_weight=0.0, beta=0.5, **options)
     difference = half.loss.item() - half_without.loss.item()
     assert difference == pytest.approx(-0.35 * wanted.log_label.mean())
-    # What is reported is the model's, whatever the weight.
+    # The reported terms do not depend on the weight.
     assert (got.kl, got.reconstruction) == (without.kl, without.reconstruction)
 
 
@@ -197,7 +199,7 @@ def test_a_prior_without_classes_has_no_label_term() -> None:
     assert label_nll.tolist() == [0.0] * 4
 
 
-def test_prior_nlls_by_hand() -> None:
+def test_prior_nlls_are_those_worked_out_by_hand() -> None:
     model = vae(prior=GMM)
     images, labels, eps = batch()
     with torch.no_grad():
@@ -221,7 +223,7 @@ def test_a_plain_autoencoder_has_its_reconstruction_and_no_kl(prior: PriorConfig
     assert got.loss.item() == got.reconstruction.item() == pytest.approx(wanted)
 
 
-def test_the_kl_that_validation_reports() -> None:
+def test_the_kl_of_validation_is_closed_form_or_at_the_draw() -> None:
     model = vae(prior=FLOW)
     images, _, eps = batch()
     with torch.no_grad():
@@ -237,7 +239,7 @@ def test_the_kl_that_validation_reports() -> None:
 
 
 @pytest.mark.parametrize("objective", ["elbo", "iwae"])
-def test_the_gradient_reaches_every_weight_that_is_trained(objective: str) -> None:
+def test_every_trained_weight_has_a_gradient(objective: str) -> None:
     model = vae(prior=FLOW)
     config = TrainConfig(objective=objective, draws=2)  # type: ignore[arg-type]
     autoencoder_terms(model, *batch(2), config, beta=1.0, learned_prior=True).loss.backward()

@@ -1,4 +1,4 @@
-"""The prior: its density and its sampler are one distribution, with and without classes."""
+"""The prior: its density, its sampler, and that both are the same distribution."""
 
 import math
 
@@ -21,7 +21,7 @@ seeds = st.integers(0, 2**32 - 1)
 def bent(
     kind: str = "flow-gmm", dim: int = 2, classes: int = 0, components: int = 6, seed: int = 0
 ) -> Prior:
-    """A prior with random weights: tilted components of different sizes, a flow that bends."""
+    """A prior with random weights: correlated components of different scales, a random flow."""
     torch.manual_seed(seed)
     config = PriorConfig(kind, components=components, couplings=3, width=8)  # type: ignore[arg-type]
     prior = Prior(config, dim, classes)
@@ -39,7 +39,7 @@ def bent(
 
 
 def exact_log_probs(prior: Prior, y: Tensor) -> list[Tensor]:
-    """The density behind the flow by torch's Gaussians, in float64: of any label, then of each."""
+    """Density behind the flow by torch's Gaussians, in float64: of any and of each label."""
     factors = prior.factors().detach().double()
     gaussians = MultivariateNormal(
         prior.means.detach().double(), precision_matrix=factors.mT @ factors
@@ -47,13 +47,14 @@ def exact_log_probs(prior: Prior, y: Tensor) -> list[Tensor]:
     log_components = gaussians.log_prob(y.double().unsqueeze(1))
     logits, shares = prior.logits.detach().double(), prior.class_weights.double()
     weights = [
-        torch.where(prior.group == each, logits, -math.inf).softmax(0)
-        for each in range(len(shares))
+        torch.where(prior.group == group, logits, -math.inf).softmax(0)
+        for group in range(len(shares))
     ]
-    whole = torch.stack([share * each for share, each in zip(shares, weights, strict=True)]).sum(0)
+    weighted = [share * within for share, within in zip(shares, weights, strict=True)]
+    whole = torch.stack(weighted).sum(0)
     return [
-        torch.logsumexp(log_components + each.log(), dim=1)
-        for each in [whole, *(weights if prior.classes else [])]
+        torch.logsumexp(log_components + row.log(), dim=1)
+        for row in [whole, *(weights if prior.classes else [])]
     ]
 
 
@@ -62,7 +63,7 @@ def labels_of(prior: Prior) -> range:
 
 
 def distances(z: Tensor, centres: Tensor) -> Tensor:
-    """[N, K], exactly 0 where they are the same."""
+    """Distances [N, K], exactly 0 between equal points."""
     return (z.unsqueeze(1) - centres).norm(dim=2)
 
 
@@ -80,7 +81,7 @@ def draw(prior: Prior, rows: int, label: int = -1, seed: int = 0) -> Tensor:
 
 
 def grid(dim: int, reach: float, step: float) -> tuple[Tensor, float]:
-    """Points all over the latents, [N, dim], and the volume that each stands for."""
+    """A grid over the latents, [N, dim], and the volume of its cells."""
     axis = torch.arange(-reach, reach, step, dtype=torch.float64) + step / 2
     return torch.cartesian_prod(*[axis] * dim).reshape(-1, dim), step**dim
 
@@ -90,7 +91,7 @@ def grid(dim: int, reach: float, step: float) -> tuple[Tensor, float]:
     [("gmm", 1, 0), ("gmm", 1, 3), ("gmm", 2, 3), ("flow", 2, 0), ("flow-gmm", 2, 0),
      ("flow-gmm", 2, 3)],
 )  # fmt: skip
-def test_the_density_is_one_in_all(kind: str, dim: int, classes: int) -> None:
+def test_the_prior_density_integrates_to_one(kind: str, dim: int, classes: int) -> None:
     prior = bent(kind, dim, classes).double()
     points, volume = grid(dim, 25.0, 0.002 if dim == 1 else 0.08)
     with torch.inference_mode():
@@ -102,7 +103,7 @@ def test_the_density_is_one_in_all(kind: str, dim: int, classes: int) -> None:
 
 @settings(max_examples=30)
 @given(seeds, st.sampled_from(KINDS), st.integers(2, 7), st.sampled_from([0, 3]))
-def test_the_density_is_that_of_torchs_mixture_behind_the_flow(
+def test_the_prior_density_is_that_of_torchs_mixture_behind_the_flow(
     seed: int, kind: str, dim: int, classes: int
 ) -> None:
     prior = bent(kind, dim, classes, seed=seed).double()
@@ -110,7 +111,7 @@ def test_the_density_is_that_of_torchs_mixture_behind_the_flow(
     y, log_det = prior.to_base(z)
     for label, wanted in zip(labels_of(prior), exact_log_probs(prior, y), strict=True):
         got = prior.log_prob(z, full(20, label))
-        # Further out, components of other classes show, which are kept 10,000 nats away.
+        # Further out, components of other classes matter, whose log-weight is -10,000.
         near = wanted > -5000.0
         torch.testing.assert_close(got[near], (wanted + log_det)[near], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(prior.log_prob(z), prior.log_prob(z, full(20, -1)))
@@ -118,7 +119,7 @@ def test_the_density_is_that_of_torchs_mixture_behind_the_flow(
 
 @settings(max_examples=30)
 @given(seeds, st.integers(2, 6))
-def test_the_flow_is_its_own_way_back_and_its_log_det_that_of_the_jacobian(
+def test_the_flow_is_invertible_and_its_log_det_is_that_of_the_jacobian(
     seed: int, dim: int
 ) -> None:
     prior = bent("flow", dim, seed=seed).double()
@@ -133,7 +134,7 @@ def test_the_flow_is_its_own_way_back_and_its_log_det_that_of_the_jacobian(
         torch.testing.assert_close(torch.linalg.slogdet(jacobian).logabsdet, wanted)
 
 
-def test_every_dimension_is_moved_by_the_flow_and_none_further_than_it_may() -> None:
+def test_the_flow_transforms_every_dimension_within_its_bounds() -> None:
     prior = bent("flow", 5)
     y = torch.randn(100, 5)
     moved = (prior.from_base(y) - y).abs().mean(dim=0)
@@ -141,12 +142,12 @@ def test_every_dimension_is_moved_by_the_flow_and_none_further_than_it_may() -> 
     with torch.no_grad():
         for coupling in prior.flow:
             coupling.net[-1].weight.mul_(1e6)
-            # Each of a coupling's moved dimensions grows by e^2 at most.
+            # A coupling scales a dimension by e^2 at most.
             _, log_det = coupling.to_base(y)
             assert (log_det.abs() <= 2.0 * len(coupling.move) + 1e-4).all()
 
 
-def test_a_new_flow_changes_nothing() -> None:
+def test_a_new_flow_is_the_identity() -> None:
     prior = Prior(PriorConfig("flow-gmm"), 7, 10)
     z = torch.randn(9, 7)
     y, log_det = prior.to_base(z)
@@ -161,15 +162,15 @@ def test_a_new_flow_changes_nothing() -> None:
         ("gmm", 0, 6, 0, 0),
         ("gmm", 1, 6, 0, 0),
         ("gmm", 3, 6, 0, 3),
-        ("gmm", 4, 4, 0, 4),  # 6 shared out among 4: one for each
-        ("gmm", 10, 10, 0, 10),  # fewer than classes: one for each all the same
+        ("gmm", 4, 4, 0, 4),  # 6 among 4 classes: one each
+        ("gmm", 10, 10, 0, 10),  # fewer than classes: still one each
         ("flow", 0, 1, 3, 0),
         ("flow", 10, 1, 3, 0),
         ("flow-gmm", 0, 6, 3, 0),
         ("flow-gmm", 3, 6, 3, 3),
     ],
 )
-def test_what_a_kind_is_made_of(
+def test_components_and_couplings_of_each_prior_kind(
     kind: str, classes: int, components: int, couplings: int, known: int
 ) -> None:
     prior = bent(kind, 3, classes)
@@ -180,7 +181,7 @@ def test_what_a_kind_is_made_of(
 
 
 @pytest.mark.parametrize("kind", ["gmm", "flow-gmm"])
-def test_any_label_is_the_labels_weighted_by_their_frequency(kind: str) -> None:
+def test_the_density_of_any_label_is_the_frequency_weighted_sum_over_the_labels(kind: str) -> None:
     prior = bent(kind, 2, 3).double()
     z = 3.0 * torch.randn(50, 2, dtype=torch.float64)
     by_label = torch.stack([prior.log_prob(z, full(50, label)) for label in range(3)])
@@ -194,8 +195,8 @@ def test_any_label_is_the_labels_weighted_by_their_frequency(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("classes", [0, 3])
 @pytest.mark.parametrize("dim", [2, 40])
-def test_the_density_of_the_samplers_own_draws(kind: str, classes: int, dim: int) -> None:
-    """In nats within 1e-3, against the exported density, the prior and float64."""
+def test_draws_of_the_sampler_have_the_prior_density(kind: str, classes: int, dim: int) -> None:
+    """Within 1e-3 nats of the exported density, of the prior, and of float64."""
     prior = bent(kind, dim, classes)
     with torch.no_grad():
         prior.lower.mul_(1.0 / math.sqrt(dim))
@@ -214,7 +215,7 @@ def test_the_density_of_the_samplers_own_draws(kind: str, classes: int, dim: int
 
 @pytest.mark.parametrize("kind", ["gmm", "flow-gmm"])
 @pytest.mark.parametrize("classes", [0, 3])
-def test_components_are_drawn_as_often_as_they_weigh(kind: str, classes: int) -> None:
+def test_components_are_sampled_with_their_weights(kind: str, classes: int) -> None:
     prior = bent(kind, 2, classes, components=9)
     rows = 10_000
     u = (torch.arange(rows).unsqueeze(1) + 0.5) / rows
@@ -231,7 +232,7 @@ def test_components_are_drawn_as_often_as_they_weigh(kind: str, classes: int) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_at_temperature_0_draws_are_the_centres_of_the_components(kind: str) -> None:
+def test_samples_without_noise_are_the_means_of_the_components(kind: str) -> None:
     prior = bent(kind, 3)
     centres = prior.from_base(prior.means).detach()
     z = Sampler(prior)(torch.zeros(200, 3), torch.rand(200, 1), full(200, -1))
@@ -240,7 +241,7 @@ def test_at_temperature_0_draws_are_the_centres_of_the_components(kind: str) -> 
 
 @pytest.mark.parametrize("classes", [0, 3])
 @pytest.mark.parametrize("weightless", [False, True])
-def test_the_ends_of_u_stay_within_the_components(classes: int, weightless: bool) -> None:
+def test_extreme_values_of_u_select_an_existing_component(classes: int, weightless: bool) -> None:
     prior = bent("gmm", 2, classes, components=6)
     if weightless:  # the first and the last component of all, and of their classes
         with torch.no_grad():
@@ -258,14 +259,14 @@ def test_the_ends_of_u_stay_within_the_components(classes: int, weightless: bool
         assert which[2] == possible[-1]
 
 
-def test_a_prior_without_classes_takes_any_label_for_any() -> None:
+def test_a_prior_without_classes_ignores_the_label() -> None:
     prior = bent("flow", 3)
     z = torch.randn(4, 3)
     labels = torch.tensor([-1, 0, 5, 9])
     assert torch.equal(Density(prior)(z, labels), Density(prior)(z, full(4, -1)))
     draws = [
-        Sampler(prior)(z, torch.rand(4, 1, generator=torch.Generator().manual_seed(0)), each)
-        for each in (labels, full(4, -1))
+        Sampler(prior)(z, torch.rand(4, 1, generator=torch.Generator().manual_seed(0)), label)
+        for label in (labels, full(4, -1))
     ]
     assert torch.equal(*draws)
 
@@ -280,10 +281,10 @@ def counted(z: Tensor, reach: float, bins: int) -> Tensor:
     [("gmm", 1, 0, -1), ("gmm", 1, 3, 1), ("gmm", 2, 3, -1), ("gmm", 2, 3, 2), ("flow", 2, 0, -1),
      ("flow-gmm", 2, 3, -1), ("flow-gmm", 2, 3, 0)],
 )  # fmt: skip
-def test_draws_fill_the_latents_as_the_density_says(
+def test_samples_are_distributed_as_the_prior_density(
     kind: str, dim: int, classes: int, label: int
 ) -> None:
-    """A histogram of draws against the density integrated over each of its bins."""
+    """A histogram of draws against the density integrated over its bins."""
     prior = bent(kind, dim, classes)
     rows, reach, bins, fine = 100_000, 20.0, 100, 6
     step = 2 * reach / bins / fine
@@ -299,9 +300,9 @@ def test_draws_fill_the_latents_as_the_density_says(
     enough = wanted > 10
     chi_square = ((counts - wanted)[enough].square() / wanted[enough]).sum().item()
     freedom = enough.sum().item()
-    # Of a true one: its mean is `freedom`, its deviation sqrt(2 freedom).
+    # If they agree, its mean is `freedom` and its deviation sqrt(2 freedom).
     assert abs(chi_square - freedom) < 5 * math.sqrt(2 * freedom)
-    # And the cross-entropy of the draws is the entropy of the density.
+    # The cross-entropy of the draws is the entropy of the density.
     entropy = -(masses * log_prob).sum().item() / masses.sum().item()
     with torch.inference_mode():
         nll = -prior.log_prob(z, full(rows, label))
@@ -309,7 +310,7 @@ def test_draws_fill_the_latents_as_the_density_says(
     assert abs(nll.mean().item() - entropy) < 5 * error + 0.01
 
 
-def test_a_snapshot_does_not_follow_the_prior_it_was_taken_of() -> None:
+def test_a_snapshot_does_not_change_with_its_prior() -> None:
     prior = bent("gmm", 2, 3)
     sampler, density = Sampler(prior), Density(prior)
     z, labels = torch.randn(5, 2), full(5, -1)

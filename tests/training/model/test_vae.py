@@ -1,4 +1,4 @@
-"""The autoencoder: both terms of its objective, its shape, what it refuses."""
+"""The autoencoder: KL, likelihood, sampling, gradients, shapes, and what it refuses."""
 
 from typing import Any
 
@@ -30,10 +30,10 @@ def vae(network: Dense | Conv = DENSE, classes: int = 0, **changes: Any) -> Vae:
     return Vae(ModelConfig(network, 3, **changes), SHAPE, classes)
 
 
-def test_kl_of_known_gaussians() -> None:
+def test_kl_of_gaussians_worked_out_by_hand() -> None:
     mean = torch.tensor([[0.0, 0.0], [1.0, -2.0], [0.0, 3.0]])
     log_var = torch.tensor([[0.0, 0.0], [0.0, 0.0], [float(np.log(4.0)), float(np.log(0.25))]])
-    # 1/2 (m^2 + v - 1 - ln v) of each dimension, added up, by hand.
+    # The sum over dimensions of 1/2 (m^2 + v - 1 - ln v).
     wanted = [0.0, 2.5, 0.5 * (4 - 1 - np.log(4)) + 0.5 * (9 + 0.25 - 1 + np.log(4))]
     kl = DiagonalGaussian(mean, log_var).kl()
     assert kl.shape == (3,)
@@ -91,7 +91,7 @@ def test_sample_is_mean_plus_sigma_times_noise() -> None:
     np.testing.assert_allclose(drawn.numpy(), wanted, rtol=1e-12)
 
 
-def test_the_point_of_a_plain_autoencoder_is_drawn_as_it_is() -> None:
+def test_a_draw_from_a_plain_autoencoder_is_its_point() -> None:
     mean = torch.from_numpy(normal(0, 6, 3))
     drawn = DiagonalGaussian(mean, None).sample(torch.from_numpy(normal(1, 2, 6, 3)))
     assert drawn.shape == (2, 6, 3)
@@ -101,13 +101,13 @@ def test_the_point_of_a_plain_autoencoder_is_drawn_as_it_is() -> None:
 
 def test_log_densities_agree_with_torch() -> None:
     mean, log_var = (torch.from_numpy(normal(seed, 6, 3)) for seed in range(2))
-    z = torch.from_numpy(normal(2, 4, 6, 3))  # several draws to a row
+    z = torch.from_numpy(normal(2, 4, 6, 3))  # several draws per row
     reference = torch.distributions.Normal(mean, torch.exp(0.5 * log_var)).log_prob(z).sum(-1)
     np.testing.assert_allclose(DiagonalGaussian(mean, log_var).log_prob(z), reference, rtol=1e-12)
     np.testing.assert_allclose(gaussian_log_prob(z, mean, log_var), reference, rtol=1e-12)
 
 
-def test_in_another_precision_nothing_else_changes() -> None:
+def test_a_posterior_converts_to_another_precision() -> None:
     posterior = DiagonalGaussian(torch.ones(2, 3), torch.zeros(2, 3)).to(torch.float64)
     assert (posterior.mean.dtype, posterior.log_var.dtype) == (torch.float64, torch.float64)
     assert DiagonalGaussian(torch.ones(2, 3), None).to(torch.bfloat16).log_var is None
@@ -120,7 +120,7 @@ def test_gradients_flow_through_the_draw_into_every_weight(
 ) -> None:
     model = vae(network, scale=scale)
     with torch.no_grad():
-        # A block's last convolution begins at zero, and shuts the way to its first.
+        # A block's last convolution begins at zero, so that its first has no gradient yet.
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
     images = torch.from_numpy(np.random.default_rng(0).random((9, *SHAPE), np.float32))
@@ -145,7 +145,7 @@ def test_gradient_of_the_kl_is_the_one_derived_by_hand() -> None:
 
 
 @pytest.mark.parametrize("scale", ["log_var", "sigmoid"])
-def test_scale_says_what_the_second_head_means(scale: str) -> None:
+def test_scale_selects_the_meaning_of_the_second_head(scale: str) -> None:
     model = vae(scale=scale)
     images = torch.rand(50, *SHAPE, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -184,13 +184,13 @@ def test_a_plain_autoencoder_has_no_second_head() -> None:
     [("standard", 10, 0), ("gmm", 10, 10), ("flow-gmm", 3, 3), ("flow", 10, 0), ("gmm", 0, 0),
      ("gmm", 1, 0)],
 )  # fmt: skip
-def test_labels_are_those_that_its_prior_can_be_asked_for(
+def test_a_model_has_as_many_labels_as_its_prior_has_classes(
     kind: str, classes: int, labels: int
 ) -> None:
     assert vae(classes=classes, prior=PriorConfig(kind)).labels == labels
 
 
-def test_every_weight_is_the_autoencoders_or_the_priors() -> None:
+def test_every_weight_belongs_to_the_autoencoder_or_to_the_prior() -> None:
     model = vae(prior=PRIOR)
     ours, priors = model.autoencoder_parameters(), model.prior_parameters()
     assert len(ours) + len(priors) == len(list(model.parameters()))
@@ -200,7 +200,7 @@ def test_every_weight_is_the_autoencoders_or_the_priors() -> None:
     assert len(vae().autoencoder_parameters()) == len(list(vae().parameters()))
 
 
-def test_a_model_without_memory_is_refused_like_a_real_one() -> None:
+def test_a_model_on_the_meta_device_refuses_what_a_real_one_does() -> None:
     with torch.device("meta"):
         Vae(ModelConfig(CONV, 3, prior=PRIOR), SHAPE, 4)
         with pytest.raises(ConfigError, match="activation: got 'swishy', wanted one of"):
