@@ -48,14 +48,17 @@ async def http2() -> None:
             self._stream = stream
             self._chunks: list[bytes] = []
 
-        def data(self, chunk: bytes) -> None:
+        def on_data(self, chunk: bytes) -> None:
             self._chunks.append(chunk)
             self._stream.consumed(len(chunk))
 
-        def ended(self) -> None:
+        def on_end(self) -> None:
             self._stream.respond(_HEAD, tuple(self._chunks), _TRAILERS)
 
-        def gone(self) -> None:
+        def on_sent(self) -> None:
+            pass
+
+        def on_reset(self) -> None:
             pass
 
     class Listener:

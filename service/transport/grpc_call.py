@@ -83,7 +83,7 @@ class GrpcCall:
 
     # What the connection calls.
 
-    def data(self, chunk: bytes) -> None:
+    def on_data(self, chunk: bytes) -> None:
         """Some of the request has come."""
         if self._done:
             return
@@ -108,7 +108,7 @@ class GrpcCall:
         else:
             self._stream.consumed(len(chunk))
 
-    def ended(self) -> None:
+    def on_end(self) -> None:
         """The request is complete."""
         if self._done:
             return
@@ -122,9 +122,18 @@ class GrpcCall:
         else:
             self._refuse(RpcStatus.of(Unimplemented("request: got 0 messages, wanted 1")))
 
-    def gone(self) -> None:
-        """Nobody waits any more."""
+    def on_sent(self) -> None:
+        """The response has been sent; until then a queued reply can still miss its deadline."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def on_reset(self) -> None:
+        """The caller has cancelled, or its connection is lost."""
         done, task = self._done, self._task
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._close()
         if task is not None and not done:
             task.cancel()
@@ -207,7 +216,6 @@ class GrpcCall:
         if self._stream.queued_bytes:
             # Trailers would wait for their turn, like what is before them.
             self._stream.reset(ErrorCode.CANCEL)
-            self.gone()
         else:
             self._refuse(RpcStatus.of(DeadlineExceeded("the deadline has passed")))
 
@@ -225,10 +233,6 @@ class GrpcCall:
         self._done = True
         self._task = None  # or the two would refer to each other until gc finds them
         self._reader.close()
-        # The deadline is also that of a reply whose caller does not take it.
-        if self._timer is not None and not self._stream.queued_bytes:
-            self._timer.cancel()
-            self._timer = None
 
 
 def refuse(stream: Stream, error: ServiceError) -> None:

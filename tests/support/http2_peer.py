@@ -94,21 +94,28 @@ class Asked:
     def __init__(self, stream: Any):
         self.stream = stream
         self.body = b""
-        self.is_ended = self.is_gone = False
-        self.on_data: Callable[[bytes], None] = lambda chunk: stream.consumed(len(chunk))
+        self.is_ended = self.is_sent = self.is_reset = False
+        self.take: Callable[[bytes], None] = lambda chunk: stream.consumed(len(chunk))
 
-    def data(self, chunk: bytes) -> None:
+    def on_data(self, chunk: bytes) -> None:
         assert chunk
         assert not self.is_ended
         self.body += chunk
-        self.on_data(chunk)
+        self.take(chunk)
 
-    def ended(self) -> None:
+    def on_end(self) -> None:
         assert not self.is_ended
         self.is_ended = True
 
-    def gone(self) -> None:
-        self.is_gone = True
+    def on_sent(self) -> None:
+        assert not self.is_sent
+        assert not self.is_reset
+        self.is_sent = True
+
+    def on_reset(self) -> None:
+        assert not self.is_sent
+        assert not self.is_reset
+        self.is_reset = True
 
 
 class Wire(asyncio.Transport):

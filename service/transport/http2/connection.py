@@ -194,7 +194,8 @@ class Connection(asyncio.Protocol):
         stream.local_ended = True
         if self._streams.open.pop(stream.id, None) is None:
             return
-        stream.receiver = NOBODY  # or the two would refer to each other until gc finds them
+        receiver, stream.receiver = stream.receiver, NOBODY  # no cycle is left for gc
+        receiver.on_sent()
         if not stream.remote_ended:
             # Nothing that the peer may still send matters (RFC 9113 section 8.1).
             self._cut(stream.id, ErrorCode.NO_ERROR)
@@ -202,8 +203,8 @@ class Connection(asyncio.Protocol):
 
     def reset(self, stream: Stream, code: ErrorCode) -> None:
         """Ends a stream where it is."""
-        if self._streams.open.pop(stream.id, None) is not None:
-            self._forget(stream)
+        if stream.id in self._streams.open:
+            self._let_go(stream.id)
             self._cut(stream.id, code)
             self._close_if_retired()
 
@@ -218,7 +219,7 @@ class Connection(asyncio.Protocol):
         if stream is not None:
             receiver = stream.receiver
             self._forget(stream)
-            receiver.gone()
+            receiver.on_reset()
 
     def _forget(self, stream: Stream) -> None:
         stream.receiver = NOBODY

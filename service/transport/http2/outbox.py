@@ -260,9 +260,7 @@ class Outbox:
                 self._line_up(stream)
             elif stream.trailers is not None:
                 self.send_head(stream, stream.trailers, end=True)
-                receiver = stream.receiver
                 stream.ended()
-                receiver.gone()
         if self._sendable and self._send_window > 0 and not self._blocked:
             self._schedule()
 

@@ -164,11 +164,11 @@ class Reader:
         if stream.head.content_length is not None:
             _check_length(stream)
         if chunk:
-            stream.receiver.data(chunk)
+            stream.receiver.on_data(chunk)
         elif not ends:
             self._trifle()
         if ends:
-            stream.receiver.ended()
+            stream.receiver.on_end()
 
     def _credit(self, count: int) -> None:
         """Grants the connection what it has used; how much a stream may send bounds it."""
@@ -225,7 +225,7 @@ class Reader:
         streams.open[number] = stream
         self._connection.accept(stream)
         if ends:
-            stream.receiver.ended()
+            stream.receiver.on_end()
 
     def _on_trailers(self, number: int, block: bytes, ends: bool) -> None:
         fields = self._headers.decode(block)
@@ -238,7 +238,7 @@ class Reader:
         check_trailers(fields, number)
         stream.remote_ended = True
         _check_length(stream)
-        stream.receiver.ended()
+        stream.receiver.on_end()
 
     def _on_rst_stream(self, flags: int, number: int, payload: bytes) -> None:  # noqa: ARG002
         if len(payload) != 4:

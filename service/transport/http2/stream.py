@@ -24,26 +24,32 @@ _QUEUED_BYTES = 64 * 1024
 class Receiver(Protocol):
     """Takes what a peer sends in a request."""
 
-    def data(self, chunk: bytes) -> None:
-        """Some more of the body has come; `Stream.consumed` asks for more still."""
+    def on_data(self, chunk: bytes) -> None:
+        """DATA has been received; `Stream.consumed` grants its window again."""
 
-    def ended(self) -> None:
-        """The body is complete."""
+    def on_end(self) -> None:
+        """END_STREAM has been received: the request is complete."""
 
-    def gone(self) -> None:
-        """Nobody waits for the response any more, or it had to wait and is out now."""
+    def on_sent(self) -> None:
+        """END_STREAM has been sent: the response is complete."""
+
+    def on_reset(self) -> None:
+        """The stream was reset, by either side or with its connection."""
 
 
 class _Nobody:
     """Takes the rest of a request that nobody is interested in."""
 
-    def data(self, chunk: bytes) -> None:
+    def on_data(self, chunk: bytes) -> None:
         pass
 
-    def ended(self) -> None:
+    def on_end(self) -> None:
         pass
 
-    def gone(self) -> None:
+    def on_sent(self) -> None:
+        pass
+
+    def on_reset(self) -> None:
         pass
 
 

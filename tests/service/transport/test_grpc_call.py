@@ -1,5 +1,6 @@
 """gRPC on our own HTTP/2, over a real port, by clients that do what gRPC's do not."""
 
+import asyncio
 import contextlib
 import gzip
 import itertools
@@ -12,6 +13,8 @@ import subprocess
 import time
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +22,24 @@ import trustme
 from google.rpc import error_details_pb2
 
 from latentserve.v1 import latent_service_pb2 as pb
+from service.transport.grpc_call import GrpcCall
 from tests.support.http2_client import LATENT, Raw
-from tests.support.http2_peer import PING, PREFACE, frame, headers, message, request, settings
+from tests.support.http2_peer import (
+    DATA,
+    END_STREAM,
+    INITIAL_WINDOW,
+    PING,
+    PREFACE,
+    Session,
+    end,
+    frame,
+    headers,
+    message,
+    request,
+    rst_stream,
+    settings,
+    window_update,
+)
 from tests.support.processes import Server
 from tests.support.stubs import images
 from tests.support.tiny import write_tiny
@@ -200,6 +219,36 @@ def test_a_deadline_passes_while_the_reply_waits_for_its_caller(server, method):
         assert 0.3 < time.monotonic() - began < 5
         assert (reply.reset, len(reply.body)) == (CANCEL, 1000)
         assert raw.call("GetServerInfo", b"").status == OK
+
+
+@pytest.mark.parametrize("outcome", ["sent", "sent late", "reset"])
+def test_no_timer_of_a_deadline_is_left_once_the_reply_is_sent_or_the_call_is_reset(outcome):
+    async def unary(_rpc: Any, raw: bytes, _call: Any) -> tuple[bytes]:
+        return (raw,)
+
+    def accept(stream: Any) -> None:
+        rpc: Any = SimpleNamespace(takes_stream=False, gives_stream=False)
+        dispatcher: Any = SimpleNamespace(unary=unary)
+        stream.receiver = GrpcCall(stream, rpc, dispatcher, 4096, lambda _change: None)
+
+    def timers() -> list[Any]:
+        loop: Any = asyncio.get_running_loop()
+        return [timer for timer in loop._scheduled if not timer.cancelled()]
+
+    async def scenario() -> None:
+        session = Session(accept)
+        await session.greet((INITIAL_WINDOW, 1000 if outcome == "sent" else 0))
+        call = headers(1, request(grpc_timeout="1H"))
+        await session.send(call, frame(DATA, END_STREAM, 1, message(b"body")))
+        assert len(timers()) == (0 if outcome == "sent" else 1)
+        if outcome == "sent late":
+            await session.send(window_update(1, 1000))
+        elif outcome == "reset":
+            await session.send(rst_stream(1))
+        assert not timers()
+        await end(session)
+
+    asyncio.run(scenario())
 
 
 def test_a_call_that_its_caller_leaves_is_computed_no_further(server, raw):

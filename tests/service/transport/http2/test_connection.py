@@ -274,7 +274,7 @@ def test_what_is_wrong_with_one_request_ends_that_alone(data, code):
         sent = await session.send(data)
         ends = [(each.kind, each.stream, each.code) for each in sent if each.kind == RST_STREAM]
         assert ends == ([] if code is None else [(RST_STREAM, 1, code)])
-        assert all(asked.is_gone for asked in session.asked.values()) or code is None
+        assert all(asked.is_reset for asked in session.asked.values()) or code is None
         await session.ask(7)
         assert session.asked[7].is_ended
         assert session.alive
@@ -288,6 +288,7 @@ def test_frames_for_a_stream_that_was_just_reset_are_let_pass():
     async def scenario(session):
         asked = await session.ask(1, ends=False)
         asked.stream.reset(ErrorCode.CANCEL)
+        assert asked.is_reset
         assert [each.code for each in await session.answers()] == [CANCEL]
         trailers = headers(1, [("a", "1")], END_HEADERS | END_STREAM)
         late = (frame(DATA, 0, 1, b"x" * 100), window_update(1, 5), trailers, rst_stream(1))
@@ -455,14 +456,17 @@ def test_a_request_that_is_refused_as_it_ends_is_not_reset_as_well(ends_by):
             def __init__(self, stream):
                 self.stream = stream
 
-            def data(self, _chunk):
+            def on_data(self, _chunk):
                 self.stream.finish(HEAD + TRAILERS)
 
-            def ended(self):
+            def on_end(self):
                 self.stream.finish(HEAD + TRAILERS)
 
-            def gone(self):
+            def on_sent(self):
                 pass
+
+            def on_reset(self):
+                raise AssertionError
 
         def accept(stream):
             stream.receiver = Refusing(stream)
@@ -488,7 +492,7 @@ def test_a_reset_by_the_peer_ends_the_request_and_sends_nothing():
     async def scenario(session):
         asked = await session.ask(1, ends=False)
         assert await session.send(rst_stream(1)) == []
-        assert asked.is_gone
+        assert asked.is_reset
         asked.stream.respond(HEAD, (b"x",), TRAILERS)
         asked.stream.start(HEAD)
         asked.stream.write(b"x")
@@ -595,7 +599,7 @@ def test_a_lost_connection_ends_every_request_and_its_waits():
         session.wire.closing = True
         session.connection.connection_lost(None)
         await asyncio.wait_for(waiting, 1)
-        assert all(each.is_gone for each in asked)
+        assert all(each.is_reset for each in asked)
         session.connection.data_received(_OPEN)  # asyncio does not, but a TLS layer may
         assert 5 not in session.asked
 
@@ -608,7 +612,7 @@ def test_cut_off_it_says_so_and_closes():
         session.connection.close()
         sent = await session.answers()
         assert ended_by(sent, 0)
-        assert asked.is_gone
+        assert asked.is_reset
 
     connected(scenario)
 

@@ -207,9 +207,12 @@ def test_whoever_had_to_wait_is_told_that_its_answer_is_out():
         asked = await session.ask(1)
         asked.stream.respond(HEAD, (BODY,), TRAILERS)
         await session.answers()
-        assert not asked.is_gone
+        assert not asked.is_sent
         await session.send(window_update(0, 10**6), window_update(1, 10**6))
-        assert asked.is_gone
+        assert asked.is_sent
+        at_once = await session.ask(3)
+        at_once.stream.respond(HEAD, (b"small",), TRAILERS)
+        assert at_once.is_sent
 
     connected(scenario)
 
@@ -236,7 +239,7 @@ def test_a_blocked_transport_is_not_written_to():
 def test_what_is_consumed_is_granted_and_no_more():
     async def scenario(session):
         asked = await session.ask(1, ends=False)
-        asked.on_data = lambda _chunk: None
+        asked.take = lambda _chunk: None
         chunk = bytes(MAX_FRAME_BYTES)
         for _ in range(4):
             assert await session.send(frame(DATA, 0, 1, chunk)) == []
@@ -247,7 +250,7 @@ def test_what_is_consumed_is_granted_and_no_more():
         await session.send(*[frame(DATA, 0, 1, chunk)] * 3)
         sent = await session.send(frame(DATA, 0, 1, chunk))
         assert [(each.kind, each.code) for each in sent] == [(RST_STREAM, FLOW_CONTROL_ERROR)]
-        assert asked.is_gone
+        assert asked.is_reset
 
     connected(scenario)
 
@@ -338,7 +341,7 @@ def answering(stream: Any) -> None:
         body = f"{stream.head.path} ".encode() + asked.body
         stream.respond(HEAD, (body,), TRAILERS)
 
-    asked.ended = ended  # type: ignore[method-assign]
+    asked.on_end = ended  # type: ignore[method-assign]
 
 
 def answers_to(pieces: list[bytes]) -> dict[int, bytes]:
@@ -425,7 +428,7 @@ def test_frames_of_a_body_that_come_together_are_one_to_its_receiver():
     async def scenario(session):
         asked = await session.ask(1, ends=False)
         chunks = []
-        asked.on_data = chunks.append
+        asked.take = chunks.append
         part = frame(DATA, 0, 1, b"0123456789")
         await session.send(part * 3 + part[:12], part[12:] + frame(DATA, END_STREAM, 1, b"x"))
         assert list(map(len, chunks)) == [30, 10, 1]
