@@ -169,10 +169,10 @@ class GrpcCall:
                     if size > self._max_bytes:
                         self._refuse(RpcStatus.of(too_large(size, self._max_bytes)))
                         return
-                    if not self._stream.started:
-                        self._stream.start(_HEAD)
-                    self._stream.write(prefix(size) + reply[0], *reply[1:])
-                    await self._stream.space()
+                    if not self._stream.headers_sent:
+                        self._stream.send_headers(_HEAD)
+                    self._stream.send_data(prefix(size) + reply[0], *reply[1:])
+                    await self._stream.wait_writable()
         except CallFailed as error:
             self._refuse(error.failure)
             return
@@ -181,9 +181,9 @@ class GrpcCall:
             return
         if self._done:
             return
-        if not self._stream.started:
-            self._stream.start(_HEAD)
-        self._stream.finish(_OK)
+        if not self._stream.headers_sent:
+            self._stream.send_headers(_HEAD)
+        self._stream.end(_OK)
         self._close()
 
     async def _requests(self) -> AsyncIterator[bytes]:
@@ -223,7 +223,7 @@ class GrpcCall:
         """Ends the call with an error."""
         if self._done:
             return
-        self._stream.finish(_trailers(failure, started=self._stream.started))
+        self._stream.end(_trailers(failure, started=self._stream.headers_sent))
         task = self._task
         self._close()
         if task is not None and task is not asyncio.current_task():
@@ -237,12 +237,12 @@ class GrpcCall:
 
 def refuse(stream: Stream, error: ServiceError) -> None:
     """Ends a call for which there is no `GrpcCall`."""
-    stream.finish(_trailers(RpcStatus.of(error), started=False))
+    stream.end(_trailers(RpcStatus.of(error), started=False))
 
 
 def refuse_other(stream: Stream) -> None:
     """Ends a request that is not gRPC's (status 415, as PROTOCOL-HTTP2 says)."""
-    stream.finish(_NO_GRPC)
+    stream.end(_NO_GRPC)
 
 
 def _cut_short() -> ServiceError:

@@ -123,7 +123,7 @@ class Http2Transport:
             self._take_dealt()
             self._leave_channel()
         for connection in list(self._connections):
-            connection.retire()
+            connection.shut_down()
         hurrying = asyncio.create_task(hurry.wait())
         finishing = asyncio.create_task(self._dispatcher.finished())
         await asyncio.wait(
@@ -157,7 +157,7 @@ class Http2Transport:
         """There is a new connection."""
         age = self._age * random.uniform(1 - _JITTER, 1 + _JITTER)
         self._connections[connection] = asyncio.get_running_loop().call_later(
-            age, connection.retire
+            age, connection.shut_down
         )
         self._none_left.clear()
 
@@ -243,7 +243,7 @@ class Http2Transport:
             _log.debug("connection: %s", error)
             return
         if self._dispatcher.draining:
-            connection.retire()
+            connection.shut_down()
 
 
 def _is_grpc(content_type: str) -> bool:

@@ -124,7 +124,7 @@ class Target:
             if how & 16 and number % 4 == 1:
                 connection.pause_writing()
             if how & 32 and number == 3:
-                connection.retire()
+                connection.shut_down()
             if piece:
                 connection.data_received(piece)
             for _ in range(4 if how & 64 else 0):
@@ -154,7 +154,7 @@ class Target:
         scheduled._timer_cancelled_count = 0
         assert not self.transport._connections
         assert not self.transport._held_bytes, self.transport._held_bytes
-        assert not self.transport._calls._running
+        assert not self.transport._dispatcher._running
         assert not self.problems, self.problems
         assert not self.findings.lines, self.findings.lines
 

@@ -1,6 +1,7 @@
-"""HTTP/2 (RFC 9113) for a server of gRPC, on asyncio; HPACK by the hpack library.
+"""Server side of HTTP/2 (RFC 9113) on asyncio; HPACK by the hpack library.
 
-It knows nothing of gRPC: a `Connection` turns bytes into requests and hands them to
-whoever accepts them. Only what a server needs is here: no push, no priorities (both
-deprecated by the RFC), no upgrade from HTTP/1.1.
+It does not know gRPC: a `Connection` turns bytes into requests, and its `Listener` answers them.
+Server push, priorities (deprecated by the RFC) and the upgrade from HTTP/1.1 are left out.
+
+Imports go one way: frames, headers <- send_queue, outbox <- stream <- reader <- connection.
 """

@@ -1,4 +1,4 @@
-"""One connection: its beginning, its streams, and its end."""
+"""One connection: its preface, its streams, and its shutdown."""
 
 import asyncio
 import logging
@@ -11,18 +11,19 @@ from service.transport.http2.frames import ErrorCode, Http2Error, Setting
 from service.transport.http2.headers import MAX_HEADER_LIST_BYTES
 from service.transport.http2.outbox import Outbox
 from service.transport.http2.reader import CONNECTION_WINDOW, Reader
-from service.transport.http2.stream import NOBODY, WINDOW, Stream, Streams
+from service.transport.http2.stream import NULL_RECEIVER, STREAM_WINDOW, Stream, Streams
 
 _log = logging.getLogger(__name__)
 
 MAX_STREAMS: Final = 1000
-_HANDSHAKE_SECONDS = 10.0
-# How long a peer has to see that a connection is being retired, to read what it has been
-# sent before that is closed, and to see what it did wrong.
-_NOTICE_SECONDS = 1.0
+# Time for the client to complete its preface.
+_PREFACE_SECONDS = 10.0
+# Time for the client to acknowledge the first GOAWAY of a graceful shutdown; to read what it
+# was sent, after that; and to read what it did wrong, after an error.
+_GOAWAY_SECONDS = 1.0
 _LINGER_SECONDS = 10.0
-_FAILED_SECONDS = 1.0
-_RETIRING = b"retiring"
+_ERROR_SECONDS = 1.0
+_SHUTDOWN_PING = b"retiring"
 _HTTP_1: Final = (
     b"HTTP/1.1 505 HTTP Version Not Supported\r\ncontent-type: text/plain\r\n"
     b"connection: close\r\n\r\nThis port speaks gRPC, which is HTTP/2.\n"
@@ -30,35 +31,33 @@ _HTTP_1: Final = (
 
 
 class Listener(Protocol):
-    """Whom connections belong to."""
+    """Owner of connections, which answers their requests."""
 
     def made(self, connection: "Connection") -> None:
-        """There is a new connection."""
+        """A connection has been made."""
 
     def accept(self, stream: Stream) -> None:
-        """Sets the receiver of a new request."""
+        """Sets the receiver of a new request, or answers it."""
 
     def lost(self, connection: "Connection") -> None:
-        """A connection is no more."""
+        """A connection has been closed, by either side."""
 
 
 class Connection(asyncio.Protocol):
-    """The server's end of one connection.
+    """The server's end of one connection; the `Session` of its reader.
 
     Args:
-        listener: Accepts the requests.
-        max_streams: Most requests at a time.
+        listener: Answers the requests.
+        max_streams: Our SETTINGS_MAX_CONCURRENT_STREAMS.
 
     Attributes:
-        peer: Who is at the other end, as in `ipv4:127.0.0.1:4711`.
-        closing: Whether nothing that still comes is read.
-        refusing: Whether new streams are refused.
+        peer: Address of the client, as in `ipv4:127.0.0.1:4711`.
+        closing: Whether all further input is ignored.
     """
 
     def __init__(self, listener: Listener, max_streams: int = MAX_STREAMS):
         self.peer = ""
         self.closing = False
-        self.refusing = False
         self._listener = listener
         self._max_streams = max_streams
         self._loop = asyncio.get_running_loop()
@@ -66,30 +65,30 @@ class Connection(asyncio.Protocol):
         self._streams = Streams(max_streams)
         self._outbox = Outbox(self._loop)
         self._reader: Reader | None = Reader(self, self._streams, self._outbox)
-        self._welcomed = False
-        self._retiring = False
-        self._handshake: asyncio.TimerHandle | None = None
-        self._ending: asyncio.TimerHandle | None = None
+        self._preface_sent = False
+        self._shutting_down = False
+        self._preface_timer: asyncio.TimerHandle | None = None
+        self._close_timer: asyncio.TimerHandle | None = None
 
-    # What asyncio calls.
+    # Called by asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Waits for the peer's preface; who speaks HTTP/1.1 is answered in that."""
+        """Waits for the client's preface."""
         transport = cast(asyncio.Transport, transport)  # uvloop's is none by its type
         self._transport = transport
-        self._outbox.open(transport)
-        self.peer = _peer(transport)
-        _prepare(transport.get_extra_info("socket"))
-        self._handshake = self._loop.call_later(_HANDSHAKE_SECONDS, self._abort)
+        self._outbox.attach(transport)
+        self.peer = _address(transport)
+        _set_options(transport.get_extra_info("socket"))
+        self._preface_timer = self._loop.call_later(_PREFACE_SECONDS, self._abort)
         self._listener.made(self)
 
     def data_received(self, data: bytes) -> None:
-        """Takes what came; whatever is wrong with it ends a stream or the connection."""
+        """Acts on received bytes; errors end the connection."""
         if self.closing or self._reader is None:
             return
         try:
             self._reader.feed(data)
-            self._outbox.ease()
+            self._outbox.limit_reading()
         except Http2Error as error:
             self._fail(error.code, str(error))
         except Exception:  # noqa: BLE001 - a bug in one connection must not end the others
@@ -97,57 +96,57 @@ class Connection(asyncio.Protocol):
             self._fail(ErrorCode.INTERNAL_ERROR, "internal error")
 
     def pause_writing(self) -> None:
-        """The peer does not read as fast as it is written to."""
-        self._outbox.block()
+        """Holds output back: the peer reads slower than it is written to."""
+        self._outbox.pause_writing()
 
     def resume_writing(self) -> None:
-        """It has caught up."""
-        self._outbox.unblock()
+        """Writes again."""
+        self._outbox.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        """Lets go of everything."""
+        """Resets every stream and frees everything."""
         self.closing = True
-        for timer in (self._handshake, self._ending):
+        for timer in (self._preface_timer, self._close_timer):
             if timer is not None:
                 timer.cancel()
-        self._outbox.drop()
-        for number in list(self._streams.open):
-            self._let_go(number)
-        self._reader = None  # or the two would refer to each other until gc finds them
+        self._outbox.abort()
+        self._close_streams()
+        self._reader = None  # else a cycle is left for gc to find
         self._listener.lost(self)
 
-    # What the server calls.
+    # Called by the server.
 
-    def retire(self) -> None:
-        """Lets requests in flight finish and takes no more (RFC 9113 section 6.8).
+    def shut_down(self) -> None:
+        """Starts a graceful shutdown: finishes open streams and then closes.
 
-        The peer is warned first, so that what it has sent by then is still answered.
+        The first GOAWAY is a warning (RFC 9113 section 6.8): requests that are on their way
+        are still answered. New streams are refused once the PING after it is acknowledged.
         """
-        if self._retiring or self.closing:
+        if self._shutting_down or self.closing:
             return
-        self._retiring = True
-        self.welcome()
-        self._outbox.emit(frames.goaway(frames.LAST_STREAM, ErrorCode.NO_ERROR))
-        self._outbox.emit(frames.frame(frames.PING, 0, 0, _RETIRING))
-        self._end_in(_NOTICE_SECONDS, self._refuse_more)
+        self._shutting_down = True
+        self.send_preface()
+        self._outbox.emit(frames.goaway(frames.MAX_STREAM_ID, ErrorCode.NO_ERROR))
+        self._outbox.emit(frames.frame(frames.PING, 0, 0, _SHUTDOWN_PING))
+        self._call_later(_GOAWAY_SECONDS, self._refuse_streams)
 
     def close(self) -> None:
-        """Cuts off what is in flight."""
+        """Closes at once; open streams are cut off."""
         if not self.closing:
             self._fail(ErrorCode.NO_ERROR, "")
 
-    # What its reader calls.
+    # Called by the reader.
 
-    def welcome(self) -> None:
-        """Says what the peer may send; before anything else is said."""
-        if self._welcomed:
+    def send_preface(self) -> None:
+        """Sends the server's connection preface (RFC 9113 section 3.4), once."""
+        if self._preface_sent:
             return
-        self._welcomed = True
+        self._preface_sent = True
         self._outbox.emit(
             frames.settings(
                 {
                     Setting.MAX_CONCURRENT_STREAMS: self._max_streams,
-                    Setting.INITIAL_WINDOW_SIZE: WINDOW,
+                    Setting.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
                     Setting.MAX_FRAME_SIZE: frames.MAX_FRAME_BYTES,
                     Setting.MAX_HEADER_LIST_SIZE: MAX_HEADER_LIST_BYTES,
                 }
@@ -155,123 +154,116 @@ class Connection(asyncio.Protocol):
         )
         self._outbox.emit(frames.window_update(0, CONNECTION_WINDOW - frames.DEFAULT_WINDOW))
 
-    def settled(self) -> None:
-        """The peer has said what it takes, as it must in time."""
-        assert self._handshake is not None
-        self._handshake.cancel()
-
     def refuse_http_1(self) -> None:
-        """Tells who speaks HTTP/1.1 that nobody does here."""
+        """Answers a client that speaks HTTP/1.1, and closes."""
         self._outbox.emit(_HTTP_1)
-        self._hang_up(_FAILED_SECONDS)
+        self._close_after(_ERROR_SECONDS)
 
-    def accept(self, stream: Stream) -> None:
-        """Sets the receiver of a new request."""
-        self._listener.accept(stream)
+    def on_settings(self) -> None:
+        """The client's preface is complete."""
+        assert self._preface_timer is not None
+        self._preface_timer.cancel()
 
-    def noticed(self, ping: bytes) -> bool:
-        """Whether an answer to a ping means that the peer knows of the retirement."""
-        if not self._retiring or ping != _RETIRING:
+    def on_ping_ack(self, data: bytes) -> bool:
+        """The client has acknowledged a PING; returns whether it was one of ours."""
+        if not self._shutting_down or data != _SHUTDOWN_PING:
             return False
-        self._refuse_more()
+        self._refuse_streams()
         return True
 
-    def lose(self, number: int) -> None:
-        """The peer does not want a response any more."""
-        self._let_go(number)
-        self._close_if_retired()
+    def on_request(self, stream: Stream) -> None:
+        """A stream has been opened; sets its receiver."""
+        self._listener.accept(stream)
 
-    def fail_stream(self, error: Http2Error) -> None:
-        """Ends the stream that an error is about."""
-        self._let_go(error.stream)
-        self._cut(error.stream, error.code)
-        self._close_if_retired()
+    def on_reset(self, stream_id: int) -> None:
+        """The client has reset an open stream; closes it."""
+        self._close_stream(stream_id)
+        self._close_if_drained()
 
-    # What streams call.
+    # Called by the reader and by streams.
 
-    def ended(self, stream: Stream) -> None:
-        """A response is out."""
-        stream.local_ended = True
-        if self._streams.open.pop(stream.id, None) is None:
-            return
-        receiver, stream.receiver = stream.receiver, NOBODY  # no cycle is left for gc
+    def on_sent(self, stream_id: int) -> None:
+        """END_STREAM has been sent on a stream; closes it."""
+        stream = self._streams.open.pop(stream_id)
+        stream.closed = True
+        receiver, stream.receiver = stream.receiver, NULL_RECEIVER  # no cycle is left for gc
         receiver.on_sent()
         if not stream.remote_ended:
-            # Nothing that the peer may still send matters (RFC 9113 section 8.1).
-            self._cut(stream.id, ErrorCode.NO_ERROR)
-        self._close_if_retired()
+            # The rest of the request is not needed (RFC 9113 section 8.1).
+            self._send_reset(stream_id, ErrorCode.NO_ERROR)
+        if self._streams.refusing:
+            self._close_if_drained()
 
-    def reset(self, stream: Stream, code: ErrorCode) -> None:
-        """Ends a stream where it is."""
-        if stream.id in self._streams.open:
-            self._let_go(stream.id)
-            self._cut(stream.id, code)
-            self._close_if_retired()
+    def reset(self, stream_id: int, code: ErrorCode) -> None:
+        """Sends RST_STREAM, and closes the stream if it is open (a refused one never was)."""
+        self._close_stream(stream_id)
+        self._send_reset(stream_id, code)
+        self._close_if_drained()
 
-    # Ends.
+    # Closing.
 
-    def _cut(self, number: int, code: ErrorCode) -> None:
-        self._streams.abandon(number)
-        self._outbox.emit(frames.rst_stream(number, code))
+    def _send_reset(self, stream_id: int, code: ErrorCode) -> None:
+        self._streams.add_reset(stream_id)
+        self._outbox.emit(frames.rst_stream(stream_id, code))
 
-    def _let_go(self, number: int) -> None:
-        stream = self._streams.open.pop(number, None)
-        if stream is not None:
-            receiver = stream.receiver
-            self._forget(stream)
-            receiver.on_reset()
+    def _close_stream(self, stream_id: int) -> None:
+        stream = self._streams.open.pop(stream_id, None)
+        if stream is None:
+            return
+        stream.closed = True
+        self._outbox.discard(stream.send_queue)
+        receiver, stream.receiver = stream.receiver, NULL_RECEIVER  # no cycle is left for gc
+        receiver.on_reset()
 
-    def _forget(self, stream: Stream) -> None:
-        stream.receiver = NOBODY
-        stream.local_ended = stream.remote_ended = True
-        self._outbox.forget(stream)
+    def _close_streams(self) -> None:
+        for stream_id in list(self._streams.open):
+            self._close_stream(stream_id)
 
     def _fail(self, code: ErrorCode, problem: str) -> None:
-        """Says why, and hangs up."""
-        self.welcome()  # nothing may come before it
+        """Sends GOAWAY and closes."""
+        self.send_preface()  # has to be the first
         if code is not ErrorCode.NO_ERROR:
             _log.debug("connection of %s: %s: %s", self.peer, code.name, problem)
         self._outbox.emit(frames.goaway(self._streams.last, code, problem))
-        self._hang_up(_FAILED_SECONDS)
+        self._close_after(_ERROR_SECONDS)
 
-    def _hang_up(self, seconds: float) -> None:
-        """Closes once the peer has what is written, or after so long."""
+    def _close_after(self, seconds: float) -> None:
+        """Closes once the client has closed its side, or after so many seconds."""
         self.closing = True
         assert self._transport is not None
-        self._end_in(seconds, self._abort)
-        self._outbox.finish()
-        for number in list(self._streams.open):
-            self._let_go(number)
+        self._call_later(seconds, self._abort)
+        self._outbox.close()
+        self._close_streams()
         if self._transport.can_write_eof() and not self._transport.is_closing():
-            # A socket that is closed while something for it is on its way is reset, and then
-            # the peer loses what it has not read. So it is read from until the peer closes.
+            # Closing a socket with unread input resets it, and the client would lose what it
+            # has not read yet. So half-close, and read until the client closes.
             self._transport.write_eof()
         else:
-            self._transport.close()  # TLS says goodbye, and waits for that of the peer
+            self._transport.close()  # TLS: sends close_notify and waits for the client's
 
-    def _refuse_more(self) -> None:
-        if self.refusing or self.closing:
+    def _refuse_streams(self) -> None:
+        if self._streams.refusing or self.closing:
             return
-        self.refusing = True
+        self._streams.refusing = True
         self._outbox.emit(frames.goaway(self._streams.last, ErrorCode.NO_ERROR))
-        self._close_if_retired()
+        self._close_if_drained()
 
-    def _close_if_retired(self) -> None:
-        if self.refusing and not self._streams.open and not self.closing:
-            self._hang_up(_LINGER_SECONDS)
+    def _close_if_drained(self) -> None:
+        if self._streams.refusing and not self._streams.open and not self.closing:
+            self._close_after(_LINGER_SECONDS)
 
     def _abort(self) -> None:
         self.closing = True
         if self._transport is not None:
             self._transport.abort()
 
-    def _end_in(self, seconds: float, then: Callable[[], Any]) -> None:
-        if self._ending is not None:
-            self._ending.cancel()
-        self._ending = self._loop.call_later(seconds, then)
+    def _call_later(self, seconds: float, then: Callable[[], Any]) -> None:
+        if self._close_timer is not None:
+            self._close_timer.cancel()
+        self._close_timer = self._loop.call_later(seconds, then)
 
 
-def _peer(transport: asyncio.Transport) -> str:
+def _address(transport: asyncio.Transport) -> str:
     address = transport.get_extra_info("peername")
     if not isinstance(address, tuple) or len(address) < 2:
         return "unknown"
@@ -279,8 +271,8 @@ def _peer(transport: asyncio.Transport) -> str:
     return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
 
 
-def _prepare(sock: Any) -> None:
-    """Small answers go out at once, and a peer that has vanished is found out."""
+def _set_options(sock: Any) -> None:
+    """Sets TCP_NODELAY, and keep-alive to detect clients that have vanished."""
     if sock is None:
         return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

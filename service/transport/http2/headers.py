@@ -1,4 +1,4 @@
-"""Header blocks: HPACK (RFC 7541) in, checked, and literal fields out."""
+"""Header blocks (HPACK, RFC 7541): requests decoded and checked, responses encoded as literals."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -7,22 +7,24 @@ from typing import Final
 
 import hpack
 
-from service.transport.http2.frames import ErrorCode, Http2Error
+from service.transport.http2.frames import ErrorCode, Http2Error, protocol_error
 
-#: Most bytes that the fields of a request may have, by the count of RFC 9113 section 6.5.2.
+#: Our SETTINGS_MAX_HEADER_LIST_SIZE, counted as in RFC 9113 section 6.5.2.
 MAX_HEADER_LIST_BYTES: Final = 16_384
-#: Most bytes of a header block. Not all clients heed the list's limit: those a little beyond
+#: Most bytes of a header block. Not all clients heed the list's limit: requests a little beyond
 #: it are refused one by one, and the connection lives.
 MAX_BLOCK_BYTES: Final = 32_768
-#: What a table of header fields may hold if nothing else was agreed on.
-TABLE_BYTES: Final = 4096
-_MOST_DECODED_BYTES: Final = 65_536
-# Blocks kept decoded; a client has one for each method it calls, not many, and not long.
-_MOST_CACHED = 64
-_LONGEST_CACHED = 1024
-# How a block begins that changes the size of the table (RFC 7541 section 6.3).
-_RESIZES: Final = frozenset(bytes((byte,)) for byte in range(0x20, 0x40))
-_FORBIDDEN: Final = frozenset(
+#: Initial value of SETTINGS_HEADER_TABLE_SIZE.
+DEFAULT_TABLE_BYTES: Final = 4096
+_MAX_DECODED_BYTES: Final = 65_536
+# The fragments of a flood are many and small.
+_MAX_FRAGMENTS: Final = 32
+# Header blocks cached decoded: a client has one per method it calls, few and short.
+_MAX_CACHED = 64
+_MAX_CACHED_BYTES = 1024
+# First byte of a dynamic table size update (RFC 7541 section 6.3).
+_SIZE_UPDATES: Final = frozenset(bytes((byte,)) for byte in range(0x20, 0x40))
+_CONNECTION_SPECIFIC: Final = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
 )
 _PSEUDO: Final = frozenset((b":method", b":scheme", b":path", b":authority"))
@@ -30,16 +32,17 @@ _NAME: Final = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz")
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """What a request begins with.
+class RequestHead:
+    """Header section of a request.
 
     Attributes:
-        method: As in `POST`.
-        path: As in `/package.Service/Method`.
-        fields: The other fields by their lower-case names; those sent several times are
-            joined by commas (RFC 9110 section 5.3).
-        content_length: Bytes announced, or None.
-        too_large: Whether there were more fields than are taken; they are not kept.
+        method: Value of `:method`, as in `POST`.
+        path: Value of `:path`, as in `/package.Service/Method`.
+        fields: Regular fields by lower-case name; the values of a repeated field are joined by
+            commas (RFC 9110 section 5.3).
+        content_length: Announced length of the body in bytes, or None.
+        too_large: Whether the fields exceed MAX_HEADER_LIST_BYTES; then all but `content-type`
+            are dropped.
     """
 
     method: str
@@ -49,51 +52,83 @@ class Head:
     too_large: bool = False
 
 
-class HeaderDecoder:
-    """Decodes the blocks of one connection, in their order.
+class PartialBlock:
+    """A header block whose END_HEADERS is still to come.
 
-    A client sends the same few blocks over and over. As long as none of them changes the
-    table, they are looked up.
+    Args:
+        stream_id: Stream of its HEADERS frame.
+        end_stream: Whether that frame has END_STREAM.
+        fragment: Payload of that frame, without padding and priority.
+    """
+
+    __slots__ = ("_fragments", "end_stream", "stream_id")
+
+    def __init__(self, stream_id: int, fragment: bytes, *, end_stream: bool):
+        self.stream_id = stream_id
+        self.end_stream = end_stream
+        self._fragments = [fragment]
+
+    def add(self, fragment: bytes) -> None:
+        """Adds the payload of a CONTINUATION frame.
+
+        Raises:
+            Http2Error: The block is too long, or in too many fragments.
+        """
+        self._fragments.append(fragment)
+        if len(self._fragments) > _MAX_FRAGMENTS:
+            raise block_too_long()
+        check_block(sum(map(len, self._fragments)))
+
+    def join(self) -> bytes:
+        """The block so far."""
+        return b"".join(self._fragments)
+
+
+class HeaderDecoder:
+    """Decodes the header blocks of one connection, in their order.
+
+    A client sends the same few blocks over and over. While none of them changes the dynamic
+    table, they are looked up instead of decoded.
     """
 
     def __init__(self) -> None:
-        self._decoder = hpack.Decoder(_MOST_DECODED_BYTES)
+        self._decoder = hpack.Decoder(_MAX_DECODED_BYTES)
         self._table = self._decoder.header_table.dynamic_entries
-        self._known: dict[bytes, Head] = {}
+        self._cache: dict[bytes, RequestHead] = {}
 
-    def request(self, block: bytes, stream: int) -> Head:
-        """Decodes the block that begins a request.
+    def request(self, block: bytes, stream_id: int) -> RequestHead:
+        """Decodes the header block that opens a stream.
 
         Raises:
-            Http2Error: It does not decode, which ends the connection, since the table is no
-                longer known; or it is malformed, which ends the stream.
+            Http2Error: A connection error where it does not decode, since the dynamic table is
+                out of step from then on; a stream error where the request is malformed.
         """
-        known = self._known.get(block)
-        if known is not None:
-            return known
+        cached = self._cache.get(block)
+        if cached is not None:
+            return cached
         newest = self._newest()
         fields = self._decode(block)
-        if self._newest() is not newest or block[:1] in _RESIZES:
-            self._known.clear()  # indexes mean something else now
-            return _head(fields, stream)
-        head = _head(fields, stream)
-        if len(block) <= _LONGEST_CACHED:
-            if len(self._known) >= _MOST_CACHED:
-                self._known.clear()
-            self._known[block] = head
+        if self._newest() is not newest or block[:1] in _SIZE_UPDATES:
+            self._cache.clear()  # dynamic indexes have shifted
+            return _request_head(fields, stream_id)
+        head = _request_head(fields, stream_id)
+        if len(block) <= _MAX_CACHED_BYTES:
+            if len(self._cache) >= _MAX_CACHED:
+                self._cache.clear()
+            self._cache[block] = head
         return head
 
     def decode(self, block: bytes) -> list[tuple[bytes, bytes]]:
-        """Decodes any block: the table has to follow, whoever wants to see it.
+        """Decodes any block. Every block received has to be, to keep the dynamic table in step.
 
         Raises:
-            Http2Error: It does not decode.
+            Http2Error: It does not decode; a connection error.
         """
-        self._known.clear()
+        self._cache.clear()
         return self._decode(block)
 
     def _newest(self) -> tuple[bytes, bytes] | None:
-        """The entry that came last; all others keep their indexes as long as it is that."""
+        """Newest entry of the dynamic table: while it is the same, so is every index."""
         return self._table[0] if self._table else None
 
     def _decode(self, block: bytes) -> list[tuple[bytes, bytes]]:
@@ -104,20 +139,20 @@ class HeaderDecoder:
         except hpack.OversizedHeaderListError as error:
             raise Http2Error(
                 ErrorCode.ENHANCE_YOUR_CALM,
-                f"header list: more than {_MOST_DECODED_BYTES} bytes",
+                f"header list: more than {_MAX_DECODED_BYTES} bytes",
             ) from error
         except hpack.HPACKError as error:
             raise Http2Error(ErrorCode.COMPRESSION_ERROR, f"header block: {error}") from error
 
 
 def encode(fields: Iterable[tuple[str, str]]) -> bytes:
-    """Encodes fields as literals that are not indexed (RFC 7541 section 6.2.2).
+    """Encodes fields as literals without indexing (RFC 7541 section 6.2.2).
 
-    Without a dynamic table there is no state that could get out of step, and what does not
-    change can be encoded once.
+    Without a dynamic table there is no state to keep in step, and blocks that do not change are
+    encoded once.
 
     Args:
-        fields: Names in lower case and values, both of ASCII.
+        fields: Lower-case names and values, all ASCII.
     """
     return b"".join(
         b"\x00" + _literal(name.encode("ascii")) + _literal(value.encode("ascii"))
@@ -130,13 +165,13 @@ def status_200() -> bytes:
     return b"\x88"
 
 
-def without_table() -> bytes:
-    """What tells a peer, at the beginning of a header block, that no table is used."""
+def no_table() -> bytes:
+    """Dynamic table size update to 0 (RFC 7541 section 6.3)."""
     return b"\x20"
 
 
-def check_trailers(fields: list[tuple[bytes, bytes]], stream: int) -> None:
-    """Checks the fields after the body of a request; nothing else is done with them.
+def check_trailers(fields: list[tuple[bytes, bytes]], stream_id: int) -> None:
+    """Checks the trailers of a request, which are not used.
 
     Raises:
         Http2Error: They are malformed.
@@ -144,24 +179,40 @@ def check_trailers(fields: list[tuple[bytes, bytes]], stream: int) -> None:
     for name, value in fields:
         problem = _problem(name, value)
         if problem:
-            raise Http2Error(ErrorCode.PROTOCOL_ERROR, f"trailers: {problem}", stream)
+            raise protocol_error(f"trailers: {problem}", stream_id)
+
+
+def check_block(length: int) -> None:
+    """Checks the length of a header block in bytes.
+
+    Raises:
+        Http2Error: It exceeds MAX_BLOCK_BYTES.
+    """
+    if length > MAX_BLOCK_BYTES:
+        raise block_too_long()
+
+
+def block_too_long() -> Http2Error:
+    """The error of a header block beyond its limits."""
+    problem = f"header block: more than {MAX_BLOCK_BYTES} bytes, or in too many pieces"
+    return Http2Error(ErrorCode.ENHANCE_YOUR_CALM, problem)
 
 
 def _literal(text: bytes) -> bytes:
-    # Strings without Huffman coding: it saves bytes that do not matter and costs time.
+    """A string literal (RFC 7541 section 5.2), without Huffman coding, which costs time."""
     length = len(text)
     if length < 127:
         return bytes((length,)) + text
-    head = bytearray((127,))
+    prefix = bytearray((127,))
     length -= 127
     while length >= 128:
-        head.append(length & 127 | 128)
+        prefix.append(length & 127 | 128)
         length >>= 7
-    head.append(length)
-    return bytes(head) + text
+    prefix.append(length)
+    return bytes(prefix) + text
 
 
-def _head(fields: list[tuple[bytes, bytes]], stream: int) -> Head:
+def _request_head(fields: list[tuple[bytes, bytes]], stream_id: int) -> RequestHead:
     """Checks the fields of a request (RFC 9113, sections 8.2 and 8.3).
 
     Raises:
@@ -169,7 +220,7 @@ def _head(fields: list[tuple[bytes, bytes]], stream: int) -> Head:
     """
 
     def malformed(problem: str) -> Http2Error:
-        return Http2Error(ErrorCode.PROTOCOL_ERROR, problem, stream)
+        return protocol_error(problem, stream_id)
 
     pseudo: dict[bytes, str] = {}
     regular: dict[str, str] = {}
@@ -196,16 +247,16 @@ def _head(fields: list[tuple[bytes, bytes]], stream: int) -> Head:
     size = sum(len(name) + len(value) for name, value in fields) + 32 * len(fields)
     if size > MAX_HEADER_LIST_BYTES:
         kept = {key: regular[key] for key in ("content-type",) if key in regular}
-        return Head(pseudo[b":method"], pseudo[b":path"], kept, length, too_large=True)
-    return Head(pseudo[b":method"], pseudo[b":path"], MappingProxyType(regular), length)
+        return RequestHead(pseudo[b":method"], pseudo[b":path"], kept, length, too_large=True)
+    return RequestHead(pseudo[b":method"], pseudo[b":path"], MappingProxyType(regular), length)
 
 
 def _problem(name: bytes, value: bytes) -> str:
-    """What is wrong with a field that is no pseudo-header field; empty for nothing."""
+    """What is malformed about a regular field; empty if nothing is."""
     if not name or not _NAME.issuperset(name):
         return "a field name that is no lower-case token"
     if b"\0" in value or b"\r" in value or b"\n" in value or value != value.strip(b" \t"):
         return "a field value with a control character or space around it"
-    if name in _FORBIDDEN or (name == b"te" and value != b"trailers"):
+    if name in _CONNECTION_SPECIFIC or (name == b"te" and value != b"trailers"):
         return f"a field that HTTP/2 has no use for: {name.decode()}"
     return ""

@@ -1,4 +1,4 @@
-"""Bytes out: control frames at once, and responses within the peer's windows, in turn."""
+"""Bytes out: control frames at once, DATA within the flow-control windows, streams in turn."""
 
 import asyncio
 from collections import deque
@@ -6,271 +6,270 @@ from typing import Final
 
 from service.transport.http2 import frames
 from service.transport.http2.frames import ErrorCode, Http2Error
-from service.transport.http2.headers import TABLE_BYTES, without_table
-from service.transport.http2.stream import Chunk, Stream
+from service.transport.http2.headers import DEFAULT_TABLE_BYTES, no_table
+from service.transport.http2.send_queue import Chunk, SendQueue
 
-# A response up to this size does not wait for its turn.
+# Responses up to this size are sent at once, not in turn.
 _AT_ONCE_BYTES: Final = 64 * 1024
-# What one turn of the loop writes before it looks at others again.
-_TURN_BYTES: Final = 256 * 1024
+# Most DATA written in one event-loop iteration.
+_BYTES_PER_ITERATION: Final = 256 * 1024
 _WRITE_BUFFER_BYTES: Final = 512 * 1024
-# Larger frames would only keep others waiting.
-_MOST_FRAME_BYTES: Final = 64 * 1024
-# Frames for a peer that does not read; with more of them it is not read from either.
-_MOST_UNREAD: Final = 1000
-_LAST_BLOCK: Final = frames.END_HEADERS | frames.END_STREAM
+# Larger DATA frames would only delay those of other streams.
+_MAX_FRAME_BYTES: Final = 64 * 1024
+# Writes not yet flushed; with more of them, reading is paused.
+_MAX_UNFLUSHED: Final = 1000
+_LAST_HEADERS: Final = frames.END_HEADERS | frames.END_STREAM
 
 
 class Outbox:
     """What one connection sends.
 
     Args:
-        loop: The connection's.
+        loop: Event loop of the connection.
 
     Attributes:
-        data_frames: How many frames of queued data have been sent.
+        data_frames: Number of queued DATA frames sent so far.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop):
         self.data_frames = 0
         self._loop = loop
         self._transport: asyncio.Transport | None = None
-        self._send_window = frames.DEFAULT_WINDOW
-        self._frame_bytes = frames.LEAST_FRAME_BYTES
-        self._peer_table = TABLE_BYTES
-        # What the next header block sent has to begin with.
-        self._before_block = b""
-        self._out: list[Chunk] = []
-        self._flushing = False
-        self._blocked = False
-        self._paused = False
-        # Streams with data that their own windows let through, in turns.
-        self._sendable: deque[Stream] = deque()
+        self._window = frames.DEFAULT_WINDOW
+        self._frame_bytes = frames.DEFAULT_FRAME_BYTES
+        self._table_bytes = DEFAULT_TABLE_BYTES
+        # Dynamic table size update that the next header block has to begin with.
+        self._size_update = b""
+        self._unflushed: list[Chunk] = []
+        self._flush_scheduled = False
+        self._writing_paused = False
+        self._reading_paused = False
+        # Queues with chunks that their own windows allow, in turn.
+        self._ready: deque[SendQueue] = deque()
 
-    # What the connection calls.
+    # Called by the connection.
 
-    def open(self, transport: asyncio.Transport) -> None:
-        """Begins to write to a transport."""
+    def attach(self, transport: asyncio.Transport) -> None:
+        """Sets the transport to write to."""
         self._transport = transport
         transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
 
-    def block(self) -> None:
-        """The peer does not read as fast as it is written to."""
-        self._blocked = True
+    def pause_writing(self) -> None:
+        """Holds everything back until `resume_writing`."""
+        self._writing_paused = True
 
-    def unblock(self) -> None:
-        """It has caught up."""
-        self._blocked = False
-        self._read_on()
+    def resume_writing(self) -> None:
+        """Writes again, and lets reading go on."""
+        self._writing_paused = False
+        self._resume_reading()
         self._schedule()
 
-    def ease(self) -> None:
-        """Has nothing more read until what was read is answered.
+    def limit_reading(self) -> None:
+        """Pauses reading while too many responses are unflushed (back-pressure).
 
-        One turn of the loop may read megabytes: of tiny requests their answers are twice that.
+        One read may hold megabytes of tiny requests, and their responses are twice as long.
         """
-        if len(self._out) > _MOST_UNREAD and not self._paused and self._transport is not None:
-            self._paused = True
+        if (
+            len(self._unflushed) > _MAX_UNFLUSHED
+            and not self._reading_paused
+            and self._transport is not None
+        ):
+            self._reading_paused = True
             self._transport.pause_reading()
 
     def emit(self, data: bytes) -> None:
-        """Sends frames that no window holds back."""
-        self._out.append(data)
-        if not self._flushing:
+        """Sends frames that are not subject to flow control."""
+        self._unflushed.append(data)
+        if not self._flush_scheduled:
             self._schedule()
 
-    def forget(self, stream: Stream) -> None:
-        """Drops what a stream has not sent yet."""
-        stream.chunks.clear()
-        stream.queued_bytes = 0
-        stream.wake()
-        if stream.in_turn:
-            stream.in_turn = False
-            self._sendable.remove(stream)
+    def discard(self, queue: SendQueue) -> None:
+        """Drops what a stream has queued."""
+        queue.clear()
+        if queue.in_turn:
+            queue.in_turn = False
+            self._ready.remove(queue)
 
-    def finish(self) -> None:
-        """Writes all that no window holds back, drops the rest, and writes nothing any more."""
-        self._leave_all()
+    def close(self) -> None:
+        """Writes what is not subject to flow control, drops the rest, and detaches."""
+        self._clear_ready()
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.writelines(self._out)
-        self._out = []
-        self._read_on()
+            self._transport.writelines(self._unflushed)
+        self._unflushed = []
+        self._resume_reading()
         self._transport = None
 
-    def drop(self) -> None:
-        """Lets go of everything."""
-        self._leave_all()
-        self._out.clear()
+    def abort(self) -> None:
+        """Drops everything and detaches."""
+        self._clear_ready()
+        self._unflushed.clear()
         self._transport = None
 
-    # What the peer allows.
+    # The peer's settings and windows.
 
-    def limit_frames(self, most: int) -> None:
-        """The peer takes payloads of so many bytes."""
-        self._frame_bytes = min(most, _MOST_FRAME_BYTES)
+    def set_max_frame_size(self, size: int) -> None:
+        """Applies SETTINGS_MAX_FRAME_SIZE, in bytes of payload."""
+        self._frame_bytes = min(size, _MAX_FRAME_BYTES)
 
-    def limit_table(self, most: int) -> None:
-        """The peer keeps a table of so many bytes for our headers."""
-        if most < self._peer_table:
-            # Whoever takes less is to be told that less is used (RFC 7541 section 4.2).
-            self._peer_table, self._before_block = 0, without_table()
+    def set_table_size(self, size: int) -> None:
+        """Applies SETTINGS_HEADER_TABLE_SIZE, in bytes."""
+        if size < self._table_bytes:
+            # A reduction has to be acknowledged by a size update (RFC 7541 section 4.2).
+            self._table_bytes, self._size_update = 0, no_table()
 
     def widen_connection(self, increment: int) -> None:
-        """The peer takes so many bytes more, over all streams.
+        """Widens the connection's window by a WINDOW_UPDATE.
 
         Raises:
-            Http2Error: That is more than a window can be.
+            Http2Error: The window exceeds 2^31 - 1.
         """
-        self._send_window += increment
-        if self._send_window > frames.MOST_WINDOW:
+        self._window += increment
+        if self._window > frames.MAX_WINDOW:
             raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "WINDOW_UPDATE: beyond 2^31 - 1")
-        if self._sendable:
+        if self._ready:
             self._schedule()
 
-    def widen(self, stream: Stream, change: int) -> None:
-        """The peer takes so many bytes more, or less, of a stream."""
-        stream.send_window += change
-        if not stream.in_turn:
-            self._line_up(stream)
+    def widen(self, queue: SendQueue, change: int) -> None:
+        """Widens a stream's window, or narrows it by a negative change."""
+        queue.window += change
+        if not queue.in_turn:
+            self._line_up(queue)
 
-    # What streams call.
+    # Called by streams.
 
     def respond(
-        self, stream: Stream, head: bytes, chunks: tuple[Chunk, ...], trailers: bytes
+        self, queue: SendQueue, headers: bytes, chunks: tuple[Chunk, ...], trailers: bytes
     ) -> None:
-        """Sends a whole response; at once, where windows and others allow."""
+        """Sends a whole response: in one write if windows and other streams allow."""
         size = sum(map(len, chunks))
         if (
-            stream.started
-            or self._blocked
-            or self._before_block
-            or self._sendable
-            or size > self._send_window
-            or size > stream.send_window
+            self._writing_paused
+            or self._size_update
+            or self._ready
+            or size > self._window
+            or size > queue.window
             or size > _AT_ONCE_BYTES
         ):
-            if not stream.started:
-                stream.start(head)
-            self.send_data(stream, chunks)
-            self.send_trailers(stream, trailers)
+            self.send_headers(queue.stream_id, headers)
+            self.send_data(queue, chunks)
+            self.send_trailers(queue, trailers)
             return
-        self._send_window -= size
-        number = stream.id
-        pack = frames.head
-        before = pack(len(head), frames.HEADERS, frames.END_HEADERS, number)
-        after = pack(len(trailers), frames.HEADERS, _LAST_BLOCK, number)
+        self._window -= size
+        stream_id = queue.stream_id
+        pack = frames.header
+        before = pack(len(headers), frames.HEADERS, frames.END_HEADERS, stream_id)
+        after = pack(len(trailers), frames.HEADERS, _LAST_HEADERS, stream_id)
         if size <= self._frame_bytes:
-            data = pack(size, frames.DATA, 0, number)
-            self.emit(b"".join((before, head, data, *chunks, after, trailers)))
+            data = pack(size, frames.DATA, 0, stream_id)
+            self.emit(b"".join((before, headers, data, *chunks, after, trailers)))
         else:
-            parts: list[Chunk] = [before, head]
+            parts: list[Chunk] = [before, headers]
             most = self._frame_bytes
             body = b"".join(chunks)
             for start in range(0, size, most):
-                parts.append(pack(min(most, size - start), frames.DATA, 0, number))
+                parts.append(pack(min(most, size - start), frames.DATA, 0, stream_id))
                 parts.append(body[start : start + most])
             self.emit(b"".join((*parts, after, trailers)))
-        stream.ended()
+        queue.on_sent(stream_id)
 
-    def send_head(self, stream: Stream, block: bytes, *, end: bool) -> None:
-        """Sends a header block, in as many frames as it takes."""
-        flags = frames.END_STREAM if end else 0
-        kind = frames.HEADERS
-        if self._before_block:
-            block, self._before_block = self._before_block + block, b""
+    def send_headers(self, stream_id: int, block: bytes, *, end_stream: bool = False) -> None:
+        """Sends a header block as HEADERS and, where it is long, CONTINUATION frames."""
+        flags = frames.END_STREAM if end_stream else 0
+        frame_type = frames.HEADERS
+        if self._size_update:
+            block, self._size_update = self._size_update + block, b""
         for start in range(0, len(block), self._frame_bytes) or (0,):
-            piece = block[start : start + self._frame_bytes]
+            fragment = block[start : start + self._frame_bytes]
             if start + self._frame_bytes >= len(block):
                 flags |= frames.END_HEADERS
-            self.emit(frames.frame(kind, flags, stream.id, piece))
-            kind, flags = frames.CONTINUATION, 0
+            self.emit(frames.frame(frame_type, flags, stream_id, fragment))
+            frame_type, flags = frames.CONTINUATION, 0
 
-    def send_data(self, stream: Stream, chunks: tuple[Chunk, ...]) -> None:
-        """Queues some of a body."""
+    def send_data(self, queue: SendQueue, chunks: tuple[Chunk, ...]) -> None:
+        """Queues DATA."""
         for chunk in chunks:
             if len(chunk):
-                stream.chunks.append(chunk)
-                stream.queued_bytes += len(chunk)
-        if not stream.in_turn:
-            self._line_up(stream)
+                queue.chunks.append(chunk)
+                queue.queued_bytes += len(chunk)
+        if not queue.in_turn:
+            self._line_up(queue)
 
-    def send_trailers(self, stream: Stream, block: bytes) -> None:
-        """Sends the trailers once the body is out."""
-        if stream.chunks:
-            stream.trailers = block
+    def send_trailers(self, queue: SendQueue, block: bytes) -> None:
+        """Sends trailers, which end the stream, after its queued DATA."""
+        if queue.chunks:
+            queue.trailers = block
         else:
-            self.send_head(stream, block, end=True)
-            stream.ended()
+            self.send_headers(queue.stream_id, block, end_stream=True)
+            queue.on_sent(queue.stream_id)
 
-    # Turns of the loop.
+    # Flushes.
 
     def _schedule(self) -> None:
-        # Once in each turn of the loop: what was answered in it goes out in one write.
-        if not self._flushing and self._transport is not None:
-            self._flushing = True
+        # Once per event-loop iteration: all that was emitted in it goes out in one write.
+        if not self._flush_scheduled and self._transport is not None:
+            self._flush_scheduled = True
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        self._flushing = False
+        self._flush_scheduled = False
         if self._transport is None or self._transport.is_closing():
             return
-        if self._blocked:
-            # What is held here is little, as long as nothing more is asked for.
-            self.ease()
+        if self._writing_paused:
+            # Reading is paused too, so what is held back stays small.
+            self.limit_reading()
             return
-        if self._sendable:
-            self._pump()
-        out, self._out = self._out, []
-        if len(out) == 1:
-            self._transport.write(out[0])
-        elif out:
-            self._transport.writelines(out)
-        if not self._blocked:
-            self._read_on()
+        if self._ready:
+            self._send_ready()
+        unflushed, self._unflushed = self._unflushed, []
+        if len(unflushed) == 1:
+            self._transport.write(unflushed[0])
+        elif unflushed:
+            self._transport.writelines(unflushed)
+        if not self._writing_paused:
+            self._resume_reading()
 
-    def _read_on(self) -> None:
-        if self._paused and self._transport is not None:
-            self._paused = False
+    def _resume_reading(self) -> None:
+        if self._reading_paused and self._transport is not None:
+            self._reading_paused = False
             if not self._transport.is_closing():
                 self._transport.resume_reading()
 
-    def _pump(self) -> None:
-        """Turns queued data into frames, a frame of each stream in turn."""
-        room = _TURN_BYTES
-        out = self._out
-        while self._sendable and self._send_window > 0 and room > 0 and not self._blocked:
-            stream = self._sendable.popleft()
-            stream.in_turn = False
-            if stream.send_window <= 0:
-                continue  # the peer has changed its mind
-            chunk = stream.chunks.popleft()
-            size = min(len(chunk), self._frame_bytes, stream.send_window, self._send_window)
+    def _send_ready(self) -> None:
+        """Sends queued DATA round-robin, one frame of each stream in turn."""
+        left = _BYTES_PER_ITERATION
+        out = self._unflushed
+        while self._ready and self._window > 0 and left > 0 and not self._writing_paused:
+            queue = self._ready.popleft()
+            queue.in_turn = False
+            if queue.window <= 0:
+                continue  # narrowed by SETTINGS since it lined up
+            chunk = queue.chunks.popleft()
+            size = min(len(chunk), self._frame_bytes, queue.window, self._window)
             if size < len(chunk):
                 view = memoryview(chunk)
-                stream.chunks.appendleft(view[size:])
+                queue.chunks.appendleft(view[size:])
                 chunk = view[:size]
-            out.append(frames.head(size, frames.DATA, 0, stream.id))
+            out.append(frames.header(size, frames.DATA, 0, queue.stream_id))
             out.append(chunk)
             self.data_frames += 1
-            room -= size
-            self._send_window -= size
-            stream.send_window -= size
-            stream.sent(size)
-            if stream.chunks:
-                self._line_up(stream)
-            elif stream.trailers is not None:
-                self.send_head(stream, stream.trailers, end=True)
-                stream.ended()
-        if self._sendable and self._send_window > 0 and not self._blocked:
+            left -= size
+            self._window -= size
+            queue.sent(size)
+            if queue.chunks:
+                self._line_up(queue)
+            elif queue.trailers is not None:
+                self.send_headers(queue.stream_id, queue.trailers, end_stream=True)
+                queue.on_sent(queue.stream_id)
+        if self._ready and self._window > 0 and not self._writing_paused:
             self._schedule()
 
-    def _line_up(self, stream: Stream) -> None:
-        if stream.chunks and stream.send_window > 0:
-            stream.in_turn = True
-            self._sendable.append(stream)
+    def _line_up(self, queue: SendQueue) -> None:
+        if queue.chunks and queue.window > 0:
+            queue.in_turn = True
+            self._ready.append(queue)
             self._schedule()
 
-    def _leave_all(self) -> None:
-        for stream in self._sendable:
-            stream.in_turn = False
-        self._sendable.clear()
+    def _clear_ready(self) -> None:
+        for queue in self._ready:
+            queue.in_turn = False
+        self._ready.clear()

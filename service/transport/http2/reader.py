@@ -1,374 +1,357 @@
-"""Bytes in: frames, and what a connection or a stream does about each (RFC 9113 section 6)."""
+"""Frames in: what each one does to its stream or to the connection (RFC 9113 section 6)."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from service.transport.http2 import frames
-from service.transport.http2.budget import Budget
-from service.transport.http2.frames import ErrorCode, Http2Error, Setting
-from service.transport.http2.headers import MAX_BLOCK_BYTES, HeaderDecoder, check_trailers
+from service.transport.http2.frame_buffer import FrameBuffer
+from service.transport.http2.frames import ErrorCode, Http2Error, Setting, protocol_error
+from service.transport.http2.headers import (
+    HeaderDecoder,
+    PartialBlock,
+    check_block,
+    check_trailers,
+)
 from service.transport.http2.outbox import Outbox
+from service.transport.http2.rate_limit import FloodLimits
 from service.transport.http2.stream import Stream, Streams
 
-if TYPE_CHECKING:
-    from service.transport.http2.connection import Connection
-
-#: What all streams together may send before they are granted more.
+#: Flow-control window of a whole connection, in bytes of DATA.
 CONNECTION_WINDOW: Final = 16 * 2**20
-# A header block may come in pieces; those of a flood are many and small.
-_MOST_BLOCK_FRAMES: Final = 32
-# Frames that say nothing, for each that says something: grpc-go pings and grants with every
-# frame of data that it gets.
-_TRIFLES_A_FRAME: Final = 10
+
+
+class Session(Protocol):
+    """What a reader needs of its connection.
+
+    Attributes:
+        peer: Address of the client, as in `ipv4:127.0.0.1:4711`.
+        closing: Whether all further input is ignored.
+    """
+
+    peer: str
+    closing: bool
+
+    def send_preface(self) -> None:
+        """Sends the server's connection preface, once."""
+
+    def refuse_http_1(self) -> None:
+        """Answers a client that speaks HTTP/1.1, and closes the connection."""
+
+    def on_settings(self) -> None:
+        """The client's preface is complete: its first SETTINGS has been received."""
+
+    def on_ping_ack(self, data: bytes) -> bool:
+        """A PING has been acknowledged; returns whether it was one of ours."""
+
+    def on_request(self, stream: Stream) -> None:
+        """A stream has been opened; sets its receiver."""
+
+    def on_sent(self, stream_id: int) -> None:
+        """END_STREAM has been sent on a stream; closes it."""
+
+    def on_reset(self, stream_id: int) -> None:
+        """The client has reset an open stream; closes it."""
+
+    def reset(self, stream_id: int, code: ErrorCode) -> None:
+        """Sends RST_STREAM, and closes the stream if it is open."""
 
 
 class Reader:
-    """Parses what one connection receives.
+    """Acts on what one connection receives.
 
     Args:
-        connection: Told of what concerns the whole of it.
-        streams: Those of the connection.
-        outbox: Takes what is to be answered.
+        session: The connection.
+        streams: Its streams.
+        outbox: Sends for it.
     """
 
-    def __init__(self, connection: "Connection", streams: Streams, outbox: Outbox):
-        self._connection = connection
+    def __init__(self, session: Session, streams: Streams, outbox: Outbox):
+        self._session = session
         self._streams = streams
         self._outbox = outbox
+        # Bound once, for all streams.
+        self._on_sent, self._reset = session.on_sent, session.reset
+        self._frames = FrameBuffer()
         self._headers = HeaderDecoder()
-        self._greeted = False
-        self._settled = False
-        self._rest = bytearray()
-        self._needed = 0
-        self._block: list[bytes] = []
-        self._block_stream = 0
-        self._block_ends_stream = False
+        # What has been received of the client's preface, until that is complete.
+        self._preface: bytes | None = b""
+        self._settings_received = False
+        self._block: PartialBlock | None = None
         self._initial_window = frames.DEFAULT_WINDOW
         self._receive_window = CONNECTION_WINDOW
-        self._to_grant = 0
-        # Figures of nghttp2, which has them since CVE-2023-44487: resets cost us more than
-        # they cost the peer, and so do frames that say nothing.
-        self._resets = Budget(1000, 33)
-        self._trifles = Budget(1000, 100)
-        self._frames_seen = 0
+        self._unacknowledged = 0
+        self._limits = FloodLimits()
 
     def feed(self, data: bytes) -> None:
-        """Handles the frames that are complete, and keeps the rest.
+        """Acts on the frames that are complete.
 
         Raises:
-            Http2Error: Something is wrong that the connection cannot survive.
+            Http2Error: A connection error.
         """
-        at = 0
-        if self._rest:
-            at = self._complete(data)
-            if len(self._rest) < self._needed:
-                return
-            begun, self._rest = bytes(self._rest), bytearray()
-            self._rest += begun[self._parse(begun, 0) :]
-            if self._rest or self._connection.closing:
-                return
-        at = self._parse(data, at)
-        if at < len(data):
-            self._rest += data[at:]
-
-    def _complete(self, data: bytes) -> int:
-        """Adds what is missing of the frame that has begun; returns how much that was.
-
-        No more than that is copied once more.
-        """
-        rest, at = self._rest, 0
-        if self._greeted and len(rest) < frames.HEAD_BYTES:
-            at = frames.HEAD_BYTES - len(rest)
-            rest += data[:at]
-            if len(rest) < frames.HEAD_BYTES:
-                return len(data)
-            self._needed = frames.HEAD_BYTES + frames.checked(frames.parse_head(rest, 0)[0])
-        stop = at + self._needed - len(rest) if self._greeted else len(data)
-        rest += data[at:stop]
-        return stop
-
-    def _parse(self, data: bytes, at: int) -> int:
-        """Handles the frames that are complete and returns where the next one begins."""
-        end = len(data)
-        if not self._greeted:
-            at = self._greet(data)
-            if not self._greeted:
-                return at
-        while end - at >= frames.HEAD_BYTES:
-            length, kind, flags, number = frames.parse_head(data, at)
-            stop = at + frames.HEAD_BYTES + frames.checked(length)
-            if stop > end:
-                self._needed = stop - at
-                return at
-            payload = data[at + frames.HEAD_BYTES : stop]
-            at = stop
-            if kind == frames.DATA and not flags and length:
-                payload, flags, at = frames.whole_body(data, payload, number, at)
-            if self._block_stream and (kind != frames.CONTINUATION or number != self._block_stream):
-                raise _protocol_error("a header block was interrupted")
-            if not self._settled and kind != frames.SETTINGS:
-                raise _protocol_error("the first frame is not SETTINGS")
-            if kind >= len(_HANDLERS):
-                self._trifle()  # extensions are to be ignored
+        if self._preface is not None:
+            data = self._read_preface(self._preface + data)
+        session = self._session
+        for frame_type, flags, stream_id, payload in self._frames.feed(data):
+            block = self._block
+            if block is not None and (
+                frame_type != frames.CONTINUATION or stream_id != block.stream_id
+            ):
+                raise protocol_error("a header block was interrupted")
+            if not self._settings_received and frame_type != frames.SETTINGS:
+                raise protocol_error("the first frame is not SETTINGS")
+            if frame_type >= len(_HANDLERS):
+                self._count_overhead()  # unknown types are ignored (section 5.5)
                 continue
             try:
-                _HANDLERS[kind](self, flags, number, payload)
+                _HANDLERS[frame_type](self, flags, stream_id, payload)
             except Http2Error as error:
-                if not error.stream:
+                if not error.stream_id:
                     raise
-                self._fail_stream(error)
-            if self._connection.closing:
-                return end
-        self._needed = frames.HEAD_BYTES
-        return at
+                self._reset(error.stream_id, error.code)
+                if not self._limits.allow_reset():
+                    raise Http2Error(
+                        ErrorCode.ENHANCE_YOUR_CALM, "too many streams went wrong"
+                    ) from error
+            if session.closing:
+                return
 
-    def _greet(self, data: bytes) -> int:
+    def _read_preface(self, data: bytes) -> bytes:
+        """Reads the client's connection preface; returns what follows it."""
         preface = frames.PREFACE
         if data.startswith(preface):
-            self._greeted = True
-            self._connection.welcome()
-            return len(preface)
+            self._preface = None
+            self._session.send_preface()
+            return data[len(preface) :]
         if preface.startswith(data):
-            self._needed = len(data) + 1
-            return 0
-        if data.split(b"\r\n", 1)[0].endswith((b"HTTP/1.1", b"HTTP/1.0")):
-            self._connection.refuse_http_1()
-            return len(data)
-        raise _protocol_error("no HTTP/2 connection preface")
+            self._preface = data
+        elif data.split(b"\r\n", 1)[0].endswith((b"HTTP/1.1", b"HTTP/1.0")):
+            self._session.refuse_http_1()
+        else:
+            raise protocol_error("no HTTP/2 connection preface")
+        return b""
 
     # Requests.
 
-    def _on_data(self, flags: int, number: int, payload: bytes) -> None:
+    def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
         size = len(payload)
         self._receive_window -= size
         if self._receive_window < 0:
             raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "more data than the connection's window")
         self._credit(size)
-        stream = self._streams.known(number, frames.DATA)
+        stream = self._streams.find(stream_id, frames.DATA)
         if stream is None:
             if not size:
-                self._trifle()
+                self._count_overhead()
             return
         stream.receive_window -= size
         if stream.receive_window < 0:
             raise Http2Error(
-                ErrorCode.FLOW_CONTROL_ERROR, "more data than the stream's window", number
+                ErrorCode.FLOW_CONTROL_ERROR, "more data than the stream's window", stream_id
             )
         ends = bool(flags & frames.END_STREAM)
-        chunk = frames.without_padding(payload, flags) if flags & frames.PADDED else payload
+        chunk = frames.strip_padding(payload, flags) if flags & frames.PADDED else payload
         if len(chunk) < size:
             stream.consumed(size - len(chunk))
         stream.body_bytes += len(chunk)
-        # First of all: what is now answered needs no RST_STREAM, and grants no more.
+        # Before the receiver: a response from here on needs no RST_STREAM, nor WINDOW_UPDATE.
         stream.remote_ended = ends
         if stream.head.content_length is not None:
-            _check_length(stream)
+            stream.check_length()
         if chunk:
             stream.receiver.on_data(chunk)
         elif not ends:
-            self._trifle()
+            self._count_overhead()
         if ends:
             stream.receiver.on_end()
 
     def _credit(self, count: int) -> None:
-        """Grants the connection what it has used; how much a stream may send bounds it."""
-        self._to_grant += count
-        if self._to_grant >= CONNECTION_WINDOW // 2:
-            self._receive_window += self._to_grant
-            self._outbox.emit(frames.window_update(0, self._to_grant))
-            self._to_grant = 0
+        """Grants window for received DATA; each stream's own window bounds the memory."""
+        self._unacknowledged += count
+        if self._unacknowledged >= CONNECTION_WINDOW // 2:
+            self._receive_window += self._unacknowledged
+            self._outbox.emit(frames.window_update(0, self._unacknowledged))
+            self._unacknowledged = 0
 
-    def _on_headers(self, flags: int, number: int, payload: bytes) -> None:
-        payload = frames.without_padding(payload, flags)
-        if flags & frames.PRIORITISED:
+    def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
+        payload = frames.strip_padding(payload, flags)
+        if flags & frames.PRIORITY_FLAG:
             if len(payload) < 5:
                 raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "HEADERS: no room for its priority")
             payload = payload[5:]
-        if not number % 2:
-            raise _protocol_error(f"HEADERS: stream {number}, wanted an odd number")
-        if len(payload) > MAX_BLOCK_BYTES:
-            raise _too_long()
+        if not stream_id % 2:
+            raise protocol_error(f"HEADERS: stream {stream_id}, wanted an odd number")
+        check_block(len(payload))
         ends = bool(flags & frames.END_STREAM)
         if flags & frames.END_HEADERS:
-            self._on_block(number, payload, ends)
+            self._on_block(stream_id, payload, ends)
         else:
-            self._block, self._block_stream = [payload], number
-            self._block_ends_stream = ends
+            self._block = PartialBlock(stream_id, payload, end_stream=ends)
 
-    def _on_continuation(self, flags: int, number: int, payload: bytes) -> None:
-        if not self._block_stream:
-            raise _protocol_error("CONTINUATION without a header block before it")
-        self._block.append(payload)
-        if len(self._block) > _MOST_BLOCK_FRAMES or sum(map(len, self._block)) > MAX_BLOCK_BYTES:
-            raise _too_long()
+    def _on_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
+        block = self._block
+        if block is None:
+            raise protocol_error("CONTINUATION without a header block before it")
+        block.add(payload)
         if flags & frames.END_HEADERS:
-            block, self._block = b"".join(self._block), []
-            self._block_stream = 0
-            self._on_block(number, block, self._block_ends_stream)
+            self._block = None
+            self._on_block(stream_id, block.join(), block.end_stream)
 
-    def _on_block(self, number: int, block: bytes, ends: bool) -> None:
-        streams = self._streams
-        if number <= streams.last:
-            self._on_trailers(number, block, ends)
+    def _on_block(self, stream_id: int, block: bytes, ends: bool) -> None:
+        streams, session = self._streams, self._session
+        if stream_id <= streams.last:
+            self._on_trailers(stream_id, block, ends)
             return
-        streams.last = number
-        # Whatever is refused, the table of the headers has to follow.
-        head = self._headers.request(block, number)
-        if self._connection.refusing:
-            raise Http2Error(ErrorCode.REFUSED_STREAM, "the connection is being retired", number)
-        if streams.full:
-            raise Http2Error(ErrorCode.REFUSED_STREAM, "too many streams", number)
-        stream = Stream(number, head, self._connection, self._outbox, self._initial_window)
+        streams.last = stream_id
+        # Decoded even if the stream is refused, or the dynamic table would get out of step.
+        head = self._headers.request(block, stream_id)
+        streams.admit(stream_id)
+        stream = Stream(
+            stream_id,
+            head,
+            session.peer,
+            self._outbox,
+            self._initial_window,
+            self._on_sent,
+            self._reset,
+        )
         stream.remote_ended = ends
         if head.content_length is not None:
-            _check_length(stream)
-        streams.open[number] = stream
-        self._connection.accept(stream)
+            stream.check_length()
+        streams.open[stream_id] = stream
+        session.on_request(stream)
         if ends:
             stream.receiver.on_end()
 
-    def _on_trailers(self, number: int, block: bytes, ends: bool) -> None:
+    def _on_trailers(self, stream_id: int, block: bytes, ends: bool) -> None:
         fields = self._headers.decode(block)
-        stream = self._streams.known(number, frames.HEADERS)
+        stream = self._streams.find(stream_id, frames.HEADERS)
         if stream is None:
-            self._trifle()
+            self._count_overhead()
             return
         if not ends:
-            raise Http2Error(ErrorCode.PROTOCOL_ERROR, "trailers that end nothing", number)
-        check_trailers(fields, number)
+            raise protocol_error("trailers that end nothing", stream_id)
+        check_trailers(fields, stream_id)
         stream.remote_ended = True
-        _check_length(stream)
+        stream.check_length()
         stream.receiver.on_end()
 
-    def _on_rst_stream(self, flags: int, number: int, payload: bytes) -> None:  # noqa: ARG002
+    def _on_rst_stream(self, flags: int, stream_id: int, payload: bytes) -> None:  # noqa: ARG002
         if len(payload) != 4:
             raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "RST_STREAM: wanted 4 bytes")
-        if self._streams.is_idle(number):
-            raise _protocol_error("RST_STREAM: on an idle stream")
-        if number not in self._streams.open:
-            self._trifle()
+        if self._streams.is_idle(stream_id):
+            raise protocol_error("RST_STREAM: on an idle stream")
+        if stream_id not in self._streams.open:
+            self._count_overhead()
             return
-        self._connection.lose(number)
-        if not self._resets.spend():
+        self._session.on_reset(stream_id)
+        if not self._limits.allow_reset():
             raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "too many streams were reset")
 
-    def _on_priority(self, flags: int, number: int, payload: bytes) -> None:  # noqa: ARG002
-        if not number:
-            raise _protocol_error("PRIORITY: on no stream")
+    def _on_priority(self, flags: int, stream_id: int, payload: bytes) -> None:  # noqa: ARG002
+        if not stream_id:
+            raise protocol_error("PRIORITY: on no stream")
         if len(payload) != 5:
-            # A stream that there is not cannot be reset.
-            stream = number if number in self._streams.open else 0
-            raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "PRIORITY: wanted 5 bytes", stream)
-        self._trifle()
+            # A stream error if the stream can be reset, which an idle one cannot.
+            number = stream_id if stream_id in self._streams.open else 0
+            raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "PRIORITY: wanted 5 bytes", number)
+        self._count_overhead()
 
-    def _on_push_promise(self, flags: int, number: int, payload: bytes) -> None:  # noqa: ARG002
-        raise _protocol_error("PUSH_PROMISE: from a client")
+    def _on_push_promise(self, flags: int, stream_id: int, payload: bytes) -> None:  # noqa: ARG002
+        raise protocol_error("PUSH_PROMISE: from a client")
 
-    # What the peer allows, and how it is.
+    # The connection.
 
-    def _on_settings(self, flags: int, number: int, payload: bytes) -> None:
-        if number:
-            raise _protocol_error("SETTINGS: on a stream")
+    def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id:
+            raise protocol_error("SETTINGS: on a stream")
         if flags & frames.ACK:
             if payload:
                 raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS: an acknowledgement's text")
-            self._trifle()
+            self._count_overhead()
             return
         if len(payload) % 6:
             raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS: wanted six bytes each")
-        self._trifle()
+        self._count_overhead()
         before = self._initial_window
-        for key, value in frames.parse_settings(payload):
-            self._set(key, value)
-        # Once, however often it was said: each time costs a look at every stream.
+        for identifier, value in frames.parse_settings(payload):
+            self._apply(identifier, value)
+        # Once per frame, however often it was set: each time visits every stream.
         if self._initial_window != before:
             self._widen_all(self._initial_window - before)
-        if not self._settled:
-            self._settled = True
-            self._connection.settled()
+        if not self._settings_received:
+            self._settings_received = True
+            self._session.on_settings()
         self._outbox.emit(frames.frame(frames.SETTINGS, frames.ACK, 0))
 
-    def _set(self, key: int, value: int) -> None:
-        if key == Setting.INITIAL_WINDOW_SIZE:
-            if value > frames.MOST_WINDOW:
+    def _apply(self, identifier: int, value: int) -> None:
+        if identifier == Setting.INITIAL_WINDOW_SIZE:
+            if value > frames.MAX_WINDOW:
                 raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS: initial window too large")
             self._initial_window = value
-        elif key == Setting.HEADER_TABLE_SIZE:
-            self._outbox.limit_table(value)
-        elif key == Setting.MAX_FRAME_SIZE:
-            if not frames.LEAST_FRAME_BYTES <= value < 2**24:
-                raise _protocol_error("SETTINGS: frame size out of range")
-            self._outbox.limit_frames(value)
-        elif key == Setting.ENABLE_PUSH and value > 1:
-            raise _protocol_error("SETTINGS: ENABLE_PUSH is 0 or 1")
+        elif identifier == Setting.HEADER_TABLE_SIZE:
+            self._outbox.set_table_size(value)
+        elif identifier == Setting.MAX_FRAME_SIZE:
+            if not frames.DEFAULT_FRAME_BYTES <= value < 2**24:
+                raise protocol_error("SETTINGS: frame size out of range")
+            self._outbox.set_max_frame_size(value)
+        elif identifier == Setting.ENABLE_PUSH and value > 1:
+            raise protocol_error("SETTINGS: ENABLE_PUSH is 0 or 1")
 
     def _widen_all(self, change: int) -> None:
         for stream in self._streams.open.values():
-            if stream.send_window + change > frames.MOST_WINDOW:
+            queue = stream.send_queue
+            if queue.window + change > frames.MAX_WINDOW:
                 raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS: a window too large")
-            self._outbox.widen(stream, change)
+            self._outbox.widen(queue, change)
 
-    def _on_window_update(self, flags: int, number: int, payload: bytes) -> None:  # noqa: ARG002
+    def _on_window_update(self, flags: int, stream_id: int, payload: bytes) -> None:  # noqa: ARG002
         if len(payload) != 4:
             raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "WINDOW_UPDATE: wanted 4 bytes")
-        increment = frames.parse_long(payload) & frames.MOST_WINDOW
-        if number and self._streams.is_idle(number):
-            raise _protocol_error("WINDOW_UPDATE: on an idle stream")
-        self._trifle()
-        if number == 0:
+        increment = frames.parse_uint32(payload) & frames.MAX_WINDOW
+        if stream_id and self._streams.is_idle(stream_id):
+            raise protocol_error("WINDOW_UPDATE: on an idle stream")
+        self._count_overhead()
+        if stream_id == 0:
             if not increment:
-                raise _protocol_error("WINDOW_UPDATE: by nothing")
+                raise protocol_error("WINDOW_UPDATE: by nothing")
             self._outbox.widen_connection(increment)
             return
-        stream = self._streams.open.get(number)
+        stream = self._streams.open.get(stream_id)
         if stream is None:
             return
         if not increment:
-            raise Http2Error(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE: by nothing", number)
-        if stream.send_window + increment > frames.MOST_WINDOW:
+            raise protocol_error("WINDOW_UPDATE: by nothing", stream_id)
+        if stream.send_queue.window + increment > frames.MAX_WINDOW:
             raise Http2Error(
-                ErrorCode.FLOW_CONTROL_ERROR, "a stream's window beyond 2^31 - 1", number
+                ErrorCode.FLOW_CONTROL_ERROR, "a stream's window beyond 2^31 - 1", stream_id
             )
-        self._outbox.widen(stream, increment)
+        self._outbox.widen(stream.send_queue, increment)
 
-    def _on_ping(self, flags: int, number: int, payload: bytes) -> None:
-        if number:
-            raise _protocol_error("PING: on a stream")
+    def _on_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id:
+            raise protocol_error("PING: on a stream")
         if len(payload) != 8:
             raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "PING: wanted 8 bytes")
         if not flags & frames.ACK:
-            self._trifle()
+            self._count_overhead()
             self._outbox.emit(frames.frame(frames.PING, frames.ACK, 0, payload))
-        elif not self._connection.noticed(payload):
-            self._trifle()
+        elif not self._session.on_ping_ack(payload):
+            self._count_overhead()
 
-    def _on_goaway(self, flags: int, number: int, payload: bytes) -> None:  # noqa: ARG002
-        if number:
-            raise _protocol_error("GOAWAY: on a stream")
+    def _on_goaway(self, flags: int, stream_id: int, payload: bytes) -> None:  # noqa: ARG002
+        if stream_id:
+            raise protocol_error("GOAWAY: on a stream")
         if len(payload) < 8:
             raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY: wanted at least 8 bytes")
-        # The peer opens no more streams, and closes when it has its answers.
-        self._trifle()
+        # Nothing to do: the client closes the connection when it has its responses.
+        self._count_overhead()
 
-    # What is wrong with them.
-
-    def _trifle(self) -> None:
-        if self._trifles.spend():
-            return
-        # Most of them answer what was sent, which is no flood.
-        frames_now = self._outbox.data_frames + self._streams.last
-        self._trifles.earn(_TRIFLES_A_FRAME * (frames_now - self._frames_seen))
-        self._frames_seen = frames_now
-        if not self._trifles.spend():
+    def _count_overhead(self) -> None:
+        if not self._limits.allow_overhead(self._outbox.data_frames + self._streams.last):
             raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that say nothing")
 
-    def _fail_stream(self, error: Http2Error) -> None:
-        self._connection.fail_stream(error)
-        if not self._resets.spend():
-            raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "too many streams went wrong")
 
-
-# Of the class and not of each reader, whose methods would refer to it until gc finds them.
+# By type. Unbound: bound methods kept by each reader would be cycles for gc to find.
 _HANDLERS: Final[tuple[Callable[[Reader, int, int, bytes], None], ...]] = (
     Reader._on_data,
     Reader._on_headers,
@@ -381,20 +364,3 @@ _HANDLERS: Final[tuple[Callable[[Reader, int, int, bytes], None], ...]] = (
     Reader._on_window_update,
     Reader._on_continuation,
 )
-
-
-def _check_length(stream: Stream) -> None:
-    announced, got = stream.head.content_length, stream.body_bytes
-    if announced is None or got == announced or (got < announced and not stream.remote_ended):
-        return
-    problem = f"content-length: {announced}, but {got} bytes came"
-    raise Http2Error(ErrorCode.PROTOCOL_ERROR, problem, stream.id)
-
-
-def _protocol_error(problem: str) -> Http2Error:
-    return Http2Error(ErrorCode.PROTOCOL_ERROR, problem)
-
-
-def _too_long() -> Http2Error:
-    problem = f"header block: more than {MAX_BLOCK_BYTES} bytes, or in too many pieces"
-    return Http2Error(ErrorCode.ENHANCE_YOUR_CALM, problem)

@@ -1,31 +1,23 @@
-"""One request and its response on a connection, and all of a connection by their numbers."""
+"""One request and its response on a connection, and the table of a connection's streams."""
 
-import asyncio
-from collections import deque
-from typing import TYPE_CHECKING, Final, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol
 
 from service.transport.http2 import frames
-from service.transport.http2.frames import ErrorCode, Http2Error
-from service.transport.http2.headers import Head
+from service.transport.http2.frames import ErrorCode, Http2Error, protocol_error
+from service.transport.http2.headers import RequestHead
+from service.transport.http2.outbox import Outbox
+from service.transport.http2.send_queue import Chunk, SendQueue
 
-if TYPE_CHECKING:
-    from service.transport.http2.connection import Connection
-    from service.transport.http2.outbox import Outbox
-
-Chunk = bytes | memoryview
-
-#: What each stream may send before it is granted more.
-WINDOW: Final = 2**20
-
-# A writer waits while more than this is queued: one message is sent while the next is made.
-_QUEUED_BYTES = 64 * 1024
+#: Our SETTINGS_INITIAL_WINDOW_SIZE: bytes of DATA on each stream.
+STREAM_WINDOW: Final = 2**20
 
 
 class Receiver(Protocol):
-    """Takes what a peer sends in a request."""
+    """Takes what happens on a stream. After `on_sent` or `on_reset` nothing more happens."""
 
     def on_data(self, chunk: bytes) -> None:
-        """DATA has been received; `Stream.consumed` grants its window again."""
+        """DATA has been received; it occupies the window until `Stream.consumed`."""
 
     def on_end(self) -> None:
         """END_STREAM has been received: the request is complete."""
@@ -34,11 +26,11 @@ class Receiver(Protocol):
         """END_STREAM has been sent: the response is complete."""
 
     def on_reset(self) -> None:
-        """The stream was reset, by either side or with its connection."""
+        """The stream was reset, by either side or because its connection is lost."""
 
 
-class _Nobody:
-    """Takes the rest of a request that nobody is interested in."""
+class _NullReceiver:
+    """Ignores everything."""
 
     def on_data(self, chunk: bytes) -> None:
         pass
@@ -53,189 +45,196 @@ class _Nobody:
         pass
 
 
-NOBODY: Receiver = _Nobody()
+NULL_RECEIVER: Receiver = _NullReceiver()
 
 
 class Stream:
-    """A request that is being answered. To be used in the loop of its connection.
+    """A request that is being answered. Not thread-safe: for the connection's event loop.
+
+    Nothing is sent on a stream that is closed, or after its trailers.
+
+    Args:
+        stream_id: Identifier on the connection.
+        head: Header section of the request.
+        peer: Address of the client, as in `ipv4:127.0.0.1:4711`.
+        outbox: Sends for the connection.
+        send_window: Initial flow-control window, in bytes, for what is sent.
+        on_sent: Called with the identifier once END_STREAM has been sent.
+        reset: Sends RST_STREAM, given the identifier and an error code.
 
     Attributes:
-        id: Its number on the connection.
-        head: What the request began with.
-        receiver: Takes the body.
-        send_window: Bytes that the peer takes before it grants more.
-        receive_window: Bytes that the peer may still send.
-        remote_ended: Whether the body is complete.
-        local_ended: Whether the response is complete.
-        started: Whether the response has begun.
-        in_turn: Whether it stands in the connection's line of those that have data to send.
-        body_bytes: Length of the body so far.
+        id: Identifier on the connection.
+        receiver: Takes what happens on the stream.
+        send_queue: DATA and trailers that are still to be sent.
+        receive_window: Bytes of DATA that the peer may still send.
+        body_bytes: Bytes of the request's body received so far.
+        headers_sent: Whether the response has begun.
+        remote_ended: Whether END_STREAM has been received (RFC 9113: half-closed, remote).
+        closed: Whether END_STREAM has been sent, or the stream was reset.
     """
 
     __slots__ = (
-        "_connection",
         "_outbox",
-        "_space",
-        "_to_grant",
+        "_reset",
+        "_unacknowledged",
         "body_bytes",
-        "chunks",
+        "closed",
         "head",
+        "headers_sent",
         "id",
-        "in_turn",
-        "local_ended",
-        "queued_bytes",
+        "peer",
         "receive_window",
         "receiver",
         "remote_ended",
-        "send_window",
-        "started",
-        "trailers",
+        "send_queue",
     )
 
     def __init__(
-        self, number: int, head: Head, connection: "Connection", outbox: "Outbox", send_window: int
+        self,
+        stream_id: int,
+        head: RequestHead,
+        peer: str,
+        outbox: Outbox,
+        send_window: int,
+        on_sent: Callable[[int], None],
+        reset: Callable[[int, ErrorCode], None],
     ):
-        self.id = number
+        self.id = stream_id
         self.head = head
-        self.receiver = NOBODY
-        self.send_window = send_window
-        self.receive_window = WINDOW
-        self.remote_ended = False
-        self.local_ended = False
-        self.started = False
-        self.in_turn = False
+        self.peer = peer
+        self.receiver = NULL_RECEIVER
+        self.send_queue = SendQueue(stream_id, send_window, on_sent)
+        self.receive_window = STREAM_WINDOW
         self.body_bytes = 0
-        # What waits for windows, and what follows it.
-        self.chunks: deque[Chunk] = deque()
-        self.queued_bytes = 0
-        self.trailers: bytes | None = None
-        self._connection = connection
+        self.headers_sent = False
+        self.remote_ended = False
+        self.closed = False
         self._outbox = outbox
-        self._to_grant = 0
-        self._space: asyncio.Future[None] | None = None
+        self._reset = reset
+        # Bytes consumed and not yet granted again.
+        self._unacknowledged = 0
 
     @property
-    def peer(self) -> str:
-        """Who asks, as in `ipv4:127.0.0.1:4711`."""
-        return self._connection.peer
+    def queued_bytes(self) -> int:
+        """Bytes of DATA that wait to be sent."""
+        return self.send_queue.queued_bytes
 
-    @property
-    def open(self) -> bool:
-        """Whether anything may still be sent."""
-        return not self.local_ended and self.trailers is None
-
-    def respond(self, head: bytes, chunks: tuple[Chunk, ...], trailers: bytes) -> None:
-        """Sends a whole response.
+    def respond(self, headers: bytes, chunks: tuple[Chunk, ...], trailers: bytes) -> None:
+        """Sends a whole response, on a stream that has sent nothing yet.
 
         Args:
-            head: Header block.
-            chunks: What comes between.
-            trailers: Header block at the end.
+            headers: Header block.
+            chunks: Parts of the body.
+            trailers: Header block that ends the stream.
         """
-        if self.open:
-            self._outbox.respond(self, head, chunks, trailers)
+        if not self.closed and self.send_queue.trailers is None:
+            self.headers_sent = True
+            self._outbox.respond(self.send_queue, headers, chunks, trailers)
 
-    def start(self, head: bytes) -> None:
-        """Sends the header block that a response begins with."""
-        if self.open:
-            self.started = True
-            self._outbox.send_head(self, head, end=False)
+    def send_headers(self, headers: bytes) -> None:
+        """Sends the header block that begins a response."""
+        if not self.closed and self.send_queue.trailers is None:
+            self.headers_sent = True
+            self._outbox.send_headers(self.id, headers)
 
-    def write(self, *chunks: Chunk) -> None:
-        """Sends some of the body, as windows allow."""
-        if self.open:
-            self._outbox.send_data(self, chunks)
+    def send_data(self, *chunks: Chunk) -> None:
+        """Sends parts of the body, as far as windows allow, and queues the rest."""
+        if not self.closed and self.send_queue.trailers is None:
+            self._outbox.send_data(self.send_queue, chunks)
 
-    def finish(self, trailers: bytes) -> None:
-        """Sends the trailers; without a `start` before, a response that is nothing else."""
-        if self.open:
-            self._outbox.send_trailers(self, trailers)
+    def end(self, trailers: bytes) -> None:
+        """Ends the response by trailers; before `send_headers` they are all of it."""
+        if not self.closed and self.send_queue.trailers is None:
+            self._outbox.send_trailers(self.send_queue, trailers)
 
     def reset(self, code: ErrorCode) -> None:
-        """Ends the stream where it is."""
-        self._connection.reset(self, code)
+        """Resets the stream; what is queued is dropped."""
+        if not self.closed:
+            self._reset(self.id, code)
+
+    def wait_writable(self) -> Awaitable[None]:
+        """Waits while too much is queued (back-pressure)."""
+        return self.send_queue.wait_writable()
 
     def consumed(self, count: int) -> None:
-        """Lets the peer send so many bytes more."""
-        if self.remote_ended or self.local_ended:
+        """Grants window for received DATA that no longer occupies memory, in bytes."""
+        if self.remote_ended or self.closed:
             return
-        self._to_grant += count
-        if self._to_grant >= WINDOW // 2:
-            self.receive_window += self._to_grant
-            self._outbox.emit(frames.window_update(self.id, self._to_grant))
-            self._to_grant = 0
+        self._unacknowledged += count
+        if self._unacknowledged >= STREAM_WINDOW // 2:
+            self.receive_window += self._unacknowledged
+            self._outbox.emit(frames.window_update(self.id, self._unacknowledged))
+            self._unacknowledged = 0
 
-    async def space(self) -> None:
-        """Waits while the peer does not take what it is sent."""
-        while self.queued_bytes > _QUEUED_BYTES and not self.local_ended:
-            if self._space is None:
-                self._space = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._space)
+    def check_length(self) -> None:
+        """Compares the body so far with the request's `content-length`, if it has one.
 
-    def ended(self) -> None:
-        """Told by the outbox that the response is out."""
-        self._connection.ended(self)
-
-    def sent(self, count: int) -> None:
-        """Told by the outbox that so many queued bytes are on their way."""
-        self.queued_bytes -= count
-        if self.queued_bytes <= _QUEUED_BYTES:
-            self.wake()
-
-    def wake(self) -> None:
-        """Ends a wait for space."""
-        if self._space is not None:
-            if not self._space.done():
-                self._space.set_result(None)
-            self._space = None
+        Raises:
+            Http2Error: The body is longer or, at its end, shorter.
+        """
+        announced, got = self.head.content_length, self.body_bytes
+        if announced is None or got == announced or (got < announced and not self.remote_ended):
+            return
+        raise protocol_error(f"content-length: {announced}, but {got} bytes came", self.id)
 
 
 class Streams:
     """The streams of a connection.
 
     Args:
-        most: Most open ones that a client has at a time.
+        max_open: Our SETTINGS_MAX_CONCURRENT_STREAMS.
 
     Attributes:
-        open: Those that are being answered, by their numbers.
-        last: The highest number that the client has used.
+        open: Streams that are not closed, by identifier.
+        last: Highest identifier that the client has used.
+        refusing: Whether new streams are refused.
     """
 
-    def __init__(self, most: int):
+    def __init__(self, max_open: int):
         self.open: dict[int, Stream] = {}
         self.last = 0
-        self._most = most
-        # Those that we ended while their peer was still sending, oldest first.
-        self._abandoned: dict[int, None] = {}
+        self.refusing = False
+        self._max_open = max_open
+        # Streams that we reset, oldest first; the peer may not know yet.
+        self._reset: dict[int, None] = {}
 
-    @property
-    def full(self) -> bool:
-        """Whether no more may be opened."""
-        return len(self.open) >= self._most
-
-    def is_idle(self, number: int) -> bool:
-        """Whether a client has not opened it, or cannot."""
-        return number > self.last or not number % 2
-
-    def known(self, number: int, kind: int) -> Stream | None:
-        """The stream of a frame; None where we ended it and the peer may not know yet.
+    def admit(self, stream_id: int) -> None:
+        """Checks whether the client may open a stream.
 
         Raises:
-            Http2Error: The peer has ended it, or there has never been one.
+            Http2Error: It is refused, which the client may retry on another connection.
         """
-        stream = self.open.get(number)
+        if self.refusing:
+            raise Http2Error(ErrorCode.REFUSED_STREAM, "the connection is being retired", stream_id)
+        if len(self.open) >= self._max_open:
+            raise Http2Error(ErrorCode.REFUSED_STREAM, "too many streams", stream_id)
+
+    def is_idle(self, stream_id: int) -> bool:
+        """Whether the client has not opened the stream, or cannot (even identifiers)."""
+        return stream_id > self.last or not stream_id % 2
+
+    def find(self, stream_id: int, frame_type: int) -> Stream | None:
+        """Finds the stream that DATA or HEADERS is for.
+
+        Returns:
+            The stream, or None where we have reset it and the frame is to be ignored.
+
+        Raises:
+            Http2Error: The stream is idle or closed, or END_STREAM has been received on it.
+        """
+        stream = self.open.get(stream_id)
         if stream is not None:
             if stream.remote_ended:
-                raise Http2Error(ErrorCode.STREAM_CLOSED, "a frame after the end", number)
+                raise Http2Error(ErrorCode.STREAM_CLOSED, "a frame after the end", stream_id)
             return stream
-        if self.is_idle(number):
-            raise Http2Error(ErrorCode.PROTOCOL_ERROR, f"frame {kind}: on an idle stream")
-        if number in self._abandoned:
+        if self.is_idle(stream_id):
+            raise protocol_error(f"frame {frame_type}: on an idle stream")
+        if stream_id in self._reset:
             return None
-        raise Http2Error(ErrorCode.STREAM_CLOSED, f"frame {kind}: on a stream that has ended")
+        raise Http2Error(ErrorCode.STREAM_CLOSED, f"frame {frame_type}: on a stream that has ended")
 
-    def abandon(self, number: int) -> None:
-        """Remembers that we ended a stream while its peer may still be sending."""
-        self._abandoned[number] = None
-        if len(self._abandoned) > 2 * self._most:
-            del self._abandoned[next(iter(self._abandoned))]
+    def add_reset(self, stream_id: int) -> None:
+        """Remembers that we have reset a stream."""
+        self._reset[stream_id] = None
+        if len(self._reset) > 2 * self._max_open:
+            del self._reset[next(iter(self._reset))]

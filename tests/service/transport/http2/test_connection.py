@@ -166,7 +166,7 @@ def test_a_first_frame_that_is_not_settings_is_an_error():
 
 @pytest.mark.parametrize("said", [b"", PREFACE[:10], PREFACE])
 def test_who_says_nothing_is_hung_up_on(monkeypatch, said):
-    monkeypatch.setattr(module, "_HANDSHAKE_SECONDS", 0.01)
+    monkeypatch.setattr(module, "_PREFACE_SECONDS", 0.01)
 
     async def scenario():
         session = Session()
@@ -393,7 +393,7 @@ def test_who_takes_no_table_is_told_that_none_is_used():
             if whole:
                 asked.stream.respond(HEAD, (b"x",), TRAILERS)
             else:
-                asked.stream.finish(HEAD + TRAILERS)
+                asked.stream.end(HEAD + TRAILERS)
             blocks = [each.payload for each in await session.answers() if each.kind == HEADERS]
             assert decoder.decode(blocks[0])[0] == (":status", "200")
             assert decoder.decode(blocks[-1])[-1] == ("grpc-status", "0")
@@ -406,7 +406,7 @@ def test_a_block_larger_than_a_frame_is_sent_in_pieces():
     async def scenario(session):
         asked = await session.ask(1)
         fields = [("grpc-message", "a" * 40_000)]
-        asked.stream.finish(status_200() + encode(fields))
+        asked.stream.end(status_200() + encode(fields))
         sent = await session.answers()
         assert [each.kind for each in sent] == [HEADERS, CONTINUATION, CONTINUATION]
         assert [each.flags for each in sent] == [END_STREAM, 0, END_HEADERS]
@@ -437,7 +437,7 @@ def test_streams_beyond_the_limit_are_refused_and_those_before_live():
 def test_an_answer_before_the_end_of_the_request_asks_for_no_more():
     async def scenario(session):
         asked = await session.ask(1, ends=False)
-        asked.stream.finish(HEAD + TRAILERS)
+        asked.stream.end(HEAD + TRAILERS)
         sent = await session.answers()
         assert [(each.kind, each.flags & END_STREAM) for each in sent] == [
             (HEADERS, END_STREAM), (RST_STREAM, 0)
@@ -457,10 +457,10 @@ def test_a_request_that_is_refused_as_it_ends_is_not_reset_as_well(ends_by):
                 self.stream = stream
 
             def on_data(self, _chunk):
-                self.stream.finish(HEAD + TRAILERS)
+                self.stream.end(HEAD + TRAILERS)
 
             def on_end(self):
-                self.stream.finish(HEAD + TRAILERS)
+                self.stream.end(HEAD + TRAILERS)
 
             def on_sent(self):
                 pass
@@ -471,7 +471,7 @@ def test_a_request_that_is_refused_as_it_ends_is_not_reset_as_well(ends_by):
         def accept(stream):
             stream.receiver = Refusing(stream)
             if ends_by == "headers":
-                stream.finish(HEAD + TRAILERS)
+                stream.end(HEAD + TRAILERS)
 
         session = Session(accept)
         await session.greet()
@@ -494,13 +494,13 @@ def test_a_reset_by_the_peer_ends_the_request_and_sends_nothing():
         assert await session.send(rst_stream(1)) == []
         assert asked.is_reset
         asked.stream.respond(HEAD, (b"x",), TRAILERS)
-        asked.stream.start(HEAD)
-        asked.stream.write(b"x")
-        asked.stream.finish(TRAILERS)
+        asked.stream.send_headers(HEAD)
+        asked.stream.send_data(b"x")
+        asked.stream.end(TRAILERS)
         asked.stream.consumed(2**20)
         asked.stream.reset(ErrorCode.CANCEL)
         assert await session.answers() == []
-        await asyncio.wait_for(asked.stream.space(), 1)
+        await asyncio.wait_for(asked.stream.wait_writable(), 1)
 
     connected(scenario)
 
@@ -534,7 +534,7 @@ def test_frames_and_settings_that_are_not_known_are_ignored():
 def test_a_retired_connection_warns_finishes_and_closes():
     async def scenario(session):
         first = await session.ask(1)
-        session.connection.retire()
+        session.connection.shut_down()
         warning, ping = await session.answers()
         assert (warning.kind, int.from_bytes(warning.payload[:4], "big"), warning.code) == (
             GOAWAY, 2**31 - 1, 0
@@ -558,10 +558,10 @@ def test_a_retired_connection_warns_finishes_and_closes():
 
 
 def test_a_peer_that_answers_no_ping_is_retired_all_the_same(monkeypatch):
-    monkeypatch.setattr(module, "_NOTICE_SECONDS", 0.01)
+    monkeypatch.setattr(module, "_GOAWAY_SECONDS", 0.01)
 
     async def scenario(session):
-        session.connection.retire()
+        session.connection.shut_down()
         await asyncio.sleep(0.05)
         assert [each.kind for each in await session.answers()] == [GOAWAY, PING, GOAWAY]
         assert session.wire.closing
@@ -571,11 +571,11 @@ def test_a_peer_that_answers_no_ping_is_retired_all_the_same(monkeypatch):
 
 @pytest.mark.parametrize("greets", [False, True])
 def test_a_connection_may_be_retired_before_it_was_greeted(monkeypatch, greets):
-    monkeypatch.setattr(module, "_NOTICE_SECONDS", 0.01)
+    monkeypatch.setattr(module, "_GOAWAY_SECONDS", 0.01)
 
     async def scenario():
         session = Session()
-        session.connection.retire()
+        session.connection.shut_down()
         sent = await session.answers()
         if greets:
             sent += await session.greet()
@@ -592,9 +592,9 @@ def test_a_connection_may_be_retired_before_it_was_greeted(monkeypatch, greets):
 def test_a_lost_connection_ends_every_request_and_its_waits():
     async def scenario(session):
         asked = [await session.ask(number) for number in (1, 3)]
-        asked[0].stream.start(HEAD)
-        asked[0].stream.write(b"x" * 200_000)
-        waiting = asyncio.create_task(asked[0].stream.space())
+        asked[0].stream.send_headers(HEAD)
+        asked[0].stream.send_data(b"x" * 200_000)
+        waiting = asyncio.create_task(asked[0].stream.wait_writable())
         await session.answers()
         session.wire.closing = True
         session.connection.connection_lost(None)
@@ -618,7 +618,7 @@ def test_cut_off_it_says_so_and_closes():
 
 
 def test_it_is_read_on_after_the_last_word_until_the_peer_closes(monkeypatch):
-    monkeypatch.setattr(module, "_FAILED_SECONDS", 0.2)
+    monkeypatch.setattr(module, "_ERROR_SECONDS", 0.2)
 
     async def scenario(session):
         session.wire.half_closes = True
@@ -707,9 +707,9 @@ def test_pings_and_windows_that_answer_what_was_sent_are_no_flood():
 
     async def scenario(session):
         asked = await session.ask(1)
-        asked.stream.start(HEAD)
+        asked.stream.send_headers(HEAD)
         for _ in range(3000):
-            asked.stream.write(b"x" * 10)
+            asked.stream.send_data(b"x" * 10)
             ping = frame(PING, 0, 0, bytes(8))
             await session.send(window_update(0, 10), window_update(1, 10), ping)
         for number in range(3, 4000, 2):
@@ -728,8 +728,8 @@ def test_a_window_that_changes_a_thousand_times_in_a_frame_is_applied_once():
     async def scenario(session):
         for number in range(1, 2000, 2):
             asked = await session.ask(number)
-            asked.stream.start(HEAD)
-            asked.stream.write(b"x" * 10)
+            asked.stream.send_headers(HEAD)
+            asked.stream.send_data(b"x" * 10)
         started = time.process_time()
         pairs = [(INITIAL_WINDOW, number % 2) for number in range(40_000)]
         await session.send(settings(*pairs))
@@ -744,7 +744,7 @@ def test_a_peer_that_does_not_read_is_not_read_from():
 
     async def scenario():
         def refuse(stream):
-            stream.finish(HEAD + encode([("grpc-message", "a" * 500)]))
+            stream.end(HEAD + encode([("grpc-message", "a" * 500)]))
 
         session = Session(refuse)
         await session.greet()

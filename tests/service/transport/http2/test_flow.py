@@ -55,9 +55,9 @@ def test_a_peer_that_grants_byte_by_byte_gets_every_byte_and_then_the_trailers(w
         if whole:
             asked.stream.respond(HEAD, (b"0123456789",), TRAILERS)
         else:
-            asked.stream.start(HEAD)
-            asked.stream.write(b"0123", b"", memoryview(b"456789"))
-            asked.stream.finish(TRAILERS)
+            asked.stream.send_headers(HEAD)
+            asked.stream.send_data(b"0123", b"", memoryview(b"456789"))
+            asked.stream.end(TRAILERS)
         sent = await session.answers()
         assert [each.kind for each in sent] == [HEADERS]
         for number in range(10):
@@ -147,9 +147,9 @@ def test_streams_take_turns_frame_by_frame():
     async def scenario(session):
         await session.send(window_update(0, 10**6))
         for asked in [await session.ask(number) for number in (1, 3, 5)]:
-            asked.stream.start(HEAD)
-            asked.stream.write(BODY[:50_000])
-            asked.stream.finish(TRAILERS)
+            asked.stream.send_headers(HEAD)
+            asked.stream.send_data(BODY[:50_000])
+            asked.stream.end(TRAILERS)
         sent = await session.answers()
         order = [each.stream for each in sent if each.kind == DATA]
         assert order[:6] == [1, 3, 5, 1, 3, 5]
@@ -186,15 +186,15 @@ def test_frames_are_no_larger_than_the_peer_takes():
 def test_a_writer_waits_for_space_and_is_told_when_the_stream_ends():
     async def scenario(session):
         asked = await session.ask(1)
-        asked.stream.start(HEAD)
-        asked.stream.write(BODY, BODY)
-        waiting = asyncio.create_task(asked.stream.space())
+        asked.stream.send_headers(HEAD)
+        asked.stream.send_data(BODY, BODY)
+        waiting = asyncio.create_task(asked.stream.wait_writable())
         await session.answers()
         assert not waiting.done()
         await session.send(window_update(0, 100_000), window_update(1, 100_000))
         await asyncio.wait_for(waiting, 1)
-        asked.stream.write(BODY)
-        again = asyncio.create_task(asked.stream.space())
+        asked.stream.send_data(BODY)
+        again = asyncio.create_task(asked.stream.wait_writable())
         await session.answers()
         await session.send(rst_stream(1))
         await asyncio.wait_for(again, 1)
@@ -296,7 +296,7 @@ def test_the_connection_is_granted_what_refused_streams_use():
 
     async def scenario(session):
         asked = await session.ask(1, ends=False)
-        asked.stream.finish(HEAD + TRAILERS)
+        asked.stream.end(HEAD + TRAILERS)
         granted = 0
         for _ in range(200):
             for each in await session.send(frame(DATA, 0, 1, bytes(MAX_FRAME_BYTES))):

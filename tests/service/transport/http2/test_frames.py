@@ -4,8 +4,8 @@ import pytest
 from hyperframe import frame as reference
 
 from service.transport.http2 import frames
-from service.transport.http2.budget import Budget
 from service.transport.http2.frames import ErrorCode, Http2Error, Setting
+from service.transport.http2.rate_limit import TokenBucket
 
 
 def by_hyperframe(data: bytes) -> reference.Frame:
@@ -31,10 +31,10 @@ def test_what_is_written_is_read_alike_by_another_library():
 
 
 def test_the_head_of_a_frame_is_read_as_it_was_written():
-    data = frames.head(0x123456, 9, 0xFF, 2**31 - 1)
-    assert frames.parse_head(b"xx" + data, 2) == (0x123456, 9, 0xFF, 2**31 - 1)
+    data = frames.header(0x123456, 9, 0xFF, 2**31 - 1)
+    assert frames.parse_header(b"xx" + data, 2) == (0x123456, 9, 0xFF, 2**31 - 1)
     # The highest bit is reserved, and to be ignored.
-    assert frames.parse_head(b"\0\0\0\0\0\x80\0\0\x05", 0)[3] == 5
+    assert frames.parse_header(b"\0\0\0\0\0\x80\0\0\x05", 0)[3] == 5
 
 
 def test_settings_are_read_in_their_order_unknown_ones_too():
@@ -45,8 +45,8 @@ def test_settings_are_read_in_their_order_unknown_ones_too():
 @pytest.mark.parametrize("padding", [0, 1, 200])
 def test_padding_is_taken_off(padding):
     payload = bytes((padding,)) + b"body" + bytes(padding)
-    assert frames.without_padding(payload, frames.PADDED) == b"body"
-    assert frames.without_padding(payload, 0) == payload
+    assert frames.strip_padding(payload, frames.PADDED) == b"body"
+    assert frames.strip_padding(payload, 0) == payload
 
 
 @pytest.mark.parametrize(
@@ -59,22 +59,22 @@ def test_padding_is_taken_off(padding):
 )
 def test_padding_longer_than_the_frame_is_an_error(payload, code):
     with pytest.raises(Http2Error) as caught:
-        frames.without_padding(payload, frames.PADDED)
-    assert (caught.value.code, caught.value.stream) == (code, 0)
-    assert frames.without_padding(b"\x04four", frames.PADDED) == b""
+        frames.strip_padding(payload, frames.PADDED)
+    assert (caught.value.code, caught.value.stream_id) == (code, 0)
+    assert frames.strip_padding(b"\x04four", frames.PADDED) == b""
 
 
 def test_a_budget_has_a_burst_and_a_rate():
     now = 0.0
-    budget = Budget(3, 2.0, lambda: now)
-    assert [budget.spend() for _ in range(4)] == [True, True, True, False]
+    bucket = TokenBucket(3, 2.0, lambda: now)
+    assert [bucket.take() for _ in range(4)] == [True, True, True, False]
     now = 0.4
-    assert not budget.spend()
+    assert not bucket.take()
     now = 0.5
-    assert [budget.spend() for _ in range(2)] == [True, False]
+    assert [bucket.take() for _ in range(2)] == [True, False]
     now = 1000.0
-    assert [budget.spend() for _ in range(4)] == [True, True, True, False]
-    budget.earn(2)
-    assert [budget.spend() for _ in range(3)] == [True, True, False]
-    budget.earn(10)
-    assert [budget.spend() for _ in range(4)] == [True, True, True, False]
+    assert [bucket.take() for _ in range(4)] == [True, True, True, False]
+    bucket.add(2)
+    assert [bucket.take() for _ in range(3)] == [True, True, False]
+    bucket.add(10)
+    assert [bucket.take() for _ in range(4)] == [True, True, True, False]

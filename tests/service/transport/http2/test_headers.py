@@ -11,8 +11,8 @@ from service.transport.http2.headers import (
     HeaderDecoder,
     check_trailers,
     encode,
+    no_table,
     status_200,
-    without_table,
 )
 from tests.support.http2_peer import literal, request
 
@@ -37,7 +37,7 @@ def test_a_request_is_its_fields():
 def test_without_a_pseudo_field_it_is_malformed(left_out):
     with pytest.raises(Http2Error) as caught:
         decoded(first=[pair for pair in FIRST if pair[0] != left_out])
-    assert (caught.value.code, caught.value.stream) == (ErrorCode.PROTOCOL_ERROR, 7)
+    assert (caught.value.code, caught.value.stream_id) == (ErrorCode.PROTOCOL_ERROR, 7)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_without_a_pseudo_field_it_is_malformed(left_out):
 def test_a_malformed_field_ends_the_stream(field):
     with pytest.raises(Http2Error) as caught:
         decoded(field)
-    assert (caught.value.code, caught.value.stream) == (ErrorCode.PROTOCOL_ERROR, 7)
+    assert (caught.value.code, caught.value.stream_id) == (ErrorCode.PROTOCOL_ERROR, 7)
 
 
 def test_pseudo_fields_come_first_and_have_good_values():
@@ -67,7 +67,7 @@ def test_pseudo_fields_come_first_and_have_good_values():
     ):
         with pytest.raises(Http2Error) as caught:
             decoded(first=fields)
-        assert (caught.value.code, caught.value.stream) == (ErrorCode.PROTOCOL_ERROR, 7)
+        assert (caught.value.code, caught.value.stream_id) == (ErrorCode.PROTOCOL_ERROR, 7)
 
 
 def test_two_content_lengths_have_to_agree():
@@ -81,7 +81,7 @@ def test_trailers_are_checked_like_other_fields():
     for name, value in ((b":path", b"/"), (b"X", b"1"), (b"a", b"\n"), (b"connection", b"x")):
         with pytest.raises(Http2Error) as caught:
             check_trailers([(name, value)], 3)
-        assert (caught.value.code, caught.value.stream) == (ErrorCode.PROTOCOL_ERROR, 3)
+        assert (caught.value.code, caught.value.stream_id) == (ErrorCode.PROTOCOL_ERROR, 3)
 
 
 def test_more_fields_than_are_taken_are_told_of_and_not_kept():
@@ -97,7 +97,7 @@ def test_a_small_block_that_becomes_large_ends_the_connection():
     decoder.request(encoder.encode([*FIRST, ("x-bomb", "a" * 3900)]), 1)
     with pytest.raises(Http2Error) as caught:
         decoder.request(b"\xbe" * 10_000, 3)
-    assert (caught.value.code, caught.value.stream) == (ErrorCode.ENHANCE_YOUR_CALM, 0)
+    assert (caught.value.code, caught.value.stream_id) == (ErrorCode.ENHANCE_YOUR_CALM, 0)
 
 
 # ------------------------------------------------------- HPACK, the wrong way
@@ -123,7 +123,7 @@ def test_a_small_block_that_becomes_large_ends_the_connection():
 def test_what_does_not_decode_ends_the_connection(block):
     with pytest.raises(Http2Error) as caught:
         HeaderDecoder().request(block, 1)
-    assert (caught.value.code, caught.value.stream) == (ErrorCode.COMPRESSION_ERROR, 0)
+    assert (caught.value.code, caught.value.stream_id) == (ErrorCode.COMPRESSION_ERROR, 0)
     with pytest.raises(Http2Error):
         HeaderDecoder().decode(block)
 
@@ -131,7 +131,7 @@ def test_what_does_not_decode_ends_the_connection(block):
 def test_an_empty_block_is_a_malformed_request():
     with pytest.raises(Http2Error) as caught:
         HeaderDecoder().request(b"", 5)
-    assert (caught.value.code, caught.value.stream) == (ErrorCode.PROTOCOL_ERROR, 5)
+    assert (caught.value.code, caught.value.stream_id) == (ErrorCode.PROTOCOL_ERROR, 5)
 
 
 # ---------------------------------------------------- what was decoded before
@@ -238,7 +238,7 @@ def test_no_bytes_do_anything_but_decode_or_fail(blocks):
         try:
             decoder.request(block, 1)
         except Http2Error as error:
-            if not error.stream:
+            if not error.stream_id:
                 return
 
 
@@ -256,7 +256,7 @@ def test_no_bytes_do_anything_but_decode_or_fail(blocks):
 )
 def test_what_is_encoded_is_read_by_another_library_and_leaves_its_table(fields):
     decoder = hpack.Decoder(2**20)
-    block = without_table() + status_200() + encode(fields)
+    block = no_table() + status_200() + encode(fields)
     assert decoder.decode(block) == [(":status", "200"), *fields]
     assert not decoder.header_table.dynamic_entries
 

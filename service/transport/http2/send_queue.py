@@ -1,0 +1,76 @@
+"""What one stream has still to send."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+Chunk = bytes | memoryview
+
+# A writer waits while more than this is queued: one message is sent while the next is made.
+_MAX_QUEUED_BYTES: Final = 64 * 1024
+
+
+class SendQueue:
+    """DATA and trailers that one stream has still to send, and its send window.
+
+    Args:
+        stream_id: Identifier of the stream.
+        window: Flow-control window: bytes of DATA that the peer accepts. SETTINGS may make it
+            negative.
+        on_sent: Called with the identifier once END_STREAM has been sent.
+
+    Attributes:
+        chunks: DATA that waits for the window, the connection's window or its turn.
+        queued_bytes: Length of all chunks.
+        trailers: Header block to send after the chunks, or None.
+        in_turn: Whether the outbox has the queue in line.
+    """
+
+    __slots__ = (
+        "_writable",
+        "chunks",
+        "in_turn",
+        "on_sent",
+        "queued_bytes",
+        "stream_id",
+        "trailers",
+        "window",
+    )
+
+    def __init__(self, stream_id: int, window: int, on_sent: Callable[[int], None]):
+        self.stream_id = stream_id
+        self.window = window
+        self.on_sent = on_sent
+        self.chunks: deque[Chunk] = deque()
+        self.queued_bytes = 0
+        self.trailers: bytes | None = None
+        self.in_turn = False
+        self._writable: asyncio.Future[None] | None = None
+
+    async def wait_writable(self) -> None:
+        """Waits while too much is queued (back-pressure)."""
+        while self.queued_bytes > _MAX_QUEUED_BYTES:
+            if self._writable is None:
+                self._writable = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._writable)
+
+    def sent(self, count: int) -> None:
+        """Takes bytes that have been sent off both the queue's length and the window."""
+        self.window -= count
+        self.queued_bytes -= count
+        if self.queued_bytes <= _MAX_QUEUED_BYTES and self._writable is not None:
+            self._wake()
+
+    def clear(self) -> None:
+        """Drops the chunks."""
+        self.chunks.clear()
+        self.queued_bytes = 0
+        if self._writable is not None:
+            self._wake()
+
+    def _wake(self) -> None:
+        assert self._writable is not None
+        if not self._writable.done():
+            self._writable.set_result(None)
+        self._writable = None
