@@ -28,6 +28,7 @@ from service.settings import Settings
 from service.transport.http2_transport import Http2Transport
 from service.transport.tls import TlsFiles
 from service.transport.tokens import TokenFile
+from service.transport.transport import TransportFactory
 from service.workers import memory
 from service.workers.agent import WorkerAgent
 from service.workers.control import WorkerContext
@@ -279,7 +280,7 @@ class _Server:
         task.add_done_callback(self._background.discard)
 
 
-def _transport(settings: Settings) -> Any:
+def _transport(settings: Settings) -> TransportFactory:
     """The transport's class; grpcio is imported only if it is used."""
     if settings.transport == "http2":
         return Http2Transport
