@@ -1,1 +1,1 @@
-"""gRPC in front of the servicers: grpcio's asyncio server. The only place that imports grpc."""
+"""gRPC in front of the servicers, by our own HTTP/2 or by grpcio; only this folder imports grpc."""

@@ -1,4 +1,4 @@
-"""Addresses to listen on, taken exclusively or not at all."""
+"""Sockets for listening: bound exclusively, or shared among our own processes."""
 
 import asyncio
 import errno
@@ -13,25 +13,25 @@ from service.errors import StartError
 
 _log = logging.getLogger(__name__)
 
-#: Connections that wait to be accepted.
+#: Most connections that the kernel queues for `accept`.
 BACKLOG: Final = 1024
-# How long nothing is accepted once files have run out.
+# Pause before the next `accept` after one has failed, as for want of file descriptors.
 _PAUSE_SECONDS = 0.1
 
 
 def free_addresses(host: str, port: int, option: str = "--port") -> list[str]:
-    """Returns the addresses of a host that this machine has and that are free.
+    """Returns the addresses of a host that this machine has, all of them free.
 
-    gRPC itself is content with one of several, and would leave the others to
-    whatever else listens there.
+    Checked here since grpcio is content with one of several, and would share the others'
+    connections with another server.
 
     Args:
-        host: A name or an address.
-        port: 0 for any.
-        option: How an operator sets another port.
+        host: Host name or IP address.
+        port: Port number; 0 for any.
+        option: Command-line option that sets the port, for the error.
 
     Raises:
-        StartError: One is taken, or none is this machine's.
+        StartError: The port is taken on one of them, or this machine has none.
     """
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
@@ -60,12 +60,11 @@ def free_addresses(host: str, port: int, option: str = "--port") -> list[str]:
 
 @dataclass(frozen=True)
 class Shared:
-    """How one of several processes that serve on one port gets its connections.
+    """How a worker process gets its share of the connections to one port.
 
     Attributes:
-        addresses: Where to listen together with the others, if it does so.
-        channel: A Unix socket that connections come by which the supervisor has accepted,
-            or None.
+        addresses: IP addresses to listen on with SO_REUSEPORT; unused if there is a channel.
+        channel: Unix socket over which the supervisor hands over accepted connections, or None.
     """
 
     addresses: Sequence[str]
@@ -73,74 +72,78 @@ class Shared:
 
 
 def exclusive_sockets(host: str, port: int) -> list[socket.socket]:
-    """Binds every address that a host has to one port, or none; they do not listen yet.
+    """Binds all addresses of a host to one port; the sockets do not listen yet.
+
+    Args:
+        host: Host name or IP address.
+        port: Port number; 0 for any, the same one on all addresses.
 
     Raises:
-        StartError: An address is taken.
+        StartError: The port is taken on one of them.
     """
-    found: list[socket.socket] = []
+    sockets: list[socket.socket] = []
     try:
         for address in free_addresses(host, port):
-            found.append(bound(address, port, socket.SO_REUSEADDR))
-            port = found[0].getsockname()[1]
+            sockets.append(bound(address, port, socket.SO_REUSEADDR))
+            port = sockets[0].getsockname()[1]
     except OSError as error:
-        for each in found:
-            each.close()
+        for sock in sockets:
+            sock.close()
         raise StartError(f"port: cannot listen on {host}:{port}: {error.strerror}") from error
-    return found
+    return sockets
 
 
 def shared_sockets(host: str, port: int) -> list[socket.socket]:
-    """Binds a host's addresses so that processes of ours may share them, and nobody else.
+    """Binds all addresses of a host so that only our own processes can share them.
 
-    The sockets do not listen: they keep the port for those that do.
+    The sockets never listen: they reserve the port for the workers that do.
 
     Args:
-        host: A name or an address.
-        port: 0 for any, the same one on all of its addresses.
+        host: Host name or IP address.
+        port: Port number; 0 for any, the same one on all addresses.
 
     Raises:
-        StartError: An address is taken, or cannot be shared on this system.
+        StartError: The port is taken on one of them, or this system cannot share ports.
     """
     if sys.platform != "linux":
         raise StartError(
-            f"workers: got more than 1 on {sys.platform}, wanted 1: only Linux deals connections "
-            "out among processes"
+            f"workers: got more than 1 on {sys.platform}, wanted 1: only Linux distributes "
+            "connections among processes"
         )
-    held: list[socket.socket] = []
+    sockets: list[socket.socket] = []
     try:
         for address in free_addresses(host, port):
-            held.append(_held(address, port))
-            port = held[0].getsockname()[1]
+            sockets.append(_reserved(address, port))
+            port = sockets[0].getsockname()[1]
     except OSError as error:
-        for each in held:
-            each.close()
+        for sock in sockets:
+            sock.close()
         raise StartError(f"port: cannot share {host}:{port}: {error.strerror}") from error
-    return held
+    return sockets
 
 
-def _held(address: str, port: int) -> socket.socket:
+def _reserved(address: str, port: int) -> socket.socket:
     try:
-        # Without SO_REUSEADDR: what binds without SO_REUSEPORT, as another server looks
-        # whether the port is free, is refused already while nobody listens yet.
+        # Without SO_REUSEADDR: another server, which binds without SO_REUSEPORT, is then
+        # refused even before a worker listens.
         return bound(address, port, socket.SO_REUSEPORT)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
-        # Of a server without workers that has just ended, connections linger on.
+        # A server without workers has just ended, and its connections are in TIME_WAIT.
         return bound(address, port, socket.SO_REUSEPORT, socket.SO_REUSEADDR)
 
 
 def bound(address: str, port: int, *options: int) -> socket.socket:
-    """Binds one address.
+    """Returns a non-blocking TCP socket bound to one address.
 
     Args:
-        address: Of IPv4 or IPv6.
-        port: 0 for any.
-        options: Those of the socket that are turned on: SO_REUSEADDR, SO_REUSEPORT.
+        address: IPv4 or IPv6 address.
+        port: Port number; 0 for any.
+        options: Socket options to turn on, as SO_REUSEADDR or SO_REUSEPORT.
 
     Raises:
-        OSError: It is taken.
+        OSError: The port is taken.
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     result = socket.socket(family, socket.SOCK_STREAM)
@@ -161,15 +164,15 @@ async def accept_from(listening: socket.socket, take: Callable[[socket.socket], 
     """Accepts connections until it is cancelled.
 
     Args:
-        listening: A socket that listens and does not block.
-        take: Given each connection.
+        listening: Non-blocking socket that listens.
+        take: Called with each accepted socket.
     """
     loop = asyncio.get_running_loop()
     while True:
         try:
             accepted, _ = await loop.sock_accept(listening)
         except OSError as error:
-            # Too many open files, most likely; those waiting wait on.
+            # Most likely too many open files; connections stay queued in the kernel.
             _log.warning("accept: %s", error.strerror)
             await asyncio.sleep(_PAUSE_SECONDS)
             continue

@@ -1,4 +1,4 @@
-"""gRPC's messages in the body of a request (PROTOCOL-HTTP2, "Length-Prefixed-Message")."""
+"""Length-prefixed messages of a gRPC request's body (PROTOCOL-HTTP2, "Length-Prefixed-Message")."""
 
 import zlib
 from collections import deque
@@ -8,186 +8,199 @@ from typing import Final
 from service.errors import InvalidArgument, ServiceError, TooLarge, Unimplemented, shortened
 
 PREFIX_BYTES: Final = 5
-#: Encodings that a request may have; replies are never compressed.
+#: Values of `grpc-encoding` that a request may have; replies are never compressed.
 ENCODINGS: Final = "identity,deflate,gzip"
-# What is not worth counting: as many as a connection has streams are still little.
-_SMALL_BYTES: Final = 16_384
-# With each so many more it is counted again.
-_STEP_BYTES: Final = 65_536
-# Pieces of a body below this size are put together, up to that size.
-_MERGED_BYTES: Final = 4096
-_LARGE_BYTES: Final = 65_536
-# How much smaller deflate makes what it likes best.
-_MOST_DEFLATED: Final = 1032
-# What zlib is told of the header: zlib's own, or gzip's.
-_WINDOW_BITS: Final = {"deflate": 15, "gzip": 31}
+# Held bytes are reported from this many on (less is little even on every stream of a
+# connection), and then again with each step.
+_MIN_REPORTED_BYTES: Final = 16_384
+_REPORT_STEP_BYTES: Final = 65_536
+# Pieces shorter than this are joined, up to that length.
+_SMALL_PIECE_BYTES: Final = 4096
+_MAX_JOINED_BYTES: Final = 65_536
+# Highest compression ratio of deflate.
+_MAX_DEFLATE_RATIO: Final = 1032
+# zlib's `wbits`, which says which header to expect.
+_WBITS: Final = {"deflate": 15, "gzip": 31}
 
 
-class MessageReader:
-    """Puts the messages of one request together.
+class MessageBuffer:
+    """Assembles the messages of one request.
 
-    They stay as the bytes that came until they are taken: many small messages, or a large
-    one that is compressed, would be far larger as what they become.
+    Bytes are kept as received until a message is taken: many small messages, or a compressed
+    one, take far more memory as separate objects or decompressed.
 
     Args:
-        encoding: The request's `grpc-encoding`.
-        max_bytes: Most bytes of a message, compressed or not.
-        held: Told by how many bytes what is held here has grown; may raise.
+        encoding: Value of the request's `grpc-encoding`.
+        max_bytes: Most bytes of a message, both compressed and decompressed.
+        hold: Called with the change in held bytes; raises TooLarge if the server holds too many.
     """
 
-    __slots__ = ("_at", "_chunks", "_counted", "_encoding", "_have", "_held", "_max_bytes", "_size")
+    __slots__ = (
+        "_encoding",
+        "_hold",
+        "_length",
+        "_max_bytes",
+        "_pieces",
+        "_reported",
+        "_size",
+        "_start",
+    )
 
-    def __init__(self, encoding: str, max_bytes: int, held: Callable[[int], None]):
+    def __init__(self, encoding: str, max_bytes: int, hold: Callable[[int], None]):
         self._encoding = encoding
         self._max_bytes = max_bytes
-        self._held = held
-        self._chunks: deque[bytes | bytearray] = deque()
-        # Where in the first chunk the oldest message begins, its length with its prefix, and
-        # that of all that was not taken.
-        self._at = 0
+        self._hold = hold
+        self._pieces: deque[bytes | bytearray] = deque()
+        # Length of all pieces from `_start`, where the oldest message begins in the first one.
+        self._start = 0
+        self._length = 0
+        # Length of the oldest message with its prefix, or 0 while its prefix is incomplete.
         self._size = 0
-        self._have = 0
-        self._counted = 0
+        # Part of `_length` that `hold` has been called for.
+        self._reported = 0
 
     @property
     def held_bytes(self) -> int:
-        """Length of what has come and was not taken."""
-        return self._have
+        """Bytes received and not taken."""
+        return self._length
 
     @property
     def ready(self) -> bool:
         """Whether a message is complete.
 
         Raises:
-            TooLarge: It is longer than is allowed.
-            ServiceError: It is not a message.
+            TooLarge: The message exceeds the limit.
+            ServiceError: The prefix is invalid.
         """
         if not self._size:
-            if self._have < PREFIX_BYTES:
+            if self._length < PREFIX_BYTES:
                 return False
-            self._size = self._look()
-        return self._have >= self._size
+            self._size = self._parse_prefix()
+        return self._length >= self._size
 
     @property
     def more_than_one(self) -> bool:
-        """Whether something has come after a message that is `ready`."""
-        return self._have > self._size
+        """Whether there are bytes after the message that is `ready`."""
+        return self._length > self._size
 
-    def feed(self, chunk: bytes) -> bool:
-        """Takes some of the body; returns whether a message is complete.
+    def feed(self, piece: bytes) -> bool:
+        """Adds a piece of the body; returns whether a message is complete.
 
         Raises:
-            TooLarge: A message is longer than is allowed, or too many bytes are held.
-            ServiceError: It is not a message.
+            TooLarge: The message exceeds the limit, or the server holds too many bytes.
+            ServiceError: The prefix is invalid.
         """
-        length, chunks = len(chunk), self._chunks
-        if length >= _MERGED_BYTES or not chunks:
-            chunks.append(chunk)
+        length, pieces = len(piece), self._pieces
+        if length >= _SMALL_PIECE_BYTES or not pieces:
+            pieces.append(piece)
         else:
-            # Thousands of tiny ones would be much larger than what is in them.
-            last = chunks[-1]
-            if len(last) > _LARGE_BYTES:
-                chunks.append(bytearray(chunk))
+            # Thousands of tiny objects take much more memory than their bytes.
+            last = pieces[-1]
+            if len(last) > _MAX_JOINED_BYTES:
+                pieces.append(bytearray(piece))
             elif isinstance(last, bytearray):
-                last += chunk
+                last += piece
             else:
-                chunks[-1] = bytearray(last) + chunk
-        self._have = have = self._have + length
-        if have > self._counted + (_STEP_BYTES if self._counted else _SMALL_BYTES):
-            self._count()
+                pieces[-1] = bytearray(last) + piece
+        self._length = length = self._length + length
+        if length > self._reported + (
+            _REPORT_STEP_BYTES if self._reported else _MIN_REPORTED_BYTES
+        ):
+            self._report()
         if not self._size:
-            if have < PREFIX_BYTES:
+            if length < PREFIX_BYTES:
                 return False
-            self._size = self._look()
-        return have >= self._size
+            self._size = self._parse_prefix()
+        return length >= self._size
 
     def take(self) -> bytes:
-        """Returns the oldest message; it has to be `ready`.
+        """Returns the oldest message, decompressed; it has to be `ready`.
 
         Raises:
-            TooLarge: It is longer than is allowed once it is decompressed.
-            Unimplemented: It is compressed in a way that is not known.
+            TooLarge: It exceeds the limit once it is decompressed.
+            Unimplemented: Its encoding is not supported.
             InvalidArgument: It does not decompress.
-            ServiceError: It is compressed, and the request did not say so.
+            ServiceError: It is compressed, but the request has no `grpc-encoding`.
         """
-        chunks, start, stop = self._chunks, self._at, self._at + self._size
-        self._have -= self._size
+        pieces, start, stop = self._pieces, self._start, self._start + self._size
+        self._length -= self._size
         self._size = 0
-        first = chunks[0]
+        first = pieces[0]
         compressed = first[start]
         if stop < len(first):
             body = bytes(first[start + PREFIX_BYTES : stop])
-            self._at = stop
+            self._start = stop
         else:
             parts: list[bytes | bytearray | memoryview] = [
                 memoryview(first)[start + PREFIX_BYTES :]
             ]
-            while stop >= len(chunks[0]):
-                stop -= len(chunks.popleft())
+            while stop >= len(pieces[0]):
+                stop -= len(pieces.popleft())
                 if not stop:
                     break
-                parts.append(chunks[0] if stop >= len(chunks[0]) else memoryview(chunks[0])[:stop])
-            self._at = stop
+                parts.append(pieces[0] if stop >= len(pieces[0]) else memoryview(pieces[0])[:stop])
+            self._start = stop
             body = b"".join(parts)
-        if self._counted:
-            self._count()
+        if self._reported:
+            self._report()
         return self._decompressed(body) if compressed else body
 
     def close(self) -> None:
-        """Lets go of everything."""
-        self._chunks.clear()
-        self._at = self._size = self._have = 0
-        if self._counted:
-            self._count()
+        """Drops all bytes."""
+        self._pieces.clear()
+        self._start = self._size = self._length = 0
+        if self._reported:
+            self._report()
 
-    def _look(self) -> int:
-        chunks, at = self._chunks, self._at
-        while len(chunks[0]) < at + PREFIX_BYTES:
-            begun = bytes(chunks.popleft()[at:])
-            chunks[0] = begun + chunks[0]
-            self._at = at = 0
-        first = chunks[0]
-        if first[at] > 1:
-            raise ServiceError(f"message: it begins with {first[at]}, wanted 0 or 1")
-        length = int.from_bytes(first[at + 1 : at + PREFIX_BYTES], "big")
+    def _parse_prefix(self) -> int:
+        """Returns the length of the oldest message with its prefix."""
+        pieces, start = self._pieces, self._start
+        while len(pieces[0]) < start + PREFIX_BYTES:
+            begun = bytes(pieces.popleft()[start:])
+            pieces[0] = begun + pieces[0]
+            self._start = start = 0
+        first = pieces[0]
+        if first[start] > 1:
+            raise ServiceError(f"message: it begins with {first[start]}, wanted 0 or 1")
+        length = int.from_bytes(first[start + 1 : start + PREFIX_BYTES], "big")
         if length > self._max_bytes:
             raise too_large(length, self._max_bytes)
         return PREFIX_BYTES + length
 
-    def _count(self) -> None:
-        before, self._counted = self._counted, self._have
-        self._held(self._counted - before)
+    def _report(self) -> None:
+        before, self._reported = self._reported, self._length
+        self._hold(self._reported - before)
 
     def _decompressed(self, body: bytes) -> bytes:
         if self._encoding == "identity":
             raise ServiceError("message: compressed, but there is no grpc-encoding")
-        bits = _WINDOW_BITS.get(self._encoding)
-        if bits is None:
+        wbits = _WBITS.get(self._encoding)
+        if wbits is None:
             got = shortened(repr(self._encoding))
             raise Unimplemented(f"grpc-encoding: got {got}, wanted one of {ENCODINGS}")
         if self._encoding == "gzip":
-            # It ends with the length of what is in it: a bomb that is honest costs nothing.
+            # gzip ends with the decompressed length: an honest bomb costs nothing.
             length = int.from_bytes(body[-4:], "little")
-            if self._max_bytes < length <= _MOST_DEFLATED * len(body):
+            if self._max_bytes < length <= _MAX_DEFLATE_RATIO * len(body):
                 raise too_large(length, self._max_bytes)
         try:
-            stream = zlib.decompressobj(bits)
-            message = stream.decompress(body, self._max_bytes + 1)
+            inflater = zlib.decompressobj(wbits)
+            message = inflater.decompress(body, self._max_bytes + 1)
         except zlib.error as error:
             raise InvalidArgument("request", str(error), f"{self._encoding} data") from error
         if len(message) > self._max_bytes:
             raise too_large(len(message), self._max_bytes)
-        if not stream.eof or stream.unused_data:
-            got = "more than one stream" if stream.eof else "an incomplete stream"
+        if not inflater.eof or inflater.unused_data:
+            got = "more than one stream" if inflater.eof else "an incomplete stream"
             raise InvalidArgument("request", got, f"{self._encoding} data")
         return message
 
 
 def prefix(length: int) -> bytes:
-    """The five bytes before a message that is not compressed."""
+    """Prefix of an uncompressed message of `length` bytes."""
     return b"\0" + length.to_bytes(4, "big")
 
 
-def too_large(got: int, most: int) -> TooLarge:
-    """The error of a message beyond a limit, in the words that gRPC's libraries have for it."""
-    return TooLarge(f"message: larger than max ({got} vs. {most} bytes; see max_message_bytes)")
+def too_large(got: int, limit: int) -> TooLarge:
+    """The error of a message beyond a limit in bytes, in the words of gRPC's own libraries."""
+    return TooLarge(f"message: larger than max ({got} vs. {limit} bytes; see max_message_bytes)")

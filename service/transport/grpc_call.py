@@ -1,4 +1,4 @@
-"""One gRPC call on a stream of HTTP/2 (PROTOCOL-HTTP2)."""
+"""One gRPC call on an HTTP/2 stream (gRPC's PROTOCOL-HTTP2)."""
 
 import asyncio
 import base64
@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from service.errors import DeadlineExceeded, ServiceError, Unimplemented
 from service.transport.dispatch import Dispatcher, Rpc, new_call
-from service.transport.framing import ENCODINGS, MessageReader, prefix, too_large
+from service.transport.framing import ENCODINGS, MessageBuffer, prefix, too_large
 from service.transport.http2.frames import ErrorCode
 from service.transport.http2.headers import encode, status_200
 from service.transport.http2.stream import Stream
@@ -23,22 +23,22 @@ _log = logging.getLogger(__name__)
 
 _TIMEOUT = re.compile(r"(\d{1,8})([HMSmun])")
 _SECONDS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
-_HEAD: Final = status_200() + encode([("content-type", "application/grpc")])
+_HEADERS: Final = status_200() + encode([("content-type", "application/grpc")])
 _OK: Final = encode([("grpc-status", "0")])
-_NO_GRPC: Final = encode([(":status", "415"), ("content-type", "text/plain")])
-# All that may stand unescaped in grpc-message, but for %.
-_PLAIN: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+_NOT_GRPC: Final = encode([(":status", "415"), ("content-type", "text/plain")])
+# Characters of grpc-message that are not percent-encoded.
+_UNESCAPED: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
 
 class GrpcCall:
-    """A call, from its headers to its trailers.
+    """One call, from headers to trailers; the `Receiver` of its stream.
 
     Args:
-        stream: Carries it.
-        rpc: What is called.
-        dispatcher: Answers it.
-        max_bytes: Most bytes of a message, either way.
-        held: Told by how many bytes what is held has grown; may raise.
+        stream: HTTP/2 stream of the call.
+        rpc: Method that is called.
+        dispatcher: Runs the method.
+        max_bytes: Most bytes of a message in either direction.
+        hold: Called with the change in the request bytes held; may raise TooLarge.
     """
 
     __slots__ = (
@@ -47,8 +47,8 @@ class GrpcCall:
         "_dispatcher",
         "_done",
         "_max_bytes",
+        "_messages",
         "_more",
-        "_reader",
         "_rpc",
         "_stream",
         "_task",
@@ -61,7 +61,7 @@ class GrpcCall:
         rpc: Rpc,
         dispatcher: Dispatcher,
         max_bytes: int,
-        held: Callable[[int], None],
+        hold: Callable[[int], None],
     ):
         fields = stream.head.fields
         now = time.monotonic()
@@ -72,7 +72,7 @@ class GrpcCall:
         self._rpc = rpc
         self._dispatcher = dispatcher
         self._max_bytes = max_bytes
-        self._reader = MessageReader(fields.get("grpc-encoding", "identity"), max_bytes, held)
+        self._messages = MessageBuffer(fields.get("grpc-encoding", "identity"), max_bytes, hold)
         self._done = False
         self._consumed = 0
         self._more: asyncio.Future[None] | None = None
@@ -81,19 +81,19 @@ class GrpcCall:
         if rpc.takes_stream:
             self._task = loop.create_task(self._answer_stream())
 
-    # What the connection calls.
+    # Called by the connection.
 
     def on_data(self, chunk: bytes) -> None:
-        """Some of the request has come."""
+        """Adds to the request, and lets a streamed one go on."""
         if self._done:
             return
         try:
-            complete = self._reader.feed(chunk)
+            complete = self._messages.feed(chunk)
             if not self._rpc.takes_stream:
                 if not complete and self._stream.body_bytes == len(chunk):
-                    # A large one begins: a stranger's is not to be kept.
+                    # The first part of a large request: hold it only for an authorized caller.
                     self._dispatcher.precheck(self._rpc, self._call)
-                elif complete and self._reader.more_than_one:
+                elif complete and self._messages.more_than_one:
                     raise Unimplemented("request: got more than 1 message, wanted 1")
         except CallFailed as error:
             self._refuse(error.failure)
@@ -102,34 +102,34 @@ class GrpcCall:
             self._refuse(RpcStatus.of(error))
             return
         if complete:
-            # Nothing more is asked for until the message is taken.
+            # No window is granted until the message is taken.
             self._consumed += len(chunk)
             self._wake()
         else:
             self._stream.consumed(len(chunk))
 
     def on_end(self) -> None:
-        """The request is complete."""
+        """Answers the request, which is complete."""
         if self._done:
             return
         if self._rpc.takes_stream:
             self._wake()
-        elif self._reader.ready:
+        elif self._messages.ready:
             answer = self._answer_stream if self._rpc.gives_stream else self._answer
             self._task = asyncio.get_running_loop().create_task(answer())
-        elif self._reader.held_bytes:
+        elif self._messages.held_bytes:
             self._refuse(RpcStatus.of(_cut_short()))
         else:
             self._refuse(RpcStatus.of(Unimplemented("request: got 0 messages, wanted 1")))
 
     def on_sent(self) -> None:
-        """The response has been sent; until then a queued reply can still miss its deadline."""
+        """Stops the deadline: a reply can miss it as long as it is queued."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def on_reset(self) -> None:
-        """The caller has cancelled, or its connection is lost."""
+        """Cancels the method: the caller has, or its connection is lost."""
         done, task = self._done, self._task
         if self._timer is not None:
             self._timer.cancel()
@@ -138,11 +138,11 @@ class GrpcCall:
         if task is not None and not done:
             task.cancel()
 
-    # The answers.
+    # Replies.
 
     async def _answer(self) -> None:
         try:
-            reply = await self._dispatcher.unary(self._rpc, self._reader.take(), self._call)
+            reply = await self._dispatcher.unary(self._rpc, self._messages.take(), self._call)
         except CallFailed as error:
             self._refuse(error.failure)
             return
@@ -155,12 +155,12 @@ class GrpcCall:
         if size > self._max_bytes:
             self._refuse(RpcStatus.of(too_large(size, self._max_bytes)))
         else:
-            self._stream.respond(_HEAD, (prefix(size), *reply), _OK)
+            self._stream.respond(_HEADERS, (prefix(size), *reply), _OK)
         self._close()
 
     async def _answer_stream(self) -> None:
         try:
-            requests = self._requests() if self._rpc.takes_stream else self._reader.take()
+            requests = self._requests() if self._rpc.takes_stream else self._messages.take()
             async with aclosing(
                 self._dispatcher.stream(self._rpc, requests, self._call)
             ) as replies:
@@ -170,7 +170,7 @@ class GrpcCall:
                         self._refuse(RpcStatus.of(too_large(size, self._max_bytes)))
                         return
                     if not self._stream.headers_sent:
-                        self._stream.send_headers(_HEAD)
+                        self._stream.send_headers(_HEADERS)
                     self._stream.send_data(prefix(size) + reply[0], *reply[1:])
                     await self._stream.wait_writable()
         except CallFailed as error:
@@ -182,21 +182,21 @@ class GrpcCall:
         if self._done:
             return
         if not self._stream.headers_sent:
-            self._stream.send_headers(_HEAD)
+            self._stream.send_headers(_HEADERS)
         self._stream.end(_OK)
         self._close()
 
     async def _requests(self) -> AsyncIterator[bytes]:
-        reader = self._reader
+        messages = self._messages
         while True:
-            while reader.ready:
-                message = reader.take()
-                if self._consumed and not reader.ready:
+            while messages.ready:
+                message = messages.take()
+                if self._consumed and not messages.ready:
                     self._stream.consumed(self._consumed)
                     self._consumed = 0
                 yield message
             if self._stream.remote_ended:
-                if reader.held_bytes:
+                if messages.held_bytes:
                     raise _cut_short()
                 return
             self._more = asyncio.get_running_loop().create_future()
@@ -206,24 +206,24 @@ class GrpcCall:
         if self._more is not None and not self._more.done():
             self._more.set_result(None)
 
-    # The ends.
+    # Failures.
 
     def _expired(self) -> None:
-        """The deadline has passed."""
+        """Ends the call when its deadline has passed."""
         self._timer = None
-        # The loop's clock is coarser, and may be a millisecond early.
+        # The event loop's clock is coarser: it may be a millisecond early.
         self._call.deadline = min(self._call.deadline, time.monotonic())
         if self._stream.queued_bytes:
-            # Trailers would wait for their turn, like what is before them.
+            # Trailers would have to wait behind the queued reply.
             self._stream.reset(ErrorCode.CANCEL)
         else:
             self._refuse(RpcStatus.of(DeadlineExceeded("the deadline has passed")))
 
     def _refuse(self, failure: RpcStatus) -> None:
-        """Ends the call with an error."""
+        """Ends the call with a status other than OK."""
         if self._done:
             return
-        self._stream.end(_trailers(failure, started=self._stream.headers_sent))
+        self._stream.end(_trailers(failure, headers_sent=self._stream.headers_sent))
         task = self._task
         self._close()
         if task is not None and task is not asyncio.current_task():
@@ -231,18 +231,18 @@ class GrpcCall:
 
     def _close(self) -> None:
         self._done = True
-        self._task = None  # or the two would refer to each other until gc finds them
-        self._reader.close()
+        self._task = None  # else a cycle is left for gc to find
+        self._messages.close()
 
 
 def refuse(stream: Stream, error: ServiceError) -> None:
-    """Ends a call for which there is no `GrpcCall`."""
-    stream.end(_trailers(RpcStatus.of(error), started=False))
+    """Answers a call with an error before there is a `GrpcCall`."""
+    stream.end(_trailers(RpcStatus.of(error), headers_sent=False))
 
 
-def refuse_other(stream: Stream) -> None:
-    """Ends a request that is not gRPC's (status 415, as PROTOCOL-HTTP2 says)."""
-    stream.end(_NO_GRPC)
+def refuse_non_grpc(stream: Stream) -> None:
+    """Answers a request that is not gRPC by status 415, as PROTOCOL-HTTP2 demands."""
+    stream.end(_NOT_GRPC)
 
 
 def _cut_short() -> ServiceError:
@@ -250,22 +250,22 @@ def _cut_short() -> ServiceError:
 
 
 def _timeout(text: str | None) -> float:
-    """Seconds of a `grpc-timeout`; what is not one is as none."""
+    """Seconds of a `grpc-timeout`; infinite if it is missing or malformed."""
     if text is None:
         return math.inf
     match = _TIMEOUT.fullmatch(text)
     return float(match[1]) * _SECONDS[match[2]] if match else math.inf
 
 
-def _trailers(failure: RpcStatus, *, started: bool) -> bytes:
+def _trailers(failure: RpcStatus, *, headers_sent: bool) -> bytes:
     fields: list[tuple[str, str]] = [
         ("grpc-status", str(int(failure.status))),
-        ("grpc-message", quote(failure.message, safe=_PLAIN)),
+        ("grpc-message", quote(failure.message, safe=_UNESCAPED)),
     ]
     if failure.status is Unimplemented.status:
         fields.append(("grpc-accept-encoding", ENCODINGS))
     fields += _encoded(failure.metadata)
-    return (b"" if started else _HEAD) + encode(fields)
+    return (b"" if headers_sent else _HEADERS) + encode(fields)
 
 
 def _encoded(metadata: Iterable[tuple[str, str | bytes]]) -> Iterable[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""gRPC by grpcio's asyncio server: its port, and how it ends."""
+"""gRPC by grpcio's asyncio server: its port and its graceful shutdown."""
 
 import asyncio
 import math
@@ -25,27 +25,28 @@ from service.transport.tls import TlsFiles
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-# For what is not a call of ours, such as a watch of the health.
-_STREAMS_SECONDS = 1.0
-# The client pings every 30 s; a server that pinged back as a nuisance would cut it off.
-_SHORTEST_PING_MS = 10_000
+# Grace for calls that are not waited for, such as a watch of the health.
+_UNCOUNTED_SECONDS = 1.0
+# Our client pings every 30 s; grpcio's default would close its connection for too many pings.
+_MIN_PING_INTERVAL_MS = 10_000
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class GrpcioTransport:
-    """A gRPC server with health and, if asked, AdminService and reflection.
+    """The `Transport` by grpcio.
 
     Args:
-        servicer: Answers the calls to LatentService.
-        admin: Answers those to AdminService, or None not to serve it.
+        servicer: Implements LatentService.
+        admin: Implements AdminService; None leaves it out.
         settings: Address, limits, reflection.
-        authenticate: Raises Unauthenticated where a call's `authorization` is not right.
-        tls: Certificate and key, or None for a plain port.
-        telemetry: Told of every call.
-        shared: Where this process listens together with others; None to have the port alone.
+        authenticate: Raises Unauthenticated for a wrong `authorization` of a call.
+        tls: Certificate and key; None for plain text.
+        telemetry: Records every call.
+        shared: Addresses on which this worker listens together with others; None where it has
+            the port alone.
 
     Attributes:
-        port: The port it is bound to, once it has started.
+        port: Port that it is bound to, once it has started.
     """
 
     def __init__(
@@ -65,11 +66,11 @@ class GrpcioTransport:
             options=[
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_send_message_length", settings.max_message_bytes),
-                # Two servers on one port would share its calls unseen.
+                # Or a second server on the port would silently get a share of its calls.
                 ("grpc.so_reuseport", int(shared is not None)),
                 ("grpc.keepalive_permit_without_calls", 1),
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", _SHORTEST_PING_MS),
-                # Lets clients find servers that were added; calls in flight finish.
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
+                # Lets clients discover added servers; calls in flight finish.
                 ("grpc.max_connection_age_ms", round(1000 * settings.max_connection_age_seconds)),
             ],
         )
@@ -83,30 +84,30 @@ class GrpcioTransport:
         self.port = settings.grpc_port
 
     async def start(self) -> None:
-        """Begins to answer; health is NOT_SERVING until `show`.
+        """Begins to accept calls; health is NOT_SERVING until `show`.
 
         Raises:
             StartError: The port is taken or the address is not this machine's.
         """
-        # Not before: where grpcio binds it listens, and who connects would wait.
+        # Not earlier: grpcio listens where it binds, and clients would connect and wait.
         self._bind(self._settings.host)
         await self._server.start()
 
     async def show(self, models: Models, *, well: bool = True) -> None:
-        """Sets the health of the server, which is that of its default model, and of each model.
+        """Updates the health of the server, which is that of its default model, and of each model.
 
         Args:
-            models: What is served.
+            models: Models that are loaded.
             well: Whether the device works.
         """
         self._health.show(models, well=well)
 
     async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
-        """Says NOT_SERVING, refuses new calls, and lets those in flight finish.
+        """Shuts down: health is NOT_SERVING, new calls are refused, running ones may finish.
 
         Args:
-            seconds: Calls that take longer are cut off.
-            hurry: Set to cut them off at once.
+            seconds: Time limit; calls that take longer are cancelled.
+            hurry: Once set, running calls are cancelled at once.
         """
         self._health.drain()
         self._dispatcher.draining = True
@@ -114,10 +115,10 @@ class GrpcioTransport:
         hurrying = asyncio.create_task(hurry.wait())
         finishing = asyncio.create_task(self._dispatcher.finished())
         await asyncio.wait((stopping, hurrying, finishing), return_when=asyncio.FIRST_COMPLETED)
-        # A watch of the health never ends by itself; the last reply still has to get out.
-        # grpcio dies of a `stop` while another one cuts everything off.
+        # A shorter grace, for watches of the health, which never end by themselves, and for the
+        # last replies to be sent. No second `stop` where the first had none: grpcio would crash.
         if seconds and not stopping.done():
-            await self._server.stop(0 if hurry.is_set() else min(seconds, _STREAMS_SECONDS))
+            await self._server.stop(0 if hurry.is_set() else min(seconds, _UNCOUNTED_SECONDS))
         await stopping
         for task in (hurrying, finishing):
             task.cancel()
@@ -134,7 +135,7 @@ class GrpcioTransport:
             try:
                 async with aclosing(self._dispatcher.stream(rpc, raw, _call(context))) as replies:
                     async for reply in replies:
-                        # As fast as the caller takes them.
+                        # Waits while the caller does not read (back-pressure).
                         await context.write(b"".join(reply))
             except CallFailed as error:
                 await _abort(context, error.failure)
@@ -146,7 +147,7 @@ class GrpcioTransport:
         return grpc.unary_unary_rpc_method_handler(unary)
 
     def _bind(self, host: str) -> None:
-        """Binds every address that the host has, to one port, or none."""
+        """Binds all addresses of the host to one port."""
         shared = self._shared
         for address in free_addresses(host, self.port) if shared is None else shared.addresses:
             shown = f"[{address}]:{self.port}" if ":" in address else f"{address}:{self.port}"
@@ -165,8 +166,8 @@ def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
         return grpc.ssl_server_certificate_configuration([(key, certificate)], client_ca)
 
     def changed() -> grpc.ServerCertificateConfiguration | None:
-        """Asked in threads of grpc's, with each new connection; None for no change."""
-        return configuration() if tls.reread() else None
+        """Called in grpcio's threads for each new connection; None keeps the certificate."""
+        return configuration() if tls.reload() else None
 
     return grpc.dynamic_ssl_server_credentials(
         configuration(),
@@ -190,10 +191,10 @@ async def _read(context: Context) -> AsyncIterator[bytes]:
 
 
 async def _abort(context: Context, failure: RpcStatus) -> NoReturn:
-    """Ends a call with an error.
+    """Ends a call with a status other than OK.
 
     Raises:
-        grpc.aio.AbortError: Always; grpcio wants it to pass.
+        grpc.aio.AbortError: Always; grpcio handles it.
     """
     await context.abort(_CODES[failure.status], failure.message, failure.metadata)
     raise AssertionError("abort raises")

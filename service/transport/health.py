@@ -18,7 +18,7 @@ _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class Health:
-    """Who is serving: the server, which is its default model, and each model by its name."""
+    """Serving status of the server (that of its default model) and of each model, by name."""
 
     def __init__(self) -> None:
         self._serving = {"": False, _LATENT: False}
@@ -26,27 +26,27 @@ class Health:
         self._changed = asyncio.Event()
 
     def show(self, models: Models, *, well: bool) -> None:
-        """Tells what is served now.
+        """Updates every status.
 
         Args:
-            models: What is served.
+            models: Models that are loaded.
             well: Whether the device works.
         """
         now = {f"{_LATENT}/{name}": well and name in models.loaded for name in models.names}
         now |= {"": well and bool(models.default), _LATENT: well and bool(models.default)}
-        # A model that has vanished does not serve.
+        # A model that was removed keeps its name, as NOT_SERVING.
         self._serving = dict.fromkeys(self._serving, False) | now
-        self._tell()
+        self._notify()
 
     def drain(self) -> None:
-        """Nothing serves any more, for good."""
+        """Sets every status to NOT_SERVING for good."""
         self._draining = True
-        self._tell()
+        self._notify()
 
     async def check(
         self, request: health_pb2.HealthCheckRequest, _call: Call
     ) -> health_pb2.HealthCheckResponse:
-        """Tells of one service.
+        """Returns the status of one service.
 
         Raises:
             UnknownService: There is no such service.
@@ -59,14 +59,14 @@ class Health:
     async def watch(
         self, request: health_pb2.HealthCheckRequest, _call: Call
     ) -> AsyncGenerator[health_pb2.HealthCheckResponse, None]:
-        """Tells of one service now and whenever it changes; SERVICE_UNKNOWN if there is none."""
-        told = None
+        """Yields the status of one service, now and when it changes; SERVICE_UNKNOWN for none."""
+        last = None
         while True:
             changed = self._changed
             status = self._status(request.service)
             status = _UNKNOWN if status is None else status
-            if status != told:
-                told = status
+            if status != last:
+                last = status
                 yield health_pb2.HealthCheckResponse(status=status)
             await changed.wait()
 
@@ -79,6 +79,6 @@ class Health:
     def _names(self) -> str:
         return ", ".join(repr(name) for name in sorted(self._serving))
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()

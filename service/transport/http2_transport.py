@@ -1,4 +1,4 @@
-"""gRPC on our own HTTP/2: its ports, its connections, and how they end."""
+"""gRPC over our own HTTP/2: listening sockets, connections, graceful shutdown."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ from service.observe.telemetry import Telemetry
 from service.settings import Settings
 from service.transport.addresses import BACKLOG, Shared, accept_from, exclusive_sockets
 from service.transport.dispatch import Dispatcher
-from service.transport.grpc_call import GrpcCall, refuse, refuse_other
+from service.transport.grpc_call import GrpcCall, refuse, refuse_non_grpc
 from service.transport.health import Health
 from service.transport.http2.connection import Connection
 from service.transport.http2.headers import MAX_HEADER_LIST_BYTES
@@ -26,29 +26,29 @@ from service.transport.tls import TlsFiles
 _log = logging.getLogger(__name__)
 
 _HANDSHAKE_SECONDS = 10.0
-# For what is not a call of ours, such as a watch of the health.
-_STREAMS_SECONDS = 1.0
-# What callers may take to read the last replies, and to close.
-_LAST_SECONDS = 5.0
-# Connections of one age do not all end at once.
-_JITTER = 0.1
+# Grace for calls that are not waited for, such as a watch of the health.
+_UNCOUNTED_SECONDS = 1.0
+# Grace for callers to read the last replies and to close.
+_LINGER_SECONDS = 5.0
+# Relative: connections made together are not shut down together.
+_AGE_JITTER = 0.1
 
 
 class Http2Transport:
-    """A gRPC server with health and, if asked, AdminService and reflection.
+    """The `Transport` over our own HTTP/2, and the `Listener` of its connections.
 
     Args:
-        servicer: Answers the calls to LatentService.
-        admin: Answers those to AdminService, or None not to serve it.
+        servicer: Implements LatentService.
+        admin: Implements AdminService; None leaves it out.
         settings: Address, limits, reflection.
-        authenticate: Raises Unauthenticated where a call's `authorization` is not right.
-        tls: Certificate and key, or None for a plain port.
-        telemetry: Told of every call.
-        shared: How this process gets its share of the connections to a port; None to have
-            the port alone.
+        authenticate: Raises Unauthenticated for a wrong `authorization` of a call.
+        tls: Certificate and key; None for plain text.
+        telemetry: Records every call.
+        shared: How this worker gets its share of a port's connections; None where it has the
+            port alone.
 
     Attributes:
-        port: The port it is bound to.
+        port: Port that it is bound to.
 
     Raises:
         StartError: The port is taken or the address is not this machine's.
@@ -69,14 +69,14 @@ class Http2Transport:
         self._dispatcher = Dispatcher(authenticate, telemetry)
         self._tls = tls
         self._max_bytes = settings.max_message_bytes
-        self._most_held = max(settings.max_queue_bytes, settings.max_message_bytes)
+        self._max_held_bytes = max(settings.max_queue_bytes, settings.max_message_bytes)
         self._held_bytes = 0
         self._age = settings.max_connection_age_seconds
         rpcs = services(servicer, admin, self._health, reflection=settings.reflection)
         self._rpcs = {rpc.path: rpc for rpc in rpcs}
         self._connections: dict[Connection, asyncio.TimerHandle] = {}
-        self._none_left = asyncio.Event()
-        self._none_left.set()
+        self._no_connections = asyncio.Event()
+        self._no_connections.set()
         self._accepting: list[asyncio.Task[None]] = []
         self._opening: set[asyncio.Task[None]] = set()
         self._sockets: list[socket.socket] = []
@@ -89,39 +89,39 @@ class Http2Transport:
             self.port = settings.grpc_port
 
     async def start(self) -> None:
-        """Begins to answer; health is NOT_SERVING until `show`."""
-        for each in self._sockets:
-            each.listen(BACKLOG)
-            self._accepting.append(asyncio.create_task(accept_from(each, self._take)))
+        """Begins to accept calls; health is NOT_SERVING until `show`."""
+        for sock in self._sockets:
+            sock.listen(BACKLOG)
+            self._accepting.append(asyncio.create_task(accept_from(sock, self._take)))
         if self._channel is not None:
-            asyncio.get_running_loop().add_reader(self._channel, self._take_dealt)
+            asyncio.get_running_loop().add_reader(self._channel, self._receive)
 
     async def show(self, models: Models, *, well: bool = True) -> None:
-        """Sets the health of the server, which is that of its default model, and of each model.
+        """Updates the health of the server, which is that of its default model, and of each model.
 
         Args:
-            models: What is served.
+            models: Models that are loaded.
             well: Whether the device works.
         """
         self._health.show(models, well=well)
 
     async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
-        """Says NOT_SERVING, refuses new calls, and lets those in flight finish.
+        """Shuts down: health is NOT_SERVING, new calls are refused, running ones may finish.
 
         Args:
-            seconds: Calls that take longer are cut off.
-            hurry: Set to cut them off at once.
+            seconds: Time limit; calls that take longer are cancelled.
+            hurry: Once set, running calls are cancelled at once.
         """
         self._health.drain()
         self._dispatcher.draining = True
         for task in self._accepting:
             task.cancel()
         await asyncio.gather(*self._accepting, return_exceptions=True)
-        for each in self._sockets:
-            each.close()
+        for sock in self._sockets:
+            sock.close()
         if self._channel is not None:
-            self._take_dealt()
-            self._leave_channel()
+            self._receive()
+            self._close_channel()
         for connection in list(self._connections):
             connection.shut_down()
         hurrying = asyncio.create_task(hurry.wait())
@@ -130,11 +130,11 @@ class Http2Transport:
             (hurrying, finishing), timeout=seconds, return_when=asyncio.FIRST_COMPLETED
         )
         if finishing.done() and not hurry.is_set():
-            # The last replies still have to get out; a watch never ends by itself.
-            leaving = asyncio.create_task(self._none_left.wait())
+            # Time for the last replies to be sent; a watch of the health never ends by itself.
+            leaving = asyncio.create_task(self._no_connections.wait())
             await asyncio.wait(
                 (hurrying, leaving),
-                timeout=min(seconds, _STREAMS_SECONDS),
+                timeout=min(seconds, _UNCOUNTED_SECONDS),
                 return_when=asyncio.FIRST_COMPLETED,
             )
             leaving.cancel()
@@ -144,28 +144,28 @@ class Http2Transport:
             task.cancel()
         for connection in list(self._connections):
             connection.close()
-        # Their tasks end in the next turns of the loop, and tell that they were cancelled.
+        # The tasks of cancelled calls end, and are counted, in the next event-loop iterations.
         await self._dispatcher.finished()
         if not hurry.is_set():
             with suppress(TimeoutError):
-                async with asyncio.timeout(min(seconds, _LAST_SECONDS)):
-                    await self._none_left.wait()
+                async with asyncio.timeout(min(seconds, _LINGER_SECONDS)):
+                    await self._no_connections.wait()
 
-    # What connections call.
+    # Called by connections.
 
     def made(self, connection: Connection) -> None:
-        """There is a new connection."""
-        age = self._age * random.uniform(1 - _JITTER, 1 + _JITTER)
+        """Sets the timer for the maximum age of a new connection."""
+        age = self._age * random.uniform(1 - _AGE_JITTER, 1 + _AGE_JITTER)
         self._connections[connection] = asyncio.get_running_loop().call_later(
             age, connection.shut_down
         )
-        self._none_left.clear()
+        self._no_connections.clear()
 
     def accept(self, stream: Stream) -> None:
-        """Sets the receiver of a new request."""
+        """Routes a new request to its method, or refuses it."""
         head = stream.head
         if head.method != "POST" or not _is_grpc(head.fields.get("content-type", "")):
-            refuse_other(stream)
+            refuse_non_grpc(stream)
             return
         rpc = self._rpcs.get(head.path)
         if rpc is None:
@@ -178,20 +178,20 @@ class Http2Transport:
         stream.receiver = GrpcCall(stream, rpc, self._dispatcher, self._max_bytes, self._hold)
 
     def lost(self, connection: Connection) -> None:
-        """A connection is no more."""
+        """Forgets a connection that was closed."""
         timer = self._connections.pop(connection, None)
         if timer is not None:
             timer.cancel()
         if not self._connections:
-            self._none_left.set()
+            self._no_connections.set()
 
     def _hold(self, count: int) -> None:
-        """Bounds what unfinished requests hold, all together; one alone is always let in."""
+        """Bounds the bytes that incomplete requests hold in all; one alone always fits."""
         self._held_bytes += count
-        if count > 0 and self._held_bytes > self._most_held:
+        if count > 0 and self._held_bytes > self._max_held_bytes:
             raise TooLarge(
                 f"unfinished requests: {self._held_bytes} bytes, wanted at most "
-                f"{self._most_held} (see max_queue_bytes)"
+                f"{self._max_held_bytes} (see max_queue_bytes)"
             )
 
     # Connections.
@@ -201,8 +201,8 @@ class Http2Transport:
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
 
-    def _take_dealt(self) -> None:
-        """Takes the connections that the supervisor has accepted for this process."""
+    def _receive(self) -> None:
+        """Receives the connections that the supervisor has accepted for this worker."""
         assert self._channel is not None
         while True:
             try:
@@ -212,16 +212,16 @@ class Http2Transport:
             except OSError:
                 data, descriptors = b"", []
             if not data:
-                self._leave_channel()
+                self._close_channel()
                 return
-            for each in descriptors:
-                accepted = socket.socket(fileno=each)
+            for descriptor in descriptors:
+                accepted = socket.socket(fileno=descriptor)
                 accepted.setblocking(False)
                 with suppress(OSError):
-                    self._channel.send(b"t")  # until then it would go to another one
+                    self._channel.send(b"t")  # acknowledged, or another worker gets it
                 self._take(accepted)
 
-    def _leave_channel(self) -> None:
+    def _close_channel(self) -> None:
         if self._channel is not None:
             asyncio.get_running_loop().remove_reader(self._channel)
             self._channel.close()

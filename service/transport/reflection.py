@@ -1,4 +1,4 @@
-"""gRPC's reflection, for grpcurl and the like, by the library that grpcio has for it."""
+"""gRPC server reflection, for grpcurl and similar tools, by the grpcio-reflection package."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
@@ -10,10 +10,10 @@ from service.transport.dispatch import Rpc
 
 
 def reflection_rpc(names: Sequence[str]) -> Rpc:
-    """Returns the method that tells of services.
+    """Returns the method `ServerReflectionInfo`.
 
     Args:
-        names: Full names of the others.
+        names: Full names of the other services.
     """
     servicer = reflection.aio.ReflectionServicer(  # type: ignore[attr-defined]
         (*names, reflection.SERVICE_NAME)

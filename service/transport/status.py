@@ -1,4 +1,4 @@
-"""The one place where domain errors become gRPC's."""
+"""The one place where domain errors become gRPC statuses."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from service.errors import InvalidArgument, Overloaded, ServiceError, Status
 
 _DETAILS = "grpc-status-details-bin"
 _PUSHBACK = "grpc-retry-pushback-ms"
-# Trailers have 8 KiB in all, and the message goes into them twice.
-_LONGEST_MESSAGE = 1000
+# In characters. gRPC clients limit trailers to 8 KiB, and the message is in them twice.
+_MAX_MESSAGE = 1000
 
 
 @dataclass(frozen=True)
 class RpcStatus:
-    """How a call ended that was not answered.
+    """Status of a call that failed.
 
     Attributes:
-        status: Its code.
-        message: What its caller is told.
-        metadata: More trailers; the values of keys that end in `-bin` are bytes.
+        status: Status code.
+        message: Status message for the caller.
+        metadata: Further trailers; the values of keys that end in `-bin` are bytes.
     """
 
     status: Status
@@ -32,13 +32,13 @@ class RpcStatus:
 
     @classmethod
     def of(cls, error: ServiceError, more: Mapping[str, str] | None = None) -> "RpcStatus":
-        """Makes an error into what a caller is told, with gRPC's rich details.
+        """Converts an error, with `google.rpc` details (ErrorInfo, BadRequest, RetryInfo).
 
         Args:
-            error: What went wrong.
+            error: Error to convert.
             more: Metadata of the ErrorInfo.
         """
-        message = str(error)[:_LONGEST_MESSAGE]
+        message = str(error)[:_MAX_MESSAGE]
         status = status_pb2.Status(code=error.status.value, message=message)
         info = error_details_pb2.ErrorInfo(
             reason=error.reason, domain="latentserve", metadata=dict(more or {})
@@ -47,7 +47,7 @@ class RpcStatus:
         trailers: list[tuple[str, str | bytes]] = []
         if isinstance(error, InvalidArgument):
             violation = error_details_pb2.BadRequest.FieldViolation(
-                field=error.field, description=error.description[:_LONGEST_MESSAGE]
+                field=error.field, description=error.description[:_MAX_MESSAGE]
             )
             details = error_details_pb2.BadRequest(field_violations=[violation])
             status.details.append(_packed(details))
@@ -55,14 +55,18 @@ class RpcStatus:
             delay = Duration()
             delay.FromMilliseconds(round(1000 * error.retry_seconds))
             status.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
-            # What gRPC's own retries go by: they do not read RetryInfo.
+            # For gRPC's own retries, which do not read RetryInfo.
             trailers.append((_PUSHBACK, str(delay.ToMilliseconds())))
         trailers.append((_DETAILS, status.SerializeToString()))
         return cls(error.status, message, tuple(trailers))
 
 
 class CallFailed(Exception):
-    """A call is not answered; how it ended is its `failure`."""
+    """A call has failed.
+
+    Attributes:
+        failure: Status for the caller.
+    """
 
     def __init__(self, failure: RpcStatus):
         super().__init__(failure.message)

@@ -1,4 +1,4 @@
-"""Certificates of the gRPC port, read again when they change."""
+"""TLS certificates of the gRPC port, reloaded when the files change."""
 
 import logging
 import ssl
@@ -11,19 +11,20 @@ _log = logging.getLogger(__name__)
 
 
 class TlsFiles:
-    """A certificate, its key and, for mTLS, who may have signed a caller's certificate.
+    """A certificate, its key and, for mTLS, the authorities of client certificates.
 
-    They are looked at with each new connection and read again where one has changed. While
-    they do not belong together, as between the replacing of one and of the other, those
-    before go on, which an error in the log says once.
+    The files are checked on each new connection and reloaded when one has changed. While they
+    are invalid, as between the replacement of certificate and key, the previous ones stay in
+    use, which is logged once as an error.
 
     Args:
-        certificate: Chain in PEM.
-        key: Private key in PEM, not encrypted.
-        client_ca: Certificates in PEM that callers' must be signed by; None to ask for none.
+        certificate: Certificate chain, PEM.
+        key: Private key, PEM, not encrypted.
+        client_ca: Certificates, PEM, one of which has to have signed a client's; None requests
+            no client certificates.
 
     Raises:
-        StartError: One cannot be read, or they do not belong together.
+        StartError: A file cannot be read, or certificate and key do not match.
     """
 
     def __init__(self, certificate: Path, key: Path, client_ca: Path | None = None):
@@ -31,52 +32,52 @@ class TlsFiles:
         self._lock = threading.Lock()
         self._failing = False
         try:
-            self._state = self._look()
+            self._state = self._stat()
             self._contents = self._read()
         except (OSError, ValueError) as error:
             raise StartError(f"tls-cert, tls-key or tls-client-ca: {error}") from error
 
     @property
     def contents(self) -> tuple[bytes, bytes, bytes | None]:
-        """Certificate, key and client_ca, as they were last read."""
+        """Certificate, key and client_ca as they were last loaded, PEM."""
         return self._contents
 
     @property
     def asks_for_certificates(self) -> bool:
-        """Whether callers have to show certificates of their own."""
+        """Whether clients have to present a certificate (mTLS)."""
         return self._client_ca is not None
 
     def ssl_context(self) -> ssl.SSLContext:
-        """Returns what a new connection is to be encrypted by, for HTTP/2."""
-        self.reread()
+        """Returns the context for a new connection, with HTTP/2 as its ALPN protocol."""
+        self.reload()
         return self._context
 
-    def reread(self) -> bool:
-        """Looks at the files; returns whether there are new ones to be used."""
+    def reload(self) -> bool:
+        """Loads the files if they have changed; returns whether it did."""
         with self._lock:
             try:
-                state = self._look()
+                state = self._stat()
                 if state == self._state and not self._failing:
                     return False
                 self._contents = self._read()
             except (OSError, ValueError) as error:
                 if not self._failing:
-                    _log.error("TLS files: %s; those before go on", error)
+                    _log.error("TLS files: %s; keeping the previous ones", error)
                 self._failing = True
                 return False
             self._state, self._failing = state, False
-            _log.info("TLS files: read again")
+            _log.info("TLS files: reloaded")
             return True
 
-    def _look(self) -> list[tuple[int, int, int]]:
+    def _stat(self) -> list[tuple[int, int, int]]:
         paths = [path for path in (self._certificate, self._key, self._client_ca) if path]
         stats = [path.stat() for path in paths]
-        return [(each.st_ino, each.st_size, each.st_mtime_ns) for each in stats]
+        return [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
 
     def _read(self) -> tuple[bytes, bytes, bytes | None]:
         contents = self._bytes()
-        context = self._checked()
-        # `ssl` reads files alone: what it checked has to be what was read.
+        context = self._load_context()
+        # `ssl` reads the files by itself: make sure that it has read the same.
         if self._bytes() != contents:
             raise ValueError("they are being replaced")
         self._context = context
@@ -89,19 +90,19 @@ class TlsFiles:
             None if self._client_ca is None else self._client_ca.read_bytes(),
         )
 
-    def _checked(self) -> ssl.SSLContext:
-        """Finds out whether they belong together, which grpc would not say.
+    def _load_context(self) -> ssl.SSLContext:
+        """Makes a context, which fails for invalid files, while grpcio would accept them.
 
         Raises:
-            ValueError: They do not.
+            ValueError: A file is invalid, or certificate and key do not match.
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["h2"])
-        # For TLS 1.2, those that HTTP/2 does not forbid (RFC 9113 section 9.2.2).
+        # For TLS 1.2, the suites that HTTP/2 does not prohibit (RFC 9113 section 9.2.2).
         context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
         try:
-            # A password that is empty: none is asked for at the terminal.
+            # An empty password, or OpenSSL would prompt for one.
             context.load_cert_chain(self._certificate, self._key, password="")
         except ssl.SSLError as error:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The tokens that callers may carry, from a file that may change."""
+"""Bearer tokens from a file, reloaded when it changes."""
 
 import hmac
 import logging
@@ -12,29 +12,29 @@ from service.errors import StartError
 
 _log = logging.getLogger(__name__)
 
-# 16 hexadecimal digits are 64 bits, beyond guessing over a network; words and dates that
-# people type are mostly shorter.
-_SHORTEST = 16
-# What an `authorization` can carry (RFC 6750, and more of what is visible in ASCII).
+# 16 hexadecimal digits are 64 bits, which cannot be guessed over a network; words and dates
+# that people type are mostly shorter.
+_MIN_LENGTH = 16
+# Visible ASCII: what RFC 6750 allows in an `authorization`, and more.
 _TOKEN = re.compile(r"[!-~]+")
-_LOOK_SECONDS = 1.0
+_CHECK_SECONDS = 1.0
 
 
 class TokenFile:
-    """Tokens, one a line; empty lines and those that begin with # are passed over.
+    """Bearer tokens, one per line; empty lines and lines that begin with # are ignored.
 
-    Several of them let one be replaced without a gap. The file is looked at once a
-    second at most, and read again where it has changed; while it is gone or wrong the
-    tokens it last had go on, which an error in the log says once. A file that every user
-    of the machine can read is warned of and taken: mounted secrets often are.
+    With several tokens, one can be replaced without an interruption. The file is checked once
+    a second at most and reloaded when it has changed; while it is missing or invalid, the
+    previous tokens stay in use, which is logged once as an error. A file that every user of
+    the machine can read is accepted with a warning, since mounted secrets often are.
 
     Args:
-        path: The file.
-        clock: Seconds that only grow.
+        path: Path of the file, UTF-8.
+        clock: Monotonic time in seconds.
 
     Raises:
-        StartError: The file cannot be read, or holds no token or a wrong one: too short,
-            or with a space or other characters that a header cannot carry.
+        StartError: The file cannot be read, has no token, or has an invalid one: too short, or
+            with spaces or characters other than visible ASCII.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic):
@@ -47,28 +47,26 @@ class TokenFile:
             if path.stat().st_mode & stat.S_IROTH:
                 _log.warning("token-file %s: every user of this machine can read it", path)
         except (OSError, ValueError) as error:
-            raise StartError(f"token-file {path}: {_said(error)}") from error
-        self._looked = clock()
+            raise StartError(f"token-file {path}: {_reason(error)}") from error
+        self._checked = clock()
 
     def accepts(self, authorization: str | None) -> bool:
-        """Tells whether a call may pass.
-
-        Takes as long for a wrong token as for a right one, whatever they have in common.
+        """Returns whether a call has a valid token, in constant time.
 
         Args:
-            authorization: The value of its `authorization`, `Bearer TOKEN`.
+            authorization: Value of its `authorization` metadata, `Bearer TOKEN`.
         """
-        self._look()
+        self._reload()
         scheme, _, token = (authorization or "").partition(" ")
         given = token.strip().encode()
-        matches = [hmac.compare_digest(given, each) for each in self._tokens]
+        matches = [hmac.compare_digest(given, valid) for valid in self._tokens]
         return scheme.lower() == "bearer" and any(matches)
 
-    def _look(self) -> None:
+    def _reload(self) -> None:
         now = self._clock()
-        if now - self._looked < _LOOK_SECONDS:
+        if now - self._checked < _CHECK_SECONDS:
             return
-        self._looked = now
+        self._checked = now
         try:
             state = _state(self._path)
             if state == self._state and not self._failing:
@@ -76,32 +74,34 @@ class TokenFile:
             self._tokens = _read(self._path)
         except (OSError, ValueError) as error:
             if not self._failing:
-                _log.error("token-file %s: %s; the tokens before go on", self._path, _said(error))
+                _log.error(
+                    "token-file %s: %s; keeping the previous tokens", self._path, _reason(error)
+                )
             self._failing = True
         else:
-            # Looked at before it was read: what is written in between is seen next time.
+            # The state from before the read: a write in between is noticed next time.
             self._state, self._failing = state, False
-            _log.info("token-file %s: read again, %d tokens", self._path, len(self._tokens))
+            _log.info("token-file %s: reloaded, %d tokens", self._path, len(self._tokens))
 
 
 def _state(path: Path) -> tuple[int, int, int]:
-    now = path.stat()
-    return now.st_ino, now.st_size, now.st_mtime_ns
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _read(path: Path) -> tuple[bytes, ...]:
-    # The mark that some editors begin a file with is no part of a token.
+    # utf-8-sig: without the byte order mark that some editors write.
     lines = path.read_text(encoding="utf-8-sig").splitlines()
     tokens = []
     for number, line in enumerate(map(str.strip, lines), 1):
         if not line or line.startswith("#"):
             continue
-        if not _TOKEN.fullmatch(line):  # said without the line: it may hold a secret
+        if not _TOKEN.fullmatch(line):  # without the line itself: it may be a secret
             raise ValueError(f"line {number} is no token, wanted visible ASCII without spaces")
-        if len(line) < _SHORTEST:
+        if len(line) < _MIN_LENGTH:
             raise ValueError(
                 f"line {number} is a token of {len(line)} characters, wanted at least "
-                f"{_SHORTEST} (for example `openssl rand -hex 32`)"
+                f"{_MIN_LENGTH} (for example `openssl rand -hex 32`)"
             )
         tokens.append(line.encode())
     if not tokens:
@@ -109,7 +109,7 @@ def _read(path: Path) -> tuple[bytes, ...]:
     return tuple(tokens)
 
 
-def _said(error: OSError | ValueError) -> str:
+def _reason(error: OSError | ValueError) -> str:
     if isinstance(error, UnicodeDecodeError):
         return "not text in UTF-8"
     return error.strerror or str(error) if isinstance(error, OSError) else str(error)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import InvalidArgument, ServiceError, TooLarge, Unimplemented
-from service.transport.framing import MessageReader, prefix
+from service.transport.framing import MessageBuffer, prefix
 from tests.support.http2_peer import message
 
 MOST = 100_000
@@ -28,8 +28,8 @@ class Held:
             raise TooLarge("too many")
 
 
-def reader(encoding: str = "identity", held: Held | None = None) -> MessageReader:
-    return MessageReader(encoding, MOST, held or Held())
+def reader(encoding: str = "identity", held: Held | None = None) -> MessageBuffer:
+    return MessageBuffer(encoding, MOST, held or Held())
 
 
 def test_a_prefix_is_that_of_a_plain_message():
@@ -139,7 +139,7 @@ def test_compressed_messages_are_bounded_and_whole(encoding, compress):
 
 def test_an_honest_bomb_is_not_opened():
     bomb = gzip.compress(bytes(2**28), 1)
-    under = MessageReader("gzip", 2**26, Held())
+    under = MessageBuffer("gzip", 2**26, Held())
     under.feed(message(bomb, 1))
     began = time.process_time()
     with pytest.raises(TooLarge, match=str(2**28)):
@@ -170,7 +170,7 @@ def test_the_cost_of_a_body_grows_with_its_length_alone():
         assert under.take() == b""
         count += 1
     assert count == 50_000
-    under = MessageReader("identity", 10**6, Held())
+    under = MessageBuffer("identity", 10**6, Held())
     data = message(bytes(200_000))
     for at in range(0, len(data), 2):
         under.feed(data[at : at + 2])

@@ -123,7 +123,7 @@ def test_a_certificate_that_was_replaced_is_served_to_new_connections(folder, au
         fresh = later.issue_cert("localhost")
         fresh.cert_chain_pems[0].write_to_path(certificate)
         assert code_of(secure(server, later)) == grpc.StatusCode.OK
-        assert "those before go on" in server.log.read_text()
+        assert "keeping the previous ones" in server.log.read_text()
 
 
 @pytest.mark.usefixtures("each_transport")

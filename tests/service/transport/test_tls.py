@@ -191,7 +191,7 @@ def test_half_of_a_pair_leaves_the_old_one_in_use_and_is_logged_once(
                 assert await answered(port, authority)
             errors = [each for each in caplog.records if each.levelno == logging.ERROR]
             assert len(errors) == 1
-            assert "those before go on" in errors[0].getMessage()
+            assert "keeping the previous ones" in errors[0].getMessage()
             files.write(files.key, fresh.private_key_pem.bytes())
             assert await answered(port, stranger)
             assert not await answered(port, authority)
@@ -225,29 +225,29 @@ def test_what_is_replaced_while_it_is_read_is_not_served(files, authority, stran
     tls = TlsFiles(files.certificate, files.key)
     before = tls.contents
     files.replace(authority)
-    check = TlsFiles._checked
+    check = TlsFiles._load_context
 
     def replaced_meanwhile(self: TlsFiles) -> None:
         files.replace(stranger)
         check(self)
 
-    with mock.patch.object(TlsFiles, "_checked", replaced_meanwhile):
-        assert not tls.reread()
+    with mock.patch.object(TlsFiles, "_load_context", replaced_meanwhile):
+        assert not tls.reload()
     assert tls.contents == before
     assert "being replaced" in caplog.text
-    assert tls.reread()
+    assert tls.reload()
     assert tls.contents[0] == files.certificate.read_bytes()
 
 
 def test_files_that_did_not_change_are_not_read_again(files):
     tls = TlsFiles(files.certificate, files.key)
     with mock.patch.object(TlsFiles, "_read", side_effect=AssertionError):
-        assert not tls.reread()
+        assert not tls.reload()
         for path in (files.certificate, files.key):
-            assert not tls.reread()
+            assert not tls.reload()
             state = path.stat()
             os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
-        assert not tls.reread()
+        assert not tls.reload()
 
 
 def encrypted(files: Files) -> None:
