@@ -1,21 +1,22 @@
-"""Fuzzes the server's HTTP/2 and the gRPC over it, under a servicer that answers nothing real.
+"""Fuzzes the server's HTTP/2 and the gRPC over it, with a stub for a servicer.
 
     .venv/bin/pip install -e '.[fuzz]'
     .venv/bin/python -m tests.fuzz.http2 --seeds corpus
     .venv/bin/python -m tests.fuzz.http2 corpus -max_total_time=600 -max_len=4096
 
-The first command makes a corpus of valid sessions, the second changes them as libFuzzer
-does, which also knows the other options; `-max_total_time` is in seconds. An input is one
-byte that says how it is cut, and what a client sends after its greeting.
+The first command writes a corpus of valid sessions. The second one mutates them with libFuzzer,
+whose options it accepts; `-max_total_time` is in seconds. An input is one byte that says how the
+input is split and scheduled, followed by what a client sends after its connection preface.
 
-A finding is: an exception out of the connection or in the loop, an internal error sent to the
-peer, frames that do not parse, or anything left once the connection is lost: tasks, timers,
-calls that are counted as running, bytes that are counted as held.
+Findings are: an exception out of the connection or in the event loop, INTERNAL_ERROR sent to the
+client, frames that do not parse, and anything that is left once the connection is lost: tasks,
+timers, calls counted as running, bytes counted as held.
 """
 
 import asyncio
 import logging
 import random
+import re
 import struct
 import sys
 from collections.abc import Callable, Iterator
@@ -36,12 +37,12 @@ with atheris.instrument_imports(include=["service.transport", "hpack"]):
     from service.transport.http2_transport import Http2Transport
     from tests.support import http2_peer as peer
 
-_GREETING = PREFACE + peer.settings((peer.INITIAL_WINDOW, 100))
+_HANDSHAKE = PREFACE + peer.settings_frame((peer.INITIAL_WINDOW, 100))
 _LATENT = "/latentserve.v1.LatentService/"
 
 
 class Findings(logging.Handler):
-    """What was logged as an error: a bug that was caught."""
+    """Collects logged errors: bugs that were caught."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -52,7 +53,7 @@ class Findings(logging.Handler):
 
 
 class Reply:
-    """Larger than the windows that its callers begin with; a piece out of place is seen."""
+    """A reply larger than the initial window; a misplaced piece makes it differ."""
 
     BYTES = bytes(range(250))
 
@@ -61,11 +62,14 @@ class Reply:
 
 
 class Stub:
-    """Answers as often as it is asked, and a server stream three times."""
+    """A servicer: one reply per request, three on a server stream."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         service = pb.DESCRIPTOR.services_by_name["LatentService"]
-        method = next(each for each in service.methods if _snake(each.name) == name)
+        methods = {_snake(method.name): method for method in service.methods}
+        if name not in methods:
+            raise AttributeError(name)
+        method = methods[name]
 
         async def unary(_request: Any, _call: Any) -> Any:
             await asyncio.sleep(0)
@@ -84,16 +88,16 @@ class Stub:
 
 
 def _snake(name: str) -> str:
-    return "".join(f"_{each.lower()}" if each.isupper() else each for each in name).lstrip("_")
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
 class Target:
-    """A server without a port that is listened on, and the loop that it is in."""
+    """A server that does not listen, and its event loop."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self.problems: list[Any] = []
-        self.loop.set_exception_handler(lambda _loop, told: self.problems.append(told))
+        self.loop.set_exception_handler(lambda _loop, context: self.problems.append(context))
         self.findings = Findings()
         logging.getLogger().addHandler(self.findings)
         self.loop.run_until_complete(self._make())
@@ -112,14 +116,14 @@ class Target:
     def one(self, data: bytes) -> None:
         """Runs one input."""
         if data:
-            self.loop.run_until_complete(self._one(data[0], _GREETING + data[1:]))
+            self.loop.run_until_complete(self._one(data[0], _HANDSHAKE + data[1:]))
 
     async def _one(self, how: int, data: bytes) -> None:
-        connection, wire = Connection(self.transport), peer.Wire()
-        wire.protocol = connection
-        connection.connection_made(wire)
+        connection, transport = Connection(self.transport), peer.RecordingTransport()
+        transport.protocol = connection
+        connection.connection_made(transport)
         for number, piece in enumerate(_pieces(how, data)):
-            if wire.closing:
+            if transport.closing:
                 break
             if how & 16 and number % 4 == 1:
                 connection.pause_writing()
@@ -132,24 +136,27 @@ class Target:
             connection.resume_writing()
         for _ in range(6):
             await asyncio.sleep(0)
-        sent = peer.parsed(bytes(wire.sent))
-        for each in sent:
-            assert each.kind != peer.GOAWAY or each.code != peer.INTERNAL_ERROR, each
-        for number in {each.stream for each in sent if each.kind == peer.DATA}:
-            _check_body(b"".join(e.payload for e in sent if e[0] == 0 and e.stream == number))
-        if not wire.closing:
-            wire.closing = True
+        sent = peer.parsed(bytes(transport.sent))
+        bodies: dict[int, bytes] = {}
+        for frame in sent:
+            assert frame.kind != peer.GOAWAY or frame.code != peer.INTERNAL_ERROR, frame
+            if frame.kind == peer.DATA:
+                bodies[frame.stream] = bodies.get(frame.stream, b"") + frame.payload
+        for body in bodies.values():
+            _check_body(body)
+        if not transport.closing:
+            transport.closing = True
             connection.connection_lost(None)
         for _ in range(6):
             await asyncio.sleep(0)
         self._nothing_left()
 
     def _nothing_left(self) -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        assert not others, others
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not tasks, tasks
         scheduled: Any = self.loop
-        left = [each for each in scheduled._scheduled if not each.cancelled()]
-        assert not left, left
+        timers = [timer for timer in scheduled._scheduled if not timer.cancelled()]
+        assert not timers, timers
         scheduled._scheduled.clear()
         scheduled._timer_cancelled_count = 0
         assert not self.transport._connections
@@ -160,13 +167,13 @@ class Target:
 
 
 def _pieces(how: int, data: bytes) -> Iterator[bytes]:
-    """Cuts by length, or after so many frames."""
+    """Splits the input by length, or after every few frames."""
     if not how & 128:
         step = (1 << (how & 15)) if how & 15 else len(data)
         yield from (data[start : start + step] for start in range(0, len(data), step))
         return
-    yield data[: len(_GREETING)]
-    frames, rest = _frames(data[len(_GREETING) :])
+    yield data[: len(_HANDSHAKE)]
+    frames, rest = _frames(data[len(_HANDSHAKE) :])
     step = (how & 3) + 1
     for start in range(0, len(frames), step):
         yield b"".join(frames[start : start + step])
@@ -174,7 +181,7 @@ def _pieces(how: int, data: bytes) -> Iterator[bytes]:
 
 
 def _frames(data: bytes) -> tuple[list[bytes], bytes]:
-    """Those that are whole, and the rest."""
+    """Splits off the frames that are complete; returns them and the rest."""
     frames = []
     while len(data) >= 9 and (stop := 9 + int.from_bytes(data[:3], "big")) <= len(data):
         frames.append(data[:stop])
@@ -184,16 +191,16 @@ def _frames(data: bytes) -> tuple[list[bytes], bytes]:
 
 def _check_body(body: bytes) -> None:
     reply = peer.message(Reply.BYTES)
-    if body[:5] == reply[:5]:  # those of health are others
+    if body[:5] == reply[:5]:  # else a reply of the health service
         times = len(body) // len(reply) + 1
         assert (reply * times).startswith(body), body
 
 
-# -------------------------------------------------------------- what is tried
+# ---------------------------------------------------------------------- inputs
 
 
 def _sessions() -> list[bytes]:
-    """Valid ones, and frames that matter."""
+    """Valid sessions with every kind of frame."""
     encoder = hpack.Encoder()
     health = "/grpc.health.v1.Health/"
     empty, body = peer.message(b""), peer.message(pb.SampleRequest(count=2).SerializeToString())
@@ -211,38 +218,39 @@ def _sessions() -> list[bytes]:
     for path, more, messages in calls:
         session = b"\0"
         for number in (1, 3):
-            session += peer.frame(
-                peer.HEADERS, peer.END_HEADERS, number, encoder.encode(peer.request(path, **more))
-            )
+            block = encoder.encode(peer.request_fields(path, **more))
+            session += peer.raw_frame(peer.HEADERS, peer.END_HEADERS, number, block)
             joined = b"".join(messages)
-            session += peer.frame(peer.DATA, 0, number, joined[:3])
-            session += peer.frame(peer.DATA, peer.END_STREAM, number, joined[3:])
+            session += peer.raw_frame(peer.DATA, 0, number, joined[:3])
+            session += peer.raw_frame(peer.DATA, peer.END_STREAM, number, joined[3:])
         result.append(session + peer.window_update(1, 1000) + peer.window_update(0, 5))
-    block = peer.literal(peer.request(f"{_LATENT}GetServerInfo"))
+    block = peer.literal(peer.request_fields(f"{_LATENT}GetServerInfo"))
     result += [
-        b"\0" + peer.frame(peer.HEADERS, 0x1, 1, block[:9])
-        + peer.frame(peer.CONTINUATION, 0x4, 1, block[9:]),
-        b"\0" + peer.frame(peer.HEADERS, 0x2C, 1, b"\x02" + bytes(5) + block + bytes(2))
-        + peer.frame(peer.DATA, 0x8, 1, b"\x02" + empty + bytes(2))
+        b"\0" + peer.raw_frame(peer.HEADERS, 0x1, 1, block[:9])
+        + peer.raw_frame(peer.CONTINUATION, 0x4, 1, block[9:]),
+        b"\0" + peer.raw_frame(peer.HEADERS, 0x2C, 1, b"\x02" + bytes(5) + block + bytes(2))
+        + peer.raw_frame(peer.DATA, 0x8, 1, b"\x02" + empty + bytes(2))
         + peer.headers(1, [("x-a", "1")], 0x5),
-        b"\0" + peer.headers(1, peer.request(f"{_LATENT}EncodeStream")) + peer.rst_stream(1)
-        + peer.settings((peer.INITIAL_WINDOW, 0), (peer.HEADER_TABLE_SIZE, 0))
-        + peer.frame(peer.PING, 0, 0, bytes(8)) + peer.frame(peer.GOAWAY, 0, 0, bytes(8)),
-        b"\0" + peer.frame(peer.PING, 1, 0, b"retiring")
-        + peer.frame(peer.PRIORITY, 0, 1, bytes(5)) + peer.settings((peer.MAX_FRAME, 20000)),
+        b"\0" + peer.headers(1, peer.request_fields(f"{_LATENT}EncodeStream")) + peer.rst_stream(1)
+        + peer.settings_frame((peer.INITIAL_WINDOW, 0), (peer.HEADER_TABLE_SIZE, 0))
+        + peer.raw_frame(peer.PING, 0, 0, bytes(8)) + peer.raw_frame(peer.GOAWAY, 0, 0, bytes(8)),
+        b"\0" + peer.raw_frame(peer.PING, 1, 0, b"retiring")
+        + peer.raw_frame(peer.PRIORITY, 0, 1, bytes(5))
+        + peer.settings_frame((peer.MAX_FRAME, 20000)),
         b"\0" + peer.window_update(1, 9) + peer.window_update(3, 120) + peer.window_update(0, 1)
-        + peer.settings((peer.INITIAL_WINDOW, 7)) + peer.settings((peer.INITIAL_WINDOW, 1000)),
+        + peer.settings_frame((peer.INITIAL_WINDOW, 7))
+        + peer.settings_frame((peer.INITIAL_WINDOW, 1000)),
     ]  # fmt: skip
     return result
 
 
 _PIECES = [
-    peer.frame(*each) for session in _sessions() for each in peer.parsed(session[1:])
+    peer.raw_frame(*frame) for session in _sessions() for frame in peer.parsed(session[1:])
 ]  # fmt: skip
 
 
 def _mutate(data: bytes, most: int, seed: int) -> bytes:
-    """Changes frames, of which what libFuzzer does blindly leaves few."""
+    """Mutates frame by frame: libFuzzer's own mutations leave few valid frames."""
     rng = random.Random(seed)
     if rng.random() < 0.2:
         return bytes(atheris.Mutate(data, most))
@@ -264,16 +272,16 @@ def _mutate(data: bytes, most: int, seed: int) -> bytes:
         kind = rng.randrange(11) if which == 0 else kind
         flags ^= 1 << rng.randrange(8) if which == 1 else 0
         stream = rng.randrange(8) if which == 2 else stream
-        frames[at] = peer.frame(kind, flags, stream, frames[at][9:])
+        frames[at] = peer.raw_frame(kind, flags, stream, frames[at][9:])
     else:
         kind, flags, stream = struct.unpack(">BBI", frames[at][3:9])
         payload = bytes(atheris.Mutate(frames[at][9:], 200))
-        frames[at] = peer.frame(kind, flags, stream, payload)
+        frames[at] = peer.raw_frame(kind, flags, stream, payload)
     return (how + b"".join(frames) + rest)[:most]
 
 
 def main() -> None:
-    """Makes seeds or fuzzes."""
+    """Writes the corpus, or fuzzes."""
     if sys.argv[1:2] == ["--seeds"]:
         folder = Path(sys.argv[2])
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A gRPC client made of a socket and the h2 library, which does what no gRPC library would."""
+"""A gRPC client of a socket and the h2 library, which can send what no gRPC library would."""
 
 import base64
 import socket
@@ -14,7 +14,7 @@ from h2.config import H2Configuration
 from h2.connection import ConnectionInputs, ConnectionState, H2Connection
 from h2.settings import SettingCodes, Settings
 
-from tests.support.http2_peer import message, request
+from tests.support.http2_peer import message, request_fields
 
 LATENT = "/latentserve.v1.LatentService/"
 _SECONDS = 20.0
@@ -22,7 +22,7 @@ _SECONDS = 20.0
 
 @dataclass
 class Reply:
-    """What has come on a stream."""
+    """What has been received on a stream."""
 
     fields: dict[str, str] = field(default_factory=dict)
     body: bytearray = field(default_factory=bytearray, repr=False)
@@ -35,7 +35,7 @@ class Reply:
 
     @property
     def status(self) -> int:
-        """The code of gRPC."""
+        """GRPC status code."""
         return int(self.fields["grpc-status"])
 
     @property
@@ -59,14 +59,14 @@ class Reply:
         return result
 
 
-class Raw:
+class RawClient:
     """A connection.
 
     Args:
         target: Host and port.
-        window: What each stream may send before it is granted more.
-        grants: Whether what is read is granted again.
-        tls: Whom to trust; None for a plain connection.
+        window: Initial flow-control window of each stream, in bytes.
+        grants: Whether window is granted again for received DATA.
+        tls: Trusted certificates; None for plain text.
     """
 
     def __init__(
@@ -81,18 +81,18 @@ class Raw:
         self.socket = socket.create_connection((host, int(port)), _SECONDS)
         if tls is not None:
             self.socket = tls.wrap_socket(self.socket, server_hostname="localhost")
-        how = H2Configuration(
+        configuration = H2Configuration(
             client_side=True,
             header_encoding="utf-8",
             validate_outbound_headers=False,
             normalize_outbound_headers=False,
         )
-        self.h2 = H2Connection(how)
-        # The library takes GOAWAY for the end, which it is not.
-        machine, still = self.h2.state_machine, (None, ConnectionState.CLIENT_OPEN)
+        self.h2 = H2Connection(configuration)
+        # h2 closes the connection on GOAWAY, but open streams go on (RFC 9113 section 6.8).
+        machine, stays_open = self.h2.state_machine, (None, ConnectionState.CLIENT_OPEN)
         machine._transitions = {
             **machine._transitions,
-            (ConnectionState.CLIENT_OPEN, ConnectionInputs.RECV_GOAWAY): still,
+            (ConnectionState.CLIENT_OPEN, ConnectionInputs.RECV_GOAWAY): stays_open,
         }
         values = {SettingCodes.INITIAL_WINDOW_SIZE: window}
         self.h2.local_settings = Settings(client=True, initial_values=values)
@@ -104,7 +104,7 @@ class Raw:
         self.closed = False
         self.flush()
 
-    def __enter__(self) -> "Raw":
+    def __enter__(self) -> "RawClient":
         return self
 
     def __exit__(
@@ -119,8 +119,8 @@ class Raw:
         self.socket.sendall(self.h2.data_to_send())
 
     def open(self, path: str, *, ends: bool = False, **more: str) -> int:
-        """Sends the headers of a call; returns its stream."""
-        fields = request(path if path.startswith("/") else LATENT + path, **more)
+        """Sends the headers of a call; returns its stream identifier."""
+        fields = request_fields(path if path.startswith("/") else LATENT + path, **more)
         return self.open_with(fields, ends=ends)
 
     def open_with(self, fields: list[tuple[str, str]], *, ends: bool = False) -> int:
@@ -131,7 +131,7 @@ class Raw:
         return number
 
     def send(self, number: int, data: bytes, *, ends: bool = False) -> None:
-        """Sends some of a body, as fast as the server takes it."""
+        """Sends DATA as flow control allows."""
         while data and not self.replies[number].over:
             size = min(self.h2.local_flow_control_window(number), 16_384, len(data))
             if size:
@@ -145,13 +145,13 @@ class Raw:
             self.flush()
 
     def call(self, path: str, body: bytes, flag: int = 0, **more: str) -> Reply:
-        """A whole call with one message."""
+        """Makes a call with one message, and waits for its reply."""
         number = self.open(path, **more)
         self.send(number, message(body, flag), ends=True)
         return self.wait(number)
 
     def wait(self, number: int, seconds: float = _SECONDS) -> Reply:
-        """Reads until a stream is over."""
+        """Reads until a stream has ended or was reset."""
         self.wait_for(lambda: self.replies[number].over, seconds)
         return self.replies[number]
 
@@ -163,7 +163,7 @@ class Raw:
             self.read()
 
     def read(self, seconds: float = 1.0) -> bool:
-        """Reads what there is; False if nothing came in time."""
+        """Reads once; returns False on a timeout."""
         self.socket.settimeout(seconds)
         try:
             data = self.socket.recv(2**18)

@@ -1,4 +1,4 @@
-"""A peer for the server's HTTP/2: a connection without sockets, and frames by hand."""
+"""An HTTP/2 client that sends any frames, valid or not, to a `Connection` without a socket."""
 
 import asyncio
 import struct
@@ -24,7 +24,7 @@ Fields = Iterable[tuple[str, str]]
 
 
 class Frame(NamedTuple):
-    """A frame that was sent."""
+    """A frame that the server has sent."""
 
     kind: int
     flags: int
@@ -33,43 +33,43 @@ class Frame(NamedTuple):
 
     @property
     def code(self) -> int:
-        """The error of RST_STREAM or GOAWAY."""
+        """Error code of RST_STREAM or GOAWAY."""
         return int.from_bytes(self.payload[4 * (self.kind == GOAWAY) :][:4], "big")
 
 
-def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> bytes:
-    """A frame, however wrong; written independently of the server's own code."""
+def raw_frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> bytes:
+    """A frame, valid or not; independent of the server's own code."""
     return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 
 
-def settings(*pairs: tuple[int, int]) -> bytes:
-    return frame(SETTINGS, 0, 0, b"".join(struct.pack(">HI", *pair) for pair in pairs))
+def settings_frame(*pairs: tuple[int, int]) -> bytes:
+    return raw_frame(SETTINGS, 0, 0, b"".join(struct.pack(">HI", *pair) for pair in pairs))
 
 
 def window_update(stream: int, increment: int) -> bytes:
-    return frame(WINDOW_UPDATE, 0, stream, struct.pack(">I", increment))
+    return raw_frame(WINDOW_UPDATE, 0, stream, struct.pack(">I", increment))
 
 
 def rst_stream(stream: int, code: int = CANCEL) -> bytes:
-    return frame(RST_STREAM, 0, stream, struct.pack(">I", code))
+    return raw_frame(RST_STREAM, 0, stream, struct.pack(">I", code))
 
 
-def request(path: str = "/a/b", **more: str) -> list[tuple[str, str]]:
-    """The fields of a gRPC request."""
+def request_fields(path: str = "/a/b", **more: str) -> list[tuple[str, str]]:
+    """Header fields of a gRPC request; underscores in names become hyphens."""
     fields = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "x")]
     fields += [("content-type", "application/grpc"), ("te", "trailers")]
     return fields + [(name.replace("_", "-"), value) for name, value in more.items()]
 
 
 def literal(fields: Fields) -> bytes:
-    """A header block that needs no table and leaves it as it is."""
+    """A header block that neither uses nor changes the dynamic table."""
     return hpack.Encoder().encode(
         [hpack.NeverIndexedHeaderTuple(*pair) for pair in fields], huffman=False
     )
 
 
 def headers(stream: int, fields: Fields, flags: int = END_HEADERS) -> bytes:
-    return frame(HEADERS, flags, stream, literal(fields))
+    return raw_frame(HEADERS, flags, stream, literal(fields))
 
 
 def message(body: bytes, flag: int = 0) -> bytes:
@@ -77,7 +77,7 @@ def message(body: bytes, flag: int = 0) -> bytes:
 
 
 def parsed(data: bytes) -> list[Frame]:
-    """All frames of what was sent, which has to be whole frames."""
+    """Parses bytes that have to be whole frames."""
     result = []
     while data:
         length = int.from_bytes(data[:3], "big")
@@ -88,8 +88,8 @@ def parsed(data: bytes) -> list[Frame]:
     return result
 
 
-class Asked:
-    """A request as its receiver sees it."""
+class Request:
+    """A receiver that records what happens on its stream."""
 
     def __init__(self, stream: Any):
         self.stream = stream
@@ -118,8 +118,8 @@ class Asked:
         self.is_reset = True
 
 
-class Wire(asyncio.Transport):
-    """What the server writes; a peer that does not read is told by `pause`."""
+class RecordingTransport(asyncio.Transport):
+    """Keeps what the server writes, in `sent`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,8 +140,8 @@ class Wire(asyncio.Transport):
         self.sent += data
 
     def writelines(self, list_of_data: Any) -> None:
-        for each in list_of_data:
-            self.write(each)
+        for data in list_of_data:
+            self.write(data)
 
     def pause_reading(self) -> None:
         self.reading = False
@@ -169,32 +169,32 @@ class Wire(asyncio.Transport):
         self.close()
 
 
-class Session:
-    """A connection, whoever listens, and what is sent to it by hand.
+class Peer:
+    """The client's end of a connection, and its listener.
 
     Args:
-        accept: Sets the receiver of a request; without it, `asked` has each by its stream.
-        greet: Whether to say hello.
-        options: Of the connection.
+        accept: Sets the receiver of a new stream; by default a `Request`, kept in `requests`
+            by its stream identifier.
+        options: Further arguments of `Connection`.
     """
 
     def __init__(self, accept: Callable[[Any], None] | None = None, **options: Any):
-        self.asked: dict[int, Asked] = {}
+        self.requests: dict[int, Request] = {}
         self.lost_connections: list[Any] = []
         self._accept = accept
         self._read = 0
         self.connection = Connection(self, **options)
-        self.wire = Wire()
-        self.wire.protocol = self.connection
-        self.connection.connection_made(self.wire)
+        self.transport = RecordingTransport()
+        self.transport.protocol = self.connection
+        self.connection.connection_made(self.transport)
 
-    # The listener.
+    # As the listener.
 
     def accept(self, stream: Any) -> None:
         if self._accept is not None:
             self._accept(stream)
             return
-        self.asked[stream.id] = stream.receiver = Asked(stream)
+        self.requests[stream.id] = stream.receiver = Request(stream)
 
     def made(self, connection: Any) -> None:
         pass
@@ -202,65 +202,68 @@ class Session:
     def lost(self, connection: Any) -> None:
         self.lost_connections.append(connection)
 
-    # The peer.
+    # As the client.
 
     async def send(self, *data: bytes) -> list[Frame]:
-        """Sends, and returns what has been sent since the last time."""
-        for each in data:
-            if not self.wire.closing:
-                self.connection.data_received(each)
-        return await self.answers()
+        """Sends bytes, and returns what the server has sent since the last call."""
+        for piece in data:
+            if not self.transport.closing:
+                self.connection.data_received(piece)
+        return await self.receive()
 
-    async def answers(self) -> list[Frame]:
-        """What the server has sent since the last time."""
+    async def receive(self) -> list[Frame]:
+        """Returns what the server has sent since the last call."""
         for _ in range(4):
             await asyncio.sleep(0)
-        data = bytes(self.wire.sent[self._read :])
-        self._read = len(self.wire.sent)
+        data = bytes(self.transport.sent[self._read :])
+        self._read = len(self.transport.sent)
         return parsed(data)
 
-    async def greet(self, *pairs: tuple[int, int]) -> list[Frame]:
-        return await self.send(PREFACE + settings(*pairs))
+    async def shake_hands(self, *pairs: tuple[int, int]) -> list[Frame]:
+        """Sends the client's connection preface with some settings."""
+        return await self.send(PREFACE + settings_frame(*pairs))
 
-    async def ask(self, number: int = 1, *, ends: bool = True, **more: str) -> Asked:
-        """Sends the headers of a request."""
+    async def open(self, stream: int = 1, *, ends: bool = True, **more: str) -> Request:
+        """Sends the header block of a request."""
         flags = END_HEADERS | (END_STREAM if ends else 0)
-        await self.send(headers(number, request(**more), flags))
-        return self.asked[number]
+        await self.send(headers(stream, request_fields(**more), flags))
+        return self.requests[stream]
 
     @property
     def alive(self) -> bool:
-        return not self.wire.closing
+        return not self.transport.closing
 
 
 def connected(
-    scenario: Callable[[Session], Awaitable[None]], *pairs: tuple[int, int], **options: Any
+    scenario: Callable[[Peer], Awaitable[None]], *pairs: tuple[int, int], **options: Any
 ) -> None:
-    """Runs a scenario with a connection that has been greeted, and sees that nothing is left."""
+    """Runs a scenario after the handshake, and checks that nothing is left after it."""
 
     async def run() -> None:
         problems: list[dict[str, Any]] = []
-        asyncio.get_running_loop().set_exception_handler(lambda _, told: problems.append(told))
-        session = Session(**options)
-        await session.greet(*pairs)
-        await session.send(frame(SETTINGS, ACK))
-        await scenario(session)
-        await end(session)
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _, context: problems.append(context)
+        )
+        peer = Peer(**options)
+        await peer.shake_hands(*pairs)
+        await peer.send(raw_frame(SETTINGS, ACK))
+        await scenario(peer)
+        await disconnect(peer)
         assert not problems
 
     asyncio.run(run())
 
 
-async def end(session: Session) -> None:
-    """Ends a connection, after which there must be no task and no timer."""
-    if not session.lost_connections:
-        session.wire.closing = True
-        session.connection.connection_lost(None)
+async def disconnect(peer: Peer) -> None:
+    """Closes the connection, and checks that no task and no timer is left."""
+    if not peer.lost_connections:
+        peer.transport.closing = True
+        peer.connection.connection_lost(None)
     for _ in range(10):
         await asyncio.sleep(0)
-    assert len(session.lost_connections) == 1
+    assert len(peer.lost_connections) == 1
     loop: Any = asyncio.get_running_loop()
-    left = [each for each in loop._scheduled if not each.cancelled()]
-    assert not left, left
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    assert not others, others
+    timers = [timer for timer in loop._scheduled if not timer.cancelled()]
+    assert not timers, timers
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    assert not tasks, tasks

@@ -1,4 +1,4 @@
-"""gRPC's messages put together from a body, however it is cut."""
+"""Length-prefixed messages reassembled from the pieces of a body."""
 
 import gzip
 import time
@@ -15,8 +15,8 @@ from tests.support.http2_peer import message
 MOST = 100_000
 
 
-class Held:
-    """What a server counts as held."""
+class HeldBytes:
+    """A server's count of held bytes."""
 
     def __init__(self, most: int = 10**9):
         self.bytes = 0
@@ -28,11 +28,11 @@ class Held:
             raise TooLarge("too many")
 
 
-def reader(encoding: str = "identity", held: Held | None = None) -> MessageBuffer:
-    return MessageBuffer(encoding, MOST, held or Held())
+def message_buffer(encoding: str = "identity", held: HeldBytes | None = None) -> MessageBuffer:
+    return MessageBuffer(encoding, MOST, held or HeldBytes())
 
 
-def test_a_prefix_is_that_of_a_plain_message():
+def test_prefix_is_that_of_an_uncompressed_message():
     assert prefix(258) + b"x" * 258 == message(b"x" * 258)
 
 
@@ -45,9 +45,9 @@ _BODIES = st.one_of(st.binary(max_size=30), st.integers(0, 50_000).map(bytes))
     st.booleans(),
     st.binary(max_size=4),
 )
-def test_messages_come_out_as_they_went_in(bodies, sizes, greedy, rest):
-    held = Held()
-    under = reader("gzip", held)
+def test_messages_are_reassembled_from_any_pieces(bodies, sizes, greedy, rest):
+    held = HeldBytes()
+    buffer = message_buffer("gzip", held)
     data = b"".join(
         message(gzip.compress(body, 1), 1) if small else message(body) for body, small in bodies
     )
@@ -55,78 +55,78 @@ def test_messages_come_out_as_they_went_in(bodies, sizes, greedy, rest):
     got, at, turn = [], 0, 0
     while at < len(data):
         size = sizes[turn % len(sizes)]
-        complete = under.feed(data[at : at + size])
-        assert complete == under.ready
+        complete = buffer.feed(data[at : at + size])
+        assert complete == buffer.ready
         at, turn = at + size, turn + 1
-        while greedy and under.ready:
-            got.append(under.take())
-    while under.ready:
-        got.append(under.take())
+        while greedy and buffer.ready:
+            got.append(buffer.take())
+    while buffer.ready:
+        got.append(buffer.take())
     assert got == [body for body, _ in bodies]
-    assert under.held_bytes == len(rest)
-    under.close()
-    assert (under.held_bytes, held.bytes) == (0, 0)
+    assert buffer.held_bytes == len(rest)
+    buffer.close()
+    assert (buffer.held_bytes, held.bytes) == (0, 0)
 
 
-def test_what_is_held_is_counted_until_it_is_taken():
-    held = Held()
-    under = reader(held=held)
+def test_held_bytes_are_reported_until_a_message_is_taken():
+    held = HeldBytes()
+    buffer = message_buffer(held=held)
     body = message(bytes(50_000))
-    assert not under.feed(body[:40_000])
+    assert not buffer.feed(body[:40_000])
     assert held.bytes == 40_000
-    assert under.feed(body[40_000:] + message(b"second"))
-    # To the next step of it.
+    assert buffer.feed(body[40_000:] + message(b"second"))
+    # Below the next step, so not reported yet.
     assert held.bytes == 40_000
-    assert under.feed(bytes(60_000))
+    assert buffer.feed(bytes(60_000))
     assert held.bytes == 110_016
-    assert under.more_than_one
-    assert under.take() == bytes(50_000)
-    assert (held.bytes, under.ready) == (60_011, True)
-    assert under.take() == b"second"
-    under.close()
+    assert buffer.more_than_one
+    assert buffer.take() == bytes(50_000)
+    assert (held.bytes, buffer.ready) == (60_011, True)
+    assert buffer.take() == b"second"
+    buffer.close()
     assert held.bytes == 0
 
 
-def test_small_ones_are_not_counted_and_pass_where_much_is_held():
-    under = reader(held=Held(0))
-    assert under.feed(message(bytes(10_000)))
+def test_small_messages_are_not_reported_and_pass_a_full_server():
+    buffer = message_buffer(held=HeldBytes(0))
+    assert buffer.feed(message(bytes(10_000)))
     with pytest.raises(TooLarge):
-        reader(held=Held(0)).feed(message(bytes(20_000)))
+        message_buffer(held=HeldBytes(0)).feed(message(bytes(20_000)))
 
 
-def test_too_much_that_is_held_is_let_go_of():
-    held = Held(30_000)
-    under = reader(held=held)
+def test_close_gives_back_the_bytes_of_a_refused_message():
+    held = HeldBytes(30_000)
+    buffer = message_buffer(held=held)
     with pytest.raises(TooLarge):
-        under.feed(message(bytes(50_000))[:40_000])
-    under.close()
+        buffer.feed(message(bytes(50_000))[:40_000])
+    buffer.close()
     assert held.bytes == 0
 
 
-def test_a_message_that_is_too_large_is_known_by_its_prefix():
+def test_a_message_that_is_too_large_is_refused_by_its_prefix():
     with pytest.raises(TooLarge):
-        reader().feed(b"\0" + (MOST + 1).to_bytes(4, "big"))
-    under = reader()
-    assert under.feed(message(b"first") + b"\0\xff\xff\xff\xff")
-    assert under.take() == b"first"
+        message_buffer().feed(b"\0" + (MOST + 1).to_bytes(4, "big"))
+    buffer = message_buffer()
+    assert buffer.feed(message(b"first") + b"\0\xff\xff\xff\xff")
+    assert buffer.take() == b"first"
     with pytest.raises(TooLarge):
-        assert under.ready
+        assert buffer.ready
 
 
 @pytest.mark.parametrize("flag", [2, 128, 255])
-def test_a_flag_that_is_not_known_is_no_message(flag):
+def test_an_invalid_compressed_flag_is_an_error(flag):
     with pytest.raises(ServiceError, match=f"begins with {flag}, wanted 0 or 1"):
-        reader().feed(message(b"", flag))
+        message_buffer().feed(message(b"", flag))
 
 
 @pytest.mark.parametrize(
     ("encoding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)]
 )
-def test_compressed_messages_are_bounded_and_whole(encoding, compress):
+def test_compressed_messages_are_bounded_and_have_to_be_complete(encoding, compress):
     def taken(body: bytes) -> bytes:
-        under = reader(encoding)
-        assert under.feed(message(body, 1))
-        return under.take()
+        buffer = message_buffer(encoding)
+        assert buffer.feed(message(body, 1))
+        return buffer.take()
 
     assert taken(compress(b"")) == b""
     assert taken(compress(bytes(MOST))) == bytes(MOST)
@@ -137,42 +137,42 @@ def test_compressed_messages_are_bounded_and_whole(encoding, compress):
             taken(broken)
 
 
-def test_an_honest_bomb_is_not_opened():
+def test_a_gzip_bomb_with_an_honest_length_is_not_decompressed():
     bomb = gzip.compress(bytes(2**28), 1)
-    under = MessageBuffer("gzip", 2**26, Held())
-    under.feed(message(bomb, 1))
+    buffer = MessageBuffer("gzip", 2**26, HeldBytes())
+    buffer.feed(message(bomb, 1))
     began = time.process_time()
     with pytest.raises(TooLarge, match=str(2**28)):
-        under.take()
+        buffer.take()
     assert time.process_time() - began < 0.1
 
 
-def test_encodings_that_are_not_known_matter_where_they_are_used():
-    under = reader("br")
-    assert under.feed(message(b"plain") + message(b"x", 1))
-    assert under.take() == b"plain"
-    assert under.ready
+def test_an_unsupported_encoding_fails_only_compressed_messages():
+    buffer = message_buffer("br")
+    assert buffer.feed(message(b"plain") + message(b"x", 1))
+    assert buffer.take() == b"plain"
+    assert buffer.ready
     with pytest.raises(Unimplemented, match="'br', wanted one of identity,deflate,gzip"):
-        under.take()
-    under = reader()
-    under.feed(message(b"x", 1))
+        buffer.take()
+    buffer = message_buffer()
+    buffer.feed(message(b"x", 1))
     with pytest.raises(ServiceError, match="compressed, but there is no grpc-encoding"):
-        under.take()
+        buffer.take()
 
 
-def test_the_cost_of_a_body_grows_with_its_length_alone():
-    """However small its messages, and however small the pieces that it comes in."""
-    under = reader()
+def test_the_cost_of_a_body_is_linear_in_its_length():
+    """For any size of its messages, and of the pieces in which it is received."""
+    buffer = message_buffer()
     began = time.process_time()
-    under.feed(bytes(5) * 50_000)
+    buffer.feed(bytes(5) * 50_000)
     count = 0
-    while under.ready:
-        assert under.take() == b""
+    while buffer.ready:
+        assert buffer.take() == b""
         count += 1
     assert count == 50_000
-    under = MessageBuffer("identity", 10**6, Held())
+    buffer = MessageBuffer("identity", 10**6, HeldBytes())
     data = message(bytes(200_000))
     for at in range(0, len(data), 2):
-        under.feed(data[at : at + 2])
-    assert under.take() == bytes(200_000)
+        buffer.feed(data[at : at + 2])
+    assert buffer.take() == bytes(200_000)
     assert time.process_time() - began < 2

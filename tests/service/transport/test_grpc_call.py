@@ -1,4 +1,4 @@
-"""gRPC on our own HTTP/2, over a real port, by clients that do what gRPC's do not."""
+"""gRPC over our own HTTP/2, on a real port, by clients that do what gRPC libraries do not."""
 
 import asyncio
 import contextlib
@@ -23,21 +23,21 @@ from google.rpc import error_details_pb2
 
 from latentserve.v1 import latent_service_pb2 as pb
 from service.transport.grpc_call import GrpcCall
-from tests.support.http2_client import LATENT, Raw
+from tests.support.http2_client import LATENT, RawClient
 from tests.support.http2_peer import (
     DATA,
     END_STREAM,
     INITIAL_WINDOW,
     PING,
     PREFACE,
-    Session,
-    end,
-    frame,
+    Peer,
+    disconnect,
     headers,
     message,
-    request,
+    raw_frame,
+    request_fields,
     rst_stream,
-    settings,
+    settings_frame,
     window_update,
 )
 from tests.support.processes import Server
@@ -82,13 +82,13 @@ def server(folder):
 
 @pytest.fixture
 def raw(server):
-    with Raw(server.target) as connection:
+    with RawClient(server.target) as connection:
         yield connection
 
 
-def within(seconds: float, happens) -> None:
+def wait_until(condition, seconds: float) -> None:
     deadline = time.monotonic() + seconds
-    while not happens():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -98,7 +98,7 @@ def rss(server: Server) -> int:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-# ----------------------------------------------------------- what is asked for
+# -------------------------------------------------------------------- requests
 
 
 def test_a_call_is_answered(raw):
@@ -110,7 +110,7 @@ def test_a_call_is_answered(raw):
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "application/grpc-web", "", None])
-def test_what_is_not_grpc_is_an_unsupported_media_type(raw, content_type):
+def test_a_content_type_other_than_grpc_is_status_415(raw, content_type):
     fields = [(":method", "POST"), (":scheme", "http"), (":path", f"{LATENT}Sample")]
     fields += [] if content_type is None else [("content-type", content_type)]
     reply = raw.wait(raw.open_with(fields, ends=True))
@@ -120,7 +120,7 @@ def test_what_is_not_grpc_is_an_unsupported_media_type(raw, content_type):
 
 
 @pytest.mark.parametrize("content_type", ["application/grpc+proto", "application/grpc;a=b"])
-def test_other_names_of_grpc_are_known(raw, content_type):
+def test_variants_of_the_grpc_content_type_are_accepted(raw, content_type):
     fields = [(":method", "POST"), (":scheme", "http"), (":path", f"{LATENT}Sample")]
     number = raw.open_with([*fields, ("content-type", content_type)])
     raw.send(number, message(SAMPLE), ends=True)
@@ -128,7 +128,7 @@ def test_other_names_of_grpc_are_known(raw, content_type):
 
 
 @pytest.mark.parametrize("path", [f"{LATENT}Nothing", "/", "*", "/a%b\xe4\x7f" + "\xff" * 2000])
-def test_an_unknown_method_is_unimplemented_and_its_name_told(raw, path):
+def test_an_unknown_method_is_unimplemented_and_named_in_the_message(raw, path):
     reply = raw.call(path, b"") if path.startswith("/") else None
     if reply is None:
         fields = [(":method", "POST"), (":scheme", "http"), (":path", path)]
@@ -139,11 +139,11 @@ def test_an_unknown_method_is_unimplemented_and_its_name_told(raw, path):
     assert sum(map(len, reply.fields.values())) < 8000
 
 
-def test_a_unary_call_has_one_message(raw):
+def test_a_unary_call_has_exactly_one_message(raw):
     none = raw.wait(raw.open("Sample", ends=True))
     assert (none.status, none.text) == (UNIMPLEMENTED, "request: got 0 messages, wanted 1")
     number = raw.open("Sample")
-    raw.send(number, message(SAMPLE) + message(SAMPLE))  # its end is not waited for
+    raw.send(number, message(SAMPLE) + message(SAMPLE))  # refused before END_STREAM
     two = raw.wait(number)
     assert (two.status, two.text) == (UNIMPLEMENTED, "request: got more than 1 message, wanted 1")
     assert two.ended
@@ -151,20 +151,20 @@ def test_a_unary_call_has_one_message(raw):
 
 @pytest.mark.parametrize("method", ["Sample", "SampleStream", "EncodeStream"])
 @pytest.mark.parametrize("left", [1, 4, 5, 7])
-def test_a_message_that_is_cut_short_is_an_error(raw, method, left):
+def test_a_truncated_message_is_an_internal_error(raw, method, left):
     number = raw.open(method)
     raw.send(number, message(SAMPLE)[:left], ends=True)
     reply = raw.wait(number)
     assert (reply.status, reply.text) == (INTERNAL, "request: it ends within a message")
 
 
-def test_what_is_no_protobuf_is_told(raw):
+def test_a_message_that_is_no_protobuf_is_an_invalid_argument(raw):
     reply = raw.call("Sample", b"\xff\xff\xff")
     assert reply.status == INVALID
     assert raw.call("Sample", SAMPLE).status == OK
 
 
-def test_errors_have_details_and_text_of_any_alphabet(raw):
+def test_errors_have_details_and_percent_encoded_text(raw):
     selector = pb.ModelSelector(name="ä%\n模" * 3)
     reply = raw.call("Sample", pb.SampleRequest(count=1, model=selector).SerializeToString())
     assert reply.status == NOT_FOUND
@@ -191,16 +191,16 @@ def test_metadata_beyond_the_limit_is_refused_and_the_connection_lives(raw):
     [
         ("1n", LATE), ("99999999n", OK), ("0S", LATE), ("5S", OK), ("5000m", OK), ("5000000u", OK),
         ("1M", OK), ("99999999H", OK), ("1H", OK),
-        # As good as none.
+        # Malformed, and so ignored.
         ("5", OK), ("-1S", OK), ("1s", OK), ("123456789S", OK), ("", OK), ("1.5S", OK),
     ],
 )  # fmt: skip
-def test_a_deadline_comes_in_any_unit(raw, timeout, status):
+def test_a_deadline_may_have_any_unit(raw, timeout, status):
     assert raw.call("Sample", SAMPLE, grpc_timeout=timeout).status == status
 
 
 @pytest.mark.parametrize("method", ["Sample", "EncodeStream"])
-def test_a_deadline_passes_while_the_request_is_sent(raw, method):
+def test_a_deadline_expires_while_the_request_is_incomplete(raw, method):
     number = raw.open(method, grpc_timeout="200m")
     raw.send(number, message(SAMPLE)[:5])
     reply = raw.wait(number)
@@ -209,11 +209,11 @@ def test_a_deadline_passes_while_the_request_is_sent(raw, method):
 
 
 @pytest.mark.parametrize("method", ["Sample", "SampleStream"])
-def test_a_deadline_passes_while_the_reply_waits_for_its_caller(server, method):
+def test_a_deadline_expires_while_the_reply_waits_for_flow_control(server, method):
     body = HUGE_STREAM
     if method == "Sample":
         body = pb.SampleRequest(count=100, seed=1).SerializeToString()
-    with Raw(server.target, window=1000, grants=False) as raw:
+    with RawClient(server.target, window=1000, grants=False) as raw:
         began = time.monotonic()
         reply = raw.call(method, body, grpc_timeout="400m")
         assert 0.3 < time.monotonic() - began < 5
@@ -222,7 +222,7 @@ def test_a_deadline_passes_while_the_reply_waits_for_its_caller(server, method):
 
 
 @pytest.mark.parametrize("outcome", ["sent", "sent late", "reset"])
-def test_no_timer_of_a_deadline_is_left_once_the_reply_is_sent_or_the_call_is_reset(outcome):
+def test_the_deadline_timer_is_cancelled_when_the_reply_is_sent_or_the_stream_reset(outcome):
     async def unary(_rpc: Any, raw: bytes, _call: Any) -> tuple[bytes]:
         return (raw,)
 
@@ -236,42 +236,42 @@ def test_no_timer_of_a_deadline_is_left_once_the_reply_is_sent_or_the_call_is_re
         return [timer for timer in loop._scheduled if not timer.cancelled()]
 
     async def scenario() -> None:
-        session = Session(accept)
-        await session.greet((INITIAL_WINDOW, 1000 if outcome == "sent" else 0))
-        call = headers(1, request(grpc_timeout="1H"))
-        await session.send(call, frame(DATA, END_STREAM, 1, message(b"body")))
+        peer = Peer(accept)
+        await peer.shake_hands((INITIAL_WINDOW, 1000 if outcome == "sent" else 0))
+        call = headers(1, request_fields(grpc_timeout="1H"))
+        await peer.send(call, raw_frame(DATA, END_STREAM, 1, message(b"body")))
         assert len(timers()) == (0 if outcome == "sent" else 1)
         if outcome == "sent late":
-            await session.send(window_update(1, 1000))
+            await peer.send(window_update(1, 1000))
         elif outcome == "reset":
-            await session.send(rst_stream(1))
+            await peer.send(rst_stream(1))
         assert not timers()
-        await end(session)
+        await disconnect(peer)
 
     asyncio.run(scenario())
 
 
-def test_a_call_that_its_caller_leaves_is_computed_no_further(server, raw):
+def test_a_reset_by_the_caller_cancels_the_computation(server, raw):
     before = server.metric("latentserve_requests_total", rpc="SampleStream", code="CANCELLED")
     number = raw.open("SampleStream")
     raw.send(number, message(HUGE_STREAM), ends=True)
     raw.wait_for(lambda: len(raw.replies[number].messages) > 2)
     raw.h2.reset_stream(number, CANCEL)
     raw.flush()
-    within(20, lambda: server.metric("latentserve_queue_rows") == 0)
+    wait_until(lambda: server.metric("latentserve_queue_rows") == 0, 20)
     now = server.metric("latentserve_requests_total", rpc="SampleStream", code="CANCELLED")
     assert now == before + 1
     assert raw.call("Sample", SAMPLE).status == OK
 
 
-def test_so_is_what_a_lost_connection_had(server):
+def test_a_lost_connection_cancels_the_computation(server):
     before = server.metric("latentserve_requests_total", rpc="SampleStream", code="CANCELLED")
-    with Raw(server.target) as raw:
+    with RawClient(server.target) as raw:
         number = raw.open("SampleStream")
         raw.send(number, message(HUGE_STREAM), ends=True)
         raw.wait_for(lambda: raw.replies[number].messages)
     name, labels = "latentserve_requests_total", {"rpc": "SampleStream", "code": "CANCELLED"}
-    within(20, lambda: server.metric(name, **labels) == before + 1)
+    wait_until(lambda: server.metric(name, **labels) == before + 1, 20)
 
 
 # --------------------------------------------------------- sizes, compression
@@ -287,16 +287,16 @@ def test_requests_may_be_compressed(raw, encoding, compress):
     for broken in (b"", b"nonsense", compress(SAMPLE)[:-3], compress(SAMPLE) * 2):
         assert raw.call("Sample", broken, 1, grpc_encoding=encoding).status == INVALID
     number = raw.open("EncodeStream", grpc_encoding=encoding)
-    each = pb.EncodeStreamRequest(
+    body = pb.EncodeStreamRequest(
         request=pb.EncodeRequest(images=images(np.zeros((1, 32, 32), np.uint8)))
     ).SerializeToString()
-    raw.send(number, message(compress(each), 1) + message(each), ends=True)
+    raw.send(number, message(compress(body), 1) + message(body), ends=True)
     assert len(raw.wait(number).messages) == 2
 
 
 @pytest.mark.parametrize("method", ["Sample", "EncodeStream"])
 @pytest.mark.parametrize("lies", [False, True])
-def test_a_bomb_is_refused_at_little_cost(server, raw, method, lies):
+def test_a_decompression_bomb_is_refused_at_little_cost(server, raw, method, lies):
     bomb = bytearray(BOMB)
     if lies:
         bomb[-4:] = bytes(4)
@@ -308,20 +308,20 @@ def test_a_bomb_is_refused_at_little_cost(server, raw, method, lies):
     assert rss(server) - before < 32 * 2**20
 
 
-def test_other_encodings_are_unimplemented_and_those_known_are_told(raw):
+def test_an_unsupported_encoding_is_unimplemented_and_lists_the_supported_ones(raw):
     reply = raw.call("Sample", SAMPLE, 1, grpc_encoding="snappy")
     assert reply.status == UNIMPLEMENTED
     assert reply.fields["grpc-accept-encoding"] == "identity,deflate,gzip"
     assert raw.call("Sample", SAMPLE, 0, grpc_encoding="snappy").status == OK
 
 
-def test_flags_that_are_wrong_are_an_internal_error(raw):
+def test_an_invalid_compressed_flag_is_an_internal_error(raw):
     for flag in (1, 2, 255):
         assert raw.call("Sample", SAMPLE, flag).status == INTERNAL
 
 
 @pytest.mark.parametrize("method", ["Sample", "EncodeStream"])
-def test_a_message_that_is_too_large_is_refused_before_it_is_sent(raw, method):
+def test_a_message_that_is_too_large_is_refused_by_its_prefix(raw, method):
     number = raw.open(method)
     raw.send(number, b"\0" + (MAX_MESSAGE + 1).to_bytes(4, "big"))
     reply = raw.wait(number)
@@ -330,12 +330,12 @@ def test_a_message_that_is_too_large_is_refused_before_it_is_sent(raw, method):
 
 
 @pytest.mark.parametrize("method", ["Encode", "EncodeStream"])
-def test_what_a_stranger_sends_is_not_kept(folder, tmp_path, method):
+def test_a_large_request_without_a_token_is_refused_before_it_is_complete(folder, tmp_path, method):
     (tmp_path / "tokens").write_text("0123456789abcdef")
     arguments = ("--token-file", str(tmp_path / "tokens"), "--transport", "http2")
     with (
         Server(folder / "models", tmp_path / "log", *arguments) as server,
-        Raw(server.target) as raw,
+        RawClient(server.target) as raw,
     ):
         part = message(bytes(100_000))[:1000]
         number = raw.open(method)
@@ -344,11 +344,11 @@ def test_what_a_stranger_sends_is_not_kept(folder, tmp_path, method):
         number = raw.open(method, authorization="Bearer 0123456789abcdef")
         raw.send(number, part)
         raw.read(0.2)
-        # Not ready yet, maybe, but no stranger's.
+        # Perhaps UNAVAILABLE, as the server is still loading, but not UNAUTHENTICATED.
         assert raw.replies[number].fields.get("grpc-status") in (None, "14")
 
 
-def test_unfinished_requests_together_have_a_limit_and_small_ones_pass(server, raw):
+def test_incomplete_requests_share_a_limit_and_small_ones_pass(server, raw):
     part = message(bytes(MAX_MESSAGE))[:1_000_000]
     numbers = [raw.open("Encode") for _ in range(12)]
     for number in numbers:
@@ -357,7 +357,7 @@ def test_unfinished_requests_together_have_a_limit_and_small_ones_pass(server, r
     refused = [raw.replies[number] for number in numbers if raw.replies[number].over]
     assert all(reply.status == TOO_MUCH for reply in refused)
     assert len(refused) < 6
-    with Raw(server.target) as other:
+    with RawClient(server.target) as other:
         assert other.call("Sample", SAMPLE).status == OK
         assert rss(server) < 2**30
     for number in numbers:
@@ -368,8 +368,8 @@ def test_unfinished_requests_together_have_a_limit_and_small_ones_pass(server, r
     assert raw.call("Encode", body.SerializeToString()).status == OK
 
 
-def test_many_small_messages_in_a_frame_cost_little(server, raw):
-    """Half a million of them, none of which is an image."""
+def test_many_empty_messages_in_a_frame_cost_little(server, raw):
+    """100,000 empty messages, none of which is an image."""
     number = raw.open("EncodeStream")
     raw.send(number, bytes(5) * 100_000, ends=True)
     began = time.monotonic()
@@ -379,10 +379,10 @@ def test_many_small_messages_in_a_frame_cost_little(server, raw):
     assert rss(server) < 2**30
 
 
-# ------------------------------------------------------------ many, and slow
+# -------------------------------------------------- concurrency, back-pressure
 
 
-def test_many_calls_on_one_connection_have_each_its_own_answer(raw):
+def test_concurrent_calls_on_one_connection_get_their_own_replies(raw):
     wanted = {}
     for seed in range(8):
         request = pb.SampleRequest(count=1, seed=seed).SerializeToString()
@@ -408,9 +408,11 @@ def test_many_calls_on_one_connection_have_each_its_own_answer(raw):
 
 
 @pytest.mark.parametrize("held_by", ["window", "socket"])
-def test_who_does_not_read_a_stream_is_computed_little_for(server, held_by):
-    """Neither its window nor TCP's lets more through than it takes."""
-    with Raw(server.target, window=2**16 if held_by == "window" else 2**30, grants=False) as raw:
+def test_a_stream_that_its_caller_does_not_read_stops_computing(server, held_by):
+    """Both HTTP/2's and TCP's flow control reach back to the engine."""
+    with RawClient(
+        server.target, window=2**16 if held_by == "window" else 2**30, grants=False
+    ) as raw:
         number = raw.open("SampleStream")
         raw.send(number, message(HUGE_STREAM), ends=True)
         raw.wait_for(lambda: raw.replies[number].body or held_by == "socket")
@@ -422,37 +424,37 @@ def test_who_does_not_read_a_stream_is_computed_little_for(server, held_by):
         assert rss(server) - before < 8 * 2**20
 
 
-def test_who_does_not_read_that_it_is_refused_is_not_read_from(server):
+def test_a_client_that_does_not_read_its_refusals_is_not_read_from(server):
     host, port = server.target.rsplit(":", 1)
     before = rss(server)
     with socket.socket() as sock:
-        # Or its system would take in up to 32 MiB of answers that nobody reads.
+        # Otherwise the kernel buffers up to 32 MiB of responses that nobody reads.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
         sock.settimeout(1)
         sock.connect((host, int(port)))
-        sock.sendall(PREFACE + settings())
+        sock.sendall(PREFACE + settings_frame())
         with contextlib.suppress(TimeoutError):
             for number in itertools.count(1, 2):
-                sock.sendall(headers(number, request("/x"), 0x5))
-                # The server's system takes in up to 32 MiB that it does not read.
+                sock.sendall(headers(number, request_fields("/x"), 0x5))
+                # The server's kernel buffers up to 32 MiB that the server does not read.
                 assert number < 4_000_000
         assert rss(server) - before < 32 * 2**20
-    with Raw(server.target) as other:
+    with RawClient(server.target) as other:
         assert other.call("Sample", SAMPLE).status == OK
 
 
-def test_an_old_connection_ends_and_what_runs_on_it_does_not(folder, tmp_path):
+def test_a_connection_beyond_its_age_shuts_down_after_its_calls(folder, tmp_path):
     arguments = ("--max-connection-age-seconds", "1", "--transport", "http2")
     with Server(folder / "models", tmp_path / "log", *arguments) as server:
         server.wait_until_serving()
         request = pb.SampleRequest(count=4096, seed=1)
         body = pb.SampleStreamRequest(request=request, chunk_rows=64).SerializeToString()
-        with Raw(server.target, window=40_000, grants=False) as raw:
+        with RawClient(server.target, window=40_000, grants=False) as raw:
             number = raw.open("SampleStream")
             raw.send(number, message(body), ends=True)
             raw.wait_for(lambda: len(raw.goaways) == 1)
             began = time.monotonic()
-            # What it had sent by then is answered as well.
+            # The second one follows once the PING between them is acknowledged.
             raw.wait_for(lambda: len(raw.goaways) == 2)
             assert time.monotonic() - began < 8
             assert not raw.replies[number].over
@@ -467,7 +469,7 @@ def test_an_old_connection_ends_and_what_runs_on_it_does_not(folder, tmp_path):
             assert raw.goaways == [NO_ERROR, NO_ERROR]
 
 
-def test_connections_that_say_nothing_or_nonsense_leave_nothing_behind(server):
+def test_idle_and_malformed_connections_leak_no_file_descriptors(server):
     def files() -> int:
         return len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
 
@@ -477,21 +479,21 @@ def test_connections_that_say_nothing_or_nonsense_leave_nothing_behind(server):
         with socket.create_connection((host, int(port))) as sock:
             if turn % 3:
                 sock.sendall(os.urandom(40) if turn % 3 == 1 else b"PRI * HT")
-    within(20, lambda: files() <= before)
+    wait_until(lambda: files() <= before, 20)
 
 
-# ------------------------------------------------------------ other programs
+# -------------------------------------------------------------- other clients
 
 
-def test_http_1_is_told_that_this_is_grpc(server):
+def test_http_1_is_answered_that_this_port_speaks_grpc(server):
     host, port = server.target.rsplit(":", 1)
     with socket.create_connection((host, int(port)), 10) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
-        said = b""
+        answer = b""
         while piece := sock.recv(4096):
-            said += piece
-    assert said.startswith(b"HTTP/1.1 505 ")
-    assert said.endswith(b"gRPC, which is HTTP/2.\n")
+            answer += piece
+    assert answer.startswith(b"HTTP/1.1 505 ")
+    assert answer.endswith(b"gRPC, which is HTTP/2.\n")
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
@@ -561,10 +563,10 @@ def trusting(authority: trustme.CA, *protocols: str) -> ssl.SSLContext:
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_tls_chooses_http_2(encrypted, authority, version):
+def test_tls_negotiates_http_2_by_alpn(encrypted, authority, version):
     context = trusting(authority, "http/1.1", "h2")
     context.minimum_version = context.maximum_version = version
-    with Raw(encrypted.target, tls=context) as raw:
+    with RawClient(encrypted.target, tls=context) as raw:
         assert raw.socket.selected_alpn_protocol() == "h2"
         cipher, _, _ = raw.socket.cipher()
         assert "GCM" in cipher or "CHACHA20" in cipher
@@ -573,7 +575,7 @@ def test_tls_chooses_http_2(encrypted, authority, version):
         assert len(large.body) > 4_000_000
 
 
-def test_who_speaks_something_else_over_tls_is_told_or_closed(encrypted, authority):
+def test_tls_without_http_2_is_answered_by_505_or_closed(encrypted, authority):
     host, port = encrypted.target.rsplit(":", 1)
     for protocols in ((), ("http/1.1",)):
         with (
@@ -583,7 +585,7 @@ def test_who_speaks_something_else_over_tls_is_told_or_closed(encrypted, authori
             assert tls.selected_alpn_protocol() is None
             tls.sendall(b"GET / HTTP/1.1\r\n\r\n")
             assert tls.recv(100).startswith(b"HTTP/1.1 505")
-    with Raw(encrypted.target, tls=trusting(authority)) as raw:
+    with RawClient(encrypted.target, tls=trusting(authority)) as raw:
         assert raw.call("/grpc.health.v1.Health/Check", b"").status == OK
     with socket.create_connection((host, int(port)), 10) as sock:
         sock.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(30))
@@ -592,28 +594,30 @@ def test_who_speaks_something_else_over_tls_is_told_or_closed(encrypted, authori
 
 
 @pytest.mark.parametrize("is_encrypted", [False, True], ids=["plain", "tls"])
-def test_a_reply_outlives_the_server_whatever_its_caller_still_sends(
+def test_shutdown_delivers_the_reply_while_the_caller_keeps_sending(
     folder, authority, tmp_path, is_encrypted
 ):
-    """A socket with unread bytes that is closed is reset, and what was sent is lost."""
+    """Closing a socket with unread input resets it, and the client loses what it was sent."""
     files = tls_files(folder, authority) if is_encrypted else ()
     arguments = ("--transport", "http2", "--http-port", "0", *files)
     with Server(folder / "models", tmp_path / "log", *arguments) as server:
         if is_encrypted:
-            within(30, lambda: "serving" in server.log.read_text())
+            wait_until(lambda: "serving" in server.log.read_text(), 30)
         else:
             server.wait_until_serving()
-        with Raw(server.target, 2**24, tls=trusting(authority) if is_encrypted else None) as raw:
+        with RawClient(
+            server.target, 2**24, tls=trusting(authority) if is_encrypted else None
+        ) as raw:
             number = raw.open("Sample")
             body = pb.SampleRequest(count=400, format=pb.IMAGE_FORMAT_UINT8).SerializeToString()
             raw.send(number, message(body), ends=True)
-            within(10, lambda: server.metric("latentserve_requests_total", rpc="Sample") == 1)
+            wait_until(lambda: server.metric("latentserve_requests_total", rpc="Sample") == 1, 10)
             began = time.monotonic()
             os.kill(server.process.pid, signal.SIGTERM)
-            # It reads nothing of all this, and says what matters to nobody any more.
+            # The client reads nothing yet, and keeps sending.
             while time.monotonic() - began < 1.5:
                 with contextlib.suppress(OSError):
-                    raw.socket.sendall(frame(PING, 0, 0, b"whatever"))
+                    raw.socket.sendall(raw_frame(PING, 0, 0, b"12345678"))
                 time.sleep(0.02)
             while not raw.closed:
                 raw.read()
@@ -624,10 +628,10 @@ def test_a_reply_outlives_the_server_whatever_its_caller_still_sends(
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
-def test_old_tls_is_refused(encrypted, authority):
+def test_tls_below_1_2_is_refused(encrypted, authority):
     context = trusting(authority, "h2")
     context.minimum_version = ssl.TLSVersion.TLSv1
     context.maximum_version = ssl.TLSVersion.TLSv1_1
     context.set_ciphers("ALL:@SECLEVEL=0")
     with pytest.raises(ssl.SSLError):
-        Raw(encrypted.target, tls=context)
+        RawClient(encrypted.target, tls=context)

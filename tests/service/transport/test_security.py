@@ -1,7 +1,6 @@
-"""Encryption, certificates and tokens of a real server, with real handshakes."""
+"""TLS and tokens of a real server."""
 
 import os
-import shutil
 import ssl
 import time
 from pathlib import Path
@@ -35,7 +34,7 @@ def authority() -> trustme.CA:
 
 
 def write(certificate: trustme.LeafCert, folder: Path, name: str = "server") -> list[str]:
-    """Writes a certificate and its key as an operator would: each replaced as a whole."""
+    """Writes a certificate and its key as an operator would: each is replaced atomically."""
     paths = []
     for part, blob in (
         ("cert", certificate.cert_chain_pems[0]),
@@ -50,7 +49,7 @@ def write(certificate: trustme.LeafCert, folder: Path, name: str = "server") -> 
 
 
 def secure(server: Server, ca: trustme.CA | None, client: trustme.LeafCert | None = None):
-    """A channel that trusts a CA and, where given, shows a certificate."""
+    """A channel that trusts a CA and, if given, presents a client certificate."""
     credentials = grpc.ssl_channel_credentials(
         ca.cert_pem.bytes() if ca else None,
         client.private_key_pem.bytes() if client else None,
@@ -61,7 +60,7 @@ def secure(server: Server, ca: trustme.CA | None, client: trustme.LeafCert | Non
 
 
 def code_of(channel: grpc.Channel, metadata=(), timeout: float = 5.0) -> grpc.StatusCode:
-    """How a call ends."""
+    """Status code of a call."""
     with channel:
         stub = latent_service_pb2_grpc.LatentServiceStub(channel)
         call = stub.Sample.future(pb.SampleRequest(count=1), timeout=timeout, metadata=metadata)
@@ -91,7 +90,7 @@ def wait_until_serving(make_channel) -> None:
 
 
 @pytest.mark.usefixtures("each_transport")
-def test_who_trusts_the_authority_is_answered_and_nobody_else(folder, authority, tmp_path):
+def test_tls_handshake_needs_a_client_that_trusts_the_authority(folder, authority, tmp_path):
     certificate, key = write(authority.issue_cert("localhost"), tmp_path)
     arguments = ("--tls-cert", certificate, "--tls-key", key)
     with Server(folder / "models", tmp_path / "log", *arguments) as server:
@@ -100,14 +99,14 @@ def test_who_trusts_the_authority_is_answered_and_nobody_else(folder, authority,
         assert code_of(secure(server, trustme.CA())) == grpc.StatusCode.UNAVAILABLE
         plain = grpc.insecure_channel(server.target)
         assert code_of(plain) == grpc.StatusCode.UNAVAILABLE
-        # What is spoken is really TLS, of no old version.
+        # The port really speaks TLS, with this certificate.
         host, port = server.target.rsplit(":", 1)
         pem = ssl.get_server_certificate((host, int(port)))
         assert pem.strip() == Path(certificate).read_text().strip()
 
 
 @pytest.mark.usefixtures("each_transport")
-def test_a_certificate_that_was_replaced_is_served_to_new_connections(folder, authority, tmp_path):
+def test_a_replaced_certificate_is_used_for_new_connections(folder, authority, tmp_path):
     certificate, key = write(authority.issue_cert("localhost"), tmp_path)
     arguments = ("--tls-cert", certificate, "--tls-key", key)
     with Server(folder / "models", tmp_path / "log", *arguments) as server:
@@ -118,8 +117,8 @@ def test_a_certificate_that_was_replaced_is_served_to_new_connections(folder, au
             write(later.issue_cert("localhost"), tmp_path)
             assert code_of(secure(server, later)) == grpc.StatusCode.OK
             assert code_of(secure(server, authority)) == grpc.StatusCode.UNAVAILABLE
-            assert serving(old)  # its connection lives on
-        # Half of a pair: that of before goes on, and the log says why.
+            assert serving(old)  # over the connection made before
+        # A certificate without its key: the previous pair is kept, and the log says why.
         fresh = later.issue_cert("localhost")
         fresh.cert_chain_pems[0].write_to_path(certificate)
         assert code_of(secure(server, later)) == grpc.StatusCode.OK
@@ -127,7 +126,7 @@ def test_a_certificate_that_was_replaced_is_served_to_new_connections(folder, au
 
 
 @pytest.mark.usefixtures("each_transport")
-def test_mtls_asks_for_a_certificate_of_the_right_authority(folder, authority, tmp_path):
+def test_mtls_accepts_only_client_certificates_of_its_authority(folder, authority, tmp_path):
     certificate, key = write(authority.issue_cert("localhost"), tmp_path)
     ca = tmp_path / "clients.pem"
     clients = trustme.CA()
@@ -143,7 +142,7 @@ def test_mtls_asks_for_a_certificate_of_the_right_authority(folder, authority, t
 
 
 @pytest.mark.parametrize("damage", ["missing", "other key", "no PEM"])
-def test_files_that_do_not_belong_together_are_refused(authority, tmp_path, damage):
+def test_missing_mismatched_or_malformed_tls_files_are_refused(authority, tmp_path, damage):
     certificate, key = map(Path, write(authority.issue_cert("localhost"), tmp_path))
     if damage == "missing":
         key.unlink()
@@ -155,7 +154,7 @@ def test_files_that_do_not_belong_together_are_refused(authority, tmp_path, dama
         TlsFiles(certificate, key)
 
 
-def test_a_certificate_without_a_key_is_a_wrong_setting(folder, tmp_path):
+def test_a_certificate_without_a_key_is_a_usage_error(folder, tmp_path):
     done = latentserve(
         "serve", "--models", folder / "models", "--port", "0", "--http-port", "off",
         "--tls-cert", tmp_path / "cert.pem",
@@ -187,12 +186,12 @@ def guarded(transport_kind, folder, tmp_path_factory):
         (f"Bearer {TOKEN}", grpc.StatusCode.OK),
     ],
 )
-def test_a_call_needs_the_token(guarded, authorization, wanted):
+def test_a_call_needs_a_valid_bearer_token(guarded, authorization, wanted):
     metadata = () if authorization is None else (("authorization", authorization),)
     assert code_of(grpc.insecure_channel(guarded[0].target), metadata) == wanted
 
 
-def test_every_rpc_needs_it_streams_and_admin_too(guarded):
+def test_streams_admin_and_reflection_need_a_token_too(guarded):
     with grpc.insecure_channel(guarded[0].target) as channel:
         for name in ("LatentService/EncodeStream", "LatentService/SampleStream",
                      "LatentService/GetServerInfo", "AdminService/Reload"):  # fmt: skip
@@ -207,12 +206,12 @@ def test_every_rpc_needs_it_streams_and_admin_too(guarded):
         assert next(call).list_services_response.service
 
 
-def test_health_alone_asks_for_none(guarded):
+def test_health_needs_no_token(guarded):
     with grpc.insecure_channel(guarded[0].target) as channel:
         assert serving(channel)
 
 
-def test_a_token_that_was_added_is_taken_without_a_restart(guarded):
+def test_an_added_token_is_accepted_without_a_restart(guarded):
     server, path = guarded
     path.write_text(f"{TOKEN}\n{OTHER}\n")
     deadline = time.monotonic() + 10
@@ -220,10 +219,9 @@ def test_a_token_that_was_added_is_taken_without_a_restart(guarded):
     while code_of(grpc.insecure_channel(server.target), metadata) != grpc.StatusCode.OK:
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    shutil.copy(path, path.with_suffix(".old"))
 
 
-def test_neither_the_log_nor_the_error_holds_a_token(guarded):
+def test_no_token_appears_in_the_log_or_in_an_error(guarded):
     server, _ = guarded
     metadata = (("authorization", "Bearer a-wrong-but-real-secret"),)
     with grpc.insecure_channel(server.target) as channel:

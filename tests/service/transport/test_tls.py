@@ -1,4 +1,4 @@
-"""Certificates that change, under both transports with real handshakes."""
+"""Replacement of certificates under both transports, with real handshakes."""
 
 import asyncio
 import logging
@@ -29,7 +29,7 @@ from tests.support.clients import awaited
 
 
 class Files:
-    """A certificate and its key on disk, replaced as an operator would: each as a whole."""
+    """A certificate and its key on disk, each replaced atomically, as an operator would."""
 
     def __init__(self, folder: Path, authority: trustme.CA):
         self.certificate, self.key = folder / "cert.pem", folder / "key.pem"
@@ -64,7 +64,7 @@ def files(tmp_path: Path, authority: trustme.CA) -> Files:
 
 @pytest.fixture(params=[GrpcioTransport, Http2Transport])
 def serving(request):
-    """Opens a transport with some files, without a model: its health answers all the same."""
+    """Starts a transport without a model; its health service answers all the same."""
 
     @asynccontextmanager
     async def opened(tls: TlsFiles) -> AsyncIterator[int]:
@@ -97,7 +97,7 @@ def channel(
         own.private_key_pem.bytes() if own else None,
         own.cert_chain_pems[0].bytes() if own else None,
     )
-    # A pool of its own: else a second channel would take the first one's connection.
+    # A subchannel pool of its own, or a second channel would share the first one's connection.
     options = [
         ("grpc.ssl_target_name_override", "localhost"),
         ("grpc.use_local_subchannel_pool", 1),
@@ -111,7 +111,7 @@ async def code(through: grpc.aio.Channel) -> grpc.StatusCode:
 
 
 async def answered(port: int, trusted: trustme.CA, own: trustme.LeafCert | None = None) -> bool:
-    """Whether a new connection is answered, rather than ended in its handshake."""
+    """Whether the handshake of a new connection succeeds, and a call on it."""
     async with channel(port, trusted, own) as through:
         ended = await code(through)
     assert ended in (grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE)
@@ -121,7 +121,9 @@ async def answered(port: int, trusted: trustme.CA, own: trustme.LeafCert | None 
 # ------------------------------------------------------------------ handshakes
 
 
-def test_who_trusts_the_authority_is_answered_and_nobody_else(serving, files, authority, stranger):
+def test_tls_handshake_needs_a_client_that_trusts_the_authority(
+    serving, files, authority, stranger
+):
     async def scenario():
         async with serving(TlsFiles(files.certificate, files.key)) as port:
             assert await answered(port, authority)
@@ -132,7 +134,9 @@ def test_who_trusts_the_authority_is_answered_and_nobody_else(serving, files, au
     awaited(scenario())
 
 
-def test_with_a_client_ca_callers_need_a_certificate_of_it(serving, files, authority, stranger):
+def test_with_a_client_ca_clients_need_a_certificate_signed_by_it(
+    serving, files, authority, stranger
+):
     clients = trustme.CA()
     clients.cert_pem.write_to_path(str(files.client_ca))
 
@@ -146,7 +150,7 @@ def test_with_a_client_ca_callers_need_a_certificate_of_it(serving, files, autho
     awaited(scenario())
 
 
-def test_an_exchanged_certificate_is_served_to_new_connections_and_old_ones_live(
+def test_a_replaced_certificate_is_used_for_new_connections_and_old_ones_live(
     serving, files, authority, stranger
 ):
     async def scenario():
@@ -163,9 +167,7 @@ def test_an_exchanged_certificate_is_served_to_new_connections_and_old_ones_live
     awaited(scenario())
 
 
-def test_exchanged_client_authorities_count_for_new_connections(
-    serving, files, authority, stranger
-):
+def test_a_replaced_client_ca_is_used_for_new_connections(serving, files, authority, stranger):
     clients = trustme.CA()
     clients.cert_pem.write_to_path(str(files.client_ca))
     before, after = clients.issue_cert("a@example.org"), stranger.issue_cert("b@example.org")
@@ -180,7 +182,7 @@ def test_exchanged_client_authorities_count_for_new_connections(
     awaited(scenario())
 
 
-def test_half_of_a_pair_leaves_the_old_one_in_use_and_is_logged_once(
+def test_a_mismatched_pair_keeps_the_previous_one_and_is_logged_once(
     serving, files, authority, stranger, caplog
 ):
     async def scenario():
@@ -189,13 +191,13 @@ def test_half_of_a_pair_leaves_the_old_one_in_use_and_is_logged_once(
             files.write(files.certificate, fresh.cert_chain_pems[0].bytes())
             for _ in range(3):
                 assert await answered(port, authority)
-            errors = [each for each in caplog.records if each.levelno == logging.ERROR]
+            errors = [record for record in caplog.records if record.levelno == logging.ERROR]
             assert len(errors) == 1
             assert "keeping the previous ones" in errors[0].getMessage()
             files.write(files.key, fresh.private_key_pem.bytes())
             assert await answered(port, stranger)
             assert not await answered(port, authority)
-            # And a file that is gone for a while, likewise.
+            # Likewise for a file that is missing for a while.
             files.key.rename(files.key.with_suffix(".away"))
             assert await answered(port, stranger)
 
@@ -203,8 +205,8 @@ def test_half_of_a_pair_leaves_the_old_one_in_use_and_is_logged_once(
         awaited(scenario())
 
 
-def test_many_connections_during_an_exchange_all_end_well(serving, files, authority):
-    """Each is answered with the pair of before or of after, never with half of one."""
+def test_connections_made_during_a_replacement_all_succeed(serving, files, authority):
+    """Each handshake uses the previous pair or the new one, never a mixture."""
 
     async def scenario():
         async with serving(TlsFiles(files.certificate, files.key)) as port:
@@ -220,8 +222,8 @@ def test_many_connections_during_an_exchange_all_end_well(serving, files, author
 # ----------------------------------------------------------------------- files
 
 
-def test_what_is_replaced_while_it_is_read_is_not_served(files, authority, stranger, caplog):
-    """The pair is checked by path: what was read before it may be another."""
+def test_files_replaced_while_they_are_loaded_are_not_used(files, authority, stranger, caplog):
+    """`ssl` loads the pair by path, after its contents were read."""
     tls = TlsFiles(files.certificate, files.key)
     before = tls.contents
     files.replace(authority)
@@ -239,7 +241,7 @@ def test_what_is_replaced_while_it_is_read_is_not_served(files, authority, stran
     assert tls.contents[0] == files.certificate.read_bytes()
 
 
-def test_files_that_did_not_change_are_not_read_again(files):
+def test_unchanged_tls_files_are_not_reloaded(files):
     tls = TlsFiles(files.certificate, files.key)
     with mock.patch.object(TlsFiles, "_read", side_effect=AssertionError):
         assert not tls.reload()
@@ -262,7 +264,7 @@ def encrypted(files: Files) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "problem"),
     [
         (lambda files: files.key.unlink(), "No such file or directory: .*key.pem"),
         (lambda files: files.certificate.unlink(), "No such file or directory: .*cert.pem"),
@@ -279,11 +281,11 @@ def encrypted(files: Files) -> None:
         (lambda files: files.client_ca.write_text("hello"), "clients.pem holds no certificate"),
     ],
 )
-def test_a_server_does_not_start_with_files_that_are_wrong(files, authority, damage, said):
+def test_invalid_tls_files_refuse_to_start(files, authority, damage, problem):
     authority.cert_pem.write_to_path(str(files.client_ca))
     TlsFiles(files.certificate, files.key, files.client_ca)
     damage(files)
-    wanted = f"tls-cert, tls-key or tls-client-ca: .*{said}"
+    wanted = f"tls-cert, tls-key or tls-client-ca: .*{problem}"
     with pytest.raises(StartError, match=wanted) as refusal:
         TlsFiles(files.certificate, files.key, files.client_ca)
     assert "PRIVATE" not in str(refusal.value)

@@ -1,4 +1,4 @@
-"""Tokens from a file that changes."""
+"""Bearer tokens from a file that changes."""
 
 import logging
 import os
@@ -34,7 +34,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("given", [f"Bearer {A}", f"bearer {B}", f"BEARER  {A} "])
-def test_a_token_of_the_file_is_accepted(path: Path, given: str) -> None:
+def test_a_token_in_the_file_is_accepted(path: Path, given: str) -> None:
     assert TokenFile(path).accepts(given)
 
 
@@ -43,27 +43,27 @@ def test_a_token_of_the_file_is_accepted(path: Path, given: str) -> None:
     [None, "", A, "Bearer", "Bearer ", f"Bearer {A[:-1]}", f"Bearer {A}x", f"Basic {A}",
      "Bearer # ours", f"Bearer {A},{B}", "Bearer " + "ä" * 20],
 )  # fmt: skip
-def test_anything_else_is_not(path: Path, given: str | None) -> None:
+def test_any_other_authorization_is_rejected(path: Path, given: str | None) -> None:
     assert not TokenFile(path).accepts(given)
 
 
-def test_a_changed_file_is_read_again(path: Path, clock: Clock) -> None:
+def test_a_changed_token_file_is_reloaded(path: Path, clock: Clock) -> None:
     tokens = TokenFile(path, clock)
     path.write_text(C)
-    assert not tokens.accepts(f"Bearer {C}")  # it has just been looked at
+    assert not tokens.accepts(f"Bearer {C}")  # it was checked less than a second ago
     clock.now += 1.0
     assert tokens.accepts(f"Bearer {C}")
     assert not tokens.accepts(f"Bearer {A}")
 
 
 @pytest.mark.parametrize("way", ["gone", "empty", "short", "spaced", "unreadable"])
-def test_while_the_file_is_wrong_the_tokens_before_go_on(
+def test_previous_tokens_stay_valid_while_the_file_is_invalid(
     path: Path, clock: Clock, way: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     tokens = TokenFile(path, clock)
     if way == "gone":
         path.unlink()
-    elif way == "unreadable":  # a folder is so for root too
+    elif way == "unreadable":  # a folder, which root cannot read either
         path.unlink()
         path.mkdir()
     else:
@@ -73,7 +73,7 @@ def test_while_the_file_is_wrong_the_tokens_before_go_on(
         clock.now += 1.0
         assert tokens.accepts(f"Bearer {A}")
     assert [record.levelname for record in caplog.records] == ["ERROR"]
-    assert not any(each in caplog.text for each in (A, B, C, "secret"))
+    assert not any(token in caplog.text for token in (A, B, C, "secret"))
     if way == "unreadable":
         path.rmdir()
     path.write_text(C)
@@ -81,7 +81,7 @@ def test_while_the_file_is_wrong_the_tokens_before_go_on(
     assert tokens.accepts(f"Bearer {C}")
 
 
-def test_the_same_file_is_not_read_at_every_call(path: Path, clock: Clock) -> None:
+def test_an_unchanged_token_file_is_not_reloaded(path: Path, clock: Clock) -> None:
     tokens = TokenFile(path, clock)
     before = path.stat()
     path.write_text(path.read_text().replace("a", "x"))
@@ -90,7 +90,9 @@ def test_the_same_file_is_not_read_at_every_call(path: Path, clock: Clock) -> No
     assert tokens.accepts(f"Bearer {A}")
 
 
-def test_the_tokens_that_are_back_unchanged_are_taken(path: Path, clock: Clock) -> None:
+def test_a_token_file_that_was_moved_away_and_back_is_still_watched(
+    path: Path, clock: Clock
+) -> None:
     tokens = TokenFile(path, clock)
     away = path.rename(path.with_name("away"))
     clock.now += 1.0
@@ -103,9 +105,7 @@ def test_the_tokens_that_are_back_unchanged_are_taken(path: Path, clock: Clock) 
     assert not tokens.accepts(f"Bearer {A}")
 
 
-def test_a_mounted_secret_that_is_swapped_as_kubernetes_does_is_seen(
-    tmp_path: Path, clock: Clock
-) -> None:
+def test_a_secret_mount_swapped_by_kubernetes_is_reloaded(tmp_path: Path, clock: Clock) -> None:
     for name, token in (("one", A), ("two", B)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "tokens").write_text(token)
@@ -120,7 +120,7 @@ def test_a_mounted_secret_that_is_swapped_as_kubernetes_does_is_seen(
     assert not tokens.accepts(f"Bearer {A}")
 
 
-def test_every_token_is_compared_whichever_matches(
+def test_every_token_is_compared_even_after_a_match(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared = []
@@ -137,7 +137,7 @@ def test_every_token_is_compared_whichever_matches(
 
 
 @pytest.mark.parametrize(("mode", "warnings"), [(0o600, 0), (0o640, 0), (0o644, 1)])
-def test_a_file_that_everybody_can_read_is_warned_of(
+def test_a_world_readable_token_file_is_accepted_with_a_warning(
     path: Path, mode: int, warnings: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     path.chmod(mode)
@@ -146,7 +146,7 @@ def test_a_file_that_everybody_can_read_is_warned_of(
     assert len(caplog.records) == warnings
 
 
-def test_the_mark_of_windows_editors_is_no_part_of_a_token(path: Path) -> None:
+def test_a_byte_order_mark_is_not_part_of_a_token(path: Path) -> None:
     path.write_bytes(b"\xef\xbb\xbf" + A.encode() + b"\r\n" + B.encode())
     tokens = TokenFile(path)
     assert tokens.accepts(f"Bearer {A}")
@@ -154,7 +154,7 @@ def test_the_mark_of_windows_editors_is_no_part_of_a_token(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "problem"),
     [
         (None, "No such file"),
         (b"", "no token"),
@@ -165,12 +165,12 @@ def test_the_mark_of_windows_editors_is_no_part_of_a_token(path: Path) -> None:
         (b"\xff" * 20, "not text in UTF-8"),
     ],
 )
-def test_a_server_does_not_start_without_a_token(
-    tmp_path: Path, content: bytes | None, said: str
+def test_a_missing_or_invalid_token_file_refuses_to_start(
+    tmp_path: Path, content: bytes | None, problem: str
 ) -> None:
     path = tmp_path / "tokens"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(StartError, match=f"token-file .*: {said}") as refusal:
+    with pytest.raises(StartError, match=f"token-file .*: {problem}") as refusal:
         TokenFile(path)
     assert A not in str(refusal.value)

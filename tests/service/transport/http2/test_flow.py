@@ -1,4 +1,4 @@
-"""Flow control both ways, and connections under whatever bytes hypothesis thinks of."""
+"""Flow control in both directions, back-pressure, and connections under random input."""
 
 import asyncio
 from itertools import pairwise
@@ -13,97 +13,103 @@ from hypothesis import strategies as st
 
 from service.transport.http2.frames import MAX_FRAME_BYTES, PREFACE
 from service.transport.http2.headers import encode, status_200
-from tests.support import http2_peer as peer
 from tests.support.http2_peer import (
     DATA,
     END_HEADERS,
     END_STREAM,
     FLOW_CONTROL_ERROR,
+    FRAME_SIZE_ERROR,
     GOAWAY,
     HEADERS,
     INITIAL_WINDOW,
+    INTERNAL_ERROR,
     MAX_FRAME,
     PADDED,
+    PING,
     RST_STREAM,
     WINDOW_UPDATE,
-    Session,
+    Peer,
+    Request,
     connected,
-    end,
-    frame,
+    disconnect,
     headers,
-    request,
+    literal,
+    parsed,
+    raw_frame,
+    request_fields,
     rst_stream,
+    settings_frame,
     window_update,
 )  # fmt: skip
 
 HEAD = status_200() + encode([("content-type", "application/grpc")])
 TRAILERS = encode([("grpc-status", "0")])
-BODY = bytes(range(251)) * 400  # 100,400 bytes; a piece out of place would be seen
+BODY = bytes(range(251)) * 400  # 100,400 bytes; a misplaced piece makes it differ
 
 
 def data_of(sent, number=1):
-    return b"".join(each.payload for each in sent if each[0] == DATA and each.stream == number)
+    return b"".join(frame.payload for frame in sent if frame[0] == DATA and frame.stream == number)
 
 
-# ------------------------------------------------------------------ what is sent
+# -------------------------------------------------------------------- sending
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_peer_that_grants_byte_by_byte_gets_every_byte_and_then_the_trailers(whole):
-    async def scenario(session):
-        asked = await session.ask(1)
+def test_a_window_granted_byte_by_byte_passes_every_byte_and_then_the_trailers(whole):
+    async def scenario(peer):
+        request = await peer.open(1)
         if whole:
-            asked.stream.respond(HEAD, (b"0123456789",), TRAILERS)
+            request.stream.respond(HEAD, (b"0123456789",), TRAILERS)
         else:
-            asked.stream.send_headers(HEAD)
-            asked.stream.send_data(b"0123", b"", memoryview(b"456789"))
-            asked.stream.end(TRAILERS)
-        sent = await session.answers()
-        assert [each.kind for each in sent] == [HEADERS]
+            request.stream.send_headers(HEAD)
+            request.stream.send_data(b"0123", b"", memoryview(b"456789"))
+            request.stream.end(TRAILERS)
+        sent = await peer.receive()
+        assert [frame.kind for frame in sent] == [HEADERS]
         for number in range(10):
-            (byte, *rest) = await session.send(window_update(1, 1))
+            (byte, *rest) = await peer.send(window_update(1, 1))
             assert byte == (DATA, 0, 1, b"%d" % number)
-            assert [each.kind for each in rest] == ([HEADERS] if number == 9 else [])
+            assert [frame.kind for frame in rest] == ([HEADERS] if number == 9 else [])
         assert rest[0].flags == END_HEADERS | END_STREAM
 
     connected(scenario, (INITIAL_WINDOW, 0))
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_either_window_holds_back_what_is_sent(number):
-    async def scenario(session):
-        asked = await session.ask(1)
+def test_both_the_stream_and_the_connection_window_limit_data(number):
+    async def scenario(peer):
+        request = await peer.open(1)
         if number == 0:
-            await session.send(window_update(1, 10**6))
+            await peer.send(window_update(1, 10**6))
         else:
-            await session.send(window_update(0, 10**6))
-        asked.stream.respond(HEAD, (BODY,), TRAILERS)
-        sent = await session.answers()
+            await peer.send(window_update(0, 10**6))
+        request.stream.respond(HEAD, (BODY,), TRAILERS)
+        sent = await peer.receive()
         assert len(data_of(sent)) == 65_535
-        assert await session.answers() == []
-        more = await session.send(window_update(number, 30_000))
+        assert await peer.receive() == []
+        more = await peer.send(window_update(number, 30_000))
         assert len(data_of(more)) == 30_000
-        last = await session.send(window_update(number, 30_000))
+        last = await peer.send(window_update(number, 30_000))
         assert data_of(sent) + data_of(more) + data_of(last) == BODY
         assert (last[-1].kind, last[-1].flags & END_STREAM) == (HEADERS, END_STREAM)
 
     connected(scenario)
 
 
-def test_a_window_may_shrink_below_what_was_sent_and_grow_again():
-    """RFC 9113 section 6.9.2: it is negative then, and all of what is queued waits."""
+def test_a_window_may_become_negative_and_grow_again():
+    """RFC 9113 section 6.9.2: SETTINGS may narrow a window below what was already sent."""
 
-    async def scenario(session):
-        asked = await session.ask(1)
-        asked.stream.respond(HEAD, (BODY,), TRAILERS)
-        sent = data_of(await session.answers())
+    async def scenario(peer):
+        request = await peer.open(1)
+        request.stream.respond(HEAD, (BODY,), TRAILERS)
+        sent = data_of(await peer.receive())
         assert len(sent) == 65_535
-        assert data_of(await session.send(peer.settings((INITIAL_WINDOW, 100)))) == b""
-        await session.send(window_update(0, 10**6))
-        assert data_of(await session.send(window_update(1, 65_435))) == b""  # it is 0 now
-        more = data_of(await session.send(window_update(1, 1)))
+        assert data_of(await peer.send(settings_frame((INITIAL_WINDOW, 100)))) == b""
+        await peer.send(window_update(0, 10**6))
+        assert data_of(await peer.send(window_update(1, 65_435))) == b""  # it is 0 now
+        more = data_of(await peer.send(window_update(1, 1)))
         assert len(more) == 1
-        last = await session.send(peer.settings((INITIAL_WINDOW, 10**6)))
+        last = await peer.send(settings_frame((INITIAL_WINDOW, 10**6)))
         assert sent + more + data_of(last) == BODY
         assert last[-1].flags & END_STREAM
 
@@ -111,179 +117,181 @@ def test_a_window_may_shrink_below_what_was_sent_and_grow_again():
 
 
 @pytest.mark.parametrize("window", [0, 1, 100, 64_000])
-def test_a_window_that_shrinks_before_the_turn_came_is_heeded(window):
-    async def scenario(session):
-        asked = await session.ask(1)
-        await session.send(window_update(0, 10**6))
-        asked.stream.respond(HEAD, (BODY,), TRAILERS)
-        sent = data_of(await session.answers())
-        await session.send(window_update(1, 1))
-        # In line to be sent, and in the same turn of the loop the window is gone.
-        session.connection.data_received(window_update(1, 1000))
-        session.connection.data_received(peer.settings((INITIAL_WINDOW, window)))
-        more = data_of(await session.answers())
+def test_a_window_that_shrinks_before_a_scheduled_flush_is_respected(window):
+    async def scenario(peer):
+        request = await peer.open(1)
+        await peer.send(window_update(0, 10**6))
+        request.stream.respond(HEAD, (BODY,), TRAILERS)
+        sent = data_of(await peer.receive())
+        await peer.send(window_update(1, 1))
+        # The stream lines up, and loses its window in the same event-loop iteration.
+        peer.connection.data_received(window_update(1, 1000))
+        peer.connection.data_received(settings_frame((INITIAL_WINDOW, window)))
+        more = data_of(await peer.receive())
         assert more == b""
-        last = data_of(await session.send(peer.settings((INITIAL_WINDOW, 10**6))))
+        last = data_of(await peer.send(settings_frame((INITIAL_WINDOW, 10**6))))
         assert len(sent) + 1 + len(last) == len(BODY)
         assert BODY.endswith(last)
 
     connected(scenario)
 
 
-def test_what_is_small_enough_goes_out_at_once_in_frames_that_the_peer_takes():
-    async def scenario(session):
-        await session.send(window_update(0, 10**6))
-        asked = await session.ask(1)
-        asked.stream.respond(HEAD, (BODY[:7], BODY[7:40_000]), TRAILERS)
-        sent = await session.answers()
-        assert [len(each.payload) for each in sent if each.kind == DATA] == [16384, 16384, 7232]
+def test_a_small_response_is_sent_at_once_in_frames_of_the_peers_size():
+    async def scenario(peer):
+        await peer.send(window_update(0, 10**6))
+        request = await peer.open(1)
+        request.stream.respond(HEAD, (BODY[:7], BODY[7:40_000]), TRAILERS)
+        sent = await peer.receive()
+        assert [len(frame.payload) for frame in sent if frame.kind == DATA] == [16384, 16384, 7232]
         assert data_of(sent) == BODY[:40_000]
         assert sent[-1].flags == 0x5
 
     connected(scenario)
 
 
-def test_streams_take_turns_frame_by_frame():
-    async def scenario(session):
-        await session.send(window_update(0, 10**6))
-        for asked in [await session.ask(number) for number in (1, 3, 5)]:
-            asked.stream.send_headers(HEAD)
-            asked.stream.send_data(BODY[:50_000])
-            asked.stream.end(TRAILERS)
-        sent = await session.answers()
-        order = [each.stream for each in sent if each.kind == DATA]
+def test_streams_are_sent_round_robin_by_frame():
+    async def scenario(peer):
+        await peer.send(window_update(0, 10**6))
+        for request in [await peer.open(number) for number in (1, 3, 5)]:
+            request.stream.send_headers(HEAD)
+            request.stream.send_data(BODY[:50_000])
+            request.stream.end(TRAILERS)
+        sent = await peer.receive()
+        order = [frame.stream for frame in sent if frame.kind == DATA]
         assert order[:6] == [1, 3, 5, 1, 3, 5]
         assert all(data_of(sent, number) == BODY[:50_000] for number in (1, 3, 5))
 
     connected(scenario)
 
 
-def test_a_small_answer_does_not_overtake_in_its_own_stream_but_does_wait_its_turn():
-    async def scenario(session):
-        large, small = await session.ask(1), await session.ask(3)
+def test_a_small_response_takes_its_turn_among_queued_ones():
+    async def scenario(peer):
+        large, small = await peer.open(1), await peer.open(3)
         large.stream.respond(HEAD, (BODY,), TRAILERS)
         small.stream.respond(HEAD, (b"small",), TRAILERS)
-        sent = await session.answers()
+        sent = await peer.receive()
         assert data_of(sent, 3) == b"small"
-        ends = [each.stream for each in sent if each.flags & END_STREAM and each.kind == HEADERS]
+        ends = [
+            frame.stream for frame in sent if frame.flags & END_STREAM and frame.kind == HEADERS
+        ]
         assert ends == [3]
 
     connected(scenario)
 
 
-def test_frames_are_no_larger_than_the_peer_takes():
-    async def scenario(session):
-        await session.send(window_update(0, 10**6))
-        asked = await session.ask(1)
-        asked.stream.respond(HEAD, (BODY,), TRAILERS)
-        sizes = [len(each.payload) for each in await session.answers() if each.kind == DATA]
+def test_data_frames_respect_the_peers_max_frame_size():
+    async def scenario(peer):
+        await peer.send(window_update(0, 10**6))
+        request = await peer.open(1)
+        request.stream.respond(HEAD, (BODY,), TRAILERS)
+        sizes = [len(frame.payload) for frame in await peer.receive() if frame.kind == DATA]
         assert max(sizes) == 20_000
         assert sum(sizes) == len(BODY)
 
     connected(scenario, (MAX_FRAME, 20_000), (INITIAL_WINDOW, 10**6))
 
 
-def test_a_writer_waits_for_space_and_is_told_when_the_stream_ends():
-    async def scenario(session):
-        asked = await session.ask(1)
-        asked.stream.send_headers(HEAD)
-        asked.stream.send_data(BODY, BODY)
-        waiting = asyncio.create_task(asked.stream.wait_writable())
-        await session.answers()
+def test_a_writer_waits_while_too_much_is_queued_and_wakes_on_reset():
+    async def scenario(peer):
+        request = await peer.open(1)
+        request.stream.send_headers(HEAD)
+        request.stream.send_data(BODY, BODY)
+        waiting = asyncio.create_task(request.stream.wait_writable())
+        await peer.receive()
         assert not waiting.done()
-        await session.send(window_update(0, 100_000), window_update(1, 100_000))
+        await peer.send(window_update(0, 100_000), window_update(1, 100_000))
         await asyncio.wait_for(waiting, 1)
-        asked.stream.send_data(BODY)
-        again = asyncio.create_task(asked.stream.wait_writable())
-        await session.answers()
-        await session.send(rst_stream(1))
+        request.stream.send_data(BODY)
+        again = asyncio.create_task(request.stream.wait_writable())
+        await peer.receive()
+        await peer.send(rst_stream(1))
         await asyncio.wait_for(again, 1)
 
     connected(scenario)
 
 
-def test_whoever_had_to_wait_is_told_that_its_answer_is_out():
-    async def scenario(session):
-        asked = await session.ask(1)
-        asked.stream.respond(HEAD, (BODY,), TRAILERS)
-        await session.answers()
-        assert not asked.is_sent
-        await session.send(window_update(0, 10**6), window_update(1, 10**6))
-        assert asked.is_sent
-        at_once = await session.ask(3)
+def test_on_sent_follows_the_last_frame_of_a_response():
+    async def scenario(peer):
+        request = await peer.open(1)
+        request.stream.respond(HEAD, (BODY,), TRAILERS)
+        await peer.receive()
+        assert not request.is_sent
+        await peer.send(window_update(0, 10**6), window_update(1, 10**6))
+        assert request.is_sent
+        at_once = await peer.open(3)
         at_once.stream.respond(HEAD, (b"small",), TRAILERS)
         assert at_once.is_sent
 
     connected(scenario)
 
 
-def test_a_blocked_transport_is_not_written_to():
-    async def scenario(session):
-        await session.send(window_update(0, 10**7))
-        asked = await session.ask(1)
-        session.connection.pause_writing()
-        asked.stream.respond(HEAD, (BODY,), TRAILERS)
-        small = await session.ask(3)
+def test_nothing_is_written_while_the_transport_pauses_writing():
+    async def scenario(peer):
+        await peer.send(window_update(0, 10**7))
+        request = await peer.open(1)
+        peer.connection.pause_writing()
+        request.stream.respond(HEAD, (BODY,), TRAILERS)
+        small = await peer.open(3)
         small.stream.respond(HEAD, (b"small",), TRAILERS)
-        assert await session.answers() == []
-        session.connection.resume_writing()
-        sent = await session.answers()
+        assert await peer.receive() == []
+        peer.connection.resume_writing()
+        sent = await peer.receive()
         assert (data_of(sent, 1), data_of(sent, 3)) == (BODY, b"small")
 
     connected(scenario, (INITIAL_WINDOW, 10**7))
 
 
-# -------------------------------------------------------------- what is taken
+# ------------------------------------------------------------------ receiving
 
 
-def test_what_is_consumed_is_granted_and_no_more():
-    async def scenario(session):
-        asked = await session.ask(1, ends=False)
-        asked.take = lambda _chunk: None
+def test_stream_window_is_granted_for_consumed_data_only():
+    async def scenario(peer):
+        request = await peer.open(1, ends=False)
+        request.take = lambda _chunk: None
         chunk = bytes(MAX_FRAME_BYTES)
         for _ in range(4):
-            assert await session.send(frame(DATA, 0, 1, chunk)) == []
-        asked.stream.consumed(2**20 - 1)
-        (grant,) = await session.answers()
+            assert await peer.send(raw_frame(DATA, 0, 1, chunk)) == []
+        request.stream.consumed(2**20 - 1)
+        (grant,) = await peer.receive()
         assert (grant.kind, grant.stream) == (WINDOW_UPDATE, 1)
         assert int.from_bytes(grant.payload, "big") == 2**20 - 1
-        await session.send(*[frame(DATA, 0, 1, chunk)] * 3)
-        sent = await session.send(frame(DATA, 0, 1, chunk))
-        assert [(each.kind, each.code) for each in sent] == [(RST_STREAM, FLOW_CONTROL_ERROR)]
-        assert asked.is_reset
+        await peer.send(*[raw_frame(DATA, 0, 1, chunk)] * 3)
+        sent = await peer.send(raw_frame(DATA, 0, 1, chunk))
+        assert [(frame.kind, frame.code) for frame in sent] == [(RST_STREAM, FLOW_CONTROL_ERROR)]
+        assert request.is_reset
 
     connected(scenario)
 
 
-def test_padding_counts_and_is_granted_again():
-    async def scenario(session):
-        asked = await session.ask(1, ends=False)
+def test_padding_counts_against_the_window_and_is_granted_again():
+    async def scenario(peer):
+        request = await peer.open(1, ends=False)
         padded = b"\xff" + b"x" + bytes(255)
         granted = 0
         for _ in range(20_000):
-            session.connection.data_received(frame(DATA, PADDED, 1, padded))
-        for each in await session.answers():
-            if each.kind == WINDOW_UPDATE and each.stream == 1:
-                granted += int.from_bytes(each.payload, "big")
-        assert session.alive
+            peer.connection.data_received(raw_frame(DATA, PADDED, 1, padded))
+        for frame in await peer.receive():
+            if frame.kind == WINDOW_UPDATE and frame.stream == 1:
+                granted += int.from_bytes(frame.payload, "big")
+        assert peer.alive
         assert 20_000 * 257 - granted < 2**20
-        assert asked.body == b"x" * 20_000
+        assert request.body == b"x" * 20_000
 
     connected(scenario)
 
 
-def test_more_than_the_window_of_the_connection_ends_it():
-    async def scenario(session):
-        window = session.connection._reader._receive_window
-        session.connection._reader._credit = lambda _count: None
+def test_data_beyond_the_connection_window_is_a_connection_error():
+    async def scenario(peer):
+        window = peer.connection._reader._receive_window
+        peer.connection._reader._credit = lambda _count: None
         chunk = bytes(MAX_FRAME_BYTES)
         number, sent = 1, []
-        while not any(each.kind == GOAWAY for each in sent):
+        while not any(frame.kind == GOAWAY for frame in sent):
             assert window >= 0
-            await session.ask(number, ends=False)
+            await peer.open(number, ends=False)
             for _ in range(4):
-                if session.alive:
-                    sent = await session.send(frame(DATA, 0, number, chunk))
+                if peer.alive:
+                    sent = await peer.send(raw_frame(DATA, 0, number, chunk))
                     window -= len(chunk)
             number += 2
         assert sent[-1].code == FLOW_CONTROL_ERROR
@@ -291,34 +299,34 @@ def test_more_than_the_window_of_the_connection_ends_it():
     connected(scenario)
 
 
-def test_the_connection_is_granted_what_refused_streams_use():
-    """Else a few refused uploads would stop all others for good."""
+def test_connection_window_is_granted_for_data_of_closed_streams():
+    """Otherwise a few refused uploads would block all others for good."""
 
-    async def scenario(session):
-        asked = await session.ask(1, ends=False)
-        asked.stream.end(HEAD + TRAILERS)
+    async def scenario(peer):
+        request = await peer.open(1, ends=False)
+        request.stream.end(HEAD + TRAILERS)
         granted = 0
         for _ in range(200):
-            for each in await session.send(frame(DATA, 0, 1, bytes(MAX_FRAME_BYTES))):
-                if (each.kind, each.stream) == (WINDOW_UPDATE, 0):
-                    granted += int.from_bytes(each.payload, "big")
-        assert session.alive
+            for frame in await peer.send(raw_frame(DATA, 0, 1, bytes(MAX_FRAME_BYTES))):
+                if (frame.kind, frame.stream) == (WINDOW_UPDATE, 0):
+                    granted += int.from_bytes(frame.payload, "big")
+        assert peer.alive
         assert granted >= 40 * 2**20
 
     connected(scenario)
 
 
-# ---------------------------------------------------------------- by hypothesis
+# ---------------------------------------------------------------- random input
 
 
 def conversation() -> tuple[bytes, int]:
-    """What an independent client sends for some calls, byte by byte, and their number."""
+    """Bytes that h2 sends as a client for some calls, and the number of calls."""
     client = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
     client.initiate_connection()
     data = client.data_to_send()
     for number in range(3):
         stream = client.get_next_available_stream_id()
-        client.send_headers(stream, request(f"/a/{number}", x_n="n" * number * 40))
+        client.send_headers(stream, request_fields(f"/a/{number}", x_n="n" * number * 40))
         client.send_data(stream, b"message %d" % number, pad_length=number or None)
         if number == 1:
             client.send_headers(stream, [("x-trailer", "1")], end_stream=True)
@@ -333,31 +341,33 @@ CONVERSATION, CALLS = conversation()
 
 
 def answering(stream: Any) -> None:
-    """Answers each request with its path and body."""
-    asked = peer.Asked(stream)
-    stream.receiver = asked
+    """Answers a request with its path and body."""
+    request = Request(stream)
+    stream.receiver = request
 
     def ended() -> None:
-        body = f"{stream.head.path} ".encode() + asked.body
+        body = f"{stream.head.path} ".encode() + request.body
         stream.respond(HEAD, (body,), TRAILERS)
 
-    asked.on_end = ended  # type: ignore[method-assign]
+    request.on_end = ended  # type: ignore[method-assign]
 
 
-def answers_to(pieces: list[bytes]) -> dict[int, bytes]:
+def responses_to(pieces: list[bytes]) -> dict[int, bytes]:
     async def run() -> dict[int, bytes]:
-        session = Session(answering)
+        peer = Peer(answering)
         for piece in pieces:
-            session.connection.data_received(piece)
-        await session.answers()
+            peer.connection.data_received(piece)
+        await peer.receive()
         client = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
         client.initiate_connection()
         for _ in range(CALLS):
-            client.send_headers(client.get_next_available_stream_id(), request(), end_stream=True)
+            client.send_headers(
+                client.get_next_available_stream_id(), request_fields(), end_stream=True
+            )
         client.data_to_send()
         bodies: dict[int, bytes] = {}
         ends = set()
-        for event in client.receive_data(strip_pings(bytes(session.wire.sent))):
+        for event in client.receive_data(strip_pings(bytes(peer.transport.sent))):
             if isinstance(event, DataReceived):
                 bodies[event.stream_id] = bodies.get(event.stream_id, b"") + event.data
             elif isinstance(event, TrailersReceived):
@@ -365,15 +375,15 @@ def answers_to(pieces: list[bytes]) -> dict[int, bytes]:
             elif isinstance(event, StreamEnded):
                 ends.add(event.stream_id)
         assert ends == set(bodies)
-        await end(session)
+        await disconnect(peer)
         return bodies
 
     return asyncio.run(run())
 
 
 def strip_pings(sent: bytes) -> bytes:
-    """Without the answers to pings that the client of `answers_to` has not sent."""
-    return b"".join(frame(*each) for each in peer.parsed(sent) if each.kind != peer.PING)
+    """Removes the acknowledgements of pings that the client of `responses_to` has not sent."""
+    return b"".join(raw_frame(*frame) for frame in parsed(sent) if frame.kind != PING)
 
 
 WANTED = {1: b"/a/0 message 0", 3: b"/a/1 message 1", 5: b"/a/2 message 2"}
@@ -381,14 +391,14 @@ WANTED = {1: b"/a/0 message 0", 3: b"/a/1 message 1", 5: b"/a/2 message 2"}
 
 @settings(max_examples=60)
 @given(st.lists(st.integers(1, len(CONVERSATION) - 1), max_size=30))
-def test_however_the_bytes_are_cut_the_answers_are_the_same(cuts):
+def test_responses_do_not_depend_on_how_the_input_is_split(cuts):
     edges = [0, *sorted(set(cuts)), len(CONVERSATION)]
     pieces = [CONVERSATION[a:b] for a, b in pairwise(edges)]
-    assert answers_to(pieces) == WANTED
+    assert responses_to(pieces) == WANTED
 
 
-def test_byte_by_byte_the_answers_are_the_same():
-    assert answers_to([bytes((byte,)) for byte in CONVERSATION]) == WANTED
+def test_responses_are_the_same_for_input_byte_by_byte():
+    assert responses_to([bytes((byte,)) for byte in CONVERSATION]) == WANTED
 
 
 _BODY_FRAMES = st.lists(
@@ -399,87 +409,83 @@ _BODY_FRAMES = st.lists(
 
 @settings(max_examples=100)
 @given(_BODY_FRAMES, st.integers(1, 300))
-def test_bodies_are_put_together_however_their_frames_mix_and_are_cut(body_frames, cut):
+def test_bodies_are_reassembled_from_interleaved_and_split_frames(body_frames, cut):
     wanted = {1: b"", 3: b""}
-    data = PREFACE + peer.settings() + headers(1, request()) + headers(3, request())
+    data = PREFACE + settings_frame() + headers(1, request_fields()) + headers(3, request_fields())
     for number, flags, payload in body_frames:
         wanted[number] += payload
         padding = b"\x02" if flags else b""
-        data += frame(DATA, flags, number, padding + payload + bytes(2 * len(padding)))
-    data += frame(DATA, END_STREAM, 1, b"end") + frame(DATA, END_STREAM, 3)
+        data += raw_frame(DATA, flags, number, padding + payload + bytes(2 * len(padding)))
+    data += raw_frame(DATA, END_STREAM, 1, b"end") + raw_frame(DATA, END_STREAM, 3)
 
     async def run() -> None:
-        session = Session()
+        peer = Peer()
         for start in range(0, len(data), cut):
-            session.connection.data_received(data[start : start + cut])
-        asked = session.asked
-        assert {number: each.body for number, each in asked.items()} == {
-            1: wanted[1] + b"end",
-            3: wanted[3],
-        }
-        assert asked[1].is_ended
-        assert asked[3].is_ended
-        await end(session)
+            peer.connection.data_received(data[start : start + cut])
+        bodies = {number: request.body for number, request in peer.requests.items()}
+        assert bodies == {1: wanted[1] + b"end", 3: wanted[3]}
+        assert all(request.is_ended for request in peer.requests.values())
+        await disconnect(peer)
 
     asyncio.run(run())
 
 
-def test_frames_of_a_body_that_come_together_are_one_to_its_receiver():
-    async def scenario(session):
-        asked = await session.ask(1, ends=False)
+def test_adjacent_data_frames_of_a_stream_are_received_as_one():
+    async def scenario(peer):
+        request = await peer.open(1, ends=False)
         chunks = []
-        asked.take = chunks.append
-        part = frame(DATA, 0, 1, b"0123456789")
-        await session.send(part * 3 + part[:12], part[12:] + frame(DATA, END_STREAM, 1, b"x"))
+        request.take = chunks.append
+        part = raw_frame(DATA, 0, 1, b"0123456789")
+        await peer.send(part * 3 + part[:12], part[12:] + raw_frame(DATA, END_STREAM, 1, b"x"))
         assert list(map(len, chunks)) == [30, 10, 1]
-        assert asked.is_ended
+        assert request.is_ended
 
     connected(scenario)
 
 
-def test_no_more_is_read_than_is_answered_in_a_turn_of_the_loop():
-    def asked(first: int, count: int) -> bytes:
-        numbers = range(first, first + 2 * count, 2)
-        return b"".join(headers(each, request(), END_HEADERS | END_STREAM) for each in numbers)
+def test_reading_pauses_while_too_many_responses_are_unflushed():
+    def requests(first: int, count: int) -> bytes:
+        ids = range(first, first + 2 * count, 2)
+        return b"".join(headers(id_, request_fields(), END_HEADERS | END_STREAM) for id_ in ids)
 
     async def run() -> None:
-        session = Session(answering)
-        await session.greet()
-        for each in (asked(1, 500), asked(1001, 501)):
-            assert session.wire.reading
-            session.connection.data_received(each)
-        assert not session.wire.reading
-        assert len([each for each in await session.answers() if each.kind == DATA]) == 1001
-        assert session.wire.reading
-        # Nor while the peer does not read what it is sent.
-        session.connection.pause_writing()
-        session.connection.data_received(asked(2003, 1001))
-        await session.answers()
-        assert not session.wire.reading
-        session.connection.resume_writing()
-        assert session.wire.reading
-        await end(session)
+        peer = Peer(answering)
+        await peer.shake_hands()
+        for data in (requests(1, 500), requests(1001, 501)):
+            assert peer.transport.reading
+            peer.connection.data_received(data)
+        assert not peer.transport.reading
+        assert len([frame for frame in await peer.receive() if frame.kind == DATA]) == 1001
+        assert peer.transport.reading
+        # Nor while the peer does not read.
+        peer.connection.pause_writing()
+        peer.connection.data_received(requests(2003, 1001))
+        await peer.receive()
+        assert not peer.transport.reading
+        peer.connection.resume_writing()
+        assert peer.transport.reading
+        await disconnect(peer)
 
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("more", [b"", frame(DATA, 0, 1, b"x")])
-def test_a_frame_that_is_too_long_is_refused_by_its_head_alone(more):
-    async def scenario(session):
-        await session.ask(1, ends=False)
-        head = frame(DATA, 0, 1, bytes(MAX_FRAME_BYTES + 1))[:9]
-        sent = await session.send(frame(DATA, 0, 1, b"x") + more + head[:4], head[4:])
-        assert [(each.kind, each.code) for each in sent] == [(GOAWAY, peer.FRAME_SIZE_ERROR)]
+@pytest.mark.parametrize("more", [b"", raw_frame(DATA, 0, 1, b"x")])
+def test_a_frame_that_is_too_long_is_refused_by_its_header_alone(more):
+    async def scenario(peer):
+        await peer.open(1, ends=False)
+        head = raw_frame(DATA, 0, 1, bytes(MAX_FRAME_BYTES + 1))[:9]
+        sent = await peer.send(raw_frame(DATA, 0, 1, b"x") + more + head[:4], head[4:])
+        assert [(frame.kind, frame.code) for frame in sent] == [(GOAWAY, FRAME_SIZE_ERROR)]
 
     connected(scenario)
 
 
-_BLOCKS = st.sampled_from([peer.literal(request()), peer.literal(request()[:3]), b"\x82", b""])
+_BLOCKS = st.sampled_from([literal(request_fields()), literal(request_fields()[:3]), b"\x82", b""])
 _PAYLOADS = st.one_of(
     st.binary(max_size=40), _BLOCKS, st.sampled_from([bytes(4), bytes(5), bytes(8)])
 )
 _FRAMES = st.builds(
-    frame,
+    raw_frame,
     st.integers(0, 11),
     st.one_of(st.sampled_from([0, 1, 4, 5, 8, 0x2D]), st.integers(0, 255)),
     st.sampled_from([0, 1, 2, 3, 5, 7, 2**31 - 1, 2**31]),
@@ -488,10 +494,12 @@ _FRAMES = st.builds(
 _NUMBERS = st.sampled_from([1, 3, 5, 7])
 _ENDS = st.sampled_from([0, END_STREAM])
 _GOOD = st.one_of(
-    st.builds(lambda n, f: headers(n, request(), END_HEADERS | f), _NUMBERS, _ENDS),
-    st.builds(lambda n, f, data: frame(DATA, f, n, data), _NUMBERS, _ENDS, st.binary(max_size=99)),
+    st.builds(lambda n, f: headers(n, request_fields(), END_HEADERS | f), _NUMBERS, _ENDS),
+    st.builds(
+        lambda n, f, data: raw_frame(DATA, f, n, data), _NUMBERS, _ENDS, st.binary(max_size=99)
+    ),
     st.builds(window_update, st.sampled_from([0, 1, 3]), st.integers(0, 2**31 - 1)),
-    st.builds(lambda n: peer.settings((INITIAL_WINDOW, n)), st.integers(0, 2**31 - 1)),
+    st.builds(lambda n: settings_frame((INITIAL_WINDOW, n)), st.integers(0, 2**31 - 1)),
     st.builds(rst_stream, _NUMBERS),
 )
 
@@ -502,25 +510,27 @@ _GOOD = st.one_of(
     st.integers(1, 200),
     st.booleans(),
 )
-def test_whatever_comes_the_connection_lives_or_says_goodbye(pieces, cut, blocked):
-    data = PREFACE + peer.settings((INITIAL_WINDOW, 20)) + b"".join(pieces)
+def test_random_frames_leave_the_connection_open_or_end_in_goaway(pieces, cut, blocked):
+    data = PREFACE + settings_frame((INITIAL_WINDOW, 20)) + b"".join(pieces)
 
     async def run() -> None:
         problems: list[dict[str, Any]] = []
-        asyncio.get_running_loop().set_exception_handler(lambda _, told: problems.append(told))
-        session = Session(answering)
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _, context: problems.append(context)
+        )
+        peer = Peer(answering)
         for start in range(0, len(data), cut):
-            if session.wire.closing:
+            if peer.transport.closing:
                 break
             if blocked and start % 3 == 0:
-                session.connection.pause_writing()
-            session.connection.data_received(data[start : start + cut])
+                peer.connection.pause_writing()
+            peer.connection.data_received(data[start : start + cut])
             await asyncio.sleep(0)
-            session.connection.resume_writing()
-        sent = await session.answers()
-        assert session.alive or sent[-1].kind == GOAWAY
-        assert not any(each.code == peer.INTERNAL_ERROR for each in sent if each.kind == GOAWAY)
-        await end(session)
+            peer.connection.resume_writing()
+        sent = await peer.receive()
+        assert peer.alive or sent[-1].kind == GOAWAY
+        assert not any(frame.code == INTERNAL_ERROR for frame in sent if frame.kind == GOAWAY)
+        await disconnect(peer)
         assert not problems
 
     asyncio.run(run())

@@ -1,4 +1,4 @@
-"""Frames of HTTP/2 as bytes, against the hyperframe library, and what a peer may spend."""
+"""HTTP/2 frames as bytes, against the hyperframe library, and the rate limit on them."""
 
 import pytest
 from hyperframe import frame as reference
@@ -15,7 +15,7 @@ def by_hyperframe(data: bytes) -> reference.Frame:
     return made
 
 
-def test_what_is_written_is_read_alike_by_another_library():
+def test_hyperframe_parses_the_frames_we_build():
     settings = by_hyperframe(
         frames.settings({Setting.MAX_CONCURRENT_STREAMS: 7, Setting.MAX_FRAME_SIZE: 2**20})
     )
@@ -30,20 +30,20 @@ def test_what_is_written_is_read_alike_by_another_library():
     assert (data.stream_id, data.data, "END_STREAM" in data.flags) == (11, b"abc", True)
 
 
-def test_the_head_of_a_frame_is_read_as_it_was_written():
+def test_a_frame_header_survives_a_round_trip():
     data = frames.header(0x123456, 9, 0xFF, 2**31 - 1)
     assert frames.parse_header(b"xx" + data, 2) == (0x123456, 9, 0xFF, 2**31 - 1)
-    # The highest bit is reserved, and to be ignored.
+    # The reserved bit is ignored.
     assert frames.parse_header(b"\0\0\0\0\0\x80\0\0\x05", 0)[3] == 5
 
 
-def test_settings_are_read_in_their_order_unknown_ones_too():
+def test_settings_are_parsed_in_order_including_unknown_ones():
     data = reference.SettingsFrame(0, settings={4: 1, 0xF0: 2}).serialize()[9:]
     assert list(frames.parse_settings(data)) == [(4, 1), (0xF0, 2)]
 
 
 @pytest.mark.parametrize("padding", [0, 1, 200])
-def test_padding_is_taken_off(padding):
+def test_padding_is_stripped(padding):
     payload = bytes((padding,)) + b"body" + bytes(padding)
     assert frames.strip_padding(payload, frames.PADDED) == b"body"
     assert frames.strip_padding(payload, 0) == payload
@@ -57,14 +57,14 @@ def test_padding_is_taken_off(padding):
         (b"\x05four", ErrorCode.PROTOCOL_ERROR),
     ],
 )
-def test_padding_longer_than_the_frame_is_an_error(payload, code):
+def test_padding_longer_than_the_payload_is_an_error(payload, code):
     with pytest.raises(Http2Error) as caught:
         frames.strip_padding(payload, frames.PADDED)
     assert (caught.value.code, caught.value.stream_id) == (code, 0)
     assert frames.strip_padding(b"\x04four", frames.PADDED) == b""
 
 
-def test_a_budget_has_a_burst_and_a_rate():
+def test_a_token_bucket_has_a_burst_and_a_rate():
     now = 0.0
     bucket = TokenBucket(3, 2.0, lambda: now)
     assert [bucket.take() for _ in range(4)] == [True, True, True, False]

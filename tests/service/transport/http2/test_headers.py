@@ -1,4 +1,4 @@
-"""Header blocks, against the hpack library's own encoder and decoder."""
+"""Header blocks, against the encoder and decoder of the hpack library."""
 
 import hpack
 import pytest
@@ -14,7 +14,7 @@ from service.transport.http2.headers import (
     no_table,
     status_200,
 )
-from tests.support.http2_peer import literal, request
+from tests.support.http2_peer import literal, request_fields
 
 FIRST = [(":method", "POST"), (":scheme", "http"), (":path", "/a/b")]
 
@@ -26,7 +26,7 @@ def decoded(*fields: tuple[str, str], first: list[tuple[str, str]] = FIRST):
 # -------------------------------------------------------------------- requests
 
 
-def test_a_request_is_its_fields():
+def test_a_request_decodes_to_its_fields():
     head = decoded(("te", "trailers"), ("content-length", "12"), ("x-a", "1"), ("x-a", "2"))
     assert (head.method, head.path, head.content_length) == ("POST", "/a/b", 12)
     assert dict(head.fields) == {"te": "trailers", "content-length": "12", "x-a": "1,2"}
@@ -34,7 +34,7 @@ def test_a_request_is_its_fields():
 
 
 @pytest.mark.parametrize("left_out", [":method", ":scheme", ":path"])
-def test_without_a_pseudo_field_it_is_malformed(left_out):
+def test_a_request_without_a_mandatory_pseudo_field_is_malformed(left_out):
     with pytest.raises(Http2Error) as caught:
         decoded(first=[pair for pair in FIRST if pair[0] != left_out])
     assert (caught.value.code, caught.value.stream_id) == (ErrorCode.PROTOCOL_ERROR, 7)
@@ -52,13 +52,13 @@ def test_without_a_pseudo_field_it_is_malformed(left_out):
         ("content-length", "9" * 19),
     ],
 )  # fmt: skip
-def test_a_malformed_field_ends_the_stream(field):
+def test_a_malformed_field_is_a_stream_error(field):
     with pytest.raises(Http2Error) as caught:
         decoded(field)
     assert (caught.value.code, caught.value.stream_id) == (ErrorCode.PROTOCOL_ERROR, 7)
 
 
-def test_pseudo_fields_come_first_and_have_good_values():
+def test_pseudo_fields_out_of_place_or_malformed_are_a_stream_error():
     for fields in (
         [*FIRST[:2], ("x-a", "1"), FIRST[2]],
         [*FIRST[:2], (":path", "")],
@@ -70,7 +70,7 @@ def test_pseudo_fields_come_first_and_have_good_values():
         assert (caught.value.code, caught.value.stream_id) == (ErrorCode.PROTOCOL_ERROR, 7)
 
 
-def test_two_content_lengths_have_to_agree():
+def test_repeated_content_lengths_have_to_agree():
     assert decoded(("content-length", "5"), ("content-length", "5")).content_length == 5
     with pytest.raises(Http2Error):
         decoded(("content-length", "5"), ("content-length", "6"))
@@ -84,14 +84,14 @@ def test_trailers_are_checked_like_other_fields():
         assert (caught.value.code, caught.value.stream_id) == (ErrorCode.PROTOCOL_ERROR, 3)
 
 
-def test_more_fields_than_are_taken_are_told_of_and_not_kept():
+def test_fields_of_a_header_list_that_is_too_large_are_dropped():
     head = decoded(("content-type", "application/grpc"), ("x-a", "a" * MAX_HEADER_LIST_BYTES))
     assert head.too_large
     assert dict(head.fields) == {"content-type": "application/grpc"}
     assert not decoded(("x-a", "a" * (MAX_HEADER_LIST_BYTES - 500))).too_large
 
 
-def test_a_small_block_that_becomes_large_ends_the_connection():
+def test_a_block_that_decodes_to_too_much_is_a_connection_error():
     encoder = hpack.Encoder()
     decoder = HeaderDecoder()
     decoder.request(encoder.encode([*FIRST, ("x-bomb", "a" * 3900)]), 1)
@@ -100,7 +100,7 @@ def test_a_small_block_that_becomes_large_ends_the_connection():
     assert (caught.value.code, caught.value.stream_id) == (ErrorCode.ENHANCE_YOUR_CALM, 0)
 
 
-# ------------------------------------------------------- HPACK, the wrong way
+# ------------------------------------------------------------- malformed blocks
 
 
 @pytest.mark.parametrize(
@@ -108,19 +108,19 @@ def test_a_small_block_that_becomes_large_ends_the_connection():
     [
         b"\x80",  # index 0
         b"\xc6",  # an index beyond both tables
-        b"\xff\xff\xff\xff\xff\xff\xff",  # an integer without an end
+        b"\xff\xff\xff\xff\xff\xff\xff",  # an integer that does not end
         b"\xff" * 500,
         b"\x00",  # a literal cut short
         b"\x00\x01a\x05abc",
         b"\x40\x05abc",
-        b"\x82\x20",  # a change of the table's size at the end
-        b"\x3f\xff\xff\x03",  # a table larger than allowed
+        b"\x82\x20",  # a dynamic table size update at the end
+        b"\x3f\xff\xff\x03",  # a dynamic table larger than allowed
         b"\x00\x01a\x82\xff\xff",  # Huffman: padding of more than 7 bits
         b"\x00\x01a\x81\x1e",  # Huffman: padding that is not ones
         b"\x00\x01a\x84\xff\xff\xff\xff",  # Huffman: the end of the string within it
     ],
 )
-def test_what_does_not_decode_ends_the_connection(block):
+def test_a_block_that_does_not_decode_is_a_connection_error(block):
     with pytest.raises(Http2Error) as caught:
         HeaderDecoder().request(block, 1)
     assert (caught.value.code, caught.value.stream_id) == (ErrorCode.COMPRESSION_ERROR, 0)
@@ -134,10 +134,10 @@ def test_an_empty_block_is_a_malformed_request():
     assert (caught.value.code, caught.value.stream_id) == (ErrorCode.PROTOCOL_ERROR, 5)
 
 
-# ---------------------------------------------------- what was decoded before
+# --------------------------------------------------------------- cached blocks
 
 
-def test_a_block_means_what_the_table_makes_of_it():
+def test_a_cached_block_is_decoded_again_once_the_dynamic_table_has_changed():
     decoder = HeaderDecoder()
     decoder.request(literal(FIRST) + b"\x40\x01a\x011", 1)
     block = literal(FIRST) + b"\xbe"  # the newest entry
@@ -148,19 +148,19 @@ def test_a_block_means_what_the_table_makes_of_it():
     decoder.decode(b"\x40\x01c\x013")  # trailers
     assert decoder.request(block, 11).fields == {"c": "3"}
     with pytest.raises(Http2Error):
-        decoder.request(b"\x40\x01d\x014", 13)  # no request, but the table has it
+        decoder.request(b"\x40\x01d\x014", 13)  # a malformed request, but its entry counts
     assert decoder.request(block, 15).fields == {"d": "4"}
 
 
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        pytest.param(b"\x20", b"", id="table of nothing"),
-        pytest.param(b"\x3f\x01", b"", id="smaller table"),
-        pytest.param(b"", b"\x40\x01y\x7f\xa1\x1f" + b"a" * 4128, id="entry that does not fit"),
+        pytest.param(b"\x20", b"", id="size update to 0"),
+        pytest.param(b"\x3f\x01", b"", id="size update to 32"),
+        pytest.param(b"", b"\x40\x01y\x7f\xa1\x1f" + b"a" * 4128, id="entry larger than the table"),
     ],
 )
-def test_a_table_that_was_emptied_has_nothing_left_to_look_up(before, after):
+def test_a_block_that_refers_to_an_evicted_entry_is_a_compression_error(before, after):
     encoder, decoder = hpack.Encoder(), HeaderDecoder()
     decoder.request(encoder.encode([*FIRST, ("x-a", "1")]), 1)
     block = encoder.encode([*FIRST, ("x-a", "1")])
@@ -173,8 +173,8 @@ def test_a_table_that_was_emptied_has_nothing_left_to_look_up(before, after):
 
 _VALUES = st.sampled_from(["", "1", "22", "a" * 70, "b" * 900, "c" * 4200])
 _FIELDS = st.tuples(st.sampled_from(["x-a", "x-b", "x-c", "x-d"]), _VALUES)
-# Fields, each indexed or never; the size of the table; Huffman's code; and which of the blocks
-# before is sent once more.
+# Fields with whether they are never indexed; a new table size; whether to use Huffman coding;
+# and which earlier block to send again.
 _REQUESTS = st.tuples(
     st.lists(st.tuples(_FIELDS, st.booleans()), max_size=4),
     st.sampled_from([None, 0, 60, 200, 1000, 4096]),
@@ -184,8 +184,8 @@ _REQUESTS = st.tuples(
 
 
 @given(st.lists(_REQUESTS, min_size=1, max_size=30))
-def test_what_was_looked_up_is_what_would_have_been_decoded(requests):
-    """The same lists come again and again, between changes of the table in every way."""
+def test_cached_blocks_equal_what_hpack_decodes(requests):
+    """Blocks are repeated between insertions, evictions and size updates of the dynamic table."""
     encoder, plain, ours = hpack.Encoder(), hpack.Decoder(), HeaderDecoder()
     sent: list[bytes] = []
     for number, (fields, table_bytes, huffman, repeats) in enumerate(requests):
@@ -198,15 +198,15 @@ def test_what_was_looked_up_is_what_would_have_been_decoded(requests):
         block = encoder.encode(pairs, huffman=huffman)
         again = [block]
         if sent and repeats is not None:
-            # Bytes of before, whatever they mean by now, as a client without a table may send.
+            # The bytes may mean something else by now.
             again.append(sent[repeats % len(sent)])
         sent.append(block)
-        for each in again:
+        for repeated in again:
             try:
-                expected = plain.decode(each, raw=True)
+                expected = plain.decode(repeated, raw=True)
             except hpack.HPACKError:
                 with pytest.raises(Http2Error) as caught:
-                    ours.request(each, 1)
+                    ours.request(repeated, 1)
                 assert caught.value.code is ErrorCode.COMPRESSION_ERROR
                 return
             wanted: dict[str, str] = {}
@@ -214,16 +214,16 @@ def test_what_was_looked_up_is_what_would_have_been_decoded(requests):
             for name, value in expected:
                 key, text = name.decode(), value.decode()
                 if key.startswith(":"):
-                    ordered &= not any(not known.startswith(":") for known in wanted)
+                    ordered &= not any(not other.startswith(":") for other in wanted)
                     ordered &= key not in wanted
                 wanted[key] = f"{wanted[key]},{text}" if key in wanted else text
             good = ordered and {":method", ":scheme"} <= set(wanted) and wanted.get(":path")
             if not good:
                 with pytest.raises(Http2Error) as caught:
-                    ours.request(each, 1)
+                    ours.request(repeated, 1)
                 assert caught.value.code is ErrorCode.PROTOCOL_ERROR
                 continue
-            head = ours.request(each, number)
+            head = ours.request(repeated, number)
             assert (head.method, head.path) == (wanted[":method"], wanted[":path"])
             rest = {key: text for key, text in wanted.items() if not key.startswith(":")}
             size = sum(len(name) + len(value) + 32 for name, value in expected)
@@ -232,7 +232,7 @@ def test_what_was_looked_up_is_what_would_have_been_decoded(requests):
 
 
 @given(st.lists(st.binary(max_size=40), max_size=10))
-def test_no_bytes_do_anything_but_decode_or_fail(blocks):
+def test_random_blocks_decode_or_raise_http2_errors(blocks):
     decoder = HeaderDecoder()
     for block in blocks:
         try:
@@ -242,7 +242,7 @@ def test_no_bytes_do_anything_but_decode_or_fail(blocks):
                 return
 
 
-# -------------------------------------------------------------------- sent
+# ------------------------------------------------------------------- encoding
 
 
 @given(
@@ -254,14 +254,14 @@ def test_no_bytes_do_anything_but_decode_or_fail(blocks):
         max_size=5,
     )
 )
-def test_what_is_encoded_is_read_by_another_library_and_leaves_its_table(fields):
+def test_hpack_decodes_our_literals_and_leaves_its_dynamic_table_empty(fields):
     decoder = hpack.Decoder(2**20)
     block = no_table() + status_200() + encode(fields)
     assert decoder.decode(block) == [(":status", "200"), *fields]
     assert not decoder.header_table.dynamic_entries
 
 
-def test_a_whole_request_of_another_library():
-    block = hpack.Encoder().encode(request("/x.Y/Z", grpc_timeout="5S"))
+def test_a_request_encoded_by_hpack_is_decoded():
+    block = hpack.Encoder().encode(request_fields("/x.Y/Z", grpc_timeout="5S"))
     head = HeaderDecoder().request(block, 1)
     assert (head.path, head.fields["grpc-timeout"]) == ("/x.Y/Z", "5S")
