@@ -1,6 +1,7 @@
 """The client against a real server: what it takes, gives back and raises."""
 
 import contextlib
+import pickle
 import socket
 import threading
 import time
@@ -254,6 +255,12 @@ def test_the_public_names_are_these():
     assert latentserve.client.__all__ == sorted(latentserve.client.__all__)
     for name in latentserve.client.__all__:
         assert getattr(latentserve.client, name).__doc__
+
+
+@pytest.mark.parametrize("public", [latentserve.client.Client, latentserve.client.AsyncClient])
+def test_a_client_class_names_the_public_module(public):
+    assert public.__module__ == "latentserve.client"
+    assert pickle.loads(pickle.dumps(public)) is public
 
 
 # ------------------------------------------------- every kind of model, untrained
