@@ -2,12 +2,10 @@
 
 import asyncio
 import contextlib
-import functools
 import time
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
-    AsyncIterator,
     Awaitable,
     Callable,
     Iterable,
@@ -20,7 +18,7 @@ import grpc
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from latentserve._client import codec, requests
+from latentserve._client import requests, streams
 from latentserve._client.coalesce import Coalescer
 from latentserve._client.codec import ArrayFormat, Format, Images, Method, Point
 from latentserve._client.options import (
@@ -31,16 +29,24 @@ from latentserve._client.options import (
     Token,
     channel_arguments,
     metadata_of,
+    rpcs_of,
 )
-from latentserve._client.requests import Ask, Drawing, Limits, Plan, Sampling, Where
-from latentserve._client.streams import (
-    Decoding,
-    Encoding,
-    Sequence,
-    Talk,
-    Window,
-    wait_before_retry,
+from latentserve._client.plans import (
+    END,
+    BackOff,
+    Deliver,
+    NextBatch,
+    OpenStream,
+    Plan,
+    Receive,
+    Send,
+    StreamPlan,
+    UnaryCall,
+    back_off,
+    ended_early,
+    too_slow,
 )
+from latentserve._client.requests import Drawing, Limits, Sampling, Where
 from latentserve._client.values import (
     Interpolation,
     ModelInfo,
@@ -55,10 +61,8 @@ from latentserve.compat.v1 import compat_pb2
 from latentserve.errors import (
     DeadlineExceeded,
     ServerError,
-    Unavailable,
     from_rpc_error,
 )
-from latentserve.v1 import admin_service_pb2_grpc, latent_service_pb2_grpc
 
 T = TypeVar("T")
 # Files, or numbers of which every call might make another array.
@@ -107,14 +111,7 @@ class AsyncClient:
             self._channel = grpc.aio.insecure_channel(target, options=options)
         else:
             self._channel = grpc.aio.secure_channel(target, tls.credentials(), options=options)
-        self._stub: Any = latent_service_pb2_grpc.LatentServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        admin: Any = admin_service_pb2_grpc.AdminServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._methods = {"Reload": admin.Reload}
-        self._health = self._channel.unary_unary(
-            "/grpc.health.v1.Health/Check",
-            request_serializer=compat_pb2.HealthRequest.SerializeToString,
-            response_deserializer=compat_pb2.HealthResponse.FromString,
-        )
+        self._rpcs = rpcs_of(self._channel)
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -134,8 +131,7 @@ class AsyncClient:
     async def is_serving(self, model: str = "", *, timeout: float | None = None) -> bool:
         """As `Client.is_serving`."""
         request = compat_pb2.HealthRequest(service=f"{SERVICE}/{model}" if model else "")
-        seconds = self._seconds(timeout)
-        reply = await self._attempt(lambda: self._health(request, timeout=seconds))
+        reply = await self._attempt("Check", request, self._seconds(timeout))
         return bool(reply.status == compat_pb2.HealthResponse.SERVING_STATUS_SERVING)
 
     async def info(self, *, timeout: float | None = None) -> ServerInfo:
@@ -316,7 +312,7 @@ class AsyncClient:
         scores: Scores = await self._joined(requests.score, images, timeout, options)
         return scores
 
-    async def sample_stream(
+    def sample_stream(
         self,
         n: int,
         *,
@@ -326,24 +322,10 @@ class AsyncClient:
         **options: Unpack[Sampling],
     ) -> AsyncGenerator[Samples, None]:
         """As `Client.sample_stream`."""
-        sequence = Sequence(requests.stream_request(n, dtype, **options), chunk_rows)
-        attempt = 0
-        while sequence.left:
-            call = self._stub.SampleStream(sequence.rest(), metadata=metadata_of(self._token))
-            try:
-                while sequence.left:
-                    reply = await self._next(call, timeout)
-                    attempt = 0
-                    yield sequence.take(reply)
-                with contextlib.suppress(ServerError):  # see Client.sample_stream
-                    await self._next(call, timeout)
-            except ServerError as error:
-                attempt += 1
-                await asyncio.sleep(wait_before_retry(error, attempt, self._retry, stream=True))
-            finally:
-                call.cancel()
+        plan = streams.sample_stream(self._retry, n, dtype=dtype, chunk_rows=chunk_rows, **options)
+        return self._stream(plan, timeout)
 
-    async def encode_stream(
+    def encode_stream(
         self,
         batches: Iterable[Images] | AsyncIterable[Images],
         *,
@@ -357,19 +339,20 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> AsyncGenerator[Posterior, None]:
         """As `Client.encode_stream`; `batches` may be asynchronous too."""
-        limits = requests.limits_of(self._limits, model, version, files=True)
-        talk = Encoding(
-            await self._run(limits, timeout),
-            seed=requests.drawn_seed(draw, seed, offset, 0),
+        plan = streams.encode_stream(
+            self._limits,
+            self._retry,
+            draw=draw,
+            seed=seed,
             offset=offset,
             resize=resize,
-            model=codec.selector(model, version),
+            window=window,
+            model=model,
+            version=version,
         )
-        async with contextlib.aclosing(self._converse(talk, batches, window, timeout)) as results:
-            async for result in results:
-                yield result
+        return self._stream(plan, timeout, batches)
 
-    async def decode_stream(
+    def decode_stream(
         self,
         batches: Iterable[ArrayLike] | AsyncIterable[ArrayLike],
         *,
@@ -380,99 +363,14 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> AsyncGenerator[NDArray[Any], None]:
         """As `Client.decode_stream`; `batches` may be asynchronous too."""
-        limits = requests.limits_of(self._limits, model, version, files=False)
-        most = await self._run(limits, timeout)
-        talk = Decoding(most, dtype=dtype, model=codec.selector(model, version))
-        async with contextlib.aclosing(self._converse(talk, batches, window, timeout)) as results:
-            async for result in results:
-                yield result
+        plan = streams.decode_stream(
+            self._limits, self._retry, dtype=dtype, window=window, model=model, version=version
+        )
+        return self._stream(plan, timeout, batches)
 
     async def reload(self, *, timeout: float | None = None) -> Reloaded:
         """As `Client.reload`."""
         return await self._run(requests.reload(), timeout)
-
-    async def _converse(
-        self, talk: Talk[Any, T], batches: Any, window: int, timeout: float | None
-    ) -> AsyncGenerator[T, None]:
-        """Sends batches and yields their results, `window` messages ahead of the answers."""
-        if window < 1:
-            raise ValueError(f"window: got {window}, wanted at least 1")
-        sent: Window[T] = Window(talk)
-        ended = False
-        attempt = 0
-        async with contextlib.aclosing(_messages_of(talk, batches)) as messages:
-            while not ended or sent.unanswered:
-                call = getattr(self._stub, talk.rpc)(metadata=metadata_of(self._token))
-                written = 0
-                try:
-                    while True:
-                        # After a failure one by one: grpc.aio loses the status of a stream
-                        # that ends while something is being written to it.
-                        ahead = 1 if attempt else window
-                        while not ended and len(sent.unanswered) < ahead:
-                            message = await anext(messages, None)
-                            if message is None:
-                                ended = True
-                            else:
-                                sent.unanswered.append(message)
-                        for message in list(sent.unanswered)[written:ahead]:
-                            await self._write(call, message.request, timeout)
-                            written += 1
-                        if not sent.unanswered:
-                            break
-                        reply = await self._next(call, timeout)
-                        attempt, written = 0, written - 1
-                        for result in sent.answered(reply):
-                            yield result
-                except ServerError as error:
-                    attempt += 1
-                    wait = wait_before_retry(error, attempt, self._retry, stream=True)
-                    await asyncio.sleep(wait)
-                finally:
-                    call.cancel()
-
-    async def _write(self, call: Any, request: Any, timeout: float | None) -> None:
-        """Sends a message of a stream.
-
-        Raises:
-            DeadlineExceeded: There was no room for it in time.
-            Unavailable: The stream is over.
-        """
-        try:
-            await self._watched(call.write(request), timeout)
-        except DeadlineExceeded:
-            raise
-        except (ServerError, asyncio.InvalidStateError) as error:
-            raise self._cut_off() from error
-
-    async def _next(self, call: Any, timeout: float | None) -> Any:
-        """The next message of a stream.
-
-        Raises:
-            DeadlineExceeded: None came in time.
-            ServerError: The stream has ended.
-        """
-        reply = await self._watched(call.read(), timeout)
-        if reply is grpc.aio.EOF:  # type: ignore[attr-defined]
-            raise self._cut_off()
-        return reply
-
-    def _cut_off(self) -> Unavailable:
-        message = f"{self.target} ended the stream too early"
-        return Unavailable(message, grpc.StatusCode.UNAVAILABLE)
-
-    async def _watched(self, step: Awaitable[Any], timeout: float | None) -> Any:
-        """Awaits one step of a stream, no longer than a message may take."""
-        seconds = self._seconds(timeout)
-        try:
-            async with asyncio.timeout(seconds):
-                return await step
-        except TimeoutError:
-            raise DeadlineExceeded(
-                f"no message came within {seconds:g} s", grpc.StatusCode.DEADLINE_EXCEEDED
-            ) from None
-        except grpc.RpcError as error:
-            raise from_rpc_error(error, self.target) from error
 
     def _joined(
         self,
@@ -498,41 +396,119 @@ class AsyncClient:
         return self._run(plan(self._limits, rows, **dict(settled)), timeout)
 
     async def _run(self, plan: Plan[T], timeout: float | None) -> T:
-        """Makes the calls of a plan and returns its result."""
+        """Carries out a plan of unary calls and returns its result."""
         seconds = self._seconds(timeout)
         try:
-            ask = next(plan)
+            step = next(plan)
             while True:
                 try:
-                    reply = await self._ask(ask, seconds)
+                    reply = await self._call(step, seconds)
                 except ServerError as error:
-                    ask = plan.throw(error)
+                    step = plan.throw(error)
                 else:
-                    ask = plan.send(reply)
+                    step = plan.send(reply)
         except StopIteration as end:
             result: T = end.value
             return result
 
-    async def _ask(self, ask: Ask, seconds: float) -> Any:
-        method = self._methods.get(ask.rpc) or getattr(self._stub, ask.rpc)
+    async def _stream(
+        self, plan: StreamPlan[T], timeout: float | None, batches: Any = ()
+    ) -> AsyncGenerator[T, None]:
+        """Carries out the plan of a stream and yields its results."""
+        seconds = self._seconds(timeout)
+        stream: Any = None
+        async with contextlib.aclosing(_asynchronous(batches)) as source:
+            try:
+                step = next(plan)
+                while True:
+                    outcome: Any = None
+                    try:
+                        match step:
+                            case Send():
+                                await self._send(stream, step.request, seconds)
+                            case Receive():
+                                outcome = await self._receive(stream, seconds)
+                            case Deliver():
+                                yield step.result
+                            case NextBatch():
+                                outcome = await anext(source, END)
+                            case OpenStream():
+                                if stream is not None:
+                                    stream.cancel()
+                                metadata = metadata_of(self._token)
+                                stream = self._rpcs[step.rpc](step.request, metadata=metadata)
+                            case BackOff():
+                                await asyncio.sleep(step.seconds)
+                            case UnaryCall():
+                                outcome = await self._call(step, seconds)
+                    except ServerError as error:
+                        # Not the caller's own, out of its batches.
+                        if isinstance(step, (Deliver, NextBatch)):
+                            raise
+                        step = plan.throw(error)
+                    else:
+                        step = plan.send(outcome)
+            except StopIteration:
+                return
+            finally:
+                if stream is not None:
+                    stream.cancel()
+
+    async def _send(self, stream: Any, request: Any, seconds: float) -> None:
+        """Sends a message of a stream.
+
+        Raises:
+            DeadlineExceeded: Flow control left no room for it in time.
+            Unavailable: The stream has ended.
+        """
+        try:
+            await self._within(stream.write(request), seconds)
+        except DeadlineExceeded:
+            raise
+        except (ServerError, asyncio.InvalidStateError) as error:
+            raise ended_early(self.target) from error
+
+    async def _receive(self, stream: Any, seconds: float) -> Any:
+        """Waits for the next message of a stream.
+
+        Raises:
+            DeadlineExceeded: None came in time.
+            ServerError: The stream has ended.
+        """
+        reply = await self._within(stream.read(), seconds)
+        if reply is grpc.aio.EOF:  # type: ignore[attr-defined]
+            raise ended_early(self.target)
+        return reply
+
+    async def _within(self, operation: Awaitable[Any], seconds: float) -> Any:
+        """Awaits an operation of a stream, under the deadline of a message."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await operation
+        except TimeoutError:
+            raise too_slow(seconds) from None
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, self.target) from error
+
+    async def _call(self, call: UnaryCall, seconds: float) -> Any:
+        """Makes a unary call, again where the server said when to come again."""
         deadline = time.monotonic() + seconds
         attempt = 0
         while True:
             left = max(0.0, deadline - time.monotonic())
             metadata = metadata_of(self._token)
             try:
-                call = functools.partial(method, ask.request, timeout=left, metadata=metadata)
-                return await self._attempt(call)
+                return await self._attempt(call.rpc, call.request, left, metadata)
             except ServerError as error:
                 attempt += 1
-                wait = wait_before_retry(error, attempt, self._retry, stream=False)
+                wait = back_off(error, attempt, self._retry, stream=False)
                 if time.monotonic() + wait >= deadline:
                     raise
                 await asyncio.sleep(wait)
 
-    async def _attempt(self, call: Callable[[], Awaitable[Any]]) -> Any:
+    async def _attempt(self, rpc: str, request: Any, seconds: float, metadata: Any = ()) -> Any:
         try:
-            return await call()
+            return await self._rpcs[rpc](request, timeout=seconds, metadata=metadata)
         except grpc.RpcError as error:
             raise from_rpc_error(error, self.target) from error
 
@@ -549,14 +525,7 @@ def _draws(options: Mapping[str, Any]) -> bool:
     )
 
 
-async def _messages_of(talk: Talk[Any, Any], batches: Any) -> AsyncGenerator[Any, None]:
-    """The messages of batches, which come from an iterable of either kind."""
-    async for batch in _asynchronous(batches):
-        for message in talk.messages(batch):
-            yield message
-
-
-async def _asynchronous(items: Any) -> AsyncIterator[Any]:
+async def _asynchronous(items: Any) -> AsyncGenerator[Any, None]:
     if isinstance(items, AsyncIterable):
         async for item in items:
             yield item

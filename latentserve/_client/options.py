@@ -4,11 +4,13 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 
 from latentserve import __version__
-from latentserve.v1 import latent_service_pb2
+from latentserve.compat.v1 import compat_pb2
+from latentserve.v1 import admin_service_pb2_grpc, latent_service_pb2, latent_service_pb2_grpc
 
 SERVICE = "latentserve.v1.LatentService"
 ADMIN = "latentserve.v1.AdminService"
@@ -113,6 +115,18 @@ def channel_arguments(
     if tls is not None and tls.server_name:
         arguments.append(("grpc.ssl_target_name_override", tls.server_name))
     return arguments
+
+
+def rpcs_of(channel: Any) -> dict[str, Any]:
+    """What a client calls on a channel, of either kind, by the name of the RPC."""
+    latent: Any = latent_service_pb2_grpc.LatentServiceStub(channel)  # type: ignore[no-untyped-call]
+    admin: Any = admin_service_pb2_grpc.AdminServiceStub(channel)  # type: ignore[no-untyped-call]
+    health = channel.unary_unary(
+        "/grpc.health.v1.Health/Check",
+        request_serializer=compat_pb2.HealthRequest.SerializeToString,
+        response_deserializer=compat_pb2.HealthResponse.FromString,
+    )
+    return {**vars(latent), **vars(admin), "Check": health}
 
 
 def metadata_of(token: Token | None) -> tuple[tuple[str, str], ...]:

@@ -1,21 +1,17 @@
-"""What each call asks of a server and makes of its answers, whoever carries it.
-
-A plan is a generator: it yields one `Ask` after the other, is sent the reply to each, or
-has the error thrown in, and returns the call's result. `Client` and `AsyncClient` drive
-the same plans.
-"""
+"""Plans of the unary calls, and the requests and replies that they share with the streams."""
 
 import dataclasses
 import re
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from latentserve._client import codec
 from latentserve._client.codec import ArrayFormat, Format, Images, Method, Point
+from latentserve._client.plans import Plan, UnaryCall
 from latentserve._client.values import (
     Interpolation,
     ModelInfo,
@@ -31,21 +27,9 @@ from latentserve.v1 import admin_service_pb2 as admin
 from latentserve.v1 import latent_service_pb2 as pb
 from latentserve.v1 import tensor_pb2
 
-T = TypeVar("T")
 # Room in a message for everything that is not rows.
 _OVERHEAD_BYTES = 1024
 _FILE = re.compile(r"(images\.encoded\.files)\[(\d+)\]")
-
-
-@dataclass(frozen=True)
-class Ask:
-    """One call to be made: the RPC's name and its request."""
-
-    rpc: str
-    request: Any
-
-
-Plan = Generator[Ask, Any, T]
 
 
 @dataclass
@@ -109,26 +93,26 @@ class Sampling(Where, total=False):
 
 def info() -> Plan[ServerInfo]:
     """Asks what the server is."""
-    return codec.read_server_info((yield Ask("GetServerInfo", pb.GetServerInfoRequest())))
+    return codec.read_server_info((yield UnaryCall("GetServerInfo", pb.GetServerInfoRequest())))
 
 
 def models() -> Plan[tuple[ModelInfo, ...]]:
     """Asks for every model."""
-    reply = yield Ask("ListModels", pb.ListModelsRequest())
+    reply = yield UnaryCall("ListModels", pb.ListModelsRequest())
     return tuple(codec.read_model_info(each) for each in reply.models)
 
 
 def model_info(limits: Limits, model: str = "", version: int = 0) -> Plan[ModelInfo]:
     """Asks for one model, and remembers how many rows it takes."""
     request = pb.GetModelRequest(model=codec.selector(model, version))
-    described = codec.read_model_info((yield Ask("GetModel", request)).model)
+    described = codec.read_model_info((yield UnaryCall("GetModel", request)).model)
     limits.rows[model, version] = described.max_rows
     return described
 
 
 def reload() -> Plan[Reloaded]:
     """Asks for a reload."""
-    return codec.read_reloaded((yield Ask("Reload", admin.ReloadRequest())))
+    return codec.read_reloaded((yield UnaryCall("Reload", admin.ReloadRequest())))
 
 
 def encode(
@@ -147,10 +131,10 @@ def encode(
     seed = drawn_seed(draw, seed, offset, len(source))
     chosen = codec.selector(model, version)
 
-    def ask(rows: slice) -> Ask:
-        return Ask("Encode", encode_request(source, rows, chosen, seed, offset))
+    def call(rows: slice) -> UnaryCall:
+        return UnaryCall("Encode", encode_request(source, rows, chosen, seed, offset))
 
-    replies = yield from _image_pieces(limits, source, ask, model, version)
+    replies = yield from _image_pieces(limits, source, call, model, version)
     return posterior_of(replies, seed)
 
 
@@ -162,10 +146,10 @@ def decode(
     wanted = codec.format_message(dtype)
     chosen = codec.selector(model, version)
 
-    def ask(rows: slice) -> Ask:
-        return Ask("Decode", decode_request(array[rows], chosen, wanted))
+    def call(rows: slice) -> UnaryCall:
+        return UnaryCall("Decode", decode_request(array[rows], chosen, wanted))
 
-    replies = yield from _row_pieces(limits, len(array), ask, model, version)
+    replies = yield from _row_pieces(limits, len(array), call, model, version)
     return codec.joined_images([reply.images for reply in replies], dtype)
 
 
@@ -195,13 +179,13 @@ def sample(
         return_latents=latents,
     )
 
-    def ask(rows: slice) -> Ask:
+    def call(rows: slice) -> UnaryCall:
         piece = pb.SampleRequest()
         piece.CopyFrom(request)
         piece.count, piece.offset = rows.stop - rows.start, offset + rows.start
-        return Ask("Sample", piece)
+        return UnaryCall("Sample", piece)
 
-    replies = yield from _row_pieces(limits, n, ask, model, version)
+    replies = yield from _row_pieces(limits, n, call, model, version)
     images = codec.joined_images([reply.images for reply in replies], dtype)
     z = codec.joined([reply.latents for reply in replies]) if latents else None
     return images, z, seed
@@ -225,7 +209,7 @@ def reconstruct(
     wanted = codec.format_message(dtype)
     chosen = codec.selector(model, version)
 
-    def ask(rows: slice) -> Ask:
+    def call(rows: slice) -> UnaryCall:
         request = pb.ReconstructRequest(
             model=chosen,
             draw=seed is not None,
@@ -234,9 +218,9 @@ def reconstruct(
             format=wanted,
         )
         source.fill(request.images, rows)
-        return Ask("Reconstruct", request)
+        return UnaryCall("Reconstruct", request)
 
-    replies = yield from _image_pieces(limits, source, ask, model, version)
+    replies = yield from _image_pieces(limits, source, call, model, version)
     return codec.joined_images([reply.images for reply in replies], dtype)
 
 
@@ -269,7 +253,7 @@ def interpolate(
         request.images.CopyFrom(_both(first, second))
     else:
         raise ValueError("stop: got a latent and an image, wanted two latents or two images")
-    reply = yield Ask("Interpolate", request)
+    reply = yield UnaryCall("Interpolate", request)
     return Interpolation(
         images=codec.joined([reply.images.tensor]), latents=codec.joined([reply.latents])
     )
@@ -301,7 +285,7 @@ def traverse(
             request.latent.CopyFrom(codec.to_tensor(codec.latent_array(point[None])))
         else:
             request.image.CopyFrom(point)
-    reply = yield Ask("Traverse", request)
+    reply = yield UnaryCall("Traverse", request)
     grid = reply.rows, reply.columns
     images = codec.joined([reply.images.tensor])
     latents = codec.joined([reply.latents])
@@ -327,12 +311,12 @@ def score(
     seed = drawn_seed(bool(draws), seed if draws else None, offset, len(source))
     chosen = codec.selector(model, version)
 
-    def ask(rows: slice) -> Ask:
+    def call(rows: slice) -> UnaryCall:
         request = pb.ScoreRequest(model=chosen, draws=draws, seed=seed, offset=offset + rows.start)
         source.fill(request.images, rows)
-        return Ask("Score", request)
+        return UnaryCall("Score", request)
 
-    replies = yield from _image_pieces(limits, source, ask, model, version)
+    replies = yield from _image_pieces(limits, source, call, model, version)
     return Scores(
         reconstruction=codec.joined([reply.reconstruction for reply in replies]),
         kl=codec.joined([reply.kl for reply in replies]),
@@ -465,30 +449,30 @@ def sample_seed(n: int, seed: int | None, offset: int) -> int:
 
 
 def _row_pieces(
-    limits: Limits, rows: int, ask: Callable[[slice], Ask], model: str, version: int
+    limits: Limits, rows: int, call: Callable[[slice], UnaryCall], model: str, version: int
 ) -> Plan[list[Any]]:
     def piece(start: int, most_rows: int, _most_bytes: int) -> slice:
         return slice(start, min(start + most_rows, rows))
 
-    return _in_pieces(limits, rows, piece, ask, model, version, files=False)
+    return _in_pieces(limits, rows, piece, call, model, version, files=False)
 
 
 def _image_pieces(
     limits: Limits,
     source: codec.ImageSource,
-    ask: Callable[[slice], Ask],
+    call: Callable[[slice], UnaryCall],
     model: str,
     version: int,
 ) -> Plan[list[Any]]:
     files = not isinstance(source.content, np.ndarray)
-    return _in_pieces(limits, len(source), source.piece, ask, model, version, files=files)
+    return _in_pieces(limits, len(source), source.piece, call, model, version, files=files)
 
 
 def _in_pieces(
     limits: Limits,
     rows: int,
     piece: Callable[[int, int, int], slice],
-    ask: Callable[[slice], Ask],
+    call: Callable[[slice], UnaryCall],
     model: str,
     version: int,
     *,
@@ -501,7 +485,7 @@ def _in_pieces(
     while start < rows:
         now = piece(start, *most)
         try:
-            replies.append((yield ask(now)))
+            replies.append((yield call(now)))
         except InvalidArgument as error:
             # Another server, or a new version, may take fewer than was known.
             limits.rows.pop((model, version), None)

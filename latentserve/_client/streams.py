@@ -1,31 +1,41 @@
-"""What goes into a stream and what comes out of it, whoever carries it."""
+"""Plans of the streams: what is sent when, and how a stream that was cut off is resumed."""
 
-import random
+import contextlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, TypeVar, Unpack
 
-import grpc
 from numpy.typing import ArrayLike, NDArray
 
 from latentserve._client import codec, requests
 from latentserve._client.codec import ArrayFormat, Images
 from latentserve._client.options import Retry
-from latentserve._client.values import Posterior
-from latentserve.errors import ResourceExhausted, ServerError, Unavailable
+from latentserve._client.plans import (
+    END,
+    BackOff,
+    Deliver,
+    NextBatch,
+    OpenStream,
+    Receive,
+    Send,
+    StreamPlan,
+    back_off,
+)
+from latentserve._client.requests import Limits, Sampling
+from latentserve._client.values import Posterior, Samples
+from latentserve.errors import ServerError
 from latentserve.v1 import latent_service_pb2 as pb
 
-Batch = TypeVar("Batch", contravariant=True)
-Result = TypeVar("Result", covariant=True)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Message:
-    """A message of a stream.
+class _Chunk:
+    """Rows of a batch that go into one message.
 
     Attributes:
-        request: What is sent.
+        request: The message.
         last: Whether it is the last one of its batch.
     """
 
@@ -33,165 +43,139 @@ class Message:
     last: bool
 
 
-class Talk(Protocol[Batch, Result]):
-    """How batches become messages, and replies results."""
-
-    rpc: str
-
-    def messages(self, batch: Batch) -> Iterator[Message]:
-        """Cuts a batch into messages."""
-        ...
-
-    def result(self, replies: list[Any]) -> Result:
-        """Makes the result of the replies to all messages of a batch."""
-        ...
-
-
-class Window(Generic[Result]):
-    """What has been sent and not been answered; so much would be sent again.
-
-    Args:
-        talk: Makes the results.
-    """
-
-    def __init__(self, talk: Talk[Any, Result]):
-        self._talk = talk
-        self._replies: list[Any] = []
-        self.unanswered: deque[Message] = deque()
-
-    def answered(self, reply: Any) -> list[Result]:
-        """Takes the reply to the oldest message; returns the result, if that was the last."""
-        message = self.unanswered.popleft()
-        self._replies.append(reply.response)
-        if not message.last:
-            return []
-        replies, self._replies = self._replies, []
-        return [self._talk.result(replies)]
+def sample_stream(
+    retry: Retry, n: int, *, dtype: ArrayFormat, chunk_rows: int, **options: Unpack[Sampling]
+) -> StreamPlan[Samples]:
+    """Draws images from the prior, chunk by chunk."""
+    # Counts down to what is still missing.
+    request = requests.stream_request(n, dtype, **options)
+    attempt = 0
+    while request.count:
+        message = pb.SampleStreamRequest(request=request, chunk_rows=chunk_rows)
+        yield OpenStream("SampleStream", message)
+        try:
+            while request.count:
+                reply = yield Receive()
+                attempt = 0
+                samples = requests.samples_of(reply.response)
+                request.count -= len(samples.images)
+                # The row after the last one may have no number.
+                request.offset = (request.offset + len(samples.images)) % 2**64
+                yield Deliver(samples)
+            # Closed before its status has come, the server would count the call as cancelled.
+            with contextlib.suppress(ServerError):
+                yield Receive()
+        except ServerError as error:
+            attempt += 1
+            yield BackOff(back_off(error, attempt, retry, stream=True))
 
 
-class Encoding:
-    """Batches of images to posteriors; the rows of the whole stream are numbered.
+def encode_stream(
+    limits: Limits,
+    retry: Retry,
+    *,
+    draw: bool,
+    seed: int | None,
+    offset: int,
+    resize: bool,
+    window: int,
+    model: str,
+    version: int,
+) -> StreamPlan[Posterior]:
+    """Encodes batches of images, whose rows are numbered on through the whole stream."""
+    most = yield from requests.limits_of(limits, model, version, files=True)
+    seed = requests.drawn_seed(draw, seed, offset, 0)
+    chosen = codec.selector(model, version)
 
-    Args:
-        most: The most rows and bytes of a message.
-        seed: Of the draws, or None for none.
-        offset: Number of the first row.
-        resize: Whether files are to be made fit.
-        model: Which model.
-    """
+    def chunks(batch: Images) -> Iterator[_Chunk]:
+        nonlocal offset
+        source = codec.image_source(batch, resize=resize)
+        codec.check_draw(seed, offset, len(source))
+        stop = 0
+        while stop < len(source):
+            rows = source.piece(stop, *most)
+            stop = rows.stop
+            request = requests.encode_request(source, rows, chosen, seed, offset)
+            yield _Chunk(pb.EncodeStreamRequest(request=request), stop == len(source))
+        offset += len(source)
 
-    rpc = "EncodeStream"
+    def result(replies: list[pb.EncodeResponse]) -> Posterior:
+        return requests.posterior_of(replies, seed)
 
-    def __init__(
-        self,
-        most: tuple[int, int],
-        *,
-        seed: int | None,
-        offset: int,
-        resize: bool,
-        model: pb.ModelSelector,
-    ):
-        self._most = most
-        self._seed = seed
-        self._offset = offset
-        self._resize = resize
-        self._model = model
-
-    def messages(self, batch: Images) -> Iterator[Message]:
-        """Cuts a batch into messages."""
-        source = codec.image_source(batch, resize=self._resize)
-        codec.check_draw(self._seed, self._offset, len(source))
-        start = 0
-        while start < len(source):
-            rows = source.piece(start, *self._most)
-            request = requests.encode_request(source, rows, self._model, self._seed, self._offset)
-            yield Message(pb.EncodeStreamRequest(request=request), rows.stop == len(source))
-            start = rows.stop
-        self._offset += len(source)
-
-    def result(self, replies: list[Any]) -> Posterior:
-        """Puts a batch's posteriors together."""
-        return requests.posterior_of(replies, self._seed)
+    yield from _exchange("EncodeStream", chunks, result, window, retry)
 
 
-class Decoding:
-    """Batches of latents to images.
+def decode_stream(
+    limits: Limits, retry: Retry, *, dtype: ArrayFormat, window: int, model: str, version: int
+) -> StreamPlan[NDArray[Any]]:
+    """Decodes batches of latents."""
+    most_rows, _ = yield from requests.limits_of(limits, model, version, files=False)
+    wanted = requests.array_format(dtype)
+    chosen = codec.selector(model, version)
 
-    Args:
-        most: The most rows and bytes of a message.
-        dtype: How the images come back.
-        model: Which model.
-    """
-
-    rpc = "DecodeStream"
-
-    def __init__(self, most: tuple[int, int], *, dtype: ArrayFormat, model: pb.ModelSelector):
-        self._most_rows, _ = most
-        self._format = requests.array_format(dtype)
-        self._model = model
-
-    def messages(self, batch: ArrayLike) -> Iterator[Message]:
-        """Cuts a batch into messages."""
+    def chunks(batch: ArrayLike) -> Iterator[_Chunk]:
         z = codec.latent_array(batch)
-        for start in range(0, len(z), self._most_rows):
-            stop = min(start + self._most_rows, len(z))
-            request = requests.decode_request(z[start:stop], self._model, self._format)
-            yield Message(pb.DecodeStreamRequest(request=request), stop == len(z))
+        for start in range(0, len(z), most_rows):
+            request = requests.decode_request(z[start : start + most_rows], chosen, wanted)
+            last = start + most_rows >= len(z)
+            yield _Chunk(pb.DecodeStreamRequest(request=request), last)
 
-    def result(self, replies: list[Any]) -> NDArray[Any]:
-        """Puts a batch's images together."""
+    def result(replies: list[pb.DecodeResponse]) -> NDArray[Any]:
         return codec.joined([reply.images.tensor for reply in replies])
 
-
-class Sequence:
-    """A stream of samples, and how far it is.
-
-    Args:
-        request: Asks for all of it, with its seed.
-        chunk_rows: Most images in one reply; 0 for as many as the server likes.
-    """
-
-    def __init__(self, request: pb.SampleRequest, chunk_rows: int):
-        self._request = request
-        self._chunk_rows = chunk_rows
-
-    @property
-    def left(self) -> int:
-        """Images that have not come yet."""
-        return self._request.count
-
-    def rest(self) -> pb.SampleStreamRequest:
-        """Asks for what has not come yet."""
-        return pb.SampleStreamRequest(request=self._request, chunk_rows=self._chunk_rows)
-
-    def take(self, reply: pb.SampleStreamResponse) -> Any:
-        """Takes a chunk and returns its samples."""
-        samples = requests.samples_of(reply.response)
-        self._request.count -= len(samples.images)
-        # Past the last row there is none to number.
-        self._request.offset = (self._request.offset + len(samples.images)) % 2**64
-        return samples
+    yield from _exchange("DecodeStream", chunks, result, window, retry)
 
 
-def wait_before_retry(error: ServerError, attempt: int, retry: Retry, *, stream: bool) -> float:
-    """Seconds to wait before something is tried again.
+def _exchange(
+    rpc: str,
+    chunks: Callable[[Any], Iterator[_Chunk]],
+    result: Callable[[list[Any]], T],
+    window: int,
+    retry: Retry,
+) -> StreamPlan[T]:
+    """Sends batches, at most `window` chunks ahead of the replies, and delivers their results.
 
     Args:
-        error: Why it failed.
-        attempt: How many attempts there have been without any progress.
-        retry: What the caller wants.
-        stream: Whether it is a stream, which gRPC does not try again by itself, and which
-            a server that stops may cut off.
-
-    Raises:
-        ServerError: `error`, where another attempt would not help.
+        rpc: Name of the method.
+        chunks: Cuts a batch into messages.
+        result: Makes the result of a batch from the replies to its chunks.
+        window: Most chunks without a reply.
+        retry: The client's retry policy.
     """
-    if attempt >= retry.attempts:
-        raise error
-    jitter = random.uniform(0.8, 1.2)
-    if isinstance(error, ResourceExhausted) and error.retry_seconds is not None:
-        return error.retry_seconds * (1.0 + 0.2 * random.random())
-    cut_off = isinstance(error, Unavailable) or error.code == grpc.StatusCode.CANCELLED
-    if stream and cut_off:
-        return retry.wait(attempt) * jitter
-    raise error
+    if window < 1:
+        raise ValueError(f"window: got {window}, wanted at least 1")
+    cut: Iterator[_Chunk] = iter(())
+    ended = False
+    unanswered: deque[_Chunk] = deque()
+    replies: list[Any] = []
+    attempt = 0
+    while True:
+        yield OpenStream(rpc)
+        sent = 0  # of those unanswered, on this stream
+        try:
+            while True:
+                # After a failure one by one: grpc.aio loses the status of a stream that ends
+                # while something is being written to it.
+                while sent < (1 if attempt else window):
+                    while sent == len(unanswered) and not ended:
+                        if (chunk := next(cut, None)) is not None:
+                            unanswered.append(chunk)
+                        elif (batch := (yield NextBatch())) is END:
+                            ended = True
+                        else:
+                            cut = chunks(batch)
+                    if sent == len(unanswered):
+                        break
+                    yield Send(unanswered[sent].request)
+                    sent += 1
+                if not unanswered:
+                    return
+                reply = yield Receive()
+                attempt, sent = 0, sent - 1
+                replies.append(reply.response)
+                if unanswered.popleft().last:
+                    yield Deliver(result(replies))
+                    replies = []
+        except ServerError as error:
+            attempt += 1
+            yield BackOff(back_off(error, attempt, retry, stream=True))

@@ -1,16 +1,15 @@
 """The blocking client: drives plans and streams on grpcio's threads."""
 
 import contextlib
-import functools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 import grpc
 from numpy.typing import ArrayLike, NDArray
 
-from latentserve._client import codec, requests
+from latentserve._client import requests, streams
 from latentserve._client.codec import ArrayFormat, Format, Images, Method, Point
 from latentserve._client.options import (
     SERVICE,
@@ -20,17 +19,23 @@ from latentserve._client.options import (
     Token,
     channel_arguments,
     metadata_of,
+    rpcs_of,
 )
-from latentserve._client.requests import Ask, Drawing, Limits, Plan, Sampling, Where
-from latentserve._client.streams import (
-    Decoding,
-    Encoding,
-    Sequence,
-    Talk,
-    Window,
-    wait_before_retry,
+from latentserve._client.plans import (
+    END,
+    BackOff,
+    Deliver,
+    NextBatch,
+    OpenStream,
+    Plan,
+    Receive,
+    Send,
+    StreamPlan,
+    UnaryCall,
+    back_off,
 )
-from latentserve._client.threads import Outgoing, Watchdog
+from latentserve._client.requests import Drawing, Limits, Sampling, Where
+from latentserve._client.threads import ThreadedStream
 from latentserve._client.values import (
     Interpolation,
     ModelInfo,
@@ -43,12 +48,9 @@ from latentserve._client.values import (
 )
 from latentserve.compat.v1 import compat_pb2
 from latentserve.errors import (
-    DeadlineExceeded,
     ServerError,
-    Unavailable,
     from_rpc_error,
 )
-from latentserve.v1 import admin_service_pb2_grpc, latent_service_pb2_grpc
 
 T = TypeVar("T")
 
@@ -94,14 +96,7 @@ class Client:
             self._channel = grpc.insecure_channel(target, options=options)
         else:
             self._channel = grpc.secure_channel(target, tls.credentials(), options=options)
-        self._stub: Any = latent_service_pb2_grpc.LatentServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        admin: Any = admin_service_pb2_grpc.AdminServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._methods = {"Reload": admin.Reload}
-        self._health = self._channel.unary_unary(
-            "/grpc.health.v1.Health/Check",
-            request_serializer=compat_pb2.HealthRequest.SerializeToString,
-            response_deserializer=compat_pb2.HealthResponse.FromString,
-        )
+        self._rpcs = rpcs_of(self._channel)
 
     def __enter__(self) -> "Client":
         return self
@@ -129,7 +124,7 @@ class Client:
             ServerError: It cannot be reached, or has no such model.
         """
         request = compat_pb2.HealthRequest(service=f"{SERVICE}/{model}" if model else "")
-        reply = self._attempt(lambda: self._health(request, timeout=self._seconds(timeout)))
+        reply = self._attempt("Check", request, self._seconds(timeout))
         return bool(reply.status == compat_pb2.HealthResponse.SERVING_STATUS_SERVING)
 
     def info(self, *, timeout: float | None = None) -> ServerInfo:
@@ -428,24 +423,8 @@ class Client:
         Yields:
             The chunks, in the order of the sequence.
         """
-        sequence = Sequence(requests.stream_request(n, dtype, **options), chunk_rows)
-        attempt = 0
-        while sequence.left:
-            call = self._stub.SampleStream(sequence.rest(), metadata=metadata_of(self._token))
-            try:
-                with Watchdog(call, self._seconds(timeout)) as watchdog:
-                    while sequence.left:
-                        reply = self._next(call, watchdog)
-                        attempt = 0
-                        yield sequence.take(reply)
-                    # Cancelled before its end has come, the server would count it as such.
-                    with contextlib.suppress(ServerError):
-                        self._next(call, watchdog)
-            except ServerError as error:
-                attempt += 1
-                time.sleep(wait_before_retry(error, attempt, self._retry, stream=True))
-            finally:
-                call.cancel()
+        plan = streams.sample_stream(self._retry, n, dtype=dtype, chunk_rows=chunk_rows, **options)
+        return self._stream(plan, timeout)
 
     def encode_stream(
         self,
@@ -479,15 +458,18 @@ class Client:
         Yields:
             The posteriors of each batch, in the order of the batches.
         """
-        most = self._run(requests.limits_of(self._limits, model, version, files=True), timeout)
-        talk = Encoding(
-            most,
-            seed=requests.drawn_seed(draw, seed, offset, 0),
+        plan = streams.encode_stream(
+            self._limits,
+            self._retry,
+            draw=draw,
+            seed=seed,
             offset=offset,
             resize=resize,
-            model=codec.selector(model, version),
+            window=window,
+            model=model,
+            version=version,
         )
-        yield from self._converse(talk, batches, window, timeout)
+        return self._stream(plan, timeout, batches)
 
     def decode_stream(
         self,
@@ -512,9 +494,10 @@ class Client:
         Yields:
             The images of each batch, in the order of the batches.
         """
-        most = self._run(requests.limits_of(self._limits, model, version, files=False), timeout)
-        talk = Decoding(most, dtype=dtype, model=codec.selector(model, version))
-        yield from self._converse(talk, batches, window, timeout)
+        plan = streams.decode_stream(
+            self._limits, self._retry, dtype=dtype, window=window, model=model, version=version
+        )
+        return self._stream(plan, timeout, batches)
 
     def reload(self, *, timeout: float | None = None) -> Reloaded:
         """Makes the server look through its models folder again; it must run with --admin.
@@ -525,99 +508,79 @@ class Client:
         """
         return self._run(requests.reload(), timeout)
 
-    def _converse(
-        self, talk: Talk[Any, T], batches: Iterable[Any], window: int, timeout: float | None
-    ) -> Iterator[T]:
-        """Sends batches and yields their results, `window` messages ahead of the answers."""
-        if window < 1:
-            raise ValueError(f"window: got {window}, wanted at least 1")
-        messages = (message for batch in batches for message in talk.messages(batch))
-        sent: Window[T] = Window(talk)
-        ended = False
-        attempt = 0
-        while not ended or sent.unanswered:
-            outgoing = Outgoing(message.request for message in sent.unanswered)
-            call = getattr(self._stub, talk.rpc)(outgoing, metadata=metadata_of(self._token))
-            try:
-                with Watchdog(call, self._seconds(timeout)) as watchdog:
-                    while True:
-                        while not ended and len(sent.unanswered) < window:
-                            message = next(messages, None)
-                            if message is None:
-                                ended = True
-                            else:
-                                sent.unanswered.append(message)
-                                outgoing.put(message.request)
-                        if not sent.unanswered:
-                            break
-                        reply = self._next(call, watchdog)
-                        attempt = 0
-                        yield from sent.answered(reply)
-            except ServerError as error:
-                attempt += 1
-                time.sleep(wait_before_retry(error, attempt, self._retry, stream=True))
-            finally:
-                outgoing.close()
-                call.cancel()
-
-    def _next(self, call: Any, watchdog: Watchdog) -> Any:
-        """The next message of a stream.
-
-        Raises:
-            DeadlineExceeded: None came in time.
-            ServerError: The stream has ended.
-        """
-        try:
-            with watchdog.waiting():
-                return next(call)
-        except StopIteration:
-            raise Unavailable(
-                f"{self.target} ended the stream too early", grpc.StatusCode.UNAVAILABLE
-            ) from None
-        except grpc.RpcError as error:
-            if watchdog.expired:
-                raise DeadlineExceeded(
-                    f"no message came within {watchdog.seconds:g} s",
-                    grpc.StatusCode.DEADLINE_EXCEEDED,
-                ) from error
-            raise from_rpc_error(error, self.target) from error
-
     def _run(self, plan: Plan[T], timeout: float | None) -> T:
-        """Makes the calls of a plan and returns its result."""
+        """Carries out a plan of unary calls and returns its result."""
         seconds = self._seconds(timeout)
         try:
-            ask = next(plan)
+            step = next(plan)
             while True:
                 try:
-                    reply = self._ask(ask, seconds)
+                    reply = self._call(step, seconds)
                 except ServerError as error:
-                    ask = plan.throw(error)
+                    step = plan.throw(error)
                 else:
-                    ask = plan.send(reply)
+                    step = plan.send(reply)
         except StopIteration as end:
             result: T = end.value
             return result
 
-    def _ask(self, ask: Ask, seconds: float) -> Any:
-        method = self._methods.get(ask.rpc) or getattr(self._stub, ask.rpc)
+    def _stream(
+        self, plan: StreamPlan[T], timeout: float | None, batches: Iterable[Any] = ()
+    ) -> Iterator[T]:
+        """Carries out the plan of a stream and yields its results."""
+        seconds = self._seconds(timeout)
+        source = iter(batches)
+        with contextlib.closing(ThreadedStream(self.target, seconds)) as stream:
+            try:
+                step = next(plan)
+                while True:
+                    outcome: Any = None
+                    try:
+                        match step:
+                            case Send():
+                                stream.send(step.request)
+                            case Receive():
+                                outcome = stream.receive()
+                            case Deliver():
+                                yield step.result
+                            case NextBatch():
+                                outcome = next(source, END)
+                            case OpenStream():
+                                metadata = metadata_of(self._token)
+                                stream.open(self._rpcs[step.rpc], step.request, metadata)
+                            case BackOff():
+                                time.sleep(step.seconds)
+                            case UnaryCall():
+                                outcome = self._call(step, seconds)
+                    except ServerError as error:
+                        # Not the caller's own, out of its batches.
+                        if isinstance(step, (Deliver, NextBatch)):
+                            raise
+                        step = plan.throw(error)
+                    else:
+                        step = plan.send(outcome)
+            except StopIteration:
+                return
+
+    def _call(self, call: UnaryCall, seconds: float) -> Any:
+        """Makes a unary call, again where the server said when to come again."""
         deadline = time.monotonic() + seconds
         attempt = 0
         while True:
             left = max(0.0, deadline - time.monotonic())
             metadata = metadata_of(self._token)
             try:
-                call = functools.partial(method, ask.request, timeout=left, metadata=metadata)
-                return self._attempt(call)
+                return self._attempt(call.rpc, call.request, left, metadata)
             except ServerError as error:
                 attempt += 1
-                wait = wait_before_retry(error, attempt, self._retry, stream=False)
+                wait = back_off(error, attempt, self._retry, stream=False)
                 if time.monotonic() + wait >= deadline:
                     raise
                 time.sleep(wait)
 
-    def _attempt(self, call: Callable[[], Any]) -> Any:
+    def _attempt(self, rpc: str, request: Any, seconds: float, metadata: Any = ()) -> Any:
         try:
-            return call()
+            return self._rpcs[rpc](request, timeout=seconds, metadata=metadata)
         except grpc.RpcError as error:
             raise from_rpc_error(error, self.target) from error
 

@@ -1,101 +1,95 @@
-"""What a stream of gRPC's threads wants beside it: a queue to feed it, and a watch on it."""
+"""A stream on grpcio's threads, with a deadline for each message."""
 
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
-_END = object()
+import grpc
+
+from latentserve._client.plans import ended_early, too_slow
+from latentserve.errors import from_rpc_error
 
 
-class Outgoing:
-    """The requests of a stream, as the iterator that gRPC reads in a thread of its own.
+class ThreadedStream:
+    """The stream that a plan has open: one, or several in turn where it is resumed.
+
+    A stream as a whole may take any time, and gRPC has no deadline for a single message: a
+    thread cancels the stream when one is waited for too long.
 
     Args:
-        first: What is sent at once.
+        target: The server's address, for errors.
+        seconds: How long a message may take.
     """
 
-    def __init__(self, first: Iterable[Any]):
-        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for each in first:
-            self.put(each)
+    def __init__(self, target: str, seconds: float):
+        self._target = target
+        self._seconds = seconds
+        # Read by a thread of grpcio's, until it finds None.
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._call: Any = None
+        self._waiting_since: float | None = None
+        self._expired = False
+        self._closed = threading.Event()
+        self._watch = threading.Thread(
+            target=self._watch_deadline, name="latentserve stream", daemon=True
+        )
+        self._watch.start()
 
-    def __iter__(self) -> "Outgoing":
-        return self
+    def open(self, method: Any, request: Any, metadata: Any) -> None:
+        """Opens a stream, and cancels the one before it.
 
-    def __next__(self) -> Any:
-        request = self._queue.get()
-        if request is _END:
-            raise StopIteration
-        return request
+        Args:
+            method: Of the stub.
+            request: The only request; None for a stream of requests, which `send` feeds.
+            metadata: Of the call.
+        """
+        self._cancel()
+        self._requests = queue.SimpleQueue()
+        requests = iter(self._requests.get, None) if request is None else request
+        self._call = method(requests, metadata=metadata)
 
-    def put(self, request: Any) -> None:
-        """Sends one more."""
-        self._queue.put(request)
+    def send(self, request: Any) -> None:
+        """Queues a message, which grpcio sends as flow control permits."""
+        self._requests.put(request)
+
+    def receive(self) -> Any:
+        """Waits for the next message.
+
+        Raises:
+            DeadlineExceeded: None came in time.
+            ServerError: The stream has ended.
+        """
+        # Neither locked nor notified: the assignment is atomic, and the thread polls it.
+        self._waiting_since = time.monotonic()
+        try:
+            return next(self._call)
+        except StopIteration:
+            raise ended_early(self._target) from None
+        except grpc.RpcError as error:
+            if self._expired:
+                raise too_slow(self._seconds) from error
+            raise from_rpc_error(error, self._target) from error
+        finally:
+            self._waiting_since = None
 
     def close(self) -> None:
-        """Ends it; gRPC's thread with it."""
-        self._queue.put(_END)
+        """Cancels the stream, unless it has ended, and ends its threads."""
+        self._closed.set()
+        self._watch.join()
+        self._cancel()
 
+    def _cancel(self) -> None:
+        self._requests.put(None)
+        if self._call is not None:
+            self._call.cancel()
 
-class Watchdog:
-    """Cancels a stream from which no message comes while one is waited for.
-
-    A stream as a whole may take any time, and gRPC has no time limit for one message.
-
-    Args:
-        call: The stream.
-        seconds: How long a message may take.
-
-    Attributes:
-        seconds: The same.
-        expired: Whether it has cancelled the stream.
-    """
-
-    def __init__(self, call: Any, seconds: float):
-        self.seconds = seconds
-        self.expired = False
-        self._call = call
-        self._since: float | None = None
-        self._over = False
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._watch, name="latentserve stream", daemon=True)
-
-    def __enter__(self) -> "Watchdog":
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        with self._changed:
-            self._over = True
-            self._changed.notify()
-        self._thread.join()
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Entered while a message is waited for."""
-        # No lock and no notice: a float is written at once, and the thread looks again.
-        self._since = time.monotonic()
-        try:
-            yield
-        finally:
-            self._since = None
-
-    def _watch(self) -> None:
-        with self._changed:
-            while not self._over:
-                since = self._since
-                left = self.seconds if since is None else since + self.seconds - time.monotonic()
-                if left <= 0:
-                    self.expired = True
-                    self._call.cancel()
-                    return
-                self._changed.wait(left if since is not None else min(left, 1.0))
+    def _watch_deadline(self) -> None:
+        left = self._seconds
+        while not self._closed.wait(min(max(left, 0.001), 1.0)):
+            since = self._waiting_since
+            left = self._seconds if since is None else since + self._seconds - time.monotonic()
+            if since is not None and left <= 0:
+                self._expired = True
+                self._call.cancel()
+                return

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 
+import grpc
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -119,6 +120,17 @@ def test_what_goes_wrong_in_the_callers_batches_reaches_the_caller(client):
     with pytest.raises(RuntimeError, match="my own"):
         list(client.decode_stream(batches()))
     assert client.decode(np.zeros((1, DIM))).shape == (1, 1, 28, 28)
+
+
+def test_an_error_of_another_call_in_the_callers_batches_does_not_end_the_stream_early(client):
+    """It was taken for one of the stream, which went on without the rest of the batches."""
+
+    def batches():
+        yield np.zeros((1, DIM), np.float32)
+        raise Unavailable("another server", grpc.StatusCode.UNAVAILABLE)
+
+    with pytest.raises(Unavailable, match="another server"):
+        list(client.decode_stream(batches()))
 
 
 def test_a_bad_batch_is_named(client):

@@ -1,0 +1,165 @@
+"""The conversation of a stream, driven by hand: nothing here does any I/O."""
+
+import grpc
+import numpy as np
+import pytest
+
+from latentserve._client import codec, streams
+from latentserve._client.options import Retry
+from latentserve._client.plans import (
+    END,
+    BackOff,
+    Deliver,
+    NextBatch,
+    OpenStream,
+    Receive,
+    Send,
+)
+from latentserve._client.requests import Limits
+from latentserve.errors import InvalidArgument, ServerError, Unavailable
+from latentserve.v1 import latent_service_pb2 as pb
+
+RETRY = Retry(attempts=3, initial_seconds=0.1)
+
+
+def decode_stream(window):
+    """The plan of a server that takes 2 latents [1] a message."""
+    limits = Limits(rows={("", 0): 2})
+    return streams.decode_stream(limits, RETRY, dtype="float32", window=window, model="", version=0)
+
+
+class Driver:
+    """Carries out a plan.
+
+    Args:
+        plan: Of a stream.
+        batches: What `NextBatch` takes.
+        failures: Of each `Receive` in turn, an error or None; of those after them, none.
+
+    Attributes:
+        said: What the plan did, a phrase for each step; a chunk by its first latent.
+        opened: Requests that streams were opened with.
+        results: What it delivered.
+    """
+
+    def __init__(self, plan, batches=(), failures=()):
+        self.said = []
+        self.opened = []
+        self.results = []
+        self._plan = plan
+        self._batches = iter(batches)
+        self._failures = iter(failures)
+        self._sent = []
+
+    def run(self):
+        outcome = None
+        while True:
+            try:
+                if isinstance(outcome, ServerError):
+                    step = self._plan.throw(outcome)
+                else:
+                    step = self._plan.send(outcome)
+            except StopIteration:
+                return self
+            outcome = self._outcome(step)
+
+    def _outcome(self, step):
+        match step:
+            case OpenStream():
+                self.said.append("open")
+                self.opened.append(step.request)
+                self._sent = []
+            case Send():
+                z = codec.to_array(step.request.request.latents)
+                self.said.append(f"send {z[0, 0]:g}")
+                self._sent.append(z)
+            case Receive():
+                if error := next(self._failures, None):
+                    self.said.append("fails")
+                    return error
+                self.said.append("receive")
+                return self._reply()
+            case NextBatch():
+                return next(self._batches, END)
+            case Deliver():
+                self.results.append(step.result)
+            case BackOff():
+                self.said.append("back off")
+        return None
+
+    def _reply(self):
+        if self.opened[-1] is None:
+            images = {"tensor": codec.to_tensor(self._sent.pop(0))}
+            return pb.DecodeStreamResponse(response=pb.DecodeResponse(images=images))
+        request = self.opened[-1]
+        rows = codec.to_tensor(np.zeros((request.chunk_rows, 1), np.float32))
+        reply = pb.SampleResponse(images={"tensor": rows}, latents=rows)
+        return pb.SampleStreamResponse(response=reply)
+
+
+def latents(*values):
+    return np.array(values, np.float32)[:, None]
+
+
+def unavailable():
+    return Unavailable("gone", grpc.StatusCode.UNAVAILABLE)
+
+
+def test_batches_are_cut_and_their_replies_joined():
+    driver = Driver(decode_stream(9), [latents(0, 1, 2), latents(3), latents(4, 5)]).run()
+    assert [each[:, 0].tolist() for each in driver.results] == [[0, 1, 2], [3], [4, 5]]
+    assert driver.said == [
+        "open", "send 0", "send 2", "send 3", "send 4", *4 * ["receive"],
+    ]  # fmt: skip
+
+
+def test_no_more_than_a_window_of_chunks_is_without_a_reply():
+    driver = Driver(decode_stream(2), [latents(value) for value in range(4)]).run()
+    assert driver.said == [
+        "open", "send 0", "send 1", "receive", "send 2", "receive", "send 3", "receive", "receive",
+    ]  # fmt: skip
+
+
+def test_a_resumed_stream_sends_what_has_no_reply_one_by_one_until_there_is_one():
+    driver = Driver(
+        decode_stream(3),
+        [latents(value) for value in range(5)],
+        failures=[None, unavailable(), unavailable()],
+    ).run()
+    assert [each[0, 0] for each in driver.results] == [0, 1, 2, 3, 4]
+    assert driver.said == [
+        "open", "send 0", "send 1", "send 2", "receive", "send 3", "fails", "back off",
+        "open", "send 1", "fails", "back off",
+        "open", "send 1", "receive", "send 2", "send 3", "send 4", *3 * ["receive"],
+    ]  # fmt: skip
+
+
+def test_a_reply_makes_all_attempts_available_again():
+    one_by_one = [each for _ in range(9) for each in (unavailable(), None)]
+    driver = Driver(decode_stream(1), [latents(value) for value in range(9)], one_by_one).run()
+    assert len(driver.results) == 9
+
+
+@pytest.mark.parametrize(
+    ("failures", "error"),
+    [
+        ([unavailable(), unavailable(), unavailable()], Unavailable),
+        ([InvalidArgument("latents", grpc.StatusCode.INVALID_ARGUMENT)], InvalidArgument),
+    ],
+)
+def test_what_does_not_pass_is_raised(failures, error):
+    driver = Driver(decode_stream(2), [latents(0)], failures)
+    with pytest.raises(error):
+        driver.run()
+    assert driver.said.count("open") == len(failures)
+
+
+def test_a_stream_of_samples_is_resumed_behind_the_last_chunk():
+    plan = streams.sample_stream(RETRY, 6, dtype="float32", chunk_rows=2, seed=7, offset=10)
+    driver = Driver(plan, failures=[None, unavailable()]).run()
+    rest = [(each.request.offset, each.request.count) for each in driver.opened]
+    assert [len(samples.images) for samples in driver.results] == [2, 2, 2]
+    assert driver.said == [
+        "open", "receive", "fails", "back off", "open", "receive", "receive", "receive",
+    ]  # fmt: skip
+    assert rest == [(10, 6), (12, 4)]
