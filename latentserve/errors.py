@@ -16,6 +16,7 @@ An array of a dtype or shape that could never be sent raises TypeError or
 ValueError before anything is sent.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +79,16 @@ class ServerError(LatentserveError):
 
 
 class InvalidArgument(ServerError):
-    """A field of the request has a wrong value; `violations` names it."""
+    """A field of the request has a wrong value; `violations` names it.
+
+    Attributes:
+        index: Index of the image file that is wrong, among those given to the call, or in a
+            stream among those of its batch. None where no single file is to blame, and from
+            a server of version 0.1.0, which does not send it: the index in the message and
+            in `violations` then counts the files of one message of the call.
+    """
+
+    index: int | None = None
 
 
 class NotFound(ServerError):
@@ -135,29 +145,41 @@ def from_rpc_error(error: grpc.RpcError, target: str) -> ServerError:
     code = call.code()
     message = call.details() or code.name
     trailers = dict(call.trailing_metadata() or ())
-    reason, violations, request_id = _details(trailers.get(_DETAILS))
+    reason, metadata, violations = _details(trailers.get(_DETAILS))
     if code == grpc.StatusCode.UNAVAILABLE and not reason:
         message = f"{target} cannot be reached ({message})"
-    pushback = str(trailers.get(_PUSHBACK, ""))
-    retry_seconds = int(pushback) / 1000 if pushback.isdecimal() else None
-    kind = _CLASSES.get(code, ServerError)
-    return kind(message, code, reason, violations, retry_seconds, request_id)
+    pushback = _number(str(trailers.get(_PUSHBACK, "")))
+    retry_seconds = None if pushback is None else pushback / 1000
+    request_id = metadata.get("request_id", "")
+    made = _CLASSES.get(code, ServerError)(
+        message, code, reason, violations, retry_seconds, request_id
+    )
+    if isinstance(made, InvalidArgument):
+        made.index = _number(metadata.get("index", ""))
+    return made
 
 
-def _details(raw: object) -> tuple[str, tuple[Violation, ...], str]:
-    """The reason, the violations and the request id, where the server sent any."""
+def _number(text: str) -> int | None:
+    # No index and no wait has more digits, and Python refuses to read thousands of them.
+    return int(text) if text.isdecimal() and len(text) < 20 else None
+
+
+def _details(raw: object) -> tuple[str, Mapping[str, str], tuple[Violation, ...]]:
+    """Reason and metadata of the ErrorInfo, and the field violations, as far as they were sent."""
+    reason: str = ""
+    metadata: Mapping[str, str] = {}
+    violations: list[Violation] = []
     if not isinstance(raw, bytes):
-        return "", (), ""
-    reason, request_id, violations = "", "", []
+        return reason, metadata, ()
     try:
         for detail in compat_pb2.RpcStatus.FromString(raw).details:
             kind = detail.type_url.rpartition("/")[2]
             if kind == "google.rpc.ErrorInfo":
                 info = compat_pb2.RpcErrorInfo.FromString(detail.value)
-                reason, request_id = info.reason, info.metadata.get("request_id", "")
+                reason, metadata = info.reason, info.metadata
             elif kind == "google.rpc.BadRequest":
                 for each in compat_pb2.RpcBadRequest.FromString(detail.value).field_violations:
                     violations.append(Violation(each.field, each.description))
     except DecodeError:
-        return "", (), ""  # not ours, for example a proxy's; the code and message stand
-    return reason, tuple(violations), request_id
+        return "", {}, ()  # not ours, for example a proxy's; the code and message stand
+    return reason, metadata, tuple(violations)

@@ -52,10 +52,14 @@ class InvalidArgument(ServiceError):
         field: Path of the field, for example `images.tensor.shape`.
         got: The value in the request.
         wanted: Description of the values allowed.
+
+    Attributes:
+        index: Index of the row that is wrong, where it is a single one.
     """
 
     status = Status.INVALID_ARGUMENT
     reason = "INVALID_ARGUMENT"
+    index: int | None = None
 
     def __init__(self, field: str, got: object, wanted: str):
         self.field = field

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import re
 import sys
 import zipfile
 import zlib
@@ -20,7 +19,6 @@ from latentserve._jobs.sources import image_files, is_picture
 from latentserve.client import Client, InvalidArgument
 
 _NPZ = b"PK"
-_FILE = re.compile(r"encoded\.files\[(\d+)\]")
 _STDIN = Path("-")
 
 
@@ -56,9 +54,8 @@ class Images:
             yield
         except InvalidArgument as error:
             for violation in error.violations:
-                found = _FILE.search(violation.field)
-                if self.files and found and self._are_one_message(client, model):
-                    name = printable(self.files[int(found[1])])
+                if self.files and error.index is not None and self._are_one_message(client, model):
+                    name = printable(self.files[error.index])
                     raise Failure(f"{name}: {violation.description}") from error
             raise
 

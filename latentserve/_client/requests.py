@@ -1,7 +1,5 @@
 """Plans of the unary calls, and the requests and replies that they share with the streams."""
 
-import dataclasses
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
@@ -22,14 +20,13 @@ from latentserve._client.values import (
     ServerInfo,
     Traversal,
 )
-from latentserve.errors import InvalidArgument
+from latentserve.errors import InvalidArgument, Violation
 from latentserve.v1 import admin_service_pb2 as admin
 from latentserve.v1 import latent_service_pb2 as pb
 from latentserve.v1 import tensor_pb2
 
 # Room in a message for everything that is not rows.
 _OVERHEAD_BYTES = 1024
-_FILE = re.compile(r"(images\.encoded\.files)\[(\d+)\]")
 
 
 @dataclass
@@ -448,6 +445,27 @@ def sample_seed(n: int, seed: int | None, offset: int) -> int:
     return codec.fresh_seed() if seed is None else seed
 
 
+def count_from(error: InvalidArgument, start: int) -> None:
+    """Makes an error count the rows of a whole call, and not those of one message.
+
+    Args:
+        error: Of a message; changed in place. Without an index it stays as it is.
+        start: The message's first row.
+    """
+    if error.index is None:
+        return
+    old, new = f"[{error.index}]", f"[{error.index + start}]"
+    error.index += start
+    violations = []
+    for violation in error.violations:
+        field = violation.field
+        if field.endswith(old):
+            field = field.removesuffix(old) + new
+            error.args = (error.args[0].replace(violation.field, field, 1),)
+        violations.append(Violation(field, violation.description))
+    error.violations = tuple(violations)
+
+
 def _row_pieces(
     limits: Limits, rows: int, call: Callable[[slice], UnaryCall], model: str, version: int
 ) -> Plan[list[Any]]:
@@ -491,25 +509,11 @@ def _in_pieces(
             limits.rows.pop((model, version), None)
             most = yield from limits_of(limits, model, version, files=files)
             if most[0] >= now.stop - now.start:
-                if files:
-                    _name_file(error, now.start)
+                count_from(error, now.start)
                 raise
             continue
         start = now.stop
     return replies
-
-
-def _name_file(error: InvalidArgument, start: int) -> None:
-    """Lets an error tell which of all files is meant, and not which of its message."""
-
-    def of_all(match: re.Match[str]) -> str:
-        return f"{match[1]}[{int(match[2]) + start}]"
-
-    text = error.args[0]
-    error.args = (_FILE.sub(of_all, text, count=1),)
-    error.violations = tuple(
-        dataclasses.replace(each, field=_FILE.sub(of_all, each.field)) for each in error.violations
-    )
 
 
 def _both(first: tensor_pb2.Images, second: tensor_pb2.Images) -> tensor_pb2.Images:

@@ -24,7 +24,7 @@ from latentserve._client.plans import (
 )
 from latentserve._client.requests import Limits, Sampling
 from latentserve._client.values import Posterior, Samples
-from latentserve.errors import ServerError
+from latentserve.errors import InvalidArgument, ServerError
 from latentserve.v1 import latent_service_pb2 as pb
 
 T = TypeVar("T")
@@ -36,10 +36,12 @@ class _Chunk:
 
     Attributes:
         request: The message.
+        start: Index of its first row in the batch.
         last: Whether it is the last one of its batch.
     """
 
     request: Any
+    start: int
     last: bool
 
 
@@ -91,12 +93,13 @@ def encode_stream(
         nonlocal offset
         source = codec.image_source(batch, resize=resize)
         codec.check_draw(seed, offset, len(source))
-        stop = 0
-        while stop < len(source):
-            rows = source.piece(stop, *most)
-            stop = rows.stop
+        start = 0
+        while start < len(source):
+            rows = source.piece(start, *most)
             request = requests.encode_request(source, rows, chosen, seed, offset)
-            yield _Chunk(pb.EncodeStreamRequest(request=request), stop == len(source))
+            message = pb.EncodeStreamRequest(request=request)
+            yield _Chunk(message, start, last=rows.stop == len(source))
+            start = rows.stop
         offset += len(source)
 
     def result(replies: list[pb.EncodeResponse]) -> Posterior:
@@ -117,8 +120,8 @@ def decode_stream(
         z = codec.latent_array(batch)
         for start in range(0, len(z), most_rows):
             request = requests.decode_request(z[start : start + most_rows], chosen, wanted)
-            last = start + most_rows >= len(z)
-            yield _Chunk(pb.DecodeStreamRequest(request=request), last)
+            message = pb.DecodeStreamRequest(request=request)
+            yield _Chunk(message, start, last=start + most_rows >= len(z))
 
     def result(replies: list[pb.DecodeResponse]) -> NDArray[Any]:
         return codec.joined([reply.images.tensor for reply in replies])
@@ -177,5 +180,8 @@ def _exchange(
                     yield Deliver(result(replies))
                     replies = []
         except ServerError as error:
+            if isinstance(error, InvalidArgument) and unanswered:
+                # Replies come in order: it is of the oldest chunk without one.
+                requests.count_from(error, unanswered[0].start)
             attempt += 1
             yield BackOff(back_off(error, attempt, retry, stream=True))

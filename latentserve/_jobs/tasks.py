@@ -5,7 +5,6 @@ the shard: so a job that was broken off asks for the same as one that was not.
 """
 
 import json
-import re
 from collections.abc import Generator, Mapping
 from typing import Any, Literal, Protocol
 
@@ -20,9 +19,6 @@ from latentserve.client import Client, InvalidArgument
 
 Pixels = Literal["float32", "uint8"]
 Rows = Mapping[str, NDArray[Any]]
-
-# The field that a server names where a file is no picture it takes.
-_FILE = re.compile(r"\.encoded\.files\[(\d+)\]")
 
 
 class Task(Protocol):
@@ -118,13 +114,17 @@ class EncodeTask:
             raise
 
     def _name_the_file(self, error: InvalidArgument, row: int) -> None:
-        """Says which file it was, where the server counts within the message it got."""
-        if isinstance(self.source, Arrays):
+        """Raises an error that names the file, where the server refused one of a batch.
+
+        Args:
+            error: What the server said.
+            row: The first row of the batch.
+        """
+        if isinstance(self.source, Arrays) or error.index is None:
             return
         for violation in error.violations:
-            found = _FILE.search(violation.field)
-            if found and row + int(found[1]) < self.rows:
-                file = self.source.files[row + int(found[1])]
+            if row + error.index < self.rows:
+                file = self.source.files[row + error.index]
                 raise SourceError(f"{file}: {violation.description}") from error
 
 

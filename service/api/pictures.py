@@ -67,7 +67,11 @@ def read_files(
         raise InvalidArgument(f"{field}.files", "picture files", wanted)
     pixels = np.empty((len(files), *shape), np.uint8)
     for index, raw in enumerate(files):
-        pixels[index] = _read(raw, f"{field}.files[{index}]", shape, resize)
+        try:
+            pixels[index] = _read(raw, f"{field}.files[{index}]", shape, resize)
+        except InvalidArgument as error:
+            error.index = index
+            raise
     return pixels
 
 

@@ -40,8 +40,11 @@ class RpcStatus:
         """
         message = str(error)[:_MAX_MESSAGE]
         status = status_pb2.Status(code=error.status.value, message=message)
+        metadata = dict(more or {})
+        if isinstance(error, InvalidArgument) and error.index is not None:
+            metadata["index"] = str(error.index)
         info = error_details_pb2.ErrorInfo(
-            reason=error.reason, domain="latentserve", metadata=dict(more or {})
+            reason=error.reason, domain="latentserve", metadata=metadata
         )
         status.details.append(_packed(info))
         trailers: list[tuple[str, str | bytes]] = []

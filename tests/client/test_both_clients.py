@@ -207,6 +207,7 @@ def test_files_are_cut_by_their_bytes(small_client):
     assert small_client.encode(files, resize=True).mean.shape == (9, 3)
     with pytest.raises(InvalidArgument) as caught:
         small_client.encode([*files, b"no picture"], resize=True)
+    assert caught.value.index == 9
     assert caught.value.violations[0].field == "images.encoded.files[9]"
     assert str(caught.value).startswith("images.encoded.files[9]: ")
     large = png(np.random.default_rng(0).integers(0, 256, (90, 90), dtype=np.uint8))

@@ -457,10 +457,19 @@ class TestWhatIsRefused:
         def refuse():
             if next(messages, False):
                 violation = Violation("images.encoded.files[3]", "got 9 x 9 pixels, wanted 4 x 4")
-                raise InvalidArgument("images", grpc.StatusCode.INVALID_ARGUMENT, "", (violation,))
+                error = InvalidArgument(
+                    "images", grpc.StatusCode.INVALID_ARGUMENT, "", (violation,)
+                )
+                error.index = index
+                raise error
 
         client.before_reply = refuse
+        index = 3
         with pytest.raises(jobs.SourceError, match=r"10\.png: got 9 x 9 pixels"):
+            jobs.encode(client, sorted(tmp_path.glob("*.png")), tmp_path / "j")
+        # An older server sends none.
+        index, messages = None, iter([False, True])
+        with pytest.raises(InvalidArgument, match="images"):
             jobs.encode(client, sorted(tmp_path.glob("*.png")), tmp_path / "j")
 
     @pytest.mark.parametrize(

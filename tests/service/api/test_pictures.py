@@ -57,6 +57,7 @@ def refused(
     with pytest.raises(InvalidArgument) as caught:
         read_files([raw], "images.encoded", shape, resize)
     assert caught.value.field == "images.encoded.files[0]"
+    assert caught.value.index == 0
     return caught.value
 
 
