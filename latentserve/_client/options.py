@@ -13,7 +13,6 @@ from latentserve.compat.v1 import compat_pb2
 from latentserve.v1 import admin_service_pb2_grpc, latent_service_pb2, latent_service_pb2_grpc
 
 SERVICE = "latentserve.v1.LatentService"
-ADMIN = "latentserve.v1.AdminService"
 
 #: A token, or what returns the one to use now.
 Token = str | Callable[[], str]

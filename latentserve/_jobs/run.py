@@ -2,12 +2,12 @@
 
 import contextlib
 import re
-import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from latentserve._client.codec import fresh_seed
 from latentserve._client.values import ModelInfo
 from latentserve._jobs.folder import JobError, JobFolder, WholeShard
 from latentserve._jobs.shards import Column, Format, open_shard, writer
@@ -163,7 +163,7 @@ def _begin(
     columns = task.columns(model)
     seed = options.seed
     if task.draws and seed is None:
-        seed = secrets.randbits(53)  # exact in every language's numbers
+        seed = fresh_seed()
     arrays = {each.name: {"dtype": each.dtype, "row_shape": list(each.shape)} for each in columns}
     manifest = {
         **wanted,

@@ -254,7 +254,7 @@ class _HashedFile:
 
     def __init__(self, folder: Path, name: str):
         self.name = name
-        self.path = folder / hidden(name)
+        self.path = folder / f".{name}.tmp"
         self.size = 0
         self._digest = hashlib.sha256()
         self._file = self.path.open("wb")
@@ -294,11 +294,6 @@ class _HashedFile:
         with contextlib.suppress(OSError):
             self._file.close()
         self.path.unlink(missing_ok=True)
-
-
-def hidden(name: str) -> str:
-    """What a file is called while it is being written."""
-    return f".{name}.tmp"
 
 
 def _named(folder: Path, files: list[_HashedFile]) -> list[Written]:

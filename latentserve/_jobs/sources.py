@@ -159,11 +159,6 @@ class Pictures:
         """How many files."""
         return len(self.files)
 
-    @property
-    def name(self) -> str:
-        """Names the first file, for messages."""
-        return str(self.files[0])
-
     def names(self) -> list[str]:
         """The file of each row: its path in the folder, or as it was given."""
         root = self._root
