@@ -18,9 +18,9 @@ import grpc
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from latentserve._client import requests, streams
+from latentserve._client import describe, streams, unary
 from latentserve._client.coalesce import Coalescer
-from latentserve._client.codec import ArrayFormat, Format, Images, Method, Point
+from latentserve._client.describe import Limits
 from latentserve._client.options import (
     SERVICE,
     Keepalive,
@@ -30,6 +30,16 @@ from latentserve._client.options import (
     channel_arguments,
     metadata_of,
     rpcs_of,
+)
+from latentserve._client.parameters import (
+    ArrayFormat,
+    Drawing,
+    Format,
+    Images,
+    Method,
+    Point,
+    Sampling,
+    Where,
 )
 from latentserve._client.plans import (
     END,
@@ -46,7 +56,6 @@ from latentserve._client.plans import (
     ended_early,
     too_slow,
 )
-from latentserve._client.requests import Drawing, Limits, Sampling, Where
 from latentserve._client.values import (
     Interpolation,
     ModelInfo,
@@ -136,23 +145,23 @@ class AsyncClient:
 
     async def info(self, *, timeout: float | None = None) -> ServerInfo:
         """As `Client.info`."""
-        return await self._run(requests.info(), timeout)
+        return await self._run(describe.info(), timeout)
 
     async def models(self, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:
         """As `Client.models`."""
-        return await self._run(requests.models(), timeout)
+        return await self._run(describe.models(), timeout)
 
     async def model(
         self, model: str = "", *, version: int = 0, timeout: float | None = None
     ) -> ModelInfo:
         """As `Client.model`."""
-        return await self._run(requests.model_info(self._limits, model, version), timeout)
+        return await self._run(describe.model_info(self._limits, model, version), timeout)
 
     async def encode(
         self, images: Images, *, timeout: float | None = None, **options: Unpack[Drawing]
     ) -> Posterior:
         """As `Client.encode`."""
-        encoded: Posterior = await self._joined(requests.encode, images, timeout, options)
+        encoded: Posterior = await self._joined(unary.encode, images, timeout, options)
         return encoded
 
     @overload
@@ -183,9 +192,7 @@ class AsyncClient:
     ) -> NDArray[Any] | list[bytes]:
         """As `Client.decode`."""
         options["dtype"] = dtype
-        images: NDArray[Any] | list[bytes] = await self._joined(
-            requests.decode, z, timeout, options
-        )
+        images: NDArray[Any] | list[bytes] = await self._joined(unary.decode, z, timeout, options)
         return images
 
     @overload
@@ -210,8 +217,7 @@ class AsyncClient:
         self, n: int, *, dtype: Format = "float32", timeout: float | None = None, **options: Any
     ) -> NDArray[Any] | list[bytes]:
         """As `Client.sample`."""
-        plan = requests.sample(self._limits, n, latents=False, dtype=dtype, **options)
-        return (await self._run(plan, timeout))[0]
+        return await self._run(unary.sample(self._limits, n, dtype=dtype, **options), timeout)
 
     async def sample_with_latents(
         self,
@@ -222,8 +228,8 @@ class AsyncClient:
         **options: Unpack[Sampling],
     ) -> Samples:
         """As `Client.sample_with_latents`."""
-        plan = requests.sample(self._limits, n, latents=True, dtype=dtype, **options)
-        return requests.samples_with(*await self._run(plan, timeout), options.get("offset", 0))
+        plan = unary.sample_with_latents(self._limits, n, dtype=dtype, **options)
+        return await self._run(plan, timeout)
 
     @overload
     async def reconstruct(
@@ -254,7 +260,7 @@ class AsyncClient:
         """As `Client.reconstruct`."""
         options["dtype"] = dtype
         made: NDArray[Any] | list[bytes] = await self._joined(
-            requests.reconstruct, images, timeout, options
+            unary.reconstruct, images, timeout, options
         )
         return made
 
@@ -271,7 +277,7 @@ class AsyncClient:
         **where: Unpack[Where],
     ) -> Interpolation:
         """As `Client.interpolate`."""
-        plan = requests.interpolate(
+        plan = unary.interpolate(
             start, stop, steps, method=method, dtype=dtype, resize=resize, **where
         )
         return await self._run(plan, timeout)
@@ -289,7 +295,7 @@ class AsyncClient:
         **where: Unpack[Where],
     ) -> Traversal:
         """As `Client.traverse`."""
-        plan = requests.traverse(
+        plan = unary.traverse(
             axes, steps=steps, range=range, middle=middle, dtype=dtype, resize=resize, **where
         )
         return await self._run(plan, timeout)
@@ -309,7 +315,7 @@ class AsyncClient:
         options: dict[str, Any] = {"resize": resize, **where}
         if draws:
             options |= {"draws": draws, "seed": seed, "offset": offset}
-        scores: Scores = await self._joined(requests.score, images, timeout, options)
+        scores: Scores = await self._joined(unary.score, images, timeout, options)
         return scores
 
     def sample_stream(
@@ -370,7 +376,7 @@ class AsyncClient:
 
     async def reload(self, *, timeout: float | None = None) -> Reloaded:
         """As `Client.reload`."""
-        return await self._run(requests.reload(), timeout)
+        return await self._run(describe.reload(), timeout)
 
     def _joined(
         self,

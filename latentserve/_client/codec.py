@@ -1,30 +1,20 @@
-"""Builds requests and reads replies: pure functions that every client shares."""
+"""Arrays, image files and latents as messages, and back: pure functions without I/O."""
 
 import math
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from latentserve._client.values import ModelIdentity, ModelInfo, RefusedModel, Reloaded, ServerInfo
+from latentserve._client.parameters import Format, Images, Point
 from latentserve.errors import ProtocolError
-from latentserve.v1 import admin_service_pb2, tensor_pb2
 from latentserve.v1 import latent_service_pb2 as pb
+from latentserve.v1 import tensor_pb2
 
 T = TypeVar("T")
-
-#: How images come back: float32 in [0, 1], uint8, or PNG files.
-Format = Literal["float32", "uint8", "png"]
-ArrayFormat = Literal["float32", "uint8"]
-Method = Literal["linear", "spherical"]
-#: An array as `image_source` takes it, or the contents of PNG and JPEG files.
-Images = ArrayLike | Sequence[bytes]
-#: One image or one latent: an array, or the content of a PNG or JPEG file.
-Point = ArrayLike | bytes
 
 _WIRE_DTYPES = {
     np.dtype(np.float32): tensor_pb2.DATA_TYPE_FLOAT32,
@@ -48,8 +38,25 @@ _METHODS = {
 
 
 def fresh_seed() -> int:
-    """A seed nobody has used: 53 random bits, exact in every language's numbers."""
+    """A random seed of 53 bits, which a double, the number of many languages, holds exactly."""
     return secrets.randbits(53)
+
+
+def check_draw(seed: int | None, offset: int, rows: int) -> None:
+    """Checks that rows are within the sequence of a seed.
+
+    Args:
+        seed: The seed; None for a fresh one.
+        offset: Index of the first row in the sequence.
+        rows: Number of rows.
+
+    Raises:
+        ValueError: A value is out of range; it is named with the range.
+    """
+    if seed is not None and not 0 <= seed < 2**64:
+        raise ValueError(f"seed: got {seed}, wanted 0 to 2^64 - 1")
+    if not 0 <= offset <= 2**64 - rows:
+        raise ValueError(f"offset: got {offset}, wanted 0 to 2^64 - {rows} for {rows} rows")
 
 
 @dataclass(frozen=True)
@@ -57,8 +64,8 @@ class ImageSource:
     """Images to be sent, as an array or as files.
 
     Attributes:
-        content: Rows of an array, or the contents of files.
-        resize: Whether files of another size or colour mode are to be made fit.
+        content: Array whose first axis is the rows, or the content of a file for each row.
+        resize: Whether the server is to fit files of another size or colour mode.
     """
 
     content: NDArray[Any] | Sequence[bytes]
@@ -68,13 +75,13 @@ class ImageSource:
         return len(self.content)
 
     def message(self, rows: slice) -> tensor_pb2.Images:
-        """Some of its rows as a message."""
+        """Message of some rows."""
         images = tensor_pb2.Images()
         self.fill(images, rows)
         return images
 
     def fill(self, images: tensor_pb2.Images, rows: slice) -> None:
-        """Writes some of its rows into a message, in which they are not copied once more."""
+        """Writes some rows into an empty message, which spares a copy of `message`."""
         part = self.content[rows]
         if isinstance(part, np.ndarray):
             fill_tensor(images.tensor, part)
@@ -82,42 +89,22 @@ class ImageSource:
             images.encoded.resize = self.resize
             images.encoded.files.extend(part)
 
-    def piece(self, start: int, most_rows: int, most_bytes: int) -> slice:
-        """The rows from `start` on that fit into one message.
-
-        Args:
-            start: The first of them.
-            most_rows: Most rows.
-            most_bytes: Most bytes of files; a larger file goes alone, and the server
-                refuses it by name.
-        """
-        stop = min(start + most_rows, len(self.content))
-        if isinstance(self.content, np.ndarray):
-            return slice(start, stop)
-        size = 0
-        for index in range(start, stop):
-            # Its tag and its length take a few bytes more.
-            size += len(self.content[index]) + 16
-            if size > most_bytes and index > start:
-                return slice(start, index)
-        return slice(start, stop)
-
 
 def image_source(images: Images, *, resize: bool = False) -> ImageSource:
-    """Returns images as they can be sent.
+    """Returns images in a form that can be sent.
 
     Args:
         images: [N, C, H, W], [N, H, W] or [N, C*H*W], uint8 or floats in [0, 1]; or the
             contents of PNG and JPEG files.
-        resize: Whether files of another size or colour mode are to be made fit.
+        resize: Whether the server is to fit files of another size or colour mode.
 
     Raises:
-        TypeError: Of a dtype that cannot be sent.
-        ValueError: With fewer than two axes, or without rows.
+        TypeError: The dtype cannot be sent.
+        ValueError: The array has fewer than two axes, or no rows.
     """
     if isinstance(images, bytes):
         raise TypeError("images: got one file, wanted a list of them")
-    if isinstance(images, Sequence) and images and all(isinstance(each, bytes) for each in images):
+    if isinstance(images, Sequence) and images and all(isinstance(row, bytes) for row in images):
         return ImageSource(images, resize)  # type: ignore[arg-type]  # they are all bytes
     return ImageSource(_sendable(np.asarray(images), "images", 2))
 
@@ -127,12 +114,12 @@ def point_message(point: Point, what: str, *, resize: bool) -> tensor_pb2.Images
 
     Args:
         point: A latent [D], an image [C, H, W] or [H, W], or the content of a file.
-        what: Its name, for the error.
-        resize: As `image_source`.
+        what: Name of the parameter, for errors.
+        resize: As in `image_source`.
 
     Raises:
-        TypeError: Of a dtype that cannot be sent.
-        ValueError: With another number of axes.
+        TypeError: The dtype cannot be sent.
+        ValueError: The array has another number of axes.
     """
     if isinstance(point, bytes):
         return image_source([point], resize=resize).message(slice(0, 1))
@@ -151,8 +138,8 @@ def latent_array(z: ArrayLike) -> NDArray[Any]:
     """Returns latents as an array that can be sent, float32 or float16 [N, D].
 
     Raises:
-        TypeError: Of a dtype that cannot be sent.
-        ValueError: Not of two axes.
+        TypeError: The dtype cannot be sent.
+        ValueError: The array does not have two axes, or has no rows.
     """
     array = _sendable(np.asarray(z), "latents", 2)
     if array.ndim != 2:
@@ -162,32 +149,28 @@ def latent_array(z: ArrayLike) -> NDArray[Any]:
     return array
 
 
-def check_draw(seed: int | None, offset: int, rows: int) -> None:
-    """Refuses a seed or an offset that the sequence of a seed does not have.
-
-    Raises:
-        ValueError: Naming it, the value got and the value wanted.
-    """
-    if seed is not None and not 0 <= seed < 2**64:
-        raise ValueError(f"seed: got {seed}, wanted 0 to 2^64 - 1")
-    if not 0 <= offset <= 2**64 - rows:
-        raise ValueError(f"offset: got {offset}, wanted 0 to 2^64 - {rows} for {rows} rows")
-
-
-def selector(model: str, version: int) -> pb.ModelSelector:
-    """Names a model; empty for the default one, version 0 for the one being served."""
-    return pb.ModelSelector(name=model, version=version)
+def _sendable(array: NDArray[Any], what: str, axes: int) -> NDArray[Any]:
+    if array.ndim < axes:
+        raise ValueError(f"{what}: got shape {list(array.shape)}, wanted a first axis of rows")
+    if len(array) == 0:
+        raise ValueError(f"{what}: got no rows, wanted at least 1")
+    if array.dtype == np.float64:
+        # NumPy's default for Python floats; the graphs compute in float32.
+        return array.astype(np.float32)
+    if array.dtype.newbyteorder("=") not in _WIRE_DTYPES:
+        raise TypeError(f"{what}: got dtype {array.dtype}, wanted float32, float16 or uint8")
+    return array
 
 
 def to_tensor(array: NDArray[Any]) -> tensor_pb2.Tensor:
-    """Writes a float32, float16 or uint8 array as a tensor."""
+    """Tensor of a float32, float16 or uint8 array."""
     tensor = tensor_pb2.Tensor()
     fill_tensor(tensor, array)
     return tensor
 
 
 def fill_tensor(tensor: tensor_pb2.Tensor, array: NDArray[Any]) -> None:
-    """As `to_tensor`, into a tensor that is empty: that of a message, to spare a copy."""
+    """Writes an array into an empty tensor of a message, which spares a copy of `to_tensor`."""
     dtype = _WIRE_DTYPES[array.dtype.newbyteorder("=")]
     tensor.dtype = dtype
     tensor.shape.extend(array.shape)
@@ -195,10 +178,10 @@ def fill_tensor(tensor: tensor_pb2.Tensor, array: NDArray[Any]) -> None:
 
 
 def to_array(tensor: tensor_pb2.Tensor) -> NDArray[Any]:
-    """Reads a tensor; the array is a read-only view of its bytes.
+    """Array of a tensor: a read-only view of its bytes.
 
     Raises:
-        ProtocolError: Of an unknown dtype or a wrong number of bytes.
+        ProtocolError: The dtype is unknown, or the number of bytes wrong.
     """
     dtype = _DTYPES.get(tensor.dtype)
     shape = tuple(tensor.shape)
@@ -212,10 +195,10 @@ def to_array(tensor: tensor_pb2.Tensor) -> NDArray[Any]:
 
 
 def joined(tensors: Sequence[tensor_pb2.Tensor]) -> NDArray[Any]:
-    """Reads tensors and puts their rows together, in an array of the caller's own.
+    """Joins the rows of tensors, in a writable array.
 
     Raises:
-        ProtocolError: As `to_array`.
+        ProtocolError: As from `to_array`.
     """
     if len(tensors) == 1:
         return to_array(tensors[0]).copy()
@@ -223,10 +206,14 @@ def joined(tensors: Sequence[tensor_pb2.Tensor]) -> NDArray[Any]:
 
 
 def joined_where_sent(replies: Sequence[Any], name: str) -> NDArray[Any] | None:
-    """Puts the rows of an optional tensor together; None where no reply has it.
+    """Joins the rows of an optional tensor; None where no reply has it.
+
+    Args:
+        replies: Messages with an optional tensor.
+        name: Name of that field.
 
     Raises:
-        ProtocolError: Some have it and some not, or as `to_array`.
+        ProtocolError: Some replies have it and some do not, or as from `to_array`.
     """
     if not any(reply.HasField(name) for reply in replies):
         return None
@@ -236,101 +223,34 @@ def joined_where_sent(replies: Sequence[Any], name: str) -> NDArray[Any] | None:
 def joined_images(
     replies: Sequence[tensor_pb2.Images], image_format: Format
 ) -> NDArray[Any] | list[bytes]:
-    """Puts the images of replies together, in the format that was asked for.
+    """Joins the images of replies: into one array, or a list of PNG files.
+
+    Args:
+        replies: Images, all of the same format.
+        image_format: The format that they were requested in.
 
     Raises:
-        ProtocolError: As `to_array`.
+        ProtocolError: As from `to_array`.
     """
     if image_format == "png":
         return [file for images in replies for file in images.encoded.files]
     return joined([images.tensor for images in replies])
 
 
-def read_server_info(reply: pb.GetServerInfoResponse) -> ServerInfo:
-    """Reads the reply to GetServerInfo."""
-    return ServerInfo(
-        version=reply.version,
-        onnxruntime_version=reply.onnxruntime_version,
-        max_rows=reply.limits.max_rows,
-        max_message_bytes=reply.limits.max_message_bytes,
-        default_model=reply.default_model,
-        device=reply.device,
-        models=tuple(read_model_info(model) for model in reply.models),
-        max_queue_rows=reply.limits.max_queue_rows,
-        max_queue_bytes=reply.limits.max_queue_bytes,
-        max_score_draws=reply.limits.max_score_draws,
-    )
-
-
-def read_model_info(model: pb.ModelInfo) -> ModelInfo:
-    """Reads the description of a model."""
-    shape = model.image_shape
-    return ModelInfo(
-        name=model.name,
-        version=model.version,
-        image_shape=(shape.channels, shape.height, shape.width),
-        latent_dim=model.latent_dim,
-        posterior=model.posterior,
-        prior=model.prior,
-        likelihood=model.likelihood,
-        labels=tuple(model.labels),
-        max_rows=model.max_rows,
-        metrics=dict(model.metrics),
-        devices={graph.name: graph.device for graph in model.graphs},
-        checksums={graph.name: graph.sha256 for graph in model.graphs},
-        dataset=model.dataset,
-        created_at=model.created_at.ToDatetime(UTC),
-        noise=model.noise,
-        precision=model.precision,
-        prior_mean=tuple(model.prior_mean),
-        prior_std=tuple(model.prior_std),
-        has_percentiles=model.has_percentiles,
-    )
-
-
-def read_reloaded(reply: admin_service_pb2.ReloadResponse) -> Reloaded:
-    """Reads the reply to Reload."""
-
-    def identities(models: Iterable[pb.ModelIdentity]) -> tuple[ModelIdentity, ...]:
-        return tuple(ModelIdentity(each.name, each.version) for each in models)
-
-    return Reloaded(
-        serving=identities(reply.serving),
-        added=identities(reply.added),
-        removed=identities(reply.removed),
-        refused=tuple(
-            RefusedModel(each.name, each.version, each.problem) for each in reply.refused
-        ),
-    )
-
-
-def _sendable(array: NDArray[Any], what: str, axes: int) -> NDArray[Any]:
-    if array.ndim < axes:
-        raise ValueError(f"{what}: got shape {list(array.shape)}, wanted a first axis of rows")
-    if len(array) == 0:
-        raise ValueError(f"{what}: got no rows, wanted at least 1")
-    if array.dtype == np.float64:
-        # Python's own floats; the graphs are float32.
-        return array.astype(np.float32)
-    if array.dtype.newbyteorder("=") not in _WIRE_DTYPES:
-        raise TypeError(f"{what}: got dtype {array.dtype}, wanted float32, float16 or uint8")
-    return array
-
-
 def format_message(image_format: str) -> pb.ImageFormat:
-    """How images are to come back.
+    """Enum value of an image format.
 
     Raises:
-        ValueError: It is no such format.
+        ValueError: There is no such format.
     """
     return _named(_FORMATS, "dtype", image_format)
 
 
 def method_message(method: str) -> pb.InterpolationMethod:
-    """How to interpolate.
+    """Enum value of an interpolation method.
 
     Raises:
-        ValueError: It is no such method.
+        ValueError: There is no such method.
     """
     return _named(_METHODS, "method", method)
 

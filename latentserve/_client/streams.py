@@ -8,9 +8,10 @@ from typing import Any, TypeVar, Unpack
 
 from numpy.typing import ArrayLike, NDArray
 
-from latentserve._client import codec, requests
-from latentserve._client.codec import ArrayFormat, Images
+from latentserve._client import chunks, codec, requests
+from latentserve._client.describe import Limits, limits_of
 from latentserve._client.options import Retry
+from latentserve._client.parameters import ArrayFormat, Images, Sampling
 from latentserve._client.plans import (
     END,
     BackOff,
@@ -22,7 +23,6 @@ from latentserve._client.plans import (
     StreamPlan,
     back_off,
 )
-from latentserve._client.requests import Limits, Sampling
 from latentserve._client.values import Posterior, Samples
 from latentserve.errors import InvalidArgument, ServerError
 from latentserve.v1 import latent_service_pb2 as pb
@@ -50,7 +50,7 @@ def sample_stream(
 ) -> StreamPlan[Samples]:
     """Draws images from the prior, chunk by chunk."""
     # Counts down to what is still missing.
-    request = requests.stream_request(n, dtype, **options)
+    request = requests.sample_request(n, requests.array_format(dtype), latents=True, **options)
     attempt = 0
     while request.count:
         message = pb.SampleStreamRequest(request=request, chunk_rows=chunk_rows)
@@ -59,7 +59,7 @@ def sample_stream(
             while request.count:
                 reply = yield Receive()
                 attempt = 0
-                samples = requests.samples_of(reply.response)
+                samples = requests.samples_of([reply.response])
                 request.count -= len(samples.images)
                 # The row after the last one may have no number.
                 request.offset = (request.offset + len(samples.images)) % 2**64
@@ -85,18 +85,18 @@ def encode_stream(
     version: int,
 ) -> StreamPlan[Posterior]:
     """Encodes batches of images, whose rows are numbered on through the whole stream."""
-    most = yield from requests.limits_of(limits, model, version, files=True)
+    most = yield from limits_of(limits, model, version, files=True)
     seed = requests.drawn_seed(draw, seed, offset, 0)
-    chosen = codec.selector(model, version)
+    selector = requests.selector(model, version)
 
-    def chunks(batch: Images) -> Iterator[_Chunk]:
+    def cut(batch: Images) -> Iterator[_Chunk]:
         nonlocal offset
         source = codec.image_source(batch, resize=resize)
         codec.check_draw(seed, offset, len(source))
         start = 0
         while start < len(source):
-            rows = source.piece(start, *most)
-            request = requests.encode_request(source, rows, chosen, seed, offset)
+            rows = chunks.chunk(source.content, start, *most)
+            request = requests.encode_request(source, rows, selector, seed, offset)
             message = pb.EncodeStreamRequest(request=request)
             yield _Chunk(message, start, last=rows.stop == len(source))
             start = rows.stop
@@ -105,33 +105,33 @@ def encode_stream(
     def result(replies: list[pb.EncodeResponse]) -> Posterior:
         return requests.posterior_of(replies, seed)
 
-    yield from _exchange("EncodeStream", chunks, result, window, retry)
+    yield from _exchange("EncodeStream", cut, result, window, retry)
 
 
 def decode_stream(
     limits: Limits, retry: Retry, *, dtype: ArrayFormat, window: int, model: str, version: int
 ) -> StreamPlan[NDArray[Any]]:
     """Decodes batches of latents."""
-    most_rows, _ = yield from requests.limits_of(limits, model, version, files=False)
-    wanted = requests.array_format(dtype)
-    chosen = codec.selector(model, version)
+    most_rows, _ = yield from limits_of(limits, model, version, files=False)
+    image_format = requests.array_format(dtype)
+    selector = requests.selector(model, version)
 
-    def chunks(batch: ArrayLike) -> Iterator[_Chunk]:
+    def cut(batch: ArrayLike) -> Iterator[_Chunk]:
         z = codec.latent_array(batch)
         for start in range(0, len(z), most_rows):
-            request = requests.decode_request(z[start : start + most_rows], chosen, wanted)
+            request = requests.decode_request(z[start : start + most_rows], selector, image_format)
             message = pb.DecodeStreamRequest(request=request)
             yield _Chunk(message, start, last=start + most_rows >= len(z))
 
     def result(replies: list[pb.DecodeResponse]) -> NDArray[Any]:
         return codec.joined([reply.images.tensor for reply in replies])
 
-    yield from _exchange("DecodeStream", chunks, result, window, retry)
+    yield from _exchange("DecodeStream", cut, result, window, retry)
 
 
 def _exchange(
     rpc: str,
-    chunks: Callable[[Any], Iterator[_Chunk]],
+    cut: Callable[[Any], Iterator[_Chunk]],
     result: Callable[[list[Any]], T],
     window: int,
     retry: Retry,
@@ -140,14 +140,14 @@ def _exchange(
 
     Args:
         rpc: Name of the method.
-        chunks: Cuts a batch into messages.
+        cut: Cuts a batch into chunks.
         result: Makes the result of a batch from the replies to its chunks.
         window: Most chunks without a reply.
         retry: The client's retry policy.
     """
     if window < 1:
         raise ValueError(f"window: got {window}, wanted at least 1")
-    cut: Iterator[_Chunk] = iter(())
+    batch_chunks: Iterator[_Chunk] = iter(())
     ended = False
     unanswered: deque[_Chunk] = deque()
     replies: list[Any] = []
@@ -161,12 +161,12 @@ def _exchange(
                 # while something is being written to it.
                 while sent < (1 if attempt else window):
                     while sent == len(unanswered) and not ended:
-                        if (chunk := next(cut, None)) is not None:
+                        if (chunk := next(batch_chunks, None)) is not None:
                             unanswered.append(chunk)
                         elif (batch := (yield NextBatch())) is END:
                             ended = True
                         else:
-                            cut = chunks(batch)
+                            batch_chunks = cut(batch)
                     if sent == len(unanswered):
                         break
                     yield Send(unanswered[sent].request)
@@ -182,6 +182,6 @@ def _exchange(
         except ServerError as error:
             if isinstance(error, InvalidArgument) and unanswered:
                 # Replies come in order: it is of the oldest chunk without one.
-                requests.count_from(error, unanswered[0].start)
+                chunks.count_from(error, unanswered[0].start)
             attempt += 1
             yield BackOff(back_off(error, attempt, retry, stream=True))

@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeVar, Unpack, overload
 import grpc
 from numpy.typing import ArrayLike, NDArray
 
-from latentserve._client import requests, streams
-from latentserve._client.codec import ArrayFormat, Format, Images, Method, Point
+from latentserve._client import describe, streams, unary
+from latentserve._client.describe import Limits
 from latentserve._client.options import (
     SERVICE,
     Keepalive,
@@ -20,6 +20,16 @@ from latentserve._client.options import (
     channel_arguments,
     metadata_of,
     rpcs_of,
+)
+from latentserve._client.parameters import (
+    ArrayFormat,
+    Drawing,
+    Format,
+    Images,
+    Method,
+    Point,
+    Sampling,
+    Where,
 )
 from latentserve._client.plans import (
     END,
@@ -34,7 +44,6 @@ from latentserve._client.plans import (
     UnaryCall,
     back_off,
 )
-from latentserve._client.requests import Drawing, Limits, Sampling, Where
 from latentserve._client.threads import ThreadedStream
 from latentserve._client.values import (
     Interpolation,
@@ -129,11 +138,11 @@ class Client:
 
     def info(self, *, timeout: float | None = None) -> ServerInfo:
         """Tells what the server is, how it is limited and which models it serves."""
-        return self._run(requests.info(), timeout)
+        return self._run(describe.info(), timeout)
 
     def models(self, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:
         """Describes every model and version that is served."""
-        return self._run(requests.models(), timeout)
+        return self._run(describe.models(), timeout)
 
     def model(
         self, model: str = "", *, version: int = 0, timeout: float | None = None
@@ -148,7 +157,7 @@ class Client:
         Raises:
             NotFound: There is none.
         """
-        return self._run(requests.model_info(self._limits, model, version), timeout)
+        return self._run(describe.model_info(self._limits, model, version), timeout)
 
     def encode(
         self, images: Images, *, timeout: float | None = None, **options: Unpack[Drawing]
@@ -168,7 +177,7 @@ class Client:
         Raises:
             FailedPrecondition: A draw from a plain autoencoder.
         """
-        return self._run(requests.encode(self._limits, images, **options), timeout)
+        return self._run(unary.encode(self._limits, images, **options), timeout)
 
     @overload
     def decode(
@@ -207,7 +216,7 @@ class Client:
         Returns:
             [N, C, H, W], or a file for each image.
         """
-        return self._run(requests.decode(self._limits, z, dtype=dtype, **options), timeout)
+        return self._run(unary.decode(self._limits, z, dtype=dtype, **options), timeout)
 
     @overload
     def sample(
@@ -246,8 +255,7 @@ class Client:
             FailedPrecondition: The model has no prior, or a label was given and its prior
                 knows no classes.
         """
-        plan = requests.sample(self._limits, n, latents=False, dtype=dtype, **options)
-        return self._run(plan, timeout)[0]
+        return self._run(unary.sample(self._limits, n, dtype=dtype, **options), timeout)
 
     def sample_with_latents(
         self,
@@ -261,8 +269,8 @@ class Client:
 
         Takes and raises what `sample` does.
         """
-        plan = requests.sample(self._limits, n, latents=True, dtype=dtype, **options)
-        return requests.samples_with(*self._run(plan, timeout), options.get("offset", 0))
+        plan = unary.sample_with_latents(self._limits, n, dtype=dtype, **options)
+        return self._run(plan, timeout)
 
     @overload
     def reconstruct(
@@ -304,9 +312,7 @@ class Client:
         Raises:
             FailedPrecondition: A draw from a plain autoencoder.
         """
-        return self._run(
-            requests.reconstruct(self._limits, images, dtype=dtype, **options), timeout
-        )
+        return self._run(unary.reconstruct(self._limits, images, dtype=dtype, **options), timeout)
 
     def interpolate(
         self,
@@ -333,7 +339,7 @@ class Client:
             timeout: Seconds; the client's by default.
             **where: `model`, `version`.
         """
-        plan = requests.interpolate(
+        plan = unary.interpolate(
             start, stop, steps, method=method, dtype=dtype, resize=resize, **where
         )
         return self._run(plan, timeout)
@@ -363,7 +369,7 @@ class Client:
             timeout: Seconds; the client's by default.
             **where: `model`, `version`.
         """
-        plan = requests.traverse(
+        plan = unary.traverse(
             axes, steps=steps, range=range, middle=middle, dtype=dtype, resize=resize, **where
         )
         return self._run(plan, timeout)
@@ -393,7 +399,7 @@ class Client:
         Raises:
             FailedPrecondition: The model is a plain autoencoder, which has no likelihood.
         """
-        plan = requests.score(
+        plan = unary.score(
             self._limits, images, draws=draws, seed=seed, offset=offset, resize=resize, **where
         )
         return self._run(plan, timeout)
@@ -506,7 +512,7 @@ class Client:
             Unavailable: The folder cannot be read; what is served does not change.
             ServerError: The server has no AdminService, or could not be reached.
         """
-        return self._run(requests.reload(), timeout)
+        return self._run(describe.reload(), timeout)
 
     def _run(self, plan: Plan[T], timeout: float | None) -> T:
         """Carries out a plan of unary calls and returns its result."""

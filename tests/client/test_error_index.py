@@ -9,7 +9,7 @@ import pytest
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-from latentserve._client.requests import count_from
+from latentserve._client.chunks import count_from
 from latentserve.client import InvalidArgument, Violation
 from latentserve.v1 import latent_service_pb2 as pb
 from service.api.pictures import write_files

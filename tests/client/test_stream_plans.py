@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from latentserve._client import codec, streams
+from latentserve._client.describe import Limits
 from latentserve._client.options import Retry
 from latentserve._client.plans import (
     END,
@@ -15,7 +16,6 @@ from latentserve._client.plans import (
     Receive,
     Send,
 )
-from latentserve._client.requests import Limits
 from latentserve.errors import InvalidArgument, ServerError, Unavailable
 from latentserve.v1 import latent_service_pb2 as pb
 
