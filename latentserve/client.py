@@ -1,4 +1,4 @@
-"""The client: everything a server can be asked, from Python.
+"""Python client of a latentserve server.
 
     from latentserve.client import Client
 
@@ -7,7 +7,7 @@
         images = client.decode(posterior.mean)      # float32 [N, C, H, W] in [0, 1]
         digits = client.sample(100, seed=7)         # the same 100 digits every time
 
-`AsyncClient` is the same for asyncio. Needs grpcio, protobuf and numpy, and nothing else.
+`AsyncClient` has the same methods for asyncio. Both need grpcio, protobuf and numpy alone.
 """
 
 from latentserve._client.aio import AsyncClient

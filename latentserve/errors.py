@@ -1,16 +1,16 @@
-"""What a call can raise.
+"""Errors that a call can raise.
 
     LatentserveError
-    ├── ServerError              the server, or the way to it, answered with an error
+    ├── ServerError              the call failed, with a gRPC status
     │   ├── InvalidArgument      a field is wrong; `violations` names it
     │   ├── NotFound             no such model or version
     │   ├── FailedPrecondition   the model cannot do this
-    │   ├── ResourceExhausted    too much at once; `retry_seconds` tells when to come again
-    │   ├── DeadlineExceeded     the timeout passed
+    │   ├── ResourceExhausted    too much in flight; retry after `retry_seconds`
+    │   ├── DeadlineExceeded     the deadline passed
     │   ├── Unavailable          not reachable, loading or draining
-    │   ├── Unauthenticated      no or a wrong token
-    │   └── InternalError        the server's fault; `request_id` is its name in the log
-    └── ProtocolError            a reply that does not make sense
+    │   ├── Unauthenticated      no token, or a wrong one
+    │   └── InternalError        a bug of the server; `request_id` finds it in the log
+    └── ProtocolError            the reply is malformed
 
 An array of a dtype or shape that could never be sent raises TypeError or
 ValueError before anything is sent.
@@ -30,20 +30,20 @@ _PUSHBACK = "grpc-retry-pushback-ms"
 
 
 class LatentserveError(Exception):
-    """Base of everything that a client raises on purpose."""
+    """Base class of the errors that a client raises."""
 
 
 class ProtocolError(LatentserveError):
-    """A reply does not make sense, for example a tensor of the wrong length."""
+    """A reply is malformed, for example a tensor of the wrong length."""
 
 
 @dataclass(frozen=True)
 class Violation:
-    """What is wrong with one field of a request.
+    """A field of a request that is wrong.
 
     Attributes:
-        field: Its path, for example `images.tensor.shape`.
-        description: The value got and the value wanted.
+        field: Path of the field, for example `images.tensor.shape`.
+        description: The value that the server got and the value that it wanted.
     """
 
     field: str
@@ -51,14 +51,14 @@ class Violation:
 
 
 class ServerError(LatentserveError):
-    """The server, or the way to it, answered with an error.
+    """A call failed with a gRPC status: the server's, or one of the connection to it.
 
     Attributes:
-        code: The gRPC status code.
-        reason: Machine-readable reason, or empty where the server gave none.
-        violations: What is wrong, field by field.
-        retry_seconds: When the server asked to come again, or None.
-        request_id: The call's name in the server's log, or empty where it has none there.
+        code: Status code.
+        reason: Machine-readable reason; empty where the server gave none.
+        violations: Fields of the request that are wrong.
+        retry_seconds: Delay that the server requested before a retry; None where it did not.
+        request_id: Id of the call in the server's log; empty where it is not logged.
     """
 
     def __init__(
@@ -96,27 +96,27 @@ class NotFound(ServerError):
 
 
 class FailedPrecondition(ServerError):
-    """The model is there, but cannot do what was asked of it."""
+    """The model is served, but cannot do what was requested."""
 
 
 class ResourceExhausted(ServerError):
-    """Too much at once: a full queue or an oversized message."""
+    """Too much is in flight on the server, or a message is too large."""
 
 
 class DeadlineExceeded(ServerError):
-    """The timeout passed."""
+    """The deadline of a call or a message passed."""
 
 
 class Unavailable(ServerError):
-    """The server cannot be reached, is loading or is draining; the call was retried."""
+    """The server cannot be reached, is loading or is draining, after all attempts."""
 
 
 class Unauthenticated(ServerError):
-    """No or a wrong token."""
+    """The call has no token, or a wrong one."""
 
 
 class InternalError(ServerError):
-    """The server failed; the message has the id to look for in its log."""
+    """A bug of the server; the message has the id of the call in its log."""
 
 
 _CLASSES: dict[grpc.StatusCode, type[ServerError]] = {
@@ -132,13 +132,13 @@ _CLASSES: dict[grpc.StatusCode, type[ServerError]] = {
 
 
 def from_rpc_error(error: grpc.RpcError, target: str) -> ServerError:
-    """Turns gRPC's error into one of this tree, with the details the server sent.
+    """Converts an error of gRPC, with the details that the server sent.
 
     Args:
-        error: As raised by a stub or a stream, of either kind.
-        target: The server's address, named where it could not be reached.
+        error: Error of a stub or a stream, blocking or asynchronous.
+        target: Address of the server, named where it could not be reached.
     """
-    # Those of grpc.aio are no grpc.Call, but have the same methods.
+    # Those of grpc.aio are not a grpc.Call, but have the same methods.
     call: Any = error
     if not hasattr(call, "code"):
         return ServerError(str(error), grpc.StatusCode.UNKNOWN)
@@ -160,12 +160,12 @@ def from_rpc_error(error: grpc.RpcError, target: str) -> ServerError:
 
 
 def _number(text: str) -> int | None:
-    # No index and no wait has more digits, and Python refuses to read thousands of them.
+    """Reads a number; None for anything else, or one too long to be meant."""
     return int(text) if text.isdecimal() and len(text) < 20 else None
 
 
 def _details(raw: object) -> tuple[str, Mapping[str, str], tuple[Violation, ...]]:
-    """Reason and metadata of the ErrorInfo, and the field violations, as far as they were sent."""
+    """Reason and metadata of the ErrorInfo, and the field violations; empty if not sent."""
     reason: str = ""
     metadata: Mapping[str, str] = {}
     violations: list[Violation] = []
@@ -173,13 +173,13 @@ def _details(raw: object) -> tuple[str, Mapping[str, str], tuple[Violation, ...]
         return reason, metadata, ()
     try:
         for detail in compat_pb2.RpcStatus.FromString(raw).details:
-            kind = detail.type_url.rpartition("/")[2]
-            if kind == "google.rpc.ErrorInfo":
+            name = detail.type_url.rpartition("/")[2]
+            if name == "google.rpc.ErrorInfo":
                 info = compat_pb2.RpcErrorInfo.FromString(detail.value)
                 reason, metadata = info.reason, info.metadata
-            elif kind == "google.rpc.BadRequest":
-                for each in compat_pb2.RpcBadRequest.FromString(detail.value).field_violations:
-                    violations.append(Violation(each.field, each.description))
+            elif name == "google.rpc.BadRequest":
+                for wrong in compat_pb2.RpcBadRequest.FromString(detail.value).field_violations:
+                    violations.append(Violation(wrong.field, wrong.description))
     except DecodeError:
-        return "", {}, ()  # not ours, for example a proxy's; the code and message stand
+        return "", {}, ()  # a proxy's, for example; status and message stand
     return reason, metadata, tuple(violations)

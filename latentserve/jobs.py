@@ -1,4 +1,4 @@
-"""Dataset jobs: encode, decode or sample as much as there is, to a folder of shards.
+"""Dataset jobs: encode, decode or sample any number of rows into a folder of shards.
 
     from latentserve import jobs
     from latentserve.client import Client
@@ -7,14 +7,14 @@
         jobs.sample(client, 1_000_000, "digits", seed=7)
         jobs.encode(client, "photos", "latents", resize=True)
 
-A job that was broken off at any moment, be it by SIGKILL or a power cut, goes on where
-it was when it is called again with the same arguments, and leaves the same bytes as one
-that was not. It holds a few messages in memory, whatever its size, and stays with the
-model and version that answered first.
+A job that was interrupted at any moment, by SIGKILL or a power cut too, is resumed when it is
+called again with the same arguments, and its files get the same bytes as without the
+interruption. It holds a few messages in memory, whatever its size, and keeps to the model and
+version that answered first.
 
-The folder has `job.json` (what the job is), `cursor.jsonl` (its whole shards with their
-checksums), `rows.jsonl` (where images came as files: their names) and the shards:
-`mean-00000.npy`, ... or `rows-00000.parquet`, ... On Linux and macOS.
+The folder has `job.json` (the manifest), `cursor.jsonl` (complete shards with their
+checksums), `rows.jsonl` (for image files: their names) and the shards: `mean-00000.npy`, ...
+or `rows-00000.parquet`, ... On Linux and macOS.
 """
 
 import os
@@ -44,7 +44,7 @@ __all__ = [
     "sample",
 ]
 
-#: Rows in a shard, unless a job says otherwise.
+#: Default number of rows in a shard.
 SHARD_ROWS = 10_000
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -62,39 +62,41 @@ def encode(
     model: str = "",
     version: int = 0,
     shard_rows: int = SHARD_ROWS,
-    format: Format = "npy",  # noqa: A002 - what it is called everywhere
+    format: Format = "npy",  # noqa: A002 - the word of the command and of `job.json`
     verify: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Finished:
     """Maps images to their posteriors.
 
-    Writes `mean` and, unless the model is a plain autoencoder, `log_var`, float32
-    [N, D] each, and `z` where it is drawn.
+    Writes `mean` and, unless the model is a plain autoencoder, `log_var`, float32 [N, D] each,
+    and `z` where it is drawn.
 
     Args:
         client: Connected to the server.
-        source: One or several npy files as `Client.encode` takes them, or PNG and JPEG
-            files and folders of such. A folder's files are taken at any depth and in
-            the order of their names.
-        folder: Where to write; new, empty, or with the same job in it.
+        source: One or several npy files of images as for `Client.encode`, or PNG and JPEG
+            files and folders of them. A folder's files are taken at any depth, sorted by name.
+        folder: Folder to write to: new, empty, or that of the same job.
         draw: Draw z from each posterior as well; a given seed implies it.
         seed: Seed of the draw; a fresh one by default, kept in `job.json`.
         offset: Index of the first row in the seed's sequence.
-        resize: Let the server fit image files of another size or colour mode.
-        model: Name of the model; empty for the server's default.
-        version: Its version; 0 for the one being served.
-        shard_rows: Rows in a shard; the last may have fewer.
+        resize: Fit image files of another size or colour mode.
+        model: Name of the model; empty for the server's default model.
+        version: Version of the model; 0 for the highest one that is served.
+        shard_rows: Rows per shard; the last shard may have fewer.
         format: `npy`, a file for each array, or `parquet`, which needs pyarrow.
-        verify: Hash the shards that are there, and make damaged ones anew.
-        progress: Told how far the job is, after each message.
+        verify: Check the hashes of complete shards, and write damaged ones again.
+        progress: Called with the progress after each message.
+
+    Returns:
+        Folder, number of rows and shards, model and seed of the finished job.
 
     Raises:
-        JobError: The folder holds another job, or is being worked in; or the server
+        JobError: The folder holds another job or is used by another process, or the server
             has another model than the job began with.
-        SourceError: A file is not what it has to be.
+        SourceError: A file is unusable.
         ValueError: A parameter has a wrong value.
-        LatentserveError: The server refused or could not be reached.
-        MissingPackage: The format needs one that is not installed.
+        LatentserveError: The server refused a request or cannot be reached.
+        MissingPackage: The format needs a package that is not installed.
         OSError: A file cannot be read or written.
     """
     paths = _paths(source)
@@ -117,7 +119,7 @@ def decode(
     model: str = "",
     version: int = 0,
     shard_rows: int = SHARD_ROWS,
-    format: Format = "npy",  # noqa: A002 - what it is called everywhere
+    format: Format = "npy",  # noqa: A002 - the word of the command and of `job.json`
     verify: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Finished:
@@ -128,18 +130,21 @@ def decode(
     Args:
         client: Connected to the server.
         source: One or several npy files [N, D], for example the `mean` of an encode job.
-        folder: Where to write; new, empty, or with the same job in it.
+        folder: Folder to write to: new, empty, or that of the same job.
         dtype: `uint8` for 0 to 255, `float32` for values in [0, 1].
-        model: Name of the model; empty for the server's default.
-        version: Its version; 0 for the one being served.
-        shard_rows: Rows in a shard; the last may have fewer.
+        model: Name of the model; empty for the server's default model.
+        version: Version of the model; 0 for the highest one that is served.
+        shard_rows: Rows per shard; the last shard may have fewer.
         format: `npy`, or `parquet`, which needs pyarrow.
-        verify: Hash the shards that are there, and make damaged ones anew.
-        progress: Told how far the job is, after each message.
+        verify: Check the hashes of complete shards, and write damaged ones again.
+        progress: Called with the progress after each message.
+
+    Returns:
+        Folder, number of rows and shards, model and seed of the finished job.
 
     Raises:
         JobError, SourceError, ValueError, LatentserveError, MissingPackage, OSError:
-            As `encode`.
+            As from `encode`.
     """
     task = DecodeTask(Arrays.open(_paths(source)), dtype=dtype)
     return _run(client, task, folder, model, version, None, 0, shard_rows, format, verify, progress)
@@ -160,35 +165,38 @@ def sample(
     model: str = "",
     version: int = 0,
     shard_rows: int = SHARD_ROWS,
-    format: Format = "npy",  # noqa: A002 - what it is called everywhere
+    format: Format = "npy",  # noqa: A002 - the word of the command and of `job.json`
     verify: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Finished:
     """Draws new images from the prior.
 
-    Writes `images`, [N, C, H, W], and `latents`, float32 [N, D], where asked for. Image
-    i depends on (seed, offset + i) alone: several jobs may share a sequence.
+    Writes `images`, [N, C, H, W], and if requested `latents`, float32 [N, D]. Image i depends
+    on (seed, offset + i) alone, so several jobs may share a sequence.
 
     Args:
         client: Connected to the server.
-        n: How many, at least 1.
-        folder: Where to write; new, empty, or with the same job in it.
-        seed: 0 to 2^64 - 1; a fresh one by default, kept in `job.json`.
+        n: Number of images, at least 1.
+        folder: Folder to write to: new, empty, or that of the same job.
+        seed: Seed of the sequence, 0 to 2^64 - 1; a fresh one by default, kept in `job.json`.
         offset: Index of the first image in the seed's sequence.
-        label: Index of the class wanted; None for any.
-        temperature: Factor on the noise's standard deviation, 1 by default.
-        truncation: Bound on the noise in standard deviations; none by default.
+        label: Index of a class; None for any class.
+        temperature: Factor on the standard deviation of the noise, 1 by default.
+        truncation: Bound on the noise, in standard deviations; none by default.
         dtype: `uint8` for 0 to 255, `float32` for values in [0, 1].
         latents: Write the latents as well.
-        model: Name of the model; empty for the server's default.
-        version: Its version; 0 for the one being served.
-        shard_rows: Rows in a shard; the last may have fewer.
+        model: Name of the model; empty for the server's default model.
+        version: Version of the model; 0 for the highest one that is served.
+        shard_rows: Rows per shard; the last shard may have fewer.
         format: `npy`, a file for each array, or `parquet`, which needs pyarrow.
-        verify: Hash the shards that are there, and make damaged ones anew.
-        progress: Told how far the job is, after each message.
+        verify: Check the hashes of complete shards, and write damaged ones again.
+        progress: Called with the progress after each message.
+
+    Returns:
+        Folder, number of rows and shards, model and seed of the finished job.
 
     Raises:
-        JobError, ValueError, LatentserveError, MissingPackage, OSError: As `encode`.
+        JobError, ValueError, LatentserveError, MissingPackage, OSError: As from `encode`.
     """
     if n < 1:
         raise ValueError(f"n: got {n}, wanted at least 1")

@@ -1,1 +1,1 @@
-"""Both clients: the requests and replies that they share, and how each sends them."""
+"""Both clients, and the plans, requests and replies that they share."""

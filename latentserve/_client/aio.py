@@ -1,4 +1,4 @@
-"""The client for asyncio: the same plans and the same streams as `Client`, awaited."""
+"""The client for asyncio: drives the plans that `Client` drives, and awaits their I/O."""
 
 import asyncio
 import contextlib
@@ -74,28 +74,28 @@ from latentserve.errors import (
 )
 
 T = TypeVar("T")
-# Files, or numbers of which every call might make another array.
+# Not coalesced: files, and numbers that have no dtype and shape before they are copied.
 _LISTS = (list, tuple)
 
 
 class AsyncClient:
-    """`Client` for asyncio: the same calls, values and errors.
+    """`Client` for asyncio: the same methods, values and errors.
 
-    To be used in one event loop; close it with `aclose`, or use it in an `async with`
+    The batches of `encode_stream` and `decode_stream` may be asynchronous iterables too. A
+    client belongs to one event loop. Close it with `aclose`, or use it in an `async with`
     statement.
 
     Args:
         target: Address, for example `localhost:50051` or `dns:///latentserve:50051`.
-        timeout: Seconds that each message may take, unless a call says otherwise.
-        tls: How to encrypt the connection; None for a plain one.
-        token: Sent with each call, where the server asks for one; a callable is asked
-            each time.
-        retry: How often calls are tried again.
-        keepalive: How a dead connection is noticed.
-        coalesce: Join small calls of `encode`, `decode`, `reconstruct` and `score` that
-            run at the same time, and ask for the same of the same model without drawing,
-            into one message. A lone call is not delayed: it goes at once, and those that
-            come until it is answered go together after it.
+        timeout: Default deadline of each message, in seconds.
+        tls: TLS settings; None for an unencrypted connection.
+        token: Bearer token that is sent with each call; a callable is called for each.
+        retry: When and how often a failed call is repeated.
+        keepalive: How a dead connection is detected.
+        coalesce: Join concurrent small calls of `encode`, `decode`, `reconstruct` and `score`
+            into one message, where they have the same model and options and draw nothing. A
+            lone call is not delayed: it is sent at once, and calls that are made before its
+            reply are sent together after it.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class AsyncClient:
         self._token = token
         self._retry = retry
         self._limits = Limits()
-        self._coalescer = Coalescer(self._joint) if coalesce else None
+        self._coalescer = Coalescer(self._run_joined) if coalesce else None
         options = channel_arguments(retry, keepalive, tls)
         if tls is None:
             self._channel = grpc.aio.insecure_channel(target, options=options)
@@ -134,34 +134,82 @@ class AsyncClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Closes the connection."""
+        """Closes the connections; calls in flight are cancelled."""
         await self._channel.close(None)
 
     async def is_serving(self, model: str = "", *, timeout: float | None = None) -> bool:
-        """As `Client.is_serving`."""
+        """Returns whether the server, or one of its models, is ready for calls.
+
+        Args:
+            model: Name of a model; empty for the server as a whole.
+            timeout: Deadline in seconds; the client's by default.
+
+        Raises:
+            ServerError: The server cannot be reached, or has no such model.
+        """
         request = compat_pb2.HealthRequest(service=f"{SERVICE}/{model}" if model else "")
         reply = await self._attempt("Check", request, self._seconds(timeout))
         return bool(reply.status == compat_pb2.HealthResponse.SERVING_STATUS_SERVING)
 
     async def info(self, *, timeout: float | None = None) -> ServerInfo:
-        """As `Client.info`."""
+        """Describes the server: its version, its limits and its models.
+
+        Args:
+            timeout: Deadline in seconds; the client's by default.
+
+        Raises:
+            ServerError: The server cannot be reached.
+        """
         return await self._run(describe.info(), timeout)
 
     async def models(self, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:
-        """As `Client.models`."""
+        """Describes every model and version that is served.
+
+        Args:
+            timeout: Deadline in seconds; the client's by default.
+
+        Raises:
+            ServerError: The server cannot be reached.
+        """
         return await self._run(describe.models(), timeout)
 
     async def model(
         self, model: str = "", *, version: int = 0, timeout: float | None = None
     ) -> ModelInfo:
-        """As `Client.model`."""
+        """Describes one model.
+
+        Args:
+            model: Name of the model; empty for the server's default model.
+            version: Version of the model; 0 for the highest one that is served.
+            timeout: Deadline in seconds; the client's by default.
+
+        Raises:
+            NotFound: No such model or version is served.
+        """
         return await self._run(describe.model_info(self._limits, model, version), timeout)
 
     async def encode(
         self, images: Images, *, timeout: float | None = None, **options: Unpack[Drawing]
     ) -> Posterior:
-        """As `Client.encode`."""
-        encoded: Posterior = await self._joined(unary.encode, images, timeout, options)
+        """Maps images to their posteriors.
+
+        Args:
+            images: [N, C, H, W], [N, H, W] or [N, C*H*W], uint8 or floats in [0, 1]; or the
+                contents of PNG and JPEG files.
+            timeout: Deadline of each message in seconds; the client's by default.
+            **options: `draw=True` or a `seed` for a draw from each posterior, with `offset`, the
+                index of the first row in the seed's sequence; `resize=True` to fit image files of
+                another size or colour mode; `model` and `version`.
+
+        Returns:
+            Mean and log_var, float32 [N, D] each, and z where it was drawn. log_var is None for a
+            plain autoencoder.
+
+        Raises:
+            InvalidArgument: An image or an option is wrong; `index` is that of a wrong file.
+            FailedPrecondition: A draw was requested from a plain autoencoder.
+        """
+        encoded: Posterior = await self._run_rows(unary.encode, images, timeout, options)
         return encoded
 
     @overload
@@ -190,9 +238,22 @@ class AsyncClient:
         timeout: float | None = None,
         **options: Any,
     ) -> NDArray[Any] | list[bytes]:
-        """As `Client.decode`."""
+        """Maps latents to images.
+
+        Args:
+            z: Latents [N, D], floats.
+            dtype: `float32` for values in [0, 1], `uint8` for 0 to 255, `png` for files.
+            timeout: Deadline of each message in seconds; the client's by default.
+            **options: `model` and `version`.
+
+        Returns:
+            Array [N, C, H, W], or the contents of N PNG files.
+
+        Raises:
+            InvalidArgument: The latents have a wrong shape or values.
+        """
         options["dtype"] = dtype
-        images: NDArray[Any] | list[bytes] = await self._joined(unary.decode, z, timeout, options)
+        images: NDArray[Any] | list[bytes] = await self._run_rows(unary.decode, z, timeout, options)
         return images
 
     @overload
@@ -216,7 +277,25 @@ class AsyncClient:
     async def sample(
         self, n: int, *, dtype: Format = "float32", timeout: float | None = None, **options: Any
     ) -> NDArray[Any] | list[bytes]:
-        """As `Client.sample`."""
+        """Draws new images from the prior.
+
+        Image i depends on (seed, offset + i) alone.
+
+        Args:
+            n: Number of images, at least 1.
+            dtype: `float32` for values in [0, 1], `uint8` for 0 to 255, `png` for files.
+            timeout: Deadline of each message in seconds; the client's by default.
+            **options: `seed`, and `offset` in its sequence; `label`, the index of a class;
+                `temperature`, a factor on the standard deviation of the noise; `truncation`, a
+                bound on the noise in standard deviations; `model` and `version`.
+
+        Returns:
+            Array [N, C, H, W], or the contents of N PNG files.
+
+        Raises:
+            FailedPrecondition: The model has no prior, or a label was given and its prior has no
+                classes.
+        """
         return await self._run(unary.sample(self._limits, n, dtype=dtype, **options), timeout)
 
     async def sample_with_latents(
@@ -227,7 +306,21 @@ class AsyncClient:
         timeout: float | None = None,
         **options: Unpack[Sampling],
     ) -> Samples:
-        """As `Client.sample_with_latents`."""
+        """Draws latents from the prior and decodes them.
+
+        Args:
+            n: Number of images, at least 1.
+            dtype: `float32` for values in [0, 1], `uint8` for 0 to 255.
+            timeout: Deadline of each message in seconds; the client's by default.
+            **options: As in `sample`.
+
+        Returns:
+            Images, latents, and the seed and offset that give the same again.
+
+        Raises:
+            FailedPrecondition: The model has no prior, or a label was given and its prior has no
+                classes.
+        """
         plan = unary.sample_with_latents(self._limits, n, dtype=dtype, **options)
         return await self._run(plan, timeout)
 
@@ -257,9 +350,25 @@ class AsyncClient:
         timeout: float | None = None,
         **options: Any,
     ) -> NDArray[Any] | list[bytes]:
-        """As `Client.reconstruct`."""
+        """Encodes images and decodes the mean of each posterior, or a draw from it.
+
+        Args:
+            images: As in `encode`.
+            dtype: `float32` for values in [0, 1], `uint8` for 0 to 255, `png` for files.
+            timeout: Deadline of each message in seconds; the client's by default.
+            **options: `draw=True` or a `seed` for a draw from each posterior, with `offset`, the
+                index of the first row in the seed's sequence; `resize=True` to fit image files of
+                another size or colour mode; `model` and `version`.
+
+        Returns:
+            Array [N, C, H, W], or the contents of N PNG files.
+
+        Raises:
+            InvalidArgument: An image or an option is wrong; `index` is that of a wrong file.
+            FailedPrecondition: A draw was requested from a plain autoencoder.
+        """
         options["dtype"] = dtype
-        made: NDArray[Any] | list[bytes] = await self._joined(
+        made: NDArray[Any] | list[bytes] = await self._run_rows(
             unary.reconstruct, images, timeout, options
         )
         return made
@@ -276,7 +385,25 @@ class AsyncClient:
         timeout: float | None = None,
         **where: Unpack[Where],
     ) -> Interpolation:
-        """As `Client.interpolate`."""
+        """Decodes a path from one image or latent to another.
+
+        Args:
+            start: A latent [D], an image [C, H, W] or [H, W], or the content of a PNG or JPEG file.
+                An image stands for the mean of its posterior.
+            stop: The other end; a latent if `start` is one, else an image.
+            steps: Number of images, both ends included; at least 2.
+            method: `linear` for a straight line, `spherical` for an arc.
+            dtype: `float32` for values in [0, 1], `uint8` for 0 to 255.
+            resize: Fit image files of another size or colour mode.
+            timeout: Deadline in seconds; the client's by default.
+            **where: `model` and `version`.
+
+        Returns:
+            Images along the path, and the latents that they were decoded from.
+
+        Raises:
+            InvalidArgument: An end or an option is wrong.
+        """
         plan = unary.interpolate(
             start, stop, steps, method=method, dtype=dtype, resize=resize, **where
         )
@@ -294,7 +421,25 @@ class AsyncClient:
         timeout: float | None = None,
         **where: Unpack[Where],
     ) -> Traversal:
-        """As `Client.traverse`."""
+        """Decodes a line or a grid of points along one or two latent axes.
+
+        Args:
+            axes: One axis or two; the first two by default.
+            steps: Points along each axis, at least 2.
+            range: Distance to either end, in standard deviations of the prior.
+            middle: Point in the middle, as `start` of `interpolate`; the mean of the prior by
+                default.
+            dtype: `float32` for values in [0, 1], `uint8` for 0 to 255.
+            resize: Fit an image file of another size or colour mode.
+            timeout: Deadline in seconds; the client's by default.
+            **where: `model` and `version`.
+
+        Returns:
+            Images and latents, laid out as a grid.
+
+        Raises:
+            InvalidArgument: An axis or another option is wrong.
+        """
         plan = unary.traverse(
             axes, steps=steps, range=range, middle=middle, dtype=dtype, resize=resize, **where
         )
@@ -311,11 +456,29 @@ class AsyncClient:
         timeout: float | None = None,
         **where: Unpack[Where],
     ) -> Scores:
-        """As `Client.score`."""
+        """Measures how likely images are under the model.
+
+        Args:
+            images: As in `encode`.
+            draws: Number K of draws of the importance-weighted bound; 0, the default, leaves it
+                out.
+            seed: Seed of these draws; a fresh one by default, returned in the result.
+            offset: Index of the first row in the seed's sequence.
+            resize: Fit image files of another size or colour mode.
+            timeout: Deadline of each message in seconds; the client's by default.
+            **where: `model` and `version`.
+
+        Returns:
+            Scores of each image, in nats.
+
+        Raises:
+            InvalidArgument: An image or an option is wrong; `index` is that of a wrong file.
+            FailedPrecondition: The model is a plain autoencoder, which has no likelihood.
+        """
         options: dict[str, Any] = {"resize": resize, **where}
         if draws:
             options |= {"draws": draws, "seed": seed, "offset": offset}
-        scores: Scores = await self._joined(unary.score, images, timeout, options)
+        scores: Scores = await self._run_rows(unary.score, images, timeout, options)
         return scores
 
     def sample_stream(
@@ -327,7 +490,24 @@ class AsyncClient:
         timeout: float | None = None,
         **options: Unpack[Sampling],
     ) -> AsyncGenerator[Samples, None]:
-        """As `Client.sample_stream`."""
+        """Draws any number of new images, chunk by chunk, in the memory of a few chunks.
+
+        The server pauses while nobody reads. A stream that is cut off resumes after its last chunk.
+
+        Args:
+            n: Number of images, at least 1.
+            dtype: `float32` for values in [0, 1], `uint8` for 0 to 255.
+            chunk_rows: Most images in a chunk; 0, the default, leaves it to the server.
+            timeout: Deadline of each chunk in seconds; the client's by default.
+            **options: As in `sample`.
+
+        Yields:
+            The chunks, in the order of the sequence.
+
+        Raises:
+            FailedPrecondition: The model has no prior, or a label was given and its prior has no
+                classes.
+        """
         plan = streams.sample_stream(self._retry, n, dtype=dtype, chunk_rows=chunk_rows, **options)
         return self._stream(plan, timeout)
 
@@ -344,7 +524,28 @@ class AsyncClient:
         version: int = 0,
         timeout: float | None = None,
     ) -> AsyncGenerator[Posterior, None]:
-        """As `Client.encode_stream`; `batches` may be asynchronous too."""
+        """Encodes any number of images, batch by batch, in the memory of a few batches.
+
+        A stream that is cut off is resumed, by sending again what has no reply.
+
+        Args:
+            batches: Batches of images, each as in `encode`.
+            draw: Draw z from each posterior; a given seed implies it.
+            seed: Seed of the draws; a fresh one by default, returned in the results.
+            offset: Index of the first row in the seed's sequence; rows are numbered through all
+                batches.
+            resize: Fit image files of another size or colour mode.
+            window: Most messages sent ahead of their replies; batches are read no further ahead.
+            model: Name of the model; empty for the server's default model.
+            version: Version of the model; 0 for the highest one that is served.
+            timeout: Deadline of each reply in seconds; the client's by default.
+
+        Yields:
+            The posteriors of each batch, in the order of the batches.
+
+        Raises:
+            InvalidArgument: A batch is wrong; `index` is that of a wrong file in its batch.
+        """
         plan = streams.encode_stream(
             self._limits,
             self._retry,
@@ -368,37 +569,64 @@ class AsyncClient:
         version: int = 0,
         timeout: float | None = None,
     ) -> AsyncGenerator[NDArray[Any], None]:
-        """As `Client.decode_stream`; `batches` may be asynchronous too."""
+        """Decodes any number of latents, batch by batch, in the memory of a few batches.
+
+        A stream that is cut off is resumed, by sending again what has no reply.
+
+        Args:
+            batches: Batches of latents, each as in `decode`.
+            dtype: `float32` for values in [0, 1], `uint8` for 0 to 255.
+            window: Most messages sent ahead of their replies; batches are read no further ahead.
+            model: Name of the model; empty for the server's default model.
+            version: Version of the model; 0 for the highest one that is served.
+            timeout: Deadline of each reply in seconds; the client's by default.
+
+        Yields:
+            The images of each batch, in the order of the batches.
+
+        Raises:
+            InvalidArgument: A batch is wrong.
+        """
         plan = streams.decode_stream(
             self._limits, self._retry, dtype=dtype, window=window, model=model, version=version
         )
         return self._stream(plan, timeout, batches)
 
     async def reload(self, *, timeout: float | None = None) -> Reloaded:
-        """As `Client.reload`."""
+        """Makes the server read its models folder again; it must run with `--admin`.
+
+        Args:
+            timeout: Deadline in seconds; the client's by default.
+
+        Returns:
+            Versions that are served now, and those that were added, removed or refused.
+
+        Raises:
+            Unavailable: The folder cannot be read; the models that are served stay.
+            ServerError: The server has no AdminService, or cannot be reached.
+        """
         return await self._run(describe.reload(), timeout)
 
-    def _joined(
+    def _run_rows(
         self,
         plan: Callable[..., Plan[Any]],
         rows: Any,
         timeout: float | None,
         options: Mapping[str, Any],
     ) -> Awaitable[Any]:
-        """Runs a plan of rows, together with others where that was asked for."""
+        """Carries out a plan for rows, in one message with concurrent calls if it may be."""
         coalescer = self._coalescer
         if coalescer is not None and not isinstance(rows, _LISTS):
             array = np.asarray(rows)
             # A draw has a seed and an offset of its own.
             if array.ndim > 1 and array.size and not (options and _draws(options)):
                 settled = tuple(sorted(options.items())) if options else ()
-                kind = (plan, settled, timeout, array.dtype, array.shape[1:])
-                return coalescer.run(kind, array)
+                return coalescer.run((plan, settled, timeout, array.dtype, array.shape[1:]), array)
         return self._run(plan(self._limits, rows, **options), timeout)
 
-    def _joint(self, kind: tuple[Any, ...], rows: NDArray[Any]) -> Awaitable[Any]:
-        """Runs the plan that is of a kind, as `_joined` makes them, for any rows."""
-        plan, settled, timeout, *_ = kind
+    def _run_joined(self, key: tuple[Any, ...], rows: NDArray[Any]) -> Awaitable[Any]:
+        """Carries out the plan of a key, as `_run_rows` makes it, for the rows of its calls."""
+        plan, settled, timeout, *_ = key
         return self._run(plan(self._limits, rows, **dict(settled)), timeout)
 
     async def _run(self, plan: Plan[T], timeout: float | None) -> T:
@@ -448,9 +676,8 @@ class AsyncClient:
                             case UnaryCall():
                                 outcome = await self._call(step, seconds)
                     except ServerError as error:
-                        # Not the caller's own, out of its batches.
                         if isinstance(step, (Deliver, NextBatch)):
-                            raise
+                            raise  # the caller's own
                         step = plan.throw(error)
                     else:
                         step = plan.send(outcome)
@@ -497,7 +724,7 @@ class AsyncClient:
             raise from_rpc_error(error, self.target) from error
 
     async def _call(self, call: UnaryCall, seconds: float) -> Any:
-        """Makes a unary call, again where the server said when to come again."""
+        """Makes a unary call; again after the delay that a full server asks for."""
         deadline = time.monotonic() + seconds
         attempt = 0
         while True:
@@ -523,7 +750,7 @@ class AsyncClient:
 
 
 def _draws(options: Mapping[str, Any]) -> bool:
-    """Whether a call with these options draws; a seed implies it, 0 as well."""
+    """Whether a call with these options draws; any seed implies it, 0 too."""
     return (
         options.get("seed") is not None
         or bool(options.get("draw", False))
@@ -532,6 +759,7 @@ def _draws(options: Mapping[str, Any]) -> bool:
 
 
 async def _asynchronous(items: Any) -> AsyncGenerator[Any, None]:
+    """Yields from an iterable of either sort."""
     if isinstance(items, AsyncIterable):
         async for item in items:
             yield item

@@ -43,7 +43,7 @@ def in_chunks(
     """Makes a call for each chunk of rows and returns the replies.
 
     Args:
-        limits: What the client has learnt; extended.
+        limits: Limits that the client has learnt; extended.
         rows: All of them.
         call: Makes the call for some of them.
         model: Name of the model.

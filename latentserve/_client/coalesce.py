@@ -1,7 +1,7 @@
-"""Joins small calls that run at the same time into one.
+"""Joins concurrent small calls into one message.
 
-A call that finds none of its kind on its way goes at once, together with those of the same
-turn of the loop; those that come meanwhile go together when it is answered.
+A call is sent at once if none with its key is in flight, together with those that are made in
+the same event-loop iteration. Calls that are made before the reply are sent together after it.
 """
 
 import asyncio
@@ -14,161 +14,161 @@ from numpy.typing import NDArray
 
 from latentserve.errors import InvalidArgument, ProtocolError
 
-#: A call of more rows than this is worth a message of its own; no joined one has more.
+#: Most rows of a joined message; a call of more rows is not joined.
 MOST_ROWS = 256
 
 Run = Callable[[Any, NDArray[Any]], Awaitable[Any]]
 
-# Rows and the future of their result. A plain tuple: one is made for each call.
-_Caller = tuple[NDArray[Any], asyncio.Future[Any]]
+# Rows of a call and the future of its result. A plain tuple: there is one for each call.
+_Call = tuple[NDArray[Any], asyncio.Future[Any]]
 
 
-class _Line:
-    """Those who wait for the next message of a kind."""
+class _Queue:
+    """Calls with the same key that wait for the next message."""
 
-    __slots__ = ("loop", "waiting")
+    __slots__ = ("calls", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop):
-        # Asked for once: asking costs a system call (Python 3.11).
+        # Kept, since getting the running loop costs a system call (Python 3.11).
         self.loop = loop
-        self.waiting: list[_Caller] = []
+        self.calls: list[_Call] = []
 
 
 class Coalescer:
-    """Sends calls, those of a kind together; to be used in one event loop.
+    """Sends calls, joining those with the same key; belongs to one event loop.
 
     Args:
-        run: Makes the call of a kind for any rows.
+        run: Makes the call of a key for any rows.
     """
 
     def __init__(self, run: Run):
         self._run = run
-        self._lines: dict[Hashable, _Line] = {}
+        self._queues: dict[Hashable, _Queue] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def run(self, kind: Hashable, rows: NDArray[Any]) -> Awaitable[Any]:
-        """Runs a call, alone or with others of its kind.
+    def run(self, key: Hashable, rows: NDArray[Any]) -> Awaitable[Any]:
+        """Makes a call, alone or joined with others.
 
-        A caller who is cancelled takes nothing away from the others, and one whose rows
-        are refused does not spoil theirs.
+        Neither the cancellation of a call nor an error in its rows affects the others.
 
         Args:
-            kind: What calls must have in common to be joined.
-            rows: The caller's.
+            key: Equal for calls that may be joined.
+            rows: Rows of the call, [N, ...].
 
         Returns:
-            What the kind's call would have returned for these rows.
+            The result that the call would have had alone.
         """
         if len(rows) > MOST_ROWS:
-            return self._run(kind, rows)
-        line = self._lines.get(kind) or self._begin(kind)
-        result = line.loop.create_future()
-        line.waiting.append((rows, result))
+            return self._run(key, rows)
+        queue = self._queues.get(key) or self._open(key)
+        result = queue.loop.create_future()
+        queue.calls.append((rows, result))
         return result
 
-    def _begin(self, kind: Hashable) -> _Line:
-        """Starts to send calls of a kind, after all else that this turn of the loop has to do."""
+    def _open(self, key: Hashable) -> _Queue:
+        """Opens a queue, whose first message is sent in the next event-loop iteration."""
         loop = asyncio.get_running_loop()
-        line = self._lines[kind] = _Line(loop)
-        task = loop.create_task(self._send(kind, line))
+        queue = self._queues[key] = _Queue(loop)
+        task = loop.create_task(self._send(key, queue))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return line
+        return queue
 
-    async def _send(self, kind: Hashable, line: _Line) -> None:
-        """Sends one message after the other, until nobody waits."""
-        callers: list[_Caller] = []
+    async def _send(self, key: Hashable, queue: _Queue) -> None:
+        """Sends one message after another, until no call waits."""
+        calls: list[_Call] = []
         try:
-            while callers := _take(line):
-                await _answer(self._run, kind, callers)
-                # Those who have their answers now may call again, and go along.
+            while calls := _take(queue):
+                await _answer(self._run, key, calls)
+                # Callers that have their results now may call again in time for the next message.
                 await asyncio.sleep(0)
         finally:
-            del self._lines[kind]
-            # Nobody is left, unless the loop itself is ending.
-            for _, result in (*callers, *line.waiting):
+            del self._queues[key]
+            # None are left, unless the loop is being closed.
+            for _, result in (*calls, *queue.calls):
                 result.cancel()
 
 
-def _take(line: _Line) -> list[_Caller]:
-    """As many of those who still wait as go into one message."""
-    waiting, line.waiting = line.waiting, []
-    taken: list[_Caller] = []
+def _take(queue: _Queue) -> list[_Call]:
+    """Removes the calls of one message from a queue, without those that were cancelled."""
+    waiting, queue.calls = queue.calls, []
+    taken: list[_Call] = []
     count = 0
-    for place, caller in enumerate(waiting):
-        rows, result = caller
+    for place, call in enumerate(waiting):
+        rows, result = call
         if result.done():
             continue
         count += len(rows)
         if count > MOST_ROWS:
-            line.waiting = waiting[place:]
+            queue.calls = waiting[place:]
             break
-        taken.append(caller)
+        taken.append(call)
     return taken
 
 
-async def _answer(run: Run, kind: Hashable, callers: list[_Caller]) -> None:
+async def _answer(run: Run, key: Hashable, calls: list[_Call]) -> None:
+    """Makes one call of several, and sets their results."""
     try:
-        parts = await _answers(run, kind, [rows for rows, _ in callers])
+        parts = await _results(run, key, [rows for rows, _ in calls])
     except InvalidArgument as error:
-        if len(callers) == 1:
-            _fail(callers, error)
+        if len(calls) == 1:
+            _fail(calls, error)
             return
-        # One of them is to blame: each is answered for itself.
-        for caller in callers:
-            await _answer(run, kind, [caller])
-    except Exception as error:  # noqa: BLE001 - it is each caller's
-        _fail(callers, error)
+        # The rows of one of them are wrong: each is sent alone.
+        for call in calls:
+            await _answer(run, key, [call])
+    except Exception as error:  # noqa: BLE001 - raised to each caller
+        _fail(calls, error)
     else:
-        for (_, result), part in zip(callers, parts, strict=True):
+        for (_, result), part in zip(calls, parts, strict=True):
             if not result.done():
                 result.set_result(part)
 
 
-async def _answers(run: Run, kind: Hashable, rows: list[NDArray[Any]]) -> list[Any]:
-    """What one call for all rows says of each array of them."""
+async def _results(run: Run, key: Hashable, rows: list[NDArray[Any]]) -> list[Any]:
+    """Makes one call for several arrays of rows, and cuts its result."""
     if len(rows) == 1:
-        return [await run(kind, rows[0])]
-    return _parts(await run(kind, np.concatenate(rows)), [len(each) for each in rows])
+        return [await run(key, rows[0])]
+    return _parts(await run(key, np.concatenate(rows)), [len(array) for array in rows])
 
 
-def _fail(callers: list[_Caller], error: Exception) -> None:
-    for _, result in callers:
+def _fail(calls: list[_Call], error: Exception) -> None:
+    for _, result in calls:
         if not result.done():
             result.set_exception(error)
 
 
 def _parts(result: Any, counts: list[int]) -> list[Any]:
-    """Cuts an array, a list, or a record of arrays into so many rows each.
+    """Cuts an array, a list, or a dataclass of arrays into parts of the given numbers of rows.
 
-    What else a record has is the same in every part.
+    Other fields of a dataclass are the same in every part.
 
     Raises:
-        ProtocolError: It has more rows, or fewer.
+        ProtocolError: The result has more rows or fewer.
     """
     if isinstance(result, np.ndarray | list):
         return _cut(result, counts)
-    # Not by its class's `__init__`: a frozen dataclass sets each field by a call, which
+    # Not by the class's `__init__`, which sets each field of a frozen dataclass by a call: that
     # takes longer than all else here.
     parts = [object.__new__(type(result)) for _ in counts]
     inside = [vars(part) for part in parts]
     for name, value in vars(result).items():
-        each = _cut(value, counts) if isinstance(value, np.ndarray) else repeat(value)
-        for values, part in zip(inside, each, strict=False):
+        cut = _cut(value, counts) if isinstance(value, np.ndarray) else repeat(value)
+        for values, part in zip(inside, cut, strict=False):
             values[name] = part
     return parts
 
 
 def _cut(rows: Any, counts: list[int]) -> list[Any]:
-    """Cuts an array or a list into so many rows each.
+    """Cuts an array or a list into parts of the given numbers of rows.
 
-    Arrays are copied: a part that is kept must not keep all of them.
+    Parts of an array are copies: one that is kept must not keep the whole array in memory.
     """
     stops = list(accumulate(counts))
     if len(rows) != stops[-1]:
         raise ProtocolError(f"reply: got {len(rows)} rows, wanted {stops[-1]}")
     if isinstance(rows, list):
         return [rows[stop - count : stop] for count, stop in zip(counts, stops, strict=True)]
-    # One row each, as it mostly is, are had without a slice for each.
+    # Parts of one row each, the usual case, come without a slice for each.
     parts = rows[:, None] if len(counts) == len(rows) else np.split(rows, stops[:-1])
     return [part.copy() for part in parts]

@@ -181,7 +181,7 @@ def to_array(tensor: tensor_pb2.Tensor) -> NDArray[Any]:
     """Array of a tensor: a read-only view of its bytes.
 
     Raises:
-        ProtocolError: The dtype is unknown, or the number of bytes wrong.
+        ProtocolError: The dtype is not one of the protocol's, or the number of bytes is wrong.
     """
     dtype = _DTYPES.get(tensor.dtype)
     shape = tuple(tensor.shape)

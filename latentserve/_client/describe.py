@@ -15,11 +15,11 @@ _OVERHEAD_BYTES = 1024
 
 @dataclass
 class Limits:
-    """What a client has learnt about the size of messages.
+    """Limits of messages, as far as a client has learnt them.
 
     Attributes:
         rows: Most rows in a message, by the name and version that a call gives.
-        message_bytes: Most bytes in a message; 0 before the server was asked.
+        message_bytes: Most bytes in a message; 0 before the first query.
     """
 
     rows: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -60,14 +60,14 @@ def model_info(limits: Limits, model: str = "", version: int = 0) -> Plan[ModelI
 
 
 def limits_of(limits: Limits, model: str, version: int, *, files: bool) -> Plan[tuple[int, int]]:
-    """Returns the most rows and the most bytes of a message; asks the server where need be.
+    """Returns the most rows and the most bytes of a message; queries the server if needed.
 
     Args:
-        limits: What the client has learnt; extended.
+        limits: Limits that the client has learnt; extended.
         model: Name that the call gives.
         version: Version that the call gives.
-        files: Whether rows are files; arrays are cut by rows alone, and the bytes are then not
-            asked for.
+        files: Whether rows are files. The most bytes are queried for these alone, since arrays
+            are cut by rows.
     """
     rows = limits.rows.get((model, version))
     if rows is None:

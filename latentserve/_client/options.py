@@ -1,4 +1,4 @@
-"""How a client connects: value classes, and what gRPC wants to be told."""
+"""Connection options of a client, and the gRPC configuration that they become."""
 
 import json
 from collections.abc import Callable
@@ -14,19 +14,19 @@ from latentserve.v1 import admin_service_pb2_grpc, latent_service_pb2, latent_se
 
 SERVICE = "latentserve.v1.LatentService"
 
-#: A token, or what returns the one to use now.
+#: A bearer token, or a callable that returns the current one.
 Token = str | Callable[[], str]
 
 
 @dataclass(frozen=True)
 class Tls:
-    """An encrypted connection. Each file is given by its path or its content, in PEM.
+    """TLS settings. Each PEM file is given by its path or its content.
 
     Attributes:
-        ca: Certificates that the server's must be signed by; None for the public ones.
-        certificate: The client's own, where the server asks for one (mTLS).
-        key: Its private key.
-        server_name: Name in the server's certificate, where it is not that of the target.
+        ca: Certificates of the authorities that are trusted; None for gRPC's built-in ones.
+        certificate: Client certificate, for a server that requires one (mTLS).
+        key: Private key of the client certificate.
+        server_name: Name in the server's certificate, if it is not that of the target.
     """
 
     ca: Path | bytes | None = None
@@ -38,8 +38,8 @@ class Tls:
         """Reads the files.
 
         Raises:
-            OSError: One cannot be read.
-            ValueError: A certificate without a key, or the other way round.
+            OSError: A file cannot be read.
+            ValueError: Only one of certificate and key was given.
         """
         if (self.certificate is None) != (self.key is None):
             raise ValueError("tls: got only one of certificate and key, wanted both or neither")
@@ -50,16 +50,16 @@ class Tls:
 
 @dataclass(frozen=True)
 class Retry:
-    """How often and when a call is tried again.
+    """When and how often a failed call is repeated.
 
-    It is where the server could not be reached, drains or stops, or is full and said when
-    to come again. Every call may be sent twice: seeds are resolved before anything is sent.
+    A call is repeated if the server cannot be reached, is draining or stopping, or is full and
+    says when to retry. That changes no result: seeds are resolved before anything is sent.
 
     Attributes:
-        attempts: In all, 1 to 5; 1 is never again. gRPC itself allows no more than 5.
-        initial_seconds: Before the second attempt; gRPC draws up to 20 % more or less.
-        most_seconds: The longest wait.
-        multiplier: Factor from wait to wait.
+        attempts: Most attempts in all, 1 to 5, which is gRPC's own limit; 1 for no retries.
+        initial_seconds: Back-off before the second attempt, varied at random by up to 20 %.
+        most_seconds: Longest back-off.
+        multiplier: Factor from one back-off to the next.
     """
 
     attempts: int = 4
@@ -77,17 +77,17 @@ class Retry:
             )
 
     def wait(self, attempt: int) -> float:
-        """Seconds to wait after a number of attempts, from 1 on."""
+        """Back-off in seconds after a number of attempts, at least 1."""
         return min(self.most_seconds, self.initial_seconds * self.multiplier ** (attempt - 1))
 
 
 @dataclass(frozen=True)
 class Keepalive:
-    """How a connection that has died is noticed while calls are running.
+    """How a dead connection is detected while calls are in flight: by HTTP/2 pings.
 
     Attributes:
-        interval_seconds: Between two pings; the server permits one every 10 seconds.
-        timeout_seconds: Without an answer for so long, the connection is dead.
+        interval_seconds: Time between two pings; the server permits one every 10 seconds.
+        timeout_seconds: Time to wait for the answer to a ping before the connection is dead.
     """
 
     interval_seconds: float = 30.0
@@ -97,13 +97,13 @@ class Keepalive:
 def channel_arguments(
     retry: Retry, keepalive: Keepalive, tls: Tls | None
 ) -> list[tuple[str, object]]:
-    """What gRPC is told about every channel."""
+    """Returns gRPC's channel arguments."""
     arguments: list[tuple[str, object]] = [
         ("grpc.service_config", _service_config(retry)),
         ("grpc.enable_retries", int(retry.attempts > 1)),
-        # gRPC keeps a request to send it again only up to this size, 256 KiB by default.
+        # Larger requests are not kept for a retry; 256 KiB by default.
         ("grpc.per_rpc_retry_buffer_size", 256 * 2**20),
-        # The server states and keeps the limits; the client cuts its arrays to them.
+        # The server enforces its limits, and the client cuts arrays to them.
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", -1),
         ("grpc.keepalive_time_ms", round(1000 * keepalive.interval_seconds)),
@@ -117,7 +117,7 @@ def channel_arguments(
 
 
 def rpcs_of(channel: Any) -> dict[str, Any]:
-    """What a client calls on a channel, of either kind, by the name of the RPC."""
+    """Returns the methods of a channel, blocking or asynchronous, by the names of their RPCs."""
     latent: Any = latent_service_pb2_grpc.LatentServiceStub(channel)  # type: ignore[no-untyped-call]
     admin: Any = admin_service_pb2_grpc.AdminServiceStub(channel)  # type: ignore[no-untyped-call]
     health = channel.unary_unary(
@@ -129,10 +129,10 @@ def rpcs_of(channel: Any) -> dict[str, Any]:
 
 
 def metadata_of(token: Token | None) -> tuple[tuple[str, str], ...]:
-    """What goes along with every call.
+    """Returns the metadata of a call: its bearer token.
 
     Raises:
-        ValueError: The token cannot be sent.
+        ValueError: The token cannot be sent in a header.
     """
     if token is None:
         return ()
@@ -143,23 +143,22 @@ def metadata_of(token: Token | None) -> tuple[tuple[str, str], ...]:
 
 
 def _service_config(retry: Retry) -> str:
-    # Not the streams: gRPC's own retry of one never ends, and cannot be cancelled, where
-    # the connection breaks before its first message (1.85.1). `_streams` tries them again.
+    # Unary methods alone: gRPC's own retry of a stream never ends, and cannot be cancelled, if
+    # the connection breaks before the first message (1.85.1). Plans resume streams.
     service = latent_service_pb2.DESCRIPTOR.services_by_name["LatentService"]
-    unary = [each.name for each in service.methods if not each.server_streaming]
-    method: dict[str, object] = {"name": [{"service": SERVICE, "method": name} for name in unary]}
+    unary = [method.name for method in service.methods if not method.server_streaming]
+    config: dict[str, object] = {"name": [{"service": SERVICE, "method": name} for name in unary]}
     if retry.attempts > 1:
-        method["retryPolicy"] = {
+        config["retryPolicy"] = {
             "maxAttempts": retry.attempts,
             "initialBackoff": f"{retry.initial_seconds}s",
             "maxBackoff": f"{retry.most_seconds}s",
             "backoffMultiplier": retry.multiplier,
-            # CANCELLED by the server, as one made with grpcio does with what it has not looked
-            # at yet when it stops. Not RESOURCE_EXHAUSTED: that is also a message that is too
-            # large for good.
+            # CANCELLED: a grpcio server that stops sends it for calls that it has not started.
+            # Not RESOURCE_EXHAUSTED: a message that is too large has that status too.
             "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
         }
-    return json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": [method]})
+    return json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": [config]})
 
 
 def _content(source: Path | bytes | None) -> bytes | None:

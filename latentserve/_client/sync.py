@@ -65,24 +65,23 @@ T = TypeVar("T")
 
 
 class Client:
-    """Calls one server, or the several behind a `dns:///` name.
+    """Client of one server, or of several behind a `dns:///` name.
 
-    Arrays of any length are cut into messages that the server takes and put together
-    again. Safe to use from several threads; close it, or use it in a `with` statement.
+    Arrays of any length are cut into messages that the server accepts, and the replies are
+    joined. Threads may share a client. Close it, or use it in a `with` statement.
 
-    Every call takes the keywords `model`, `version` and `timeout` (`Where`), and raises
-    TypeError or ValueError for what could never be sent, and ServerError, whose
-    subclasses `latentserve.errors` draws, where the server refused or could not be
-    reached.
+    `model` and `version` choose the model of a call: by default the server's default model,
+    in the highest version that is served. Methods raise TypeError or ValueError for arguments
+    that could never be sent, and ServerError where the server refuses a request or cannot be
+    reached; `latentserve.errors` has a subclass for each case.
 
     Args:
         target: Address, for example `localhost:50051` or `dns:///latentserve:50051`.
-        timeout: Seconds that each message may take, unless a call says otherwise.
-        tls: How to encrypt the connection; None for a plain one.
-        token: Sent with each call, where the server asks for one; a callable is asked
-            each time.
-        retry: How often calls are tried again.
-        keepalive: How a dead connection is noticed.
+        timeout: Default deadline of each message, in seconds.
+        tls: TLS settings; None for an unencrypted connection.
+        token: Bearer token that is sent with each call; a callable is called for each.
+        retry: When and how often a failed call is repeated.
+        keepalive: How a dead connection is detected.
     """
 
     def __init__(
@@ -119,29 +118,43 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes the connection."""
+        """Closes the connections; calls in flight are cancelled."""
         self._channel.close()
 
     def is_serving(self, model: str = "", *, timeout: float | None = None) -> bool:
-        """Tells whether the server, or one of its models, is ready for calls.
+        """Returns whether the server, or one of its models, is ready for calls.
 
         Args:
             model: Name of a model; empty for the server as a whole.
-            timeout: Seconds; the client's by default.
+            timeout: Deadline in seconds; the client's by default.
 
         Raises:
-            ServerError: It cannot be reached, or has no such model.
+            ServerError: The server cannot be reached, or has no such model.
         """
         request = compat_pb2.HealthRequest(service=f"{SERVICE}/{model}" if model else "")
         reply = self._attempt("Check", request, self._seconds(timeout))
         return bool(reply.status == compat_pb2.HealthResponse.SERVING_STATUS_SERVING)
 
     def info(self, *, timeout: float | None = None) -> ServerInfo:
-        """Tells what the server is, how it is limited and which models it serves."""
+        """Describes the server: its version, its limits and its models.
+
+        Args:
+            timeout: Deadline in seconds; the client's by default.
+
+        Raises:
+            ServerError: The server cannot be reached.
+        """
         return self._run(describe.info(), timeout)
 
     def models(self, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:
-        """Describes every model and version that is served."""
+        """Describes every model and version that is served.
+
+        Args:
+            timeout: Deadline in seconds; the client's by default.
+
+        Raises:
+            ServerError: The server cannot be reached.
+        """
         return self._run(describe.models(), timeout)
 
     def model(
@@ -150,12 +163,12 @@ class Client:
         """Describes one model.
 
         Args:
-            model: Its name; empty for the server's default model.
-            version: Its version; 0 for the highest that is served.
-            timeout: Seconds; the client's by default.
+            model: Name of the model; empty for the server's default model.
+            version: Version of the model; 0 for the highest one that is served.
+            timeout: Deadline in seconds; the client's by default.
 
         Raises:
-            NotFound: There is none.
+            NotFound: No such model or version is served.
         """
         return self._run(describe.model_info(self._limits, model, version), timeout)
 
@@ -167,15 +180,18 @@ class Client:
         Args:
             images: [N, C, H, W], [N, H, W] or [N, C*H*W], uint8 or floats in [0, 1]; or the
                 contents of PNG and JPEG files.
-            timeout: Seconds for each message; the client's by default.
-            **options: `draw`, `seed`, `offset`, `resize`, `model`, `version` (`Drawing`).
+            timeout: Deadline of each message in seconds; the client's by default.
+            **options: `draw=True` or a `seed` for a draw from each posterior, with `offset`, the
+                index of the first row in the seed's sequence; `resize=True` to fit image files of
+                another size or colour mode; `model` and `version`.
 
         Returns:
-            Mean and log_var, float32 [N, D] each, and z where it was drawn. A plain
-            autoencoder answers no log_var.
+            Mean and log_var, float32 [N, D] each, and z where it was drawn. log_var is None for a
+            plain autoencoder.
 
         Raises:
-            FailedPrecondition: A draw from a plain autoencoder.
+            InvalidArgument: An image or an option is wrong; `index` is that of a wrong file.
+            FailedPrecondition: A draw was requested from a plain autoencoder.
         """
         return self._run(unary.encode(self._limits, images, **options), timeout)
 
@@ -208,13 +224,16 @@ class Client:
         """Maps latents to images.
 
         Args:
-            z: [N, D], floats.
+            z: Latents [N, D], floats.
             dtype: `float32` for values in [0, 1], `uint8` for 0 to 255, `png` for files.
-            timeout: Seconds for each message; the client's by default.
-            **options: `model`, `version` (`Where`).
+            timeout: Deadline of each message in seconds; the client's by default.
+            **options: `model` and `version`.
 
         Returns:
-            [N, C, H, W], or a file for each image.
+            Array [N, C, H, W], or the contents of N PNG files.
+
+        Raises:
+            InvalidArgument: The latents have a wrong shape or values.
         """
         return self._run(unary.decode(self._limits, z, dtype=dtype, **options), timeout)
 
@@ -241,19 +260,22 @@ class Client:
     ) -> NDArray[Any] | list[bytes]:
         """Draws new images from the prior.
 
+        Image i depends on (seed, offset + i) alone.
+
         Args:
-            n: How many, at least 1.
+            n: Number of images, at least 1.
             dtype: `float32` for values in [0, 1], `uint8` for 0 to 255, `png` for files.
-            timeout: Seconds for each message; the client's by default.
-            **options: `seed`, `offset`, `label`, `temperature`, `truncation`, `model`,
-                `version` (`Sampling`).
+            timeout: Deadline of each message in seconds; the client's by default.
+            **options: `seed`, and `offset` in its sequence; `label`, the index of a class;
+                `temperature`, a factor on the standard deviation of the noise; `truncation`, a
+                bound on the noise in standard deviations; `model` and `version`.
 
         Returns:
-            [N, C, H, W], or a file for each image.
+            Array [N, C, H, W], or the contents of N PNG files.
 
         Raises:
-            FailedPrecondition: The model has no prior, or a label was given and its prior
-                knows no classes.
+            FailedPrecondition: The model has no prior, or a label was given and its prior has no
+                classes.
         """
         return self._run(unary.sample(self._limits, n, dtype=dtype, **options), timeout)
 
@@ -267,7 +289,18 @@ class Client:
     ) -> Samples:
         """Draws latents from the prior and decodes them.
 
-        Takes and raises what `sample` does.
+        Args:
+            n: Number of images, at least 1.
+            dtype: `float32` for values in [0, 1], `uint8` for 0 to 255.
+            timeout: Deadline of each message in seconds; the client's by default.
+            **options: As in `sample`.
+
+        Returns:
+            Images, latents, and the seed and offset that give the same again.
+
+        Raises:
+            FailedPrecondition: The model has no prior, or a label was given and its prior has no
+                classes.
         """
         plan = unary.sample_with_latents(self._limits, n, dtype=dtype, **options)
         return self._run(plan, timeout)
@@ -301,16 +334,19 @@ class Client:
         """Encodes images and decodes the mean of each posterior, or a draw from it.
 
         Args:
-            images: As `encode` takes them.
+            images: As in `encode`.
             dtype: `float32` for values in [0, 1], `uint8` for 0 to 255, `png` for files.
-            timeout: Seconds for each message; the client's by default.
-            **options: `draw`, `seed`, `offset`, `resize`, `model`, `version` (`Drawing`).
+            timeout: Deadline of each message in seconds; the client's by default.
+            **options: `draw=True` or a `seed` for a draw from each posterior, with `offset`, the
+                index of the first row in the seed's sequence; `resize=True` to fit image files of
+                another size or colour mode; `model` and `version`.
 
         Returns:
-            [N, C, H, W], or a file for each image.
+            Array [N, C, H, W], or the contents of N PNG files.
 
         Raises:
-            FailedPrecondition: A draw from a plain autoencoder.
+            InvalidArgument: An image or an option is wrong; `index` is that of a wrong file.
+            FailedPrecondition: A draw was requested from a plain autoencoder.
         """
         return self._run(unary.reconstruct(self._limits, images, dtype=dtype, **options), timeout)
 
@@ -329,15 +365,21 @@ class Client:
         """Decodes a path from one image or latent to another.
 
         Args:
-            start: A latent [D], an image [C, H, W] or [H, W], or the content of a PNG or JPEG
-                file. Of an image, the mean of its posterior is meant.
-            stop: The other end, of the same kind.
-            steps: How many images, both ends included; at least 2.
-            method: `linear`, or `spherical` for an arc.
+            start: A latent [D], an image [C, H, W] or [H, W], or the content of a PNG or JPEG file.
+                An image stands for the mean of its posterior.
+            stop: The other end; a latent if `start` is one, else an image.
+            steps: Number of images, both ends included; at least 2.
+            method: `linear` for a straight line, `spherical` for an arc.
             dtype: `float32` for values in [0, 1], `uint8` for 0 to 255.
-            resize: Make files of another size or colour mode fit.
-            timeout: Seconds; the client's by default.
-            **where: `model`, `version`.
+            resize: Fit image files of another size or colour mode.
+            timeout: Deadline in seconds; the client's by default.
+            **where: `model` and `version`.
+
+        Returns:
+            Images along the path, and the latents that they were decoded from.
+
+        Raises:
+            InvalidArgument: An end or an option is wrong.
         """
         plan = unary.interpolate(
             start, stop, steps, method=method, dtype=dtype, resize=resize, **where
@@ -361,13 +403,19 @@ class Client:
         Args:
             axes: One axis or two; the first two by default.
             steps: Points along each axis, at least 2.
-            range: How far to go to either side, in standard deviations of the prior.
-            middle: Where the middle is, as `interpolate` takes its ends; the mean of the
-                prior by default.
+            range: Distance to either end, in standard deviations of the prior.
+            middle: Point in the middle, as `start` of `interpolate`; the mean of the prior by
+                default.
             dtype: `float32` for values in [0, 1], `uint8` for 0 to 255.
-            resize: Make a file of another size or colour mode fit.
-            timeout: Seconds; the client's by default.
-            **where: `model`, `version`.
+            resize: Fit an image file of another size or colour mode.
+            timeout: Deadline in seconds; the client's by default.
+            **where: `model` and `version`.
+
+        Returns:
+            Images and latents, laid out as a grid.
+
+        Raises:
+            InvalidArgument: An axis or another option is wrong.
         """
         plan = unary.traverse(
             axes, steps=steps, range=range, middle=middle, dtype=dtype, resize=resize, **where
@@ -388,15 +436,20 @@ class Client:
         """Measures how likely images are under the model.
 
         Args:
-            images: As `encode` takes them.
-            draws: K of the importance-weighted bound; 0, the default, for none.
-            seed: Of these draws; a fresh one by default, told in the result.
+            images: As in `encode`.
+            draws: Number K of draws of the importance-weighted bound; 0, the default, leaves it
+                out.
+            seed: Seed of these draws; a fresh one by default, returned in the result.
             offset: Index of the first row in the seed's sequence.
-            resize: Make image files of another size or colour mode fit.
-            timeout: Seconds for each message; the client's by default.
-            **where: `model`, `version`.
+            resize: Fit image files of another size or colour mode.
+            timeout: Deadline of each message in seconds; the client's by default.
+            **where: `model` and `version`.
+
+        Returns:
+            Scores of each image, in nats.
 
         Raises:
+            InvalidArgument: An image or an option is wrong; `index` is that of a wrong file.
             FailedPrecondition: The model is a plain autoencoder, which has no likelihood.
         """
         plan = unary.score(
@@ -415,19 +468,21 @@ class Client:
     ) -> Iterator[Samples]:
         """Draws any number of new images, chunk by chunk, in the memory of a few chunks.
 
-        The server waits while nobody reads. A stream that is cut off is taken up again
-        where it was.
+        The server pauses while nobody reads. A stream that is cut off resumes after its last chunk.
 
         Args:
-            n: How many, at least 1.
+            n: Number of images, at least 1.
             dtype: `float32` for values in [0, 1], `uint8` for 0 to 255.
-            chunk_rows: Most images in a chunk; 0, the default, for as many as the server
-                likes.
-            timeout: Seconds to wait for each chunk; the client's by default.
-            **options: As `sample`.
+            chunk_rows: Most images in a chunk; 0, the default, leaves it to the server.
+            timeout: Deadline of each chunk in seconds; the client's by default.
+            **options: As in `sample`.
 
         Yields:
             The chunks, in the order of the sequence.
+
+        Raises:
+            FailedPrecondition: The model has no prior, or a label was given and its prior has no
+                classes.
         """
         plan = streams.sample_stream(self._retry, n, dtype=dtype, chunk_rows=chunk_rows, **options)
         return self._stream(plan, timeout)
@@ -447,22 +502,25 @@ class Client:
     ) -> Iterator[Posterior]:
         """Encodes any number of images, batch by batch, in the memory of a few batches.
 
-        A stream that is cut off is opened again and what was not answered sent again.
+        A stream that is cut off is resumed, by sending again what has no reply.
 
         Args:
-            batches: Images, each as `encode` takes them; read `window` messages ahead of
-                what has been answered.
-            draw: Draw from each posterior; a given seed implies it.
-            seed: Of the draws; a fresh one by default, told in the results.
-            offset: Index of the first row; the rows of the whole stream are numbered on.
-            resize: Make image files of another size or colour mode fit.
-            window: Most messages on their way.
-            model: Name of the model; empty for the server's default.
-            version: Its version; 0 for the highest that is served.
-            timeout: Seconds to wait for each answer; the client's by default.
+            batches: Batches of images, each as in `encode`.
+            draw: Draw z from each posterior; a given seed implies it.
+            seed: Seed of the draws; a fresh one by default, returned in the results.
+            offset: Index of the first row in the seed's sequence; rows are numbered through all
+                batches.
+            resize: Fit image files of another size or colour mode.
+            window: Most messages sent ahead of their replies; batches are read no further ahead.
+            model: Name of the model; empty for the server's default model.
+            version: Version of the model; 0 for the highest one that is served.
+            timeout: Deadline of each reply in seconds; the client's by default.
 
         Yields:
             The posteriors of each batch, in the order of the batches.
+
+        Raises:
+            InvalidArgument: A batch is wrong; `index` is that of a wrong file in its batch.
         """
         plan = streams.encode_stream(
             self._limits,
@@ -487,18 +545,23 @@ class Client:
         version: int = 0,
         timeout: float | None = None,
     ) -> Iterator[NDArray[Any]]:
-        """Decodes any number of latents, batch by batch, as `encode_stream` encodes images.
+        """Decodes any number of latents, batch by batch, in the memory of a few batches.
+
+        A stream that is cut off is resumed, by sending again what has no reply.
 
         Args:
-            batches: Latents, each as `decode` takes them.
+            batches: Batches of latents, each as in `decode`.
             dtype: `float32` for values in [0, 1], `uint8` for 0 to 255.
-            window: Most messages on their way.
-            model: Name of the model; empty for the server's default.
-            version: Its version; 0 for the highest that is served.
-            timeout: Seconds to wait for each answer; the client's by default.
+            window: Most messages sent ahead of their replies; batches are read no further ahead.
+            model: Name of the model; empty for the server's default model.
+            version: Version of the model; 0 for the highest one that is served.
+            timeout: Deadline of each reply in seconds; the client's by default.
 
         Yields:
             The images of each batch, in the order of the batches.
+
+        Raises:
+            InvalidArgument: A batch is wrong.
         """
         plan = streams.decode_stream(
             self._limits, self._retry, dtype=dtype, window=window, model=model, version=version
@@ -506,11 +569,17 @@ class Client:
         return self._stream(plan, timeout, batches)
 
     def reload(self, *, timeout: float | None = None) -> Reloaded:
-        """Makes the server look through its models folder again; it must run with --admin.
+        """Makes the server read its models folder again; it must run with `--admin`.
+
+        Args:
+            timeout: Deadline in seconds; the client's by default.
+
+        Returns:
+            Versions that are served now, and those that were added, removed or refused.
 
         Raises:
-            Unavailable: The folder cannot be read; what is served does not change.
-            ServerError: The server has no AdminService, or could not be reached.
+            Unavailable: The folder cannot be read; the models that are served stay.
+            ServerError: The server has no AdminService, or cannot be reached.
         """
         return self._run(describe.reload(), timeout)
 
@@ -559,9 +628,8 @@ class Client:
                             case UnaryCall():
                                 outcome = self._call(step, seconds)
                     except ServerError as error:
-                        # Not the caller's own, out of its batches.
                         if isinstance(step, (Deliver, NextBatch)):
-                            raise
+                            raise  # the caller's own
                         step = plan.throw(error)
                     else:
                         step = plan.send(outcome)
@@ -569,7 +637,7 @@ class Client:
                 return
 
     def _call(self, call: UnaryCall, seconds: float) -> Any:
-        """Makes a unary call, again where the server said when to come again."""
+        """Makes a unary call; again after the delay that a full server asks for."""
         deadline = time.monotonic() + seconds
         attempt = 0
         while True:

@@ -40,9 +40,9 @@ class ThreadedStream:
         """Opens a stream, and cancels the one before it.
 
         Args:
-            method: Of the stub.
+            method: Method of a stub.
             request: The only request; None for a stream of requests, which `send` feeds.
-            metadata: Of the call.
+            metadata: Metadata of the call.
         """
         self._cancel()
         self._requests = queue.SimpleQueue()

@@ -1,4 +1,4 @@
-"""The values a client gives back: small, frozen, NumPy and plain Python."""
+"""Values that a client returns: frozen dataclasses of NumPy arrays and plain Python."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Posterior:
-    """The posteriors q(z|x) of a batch of images.
+    """Posteriors q(z|x) of a batch of images.
 
     Attributes:
-        mean: float32 [N, D]; the point itself where the model is a plain autoencoder.
-        log_var: Natural logarithm of the variance, float32 [N, D]; None where the
-            model is a plain autoencoder, which has no variance.
-        z: A draw from each, float32 [N, D], or None where none was asked for.
-        seed: The seed of the draw, or None.
+        mean: Means, float32 [N, D]; the latents themselves for a plain autoencoder.
+        log_var: Natural logarithms of the variances, float32 [N, D]; None for a plain
+            autoencoder, which has no variance.
+        z: A draw from each posterior, float32 [N, D]; None where nothing was drawn.
+        seed: Seed of the draw; None where nothing was drawn.
     """
 
     mean: NDArray[np.float32]
@@ -26,7 +26,7 @@ class Posterior:
 
     @property
     def std(self) -> NDArray[np.float32] | None:
-        """Standard deviation, float32 [N, D]; None as `log_var`."""
+        """Standard deviations, float32 [N, D]; None where `log_var` is."""
         if self.log_var is None:
             return None
         std: NDArray[np.float32] = np.exp(np.float32(0.5) * self.log_var)
@@ -35,13 +35,13 @@ class Posterior:
 
 @dataclass(frozen=True)
 class Samples:
-    """New images, with what is needed to have them again.
+    """Images drawn from the prior, with the seed and offset that give the same again.
 
     Attributes:
-        images: [N, C, H, W]; float32 in [0, 1] or uint8.
-        latents: What they were decoded from, float32 [N, D].
-        seed: The seed they were drawn with.
-        offset: Index of the first in the seed's sequence.
+        images: Images [N, C, H, W], float32 in [0, 1] or uint8.
+        latents: Latents that the images were decoded from, float32 [N, D].
+        seed: Seed of the sequence that they belong to.
+        offset: Index of the first image in that sequence.
     """
 
     images: NDArray[np.float32] | NDArray[np.uint8]
@@ -55,8 +55,8 @@ class Interpolation:
     """A path from one image or latent to another.
 
     Attributes:
-        images: [steps, C, H, W]; float32 in [0, 1] or uint8.
-        latents: What they were decoded from, float32 [steps, D].
+        images: Images along the path [steps, C, H, W], float32 in [0, 1] or uint8.
+        latents: Latents that the images were decoded from, float32 [steps, D].
     """
 
     images: NDArray[np.float32] | NDArray[np.uint8]
@@ -65,13 +65,13 @@ class Interpolation:
 
 @dataclass(frozen=True)
 class Traversal:
-    """A line or a grid through the latent space, as it is laid out.
+    """A line or a grid through the latent space, laid out to be drawn.
 
-    Along a row the first axis grows from left to right; upwards the second one grows.
+    The first axis grows from left to right, the second one from the last row to the first.
 
     Attributes:
-        images: [rows, columns, C, H, W]; float32 in [0, 1] or uint8.
-        latents: What they were decoded from, float32 [rows, columns, D].
+        images: Images [rows, columns, C, H, W], float32 in [0, 1] or uint8.
+        latents: Latents that the images were decoded from, float32 [rows, columns, D].
     """
 
     images: NDArray[np.float32] | NDArray[np.uint8]
@@ -80,17 +80,17 @@ class Traversal:
 
 @dataclass(frozen=True)
 class Scores:
-    """How likely images are under the model: nats, positive, lower is better; float32 [N].
+    """How likely images are under the model, float32 [N] in nats; lower is more likely.
 
     Attributes:
-        reconstruction: -log p(x|z) at the posterior's mean.
-        kl: KL(q(z|x) || p(z)), under a learned prior its estimate at the posterior's mean.
-        elbo: Their sum, the negative ELBO.
-        nll: The importance-weighted bound on -log p(x), or None where no draws were asked
-            for.
-        percentile: Percent of the training images with a lower `elbo`, 0 to 100; None
-            where the model's bundle has no table of them.
-        seed: The seed of the draws, or None.
+        reconstruction: Reconstruction term -log p(x|z) at the posterior's mean.
+        kl: KL term KL(q(z|x) || p(z)); under a learned prior its estimate at the posterior's
+            mean.
+        elbo: Negative ELBO, the sum of both terms.
+        nll: Importance-weighted bound on -log p(x); None where no draws were requested.
+        percentile: Percentage of the training images with a lower `elbo`, 0 to 100; None where
+            the model's bundle has no table of percentiles.
+        seed: Seed of the draws; None where nothing was drawn.
     """
 
     reconstruction: NDArray[np.float32]
@@ -103,11 +103,11 @@ class Scores:
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """A model and a version of it.
+    """Name and version of a model.
 
     Attributes:
-        name: Of the model.
-        version: At least 1.
+        name: Name of the model.
+        version: Version of the model, at least 1.
     """
 
     name: str
@@ -116,12 +116,12 @@ class ModelIdentity:
 
 @dataclass(frozen=True)
 class RefusedModel:
-    """A version that a server was to load and did not.
+    """A version of a model that a server could not load.
 
     Attributes:
-        name: Of the model.
-        version: 0 where the model's folder cannot be read.
-        problem: Why.
+        name: Name of the model.
+        version: Version of the model; 0 where its folder cannot be read.
+        problem: Why it could not be loaded.
     """
 
     name: str
@@ -131,13 +131,13 @@ class RefusedModel:
 
 @dataclass(frozen=True)
 class Reloaded:
-    """What a server serves after a reload.
+    """Outcome of a reload.
 
     Attributes:
-        serving: Every model and version.
-        added: Those of them that were not served before.
-        removed: Those that were, and are no more.
-        refused: Those that are wanted and are not served as they lie on disk.
+        serving: Every model and version that is served now.
+        added: Versions that were not served before.
+        removed: Versions that are no longer served.
+        refused: Versions that are not served as they are on disk, since loading them failed.
     """
 
     serving: tuple[ModelIdentity, ...]
@@ -148,31 +148,31 @@ class Reloaded:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model that is being served.
+    """A model that is served.
 
     Attributes:
-        name: Its name.
-        version: The version being served.
-        image_shape: C, H and W.
-        latent_dim: D.
-        posterior: `gaussian`, or `delta` of a plain autoencoder, whose posteriors have
-            no `log_var`.
-        prior: `standard` is N(0, I); `gmm`, `flow` and `flow-gmm` were fitted to the
-            latents of the training data; a model of prior `none` cannot be sampled from.
-        likelihood: `bernoulli`.
-        labels: Names of the classes that `sample(label=...)` knows, by their index.
+        name: Name of the model.
+        version: Version of the model.
+        image_shape: Channels C, height H and width W of its images.
+        latent_dim: Number D of its latent axes.
+        posterior: `gaussian`, or `delta` for a plain autoencoder, whose posteriors have no
+            `log_var`.
+        prior: `standard` for N(0, I); `gmm`, `flow` or `flow-gmm` for a prior fitted to the
+            latents of the training data; `none` for a model that cannot be sampled from.
+        likelihood: Likelihood of pixels, `bernoulli`.
+        labels: Names of the classes that `sample(label=...)` takes, by their index.
         max_rows: Most rows in one request; the client cuts larger arrays.
-        metrics: Figures on the test set, for example `elbo` in nats per image.
-        devices: Where each graph runs, by its name: `encoder`, `decoder` and, where the
-            prior is learned, `prior` and `prior_density`.
-        checksums: SHA-256 of each graph's file, by its name.
-        dataset: What it was trained on.
-        created_at: When its bundle was written.
-        noise: Name and version of the seeded noise.
-        precision: What the decoder computes in: `fp32`, `fp16` or `int8`.
-        prior_mean: Mean of the prior along each latent axis, the middle of `traverse`.
-        prior_std: Its standard deviation likewise, the unit of `traverse`.
-        has_percentiles: Whether `score` can tell percentiles.
+        metrics: Results on the test set, for example `elbo` in nats per image.
+        devices: Device that each graph runs on, by the graph's name: `encoder`, `decoder` and,
+            where the prior is learned, `prior` and `prior_density`.
+        checksums: SHA-256 of each graph's file, by the graph's name.
+        dataset: Name of the data set that it was trained on.
+        created_at: Time at which its bundle was written, UTC.
+        noise: Name and version of the scheme of seeded noise.
+        precision: Precision of the decoder: `fp32`, `fp16` or `int8`.
+        prior_mean: Mean of the prior on each latent axis, the middle of `traverse`.
+        prior_std: Standard deviation of the prior on each latent axis, the unit of `traverse`.
+        has_percentiles: Whether `score` returns percentiles.
     """
 
     name: str
@@ -198,19 +198,19 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class ServerInfo:
-    """What a server is and how it is limited.
+    """A server, its limits and its models.
 
     Attributes:
-        version: Of latentserve.
-        onnxruntime_version: Of the onnxruntime that runs the graphs.
+        version: Version of latentserve.
+        onnxruntime_version: Version of the onnxruntime that runs the graphs.
         max_rows: Most rows in one request.
         max_message_bytes: Most bytes in one message.
-        default_model: The model that an empty name means.
-        models: Those being served, by name, of each the highest version first.
-        device: The device the operator asked for.
-        max_queue_rows: Most rows in flight on the server, all calls together.
-        max_queue_bytes: Most bytes of images and latents in flight.
-        max_score_draws: Most draws a row of `score`.
+        default_model: Name of the model that an empty name stands for.
+        models: Models that are served, sorted by name; of each, the highest version first.
+        device: Device that the operator configured.
+        max_queue_rows: Most rows in flight on the server, over all calls.
+        max_queue_bytes: Most bytes of images and latents in flight on the server.
+        max_score_draws: Most draws per row of `score`.
     """
 
     version: str

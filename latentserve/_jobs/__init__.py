@@ -1,1 +1,1 @@
-"""Dataset jobs: sources, shards, and the folder that lets a killed job go on."""
+"""Dataset jobs: sources, shards, and the folder from which a killed job is resumed."""

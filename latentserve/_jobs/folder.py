@@ -1,13 +1,13 @@
-"""The folder of a dataset job: what the job is, and which of its shards are whole.
+"""Folder of a dataset job: its manifest, and which of its shards are complete.
 
-    job.json       what the job is; written once, before its first shard
-    cursor.jsonl   a line for each whole shard, appended when its files are durable
-    rows.jsonl     of image files: the name of each row's file
-    .lock          held by the process that works here
-    .*.tmp         being written; removed by whoever comes next
+    job.json       manifest of the job, written once, before the first shard
+    cursor.jsonl   a line for each complete shard, appended once its files are durable
+    rows.jsonl     for image files: the name of each row's file
+    .lock          locked by the process that runs the job
+    .*.tmp         files being written; leftovers are removed when the job is resumed
 
-A shard counts when its line stands in the cursor. What a killed process left beyond
-that, half a line included, is removed before the next one goes on.
+A shard is complete once the cursor has its line. Anything else that a killed process left,
+half a line included, is removed when the job is resumed.
 """
 
 import contextlib
@@ -33,17 +33,17 @@ _HASHED_AT_ONCE = 2**20
 
 
 class JobError(LatentserveError):
-    """A job cannot begin or go on here; the message says what is in its way."""
+    """A job cannot be begun or resumed in a folder; the message says why."""
 
 
 @dataclass(frozen=True)
-class WholeShard:
-    """A shard that is on the disk.
+class CompleteShard:
+    """A shard whose files are durable.
 
     Attributes:
-        shard: Its number, from 0.
-        rows: How many it has.
-        files: Its files.
+        shard: Number of the shard, from 0.
+        rows: Number of its rows.
+        files: Files of the shard.
     """
 
     shard: int
@@ -51,15 +51,15 @@ class WholeShard:
     files: tuple[Written, ...]
 
     def line(self) -> str:
-        """Its line in the cursor."""
+        """Line of the shard in the cursor."""
         return json.dumps(asdict(self)) + "\n"
 
     @classmethod
-    def read(cls, line: str) -> "WholeShard":
+    def read(cls, line: str) -> "CompleteShard":
         """Reads a line of the cursor.
 
         Raises:
-            ValueError, TypeError, KeyError: It is none.
+            ValueError, TypeError, KeyError: It is not one.
         """
         fields = json.loads(line)
         files = tuple(Written(**file) for file in fields["files"])
@@ -67,30 +67,33 @@ class WholeShard:
 
 
 class JobFolder:
-    """The folder of one job, held by this process alone while it is open.
+    """Folder of one job, locked while it is open.
+
+    Args:
+        path: Path of the folder, which is created if it is missing.
 
     Attributes:
-        path: Where it is.
-        manifest: What the job is; None before `begin`.
-        whole: The shards that are on the disk, by their number.
-        rows: How many they have.
-        lost: Files of shards that were whole once and are missing or damaged now.
+        path: Path of the folder.
+        manifest: Manifest of the job; None before `begin`.
+        complete: Complete shards, by their number.
+        rows: Number of rows in the complete shards.
+        lost: Files of once complete shards that are missing or damaged now.
 
     Raises:
-        JobError: Another process works here, or the folder holds something else.
-        OSError: It cannot be made or written.
+        JobError: Another process has locked the folder, or it holds something else.
+        OSError: The folder cannot be created or written.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.manifest: dict[str, Any] | None = None
-        self.whole: dict[int, WholeShard] = {}
+        self.complete: dict[int, CompleteShard] = {}
         self.rows = 0
         self.lost: list[str] = []
         path.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            self._hold()
+            self._take_lock()
             self.manifest = self._read_manifest()
         except BaseException:
             os.close(self._lock)
@@ -108,13 +111,13 @@ class JobFolder:
         os.close(self._lock)
 
     def begin(self, manifest: dict[str, Any], more: dict[str, bytes]) -> None:
-        """Writes down what the job is.
+        """Writes the manifest of a new job.
 
         Args:
-            manifest: Readable as JSON.
-            more: Other files that belong to it, by their names.
+            manifest: The manifest, of JSON's types.
+            more: Contents of other files that belong to it, by their names.
         """
-        # Of a job that was begun here and has nothing whole.
+        # Left by a job that was begun here and has no complete shard.
         (self.path / ROWS).unlink(missing_ok=True)
         for name, content in more.items():
             atomic_write(self.path / name, content)
@@ -122,38 +125,38 @@ class JobFolder:
         self.manifest = json.loads(_json(manifest))
 
     def recover(self, is_shard: Callable[[str], bool], *, verify: bool) -> None:
-        """Reads the cursor and removes what is not in it.
+        """Reads the cursor and removes the files of incomplete shards.
 
         Args:
-            is_shard: Whether a name is one of a shard's files.
-            verify: Hash the files as well, and do not only look at their sizes.
+            is_shard: Whether a name is that of a shard's file.
+            verify: Whether to check the files' hashes, and not their sizes alone.
         """
         cursor = self.path / CURSOR
         text = cursor.read_text(encoding="utf-8") if cursor.exists() else ""
         for line in text.splitlines(keepends=True):
-            # A line that was cut short ends the file.
+            # The last line may be cut short.
             with contextlib.suppress(ValueError, TypeError, KeyError):
                 if line.endswith("\n"):
-                    shard = WholeShard.read(line)
-                    self.whole[shard.shard] = shard
-        for shard in list(self.whole.values()):
-            damaged = [file.name for file in shard.files if not self._is_there(file, verify)]
+                    shard = CompleteShard.read(line)
+                    self.complete[shard.shard] = shard
+        for shard in list(self.complete.values()):
+            damaged = [file.name for file in shard.files if not self._is_intact(file, verify)]
             if damaged:
                 self.lost += damaged
-                del self.whole[shard.shard]
-        self.rows = sum(shard.rows for shard in self.whole.values())
-        # The cursor goes first: what it does not name can then be removed.
-        if text != "".join(shard.line() for shard in self.whole.values()):
+                del self.complete[shard.shard]
+        self.rows = sum(shard.rows for shard in self.complete.values())
+        # The cursor first: a crash must not leave it naming files that are removed below.
+        if text != "".join(shard.line() for shard in self.complete.values()):
             self._rewrite()
-        named = {file.name for shard in self.whole.values() for file in shard.files}
+        named = {file.name for shard in self.complete.values() for file in shard.files}
         for path in self.path.iterdir():
             temporary = path.name.startswith(".") and path.name.endswith(".tmp")
             if temporary or (is_shard(path.name) and path.name not in named):
                 path.unlink()
         fsync_folder(self.path)
 
-    def add(self, shard: WholeShard) -> None:
-        """Counts a shard whose files are durable."""
+    def add(self, shard: CompleteShard) -> None:
+        """Adds a shard whose files are durable to the cursor."""
         is_new = not (self.path / CURSOR).exists()
         with (self.path / CURSOR).open("a", encoding="utf-8") as file:
             file.write(shard.line())
@@ -161,20 +164,20 @@ class JobFolder:
             os.fsync(file.fileno())
         if is_new:
             fsync_folder(self.path)
-        self.whole[shard.shard] = shard
+        self.complete[shard.shard] = shard
         self.rows += shard.rows
 
     def finish(self) -> None:
-        """Puts the lines of the cursor in order, where a lost shard was made anew."""
-        if list(self.whole) != sorted(self.whole):
+        """Sorts the cursor, if a lost shard was written again."""
+        if list(self.complete) != sorted(self.complete):
             self._rewrite()
 
     def _rewrite(self) -> None:
-        self.whole = dict(sorted(self.whole.items()))
-        lines = "".join(shard.line() for shard in self.whole.values())
+        self.complete = dict(sorted(self.complete.items()))
+        lines = "".join(shard.line() for shard in self.complete.values())
         atomic_write(self.path / CURSOR, lines.encode("utf-8"))
 
-    def _hold(self) -> None:
+    def _take_lock(self) -> None:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -183,10 +186,10 @@ class JobFolder:
     def _read_manifest(self) -> dict[str, Any] | None:
         path = self.path / MANIFEST
         if not path.exists():
-            strangers = sorted(self._strangers())
-            if strangers:
+            foreign = sorted(self._foreign())
+            if foreign:
                 raise JobError(
-                    f"{self.path}: got a folder with {strangers[0]} and no {MANIFEST}, "
+                    f"{self.path}: got a folder with {foreign[0]} and no {MANIFEST}, "
                     "wanted an empty or a new one"
                 )
             return None
@@ -198,14 +201,14 @@ class JobFolder:
             raise JobError(f"{path}: got something else than what a job writes")
         return manifest
 
-    def _strangers(self) -> Iterator[str]:
-        """What stands in the folder and was not left by a job before it began."""
+    def _foreign(self) -> Iterator[str]:
+        """Names in the folder that a job which did not get to its manifest does not leave."""
         for path in self.path.iterdir():
-            begun = path.name.startswith(".") and path.name.endswith(".tmp")
-            if not begun and path.name not in (_LOCK, ROWS):
+            temporary = path.name.startswith(".") and path.name.endswith(".tmp")
+            if not temporary and path.name not in (_LOCK, ROWS):
                 yield path.name
 
-    def _is_there(self, file: Written, verify: bool) -> bool:
+    def _is_intact(self, file: Written, verify: bool) -> bool:
         path = self.path / file.name
         if not path.is_file() or path.stat().st_size != file.size:
             return False

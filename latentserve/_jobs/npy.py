@@ -1,7 +1,7 @@
-"""npy files read a few rows at a time, and headers of those that are written in pieces.
+"""Reads npy files a few rows at a time, and makes headers for those written likewise.
 
-Rows are read and not mapped into memory: a mapped file counts as the process's own
-memory while it is read, and kills the process if it is cut short meanwhile.
+Rows are read and not mapped into memory: the pages of a mapped file count as memory of the
+process, and a mapped file that is truncated kills it.
 """
 
 import os
@@ -13,29 +13,29 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-#: What every npy file begins with.
+#: First bytes of every npy file.
 MAGIC = b"\x93NUMPY"
 
-#: What a client can send; float64 is sent as float32.
+#: Dtypes that a client can send; float64 is sent as float32.
 DTYPES = tuple(map(np.dtype, (np.float64, np.float32, np.float16, np.uint8)))
 
 _VERSIONS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
 class SourceError(ValueError):
-    """A file that is to be read is not what it has to be; the message names it."""
+    """A source file is unusable; the message names it and says why."""
 
 
 @dataclass(frozen=True)
 class NpyFile:
-    """An npy file on disk, of which only the header was read.
+    """An npy file whose header has been read.
 
     Attributes:
-        path: Where it is.
-        dtype: Of its elements.
-        shape: Of the whole array; rows are its first axis.
+        path: Path of the file.
+        dtype: Dtype of the array.
+        shape: Shape of the array, whose first axis is the rows.
         data_offset: Bytes before the first element.
-        stamp: Size and time of the last change when it was opened.
+        stamp: Size in bytes and modification time in nanoseconds when it was opened.
     """
 
     path: Path
@@ -46,11 +46,11 @@ class NpyFile:
 
     @classmethod
     def open(cls, path: Path) -> "NpyFile":
-        """Reads and checks the header.
+        """Reads and checks the header of a file.
 
         Raises:
             OSError: The file cannot be read.
-            SourceError: It is no npy file of floats or uint8 in C order, or it is cut short.
+            SourceError: It is not an npy file of floats or uint8 in C order, or is truncated.
         """
         with path.open("rb") as file:
             stat = os.fstat(file.fileno())
@@ -64,7 +64,7 @@ class NpyFile:
             raise SourceError(f"{path}: got dtype {dtype}, wanted floats or uint8")
         if not shape:
             raise SourceError(f"{path}: got a single number, wanted a first axis of rows")
-        # Of one axis, or with one row, both orders are the same.
+        # With one axis, or one row, both orders are the same.
         if fortran_order and sum(length > 1 for length in shape) > 1:
             raise SourceError(
                 f"{path}: got Fortran order, in which rows cannot be read one by one; "
@@ -77,15 +77,15 @@ class NpyFile:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row."""
+        """Size of a row in bytes."""
         return int(np.prod(self.shape[1:], dtype=object)) * self.dtype.itemsize
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Reads rows [start, stop).
+        """Reads the rows from `start` to before `stop`.
 
         Raises:
             OSError: The file cannot be read.
-            SourceError: It was changed since it was opened.
+            SourceError: The file was changed after it was opened.
         """
         with self.path.open("rb") as file:
             stat = os.fstat(file.fileno())
@@ -100,10 +100,10 @@ class NpyFile:
 
 
 def header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-    """The header of an npy file (version 1.0), to be followed by the elements in C order.
+    """Header of an npy file (version 1.0), which the elements follow in C order.
 
-    Written here, so that the bytes do not depend on the version of NumPy, which pads
-    its headers one way or another.
+    It is made here so that its bytes do not depend on the version of NumPy, since these pad
+    headers differently.
     """
     sizes = ", ".join(str(length) for length in shape) + ("," if len(shape) == 1 else "")
     text = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': ({sizes}), }}"

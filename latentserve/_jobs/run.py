@@ -1,4 +1,4 @@
-"""Runs a dataset job: finds out what is left of it, and does that, shard by shard."""
+"""Runs a dataset job, from its first incomplete shard on."""
 
 import contextlib
 import re
@@ -9,25 +9,25 @@ from typing import Any, Literal
 
 from latentserve._client.codec import fresh_seed
 from latentserve._client.values import ModelInfo
-from latentserve._jobs.folder import JobError, JobFolder, WholeShard
+from latentserve._jobs.folder import CompleteShard, JobError, JobFolder
 from latentserve._jobs.shards import Column, Format, open_shard, writer
 from latentserve._jobs.tasks import Rows, Task
 from latentserve.client import Client, NotFound, ProtocolError
 
-# Of the manifest; a job of another one is not gone on with.
+# Version of the manifest's schema; a job of another one is not resumed.
 _SCHEMA = 1
 _SHARD = re.compile(r"(mean|log_var|z|images|latents)-\d{5,}\.npy|rows-\d{5,}\.parquet")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a job is.
+    """Progress of a job.
 
     Attributes:
         stage: `reading` while the source is read for its checksum, then `working`.
-        rows: Rows that this stage is done with.
-        total: Rows of the job.
-        whole: Rows of the shards that are on the disk.
+        rows: Number of rows that this stage has done.
+        total: Number of rows of the job.
+        whole: Number of rows in complete shards, which are durable.
     """
 
     stage: Literal["reading", "working"]
@@ -38,18 +38,18 @@ class Progress:
 
 @dataclass(frozen=True)
 class Finished:
-    """A job that is done.
+    """A finished job.
 
     Attributes:
-        folder: Where the shards are.
-        rows: How many there are.
-        shards: How many shards they are in.
-        rows_before: How many were whole when the call began; `rows` where there was
-            nothing left to do.
-        lost: Files that were whole once and had to be made anew.
+        folder: Folder with the shards.
+        rows: Number of rows.
+        shards: Number of shards.
+        rows_before: Number of rows in complete shards when the call began; equal to `rows`
+            where nothing was left to do.
+        lost: Files of complete shards that were missing or damaged, and were written again.
         model: Name of the model.
-        version: Its version.
-        seed: The seed; None where nothing was drawn.
+        version: Version of the model.
+        seed: Seed of the draws; None where nothing was drawn.
     """
 
     folder: Path
@@ -64,18 +64,19 @@ class Finished:
 
 @dataclass(frozen=True)
 class Options:
-    """What all jobs can be asked for.
+    """Options that jobs of every kind have.
 
     Attributes:
-        folder: Where the shards go.
-        model: Name of the model; empty for the server's default, or the one the job
-            began with.
-        version: Its version; 0 likewise.
-        seed: Of what is drawn; None for a fresh one, or the one the job began with.
-        shard_rows: Rows in a shard; the last may have fewer.
-        shard_format: Of the files.
-        verify: Hash the shards that are there.
-        progress: Told how far the job is.
+        folder: Folder for the shards.
+        model: Name of the model; empty for the one that the job began with, at first the
+            server's default model.
+        version: Version of the model; 0 for the one that the job began with, at first the
+            highest that is served.
+        seed: Seed of the draws; None for the one that the job began with, at first a fresh one.
+        shard_rows: Rows per shard; the last shard may have fewer.
+        shard_format: Format of the shards' files.
+        verify: Whether the hashes of complete shards are checked.
+        progress: Called with the progress after each message.
     """
 
     folder: Path
@@ -89,13 +90,13 @@ class Options:
 
 
 def run(client: Client, task: Task, options: Options) -> Finished:
-    """Does what is left of a job.
+    """Runs a job, or what is left of it.
 
     Raises:
         JobError: The folder holds another job, or the server has another model.
-        SourceError: The source is not what it has to be.
-        LatentserveError: The server refused or could not be reached.
-        MissingPackage: The format needs one.
+        SourceError: The source is unusable.
+        LatentserveError: The server refused a request or cannot be reached.
+        MissingPackage: The format needs a package that is not installed.
         OSError: A file cannot be read or written.
     """
     wanted = _wanted(task, options)
@@ -105,22 +106,22 @@ def run(client: Client, task: Task, options: Options) -> Finished:
             lambda rows: options.progress(Progress("reading", rows, task.rows, folder.rows))
         )
         differences = list(_differences(wanted, folder.manifest or {}))
-        if folder.whole and differences:
+        if folder.complete and differences:
             raise JobError(f"{options.folder}: holds another job: {'; '.join(differences)}")
         before = folder.rows
-        if not (folder.whole and before == task.rows):
+        if not (folder.complete and before == task.rows):
             if folder.manifest and not differences:
                 model = _same_model(client, folder)
             else:
-                # Nothing is whole yet, so nothing is lost.
+                # No shard is complete yet, so nothing is lost.
                 model = _begin(client, task, options, folder, wanted)
-            _do_the_rest(client, task, options, folder, model)
+            _run_shards(client, task, options, folder, model)
             folder.finish()
         manifest = _manifest(folder)
         return Finished(
             folder=options.folder,
             rows=task.rows,
-            shards=len(folder.whole),
+            shards=len(folder.complete),
             rows_before=before,
             lost=tuple(folder.lost),
             model=manifest["model"]["name"],
@@ -130,7 +131,7 @@ def run(client: Client, task: Task, options: Options) -> Finished:
 
 
 def _wanted(task: Task, options: Options) -> dict[str, Any]:
-    """What is known of the job before a server is asked; the source comes later."""
+    """Manifest of the job as far as its options say; the source is added later."""
     wanted: dict[str, Any] = {
         "schema": _SCHEMA,
         "kind": task.kind,
@@ -148,7 +149,7 @@ def _wanted(task: Task, options: Options) -> dict[str, Any]:
 
 
 def _differences(wanted: Any, held: Any, path: str = "") -> Iterator[str]:
-    """What is wanted and is not so in a manifest, which may tell more."""
+    """Yields what differs from a manifest, which may have more fields."""
     if isinstance(wanted, dict) and isinstance(held, dict):
         for name, value in wanted.items():
             yield from _differences(value, held.get(name), f"{path}.{name}" if path else name)
@@ -159,12 +160,15 @@ def _differences(wanted: Any, held: Any, path: str = "") -> Iterator[str]:
 def _begin(
     client: Client, task: Task, options: Options, folder: JobFolder, wanted: dict[str, Any]
 ) -> ModelInfo:
+    """Writes the manifest, and returns the model that the job keeps to."""
     model = client.model(options.model, version=options.version)
     columns = task.columns(model)
     seed = options.seed
     if task.draws and seed is None:
         seed = fresh_seed()
-    arrays = {each.name: {"dtype": each.dtype, "row_shape": list(each.shape)} for each in columns}
+    arrays = {
+        column.name: {"dtype": column.dtype, "row_shape": list(column.shape)} for column in columns
+    }
     manifest = {
         **wanted,
         "seed": seed if task.draws else None,
@@ -176,7 +180,7 @@ def _begin(
 
 
 def _identity(model: ModelInfo) -> dict[str, Any]:
-    """What a model is, in the manifest."""
+    """Identity of a model in the manifest."""
     return {
         "name": model.name,
         "version": model.version,
@@ -186,7 +190,11 @@ def _identity(model: ModelInfo) -> dict[str, Any]:
 
 
 def _same_model(client: Client, folder: JobFolder) -> ModelInfo:
-    """Asks for the model that the job began with."""
+    """Returns the model that the job began with.
+
+    Raises:
+        JobError: It is not served, or its noise or graphs are others.
+    """
     held = _manifest(folder)["model"]
     name = f"{held['name']}/{held['version']}"
     try:
@@ -204,20 +212,21 @@ def _same_model(client: Client, folder: JobFolder) -> ModelInfo:
     return model
 
 
-def _do_the_rest(
+def _run_shards(
     client: Client, task: Task, options: Options, folder: JobFolder, model: ModelInfo
 ) -> None:
+    """Writes the shards that are not complete."""
     columns = task.columns(model)
     seed = _manifest(folder)["seed"]
     count = -(-task.rows // options.shard_rows)
     width = max(5, len(str(count - 1)))
     for index in range(count):
-        if index in folder.whole:
+        if index in folder.complete:
             continue
         start = index * options.shard_rows
         rows = min(options.shard_rows, task.rows - start)
-        whole, done = folder.rows, 0
-        options.progress(Progress("working", whole, task.rows, whole))
+        before, done = folder.rows, 0
+        options.progress(Progress("working", before, task.rows, before))
         shard = open_shard(
             options.folder,
             columns,
@@ -226,23 +235,24 @@ def _do_the_rest(
             first=task.settings.get("offset", 0) + start,
             rows=rows,
         )
-        with shard, contextlib.closing(task.run(client, model, seed, start, start + rows)) as got:
-            for arrays in got:
+        results = task.run(client, model, seed, start, start + rows)
+        with shard, contextlib.closing(results):
+            for arrays in results:
                 done += _checked(arrays, columns, rows - done)
                 shard.write(arrays)
-                options.progress(Progress("working", whole + done, task.rows, whole))
+                options.progress(Progress("working", before + done, task.rows, before))
             if done != rows:
                 raise ProtocolError(f"got {done} rows, wanted {rows}")
             files = shard.finish()
-        folder.add(WholeShard(index, rows, tuple(files)))
+        folder.add(CompleteShard(index, rows, tuple(files)))
         options.progress(Progress("working", folder.rows, task.rows, folder.rows))
 
 
 def _checked(arrays: Rows, columns: tuple[Column, ...], most: int) -> int:
-    """The number of rows that came, where they are what was announced.
+    """Returns the number of rows of arrays that a task yielded.
 
     Raises:
-        ProtocolError: They are not.
+        ProtocolError: They are more than `most`, or not what the columns say.
     """
     rows = len(next(iter(arrays.values())))
     if rows > most:

@@ -1,7 +1,7 @@
-"""One shard of a dataset job: so many rows in one file, or in one file for each array.
+"""A shard of a dataset job: some of its rows, in one file or in a file for each array.
 
-The bytes of a shard depend on its rows alone. It is written to hidden files, which
-get their names when all of it is on the disk.
+The bytes of a shard depend on its rows alone. It is written to hidden files, which are
+renamed once all of them are durable.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ from latentserve._jobs import npy
 Format = Literal["npy", "parquet"]
 FORMATS: tuple[Format, ...] = ("npy", "parquet")
 
-# Rows of a Parquet file are held and written in groups of about this size.
+# Size of a row group of a Parquet file; a group is held in memory.
 _GROUP_BYTES = 16 * 2**20
-# Raised when the files are written otherwise, so that no job goes on with a mixture.
+# Versions of the writers. They change with the bytes, so that no resumed job mixes two.
 _NPY, _PARQUET = "npy 1", "parquet 1"
 
 
@@ -37,9 +37,9 @@ class Column:
     """An array that a job writes.
 
     Attributes:
-        name: For example `mean`.
-        dtype: `float32` or `uint8`.
-        shape: Of one row.
+        name: Name of the array, for example `mean`.
+        dtype: Name of its dtype, `float32` or `uint8`.
+        shape: Shape of one row.
     """
 
     name: str
@@ -49,12 +49,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Written:
-    """A file of a shard that is on the disk.
+    """A durable file of a shard.
 
     Attributes:
-        name: In the folder of the job.
-        size: Bytes.
-        sha256: Of its content, in hexadecimal.
+        name: Name in the job's folder.
+        size: Size in bytes.
+        sha256: SHA-256 of the content, in hexadecimal.
     """
 
     name: str
@@ -63,13 +63,13 @@ class Written:
 
 
 class Shard(Protocol):
-    """A shard that is being written. Leaving its `with` block unfinished drops it."""
+    """A shard that is being written; it is dropped unless `finish` is called in its block."""
 
     def write(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Appends rows of every column."""
+        """Appends rows, an array [N, ...] for each column."""
 
     def finish(self) -> list[Written]:
-        """Makes it durable under its names."""
+        """Makes the files durable and gives them their names."""
 
     def __enter__(self) -> "Shard": ...
 
@@ -82,7 +82,7 @@ class Shard(Protocol):
 
 
 def writer(shard_format: Format) -> str:
-    """Names what writes the files, with the versions that their bytes depend on.
+    """Name of the files' writer, with the versions that their bytes depend on.
 
     Raises:
         MissingPackage: pyarrow is not installed.
@@ -93,12 +93,12 @@ def writer(shard_format: Format) -> str:
 
 
 def file_names(columns: tuple[Column, ...], shard_format: Format, label: str) -> list[str]:
-    """The files of a shard.
+    """Names of a shard's files.
 
     Args:
-        columns: What the job writes.
-        shard_format: Of its files.
-        label: The number of the shard, with zeros before it.
+        columns: Arrays that the job writes.
+        shard_format: Format of the files.
+        label: Number of the shard, zero-padded.
     """
     if shard_format == "parquet":
         return [f"rows-{label}.parquet"]
@@ -114,18 +114,18 @@ def open_shard(
     first: int,
     rows: int,
 ) -> Shard:
-    """Begins to write a shard.
+    """Opens a new shard.
 
     Args:
-        folder: Of the job.
-        columns: What it writes.
-        shard_format: Of its files.
-        label: The number of the shard, with zeros before it.
-        first: Number of its first row.
-        rows: How many it will have.
+        folder: Folder of the job.
+        columns: Arrays that the job writes.
+        shard_format: Format of the files.
+        label: Number of the shard, zero-padded.
+        first: Number of the first row, for the `row` column of Parquet files.
+        rows: Number of rows that will be written.
 
     Raises:
-        OSError: The files cannot be made.
+        OSError: The files cannot be created.
     """
     names = file_names(columns, shard_format, label)
     if shard_format == "parquet":
@@ -134,7 +134,7 @@ def open_shard(
 
 
 class _NpyShard:
-    """A file for each column, of which no more is held than is written at once."""
+    """A shard of one npy file per column, written through without a buffer."""
 
     def __init__(self, folder: Path, columns: tuple[Column, ...], names: list[str], rows: int):
         self._folder = folder
@@ -154,7 +154,7 @@ class _NpyShard:
             file.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
 
     def finish(self) -> list[Written]:
-        return _named(self._folder, list(self._files.values()))
+        return _finished(self._folder, list(self._files.values()))
 
     def __enter__(self) -> Shard:
         return self
@@ -173,7 +173,7 @@ class _NpyShard:
 
 
 class _ParquetShard:
-    """One file with the number of each row and its arrays, written in groups of rows."""
+    """A shard of one Parquet file: the number of each row and its arrays, in row groups."""
 
     def __init__(self, folder: Path, columns: tuple[Column, ...], name: str, first: int, rows: int):
         pa = _pyarrow()
@@ -192,7 +192,7 @@ class _ParquetShard:
         self._waiting: list[Mapping[str, NDArray[Any]]] = []
         self._rows_waiting = 0
         self._file = _HashedFile(folder, name)
-        # Everything that decides the bytes is said, and nothing is left to defaults.
+        # All options that the bytes depend on are given, since defaults may change.
         self._writer = pa.parquet.ParquetWriter(
             self._file,
             self._schema,
@@ -214,7 +214,7 @@ class _ParquetShard:
         if self._rows_waiting:
             self._write_group(self._rows_waiting)
         self._writer.close()
-        return _named(self._folder, [self._file])
+        return _finished(self._folder, [self._file])
 
     def _write_group(self, rows: int) -> None:
         pa = _pyarrow()
@@ -224,10 +224,10 @@ class _ParquetShard:
         }
         numbers = np.arange(rows, dtype=np.uint64) + np.uint64(self._next)
         group = [pa.array(numbers)]
-        for name, kind in self._types.items():
+        for name, extension in self._types.items():
             flat = pa.array(joined[name][:rows].reshape(-1))
-            stored = pa.FixedSizeListArray.from_arrays(flat, len(flat) // rows)
-            group.append(pa.ExtensionArray.from_storage(kind, stored))
+            storage = pa.FixedSizeListArray.from_arrays(flat, len(flat) // rows)
+            group.append(pa.ExtensionArray.from_storage(extension, storage))
         self._writer.write_table(pa.table(group, schema=self._schema), row_group_size=rows)
         self._waiting = [{name: array[rows:] for name, array in joined.items()}]
         self._rows_waiting -= rows
@@ -242,15 +242,15 @@ class _ParquetShard:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # pyarrow's writer tries to finish the file when it is collected: do it now,
-        # while there is a file, though that be on a full disk.
+        # The writer finishes the file when it is garbage-collected: that is done here, while
+        # the file is open, and may fail on a full disk.
         with contextlib.suppress(Exception):
             self._writer.close()
         self._file.drop()
 
 
 class _HashedFile:
-    """A hidden file whose content is hashed as it is written."""
+    """A hidden file, `.NAME.tmp`, that is hashed while it is written; pyarrow writes to it."""
 
     def __init__(self, folder: Path, name: str):
         self.name = name
@@ -261,11 +261,11 @@ class _HashedFile:
 
     @property
     def closed(self) -> bool:
-        """As of any file; pyarrow asks."""
+        """Whether the file is closed."""
         return self._file.closed
 
     def write(self, data: Any) -> int:
-        """Appends bytes; pyarrow hands over its own buffers."""
+        """Appends the bytes of any buffer."""
         view = memoryview(data)
         self._file.write(view)
         self._digest.update(view)
@@ -273,14 +273,14 @@ class _HashedFile:
         return view.nbytes
 
     def tell(self) -> int:
-        """How much was written."""
+        """Number of bytes written."""
         return self.size
 
     def flush(self) -> None:
-        """Does nothing: `sync` does it."""
+        """Does nothing; `sync` flushes."""
 
     def close(self) -> None:
-        """Closes the file; pyarrow does when it is done with it."""
+        """Does nothing; pyarrow calls it before `sync`."""
 
     def sync(self) -> Written:
         """Makes the content durable and closes the file."""
@@ -290,13 +290,14 @@ class _HashedFile:
         return Written(self.name, self.size, self._digest.hexdigest())
 
     def drop(self) -> None:
-        """Removes the file, where it has not got its name."""
+        """Removes the file, unless it has been renamed."""
         with contextlib.suppress(OSError):
             self._file.close()
         self.path.unlink(missing_ok=True)
 
 
-def _named(folder: Path, files: list[_HashedFile]) -> list[Written]:
+def _finished(folder: Path, files: list[_HashedFile]) -> list[Written]:
+    """Makes files durable and gives them their names."""
     written = [file.sync() for file in files]
     for file in files:
         file.path.replace(folder / file.name)

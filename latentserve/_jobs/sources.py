@@ -1,8 +1,7 @@
-"""What a dataset job reads: rows of npy files, or image files, a few at a time.
+"""Sources of dataset jobs: rows of npy files, or image files, read a few at a time.
 
-A source has an identity that does not depend on paths: the SHA-256 of its content. It
-is read once more for that when a job begins or goes on, far faster than any model
-could take it.
+The identity of a source is the SHA-256 of its content, independent of file names. It is
+computed whenever a job is begun or resumed, far faster than any model takes the rows.
 """
 
 import hashlib
@@ -16,27 +15,28 @@ from numpy.typing import NDArray
 
 from latentserve._jobs.npy import MAGIC, NpyFile, SourceError
 
-# Most bytes to hold at once, of a file that is hashed and of a batch that is sent.
+# Most bytes of a piece that is hashed, and of a batch that is sent.
 _HASHED_BYTES = 4 * 2**20
 _BATCH_BYTES = 2 * 2**20
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 
+#: Called with the number of rows that have been hashed.
 Seen = Callable[[int], None]
 
 
 def is_picture(content: bytes) -> bool:
-    """Whether a file begins as PNG and JPEG files do."""
+    """Whether a file's content begins as that of PNG and JPEG files does."""
     return content.startswith(_PICTURES)
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
-    """Puts the image files of each folder, at any depth, in the place of the folder.
+    """Returns files, with each folder replaced by the image files at any depth in it.
 
-    Those of a folder are sorted by name; hidden ones are left out.
+    The files of a folder are sorted by their paths in it; hidden files are left out.
 
     Raises:
-        SourceError: A folder has none.
+        SourceError: A folder has no image files.
     """
     files: list[Path] = []
     for path in paths:
@@ -44,34 +44,35 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
             files.append(path)
             continue
         inside = [
-            each
-            for each in path.rglob("*")
-            if each.suffix.lower() in _SUFFIXES
-            and not any(part.startswith(".") for part in each.relative_to(path).parts)
+            file
+            for file in path.rglob("*")
+            if file.suffix.lower() in _SUFFIXES
+            and not any(part.startswith(".") for part in file.relative_to(path).parts)
         ]
         if not inside:
             raise SourceError(f"{path}: got a folder without PNG and JPEG files")
-        files += sorted(inside, key=lambda each: each.relative_to(path).as_posix())
+        files += sorted(inside, key=lambda file: file.relative_to(path).as_posix())
     return files
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """Rows of npy files, one file after the other.
+    """Rows of npy files, one file after another.
 
     Attributes:
-        files: Of one dtype and one shape of rows.
+        files: The files, whose rows have the same dtype and shape.
     """
 
     files: tuple[NpyFile, ...]
 
     @classmethod
     def open(cls, paths: Sequence[Path]) -> "Arrays":
-        """Reads the headers.
+        """Reads the headers of files.
 
         Raises:
             OSError: A file cannot be read.
-            SourceError: One is no npy file of numbers, or they do not fit together.
+            SourceError: One is not an npy file of numbers, they have no rows, or their rows
+                differ in dtype or shape.
         """
         files = tuple(NpyFile.open(path) for path in paths)
         first = files[0]
@@ -87,29 +88,33 @@ class Arrays:
 
     @property
     def rows(self) -> int:
-        """How many, all files together."""
+        """Number of rows in all files."""
         return sum(file.shape[0] for file in self.files)
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the elements."""
+        """Dtype of the rows."""
         return self.files[0].dtype
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """Of one row."""
+        """Shape of one row."""
         return self.files[0].shape[1:]
 
     @property
     def name(self) -> str:
-        """Names the first file, for messages."""
+        """Path of the first file, for messages."""
         return str(self.files[0].path)
 
     def identity(self, seen: Seen) -> dict[str, Any]:
-        """Reads it all and tells what it is, whatever the files are called.
+        """Hashes all rows; returns dtype, row shape and SHA-256.
 
         Args:
-            seen: Told the number of rows that were read so far.
+            seen: Called with the number of rows that have been hashed.
+
+        Raises:
+            OSError: A file cannot be read.
+            SourceError: A file was changed after it was opened.
         """
         digest, done = hashlib.sha256(), 0
         piece = max(1, _HASHED_BYTES // max(1, self.files[0].row_bytes))
@@ -124,11 +129,16 @@ class Arrays:
         }
 
     def batches(self, start: int, stop: int, most: int) -> Iterator[NDArray[Any]]:
-        """Reads rows [start, stop), at most so many at a time, never across two files.
+        """Reads the rows from `start` to before `stop`.
+
+        Args:
+            start: Index of the first row.
+            stop: Index of the row after the last one.
+            most: Most rows in a batch; a batch is of one file.
 
         Raises:
             OSError: A file cannot be read.
-            SourceError: One was changed meanwhile.
+            SourceError: A file was changed after it was opened.
         """
         begin = 0
         for file in self.files:
@@ -139,10 +149,13 @@ class Arrays:
 
 
 class Pictures:
-    """Image files, one row each.
+    """Image files, each of them a row.
 
     Args:
-        paths: Files, and folders of files.
+        paths: Image files, and folders of them.
+
+    Attributes:
+        files: Path of each file.
 
     Raises:
         SourceError: A folder has no image files.
@@ -150,29 +163,29 @@ class Pictures:
 
     def __init__(self, paths: Sequence[Path]):
         self.files = image_files(paths)
-        # What a path is told from: one folder stands for itself.
+        # If the source is one folder, names are relative to it.
         self._root = paths[0] if len(paths) == 1 and paths[0].is_dir() else None
         self._digests: list[bytes] = []
 
     @property
     def rows(self) -> int:
-        """How many files."""
+        """Number of files."""
         return len(self.files)
 
     def names(self) -> list[str]:
-        """The file of each row: its path in the folder, or as it was given."""
+        """Name of each row's file: its path in the folder, or as it was given."""
         root = self._root
         return [str(file.relative_to(root) if root else file) for file in self.files]
 
     def identity(self, seen: Seen) -> dict[str, Any]:
-        """Reads it all and tells what it is, whatever the files are called.
+        """Hashes all files; returns their number and the SHA-256 of their hashes.
 
         Args:
-            seen: Told the number of files that were read so far.
+            seen: Called with the number of files that have been hashed.
 
         Raises:
             OSError: A file cannot be read.
-            SourceError: One is neither PNG nor JPEG.
+            SourceError: A file is neither PNG nor JPEG.
         """
         self._digests.clear()
         for index, file in enumerate(self.files):
@@ -184,11 +197,16 @@ class Pictures:
         return {"files": self.rows, "sha256": hashlib.sha256(b"".join(self._digests)).hexdigest()}
 
     def batches(self, start: int, stop: int, most: int) -> Iterator[list[bytes]]:
-        """Reads files [start, stop), at most so many at a time, fewer where they are large.
+        """Reads the files from `start` to before `stop`.
+
+        Args:
+            start: Index of the first file.
+            stop: Index of the file after the last one.
+            most: Most files in a batch; there are fewer where they are large.
 
         Raises:
             OSError: A file cannot be read.
-            SourceError: One was changed since `identity` read it.
+            SourceError: A file was changed after `identity` read it.
         """
         batch: list[bytes] = []
         size = 0
@@ -212,11 +230,11 @@ def _described(content: bytes) -> str:
 
 
 def rows_that_fit(row_shape: Sequence[int], max_rows: int) -> int:
-    """How many rows to send at a time: few enough that they and their reply are small.
+    """Number of rows in a batch that is sent: few enough for a small message and reply.
 
     Args:
-        row_shape: Of the larger of both, as float32.
-        max_rows: Most that the server takes.
+        row_shape: Shape of a row in the larger of both, which is float32.
+        max_rows: Most rows in one request.
     """
     row_bytes = 4 * int(np.prod(row_shape, dtype=object))
     return max(1, min(max_rows, 256, _BATCH_BYTES // max(1, row_bytes)))

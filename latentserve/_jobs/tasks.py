@@ -1,7 +1,7 @@
-"""What the three kinds of dataset job ask of a server, and what they write.
+"""The three dataset jobs: encode, decode and sample.
 
-Each asks for one shard at a time, by a stream of its own that begins and ends with
-the shard: so a job that was broken off asks for the same as one that was not.
+Each shard is requested by a stream of its own, so that a resumed job makes the same requests
+as one that was not interrupted.
 """
 
 import json
@@ -26,9 +26,9 @@ class Task(Protocol):
 
     Attributes:
         kind: `encode`, `decode` or `sample`.
-        rows: How many there are in all.
-        draws: Whether it needs a seed.
-        settings: Parameters that the result depends on, readable as JSON.
+        rows: Number of rows of the job.
+        draws: Whether the job needs a seed.
+        settings: Parameters that the result depends on, of JSON's types.
     """
 
     kind: str
@@ -37,26 +37,26 @@ class Task(Protocol):
     settings: dict[str, Any]
 
     def identity(self, seen: Seen) -> dict[str, Any] | None:
-        """Reads its source and tells what that is; None where it has none."""
+        """Hashes the source and returns its identity; None for a job without a source."""
 
     def notes(self) -> dict[str, bytes]:
-        """Files that belong to the job and are written when it begins."""
+        """Contents of further files that are written with the manifest, by their names."""
 
     def columns(self, model: ModelInfo) -> tuple[Column, ...]:
-        """What it writes, given the model.
+        """Arrays that the job writes.
 
         Raises:
-            SourceError: The source is not for this model.
+            SourceError: The source is not of the model's shape.
         """
 
     def run(
         self, client: Client, model: ModelInfo, seed: int | None, start: int, stop: int
     ) -> Generator[Rows, None, None]:
-        """Asks for rows [start, stop), which come a few at a time and in order."""
+        """Yields the results for the rows from `start` to before `stop`, in order."""
 
 
 class EncodeTask:
-    """Images to posteriors."""
+    """Job that maps images to posteriors."""
 
     kind = "encode"
 
@@ -73,16 +73,16 @@ class EncodeTask:
     def notes(self) -> dict[str, bytes]:
         if isinstance(self.source, Arrays):
             return {}
-        # A name may hold anything but a line of JSON is one line.
+        # JSON escapes line breaks in names.
         lines = "".join(json.dumps(name) + "\n" for name in self.source.names())
         return {ROWS: lines.encode("ascii")}
 
     def columns(self, model: ModelInfo) -> tuple[Column, ...]:
         if isinstance(self.source, Arrays):
             channels, height, width = model.image_shape
-            known = [[channels, height, width], [channels * height * width]]
-            known += [[height, width]] if channels == 1 else []
-            _check_rows(self.source, known)
+            shapes = [[channels, height, width], [channels * height * width]]
+            shapes += [[height, width]] if channels == 1 else []
+            _check_rows(self.source, shapes)
         names = ["mean"]
         names += [] if model.posterior == "delta" else ["log_var"]
         names += ["z"] if self.draws else []
@@ -114,11 +114,14 @@ class EncodeTask:
             raise
 
     def _name_the_file(self, error: InvalidArgument, row: int) -> None:
-        """Raises an error that names the file, where the server refused one of a batch.
+        """Raises an error with the path of the file that the server refused, if it refused one.
 
         Args:
-            error: What the server said.
-            row: The first row of the batch.
+            error: The server's error, whose index counts the files of one batch.
+            row: Index of the first row of that batch.
+
+        Raises:
+            SourceError: The server refused a file.
         """
         if isinstance(self.source, Arrays) or error.index is None:
             return
@@ -129,7 +132,7 @@ class EncodeTask:
 
 
 class DecodeTask:
-    """Latents to images."""
+    """Job that maps latents to images."""
 
     kind = "decode"
     draws = False
@@ -157,18 +160,18 @@ class DecodeTask:
     ) -> Generator[Rows, None, None]:
         del seed  # nothing is drawn
         most = rows_that_fit(model.image_shape, model.max_rows)
-        pieces = client.decode_stream(
+        batches = client.decode_stream(
             self.source.batches(start, stop, most),
             dtype=self._dtype,
             model=model.name,
             version=model.version,
         )
-        for images in pieces:
+        for images in batches:
             yield {"images": images}
 
 
 class SampleTask:
-    """New images, drawn from the prior."""
+    """Job that draws images from the prior."""
 
     kind = "sample"
     draws = True
@@ -185,13 +188,13 @@ class SampleTask:
         latents: bool,
     ):
         self.rows = n
-        self._asked: dict[str, Any] = {
+        self._options: dict[str, Any] = {
             "label": label,
             "temperature": temperature,
             "truncation": truncation,
             "dtype": dtype,
         }
-        self.settings = {"offset": offset, **self._asked, "latents": latents}
+        self.settings = {"offset": offset, **self._options, "latents": latents}
         self._offset, self._dtype, self._latents = offset, dtype, latents
 
     def identity(self, seen: Seen) -> dict[str, Any] | None:
@@ -209,23 +212,23 @@ class SampleTask:
     def run(
         self, client: Client, model: ModelInfo, seed: int | None, start: int, stop: int
     ) -> Generator[Rows, None, None]:
-        pieces = client.sample_stream(
+        chunks = client.sample_stream(
             stop - start,
             seed=seed,
             offset=self._offset + start,
             chunk_rows=rows_that_fit(model.image_shape, model.max_rows),
             model=model.name,
             version=model.version,
-            **self._asked,
+            **self._options,
         )
-        for samples in pieces:
+        for samples in chunks:
             arrays = {"images": samples.images, "latents": samples.latents}
             yield arrays if self._latents else {"images": samples.images}
 
 
-def _check_rows(source: Arrays, known: list[list[int]]) -> None:
-    if list(source.row_shape) not in known:
-        wanted = " or ".join(str(shape) for shape in known)
+def _check_rows(source: Arrays, shapes: list[list[int]]) -> None:
+    if list(source.row_shape) not in shapes:
+        wanted = " or ".join(str(shape) for shape in shapes)
         raise SourceError(
             f"{source.name}: got rows of shape {list(source.row_shape)}, wanted {wanted}"
         )

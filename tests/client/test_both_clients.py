@@ -246,6 +246,7 @@ def test_what_the_server_refuses_is_raised(client, call, error, said):
         (lambda c: c.encode(np.zeros((1, 784)), seed=-1), ValueError, "seed"),
         (lambda c: c.decode(np.zeros((1, 32)), dtype="jpeg"), ValueError, "dtype: got 'jpeg'"),
         (lambda c: c.sample(0), ValueError, "n: got 0"),
+        (lambda c: c.sample_with_latents(1, dtype="png"), ValueError, "dtype: got 'png'"),
         (lambda c: c.interpolate(np.zeros(3), np.zeros(4)), ValueError, "stop: got shape"),
         (lambda c: c.interpolate(np.zeros(3), b"x"), ValueError, "two latents or two images"),
         (lambda c: c.interpolate(np.zeros(3), np.zeros(3), method="x"), ValueError, "method"),

@@ -1,6 +1,7 @@
 """The client against a real server: what it takes, gives back and raises."""
 
 import contextlib
+import inspect
 import pickle
 import socket
 import threading
@@ -18,6 +19,7 @@ from latentserve._cli.operate import _figures
 from latentserve._client import codec
 from latentserve.cli import main
 from latentserve.client import (
+    AsyncClient,
     Client,
     DeadlineExceeded,
     FailedPrecondition,
@@ -257,7 +259,18 @@ def test_the_public_names_are_these():
         assert getattr(latentserve.client, name).__doc__
 
 
-@pytest.mark.parametrize("public", [latentserve.client.Client, latentserve.client.AsyncClient])
+def test_both_clients_document_the_same_methods_alike():
+    methods = {name for name in vars(Client) if not name.startswith("_")} - {"close"}
+    assert methods == {name for name in vars(AsyncClient) if not name.startswith("_")} - {"aclose"}
+    for name in methods:
+        text = inspect.getdoc(getattr(Client, name))
+        assert inspect.getdoc(getattr(AsyncClient, name)) == text
+        for parameter in inspect.signature(getattr(Client, name)).parameters.values():
+            stars = "**" if parameter.kind is parameter.VAR_KEYWORD else ""
+            assert parameter.name == "self" or f"    {stars}{parameter.name}: " in text
+
+
+@pytest.mark.parametrize("public", [Client, AsyncClient])
 def test_a_client_class_names_the_public_module(public):
     assert public.__module__ == "latentserve.client"
     assert pickle.loads(pickle.dumps(public)) is public
