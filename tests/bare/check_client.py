@@ -1,7 +1,6 @@
-"""The client's own tests where there is nothing but it and what it needs.
+"""Tests of the wheel in an environment that has its dependencies and nothing else.
 
-Run by tests/program/test_architecture.py with the Python of an environment that holds the wheel
-alone, and not by pytest, which would be one package more:
+tests/program/test_architecture.py runs them by unittest, since pytest would be one more package:
 
     python check_client.py -v          # the server's address is in LATENTSERVE_SERVER
 """
@@ -27,7 +26,7 @@ TARGET = os.environ["LATENTSERVE_SERVER"]
 
 class Environment(unittest.TestCase):
     def test_there_is_the_client_and_what_it_needs_and_nothing_else(self) -> None:
-        there = {each.metadata["Name"].lower() for each in importlib.metadata.distributions()}
+        there = {package.metadata["Name"].lower() for package in importlib.metadata.distributions()}
         # typing-extensions comes with grpcio; pip and setuptools with the environment.
         tools = {"pip", "setuptools", "typing_extensions"}
         self.assertEqual(there - tools, {"latentserve", "grpcio", "numpy", "protobuf"})
@@ -65,12 +64,12 @@ class Calls(unittest.TestCase):
         np.testing.assert_allclose(scores.elbo, scores.reconstruction + scores.kl, rtol=1e-5)
 
     def test_streams_are_the_same_as_calls(self) -> None:
-        chunks = [each.images for each in self.client.sample_stream(50, seed=3, chunk_rows=20)]
+        chunks = [chunk.images for chunk in self.client.sample_stream(50, seed=3, chunk_rows=20)]
         np.testing.assert_array_equal(np.concatenate(chunks), self.client.sample(50, seed=3))
         posteriors = list(self.client.encode_stream(chunks))
-        self.assertEqual([len(each.mean) for each in posteriors], [20, 20, 10])
-        images = list(self.client.decode_stream([each.mean for each in posteriors]))
-        self.assertEqual([len(each) for each in images], [20, 20, 10])
+        self.assertEqual([len(posterior.mean) for posterior in posteriors], [20, 20, 10])
+        images = list(self.client.decode_stream([posterior.mean for posterior in posteriors]))
+        self.assertEqual([len(batch) for batch in images], [20, 20, 10])
 
     def test_errors_are_told(self) -> None:
         with self.assertRaises(InvalidArgument) as caught:
@@ -88,10 +87,10 @@ class Calls(unittest.TestCase):
                     *(client.encode(digits[row : row + 1]) for row in range(6))
                 )
                 whole = await client.encode(digits)
-                joined = np.concatenate([each.mean for each in parts])
+                joined = np.concatenate([part.mean for part in parts])
                 np.testing.assert_array_equal(joined, whole.mean)
-                chunks = [each async for each in client.sample_stream(30, seed=1, chunk_rows=7)]
-                self.assertEqual(sum(len(each.images) for each in chunks), 30)
+                chunks = [chunk async for chunk in client.sample_stream(30, seed=1, chunk_rows=7)]
+                self.assertEqual(sum(len(chunk.images) for chunk in chunks), 30)
 
         asyncio.run(scene())
 
@@ -118,7 +117,7 @@ class Files(unittest.TestCase):
             jobs.sample(client, 25, self.folder / "job", seed=5, shard_rows=10)
             wanted = client.sample(25, seed=5, dtype="uint8")
         shards = sorted((self.folder / "job").glob("images-*.npy"))
-        np.testing.assert_array_equal(np.concatenate([np.load(each) for each in shards]), wanted)
+        np.testing.assert_array_equal(np.concatenate([np.load(shard) for shard in shards]), wanted)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every call of Client and of AsyncClient, against a real server of a trained bundle."""
+"""Every method of Client and AsyncClient, against a real server of a trained bundle."""
 
 import io
 import os
@@ -55,7 +55,7 @@ def small_client(kind, small):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A server that takes 5 rows or 4 KiB at a time: everything has to be cut."""
+    """A server that accepts 5 rows or 4 KiB per message, so that all calls are cut."""
     folder = tmp_path_factory.mktemp("small")
     write_tiny(folder / "models" / "tiny")
     arguments = ("--max-rows", "5", "--max-message-bytes", "4096")
@@ -119,7 +119,7 @@ def test_images_come_as_uint8_and_as_files_too(client):
 
 def test_files_are_taken_as_their_pixels(client, digits):
     grey = np.rint(digits[:3, 0] * 255).astype(np.uint8)
-    files = [png(each) for each in grey]
+    files = [png(image) for image in grey]
     assert same(client.encode(files).mean, client.encode(grey).mean)
     photo = png(np.zeros((50, 40, 3), np.uint8))
     with pytest.raises(InvalidArgument) as caught:
@@ -145,7 +145,7 @@ def test_interpolate_goes_from_one_to_the_other(client, digits):
     mean = client.encode(digits[:2]).mean
     by_images = client.interpolate(digits[0], digits[1], 4)
     assert same(by_images.latents[[0, -1]], mean)
-    files = [png(np.rint(each[0] * 255).astype(np.uint8)) for each in digits[:2]]
+    files = [png(np.rint(digit[0] * 255).astype(np.uint8)) for digit in digits[:2]]
     assert client.interpolate(*files, 3, dtype="uint8").images.dtype == np.uint8
 
 
@@ -202,7 +202,7 @@ def test_everything_is_cut_to_what_the_server_takes_and_put_together(small_clien
 
 def test_files_are_cut_by_their_bytes(small_client):
     noise = np.random.default_rng(0).integers(0, 256, (9, 30, 30), dtype=np.uint8)
-    files = [png(each) for each in noise]
+    files = [png(image) for image in noise]
     assert sum(map(len, files)) > 2 * 4096
     assert small_client.encode(files, resize=True).mean.shape == (9, 3)
     with pytest.raises(InvalidArgument) as caught:
@@ -323,10 +323,10 @@ def test_certificates_and_tokens_go_along(kind, tmp_path):
         "--token-file", tokens, "--admin",
     )  # fmt: skip
     tls = Tls(paths["ca"], paths["own"], paths["own_key"].read_bytes(), "localhost")
-    asked = []
+    fetched = []
 
     def token():
-        asked.append(os.getpid())
+        fetched.append(os.getpid())
         return "0123456789abcdef"
 
     with Server(tmp_path / "models", tmp_path / "log", *map(str, arguments)) as server:
@@ -335,10 +335,10 @@ def test_certificates_and_tokens_go_along(kind, tmp_path):
             while not client.is_serving():
                 assert time.monotonic() < deadline
             assert client.sample(2, seed=1).shape == (2, 1, 4, 4)
-            assert [len(each.images) for each in client.sample_stream(3, chunk_rows=2)] == [2, 1]
+            assert [len(chunk.images) for chunk in client.sample_stream(3, chunk_rows=2)] == [2, 1]
             assert len(list(client.decode_stream([np.zeros((2, 3))]))) == 1
             assert client.reload().serving[0].name == "one"
-            assert len(asked) >= 4
+            assert len(fetched) >= 4
         with connect(kind, server.target, tls=tls, token="wrong") as client:
             assert client.is_serving()
             with pytest.raises(Unauthenticated):
@@ -372,7 +372,7 @@ def test_a_reload_tells_what_changed(kind, tmp_path):
         broken = write_tiny(folder / "two", seed=3)
         (broken / "encoder.onnx").unlink()
         done = client.reload()
-    assert [(each.name, each.version) for each in done.added] == [("one", 2)]
-    assert [(each.name, each.version) for each in done.removed] == [("one", 1)]
-    assert [(each.name, each.version) for each in done.refused] == [("two", 1)]
+    assert [(model.name, model.version) for model in done.added] == [("one", 2)]
+    assert [(model.name, model.version) for model in done.removed] == [("one", 1)]
+    assert [(model.name, model.version) for model in done.refused] == [("two", 1)]
     assert "encoder.onnx" in done.refused[0].problem

@@ -1,4 +1,4 @@
-"""The client against a real server: what it takes, gives back and raises."""
+"""The blocking client against a real server: arguments, results, errors and retries."""
 
 import contextlib
 import inspect
@@ -35,7 +35,7 @@ from tests.support.tiny import write_tiny
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A server that takes 5 rows at a time: every array has to be cut."""
+    """A server that accepts 5 rows per message, so that every array is cut."""
     folder = tmp_path_factory.mktemp("small")
     write_tiny(folder / "models" / "tiny")
     with Server(folder / "models", folder / "log", "--max-rows", "5") as server:
@@ -50,7 +50,7 @@ def test_encode_then_decode_gives_back_the_digit(client, models):
     np.testing.assert_allclose(posterior.std, np.exp(posterior.log_var / 2))
     images = client.decode(posterior.mean)
     assert images.dtype == np.float32
-    # Trained for seconds, its pictures are still nearest to the digits they are of.
+    # Trained for seconds, but each image is still nearest to the digit that it was encoded from.
     distances = ((images[:, None] - digits[None]) ** 2).sum(axis=(2, 3, 4))
     assert (distances.argmin(axis=1) == np.arange(len(digits))).mean() > 0.8
     as_bytes = client.decode(posterior.mean, dtype="uint8")
@@ -76,7 +76,7 @@ def test_arrays_larger_than_a_message_are_cut_and_put_together_again(small):
         posterior = client.encode(images, seed=4, offset=10)
         one_by_one = [client.encode(images[i : i + 1], seed=4, offset=10 + i) for i in range(23)]
         for name in ("mean", "log_var", "z"):
-            parts = np.concatenate([getattr(each, name) for each in one_by_one])
+            parts = np.concatenate([getattr(posterior, name) for posterior in one_by_one])
             assert (getattr(posterior, name) == parts).all()
         decoded = client.decode(posterior.z)
         assert (decoded[20:] == client.decode(posterior.z[20:])).all()
@@ -178,7 +178,7 @@ def test_a_server_that_takes_fewer_rows_than_before_is_asked_again(tmp_path):
 
 
 class _Flaky(grpc.GenericRpcHandler):
-    """A server whose first answers are UNAVAILABLE, or another code."""
+    """A server whose first replies are UNAVAILABLE, or another status."""
 
     def __init__(self, failures: int, reply=None, code=grpc.StatusCode.UNAVAILABLE):
         self.code = code
@@ -237,11 +237,11 @@ def test_large_requests_are_retried_as_well():
     model = pb.GetModelResponse(model=pb.ModelInfo(name="x", max_rows=10_000))
     with serving(_Flaky(0, model)) as target, Client(target) as client:
         client.model()
-        known = dict(client._limits.rows)
+        learnt = dict(client._limits.rows)
     tensor = codec.to_tensor(np.zeros((4000, 2), np.float32))
     flaky = _Flaky(2, pb.EncodeResponse(mean=tensor, log_var=tensor))
     with serving(flaky) as target, Client(target) as client:
-        client._limits.rows.update(known)
+        client._limits.rows.update(learnt)
         assert client.encode(np.zeros((4000, 784), np.float32)).mean.shape == (4000, 2)
     assert flaky.calls == 3
 

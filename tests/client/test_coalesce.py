@@ -1,4 +1,4 @@
-"""Small calls that run at the same time go as one; a lone one goes at once."""
+"""Concurrent small calls are sent as one message; a lone call is sent at once."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ DIM = 32
 
 
 class Line:
-    """A server that doubles rows when it is told to, and remembers what it got."""
+    """Server that doubles rows and replies when the test says so; `got` counts rows by message."""
 
     def __init__(self):
         self.got = []
@@ -53,7 +53,7 @@ def test_a_lone_call_goes_at_once_and_those_after_it_together():
         coalescer = Coalescer(line)
         tasks = [asyncio.ensure_future(coalescer.run("kind", rows_of(value))) for value in range(5)]
         await settled()
-        # All of them came before the loop turned once: they are one call.
+        # All were made in one event-loop iteration: they are one message.
         assert line.got == [5]
         late = [asyncio.ensure_future(coalescer.run("kind", rows_of(9))) for _ in range(3)]
         await line.answer()
@@ -130,7 +130,7 @@ def test_a_part_is_the_callers_own(sizes):
             assert (part.z, part.seed) == (None, 7)
             for got, factor in ((part.mean, 2), (part.log_var, 3)):
                 assert got.tolist() == (factor * rows).tolist()
-                # It keeps no other rows alive, and can be written to.
+                # A copy: it keeps no other rows in memory, and is writable.
                 assert got.flags.owndata
                 assert got.flags.writeable
 
@@ -161,7 +161,7 @@ def test_nobody_waits_for_ever_where_the_sending_is_cancelled():
         sending.cancel()
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == 2 * [asyncio.CancelledError]
-        # And those who come later are served.
+        # Later calls are sent as usual.
         later = coalescer.run("kind", rows_of(3))
         await settled()
         line.gates.pop(0)
@@ -190,7 +190,7 @@ def test_everyone_gets_their_own_rows_in_messages_of_bounded_size(sizes):
 
         await asyncio.gather(*(one(index, size) for index, size in enumerate(sizes)))
         assert sum(sent) == sum(sizes)
-        assert all(each <= MOST_ROWS or each in sizes for each in sent)
+        assert all(count <= MOST_ROWS or count in sizes for count in sent)
 
     asyncio.run(scene())
 
@@ -206,12 +206,12 @@ def test_against_a_server_all_answers_are_those_of_single_calls(server):
             parts = await asyncio.gather(
                 *(client.encode(whole[row : row + 2]) for row in range(0, 40, 2))
             )
-            assert np.concatenate([each.mean for each in parts]).tobytes() == (
+            assert np.concatenate([part.mean for part in parts]).tobytes() == (
                 posterior.mean.tobytes()
             )
             scores = await asyncio.gather(*(client.score(whole[row : row + 1]) for row in range(8)))
             wanted = await client.score(whole[:8])
-            assert [each.elbo[0] for each in scores] == list(wanted.elbo)
+            assert [score.elbo[0] for score in scores] == list(wanted.elbo)
             made = await asyncio.gather(
                 *(client.reconstruct(whole[row : row + 1]) for row in range(8))
             )
@@ -221,8 +221,8 @@ def test_against_a_server_all_answers_are_those_of_single_calls(server):
                 *(client.encode(whole[row : row + 1], seed=1, offset=row) for row in range(8))
             )
             one = await client.encode(whole[:8], seed=1)
-            assert np.concatenate([each.z for each in drawn]).tobytes() == one.z.tobytes()
-            # So has one of seed 0, which is a seed like any other.
+            assert np.concatenate([posterior.z for posterior in drawn]).tobytes() == one.z.tobytes()
+            # Seed 0 is a seed like any other.
             first, second = await asyncio.gather(
                 *(client.encode(whole[:1], seed=0) for _ in range(2))
             )
@@ -236,7 +236,7 @@ def test_a_bad_call_among_good_ones_fails_alone(server):
         async with AsyncClient(server.target, coalesce=True) as client:
             good = np.full((1, 784), 0.5, np.float32)
             bad = np.full((1, 784), 7.0, np.float32)
-            calls = [client.encode(each) for each in (good, good, bad, good)]
+            calls = [client.encode(image) for image in (good, good, bad, good)]
             *_, last = outcomes = await asyncio.gather(*calls, return_exceptions=True)
             assert isinstance(outcomes[2], InvalidArgument)
             assert last.mean.shape == (1, DIM)

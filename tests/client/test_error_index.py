@@ -44,7 +44,7 @@ def refused(call):
     return caught.value
 
 
-def test_the_server_sends_it_beside_the_field(server):
+def test_the_server_sends_the_index_with_the_field_violation(server):
     with stub_of(server.target) as stub, pytest.raises(grpc.RpcError) as caught:
         stub.Encode(pb.EncodeRequest(images=files(GOOD, GOOD, LARGE)))
     info = details(caught.value, error_details_pb2.ErrorInfo)
@@ -53,7 +53,7 @@ def test_the_server_sends_it_beside_the_field(server):
     assert (violation.field, violation.description) == ("images.encoded.files[2]", WRONG)
 
 
-def test_an_error_that_is_of_no_single_row_has_none(server, client):
+def test_an_error_that_is_not_about_one_file_has_no_index(server, client):
     with stub_of(server.target) as stub, pytest.raises(grpc.RpcError) as caught:
         stub.Encode(pb.EncodeRequest(images=files(*6 * [GOOD])))
     assert not details(caught.value, error_details_pb2.ErrorInfo).metadata
@@ -62,7 +62,7 @@ def test_an_error_that_is_of_no_single_row_has_none(server, client):
 
 @pytest.mark.parametrize("rpc", ["encode", "reconstruct", "score"])
 @pytest.mark.parametrize("row", [0, 3, 5, 12])
-def test_it_counts_all_files_of_a_call(client, rpc, row):
+def test_the_index_counts_all_files_of_a_call_that_was_cut(client, rpc, row):
     images = 13 * [GOOD]
     images[row] = LARGE
     error = refused(lambda: getattr(client, rpc)(images))
@@ -71,7 +71,7 @@ def test_it_counts_all_files_of_a_call(client, rpc, row):
     assert str(error) == f"images.encoded.files[{row}]: {WRONG}"
 
 
-def test_it_counts_the_files_of_a_batch_in_a_stream(client):
+def test_the_index_counts_the_files_of_a_batch_in_a_stream(client):
     batches = [7 * [GOOD], [*6 * [GOOD], LARGE], [GOOD]]
     results = []
 
@@ -85,13 +85,13 @@ def test_it_counts_the_files_of_a_batch_in_a_stream(client):
     assert str(error) == f"images.encoded.files[6]: {WRONG}"
 
 
-def test_it_is_the_end_of_a_path(client):
+def test_the_index_says_which_end_of_an_interpolation_is_wrong(client):
     error = refused(lambda: client.interpolate(GOOD, LARGE, 3))
     assert (error.index, error.violations[0].field) == (1, "images.encoded.files[1]")
 
 
 class _Older(grpc.GenericRpcHandler):
-    """A server that sends what it is given as metadata, and refuses the second file."""
+    """A server with ErrorInfo metadata of its own; refuses any second file of a message."""
 
     def __init__(self, metadata):
         self._metadata = metadata
@@ -136,7 +136,7 @@ def older(metadata):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("metadata", [{}, {"index": ""}, {"index": "-1"}, {"index": "1" * 5000}])
-def test_where_a_server_sends_none_the_error_stands_as_it_came(kind, metadata):
+def test_an_error_without_an_index_is_not_rewritten(kind, metadata):
     with older(metadata) as target, connect(kind, target) as client:
         error = refused(lambda: client.encode([b"a", b"b", b"c", b"wrong"]))
     assert error.index is None
@@ -144,11 +144,11 @@ def test_where_a_server_sends_none_the_error_stands_as_it_came(kind, metadata):
     assert str(error) == "images.encoded.files[1]: got wrong"
 
 
-def test_only_the_path_that_ends_in_the_index_is_rewritten():
+def test_only_field_paths_that_end_in_the_index_are_rewritten():
     violations = (Violation("a[1].files[1]", "got [1]"), Violation("label[2]", "got [1]"))
     error = InvalidArgument("a[1].files[1]: got [1]", grpc.StatusCode.INVALID_ARGUMENT)
     error.violations, error.index = violations, 1
     count_from(error, 10)
     assert error.index == 11
-    assert [each.field for each in error.violations] == ["a[1].files[11]", "label[2]"]
+    assert [violation.field for violation in error.violations] == ["a[1].files[11]", "label[2]"]
     assert str(error) == "a[1].files[11]: got [1]"

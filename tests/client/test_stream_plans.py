@@ -32,14 +32,15 @@ class Driver:
     """Carries out a plan.
 
     Args:
-        plan: Of a stream.
-        batches: What `NextBatch` takes.
-        failures: Of each `Receive` in turn, an error or None; of those after them, none.
+        plan: Plan of a stream.
+        batches: Batches that `NextBatch` takes.
+        failures: Outcome of each `Receive` in turn: an error, or None for a reply. Later ones
+            get replies.
 
     Attributes:
-        said: What the plan did, a phrase for each step; a chunk by its first latent.
+        said: A phrase for each step of the plan; a chunk is named by its first latent.
         opened: Requests that streams were opened with.
-        results: What it delivered.
+        results: Results that the plan delivered.
     """
 
     def __init__(self, plan, batches=(), failures=()):
@@ -107,7 +108,7 @@ def unavailable():
 
 def test_batches_are_cut_and_their_replies_joined():
     driver = Driver(decode_stream(9), [latents(0, 1, 2), latents(3), latents(4, 5)]).run()
-    assert [each[:, 0].tolist() for each in driver.results] == [[0, 1, 2], [3], [4, 5]]
+    assert [images[:, 0].tolist() for images in driver.results] == [[0, 1, 2], [3], [4, 5]]
     assert driver.said == [
         "open", "send 0", "send 2", "send 3", "send 4", *4 * ["receive"],
     ]  # fmt: skip
@@ -126,7 +127,7 @@ def test_a_resumed_stream_sends_what_has_no_reply_one_by_one_until_there_is_one(
         [latents(value) for value in range(5)],
         failures=[None, unavailable(), unavailable()],
     ).run()
-    assert [each[0, 0] for each in driver.results] == [0, 1, 2, 3, 4]
+    assert [images[0, 0] for images in driver.results] == [0, 1, 2, 3, 4]
     assert driver.said == [
         "open", "send 0", "send 1", "send 2", "receive", "send 3", "fails", "back off",
         "open", "send 1", "fails", "back off",
@@ -135,7 +136,7 @@ def test_a_resumed_stream_sends_what_has_no_reply_one_by_one_until_there_is_one(
 
 
 def test_a_reply_makes_all_attempts_available_again():
-    one_by_one = [each for _ in range(9) for each in (unavailable(), None)]
+    one_by_one = [failure for _ in range(9) for failure in (unavailable(), None)]
     driver = Driver(decode_stream(1), [latents(value) for value in range(9)], one_by_one).run()
     assert len(driver.results) == 9
 
@@ -147,7 +148,7 @@ def test_a_reply_makes_all_attempts_available_again():
         ([InvalidArgument("latents", grpc.StatusCode.INVALID_ARGUMENT)], InvalidArgument),
     ],
 )
-def test_what_does_not_pass_is_raised(failures, error):
+def test_an_error_that_a_retry_does_not_mend_is_raised(failures, error):
     driver = Driver(decode_stream(2), [latents(0)], failures)
     with pytest.raises(error):
         driver.run()
@@ -157,9 +158,10 @@ def test_what_does_not_pass_is_raised(failures, error):
 def test_a_stream_of_samples_is_resumed_behind_the_last_chunk():
     plan = streams.sample_stream(RETRY, 6, dtype="float32", chunk_rows=2, seed=7, offset=10)
     driver = Driver(plan, failures=[None, unavailable()]).run()
-    rest = [(each.request.offset, each.request.count) for each in driver.opened]
     assert [len(samples.images) for samples in driver.results] == [2, 2, 2]
     assert driver.said == [
         "open", "receive", "fails", "back off", "open", "receive", "receive", "receive",
     ]  # fmt: skip
-    assert rest == [(10, 6), (12, 4)]
+    assert [(opened.request.offset, opened.request.count) for opened in driver.opened] == [
+        (10, 6), (12, 4),
+    ]  # fmt: skip

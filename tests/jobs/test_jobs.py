@@ -1,4 +1,4 @@
-"""Dataset jobs: what they write, that they go on, and what they refuse."""
+"""Dataset jobs: what they write, how they resume, and what they refuse."""
 
 import itertools
 import json
@@ -19,6 +19,7 @@ from latentserve import jobs
 from latentserve.client import (
     InvalidArgument,
     NotFound,
+    Posterior,
     ProtocolError,
     Unavailable,
     Violation,
@@ -54,7 +55,7 @@ def joined(folder: Path, name: str) -> np.ndarray:
 
 
 def picture(row: int) -> bytes:
-    """No picture, but it begins as a PNG file does, and the client above adds its bytes."""
+    """Not an image, but it begins as a PNG file does, and `ArithmeticClient` adds up its bytes."""
     return b"\x89PNG\r\n\x1a\n" + bytes([row] * 16)
 
 
@@ -92,7 +93,7 @@ class TestWhatAJobWrites:
         client.served = model_info(posterior="delta")
         encode_stream = client.encode_stream
         client.encode_stream = lambda *arguments, **options: (
-            type(each)(each.mean, None) for each in encode_stream(*arguments, **options)
+            Posterior(posterior.mean, None) for posterior in encode_stream(*arguments, **options)
         )
         jobs.encode(client, sources["encode"], tmp_path / "j")
         assert not list((tmp_path / "j").glob("log_var-*"))
@@ -161,7 +162,7 @@ class TestWhatAJobWrites:
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
-        # Of 24 MB in and 32 MB out; the source's checksum reads 4 MiB at a time.
+        # The source has 24 MB and the result 32 MB; the source is hashed 4 MiB at a time.
         assert peak < 10 * 2**20
 
 
@@ -180,10 +181,10 @@ class TestGoingOn:
     def test_a_job_killed_again_and_again_leaves_the_bytes_of_an_unbroken_one(
         self, client, tmp_path, sources, kind, shard_format
     ):
-        """Killed before one of its steps on the way to the disk, another one each time."""
+        """Killed before a step that changes the disk, a random one each time."""
         run_job(client, sources[kind], tmp_path / "unbroken", shard_format, 7)
         rng = random.Random(f"{kind} {shard_format}")
-        # An unbroken job takes 48 to 106 of them.
+        # An unbroken job takes 48 to 106 steps.
         most = 60 if (kind, shard_format) == ("encode", "npy") else 30
         kills = 0
         while child(tmp_path / "j", sources[kind], shard_format, rng.randint(1, most)) != 0:
@@ -218,7 +219,7 @@ class TestGoingOn:
         jobs.sample(client, 50, tmp_path / "j", seed=7, shard_rows=20)
         cursor = tmp_path / "j" / "cursor.jsonl"
         lines = cursor.read_text().splitlines(keepends=True)
-        cursor.write_text(lines[0] + lines[1][:-20])  # the shard has its name, its line is cut
+        cursor.write_text(lines[0] + lines[1][:-20])  # its files are there, its line is not
         (tmp_path / "j" / ".images-00002.npy.tmp").write_bytes(b"half")
         (tmp_path / "j" / "images-00009.npy").write_bytes(b"of nobody")
         assert jobs.sample(client, 50, tmp_path / "j", seed=7, shard_rows=20).rows_before == 20
@@ -253,8 +254,8 @@ class TestGoingOn:
         client.sample_stream = recorded
         with pytest.raises(Unavailable):
             jobs.sample(client, 50, tmp_path / "j", shard_rows=20)
-        known = {("tiny", 1): client.served, ("", 0): model_info("other", 2)}
-        client.model = lambda name="", version=0: known[name, version]
+        served = {("tiny", 1): client.served, ("", 0): model_info("other", 2)}
+        client.model = lambda name="", version=0: served[name, version]
         done = jobs.sample(client, 50, tmp_path / "j", shard_rows=20)
         assert (done.model, done.version) == ("tiny", 1)
         assert set(asked) == {("tiny", 1)}
@@ -301,19 +302,19 @@ class TestGoingOn:
         assert settings["temperature"] == 0.5
 
     def test_progress_counts_to_the_end(self, client, tmp_path, sources):
-        told = []
-        jobs.encode(client, sources["encode"], tmp_path / "j", shard_rows=20, progress=told.append)
-        stages = [each.stage for each in told]
+        seen = []
+        jobs.encode(client, sources["encode"], tmp_path / "j", shard_rows=20, progress=seen.append)
+        stages = [progress.stage for progress in seen]
         assert stages == sorted(stages)  # reading, then working
-        assert told[-1] == jobs.Progress("working", 50, 50, 50)
-        rows = [each.rows for each in told if each.stage == "working"]
+        assert seen[-1] == jobs.Progress("working", 50, 50, 50)
+        rows = [progress.rows for progress in seen if progress.stage == "working"]
         assert rows == sorted(rows)
 
 
 class TestWhatIsRefused:
     @pytest.fixture
     def begun(self, client, tmp_path):
-        """A job of which 20 rows are whole."""
+        """A job whose first 20 rows are complete."""
 
         def stop():
             if client.asked.count("sample_stream") == 2:

@@ -1,4 +1,4 @@
-"""Both clients behind one face, so that one test tells about both."""
+"""Both clients behind one blocking interface, so that one test covers both."""
 
 import asyncio
 import functools
@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 @functools.cache
 def _loop() -> asyncio.AbstractEventLoop:
-    """The one loop of all tests, which runs to the end.
+    """The event loop of all tests, which runs until the process ends.
 
-    grpc.aio hands the events of all loops of a process through one pipe, and loses some
-    where a loop that they are for has been closed.
+    grpc.aio passes the events of all loops of a process through one pipe, and loses some if a
+    loop that they are for has been closed.
     """
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="tests", daemon=True).start()
@@ -26,12 +26,12 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 
 def awaited(work: Coroutine[Any, Any, T]) -> T:
-    """Runs something of grpc.aio to its end."""
+    """Runs a coroutine of an AsyncClient and returns its result."""
     return asyncio.run_coroutine_threadsafe(work, _loop()).result(120)
 
 
 class Awaited:
-    """An AsyncClient whose calls are awaited, and whose streams are stepped."""
+    """An AsyncClient whose methods block, and whose streams are iterators."""
 
     def __init__(self, *arguments: Any, **options: Any):
         async def make() -> AsyncClient:
@@ -69,5 +69,5 @@ class Awaited:
 
 
 def connect(kind: str, target: str, **options: Any) -> Any:
-    """A client of a kind, to be used in a `with` statement."""
+    """A client, `sync` or `async`, for a `with` statement."""
     return Client(target, **options) if kind == "sync" else Awaited(target, **options)

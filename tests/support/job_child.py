@@ -1,8 +1,8 @@
-"""Runs a dataset job against a client that answers by arithmetic, as a child to be killed.
+"""Child process that runs a dataset job against `ArithmeticClient`, and may be killed.
 
     python -m tests.support.job_child FOLDER ENCODE.npy|DECODE.npy|N FORMAT [STEPS]
 
-With STEPS it kills itself, by SIGKILL, when so many steps on the way to the disk are done.
+With STEPS it kills itself by SIGKILL after that number of steps that change the disk.
 """
 
 import os
@@ -25,8 +25,8 @@ SHAPE = (1, 4, 4)
 
 
 def model_info(name: str = "tiny", version: int = 1, **changes: Any) -> ModelInfo:
-    """A model of 4 x 4 pixels and three latents."""
-    known: dict[str, Any] = {
+    """Description of a model with 4 x 4 pixels and three latents."""
+    fields: dict[str, Any] = {
         "name": name,
         "version": version,
         "image_shape": SHAPE,
@@ -44,27 +44,27 @@ def model_info(name: str = "tiny", version: int = 1, **changes: Any) -> ModelInf
         "noise": "counted/1",
         "precision": "fp32",
     }
-    return ModelInfo(**{**known, **changes})
+    return ModelInfo(**{**fields, **changes})
 
 
 def noise(seed: int, first: int, rows: int, dim: int = DIM) -> NDArray[np.float32]:
-    """Row i depends on (seed, first + i) alone."""
-    each = [np.random.default_rng([seed, first + row]).standard_normal(dim) for row in range(rows)]
-    return np.array(each, np.float32).reshape(rows, dim)
+    """Draws float32 [rows, dim]; row i depends on (seed, first + i) alone."""
+    draws = [np.random.default_rng([seed, first + row]).standard_normal(dim) for row in range(rows)]
+    return np.array(draws, np.float32).reshape(rows, dim)
 
 
 def pixels(z: NDArray[Any]) -> NDArray[np.float32]:
-    """The images of latents."""
+    """Images float32 [N, 1, 4, 4] of latents [N, 3]."""
     return np.repeat(1 / (1 + np.exp(-z)), 6, axis=1)[:, :16].astype(np.float32).reshape(-1, *SHAPE)
 
 
 class ArithmeticClient:
-    """Answers as a `Client` does, without a server.
+    """Stands in for a `Client`: results by arithmetic, without a server.
 
     Attributes:
-        asked: Names of what was called.
-        served: What `model` answers.
-        before_reply: Called before each message of a stream.
+        asked: Names of the methods that were called.
+        served: Model that `model` describes.
+        before_reply: Called before each reply of a stream.
     """
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ def _as(images: NDArray[np.float32], dtype: str) -> NDArray[Any]:
 
 
 def run_job(client: Any, source: str, folder: Path, shard_format: Any, seed: int | None) -> Any:
-    """Runs the kind of job that the source is for, in shards of 20 rows."""
+    """Runs the job that suits a source, in shards of 20 rows."""
     common: dict[str, Any] = {"shard_rows": 20, "format": shard_format}
     if source.isdecimal():
         return jobs.sample(client, int(source), folder, seed=seed, latents=True, **common)
@@ -124,7 +124,7 @@ def run_job(client: Any, source: str, folder: Path, shard_format: Any, seed: int
 
 
 def die_after(steps: int) -> None:
-    """Ends this process before a step on the way to the disk, as SIGKILL would."""
+    """Kills this process by SIGKILL once `steps` steps that change the disk are done."""
     left = [steps]
 
     def counted(function: Any) -> Any:
