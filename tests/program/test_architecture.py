@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import ROOT
+from tests.support.environments import pins, python_with_wheel
 
 #: What each package may import of the others.
 ALLOWED = {
@@ -298,22 +299,8 @@ def _lowest() -> list[str]:
 @pytest.fixture(scope="module", params=["pinned", "lowest"])
 def bare(request, wheel, tmp_path_factory) -> str:
     """A Python with the wheel and what it needs, and nothing else."""
-    folder = tmp_path_factory.mktemp("bare")
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    python = str(folder / "bin" / "python")
-    constraints = folder / "constraints.txt"
-    if request.param == "pinned":
-        constraints.write_text((ROOT / "constraints.txt").read_text())
-    else:
-        constraints.write_text("\n".join(_lowest()))
-    subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(wheel)],
-        check=True,
-        capture_output=True,
-        timeout=240,
-        env={**os.environ, "PIP_CONSTRAINT": str(constraints)},
-    )
-    return python
+    constraints = pins() if request.param == "pinned" else "\n".join(_lowest())
+    return str(python_with_wheel(wheel, tmp_path_factory.mktemp("bare"), constraints))
 
 
 @pytest.mark.slow
