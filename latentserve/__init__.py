@@ -11,4 +11,4 @@ This module imports nothing, so that the server and the trainer, which share the
 generated stubs beneath it, do not pay for a client.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
