@@ -1,4 +1,6 @@
-"""A torch model as the NumPy callables of an evaluation."""
+"""A torch model as callables over NumPy arrays, for evaluations and reports."""
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -6,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.measure.elbo import Autoencoder
+from training.model.prior import Sampler
 from training.model.vae import Vae
 
 
@@ -36,3 +39,36 @@ def as_autoencoder(model: Vae) -> Autoencoder:
         return log_prob
 
     return Autoencoder(encode, decode, log_prior if model.prior is not None else None)
+
+
+def as_image_decoder(model: Vae) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """The decoder of a model: latents float32 [N, D] to images in [0, 1], the sigmoid of logits."""
+    decode = as_autoencoder(model).decode
+
+    def images(z: NDArray[np.float32]) -> NDArray[np.float32]:
+        decoded: NDArray[np.float32] = torch.sigmoid(torch.from_numpy(decode(z))).numpy()
+        return decoded
+
+    return images
+
+
+def as_sampler(model: Vae) -> Callable[[int, int, int | None], NDArray[np.float32]]:
+    """A function of count, seed and label (None for any) that samples images from the prior.
+
+    Its noise is torch's, not the scheme of `common.noise`: reports alone use it.
+    """
+    device = next(model.parameters()).device
+    draw = Sampler(model.prior) if model.prior is not None else None
+    decode = as_image_decoder(model)
+
+    @torch.inference_mode()
+    def sample(count: int, seed: int, label: int | None) -> NDArray[np.float32]:
+        noise = torch.Generator().manual_seed(seed)
+        z = torch.randn(count, model.config.latent_dim, generator=noise)
+        if draw is not None:
+            u = torch.rand(count, 1, generator=noise)
+            labels = torch.full((count,), -1 if label is None else label)
+            z = draw(z.to(device), u.to(device), labels.to(device)).cpu()
+        return decode(z.numpy())
+
+    return sample

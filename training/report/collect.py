@@ -4,13 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from common.pixels import to_bytes, to_unit
 from training.data.datasets import Dataset, interleave_classes
-from training.measure.adapter import as_autoencoder
-from training.model.prior import Sampler
+from training.measure.adapter import as_autoencoder, as_image_decoder, as_sampler
 from training.model.vae import Vae
 from training.report import Frame, ReportData, write_live
 from training.run_folder import RunFolder
@@ -84,18 +82,13 @@ class MovieRecorder:
     def _record(self, phase: str) -> None:
         self._folder.save_frame(self._trainer.step, phase, *self._frame())
 
-    @torch.inference_mode()
     def _frame(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Reconstructions of the shown images, and the posterior means of the scatter plot."""
-        model, device = self._trainer.ema_model, self._trainer.device
-
-        def means(images: NDArray[np.uint8]) -> torch.Tensor:
-            pixels = torch.from_numpy(to_unit(images))
-            return model.encode(pixels.to(device)).mean
-
-        decoded = torch.sigmoid(model.decode(means(self._images[self._shown])))
-        scattered: NDArray[np.float32] = means(self._images[:SCATTERED]).cpu().numpy()
-        return to_bytes(decoded.cpu().numpy()), scattered
+        model = self._trainer.ema_model
+        encode, decode = as_autoencoder(model).encode, as_image_decoder(model)
+        shown, _ = encode(to_unit(self._images[self._shown]))
+        scattered, _ = encode(to_unit(self._images[:SCATTERED]))
+        return to_bytes(decode(shown)), scattered
 
 
 def test_labels(dataset: Dataset) -> NDArray[np.int64]:
@@ -155,8 +148,8 @@ def collect_report(
         means=np.concatenate([mean for mean, _ in parts]),
         log_vars=np.concatenate(log_vars) if log_vars else None,
         map_labels=labels,
-        decode=lambda z: _sigmoid(autoencoder.decode(z)),
-        sample=_sampler(model) if config.model.prior.kind != "none" else None,
+        decode=as_image_decoder(model),
+        sample=as_sampler(model) if config.model.prior.kind != "none" else None,
         sample_labels=dataset.class_names if model.labels else (),
         metrics=metrics,
     )
@@ -166,27 +159,3 @@ def _elbo_at(step: int, measured: list[dict[str, Any]]) -> float:
     """Mean training ELBO of the last few log entries up to a step; NaN before the first."""
     near = [entry["elbo"] for entry in measured if entry["step"] <= step][-5:]
     return float(np.mean(near)) if near else float("nan")
-
-
-def _sampler(model: Vae) -> Any:
-    """Makes `ReportData.sample`; its noise is torch's, not the scheme of `common.noise`."""
-    device = next(model.parameters()).device
-    draw = Sampler(model.prior) if model.prior is not None else None
-    decode = as_autoencoder(model).decode
-
-    @torch.inference_mode()
-    def sample(count: int, seed: int, label: int | None) -> NDArray[np.float32]:
-        noise = torch.Generator().manual_seed(seed)
-        z = torch.randn(count, model.config.latent_dim, generator=noise)
-        if draw is not None:
-            u = torch.rand(count, 1, generator=noise)
-            labels = torch.full((count,), -1 if label is None else label)
-            z = draw(z.to(device), u.to(device), labels.to(device)).cpu()
-        return _sigmoid(decode(z.numpy()))
-
-    return sample
-
-
-def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    images: NDArray[np.float32] = torch.sigmoid(torch.from_numpy(logits)).numpy()
-    return images
