@@ -77,6 +77,10 @@ class ServerError(LatentserveError):
         self.retry_seconds = retry_seconds
         self.request_id = request_id
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception is rebuilt from `args`, which is the message alone.
+        return type(self), (str(self), self.code), self.__dict__
+
 
 class InvalidArgument(ServerError):
     """A field of the request has a wrong value; `violations` names it.

@@ -79,7 +79,7 @@ def _encode(options: argparse.Namespace) -> int:
 
     target = output(options, "npz")
     images = read_images(options.images)
-    with connect(options) as client, images.named(client, options.model):
+    with connect(options) as client, images.named():
         posterior = client.encode(
             images.values,
             draw=options.draw,
@@ -123,7 +123,7 @@ def _reconstruct(options: argparse.Namespace) -> int:
     images = read_images(options.images)
     # Resolved here, so that it can be reported.
     seed = fresh_seed() if options.draw and options.seed is None else options.seed
-    with connect(options) as client, images.named(client, options.model):
+    with connect(options) as client, images.named():
         made = client.reconstruct(
             images.values,
             seed=seed,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from latentserve._cli.failures import Failure, Usage, printable, reason
 from latentserve._jobs.npy import DTYPES, MAGIC, SourceError
 from latentserve._jobs.sources import image_files, is_picture
-from latentserve.client import Client, InvalidArgument
+from latentserve.client import InvalidArgument
 
 _NPZ = b"PK"
 _STDIN = Path("-")
@@ -44,8 +44,8 @@ class Images:
         return self.files or [str(row) for row in range(len(self))]
 
     @contextlib.contextmanager
-    def named(self, client: Client, model: str) -> Iterator[None]:
-        """Names the refused file in an error, where the server gives its index in the request.
+    def named(self) -> Iterator[None]:
+        """Names the refused file in an error, where the server gives its index.
 
         Raises:
             Failure: The server refused one of the files.
@@ -53,16 +53,10 @@ class Images:
         try:
             yield
         except InvalidArgument as error:
-            for violation in error.violations:
-                if self.files and error.index is not None and self._are_one_message(client, model):
-                    name = printable(self.files[error.index])
-                    raise Failure(f"{name}: {violation.description}") from error
-            raise
-
-    def _are_one_message(self, client: Client, model: str) -> bool:
-        """Whether the images fit into one request, so that its indexes are those of the files."""
-        size = sum(map(len, self.values))
-        return len(self) <= client.model(model).max_rows and size < client.info().max_message_bytes
+            if not self.files or error.index is None or not error.violations:
+                raise
+            name = printable(self.files[error.index])
+            raise Failure(f"{name}: {error.violations[0].description}") from error
 
 
 def read_images(paths: Sequence[Path]) -> Images:

@@ -71,7 +71,7 @@ def _score(options: argparse.Namespace) -> int:
     if options.output is not None:
         target = output(options, *(("jsonl",) if options.json else ("csv", "jsonl")))
     images = read_images(options.images)
-    with connect(options) as client, images.named(client, options.model):
+    with connect(options) as client, images.named():
         scores = client.score(
             images.values,
             draws=options.draws,

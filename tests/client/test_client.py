@@ -117,6 +117,18 @@ def test_a_refused_request_raises_what_the_server_said(client):
     assert str(caught.value) == f"{violation.field}: {violation.description}"
 
 
+def test_a_server_error_survives_the_way_to_another_process(client):
+    """As in a pool of processes, which pickles what a worker raises."""
+    with pytest.raises(InvalidArgument) as caught:
+        client.encode([b"no picture"])
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert type(copy) is InvalidArgument
+    assert str(copy) == str(caught.value)
+    assert copy.__dict__ == caught.value.__dict__
+    assert (copy.code, copy.index) == (grpc.StatusCode.INVALID_ARGUMENT, 0)
+    assert copy.violations[0].field == "images.encoded.files[0]"
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
