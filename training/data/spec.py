@@ -129,7 +129,7 @@ class DataSpec:
         return cls(**content)
 
     def __str__(self) -> str:
-        """The text after `--data` that stands for it on a shell's command line."""
+        """The source and its options as they follow `--data` on a shell's command line."""
         text = shlex.quote(self.source)
         for field in ("image_size", "channels"):
             if getattr(self, field) is not None:

@@ -186,7 +186,7 @@ class TrainConfig:
         prior_start: Share of the steps after which a learned prior is fitted to the
             aggregate posterior and replaces N(0, I).
         prior_fit: Length of that fit, in steps per step of the autoencoder.
-        prior_refit: Length of the last fit, to the final autoencoder, likewise.
+        prior_refit: Length of the last fit, to the final autoencoder, in the same unit.
         prior_batch_size: Latents per step of both fits.
         prior_learning_rate: Peak learning rate of the prior's own schedule.
         label_weight: Weight of log p(label|z) relative to log p(z), where the prior is
