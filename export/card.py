@@ -1,54 +1,15 @@
-"""The model card: README.md of a bundle, and its pictures."""
+"""The model card: README.md of a bundle."""
 
-import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from bundle import Manifest
-from latentserve._cli.png import encode_png, grid
+from export.commands import evaluate_command, export_command, train_command
+from export.pictures import MOST_CLASSES
 
-# About how wide a picture is shown, in pixels.
-_SHOWN = 56
 _MOST_NAMES = 20
-#: How many classes `classes_picture` is to show at most.
-MOST_CLASSES = 20
-# What `export` and `evaluate` do unless told otherwise.
-_USUAL_IMAGES = 1000
-_USUAL_SAMPLES = 10_000
 _WIDTH = 100
-
-
-def reconstruction_picture(
-    originals: NDArray[np.uint8], reconstructions: NDArray[np.float32]
-) -> dict[str, bytes]:
-    """Draws images, uint8 [N, C, H, W], above their reconstructions in [0, 1]."""
-    pairs = np.concatenate([originals, to_uint8(reconstructions)])
-    return {"reconstructions.png": _picture(pairs, columns=len(originals))}
-
-
-def samples_picture(samples: NDArray[np.float32]) -> dict[str, bytes]:
-    """Draws samples, float32 [N, C, H, W] in [0, 1]."""
-    return {"samples.png": _picture(to_uint8(samples))}
-
-
-def classes_picture(samples: NDArray[np.float32], per_class: int) -> dict[str, bytes]:
-    """Draws samples of each class in turn, a row for each."""
-    return {"samples_by_class.png": _picture(to_uint8(samples), columns=per_class)}
-
-
-def _picture(images: NDArray[np.uint8], columns: int | None = None) -> bytes:
-    zoom = max(1, round(_SHOWN / max(images.shape[2:])))
-    return encode_png(grid(images, columns=columns, zoom=zoom))
-
-
-def to_uint8(images: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Turns values in [0, 1] into 0 to 255."""
-    pixels: NDArray[np.uint8] = np.rint(images * np.float32(255)).astype(np.uint8)
-    return pixels
 
 
 def model_card(manifest: Manifest) -> bytes:
@@ -71,14 +32,14 @@ def model_card(manifest: Manifest) -> bytes:
 Measured again by
 
 ```bash
-{_evaluate_command(manifest)}
+{evaluate_command(manifest)}
 ```
 
 ## Made by
 
 ```bash
-{_train_command(manifest)}
-{_export_command(manifest)}
+{train_command(manifest)}
+{export_command(manifest)}
 ```
 
 {_wrapped(_training(manifest))}
@@ -227,74 +188,6 @@ def _sampling(manifest: Manifest) -> str:
         return ""
     label = ", label=0" if manifest.labels else ""
     return f'    new = client.sample(100, seed=7{label}, model="{manifest.name}")\n'
-
-
-def _train_command(manifest: Manifest) -> str:
-    training, spec = manifest.training, manifest.dataset.spec
-    options = [f"--preset {training.get('preset')}"]
-    options.append(f"--data {shlex.quote(spec.get('source', manifest.dataset.name))}")
-    for name in ("image_size", "channels"):
-        if spec.get(name) is not None:
-            options.append(f"--{name.replace('_', '-')} {spec[name]}")
-    if spec.get("bad_files") == "skip":
-        options.append("--bad-files skip")
-    options += [f"--set {shlex.quote(each)}" for each in training.get("settings", [])]
-    options.append(f"--steps {training.get('steps')}")
-    if training.get("device"):
-        options.append(f"--device {str(training['device']).partition(':')[0]}")
-    if training.get("precision", "float32") != "float32":
-        options.append(f"--precision {training['precision']}")
-    options.append("--out RUN")
-    processes = training.get("processes", 1)
-    program = "latentserve train"
-    if processes > 1:
-        program = f"torchrun --nproc-per-node {processes} -m latentserve train"
-    return _command(program, options)
-
-
-def _export_command(manifest: Manifest) -> str:
-    options = ["RUN", f"--to MODELS/{manifest.name}"]
-    if manifest.precision != "fp32":
-        options.append(f"--decoder {manifest.precision}")
-    return _command("latentserve export", options + _measures(manifest))
-
-
-def _evaluate_command(manifest: Manifest) -> str:
-    options = [f"MODELS/{manifest.name}/{manifest.version}", *_measures(manifest)]
-    if manifest.dataset.name.startswith(("folder:", "idx:")):
-        options.append(f"--data {shlex.quote(manifest.dataset.name)}")
-    return _command("latentserve evaluate", options)
-
-
-def _measures(manifest: Manifest) -> list[str]:
-    """The options that make `export` and `evaluate` measure the same figures."""
-    metrics = manifest.metrics
-    # Without the option samples are judged wherever they can be.
-    can_judge = manifest.dataset.name == "mnist" and manifest.image_shape == (1, 28, 28)
-    unjudged = 0 if can_judge and manifest.prior != "none" else None
-    stated = {
-        "--draws": (metrics.get("draws"), 1),
-        "--importance": (metrics.get("importance_draws"), None),
-        "--importance-images": (metrics.get("importance_images"), _USUAL_IMAGES),
-        "--samples": (metrics.get("samples", unjudged), _USUAL_SAMPLES),
-        "--seed": (metrics.get("seed"), 0),
-    }
-    return [
-        f"{option} {value}"
-        for option, (value, usual) in stated.items()
-        if value is not None and value != usual
-    ]
-
-
-def _command(program: str, options: Sequence[str]) -> str:
-    """A command as it is typed, on as many lines as it takes."""
-    lines = [program]
-    for option in options:
-        if len(lines[-1]) + len(option) > _WIDTH - 3:
-            lines.append(f"   {option}")
-        else:
-            lines[-1] += f" {option}"
-    return " \\\n".join(lines)
 
 
 def _wrapped(text: str) -> str:

@@ -7,135 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from bundle import GraphName, open_bundle
-from common import noise
+from bundle import open_bundle
 from export.errors import ExportError
-from service.models.onnx import Device, Graph
+from export.subject import Subject, subject_of_graphs, subject_of_torch
 from training.data.datasets import Dataset, binarize, load_dataset
 from training.data.spec import DataSpec
 from training.errors import DataMissing
-from training.measure.adapter import as_autoencoder
 from training.measure.classifier import load_classifier
 from training.measure.elbo import (
-    Autoencoder,
-    BoundEvaluation,
     Evaluation,
     evaluate,
     importance_bound,
 )
 from training.measure.fid import Generation, measure_generation
-from training.measure.protocol import TEST_SEED, describe
-from training.model.prior import Sampler
-from training.model.vae import Vae
 from training.run_folder import RunFolder
-
-Array = NDArray[np.float32]
-Draw = Callable[[Array, Array, int], Array]
-
-_CHUNK = 500
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model that can be measured, whatever runs behind it.
-
-    Attributes:
-        autoencoder: Encodes, decodes and knows the density of its prior.
-        draw: Turns eps [N, D], u [N, 1] and a label (-1 for any) into latents of the
-            prior; None where there is none.
-        latent_dim: D.
-        labels: How many classes the prior can be asked for.
-        binarized: Whether it is measured on binarized images.
-    """
-
-    autoencoder: Autoencoder
-    draw: Draw | None
-    latent_dim: int
-    labels: int
-    binarized: bool
-
-    def sample(self, count: int, seed: int, label: int | None) -> Array:
-        """The images that a server would draw: float32 [count, C, H, W] in [0, 1]."""
-        assert self.draw is not None
-        images = []
-        for start in range(0, count, _CHUNK):
-            rows = min(_CHUNK, count - start)
-            eps = noise.standard_normal(seed, start, rows, self.latent_dim)
-            u = noise.uniform(seed, start, rows)
-            z = self.draw(eps, u, -1 if label is None else label)
-            images.append(self.decode(z))
-        return np.concatenate(images)
-
-    def decode(self, z: Array) -> Array:
-        """Latents float32 [N, D] to images float32 [N, C, H, W] in [0, 1]."""
-        logits = torch.from_numpy(self.autoencoder.decode(z))
-        images: Array = torch.sigmoid(logits).numpy()
-        return images
-
-
-def subject_of_graphs(
-    graphs: Mapping[GraphName, bytes], *, latent_dim: int, prior: str, labels: int, binarized: bool
-) -> Subject:
-    """Wraps the graphs of a bundle.
-
-    Args:
-        graphs: The ONNX files by what they do.
-        latent_dim: D.
-        prior: Kind of the prior, as the manifest has it.
-        labels: How many classes the prior can be asked for.
-        binarized: Whether it is measured on binarized images.
-    """
-    sessions = {name: Graph(content, Device("cpu")) for name, content in graphs.items()}
-
-    def encode(images: Array) -> tuple[Array, Array | None]:
-        answers = sessions["encoder"].run({"image": images})
-        return answers["mean"], answers.get("log_var")
-
-    def log_prior(z: Array) -> Array:
-        label = np.full(len(z), -1, np.int64)
-        return sessions["prior_density"].run({"z": z, "label": label})["log_prob"]
-
-    def draw(eps: Array, u: Array, label: int) -> Array:
-        if "prior" not in sessions:
-            return eps
-        labels = np.full(len(eps), label, np.int64)
-        return sessions["prior"].run({"eps": eps, "u": u, "label": labels})["z"]
-
-    return Subject(
-        Autoencoder(
-            encode,
-            lambda z: sessions["decoder"].run({"z": z}, ("logits",))["logits"],
-            log_prior if "prior_density" in sessions else None,
-        ),
-        None if prior == "none" else draw,
-        latent_dim,
-        labels,
-        binarized,
-    )
-
-
-def subject_of_torch(model: Vae, *, binarized: bool) -> Subject:
-    """Wraps a torch model, as `subject_of_graphs` does graphs."""
-    sampler = None if model.prior is None else Sampler(model.prior)
-
-    @torch.inference_mode()
-    def draw(eps: Array, u: Array, label: int) -> Array:
-        if sampler is None:
-            return eps
-        labels = torch.full((len(eps),), label)
-        z: Array = sampler(torch.from_numpy(eps), torch.from_numpy(u), labels).numpy()
-        return z
-
-    return Subject(
-        as_autoencoder(model),
-        None if model.config.prior.kind == "none" else draw,
-        model.config.latent_dim,
-        model.labels,
-        binarized,
-    )
 
 
 @dataclass(frozen=True)
@@ -302,43 +188,79 @@ def evaluate_path(
         BundleError: The bundle is damaged.
         TrainingError: The run is damaged or the data cannot be had.
     """
-    if (path / "manifest.json").is_file():
-        bundle = open_bundle(path)
-        manifest = bundle.manifest
-        what = f"bundle {manifest.name}/{manifest.version} (onnxruntime)"
-        sha256 = manifest.dataset.sha256
-        fields = {"source": manifest.dataset.name} | manifest.dataset.spec
-        subject = subject_of_graphs(
-            bundle.graphs,
-            latent_dim=manifest.latent_dim,
-            prior=manifest.prior,
-            labels=len(manifest.labels),
-            binarized=manifest.training.get("train", {}).get("binarize", True),
-        )
-    elif (path / "config.json").is_file():
-        run = RunFolder(path)
-        config = run.read_config()
-        what = f"run {path} (torch)"
-        if not run.complete:
-            what += f", unfinished: {run.steps_done()} steps done"
-        fields, sha256 = config.data.to_json(), config.data_sha256
-        subject = subject_of_torch(run.load_model(), binarized=config.train.binarize)
-    else:
-        raise ExportError(
-            f"{path}: wanted a run folder (config.json) or a bundle MODELS/NAME/VERSION "
-            "(manifest.json)"
-        )
+    source = _open(path)
     try:
-        dataset = load_known(fields, sha256, data, report=report)
+        dataset = load_training_data(source.data, source.data_sha256, data, report=report)
     except DataMissing as error:
-        kind = fields["source"].partition(":")[0]
+        kind = source.data["source"].partition(":")[0]
         if data is not None or kind not in ("folder", "idx"):
             raise
         raise ExportError(f"{error}. Remedy: --data {kind}:PATH, where it is now") from error
-    return what, measure(subject, dataset, wanted, report, progress)
+    return source.title, measure(source.subject, dataset, wanted, report, progress)
 
 
-def load_known(
+@dataclass(frozen=True)
+class _Source:
+    """A run folder or bundle, ready to be measured.
+
+    Attributes:
+        title: What it is, in words.
+        subject: Its model.
+        data: Fields of the `DataSpec` it was trained on.
+        data_sha256: Checksums of the data's files.
+    """
+
+    title: str
+    subject: Subject
+    data: Mapping[str, Any]
+    data_sha256: Mapping[str, str]
+
+
+def _open(path: Path) -> _Source:
+    """Opens a bundle, or else a run folder.
+
+    Raises:
+        ExportError: It is neither.
+    """
+    if (path / "manifest.json").is_file():
+        return _open_bundle(path)
+    if (path / "config.json").is_file():
+        return _open_run(path)
+    raise ExportError(
+        f"{path}: wanted a run folder (config.json) or a bundle MODELS/NAME/VERSION (manifest.json)"
+    )
+
+
+def _open_bundle(path: Path) -> _Source:
+    bundle = open_bundle(path)
+    manifest = bundle.manifest
+    subject = subject_of_graphs(
+        bundle.graphs,
+        latent_dim=manifest.latent_dim,
+        prior=manifest.prior,
+        labels=len(manifest.labels),
+        binarized=manifest.training.get("train", {}).get("binarize", True),
+    )
+    return _Source(
+        f"bundle {manifest.name}/{manifest.version} (onnxruntime)",
+        subject,
+        # Schema 1.0 has no spec.
+        {"source": manifest.dataset.name} | manifest.dataset.spec,
+        manifest.dataset.sha256,
+    )
+
+
+def _open_run(path: Path) -> _Source:
+    run = RunFolder(path)
+    config = run.read_config()
+    title = f"run {path} (torch)"
+    if not run.complete:
+        title += f", unfinished: {run.steps_done()} steps done"
+    subject = subject_of_torch(run.load_model(), binarized=config.train.binarize)
+    return _Source(title, subject, config.data.to_json(), config.data_sha256)
+
+
+def load_training_data(
     fields: Mapping[str, Any],
     sha256: Mapping[str, str],
     data: str | None = None,

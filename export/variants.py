@@ -19,8 +19,10 @@ import onnx
 from numpy.typing import NDArray
 
 from bundle import DeviceKind
+from common import noise
 from export.errors import ExportError
 from export.graphs import ExportedGraph, strip
+from export.subject import Subject
 from export.verify import ALLOWED_OPERATORS, check_batch_invariance, check_structure, torch_answers
 from service.models.onnx import Device, Graph
 
@@ -44,6 +46,8 @@ VARIANT_TOLERANCES: dict[str, dict[DeviceKind, float]] = {
 VARIANT_OPERATORS = ALLOWED_OPERATORS | {"QuantizeLinear", "DequantizeLinear"}
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
+_CALIBRATION_IMAGES = 512
+# Rows of the calibration latents run at a time.
 _CALIBRATION_ROWS = 64
 
 
@@ -73,6 +77,27 @@ def convert_decoder(
     check_structure(variant, VARIANT_OPERATORS)
     check_batch_invariance(variant.name, variant.content, {"z": calibration[:_CALIBRATION_ROWS]})
     return variant
+
+
+def calibration_latents(subject: Subject, images: NDArray[np.uint8]) -> Array:
+    """Latents as a decoder will meet them: of training images and, with a prior, its draws.
+
+    Args:
+        subject: The model, its decoder still in fp32.
+        images: uint8 [N, C, H, W]; the first `_CALIBRATION_IMAGES` are used.
+
+    Returns:
+        float32 [M, D].
+    """
+    pixels = images[:_CALIBRATION_IMAGES].astype(np.float32) / np.float32(255)
+    mean, log_var = subject.autoencoder.encode(pixels)
+    eps = noise.standard_normal(0, 0, *mean.shape)
+    posterior = mean if log_var is None else mean + np.exp(np.float32(0.5) * log_var) * eps
+    if subject.draw is None:
+        return posterior
+    drawn = subject.draw(eps, noise.uniform(0, 0, len(mean)), -1)
+    # Interleaved, so that any part of them has both.
+    return np.stack([posterior, drawn], axis=1).reshape(-1, mean.shape[1])
 
 
 def answers_of(graph: ExportedGraph, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Array]:

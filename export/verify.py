@@ -8,6 +8,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
+from bundle import GraphName
 from export.errors import ExportError
 from export.graphs import OPSET, ExportedGraph
 from service.models.onnx import Device, Graph
@@ -29,6 +30,32 @@ ALLOWED_OPERATORS = frozenset(
     Transpose Unsqueeze Where
     """.split()  # noqa: SIM905 - a column of quoted words reads worse
 )
+
+
+def verify_graphs(
+    graphs: Mapping[GraphName, ExportedGraph], inputs: Inputs, tolerance: float
+) -> dict[str, float]:
+    """Runs every check on every graph of a model.
+
+    Args:
+        graphs: The graphs by name.
+        inputs: Inputs of all graphs by name, each with as many rows as the largest batch.
+        tolerance: Largest allowed difference between torch and onnxruntime.
+
+    Returns:
+        As for `measure_parity`, of all graphs.
+
+    Raises:
+        ExportError: A graph does not pass a check.
+    """
+    differences: dict[str, float] = {}
+    for name, graph in graphs.items():
+        rows = {tensor: inputs[tensor] for tensor in graph.inputs}
+        check_structure(graph)
+        differences |= measure_parity(graph, rows)
+        check_batch_invariance(name, graph.content, rows)
+    check_parity(differences, tolerance)
+    return differences
 
 
 def check_structure(graph: ExportedGraph, allowed: Set[str] = ALLOWED_OPERATORS) -> None:

@@ -1,0 +1,82 @@
+"""The commands that reproduce a bundle, as its model card states them."""
+
+import shlex
+from collections.abc import Sequence
+
+from bundle import Manifest
+
+# Defaults of `export` and `evaluate`, which need not be stated.
+_DEFAULT_IMAGES = 1000
+_DEFAULT_SAMPLES = 10_000
+_WIDTH = 100
+
+
+def train_command(manifest: Manifest) -> str:
+    """The command that trains such a run."""
+    training, spec = manifest.training, manifest.dataset.spec
+    options = [f"--preset {training.get('preset')}"]
+    options.append(f"--data {shlex.quote(spec.get('source', manifest.dataset.name))}")
+    for name in ("image_size", "channels"):
+        if spec.get(name) is not None:
+            options.append(f"--{name.replace('_', '-')} {spec[name]}")
+    if spec.get("bad_files") == "skip":
+        options.append("--bad-files skip")
+    options += [f"--set {shlex.quote(setting)}" for setting in training.get("settings", [])]
+    options.append(f"--steps {training.get('steps')}")
+    if training.get("device"):
+        options.append(f"--device {str(training['device']).partition(':')[0]}")
+    if training.get("precision", "float32") != "float32":
+        options.append(f"--precision {training['precision']}")
+    options.append("--out RUN")
+    processes = training.get("processes", 1)
+    program = "latentserve train"
+    if processes > 1:
+        program = f"torchrun --nproc-per-node {processes} -m latentserve train"
+    return _command(program, options)
+
+
+def export_command(manifest: Manifest) -> str:
+    """The command that exports the run and measures the same metrics."""
+    options = ["RUN", f"--to MODELS/{manifest.name}"]
+    if manifest.precision != "fp32":
+        options.append(f"--decoder {manifest.precision}")
+    return _command("latentserve export", options + _measures(manifest))
+
+
+def evaluate_command(manifest: Manifest) -> str:
+    """The command that measures the bundle's metrics again."""
+    options = [f"MODELS/{manifest.name}/{manifest.version}", *_measures(manifest)]
+    if manifest.dataset.name.startswith(("folder:", "idx:")):
+        options.append(f"--data {shlex.quote(manifest.dataset.name)}")
+    return _command("latentserve evaluate", options)
+
+
+def _measures(manifest: Manifest) -> list[str]:
+    """The options with which `export` and `evaluate` measure the same metrics."""
+    metrics = manifest.metrics
+    # Without the option, samples are judged wherever there is a classifier for the data.
+    can_judge = manifest.dataset.name == "mnist" and manifest.image_shape == (1, 28, 28)
+    unjudged = 0 if can_judge and manifest.prior != "none" else None
+    stated = {
+        "--draws": (metrics.get("draws"), 1),
+        "--importance": (metrics.get("importance_draws"), None),
+        "--importance-images": (metrics.get("importance_images"), _DEFAULT_IMAGES),
+        "--samples": (metrics.get("samples", unjudged), _DEFAULT_SAMPLES),
+        "--seed": (metrics.get("seed"), 0),
+    }
+    return [
+        f"{option} {value}"
+        for option, (value, default) in stated.items()
+        if value is not None and value != default
+    ]
+
+
+def _command(program: str, options: Sequence[str]) -> str:
+    """A shell command, broken into lines of at most `_WIDTH` characters."""
+    lines = [program]
+    for option in options:
+        if len(lines[-1]) + len(option) > _WIDTH - 3:
+            lines.append(f"   {option}")
+        else:
+            lines[-1] += f" {option}"
+    return " \\\n".join(lines)

@@ -1,0 +1,157 @@
+"""Builds the manifest of a bundle from a run and what its export found."""
+
+import dataclasses
+import hashlib
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import torch
+
+from bundle import (
+    DatasetRef,
+    DeviceKind,
+    FileRef,
+    GraphName,
+    GraphRef,
+    Manifest,
+    Parity,
+    TensorSpec,
+)
+from common import noise
+from export.graphs import OPSET
+from export.run import FinishedRun
+from export.variants import TOLERANCES, VARIANT_TOLERANCES, Precision
+from latentserve import __version__
+from service.models.onnx import VERSION as ONNXRUNTIME_VERSION
+from training.data.spec import DataSpec
+from training.run_folder import RunConfig
+
+_DTYPES: dict[int, Literal["float32", "int64"]] = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.INT64: "int64",
+}
+
+
+def build_manifest(
+    name: str,
+    version: int,
+    run: FinishedRun,
+    *,
+    precision: Precision,
+    graphs: Mapping[GraphName, bytes],
+    golden: bytes,
+    parity: Parity,
+    metrics: dict[str, Any],
+) -> Manifest:
+    """Builds a manifest.
+
+    Args:
+        name: Name of the model.
+        version: Version of the model.
+        run: The run it was exported from.
+        precision: Precision of the decoder.
+        graphs: Content of the ONNX files by name of the graph.
+        golden: Content of `golden.npz`.
+        parity: Result of the comparison with torch.
+        metrics: Metrics on the test set.
+    """
+    config = run.config
+    tolerances = {"decoder": VARIANT_TOLERANCES.get(precision, {})}
+    return Manifest(
+        name=name,
+        version=version,
+        created_at=datetime.now(UTC).replace(microsecond=0),
+        image_shape=config.image_shape,
+        latent_dim=config.model.latent_dim,
+        likelihood="bernoulli",
+        posterior=config.model.posterior,
+        prior=config.model.prior.kind,
+        labels=run.labels,
+        class_names=config.class_names,
+        precision=precision,
+        graphs={
+            graph: _graph_ref(f"{graph}.onnx", content, tolerances.get(graph, {}))
+            for graph, content in graphs.items()
+        },
+        golden=_file_ref("golden.npz", golden),
+        tolerances=TOLERANCES,
+        preprocessing={
+            "channels": {1: "grey", 3: "rgb"}[config.image_shape[0]],
+            "size": list(config.image_shape[1:]),
+            "scale": 1 / 255,
+        },
+        noise=noise.NAME,
+        dataset=DatasetRef(
+            name=_public_source(config.data),
+            spec=config.data.to_json() | {"source": _public_source(config.data)},
+            sha256=config.data_sha256,
+            split=config.split,
+        ),
+        training=_training(config, run.trained_metrics),
+        metrics=metrics,
+        score_percentiles=run.score_percentiles,
+        parity=parity,
+        tools={
+            "latentserve": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "onnx": onnx.__version__,
+            "onnxruntime": ONNXRUNTIME_VERSION,
+            "numpy": np.__version__,
+        },
+    )
+
+
+def _training(config: RunConfig, trained: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "preset": config.preset,
+        "settings": config.settings,
+        "model": dataclasses.asdict(config.model),
+        "train": dataclasses.asdict(config.train),
+        "steps": config.steps,
+        "budget_seconds": config.budget_seconds,
+        "threads": config.threads,
+        "processes": config.processes,
+        "device": config.device,
+        "precision": config.precision,
+        "seconds_per_thread": trained.get("train_seconds_per_thread"),
+        "skipped_steps": trained.get("skipped_steps"),
+        "versions": config.versions,
+    }
+
+
+def _public_source(spec: DataSpec) -> str:
+    """The source of a data set without its path: a bundle must not disclose local folders."""
+    if spec.kind == "folder":
+        return f"folder:{spec.folder.name}"
+    if spec.kind == "idx":
+        return "idx:" + ",".join("" if file is None else file.name for file in spec.idx_files)
+    return spec.source
+
+
+def _graph_ref(file: str, content: bytes, tolerances: dict[DeviceKind, float]) -> GraphRef:
+    graph = onnx.load_from_string(content).graph
+    return GraphRef(
+        **_file_ref(file, content).model_dump(),
+        opset=OPSET,
+        inputs=tuple(_tensor_spec(value) for value in graph.input),
+        outputs=tuple(_tensor_spec(value) for value in graph.output),
+        tolerances=tolerances,
+    )
+
+
+def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    tensor = value.type.tensor_type
+    return TensorSpec(
+        name=value.name,
+        dtype=_DTYPES[tensor.elem_type],
+        shape=tuple(axis.dim_param or axis.dim_value for axis in tensor.shape.dim),
+    )
+
+
+def _file_ref(file: str, content: bytes) -> FileRef:
+    return FileRef(file=file, sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))

@@ -1,0 +1,59 @@
+"""The pictures of a model card, computed by the graphs of the bundle."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.subject import Subject
+from latentserve._cli.png import encode_png, grid
+
+#: Most classes shown in the picture of samples by class.
+MOST_CLASSES = 20
+
+# Width of one image as shown, in pixels, approximately.
+_SHOWN = 56
+# Samples in a row of the grid; half as many if an image is wider or higher than `_LARGE` pixels.
+_COLUMNS = 10
+_LARGE = 64
+_SEED = 7
+
+
+def card_pictures(
+    subject: Subject,
+    originals: NDArray[np.uint8],
+    means: NDArray[np.float32],
+    labels: Sequence[str],
+) -> dict[str, bytes]:
+    """Draws reconstructions and, where the model has a prior, samples.
+
+    Args:
+        subject: The model.
+        originals: uint8 [N, C, H, W].
+        means: float32 [N, D], posterior means of the originals.
+        labels: Names of the classes that can be sampled by label.
+
+    Returns:
+        PNG files by file name.
+    """
+    pairs = np.concatenate([originals, _to_uint8(subject.decode(means))])
+    files = {"reconstructions.png": _picture(pairs, columns=len(originals))}
+    columns = _COLUMNS if max(originals.shape[2:]) <= _LARGE else _COLUMNS // 2
+    if subject.draw is not None:
+        samples = subject.sample(columns * columns, _SEED, None)
+        files["samples.png"] = _picture(_to_uint8(samples))
+    if labels:
+        shown = range(min(len(labels), MOST_CLASSES))
+        samples = np.concatenate([subject.sample(columns, _SEED, label) for label in shown])
+        files["samples_by_class.png"] = _picture(_to_uint8(samples), columns=columns)
+    return files
+
+
+def _picture(images: NDArray[np.uint8], columns: int | None = None) -> bytes:
+    zoom = max(1, round(_SHOWN / max(images.shape[2:])))
+    return encode_png(grid(images, columns=columns, zoom=zoom))
+
+
+def _to_uint8(images: NDArray[np.float32]) -> NDArray[np.uint8]:
+    pixels: NDArray[np.uint8] = np.rint(images * np.float32(255)).astype(np.uint8)
+    return pixels

@@ -1,0 +1,97 @@
+"""The finished training run that an export starts from."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle import GraphName
+from export.evaluate import load_training_data
+from export.subject import Subject, subject_of_graphs
+from training.data.datasets import Dataset
+from training.errors import DataMissing
+from training.model.vae import Vae
+from training.run_folder import RunConfig, RunFolder
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run folder, read.
+
+    Attributes:
+        config: Its configuration.
+        model: The trained model, in evaluation mode.
+        dataset: The data it was trained on; None if that is no longer available.
+        trained_metrics: The metrics that training measured with torch.
+        golden_images: uint8 [N, C, H, W], test images set aside by training.
+        score_percentiles: The 0th to 100th percentile of the training set's scores, in nats.
+    """
+
+    config: RunConfig
+    model: Vae
+    dataset: Dataset | None
+    trained_metrics: Mapping[str, Any]
+    golden_images: NDArray[np.uint8]
+    score_percentiles: tuple[float, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes that can be sampled by label; empty for an unlabelled prior."""
+        return self.config.class_names[: self.model.labels]
+
+    def subject_of(self, graphs: Mapping[GraphName, bytes]) -> Subject:
+        """Wraps graphs exported from this run, to be measured as the run was.
+
+        Args:
+            graphs: Content of the ONNX files by name of the graph.
+        """
+        return subject_of_graphs(
+            graphs,
+            latent_dim=self.config.model.latent_dim,
+            prior=self.config.model.prior.kind,
+            labels=len(self.labels),
+            binarized=self.config.train.binarize,
+        )
+
+
+def load_run(path: Path, data: str | None, report: Callable[[str], None]) -> FinishedRun:
+    """Reads a run folder and loads its data set, without network access.
+
+    Args:
+        path: The run folder.
+        data: Where the data is now, as `DataSpec.parse` takes it; None for where it was
+            when the run began.
+        report: Called with progress lines of the loading.
+
+    Raises:
+        CheckpointError: The run is unfinished or damaged.
+        ExportError: The data found is not the data the model was trained on.
+        DataMissing: There is no data at `data`.
+    """
+    run = RunFolder(path)
+    # First: an unfinished run has no metrics.
+    trained_metrics = run.read_json("metrics.json")
+    config = run.read_config()
+    golden_images, _ = run.read_golden_inputs()
+    percentiles = run.read_json("score_percentiles.json")["percentiles"]
+    dataset = _load_data(config, data, report)
+    return FinishedRun(
+        config, run.load_model(), dataset, trained_metrics, golden_images, tuple(percentiles)
+    )
+
+
+def _load_data(
+    config: RunConfig, data: str | None, report: Callable[[str], None]
+) -> Dataset | None:
+    """The data of a run, or None if it is gone and no other place was named."""
+    try:
+        return load_training_data(
+            config.data.to_json(), config.data_sha256, data, report=report, fetch=False
+        )
+    except DataMissing:
+        if data is not None:
+            raise
+        return None

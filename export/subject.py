@@ -1,0 +1,122 @@
+"""A model under measurement: the torch model of a run, or the graphs of a bundle."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bundle import GraphName
+from common import noise
+from service.models.onnx import Device, Graph
+from training.measure.adapter import as_autoencoder
+from training.measure.elbo import Autoencoder
+from training.model.prior import Sampler
+from training.model.vae import Vae
+
+Array = NDArray[np.float32]
+#: Maps eps float32 [N, D], u float32 [N, 1] and a label to latents float32 [N, D].
+Draw = Callable[[Array, Array, int], Array]
+
+_CHUNK = 500
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that can be measured, independent of the runtime that computes it.
+
+    Attributes:
+        autoencoder: Encoder, decoder and the density of the prior.
+        draw: Maps eps [N, D], u [N, 1] and a label (-1 for any class) to latents of the
+            prior; None for a model without a prior.
+        latent_dim: D.
+        labels: Number of classes the prior can be conditioned on.
+        binarized: Whether it is measured on binarized images.
+    """
+
+    autoencoder: Autoencoder
+    draw: Draw | None
+    latent_dim: int
+    labels: int
+    binarized: bool
+
+    def sample(self, count: int, seed: int, label: int | None) -> Array:
+        """The images a server would sample: float32 [count, C, H, W] in [0, 1]."""
+        assert self.draw is not None
+        images = []
+        for start in range(0, count, _CHUNK):
+            rows = min(_CHUNK, count - start)
+            eps = noise.standard_normal(seed, start, rows, self.latent_dim)
+            u = noise.uniform(seed, start, rows)
+            z = self.draw(eps, u, -1 if label is None else label)
+            images.append(self.decode(z))
+        return np.concatenate(images)
+
+    def decode(self, z: Array) -> Array:
+        """Latents float32 [N, D] to images float32 [N, C, H, W] in [0, 1]."""
+        logits = torch.from_numpy(self.autoencoder.decode(z))
+        images: Array = torch.sigmoid(logits).numpy()
+        return images
+
+
+def subject_of_graphs(
+    graphs: Mapping[GraphName, bytes], *, latent_dim: int, prior: str, labels: int, binarized: bool
+) -> Subject:
+    """Wraps the graphs of a bundle, run by onnxruntime on the CPU.
+
+    Args:
+        graphs: Content of the ONNX files by name of the graph.
+        latent_dim: D.
+        prior: Kind of the prior, as in the manifest.
+        labels: Number of classes the prior can be conditioned on.
+        binarized: Whether to measure on binarized images.
+    """
+    sessions = {name: Graph(content, Device("cpu")) for name, content in graphs.items()}
+
+    def encode(images: Array) -> tuple[Array, Array | None]:
+        answers = sessions["encoder"].run({"image": images})
+        return answers["mean"], answers.get("log_var")
+
+    def log_prior(z: Array) -> Array:
+        label = np.full(len(z), -1, np.int64)
+        return sessions["prior_density"].run({"z": z, "label": label})["log_prob"]
+
+    def draw(eps: Array, u: Array, label: int) -> Array:
+        if "prior" not in sessions:
+            return eps
+        labels = np.full(len(eps), label, np.int64)
+        return sessions["prior"].run({"eps": eps, "u": u, "label": labels})["z"]
+
+    return Subject(
+        Autoencoder(
+            encode,
+            lambda z: sessions["decoder"].run({"z": z}, ("logits",))["logits"],
+            log_prior if "prior_density" in sessions else None,
+        ),
+        None if prior == "none" else draw,
+        latent_dim,
+        labels,
+        binarized,
+    )
+
+
+def subject_of_torch(model: Vae, *, binarized: bool) -> Subject:
+    """Wraps a torch model, as `subject_of_graphs` wraps its graphs."""
+    sampler = None if model.prior is None else Sampler(model.prior)
+
+    @torch.inference_mode()
+    def draw(eps: Array, u: Array, label: int) -> Array:
+        if sampler is None:
+            return eps
+        labels = torch.full((len(eps),), label)
+        z: Array = sampler(torch.from_numpy(eps), torch.from_numpy(u), labels).numpy()
+        return z
+
+    return Subject(
+        as_autoencoder(model),
+        None if model.config.prior.kind == "none" else draw,
+        model.config.latent_dim,
+        model.labels,
+        binarized,
+    )
