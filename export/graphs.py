@@ -193,11 +193,23 @@ def _dynamic_shapes(module: nn.Module, inputs: int) -> tuple[Any, ...]:
 
 
 def strip(graph: onnx.GraphProto, name: str) -> None:
-    """Names a graph and takes out where in whose source tree each node came from."""
+    """Names a graph and removes what running it does not need.
+
+    These are the source locations of its nodes, and initializers that no node reads: a
+    rewritten node leaves those it read behind, and runtimes warn of them at load. No graph
+    that passes `check_structure` has subgraphs, so that only its own nodes are looked at.
+    """
     graph.name = name
+    used = {tensor for node in graph.node for tensor in node.input}
+    used |= {value.name for value in graph.output}
+    unused = {tensor.name for tensor in graph.initializer} - used
+    for tensor in [tensor for tensor in graph.initializer if tensor.name in unused]:
+        graph.initializer.remove(tensor)
+    for value in [value for value in graph.value_info if value.name in unused]:
+        graph.value_info.remove(value)
+    values: Sequence[onnx.ValueInfoProto] = (*graph.input, *graph.output, *graph.value_info)
     graph.ClearField("doc_string")
     graph.ClearField("metadata_props")
-    values: Sequence[onnx.ValueInfoProto] = (*graph.input, *graph.output, *graph.value_info)
     for record in (*graph.node, *values, *graph.initializer):
         record.ClearField("doc_string")
         record.ClearField("metadata_props")
