@@ -12,6 +12,7 @@ from torch import nn
 from bundle import open_bundle
 from export.graphs import ExportedGraph
 from export.variants import convert_decoder
+from tests.support import ROOT
 from tests.support.untrained import KINDS
 
 # A session as any program opens it: with warnings, which are the default.
@@ -26,8 +27,16 @@ for path in sys.argv[1:]:
 
 @pytest.fixture(scope="module")
 def graphs(kinds: Path) -> dict[str, bytes]:
-    """Every graph of every kind of model, and each decoder in fp16 and int8."""
-    found = {}
+    """Every graph of every kind of model and of the shipped ones, each decoder in every precision.
+
+    By a name that can name a file.
+    """
+    found = {
+        f"shipped-{path.parent.name}.{graph}": content
+        for path in (ROOT / "models").glob("*/1")
+        for graph, content in open_bundle(path).graphs.items()
+    }
+    assert found
     for name, kind in KINDS.items():
         contents = open_bundle(kinds / "models" / name / "1").graphs
         found |= {f"{name}.{graph}": content for graph, content in contents.items()}
