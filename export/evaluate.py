@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bundle import open_bundle
+from common.pixels import to_unit
 from export.errors import ExportError
 from export.subject import Subject, subject_of_graphs, subject_of_torch
 from training.data.datasets import Dataset, binarize, load_dataset
@@ -124,7 +125,7 @@ def measure(
     images = (
         binarize(dataset.test.images, TEST_SEED)
         if subject.binarized
-        else dataset.test.images.astype(np.float32) / np.float32(255)
+        else to_unit(dataset.test.images)
     )
     result = evaluate(subject.autoencoder, images, draws=wanted.draws, seed=wanted.seed)
     bound = None

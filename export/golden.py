@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from bundle import GraphName
 from common import noise
+from common.pixels import to_unit
 from export.graphs import ExportedGraph
 from export.verify import BATCHES, torch_answers
 from training.data.datasets import binarize
@@ -32,7 +33,7 @@ def parity_inputs(
         labels: Number of classes the prior can be conditioned on.
     """
     rows = max(BATCHES)
-    images = [golden.astype(np.float32) / np.float32(255)]
+    images = [to_unit(golden)]
     while sum(map(len, images)) < rows:
         images.append(binarize(golden, seed=len(images)))
     image = np.concatenate(images)[:rows]

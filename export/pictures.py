@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from common.pixels import to_bytes
 from export.subject import Subject
 from latentserve._cli.png import encode_png, grid
 
@@ -36,24 +37,19 @@ def card_pictures(
     Returns:
         PNG files by file name.
     """
-    pairs = np.concatenate([originals, _to_uint8(subject.decode(means))])
+    pairs = np.concatenate([originals, to_bytes(subject.decode(means))])
     files = {"reconstructions.png": _picture(pairs, columns=len(originals))}
     columns = _COLUMNS if max(originals.shape[2:]) <= _LARGE else _COLUMNS // 2
     if subject.draw is not None:
         samples = subject.sample(columns * columns, _SEED, None)
-        files["samples.png"] = _picture(_to_uint8(samples))
+        files["samples.png"] = _picture(to_bytes(samples))
     if labels:
         shown = range(min(len(labels), MOST_CLASSES))
         samples = np.concatenate([subject.sample(columns, _SEED, label) for label in shown])
-        files["samples_by_class.png"] = _picture(_to_uint8(samples), columns=columns)
+        files["samples_by_class.png"] = _picture(to_bytes(samples), columns=columns)
     return files
 
 
 def _picture(images: NDArray[np.uint8], columns: int | None = None) -> bytes:
     zoom = max(1, round(_SHOWN / max(images.shape[2:])))
     return encode_png(grid(images, columns=columns, zoom=zoom))
-
-
-def _to_uint8(images: NDArray[np.float32]) -> NDArray[np.uint8]:
-    pixels: NDArray[np.uint8] = np.rint(images * np.float32(255)).astype(np.uint8)
-    return pixels

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from bundle import DeviceKind
 from common import noise
+from common.pixels import to_unit
 from export.errors import ExportError
 from export.graphs import ExportedGraph, strip
 from export.subject import Subject
@@ -89,8 +90,7 @@ def calibration_latents(subject: Subject, images: NDArray[np.uint8]) -> Array:
     Returns:
         float32 [M, D].
     """
-    pixels = images[:_CALIBRATION_IMAGES].astype(np.float32) / np.float32(255)
-    mean, log_var = subject.autoencoder.encode(pixels)
+    mean, log_var = subject.autoencoder.encode(to_unit(images[:_CALIBRATION_IMAGES]))
     eps = noise.standard_normal(0, 0, *mean.shape)
     posterior = mean if log_var is None else mean + np.exp(np.float32(0.5) * log_var) * eps
     if subject.draw is None:
