@@ -1,7 +1,7 @@
-"""The contract on disk: `models/<name>/<version>/`.
+"""The on-disk contract between export and server: `models/<name>/<version>/`.
 
-`export` writes it, `service` reads it; neither knows the other. NumPy, pydantic
-and the standard library only.
+`export` writes bundles, `service` reads them. Depends on NumPy, pydantic and the standard
+library only.
 """
 
 from bundle.errors import BundleError

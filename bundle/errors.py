@@ -1,8 +1,8 @@
-"""What can be wrong with a bundle."""
+"""The error of reading and writing bundles."""
 
 
 class BundleError(Exception):
-    """A bundle is missing, damaged, of an unknown schema or cannot be written.
+    """A bundle is missing, damaged, of an unsupported schema, or cannot be written.
 
-    The message names the file or field, what was found and what was wanted.
+    The message names the file or field, the value found and the value wanted.
     """

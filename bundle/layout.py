@@ -1,4 +1,4 @@
-"""Folders and names: which models and versions a models folder holds."""
+"""Layout of a models folder: names of models and numbers of versions."""
 
 import re
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ class ModelFolder:
     Attributes:
         name: Name of the model.
         path: Its folder.
-        versions: Its versions, ascending; whether they are sound is not looked at.
-        problem: Why the folder cannot be read, or empty.
+        versions: Version numbers, ascending; the bundles themselves are not opened.
+        problem: Why the folder cannot be read; empty if it can.
     """
 
     name: str
@@ -30,10 +30,10 @@ class ModelFolder:
 
 
 def check_name(name: str) -> str:
-    """Returns `name` where it can name a model.
+    """Returns `name` if it is a valid name of a model.
 
     Raises:
-        BundleError: It cannot.
+        BundleError: It is not.
     """
     if not _NAME.fullmatch(name):
         raise BundleError(
@@ -44,7 +44,7 @@ def check_name(name: str) -> str:
 
 
 def find_versions(path: Path) -> tuple[int, ...]:
-    """Returns the version numbers among a model folder's entries, ascending."""
+    """Version numbers in a model's folder, ascending; empty if there is no folder."""
     if not path.is_dir():
         return ()
     names = (entry.name for entry in path.iterdir() if entry.is_dir())
@@ -52,10 +52,10 @@ def find_versions(path: Path) -> tuple[int, ...]:
 
 
 def find_models(root: Path) -> tuple[ModelFolder, ...]:
-    """Returns the models of a models folder, in alphabetical order.
+    """The models of a models folder, in alphabetical order.
 
-    A folder with no version in it is no model; hidden ones, where exports are
-    being written, are passed over.
+    Folders without a version are left out, and so are hidden ones, into which exports are
+    written.
 
     Raises:
         BundleError: `root` is not a folder or cannot be read.
@@ -72,5 +72,5 @@ def _model(path: Path) -> ModelFolder:
     try:
         return ModelFolder(path.name, path, find_versions(path))
     except OSError as error:
-        # One folder that cannot be read must not hide the others.
+        # One unreadable folder must not hide the others.
         return ModelFolder(path.name, path, (), f"{path}: {error.strerror}")

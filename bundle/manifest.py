@@ -1,11 +1,11 @@
-"""`manifest.json`: what a bundle is, field by field."""
+"""Schema of `manifest.json`, field by field."""
 
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-#: Major and minor version of the schema. A reader refuses another major; a minor
-#: only adds fields, which an older reader passes over.
+#: Major and minor version of the schema. A reader refuses another major version; a minor
+#: version only adds fields, which older readers ignore.
 SCHEMA_VERSION = "1.1"
 
 DeviceKind = Literal["cpu", "cuda"]
@@ -21,125 +21,127 @@ class _Record(BaseModel):
 
 
 class FileRef(_Record):
-    """A file of the bundle and the checksum that makes it that file."""
+    """A file of the bundle, with its checksum."""
 
     file: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,254}$")]
-    """Plain file name, inside the bundle's folder."""
+    """Plain file name in the bundle's folder."""
     sha256: Sha256
-    """SHA-256 of its content."""
+    """SHA-256 of its content, in hexadecimal."""
     size_bytes: Positive
-    """Its length in bytes."""
+    """Size in bytes."""
 
 
 class TensorSpec(_Record):
     """An input or output of a graph."""
 
     name: str
-    """Its name in the graph."""
+    """Name in the graph."""
     dtype: Literal["float32", "int64"]
-    """Its element type."""
+    """Element type."""
     shape: tuple[str | int, ...]
-    """Its shape; the dynamic batch axis is "N"."""
+    """Shape; the dynamic batch axis is "N"."""
 
 
 class GraphRef(FileRef):
     """An ONNX graph."""
 
     opset: Positive
-    """Version of the standard operator set it is written in."""
+    """Version of the standard ONNX operator set."""
     inputs: tuple[TensorSpec, ...]
-    """What it takes, in order."""
+    """Inputs, in order."""
     outputs: tuple[TensorSpec, ...]
-    """What it answers, in order."""
+    """Outputs, in order."""
     tolerances: dict[DeviceKind, float] = {}
-    """Its own, where they are wider than the bundle's."""
+    """Tolerances of this graph by device, where they are wider than the bundle's."""
 
 
 class DatasetRef(_Record):
-    """The data a model was trained on."""
+    """The data set a model was trained on."""
 
     name: str
-    """For example "mnist", or "folder:flowers": without the way to it."""
+    """Name without a path, for example "mnist" or "folder:flowers"."""
     spec: dict[str, Any] = {}
-    """What to load it by: source (the name), image size, channels; empty before schema 1.1."""
+    """Fields to load it by: source (the name), image size, channels; empty before schema 1.1."""
     sha256: dict[str, Sha256]
-    """SHA-256 of each source file's uncompressed content."""
+    """SHA-256 of each source file's uncompressed content, by file name."""
     split: dict[str, int]
-    """Images in each split."""
+    """Number of images by split."""
 
 
 class Parity(_Record):
-    """How far torch and onnxruntime were apart when the bundle was written."""
+    """Result of comparing torch with onnxruntime at export."""
 
     batches: tuple[int, ...]
     """Batch sizes compared."""
     max_abs_difference: dict[str, float]
-    """Largest absolute difference of each output, as "graph.output"; of the log-density for
-    each latent dimension."""
+    """Largest absolute difference by "graph.output"; of the log-density, divided by the number
+    of latent dimensions."""
     tolerance: float
-    """What was allowed."""
+    """Largest difference allowed."""
     batch_invariant: bool
-    """Whether each row was bit-equal in batches of every size, on CPU."""
+    """Whether each row had the same bits in batches of every size, on CPU."""
     precision_difference: dict[str, float] = {}
-    """How far a decoder in fewer bits is from torch at most, likewise; empty for fp32."""
+    """Largest absolute difference between torch and a decoder in reduced precision, by
+    "graph.output"; empty for fp32."""
 
 
 class Manifest(_Record):
-    """A model, its graphs and all that is known of them."""
+    """A model and its graphs: contract, provenance, metrics and checksums."""
 
     schema_version: str = SCHEMA_VERSION
     """Major.minor of this schema."""
     name: Name
-    """Name of the model, equal to the name of its folder."""
+    """Name of the model and of its folder."""
     version: Positive
-    """Version of the model, equal to the name of the bundle's folder."""
+    """Version of the model; the name of the bundle's folder."""
     created_at: AwareDatetime
-    """When the bundle was written, with its time zone."""
+    """Time of the export, with a time zone."""
     image_shape: tuple[Positive, Positive, Positive]
     """C, H and W."""
     latent_dim: Positive
     """D."""
     likelihood: Literal["bernoulli"]
-    """p(x|z); its parameters are the decoder's `logits`."""
+    """p(x|z), parameterised by the decoder's `logits`."""
     posterior: Literal["gaussian", "delta"]
-    """q(z|x); its parameters are the encoder's `mean` and `log_var`. A plain autoencoder's
-    is `delta`: one point, its `mean`."""
+    """q(z|x), parameterised by the encoder's `mean` and `log_var`; `delta` for a plain
+    autoencoder, which encodes to one point, its `mean`."""
     prior: Literal["standard", "gmm", "flow", "flow-gmm", "none"]
-    """p(z): the standard normal; a mixture of Gaussians, a flow over one Gaussian or over a
-    mixture, which the graphs `prior` and `prior_density` hold; or none to sample from."""
+    """p(z): the standard normal; a learned mixture of Gaussians (`gmm`), flow over one Gaussian
+    (`flow`) or over a mixture (`flow-gmm`), in the graphs `prior` and `prior_density`; or
+    `none`, of a model that cannot be sampled from."""
     labels: tuple[str, ...] = ()
-    """Classes that can be sampled by label; empty where the prior knows none."""
+    """Names of the classes that can be sampled by label; empty for an unconditional prior."""
     class_names: tuple[str, ...] = ()
-    """Classes of the training data."""
+    """Names of the classes of the training data."""
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
-    """What the decoder computes in."""
+    """Precision of the decoder."""
     graphs: dict[GraphName, GraphRef]
-    """The graphs, by what they do."""
+    """The graphs by name."""
     golden: FileRef
-    """A few real inputs and what each graph must answer."""
+    """The golden rows: real inputs of every graph with their expected outputs."""
     tolerances: dict[DeviceKind, float]
-    """Largest absolute difference from the golden answers, by device; of the log-density for
-    each latent dimension."""
+    """Largest absolute difference from the golden outputs, by device; of the log-density,
+    divided by the number of latent dimensions."""
     preprocessing: dict[str, Any]
-    """How a picture becomes the encoder's input."""
+    """How an image file becomes the encoder's input: channels, size, scale."""
     noise: str
-    """Name and version of the seeded noise, as `common.noise` defines it."""
+    """Name and version of the seeded noise scheme, `common.noise.NAME`."""
     dataset: DatasetRef
-    """What it was trained on."""
+    """The data set it was trained on."""
     training: dict[str, Any]
     """Preset, settings and length of the training."""
     metrics: dict[str, Any]
-    """Figures on the test set and the protocol they were measured by."""
+    """Metrics on the test set and the protocol of their measurement."""
     score_percentiles: tuple[float, ...] = ()
     """The 0th to 100th percentile of the training set's scores, in nats."""
     parity: Parity
-    """The check the export passed."""
+    """Result of the comparison with torch at export."""
     tools: dict[str, str]
-    """Versions of what wrote the bundle."""
+    """Versions of the software that wrote the bundle."""
 
     @property
     def learned_prior(self) -> bool:
-        """Whether the prior is a graph, and not the standard normal or none."""
+        """Whether the prior is learned, and so has graphs."""
         return self.prior not in ("standard", "none")
 
     @model_validator(mode="after")
@@ -166,7 +168,7 @@ class Manifest(_Record):
     @model_validator(mode="after")
     def _prior_of_the_posterior(self) -> Self:
         if (self.posterior, self.prior) in (("gaussian", "none"), ("delta", "standard")):
-            # No ELBO has drawn the points of a plain autoencoder to the standard normal.
+            # Nothing pulls the latents of a plain autoencoder towards the standard normal.
             raise ValueError(
                 f"prior: got {self.prior}, which is none of a {self.posterior} posterior"
             )
@@ -193,13 +195,13 @@ def tensors_of(
     log_var: bool = True,
     prior: bool = False,
 ) -> dict[GraphName, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]]:
-    """The inputs and outputs that each graph of such a model must have, in order.
+    """Inputs and outputs of every graph of a model, in order, by name of the graph.
 
     Args:
         image_shape: C, H and W.
         latent_dim: D.
-        log_var: Whether the encoder answers a log-variance.
-        prior: Whether there is a learned prior.
+        log_var: Whether the encoder has an output `log_var`.
+        prior: Whether the prior is learned.
     """
 
     def spec(name: str, *axes: int) -> TensorSpec:

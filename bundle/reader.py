@@ -1,4 +1,4 @@
-"""Opens a bundle and hands out nothing that has not been verified."""
+"""Reads a bundle and verifies it against the checksums of its manifest."""
 
 import hashlib
 import io
@@ -17,15 +17,14 @@ from bundle.manifest import SCHEMA_VERSION, FileRef, GraphName, Manifest
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files have the lengths and checksums that its manifest states.
+    """A verified bundle: sizes and checksums of its files are those of the manifest.
 
-    The verified bytes themselves are kept, so that what is loaded is what was
-    checked.
+    It holds the verified bytes, so that what is loaded is what was verified.
 
     Attributes:
         path: Its folder.
-        manifest: What it says of itself.
-        graphs: The content of each graph's file, by what the graph does.
+        manifest: Its manifest.
+        graphs: Content of the ONNX files by name of the graph.
         golden: The golden rows by "graph.tensor", float32 or int64.
     """
 
@@ -42,8 +41,8 @@ def open_bundle(path: Path) -> Bundle:
         path: `models/<name>/<version>`.
 
     Raises:
-        BundleError: Of an unknown major schema, a missing or damaged file, a path
-            that leaves the folder, or a name or version that is not the folder's.
+        BundleError: The schema's major version is not supported, a file is missing,
+            damaged or outside the folder, or name or version are not those of the folder.
     """
     bundle = read_bundle(path)
     manifest = bundle.manifest
@@ -56,10 +55,10 @@ def open_bundle(path: Path) -> Bundle:
 
 
 def read_bundle(path: Path) -> Bundle:
-    """Reads and verifies a bundle wherever it lies, as `open_bundle` does.
+    """Reads and verifies a bundle like `open_bundle`, in a folder of any name.
 
     Raises:
-        BundleError: As there, but for the names of the folders.
+        BundleError: As for `open_bundle`, except for the names of the folders.
     """
     manifest = _read_manifest(path)
     return Bundle(
@@ -90,7 +89,7 @@ def _read_manifest(path: Path) -> Manifest:
 def _read(path: Path, ref: FileRef) -> bytes:
     file = path / ref.file
     try:
-        # A link inside the folder may point out of it.
+        # A symbolic link in the folder may point out of it.
         if not file.resolve(strict=True).is_relative_to(path.resolve()):
             raise BundleError(f"{file}: a link that leaves the folder")
         raw = file.read_bytes()
@@ -114,7 +113,7 @@ def _read_golden(path: Path, manifest: Manifest) -> dict[str, NDArray[Any]]:
     try:
         with np.load(io.BytesIO(raw), allow_pickle=False) as file:
             golden = {key: np.asarray(file[key]) for key in file.files}
-    except Exception as error:  # whatever numpy and zipfile make of damaged bytes
+    except Exception as error:  # numpy and zipfile raise many types on damaged bytes
         raise BundleError(f"{path / manifest.golden.file}: {error}") from error
     if golden.keys() != wanted.keys():
         raise BundleError(

@@ -1,4 +1,4 @@
-"""Writes a bundle so that a reader sees all of it or nothing."""
+"""Writes a bundle atomically: a reader sees all of it or nothing."""
 
 import errno
 import os
@@ -22,24 +22,24 @@ def write_bundle(
 ) -> Path:
     """Writes the next free version of a model.
 
-    Everything goes into a hidden folder beside the versions, is fsynced, the
-    manifest last, and is renamed into place.
+    The files are written and fsynced in a hidden folder next to the versions, the manifest
+    last, and the folder is renamed into place.
 
     Args:
-        model: `models/<name>`; made where it is not there yet.
+        model: `models/<name>`, created if needed.
         files: Content by plain file name.
-        manifest_for: Returns the manifest, given the version it will be.
-        companions: Files that are written from the manifest, such as the model
-            card, by plain file name.
-        check: Called with the bundle as it is read back, before it is seen under its
-            name; what it raises ends the write.
+        manifest_for: Returns the manifest for a version number.
+        companions: Functions that return the content of further files, such as the model
+            card, from the manifest; by plain file name.
+        check: Called with the bundle as read back, before the rename; an exception aborts
+            the write.
 
     Returns:
         The new bundle's folder.
 
     Raises:
-        BundleError: The name cannot name a model, the folder cannot be written, or what
-            was written does not verify.
+        BundleError: The name is invalid, the folder cannot be written, or the written
+            bundle does not verify.
     """
     check_name(model.name)
     try:
@@ -77,7 +77,7 @@ def _publish(
         try:
             temporary.rename(target)
         except OSError as error:
-            # Another export took this version in the meantime.
+            # A concurrent export has taken this version.
             if error.errno in {errno.EEXIST, errno.ENOTEMPTY}:
                 continue
             raise
