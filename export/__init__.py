@@ -1,1 +1,1 @@
-"""Run folder -> verified bundle (torch, onnx, onnxruntime)."""
+"""Exports a run folder as a verified bundle (torch, onnx, onnxruntime)."""

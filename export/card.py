@@ -13,7 +13,7 @@ _WIDTH = 100
 
 
 def model_card(manifest: Manifest) -> bytes:
-    """Writes the card of a model: what it is, how good, from what, how to call it."""
+    """The model card in Markdown: description, metrics, provenance and usage."""
     checksums = "\n".join(
         f"| `{name}` | `{sha}` |" for name, sha in manifest.dataset.sha256.items()
     )
@@ -21,21 +21,21 @@ def model_card(manifest: Manifest) -> bytes:
 
 {_introduction(manifest)}
 {_gallery(manifest)}
-## Measured
+## Metrics
 
 {_wrapped(_protocol(manifest.metrics))}
 
-| figure | value |
+| metric | value |
 |---|---|
-{_rows(manifest.metrics)}
+{_rows(manifest.metrics, manifest.precision)}
 
-Measured again by
+To measure again:
 
 ```bash
 {evaluate_command(manifest)}
 ```
 
-## Made by
+## Training
 
 ```bash
 {train_command(manifest)}
@@ -50,7 +50,7 @@ Measured again by
 
 {_wrapped(_parity(manifest))}
 
-## Called by
+## Usage
 
 ```python
 from latentserve.client import Client
@@ -68,10 +68,10 @@ def _introduction(manifest: Manifest) -> str:
     colour = "grey" if channels == 1 else "RGB"
     posterior = {
         "gaussian": "The posterior is a diagonal Gaussian",
-        "delta": "An image is encoded to one point",
+        "delta": "The encoder maps an image to a single point",
     }
     prior = {
-        "none": "there is no prior, so it cannot be sampled from",
+        "none": "there is no prior to sample from",
         "standard": "the prior is the standard normal",
         "gmm": "the prior is a mixture of Gaussians fitted to the latents",
         "flow": "the prior is a RealNVP flow fitted to the latents",
@@ -86,8 +86,8 @@ def _introduction(manifest: Manifest) -> str:
     )
     if manifest.labels:
         text += (
-            f" The prior knows the classes ({_named(manifest.labels)}); encoder and decoder have "
-            "never seen a label."
+            f" The prior is conditional on the class ({_named(manifest.labels)}); encoder and "
+            "decoder were trained without labels."
         )
     if manifest.precision != "fp32":
         text += f" The decoder computes in {manifest.precision}, the other graphs in fp32."
@@ -109,14 +109,14 @@ def _data(manifest: Manifest) -> str:
 def _gallery(manifest: Manifest) -> str:
     text = ""
     if manifest.prior != "none":
-        text += "\nDrawn from the prior:\n\n![Images drawn from the prior](samples.png)\n"
+        text += "\nSamples from the prior:\n\n![Samples from the prior](samples.png)\n"
     if manifest.labels:
         text += (
-            f"\nAsked for by label, a row for each{_of_many(manifest)}:\n\n"
-            "![Images drawn by label](samples_by_class.png)\n"
+            f"\nSamples by label, one row for each{_of_many(manifest)}:\n\n"
+            "![Samples by label](samples_by_class.png)\n"
         )
     return text + (
-        "\nTest images, and their reconstructions under them:\n\n"
+        "\nTest images with their reconstructions below:\n\n"
         "![Test images and reconstructions](reconstructions.png)\n"
     )
 
@@ -141,8 +141,8 @@ def _training(manifest: Manifest) -> str:
     processes = training.get("processes", 1)
     text = f"Seed {training.get('train', {}).get('seed', 0)}"
     if seconds is not None:
-        each = "one thread" if threads == 1 else f"each of {threads} threads"
-        text += f"; {_duration(float(seconds))} of CPU time on {each}"
+        on = "one thread" if threads == 1 else f"each of {threads} threads"
+        text += f"; {_duration(float(seconds))} of CPU time on {on}"
     if processes > 1:
         text += f" of {processes} processes"
     versions = ", ".join(
@@ -162,14 +162,14 @@ def _duration(seconds: float) -> str:
 def _parity(manifest: Manifest) -> str:
     parity = manifest.parity
     text = (
-        f"Torch and onnxruntime differ at batches of {_listed(parity.batches)} by at most "
-        f"{_differences(parity.max_abs_difference)} (allowed: {parity.tolerance:g}); a row has the "
-        "same bits in all of them."
+        f"At batch sizes {_listed(parity.batches)}, torch and onnxruntime differ by at most "
+        f"{_differences(parity.max_abs_difference)} (tolerance: {parity.tolerance:g}); the bits of "
+        "a row are the same in all of them."
     )
     if parity.precision_difference:
         text += (
-            f" That is the fp32 decoder; the {manifest.precision} one differs from torch by at "
-            f"most {_differences(parity.precision_difference)}."
+            f" These are of the fp32 decoder; the {manifest.precision} one differs from torch by "
+            f"at most {_differences(parity.precision_difference)}."
         )
     return text
 
@@ -194,12 +194,12 @@ def _wrapped(text: str) -> str:
     return textwrap.fill(text, _WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
-def _lost(metrics: Mapping[str, Any], key: str) -> str:
+def _cost(metrics: Mapping[str, Any], key: str) -> str:
     plain = metrics[f"{key}_fp32"]
     return f"{plain:.2f}; {metrics[key] - plain:+.3f}"
 
 
-def _rows(metrics: Mapping[str, Any]) -> str:
+def _rows(metrics: Mapping[str, Any], precision: str) -> str:
     def number(key: str, form: str = ".2f") -> str:
         return format(metrics[key], form)
 
@@ -215,7 +215,7 @@ def _rows(metrics: Mapping[str, Any]) -> str:
             ("reconstruction", number("reconstruction")),
             ("KL", number("kl")),
             ("active latent dimensions", str(metrics["active_units"])),
-            ("test images", f"{metrics['images']}, {draws} draw{'s' * (draws > 1)} of z for each"),
+            ("test images", f"{metrics['images']}, {draws} draw{'s' * (draws > 1)} of z per image"),
         ]
     elif "reconstruction" in metrics:
         rows += [
@@ -224,7 +224,7 @@ def _rows(metrics: Mapping[str, Any]) -> str:
             ("test images", str(metrics["images"])),
         ]
     rows += [
-        (f"{title} of the fp32 decoder; lost to fewer bits", _lost(metrics, key))
+        (f"{title} of the fp32 decoder; change with {precision}", _cost(metrics, key))
         for key, title in (("elbo", "ELBO"), ("reconstruction", "reconstruction"))
         if f"{key}_fp32" in metrics
     ]
@@ -233,23 +233,26 @@ def _rows(metrics: Mapping[str, Any]) -> str:
         rows.append((f"NLL: importance-weighted bound, K = {draws}", with_error("nll")))
         if part != metrics["images"]:
             rows += [
-                (f"... the ELBO less the gap on {part} images", with_error("importance_gap")),
-                ("... and the bound of these alone", with_error("importance_nll")),
+                (
+                    f"... ELBO minus this gap, measured on {part} images",
+                    with_error("importance_gap"),
+                ),
+                ("... bound of these images alone", with_error("importance_nll")),
             ]
     if "fid" in metrics:
         rows += [
             (f"classifier-FID of {metrics['samples']} samples", number("fid")),
             ("... of as many training images", number("fid_floor")),
-            ("entropy of the samples' classes (10 even ones: 2.30)", number("class_entropy")),
-            ("samples below 0.8 confidence", number("unconfident", ".1%")),
+            ("class entropy of the samples (uniform: 2.30)", number("class_entropy")),
+            ("samples classified with confidence below 0.8", number("unconfident", ".1%")),
         ]
     if "label_agreement" in metrics:
         rows += [
             (
-                f"classifier agrees with the label, {metrics['label_images']} samples of each",
+                f"classifier agrees with the label, {metrics['label_images']} samples per label",
                 f"{number('label_agreement', '.1%')} (worst label: "
                 f"{number('label_agreement_worst', '.1%')})",
             ),
-            ("classifier-FID of all of these", number("label_fid")),
+            ("classifier-FID of these samples", number("label_fid")),
         ]
     return "\n".join(f"| {label} | {value} |" for label, value in rows)

@@ -1,5 +1,5 @@
-"""What can go wrong in an export."""
+"""The error of an export."""
 
 
 class ExportError(Exception):
-    """The graphs do not pass a check; no bundle was written."""
+    """A check of the export or the evaluation failed; no bundle was written."""

@@ -1,4 +1,4 @@
-"""Measures a run or a bundle on its test set, with one and the same code."""
+"""Measures the model of a run or a bundle on its test set, by the same code for both."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -31,11 +31,11 @@ class Wanted:
 
     Attributes:
         draws: Draws of z per image for the ELBO.
-        seed: Key of the draws. The bits of the test set are the same for every seed.
-        importance: K of the importance-weighted bound; 0 for none.
-        importance_images: How many test images to measure that bound on.
-        samples: How many samples to judge; 0 for none.
-        label_samples: How many to judge of each class that can be asked for.
+        seed: Seed of the draws; the binarization of the test set does not depend on it.
+        importance: K, draws per image for the importance-weighted bound; 0 to skip it.
+        importance_images: Number of test images for that bound.
+        samples: Number of samples for the classifier-FID; 0 to skip it.
+        label_samples: Number of samples of each class the prior can be conditioned on.
     """
 
     draws: int = 1
@@ -48,16 +48,15 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured.
+    """The metrics of a model.
 
     Attributes:
         evaluation: The ELBO and its parts on the whole test set.
-        bound: The importance-weighted bound on a part of it, where it was wanted.
-        generation: How the samples are judged, where that was wanted and there is a
-            classifier for the data.
+        bound: The importance-weighted bound on a subset of it; None if not measured.
+        generation: The quality of samples; None if not measured.
         binarized: Whether the images were binarized.
         plain: Whether the model is a plain autoencoder, which has a reconstruction
-            error and no ELBO.
+            error but no ELBO.
     """
 
     evaluation: Evaluation
@@ -68,11 +67,11 @@ class Figures:
 
     @property
     def nll(self) -> tuple[float, float] | None:
-        """The importance-weighted bound of the whole test set and its standard error.
+        """The importance-weighted bound of the whole test set and its standard error, in nats.
 
-        Where it was measured on a part of the images: the ELBO of all of them less the
-        gap on that part. Where the gap is wide the ELBO is high, which makes the true
-        error a little smaller than the one stated, of independent sums.
+        If it was measured on a subset: the ELBO of the whole test set minus the gap on the
+        subset. The standard error treats the two as independent; they are positively
+        correlated, so that it is slightly too large.
         """
         if self.bound is None:
             return None
@@ -84,7 +83,7 @@ class Figures:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """All figures by name, as they stand in a manifest."""
+        """The metrics by name, as in a manifest."""
         result = describe(self.evaluation, binarized=self.binarized)
         if self.plain:
             result = without_elbo(result)
@@ -100,7 +99,7 @@ class Figures:
 
 
 def without_elbo(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of a plain autoencoder: what is called its ELBO is its reconstruction error."""
+    """The metrics of a plain autoencoder, whose "ELBO" is its reconstruction error."""
     names = {"elbo_stderr": "reconstruction_stderr"}
     left_out = {"elbo", "kl", "draws", "seed"}
     return {names.get(name, name): value for name, value in metrics.items() if name not in left_out}
@@ -119,8 +118,9 @@ def measure(
         subject: The model.
         dataset: The data it was trained on.
         wanted: What to measure.
-        report: Called with a line where a figure cannot be had.
-        progress: Called with the images whose bound has been measured, and all of them.
+        report: Called with a line for each metric that cannot be measured.
+        progress: Called with the number of images whose importance-weighted bound has
+            been measured and their total.
     """
     images = (
         binarize(dataset.test.images, TEST_SEED)
@@ -146,7 +146,7 @@ def measure(
     generation = None
     if wanted.samples and subject.draw is None:
         report("the model has no prior: its samples are not judged")
-    elif wanted.samples and not _has_judge(dataset):
+    elif wanted.samples and not _has_classifier(dataset):
         report(f"there is no classifier for {dataset.name}: the samples are not judged")
     elif wanted.samples:
         generation = measure_generation(
@@ -169,7 +169,7 @@ def evaluate_path(
     report: Callable[[str], None],
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> tuple[str, Figures]:
-    """Measures what is in a folder; never changes it.
+    """Measures the model in a folder, which is left unchanged.
 
     Args:
         path: A run folder (measured with torch) or a bundle, `MODELS/NAME/VERSION`
@@ -177,17 +177,18 @@ def evaluate_path(
         wanted: What to measure.
         data: Where the data is now, as `DataSpec.parse` takes it; None for where it was
             when the model was trained.
-        report: Called with a line where the data has to be fetched or a figure cannot
-            be had.
-        progress: As of `measure`.
+        report: Called with a line for each download and each metric that cannot be
+            measured.
+        progress: As for `measure`.
 
     Returns:
-        What was measured, in words, and the figures.
+        A description of the model and its metrics.
 
     Raises:
-        ExportError: The folder is neither, or the data is not the one trained on.
+        ExportError: The folder is neither, or the data is not what the model was
+            trained on.
         BundleError: The bundle is damaged.
-        TrainingError: The run is damaged or the data cannot be had.
+        TrainingError: The run is damaged or the data is not available.
     """
     source = _open(path)
     try:
@@ -205,9 +206,9 @@ class _Source:
     """A run folder or bundle, ready to be measured.
 
     Attributes:
-        title: What it is, in words.
+        title: A description of it.
         subject: Its model.
-        data: Fields of the `DataSpec` it was trained on.
+        data: Fields of the `DataSpec` it was trained on, by name.
         data_sha256: Checksums of the data's files.
     """
 
@@ -269,28 +270,28 @@ def load_training_data(
     report: Callable[[str], None],
     fetch: bool = True,
 ) -> Dataset:
-    """Loads the data that a model was trained on, and no other.
+    """Loads the data a model was trained on and compares its checksums.
 
     Args:
-        fields: Of a DataSpec, by name.
-        sha256: The checksums of its files.
-        data: Where it is now, as `DataSpec.parse` takes it; None for where `fields` say.
-        report: Called with lines on how it gets on.
-        fetch: Whether a network may be used.
+        fields: Fields of its `DataSpec`, by name.
+        sha256: Checksums of its files, by file name.
+        data: Where it is now, as `DataSpec.parse` takes it; None for the source in `fields`.
+        report: Called with a line for each step of a download.
+        fetch: Whether to download a public data set that is not cached.
 
     Raises:
-        DataMissing: It is not there.
-        ExportError: What is there is something else.
-        TrainingError: It is damaged.
+        DataMissing: There is no data.
+        ExportError: The data found has other checksums.
+        TrainingError: The data is damaged.
     """
     spec = DataSpec.parse(**{**fields, "source": data or fields["source"]})
     dataset = load_dataset(spec, report=report, fetch=fetch)
-    # Under whatever names they are kept.
+    # The files may have been renamed since.
     if sorted(dataset.sha256.values()) != sorted(sha256.values()):
         raise ExportError(f"{spec} here is not the data that the model was trained on")
     return dataset
 
 
-def _has_judge(dataset: Dataset) -> bool:
-    """Whether the classifier was trained on such images."""
+def _has_classifier(dataset: Dataset) -> bool:
+    """Whether the classifier was trained on images of this kind."""
     return dataset.name == "mnist" and dataset.image_shape == (1, 28, 28)

@@ -1,4 +1,4 @@
-"""A torch model as ONNX graphs: encoder, decoder and, where it is learned, its prior."""
+"""Exports a torch model as ONNX graphs: encoder, decoder and, if learned, the prior."""
 
 import io
 import logging
@@ -21,14 +21,14 @@ OPSET = 18
 
 @dataclass(frozen=True)
 class ExportedGraph:
-    """A graph and the torch module it came from.
+    """An ONNX graph and the torch module it was exported from.
 
     Attributes:
-        name: What it does.
-        module: Takes the inputs and returns a tuple of the outputs, in order.
+        name: Name of the graph.
+        module: Maps the inputs to a tuple of the outputs, both in order.
         inputs: Names of the inputs.
         outputs: Names of the outputs.
-        content: The ONNX file's bytes.
+        content: Content of the ONNX file.
     """
 
     name: GraphName
@@ -70,20 +70,20 @@ class _Tupled(nn.Module):
 
 
 def export_graphs(vae: Vae) -> dict[GraphName, ExportedGraph]:
-    """Exports the parts of a model, weights inside.
+    """Exports the parts of a model, each with its weights.
 
-    None holds a random operator: noise is drawn by whoever runs them.
+    The graphs hold no random operators: noise is an input.
 
     Args:
-        vae: In evaluation mode.
+        vae: The model, in evaluation mode.
 
     Returns:
-        By name: the encoder, `image` [N, C, H, W] to `mean` and `log_var` [N, D]; the
+        The graphs by name: the encoder, `image` [N, C, H, W] to `mean` and `log_var` [N, D]; the
         decoder, `z` [N, D] to `image` and `logits` [N, C, H, W]; and, where the prior is
         learned, the prior, `eps` [N, D], `u` [N, 1] and `label` [N] to `z`, and its
         density, `z` and `label` to `log_prob` [N].
     """
-    # Two rows in the example: with one, the exporter may take the batch for constant.
+    # Example inputs of two rows: from one, the exporter may infer a constant batch size.
     dim = vae.config.latent_dim
     image, z, label = torch.rand(2, *vae.image_shape), torch.randn(2, dim), torch.tensor([-1, -1])
     heads = ("mean", "log_var") if vae.config.posterior == "gaussian" else ("mean",)
@@ -107,13 +107,13 @@ def export_module(
     example: dict[str, Tensor],
     outputs: tuple[str, ...],
 ) -> ExportedGraph:
-    """Exports one module, in a form that gives a row the same bits in every batch.
+    """Exports one module as a graph whose rows have the same bits in every batch.
 
     Args:
-        name: What it does.
-        module: Takes the inputs and returns a tuple of the outputs, in order.
-        example: Its inputs by name, two rows or more each.
-        outputs: Names of its outputs.
+        name: Name of the graph.
+        module: Maps the inputs to a tuple of the outputs, both in order.
+        example: Example inputs by name, of two rows or more.
+        outputs: Names of the outputs.
     """
     with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript"):
         # The exporter's own dependencies warn of each other's deprecations.
@@ -138,21 +138,23 @@ def export_module(
 
 
 def _with_exact_sums(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Turns each sum of fractions over the last axis into a product with ones.
+    """Replaces each float ReduceSum over the last axis by a MatMul with ones.
 
-    onnxruntime's ReduceSum adds in an order that depends on where in memory a row
-    begins, unless rows are a multiple of 4 long (measured on 1.32), so that a row would
-    depend on its place in the batch. Its products do not.
+    onnxruntime's ReduceSum adds in an order that depends on the memory alignment of a
+    row, unless rows are a multiple of 4 long (measured on 1.32), so that the bits of a
+    row would depend on its position in the batch. Those of a MatMul do not.
     """
     inferred = onnx.shape_inference.infer_shapes(model).graph
-    values = {each.name: each.type.tensor_type for each in (*inferred.input, *inferred.value_info)}
-    constants = {each.name: each for each in model.graph.initializer}
+    types = {
+        value.name: value.type.tensor_type for value in (*inferred.input, *inferred.value_info)
+    }
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
     nodes: list[onnx.NodeProto] = []
     added: dict[str, onnx.TensorProto] = {}
     for node in model.graph.node:
-        width = _summed_width(node, values, constants)
+        width = _summed_width(node, types, constants)
         if width is None:
-            nodes.append(node)  # a sum of another kind is refused by `check_structure`
+            nodes.append(node)  # `check_structure` refuses other sums of floats
             continue
         ones, last = f"ones_{width}", "ones_axis"
         added[ones] = onnx.numpy_helper.from_array(np.ones((width, 1), np.float32), ones)
@@ -170,15 +172,15 @@ def _with_exact_sums(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _summed_width(
     node: onnx.NodeProto,
-    values: Mapping[str, onnx.TypeProto.Tensor],
+    types: Mapping[str, onnx.TypeProto.Tensor],
     constants: Mapping[str, onnx.TensorProto],
 ) -> int | None:
-    """How many fractions a node sums over the last axis, which goes; None if it does not."""
-    if node.op_type != "ReduceSum" or node.input[0] not in values:
+    """Length of the axis if a node sums floats over the last one and drops it, else None."""
+    if node.op_type != "ReduceSum" or node.input[0] not in types:
         return None
-    summed = values[node.input[0]]
+    summed = types[node.input[0]]
     axes = onnx.numpy_helper.to_array(constants[node.input[1]]).tolist()
-    keeps = next((each.i for each in node.attribute if each.name == "keepdims"), 1)
+    keeps = next((attribute.i for attribute in node.attribute if attribute.name == "keepdims"), 1)
     last = len(summed.shape.dim) - 1
     if summed.elem_type != onnx.TensorProto.FLOAT or axes not in ([last], [-1]) or keeps:
         return None
@@ -188,16 +190,16 @@ def _summed_width(
 def _dynamic_shapes(module: nn.Module, inputs: int) -> tuple[Any, ...]:
     rows = torch.export.Dim("N")
     shapes = tuple({0: rows} for _ in range(inputs))
-    # The inputs of a `*args` forward are one argument.
+    # torch.export takes the inputs of a `*args` forward as one argument.
     return (shapes,) if isinstance(module, _Tupled) else shapes
 
 
 def strip(graph: onnx.GraphProto, name: str) -> None:
-    """Names a graph and removes what running it does not need.
+    """Names a graph and removes what is not needed to run it.
 
-    These are the source locations of its nodes, and initializers that no node reads: a
-    rewritten node leaves those it read behind, and runtimes warn of them at load. No graph
-    that passes `check_structure` has subgraphs, so that only its own nodes are looked at.
+    That is source locations, which disclose local paths, and initializers that no node
+    reads: a replaced node leaves its own behind, and runtimes warn of them at load.
+    Subgraphs are not searched; `check_structure` allows no operator that has any.
     """
     graph.name = name
     used = {tensor for node in graph.node for tensor in node.input}
@@ -216,7 +218,7 @@ def strip(graph: onnx.GraphProto, name: str) -> None:
 
 
 class _quiet:  # noqa: N801 - a context manager, read as a word
-    """Lets only errors of some loggers through."""
+    """Raises the level of some loggers to ERROR."""
 
     def __init__(self, *names: str):
         self._loggers = [logging.getLogger(name) for name in names]

@@ -1,7 +1,7 @@
-"""Decoders that compute in fewer bits: fp16, and statically quantised int8.
+"""Decoders in reduced precision: fp16, and statically quantised int8.
 
-Not dynamic int8: its scale is taken over the whole batch, so that a row would
-change with its batch-mates.
+Not dynamic int8: its scales are computed over the whole batch, so that a row would depend
+on the other rows of its batch.
 """
 
 import contextlib
@@ -32,42 +32,42 @@ Precision = Literal["fp32", "fp16", "int8"]
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
-#: What a server's answers may differ from the golden ones, by device.
+#: Largest allowed difference between a server's outputs and the golden rows, by device.
 TOLERANCES: dict[DeviceKind, float] = {"cpu": 1e-4, "cuda": 1e-3}
 
-#: The same of a decoder in fewer bits, whose golden answers are its own. Other kinds of
-#: CPU and GPU round its sums otherwise, and a value that falls on the other side of a
-#: step moves by that step.
+#: The same for a decoder in reduced precision, whose golden rows are its own outputs. Other
+#: CPUs and GPUs round its sums differently, and a value on the other side of a quantisation
+#: step differs by that step.
 VARIANT_TOLERANCES: dict[str, dict[DeviceKind, float]] = {
     "fp16": {"cpu": 0.05, "cuda": 0.1},
     "int8": {"cpu": 0.5, "cuda": 0.5},
 }
 
-#: What a decoder in fewer bits may hold beside the operators of every graph.
+#: Operators that a decoder in reduced precision may hold.
 VARIANT_OPERATORS = ALLOWED_OPERATORS | {"QuantizeLinear", "DequantizeLinear"}
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
 _CALIBRATION_IMAGES = 512
-# Rows of the calibration latents run at a time.
+# Batch size of the calibration.
 _CALIBRATION_ROWS = 64
 
 
 def convert_decoder(
     plain: ExportedGraph, precision: Precision, calibration: Array
 ) -> ExportedGraph:
-    """Converts a decoder and proves that it keeps the contract of every graph.
+    """Converts a decoder and checks the result like any other graph.
 
     Args:
         plain: The fp32 decoder.
         precision: `fp16` or `int8`.
-        calibration: Latents float32 [N, D] whose activations int8 takes its scales from.
+        calibration: float32 [N, D], latents whose activations determine the scales of int8.
 
     Returns:
-        The same decoder with other bytes; its module is still the one it came from.
+        The converted graph with the torch module of the fp32 decoder.
 
     Raises:
-        ExportError: The decoder has no layer that can be converted, or what came out
-            breaks the contract.
+        ExportError: The decoder has no layer to convert, or the converted graph does not
+            pass a check.
     """
     model = onnx.load_from_string(plain.content)
     with _silence():
@@ -81,14 +81,16 @@ def convert_decoder(
 
 
 def calibration_latents(subject: Subject, images: NDArray[np.uint8]) -> Array:
-    """Latents as a decoder will meet them: of training images and, with a prior, its draws.
+    """Latents like those a decoder is served: posterior samples and draws from the prior.
 
     Args:
-        subject: The model, its decoder still in fp32.
-        images: uint8 [N, C, H, W]; the first `_CALIBRATION_IMAGES` are used.
+        subject: The model.
+        images: uint8 [N, C, H, W], training images; the first `_CALIBRATION_IMAGES` are
+            encoded.
 
     Returns:
-        float32 [M, D].
+        float32 [M, D], alternately of the posterior and of the prior; without a prior, of
+        the posterior alone.
     """
     mean, log_var = subject.autoencoder.encode(to_unit(images[:_CALIBRATION_IMAGES]))
     eps = noise.standard_normal(0, 0, *mean.shape)
@@ -96,21 +98,21 @@ def calibration_latents(subject: Subject, images: NDArray[np.uint8]) -> Array:
     if subject.draw is None:
         return posterior
     drawn = subject.draw(eps, noise.uniform(0, 0, len(mean)), -1)
-    # Interleaved, so that any part of them has both.
+    # Interleaved, so that every calibration batch has both.
     return np.stack([posterior, drawn], axis=1).reshape(-1, mean.shape[1])
 
 
 def answers_of(graph: ExportedGraph, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Array]:
-    """What onnxruntime answers on the CPU, by "graph.output"."""
+    """Outputs of onnxruntime on the CPU, by "graph.output"."""
     answers = Graph(graph.content, Device("cpu")).run(inputs)
     return {f"{graph.name}.{name}": answer for name, answer in answers.items()}
 
 
 def differences_of(variant: ExportedGraph, z: Array) -> dict[str, float]:
-    """How far a converted decoder is from torch at most, by "graph.output".
+    """Largest absolute difference between a converted decoder and torch, by "graph.output".
 
     Args:
-        variant: What `convert_decoder` returned.
+        variant: A graph returned by `convert_decoder`.
         z: float32 [N, D].
     """
     wanted, got = torch_answers(variant, {"z": z}), answers_of(variant, {"z": z})
@@ -121,23 +123,23 @@ def differences_of(variant: ExportedGraph, z: Array) -> dict[str, float]:
 
 
 def _to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Weights and activations in fp16, inputs and outputs in fp32."""
-    # Here, and after `service.models.onnx`, which turns onnxruntime's telemetry off.
+    """Converts weights and activations to fp16; inputs and outputs stay in fp32."""
+    # Imported after `service.models.onnx`, which turns onnxruntime's telemetry off.
     from onnxruntime.quantization.onnx_model import ONNXModel
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     converted = ONNXModel(convert_float_to_float16(model, keep_io_types=True))
-    # The converter leaves its casts at the end.
+    # The converter appends its Cast nodes at the end.
     converted.topological_sort()
     half: onnx.ModelProto = converted.model
     return half
 
 
 def _to_int8(model: onnx.ModelProto, calibration: Array) -> onnx.ModelProto:
-    """Weights per channel and activations in int8, but for the layers at both ends.
+    """Quantises weights (per channel) and activations to int8.
 
-    The first and the last layer and the first convolution lose the most (of 0.17 nats on
-    MNIST all but 0.03) and are left alone.
+    The first layer, the first convolution and the last layer stay in fp32: they account
+    for all but 0.03 of the 0.17 nats that full quantisation costs on MNIST.
     """
     from onnxruntime import quantization
 
@@ -170,8 +172,8 @@ def _to_int8(model: onnx.ModelProto, calibration: Array) -> onnx.ModelProto:
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=["Conv", "Gemm"],
             per_channel=True,
-            # Seven bits: without VNNI a CPU adds two products in 16 bits, and eight would
-            # overflow there, so that the same seed gave another image on another server.
+            # Seven bits: CPUs without VNNI add two products in 16 bits, where eight bits would
+            # saturate, so that one seed would give different images on different servers.
             reduce_range=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
@@ -183,10 +185,10 @@ def _to_int8(model: onnx.ModelProto, calibration: Array) -> onnx.ModelProto:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keeps what onnxruntime's converters print, warn of and log from the person.
+    """Suppresses what onnxruntime's converters print, warn of and log.
 
-    They recommend a preparation that an exported graph has behind it, to the root
-    logger, and print how they get on.
+    They recommend preprocessing, which an exported graph does not need, through the root
+    logger, and print their progress.
     """
     root = logging.getLogger()
     level = root.level

@@ -1,4 +1,4 @@
-"""Proves that the graphs are what the torch model is, or fails the export."""
+"""Checks that exported graphs compute what the torch model does; a failure ends the export."""
 
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
@@ -16,12 +16,13 @@ from service.models.onnx import Device, Graph
 Array = NDArray[np.float32]
 Inputs = Mapping[str, NDArray[Any]]
 
+#: Batch sizes that are checked.
 BATCHES = (1, 2, 3, 64)
 
-#: Operators a graph may hold: deterministic, row by row, in the standard domain.
-#: Absent on purpose: random operators, what mixes rows, and Elu, Log, Selu, Mish and
-#: Softplus, whose bits depend on a row's place in the batch. So do those of a ReduceSum
-#: of fractions: only whole numbers may be summed by it.
+#: Operators a graph may hold: deterministic, row-wise, in the standard domain. Left out on
+#: purpose: random operators, operators across rows, and Elu, Log, Selu, Mish and Softplus,
+#: whose bits depend on a row's position in the batch. The same is true of a ReduceSum of
+#: floats; only integers may be summed.
 ALLOWED_OPERATORS = frozenset(
     """
     Abs Add Cast Clip Concat Constant Conv DepthToSpace Div Erf Exp Expand Flatten Gather Gemm
@@ -59,15 +60,16 @@ def verify_graphs(
 
 
 def check_structure(graph: ExportedGraph, allowed: Set[str] = ALLOWED_OPERATORS) -> None:
-    """Checks a graph as ONNX, without running it.
+    """Checks a graph statically.
 
     Args:
         graph: The graph.
         allowed: The operators it may hold.
 
     Raises:
-        ExportError: The checker or shape inference complains, an operator is not on
-            the list, the opset is another, or the batch axis is not dynamic.
+        ExportError: The ONNX checker or strict shape inference fails, an operator is not
+            allowed, opset, tensor names or dtypes are not those of the contract, or the
+            batch axis is not the only dynamic one.
     """
     model = onnx.load_from_string(graph.content)
     try:
@@ -80,13 +82,13 @@ def check_structure(graph: ExportedGraph, allowed: Set[str] = ALLOWED_OPERATORS)
         raise ExportError(f"{graph.name}: opsets {domains}, wanted {{'': {OPSET}}}")
     if foreign := sorted({node.op_type for node in model.graph.node} - allowed):
         raise ExportError(f"{graph.name}: operators {foreign} are not on the list of allowed ones")
-    whole = {
+    integers = {
         value.name
         for value in (*inferred.graph.input, *inferred.graph.value_info)
         if value.type.tensor_type.elem_type == onnx.TensorProto.INT64
     }
     for node in model.graph.node:
-        if node.op_type == "ReduceSum" and node.input[0] not in whole:
+        if node.op_type == "ReduceSum" and node.input[0] not in integers:
             raise ExportError(
                 f"{graph.name}: ReduceSum of {node.input[0]}, wanted whole numbers: the bits of a "
                 "sum of fractions depend on a row's place in memory"
@@ -108,18 +110,18 @@ def check_structure(graph: ExportedGraph, allowed: Set[str] = ALLOWED_OPERATORS)
 
 
 def measure_parity(graph: ExportedGraph, inputs: Inputs) -> dict[str, float]:
-    """Compares torch and onnxruntime at every size of `BATCHES`.
+    """Compares the outputs of torch and onnxruntime at every batch size of `BATCHES`.
 
     Args:
         graph: The graph.
-        inputs: By name, each with as many rows as the largest batch or more.
+        inputs: Inputs by name, each with at least as many rows as the largest batch.
 
     Returns:
-        The largest absolute difference of each output, as "graph.output"; that of a
-        log-density for each of the latent dimensions it is a sum over.
+        The largest absolute difference of each output, by "graph.output"; that of a
+        log-density is divided by the number of latent dimensions it sums over.
 
     Raises:
-        ExportError: onnxruntime cannot run a batch, or answers in another shape.
+        ExportError: onnxruntime cannot run a batch, or an output has another shape.
     """
     session = Graph(graph.content, Device("cpu"))
     worst = {f"{graph.name}.{output}": 0.0 for output in graph.outputs}
@@ -145,7 +147,7 @@ def measure_parity(graph: ExportedGraph, inputs: Inputs) -> dict[str, float]:
 
 
 def check_parity(differences: Mapping[str, float], tolerance: float) -> None:
-    """Fails where torch and onnxruntime are too far apart.
+    """Compares differences with the tolerance.
 
     Raises:
         ExportError: A difference is above the tolerance, or NaN.
@@ -159,24 +161,24 @@ def check_parity(differences: Mapping[str, float], tolerance: float) -> None:
 
 
 def torch_answers(graph: ExportedGraph, inputs: Inputs) -> dict[str, Array]:
-    """What the torch module answers, by output."""
+    """Outputs of the torch module by name, for inputs by name."""
     with torch.inference_mode():
         answers = graph.module(*(torch.from_numpy(inputs[name]) for name in graph.inputs))
     return {name: answer.numpy() for name, answer in zip(graph.outputs, answers, strict=True)}
 
 
 def check_batch_invariance(name: str, content: bytes, inputs: Inputs) -> None:
-    """Fails where a row's bits depend on the batch it ran in or on the threads, on CPU.
+    """Checks that the bits of a row depend neither on its batch nor on the threads, on CPU.
 
-    Seeded sampling promises that they do not.
+    Seeded sampling relies on it.
 
     Args:
-        name: Of the graph, for the error.
-        content: The ONNX file.
-        inputs: By name.
+        name: Name of the graph, for the error.
+        content: Content of the ONNX file.
+        inputs: Inputs by name, with equal numbers of rows.
 
     Raises:
-        ExportError: They do.
+        ExportError: The bits of a row differ.
     """
     count = len(next(iter(inputs.values())))
     whole = Graph(content, Device("cpu"), rows=count).run(inputs)
@@ -194,7 +196,7 @@ def check_batch_invariance(name: str, content: bytes, inputs: Inputs) -> None:
 
 
 def _rows(inputs: Inputs, chunk: slice) -> dict[str, NDArray[Any]]:
-    # Copied: a view lies in memory as it does in the whole, and that can hide a difference.
+    # Copied, since a view keeps the memory alignment of the whole, which can hide a difference.
     return {name: array[chunk].copy() for name, array in inputs.items()}
 
 

@@ -1,4 +1,4 @@
-"""What `export` and `evaluate` measure and tell: likelihoods against integrals, model cards."""
+"""Metrics of `export` and `evaluate`: likelihoods against integrals, printed and in model cards."""
 
 import json
 import re
@@ -15,14 +15,8 @@ from PIL import Image
 from bundle import Bundle, open_bundle
 from common import noise
 from export.cli import main_evaluate, main_export
-from export.evaluate import (
-    Figures,
-    Subject,
-    Wanted,
-    measure,
-    subject_of_graphs,
-    subject_of_torch,
-)
+from export.evaluate import Figures, Wanted, measure
+from export.subject import Subject, subject_of_graphs, subject_of_torch
 from tests.support.untrained import KINDS, Kind, random_model
 from training.cli import parser
 from training.data.datasets import Dataset, Split
@@ -37,11 +31,11 @@ Wide = NDArray[np.float64]
 SHAPE = (1, 3, 3)
 
 
-# ------------------------------------------------- the likelihood against integrals
+# ------------------------------------------------- likelihoods against integrals
 
 
 class Brute:
-    """A model of two latents, whose likelihood is a sum over a fine grid of them."""
+    """A model of two latent dimensions, with its exact likelihood as a sum over a fine grid."""
 
     def __init__(self, prior: PriorConfig, seed: int = 0):
         config = ModelConfig(Dense(((8, "tanh"),)), 2, prior=prior)
@@ -59,14 +53,14 @@ class Brute:
         assert self.weights.sum() == pytest.approx(1, abs=1e-3)
 
     def nll(self, images: NDArray[np.floating]) -> Wide:
-        """-log p(x) of each image, worked out over the grid."""
+        """-log p(x) of each image in nats, summed over the grid: float64 [N]."""
         flat = images.reshape(len(images), -1).astype(np.float64)
         log_likelihood = flat @ self.logits.T - np.logaddexp(0, self.logits).sum(axis=1)
         most = log_likelihood.max(axis=1, keepdims=True)
         return -(np.log(np.exp(log_likelihood - most) @ self.weights) + most[:, 0])
 
     def sample(self, rows: int, seed: int) -> Array:
-        """Bits that the model itself draws."""
+        """Binary images drawn from the model, float32 [rows, C, H, W]."""
         rng = np.random.default_rng(seed)
         chosen = rng.choice(len(self.weights), rows, p=self.weights / self.weights.sum())
         p = 1 / (1 + np.exp(-self.logits[chosen]))
@@ -95,14 +89,14 @@ def measured(brute: Brute, dataset: Dataset, **wanted: int) -> Figures:
     return measure(subject, dataset, Wanted(**wanted), report=lambda _line: None)
 
 
-def test_the_bound_is_the_integral_under_the_models_own_prior(brute: Brute) -> None:
+def test_importance_bound_matches_the_integral_over_latents(brute: Brute) -> None:
     dataset = brute.dataset(120)
     exact = brute.nll(dataset.test.images / 255)
     figures = measured(brute, dataset, importance=3000, importance_images=40, seed=5)
     assert figures.bound is not None
     assert figures.nll is not None
     subset = exact[np.arange(40) * 120 // 40]
-    # Within the noise of 3000 draws: a bound from above, and nearly tight.
+    # The bound is nearly tight; 3000 draws leave some noise.
     assert figures.bound.nll == pytest.approx(subset.mean(), abs=0.03)
     assert figures.bound.stderr == pytest.approx(subset.std() / np.sqrt(40), rel=0.1)
     nll, stderr = figures.nll
@@ -110,13 +104,13 @@ def test_the_bound_is_the_integral_under_the_models_own_prior(brute: Brute) -> N
     assert stderr == pytest.approx(
         np.hypot(figures.evaluation.elbo_stderr, figures.bound.gap_stderr)
     )
-    # The ELBO is above the likelihood, and the gap is what lies between.
+    # In nats the ELBO is above -log p(x), and the gap lies between.
     assert figures.evaluation.elbo > exact.mean()
     assert figures.bound.gap > 0
 
 
-def test_stated_errors_are_those_of_other_test_sets() -> None:
-    """Many test sets from one model: how the estimate scatters is what it says of itself."""
+def test_standard_errors_match_the_scatter_over_test_sets() -> None:
+    """Over many test sets of one model, estimates scatter by their standard errors."""
     brute = Brute(PRIORS["standard"])
     estimates, stated, alone, alone_stated = [], [], [], []
     for seed in range(150):
@@ -129,22 +123,22 @@ def test_stated_errors_are_those_of_other_test_sets() -> None:
         stated.append(figures.nll[1])
         alone.append(figures.bound.nll)
         alone_stated.append(figures.bound.stderr)
-    # 150 of them tell a standard deviation to about 6 %; what is stated is no less than it.
+    # 150 estimates determine a standard deviation to 6 %; the stated error is no smaller.
     assert 0.85 < np.std(estimates) / np.mean(stated) < 1.1
     assert 0.8 < np.std(alone) / np.mean(alone_stated) < 1.2
-    # Both are of the same bound.
+    # Both estimate the same bound.
     apart = np.hypot(np.std(alone), np.std(estimates)) / np.sqrt(150)
     assert np.mean(estimates) == pytest.approx(np.mean(alone), abs=4 * apart)
 
 
-def test_a_bound_of_all_images_is_no_estimate(brute: Brute) -> None:
+def test_nll_of_all_images_is_the_bound_itself(brute: Brute) -> None:
     figures = measured(brute, brute.dataset(60), importance=50, importance_images=1000)
     assert figures.bound is not None
     assert figures.bound.images == figures.evaluation.images == 60
     assert figures.nll == (figures.bound.nll, figures.bound.stderr)
 
 
-def test_figures_stand_under_their_names() -> None:
+def test_metrics_have_the_names_of_the_manifest() -> None:
     brute = Brute(PRIORS["standard"])
     figures = measured(
         brute, brute.dataset(60), importance=7, importance_images=20, seed=11, draws=3
@@ -162,7 +156,7 @@ def test_figures_stand_under_their_names() -> None:
     assert json.loads(json.dumps(figures)) == figures
 
 
-def test_graphs_and_torch_measure_the_same(kinds: Path) -> None:
+def test_graphs_and_torch_have_the_same_elbo_and_samples(kinds: Path) -> None:
     for name, kind in KINDS.items():
         bundle = open_bundle(kinds / "models" / name / "1")
         vae = RunFolder(kinds / "runs" / name).load_model()
@@ -170,12 +164,12 @@ def test_graphs_and_torch_measure_the_same(kinds: Path) -> None:
         assert (graphs.draw is None) == (model.draw is None) == (kind.model.prior.kind == "none")
         assert graphs.labels == model.labels == len(bundle.manifest.labels)
         images = np.random.default_rng(0).integers(0, 2, (30, *kind.shape)).astype(np.float32)
-        results = [evaluate(each.autoencoder, images, seed=3) for each in (graphs, model)]
+        results = [evaluate(side.autoencoder, images, seed=3) for side in (graphs, model)]
         assert results[0].elbo == pytest.approx(results[1].elbo, abs=1e-3)
         assert results[0].kl == pytest.approx(results[1].kl, abs=1e-3)
         if graphs.draw is not None:
             for label in (None, *range(graphs.labels)):
-                drawn = [each.sample(20, 9, label) for each in (graphs, model)]
+                drawn = [side.sample(20, 9, label) for side in (graphs, model)]
                 assert np.abs(drawn[0] - drawn[1]).max() < 1e-4
 
 
@@ -190,19 +184,19 @@ def on_graphs(bundle: Bundle) -> Subject:
     )
 
 
-def test_samples_judged_are_those_a_server_draws(kinds: Path) -> None:
+def test_measured_samples_are_those_a_server_draws(kinds: Path) -> None:
     bundle = open_bundle(kinds / "models" / "gmm" / "1")
     subject = on_graphs(bundle)
-    images = subject.sample(1200, 7, 2)  # more than are drawn at a time
+    images = subject.sample(1200, 7, 2)  # more than one chunk
     assert subject.draw is not None
     eps, u = noise.standard_normal(7, 0, 1200, 3), noise.uniform(7, 0, 1200)
     assert (images == subject.decode(subject.draw(eps, u, 2))).all()
 
 
-# ------------------------------------------------------------- what is printed and kept
+# ------------------------------------------------------------- printed and stored metrics
 
 
-def test_figures_of_training_stand_where_the_data_is_gone(kinds: Path) -> None:
+def test_export_without_the_data_keeps_the_metrics_of_training(kinds: Path) -> None:
     for name in ("rgb", "flow-gmm"):
         bundle = open_bundle(kinds / "models" / name / "1")
         trained = json.loads((kinds / "runs" / name / "metrics.json").read_text())
@@ -242,7 +236,7 @@ def data_of(kinds: Path) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_card_is_complete_and_reads_well(name: str, kinds: Path) -> None:
+def test_model_card_is_complete(name: str, kinds: Path) -> None:
     bundle = open_bundle(kinds / "models" / name / "1")
     manifest, kind = bundle.manifest, KINDS[name]
     card = (bundle.path / "README.md").read_text()
@@ -277,19 +271,19 @@ def test_the_card_is_complete_and_reads_well(name: str, kinds: Path) -> None:
 
 
 def commands(card: str) -> list[list[str]]:
-    """The commands in a card, as a shell would split them."""
+    """The commands of a model card, split as by a shell."""
     blocks = re.findall(r"```bash\n(.*?)\n```", card, re.DOTALL)
     text = "\n".join(blocks).replace("\\\n", " ")
     return [shlex.split(line) for line in text.splitlines()]
 
 
-def test_no_file_of_a_bundle_tells_where_the_data_lay(kinds: Path) -> None:
+def test_no_file_of_a_bundle_discloses_the_path_of_the_data(kinds: Path) -> None:
     for path in (kinds / "models").rglob("*"):
         if path.is_file():
             assert str(kinds).encode() not in path.read_bytes(), path
 
 
-def test_options_of_the_export_stand_in_the_card(
+def test_model_card_states_the_options_of_training_and_export(
     kinds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -316,7 +310,7 @@ def test_options_of_the_export_stand_in_the_card(
     assert "K = 4 |" in card
     assert f"| {metrics['importance_nll']:.2f} ± {metrics['importance_stderr']:.2f} |" in card
     capsys.readouterr()
-    # And the command in the card measures the same, once it is told where the data is.
+    # The command of the card, with `--data`, measures the same.
     assert main_evaluate([str(bundle.path), *stated, *data_of(kinds), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert {key: printed[key] for key in metrics if key != "measured_on"} == {
@@ -324,7 +318,7 @@ def test_options_of_the_export_stand_in_the_card(
     }
 
 
-def test_evaluate_tells_the_bound_with_its_draws_images_seed_and_errors(
+def test_evaluate_prints_the_importance_bound_with_draws_images_seed_and_errors(
     kinds: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = str(kinds / "models" / "gmm" / "1")
@@ -341,7 +335,7 @@ def test_evaluate_tells_the_bound_with_its_draws_images_seed_and_errors(
     assert "K = 6, seed 0, on all of these images" in said
 
 
-def test_evaluate_needs_to_be_told_where_the_data_of_a_bundle_is(
+def test_evaluate_of_a_bundle_takes_data_by_option_or_from_the_current_folder(
     kinds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = str(kinds / "models" / "gmm" / "1")
@@ -350,7 +344,7 @@ def test_evaluate_needs_to_be_told_where_the_data_of_a_bundle_is(
     said = capsys.readouterr().err.splitlines()
     assert "Remedy: --data idx:PATH" in said[-1]
     assert len(said) == 1
-    # What lies in the current folder is found by its name.
+    # Files in the current folder are found by name.
     monkeypatch.chdir(kinds / "data")
     assert main_evaluate([path]) == 0
     (tmp_path / "images").write_bytes((kinds / "data" / "images").read_bytes())
@@ -363,7 +357,7 @@ def test_evaluate_needs_to_be_told_where_the_data_of_a_bundle_is(
     assert "is not the data that the model was trained on" in capsys.readouterr().err
 
 
-def test_evaluate_of_a_run_knows_where_its_data_was(
+def test_evaluate_of_a_run_finds_the_data_where_it_was(
     kinds: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main_evaluate([str(kinds / "runs" / "flow")]) == 0
@@ -372,7 +366,7 @@ def test_evaluate_of_a_run_knows_where_its_data_was(
     assert "Remedy: --data folder:PATH, where it is now" in capsys.readouterr().err
 
 
-def test_a_run_of_other_data_is_not_exported(
+def test_export_refuses_data_with_other_checksums(
     kinds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -386,7 +380,7 @@ def test_a_run_of_other_data_is_not_exported(
 
 
 @pytest.mark.parametrize("options", [(), ("--seed", "5", "--draws", "2")])
-def test_graphs_that_measure_otherwise_than_torch_are_refused_whatever_the_draws(
+def test_export_refuses_graphs_whose_elbo_is_not_that_of_torch(
     options: tuple[str, ...],
     kinds: Path,
     tmp_path: Path,
@@ -402,7 +396,7 @@ def test_graphs_that_measure_otherwise_than_torch_are_refused_whatever_the_draws
     assert not (tmp_path / "models" / "x" / "1").exists()
 
 
-def test_one_sample_cannot_be_judged(capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_refuses_a_single_sample(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main_evaluate(["x", "--samples", "1"])
     assert caught.value.code == 2

@@ -1,4 +1,4 @@
-"""The export: the graphs against torch, what is refused, and what the bundle tells."""
+"""The export: graphs against torch, refusals, manifest and model card."""
 
 import io
 import json
@@ -45,7 +45,7 @@ Array = NDArray[np.float32]
 
 @pytest.fixture(scope="module")
 def bundle(models: Path) -> Bundle:
-    """The bundle of the trained run."""
+    """The bundle exported from the trained run."""
     return open_bundle(models / "mnist" / "1")
 
 
@@ -56,7 +56,7 @@ def graphs(bundle: Bundle) -> dict[str, Graph]:
 
 @pytest.fixture(scope="module")
 def inputs() -> dict[str, Array]:
-    """Rows for each graph: test images, grey and binarized, and latents near and far."""
+    """Inputs by graph: test images, grey and binarized, and widely spread latents."""
     images = load_dataset("mnist").test.images[:64]
     grey = images.astype(np.float32) / np.float32(255)
     z = 2 * np.random.default_rng(0).standard_normal((128, 32), np.float32)
@@ -105,7 +105,7 @@ def test_graphs_are_standard_onnx_with_a_dynamic_batch_and_no_noise(
 ) -> None:
     model = onnx.load_from_string(bundle.graphs[name])
     onnx.checker.check_model(model, full_check=True)
-    assert [(each.domain, each.version) for each in model.opset_import] == [("", OPSET)]
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", OPSET)]
     assert not model.functions
     operators = {node.op_type for node in model.graph.node}
     assert operators <= ALLOWED_OPERATORS
@@ -136,7 +136,7 @@ def test_graphs_have_the_names_and_shapes_of_the_contract(bundle: Bundle) -> Non
 
 
 @pytest.mark.parametrize("name", ["encoder", "decoder"])
-def test_graphs_do_not_tell_where_they_were_made(name: str, bundle: Bundle) -> None:
+def test_graphs_disclose_no_source_locations(name: str, bundle: Bundle) -> None:
     model = onnx.load_from_string(bundle.graphs[name])
     graph = model.graph
     records = (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer)
@@ -152,7 +152,7 @@ def test_graphs_do_not_tell_where_they_were_made(name: str, bundle: Bundle) -> N
     name=st.sampled_from(["encoder", "decoder"]),
     chosen=st.lists(st.integers(0, 127), min_size=1, max_size=128),
 )
-def test_a_row_has_the_same_bits_whatever_batch_it_runs_in(
+def test_a_row_has_the_same_bits_in_every_batch(
     name: str, chosen: list[int], graphs: dict[str, Graph], inputs: dict[str, Array]
 ) -> None:
     whole = run(graphs[name], name, inputs[name])
@@ -170,7 +170,7 @@ def test_image_is_the_sigmoid_of_logits(graphs: dict[str, Graph], inputs: dict[s
     assert np.ptp(answers["logits"]) > 5
 
 
-def test_golden_rows_are_real_inputs_and_what_torch_answers(
+def test_golden_rows_are_real_inputs_with_the_outputs_of_torch(
     bundle: Bundle, run_folder: Path, graphs: dict[str, Graph]
 ) -> None:
     golden = bundle.golden
@@ -187,7 +187,7 @@ def test_golden_rows_are_real_inputs_and_what_torch_answers(
         assert np.abs(value - golden[key]).max() <= bundle.manifest.tolerances["cpu"]
 
 
-def test_manifest_tells_data_training_metrics_and_tools(bundle: Bundle, run_folder: Path) -> None:
+def test_manifest_states_data_training_metrics_and_tools(bundle: Bundle, run_folder: Path) -> None:
     manifest = bundle.manifest
     config = json.loads((run_folder / "config.json").read_text())
     assert manifest.dataset.name == "mnist"
@@ -206,7 +206,7 @@ def test_manifest_tells_data_training_metrics_and_tools(bundle: Bundle, run_fold
 
 
 class Identity(nn.Module):
-    """Answers what it is asked."""
+    """Returns its input."""
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         return (x.clone(),)
@@ -224,7 +224,7 @@ def graph_of(
     opsets: Sequence[tuple[str, int]] = (("", OPSET),),
     **constants: NDArray[Any],
 ) -> ExportedGraph:
-    """A graph from `x` to `y`, [N, 4] where nothing else is said, and what it stands for."""
+    """A graph from `x` to `y`, with the torch module it claims to compute."""
     graph = helper.make_graph(
         nodes,
         "test",
@@ -242,7 +242,7 @@ def node(operator: str, *inputs: str, output: str = "y", **attributes: Any) -> o
 
 
 def verify(graph: ExportedGraph, rows: Array, tolerance: float) -> None:
-    """The checks of an export, in its order."""
+    """Runs the checks of an export, in the same order."""
     check_structure(graph)
     inputs = {graph.inputs[0]: rows}
     check_parity(measure_parity(graph, inputs), tolerance)
@@ -312,7 +312,7 @@ def test_a_graph_that_breaks_the_contract_is_refused(graph: ExportedGraph, said:
 @pytest.mark.parametrize(
     "value_info", [("N", 4), (None, 4), ("batch", 4)], ids=["N", "no name", "another name"]
 )
-def test_only_a_named_batch_axis_is_dynamic(value_info: tuple[str | None, int]) -> None:
+def test_the_batch_axis_must_have_a_name(value_info: tuple[str | None, int]) -> None:
     graph = graph_of([node("Identity", "x")], axes=value_info, answer=value_info)
     if value_info[0] is None:
         with pytest.raises(ExportError, match="first axis"):
@@ -321,7 +321,7 @@ def test_only_a_named_batch_axis_is_dynamic(value_info: tuple[str | None, int]) 
         check_structure(graph)
 
 
-def test_a_graph_that_is_not_what_torch_computes_fails_the_parity() -> None:
+def test_parity_fails_for_a_graph_that_differs_from_torch() -> None:
     graph = graph_of([node("Add", "x", "shift")], shift=np.array([0, 0, 3e-4, 0], np.float32))
     check_structure(graph)
     differences = measure_parity(graph, {"x": ROWS})
@@ -333,7 +333,7 @@ def test_a_graph_that_is_not_what_torch_computes_fails_the_parity() -> None:
     check_parity(differences, 1e-3)
 
 
-def test_a_difference_in_one_row_of_the_largest_batch_is_found() -> None:
+def test_parity_finds_a_difference_in_one_row_of_the_largest_batch() -> None:
     rows = ROWS.copy()
     rows[63, 3] = 1e6
     graph = graph_of([node("Min", "x", "most")], most=np.array(10, np.float32))
@@ -342,7 +342,7 @@ def test_a_difference_in_one_row_of_the_largest_batch_is_found() -> None:
 
 
 class Nan(nn.Module):
-    """Answers NaN in one place."""
+    """Returns its input with one NaN."""
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         answer = x.clone()
@@ -350,7 +350,7 @@ class Nan(nn.Module):
         return (answer,)
 
 
-def test_nan_fails_the_parity() -> None:
+def test_parity_fails_on_nan() -> None:
     differences = measure_parity(graph_of([node("Identity", "x")], module=Nan()), {"x": ROWS})
     assert np.isnan(differences["encoder.y"])
     with pytest.raises(ExportError, match="differ by nan"):
@@ -358,14 +358,14 @@ def test_nan_fails_the_parity() -> None:
 
 
 class Zeros(nn.Module):
-    """Answers zeros."""
+    """Returns zeros."""
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         return (torch.zeros_like(x),)
 
 
-def test_an_answer_of_another_shape_fails_the_parity() -> None:
-    # [N, 1] against [N, 4]: NumPy would stretch the one over the other.
+def test_parity_fails_on_an_output_of_another_shape() -> None:
+    # [N, 1] against [N, 4], which NumPy would broadcast.
     graph = graph_of(
         [node("Slice", "x", "from", "to", "axis", output="s"), node("Sub", "s", "s")],
         answer=("N", 1),
@@ -382,7 +382,7 @@ def mixing(kind: str) -> ExportedGraph:
             [node("ReduceMean", "x", "rows", output="m", keepdims=1), node("Sub", "x", "m")],
             rows=np.array([0]),
         )
-    # The first row added to each: of operators that are on the list, every one.
+    # Adds the first row to every row, by allowed operators only.
     return graph_of(
         [node("Slice", "x", "from", "to", output="first"), node("Add", "x", "first")],
         **{"from": np.array([0]), "to": np.array([1])},
@@ -396,7 +396,7 @@ def test_a_graph_that_mixes_rows_is_not_batch_invariant(kind: str) -> None:
 
 
 @pytest.mark.parametrize("width", [3, 5, 7, 50])
-def test_a_sum_whose_order_depends_on_the_place_in_memory_is_found(width: int) -> None:
+def test_batch_invariance_fails_for_sums_that_depend_on_memory_alignment(width: int) -> None:
     graph = graph_of(
         [node("ReduceSum", "x", "columns", keepdims=1)],
         axes=("N", width),
@@ -404,7 +404,7 @@ def test_a_sum_whose_order_depends_on_the_place_in_memory_is_found(width: int) -
         columns=np.array([1]),
     )
     rows = np.random.default_rng(0).standard_normal((64, width), np.float32)
-    if width < 4:  # three numbers are added in one order only
+    if width < 4:  # too short for another order of summation
         check_batch_invariance("prior", graph.content, {"x": rows})
         return
     with pytest.raises(ExportError, match=r"prior\.y: rows differ between batches of 1 and of 64"):
@@ -412,20 +412,20 @@ def test_a_sum_whose_order_depends_on_the_place_in_memory_is_found(width: int) -
 
 
 class Sums(nn.Module):
-    """Sums over the last axis, as the priors do."""
+    """Sums over the last axis, like the priors."""
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         return ((x * x).sum(dim=1),)
 
 
 @pytest.mark.parametrize("width", [1, 5, 50])
-def test_exported_sums_do_not_depend_on_the_place_in_memory(width: int) -> None:
+def test_exported_sums_do_not_depend_on_memory_alignment(width: int) -> None:
     rows = np.random.default_rng(0).standard_normal((64, width), np.float32)
     graph = export_module("prior", Sums(), {"x": torch.randn(2, width)}, ("y",))
     verify(graph, rows, 1e-4)
 
 
-def test_a_batch_size_baked_into_a_graph_is_refused() -> None:
+def test_a_graph_with_a_constant_batch_size_is_refused() -> None:
     graph = graph_of([node("Reshape", "x", "shape")], shape=np.array([64, 4]))
     with pytest.raises(ExportError, match="encoder"):
         verify(graph, ROWS, 1e-4)
@@ -450,7 +450,7 @@ def assert_one_line(text: str, *parts: str) -> None:
         assert part in text
 
 
-def test_exporting_an_incomplete_run_is_one_clear_line(
+def test_export_of_an_unfinished_run_fails_with_one_line(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -464,7 +464,7 @@ def test_exporting_an_incomplete_run_is_one_clear_line(
 @pytest.mark.parametrize(
     "file", ["checkpoint.pt", "golden_inputs.npz", "score_percentiles.json", "config.json"]
 )
-def test_exporting_a_damaged_run_is_one_clear_line_and_writes_nothing(
+def test_export_of_a_damaged_run_fails_with_one_line_and_writes_nothing(
     file: str, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -476,7 +476,7 @@ def test_exporting_a_damaged_run_is_one_clear_line_and_writes_nothing(
     assert not (tmp_path / "models").exists() or find_models(tmp_path / "models") == ()
 
 
-def test_exporting_under_a_bad_name_is_refused(
+def test_export_refuses_an_invalid_model_name(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main_export([str(run_folder), "--to", str(tmp_path / "Bad Name")]) == 1
@@ -485,7 +485,7 @@ def test_exporting_under_a_bad_name_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_second_export_becomes_version_2_and_leaves_the_first_alone(
+def test_a_second_export_becomes_version_2_and_keeps_version_1_unchanged(
     run_folder: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = tmp_path / "models"
@@ -500,7 +500,7 @@ def test_a_second_export_becomes_version_2_and_leaves_the_first_alone(
     assert "mnist, version 2" in (second.path / "README.md").read_text()
 
 
-def test_model_card_tells_how_good_from_what_and_how_to_make_it_again(bundle: Bundle) -> None:
+def test_model_card_states_metrics_data_and_commands(bundle: Bundle) -> None:
     card = (bundle.path / "README.md").read_text()
     metrics = bundle.manifest.metrics
     assert f"| {metrics['elbo']:.2f} ± {metrics['elbo_stderr']:.2f} |" in card
@@ -519,13 +519,13 @@ def test_model_card_tells_how_good_from_what_and_how_to_make_it_again(bundle: Bu
 
 
 def commands(card: str) -> list[list[str]]:
-    """The commands in a card, as a shell would split them."""
+    """The commands of a model card, split as by a shell."""
     blocks = re.findall(r"```bash\n(.*?)\n```", card, re.DOTALL)
     text = "\n".join(blocks).replace("\\\n", " ")
     return [shlex.split(line) for line in text.splitlines()]
 
 
-def test_pictures_of_the_model_card_are_there_and_are_pictures(bundle: Bundle) -> None:
+def test_model_card_shows_pictures_of_digits(bundle: Bundle) -> None:
     card = (bundle.path / "README.md").read_text()
     pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", card)
     assert sorted(pictures) == ["reconstructions.png", "samples.png"]

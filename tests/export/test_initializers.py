@@ -1,4 +1,4 @@
-"""Exported graphs carry no initializer that nothing uses, of which every runtime warns at load."""
+"""Graphs have no unused initializers, of which onnxruntime would warn at every load."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from export.variants import convert_decoder
 from tests.support import ROOT
 from tests.support.untrained import KINDS
 
-# A session as any program opens it: with warnings, which are the default.
+# Opens sessions as any program would, with the default log level, which includes warnings.
 LOAD = """
 import sys
 import onnxruntime
@@ -27,10 +27,7 @@ for path in sys.argv[1:]:
 
 @pytest.fixture(scope="module")
 def graphs(kinds: Path) -> dict[str, bytes]:
-    """Every graph of every kind of model and of the shipped ones, each decoder in every precision.
-
-    By a name that can name a file.
-    """
+    """Graphs by a file name: of the shipped models and all kinds, decoders in every precision."""
     found = {
         f"shipped-{path.parent.name}.{graph}": content
         for path in (ROOT / "models").glob("*/1")
@@ -52,7 +49,7 @@ def graphs(kinds: Path) -> dict[str, bytes]:
 
 
 def used_by(graph: onnx.GraphProto) -> set[str]:
-    """Names that a node, an output or a subgraph reads."""
+    """Names of the tensors that a node, an output or a subgraph reads."""
     used = {output.name for output in graph.output}
     for node in graph.node:
         used |= set(node.input)

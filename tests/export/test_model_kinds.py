@@ -1,4 +1,4 @@
-"""Every kind of model: its graphs against torch and against other arithmetic."""
+"""Every kind of model: its graphs against torch and against independent arithmetic."""
 
 import copy
 from functools import cache
@@ -31,7 +31,7 @@ Wide = NDArray[np.float64]
 
 
 class Subject:
-    """A kind of model: the torch model, and its bundle with the graphs running."""
+    """One kind of model: the torch model, its bundle and sessions of its graphs."""
 
     def __init__(self, name: str, folder: Path):
         self.kind = KINDS[name]
@@ -90,7 +90,7 @@ def mixture(request: pytest.FixtureRequest, kinds: Path) -> Subject:
 
 
 def inputs_of(subject: Subject, graph: GraphName, rows: int) -> dict[str, NDArray[Any]]:
-    """Rows for a graph: grey and binary images, latents near and far, all labels in turn."""
+    """Inputs of a graph: grey and binary images, latents in and off the prior, every label."""
     draw = np.random.default_rng(rows)
     image = draw.random((rows, *subject.kind.shape), np.float32)
     image[::2] = image[::2] > 0.5
@@ -115,7 +115,7 @@ def inputs_of(subject: Subject, graph: GraphName, rows: int) -> dict[str, NDArra
 def torch_answers(
     subject: Subject, graph: GraphName, inputs: dict[str, NDArray[Any]]
 ) -> dict[str, Array]:
-    """What the model of the run answers, by its own methods and not by what was exported."""
+    """Outputs of the run's model, computed by its own methods and not by exported modules."""
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
     if graph == "encoder":
         posterior = subject.torch.encode(tensors["image"])
@@ -136,7 +136,7 @@ def torch_answers(
 # ------------------------------------------------------------------- the graphs
 
 
-def test_the_graphs_are_what_posterior_and_prior_imply(subject: Subject) -> None:
+def test_a_bundle_has_the_graphs_of_its_posterior_and_prior(subject: Subject) -> None:
     manifest, model = subject.bundle.manifest, subject.kind.model
     wanted = {"encoder", "decoder"} | ({"prior", "prior_density"} if model.prior.learned else set())
     assert manifest.graphs.keys() == subject.bundle.graphs.keys() == wanted
@@ -156,22 +156,22 @@ def test_onnxruntime_agrees_with_torch(rows: int, subject: Subject) -> None:
         assert answers.keys() == wanted.keys()
         for output, array in wanted.items():
             assert (answers[output].dtype, answers[output].shape) == (np.float32, array.shape)
-            # A log-density is compared per dimension.
+            # A log-density is compared per latent dimension.
             scale = subject.dim if output == "log_prob" else 1
             assert np.abs(answers[output] - array).max() / scale <= TOLERANCE, (name, output)
 
 
-def test_operators_are_standard_deterministic_and_row_by_row(subject: Subject) -> None:
+def test_graphs_hold_only_allowed_operators(subject: Subject) -> None:
     for content in subject.bundle.graphs.values():
         model = onnx.load_from_string(content)
         assert {node.op_type for node in model.graph.node} <= ALLOWED_OPERATORS
         assert {node.domain for node in model.graph.node} == {""}
-        assert [each.domain for each in model.opset_import] == [""]
+        assert [opset.domain for opset in model.opset_import] == [""]
 
 
 @settings(max_examples=40)
 @given(data=st.data())
-def test_a_row_has_the_same_bits_whatever_batch_it_runs_in(
+def test_a_row_of_every_kind_has_the_same_bits_in_every_batch(
     data: st.DataObject, kinds: Path
 ) -> None:
     subject = _subject(data.draw(st.sampled_from(sorted(KINDS))), kinds)
@@ -184,7 +184,7 @@ def test_a_row_has_the_same_bits_whatever_batch_it_runs_in(
         assert part[output].tobytes() == answers[chosen].tobytes()
 
 
-def test_parity_of_every_output_stands_in_the_manifest(subject: Subject) -> None:
+def test_manifest_states_the_parity_of_every_output(subject: Subject) -> None:
     parity = subject.bundle.manifest.parity
     outputs = {
         f"{name}.{tensor.name}"
@@ -198,7 +198,7 @@ def test_parity_of_every_output_stands_in_the_manifest(subject: Subject) -> None
 # ------------------------------------------- the sampler against its own density
 
 
-def test_density_of_its_own_draws_is_that_of_torch(learned: Subject) -> None:
+def test_density_of_prior_samples_is_that_of_torch(learned: Subject) -> None:
     exact = copy.deepcopy(learned.prior).double()
     for label in learned.labels():
         z = learned.draw(500, label)
@@ -209,12 +209,12 @@ def test_density_of_its_own_draws_is_that_of_torch(learned: Subject) -> None:
 
 
 def components_of(subject: Subject) -> tuple[Wide, Wide, Wide, NDArray[np.int64]]:
-    """Weights within their class, means, covariances and classes, from the bare parameters."""
+    """Weights within the class, means, covariances and classes, from the raw parameters."""
     state = {name: value.double().numpy() for name, value in subject.prior.state_dict().items()}
     group = subject.prior.group.numpy()
     weights = np.exp(state["logits"])
-    for each in np.unique(group):
-        weights[group == each] /= weights[group == each].sum()
+    for label in np.unique(group):
+        weights[group == label] /= weights[group == label].sum()
     precisions = np.tril(state["lower"], -1)
     precisions += np.exp(state["log_diagonal"])[:, :, None] * np.eye(subject.dim)
     covariances = np.linalg.inv(np.swapaxes(precisions, 1, 2) @ precisions)
@@ -226,7 +226,7 @@ def plain_mixture(kinds: Path) -> Subject:
     return _subject("gmm", kinds)
 
 
-def test_density_of_a_mixture_is_the_sum_worked_out_by_hand(plain_mixture: Subject) -> None:
+def test_density_of_a_mixture_is_the_weighted_sum_of_gaussians(plain_mixture: Subject) -> None:
     weights, means, covariances, group = components_of(plain_mixture)
     frequency = plain_mixture.prior.class_weights.double().numpy()
     z = plain_mixture.draw(200).astype(np.float64)
@@ -242,17 +242,17 @@ def test_density_of_a_mixture_is_the_sum_worked_out_by_hand(plain_mixture: Subje
 
 
 @pytest.mark.parametrize(("name", "label"), [("delta-gmm", 0), ("delta-gmm", 2), ("flow", -1)])
-def test_density_follows_from_the_draw_by_the_change_of_variables(
+def test_density_follows_from_the_sampler_by_change_of_variables(
     name: str, label: int, kinds: Path
 ) -> None:
-    """One component to a class: log p(z | label) = log N(eps) - log |det dz/deps|."""
+    """With one component per class: log p(z | label) = log N(eps) - log |det dz/deps|."""
     subject, rows = _subject(name, kinds), 20
     sampler = Sampler(copy.deepcopy(subject.prior)).double()
     inputs = {**subject.noise(rows, seed=11), "label": np.full(rows, label)}
-    eps, u = (torch.from_numpy(inputs[each]).double() for each in ("eps", "u"))
+    eps, u = (torch.from_numpy(inputs[name]).double() for name in ("eps", "u"))
 
     def draw(eps: torch.Tensor) -> torch.Tensor:
-        # Rows do not mix, so the derivative of their sum has each row's own.
+        # Rows are independent, so that the derivative of their sum is each row's own.
         z: torch.Tensor = sampler(eps, u, torch.full((rows,), label)).sum(dim=0)
         return z
 
@@ -263,16 +263,16 @@ def test_density_follows_from_the_draw_by_the_change_of_variables(
     assert np.abs(got - (normal - log_det).numpy()).max() <= 1e-3
 
 
-def test_any_class_is_the_class_weighted_mixture_of_the_labelled_paths(mixture: Subject) -> None:
+def test_density_without_a_label_is_the_class_weighted_mixture(mixture: Subject) -> None:
     z = mixture.draw(300)
     frequency = mixture.prior.class_weights.double().numpy()
     labelled = [mixture.log_prob(z, label).astype(np.float64) for label in mixture.labels()[1:]]
-    wanted = np.log(sum(w * np.exp(each) for w, each in zip(frequency, labelled, strict=True)))
+    wanted = np.log(sum(w * np.exp(rows) for w, rows in zip(frequency, labelled, strict=True)))
     np.testing.assert_allclose(mixture.log_prob(z), wanted, atol=2e-4)
 
 
 def nearest_components(subject: Subject, z: Array, eps: Array) -> tuple[NDArray[Any], Array]:
-    """Which component turns `eps` into each z, and how far the best is from it."""
+    """The component that best maps `eps` to each z, and its distance from it."""
     _, means, covariances, _ = components_of(subject)
     with torch.inference_mode():
         y = subject.prior.to_base(torch.from_numpy(z))[0].numpy().astype(np.float64)
@@ -286,7 +286,7 @@ def nearest_components(subject: Subject, z: Array, eps: Array) -> tuple[NDArray[
     return distances.argmin(axis=1), distances.min(axis=1)
 
 
-def test_a_label_draws_from_the_components_of_its_class_alone(mixture: Subject) -> None:
+def test_a_label_samples_only_the_components_of_its_class(mixture: Subject) -> None:
     weights, *_, group = components_of(mixture)
     for label in mixture.labels():
         eps, u = mixture.noise(2000)["eps"], mixture.noise(2000)["u"][:, 0]
@@ -296,7 +296,7 @@ def test_a_label_draws_from_the_components_of_its_class_alone(mixture: Subject) 
         share = weights * (frequency[group] if label < 0 else group == label)
         if label >= 0:
             assert set(group[chosen]) == {label}
-        # By the inverse of the cumulative weights: exact, up to what is next to a step.
+        # By the inverse of the cumulative weights; rounding may decide next to a step.
         steps = np.cumsum(share)
         wanted = np.searchsorted(steps, u, side="right")
         clear = np.abs(u[:, None] - steps).min(axis=1) > 1e-6
@@ -306,7 +306,7 @@ def test_a_label_draws_from_the_components_of_its_class_alone(mixture: Subject) 
         )
 
 
-def test_the_largest_and_the_smallest_uniform_choose_components_with_weight(
+def test_extreme_uniforms_select_the_first_and_the_last_component(
     mixture: Subject,
 ) -> None:
     group = mixture.prior.group.numpy()

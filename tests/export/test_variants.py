@@ -1,4 +1,4 @@
-"""Decoders in fewer bits: what they hold, cost and refuse, and that a server takes them."""
+"""Decoders in reduced precision: structure, cost, refusals, and serving."""
 
 import dataclasses
 import re
@@ -34,7 +34,7 @@ Array = NDArray[np.float32]
 
 @pytest.fixture(scope="module")
 def variants(kinds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A models folder with the mixture's model as it is, in fp16 and in int8."""
+    """A models folder with the `gmm` model in fp32, fp16 and int8."""
     folder = tmp_path_factory.mktemp("variants")
     for precision in FEWER:
         done = latentserve(
@@ -72,7 +72,7 @@ def operators(content: bytes) -> set[str]:
     return {node.op_type for node in onnx.load_from_string(content).graph.node}
 
 
-def test_only_the_decoder_is_another(variant: Bundle, plain: Bundle) -> None:
+def test_a_variant_changes_only_the_decoder(variant: Bundle, plain: Bundle) -> None:
     assert variant.graphs.keys() == plain.graphs.keys()
     for name, content in plain.graphs.items():
         assert (variant.graphs[name] == content) == (name != "decoder")
@@ -81,10 +81,10 @@ def test_only_the_decoder_is_another(variant: Bundle, plain: Bundle) -> None:
     assert variant.manifest.name == f"gmm-{variant.manifest.precision}"
 
 
-def test_a_variant_holds_standard_operators_and_tells_nothing_of_its_maker(variant: Bundle) -> None:
+def test_a_variant_holds_allowed_operators_and_no_source_locations(variant: Bundle) -> None:
     model = onnx.load_from_string(variant.graphs["decoder"])
     onnx.checker.check_model(model, full_check=True)
-    assert [(each.domain, each.version) for each in model.opset_import] == [("", 18)]
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 18)]
     assert {node.domain for node in model.graph.node} == {""}
     assert operators(variant.graphs["decoder"]) <= VARIANT_OPERATORS
     assert ALLOWED_OPERATORS | {"QuantizeLinear", "DequantizeLinear"} == VARIANT_OPERATORS
@@ -98,9 +98,9 @@ def test_a_variant_holds_standard_operators_and_tells_nothing_of_its_maker(varia
         assert value.type.tensor_type.elem_type == TensorProto.FLOAT
 
 
-def test_int8_is_static_per_channel_and_leaves_the_ends_alone(variants: Path) -> None:
+def test_int8_is_static_and_per_channel_and_excludes_the_ends(variants: Path) -> None:
     graph = onnx.load_from_string(open_bundle(variants / "gmm-int8" / "1").graphs["decoder"]).graph
-    weights = {each.name: each for each in graph.initializer}
+    weights = {tensor.name: tensor for tensor in graph.initializer}
     producers = {output: node for node in graph.node for output in node.output}
     layers = [node for node in graph.node if node.op_type in ("Gemm", "Conv", "MatMul")]
 
@@ -116,24 +116,24 @@ def test_int8_is_static_per_channel_and_leaves_the_ends_alone(variants: Path) ->
             onnx.numpy_helper.to_array(weights[name]) for name in restored.input
         )
         assert values.dtype == np.int8
-        assert np.abs(values.astype(int)).max() <= 64  # seven bits: no overflow without VNNI
+        assert np.abs(values.astype(int)).max() <= 64  # seven bits: no saturation without VNNI
         assert scales.ndim == 1 < len(scales)  # a scale for each channel
         assert not zeros.any()
-        # And the activations' scales are constants, not taken over the batch.
+        # The scales of activations are constants, not computed over the batch.
         steps = producers[node.input[0]]
         assert steps.op_type == "DequantizeLinear"
         assert steps.input[1] in weights
     assert "DynamicQuantizeLinear" not in {node.op_type for node in graph.node}
 
 
-def test_fp16_keeps_its_weights_in_half_and_its_tensors_in_full(variants: Path) -> None:
+def test_fp16_has_no_float32_initializers(variants: Path) -> None:
     graph = onnx.load_from_string(open_bundle(variants / "gmm-fp16" / "1").graphs["decoder"]).graph
-    kinds = {each.data_type for each in graph.initializer}
-    assert TensorProto.FLOAT16 in kinds
-    assert TensorProto.FLOAT not in kinds
+    dtypes = {tensor.data_type for tensor in graph.initializer}
+    assert TensorProto.FLOAT16 in dtypes
+    assert TensorProto.FLOAT not in dtypes
 
 
-def test_a_variant_is_smaller() -> None:
+def test_a_variant_is_smaller_than_the_fp32_decoder() -> None:
     vae = Vae(ModelConfig(Dense(((256, "relu"), (128, "silu"))), 8), (1, 28, 28)).eval()
     decoder = export_graphs(vae)["decoder"]
     size = {
@@ -142,11 +142,11 @@ def test_a_variant_is_smaller() -> None:
     }
     assert size["fp16"] < 0.55 * len(decoder.content)
     weights = 8 * 128 + 128 * 256 + 256 * 784
-    # A quarter of what is not at an end.
+    # int8 takes a quarter of the bytes of the inner layers.
     assert size["int8"] < len(decoder.content) * (1 - 0.7 * 128 * 256 / weights)
 
 
-def test_rows_of_a_variant_do_not_depend_on_their_batch(variant: Bundle) -> None:
+def test_a_row_of_a_variant_has_the_same_bits_in_every_batch(variant: Bundle) -> None:
     rows = latents(100)
     whole = Graph(variant.graphs["decoder"], Device("cpu"), rows=100).run({"z": rows})
     for threads in (1, 2):
@@ -157,11 +157,11 @@ def test_rows_of_a_variant_do_not_depend_on_their_batch(variant: Bundle) -> None
                 assert part[name].tobytes() == answers[chosen].tobytes()
 
 
-def test_parity_and_cost_stand_in_the_manifest(
+def test_manifest_and_card_state_parity_and_cost_of_a_variant(
     variant: Bundle, plain: Bundle, kinds: Path, variants: Path
 ) -> None:
     manifest, precision = variant.manifest, variant.manifest.precision
-    # Of the graphs it was made from, and of the decoder itself.
+    # Parity is that of the fp32 graphs; the variant has a difference of its own.
     assert manifest.parity.max_abs_difference == plain.manifest.parity.max_abs_difference
     stated = manifest.parity.precision_difference
     assert stated.keys() == {"decoder.image", "decoder.logits"}
@@ -187,7 +187,7 @@ def test_parity_and_cost_stand_in_the_manifest(
     assert re.search(rf"the {precision} one\s+differs\s+from\s+torch", card)
 
 
-def test_its_own_answers_are_golden_and_only_its_decoder_has_wide_tolerances(
+def test_golden_rows_of_a_variant_are_its_own_and_only_its_decoder_has_wide_tolerances(
     variant: Bundle,
 ) -> None:
     manifest = variant.manifest
@@ -202,13 +202,15 @@ def test_its_own_answers_are_golden_and_only_its_decoder_has_wide_tolerances(
     assert min(manifest.graphs["decoder"].tolerances.values()) > 1e-3
 
 
-def test_nothing_of_the_converters_reaches_the_person(variants: Path) -> None:
+def test_output_of_the_converters_is_suppressed(variants: Path) -> None:
     for precision in FEWER:
         lines = (variants / f"{precision}.log").read_text().splitlines()
         assert [line.split()[0] for line in lines] == ["torch", "test", "there", "test"], lines
 
 
-def test_a_server_takes_them_and_samples_nearly_the_same(variants: Path, tmp_path: Path) -> None:
+def test_a_server_of_variants_samples_nearly_the_same_images(
+    variants: Path, tmp_path: Path
+) -> None:
     with (
         Server(variants, tmp_path / "log") as server,
         Client(server.wait_until_serving().target) as client,
@@ -240,7 +242,7 @@ def test_a_dynamically_quantised_decoder_is_refused(decoder: ExportedGraph, tmp_
 
 
 @pytest.mark.parametrize("operator", ["RandomNormalLike", "Softplus", "DynamicQuantizeLinear"])
-def test_the_list_of_operators_holds_for_variants_too(
+def test_a_variant_with_a_disallowed_operator_is_refused(
     operator: str, decoder: ExportedGraph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def sabotaged(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -255,13 +257,13 @@ def test_the_list_of_operators_holds_for_variants_too(
         convert_decoder(decoder, "fp16", latents(64))
 
 
-def test_quantised_operators_are_not_for_other_graphs(decoder: ExportedGraph) -> None:
+def test_quantisation_operators_are_allowed_only_in_variants(decoder: ExportedGraph) -> None:
     variant = convert_decoder(decoder, "int8", latents(64))
     with pytest.raises(ExportError, match="DequantizeLinear"):
         check_structure(variant)
 
 
-def test_a_decoder_with_nothing_between_its_ends_is_refused() -> None:
+def test_int8_refuses_a_decoder_without_inner_layers() -> None:
     vae = Vae(ModelConfig(Dense(((16, "relu"),)), 2), (1, 4, 4)).eval()
     decoder = export_graphs(vae)["decoder"]
     with pytest.raises(ExportError, match="int8: the decoder has 2 layers"):
@@ -272,18 +274,16 @@ def test_a_decoder_with_nothing_between_its_ends_is_refused() -> None:
     )
 
 
-def test_without_the_data_there_is_no_telling_what_fewer_bits_cost(
-    kinds: Path, tmp_path: Path
-) -> None:
+def test_a_variant_is_not_exported_without_the_data(kinds: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"int8: what it costs .* wanted --data"):
         export(kinds / "runs" / "rgb", tmp_path / "rgb-int8", decoder="int8")
     assert not (tmp_path / "rgb-int8").exists()
 
 
-def test_a_variant_whose_decoder_answers_otherwise_is_refused(
+def test_a_variant_beyond_its_tolerances_is_refused(
     variants: Path,
 ) -> None:
-    """The wide tolerance is the decoder's: the encoder's is that of every bundle."""
+    """Only the decoder has a wide tolerance; that of the other graphs is the bundle's."""
     bundle = open_bundle(variants / "gmm-int8" / "1")
     for key, error, refused in (
         ("decoder.logits", 0.1, False),
