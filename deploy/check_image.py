@@ -1,8 +1,8 @@
-"""Prints the size of a server image, and fails where it is too large or holds what trains.
+"""Prints the size of a server image and checks it: not too large, nothing of the training.
 
     python deploy/check_image.py latentserve:server
 
-For `make image` and the compose test; needs Docker and Python's standard library.
+Used by `make image` and the compose test. Needs Docker and Python's standard library.
 """
 
 import subprocess
@@ -11,12 +11,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-#: On top of the base image, uncompressed, in units of 1,000,000 bytes; 236 when it was set.
+#: Largest uncompressed size on top of the base image, in 1,000,000 bytes; 236 when it was set.
 MOST_MB = 250
-#: What the server has no use for: packages of others and of ours.
+#: Packages that the server does not need and the image must not hold.
 ABSENT = ("torch", "onnx", "onnxscript", "matplotlib", "av", "training", "export")
 
-# Runs in the image: which of these could be imported there.
+# Runs in the image; prints those of its arguments that can be imported there.
 _FIND = """
 import importlib.util, sys
 print(*(name for name in sys.argv[1:] if importlib.util.find_spec(name)))
@@ -24,10 +24,10 @@ print(*(name for name in sys.argv[1:] if importlib.util.find_spec(name)))
 
 
 def main(image: str) -> int:
-    """Looks at an image.
+    """Checks an image.
 
     Returns:
-        The exit status: 1 where something is wrong with it.
+        The exit status: 1 if a check fails.
     """
     base = _docker("build", "--quiet", "--target", "base", str(ROOT))
     megabytes = (_size(image) - _size(base)) / 1e6
@@ -37,7 +37,7 @@ def main(image: str) -> int:
         problems.append(f"got {megabytes:.1f} MB, wanted at most {MOST_MB}")
     if found := _inside(image, "python", "-c", _FIND, *ABSENT):
         problems.append(f"got packages {found}, wanted none of {' '.join(ABSENT)}")
-    # Wherever it lies: what cannot be imported would weigh as much.
+    # Anywhere in the file system: a folder off the import path weighs as much.
     if found := _inside(
         image,
         "find", "/", "-xdev", "-type", "d", "(", "-name", "torch", "-o", "-name", "training", ")",
@@ -53,7 +53,7 @@ def _size(image: str) -> int:
 
 
 def _inside(image: str, program: str, *arguments: str) -> str:
-    """What a program prints that runs in the image."""
+    """Output of a program run in the image, with white space collapsed."""
     options = ("--rm", "--network", "none", "--user", "0", "--entrypoint", program)
     return " ".join(_docker("run", *options, image, *arguments).split())
 

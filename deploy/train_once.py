@@ -1,7 +1,7 @@
-"""Leaves a model of one's own in the models folder: the one-shot job of docker-compose.yml.
+"""Trains and exports one model into the models folder: the one-shot job of docker-compose.yml.
 
-Where a model of that name is there already, there is nothing to do. A training that
-was stopped is gone on with: its run folder is named after what is being trained.
+Does nothing if a model of that name exists. An interrupted training is resumed: its run
+folder is named after model, data set and preset.
 """
 
 import os
@@ -15,10 +15,10 @@ RUNS = Path("/runs")
 
 
 def train_once() -> int:
-    """Trains and exports if the model is not there.
+    """Trains and exports the model unless it exists.
 
     Returns:
-        The exit status: 0 where there is a model now.
+        The exit status: 0 if the model exists now.
     """
     models = Path(os.environ["LATENTSERVE_MODELS"])
     name = os.environ["LATENTSERVE_MODEL_NAME"]
@@ -40,5 +40,5 @@ if __name__ == "__main__":
     try:
         sys.exit(train_once())
     except KeyboardInterrupt:
-        # SIGTERM as well, from the training on: the next start goes on from here.
+        # Training raises it for SIGTERM as well; the next start resumes from here.
         sys.exit(130)

@@ -1,4 +1,4 @@
-"""A tiny bundle, made without torch, for tests of the program around the model."""
+"""A tiny bundle written without torch, for tests that need any model at all."""
 
 import hashlib
 import io
@@ -31,9 +31,9 @@ def write_tiny(
         model: `MODELS/NAME`.
         shape: C, H and W.
         dim: D.
-        seed: Of the weights.
-        golden_error: Added to the golden logits, to make a bundle that must be refused.
-        fails_above: Let the decoder fail on a batch with a larger latent.
+        seed: Seed of the weights.
+        golden_error: Added to the golden logits, for a bundle that a server must refuse.
+        fails_above: The decoder fails on batches with a latent value above this.
     """
     rng = np.random.default_rng(seed)
     pixels = int(np.prod(shape))
@@ -78,7 +78,7 @@ def _decoder(
     nodes = [helper.make_node("MatMul", ["z", "w"], ["flat"])]
     constants = {"w": weights["logits"]}
     if fails_above is not None:
-        # A constant of one element has none of index 1.
+        # Gather fails on index 1 of a constant with one element.
         constants |= {"limit": np.float32(fails_above), "only": np.zeros(1, np.float32)}
         nodes = [
             helper.make_node("MatMul", ["z", "w"], ["product"]),
