@@ -9,19 +9,15 @@ from typing import Any
 import numpy as np
 
 from bundle import open_bundle
-from common.pixels import to_unit
 from export.errors import ExportError
 from export.subject import Subject, subject_of_graphs, subject_of_torch
-from training.data.datasets import Dataset, binarize, load_dataset
+from training.data.datasets import Dataset, load_dataset
 from training.data.spec import DataSpec
 from training.errors import DataMissing
 from training.measure.classifier import load_classifier
-from training.measure.elbo import (
-    Evaluation,
-    evaluate,
-    importance_bound,
-)
+from training.measure.elbo import BoundEvaluation, Evaluation, evaluate, importance_bound
 from training.measure.fid import Generation, measure_generation
+from training.measure.protocol import describe, test_images
 from training.run_folder import RunFolder
 
 
@@ -122,11 +118,7 @@ def measure(
         progress: Called with the number of images whose importance-weighted bound has
             been measured and their total.
     """
-    images = (
-        binarize(dataset.test.images, TEST_SEED)
-        if subject.binarized
-        else to_unit(dataset.test.images)
-    )
+    images = test_images(dataset, binarized=subject.binarized)
     result = evaluate(subject.autoencoder, images, draws=wanted.draws, seed=wanted.seed)
     bound = None
     plain = subject.autoencoder.encode(images[:1])[1] is None

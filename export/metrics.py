@@ -10,7 +10,7 @@ from export.run import FinishedRun
 from export.subject import Subject
 from training.data.datasets import Dataset
 from training.measure.elbo import evaluate
-from training.train import TEST_SEED, test_images
+from training.measure.protocol import TEST_SEED, test_images
 
 # Both sides use the same draws, so that only float32 rounding lies between them.
 _ELBO_TOLERANCE = 0.05
@@ -117,7 +117,7 @@ def _check_elbo(
     result = figures.evaluation
     if not figures.plain and (result.draws, result.seed) != (1, TEST_SEED):
         # Training's ELBO is of these draws.
-        images = test_images(dataset, run.config)
+        images = test_images(dataset, binarized=run.config.train.binarize)
         elbo = evaluate(subject.autoencoder, images, seed=TEST_SEED).elbo
     # Training calls a plain autoencoder's reconstruction error by this name as well.
     torch_elbo = run.trained_metrics["elbo"]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bundle import open_bundle
 from export.cli import main_evaluate
-from export.evaluate import subject_of_graphs
+from export.subject import subject_of_graphs
 from latentserve.cli import main
 from training.data.datasets import load_dataset
 from training.measure.adapter import as_autoencoder
