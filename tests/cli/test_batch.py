@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from tests.support.processes import Server, latentserve
+from tests.support.in_process import run_cli
+from tests.support.processes import Server
 
 pytest_plugins = ["tests.support.cli_fixtures"]
 
@@ -54,22 +55,18 @@ def test_a_data_set_is_encoded_and_decoded_to_the_clients_results(
     rows = np.concatenate([np.load(digits / "digits.npy")] * 10)
     np.save(tmp_path / "rows.npy", rows)
     to = ("--shard-rows", "20", "--to")
-    done = latentserve(
-        "batch", "encode", tmp_path / "rows.npy", *to, tmp_path / "l", env=server_env
-    )
+    done = run_cli("batch", "encode", tmp_path / "rows.npy", *to, tmp_path / "l", env=server_env)
     assert done.stdout == f"{tmp_path / 'l'}: 50 rows in 3 shards, model mnist/1\n", done.stderr
     assert (joined(tmp_path / "l", "mean") == shipped_client.encode(rows).mean).all()
     means = sorted((tmp_path / "l").glob("mean-*.npy"))
-    done = latentserve("batch", "decode", *means, *to, tmp_path / "i", env=server_env)
+    done = run_cli("batch", "decode", *means, *to, tmp_path / "i", env=server_env)
     assert done.returncode == 0, done.stderr
     wanted = shipped_client.reconstruct(rows, dtype="uint8")
     assert (joined(tmp_path / "i", "images") == wanted).all()
 
 
 def test_image_files_are_encoded_as_their_pixels(server_env, tmp_path, digits, shipped_client):
-    done = latentserve(
-        "batch", "encode", digits, "--seed", "3", "--to", tmp_path / "j", env=server_env
-    )
+    done = run_cli("batch", "encode", digits, "--seed", "3", "--to", tmp_path / "j", env=server_env)
     assert done.stdout == f"{tmp_path / 'j'}: 5 rows in 1 shard, model mnist/1, seed 3\n"
     wanted = shipped_client.encode(np.load(digits / "digits.npy"), draw=True, seed=3)
     assert (joined(tmp_path / "j", "z") == wanted.z).all()
@@ -78,11 +75,11 @@ def test_image_files_are_encoded_as_their_pixels(server_env, tmp_path, digits, s
 def test_samples_are_those_of_the_client_in_both_formats(server_env, tmp_path, shipped_client):
     sample = ("batch", "sample", "-n", "30", "--seed", "7", "--label", "3", "--latents")
     wanted = shipped_client.sample_with_latents(30, seed=7, label=3, dtype="uint8")
-    done = latentserve(*sample, "--to", tmp_path / "npy", env=server_env)
+    done = run_cli(*sample, "--to", tmp_path / "npy", env=server_env)
     assert done.returncode == 0, done.stderr
     assert (joined(tmp_path / "npy", "images") == wanted.images).all()
     assert (joined(tmp_path / "npy", "latents") == wanted.latents).all()
-    done = latentserve(*sample, "--to", tmp_path / "parquet", "--format", "parquet", env=server_env)
+    done = run_cli(*sample, "--to", tmp_path / "parquet", "--format", "parquet", env=server_env)
     assert done.returncode == 0, done.stderr
     table = pyarrow.parquet.read_table(tmp_path / "parquet" / "rows-00000.parquet")
     images = table["images"].combine_chunks().to_numpy_ndarray()
@@ -98,7 +95,7 @@ def test_a_job_killed_at_random_moments_leaves_the_bytes_of_an_uninterrupted_one
         "--format", shard_format, "--to",
     )  # fmt: skip
     began = time.monotonic()
-    done = latentserve(*sample, tmp_path / "unbroken", env=server_env)
+    done = run_cli(*sample, tmp_path / "unbroken", env=server_env)
     assert done.returncode == 0, done.stderr
     seconds = time.monotonic() - began
     rng = random.Random(shard_format)
@@ -107,7 +104,7 @@ def test_a_job_killed_at_random_moments_leaves_the_bytes_of_an_uninterrupted_one
         with started(*sample, tmp_path / "j", env=server_env) as process:
             time.sleep(rng.uniform(0.1, 0.6) * seconds)
         kills += process.returncode == -signal.SIGKILL
-    done = latentserve(*sample, tmp_path / "j", env=server_env)
+    done = run_cli(*sample, tmp_path / "j", env=server_env)
     assert done.returncode == 0, done.stderr
     assert kills > 1
     assert contents(tmp_path / "j") == contents(tmp_path / "unbroken")
@@ -127,7 +124,7 @@ def test_ctrl_c_keeps_finished_shards_and_says_how_to_resume(server_env, tmp_pat
     assert err.startswith("latentserve batch: stopped; ")
     assert f"of 100,000 rows are whole in {tmp_path / 'j'}, and the same command goes on" in err
     assert not list((tmp_path / "j").glob(".*.tmp"))
-    done = latentserve(*sample[:-1], tmp_path / "j", "--label", "1", env=server_env)
+    done = run_cli(*sample[:-1], tmp_path / "j", "--label", "1", env=server_env)
     assert done.returncode == 1
     assert done.stderr == (
         f"latentserve batch: {tmp_path / 'j'}: holds another job: "
@@ -137,19 +134,19 @@ def test_ctrl_c_keeps_finished_shards_and_says_how_to_resume(server_env, tmp_pat
 
 def test_a_finished_job_says_so_and_needs_no_server(server_env, tmp_path):
     sample = ("batch", "sample", "-n", "20", "--to", tmp_path / "j")
-    assert latentserve(*sample, env=server_env).returncode == 0
-    done = latentserve(*sample, "--server", "127.0.0.1:1")
+    assert run_cli(*sample, env=server_env).returncode == 0
+    done = run_cli(*sample, "--server", "127.0.0.1:1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{tmp_path / 'j'}: finished already: 20 rows in 1 shard, ")
 
 
 def test_verify_finds_a_damaged_shard_and_remakes_it(server_env, tmp_path):
     sample = ("batch", "sample", "-n", "20", "--seed", "1", "--to", tmp_path / "j")
-    assert latentserve(*sample, env=server_env).returncode == 0
+    assert run_cli(*sample, env=server_env).returncode == 0
     before = contents(tmp_path / "j")
     shard = tmp_path / "j" / "images-00000.npy"
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
-    done = latentserve(*sample, "--verify", env=server_env)
+    done = run_cli(*sample, "--verify", env=server_env)
     assert done.returncode == 0
     assert done.stderr.splitlines()[-1].endswith(
         "images-00000.npy was missing or damaged and was made anew"
@@ -161,7 +158,7 @@ def test_a_folder_in_use_by_another_process_is_refused(server_env, tmp_path):
     sample = ("batch", "sample", "-n", "100000", "--shard-rows", "200", "--to", tmp_path / "j")
     with started(*sample, env=server_env):
         wait_for_shards(tmp_path / "j", 1)
-        done = latentserve(*sample, env=server_env)
+        done = run_cli(*sample, env=server_env)
     assert done.returncode == 1
     assert done.stderr == (
         f"latentserve batch: {tmp_path / 'j'}: another process is working there\n"
@@ -181,9 +178,9 @@ def test_a_lost_server_is_one_line_and_the_job_resumes_with_another_server(serve
     assert err.startswith("latentserve batch: ")
     assert "rows are whole in" in err.splitlines()[-1]
     assert "Traceback" not in err
-    done = latentserve(*sample, tmp_path / "j", env=server_env)
+    done = run_cli(*sample, tmp_path / "j", env=server_env)
     assert done.returncode == 0, done.stderr
-    done = latentserve(*sample, tmp_path / "unbroken", env=server_env)
+    done = run_cli(*sample, tmp_path / "unbroken", env=server_env)
     assert contents(tmp_path / "j") == contents(tmp_path / "unbroken")
 
 
@@ -192,7 +189,7 @@ def test_a_lost_server_is_one_line_and_the_job_resumes_with_another_server(serve
     [("/proc/nowhere/j", "No such file or directory"), ("/dev/null/j", "Not a directory")],
 )
 def test_a_folder_that_cannot_be_created_is_one_line(server_env, folder, text):
-    done = latentserve("batch", "sample", "-n", "5", "--to", folder, env=server_env)
+    done = run_cli("batch", "sample", "-n", "5", "--to", folder, env=server_env)
     assert done.returncode == 1
     assert text in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -214,4 +211,4 @@ def test_a_full_disk_is_one_line_and_the_job_resumes(server_env, tmp_path):
         f"latentserve batch: File too large; 0 of 2,000 rows are whole in {tmp_path / 'j'}, "
         "and the same command goes on\n"
     )
-    assert latentserve(*sample, tmp_path / "j", env=server_env).returncode == 0
+    assert run_cli(*sample, tmp_path / "j", env=server_env).returncode == 0

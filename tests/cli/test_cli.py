@@ -1,17 +1,17 @@
 """The command line as a whole: help, usage errors, failures and Ctrl-C."""
 
-import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.support.processes import Server, latentserve
+from tests.support.in_process import run_cli
+from tests.support.processes import Server
 
 pytest_plugins = ["tests.support.cli_fixtures"]
 
@@ -23,7 +23,7 @@ COMMANDS = (*CALLING, "train", "export", "evaluate", "serve")
 
 
 def test_help_lists_every_command():
-    done = latentserve("--help")
+    done = run_cli("--help")
     assert done.returncode == 0
     for command in COMMANDS:
         assert f"\n  {command} " in done.stdout
@@ -31,14 +31,14 @@ def test_help_lists_every_command():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_has_help_with_an_example(command):
-    done = latentserve(command, "--help")
+    done = run_cli(command, "--help")
     assert done.returncode == 0
     assert f"\n  latentserve {command}" in done.stdout.partition("example")[2]
 
 
 @pytest.mark.parametrize("job", ["encode", "decode", "sample"])
 def test_each_job_has_help_with_an_example(job):
-    done = latentserve("batch", job, "--help")
+    done = run_cli("batch", job, "--help")
     assert done.returncode == 0
     assert f"\n  latentserve batch {job} " in done.stdout.partition("example")[2]
 
@@ -53,7 +53,7 @@ def test_each_job_has_help_with_an_example(job):
     ],
 )
 def test_the_usage_line_shows_required_arguments_alone(arguments, required):
-    done = latentserve(*arguments, "--help")
+    done = run_cli(*arguments, "--help")
     assert done.stdout.splitlines()[0] == f"usage: latentserve {required}"
 
 
@@ -97,12 +97,7 @@ def test_help_does_not_wait_for_numpy_and_grpc(arguments):
     ],
 )
 def test_a_failure_is_one_clear_line_and_status_1(server_env, tmp_path, arguments, text):
-    done = subprocess.run(
-        [sys.executable, "-m", "latentserve", *arguments],
-        capture_output=True, text=True, check=False, timeout=60,
-        cwd=tmp_path if arguments[0] not in ("evaluate", "export") else None,
-        env={**os.environ, **server_env},
-    )  # fmt: skip
+    done = run_cli(*arguments, env=server_env, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     assert text in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -154,38 +149,56 @@ def test_a_failure_is_one_clear_line_and_status_1(server_env, tmp_path, argument
     ],
 )
 def test_wrong_usage_is_status_2(arguments, text):
-    done = latentserve(*arguments)
+    done = run_cli(*arguments)
     assert done.returncode == 2
     assert text in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def has_socket(pid: int) -> bool:
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            if str(descriptor.readlink()).startswith("socket:"):
-                return True
-    return False
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        (("--help",), 0, "usage: latentserve [-h]"),
+        (("info", "--help"), 0, "usage: latentserve info [options]"),
+        (("serve", "--help"), 0, "usage: latentserve serve [options]"),
+        (("dream",), 2, "invalid choice: 'dream'"),
+        (("sample", "-o", "x.jpeg"), 2, "latentserve sample: -o: got x.jpeg, wanted a name"),
+        (("serve", "--nope"), 2, "unrecognized arguments: --nope"),
+        (("info", "--server", "127.0.0.1:1", "--timeout", "2"), 1, "latentserve info: 127.0.0.1:1"),
+        (("encode", "nowhere.npy"), 1, "latentserve encode: nowhere.npy: No such file"),
+        (("info", "--tls-ca", "nowhere.pem"), 1, "latentserve info: --tls-ca: nowhere.pem"),
+    ],
+)
+def test_the_program_prints_and_exits_like_its_main_function(tmp_path, arguments, status, text):
+    """The tests above call it without a process: here it is started as by a shell."""
+    done = subprocess.run(
+        [sys.executable, "-m", "latentserve", *arguments],
+        capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == status
+    written, empty = (done.stderr, done.stdout) if status else (done.stdout, done.stderr)
+    assert text in written
+    assert empty == ""
+    if status == 1:
+        assert len(written.splitlines()) == 1
 
 
-def test_ctrl_c_ends_a_command_quietly_with_status_130(tmp_path):
-    with Server(None, tmp_path / "log") as server:
-        server.wait_until_serving()
-        server.process.send_signal(signal.SIGSTOP)  # it accepts and does not answer
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "latentserve", "info", "--server", server.target],
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            )  # fmt: skip
-            deadline = time.monotonic() + 60
-            while not has_socket(process.pid):
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-            time.sleep(0.5)
+def test_ctrl_c_ends_a_command_quietly_with_status_130():
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it accepts and does not answer
+        silent.settimeout(60)
+        process = subprocess.Popen(
+            [
+                sys.executable, "-m", "latentserve", "info",
+                "--server", f"127.0.0.1:{silent.getsockname()[1]}",
+            ],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        connection, _ = silent.accept()
+        with connection:
+            connection.settimeout(60)
+            assert connection.recv(1)
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=30)
-        finally:
-            server.process.send_signal(signal.SIGCONT)
     assert (process.returncode, out, err) == (130, "", "")
 
 
@@ -206,7 +219,7 @@ def test_a_closed_pipe_ends_a_command_without_a_traceback(server_env, digits, co
 
 def test_a_server_lost_during_a_command_is_one_line(tmp_path):
     np.save(tmp_path / "many.npy", np.zeros((200_000, 28, 28), np.uint8))
-    with Server(None, tmp_path / "log") as server:
+    with Server(None, tmp_path / "log", "--http-port", "0") as server:
         server.wait_until_serving()
         process = subprocess.Popen(
             [
@@ -215,7 +228,10 @@ def test_a_server_lost_during_a_command_is_one_line(tmp_path):
             ],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        time.sleep(2.5)
+        deadline = time.monotonic() + 60
+        while server.metric("latentserve_queue_rows") == 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         assert process.poll() is None
         server.process.kill()
         out, err = process.communicate(timeout=120)

@@ -11,35 +11,25 @@ import pytest
 from PIL import Image
 
 from latentserve._cli.originals import originals
-from tests.support.processes import latentserve
+from tests.support.in_process import run_cli, run_cli_bytes
 from tests.support.tiles import tiles
 
 pytest_plugins = ["tests.support.cli_fixtures"]
 
 
-def piped(*arguments: object, env: dict[str, str], given: bytes = b""):
-    """Runs a command with bytes on stdin and stdout."""
-    return subprocess.run(
-        [sys.executable, "-m", "latentserve", *map(str, arguments)],
-        input=given, capture_output=True, timeout=60, check=False, env={**os.environ, **env},
-    )  # fmt: skip
-
-
 def test_encode_decode_round_trip_through_files(server_env, tmp_path, digits, shipped_client):
     pixels = np.load(digits / "digits.npy")
     posterior = tmp_path / "p.npz"
-    done = latentserve("encode", digits / "digits.npy", "-o", posterior, env=server_env)
+    done = run_cli("encode", digits / "digits.npy", "-o", posterior, env=server_env)
     assert done.returncode == 0, done.stderr
     with np.load(posterior) as arrays:
         assert set(arrays.files) == {"mean", "log_var"}
         assert (arrays["mean"] == shipped_client.encode(pixels).mean).all()
         mean = arrays["mean"]
-    done = latentserve("decode", posterior, "-o", tmp_path / "d.npy", env=server_env)
+    done = run_cli("decode", posterior, "-o", tmp_path / "d.npy", env=server_env)
     assert done.returncode == 0, done.stderr
     assert (np.load(tmp_path / "d.npy") == shipped_client.decode(mean)).all()
-    done = latentserve(
-        "encode", digits / "digits.npy", "--seed", "3", "-o", posterior, env=server_env
-    )
+    done = run_cli("encode", digits / "digits.npy", "--seed", "3", "-o", posterior, env=server_env)
     assert done.stdout == f"{posterior}: mean and log_var and z of 5 images, seed 3\n"
     with np.load(posterior) as arrays:
         assert (arrays["z"] == shipped_client.encode(pixels, draw=True, seed=3).z).all()
@@ -48,7 +38,7 @@ def test_encode_decode_round_trip_through_files(server_env, tmp_path, digits, sh
 def test_image_files_and_a_folder_of_them_are_encoded_as_their_pixels(server_env, tmp_path, digits):
     files = [digits / f"{row}.png" for row in range(5)]
     for name, sources in (("a", [digits / "digits.npy"]), ("b", files), ("c", [digits])):
-        done = latentserve("encode", *sources, "-o", tmp_path / f"{name}.npz", env=server_env)
+        done = run_cli("encode", *sources, "-o", tmp_path / f"{name}.npz", env=server_env)
         assert done.returncode == 0, done.stderr
     loaded = [np.load(tmp_path / f"{name}.npz")["mean"] for name in "abc"]
     assert (loaded[0] == loaded[1]).all()
@@ -58,22 +48,24 @@ def test_image_files_and_a_folder_of_them_are_encoded_as_their_pixels(server_env
 def test_a_file_of_another_size_is_named_and_taken_with_resize(server_env, tmp_path, digits):
     Image.new("RGB", (40, 30)).save(tmp_path / "photo.jpg")
     sources = (digits / "0.png", tmp_path / "photo.jpg", "-o", tmp_path / "x.npz")
-    done = latentserve("encode", *sources, env=server_env)
+    done = run_cli("encode", *sources, env=server_env)
     assert done.returncode == 1
     assert done.stderr.startswith(f"latentserve encode: {tmp_path / 'photo.jpg'}: got ")
     assert len(done.stderr.splitlines()) == 1
-    assert latentserve("encode", *sources, "--resize", env=server_env).returncode == 0
+    assert run_cli("encode", *sources, "--resize", env=server_env).returncode == 0
 
 
 def test_commands_can_be_piped_into_each_other(server_env, digits):
-    encoded = piped(
+    encoded = run_cli_bytes(
         "encode", "-", "-o", "-", env=server_env, given=(digits / "digits.npy").read_bytes()
     )
     assert encoded.stderr == b"mean and log_var of 5 images\n"
-    decoded = piped("decode", "-", "-o", "-", "--as", "npy", env=server_env, given=encoded.stdout)
+    decoded = run_cli_bytes(
+        "decode", "-", "-o", "-", "--as", "npy", env=server_env, given=encoded.stdout
+    )
     assert decoded.stderr == b"5 images\n"
     assert np.load(io.BytesIO(decoded.stdout)).shape == (5, 1, 28, 28)
-    picture = piped("decode", "-", "-o", "-", env=server_env, given=encoded.stdout)
+    picture = run_cli_bytes("decode", "-", "-o", "-", env=server_env, given=encoded.stdout)
     assert Image.open(io.BytesIO(picture.stdout)).format == "PNG"
 
 
@@ -98,7 +90,7 @@ def test_a_named_pipe_is_written_to_and_not_replaced(server_env, tmp_path):
     fifo = tmp_path / "pipe"
     os.mkfifo(fifo)
     with subprocess.Popen(["cat", str(fifo)], stdout=subprocess.PIPE) as cat:
-        done = latentserve("sample", "-n", "2", "-o", fifo, "--as", "npy", env=server_env)
+        done = run_cli("sample", "-n", "2", "-o", fifo, "--as", "npy", env=server_env)
         assert done.returncode == 0, done.stderr
         assert cat.stdout is not None
         assert np.load(io.BytesIO(cat.stdout.read())).shape == (2, 1, 28, 28)
@@ -111,7 +103,7 @@ def test_reconstruct_draws_originals_above_reconstructions(
     pixels = np.load(digits / "digits.npy")
     wanted = shipped_client.reconstruct(pixels, dtype="uint8")
     for name, source in (("a.png", "digits.npy"), ("b.png", ".")):
-        done = latentserve(
+        done = run_cli(
             "reconstruct", digits / source, "-o", tmp_path / name, "--zoom", "1", env=server_env
         )
         assert done.stdout == f"{tmp_path / name}: 5 images\n", done.stderr
@@ -121,7 +113,7 @@ def test_reconstruct_draws_originals_above_reconstructions(
 
 
 def test_reconstruct_in_several_rows_keeps_each_pair_together(server_env, tmp_path, digits):
-    done = latentserve(
+    done = run_cli(
         "reconstruct", digits / "digits.npy", "--columns", "2", "--zoom", "1",
         "-o", tmp_path / "x.png", env=server_env,
     )  # fmt: skip
@@ -135,7 +127,7 @@ def test_reconstruct_in_several_rows_keeps_each_pair_together(server_env, tmp_pa
 def test_reconstruct_to_npy_writes_the_reconstructions_alone(
     server_env, tmp_path, digits, shipped_client
 ):
-    done = latentserve(
+    done = run_cli(
         "reconstruct",
         digits / "digits.npy",
         "--seed",
@@ -152,7 +144,7 @@ def test_reconstruct_to_npy_writes_the_reconstructions_alone(
 
 def test_jpeg_originals_are_drawn_as_the_server_reads_them(server_env, tmp_path):
     Image.linear_gradient("L").resize((28, 28)).save(tmp_path / "a.jpg")
-    done = latentserve(
+    done = run_cli(
         "reconstruct", tmp_path / "a.jpg", "--zoom", "1", "-o", tmp_path / "x.png", env=server_env
     )
     assert done.stdout == f"{tmp_path / 'x.png'}: 1 images\n", done.stderr
@@ -162,7 +154,7 @@ def test_jpeg_originals_are_drawn_as_the_server_reads_them(server_env, tmp_path)
 
 def test_an_original_that_was_resized_is_left_blank_and_counted(server_env, tmp_path, digits):
     Image.new("L", (40, 30), 200).save(tmp_path / "a.png")
-    done = latentserve(
+    done = run_cli(
         "reconstruct", tmp_path / "a.png", digits / "0.png", "--resize", "--zoom", "1",
         "-o", tmp_path / "x.png", env=server_env,
     )  # fmt: skip
@@ -254,7 +246,7 @@ def test_float_originals_are_drawn_as_rounded_pixels():
 
 def test_an_npz_without_latents_is_named(server_env, tmp_path):
     np.savez(tmp_path / "x.npz", other=np.zeros(3))
-    done = latentserve("decode", tmp_path / "x.npz", env=server_env)
+    done = run_cli("decode", tmp_path / "x.npz", env=server_env)
     assert done.returncode == 1
     assert (
         "got an npz file with other, wanted an npy file, or an npz file with z or mean"
@@ -265,7 +257,7 @@ def test_an_npz_without_latents_is_named(server_env, tmp_path):
 @pytest.mark.parametrize("content", [b"PK\x03\x04 cut short", b"\x93NUMPY\x01\x00", b""])
 def test_a_damaged_file_is_named(server_env, tmp_path, content):
     (tmp_path / "x.npz").write_bytes(content)
-    done = latentserve("decode", tmp_path / "x.npz", env=server_env)
+    done = run_cli("decode", tmp_path / "x.npz", env=server_env)
     assert done.returncode == 1
     assert str(tmp_path / "x.npz") in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -282,14 +274,14 @@ def test_a_damaged_file_is_named(server_env, tmp_path, content):
 )
 def test_invalid_images_are_one_line(server_env, tmp_path, array, text):
     np.save(tmp_path / "x.npy", array)
-    done = latentserve("encode", tmp_path / "x.npy", "-o", tmp_path / "x.npz", env=server_env)
+    done = run_cli("encode", tmp_path / "x.npy", "-o", tmp_path / "x.npz", env=server_env)
     assert done.returncode == 1
     assert text in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
 def test_an_npy_file_among_other_files_is_wrong_usage(server_env, digits):
-    done = latentserve("encode", digits / "0.png", digits / "digits.npy", env=server_env)
+    done = run_cli("encode", digits / "0.png", digits / "digits.npy", env=server_env)
     assert done.returncode == 2
     assert "got an npy file among 2 files" in done.stderr
 
@@ -298,5 +290,5 @@ def test_an_npy_file_among_other_files_is_wrong_usage(server_env, digits):
 def test_an_unreadable_file_is_one_line(server_env, tmp_path, digits):
     (tmp_path / "x.npy").write_bytes((digits / "digits.npy").read_bytes())
     (tmp_path / "x.npy").chmod(0)
-    done = latentserve("encode", tmp_path / "x.npy", env=server_env)
+    done = run_cli("encode", tmp_path / "x.npy", env=server_env)
     assert done.stderr == f"latentserve encode: {tmp_path / 'x.npy'}: Permission denied\n"

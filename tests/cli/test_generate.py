@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.processes import latentserve
+from tests.support.in_process import run_cli
 from tests.support.tiles import tiles
 
 pytest_plugins = ["tests.support.cli_fixtures"]
@@ -12,9 +12,7 @@ pytest_plugins = ["tests.support.cli_fixtures"]
 
 def test_sample_writes_the_same_grid_for_the_same_seed(server_env, tmp_path):
     for name in ("a.png", "b.png"):
-        done = latentserve(
-            "sample", "-n", "100", "--seed", "7", "-o", tmp_path / name, env=server_env
-        )
+        done = run_cli("sample", "-n", "100", "--seed", "7", "-o", tmp_path / name, env=server_env)
         assert done.returncode == 0, done.stderr
         assert done.stdout == f"{tmp_path / name}: 100 images, seed 7\n"
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
@@ -26,9 +24,9 @@ def test_sample_writes_the_same_grid_for_the_same_seed(server_env, tmp_path):
 
 def test_sample_writes_the_same_pixels_to_png_and_npy(server_env, tmp_path, shipped_client):
     sample = ("sample", "-n", "6", "--seed", "7", "--offset", "3", "--zoom", "1")
-    done = latentserve(*sample, "--columns", "3", "-o", tmp_path / "x.png", env=server_env)
+    done = run_cli(*sample, "--columns", "3", "-o", tmp_path / "x.png", env=server_env)
     assert done.returncode == 0, done.stderr
-    done = latentserve(*sample, "--as", "npy", "-o", tmp_path / "array", env=server_env)
+    done = run_cli(*sample, "--as", "npy", "-o", tmp_path / "array", env=server_env)
     assert done.returncode == 0, done.stderr
     array = np.load(tmp_path / "array")
     assert (array == shipped_client.sample(6, seed=7, offset=3)).all()
@@ -39,7 +37,7 @@ def test_sample_writes_the_same_pixels_to_png_and_npy(server_env, tmp_path, ship
 def test_sample_by_label_has_a_row_for_each_class_from_the_same_noise(
     server_env, tmp_path, shipped_client
 ):
-    done = latentserve(
+    done = run_cli(
         "sample", "--by-label", "-n", "2", "--seed", "7", "--zoom", "1",
         "-o", tmp_path / "x.png", env=server_env,
     )  # fmt: skip
@@ -53,7 +51,7 @@ def test_sample_by_label_has_a_row_for_each_class_from_the_same_noise(
 def test_interpolate_goes_from_one_file_to_another_in_one_row(
     server_env, tmp_path, digits, shipped_client
 ):
-    done = latentserve(
+    done = run_cli(
         "interpolate", digits / "0.png", digits / "1.png", "--steps", "7", "--method", "spherical",
         "--zoom", "1", "-o", tmp_path / "path.png", env=server_env,
     )  # fmt: skip
@@ -82,7 +80,7 @@ def test_interpolate_takes_two_rows_of_one_file_or_one_row_of_two_files(
         ["latents.npy"], ["posterior.npz"], ["images.npy"], ["latent0.npy", "latent1.npy"],
         ["row0.npy", "row1.npy"], ["image0.npy", "image1.npy"],
     ):  # fmt: skip
-        done = latentserve(
+        done = run_cli(
             "interpolate", *(tmp_path / end for end in ends), "--steps", "4",
             "-o", tmp_path / "x.npy", env=server_env,
         )  # fmt: skip
@@ -93,14 +91,14 @@ def test_interpolate_takes_two_rows_of_one_file_or_one_row_of_two_files(
 @pytest.mark.parametrize("rows", [1, 3])
 def test_interpolate_wants_exactly_two_rows(server_env, tmp_path, rows):
     np.save(tmp_path / "latents.npy", np.zeros((rows, 40), np.float32))
-    done = latentserve("interpolate", tmp_path / "latents.npy", env=server_env)
+    done = run_cli("interpolate", tmp_path / "latents.npy", env=server_env)
     assert done.returncode == 1
     assert f"got shape [{rows}, 40], wanted two rows, or two files" in done.stderr
 
 
 def test_traverse_draws_the_generated_plane(server_env, tmp_path, shipped_client):
     traverse = ("traverse", "--model", "mnist2d", "--axes", "0", "1", "--steps", "5")
-    done = latentserve(
+    done = run_cli(
         *traverse, "--range", "2", "--zoom", "1", "-o", tmp_path / "plane.png", env=server_env
     )
     assert done.returncode == 0, done.stderr
@@ -108,14 +106,14 @@ def test_traverse_draws_the_generated_plane(server_env, tmp_path, shipped_client
     drawn = tiles(tmp_path / "plane.png", 5, 5)
     corner = shipped_client.decode([[-2.0, 2.0]], dtype="uint8", model="mnist2d")[0, 0]
     assert (drawn[0, 0] == corner).all()  # left and up
-    done = latentserve(*traverse, "-o", tmp_path / "plane.npy", env=server_env)
+    done = run_cli(*traverse, "-o", tmp_path / "plane.npy", env=server_env)
     assert np.load(tmp_path / "plane.npy").shape == (5, 5, 1, 28, 28)
 
 
 def test_traverse_of_one_axis_is_a_row_around_the_middle(
     server_env, tmp_path, digits, shipped_client
 ):
-    done = latentserve(
+    done = run_cli(
         "traverse", "--axes", "4", "--middle", digits / "0.png", "--steps", "3", "--zoom", "1",
         "-o", tmp_path / "axis.png", env=server_env,
     )  # fmt: skip

@@ -10,14 +10,15 @@ import time
 import trustme
 
 from latentserve.client import Client
-from tests.support.processes import Server, latentserve
+from tests.support.in_process import run_cli
+from tests.support.processes import Server
 from tests.support.tiny import write_tiny
 
 pytest_plugins = ["tests.support.cli_fixtures"]
 
 
 def test_info_describes_the_server_and_its_models(server_env):
-    done = latentserve("info", env=server_env)
+    done = run_cli("info", env=server_env)
     assert done.returncode == 0, done.stderr
     assert "mnist/1 (default): trained on mnist" in done.stdout
     assert "mnist2d/1: trained on mnist" in done.stdout
@@ -29,32 +30,32 @@ def test_info_describes_the_server_and_its_models(server_env):
 
 
 def test_info_of_one_model_describes_it_alone(server_env):
-    done = latentserve("info", "--model", "mnist2d", "--model-version", "1", env=server_env)
+    done = run_cli("info", "--model", "mnist2d", "--model-version", "1", env=server_env)
     assert done.stdout.startswith("mnist2d/1: trained on mnist")
     assert "mnist/1" not in done.stdout
 
 
 def test_info_as_json_holds_every_model(server_env):
-    server = json.loads(latentserve("info", "--json", env=server_env).stdout)
+    server = json.loads(run_cli("info", "--json", env=server_env).stdout)
     assert server["default_model"] == "mnist"
     assert [model["name"] for model in server["models"]] == ["mnist", "mnist2d"]
-    model = json.loads(latentserve("info", "--json", "--model", "mnist2d", env=server_env).stdout)
+    model = json.loads(run_cli("info", "--json", "--model", "mnist2d", env=server_env).stdout)
     assert model == server["models"][1]
     assert model["latent_dim"] == 2
 
 
 def test_check_exits_0_when_serving(server_env):
-    done = latentserve("check", env=server_env)
+    done = run_cli("check", env=server_env)
     assert (done.returncode, done.stdout) == (0, "SERVING\n")
-    assert latentserve("check", "--model", "mnist", env=server_env).returncode == 0
+    assert run_cli("check", "--model", "mnist", env=server_env).returncode == 0
 
 
 def test_check_exits_1_without_a_server_or_such_a_model(server_env):
-    done = latentserve("check", "--server", "127.0.0.1:1", "--timeout", "2")
+    done = run_cli("check", "--server", "127.0.0.1:1", "--timeout", "2")
     assert done.returncode == 1
     assert "127.0.0.1:1" in done.stderr
     assert len(done.stderr.splitlines()) == 1
-    assert latentserve("check", "--model", "nope", env=server_env).returncode == 1
+    assert run_cli("check", "--model", "nope", env=server_env).returncode == 1
 
 
 def test_reload_lists_served_added_removed_and_refused_versions(tmp_path):
@@ -63,11 +64,11 @@ def test_reload_lists_served_added_removed_and_refused_versions(tmp_path):
         server.wait_until_serving()
         server_env = {"LATENTSERVE_SERVER": server.target}
         write_tiny(tmp_path / "models" / "tiny", seed=1)
-        done = latentserve("reload", env=server_env)
+        done = run_cli("reload", env=server_env)
         assert done.returncode == 0, done.stderr
         assert done.stdout == "serving  tiny/2\nadded    tiny/2\nremoved  tiny/1\n"
         write_tiny(tmp_path / "models" / "tiny", golden_error=9.0)
-        done = latentserve("reload", "--json", env=server_env)
+        done = run_cli("reload", "--json", env=server_env)
         assert done.returncode == 1
         assert json.loads(done.stdout)["serving"] == [{"name": "tiny", "version": 2}]
         assert done.stderr.startswith("latentserve reload: tiny/3 is refused: ")
@@ -79,13 +80,13 @@ def test_the_connection_may_come_from_the_environment(shipped, tmp_path):
         ("LATENTSERVE_TLS_CA", "--tls-ca: "),
         ("LATENTSERVE_TOKEN_FILE", "--token-file: "),
     ):
-        done = latentserve("info", env={variable: str(tmp_path / "nowhere")})
+        done = run_cli("info", env={variable: str(tmp_path / "nowhere")})
         assert done.returncode == 1
         assert text in done.stderr
     port = shipped.target.rpartition(":")[2]
     empty = {"LATENTSERVE_TLS_CA": "", "LATENTSERVE_TOKEN_FILE": "", "LATENTSERVE_SERVER": ""}
-    assert latentserve("check", env={"LATENTSERVE_GRPC_PORT": port, **empty}).returncode == 0
-    assert latentserve("check", env={"LATENTSERVE_TIMEOUT": "soon"}).returncode == 2
+    assert run_cli("check", env={"LATENTSERVE_GRPC_PORT": port, **empty}).returncode == 0
+    assert run_cli("check", env={"LATENTSERVE_TIMEOUT": "soon"}).returncode == 2
 
 
 def test_certificates_and_token_reach_a_server_that_requires_them(tmp_path):
@@ -109,7 +110,7 @@ def test_certificates_and_token_reach_a_server_that_requires_them(tmp_path):
 
     def info(options, env=None):
         flags = itertools.chain.from_iterable(options.items())
-        return latentserve("info", "--server", server.target, "--timeout", "3", *flags, env=env)
+        return run_cli("info", "--server", server.target, "--timeout", "3", *flags, env=env)
 
     with Server(
         tmp_path / "models", tmp_path / "log",
@@ -157,6 +158,6 @@ def test_client_commands_run_without_the_application(server_env):
 def test_the_timeout_option_reaches_the_call(shipped):
     with Client(shipped.target) as client:
         assert client.is_serving()
-    done = latentserve("sample", "-n", "4000", "--server", shipped.target, "--timeout", "0.001")
+    done = run_cli("sample", "-n", "4000", "--server", shipped.target, "--timeout", "0.001")
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
