@@ -97,12 +97,14 @@ def test_a_job_killed_at_random_moments_leaves_the_bytes_of_an_uninterrupted_one
     began = time.monotonic()
     done = run_cli(*sample, tmp_path / "unbroken", env=server_env)
     assert done.returncode == 0, done.stderr
-    seconds = time.monotonic() - began
+    shard_files = len(list((tmp_path / "unbroken").glob("*-0*")))
+    seconds_per_file = (time.monotonic() - began) / shard_files
     rng = random.Random(shard_format)
     kills = 0
-    for _ in range(6):
+    for files in sorted(rng.sample(range(shard_files - 3), 5)):
         with started(*sample, tmp_path / "j", env=server_env) as process:
-            time.sleep(rng.uniform(0.1, 0.6) * seconds)
+            wait_for_shards(tmp_path / "j", files)
+            time.sleep(rng.uniform(0, seconds_per_file))
         kills += process.returncode == -signal.SIGKILL
     done = run_cli(*sample, tmp_path / "j", env=server_env)
     assert done.returncode == 0, done.stderr
