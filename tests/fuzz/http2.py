@@ -1,12 +1,15 @@
 """Fuzzes the server's HTTP/2 and the gRPC over it, with a stub for a servicer.
 
     .venv/bin/pip install -e '.[fuzz]'
-    .venv/bin/python -m tests.fuzz.http2 --seeds corpus
-    .venv/bin/python -m tests.fuzz.http2 corpus -max_total_time=600 -max_len=4096
+    mkdir -p .cache/fuzz
+    .venv/bin/python -m tests.fuzz.http2 .cache/fuzz tests/fuzz/corpus \
+      -max_total_time=600 -max_len=4096
 
-The first command writes a corpus of valid sessions. The second one mutates them with libFuzzer,
-whose options it accepts; `-max_total_time` is in seconds. An input is one byte that says how the
-input is split and scheduled, followed by what a client sends after its connection preface.
+It mutates the inputs of the corpus with libFuzzer, whose options it accepts, and collects inputs
+with new coverage in the first folder; `-max_total_time` is in seconds. An input is one byte that
+says how the input is split and scheduled, followed by what a client sends: after its connection
+preface, or including it. `make test-slow` and `make test-long` run this (tests/fuzz/test_http2.py),
+and docs/testing.md says what it has found. Without atheris the corpus can be played, not mutated.
 
 Findings are: an exception out of the connection or in the event loop, INTERNAL_ERROR sent to the
 client, frames that do not parse, and anything that is left once the connection is lost: tasks,
@@ -14,20 +17,25 @@ timers, calls counted as running, bytes counted as held.
 """
 
 import asyncio
+import contextlib
+import importlib.util
 import logging
 import random
 import re
 import struct
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-import atheris
+HAS_ATHERIS = importlib.util.find_spec("atheris") is not None
+if HAS_ATHERIS:
+    import atheris
 
-with atheris.instrument_imports(include=["service.transport", "hpack"]):
-    import hpack
-
+with (
+    atheris.instrument_imports(include=["service.transport", "hpack"])
+    if HAS_ATHERIS
+    else contextlib.nullcontext()
+):
     from latentserve.v1 import latent_service_pb2 as pb
     from service.observe.metrics import Metrics
     from service.observe.telemetry import Telemetry
@@ -35,10 +43,10 @@ with atheris.instrument_imports(include=["service.transport", "hpack"]):
     from service.transport.http2.connection import Connection
     from service.transport.http2.frames import PREFACE
     from service.transport.http2_transport import Http2Transport
+    from tests.fuzz.seeds import floods, sessions
     from tests.support import http2_peer as peer
 
 _HANDSHAKE = PREFACE + peer.settings_frame((peer.INITIAL_WINDOW, 100))
-_LATENT = "/latentserve.v1.LatentService/"
 
 
 class Findings(logging.Handler):
@@ -102,6 +110,16 @@ class Target:
         logging.getLogger().addHandler(self.findings)
         self.loop.run_until_complete(self._make())
 
+    def close(self) -> None:
+        """Releases the port, the event loop and the log handler."""
+        logging.getLogger().removeHandler(self.findings)
+        self.loop.run_until_complete(self._close())
+        self.loop.close()
+
+    async def _close(self) -> None:
+        await self.transport.drain(0, asyncio.Event())
+        await asyncio.sleep(0)
+
     async def _make(self) -> None:
         settings = Settings(grpc_port=0, max_message_bytes=4096, max_queue_bytes=8192)
         self.transport = Http2Transport(
@@ -116,13 +134,14 @@ class Target:
     def one(self, data: bytes) -> None:
         """Runs one input."""
         if data:
-            self.loop.run_until_complete(self._one(data[0], _HANDSHAKE + data[1:]))
+            handshake = b"" if data[0] & 0x84 == 0x84 else _HANDSHAKE
+            self.loop.run_until_complete(self._one(data[0], handshake, data[1:]))
 
-    async def _one(self, how: int, data: bytes) -> None:
+    async def _one(self, how: int, handshake: bytes, data: bytes) -> None:
         connection, transport = Connection(self.transport), peer.RecordingTransport()
         transport.protocol = connection
         connection.connection_made(transport)
-        for number, piece in enumerate(_pieces(how, data)):
+        for number, piece in enumerate(_pieces(how, handshake, data)):
             if transport.closing:
                 break
             if how & 16 and number % 4 == 1:
@@ -136,7 +155,9 @@ class Target:
             connection.resume_writing()
         for _ in range(6):
             await asyncio.sleep(0)
-        sent = peer.parsed(bytes(transport.sent))
+        # An HTTP/1.1 request is refused in HTTP/1.1.
+        refused = not handshake and transport.sent.startswith(b"HTTP/1.1 ")
+        sent = [] if refused else peer.parsed(bytes(transport.sent))
         bodies: dict[int, bytes] = {}
         for frame in sent:
             assert frame.kind != peer.GOAWAY or frame.code != peer.INTERNAL_ERROR, frame
@@ -166,14 +187,15 @@ class Target:
         assert not self.findings.lines, self.findings.lines
 
 
-def _pieces(how: int, data: bytes) -> Iterator[bytes]:
+def _pieces(how: int, handshake: bytes, data: bytes) -> Iterator[bytes]:
     """Splits the input by length, or after every few frames."""
     if not how & 128:
+        data = handshake + data
         step = (1 << (how & 15)) if how & 15 else len(data)
         yield from (data[start : start + step] for start in range(0, len(data), step))
         return
-    yield data[: len(_HANDSHAKE)]
-    frames, rest = _frames(data[len(_HANDSHAKE) :])
+    yield handshake
+    frames, rest = _frames(data)
     step = (how & 3) + 1
     for start in range(0, len(frames), step):
         yield b"".join(frames[start : start + step])
@@ -199,54 +221,9 @@ def _check_body(body: bytes) -> None:
 # ---------------------------------------------------------------------- inputs
 
 
-def _sessions() -> list[bytes]:
-    """Valid sessions with every kind of frame."""
-    encoder = hpack.Encoder()
-    health = "/grpc.health.v1.Health/"
-    empty, body = peer.message(b""), peer.message(pb.SampleRequest(count=2).SerializeToString())
-    calls = [
-        (f"{_LATENT}GetServerInfo", {}, [empty]),
-        (f"{_LATENT}Sample", {"grpc_timeout": "5S"}, [body]),
-        (f"{_LATENT}Sample", {"grpc_encoding": "gzip"}, [peer.message(b"\x1f\x8b\x08\0", 1)]),
-        (f"{_LATENT}SampleStream", {}, [body]),
-        (f"{_LATENT}EncodeStream", {"grpc_timeout": "100m"}, [empty, empty, body]),
-        (f"{health}Check", {"content_length": "5"}, [empty]),
-        (f"{health}Watch", {}, [empty]),
-        ("/no/Method", {}, [empty]),
-    ]
-    result = []
-    for path, more, messages in calls:
-        session = b"\0"
-        for number in (1, 3):
-            block = encoder.encode(peer.request_fields(path, **more))
-            session += peer.raw_frame(peer.HEADERS, peer.END_HEADERS, number, block)
-            joined = b"".join(messages)
-            session += peer.raw_frame(peer.DATA, 0, number, joined[:3])
-            session += peer.raw_frame(peer.DATA, peer.END_STREAM, number, joined[3:])
-        result.append(session + peer.window_update(1, 1000) + peer.window_update(0, 5))
-    block = peer.literal(peer.request_fields(f"{_LATENT}GetServerInfo"))
-    result += [
-        b"\0" + peer.raw_frame(peer.HEADERS, 0x1, 1, block[:9])
-        + peer.raw_frame(peer.CONTINUATION, 0x4, 1, block[9:]),
-        b"\0" + peer.raw_frame(peer.HEADERS, 0x2C, 1, b"\x02" + bytes(5) + block + bytes(2))
-        + peer.raw_frame(peer.DATA, 0x8, 1, b"\x02" + empty + bytes(2))
-        + peer.headers(1, [("x-a", "1")], 0x5),
-        b"\0" + peer.headers(1, peer.request_fields(f"{_LATENT}EncodeStream")) + peer.rst_stream(1)
-        + peer.settings_frame((peer.INITIAL_WINDOW, 0), (peer.HEADER_TABLE_SIZE, 0))
-        + peer.raw_frame(peer.PING, 0, 0, bytes(8)) + peer.raw_frame(peer.GOAWAY, 0, 0, bytes(8)),
-        b"\0" + peer.raw_frame(peer.PING, 1, 0, b"retiring")
-        + peer.raw_frame(peer.PRIORITY, 0, 1, bytes(5))
-        + peer.settings_frame((peer.MAX_FRAME, 20000)),
-        b"\0" + peer.window_update(1, 9) + peer.window_update(3, 120) + peer.window_update(0, 1)
-        + peer.settings_frame((peer.INITIAL_WINDOW, 7))
-        + peer.settings_frame((peer.INITIAL_WINDOW, 1000)),
-    ]  # fmt: skip
-    return result
-
-
 _PIECES = [
-    peer.raw_frame(*frame) for session in _sessions() for frame in peer.parsed(session[1:])
-]  # fmt: skip
+    peer.raw_frame(*frame) for session in sessions().values() for frame in peer.parsed(session)
+]
 
 
 def _mutate(data: bytes, most: int, seed: int) -> bytes:
@@ -281,17 +258,14 @@ def _mutate(data: bytes, most: int, seed: int) -> bytes:
 
 
 def main() -> None:
-    """Writes the corpus, or fuzzes."""
-    if sys.argv[1:2] == ["--seeds"]:
-        folder = Path(sys.argv[2])
-        folder.mkdir(parents=True, exist_ok=True)
-        for number, session in enumerate(_sessions()):
-            (folder / f"seed-{number:02}").write_bytes(session)
-        return
+    """Plays sessions with every way to split them, and floods, and then fuzzes."""
     target = Target()
-    for session in _sessions():
+    for session in sessions().values():
         for how in range(256):
-            target.one(bytes((how,)) + session[1:])
+            target.one(bytes((how,)) + session)
+    for flood in floods().values():
+        for how in (0, 9, 16, 64, 128, 176):
+            target.one(bytes((how,)) + flood)
     atheris.Setup(sys.argv, target.one, custom_mutator=_mutate)
     atheris.Fuzz()
 
