@@ -1,0 +1,71 @@
+"""`.ci/run` says what each target took, and fails with the first that does."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    """A copy of the script in an empty checkout, in which `make` says what it was asked for."""
+    for name, text in (
+        ("make", 'echo "made $1"; [ "$1" != "$FAILS" ] || exit 2'),
+        ("h2load", ""),
+    ):
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\n{text}\n")
+        program.chmod(0o755)
+    (tmp_path / ".ci").mkdir()
+    return Path(shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci"))
+
+
+def run(script: Path, fails: str = "") -> subprocess.CompletedProcess[str]:
+    path = f"{script.parents[1] / 'bin'}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", str(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PATH": path, "FAILS": fails},
+    )
+
+
+def table(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return done.stdout.partition("\n== times\n")[2].splitlines()
+
+
+def test_it_ends_with_what_each_target_took(script: Path) -> None:
+    done = run(script)
+    assert (done.returncode, done.stderr) == (0, "")
+    targets = re.findall(r"^made (.+)$", done.stdout, re.MULTILINE)
+    assert {"test", "test-slow", "lint", "test-compose"} <= set(targets)
+    assert [line.split()[0] for line in table(done)] == [*targets, "total"]
+    for line in table(done):
+        assert re.fullmatch(r"\S+ +\d+ min \d\d s( of  60 min 00 s)?", line), line
+    # And when it ends.
+    for target in targets:
+        assert re.search(rf"^made {target}\n== {target} +0 min", done.stdout, re.MULTILINE)
+
+
+def test_it_stops_and_fails_with_a_target(script: Path) -> None:
+    done = run(script, fails="lint")
+    assert done.returncode == 2
+    assert [line.split()[0] for line in table(done)] == ["test", "test-slow", "lint", "total"]
+    assert "failed with status 2" in table(done)[2]
+
+
+def test_more_than_an_hour_is_said(script: Path) -> None:
+    text = script.read_text()
+    assert "BUDGET_SECONDS=3600\n" in text
+    script.write_text(text.replace("BUDGET_SECONDS=3600\n", "BUDGET_SECONDS=-1\n"))
+    done = run(script)
+    assert done.returncode == 0
+    assert table(done)[-1].startswith("OVER BUDGET")
