@@ -49,7 +49,7 @@ test-slow: $(VENV)/.installed ## Run the tests that train, export, install or fu
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m slow --timeout 600
 
 test-long: $(VENV)/.installed ## Run the tests that take ten minutes and more: the HTTP/2 fuzzer
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m long --timeout 1800
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m long --timeout 1800 -rP
 
 test-demo: $(VENV)/.installed ## Run `make demo` twice and look at what it leaves
 	$(BIN)/python -m pytest -m demo --timeout 1800
