@@ -1,1 +1,1 @@
-"""What measures the figures of the documents: servers side by side, clients, streams, memory."""
+"""The programs behind the figures in the documents: servers, clients, streams, memory, training."""

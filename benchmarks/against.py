@@ -1,11 +1,11 @@
-"""This checkout's server beside that of another one: what a change costs.
+"""Compares this checkout's server with another checkout's: the cost of a change.
 
     python -m benchmarks.against ../before --pairs 9 --shapes encode-1
 
-Both servers run on the same bundle and are loaded in turn, the order of a pair changing from
-pair to pair, so that what else the machine does meets both. Told are the median of the pairs'
-ratios of server CPU a call and of their differences, each with a confidence interval that makes
-no assumption on their distribution (order statistics, at least 95 %; with 9 pairs 96 %).
+Both servers run the same bundle and are loaded in turn, in alternating order, so that other work on
+the machine affects both alike. Reported are the medians of the pairs' ratios and differences of
+server CPU per call, each with a distribution-free confidence interval (order statistics, at least
+95 %; with 9 pairs 96 %).
 """
 
 import argparse
@@ -34,7 +34,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     ordered, count = sorted(values), len(values)
     inside, rank = 1.0, 0
     while True:
-        # How likely the median is outside of the ordered values rank to count - 1 - rank.
+        # Probability that the median lies outside the ordered values rank to count - 1 - rank.
         narrower = inside - 2.0 * math.comb(count, rank) / 2.0**count
         if narrower < _CONFIDENCE:
             break
@@ -44,7 +44,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs it; see the top of the file."""
+    """Entry point; see the module docstring."""
     options = _parser().parse_args(arguments)
     if not (options.checkout / "latentserve").is_dir() or options.pairs < _FEWEST_PAIRS:
         print(f"wanted a checkout and at least {_FEWEST_PAIRS} pairs", file=sys.stderr)
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _compare(before: Ours, after: Ours, shape: Shape, pairs: int, seconds: float) -> str:
-    """Measures both, and tells the figures of one shape in a line."""
+    """Measures one shape on both servers and returns the result as one line."""
     took: dict[str, list[float]] = {before.name: [], after.name: []}
     for number in range(pairs):
         for server in (before, after) if number % 2 else (after, before):
@@ -96,11 +96,11 @@ def _parser() -> argparse.ArgumentParser:
         type=lambda text: text.split(","),
         default=[],
         metavar="NAME,...",
-        help="beginnings of names, such as encode-1,decode-1024-uint8 (default: all)",
+        help="prefixes of names, such as encode-1,decode-1024-uint8 (default: all)",
     )
     parser.add_argument("--pairs", type=int, default=9, help="default: %(default)s")
     parser.add_argument(
-        "--seconds", type=float, default=2.0, help="of each load (default: %(default)g)"
+        "--seconds", type=float, default=2.0, help="duration of each load (default: %(default)g)"
     )
     return parser
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.client_program CLIENT TARGET COROUTINES SECONDS
 
-has so many coroutines encode one uint8 image after the other, and prints as JSON how many,
-in how many seconds, at how much CPU time, and the answer to the first image.
+runs COROUTINES coroutines that encode one uint8 image after another, and prints as JSON the number
+of images, the seconds, the CPU time, and the reply to the first image.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ async def ours(target: str, coalesce: bool = False) -> AsyncIterator[Encode]:
 
 @asynccontextmanager
 async def tritonclient(target: str) -> AsyncIterator[Encode]:
-    """NVIDIA's, of tritonclient[grpc]."""
+    """NVIDIA's asyncio client, tritonclient[grpc]."""
     from tritonclient.grpc.aio import InferenceServerClient, InferInput
 
     async with InferenceServerClient(target) as client:
@@ -61,7 +61,7 @@ CLIENTS: Mapping[str, Callable[[str], AbstractAsyncContextManager[Encode]]] = {
 
 
 async def main(client: str, target: str, coroutines: int, seconds: float) -> None:
-    """Runs it; see the top of the file."""
+    """Entry point; see the module docstring."""
     image = Shape("encode", 1, "uint8", 1, 1).array()
     latencies: list[float] = []
     async with CLIENTS[client](target) as encode:
@@ -84,7 +84,7 @@ async def main(client: str, target: str, coroutines: int, seconds: float) -> Non
         before = time.process_time()
         took = await load(seconds)
         used = time.process_time() - before
-    told = {
+    report = {
         "images": len(latencies),
         "seconds": took,
         "cpu_seconds": used,
@@ -92,7 +92,7 @@ async def main(client: str, target: str, coroutines: int, seconds: float) -> Non
         "mean": first[0].tolist(),
         "log_var": first[1].tolist(),
     }
-    print(json.dumps(told))
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

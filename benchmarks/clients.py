@@ -31,16 +31,16 @@ _PROGRAM = "benchmarks.client_program"
 
 
 def main() -> int:
-    """Runs it; see the top of the file."""
+    """Entry point; see the module docstring."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.clients", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument(
-        "--seconds", type=float, default=4.0, help="of each load (default: %(default)g)"
+        "--seconds", type=float, default=4.0, help="duration of each load (default: %(default)g)"
     )
     parser.add_argument("--serve", default="", help="more arguments of `latentserve serve`")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="where to write it all")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="where to write all results")
     options = parser.parse_args()
     ours, triton = Ours("ours", options.serve.split()), Triton("triton")
     clients: dict[str, tuple[Path, Server]] = {
@@ -48,28 +48,28 @@ def main() -> int:
         "ours": (Path(sys.executable), ours),
         "tritonclient": (python("tritonclient"), triton),
     }
-    told: dict[str, list[dict[str, float]]] = {name: [] for name in clients}
+    records: dict[str, list[dict[str, float]]] = {name: [] for name in clients}
     reference = Reference()
     try:
         ours.start()
         triton.start()
         for _ in range(options.rounds):
             for name, (interpreter, server) in clients.items():
-                told[name].append(_one(name, interpreter, server, options.seconds, reference))
-                print(name, told[name][-1], file=sys.stderr, flush=True)
+                records[name].append(_one(name, interpreter, server, options.seconds, reference))
+                print(name, records[name][-1], file=sys.stderr, flush=True)
     finally:
         ours.stop()
         triton.stop()
     if options.out is not None:
-        options.out.write_text(json.dumps({"machine": machine(), "rounds": told}, indent=1))
+        options.out.write_text(json.dumps({"machine": machine(), "rounds": records}, indent=1))
     print(f"{machine()}\n")
     print("| client | images/s | p50, ms | client CPU, µs an image | server CPU, µs an image "
           "| multiple of tritonclient's images/s |")  # fmt: skip
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
-    for name, rounds in told.items():
+    for name, rounds in records.items():
         ratios = [
             own["images_per_second"] / other["images_per_second"]
-            for own, other in zip(rounds, told["tritonclient"], strict=True)
+            for own, other in zip(rounds, records["tritonclient"], strict=True)
         ]
         cells = [
             f"{statistics.median(each[key] for each in rounds):,.{digits}f}"
@@ -84,7 +84,7 @@ def main() -> int:
 def _one(
     name: str, interpreter: Path, server: Server, seconds: float, reference: Reference
 ) -> dict[str, float]:
-    """Runs a client for so long, and checks what it was answered."""
+    """Runs a client for `seconds` and checks its replies."""
     command = [str(interpreter), "-m", _PROGRAM, name, f"127.0.0.1:{server.port}"]
     before = cpu_seconds(server.pid)
     done = subprocess.run(
@@ -106,7 +106,7 @@ def _one(
         "images_per_second": images / report["seconds"],
         "p50_ms": report["p50_ms"],
         "client_cpu_us": 1e6 * report["cpu_seconds"] / images,
-        # With the few calls before the clock runs, which are not counted as images.
+        # Includes the warm-up calls, which are not counted as images.
         "server_cpu_us": 1e6 * used / images,
     }
 

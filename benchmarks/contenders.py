@@ -24,7 +24,7 @@ CONTENDERS: Mapping[str, Callable[[str], Contender]] = {
     "ours": Ours,
     "pyvoy": Pyvoy,
     "triton": Triton,
-    # Two instances of each model: at most as much again of the calls with many images.
+    # Two instances of each model, which doubles the rate of calls with many images at best.
     "triton-2": lambda name: Triton(name, instances=2),
     "mlserver": MLServer,
     "mlserver-batching": lambda name: MLServer(name, batch_seconds=0.001),
@@ -34,14 +34,14 @@ CONTENDERS: Mapping[str, Callable[[str], Contender]] = {
 
 
 def chosen(names: Sequence[str], variants: Iterable[str] = ()) -> list[Contender]:
-    """The contenders that were asked for.
+    """The contenders chosen on the command line.
 
     Args:
-        names: Their names.
-        variants: More of ours, each as `NAME=arguments of serve`.
+        names: Keys of CONTENDERS.
+        variants: Further servers of ours, each as `NAME=arguments of serve`.
 
     Raises:
-        ValueError: There is none of a name, or a variant is written otherwise.
+        ValueError: A name is unknown, or a variant has no `=`.
     """
     found: list[Contender] = []
     for name in names:

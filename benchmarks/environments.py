@@ -1,9 +1,9 @@
-"""An environment for each server that is not ours, in `benchmarks/.envs/NAME`.
+"""A virtual environment for each third-party server, in `benchmarks/.envs/NAME`.
 
     python -m benchmarks.environments triton mlserver
 
-installs what `benchmarks/requirements/NAME.txt` pins, all of it and nothing else. A file of
-requirements is what `pip freeze` told after its first line was installed.
+installs exactly what `benchmarks/requirements/NAME.txt` pins: the output of `pip freeze` after its
+first line was installed.
 """
 
 import os
@@ -15,20 +15,20 @@ from pathlib import Path
 from benchmarks.processes import ROOT, ServerFailed
 
 # Triton's python backend loads the libpython3.11 of Debian's python3.11, so its environment
-# has to be made by that: apt-get install python3.11 python3.11-venv libpython3.11
+# has to be created by that: apt-get install python3.11 python3.11-venv libpython3.11
 _DEBIAN = Path("/usr/bin/python3.11")
 
 
 def names() -> list[str]:
-    """The environments there are."""
+    """Names of the environments."""
     return sorted(each.stem for each in (ROOT / "benchmarks" / "requirements").glob("*.txt"))
 
 
 def python(name: str) -> Path:
-    """The interpreter of an environment, made where it is not there or has other versions.
+    """The interpreter of an environment, which is created if missing or outdated.
 
     Raises:
-        ServerFailed: It cannot be made.
+        ServerFailed: The installation failed.
     """
     wanted = ROOT / "benchmarks" / "requirements" / f"{name}.txt"
     if not wanted.exists():
@@ -49,7 +49,7 @@ def _make(name: str, folder: Path, wanted: Path) -> None:
             "libpython3.11"
         )
     shutil.rmtree(folder, ignore_errors=True)
-    # Our own pins are for our own environment.
+    # constraints.txt is for the project's own environment.
     env = {key: value for key, value in os.environ.items() if key != "PIP_CONSTRAINT"}
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-deps"]
     for command in ([str(maker), "-m", "venv", str(folder)], [*pip, "-r", str(wanted)]):
@@ -59,7 +59,7 @@ def _make(name: str, folder: Path, wanted: Path) -> None:
 
 
 def main() -> int:
-    """Makes those that are named, or all."""
+    """Creates the named environments, or all."""
     for name in sys.argv[1:] or names():
         print(python(name))
     return 0

@@ -1,12 +1,12 @@
-"""What others cost a single caller: one Encode at a time, alone and beside large work.
+"""Latency of a single small caller, alone and while others send large calls.
 
     .venv/bin/python -m benchmarks.fairness --model mnist2d
 
-Serves a model and times calls of one image, one in flight: alone, beside a stream of
-100,000 samples, and beside two callers of 4096 images a call. Each load comes from a
-process of its own. The rounds of all three are interleaved, and medians are told.
+Serves a model and times calls of one image, one in flight: alone, during a stream of
+100,000 samples, and during calls of 4096 images from two others. Each load comes from a
+process of its own. The rounds of all three are interleaved, and medians are reported.
 
-Exits with 1 where the median call beside others takes longer than `--allowed` ms.
+Exits with 1 if the median call under load takes longer than `--allowed` ms.
 """
 
 import argparse
@@ -20,28 +20,33 @@ from benchmarks.stream_memory import server
 
 STREAM = ("--rpc", "sample-stream", "--rows", "100000")
 LARGE = ("--rpc", "encode", "--rows", "4096", "--concurrency", "2")
-BESIDE: dict[str, tuple[str, ...]] = {
+LOADS: dict[str, tuple[str, ...]] = {
     "alone": (),
-    "beside SampleStream of 100,000": STREAM,
-    "beside 2 callers of 4096 rows": LARGE,
+    "during SampleStream of 100,000": STREAM,
+    "during 2 callers of 4096 rows": LARGE,
 }
 
 
 def main() -> int:
-    """Runs it; see the top of the file."""
+    """Entry point; see the module docstring."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", default="models", help="models folder (default: %(default)s)")
     parser.add_argument("--model", default="", help="its name (default: the server's default)")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each (default: %(default)g)")
     parser.add_argument(
-        "--allowed", type=float, default=100.0, help="ms of a median call (default: %(default)g)"
+        "--seconds", type=float, default=3.0, help="of each load (default: %(default)g)"
+    )
+    parser.add_argument(
+        "--allowed",
+        type=float,
+        default=100.0,
+        help="longest median, ms (default: %(default)g)",
     )
     options = parser.parse_args()
-    latencies: dict[str, list[dict[str, float]]] = {name: [] for name in BESIDE}
+    latencies: dict[str, list[dict[str, float]]] = {name: [] for name in LOADS}
     with server(options.models) as (target, _):
         for _ in range(options.rounds):
-            for name, load in BESIDE.items():
+            for name, load in LOADS.items():
                 latencies[name].append(measured(target, options.model, load, options.seconds))
     print(f"{'one Encode at a time':<34}{'p50 ms':>8}{'p99 ms':>8}")
     worst = 0.0
@@ -52,26 +57,26 @@ def main() -> int:
     return int(worst > options.allowed)
 
 
-def measured(target: str, model: str, beside: tuple[str, ...], seconds: float) -> dict[str, float]:
-    """The latencies of single calls, in milliseconds, beside another load."""
+def measured(target: str, model: str, load: tuple[str, ...], seconds: float) -> dict[str, float]:
+    """Latencies of single calls under another load, in milliseconds."""
     others = None
-    if beside:
-        others = subprocess.Popen(bench(target, model, *beside, seconds=3600))
-        time.sleep(1.5)  # to start
+    if load:
+        others = subprocess.Popen(bench(target, model, *load, seconds=3600))
+        time.sleep(1.5)  # for the load to start
     try:
-        told = subprocess.run(
+        done = subprocess.run(
             bench(target, model, "--json", seconds=seconds), capture_output=True, check=True
         )
     finally:
         if others is not None:
             others.terminate()
             others.wait()
-    result: dict[str, float] = json.loads(told.stdout)["latency_ms"]
+    result: dict[str, float] = json.loads(done.stdout)["latency_ms"]
     return result
 
 
 def bench(target: str, model: str, *arguments: str, seconds: float) -> list[str]:
-    """The command that puts a load on the server."""
+    """Command line of `latentserve bench`."""
     return [
         sys.executable, "-m", "latentserve", "bench", "--server", target, "--model", model,
         "--seconds", str(seconds), *arguments,

@@ -1,6 +1,6 @@
-"""The model that every server serves, and what onnxruntime answers in this process.
+"""The model that every server serves, and onnxruntime's results for it in this process.
 
-A dense VAE, 784-512-256-32, made by the product's own commands and kept in
+A dense VAE, 784-512-256-32, made by latentserve's own commands and cached in
 `benchmarks/.cache`:
 
     latentserve train --preset dense --budget 20s --out benchmarks/.cache/run
@@ -20,22 +20,22 @@ from numpy.typing import NDArray
 from benchmarks.processes import CACHE, ROOT
 from benchmarks.shapes import PIXELS, Shape, unit
 
-# From 1.29 on onnxruntime sends telemetry unless told otherwise before its import.
+# From 1.29 on onnxruntime sends telemetry unless this is set before its import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime
 
-# What a decoder's float32 may differ by, and that rounded to uint8.
+# Allowed difference of a decoder's float32, and of the same rounded to uint8.
 _TOLERANCE = 1e-4
 _STEP = 1
 
 
 class WrongAnswer(Exception):
-    """A server's answer is not onnxruntime's."""
+    """A server's reply differs from onnxruntime's result."""
 
 
 def models() -> Path:
-    """The models folder, `dense/1/` in it; trained and exported where it is not there."""
+    """The models folder with `dense/1/`, which is trained and exported if missing."""
     folder = CACHE / "models"
     bundle = folder / "dense" / "1"
     if not (bundle / "manifest.json").exists():
@@ -50,12 +50,12 @@ def models() -> Path:
 
 
 def graph(rpc: str) -> Path:
-    """The ONNX file that answers a call."""
+    """Path of the ONNX file for a shape's RPC."""
     return models() / "dense" / "1" / f"{rpc}r.onnx"
 
 
 class Reference:
-    """What onnxruntime answers, on one thread of this process."""
+    """onnxruntime's results, on one thread of this process."""
 
     def __init__(self) -> None:
         options = onnxruntime.SessionOptions()
@@ -66,11 +66,11 @@ class Reference:
         }
 
     def check(self, shape: Shape, answer: list[NDArray[Any]]) -> None:
-        """Compares a server's answer with onnxruntime's.
+        """Compares a server's reply with onnxruntime's result.
 
         Args:
-            shape: What was asked.
-            answer: Mean and log_var, or images, as float32 or uint8 of any shape.
+            shape: Shape of the request.
+            answer: Reply: mean and log_var, or images, as float32 or uint8 of any shape.
 
         Raises:
             WrongAnswer: They differ by more than rounding.

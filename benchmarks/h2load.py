@@ -1,4 +1,4 @@
-"""h2load of nghttp2 as the load generator: run, and what it tells."""
+"""h2load of nghttp2 as the load generator: runs it and parses its output."""
 
 import re
 import shutil
@@ -12,24 +12,24 @@ import numpy as np
 
 from benchmarks.shapes import Shape
 
-# So many calls may be on their way on a connection where a pace is kept: none that is due waits.
+# Calls in flight on a connection in an open loop: enough that none that is due has to wait.
 _PACED_STREAMS = 100
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class LoadFailed(Exception):
-    """h2load is not there, or not every call was answered."""
+    """h2load is missing, or a call was not answered."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a load came to.
+    """Result of a load.
 
     Attributes:
-        calls: Calls that ended with HTTP status 200. Every gRPC error does too.
-        seconds: From the first to the last.
-        data_bytes: Bytes of the answers' DATA frames: of messages with their prefixes,
-            without headers and trailers. A gRPC error has none.
+        calls: Calls that ended with HTTP status 200, which gRPC errors do too.
+        seconds: From the first call to the end of the last.
+        data_bytes: Bytes in the replies' DATA frames: messages with their prefixes, without
+            headers and trailers. A gRPC error has none.
         p50_ms: Median latency.
         p99_ms: 99th percentile.
     """
@@ -42,7 +42,7 @@ class Load:
 
 
 def available() -> bool:
-    """Whether the program is on this machine."""
+    """Whether h2load is installed."""
     return shutil.which("h2load") is not None
 
 
@@ -55,20 +55,20 @@ def run(
     metadata: Iterable[tuple[str, str]] = (),
     rate: float = 0.0,
 ) -> Load:
-    """Sends one message so many times.
+    """Sends one message `calls` times.
 
     Args:
-        port: Of the server, on 127.0.0.1.
+        port: The server's port on 127.0.0.1.
         method: `/package.Service/Method`.
         message: The request, serialized.
-        shape: How many connections, and calls in flight on each.
-        calls: How many calls in all.
-        metadata: More headers.
-        rate: Calls a second, whatever comes back; 0 to keep as many in flight as the
-            shape says.
+        shape: Number of connections, and of calls in flight on each.
+        calls: Total number of calls.
+        metadata: Further headers.
+        rate: Calls per second, independent of replies (open loop); 0 for a closed loop with
+            the shape's calls in flight.
 
     Raises:
-        LoadFailed: h2load is not there, or a call was not answered by HTTP status 200.
+        LoadFailed: h2load is missing, or a call did not end with HTTP status 200.
     """
     with tempfile.TemporaryDirectory() as folder:
         body = Path(folder) / "body"
@@ -93,20 +93,20 @@ def run(
 
 
 def framed(message: bytes) -> bytes:
-    """A message with gRPC's prefix: not compressed, and its length."""
+    """A message with gRPC's length prefix, uncompressed."""
     return b"\0" + len(message).to_bytes(4, "big") + message
 
 
 def parse(output: str, log: str, calls: int) -> Load:
-    """Reads what h2load printed and its log of single calls.
+    """Parses h2load's output and its log of single calls.
 
     Args:
-        output: Its standard output.
-        log: Its log file: start, status and microseconds, with tabs.
-        calls: How many were wanted.
+        output: Standard output.
+        log: Log file: start, status and microseconds, separated by tabs.
+        calls: Number of calls requested.
 
     Raises:
-        LoadFailed: Not all of them were answered by HTTP status 200.
+        LoadFailed: Not all of them ended with HTTP status 200.
     """
     statuses = re.search(r"^status codes: (\d+) 2xx", output, re.MULTILINE)
     took = re.search(r"^finished in ([\d.]+)(us|ms|s|m|h),", output, re.MULTILINE)

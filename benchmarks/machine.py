@@ -1,4 +1,4 @@
-"""The machine that figures were measured on, in words."""
+"""Description of the machine that figures were measured on."""
 
 import platform
 import re
@@ -8,7 +8,7 @@ from common.cpus import usable_cpus
 
 
 def machine() -> str:
-    """CPU, how many of them may be used, memory, system and Python."""
+    """CPU model, usable CPUs, memory, operating system and Python version."""
     cpu = platform.processor() or platform.machine()
     memory = ""
     try:

@@ -1,9 +1,9 @@
-"""Draws what `benchmarks.serving` wrote.
+"""Plots the results of `benchmarks.serving`.
 
     python -m benchmarks.plot FILE.json OUT.svg
 
-A panel for each call and number of images, with the most calls in flight that were
-measured: the server's CPU time an image, the median of the rounds and their range.
+One panel per RPC and number of images, at the highest concurrency measured: the server's CPU time
+per image, median and range of the rounds.
 """
 
 import statistics
@@ -21,7 +21,7 @@ _FIGURE = "cpu_us_per_image"
 
 
 def main() -> int:
-    """Runs it; see the top of the file."""
+    """Entry point; see the module docstring."""
     if len(sys.argv) != 3:
         print("usage: python -m benchmarks.plot FILE.json OUT.svg|OUT.png", file=sys.stderr)
         return 2
@@ -30,7 +30,7 @@ def main() -> int:
 
 
 def panels(results: Results) -> dict[str, list[Shape]]:
-    """The shapes of each panel by its title."""
+    """Shapes of each panel, by title."""
     found: dict[tuple[str, int], list[Shape]] = {}
     for shape in results.shapes:
         found.setdefault((shape.rpc, shape.rows), []).append(shape)
@@ -44,7 +44,7 @@ def panels(results: Results) -> dict[str, list[Shape]]:
 
 
 def draw(results: Results, path: Path) -> None:
-    """Writes the picture; its ending says in which format."""
+    """Writes the picture, in the format of its suffix."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -67,7 +67,7 @@ def draw(results: Results, path: Path) -> None:
 
 
 def _panel(axis: Any, results: Results, title: str, shapes: list[Shape]) -> None:
-    """Points and not bars: a logarithmic axis has no zero for a bar to begin at."""
+    """Draws points rather than bars: a logarithmic axis has no zero for a bar to start at."""
     from matplotlib.ticker import LogLocator
 
     servers = _ranked(results, shapes)
@@ -83,7 +83,7 @@ def _panel(axis: Any, results: Results, title: str, shapes: list[Shape]) -> None
             axis.plot((min(values), max(values)), (at, at), color=colour, linewidth=1.5)
             axis.plot(middle, at, "o", color=colour, markersize=5, label=label)
             label = None
-            # Beyond the dearest round, so that the figure does not lie on the line.
+            # Right of the most expensive round, so that the number does not cover the line.
             axis.annotate(
                 f"{middle:,.0f}" if middle >= 100 else f"{middle:.1f}",
                 (max(values), at), (5, 0), textcoords="offset points", va="center", fontsize=7,
@@ -103,7 +103,7 @@ def _panel(axis: Any, results: Results, title: str, shapes: list[Shape]) -> None
 
 
 def _ranked(results: Results, shapes: list[Shape]) -> list[str]:
-    """The servers that were measured at one of these shapes, the cheapest first."""
+    """Servers measured at one of these shapes, cheapest first."""
     least = {
         server: min(statistics.median(values) for values in measured)
         for server in results.servers

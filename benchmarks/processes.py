@@ -1,4 +1,4 @@
-"""A program as a child, and what it and its own children use."""
+"""Child processes, and the CPU time and memory of their process trees."""
 
 import os
 import signal
@@ -17,18 +17,18 @@ _STOP_SECONDS = 30.0
 
 
 class ServerFailed(Exception):
-    """A server did not start, or answered wrongly."""
+    """A server did not start, or its reply was wrong."""
 
 
 class Program:
-    """A program that runs until it is stopped.
+    """A child process that runs until it is stopped.
 
     Args:
-        command: What to start.
-        name: Of its log, `benchmarks/.cache/logs/NAME.log`.
-        env: Variables beside those of this process.
-        stdin: Whether to write to it.
-        root: The checkout whose packages it imports; this one by default.
+        command: Command line.
+        name: Name of its log, `benchmarks/.cache/logs/NAME.log`.
+        env: Variables added to those of this process.
+        stdin: Whether to open a pipe to its standard input.
+        root: Checkout whose packages it imports; this one by default.
     """
 
     def __init__(
@@ -50,21 +50,21 @@ class Program:
             stdout=subprocess.PIPE,
             stderr=self._file,
             text=True,
-            # A group of its own: what it leaves behind is ended with it.
+            # A process group of its own, so that orphans are stopped with it.
             start_new_session=True,
         )
 
     @property
     def stdin(self) -> IO[str]:
-        """Its standard input."""
+        """Pipe to its standard input."""
         assert self.process.stdin is not None
         return self.process.stdin
 
     def line(self, wanted: str) -> str:
-        """Reads its standard output until a line has a word, and returns the line.
+        """Returns the first line of standard output that contains a word.
 
         Raises:
-            ServerFailed: It ended before.
+            ServerFailed: The process exited first.
         """
         assert self.process.stdout is not None
         for line in self.process.stdout:
@@ -74,7 +74,7 @@ class Program:
         raise self.failed(f"it ended before it printed {wanted!r}")
 
     def drain(self) -> None:
-        """Reads what else it prints into its log, or the pipe would fill."""
+        """Copies further output to the log, so that the pipe does not fill."""
 
         def copy() -> None:
             assert self.process.stdout is not None
@@ -84,13 +84,13 @@ class Program:
         threading.Thread(target=copy, daemon=True).start()
 
     def failed(self, what: str) -> ServerFailed:
-        """An error with the end of its log."""
+        """An error that quotes the end of the log."""
         self._file.flush()
         tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])
         return ServerFailed(f"{self.log.stem}: {what}\n{tail}")
 
     def stop(self) -> None:
-        """Ends it and everything it started."""
+        """Stops the process and its descendants."""
         pids = tree(self.process.pid)
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
@@ -100,7 +100,7 @@ class Program:
                 self.process.kill()
                 self.process.wait()
         for pid in pids:
-            # Its children, where it did not end them: alone their parent is gone now.
+            # Children that it left behind.
             if pid != self.process.pid and _session(pid) == self.process.pid:
                 os.kill(pid, signal.SIGKILL)
         for stream in (self.process.stdin, self.process.stdout):
@@ -110,7 +110,7 @@ class Program:
 
 
 def tree(pid: int) -> list[int]:
-    """A process and all that descend from it, as they are now."""
+    """Ids of a process and its current descendants."""
     children: dict[int, list[int]] = {}
     for each in _all():
         fields = _stat(each)
@@ -123,10 +123,10 @@ def tree(pid: int) -> list[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time of a process and all that descend from it, user and system, so far.
+    """User and system CPU time of a process and its descendants so far, in seconds.
 
-    Of a child that has ended and been waited for, its parent keeps the time. In steps of
-    10 ms for each process.
+    The time of a child that was waited for is counted by its parent. Resolution: 10 ms per
+    process.
     """
     total = 0
     for each in tree(pid):
@@ -138,7 +138,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def resident_mib(pid: int) -> float:
-    """Resident memory of a process and all that descend from it; shared pages count in each."""
+    """Resident memory of a process and its descendants in MiB; shared pages count in each."""
     pages = 0
     for each in tree(pid):
         try:
@@ -153,12 +153,12 @@ def _all() -> list[int]:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """The fields of /proc/PID/stat from the third, the state; None where it is gone."""
+    """Fields of /proc/PID/stat from the third (state) on; None if the process is gone."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    # The second, its name, may have blanks and brackets of its own.
+    # The second field, the name, may itself contain blanks and brackets.
     return text.rpartition(")")[2].split()
 
 

@@ -1,4 +1,4 @@
-"""What the rounds came to: medians, spread, ratios; as JSON and as a table."""
+"""Results of the rounds: medians, spread, ratios; as JSON and as a table."""
 
 import json
 import statistics
@@ -11,19 +11,19 @@ from benchmarks.servers.server import Measurement
 from benchmarks.shapes import Shape
 
 BASELINES = ("triton", "bare", "bare-2")
-# Where a call has one image, figures of a call are those of an image.
+# With one image per call, figures per call and per image are the same.
 _TOLD = ("cpu_us_per_image", "images_per_second", "p50_ms", "p99_ms", "rss_mib")
 _RATIOS = ("cpu_us_per_image", "images_per_second")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """Something that is told of a contender and a shape.
+    """A figure that is reported per contender and shape.
 
     Attributes:
-        title: Over its table.
-        digits: After the point.
-        of: Computes it from one measurement and the rows of a call.
+        title: Title of its table.
+        digits: Decimal places.
+        of: Computes it from a measurement and the rows per call.
     """
 
     title: str
@@ -53,13 +53,13 @@ class Results:
     """All rounds of one run.
 
     Attributes:
-        machine: What it ran on.
+        machine: Description of the machine.
         command: The command line.
-        shapes: What was asked, in order.
-        servers: Names, in order.
-        rounds: Of each server and shape, by their names: its measurements.
-        idle_cpu: Share of a CPU that each server took while nobody asked.
-        notes: What else is to be known.
+        shapes: Request shapes, in order.
+        servers: Names of the servers, in order.
+        rounds: Measurements by names of server and shape.
+        idle_cpu: Share of a CPU that each server used when idle.
+        notes: Remarks, such as servers that did not start.
     """
 
     machine: str
@@ -75,25 +75,25 @@ class Results:
         self.rounds.setdefault(server, {}).setdefault(shape.name, []).append(measured)
 
     def values(self, server: str, shape: Shape, figure: str) -> list[float]:
-        """A figure in each round; empty where that was not measured."""
+        """A figure's value in each round; empty if it was not measured."""
         of = FIGURES[figure].of
         measured = self.rounds.get(server, {}).get(shape.name, [])
         return [of(each, shape.rows) for each in measured]
 
     def median(self, server: str, shape: Shape, figure: str) -> float | None:
-        """The median of the rounds, or None."""
+        """Median of the rounds, or None."""
         values = self.values(server, shape, figure)
         return statistics.median(values) if values else None
 
     def ratio(self, server: str, baseline: str, shape: Shape, figure: str) -> float | None:
-        """The median of one server's figure as a multiple of another's in the same round."""
+        """Median ratio of one server's figure to another's in the same round."""
         own, other = (self.values(each, shape, figure) for each in (server, baseline))
         ratios = [one / two for one, two in zip(own, other, strict=False) if two]
         return statistics.median(ratios) if ratios else None
 
     def write(self, path: Path) -> None:
-        """Writes JSON: medians, spread and single rounds."""
-        told = {
+        """Writes medians, spread and single rounds as JSON."""
+        document = {
             "machine": self.machine,
             "command": self.command,
             "shapes": [{"name": each.name, **asdict(each)} for each in self.shapes],
@@ -118,29 +118,29 @@ class Results:
             },
         }
         fresh = path.with_name(path.name + ".part")
-        fresh.write_text(json.dumps(told, indent=1))
+        fresh.write_text(json.dumps(document, indent=1))
         fresh.replace(path)
 
     @classmethod
     def read(cls, path: Path) -> "Results":
-        """Reads what `write` wrote."""
-        told = json.loads(path.read_text())
+        """Reads a file written by `write`."""
+        document = json.loads(path.read_text())
         shapes = [
             Shape(**{name: value for name, value in each.items() if name != "name"})
-            for each in told["shapes"]
+            for each in document["shapes"]
         ]
         rounds = {
             server: {shape: [Measurement(**one) for one in each] for shape, each in found.items()}
-            for server, found in told["rounds"].items()
+            for server, found in document["rounds"].items()
         }
         return cls(
-            told["machine"], told["command"], shapes, told["servers"], rounds, told["idle_cpu"],
-            told["notes"],
+            document["machine"], document["command"], shapes, document["servers"], rounds,
+            document["idle_cpu"], document["notes"],
         )  # fmt: skip
 
 
 def table(results: Results, baselines: Sequence[str] = BASELINES) -> str:
-    """The medians in Markdown with half of the spread, and the ratios to each baseline."""
+    """Medians in Markdown with half of the spread, and ratios to each baseline."""
     parts = [_table(results, FIGURES[name].title, partial(_cell, results, name)) for name in _TOLD]
     for baseline in baselines:
         if baseline in results.servers:

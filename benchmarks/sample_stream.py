@@ -1,10 +1,10 @@
-"""SampleStream into the Python client, beside the decoder's rate in process.
+"""Rate of SampleStream into the Python client, compared with the decoder in process.
 
     python -m benchmarks.sample_stream --rounds 5
 
-draws uint8 digits end to end, seed to pixels in the client, and in turn runs the decoder
-alone, in a process of its own, at as many rows a batch as a message of the stream has: on
-one thread, and on all CPUs, which the server shares with the client.
+samples uint8 digits end to end, from seed to pixels in the client, and alternates with the decoder
+alone in a process of its own, with as many rows per batch as a message of the stream: on one
+thread, and on all CPUs, which server and client share.
 """
 
 import argparse
@@ -21,14 +21,14 @@ from latentserve.client import Client
 
 
 def main() -> int:
-    """Runs it; see the top of the file."""
+    """Entry point; see the module docstring."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.sample_stream", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--rows", type=int, default=100_000, help="default: %(default)s")
     parser.add_argument(
-        "--chunk-rows", type=int, default=256, help="of a message (default: %(default)s)"
+        "--chunk-rows", type=int, default=256, help="rows per message (default: %(default)s)"
     )
     parser.add_argument("--serve", default="", help="more arguments of `latentserve serve`")
     options = parser.parse_args()
@@ -66,7 +66,7 @@ def main() -> int:
 
 
 def _stream(client: Client, rows: int, chunk_rows: int) -> float:
-    """Images a second of one stream."""
+    """Images per second of one stream."""
     began = time.perf_counter()
     stream = client.sample_stream(rows, seed=1, dtype="uint8", chunk_rows=chunk_rows)
     got = sum(len(chunk.images) for chunk in stream)

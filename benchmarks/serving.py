@@ -1,12 +1,12 @@
-"""Model servers side by side: the same graphs, the same load generator, in turn.
+"""Compares model servers: same graphs, same load generator, interleaved rounds.
 
     python -m benchmarks.serving --servers bare,echo-grpcio,plain,ours,triton --rounds 5 \
         --seconds 4 --out benchmarks/.cache/serving.json
 
-Each round measures every server at one shape, then at the next, so that what the machine
-does meanwhile meets all of them. Servers run on, idle, while others are measured; one that
-takes CPU time for it is started for its turns alone. Every answer of a check before and
-after each load is compared with onnxruntime's, and the bytes of all answers are counted.
+Each round measures every server at one shape, then at the next, so that other work on the machine
+affects all of them alike. Servers stay up while others are measured; one that uses CPU time when
+idle is started only for its turns. Before and after each load a reply is compared with
+onnxruntime's result, and the bytes of all replies are counted.
 """
 
 import argparse
@@ -24,13 +24,13 @@ from benchmarks.results import Results, table
 from benchmarks.servers.server import Contender
 from benchmarks.shapes import named
 
-# Share of a CPU above which a server is not left running while others are measured.
+# A server that uses more than this share of a CPU when idle runs only during its turns.
 _IDLE_CPU = 0.01
 _IDLE_SECONDS = 3.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs it; see the top of the file."""
+    """Entry point; see the module docstring."""
     options = _parser().parse_args(arguments)
     try:
         shapes = named(options.shapes)
@@ -62,17 +62,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 class _Run:
-    """The servers and what they came to."""
+    """The servers of a run and their results."""
 
     def __init__(self, contenders: list[Contender], results: Results, seconds: float):
         self._contenders = contenders
         self._results = results
         self._seconds = seconds
-        # Those that are started for their turns alone.
+        # Servers that run only during their turns.
         self._restless: set[str] = set()
 
     def start(self) -> None:
-        """Starts them and leaves out those that do not."""
+        """Starts the servers, leaving out those that fail to."""
         for contender in list(self._contenders):
             _say(f"start {contender.name}")
             try:
@@ -91,7 +91,7 @@ class _Run:
                 contender.stop()
 
     def round(self, title: str) -> None:
-        """Measures each server at each shape once."""
+        """Measures each server once at each shape."""
         for contender in [each for each in self._contenders if each.name in self._restless]:
             contender.start()
             self._measure(title, [contender])
@@ -99,7 +99,7 @@ class _Run:
         self._measure(title, [each for each in self._contenders if each.name not in self._restless])
 
     def stop(self) -> None:
-        """Ends them."""
+        """Stops the servers."""
         for contender in self._contenders:
             contender.stop()
 
@@ -149,20 +149,20 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=ARGUMENTS",
-        help="ours again, with these arguments of `latentserve serve`; may be repeated",
+        help="another server of ours with these arguments of `latentserve serve`; repeatable",
     )
     parser.add_argument(
         "--shapes",
         type=lambda text: text.split(","),
         default=[],
         metavar="NAME,...",
-        help="beginnings of names, such as encode-1,decode-1024-uint8 (default: all)",
+        help="prefixes of names, such as encode-1,decode-1024-uint8 (default: all)",
     )
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument(
-        "--seconds", type=float, default=4.0, help="of each load (default: %(default)g)"
+        "--seconds", type=float, default=4.0, help="duration of each load (default: %(default)g)"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="where to write it all")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="where to write all results")
     return parser
 
 

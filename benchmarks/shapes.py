@@ -1,4 +1,4 @@
-"""What servers are asked: which call, how many rows in it, how many calls in flight."""
+"""Request shapes: which RPC, rows per call, calls in flight."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ _SEED = 1
 
 @dataclass(frozen=True)
 class Shape:
-    """One kind of load.
+    """A request shape and its concurrency.
 
     Attributes:
         rpc: `encode` (images to mean and log_var) or `decode` (latents to images).
-        rows: Images or latents in a call.
-        dtype: Of the images: sent by `encode`, answered by `decode`. Latents are float32.
+        rows: Images or latents per call.
+        dtype: Dtype of the images that `encode` sends and `decode` returns. Latents are float32.
         connections: HTTP/2 connections (h2load's -c).
         streams: Calls in flight on each (h2load's -m).
     """
@@ -41,7 +41,7 @@ class Shape:
         return f"{self.rpc}-{self.rows}-{self.dtype}-x{self.in_flight}"
 
     def array(self) -> NDArray[Any]:
-        """What is sent: uint8 or float32 [rows, 784] in [0, 1], or float32 [rows, 32]."""
+        """Array that is sent: uint8 or float32 [rows, 784] in [0, 1], or float32 [rows, 32]."""
         rng = np.random.default_rng(_SEED)
         if self.rpc == "decode":
             return rng.standard_normal((self.rows, LATENTS), np.float32)
@@ -58,7 +58,7 @@ def _both(rpc: Literal["encode", "decode"], rows: int, *load: int) -> list[Shape
     return [Shape(rpc, rows, "uint8", *load), Shape(rpc, rows, "float32", *load)]
 
 
-# One call of 1024 images is as much work as 32 of 32: four at a time keep every server busy.
+# A call of 1024 images is as much work as 32 of 32: four in flight keep every server busy.
 SHAPES = (
     *_both("encode", 1, 4, 8),
     Shape("encode", 1, "uint8", 1, 1),
@@ -70,14 +70,14 @@ SHAPES = (
 
 
 def named(names: Iterable[str]) -> tuple[Shape, ...]:
-    """The shapes whose names begin so; all of them where none is named.
+    """Shapes whose names start with a prefix; all shapes for an empty one.
 
     Raises:
-        ValueError: None begins so.
+        ValueError: No name starts with it.
     """
     wanted = tuple(names)
     for name in wanted:
         if not any(shape.name.startswith(name) for shape in SHAPES):
-            known = ", ".join(shape.name for shape in SHAPES)
-            raise ValueError(f"shape: got {name!r}, wanted the beginning of one of {known}")
+            names = ", ".join(shape.name for shape in SHAPES)
+            raise ValueError(f"shape: got {name!r}, wanted the beginning of one of {names}")
     return tuple(each for each in SHAPES if not wanted or each.name.startswith(wanted))

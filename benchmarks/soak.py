@@ -1,13 +1,12 @@
-"""Whether the server's memory grows under a long mixed load.
+"""Checks whether the server's memory grows under a long mixed load.
 
     python -m benchmarks.soak --minutes 10
 
-Loads of every shape follow one another by h2load, while a Python client reconstructs,
-scores, interpolates, samples and streams arrays of ever other lengths. Tells the resident
-memory of the server each time all shapes have had their turn and nothing is in flight,
-since what is in flight takes tens of MiB, and by how much it grew after the first minute
-for each 100,000 calls, by least squares. Exits with 1 where that is more than `--allowed`
-MiB.
+h2load sends every shape in turn, while a Python client reconstructs, scores, interpolates,
+samples and streams arrays of varying lengths. Reports the server's resident memory after
+each turn of all shapes, when nothing is in flight (which takes tens of MiB), and its growth
+per 100,000 calls after the first minute, by least squares. Exits with 1 if that is more
+than `--allowed` MiB.
 """
 
 import argparse
@@ -25,7 +24,7 @@ from benchmarks.servers.ours import Ours
 from benchmarks.shapes import SHAPES
 from latentserve.client import Client
 
-# Seconds of each load, and until growth counts.
+# Seconds per load, and before growth counts.
 _TURN = 0.5
 _FIRST = 60.0
 _MOST_ROWS = 1500
@@ -35,12 +34,12 @@ _QUIET = 0.3
 
 @dataclass(frozen=True)
 class Sample:
-    """The server at one moment.
+    """State of the server at one moment.
 
     Attributes:
-        seconds: Since the start.
-        calls: Answered so far.
-        mib: Resident memory.
+        seconds: Time since the start.
+        calls: Calls answered so far.
+        mib: Resident memory in MiB.
     """
 
     seconds: float
@@ -49,7 +48,7 @@ class Sample:
 
 
 def growth(samples: list[Sample]) -> tuple[float, float]:
-    """MiB for each 100,000 calls by least squares, and its standard error.
+    """Growth in MiB per 100,000 calls by least squares, and its standard error.
 
     Raises:
         ValueError: There are fewer than three samples.
@@ -65,14 +64,14 @@ def growth(samples: list[Sample]) -> tuple[float, float]:
 
 
 def main() -> int:
-    """Runs it; see the top of the file."""
+    """Entry point; see the module docstring."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.soak", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--minutes", type=float, default=10.0, help="default: %(default)g")
     parser.add_argument("--serve", default="", help="more arguments of `latentserve serve`")
     parser.add_argument(
-        "--allowed", type=float, default=1.0, help="MiB a 100,000 calls (default: %(default)g)"
+        "--allowed", type=float, default=1.0, help="MiB per 100,000 calls (default: %(default)g)"
     )
     options = parser.parse_args()
     if not options.minutes * 60 > _FIRST:
@@ -94,7 +93,7 @@ def main() -> int:
 
 
 def _soak(server: Ours, seconds: float) -> list[Sample]:
-    """Loads it for so long; a sample after each turn of all shapes."""
+    """Loads the server for `minutes` and samples its memory after each turn of all shapes."""
     began = time.monotonic()
     others = _Others(server.port, began + seconds)
     others.start()
@@ -120,11 +119,11 @@ def _soak(server: Ours, seconds: float) -> list[Sample]:
 
 
 class _Others(threading.Thread):
-    """A Python client that makes every other kind of call.
+    """A Python client that makes all calls that h2load does not.
 
     Attributes:
-        calls: Answered so far.
-        error: What ended it early.
+        calls: Calls answered so far.
+        error: Exception that ended it early, or None.
         between: Held while calls are in flight.
     """
 
@@ -139,7 +138,7 @@ class _Others(threading.Thread):
     def run(self) -> None:
         try:
             self._call()
-        except Exception as error:  # noqa: BLE001 - told by the thread that waits
+        except Exception as error:  # noqa: BLE001 - raised by the thread that waits
             self.error = error
 
     def _call(self) -> None:
@@ -159,7 +158,7 @@ class _Others(threading.Thread):
                     for _ in client.encode_stream(batches):
                         pass
                     self.calls += 6
-                # So that it does not take the CPUs from the many small calls.
+                # Leaves the CPUs to the many small calls.
                 time.sleep(0.2)
 
 

@@ -1,11 +1,11 @@
-"""How much memory a long stream takes, at the server and at the client.
+"""Memory that a long stream takes at the server and at the client.
 
-Serves a model on a free port, draws a stream of new images and decodes a stream of as
-many latents, and tells the resident memory of both processes as it goes:
+Serves a model on a free port, samples a stream of images, decodes a stream of as many
+latents, and reports the resident memory of both processes as it goes:
 
     .venv/bin/python benchmarks/stream_memory.py --model mnist2d --rows 1000000
 
-Exits with 1 where either process grew by more than `--allowed` MiB between the first
+Exits with 1 if either process grew by more than `--allowed` MiB between the first
 tenth of a stream and its end.
 """
 
@@ -28,13 +28,13 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def main() -> int:
-    """Runs it; see the top of the file."""
+    """Entry point; see the module docstring."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", default="models", help="models folder (default: %(default)s)")
     parser.add_argument("--model", default="", help="its name (default: the server's default)")
     parser.add_argument("--rows", type=int, default=1_000_000, help="default: %(default)s")
     parser.add_argument(
-        "--allowed", type=float, default=32.0, help="MiB of growth (default: %(default)g)"
+        "--allowed", type=float, default=32.0, help="growth allowed in MiB (default: %(default)g)"
     )
     options = parser.parse_args()
     with server(options.models) as (target, pid), Client(target, timeout=300) as client:
@@ -50,16 +50,16 @@ def main() -> int:
 
 
 def watch(name: str, rows: int, sizes: Iterable[int], pid: int) -> float:
-    """Reads a stream to its end and returns by how many MiB the worse process grew."""
-    done, told, began = 0, 0, time.monotonic()
+    """Reads a stream to its end and returns the larger growth of the two processes in MiB."""
+    done, reported, began = 0, 0, time.monotonic()
     first: tuple[float, float] | None = None
     print(
         f"{name}\n{'rows':>10}  {'server MiB':>10}  {'client MiB':>10}  {'rows/s':>8}", flush=True
     )
     for size in sizes:
         done += size
-        if done * 10 // rows > told:
-            told = done * 10 // rows
+        if done * 10 // rows > reported:
+            reported = done * 10 // rows
             now = resident(pid), resident(os.getpid())
             first = first or now
             speed = done / (time.monotonic() - began)
@@ -72,7 +72,7 @@ def watch(name: str, rows: int, sizes: Iterable[int], pid: int) -> float:
 
 
 def batches(rows: int, dim: int) -> Iterator[np.ndarray]:
-    """Latents, made as they are asked for."""
+    """Generates latents on demand."""
     rng = np.random.default_rng(0)
     for start in range(0, rows, CHUNK):
         yield rng.standard_normal((min(CHUNK, rows - start), dim), np.float32)
@@ -94,7 +94,7 @@ def server(models: str) -> Iterator[tuple[str, int]]:
         text=True,
     )  # fmt: skip
     assert process.stdout is not None
-    # Read on, or the pipe would fill.
+    # Keeps reading, so that the pipe does not fill.
     line = process.stdout.readline()
     threading.Thread(target=process.stdout.read, daemon=True).start()
     try:

@@ -1,9 +1,9 @@
-"""The 99th percentile at half of capacity, as a multiple of the median: ours and a plain servicer.
+"""Ratio of the 99th percentile to the median at half of capacity: ours and a plain servicer.
 
     python -m benchmarks.tails --rounds 5 --seconds 5
 
-Capacity is what h2load gets with 32 calls in flight, one uint8 image a call; then it sends
-half as many a second, whatever comes back.
+Capacity is h2load's rate with 32 calls in flight, one uint8 image per call; then it sends half
+of that rate in an open loop.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from benchmarks.servers.server import Server
 from benchmarks.shapes import Shape
 
 _SHAPE = Shape("encode", 1, "uint8", 4, 8)
-# A load that was sent slower than this share of its pace says nothing of it.
+# A load sent at less than this share of its rate is not a measurement of that rate.
 _KEPT = 0.95
 
 
 def main() -> int:
-    """Runs it; see the top of the file."""
+    """Entry point; see the module docstring."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.tails", description=(__doc__ or "").partition("\n")[0]
     )
@@ -33,29 +33,29 @@ def main() -> int:
                         help="ours again, with these arguments of `latentserve serve`")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument(
-        "--seconds", type=float, default=5.0, help="of each load (default: %(default)g)"
+        "--seconds", type=float, default=5.0, help="duration of each load (default: %(default)g)"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="where to write it all")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="where to write all results")
     options = parser.parse_args()
     servers = chosen(options.servers.split(","), options.variant)
-    told: dict[str, list[dict[str, float]]] = {each.name: [] for each in servers}
+    records: dict[str, list[dict[str, float]]] = {each.name: [] for each in servers}
     try:
         for server in servers:
             server.start()
         for _ in range(options.rounds):
             for server in servers:
                 assert isinstance(server, Server), f"{server.name} has no port"
-                told[server.name].append(_round(server, options.seconds))
-                print(server.name, told[server.name][-1], file=sys.stderr, flush=True)
+                records[server.name].append(_round(server, options.seconds))
+                print(server.name, records[server.name][-1], file=sys.stderr, flush=True)
     finally:
         for server in servers:
             server.stop()
     if options.out is not None:
-        options.out.write_text(json.dumps({"machine": machine(), "rounds": told}, indent=1))
+        options.out.write_text(json.dumps({"machine": machine(), "rounds": records}, indent=1))
     print(f"{machine()}\n")
     print("| medians of the rounds | capacity, calls/s | p50, ms | p99, ms | p99 / p50 |")
     print("| --- | ---: | ---: | ---: | ---: |")
-    for name, rounds in told.items():
+    for name, rounds in records.items():
         middle = {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
         print(
             f"| {name} | {middle['capacity']:.0f} | {middle['p50_ms']:.2f} "
@@ -65,10 +65,10 @@ def main() -> int:
 
 
 def _round(server: Server, seconds: float) -> dict[str, float]:
-    """Capacity first, then half of it.
+    """Measures capacity, then latencies at half of it.
 
     Raises:
-        LoadFailed: The pace was not kept.
+        LoadFailed: The rate was not kept.
     """
     full = server.measure(_SHAPE, max(1.0, 0.4 * seconds))
     capacity = full.calls / full.seconds

@@ -1,10 +1,10 @@
-"""Two ways to use the cores for batches: all of them on one batch, or one on each.
+"""Two ways to use the cores for batches: all cores on one batch, or one core per batch.
 
     python -m benchmarks.threads --rounds 5
 
-For the encoder and the decoder of the dense benchmark model and of the flagship: a session
-with a thread for each CPU that computes batch after batch, and a session of one thread that
-is run on as many batches at a time. The rounds of both are interleaved; medians are told.
+For the encoder and the decoder of the dense benchmark model and of the flagship: a session with
+one thread per CPU that computes batch after batch, and a single-threaded session that runs one
+batch per CPU concurrently. The rounds of both are interleaved; medians are reported.
 """
 
 import argparse
@@ -28,7 +28,7 @@ _SECONDS = 0.3
 
 
 def main() -> int:
-    """Runs it; see the top of the file."""
+    """Entry point; see the module docstring."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     rounds = parser.parse_args().rounds
@@ -44,19 +44,21 @@ def main() -> int:
                     "all": batches(path, rows, cpus, 1, pool),
                     "each": batches(path, rows, 1, cpus, pool),
                 }
-                told: dict[str, list[tuple[float, float]]] = {"all": [], "each": []}
+                timings: dict[str, list[tuple[float, float]]] = {"all": [], "each": []}
                 for _ in range(rounds):
                     for way, run in ways.items():
-                        told[way].append(timed(run, rows))
-                cpu = {way: statistics.median(each[0] for each in told[way]) for way in told}
-                speed = {way: statistics.median(each[1] for each in told[way]) for way in told}
+                        timings[way].append(timed(run, rows))
+                cpu = {way: statistics.median(each[0] for each in timings[way]) for way in timings}
+                speed = {
+                    way: statistics.median(each[1] for each in timings[way]) for way in timings
+                }
                 print(f"| {name} | {rows} | {cpu['all']:.1f} | {cpu['each']:.1f} | "
                       f"{speed['all']:,.0f} | {speed['each']:,.0f} |", flush=True)  # fmt: skip
     return 0
 
 
 def graphs() -> dict[str, Path]:
-    """ONNX files by what they are."""
+    """ONNX files by title."""
     flagship = ROOT / "models" / "mnist" / "1"
     return {
         "dense encoder": graph("encode"),
@@ -69,7 +71,7 @@ def graphs() -> dict[str, Path]:
 def batches(
     path: Path, rows: int, threads: int, at_once: int, pool: ThreadPoolExecutor
 ) -> Callable[[int], int]:
-    """What computes so many batches, as many at once, and returns how many it was."""
+    """A function that computes `count` batches, `workers` at once, and returns their number."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.enable_mem_pattern = False
@@ -91,7 +93,7 @@ def batches(
 
 
 def timed(run: Callable[[int], int], rows: int) -> tuple[float, float]:
-    """CPU microseconds a row, and rows a second."""
+    """CPU microseconds per row, and rows per second."""
     began = time.perf_counter()
     run(1)
     count = max(1, int(_SECONDS / (time.perf_counter() - began) / 2))

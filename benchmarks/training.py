@@ -1,9 +1,9 @@
-"""Trainers side by side: epochs for a minute of CPU time, ours and pythae's.
+"""Compares trainers: epochs per minute of CPU time, ours and pythae's.
 
-One VAE, 784-512-256-32, on the same images of MNIST, with the same batches, the same number
-of threads, the same loss and Adam's steps of the same size. Each training is a process of its
-own, and they take turns; their first epoch does not count. Ours also keeps a moving average
-of the weights and bounds the gradient's norm; pythae also keeps its best model.
+One VAE, 784-512-256-32, on the same MNIST images, with the same batches, number of threads, loss
+and learning rate of Adam. Each training is a process of its own, and they alternate; the first
+epoch is not counted. Ours also keeps a moving average of the weights and clips the gradient's
+norm; pythae also keeps its best model.
 """
 
 import argparse
@@ -26,7 +26,7 @@ Report = dict[str, float]
 
 
 def table(rounds: Sequence[dict[str, Report]]) -> str:
-    """The medians of the rounds in Markdown, ± half of their spread, and the ratios."""
+    """Medians of the rounds in Markdown, ± half of their spread, and the ratios."""
     columns: list[tuple[str, int, Callable[[Report], float]]] = [
         ("epochs a CPU-minute", 1, lambda each: 60 * each["epochs"] / each["cpu_seconds"]),
         ("epochs a minute", 1, lambda each: 60 * each["epochs"] / each["wall_seconds"]),
@@ -58,10 +58,10 @@ def main() -> int:
     summary = (__doc__ or "").splitlines()[0]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=summary)
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
-    parser.add_argument("--epochs", type=int, default=3, help="that count (default: 3)")
+    parser.add_argument("--epochs", type=int, default=3, help="counted epochs (default: 3)")
     parser.add_argument("--batch-size", type=int, default=256, help="default: 256")
-    parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="where to write it all")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="where to write all results")
     wanted = parser.parse_args()
     images = _images()
     arguments = [
@@ -75,12 +75,12 @@ def main() -> int:
     }
     rounds: list[dict[str, Report]] = []
     for number in range(wanted.rounds):
-        # Whoever goes first goes last the next time.
+        # Alternates the order of the trainers.
         names = sorted(trainers, reverse=bool(number % 2))
         rounds.append({name: _train(*trainers[name]) for name in names})
         for name, report in sorted(rounds[-1].items()):
-            told = ", ".join(f"{key} {value:.2f}" for key, value in report.items())
-            print(f"round {number + 1}/{wanted.rounds} {name:14} {told}", file=sys.stderr)
+            figures = ", ".join(f"{key} {value:.2f}" for key, value in report.items())
+            print(f"round {number + 1}/{wanted.rounds} {name:14} {figures}", file=sys.stderr)
     command = " ".join(["python", "-m", "benchmarks.training", *sys.argv[1:]])
     print(f"{machine()}\n`{command}`\n\n{table(rounds)}")
     if wanted.out is not None:
@@ -92,7 +92,7 @@ def main() -> int:
 
 
 def _images() -> Path:
-    """A file of the images, for programs that have nothing of ours."""
+    """Writes the images to a file for programs that do not import this project."""
     mnist = load_dataset("mnist")
     path = CACHE / "mnist.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ def _images() -> Path:
 
 def _train(interpreter: Path, name: str, arguments: Sequence[str]) -> Report:
     command = [str(interpreter), "-m", f"benchmarks.trainers.{name}_program", *arguments]
-    # pythae draws a bar there for every batch.
+    # pythae updates a progress bar there for every batch.
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{name}: status {done.returncode}\n{done.stderr}")

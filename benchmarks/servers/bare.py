@@ -1,4 +1,4 @@
-"""onnxruntime in process: what the inference alone costs."""
+"""onnxruntime in process: the cost of inference alone."""
 
 import json
 import sys
@@ -11,13 +11,13 @@ from benchmarks.shapes import Shape
 
 
 class Bare(Contender):
-    """One caller, the whole call as one batch; see `bare_program.py`.
+    """One caller that runs the whole call as one batch; see `bare_program.py`.
 
     Args:
-        name: In the table.
-        threads: Of a run; one takes the least CPU.
-        processes: So many do the same at once, each for itself. CPUs that are threads of one
-            core are slower, each of them, when both are at work, as under a server's load.
+        name: Name in the table.
+        threads: Threads of a run; one uses the least CPU time.
+        processes: Independent processes doing the same at once. Hyperthreads of one core are each
+            slower when both are busy, as they are under a server's load.
     """
 
     def __init__(self, name: str, threads: int = 1, processes: int = 1):
@@ -42,24 +42,24 @@ class Bare(Contender):
 
     @property
     def pid(self) -> int:
-        """See `Contender`; the first, where there are several."""
+        """See `Contender`; the first of several."""
         return self._programs[0].process.pid
 
     def takes(self, shape: Shape) -> bool:  # noqa: ARG002
-        """All; it has no wire and no queue, so only the rows make a difference."""
+        """All shapes: without a wire and a queue only the rows matter."""
         return True
 
     def measure(self, shape: Shape, seconds: float) -> Measurement:
-        """See `Contender`; it is what others are checked against, so not checked itself."""
+        """See `Contender`; not checked, since it is the reference."""
         self._run(shape, 0.15 * seconds)
         before = self._cpu_seconds()
-        told = self._run(shape, seconds)
+        reports = self._run(shape, seconds)
         return Measurement(
-            sum(each["calls"] for each in told),
-            max(each["seconds"] for each in told),
+            sum(each["calls"] for each in reports),
+            max(each["seconds"] for each in reports),
             self._cpu_seconds() - before,
-            max(each["p50_ms"] for each in told),
-            max(each["p99_ms"] for each in told),
+            max(each["p50_ms"] for each in reports),
+            max(each["p99_ms"] for each in reports),
             sum(resident_mib(each.process.pid) for each in self._programs),
         )
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.servers.bare_program THREADS
 
-reads one job a line, as JSON (`graph`, `rpc`, `rows`, `dtype`, `seconds`), runs the graph that long
-and answers with one line: how often, in how many seconds, and latencies.
+reads one job per line as JSON (`graph`, `rpc`, `rows`, `dtype`, `seconds`), runs the graph for that
+time, and answers with one line: number of runs, seconds, and latencies.
 """
 
 import json
@@ -23,7 +23,7 @@ _OUTPUTS = {"encode": ["mean", "log_var"], "decode": ["image"]}
 
 
 def main() -> None:
-    """Works until its input ends."""
+    """Runs until its input ends."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = int(sys.argv[1])
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -36,7 +36,7 @@ def main() -> None:
             sessions[path] = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
         array = Shape(rpc, job["rows"], job["dtype"], 1, 1).array()
         if rpc == "encode":
-            # Made float32 once: what that costs is a server's.
+            # Converted once: the conversion is part of a server's cost, not of inference.
             array = (unit(array) if array.dtype == np.uint8 else array).reshape(-1, 1, 28, 28)
         name = sessions[path].get_inputs()[0].name
         latencies = []
@@ -47,8 +47,8 @@ def main() -> None:
             latencies.append(now - last)
             last = now
         p50, p99 = np.percentile(latencies, (50, 99)) * 1000
-        told = {"calls": len(latencies), "seconds": last - began, "p50_ms": p50, "p99_ms": p99}
-        print(json.dumps(told), flush=True)
+        report = {"calls": len(latencies), "seconds": last - began, "p50_ms": p50, "p99_ms": p99}
+        print(json.dumps(report), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Servers that have no model and answer what they are sent: a transport's own cost."""
+"""Servers without a model that return what they receive: the cost of a transport."""
 
 import sys
 
@@ -12,7 +12,7 @@ class Echo(Server):
     """See `echo_program.py`.
 
     Args:
-        name: In the table.
+        name: Name in the table.
         transport: One of its TRANSPORTS.
     """
 
@@ -29,11 +29,11 @@ class Echo(Server):
         return program
 
     def takes(self, shape: Shape) -> bool:
-        """One image a call: larger ones would measure memory."""
+        """Calls of one image: larger ones would measure memory."""
         return shape.rows == 1
 
     def call(self, shape: Shape) -> Call:
-        """Any bytes; here those of the image or latent."""
+        """The bytes of the image or latent as the message."""
         return Call("/echo.Echo/Echo", shape.array().tobytes(), lambda _answer: [])
 
     def check(self, shape: Shape, call: Call, answer: bytes) -> None:

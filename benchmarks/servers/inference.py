@@ -1,4 +1,4 @@
-"""Requests and answers of the Open Inference Protocol, as Triton, MLServer and KServe speak it."""
+"""Requests and replies of the Open Inference Protocol of Triton, MLServer and KServe."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,12 +15,12 @@ _ARRAYS = {"UINT8": np.uint8, "FP32": np.float32}
 
 
 def inference_call(shape: Shape, model: str, outputs: Sequence[str] = ()) -> Call:
-    """The request of a shape, its array as raw bytes.
+    """The request for a shape, with its array as raw bytes.
 
     Args:
-        shape: What to ask.
+        shape: Request shape.
         model: Name of the model.
-        outputs: What to ask for by name, in the order of `Call.read`; nothing for all.
+        outputs: Names of the outputs to request, in the order of `Call.read`; empty for all.
     """
     messages, _services = stubs.load("inference")
     array = shape.array()

@@ -2,9 +2,9 @@
 
     python -m benchmarks.servers.kserve_program FOLDER
 
-serves the `encoder.onnx` and `decoder.onnx` of a folder on a free port and prints it. The
-servicer, data plane and interceptors are KServe's, put together as its `GRPCServer` does;
-that would listen on all addresses.
+serves the `encoder.onnx` and `decoder.onnx` of a folder on a free port that it prints. The
+servicer, data plane and interceptors are KServe's, assembled as in its `GRPCServer`, which would
+listen on all addresses.
 """
 
 import logging
@@ -38,8 +38,8 @@ class Vae(Model):  # type: ignore[misc]
     """One graph.
 
     Args:
-        name: Of the model.
-        graph: The ONNX file.
+        name: Name of the model.
+        graph: Path of the ONNX file.
         uint8: Whether images are uint8.
     """
 
@@ -78,7 +78,7 @@ class Vae(Model):  # type: ignore[misc]
 
 
 async def main() -> None:
-    """Serves until it is ended."""
+    """Serves until it is stopped."""
     logging.getLogger("kserve").setLevel(logging.WARNING)
     folder = Path(sys.argv[1])
     models = ModelRepository()

@@ -1,7 +1,6 @@
-"""Seldon's MLServer, with a runtime of its own kind over onnxruntime.
+"""Seldon's MLServer, with a custom runtime over onnxruntime.
 
-One process and no adaptive batching, which waits for its window to end: both were the
-quicker choice here.
+One process and no adaptive batching (which waits until its window ends): both were faster here.
 """
 
 import json
@@ -18,11 +17,11 @@ from benchmarks.shapes import Shape
 
 
 class MLServer(Server):
-    """A model for each call and dtype.
+    """One model per RPC and dtype.
 
     Args:
-        name: In the table.
-        batch_seconds: How long its adaptive batching waits; 0 for none.
+        name: Name in the table.
+        batch_seconds: Window of adaptive batching; 0 for none.
     """
 
     def __init__(self, name: str, batch_seconds: float = 0.0):

@@ -1,4 +1,4 @@
-"""The runtime of MLServer: onnxruntime, called as its requests come."""
+"""MLServer's runtime: onnxruntime, one run per request."""
 
 import os
 from typing import Any
@@ -16,7 +16,7 @@ _OUTPUTS = {"image": ["mean", "log_var"], "z": ["image"]}
 
 
 class Vae(MLModel):  # type: ignore[misc]
-    """One graph: `graph`, and the `dtype` that `decode` answers, are its extra parameters."""
+    """One graph; its extra parameters are `graph` and the `dtype` that `decode` returns."""
 
     async def load(self) -> bool:
         """Loads the graph."""

@@ -20,12 +20,12 @@ _FORMATS = {"uint8": pb.IMAGE_FORMAT_UINT8, "float32": pb.IMAGE_FORMAT_FLOAT32}
 
 
 class Ours(Server):
-    """The server as it comes.
+    """The server with its default settings.
 
     Args:
-        name: In the table.
-        arguments: More for its command line.
-        checkout: Whose server; this one's by default.
+        name: Name in the table.
+        arguments: Further command-line arguments.
+        checkout: Checkout whose server is run; this one by default.
     """
 
     # Timing.batch_rows has one byte or two.

@@ -35,7 +35,7 @@ class Plain(Server):
 
 
 def plain_call(shape: Shape) -> Call:
-    """The request of a shape in the messages of `plain.proto`."""
+    """The request for a shape as a message of `plain.proto`."""
     messages, _services = stubs.load("plain")
     data = shape.array().tobytes()
     if shape.rpc == "encode":

@@ -1,9 +1,9 @@
-"""A plain grpc.aio servicer over onnxruntime: what somebody would write in an afternoon.
+"""A plain grpc.aio servicer over onnxruntime, as one would write it in an afternoon.
 
     python -m benchmarks.servers.plain_program FOLDER
 
-serves the `encoder.onnx` and `decoder.onnx` of a folder on a free port and prints it.
-Every call is one run, on a thread of the loop's pool, so that the loop is not held up.
+serves the `encoder.onnx` and `decoder.onnx` of a folder on a free port that it prints.
+Every call is one run on a thread of the event loop's executor, which keeps the loop responsive.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ class Vae(services.VaeServicer):  # type: ignore[name-defined, misc]
 
     def __init__(self, folder: Path):
         options = onnxruntime.SessionOptions()
-        # Concurrent runs are the parallelism; a pool in each only costs here, and its
+        # Runs are concurrent already; a thread pool in each only costs CPU time here, and its
         # spinning most of all.
         options.intra_op_num_threads = 1
         self._encoder, self._decoder = (
@@ -57,7 +57,7 @@ class Vae(services.VaeServicer):  # type: ignore[name-defined, misc]
 
 
 async def main() -> None:
-    """Serves until it is ended."""
+    """Serves until it is stopped."""
     server = grpc.aio.server(options=UNLIMITED)
     services.add_VaeServicer_to_server(Vae(Path(sys.argv[1])), server)
     port = server.add_insecure_port("127.0.0.1:0")

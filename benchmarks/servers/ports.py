@@ -1,10 +1,10 @@
-"""A port for servers that cannot pick one themselves and tell it."""
+"""A free port for servers that cannot choose and report one themselves."""
 
 import socket
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that is free now."""
+    """A currently free port of 127.0.0.1."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]

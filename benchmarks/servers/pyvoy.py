@@ -24,7 +24,7 @@ class PyvoyEcho(Echo):
     """An empty call.
 
     Args:
-        name: In the table.
+        name: Name in the table.
     """
 
     def __init__(self, name: str):

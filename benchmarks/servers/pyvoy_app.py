@@ -1,8 +1,7 @@
 """Two ASGI applications for pyvoy, which runs Envoy's HTTP/2 in process.
 
-`echo` answers the bytes of every call. `ours` answers with the servicer of latentserve,
-without what every call of a real transport goes through: no deadlines, tokens, metrics or
-errors. It tells what that transport would cost at least.
+`echo` returns the bytes of every call. `ours` answers with latentserve's servicer, but without
+dispatch: no deadlines, tokens, metrics or errors. It is a lower bound on that transport's cost.
 """
 
 import os
@@ -35,7 +34,7 @@ _servicer: Servicer | None = None
 
 
 async def echo(_scope: dict[str, Any], receive: Receive, send: Send) -> None:
-    """Answers what it is sent."""
+    """Returns what it receives."""
     await _answer(await _body(receive), send)
 
 

@@ -28,7 +28,7 @@ class Vae:
     """The service.
 
     Args:
-        folder: Of the graphs.
+        folder: Folder of the graphs.
     """
 
     def __init__(self, folder: str):
@@ -61,7 +61,7 @@ class Vae:
 
 
 def main() -> None:
-    """Serves until it is ended."""
+    """Serves until it is stopped."""
     folder, port = sys.argv[1], int(sys.argv[2])
     ray.init(
         include_dashboard=False,
@@ -78,7 +78,7 @@ def main() -> None:
     )
     serve.run(Vae.bind(folder))  # type: ignore[attr-defined]
     print(f"listening on {port}", flush=True)
-    # SIGTERM leaves by way of `finally`, and takes Ray's own processes along.
+    # SIGTERM runs `finally`, which stops Ray's own processes too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         signal.pause()

@@ -14,7 +14,7 @@ from benchmarks.shapes import Shape
 
 
 class RayServe(Server):
-    """One replica, and the settings that Ray Serve calls optimized for throughput.
+    """One replica with Ray Serve's settings for throughput.
 
     See `ray_program.py`.
     """
@@ -26,7 +26,7 @@ class RayServe(Server):
         paths = (
             ROOT,
             Path(__file__).with_name("ray_site"),
-            # Its proxy imports the stubs by their name.
+            # Ray's proxy imports the stubs by name.
             CACHE / "stubs" / "rayserve",
         )
         program = Program(
@@ -36,7 +36,7 @@ class RayServe(Server):
             env={
                 "PYTHONPATH": os.pathsep.join(map(str, paths)),
                 "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-                # Callers would have to find the replicas' ports themselves.
+                # Without the proxy, callers would have to find the replicas' ports.
                 "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
                 "RAY_USAGE_STATS_ENABLED": "0",
             },
@@ -47,7 +47,7 @@ class RayServe(Server):
     def start(self) -> None:
         """See `Contender`."""
         super().start()
-        # The proxy learns of the application a little later.
+        # The proxy is notified of the application a little later.
         self.wait_until_answering(Shape("decode", 1, "uint8", 1, 1))
 
     def takes(self, shape: Shape) -> bool:  # noqa: ARG002

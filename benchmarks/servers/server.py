@@ -1,4 +1,4 @@
-"""What a contender is to the runs: something that can be started, loaded and measured."""
+"""Contenders: servers that can be started, loaded and measured."""
 
 import time
 from abc import ABC, abstractmethod
@@ -16,21 +16,21 @@ from benchmarks.shapes import Shape
 
 _OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 _START_SECONDS = 120.0
-# Of a measurement's seconds, what is sent before it, unmeasured.
+# Length of the unmeasured warm-up, as a share of a measurement.
 _WARMUP = 0.15
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a load on a contender came to.
+    """Result of a load on a contender.
 
     Attributes:
         calls: Calls answered.
-        seconds: How long they took.
-        cpu_seconds: CPU time that the server's processes used meanwhile.
+        seconds: Duration of the load.
+        cpu_seconds: CPU time of the server's processes during it.
         p50_ms: Median latency.
         p99_ms: 99th percentile.
-        rss_mib: Resident memory of the server's processes afterwards.
+        rss_mib: Resident memory of the server's processes after it, in MiB.
     """
 
     calls: int
@@ -48,8 +48,8 @@ class Call:
     Attributes:
         method: `/package.Service/Method`.
         message: The request, serialized.
-        read: Makes arrays of an answer's bytes: mean and log_var, or images.
-        metadata: What else goes with it.
+        read: Parses a reply's bytes into arrays: mean and log_var, or images.
+        metadata: Metadata of the call.
     """
 
     method: str
@@ -59,45 +59,45 @@ class Call:
 
 
 class Contender(ABC):
-    """Something that is measured beside others.
+    """A server, or a program in place of one, that is measured.
 
     Attributes:
-        name: In the table.
+        name: Name in the table.
     """
 
     name: str
 
     @abstractmethod
     def start(self) -> None:
-        """Starts it and returns when it answers.
+        """Starts it and returns once it answers.
 
         Raises:
-            ServerFailed: It does not.
+            ServerFailed: It does not answer.
         """
 
     @abstractmethod
     def stop(self) -> None:
-        """Ends it and all that it started."""
+        """Stops it and its descendants."""
 
     @property
     @abstractmethod
     def pid(self) -> int:
-        """Its process, the ancestor of all the others."""
+        """Id of its process, the ancestor of its others."""
 
     @abstractmethod
     def takes(self, shape: Shape) -> bool:
-        """Whether it can be asked so."""
+        """Whether it supports a shape."""
 
     @abstractmethod
     def measure(self, shape: Shape, seconds: float) -> Measurement:
-        """Loads it for about so long, its answers checked before and after."""
+        """Loads it for about `seconds`, checking its replies before and after."""
 
 
 class Server(Contender):
     """A gRPC server on 127.0.0.1, loaded by h2load.
 
     Attributes:
-        slack_bytes: What the lengths of two answers to one request may differ by.
+        slack_bytes: Allowed difference in length of two replies to one request.
     """
 
     slack_bytes = 0
@@ -111,11 +111,11 @@ class Server(Contender):
 
     @abstractmethod
     def launch(self) -> Program:
-        """Starts its program and sets `port`; need not wait until it answers."""
+        """Starts its program and sets `port`, without waiting until it answers."""
 
     @abstractmethod
     def call(self, shape: Shape) -> Call:
-        """The request of a shape."""
+        """The request for a shape."""
 
     def start(self) -> None:
         """See `Contender`."""
@@ -145,10 +145,10 @@ class Server(Contender):
         """See `Contender`.
 
         Args:
-            shape: What is asked.
-            seconds: How long, about.
-            pace: Calls a second, whatever comes back; 0 for as many in flight as the shape
-                says.
+            shape: Request shape.
+            seconds: Approximate duration.
+            pace: Calls per second of an open loop; 0 for a closed loop with the shape's calls in
+                flight.
         """
         call = self.call(shape)
         size = self._check(shape, call)
@@ -159,7 +159,7 @@ class Server(Contender):
         used = cpu_seconds(self.pid) - before
         if not pace:
             self._rates[shape] = load.calls / load.seconds
-        # An error has no message, and HTTP status 200 all the same.
+        # A gRPC error has no message, but HTTP status 200 as well.
         size = (size + self._check(shape, call)) // 2
         wrong = abs(load.data_bytes - load.calls * size)
         if wrong > load.calls * self.slack_bytes:
@@ -172,10 +172,10 @@ class Server(Contender):
         )
 
     def ask(self, call: Call) -> bytes:
-        """Makes one call, by grpcio, and returns the answer's bytes.
+        """Makes one call with grpcio and returns the reply's bytes.
 
         Raises:
-            ServerFailed: It was answered by a status other than OK.
+            ServerFailed: The status is not OK.
         """
         with grpc.insecure_channel(f"127.0.0.1:{self.port}", _OPTIONS) as channel:
             method = channel.unary_unary(call.method, None, None)
@@ -186,10 +186,10 @@ class Server(Contender):
             return answer
 
     def wait_until_answering(self, shape: Shape, seconds: float = _START_SECONDS) -> None:
-        """Calls until there is an answer: for servers whose port opens before their models.
+        """Calls until there is a reply: for servers whose port opens before their models.
 
         Raises:
-            ServerFailed: There is none.
+            ServerFailed: There is no reply in time.
         """
         with grpc.insecure_channel(f"127.0.0.1:{self.port}", _OPTIONS) as channel:
             call = self.call(shape)
@@ -207,15 +207,15 @@ class Server(Contender):
         raise ServerFailed(f"{self.name}: no answer in {seconds:g} s: {last}")
 
     def check(self, shape: Shape, call: Call, answer: bytes) -> None:
-        """Compares an answer with onnxruntime's.
+        """Compares a reply with onnxruntime's result.
 
         Raises:
-            WrongAnswer: It is another.
+            WrongAnswer: They differ.
         """
         self._reference.check(shape, call.read(answer))
 
     def _check(self, shape: Shape, call: Call) -> int:
-        """Makes one call, checks the answer and returns its size with gRPC's prefix."""
+        """Makes one call, checks the reply and returns its size including gRPC's prefix."""
         answer = self.ask(call)
         try:
             self.check(shape, call, answer)
@@ -224,7 +224,7 @@ class Server(Contender):
         return len(h2load.framed(answer))
 
     def _rate(self, shape: Shape, call: Call, seconds: float) -> float:
-        """Calls a second it makes, from before or by a short trial."""
+        """Calls per second, from an earlier load or a short trial."""
         if shape not in self._rates:
             first = self._load(shape, call, 0)
             trial = self._load(shape, call, 0.1 * seconds * first.calls / first.seconds)

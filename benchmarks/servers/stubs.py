@@ -1,8 +1,8 @@
-"""Stubs of the protos beside this file, made when they are needed.
+"""Stubs of the protos in this folder, generated on demand.
 
-By the grpcio-tools of whichever environment asks, since stubs of one version need at
-least that version of grpcio and protobuf; so this knows the standard library and
-grpcio-tools alone.
+By the grpcio-tools of the importing environment, since stubs need at least the version of grpcio
+and protobuf that they were generated with; so this file imports the standard library and
+grpcio-tools only.
 """
 
 import importlib
@@ -28,11 +28,11 @@ def load(name: str) -> tuple[ModuleType, ModuleType]:
                  f"--python_out={fresh}", f"--grpc_python_out={fresh}", newest],
                 check=True,
             )  # fmt: skip
-            # Two servers that start at once both find whole files.
+            # Renamed into place, so that two servers starting at once both find complete files.
             for each in sorted(Path(fresh).iterdir()):
                 each.replace(folder / each.name)
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
-    # Where it was on the path before it was there, its absence is remembered.
+    # The import system caches that the folder was missing.
     importlib.invalidate_caches()
     return importlib.import_module(f"{name}_pb2"), importlib.import_module(f"{name}_pb2_grpc")

@@ -1,7 +1,7 @@
 """NVIDIA's tritonserver, started directly, with its python backend and dynamic batching.
 
-Its binary comes from the wheel of nvidia-pytriton. Started so it is several times quicker
-than through pytriton, which hands every request to another process of its own.
+Its binary comes from the wheel of nvidia-pytriton. Started directly it is several times faster than
+through pytriton, which hands every request to another process.
 """
 
 import shutil
@@ -34,12 +34,12 @@ parameters {{ key: "threads" value {{ string_value: "{threads}" }} }}
 
 
 class Triton(Server):
-    """tritonserver with a model for each call and dtype.
+    """tritonserver with one model per RPC and dtype.
 
     Args:
-        name: In the table.
-        instances: Of each model.
-        threads: Of each instance.
+        name: Name in the table.
+        instances: Instances of each model.
+        threads: onnxruntime threads of each instance.
     """
 
     def __init__(self, name: str, instances: int = 1, threads: int = 1):
@@ -57,7 +57,7 @@ class Triton(Server):
         for rpc in ("encode", "decode"):
             for dtype in ("uint8", "float32"):
                 self._write(folder / "models", rpc, dtype)
-        # The backend looks for its stub beside itself; the wheel has one for each Python.
+        # The backend looks for its stub in its own folder; the wheel has one per Python version.
         backend = folder / "backends" / "python"
         shutil.copytree(home / "backends" / "python", backend)
         shutil.copy2(home / "python_backend_stubs" / "3.11" / "triton_python_backend_stub", backend)
@@ -70,7 +70,7 @@ class Triton(Server):
             self.name,
             env={
                 "LD_LIBRARY_PATH": str(packages / "nvidia_pytriton.libs"),
-                # The Python in it is found as a shell would find it.
+                # Its Python is found on the PATH.
                 "PATH": f"{environment / 'bin'}:/usr/local/bin:/usr/bin:/bin",
                 "PYTHONHOME": "",
             },
@@ -90,7 +90,7 @@ class Triton(Server):
         return inference_call(shape, f"{shape.rpc}_{shape.dtype}")
 
     def _write(self, models: Path, rpc: str, dtype: str) -> None:
-        """Writes a model's folder."""
+        """Writes the folder of one model."""
         model = models / f"{rpc}_{dtype}"
         (model / "1").mkdir(parents=True)
         inputs, outputs = _TENSORS[rpc]

@@ -1,4 +1,4 @@
-"""The model of Triton's python backend: onnxruntime over what its batcher joined.
+"""Model of Triton's python backend: onnxruntime over the requests that its batcher joined.
 
 Parameters of its config.pbtxt: `graph`, the ONNX file, and `dtype` of the images.
 """
@@ -18,13 +18,13 @@ _OUTPUTS = {"image": ["mean", "log_var"], "z": ["image"]}
 
 
 class TritonPythonModel:
-    """One instance."""
+    """One instance of the model."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Loads the graph."""
         parameters = json.loads(args["model_config"])["parameters"]
         options = onnxruntime.SessionOptions()
-        # One thread takes the least CPU, and was the quickest here too.
+        # One thread uses the least CPU time, and was the fastest here too.
         options.intra_op_num_threads = int(parameters["threads"]["string_value"])
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(
@@ -35,7 +35,7 @@ class TritonPythonModel:
         self._outputs = _OUTPUTS[self._input]
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answers all that waited, with one run."""
+        """Answers all queued requests with one run."""
         arrays = [
             pb_utils.get_input_tensor_by_name(request, self._input).as_numpy()
             for request in requests

@@ -1,1 +1,1 @@
-"""Programs that train one and the same VAE on the same images, each with one library."""
+"""Programs that train the same VAE on the same images, each with one library."""

@@ -12,13 +12,13 @@ from training.trainer import Trainer
 
 
 def main() -> None:
-    """Trains, and reports."""
+    """Trains and prints the report."""
     task = Task()
     preset = find_preset("dense")
     assert preset.model.latent_dim == LATENTS
     config = dataclasses.replace(
         preset.train,
-        # The grey values are the targets, as they are of the other.
+        # The targets are the grey values, as for pythae.
         binarize=False,
         batch_size=task.batch_size,
         learning_rate=LEARNING_RATE,
@@ -31,7 +31,7 @@ def main() -> None:
     )
     dataset = Dataset("images", train, test, test, (), {})
     steps = len(task.train) // task.batch_size
-    # Of a run this long the learning rate hardly falls in these epochs: the other's is constant.
+    # In a run of this length the learning rate hardly falls in these epochs; pythae's is constant.
     whole = 1000 * steps * (task.epochs + 1)
     trainer = Trainer(preset.model, config, dataset, whole, bfloat16=task.bfloat16)
     for _ in range(steps):
@@ -40,7 +40,7 @@ def main() -> None:
     for _ in range(steps * task.epochs):
         trainer.train_step()
     task.end()
-    model = trainer.model  # the other has no average of the weights
+    model = trainer.model  # pythae has no moving average
 
     def encode(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         posterior = model.encode(images)

@@ -17,7 +17,7 @@ from benchmarks.trainers.task import HIDDEN, LATENTS, LEARNING_RATE, PIXELS, Tas
 
 
 class Encoder(BaseEncoder):
-    """784-512-256 and two heads, as our dense one."""
+    """784-512-256 with two heads, like the `dense` preset."""
 
     def __init__(self) -> None:
         BaseEncoder.__init__(self)
@@ -29,13 +29,13 @@ class Encoder(BaseEncoder):
         self.log_var = nn.Linear(second, LATENTS)
 
     def forward(self, x: torch.Tensor) -> ModelOutput:
-        """Posteriors of images."""
+        """Computes the posteriors of images."""
         hidden = self.layers(x.reshape(len(x), -1))
         return ModelOutput(embedding=self.mean(hidden), log_covariance=self.log_var(hidden))
 
 
 class Decoder(BaseDecoder):
-    """Its mirror image."""
+    """Mirror image of the encoder."""
 
     def __init__(self) -> None:
         BaseDecoder.__init__(self)
@@ -46,31 +46,31 @@ class Decoder(BaseDecoder):
         )  # fmt: skip
 
     def forward(self, z: torch.Tensor) -> ModelOutput:
-        """Images of latents."""
+        """Decodes latents."""
         return ModelOutput(reconstruction=self.layers(z).reshape(-1, 1, 28, 28))
 
 
 class Clock(TrainingCallback):
-    """Tells the task when the epochs that count begin and end."""
+    """Marks the beginning and end of the counted epochs."""
 
     def __init__(self, task: Task):
         self._task = task
         self._ended = 0
 
     def on_epoch_begin(self, _config: object, *, epoch: int, **_: object) -> None:
-        """The first one is not counted."""
+        """Begins counting after the first epoch."""
         if epoch == 2:
             self._task.begin()
 
     def on_epoch_end(self, *_: object, **__: object) -> None:
-        """Before the model is saved, which ours is not either."""
+        """Ends counting before the model is saved; ours does not save it either."""
         self._ended += 1
         if self._ended == self._task.epochs + 1:
             self._task.end()
 
 
 def main() -> None:
-    """Trains, and reports."""
+    """Trains and prints the report."""
     task = Task()
     encoder, decoder = Encoder(), Decoder()
     config = VAEConfig((1, 28, 28), LATENTS, reconstruction_loss="bce")

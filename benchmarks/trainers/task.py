@@ -1,4 +1,4 @@
-"""What every trainer is given, and what it reports."""
+"""Input and report of every trainer."""
 
 import argparse
 import json
@@ -18,13 +18,13 @@ _SEED = 1
 
 @dataclass(frozen=True)
 class Report:
-    """What came of it.
+    """Result of a training.
 
     Attributes:
-        cpu_seconds: User and system time of the epochs that count.
-        wall_seconds: Of the same.
-        epochs: How many they are.
-        held_out_nats: Negative ELBO of images it was not trained on, nats per image.
+        cpu_seconds: User and system time of the counted epochs.
+        wall_seconds: Wall time of the counted epochs.
+        epochs: Number of counted epochs.
+        held_out_nats: Negative ELBO on held-out images, nats per image.
     """
 
     cpu_seconds: float
@@ -39,9 +39,9 @@ class Task:
     Attributes:
         train: uint8 [N, 784].
         test: uint8 [M, 784].
-        epochs: Passes over the images that count; one more goes before them.
+        epochs: Counted passes over the images; one more precedes them.
         batch_size: Images per step.
-        bfloat16: Whether to compute in it.
+        bfloat16: Whether to compute in bfloat16.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Task:
         parser.add_argument("--epochs", type=int, required=True)
         parser.add_argument("--batch-size", type=int, required=True)
         parser.add_argument("--threads", type=int, required=True)
-        parser.add_argument("--bfloat16", action="store_true", help="where it is offered")
+        parser.add_argument("--bfloat16", action="store_true", help="if supported")
         wanted = parser.parse_args()
         torch.set_num_threads(wanted.threads)
         with np.load(wanted.images) as arrays:
@@ -62,11 +62,11 @@ class Task:
         self._cpu = self._wall = 0.0
 
     def begin(self) -> None:
-        """The epochs that count begin."""
+        """Marks the beginning of the counted epochs."""
         self._cpu, self._wall = time.process_time(), time.perf_counter()
 
     def end(self) -> None:
-        """They have ended."""
+        """Marks their end."""
         self._cpu = time.process_time() - self._cpu
         self._wall = time.perf_counter() - self._wall
 
@@ -75,7 +75,7 @@ class Task:
         encode: Callable[[Tensor], tuple[Tensor, Tensor]],
         decode: Callable[[Tensor], Tensor],
     ) -> None:
-        """Measures the model on the images it has not seen, and prints the report.
+        """Measures the model on held-out images and prints the report.
 
         Args:
             encode: Images float32 [N, 1, 28, 28] in [0, 1] to mean and log_var, [N, D] each.
