@@ -24,8 +24,9 @@ def problem(tag: str, package: str, changelog: str) -> str | None:
     version = found[1] if found else "none"
     if tag != f"v{version}":
         return f"tag: got {tag!r}, wanted v{version}, the version in latentserve/__init__.py"
-    if not re.search(rf"^## \[{re.escape(version)}\]: \d{{4}}-\d\d-\d\d$", changelog, re.MULTILINE):
-        return f"CHANGELOG.md: no '## [{version}]: YYYY-MM-DD'"
+    heading = rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$"
+    if not re.search(heading, changelog, re.MULTILINE):
+        return f"CHANGELOG.md: no '## [{version}] - YYYY-MM-DD'"
     return None
 
 

@@ -124,7 +124,9 @@ def test_the_reference_has_every_public_name():
 
 
 def test_the_changelog_has_the_version_at_its_top():
-    headings = re.findall(r"^## \[([^\]]+)\](?:: (.+))?$", text_of("CHANGELOG.md"), re.MULTILINE)
-    names = [version if name == "Unreleased" else name for name, version in headings]
-    assert latentserve.__version__ in names[:2]
-    assert names == sorted(names, key=lambda name: [*map(int, name.split("."))], reverse=True)
+    first, *others = re.split(r"^(?=## )", text_of("CHANGELOG.md"), flags=re.MULTILINE)[1:]
+    assert first.startswith("## [Unreleased]\n")
+    released = [re.match(r"## \[([\d.]+)\] - \d{4}-\d\d-\d\d\n", other)[1] for other in others]
+    assert released == sorted(released, key=lambda name: [*map(int, name.split("."))], reverse=True)
+    version = latentserve.__version__
+    assert version == released[0] or f"This becomes {version}" in first

@@ -50,10 +50,10 @@ def test_local_hooks_alone_run_before_a_commit():
 @pytest.mark.parametrize(
     ("tag", "changelog", "wanted"),
     [
-        ("v0.2.0", "# Changelog\n\n## [0.2.0]: 2027-01-31\n", None),
-        ("v0.2.1", "## [0.2.1]: 2027-01-31\n", "wanted v0.2.0"),
-        ("0.2.0", "## [0.2.0]: 2027-01-31\n", "wanted v0.2.0"),
-        ("v0.2.0", "## [Unreleased]: 0.2.0\n", "no '## [0.2.0]: YYYY-MM-DD'"),
+        ("v0.2.0", "# Changelog\n\n## [0.2.0] - 2027-01-31\n", None),
+        ("v0.2.1", "## [0.2.1] - 2027-01-31\n", "wanted v0.2.0"),
+        ("0.2.0", "## [0.2.0] - 2027-01-31\n", "wanted v0.2.0"),
+        ("v0.2.0", "## [Unreleased]\n", "no '## [0.2.0] - YYYY-MM-DD'"),
     ],
 )
 def test_a_release_is_refused_where_tag_version_and_changelog_differ(tag, changelog, wanted):
