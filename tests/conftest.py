@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 
 from latentserve.client import Client
 from tests.support.processes import TRANSPORTS, Server, latentserve
-from tests.support.shared import made_once
+from tests.support.shared import cached, made_once
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # There are as many processes as CPUs: with two threads in each they would wait in turns.
@@ -26,26 +26,29 @@ TRAINING = ("--preset", "dense", "--data", "mnist", "--steps", "500")
 
 
 @pytest.fixture(scope="session")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of the `dense` preset, 32 latents. Not to be changed."""
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, `dense`, and the models folder that it was exported to, `models`."""
 
-    def train(folder: Path) -> None:
-        done = latentserve("train", *TRAINING, "--out", folder / "dense")
+    def make(folder: Path) -> None:
+        run, model = folder / "dense", folder / "models" / "mnist"
+        done = latentserve("train", *TRAINING, "--out", run)
+        assert done.returncode == 0, done.stderr
+        done = latentserve("export", run, "--to", model, "--samples", "500")
         assert done.returncode == 0, done.stderr
 
-    return made_once(tmp_path_factory, "runs", train) / "dense"
+    return made_once(tmp_path_factory, "trained", cached("trained", make))
 
 
 @pytest.fixture(scope="session")
-def models(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_folder(trained: Path) -> Path:
+    """A finished run of the `dense` preset, 32 latents. Not to be changed."""
+    return trained / "dense"
+
+
+@pytest.fixture(scope="session")
+def models(trained: Path) -> Path:
     """A models folder with the run exported as `mnist/1`. Not to be changed: copy it."""
-
-    def export(folder: Path) -> None:
-        where = ("--to", folder / "models" / "mnist")
-        done = latentserve("export", run_folder, *where, "--samples", "500")
-        assert done.returncode == 0, done.stderr
-
-    return made_once(tmp_path_factory, "exported", export) / "models"
+    return trained / "models"
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +105,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
             write_run(folder / "runs" / name, kind, where)
             export(folder / "runs" / name, folder / "models" / name, report=lambda _line: None)
 
-    return made_once(tmp_path_factory, "kinds", make)
+    return made_once(tmp_path_factory, "kinds", cached("kinds", make))
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,28 @@
-"""Fixtures that are made once for all processes of a pytest-xdist run."""
+"""Fixtures that take long to make: once for all processes of a run, and kept from run to run."""
 
-from collections.abc import Callable
+import functools
+import hashlib
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
+from tests.support import ROOT
+
+CACHE = ROOT / ".cache" / "tests"
+# Files and folders that a training and an export depend on. A test keeps the list complete.
+_SOURCES = (
+    "bundle", "common", "export", "latentserve/__init__.py", "latentserve/_cli",
+    "latentserve/_files.py", "service/__init__.py", "service/errors.py", "service/models",
+    "tests/conftest.py", "tests/support/blobs.py", "tests/support/shared.py",
+    "tests/support/untrained.py", "training",
+)  # fmt: skip
+_PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxscript", "torch")
 # More than the slowest of them takes on a busy machine.
 _SECONDS = 280.0
 
@@ -30,3 +47,59 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
             make(folder)
             done.touch()
     return folder
+
+
+def cached(name: str, make: Callable[[Path], None], cache: Path = CACHE) -> Callable[[Path], None]:
+    """Wraps `make` so that the folder is copied from an earlier run with the same sources.
+
+    A test that changes its copy leaves the cache as it is. Where the files of an entry name the
+    folder that they were made in, the copies name the new one.
+
+    Args:
+        name: Name of the folder, one in the cache for each.
+        make: Fills the empty folder.
+        cache: Folder of the cache.
+    """
+
+    def fill(folder: Path) -> None:
+        entry = cache / f"{name}-{_digest()}"
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / f"{name}.lock", timeout=_SECONDS):
+            if entry.exists():
+                _copy(entry, folder)
+                return
+            make(folder)
+            for old in cache.glob(f"{name}-*"):
+                shutil.rmtree(old)
+            partial = cache / f"{name}-partial"
+            shutil.copytree(folder, partial / "content")
+            (partial / "made-in").write_text(str(folder))
+            partial.rename(entry)
+
+    return fill
+
+
+def _copy(entry: Path, folder: Path) -> None:
+    shutil.copytree(entry / "content", folder, dirs_exist_ok=True)
+    before, after = (entry / "made-in").read_bytes(), str(folder).encode()
+    for path in folder.rglob("*"):
+        if path.is_file() and before in (content := path.read_bytes()):
+            path.write_bytes(content.replace(before, after))
+
+
+@functools.cache
+def _digest() -> str:
+    """Hash of the sources of trainings and exports and of the packages they run on."""
+    versions = [f"{name} {version(name)}" for name in _PACKAGES]
+    digest = hashlib.sha256("\n".join([sys.version, platform.platform(), *versions]).encode())
+    for path in sources():
+        digest.update(f"\n{path.relative_to(ROOT)}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def sources() -> Iterator[Path]:
+    """The files that the content of a cached folder depends on."""
+    for name in _SOURCES:
+        found = sorted((ROOT / name).rglob("*")) if (ROOT / name).is_dir() else [ROOT / name]
+        yield from (path for path in found if path.is_file() and path.suffix != ".pyc")
