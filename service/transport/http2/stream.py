@@ -14,7 +14,7 @@ STREAM_WINDOW: Final = 2**20
 
 
 class Receiver(Protocol):
-    """Takes what happens on a stream. After `on_sent` or `on_reset` nothing more happens."""
+    """Callbacks of one stream; `on_sent` or `on_reset` is the last one."""
 
     def on_data(self, chunk: bytes) -> None:
         """DATA has been received; it occupies the window until `Stream.consumed`."""
