@@ -1,16 +1,19 @@
-"""Every call of the client of 0.1.0, by its public names, against any server.
+"""Every call of the client of 0.1.0, by its public name, against any server.
 
-Run by tests/compat/test_compatibility.py, with the old client and today's server and the other
-way round. It needs the client alone, so it is no pytest:
+tests/compat/test_compatibility.py runs it twice: the old client with today's server, and today's
+client with a server of the old protos. It needs the client alone, so it does not use pytest:
 
     python tests/compat/calls.py -v
 
-    LATENTSERVE_SERVER   serves `gmm` by default (gaussian posterior, classes), `delta` (a plain
-                         autoencoder) and `fragile` (fails on a latent above 100), takes 16 rows
-                         in a request, has AdminService, and wants the token of `TOKEN`
-    LATENTSERVE_BUSY     holds each call for seconds and has room for 4 rows
-    LATENTSERVE_JOBS     an empty folder, in which jobs are left
-    LATENTSERVE_CLIENT   the version of the client that is meant
+    LATENTSERVE_SERVER   server of `gmm` (the default: Gaussian posterior, classes), `delta` (a
+                         plain autoencoder) and `fragile` (fails on a latent above 100), with
+                         --max-rows 16 and --admin, that requires `TOKEN`
+    LATENTSERVE_BUSY     server that holds each call for a second and has room for 4 rows
+    LATENTSERVE_JOBS     an empty folder, in which the results of jobs are left
+    LATENTSERVE_CLIENT   expected version of the client
+    LATENTSERVE_INDEX    what the index of a refused file counts: the files of the `call`, or
+                         those of the `message`, which is all that today's client knows if a
+                         server of 0.1.0 does not send the index as data
 """
 
 import contextlib
@@ -50,18 +53,20 @@ TOKEN = "secret-of-many-characters"
 SEED = 2**63 + 11
 #: More than fit into two messages.
 ROWS = 40
+MAX_ROWS = 16
+INDEX = os.environ["LATENTSERVE_INDEX"]
 
 close = np.testing.assert_allclose
 equal = np.testing.assert_array_equal
 
 
 def near(images, others):
-    """Asserts that images are the same but for their rounding to 8 bits."""
+    """Asserts that images are equal up to rounding to 8 bits."""
     close(np.asarray(images, np.float64), np.asarray(others, np.float64), atol=0.51 / 255)
 
 
 class Calls(unittest.TestCase):
-    """What both clients do; here the blocking one."""
+    """Tests of both clients, here with the blocking one."""
 
     kind = "sync"
 
@@ -85,7 +90,7 @@ class Calls(unittest.TestCase):
         info = self.client.info()
         self.assertRegex(info.version, r"^\d+\.\d+\.\d+$")
         self.assertRegex(info.onnxruntime_version, r"^\d+\.\d+")
-        self.assertEqual((info.default_model, info.max_rows), ("gmm", 16))
+        self.assertEqual((info.default_model, info.max_rows), ("gmm", MAX_ROWS))
         self.assertIn(info.device, ("auto", "cpu", "cuda"))
         for bound in ("max_message_bytes", "max_queue_rows", "max_queue_bytes", "max_score_draws"):
             self.assertGreater(getattr(info, bound), 0)
@@ -96,7 +101,7 @@ class Calls(unittest.TestCase):
 
     def test_a_model_is_described(self):
         model = self.model
-        self.assertEqual((model.name, model.version, model.max_rows), ("gmm", 1, 16))
+        self.assertEqual((model.name, model.version, model.max_rows), ("gmm", 1, MAX_ROWS))
         self.assertEqual((model.posterior, model.prior), ("gaussian", "gmm"))
         self.assertEqual(model.likelihood, "bernoulli")
         self.assertEqual(len(model.labels), 3)
@@ -138,7 +143,7 @@ class Calls(unittest.TestCase):
             self.client.sample_with_latents(1).seed, self.client.sample_with_latents(1).seed
         )
 
-    def test_what_samples_are_asked_for_matters(self):
+    def test_every_sampling_parameter_has_an_effect(self):
         plain = self.client.sample_with_latents(ROWS, seed=SEED).latents
         for option in ({"label": 1}, {"temperature": 0.5}, {"truncation": 0.7}, {"offset": 1}):
             other = self.client.sample_with_latents(ROWS, seed=SEED, **option).latents
@@ -259,7 +264,7 @@ class Calls(unittest.TestCase):
     # ----------------------------------------------------------------------------------- errors
 
     def raised(self, error, call, *arguments, **options):
-        """What a call raises, which has to be the class that its status has."""
+        """Returns what a call raises, which must be exactly of the class for its status."""
         with self.assertRaises(error) as caught:
             call(*arguments, **options)
         self.assertIs(type(caught.exception), error)
@@ -276,14 +281,15 @@ class Calls(unittest.TestCase):
         error = self.raised(InvalidArgument, self.client.sample, 1, temperature=1000.0)
         self.assertEqual(error.violations[0].field, "temperature")
 
-    def test_a_file_that_is_no_picture_is_named_by_its_number_among_all(self):
+    def test_an_invalid_picture_file_is_named_by_its_index(self):
         files = self.digits(20, dtype="png")
         files[17] = b"no picture"
         error = self.raised(InvalidArgument, self.client.encode, files)
-        self.assertEqual(error.violations[0].field, "images.encoded.files[17]")
-        self.assertIn("images.encoded.files[17]", str(error))
+        field = f"images.encoded.files[{17 if INDEX == 'call' else 17 - MAX_ROWS}]"
+        self.assertEqual(error.violations[0].field, field)
+        self.assertIn(field, str(error))
 
-    def test_what_is_not_there_and_what_a_model_cannot_do(self):
+    def test_unknown_models_and_unsupported_operations(self):
         error = self.raised(NotFound, self.client.sample, 1, model="nope")
         self.assertEqual(error.reason, "MODEL_NOT_FOUND")
         self.assertIn("nope", str(error))
@@ -296,14 +302,14 @@ class Calls(unittest.TestCase):
         self.raised(NotFound, lambda: list(self.client.sample_stream(1, model="nope")))
         self.raised(NotFound, lambda: list(self.client.encode_stream([image], model="nope")))
 
-    def test_an_internal_error_has_an_id(self):
+    def test_an_internal_error_has_a_request_id(self):
         dim = self.client.model("fragile").latent_dim
         latents = np.full((1, dim), 200, np.float32)
         error = self.raised(InternalError, self.client.decode, latents, model="fragile")
         self.assertTrue(error.request_id)
         self.assertIn(error.request_id, str(error))
 
-    def test_a_token_is_asked_for(self):
+    def test_a_missing_or_wrong_token_is_unauthenticated(self):
         for token in (None, "wrong"):
             with connect(self.kind, TARGET, token=token) as client:
                 self.assertTrue(client.is_serving())
@@ -315,16 +321,16 @@ class Calls(unittest.TestCase):
         with connect(self.kind, BUSY, token=TOKEN) as client:
             self.raised(DeadlineExceeded, client.decode, np.zeros((1, 3)), timeout=0.2)
 
-    def test_a_full_server_says_when_to_come_again(self):
+    def test_a_full_server_sends_a_retry_delay(self):
         once = Retry(attempts=1)
         with (
             connect(self.kind, BUSY, token=TOKEN, retry=once) as other,
             connect(self.kind, BUSY, token=TOKEN, retry=once) as client,
         ):
-            told = threading.Event()
+            refused = threading.Event()
 
             def fill():
-                while not told.is_set():
+                while not refused.is_set():
                     with contextlib.suppress(ResourceExhausted):
                         other.decode(np.zeros((4, 3)))
 
@@ -336,12 +342,12 @@ class Calls(unittest.TestCase):
                         with contextlib.suppress(DeadlineExceeded):
                             client.decode(np.zeros((4, 3)), timeout=0.1)
             finally:
-                told.set()
+                refused.set()
                 filling.join()
             self.assertEqual(caught.exception.reason, "OVERLOADED")
             self.assertGreater(caught.exception.retry_seconds, 0)
 
-    def test_a_server_that_is_not_there(self):
+    def test_an_unreachable_server_is_unavailable(self):
         with connect(self.kind, "127.0.0.1:1", retry=Retry(attempts=1)) as client:
             error = self.raised(Unavailable, client.info, timeout=5)
             self.assertIn("127.0.0.1:1", str(error))
@@ -351,7 +357,7 @@ class Calls(unittest.TestCase):
 class AsynchronousCalls(Calls):
     kind = "async"
 
-    def test_small_calls_are_joined(self):
+    def test_small_calls_are_coalesced(self):
         digits, z = self.digits(6), self.client.encode(self.digits(6)).mean
         with connect("async", TARGET, token=TOKEN, coalesce=True) as client:
             close(client.encode(digits).mean, z, rtol=1e-5, atol=1e-6)
@@ -365,7 +371,7 @@ class Programs(unittest.TestCase):
         self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
         self.client = self.enterContext(Client(TARGET, token=TOKEN))
 
-    def test_the_client_is_the_one_that_is_meant(self):
+    def test_the_client_has_the_expected_version(self):
         self.assertEqual(latentserve.__version__, os.environ["LATENTSERVE_CLIENT"])
 
     def test_jobs(self):
@@ -385,15 +391,18 @@ class Programs(unittest.TestCase):
         decoded = self.client.decode(posterior.mean, dtype="uint8")
         near(self.shards(root / "images", "images") / 255, decoded / 255)
 
-    def test_a_job_names_the_file_that_is_no_picture(self):
+    def test_a_job_names_the_invalid_picture_file(self):
         pictures = self.folder / "pictures"
         pictures.mkdir()
         for number, content in enumerate(self.client.sample(20, seed=1, dtype="png")):
             (pictures / f"{number:02}.png").write_bytes(content)
         jobs.encode(self.client, pictures, self.folder / "good")
-        # A picture by its first bytes, as the client looks at no more.
+        # The client looks at the first bytes alone.
         (pictures / "17.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
-        with self.assertRaisesRegex(jobs.SourceError, r"17\.png: got "):
+        expected = (jobs.SourceError, r"17\.png: got ")
+        if INDEX == "message":
+            expected = (InvalidArgument, r"images\.encoded\.files\[1\]: got ")
+        with self.assertRaisesRegex(*expected):
             jobs.encode(self.client, pictures, self.folder / "bad")
 
     def shards(self, folder, name):
@@ -402,15 +411,15 @@ class Programs(unittest.TestCase):
     def test_commands(self):
         token, picture = self.folder / "token", self.folder / "digits.png"
         token.write_text(TOKEN)
-        said = io.StringIO()
+        output = io.StringIO()
 
         def command(*arguments):
-            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
                 return cli.main([*arguments, "--server", TARGET, "--token-file", str(token)])
 
-        self.assertEqual(command("info"), 0, said.getvalue())
-        self.assertIn("gmm", said.getvalue())
-        self.assertEqual(command("sample", "-n", "9", "-o", str(picture)), 0, said.getvalue())
+        self.assertEqual(command("info"), 0, output.getvalue())
+        self.assertIn("gmm", output.getvalue())
+        self.assertEqual(command("sample", "-n", "9", "-o", str(picture)), 0, output.getvalue())
         self.assertEqual(picture.read_bytes()[:4], b"\x89PNG")
         self.assertEqual(command("sample", "-n", "9", "--model", "nope"), 1)
 

@@ -1,6 +1,6 @@
-"""What a server of 0.1.0 answers, in the messages of that version and a few lines of NumPy.
+"""Replies of a server of 0.1.0, in the messages of that version, computed with NumPy.
 
-Of `old_server.py`, which sees to it that `latentserve` is that version's.
+Imported by `old_server.py`, which makes sure that `latentserve` is of that version.
 """
 
 import io
@@ -20,7 +20,7 @@ from latentserve.v1 import tensor_pb2
 
 MAX_ROWS = 16
 SHAPE = (1, 8, 8)
-#: Rows that the busy server has room for, and the seconds that it takes.
+#: Rows that the busy server has room for, and seconds that it holds them.
 ROOM, SECONDS = 4, 2.0
 
 DTYPES = {
@@ -31,7 +31,7 @@ DTYPES = {
 
 
 class Refused(Exception):
-    """A call that is not answered: a status, a reason, and what goes along with them."""
+    """An error for the caller: status, reason, field violation, retry delay."""
 
     def __init__(
         self, code: Any, reason: str, message: str, field: str = "", pushback_ms: int | None = None
@@ -51,7 +51,7 @@ def not_for_this_model(message: str) -> Refused:
 
 
 class Model:
-    """A linear autoencoder; what a row becomes depends on nothing but the row."""
+    """A linear autoencoder. A row of a result depends on that row of the input alone."""
 
     def __init__(self, name: str, dim: int, posterior: str, prior: str, labels: tuple[str, ...]):
         self.name, self.dim, self.labels = name, dim, labels
@@ -161,10 +161,10 @@ def pictures(images: Any, wanted: int) -> tensor_pb2.Images:
 
 
 class Answers:
-    """What each call answers.
+    """The RPCs, by their names in snake case.
 
     Args:
-        busy: Whether it holds what it decodes, and has room for `ROOM` rows.
+        busy: Whether Decode holds its rows for `SECONDS` and has room for `ROOM` of them.
     """
 
     def __init__(self, busy: bool):
@@ -222,7 +222,7 @@ class Answers:
 
     @contextmanager
     def room(self, rows: int) -> Iterator[None]:
-        """Room for rows; where the server is the busy one, they are held for a while."""
+        """Admits rows; a busy server refuses them, or holds them for a while."""
         with self._lock:
             if self._busy and self._rows + rows > ROOM:
                 code = grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -1,11 +1,11 @@
-"""A server of 0.1.0's protos.
+"""A server of the protos of 0.1.0.
 
-Its stubs come out of that version's wheel, which has to come first on the path, so that its
-replies hold what those protos allow and nothing else, and of a request it sees what they know:
+Its stubs are those in the wheel, which must come first on the path. So its replies have only fields
+that those protos have, and of a request it reads only such fields:
 
     PYTHONPATH=tests/compat/latentserve-0.1.0-py3-none-any.whl python tests/compat/old_server.py
 
-It serves what tests/compat/calls.py wants; with `--busy`, the server that is full.
+It serves the models that tests/compat/calls.py describes; with `--busy` it is the busy server.
 """
 
 import concurrent.futures
@@ -27,7 +27,7 @@ TOKEN = "Bearer secret-of-many-characters"
 
 
 def end(context: Any, refused: Refused) -> None:
-    """Ends the call as the protos say: details, and a time to come again."""
+    """Aborts the call with google.rpc details and, if there is one, the retry delay."""
     internal = refused.code == grpc.StatusCode.INTERNAL
     status = compat_pb2.RpcStatus(code=refused.code.value[0], message=str(refused))
     details: list[tuple[str, Any]] = [
@@ -57,7 +57,7 @@ def end(context: Any, refused: Refused) -> None:
 
 
 class Servicer:
-    """All services: gRPC's names for the calls, a token, and errors with their details."""
+    """Both services: gRPC's method names, authentication, and errors with their details."""
 
     def __init__(self, answers: Answers):
         self._answers = answers

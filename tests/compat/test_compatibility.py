@@ -1,7 +1,7 @@
 """The client of version 0.1.0 with today's server, and today's client with that version's protos.
 
-What each of them does is in calls.py, old_server.py is the other server, and README.md says
-where the wheel comes from.
+calls.py makes the calls, old_server.py is the server of the old protos, and README.md says how the
+wheel was built.
 """
 
 import os
@@ -24,24 +24,21 @@ from tests.support.tiny import write_tiny
 HERE = Path(__file__).parent
 WHEEL = HERE / "latentserve-0.1.0-py3-none-any.whl"
 TOKEN = "secret-of-many-characters"
-#: Of `Calls`, of its subclass, and of `Programs`.
+#: Tests in calls.py, counting those of the blocking client again for the asynchronous one.
 TESTS = 51
 
 
-def run_calls(
-    python: str | Path, version: str, path: str, server: str, busy: str, jobs_folder: Path
-) -> None:
-    """Has a client make all calls.
+def run_calls(python: str | Path, targets: tuple[str, str], jobs_folder: Path, **env: str) -> None:
+    """Runs calls.py.
 
     Args:
-        python: The interpreter that has it.
-        version: The client's version.
-        path: PYTHONPATH.
-        server: Address of the server.
-        busy: Address of the server that is full.
-        jobs_folder: Where jobs are left.
+        python: Interpreter that finds the client.
+        targets: Addresses of the server and of the busy server.
+        jobs_folder: Folder for the results of jobs; is created.
+        **env: More environment variables, for which see calls.py.
     """
     jobs_folder.mkdir()
+    env |= dict(zip(("LATENTSERVE_SERVER", "LATENTSERVE_BUSY"), targets, strict=True))
     done = subprocess.run(
         [python, HERE / "calls.py", "-v"],
         capture_output=True,
@@ -49,31 +46,24 @@ def run_calls(
         timeout=240,
         check=False,
         cwd=ROOT.anchor,
-        env={
-            **os.environ,
-            "PYTHONPATH": path,
-            "LATENTSERVE_SERVER": server,
-            "LATENTSERVE_BUSY": busy,
-            "LATENTSERVE_JOBS": str(jobs_folder),
-            "LATENTSERVE_CLIENT": version,
-        },
+        env={**os.environ, "LATENTSERVE_JOBS": str(jobs_folder), **env},
     )
     assert done.returncode == 0, done.stderr
     assert f"Ran {TESTS} tests" in done.stderr
 
 
-# ------------------------------------------------------- that client with today's server
+# ------------------------------------------------------ the old client with today's server
 
 
 @pytest.fixture(scope="module")
 def old_client(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python with the client of 0.1.0 and what it needs, and nothing else."""
+    """Interpreter with the client of 0.1.0 and its dependencies, and nothing else."""
     return python_with_wheel(WHEEL, tmp_path_factory.mktemp("old") / "env", pins())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_that_versions_client_works_with_todays_server(
+def test_the_old_client_works_with_todays_server(
     old_client: Path, kinds: Path, tmp_path: Path, transport: str
 ) -> None:
     models, busy_models, token = tmp_path / "models", tmp_path / "busy", tmp_path / "token"
@@ -90,19 +80,26 @@ def test_that_versions_client_works_with_todays_server(
         Server(busy_models, tmp_path / "busy.log", *common, *narrow) as busy,
     ):
         targets = server.wait_until_serving().target, busy.wait_until_serving().target
-        run_calls(old_client, "0.1.0", "", *targets, tmp_path / "jobs")
+        run_calls(
+            old_client,
+            targets,
+            tmp_path / "jobs",
+            PYTHONPATH="",
+            LATENTSERVE_CLIENT="0.1.0",
+            LATENTSERVE_INDEX="call",
+        )
         with Client(server.target, token=TOKEN) as client:
             done = jobs.sample(client, 25, tmp_path / "jobs" / "samples", seed=5, shard_rows=10)
-    # Today's client goes on with what that one left.
+    # Today's client continues a job of the old one.
     assert (done.rows, done.rows_before, done.lost) == (25, 25, ())
 
 
-# ------------------------------------------------------- today's client with its protos
+# ------------------------------------------------------ today's client with the old protos
 
 
 @contextmanager
 def old_server(*arguments: str) -> Iterator[str]:
-    """The address of a server whose stubs are those of the wheel."""
+    """Address of a server that uses the stubs in the wheel."""
     process = subprocess.Popen(
         [sys.executable, HERE / "old_server.py", *arguments],
         stdin=subprocess.PIPE,
@@ -117,7 +114,17 @@ def old_server(*arguments: str) -> Iterator[str]:
     assert process.returncode == 0
 
 
-def test_todays_client_works_with_a_server_of_that_versions_protos(tmp_path: Path) -> None:
+def test_todays_client_works_with_a_server_of_the_old_protos(tmp_path: Path) -> None:
     with ExitStack() as servers:
-        targets = [servers.enter_context(old_server(*more)) for more in ((), ("--busy",))]
-        run_calls(sys.executable, __version__, str(ROOT), *targets, tmp_path / "jobs")
+        targets = (
+            servers.enter_context(old_server()),
+            servers.enter_context(old_server("--busy")),
+        )
+        run_calls(
+            sys.executable,
+            targets,
+            tmp_path / "jobs",
+            PYTHONPATH=str(ROOT),
+            LATENTSERVE_CLIENT=__version__,
+            LATENTSERVE_INDEX="message",
+        )

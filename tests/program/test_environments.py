@@ -1,8 +1,8 @@
-"""Third-party packages that tests need are installed once, and kept."""
+"""Environments with third-party packages are installed once and cached."""
 
 import pytest
 
-from tests.support.environments import kept
+from tests.support.environments import cached
 
 
 @pytest.fixture(autouse=True)
@@ -10,20 +10,20 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("LATENTSERVE_TEST_CACHE", str(tmp_path / "cache"))
 
 
-def test_a_folder_is_made_once_for_a_key():
+def test_a_folder_is_made_once_per_key():
     made = []
-    folders = [kept("some", key, made.append) for key in (["a", "b"], ["a", "b"], ["ab"], ["a"])]
+    folders = [cached("some", key, made.append) for key in (["a", "b"], ["a", "b"], ["ab"], ["a"])]
     assert folders[0] == folders[1]
     assert len(set(folders)) == 3
     assert made == [folders[0], *folders[2:]]
 
 
-def test_one_that_was_left_half_done_is_made_anew():
+def test_an_incomplete_folder_is_made_again():
     def fails(folder):
         (folder / "half").touch()
         raise OSError("the disk is full")
 
     with pytest.raises(OSError, match="full"):
-        kept("some", ["key"], fails)
-    folder = kept("some", ["key"], lambda folder: (folder / "whole").touch())
+        cached("some", ["key"], fails)
+    folder = cached("some", ["key"], lambda folder: (folder / "whole").touch())
     assert {path.name for path in folder.iterdir()} == {"whole", ".whole"}

@@ -1,8 +1,8 @@
-"""Environments of third-party packages, made once for a set of requirements and kept.
+"""Environments with third-party packages, installed once per set of requirements and cached.
 
-They lie in `LATENTSERVE_TEST_CACHE`, else in the user's cache folder, each in a folder named by
-the hash of all that its content depends on; what changes a requirement makes a new one. Any of
-them may be deleted at any time.
+The cache is `LATENTSERVE_TEST_CACHE`, by default the user's cache folder. An environment is a
+folder named by the hash of everything that its content depends on: another requirement makes
+another folder. Each can be deleted at any time.
 """
 
 import hashlib
@@ -22,21 +22,21 @@ from filelock import FileLock
 
 from tests.support import ROOT
 
-# What pip or npm may take on a busy machine; whoever waits for it waits as long.
+# Timeout of pip or npm, and of the lock that other processes wait for meanwhile.
 _SECONDS = 280.0
 
 
 def pins() -> str:
-    """The exact versions that the Makefile installs, as pip reads constraints."""
+    """The exact versions that the Makefile installs, in the format of a constraints file."""
     return (ROOT / "constraints.txt").read_text()
 
 
 def python_with(requirements: Iterable[str], constraints: str) -> Path:
-    """The interpreter of a virtual environment that holds packages and what they need.
+    """The interpreter of a virtual environment with packages and their dependencies.
 
     Args:
         requirements: As `pip install` takes them.
-        constraints: Versions that pip may choose, in the format of a constraints file.
+        constraints: Content of a constraints file for pip.
     """
     wanted = sorted(requirements)
 
@@ -45,24 +45,24 @@ def python_with(requirements: Iterable[str], constraints: str) -> Path:
         _run([sys.executable, "-m", "venv", folder])
         _pip(folder / "bin" / "python", *wanted, constraints=folder / "constraints.txt")
 
-    folder = kept("python", [sys.version, sys.base_prefix, constraints, *wanted], make)
+    folder = cached("python", [sys.version, sys.base_prefix, constraints, *wanted], make)
     return folder / "bin" / "python"
 
 
 def python_with_wheel(wheel: Path, folder: Path, constraints: str) -> Path:
-    """The interpreter of a new environment that holds a wheel, what it needs, and pip.
+    """The interpreter of a new environment with a wheel, its dependencies and pip.
 
-    What it needs is kept from run to run; the wheel is installed each time, by pip.
+    The dependencies are cached; the wheel itself is installed by pip each time.
 
     Args:
-        wheel: The wheel.
-        folder: Where to make the environment.
-        constraints: Versions that pip may choose of what the wheel needs.
+        wheel: Path of the wheel.
+        folder: Folder of the new environment.
+        constraints: Content of a constraints file for the dependencies.
     """
-    needed = python_with(_needs(wheel), constraints)
+    dependencies = python_with(_requirements(wheel), constraints)
     _run([sys.executable, "-m", "venv", "--without-pip", folder])
     packages = site_packages(folder / "bin" / "python")
-    (packages / "needed.pth").write_text(f"{site_packages(needed)}\n")
+    (packages / "dependencies.pth").write_text(f"{site_packages(dependencies)}\n")
     python = folder / "bin" / "python"
     _pip(python, "--no-deps", str(wheel))
     _run([python, "-m", "pip", "check"])
@@ -70,16 +70,20 @@ def python_with_wheel(wheel: Path, folder: Path, constraints: str) -> Path:
 
 
 def site_packages(python: Path) -> Path:
-    """Where an environment has its packages."""
+    """The `site-packages` folder of an environment.
+
+    Args:
+        python: Its interpreter.
+    """
     (found,) = python.parents[1].glob("lib/python*/site-packages")
     return found
 
 
 def node_modules(package: Path) -> Path:
-    """The `node_modules` that `npm ci` makes of a folder's `package-lock.json`.
+    """The `node_modules` that `npm ci` installs for a `package-lock.json`.
 
     Args:
-        package: The folder.
+        package: Folder of the `package-lock.json`.
     """
     files = [package / name for name in ("package.json", "package-lock.json")]
     node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True)
@@ -90,11 +94,17 @@ def node_modules(package: Path) -> Path:
         _run(["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"], cwd=folder)
 
     key = [node.stdout, platform.platform(), *(file.read_text() for file in files)]
-    return kept("node", key, make) / "node_modules"
+    return cached("node", key, make) / "node_modules"
 
 
-def kept(kind: str, key: list[str], make: Callable[[Path], None]) -> Path:
-    """The folder of a key, which `make` fills where it is not there or was left half done."""
+def cached(kind: str, key: list[str], make: Callable[[Path], None]) -> Path:
+    """The cached folder of a key.
+
+    Args:
+        kind: Prefix of its name.
+        key: Everything that its content depends on.
+        make: Fills the empty folder; called if the folder is missing or was left incomplete.
+    """
     override = os.environ.get("LATENTSERVE_TEST_CACHE")
     root = Path(override) if override else platformdirs.user_cache_path("latentserve") / "tests"
     name = hashlib.sha256("\0".join(key).encode()).hexdigest()[:16]
@@ -110,8 +120,8 @@ def kept(kind: str, key: list[str], make: Callable[[Path], None]) -> Path:
     return folder
 
 
-def _needs(wheel: Path) -> list[str]:
-    """What a wheel needs without any of its extras."""
+def _requirements(wheel: Path) -> list[str]:
+    """The requirements of a wheel, without those of its extras."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [each for each in archive.namelist() if each.endswith(".dist-info/METADATA")]
         metadata = BytesParser().parsebytes(archive.read(name))
@@ -123,7 +133,7 @@ def _needs(wheel: Path) -> list[str]:
 
 
 def _pip(python: Path, *arguments: str, constraints: Path | None = None) -> None:
-    # Our own pins are for our own environment.
+    # The Makefile exports PIP_CONSTRAINT for the environment of the project.
     environment = {key: value for key, value in os.environ.items() if key != "PIP_CONSTRAINT"}
     if constraints is not None:
         environment["PIP_CONSTRAINT"] = str(constraints)
