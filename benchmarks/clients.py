@@ -72,7 +72,7 @@ def main() -> int:
             for own, other in zip(rounds, records["tritonclient"], strict=True)
         ]
         cells = [
-            f"{statistics.median(each[key] for each in rounds):,.{digits}f}"
+            f"{statistics.median(result[key] for result in rounds):,.{digits}f}"
             for key, digits in (
                 ("images_per_second", 0), ("p50_ms", 2), ("client_cpu_us", 0), ("server_cpu_us", 0)
             )

@@ -18,7 +18,7 @@ from benchmarks.servers.triton import Triton
 CONTENDERS: Mapping[str, Callable[[str], Contender]] = {
     "bare": Bare,
     "bare-2": lambda name: Bare(name, processes=2),
-    **{f"echo-{each}": lambda name, each=each: Echo(name, each) for each in TRANSPORTS},  # type: ignore[misc]
+    **{f"echo-{kind}": lambda name, kind=kind: Echo(name, kind) for kind in TRANSPORTS},  # type: ignore[misc]
     "echo-pyvoy": PyvoyEcho,
     "plain": Plain,
     "ours": Ours,

@@ -21,7 +21,7 @@ _DEBIAN = Path("/usr/bin/python3.11")
 
 def names() -> list[str]:
     """Names of the environments."""
-    return sorted(each.stem for each in (ROOT / "benchmarks" / "requirements").glob("*.txt"))
+    return sorted(path.stem for path in (ROOT / "benchmarks" / "requirements").glob("*.txt"))
 
 
 def python(name: str) -> Path:

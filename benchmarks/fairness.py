@@ -51,7 +51,7 @@ def main() -> int:
     print(f"{'one Encode at a time':<34}{'p50 ms':>8}{'p99 ms':>8}")
     worst = 0.0
     for name, rounds in latencies.items():
-        p50, p99 = (statistics.median(each[key] for each in rounds) for key in ("p50", "p99"))
+        p50, p99 = (statistics.median(figures[key] for figures in rounds) for key in ("p50", "p99"))
         print(f"{name:<34}{p50:8.2f}{p99:8.2f}")
         worst = max(worst, p50)
     return int(worst > options.allowed)

@@ -107,7 +107,7 @@ def _ranked(results: Results, shapes: list[Shape]) -> list[str]:
     least = {
         server: min(statistics.median(values) for values in measured)
         for server in results.servers
-        if (measured := [each for s in shapes if (each := results.values(server, s, _FIGURE))])
+        if (measured := [value for s in shapes if (value := results.values(server, s, _FIGURE))])
     }
     return sorted(least, key=least.__getitem__)
 

@@ -43,7 +43,7 @@ class Program:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.log.open("w")
         self.process = subprocess.Popen(
-            [str(each) for each in command],
+            [str(part) for part in command],
             cwd=root or ROOT,
             env={**os.environ, **(env or {})},
             stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
@@ -112,13 +112,13 @@ class Program:
 def tree(pid: int) -> list[int]:
     """Ids of a process and its current descendants."""
     children: dict[int, list[int]] = {}
-    for each in _all():
-        fields = _stat(each)
+    for process in _all():
+        fields = _stat(process)
         if fields is not None:
-            children.setdefault(int(fields[1]), []).append(each)
+            children.setdefault(int(fields[1]), []).append(process)
     found = [pid]
-    for each in found:
-        found.extend(children.get(each, ()))
+    for process in found:
+        found.extend(children.get(process, ()))
     return found
 
 
@@ -129,8 +129,8 @@ def cpu_seconds(pid: int) -> float:
     process.
     """
     total = 0
-    for each in tree(pid):
-        fields = _stat(each)
+    for process in tree(pid):
+        fields = _stat(process)
         if fields is not None:
             # utime, stime, cutime, cstime: fields 14 to 17 of proc(5); ours begin at 3.
             total += sum(int(value) for value in fields[11:15])
@@ -140,16 +140,16 @@ def cpu_seconds(pid: int) -> float:
 def resident_mib(pid: int) -> float:
     """Resident memory of a process and its descendants in MiB; shared pages count in each."""
     pages = 0
-    for each in tree(pid):
+    for process in tree(pid):
         try:
-            pages += int(Path(f"/proc/{each}/statm").read_text().split()[1])
+            pages += int(Path(f"/proc/{process}/statm").read_text().split()[1])
         except OSError:
             continue
     return pages * _PAGE / 2**20
 
 
 def _all() -> list[int]:
-    return [int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit()]
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 
 def _stat(pid: int) -> list[str] | None:

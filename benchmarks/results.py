@@ -33,18 +33,18 @@ class Figure:
 
 FIGURES: Mapping[str, Figure] = {
     "cpu_us_per_call": Figure(
-        "server CPU, µs a call", 0, lambda each, _rows: 1e6 * each.cpu_seconds / each.calls
+        "server CPU, µs a call", 0, lambda load, _rows: 1e6 * load.cpu_seconds / load.calls
     ),
     "cpu_us_per_image": Figure(
         "server CPU, µs an image",
         1,
-        lambda each, rows: 1e6 * each.cpu_seconds / (each.calls * rows),
+        lambda load, rows: 1e6 * load.cpu_seconds / (load.calls * rows),
     ),
-    "calls_per_second": Figure("calls/s", 0, lambda each, _rows: each.calls / each.seconds),
-    "images_per_second": Figure("images/s", 0, lambda each, rows: each.calls * rows / each.seconds),
-    "p50_ms": Figure("p50, ms", 2, lambda each, _rows: each.p50_ms),
-    "p99_ms": Figure("p99, ms", 2, lambda each, _rows: each.p99_ms),
-    "rss_mib": Figure("resident, MiB", 0, lambda each, _rows: each.rss_mib),
+    "calls_per_second": Figure("calls/s", 0, lambda load, _rows: load.calls / load.seconds),
+    "images_per_second": Figure("images/s", 0, lambda load, rows: load.calls * rows / load.seconds),
+    "p50_ms": Figure("p50, ms", 2, lambda load, _rows: load.p50_ms),
+    "p99_ms": Figure("p99, ms", 2, lambda load, _rows: load.p99_ms),
+    "rss_mib": Figure("resident, MiB", 0, lambda load, _rows: load.rss_mib),
 }
 
 
@@ -78,7 +78,7 @@ class Results:
         """A figure's value in each round; empty if it was not measured."""
         of = FIGURES[figure].of
         measured = self.rounds.get(server, {}).get(shape.name, [])
-        return [of(each, shape.rows) for each in measured]
+        return [of(measurement, shape.rows) for measurement in measured]
 
     def median(self, server: str, shape: Shape, figure: str) -> float | None:
         """Median of the rounds, or None."""
@@ -87,7 +87,7 @@ class Results:
 
     def ratio(self, server: str, baseline: str, shape: Shape, figure: str) -> float | None:
         """Median ratio of one server's figure to another's in the same round."""
-        own, other = (self.values(each, shape, figure) for each in (server, baseline))
+        own, other = (self.values(name, shape, figure) for name in (server, baseline))
         ratios = [one / two for one, two in zip(own, other, strict=False) if two]
         return statistics.median(ratios) if ratios else None
 
@@ -96,7 +96,7 @@ class Results:
         document = {
             "machine": self.machine,
             "command": self.command,
-            "shapes": [{"name": each.name, **asdict(each)} for each in self.shapes],
+            "shapes": [{"name": shape.name, **asdict(shape)} for shape in self.shapes],
             "servers": self.servers,
             "idle_cpu": self.idle_cpu,
             "notes": self.notes,
@@ -113,7 +113,7 @@ class Results:
                 for server in self.servers
             },
             "rounds": {
-                server: {shape: [asdict(one) for one in each] for shape, each in shapes.items()}
+                server: {shape: [asdict(load) for load in loads] for shape, loads in shapes.items()}
                 for server, shapes in self.rounds.items()
             },
         }
@@ -126,11 +126,13 @@ class Results:
         """Reads a file written by `write`."""
         document = json.loads(path.read_text())
         shapes = [
-            Shape(**{name: value for name, value in each.items() if name != "name"})
-            for each in document["shapes"]
+            Shape(**{name: value for name, value in shape.items() if name != "name"})
+            for shape in document["shapes"]
         ]
         rounds = {
-            server: {shape: [Measurement(**one) for one in each] for shape, each in found.items()}
+            server: {
+                shape: [Measurement(**load) for load in loads] for shape, loads in found.items()
+            }
             for server, found in document["rounds"].items()
         }
         return cls(

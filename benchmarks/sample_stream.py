@@ -48,7 +48,7 @@ def main() -> int:
                     rates.setdefault(f"decoder, {threads} thread(s)", []).append(
                         measured.calls * shape.rows / measured.seconds
                     )
-                print({name: round(each[-1]) for name, each in rates.items()}, file=sys.stderr)
+                print({name: round(values[-1]) for name, values in rates.items()}, file=sys.stderr)
     finally:
         ours.stop()
         for decoder in decoders.values():
@@ -57,11 +57,11 @@ def main() -> int:
         f"{machine()}\n\n| {options.chunk_rows} rows a message | images/s | SampleStream's share |"
     )
     print("| --- | ---: | ---: |")
-    for name, each in rates.items():
+    for name, values in rates.items():
         share = statistics.median(
-            one / two for one, two in zip(rates["SampleStream"], each, strict=True)
+            one / two for one, two in zip(rates["SampleStream"], values, strict=True)
         )
-        print(f"| {name} | {statistics.median(each):,.0f} | {share:.2f} |")
+        print(f"| {name} | {statistics.median(values):,.0f} | {share:.2f} |")
     return 0
 
 

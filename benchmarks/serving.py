@@ -79,7 +79,7 @@ class _Run:
                 contender.start()
             except ServerFailed as error:
                 self._leave_out(contender, error)
-        before = {each.name: cpu_seconds(each.pid) for each in self._contenders}
+        before = {contender.name: cpu_seconds(contender.pid) for contender in self._contenders}
         time.sleep(_IDLE_SECONDS)
         for contender in self._contenders:
             used = cpu_seconds(contender.pid) - before[contender.name]
@@ -92,11 +92,12 @@ class _Run:
 
     def round(self, title: str) -> None:
         """Measures each server once at each shape."""
-        for contender in [each for each in self._contenders if each.name in self._restless]:
+        restless = [server for server in self._contenders if server.name in self._restless]
+        for contender in restless:
             contender.start()
             self._measure(title, [contender])
             contender.stop()
-        self._measure(title, [each for each in self._contenders if each.name not in self._restless])
+        self._measure(title, [server for server in self._contenders if server not in restless])
 
     def stop(self) -> None:
         """Stops the servers."""
@@ -139,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--servers",
-        type=lambda text: [each for each in text.split(",") if each],
+        type=lambda text: [name for name in text.split(",") if name],
         default=["bare", "echo-grpcio", "plain", "ours"],
         metavar="NAME,...",
         help=f"of {', '.join(CONTENDERS)} (default: bare,echo-grpcio,plain,ours)",

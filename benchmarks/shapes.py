@@ -80,4 +80,4 @@ def named(names: Iterable[str]) -> tuple[Shape, ...]:
         if not any(shape.name.startswith(name) for shape in SHAPES):
             names = ", ".join(shape.name for shape in SHAPES)
             raise ValueError(f"shape: got {name!r}, wanted the beginning of one of {names}")
-    return tuple(each for each in SHAPES if not wanted or each.name.startswith(wanted))
+    return tuple(shape for shape in SHAPES if not wanted or shape.name.startswith(wanted))

@@ -55,8 +55,8 @@ def growth(samples: list[Sample]) -> tuple[float, float]:
     """
     if len(samples) < 3:
         raise ValueError(f"soak: got {len(samples)} samples after the first minute, wanted 3")
-    calls = np.array([each.calls for each in samples]) / 100_000
-    mib = np.array([each.mib for each in samples])
+    calls = np.array([sample.calls for sample in samples]) / 100_000
+    mib = np.array([sample.mib for sample in samples])
     slope, start = np.polyfit(calls, mib, 1)
     left = mib - slope * calls - start
     spread = np.square(calls - calls.mean()).sum()
@@ -82,7 +82,7 @@ def main() -> int:
         samples = _soak(server, 60 * options.minutes)
     finally:
         server.stop()
-    counted = [each for each in samples if each.seconds >= _FIRST]
+    counted = [sample for sample in samples if sample.seconds >= _FIRST]
     grown, error = growth(counted)
     print(
         f"{machine()}\n{options.minutes:g} minutes, {samples[-1].calls} calls: "

@@ -42,10 +42,10 @@ def main() -> int:
         drawn = client.sample_stream(
             options.rows, seed=1, dtype="uint8", chunk_rows=CHUNK, model=options.model
         )
-        grown = [watch("SampleStream", options.rows, (len(each.images) for each in drawn), pid)]
+        grown = [watch("SampleStream", options.rows, (len(chunk.images) for chunk in drawn), pid)]
         latents = batches(options.rows, dim)
         decoded = client.decode_stream(latents, dtype="uint8", model=options.model)
-        grown.append(watch("DecodeStream", options.rows, (len(each) for each in decoded), pid))
+        grown.append(watch("DecodeStream", options.rows, (len(images) for images in decoded), pid))
     return int(max(grown) > options.allowed)
 
 

@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="where to write all results")
     options = parser.parse_args()
     servers = chosen(options.servers.split(","), options.variant)
-    records: dict[str, list[dict[str, float]]] = {each.name: [] for each in servers}
+    records: dict[str, list[dict[str, float]]] = {server.name: [] for server in servers}
     try:
         for server in servers:
             server.start()
@@ -56,7 +56,7 @@ def main() -> int:
     print("| medians of the rounds | capacity, calls/s | p50, ms | p99, ms | p99 / p50 |")
     print("| --- | ---: | ---: | ---: | ---: |")
     for name, rounds in records.items():
-        middle = {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
+        middle = {key: statistics.median(figures[key] for figures in rounds) for key in rounds[0]}
         print(
             f"| {name} | {middle['capacity']:.0f} | {middle['p50_ms']:.2f} "
             f"| {middle['p99_ms']:.2f} | {middle['p99/p50']:.1f} |"

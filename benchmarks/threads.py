@@ -48,9 +48,11 @@ def main() -> int:
                 for _ in range(rounds):
                     for way, run in ways.items():
                         timings[way].append(timed(run, rows))
-                cpu = {way: statistics.median(each[0] for each in timings[way]) for way in timings}
+                cpu = {
+                    way: statistics.median(timing[0] for timing in timings[way]) for way in timings
+                }
                 speed = {
-                    way: statistics.median(each[1] for each in timings[way]) for way in timings
+                    way: statistics.median(timing[1] for timing in timings[way]) for way in timings
                 }
                 print(f"| {name} | {rows} | {cpu['all']:.1f} | {cpu['each']:.1f} | "
                       f"{speed['all']:,.0f} | {speed['each']:,.0f} |", flush=True)  # fmt: skip
@@ -79,7 +81,7 @@ def batches(
     session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     given = session.get_inputs()[0]
     array = np.random.default_rng(0).random((rows, *given.shape[1:]), np.float32)
-    outputs = [each.name for each in session.get_outputs() if each.name != "logits"]
+    outputs = [output.name for output in session.get_outputs() if output.name != "logits"]
 
     def some(count: int) -> None:
         for _ in range(count):

@@ -28,9 +28,9 @@ Report = dict[str, float]
 def table(rounds: Sequence[dict[str, Report]]) -> str:
     """Medians of the rounds in Markdown, ± half of their spread, and the ratios."""
     columns: list[tuple[str, int, Callable[[Report], float]]] = [
-        ("epochs a CPU-minute", 1, lambda each: 60 * each["epochs"] / each["cpu_seconds"]),
-        ("epochs a minute", 1, lambda each: 60 * each["epochs"] / each["wall_seconds"]),
-        ("held-out ELBO, nats", 1, lambda each: -each["held_out_nats"]),
+        ("epochs a CPU-minute", 1, lambda result: 60 * result["epochs"] / result["cpu_seconds"]),
+        ("epochs a minute", 1, lambda result: 60 * result["epochs"] / result["wall_seconds"]),
+        ("held-out ELBO, nats", 1, lambda result: -result["held_out_nats"]),
     ]
     lines = [
         "| trainer | " + " | ".join(title for title, _, _ in columns) + " |",
@@ -39,16 +39,16 @@ def table(rounds: Sequence[dict[str, Report]]) -> str:
     for name in (OURS, OURS_BFLOAT16, PYTHAE):
         cells = []
         for _, digits, of in columns:
-            got = [of(each[name]) for each in rounds]
+            got = [of(result[name]) for result in rounds]
             half = (max(got) - min(got)) / 2
             cells.append(f"{statistics.median(got):.{digits}f} ± {half:.{digits}f}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     for name in (OURS, OURS_BFLOAT16):
         ratios = [
-            statistics.median(of(each[name]) / of(each[PYTHAE]) for each in rounds)
+            statistics.median(of(result[name]) / of(result[PYTHAE]) for result in rounds)
             for _, _, of in columns[:2]
         ]
-        cells = [f"{each:.2f}" for each in ratios]
+        cells = [f"{ratio:.2f}" for ratio in ratios]
         lines.append(f"| {name}: multiple of {PYTHAE} | " + " | ".join(cells) + " | |")
     return "\n".join(lines)
 
@@ -97,7 +97,9 @@ def _images() -> Path:
     path = CACHE / "mnist.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name("mnist.part.npz")
-    train, test = (each.images.reshape(len(each.images), -1) for each in (mnist.train, mnist.test))
+    train, test = (
+        split.images.reshape(len(split.images), -1) for split in (mnist.train, mnist.test)
+    )
     np.savez(fresh, train=train, test=test)
     fresh.replace(path)
     return path

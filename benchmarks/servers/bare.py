@@ -55,16 +55,16 @@ class Bare(Contender):
         before = self._cpu_seconds()
         reports = self._run(shape, seconds)
         return Measurement(
-            sum(each["calls"] for each in reports),
-            max(each["seconds"] for each in reports),
+            sum(report["calls"] for report in reports),
+            max(report["seconds"] for report in reports),
             self._cpu_seconds() - before,
-            max(each["p50_ms"] for each in reports),
-            max(each["p99_ms"] for each in reports),
-            sum(resident_mib(each.process.pid) for each in self._programs),
+            max(report["p50_ms"] for report in reports),
+            max(report["p99_ms"] for report in reports),
+            sum(resident_mib(program.process.pid) for program in self._programs),
         )
 
     def _cpu_seconds(self) -> float:
-        return sum(cpu_seconds(each.process.pid) for each in self._programs)
+        return sum(cpu_seconds(program.process.pid) for program in self._programs)
 
     def _run(self, shape: Shape, seconds: float) -> list[dict[str, Any]]:
         job = {
@@ -77,4 +77,4 @@ class Bare(Contender):
         for program in self._programs:
             program.stdin.write(json.dumps(job) + "\n")
             program.stdin.flush()
-        return [json.loads(each.line("calls")) for each in self._programs]
+        return [json.loads(program.line("calls")) for program in self._programs]

@@ -71,7 +71,7 @@ class Ours(Server):
             if shape.rpc == "encode":
                 reply = pb.EncodeResponse.FromString(answer)
                 return [
-                    np.frombuffer(each.data, np.float32) for each in (reply.mean, reply.log_var)
+                    np.frombuffer(moment.data, np.float32) for moment in (reply.mean, reply.log_var)
                 ]
             images = pb.DecodeResponse.FromString(answer).images.tensor
             return [np.frombuffer(images.data, shape.dtype)]

@@ -46,7 +46,7 @@ def plain_call(shape: Shape) -> Call:
     def read(answer: bytes) -> list[NDArray[Any]]:
         if shape.rpc == "encode":
             reply = messages.EncodeResponse.FromString(answer)
-            return [np.frombuffer(each, np.float32) for each in (reply.mean, reply.log_var)]
+            return [np.frombuffer(data, np.float32) for data in (reply.mean, reply.log_var)]
         images = messages.DecodeResponse.FromString(answer).images
         return [np.frombuffer(images, shape.dtype)]
 

@@ -29,8 +29,8 @@ def load(name: str) -> tuple[ModuleType, ModuleType]:
                 check=True,
             )  # fmt: skip
             # Renamed into place, so that two servers starting at once both find complete files.
-            for each in sorted(Path(fresh).iterdir()):
-                each.replace(folder / each.name)
+            for path in sorted(Path(fresh).iterdir()):
+                path.replace(folder / path.name)
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     # The import system caches that the folder was missing.

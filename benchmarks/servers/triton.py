@@ -97,8 +97,8 @@ class Triton(Server):
         tensors = "\n".join(
             f'{kind} [{{ name: "{name}" data_type: '
             f"{_TYPES[dtype if name == 'image' else 'float32']} dims: [{size}] }}]"
-            for kind, each in (("input", inputs), ("output", outputs))
-            for name, size in each
+            for kind, specs in (("input", inputs), ("output", outputs))
+            for name, size in specs
         )
         config = _CONFIG.format(
             name=model.name,

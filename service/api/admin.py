@@ -37,8 +37,10 @@ class AdminServicer:
             added=_identities(after.difference(before)),
             removed=_identities(before.difference(after)),
             refused=[
-                admin.RefusedModel(name=each.name, version=each.version, problem=each.problem)
-                for each in after.refused
+                admin.RefusedModel(
+                    name=refused.name, version=refused.version, problem=refused.problem
+                )
+                for refused in after.refused
             ],
         )
 

@@ -102,7 +102,7 @@ def on_arc(request: pb.InterpolateRequest) -> bool:
 def axes_of(request: pb.TraverseRequest, dim: int) -> tuple[int, ...]:
     """The one or two latent axes of a traversal."""
     axes = tuple(request.axes) or tuple(range(min(2, dim)))
-    if len(axes) > 2 or len(set(axes)) != len(axes) or not all(0 <= each < dim for each in axes):
+    if len(axes) > 2 or len(set(axes)) != len(axes) or not all(0 <= axis < dim for axis in axes):
         raise InvalidArgument("axes", list(axes), f"one or two different ones of 0 to {dim - 1}")
     return axes
 

@@ -1,12 +1,11 @@
-"""Pictures as files, PNG and JPEG, to arrays and back.
+"""Picture files, PNG and JPEG, to arrays and back.
 
-What is accepted without `resize` is what the model takes already: a picture of its size
-and of its colour mode, grey or RGB. The number of bits is no part of the mode: 1 to 16 of
-them a value become 8, as in training. A palette, transparency and CMYK are other modes,
-whatever the pixels look like, and a picture that its EXIF data turn is refused too: nothing
-is changed unseen. With `resize` everything is, by the rules of `common.pictures`.
+Without `resize` a picture must have the model's size and colour mode, grey or RGB. Its bit depth
+does not matter: 1 to 16 bits per value become 8, as in training. A palette, transparency and CMYK
+are other modes, and a picture that its EXIF data rotate is refused too: nothing is converted
+unasked. With `resize` any picture is converted by the rules of `common.pictures`.
 
-All functions may be called from several threads at once.
+All functions are thread-safe.
 """
 
 import contextlib
@@ -30,29 +29,29 @@ _MODES = {
 }  # fmt: skip
 _WANTED = {1: "grey", 3: "RGB"}
 
-# Type and checksum of the last chunk.
+# Type and checksum of the last chunk of a PNG file.
 _PNG_END = b"IEND\xaeB`\x82"
 
-# Of the pictures above this size one is decoded at a time: at 16 bytes a pixel, laid over
-# white, 64 megapixels are a gigabyte.
+# Pictures above this size are decoded one at a time: blending onto white takes 16 bytes a pixel,
+# a gigabyte for 64 megapixels.
 _LARGE_PIXELS = 4_000_000
 _one_large = threading.Lock()
 
-# zlib's, where 6 is the usual one. A digit of 28x28 takes 40 us and 294 bytes, 51 us and 287
-# bytes at 6; a grey picture of 128x128 takes 153 us and not 268, for 8 percent more bytes.
+# zlib's level; its default is 6. A digit of 28x28 takes 40 us and 294 bytes, at level 6 51 us and
+# 287 bytes; a grey picture of 128x128 takes 153 us instead of 268, for 8 percent more bytes.
 _COMPRESS_LEVEL = 1
 
 
 def read_files(
     files: Sequence[bytes], field: str, shape: tuple[int, int, int], resize: bool
 ) -> NDArray[np.uint8]:
-    """Reads the pictures of a request, one after the other.
+    """Reads and validates the picture files of a request.
 
     Args:
         files: Content of a PNG or JPEG file for each row.
-        field: Path in the request of what holds them, for the error.
+        field: Path of the message that holds them, for errors.
         shape: C, H and W of the model.
-        resize: Whether to make pictures of another size or colour mode fit.
+        resize: Whether to convert pictures of another size or colour mode.
 
     Returns:
         uint8 [N, C, H, W].

@@ -102,25 +102,25 @@ class GrpcioTransport:
         """
         self._health.show(models, well=well)
 
-    async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
+    async def drain(self, seconds: float, force_stop: asyncio.Event) -> None:
         """Shuts down: health is NOT_SERVING, new calls are refused, running ones may finish.
 
         Args:
             seconds: Time limit; calls that take longer are cancelled.
-            hurry: Once set, running calls are cancelled at once.
+            force_stop: Once set, running calls are cancelled at once.
         """
         self._health.drain()
         self._dispatcher.draining = True
         stopping = asyncio.create_task(self._server.stop(seconds))
-        hurrying = asyncio.create_task(hurry.wait())
+        forced = asyncio.create_task(force_stop.wait())
         finishing = asyncio.create_task(self._dispatcher.finished())
-        await asyncio.wait((stopping, hurrying, finishing), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((stopping, forced, finishing), return_when=asyncio.FIRST_COMPLETED)
         # A shorter grace, for watches of the health, which never end by themselves, and for the
         # last replies to be sent. No second `stop` where the first had none: grpcio would crash.
         if seconds and not stopping.done():
-            await self._server.stop(0 if hurry.is_set() else min(seconds, _UNCOUNTED_SECONDS))
+            await self._server.stop(0 if force_stop.is_set() else min(seconds, _UNCOUNTED_SECONDS))
         await stopping
-        for task in (hurrying, finishing):
+        for task in (forced, finishing):
             task.cancel()
 
     def _handler(self, rpc: Rpc) -> Any:

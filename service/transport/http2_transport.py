@@ -105,12 +105,12 @@ class Http2Transport:
         """
         self._health.show(models, well=well)
 
-    async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
+    async def drain(self, seconds: float, force_stop: asyncio.Event) -> None:
         """Shuts down: health is NOT_SERVING, new calls are refused, running ones may finish.
 
         Args:
             seconds: Time limit; calls that take longer are cancelled.
-            hurry: Once set, running calls are cancelled at once.
+            force_stop: Once set, running calls are cancelled at once.
         """
         self._health.drain()
         self._dispatcher.draining = True
@@ -124,21 +124,21 @@ class Http2Transport:
             self._close_channel()
         for connection in list(self._connections):
             connection.shut_down()
-        hurrying = asyncio.create_task(hurry.wait())
+        forced = asyncio.create_task(force_stop.wait())
         finishing = asyncio.create_task(self._dispatcher.finished())
         await asyncio.wait(
-            (hurrying, finishing), timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+            (forced, finishing), timeout=seconds, return_when=asyncio.FIRST_COMPLETED
         )
-        if finishing.done() and not hurry.is_set():
+        if finishing.done() and not force_stop.is_set():
             # Time for the last replies to be sent; a watch of the health never ends by itself.
             leaving = asyncio.create_task(self._no_connections.wait())
             await asyncio.wait(
-                (hurrying, leaving),
+                (forced, leaving),
                 timeout=min(seconds, _UNCOUNTED_SECONDS),
                 return_when=asyncio.FIRST_COMPLETED,
             )
             leaving.cancel()
-        hurrying.cancel()
+        forced.cancel()
         finishing.cancel()
         for task in list(self._opening):
             task.cancel()
@@ -146,7 +146,7 @@ class Http2Transport:
             connection.close()
         # The tasks of cancelled calls end, and are counted, in the next event-loop iterations.
         await self._dispatcher.finished()
-        if not hurry.is_set():
+        if not force_stop.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(seconds, _LINGER_SECONDS)):
                     await self._no_connections.wait()

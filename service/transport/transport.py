@@ -35,12 +35,12 @@ class Transport(Protocol):
             well: Whether the device works.
         """
 
-    async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
+    async def drain(self, seconds: float, force_stop: asyncio.Event) -> None:
         """Shuts down: health is NOT_SERVING, new calls are refused, running ones may finish.
 
         Args:
             seconds: Time limit; calls that take longer are cancelled.
-            hurry: Once set, running calls are cancelled at once.
+            force_stop: Once set, running calls are cancelled at once.
         """
 
 
