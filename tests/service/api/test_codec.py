@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -60,19 +60,69 @@ def test_big_endian_and_strided_arrays_are_sent_as_their_values():
     assert (client_codec.to_array(client_codec.to_tensor(array)) == array).all()
 
 
-@given(st.binary(max_size=64), st.lists(st.integers(-3, 9), max_size=5), st.integers(-1, 9))
-def test_whatever_tensor_comes_the_answer_is_an_array_or_invalid_argument(data, shape, dtype):
-    tensor = tensor_pb2.Tensor(dtype=dtype, shape=shape, data=data)
+FAULTS = ("dtype", "rows", "too many rows", "axes", "bytes", "range", "NaN")
+
+
+@st.composite
+def tensors(draw, row_shapes, dtypes, least: float, most: float):
+    """A tensor of 1 to 10 rows, its array, and the fault it has; half have none."""
+    array = draw(
+        st.tuples(st.sampled_from(dtypes), st.integers(1, 10), st.sampled_from(row_shapes)).flatmap(
+            lambda drawn: hnp.arrays(
+                drawn[0],
+                (drawn[1], *drawn[2]),
+                elements=None if drawn[0] is np.uint8 else st.floats(least, most, width=16),
+            )
+        )
+    )
+    fault = draw(st.none() | st.sampled_from(FAULTS))
+    if fault in ("range", "NaN") and array.dtype == np.uint8:
+        fault = None  # every value is valid
+    if fault == "too many rows":
+        array = np.zeros((11, *array.shape[1:]), array.dtype)
+    elif fault in ("range", "NaN"):
+        wrong = np.nan if fault == "NaN" else draw(st.sampled_from([np.inf, -np.inf]))
+        array.flat[draw(st.integers(0, array.size - 1))] = wrong
+    tensor = client_codec.to_tensor(array)
+    if fault == "dtype":
+        others = {-1, 0, 1, 2, 3, 4, 9} - {tensor.dtype}
+        tensor.dtype = draw(st.sampled_from(sorted(others)))
+    elif fault == "rows":
+        others = {-1, 0, 1, array.shape[0] + 1, 2**40} - {array.shape[0]}
+        tensor.shape[0] = draw(st.sampled_from(sorted(others)))
+    elif fault == "axes":
+        tensor.shape[:] = draw(
+            st.sampled_from([[], array.shape[:-1], [*array.shape, 1], [1, *array.shape]])
+        )
+    elif fault == "bytes":
+        data = tensor.data
+        tensor.data = draw(st.sampled_from([b"", data[:-1], data + b"?", data * 2]))
+    return tensor, array, fault
+
+
+@settings(max_examples=300)
+@given(tensors([SHAPE, SHAPE[1:], (24,)], [np.float32, np.float16, np.uint8], 0.0, 1.0))
+def test_images_are_read_as_they_were_written_and_refused_with_any_fault(sent):
+    tensor, array, fault = sent
     images = tensor_pb2.Images(tensor=tensor)
-    for read in (
-        lambda: codec.read_images(images, "images", SHAPE, 10),
-        lambda: codec.read_latents(tensor, "latents", 3, 10),
-    ):
-        try:
-            rows = len(read())
-        except InvalidArgument:
-            continue
-        assert 1 <= rows <= 10
+    if fault is None:
+        read = codec.read_images(images, "images", SHAPE, 10)
+        assert (read == array.reshape(-1, *SHAPE)).all()
+        assert read.dtype == (np.uint8 if array.dtype == np.uint8 else np.float32)
+    else:
+        with pytest.raises(InvalidArgument, match=r"images\.tensor\."):
+            codec.read_images(images, "images", SHAPE, 10)
+
+
+@settings(max_examples=300)
+@given(tensors([(3,)], [np.float32, np.float16], -60_000, 60_000))
+def test_latents_are_read_as_they_were_written_and_refused_with_any_fault(sent):
+    tensor, array, fault = sent
+    if fault is None:
+        assert (codec.read_latents(tensor, "latents", 3, 10) == array).all()
+    else:
+        with pytest.raises(InvalidArgument, match=r"latents\."):
+            codec.read_latents(tensor, "latents", 3, 10)
 
 
 @pytest.mark.parametrize(

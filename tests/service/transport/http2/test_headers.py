@@ -231,15 +231,50 @@ def test_cached_blocks_equal_what_hpack_decodes(requests):
             assert dict(head.fields) == ({} if head.too_large else rest)
 
 
-@given(st.lists(st.binary(max_size=40), max_size=10))
-def test_random_blocks_decode_or_raise_http2_errors(blocks):
-    decoder = HeaderDecoder()
-    for block in blocks:
+_EDITS = st.tuples(st.sampled_from(["change", "insert", "remove"]), st.integers(0, 99), st.binary())
+
+
+def edited(block: bytes, edits: list[tuple[str, int, bytes]]) -> bytes:
+    raw = bytearray(block)
+    for edit, place, content in edits:
+        at = place % (len(raw) + 1)
+        removed = 0 if edit == "insert" else 1
+        raw[at : at + removed] = b"" if edit == "remove" else content[:2]
+    return bytes(raw)
+
+
+@given(st.lists(st.tuples(_REQUESTS, st.lists(_EDITS, max_size=1)), min_size=1, max_size=10))
+def test_damaged_blocks_decode_as_by_hpack_or_raise_http2_errors(requests):
+    encoder, plain, ours = hpack.Encoder(), hpack.Decoder(), HeaderDecoder()
+    damaged = False
+    for (fields, _, huffman, _), edits in requests:
+        block = encoder.encode([*FIRST, *(pair for pair, _ in fields)], huffman=huffman)
+        block = edited(block, edits)
+        damaged = damaged or bool(edits)
         try:
-            decoder.request(block, 1)
+            expected = [(bytes(name), bytes(value)) for name, value in plain.decode(block, True)]
+        except hpack.HPACKError:
+            with pytest.raises(Http2Error) as caught:
+                ours.request(block, 1)
+            assert (caught.value.code, caught.value.stream_id) == (ErrorCode.COMPRESSION_ERROR, 0)
+            assert damaged
+            return
+        refused = None
+        try:
+            head = ours.request(block, 1)
         except Http2Error as error:
-            if not error.stream_id:
-                return
+            refused = (error.code, error.stream_id)
+        if refused:
+            # The dynamic table is still in step: the connection goes on.
+            assert refused == (ErrorCode.PROTOCOL_ERROR, 1)
+            assert damaged
+            continue
+        fields_sent: dict[str, str] = {}
+        for name, value in expected:
+            key, text = name.decode(), value.decode("latin-1")
+            fields_sent[key] = f"{fields_sent[key]},{text}" if key in fields_sent else text
+        received = {":method": head.method, ":path": head.path, **head.fields}
+        assert {":scheme": fields_sent[":scheme"], **received} == fields_sent
 
 
 # ------------------------------------------------------------------- encoding
