@@ -1,5 +1,6 @@
 """The IDX parser, on whole, cut, damaged and arbitrary files."""
 
+import math
 import struct
 from pathlib import Path
 
@@ -35,15 +36,24 @@ def test_any_truncation_of_an_idx_file_is_refused_and_names_the_file(
 
 @settings(max_examples=300)
 @given(
-    st.binary(max_size=24)
-    | st.builds(lambda axes, rest: bytes([0, 0, 8, axes]) + rest, st.integers(0, 255), st.binary())
+    hnp.arrays(np.uint8, hnp.array_shapes(max_dims=3, max_side=3)),
+    st.none() | st.tuples(st.integers(0, 20), st.integers(0, 2), st.binary(max_size=2)),
 )
-def test_arbitrary_bytes_are_an_array_or_a_data_error(raw: bytes) -> None:
-    try:
-        array = parse_idx(raw, "file")
-    except DataError:
-        return
-    assert idx(array) == raw
+def test_an_edited_file_is_read_where_its_size_is_that_of_its_header_and_else_refused(
+    array: NDArray[np.uint8], edit: tuple[int, int, bytes] | None
+) -> None:
+    raw = idx(array)
+    if edit is not None:
+        at, removed, text = edit
+        raw = raw[:at] + text + raw[at + removed :]
+    header = 4 + 4 * raw[3] if len(raw) > 3 else 4
+    axes = struct.unpack(f">{raw[3]}I", raw[4:header]) if 4 < header <= len(raw) else ()
+    if axes and raw[:3] == b"\0\0\x08" and len(raw) == header + math.prod(axes):
+        assert idx(parse_idx(raw, "file")) == raw
+    else:
+        assert edit is not None
+        with pytest.raises(DataError, match="file: "):
+            parse_idx(raw, "file")
 
 
 @pytest.mark.parametrize(

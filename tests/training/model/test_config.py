@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.errors import ConfigError
@@ -319,14 +319,28 @@ def test_an_unknown_key_is_refused_with_a_list_of_the_keys(setting: str) -> None
     assert sorted(listed) == sorted(keys)
 
 
-@given(st.text())
-def test_any_text_as_a_setting_is_accepted_or_a_config_error(text: str) -> None:
-    for key in ("", "layers=", "latent_dim=", "warmup=", "prior.kind=", "binarize="):
-        try:
-            changed = override(DENSE, [key + text])
-        except ConfigError:
-            continue
-        assert math.isfinite(changed.train.warmup)
+@settings(max_examples=300)
+@given(
+    st.sampled_from(typed(DENSE.model, DENSE.train)),
+    st.integers(0, 12),
+    st.integers(0, 3),
+    st.text("0123456789", max_size=3) | st.text("-+.,:_einfaTrue ", max_size=3) | st.text(),
+)
+def test_an_edited_setting_is_refused_by_its_key_or_can_be_set_again(
+    setting: str, at: int, removed: int, text: str
+) -> None:
+    key, _, value = setting.partition("=")
+    try:
+        changed = override(DENSE, [f"{key}={value[:at]}{text}{value[at + removed :]}"])
+    except ConfigError as error:
+        message = str(error)
+    else:
+        assert override(DENSE, typed(changed.model, changed.train)) == changed
+        numbers = [number for number in dataclasses.astuple(changed.train) if number is not None]
+        assert all(math.isfinite(number) for number in numbers if not isinstance(number, str))
+        return
+    assert key in message
+    assert "\n" not in message
 
 
 GOOD = dataclasses.asdict(CONV.model)
