@@ -31,6 +31,7 @@ from latentserve.v1 import latent_service_pb2_grpc
 from service.models.model import load_model
 from service.models.onnx import Device
 from service.models.repository import Repository
+from tests.support.in_process import refused_start, run_cli
 from tests.support.processes import Server, latentserve
 from tests.support.tiny import write_tiny
 
@@ -195,7 +196,7 @@ def test_a_server_with_an_empty_models_folder_is_up_and_not_ready(tmp_path):
     with Server(tmp_path / "models", tmp_path / "log") as server:
         wait_for("no model in", server)
         assert health(server) == NOT_SERVING
-        assert latentserve("check", "--server", server.target).returncode == 1
+        assert run_cli("check", "--server", server.target).returncode == 1
         assert server.stop() == 0
 
 
@@ -235,7 +236,7 @@ def test_a_port_held_with_so_reuseport_is_refused(tiny):
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         port = str(holder.getsockname()[1])
-        assert latentserve("serve", "--models", tiny, "--port", port).returncode == 2
+        assert refused_start("--models", tiny, "--port", port).returncode == 2
 
 
 @pytest.mark.parametrize(
@@ -250,7 +251,7 @@ def test_a_port_held_with_so_reuseport_is_refused(tiny):
     ],
 )
 def test_an_invalid_setting_is_refused_without_a_traceback(tiny, arguments, text):
-    done = latentserve("serve", "--models", tiny, "--port", "0", *arguments)
+    done = refused_start("--models", tiny, *arguments)
     assert done.returncode == 2
     assert text in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
@@ -263,14 +264,14 @@ def test_a_port_taken_on_one_address_of_a_host_is_refused(tiny, host):
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         port = str(holder.getsockname()[1])
-        done = latentserve("serve", "--models", tiny, "--port", port, "--host", host)
+        done = refused_start("--models", tiny, "--port", port, "--host", host)
         assert done.returncode == 2
         assert f"cannot listen on {host}:{port}" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.usefixtures("each_transport")
 def test_a_host_that_is_not_this_machine_is_refused(tiny):
-    done = latentserve("serve", "--models", tiny, "--port", "0", "--host", "192.0.2.1")
+    done = refused_start("--models", tiny, "--host", "192.0.2.1")
     assert done.returncode == 2
     assert "host: got '192.0.2.1', wanted an address of this machine" in done.stderr
 

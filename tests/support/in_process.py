@@ -25,6 +25,22 @@ def run_cli(
     )
 
 
+def refused_start(
+    *arguments: str | Path, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs `latentserve serve` with settings that it refuses, on a free port by default.
+
+    The server is the real one up to its refusal, but leaves the logging and the memory
+    allocator of this process alone.
+    """
+    from service import server
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server.logs, "configure", lambda *_: None)
+        patch.setattr(server.memory, "use_one_arena", lambda: None)
+        return run_cli("serve", "--port", "0", "--http-port", "off", *arguments, env=env)
+
+
 def run_cli_bytes(
     *arguments: str | Path,
     env: dict[str, str] | None = None,

@@ -15,7 +15,8 @@ from latentserve.v1 import latent_service_pb2 as pb
 from latentserve.v1 import latent_service_pb2_grpc
 from service.errors import StartError
 from service.transport.tls import TlsFiles
-from tests.support.processes import Server, latentserve
+from tests.support.in_process import refused_start
+from tests.support.processes import Server
 from tests.support.tiny import write_tiny
 
 TOKEN, OTHER = "0123456789abcdef", "fedcba9876543210"
@@ -155,10 +156,7 @@ def test_missing_mismatched_or_malformed_tls_files_are_refused(authority, tmp_pa
 
 
 def test_a_certificate_without_a_key_is_a_usage_error(folder, tmp_path):
-    done = latentserve(
-        "serve", "--models", folder / "models", "--port", "0", "--http-port", "off",
-        "--tls-cert", tmp_path / "cert.pem",
-    )  # fmt: skip
+    done = refused_start("--models", folder / "models", "--tls-cert", tmp_path / "cert.pem")
     assert done.returncode == 2
     assert "tls-cert and tls-key: got only one of them" in done.stderr
     assert "Traceback" not in done.stderr
