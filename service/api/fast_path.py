@@ -74,8 +74,9 @@ class Plan:
     timing: int
 
 
-# The form of a request to a model: RPC, dtype and shape of the tensor, format of the images.
-_Form = tuple[str, int, tuple[int, ...], int]
+# Plans of a model by the form of the request: format of the images in the reply, dtype and shape
+# of the tensor. One flat tuple of integers, which is quick to hash.
+_Plans = WeakKeyDictionary[Model, dict[tuple[int, ...], Plan]]
 
 
 class FastPath:
@@ -89,32 +90,37 @@ class FastPath:
     def __init__(self, engine: Engine, max_rows: Callable[[Model], int]):
         self._engine = engine
         self._max_rows = max_rows
-        self._plans: WeakKeyDictionary[Model, dict[_Form, Plan]] = WeakKeyDictionary()
+        self._encode_plans: _Plans = WeakKeyDictionary()
+        self._decode_plans: _Plans = WeakKeyDictionary()
 
     def encode(
         self, model: Model, request: pb.EncodeRequest, call: Call
     ) -> Awaitable[Chunks] | None:
         """Answers an Encode request, or returns None where it has to go the long way."""
         images = request.images
-        if request.draw or images.WhichOneof("source") != "tensor":
+        if request.draw or not images.HasField("tensor"):
             return None
         tensor = images.tensor
-        plan = self._plan(model, ("Encode", tensor.dtype, tuple(tensor.shape[:]), 0))
-        return self._run(plan, tensor, call)
+        form = (0, tensor.dtype, *tensor.shape[:])
+        plans = self._encode_plans.get(model)
+        plan = plans.get(form) if plans is not None else None
+        if plan is None:
+            plan = _kept(self._encode_plans, model, form, self._plan_encode(model, form))
+        return None if plan is None else self._run(plan, tensor, call)
 
     def decode(
         self, model: Model, request: pb.DecodeRequest, call: Call
     ) -> Awaitable[Chunks] | None:
         """Answers a Decode request, or returns None where it has to go the long way."""
         tensor = request.latents
-        plan = self._plan(model, ("Decode", tensor.dtype, tuple(tensor.shape[:]), request.format))
-        return self._run(plan, tensor, call)
-
-    def _run(
-        self, plan: Plan | None, tensor: tensor_pb2.Tensor, call: Call
-    ) -> Awaitable[Chunks] | None:
+        form = (request.format, tensor.dtype, *tensor.shape[:])
+        plans = self._decode_plans.get(model)
+        plan = plans.get(form) if plans is not None else None
         if plan is None:
-            return None
+            plan = _kept(self._decode_plans, model, form, self._plan_decode(model, form))
+        return None if plan is None else self._run(plan, tensor, call)
+
+    def _run(self, plan: Plan, tensor: tensor_pb2.Tensor, call: Call) -> Awaitable[Chunks] | None:
         data = tensor.data  # each access makes a copy
         return self._answer(plan, data, call) if len(data) == plan.nbytes else None
 
@@ -135,26 +141,11 @@ class FastPath:
         chunks.append(plan.identity + _timing(plan.timing, call))
         return tuple(chunks)
 
-    def _plan(self, model: Model, form: _Form) -> Plan | None:
-        plans = self._plans.get(model)
-        if plans is None:
-            plans = self._plans[model] = {}
-        plan = plans.get(form)
-        if plan is None:
-            make = self._make_encode if form[0] == "Encode" else self._make_decode
-            plan = make(model, *form[1:])
-            if plan is not None:
-                if len(plans) >= _MAX_PLANS:
-                    plans.clear()
-                plans[form] = plan
-        return plan
-
-    def _make_encode(
-        self, model: Model, dtype: int, sizes: tuple[int, ...], _image_format: int
-    ) -> Plan | None:
+    def _plan_encode(self, model: Model, form: tuple[int, ...]) -> Plan | None:
+        _, dtype, *sizes = form
         manifest = model.manifest
         as_uint8 = dtype == tensor_pb2.DATA_TYPE_UINT8
-        if dtype not in _PLAIN or sizes[1:] not in codec.image_shapes(manifest.image_shape):
+        if dtype not in _PLAIN or tuple(sizes[1:]) not in codec.image_shapes(manifest.image_shape):
             return None
         if not self._fits(model, sizes[0]):
             return None
@@ -175,14 +166,13 @@ class FastPath:
             _ENCODE_TIMING,
         )
 
-    def _make_decode(
-        self, model: Model, dtype: int, sizes: tuple[int, ...], image_format: int
-    ) -> Plan | None:
+    def _plan_decode(self, model: Model, form: tuple[int, ...]) -> Plan | None:
+        image_format, dtype, *sizes = form
         manifest = model.manifest
         wanted = FORMATS.get(image_format)
         if dtype != tensor_pb2.DATA_TYPE_FLOAT32 or wanted in (None, Format.PNG):
             return None
-        if sizes[1:] != (manifest.latent_dim,) or not self._fits(model, sizes[0]):
+        if sizes[1:] != [manifest.latent_dim] or not self._fits(model, sizes[0]):
             return None
         rows, image = sizes[0], manifest.image_shape
         as_uint8 = wanted is Format.UINT8
@@ -192,7 +182,7 @@ class FastPath:
         return self._made(
             model,
             _PLAIN[dtype],
-            sizes,
+            tuple(sizes),
             self._engine.decoding(model, _check_latents, as_uint8=as_uint8),
             (("image", prefix((_IMAGES, *codec.TENSOR_OF_IMAGES), inner, codec.DATA, size)),),
             pb.DecodeResponse(),
@@ -225,6 +215,16 @@ class FastPath:
 
     def _fits(self, model: Model, rows: int) -> bool:
         return _LITTLE_ENDIAN and 1 <= rows <= self._max_rows(model)
+
+
+def _kept(plans: _Plans, model: Model, form: tuple[int, ...], plan: Plan | None) -> Plan | None:
+    """Keeps a plan, if there is one, and returns it."""
+    if plan is not None:
+        of_model = plans.setdefault(model, {})
+        if len(of_model) >= _MAX_PLANS:
+            of_model.clear()
+        of_model[form] = plan
+    return plan
 
 
 # What goes to a graph without a conversion; float16 takes the long way.

@@ -235,7 +235,7 @@ def test_the_number_of_plans_of_a_model_is_bounded(bench):
     async def scene() -> None:
         for rows in range(1, 290):
             assert bench.has_plan(decode_request(latents(rows)))
-        (plans,) = bench.fast._fast_path._plans.values()
+        (plans,) = bench.fast._fast_path._decode_plans.values()
         assert 0 < len(plans) <= fast_path._MAX_PLANS < 289
 
     asyncio.run(scene())
