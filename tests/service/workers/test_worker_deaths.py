@@ -1,0 +1,165 @@
+"""Workers and their supervisor are killed, told to stop, or hang."""
+
+import contextlib
+import os
+import re
+import secrets
+import signal
+import time
+
+import grpc
+import pytest
+
+from latentserve.client import Client
+from tests.support.workers import Workers, call_in_flight, marked, started, wait_until
+
+# -------------------------------------------------------------------- deaths
+
+
+@pytest.mark.usefixtures("each_transport")
+def test_a_killed_worker_is_restarted_while_the_port_keeps_answering(folder, tmp_path):
+    with Workers(folder, tmp_path / "log") as server:
+        before = server.pids()
+        killed = min(before)
+        os.kill(killed, signal.SIGKILL)
+        calls = 0
+        while len(server.served()) < 2 or calls < 20:
+            with Client(server.target) as client:
+                assert client.sample(2, seed=1).shape == (2, 1, 4, 4)
+            assert server.http("/readyz")[0] == server.http("/healthz")[0] == 200
+            calls += 1
+            assert calls < 2000, server.logged()
+        assert killed not in server.pids()
+        assert len(server.pids() & before) == 1
+        assert re.search(r"worker [01] ended: signal 9; again in 0.5 s", server.logged())
+
+
+def test_a_worker_that_gets_sigterm_exits_and_is_restarted(folder, tmp_path):
+    with Workers(folder, tmp_path / "log") as server:
+        os.kill(min(server.pids()), signal.SIGTERM)
+        wait_until(lambda: "ended: status 0" in server.logged(), server.logged)
+        wait_until(lambda: len(server.served()) == 2, server.logged)
+
+
+def test_a_worker_that_cannot_restart_is_retried_until_it_can(folder, tmp_path):
+    with Workers(folder, tmp_path / "log") as server:
+        folder.rename(tmp_path / "elsewhere")
+        os.kill(min(server.pids()), signal.SIGKILL)
+        wait_until(lambda: "ended: status 2" in server.logged(), server.logged)
+        assert f"models folder {folder}: No such file" in server.logged()
+        with Client(server.target) as client:
+            assert client.sample(2, seed=1).shape == (2, 1, 4, 4)
+        assert server.http("/readyz")[0] == 200
+        (tmp_path / "elsewhere").rename(folder)
+        wait_until(lambda: len(server.served()) == 2, server.logged)
+
+
+def test_the_server_is_not_ready_while_all_workers_are_gone(folder, tmp_path):
+    with Workers(folder, tmp_path / "log") as server:
+        for pid in server.pids():
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: server.http("/readyz")[0] == 503, server.logged)
+        assert server.http("/metrics")[0] == server.http("/healthz")[0] == 200
+        wait_until(lambda: server.http("/readyz")[0] == 200, server.logged)
+
+
+@pytest.mark.usefixtures("each_transport")
+def test_workers_drain_and_exit_when_the_supervisor_is_killed(wide, tmp_path):
+    with Workers(wide, tmp_path / "log") as server:
+        with call_in_flight(server) as rest:
+            server.signal(signal.SIGKILL)
+            server.process.wait(10)
+            wait_until(lambda: server.logged().count("draining") == 2, server.logged)
+            assert rest() == 1000
+        wait_until(lambda: not marked(server.mark), server.logged)
+
+
+def test_a_supervisor_killed_while_starting_leaves_no_process(folder, tmp_path):
+    for delay in (0.1, 0.3, 0.5, 0.7):
+        mark = secrets.token_hex(8)
+        process = started(folder, tmp_path, mark)
+        time.sleep(delay)
+        process.kill()
+        process.wait(10)
+        wait_until(lambda mark=mark: not marked(mark), seconds=15)
+
+
+# ------------------------------------------------------------------- signals
+
+
+@pytest.mark.usefixtures("each_transport")
+def test_sigterm_drains_a_call_in_flight(wide, tmp_path):
+    with Workers(wide, tmp_path / "log") as server:
+        with call_in_flight(server) as rest:
+            server.signal(signal.SIGTERM)
+            wait_until(lambda: server.http("/readyz")[0] == 503, server.logged)
+            assert server.http("/healthz")[0] == 200
+            time.sleep(0.3)
+            assert server.process.poll() is None
+            assert rest() == 1000
+        assert server.process.wait(30) == 0
+
+
+@pytest.mark.usefixtures("each_transport")
+def test_a_second_sigterm_cuts_the_drain_short(wide, tmp_path):
+    with Workers(wide, tmp_path / "log") as server, call_in_flight(server) as rest:
+        server.signal(signal.SIGTERM)
+        wait_until(lambda: "draining" in server.logged(), server.logged)
+        began = time.monotonic()
+        server.signal(signal.SIGTERM)
+        assert server.process.wait(30) == 0
+        assert time.monotonic() - began < 5
+        with pytest.raises(grpc.RpcError):
+            rest()
+
+
+def test_sigterm_to_all_processes_is_one_graceful_stop(wide, tmp_path):
+    """As systemd sends it; a worker also gets the supervisor's `stop`, which is no second one."""
+    with Workers(wide, tmp_path / "log") as server:
+        with call_in_flight(server) as rest:
+            for pid in marked(server.mark):
+                # An idle worker may have exited already, at the supervisor's `stop`.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+            wait_until(lambda: server.logged().count("draining") == 2, server.logged)
+            wait_until(lambda: server.http("/readyz")[0] == 503, server.logged)
+            assert rest() == 1000
+        assert server.process.wait(30) == 0
+
+
+def test_ctrl_c_at_a_terminal_drains_and_exits_with_0(folder, tmp_path):
+    mark = secrets.token_hex(8)
+    # A process group of its own, as a shell makes for a command in the foreground.
+    process = started(folder, tmp_path, mark, process_group=0)
+    log = tmp_path / "log"
+    wait_until(lambda: log.read_text().count("serving one") == 2, log.read_text)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(20) == 0
+    assert "Traceback" not in log.read_text()
+    assert not marked(mark)
+
+
+@pytest.mark.parametrize(
+    ("delay", "transport"),
+    [(0.2, "http2"), (0.35, "grpcio"), (0.5, "http2"), (0.65, "grpcio"), (0.8, "http2")],
+)
+def test_sigterm_while_starting_leaves_no_process(folder, tmp_path, monkeypatch, delay, transport):
+    monkeypatch.setenv("LATENTSERVE_TRANSPORT", transport)
+    mark = secrets.token_hex(8)
+    process = started(folder, tmp_path, mark)
+    time.sleep(delay)
+    process.send_signal(signal.SIGTERM)
+    # Killed by the signal itself before Python has a handler for it.
+    assert process.wait(20) in (0, -signal.SIGTERM)
+    assert not marked(mark)
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_a_worker_that_hangs_is_killed_after_the_drain(folder, tmp_path):
+    with Workers(folder, tmp_path / "log", "--drain-seconds", "0") as server:
+        stuck = min(server.pids())
+        os.kill(stuck, signal.SIGSTOP)
+        assert server.http("/metrics")[0] == 200
+        server.signal(signal.SIGTERM)
+        assert server.process.wait(30) == 0
+        assert "has not ended; it is killed" in server.logged()
