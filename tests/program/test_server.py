@@ -48,6 +48,48 @@ def tiny(tmp_path):
     return folder
 
 
+@pytest.fixture(scope="module")
+def assorted(tmp_path_factory):
+    """A server of good models, and of models of which one version or all are refused."""
+    folder = tmp_path_factory.mktemp("assorted") / "models"
+    write_tiny(folder / "one")
+    write_tiny(folder / "one", seed=9)
+    write_tiny(folder / "two", dim=5, seed=2)
+    write_tiny(folder / "within", golden_error=5e-5)
+    write_tiny(folder / "wrong", golden_error=0.01)
+    write_tiny(folder / "torn")
+    (write_tiny(folder / "torn", seed=9) / "decoder.onnx").write_bytes(b"nothing")
+    write_tiny(folder / "unfit")
+    change_manifest(write_tiny(folder / "unfit", seed=9), with_another_dimension)
+    change_manifest(write_tiny(folder / "otherwise"), with_another_noise)
+    with Server(folder, folder.with_name("log")) as server:
+        yield server.wait_until_serving()
+
+
+@pytest.fixture
+def assorted_client(assorted):
+    with Client(assorted.target) as connected:
+        yield connected
+
+
+def change_manifest(bundle: Path, change) -> None:
+    content = json.loads((bundle / "manifest.json").read_text())
+    change(content)
+    (bundle / "manifest.json").write_text(json.dumps(content))
+
+
+def with_another_dimension(manifest: dict) -> None:
+    manifest["latent_dim"] = 5
+    for graph in manifest["graphs"].values():
+        for tensor in (*graph["inputs"], *graph["outputs"]):
+            tensor["shape"] = [5 if axis == 3 else axis for axis in tensor["shape"]]
+
+
+def with_another_noise(manifest: dict) -> None:
+    assert manifest["noise"] == "philox4x64-10/as241/1"
+    manifest["noise"] = "mersenne/1"
+
+
 def health(server: Server, name: str = "") -> int:
     with grpc.insecure_channel(server.target) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
@@ -64,14 +106,13 @@ def wait_for(text: str, server: Server) -> None:
 # ------------------------------------------------------------------ models
 
 
-def test_several_models_are_served_and_the_first_by_name_is_the_default(tiny, tmp_path):
-    with Server(tiny, tmp_path / "log").wait_until_serving() as server, Client(server.target) as c:
-        info = c.info()
-        assert [model.name for model in info.models] == ["one", "two"]
-        assert info.default_model == "one"
-        assert c.sample_with_latents(2, seed=1).latents.shape == (2, 3)
-        assert c.sample_with_latents(2, seed=1, model="two").latents.shape == (2, 5)
-        assert health(server, f"{SERVICE}/two") == SERVING
+def test_several_models_are_served_and_the_first_by_name_is_the_default(assorted, assorted_client):
+    info = assorted_client.info()
+    assert [model.name for model in info.models] == ["one", "torn", "two", "unfit", "within"]
+    assert info.default_model == "one"
+    assert assorted_client.sample_with_latents(2, seed=1).latents.shape == (2, 3)
+    assert assorted_client.sample_with_latents(2, seed=1, model="two").latents.shape == (2, 5)
+    assert health(assorted, f"{SERVICE}/two") == SERVING
 
 
 def test_the_default_model_can_be_chosen(tiny, tmp_path):
@@ -82,33 +123,26 @@ def test_the_default_model_can_be_chosen(tiny, tmp_path):
         assert c.model().name == "two"
 
 
-def test_the_highest_version_is_served(tiny, tmp_path):
-    write_tiny(tiny / "one", seed=9)
-    with Server(tiny, tmp_path / "log").wait_until_serving() as server, Client(server.target) as c:
-        assert c.model("one").version == 2
-        with pytest.raises(NotFound, match=r"model.version: got 1, wanted 2"):
-            c.sample(1, model="one", version=1)
+def test_the_highest_version_is_served(assorted_client):
+    assert assorted_client.model("one").version == 2
+    with pytest.raises(NotFound, match=r"model.version: got 1, wanted 2"):
+        assorted_client.sample(1, model="one", version=1)
 
 
-def test_a_broken_version_is_refused_and_the_one_before_it_serves(tiny, tmp_path):
-    broken = write_tiny(tiny / "one", seed=9)
-    (broken / "decoder.onnx").write_bytes(b"nothing")
-    with Server(tiny, tmp_path / "log").wait_until_serving() as server, Client(server.target) as c:
-        assert c.model("one").version == 1
-        assert "refused one/2" in server.log.read_text()
-        assert "decoder.onnx: 7 bytes" in server.log.read_text()
-        assert health(server, f"{SERVICE}/one") == SERVING
+def test_a_broken_version_is_refused_and_the_one_before_it_serves(assorted, assorted_client):
+    assert assorted_client.model("torn").version == 1
+    assert "refused torn/2" in assorted.log.read_text()
+    assert "decoder.onnx: 7 bytes" in assorted.log.read_text()
+    assert health(assorted, f"{SERVICE}/torn") == SERVING
 
 
-def test_a_bad_model_is_not_serving_and_does_not_take_a_good_one_down(tiny, tmp_path):
-    write_tiny(tiny / "bad", golden_error=0.01)
-    with Server(tiny, tmp_path / "log").wait_until_serving() as server, Client(server.target) as c:
-        assert health(server) == SERVING
-        assert health(server, f"{SERVICE}/bad") == NOT_SERVING
-        assert health(server, f"{SERVICE}/two") == SERVING
-        with pytest.raises(NotFound, match="wanted one of one, two"):
-            c.sample(1, model="bad")
-        assert c.sample(1, seed=1).shape == (1, 1, 4, 4)
+def test_a_bad_model_is_not_serving_and_does_not_take_a_good_one_down(assorted, assorted_client):
+    assert health(assorted) == SERVING
+    assert health(assorted, f"{SERVICE}/wrong") == NOT_SERVING
+    assert health(assorted, f"{SERVICE}/two") == SERVING
+    with pytest.raises(NotFound, match="wanted one of one, torn, two, unfit, within"):
+        assorted_client.sample(1, model="wrong")
+    assert assorted_client.sample(1, seed=1).shape == (1, 1, 4, 4)
 
 
 def test_an_unreadable_model_folder_does_not_take_the_other_models_down(tiny, monkeypatch):
@@ -141,17 +175,24 @@ def test_without_its_default_model_a_server_is_not_ready_and_the_others_answer(t
         assert health(server, f"{SERVICE}/two") == SERVING
 
 
-def test_a_manifest_that_does_not_fit_its_graphs_is_refused(tiny, tmp_path):
-    manifest = write_tiny(tiny / "one", seed=9) / "manifest.json"
-    content = json.loads(manifest.read_text())
-    content["latent_dim"] = 5
-    for graph in content["graphs"].values():
-        for tensor in (*graph["inputs"], *graph["outputs"]):
-            tensor["shape"] = [5 if axis == 3 else axis for axis in tensor["shape"]]
-    manifest.write_text(json.dumps(content))
-    with Server(tiny, tmp_path / "log").wait_until_serving() as server, Client(server.target) as c:
-        assert c.model("one").version == 1
-        assert "refused one/2" in server.log.read_text()
+def test_a_manifest_that_does_not_fit_its_graphs_is_refused(assorted, assorted_client):
+    assert assorted_client.model("unfit").version == 1
+    assert "refused unfit/2" in assorted.log.read_text()
+
+
+def test_a_model_whose_golden_rows_differ_within_the_tolerance_is_served(assorted):
+    assert health(assorted, f"{SERVICE}/within") == SERVING
+
+
+def test_a_bundle_with_another_noise_scheme_is_refused(assorted):
+    assert health(assorted, f"{SERVICE}/otherwise") == NOT_SERVING
+    assert "'mersenne/1', this server draws" in assorted.log.read_text()
+
+
+def test_device_auto_falls_back_to_the_cpu_and_logs_it(assorted, assorted_client):
+    assert "device auto: using cpu" in assorted.log.read_text()
+    assert assorted_client.info().device == "auto"
+    assert assorted_client.model().devices == {"encoder": "cpu", "decoder": "cpu"}
 
 
 # --------------------------------------------------------------- not ready
@@ -174,23 +215,6 @@ def test_a_model_whose_golden_rows_differ_is_not_served(tmp_path):
         assert server.stop() == 0
 
 
-def test_a_model_whose_golden_rows_differ_within_the_tolerance_is_served(tmp_path):
-    write_tiny(tmp_path / "models" / "near", golden_error=5e-5)
-    with Server(tmp_path / "models", tmp_path / "log") as server:
-        server.wait_until_serving()
-
-
-def test_a_bundle_with_another_noise_scheme_is_refused(tmp_path):
-    folder = write_tiny(tmp_path / "models" / "other")
-    manifest = folder / "manifest.json"
-    text = manifest.read_text()
-    assert "philox4x64-10/as241/1" in text
-    manifest.write_text(text.replace("philox4x64-10/as241/1", "mersenne/1"))
-    with Server(tmp_path / "models", tmp_path / "log") as server:
-        wait_for("no model could be loaded", server)
-        assert "'mersenne/1', this server draws" in server.log.read_text()
-
-
 def test_a_server_with_an_empty_models_folder_is_up_and_not_ready(tmp_path):
     (tmp_path / "models").mkdir()
     with Server(tmp_path / "models", tmp_path / "log") as server:
@@ -210,13 +234,6 @@ def test_a_server_refuses_cuda_without_a_gpu(tiny):
     assert done.stderr.startswith("latentserve serve: device: got cuda, but ")
     assert "--device cpu" in done.stderr
     assert len(done.stderr.splitlines()) == 1
-
-
-def test_device_auto_falls_back_to_the_cpu_and_logs_it(tiny, tmp_path):
-    with Server(tiny, tmp_path / "log").wait_until_serving() as server, Client(server.target) as c:
-        assert "device auto: using cpu" in server.log.read_text()
-        assert c.info().device == "auto"
-        assert c.model().devices == {"encoder": "cpu", "decoder": "cpu"}
 
 
 @pytest.mark.usefixtures("each_transport")
@@ -403,8 +420,10 @@ def test_sigterm_sets_health_to_not_serving_before_the_port_closes(models, tmp_p
 
 
 def test_sigterm_while_loading_skips_the_remaining_models_and_exits_with_0(tmp_path):
-    for name in "abcdefgh":
-        write_tiny(tmp_path / "models" / name, shape=(3, 64, 64), dim=200)
+    first = write_tiny(tmp_path / "models" / "a", shape=(3, 64, 64), dim=200)
+    for name in "bcdefgh":
+        copy = shutil.copytree(first, tmp_path / "models" / name / "1")
+        change_manifest(copy, lambda manifest, name=name: manifest.update(name=name))
     with Server(tmp_path / "models", tmp_path / "log") as server:
         os.kill(server.process.pid, signal.SIGTERM)
         assert server.process.wait(30) == 0
