@@ -1,13 +1,7 @@
-"""Child process that runs a dataset job against `ArithmeticClient`, and may be killed.
-
-    python -m tests.support.job_child FOLDER ENCODE.npy|DECODE.npy|N FORMAT [STEPS]
-
-With STEPS it kills itself by SIGKILL after that number of steps that change the disk.
-"""
+"""Dataset jobs against `ArithmeticClient`, also in a process that kills itself."""
 
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -142,7 +136,8 @@ def die_after(steps: int) -> None:
         setattr(shards._HashedFile, method, counted(getattr(shards._HashedFile, method)))
 
 
-if __name__ == "__main__":
-    if len(sys.argv) > 4:
-        die_after(int(sys.argv[4]))
-    run_job(ArithmeticClient(), sys.argv[2], Path(sys.argv[1]), sys.argv[3], 7)
+def run_killed(folder: Path, source: str, shard_format: str, steps: int) -> None:
+    """Runs a job in this process, which ends with it, or dies in the middle after `steps`."""
+    die_after(steps)
+    run_job(ArithmeticClient(), source, folder, shard_format, 7)
+    os._exit(0)
