@@ -16,7 +16,7 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SERVICES := protos/latentserve/v1/latent_service.proto protos/latentserve/v1/admin_service.proto
 PROTOS := protos/latentserve/v1/tensor.proto protos/latentserve/compat/v1/compat.proto $(SERVICES)
-SIDE_BY_SIDE := --numprocesses auto --maxprocesses 8 --dist loadfile
+SIDE_BY_SIDE := --numprocesses auto --maxprocesses 8 --dist worksteal
 BUF := npx --yes @bufbuild/buf@1.75.0
 # The tag that is released: the checkout's own.
 TAG ?= $(shell git describe --tags --exact-match 2>/dev/null || echo none)
