@@ -135,7 +135,10 @@ def test_a_reload_without_the_models_folder_changes_nothing(folder, running):
         reload(running)
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
     os.kill(running.process.pid, signal.SIGHUP)
-    time.sleep(0.3)
+    deadline = time.monotonic() + 30
+    while "nothing changes: " not in running.log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     assert served(running) == ["one/1"]
 
 

@@ -416,10 +416,13 @@ def test_a_stream_that_its_caller_does_not_read_stops_computing(server, held_by)
         number = raw.open("SampleStream")
         raw.send(number, message(HUGE_STREAM), ends=True)
         raw.wait_for(lambda: raw.replies[number].body or held_by == "socket")
-        time.sleep(0.5)
-        name = "latentserve_batch_rows_sum"
-        before, rows = rss(server), server.metric(name)
-        time.sleep(1.0)
+        name, rows = "latentserve_batch_rows_sum", -1.0
+        deadline = time.monotonic() + 30
+        while rows < (rows := server.metric(name)):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        before = rss(server)
+        time.sleep(0.8)
         assert server.metric(name) == rows
         assert rss(server) - before < 8 * 2**20
 
