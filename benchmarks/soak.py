@@ -93,7 +93,7 @@ def main() -> int:
 
 
 def _soak(server: Ours, seconds: float) -> list[Sample]:
-    """Loads the server for `minutes` and samples its memory after each turn of all shapes."""
+    """Loads the server for `minutes` and samples its memory after each pass over all shapes."""
     began = time.monotonic()
     others = _Others(server.port, began + seconds)
     others.start()

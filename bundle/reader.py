@@ -42,7 +42,8 @@ def open_bundle(path: Path) -> Bundle:
 
     Raises:
         BundleError: The schema's major version is not supported, a file is missing,
-            damaged or outside the folder, or name or version are not those of the folder.
+            damaged or outside the folder, or the manifest's name or version is not that
+            of the folder.
     """
     bundle = read_bundle(path)
     manifest = bundle.manifest

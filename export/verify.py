@@ -147,7 +147,7 @@ def measure_parity(graph: ExportedGraph, inputs: Inputs) -> dict[str, float]:
 
 
 def check_parity(differences: Mapping[str, float], tolerance: float) -> None:
-    """Compares differences with the tolerance.
+    """Fails if torch and onnxruntime differ by more than the tolerance.
 
     Raises:
         ExportError: A difference is above the tolerance, or NaN.

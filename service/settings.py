@@ -52,7 +52,7 @@ class Settings(BaseModel):
     default_model: str = ""
     """Model that answers calls without a model name."""
     versions: Annotated[Versions, BeforeValidator(_versions), PlainSerializer(str)] = Versions()
-    """Versions to serve: latest, all or a number, or NAME=one of these, separated by commas."""
+    """Versions to serve: latest, all or a number; NAME=VERSIONS for one model; comma-separated."""
     max_rows: int = Field(4096, ge=1, le=1_000_000)
     """Maximum number of rows in a request."""
     max_message_bytes: int = Field(64 * 2**20, ge=4096, le=2**31 - 1)
@@ -89,7 +89,7 @@ class Settings(BaseModel):
 
 
 _FLAGS = {"grpc_port": "--port"}
-# Defaults whose values would tell a reader of the help nothing.
+# Defaults that the help describes in words.
 _DEFAULTS = {"models": "those of the project", "default_model": "the first by name"}
 
 

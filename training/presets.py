@@ -22,7 +22,7 @@ PRESETS: Mapping[str, Preset] = {
             prior=PriorConfig("flow-gmm"),
         ),
         TrainConfig(learning_rate=2e-3, weight_decay=0.01, kl_warmup=0.1),
-        "the flagship: convolutional, 40 latent dimensions, a learned prior that knows classes",
+        "the flagship: convolutional, 40 latent dimensions, a learned, class-conditional prior",
     ),
     "dense": Preset(
         ModelConfig(_WIDE, latent_dim=32),
@@ -32,22 +32,22 @@ PRESETS: Mapping[str, Preset] = {
     "dense-gmm": Preset(
         ModelConfig(_WIDE, latent_dim=32, prior=PriorConfig("gmm")),
         TrainConfig(batch_size=256, learning_rate=4e-3, weight_decay=0.0, kl_warmup=0.25),
-        "the same with a mixture as prior: can be sampled by label",
+        "dense with a mixture of Gaussians as prior: can be sampled by label",
     ),
     "seed2d": Preset(
         ModelConfig(_ARTICLE, latent_dim=2, scale="sigmoid"),
         TrainConfig(learning_rate=2e-3),
-        "the article's model: dense, 2 latent dimensions, sigma through a sigmoid",
+        "dense, 2 latent dimensions for pictures of the latent plane; sigma by a sigmoid",
     ),
     "autoencoder": Preset(
         ModelConfig(_ARTICLE, latent_dim=2, posterior="delta", prior=PriorConfig("none")),
         TrainConfig(learning_rate=2e-3),
-        "the article's plain autoencoder: one point for an image, no prior to sample from",
+        "a plain autoencoder: a deterministic encoder, no prior to sample from",
     ),
     "beta-vae": Preset(
         ModelConfig(_WIDE, latent_dim=10),
         TrainConfig(beta=4.0, batch_size=256, learning_rate=4e-3, weight_decay=0.0),
-        "a beta-VAE: the KL term weighs 4, for latents that part the factors of variation",
+        "a beta-VAE: KL weight 4, for disentangled latents",
     ),
     "iwae": Preset(
         ModelConfig(_WIDE, latent_dim=32),

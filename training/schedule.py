@@ -37,7 +37,7 @@ class Phase:
 
     @property
     def trains_autoencoder(self) -> bool:
-        """Whether encoder and decoder are trained in it."""
+        """Whether this phase trains the encoder and the decoder."""
         return self.name in ("autoencoder", "joint")
 
     @property

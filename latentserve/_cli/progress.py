@@ -1,4 +1,4 @@
-"""Progress of long-running commands on stderr: a bar on a terminal, else a line now and then."""
+"""Progress of long-running commands on stderr: a bar on a terminal, else a line at intervals."""
 
 import os
 import sys

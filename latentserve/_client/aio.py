@@ -724,7 +724,7 @@ class AsyncClient:
             raise from_rpc_error(error, self.target) from error
 
     async def _call(self, call: UnaryCall, seconds: float) -> Any:
-        """Makes a unary call; again after the delay that a full server asks for."""
+        """Makes a unary call; retries after the delay that an overloaded server requests."""
         deadline = time.monotonic() + seconds
         attempt = 0
         while True:

@@ -5,8 +5,8 @@ other numbers in it. Of a call of one image, checking that form, the coroutines 
 building the reply were a quarter of the server's time. A plan is keyed by the model object and
 the form; names and versions are resolved anew in each call, so a plan cannot outlive a reload.
 
-A request without a plan takes the long way through `Servicer`, which also states every error of
-form. The two are held against each other by a differential test (tests/service/api).
+A request without a plan falls back to `Servicer`, which also reports every validation error of its
+form. A differential test checks that both give the same replies and errors.
 """
 
 import math
@@ -96,7 +96,7 @@ class FastPath:
     def encode(
         self, model: Model, request: pb.EncodeRequest, call: Call
     ) -> Awaitable[Chunks] | None:
-        """Answers an Encode request, or returns None where it has to go the long way."""
+        """Answers an Encode request, or returns None if there is no plan for its form."""
         images = request.images
         if request.draw or not images.HasField("tensor"):
             return None
@@ -105,19 +105,19 @@ class FastPath:
         plans = self._encode_plans.get(model)
         plan = plans.get(form) if plans is not None else None
         if plan is None:
-            plan = _kept(self._encode_plans, model, form, self._plan_encode(model, form))
+            plan = _cached(self._encode_plans, model, form, self._plan_encode(model, form))
         return None if plan is None else self._run(plan, tensor, call)
 
     def decode(
         self, model: Model, request: pb.DecodeRequest, call: Call
     ) -> Awaitable[Chunks] | None:
-        """Answers a Decode request, or returns None where it has to go the long way."""
+        """Answers a Decode request, or returns None if there is no plan for its form."""
         tensor = request.latents
         form = (request.format, tensor.dtype, *tensor.shape[:])
         plans = self._decode_plans.get(model)
         plan = plans.get(form) if plans is not None else None
         if plan is None:
-            plan = _kept(self._decode_plans, model, form, self._plan_decode(model, form))
+            plan = _cached(self._decode_plans, model, form, self._plan_decode(model, form))
         return None if plan is None else self._run(plan, tensor, call)
 
     def _run(self, plan: Plan, tensor: tensor_pb2.Tensor, call: Call) -> Awaitable[Chunks] | None:
@@ -217,8 +217,8 @@ class FastPath:
         return _LITTLE_ENDIAN and 1 <= rows <= self._max_rows(model)
 
 
-def _kept(plans: _Plans, model: Model, form: tuple[int, ...], plan: Plan | None) -> Plan | None:
-    """Keeps a plan, if there is one, and returns it."""
+def _cached(plans: _Plans, model: Model, form: tuple[int, ...], plan: Plan | None) -> Plan | None:
+    """Caches `plan` unless it is None, and returns it."""
     if plan is not None:
         of_model = plans.setdefault(model, {})
         if len(of_model) >= _MAX_PLANS:

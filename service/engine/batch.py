@@ -241,7 +241,7 @@ def _checked_one_by_one(
 def _write(segment: Segment, outputs: Arrays, offset: int) -> None:
     """Writes a segment's outputs, which begin at `offset` in the batch, to its entry's result.
 
-    With the last of an entry's rows, `finish` makes them into the result.
+    Once all rows of the entry are written, `finish` turns them into the result.
     """
     entry, start, stop = segment
     request = entry.request

@@ -199,7 +199,7 @@ class Batcher:
         return None
 
     def _batch_limit(self, graph: Graph, queue: deque[QueueEntry]) -> int:
-        """Most rows of the next batch: idle threads share what is queued evenly."""
+        """Maximum rows of the next batch; queued rows are divided evenly among idle threads."""
         if self._idle_threads == 1 or graph.max_batch_rows == graph.max_call_rows:
             return graph.max_batch_rows
         queued = sum([entry.request.rows - entry.scheduled for entry in queue])

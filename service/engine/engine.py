@@ -81,7 +81,7 @@ class Engine:
         """Context manager that holds a call's rows in flight.
 
         Raises:
-            Overloaded: There is no room, and the call does not wait for it.
+            Overloaded: The limits are reached and `call.patient` is false.
         """
         return self.admission.admitted(rows, rows * row_bytes(model.manifest), patient=call.patient)
 

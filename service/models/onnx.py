@@ -171,7 +171,7 @@ class Graph:
         self._run_rows = self.max_batch_rows = self._rows_within(_BATCH_SECONDS)
 
     def _rows_within(self, seconds: float) -> int:
-        """Largest power of two of rows within a time, clamped to the device's bounds."""
+        """Largest power-of-two row count expected to take at most `seconds`, within limits."""
         rows = 1 << int(math.log2(max(1.0, seconds / self._row_seconds)))
         return min(_MOST_ROWS[self.device.kind], max(_FEWEST_ROWS[self.device.kind], rows))
 

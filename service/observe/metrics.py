@@ -309,13 +309,19 @@ class _LatentStatistics(Collector):
         families = [
             GaugeMetricFamily(f"latentserve_latent_{name}", text, labels=labels)
             for name, text in (
-                ("mean", "Mean of the encoded means, over about the last 10,000 images; well: 0."),
+                (
+                    "mean",
+                    "Mean of the encoded means over about the last 10,000 images; ideally 0.",
+                ),
                 (
                     "variance",
-                    "Variance of the encoded means, likewise; well: 1 less the posteriors' mean "
-                    "variance.",
+                    "Variance of the encoded means, likewise; ideally 1 minus the "
+                    "posteriors' mean variance.",
                 ),
-                ("kl_nats", "KL of the posteriors to N(0, 1), likewise; near 0: not used."),
+                (
+                    "kl_nats",
+                    "KL of the posteriors to N(0, 1), likewise; near 0 if collapsed.",
+                ),
             )
         ]
         with self._lock:

@@ -93,7 +93,7 @@ class Telemetry:
         return Span(self._tracing.call(rpc, call.metadata))
 
     def request(self, rpc: str, model: str, code: str, seconds: float) -> None:
-        """A call has ended."""
+        """Records a finished call."""
         self._metrics.request(rpc, model, code, seconds)
 
     def refused(self, error: ServiceError) -> None:

@@ -153,7 +153,7 @@ class MessageBuffer:
             self._report()
 
     def _parse_prefix(self) -> int:
-        """Returns the length of the oldest message with its prefix."""
+        """Returns the length of the oldest message, including its prefix."""
         pieces, start = self._pieces, self._start
         while len(pieces[0]) < start + PREFIX_BYTES:
             begun = bytes(pieces.popleft()[start:])

@@ -39,7 +39,7 @@ class TlsFiles:
 
     @property
     def contents(self) -> tuple[bytes, bytes, bytes | None]:
-        """Certificate, key and client_ca as they were last loaded, PEM."""
+        """PEM contents of certificate, key and client CA, as last loaded."""
         return self._contents
 
     @property

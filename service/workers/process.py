@@ -131,7 +131,7 @@ class Worker:
             return
 
     async def _run_once(self) -> int:
-        """Runs one process to its end; returns its exit status, negative for a signal.
+        """Starts the process and waits for its exit; a status below 0 is the signal that killed it.
 
         Raises:
             OSError: The process could not be started.

@@ -155,7 +155,7 @@ class _Supervisor:
         _log.warning("connection: refused, no worker serves")
 
     async def reload(self, skip: Worker | None = None) -> None:
-        """Has all workers but one reload their models; returns when all have answered."""
+        """Tells all workers but one to reload their models; returns when all have answered."""
         others = (worker for worker in self._workers if worker is not skip)
         await asyncio.gather(*(worker.request("reload", _RELOAD_SECONDS) for worker in others))
 

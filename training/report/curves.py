@@ -139,7 +139,7 @@ def _draw_lines(axes: Axes, training: Line, validation: Line, begin: float) -> N
 
 
 def _short(value: float) -> str:
-    """A small number in few characters, such as 0.002 or 5e-5."""
+    """Formats a small number compactly, such as 0.002 or 5e-5."""
     return f"{value:g}" if value == 0 or value >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
 
 

@@ -120,7 +120,7 @@ def write_axis_names(
 
 
 def draw_plane(data: ReportData, projection: Projection) -> bytes:
-    """Decodes a grid of points of the projection's plane to one sheet of images, as PNG.
+    """Decodes a grid of points in the projection plane; returns the images as one PNG sheet.
 
     With one latent dimension the points are on a line, and the images in reading order.
     """

@@ -228,7 +228,7 @@ class Connection(asyncio.Protocol):
         self._close_after(_ERROR_SECONDS)
 
     def _close_after(self, seconds: float) -> None:
-        """Closes once the client has closed its side, or after so many seconds."""
+        """Closes once the client has closed its side, or after `seconds`."""
         self.closing = True
         assert self._transport is not None
         self._call_later(seconds, self._abort)
