@@ -172,7 +172,7 @@ def test_a_lost_server_is_one_line_and_the_job_resumes_with_another_server(serve
     with Server(None, tmp_path / "log") as server:
         server.wait_until_serving()
         there = {"LATENTSERVE_SERVER": server.target}
-        with started(*sample, tmp_path / "j", "--timeout", "5", env=there) as process:
+        with started(*sample, tmp_path / "j", "--timeout", "2", env=there) as process:
             wait_for_shards(tmp_path / "j", 1)
             server.process.kill()
             out, err = process.communicate(timeout=60)

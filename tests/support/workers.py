@@ -40,10 +40,10 @@ def wait_until(condition, log=lambda: "", seconds=30.0):
 class Workers(Server):
     """A server with workers; its exit asserts that no process is left."""
 
-    def __init__(self, models, log, *arguments, workers=2):
+    def __init__(self, models, log, *arguments, workers=2, program=""):
         self.mark = secrets.token_hex(8)
         options = ("--workers", str(workers), "--http-port", "0", *arguments)
-        super().__init__(models, log, *options, env={MARK: self.mark})
+        super().__init__(models, log, *options, env={MARK: self.mark}, program=program)
 
     def pids(self) -> set[int]:
         """Pids of the workers."""

@@ -156,7 +156,8 @@ def test_sigterm_while_starting_leaves_no_process(folder, tmp_path, monkeypatch,
 
 
 def test_a_worker_that_hangs_is_killed_after_the_drain(folder, tmp_path):
-    with Workers(folder, tmp_path / "log", "--drain-seconds", "0") as server:
+    arguments = (folder, tmp_path / "log", "--drain-seconds", "0")
+    with Workers(*arguments, program="tests.support.impatient") as server:
         stuck = min(server.pids())
         os.kill(stuck, signal.SIGSTOP)
         assert server.http("/metrics")[0] == 200
