@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from latentserve.client import Client
 from service.models.model import ModelRefused, load_model
 from service.models.onnx import Device, Graph
 from tests.support.processes import Server, latentserve
+from tests.support.shared import cached, made_once
 from tests.support.untrained import KINDS, random_model
 from training.model.config import Dense, ModelConfig
 from training.model.vae import Vae
@@ -35,17 +37,19 @@ Array = NDArray[np.float32]
 @pytest.fixture(scope="module")
 def variants(kinds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder with the `gmm` model in fp32, fp16 and int8."""
-    folder = tmp_path_factory.mktemp("variants")
-    for precision in FEWER:
-        done = latentserve(
-            "export", kinds / "runs" / "gmm", "--to", folder / f"gmm-{precision}",
-            "--decoder", precision,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        (folder / f"{precision}.log").write_text(done.stderr)
-        assert done.stdout == f"{folder / f'gmm-{precision}' / '1'}\n"
-    (folder / "gmm").symlink_to(kinds / "models" / "gmm")
-    return folder
+
+    def make(folder: Path) -> None:
+        for precision in FEWER:
+            done = latentserve(
+                "export", kinds / "runs" / "gmm", "--to", folder / f"gmm-{precision}",
+                "--decoder", precision,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            (folder / f"{precision}.log").write_text(done.stderr)
+            assert done.stdout == f"{folder / f'gmm-{precision}' / '1'}\n"
+        shutil.copytree(kinds / "models" / "gmm", folder / "gmm")
+
+    return made_once(tmp_path_factory, "variants", cached("variants", make))
 
 
 @pytest.fixture(params=FEWER)

@@ -1,5 +1,6 @@
 """Trainings and exports of tests are kept from run to run, as long as their sources are."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,19 +33,21 @@ def test_a_folder_is_made_once_and_copied_with_its_own_name_in_its_files(tmp_pat
         made.append(folder)
         (folder / "deep").mkdir()
         (folder / "deep" / "where").write_text(f"it lies in {folder}")
+        os.utime(folder / "deep" / "where", (7, 7))
 
     for name in ("first", "second"):
         folder = tmp_path / name
         folder.mkdir()
         cached("some", make, tmp_path / "cache")(folder)
         assert (folder / "deep" / "where").read_text() == f"it lies in {folder}"
+        assert (folder / "deep" / "where").stat().st_mtime == 7
     assert made == [tmp_path / "first"]
 
 
 def test_a_folder_of_other_sources_is_removed_when_a_new_one_is_made(tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     for digest in ("old", "new"):
-        monkeypatch.setattr("tests.support.shared._digest", lambda digest=digest: digest)
+        monkeypatch.setattr("tests.support.shared._digest", lambda _, digest=digest: digest)
         folder = tmp_path / digest
         folder.mkdir()
         cached("some", lambda folder: (folder / "file").touch(), cache)(folder)

@@ -2,12 +2,14 @@
 
 import functools
 import hashlib
+import os
 import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 from filelock import FileLock
@@ -19,8 +21,7 @@ CACHE = ROOT / ".cache" / "tests"
 _SOURCES = (
     "bundle", "common", "export", "latentserve/__init__.py", "latentserve/_cli",
     "latentserve/_files.py", "service/__init__.py", "service/errors.py", "service/models",
-    "tests/conftest.py", "tests/support/blobs.py", "tests/support/shared.py",
-    "tests/support/untrained.py", "training",
+    "tests/support/blobs.py", "tests/support/shared.py", "tests/support/untrained.py", "training",
 )  # fmt: skip
 _PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxscript", "torch")
 # More than the slowest of them takes on a busy machine.
@@ -49,7 +50,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
     return folder
 
 
-def cached(name: str, make: Callable[[Path], None], cache: Path = CACHE) -> Callable[[Path], None]:
+def cached(name: str, make: FunctionType, cache: Path = CACHE) -> Callable[[Path], None]:
     """Wraps `make` so that the folder is copied from an earlier run with the same sources.
 
     A test that changes its copy leaves the cache as it is. Where the files of an entry name the
@@ -57,12 +58,12 @@ def cached(name: str, make: Callable[[Path], None], cache: Path = CACHE) -> Call
 
     Args:
         name: Name of the folder, one in the cache for each.
-        make: Fills the empty folder.
+        make: Fills the empty folder, by a training or an export; its file is one of the sources.
         cache: Folder of the cache.
     """
 
     def fill(folder: Path) -> None:
-        entry = cache / f"{name}-{_digest()}"
+        entry = cache / f"{name}-{_digest(Path(make.__code__.co_filename))}"
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / f"{name}.lock", timeout=_SECONDS):
             if entry.exists():
@@ -84,15 +85,21 @@ def _copy(entry: Path, folder: Path) -> None:
     before, after = (entry / "made-in").read_bytes(), str(folder).encode()
     for path in folder.rglob("*"):
         if path.is_file() and before in (content := path.read_bytes()):
+            times = path.stat()
             path.write_bytes(content.replace(before, after))
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 @functools.cache
-def _digest() -> str:
-    """Hash of the sources of trainings and exports and of the packages they run on."""
+def _digest(caller: Path) -> str:
+    """Hash of the sources of trainings and exports, and of the packages they run on.
+
+    Args:
+        caller: The file of the function that fills the folder.
+    """
     versions = [f"{name} {version(name)}" for name in _PACKAGES]
     digest = hashlib.sha256("\n".join([sys.version, platform.platform(), *versions]).encode())
-    for path in sources():
+    for path in (caller, *sources()):
         digest.update(f"\n{path.relative_to(ROOT)}\n".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -22,6 +22,7 @@ from PIL import Image
 
 from tests.support.blobs import draw_blobs
 from tests.support.processes import latentserve
+from tests.support.shared import cached, made_once
 from tests.support.tiny_runs import (
     ONE_THREAD,
     SMALL,
@@ -58,26 +59,32 @@ CONV = ("--preset", "conv", "--set", "widths=8,4", "--set", "encoder_trunk=16",
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run on MNIST with all phases."""
-    folder = tmp_path_factory.mktemp("real") / "run"
-    before = signal.getsignal(signal.SIGTERM)
-    assert main([*MNIST, "--out", str(folder)]) == 0
-    signal.signal(signal.SIGTERM, before)
-    return folder
+
+    def make(folder: Path) -> None:
+        before = signal.getsignal(signal.SIGTERM)
+        assert main([*MNIST, "--out", str(folder / "run")]) == 0
+        signal.signal(signal.SIGTERM, before)
+
+    return made_once(tmp_path_factory, "real", cached("real", make)) / "run"
 
 
 @pytest.fixture(scope="module")
 def colour(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run of the real command on a folder of colour pictures, and its stdout."""
-    folder = tmp_path_factory.mktemp("colour")
-    images, labels = draw_blobs(150, 32, channels=3)
-    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-        path = folder / "pictures" / f"class {label}" / f"{index}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.transpose(1, 2, 0)).save(path)
-    done = latentserve("train", *CONV, "--data", f"folder:{folder / 'pictures'}", "--out",
-                       folder / "run", env={"OMP_NUM_THREADS": "1"})  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return folder / "run", done.stdout
+
+    def make(folder: Path) -> None:
+        images, labels = draw_blobs(150, 32, channels=3)
+        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+            path = folder / "pictures" / f"class {label}" / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.transpose(1, 2, 0)).save(path)
+        done = latentserve("train", *CONV, "--data", f"folder:{folder / 'pictures'}", "--out",
+                           folder / "run", env={"OMP_NUM_THREADS": "1"})  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        (folder / "stdout").write_text(done.stdout)
+
+    folder = made_once(tmp_path_factory, "colour", cached("colour", make))
+    return folder / "run", (folder / "stdout").read_text()
 
 
 def request_of(blobs_data: tuple[str, str], out: Path, **changes: Any) -> Request:
