@@ -47,152 +47,126 @@ def rows_of(*values):
     return np.array(values, np.float64)[:, None]
 
 
-def test_a_lone_call_goes_at_once_and_those_after_it_together():
-    async def scene():
-        line = Line()
-        coalescer = Coalescer(line)
-        tasks = [asyncio.ensure_future(coalescer.run("kind", rows_of(value))) for value in range(5)]
-        await settled()
-        # All were made in one event-loop iteration: they are one message.
-        assert line.got == [5]
-        late = [asyncio.ensure_future(coalescer.run("kind", rows_of(9))) for _ in range(3)]
+async def test_a_lone_call_goes_at_once_and_those_after_it_together():
+    line = Line()
+    coalescer = Coalescer(line)
+    tasks = [asyncio.ensure_future(coalescer.run("kind", rows_of(value))) for value in range(5)]
+    await settled()
+    # All were made in one event-loop iteration: they are one message.
+    assert line.got == [5]
+    late = [asyncio.ensure_future(coalescer.run("kind", rows_of(9))) for _ in range(3)]
+    await line.answer()
+    assert line.got == [5, 3]
+    await line.answer()
+    assert [task.result()[0, 0] for task in tasks] == [0, 2, 4, 6, 8]
+    assert [task.result()[0, 0] for task in late] == [18] * 3
+
+
+async def test_other_kinds_do_not_wait_for_each_other():
+    line = Line()
+    coalescer = Coalescer(line)
+    tasks = [asyncio.ensure_future(coalescer.run(kind, rows_of(1))) for kind in "ab"]
+    await settled()
+    assert line.got == [1, 1]
+    await line.answer()
+    await line.answer()
+    await asyncio.gather(*tasks)
+
+
+async def test_a_caller_who_leaves_takes_nothing_from_the_others():
+    line = Line()
+    coalescer = Coalescer(line)
+    first = asyncio.ensure_future(coalescer.run("kind", rows_of(1)))
+    await settled()
+    leaving, staying = (
+        asyncio.ensure_future(coalescer.run("kind", rows_of(value))) for value in (2, 3)
+    )
+    await settled()
+    leaving.cancel()
+    first.cancel()
+    await line.answer()
+    assert line.got == [1, 1]
+    await line.answer()
+    assert (await staying)[0, 0] == 6
+
+
+async def test_one_callers_bad_rows_are_its_own():
+    line = Line()
+    coalescer = Coalescer(line)
+    tasks = [asyncio.ensure_future(coalescer.run("kind", rows_of(value))) for value in (1, -2, 3)]
+    for _ in range(4):
         await line.answer()
-        assert line.got == [5, 3]
-        await line.answer()
-        assert [task.result()[0, 0] for task in tasks] == [0, 2, 4, 6, 8]
-        assert [task.result()[0, 0] for task in late] == [18] * 3
-
-    asyncio.run(scene())
-
-
-def test_other_kinds_do_not_wait_for_each_other():
-    async def scene():
-        line = Line()
-        coalescer = Coalescer(line)
-        tasks = [asyncio.ensure_future(coalescer.run(kind, rows_of(1))) for kind in "ab"]
-        await settled()
-        assert line.got == [1, 1]
-        await line.answer()
-        await line.answer()
-        await asyncio.gather(*tasks)
-
-    asyncio.run(scene())
-
-
-def test_a_caller_who_leaves_takes_nothing_from_the_others():
-    async def scene():
-        line = Line()
-        coalescer = Coalescer(line)
-        first = asyncio.ensure_future(coalescer.run("kind", rows_of(1)))
-        await settled()
-        leaving, staying = (
-            asyncio.ensure_future(coalescer.run("kind", rows_of(value))) for value in (2, 3)
-        )
-        await settled()
-        leaving.cancel()
-        first.cancel()
-        await line.answer()
-        assert line.got == [1, 1]
-        await line.answer()
-        assert (await staying)[0, 0] == 6
-
-    asyncio.run(scene())
-
-
-def test_one_callers_bad_rows_are_its_own():
-    async def scene():
-        line = Line()
-        coalescer = Coalescer(line)
-        tasks = [
-            asyncio.ensure_future(coalescer.run("kind", rows_of(value))) for value in (1, -2, 3)
-        ]
-        for _ in range(4):
-            await line.answer()
-        assert line.got == [3, 1, 1, 1]
-        good, bad, also = await asyncio.gather(*tasks, return_exceptions=True)
-        assert (good[0, 0], also[0, 0]) == (2, 6)
-        assert isinstance(bad, InvalidArgument)
-
-    asyncio.run(scene())
+    assert line.got == [3, 1, 1, 1]
+    good, bad, also = await asyncio.gather(*tasks, return_exceptions=True)
+    assert (good[0, 0], also[0, 0]) == (2, 6)
+    assert isinstance(bad, InvalidArgument)
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 1, 3)])
-def test_a_part_is_the_callers_own(sizes):
+async def test_a_part_is_the_callers_own(sizes):
     async def run(kind, rows):  # noqa: ARG001
         return Posterior(mean=2 * rows, log_var=3 * rows, seed=7)
 
-    async def scene():
-        coalescer = Coalescer(run)
-        given = [rows_of(*range(size)) for size in sizes]
-        parts = await asyncio.gather(*(coalescer.run("kind", rows) for rows in given))
-        for rows, part in zip(given, parts, strict=True):
-            assert isinstance(part, Posterior)
-            assert (part.z, part.seed) == (None, 7)
-            for got, factor in ((part.mean, 2), (part.log_var, 3)):
-                assert got.tolist() == (factor * rows).tolist()
-                # A copy: it keeps no other rows in memory, and is writable.
-                assert got.flags.owndata
-                assert got.flags.writeable
-
-    asyncio.run(scene())
+    coalescer = Coalescer(run)
+    given = [rows_of(*range(size)) for size in sizes]
+    parts = await asyncio.gather(*(coalescer.run("kind", rows) for rows in given))
+    for rows, part in zip(given, parts, strict=True):
+        assert isinstance(part, Posterior)
+        assert (part.z, part.seed) == (None, 7)
+        for got, factor in ((part.mean, 2), (part.log_var, 3)):
+            assert got.tolist() == (factor * rows).tolist()
+            # A copy: it keeps no other rows in memory, and is writable.
+            assert got.flags.owndata
+            assert got.flags.writeable
 
 
-def test_an_answer_of_too_few_rows_is_nobodys():
+async def test_an_answer_of_too_few_rows_is_nobodys():
     async def run(kind, rows):  # noqa: ARG001
         return rows[:1]
 
-    async def scene():
-        coalescer = Coalescer(run)
-        calls = [coalescer.run("kind", rows_of(value)) for value in range(3)]
-        outcomes = await asyncio.gather(*calls, return_exceptions=True)
-        assert [type(outcome) for outcome in outcomes] == 3 * [ProtocolError]
-
-    asyncio.run(scene())
+    coalescer = Coalescer(run)
+    calls = [coalescer.run("kind", rows_of(value)) for value in range(3)]
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == 3 * [ProtocolError]
 
 
-def test_nobody_waits_for_ever_where_the_sending_is_cancelled():
-    async def scene():
-        line = Line()
-        coalescer = Coalescer(line)
-        calls = [coalescer.run("kind", rows_of(1))]
-        await settled()
-        calls.append(coalescer.run("kind", rows_of(2)))
-        (sending,) = asyncio.all_tasks() - {asyncio.current_task()}
-        sending.cancel()
-        outcomes = await asyncio.gather(*calls, return_exceptions=True)
-        assert [type(outcome) for outcome in outcomes] == 2 * [asyncio.CancelledError]
-        # Later calls are sent as usual.
-        later = coalescer.run("kind", rows_of(3))
-        await settled()
-        line.gates.pop(0)
-        await line.answer()
-        assert (await later)[0, 0] == 6
-
-    asyncio.run(scene())
+async def test_nobody_waits_for_ever_where_the_sending_is_cancelled():
+    line = Line()
+    coalescer = Coalescer(line)
+    calls = [coalescer.run("kind", rows_of(1))]
+    await settled()
+    calls.append(coalescer.run("kind", rows_of(2)))
+    (sending,) = asyncio.all_tasks() - {asyncio.current_task()}
+    sending.cancel()
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == 2 * [asyncio.CancelledError]
+    # Later calls are sent as usual.
+    later = coalescer.run("kind", rows_of(3))
+    await settled()
+    line.gates.pop(0)
+    await line.answer()
+    assert (await later)[0, 0] == 6
 
 
 @settings(max_examples=40)
 @given(sizes=st.lists(st.integers(1, 2 * MOST_ROWS), min_size=1, max_size=12))
-def test_everyone_gets_their_own_rows_in_messages_of_bounded_size(sizes):
-    async def scene():
-        sent = []
+async def test_everyone_gets_their_own_rows_in_messages_of_bounded_size(sizes):
+    sent = []
 
-        async def run(kind, rows):  # noqa: ARG001
-            sent.append(len(rows))
-            await asyncio.sleep(0)
-            return 2 * rows
+    async def run(kind, rows):  # noqa: ARG001
+        sent.append(len(rows))
+        await asyncio.sleep(0)
+        return 2 * rows
 
-        coalescer = Coalescer(run)
+    coalescer = Coalescer(run)
 
-        async def one(index, size):
-            rows = index * 10_000 + np.arange(size)[:, None]
-            assert (await coalescer.run("kind", rows) == 2 * rows).all()
+    async def one(index, size):
+        rows = index * 10_000 + np.arange(size)[:, None]
+        assert (await coalescer.run("kind", rows) == 2 * rows).all()
 
-        await asyncio.gather(*(one(index, size) for index, size in enumerate(sizes)))
-        assert sum(sent) == sum(sizes)
-        assert all(count <= MOST_ROWS or count in sizes for count in sent)
-
-    asyncio.run(scene())
+    await asyncio.gather(*(one(index, size) for index, size in enumerate(sizes)))
+    assert sum(sent) == sum(sizes)
+    assert all(count <= MOST_ROWS or count in sizes for count in sent)
 
 
 def test_against_a_server_all_answers_are_those_of_single_calls(server):

@@ -147,139 +147,115 @@ def bench(loaded):
 @pytest.mark.parametrize("rows", [1, 3, 200])
 @pytest.mark.parametrize("shape", [SHAPE, SHAPE[1:], (16,)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_an_encode_by_plan_gives_the_reply_of_the_long_way(bench, rows, shape, dtype):
-    async def scene() -> None:
-        request = encode_request(pixels(rows, shape, dtype))
-        assert bench.has_plan(request)
-        by_plan, by_hand = await bench.both(request)
-        assert by_plan == by_hand
-        assert by_plan.mean.shape == [rows, DIM]
-
-    asyncio.run(scene())
+async def test_an_encode_by_plan_gives_the_reply_of_the_long_way(bench, rows, shape, dtype):
+    request = encode_request(pixels(rows, shape, dtype))
+    assert bench.has_plan(request)
+    by_plan, by_hand = await bench.both(request)
+    assert by_plan == by_hand
+    assert by_plan.mean.shape == [rows, DIM]
 
 
 @pytest.mark.parametrize("rows", [1, 200])
 @pytest.mark.parametrize("wanted", [pb.IMAGE_FORMAT_UNSPECIFIED, pb.IMAGE_FORMAT_UINT8])
-def test_a_decode_by_plan_gives_the_reply_of_the_long_way(bench, rows, wanted):
-    async def scene() -> None:
-        request = decode_request(latents(rows), format=wanted)
+async def test_a_decode_by_plan_gives_the_reply_of_the_long_way(bench, rows, wanted):
+    request = decode_request(latents(rows), format=wanted)
+    assert bench.has_plan(request)
+    by_plan, by_hand = await bench.both(request)
+    assert by_plan == by_hand
+    assert by_plan.images.tensor.shape == [rows, *SHAPE]
+
+
+async def test_values_out_of_range_are_refused_in_the_same_words(bench):
+    for request, value in (
+        (encode_request(pixels(3)), 1.5),
+        (encode_request(pixels(3)), np.nan),
+        (encode_request(pixels(3)), -1.0),
+        # Computed in several batches: the one that holds the value fails.
+        (encode_request(pixels(290)), np.nan),
+        (decode_request(latents(3)), np.inf),
+    ):
+        tensor = request.images.tensor if hasattr(request, "images") else request.latents
+        numbers = np.frombuffer(tensor.data, np.float32).copy()
+        numbers[-1] = value
+        tensor.data = numbers.tobytes()
         assert bench.has_plan(request)
         by_plan, by_hand = await bench.both(request)
         assert by_plan == by_hand
-        assert by_plan.images.tensor.shape == [rows, *SHAPE]
-
-    asyncio.run(scene())
-
-
-def test_values_out_of_range_are_refused_in_the_same_words(bench):
-    async def scene() -> None:
-        for request, value in (
-            (encode_request(pixels(3)), 1.5),
-            (encode_request(pixels(3)), np.nan),
-            (encode_request(pixels(3)), -1.0),
-            # Computed in several batches: the one that holds the value fails.
-            (encode_request(pixels(290)), np.nan),
-            (decode_request(latents(3)), np.inf),
-        ):
-            tensor = request.images.tensor if hasattr(request, "images") else request.latents
-            numbers = np.frombuffer(tensor.data, np.float32).copy()
-            numbers[-1] = value
-            tensor.data = numbers.tobytes()
-            assert bench.has_plan(request)
-            by_plan, by_hand = await bench.both(request)
-            assert by_plan == by_hand
-            assert by_plan[0] is InvalidArgument
-            assert bench.engine.admission.rows == 0
-
-    asyncio.run(scene())
-
-
-def test_a_full_server_refuses_a_call_that_has_a_plan(loaded):
-    bench = Bench(loaded["one/1"], max_rows=5)
-
-    async def scene() -> None:
-        request = encode_request(pixels(3, dtype=np.uint8))
-        assert bench.has_plan(request)
-        async with bench.engine.admission.admitted(4, 1):
-            refused, _ = await bench.both(request)
-            assert refused[0] is Overloaded
-            assert bench.engine.admission.rows == 4
+        assert by_plan[0] is InvalidArgument
         assert bench.engine.admission.rows == 0
 
-    asyncio.run(scene())
+
+async def test_a_full_server_refuses_a_call_that_has_a_plan(loaded):
+    bench = Bench(loaded["one/1"], max_rows=5)
+
+    request = encode_request(pixels(3, dtype=np.uint8))
+    assert bench.has_plan(request)
+    async with bench.engine.admission.admitted(4, 1):
+        refused, _ = await bench.both(request)
+        assert refused[0] is Overloaded
+        assert bench.engine.admission.rows == 4
+    assert bench.engine.admission.rows == 0
     bench.engine.close()
 
 
 # ------------------------------------------------------------------------- the plans
 
 
-def test_requests_that_need_more_than_a_graph_have_no_plan(bench):
-    async def scene() -> None:
-        picture = write_files(pixels(1, dtype=np.uint8))
-        for request in (
-            encode_request(pixels(1), draw=True, seed=7),
-            encode_request(pixels(1, dtype=np.float16)),
-            pb.EncodeRequest(images=files(*picture)),
-            decode_request(latents(1), format=pb.IMAGE_FORMAT_PNG),
-            decode_request(latents(1).astype(np.float16)),
-        ):
-            assert not bench.has_plan(request)
-            without, by_hand = await bench.both(request)
-            assert without == by_hand
-            assert not isinstance(without, tuple)
-
-    asyncio.run(scene())
+async def test_requests_that_need_more_than_a_graph_have_no_plan(bench):
+    picture = write_files(pixels(1, dtype=np.uint8))
+    for request in (
+        encode_request(pixels(1), draw=True, seed=7),
+        encode_request(pixels(1, dtype=np.float16)),
+        pb.EncodeRequest(images=files(*picture)),
+        decode_request(latents(1), format=pb.IMAGE_FORMAT_PNG),
+        decode_request(latents(1).astype(np.float16)),
+    ):
+        assert not bench.has_plan(request)
+        without, by_hand = await bench.both(request)
+        assert without == by_hand
+        assert not isinstance(without, tuple)
 
 
-def test_the_number_of_plans_of_a_model_is_bounded(bench):
-    async def scene() -> None:
-        for rows in range(1, 290):
-            assert bench.has_plan(decode_request(latents(rows)))
-        (plans,) = bench.fast._fast_path._decode_plans.values()
-        assert 0 < len(plans) <= fast_path._MAX_PLANS < 289
-
-    asyncio.run(scene())
+async def test_the_number_of_plans_of_a_model_is_bounded(bench):
+    for rows in range(1, 290):
+        assert bench.has_plan(decode_request(latents(rows)))
+    (plans,) = bench.fast._fast_path._decode_plans.values()
+    assert 0 < len(plans) <= fast_path._MAX_PLANS < 289
 
 
-def test_plans_do_not_keep_a_model_that_is_no_longer_served(loaded, tmp_path):
+async def test_plans_do_not_keep_a_model_that_is_no_longer_served(loaded, tmp_path):
     path = write_tiny(tmp_path / "gone", shape=SHAPE, dim=DIM)
     bench = Bench(load_model(open_bundle(path), Device("cpu"), threads=1))
 
-    async def scene() -> None:
-        await bench.both(encode_request(pixels(1)))
-        (model,) = bench.models
-        gone = weakref.ref(model)
-        del model
-        bench.serve(loaded["one/1"])
-        gc.collect()
-        assert gone() is None
-
-    asyncio.run(scene())
+    await bench.both(encode_request(pixels(1)))
+    (model,) = bench.models
+    gone = weakref.ref(model)
+    del model
+    bench.serve(loaded["one/1"])
+    gc.collect()
+    assert gone() is None
     bench.engine.close()
 
 
 @pytest.mark.parametrize(("newcomer", "wanted"), [("one/2", ("one", 2)), ("early/1", ("early", 1))])
 @pytest.mark.parametrize("make", [decode_request, encode_request])
-def test_a_reload_during_a_call_changes_the_model_of_the_next_call(
+async def test_a_reload_during_a_call_changes_the_model_of_the_next_call(
     bench, loaded, newcomer, wanted, make
 ):
-    async def scene() -> None:
-        request = make(latents(1) if make is decode_request else pixels(1))
-        raw = request.SerializeToString()
-        calls = [
-            asyncio.create_task(bench.ask(servicer, type(request), raw))
-            for servicer in (bench.fast, bench.fast, bench.long)
-        ]
-        await asyncio.sleep(0)
-        assert bench.engine.admission.rows == 3
-        bench.serve(loaded["one/1"], loaded[newcomer])
-        for reply in await asyncio.gather(*calls):
-            assert (reply.model.name, reply.model.version) == ("one", 1)
-        by_plan, by_hand = await bench.both(request)
-        assert by_plan == by_hand
-        assert (by_plan.model.name, by_plan.model.version) == wanted
-
-    asyncio.run(scene())
+    request = make(latents(1) if make is decode_request else pixels(1))
+    raw = request.SerializeToString()
+    calls = [
+        asyncio.create_task(bench.ask(servicer, type(request), raw))
+        for servicer in (bench.fast, bench.fast, bench.long)
+    ]
+    await asyncio.sleep(0)
+    assert bench.engine.admission.rows == 3
+    bench.serve(loaded["one/1"], loaded[newcomer])
+    for reply in await asyncio.gather(*calls):
+        assert (reply.model.name, reply.model.version) == ("one", 1)
+    by_plan, by_hand = await bench.both(request)
+    assert by_plan == by_hand
+    assert (by_plan.model.name, by_plan.model.version) == wanted
 
 
 # ------------------------------------------------------- random requests, and reloads
@@ -418,7 +394,15 @@ def test_a_call_in_flight_across_a_reload_decides_nothing_for_later_ones(tmp_pat
     for attempt in range(5):
         models = tmp_path / str(attempt)
         write_tiny(models / "one", shape=SHAPE, dim=DIM, seed=1)
-        arguments = ("--admin", "--versions", "all", "--batch-window-seconds", "1")
+        arguments = (
+            "--admin",
+            "--versions",
+            "all",
+            "--batch-window-seconds",
+            "1",
+            "--http-port",
+            "0",
+        )
         with (
             Server(models, tmp_path / "log", *arguments) as server,
             ThreadPoolExecutor(1) as pool,
@@ -427,6 +411,8 @@ def test_a_call_in_flight_across_a_reload_decides_nothing_for_later_ones(tmp_pat
             server.wait_until_serving()
             write_tiny(models / newcomer, shape=SHAPE, dim=DIM, seed=2)
             first = pool.submit(stub.Decode, request)
+            while not (first.done() or server.metric("latentserve_queue_rows")):
+                pass  # until the call waits in its batch window
             reload(server)
             in_flight = not first.done()
             before, after = first.result(), stub.Decode(request)

@@ -16,86 +16,71 @@ async def _settled() -> None:
         await asyncio.sleep(0)
 
 
-def test_rows_and_bytes_in_flight_are_counted() -> None:
-    async def run() -> None:
-        admission = Admission(10, 1000)
-        async with admission.admitted(3, 100), admission.admitted(4, 200):
-            assert (admission.rows, admission.size) == (7, 300)
-        assert (admission.rows, admission.size) == (0, 0)
-
-    asyncio.run(run())
+async def test_rows_and_bytes_in_flight_are_counted() -> None:
+    admission = Admission(10, 1000)
+    async with admission.admitted(3, 100), admission.admitted(4, 200):
+        assert (admission.rows, admission.size) == (7, 300)
+    assert (admission.rows, admission.size) == (0, 0)
 
 
 @pytest.mark.parametrize(
     ("rows", "size", "message"), [(6, 1, "more than 10"), (1, 901, "bytes are in flight")]
 )
-def test_a_call_beyond_the_capacity_is_shed_at_once_with_a_time_to_retry(
+async def test_a_call_beyond_the_capacity_is_shed_at_once_with_a_time_to_retry(
     rows: int, size: int, message: str
 ) -> None:
-    async def run() -> None:
-        admission = Admission(10, 1000)
-        async with admission.admitted(5, 100):
-            with pytest.raises(Overloaded, match=message) as caught:
-                async with admission.admitted(rows, size):
-                    pass
-            assert 0.05 <= caught.value.retry_seconds <= 5
-            assert (admission.rows, admission.size) == (5, 100)
-
-    asyncio.run(run())
+    admission = Admission(10, 1000)
+    async with admission.admitted(5, 100):
+        with pytest.raises(Overloaded, match=message) as caught:
+            async with admission.admitted(rows, size):
+                pass
+        assert 0.05 <= caught.value.retry_seconds <= 5
+        assert (admission.rows, admission.size) == (5, 100)
 
 
-def test_a_call_larger_than_the_bounds_is_admitted_when_it_is_alone() -> None:
-    async def run() -> None:
-        admission = Admission(10, 1000)
-        async with admission.admitted(100, 10_000):
-            with pytest.raises(Overloaded):
-                async with admission.admitted(1, 1):
-                    pass
-
-    asyncio.run(run())
+async def test_a_call_larger_than_the_bounds_is_admitted_when_it_is_alone() -> None:
+    admission = Admission(10, 1000)
+    async with admission.admitted(100, 10_000):
+        with pytest.raises(Overloaded):
+            async with admission.admitted(1, 1):
+                pass
 
 
-def test_patient_calls_are_admitted_first_come_first_served() -> None:
-    async def run() -> None:
-        admission, order = Admission(10, 1000), []
+async def test_patient_calls_are_admitted_first_come_first_served() -> None:
+    admission, order = Admission(10, 1000), []
 
-        async def patient(name: str, rows: int) -> None:
-            async with admission.admitted(rows, 1, patient=True):
-                order.append(name)
+    async def patient(name: str, rows: int) -> None:
+        async with admission.admitted(rows, 1, patient=True):
+            order.append(name)
 
-        async with admission.admitted(10, 1):
-            tasks = [asyncio.create_task(patient(name, 9)) for name in "ab"]
-            await _settled()
-            assert order == []
-        await asyncio.gather(*tasks)
-        assert order == ["a", "b"]
-        assert admission.rows == 0
-
-    asyncio.run(run())
+    async with admission.admitted(10, 1):
+        tasks = [asyncio.create_task(patient(name, 9)) for name in "ab"]
+        await _settled()
+        assert order == []
+    await asyncio.gather(*tasks)
+    assert order == ["a", "b"]
+    assert admission.rows == 0
 
 
-def test_a_cancelled_patient_call_does_not_block_those_behind_it() -> None:
-    async def run() -> None:
-        admission = Admission(10, 1000)
-        done = asyncio.Event()
+async def test_a_cancelled_patient_call_does_not_block_those_behind_it() -> None:
+    admission = Admission(10, 1000)
+    done = asyncio.Event()
 
-        async def patient(rows: int) -> None:
-            async with admission.admitted(rows, 1, patient=True):
-                done.set()
+    async def patient(rows: int) -> None:
+        async with admission.admitted(rows, 1, patient=True):
+            done.set()
 
-        async with admission.admitted(5, 1):
-            leaving = asyncio.create_task(patient(10))
-            await _settled()
-            staying = asyncio.create_task(patient(5))
-            await _settled()
-            assert not done.is_set()
-            leaving.cancel()
-            await _settled()
-            assert done.is_set()
-        await staying
-        assert (admission.rows, admission.size) == (0, 0)
-
-    asyncio.run(run())
+    async with admission.admitted(5, 1):
+        leaving = asyncio.create_task(patient(10))
+        await _settled()
+        staying = asyncio.create_task(patient(5))
+        await _settled()
+        assert not done.is_set()
+        leaving.cancel()
+        await _settled()
+        assert done.is_set()
+    await staying
+    assert (admission.rows, admission.size) == (0, 0)
 
 
 @settings(max_examples=60)
@@ -104,29 +89,26 @@ def test_a_cancelled_patient_call_does_not_block_those_behind_it() -> None:
         st.tuples(st.integers(1, 12), st.booleans(), st.booleans()), min_size=1, max_size=20
     )
 )
-def test_the_bound_holds_and_all_capacity_is_returned(
+async def test_the_bound_holds_and_all_capacity_is_returned(
     calls: list[tuple[int, bool, bool]],
 ) -> None:
-    async def run() -> None:
-        admission = Admission(10, 10_000)
+    admission = Admission(10, 10_000)
 
-        async def one(rows: int, patient: bool) -> None:
-            async with AsyncExitStack() as stack:
-                try:
-                    await stack.enter_async_context(admission.admitted(rows, rows, patient=patient))
-                except Overloaded:
-                    return
-                assert admission.rows <= max(10, rows)
-                await asyncio.sleep(0)
-
-        tasks = []
-        for rows, patient, leaves in calls:
-            task = asyncio.create_task(one(rows, patient))
-            tasks.append(task)
+    async def one(rows: int, patient: bool) -> None:
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(admission.admitted(rows, rows, patient=patient))
+            except Overloaded:
+                return
+            assert admission.rows <= max(10, rows)
             await asyncio.sleep(0)
-            if leaves:
-                task.cancel()
-        await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
-        assert (admission.rows, admission.size) == (0, 0)
 
-    asyncio.run(run())
+    tasks = []
+    for rows, patient, leaves in calls:
+        task = asyncio.create_task(one(rows, patient))
+        tasks.append(task)
+        await asyncio.sleep(0)
+        if leaves:
+            task.cancel()
+    await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+    assert (admission.rows, admission.size) == (0, 0)

@@ -110,375 +110,311 @@ async def _settled() -> None:
         await asyncio.sleep(0)
 
 
-def test_a_lone_call_is_dispatched_at_once() -> None:
-    async def run() -> None:
-        bench, graph, call = Bench(), Doubling(), Call()
-        task = bench.submit(graph, [1, 2], call)
+async def test_a_lone_call_is_dispatched_at_once() -> None:
+    bench, graph, call = Bench(), Doubling(), Call()
+    task = bench.submit(graph, [1, 2], call)
+    await _settled()
+    assert len(bench.running) == 1
+    await bench.compute()
+    assert await task == [2, 4]
+    assert call.timing.batch_rows == 2
+
+
+async def test_requests_of_one_loop_iteration_share_a_batch() -> None:
+    bench, graph = Bench(), Doubling()
+    tasks = [bench.submit(graph, [value]) for value in (1, 2, 3, 4)]
+    await bench.compute_all()
+    assert graph.batches == [[1, 2, 3, 4]]
+    assert [await task for task in tasks] == [[2], [4], [6], [8]]
+
+
+async def test_queued_requests_share_a_batch_once_a_thread_is_idle() -> None:
+    bench, graph = Bench(), Doubling()
+    calls = [Call() for _ in range(4)]
+    tasks = [bench.submit(graph, [0], calls[0])]
+    await _settled()
+    for value in (1, 2, 3):
+        tasks.append(bench.submit(graph, [value], calls[value]))
         await _settled()
-        assert len(bench.running) == 1
-        await bench.compute()
-        assert await task == [2, 4]
-        assert call.timing.batch_rows == 2
-
-    asyncio.run(run())
+    await bench.compute_all()
+    assert graph.batches == [[0], [1, 2, 3]]
+    assert [await task for task in tasks] == [[0], [2], [4], [6]]
+    assert [call.timing.batch_rows for call in calls] == [1, 3, 3, 3]
 
 
-def test_requests_of_one_loop_iteration_share_a_batch() -> None:
-    async def run() -> None:
-        bench, graph = Bench(), Doubling()
-        tasks = [bench.submit(graph, [value]) for value in (1, 2, 3, 4)]
-        await bench.compute_all()
-        assert graph.batches == [[1, 2, 3, 4]]
-        assert [await task for task in tasks] == [[2], [4], [6], [8]]
-
-    asyncio.run(run())
-
-
-def test_queued_requests_share_a_batch_once_a_thread_is_idle() -> None:
-    async def run() -> None:
-        bench, graph = Bench(), Doubling()
-        calls = [Call() for _ in range(4)]
-        tasks = [bench.submit(graph, [0], calls[0])]
-        await _settled()
-        for value in (1, 2, 3):
-            tasks.append(bench.submit(graph, [value], calls[value]))
-            await _settled()
-        await bench.compute_all()
-        assert graph.batches == [[0], [1, 2, 3]]
-        assert [await task for task in tasks] == [[0], [2], [4], [6]]
-        assert [call.timing.batch_rows for call in calls] == [1, 3, 3, 3]
-
-    asyncio.run(run())
+async def test_a_large_call_is_split_and_delays_a_small_one_by_the_running_batch_and_one_more() -> (
+    None
+):
+    bench, graph = Bench(), Doubling(max_batch_rows=4)
+    large = bench.submit(graph, list(range(14)))
+    await _settled()
+    small = bench.submit(graph, [100])
+    await bench.compute(3)
+    assert small.done()
+    assert not large.done()
+    await bench.compute_all()
+    assert await large == [2 * value for value in range(14)]
+    assert graph.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [100, 8, 9, 10], [11, 12, 13]]
 
 
-def test_a_large_call_is_split_and_delays_a_small_one_by_the_running_batch_and_one_more() -> None:
-    async def run() -> None:
-        bench, graph = Bench(), Doubling(max_batch_rows=4)
-        large = bench.submit(graph, list(range(14)))
-        await _settled()
-        small = bench.submit(graph, [100])
-        await bench.compute(3)
-        assert small.done()
-        assert not large.done()
-        await bench.compute_all()
-        assert await large == [2 * value for value in range(14)]
-        assert graph.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [100, 8, 9, 10], [11, 12, 13]]
-
-    asyncio.run(run())
-
-
-def test_a_batch_of_many_calls_may_exceed_the_rows_of_one_call() -> None:
-    async def run() -> None:
-        bench, graph = Bench(), Doubling(max_batch_rows=8, max_call_rows=3)
-        tasks = [bench.submit(graph, rows) for rows in ([1, 2, 3, 4], [5], [6, 7, 8, 9, 10, 11])]
-        await bench.compute_all()
-        assert [await task for task in tasks] == [
-            [2, 4, 6, 8],
-            [10],
-            [12, 14, 16, 18, 20, 22],
-        ]
-        assert graph.batches == [[1, 2, 3, 5, 6, 7, 8], [4, 9, 10, 11]]
-        large = bench.submit(graph, list(range(7)))
-        await bench.compute_all()
-        await large
-        assert graph.batches[2:] == [[0, 1, 2], [3, 4, 5], [6]]
-
-    asyncio.run(run())
+async def test_a_batch_of_many_calls_may_exceed_the_rows_of_one_call() -> None:
+    bench, graph = Bench(), Doubling(max_batch_rows=8, max_call_rows=3)
+    tasks = [bench.submit(graph, rows) for rows in ([1, 2, 3, 4], [5], [6, 7, 8, 9, 10, 11])]
+    await bench.compute_all()
+    assert [await task for task in tasks] == [
+        [2, 4, 6, 8],
+        [10],
+        [12, 14, 16, 18, 20, 22],
+    ]
+    assert graph.batches == [[1, 2, 3, 5, 6, 7, 8], [4, 9, 10, 11]]
+    large = bench.submit(graph, list(range(7)))
+    await bench.compute_all()
+    await large
+    assert graph.batches[2:] == [[0, 1, 2], [3, 4, 5], [6]]
 
 
-def test_idle_threads_share_the_queued_rows_evenly() -> None:
-    async def run() -> None:
-        bench, graph = Bench(threads=2), Doubling(max_batch_rows=16, max_call_rows=2)
-        tasks = [bench.submit(graph, [value]) for value in range(9)]
-        await _settled()
-        assert len(bench.running) == 2
-        await bench.compute_all()
-        await asyncio.gather(*tasks)
-        assert graph.batches == [[0, 1, 2, 3, 4], [5, 6, 7, 8]]
-
-    asyncio.run(run())
+async def test_idle_threads_share_the_queued_rows_evenly() -> None:
+    bench, graph = Bench(threads=2), Doubling(max_batch_rows=16, max_call_rows=2)
+    tasks = [bench.submit(graph, [value]) for value in range(9)]
+    await _settled()
+    assert len(bench.running) == 2
+    await bench.compute_all()
+    await asyncio.gather(*tasks)
+    assert graph.batches == [[0, 1, 2, 3, 4], [5, 6, 7, 8]]
 
 
-def test_a_split_call_is_computed_by_all_threads_in_any_order() -> None:
-    async def run() -> None:
-        bench, graph, call = Bench(threads=3), Doubling(max_batch_rows=4), Call()
-        task = bench.submit(graph, list(range(10)), call)
-        await _settled()
-        assert len(bench.running) == 3
-        bench.running.reverse()
-        await bench.compute_all()
-        assert await task == [2 * value for value in range(10)]
-        assert call.timing.batch_rows == 4
-
-    asyncio.run(run())
+async def test_a_split_call_is_computed_by_all_threads_in_any_order() -> None:
+    bench, graph, call = Bench(threads=3), Doubling(max_batch_rows=4), Call()
+    task = bench.submit(graph, list(range(10)), call)
+    await _settled()
+    assert len(bench.running) == 3
+    bench.running.reverse()
+    await bench.compute_all()
+    assert await task == [2 * value for value in range(10)]
+    assert call.timing.batch_rows == 4
 
 
-def test_inputs_may_be_made_batch_by_batch_in_the_compute_thread() -> None:
+async def test_inputs_may_be_made_batch_by_batch_in_the_compute_thread() -> None:
     made: list[tuple[int, int]] = []
 
     def make(start: int, stop: int) -> dict[str, Any]:
         made.append((start, stop))
         return {"x": np.arange(start, stop, dtype=np.float32)[:, None]}
 
-    async def run() -> None:
-        bench, graph = Bench(), Doubling(max_batch_rows=4)
-        task = bench.submit(graph, [0.0] * 10, inputs=make)
-        await _settled()
-        assert made == []
-        await bench.compute_all()
-        assert await task == [2 * value for value in range(10)]
-        assert made == [(0, 4), (4, 8), (8, 10)]
-
-    asyncio.run(run())
+    bench, graph = Bench(), Doubling(max_batch_rows=4)
+    task = bench.submit(graph, [0.0] * 10, inputs=make)
+    await _settled()
+    assert made == []
+    await bench.compute_all()
+    assert await task == [2 * value for value in range(10)]
+    assert made == [(0, 4), (4, 8), (8, 10)]
 
 
-def test_before_and_after_of_an_operation_run_once_for_a_batch() -> None:
+async def test_before_and_after_of_an_operation_run_once_for_a_batch() -> None:
     seen: list[int] = []
 
     def halved(inputs: Any) -> Any:
         seen.append(len(inputs["x"]))
         return {"x": inputs["x"] / 2}
 
-    async def run() -> None:
-        bench, graph = Bench(), Doubling()
-        graph.operation = Operation(
-            graph, ("y",), halved, lambda inputs, outputs: {"y": outputs["y"] + inputs["x"]}
-        )
-        tasks = [bench.submit(graph, [2]), bench.submit(graph, [4, 6])]
-        await bench.compute_all()
-        assert [await task for task in tasks] == [[3], [6, 9]]
-        assert seen == [3]
-
-    asyncio.run(run())
+    bench, graph = Bench(), Doubling()
+    graph.operation = Operation(
+        graph, ("y",), halved, lambda inputs, outputs: {"y": outputs["y"] + inputs["x"]}
+    )
+    tasks = [bench.submit(graph, [2]), bench.submit(graph, [4, 6])]
+    await bench.compute_all()
+    assert [await task for task in tasks] == [[3], [6, 9]]
+    assert seen == [3]
 
 
-def test_a_short_batch_is_computed_on_the_event_loop_and_a_long_one_is_not() -> None:
-    async def run() -> None:
-        bench, graph = Bench(), Doubling(row_seconds=INLINE_SECONDS / 2)
-        tasks = [bench.submit(graph, [1]), bench.submit(graph, [2])]
-        await _settled()
-        assert [await task for task in tasks] == [[2], [4]]
-        assert not bench.running
-        tasks = [bench.submit(graph, [1, 2]), bench.submit(graph, [3])]
-        await _settled()
-        assert len(bench.running) == 1
-        # Nor is a short one while another batch is running.
-        late = bench.submit(graph, [4])
-        await _settled()
-        assert not late.done()
-        await bench.compute_all()
-        assert [await task for task in (*tasks, late)] == [[2, 4], [6], [8]]
-
-    asyncio.run(run())
+async def test_a_short_batch_is_computed_on_the_event_loop_and_a_long_one_is_not() -> None:
+    bench, graph = Bench(), Doubling(row_seconds=INLINE_SECONDS / 2)
+    tasks = [bench.submit(graph, [1]), bench.submit(graph, [2])]
+    await _settled()
+    assert [await task for task in tasks] == [[2], [4]]
+    assert not bench.running
+    tasks = [bench.submit(graph, [1, 2]), bench.submit(graph, [3])]
+    await _settled()
+    assert len(bench.running) == 1
+    # Nor is a short one while another batch is running.
+    late = bench.submit(graph, [4])
+    await _settled()
+    assert not late.done()
+    await bench.compute_all()
+    assert [await task for task in (*tasks, late)] == [[2, 4], [6], [8]]
 
 
-def test_the_only_call_in_flight_may_compute_longer_on_the_event_loop() -> None:
-    async def run() -> None:
-        bench, graph = Bench(), Doubling(row_seconds=INLINE_SECONDS_ONE_CALL / 2)
-        assert INLINE_SECONDS_ONE_CALL > INLINE_SECONDS
-        assert await bench.submit(graph, [1, 2]) == [2, 4]
-        task = bench.submit(graph, [1, 2, 3])
-        await _settled()
-        assert len(bench.running) == 1
-        # On the event loop this one would delay the reply to the other.
-        late = bench.submit(graph, [4])
-        await _settled()
-        assert not late.done()
-        await bench.compute_all()
-        assert (await task, await late) == ([2, 4, 6], [8])
-
-    asyncio.run(run())
+async def test_the_only_call_in_flight_may_compute_longer_on_the_event_loop() -> None:
+    bench, graph = Bench(), Doubling(row_seconds=INLINE_SECONDS_ONE_CALL / 2)
+    assert INLINE_SECONDS_ONE_CALL > INLINE_SECONDS
+    assert await bench.submit(graph, [1, 2]) == [2, 4]
+    task = bench.submit(graph, [1, 2, 3])
+    await _settled()
+    assert len(bench.running) == 1
+    # On the event loop this one would delay the reply to the other.
+    late = bench.submit(graph, [4])
+    await _settled()
+    assert not late.done()
+    await bench.compute_all()
+    assert (await task, await late) == ([2, 4, 6], [8])
 
 
-def test_on_one_core_longer_batches_are_computed_on_the_event_loop() -> None:
-    async def run() -> None:
-        bench = Bench(inline=INLINE_SECONDS_ONE_CORE)
-        graph = Doubling(row_seconds=INLINE_SECONDS_ONE_CORE / 2)
-        assert await bench.submit(graph, [1, 2]) == [2, 4]
-        task = bench.submit(graph, [1, 2, 3])
-        await _settled()
-        assert len(bench.running) == 1
-        await bench.compute_all()
-        assert await task == [2, 4, 6]
-
-    asyncio.run(run())
+async def test_on_one_core_longer_batches_are_computed_on_the_event_loop() -> None:
+    bench = Bench(inline=INLINE_SECONDS_ONE_CORE)
+    graph = Doubling(row_seconds=INLINE_SECONDS_ONE_CORE / 2)
+    assert await bench.submit(graph, [1, 2]) == [2, 4]
+    task = bench.submit(graph, [1, 2, 3])
+    await _settled()
+    assert len(bench.running) == 1
+    await bench.compute_all()
+    assert await task == [2, 4, 6]
 
 
-def test_a_batching_window_ends_with_its_time_or_a_full_batch() -> None:
-    async def run() -> None:
-        bench, graph = Bench(window=0.02), Doubling(max_batch_rows=3)
-        first = bench.submit(graph, [1])
-        await _settled()
-        assert not bench.running
-        bench.submit(graph, [2])
-        bench.submit(graph, [3])
-        await _settled()
-        assert len(bench.running) == 1  # full
-        await bench.compute_all()
-        assert await first == [2]
-        alone = bench.submit(graph, [4])
-        await _settled()
-        assert not bench.running
-        bench.now += 0.03
-        await asyncio.sleep(0.03)
-        await bench.compute_all()
-        assert await alone == [8]
-        assert graph.batches == [[1, 2, 3], [4]]
-
-    asyncio.run(run())
+async def test_a_batching_window_ends_with_its_time_or_a_full_batch() -> None:
+    bench, graph = Bench(window=0.02), Doubling(max_batch_rows=3)
+    first = bench.submit(graph, [1])
+    await _settled()
+    assert not bench.running
+    bench.submit(graph, [2])
+    bench.submit(graph, [3])
+    await _settled()
+    assert len(bench.running) == 1  # full
+    await bench.compute_all()
+    assert await first == [2]
+    alone = bench.submit(graph, [4])
+    await _settled()
+    assert not bench.running
+    bench.now += 0.03
+    await asyncio.sleep(0.03)
+    await bench.compute_all()
+    assert await alone == [8]
+    assert graph.batches == [[1, 2, 3], [4]]
 
 
-def test_operations_take_turns() -> None:
-    async def run() -> None:
-        bench = Bench()
-        first, second = Doubling("first", 1), Doubling("second", 1)
-        tasks = [bench.submit(first, [1, 2, 3]), bench.submit(second, [1, 2, 3])]
-        await bench.compute_all()
-        await asyncio.gather(*tasks)
-        ran = [details[0] for event, details in bench.events if event == "computed"]
-        assert ran == ["first", "second"] * 3
-
-    asyncio.run(run())
+async def test_operations_take_turns() -> None:
+    bench = Bench()
+    first, second = Doubling("first", 1), Doubling("second", 1)
+    tasks = [bench.submit(first, [1, 2, 3]), bench.submit(second, [1, 2, 3])]
+    await bench.compute_all()
+    await asyncio.gather(*tasks)
+    ran = [details[0] for event, details in bench.events if event == "computed"]
+    assert ran == ["first", "second"] * 3
 
 
-def test_rows_whose_deadline_passes_in_the_queue_are_not_computed() -> None:
-    async def run() -> None:
-        bench, graph = Bench(), Doubling()
-        bench.submit(graph, [1])
-        await _settled()
-        late = bench.submit(graph, [2], Call(deadline=5.0))
-        in_time = bench.submit(graph, [3], Call(deadline=6.0))
-        await _settled()
-        bench.now = 5.0
-        await bench.compute_all()
-        with pytest.raises(DeadlineExceeded, match="1 of 1 rows not computed"):
-            await late
-        assert await in_time == [6]
-        assert graph.batches == [[1], [3]]
-        assert ("dropped", "deadline") in bench.events
-
-    asyncio.run(run())
+async def test_rows_whose_deadline_passes_in_the_queue_are_not_computed() -> None:
+    bench, graph = Bench(), Doubling()
+    bench.submit(graph, [1])
+    await _settled()
+    late = bench.submit(graph, [2], Call(deadline=5.0))
+    in_time = bench.submit(graph, [3], Call(deadline=6.0))
+    await _settled()
+    bench.now = 5.0
+    await bench.compute_all()
+    with pytest.raises(DeadlineExceeded, match="1 of 1 rows not computed"):
+        await late
+    assert await in_time == [6]
+    assert graph.batches == [[1], [3]]
+    assert ("dropped", "deadline") in bench.events
 
 
 @pytest.mark.parametrize("way", ["task", "call"])
-def test_the_rows_of_a_caller_who_left_are_dropped_and_the_others_computed(way: str) -> None:
-    async def run() -> None:
-        bench, graph = Bench(), Doubling()
-        left = False
-        bench.submit(graph, [1])
-        await _settled()
-        leaving = bench.submit(graph, [2], Call(cancelled=lambda: left))
-        staying = bench.submit(graph, [3])
-        await _settled()
-        if way == "task":
-            leaving.cancel()
-        left = way == "call"
-        await bench.compute_all()
-        with pytest.raises(asyncio.CancelledError):
-            await leaving
-        assert await staying == [6]
-        assert graph.batches == [[1], [3]]
-        assert ("dropped", "cancelled") in bench.events
-
-    asyncio.run(run())
-
-
-def test_a_caller_who_leaves_while_its_batch_runs_affects_no_other() -> None:
-    async def run() -> None:
-        bench, graph = Bench(), Doubling()
-        leaving = bench.submit(graph, [1, 2, 3])
-        await _settled()
-        staying = bench.submit(graph, [4])
-        await _settled()
+async def test_the_rows_of_a_caller_who_left_are_dropped_and_the_others_computed(way: str) -> None:
+    bench, graph = Bench(), Doubling()
+    left = False
+    bench.submit(graph, [1])
+    await _settled()
+    leaving = bench.submit(graph, [2], Call(cancelled=lambda: left))
+    staying = bench.submit(graph, [3])
+    await _settled()
+    if way == "task":
         leaving.cancel()
-        await bench.compute_all()
-        assert await staying == [8]
-        again = bench.submit(graph, [5])
-        await bench.compute_all()
-        assert await again == [10]
-
-    asyncio.run(run())
-
-
-def test_the_rest_of_a_large_call_is_dropped_once_its_caller_has_left() -> None:
-    async def run() -> None:
-        bench, graph = Bench(), Doubling(max_batch_rows=2)
-        task = bench.submit(graph, list(range(100)))
-        await bench.compute(2)
-        task.cancel()
-        await bench.compute_all()
-        assert len(graph.batches) <= 3
-
-    asyncio.run(run())
+    left = way == "call"
+    await bench.compute_all()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    assert await staying == [6]
+    assert graph.batches == [[1], [3]]
+    assert ("dropped", "cancelled") in bench.events
 
 
-def test_an_error_in_the_rows_of_one_caller_does_not_affect_the_others() -> None:
+async def test_a_caller_who_leaves_while_its_batch_runs_affects_no_other() -> None:
+    bench, graph = Bench(), Doubling()
+    leaving = bench.submit(graph, [1, 2, 3])
+    await _settled()
+    staying = bench.submit(graph, [4])
+    await _settled()
+    leaving.cancel()
+    await bench.compute_all()
+    assert await staying == [8]
+    again = bench.submit(graph, [5])
+    await bench.compute_all()
+    assert await again == [10]
+
+
+async def test_the_rest_of_a_large_call_is_dropped_once_its_caller_has_left() -> None:
+    bench, graph = Bench(), Doubling(max_batch_rows=2)
+    task = bench.submit(graph, list(range(100)))
+    await bench.compute(2)
+    task.cancel()
+    await bench.compute_all()
+    assert len(graph.batches) <= 3
+
+
+async def test_an_error_in_the_rows_of_one_caller_does_not_affect_the_others() -> None:
     def broken(*_: Any) -> Any:
         raise ValueError("broken")
 
-    async def run() -> None:
-        bench, graph = Bench(), Doubling()
-        bad = [bench.submit(graph, [1], inputs=broken), bench.submit(graph, [1], finish=broken)]
-        good = bench.submit(graph, [2])
-        await bench.compute_all()
-        for task in bad:
-            with pytest.raises(ValueError, match="broken"):
-                await task
-        assert await good == [4]
-
-    asyncio.run(run())
+    bench, graph = Bench(), Doubling()
+    bad = [bench.submit(graph, [1], inputs=broken), bench.submit(graph, [1], finish=broken)]
+    good = bench.submit(graph, [2])
+    await bench.compute_all()
+    for task in bad:
+        with pytest.raises(ValueError, match="broken"):
+            await task
+    assert await good == [4]
 
 
-def test_a_large_call_whose_inputs_fail_fails_once_and_its_rest_is_dropped() -> None:
+async def test_a_large_call_whose_inputs_fail_fails_once_and_its_rest_is_dropped() -> None:
     def broken(start: int, stop: int) -> Any:
         if start == 2:
             raise ValueError("broken")
         return {"x": np.zeros((stop - start, 1), np.float32)}
 
-    async def run() -> None:
-        bench, graph = Bench(), Doubling(max_batch_rows=2)
-        task = bench.submit(graph, [0.0] * 20, inputs=broken)
-        await bench.compute_all()
-        with pytest.raises(ValueError, match="broken"):
-            await task
-        assert len(graph.batches) <= 2
-
-    asyncio.run(run())
+    bench, graph = Bench(), Doubling(max_batch_rows=2)
+    task = bench.submit(graph, [0.0] * 20, inputs=broken)
+    await bench.compute_all()
+    with pytest.raises(ValueError, match="broken"):
+        await task
+    assert len(graph.batches) <= 2
 
 
-def test_a_graph_error_fails_its_batch_and_not_the_next_one() -> None:
-    async def run() -> None:
-        bench, graph = Bench(), Doubling()
-        graph.error = RuntimeError("out of memory")
-        tasks = [bench.submit(graph, [1])]
-        await bench.compute_all()
-        with pytest.raises(RuntimeError, match="out of memory"):
-            await tasks[0]
-        assert ("failed", ("doubling", "out of memory")) in bench.events
-        graph.error = None
-        after = bench.submit(graph, [2])
-        await bench.compute_all()
-        assert await after == [4]
-
-    asyncio.run(run())
+async def test_a_graph_error_fails_its_batch_and_not_the_next_one() -> None:
+    bench, graph = Bench(), Doubling()
+    graph.error = RuntimeError("out of memory")
+    tasks = [bench.submit(graph, [1])]
+    await bench.compute_all()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        await tasks[0]
+    assert ("failed", ("doubling", "out of memory")) in bench.events
+    graph.error = None
+    after = bench.submit(graph, [2])
+    await bench.compute_all()
+    assert await after == [4]
 
 
-def test_queue_and_compute_times_are_measured_on_the_clock() -> None:
-    async def run() -> None:
-        bench, graph, call = Bench(), Doubling(), Call()
-        bench.submit(graph, [1])
-        await _settled()
-        bench.submit(graph, [2], call)
-        await _settled()
-        bench.now = 3.0
-        await bench.compute()
-        await _settled()
-        bench.now = 7.0
-        await bench.compute_all()
-        timing = call.timing
-        assert (timing.queue, timing.compute, timing.batch_rows) == (3.0, 4.0, 1)
-
-    asyncio.run(run())
+async def test_queue_and_compute_times_are_measured_on_the_clock() -> None:
+    bench, graph, call = Bench(), Doubling(), Call()
+    bench.submit(graph, [1])
+    await _settled()
+    bench.submit(graph, [2], call)
+    await _settled()
+    bench.now = 3.0
+    await bench.compute()
+    await _settled()
+    bench.now = 7.0
+    await bench.compute_all()
+    timing = call.timing
+    assert (timing.queue, timing.compute, timing.batch_rows) == (3.0, 4.0, 1)
 
 
 @settings(max_examples=60)
@@ -489,52 +425,46 @@ def test_queue_and_compute_times_are_measured_on_the_clock() -> None:
     threads=st.integers(1, 3),
     order=st.randoms(use_true_random=False),
 )
-def test_each_request_gets_its_own_rows_however_they_are_batched(
+async def test_each_request_gets_its_own_rows_however_they_are_batched(
     sizes: list[int], max_batch_rows: int, max_call_rows: int, threads: int, order: Any
 ) -> None:
-    async def run() -> None:
-        bench = Bench(threads)
-        call_rows = min(max_call_rows, max_batch_rows)
-        graphs = [Doubling(name, max_batch_rows, max_call_rows=call_rows) for name in "ab"]
-        wanted, tasks, value = [], [], 0
-        for size in sizes:
-            rows = [float(row) for row in range(value, value + size)]
-            value += size
-            wanted.append([2 * row for row in rows])
-            tasks.append(bench.submit(order.choice(graphs), rows))
-            if order.random() < 0.5:
-                await _settled()
-        await _settled()
-        while bench.running:
-            # Threads finish in any order.
-            bench.running.insert(0, bench.running.pop(order.randrange(len(bench.running))))
-            await bench.compute()
-        assert [await task for task in tasks] == wanted
-        ran = [row for graph in graphs for batch in graph.batches for row in batch]
-        assert sorted(ran) == list(range(value))
-        assert max(len(batch) for graph in graphs for batch in graph.batches) <= max_batch_rows
-
-    asyncio.run(run())
+    bench = Bench(threads)
+    call_rows = min(max_call_rows, max_batch_rows)
+    graphs = [Doubling(name, max_batch_rows, max_call_rows=call_rows) for name in "ab"]
+    wanted, tasks, value = [], [], 0
+    for size in sizes:
+        rows = [float(row) for row in range(value, value + size)]
+        value += size
+        wanted.append([2 * row for row in rows])
+        tasks.append(bench.submit(order.choice(graphs), rows))
+        if order.random() < 0.5:
+            await _settled()
+    await _settled()
+    while bench.running:
+        # Threads finish in any order.
+        bench.running.insert(0, bench.running.pop(order.randrange(len(bench.running))))
+        await bench.compute()
+    assert [await task for task in tasks] == wanted
+    ran = [row for graph in graphs for batch in graph.batches for row in batch]
+    assert sorted(ran) == list(range(value))
+    assert max(len(batch) for graph in graphs for batch in graph.batches) <= max_batch_rows
 
 
-def test_a_pool_computes_off_the_event_loop_and_closes_after_its_work() -> None:
+async def test_a_pool_computes_off_the_event_loop_and_closes_after_its_work() -> None:
     done: list[str] = []
 
-    async def run() -> None:
-        pool, graph = Pool(2), Doubling(max_batch_rows=4)
-        assert len(pool) == 2
-        bench = Bench()
-        bench.batcher = Batcher(pool, len(pool), bench)
-        values = [float(value) for value in range(50)]
-        tasks = [bench.submit(graph, values) for _ in range(8)]
-        assert await asyncio.gather(*tasks) == [[2 * value for value in values]] * 8
-        pool(lambda: done.append("work"), lambda: done.append("then"))
-        pool.close()
-        assert done == ["work"]
-        await asyncio.sleep(0)
-        assert done == ["work", "then"]
-
-    asyncio.run(run())
+    pool, graph = Pool(2), Doubling(max_batch_rows=4)
+    assert len(pool) == 2
+    bench = Bench()
+    bench.batcher = Batcher(pool, len(pool), bench)
+    values = [float(value) for value in range(50)]
+    tasks = [bench.submit(graph, values) for _ in range(8)]
+    assert await asyncio.gather(*tasks) == [[2 * value for value in values]] * 8
+    pool(lambda: done.append("work"), lambda: done.append("then"))
+    pool.close()
+    assert done == ["work"]
+    await asyncio.sleep(0)
+    assert done == ["work", "then"]
 
 
 def test_a_call_has_no_deadline_by_default() -> None:

@@ -222,7 +222,7 @@ def test_a_deadline_expires_while_the_reply_waits_for_flow_control(server, metho
 
 
 @pytest.mark.parametrize("outcome", ["sent", "sent late", "reset"])
-def test_the_deadline_timer_is_cancelled_when_the_reply_is_sent_or_the_stream_reset(outcome):
+async def test_the_deadline_timer_is_cancelled_when_the_reply_is_sent_or_the_stream_reset(outcome):
     async def unary(_rpc: Any, raw: bytes, _call: Any) -> tuple[bytes]:
         return (raw,)
 
@@ -235,20 +235,17 @@ def test_the_deadline_timer_is_cancelled_when_the_reply_is_sent_or_the_stream_re
         loop: Any = asyncio.get_running_loop()
         return [timer for timer in loop._scheduled if not timer.cancelled()]
 
-    async def scenario() -> None:
-        peer = Peer(accept)
-        await peer.shake_hands((INITIAL_WINDOW, 1000 if outcome == "sent" else 0))
-        call = headers(1, request_fields(grpc_timeout="1H"))
-        await peer.send(call, raw_frame(DATA, END_STREAM, 1, message(b"body")))
-        assert len(timers()) == (0 if outcome == "sent" else 1)
-        if outcome == "sent late":
-            await peer.send(window_update(1, 1000))
-        elif outcome == "reset":
-            await peer.send(rst_stream(1))
-        assert not timers()
-        await disconnect(peer)
-
-    asyncio.run(scenario())
+    peer = Peer(accept)
+    await peer.shake_hands((INITIAL_WINDOW, 1000 if outcome == "sent" else 0))
+    call = headers(1, request_fields(grpc_timeout="1H"))
+    await peer.send(call, raw_frame(DATA, END_STREAM, 1, message(b"body")))
+    assert len(timers()) == (0 if outcome == "sent" else 1)
+    if outcome == "sent late":
+        await peer.send(window_update(1, 1000))
+    elif outcome == "reset":
+        await peer.send(rst_stream(1))
+    assert not timers()
+    await disconnect(peer)
 
 
 def test_a_reset_by_the_caller_cancels_the_computation(server, raw):

@@ -73,110 +73,89 @@ def ended_by(sent, code):
 # --------------------------------------------------------------------- preface
 
 
-def test_the_server_preface_is_settings_and_a_window_then_the_acknowledgement():
-    async def scenario():
-        peer = Peer()
-        assert await peer.receive() == []
-        sent = await peer.shake_hands((ENABLE_PUSH, 0))
-        assert [frame.kind for frame in sent] == [SETTINGS, WINDOW_UPDATE, SETTINGS]
-        assert [frame.flags for frame in sent] == [0, 0, ACK]
-        assert peer.alive
-        await disconnect(peer)
-
-    asyncio.run(scenario())
+async def test_the_server_preface_is_settings_and_a_window_then_the_acknowledgement():
+    peer = Peer()
+    assert await peer.receive() == []
+    sent = await peer.shake_hands((ENABLE_PUSH, 0))
+    assert [frame.kind for frame in sent] == [SETTINGS, WINDOW_UPDATE, SETTINGS]
+    assert [frame.flags for frame in sent] == [0, 0, ACK]
+    assert peer.alive
+    await disconnect(peer)
 
 
-def test_h2_completes_a_handshake_and_a_call():
-    async def scenario():
-        peer = Peer()
-        client = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
-        client.initiate_connection()
-        client.send_headers(1, request_fields(), end_stream=False)
-        client.send_data(1, b"question", end_stream=True)
-        peer.connection.data_received(client.data_to_send())
-        for _ in range(4):
-            await asyncio.sleep(0)
-        request = peer.requests[1]
-        assert (request.body, request.is_ended) == (b"question", True)
-        request.stream.respond(HEAD, (b"answer",), TRAILERS)
+async def test_h2_completes_a_handshake_and_a_call():
+    peer = Peer()
+    client = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
+    client.initiate_connection()
+    client.send_headers(1, request_fields(), end_stream=False)
+    client.send_data(1, b"question", end_stream=True)
+    peer.connection.data_received(client.data_to_send())
+    for _ in range(4):
         await asyncio.sleep(0)
-        events = client.receive_data(bytes(peer.transport.sent))
-        kinds = [type(event) for event in events]
-        assert kinds.index(RemoteSettingsChanged) < kinds.index(ResponseReceived)
-        by_type = {type(event): event for event in events}
-        assert by_type[ResponseReceived].headers[0] == (":status", "200")
-        assert by_type[DataReceived].data == b"answer"
-        assert by_type[TrailersReceived].headers == [("grpc-status", "0")]
-        assert StreamEnded in by_type
-        await disconnect(peer)
-
-    asyncio.run(scenario())
+    request = peer.requests[1]
+    assert (request.body, request.is_ended) == (b"question", True)
+    request.stream.respond(HEAD, (b"answer",), TRAILERS)
+    await asyncio.sleep(0)
+    events = client.receive_data(bytes(peer.transport.sent))
+    kinds = [type(event) for event in events]
+    assert kinds.index(RemoteSettingsChanged) < kinds.index(ResponseReceived)
+    by_type = {type(event): event for event in events}
+    assert by_type[ResponseReceived].headers[0] == (":status", "200")
+    assert by_type[DataReceived].data == b"answer"
+    assert by_type[TrailersReceived].headers == [("grpc-status", "0")]
+    assert StreamEnded in by_type
+    await disconnect(peer)
 
 
 @pytest.mark.parametrize("cut", [1, 5, len(PREFACE) - 1, len(PREFACE), len(PREFACE) + 4])
-def test_the_client_preface_may_arrive_in_pieces(cut):
-    async def scenario():
-        peer = Peer()
-        preface = PREFACE + settings_frame()
-        await peer.send(preface[:cut])
-        sent = await peer.send(preface[cut:])
-        assert peer.alive
-        assert sent[-1][:2] == (SETTINGS, ACK)
-        await disconnect(peer)
-
-    asyncio.run(scenario())
+async def test_the_client_preface_may_arrive_in_pieces(cut):
+    peer = Peer()
+    preface = PREFACE + settings_frame()
+    await peer.send(preface[:cut])
+    sent = await peer.send(preface[cut:])
+    assert peer.alive
+    assert sent[-1][:2] == (SETTINGS, ACK)
+    await disconnect(peer)
 
 
 @pytest.mark.parametrize("first", [b"\0" * 30, b"PRI * HTTP/2.1\r\n", b"X", b"\x16\x03\x01\x02"])
-def test_anything_but_the_client_preface_is_a_protocol_error_at_once(first):
-    async def scenario():
-        peer = Peer()
-        sent = await peer.send(first)
-        assert [frame.kind for frame in sent] == [SETTINGS, WINDOW_UPDATE, GOAWAY]
-        assert ended_by(sent, PROTOCOL_ERROR)
-        await disconnect(peer)
-
-    asyncio.run(scenario())
+async def test_anything_but_the_client_preface_is_a_protocol_error_at_once(first):
+    peer = Peer()
+    sent = await peer.send(first)
+    assert [frame.kind for frame in sent] == [SETTINGS, WINDOW_UPDATE, GOAWAY]
+    assert ended_by(sent, PROTOCOL_ERROR)
+    await disconnect(peer)
 
 
 @pytest.mark.parametrize(
     "first",
     [b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"POST /a/b HTTP/1.0\r\n\r\n", b"PRI * HTTP/1.1\r\n"],
 )
-def test_http_1_is_answered_by_status_505(first):
-    async def scenario():
-        peer = Peer()
-        peer.connection.data_received(first)
-        await asyncio.sleep(0)
-        assert bytes(peer.transport.sent).startswith(b"HTTP/1.1 505 ")
-        assert peer.transport.closing
-        await disconnect(peer)
-
-    asyncio.run(scenario())
+async def test_http_1_is_answered_by_status_505(first):
+    peer = Peer()
+    peer.connection.data_received(first)
+    await asyncio.sleep(0)
+    assert bytes(peer.transport.sent).startswith(b"HTTP/1.1 505 ")
+    assert peer.transport.closing
+    await disconnect(peer)
 
 
-def test_a_first_frame_other_than_settings_is_a_protocol_error():
-    async def scenario():
-        peer = Peer()
-        assert ended_by(await peer.send(PREFACE + raw_frame(PING, 0, 0, bytes(8))), PROTOCOL_ERROR)
-        await disconnect(peer)
-
-    asyncio.run(scenario())
+async def test_a_first_frame_other_than_settings_is_a_protocol_error():
+    peer = Peer()
+    assert ended_by(await peer.send(PREFACE + raw_frame(PING, 0, 0, bytes(8))), PROTOCOL_ERROR)
+    await disconnect(peer)
 
 
 @pytest.mark.parametrize("begun", [b"", PREFACE[:10], PREFACE])
-def test_an_incomplete_client_preface_times_out(monkeypatch, begun):
+async def test_an_incomplete_client_preface_times_out(monkeypatch, begun):
     monkeypatch.setattr(module, "_PREFACE_SECONDS", 0.01)
 
-    async def scenario():
-        peer = Peer()
-        if begun:
-            await peer.send(begun)
-        await asyncio.sleep(0.05)
-        assert peer.transport.aborted
-        await disconnect(peer)
-
-    asyncio.run(scenario())
+    peer = Peer()
+    if begun:
+        await peer.send(begun)
+    await asyncio.sleep(0.05)
+    assert peer.transport.aborted
+    await disconnect(peer)
 
 
 # ---------------------------------------------------------------------- errors
@@ -314,18 +293,15 @@ def test_data_on_a_closed_stream_is_a_connection_error():
     connected(scenario)
 
 
-def test_an_unexpected_exception_closes_its_connection_as_an_internal_error(caplog):
-    async def scenario():
-        def broken(_stream):
-            raise RuntimeError("a bug")
+async def test_an_unexpected_exception_closes_its_connection_as_an_internal_error(caplog):
+    def broken(_stream):
+        raise RuntimeError("a bug")
 
-        peer = Peer(broken)
-        await peer.shake_hands()
-        assert ended_by(await peer.send(_OPEN), INTERNAL_ERROR)
-        assert "a bug" in caplog.text
-        await disconnect(peer)
-
-    asyncio.run(scenario())
+    peer = Peer(broken)
+    await peer.shake_hands()
+    assert ended_by(await peer.send(_OPEN), INTERNAL_ERROR)
+    assert "a bug" in caplog.text
+    await disconnect(peer)
 
 
 # -------------------------------------------------------------- header blocks
@@ -458,42 +434,39 @@ def test_a_response_before_the_end_of_the_request_resets_with_no_error():
 
 
 @pytest.mark.parametrize("ends_by", ["headers", "data", "trailers"])
-def test_a_response_at_the_end_of_the_request_is_not_followed_by_rst_stream(ends_by):
-    async def scenario():
-        class Refusing:
-            def __init__(self, stream):
-                self.stream = stream
+async def test_a_response_at_the_end_of_the_request_is_not_followed_by_rst_stream(ends_by):
+    class Refusing:
+        def __init__(self, stream):
+            self.stream = stream
 
-            def on_data(self, _chunk):
-                self.stream.end(HEAD + TRAILERS)
+        def on_data(self, _chunk):
+            self.stream.end(HEAD + TRAILERS)
 
-            def on_end(self):
-                self.stream.end(HEAD + TRAILERS)
+        def on_end(self):
+            self.stream.end(HEAD + TRAILERS)
 
-            def on_sent(self):
-                pass
+        def on_sent(self):
+            pass
 
-            def on_reset(self):
-                raise AssertionError
+        def on_reset(self):
+            raise AssertionError
 
-        def accept(stream):
-            stream.receiver = Refusing(stream)
-            if ends_by == "headers":
-                stream.end(HEAD + TRAILERS)
-
-        peer = Peer(accept)
-        await peer.shake_hands()
-        both = END_HEADERS | END_STREAM
+    def accept(stream):
+        stream.receiver = Refusing(stream)
         if ends_by == "headers":
-            sent = await peer.send(headers(1, request_fields(content_length="0"), both))
-        elif ends_by == "data":
-            sent = await peer.send(_OPEN, raw_frame(DATA, END_STREAM, 1, b"x"))
-        else:
-            sent = await peer.send(_OPEN, headers(1, [("a", "1")], both))
-        assert [frame.kind for frame in sent] == [HEADERS]
-        await disconnect(peer)
+            stream.end(HEAD + TRAILERS)
 
-    asyncio.run(scenario())
+    peer = Peer(accept)
+    await peer.shake_hands()
+    both = END_HEADERS | END_STREAM
+    if ends_by == "headers":
+        sent = await peer.send(headers(1, request_fields(content_length="0"), both))
+    elif ends_by == "data":
+        sent = await peer.send(_OPEN, raw_frame(DATA, END_STREAM, 1, b"x"))
+    else:
+        sent = await peer.send(_OPEN, headers(1, [("a", "1")], both))
+    assert [frame.kind for frame in sent] == [HEADERS]
+    await disconnect(peer)
 
 
 def test_a_stream_reset_by_the_peer_sends_nothing_more():
@@ -582,23 +555,20 @@ def test_graceful_shutdown_goes_on_without_a_ping_acknowledgement(monkeypatch):
 
 
 @pytest.mark.parametrize("shakes_hands", [False, True])
-def test_graceful_shutdown_may_begin_before_the_client_preface(monkeypatch, shakes_hands):
+async def test_graceful_shutdown_may_begin_before_the_client_preface(monkeypatch, shakes_hands):
     monkeypatch.setattr(module, "_GOAWAY_SECONDS", 0.01)
 
-    async def scenario():
-        peer = Peer()
-        peer.connection.shut_down()
-        sent = await peer.receive()
-        if shakes_hands:
-            sent += await peer.shake_hands()
-        await asyncio.sleep(0.05)
-        sent += await peer.receive()
-        assert sent[0].kind == SETTINGS
-        assert [frame.kind for frame in sent].count(GOAWAY) == 2
-        assert peer.transport.closing
-        await disconnect(peer)
-
-    asyncio.run(scenario())
+    peer = Peer()
+    peer.connection.shut_down()
+    sent = await peer.receive()
+    if shakes_hands:
+        sent += await peer.shake_hands()
+    await asyncio.sleep(0.05)
+    sent += await peer.receive()
+    assert sent[0].kind == SETTINGS
+    assert [frame.kind for frame in sent].count(GOAWAY) == 2
+    assert peer.transport.closing
+    await disconnect(peer)
 
 
 def test_a_lost_connection_resets_every_stream_and_wakes_writers():
@@ -751,33 +721,30 @@ def test_an_initial_window_set_many_times_in_a_frame_is_applied_once():
     connected(scenario, (INITIAL_WINDOW, 0))
 
 
-def test_reading_pauses_while_the_peer_does_not_read_responses():
+async def test_reading_pauses_while_the_peer_does_not_read_responses():
     """Even refusals take memory while they wait to be sent."""
 
-    async def scenario():
-        def refuse(stream):
-            stream.end(HEAD + encode([("grpc-message", "a" * 500)]))
+    def refuse(stream):
+        stream.end(HEAD + encode([("grpc-message", "a" * 500)]))
 
-        peer = Peer(refuse)
-        await peer.shake_hands()
-        await peer.receive()
-        peer.connection.pause_writing()
-        before = len(peer.transport.sent)
-        number = 1
-        while peer.transport.reading and number < 20_000:
-            peer.connection.data_received(headers(number, request_fields(), 0x5))
-            number += 2
-            if number % 99 == 0:
-                await peer.receive()
-        assert number < 5000
-        assert len(peer.transport.sent) == before
-        assert peer.alive
-        peer.connection.resume_writing()
-        assert peer.transport.reading
-        assert len(await peer.receive()) == (number - 1) // 2
-        await disconnect(peer)
-
-    asyncio.run(scenario())
+    peer = Peer(refuse)
+    await peer.shake_hands()
+    await peer.receive()
+    peer.connection.pause_writing()
+    before = len(peer.transport.sent)
+    number = 1
+    while peer.transport.reading and number < 20_000:
+        peer.connection.data_received(headers(number, request_fields(), 0x5))
+        number += 2
+        if number % 99 == 0:
+            await peer.receive()
+    assert number < 5000
+    assert len(peer.transport.sent) == before
+    assert peer.alive
+    peer.connection.resume_writing()
+    assert peer.transport.reading
+    assert len(await peer.receive()) == (number - 1) // 2
+    await disconnect(peer)
 
 
 def test_parsed_inverts_raw_frame():

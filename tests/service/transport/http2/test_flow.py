@@ -409,7 +409,7 @@ _BODY_FRAMES = st.lists(
 
 @settings(max_examples=100)
 @given(_BODY_FRAMES, st.integers(1, 300))
-def test_bodies_are_reassembled_from_interleaved_and_split_frames(body_frames, cut):
+async def test_bodies_are_reassembled_from_interleaved_and_split_frames(body_frames, cut):
     wanted = {1: b"", 3: b""}
     data = PREFACE + settings_frame() + headers(1, request_fields()) + headers(3, request_fields())
     for number, flags, payload in body_frames:
@@ -418,16 +418,13 @@ def test_bodies_are_reassembled_from_interleaved_and_split_frames(body_frames, c
         data += raw_frame(DATA, flags, number, padding + payload + bytes(2 * len(padding)))
     data += raw_frame(DATA, END_STREAM, 1, b"end") + raw_frame(DATA, END_STREAM, 3)
 
-    async def run() -> None:
-        peer = Peer()
-        for start in range(0, len(data), cut):
-            peer.connection.data_received(data[start : start + cut])
-        bodies = {number: request.body for number, request in peer.requests.items()}
-        assert bodies == {1: wanted[1] + b"end", 3: wanted[3]}
-        assert all(request.is_ended for request in peer.requests.values())
-        await disconnect(peer)
-
-    asyncio.run(run())
+    peer = Peer()
+    for start in range(0, len(data), cut):
+        peer.connection.data_received(data[start : start + cut])
+    bodies = {number: request.body for number, request in peer.requests.items()}
+    assert bodies == {1: wanted[1] + b"end", 3: wanted[3]}
+    assert all(request.is_ended for request in peer.requests.values())
+    await disconnect(peer)
 
 
 def test_adjacent_data_frames_of_a_stream_are_received_as_one():
@@ -443,30 +440,27 @@ def test_adjacent_data_frames_of_a_stream_are_received_as_one():
     connected(scenario)
 
 
-def test_reading_pauses_while_too_many_responses_are_unflushed():
+async def test_reading_pauses_while_too_many_responses_are_unflushed():
     def requests(first: int, count: int) -> bytes:
         ids = range(first, first + 2 * count, 2)
         return b"".join(headers(id_, request_fields(), END_HEADERS | END_STREAM) for id_ in ids)
 
-    async def run() -> None:
-        peer = Peer(answering)
-        await peer.shake_hands()
-        for data in (requests(1, 500), requests(1001, 501)):
-            assert peer.transport.reading
-            peer.connection.data_received(data)
-        assert not peer.transport.reading
-        assert len([frame for frame in await peer.receive() if frame.kind == DATA]) == 1001
+    peer = Peer(answering)
+    await peer.shake_hands()
+    for data in (requests(1, 500), requests(1001, 501)):
         assert peer.transport.reading
-        # Nor while the peer does not read.
-        peer.connection.pause_writing()
-        peer.connection.data_received(requests(2003, 1001))
-        await peer.receive()
-        assert not peer.transport.reading
-        peer.connection.resume_writing()
-        assert peer.transport.reading
-        await disconnect(peer)
-
-    asyncio.run(run())
+        peer.connection.data_received(data)
+    assert not peer.transport.reading
+    assert len([frame for frame in await peer.receive() if frame.kind == DATA]) == 1001
+    assert peer.transport.reading
+    # Nor while the peer does not read.
+    peer.connection.pause_writing()
+    peer.connection.data_received(requests(2003, 1001))
+    await peer.receive()
+    assert not peer.transport.reading
+    peer.connection.resume_writing()
+    assert peer.transport.reading
+    await disconnect(peer)
 
 
 @pytest.mark.parametrize("more", [b"", raw_frame(DATA, 0, 1, b"x")])
@@ -510,27 +504,22 @@ _GOOD = st.one_of(
     st.integers(1, 200),
     st.booleans(),
 )
-def test_random_frames_leave_the_connection_open_or_end_in_goaway(pieces, cut, blocked):
+async def test_random_frames_leave_the_connection_open_or_end_in_goaway(pieces, cut, blocked):
     data = PREFACE + settings_frame((INITIAL_WINDOW, 20)) + b"".join(pieces)
 
-    async def run() -> None:
-        problems: list[dict[str, Any]] = []
-        asyncio.get_running_loop().set_exception_handler(
-            lambda _, context: problems.append(context)
-        )
-        peer = Peer(answering)
-        for start in range(0, len(data), cut):
-            if peer.transport.closing:
-                break
-            if blocked and start % 3 == 0:
-                peer.connection.pause_writing()
-            peer.connection.data_received(data[start : start + cut])
-            await asyncio.sleep(0)
-            peer.connection.resume_writing()
-        sent = await peer.receive()
-        assert peer.alive or sent[-1].kind == GOAWAY
-        assert not any(frame.code == INTERNAL_ERROR for frame in sent if frame.kind == GOAWAY)
-        await disconnect(peer)
-        assert not problems
-
-    asyncio.run(run())
+    problems: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
+    peer = Peer(answering)
+    for start in range(0, len(data), cut):
+        if peer.transport.closing:
+            break
+        if blocked and start % 3 == 0:
+            peer.connection.pause_writing()
+        peer.connection.data_received(data[start : start + cut])
+        await asyncio.sleep(0)
+        peer.connection.resume_writing()
+    sent = await peer.receive()
+    assert peer.alive or sent[-1].kind == GOAWAY
+    assert not any(frame.code == INTERNAL_ERROR for frame in sent if frame.kind == GOAWAY)
+    await disconnect(peer)
+    assert not problems
