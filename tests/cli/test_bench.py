@@ -1,6 +1,5 @@
 """The load of `latentserve bench`, and its report."""
 
-import asyncio
 import json
 import time
 from urllib.parse import quote
@@ -56,7 +55,7 @@ def test_an_open_loop_keeps_its_rate_and_sizes_are_mixed(tiny):
     assert report.late == 0
 
 
-def test_open_loop_latency_counts_from_when_a_call_was_due():
+async def test_open_loop_latency_counts_from_when_a_call_was_due():
     """A stall of 0.3 s counts for all calls that were due in it."""
 
     class Stalling:
@@ -68,28 +67,21 @@ def test_open_loop_latency_counts_from_when_a_call_was_due():
                 time.sleep(0.3)
             return np.zeros(1)
 
-    async def scene():
-        load = Load(rpc="decode", rate=100.0, seconds=0.5)
-        measured = bench._Measurement(load, {1: Stalling()}, {1: np.zeros(1)})
-        return await measured.report("m/1")
-
-    report = asyncio.run(scene())
+    load = Load(rpc="decode", rate=100.0, seconds=0.5)
+    report = await bench._Measurement(load, {1: Stalling()}, {1: np.zeros(1)}).report("m/1")
     assert report.calls == 50
     # Due at 0, 10, ... 300 ms: their mean wait is about 150 ms.
     assert report.latency_ms["max"] >= 300
     assert report.latency_ms["p50"] > 20
 
 
-def test_a_different_answer_to_the_same_request_ends_the_measurement():
-    async def scene():
-        async def call():
-            return np.ones(1)
+async def test_a_different_answer_to_the_same_request_ends_the_measurement():
+    async def call():
+        return np.ones(1)
 
-        load = Load(rpc="decode", concurrency=3, seconds=5.0)
-        await bench._Measurement(load, {1: call}, {1: np.zeros(1)}).report("m/1")
-
+    load = Load(rpc="decode", concurrency=3, seconds=5.0)
     with pytest.raises(WrongAnswer, match="decode of 1 rows was answered in two ways"):
-        asyncio.run(scene())
+        await bench._Measurement(load, {1: call}, {1: np.zeros(1)}).report("m/1")
 
 
 def test_failed_calls_are_counted_by_status_code(tmp_path):
