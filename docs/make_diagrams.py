@@ -1,7 +1,7 @@
 """Draws docs/pictures/*.svg from docs/diagrams/*.toml: `make docs`.
 
 A diagram is laid out on a grid. A box has a place `at = [column, row]`, a `size` in cells, `lines`
-of text of which the first is bold, and a `kind`; an arrow leads from one box to another, by their
+of text, the first one bold, and a `kind`; an arrow leads from one box to another, by their
 ids, and may have a `label`. A box of the kind `group` is drawn behind the others, with its text at
 its top.
 """

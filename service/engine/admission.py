@@ -35,9 +35,8 @@ class _Waiter:
 class Admission:
     """Admits calls while there is capacity for their rows and bytes.
 
-    A call that finds nothing in flight is admitted whatever its size: to shed it would be to
-    refuse it for good, and the limits of a single request are checked before. To be used in
-    one event loop.
+    A call is always admitted while nothing is in flight: shed, it would never succeed, and the
+    limits of a single request are checked before. To be used in one event loop.
 
     Args:
         max_rows: Most rows in flight.
