@@ -1,4 +1,4 @@
-"""`python -m latentserve`."""
+"""Entry point of `python -m latentserve`."""
 
 import sys
 

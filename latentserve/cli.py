@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     """Runs a command that calls a server and reports an error as one line on stderr."""
-    # gRPC would log the same error in many lines of its own.
+    # gRPC would log the same error again, in many lines.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # grpc takes a while to import: `--help` must not wait for it.
     from latentserve.errors import LatentserveError
@@ -44,7 +44,7 @@ def _run(options: argparse.Namespace) -> int:
         status = run(options)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of the pipe has closed it. Python must not fail when it flushes at exit.
+        # The reader has closed the pipe. Without this, Python's flush at exit would fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Usage as error:

@@ -1,5 +1,4 @@
-"""The client commands of the command line, one file for each group of them.
+"""Commands of the `latentserve` command line, one file per group.
 
-What reads and writes arrays is imported when a command runs, so that `--help` does not wait
-for NumPy and grpc.
+Modules that need NumPy or grpc are imported when a command runs, so that `--help` is fast.
 """

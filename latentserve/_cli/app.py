@@ -1,8 +1,8 @@
 """Commands that run the application: `train`, `export`, `evaluate` and `serve`.
 
-The wheel holds `latentserve/` alone; `training`, `export`, `service` and the others come with a
-checkout or an image, and are imported only when one of these commands runs. A test keeps this
-file the only one of the library that names them.
+The wheel holds only `latentserve/`. The packages `training`, `export`, `service` and others come
+with a checkout or an image, and are imported only when one of these commands runs. A test checks
+that no other file of the library names them.
 """
 
 import importlib
@@ -15,12 +15,12 @@ _PACKAGES = ("bundle", "common", "export", "service", "training")
 
 @dataclass(frozen=True)
 class AppCommand:
-    """A command of the application.
+    """A command that needs more than the client library.
 
     Attributes:
         module: Name of the module that implements it.
-        function: Function of the module that takes the arguments and returns the exit status.
-        extra: Extra of pyproject.toml with its dependencies.
+        function: Name of its function that takes the arguments and returns the exit status.
+        extra: Extra in pyproject.toml that lists its dependencies.
         summary: One line for the list of commands.
     """
 
@@ -47,10 +47,10 @@ def run(name: str, arguments: Sequence[str]) -> int:
 
     Args:
         name: A key of `COMMANDS`.
-        arguments: Command line after the name.
+        arguments: Command-line arguments after the name.
 
     Returns:
-        Its exit status; 1 if the application or one of its dependencies is not installed.
+        Exit status of the command; 1 if the application or a dependency is not installed.
     """
     command = COMMANDS[name]
     try:
@@ -60,9 +60,9 @@ def run(name: str, arguments: Sequence[str]) -> int:
         missing = (error.name or "").partition(".")[0]
         if missing in _PACKAGES:
             problem = (
-                f"{missing} is not part of this installation: the wheel holds the client alone, "
-                "the server's image no training. All commands run from a checkout (`make "
-                "install`, then .venv/bin/latentserve)"
+                f"{missing} is not part of this installation: the wheel holds only the client, "
+                "and the server's image has no training code. All commands run from a checkout "
+                "(`make install`, then .venv/bin/latentserve)"
             )
         else:
             problem = (

@@ -1,4 +1,4 @@
-"""Types of command-line arguments; a wrong value is reported with what was wanted."""
+"""Parsers of command-line values, for `type` of argparse; errors give the valid range."""
 
 import argparse
 import math
@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 
 def positive(text: str) -> int:
-    """Parses an integer from 1.
+    """Parses an integer of at least 1.
 
     Raises:
-        argparse.ArgumentTypeError: `text` is none.
+        argparse.ArgumentTypeError: `text` is not such an integer.
     """
     return _integer(text, 1, math.inf, "from 1")
 
@@ -18,31 +18,31 @@ def uint64(text: str) -> int:
     """Parses an integer from 0 to 2^64 - 1.
 
     Raises:
-        argparse.ArgumentTypeError: `text` is none.
+        argparse.ArgumentTypeError: `text` is not such an integer.
     """
     return _integer(text, 0, 2**64 - 1, "from 0 to 2^64 - 1")
 
 
 def version(text: str) -> int:
-    """Parses a model's version, an integer from 0 (the highest one served) to 2^63 - 1.
+    """Parses a model version: an integer from 0 (the highest version served) to 2^63 - 1.
 
     Raises:
-        argparse.ArgumentTypeError: `text` is none.
+        argparse.ArgumentTypeError: `text` is not such an integer.
     """
     return _integer(text, 0, 2**63 - 1, "from 0 to 2^63 - 1")
 
 
 def index(text: str) -> int:
-    """Parses an integer from 0 to 2^31 - 1.
+    """Parses an index: an integer from 0 to 2^31 - 1.
 
     Raises:
-        argparse.ArgumentTypeError: `text` is none.
+        argparse.ArgumentTypeError: `text` is not such an integer.
     """
     return _integer(text, 0, 2**31 - 1, "from 0 to 2^31 - 1")
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
-    """Makes a parser of integers from `low` to `high`, both included."""
+    """Returns a parser of integers from `low` to `high`, both included."""
     return lambda text: _integer(text, low, high, f"from {low} to {high}")
 
 
@@ -50,7 +50,7 @@ def positive_number(text: str) -> float:
     """Parses a finite number above 0.
 
     Raises:
-        argparse.ArgumentTypeError: `text` is none.
+        argparse.ArgumentTypeError: `text` is not such a number.
     """
     value = number(text)
     if value > 0:
@@ -62,7 +62,7 @@ def number(text: str) -> float:
     """Parses a finite number.
 
     Raises:
-        argparse.ArgumentTypeError: `text` is none.
+        argparse.ArgumentTypeError: `text` is not such a number.
     """
     try:
         value = float(text)
@@ -74,7 +74,7 @@ def number(text: str) -> float:
 
 
 def _integer(text: str, low: int, high: float, wanted: str) -> int:
-    # Python refuses to convert thousands of digits, with an error of its own.
+    # int() fails on thousands of digits, with an error message that is not ours.
     value = int(text) if text.isdecimal() and len(text) < 100 else -1
     if low <= value <= high:
         return value

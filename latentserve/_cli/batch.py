@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from latentserve.jobs import Finished, Progress
 
 _SHARD_ROWS = 10_000
-# How long Ctrl-C waits for a request in flight: the server may never answer.
+# How long Ctrl-C waits for the request in flight: the server may never answer.
 _PATIENCE_SECONDS = 2.0
 
 
 def add(commands: Any) -> None:
-    """Adds `batch` with a subcommand for each kind of job."""
+    """Adds the `batch` command with its subcommands `encode`, `decode` and `sample`."""
     batch = commands.add_parser(
         "batch",
         description="Encode, decode or sample a whole data set into a folder of shards.",
@@ -81,8 +81,8 @@ def add(commands: Any) -> None:
     batch.epilog = f"""jobs:
 {listing(jobs, 6)}
 
-A job that is interrupted at any moment resumes when the same command is given
-again, and leaves the same bytes as an uninterrupted one.
+An interrupted job resumes when the same command is run again. Its files are
+byte-identical to those of an uninterrupted job.
 
 example:
   latentserve batch sample -n 1000000 --seed 7 --to digits"""
@@ -95,13 +95,14 @@ def _job(
     summary: str,
     *examples: str,
 ) -> argparse.ArgumentParser:
-    parser = command(jobs, name, _running(run), summary, *examples)
+    """Adds a subcommand with the options that all jobs share."""
+    parser = command(jobs, name, _with_progress(run), summary, *examples)
     parser.add_argument(
         "--to",
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="folder to write: new, empty, or holding the same job",
+        help="folder to write to: new, empty, or that of the same job",
     )
     parser.add_argument(
         "--shard-rows",
@@ -119,7 +120,7 @@ def _job(
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="check the hashes of finished shards and remake damaged ones",
+        help="check the hashes of finished shards, and write damaged ones again",
     )
     add_model(parser)
     return parser
@@ -173,21 +174,21 @@ def _sample(options: argparse.Namespace, client: "Client", common: dict[str, Any
     )
 
 
-def _running(
+def _with_progress(
     job: "Callable[[argparse.Namespace, Client, dict[str, Any]], Finished]",
 ) -> Run:
-    """Wraps a job with a progress bar, Ctrl-C and a line that reports its end."""
+    """Returns a command that runs a job with a progress bar, Ctrl-C and a closing report."""
 
     def run(options: argparse.Namespace) -> int:
         from latentserve.errors import LatentserveError
         from latentserve.jobs import JobError, MissingPackage, SourceError
 
-        bar, reached = ProgressBar(), _Reached()
+        bar, latest = ProgressBar(), _Latest()
         interrupt = Interrupt(patience=_PATIENCE_SECONDS)
         to = printable(str(options.to))
 
         def progress(now: "Progress") -> None:
-            reached.progress = now
+            latest.progress = now
             name = options.job if now.stage == "working" else "reading the source"
             bar.count(name, now.rows, now.total)
             interrupt.check()
@@ -206,29 +207,30 @@ def _running(
         except (JobError, MissingPackage, SourceError) as error:
             raise Failure(printable(str(error))) from error
         except (LatentserveError, OSError, MemoryError) as error:
-            raise Failure(f"{_message(error)}{reached.kept(to)}") from error
+            raise Failure(f"{_message(error)}{latest.resume_hint(to)}") from error
         except KeyboardInterrupt:
-            print(f"latentserve batch: stopped{reached.kept(to)}", file=sys.stderr)
+            print(f"latentserve batch: stopped{latest.resume_hint(to)}", file=sys.stderr)
             return 130
         for name in done.lost:
-            print(f"{to}: {name} was missing or damaged and was made anew", file=sys.stderr)
+            print(f"{to}: {name} was missing or damaged and was written again", file=sys.stderr)
         print(f"{to}: {_summary(done)}")
         return 0
 
     return run
 
 
-class _Reached:
-    """Last progress of a job, for the line that reports why it ended early."""
+class _Latest:
+    """Latest progress of a job, for the report if the job stops early."""
 
     progress: "Progress | None" = None
 
-    def kept(self, folder: str) -> str:
+    def resume_hint(self, folder: str) -> str:
+        """Says how many rows are complete and how to resume; empty before any progress."""
         if self.progress is None:
             return ""
         return (
-            f"; {self.progress.whole:,} of {self.progress.total:,} rows are whole in {folder}, "
-            "and the same command goes on"
+            f"; {self.progress.whole:,} of {self.progress.total:,} rows are complete in {folder}, "
+            "run the same command again to resume"
         )
 
 

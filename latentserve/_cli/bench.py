@@ -17,13 +17,13 @@ from latentserve._cli.failures import Failure, reason
 if TYPE_CHECKING:
     from latentserve.bench import Load, Report
 
-# The same as in `latentserve.bench`, which would import NumPy and grpc for `--help`.
+# Copy of `latentserve.bench.RPCS`: importing it would load NumPy and grpc for `--help`.
 RPCS = ("encode", "decode", "sample", "reconstruct", "score", "sample-stream")
 _CPU_METRIC = "process_cpu_seconds_total"
 
 
 def add(commands: Any) -> None:
-    """Adds the command."""
+    """Adds the `bench` command."""
     bench = command(
         commands,
         "bench",
@@ -44,7 +44,7 @@ def add(commands: Any) -> None:
         type=_sizes,
         default=(1,),
         metavar="N[,N...]",
-        help="rows per call; of several numbers one is picked at random for each call (default: 1)",
+        help="rows per call; with several numbers each call picks one at random (default: 1)",
     )
     bench.add_argument(
         "--concurrency", type=positive, default=1, metavar="N",
@@ -61,7 +61,7 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     bench.add_argument(
         "--warmup", type=number, default=1.0, metavar="S",
-        help="duration of the warm-up before it, in seconds (default: 1)",
+        help="duration of the warm-up before the measurement, in seconds (default: 1)",
     )  # fmt: skip
     bench.add_argument(
         "--dtype", choices=("uint8", "float32"), default="uint8",
@@ -71,7 +71,9 @@ def add(commands: Any) -> None:
         "--coalesce", action="store_true", help="join small concurrent calls into one request"
     )
     bench.add_argument(
-        "--metrics", metavar="URL", help="/metrics of the server, to report its CPU time per call"
+        "--metrics",
+        metavar="URL",
+        help="URL of the server's /metrics, to report its CPU time per call",
     )
     bench.add_argument("--json", action="store_true", help="print the result as JSON")
     add_model(bench)
@@ -110,7 +112,7 @@ async def _run(options: argparse.Namespace, load: "Load") -> "tuple[Report, floa
     ) as client:
         if options.metrics is None:
             return await bench.run(client, load), None
-        # The warm-up is a run of its own, so that its CPU time is not counted.
+        # The warm-up is a separate run, so that its CPU time is not counted.
         await bench.run(client, dataclasses.replace(load, seconds=max(0.001, load.warmup_seconds)))
         before = await asyncio.to_thread(_cpu_seconds, options.metrics)
         report = await bench.run(client, dataclasses.replace(load, warmup_seconds=0.0))
@@ -118,7 +120,7 @@ async def _run(options: argparse.Namespace, load: "Load") -> "tuple[Report, floa
 
 
 def _cpu_seconds(url: str) -> float:
-    """CPU seconds that all processes of the server have used so far."""
+    """Returns the CPU seconds that all processes of the server have used so far."""
     try:
         with urllib.request.urlopen(url, timeout=10) as reply:
             lines = reply.read().decode().splitlines()
@@ -163,7 +165,7 @@ def _text(load: "Load", report: "Report", figures: dict[str, Any]) -> str:
             f"{figures['server_cpu_us_per_row']:.1f} us a row"
         )
     if report.late:
-        lines.append(f"  not sent   {report.late}, too many calls were in flight")
+        lines.append(f"  not sent   {report.late}, since too many calls were in flight")
     for code, count in sorted(report.failed.items()):
         lines.append(f"  failed     {count} {code}")
     return "\n".join(lines)

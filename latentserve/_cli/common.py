@@ -8,11 +8,12 @@ from typing import Any
 from latentserve._cli.arguments import positive, uint64
 from latentserve._cli.connection import add_connection
 
+#: Runs a command with its parsed options; returns the exit status.
 Run = Callable[[argparse.Namespace], int]
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Help whose usage line names required arguments alone; `[options]` stands for the rest."""
+    """Help formatter whose usage line has the required arguments and `[options]`."""
 
     def __init__(self, prog: str, **arguments: Any):
         super().__init__(f"{prog} [options]", **arguments)
@@ -21,10 +22,10 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         self,
         usage: str | None,
         actions: Iterable[argparse.Action],
-        groups: Iterable[Any],  # noqa: ARG002 - they group options, which are not shown
+        groups: Iterable[Any],  # noqa: ARG002 - the groups are of options, which are not shown
         prefix: str | None = None,
     ) -> None:
-        """Adds the usage line."""
+        """Adds the usage line, without optional arguments."""
         required = [action for action in actions if action.required or not action.option_strings]
         super().add_usage(usage, required, [], prefix)
 
@@ -32,7 +33,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 def command(
     commands: Any, name: str, run: Run, summary: str, *examples: str, timeout: float = 60.0
 ) -> argparse.ArgumentParser:
-    """Adds a command that calls a server, with the connection's options.
+    """Adds a command that calls a server, with the options of the connection.
 
     Args:
         commands: Subparsers to add it to.
@@ -55,7 +56,7 @@ def command(
 
 
 def add_images(parser: argparse.ArgumentParser) -> None:
-    """Adds the images that a command reads."""
+    """Adds the positional argument `images`, and `--resize`."""
     parser.add_argument(
         "images",
         type=Path,
@@ -72,12 +73,12 @@ def add_resize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resize",
         action="store_true",
-        help="crop, resize and convert image files of another size or colour mode than the model's",
+        help="crop, resize and convert image files whose size or colour mode is not the model's",
     )
 
 
 def add_offset(parser: argparse.ArgumentParser) -> None:
-    """Adds `--offset`, the place in the seed's noise sequence."""
+    """Adds `--offset`, an index in the seed's noise sequence."""
     parser.add_argument(
         "--offset",
         type=uint64,
@@ -88,7 +89,7 @@ def add_offset(parser: argparse.ArgumentParser) -> None:
 
 
 def add_draw(parser: argparse.ArgumentParser, what: str) -> None:
-    """Adds `--draw`, `--seed` and `--offset` of a draw from each posterior.
+    """Adds `--draw`, `--seed` and `--offset`, the options of a draw from each posterior.
 
     Args:
         parser: Parser of the command.
@@ -102,12 +103,12 @@ def add_draw(parser: argparse.ArgumentParser, what: str) -> None:
 def add_pictures(
     parser: argparse.ArgumentParser, default: str, array: str = "float32 array"
 ) -> None:
-    """Adds the output options of a command that makes images.
+    """Adds `--output`, `--as` and `--zoom` to a command that makes images.
 
     Args:
         parser: Parser of the command.
         default: Default of `--output`.
-        array: What an npy file holds.
+        array: Content of an npy file, for the help.
     """
     parser.add_argument(
         "-o",
@@ -129,21 +130,25 @@ def add_pictures(
         type=positive,
         default=2,
         metavar="N",
-        help="factor that images are enlarged by in the grid (default: 2)",
+        help="enlargement factor of the images in the grid (default: 2)",
     )
 
 
-def add_columns(parser: argparse.ArgumentParser, default: str = "about a square") -> None:
-    """Adds the width of the grid."""
+def add_columns(parser: argparse.ArgumentParser, default: str = "a nearly square grid") -> None:
+    """Adds `--columns`, the width of the grid."""
     parser.add_argument(
         "--columns", type=positive, metavar="N", help=f"images per row (default: {default})"
     )
 
 
 def listing(commands: Any, width: int) -> str:
-    """The commands with their summaries, one per line.
+    """Lists commands with their summaries, one per line.
 
-    argparse's own list breaks the line after a name as long as `reconstruct`.
+    Replaces argparse's own list, which breaks the line after a long name such as `reconstruct`.
+
+    Args:
+        commands: Subparsers of the commands.
+        width: Width of the column of names.
     """
     return "\n".join(
         f"  {name:{width}}  {parser.description[0].lower()}{parser.description[1:].rstrip('.')}"

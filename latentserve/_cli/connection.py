@@ -1,4 +1,4 @@
-"""Options that name the server and the model, and the client made from them."""
+"""Options that choose the server and the model, and the client made from them."""
 
 import argparse
 import os
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def add_connection(parser: argparse.ArgumentParser, timeout: float) -> None:
-    """Adds the address of the server, TLS and the token.
+    """Adds the options of the connection: address, deadline, TLS and token.
 
     Args:
         parser: Parser of a command.
@@ -21,7 +21,8 @@ def add_connection(parser: argparse.ArgumentParser, timeout: float) -> None:
     """
     group = parser.add_argument_group(
         "connection",
-        "Each option may come from the environment; --tls-ca from LATENTSERVE_TLS_CA.",
+        "Each option may also be set in the environment, for example --tls-ca by "
+        "LATENTSERVE_TLS_CA.",
     )
     group.add_argument(
         "--server",
@@ -34,7 +35,7 @@ def add_connection(parser: argparse.ArgumentParser, timeout: float) -> None:
         type=positive_number,
         default=os.environ.get("LATENTSERVE_TIMEOUT") or f"{timeout:g}",
         metavar="SECONDS",
-        help="time that each request may take, in seconds (default: %(default)s)",
+        help="deadline of each request, in seconds (default: %(default)s)",
     )
     group.add_argument(
         "--tls",
@@ -45,7 +46,7 @@ def add_connection(parser: argparse.ArgumentParser, timeout: float) -> None:
     for name, text in (
         (
             "ca",
-            "CA certificates (PEM) that the server is verified with (default: gRPC's public ones)",
+            "CA certificates (PEM) to verify the server with (default: those built into gRPC)",
         ),
         ("cert", "client certificate (PEM), for a server that requires one"),
         ("key", "private key (PEM) of the client certificate"),
@@ -73,7 +74,7 @@ def add_connection(parser: argparse.ArgumentParser, timeout: float) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Adds the name of the model and its version."""
+    """Adds `--model` and `--model-version`."""
     parser.add_argument(
         "--model",
         default="",
@@ -93,8 +94,8 @@ def connect(options: argparse.Namespace) -> "Client":
     """Makes a client from the options of the connection.
 
     Raises:
-        Usage: `--tls-cert` without `--tls-key`, or the other way round.
-        Failure: A file cannot be read or holds something else.
+        Usage: `--tls-cert` is given without `--tls-key`, or the other way round.
+        Failure: A certificate, key or token file cannot be read or has the wrong content.
     """
     from latentserve.client import Client
 
@@ -102,11 +103,11 @@ def connect(options: argparse.Namespace) -> "Client":
 
 
 def connection(options: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of Client and AsyncClient from the options of the connection.
+    """Returns keyword arguments of Client and AsyncClient from the options of the connection.
 
     Raises:
-        Usage: `--tls-cert` without `--tls-key`, or the other way round.
-        Failure: A file cannot be read or holds something else.
+        Usage: `--tls-cert` is given without `--tls-key`, or the other way round.
+        Failure: A certificate, key or token file cannot be read or has the wrong content.
     """
     arguments = {"target": options.server, "timeout": options.timeout, "tls": _tls(options)}
     token_file: Path | None = options.token_file
@@ -114,10 +115,10 @@ def connection(options: argparse.Namespace) -> dict[str, Any]:
         return arguments
 
     def token() -> str:
-        # Read for each call: tokens may be rotated while a job runs.
+        # Read again for each call: tokens may be rotated while a job runs.
         return _token(token_file)
 
-    token()
+    token()  # reports an unusable file before the first call
     return arguments | {"token": token}
 
 
@@ -144,7 +145,7 @@ def _pem(option: str, path: Path | None) -> bytes | None:
     content = _read(option, path)
     if b"-----BEGIN " not in content:
         # gRPC itself would only report that it cannot connect.
-        raise Failure(f"{option}: {path}: got no PEM file")
+        raise Failure(f"{option}: {path}: not a PEM file")
     return content
 
 
@@ -152,7 +153,7 @@ def _token(path: Path) -> str:
     try:
         lines = _read("--token-file", path).decode("ascii").split()
     except UnicodeDecodeError as error:
-        raise Failure(f"--token-file: {path}: got something else than ASCII") from error
+        raise Failure(f"--token-file: {path}: got non-ASCII characters, wanted a token") from error
     if not lines:
         raise Failure(f"--token-file: {path}: got an empty file, wanted a token")
     return lines[0]

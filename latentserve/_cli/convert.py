@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
-    """Adds the commands."""
+    """Adds the commands `encode`, `decode` and `reconstruct`."""
     encode = command(
         commands,
         "encode",
@@ -60,13 +60,13 @@ def add(commands: Any) -> None:
         commands,
         "reconstruct",
         _reconstruct,
-        "encode and decode images; draws the originals above their reconstructions",
+        "encode and decode images; the grid shows originals above their reconstructions",
         "latentserve reconstruct digits.npy -o both.png",
         "latentserve reconstruct images/*.png --seed 7 -o both.png",
     )
     add_images(reconstruct)
     add_pictures(reconstruct, "reconstructed.png", "float32 array of the reconstructions")
-    add_columns(reconstruct, "up to 16 in one row, else about a square")
+    add_columns(reconstruct, "up to 16 in one row, else a nearly square grid")
     add_draw(reconstruct, "decode a draw from each posterior instead of its mean")
     add_model(reconstruct)
 
@@ -121,7 +121,7 @@ def _reconstruct(options: argparse.Namespace) -> int:
 
     target = output(options, "png", "npy")
     images = read_images(options.images)
-    # Resolved here, so that it can be reported.
+    # Chosen here, so that it can be reported.
     seed = fresh_seed() if options.draw and options.seed is None else options.seed
     with connect(options) as client, images.named():
         made = client.reconstruct(
@@ -140,19 +140,19 @@ def _reconstruct(options: argparse.Namespace) -> int:
     columns = options.columns or _pairs_in_a_row(len(made))
     sheet, blank = _both(images, made, columns)
     if blank:
-        why = "resized or of another colour mode" if has_pillow() else "Pillow would show them"
+        why = "resized or of another colour mode" if has_pillow() else "install Pillow to show them"
         what += f"; {blank} originals are left blank ({why})"
     target.write_images(sheet, what, columns=columns, zoom=options.zoom)
     return 0
 
 
 def _pairs_in_a_row(count: int) -> int:
-    """Columns of the grid: all of up to 16 pairs in one row, else about a square."""
+    """Returns the columns of the grid: one row for up to 16 pairs, else a nearly square grid."""
     return count if count <= 16 else math.ceil(math.sqrt(2 * count))
 
 
 def _both(images: "Images", made: "NDArray[Any]", columns: int) -> "tuple[NDArray[Any], int]":
-    """Arranges rows of originals above rows of their reconstructions.
+    """Arranges images so that each row of originals is above the row of its reconstructions.
 
     Args:
         images: The originals.
@@ -160,8 +160,8 @@ def _both(images: "Images", made: "NDArray[Any]", columns: int) -> "tuple[NDArra
         columns: Images per row.
 
     Returns:
-        uint8 [M, C, H, W] with blanks where a row is not full, and the number of originals
-        that are left blank.
+        Images of the grid, row by row, uint8 [M, C, H, W], with blanks where a row is not full;
+        and the number of originals that are left blank.
     """
     import numpy as np
 

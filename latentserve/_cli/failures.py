@@ -8,16 +8,16 @@ class Failure(Exception):
 
 
 class Usage(Exception):
-    """The command line is wrong in a way that argparse cannot see: exit status 2."""
+    """The command line is wrong in a way that argparse cannot detect: exit status 2."""
 
 
 def reason(error: OSError) -> str:
-    """What went wrong, without the file's name and the error's number."""
+    """Returns the text of an error, without its number and file name."""
     return error.strerror or str(error) or type(error).__name__
 
 
 def printable(text: str) -> str:
-    """Escapes a text, such as a file's name, so that it is one line in any terminal."""
+    """Escapes unprintable characters and line breaks in a text, such as a file name."""
     decoded = os.fsencode(text).decode("utf-8", "backslashreplace")
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
-    """Adds the commands."""
+    """Adds the commands `sample`, `interpolate` and `traverse`."""
     sample = command(
         commands,
         "sample",
@@ -41,7 +41,7 @@ def add(commands: Any) -> None:
     which = sample.add_mutually_exclusive_group()
     add_sampling(sample, which)
     which.add_argument(
-        "--by-label", action="store_true", help="sample each class, one row of the grid per class"
+        "--by-label", action="store_true", help="sample every class, one row of the grid per class"
     )
     add_pictures(sample, "samples.png")
     add_columns(sample)
@@ -74,7 +74,7 @@ def add(commands: Any) -> None:
         "--method",
         choices=("linear", "spherical"),
         default="linear",
-        help="along a straight line or along an arc (default: linear)",
+        help="path: a straight line or an arc (default: linear)",
     )
     add_resize(interpolate)
     add_pictures(interpolate, "interpolated.png")
@@ -109,13 +109,14 @@ def add(commands: Any) -> None:
         type=positive_number,
         default=3.0,
         metavar="STD",
-        help="distance to either side, in standard deviations of the prior (default: 3)",
+        help="distance from the middle to either end, in standard deviations of the prior "
+        "(default: 3)",
     )
     traverse.add_argument(
         "--middle",
         type=Path,
         metavar="FILE",
-        help="file of one image or latent at the middle (default: the mean of the prior)",
+        help="file of the image or latent in the middle (default: the mean of the prior)",
     )
     add_resize(traverse)
     add_pictures(traverse, "traversed.png", "float32 array [rows, columns, C, H, W]")
@@ -127,7 +128,7 @@ def add_sampling(parser: argparse.ArgumentParser, labels: Any) -> None:
 
     Args:
         parser: Parser of the command.
-        labels: Parser or group of it that gets `--label`.
+        labels: Where to add `--label`: the parser or one of its groups.
     """
     parser.add_argument(
         "--seed",
@@ -146,7 +147,7 @@ def add_sampling(parser: argparse.ArgumentParser, labels: Any) -> None:
         "--temperature",
         type=number,
         metavar="T",
-        help="factor on the noise: below 1 images are more typical (default: 1)",
+        help="factor on the noise: values below 1 make images more typical (default: 1)",
     )
     parser.add_argument(
         "--truncation",
@@ -227,7 +228,7 @@ def _ends(paths: list[Path]) -> "tuple[NDArray[Any] | bytes, NDArray[Any] | byte
             )
         return rows[0], rows[1]
     if len(paths) != 2:
-        raise Usage(f"END: got {len(paths)} files, wanted two, or one of two rows")
+        raise Usage(f"END: got {len(paths)} files, wanted two files, or one file of two rows")
     start, stop = (read_end(path) for path in paths)
     return start, stop
 

@@ -27,8 +27,8 @@ class Images:
     """The images that a command reads.
 
     Attributes:
-        values: Array of N images as a client takes it, or contents of N PNG and JPEG files.
-        files: The name of each file; None for an array.
+        values: Array of N images, as for `Client.encode`, or contents of N PNG and JPEG files.
+        files: Names of the N files; None for an array.
     """
 
     values: NDArray[Any] | list[bytes]
@@ -40,15 +40,15 @@ class Images:
 
     @property
     def names(self) -> list[str]:
-        """For each image the name of its file or the index of its row."""
+        """Name of each image: that of its file, or the index of its row in an array."""
         return self.files or [str(row) for row in range(len(self))]
 
     @contextlib.contextmanager
     def named(self) -> Iterator[None]:
-        """Names the refused file in an error, where the server gives its index.
+        """Adds the file name to an InvalidArgument that is raised in its block.
 
         Raises:
-            Failure: The server refused one of the files.
+            Failure: The server refused one of the files. Other errors are not changed.
         """
         try:
             yield
@@ -63,8 +63,8 @@ def read_images(paths: Sequence[Path]) -> Images:
     """Reads one npy file, or image files and folders of them; `-` is standard input.
 
     Raises:
-        Failure: A file cannot be read or holds something else.
-        Usage: An npy file is one of several files.
+        Failure: A file cannot be read or has another format.
+        Usage: There are several files, one of them an npy file.
     """
     try:
         files = image_files(paths)
@@ -78,7 +78,7 @@ def read_images(paths: Sequence[Path]) -> Images:
                 raise Usage(f"{file}: got an npy file among {len(files)} files, wanted it alone")
             return Images(_array(file, content), None)
         if not is_picture(content):
-            raise Failure(f"{printable(str(file))}: got no npy, PNG or JPEG file")
+            raise Failure(f"{printable(str(file))}: not an npy, PNG or JPEG file")
         contents.append(content)
     return Images(contents, [str(file) for file in files])
 
@@ -87,26 +87,26 @@ def read_latents(path: Path) -> NDArray[Any]:
     """Reads latents from an npy file or an npz file written by `encode` (z, else mean).
 
     Raises:
-        Failure: The file cannot be read or holds something else.
+        Failure: The file cannot be read or has another format.
     """
     return _array(path, _content(path), ("z", "mean"))
 
 
 def read_end(path: Path) -> NDArray[Any] | bytes:
-    """Reads one image or one latent: an image file, or an npy file of one row.
+    """Reads one image or one latent, from an image file, an npy file or an npz file.
 
     Returns:
         The content of an image file, an image of shape [C, H, W] or [H, W], or a latent of
         shape [D].
 
     Raises:
-        Failure: The file cannot be read or holds something else.
+        Failure: The file cannot be read or has another format.
     """
     content = _content(path)
     if is_picture(content):
         return content
     if not content.startswith((MAGIC, _NPZ)):
-        raise Failure(f"{printable(str(path))}: got no npy, npz, PNG or JPEG file")
+        raise Failure(f"{printable(str(path))}: not an npy, npz, PNG or JPEG file")
     array = _array(path, content, ("z", "mean"))
     if array.ndim in (2, 4) and len(array) == 1:
         row: NDArray[Any] = array[0]
@@ -124,7 +124,7 @@ def _content(path: Path) -> bytes:
 
 
 def _array(path: Path, content: bytes, keys: tuple[str, ...] = ()) -> NDArray[Any]:
-    """Reads an npy file, or the first of `keys` that an npz file has."""
+    """Reads the array of an npy file, or the first of `keys` that is in an npz file."""
     name = printable(str(path))
     try:
         loaded = np.load(io.BytesIO(content), allow_pickle=False)

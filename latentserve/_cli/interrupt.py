@@ -1,4 +1,4 @@
-"""Ctrl-C that ends a command between two steps of its work."""
+"""Ctrl-C that ends a command between two steps of its work, not within one."""
 
 import signal
 import threading
@@ -9,30 +9,29 @@ from typing import Any
 
 
 class Interrupt:
-    """Signal handlers that end a command, but not in the middle of a step.
+    """Context manager that defers KeyboardInterrupt to the end of a step.
 
-    As a context manager it turns its signals into KeyboardInterrupt: at once, or, within
-    `held`, when the command asks for it between two steps. Held back is only the first
-    signal, a second one raises at once.
+    Its signals raise KeyboardInterrupt at once, except in a `held` block: there the first signal
+    is deferred until the command calls `check`, and a second signal raises at once.
 
-    Python by itself raises KeyboardInterrupt wherever the main thread is. In a finaliser it is
-    lost, and raised right after gRPC has acquired a lock it leaves that lock held for ever.
+    Python's own handler raises wherever the main thread is. In a finaliser the exception is lost;
+    just after gRPC has acquired a lock, it leaves that lock held for ever.
 
-    Nothing is changed for signals that are ignored or that already have a handler (as in a
-    program that embeds the command), in another than the main thread, and, where `patience`
-    is given, on systems without timers (Windows).
+    No handler is installed for a signal that is ignored or already has one (as in a program that
+    embeds the command), outside the main thread, or, if `patience` is given, on systems without
+    interval timers (Windows).
 
     Args:
         signals: Signals to handle; SIGINT by default.
-        patience: Seconds for which a signal is held back at most, for steps that may block
-            on a silent server; None for as long as the step takes.
+        patience: Maximum time in seconds for which a signal is deferred, for steps that may
+            block on a silent server; None for no limit.
     """
 
     def __init__(self, *signals: signal.Signals, patience: float | None = None):
         self._signals = signals or (signal.SIGINT,)
         self._patience = patience
         self._previous: dict[signal.Signals, Any] = {}
-        self._holding = self._asked = self._has_timer = False
+        self._holding = self._deferred = self._has_timer = False
 
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is not threading.main_thread():
@@ -60,27 +59,27 @@ class Interrupt:
 
     @contextmanager
     def held(self) -> Iterator[Callable[[], bool]]:
-        """Holds the first signal back; yields whether there has been one."""
+        """Defers the first signal; yields a function that says whether it has arrived."""
         self._holding = True
         try:
-            yield lambda: self._asked
+            yield lambda: self._deferred
         finally:
             self._holding = False
 
     def check(self) -> None:
-        """Marks the end of a step.
+        """Marks the end of a step, and raises if a signal was deferred.
 
         Raises:
-            KeyboardInterrupt: A signal was held back.
+            KeyboardInterrupt: A signal was deferred.
         """
-        if self._asked:
+        if self._deferred:
             self._stop_timer()
             raise KeyboardInterrupt
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
-        if self._asked or not self._holding:
+        if self._deferred or not self._holding:
             raise KeyboardInterrupt
-        self._asked = True
+        self._deferred = True
         if self._patience is not None:
             signal.setitimer(signal.ITIMER_REAL, self._patience)
 

@@ -1,4 +1,4 @@
-"""`info`, `check` and `reload`: the commands of operators."""
+"""`info`, `check` and `reload`: commands for operators."""
 
 import argparse
 import dataclasses
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
-    """Adds the commands."""
+    """Adds the commands `info`, `check` and `reload`."""
     info = command(
         commands,
         "info",
@@ -110,7 +110,7 @@ def _described(model: "ModelInfo", default: str) -> Iterator[str]:
         yield f"  {line}"
 
 
-# Posteriors and priors whose names do not explain themselves.
+# Explanations of the posteriors and priors whose names are not clear by themselves.
 _EXPLAINED = {
     "delta": "plain autoencoder",
     "none": "cannot be sampled from",
@@ -125,7 +125,7 @@ def _explained(name: str) -> str:
 
 
 def _listed(labels: Sequence[str]) -> str:
-    """Labels, each with its index unless that is its name."""
+    """Lists labels, each after its index unless they are equal."""
     if not labels:
         return "none"
     names = (name if name == str(index) else f"{index} {name}" for index, name in enumerate(labels))
@@ -133,7 +133,7 @@ def _listed(labels: Sequence[str]) -> str:
 
 
 def _figures(metrics: Mapping[str, float]) -> Iterator[str]:
-    """The main metrics of a model, one line for each."""
+    """Yields the main metrics of a model, one per line."""
     if "elbo" in metrics:
         yield f"test ELBO  {metrics['elbo']:.2f} nats (lower is better)"
     elif "reconstruction" in metrics:
@@ -146,14 +146,14 @@ def _figures(metrics: Mapping[str, float]) -> Iterator[str]:
     if "fid" in metrics:
         yield f"samples    classifier-FID {metrics['fid']:.2f} (lower is better)"
     if "label_agreement" in metrics:
-        yield f"by label   {metrics['label_agreement']:.1%} are what was asked for"
+        yield f"by label   {metrics['label_agreement']:.1%} match the requested label"
 
 
 def _plain(value: Any) -> Any:
-    """A value of the client as plain JSON types."""
+    """Converts a dataclass of the client to plain JSON types."""
 
     def other(leaf: Any) -> Any:
-        # Anything else is an array; NumPy need not be imported to know that.
+        # Everything else is an array, and testing for that would import NumPy.
         return leaf.isoformat() if isinstance(leaf, datetime) else leaf.tolist()
 
     return json.loads(json.dumps(dataclasses.asdict(value), default=other))

@@ -1,7 +1,7 @@
-"""Pixels of the images that a command was given, to draw them above their reconstructions.
+"""Pixels of a command's input images, to be drawn above their reconstructions.
 
-The client needs no imaging library: Pillow decodes image files where it is installed, and
-without it a blank stands for each file.
+The client does not depend on an imaging library: image files are decoded if Pillow is installed,
+and left blank otherwise.
 """
 
 import io
@@ -22,13 +22,12 @@ def originals(
     """Converts images to pixels, without resizing any.
 
     Args:
-        values: Array of images as a client takes it, or contents of PNG and JPEG files.
+        values: Array of images, as for `Client.encode`, or contents of PNG and JPEG files.
         shape: [N, C, H, W] of the result.
 
     Returns:
-        uint8 [N, C, H, W] and the number of images that are left blank: all files without
-        Pillow; with it those of another size or colour mode than the model's, which the
-        server made fit in its own way.
+        uint8 [N, C, H, W], and the number of images that are left blank: all files if Pillow is
+        missing, else those that the server had to resize, convert or rotate.
     """
     if not isinstance(values, list):
         pixels = values.reshape(shape)
@@ -48,14 +47,14 @@ def originals(
 def has_pillow() -> bool:
     """Whether Pillow is installed."""
     try:
-        import PIL.Image  # noqa: F401 - only whether it is there
+        import PIL.Image  # noqa: F401 - tests whether it is installed
     except ImportError:
         return False
     return True
 
 
 def _decode(content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
-    """Decodes a file to uint8 [C, H, W]; None where that would not be its plain pixels."""
+    """Decodes a file to uint8 [C, H, W]; None if it needs conversion or is damaged."""
     from PIL import Image
 
     channels, height, width = shape
@@ -67,6 +66,6 @@ def _decode(content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
             turned = picture.getexif().get(_EXIF_ORIENTATION, 1) != 1
             if turned or picture.has_transparency_data:
                 return None
-    except Exception:  # noqa: BLE001 - Pillow raises nearly anything on damaged files
+    except Exception:  # noqa: BLE001 - damaged files raise many types of errors
         return None
     return pixels.reshape(height, width, channels).transpose(2, 0, 1)

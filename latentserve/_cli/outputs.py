@@ -31,18 +31,18 @@ class Output:
 
     @property
     def dtype(self) -> Literal["float32", "uint8"]:
-        """The dtype of images to request: a PNG file holds 8 bits per value."""
+        """Dtype of the images to request: uint8 for a PNG file, else float32."""
         return "uint8" if self.format == "png" else "float32"
 
     def write(self, content: bytes, what: str) -> None:
-        """Writes the result and reports it.
+        """Writes the result, and prints what was written.
 
         Args:
             content: Bytes of the file.
-            what: Description of the result for the report.
+            what: Description of the result, to print.
 
         Raises:
-            Failure: It cannot be written.
+            Failure: The file cannot be written.
         """
         if self.path == _STDOUT:
             sys.stdout.buffer.write(content)
@@ -72,13 +72,14 @@ class Output:
 
         Args:
             images: [N, C, H, W] of `dtype`.
-            what: Description of the result for the report.
-            columns: Images per row of the grid; about a square by default.
-            zoom: Factor that images are enlarged by in the grid.
+            what: Description of the result, to print.
+            columns: Images per row of the grid; a nearly square grid by default.
+            zoom: Enlargement factor of the images in the grid.
             array: Array to write instead of `images` as an npy file.
 
         Raises:
-            Failure: It cannot be written, or has neither 1 nor 3 channels and is a grid.
+            Failure: The file cannot be written, or the images of a grid do not have 1 or 3
+                channels.
         """
         if self.format == "npy":
             buffer = io.BytesIO()
@@ -87,21 +88,21 @@ class Output:
             return
         if images.shape[1] not in (1, 3):
             raise Failure(
-                f"{self.path}: got images of {images.shape[1]} channels, which is no picture; "
-                "--as npy writes the array"
+                f"{self.path}: got images of {images.shape[1]} channels, wanted 1 or 3 for a "
+                "picture; --as npy writes the array"
             )
         self.write(encode_png(grid(images, columns, zoom=zoom)), what)
 
 
 def output(options: argparse.Namespace, *formats: str) -> Output:
-    """Determines destination and format of the result, before any work is done for it.
+    """Determines destination and format of the result; called before any work is done.
 
     Args:
         options: Parsed options: `output` and, where there is `--as`, `format`.
         formats: Formats to choose from; the first is the default on standard output.
 
     Raises:
-        Usage: The file's suffix is none of them, or a terminal would get binary data.
+        Usage: The file's suffix is not one of `formats`, or a terminal would get binary data.
         Failure: The folder of the file does not exist.
     """
     path: Path = options.output
@@ -109,7 +110,7 @@ def output(options: argparse.Namespace, *formats: str) -> Output:
     if path == _STDOUT:
         chosen = getattr(options, "format", None) or formats[0]
         if chosen in ("png", "npy", "npz") and sys.stdout.isatty():
-            raise Usage(f"-o -: a terminal is no place for a {chosen} file; send it into a pipe")
+            raise Usage(f"-o -: standard output is a terminal, wanted a pipe for a {chosen} file")
     elif chosen not in formats:
         names = " or ".join(f".{name}" for name in formats)
         instead = ", or --as" if hasattr(options, "format") else ""

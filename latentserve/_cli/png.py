@@ -1,4 +1,4 @@
-"""Grids of images and PNG files of them, without an imaging library.
+"""Arranges images in a grid and encodes it as a PNG file, without an imaging library.
 
 The client depends on grpcio, protobuf and numpy alone.
 """
@@ -30,7 +30,7 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
         raise ValueError(f"pixels: got shape {list(pixels.shape)}, wanted [H, W] or [H, W, 3]")
     height, width = pixels.shape[:2]
     colour = _GREY if pixels.ndim == 2 else _RGB
-    # Each scan line begins with the type of its filter; 0 is none.
+    # Each scan line begins with its filter type; 0 means no filter.
     lines = np.zeros((height, 1 + pixels[0].size), np.uint8)
     lines[:, 1:] = pixels.reshape(height, -1)
     return b"".join(
@@ -50,15 +50,15 @@ def grid(
 
     Args:
         images: uint8 [N, C, H, W], N at least 1, C = 1 or 3.
-        columns: Images per row; about a square by default.
+        columns: Images per row; a nearly square grid by default.
         gap: Width of the grey lines around and between images, in pixels before the zoom.
-        zoom: Factor that the grid is enlarged by.
+        zoom: Enlargement factor of the grid.
 
     Returns:
-        uint8 [H', W'] for C = 1 or [H', W', 3], ready for `encode_png`.
+        uint8 [H', W'] for C = 1, or [H', W', 3] for C = 3, as for `encode_png`.
 
     Raises:
-        ValueError: There are no images, or they have neither 1 nor 3 channels.
+        ValueError: There are no images, or they do not have 1 or 3 channels.
     """
     if images.ndim != 4 or len(images) == 0 or images.shape[1] not in (1, 3):
         raise ValueError(f"images: got shape {list(images.shape)}, wanted [N, 1 or 3, H, W]")

@@ -1,4 +1,4 @@
-"""Progress of long-running commands on stderr: a bar on a terminal, else a line at intervals."""
+"""Progress of long-running commands on stderr: a bar on a terminal, else regular lines."""
 
 import os
 import sys
@@ -10,20 +10,19 @@ from typing import TextIO
 _REDRAW_SECONDS = 0.1
 _LINE_SECONDS = 10.0
 _MAX_BAR_COLUMNS = 30
-# Where the width of the terminal cannot be read.
+# Used if the width of the terminal cannot be read.
 _DEFAULT_COLUMNS = 80
 
 
 class ProgressBar:
-    """Progress bar of one command.
+    """Context manager that shows the progress of one command, and clears the bar at exit.
 
     On a terminal one line is redrawn in place and cut to the width of the terminal; the bar
     takes the columns that the text leaves free. Elsewhere (a pipe, a log file) the share and
-    the text are printed as a line every ten seconds. As a context manager it clears the bar
-    at the end.
+    the text are printed as a line every ten seconds.
 
     Args:
-        stream: Where to write; stderr by default.
+        stream: Stream to write to; stderr by default.
         clock: Monotonic time in seconds.
 
     Attributes:
@@ -58,14 +57,14 @@ class ProgressBar:
 
         Args:
             stage: Name of the work. The rate is measured from the first call with this name,
-                so a resumed job does not count what was done before.
+                so the units that a resumed job did earlier do not count.
             done: Units done.
-            total: All units, at least 1.
-            unit: What is counted, in the plural.
+            total: Number of all units, at least 1.
+            unit: Name of the units, in the plural.
         """
         now = self._clock()
         if stage != self._stage:
-            # A stage that ends within one interval is not worth a line.
+            # Nothing is shown for a stage that ends within one interval.
             self._stage, self._stage_began_at, self._stage_began_with = stage, now, done
             self._shown_at = now
         elapsed = now - self._stage_began_at
@@ -75,15 +74,15 @@ class ProgressBar:
         self.show(done / total, text)
 
     def show(self, share: float, text: str) -> None:
-        """Shows a share and a text, unless something was shown only just before.
+        """Shows the progress, unless it was shown less than one interval ago.
 
         Args:
             share: Share of the work that is done, 0 to 1.
-            text: One line.
+            text: Description of the progress, one line.
         """
         self._latest = (share, text)
         now = self._clock()
-        # What a bar shows last must be the end, since it may stay there while other work is done.
+        # A bar must end at 100 %, since it may stay on the screen during other work.
         completes_bar = share >= 1 and self._drawn_columns > 0
         if now - self._shown_at < self._interval and not completes_bar:
             return
@@ -94,12 +93,12 @@ class ProgressBar:
             print(f"{share:4.0%} {text}", file=self._stream, flush=True)
 
     def line(self, text: str) -> None:
-        """Prints a line of text below the bar, which stays; a new bar begins below the line."""
+        """Prints a line below the bar, which stays on the screen; a later bar is drawn below it."""
         self.leave()
         print(text, file=self._stream, flush=True)
 
     def leave(self) -> None:
-        """Leaves the bar on the screen in its latest state and goes to the next line."""
+        """Draws the bar in its latest state, and moves on to the next line."""
         if self._drawn_columns:
             self._draw()
             print(file=self._stream, flush=True)
@@ -125,14 +124,14 @@ class ProgressBar:
 
     def _columns(self) -> int:
         try:
-            # 0 where a pseudo-terminal was never told its size.
+            # 0 if the size of a pseudo-terminal was never set.
             return os.get_terminal_size(self._stream.fileno()).columns or _DEFAULT_COLUMNS
         except OSError:
             return _DEFAULT_COLUMNS
 
 
 def duration(seconds: float) -> str:
-    """A duration as M:SS, from an hour on as H:MM:SS."""
+    """Formats a duration as M:SS, or as H:MM:SS from one hour."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -27,12 +27,12 @@ _HEADINGS = {
 
 
 def add(commands: Any) -> None:
-    """Adds the command."""
+    """Adds the `score` command."""
     score = command(
         commands,
         "score",
         _score,
-        "measure how likely images are, in nats per image; lower is better",
+        "measure how likely images are, in nats per image; lower is more likely",
         "latentserve score images/*.png",
         "latentserve score digits.npy --draws 1000 --seed 7 -o scores.csv",
         "latentserve score images/*.png --json | jq 'select(.percentile > 99) | .file'",
@@ -43,8 +43,8 @@ def add(commands: Any) -> None:
         type=index,
         default=0,
         metavar="K",
-        help="also estimate the NLL by the importance-weighted bound with K draws, which costs K "
-        "decodings per image (default: 0, no NLL)",
+        help="also estimate the NLL by the importance-weighted bound with K draws; decodes K "
+        "latents per image (default: 0, no NLL)",
     )
     score.add_argument(
         "--seed", type=uint64, metavar="N", help="seed of the draws (default: a fresh one)"
@@ -96,16 +96,16 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def _rows(scores: "Scores") -> Iterator[dict[str, float]]:
-    """The scores of each image; without `nll` and `percentile` where there are none."""
+    """Yields the scores of each image, by name; without `nll` and `percentile` if not computed."""
     fields = {name: getattr(scores, name) for name in _HEADINGS}
     arrays = {name: array for name, array in fields.items() if array is not None}
     for row in range(len(scores.elbo)):
-        # Through its text a float32 gets no digits beyond its precision.
+        # Conversion by str() keeps only the digits that a float32 has.
         yield {name: float(str(array[row])) for name, array in arrays.items()}
 
 
 def _table(rows: list[dict[str, Any]], key: str) -> str:
-    """Aligned columns and, for more than one image, a row of means."""
+    """Formats rows as aligned columns, with a row of means for more than one image."""
     figures = [name for name in rows[0] if name != key]
     lines = [[key, *(_HEADINGS[name] for name in figures)]]
     for row in rows:
@@ -127,7 +127,7 @@ def _json_lines(rows: list[dict[str, Any]]) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """A value that JSON can hold: it has neither infinity nor NaN."""
+    """Replaces infinity and NaN, which JSON does not have, by None."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -124,7 +124,7 @@ def test_ctrl_c_keeps_finished_shards_and_says_how_to_resume(server_env, tmp_pat
     assert (process.returncode, out) == (130, "")
     assert len(err.splitlines()) == 1
     assert err.startswith("latentserve batch: stopped; ")
-    assert f"of 100,000 rows are whole in {tmp_path / 'j'}, and the same command goes on" in err
+    assert f"of 100,000 rows are complete in {tmp_path / 'j'}, run the same command again" in err
     assert not list((tmp_path / "j").glob(".*.tmp"))
     done = run_cli(*sample[:-1], tmp_path / "j", "--label", "1", env=server_env)
     assert done.returncode == 1
@@ -151,7 +151,7 @@ def test_verify_finds_a_damaged_shard_and_remakes_it(server_env, tmp_path):
     done = run_cli(*sample, "--verify", env=server_env)
     assert done.returncode == 0
     assert done.stderr.splitlines()[-1].endswith(
-        "images-00000.npy was missing or damaged and was made anew"
+        "images-00000.npy was missing or damaged and was written again"
     )
     assert contents(tmp_path / "j") == before
 
@@ -178,7 +178,7 @@ def test_a_lost_server_is_one_line_and_the_job_resumes_with_another_server(serve
             out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (1, "")
     assert err.startswith("latentserve batch: ")
-    assert "rows are whole in" in err.splitlines()[-1]
+    assert "rows are complete in" in err.splitlines()[-1]
     assert "Traceback" not in err
     done = run_cli(*sample, tmp_path / "j", env=server_env)
     assert done.returncode == 0, done.stderr
@@ -210,7 +210,7 @@ def test_a_full_disk_is_one_line_and_the_job_resumes(server_env, tmp_path):
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr == (
-        f"latentserve batch: File too large; 0 of 2,000 rows are whole in {tmp_path / 'j'}, "
-        "and the same command goes on\n"
+        f"latentserve batch: File too large; 0 of 2,000 rows are complete in {tmp_path / 'j'}, "
+        "run the same command again to resume\n"
     )
     assert run_cli(*sample, tmp_path / "j", env=server_env).returncode == 0

@@ -73,7 +73,7 @@ def test_help_does_not_wait_for_numpy_and_grpc(arguments):
     [
         (("encode", "nowhere.npy"), "nowhere.npy: No such file or directory"),
         (("encode", "."), "got a folder without PNG and JPEG files"),
-        (("encode", __file__), "test_cli.py: got no npy, PNG or JPEG file"),
+        (("encode", __file__), "test_cli.py: not an npy, PNG or JPEG file"),
         (("decode", __file__), "test_cli.py: "),
         (("sample", "-o", "/nonexistent/x.png"), "/nonexistent"),
         (("sample", "--model", "mnist2d", "--label", "3"), "knows no classes"),
@@ -84,7 +84,7 @@ def test_help_does_not_wait_for_numpy_and_grpc(arguments):
         (("info", "--tls", "--timeout", "2"), "cannot be reached"),
         (("sample", "--server", "127.0.0.1:1", "--timeout", "2"), "127.0.0.1:1 cannot be reached"),
         (("info", "--tls-ca", "nowhere.pem"), "--tls-ca: nowhere.pem: No such file or directory"),
-        (("info", "--tls-ca", __file__), "test_cli.py: got no PEM file"),
+        (("info", "--tls-ca", __file__), "test_cli.py: not a PEM file"),
         (("info", "--server", "bad host:1", "--timeout", "2"), "bad host:1 cannot be reached"),
         (("info", "--token-file", "/dev/null"), "--token-file: /dev/null: got an empty file"),
         (("info", "--token-file", "nowhere"), "--token-file: nowhere: No such file"),

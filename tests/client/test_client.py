@@ -414,6 +414,6 @@ def test_latentserve_info_shows_the_figures_that_were_measured():
         "test ELBO  90.50 nats (lower is better)",
         "test NLL   82.51 +- 0.26 nats (importance-weighted, K = 1000)",
         "samples    classifier-FID 0.44 (lower is better)",
-        "by label   95.1% are what was asked for",
+        "by label   95.1% match the requested label",
     ]
     assert list(_figures({})) == []
