@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Writes a file so that neither a reader nor a crash ever leaves half of it.
+    """Writes a file atomically: even after a crash it has its old or its new content.
 
     The bytes are written to a temporary file in the same folder, fsynced and renamed to
     `path`; the folder is fsynced last, so that the rename survives a power cut.
@@ -28,7 +28,7 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Fsyncs a folder, which makes the names of its files durable."""
+    """Fsyncs a folder, so that created and renamed files in it survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,1 +1,1 @@
-"""Both clients, and the plans, requests and replies that they share."""
+"""The blocking and the asyncio client, and the code that they share."""

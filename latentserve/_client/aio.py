@@ -1,4 +1,4 @@
-"""The client for asyncio: drives the plans that `Client` drives, and awaits their I/O."""
+"""The asyncio client: runs the same plans as `Client`, with asynchronous I/O."""
 
 import asyncio
 import contextlib
@@ -74,14 +74,14 @@ from latentserve.errors import (
 )
 
 T = TypeVar("T")
-# Not coalesced: files, and numbers that have no dtype and shape before they are copied.
+# Never coalesced: lists of files, and lists of numbers, which have no dtype and shape yet.
 _LISTS = (list, tuple)
 
 
 class AsyncClient:
     """`Client` for asyncio: the same methods, values and errors.
 
-    The batches of `encode_stream` and `decode_stream` may be asynchronous iterables too. A
+    The batches of `encode_stream` and `decode_stream` may also be asynchronous iterables. A
     client belongs to one event loop. Close it with `aclose`, or use it in an `async with`
     statement.
 
@@ -89,13 +89,14 @@ class AsyncClient:
         target: Address, for example `localhost:50051` or `dns:///latentserve:50051`.
         timeout: Default deadline of each message, in seconds.
         tls: TLS settings; None for an unencrypted connection.
-        token: Bearer token that is sent with each call; a callable is called for each.
+        token: Bearer token to send with each call, or a function that returns it, called for
+            each call.
         retry: When and how often a failed call is repeated.
         keepalive: How a dead connection is detected.
         coalesce: Join concurrent small calls of `encode`, `decode`, `reconstruct` and `score`
-            into one message, where they have the same model and options and draw nothing. A
-            lone call is not delayed: it is sent at once, and calls that are made before its
-            reply are sent together after it.
+            into one message, if they have the same model and options and draw nothing. A call
+            is sent at once if none is in flight; calls made before its reply are sent together
+            after the reply.
     """
 
     def __init__(
@@ -198,15 +199,16 @@ class AsyncClient:
                 contents of PNG and JPEG files.
             timeout: Deadline of each message in seconds; the client's by default.
             **options: `draw=True` or a `seed` for a draw from each posterior, with `offset`, the
-                index of the first row in the seed's sequence; `resize=True` to fit image files of
-                another size or colour mode; `model` and `version`.
+                index of the first row in the seed's sequence; `resize=True` to convert image files
+                of another size or colour mode; `model` and `version`.
 
         Returns:
-            Mean and log_var, float32 [N, D] each, and z where it was drawn. log_var is None for a
+            Mean and log_var, float32 [N, D] each, and z if it was drawn. log_var is None for a
             plain autoencoder.
 
         Raises:
-            InvalidArgument: An image or an option is wrong; `index` is that of a wrong file.
+            InvalidArgument: An image or an option is invalid; the error's `index` is that of
+                the invalid file.
             FailedPrecondition: A draw was requested from a plain autoencoder.
         """
         encoded: Posterior = await self._run_rows(unary.encode, images, timeout, options)
@@ -250,7 +252,7 @@ class AsyncClient:
             Array [N, C, H, W], or the contents of N PNG files.
 
         Raises:
-            InvalidArgument: The latents have a wrong shape or values.
+            InvalidArgument: The shape or the values of the latents are invalid.
         """
         options["dtype"] = dtype
         images: NDArray[Any] | list[bytes] = await self._run_rows(unary.decode, z, timeout, options)
@@ -279,13 +281,14 @@ class AsyncClient:
     ) -> NDArray[Any] | list[bytes]:
         """Draws new images from the prior.
 
-        Image i depends on (seed, offset + i) alone.
+        For given options image i depends only on the seed and on offset + i.
 
         Args:
             n: Number of images, at least 1.
             dtype: `float32` for values in [0, 1], `uint8` for 0 to 255, `png` for files.
             timeout: Deadline of each message in seconds; the client's by default.
-            **options: `seed`, and `offset` in its sequence; `label`, the index of a class;
+            **options: `seed`, and `offset`, the index of the first image in the seed's sequence;
+                `label`, the index of a class;
                 `temperature`, a factor on the standard deviation of the noise; `truncation`, a
                 bound on the noise in standard deviations; `model` and `version`.
 
@@ -293,7 +296,7 @@ class AsyncClient:
             Array [N, C, H, W], or the contents of N PNG files.
 
         Raises:
-            FailedPrecondition: The model has no prior, or a label was given and its prior has no
+            FailedPrecondition: The model has no prior, or a label was given and the prior has no
                 classes.
         """
         return await self._run(unary.sample(self._limits, n, dtype=dtype, **options), timeout)
@@ -315,10 +318,10 @@ class AsyncClient:
             **options: As in `sample`.
 
         Returns:
-            Images, latents, and the seed and offset that give the same again.
+            Images, latents, and the seed and offset that reproduce them.
 
         Raises:
-            FailedPrecondition: The model has no prior, or a label was given and its prior has no
+            FailedPrecondition: The model has no prior, or a label was given and the prior has no
                 classes.
         """
         plan = unary.sample_with_latents(self._limits, n, dtype=dtype, **options)
@@ -357,14 +360,15 @@ class AsyncClient:
             dtype: `float32` for values in [0, 1], `uint8` for 0 to 255, `png` for files.
             timeout: Deadline of each message in seconds; the client's by default.
             **options: `draw=True` or a `seed` for a draw from each posterior, with `offset`, the
-                index of the first row in the seed's sequence; `resize=True` to fit image files of
-                another size or colour mode; `model` and `version`.
+                index of the first row in the seed's sequence; `resize=True` to convert image files
+                of another size or colour mode; `model` and `version`.
 
         Returns:
             Array [N, C, H, W], or the contents of N PNG files.
 
         Raises:
-            InvalidArgument: An image or an option is wrong; `index` is that of a wrong file.
+            InvalidArgument: An image or an option is invalid; the error's `index` is that of
+                the invalid file.
             FailedPrecondition: A draw was requested from a plain autoencoder.
         """
         options["dtype"] = dtype
@@ -394,7 +398,7 @@ class AsyncClient:
             steps: Number of images, both ends included; at least 2.
             method: `linear` for a straight line, `spherical` for an arc.
             dtype: `float32` for values in [0, 1], `uint8` for 0 to 255.
-            resize: Fit image files of another size or colour mode.
+            resize: Convert image files of another size or colour mode.
             timeout: Deadline in seconds; the client's by default.
             **where: `model` and `version`.
 
@@ -402,7 +406,7 @@ class AsyncClient:
             Images along the path, and the latents that they were decoded from.
 
         Raises:
-            InvalidArgument: An end or an option is wrong.
+            InvalidArgument: An end or an option is invalid.
         """
         plan = unary.interpolate(
             start, stop, steps, method=method, dtype=dtype, resize=resize, **where
@@ -414,7 +418,7 @@ class AsyncClient:
         axes: int | Iterable[int] | None = None,
         *,
         steps: int = 11,
-        range: float = 3.0,  # noqa: A002 - the field's own word
+        range: float = 3.0,  # noqa: A002 - the name of the proto's field
         middle: Point | None = None,
         dtype: ArrayFormat = "float32",
         resize: bool = False,
@@ -424,13 +428,13 @@ class AsyncClient:
         """Decodes a line or a grid of points along one or two latent axes.
 
         Args:
-            axes: One axis or two; the first two by default.
+            axes: Index of one axis or indexes of two; the first two axes by default.
             steps: Points along each axis, at least 2.
-            range: Distance to either end, in standard deviations of the prior.
+            range: Distance from the middle to either end, in standard deviations of the prior.
             middle: Point in the middle, as `start` of `interpolate`; the mean of the prior by
                 default.
             dtype: `float32` for values in [0, 1], `uint8` for 0 to 255.
-            resize: Fit an image file of another size or colour mode.
+            resize: Convert an image file of another size or colour mode.
             timeout: Deadline in seconds; the client's by default.
             **where: `model` and `version`.
 
@@ -438,7 +442,7 @@ class AsyncClient:
             Images and latents, laid out as a grid.
 
         Raises:
-            InvalidArgument: An axis or another option is wrong.
+            InvalidArgument: An axis or another option is invalid.
         """
         plan = unary.traverse(
             axes, steps=steps, range=range, middle=middle, dtype=dtype, resize=resize, **where
@@ -460,11 +464,11 @@ class AsyncClient:
 
         Args:
             images: As in `encode`.
-            draws: Number K of draws of the importance-weighted bound; 0, the default, leaves it
-                out.
-            seed: Seed of these draws; a fresh one by default, returned in the result.
+            draws: Number K of draws for the importance-weighted bound `nll`; 0, the default, omits
+                it.
+            seed: Seed of the draws; a fresh one by default, returned in the result.
             offset: Index of the first row in the seed's sequence.
-            resize: Fit image files of another size or colour mode.
+            resize: Convert image files of another size or colour mode.
             timeout: Deadline of each message in seconds; the client's by default.
             **where: `model` and `version`.
 
@@ -472,7 +476,8 @@ class AsyncClient:
             Scores of each image, in nats.
 
         Raises:
-            InvalidArgument: An image or an option is wrong; `index` is that of a wrong file.
+            InvalidArgument: An image or an option is invalid; the error's `index` is that of
+                the invalid file.
             FailedPrecondition: The model is a plain autoencoder, which has no likelihood.
         """
         options: dict[str, Any] = {"resize": resize, **where}
@@ -490,14 +495,15 @@ class AsyncClient:
         timeout: float | None = None,
         **options: Unpack[Sampling],
     ) -> AsyncGenerator[Samples, None]:
-        """Draws any number of new images, chunk by chunk, in the memory of a few chunks.
+        """Draws new images chunk by chunk; only a few chunks are in memory at a time.
 
-        The server pauses while nobody reads. A stream that is cut off resumes after its last chunk.
+        The server pauses while the caller does not read. A broken stream resumes after the last
+        chunk that was received.
 
         Args:
             n: Number of images, at least 1.
             dtype: `float32` for values in [0, 1], `uint8` for 0 to 255.
-            chunk_rows: Most images in a chunk; 0, the default, leaves it to the server.
+            chunk_rows: Maximum number of images per chunk; 0, the default, lets the server choose.
             timeout: Deadline of each chunk in seconds; the client's by default.
             **options: As in `sample`.
 
@@ -505,7 +511,7 @@ class AsyncClient:
             The chunks, in the order of the sequence.
 
         Raises:
-            FailedPrecondition: The model has no prior, or a label was given and its prior has no
+            FailedPrecondition: The model has no prior, or a label was given and the prior has no
                 classes.
         """
         plan = streams.sample_stream(self._retry, n, dtype=dtype, chunk_rows=chunk_rows, **options)
@@ -524,18 +530,18 @@ class AsyncClient:
         version: int = 0,
         timeout: float | None = None,
     ) -> AsyncGenerator[Posterior, None]:
-        """Encodes any number of images, batch by batch, in the memory of a few batches.
+        """Encodes images batch by batch; only a few batches are in memory at a time.
 
-        A stream that is cut off is resumed, by sending again what has no reply.
+        A broken stream is resumed: messages without a reply are sent again.
 
         Args:
             batches: Batches of images, each as in `encode`.
-            draw: Draw z from each posterior; a given seed implies it.
+            draw: Draw z from each posterior; implied by a seed.
             seed: Seed of the draws; a fresh one by default, returned in the results.
-            offset: Index of the first row in the seed's sequence; rows are numbered through all
+            offset: Index of the first row in the seed's sequence; rows are numbered across all
                 batches.
-            resize: Fit image files of another size or colour mode.
-            window: Most messages sent ahead of their replies; batches are read no further ahead.
+            resize: Convert image files of another size or colour mode.
+            window: Maximum number of messages without a reply; batches are not read further ahead.
             model: Name of the model; empty for the server's default model.
             version: Version of the model; 0 for the highest one that is served.
             timeout: Deadline of each reply in seconds; the client's by default.
@@ -544,7 +550,8 @@ class AsyncClient:
             The posteriors of each batch, in the order of the batches.
 
         Raises:
-            InvalidArgument: A batch is wrong; `index` is that of a wrong file in its batch.
+            InvalidArgument: A batch is invalid; the error's `index` is that of the invalid file
+                in its batch.
         """
         plan = streams.encode_stream(
             self._limits,
@@ -569,14 +576,14 @@ class AsyncClient:
         version: int = 0,
         timeout: float | None = None,
     ) -> AsyncGenerator[NDArray[Any], None]:
-        """Decodes any number of latents, batch by batch, in the memory of a few batches.
+        """Decodes latents batch by batch; only a few batches are in memory at a time.
 
-        A stream that is cut off is resumed, by sending again what has no reply.
+        A broken stream is resumed: messages without a reply are sent again.
 
         Args:
             batches: Batches of latents, each as in `decode`.
             dtype: `float32` for values in [0, 1], `uint8` for 0 to 255.
-            window: Most messages sent ahead of their replies; batches are read no further ahead.
+            window: Maximum number of messages without a reply; batches are not read further ahead.
             model: Name of the model; empty for the server's default model.
             version: Version of the model; 0 for the highest one that is served.
             timeout: Deadline of each reply in seconds; the client's by default.
@@ -585,7 +592,7 @@ class AsyncClient:
             The images of each batch, in the order of the batches.
 
         Raises:
-            InvalidArgument: A batch is wrong.
+            InvalidArgument: A batch is invalid.
         """
         plan = streams.decode_stream(
             self._limits, self._retry, dtype=dtype, window=window, model=model, version=version
@@ -593,7 +600,7 @@ class AsyncClient:
         return self._stream(plan, timeout, batches)
 
     async def reload(self, *, timeout: float | None = None) -> Reloaded:
-        """Makes the server read its models folder again; it must run with `--admin`.
+        """Makes the server reload its models folder; the server must run with `--admin`.
 
         Args:
             timeout: Deadline in seconds; the client's by default.
@@ -602,7 +609,7 @@ class AsyncClient:
             Versions that are served now, and those that were added, removed or refused.
 
         Raises:
-            Unavailable: The folder cannot be read; the models that are served stay.
+            Unavailable: The folder cannot be read; the server keeps its current models.
             ServerError: The server has no AdminService, or cannot be reached.
         """
         return await self._run(describe.reload(), timeout)
@@ -614,23 +621,24 @@ class AsyncClient:
         timeout: float | None,
         options: Mapping[str, Any],
     ) -> Awaitable[Any]:
-        """Carries out a plan for rows, in one message with concurrent calls if it may be."""
+        """Runs the plan of a call with rows, coalesced with concurrent calls if possible."""
         coalescer = self._coalescer
         if coalescer is not None and not isinstance(rows, _LISTS):
             array = np.asarray(rows)
-            # A draw has a seed and an offset of its own.
+            # Calls that draw are not coalesced: they differ in seed and offset.
             if array.ndim > 1 and array.size and not (options and _draws(options)):
-                settled = tuple(sorted(options.items())) if options else ()
-                return coalescer.run((plan, settled, timeout, array.dtype, array.shape[1:]), array)
+                key_options = tuple(sorted(options.items())) if options else ()
+                key = (plan, key_options, timeout, array.dtype, array.shape[1:])
+                return coalescer.run(key, array)
         return self._run(plan(self._limits, rows, **options), timeout)
 
     def _run_joined(self, key: tuple[Any, ...], rows: NDArray[Any]) -> Awaitable[Any]:
-        """Carries out the plan of a key, as `_run_rows` makes it, for the rows of its calls."""
-        plan, settled, timeout, *_ = key
-        return self._run(plan(self._limits, rows, **dict(settled)), timeout)
+        """Runs the plan of a coalescing key from `_run_rows`, for the joined rows of its calls."""
+        plan, key_options, timeout, *_ = key
+        return self._run(plan(self._limits, rows, **dict(key_options)), timeout)
 
     async def _run(self, plan: Plan[T], timeout: float | None) -> T:
-        """Carries out a plan of unary calls and returns its result."""
+        """Runs a plan of unary calls and returns its result."""
         seconds = self._seconds(timeout)
         try:
             step = next(plan)
@@ -648,7 +656,7 @@ class AsyncClient:
     async def _stream(
         self, plan: StreamPlan[T], timeout: float | None, batches: Any = ()
     ) -> AsyncGenerator[T, None]:
-        """Carries out the plan of a stream and yields its results."""
+        """Runs the plan of a stream and yields its results."""
         seconds = self._seconds(timeout)
         stream: Any = None
         async with contextlib.aclosing(_asynchronous(batches)) as source:
@@ -677,7 +685,7 @@ class AsyncClient:
                                 outcome = await self._call(step, seconds)
                     except ServerError as error:
                         if isinstance(step, (Deliver, NextBatch)):
-                            raise  # the caller's own
+                            raise  # an error in the caller's code
                         step = plan.throw(error)
                     else:
                         step = plan.send(outcome)
@@ -691,7 +699,7 @@ class AsyncClient:
         """Sends a message of a stream.
 
         Raises:
-            DeadlineExceeded: Flow control left no room for it in time.
+            DeadlineExceeded: Flow control blocked the message for too long.
             Unavailable: The stream has ended.
         """
         try:
@@ -705,7 +713,7 @@ class AsyncClient:
         """Waits for the next message of a stream.
 
         Raises:
-            DeadlineExceeded: None came in time.
+            DeadlineExceeded: No message arrived in time.
             ServerError: The stream has ended.
         """
         reply = await self._within(stream.read(), seconds)
@@ -714,7 +722,7 @@ class AsyncClient:
         return reply
 
     async def _within(self, operation: Awaitable[Any], seconds: float) -> Any:
-        """Awaits an operation of a stream, under the deadline of a message."""
+        """Awaits an operation of a stream, with the deadline of one message."""
         try:
             async with asyncio.timeout(seconds):
                 return await operation
@@ -740,6 +748,7 @@ class AsyncClient:
                 await asyncio.sleep(wait)
 
     async def _attempt(self, rpc: str, request: Any, seconds: float, metadata: Any = ()) -> Any:
+        """Makes one attempt of a unary call."""
         try:
             return await self._rpcs[rpc](request, timeout=seconds, metadata=metadata)
         except grpc.RpcError as error:
@@ -750,7 +759,7 @@ class AsyncClient:
 
 
 def _draws(options: Mapping[str, Any]) -> bool:
-    """Whether a call with these options draws; any seed implies it, 0 too."""
+    """Whether a call with these options draws noise; any seed, even 0, implies a draw."""
     return (
         options.get("seed") is not None
         or bool(options.get("draw", False))
@@ -759,7 +768,7 @@ def _draws(options: Mapping[str, Any]) -> bool:
 
 
 async def _asynchronous(items: Any) -> AsyncGenerator[Any, None]:
-    """Yields from an iterable of either sort."""
+    """Yields the items of a synchronous or asynchronous iterable."""
     if isinstance(items, AsyncIterable):
         async for item in items:
             yield item

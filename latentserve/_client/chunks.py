@@ -1,4 +1,4 @@
-"""Rows of a call, cut into chunks: as many as go into one message."""
+"""Splits the rows of a call into chunks that fit into one message each."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,29 +10,30 @@ from latentserve._client.describe import Limits, limits_of
 from latentserve._client.plans import Plan, UnaryCall
 from latentserve.errors import InvalidArgument, Violation
 
-#: Rows: of an array, of files, or by their numbers alone.
+#: Rows of a call: an array, a list of files, or only their indexes.
 Rows = NDArray[Any] | Sequence[bytes] | range
 
-# Tag and length of a file in a message, generously.
+# Upper bound on the tag and the length prefix of a file in a message.
 _FILE_OVERHEAD_BYTES = 16
 
 
-def chunk(rows: Rows, start: int, most_rows: int, most_bytes: int) -> slice:
-    """The rows from `start` on that go into one message.
+def chunk(rows: Rows, start: int, max_rows: int, max_bytes: int) -> slice:
+    """Returns the slice of rows from `start` that fits into one message.
 
     Args:
-        rows: All of them.
-        start: Index of the first one.
-        most_rows: Most rows of a message.
-        most_bytes: Most bytes of files. A larger file is sent alone, and the server refuses it.
+        rows: All rows of the call.
+        start: Index of the first row.
+        max_rows: Maximum number of rows in a message.
+        max_bytes: Maximum size of the files in a message. A larger file is sent alone, and the
+            server refuses it.
     """
-    stop = min(start + most_rows, len(rows))
+    stop = min(start + max_rows, len(rows))
     if isinstance(rows, np.ndarray | range):
         return slice(start, stop)
     size = 0
     for index in range(start, stop):
         size += len(rows[index]) + _FILE_OVERHEAD_BYTES
-        if size > most_bytes and index > start:
+        if size > max_bytes and index > start:
             return slice(start, index)
     return slice(start, stop)
 
@@ -40,28 +41,28 @@ def chunk(rows: Rows, start: int, most_rows: int, most_bytes: int) -> slice:
 def in_chunks(
     limits: Limits, rows: Rows, call: Callable[[slice], UnaryCall], model: str, version: int
 ) -> Plan[list[Any]]:
-    """Makes a call for each chunk of rows and returns the replies.
+    """Makes one call per chunk of rows and returns the replies.
 
     Args:
-        limits: Limits that the client has learnt; extended.
-        rows: All of them.
-        call: Makes the call for some of them.
+        limits: The client's cache of limits; updated.
+        rows: All rows of the call.
+        call: Makes the call for a slice of the rows.
         model: Name of the model.
-        version: Its version.
+        version: Version of the model.
     """
     files = not isinstance(rows, np.ndarray | range)
-    most = yield from limits_of(limits, model, version, files=files)
+    maxima = yield from limits_of(limits, model, version, files=files)
     replies: list[Any] = []
     start = 0
     while start < len(rows):
-        part = chunk(rows, start, *most)
+        part = chunk(rows, start, *maxima)
         try:
             replies.append((yield call(part)))
         except InvalidArgument as error:
             # Another server, or a new version of the model, may accept fewer rows.
             limits.rows.pop((model, version), None)
-            most = yield from limits_of(limits, model, version, files=files)
-            if most[0] >= part.stop - part.start:
+            maxima = yield from limits_of(limits, model, version, files=files)
+            if maxima[0] >= part.stop - part.start:
                 count_from(error, part.start)
                 raise
             continue
@@ -70,11 +71,11 @@ def in_chunks(
 
 
 def count_from(error: InvalidArgument, start: int) -> None:
-    """Makes the index of an error count all rows, and not those of one chunk.
+    """Shifts the file index of an error from a chunk to the whole call.
 
     Args:
-        error: The answer to a chunk; changed in place. Without an index it stays as it is.
-        start: Index of the chunk's first row.
+        error: Error of a chunk, changed in place; not changed if it has no index.
+        start: Index of the chunk's first row in the call.
     """
     if error.index is None:
         return

@@ -1,7 +1,7 @@
 """Joins concurrent small calls into one message.
 
-A call is sent at once if none with its key is in flight, together with those that are made in
-the same event-loop iteration. Calls that are made before the reply are sent together after it.
+A call is sent at once if none with its key is in flight, together with those made in the same
+event-loop iteration. Calls made before the reply are sent together after it.
 """
 
 import asyncio
@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from latentserve.errors import InvalidArgument, ProtocolError
 
-#: Most rows of a joined message; a call of more rows is not joined.
-MOST_ROWS = 256
+#: Maximum number of rows in a joined message; a larger call is sent alone.
+MAX_ROWS = 256
 
+#: Makes the call of a key with rows [N, ...], and returns its result.
 Run = Callable[[Any, NDArray[Any]], Awaitable[Any]]
 
-# Rows of a call and the future of its result. A plain tuple: there is one for each call.
+# Rows of a call and the future of its result. A tuple, since one is made for each call.
 _Call = tuple[NDArray[Any], asyncio.Future[Any]]
 
 
@@ -29,16 +30,16 @@ class _Queue:
     __slots__ = ("calls", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop):
-        # Kept, since getting the running loop costs a system call (Python 3.11).
+        # Stored, since getting the running loop costs a system call (Python 3.11).
         self.loop = loop
         self.calls: list[_Call] = []
 
 
 class Coalescer:
-    """Sends calls, joining those with the same key; belongs to one event loop.
+    """Sends calls, joining those that have the same key. Belongs to one event loop.
 
     Args:
-        run: Makes the call of a key for any rows.
+        run: Makes the call of a key with given rows.
     """
 
     def __init__(self, run: Run):
@@ -58,7 +59,7 @@ class Coalescer:
         Returns:
             The result that the call would have had alone.
         """
-        if len(rows) > MOST_ROWS:
+        if len(rows) > MAX_ROWS:
             return self._run(key, rows)
         queue = self._queues.get(key) or self._open(key)
         result = queue.loop.create_future()
@@ -80,17 +81,17 @@ class Coalescer:
         try:
             while calls := _take(queue):
                 await _answer(self._run, key, calls)
-                # Callers that have their results now may call again in time for the next message.
+                # Lets callers that got their results call again before the next message.
                 await asyncio.sleep(0)
         finally:
             del self._queues[key]
-            # None are left, unless the loop is being closed.
+            # Calls are left only if the event loop is being closed.
             for _, result in (*calls, *queue.calls):
                 result.cancel()
 
 
 def _take(queue: _Queue) -> list[_Call]:
-    """Removes the calls of one message from a queue, without those that were cancelled."""
+    """Takes the calls of the next message from a queue, and drops cancelled ones."""
     waiting, queue.calls = queue.calls, []
     taken: list[_Call] = []
     count = 0
@@ -99,7 +100,7 @@ def _take(queue: _Queue) -> list[_Call]:
         if result.done():
             continue
         count += len(rows)
-        if count > MOST_ROWS:
+        if count > MAX_ROWS:
             queue.calls = waiting[place:]
             break
         taken.append(call)
@@ -107,14 +108,14 @@ def _take(queue: _Queue) -> list[_Call]:
 
 
 async def _answer(run: Run, key: Hashable, calls: list[_Call]) -> None:
-    """Makes one call of several, and sets their results."""
+    """Sends several calls as one, and sets their results or errors."""
     try:
         parts = await _results(run, key, [rows for rows, _ in calls])
     except InvalidArgument as error:
         if len(calls) == 1:
             _fail(calls, error)
             return
-        # The rows of one of them are wrong: each is sent alone.
+        # The rows of some call are invalid: each is sent alone, so that only that one fails.
         for call in calls:
             await _answer(run, key, [call])
     except Exception as error:  # noqa: BLE001 - raised to each caller
@@ -126,7 +127,7 @@ async def _answer(run: Run, key: Hashable, calls: list[_Call]) -> None:
 
 
 async def _results(run: Run, key: Hashable, rows: list[NDArray[Any]]) -> list[Any]:
-    """Makes one call for several arrays of rows, and cuts its result."""
+    """Makes one call for several arrays of rows, and splits its result."""
     if len(rows) == 1:
         return [await run(key, rows[0])]
     return _parts(await run(key, np.concatenate(rows)), [len(array) for array in rows])
@@ -139,36 +140,36 @@ def _fail(calls: list[_Call], error: Exception) -> None:
 
 
 def _parts(result: Any, counts: list[int]) -> list[Any]:
-    """Cuts an array, a list, or a dataclass of arrays into parts of the given numbers of rows.
+    """Splits an array, a list or a dataclass of arrays into parts of `counts` rows.
 
-    Other fields of a dataclass are the same in every part.
+    Fields of a dataclass that are not arrays are the same in every part.
 
     Raises:
-        ProtocolError: The result has more rows or fewer.
+        ProtocolError: The number of rows is not the sum of `counts`.
     """
     if isinstance(result, np.ndarray | list):
         return _cut(result, counts)
-    # Not by the class's `__init__`, which sets each field of a frozen dataclass by a call: that
-    # takes longer than all else here.
+    # Sets the fields directly: `__init__` of a frozen dataclass makes a call for each field, which
+    # takes longer than everything else here.
     parts = [object.__new__(type(result)) for _ in counts]
-    inside = [vars(part) for part in parts]
+    fields = [vars(part) for part in parts]
     for name, value in vars(result).items():
         cut = _cut(value, counts) if isinstance(value, np.ndarray) else repeat(value)
-        for values, part in zip(inside, cut, strict=False):
+        for values, part in zip(fields, cut, strict=False):
             values[name] = part
     return parts
 
 
 def _cut(rows: Any, counts: list[int]) -> list[Any]:
-    """Cuts an array or a list into parts of the given numbers of rows.
+    """Splits an array or a list into parts of `counts` rows.
 
-    Parts of an array are copies: one that is kept must not keep the whole array in memory.
+    Parts of an array are copies, so that a part does not keep the whole array in memory.
     """
     stops = list(accumulate(counts))
     if len(rows) != stops[-1]:
         raise ProtocolError(f"reply: got {len(rows)} rows, wanted {stops[-1]}")
     if isinstance(rows, list):
         return [rows[stop - count : stop] for count, stop in zip(counts, stops, strict=True)]
-    # Parts of one row each, the usual case, come without a slice for each.
+    # Parts of one row each, the usual case, need no call of np.split.
     parts = rows[:, None] if len(counts) == len(rows) else np.split(rows, stops[:-1])
     return [part.copy() for part in parts]

@@ -1,4 +1,4 @@
-"""Arrays, image files and latents as messages, and back: pure functions without I/O."""
+"""Conversion of arrays, image files and latents to messages and back, without I/O."""
 
 import math
 import secrets
@@ -38,20 +38,20 @@ _METHODS = {
 
 
 def fresh_seed() -> int:
-    """A random seed of 53 bits, which a double, the number of many languages, holds exactly."""
+    """Returns a random seed of 53 bits, which a double can hold exactly."""
     return secrets.randbits(53)
 
 
 def check_draw(seed: int | None, offset: int, rows: int) -> None:
-    """Checks that rows are within the sequence of a seed.
+    """Checks that a seed is valid and that the rows are within its sequence.
 
     Args:
-        seed: The seed; None for a fresh one.
+        seed: Seed; None for a fresh one.
         offset: Index of the first row in the sequence.
         rows: Number of rows.
 
     Raises:
-        ValueError: A value is out of range; it is named with the range.
+        ValueError: A value is out of range; the message gives the range.
     """
     if seed is not None and not 0 <= seed < 2**64:
         raise ValueError(f"seed: got {seed}, wanted 0 to 2^64 - 1")
@@ -61,11 +61,11 @@ def check_draw(seed: int | None, offset: int, rows: int) -> None:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Images to be sent, as an array or as files.
+    """Images to send, as an array or as files.
 
     Attributes:
-        content: Array whose first axis is the rows, or the content of a file for each row.
-        resize: Whether the server is to fit files of another size or colour mode.
+        content: Array whose first axis is the rows, or a list of one file's content per row.
+        resize: Whether the server converts files of another size or colour mode.
     """
 
     content: NDArray[Any] | Sequence[bytes]
@@ -75,13 +75,13 @@ class ImageSource:
         return len(self.content)
 
     def message(self, rows: slice) -> tensor_pb2.Images:
-        """Message of some rows."""
+        """Returns a message with a slice of the rows."""
         images = tensor_pb2.Images()
         self.fill(images, rows)
         return images
 
     def fill(self, images: tensor_pb2.Images, rows: slice) -> None:
-        """Writes some rows into an empty message, which spares a copy of `message`."""
+        """Writes a slice of the rows into an empty message, without the copy of `message`."""
         part = self.content[rows]
         if isinstance(part, np.ndarray):
             fill_tensor(images.tensor, part)
@@ -91,12 +91,12 @@ class ImageSource:
 
 
 def image_source(images: Images, *, resize: bool = False) -> ImageSource:
-    """Returns images in a form that can be sent.
+    """Checks images and returns them in a form that can be sent.
 
     Args:
         images: [N, C, H, W], [N, H, W] or [N, C*H*W], uint8 or floats in [0, 1]; or the
             contents of PNG and JPEG files.
-        resize: Whether the server is to fit files of another size or colour mode.
+        resize: Whether the server converts files of another size or colour mode.
 
     Raises:
         TypeError: The dtype cannot be sent.
@@ -119,7 +119,7 @@ def point_message(point: Point, what: str, *, resize: bool) -> tensor_pb2.Images
 
     Raises:
         TypeError: The dtype cannot be sent.
-        ValueError: The array has another number of axes.
+        ValueError: The array has the wrong number of axes, or no rows.
     """
     if isinstance(point, bytes):
         return image_source([point], resize=resize).message(slice(0, 1))
@@ -150,6 +150,7 @@ def latent_array(z: ArrayLike) -> NDArray[Any]:
 
 
 def _sendable(array: NDArray[Any], what: str, axes: int) -> NDArray[Any]:
+    """Checks that an array has rows, `axes` axes at least and a valid dtype; casts float64."""
     if array.ndim < axes:
         raise ValueError(f"{what}: got shape {list(array.shape)}, wanted a first axis of rows")
     if len(array) == 0:
@@ -163,14 +164,14 @@ def _sendable(array: NDArray[Any], what: str, axes: int) -> NDArray[Any]:
 
 
 def to_tensor(array: NDArray[Any]) -> tensor_pb2.Tensor:
-    """Tensor of a float32, float16 or uint8 array."""
+    """Returns the tensor message of a float32, float16 or uint8 array."""
     tensor = tensor_pb2.Tensor()
     fill_tensor(tensor, array)
     return tensor
 
 
 def fill_tensor(tensor: tensor_pb2.Tensor, array: NDArray[Any]) -> None:
-    """Writes an array into an empty tensor of a message, which spares a copy of `to_tensor`."""
+    """Writes an array into an empty tensor message, without the copy of `to_tensor`."""
     dtype = _WIRE_DTYPES[array.dtype.newbyteorder("=")]
     tensor.dtype = dtype
     tensor.shape.extend(array.shape)
@@ -178,24 +179,24 @@ def fill_tensor(tensor: tensor_pb2.Tensor, array: NDArray[Any]) -> None:
 
 
 def to_array(tensor: tensor_pb2.Tensor) -> NDArray[Any]:
-    """Array of a tensor: a read-only view of its bytes.
+    """Returns the array of a tensor message, as a read-only view of its bytes.
 
     Raises:
-        ProtocolError: The dtype is not one of the protocol's, or the number of bytes is wrong.
+        ProtocolError: The dtype is unknown, or the number of bytes does not match the shape.
     """
     dtype = _DTYPES.get(tensor.dtype)
     shape = tuple(tensor.shape)
     data = tensor.data  # each access makes a copy
     if dtype is None or math.prod(shape) * dtype.itemsize != len(data):
         raise ProtocolError(
-            f"tensor: dtype {tensor.dtype}, shape {list(shape)}, {len(data)} bytes "
-            "do not belong together"
+            f"tensor: got dtype {tensor.dtype} and {len(data)} bytes, which do not match shape "
+            f"{list(shape)}"
         )
     return np.frombuffer(data, dtype).reshape(shape)
 
 
 def joined(tensors: Sequence[tensor_pb2.Tensor]) -> NDArray[Any]:
-    """Joins the rows of tensors, in a writable array.
+    """Joins the rows of tensors in one writable array.
 
     Raises:
         ProtocolError: As from `to_array`.
@@ -210,10 +211,10 @@ def joined_where_sent(replies: Sequence[Any], name: str) -> NDArray[Any] | None:
 
     Args:
         replies: Messages with an optional tensor.
-        name: Name of that field.
+        name: Name of the tensor's field.
 
     Raises:
-        ProtocolError: Some replies have it and some do not, or as from `to_array`.
+        ProtocolError: Only some replies have it, or as from `to_array`.
     """
     if not any(reply.HasField(name) for reply in replies):
         return None
@@ -223,7 +224,7 @@ def joined_where_sent(replies: Sequence[Any], name: str) -> NDArray[Any] | None:
 def joined_images(
     replies: Sequence[tensor_pb2.Images], image_format: Format
 ) -> NDArray[Any] | list[bytes]:
-    """Joins the images of replies: into one array, or a list of PNG files.
+    """Joins the images of replies into one array, or into a list of PNG files.
 
     Args:
         replies: Images, all of the same format.
@@ -238,7 +239,7 @@ def joined_images(
 
 
 def format_message(image_format: str) -> pb.ImageFormat:
-    """Enum value of an image format.
+    """Returns the enum value of an image format.
 
     Raises:
         ValueError: There is no such format.
@@ -247,7 +248,7 @@ def format_message(image_format: str) -> pb.ImageFormat:
 
 
 def method_message(method: str) -> pb.InterpolationMethod:
-    """Enum value of an interpolation method.
+    """Returns the enum value of an interpolation method.
 
     Raises:
         ValueError: There is no such method.

@@ -1,4 +1,4 @@
-"""Plans of the calls that describe a server: its models and its limits."""
+"""Plans of the calls that describe a server and its models, and of the reload."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -9,17 +9,17 @@ from latentserve._client.values import ModelIdentity, ModelInfo, RefusedModel, R
 from latentserve.v1 import admin_service_pb2
 from latentserve.v1 import latent_service_pb2 as pb
 
-# Room in a message for everything that is not rows.
+# Bytes of a message that are reserved for everything but rows.
 _OVERHEAD_BYTES = 1024
 
 
 @dataclass
 class Limits:
-    """Limits of messages, as far as a client has learnt them.
+    """A client's cache of the server's limits on messages.
 
     Attributes:
-        rows: Most rows in a message, by the name and version that a call gives.
-        message_bytes: Most bytes in a message; 0 before the first query.
+        rows: Maximum number of rows per message, by the requested model name and version.
+        message_bytes: Maximum size of a message in bytes; 0 until it is queried.
     """
 
     rows: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -51,7 +51,7 @@ def models() -> Plan[tuple[ModelInfo, ...]]:
 
 
 def model_info(limits: Limits, model: str = "", version: int = 0) -> Plan[ModelInfo]:
-    """Describes one model, and keeps its limit."""
+    """Describes one model, and caches its limit of rows."""
     request = pb.GetModelRequest(model=pb.ModelSelector(name=model, version=version))
     reply: pb.GetModelResponse = yield UnaryCall("GetModel", request)
     described = read_model_info(reply.model)
@@ -60,14 +60,14 @@ def model_info(limits: Limits, model: str = "", version: int = 0) -> Plan[ModelI
 
 
 def limits_of(limits: Limits, model: str, version: int, *, files: bool) -> Plan[tuple[int, int]]:
-    """Returns the most rows and the most bytes of a message; queries the server if needed.
+    """Returns the maximum rows and bytes of a message; queries the server if needed.
 
     Args:
-        limits: Limits that the client has learnt; extended.
-        model: Name that the call gives.
-        version: Version that the call gives.
-        files: Whether rows are files. The most bytes are queried for these alone, since arrays
-            are cut by rows.
+        limits: The client's cache of limits; updated.
+        model: Requested name of the model.
+        version: Requested version of the model.
+        files: Whether the rows are files. Only then the limit of bytes is queried, since arrays
+            are split by rows alone.
     """
     rows = limits.rows.get((model, version))
     if rows is None:
@@ -78,7 +78,7 @@ def limits_of(limits: Limits, model: str, version: int, *, files: bool) -> Plan[
 
 
 def reload() -> Plan[Reloaded]:
-    """Makes the server read its models folder again."""
+    """Makes the server reload its models folder."""
 
     def identities(models: Iterable[pb.ModelIdentity]) -> tuple[ModelIdentity, ...]:
         return tuple(ModelIdentity(model.name, model.version) for model in models)
@@ -96,7 +96,7 @@ def reload() -> Plan[Reloaded]:
 
 
 def read_model_info(model: pb.ModelInfo) -> ModelInfo:
-    """Reads the description of a model."""
+    """Converts the message that describes a model."""
     shape = model.image_shape
     return ModelInfo(
         name=model.name,

@@ -1,4 +1,4 @@
-"""Connection options of a client, and the gRPC configuration that they become."""
+"""Connection options of a client, and the gRPC configuration made from them."""
 
 import json
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from latentserve.v1 import admin_service_pb2_grpc, latent_service_pb2, latent_se
 
 SERVICE = "latentserve.v1.LatentService"
 
-#: A bearer token, or a callable that returns the current one.
+#: A bearer token, or a function that returns the current one.
 Token = str | Callable[[], str]
 
 
@@ -23,10 +23,10 @@ class Tls:
     """TLS settings. Each PEM file is given by its path or its content.
 
     Attributes:
-        ca: Certificates of the authorities that are trusted; None for gRPC's built-in ones.
+        ca: Trusted CA certificates; None for those built into gRPC.
         certificate: Client certificate, for a server that requires one (mTLS).
         key: Private key of the client certificate.
-        server_name: Name in the server's certificate, if it is not that of the target.
+        server_name: Name to expect in the server's certificate; empty for the target's host.
     """
 
     ca: Path | bytes | None = None
@@ -35,7 +35,7 @@ class Tls:
     server_name: str = ""
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Reads the files.
+        """Reads the files and returns the credentials of a channel.
 
         Raises:
             OSError: A file cannot be read.
@@ -53,12 +53,13 @@ class Retry:
     """When and how often a failed call is repeated.
 
     A call is repeated if the server cannot be reached, is draining or stopping, or is full and
-    says when to retry. That changes no result: seeds are resolved before anything is sent.
+    says when to retry. A repeated call has the same result, since its seed is chosen before the
+    first attempt.
 
     Attributes:
-        attempts: Most attempts in all, 1 to 5, which is gRPC's own limit; 1 for no retries.
+        attempts: Maximum number of attempts, 1 (no retries) to 5 (the limit of gRPC).
         initial_seconds: Back-off before the second attempt, varied at random by up to 20 %.
-        most_seconds: Longest back-off.
+        most_seconds: Maximum back-off.
         multiplier: Factor from one back-off to the next.
     """
 
@@ -77,7 +78,7 @@ class Retry:
             )
 
     def wait(self, attempt: int) -> float:
-        """Back-off in seconds after a number of attempts, at least 1."""
+        """Returns the back-off in seconds after the given number of failed attempts, from 1."""
         return min(self.most_seconds, self.initial_seconds * self.multiplier ** (attempt - 1))
 
 
@@ -87,7 +88,7 @@ class Keepalive:
 
     Attributes:
         interval_seconds: Time between two pings; the server permits one every 10 seconds.
-        timeout_seconds: Time to wait for the answer to a ping before the connection is dead.
+        timeout_seconds: Time without an answer to a ping after which a connection is dead.
     """
 
     interval_seconds: float = 30.0
@@ -97,13 +98,13 @@ class Keepalive:
 def channel_arguments(
     retry: Retry, keepalive: Keepalive, tls: Tls | None
 ) -> list[tuple[str, object]]:
-    """Returns gRPC's channel arguments."""
+    """Returns the arguments of a gRPC channel."""
     arguments: list[tuple[str, object]] = [
         ("grpc.service_config", _service_config(retry)),
         ("grpc.enable_retries", int(retry.attempts > 1)),
-        # Larger requests are not kept for a retry; 256 KiB by default.
+        # Larger requests are not retried; gRPC's default is 256 KiB.
         ("grpc.per_rpc_retry_buffer_size", 256 * 2**20),
-        # The server enforces its limits, and the client cuts arrays to them.
+        # No limit: the server enforces its limits, and the client splits arrays to fit.
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", -1),
         ("grpc.keepalive_time_ms", round(1000 * keepalive.interval_seconds)),
@@ -117,7 +118,7 @@ def channel_arguments(
 
 
 def rpcs_of(channel: Any) -> dict[str, Any]:
-    """Returns the methods of a channel, blocking or asynchronous, by the names of their RPCs."""
+    """Returns the RPC methods of a blocking or asynchronous channel, by name."""
     latent: Any = latent_service_pb2_grpc.LatentServiceStub(channel)  # type: ignore[no-untyped-call]
     admin: Any = admin_service_pb2_grpc.AdminServiceStub(channel)  # type: ignore[no-untyped-call]
     health = channel.unary_unary(
@@ -129,7 +130,7 @@ def rpcs_of(channel: Any) -> dict[str, Any]:
 
 
 def metadata_of(token: Token | None) -> tuple[tuple[str, str], ...]:
-    """Returns the metadata of a call: its bearer token.
+    """Returns the metadata of a call, which holds its bearer token.
 
     Raises:
         ValueError: The token cannot be sent in a header.
@@ -138,13 +139,13 @@ def metadata_of(token: Token | None) -> tuple[tuple[str, str], ...]:
         return ()
     value = token if isinstance(token, str) else token()
     if not value or not value.isascii() or not value.isprintable():
-        raise ValueError("token: got one that is empty or has characters that cannot be sent")
+        raise ValueError("token: got an empty or unprintable one, wanted printable ASCII")
     return (("authorization", f"Bearer {value}"),)
 
 
 def _service_config(retry: Retry) -> str:
-    # Unary methods alone: gRPC's own retry of a stream never ends, and cannot be cancelled, if
-    # the connection breaks before the first message (1.85.1). Plans resume streams.
+    # Unary methods only: if the connection breaks before the first message of a stream, gRPC
+    # 1.85.1 retries for ever and cannot be cancelled. Plans resume streams instead.
     service = latent_service_pb2.DESCRIPTOR.services_by_name["LatentService"]
     unary = [method.name for method in service.methods if not method.server_streaming]
     config: dict[str, object] = {"name": [{"service": SERVICE, "method": name} for name in unary]}

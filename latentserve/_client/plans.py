@@ -1,9 +1,9 @@
-"""Plans: the conversation of a call as a generator that does no I/O.
+"""Plans: generators that yield the I/O steps of a call without doing any I/O.
 
-A plan yields one step after another. A driver, `Client` or `AsyncClient`, carries each one out
-and sends its outcome back in, or throws in the `ServerError` that it failed with. The plan of a
-unary call yields `UnaryCall` steps and returns the result; the plan of a stream yields steps of
-every class and hands over its results by `Deliver`.
+A driver, `Client` or `AsyncClient`, carries out each step and sends its outcome into the
+generator, or throws the step's `ServerError` into it. The plan of a unary call yields `UnaryCall`
+steps and returns the result. The plan of a stream yields steps of all classes, and delivers its
+results by `Deliver` steps.
 """
 
 import random
@@ -18,13 +18,13 @@ from latentserve.errors import DeadlineExceeded, ResourceExhausted, ServerError,
 
 T = TypeVar("T")
 
-#: Outcome of `NextBatch` where the caller has no more batches.
+#: Outcome of `NextBatch` if the caller has no more batches.
 END = object()
 
 
 @dataclass(frozen=True)
 class UnaryCall:
-    """Makes a unary call; the outcome is its reply."""
+    """Step that makes a unary call; its outcome is the reply."""
 
     rpc: str
     request: Any
@@ -32,11 +32,11 @@ class UnaryCall:
 
 @dataclass(frozen=True)
 class OpenStream:
-    """Opens a stream, in place of the one that is open.
+    """Step that opens a stream, after cancelling the one that is open, if any.
 
     Attributes:
         rpc: Name of the method.
-        request: Its only request message; None where `Send` steps follow.
+        request: The only request message; None if `Send` steps follow.
     """
 
     rpc: str
@@ -45,31 +45,31 @@ class OpenStream:
 
 @dataclass(frozen=True)
 class Send:
-    """Sends a message on the open stream."""
+    """Step that sends a message on the open stream."""
 
     request: Any
 
 
 @dataclass(frozen=True)
 class Receive:
-    """Waits for the next message of the open stream, which is the outcome."""
+    """Step that waits for the next message of the open stream; its outcome is the message."""
 
 
 @dataclass(frozen=True)
 class NextBatch:
-    """Takes a batch from the caller's iterator; the outcome is the batch, or `END`."""
+    """Step that takes a batch from the caller's iterator; its outcome is the batch or `END`."""
 
 
 @dataclass(frozen=True)
 class Deliver(Generic[T]):
-    """Yields a result to the caller."""
+    """Step that yields a result to the caller."""
 
     result: T
 
 
 @dataclass(frozen=True)
 class BackOff:
-    """Waits before the next attempt."""
+    """Step that waits before the next attempt."""
 
     seconds: float
 
@@ -83,35 +83,35 @@ StreamPlan: TypeAlias = Generator[
 
 
 def back_off(error: ServerError, attempt: int, retry: Retry, *, stream: bool) -> float:
-    """Seconds to wait before another attempt.
+    """Returns the seconds to wait before another attempt.
 
     Args:
         error: Why the last attempt failed.
-        attempt: Number of attempts since the last progress.
+        attempt: Number of failed attempts since the last reply.
         retry: The client's retry policy.
-        stream: Whether a stream failed: gRPC does not retry these itself, and a server that
-            stops may cut them off.
+        stream: Whether the call is a stream. These are resumed here after a lost connection;
+            unary calls are retried by gRPC itself.
 
     Raises:
-        ServerError: `error`, where another attempt would not help or none is left.
+        ServerError: `error` itself, if another attempt would not help or none is left.
     """
     if attempt >= retry.attempts:
         raise error
     if isinstance(error, ResourceExhausted) and error.retry_seconds is not None:
         return error.retry_seconds * random.uniform(1.0, 1.2)
-    cut_off = isinstance(error, Unavailable) or error.code == grpc.StatusCode.CANCELLED
-    if stream and cut_off:
+    disconnected = isinstance(error, Unavailable) or error.code == grpc.StatusCode.CANCELLED
+    if stream and disconnected:
         return retry.wait(attempt) * random.uniform(0.8, 1.2)
     raise error
 
 
 def ended_early(target: str) -> Unavailable:
-    """The error of a stream that a server ended although replies are missing."""
-    message = f"{target} ended the stream too early"
+    """Returns the error for a stream that the server ended before all replies."""
+    message = f"{target} ended the stream before all replies"
     return Unavailable(message, grpc.StatusCode.UNAVAILABLE)
 
 
 def too_slow(seconds: float) -> DeadlineExceeded:
-    """The error of a message that did not come within its deadline."""
-    message = f"no message came within {seconds:g} s"
+    """Returns the error for a message of a stream that exceeded its deadline."""
+    message = f"got no message within {seconds:g} s"
     return DeadlineExceeded(message, grpc.StatusCode.DEADLINE_EXCEEDED)

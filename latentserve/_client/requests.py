@@ -1,4 +1,4 @@
-"""Requests and replies that unary calls and streams share."""
+"""Builds requests and reads replies, for unary calls and streams."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,21 +13,21 @@ from latentserve.v1 import latent_service_pb2 as pb
 
 
 def selector(model: str, version: int) -> pb.ModelSelector:
-    """Selects a model; empty for the default one, version 0 for the highest that is served."""
+    """Returns the selector of a model; empty for the default, 0 for the highest version."""
     return pb.ModelSelector(name=model, version=version)
 
 
 def encode_request(
     source: ImageSource, rows: slice, model: pb.ModelSelector, seed: int | None, offset: int
 ) -> pb.EncodeRequest:
-    """Request for the posteriors of some rows.
+    """Builds a request for the posteriors of some rows.
 
     Args:
         source: The images.
-        rows: Those of them that the request is for.
-        model: The model.
+        rows: Slice of the images for this request.
+        model: Selector of the model.
         seed: Seed of the draws; None for no draws.
-        offset: Number of the source's first row in the seed's sequence.
+        offset: Index of the source's first row in the seed's sequence.
     """
     request = pb.EncodeRequest(
         model=model, draw=seed is not None, seed=seed, offset=offset + rows.start
@@ -39,7 +39,7 @@ def encode_request(
 def decode_request(
     z: NDArray[Any], model: pb.ModelSelector, image_format: pb.ImageFormat
 ) -> pb.DecodeRequest:
-    """Request for the images of latents [N, D]."""
+    """Builds a request for the images of latents [N, D]."""
     request = pb.DecodeRequest(model=model, format=image_format)
     codec.fill_tensor(request.latents, z)
     return request
@@ -58,10 +58,10 @@ def sample_request(
     model: str = "",
     version: int = 0,
 ) -> pb.SampleRequest:
-    """Request for `n` new images under a seed, a fresh one by default.
+    """Builds a request for `n` new images, with a fresh seed by default.
 
     Raises:
-        ValueError: n is below 1, or a seed or offset is no uint64.
+        ValueError: n, the seed or the offset is out of range.
     """
     if n < 1:
         raise ValueError(f"n: got {n}, wanted at least 1")
@@ -100,10 +100,10 @@ def samples_of(replies: Sequence[pb.SampleResponse]) -> Samples:
 
 
 def array_format(dtype: ArrayFormat) -> pb.ImageFormat:
-    """Format of images that are returned as one array.
+    """Returns the enum value of an image format that is an array.
 
     Raises:
-        ValueError: `dtype` is no such format.
+        ValueError: `dtype` is not `float32` or `uint8`.
     """
     if dtype not in ("float32", "uint8"):
         raise ValueError(f"dtype: got {dtype!r}, wanted 'float32' or 'uint8'")
@@ -111,10 +111,12 @@ def array_format(dtype: ArrayFormat) -> pb.ImageFormat:
 
 
 def drawn_seed(draw: bool, seed: int | None, offset: int, rows: int) -> int | None:
-    """Seed of a draw, resolved before the rows are cut into chunks; None for no draw.
+    """Returns the seed of a draw, a fresh one if none is given; None for no draw.
+
+    Called before the rows are split into chunks, which share the seed.
 
     Raises:
-        ValueError: The seed or the offset is no uint64.
+        ValueError: The seed or the offset is out of range.
     """
     codec.check_draw(seed, offset, rows)
     return codec.fresh_seed() if draw and seed is None else seed

@@ -1,4 +1,4 @@
-"""Plans of the streams: what is sent when, and how a stream that was cut off is resumed."""
+"""Plans of the streaming RPCs: what is sent when, and how a broken stream is resumed."""
 
 import contextlib
 from collections import deque
@@ -37,7 +37,7 @@ class _Chunk:
     Attributes:
         request: The message.
         start: Index of its first row in the batch.
-        last: Whether it is the last one of its batch.
+        last: Whether it is the last chunk of its batch.
     """
 
     request: Any
@@ -49,7 +49,7 @@ def sample_stream(
     retry: Retry, n: int, *, dtype: ArrayFormat, chunk_rows: int, **options: Unpack[Sampling]
 ) -> StreamPlan[Samples]:
     """Draws images from the prior, chunk by chunk."""
-    # Counts down to what is still missing.
+    # Its count and offset always describe the images that are still missing.
     request = requests.sample_request(n, requests.array_format(dtype), latents=True, **options)
     attempt = 0
     while request.count:
@@ -61,10 +61,10 @@ def sample_stream(
                 attempt = 0
                 samples = requests.samples_of([reply.response])
                 request.count -= len(samples.images)
-                # The row after the last one may have no number.
+                # After the last image the offset may be 2^64, which the field cannot hold.
                 request.offset = (request.offset + len(samples.images)) % 2**64
                 yield Deliver(samples)
-            # Closed before its status has come, the server would count the call as cancelled.
+            # Waits for the status: the server counts a call closed before it as cancelled.
             with contextlib.suppress(ServerError):
                 yield Receive()
         except ServerError as error:
@@ -84,8 +84,8 @@ def encode_stream(
     model: str,
     version: int,
 ) -> StreamPlan[Posterior]:
-    """Encodes batches of images, whose rows are numbered on through the whole stream."""
-    most = yield from limits_of(limits, model, version, files=True)
+    """Encodes batches of images; rows are numbered across all batches."""
+    maxima = yield from limits_of(limits, model, version, files=True)
     seed = requests.drawn_seed(draw, seed, offset, 0)
     selector = requests.selector(model, version)
 
@@ -95,7 +95,7 @@ def encode_stream(
         codec.check_draw(seed, offset, len(source))
         start = 0
         while start < len(source):
-            rows = chunks.chunk(source.content, start, *most)
+            rows = chunks.chunk(source.content, start, *maxima)
             request = requests.encode_request(source, rows, selector, seed, offset)
             message = pb.EncodeStreamRequest(request=request)
             yield _Chunk(message, start, last=rows.stop == len(source))
@@ -112,16 +112,16 @@ def decode_stream(
     limits: Limits, retry: Retry, *, dtype: ArrayFormat, window: int, model: str, version: int
 ) -> StreamPlan[NDArray[Any]]:
     """Decodes batches of latents."""
-    most_rows, _ = yield from limits_of(limits, model, version, files=False)
+    max_rows, _ = yield from limits_of(limits, model, version, files=False)
     image_format = requests.array_format(dtype)
     selector = requests.selector(model, version)
 
     def cut(batch: ArrayLike) -> Iterator[_Chunk]:
         z = codec.latent_array(batch)
-        for start in range(0, len(z), most_rows):
-            request = requests.decode_request(z[start : start + most_rows], selector, image_format)
+        for start in range(0, len(z), max_rows):
+            request = requests.decode_request(z[start : start + max_rows], selector, image_format)
             message = pb.DecodeStreamRequest(request=request)
-            yield _Chunk(message, start, last=start + most_rows >= len(z))
+            yield _Chunk(message, start, last=start + max_rows >= len(z))
 
     def result(replies: list[pb.DecodeResponse]) -> NDArray[Any]:
         return codec.joined([reply.images.tensor for reply in replies])
@@ -142,7 +142,7 @@ def _exchange(
         rpc: Name of the method.
         cut: Cuts a batch into chunks.
         result: Makes the result of a batch from the replies to its chunks.
-        window: Most chunks without a reply.
+        window: Maximum number of chunks without a reply.
         retry: The client's retry policy.
     """
     if window < 1:
@@ -154,11 +154,11 @@ def _exchange(
     attempt = 0
     while True:
         yield OpenStream(rpc)
-        sent = 0  # of those unanswered, on this stream
+        sent = 0  # number of unanswered chunks that were sent on this stream
         try:
             while True:
-                # After a failure one by one: grpc.aio loses the status of a stream that ends
-                # while something is being written to it.
+                # After a failure chunks are sent one at a time: grpc.aio loses the status of a
+                # stream that ends during a write.
                 while sent < (1 if attempt else window):
                     while sent == len(unanswered) and not ended:
                         if (chunk := next(batch_chunks, None)) is not None:
@@ -181,7 +181,7 @@ def _exchange(
                     replies = []
         except ServerError as error:
             if isinstance(error, InvalidArgument) and unanswered:
-                # Replies come in order: it is of the oldest chunk without one.
+                # Replies come in order, so the error is that of the oldest unanswered chunk.
                 chunks.count_from(error, unanswered[0].start)
             attempt += 1
             yield BackOff(back_off(error, attempt, retry, stream=True))

@@ -1,4 +1,4 @@
-"""The blocking client: drives plans and streams on grpcio's threads."""
+"""The blocking client: runs plans with blocking I/O, on grpcio's threads."""
 
 import contextlib
 import time
@@ -65,21 +65,22 @@ T = TypeVar("T")
 
 
 class Client:
-    """Client of one server, or of several behind a `dns:///` name.
+    """Blocking client of one server, or of several behind a `dns:///` name.
 
-    Arrays of any length are cut into messages that the server accepts, and the replies are
+    Arrays of any length are split into messages that the server accepts, and the replies are
     joined. Threads may share a client. Close it, or use it in a `with` statement.
 
     `model` and `version` choose the model of a call: by default the server's default model,
     in the highest version that is served. Methods raise TypeError or ValueError for arguments
-    that could never be sent, and ServerError where the server refuses a request or cannot be
-    reached; `latentserve.errors` has a subclass for each case.
+    that cannot be sent, and ServerError if the server refuses a request or cannot be reached;
+    `latentserve.errors` has a subclass for each case.
 
     Args:
         target: Address, for example `localhost:50051` or `dns:///latentserve:50051`.
         timeout: Default deadline of each message, in seconds.
         tls: TLS settings; None for an unencrypted connection.
-        token: Bearer token that is sent with each call; a callable is called for each.
+        token: Bearer token to send with each call, or a function that returns it, called for
+            each call.
         retry: When and how often a failed call is repeated.
         keepalive: How a dead connection is detected.
     """
@@ -182,15 +183,16 @@ class Client:
                 contents of PNG and JPEG files.
             timeout: Deadline of each message in seconds; the client's by default.
             **options: `draw=True` or a `seed` for a draw from each posterior, with `offset`, the
-                index of the first row in the seed's sequence; `resize=True` to fit image files of
-                another size or colour mode; `model` and `version`.
+                index of the first row in the seed's sequence; `resize=True` to convert image files
+                of another size or colour mode; `model` and `version`.
 
         Returns:
-            Mean and log_var, float32 [N, D] each, and z where it was drawn. log_var is None for a
+            Mean and log_var, float32 [N, D] each, and z if it was drawn. log_var is None for a
             plain autoencoder.
 
         Raises:
-            InvalidArgument: An image or an option is wrong; `index` is that of a wrong file.
+            InvalidArgument: An image or an option is invalid; the error's `index` is that of
+                the invalid file.
             FailedPrecondition: A draw was requested from a plain autoencoder.
         """
         return self._run(unary.encode(self._limits, images, **options), timeout)
@@ -233,7 +235,7 @@ class Client:
             Array [N, C, H, W], or the contents of N PNG files.
 
         Raises:
-            InvalidArgument: The latents have a wrong shape or values.
+            InvalidArgument: The shape or the values of the latents are invalid.
         """
         return self._run(unary.decode(self._limits, z, dtype=dtype, **options), timeout)
 
@@ -260,13 +262,14 @@ class Client:
     ) -> NDArray[Any] | list[bytes]:
         """Draws new images from the prior.
 
-        Image i depends on (seed, offset + i) alone.
+        For given options image i depends only on the seed and on offset + i.
 
         Args:
             n: Number of images, at least 1.
             dtype: `float32` for values in [0, 1], `uint8` for 0 to 255, `png` for files.
             timeout: Deadline of each message in seconds; the client's by default.
-            **options: `seed`, and `offset` in its sequence; `label`, the index of a class;
+            **options: `seed`, and `offset`, the index of the first image in the seed's sequence;
+                `label`, the index of a class;
                 `temperature`, a factor on the standard deviation of the noise; `truncation`, a
                 bound on the noise in standard deviations; `model` and `version`.
 
@@ -274,7 +277,7 @@ class Client:
             Array [N, C, H, W], or the contents of N PNG files.
 
         Raises:
-            FailedPrecondition: The model has no prior, or a label was given and its prior has no
+            FailedPrecondition: The model has no prior, or a label was given and the prior has no
                 classes.
         """
         return self._run(unary.sample(self._limits, n, dtype=dtype, **options), timeout)
@@ -296,10 +299,10 @@ class Client:
             **options: As in `sample`.
 
         Returns:
-            Images, latents, and the seed and offset that give the same again.
+            Images, latents, and the seed and offset that reproduce them.
 
         Raises:
-            FailedPrecondition: The model has no prior, or a label was given and its prior has no
+            FailedPrecondition: The model has no prior, or a label was given and the prior has no
                 classes.
         """
         plan = unary.sample_with_latents(self._limits, n, dtype=dtype, **options)
@@ -338,14 +341,15 @@ class Client:
             dtype: `float32` for values in [0, 1], `uint8` for 0 to 255, `png` for files.
             timeout: Deadline of each message in seconds; the client's by default.
             **options: `draw=True` or a `seed` for a draw from each posterior, with `offset`, the
-                index of the first row in the seed's sequence; `resize=True` to fit image files of
-                another size or colour mode; `model` and `version`.
+                index of the first row in the seed's sequence; `resize=True` to convert image files
+                of another size or colour mode; `model` and `version`.
 
         Returns:
             Array [N, C, H, W], or the contents of N PNG files.
 
         Raises:
-            InvalidArgument: An image or an option is wrong; `index` is that of a wrong file.
+            InvalidArgument: An image or an option is invalid; the error's `index` is that of
+                the invalid file.
             FailedPrecondition: A draw was requested from a plain autoencoder.
         """
         return self._run(unary.reconstruct(self._limits, images, dtype=dtype, **options), timeout)
@@ -371,7 +375,7 @@ class Client:
             steps: Number of images, both ends included; at least 2.
             method: `linear` for a straight line, `spherical` for an arc.
             dtype: `float32` for values in [0, 1], `uint8` for 0 to 255.
-            resize: Fit image files of another size or colour mode.
+            resize: Convert image files of another size or colour mode.
             timeout: Deadline in seconds; the client's by default.
             **where: `model` and `version`.
 
@@ -379,7 +383,7 @@ class Client:
             Images along the path, and the latents that they were decoded from.
 
         Raises:
-            InvalidArgument: An end or an option is wrong.
+            InvalidArgument: An end or an option is invalid.
         """
         plan = unary.interpolate(
             start, stop, steps, method=method, dtype=dtype, resize=resize, **where
@@ -391,7 +395,7 @@ class Client:
         axes: int | Iterable[int] | None = None,
         *,
         steps: int = 11,
-        range: float = 3.0,  # noqa: A002 - the field's own word
+        range: float = 3.0,  # noqa: A002 - the name of the proto's field
         middle: Point | None = None,
         dtype: ArrayFormat = "float32",
         resize: bool = False,
@@ -401,13 +405,13 @@ class Client:
         """Decodes a line or a grid of points along one or two latent axes.
 
         Args:
-            axes: One axis or two; the first two by default.
+            axes: Index of one axis or indexes of two; the first two axes by default.
             steps: Points along each axis, at least 2.
-            range: Distance to either end, in standard deviations of the prior.
+            range: Distance from the middle to either end, in standard deviations of the prior.
             middle: Point in the middle, as `start` of `interpolate`; the mean of the prior by
                 default.
             dtype: `float32` for values in [0, 1], `uint8` for 0 to 255.
-            resize: Fit an image file of another size or colour mode.
+            resize: Convert an image file of another size or colour mode.
             timeout: Deadline in seconds; the client's by default.
             **where: `model` and `version`.
 
@@ -415,7 +419,7 @@ class Client:
             Images and latents, laid out as a grid.
 
         Raises:
-            InvalidArgument: An axis or another option is wrong.
+            InvalidArgument: An axis or another option is invalid.
         """
         plan = unary.traverse(
             axes, steps=steps, range=range, middle=middle, dtype=dtype, resize=resize, **where
@@ -437,11 +441,11 @@ class Client:
 
         Args:
             images: As in `encode`.
-            draws: Number K of draws of the importance-weighted bound; 0, the default, leaves it
-                out.
-            seed: Seed of these draws; a fresh one by default, returned in the result.
+            draws: Number K of draws for the importance-weighted bound `nll`; 0, the default, omits
+                it.
+            seed: Seed of the draws; a fresh one by default, returned in the result.
             offset: Index of the first row in the seed's sequence.
-            resize: Fit image files of another size or colour mode.
+            resize: Convert image files of another size or colour mode.
             timeout: Deadline of each message in seconds; the client's by default.
             **where: `model` and `version`.
 
@@ -449,7 +453,8 @@ class Client:
             Scores of each image, in nats.
 
         Raises:
-            InvalidArgument: An image or an option is wrong; `index` is that of a wrong file.
+            InvalidArgument: An image or an option is invalid; the error's `index` is that of
+                the invalid file.
             FailedPrecondition: The model is a plain autoencoder, which has no likelihood.
         """
         plan = unary.score(
@@ -466,14 +471,15 @@ class Client:
         timeout: float | None = None,
         **options: Unpack[Sampling],
     ) -> Iterator[Samples]:
-        """Draws any number of new images, chunk by chunk, in the memory of a few chunks.
+        """Draws new images chunk by chunk; only a few chunks are in memory at a time.
 
-        The server pauses while nobody reads. A stream that is cut off resumes after its last chunk.
+        The server pauses while the caller does not read. A broken stream resumes after the last
+        chunk that was received.
 
         Args:
             n: Number of images, at least 1.
             dtype: `float32` for values in [0, 1], `uint8` for 0 to 255.
-            chunk_rows: Most images in a chunk; 0, the default, leaves it to the server.
+            chunk_rows: Maximum number of images per chunk; 0, the default, lets the server choose.
             timeout: Deadline of each chunk in seconds; the client's by default.
             **options: As in `sample`.
 
@@ -481,7 +487,7 @@ class Client:
             The chunks, in the order of the sequence.
 
         Raises:
-            FailedPrecondition: The model has no prior, or a label was given and its prior has no
+            FailedPrecondition: The model has no prior, or a label was given and the prior has no
                 classes.
         """
         plan = streams.sample_stream(self._retry, n, dtype=dtype, chunk_rows=chunk_rows, **options)
@@ -500,18 +506,18 @@ class Client:
         version: int = 0,
         timeout: float | None = None,
     ) -> Iterator[Posterior]:
-        """Encodes any number of images, batch by batch, in the memory of a few batches.
+        """Encodes images batch by batch; only a few batches are in memory at a time.
 
-        A stream that is cut off is resumed, by sending again what has no reply.
+        A broken stream is resumed: messages without a reply are sent again.
 
         Args:
             batches: Batches of images, each as in `encode`.
-            draw: Draw z from each posterior; a given seed implies it.
+            draw: Draw z from each posterior; implied by a seed.
             seed: Seed of the draws; a fresh one by default, returned in the results.
-            offset: Index of the first row in the seed's sequence; rows are numbered through all
+            offset: Index of the first row in the seed's sequence; rows are numbered across all
                 batches.
-            resize: Fit image files of another size or colour mode.
-            window: Most messages sent ahead of their replies; batches are read no further ahead.
+            resize: Convert image files of another size or colour mode.
+            window: Maximum number of messages without a reply; batches are not read further ahead.
             model: Name of the model; empty for the server's default model.
             version: Version of the model; 0 for the highest one that is served.
             timeout: Deadline of each reply in seconds; the client's by default.
@@ -520,7 +526,8 @@ class Client:
             The posteriors of each batch, in the order of the batches.
 
         Raises:
-            InvalidArgument: A batch is wrong; `index` is that of a wrong file in its batch.
+            InvalidArgument: A batch is invalid; the error's `index` is that of the invalid file
+                in its batch.
         """
         plan = streams.encode_stream(
             self._limits,
@@ -545,14 +552,14 @@ class Client:
         version: int = 0,
         timeout: float | None = None,
     ) -> Iterator[NDArray[Any]]:
-        """Decodes any number of latents, batch by batch, in the memory of a few batches.
+        """Decodes latents batch by batch; only a few batches are in memory at a time.
 
-        A stream that is cut off is resumed, by sending again what has no reply.
+        A broken stream is resumed: messages without a reply are sent again.
 
         Args:
             batches: Batches of latents, each as in `decode`.
             dtype: `float32` for values in [0, 1], `uint8` for 0 to 255.
-            window: Most messages sent ahead of their replies; batches are read no further ahead.
+            window: Maximum number of messages without a reply; batches are not read further ahead.
             model: Name of the model; empty for the server's default model.
             version: Version of the model; 0 for the highest one that is served.
             timeout: Deadline of each reply in seconds; the client's by default.
@@ -561,7 +568,7 @@ class Client:
             The images of each batch, in the order of the batches.
 
         Raises:
-            InvalidArgument: A batch is wrong.
+            InvalidArgument: A batch is invalid.
         """
         plan = streams.decode_stream(
             self._limits, self._retry, dtype=dtype, window=window, model=model, version=version
@@ -569,7 +576,7 @@ class Client:
         return self._stream(plan, timeout, batches)
 
     def reload(self, *, timeout: float | None = None) -> Reloaded:
-        """Makes the server read its models folder again; it must run with `--admin`.
+        """Makes the server reload its models folder; the server must run with `--admin`.
 
         Args:
             timeout: Deadline in seconds; the client's by default.
@@ -578,13 +585,13 @@ class Client:
             Versions that are served now, and those that were added, removed or refused.
 
         Raises:
-            Unavailable: The folder cannot be read; the models that are served stay.
+            Unavailable: The folder cannot be read; the server keeps its current models.
             ServerError: The server has no AdminService, or cannot be reached.
         """
         return self._run(describe.reload(), timeout)
 
     def _run(self, plan: Plan[T], timeout: float | None) -> T:
-        """Carries out a plan of unary calls and returns its result."""
+        """Runs a plan of unary calls and returns its result."""
         seconds = self._seconds(timeout)
         try:
             step = next(plan)
@@ -602,7 +609,7 @@ class Client:
     def _stream(
         self, plan: StreamPlan[T], timeout: float | None, batches: Iterable[Any] = ()
     ) -> Iterator[T]:
-        """Carries out the plan of a stream and yields its results."""
+        """Runs the plan of a stream and yields its results."""
         seconds = self._seconds(timeout)
         source = iter(batches)
         with contextlib.closing(ThreadedStream(self.target, seconds)) as stream:
@@ -629,7 +636,7 @@ class Client:
                                 outcome = self._call(step, seconds)
                     except ServerError as error:
                         if isinstance(step, (Deliver, NextBatch)):
-                            raise  # the caller's own
+                            raise  # an error in the caller's code
                         step = plan.throw(error)
                     else:
                         step = plan.send(outcome)
@@ -653,6 +660,7 @@ class Client:
                 time.sleep(wait)
 
     def _attempt(self, rpc: str, request: Any, seconds: float, metadata: Any = ()) -> Any:
+        """Makes one attempt of a unary call."""
         try:
             return self._rpcs[rpc](request, timeout=seconds, metadata=metadata)
         except grpc.RpcError as error:

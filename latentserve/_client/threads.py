@@ -12,20 +12,20 @@ from latentserve.errors import from_rpc_error
 
 
 class ThreadedStream:
-    """The stream that a plan has open: one, or several in turn where it is resumed.
+    """The open stream of a plan; opened again whenever the plan resumes.
 
-    A stream as a whole may take any time, and gRPC has no deadline for a single message: a
-    thread cancels the stream when one is waited for too long.
+    gRPC's deadlines are for whole streams, which may take any time here. So a watchdog thread
+    cancels the stream when `receive` has waited too long for a message.
 
     Args:
         target: The server's address, for errors.
-        seconds: How long a message may take.
+        seconds: Deadline of each message, in seconds.
     """
 
     def __init__(self, target: str, seconds: float):
         self._target = target
         self._seconds = seconds
-        # Read by a thread of grpcio's, until it finds None.
+        # Read by a thread of grpcio; None marks the end of the requests.
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._call: Any = None
         self._waiting_since: float | None = None
@@ -37,11 +37,11 @@ class ThreadedStream:
         self._watch.start()
 
     def open(self, method: Any, request: Any, metadata: Any) -> None:
-        """Opens a stream, and cancels the one before it.
+        """Opens a stream, after cancelling the previous one.
 
         Args:
             method: Method of a stub.
-            request: The only request; None for a stream of requests, which `send` feeds.
+            request: The only request; None if requests are sent by `send`.
             metadata: Metadata of the call.
         """
         self._cancel()
@@ -57,10 +57,10 @@ class ThreadedStream:
         """Waits for the next message.
 
         Raises:
-            DeadlineExceeded: None came in time.
+            DeadlineExceeded: No message arrived in time.
             ServerError: The stream has ended.
         """
-        # Neither locked nor notified: the assignment is atomic, and the thread polls it.
+        # Needs no lock or notification: assignment is atomic, and the watchdog polls it.
         self._waiting_since = time.monotonic()
         try:
             return next(self._call)
@@ -74,7 +74,7 @@ class ThreadedStream:
             self._waiting_since = None
 
     def close(self) -> None:
-        """Cancels the stream, unless it has ended, and ends its threads."""
+        """Cancels the stream, unless it has ended, and stops its threads."""
         self._closed.set()
         self._watch.join()
         self._cancel()

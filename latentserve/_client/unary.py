@@ -1,4 +1,4 @@
-"""Plans of the unary calls about images and latents."""
+"""Plans of the unary RPCs on images and latents."""
 
 from collections.abc import Iterable
 from typing import Any, Unpack
@@ -68,7 +68,7 @@ def sample(
 def sample_with_latents(
     limits: Limits, n: int, *, dtype: ArrayFormat = "float32", **options: Unpack[Sampling]
 ) -> Plan[Samples]:
-    """Draws images from the prior, and returns their latents too."""
+    """Draws images from the prior, and returns them with their latents."""
     image_format = requests.array_format(dtype)
     replies = yield from _sample(
         limits, requests.sample_request(n, image_format, latents=True, **options)
@@ -99,7 +99,7 @@ def reconstruct(
     model: str = "",
     version: int = 0,
 ) -> Plan[NDArray[Any] | list[bytes]]:
-    """Encodes images and decodes their posteriors."""
+    """Encodes images, and decodes the means of their posteriors or draws from them."""
     source = codec.image_source(images, resize=resize)
     seed = requests.drawn_seed(draw, seed, offset, len(source))
     image_format = codec.format_message(dtype)
@@ -159,14 +159,14 @@ def traverse(
     axes: int | Iterable[int] | None = None,
     *,
     steps: int = 11,
-    range: float = 3.0,  # noqa: A002 - the field's own word
+    range: float = 3.0,  # noqa: A002 - the name of the proto's field
     middle: Point | None = None,
     dtype: ArrayFormat = "float32",
     resize: bool = False,
     model: str = "",
     version: int = 0,
 ) -> Plan[Traversal]:
-    """Decodes a line or a grid along latent axes."""
+    """Decodes a line or a grid of points along latent axes."""
     request = pb.TraverseRequest(
         model=requests.selector(model, version),
         axes=[axes] if isinstance(axes, int) else axes,
@@ -202,7 +202,7 @@ def score(
     model: str = "",
     version: int = 0,
 ) -> Plan[Scores]:
-    """Scores images under the model."""
+    """Measures how likely images are under the model."""
     source = codec.image_source(images, resize=resize)
     seed = requests.drawn_seed(bool(draws), seed if draws else None, offset, len(source))
     selector = requests.selector(model, version)

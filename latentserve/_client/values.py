@@ -15,8 +15,8 @@ class Posterior:
         mean: Means, float32 [N, D]; the latents themselves for a plain autoencoder.
         log_var: Natural logarithms of the variances, float32 [N, D]; None for a plain
             autoencoder, which has no variance.
-        z: A draw from each posterior, float32 [N, D]; None where nothing was drawn.
-        seed: Seed of the draw; None where nothing was drawn.
+        z: A draw from each posterior, float32 [N, D]; None if nothing was drawn.
+        seed: Seed of the draw; None if nothing was drawn.
     """
 
     mean: NDArray[np.float32]
@@ -26,7 +26,7 @@ class Posterior:
 
     @property
     def std(self) -> NDArray[np.float32] | None:
-        """Standard deviations, float32 [N, D]; None where `log_var` is."""
+        """Standard deviations, float32 [N, D]; None if `log_var` is None."""
         if self.log_var is None:
             return None
         std: NDArray[np.float32] = np.exp(np.float32(0.5) * self.log_var)
@@ -35,13 +35,13 @@ class Posterior:
 
 @dataclass(frozen=True)
 class Samples:
-    """Images drawn from the prior, with the seed and offset that give the same again.
+    """Images drawn from the prior, with the seed and offset that reproduce them.
 
     Attributes:
         images: Images [N, C, H, W], float32 in [0, 1] or uint8.
         latents: Latents that the images were decoded from, float32 [N, D].
-        seed: Seed of the sequence that they belong to.
-        offset: Index of the first image in that sequence.
+        seed: Seed of the noise.
+        offset: Index of the first image in the seed's sequence.
     """
 
     images: NDArray[np.float32] | NDArray[np.uint8]
@@ -65,9 +65,9 @@ class Interpolation:
 
 @dataclass(frozen=True)
 class Traversal:
-    """A line or a grid through the latent space, laid out to be drawn.
+    """A line or a grid through the latent space, laid out as a picture.
 
-    The first axis grows from left to right, the second one from the last row to the first.
+    The first latent axis grows from left to right, the second one from bottom to top.
 
     Attributes:
         images: Images [rows, columns, C, H, W], float32 in [0, 1] or uint8.
@@ -80,17 +80,17 @@ class Traversal:
 
 @dataclass(frozen=True)
 class Scores:
-    """How likely images are under the model, float32 [N] in nats; lower is more likely.
+    """Scores of images under the model: float32 [N], in nats; lower is more likely.
 
     Attributes:
         reconstruction: Reconstruction term -log p(x|z) at the posterior's mean.
-        kl: KL term KL(q(z|x) || p(z)); under a learned prior its estimate at the posterior's
+        kl: KL term KL(q(z|x) || p(z)); for a learned prior, its estimate at the posterior's
             mean.
         elbo: Negative ELBO, the sum of both terms.
-        nll: Importance-weighted bound on -log p(x); None where no draws were requested.
-        percentile: Percentage of the training images with a lower `elbo`, 0 to 100; None where
+        nll: Importance-weighted bound on -log p(x); None if no draws were requested.
+        percentile: Percentage of the training images with a lower `elbo`, 0 to 100; None if
             the model's bundle has no table of percentiles.
-        seed: Seed of the draws; None where nothing was drawn.
+        seed: Seed of the draws; None if nothing was drawn.
     """
 
     reconstruction: NDArray[np.float32]
@@ -120,7 +120,7 @@ class RefusedModel:
 
     Attributes:
         name: Name of the model.
-        version: Version of the model; 0 where its folder cannot be read.
+        version: Version of the model; 0 if the model's folder cannot be read.
         problem: Why it could not be loaded.
     """
 
@@ -137,7 +137,7 @@ class Reloaded:
         serving: Every model and version that is served now.
         added: Versions that were not served before.
         removed: Versions that are no longer served.
-        refused: Versions that are not served as they are on disk, since loading them failed.
+        refused: Versions on disk that could not be loaded; an older load may still be served.
     """
 
     serving: tuple[ModelIdentity, ...]
@@ -148,7 +148,7 @@ class Reloaded:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model that is served.
+    """Description of a model that is served.
 
     Attributes:
         name: Name of the model.
@@ -160,15 +160,15 @@ class ModelInfo:
         prior: `standard` for N(0, I); `gmm`, `flow` or `flow-gmm` for a prior fitted to the
             latents of the training data; `none` for a model that cannot be sampled from.
         likelihood: Likelihood of pixels, `bernoulli`.
-        labels: Names of the classes that `sample(label=...)` takes, by their index.
-        max_rows: Most rows in one request; the client cuts larger arrays.
+        labels: Names of the classes; `sample(label=...)` takes an index into them.
+        max_rows: Maximum number of rows per request; the client splits larger arrays.
         metrics: Results on the test set, for example `elbo` in nats per image.
         devices: Device that each graph runs on, by the graph's name: `encoder`, `decoder` and,
-            where the prior is learned, `prior` and `prior_density`.
+            if the prior is learned, `prior` and `prior_density`.
         checksums: SHA-256 of each graph's file, by the graph's name.
-        dataset: Name of the data set that it was trained on.
-        created_at: Time at which its bundle was written, UTC.
-        noise: Name and version of the scheme of seeded noise.
+        dataset: Name of the data set that the model was trained on.
+        created_at: Time at which the bundle was written, UTC.
+        noise: Name and version of the generator of seeded noise.
         precision: Precision of the decoder: `fp32`, `fp16` or `int8`.
         prior_mean: Mean of the prior on each latent axis, the middle of `traverse`.
         prior_std: Standard deviation of the prior on each latent axis, the unit of `traverse`.
@@ -198,19 +198,19 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class ServerInfo:
-    """A server, its limits and its models.
+    """Description of a server, its limits and its models.
 
     Attributes:
         version: Version of latentserve.
         onnxruntime_version: Version of the onnxruntime that runs the graphs.
-        max_rows: Most rows in one request.
-        max_message_bytes: Most bytes in one message.
-        default_model: Name of the model that an empty name stands for.
+        max_rows: Maximum number of rows per request.
+        max_message_bytes: Maximum size of a message, in bytes.
+        default_model: Name of the model for calls that give none.
         models: Models that are served, sorted by name; of each, the highest version first.
         device: Device that the operator configured.
-        max_queue_rows: Most rows in flight on the server, over all calls.
-        max_queue_bytes: Most bytes of images and latents in flight on the server.
-        max_score_draws: Most draws per row of `score`.
+        max_queue_rows: Maximum number of rows in flight on the server, over all calls.
+        max_queue_bytes: Maximum bytes of images and latents in flight on the server.
+        max_score_draws: Maximum number of draws per row of `score`.
     """
 
     version: str

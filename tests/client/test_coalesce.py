@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentserve._client.coalesce import MOST_ROWS, Coalescer
+from latentserve._client.coalesce import MAX_ROWS, Coalescer
 from latentserve._client.values import Posterior
 from latentserve.client import AsyncClient, InvalidArgument
 from latentserve.errors import ProtocolError
@@ -149,7 +149,7 @@ async def test_nobody_waits_for_ever_where_the_sending_is_cancelled():
 
 
 @settings(max_examples=40)
-@given(sizes=st.lists(st.integers(1, 2 * MOST_ROWS), min_size=1, max_size=12))
+@given(sizes=st.lists(st.integers(1, 2 * MAX_ROWS), min_size=1, max_size=12))
 async def test_everyone_gets_their_own_rows_in_messages_of_bounded_size(sizes):
     sent = []
 
@@ -166,7 +166,7 @@ async def test_everyone_gets_their_own_rows_in_messages_of_bounded_size(sizes):
 
     await asyncio.gather(*(one(index, size) for index, size in enumerate(sizes)))
     assert sum(sent) == sum(sizes)
-    assert all(count <= MOST_ROWS or count in sizes for count in sent)
+    assert all(count <= MAX_ROWS or count in sizes for count in sent)
 
 
 def test_against_a_server_all_answers_are_those_of_single_calls(server):
