@@ -80,17 +80,17 @@ test ELBO {model.metrics["elbo"]:.2f} nats (reconstruction {model.metrics["recon
 
 
 def exported() -> bool:
-    """Whether a bundle was exported from the run as it is now."""
+    """Whether a bundle was exported after the run's metrics were last written."""
     manifests = [path.stat().st_mtime for path in MODEL.glob("*/manifest.json")]
     return max(manifests, default=0.0) > (RUN / "metrics.json").stat().st_mtime
 
 
 def latentserve(*arguments: str) -> None:
-    """Runs a `latentserve` command; the demo ends if it fails."""
+    """Runs a `latentserve` command, and exits if it fails."""
     print(f"\n$ latentserve {' '.join(arguments)}", flush=True)
     done = subprocess.run([sys.executable, "-m", "latentserve", *arguments], check=False)
     if done.returncode != 0:
-        print(f"the demo stopped here; to start afresh: rm -r {FOLDER}", file=sys.stderr)
+        print(f"the demo stopped here; to start over: rm -r {FOLDER}", file=sys.stderr)
         sys.exit(done.returncode)
 
 

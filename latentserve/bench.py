@@ -6,11 +6,11 @@
     async with AsyncClient("localhost:50051") as client:
         report = await bench.run(client, bench.Load(rpc="encode", rows=1, concurrency=32))
 
-A closed loop keeps a number of calls in flight and sends the next one when one returns. An
+A closed loop keeps a fixed number of calls in flight: it sends a call when another returns. An
 open loop sends calls at a fixed rate without waiting for answers, as independent callers do.
 Its latencies are measured from the time at which a call was due, so that a stall of the
-server counts for all calls that fell into it (no coordinated omission). Requests are built
-before the measurement; each answer is compared with the first one to the same request.
+server counts for all calls that were due during it (no coordinated omission). Requests are
+built before the measurement; each answer is compared with the first one to the same request.
 """
 
 import asyncio
@@ -31,26 +31,26 @@ RPCS: tuple[Rpc, ...] = ("encode", "decode", "sample", "reconstruct", "score", "
 
 _SEED = 1
 _PERCENTILES = (50.0, 90.0, 99.0, 99.9)
-# Most calls in flight of an open loop; more would only pile up in this process.
+# Maximum number of calls in flight in an open loop; more would only pile up in this process.
 _MAX_IN_FLIGHT = 1000
 
 
 class WrongAnswer(LatentserveError):
-    """The server gave two different answers to the same request."""
+    """The server gave different answers to the same request."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """Load to put on a server.
+    """Specification of the load to put on a server.
 
     Attributes:
         rpc: RPC to call.
-        rows: Images or latents per call (`sample-stream`: images per stream); of several
-            numbers one is picked at random for each call.
+        rows: Images or latents per call (`sample-stream`: images per stream); if it is a
+            tuple, each call picks one of its numbers at random.
         concurrency: Calls in flight, in a closed loop.
         rate: Calls per second, in an open loop; 0 for a closed loop.
         seconds: Duration of the measurement.
-        warmup_seconds: Duration of the warm-up before it.
+        warmup_seconds: Duration of the warm-up before the measurement.
         dtype: Dtype of the images, in requests and replies: `uint8` or `float32`.
         model: Name of the model; empty for the server's default model.
         version: Version of the model; 0 for the highest one served.
@@ -81,7 +81,7 @@ class Load:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The numbers of rows to pick from."""
+        """Numbers of rows that calls pick from."""
         return (self.rows,) if isinstance(self.rows, int) else tuple(self.rows)
 
 
@@ -97,7 +97,7 @@ class Report:
         failed: Number of failed calls by status code.
         late: Calls of an open loop that were not sent because too many were in flight.
         latency_ms: Latencies in milliseconds: `p50`, `p90`, `p99`, `p99.9`, `mean` and `max`;
-            NaN where no call was answered.
+            NaN if no call was answered.
     """
 
     model: str
@@ -127,7 +127,7 @@ async def run(client: AsyncClient, load: Load) -> Report:
         load: Load to send.
 
     Raises:
-        WrongAnswer: The same request was answered in two ways.
+        WrongAnswer: The server gave different answers to the same request.
         ServerError: One of the first calls, before the warm-up, failed.
     """
     model = await client.model(load.model, version=load.version)
@@ -138,15 +138,15 @@ async def run(client: AsyncClient, load: Load) -> Report:
 async def drive(
     load: Load, calls: Mapping[int, Callable[[], Awaitable[NDArray[Any]]]], model: str
 ) -> Report:
-    """Measures any server under load, through functions that make the calls.
+    """Measures any server under load, by functions that make the calls.
 
     Args:
-        load: Load to send; `rpc`, `dtype`, `model` and `version` are up to the calls.
+        load: Load to send. `dtype`, `model` and `version` are ignored; `rpc` is only a label.
         calls: For each number of rows, a function that makes one call and returns its answer.
         model: Name of the model for the report.
 
     Raises:
-        WrongAnswer: The same request was answered in two ways.
+        WrongAnswer: The server gave different answers to the same request.
     """
     first = {size: await call() for size, call in calls.items()}
     if load.warmup_seconds:
@@ -173,7 +173,7 @@ class _Measurement:
         self._late = 0
 
     async def run(self, seconds: float) -> float:
-        """Sends calls for that long; returns the seconds until the last answer."""
+        """Sends calls for `seconds`; returns the seconds from the start to the last answer."""
         start = time.perf_counter()
         try:
             await (self._open if self._load.rate else self._closed)(start, start + seconds)
@@ -183,6 +183,7 @@ class _Measurement:
         return time.perf_counter() - start
 
     async def report(self, model: str) -> Report:
+        """Runs the measurement and returns its report."""
         seconds = await self.run(self._load.seconds)
         milliseconds = 1000 * np.array(self._latencies or [np.nan])
         latency = {
@@ -200,15 +201,18 @@ class _Measurement:
         )
 
     async def _closed(self, _start: float, end: float) -> None:
+        """Sends calls in a closed loop until `end`, in seconds of `time.perf_counter`."""
+
         async def caller() -> None:
             while (now := time.perf_counter()) < end:
-                await self._one(now)
+                await self._make_call(now)
 
         async with asyncio.TaskGroup() as callers:
             for _ in range(self._load.concurrency):
                 callers.create_task(caller())
 
     async def _open(self, start: float, end: float) -> None:
+        """Sends calls in an open loop from `start` to `end`, of `time.perf_counter`."""
         running: set[asyncio.Task[None]] = set()
         async with asyncio.TaskGroup() as callers:
             number = 0
@@ -218,11 +222,12 @@ class _Measurement:
                 if len(running) >= _MAX_IN_FLIGHT:
                     self._late += 1
                     continue
-                task = callers.create_task(self._one(due))
+                task = callers.create_task(self._make_call(due))
                 running.add(task)
                 task.add_done_callback(running.discard)
 
-    async def _one(self, due: float) -> None:
+    async def _make_call(self, due: float) -> None:
+        """Makes one call, records its latency since `due` and checks its answer."""
         size = self._choice.choice(self._load.sizes)
         try:
             answer = await self._calls[size]()
@@ -233,14 +238,15 @@ class _Measurement:
         self._rows += size
         if answer.tobytes() != self._first[size].tobytes():
             raise WrongAnswer(
-                f"{self._load.rpc} of {size} rows was answered in two ways; was there a reload?"
+                f"{self._load.rpc} of {size} rows: got two different answers to the same request; "
+                "was the model reloaded?"
             )
 
 
 def _call(
     client: AsyncClient, load: Load, model: ModelInfo, size: int
 ) -> Callable[[], Awaitable[NDArray[Any]]]:
-    """Makes the function that sends one call of `size` rows, always the same request."""
+    """Returns a function that sends one call of `size` rows, always with the same request."""
     rng = np.random.default_rng(_SEED)
     target: Any = {"model": model.name, "version": model.version}
     images: NDArray[Any] = rng.integers(0, 256, (size, *model.image_shape), dtype=np.uint8)

@@ -7,7 +7,7 @@
         images = client.decode(posterior.mean)      # float32 [N, C, H, W] in [0, 1]
         digits = client.sample(100, seed=7)         # the same 100 digits every time
 
-`AsyncClient` has the same methods for asyncio. Both need grpcio, protobuf and numpy alone.
+`AsyncClient` has the same methods for asyncio. Both need only grpcio, protobuf and numpy.
 """
 
 from latentserve._client.aio import AsyncClient
@@ -70,5 +70,5 @@ __all__ = [
     "Violation",
 ]
 
-# Representations, `help()` and pickles name the public module.
+# So that `repr`, `help()` and pickles name the public module.
 Client.__module__ = AsyncClient.__module__ = __name__

@@ -4,16 +4,16 @@
     ├── ServerError              the call failed, with a gRPC status
     │   ├── InvalidArgument      a field is wrong; `violations` names it
     │   ├── NotFound             no such model or version
-    │   ├── FailedPrecondition   the model cannot do this
+    │   ├── FailedPrecondition   the model cannot do what was requested
     │   ├── ResourceExhausted    too much in flight; retry after `retry_seconds`
     │   ├── DeadlineExceeded     the deadline passed
-    │   ├── Unavailable          not reachable, loading or draining
+    │   ├── Unavailable          server not reachable, loading or draining
     │   ├── Unauthenticated      no token, or a wrong one
-    │   └── InternalError        a bug of the server; `request_id` finds it in the log
+    │   └── InternalError        a bug of the server; `request_id` is in its log
     └── ProtocolError            the reply is malformed
 
-An array of a dtype or shape that could never be sent raises TypeError or
-ValueError before anything is sent.
+Arguments that cannot be sent, such as an array of a wrong dtype or shape, raise
+TypeError or ValueError instead, before anything is sent.
 """
 
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ class Violation:
 
     Attributes:
         field: Path of the field, for example `images.tensor.shape`.
-        description: The value that the server got and the value that it wanted.
+        description: The value that the server got, and the values that are valid.
     """
 
     field: str
@@ -51,14 +51,14 @@ class Violation:
 
 
 class ServerError(LatentserveError):
-    """A call failed with a gRPC status: the server's, or one of the connection to it.
+    """A call failed with a gRPC status, of the server or of the connection to it.
 
     Attributes:
         code: Status code.
-        reason: Machine-readable reason; empty where the server gave none.
+        reason: Machine-readable reason; empty if the server gave none.
         violations: Fields of the request that are wrong.
-        retry_seconds: Delay that the server requested before a retry; None where it did not.
-        request_id: Id of the call in the server's log; empty where it is not logged.
+        retry_seconds: Delay that the server requested before a retry; None if it requested none.
+        request_id: Id of the call in the server's log; empty if the call is not logged.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class ServerError(LatentserveError):
         self.request_id = request_id
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # An exception is rebuilt from `args`, which is the message alone.
+        # By default an exception is unpickled from `args`, which holds only the message.
         return type(self), (str(self), self.code), self.__dict__
 
 
@@ -86,10 +86,10 @@ class InvalidArgument(ServerError):
     """A field of the request has a wrong value; `violations` names it.
 
     Attributes:
-        index: Index of the image file that is wrong, among those given to the call, or in a
-            stream among those of its batch. None where no single file is to blame, and from
-            a server of version 0.1.0, which does not send it: the index in the message and
-            in `violations` then counts the files of one message of the call.
+        index: Index of the invalid image file among the files of the call or, in a stream, of
+            the batch. None if the error is not about a single file. Also None with a server of
+            version 0.1.0, which does not send it: there the index in the message and in
+            `violations` counts the files of one message of the call.
     """
 
     index: int | None = None
@@ -112,7 +112,7 @@ class DeadlineExceeded(ServerError):
 
 
 class Unavailable(ServerError):
-    """The server cannot be reached, is loading or is draining, after all attempts."""
+    """The server cannot be reached, is loading or is draining, and all attempts failed."""
 
 
 class Unauthenticated(ServerError):
@@ -120,7 +120,7 @@ class Unauthenticated(ServerError):
 
 
 class InternalError(ServerError):
-    """A bug of the server; the message has the id of the call in its log."""
+    """A bug of the server; the message has the id of the call in the server's log."""
 
 
 _CLASSES: dict[grpc.StatusCode, type[ServerError]] = {
@@ -136,13 +136,13 @@ _CLASSES: dict[grpc.StatusCode, type[ServerError]] = {
 
 
 def from_rpc_error(error: grpc.RpcError, target: str) -> ServerError:
-    """Converts an error of gRPC, with the details that the server sent.
+    """Converts an error of gRPC to a ServerError, with the details that the server sent.
 
     Args:
         error: Error of a stub or a stream, blocking or asynchronous.
-        target: Address of the server, named where it could not be reached.
+        target: Address of the server, named in the message if it could not be reached.
     """
-    # Those of grpc.aio are not a grpc.Call, but have the same methods.
+    # Errors of grpc.aio are not of type grpc.Call, but have the same methods.
     call: Any = error
     if not hasattr(call, "code"):
         return ServerError(str(error), grpc.StatusCode.UNKNOWN)
@@ -164,12 +164,12 @@ def from_rpc_error(error: grpc.RpcError, target: str) -> ServerError:
 
 
 def _number(text: str) -> int | None:
-    """Reads a number; None for anything else, or one too long to be meant."""
+    """Parses a decimal integer; None if it is not one or has 20 digits or more."""
     return int(text) if text.isdecimal() and len(text) < 20 else None
 
 
 def _details(raw: object) -> tuple[str, Mapping[str, str], tuple[Violation, ...]]:
-    """Reason and metadata of the ErrorInfo, and the field violations; empty if not sent."""
+    """Returns the ErrorInfo's reason and metadata, and the field violations; empty if not sent."""
     reason: str = ""
     metadata: Mapping[str, str] = {}
     violations: list[Violation] = []
@@ -185,5 +185,5 @@ def _details(raw: object) -> tuple[str, Mapping[str, str], tuple[Violation, ...]
                 for wrong in compat_pb2.RpcBadRequest.FromString(detail.value).field_violations:
                     violations.append(Violation(wrong.field, wrong.description))
     except DecodeError:
-        return "", {}, ()  # a proxy's, for example; status and message stand
+        return "", {}, ()  # for example of a proxy; status and message are still valid
     return reason, metadata, tuple(violations)

@@ -7,14 +7,13 @@
         jobs.sample(client, 1_000_000, "digits", seed=7)
         jobs.encode(client, "photos", "latents", resize=True)
 
-A job that was interrupted at any moment, by SIGKILL or a power cut too, is resumed when it is
-called again with the same arguments, and its files get the same bytes as without the
-interruption. It holds a few messages in memory, whatever its size, and keeps to the model and
-version that answered first.
+A job that was interrupted, even by SIGKILL or a power cut, resumes when it is called again with
+the same arguments. Its files are byte-identical to those of an uninterrupted job. A job of any
+size holds only a few messages in memory, and uses the same model and version from start to end.
 
 The folder has `job.json` (the manifest), `cursor.jsonl` (complete shards with their
 checksums), `rows.jsonl` (for image files: their names) and the shards: `mean-00000.npy`, ...
-or `rows-00000.parquet`, ... On Linux and macOS.
+or `rows-00000.parquet`, ... Jobs run on Linux and macOS.
 """
 
 import os
@@ -69,17 +68,17 @@ def encode(
     """Maps images to their posteriors.
 
     Writes `mean` and, unless the model is a plain autoencoder, `log_var`, float32 [N, D] each,
-    and `z` where it is drawn.
+    and `z` if it is drawn.
 
     Args:
-        client: Connected to the server.
+        client: Client of the server.
         source: One or several npy files of images as for `Client.encode`, or PNG and JPEG
-            files and folders of them. A folder's files are taken at any depth, sorted by name.
+            files and folders of them. Files in a folder are found at any depth, sorted by path.
         folder: Folder to write to: new, empty, or that of the same job.
-        draw: Draw z from each posterior as well; a given seed implies it.
+        draw: Also draw z from each posterior; implied by a seed.
         seed: Seed of the draw; a fresh one by default, kept in `job.json`.
         offset: Index of the first row in the seed's sequence.
-        resize: Fit image files of another size or colour mode.
+        resize: Convert image files of another size or colour mode.
         model: Name of the model; empty for the server's default model.
         version: Version of the model; 0 for the highest one that is served.
         shard_rows: Rows per shard; the last shard may have fewer.
@@ -91,8 +90,8 @@ def encode(
         Folder, number of rows and shards, model and seed of the finished job.
 
     Raises:
-        JobError: The folder holds another job or is used by another process, or the server
-            has another model than the job began with.
+        JobError: The folder holds another job or is used by another process, or the model has
+            changed since the job began.
         SourceError: A file is unusable.
         ValueError: A parameter has a wrong value.
         LatentserveError: The server refused a request or cannot be reached.
@@ -128,7 +127,7 @@ def decode(
     Writes `images`, [N, C, H, W].
 
     Args:
-        client: Connected to the server.
+        client: Client of the server.
         source: One or several npy files [N, D], for example the `mean` of an encode job.
         folder: Folder to write to: new, empty, or that of the same job.
         dtype: `uint8` for 0 to 255, `float32` for values in [0, 1].
@@ -171,11 +170,11 @@ def sample(
 ) -> Finished:
     """Draws new images from the prior.
 
-    Writes `images`, [N, C, H, W], and if requested `latents`, float32 [N, D]. Image i depends
-    on (seed, offset + i) alone, so several jobs may share a sequence.
+    Writes `images`, [N, C, H, W], and if requested `latents`, float32 [N, D]. For given options
+    image i depends only on the seed and on offset + i, so several jobs may share a sequence.
 
     Args:
-        client: Connected to the server.
+        client: Client of the server.
         n: Number of images, at least 1.
         folder: Folder to write to: new, empty, or that of the same job.
         seed: Seed of the sequence, 0 to 2^64 - 1; a fresh one by default, kept in `job.json`.
@@ -184,7 +183,7 @@ def sample(
         temperature: Factor on the standard deviation of the noise, 1 by default.
         truncation: Bound on the noise, in standard deviations; none by default.
         dtype: `uint8` for 0 to 255, `float32` for values in [0, 1].
-        latents: Write the latents as well.
+        latents: Also write the latents.
         model: Name of the model; empty for the server's default model.
         version: Version of the model; 0 for the highest one that is served.
         shard_rows: Rows per shard; the last shard may have fewer.

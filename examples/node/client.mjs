@@ -57,21 +57,21 @@ async function run({ server, out, model: name, seed, temperature, timeout }) {
     // One row for each label, or ten rows of a model without labels.
     const rows = model.labels.length || MAX_ROWS;
     const images = [];
-    let off = 0;
+    let total = 0;
     for (let row = 0; row < rows; row++) {
       const request = { count: columns, seed, offset: row * columns, temperature };
       if (model.labels.length) request.label = row;
       const { sampled, decoded } = await roundTrip(connection, model, request);
       images.push(...sampled);
-      off += sampled.reduce((sum, image, index) => sum + difference(image, decoded[index]), 0);
+      total += sampled.reduce((sum, image, index) => sum + difference(image, decoded[index]), 0);
     }
 
     const { channels, height, width } = model.image_shape;
     const shape = { channels: Number(channels), height: Number(height), width: Number(width) };
     writeFileSync(out, encodePng(grid(images, shape, columns)));
     console.log(`${out}: ${images.length} images, ${rows} rows of ${columns}, seed ${seed}`);
-    const mean = (off / images.length).toFixed(2);
-    console.log(`encoded and decoded again they are off by ${mean} of 255 on average`);
+    const mean = (total / images.length).toFixed(2);
+    console.log(`mean absolute difference after encoding and decoding: ${mean} of 255`);
   } finally {
     connection.close();
   }

@@ -43,7 +43,7 @@ export function encodePng({ pixels, channels, height, width }) {
   header.writeUInt32BE(height, 4);
   header[8] = 8; // bits per sample
   header[9] = channels === 1 ? 0 : 2; // grey or RGB
-  // Each line begins with the type of its filter; 0 is none.
+  // Each line begins with its filter type; 0 means no filter.
   const length = width * channels;
   const lines = Buffer.alloc(height * (1 + length));
   for (let y = 0; y < height; y++) {

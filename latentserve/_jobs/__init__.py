@@ -1,1 +1,1 @@
-"""Dataset jobs: sources, shards, and the folder from which a killed job is resumed."""
+"""Dataset jobs: their sources, their shards, and the folder that lets a job resume."""

@@ -2,12 +2,12 @@
 
     job.json       manifest of the job, written once, before the first shard
     cursor.jsonl   a line for each complete shard, appended once its files are durable
-    rows.jsonl     for image files: the name of each row's file
+    rows.jsonl     for image files: a line with the name of each row's file
     .lock          locked by the process that runs the job
     .*.tmp         files being written; leftovers are removed when the job is resumed
 
-A shard is complete once the cursor has its line. Anything else that a killed process left,
-half a line included, is removed when the job is resumed.
+A shard is complete once the cursor has its line. All other leftovers of a killed process,
+incomplete lines included, are removed when the job is resumed.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ _HASHED_AT_ONCE = 2**20
 
 
 class JobError(LatentserveError):
-    """A job cannot be begun or resumed in a folder; the message says why."""
+    """A job cannot be started or resumed in a folder; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class CompleteShard:
 
     Attributes:
         shard: Number of the shard, from 0.
-        rows: Number of its rows.
+        rows: Number of rows.
         files: Files of the shard.
     """
 
@@ -51,7 +51,7 @@ class CompleteShard:
     files: tuple[Written, ...]
 
     def line(self) -> str:
-        """Line of the shard in the cursor."""
+        """Returns the line of the shard for the cursor."""
         return json.dumps(asdict(self)) + "\n"
 
     @classmethod
@@ -59,7 +59,7 @@ class CompleteShard:
         """Reads a line of the cursor.
 
         Raises:
-            ValueError, TypeError, KeyError: It is not one.
+            ValueError, TypeError, KeyError: The line is malformed.
         """
         fields = json.loads(line)
         files = tuple(Written(**file) for file in fields["files"])
@@ -70,17 +70,17 @@ class JobFolder:
     """Folder of one job, locked while it is open.
 
     Args:
-        path: Path of the folder, which is created if it is missing.
+        path: Path of the folder; created if it is missing.
 
     Attributes:
         path: Path of the folder.
         manifest: Manifest of the job; None before `begin`.
-        complete: Complete shards, by their number.
+        complete: Complete shards, by number.
         rows: Number of rows in the complete shards.
-        lost: Files of once complete shards that are missing or damaged now.
+        lost: Files of shards in the cursor that are missing or damaged.
 
     Raises:
-        JobError: Another process has locked the folder, or it holds something else.
+        JobError: Another process has locked the folder, or it is not empty and not a job's.
         OSError: The folder cannot be created or written.
     """
 
@@ -114,10 +114,10 @@ class JobFolder:
         """Writes the manifest of a new job.
 
         Args:
-            manifest: The manifest, of JSON's types.
-            more: Contents of other files that belong to it, by their names.
+            manifest: The manifest, in JSON types.
+            more: Contents of further files of the job, by file name.
         """
-        # Left by a job that was begun here and has no complete shard.
+        # May be left by a job that was started here and completed no shard.
         (self.path / ROWS).unlink(missing_ok=True)
         for name, content in more.items():
             atomic_write(self.path / name, content)
@@ -128,13 +128,13 @@ class JobFolder:
         """Reads the cursor and removes the files of incomplete shards.
 
         Args:
-            is_shard: Whether a name is that of a shard's file.
-            verify: Whether to check the files' hashes, and not their sizes alone.
+            is_shard: Returns whether a file name is that of a shard.
+            verify: Whether to check the hashes of files and not only their sizes.
         """
         cursor = self.path / CURSOR
         text = cursor.read_text(encoding="utf-8") if cursor.exists() else ""
         for line in text.splitlines(keepends=True):
-            # The last line may be cut short.
+            # The last line may be incomplete.
             with contextlib.suppress(ValueError, TypeError, KeyError):
                 if line.endswith("\n"):
                     shard = CompleteShard.read(line)
@@ -145,7 +145,7 @@ class JobFolder:
                 self.lost += damaged
                 del self.complete[shard.shard]
         self.rows = sum(shard.rows for shard in self.complete.values())
-        # The cursor first: a crash must not leave it naming files that are removed below.
+        # Written first: even after a crash the cursor must not name files that are removed below.
         if text != "".join(shard.line() for shard in self.complete.values()):
             self._rewrite()
         named = {file.name for shard in self.complete.values() for file in shard.files}
@@ -156,7 +156,7 @@ class JobFolder:
         fsync_folder(self.path)
 
     def add(self, shard: CompleteShard) -> None:
-        """Adds a shard whose files are durable to the cursor."""
+        """Appends a shard to the cursor; its files must be durable."""
         is_new = not (self.path / CURSOR).exists()
         with (self.path / CURSOR).open("a", encoding="utf-8") as file:
             file.write(shard.line())
@@ -168,7 +168,7 @@ class JobFolder:
         self.rows += shard.rows
 
     def finish(self) -> None:
-        """Sorts the cursor, if a lost shard was written again."""
+        """Sorts the cursor, which is unsorted if a lost shard was written again."""
         if list(self.complete) != sorted(self.complete):
             self._rewrite()
 
@@ -198,11 +198,11 @@ class JobFolder:
         except ValueError as error:
             raise JobError(f"{path}: cannot be read: {error}") from error
         if not isinstance(manifest, dict):
-            raise JobError(f"{path}: got something else than what a job writes")
+            raise JobError(f"{path}: not the manifest of a job, wanted a JSON object")
         return manifest
 
     def _foreign(self) -> Iterator[str]:
-        """Names in the folder that a job which did not get to its manifest does not leave."""
+        """Yields names in the folder that cannot come from a job stopped before its manifest."""
         for path in self.path.iterdir():
             temporary = path.name.startswith(".") and path.name.endswith(".tmp")
             if not temporary and path.name not in (_LOCK, ROWS):

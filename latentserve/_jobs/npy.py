@@ -1,7 +1,7 @@
-"""Reads npy files a few rows at a time, and makes headers for those written likewise.
+"""Reads npy files a few rows at a time, and makes the headers of npy files to write.
 
-Rows are read and not mapped into memory: the pages of a mapped file count as memory of the
-process, and a mapped file that is truncated kills it.
+Files are not memory-mapped: the pages of a mapped file count as memory of the process, and the
+process is killed if a mapped file is truncated.
 """
 
 import os
@@ -35,7 +35,7 @@ class NpyFile:
         dtype: Dtype of the array.
         shape: Shape of the array, whose first axis is the rows.
         data_offset: Bytes before the first element.
-        stamp: Size in bytes and modification time in nanoseconds when it was opened.
+        stamp: Size in bytes and modification time in nanoseconds when the file was opened.
     """
 
     path: Path
@@ -50,7 +50,7 @@ class NpyFile:
 
         Raises:
             OSError: The file cannot be read.
-            SourceError: It is not an npy file of floats or uint8 in C order, or is truncated.
+            SourceError: The file is truncated, or is not an npy file of floats or uint8 in C order.
         """
         with path.open("rb") as file:
             stat = os.fstat(file.fileno())
@@ -58,13 +58,13 @@ class NpyFile:
                 version = npy.read_magic(file)
                 shape, fortran_order, dtype = _VERSIONS[version](file)
             except (ValueError, KeyError) as error:
-                raise SourceError(f"{path}: got no npy file that can be read") from error
+                raise SourceError(f"{path}: not a readable npy file") from error
             offset = file.tell()
         if dtype.newbyteorder("=") not in DTYPES:
             raise SourceError(f"{path}: got dtype {dtype}, wanted floats or uint8")
         if not shape:
             raise SourceError(f"{path}: got a single number, wanted a first axis of rows")
-        # With one axis, or one row, both orders are the same.
+        # Both orders are the same unless two axes are longer than 1.
         if fortran_order and sum(length > 1 for length in shape) > 1:
             raise SourceError(
                 f"{path}: got Fortran order, in which rows cannot be read one by one; "
@@ -72,7 +72,7 @@ class NpyFile:
             )
         wanted = offset + int(np.prod(shape, dtype=object)) * dtype.itemsize
         if stat.st_size < wanted:
-            raise SourceError(f"{path}: got {stat.st_size} bytes, wanted {wanted}: it is cut short")
+            raise SourceError(f"{path}: got {stat.st_size} bytes, wanted {wanted}: it is truncated")
         return cls(path, dtype, tuple(shape), offset, (stat.st_size, stat.st_mtime_ns))
 
     @property
@@ -81,7 +81,7 @@ class NpyFile:
         return int(np.prod(self.shape[1:], dtype=object)) * self.dtype.itemsize
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Reads the rows from `start` to before `stop`.
+        """Reads the rows from `start` up to, but not including, `stop`.
 
         Raises:
             OSError: The file cannot be read.
@@ -95,15 +95,15 @@ class NpyFile:
             count = (stop - start) * self.row_bytes // self.dtype.itemsize
             array = np.fromfile(file, self.dtype, count)
         if array.size != count:
-            raise SourceError(f"{self.path}: was cut short while it was being read")
+            raise SourceError(f"{self.path}: was truncated while it was being read")
         return array.reshape(stop - start, *self.shape[1:])
 
 
 def header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-    """Header of an npy file (version 1.0), which the elements follow in C order.
+    """Returns the header of an npy file (version 1.0) whose elements are in C order.
 
-    It is made here so that its bytes do not depend on the version of NumPy, since these pad
-    headers differently.
+    NumPy does not make it, since its versions pad headers differently and shards must be
+    byte-identical.
     """
     sizes = ", ".join(str(length) for length in shape) + ("," if len(shape) == 1 else "")
     text = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': ({sizes}), }}"

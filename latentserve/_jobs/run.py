@@ -1,4 +1,4 @@
-"""Runs a dataset job, from its first incomplete shard on."""
+"""Runs a dataset job, starting at its first incomplete shard."""
 
 import contextlib
 import re
@@ -14,7 +14,7 @@ from latentserve._jobs.shards import Column, Format, open_shard, writer
 from latentserve._jobs.tasks import Rows, Task
 from latentserve.client import Client, NotFound, ProtocolError
 
-# Version of the manifest's schema; a job of another one is not resumed.
+# Version of the manifest's schema; a job of another version is not resumed.
 _SCHEMA = 1
 _SHARD = re.compile(r"(mean|log_var|z|images|latents)-\d{5,}\.npy|rows-\d{5,}\.parquet")
 
@@ -25,7 +25,7 @@ class Progress:
 
     Attributes:
         stage: `reading` while the source is read for its checksum, then `working`.
-        rows: Number of rows that this stage has done.
+        rows: Number of rows done in this stage.
         total: Number of rows of the job.
         whole: Number of rows in complete shards, which are durable.
     """
@@ -45,11 +45,11 @@ class Finished:
         rows: Number of rows.
         shards: Number of shards.
         rows_before: Number of rows in complete shards when the call began; equal to `rows`
-            where nothing was left to do.
+            if nothing was left to do.
         lost: Files of complete shards that were missing or damaged, and were written again.
         model: Name of the model.
         version: Version of the model.
-        seed: Seed of the draws; None where nothing was drawn.
+        seed: Seed of the draws; None if nothing was drawn.
     """
 
     folder: Path
@@ -64,15 +64,16 @@ class Finished:
 
 @dataclass(frozen=True)
 class Options:
-    """Options that jobs of every kind have.
+    """Options common to all jobs.
 
     Attributes:
         folder: Folder for the shards.
-        model: Name of the model; empty for the one that the job began with, at first the
-            server's default model.
-        version: Version of the model; 0 for the one that the job began with, at first the
-            highest that is served.
-        seed: Seed of the draws; None for the one that the job began with, at first a fresh one.
+        model: Name of the model; empty for the model in the manifest, or for the server's
+            default model in a new job.
+        version: Version of the model; 0 for the version in the manifest, or for the highest one
+            that is served in a new job.
+        seed: Seed of the draws; None for the seed in the manifest, or for a fresh one in a new
+            job.
         shard_rows: Rows per shard; the last shard may have fewer.
         shard_format: Format of the shards' files.
         verify: Whether the hashes of complete shards are checked.
@@ -90,7 +91,7 @@ class Options:
 
 
 def run(client: Client, task: Task, options: Options) -> Finished:
-    """Runs a job, or what is left of it.
+    """Runs a job, or resumes it.
 
     Raises:
         JobError: The folder holds another job, or the server has another model.
@@ -113,7 +114,7 @@ def run(client: Client, task: Task, options: Options) -> Finished:
             if folder.manifest and not differences:
                 model = _same_model(client, folder)
             else:
-                # No shard is complete yet, so nothing is lost.
+                # No shard is complete yet, so starting over loses nothing.
                 model = _begin(client, task, options, folder, wanted)
             _run_shards(client, task, options, folder, model)
             folder.finish()
@@ -131,7 +132,7 @@ def run(client: Client, task: Task, options: Options) -> Finished:
 
 
 def _wanted(task: Task, options: Options) -> dict[str, Any]:
-    """Manifest of the job as far as its options say; the source is added later."""
+    """Returns the manifest as far as task and options determine it; the source is added later."""
     wanted: dict[str, Any] = {
         "schema": _SCHEMA,
         "kind": task.kind,
@@ -148,19 +149,19 @@ def _wanted(task: Task, options: Options) -> dict[str, Any]:
     return wanted
 
 
-def _differences(wanted: Any, held: Any, path: str = "") -> Iterator[str]:
-    """Yields what differs from a manifest, which may have more fields."""
-    if isinstance(wanted, dict) and isinstance(held, dict):
+def _differences(wanted: Any, stored: Any, path: str = "") -> Iterator[str]:
+    """Yields a message per field of `wanted` whose value differs in a stored manifest."""
+    if isinstance(wanted, dict) and isinstance(stored, dict):
         for name, value in wanted.items():
-            yield from _differences(value, held.get(name), f"{path}.{name}" if path else name)
-    elif wanted != held:
-        yield f"{path}: got {wanted}, the job has {held}"
+            yield from _differences(value, stored.get(name), f"{path}.{name}" if path else name)
+    elif wanted != stored:
+        yield f"{path}: got {wanted}, the job has {stored}"
 
 
 def _begin(
     client: Client, task: Task, options: Options, folder: JobFolder, wanted: dict[str, Any]
 ) -> ModelInfo:
-    """Writes the manifest, and returns the model that the job keeps to."""
+    """Writes the manifest of a new job, and returns its model."""
     model = client.model(options.model, version=options.version)
     columns = task.columns(model)
     seed = options.seed
@@ -180,7 +181,7 @@ def _begin(
 
 
 def _identity(model: ModelInfo) -> dict[str, Any]:
-    """Identity of a model in the manifest."""
+    """Returns the identity of a model for the manifest."""
     return {
         "name": model.name,
         "version": model.version,
@@ -193,20 +194,20 @@ def _same_model(client: Client, folder: JobFolder) -> ModelInfo:
     """Returns the model that the job began with.
 
     Raises:
-        JobError: It is not served, or its noise or graphs are others.
+        JobError: It is not served any more, or its noise or its graphs have changed.
     """
-    held = _manifest(folder)["model"]
-    name = f"{held['name']}/{held['version']}"
+    stored = _manifest(folder)["model"]
+    name = f"{stored['name']}/{stored['version']}"
     try:
-        model = client.model(held["name"], version=held["version"])
+        model = client.model(stored["name"], version=stored["version"])
     except NotFound as error:
         raise JobError(
             f"{folder.path}: the job began with {name}, which is not served: {error}"
         ) from error
-    differences = list(_differences(_identity(model), held, "model"))
+    differences = list(_differences(_identity(model), stored, "model"))
     if differences:
         raise JobError(
-            f"{folder.path}: the job began with another {name} than is served now: "
+            f"{folder.path}: {name} has changed since the job began with it: "
             + "; ".join(differences)
         )
     return model
@@ -248,15 +249,15 @@ def _run_shards(
         options.progress(Progress("working", folder.rows, task.rows, folder.rows))
 
 
-def _checked(arrays: Rows, columns: tuple[Column, ...], most: int) -> int:
-    """Returns the number of rows of arrays that a task yielded.
+def _checked(arrays: Rows, columns: tuple[Column, ...], max_rows: int) -> int:
+    """Checks arrays that a task yielded, and returns their number of rows.
 
     Raises:
-        ProtocolError: They are more than `most`, or not what the columns say.
+        ProtocolError: There are more than `max_rows` rows, or an array does not match its column.
     """
     rows = len(next(iter(arrays.values())))
-    if rows > most:
-        raise ProtocolError(f"got {rows} rows more, wanted at most {most}")
+    if rows > max_rows:
+        raise ProtocolError(f"got {rows} more rows, wanted at most {max_rows}")
     for column in columns:
         array, wanted = arrays.get(column.name), (rows, *column.shape)
         if array is None or array.shape != wanted or array.dtype.name != column.dtype:

@@ -1,7 +1,7 @@
-"""A shard of a dataset job: some of its rows, in one file or in a file for each array.
+"""Shards of a dataset job: consecutive rows, in one Parquet file or one npy file per array.
 
-The bytes of a shard depend on its rows alone. It is written to hidden files, which are
-renamed once all of them are durable.
+The bytes of a shard depend only on its rows. It is written to hidden files, which are renamed
+once all of them are durable.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ from latentserve._jobs import npy
 Format = Literal["npy", "parquet"]
 FORMATS: tuple[Format, ...] = ("npy", "parquet")
 
-# Size of a row group of a Parquet file; a group is held in memory.
+# Maximum size of a row group of a Parquet file, which is held in memory.
 _GROUP_BYTES = 16 * 2**20
-# Versions of the writers. They change with the bytes, so that no resumed job mixes two.
+# Versions of the writers, raised when their bytes change: a resumed job must not mix versions.
 _NPY, _PARQUET = "npy 1", "parquet 1"
 
 
@@ -38,7 +38,7 @@ class Column:
 
     Attributes:
         name: Name of the array, for example `mean`.
-        dtype: Name of its dtype, `float32` or `uint8`.
+        dtype: Name of the array's dtype, `float32` or `uint8`.
         shape: Shape of one row.
     """
 
@@ -63,13 +63,13 @@ class Written:
 
 
 class Shard(Protocol):
-    """A shard that is being written; it is dropped unless `finish` is called in its block."""
+    """Context manager that writes a shard, and deletes it unless `finish` is called."""
 
     def write(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Appends rows, an array [N, ...] for each column."""
+        """Appends N rows: an array [N, ...] for each column, by name."""
 
     def finish(self) -> list[Written]:
-        """Makes the files durable and gives them their names."""
+        """Fsyncs the files and renames them to their final names."""
 
     def __enter__(self) -> "Shard": ...
 
@@ -82,7 +82,7 @@ class Shard(Protocol):
 
 
 def writer(shard_format: Format) -> str:
-    """Name of the files' writer, with the versions that their bytes depend on.
+    """Returns the name of a format's writer, with the versions that its bytes depend on.
 
     Raises:
         MissingPackage: pyarrow is not installed.
@@ -93,7 +93,7 @@ def writer(shard_format: Format) -> str:
 
 
 def file_names(columns: tuple[Column, ...], shard_format: Format, label: str) -> list[str]:
-    """Names of a shard's files.
+    """Returns the names of a shard's files.
 
     Args:
         columns: Arrays that the job writes.
@@ -121,8 +121,8 @@ def open_shard(
         columns: Arrays that the job writes.
         shard_format: Format of the files.
         label: Number of the shard, zero-padded.
-        first: Number of the first row, for the `row` column of Parquet files.
-        rows: Number of rows that will be written.
+        first: Number of the first row, for the `row` column of a Parquet file.
+        rows: Number of rows that the shard will have.
 
     Raises:
         OSError: The files cannot be created.
@@ -134,7 +134,7 @@ def open_shard(
 
 
 class _NpyShard:
-    """A shard of one npy file per column, written through without a buffer."""
+    """A shard of one npy file per column, written without collecting rows in memory."""
 
     def __init__(self, folder: Path, columns: tuple[Column, ...], names: list[str], rows: int):
         self._folder = folder
@@ -173,7 +173,7 @@ class _NpyShard:
 
 
 class _ParquetShard:
-    """A shard of one Parquet file: the number of each row and its arrays, in row groups."""
+    """A shard of one Parquet file: a `row` column with row numbers, and a column per array."""
 
     def __init__(self, folder: Path, columns: tuple[Column, ...], name: str, first: int, rows: int):
         pa = _pyarrow()
@@ -192,7 +192,7 @@ class _ParquetShard:
         self._waiting: list[Mapping[str, NDArray[Any]]] = []
         self._rows_waiting = 0
         self._file = _HashedFile(folder, name)
-        # All options that the bytes depend on are given, since defaults may change.
+        # Sets every option that the bytes depend on, since defaults may change.
         self._writer = pa.parquet.ParquetWriter(
             self._file,
             self._schema,
@@ -242,8 +242,8 @@ class _ParquetShard:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # The writer finishes the file when it is garbage-collected: that is done here, while
-        # the file is open, and may fail on a full disk.
+        # An open writer would write the file's footer when it is garbage-collected. Closed here,
+        # it does so while the file is open; that may fail on a full disk.
         with contextlib.suppress(Exception):
             self._writer.close()
         self._file.drop()
@@ -277,13 +277,13 @@ class _HashedFile:
         return self.size
 
     def flush(self) -> None:
-        """Does nothing; `sync` flushes."""
+        """Does nothing, since `sync` flushes."""
 
     def close(self) -> None:
-        """Does nothing; pyarrow calls it before `sync`."""
+        """Does nothing, since pyarrow calls it before `sync`."""
 
     def sync(self) -> Written:
-        """Makes the content durable and closes the file."""
+        """Fsyncs and closes the file."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -297,7 +297,7 @@ class _HashedFile:
 
 
 def _finished(folder: Path, files: list[_HashedFile]) -> list[Written]:
-    """Makes files durable and gives them their names."""
+    """Fsyncs files and renames them to their final names."""
     written = [file.sync() for file in files]
     for file in files:
         file.path.replace(folder / file.name)

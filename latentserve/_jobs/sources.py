@@ -1,7 +1,7 @@
-"""Sources of dataset jobs: rows of npy files, or image files, read a few at a time.
+"""Sources of dataset jobs: npy files or image files, read a few rows at a time.
 
 The identity of a source is the SHA-256 of its content, independent of file names. It is
-computed whenever a job is begun or resumed, far faster than any model takes the rows.
+computed each time a job starts or resumes; that takes far less time than any model needs.
 """
 
 import hashlib
@@ -15,25 +15,25 @@ from numpy.typing import NDArray
 
 from latentserve._jobs.npy import MAGIC, NpyFile, SourceError
 
-# Most bytes of a piece that is hashed, and of a batch that is sent.
+# Maximum size of the rows that are hashed at once, and of a batch that is sent.
 _HASHED_BYTES = 4 * 2**20
 _BATCH_BYTES = 2 * 2**20
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 
-#: Called with the number of rows that have been hashed.
-Seen = Callable[[int], None]
+#: Called with the number of rows that have been hashed so far.
+OnHashed = Callable[[int], None]
 
 
 def is_picture(content: bytes) -> bool:
-    """Whether a file's content begins as that of PNG and JPEG files does."""
+    """Whether a file's content begins with the signature of PNG or JPEG."""
     return content.startswith(_PICTURES)
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
-    """Returns files, with each folder replaced by the image files at any depth in it.
+    """Replaces each folder in `paths` by the image files at any depth in it.
 
-    The files of a folder are sorted by their paths in it; hidden files are left out.
+    The files of a folder are sorted by their paths within it; hidden files are left out.
 
     Raises:
         SourceError: A folder has no image files.
@@ -57,10 +57,10 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
 
 @dataclass(frozen=True)
 class Arrays:
-    """Rows of npy files, one file after another.
+    """Source whose rows are those of npy files, one file after another.
 
     Attributes:
-        files: The files, whose rows have the same dtype and shape.
+        files: The files; their rows have the same dtype and shape.
     """
 
     files: tuple[NpyFile, ...]
@@ -71,7 +71,7 @@ class Arrays:
 
         Raises:
             OSError: A file cannot be read.
-            SourceError: One is not an npy file of numbers, they have no rows, or their rows
+            SourceError: A file is not an npy file of numbers, there are no rows, or the rows
                 differ in dtype or shape.
         """
         files = tuple(NpyFile.open(path) for path in paths)
@@ -106,11 +106,11 @@ class Arrays:
         """Path of the first file, for messages."""
         return str(self.files[0].path)
 
-    def identity(self, seen: Seen) -> dict[str, Any]:
+    def identity(self, on_hashed: OnHashed) -> dict[str, Any]:
         """Hashes all rows; returns dtype, row shape and SHA-256.
 
         Args:
-            seen: Called with the number of rows that have been hashed.
+            on_hashed: Called with the number of rows that have been hashed so far.
 
         Raises:
             OSError: A file cannot be read.
@@ -121,20 +121,20 @@ class Arrays:
         for rows in self.batches(0, self.rows, piece):
             digest.update(rows.data)
             done += len(rows)
-            seen(done)
+            on_hashed(done)
         return {
             "dtype": self.dtype.str,
             "row_shape": list(self.row_shape),
             "sha256": digest.hexdigest(),
         }
 
-    def batches(self, start: int, stop: int, most: int) -> Iterator[NDArray[Any]]:
-        """Reads the rows from `start` to before `stop`.
+    def batches(self, start: int, stop: int, max_rows: int) -> Iterator[NDArray[Any]]:
+        """Reads the rows from `start` up to, but not including, `stop`.
 
         Args:
             start: Index of the first row.
             stop: Index of the row after the last one.
-            most: Most rows in a batch; a batch is of one file.
+            max_rows: Maximum number of rows per batch; no batch spans two files.
 
         Raises:
             OSError: A file cannot be read.
@@ -143,13 +143,13 @@ class Arrays:
         begin = 0
         for file in self.files:
             first, last = max(start - begin, 0), min(stop - begin, file.shape[0])
-            for low in range(first, last, most):
-                yield file.read(low, min(low + most, last))
+            for low in range(first, last, max_rows):
+                yield file.read(low, min(low + max_rows, last))
             begin += file.shape[0]
 
 
 class Pictures:
-    """Image files, each of them a row.
+    """Source whose rows are image files.
 
     Args:
         paths: Image files, and folders of them.
@@ -173,15 +173,15 @@ class Pictures:
         return len(self.files)
 
     def names(self) -> list[str]:
-        """Name of each row's file: its path in the folder, or as it was given."""
+        """Returns the name of each row's file: its path in the source folder, or as given."""
         root = self._root
         return [str(file.relative_to(root) if root else file) for file in self.files]
 
-    def identity(self, seen: Seen) -> dict[str, Any]:
+    def identity(self, on_hashed: OnHashed) -> dict[str, Any]:
         """Hashes all files; returns their number and the SHA-256 of their hashes.
 
         Args:
-            seen: Called with the number of files that have been hashed.
+            on_hashed: Called with the number of files that have been hashed so far.
 
         Raises:
             OSError: A file cannot be read.
@@ -193,16 +193,16 @@ class Pictures:
             if not is_picture(content):
                 raise SourceError(f"{file}: {_described(content)}, wanted a PNG or JPEG file")
             self._digests.append(hashlib.sha256(content).digest())
-            seen(index + 1)
+            on_hashed(index + 1)
         return {"files": self.rows, "sha256": hashlib.sha256(b"".join(self._digests)).hexdigest()}
 
-    def batches(self, start: int, stop: int, most: int) -> Iterator[list[bytes]]:
-        """Reads the files from `start` to before `stop`.
+    def batches(self, start: int, stop: int, max_rows: int) -> Iterator[list[bytes]]:
+        """Reads the files from `start` up to, but not including, `stop`.
 
         Args:
             start: Index of the first file.
             stop: Index of the file after the last one.
-            most: Most files in a batch; there are fewer where they are large.
+            max_rows: Maximum number of files per batch, which has fewer if they are large.
 
         Raises:
             OSError: A file cannot be read.
@@ -214,7 +214,7 @@ class Pictures:
             content = self.files[index].read_bytes()
             if hashlib.sha256(content).digest() != self._digests[index]:
                 raise SourceError(f"{self.files[index]}: was changed while it was being read")
-            if batch and (len(batch) == most or size + len(content) > _BATCH_BYTES):
+            if batch and (len(batch) == max_rows or size + len(content) > _BATCH_BYTES):
                 yield batch
                 batch, size = [], 0
             batch.append(content)
@@ -230,11 +230,11 @@ def _described(content: bytes) -> str:
 
 
 def rows_that_fit(row_shape: Sequence[int], max_rows: int) -> int:
-    """Number of rows in a batch that is sent: few enough for a small message and reply.
+    """Returns how many rows to send in a batch, so that request and reply are small.
 
     Args:
-        row_shape: Shape of a row in the larger of both, which is float32.
-        max_rows: Most rows in one request.
+        row_shape: Shape of a float32 row of the request or the reply, whichever is larger.
+        max_rows: Maximum number of rows per request.
     """
     row_bytes = 4 * int(np.prod(row_shape, dtype=object))
     return max(1, min(max_rows, 256, _BATCH_BYTES // max(1, row_bytes)))

@@ -1,7 +1,7 @@
 """The three dataset jobs: encode, decode and sample.
 
-Each shard is requested by a stream of its own, so that a resumed job makes the same requests
-as one that was not interrupted.
+Each shard has a separate stream, so that a resumed job makes the same requests as one that was
+not interrupted.
 """
 
 import json
@@ -14,7 +14,7 @@ from latentserve._client.values import ModelInfo
 from latentserve._jobs.folder import ROWS
 from latentserve._jobs.npy import SourceError
 from latentserve._jobs.shards import Column
-from latentserve._jobs.sources import Arrays, Pictures, Seen, rows_that_fit
+from latentserve._jobs.sources import Arrays, OnHashed, Pictures, rows_that_fit
 from latentserve.client import Client, InvalidArgument
 
 Pixels = Literal["float32", "uint8"]
@@ -22,13 +22,13 @@ Rows = Mapping[str, NDArray[Any]]
 
 
 class Task(Protocol):
-    """A kind of job with its parameters.
+    """A job to run: its kind, its source and its parameters.
 
     Attributes:
         kind: `encode`, `decode` or `sample`.
         rows: Number of rows of the job.
         draws: Whether the job needs a seed.
-        settings: Parameters that the result depends on, of JSON's types.
+        settings: Parameters that the result depends on, in JSON types.
     """
 
     kind: str
@@ -36,23 +36,23 @@ class Task(Protocol):
     draws: bool
     settings: dict[str, Any]
 
-    def identity(self, seen: Seen) -> dict[str, Any] | None:
+    def identity(self, on_hashed: OnHashed) -> dict[str, Any] | None:
         """Hashes the source and returns its identity; None for a job without a source."""
 
     def notes(self) -> dict[str, bytes]:
-        """Contents of further files that are written with the manifest, by their names."""
+        """Returns files to write with the manifest: their contents by file name."""
 
     def columns(self, model: ModelInfo) -> tuple[Column, ...]:
-        """Arrays that the job writes.
+        """Returns the arrays that the job writes.
 
         Raises:
-            SourceError: The source is not of the model's shape.
+            SourceError: The rows of the source do not fit the model.
         """
 
     def run(
         self, client: Client, model: ModelInfo, seed: int | None, start: int, stop: int
     ) -> Generator[Rows, None, None]:
-        """Yields the results for the rows from `start` to before `stop`, in order."""
+        """Yields the results for rows `start` to `stop - 1`, in order."""
 
 
 class EncodeTask:
@@ -67,8 +67,8 @@ class EncodeTask:
         self.settings = {"draw": draw, "offset": offset, "resize": resize}
         self._offset, self._resize = offset, resize
 
-    def identity(self, seen: Seen) -> dict[str, Any] | None:
-        return self.source.identity(seen)
+    def identity(self, on_hashed: OnHashed) -> dict[str, Any] | None:
+        return self.source.identity(on_hashed)
 
     def notes(self) -> dict[str, bytes]:
         if isinstance(self.source, Arrays):
@@ -91,9 +91,9 @@ class EncodeTask:
     def run(
         self, client: Client, model: ModelInfo, seed: int | None, start: int, stop: int
     ) -> Generator[Rows, None, None]:
-        most = rows_that_fit(model.image_shape, model.max_rows)
+        max_rows = rows_that_fit(model.image_shape, model.max_rows)
         posteriors = client.encode_stream(
-            self.source.batches(start, stop, most),
+            self.source.batches(start, stop, max_rows),
             draw=self.draws,
             seed=seed,
             offset=self._offset + start,
@@ -110,11 +110,11 @@ class EncodeTask:
                 }  # fmt: skip
                 yield {name: array for name, array in arrays.items() if array is not None}
         except InvalidArgument as error:
-            self._name_the_file(error, row)
+            self._raise_for_file(error, row)
             raise
 
-    def _name_the_file(self, error: InvalidArgument, row: int) -> None:
-        """Raises an error with the path of the file that the server refused, if it refused one.
+    def _raise_for_file(self, error: InvalidArgument, row: int) -> None:
+        """Raises an error that names the refused file, if the server refused one.
 
         Args:
             error: The server's error, whose index counts the files of one batch.
@@ -143,8 +143,8 @@ class DecodeTask:
         self.settings: dict[str, Any] = {"dtype": dtype}
         self._dtype: Pixels = dtype
 
-    def identity(self, seen: Seen) -> dict[str, Any] | None:
-        return self.source.identity(seen)
+    def identity(self, on_hashed: OnHashed) -> dict[str, Any] | None:
+        return self.source.identity(on_hashed)
 
     def notes(self) -> dict[str, bytes]:
         return {}
@@ -159,9 +159,9 @@ class DecodeTask:
         self, client: Client, model: ModelInfo, seed: int | None, start: int, stop: int
     ) -> Generator[Rows, None, None]:
         del seed  # nothing is drawn
-        most = rows_that_fit(model.image_shape, model.max_rows)
+        max_rows = rows_that_fit(model.image_shape, model.max_rows)
         batches = client.decode_stream(
-            self.source.batches(start, stop, most),
+            self.source.batches(start, stop, max_rows),
             dtype=self._dtype,
             model=model.name,
             version=model.version,
@@ -197,8 +197,8 @@ class SampleTask:
         self.settings = {"offset": offset, **self._options, "latents": latents}
         self._offset, self._dtype, self._latents = offset, dtype, latents
 
-    def identity(self, seen: Seen) -> dict[str, Any] | None:
-        del seen
+    def identity(self, on_hashed: OnHashed) -> dict[str, Any] | None:
+        del on_hashed  # there is no source
         return None
 
     def notes(self) -> dict[str, bytes]:

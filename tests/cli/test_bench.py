@@ -80,7 +80,7 @@ async def test_a_different_answer_to_the_same_request_ends_the_measurement():
         return np.ones(1)
 
     load = Load(rpc="decode", concurrency=3, seconds=5.0)
-    with pytest.raises(WrongAnswer, match="decode of 1 rows was answered in two ways"):
+    with pytest.raises(WrongAnswer, match="decode of 1 rows: got two different answers"):
         await bench._Measurement(load, {1: call}, {1: np.zeros(1)}).report("m/1")
 
 

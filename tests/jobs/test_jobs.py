@@ -428,13 +428,13 @@ class TestWhatIsRefused:
     @pytest.mark.parametrize("content", [b"", b"text", b"\x93NUMPY\x01\x00\xff\xff{"])
     def test_a_file_that_is_no_npy_file(self, client, tmp_path, content):
         (tmp_path / "latents.npy").write_bytes(content)
-        with pytest.raises(jobs.SourceError, match=r"latents\.npy: got no npy file"):
+        with pytest.raises(jobs.SourceError, match=r"latents\.npy: not a readable npy file"):
             jobs.decode(client, tmp_path / "latents.npy", tmp_path / "j")
 
     def test_a_file_that_is_cut_short(self, client, tmp_path, sources):
         path = Path(sources["decode"])
         path.write_bytes(path.read_bytes()[:-1])
-        with pytest.raises(jobs.SourceError, match="it is cut short"):
+        with pytest.raises(jobs.SourceError, match="it is truncated"):
             jobs.decode(client, path, tmp_path / "j")
 
     def test_files_that_do_not_fit_together(self, client, tmp_path, sources):
