@@ -1,6 +1,6 @@
 """Arranges images in a grid and encodes it as a PNG file, without an imaging library.
 
-The client depends on grpcio, protobuf and numpy alone.
+The client depends only on grpcio, protobuf and numpy.
 """
 
 import math

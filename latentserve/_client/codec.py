@@ -207,7 +207,7 @@ def joined(tensors: Sequence[tensor_pb2.Tensor]) -> NDArray[Any]:
 
 
 def joined_where_sent(replies: Sequence[Any], name: str) -> NDArray[Any] | None:
-    """Joins the rows of an optional tensor; None where no reply has it.
+    """Joins the rows of an optional tensor; None if no reply has it.
 
     Args:
         replies: Messages with an optional tensor.
