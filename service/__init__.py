@@ -1,1 +1,1 @@
-"""The server: transport -> engine -> runtime. Never imports torch, training or export."""
+"""The gRPC model server. Never imports torch, training or export."""

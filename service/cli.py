@@ -1,4 +1,4 @@
-"""`latentserve serve`."""
+"""The `latentserve serve` command."""
 
 import signal
 import sys
@@ -8,16 +8,17 @@ from service.settings import read_settings
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the command.
+    """Runs `latentserve serve` until the server has stopped.
 
     Returns:
-        Exit status: 0 after a drain, 2 if a setting is wrong or cannot be fulfilled.
+        Exit status: 0 after a drain, 2 if a setting is invalid or unusable (as a taken port).
     """
-    # Before the server installs its own handlers there is nothing to drain.
+    # Until the server installs its own handler there is nothing to drain.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         settings = read_settings(arguments)
-        # After the settings: importing onnxruntime takes a while.
+        # Imported after the settings are read: onnxruntime is slow to import, and wrong
+        # settings should fail at once.
         if settings.workers > 1:
             from service.workers.supervisor import run
         else:

@@ -1,7 +1,7 @@
-"""Errors of calls, independent of the transport, and of the start.
+"""Errors that callers see, independent of the transport, and the error of a failed start.
 
 ServiceError                  status, reason and message for the caller
-├── InvalidArgument           a field, the value got and the value wanted
+├── InvalidArgument           a request field has an invalid value
 ├── ModelNotFound             no such model or version
 ├── NotForThisModel           the model does not support the operation
 ├── Overloaded                too much is in flight; retry after a moment
@@ -11,16 +11,17 @@ ServiceError                  status, reason and message for the caller
 ├── UnknownService            unknown health service name
 ├── TooLarge                  message size above the limit
 └── NotReady                  loading, draining, or no model loaded
-StartError                    the server refuses to start (never sent)
+StartError                    the server refuses to start (never sent to a caller)
 """
 
 import enum
 
-_LONGEST = 100
+# Maximum length of a value in an error message, in characters.
+_MAX_VALUE = 100
 
 
 class Status(enum.IntEnum):
-    """gRPC status codes, those that the service uses."""
+    """The gRPC status codes that the service uses."""
 
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
@@ -38,7 +39,7 @@ class ServiceError(Exception):
 
     Attributes:
         status: The gRPC status code.
-        reason: Machine-readable reason in UPPER_SNAKE_CASE, that of ErrorInfo.
+        reason: Machine-readable reason in UPPER_SNAKE_CASE, sent in `google.rpc.ErrorInfo`.
     """
 
     status = Status.INTERNAL
@@ -54,7 +55,7 @@ class InvalidArgument(ServiceError):
         wanted: Description of the values allowed.
 
     Attributes:
-        index: Index of the row that is wrong, where it is a single one.
+        index: Index of the invalid row if there is exactly one, else None.
     """
 
     status = Status.INVALID_ARGUMENT
@@ -82,11 +83,11 @@ class NotForThisModel(ServiceError):
 
 
 class Overloaded(ServiceError):
-    """The call was shed: too much is in flight.
+    """The call was rejected because too much is in flight.
 
     Args:
-        message: Which limit would be exceeded, and by what.
-        retry_seconds: Seconds after which to retry.
+        message: The limit that the call would exceed, with the numbers.
+        retry_seconds: Seconds to wait before a retry.
     """
 
     status = Status.RESOURCE_EXHAUSTED
@@ -98,14 +99,14 @@ class Overloaded(ServiceError):
 
 
 class DeadlineExceeded(ServiceError):
-    """The caller's deadline passed before its rows were computed; they were dropped."""
+    """The call's deadline passed before its rows were computed; the rows were dropped."""
 
     status = Status.DEADLINE_EXCEEDED
     reason = "DEADLINE_EXCEEDED"
 
 
 class Unauthenticated(ServiceError):
-    """The call carries no token, or a wrong one."""
+    """The call has no token or an invalid one."""
 
     status = Status.UNAUTHENTICATED
     reason = "UNAUTHENTICATED"
@@ -140,9 +141,11 @@ class NotReady(ServiceError):
 
 
 def shortened(value: object) -> str:
-    """Formats a value for an error message, cut to fit into trailers."""
+    """Formats a value for an error message, cut to 100 characters: trailers are limited in size."""
     text = str(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text)} characters)"
+    if len(text) <= _MAX_VALUE:
+        return text
+    return f"{text[:_MAX_VALUE]}... ({len(text)} characters)"
 
 
 class StartError(Exception):

@@ -1,4 +1,4 @@
-"""The life of a server: start, load, serve, reload, drain, exit."""
+"""One server process: start, load models, serve, reload, drain, exit."""
 
 import asyncio
 import functools
@@ -35,7 +35,7 @@ from service.workers.control import WorkerContext
 
 try:
     import uvloop
-except ImportError:  # there is none for Windows
+except ImportError:  # uvloop does not support Windows
     _new_loop = asyncio.new_event_loop
 else:
     _new_loop = uvloop.new_event_loop
@@ -44,13 +44,13 @@ _log = logging.getLogger(__name__)
 
 
 def run(settings: Settings, worker: WorkerContext | None = None) -> None:
-    """Serves until SIGTERM or SIGINT, then drains; a second one cuts the drain short.
+    """Serves until SIGTERM or SIGINT, then drains; a second signal cuts the drain short.
 
     SIGHUP reloads the models.
 
     Args:
-        settings: What to serve, and how.
-        worker: Which of several workers this process is; None for a server alone.
+        settings: Settings of the server.
+        worker: Number and sockets of this worker; None for a single-process server.
 
     Raises:
         StartError: The device, a port, a certificate, the token file or the models folder is
@@ -64,7 +64,7 @@ def run(settings: Settings, worker: WorkerContext | None = None) -> None:
 
 
 class _Server:
-    """One server, alone or as one of several workers."""
+    """The server of this process, which may be one of several workers."""
 
     def __init__(self, settings: Settings, worker: WorkerContext | None):
         self._settings = settings
@@ -107,7 +107,7 @@ class _Server:
     # Start.
 
     def _assemble(self) -> None:
-        """Builds the parts: repository, metrics, engine, transport, HTTP port."""
+        """Builds the repository, metrics, engine, transport and HTTP server."""
         settings = self._settings
         device = resolve_device(settings.device)
         if settings.device == "auto":
@@ -142,10 +142,10 @@ class _Server:
 
     def _new_engine(self, admission: Admission, device: Device) -> Engine:
         settings = self._settings
-        # On a CPU each batch has one thread: two batches on a core each cost less than two
-        # cores on one batch after the other (docs/performance.md).
+        # On a CPU each batch runs on one thread: two batches in parallel on one core each cost
+        # less than one after the other on two cores (docs/performance.md).
         threads = (settings.threads or usable_cpus()) if device.kind == "cpu" else 1
-        # One compute thread, and no other core than the event loop's.
+        # The only compute thread has to share a core with the event loop.
         one_core = threads == 1 and (self._worker is not None or usable_cpus() == 1)
         return Engine(
             admission,
@@ -161,7 +161,7 @@ class _Server:
         return load_model(bundle, device, threads=1)
 
     async def _start_alone(self) -> None:
-        """Opens the port, then loads: health answers NOT_SERVING while golden rows are replayed."""
+        """Opens the port, then loads the models; health is NOT_SERVING until they are loaded."""
         host = self._settings.host
         await self._transport.start()
         print(f"latentserve: listening on {host}:{self._transport.port}", flush=True)
@@ -171,7 +171,7 @@ class _Server:
         await self._first_load()
 
     async def _start_as_worker(self, worker: WorkerContext) -> None:
-        """Loads, then listens: until this worker can answer, connections go to the others."""
+        """Loads the models, then listens; until then, connections go to the other workers."""
         agent = WorkerAgent(
             self._stopping, self._force_stop, self._metrics.exposition, self._reload_and_log
         )
@@ -197,23 +197,23 @@ class _Server:
     # Reload.
 
     async def _reload(self) -> tuple[Models, Models]:
-        """Loads what is wanted and not loaded yet, then swaps one reference.
+        """Loads the wanted models that are not loaded yet, then swaps all models at once.
 
         Returns:
-            What was served before, and what is served now.
+            The models served before, and the models served now.
 
         Raises:
             StartError: The models folder cannot be read, or lacks the default model.
         """
         async with self._reload_lock:
             before = self._models
-            # In a thread: the event loop goes on answering calls and health checks.
+            # In a thread, so that the event loop keeps answering calls and health checks.
             models = await asyncio.to_thread(self._repository.models, before)
             if self._stopping.is_set():
                 return before, before
             self._models = models
             self._telemetry.serving(models)
-            await self._transport.show(models, well=not self._device_lost)
+            await self._transport.show(models, device_ok=not self._device_lost)
             self._report_state()
             return before, models
 
@@ -221,16 +221,16 @@ class _Server:
         """Reloads this process's models, then those of the other workers."""
         result = await self._reload()
         if self._agent is not None:
-            # Without the lock: another worker may be doing the same to this one.
+            # Without the lock, or two workers that reload each other would deadlock.
             await self._agent.reload_others()
         return result
 
     async def _reload_and_log(self) -> None:
-        _log.info("looking through %s again", self._settings.models)
+        _log.info("reloading models from %s", self._settings.models)
         try:
             before, after = await self._reload()
         except StartError as error:
-            _log.error("nothing changes: %s", error)
+            _log.error("reload failed, nothing changes: %s", error)
             return
         added = [model.identity for model in after.difference(before)]
         removed = [model.identity for model in before.difference(after)]
@@ -246,12 +246,12 @@ class _Server:
             self._spawn(self._probe(graph.device))
 
     async def _probe(self, device: Device) -> None:
-        """Fails readiness and liveness if the device is lost: only a restart recovers it."""
+        """Checks a device after a failure; a lost one fails readiness and liveness for good."""
         problem = await asyncio.to_thread(device_problem, device)
         if problem is not None and not self._device_lost:
             self._device_lost = True
             _log.critical("%s is lost, wanted a restart: %s", device, problem)
-            await self._transport.show(self._models, well=False)
+            await self._transport.show(self._models, device_ok=False)
             self._report_state()
 
     def _live(self) -> bool:
@@ -268,8 +268,8 @@ class _Server:
     # Signals.
 
     def _on_stop_signal(self) -> None:
-        # Only the supervisor cuts a worker's drain short: a signal to the whole process group
-        # and the supervisor's `stop` are one stop, not two.
+        # A second signal does not cut a worker's drain short, only the supervisor does: a signal to
+        # the process group reaches a worker twice, directly and as the supervisor's `stop`.
         if self._stopping.is_set() and self._worker is None:
             self._force_stop.set()
         self._stopping.set()
@@ -281,7 +281,7 @@ class _Server:
 
 
 def _transport(settings: Settings) -> TransportFactory:
-    """The transport's class; grpcio is imported only if it is used."""
+    """Returns the transport class that is configured; imports grpcio only if it is used."""
     if settings.transport == "http2":
         return Http2Transport
     from service.transport.grpcio_transport import GrpcioTransport
@@ -290,7 +290,7 @@ def _transport(settings: Settings) -> TransportFactory:
 
 
 def _authentication(settings: Settings) -> Callable[[str | None], None]:
-    """Returns a check of a call's `authorization`, which raises Unauthenticated."""
+    """Returns a function that raises Unauthenticated for a wrong `authorization` of a call."""
     if settings.token_file is None:
         return lambda _authorization: None
     tokens = TokenFile(settings.token_file)

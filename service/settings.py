@@ -1,4 +1,4 @@
-"""Settings of the server, from command line, environment, configuration file and defaults."""
+"""Settings of the server, read from command line, environment and configuration file."""
 
 import argparse
 import os
@@ -22,16 +22,16 @@ def _versions(value: object) -> object:
 class Settings(BaseModel):
     """Settings of `latentserve serve`.
 
-    Each is taken from the command line (`--drain-seconds`), else from the environment
+    A setting is taken from the command line (`--drain-seconds`), else from the environment
     (`LATENTSERVE_DRAIN_SECONDS`), else from the TOML file that `--config` or
-    `LATENTSERVE_CONFIG` names (`drain_seconds = 30`), else it has its default. The docstrings
-    are the help texts of the options.
+    `LATENTSERVE_CONFIG` names (`drain_seconds = 30`), else it has its default. The docstring
+    of a setting is the help text of its option.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     models: Path = Path(__file__).resolve().parent.parent / "models"
-    """Folder of the models, as <name>/<version>/."""
+    """Folder of models, laid out as <name>/<version>/."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all interfaces, as the container images set it."""
     grpc_port: int = Field(50051, ge=0, le=65535)
@@ -42,7 +42,7 @@ class Settings(BaseModel):
     """Number of worker processes sharing the port. Use it when request handling, not inference,
     is the bottleneck."""
     transport: Literal["http2", "grpcio"] = "http2"
-    """Implementation of gRPC: our own HTTP/2 on asyncio, or gRPC's library grpcio."""
+    """gRPC implementation: latentserve's own HTTP/2 server on asyncio, or the grpcio library."""
     device: str = "auto"
     """Device that runs the graphs: auto, cpu, cuda or cuda:N; only auto falls back to the CPU."""
     threads: int = Field(0, ge=0, le=1024)
@@ -58,13 +58,13 @@ class Settings(BaseModel):
     max_message_bytes: int = Field(64 * 2**20, ge=4096, le=2**31 - 1)
     """Maximum size of a message in bytes, in either direction."""
     max_queue_rows: int = Field(65_536, ge=1, le=2**40)
-    """Maximum number of rows in flight in all calls; more are rejected at once."""
+    """Maximum number of rows in flight in all calls together; calls beyond it are rejected."""
     max_queue_bytes: int = Field(2**29, ge=4096, le=2**50)
-    """Maximum number of bytes of images and latents in flight in all calls."""
+    """Maximum number of bytes of images and latents in flight in all calls together."""
     max_score_draws: int = Field(5000, ge=0, le=1_000_000)
     """Maximum number of draws per row in Score."""
     max_connection_age_seconds: float = Field(600.0, ge=1, le=10**6)
-    """Seconds after which clients have to reconnect, so that they find new servers; calls in
+    """Seconds after which clients have to reconnect, so that they discover new servers; calls in
     flight finish."""
     tls_cert: Path | None = None
     """Certificate chain (PEM) for serving over TLS; reread when it changes."""
@@ -73,11 +73,11 @@ class Settings(BaseModel):
     tls_client_ca: Path | None = None
     """Certificates (PEM) of the authorities that sign clients' certificates, for mTLS."""
     token_file: Path | None = None
-    """File of the tokens that callers authenticate with, one per line; reread when it changes."""
+    """File of bearer tokens that callers may use, one per line; reread when it changes."""
     admin: bool = False
     """Serve AdminService, whose Reload does the same as SIGHUP."""
     drain_seconds: float = Field(30.0, ge=0, le=3600)
-    """Seconds that calls in flight may take to finish after SIGTERM."""
+    """Maximum number of seconds for calls in flight to finish after SIGTERM."""
     reflection: bool = False
     """Serve gRPC reflection, for grpcurl and similar tools."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -90,7 +90,7 @@ class Settings(BaseModel):
 
 _FLAGS = {"grpc_port": "--port"}
 # Defaults that the help describes in words.
-_DEFAULTS = {"models": "those of the project", "default_model": "the first by name"}
+_DEFAULTS = {"models": "models/ of the project", "default_model": "the first by name"}
 
 
 def flag(name: str) -> str:
@@ -113,8 +113,8 @@ def parser() -> argparse.ArgumentParser:
         prog="latentserve serve",
         description="Serve a folder of models over gRPC.",
         epilog="Each option may also be set in the environment (--drain-seconds as\n"
-        "LATENTSERVE_DRAIN_SECONDS, --port as LATENTSERVE_GRPC_PORT) or in the file\n"
-        "(drain_seconds = 30). The command line wins over the environment, the environment\n"
+        "LATENTSERVE_DRAIN_SECONDS, --port as LATENTSERVE_GRPC_PORT) or in the --config\n"
+        "file (drain_seconds = 30). The command line wins over the environment, the environment\n"
         "over the file.\n\n"
         "example:\n  latentserve serve --models models --port 50051",
         formatter_class=HelpFormatter,
@@ -164,9 +164,9 @@ def read_settings(
         environment: Environment variables.
 
     Raises:
-        StartError: A value is wrong, or the file cannot be read. The message names the
+        StartError: A value is invalid, or the file cannot be read. The message names the
             setting and its source, the value got and the value wanted.
-        SystemExit: The command line does not parse, or asks for help.
+        SystemExit: The command line is invalid, or requests help.
     """
     options = vars(parser().parse_args(arguments))
     config = options.pop("config") or environment.get("LATENTSERVE_CONFIG")

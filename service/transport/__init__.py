@@ -1,1 +1,1 @@
-"""gRPC in front of the servicers, by our own HTTP/2 or by grpcio; only this folder imports grpc."""
+"""gRPC transports: our own HTTP/2 server, or grpcio. Only this folder imports grpc."""

@@ -1,4 +1,4 @@
-"""Sockets for listening: bound exclusively, or shared among our own processes."""
+"""Listening sockets, bound exclusively or shared among our own worker processes."""
 
 import asyncio
 import errno
@@ -13,25 +13,25 @@ from service.errors import StartError
 
 _log = logging.getLogger(__name__)
 
-#: Most connections that the kernel queues for `accept`.
+#: Maximum number of connections that the kernel queues for `accept`.
 BACKLOG: Final = 1024
-# Pause before the next `accept` after one has failed, as for want of file descriptors.
+# Pause after a failed `accept`, for example when file descriptors have run out.
 _PAUSE_SECONDS = 0.1
 
 
 def free_addresses(host: str, port: int, option: str = "--port") -> list[str]:
-    """Returns the addresses of a host that this machine has, all of them free.
+    """Returns the addresses of a host on this machine; the port is free on each of them.
 
-    Checked here since grpcio is content with one of several, and would share the others'
-    connections with another server.
+    grpcio by itself would start with only some of the addresses, while another server
+    received the connections to the rest.
 
     Args:
         host: Host name or IP address.
-        port: Port number; 0 for any.
+        port: Port number; 0 for any free one.
         option: Command-line option that sets the port, for the error.
 
     Raises:
-        StartError: The port is taken on one of them, or this machine has none.
+        StartError: The port is taken on one of the addresses, or none is on this machine.
     """
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
@@ -60,10 +60,10 @@ def free_addresses(host: str, port: int, option: str = "--port") -> list[str]:
 
 @dataclass(frozen=True)
 class Shared:
-    """How a worker process gets its share of the connections to one port.
+    """Source of a worker's connections to the port that all workers share.
 
     Attributes:
-        addresses: IP addresses to listen on with SO_REUSEPORT; unused if there is a channel.
+        addresses: IP addresses to listen on with SO_REUSEPORT; unused if `channel` is set.
         channel: Unix socket over which the supervisor hands over accepted connections, or None.
     """
 
@@ -72,14 +72,14 @@ class Shared:
 
 
 def exclusive_sockets(host: str, port: int) -> list[socket.socket]:
-    """Binds all addresses of a host to one port; the sockets do not listen yet.
+    """Binds one port on every address of a host; the sockets do not listen yet.
 
     Args:
         host: Host name or IP address.
-        port: Port number; 0 for any, the same one on all addresses.
+        port: Port number; 0 for any free one, the same on all addresses.
 
     Raises:
-        StartError: The port is taken on one of them.
+        StartError: The port is taken on one of the addresses.
     """
     sockets: list[socket.socket] = []
     try:
@@ -94,16 +94,18 @@ def exclusive_sockets(host: str, port: int) -> list[socket.socket]:
 
 
 def shared_sockets(host: str, port: int) -> list[socket.socket]:
-    """Binds all addresses of a host so that only our own processes can share them.
+    """Reserves one port, on every address of a host, that only our own processes can share.
 
-    The sockets never listen: they reserve the port for the workers that do.
+    The sockets are bound with SO_REUSEPORT but never listen; each worker binds and listens on
+    its own.
 
     Args:
         host: Host name or IP address.
-        port: Port number; 0 for any, the same one on all addresses.
+        port: Port number; 0 for any free one, the same on all addresses.
 
     Raises:
-        StartError: The port is taken on one of them, or this system cannot share ports.
+        StartError: The port is taken on one of the addresses, or this system cannot share
+            ports.
     """
     if sys.platform != "linux":
         raise StartError(
@@ -124,13 +126,13 @@ def shared_sockets(host: str, port: int) -> list[socket.socket]:
 
 def _reserved(address: str, port: int) -> socket.socket:
     try:
-        # Without SO_REUSEADDR: another server, which binds without SO_REUSEPORT, is then
+        # Without SO_REUSEADDR, so that another server, which binds without SO_REUSEPORT, is
         # refused even before a worker listens.
         return bound(address, port, socket.SO_REUSEPORT)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
-        # A server without workers has just ended, and its connections are in TIME_WAIT.
+        # In use perhaps only by TIME_WAIT connections of a single-process server that has ended.
         return bound(address, port, socket.SO_REUSEPORT, socket.SO_REUSEADDR)
 
 
@@ -139,8 +141,8 @@ def bound(address: str, port: int, *options: int) -> socket.socket:
 
     Args:
         address: IPv4 or IPv6 address.
-        port: Port number; 0 for any.
-        options: Socket options to turn on, as SO_REUSEADDR or SO_REUSEPORT.
+        port: Port number; 0 for any free one.
+        options: Socket options to turn on, such as SO_REUSEADDR or SO_REUSEPORT.
 
     Raises:
         OSError: The port is taken.

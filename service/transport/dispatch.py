@@ -1,4 +1,4 @@
-"""The path of every call: authentication, draining, telemetry, and errors to statuses."""
+"""Call dispatch for all transports: authentication, draining, telemetry, error mapping."""
 
 import asyncio
 import logging
@@ -25,19 +25,19 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Rpc:
-    """One method of a service.
+    """One gRPC method and its handler.
 
     Attributes:
-        service: Full name of its service.
+        service: Full name of its service, as in `latentserve.v1.LatentService`.
         name: Name of the method, as in `Encode`.
         answer: The handler: takes a request, or an iterator of requests, and the per-call
             context; returns an awaitable reply, or an asynchronous generator of replies.
         request: Message class of the requests.
-        takes_stream: Whether the client sends a stream.
-        gives_stream: Whether the server sends a stream.
-        counted: Whether calls are metered, refused while draining, and awaited by a drain.
-            Those to health and reflection are not.
-        public: Whether calls need no token.
+        takes_stream: Whether the client sends a stream of requests.
+        gives_stream: Whether the server sends a stream of replies.
+        counted: Whether its calls appear in metrics, are refused while draining, and are awaited
+            by a drain; False for health and reflection.
+        public: Whether it may be called without a token.
     """
 
     service: str
@@ -51,14 +51,14 @@ class Rpc:
 
     @property
     def path(self) -> str:
-        """Its `:path` in HTTP/2."""
+        """The `:path` of its HTTP/2 requests, `/SERVICE/METHOD`."""
         return f"/{self.service}/{self.name}"
 
     def parse(self, raw: bytes) -> Message:
         """Parses a request.
 
         Raises:
-            InvalidArgument: The bytes are not such a message.
+            InvalidArgument: The bytes are not a message of the request's type.
         """
         try:
             return self.request.FromString(raw)
@@ -68,12 +68,12 @@ class Rpc:
 
 
 def rpcs_of(service: ServiceDescriptor, servicer: Any, **more: bool) -> list[Rpc]:
-    """The methods of a service.
+    """Returns the methods of a service.
 
     Args:
-        service: The service.
-        servicer: Has a handler for each method, by its name in snake case.
-        more: `counted` and `public` of each.
+        service: Descriptor of the service.
+        servicer: Object with a handler for each method, named in snake case.
+        more: `counted` and `public` of all the methods.
     """
     return [
         Rpc(
@@ -90,11 +90,11 @@ def rpcs_of(service: ServiceDescriptor, servicer: Any, **more: bool) -> list[Rpc
 
 
 class Dispatcher:
-    """Takes calls from a transport to their handlers.
+    """Runs the handlers of the calls that a transport receives.
 
     Args:
         authenticate: Checks a call's `authorization`; raises Unauthenticated.
-        telemetry: Meters and traces the calls.
+        telemetry: Records metrics and traces of the calls.
 
     Attributes:
         draining: Whether new calls are refused.
@@ -113,7 +113,7 @@ class Dispatcher:
         await self._idle.wait()
 
     def precheck(self, rpc: Rpc, call: Call) -> None:
-        """Refuses a call that will not be admitted before its request has arrived in full.
+        """Checks whether a call is admitted while its request is still being received.
 
         Raises:
             CallFailed: The call is refused.
@@ -127,7 +127,7 @@ class Dispatcher:
             raise CallFailed(failure or RpcStatus.of(error)) from error
 
     async def unary(self, rpc: Rpc, raw: bytes, call: Call) -> Chunks:
-        """Answers one request with one reply, serialised.
+        """Runs a call with one request and one reply; returns the serialised reply.
 
         Raises:
             CallFailed: The call failed.
@@ -148,10 +148,12 @@ class Dispatcher:
     async def stream(
         self, rpc: Rpc, raw: bytes | AsyncIterator[bytes], call: Call
     ) -> AsyncGenerator[Chunks, None]:
-        """Answers one request or a stream of them with replies, each serialised.
+        """Runs a call with a stream of replies; yields each reply serialised.
+
+        `raw` is the serialised request, or an iterator of requests if the method takes a stream.
 
         Raises:
-            CallFailed: The call failed, maybe after some replies.
+            CallFailed: The call failed, possibly after some replies.
         """
         span = self._begin(rpc, call)
         code = "OK"
@@ -170,7 +172,7 @@ class Dispatcher:
             self._end(rpc, call, span, code)
 
     def _begin(self, rpc: Rpc, call: Call) -> Span:
-        REQUEST_ID.set(call.request_id)  # each call has a task, and so a context, of its own
+        REQUEST_ID.set(call.request_id)  # context variable of the call's task
         if not rpc.counted:
             return NO_SPAN
         self._running += 1
@@ -186,15 +188,19 @@ class Dispatcher:
     def _failed(
         self, rpc: Rpc, call: Call, span: Span, error: BaseException
     ) -> tuple[str, RpcStatus | None]:
-        """The code that a call ends with, and the status to send unless the caller has left."""
+        """Records a failed call.
+
+        Returns:
+            Name of the call's status code, and the status to send; None if the caller has left.
+        """
         if isinstance(error, ServiceError):
             span.failed(error.status.name, expected=True)
-            if rpc.counted and not isinstance(error, DeadlineExceeded):  # those count as dropped
+            if rpc.counted and not isinstance(error, DeadlineExceeded):  # counted as dropped
                 self._telemetry.refused(error)
             return error.status.name, RpcStatus.of(error)
         if isinstance(error, Exception):
             span.failed("INTERNAL", expected=False)
-            # Its text may hold anything, so it stays in the log; the caller gets the id.
+            # The text may contain secrets, so only the log gets it; the caller gets the request id.
             _log.error("request %s to %s failed", call.request_id, rpc.name, exc_info=error)
             internal = ServiceError(f"internal error, request id {call.request_id}")
             return "INTERNAL", RpcStatus.of(internal, {"request_id": call.request_id})
@@ -214,9 +220,9 @@ class Dispatcher:
 
 
 def new_call(metadata: Mapping[str, str], peer: str, deadline: float, now: float) -> Call:
-    """The context of a call that has just arrived."""
-    asked = metadata.get("x-request-id")
-    request_id = (asked and clean_request_id(asked)) or new_request_id()
+    """Returns the context of a new call; `deadline` and `now` are monotonic times in seconds."""
+    requested = metadata.get("x-request-id")
+    request_id = (requested and clean_request_id(requested)) or new_request_id()
     return Call(deadline=deadline, metadata=metadata, peer=peer, request_id=request_id, arrived=now)
 
 

@@ -10,28 +10,28 @@ from service.errors import InvalidArgument, ServiceError, TooLarge, Unimplemente
 PREFIX_BYTES: Final = 5
 #: Values of `grpc-encoding` that a request may have; replies are never compressed.
 ENCODINGS: Final = "identity,deflate,gzip"
-# Held bytes are reported from this many on (less is little even on every stream of a
-# connection), and then again with each step.
+# Held bytes are first reported at this number (fewer are negligible even on every stream of a
+# connection), and then again after each step.
 _MIN_REPORTED_BYTES: Final = 16_384
 _REPORT_STEP_BYTES: Final = 65_536
-# Pieces shorter than this are joined, up to that length.
+# Pieces shorter than _SMALL_PIECE_BYTES are joined until they exceed _MAX_JOINED_BYTES.
 _SMALL_PIECE_BYTES: Final = 4096
 _MAX_JOINED_BYTES: Final = 65_536
 # Highest compression ratio of deflate.
 _MAX_DEFLATE_RATIO: Final = 1032
-# zlib's `wbits`, which says which header to expect.
+# zlib's `wbits` parameter, which selects the stream format.
 _WBITS: Final = {"deflate": 15, "gzip": 31}
 
 
 class MessageBuffer:
-    """Assembles the messages of one request.
+    """Assembles the messages of one request from received bytes.
 
-    Bytes are kept as received until a message is taken: many small messages, or a compressed
-    one, take far more memory as separate objects or decompressed.
+    Bytes are kept as received until a message is taken: many separate small messages, or a
+    decompressed one, would take far more memory.
 
     Args:
         encoding: Value of the request's `grpc-encoding`.
-        max_bytes: Most bytes of a message, both compressed and decompressed.
+        max_bytes: Maximum size of a message in bytes, both compressed and decompressed.
         hold: Called with the change in held bytes; raises TooLarge if the server holds too many.
     """
 
@@ -51,17 +51,18 @@ class MessageBuffer:
         self._max_bytes = max_bytes
         self._hold = hold
         self._pieces: deque[bytes | bytearray] = deque()
-        # Length of all pieces from `_start`, where the oldest message begins in the first one.
+        # Offset of the oldest message in the first piece.
         self._start = 0
+        # Total length of the pieces from there on.
         self._length = 0
         # Length of the oldest message with its prefix, or 0 while its prefix is incomplete.
         self._size = 0
-        # Part of `_length` that `hold` has been called for.
+        # Value of `_length` last reported to `hold`.
         self._reported = 0
 
     @property
     def held_bytes(self) -> int:
-        """Bytes received and not taken."""
+        """Number of bytes received but not taken yet."""
         return self._length
 
     @property
@@ -80,7 +81,7 @@ class MessageBuffer:
 
     @property
     def more_than_one(self) -> bool:
-        """Whether there are bytes after the message that is `ready`."""
+        """Whether bytes follow the oldest message, which has to be `ready`."""
         return self._length > self._size
 
     def feed(self, piece: bytes) -> bool:
@@ -94,7 +95,7 @@ class MessageBuffer:
         if length >= _SMALL_PIECE_BYTES or not pieces:
             pieces.append(piece)
         else:
-            # Thousands of tiny objects take much more memory than their bytes.
+            # Thousands of tiny `bytes` objects would take much more memory than their contents.
             last = pieces[-1]
             if len(last) > _MAX_JOINED_BYTES:
                 pieces.append(bytearray(piece))
@@ -117,10 +118,10 @@ class MessageBuffer:
         """Returns the oldest message, decompressed; it has to be `ready`.
 
         Raises:
-            TooLarge: It exceeds the limit once it is decompressed.
-            Unimplemented: Its encoding is not supported.
-            InvalidArgument: It does not decompress.
-            ServiceError: It is compressed, but the request has no `grpc-encoding`.
+            TooLarge: The decompressed message exceeds the limit.
+            Unimplemented: The message's encoding is not supported.
+            InvalidArgument: The message cannot be decompressed.
+            ServiceError: The message is compressed, but the request has no `grpc-encoding`.
         """
         pieces, start, stop = self._pieces, self._start, self._start + self._size
         self._length -= self._size
@@ -146,7 +147,7 @@ class MessageBuffer:
         return self._decompressed(body) if compressed else body
 
     def close(self) -> None:
-        """Drops all bytes."""
+        """Drops all held bytes."""
         self._pieces.clear()
         self._start = self._size = self._length = 0
         if self._reported:
@@ -161,7 +162,7 @@ class MessageBuffer:
             self._start = start = 0
         first = pieces[0]
         if first[start] > 1:
-            raise ServiceError(f"message: it begins with {first[start]}, wanted 0 or 1")
+            raise ServiceError(f"message: got compressed flag {first[start]}, wanted 0 or 1")
         length = int.from_bytes(first[start + 1 : start + PREFIX_BYTES], "big")
         if length > self._max_bytes:
             raise too_large(length, self._max_bytes)
@@ -179,7 +180,8 @@ class MessageBuffer:
             got = shortened(repr(self._encoding))
             raise Unimplemented(f"grpc-encoding: got {got}, wanted one of {ENCODINGS}")
         if self._encoding == "gzip":
-            # gzip ends with the decompressed length: an honest bomb costs nothing.
+            # A gzip stream ends with its decompressed length: too long a message need not be
+            # decompressed.
             length = int.from_bytes(body[-4:], "little")
             if self._max_bytes < length <= _MAX_DEFLATE_RATIO * len(body):
                 raise too_large(length, self._max_bytes)
@@ -197,10 +199,10 @@ class MessageBuffer:
 
 
 def prefix(length: int) -> bytes:
-    """Prefix of an uncompressed message of `length` bytes."""
+    """Returns the prefix of an uncompressed message of `length` bytes."""
     return b"\0" + length.to_bytes(4, "big")
 
 
 def too_large(got: int, limit: int) -> TooLarge:
-    """The error of a message beyond a limit in bytes, in the words of gRPC's own libraries."""
+    """Returns the error for a message above the limit in bytes, worded as in gRPC's libraries."""
     return TooLarge(f"message: larger than max ({got} vs. {limit} bytes; see max_message_bytes)")

@@ -37,7 +37,7 @@ class GrpcCall:
         stream: HTTP/2 stream of the call.
         rpc: Method that is called.
         dispatcher: Runs the method.
-        max_bytes: Most bytes of a message in either direction.
+        max_bytes: Maximum size of a message in bytes, in either direction.
         hold: Called with the change in the request bytes held; may raise TooLarge.
     """
 
@@ -84,14 +84,14 @@ class GrpcCall:
     # Called by the connection.
 
     def on_data(self, chunk: bytes) -> None:
-        """Adds to the request, and lets a streamed one go on."""
+        """Adds received bytes to the request; a complete message wakes a streaming handler."""
         if self._done:
             return
         try:
             complete = self._messages.feed(chunk)
             if not self._rpc.takes_stream:
                 if not complete and self._stream.body_bytes == len(chunk):
-                    # The first part of a large request: hold it only for an authorized caller.
+                    # The first part of a large request: hold the rest only for an admitted caller.
                     self._dispatcher.precheck(self._rpc, self._call)
                 elif complete and self._messages.more_than_one:
                     raise Unimplemented("request: got more than 1 message, wanted 1")
@@ -102,14 +102,14 @@ class GrpcCall:
             self._refuse(RpcStatus.of(error))
             return
         if complete:
-            # No window is granted until the message is taken.
+            # The receive window is not replenished before the message is taken.
             self._consumed += len(chunk)
             self._wake()
         else:
             self._stream.consumed(len(chunk))
 
     def on_end(self) -> None:
-        """Answers the request, which is complete."""
+        """Answers the request, all of which has been received."""
         if self._done:
             return
         if self._rpc.takes_stream:
@@ -123,13 +123,13 @@ class GrpcCall:
             self._refuse(RpcStatus.of(Unimplemented("request: got 0 messages, wanted 1")))
 
     def on_sent(self) -> None:
-        """Stops the deadline: a reply can miss it as long as it is queued."""
+        """Cancels the deadline timer, which runs until the reply has been sent."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def on_reset(self) -> None:
-        """Cancels the method: the caller has, or its connection is lost."""
+        """Cancels the handler: the caller has cancelled, or its connection is lost."""
         done, task = self._done, self._task
         if self._timer is not None:
             self._timer.cancel()
@@ -211,7 +211,7 @@ class GrpcCall:
     def _expired(self) -> None:
         """Ends the call when its deadline has passed."""
         self._timer = None
-        # The event loop's clock is coarser: it may be a millisecond early.
+        # The event loop's clock is coarser, so the timer may fire a millisecond early.
         self._call.deadline = min(self._call.deadline, time.monotonic())
         if self._stream.queued_bytes:
             # Trailers would have to wait behind the queued reply.
@@ -231,17 +231,17 @@ class GrpcCall:
 
     def _close(self) -> None:
         self._done = True
-        self._task = None  # else a cycle is left for gc to find
+        self._task = None  # breaks a reference cycle
         self._messages.close()
 
 
 def refuse(stream: Stream, error: ServiceError) -> None:
-    """Answers a call with an error before there is a `GrpcCall`."""
+    """Answers with an error a call for which no `GrpcCall` is made."""
     stream.end(_trailers(RpcStatus.of(error), headers_sent=False))
 
 
 def refuse_non_grpc(stream: Stream) -> None:
-    """Answers a request that is not gRPC by status 415, as PROTOCOL-HTTP2 demands."""
+    """Answers a request that is not gRPC with HTTP status 415, as PROTOCOL-HTTP2 requires."""
     stream.end(_NOT_GRPC)
 
 
@@ -250,7 +250,7 @@ def _cut_short() -> ServiceError:
 
 
 def _timeout(text: str | None) -> float:
-    """Seconds of a `grpc-timeout`; infinite if it is missing or malformed."""
+    """Returns a `grpc-timeout` in seconds; infinity if it is missing or malformed."""
     if text is None:
         return math.inf
     match = _TIMEOUT.fullmatch(text)

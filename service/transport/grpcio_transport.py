@@ -1,4 +1,4 @@
-"""gRPC by grpcio's asyncio server: its port and its graceful shutdown."""
+"""gRPC transport on grpcio's asyncio server."""
 
 import asyncio
 import math
@@ -25,7 +25,7 @@ from service.transport.tls import TlsFiles
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-# Grace for calls that are not waited for, such as a watch of the health.
+# Time that a drain gives to calls that it does not wait for, such as health watches.
 _UNCOUNTED_SECONDS = 1.0
 # Our client pings every 30 s; grpcio's default would close its connection for too many pings.
 _MIN_PING_INTERVAL_MS = 10_000
@@ -33,7 +33,7 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class GrpcioTransport:
-    """The `Transport` by grpcio.
+    """`Transport` implemented with grpcio.
 
     Args:
         servicer: Implements LatentService.
@@ -42,11 +42,10 @@ class GrpcioTransport:
         authenticate: Raises Unauthenticated for a wrong `authorization` of a call.
         tls: Certificate and key; None for plain text.
         telemetry: Records every call.
-        shared: Addresses on which this worker listens together with others; None where it has
-            the port alone.
+        shared: Addresses that all workers listen on; None if this process owns the port alone.
 
     Attributes:
-        port: Port that it is bound to, once it has started.
+        port: Port number; after `start`, the one that is bound.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class GrpcioTransport:
             options=[
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_send_message_length", settings.max_message_bytes),
-                # Or a second server on the port would silently get a share of its calls.
+                # Otherwise a second server on the port would silently get a share of the calls.
                 ("grpc.so_reuseport", int(shared is not None)),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
@@ -84,23 +83,23 @@ class GrpcioTransport:
         self.port = settings.grpc_port
 
     async def start(self) -> None:
-        """Begins to accept calls; health is NOT_SERVING until `show`.
+        """Begins to accept calls; health is NOT_SERVING until `show` is called.
 
         Raises:
             StartError: The port is taken or the address is not this machine's.
         """
-        # Not earlier: grpcio listens where it binds, and clients would connect and wait.
+        # Bound only now: grpcio listens as soon as it binds, and clients would wait.
         self._bind(self._settings.host)
         await self._server.start()
 
-    async def show(self, models: Models, *, well: bool = True) -> None:
-        """Updates the health of the server, which is that of its default model, and of each model.
+    async def show(self, models: Models, *, device_ok: bool = True) -> None:
+        """Updates the health of each model, and of the server (that of its default model).
 
         Args:
             models: Models that are loaded.
-            well: Whether the device works.
+            device_ok: Whether the device works.
         """
-        self._health.show(models, well=well)
+        self._health.show(models, device_ok=device_ok)
 
     async def drain(self, seconds: float, force_stop: asyncio.Event) -> None:
         """Shuts down: health is NOT_SERVING, new calls are refused, running ones may finish.
@@ -115,8 +114,8 @@ class GrpcioTransport:
         forced = asyncio.create_task(force_stop.wait())
         finishing = asyncio.create_task(self._dispatcher.finished())
         await asyncio.wait((stopping, forced, finishing), return_when=asyncio.FIRST_COMPLETED)
-        # A shorter grace, for watches of the health, which never end by themselves, and for the
-        # last replies to be sent. No second `stop` where the first had none: grpcio would crash.
+        # A shorter grace period for health watches, which never end by themselves, and for sending
+        # the last replies. A second `stop` after one with no grace period would crash grpcio.
         if seconds and not stopping.done():
             await self._server.stop(0 if force_stop.is_set() else min(seconds, _UNCOUNTED_SECONDS))
         await stopping
@@ -166,12 +165,15 @@ def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
         return grpc.ssl_server_certificate_configuration([(key, certificate)], client_ca)
 
     def changed() -> grpc.ServerCertificateConfiguration | None:
-        """Called in grpcio's threads for each new connection; None keeps the certificate."""
+        """Returns the new certificate if the files have changed, else None.
+
+        grpcio calls it from its own threads for each new connection.
+        """
         return configuration() if tls.reload() else None
 
     return grpc.dynamic_ssl_server_credentials(
         configuration(),
-        changed,  # type: ignore[arg-type] # the stubs know of no None
+        changed,  # type: ignore[arg-type] # the stubs do not allow None
         require_client_authentication=tls.asks_for_certificates,
     )
 

@@ -18,28 +18,28 @@ _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class Health:
-    """Serving status of the server (that of its default model) and of each model, by name."""
+    """The health service: status of each model, and of the server (that of its default model)."""
 
     def __init__(self) -> None:
         self._serving = {"": False, _LATENT: False}
         self._draining = False
         self._changed = asyncio.Event()
 
-    def show(self, models: Models, *, well: bool) -> None:
+    def show(self, models: Models, *, device_ok: bool) -> None:
         """Updates every status.
 
         Args:
             models: Models that are loaded.
-            well: Whether the device works.
+            device_ok: Whether the device works.
         """
-        now = {f"{_LATENT}/{name}": well and name in models.loaded for name in models.names}
-        now |= {"": well and bool(models.default), _LATENT: well and bool(models.default)}
-        # A model that was removed keeps its name, as NOT_SERVING.
+        now = {f"{_LATENT}/{name}": device_ok and name in models.loaded for name in models.names}
+        now |= {"": device_ok and bool(models.default), _LATENT: device_ok and bool(models.default)}
+        # A model that was removed stays listed, as NOT_SERVING.
         self._serving = dict.fromkeys(self._serving, False) | now
         self._notify()
 
     def drain(self) -> None:
-        """Sets every status to NOT_SERVING for good."""
+        """Sets every status to NOT_SERVING permanently."""
         self._draining = True
         self._notify()
 
@@ -59,7 +59,7 @@ class Health:
     async def watch(
         self, request: health_pb2.HealthCheckRequest, _call: Call
     ) -> AsyncGenerator[health_pb2.HealthCheckResponse, None]:
-        """Yields the status of one service, now and when it changes; SERVICE_UNKNOWN for none."""
+        """Yields a service's status now and at every change; SERVICE_UNKNOWN if it is unknown."""
         last = None
         while True:
             changed = self._changed

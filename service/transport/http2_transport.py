@@ -1,4 +1,4 @@
-"""gRPC over our own HTTP/2: listening sockets, connections, graceful shutdown."""
+"""gRPC transport on our own HTTP/2: listening sockets, connections, graceful shutdown."""
 
 import asyncio
 import logging
@@ -26,16 +26,16 @@ from service.transport.tls import TlsFiles
 _log = logging.getLogger(__name__)
 
 _HANDSHAKE_SECONDS = 10.0
-# Grace for calls that are not waited for, such as a watch of the health.
+# Time that a drain gives to calls that it does not wait for, such as health watches.
 _UNCOUNTED_SECONDS = 1.0
-# Grace for callers to read the last replies and to close.
+# Time that a drain gives to callers to read the last replies and close their connections.
 _LINGER_SECONDS = 5.0
-# Relative: connections made together are not shut down together.
+# Relative jitter of the maximum age: connections opened together are not shut down together.
 _AGE_JITTER = 0.1
 
 
 class Http2Transport:
-    """The `Transport` over our own HTTP/2, and the `Listener` of its connections.
+    """`Transport` on our own HTTP/2; also the `Listener` of its connections.
 
     Args:
         servicer: Implements LatentService.
@@ -44,11 +44,10 @@ class Http2Transport:
         authenticate: Raises Unauthenticated for a wrong `authorization` of a call.
         tls: Certificate and key; None for plain text.
         telemetry: Records every call.
-        shared: How this worker gets its share of a port's connections; None where it has the
-            port alone.
+        shared: Source of this worker's connections; None if this process owns the port alone.
 
     Attributes:
-        port: Port that it is bound to.
+        port: Port number that is bound.
 
     Raises:
         StartError: The port is taken or the address is not this machine's.
@@ -89,21 +88,21 @@ class Http2Transport:
             self.port = settings.grpc_port
 
     async def start(self) -> None:
-        """Begins to accept calls; health is NOT_SERVING until `show`."""
+        """Begins to accept calls; health is NOT_SERVING until `show` is called."""
         for sock in self._sockets:
             sock.listen(BACKLOG)
             self._accepting.append(asyncio.create_task(accept_from(sock, self._take)))
         if self._channel is not None:
             asyncio.get_running_loop().add_reader(self._channel, self._receive)
 
-    async def show(self, models: Models, *, well: bool = True) -> None:
-        """Updates the health of the server, which is that of its default model, and of each model.
+    async def show(self, models: Models, *, device_ok: bool = True) -> None:
+        """Updates the health of each model, and of the server (that of its default model).
 
         Args:
             models: Models that are loaded.
-            well: Whether the device works.
+            device_ok: Whether the device works.
         """
-        self._health.show(models, well=well)
+        self._health.show(models, device_ok=device_ok)
 
     async def drain(self, seconds: float, force_stop: asyncio.Event) -> None:
         """Shuts down: health is NOT_SERVING, new calls are refused, running ones may finish.
@@ -130,7 +129,7 @@ class Http2Transport:
             (forced, finishing), timeout=seconds, return_when=asyncio.FIRST_COMPLETED
         )
         if finishing.done() and not force_stop.is_set():
-            # Time for the last replies to be sent; a watch of the health never ends by itself.
+            # Limited time to send the last replies: health watches never end by themselves.
             leaving = asyncio.create_task(self._no_connections.wait())
             await asyncio.wait(
                 (forced, leaving),
@@ -144,7 +143,7 @@ class Http2Transport:
             task.cancel()
         for connection in list(self._connections):
             connection.close()
-        # The tasks of cancelled calls end, and are counted, in the next event-loop iterations.
+        # Cancelled calls end, and are counted, in the next event-loop iterations.
         await self._dispatcher.finished()
         if not force_stop.is_set():
             with suppress(TimeoutError):
@@ -154,7 +153,7 @@ class Http2Transport:
     # Called by connections.
 
     def made(self, connection: Connection) -> None:
-        """Sets the timer for the maximum age of a new connection."""
+        """Starts the maximum-age timer of a new connection."""
         age = self._age * random.uniform(1 - _AGE_JITTER, 1 + _AGE_JITTER)
         self._connections[connection] = asyncio.get_running_loop().call_later(
             age, connection.shut_down
@@ -178,7 +177,7 @@ class Http2Transport:
         stream.receiver = GrpcCall(stream, rpc, self._dispatcher, self._max_bytes, self._hold)
 
     def lost(self, connection: Connection) -> None:
-        """Forgets a connection that was closed."""
+        """Removes a closed connection from the table."""
         timer = self._connections.pop(connection, None)
         if timer is not None:
             timer.cancel()
@@ -186,7 +185,11 @@ class Http2Transport:
             self._no_connections.set()
 
     def _hold(self, count: int) -> None:
-        """Bounds the bytes that incomplete requests hold in all; one alone always fits."""
+        """Adds to the bytes that incomplete requests hold in total; one request alone always fits.
+
+        Raises:
+            TooLarge: The total exceeds the limit.
+        """
         self._held_bytes += count
         if count > 0 and self._held_bytes > self._max_held_bytes:
             raise TooLarge(
@@ -218,7 +221,7 @@ class Http2Transport:
                 accepted = socket.socket(fileno=descriptor)
                 accepted.setblocking(False)
                 with suppress(OSError):
-                    self._channel.send(b"t")  # acknowledged, or another worker gets it
+                    self._channel.send(b"t")  # acknowledges it, else another worker gets it
                 self._take(accepted)
 
     def _close_channel(self) -> None:

@@ -10,7 +10,7 @@ from service.transport.dispatch import Rpc
 
 
 def reflection_rpc(names: Sequence[str]) -> Rpc:
-    """Returns the method `ServerReflectionInfo`.
+    """Returns the RPC method `ServerReflectionInfo`.
 
     Args:
         names: Full names of the other services.

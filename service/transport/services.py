@@ -1,4 +1,4 @@
-"""The gRPC services of a server."""
+"""The gRPC methods that the server offers."""
 
 from grpc_health.v1 import health_pb2
 
@@ -16,11 +16,11 @@ _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 def services(
     servicer: Servicer, admin: AdminServicer | None, health: Health, *, reflection: bool
 ) -> list[Rpc]:
-    """All methods that are served.
+    """Returns all methods that the server offers.
 
     Args:
         servicer: Handlers of LatentService.
-        admin: Handlers of AdminService, or None not to serve it.
+        admin: Handlers of AdminService; None leaves it out.
         health: Handlers of gRPC's health service.
         reflection: Whether to serve reflection.
     """
@@ -29,7 +29,7 @@ def services(
         rpcs += rpcs_of(_ADMIN, admin)
     rpcs += rpcs_of(_HEALTH, health, counted=False, public=True)
     if reflection:
-        # Imported here, since grpc's server comes with it.
+        # Imported only if needed, since it imports the whole of grpcio.
         from service.transport.reflection import reflection_rpc
 
         rpcs.append(reflection_rpc(sorted({rpc.service for rpc in rpcs})))

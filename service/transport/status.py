@@ -1,4 +1,4 @@
-"""The one place where domain errors become gRPC statuses."""
+"""Conversion of domain errors to gRPC statuses."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from service.errors import InvalidArgument, Overloaded, ServiceError, Status
 
 _DETAILS = "grpc-status-details-bin"
 _PUSHBACK = "grpc-retry-pushback-ms"
-# In characters. gRPC clients limit trailers to 8 KiB, and the message is in them twice.
+# In characters. gRPC clients limit trailers to 8 KiB, and they contain the message twice.
 _MAX_MESSAGE = 1000
 
 
@@ -23,7 +23,7 @@ class RpcStatus:
     Attributes:
         status: Status code.
         message: Status message for the caller.
-        metadata: Further trailers; the values of keys that end in `-bin` are bytes.
+        metadata: Additional trailers; the values of keys that end in `-bin` are bytes.
     """
 
     status: Status
@@ -32,11 +32,11 @@ class RpcStatus:
 
     @classmethod
     def of(cls, error: ServiceError, more: Mapping[str, str] | None = None) -> "RpcStatus":
-        """Converts an error, with `google.rpc` details (ErrorInfo, BadRequest, RetryInfo).
+        """Converts an error to a status with details: ErrorInfo, BadRequest, RetryInfo.
 
         Args:
             error: Error to convert.
-            more: Metadata of the ErrorInfo.
+            more: Additional metadata for the ErrorInfo.
         """
         message = str(error)[:_MAX_MESSAGE]
         status = status_pb2.Status(code=error.status.value, message=message)
@@ -65,7 +65,7 @@ class RpcStatus:
 
 
 class CallFailed(Exception):
-    """A call has failed.
+    """A call has failed with a status for its caller.
 
     Attributes:
         failure: Status for the caller.

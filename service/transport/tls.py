@@ -11,16 +11,16 @@ _log = logging.getLogger(__name__)
 
 
 class TlsFiles:
-    """A certificate, its key and, for mTLS, the authorities of client certificates.
+    """Certificate, private key and, for mTLS, the CA certificates for verifying clients.
 
     The files are checked on each new connection and reloaded when one has changed. While they
-    are invalid, as between the replacement of certificate and key, the previous ones stay in
-    use, which is logged once as an error.
+    are invalid, as when the certificate has been replaced but its key has not, the previous ones
+    stay in use, and an error is logged once.
 
     Args:
         certificate: Certificate chain, PEM.
         key: Private key, PEM, not encrypted.
-        client_ca: Certificates, PEM, one of which has to have signed a client's; None requests
+        client_ca: CA certificates, PEM, by which client certificates are verified; None requests
             no client certificates.
 
     Raises:
@@ -48,7 +48,7 @@ class TlsFiles:
         return self._client_ca is not None
 
     def ssl_context(self) -> ssl.SSLContext:
-        """Returns the context for a new connection, with HTTP/2 as its ALPN protocol."""
+        """Reloads changed files; returns the SSL context for a new connection (ALPN: h2)."""
         self.reload()
         return self._context
 
@@ -77,7 +77,7 @@ class TlsFiles:
     def _read(self) -> tuple[bytes, bytes, bytes | None]:
         contents = self._bytes()
         context = self._load_context()
-        # `ssl` reads the files by itself: make sure that it has read the same.
+        # `ssl` reads the files itself: make sure that it has read the same contents.
         if self._bytes() != contents:
             raise ValueError("they are being replaced")
         self._context = context
@@ -91,7 +91,7 @@ class TlsFiles:
         )
 
     def _load_context(self) -> ssl.SSLContext:
-        """Makes a context, which fails for invalid files, while grpcio would accept them.
+        """Makes an SSL context; this also validates the files for grpcio, which does not.
 
         Raises:
             ValueError: A file is invalid, or certificate and key do not match.
@@ -99,14 +99,14 @@ class TlsFiles:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["h2"])
-        # For TLS 1.2, the suites that HTTP/2 does not prohibit (RFC 9113 section 9.2.2).
+        # For TLS 1.2, only cipher suites that HTTP/2 allows (RFC 9113 section 9.2.2).
         context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
         try:
             # An empty password, or OpenSSL would prompt for one.
             context.load_cert_chain(self._certificate, self._key, password="")
         except ssl.SSLError as error:
             raise ValueError(
-                f"{self._certificate} and {self._key} are no certificate in PEM and its key, "
+                f"{self._certificate} and {self._key} are not a PEM certificate and its key, "
                 f"not encrypted ({error.reason or error})"
             ) from error
         if self._client_ca is None:

@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 # 16 hexadecimal digits are 64 bits, which cannot be guessed over a network; words and dates
 # that people type are mostly shorter.
 _MIN_LENGTH = 16
-# Visible ASCII: what RFC 6750 allows in an `authorization`, and more.
+# Visible ASCII, a superset of the characters that RFC 6750 allows in a token.
 _TOKEN = re.compile(r"[!-~]+")
 _CHECK_SECONDS = 1.0
 
@@ -25,7 +25,7 @@ class TokenFile:
 
     With several tokens, one can be replaced without an interruption. The file is checked once
     a second at most and reloaded when it has changed; while it is missing or invalid, the
-    previous tokens stay in use, which is logged once as an error. A file that every user of
+    previous tokens stay in use, and an error is logged once. A file that every user of
     the machine can read is accepted with a warning, since mounted secrets often are.
 
     Args:
@@ -51,10 +51,10 @@ class TokenFile:
         self._checked = clock()
 
     def accepts(self, authorization: str | None) -> bool:
-        """Returns whether a call has a valid token, in constant time.
+        """Returns whether a call has a valid token, comparing in constant time.
 
         Args:
-            authorization: Value of its `authorization` metadata, `Bearer TOKEN`.
+            authorization: Value of the call's `authorization` metadata, `Bearer TOKEN`, or None.
         """
         self._reload()
         scheme, _, token = (authorization or "").partition(" ")
@@ -79,7 +79,7 @@ class TokenFile:
                 )
             self._failing = True
         else:
-            # The state from before the read: a write in between is noticed next time.
+            # The state before the read, so that a write during it is noticed at the next check.
             self._state, self._failing = state, False
             _log.info("token-file %s: reloaded, %d tokens", self._path, len(self._tokens))
 
@@ -90,13 +90,13 @@ def _state(path: Path) -> tuple[int, int, int]:
 
 
 def _read(path: Path) -> tuple[bytes, ...]:
-    # utf-8-sig: without the byte order mark that some editors write.
+    # utf-8-sig skips the byte order mark that some editors write.
     lines = path.read_text(encoding="utf-8-sig").splitlines()
     tokens = []
     for number, line in enumerate(map(str.strip, lines), 1):
         if not line or line.startswith("#"):
             continue
-        if not _TOKEN.fullmatch(line):  # without the line itself: it may be a secret
+        if not _TOKEN.fullmatch(line):  # not shown: it may be a secret
             raise ValueError(f"line {number} is no token, wanted visible ASCII without spaces")
         if len(line) < _MIN_LENGTH:
             raise ValueError(
@@ -105,7 +105,7 @@ def _read(path: Path) -> tuple[bytes, ...]:
             )
         tokens.append(line.encode())
     if not tokens:
-        raise ValueError("no token in it, wanted one a line")
+        raise ValueError("no token in it, wanted one per line")
     return tuple(tokens)
 
 

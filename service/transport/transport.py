@@ -1,4 +1,4 @@
-"""What the server expects of a transport."""
+"""Interface of the gRPC transports."""
 
 import asyncio
 from collections.abc import Callable
@@ -18,21 +18,21 @@ class Transport(Protocol):
 
     @property
     def port(self) -> int:
-        """Port that it is bound to, once it has started."""
+        """Port number; after `start`, the one that is bound."""
 
     async def start(self) -> None:
-        """Begins to accept calls; health is NOT_SERVING until `show`.
+        """Begins to accept calls; health is NOT_SERVING until `show` is called.
 
         Raises:
             StartError: The port is taken or the address is not this machine's.
         """
 
-    async def show(self, models: Models, *, well: bool = True) -> None:
-        """Updates the health of the server, which is that of its default model, and of each model.
+    async def show(self, models: Models, *, device_ok: bool = True) -> None:
+        """Updates the health of each model, and of the server (that of its default model).
 
         Args:
             models: Models that are loaded.
-            well: Whether the device works.
+            device_ok: Whether the device works.
         """
 
     async def drain(self, seconds: float, force_stop: asyncio.Event) -> None:
@@ -45,7 +45,7 @@ class Transport(Protocol):
 
 
 class TransportFactory(Protocol):
-    """The class of a transport."""
+    """Constructor of a `Transport`."""
 
     def __call__(
         self,
@@ -58,7 +58,7 @@ class TransportFactory(Protocol):
         telemetry: Telemetry,
         shared: Shared | None = None,
     ) -> Transport:
-        """Makes a transport.
+        """Creates a transport.
 
         Args:
             servicer: Implements LatentService.
@@ -67,6 +67,6 @@ class TransportFactory(Protocol):
             authenticate: Raises Unauthenticated for a wrong `authorization` of a call.
             tls: Certificate and key; None for plain text.
             telemetry: Records every call.
-            shared: How this worker gets its share of a port's connections; None where it has the
-                port alone.
+            shared: Source of this worker's connections; None if this process owns the port
+                alone.
         """

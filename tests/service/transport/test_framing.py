@@ -115,7 +115,7 @@ def test_a_message_that_is_too_large_is_refused_by_its_prefix():
 
 @pytest.mark.parametrize("flag", [2, 128, 255])
 def test_an_invalid_compressed_flag_is_an_error(flag):
-    with pytest.raises(ServiceError, match=f"begins with {flag}, wanted 0 or 1"):
+    with pytest.raises(ServiceError, match=f"got compressed flag {flag}, wanted 0 or 1"):
         message_buffer().feed(message(b"", flag))
 
 

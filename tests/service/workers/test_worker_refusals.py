@@ -14,7 +14,7 @@ from tests.support.processes import Server, latentserve
 def test_workers_refuse_a_bad_certificate_with_one_error_and_status_2(folder, tmp_path):
     (tmp_path / "bad.pem").write_text("nothing")
     arguments = ("--tls-cert", tmp_path / "bad.pem", "--tls-key", tmp_path / "bad.pem")
-    assert_refused(folder, "are no certificate in PEM", *arguments)
+    assert_refused(folder, "are not a PEM certificate", *arguments)
 
 
 @pytest.mark.parametrize(
