@@ -1,7 +1,7 @@
 """A histogram and a counter that are cheap enough to update with every call.
 
-prometheus_client's own cost ten times as much. These are updated from one thread only. They may
-be scraped from any thread: the buckets of a scrape add up, and its sum is at most one value behind.
+prometheus_client's own types cost ten times as much. These may be updated from one thread only
+and scraped from any; the sum in a scrape may lack the latest value that its buckets count.
 """
 
 from bisect import bisect_left
@@ -17,10 +17,10 @@ class Histogram(Collector):
 
     Args:
         name: Name of the metric.
-        text: Its HELP text.
+        text: HELP text of the metric.
         buckets: Upper bounds of the buckets, ascending; infinity is added.
-        registry: Registry that collects it.
-        labels: Names of its labels.
+        registry: Registry that collects the metric.
+        labels: Names of the metric's labels.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Histogram(Collector):
         registry.register(self)
 
     def child(self, *values: str) -> "HistogramChild":
-        """Returns the histogram of these label values; the same object each time."""
+        """Returns the histogram for these label values, always the same object."""
         child = self._children.get(values)
         if child is None:
             child = self._children[values] = HistogramChild(self._bounds)
@@ -52,7 +52,7 @@ class Histogram(Collector):
         family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
         names = [*map(floatToGoString, self._bounds), "+Inf"]
         for values, child in list(self._children.items()):
-            # One copy, so that the buckets add up while calls go on being counted.
+            # One copy, so that the buckets are consistent while calls are being counted.
             counts, total = child.counts.copy(), 0
             buckets = []
             for name, count in zip(names, counts, strict=True):
@@ -69,7 +69,7 @@ class HistogramChild:
         bounds: Upper bounds of the buckets, ascending, without infinity.
 
     Attributes:
-        counts: Number of values in each bucket alone, the one to infinity last.
+        counts: Number of values in each bucket (not cumulative); the last has no upper bound.
         sum: Sum of all values.
     """
 
@@ -91,9 +91,9 @@ class Counter(Collector):
 
     Args:
         name: Name of the metric, without the `_total` that is exposed.
-        text: Its HELP text.
-        registry: Registry that collects it.
-        labels: Names of its labels.
+        text: HELP text of the metric.
+        registry: Registry that collects the metric.
+        labels: Names of the metric's labels.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Counter(Collector):
         registry.register(self)
 
     def child(self, *values: str) -> "CounterChild":
-        """Returns the counter of these label values; the same object each time."""
+        """Returns the counter for these label values, always the same object."""
         child = self._children.get(values)
         if child is None:
             child = self._children[values] = CounterChild()

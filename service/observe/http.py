@@ -20,11 +20,11 @@ _log = logging.getLogger(__name__)
 Page = Callable[[str], tuple[bytes, str]]
 
 _TEXT = "text/plain; charset=utf-8"
-# Limit for a whole connection, however slow its peer; Prometheus itself waits no longer.
+# Time limit of a connection, even with a slow peer; Prometheus's default timeout is the same.
 _SECONDS = 10.0
-# Open connections on each address. With one more the oldest is closed: a probe takes
-# milliseconds and is hardly ever that one.
-_MOST_CONNECTIONS = 32
+# Maximum number of open connections on each address. One more closes the oldest, which is
+# hardly ever a probe, since a probe takes milliseconds.
+_MAX_CONNECTIONS = 32
 _MAX_BODY_BYTES = 2**16
 
 
@@ -34,11 +34,11 @@ class HttpServer:
     Binds the port when it is created; answers from `start` on.
 
     Args:
-        host: Address to listen on, or a name: all of its addresses.
+        host: IP address to listen on, or a host name for all of its addresses.
         port: Port to listen on; 0 picks a free one.
-        exposition: Returns the metrics page.
-        live: Liveness: False asks for a restart.
-        ready: Readiness: False keeps calls away.
+        exposition: Returns the metrics page and its content type, for an Accept header.
+        live: Returns liveness; False requests a restart.
+        ready: Returns readiness; False keeps calls away.
 
     Attributes:
         port: The port that is bound.
@@ -56,7 +56,7 @@ class HttpServer:
         ready: Callable[[], bool],
     ):
         class Handler(_Handler):
-            pages = {  # noqa: RUF012 - a class for each server, and never changed
+            pages = {  # noqa: RUF012 - one class per server; never modified
                 "/metrics": exposition,
                 "/healthz": _probe(live, "live", "not live, wanted a restart"),
                 "/readyz": _probe(ready, "ready", "not ready"),
@@ -92,7 +92,7 @@ class HttpServer:
             server.close()
 
     def _bind(self, host: str, port: int, handler: type["_Handler"]) -> None:
-        """Binds all addresses of the host that are this machine's, to one port; or none."""
+        """Binds one port on every address of the host that belongs to this machine."""
         try:
             found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
         except OSError as error:
@@ -105,7 +105,7 @@ class HttpServer:
                     continue
                 raise StartError(
                     f"http-port: cannot listen on {host}:{port}: {error.strerror}. Remedy: another "
-                    "--http-port (0 picks a free one, off is none)"
+                    "--http-port (0 picks a free one, off opens none)"
                 ) from error
             self._servers.append(server)
             port = server.server_address[1]
@@ -123,7 +123,7 @@ def _probe(passes: Callable[[], bool], success: str, failure: str) -> Page:
 
 
 class _ProbeFailed(Exception):
-    """A probe that is answered with status 503."""
+    """A probe has failed; it is answered with status 503."""
 
 
 class _Server(socketserver.TCPServer):
@@ -137,10 +137,10 @@ class _Server(socketserver.TCPServer):
     def __init__(self, family: int, address: tuple[str, int], handler: type["_Handler"]):
         self.address_family = family
         self._lock = threading.Lock()
-        # When each open connection was accepted, the oldest first.
+        # Monotonic time at which each open connection was accepted, oldest first.
         self._open: dict[socket.socket, float] = {}
-        # Twice as many: the thread of a closed connection takes a moment to end.
-        self._slots = threading.BoundedSemaphore(2 * _MOST_CONNECTIONS)
+        # Twice the connections, since the thread of a closed one takes a moment to end.
+        self._slots = threading.BoundedSemaphore(2 * _MAX_CONNECTIONS)
         super().__init__(address, handler)
 
     def server_bind(self) -> None:
@@ -160,7 +160,7 @@ class _Server(socketserver.TCPServer):
         self._close_oldest(lambda connections: next(iter(connections.values())) < overdue)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        self._close_oldest(lambda connections: len(connections) >= _MOST_CONNECTIONS)
+        self._close_oldest(lambda connections: len(connections) >= _MAX_CONNECTIONS)
         if not self._slots.acquire(blocking=False):
             self.shutdown_request(request)
             return
@@ -178,7 +178,7 @@ class _Server(socketserver.TCPServer):
             self.finish_request(request, client_address)
         except OSError:
             pass  # the peer has left, or was too slow and is closed
-        except Exception:  # noqa: BLE001 - a bug, of any kind: the port stays open
+        except Exception:  # noqa: BLE001 - any bug is logged and the port stays open
             self.handle_error()
         finally:
             with self._lock:
@@ -187,7 +187,7 @@ class _Server(socketserver.TCPServer):
             self._slots.release()
 
     def _close_oldest(self, condition: Callable[[dict[socket.socket, float]], bool]) -> None:
-        """Closes the oldest connection while a condition on the open ones holds.
+        """Closes connections, oldest first, while `condition` on the open ones holds.
 
         Shutting the socket down wakes the connection's thread, which then ends.
         """

@@ -24,8 +24,8 @@ def configure(level: str, style: Style = "auto", worker: int | None = None) -> N
 
     Args:
         level: `debug`, `info`, `warning` or `error`.
-        style: `auto` is text at a terminal and JSON elsewhere.
-        worker: Number of this worker, shown on each line; None for a process alone.
+        style: `text`, `json`, or `auto` for text at a terminal and JSON elsewhere.
+        worker: Number of this worker, shown on each line; None for a single process.
     """
 
     def with_worker(record: logging.LogRecord) -> bool:
@@ -39,7 +39,7 @@ def configure(level: str, style: Style = "auto", worker: int | None = None) -> N
     handler.addFilter(_with_request_id)
     handler.addFilter(with_worker)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.captureWarnings(True)  # else they are bare lines between the JSON
+    logging.captureWarnings(True)  # else they would be plain lines among the JSON
 
 
 def new_request_id() -> str:
@@ -48,12 +48,12 @@ def new_request_id() -> str:
 
 
 def clean_request_id(text: str) -> str | None:
-    """Returns a caller's id if it is 1 to 64 of A-Z, a-z, 0-9, `._-`; else None."""
+    """Returns a caller's request id if it is 1 to 64 of A-Z, a-z, 0-9, `._-`; else None."""
     return text if _REQUEST_ID.fullmatch(text) else None
 
 
 class _Text(logging.Formatter):
-    """A text line, with the request id in brackets."""
+    """Formats a record as one line of text, with the request id in brackets."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """Formats the line itself, without a traceback."""
@@ -65,7 +65,7 @@ class _Text(logging.Formatter):
 
 
 class _Json(JsonFormatter):
-    """One JSON object a line: time, level, logger, message and optional fields."""
+    """Formats a record as one line of JSON: time, level, logger, message, optional fields."""
 
     def __init__(self) -> None:
         super().__init__(

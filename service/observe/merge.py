@@ -1,4 +1,4 @@
-"""Merges the metrics pages of several processes into one, with a label for the process.
+"""Merging of the metrics pages of several workers into one, with a label for the worker.
 
 (prometheus_client's multiprocess mode keeps samples in files, and cannot run collectors that
 compute when scraped, as the latent statistics do.)
@@ -11,8 +11,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector, CollectorRegistry
 
-#: Content type of the pages to be merged: the text exposition format.
+#: Content type of the pages to merge: Prometheus's text exposition format.
 TEXT = CONTENT_TYPE_LATEST
+#: Label that holds the worker's number.
 LABEL = "worker"
 
 
@@ -28,7 +29,7 @@ def merge(pages: Mapping[str, str], accept: str) -> tuple[bytes, str]:
     """Returns the merged page and its content type.
 
     Args:
-        pages: Page of each process in the text exposition format, by its value of the label.
+        pages: Page of each worker in the text exposition format, by the worker's number.
         accept: Accept header of the scrape, which chooses OpenMetrics or the text format.
     """
     families: dict[str, Metric] = {}

@@ -1,4 +1,4 @@
-"""Prometheus metrics, cheap by construction: label values are bound once and kept."""
+"""Prometheus metrics of the server, cheap to update: bound label values are cached."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,18 +27,18 @@ _SECONDS = (
     30.0, 60.0,
 )  # fmt: skip
 _ROWS = tuple(2**power for power in range(11))
-_MOST_CHILDREN = 1024
-# Encoded batches, or rows of them, that are accumulated at a time.
+_MAX_CHILDREN = 1024
+# Pending posteriors are accumulated once there are this many batches, or rows.
 _PENDING_BATCHES, _PENDING_ROWS = 64, 1024
 #: Time constant of the latent statistics' exponential decay, in encoded images.
 HORIZON = 10_000.0
 
 
 class Metrics:
-    """The server's metrics, in a registry of its own.
+    """The server's metrics, in their own registry.
 
     Thread-safe, except for `request`, `batch` and `queued`: only the event loop's thread may
-    call those. Label values are the server's own names and those of models, never a caller's
+    call those. Label values are names of models, methods and the like, never a caller's
     text, so the number of series is bounded.
     """
 
@@ -50,7 +50,7 @@ class Metrics:
         self._requests = CallCounter(
             "latentserve_requests", "Calls that have ended.", registry, ["rpc", "model", "code"]
         )
-        # Counter of calls and histogram of their seconds, by rpc, model and code.
+        # Cache of call counter and duration histogram, by RPC, model and status code.
         self._bound: dict[tuple[str, str, str], tuple[CounterChild, HistogramChild]] = {}
         self._request_seconds = Histogram(
             "latentserve_request_seconds",
@@ -68,14 +68,14 @@ class Metrics:
         )
         rejected = Counter(
             "latentserve_rejected",
-            "Calls that were refused, or whose rows were dropped uncomputed.",
+            "Calls that were refused, or whose rows were dropped before they were computed.",
             ["reason"],
             registry=registry,
         )
-        self._rejected = lru_cache(_MOST_CHILDREN)(rejected.labels)
+        self._rejected = lru_cache(_MAX_CHILDREN)(rejected.labels)
         self._queue_seconds = Histogram(
             "latentserve_queue_seconds",
-            "Seconds that rows waited until they began to be computed.",
+            "Seconds that rows waited before their computation began.",
             _SECONDS,
             registry,
         ).child()
@@ -135,11 +135,11 @@ class Metrics:
         self._rejected(reason).inc()
 
     def serving(self, models: Sequence[tuple[str, str, str]], refused: Iterable[str]) -> None:
-        """Replaces the models that are exposed as served.
+        """Replaces the models that the metrics show as served.
 
         Args:
             models: Name, version and device of each model.
-            refused: Names of models of which a wanted version was refused.
+            refused: Names of models with a wanted version that could not be loaded.
         """
         self._models.set(models, set(refused))
         self._latents.retain({(name, version) for name, version, _ in models})
@@ -153,7 +153,7 @@ class Metrics:
     ) -> None:
         """Adds the posteriors of encoded images to the latent statistics.
 
-        A batch with a value that is not finite is left out: it would stay in them for ever.
+        A batch with a NaN or infinity is left out, since the sums would stay NaN or infinite.
 
         Args:
             model: Name of the model.
@@ -175,7 +175,7 @@ class Metrics:
 
 
 class _ModelInfo(Collector):
-    """The models served and refused: one value, so that no scrape sees half of a reload."""
+    """The models served and refused, replaced as one value: no scrape sees half of a reload."""
 
     def __init__(self) -> None:
         self._value: tuple[Sequence[tuple[str, str, str]], set[str]] = ((), set())
@@ -195,7 +195,7 @@ class _ModelInfo(Collector):
         yield info
         refusals = GaugeMetricFamily(
             "latentserve_model_refused",
-            "1 where a version of the model that is wanted was refused.",
+            "1 if a wanted version of the model was refused, else 0.",
             labels=["model"],
         )
         for name in sorted(refused.union(name for name, *_ in models)):
@@ -206,8 +206,8 @@ class _ModelInfo(Collector):
 class _Moments:
     """Exponentially decayed sums over rows, for each latent dimension.
 
-    A batch of n rows has weight 1 each, and scales the weights of all earlier rows by
-    exp(-n / HORIZON): the weights add up to about HORIZON.
+    Each row of a new batch has weight 1; a batch of n rows scales the weights of all earlier
+    rows by exp(-n / HORIZON), so that the weights add up to about HORIZON.
 
     Args:
         dim: D, number of latent dimensions.
@@ -215,7 +215,7 @@ class _Moments:
     Attributes:
         weight: Sum of the rows' weights.
         sums: Weighted sums of mean, squared mean and KL, float64 [3, D].
-        has_kl: Whether the sums of the KL mean anything.
+        has_kl: Whether the model has log-variances, and so a KL.
     """
 
     def __init__(self, dim: int):
@@ -231,13 +231,13 @@ class _Moments:
 
 
 def _sums(mean: NDArray[np.float32], log_var: NDArray[np.float32] | None) -> NDArray[np.float64]:
-    """Sums over the rows of mean, squared mean and KL to N(0, 1): float64 [3, D]."""
+    """Returns the sums over rows of mean, squared mean and KL to N(0, 1): float64 [3, D]."""
     wide = mean.astype(np.float64)
     first, second = wide.sum(axis=0), np.einsum("nd,nd->d", wide, wide)
     if log_var is None:
         return np.stack([first, second, np.zeros_like(first)])
     with np.errstate(over="ignore", invalid="ignore"):
-        # exp in float32, eight at a time on a CPU; the sum in float64.
+        # exp in float32, which SIMD computes eight at a time; the sum in float64.
         variance_less_log = (np.exp(log_var) - log_var).sum(axis=0, dtype=np.float64)
         kl = 0.5 * (second - len(mean) + variance_less_log)
     return np.stack([first, second, kl])
@@ -247,23 +247,23 @@ _Posteriors = tuple[NDArray[np.float32], NDArray[np.float32] | None]
 
 
 class _LatentStatistics(Collector):
-    """Statistics of recently encoded images, to be compared to the prior N(0, I).
+    """Statistics of the posteriors of recent images, to be compared with the prior N(0, I).
 
-    A dimension in good use has a mean near 0 and a variance near 1 minus the mean variance of
-    its posteriors: the two add up to the variance of the prior. One whose KL is near 0 is
-    dead: its posterior is the prior for every image. Values that drift away from those of the
-    training images show that the images have changed.
+    In a latent dimension that is in good use, the posterior means have a mean near 0, and their
+    variance plus the posteriors' mean variance is near 1, the variance of the prior. A dimension
+    whose KL is near 0 is collapsed: its posterior is the prior for every image. Values that drift
+    away from those of the training images show that the images have changed.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._served: set[tuple[str, str]] = set()
         self._moments: dict[tuple[str, str], _Moments] = {}
-        # Accumulated in bulk: twenty NumPy calls are much for one row, and little for many.
+        # Accumulated in bulk: some twenty NumPy calls are costly for one row, cheap for many.
         self._pending: dict[tuple[str, str], list[_Posteriors]] = {}
 
     def retain(self, served: set[tuple[str, str]]) -> None:
-        """Forgets all models, as (name, version), but those that are served."""
+        """Keeps the statistics of the given models only, each as (name, version)."""
         with self._lock:
             self._served = served
             self._moments = {
@@ -283,7 +283,7 @@ class _LatentStatistics(Collector):
         self._accumulate(key, pending)
 
     def _accumulate(self, key: tuple[str, str], pending: "list[_Posteriors]") -> None:
-        # A name and version may mean two models, one after the other, of other dimensions.
+        # A model may have been replaced by one of the same name and version but other dimensions.
         for (dim, with_log_var), group in groupby(
             pending, lambda posteriors: (posteriors[0].shape[1], posteriors[1] is not None)
         ):
@@ -315,12 +315,12 @@ class _LatentStatistics(Collector):
                 ),
                 (
                     "variance",
-                    "Variance of the encoded means, likewise; ideally 1 minus the "
+                    "Variance of the encoded means over the same images; ideally 1 minus the "
                     "posteriors' mean variance.",
                 ),
                 (
                     "kl_nats",
-                    "KL of the posteriors to N(0, 1), likewise; near 0 if collapsed.",
+                    "KL of the posteriors to N(0, 1) over the same images; near 0 if collapsed.",
                 ),
             )
         ]

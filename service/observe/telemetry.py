@@ -1,4 +1,4 @@
-"""Facade over metrics and traces."""
+"""Facade over metrics and tracing."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -23,10 +23,10 @@ _REFUSALS = {
 
 
 class Span:
-    """The span of a call; does nothing if there is no tracing.
+    """The trace span of a call; does nothing if tracing is off.
 
     Args:
-        manager: Context manager of the span, entered here; None for no tracing.
+        manager: Context manager of the span, entered here; None if tracing is off.
     """
 
     __slots__ = ("_manager", "_span")
@@ -58,12 +58,12 @@ class Span:
             compute_seconds=call.timing.compute,
             request_id=call.request_id,
         )
-        # Without an exception: the status says how the call ended, and a transport's own
-        # exceptions mean nothing in a trace.
+        # Without an exception: the status says how the call ended, and exceptions of the
+        # transport are meaningless in a trace.
         self._manager.__exit__(None, None, None)
 
 
-#: The span of every call without tracing.
+#: Span of calls that are not traced.
 NO_SPAN: Final = Span(None)
 
 
@@ -71,9 +71,9 @@ class Telemetry:
     """Passes the events of transport, servicer and engine on to metrics and traces.
 
     Args:
-        metrics: The metrics.
-        tracing: The tracing; None for none.
-        batch_failed: Called with a graph that raised on a batch, and its error.
+        metrics: Records the metrics.
+        tracing: Exports the traces; None if tracing is off.
+        batch_failed: Called with the graph and the error when a batch fails.
     """
 
     def __init__(
@@ -97,12 +97,12 @@ class Telemetry:
         self._metrics.request(rpc, model, code, seconds)
 
     def refused(self, error: ServiceError) -> None:
-        """A call was refused; counted if the server, not the request, is the reason."""
+        """Counts a refused call if the cause is overload, readiness or authentication."""
         if error.reason in _REFUSALS:
             self._metrics.rejected(_REFUSALS[error.reason])
 
     def serving(self, models: Models) -> None:
-        """A reload has replaced the models that are served."""
+        """Records the models that are served, after each reload."""
         self._metrics.serving(
             [
                 (model.manifest.name, str(model.manifest.version), str(model.device))
@@ -112,21 +112,21 @@ class Telemetry:
         )
 
     def batch_computed(self, graph: Graph, rows: int, seconds: float) -> None:
-        """A batch has been computed."""
+        """Records a batch that has been computed in `seconds`."""
         self._metrics.batch(graph.name, str(graph.device), rows, seconds)
 
     def request_dequeued(self, seconds: float) -> None:
-        """The first rows of a request were dispatched, that long after it was enqueued."""
+        """Records how long a request was queued until its first rows were dispatched."""
         self._metrics.queued(seconds)
 
     def request_dropped(self, reason: str) -> None:
-        """The rest of a request will not be computed: `deadline` or `cancelled`."""
+        """Counts a request whose rest is not computed; `reason` is `deadline` or `cancelled`."""
         self._metrics.rejected(reason)
 
     def encoded(
         self, manifest: Manifest, mean: NDArray[np.float32], log_var: NDArray[np.float32] | None
     ) -> None:
-        """Images have been encoded."""
+        """Records the posteriors of encoded images: means and log-variances, float32 [N, D]."""
         self._metrics.encoded(manifest.name, str(manifest.version), mean, log_var)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""OpenTelemetry tracing; without an OTLP endpoint, none of the SDK is imported."""
+"""OpenTelemetry tracing; the SDK is imported only if there is an OTLP endpoint."""
 
 import logging
 import os
@@ -80,7 +80,7 @@ class Tracing:
 
     @contextmanager
     def call(self, rpc: str, metadata: Mapping[str, str]) -> Iterator["CallSpan"]:
-        """Context manager of a call's span.
+        """Opens the span of a call, as a context manager.
 
         Args:
             rpc: Name of the RPC.
@@ -89,7 +89,7 @@ class Tracing:
         from opentelemetry.trace import SpanKind
 
         service = _SERVICES.get(rpc, _LATENT)
-        # Not made the current span: it has no children, and a stream may end in another
+        # Not set as the current span: it has no children, and a stream may end in a different
         # context than it began in.
         span = self._tracer.start_span(
             f"{service}/{rpc}",
@@ -105,7 +105,7 @@ class Tracing:
 
     def close(self) -> None:
         """Flushes the spans, for at most a few seconds."""
-        # The SDK waits for the exporter without a limit, and that waits for the collector.
+        # The SDK waits without a limit for the exporter, which waits for the collector.
         closing = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
         closing.start()
         closing.join(_FLUSH_SECONDS)
@@ -140,7 +140,7 @@ class CallSpan:
             self._span.set_status(Status(StatusCode.ERROR, code))
 
     def end(self) -> None:
-        """Ends the span, with its status by number and, by the newer convention, by name."""
+        """Ends the span, with the status code as a number and (newer convention) as a name."""
         self._span.set_attribute("rpc.grpc.status_code", _CODES.index(self._code))
         self._span.set_attribute("rpc.response.status_code", self._code)
         self._span.end()
@@ -158,14 +158,14 @@ class _ReportingExporter:
 
         try:
             result = self._exporter.export(spans)
-        except Exception as error:  # noqa: BLE001 - of any kind; the next export may succeed
+        except Exception as error:  # noqa: BLE001 - the next export may succeed
             _log.debug("traces: %r", error)
             result = SpanExportResult.FAILURE
         failing = result is not SpanExportResult.SUCCESS
         if failing and not self._failing:
-            _log.warning("traces: the OTLP endpoint takes none; they are dropped until it does")
+            _log.warning("traces: the OTLP endpoint accepts none; they are dropped until it does")
         elif self._failing and not failing:
-            _log.info("traces: the OTLP endpoint takes them again")
+            _log.info("traces: the OTLP endpoint accepts them again")
         self._failing = failing
         return result
 
@@ -177,7 +177,7 @@ class _ReportingExporter:
 
 
 def _resource() -> Any:
-    """Name, version and process of the server; an operator's own attributes win."""
+    """Returns the server's resource attributes, which OTEL_* variables override."""
     from opentelemetry.sdk.resources import Resource
 
     own = Resource(
@@ -188,7 +188,7 @@ def _resource() -> Any:
             "process.pid": os.getpid(),
         }
     )
-    # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES, over a default name.
+    # From OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES; the name has a default.
     configured = Resource.create()
     unnamed = str(configured.attributes["service.name"]).startswith("unknown_service")
     return configured.merge(own) if unnamed else own.merge(configured)

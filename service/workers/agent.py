@@ -13,8 +13,8 @@ class WorkerAgent:
     """Carries out the supervisor's commands and reports the worker's state.
 
     Args:
-        stopping: Set to begin the drain: by `stop`, and when the supervisor is gone.
-        force_stop: Set as well by `force_stop`, to cut the drain short.
+        stopping: Event that begins the drain; set on `stop` and when the supervisor is gone.
+        force_stop: Event that cuts the drain short; set on `force_stop`.
         exposition: Returns the metrics page and its content type for an Accept header.
         reload: Reloads this worker's models; a failure is logged, not raised.
     """
@@ -32,7 +32,7 @@ class WorkerAgent:
         self._reload = reload
 
     async def connect(self, control: socket.socket) -> None:
-        """Begins to answer the supervisor; to be called once, before the other methods.
+        """Opens the channel and begins to answer the supervisor; call it before other methods.
 
         Args:
             control: The worker's end of the control channel.
@@ -52,14 +52,14 @@ class WorkerAgent:
         """Sends the worker's state to the supervisor.
 
         Args:
-            listening: Whether it takes connections.
+            listening: Whether it accepts connections.
             live: Whether its device works; if not, only a restart helps.
             ready: Whether it serves its default model.
         """
         self._channel.notify("state", {"listening": listening, "live": live, "ready": ready})
 
     async def reload_others(self) -> None:
-        """Has all other workers reload; returns when they have, or the supervisor is gone."""
+        """Makes all other workers reload; returns when they have, or the supervisor is gone."""
         with suppress(RequestFailed):
             await self._channel.request("reload")
 

@@ -20,10 +20,10 @@ from service.transport.addresses import Shared
 
 _log = logging.getLogger(__name__)
 
-#: Handles one method: takes a JSON value, and returns the JSON value to answer with.
+#: Handler of one method: takes a JSON value and returns the JSON value to answer with.
 Handler = Callable[[Any], Awaitable[Any]]
 
-#: Most seconds from the end of a worker's drain to the exit of its process.
+#: Maximum seconds from the end of a worker's drain to the exit of its process.
 EXIT_SECONDS: Final = 10.0
 # A worker's whole metrics page travels as one line.
 _MAX_LINE_BYTES = 2**26
@@ -35,7 +35,7 @@ class RequestFailed(Exception):
 
 
 class WorkerConfig(BaseModel):
-    """What every worker is started with; the first line on its control channel."""
+    """Configuration of every worker, sent as the first line on its control channel."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -47,11 +47,11 @@ class WorkerConfig(BaseModel):
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """What a server needs to know to run as one of several workers.
+    """Number and sockets of a server that runs as one of several workers.
 
     Attributes:
         number: Index of the worker, from 0.
-        shared: Where its connections come from.
+        shared: Source of its connections.
         control: Its end of the control channel.
     """
 
@@ -61,7 +61,7 @@ class WorkerContext:
 
 
 class ControlChannel:
-    """One end of the channel; made by `ControlChannel.open`.
+    """One end of a control channel; created by `ControlChannel.open`.
 
     Args:
         reader: Lines from the other side.
@@ -94,16 +94,16 @@ class ControlChannel:
                 self._handle(*json.loads(line))
         except (OSError, ValueError) as error:
             # Reset, or a line that was cut off when the other side was killed.
-            _log.debug("link: %s", error)
+            _log.debug("control channel: %s", error)
         finally:
             self._closed = True
             for response in self._pending.values():
                 if not response.done():
-                    response.set_exception(RequestFailed("the other side is gone"))
+                    response.set_exception(RequestFailed("the other process is gone"))
             self._writer.close()
 
     def notify(self, method: str, value: Any = None) -> None:
-        """Sends a message that is not answered; dropped if the channel is closed."""
+        """Sends a notification, which is not answered; drops it if the channel is closed."""
         self._write(method, None, value)
 
     async def request(
@@ -112,17 +112,16 @@ class ControlChannel:
         """Sends a request and returns the answer.
 
         Args:
-            method: One that the other side has a handler for.
+            method: Name of a handler on the other side.
             value: JSON value for that handler.
-            timeout_seconds: Longest wait for the answer; None for no limit but the channel's
-                end.
+            timeout_seconds: Maximum wait for the answer; None to wait until the channel closes.
 
         Raises:
             RequestFailed: The other process is gone, or its handler raised.
-            TimeoutError: No answer came in time.
+            TimeoutError: No answer was received in time.
         """
         if self._closed:
-            raise RequestFailed("the other side is gone")
+            raise RequestFailed("the other process is gone")
         request_id = next(self._ids)
         response = self._pending[request_id] = asyncio.get_running_loop().create_future()
         try:
@@ -148,7 +147,7 @@ class ControlChannel:
         try:
             outcome, result = _ANSWER, await self._handlers[method](value)
         except Exception as error:  # noqa: BLE001 - any failure is reported to the requester
-            _log.exception("link: %s", method)
+            _log.exception("control channel: %s", method)
             outcome, result = _FAILURE, f"{type(error).__name__}: {error}"
         if request_id is not None:
             self._write(outcome, request_id, result)

@@ -10,7 +10,7 @@ class ConnectionHandoff:
 
     A connection stays open here until the worker acknowledges it with a byte: if the worker
     dies first, the connection goes to another one, with all the data that the caller has
-    already sent. To be used in one event loop.
+    already sent. Only for use in one event loop.
 
     Attributes:
         worker_end: The worker's end; inherited by its process, then closed here.

@@ -9,20 +9,21 @@ from contextlib import suppress
 _TRIM_THRESHOLD = -1
 _MMAP_THRESHOLD = -3
 _ARENA_MAX = -8
-# Free memory at the top of the heap returns to the system beyond the first; allocations larger
-# than the second are mapped pages of their own, which return when they are freed.
+# Free memory at the top of the heap beyond _TRIM_BYTES is returned to the system. Allocations
+# larger than _MMAP_BYTES are mapped separately, and returned when they are freed.
 _TRIM_BYTES = 32 * 2**20
 _MMAP_BYTES = 8 * 2**20
+# Number of new objects that starts a garbage collection.
 _GC_THRESHOLD = 50_000
 
 
 def use_one_arena() -> None:
-    """Makes all threads allocate from one malloc arena; to be called before any is started.
+    """Makes all threads allocate from one malloc arena; call it before any thread is started.
 
-    By default glibc gives each thread an arena of its own, and memory freed in the middle of
-    one does not return to the system: under a mixed load a server would grow for hours. Also
-    raises the thresholds at which memory returns at all: by default the pages of one large
-    reply go back, to be faulted in one by one for the next. Does nothing without glibc.
+    By default glibc gives each thread its own arena, and memory freed in the middle of an arena
+    is not returned to the system: under a mixed load a server would grow for hours. Also raises
+    the thresholds above which freed memory is returned: by default the pages of a large reply
+    are returned, only to be faulted in one by one for the next. Does nothing without glibc.
     """
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
@@ -33,10 +34,10 @@ def use_one_arena() -> None:
 
 
 def freeze_startup_objects() -> None:
-    """Exempts all present objects from garbage collection, and makes it run seldom.
+    """Exempts all existing objects from garbage collection, and makes collections rare.
 
-    Calls leave hardly any reference cycles behind: at the default threshold of 700 objects,
-    looking for them takes a tenth of a server's time.
+    Calls leave hardly any reference cycles behind, yet at the default threshold of 700 objects
+    the search for them takes a tenth of a server's time.
     """
     gc.collect()
     gc.freeze()

@@ -20,13 +20,13 @@ from service.workers.handoff import ConnectionHandoff
 _log = logging.getLogger(__name__)
 
 _ROOT = Path(__file__).resolve().parents[2]
-# Exponential back-off between restarts, reset once a process has run for a while.
-_FIRST_DELAY, _LONGEST_DELAY = 0.5, 30.0
+# Exponential back-off between restarts, reset once a process has run for _STABLE_SECONDS.
+_MIN_DELAY_SECONDS, _MAX_DELAY_SECONDS = 0.5, 30.0
 _STABLE_SECONDS = 60.0
 
 
 class Supervision(Protocol):
-    """The supervisor, as its workers use it.
+    """The supervisor, as `Worker` uses it.
 
     Attributes:
         stopping: Set once the server is shutting down; no process is started after that.
@@ -40,25 +40,25 @@ class Supervision(Protocol):
         """Hands a connection to a worker that is listening."""
 
     def state_changed(self) -> None:
-        """A worker has reported another state."""
+        """Called when a worker has reported a new state."""
 
     def start_refused(self, number: int, reason: str) -> None:
-        """A worker cannot start for a reason that a restart does not change."""
+        """Called when a worker refuses to start for a reason that a restart would not remove."""
 
     async def reload(self, skip: "Worker | None" = None) -> None:
-        """Has all workers but one reload their models."""
+        """Makes all workers except `skip` reload their models."""
 
 
 class Worker:
-    """One of the workers, across restarts of its process.
+    """A worker as seen by the supervisor, across restarts of its process.
 
     Args:
-        number: Its index, from 0.
-        config: What its processes are started with.
+        number: Index of the worker, from 0.
+        config: Configuration of its processes.
         supervisor: The supervisor.
 
     Attributes:
-        number: As given.
+        number: Index of the worker, from 0.
         state: Whether it is `listening`, `ready` and `live`, as last reported; empty while
             there is no process.
     """
@@ -74,29 +74,29 @@ class Worker:
 
     async def keep_running(self) -> None:
         """Runs the process, and restarts it when it exits, until the supervisor is stopping."""
-        loop, delay = asyncio.get_running_loop(), _FIRST_DELAY
+        loop, delay = asyncio.get_running_loop(), _MIN_DELAY_SECONDS
         while not self._supervisor.stopping.is_set():
             began = loop.time()
             try:
                 status = await self._run_once()
                 how = f"signal {-status}" if status < 0 else f"status {status}"
             except OSError as error:
-                how = f"no process ({error.strerror})"
+                how = f"cannot start ({error.strerror})"
             if self._supervisor.stopping.is_set():
                 return
             if loop.time() - began > _STABLE_SECONDS:
-                delay = _FIRST_DELAY
-            _log.error("worker %d ended: %s; again in %g s", self.number, how, delay)
+                delay = _MIN_DELAY_SECONDS
+            _log.error("worker %d ended: %s; restarting in %g s", self.number, how, delay)
             await self._back_off(delay)
-            delay = min(2 * delay, _LONGEST_DELAY)
+            delay = min(2 * delay, _MAX_DELAY_SECONDS)
 
     def notify(self, method: str) -> None:
-        """Sends `stop` or `force_stop`; dropped while there is no process."""
+        """Sends the notification `stop` or `force_stop`; drops it while there is no process."""
         if self._channel is not None:
             self._channel.notify(method)
 
     async def request(self, method: str, timeout_seconds: float) -> Any:
-        """Requests `metrics` or `reload`; None without a process or an answer in time."""
+        """Requests `metrics` or `reload`; returns the answer, or None if the worker gave none."""
         if self._channel is None:
             return None
         try:
@@ -118,20 +118,23 @@ class Worker:
         )
 
     def kill(self) -> None:
-        """Sends SIGKILL if the process is still running."""
+        """Kills the process (SIGKILL) if it is still running."""
         if self._process is not None and self._process.returncode is None:
             _log.error("worker %d has not ended; it is killed", self.number)
             self._process.kill()
 
     async def _back_off(self, seconds: float) -> None:
-        """Waits before a restart, or until the supervisor is stopping."""
+        """Waits for `seconds`, or until the supervisor is stopping."""
         try:
             await asyncio.wait_for(self._supervisor.stopping.wait(), seconds)
         except TimeoutError:
             return
 
     async def _run_once(self) -> int:
-        """Starts the process and waits for its exit; a status below 0 is the signal that killed it.
+        """Runs the process from its start to its exit.
+
+        Returns:
+            Exit status; a negative one is the signal that ended the process.
 
         Raises:
             OSError: The process could not be started.
@@ -167,9 +170,9 @@ class Worker:
                 env={**os.environ, "PYTHONPATH": _python_path()},
                 stdin=worker_end.fileno(),
                 pass_fds=descriptors,
-                # Only the supervisor announces on stdout; what a library prints goes to the log.
+                # stdout is for the supervisor's announcements; other output joins the log.
                 stdout=sys.stderr,
-                # Ctrl-C at a terminal is for the supervisor alone.
+                # Ctrl-C at a terminal must reach the supervisor alone.
                 start_new_session=True,
             )  # fmt: skip
             worker_end.close()
@@ -193,5 +196,5 @@ class Worker:
 
 
 def _python_path() -> str:
-    """PYTHONPATH of the workers: this checkout first."""
+    """Returns the PYTHONPATH of the workers, this checkout first."""
     return os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))

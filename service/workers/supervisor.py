@@ -1,11 +1,11 @@
-"""Runs several worker processes on one port, and is their one face to operators.
+"""Supervisor of several worker processes on one port.
 
-Each worker is a whole server (`service.server`) in a process of its own. The supervisor owns
-the port and the signals, restarts a worker that died, and serves metrics and probes for all of
+Each worker is a complete server (`service.server`) in its own process. The supervisor binds the
+port, handles signals, restarts workers that have died, and serves metrics and probes for all of
 them. With the http2 transport it accepts the connections and hands them to the workers round
 robin: SO_REUSEPORT balances by a hash, and the few long-lived connections that gRPC clients
-open may all land on one worker. grpcio cannot adopt an accepted socket, so there SO_REUSEPORT
-has to do. The supervisor imports neither onnxruntime nor grpc.
+open may all land on one worker. With grpcio, which cannot adopt an accepted socket, the workers
+share the port by SO_REUSEPORT. The supervisor imports neither onnxruntime nor grpc.
 """
 
 import asyncio
@@ -33,15 +33,15 @@ from service.workers.process import Worker
 
 _log = logging.getLogger(__name__)
 
-# How long the first worker that is ready waits for the others before the port opens.
+# The port opens once all workers listen, or this long after the first one does.
 _GATHER_SECONDS = 5.0
-# Deadlines of requests to a worker.
+# Timeouts of requests to a worker.
 _METRICS_SECONDS = 2.0
 _RELOAD_SECONDS = 120.0
 
 
 def run(settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT, then drains the workers; a second one cuts that short.
+    """Serves until SIGTERM or SIGINT, then drains the workers; a second signal cuts the drain short.
 
     SIGHUP makes every worker reload its models.
 
@@ -53,11 +53,11 @@ def run(settings: Settings) -> None:
 
 
 class _Supervisor:
-    """The supervisor's life: bind, start the workers, open the port, watch, drain.
+    """Binds the port, runs the workers, opens the port once they listen, and drains them.
 
     Attributes:
         stopping: Set at the first SIGTERM or SIGINT, or when the workers refuse to start.
-        hands_off: Whether connections are accepted here and handed off to the workers.
+        hands_off: Whether the supervisor accepts the connections and hands them to the workers.
     """
 
     def __init__(self, settings: Settings):
@@ -128,7 +128,7 @@ class _Supervisor:
     # Called by the workers.
 
     def state_changed(self) -> None:
-        """Opens the port once all workers listen, or some time after the first one does."""
+        """Opens the port once all workers listen, or a few seconds after the first one does."""
         listening = [worker.state.get("listening", False) for worker in self._workers]
         if any(listening) and not self._ever_listened:
             self._ever_listened = True
@@ -137,7 +137,7 @@ class _Supervisor:
             self._open_port()
 
     def start_refused(self, number: int, reason: str) -> None:
-        """Stops the server at the first start; later, another worker has shown that it works."""
+        """Stops the server if no worker has ever listened, else only logs the reason."""
         if self._ever_listened:
             _log.error("worker %d: %s", number, reason)
             return
@@ -145,24 +145,24 @@ class _Supervisor:
         self._stop()
 
     def assign(self, connection: socket.socket) -> None:
-        """Hands a connection to the next worker, round robin, that can take it."""
+        """Hands a connection to the next worker (round robin) that can take it, or closes it."""
         for _ in self._workers:
             worker = self._round_robin[0]
             self._round_robin.rotate(-1)
             if worker.offer(connection):
                 return
         connection.close()
-        _log.warning("connection: refused, no worker serves")
+        _log.warning("connection: refused, no worker is listening")
 
     async def reload(self, skip: Worker | None = None) -> None:
-        """Tells all workers but one to reload their models; returns when all have answered."""
+        """Makes all workers except `skip` reload their models; returns when they have answered."""
         others = (worker for worker in self._workers if worker is not skip)
         await asyncio.gather(*(worker.request("reload", _RELOAD_SECONDS) for worker in others))
 
     # The port.
 
     def _open_port(self) -> None:
-        """Begins to accept connections and announces it; does so only once."""
+        """Begins to accept connections and prints the addresses, on the first call only."""
         if self._open or self.stopping.is_set():
             return
         self._open = True
@@ -191,7 +191,7 @@ class _Supervisor:
         self._loop.call_later(EXIT_SECONDS, self._kill)
 
     def _stop(self) -> None:
-        """Closes the port and drains the workers; kills those that outlive the drain."""
+        """Closes the port and drains the workers; later kills those that are still running."""
         self.stopping.set()
         self._spawn(self._close_port())
         for worker in self._workers:
@@ -214,7 +214,7 @@ class _Supervisor:
         return merge(pages.result(2 * _METRICS_SECONDS), accept)
 
     async def _pages(self) -> dict[str, str]:
-        """Metrics pages in the text format, by the number of the worker that answered."""
+        """Returns the metrics pages (text format) of the workers that answered, by number."""
         pages = await asyncio.gather(
             *(worker.request("metrics", _METRICS_SECONDS) for worker in self._workers)
         )
@@ -225,11 +225,11 @@ class _Supervisor:
         }
 
     def _live(self) -> bool:
-        """A worker without a process is restarted; one whose device is lost is not."""
+        """Returns liveness: no worker has lost its device (one without a process is restarted)."""
         return all(worker.state.get("live", True) for worker in self._workers)
 
     def _ready(self) -> bool:
-        """One ready worker is enough: those that are not get no connections."""
+        """Returns readiness: one ready worker is enough, since the others get no connections."""
         return not self.stopping.is_set() and any(
             worker.state.get("ready", False) for worker in self._workers
         )

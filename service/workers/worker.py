@@ -1,8 +1,8 @@
 """Entry point of a worker process; started by `service.workers.process`.
 
-Arguments: the descriptor of the socket that connections are handed off by, if the supervisor
-accepts them, and the worker's number. Standard input is its end of the control channel; when
-the supervisor's end closes, the worker drains and exits.
+Arguments: the file descriptor of the handoff socket (only if the supervisor accepts the
+connections), and the worker's number. Standard input is the worker's end of the control channel;
+when the supervisor's end closes, the worker drains and exits.
 """
 
 import os
@@ -24,7 +24,7 @@ def main() -> int:
     Returns:
         The exit status: 0 after a drain, 2 if the server refuses to start.
     """
-    # The supervisor tells when to reload; by default this signal would end the process.
+    # The supervisor requests reloads; by default SIGHUP would end the process.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     *descriptors, number = map(int, sys.argv[1:])
     handoff = socket.socket(fileno=descriptors[0]) if descriptors else None
@@ -32,7 +32,7 @@ def main() -> int:
         handoff.setblocking(False)
     control = socket.socket(fileno=sys.stdin.fileno())
     with control.makefile("rb", buffering=0) as unbuffered:
-        # Unbuffered: what follows this line is read by the event loop.
+        # Unbuffered, to leave the lines after the first one to the event loop.
         first_line = unbuffered.readline()
     if not first_line:
         return 0
@@ -44,7 +44,8 @@ def main() -> int:
         name="orphan",
         daemon=True,
     ).start()
-    # Slow, for onnxruntime: SIGHUP is ignored and the supervisor watched before it.
+    # Imported late: onnxruntime is slow to import, and until then SIGHUP would end the process
+    # and nothing would watch the supervisor.
     from service.server import run
 
     try:
@@ -59,7 +60,7 @@ def main() -> int:
 def _exit_without_supervisor(drain_seconds: float) -> None:
     """Ends the process once the supervisor is gone and the drain is over, even if it hangs."""
     poll = select.poll()
-    poll.register(sys.stdin.fileno(), 0)  # no event but the other end's closing
+    poll.register(sys.stdin.fileno(), 0)  # only POLLHUP: the other end is closed
     poll.poll()
     time.sleep(drain_seconds + EXIT_SECONDS)
     os._exit(1)

@@ -1,4 +1,4 @@
-"""One connection: its preface, its streams, and its shutdown."""
+"""One HTTP/2 connection: preface, streams and shutdown."""
 
 import asyncio
 import logging
@@ -15,13 +15,15 @@ from service.transport.http2.stream import NULL_RECEIVER, STREAM_WINDOW, Stream,
 
 _log = logging.getLogger(__name__)
 
+#: Default of our SETTINGS_MAX_CONCURRENT_STREAMS.
 MAX_STREAMS: Final = 1000
 # Time for the client to complete its preface.
 _PREFACE_SECONDS = 10.0
-# Time for the client to acknowledge the first GOAWAY of a graceful shutdown; to read what it
-# was sent, after that; and to read what it did wrong, after an error.
+# Time for the client to acknowledge the first GOAWAY of a graceful shutdown.
 _GOAWAY_SECONDS = 1.0
+# Time for the client to read its last responses and close the connection.
 _LINGER_SECONDS = 10.0
+# Time for the client to read the GOAWAY after an error and close the connection.
 _ERROR_SECONDS = 1.0
 _SHUTDOWN_PING = b"retiring"
 _HTTP_1: Final = (
@@ -37,7 +39,7 @@ class Listener(Protocol):
         """A connection has been made."""
 
     def accept(self, stream: Stream) -> None:
-        """Sets the receiver of a new request, or answers it."""
+        """Sets the receiver of a new stream, or answers its request at once."""
 
     def lost(self, connection: "Connection") -> None:
         """A connection has been closed, by either side."""
@@ -52,7 +54,7 @@ class Connection(asyncio.Protocol):
 
     Attributes:
         peer: Address of the client, as in `ipv4:127.0.0.1:4711`.
-        closing: Whether all further input is ignored.
+        closing: Whether the connection is closing; further input is ignored.
     """
 
     def __init__(self, listener: Listener, max_streams: int = MAX_STREAMS):
@@ -73,8 +75,8 @@ class Connection(asyncio.Protocol):
     # Called by asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Waits for the client's preface."""
-        transport = cast(asyncio.Transport, transport)  # uvloop's is none by its type
+        """Sets the transport up and starts the timeout of the client's preface."""
+        transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
         self._transport = transport
         self._outbox.attach(transport)
         self.peer = _address(transport)
@@ -83,7 +85,7 @@ class Connection(asyncio.Protocol):
         self._listener.made(self)
 
     def data_received(self, data: bytes) -> None:
-        """Acts on received bytes; errors end the connection."""
+        """Processes received bytes; a connection error closes the connection."""
         if self.closing or self._reader is None:
             return
         try:
@@ -96,31 +98,31 @@ class Connection(asyncio.Protocol):
             self._fail(ErrorCode.INTERNAL_ERROR, "internal error")
 
     def pause_writing(self) -> None:
-        """Holds output back: the peer reads slower than it is written to."""
+        """Pauses output: the peer reads more slowly than we write."""
         self._outbox.pause_writing()
 
     def resume_writing(self) -> None:
-        """Writes again."""
+        """Resumes output."""
         self._outbox.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        """Resets every stream and frees everything."""
+        """Closes every stream, cancels the timers and drops queued output."""
         self.closing = True
         for timer in (self._preface_timer, self._close_timer):
             if timer is not None:
                 timer.cancel()
         self._outbox.abort()
         self._close_streams()
-        self._reader = None  # else a cycle is left for gc to find
+        self._reader = None  # breaks a reference cycle
         self._listener.lost(self)
 
     # Called by the server.
 
     def shut_down(self) -> None:
-        """Starts a graceful shutdown: finishes open streams and then closes.
+        """Starts a graceful shutdown: open streams finish, then the connection closes.
 
-        The first GOAWAY is a warning (RFC 9113 section 6.8): requests that are on their way
-        are still answered. New streams are refused once the PING after it is acknowledged.
+        The first GOAWAY is a warning (RFC 9113 section 6.8): requests that are under
+        way are still answered. New streams are refused once the PING after it is acknowledged.
         """
         if self._shutting_down or self.closing:
             return
@@ -131,7 +133,7 @@ class Connection(asyncio.Protocol):
         self._call_later(_GOAWAY_SECONDS, self._refuse_streams)
 
     def close(self) -> None:
-        """Closes at once; open streams are cut off."""
+        """Closes the connection at once; open streams are cut off."""
         if not self.closing:
             self._fail(ErrorCode.NO_ERROR, "")
 
@@ -155,38 +157,38 @@ class Connection(asyncio.Protocol):
         self._outbox.emit(frames.window_update(0, CONNECTION_WINDOW - frames.DEFAULT_WINDOW))
 
     def refuse_http_1(self) -> None:
-        """Answers a client that speaks HTTP/1.1, and closes."""
+        """Answers an HTTP/1.1 client with status 505, and closes the connection."""
         self._outbox.emit(_HTTP_1)
         self._close_after(_ERROR_SECONDS)
 
     def on_settings(self) -> None:
-        """The client's preface is complete."""
+        """Cancels the timeout of the client's preface, which is complete."""
         assert self._preface_timer is not None
         self._preface_timer.cancel()
 
     def on_ping_ack(self, data: bytes) -> bool:
-        """The client has acknowledged a PING; returns whether it was one of ours."""
+        """Handles the acknowledgement of a PING; returns whether the PING was ours."""
         if not self._shutting_down or data != _SHUTDOWN_PING:
             return False
         self._refuse_streams()
         return True
 
     def on_request(self, stream: Stream) -> None:
-        """A stream has been opened; sets its receiver."""
+        """Passes a new stream to the listener, which sets its receiver."""
         self._listener.accept(stream)
 
     def on_reset(self, stream_id: int) -> None:
-        """The client has reset an open stream; closes it."""
+        """Closes an open stream that the client has reset."""
         self._close_stream(stream_id)
         self._close_if_drained()
 
     # Called by the reader and by streams.
 
     def on_sent(self, stream_id: int) -> None:
-        """END_STREAM has been sent on a stream; closes it."""
+        """Closes a stream on which END_STREAM has been sent."""
         stream = self._streams.open.pop(stream_id)
         stream.closed = True
-        receiver, stream.receiver = stream.receiver, NULL_RECEIVER  # no cycle is left for gc
+        receiver, stream.receiver = stream.receiver, NULL_RECEIVER  # breaks a reference cycle
         receiver.on_sent()
         if not stream.remote_ended:
             # The rest of the request is not needed (RFC 9113 section 8.1).
@@ -212,7 +214,7 @@ class Connection(asyncio.Protocol):
             return
         stream.closed = True
         self._outbox.discard(stream.send_queue)
-        receiver, stream.receiver = stream.receiver, NULL_RECEIVER  # no cycle is left for gc
+        receiver, stream.receiver = stream.receiver, NULL_RECEIVER  # breaks a reference cycle
         receiver.on_reset()
 
     def _close_streams(self) -> None:
@@ -220,15 +222,15 @@ class Connection(asyncio.Protocol):
             self._close_stream(stream_id)
 
     def _fail(self, code: ErrorCode, problem: str) -> None:
-        """Sends GOAWAY and closes."""
-        self.send_preface()  # has to be the first
+        """Sends GOAWAY and closes the connection."""
+        self.send_preface()  # SETTINGS has to be the first frame
         if code is not ErrorCode.NO_ERROR:
             _log.debug("connection of %s: %s: %s", self.peer, code.name, problem)
         self._outbox.emit(frames.goaway(self._streams.last, code, problem))
         self._close_after(_ERROR_SECONDS)
 
     def _close_after(self, seconds: float) -> None:
-        """Closes once the client has closed its side, or after `seconds`."""
+        """Closes the connection once the client has closed its side, or after `seconds`."""
         self.closing = True
         assert self._transport is not None
         self._call_later(seconds, self._abort)

@@ -1,4 +1,4 @@
-"""Received bytes cut into frames."""
+"""Splits received bytes into HTTP/2 frames."""
 
 from collections.abc import Iterator
 
@@ -19,7 +19,7 @@ Frame = tuple[int, int, int, bytes]
 
 
 class FrameBuffer:
-    """Cuts what a connection receives into frames, and keeps an incomplete one."""
+    """Splits the bytes that a connection receives into frames; buffers an incomplete frame."""
 
     __slots__ = ("_needed", "_partial")
 
@@ -29,9 +29,9 @@ class FrameBuffer:
         self._needed = HEADER_BYTES
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """Yields the frames that are complete.
+        """Adds received bytes; yields the frames that are complete.
 
-        DATA frames of one stream that follow each other are yielded as one: clients send
+        Consecutive DATA frames of one stream are joined into one, since most clients send only
         16 KiB in each.
 
         Raises:
@@ -68,7 +68,7 @@ class FrameBuffer:
             self._partial += data[at:]
 
     def _complete(self, data: bytes) -> int:
-        """Adds to the partial frame what it lacks; returns the length of that.
+        """Appends the bytes that the partial frame lacks; returns the offset in `data` after them.
 
         The rest of `data` is not copied.
         """
@@ -88,16 +88,16 @@ class FrameBuffer:
 
 
 def _join_data(data: bytes, payload: bytes, stream_id: int, at: int) -> tuple[bytes, int, int]:
-    """Joins the DATA frames that follow one of the same stream.
+    """Joins a DATA frame with those of the same stream that directly follow it.
 
     Args:
         data: Received bytes.
         payload: Payload of the first frame, which has no flags.
-        stream_id: Its stream.
-        at: Where the next frame begins in `data`.
+        stream_id: Stream of the first frame.
+        at: Offset of the next frame in `data`.
 
     Returns:
-        The joined payload, the flags of the last frame, and where the next frame begins.
+        The joined payload, the flags of the last joined frame, and the offset of the next frame.
     """
     parts: list[bytes | memoryview] = [payload]
     view, end, flags = memoryview(data), len(data), 0

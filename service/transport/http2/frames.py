@@ -1,4 +1,4 @@
-"""HTTP/2 frames as bytes (RFC 9113, sections 4 and 6)."""
+"""Encoding and parsing of HTTP/2 frames (RFC 9113, sections 4 and 6)."""
 
 import enum
 import struct
@@ -15,7 +15,8 @@ MAX_FRAME_BYTES: Final = 256 * 1024
 MAX_WINDOW: Final = 2**31 - 1
 MAX_STREAM_ID: Final = 2**31 - 1
 
-# Plain numbers: an enum's members cost a lookup each, and these are compared per frame.
+# Frame types, then flags. Plain integers, since they are compared for every frame and each use of
+# an enum member costs a lookup.
 DATA: Final = 0x0
 HEADERS: Final = 0x1
 PRIORITY: Final = 0x2
@@ -82,66 +83,66 @@ class Http2Error(Exception):
 
 
 def protocol_error(problem: str, stream_id: int = 0) -> Http2Error:
-    """An error with the code PROTOCOL_ERROR."""
+    """Returns an error with the code PROTOCOL_ERROR."""
     return Http2Error(ErrorCode.PROTOCOL_ERROR, problem, stream_id)
 
 
 def parse_header(buffer: bytes | bytearray, at: int) -> tuple[int, int, int, int]:
-    """Reads a frame header: payload length, type, flags, stream identifier."""
+    """Parses a frame header; returns payload length, type, flags and stream identifier."""
     high, low, frame_type, flags, stream_id = HEADER.unpack_from(buffer, at)
     return high << 8 | low, frame_type, flags, stream_id & MAX_STREAM_ID
 
 
 def header(length: int, frame_type: int, flags: int, stream_id: int) -> bytes:
-    """Frame header for a payload of `length` bytes."""
+    """Encodes the frame header for a payload of `length` bytes."""
     return HEADER.pack(length >> 8, length & 0xFF, frame_type, flags, stream_id)
 
 
 def frame(frame_type: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
-    """Frame header and payload."""
+    """Encodes a frame: header and payload."""
     return header(len(payload), frame_type, flags, stream_id) + payload
 
 
 def settings(values: Mapping[Setting, int]) -> bytes:
-    """A SETTINGS frame."""
+    """Encodes a SETTINGS frame."""
     return frame(SETTINGS, 0, 0, b"".join(_SETTING.pack(*pair) for pair in values.items()))
 
 
 def parse_settings(payload: bytes) -> Iterator[tuple[int, int]]:
-    """Identifiers and values of a SETTINGS frame in their order, unknown ones included."""
+    """Yields identifier and value of each setting in a payload, unknown ones included."""
     return _SETTING.iter_unpack(payload)
 
 
 def window_update(stream_id: int, increment: int) -> bytes:
-    """A WINDOW_UPDATE frame; stream 0 is the connection."""
+    """Encodes a WINDOW_UPDATE frame; stream 0 means the connection."""
     return frame(WINDOW_UPDATE, 0, stream_id, _UINT32.pack(increment))
 
 
 def rst_stream(stream_id: int, code: ErrorCode) -> bytes:
-    """A RST_STREAM frame."""
+    """Encodes a RST_STREAM frame."""
     return frame(RST_STREAM, 0, stream_id, _UINT32.pack(code))
 
 
 def goaway(last_stream_id: int, code: ErrorCode, problem: str = "") -> bytes:
-    """A GOAWAY frame; `problem` is its debug data."""
+    """Encodes a GOAWAY frame; `problem` is its debug data."""
     return frame(GOAWAY, 0, 0, struct.pack(">LL", last_stream_id, code) + problem.encode())
 
 
 def parse_uint32(payload: bytes) -> int:
-    """Reads a payload of exactly four bytes."""
+    """Parses a payload of exactly four bytes as an unsigned integer."""
     return int(_UINT32.unpack(payload)[0])
 
 
 def strip_padding(payload: bytes, flags: int) -> bytes:
-    """Payload of DATA or HEADERS without its padding.
+    """Returns the payload of a DATA or HEADERS frame without its padding.
 
     Raises:
-        Http2Error: The padding is longer than the payload.
+        Http2Error: The padding does not fit into the payload.
     """
     if not flags & PADDED:
         return payload
     if not payload:
-        raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "padded, and empty")
+        raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "padded but empty")
     if payload[0] >= len(payload):
         raise protocol_error("padding longer than the frame")
     return payload[1 : len(payload) - payload[0]]

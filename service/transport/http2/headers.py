@@ -11,15 +11,15 @@ from service.transport.http2.frames import ErrorCode, Http2Error, protocol_error
 
 #: Our SETTINGS_MAX_HEADER_LIST_SIZE, counted as in RFC 9113 section 6.5.2.
 MAX_HEADER_LIST_BYTES: Final = 16_384
-#: Most bytes of a header block. Not all clients heed the list's limit: requests a little beyond
-#: it are refused one by one, and the connection lives.
+#: Maximum size of a header block in bytes; a larger one is a connection error. It is above
+#: MAX_HEADER_LIST_BYTES, which some clients ignore: their requests are refused one by one.
 MAX_BLOCK_BYTES: Final = 32_768
 #: Initial value of SETTINGS_HEADER_TABLE_SIZE.
 DEFAULT_TABLE_BYTES: Final = 4096
 _MAX_DECODED_BYTES: Final = 65_536
-# The fragments of a flood are many and small.
+# Maximum number of frames in a header block; a CONTINUATION flood sends many small ones.
 _MAX_FRAGMENTS: Final = 32
-# Header blocks cached decoded: a client has one per method it calls, few and short.
+# Size of the cache of decoded header blocks: a client uses one short block per method.
 _MAX_CACHED = 64
 _MAX_CACHED_BYTES = 1024
 # First byte of a dynamic table size update (RFC 7541 section 6.3).
@@ -53,7 +53,7 @@ class RequestHead:
 
 
 class PartialBlock:
-    """A header block whose END_HEADERS is still to come.
+    """A header block whose END_HEADERS flag has not been received yet.
 
     Args:
         stream_id: Stream of its HEADERS frame.
@@ -80,15 +80,15 @@ class PartialBlock:
         check_block(sum(map(len, self._fragments)))
 
     def join(self) -> bytes:
-        """The block so far."""
+        """Returns the fragments received so far as one block."""
         return b"".join(self._fragments)
 
 
 class HeaderDecoder:
-    """Decodes the header blocks of one connection, in their order.
+    """Decodes the header blocks of one connection, in the order received.
 
-    A client sends the same few blocks over and over. While none of them changes the dynamic
-    table, they are looked up instead of decoded.
+    Clients send the same few blocks over and over, so decoded blocks are cached until one changes
+    the dynamic table.
     """
 
     def __init__(self) -> None:
@@ -100,8 +100,8 @@ class HeaderDecoder:
         """Decodes the header block that opens a stream.
 
         Raises:
-            Http2Error: A connection error where it does not decode, since the dynamic table is
-                out of step from then on; a stream error where the request is malformed.
+            Http2Error: A connection error if the block cannot be decoded, which leaves the dynamic
+                table out of sync; a stream error if the request is malformed.
         """
         cached = self._cache.get(block)
         if cached is not None:
@@ -119,16 +119,18 @@ class HeaderDecoder:
         return head
 
     def decode(self, block: bytes) -> list[tuple[bytes, bytes]]:
-        """Decodes any block. Every block received has to be, to keep the dynamic table in step.
+        """Decodes a header block that does not open a stream.
+
+        Every received block has to be decoded, to keep the dynamic table in sync.
 
         Raises:
-            Http2Error: It does not decode; a connection error.
+            Http2Error: A connection error: the block cannot be decoded.
         """
         self._cache.clear()
         return self._decode(block)
 
     def _newest(self) -> tuple[bytes, bytes] | None:
-        """Newest entry of the dynamic table: while it is the same, so is every index."""
+        """Returns the newest entry of the dynamic table; while it is the same, all indexes are."""
         return self._table[0] if self._table else None
 
     def _decode(self, block: bytes) -> list[tuple[bytes, bytes]]:
@@ -148,8 +150,8 @@ class HeaderDecoder:
 def encode(fields: Iterable[tuple[str, str]]) -> bytes:
     """Encodes fields as literals without indexing (RFC 7541 section 6.2.2).
 
-    Without a dynamic table there is no state to keep in step, and blocks that do not change are
-    encoded once.
+    Without a dynamic table there is no state to keep in sync, and constant blocks can be encoded
+    once and reused.
 
     Args:
         fields: Lower-case names and values, all ASCII.
@@ -161,20 +163,20 @@ def encode(fields: Iterable[tuple[str, str]]) -> bytes:
 
 
 def status_200() -> bytes:
-    """The field `:status: 200`, which is in the static table."""
+    """Returns the encoded field `:status: 200`, which is in the static table."""
     return b"\x88"
 
 
 def no_table() -> bytes:
-    """Dynamic table size update to 0 (RFC 7541 section 6.3)."""
+    """Returns an encoded dynamic table size update to 0 (RFC 7541 section 6.3)."""
     return b"\x20"
 
 
 def check_trailers(fields: list[tuple[bytes, bytes]], stream_id: int) -> None:
-    """Checks the trailers of a request, which are not used.
+    """Checks the trailers of a request; they are not used otherwise.
 
     Raises:
-        Http2Error: They are malformed.
+        Http2Error: A field is malformed.
     """
     for name, value in fields:
         problem = _problem(name, value)
@@ -193,13 +195,13 @@ def check_block(length: int) -> None:
 
 
 def block_too_long() -> Http2Error:
-    """The error of a header block beyond its limits."""
+    """Returns the connection error for a header block that exceeds a limit."""
     problem = f"header block: more than {MAX_BLOCK_BYTES} bytes, or in too many pieces"
     return Http2Error(ErrorCode.ENHANCE_YOUR_CALM, problem)
 
 
 def _literal(text: bytes) -> bytes:
-    """A string literal (RFC 7541 section 5.2), without Huffman coding, which costs time."""
+    """Encodes a string literal (RFC 7541 section 5.2), without Huffman coding to save time."""
     length = len(text)
     if length < 127:
         return bytes((length,)) + text
@@ -213,7 +215,7 @@ def _literal(text: bytes) -> bytes:
 
 
 def _request_head(fields: list[tuple[bytes, bytes]], stream_id: int) -> RequestHead:
-    """Checks the fields of a request (RFC 9113, sections 8.2 and 8.3).
+    """Makes the head of a request from its fields (RFC 9113, sections 8.2 and 8.3).
 
     Raises:
         Http2Error: The request is malformed.
@@ -252,11 +254,11 @@ def _request_head(fields: list[tuple[bytes, bytes]], stream_id: int) -> RequestH
 
 
 def _problem(name: bytes, value: bytes) -> str:
-    """What is malformed about a regular field; empty if nothing is."""
+    """Returns what is malformed in a regular field, or an empty string."""
     if not name or not _NAME.issuperset(name):
-        return "a field name that is no lower-case token"
+        return "a field name that is not a lower-case token"
     if b"\0" in value or b"\r" in value or b"\n" in value or value != value.strip(b" \t"):
-        return "a field value with a control character or space around it"
+        return "a field value with a control character or surrounding space"
     if name in _CONNECTION_SPECIFIC or (name == b"te" and value != b"trailers"):
-        return f"a field that HTTP/2 has no use for: {name.decode()}"
+        return f"a field that HTTP/2 prohibits: {name.decode()}"
     return ""

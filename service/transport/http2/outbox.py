@@ -1,4 +1,4 @@
-"""Bytes out: control frames at once, DATA within the flow-control windows, streams in turn."""
+"""Output of a connection: control frames at once; DATA by flow control, streams round-robin."""
 
 import asyncio
 from collections import deque
@@ -9,26 +9,26 @@ from service.transport.http2.frames import ErrorCode, Http2Error
 from service.transport.http2.headers import DEFAULT_TABLE_BYTES, no_table
 from service.transport.http2.send_queue import Chunk, SendQueue
 
-# Responses up to this size are sent at once, not in turn.
+# Responses up to this size are sent at once instead of round-robin.
 _AT_ONCE_BYTES: Final = 64 * 1024
-# Most DATA written in one event-loop iteration.
+# Maximum number of bytes of DATA written in one event-loop iteration.
 _BYTES_PER_ITERATION: Final = 256 * 1024
 _WRITE_BUFFER_BYTES: Final = 512 * 1024
-# Larger DATA frames would only delay those of other streams.
+# Maximum DATA frame that we send: larger ones would only delay those of other streams.
 _MAX_FRAME_BYTES: Final = 64 * 1024
-# Writes not yet flushed; with more of them, reading is paused.
+# Reading is paused while more writes than this are unflushed.
 _MAX_UNFLUSHED: Final = 1000
 _LAST_HEADERS: Final = frames.END_HEADERS | frames.END_STREAM
 
 
 class Outbox:
-    """What one connection sends.
+    """Output queue of one connection.
 
     Args:
         loop: Event loop of the connection.
 
     Attributes:
-        data_frames: Number of queued DATA frames sent so far.
+        data_frames: Number of DATA frames sent so far from the send queues of streams.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop):
@@ -44,7 +44,7 @@ class Outbox:
         self._flush_scheduled = False
         self._writing_paused = False
         self._reading_paused = False
-        # Queues with chunks that their own windows allow, in turn.
+        # Send queues with DATA that their own windows allow, in round-robin order.
         self._ready: deque[SendQueue] = deque()
 
     # Called by the connection.
@@ -55,11 +55,11 @@ class Outbox:
         transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
 
     def pause_writing(self) -> None:
-        """Holds everything back until `resume_writing`."""
+        """Holds all output back until `resume_writing`."""
         self._writing_paused = True
 
     def resume_writing(self) -> None:
-        """Writes again, and lets reading go on."""
+        """Resumes writing, and reading if it was paused."""
         self._writing_paused = False
         self._resume_reading()
         self._schedule()
@@ -67,7 +67,7 @@ class Outbox:
     def limit_reading(self) -> None:
         """Pauses reading while too many responses are unflushed (back-pressure).
 
-        One read may hold megabytes of tiny requests, and their responses are twice as long.
+        One read may contain megabytes of tiny requests, whose responses are twice as long.
         """
         if (
             len(self._unflushed) > _MAX_UNFLUSHED
@@ -84,14 +84,14 @@ class Outbox:
             self._schedule()
 
     def discard(self, queue: SendQueue) -> None:
-        """Drops what a stream has queued."""
+        """Drops the DATA that a stream has queued."""
         queue.clear()
         if queue.in_turn:
             queue.in_turn = False
             self._ready.remove(queue)
 
     def close(self) -> None:
-        """Writes what is not subject to flow control, drops the rest, and detaches."""
+        """Writes unflushed frames, drops queued DATA, and detaches from the transport."""
         self._clear_ready()
         if self._transport is not None and not self._transport.is_closing():
             self._transport.writelines(self._unflushed)
@@ -100,7 +100,7 @@ class Outbox:
         self._transport = None
 
     def abort(self) -> None:
-        """Drops everything and detaches."""
+        """Drops all output and detaches from the transport."""
         self._clear_ready()
         self._unflushed.clear()
         self._transport = None
@@ -108,17 +108,17 @@ class Outbox:
     # The peer's settings and windows.
 
     def set_max_frame_size(self, size: int) -> None:
-        """Applies SETTINGS_MAX_FRAME_SIZE, in bytes of payload."""
+        """Applies the peer's SETTINGS_MAX_FRAME_SIZE, in bytes of payload."""
         self._frame_bytes = min(size, _MAX_FRAME_BYTES)
 
     def set_table_size(self, size: int) -> None:
-        """Applies SETTINGS_HEADER_TABLE_SIZE, in bytes."""
+        """Applies the peer's SETTINGS_HEADER_TABLE_SIZE, in bytes."""
         if size < self._table_bytes:
             # A reduction has to be acknowledged by a size update (RFC 7541 section 4.2).
             self._table_bytes, self._size_update = 0, no_table()
 
     def widen_connection(self, increment: int) -> None:
-        """Widens the connection's window by a WINDOW_UPDATE.
+        """Widens the connection's send window by the increment of a WINDOW_UPDATE.
 
         Raises:
             Http2Error: The window exceeds 2^31 - 1.
@@ -130,7 +130,7 @@ class Outbox:
             self._schedule()
 
     def widen(self, queue: SendQueue, change: int) -> None:
-        """Widens a stream's window, or narrows it by a negative change."""
+        """Widens a stream's send window; a negative change narrows it."""
         queue.window += change
         if not queue.in_turn:
             self._line_up(queue)
@@ -140,7 +140,7 @@ class Outbox:
     def respond(
         self, queue: SendQueue, headers: bytes, chunks: tuple[Chunk, ...], trailers: bytes
     ) -> None:
-        """Sends a whole response: in one write if windows and other streams allow."""
+        """Sends a whole response, in one write if the windows and other streams allow it."""
         size = sum(map(len, chunks))
         if (
             self._writing_paused
@@ -164,16 +164,16 @@ class Outbox:
             self.emit(b"".join((before, headers, data, *chunks, after, trailers)))
         else:
             parts: list[Chunk] = [before, headers]
-            most = self._frame_bytes
+            max_bytes = self._frame_bytes
             body = b"".join(chunks)
-            for start in range(0, size, most):
-                parts.append(pack(min(most, size - start), frames.DATA, 0, stream_id))
-                parts.append(body[start : start + most])
+            for start in range(0, size, max_bytes):
+                parts.append(pack(min(max_bytes, size - start), frames.DATA, 0, stream_id))
+                parts.append(body[start : start + max_bytes])
             self.emit(b"".join((*parts, after, trailers)))
         queue.on_sent(stream_id)
 
     def send_headers(self, stream_id: int, block: bytes, *, end_stream: bool = False) -> None:
-        """Sends a header block as HEADERS and, where it is long, CONTINUATION frames."""
+        """Sends a header block as a HEADERS frame, plus CONTINUATION frames if it is long."""
         flags = frames.END_STREAM if end_stream else 0
         frame_type = frames.HEADERS
         if self._size_update:
@@ -186,7 +186,7 @@ class Outbox:
             frame_type, flags = frames.CONTINUATION, 0
 
     def send_data(self, queue: SendQueue, chunks: tuple[Chunk, ...]) -> None:
-        """Queues DATA."""
+        """Queues DATA of a stream, to be sent as its window and the connection's allow."""
         for chunk in chunks:
             if len(chunk):
                 queue.chunks.append(chunk)
@@ -195,7 +195,7 @@ class Outbox:
             self._line_up(queue)
 
     def send_trailers(self, queue: SendQueue, block: bytes) -> None:
-        """Sends trailers, which end the stream, after its queued DATA."""
+        """Sends trailers, which end the stream, after the stream's queued DATA."""
         if queue.chunks:
             queue.trailers = block
         else:
@@ -205,7 +205,7 @@ class Outbox:
     # Flushes.
 
     def _schedule(self) -> None:
-        # Once per event-loop iteration: all that was emitted in it goes out in one write.
+        # One flush per event-loop iteration: all frames emitted in it go out in one write.
         if not self._flush_scheduled and self._transport is not None:
             self._flush_scheduled = True
             self._loop.call_soon(self._flush)
@@ -215,7 +215,7 @@ class Outbox:
         if self._transport is None or self._transport.is_closing():
             return
         if self._writing_paused:
-            # Reading is paused too, so what is held back stays small.
+            # Reading is paused too, to keep the held-back output small.
             self.limit_reading()
             return
         if self._ready:
@@ -242,7 +242,7 @@ class Outbox:
             queue = self._ready.popleft()
             queue.in_turn = False
             if queue.window <= 0:
-                continue  # narrowed by SETTINGS since it lined up
+                continue  # SETTINGS has narrowed the window meanwhile
             chunk = queue.chunks.popleft()
             size = min(len(chunk), self._frame_bytes, queue.window, self._window)
             if size < len(chunk):

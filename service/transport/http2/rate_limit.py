@@ -1,18 +1,19 @@
-"""Token-bucket rate limits on frames that cost the peer less than they cost us."""
+"""Token-bucket rate limits on frames that are cheaper to send than to process."""
 
 import time
 from collections.abc import Callable
 from typing import Final
 
-# A peer that reads a response pings and sends WINDOW_UPDATE (grpc-go: both, for each DATA frame).
+# Overhead frames allowed per useful frame: a peer that reads a response sends PING and
+# WINDOW_UPDATE (grpc-go: both, for each DATA frame).
 _OVERHEAD_PER_FRAME: Final = 10
 
 
 class TokenBucket:
-    """A rate limit that allows bursts.
+    """A rate limit that allows bursts; each event takes one token.
 
     Args:
-        burst: Most tokens at once.
+        burst: Capacity in tokens; the bucket starts full.
         rate: Tokens added per second.
         clock: Monotonic time in seconds.
     """
@@ -26,7 +27,7 @@ class TokenBucket:
         self._updated = clock()
 
     def take(self) -> bool:
-        """Takes one token; False if there is none."""
+        """Takes one token; returns False if there is none."""
         if self._tokens < 1.0:
             now = self._clock()
             self._tokens = min(self._burst, self._tokens + (now - self._updated) * self._rate)
@@ -42,7 +43,7 @@ class TokenBucket:
 
 
 class FloodLimits:
-    """Limits of one connection, with nghttp2's figures since CVE-2023-44487 (rapid reset)."""
+    """Flood limits of one connection; rates as in nghttp2 since CVE-2023-44487 (rapid reset)."""
 
     __slots__ = ("_overhead", "_resets", "_useful_frames")
 
@@ -52,15 +53,15 @@ class FloodLimits:
         self._useful_frames = 0
 
     def allow_reset(self) -> bool:
-        """Counts a stream that was reset, by either side; False if there are too many."""
+        """Counts a stream reset by either side; returns False if there are too many."""
         return self._resets.take()
 
     def allow_overhead(self, useful_frames: int) -> bool:
-        """Counts a frame that carries no request; False if there are too many.
+        """Counts a frame that carries no request; returns False if there are too many.
 
         Args:
-            useful_frames: Grows with every request received and every DATA frame sent;
-                each allows some overhead.
+            useful_frames: Number of requests received and DATA frames sent so far; each allows
+                some overhead.
         """
         if self._overhead.take():
             return True

@@ -1,4 +1,4 @@
-"""Frames in: what each one does to its stream or to the connection (RFC 9113 section 6)."""
+"""Processing of received frames, for streams and the connection (RFC 9113 section 6)."""
 
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -16,16 +16,16 @@ from service.transport.http2.outbox import Outbox
 from service.transport.http2.rate_limit import FloodLimits
 from service.transport.http2.stream import Stream, Streams
 
-#: Flow-control window of a whole connection, in bytes of DATA.
+#: Our receive window for a whole connection, in bytes of DATA.
 CONNECTION_WINDOW: Final = 16 * 2**20
 
 
 class Session(Protocol):
-    """What a reader needs of its connection.
+    """State and callbacks of a connection, as its reader uses them.
 
     Attributes:
         peer: Address of the client, as in `ipv4:127.0.0.1:4711`.
-        closing: Whether all further input is ignored.
+        closing: Whether the connection is closing; further input is ignored.
     """
 
     peer: str
@@ -35,45 +35,45 @@ class Session(Protocol):
         """Sends the server's connection preface, once."""
 
     def refuse_http_1(self) -> None:
-        """Answers a client that speaks HTTP/1.1, and closes the connection."""
+        """Answers an HTTP/1.1 client, and closes the connection."""
 
     def on_settings(self) -> None:
-        """The client's preface is complete: its first SETTINGS has been received."""
+        """Called when the client's preface is complete: its first SETTINGS has been received."""
 
     def on_ping_ack(self, data: bytes) -> bool:
-        """A PING has been acknowledged; returns whether it was one of ours."""
+        """Handles the acknowledgement of a PING; returns whether the PING was ours."""
 
     def on_request(self, stream: Stream) -> None:
-        """A stream has been opened; sets its receiver."""
+        """Sets the receiver of a new stream, which carries a request."""
 
     def on_sent(self, stream_id: int) -> None:
-        """END_STREAM has been sent on a stream; closes it."""
+        """Closes a stream on which END_STREAM has been sent."""
 
     def on_reset(self, stream_id: int) -> None:
-        """The client has reset an open stream; closes it."""
+        """Closes an open stream that the client has reset."""
 
     def reset(self, stream_id: int, code: ErrorCode) -> None:
         """Sends RST_STREAM, and closes the stream if it is open."""
 
 
 class Reader:
-    """Acts on what one connection receives.
+    """Processes the frames that one connection receives.
 
     Args:
         session: The connection.
-        streams: Its streams.
-        outbox: Sends for it.
+        streams: Streams of the connection.
+        outbox: Output queue of the connection.
     """
 
     def __init__(self, session: Session, streams: Streams, outbox: Outbox):
         self._session = session
         self._streams = streams
         self._outbox = outbox
-        # Bound once, for all streams.
+        # Bound methods shared by all streams.
         self._on_sent, self._reset = session.on_sent, session.reset
         self._frames = FrameBuffer()
         self._headers = HeaderDecoder()
-        # What has been received of the client's preface, until that is complete.
+        # Part of the client's preface received so far; None once it is complete.
         self._preface: bytes | None = b""
         self._settings_received = False
         self._block: PartialBlock | None = None
@@ -83,7 +83,7 @@ class Reader:
         self._limits = FloodLimits()
 
     def feed(self, data: bytes) -> None:
-        """Acts on the frames that are complete.
+        """Processes received bytes, up to the last frame that is complete.
 
         Raises:
             Http2Error: A connection error.
@@ -110,13 +110,13 @@ class Reader:
                 self._reset(error.stream_id, error.code)
                 if not self._limits.allow_reset():
                     raise Http2Error(
-                        ErrorCode.ENHANCE_YOUR_CALM, "too many streams went wrong"
+                        ErrorCode.ENHANCE_YOUR_CALM, "too many stream errors"
                     ) from error
             if session.closing:
                 return
 
     def _read_preface(self, data: bytes) -> bytes:
-        """Reads the client's connection preface; returns what follows it."""
+        """Reads the client's connection preface; returns the bytes after it."""
         preface = frames.PREFACE
         if data.startswith(preface):
             self._preface = None
@@ -153,7 +153,8 @@ class Reader:
         if len(chunk) < size:
             stream.consumed(size - len(chunk))
         stream.body_bytes += len(chunk)
-        # Before the receiver: a response from here on needs no RST_STREAM, nor WINDOW_UPDATE.
+        # Set before the receiver is called: if it responds, the complete request needs neither
+        # RST_STREAM nor WINDOW_UPDATE.
         stream.remote_ended = ends
         if stream.head.content_length is not None:
             stream.check_length()
@@ -165,7 +166,7 @@ class Reader:
             stream.receiver.on_end()
 
     def _credit(self, count: int) -> None:
-        """Grants window for received DATA; each stream's own window bounds the memory."""
+        """Replenishes the connection's window at once: the streams' windows bound the memory."""
         self._unacknowledged += count
         if self._unacknowledged >= CONNECTION_WINDOW // 2:
             self._receive_window += self._unacknowledged
@@ -176,7 +177,7 @@ class Reader:
         payload = frames.strip_padding(payload, flags)
         if flags & frames.PRIORITY_FLAG:
             if len(payload) < 5:
-                raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "HEADERS: no room for its priority")
+                raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "HEADERS: too short for its priority")
             payload = payload[5:]
         if not stream_id % 2:
             raise protocol_error(f"HEADERS: stream {stream_id}, wanted an odd number")
@@ -202,7 +203,7 @@ class Reader:
             self._on_trailers(stream_id, block, ends)
             return
         streams.last = stream_id
-        # Decoded even if the stream is refused, or the dynamic table would get out of step.
+        # Decoded even if the stream is refused, to keep the dynamic table in sync.
         head = self._headers.request(block, stream_id)
         streams.admit(stream_id)
         stream = Stream(
@@ -229,7 +230,7 @@ class Reader:
             self._count_overhead()
             return
         if not ends:
-            raise protocol_error("trailers that end nothing", stream_id)
+            raise protocol_error("trailers without END_STREAM", stream_id)
         check_trailers(fields, stream_id)
         stream.remote_ended = True
         stream.check_length()
@@ -249,7 +250,7 @@ class Reader:
 
     def _on_priority(self, flags: int, stream_id: int, payload: bytes) -> None:  # noqa: ARG002
         if not stream_id:
-            raise protocol_error("PRIORITY: on no stream")
+            raise protocol_error("PRIORITY: on stream 0")
         if len(payload) != 5:
             # A stream error if the stream can be reset, which an idle one cannot.
             number = stream_id if stream_id in self._streams.open else 0
@@ -266,16 +267,16 @@ class Reader:
             raise protocol_error("SETTINGS: on a stream")
         if flags & frames.ACK:
             if payload:
-                raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS: an acknowledgement's text")
+                raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS: a payload after ACK")
             self._count_overhead()
             return
         if len(payload) % 6:
-            raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS: wanted six bytes each")
+            raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS: wanted a multiple of 6 bytes")
         self._count_overhead()
         before = self._initial_window
         for identifier, value in frames.parse_settings(payload):
             self._apply(identifier, value)
-        # Once per frame, however often it was set: each time visits every stream.
+        # Once per frame, even if the setting is repeated in it: every stream is visited.
         if self._initial_window != before:
             self._widen_all(self._initial_window - before)
         if not self._settings_received:
@@ -295,7 +296,7 @@ class Reader:
                 raise protocol_error("SETTINGS: frame size out of range")
             self._outbox.set_max_frame_size(value)
         elif identifier == Setting.ENABLE_PUSH and value > 1:
-            raise protocol_error("SETTINGS: ENABLE_PUSH is 0 or 1")
+            raise protocol_error("SETTINGS: ENABLE_PUSH, wanted 0 or 1")
 
     def _widen_all(self, change: int) -> None:
         for stream in self._streams.open.values():
@@ -313,14 +314,14 @@ class Reader:
         self._count_overhead()
         if stream_id == 0:
             if not increment:
-                raise protocol_error("WINDOW_UPDATE: by nothing")
+                raise protocol_error("WINDOW_UPDATE: increment of 0")
             self._outbox.widen_connection(increment)
             return
         stream = self._streams.open.get(stream_id)
         if stream is None:
             return
         if not increment:
-            raise protocol_error("WINDOW_UPDATE: by nothing", stream_id)
+            raise protocol_error("WINDOW_UPDATE: increment of 0", stream_id)
         if stream.send_queue.window + increment > frames.MAX_WINDOW:
             raise Http2Error(
                 ErrorCode.FLOW_CONTROL_ERROR, "a stream's window beyond 2^31 - 1", stream_id
@@ -348,10 +349,10 @@ class Reader:
 
     def _count_overhead(self) -> None:
         if not self._limits.allow_overhead(self._outbox.data_frames + self._streams.last):
-            raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that say nothing")
+            raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "too many frames without a request")
 
 
-# By type. Unbound: bound methods kept by each reader would be cycles for gc to find.
+# Indexed by frame type. Unbound: bound methods kept by a reader would be reference cycles.
 _HANDLERS: Final[tuple[Callable[[Reader, int, int, bytes], None], ...]] = (
     Reader._on_data,
     Reader._on_headers,

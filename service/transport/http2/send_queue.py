@@ -1,4 +1,4 @@
-"""What one stream has still to send."""
+"""Queue of what one stream has still to send."""
 
 import asyncio
 from collections import deque
@@ -7,7 +7,7 @@ from typing import Final
 
 Chunk = bytes | memoryview
 
-# A writer waits while more than this is queued: one message is sent while the next is made.
+# Handlers wait while more than this is queued: one message is sent while the next is computed.
 _MAX_QUEUED_BYTES: Final = 64 * 1024
 
 
@@ -18,13 +18,13 @@ class SendQueue:
         stream_id: Identifier of the stream.
         window: Flow-control window: bytes of DATA that the peer accepts. SETTINGS may make it
             negative.
-        on_sent: Called with the identifier once END_STREAM has been sent.
+        on_sent: Called with the stream's identifier once END_STREAM has been sent.
 
     Attributes:
         chunks: DATA that waits for the window, the connection's window or its turn.
         queued_bytes: Length of all chunks.
         trailers: Header block to send after the chunks, or None.
-        in_turn: Whether the outbox has the queue in line.
+        in_turn: Whether the queue is in the outbox's round-robin.
     """
 
     __slots__ = (
@@ -56,14 +56,14 @@ class SendQueue:
             await asyncio.shield(self._writable)
 
     def sent(self, count: int) -> None:
-        """Takes bytes that have been sent off both the queue's length and the window."""
+        """Subtracts sent bytes from the queue's length and from the window."""
         self.window -= count
         self.queued_bytes -= count
         if self.queued_bytes <= _MAX_QUEUED_BYTES and self._writable is not None:
             self._wake()
 
     def clear(self) -> None:
-        """Drops the chunks."""
+        """Drops the queued DATA."""
         self.chunks.clear()
         self.queued_bytes = 0
         if self._writable is not None:

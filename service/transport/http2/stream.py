@@ -17,7 +17,7 @@ class Receiver(Protocol):
     """Callbacks of one stream; `on_sent` or `on_reset` is the last one."""
 
     def on_data(self, chunk: bytes) -> None:
-        """DATA has been received; it occupies the window until `Stream.consumed`."""
+        """DATA has been received; it occupies the window until passed to `Stream.consumed`."""
 
     def on_end(self) -> None:
         """END_STREAM has been received: the request is complete."""
@@ -30,7 +30,7 @@ class Receiver(Protocol):
 
 
 class _NullReceiver:
-    """Ignores everything."""
+    """Receiver of closed streams; ignores all callbacks."""
 
     def on_data(self, chunk: bytes) -> None:
         pass
@@ -49,22 +49,23 @@ NULL_RECEIVER: Receiver = _NullReceiver()
 
 
 class Stream:
-    """A request that is being answered. Not thread-safe: for the connection's event loop.
+    """A request and its response on one HTTP/2 stream.
 
-    Nothing is sent on a stream that is closed, or after its trailers.
+    Only for use in the connection's event loop. Output to a closed stream, or after its trailers,
+    is ignored.
 
     Args:
         stream_id: Identifier on the connection.
         head: Header section of the request.
         peer: Address of the client, as in `ipv4:127.0.0.1:4711`.
-        outbox: Sends for the connection.
-        send_window: Initial flow-control window, in bytes, for what is sent.
-        on_sent: Called with the identifier once END_STREAM has been sent.
-        reset: Sends RST_STREAM, given the identifier and an error code.
+        outbox: Output queue of the connection.
+        send_window: Initial flow-control window for sending, in bytes.
+        on_sent: Called with the stream's identifier once END_STREAM has been sent.
+        reset: Called with the stream's identifier and an error code to send RST_STREAM.
 
     Attributes:
         id: Identifier on the connection.
-        receiver: Takes what happens on the stream.
+        receiver: Receives the events of the stream.
         send_queue: DATA and trailers that are still to be sent.
         receive_window: Bytes of DATA that the peer may still send.
         body_bytes: Bytes of the request's body received so far.
@@ -111,7 +112,7 @@ class Stream:
         self.closed = False
         self._outbox = outbox
         self._reset = reset
-        # Bytes consumed and not yet granted again.
+        # Consumed bytes that no WINDOW_UPDATE has returned to the peer yet.
         self._unacknowledged = 0
 
     @property
@@ -143,12 +144,12 @@ class Stream:
             self._outbox.send_data(self.send_queue, chunks)
 
     def end(self, trailers: bytes) -> None:
-        """Ends the response by trailers; before `send_headers` they are all of it."""
+        """Ends the response with trailers; without `send_headers` they are the whole response."""
         if not self.closed and self.send_queue.trailers is None:
             self._outbox.send_trailers(self.send_queue, trailers)
 
     def reset(self, code: ErrorCode) -> None:
-        """Resets the stream; what is queued is dropped."""
+        """Resets the stream and drops its queued DATA."""
         if not self.closed:
             self._reset(self.id, code)
 
@@ -157,7 +158,7 @@ class Stream:
         return self.send_queue.wait_writable()
 
     def consumed(self, count: int) -> None:
-        """Grants window for received DATA that no longer occupies memory, in bytes."""
+        """Replenishes the receive window by `count` bytes of DATA no longer held in memory."""
         if self.remote_ended or self.closed:
             return
         self._unacknowledged += count
@@ -170,12 +171,12 @@ class Stream:
         """Compares the body so far with the request's `content-length`, if it has one.
 
         Raises:
-            Http2Error: The body is longer or, at its end, shorter.
+            Http2Error: The body is too long, or complete and too short.
         """
         announced, got = self.head.content_length, self.body_bytes
         if announced is None or got == announced or (got < announced and not self.remote_ended):
             return
-        raise protocol_error(f"content-length: {announced}, but {got} bytes came", self.id)
+        raise protocol_error(f"content-length: {announced}, got {got} bytes", self.id)
 
 
 class Streams:
@@ -185,7 +186,7 @@ class Streams:
         max_open: Our SETTINGS_MAX_CONCURRENT_STREAMS.
 
     Attributes:
-        open: Streams that are not closed, by identifier.
+        open: Open streams by identifier.
         last: Highest identifier that the client has used.
         refusing: Whether new streams are refused.
     """
@@ -195,29 +196,29 @@ class Streams:
         self.last = 0
         self.refusing = False
         self._max_open = max_open
-        # Streams that we reset, oldest first; the peer may not know yet.
+        # Identifiers of streams that we reset, oldest first: the peer may not know yet.
         self._reset: dict[int, None] = {}
 
     def admit(self, stream_id: int) -> None:
         """Checks whether the client may open a stream.
 
         Raises:
-            Http2Error: It is refused, which the client may retry on another connection.
+            Http2Error: The stream is refused; the client may retry on another connection.
         """
         if self.refusing:
-            raise Http2Error(ErrorCode.REFUSED_STREAM, "the connection is being retired", stream_id)
+            raise Http2Error(ErrorCode.REFUSED_STREAM, "the connection is shutting down", stream_id)
         if len(self.open) >= self._max_open:
             raise Http2Error(ErrorCode.REFUSED_STREAM, "too many streams", stream_id)
 
     def is_idle(self, stream_id: int) -> bool:
-        """Whether the client has not opened the stream, or cannot (even identifiers)."""
+        """Whether the client has not opened the stream yet, or never can (even identifiers)."""
         return stream_id > self.last or not stream_id % 2
 
     def find(self, stream_id: int, frame_type: int) -> Stream | None:
         """Finds the stream that DATA or HEADERS is for.
 
         Returns:
-            The stream, or None where we have reset it and the frame is to be ignored.
+            The stream, or None if we have reset it, so that the frame is to be ignored.
 
         Raises:
             Http2Error: The stream is idle or closed, or END_STREAM has been received on it.
@@ -225,13 +226,13 @@ class Streams:
         stream = self.open.get(stream_id)
         if stream is not None:
             if stream.remote_ended:
-                raise Http2Error(ErrorCode.STREAM_CLOSED, "a frame after the end", stream_id)
+                raise Http2Error(ErrorCode.STREAM_CLOSED, "a frame after END_STREAM", stream_id)
             return stream
         if self.is_idle(stream_id):
             raise protocol_error(f"frame {frame_type}: on an idle stream")
         if stream_id in self._reset:
             return None
-        raise Http2Error(ErrorCode.STREAM_CLOSED, f"frame {frame_type}: on a stream that has ended")
+        raise Http2Error(ErrorCode.STREAM_CLOSED, f"frame {frame_type}: on a closed stream")
 
     def add_reset(self, stream_id: int) -> None:
         """Remembers that we have reset a stream."""

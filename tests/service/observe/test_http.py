@@ -144,7 +144,7 @@ def test_silent_connections_do_not_lock_out_probes(server):
         for _ in range(5):
             silent += [socket.create_connection(("127.0.0.1", server.port)) for _ in range(40)]
             assert ask(server, "/healthz")[0] == 200
-            assert threads() <= 2 * service_http._MOST_CONNECTIONS
+            assert threads() <= 2 * service_http._MAX_CONNECTIONS
     finally:
         for connection in silent:
             connection.close()

@@ -27,7 +27,7 @@ def test_a_killed_worker_is_restarted_while_the_port_keeps_answering(folder, tmp
             assert calls < 2000, server.logged()
         assert killed not in server.pids()
         assert len(server.pids() & before) == 1
-        assert re.search(r"worker [01] ended: signal 9; again in 0.5 s", server.logged())
+        assert re.search(r"worker [01] ended: signal 9; restarting in 0.5 s", server.logged())
 
 
 def test_a_worker_that_gets_sigterm_exits_and_is_restarted(folder, tmp_path):
