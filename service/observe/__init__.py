@@ -1,1 +1,1 @@
-"""What operators see: logs, Prometheus metrics, OpenTelemetry traces, health probes."""
+"""Observability: logs, Prometheus metrics, OpenTelemetry traces, health probes."""

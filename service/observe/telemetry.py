@@ -120,7 +120,7 @@ class Telemetry:
         self._metrics.queued(seconds)
 
     def request_dropped(self, reason: str) -> None:
-        """Counts a request whose rest is not computed; `reason` is `deadline` or `cancelled`."""
+        """Counts a request whose remaining rows are dropped, for `deadline` or `cancelled`."""
         self._metrics.rejected(reason)
 
     def encoded(

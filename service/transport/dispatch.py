@@ -113,7 +113,7 @@ class Dispatcher:
         await self._idle.wait()
 
     def precheck(self, rpc: Rpc, call: Call) -> None:
-        """Checks whether a call is admitted while its request is still being received.
+        """Checks, while a request is still being received, whether its call is admitted.
 
         Raises:
             CallFailed: The call is refused.

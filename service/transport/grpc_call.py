@@ -109,7 +109,7 @@ class GrpcCall:
             self._stream.consumed(len(chunk))
 
     def on_end(self) -> None:
-        """Answers the request, all of which has been received."""
+        """Answers the request once all of it has been received."""
         if self._done:
             return
         if self._rpc.takes_stream:
@@ -236,7 +236,7 @@ class GrpcCall:
 
 
 def refuse(stream: Stream, error: ServiceError) -> None:
-    """Answers with an error a call for which no `GrpcCall` is made."""
+    """Refuses a call with an error before a `GrpcCall` is created for it."""
     stream.end(_trailers(RpcStatus.of(error), headers_sent=False))
 
 

@@ -59,7 +59,7 @@ class Health:
     async def watch(
         self, request: health_pb2.HealthCheckRequest, _call: Call
     ) -> AsyncGenerator[health_pb2.HealthCheckResponse, None]:
-        """Yields a service's status now and at every change; SERVICE_UNKNOWN if it is unknown."""
+        """Yields the status of a service (or SERVICE_UNKNOWN) now and at every change."""
         last = None
         while True:
             changed = self._changed

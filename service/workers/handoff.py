@@ -1,4 +1,4 @@
-"""Handing accepted connections from the supervisor to a worker, as file descriptors."""
+"""Handoff of accepted connections from the supervisor to a worker, as file descriptors."""
 
 import asyncio
 import socket

@@ -41,7 +41,7 @@ _RELOAD_SECONDS = 120.0
 
 
 def run(settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT, then drains the workers; a second signal cuts the drain short.
+    """Serves until SIGTERM or SIGINT, then drains the workers; a second signal cuts that short.
 
     SIGHUP makes every worker reload its models.
 
@@ -225,11 +225,11 @@ class _Supervisor:
         }
 
     def _live(self) -> bool:
-        """Returns liveness: no worker has lost its device (one without a process is restarted)."""
+        """Returns whether no worker has lost its device; one without a process counts as live."""
         return all(worker.state.get("live", True) for worker in self._workers)
 
     def _ready(self) -> bool:
-        """Returns readiness: one ready worker is enough, since the others get no connections."""
+        """Returns whether any worker is ready: one is enough, the others get no connections."""
         return not self.stopping.is_set() and any(
             worker.state.get("ready", False) for worker in self._workers
         )

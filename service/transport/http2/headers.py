@@ -130,7 +130,7 @@ class HeaderDecoder:
         return self._decode(block)
 
     def _newest(self) -> tuple[bytes, bytes] | None:
-        """Returns the newest entry of the dynamic table; while it is the same, all indexes are."""
+        """Returns the newest entry of the dynamic table: until it changes, no index shifts."""
         return self._table[0] if self._table else None
 
     def _decode(self, block: bytes) -> list[tuple[bytes, bytes]]:

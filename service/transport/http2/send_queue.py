@@ -1,4 +1,4 @@
-"""Queue of what one stream has still to send."""
+"""Send queue of one stream, with its flow-control window."""
 
 import asyncio
 from collections import deque

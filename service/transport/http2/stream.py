@@ -215,7 +215,7 @@ class Streams:
         return stream_id > self.last or not stream_id % 2
 
     def find(self, stream_id: int, frame_type: int) -> Stream | None:
-        """Finds the stream that DATA or HEADERS is for.
+        """Finds the stream of a received DATA or HEADERS frame.
 
         Returns:
             The stream, or None if we have reset it, so that the frame is to be ignored.
