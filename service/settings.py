@@ -113,9 +113,9 @@ def parser() -> argparse.ArgumentParser:
         prog="latentserve serve",
         description="Serve a folder of models over gRPC.",
         epilog="Each option may also be set in the environment (--drain-seconds as\n"
-        "LATENTSERVE_DRAIN_SECONDS, --port as LATENTSERVE_GRPC_PORT) or in the --config\n"
-        "file (drain_seconds = 30). The command line wins over the environment, the environment\n"
-        "over the file.\n\n"
+        "LATENTSERVE_DRAIN_SECONDS, --port as LATENTSERVE_GRPC_PORT) or in the\n"
+        "--config file (drain_seconds = 30). The command line wins over the environment,\n"
+        "the environment over the file.\n\n"
         "example:\n  latentserve serve --models models --port 50051",
         formatter_class=HelpFormatter,
     )
