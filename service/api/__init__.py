@@ -1,1 +1,1 @@
-"""Request messages to reply messages: validation, codecs, RPC handlers; no transport."""
+"""RPC handlers, validation and codecs: request messages to reply messages, on any transport."""

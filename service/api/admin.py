@@ -23,7 +23,7 @@ class AdminServicer:
         self._reload = reload
 
     async def reload(self, _request: admin.ReloadRequest, _call: Call) -> admin.ReloadResponse:
-        """Rescans the models folder and serves what is wanted of it.
+        """Rescans the models folder and serves the versions selected by the settings.
 
         Raises:
             NotReady: The folder cannot be read, or has no default model.

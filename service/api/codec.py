@@ -1,4 +1,4 @@
-"""Tensors and pictures on the wire to NumPy arrays and back, validated on the way in."""
+"""Converts tensors and pictures on the wire to NumPy arrays and back; validates its input."""
 
 import enum
 import functools
@@ -12,7 +12,7 @@ from latentserve.v1 import tensor_pb2
 from service.api import pictures
 from service.errors import InvalidArgument
 
-#: Largest absolute value of a latent: far beyond any prior, and no graph overflows on it.
+#: Largest absolute value accepted in a latent: far outside any prior, yet no graph overflows on it.
 MAX_LATENT = 1e6
 
 _DTYPES: dict[int, np.dtype[np.generic]] = {
@@ -21,8 +21,9 @@ _DTYPES: dict[int, np.dtype[np.generic]] = {
     tensor_pb2.DATA_TYPE_UINT8: np.dtype("u1"),
 }
 
-#: Field numbers: the path from Images to its tensor, and a tensor's data.
+#: Path of field numbers from an Images message to its tensor.
 TENSOR_OF_IMAGES = (tensor_pb2.Images.DESCRIPTOR.fields_by_name["tensor"].number,)
+#: Field number of a tensor's data.
 DATA = tensor_pb2.Tensor.DESCRIPTOR.fields_by_name["data"].number
 
 _LITTLE_ENDIAN = sys.byteorder == "little"
@@ -44,8 +45,8 @@ class Format(enum.Enum):
 
 
 def rows_stated(images: tensor_pb2.Images) -> int:
-    """Number of images as their shape or files state it, not validated; at least 1."""
-    shape = images.tensor.shape  # empty, where there is no tensor
+    """Number of images by the message's shape or file count, not yet validated; at least 1."""
+    shape = images.tensor.shape  # empty without a tensor
     return max(1, shape[0] if shape else len(images.encoded.files))
 
 
@@ -55,8 +56,8 @@ def read_images(
     """Reads and validates the images of a request.
 
     Args:
-        images: The message.
-        field: Its path in the request, for errors.
+        images: The images' message.
+        field: Path of the message in the request, for errors.
         shape: C, H and W of the model.
         max_rows: Limit on N.
 
@@ -65,7 +66,7 @@ def read_images(
 
     Raises:
         InvalidArgument: No images; wrong dtype, shape, byte count, range or number of
-            rows; or a file that is not such a picture.
+            rows; or a file that is not a picture the model accepts.
     """
     source = images.WhichOneof("source")
     if source is None:
@@ -94,7 +95,7 @@ def check_pixels(pixels: NDArray[np.float32], field: str) -> None:
     """Validates that pixels are in [0, 1].
 
     Raises:
-        InvalidArgument: One is outside, or NaN.
+        InvalidArgument: A value is outside [0, 1] or NaN.
     """
     _check_range(pixels, field, 0.0, 1.0, "values from 0 to 1 (or UINT8)")
 
@@ -105,8 +106,8 @@ def read_latents(
     """Reads and validates the latents of a request.
 
     Args:
-        tensor: The message.
-        field: Its path in the request, for errors.
+        tensor: The latents' message.
+        field: Path of the message in the request, for errors.
         dim: D of the model.
         max_rows: Limit on N.
 
@@ -131,14 +132,14 @@ def check_latents(latents: NDArray[np.float32], field: str) -> None:
     """Validates that latents are finite and at most MAX_LATENT in absolute value.
 
     Raises:
-        InvalidArgument: One is not.
+        InvalidArgument: A value is not finite or exceeds MAX_LATENT.
     """
-    wanted = f"finite values, at most {MAX_LATENT:g} in size"
+    wanted = f"finite values, at most {MAX_LATENT:g} in absolute value"
     _check_range(latents, field, -MAX_LATENT, MAX_LATENT, wanted)
 
 
 def bare_tensor(array: Pixels) -> tuple[tensor_pb2.Tensor, memoryview]:
-    """A float32 or uint8 array as a Tensor without `data`, and a view of the data."""
+    """Returns an array's Tensor message with `data` left empty, and a view of the bytes for it."""
     tensor = tensor_pb2.Tensor(dtype=_wire_type(array), shape=array.shape)
     if not _LITTLE_ENDIAN and array.dtype != np.uint8:
         array = array.byteswap()
@@ -146,7 +147,7 @@ def bare_tensor(array: Pixels) -> tuple[tensor_pb2.Tensor, memoryview]:
 
 
 def put_tensor(tensor: tensor_pb2.Tensor, array: NDArray[np.float32] | NDArray[np.uint8]) -> None:
-    """Writes a float32 or uint8 array into an empty Tensor that is part of a reply."""
+    """Fills an empty Tensor message with a float32 or uint8 array."""
     tensor.dtype = _wire_type(array)
     tensor.shape.extend(array.shape)
     if not _LITTLE_ENDIAN and array.dtype != np.uint8:
@@ -155,12 +156,12 @@ def put_tensor(tensor: tensor_pb2.Tensor, array: NDArray[np.float32] | NDArray[n
 
 
 def put_images(images: tensor_pb2.Images, pixels: Pixels, image_format: Format) -> None:
-    """Writes images into an empty message.
+    """Fills an empty Images message.
 
     Args:
-        images: The message.
+        images: The message to fill.
         pixels: [N, C, H, W]; float32 in [0, 1] for FLOAT32, else uint8.
-        image_format: The format wanted.
+        image_format: Format to write.
     """
     if image_format is Format.PNG:
         images.encoded.files.extend(pictures.write_files(pixels.view(np.uint8)))
@@ -171,9 +172,9 @@ def put_images(images: tensor_pb2.Images, pixels: Pixels, image_format: Format) 
 def _check_range(
     values: NDArray[np.float32], field: str, least: float, most: float, wanted: str
 ) -> None:
-    # For one image the methods `min` and `max` cost twice as much.
+    # For one image the array's methods `min` and `max` take twice as long.
     low, high = float(np.minimum.reduce(values, None)), float(np.maximum.reduce(values, None))
-    # Written so that NaN fails.
+    # Written so that NaN fails the check.
     if not (low >= least and high <= most):
         got = "NaN" if math.isnan(low) else f"values from {low:g} to {high:g}"
         raise InvalidArgument(f"{field}.data", got, wanted)
@@ -185,7 +186,7 @@ def _wire_type(array: Pixels) -> tensor_pb2.DataType:
 
 @functools.cache
 def image_shapes(shape: tuple[int, int, int]) -> list[tuple[int, ...]]:
-    """Accepted shapes of one image: [C, H, W], [H, W] of a grey one, flattened."""
+    """Accepted shapes of one image: [C, H, W], [C*H*W] and, if it is grey, [H, W]."""
     channels, height, width = shape
     accepted: list[tuple[int, ...]] = [shape]
     if channels == 1:

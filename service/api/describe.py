@@ -13,7 +13,7 @@ from service.settings import Settings
 
 
 def describe_server(models: Models, settings: Settings) -> pb.GetServerInfoResponse:
-    """Versions, limits and models of a server."""
+    """Describes a server: versions, limits and models."""
     return pb.GetServerInfoResponse(
         version=__version__,
         onnxruntime_version=onnx.VERSION,
@@ -31,7 +31,7 @@ def describe_server(models: Models, settings: Settings) -> pb.GetServerInfoRespo
 
 
 def describe_model(model: Model, settings: Settings) -> pb.ModelInfo:
-    """Shapes, labels, metrics, graphs and provenance of a model."""
+    """Describes a model: shapes, labels, metrics, graphs and provenance."""
     manifest = model.manifest
     channels, height, width = manifest.image_shape
     info = pb.ModelInfo(

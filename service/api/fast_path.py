@@ -1,12 +1,13 @@
-"""Plans for Encode and Decode: what all requests of one form have in common, worked out once.
+"""Fast path of Encode and Decode: cached plans for requests of the same form.
 
-Callers send the same form of request over and over: one model, dtype, shape and format, with
-other numbers in it. Of a call of one image, checking that form, the coroutines on the way and
-building the reply were a quarter of the server's time. A plan is keyed by the model object and
-the form; names and versions are resolved anew in each call, so a plan cannot outlive a reload.
+Callers send requests of the same form over and over: the same model, dtype, shape and image format
+with different values. In a call of one image, validating the form, awaiting intermediate coroutines
+and building the reply took a quarter of the server's time. A plan does that work once per form.
+Plans are keyed by the model object and the form; every call looks up its model by name and version,
+so a plan cannot outlive a reload.
 
-A request without a plan falls back to `Servicer`, which also reports every validation error of its
-form. A differential test checks that both give the same replies and errors.
+A request without a plan falls back to `Servicer`, which also reports every error in its form.
+A differential test checks that both give the same replies and errors.
 """
 
 import math
@@ -32,13 +33,13 @@ from service.engine.engine import Compute, Engine
 from service.models.limits import row_bytes
 from service.models.model import Model
 
-# Plans kept for a model: a caller needs one for each number of rows.
+# Maximum plans cached per model; each number of rows needs a plan.
 _MAX_PLANS: Final = 256
-# Arrays go out as they lie in memory.
+# Arrays are sent with the byte order they have in memory, and the wire is little-endian.
 _LITTLE_ENDIAN: Final = sys.byteorder == "little"
-# Below this a copy is cheaper than a view.
+# Up to this size, copying an array is cheaper than sending a view of it.
 _COPIED_BYTES: Final = 16 * 1024
-# Timing: tags and values of the fields 1 to 3, doubles, and the tag of field 4, a varint.
+# A Timing message: tag and value of fields 1 to 3 (doubles), then the tag of field 4 (a varint).
 _TIMING: Final = struct.Struct("<BdBdBdB")
 _TIMING_TAGS: Final = (1 << 3 | 1, 2 << 3 | 1, 3 << 3 | 1, 4 << 3)
 
@@ -49,18 +50,18 @@ _DECODE_TIMING: Final = pb.DecodeResponse.DESCRIPTOR.fields_by_name["timing"].nu
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How requests of one form are answered.
+    """Everything needed to answer requests of one form.
 
     Attributes:
         rows: Rows of the request, N.
-        dtype: Dtype of its tensor.
+        dtype: Dtype of the request's tensor.
         shape: Shape that the graph takes, [N, C, H, W] or [N, D].
-        nbytes: Length of the tensor's data in bytes.
+        nbytes: Length of the request's tensor data, in bytes.
         reserved: Bytes that admission counts for the call.
-        compute: Checks the numbers and runs the graph.
-        outputs: Names of the graph's outputs in the reply, each with its prefix.
+        compute: Validates the values and runs the graph.
+        outputs: The graph's outputs in the reply: name, and the bytes that precede its data.
         identity: The reply's model identity, serialised.
-        timing: Field number of the reply's timing.
+        timing: Field number of the timing in the reply.
     """
 
     rows: int
@@ -74,17 +75,17 @@ class Plan:
     timing: int
 
 
-# Plans of a model by the form of the request: format of the images in the reply, dtype and shape
-# of the tensor. One flat tuple of integers, which is quick to hash.
+# Plans by model and form. A form is a flat tuple of integers, quick to hash: image format of the
+# reply, dtype and shape of the request's tensor.
 _Plans = WeakKeyDictionary[Model, dict[tuple[int, ...], Plan]]
 
 
 class FastPath:
-    """Finds and makes plans; to be used in one event loop.
+    """Answers requests by cached plans; used from one event loop only.
 
     Args:
-        engine: Computes.
-        max_rows: Returns the most rows in one request to a model.
+        engine: Runs the graphs.
+        max_rows: Returns the maximum rows in one request to a model.
     """
 
     def __init__(self, engine: Engine, max_rows: Callable[[Model], int]):
@@ -145,7 +146,9 @@ class FastPath:
         _, dtype, *sizes = form
         manifest = model.manifest
         as_uint8 = dtype == tensor_pb2.DATA_TYPE_UINT8
-        if dtype not in _PLAIN or tuple(sizes[1:]) not in codec.image_shapes(manifest.image_shape):
+        if dtype not in _DIRECT_DTYPES or tuple(sizes[1:]) not in codec.image_shapes(
+            manifest.image_shape
+        ):
             return None
         if not self._fits(model, sizes[0]):
             return None
@@ -153,9 +156,9 @@ class FastPath:
         inner = tensor_pb2.Tensor(dtype=tensor_pb2.DATA_TYPE_FLOAT32, shape=(rows, dim))
         fields = pb.EncodeResponse.DESCRIPTOR.fields_by_name
         names = ("mean",) if manifest.posterior == "delta" else ("mean", "log_var")
-        return self._made(
+        return self._new_plan(
             model,
-            _PLAIN[dtype],
+            _DIRECT_DTYPES[dtype],
             (rows, *manifest.image_shape),
             self._engine.encoding(model, None if as_uint8 else _check_pixels),
             tuple(
@@ -177,11 +180,11 @@ class FastPath:
         rows, image = sizes[0], manifest.image_shape
         as_uint8 = wanted is Format.UINT8
         out = tensor_pb2.DATA_TYPE_UINT8 if as_uint8 else tensor_pb2.DATA_TYPE_FLOAT32
-        size = rows * math.prod(image) * _PLAIN[out].itemsize
+        size = rows * math.prod(image) * _DIRECT_DTYPES[out].itemsize
         inner = tensor_pb2.Tensor(dtype=out, shape=(rows, *image))
-        return self._made(
+        return self._new_plan(
             model,
-            _PLAIN[dtype],
+            _DIRECT_DTYPES[dtype],
             tuple(sizes),
             self._engine.decoding(model, _check_latents, as_uint8=as_uint8),
             (("image", prefix((_IMAGES, *codec.TENSOR_OF_IMAGES), inner, codec.DATA, size)),),
@@ -189,7 +192,7 @@ class FastPath:
             _DECODE_TIMING,
         )
 
-    def _made(
+    def _new_plan(
         self,
         model: Model,
         dtype: np.dtype[Any],
@@ -220,15 +223,15 @@ class FastPath:
 def _cached(plans: _Plans, model: Model, form: tuple[int, ...], plan: Plan | None) -> Plan | None:
     """Caches `plan` unless it is None, and returns it."""
     if plan is not None:
-        of_model = plans.setdefault(model, {})
-        if len(of_model) >= _MAX_PLANS:
-            of_model.clear()
-        of_model[form] = plan
+        model_plans = plans.setdefault(model, {})
+        if len(model_plans) >= _MAX_PLANS:
+            model_plans.clear()
+        model_plans[form] = plan
     return plan
 
 
-# What goes to a graph without a conversion; float16 takes the long way.
-_PLAIN: Final[Mapping[int, np.dtype[Any]]] = {
+# Dtypes that need no conversion before a graph; requests in float16 fall back to `Servicer`.
+_DIRECT_DTYPES: Final[Mapping[int, np.dtype[Any]]] = {
     tensor_pb2.DATA_TYPE_FLOAT32: np.dtype("<f4"),
     tensor_pb2.DATA_TYPE_UINT8: np.dtype("u1"),
 }
@@ -247,7 +250,7 @@ def _content(array: NDArray[Any]) -> bytes | memoryview:
 
 
 def _timing(field: int, call: Call) -> bytes:
-    """A Timing field, as `Servicer` fills it in."""
+    """Serialises the timing field, with the same values as `Servicer`."""
     timing = call.timing
     one, two, three, four = _TIMING_TAGS
     total = time.monotonic() - call.arrived

@@ -1,4 +1,4 @@
-"""Fields of requests, read and validated."""
+"""Reads and validates single fields of requests."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from service.api.codec import Format
 from service.engine.sampling import ANY_LABEL, Draw, fresh_seed
 from service.errors import InvalidArgument, NotForThisModel
 
-#: Formats of images by their number on the wire.
+#: Image formats by their enum number on the wire.
 FORMATS: Mapping[int, Format] = {
     pb.IMAGE_FORMAT_UNSPECIFIED: Format.FLOAT32,
     pb.IMAGE_FORMAT_FLOAT32: Format.FLOAT32,
@@ -23,14 +23,14 @@ _METHODS = {
     pb.INTERPOLATION_METHOD_LINEAR: False,
     pb.INTERPOLATION_METHOD_SPHERICAL: True,
 }
-#: Above these limits a graph's float32 arithmetic may overflow.
+#: Above these limits, a graph's float32 arithmetic may overflow.
 MAX_TEMPERATURE = 100.0
 MAX_REACH = 100.0
 _REACH = 3.0
 
 
 def draw_of(request: Any, rows: int) -> Draw:
-    """Seed, or a fresh one, and offset of a request that samples `rows` rows."""
+    """Seed (random if absent) and offset of a request that samples `rows` rows."""
     seed = request.seed if request.HasField("seed") else fresh_seed()
     if request.offset + rows > ROWS:
         raise InvalidArgument(
@@ -40,14 +40,14 @@ def draw_of(request: Any, rows: int) -> Draw:
 
 
 def whole(field: str, value: int, low: int, high: int) -> int:
-    """An integer field, validated to be from `low` to `high`."""
+    """Returns an integer field if it is in [low, high]; raises InvalidArgument otherwise."""
     if not low <= value <= high:
         raise InvalidArgument(field, value, f"{low} to {high}")
     return value
 
 
 def label_of(request: pb.SampleRequest, manifest: Manifest) -> int:
-    """The class to sample; -1 for any."""
+    """The class to sample; -1 for any class."""
     if not request.HasField("label") or request.label == ANY_LABEL:
         return ANY_LABEL
     if not manifest.labels:
@@ -103,12 +103,12 @@ def axes_of(request: pb.TraverseRequest, dim: int) -> tuple[int, ...]:
     """The one or two latent axes of a traversal."""
     axes = tuple(request.axes) or tuple(range(min(2, dim)))
     if len(axes) > 2 or len(set(axes)) != len(axes) or not all(0 <= axis < dim for axis in axes):
-        raise InvalidArgument("axes", list(axes), f"one or two different ones of 0 to {dim - 1}")
+        raise InvalidArgument("axes", list(axes), f"one or two different axes from 0 to {dim - 1}")
     return axes
 
 
 def reach_of(request: pb.TraverseRequest) -> float:
-    """Distance to either side of the start, in standard deviations of the prior."""
+    """Distance of a traversal to either side of its middle, in standard deviations of the prior."""
     if not request.HasField("range"):
         return _REACH
     if not 0.0 < request.range <= MAX_REACH:

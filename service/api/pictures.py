@@ -1,9 +1,9 @@
-"""Picture files, PNG and JPEG, to arrays and back.
+"""Reads PNG and JPEG files into arrays, and writes arrays as PNG files.
 
 Without `resize` a picture must have the model's size and colour mode, grey or RGB. Its bit depth
-does not matter: 1 to 16 bits per value become 8, as in training. A palette, transparency and CMYK
-are other modes, and a picture that its EXIF data rotate is refused too: nothing is converted
-unasked. With `resize` any picture is converted by the rules of `common.pictures`.
+does not matter: 1 to 16 bits per value become 8, as in training. A picture with a palette,
+transparency, CMYK colours or an EXIF rotation is refused, since it would have to be converted. With
+`resize` any picture is converted, by the rules of `common.pictures`.
 
 All functions are thread-safe.
 """
@@ -20,7 +20,8 @@ from PIL import Image
 from common import pictures
 from service.errors import InvalidArgument
 
-MOST_PIXELS = 64_000_000
+#: Maximum pixels of a picture.
+MAX_PIXELS = 64_000_000
 
 _FORMATS = ("PNG", "JPEG")
 _MODES = {
@@ -32,13 +33,13 @@ _WANTED = {1: "grey", 3: "RGB"}
 # Type and checksum of the last chunk of a PNG file.
 _PNG_END = b"IEND\xaeB`\x82"
 
-# Pictures above this size are decoded one at a time: blending onto white takes 16 bytes a pixel,
-# a gigabyte for 64 megapixels.
+# Pictures above this size are decoded one at a time: blending onto white takes 16 bytes per pixel,
+# which is a gigabyte for 64 megapixels.
 _LARGE_PIXELS = 4_000_000
 _one_large = threading.Lock()
 
-# zlib's level; its default is 6. A digit of 28x28 takes 40 us and 294 bytes, at level 6 51 us and
-# 287 bytes; a grey picture of 128x128 takes 153 us instead of 268, for 8 percent more bytes.
+# zlib's compression level; its default is 6. A 28x28 digit takes 40 us and 294 bytes (level 6:
+# 51 us, 287 bytes); a grey 128x128 picture takes 153 us (level 6: 268 us) and 8 percent more bytes.
 _COMPRESS_LEVEL = 1
 
 
@@ -49,7 +50,7 @@ def read_files(
 
     Args:
         files: Content of a PNG or JPEG file for each row.
-        field: Path of the message that holds them, for errors.
+        field: Path of the files' message in the request, for errors.
         shape: C, H and W of the model.
         resize: Whether to convert pictures of another size or colour mode.
 
@@ -58,8 +59,8 @@ def read_files(
 
     Raises:
         InvalidArgument: The model's images are neither grey nor RGB; or a file is empty,
-            damaged, truncated, no PNG or JPEG, above `MOST_PIXELS`, or, without `resize`,
-            of another size or colour mode. Names the file.
+            damaged, truncated, no PNG or JPEG, above `MAX_PIXELS`, or, without `resize`,
+            of another size or colour mode. The error names the file.
     """
     if shape[0] not in _WANTED:
         wanted = f"a tensor, since the model's images have {shape[0]} channels"
@@ -97,25 +98,25 @@ def write_files(pixels: NDArray[np.uint8]) -> list[bytes]:
 def _read(raw: bytes, field: str, shape: tuple[int, int, int], resize: bool) -> NDArray[np.uint8]:
     channels, *size = shape
     try:
-        with pictures.open_picture(raw, _FORMATS, MOST_PIXELS) as image:
+        with pictures.open_picture(raw, _FORMATS, MAX_PIXELS) as image:
             if image.format == "PNG" and _PNG_END not in raw:
-                # The pixels may all be there, and Pillow would not mind.
+                # Pillow accepts a truncated file if it has all of its pixels.
                 raise pictures.PictureError("its end is missing")
             if resize:
                 large = image.width * image.height > _LARGE_PIXELS
                 with _one_large if large else contextlib.nullcontext():
                     return pictures.prepare(image, (size[0], size[1]), channels)
-            # Of the header alone: what is refused for its size is not decoded before.
+            # Checks the header first, so that a picture of the wrong size is never decoded.
             _refuse_other(image, field, shape, turned=False)
             pixels = pictures.prepare(image, None, channels)
-            # PNG files may say at their end how they are turned.
+            # A PNG file may have its EXIF orientation after the pixels, which are read by now.
             _refuse_other(image, field, shape, turned=pictures.turned(image))
             return pixels
     except pictures.NotAPicture as error:
         got = "a file that is no picture, or damaged" if raw else "an empty file"
         raise InvalidArgument(field, got, "a PNG or JPEG file") from error
     except pictures.TooLarge as error:
-        wanted = f"at most {MOST_PIXELS // 10**6} megapixels"
+        wanted = f"at most {MAX_PIXELS // 10**6} megapixels"
         raise InvalidArgument(field, error.got, wanted) from error
     except pictures.PictureError as error:
         raise InvalidArgument(field, f"a damaged file ({error})", "a PNG or JPEG file") from error

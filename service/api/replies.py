@@ -1,4 +1,4 @@
-"""Replies: model identity, timing and images put into them."""
+"""Fills replies with model identity, timing and images."""
 
 import time
 from typing import Any, TypeVar
@@ -35,12 +35,12 @@ Pictured = TypeVar(
     pb.TraverseResponse,
 )
 
-# Up to this size protobuf copies images faster than a message is assembled around them.
+# Up to this size, protobuf copies images in less time than `with_payload` takes.
 _COPIED_BYTES = 64 * 1024
 
 
 def signed(reply: Signed, model: Model, call: Call) -> Signed:
-    """Adds the model that answered and the call's timing to a reply."""
+    """Adds the model's identity and the call's timing to a reply."""
     identity, timing = reply.model, reply.timing
     identity.name, identity.version = model.manifest.name, model.manifest.version
     timing.queue_seconds = call.timing.queue
@@ -53,13 +53,16 @@ def signed(reply: Signed, model: Model, call: Call) -> Signed:
 async def with_images(
     engine: Engine, reply: Pictured, pixels: Pixels, image_format: Format
 ) -> Pictured | Chunks:
-    """Adds images to a reply that has everything else.
+    """Adds images to a reply whose other fields are set.
 
     Args:
-        engine: Lends a thread for PNG files, whose compression would block the event loop.
+        engine: Runs PNG compression in a thread, since it would block the event loop.
         reply: The reply without its images.
         pixels: [N, C, H, W]; float32 in [0, 1] for FLOAT32, else uint8.
-        image_format: The format wanted.
+        image_format: Format to write.
+
+    Returns:
+        The reply; serialised already if the images are large.
     """
     if image_format is Format.PNG:
         await engine.in_thread(lambda: codec.put_images(reply.images, pixels, image_format))
@@ -73,12 +76,12 @@ async def with_images(
 
 
 def in_stream(message: type[Streamed], reply: Any) -> Streamed | Chunks:
-    """A reply wrapped into a message of a stream."""
+    """Wraps a reply, serialised or not, in the response message of a stream."""
     if isinstance(reply, tuple):
         return nested(message.DESCRIPTOR.fields_by_name["response"].number, reply)
     return message(response=reply)
 
 
-def put_nats(tensor: tensor_pb2.Tensor, values: NDArray[np.float64]) -> None:
-    """Writes one value a row, in nats, as float32."""
+def put_scores(tensor: tensor_pb2.Tensor, values: NDArray[np.float64]) -> None:
+    """Fills an empty Tensor message with one value per row, as float32."""
     codec.put_tensor(tensor, values.astype(np.float32))

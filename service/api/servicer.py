@@ -1,8 +1,8 @@
-"""The RPCs of LatentService: request messages to reply messages, without a transport.
+"""The RPCs of LatentService: request messages to reply messages, on any transport.
 
 Each method takes a request, or an iterator of requests, and the per-call context. It returns the
-reply, or an iterator of replies, or raises a ServiceError. A reply is a message or, where it was
-assembled around a large payload, the chunks of a serialised one.
+reply, or an iterator of replies, or raises a ServiceError. A reply is a message or, if it has a
+large payload, a serialised message in chunks.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from service.api.codec import Pixels
 from service.api.describe import describe_model, describe_server
 from service.api.fast_path import FastPath
 from service.api.fields import draw_of, format_of, whole
-from service.api.replies import in_stream, put_nats, signed, with_images
+from service.api.replies import in_stream, put_scores, signed, with_images
 from service.api.streams import in_order
 from service.api.wire import Chunks
 from service.engine.call import Call, Timing
@@ -37,9 +37,9 @@ from service.settings import Settings
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
 
-# Rows in a message of SampleStream, unless the request says otherwise.
+# Images in one reply of SampleStream, unless the request sets `chunk_rows`.
 _CHUNK_ROWS = 256
-# Up to this size images are read faster than a thread is woken for it.
+# Up to this size, reading images takes less time than waking a thread to read them.
 _READ_BYTES = 2**20
 
 
@@ -48,9 +48,9 @@ class Servicer:
 
     Args:
         engine: Runs the models.
-        models: Returns the models that are served at the moment.
+        models: Returns the models that are being served.
         settings: The limits.
-        fast_path: Whether Encode and Decode may be answered by plans.
+        fast_path: Whether Encode and Decode use cached plans (`FastPath`).
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Servicer:
     async def list_models(
         self, _request: pb.ListModelsRequest, _call: Call
     ) -> pb.ListModelsResponse:
-        """Describes every model."""
+        """Describes every model that is being served."""
         return pb.ListModelsResponse(
             models=[describe_model(model, self._settings) for model in self._models()]
         )
@@ -166,7 +166,7 @@ class Servicer:
             return await with_images(self._engine, signed(reply, model, call), pixels, wanted)
 
     async def score(self, request: pb.ScoreRequest, call: Call) -> pb.ScoreResponse:
-        """Measures how likely images are."""
+        """Computes how likely images are under a model."""
         model = self._find(request.model, call)
         draws = whole("draws", request.draws, 0, self._settings.max_score_draws)
         async with self._engine.admitted(call, model, self._rows(request.images, model)):
@@ -174,13 +174,13 @@ class Servicer:
             draw = draw_of(request, len(images)) if draws else Draw(0)
             scored = await self._engine.score(call, model, images, draws, draw)
             reply = pb.ScoreResponse()
-            put_nats(reply.reconstruction, scored.reconstruction)
-            put_nats(reply.kl, scored.kl)
-            put_nats(reply.elbo, scored.elbo)
+            put_scores(reply.reconstruction, scored.reconstruction)
+            put_scores(reply.kl, scored.kl)
+            put_scores(reply.elbo, scored.elbo)
             if scored.nll is not None:
-                put_nats(reply.nll, scored.nll)
+                put_scores(reply.nll, scored.nll)
             if scored.percentile is not None:
-                put_nats(reply.percentile, scored.percentile)
+                put_scores(reply.percentile, scored.percentile)
             if draws:
                 reply.seed = draw.seed
             return signed(reply, model, call)
@@ -188,7 +188,7 @@ class Servicer:
     def encode_stream(
         self, requests: AsyncIterator[pb.EncodeStreamRequest], call: Call
     ) -> AsyncGenerator[pb.EncodeStreamResponse, None]:
-        """Encode, message for message."""
+        """Answers each message of a stream as an Encode request."""
         find = self._pinned(call)
 
         async def answer(message: pb.EncodeStreamRequest, part: Call) -> pb.EncodeStreamResponse:
@@ -201,7 +201,7 @@ class Servicer:
     def decode_stream(
         self, requests: AsyncIterator[pb.DecodeStreamRequest], call: Call
     ) -> AsyncGenerator[pb.DecodeStreamResponse | Chunks, None]:
-        """Decode, message for message."""
+        """Answers each message of a stream as a Decode request."""
         find = self._pinned(call)
 
         async def answer(
@@ -216,7 +216,7 @@ class Servicer:
     def sample_stream(
         self, request: pb.SampleStreamRequest, call: Call
     ) -> AsyncGenerator[pb.SampleStreamResponse | Chunks, None]:
-        """Sample, in chunks."""
+        """Answers a Sample request of any size in chunks of images."""
         model, whole_request = self._find(request.request.model, call), request.request
         limit = self._max_rows(model)
         size = whole("chunk_rows", request.chunk_rows, 0, limit) or min(_CHUNK_ROWS, limit)
@@ -300,7 +300,7 @@ class Servicer:
         count: int,
         call: Call,
     ) -> NDArray[np.float32] | None:
-        """Latents [count, D]: as given, or the posterior means of the images given."""
+        """Latents [count, D] of a request, or the posterior means of its images; None without both."""
         latents, images = fields
         if request.HasField(latents):
             points = self._latents(model, getattr(request, latents), latents)
@@ -310,7 +310,7 @@ class Servicer:
             return None
         pixels = await self._read(model, getattr(request, images), images, call)
         _exactly(len(pixels), count, images)
-        call.rows -= len(pixels)  # inputs; the rows of the call are those of the path
+        call.rows -= len(pixels)  # a call's rows are those it decodes, not its input images
         return (await self._engine.encode(call, model, pixels)).mean
 
     def _find(self, selector: pb.ModelSelector, call: Call) -> Model:
@@ -319,7 +319,7 @@ class Servicer:
         return model
 
     def _pinned(self, call: Call) -> Callable[[pb.ModelSelector], Model]:
-        """`_find` for one stream, which keeps its model across a reload."""
+        """Returns a `_find` for one stream, which keeps using the same models after a reload."""
         found: dict[tuple[str, int], Model] = {}
 
         def find(selector: pb.ModelSelector) -> Model:
@@ -339,7 +339,7 @@ class Servicer:
         return limit
 
     def _rows(self, images: tensor_pb2.Images, model: Model) -> int:
-        """Rows that admission counts before the images are read, which checks their number."""
+        """Rows to reserve at admission, before `_read` validates their number."""
         return min(codec.rows_stated(images), self._max_rows(model))
 
     async def _read(
@@ -362,9 +362,9 @@ class Servicer:
 def _parts(
     call: Call, answer: Callable[[Request, Call], Awaitable[Reply]]
 ) -> Callable[[Request], Awaitable[Reply]]:
-    """Answers each message of a stream as a call of its own.
+    """Wraps `answer` so that each message of a stream has a separate per-call context.
 
-    Admission may refuse the first one; those after it wait for room (back-pressure).
+    Admission may refuse the first message; later ones wait for capacity (back-pressure).
     """
 
     async def part(request: Request) -> Reply:

@@ -8,7 +8,7 @@ from typing import TypeVar
 A = TypeVar("A")
 B = TypeVar("B")
 
-#: While one message is computed the next one is read, and no more.
+#: Maximum messages in flight: one is computed while the next one is read.
 WINDOW = 2
 
 _END = object()
@@ -19,16 +19,16 @@ async def in_order(
 ) -> AsyncGenerator[B, None]:
     """Maps `answer` over a stream and yields the answers in the order of the items.
 
-    Reads at most `window` items ahead of the consumer: a client that does not read replies has
-    no more requests read either (back-pressure).
+    Reads at most `window` items ahead of the consumer: if a client stops reading replies, its
+    requests are not read either (back-pressure).
 
     Args:
-        items: The requests.
-        answer: Answers one.
-        window: Most items that are being answered or whose answers wait to be taken.
+        items: The stream.
+        answer: Computes the answer to one item.
+        window: Maximum items whose answers are being computed or have not been consumed.
 
     Raises:
-        Exception: What `items` or `answer` raised; the other answers are cancelled.
+        Exception: Any exception of `items` or `answer`; the other answers are cancelled.
     """
     pending: deque[asyncio.Task[B]] = deque()
     reader: asyncio.Task[object] | None = None

@@ -1,16 +1,16 @@
-"""Protobuf messages written around a large `bytes` field, which is not copied.
+"""Serialises protobuf messages without copying a large `bytes` field.
 
-protobuf builds a message in memory and serialises it into a buffer that it enlarges as it
-goes; for large replies that costs more than anything but the graph. So protobuf writes all
-other fields, and the payload follows its tag and length as the encoding is documented
-(protobuf.dev/programming-guides/encoding).
+protobuf would copy the field into the message, and again into an output buffer that it enlarges
+step by step; for large replies that costs more than anything but the graph. So protobuf serialises
+only the other fields. This module adds the field's tag and length
+(protobuf.dev/programming-guides/encoding) and leaves the content where it is.
 """
 
 from collections.abc import Sequence
 
 from google.protobuf.message import Message
 
-#: A serialised message: the concatenation of these.
+#: A serialised message in pieces, to be concatenated.
 Chunks = tuple[bytes | memoryview, ...]
 
 _LENGTH_DELIMITED = 2  # the wire type of bytes, strings and nested messages
@@ -19,29 +19,29 @@ _ONE_BYTE_VARINTS = [bytes((value,)) for value in range(128)]
 
 
 def serialized(reply: Message | Chunks) -> Chunks:
-    """A reply as chunks, whether it is still a message or already serialised."""
+    """Returns a reply as chunks, serialised first if it is still a message."""
     return reply if isinstance(reply, tuple) else (reply.SerializeToString(),)
 
 
 def with_payload(
     message: Message, path: Sequence[int], inner: Message, field: int, payload: memoryview
 ) -> Chunks:
-    """A message to which a nested `bytes` field is appended.
+    """Serialises a message and appends a nested `bytes` field to it.
 
     Args:
         message: The message without the field that leads to the payload.
         path: Field numbers that lead from it to `inner`. Messages in between have no other
             fields.
-        inner: The message that holds the payload, without it.
+        inner: The message that holds the payload, with only its other fields set.
         field: Field number of the payload in `inner`.
-        payload: The content of the field.
+        payload: Content of the field.
     """
     head: bytes = message.SerializeToString() + prefix(path, inner, field, payload.nbytes)
     return head, payload
 
 
 def nested(field: int, chunks: Chunks) -> Chunks:
-    """A message whose only field is the message in `chunks`."""
+    """Serialises a message whose only field is the message in `chunks`."""
     return tag(field, sum(map(len, chunks))), *chunks
 
 
@@ -50,9 +50,9 @@ def prefix(path: Sequence[int], inner: Message, field: int, size: int) -> bytes:
 
     Args:
         path: Field numbers that lead to `inner`. Messages in between have no other fields.
-        inner: The message that holds the field, without it.
+        inner: The message that holds the field, with only its other fields set.
         field: Field number of the `bytes` field in `inner`.
-        size: Its length in bytes.
+        size: Length of the field's content, in bytes.
     """
     head: bytes = inner.SerializeToString() + tag(field, size)
     for number in reversed(path):
@@ -61,7 +61,7 @@ def prefix(path: Sequence[int], inner: Message, field: int, size: int) -> bytes:
 
 
 def tag(field: int, size: int) -> bytes:
-    """Tag and length of a length-delimited field of `size` bytes."""
+    """Tag and length prefix of a length-delimited field of `size` bytes."""
     return varint(field << 3 | _LENGTH_DELIMITED) + varint(size)
 
 

@@ -1,1 +1,1 @@
-"""Inference: NumPy in, NumPy out. Batching, admission, seeded sampling, scoring; no transport."""
+"""Inference on NumPy arrays: batching, admission, seeded sampling, scoring; no transport."""

@@ -1,4 +1,4 @@
-"""Admission control: bounds the rows and bytes in flight, over all calls, and sheds the rest."""
+"""Admission control: bounds the rows and bytes in flight over all calls; sheds excess calls."""
 
 import asyncio
 import time
@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 from service.errors import Overloaded
 
-_SHORTEST_RETRY, _LONGEST_RETRY = 0.05, 5.0
+# Limits of the retry delay that shed callers are told, in seconds.
+_MIN_RETRY, _MAX_RETRY = 0.05, 5.0
 # Weight of the latest call in the moving average of residence times.
 _WEIGHT = 0.1
 
 
 class _Done:
-    """An awaitable that is done already; cheaper than a coroutine, and most calls need none."""
+    """An awaitable that completes at once: most calls do not wait, and a coroutine costs more."""
 
     def __await__(self) -> Generator[None, None, None]:
         yield from ()
@@ -35,18 +36,18 @@ class _Waiter:
 class Admission:
     """Admits calls while there is capacity for their rows and bytes.
 
-    A call is always admitted while nothing is in flight: shed, it would never succeed, and the
-    limits of a single request are checked before. To be used in one event loop.
+    A call is always admitted while nothing is in flight, since retrying it could never succeed
+    otherwise; the limits on a single request are checked earlier. Used from one event loop only.
 
     Args:
-        max_rows: Most rows in flight.
-        max_bytes: Most bytes in flight.
+        max_rows: Maximum rows in flight.
+        max_bytes: Maximum bytes in flight.
         clock: Monotonic clock in seconds.
 
     Attributes:
         rows: Rows in flight now.
         size: Bytes in flight now.
-        now: The clock.
+        now: The monotonic clock, in seconds.
     """
 
     def __init__(self, max_rows: int, max_bytes: int, clock: Callable[[], float] = time.monotonic):
@@ -55,7 +56,7 @@ class Admission:
         self._max_rows = max_rows
         self._max_bytes = max_bytes
         self.now = clock
-        # Moving average of how long a call is in flight: when it pays to retry.
+        # Moving average of how long calls are in flight: the retry delay for shed callers.
         self._mean_seconds = 0.0
         self._waiters: deque[_Waiter] = deque()
 
@@ -71,7 +72,7 @@ class Admission:
         return Admitted(self, rows, size, patient)
 
     def enter(self, rows: int, size: int) -> None:
-        """Takes capacity at once; `leave` returns it.
+        """Takes capacity immediately; `leave` returns it.
 
         Raises:
             Overloaded: There is not enough capacity.
@@ -81,7 +82,7 @@ class Admission:
         self._enter(rows, size)
 
     def enter_or_wait(self, rows: int, size: int) -> Awaitable[None]:
-        """Takes capacity, at once if there is enough, else when the result is awaited."""
+        """Takes capacity at once if there is enough; else the returned awaitable waits for it."""
         if self._waiters or not self._fits(rows, size):
             return self._wait(rows, size)
         self._enter(rows, size)
@@ -93,7 +94,7 @@ class Admission:
         Args:
             rows: As given to `enter`.
             size: As given to `enter`.
-            since: When the call was admitted, by the clock.
+            since: Time of admission, from `now`.
         """
         self._mean_seconds += _WEIGHT * (self.now() - since - self._mean_seconds)
         self.rows -= rows
@@ -135,21 +136,23 @@ class Admission:
 
     def _overloaded(self, rows: int, size: int) -> Overloaded:
         if self.rows + rows > self._max_rows:
-            what = f"{self.rows} rows are in flight, and with {rows} more there were more than "
+            what = f"{self.rows} rows are in flight, and with {rows} more there would be more than "
             what += f"{self._max_rows}"
         else:
-            what = f"{self.size} bytes are in flight, and with {size} more there were more than "
+            what = (
+                f"{self.size} bytes are in flight, and with {size} more there would be more than "
+            )
             what += f"{self._max_bytes}"
-        return Overloaded(what, min(_LONGEST_RETRY, max(_SHORTEST_RETRY, self._mean_seconds)))
+        return Overloaded(what, min(_MAX_RETRY, max(_MIN_RETRY, self._mean_seconds)))
 
 
 class Admitted:
-    """Holds capacity for a call while it is entered; made by `Admission.admitted`.
+    """Async context manager that holds capacity for a call; created by `Admission.admitted`.
 
-    A class, since a context manager made from a generator costs far more.
+    A class, because a context manager made from a generator costs far more.
 
     Raises:
-        Overloaded: On entering, without enough capacity, if the call is not patient.
+        Overloaded: On entry, if there is not enough capacity and the call is not patient.
     """
 
     __slots__ = ("_admission", "_patient", "_rows", "_since", "_size")

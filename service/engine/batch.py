@@ -1,4 +1,4 @@
-"""Inference requests, their entries in the queue, and the batches that they are computed in."""
+"""Inference requests, their queue entries, and the batches that compute them."""
 
 import asyncio
 import threading
@@ -12,17 +12,17 @@ from service.engine.call import Call
 
 Arrays = Mapping[str, NDArray[Any]]
 T = TypeVar("T")
-# Guards entries whose rows are in batches of several compute threads.
+# Guards entries whose rows several compute threads write at the same time.
 _LOCK = threading.Lock()
 
 
 class Graph(Protocol):
-    """A graph that computes rows; see `service.models.onnx.Graph`.
+    """Interface of a graph, implemented by `service.models.onnx.Graph`.
 
     Attributes:
-        name: What it does, for metrics and the log.
-        max_batch_rows: Most rows in one batch.
-        max_call_rows: Most rows of one call in a batch.
+        name: Name in metrics and the log.
+        max_batch_rows: Maximum rows in one batch.
+        max_call_rows: Maximum rows of one call in a batch.
     """
 
     name: str
@@ -30,22 +30,23 @@ class Graph(Protocol):
     max_call_rows: int
 
     def estimate_seconds(self, rows: int) -> float:
-        """Expected time to compute a number of rows."""
+        """Expected time to compute a number of rows, in seconds."""
 
     def run(self, inputs: Arrays, outputs: tuple[str, ...]) -> Arrays:
-        """Computes rows: arrays by the names of the graph's inputs to arrays by its outputs'."""
+        """Runs the graph: maps arrays by input name to arrays by output name."""
 
 
 class Operation:
-    """A graph with what is done before and after it; its rows may share a batch.
+    """A graph with its pre- and postprocessing; requests of one operation may share a batch.
 
     Args:
         graph: The graph.
-        outputs: Names of the graph's outputs that are wanted.
-        before: Maps the arrays of the requests to the graph's inputs, for a whole batch.
-        after: Maps the graph's inputs and outputs to the arrays of the replies, likewise.
-        check: Raises if rows are invalid. Called once for a whole batch, and for each
-            request's rows only if that raises.
+        outputs: Names of the graph's outputs to compute.
+        before: Preprocessing of a whole batch: the requests' arrays to the graph's inputs.
+        after: Postprocessing of a whole batch: the graph's inputs and outputs to the output
+            arrays of the requests.
+        check: Raises if rows are invalid. Called once for a whole batch and, only if that
+            raises, once for each request's rows.
     """
 
     __slots__ = ("after", "before", "check", "graph", "outputs")
@@ -66,14 +67,14 @@ class Operation:
 
 
 class InferenceRequest(Generic[T]):
-    """Rows to be put through an operation.
+    """Rows to compute with an operation.
 
     Args:
         operation: The operation.
         rows: Number of rows.
-        inputs: Arrays of that many rows; or a function from the first row and the one after
-            the last to their arrays, called in a compute thread.
-        finish: Makes the result from the output arrays, in a compute thread; None to return
+        inputs: Arrays of that many rows by name; or a function of (start, stop) that returns
+            the arrays of the rows start to stop - 1, called in a compute thread.
+        finish: Converts the output arrays to the result, in a compute thread; None to return
             the arrays themselves.
     """
 
@@ -93,21 +94,21 @@ class InferenceRequest(Generic[T]):
 
 
 class QueueEntry:
-    """A request in the queue, and how far it is.
+    """A request in the queue, with its progress.
 
     Args:
         request: The request.
         call: The call that it belongs to.
-        future: Completed with the result, or the error.
-        arrived: When it was enqueued, by the batcher's clock.
+        future: Completed with the result or the error.
+        arrived: When it was enqueued, on the batcher's clock.
 
     Attributes:
         scheduled: Rows that have been put into a batch.
-        written: Rows whose outputs are in `result`, guarded by `_LOCK`; not counted if all
-            rows are in one batch.
-        completed: Rows whose batch is done, as the event loop has seen it.
-        result: The output arrays, filled batch by batch; in the end what `finish` made.
-        error: What went wrong with its rows; the rest of them is not computed.
+        written: Rows whose outputs are in `result`, guarded by `_LOCK`; stays 0 if all rows
+            are in one batch.
+        completed: Rows in batches that the event loop has marked as completed.
+        result: The output arrays, filled batch by batch; replaced by the result of `finish`.
+        error: Exception raised for some of its rows; the remaining rows are not computed.
     """
 
     __slots__ = (
@@ -140,21 +141,21 @@ class QueueEntry:
         self.error: BaseException | None = None
 
 
-#: Consecutive rows of an entry: the first one, and the one after the last.
+#: Consecutive rows of an entry: (entry, start, stop), rows start to stop - 1.
 Segment: TypeAlias = tuple[QueueEntry, int, int]
 
 
 class Batch:
-    """Segments that are computed together, one after the other.
+    """Segments that are concatenated and computed together.
 
     Args:
-        operation: What their rows are put through.
+        operation: The operation to compute.
         segments: The segments.
-        rows: Their rows in all.
+        rows: Total number of their rows.
 
     Attributes:
-        began: When it was dispatched, by the batcher's clock.
-        error: What the graph, or what is done before and after it, raised.
+        began: When it was dispatched, on the batcher's clock.
+        error: Exception raised by the graph or its pre- or postprocessing.
     """
 
     __slots__ = ("began", "error", "operation", "rows", "segments")
@@ -167,9 +168,9 @@ class Batch:
         self.error: Exception | None = None
 
     def compute(self) -> None:
-        """Runs the graph and scatters its outputs; in a compute thread.
+        """Runs the graph and writes its outputs to the entries; called in a compute thread.
 
-        Never raises: an error is kept on the entry that caused it, else on the batch.
+        Never raises: an error is stored on the entry that caused it, or else on the batch.
         """
         valid: list[Segment] = []
         parts: list[Arrays] = []
@@ -182,7 +183,7 @@ class Batch:
                     part = inputs
                 else:
                     part = {name: array[start:stop] for name, array in inputs.items()}
-            except Exception as error:  # noqa: BLE001 - one caller's, not the batch's
+            except Exception as error:  # noqa: BLE001 - fails one caller, not the batch
                 entry.error = error
                 continue
             valid.append((entry, start, stop))
@@ -195,7 +196,7 @@ class Batch:
             if operation.check is not None:
                 try:
                     operation.check(rows)
-                except Exception:  # noqa: BLE001 - found out next: which caller's rows they are
+                except Exception:  # noqa: BLE001 - the next line finds the caller
                     valid, parts = _checked_one_by_one(operation.check, valid, parts)
                     if not valid:
                         return
@@ -204,7 +205,7 @@ class Batch:
             outputs = operation.after(
                 graph_inputs, operation.graph.run(graph_inputs, operation.outputs)
             )
-        except Exception as error:  # noqa: BLE001 - it fails this batch, and no other
+        except Exception as error:  # noqa: BLE001 - fails this batch only
             self.error = error
             return
         offset = 0
@@ -212,7 +213,7 @@ class Batch:
             entry, start, stop = segment
             try:
                 _write(segment, outputs, offset)
-            except Exception as error:  # noqa: BLE001 - one caller's, not the batch's
+            except Exception as error:  # noqa: BLE001 - fails one caller, not the batch
                 entry.error = error
             offset += stop - start
 
@@ -231,7 +232,7 @@ def _checked_one_by_one(
     for segment, part in zip(segments, parts, strict=True):
         try:
             check(part)
-        except Exception as error:  # noqa: BLE001 - one caller's, not the batch's
+        except Exception as error:  # noqa: BLE001 - fails one caller, not the batch
             segment[0].error = error
         else:
             valid.append((segment, part))
@@ -239,7 +240,7 @@ def _checked_one_by_one(
 
 
 def _write(segment: Segment, outputs: Arrays, offset: int) -> None:
-    """Writes a segment's outputs, which begin at `offset` in the batch, to its entry's result.
+    """Copies a segment's outputs, at row `offset` of the batch's outputs, to its entry's result.
 
     Once all rows of the entry are written, `finish` turns them into the result.
     """

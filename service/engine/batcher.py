@@ -1,16 +1,18 @@
 """Dynamic batching: requests of many callers are computed together.
 
-A batch takes what was enqueued within a few iterations of the event loop, or while all compute
+A batch takes the requests enqueued within a few iterations of the event loop, or while all compute
 threads were busy. There is no batching window unless an operator sets one: a lone call is never
 delayed, and under load batches grow by themselves. Rows are bit-equal in batches of every size
 (export proves it), so a reply does not depend on the requests that it shared a batch with.
 
 A request of many rows is split over several batches, which may run at the same time. After each
-of them it goes to the back of its operation's queue, and operations take turns likewise, so a
-large call delays a small one by the batches that are running and about one more. The rows of one
-call in a batch take about two milliseconds, and a batch of many calls about eight
-(`service.models.onnx.Graph.calibrate`): with that many calls waiting, each waits longer than that
-anyway, and the graph loses its caches less often to the code that reads and writes calls.
+batch it goes to the back of its operation's queue, and operations take turns in the same way, so a
+large call delays a small one by the running batches and about one more.
+
+Batches are limited by their expected time (`service.models.onnx.Graph.calibrate`): the rows of one
+call in a batch take about two milliseconds, a batch of many calls about eight. With that many calls
+waiting, each waits longer than eight milliseconds anyway, and long batches make better use of the
+CPU caches, which the code that reads and writes calls overwrites between them.
 """
 
 import asyncio
@@ -26,48 +28,49 @@ from service.errors import DeadlineExceeded
 
 T = TypeVar("T")
 
-#: Longest batch that is computed on the event loop itself: handing it to a thread and its
-#: result back would take longer (docs/performance.md).
+#: Longest batch, in seconds, that is computed on the event loop itself, because passing it to a
+#: thread and its result back would take longer (docs/performance.md).
 INLINE_SECONDS: Final = 600e-6
-#: The same where a compute thread would have no core but the event loop's: other calls would
-#: wait for the core instead of the loop.
+#: The same if there is only one core: on a compute thread, the batch would keep other calls waiting
+#: for the core instead of the event loop.
 INLINE_SECONDS_ONE_CORE: Final = 3e-3
-#: The same for a batch of the only call in flight: nobody else waits for the loop. Waking a
-#: thread, and then the loop, would cost that call a quarter of a millisecond.
+#: The same if only one call is in flight: no other call waits for the event loop, and waking a
+#: thread, then the loop, would cost the call a quarter of a millisecond.
 INLINE_SECONDS_ONE_CALL: Final = 1e-3
-# Iterations of the event loop after which a batch is dispatched although requests keep coming.
+# Event-loop iterations after which a batch is dispatched even if requests keep arriving.
 _MAX_ITERATIONS: Final = 4
 
 
 class BatchObserver(Protocol):
-    """Receives the batcher's events, in the event loop's thread."""
+    """Interface for the batcher's events; called in the event loop's thread."""
 
     def batch_computed(self, graph: Any, rows: int, seconds: float) -> None:
-        """A batch is done, with or without an error."""
+        """A batch has completed, with or without an error."""
 
     def batch_failed(self, graph: Any, error: Exception) -> None:
-        """A graph raised on a batch."""
+        """A batch has failed: its graph, or the processing around it, raised an error."""
 
     def request_dequeued(self, seconds: float) -> None:
-        """The first rows of a request were dispatched, that long after it was enqueued."""
+        """The first rows of a request were dispatched, `seconds` after it was enqueued."""
 
     def request_dropped(self, reason: str) -> None:
-        """The rest of a request will not be computed: `deadline` or `cancelled`."""
+        """A request was dropped with rows not computed; the reason is `deadline` or `cancelled`."""
 
 
 class Batcher:
-    """A queue of requests for each operation, emptied in batches.
+    """Queues requests by operation and computes them in batches.
 
-    All methods are called in one event loop, which owns the queues; only the computing is done
-    in threads.
+    All methods are called in one event loop, which owns the queues; threads only compute
+    batches.
 
     Args:
-        execute: Runs a function in a thread, and then a second one in the event loop.
-        threads: Functions that it can run at once.
+        execute: Runs a function in a thread, then a second one in the event loop.
+        threads: Number of functions that `execute` can run at the same time.
         observer: Receives the batcher's events.
-        window: Seconds that a batch which is not full waits for more rows.
-        inline: Longest batch that is computed on the event loop, in seconds (for the only call
-            in flight, at least INLINE_SECONDS_ONE_CALL); 0 for none.
+        window: Seconds that a batch waits for more rows if it is not full.
+        inline: Longest batch, in seconds, that is computed on the event loop; 0 to compute all
+            batches in threads. If only one call is in flight, the limit is at least
+            INLINE_SECONDS_ONE_CALL.
         clock: Monotonic clock in seconds, that of `Call.deadline`.
     """
 
@@ -94,19 +97,19 @@ class Batcher:
     def run(self, request: InferenceRequest[T], call: Call) -> asyncio.Future[T]:
         """Enqueues a request.
 
-        If the future, or the task that awaits it, is cancelled, the rows that are not
-        computed yet never are.
+        Cancelling the future, or the task that awaits it, drops the rows that have not been
+        dispatched.
 
         Args:
             request: The request.
             call: The call that it belongs to; its timing is updated.
 
         Returns:
-            A future of what `request.finish` makes, or of the output arrays by name.
+            A future of the result of `request.finish`, or without it of the output arrays by name.
 
         Raises (when it is awaited):
             DeadlineExceeded: The call's deadline passed before the last row was dispatched.
-            Exception: What `request.inputs`, the graph or `request.finish` raised.
+            Exception: Any exception of `request.inputs`, the graph or `request.finish`.
         """
         loop = asyncio.get_running_loop()
         entry = QueueEntry(request, call, loop.create_future(), self._clock())
@@ -118,7 +121,7 @@ class Batcher:
         return entry.future
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Defers the dispatch, so that requests read in the same iterations share a batch."""
+        """Defers the dispatch, so that requests of the same few loop iterations share a batch."""
         self._enqueued = True
         if not self._scheduled and self._idle_threads:
             self._scheduled = True
@@ -129,7 +132,7 @@ class Batcher:
 
         Args:
             loop: The running event loop.
-            iterations: Most iterations to wait from here.
+            iterations: Maximum further iterations to wait.
         """
         if self._enqueued and iterations:
             self._enqueued = False
@@ -139,7 +142,7 @@ class Batcher:
             self._dispatch()
 
     def _dispatch(self) -> None:
-        """Starts batches as long as there are requests and idle threads."""
+        """Starts batches while there are requests and idle threads."""
         while self._idle_threads and self._queues:
             batch = self._next_batch()
             if batch is None:
@@ -207,7 +210,7 @@ class Batcher:
         return min(graph.max_batch_rows, max(graph.max_call_rows, share))
 
     def _waits_for_more(self, operation: Operation, queue: deque[QueueEntry]) -> bool:
-        """Whether the batch is not full and its window is open; if so, sets the timer."""
+        """Whether a batch is not full and its window is still open; if so, schedules a dispatch."""
         left = queue[0].arrived + self._window - self._clock()
         rows = sum(entry.request.rows - entry.scheduled for entry in queue)
         if left <= 0 or rows >= operation.graph.max_batch_rows:
@@ -216,7 +219,7 @@ class Batcher:
         return True
 
     def _dropped(self, entry: QueueEntry) -> bool:
-        """Whether an entry has failed, or its caller has left or timed out; if so, ends it."""
+        """Whether to skip an entry that has failed, was cancelled or is past its deadline."""
         if entry.error is not None:
             return True
         if entry.future.done() or entry.call.cancelled():
@@ -235,7 +238,7 @@ class Batcher:
         return False
 
     def _complete(self, batch: Batch) -> None:
-        """Reports a batch, and completes the requests whose last rows were in it."""
+        """Reports a computed batch, and completes the requests that failed or have all rows."""
         seconds = self._clock() - batch.began
         graph = batch.operation.graph
         if batch.error is not None:

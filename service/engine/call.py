@@ -38,17 +38,17 @@ class Call:
 
     Attributes:
         deadline: When the caller stops waiting, on the clock of `time.monotonic`.
-        cancelled: Returns whether the caller has left. A transport that cancels the call's
-            task need not set it.
+        cancelled: Returns whether the caller has cancelled the call or disconnected. Optional
+            for a transport that then cancels the call's task.
         metadata: Metadata of the request, by lower-case key.
         peer: Address of the caller, for the log.
-        request_id: Identifies the call in the log.
-        patient: Whether the call waits for capacity on a full server, as a running stream
-            does, instead of being shed.
+        request_id: Identifier of the call in the log.
+        patient: Whether the call waits for capacity on a full server, like a running stream,
+            instead of being shed.
         arrived: When the call, or the message of the stream being answered, was received, on
             the clock of `time.monotonic`.
-        model: Name of the model that answers; set by the servicer for metrics and traces, as
-            are the following.
+        model: Name of the model that answers. Like the attributes below, it is set by the
+            servicer, for metrics and traces.
         version: Version of that model.
         rows: Rows requested so far.
         timing: Where the time went so far.

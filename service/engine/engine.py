@@ -1,8 +1,8 @@
 """Inference: encode, decode, sample, reconstruct, interpolate, score; NumPy in, NumPy out.
 
 The rows of a call go through the model's graphs in the batches that the batcher forms, within
-the bounds of admission control. A reply is a function of the call's own rows alone, whichever
-calls they shared a batch with.
+the bounds of admission control. A result depends on the call's own rows alone, not on the calls
+that they shared a batch with.
 """
 
 import asyncio
@@ -29,14 +29,17 @@ from service.models.limits import row_bytes
 from service.models.model import Model
 
 T = TypeVar("T")
-#: Runs rows through an operation for a call.
+#: Computes rows for a call with one operation; returns its output arrays by name.
 Compute = Callable[[Call, NDArray[Any]], Awaitable[Arrays]]
 
 
 class Encoded(NamedTuple):
-    """The posteriors of images: float32 [N, D] each.
+    """Posteriors of images.
 
-    `log_var` is None for a plain autoencoder, `z` where it was not drawn.
+    Attributes:
+        mean: Means, float32 [N, D].
+        log_var: Log-variances, float32 [N, D]; None for a plain autoencoder.
+        z: Samples, float32 [N, D]; None if none were drawn.
     """
 
     mean: Array
@@ -46,20 +49,25 @@ class Encoded(NamedTuple):
 
 @dataclass(frozen=True)
 class Decoded:
-    """Images [N, C, H, W] and the latents [N, D] they were decoded from."""
+    """Images and the latents they were decoded from.
+
+    Attributes:
+        images: [N, C, H, W]; uint8, or float32 in [0, 1].
+        latents: float32 [N, D].
+    """
 
     images: Pixels
     latents: Array
 
 
 class Engine:
-    """Runs the models for all calls; to be used in one event loop.
+    """Runs the models for all calls; used from one event loop only.
 
     Args:
-        admission: The bound on rows and bytes in flight.
+        admission: Bounds the rows and bytes in flight.
         observer: Notified of every batch.
-        workers: Batches that run at the same time.
-        window: Seconds that a batch which is not full waits for more rows.
+        workers: Number of batches that run at the same time.
+        window: Seconds that a batch waits for more rows if it is not full.
         inline: Longest batch, in seconds, that runs on the event loop itself.
     """
 
@@ -78,7 +86,7 @@ class Engine:
         self._operations: WeakKeyDictionary[Model, Operations] = WeakKeyDictionary()
 
     def admitted(self, call: Call, model: Model, rows: int) -> Admitted:
-        """Context manager that holds a call's rows in flight.
+        """Returns an async context manager that holds capacity for a call's rows.
 
         Raises:
             Overloaded: The limits are reached and `call.patient` is false.
@@ -97,7 +105,7 @@ class Engine:
             draw: Seed and offset of the noise, or None not to sample.
 
         Raises:
-            NotForThisModel: A draw from a plain autoencoder, which has no posterior.
+            NotForThisModel: `draw` is set, but a plain autoencoder has no posterior.
         """
         if draw is not None and model.manifest.posterior == "delta":
             raise NotForThisModel(
@@ -112,19 +120,19 @@ class Engine:
             eps = standard_normal(draw.seed, draw.offset, *mean.shape, stream=Stream.POSTERIOR)
             return Encoded(mean, log_var, drawn(mean, log_var, eps))
 
-        operation = self._of(model).encode[images.dtype == np.uint8]
+        operation = self._operations_of(model).encode[images.dtype == np.uint8]
         work = InferenceRequest(operation, len(images), {"image": images}, finish)
         return self._batcher.run(work, call)
 
     def encoding(self, model: Model, check: Check | None = None) -> Compute:
-        """Encoding of images to `mean` and `log_var`, without sampling, as a function.
+        """Returns a function that encodes images to `mean` and `log_var`, without sampling.
 
         Args:
             model: The model.
-            check: Validates float32 images [N, C, H, W]; None for uint8 images, of which
-                every value is valid.
+            check: Validates float32 images [N, C, H, W]; None for uint8 images, whose values
+                are all valid.
         """
-        operations = self._of(model)
+        operations = self._operations_of(model)
         return self._computing(
             operations.encode[True]
             if check is None
@@ -133,18 +141,18 @@ class Engine:
         )
 
     def decoding(self, model: Model, check: Check, *, as_uint8: bool) -> Compute:
-        """Decoding of latents to `image`, as a function.
+        """Returns a function that decodes latents to `image`.
 
         Args:
             model: The model.
             check: Validates latents, float32 [N, D].
             as_uint8: Whether images are uint8, 0 to 255, rather than float32 in [0, 1].
         """
-        operations = self._of(model)
+        operations = self._operations_of(model)
         return self._computing(operations.checked(operations.decode[as_uint8], check), "z")
 
     async def decode(self, call: Call, model: Model, z: Array, *, as_uint8: bool) -> Pixels:
-        """Decodes latents.
+        """Decodes latents to images [N, C, H, W].
 
         Args:
             call: The per-call context.
@@ -152,7 +160,7 @@ class Engine:
             z: float32 [N, D].
             as_uint8: Whether images are uint8, 0 to 255, rather than float32 in [0, 1].
         """
-        operation = self._of(model).decode[as_uint8]
+        operation = self._operations_of(model).decode[as_uint8]
         work: InferenceRequest[Arrays] = InferenceRequest(operation, len(z), {"z": z})
         return (await self._batcher.run(work, call))["image"]
 
@@ -176,9 +184,10 @@ class Engine:
             count: Number of samples, N.
             draw: Seed and offset of the noise; row i is a function of (seed, offset + i) alone.
             label: The class to sample; -1 for any.
-            temperature: Factor on the standard deviation of the noise (within a component,
-                where the prior is a mixture).
-            truncation: Bound on the absolute value of the noise before that factor, or None.
+            temperature: Factor on the standard deviation of the noise (within a component, if
+                the prior is a mixture).
+            truncation: Bound on the absolute value of the noise, before `temperature` is
+                applied; None for no bound.
             as_uint8: Whether images are uint8, 0 to 255, rather than float32 in [0, 1].
 
         Raises:
@@ -201,7 +210,7 @@ class Engine:
             eps *= np.float32(temperature)
             return eps
 
-        operations = self._of(model)
+        operations = self._operations_of(model)
         if manifest.learned_prior:
 
             def choice(start: int, stop: int) -> Arrays:
@@ -236,7 +245,7 @@ class Engine:
             as_uint8: Whether images are uint8, 0 to 255, rather than float32 in [0, 1].
 
         Raises:
-            NotForThisModel: A draw from a plain autoencoder.
+            NotForThisModel: `draw` is set, but a plain autoencoder has no posterior.
         """
         encoded = await self.encode(call, model, images, draw)
         z = encoded.mean if encoded.z is None else encoded.z
@@ -268,14 +277,14 @@ class Engine:
     async def score(
         self, call: Call, model: Model, images: Pixels, draws: int, draw: Draw
     ) -> Scored:
-        """ELBO and importance-weighted bound of images under the model and its prior.
+        """Computes the ELBO and the importance-weighted bound of images under the model.
 
         Args:
             call: The per-call context.
             model: The model.
             images: [N, C, H, W]; uint8, or float32 in [0, 1].
-            draws: Samples per image for the importance-weighted bound, K; 0 to leave it out.
-            draw: Seed and offset of their noise.
+            draws: K, draws per image for the importance-weighted bound; 0 to leave it out.
+            draw: Seed and offset of the noise of these draws.
 
         Raises:
             NotForThisModel: The model is a plain autoencoder, which has no likelihood.
@@ -285,17 +294,17 @@ class Engine:
                 f"{model.manifest.name} is a plain autoencoder; it has no likelihood to score by"
             )
         encoded = await self.encode(call, model, images)
-        assert encoded.log_var is not None  # its posterior is Gaussian
+        assert encoded.log_var is not None  # a Gaussian posterior has one
         pixels = await self.in_thread(lambda: unit_range(images))
-        scoring = Scoring(self._batcher, self._of(model), model.manifest, call)
+        scoring = Scoring(self._batcher, self._operations_of(model), model.manifest, call)
         return await scoring.score(pixels, encoded.mean, encoded.log_var, draws, draw)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
-        """Runs blocking work other than a graph in a thread, off the event loop."""
+        """Runs blocking work, other than a graph, in a thread instead of the event loop."""
         return await asyncio.to_thread(work)
 
     def close(self) -> None:
-        """Waits for running batches and ends the threads."""
+        """Finishes the dispatched batches and ends the compute threads."""
         self._pool.close()
 
     def _computing(self, operation: Operation, name: str) -> Compute:
@@ -307,7 +316,7 @@ class Engine:
 
         return compute
 
-    def _of(self, model: Model) -> Operations:
+    def _operations_of(self, model: Model) -> Operations:
         operations = self._operations.get(model)
         if operations is None:
             operations = self._operations[model] = Operations(model, self._observer)

@@ -1,4 +1,4 @@
-"""Operations of a model: a graph, with the pre- and postprocessing of its rows."""
+"""Operations of a model: its graphs with their pre- and postprocessing."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -14,15 +14,15 @@ from service.models.model import Model
 
 Array = NDArray[np.float32]
 Pixels = NDArray[np.float32] | NDArray[np.uint8]
-#: Validates rows; raises where a value is out of range.
+#: Validates rows; raises if a value is out of range.
 Check = Callable[[NDArray[Any]], None]
 
 
 class Observer(BatchObserver, Protocol):
-    """Notified of batches, and of the posteriors in them."""
+    """Interface for events of batches and the posteriors that they compute."""
 
     def encoded(self, manifest: Manifest, mean: Array, log_var: Array | None) -> None:
-        """Images were encoded; called in a worker thread. float32 [N, D] each."""
+        """A batch of images was encoded to float32 [N, D]; called in a compute thread."""
 
 
 class Operations:
@@ -33,16 +33,16 @@ class Operations:
         observer: Notified of the posteriors.
 
     Attributes:
-        encode: Images to `mean` and `log_var`; the key tells whether the images are uint8.
-        decode: Latents to `image`; the key tells whether the images are to be uint8.
-        sample: As `decode`, with the latents among the outputs.
+        encode: Images to `mean` and `log_var`; key True for uint8 images.
+        decode: Latents to `image`; key True for uint8 images.
+        sample: Latents to `image` and the latents `z`; key True for uint8 images.
         logits: Latents to `logits`.
-        prior: Noise to latents; only where the prior is learned.
-        density: Latents to `log_prob`; only where the prior is learned.
+        prior: Noise to latents; only if the prior is learned.
+        density: Latents to `log_prob`; only if the prior is learned.
     """
 
     def __init__(self, model: Model, observer: Observer):
-        # No reference to the model: these are kept in a weak dictionary keyed by it.
+        # Must not refer to the model: it is the weak key under which the engine keeps this object.
         manifest = model.manifest
 
         def observed(_inputs: Arrays, outputs: Arrays) -> Arrays:
@@ -75,7 +75,7 @@ class Operations:
         self._checked: dict[tuple[Operation, Check], Operation] = {}
 
     def checked(self, operation: Operation, check: Check) -> Operation:
-        """An operation that validates its input once per batch."""
+        """Returns the operation with `check` added, which validates its inputs once per batch."""
         made = self._checked.get((operation, check))
         if made is None:
 
@@ -91,7 +91,7 @@ class Operations:
 
 
 def unit_range(images: Pixels) -> Array:
-    """Images as float32 in [0, 1], which those that are not uint8 are already."""
+    """Converts uint8 images to float32 in [0, 1]; returns float32 images unchanged."""
     if images.dtype == np.uint8:
         return to_unit(images)  # type: ignore[arg-type]
     return images  # type: ignore[return-value]  # not uint8, so float32
@@ -102,5 +102,5 @@ def _scaled(given: Arrays) -> Arrays:
 
 
 def _to_bytes(outputs: Arrays) -> Arrays:
-    # The output belongs to this batch alone, so it may be overwritten.
+    # Only this batch refers to the output array, so it may be overwritten.
     return {"image": to_bytes(outputs["image"], overwrite=True)}

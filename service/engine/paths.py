@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 
-# Below this sine of the angle between the ends they count as parallel.
+# Two latents count as parallel if the sine of the angle between them is below this.
 _PARALLEL = 1e-6
 
 
@@ -31,7 +31,7 @@ def spherical(start: Array, stop: Array, steps: int) -> Array:
     """Returns points on the arc between two latents, ends included.
 
     Spherical linear interpolation (Shoemake 1985; for latents White 2016): the angle grows
-    evenly, and the norm goes from that of one end to that of the other. If the ends are
+    evenly, and the norm changes from that of the first end to that of the last. If the ends are
     parallel or opposite, or one of them is 0, there is no arc and the path is the straight
     line.
 
@@ -58,7 +58,7 @@ def spherical(start: Array, stop: Array, steps: int) -> Array:
 def traverse(
     middle: Array, std: Array, axes: tuple[int, ...], steps: int, reach: float
 ) -> tuple[Array, int, int]:
-    """Returns the points of a row, or of a grid, along latent axes.
+    """Returns a row or a grid of points along one or two latent axes.
 
     Args:
         middle: Latent in the middle, float32 [D].
@@ -66,7 +66,7 @@ def traverse(
         axes: The latent axis that grows from left to right, and optionally a second one that
             grows from the bottom row to the top row.
         steps: Points along each axis, at least 2.
-        reach: Standard deviations to either side of the middle.
+        reach: Distance to either side of the middle, in standard deviations of the prior.
 
     Returns:
         The points row by row from the top, float32 [rows * columns, D], and the numbers of
@@ -82,7 +82,7 @@ def traverse(
 
 
 def _with_ends(path: NDArray[np.float64], start: Array, stop: Array) -> Array:
-    """The path as float32, with the ends exactly as given."""
+    """Converts a path to float32 and sets its ends to the exact latents."""
     points = path.astype(np.float32)
     points[0], points[-1] = start, stop
     return points

@@ -10,7 +10,7 @@ class Pool:
     """A fixed number of compute threads and the queue that they take work from.
 
     Args:
-        count: Number of threads; they are started here.
+        count: Number of threads, which start immediately.
     """
 
     def __init__(self, count: int):
@@ -26,10 +26,10 @@ class Pool:
         return len(self._threads)
 
     def __call__(self, work: Callable[[], None], then: Callable[[], None]) -> None:
-        """Runs `work` in a thread, and then `then` in the event loop that this is called in.
+        """Runs `work` in a thread, then `then` in the caller's event loop.
 
         Args:
-            work: Must not raise: that would end the thread.
+            work: Must not raise, since that would end the thread.
             then: Scheduled with `call_soon_threadsafe`.
         """
         loop = asyncio.get_running_loop()

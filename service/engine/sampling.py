@@ -14,7 +14,7 @@ ANY_LABEL = -1
 
 @dataclass(frozen=True)
 class Draw:
-    """The noise of a request: row i of it is row `offset` + i of the seed.
+    """The noise of a request: its row i is row `offset` + i in the sequence of the seed.
 
     Attributes:
         seed: Key of the generator, 0 to 2^64 - 1.
@@ -26,7 +26,7 @@ class Draw:
 
 
 def fresh_seed() -> int:
-    """A random seed of 53 bits, which a double holds exactly: JavaScript can repeat it."""
+    """A random seed of 53 bits, which JavaScript clients can represent exactly."""
     return secrets.randbits(53)
 
 

@@ -17,21 +17,21 @@ from service.engine.sampling import ANY_LABEL, Draw, drawn
 
 Nats = NDArray[np.float64]
 
-# Rows of all draws that are submitted at a time: enough to fill a batch.
+# Rows submitted at a time, draws times images: enough to fill a batch.
 _ROWS = 256
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of N images, float64 [N]; all in nats but the percentile.
+    """Scores of N images, float64 [N]; in nats, except the percentile.
 
     Attributes:
         reconstruction: Negative log-likelihood of the image at the posterior mean.
-        kl: KL of the posterior to the prior; for a learned prior, which has no closed form, its
-            estimate at the posterior mean.
+        kl: KL(posterior || prior); if the prior is learned, which leaves no closed form, estimated
+            at the posterior mean.
         nll: Importance-weighted bound on -log p(x); None without draws.
         percentile: Share of the training images with a lower negative ELBO, in percent; None
-            if the bundle has no table.
+            if the bundle has no table of percentiles.
     """
 
     reconstruction: Nats
@@ -41,17 +41,17 @@ class Scored:
 
     @property
     def elbo(self) -> Nats:
-        """Negative ELBO at the posterior mean, [N]."""
+        """Negative ELBO at the posterior mean, float64 [N]."""
         return self.reconstruction + self.kl
 
 
 class Scoring:
-    """Scores the images of one call, given the posteriors that they were encoded to.
+    """Scores the images of one call, given their posteriors.
 
     Args:
         batcher: Runs the graphs.
         operations: The model's operations.
-        manifest: The model's manifest; its posterior is Gaussian.
+        manifest: The model's manifest; the posterior must be Gaussian.
         call: The call.
     """
 
@@ -72,7 +72,7 @@ class Scoring:
             log_var: Log-variances of their posteriors, float32 [N, D].
             draws: K, number of draws for the importance-weighted bound (Burda et al. 2016);
                 0 for none.
-            draw: Seed and offset of their noise.
+            draw: Seed and offset of the noise of these draws.
         """
         reconstruction = await self._nll(mean, images)
         if self._manifest.learned_prior:

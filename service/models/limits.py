@@ -1,11 +1,11 @@
-"""Size of a row, and the most rows of a request."""
+"""Size of a row in bytes, and the maximum number of rows in a request."""
 
 import math
 
 from bundle import Manifest
 from service.models.model import ModelRefused
 
-# Room in a message for everything but the rows.
+# Bytes reserved in a message for everything but the rows.
 _OVERHEAD_BYTES = 1024
 
 
@@ -15,7 +15,7 @@ def row_bytes(manifest: Manifest) -> int:
 
 
 def max_rows(manifest: Manifest, rows: int, message_bytes: int) -> int:
-    """Returns the most rows in one request to a model.
+    """Returns the maximum number of rows in one request to a model.
 
     Args:
         manifest: The model's manifest.

@@ -1,4 +1,4 @@
-"""A loaded model: graphs on their device, with their golden rows replayed."""
+"""A loaded model: graphs on a device, verified by replaying their golden rows."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,11 +15,12 @@ from service.models.onnx import Device, Graph
 
 Array = NDArray[np.float32]
 
+# Draws from which the mean and standard deviation of a learned prior are estimated.
 _MOMENT_DRAWS = 4096
 
 
 class ModelRefused(Exception):
-    """This server must not serve a bundle, valid as it is; mostly for its golden rows."""
+    """A valid bundle cannot be served here, usually because its golden rows differ."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,7 @@ class Model:
 
     Attributes:
         manifest: The manifest of its bundle.
-        graphs: Its graphs, by what they do.
+        graphs: Its graphs by name.
         prior_mean: Mean of the prior along each latent axis, float32 [D]; 0 without a learned
             prior.
         prior_std: Standard deviation of the prior along each latent axis, float32 [D]; 1
@@ -54,19 +55,18 @@ class Model:
 def load_model(bundle: Bundle, device: Device, threads: int = 0) -> Model:
     """Loads a bundle's graphs, replays its golden rows and calibrates the batch sizes.
 
-    The golden rows are replayed on the very sessions that will serve, which also warms them
-    up.
+    The golden rows are replayed on the sessions that will serve, which also warms them up.
 
     Args:
         bundle: A verified bundle.
         device: Device to run the graphs on.
-        threads: Threads that a run may use; 0 for as many as this process has CPUs.
+        threads: Threads for one run of a graph; 0 for all CPUs of this process.
 
     Raises:
-        ModelRefused: The noise scheme is not this server's, the graphs do not fit the
+        ModelRefused: The noise scheme is not this server's, the graphs do not match the
             manifest, or outputs differ from the golden ones by more than the device's
             tolerance.
-        Exception: onnxruntime refuses a graph.
+        Exception: onnxruntime cannot load or run a graph.
     """
     manifest = bundle.manifest
     if manifest.noise != NOISE:
@@ -84,8 +84,8 @@ def load_model(bundle: Bundle, device: Device, threads: int = 0) -> Model:
 def _prior_moments(manifest: Manifest, graphs: Mapping[GraphName, Graph]) -> tuple[Array, Array]:
     """Mean and standard deviation of the prior along each latent axis, float32 [D] each.
 
-    For a learned prior they are estimated from draws with a fixed seed. They are the middle
-    and the unit of a traversal: those have to be equal on all servers, not exact.
+    For a learned prior they are estimated from draws with a fixed seed. A traversal uses them as
+    its middle and unit, so they have to be equal on all servers but need not be exact.
     """
     dim = manifest.latent_dim
     if not manifest.learned_prior:
@@ -103,7 +103,8 @@ def _replay(name: GraphName, graph: Graph, bundle: Bundle) -> None:
     """Runs a graph on its golden rows.
 
     Raises:
-        ModelRefused: Its inputs, outputs or their values are not those of the bundle.
+        ModelRefused: The tensor names differ from the manifest, or the outputs from the golden
+            rows.
     """
     manifest = bundle.manifest
     ref = manifest.graphs[name]
@@ -127,7 +128,7 @@ def _replay(name: GraphName, graph: Graph, bundle: Bundle) -> None:
         # A log-density is a sum over the latent dimensions, and so is its error.
         terms = manifest.latent_dim if tensor.name == "log_prob" else 1
         difference = float(np.max(np.abs(got - wanted))) / terms
-        # Not `>`: NaN has to fail.
+        # Not `>`, so that NaN fails.
         if not difference <= tolerance:
             raise ModelRefused(
                 f"{key}: differs from its golden rows by {difference:.3g}, wanted at most "

@@ -1,4 +1,4 @@
-"""Devices and graphs of onnxruntime; the only module that imports it."""
+"""Devices and graphs of onnxruntime; the only module of the service that imports it."""
 
 import math
 import os
@@ -24,23 +24,24 @@ VERSION: str = onnxruntime.__version__
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 
-# Most rows of one run before and after calibration. On a CPU no more than fit into its caches:
-# 4096 rows of the flagship's decoder take 0.5 GiB and a quarter longer as one run, and those of
-# a mixture of 256 dimensions 3 GiB. Outputs do not depend on it.
+# Maximum rows of one run: until calibration, and after it. On a CPU, larger runs exceed the caches:
+# as one run, 4096 rows of the flagship's decoder take 0.5 GiB and 25% longer, and 4096 rows of a
+# mixture prior of 256 dimensions take 3 GiB. Outputs do not depend on these limits.
 _DEFAULT_ROWS = {"cpu": 64, "cuda": 1024}
-_MOST_ROWS = {"cpu": 512, "cuda": 4096}
-# A running batch delays the calls behind it: the rows of one call in it, and all of its rows,
-# should take about this long, unless even the fewest rows that fill a core take longer.
+_MAX_ROWS = {"cpu": 512, "cuda": 4096}
+# A running batch delays the calls behind it. So calibration limits the rows of one call in a batch,
+# and of the whole batch, to what is computed in about this time, but never to fewer than
+# `_MIN_ROWS`, which a core or GPU needs to work at full speed.
 _CALL_SECONDS = 0.002
 _BATCH_SECONDS = 0.008
-_FEWEST_ROWS = {"cpu": 16, "cuda": 64}
+_MIN_ROWS = {"cpu": 16, "cuda": 64}
 _TRIAL_ROWS = 16
 _TRIALS = 5
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where graphs run.
+    """A device that runs graphs.
 
     Attributes:
         kind: `cpu` or `cuda`.
@@ -55,15 +56,15 @@ class Device:
 
 
 def resolve_device(wanted: str) -> Device:
-    """Returns the device that a setting means; for CUDA, once a graph has run on it.
+    """Returns the device that a setting selects; CUDA is tested by running a graph on it.
 
     Args:
         wanted: `cpu`, `cuda`, `cuda:1`, or `auto`: CUDA if this onnxruntime can use it, else
             the CPU.
 
     Raises:
-        StartError: The setting is none of these, or CUDA was asked for and does not work:
-            onnxruntime itself would warn once and run on the CPU.
+        StartError: The setting is invalid, or CUDA was requested explicitly and does not work.
+            onnxruntime itself would only warn, and run on the CPU.
     """
     match = re.fullmatch(r"auto|cpu|cuda(?::(\d{1,3}))?", wanted)
     if match is None:
@@ -78,7 +79,7 @@ def resolve_device(wanted: str) -> Device:
         return Device("cpu")
     raise StartError(
         f"device: got {wanted}, but {problem}. Remedy: --device cpu, or --device auto to use "
-        "CUDA only where it is there"
+        "CUDA only where it is available"
     )
 
 
@@ -88,22 +89,22 @@ class Graph:
     Args:
         content: The ONNX file's bytes, already verified.
         device: Device to run on.
-        threads: Threads that a run may use; 0 for as many as this process has CPUs.
-        rows: Most rows of one run until `calibrate`; 0 for the device's default.
-        name: What it does, for metrics and the log.
+        threads: Threads for one run; 0 for all CPUs of this process.
+        rows: Maximum rows of one run until `calibrate`; 0 for the device's default.
+        name: Name in metrics and the log.
 
     Attributes:
-        name: As given.
+        name: Name in metrics and the log.
         device: Device that it runs on.
         inputs: Names of its inputs.
         outputs: Names of its outputs.
-        max_batch_rows: Most rows in one batch.
-        max_call_rows: Most rows of one call in a batch.
+        max_batch_rows: Maximum rows in one batch.
+        max_call_rows: Maximum rows of one call in a batch.
 
     Raises:
         StartError: onnxruntime fell back to another execution provider, for example because
             the GPU is out of memory.
-        Exception: onnxruntime refuses the graph.
+        Exception: onnxruntime cannot load the graph.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class Graph:
         options.intra_op_num_threads = threads or usable_cpus()
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # Batches come in every size: memory patterns, one for each size, would only pile up.
+        # onnxruntime would keep a memory pattern for every batch size, and there are hundreds.
         options.enable_mem_pattern = False
         # A waiting thread must not spin on a core that others share.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -126,7 +127,7 @@ class Graph:
         self._run_rows = rows or _DEFAULT_ROWS[device.kind]
         self.max_batch_rows = self.max_call_rows = self._run_rows
         self._pads = device.kind == "cuda"
-        # Estimated seconds of a run and, on top, of each of its rows.
+        # Estimated time in seconds: a fixed part per run, plus a part per row.
         self._run_seconds, self._row_seconds = math.inf, 0.0
         self.inputs = tuple(node.name for node in self._session.get_inputs())
         self.outputs = tuple(node.name for node in self._session.get_outputs())
@@ -134,11 +135,11 @@ class Graph:
     def run(
         self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str] = ()
     ) -> dict[str, NDArray[np.float32]]:
-        """Runs the graph, a limited number of rows at a time; releases the GIL meanwhile.
+        """Runs the graph, a limited number of rows at a time, with the GIL released.
 
         Args:
             inputs: Arrays [N, ...] by the names of the graph's inputs.
-            outputs: Names of the outputs wanted; all by default.
+            outputs: Names of the outputs to compute; all by default.
 
         Returns:
             Arrays [N, ...] by the names of the outputs.
@@ -155,11 +156,11 @@ class Graph:
         return dict(zip(wanted, joined, strict=True))
 
     def estimate_seconds(self, rows: int) -> float:
-        """Expected time to compute a number of rows; infinite before `calibrate`."""
+        """Expected time to compute a number of rows, in seconds; infinite before `calibrate`."""
         return self._run_seconds + rows * self._row_seconds
 
     def calibrate(self, inputs: Mapping[str, NDArray[Any]]) -> None:
-        """Measures how long runs take, and sets the limits on rows by it.
+        """Measures how long runs take, and sets `max_call_rows` and `max_batch_rows` accordingly.
 
         Args:
             inputs: Arrays of a few valid rows, by the names of the graph's inputs.
@@ -173,10 +174,10 @@ class Graph:
     def _rows_within(self, seconds: float) -> int:
         """Largest power-of-two row count expected to take at most `seconds`, within limits."""
         rows = 1 << int(math.log2(max(1.0, seconds / self._row_seconds)))
-        return min(_MOST_ROWS[self.device.kind], max(_FEWEST_ROWS[self.device.kind], rows))
+        return min(_MAX_ROWS[self.device.kind], max(_MIN_ROWS[self.device.kind], rows))
 
     def _measure(self, inputs: Mapping[str, NDArray[Any]], rows: int) -> float:
-        """Seconds of the fastest of a few runs."""
+        """Time of the fastest of a few runs of `rows` rows, in seconds."""
         trial = {name: np.resize(array, (rows, *array.shape[1:])) for name, array in inputs.items()}
         fastest = math.inf
         for _ in range(_TRIALS):
@@ -190,16 +191,14 @@ class Graph:
     ) -> list[NDArray[np.float32]]:
         if not self._pads:
             return self._session.run(wanted, dict(inputs))  # type: ignore[no-any-return]
-        # CUDA's libraries choose their algorithms anew for every new shape: few buckets.
-        rows = min(
-            self._run_rows, max(_FEWEST_ROWS[self.device.kind], 1 << (count - 1).bit_length())
-        )
+        # CUDA's libraries select algorithms again for every new shape, so there are few shapes.
+        rows = min(self._run_rows, max(_MIN_ROWS[self.device.kind], 1 << (count - 1).bit_length()))
         padded = {name: _padded(array, rows) for name, array in inputs.items()}
         return [array[:count] for array in self._session.run(wanted, padded)]
 
 
 def _padded(array: NDArray[Any], rows: int) -> NDArray[Any]:
-    """Pads to a number of rows with copies of the last one: valid inputs, unlike zeros."""
+    """Pads an array with copies of its last row, which are valid inputs, unlike zeros."""
     missing = rows - len(array)
     return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
 
@@ -212,7 +211,7 @@ def _providers(device: Device) -> list[tuple[str, dict[str, str]]]:
 
 
 def device_problem(device: Device) -> str | None:
-    """Returns why a device cannot be used, or None once a tiny graph has run on it."""
+    """Returns why a device cannot be used, or None if a tiny graph ran on it."""
     if device.kind == "cuda" and _CUDA not in onnxruntime.get_available_providers():
         return "this onnxruntime has no CUDA (wanted the package onnxruntime-gpu)"
     try:

@@ -18,7 +18,7 @@ Load = Callable[[Bundle], Model]
 
 @dataclass(frozen=True)
 class Refused:
-    """A version that is wanted, and not served as it is on disk.
+    """A selected version whose bundle on disk was refused.
 
     Attributes:
         name: The model's name.
@@ -55,7 +55,7 @@ class Models:
         return sorted({*self.loaded, *(refused.name for refused in self.refused)})
 
     def difference(self, others: "Models") -> list[Model]:
-        """The models of this set that are not in the other one."""
+        """Returns the models of this set that are not in `others`."""
         excluded = set(others)
         return [model for model in self if model not in excluded]
 
@@ -67,7 +67,7 @@ class Models:
             version: Its version; 0 for the highest that is served.
 
         Raises:
-            NotReady: No model is loaded, or the default one is meant and not loaded.
+            NotReady: No model is loaded, or `name` is empty and the default is not loaded.
             ModelNotFound: No such model or version is served.
         """
         if not self.loaded:
@@ -92,14 +92,14 @@ class Models:
 
 @dataclass(frozen=True)
 class Repository:
-    """A models folder, and which of its models are wanted.
+    """A models folder, and the selection of models to load from it.
 
     Attributes:
-        root: The models folder, <name>/<version>/.
+        root: The models folder; its bundles are in <name>/<version>/.
         load: Loads one verified bundle.
         default: Name of the default model; empty for the first one loaded, in alphabetical
             order.
-        versions: Which versions are wanted.
+        versions: Which versions to load.
         stopped: Polled between bundles; once it returns True, no more are loaded.
     """
 
@@ -110,15 +110,15 @@ class Repository:
     stopped: Callable[[], bool] = lambda: False
 
     def models(self, before: Models | None = None) -> Models:
-        """Scans the folder and loads what is wanted; blocks, and changes nothing that serves.
+        """Scans the folder and loads the selected versions; blocks meanwhile.
 
-        A version that is served already is kept, even if its files are damaged by now: the
-        loaded model was verified. What is gone from the folder is left out. A model whose
-        versions are all refused is left out and logged: one bad model must not take down a
-        good one.
+        A version that is being served is kept, even if its files have been damaged since: the
+        loaded model was verified. A version that is gone from the folder is left out. So is a
+        model whose versions are all refused, which is logged: one bad model must not take down
+        the others.
 
         Args:
-            before: The models being served; None for none.
+            before: The models being served, which are not modified; None if there are none.
 
         Raises:
             StartError: The folder cannot be read, or holds no model named `default`.
@@ -169,7 +169,7 @@ class Repository:
     def _load_version(
         self, folder: ModelFolder, version: int, before: Model | None, refused: list[Refused]
     ) -> Model | None:
-        """Returns the loaded version, or `before` if that serves on; None if there is neither."""
+        """Returns the loaded version, or `before` if loading fails; None if there is neither."""
         try:
             bundle = open_bundle(folder.path / str(version))
             if before is not None and before.manifest == bundle.manifest:
@@ -177,14 +177,14 @@ class Repository:
             model = self.load(bundle)
         except (BundleError, ModelRefused) as error:
             _refuse(refused, Refused(folder.name, version, str(error)))
-        except Exception as error:  # noqa: BLE001 - onnxruntime's have no common base
+        except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no common base
             _log.debug("refused %s/%d", folder.name, version, exc_info=True)
             _refuse(refused, Refused(folder.name, version, f"{type(error).__name__}: {error}"))
         else:
             _log.info("loaded %s on %s", model.identity, model.device)
             return model
         if before is not None:
-            _log.warning("%s: what was loaded before serves on", before.identity)
+            _log.warning("%s: the model that was loaded before is still served", before.identity)
         return before
 
 

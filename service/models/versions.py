@@ -14,8 +14,8 @@ class Versions:
     """A selection of versions.
 
     Attributes:
-        general: `latest`, `all` or a version number, for every model that is not named.
-        named: Pairs of a model's name and the selection for it alone.
+        general: `latest`, `all` or a version number; applies to all models not in `named`.
+        named: Pairs of a model's name and its selection.
     """
 
     general: str = LATEST
@@ -49,15 +49,15 @@ class Versions:
         return ",".join([self.general, *(f"{name}={which}" for name, which in self.named)])
 
     def wanted(self, name: str, available: Sequence[int]) -> tuple[tuple[int, ...], int | None]:
-        """Selects from the versions of a model.
+        """Selects the versions of a model to serve.
 
         Args:
             name: The model's name.
             available: The versions in its folder.
 
         Returns:
-            The versions to try, the highest first, and how many of them to serve; None for
-            all.
+            The versions to try in order, and how many of them to serve at most; None for no
+            limit.
         """
         which = dict(self.named).get(name, self.general)
         if which == LATEST:
