@@ -1,4 +1,4 @@
-"""The error of reading and writing bundles."""
+"""The exception for reading and writing bundles."""
 
 
 class BundleError(Exception):

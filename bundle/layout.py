@@ -1,4 +1,4 @@
-"""Layout of a models folder: names of models and numbers of versions."""
+"""Layout of a models folder: `<name>/<version>/` for each bundle."""
 
 import re
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ def check_name(name: str) -> str:
     """Returns `name` if it is a valid name of a model.
 
     Raises:
-        BundleError: It is not.
+        BundleError: The name is not valid.
     """
     if not _NAME.fullmatch(name):
         raise BundleError(
@@ -54,8 +54,7 @@ def find_versions(path: Path) -> tuple[int, ...]:
 def find_models(root: Path) -> tuple[ModelFolder, ...]:
     """The models of a models folder, in alphabetical order.
 
-    Folders without a version are left out, and so are hidden ones, into which exports are
-    written.
+    Folders without a version are left out, and so are hidden folders.
 
     Raises:
         BundleError: `root` is not a folder or cannot be read.

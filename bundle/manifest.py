@@ -61,7 +61,7 @@ class DatasetRef(_Record):
     name: str
     """Name without a path, for example "mnist" or "folder:flowers"."""
     spec: dict[str, Any] = {}
-    """Fields to load it by: source (the name), image size, channels; empty before schema 1.1."""
+    """Fields that select and load it: source, image size, channels; empty before schema 1.1."""
     sha256: dict[str, Sha256]
     """SHA-256 of each source file's uncompressed content, by file name."""
     split: dict[str, int]
@@ -74,8 +74,8 @@ class Parity(_Record):
     batches: tuple[int, ...]
     """Batch sizes compared."""
     max_abs_difference: dict[str, float]
-    """Largest absolute difference by "graph.output"; of the log-density, divided by the number
-    of latent dimensions."""
+    """Largest absolute difference by "graph.output"; that of the log-density is divided by the
+    number of latent dimensions."""
     tolerance: float
     """Largest difference allowed."""
     batch_invariant: bool
@@ -106,9 +106,9 @@ class Manifest(_Record):
     """q(z|x), parameterised by the encoder's `mean` and `log_var`; `delta` for a plain
     autoencoder, which encodes to one point, its `mean`."""
     prior: Literal["standard", "gmm", "flow", "flow-gmm", "none"]
-    """p(z): the standard normal; a learned mixture of Gaussians (`gmm`), flow over one Gaussian
-    (`flow`) or over a mixture (`flow-gmm`), in the graphs `prior` and `prior_density`; or
-    `none`, of a model that cannot be sampled from."""
+    """p(z): the standard normal (`standard`); learned, in the graphs `prior` and `prior_density`:
+    a mixture of Gaussians (`gmm`), a flow over one Gaussian (`flow`) or over a mixture
+    (`flow-gmm`); or `none` for a model that cannot be sampled from."""
     labels: tuple[str, ...] = ()
     """Names of the classes that can be sampled by label; empty for an unconditional prior."""
     class_names: tuple[str, ...] = ()
@@ -120,8 +120,8 @@ class Manifest(_Record):
     golden: FileRef
     """The golden rows: real inputs of every graph with their expected outputs."""
     tolerances: dict[DeviceKind, float]
-    """Largest absolute difference from the golden outputs, by device; of the log-density,
-    divided by the number of latent dimensions."""
+    """Largest allowed absolute difference from the golden outputs, by device; for the
+    log-density, of the difference divided by the number of latent dimensions."""
     preprocessing: dict[str, Any]
     """How an image file becomes the encoder's input: channels, size, scale."""
     noise: str
@@ -137,7 +137,7 @@ class Manifest(_Record):
     parity: Parity
     """Result of the comparison with torch at export."""
     tools: dict[str, str]
-    """Versions of the software that wrote the bundle."""
+    """Versions of the software that wrote the bundle, by name."""
 
     @property
     def learned_prior(self) -> bool:
@@ -160,8 +160,8 @@ class Manifest(_Record):
             graph = self.graphs[name]
             if (graph.inputs, graph.outputs) != (inputs, outputs):
                 raise ValueError(
-                    f"graphs.{name}: tensors that are not those of images {self.image_shape} and "
-                    f"{self.latent_dim} latent dimensions"
+                    f"graphs.{name}: tensors do not match image_shape {self.image_shape} and "
+                    f"latent_dim {self.latent_dim}"
                 )
         return self
 
@@ -170,7 +170,7 @@ class Manifest(_Record):
         if (self.posterior, self.prior) in (("gaussian", "none"), ("delta", "standard")):
             # Nothing pulls the latents of a plain autoencoder towards the standard normal.
             raise ValueError(
-                f"prior: got {self.prior}, which is none of a {self.posterior} posterior"
+                f"prior: got {self.prior}, which a {self.posterior} posterior cannot have"
             )
         return self
 
@@ -195,7 +195,7 @@ def tensors_of(
     log_var: bool = True,
     prior: bool = False,
 ) -> dict[GraphName, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]]:
-    """Inputs and outputs of every graph of a model, in order, by name of the graph.
+    """Required inputs and outputs of every graph of a model, in order, by name of the graph.
 
     Args:
         image_shape: C, H and W.

@@ -17,9 +17,9 @@ from bundle.manifest import SCHEMA_VERSION, FileRef, GraphName, Manifest
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle: sizes and checksums of its files are those of the manifest.
+    """A verified bundle: sizes and checksums of its files match the manifest.
 
-    It holds the verified bytes, so that what is loaded is what was verified.
+    It holds the verified bytes, so that exactly these are loaded.
 
     Attributes:
         path: Its folder.
@@ -42,8 +42,8 @@ def open_bundle(path: Path) -> Bundle:
 
     Raises:
         BundleError: The schema's major version is not supported, a file is missing,
-            damaged or outside the folder, or the manifest's name or version is not that
-            of the folder.
+            damaged or outside the folder, or the manifest's name or version differs from
+            the folders' names.
     """
     bundle = read_bundle(path)
     manifest = bundle.manifest
@@ -59,7 +59,7 @@ def read_bundle(path: Path) -> Bundle:
     """Reads and verifies a bundle like `open_bundle`, in a folder of any name.
 
     Raises:
-        BundleError: As for `open_bundle`, except for the names of the folders.
+        BundleError: As for `open_bundle`, but the folders' names are not checked.
     """
     manifest = _read_manifest(path)
     return Bundle(

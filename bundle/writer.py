@@ -31,15 +31,15 @@ def write_bundle(
         manifest_for: Returns the manifest for a version number.
         companions: Functions that return the content of further files, such as the model
             card, from the manifest; by plain file name.
-        check: Called with the bundle as read back, before the rename; an exception aborts
-            the write.
+        check: Called with the written bundle, read back, before the rename; an exception
+            aborts the write.
 
     Returns:
         The new bundle's folder.
 
     Raises:
         BundleError: The name is invalid, the folder cannot be written, or the written
-            bundle does not verify.
+            bundle fails verification.
     """
     check_name(model.name)
     try:

@@ -1,1 +1,1 @@
-"""Code that training, export and service share so that their bits agree: NumPy and Pillow only."""
+"""Code shared by training, export and service, so that their bits agree; NumPy and Pillow only."""

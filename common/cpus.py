@@ -13,8 +13,8 @@ def usable_cpus(mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/se
     """The number of CPUs that affinity and cgroup v2 quotas allow, at least 1.
 
     Args:
-        mount: Mount point of the cgroup file system; in a container it has the
-            container's own limits.
+        mount: Mount point of the cgroup file system; in a container it shows the
+            container's limits.
         own: The file that names this process's cgroup.
     """
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -29,7 +29,7 @@ def usable_cpus(mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/se
 
 
 def _groups(mount: Path, own: Path) -> Iterator[Path]:
-    """The folder of this process's cgroup and those of its parents, whose quotas bind it too."""
+    """Folders of this process's cgroup and of its parents, whose quotas apply to it as well."""
     try:
         lines = own.read_text().splitlines()
     except OSError:

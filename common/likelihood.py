@@ -58,7 +58,7 @@ class ImportanceBound:
     """Accumulates the importance-weighted bound on -log p(x) of N images.
 
     The bound of Burda, Grosse and Salakhutdinov 2016. Draws are added one by one, so that
-    its bits do not depend on how many are computed in a batch.
+    the bits of the bound do not depend on how many draws are computed in a batch.
 
     Args:
         rows: N.

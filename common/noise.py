@@ -14,9 +14,10 @@ way:
 - For uniform noise, a word w becomes floor(w / 2^40) / 2^24, in [0, 1) and exact in
   float32.
 
-The inverse CDF rather than Box-Muller: truncation to [-t, t] maps u into
-[Phi(-t), Phi(t)], so that the same seed gives a more typical version of the same image,
-and the centre of the distribution takes +, -, * and / only, which every CPU rounds alike.
+There are two reasons for the inverse CDF rather than Box-Muller. Truncation to [-t, t] only
+maps u into [Phi(-t), Phi(t)], so that the same seed gives a more typical version of the
+same image. And the centre of the distribution needs only +, -, * and /, which every CPU
+rounds alike.
 """
 
 import enum
@@ -59,7 +60,7 @@ _FAR_TAIL = (
 
 
 class Stream(enum.IntEnum):
-    """Purpose of noise; the streams of a seed have no words in common."""
+    """Purpose of noise; different streams of a seed never use the same random words."""
 
     PRIOR = 0
     """Sample: normal noise that the prior maps to latents."""
@@ -89,7 +90,7 @@ def standard_normal(
         rows: Number of rows.
         dim: D, elements of a row.
         stream: Purpose of the noise.
-        draw: Number of the draw, where a row is drawn several times.
+        draw: Number of the draw, if a row is drawn several times.
         truncation: Bound above 0 of a normal distribution truncated to
             [-truncation, truncation]; None for no truncation.
 
@@ -133,12 +134,12 @@ def uniform(
 def _words(
     seed: int, offset: int, rows: int, dim: int, stream: Stream, draw: int
 ) -> NDArray[np.uint64]:
-    """The 64-bit words of the rows, [rows, dim]."""
+    """The random 64-bit words of the rows, [rows, dim]."""
     if not (0 <= seed < 2**64 and offset >= 0 and rows >= 0 and offset + rows <= ROWS):
         raise ValueError(f"seed {seed}, offset {offset}, rows {rows}: out of the range of uint64")
     blocks = -(-dim // _WORDS_PER_BLOCK)
     first = offset * blocks + (draw << 128) + (int(stream) << 192)
-    # NumPy increments the counter before it enciphers it.
+    # NumPy increments the counter before it enciphers the first block.
     generator = np.random.Philox(key=seed, counter=(first - 1) % 2**256)
     words = np.asarray(generator.random_raw(rows * blocks * _WORDS_PER_BLOCK))
     return words.reshape(rows, blocks * _WORDS_PER_BLOCK)[:, :dim]

@@ -1,11 +1,14 @@
 """Decodes pictures: from the bytes of an image file to a uint8 array.
 
-The format is recognised by content, not by name; of an animation the first frame is used;
-the picture is turned upright by its EXIF orientation; transparency is composed over white;
-16 bits per pixel are scaled to 8; CMYK is converted to RGB and colour profiles are
-ignored; to get another aspect ratio the picture is cropped to its centre, never distorted.
+- The format is recognised by content, not by file name.
+- Only the first frame of an animation is used.
+- The picture is turned upright by its EXIF orientation.
+- Transparent pixels are blended onto white.
+- 16 bits per value are scaled to 8.
+- CMYK is converted to RGB; colour profiles are ignored.
+- To change the aspect ratio, the picture is cropped to its centre, never distorted.
 
-All functions may be called from several threads at once.
+All functions are thread-safe.
 """
 
 import io
@@ -19,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-#: Lower-case suffixes of the files that are taken for pictures.
+#: Lower-case suffixes of the files that count as pictures.
 SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".webp")
 )
-#: The formats that are read, as Pillow names them.
+#: Accepted formats, by their names in Pillow.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM")
 
 #: Height and width, in pixels.
@@ -45,7 +48,7 @@ _UPRIGHT = {
 _PILLOW = re.compile(r"PIL\.")
 _QUIET = ("ignore", None, Warning, _PILLOW, 0)
 
-# Loads Pillow's plugins, which threads would otherwise race to load.
+# Loads Pillow's plugins now; later, several threads might load them at the same time.
 Image.init()
 
 
@@ -61,11 +64,11 @@ class TooLarge(PictureError):
     """The picture has more pixels than accepted and may be a decompression bomb.
 
     Args:
-        got: Number of pixels, in words.
+        got: Number of pixels as text, such as "70000000 pixels".
         limit: Largest number accepted.
 
     Attributes:
-        got: Number of pixels, in words.
+        got: Number of pixels as text.
     """
 
     def __init__(self, got: str, limit: int):
@@ -74,14 +77,14 @@ class TooLarge(PictureError):
 
 
 def open_picture(
-    raw: bytes, formats: Sequence[str] = FORMATS, most_pixels: int | None = None
+    raw: bytes, formats: Sequence[str] = FORMATS, max_pixels: int | None = None
 ) -> Image.Image:
     """Opens a picture and reads its header, but not its pixels.
 
     Args:
         raw: Content of a file.
         formats: Formats accepted, a subset of `FORMATS`.
-        most_pixels: Largest number of pixels accepted; Pillow's own limit by default.
+        max_pixels: Largest number of pixels accepted; Pillow's own limit by default.
 
     Returns:
         The picture, for `prepare`; the caller closes it.
@@ -98,12 +101,12 @@ def open_picture(
             wanted = ", ".join(formats)
             raise NotAPicture(f"damaged or not a picture, wanted one of {wanted}") from error
         except Image.DecompressionBombError as error:
-            # Raised from twice Pillow's limit on; below that it only warns.
+            # Pillow raises above twice its limit, and below that only warns.
             pillow_limit = Image.MAX_IMAGE_PIXELS or 0
             raise TooLarge(
-                f"more than {2 * pillow_limit} pixels", most_pixels or pillow_limit
+                f"more than {2 * pillow_limit} pixels", max_pixels or pillow_limit
             ) from error
-        limit = Image.MAX_IMAGE_PIXELS if most_pixels is None else most_pixels
+        limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
         pixels = image.width * image.height
         if limit is not None and pixels > limit:
             image.close()
@@ -117,7 +120,7 @@ def prepare(image: Image.Image, size: Size | None, channels: int | None) -> NDAr
     Args:
         image: A picture from `open_picture`.
         size: Height and width to crop and resize to; None for those of the picture.
-        channels: 1 or 3; None for 3 where the picture has colour, else 1.
+        channels: 1 or 3; None for 3 if the picture has colour, else 1.
 
     Returns:
         uint8 [C, H, W].
@@ -127,8 +130,8 @@ def prepare(image: Image.Image, size: Size | None, channels: int | None) -> NDAr
     """
     with _as_picture_errors():
         if size is not None:
-            # JPEG only: decodes at a fraction of the resolution, large enough to resize well
-            # in either orientation.
+            # A JPEG file is decoded at a lower resolution that is still large enough to resize
+            # well, in either orientation. Other formats ignore this.
             image.draft(None, (2 * max(size), 2 * max(size)))
         image.load()
         plain = _plain(_upright(image))
@@ -146,7 +149,7 @@ def decode(raw: bytes, size: Size | None, channels: int | None) -> NDArray[np.ui
     Args:
         raw: Content of the file.
         size: Height and width to crop and resize to; None for those of the picture.
-        channels: 1 or 3; None for 3 where the picture has colour, else 1.
+        channels: 1 or 3; None for 3 if the picture has colour, else 1.
 
     Returns:
         uint8 [C, H, W].
@@ -167,7 +170,7 @@ def fit(images: NDArray[np.uint8], size: Size | None, channels: int | None) -> N
         channels: 1 or 3; None for 1.
 
     Returns:
-        uint8 [N, C, H, W]; a view of `images` where they are neither resized nor repeated.
+        uint8 [N, C, H, W]; a view of `images` if they are neither resized nor repeated.
     """
     if size is not None and images.shape[1:] != size:
         resized = np.empty((len(images), *size), np.uint8)
@@ -178,7 +181,7 @@ def fit(images: NDArray[np.uint8], size: Size | None, channels: int | None) -> N
 
 
 def turned(image: Image.Image) -> bool:
-    """Whether the EXIF orientation of a picture from `open_picture` turns or mirrors it."""
+    """Whether the EXIF orientation of a picture from `open_picture` rotates or mirrors it."""
     return _turn(image) is not None
 
 
@@ -196,7 +199,7 @@ def transparent(image: Image.Image) -> bool:
 
 @contextmanager
 def _as_picture_errors() -> Iterator[None]:
-    """Converts the exceptions of Pillow's decoders, of many types, to PictureError."""
+    """Context manager that converts exceptions of Pillow's decoders to PictureError."""
     _quieten()
     try:
         yield
@@ -209,17 +212,17 @@ def _as_picture_errors() -> Iterator[None]:
 def _quieten() -> None:
     """Suppresses Pillow's warnings, which may otherwise be printed or raised.
 
-    They are of oddities in pictures that decode well, and of decompression bombs, which
-    are refused anyway. Warning filters are global: changing and restoring them around a
-    call, as `warnings.catch_warnings` does, would race with other threads. So the filter
-    is put first wherever it is not, and stays.
+    They concern oddities of pictures that decode well, and decompression bombs, which are
+    refused anyway. Warning filters are global: changing and restoring them around a call, as
+    `warnings.catch_warnings` does, would race with other threads. So the filter is moved to
+    the first place if it is not there, and never removed.
     """
     if not warnings.filters or warnings.filters[0] != _QUIET:
         warnings.filterwarnings("ignore", module=_PILLOW.pattern)
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """The transposition that turns a picture upright; None where it is."""
+    """The transposition that turns a picture upright; None if it is upright already."""
     with suppress(Exception):  # damaged EXIF data are ignored, since the pixels are good
         return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     return None
@@ -231,7 +234,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    """Converts to mode L where the picture has no colour, else to mode RGB."""
+    """Converts a picture without colour to mode L, any other to mode RGB; blends onto white."""
     if image.mode in _DEEP_GREY:
         return _from_16_bits(image)
     if image.mode not in _GREY | _COLOUR:
@@ -242,7 +245,7 @@ def _plain(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("L" if grey else "RGB")
-    # GIF files always have a palette, also without colours in it.
+    # GIF files always have a palette, even if all of its entries are grey.
     return image.convert("L") if palette and _colourless(image) else image
 
 
@@ -261,7 +264,7 @@ def _colourless(image: Image.Image) -> bool:
 
 
 def _crop(image: Image.Image, size: Size) -> Image.Image:
-    """Crops to the centre, of the aspect ratio of `size`, and resizes."""
+    """Crops a picture to its centre, in the aspect ratio of `size`, and resizes it to `size`."""
     height, width = size
     left = max(0.0, image.width - image.height * width / height) / 2
     top = max(0.0, image.height - image.width * height / width) / 2

@@ -1,1 +1,1 @@
-"""Exports a run folder as a verified bundle (torch, onnx, onnxruntime)."""
+"""Exports a run folder as a verified bundle; needs torch, onnx and onnxruntime."""

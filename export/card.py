@@ -6,9 +6,10 @@ from typing import Any
 
 from bundle import Manifest
 from export.commands import evaluate_command, export_command, train_command
-from export.pictures import MOST_CLASSES
+from export.pictures import MAX_CLASSES
 
-_MOST_NAMES = 20
+# Maximum number of class names that are listed.
+_MAX_NAMES = 20
 _WIDTH = 100
 
 
@@ -95,8 +96,8 @@ def _introduction(manifest: Manifest) -> str:
 
 
 def _named(names: Sequence[str]) -> str:
-    more = len(names) - _MOST_NAMES
-    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - _MAX_NAMES
+    return ", ".join(names[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _data(manifest: Manifest) -> str:
@@ -122,7 +123,7 @@ def _gallery(manifest: Manifest) -> str:
 
 
 def _of_many(manifest: Manifest) -> str:
-    return f" of the first {MOST_CLASSES}" if len(manifest.labels) > MOST_CLASSES else ""
+    return f" of the first {MAX_CLASSES}" if len(manifest.labels) > MAX_CLASSES else ""
 
 
 def _protocol(metrics: Mapping[str, object]) -> str:

@@ -202,7 +202,7 @@ def _print(what: str, figures: Figures) -> None:
                 f"  agreement       {judged.label_agreement:8.1%}  "
                 f"(worst label: {judged.label_agreement_worst:.1%})"
             )
-            print(f"\n{judged.label_images} samples asked for by each label")
+            print(f"\n{judged.label_images} samples requested for each label")
 
 
 def _count(text: str) -> int:

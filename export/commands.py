@@ -1,18 +1,18 @@
-"""The commands that reproduce a bundle, as its model card states them."""
+"""The commands in a model card that reproduce the bundle."""
 
 import shlex
 from collections.abc import Sequence
 
 from bundle import Manifest
 
-# Defaults of `export` and `evaluate`, which need not be stated.
+# Defaults of `export` and `evaluate`: an option with its default value is left out.
 _DEFAULT_IMAGES = 1000
 _DEFAULT_SAMPLES = 10_000
 _WIDTH = 100
 
 
 def train_command(manifest: Manifest) -> str:
-    """The command that trains such a run."""
+    """The command that repeats the training."""
     training, spec = manifest.training, manifest.dataset.spec
     options = [f"--preset {training.get('preset')}"]
     options.append(f"--data {shlex.quote(spec.get('source', manifest.dataset.name))}")
@@ -36,7 +36,7 @@ def train_command(manifest: Manifest) -> str:
 
 
 def export_command(manifest: Manifest) -> str:
-    """The command that exports the run and measures the same metrics."""
+    """The command that repeats the export and measures the same metrics."""
     options = ["RUN", f"--to MODELS/{manifest.name}"]
     if manifest.precision != "fp32":
         options.append(f"--decoder {manifest.precision}")
@@ -54,7 +54,7 @@ def evaluate_command(manifest: Manifest) -> str:
 def _measures(manifest: Manifest) -> list[str]:
     """The options with which `export` and `evaluate` measure the same metrics."""
     metrics = manifest.metrics
-    # Without the option, samples are judged wherever there is a classifier for the data.
+    # By default, samples are judged if there is a classifier for the data; 0 switches that off.
     can_judge = manifest.dataset.name == "mnist" and manifest.image_shape == (1, 28, 28)
     unjudged = 0 if can_judge and manifest.prior != "none" else None
     stated = {

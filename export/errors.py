@@ -1,4 +1,4 @@
-"""The error of an export."""
+"""The exception for exports and evaluations."""
 
 
 class ExportError(Exception):

@@ -1,4 +1,4 @@
-"""Measures the model of a run or a bundle on its test set, by the same code for both."""
+"""Measures the model of a run or a bundle on its test set, with the same code for both."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ class Wanted:
         importance: K, draws per image for the importance-weighted bound; 0 to skip it.
         importance_images: Number of test images for that bound.
         samples: Number of samples for the classifier-FID; 0 to skip it.
-        label_samples: Number of samples of each class the prior can be conditioned on.
+        label_samples: Number of samples per class, if the prior is conditional on the class.
     """
 
     draws: int = 1
@@ -48,7 +48,7 @@ class Figures:
 
     Attributes:
         evaluation: The ELBO and its parts on the whole test set.
-        bound: The importance-weighted bound on a subset of it; None if not measured.
+        bound: The importance-weighted bound on the test set or a subset; None if not measured.
         generation: The quality of samples; None if not measured.
         binarized: Whether the images were binarized.
         plain: Whether the model is a plain autoencoder, which has a reconstruction
@@ -65,9 +65,9 @@ class Figures:
     def nll(self) -> tuple[float, float] | None:
         """The importance-weighted bound of the whole test set and its standard error, in nats.
 
-        If it was measured on a subset: the ELBO of the whole test set minus the gap on the
-        subset. The standard error treats the two as independent; they are positively
-        correlated, so that it is slightly too large.
+        If the bound was measured on a subset only, this is the ELBO of the whole test set minus
+        the gap between ELBO and bound on the subset. The standard error treats the two as
+        independent; they are positively correlated, so it is slightly too large.
         """
         if self.bound is None:
             return None
@@ -95,7 +95,7 @@ class Figures:
 
 
 def without_elbo(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics of a plain autoencoder, whose "ELBO" is its reconstruction error."""
+    """Removes the ELBO from the metrics of a plain autoencoder, which has only a reconstruction."""
     names = {"elbo_stderr": "reconstruction_stderr"}
     left_out = {"elbo", "kl", "draws", "seed"}
     return {names.get(name, name): value for name, value in metrics.items() if name not in left_out}
@@ -167,18 +167,18 @@ def evaluate_path(
         path: A run folder (measured with torch) or a bundle, `MODELS/NAME/VERSION`
             (measured with onnxruntime).
         wanted: What to measure.
-        data: Where the data is now, as `DataSpec.parse` takes it; None for where it was
-            when the model was trained.
+        data: Current source of the data, in the syntax of `DataSpec.parse`; None for its
+            source during training.
         report: Called with a line for each download and each metric that cannot be
             measured.
         progress: As for `measure`.
 
     Returns:
-        A description of the model and its metrics.
+        A description of the model, and its metrics.
 
     Raises:
-        ExportError: The folder is neither, or the data is not what the model was
-            trained on.
+        ExportError: The folder is neither a run nor a bundle, or the data is not what the
+            model was trained on.
         BundleError: The bundle is damaged.
         TrainingError: The run is damaged or the data is not available.
     """
@@ -214,7 +214,7 @@ def _open(path: Path) -> _Source:
     """Opens a bundle, or else a run folder.
 
     Raises:
-        ExportError: It is neither.
+        ExportError: The folder is neither.
     """
     if (path / "manifest.json").is_file():
         return _open_bundle(path)
@@ -267,12 +267,13 @@ def load_training_data(
     Args:
         fields: Fields of its `DataSpec`, by name.
         sha256: Checksums of its files, by file name.
-        data: Where it is now, as `DataSpec.parse` takes it; None for the source in `fields`.
+        data: Current source of the data, in the syntax of `DataSpec.parse`; None for the
+            source in `fields`.
         report: Called with a line for each step of a download.
         fetch: Whether to download a public data set that is not cached.
 
     Raises:
-        DataMissing: There is no data.
+        DataMissing: The data is not available.
         ExportError: The data found has other checksums.
         TrainingError: The data is damaged.
     """
@@ -285,5 +286,5 @@ def load_training_data(
 
 
 def _has_classifier(dataset: Dataset) -> bool:
-    """Whether the classifier was trained on images of this kind."""
+    """Whether the digit classifier can judge samples of a model of this data set."""
     return dataset.name == "mnist" and dataset.image_shape == (1, 28, 28)

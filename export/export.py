@@ -1,4 +1,4 @@
-"""One export: run folder in, verified bundle out."""
+"""Exports one run folder as a verified bundle."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -48,8 +48,8 @@ def export(
         model: `MODELS/NAME`.
         decoder: Precision of the decoder.
         wanted: What to measure in addition to the ELBO.
-        data: Where the data is now, as `DataSpec.parse` takes it; None for where it was
-            when the run began.
+        data: Current source of the data, in the syntax of `DataSpec.parse`; None for its
+            source when the run began.
         report: Called with a line for each step.
         progress: Called with the number of images measured and their total while the
             importance-weighted bound is measured.
@@ -66,8 +66,8 @@ def export(
     run = load_run(run_path, data, report)
     if run.dataset is None and decoder != "fp32":
         raise ExportError(
-            f"{decoder}: what it costs is measured on {run.config.data}, which is not here; wanted "
-            "--data, to say where it is now"
+            f"{decoder}: its cost in nats is measured on {run.config.data}, which is not here; "
+            "wanted --data with the path where it is now"
         )
     exported = export_graphs(run.model)
     inputs = parity_inputs(exported, run.golden_images, len(run.labels))
@@ -108,7 +108,7 @@ def _convert_decoder(run: FinishedRun, exported: Graphs, precision: Precision) -
 
 
 def _contents(exported: Graphs, variant: ExportedGraph | None = None) -> dict[GraphName, bytes]:
-    """The ONNX files by name of the graph, the decoder replaced by its variant."""
+    """The ONNX files by name of the graph, with the decoder replaced by its variant if any."""
     contents = {name: graph.content for name, graph in exported.items()}
     return contents if variant is None else contents | {"decoder": variant.content}
 
@@ -116,7 +116,7 @@ def _contents(exported: Graphs, variant: ExportedGraph | None = None) -> dict[Gr
 def _golden(
     exported: Graphs, variant: ExportedGraph | None, inputs: Mapping[str, NDArray[Any]]
 ) -> dict[str, NDArray[Any]]:
-    """The golden rows by "graph.tensor": torch's outputs, but for a variant its own."""
+    """The golden rows by "graph.tensor": outputs of torch, or of the variant for its decoder."""
     golden = golden_rows(exported, inputs)
     return golden if variant is None else golden | answers_of(variant, {"z": golden["decoder.z"]})
 
@@ -129,7 +129,7 @@ def _measure(
     report: Callable[[str], None],
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    """The metrics of the bundle; of a variant, with the ELBO of the fp32 decoder."""
+    """The metrics of the bundle; for a variant, the ELBO of the fp32 decoder as well."""
     if variant is None:
         return measure_graphs(run, _contents(exported), wanted, report, progress)
     elbo_only = Wanted(draws=wanted.draws, seed=wanted.seed)
@@ -143,7 +143,7 @@ def _parity(
     variant: ExportedGraph | None,
     inputs: Mapping[str, NDArray[Any]],
 ) -> Parity:
-    """The manifest's record of a comparison with torch that has passed."""
+    """The manifest's record of the comparison with torch, which has succeeded."""
     return Parity(
         batches=BATCHES,
         max_abs_difference=differences,

@@ -1,4 +1,4 @@
-"""Parity inputs and golden rows: what graphs are checked on, at export and at every load."""
+"""Parity inputs and golden rows: test data of the graphs, at export and at every load."""
 
 import io
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from export.graphs import ExportedGraph
 from export.verify import BATCHES, torch_answers
 from training.data.datasets import binarize
 
-# Images make up most of the file; rows of latents cost next to nothing.
+# Golden rows of graphs with and without images; images make up most of the file.
 _IMAGE_ROWS = 8
 _LATENT_ROWS = 32
 
@@ -22,14 +22,14 @@ _LATENT_ROWS = 32
 def parity_inputs(
     graphs: Mapping[GraphName, ExportedGraph], golden: NDArray[np.uint8], labels: int
 ) -> dict[str, NDArray[Any]]:
-    """Inputs to compare torch and onnxruntime on, by name: as many rows as the largest batch.
+    """Inputs by name for comparing torch and onnxruntime, with the rows of the largest batch.
 
-    Images are the golden ones, grey and binarized. Half of the latents are posterior
-    means of these, half are draws from the prior.
+    The images are the golden images, followed by binarized versions of them. Half of the latents
+    are posterior means of these images, half are draws from the prior.
 
     Args:
         graphs: The exported graphs by name.
-        golden: uint8 [N, C, H, W].
+        golden: The golden images, uint8 [N, C, H, W].
         labels: Number of classes the prior can be conditioned on.
     """
     rows = max(BATCHES)

@@ -116,7 +116,7 @@ def export_module(
         outputs: Names of the outputs.
     """
     with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript"):
-        # The exporter's own dependencies warn of each other's deprecations.
+        # The exporter's dependencies warn of each other's deprecations.
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             module,
@@ -175,7 +175,7 @@ def _summed_width(
     types: Mapping[str, onnx.TypeProto.Tensor],
     constants: Mapping[str, onnx.TensorProto],
 ) -> int | None:
-    """Length of the axis if a node sums floats over the last one and drops it, else None."""
+    """Length of the last axis if a node sums floats over it and drops it, else None."""
     if node.op_type != "ReduceSum" or node.input[0] not in types:
         return None
     summed = types[node.input[0]]
@@ -197,9 +197,9 @@ def _dynamic_shapes(module: nn.Module, inputs: int) -> tuple[Any, ...]:
 def strip(graph: onnx.GraphProto, name: str) -> None:
     """Names a graph and removes what is not needed to run it.
 
-    That is source locations, which disclose local paths, and initializers that no node
-    reads: a replaced node leaves its own behind, and runtimes warn of them at load.
-    Subgraphs are not searched; `check_structure` allows no operator that has any.
+    This removes source locations, which disclose local paths, and initializers that no node
+    reads, such as those of replaced nodes: runtimes warn of them at load. Subgraphs are not
+    searched, since `check_structure` allows no operator that has any.
     """
     graph.name = name
     used = {tensor for node in graph.node for tensor in node.input}
@@ -218,7 +218,7 @@ def strip(graph: onnx.GraphProto, name: str) -> None:
 
 
 class _quiet:  # noqa: N801 - a context manager, read as a word
-    """Raises the level of some loggers to ERROR."""
+    """Context manager that raises the level of some loggers to ERROR."""
 
     def __init__(self, *names: str):
         self._loggers = [logging.getLogger(name) for name in names]

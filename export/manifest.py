@@ -1,4 +1,4 @@
-"""Builds the manifest of a bundle from a run and what its export found."""
+"""Builds the manifest of a bundle from a run and the results of its export."""
 
 import dataclasses
 import hashlib

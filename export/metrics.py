@@ -1,4 +1,4 @@
-"""The `metrics` of a manifest: measured on the exported graphs and checked against training's."""
+"""Measures the `metrics` of a manifest on the exported graphs and compares them with training."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,11 +12,12 @@ from training.data.datasets import Dataset
 from training.measure.elbo import evaluate
 from training.measure.protocol import TEST_SEED, test_images
 
-# Both sides use the same draws, so that only float32 rounding lies between them.
+# Largest allowed difference of the ELBO in nats, absolute and relative: training and export use the
+# same draws, so only float32 rounding differs.
 _ELBO_TOLERANCE = 0.05
 _ELBO_RELATIVE = 1e-5
 
-# What is taken over from the metrics of the training.
+# Metrics of the training that a manifest keeps if the graphs cannot be measured.
 _FROM_TRAINING = (
     "protocol", "elbo", "reconstruction", "kl", "elbo_stderr", "active_units", "images", "draws",
     "seed",
@@ -40,13 +41,13 @@ def measure_graphs(
         progress: As for `measure`.
 
     Returns:
-        The metrics as they stand in the manifest.
+        The metrics in the form of the manifest.
 
     Raises:
-        ExportError: The ELBO of the graphs is not that of the torch model.
+        ExportError: The ELBO of the graphs differs from that of the torch model.
     """
     if run.dataset is None:
-        report("the data set is not here: the figures are those training measured with torch")
+        report("the data set is not here: the metrics are those that training measured with torch")
         return _trained_metrics(run)
     subject = run.subject_of(graphs)
     figures = measure(subject, run.dataset, wanted, report, progress)
@@ -73,7 +74,7 @@ def measure_variant(
         progress: As for `measure`.
 
     Returns:
-        The metrics as they stand in the manifest.
+        The metrics in the form of the manifest.
     """
     assert run.dataset is not None
     figures = measure(run.subject_of(graphs), run.dataset, wanted, report, progress)
@@ -86,7 +87,7 @@ def measure_variant(
 
 
 def _headline(figures: Figures) -> tuple[str, str, float]:
-    """Name and title of the metric a model is compared by, and its value in nats."""
+    """Name and title of the metric by which models are compared, and its value in nats."""
     elbo = figures.evaluation.elbo
     if figures.plain:
         return "reconstruction", "test reconstruction", elbo
@@ -116,10 +117,10 @@ def _check_elbo(
     _, title, elbo = _headline(figures)
     result = figures.evaluation
     if not figures.plain and (result.draws, result.seed) != (1, TEST_SEED):
-        # Training's ELBO is of these draws.
+        # Training measured its ELBO with these draws.
         images = test_images(dataset, binarized=run.config.train.binarize)
         elbo = evaluate(subject.autoencoder, images, seed=TEST_SEED).elbo
-    # Training calls a plain autoencoder's reconstruction error by this name as well.
+    # For a plain autoencoder, training stores the reconstruction error as "elbo".
     torch_elbo = run.trained_metrics["elbo"]
     report(f"{title} of the graphs {elbo:.2f} nats (torch: {torch_elbo:.2f})")
     allowed = max(_ELBO_TOLERANCE, _ELBO_RELATIVE * abs(torch_elbo))

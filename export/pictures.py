@@ -9,10 +9,10 @@ from common.pixels import to_bytes
 from export.subject import Subject
 from latentserve._cli.png import encode_png, grid
 
-#: Most classes shown in the picture of samples by class.
-MOST_CLASSES = 20
+#: Maximum number of classes in the picture of samples by class.
+MAX_CLASSES = 20
 
-# Width of one image as shown, in pixels, approximately.
+# Approximate width of one image in a picture, in pixels.
 _SHOWN = 56
 # Samples in a row of the grid; half as many if an image is wider or higher than `_LARGE` pixels.
 _COLUMNS = 10
@@ -44,7 +44,7 @@ def card_pictures(
         samples = subject.sample(columns * columns, _SEED, None)
         files["samples.png"] = _picture(to_bytes(samples))
     if labels:
-        shown = range(min(len(labels), MOST_CLASSES))
+        shown = range(min(len(labels), MAX_CLASSES))
         samples = np.concatenate([subject.sample(columns, _SEED, label) for label in shown])
         files["samples_by_class.png"] = _picture(to_bytes(samples), columns=columns)
     return files

@@ -19,7 +19,7 @@ from training.run_folder import RunConfig, RunFolder
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run folder, read.
+    """The content of a finished run's folder.
 
     Attributes:
         config: Its configuration.
@@ -43,7 +43,7 @@ class FinishedRun:
         return self.config.class_names[: self.model.labels]
 
     def subject_of(self, graphs: Mapping[GraphName, bytes]) -> Subject:
-        """Wraps graphs exported from this run, to be measured as the run was.
+        """Wraps graphs exported from this run, so that they are measured like the run.
 
         Args:
             graphs: Content of the ONNX files by name of the graph.
@@ -62,17 +62,17 @@ def load_run(path: Path, data: str | None, report: Callable[[str], None]) -> Fin
 
     Args:
         path: The run folder.
-        data: Where the data is now, as `DataSpec.parse` takes it; None for where it was
-            when the run began.
-        report: Called with progress lines of the loading.
+        data: Current source of the data, in the syntax of `DataSpec.parse`; None for its
+            source when the run began.
+        report: Called with a line for each step of the loading.
 
     Raises:
         CheckpointError: The run is unfinished or damaged.
         ExportError: The data found is not the data the model was trained on.
-        DataMissing: There is no data at `data`.
+        DataMissing: `data` was given, and there is no data.
     """
     run = RunFolder(path)
-    # First: an unfinished run has no metrics.
+    # Read first, since this fails for an unfinished run, which has no metrics.
     trained_metrics = run.read_json("metrics.json")
     config = run.read_config()
     golden_images, _ = run.read_golden_inputs()
@@ -86,7 +86,7 @@ def load_run(path: Path, data: str | None, report: Callable[[str], None]) -> Fin
 def _load_data(
     config: RunConfig, data: str | None, report: Callable[[str], None]
 ) -> Dataset | None:
-    """The data of a run, or None if it is gone and no other place was named."""
+    """Loads the data of a run; returns None if it is gone and `data` is None."""
     try:
         return load_training_data(
             config.data.to_json(), config.data_sha256, data, report=report, fetch=False

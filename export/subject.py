@@ -19,6 +19,7 @@ Array = NDArray[np.float32]
 #: Maps eps float32 [N, D], u float32 [N, 1] and a label to latents float32 [N, D].
 Draw = Callable[[Array, Array, int], Array]
 
+# Rows that are sampled at a time.
 _CHUNK = 500
 
 
@@ -32,7 +33,7 @@ class Subject:
             prior; None for a model without a prior.
         latent_dim: D.
         labels: Number of classes the prior can be conditioned on.
-        binarized: Whether it is measured on binarized images.
+        binarized: Whether the model is measured on binarized images.
     """
 
     autoencoder: Autoencoder
@@ -54,7 +55,7 @@ class Subject:
         return np.concatenate(images)
 
     def decode(self, z: Array) -> Array:
-        """Latents float32 [N, D] to images float32 [N, C, H, W] in [0, 1]."""
+        """Decodes latents float32 [N, D] to images float32 [N, C, H, W] in [0, 1]."""
         logits = torch.from_numpy(self.autoencoder.decode(z))
         images: Array = torch.sigmoid(logits).numpy()
         return images

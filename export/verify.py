@@ -1,4 +1,4 @@
-"""Checks that exported graphs compute what the torch model does; a failure ends the export."""
+"""Checks that exported graphs give the same results as torch; a failure ends the export."""
 
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
@@ -19,10 +19,10 @@ Inputs = Mapping[str, NDArray[Any]]
 #: Batch sizes that are checked.
 BATCHES = (1, 2, 3, 64)
 
-#: Operators a graph may hold: deterministic, row-wise, in the standard domain. Left out on
-#: purpose: random operators, operators across rows, and Elu, Log, Selu, Mish and Softplus,
-#: whose bits depend on a row's position in the batch. The same is true of a ReduceSum of
-#: floats; only integers may be summed.
+#: Operators that a graph may have: deterministic, row-wise, in the standard domain. Excluded are
+#: random operators, operators across rows, and Elu, Log, Selu, Mish and Softplus, whose bits
+#: depend on a row's position in the batch. So do those of a ReduceSum of floats, which is
+#: therefore allowed for integers only.
 ALLOWED_OPERATORS = frozenset(
     """
     Abs Add Cast Clip Concat Constant Conv DepthToSpace Div Erf Exp Expand Flatten Gather Gemm
@@ -44,7 +44,7 @@ def verify_graphs(
         tolerance: Largest allowed difference between torch and onnxruntime.
 
     Returns:
-        As for `measure_parity`, of all graphs.
+        The result of `measure_parity` for all graphs together.
 
     Raises:
         ExportError: A graph does not pass a check.
@@ -64,12 +64,12 @@ def check_structure(graph: ExportedGraph, allowed: Set[str] = ALLOWED_OPERATORS)
 
     Args:
         graph: The graph.
-        allowed: The operators it may hold.
+        allowed: The operators that it may have.
 
     Raises:
         ExportError: The ONNX checker or strict shape inference fails, an operator is not
-            allowed, opset, tensor names or dtypes are not those of the contract, or the
-            batch axis is not the only dynamic one.
+            allowed, the opset, tensor names or dtypes differ from the contract, or the batch
+            axis is not the only dynamic one.
     """
     model = onnx.load_from_string(graph.content)
     try:
@@ -91,7 +91,7 @@ def check_structure(graph: ExportedGraph, allowed: Set[str] = ALLOWED_OPERATORS)
         if node.op_type == "ReduceSum" and node.input[0] not in integers:
             raise ExportError(
                 f"{graph.name}: ReduceSum of {node.input[0]}, wanted whole numbers: the bits of a "
-                "sum of fractions depend on a row's place in memory"
+                "sum of floats depend on a row's position in memory"
             )
     names = (
         tuple(value.name for value in model.graph.input),
@@ -106,7 +106,7 @@ def check_structure(graph: ExportedGraph, allowed: Set[str] = ALLOWED_OPERATORS)
             raise ExportError(f"{graph.name}: {value.name}: wanted {kind}")
         axes = value.type.tensor_type.shape.dim
         if not axes or not axes[0].dim_param or any(axis.dim_param for axis in axes[1:]):
-            raise ExportError(f"{graph.name}: {value.name}: wanted the first axis alone dynamic")
+            raise ExportError(f"{graph.name}: {value.name}: wanted only the first axis dynamic")
 
 
 def measure_parity(graph: ExportedGraph, inputs: Inputs) -> dict[str, float]:
@@ -170,7 +170,7 @@ def torch_answers(graph: ExportedGraph, inputs: Inputs) -> dict[str, Array]:
 def check_batch_invariance(name: str, content: bytes, inputs: Inputs) -> None:
     """Checks that the bits of a row depend neither on its batch nor on the threads, on CPU.
 
-    Seeded sampling relies on it.
+    Seeded sampling relies on this.
 
     Args:
         name: Name of the graph, for the error.
@@ -196,7 +196,7 @@ def check_batch_invariance(name: str, content: bytes, inputs: Inputs) -> None:
 
 
 def _rows(inputs: Inputs, chunk: slice) -> dict[str, NDArray[Any]]:
-    # Copied, since a view keeps the memory alignment of the whole, which can hide a difference.
+    # Copied, since a view has the alignment of the whole array, which can hide a difference.
     return {name: array[chunk].copy() for name, array in inputs.items()}
 
 

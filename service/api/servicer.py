@@ -300,7 +300,7 @@ class Servicer:
         count: int,
         call: Call,
     ) -> NDArray[np.float32] | None:
-        """Latents [count, D] of a request, or the posterior means of its images; None without both."""
+        """Latents [count, D] of a request, or posterior means of its images; None without both."""
         latents, images = fields
         if request.HasField(latents):
             points = self._latents(model, getattr(request, latents), latents)

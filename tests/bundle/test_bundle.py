@@ -644,7 +644,7 @@ def test_an_encoder_of_another_posterior_is_refused(
 ) -> None:
     version = write_kind(tmp_path / "kind", posterior=posterior, prior="flow")
     edit(version, lambda manifest: manifest.update(posterior=other))
-    assert_refused(version, "manifest.json", "graphs.encoder: tensors that are not those")
+    assert_refused(version, "manifest.json", "graphs.encoder: tensors do not match")
 
 
 @pytest.mark.parametrize(

@@ -291,7 +291,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(side: int, message
     with pytest.raises(TooLarge, match=f"{message} exceed the limit of .*bomb"):
         read(bomb, 8, None)
     with pytest.raises(TooLarge, match=r"pixels exceed the limit of 99, "):
-        open_picture(bomb, most_pixels=99)
+        open_picture(bomb, max_pixels=99)
 
 
 def test_float_pixels_of_unknown_scale_are_refused() -> None:

@@ -279,7 +279,7 @@ def test_int8_refuses_a_decoder_without_inner_layers() -> None:
 
 
 def test_a_variant_is_not_exported_without_the_data(kinds: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"int8: what it costs .* wanted --data"):
+    with pytest.raises(ExportError, match=r"int8: its cost in nats .* wanted --data"):
         export(kinds / "runs" / "rgb", tmp_path / "rgb-int8", decoder="int8")
     assert not (tmp_path / "rgb-int8").exists()
 
