@@ -47,11 +47,11 @@ class AdminServiceServicer:
     """
 
     def Reload(self, request, context):
-        """Rescans the models folder, as SIGHUP does: new versions are loaded, verified
-        and replay their golden rows before they serve; versions that have vanished
-        are dropped; a version that is refused changes nothing. Calls in flight finish
-        on the version they began with. Returns when all that is done; a second call
-        meanwhile waits and then rescans.
+        """Rescans the models folder, as SIGHUP does. New versions are loaded, verified
+        and replay their golden rows before they serve. Versions that are gone from
+        the folder are dropped. If a version is refused, what was served before stays.
+        Calls in flight finish on the version they began with. Returns when all of
+        that is done; a call during a reload waits for its end, then rescans.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -123,16 +123,16 @@ class LatentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Describes one model. NOT_FOUND where it is not served.
+        """Describes one model. NOT_FOUND if it is not served.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Encode(self, request, context):
-        """Maps images to their posterior q(z|x): a mean and, unless the model is a
-        plain autoencoder, a log-variance per latent dimension and, if asked, a
-        seeded draw from it.
+        """Maps each image to its posterior q(z|x): a mean and, unless the model is a
+        plain autoencoder, a log-variance per latent dimension and, if requested, a
+        seeded draw from the posterior.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -147,7 +147,7 @@ class LatentServiceServicer:
 
     def Sample(self, request, context):
         """Draws latents from the model's prior p(z), or p(z|label), and decodes them.
-        FAILED_PRECONDITION where the model has no prior.
+        FAILED_PRECONDITION if the model has no prior.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -183,8 +183,8 @@ class LatentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EncodeStream(self, request_iterator, context):
-        """Encode for a stream of requests: one reply for each, in their order. There is
-        no limit on their number; a server under load reads more slowly. The model
+        """Encode for a stream of requests: one reply per request, in the same order.
+        Their number is unlimited; a server under load reads more slowly. The model
         and version that answer the first message answer the whole stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -192,7 +192,7 @@ class LatentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DecodeStream(self, request_iterator, context):
-        """Decode for a stream of requests, as EncodeStream.
+        """Decode for a stream of requests, like EncodeStream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
