@@ -141,7 +141,7 @@ class Manifest(_Record):
 
     @property
     def learned_prior(self) -> bool:
-        """Whether the prior is learned, and so has graphs."""
+        """Whether the prior is learned and therefore has graphs."""
         return self.prior not in ("standard", "none")
 
     @model_validator(mode="after")

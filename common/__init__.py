@@ -1,1 +1,1 @@
-"""Code shared by training, export and service, so that their bits agree; NumPy and Pillow only."""
+"""Code that training, export and service share to get equal bits; needs NumPy and Pillow only."""

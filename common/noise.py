@@ -1,4 +1,4 @@
-"""Seeded noise whose rows are functions of the seed and the row number alone.
+"""Seeded noise: each row depends only on the seed, its stream and its row number.
 
 Scheme `philox4x64-10/as241/1`. Row r of a stream is a pure function of the seed, the
 stream and r, so that a job can be split, batched, retried and spread over servers in any

@@ -58,7 +58,7 @@ def export(
         The new bundle's folder.
 
     Raises:
-        ExportError: The graphs do not pass a check.
+        ExportError: The graphs fail a check, or the data is needed and not available.
         CheckpointError: The run is unfinished or damaged.
         BundleError: The model's name is invalid, or the bundle cannot be written.
     """

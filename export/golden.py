@@ -14,7 +14,7 @@ from export.graphs import ExportedGraph
 from export.verify import BATCHES, torch_answers
 from training.data.datasets import binarize
 
-# Golden rows of graphs with and without images; images make up most of the file.
+# Golden rows of a graph with images and of one without: images make up most of the file.
 _IMAGE_ROWS = 8
 _LATENT_ROWS = 32
 

@@ -168,7 +168,7 @@ def torch_answers(graph: ExportedGraph, inputs: Inputs) -> dict[str, Array]:
 
 
 def check_batch_invariance(name: str, content: bytes, inputs: Inputs) -> None:
-    """Checks that the bits of a row depend neither on its batch nor on the threads, on CPU.
+    """Checks on the CPU that a row's bits do not depend on its batch or the number of threads.
 
     Seeded sampling relies on this.
 

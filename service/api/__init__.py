@@ -1,1 +1,1 @@
-"""RPC handlers, validation and codecs: request messages to reply messages, on any transport."""
+"""RPC handlers, validation and message codecs, independent of the transport."""

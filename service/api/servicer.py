@@ -1,4 +1,4 @@
-"""The RPCs of LatentService: request messages to reply messages, on any transport.
+"""The RPCs of LatentService, independent of the transport.
 
 Each method takes a request, or an iterator of requests, and the per-call context. It returns the
 reply, or an iterator of replies, or raises a ServiceError. A reply is a message or, if it has a

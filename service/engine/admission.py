@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from service.errors import Overloaded
 
-# Limits of the retry delay that shed callers are told, in seconds.
+# Limits of the retry delay suggested to shed callers, in seconds.
 _MIN_RETRY, _MAX_RETRY = 0.05, 5.0
 # Weight of the latest call in the moving average of residence times.
 _WEIGHT = 0.1
@@ -56,7 +56,7 @@ class Admission:
         self._max_rows = max_rows
         self._max_bytes = max_bytes
         self.now = clock
-        # Moving average of how long calls are in flight: the retry delay for shed callers.
+        # Moving average of how long calls are in flight: the suggested retry delay.
         self._mean_seconds = 0.0
         self._waiters: deque[_Waiter] = deque()
 

@@ -219,7 +219,10 @@ class Batcher:
         return True
 
     def _dropped(self, entry: QueueEntry) -> bool:
-        """Whether to skip an entry that has failed, was cancelled or is past its deadline."""
+        """Whether to skip an entry that has failed, was cancelled or is past its deadline.
+
+        Completes the future of a cancelled or late entry.
+        """
         if entry.error is not None:
             return True
         if entry.future.done() or entry.call.cancelled():

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Timing:
-    """Where the time of a call went.
+    """How the time of a call was spent.
 
     Attributes:
         queue: Seconds from enqueueing until the first rows were dispatched, summed over the
@@ -34,7 +34,7 @@ def _never() -> bool:
 
 @dataclass(slots=True)
 class Call:
-    """One RPC, as the servicer and the engine see it, independent of the transport.
+    """Per-call context of one RPC, independent of the transport.
 
     Attributes:
         deadline: When the caller stops waiting, on the clock of `time.monotonic`.
@@ -51,7 +51,7 @@ class Call:
             servicer, for metrics and traces.
         version: Version of that model.
         rows: Rows requested so far.
-        timing: Where the time went so far.
+        timing: How the time was spent so far.
     """
 
     deadline: float = math.inf

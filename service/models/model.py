@@ -20,7 +20,7 @@ _MOMENT_DRAWS = 4096
 
 
 class ModelRefused(Exception):
-    """A valid bundle cannot be served here, usually because its golden rows differ."""
+    """A valid bundle cannot be served here, usually because its golden rows do not reproduce."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -191,7 +191,7 @@ class Graph:
     ) -> list[NDArray[np.float32]]:
         if not self._pads:
             return self._session.run(wanted, dict(inputs))  # type: ignore[no-any-return]
-        # CUDA's libraries select algorithms again for every new shape, so there are few shapes.
+        # CUDA's libraries choose algorithms for every new shape, so rows are padded to few sizes.
         rows = min(self._run_rows, max(_MIN_ROWS[self.device.kind], 1 << (count - 1).bit_length()))
         padded = {name: _padded(array, rows) for name, array in inputs.items()}
         return [array[:count] for array in self._session.run(wanted, padded)]

@@ -18,7 +18,7 @@ Load = Callable[[Bundle], Model]
 
 @dataclass(frozen=True)
 class Refused:
-    """A selected version whose bundle on disk was refused.
+    """A selected version that could not be loaded from the models folder.
 
     Attributes:
         name: The model's name.
