@@ -2,8 +2,8 @@
 
     python -m benchmarks.against ../before --pairs 9 --shapes encode-1
 
-Both servers run the same bundle and are loaded in turn, in alternating order, so that other work on
-the machine affects both alike. Reported are the medians of the pairs' ratios and differences of
+Both servers serve the same bundle and are loaded in turn, in alternating order, so that other work
+on the machine affects both alike. Reports the medians of the pairs' ratios and differences of
 server CPU per call, each with a distribution-free confidence interval (order statistics, at least
 95 %; with 9 pairs 96 %).
 """
@@ -22,7 +22,7 @@ from benchmarks.servers.ours import Ours
 from benchmarks.shapes import Shape, named
 
 _CONFIDENCE = 0.95
-_FEWEST_PAIRS = 6  # fewer have no interval of that confidence
+_MIN_PAIRS = 6  # with fewer, no interval reaches that confidence
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -46,8 +46,8 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; see the module docstring."""
     options = _parser().parse_args(arguments)
-    if not (options.checkout / "latentserve").is_dir() or options.pairs < _FEWEST_PAIRS:
-        print(f"wanted a checkout and at least {_FEWEST_PAIRS} pairs", file=sys.stderr)
+    if not (options.checkout / "latentserve").is_dir() or options.pairs < _MIN_PAIRS:
+        print(f"wanted a checkout and at least {_MIN_PAIRS} pairs", file=sys.stderr)
         return 2
     if not h2load.available():
         print("h2load: not found, wanted Debian's package nghttp2-client", file=sys.stderr)

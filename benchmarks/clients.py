@@ -2,9 +2,9 @@
 
     python -m benchmarks.clients --rounds 5 --seconds 4
 
-`latentserve.client.AsyncClient` with and without `coalesce=True` against `latentserve
-serve`, and `tritonclient.grpc.aio`, in an environment of its own, against tritonserver.
-Clients and servers share this machine, as the figures do.
+Compares `latentserve.client.AsyncClient`, with and without `coalesce=True`, calling `latentserve
+serve`, and `tritonclient.grpc.aio`, in a separate environment, calling tritonserver. Clients and
+servers run on the same machine.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def main() -> int:
 def _one(
     name: str, interpreter: Path, server: Server, seconds: float, reference: Reference
 ) -> dict[str, float]:
-    """Runs a client for `seconds` and checks its replies."""
+    """Runs a client for `seconds`, checks its first reply and returns its figures by name."""
     command = [str(interpreter), "-m", _PROGRAM, name, f"127.0.0.1:{server.port}"]
     before = cpu_seconds(server.pid)
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The contenders by name."""
+"""Table of all contenders, the servers and reference programs that are compared, by name."""
 
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ CONTENDERS: Mapping[str, Callable[[str], Contender]] = {
     "ours": Ours,
     "pyvoy": Pyvoy,
     "triton": Triton,
-    # Two instances of each model, which doubles the rate of calls with many images at best.
+    # Two instances of each model, which at best doubles the rate of calls with many images.
     "triton-2": lambda name: Triton(name, instances=2),
     "mlserver": MLServer,
     "mlserver-batching": lambda name: MLServer(name, batch_seconds=0.001),
@@ -34,11 +34,11 @@ CONTENDERS: Mapping[str, Callable[[str], Contender]] = {
 
 
 def chosen(names: Sequence[str], variants: Iterable[str] = ()) -> list[Contender]:
-    """The contenders chosen on the command line.
+    """Creates the contenders chosen on the command line.
 
     Args:
         names: Keys of CONTENDERS.
-        variants: Further servers of ours, each as `NAME=arguments of serve`.
+        variants: Further `latentserve serve` processes, each as `NAME=arguments of serve`.
 
     Raises:
         ValueError: A name is unknown, or a variant has no `=`.

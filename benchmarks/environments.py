@@ -2,8 +2,8 @@
 
     python -m benchmarks.environments triton mlserver
 
-installs exactly what `benchmarks/requirements/NAME.txt` pins: the output of `pip freeze` after its
-first line was installed.
+installs exactly the packages that `benchmarks/requirements/NAME.txt` pins, which is the output of
+`pip freeze` in an environment where that server had been installed.
 """
 
 import os
@@ -14,8 +14,8 @@ from pathlib import Path
 
 from benchmarks.processes import ROOT, ServerFailed
 
-# Triton's python backend loads the libpython3.11 of Debian's python3.11, so its environment
-# has to be created by that: apt-get install python3.11 python3.11-venv libpython3.11
+# Triton's python backend loads the libpython3.11 of Debian's python3.11, so its environment has
+# to be created by that interpreter: apt-get install python3.11 python3.11-venv libpython3.11
 _DEBIAN = Path("/usr/bin/python3.11")
 
 
@@ -25,10 +25,10 @@ def names() -> list[str]:
 
 
 def python(name: str) -> Path:
-    """The interpreter of an environment, which is created if missing or outdated.
+    """Path of an environment's interpreter; creates the environment if missing or outdated.
 
     Raises:
-        ServerFailed: The installation failed.
+        ServerFailed: There are no requirements of that name, or the installation failed.
     """
     wanted = ROOT / "benchmarks" / "requirements" / f"{name}.txt"
     if not wanted.exists():
@@ -59,7 +59,7 @@ def _make(name: str, folder: Path, wanted: Path) -> None:
 
 
 def main() -> int:
-    """Creates the named environments, or all."""
+    """Creates the environments named on the command line, or all of them."""
     for name in sys.argv[1:] or names():
         print(python(name))
     return 0

@@ -3,8 +3,8 @@
     .venv/bin/python -m benchmarks.fairness --model mnist2d
 
 Serves a model and times calls of one image, one in flight: alone, during a stream of
-100,000 samples, and during calls of 4096 images from two others. Each load comes from a
-process of its own. The rounds of all three are interleaved, and medians are reported.
+100,000 samples, and during calls of 4096 images from two other callers. Each load comes
+from a separate process. The rounds of all three are interleaved, and medians are reported.
 
 Exits with 1 if the median call under load takes longer than `--allowed` ms.
 """
@@ -31,16 +31,16 @@ def main() -> int:
     """Entry point; see the module docstring."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", default="models", help="models folder (default: %(default)s)")
-    parser.add_argument("--model", default="", help="its name (default: the server's default)")
+    parser.add_argument("--model", default="", help="model name (default: the server's default)")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument(
-        "--seconds", type=float, default=3.0, help="of each load (default: %(default)g)"
+        "--seconds", type=float, default=3.0, help="duration of each load (default: %(default)g)"
     )
     parser.add_argument(
         "--allowed",
         type=float,
         default=100.0,
-        help="longest median, ms (default: %(default)g)",
+        help="longest allowed median latency in ms (default: %(default)g)",
     )
     options = parser.parse_args()
     latencies: dict[str, list[dict[str, float]]] = {name: [] for name in LOADS}
@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def measured(target: str, model: str, load: tuple[str, ...], seconds: float) -> dict[str, float]:
-    """Latencies of single calls under another load, in milliseconds."""
+    """Latency percentiles of single calls, in milliseconds, while another load runs."""
     others = None
     if load:
         others = subprocess.Popen(bench(target, model, *load, seconds=3600))
@@ -76,7 +76,7 @@ def measured(target: str, model: str, load: tuple[str, ...], seconds: float) -> 
 
 
 def bench(target: str, model: str, *arguments: str, seconds: float) -> list[str]:
-    """Command line of `latentserve bench`."""
+    """Builds the command line of `latentserve bench`."""
     return [
         sys.executable, "-m", "latentserve", "bench", "--server", target, "--model", model,
         "--seconds", str(seconds), *arguments,

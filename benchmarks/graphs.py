@@ -1,7 +1,6 @@
-"""The model that every server serves, and onnxruntime's results for it in this process.
+"""The model that every server serves, and its reference results from onnxruntime.
 
-A dense VAE, 784-512-256-32, made by latentserve's own commands and cached in
-`benchmarks/.cache`:
+It is a dense VAE, 784-512-256-32, made by these commands and cached in `benchmarks/.cache`:
 
     latentserve train --preset dense --budget 20s --out benchmarks/.cache/run
     latentserve export benchmarks/.cache/run --to benchmarks/.cache/models/dense --samples 500
@@ -25,7 +24,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime
 
-# Allowed difference of a decoder's float32, and of the same rounded to uint8.
+# Largest allowed difference of float32 results, and of images in uint8.
 _TOLERANCE = 1e-4
 _STEP = 1
 
@@ -50,12 +49,12 @@ def models() -> Path:
 
 
 def graph(rpc: str) -> Path:
-    """Path of the ONNX file for a shape's RPC."""
+    """Path of the ONNX file for an RPC, `encode` or `decode`."""
     return models() / "dense" / "1" / f"{rpc}r.onnx"
 
 
 class Reference:
-    """onnxruntime's results, on one thread of this process."""
+    """Computes the expected results with onnxruntime, on one thread of this process."""
 
     def __init__(self) -> None:
         options = onnxruntime.SessionOptions()
@@ -73,7 +72,7 @@ class Reference:
             answer: Reply: mean and log_var, or images, as float32 or uint8 of any shape.
 
         Raises:
-            WrongAnswer: They differ by more than rounding.
+            WrongAnswer: The reply has another form, or differs by more than rounding.
         """
         wanted = self._answer(shape)
         if len(answer) != len(wanted):

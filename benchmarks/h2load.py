@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.shapes import Shape
 
-# Calls in flight on a connection in an open loop: enough that none that is due has to wait.
+# Largest number of calls in flight on a connection in an open loop; so high that no call waits.
 _PACED_STREAMS = 100
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -26,12 +26,12 @@ class Load:
     """Result of a load.
 
     Attributes:
-        calls: Calls that ended with HTTP status 200, which gRPC errors do too.
-        seconds: From the first call to the end of the last.
+        calls: Calls that ended with HTTP status 200, including gRPC errors.
+        seconds: Duration from the first call to the end of the last.
         data_bytes: Bytes in the replies' DATA frames: messages with their prefixes, without
             headers and trailers. A gRPC error has none.
-        p50_ms: Median latency.
-        p99_ms: 99th percentile.
+        p50_ms: Median latency in milliseconds.
+        p99_ms: 99th percentile of the latency in milliseconds.
     """
 
     calls: int
@@ -55,7 +55,7 @@ def run(
     metadata: Iterable[tuple[str, str]] = (),
     rate: float = 0.0,
 ) -> Load:
-    """Sends one message `calls` times.
+    """Runs h2load: sends one message `calls` times.
 
     Args:
         port: The server's port on 127.0.0.1.
@@ -93,7 +93,7 @@ def run(
 
 
 def framed(message: bytes) -> bytes:
-    """A message with gRPC's length prefix, uncompressed."""
+    """Prepends gRPC's 5-byte prefix, for an uncompressed message, to a message."""
     return b"\0" + len(message).to_bytes(4, "big") + message
 
 
@@ -106,7 +106,7 @@ def parse(output: str, log: str, calls: int) -> Load:
         calls: Number of calls requested.
 
     Raises:
-        LoadFailed: Not all of them ended with HTTP status 200.
+        LoadFailed: A call did not end with HTTP status 200, or the output has no summary.
     """
     statuses = re.search(r"^status codes: (\d+) 2xx", output, re.MULTILINE)
     took = re.search(r"^finished in ([\d.]+)(us|ms|s|m|h),", output, re.MULTILINE)

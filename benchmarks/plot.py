@@ -2,8 +2,8 @@
 
     python -m benchmarks.plot FILE.json OUT.svg
 
-One panel per RPC and number of images, at the highest concurrency measured: the server's CPU time
-per image, median and range of the rounds.
+Draws one panel per RPC and number of images, at the highest concurrency measured. It shows each
+server's CPU time per image: the median and the range of the rounds.
 """
 
 import statistics
@@ -30,7 +30,7 @@ def main() -> int:
 
 
 def panels(results: Results) -> dict[str, list[Shape]]:
-    """Shapes of each panel, by title."""
+    """Groups the shapes of the results into panels, by the panel's title."""
     found: dict[tuple[str, int], list[Shape]] = {}
     for shape in results.shapes:
         found.setdefault((shape.rpc, shape.rows), []).append(shape)
@@ -44,7 +44,7 @@ def panels(results: Results) -> dict[str, list[Shape]]:
 
 
 def draw(results: Results, path: Path) -> None:
-    """Writes the picture, in the format of its suffix."""
+    """Writes the plot to a file, in the format of its suffix."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -67,7 +67,7 @@ def draw(results: Results, path: Path) -> None:
 
 
 def _panel(axis: Any, results: Results, title: str, shapes: list[Shape]) -> None:
-    """Draws points rather than bars: a logarithmic axis has no zero for a bar to start at."""
+    """Draws a panel, with points, since bars cannot start at zero on a logarithmic axis."""
     from matplotlib.ticker import LogLocator
 
     servers = _ranked(results, shapes)

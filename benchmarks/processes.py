@@ -84,7 +84,7 @@ class Program:
         threading.Thread(target=copy, daemon=True).start()
 
     def failed(self, what: str) -> ServerFailed:
-        """An error that quotes the end of the log."""
+        """Makes an error whose message ends with the last lines of the log."""
         self._file.flush()
         tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])
         return ServerFailed(f"{self.log.stem}: {what}\n{tail}")
@@ -100,7 +100,7 @@ class Program:
                 self.process.kill()
                 self.process.wait()
         for pid in pids:
-            # Children that it left behind.
+            # Kills descendants that outlived the process.
             if pid != self.process.pid and _session(pid) == self.process.pid:
                 os.kill(pid, signal.SIGKILL)
         for stream in (self.process.stdin, self.process.stdout):
@@ -125,8 +125,7 @@ def tree(pid: int) -> list[int]:
 def cpu_seconds(pid: int) -> float:
     """User and system CPU time of a process and its descendants so far, in seconds.
 
-    The time of a child that was waited for is counted by its parent. Resolution: 10 ms per
-    process.
+    Includes children that have ended and were waited for. Resolution: 10 ms per process.
     """
     total = 0
     for process in tree(pid):
@@ -138,7 +137,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def resident_mib(pid: int) -> float:
-    """Resident memory of a process and its descendants in MiB; shared pages count in each."""
+    """Resident memory of a process and its descendants in MiB; counts shared pages repeatedly."""
     pages = 0
     for process in tree(pid):
         try:

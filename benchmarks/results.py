@@ -1,4 +1,4 @@
-"""Results of the rounds: medians, spread, ratios; as JSON and as a table."""
+"""Results of a benchmark: medians, spread and ratios of its rounds, as JSON and as tables."""
 
 import json
 import statistics
@@ -11,8 +11,9 @@ from benchmarks.servers.server import Measurement
 from benchmarks.shapes import Shape
 
 BASELINES = ("triton", "bare", "bare-2")
-# With one image per call, figures per call and per image are the same.
-_TOLD = ("cpu_us_per_image", "images_per_second", "p50_ms", "p99_ms", "rss_mib")
+# Figures that have a table. Those per call are left out: with one image per call, they equal those
+# per image.
+_TABLES = ("cpu_us_per_image", "images_per_second", "p50_ms", "p99_ms", "rss_mib")
 _RATIOS = ("cpu_us_per_image", "images_per_second")
 
 
@@ -23,7 +24,7 @@ class Figure:
     Attributes:
         title: Title of its table.
         digits: Decimal places.
-        of: Computes it from a measurement and the rows per call.
+        of: Computes the figure from a measurement and the rows per call.
     """
 
     title: str
@@ -57,7 +58,7 @@ class Results:
         command: The command line.
         shapes: Request shapes, in order.
         servers: Names of the servers, in order.
-        rounds: Measurements by names of server and shape.
+        rounds: Measurements of all rounds, by server name and then shape name.
         idle_cpu: Share of a CPU that each server used when idle.
         notes: Remarks, such as servers that did not start.
     """
@@ -81,7 +82,7 @@ class Results:
         return [of(measurement, shape.rows) for measurement in measured]
 
     def median(self, server: str, shape: Shape, figure: str) -> float | None:
-        """Median of the rounds, or None."""
+        """Median of a figure over the rounds; None if it was not measured."""
         values = self.values(server, shape, figure)
         return statistics.median(values) if values else None
 
@@ -92,7 +93,7 @@ class Results:
         return statistics.median(ratios) if ratios else None
 
     def write(self, path: Path) -> None:
-        """Writes medians, spread and single rounds as JSON."""
+        """Writes medians, spread and the measurements of each round as JSON."""
         document = {
             "machine": self.machine,
             "command": self.command,
@@ -142,8 +143,10 @@ class Results:
 
 
 def table(results: Results, baselines: Sequence[str] = BASELINES) -> str:
-    """Medians in Markdown with half of the spread, and ratios to each baseline."""
-    parts = [_table(results, FIGURES[name].title, partial(_cell, results, name)) for name in _TOLD]
+    """Formats medians ± half of the spread, and ratios to each baseline, as Markdown tables."""
+    parts = [
+        _table(results, FIGURES[name].title, partial(_cell, results, name)) for name in _TABLES
+    ]
     for baseline in baselines:
         if baseline in results.servers:
             parts += [

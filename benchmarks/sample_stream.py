@@ -2,9 +2,9 @@
 
     python -m benchmarks.sample_stream --rounds 5
 
-samples uint8 digits end to end, from seed to pixels in the client, and alternates with the decoder
-alone in a process of its own, with as many rows per batch as a message of the stream: on one
-thread, and on all CPUs, which server and client share.
+streams uint8 samples from the server to the client and counts images per second. In alternation,
+it runs the decoder alone in a separate process, on one thread and on all CPUs, with batches as
+large as a message of the stream. Server and client share all CPUs.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def main() -> int:
 
 
 def _stream(client: Client, rows: int, chunk_rows: int) -> float:
-    """Images per second of one stream."""
+    """Reads one stream to its end and returns its images per second."""
     began = time.perf_counter()
     stream = client.sample_stream(rows, seed=1, dtype="uint8", chunk_rows=chunk_rows)
     got = sum(len(chunk.images) for chunk in stream)

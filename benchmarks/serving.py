@@ -4,9 +4,9 @@
         --seconds 4 --out benchmarks/.cache/serving.json
 
 Each round measures every server at one shape, then at the next, so that other work on the machine
-affects all of them alike. Servers stay up while others are measured; one that uses CPU time when
-idle is started only for its turns. Before and after each load a reply is compared with
-onnxruntime's result, and the bytes of all replies are counted.
+affects all of them alike. Servers keep running while others are measured, except those that use CPU
+time when idle, which run only during their own turns. Before and after each load a reply is
+compared with onnxruntime's result, and the bytes of all replies are counted.
 """
 
 import argparse
@@ -68,11 +68,11 @@ class _Run:
         self._contenders = contenders
         self._results = results
         self._seconds = seconds
-        # Servers that run only during their turns.
-        self._restless: set[str] = set()
+        # Names of the servers that use CPU time when idle and so run only during their turns.
+        self._busy_when_idle: set[str] = set()
 
     def start(self) -> None:
-        """Starts the servers, leaving out those that fail to."""
+        """Starts the servers, leaves out those that fail, and measures CPU use when idle."""
         for contender in list(self._contenders):
             _say(f"start {contender.name}")
             try:
@@ -87,17 +87,17 @@ class _Run:
             self._results.idle_cpu[contender.name] = used / _IDLE_SECONDS
             if used / _IDLE_SECONDS > _IDLE_CPU:
                 _say(f"{contender.name} takes {used / _IDLE_SECONDS:.1%} of a CPU when idle")
-                self._restless.add(contender.name)
+                self._busy_when_idle.add(contender.name)
                 contender.stop()
 
     def round(self, title: str) -> None:
         """Measures each server once at each shape."""
-        restless = [server for server in self._contenders if server.name in self._restless]
-        for contender in restless:
+        busy = [server for server in self._contenders if server.name in self._busy_when_idle]
+        for contender in busy:
             contender.start()
             self._measure(title, [contender])
             contender.stop()
-        self._measure(title, [server for server in self._contenders if server not in restless])
+        self._measure(title, [server for server in self._contenders if server not in busy])
 
     def stop(self) -> None:
         """Stops the servers."""
@@ -143,14 +143,14 @@ def _parser() -> argparse.ArgumentParser:
         type=lambda text: [name for name in text.split(",") if name],
         default=["bare", "echo-grpcio", "plain", "ours"],
         metavar="NAME,...",
-        help=f"of {', '.join(CONTENDERS)} (default: bare,echo-grpcio,plain,ours)",
+        help=f"servers among {', '.join(CONTENDERS)} (default: bare,echo-grpcio,plain,ours)",
     )
     parser.add_argument(
         "--variant",
         action="append",
         default=[],
         metavar="NAME=ARGUMENTS",
-        help="another server of ours with these arguments of `latentserve serve`; repeatable",
+        help="also measure `latentserve serve` with these arguments; repeatable",
     )
     parser.add_argument(
         "--shapes",

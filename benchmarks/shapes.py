@@ -1,4 +1,4 @@
-"""Request shapes: which RPC, rows per call, calls in flight."""
+"""Request shapes: RPC, rows per call, dtype and calls in flight."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Shape:
         rows: Images or latents per call.
         dtype: Dtype of the images that `encode` sends and `decode` returns. Latents are float32.
         connections: HTTP/2 connections (h2load's -c).
-        streams: Calls in flight on each (h2load's -m).
+        streams: Calls in flight on each connection (h2load's -m).
     """
 
     rpc: Literal["encode", "decode"]
@@ -32,16 +32,20 @@ class Shape:
 
     @property
     def in_flight(self) -> int:
-        """Calls in flight."""
+        """Number of calls in flight on all connections."""
         return self.connections * self.streams
 
     @property
     def name(self) -> str:
-        """For example `encode-1-uint8-x32`."""
+        """Name of the shape, for example `encode-1-uint8-x32`."""
         return f"{self.rpc}-{self.rows}-{self.dtype}-x{self.in_flight}"
 
     def array(self) -> NDArray[Any]:
-        """Array that is sent: uint8 or float32 [rows, 784] in [0, 1], or float32 [rows, 32]."""
+        """The array to send, seeded.
+
+        For `encode`, images [rows, 784], uint8 or float32 in [0, 1]; for `decode`, latents float32
+        [rows, 32].
+        """
         rng = np.random.default_rng(_SEED)
         if self.rpc == "decode":
             return rng.standard_normal((self.rows, LATENTS), np.float32)
@@ -50,7 +54,7 @@ class Shape:
 
 
 def unit(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Pixels from 0 to 255 as float32 in [0, 1]."""
+    """Converts pixels from uint8 to float32 in [0, 1]."""
     return images.astype(np.float32) / np.float32(255)
 
 
@@ -58,7 +62,7 @@ def _both(rpc: Literal["encode", "decode"], rows: int, *load: int) -> list[Shape
     return [Shape(rpc, rows, "uint8", *load), Shape(rpc, rows, "float32", *load)]
 
 
-# A call of 1024 images is as much work as 32 of 32: four in flight keep every server busy.
+# A call of 1024 images is as much work as 32 calls of 32, so four in flight keep a server busy.
 SHAPES = (
     *_both("encode", 1, 4, 8),
     Shape("encode", 1, "uint8", 1, 1),
@@ -70,10 +74,13 @@ SHAPES = (
 
 
 def named(names: Iterable[str]) -> tuple[Shape, ...]:
-    """Shapes whose names start with a prefix; all shapes for an empty one.
+    """Finds the shapes whose names start with one of the prefixes.
+
+    Args:
+        names: Prefixes of names; all shapes are returned if there is none.
 
     Raises:
-        ValueError: No name starts with it.
+        ValueError: No shape's name starts with a given prefix.
     """
     wanted = tuple(names)
     for name in wanted:

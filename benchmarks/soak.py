@@ -4,9 +4,9 @@
 
 h2load sends every shape in turn, while a Python client reconstructs, scores, interpolates,
 samples and streams arrays of varying lengths. Reports the server's resident memory after
-each turn of all shapes, when nothing is in flight (which takes tens of MiB), and its growth
-per 100,000 calls after the first minute, by least squares. Exits with 1 if that is more
-than `--allowed` MiB.
+each pass over all shapes, while no call is in flight (calls in flight take tens of MiB), and
+its growth per 100,000 calls after the first minute, by least squares. Exits with 1 if the
+growth is more than `--allowed` MiB.
 """
 
 import argparse
@@ -24,10 +24,12 @@ from benchmarks.servers.ours import Ours
 from benchmarks.shapes import SHAPES
 from latentserve.client import Client
 
-# Seconds per load, and before growth counts.
+# Seconds of each load.
 _TURN = 0.5
+# Seconds at the start that do not count for growth.
 _FIRST = 60.0
-_MOST_ROWS = 1500
+# Upper limit of the rows in a call of the Python client.
+_MAX_ROWS = 1500
 # Seconds without load before memory is read.
 _QUIET = 0.3
 
@@ -48,7 +50,7 @@ class Sample:
 
 
 def growth(samples: list[Sample]) -> tuple[float, float]:
-    """Growth in MiB per 100,000 calls by least squares, and its standard error.
+    """Memory growth in MiB per 100,000 calls by least squares, and its standard error.
 
     Raises:
         ValueError: There are fewer than three samples.
@@ -71,7 +73,10 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0, help="default: %(default)g")
     parser.add_argument("--serve", default="", help="more arguments of `latentserve serve`")
     parser.add_argument(
-        "--allowed", type=float, default=1.0, help="MiB per 100,000 calls (default: %(default)g)"
+        "--allowed",
+        type=float,
+        default=1.0,
+        help="allowed growth in MiB per 100,000 calls (default: %(default)g)",
     )
     options = parser.parse_args()
     if not options.minutes * 60 > _FIRST:
@@ -93,9 +98,9 @@ def main() -> int:
 
 
 def _soak(server: Ours, seconds: float) -> list[Sample]:
-    """Loads the server for `minutes` and samples its memory after each pass over all shapes."""
+    """Loads the server for `seconds` and samples its memory after each pass over all shapes."""
     began = time.monotonic()
-    others = _Others(server.port, began + seconds)
+    others = _OtherCalls(server.port, began + seconds)
     others.start()
     samples: list[Sample] = []
     calls = 0
@@ -109,7 +114,7 @@ def _soak(server: Ours, seconds: float) -> list[Sample]:
             calls += load.calls
         if others.error is not None:
             raise others.error
-        with others.between:
+        with others.lock:
             time.sleep(_QUIET)
             samples.append(Sample(now, calls + others.calls, resident_mib(server.pid)))
         print(f"{now:6.0f} s {samples[-1].calls:>9} calls {samples[-1].mib:8.1f} MiB",
@@ -118,13 +123,13 @@ def _soak(server: Ours, seconds: float) -> list[Sample]:
     return samples
 
 
-class _Others(threading.Thread):
-    """A Python client that makes all calls that h2load does not.
+class _OtherCalls(threading.Thread):
+    """Thread with a Python client that calls the RPCs that h2load does not.
 
     Attributes:
         calls: Calls answered so far.
-        error: Exception that ended it early, or None.
-        between: Held while calls are in flight.
+        error: Exception that ended the thread early, or None.
+        lock: Held by the thread while its calls are in flight.
     """
 
     def __init__(self, port: int, end: float):
@@ -132,7 +137,7 @@ class _Others(threading.Thread):
         self._target = f"127.0.0.1:{port}"
         self._end = end
         self.calls = 0
-        self.between = threading.Lock()
+        self.lock = threading.Lock()
         self.error: Exception | None = None
 
     def run(self) -> None:
@@ -145,9 +150,9 @@ class _Others(threading.Thread):
         rng = np.random.default_rng(1)
         with Client(self._target, timeout=60) as client:
             while time.monotonic() < self._end:
-                rows = int(rng.integers(1, _MOST_ROWS))
+                rows = int(rng.integers(1, _MAX_ROWS))
                 images = rng.integers(0, 256, (rows, 1, 28, 28), dtype=np.uint8)
-                with self.between:
+                with self.lock:
                     client.reconstruct(images, dtype="uint8")
                     client.score(images)
                     client.interpolate(images[0], images[-1], 2 + rows % 30, method="spherical")
@@ -158,7 +163,7 @@ class _Others(threading.Thread):
                     for _ in client.encode_stream(batches):
                         pass
                     self.calls += 6
-                # Leaves the CPUs to the many small calls.
+                # Leaves CPU time to h2load's many small calls.
                 time.sleep(0.2)
 
 

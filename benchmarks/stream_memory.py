@@ -1,7 +1,7 @@
 """Memory that a long stream takes at the server and at the client.
 
 Serves a model on a free port, samples a stream of images, decodes a stream of as many
-latents, and reports the resident memory of both processes as it goes:
+latents, and reports the resident memory of both processes at each tenth of a stream:
 
     .venv/bin/python benchmarks/stream_memory.py --model mnist2d --rows 1000000
 
@@ -31,7 +31,7 @@ def main() -> int:
     """Entry point; see the module docstring."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", default="models", help="models folder (default: %(default)s)")
-    parser.add_argument("--model", default="", help="its name (default: the server's default)")
+    parser.add_argument("--model", default="", help="model name (default: the server's default)")
     parser.add_argument("--rows", type=int, default=1_000_000, help="default: %(default)s")
     parser.add_argument(
         "--allowed", type=float, default=32.0, help="growth allowed in MiB (default: %(default)g)"
@@ -72,7 +72,7 @@ def watch(name: str, rows: int, sizes: Iterable[int], pid: int) -> float:
 
 
 def batches(rows: int, dim: int) -> Iterator[np.ndarray]:
-    """Generates latents on demand."""
+    """Generates `rows` random latents in batches, float32 [at most CHUNK, dim], on demand."""
     rng = np.random.default_rng(0)
     for start in range(0, rows, CHUNK):
         yield rng.standard_normal((min(CHUNK, rows - start), dim), np.float32)
@@ -86,7 +86,7 @@ def resident(pid: int) -> float:
 
 @contextmanager
 def server(models: str) -> Iterator[tuple[str, int]]:
-    """A server on a free port: its address and process id."""
+    """Runs a server on a free port for the context; yields its address and process id."""
     process = subprocess.Popen(
         [sys.executable, "-m", "latentserve", "serve", "--models", models, "--port", "0",
          "--http-port", "off", "--log-level", "warning"],
@@ -94,7 +94,7 @@ def server(models: str) -> Iterator[tuple[str, int]]:
         text=True,
     )  # fmt: skip
     assert process.stdout is not None
-    # Keeps reading, so that the pipe does not fill.
+    # Reads the address, then keeps reading in a thread, so that the pipe does not fill.
     line = process.stdout.readline()
     threading.Thread(target=process.stdout.read, daemon=True).start()
     try:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.tails --rounds 5 --seconds 5
 
-Capacity is h2load's rate with 32 calls in flight, one uint8 image per call; then it sends half
-of that rate in an open loop.
+Capacity is the rate that h2load reaches with 32 calls in flight, one uint8 image per call.
+Latencies are then measured at half of that rate in an open loop.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from benchmarks.servers.server import Server
 from benchmarks.shapes import Shape
 
 _SHAPE = Shape("encode", 1, "uint8", 4, 8)
-# A load sent at less than this share of its rate is not a measurement of that rate.
-_KEPT = 0.95
+# A load that reached less than this share of the wanted rate is not counted as a measurement.
+_MIN_RATE = 0.95
 
 
 def main() -> int:
@@ -30,7 +30,7 @@ def main() -> int:
     )
     parser.add_argument("--servers", default="ours,plain", help="default: %(default)s")
     parser.add_argument("--variant", action="append", default=[], metavar="NAME=ARGUMENTS",
-                        help="ours again, with these arguments of `latentserve serve`")  # fmt: skip
+                        help="also measure `latentserve serve` with these arguments")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument(
         "--seconds", type=float, default=5.0, help="duration of each load (default: %(default)g)"
@@ -68,12 +68,12 @@ def _round(server: Server, seconds: float) -> dict[str, float]:
     """Measures capacity, then latencies at half of it.
 
     Raises:
-        LoadFailed: The rate was not kept.
+        LoadFailed: The server or h2load did not reach half of capacity.
     """
     full = server.measure(_SHAPE, max(1.0, 0.4 * seconds))
     capacity = full.calls / full.seconds
     half = server.measure(_SHAPE, seconds, capacity / 2)
-    if half.calls / half.seconds < _KEPT * capacity / 2:
+    if half.calls / half.seconds < _MIN_RATE * capacity / 2:
         raise LoadFailed(
             f"{server.name}: got {half.calls / half.seconds:.0f} calls/s, wanted {capacity / 2:.0f}"
         )

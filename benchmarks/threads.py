@@ -2,9 +2,9 @@
 
     python -m benchmarks.threads --rounds 5
 
-For the encoder and the decoder of the dense benchmark model and of the flagship: a session with
-one thread per CPU that computes batch after batch, and a single-threaded session that runs one
-batch per CPU concurrently. The rounds of both are interleaved; medians are reported.
+Compares, for the encoder and the decoder of the dense benchmark model and of the flagship, a
+session with one thread per CPU that computes batch after batch, and a single-threaded session that
+runs one batch per CPU concurrently. The rounds of both are interleaved; medians are reported.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def graphs() -> dict[str, Path]:
-    """ONNX files by title."""
+    """Paths of the ONNX files to measure, by title in the table."""
     flagship = ROOT / "models" / "mnist" / "1"
     return {
         "dense encoder": graph("encode"),
@@ -73,7 +73,18 @@ def graphs() -> dict[str, Path]:
 def batches(
     path: Path, rows: int, threads: int, at_once: int, pool: ThreadPoolExecutor
 ) -> Callable[[int], int]:
-    """A function that computes `count` batches, `workers` at once, and returns their number."""
+    """Makes a function that runs `count` batches in each of `at_once` parallel workers.
+
+    Args:
+        path: The ONNX file.
+        rows: Rows per batch.
+        threads: Threads of the session.
+        at_once: Number of batches that run concurrently.
+        pool: Pool of at least `at_once` threads.
+
+    Returns:
+        A function of `count` that returns the total number of batches.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.enable_mem_pattern = False
@@ -95,7 +106,7 @@ def batches(
 
 
 def timed(run: Callable[[int], int], rows: int) -> tuple[float, float]:
-    """CPU microseconds per row, and rows per second."""
+    """Times a function of `batches`: returns CPU microseconds per row, and rows per second."""
     began = time.perf_counter()
     run(1)
     count = max(1, int(_SECONDS / (time.perf_counter() - began) / 2))

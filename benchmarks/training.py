@@ -1,9 +1,9 @@
-"""Compares trainers: epochs per minute of CPU time, ours and pythae's.
+"""Compares our trainer with pythae's: epochs per minute of CPU time.
 
-One VAE, 784-512-256-32, on the same MNIST images, with the same batches, number of threads, loss
-and learning rate of Adam. Each training is a process of its own, and they alternate; the first
-epoch is not counted. Ours also keeps a moving average of the weights and clips the gradient's
-norm; pythae also keeps its best model.
+Both train the same VAE, 784-512-256-32, on the same MNIST images, with the same batch size, number
+of threads, loss and learning rate of Adam. Each training is a separate process, and they alternate;
+the first epoch is not counted. Ours also keeps a moving average of the weights and clips the
+gradient's norm; pythae also keeps its best model.
 """
 
 import argparse
@@ -26,7 +26,7 @@ Report = dict[str, float]
 
 
 def table(rounds: Sequence[dict[str, Report]]) -> str:
-    """Medians of the rounds in Markdown, ± half of their spread, and the ratios."""
+    """Formats medians of the rounds ± half of their spread, and ratios, as a Markdown table."""
     columns: list[tuple[str, int, Callable[[Report], float]]] = [
         ("epochs a CPU-minute", 1, lambda result: 60 * result["epochs"] / result["cpu_seconds"]),
         ("epochs a minute", 1, lambda result: 60 * result["epochs"] / result["wall_seconds"]),
@@ -54,7 +54,7 @@ def table(rounds: Sequence[dict[str, Report]]) -> str:
 
 
 def main() -> int:
-    """Prints a line for each training, and the table."""
+    """Runs all rounds; prints a line for each training, and the table."""
     summary = (__doc__ or "").splitlines()[0]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=summary)
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
@@ -107,7 +107,7 @@ def _images() -> Path:
 
 def _train(interpreter: Path, name: str, arguments: Sequence[str]) -> Report:
     command = [str(interpreter), "-m", f"benchmarks.trainers.{name}_program", *arguments]
-    # pythae updates a progress bar there for every batch.
+    # Output is captured because pythae updates a progress bar on stderr for every batch.
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{name}: status {done.returncode}\n{done.stderr}")

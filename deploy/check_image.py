@@ -1,4 +1,4 @@
-"""Prints the size of a server image and checks it: not too large, nothing of the training.
+"""Prints the size of a server image; fails if it is too large or holds training code.
 
     python deploy/check_image.py latentserve:server
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-#: Largest uncompressed size on top of the base image, in 1,000,000 bytes; 236 when it was set.
-MOST_MB = 250
+#: Largest allowed uncompressed size on top of the base image, in MB (10^6 bytes).
+MAX_MB = 250
 #: Packages that the server does not need and the image must not hold.
 ABSENT = ("torch", "onnx", "onnxscript", "matplotlib", "av", "training", "export")
 
-# Runs in the image; prints those of its arguments that can be imported there.
+# Program that runs in the image and prints which of its arguments can be imported there.
 _FIND = """
 import importlib.util, sys
 print(*(name for name in sys.argv[1:] if importlib.util.find_spec(name)))
@@ -31,13 +31,13 @@ def main(image: str) -> int:
     """
     base = _docker("build", "--quiet", "--target", "base", str(ROOT))
     megabytes = (_size(image) - _size(base)) / 1e6
-    print(f"{image}: {megabytes:.0f} MB on top of its base image, at most {MOST_MB}")
+    print(f"{image}: {megabytes:.0f} MB on top of its base image, at most {MAX_MB}")
     problems = []
-    if megabytes > MOST_MB:
-        problems.append(f"got {megabytes:.1f} MB, wanted at most {MOST_MB}")
+    if megabytes > MAX_MB:
+        problems.append(f"got {megabytes:.1f} MB, wanted at most {MAX_MB}")
     if found := _inside(image, "python", "-c", _FIND, *ABSENT):
         problems.append(f"got packages {found}, wanted none of {' '.join(ABSENT)}")
-    # Anywhere in the file system: a folder off the import path weighs as much.
+    # Searches the whole file system: a folder outside the import path also adds to the size.
     if found := _inside(
         image,
         "find", "/", "-xdev", "-type", "d", "(", "-name", "torch", "-o", "-name", "training", ")",

@@ -1,8 +1,8 @@
-"""Fails where a tag, the package's version and the changelog do not agree on a release.
+"""Fails if a tag, the package's version and the changelog disagree on a release.
 
     python deploy/check_release.py v0.2.0
 
-For `make release-check`; needs Python's standard library alone.
+Used by `make release-check`. Needs only Python's standard library.
 """
 
 import re
@@ -13,10 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def problem(tag: str, package: str, changelog: str) -> str | None:
-    """Returns what does not agree, or None.
+    """Describes the first disagreement; None if there is none.
 
     Args:
-        tag: As in `v0.2.0`.
+        tag: The tag, for example `v0.2.0`.
         package: Content of latentserve/__init__.py.
         changelog: Content of CHANGELOG.md.
     """

@@ -58,7 +58,9 @@ def main() -> int:
     """Prints the index to stdout and the reason to stderr."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--index", default=CPU_INDEX, help="index of CPU builds (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="its timeout (%(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="timeout of that index (%(default)s)"
+    )
     options = parser.parse_args()
     index = ""
     if not sys.platform.startswith("linux"):

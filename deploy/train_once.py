@@ -40,5 +40,5 @@ if __name__ == "__main__":
     try:
         sys.exit(train_once())
     except KeyboardInterrupt:
-        # Training raises it for SIGTERM as well; the next start resumes from here.
+        # Raised for SIGTERM as well, after a checkpoint was saved; the next start resumes from it.
         sys.exit(130)

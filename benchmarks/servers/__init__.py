@@ -1,1 +1,1 @@
-"""The contenders, one per file, and the programs of those that are written here."""
+"""The contenders, one per file, and the server programs that are part of this project."""

@@ -1,4 +1,4 @@
-"""onnxruntime in process: the cost of inference alone."""
+"""onnxruntime without a server: the cost of inference alone."""
 
 import json
 import sys
@@ -11,13 +11,13 @@ from benchmarks.shapes import Shape
 
 
 class Bare(Contender):
-    """One caller that runs the whole call as one batch; see `bare_program.py`.
+    """Processes that run each call as one batch, without a server; see `bare_program.py`.
 
     Args:
         name: Name in the table.
-        threads: Threads of a run; one uses the least CPU time.
-        processes: Independent processes doing the same at once. Hyperthreads of one core are each
-            slower when both are busy, as they are under a server's load.
+        threads: onnxruntime threads of each process; one uses the least CPU time.
+        processes: Number of processes that run at once. Two busy hyperthreads of one core slow
+            each other down, as they also do under a server's load.
     """
 
     def __init__(self, name: str, threads: int = 1, processes: int = 1):
@@ -27,7 +27,7 @@ class Bare(Contender):
         self._programs: list[Program] = []
 
     def start(self) -> None:
-        """See `Contender`."""
+        """Starts the processes and waits until they are ready."""
         command = [sys.executable, "-m", "benchmarks.servers.bare_program", str(self._threads)]
         for _ in range(self._count):
             self._programs.append(Program(command, self.name, stdin=True))
@@ -35,22 +35,22 @@ class Bare(Contender):
             program.line("ready")
 
     def stop(self) -> None:
-        """See `Contender`."""
+        """Stops the processes."""
         for program in self._programs:
             program.stop()
         self._programs = []
 
     @property
     def pid(self) -> int:
-        """See `Contender`; the first of several."""
+        """Id of the first process."""
         return self._programs[0].process.pid
 
     def takes(self, shape: Shape) -> bool:  # noqa: ARG002
-        """All shapes: without a wire and a queue only the rows matter."""
+        """Returns True: without a server only the number of rows matters."""
         return True
 
     def measure(self, shape: Shape, seconds: float) -> Measurement:
-        """See `Contender`; not checked, since it is the reference."""
+        """Runs the graph for about `seconds`; the results are the reference and so not checked."""
         self._run(shape, 0.15 * seconds)
         before = self._cpu_seconds()
         reports = self._run(shape, seconds)

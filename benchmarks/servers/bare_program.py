@@ -1,9 +1,9 @@
-"""onnxruntime in a process of its own, without any server.
+"""Runs onnxruntime in a separate process, without a server.
 
     python -m benchmarks.servers.bare_program THREADS
 
-reads one job per line as JSON (`graph`, `rpc`, `rows`, `dtype`, `seconds`), runs the graph for that
-time, and answers with one line: number of runs, seconds, and latencies.
+reads one job per line as JSON (`graph`, `rpc`, `rows`, `dtype`, `seconds`), runs the graph for
+`seconds`, and prints one line of JSON: number of runs, seconds, and latencies.
 """
 
 import json
@@ -23,7 +23,7 @@ _OUTPUTS = {"encode": ["mean", "log_var"], "decode": ["image"]}
 
 
 def main() -> None:
-    """Runs until its input ends."""
+    """Runs jobs until standard input ends."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = int(sys.argv[1])
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -36,7 +36,7 @@ def main() -> None:
             sessions[path] = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
         array = Shape(rpc, job["rows"], job["dtype"], 1, 1).array()
         if rpc == "encode":
-            # Converted once: the conversion is part of a server's cost, not of inference.
+            # Converted before timing: conversion is a cost of the server, not of inference.
             array = (unit(array) if array.dtype == np.uint8 else array).reshape(-1, 1, 28, 28)
         name = sessions[path].get_inputs()[0].name
         latencies = []

@@ -9,11 +9,11 @@ from benchmarks.shapes import Shape
 
 
 class Echo(Server):
-    """See `echo_program.py`.
+    """Echo server with one of the transports of `echo_program.py`.
 
     Args:
         name: Name in the table.
-        transport: One of its TRANSPORTS.
+        transport: Key of `echo_program.TRANSPORTS`.
     """
 
     def __init__(self, name: str, transport: str):
@@ -21,7 +21,7 @@ class Echo(Server):
         self._transport = transport
 
     def launch(self) -> Program:
-        """See `Server`."""
+        """Starts the server's program and sets `port`."""
         program = Program(
             [sys.executable, "-m", "benchmarks.servers.echo_program", self._transport], self.name
         )
@@ -29,14 +29,18 @@ class Echo(Server):
         return program
 
     def takes(self, shape: Shape) -> bool:
-        """Calls of one image: larger ones would measure memory."""
+        """Whether a shape has one row per call; larger calls would measure memory bandwidth."""
         return shape.rows == 1
 
     def call(self, shape: Shape) -> Call:
-        """The bytes of the image or latent as the message."""
+        """The request for a shape, whose message is the raw bytes of its array."""
         return Call("/echo.Echo/Echo", shape.array().tobytes(), lambda _answer: [])
 
     def check(self, shape: Shape, call: Call, answer: bytes) -> None:
-        """See `Server`."""
+        """Compares a reply with the request's message.
+
+        Raises:
+            WrongAnswer: They differ.
+        """
         if answer != call.message:
             raise WrongAnswer(f"{shape.name}: got {len(answer)} other bytes than were sent")

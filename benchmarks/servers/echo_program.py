@@ -1,9 +1,9 @@
-"""Servers without a model, one per transport: the cost of the transport alone.
+"""Echo servers, one per transport: the cost of the transport alone.
 
     python -m benchmarks.servers.echo_program TRANSPORT
 
-returns the bytes of every call, on a free port that it prints. To add a transport, write a
-function that serves until it is stopped, and add it to TRANSPORTS.
+serves on a free port, which it prints, and answers every call with the bytes of the request. To add
+a transport, write a function that serves until it is stopped, and add it to TRANSPORTS.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ _TRAILERS = encode([("grpc-status", "0")])
 
 
 async def grpcio() -> None:
-    """grpc.aio without parsing of messages."""
+    """Serves with grpc.aio, without parsing messages."""
 
     class Echo(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         def service(self, details: Any) -> Any:  # noqa: ARG002
@@ -41,7 +41,7 @@ async def grpcio() -> None:
 
 
 async def http2() -> None:
-    """Our own HTTP/2 without parsing of messages."""
+    """Serves with latentserve's HTTP/2 implementation, without parsing messages."""
 
     class Answer:
         def __init__(self, stream: Stream):

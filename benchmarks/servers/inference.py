@@ -15,7 +15,7 @@ _ARRAYS = {"UINT8": np.uint8, "FP32": np.float32}
 
 
 def inference_call(shape: Shape, model: str, outputs: Sequence[str] = ()) -> Call:
-    """The request for a shape, with its array as raw bytes.
+    """Builds the ModelInfer request for a shape, with its array as raw bytes.
 
     Args:
         shape: Request shape.

@@ -9,10 +9,10 @@ from benchmarks.shapes import Shape
 
 
 class KServe(Server):
-    """See `kserve_program.py`."""
+    """KServe's gRPC server over onnxruntime; see `kserve_program.py`."""
 
     def launch(self) -> Program:
-        """See `Server`."""
+        """Starts the server's program and sets `port`."""
         program = Program(
             [python("kserve"), "-m", "benchmarks.servers.kserve_program", graph("encode").parent],
             self.name,
@@ -21,9 +21,9 @@ class KServe(Server):
         return program
 
     def takes(self, shape: Shape) -> bool:  # noqa: ARG002
-        """See `Contender`."""
+        """Returns True: the server supports every shape."""
         return True
 
     def call(self, shape: Shape) -> Call:
-        """See `Server`."""
+        """Builds the request for a shape."""
         return inference_call(shape, f"{shape.rpc}_{shape.dtype}")

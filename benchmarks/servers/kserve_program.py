@@ -3,8 +3,8 @@
     python -m benchmarks.servers.kserve_program FOLDER
 
 serves the `encoder.onnx` and `decoder.onnx` of a folder on a free port that it prints. The
-servicer, data plane and interceptors are KServe's, assembled as in its `GRPCServer`, which would
-listen on all addresses.
+servicer, data plane and interceptors are KServe's, assembled as in its `GRPCServer`, which is not
+used itself because it listens on all addresses.
 """
 
 import logging
@@ -35,7 +35,7 @@ _LIMIT = 64 * 2**20
 
 
 class Vae(Model):  # type: ignore[misc]
-    """One graph.
+    """KServe model that runs one ONNX graph.
 
     Args:
         name: Name of the model.

@@ -1,6 +1,7 @@
 """Seldon's MLServer, with a custom runtime over onnxruntime.
 
-One process and no adaptive batching (which waits until its window ends): both were faster here.
+By default it runs one process without adaptive batching, which was faster here than several
+processes or batching: a batch always waits until its time window ends.
 """
 
 import json
@@ -17,11 +18,11 @@ from benchmarks.shapes import Shape
 
 
 class MLServer(Server):
-    """One model per RPC and dtype.
+    """MLServer with one model per RPC and dtype.
 
     Args:
         name: Name in the table.
-        batch_seconds: Window of adaptive batching; 0 for none.
+        batch_seconds: Time window of adaptive batching; 0 for no batching.
     """
 
     def __init__(self, name: str, batch_seconds: float = 0.0):
@@ -29,7 +30,7 @@ class MLServer(Server):
         self._batch_seconds = batch_seconds
 
     def launch(self) -> Program:
-        """See `Server`."""
+        """Starts the server's program and sets `port`."""
         interpreter = python("mlserver")
         folder = CACHE / self.name
         shutil.rmtree(folder, ignore_errors=True)
@@ -63,16 +64,16 @@ class MLServer(Server):
         )
 
     def start(self) -> None:
-        """See `Contender`."""
+        """Starts the server and waits until its models answer."""
         super().start()
         for rpc in ("encode", "decode"):
             for dtype in ("uint8", "float32"):
                 self.wait_until_answering(Shape(rpc, 1, dtype, 1, 1))
 
     def takes(self, shape: Shape) -> bool:  # noqa: ARG002
-        """See `Contender`."""
+        """Returns True: the server supports every shape."""
         return True
 
     def call(self, shape: Shape) -> Call:
-        """See `Server`."""
+        """Builds the request for a shape."""
         return inference_call(shape, f"{shape.rpc}_{shape.dtype}")

@@ -1,4 +1,4 @@
-"""MLServer's runtime: onnxruntime, one run per request."""
+"""Custom runtime for MLServer: one onnxruntime run per request."""
 
 import os
 from typing import Any
@@ -16,7 +16,10 @@ _OUTPUTS = {"image": ["mean", "log_var"], "z": ["image"]}
 
 
 class Vae(MLModel):  # type: ignore[misc]
-    """One graph; its extra parameters are `graph` and the `dtype` that `decode` returns."""
+    """MLServer model that runs one ONNX graph.
+
+    Extra parameters in its settings: `graph`, path of the ONNX file, and `dtype` of the images.
+    """
 
     async def load(self) -> bool:
         """Loads the graph."""

@@ -1,4 +1,4 @@
-"""`latentserve serve`."""
+"""`latentserve serve` as a contender."""
 
 import sys
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ _FORMATS = {"uint8": pb.IMAGE_FORMAT_UINT8, "float32": pb.IMAGE_FORMAT_FLOAT32}
 
 
 class Ours(Server):
-    """The server with its default settings.
+    """`latentserve serve` with its default settings.
 
     Args:
         name: Name in the table.
@@ -28,7 +28,7 @@ class Ours(Server):
         checkout: Checkout whose server is run; this one by default.
     """
 
-    # Timing.batch_rows has one byte or two.
+    # The varint Timing.batch_rows takes one or two bytes.
     slack_bytes = 2
 
     def __init__(self, name: str, arguments: Sequence[str] = (), checkout: Path | None = None):
@@ -37,7 +37,7 @@ class Ours(Server):
         self._checkout = checkout
 
     def launch(self) -> Program:
-        """See `Server`."""
+        """Starts the server's program and sets `port`."""
         program = Program(
             [sys.executable, "-m", "latentserve", "serve", "--models", models(), "--port", "0",
              "--http-port", "0", "--log-level", "warning", *self._arguments],
@@ -48,16 +48,16 @@ class Ours(Server):
         return program
 
     def start(self) -> None:
-        """See `Contender`."""
+        """Starts the server and waits until its model answers."""
         super().start()
         self.wait_until_answering(Shape("decode", 1, "uint8", 1, 1))
 
     def takes(self, shape: Shape) -> bool:  # noqa: ARG002
-        """See `Contender`."""
+        """Returns True: the server supports every shape."""
         return True
 
     def call(self, shape: Shape) -> Call:
-        """See `Server`."""
+        """Builds the request for a shape."""
         array = shape.array()
         sent = "float32" if shape.rpc == "decode" else shape.dtype
         tensor = tensor_pb2.Tensor(dtype=_DTYPES[sent], shape=array.shape, data=array.tobytes())

@@ -1,4 +1,4 @@
-"""The plain grpc.aio servicer."""
+"""A plain grpc.aio servicer as a contender."""
 
 import sys
 from typing import Any
@@ -14,10 +14,10 @@ from benchmarks.shapes import Shape
 
 
 class Plain(Server):
-    """See `plain_program.py`."""
+    """The plain grpc.aio servicer of `plain_program.py`."""
 
     def launch(self) -> Program:
-        """See `Server`."""
+        """Starts the server's program and sets `port`."""
         folder = graph("encode").parent
         program = Program(
             [sys.executable, "-m", "benchmarks.servers.plain_program", folder], self.name
@@ -26,16 +26,16 @@ class Plain(Server):
         return program
 
     def takes(self, shape: Shape) -> bool:  # noqa: ARG002
-        """See `Contender`."""
+        """Returns True: the server supports every shape."""
         return True
 
     def call(self, shape: Shape) -> Call:
-        """See `Server`."""
+        """Builds the request for a shape."""
         return plain_call(shape)
 
 
 def plain_call(shape: Shape) -> Call:
-    """The request for a shape as a message of `plain.proto`."""
+    """Builds the request for a shape as a message of `plain.proto`."""
     messages, _services = stubs.load("plain")
     data = shape.array().tobytes()
     if shape.rpc == "encode":

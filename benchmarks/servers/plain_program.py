@@ -26,12 +26,12 @@ UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_le
 
 
 class Vae(services.VaeServicer):  # type: ignore[name-defined, misc]
-    """The service."""
+    """Servicer of `plain.proto` that runs a folder's two graphs."""
 
     def __init__(self, folder: Path):
         options = onnxruntime.SessionOptions()
-        # Runs are concurrent already; a thread pool in each only costs CPU time here, and its
-        # spinning most of all.
+        # Calls already run concurrently; a thread pool in each session would only cost CPU time,
+        # most of it for spinning.
         options.intra_op_num_threads = 1
         self._encoder, self._decoder = (
             onnxruntime.InferenceSession(str(folder / name), options, ["CPUExecutionProvider"])

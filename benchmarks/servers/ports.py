@@ -1,4 +1,4 @@
-"""A free port for servers that cannot choose and report one themselves."""
+"""Finds a free port, for servers that cannot choose and report one themselves."""
 
 import socket
 

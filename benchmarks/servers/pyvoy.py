@@ -1,4 +1,4 @@
-"""pyvoy: Envoy's HTTP/2 in process. See `pyvoy_app.py` for what it serves."""
+"""pyvoy, which runs Envoy's HTTP/2 in process, with the applications of `pyvoy_app.py`."""
 
 from benchmarks.environments import python
 from benchmarks.graphs import models
@@ -21,7 +21,7 @@ def launch(name: str, app: str, port: int) -> Program:
 
 
 class PyvoyEcho(Echo):
-    """An empty call.
+    """Echo server on pyvoy.
 
     Args:
         name: Name in the table.
@@ -31,19 +31,19 @@ class PyvoyEcho(Echo):
         super().__init__(name, "pyvoy")
 
     def launch(self) -> Program:
-        """See `Server`."""
+        """Starts the server's program and sets `port`."""
         self.port = free_port()
         return launch(self.name, "echo", self.port)
 
 
 class Pyvoy(Ours):
-    """Our servicer on it."""
+    """latentserve's servicer on pyvoy."""
 
     def launch(self) -> Program:
-        """See `Server`."""
+        """Starts the server's program and sets `port`."""
         self.port = free_port()
         return launch(self.name, "ours", self.port)
 
     def takes(self, shape: Shape) -> bool:  # noqa: ARG002
-        """See `Contender`."""
+        """Returns True: the server supports every shape."""
         return True

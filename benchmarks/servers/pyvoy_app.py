@@ -1,7 +1,8 @@
 """Two ASGI applications for pyvoy, which runs Envoy's HTTP/2 in process.
 
-`echo` returns the bytes of every call. `ours` answers with latentserve's servicer, but without
-dispatch: no deadlines, tokens, metrics or errors. It is a lower bound on that transport's cost.
+`echo` answers every call with the bytes of the request. `ours` answers with latentserve's servicer,
+but without its handling of deadlines, access tokens, metrics and errors. Its cost is therefore a
+lower bound for latentserve on this transport.
 """
 
 import os
@@ -34,12 +35,12 @@ _servicer: Servicer | None = None
 
 
 async def echo(_scope: dict[str, Any], receive: Receive, send: Send) -> None:
-    """Returns what it receives."""
+    """ASGI application that answers with the bytes of the request."""
     await _answer(await _body(receive), send)
 
 
 async def ours(scope: dict[str, Any], receive: Receive, send: Send) -> None:
-    """Answers Encode and Decode."""
+    """ASGI application that answers Encode and Decode with latentserve's servicer."""
     servicer = _servicer or _start()
     message = (await _body(receive))[_PREFIX:]
     reply: Any

@@ -25,10 +25,10 @@ messages, _services = stubs.load("plain")
 
 @serve.deployment(max_ongoing_requests=100, logging_config={"enable_access_log": False})
 class Vae:
-    """The service.
+    """Ray Serve deployment of the service of `plain.proto`.
 
     Args:
-        folder: Folder of the graphs.
+        folder: Folder of the ONNX files.
     """
 
     def __init__(self, folder: str):

@@ -1,4 +1,4 @@
-"""Ray Serve, through its gRPC proxy."""
+"""Ray Serve, called through its gRPC proxy."""
 
 import os
 from dataclasses import replace
@@ -14,19 +14,16 @@ from benchmarks.shapes import Shape
 
 
 class RayServe(Server):
-    """One replica with Ray Serve's settings for throughput.
-
-    See `ray_program.py`.
-    """
+    """Ray Serve with one replica of `ray_program.py` and its settings for throughput."""
 
     def launch(self) -> Program:
-        """See `Server`."""
+        """Starts the server's program and sets `port`."""
         interpreter = python("rayserve")
         self.port = free_port()
         paths = (
             ROOT,
             Path(__file__).with_name("ray_site"),
-            # Ray's proxy imports the stubs by name.
+            # Ray's proxy imports the generated stubs by module name.
             CACHE / "stubs" / "rayserve",
         )
         program = Program(
@@ -36,7 +33,7 @@ class RayServe(Server):
             env={
                 "PYTHONPATH": os.pathsep.join(map(str, paths)),
                 "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-                # Without the proxy, callers would have to find the replicas' ports.
+                # Keeps the proxy; otherwise callers would have to find the replicas' ports.
                 "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
                 "RAY_USAGE_STATS_ENABLED": "0",
             },
@@ -45,15 +42,15 @@ class RayServe(Server):
         return program
 
     def start(self) -> None:
-        """See `Contender`."""
+        """Starts the server and waits until its model answers."""
         super().start()
-        # The proxy is notified of the application a little later.
+        # The proxy learns of the application a little after its port opens.
         self.wait_until_answering(Shape("decode", 1, "uint8", 1, 1))
 
     def takes(self, shape: Shape) -> bool:  # noqa: ARG002
-        """See `Contender`."""
+        """Returns True: the server supports every shape."""
         return True
 
     def call(self, shape: Shape) -> Call:
-        """See `Server`."""
+        """Builds the request for a shape."""
         return replace(plain_call(shape), metadata=(("application", "default"),))

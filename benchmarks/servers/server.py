@@ -1,4 +1,4 @@
-"""Contenders: servers that can be started, loaded and measured."""
+"""Base classes of contenders: servers that can be started, loaded and measured."""
 
 import time
 from abc import ABC, abstractmethod
@@ -28,8 +28,8 @@ class Measurement:
         calls: Calls answered.
         seconds: Duration of the load.
         cpu_seconds: CPU time of the server's processes during it.
-        p50_ms: Median latency.
-        p99_ms: 99th percentile.
+        p50_ms: Median latency in milliseconds.
+        p99_ms: 99th percentile of the latency in milliseconds.
         rss_mib: Resident memory of the server's processes after it, in MiB.
     """
 
@@ -59,7 +59,7 @@ class Call:
 
 
 class Contender(ABC):
-    """A server, or a program in place of one, that is measured.
+    """A measured server, or a reference program that is measured like one.
 
     Attributes:
         name: Name in the table.
@@ -69,35 +69,35 @@ class Contender(ABC):
 
     @abstractmethod
     def start(self) -> None:
-        """Starts it and returns once it answers.
+        """Starts the contender and returns once it answers.
 
         Raises:
-            ServerFailed: It does not answer.
+            ServerFailed: The contender does not answer in time.
         """
 
     @abstractmethod
     def stop(self) -> None:
-        """Stops it and its descendants."""
+        """Stops the contender's process and its descendants."""
 
     @property
     @abstractmethod
     def pid(self) -> int:
-        """Id of its process, the ancestor of its others."""
+        """Id of the contender's main process, the ancestor of its other processes."""
 
     @abstractmethod
     def takes(self, shape: Shape) -> bool:
-        """Whether it supports a shape."""
+        """Whether the contender supports a shape."""
 
     @abstractmethod
     def measure(self, shape: Shape, seconds: float) -> Measurement:
-        """Loads it for about `seconds`, checking its replies before and after."""
+        """Loads the contender for about `seconds`; checks a reply before and after."""
 
 
 class Server(Contender):
     """A gRPC server on 127.0.0.1, loaded by h2load.
 
     Attributes:
-        slack_bytes: Allowed difference in length of two replies to one request.
+        slack_bytes: Allowed difference in length between two replies to the same request.
     """
 
     slack_bytes = 0
@@ -111,14 +111,18 @@ class Server(Contender):
 
     @abstractmethod
     def launch(self) -> Program:
-        """Starts its program and sets `port`, without waiting until it answers."""
+        """Starts the server's program and sets `port`, without waiting until it answers."""
 
     @abstractmethod
     def call(self, shape: Shape) -> Call:
-        """The request for a shape."""
+        """Builds the request for a shape."""
 
     def start(self) -> None:
-        """See `Contender`."""
+        """Launches the server and waits until its port is open.
+
+        Raises:
+            ServerFailed: The port did not open in time.
+        """
         self._program = self.launch()
         try:
             with grpc.insecure_channel(f"127.0.0.1:{self.port}") as channel:
@@ -130,25 +134,30 @@ class Server(Contender):
             raise error from None
 
     def stop(self) -> None:
-        """See `Contender`."""
+        """Stops the server's program and its descendants."""
         if self._program is not None:
             self._program.stop()
             self._program = None
 
     @property
     def pid(self) -> int:
-        """See `Contender`."""
+        """Id of the process that `launch` started."""
         assert self._program is not None
         return self._program.process.pid
 
     def measure(self, shape: Shape, seconds: float, pace: float = 0.0) -> Measurement:
-        """See `Contender`.
+        """Loads the server with h2load, after a warm-up; checks a reply before and after.
 
         Args:
             shape: Request shape.
             seconds: Approximate duration.
             pace: Calls per second of an open loop; 0 for a closed loop with the shape's calls in
                 flight.
+
+        Raises:
+            WrongAnswer: A reply is wrong, or the replies' total size is.
+            ServerFailed: The status of a checked call is not OK.
+            LoadFailed: h2load failed.
         """
         call = self.call(shape)
         size = self._check(shape, call)
@@ -159,7 +168,7 @@ class Server(Contender):
         used = cpu_seconds(self.pid) - before
         if not pace:
             self._rates[shape] = load.calls / load.seconds
-        # A gRPC error has no message, but HTTP status 200 as well.
+        # Counts bytes because a gRPC error also has HTTP status 200, but no message.
         size = (size + self._check(shape, call)) // 2
         wrong = abs(load.data_bytes - load.calls * size)
         if wrong > load.calls * self.slack_bytes:
@@ -186,10 +195,10 @@ class Server(Contender):
             return answer
 
     def wait_until_answering(self, shape: Shape, seconds: float = _START_SECONDS) -> None:
-        """Calls until there is a reply: for servers whose port opens before their models.
+        """Repeats a call until it succeeds, for servers whose port opens before their models load.
 
         Raises:
-            ServerFailed: There is no reply in time.
+            ServerFailed: No call succeeded in time, or the process ended.
         """
         with grpc.insecure_channel(f"127.0.0.1:{self.port}", _OPTIONS) as channel:
             call = self.call(shape)
@@ -224,7 +233,7 @@ class Server(Contender):
         return len(h2load.framed(answer))
 
     def _rate(self, shape: Shape, call: Call, seconds: float) -> float:
-        """Calls per second, from an earlier load or a short trial."""
+        """Estimates the calls per second, from an earlier load or a short trial."""
         if shape not in self._rates:
             first = self._load(shape, call, 0)
             trial = self._load(shape, call, 0.1 * seconds * first.calls / first.seconds)

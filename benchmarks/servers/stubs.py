@@ -1,8 +1,8 @@
 """Stubs of the protos in this folder, generated on demand.
 
-By the grpcio-tools of the importing environment, since stubs need at least the version of grpcio
-and protobuf that they were generated with; so this file imports the standard library and
-grpcio-tools only.
+Stubs need at least the version of grpcio and protobuf that they were generated with. Each
+environment therefore generates its own, and this file needs only the standard library and
+grpcio-tools.
 """
 
 import importlib
@@ -16,7 +16,7 @@ _HERE = Path(__file__).resolve().parent
 
 
 def load(name: str) -> tuple[ModuleType, ModuleType]:
-    """Returns the modules NAME_pb2 and NAME_pb2_grpc of NAME.proto."""
+    """Imports NAME_pb2 and NAME_pb2_grpc of NAME.proto, generating them if outdated."""
     folder = _HERE.parent / ".cache" / "stubs" / Path(sys.prefix).name
     newest = _HERE / f"{name}.proto"
     made = folder / f"{name}_pb2_grpc.py"
@@ -28,11 +28,11 @@ def load(name: str) -> tuple[ModuleType, ModuleType]:
                  f"--python_out={fresh}", f"--grpc_python_out={fresh}", newest],
                 check=True,
             )  # fmt: skip
-            # Renamed into place, so that two servers starting at once both find complete files.
+            # Renamed into place, so that two servers that start at once both find complete files.
             for path in sorted(Path(fresh).iterdir()):
                 path.replace(folder / path.name)
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
-    # The import system caches that the folder was missing.
+    # The import system may have cached that the folder is missing.
     importlib.invalidate_caches()
     return importlib.import_module(f"{name}_pb2"), importlib.import_module(f"{name}_pb2_grpc")

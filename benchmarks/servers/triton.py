@@ -1,7 +1,7 @@
 """NVIDIA's tritonserver, started directly, with its python backend and dynamic batching.
 
-Its binary comes from the wheel of nvidia-pytriton. Started directly it is several times faster than
-through pytriton, which hands every request to another process.
+The binary comes from the wheel of nvidia-pytriton. Started directly, it is several times faster
+than through pytriton, which passes every request to another process.
 """
 
 import shutil
@@ -48,7 +48,7 @@ class Triton(Server):
         self._threads = threads
 
     def launch(self) -> Program:
-        """See `Server`."""
+        """Starts the server's program and sets `port`."""
         environment = python("triton").parent.parent
         packages = environment / "lib" / "python3.11" / "site-packages"
         home = packages / "pytriton" / "tritonserver"
@@ -57,7 +57,7 @@ class Triton(Server):
         for rpc in ("encode", "decode"):
             for dtype in ("uint8", "float32"):
                 self._write(folder / "models", rpc, dtype)
-        # The backend looks for its stub in its own folder; the wheel has one per Python version.
+        # The backend expects its stub in its own folder; the wheel has a stub per Python version.
         backend = folder / "backends" / "python"
         shutil.copytree(home / "backends" / "python", backend)
         shutil.copy2(home / "python_backend_stubs" / "3.11" / "triton_python_backend_stub", backend)
@@ -70,23 +70,23 @@ class Triton(Server):
             self.name,
             env={
                 "LD_LIBRARY_PATH": str(packages / "nvidia_pytriton.libs"),
-                # Its Python is found on the PATH.
+                # Triton finds its Python interpreter on the PATH.
                 "PATH": f"{environment / 'bin'}:/usr/local/bin:/usr/bin:/bin",
                 "PYTHONHOME": "",
             },
         )  # fmt: skip
 
     def start(self) -> None:
-        """See `Contender`."""
+        """Starts the server and waits until its models answer."""
         super().start()
         self.wait_until_answering(Shape("decode", 1, "uint8", 1, 1))
 
     def takes(self, shape: Shape) -> bool:  # noqa: ARG002
-        """See `Contender`."""
+        """Returns True: the server supports every shape."""
         return True
 
     def call(self, shape: Shape) -> Call:
-        """See `Server`."""
+        """Builds the request for a shape."""
         return inference_call(shape, f"{shape.rpc}_{shape.dtype}")
 
     def _write(self, models: Path, rpc: str, dtype: str) -> None:

@@ -1,6 +1,7 @@
-"""Model of Triton's python backend: onnxruntime over the requests that its batcher joined.
+"""Model for Triton's python backend: one onnxruntime run per dynamic batch.
 
-Parameters of its config.pbtxt: `graph`, the ONNX file, and `dtype` of the images.
+Parameters in its config.pbtxt: `graph`, path of the ONNX file, `dtype` of the images, and `threads`
+of the session.
 """
 
 import json
@@ -35,7 +36,7 @@ class TritonPythonModel:
         self._outputs = _OUTPUTS[self._input]
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answers all queued requests with one run."""
+        """Answers the requests of a dynamic batch with one run."""
         arrays = [
             pb_utils.get_input_tensor_by_name(request, self._input).as_numpy()
             for request in requests

@@ -1,4 +1,4 @@
-"""Our trainer: `python -m benchmarks.trainers.ours_program`, see `task.py`."""
+"""Trains with our trainer: `python -m benchmarks.trainers.ours_program`, see `task.py`."""
 
 import dataclasses
 
@@ -31,7 +31,7 @@ def main() -> None:
     )
     dataset = Dataset("images", train, test, test, (), {})
     steps = len(task.train) // task.batch_size
-    # In a run of this length the learning rate hardly falls in these epochs; pythae's is constant.
+    # A nominal length so long that the learning rate is nearly constant, as pythae's is.
     whole = 1000 * steps * (task.epochs + 1)
     trainer = Trainer(preset.model, config, dataset, whole, bfloat16=task.bfloat16)
     for _ in range(steps):
@@ -40,7 +40,7 @@ def main() -> None:
     for _ in range(steps * task.epochs):
         trainer.train_step()
     task.end()
-    model = trainer.model  # pythae has no moving average
+    model = trainer.model  # not the moving average, which pythae does not have
 
     def encode(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         posterior = model.encode(images)

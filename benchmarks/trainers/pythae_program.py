@@ -1,4 +1,4 @@
-"""pythae's trainer: `python -m benchmarks.trainers.pythae_program`, see `task.py`."""
+"""Trains with pythae's trainer: `python -m benchmarks.trainers.pythae_program`, see `task.py`."""
 
 import contextlib
 import sys
@@ -63,7 +63,7 @@ class Clock(TrainingCallback):
             self._task.begin()
 
     def on_epoch_end(self, *_: object, **__: object) -> None:
-        """Ends counting before the model is saved; ours does not save it either."""
+        """Ends counting before the model is saved, since our program does not save its model."""
         self._ended += 1
         if self._ended == self._task.epochs + 1:
             self._task.end()

@@ -1,4 +1,4 @@
-"""Input and report of every trainer."""
+"""Command-line arguments and report that all trainer programs share."""
 
 import argparse
 import json
@@ -34,12 +34,12 @@ class Report:
 
 
 class Task:
-    """One training, as asked for on the command line.
+    """One training, as requested on the command line.
 
     Attributes:
-        train: uint8 [N, 784].
-        test: uint8 [M, 784].
-        epochs: Counted passes over the images; one more precedes them.
+        train: Training images, uint8 [N, 784].
+        test: Held-out images, uint8 [M, 784].
+        epochs: Number of counted epochs; an uncounted one precedes them.
         batch_size: Images per step.
         bfloat16: Whether to compute in bfloat16.
     """
@@ -50,7 +50,9 @@ class Task:
         parser.add_argument("--epochs", type=int, required=True)
         parser.add_argument("--batch-size", type=int, required=True)
         parser.add_argument("--threads", type=int, required=True)
-        parser.add_argument("--bfloat16", action="store_true", help="if supported")
+        parser.add_argument(
+            "--bfloat16", action="store_true", help="compute in bfloat16, if the trainer can"
+        )
         wanted = parser.parse_args()
         torch.set_num_threads(wanted.threads)
         with np.load(wanted.images) as arrays:
@@ -66,7 +68,7 @@ class Task:
         self._cpu, self._wall = time.process_time(), time.perf_counter()
 
     def end(self) -> None:
-        """Marks their end."""
+        """Marks the end of the counted epochs."""
         self._cpu = time.process_time() - self._cpu
         self._wall = time.perf_counter() - self._wall
 
@@ -79,7 +81,7 @@ class Task:
 
         Args:
             encode: Images float32 [N, 1, 28, 28] in [0, 1] to mean and log_var, [N, D] each.
-            decode: Latents float32 [N, D] to pixels in [0, 1] of any shape.
+            decode: Latents float32 [N, D] to the pixels of N images, in [0, 1], of any shape.
         """
         images = torch.from_numpy(self.test).float().div_(255).reshape(-1, 1, 28, 28)
         noise = torch.Generator().manual_seed(_SEED)

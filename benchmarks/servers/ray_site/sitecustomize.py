@@ -1,6 +1,7 @@
-"""Keeps Ray Serve's gRPC ports on this machine: it listens on all addresses and has no setting.
+"""Binds Ray Serve's gRPC ports to 127.0.0.1 instead of all addresses; Ray has no setting for it.
 
-Python imports this by its name in every process of Ray, since its folder is in PYTHONPATH.
+Python imports a module of this name at start-up, and Ray's processes have this folder in their
+PYTHONPATH.
 """
 
 from typing import Any
