@@ -17,7 +17,7 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST = 1e6
 _TIMED_SECONDS = 3.0
 _WINDOWS = 5
-# Length of the run that is timed: long, so that all timed steps are like those of its middle.
+# Steps of the run that is timed: so many that all timed steps are in the wanted phase.
 _NOMINAL_STEPS = 100_000
 
 
@@ -25,7 +25,7 @@ def parse_duration(text: str) -> float:
     """Parses a duration such as `90s`, `3m` or `1.5h`; returns seconds.
 
     Raises:
-        ConfigError: The text is no duration, or one of zero.
+        ConfigError: The text is not a duration, or the duration is 0 or too long.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
     if match is None or not 0 < float(match[1]) < _LONGEST:
@@ -34,7 +34,7 @@ def parse_duration(text: str) -> float:
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process in seconds, divided by the number of torch's threads.
+    """CPU time of this process so far, in seconds, divided by the number of torch's threads.
 
     On a shared machine it varies less than wall-clock time.
     """
@@ -45,8 +45,8 @@ def calibrate(trainer: Trainer, seconds: float) -> int:
     """Times steps on copies of the trainer and computes how many fit into the budget.
 
     Args:
-        trainer: A trainer that has not stepped yet; its length is changed, its weights
-            are not.
+        trainer: A trainer before its first step. Its number of steps is changed, its
+            weights are not.
         seconds: The budget, in `cpu_seconds`.
 
     Returns:
@@ -62,19 +62,19 @@ def calibrate(trainer: Trainer, seconds: float) -> int:
         # The first window warms up; the median ignores disturbances by other processes.
         windows = [_time_steps(twin, window) for _ in range(_WINDOWS + 1)][1:]
         per_step += statistics.median(windows) * (phase.stop - phase.start) / _NOMINAL_STEPS
-    # The overhead depends on the number of steps. It counts an image encoded for the prior
-    # like one of a validation, which is decoded too: the excess is about what expectation
-    # maximisation takes.
+    # Sets a first estimate of the length, which the overhead depends on. The overhead counts
+    # an image encoded for the prior like a validation image, which is decoded too; the excess
+    # is about what expectation maximisation takes.
     trainer.set_length(max(1, round(seconds / per_step)))
     start = cpu_seconds()
     trainer.validate()
     overhead = (cpu_seconds() - start) * trainer.overhead_in_validations()
-    # A run whose overhead is more than half of its budget takes longer than its budget.
+    # At least half of the budget is for steps, so a run with a large overhead exceeds it.
     return max(1, round(max(seconds - overhead, seconds / 2) / per_step))
 
 
 def _time_steps(trainer: Trainer, seconds: float) -> float:
-    """Does steps for a number of seconds; returns the mean seconds of one."""
+    """Runs steps for at least `seconds` of CPU time; returns the mean CPU seconds of a step."""
     start, steps = cpu_seconds(), 0
     # All processes do the same number of steps, since in each step they wait for each other.
     while steps == 0 or trainer.parallel.any(cpu_seconds() - start < seconds):

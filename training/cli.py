@@ -1,4 +1,4 @@
-"""`latentserve train`."""
+"""Command line of `latentserve train`."""
 
 import argparse
 import signal
@@ -112,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the command.
+    """Runs `latentserve train`.
 
     Returns:
         Exit status: 0, 1 if training failed, 2 if a setting is wrong, 130 if SIGINT or SIGTERM
@@ -124,7 +124,7 @@ def main(arguments: list[str]) -> int:
     status, problem, metrics = 0, None, {}
 
     def show(progress: Progress) -> None:
-        # The share of the time, not of the steps, which take longer in some phases.
+        # The share of the time, not of the steps, since steps take longer in some phases.
         bar.show(progress.share, _numbers(progress, step=not bar.on_terminal))
 
     try:
@@ -137,7 +137,7 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         status = 130
         if leads:
-            problem = "stopped; the same command with --resume goes on from there"
+            problem = "stopped; the same command with --resume continues from there"
     finally:
         bar.leave()
     if problem is not None:
@@ -173,7 +173,12 @@ def _summary(metrics: Mapping[str, Any], posterior: str) -> str:
 
 
 def _numbers(progress: Progress, *, step: bool) -> str:
-    """The latest numbers in one line; 80 columns with a bar have no room for the step."""
+    """Formats the latest numbers as one line.
+
+    Args:
+        progress: The progress of the run.
+        step: Whether to include the step, for which a bar in 80 columns leaves no room.
+    """
     numbers = progress.numbers
     where = f"{progress.phase} {progress.step}/{progress.total_steps}" if step else progress.phase
     if "elbo" in numbers:

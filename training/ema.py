@@ -9,8 +9,9 @@ from torch import Tensor, nn
 class MovingAverage(nn.Module):
     """A copy of a model whose weights are the exponential moving average of the model's.
 
-    Its state dict is that of torch's AveragedModel, which iterates over the modules of
-    both models at every update: that took as long as the update itself.
+    Its state dict has the form of that of torch's AveragedModel. That class is not used
+    because it iterates over the modules of both models at every update, which took as
+    long as the update itself.
 
     Args:
         model: The model that is trained.
@@ -18,8 +19,8 @@ class MovingAverage(nn.Module):
             updates.
 
     Attributes:
-        module: The copy.
-        n_averaged: Number of updates, int64 [].
+        module: The copy, which holds the averaged weights.
+        n_averaged: Number of updates so far, int64 [].
     """
 
     n_averaged: Tensor
@@ -37,9 +38,12 @@ class MovingAverage(nn.Module):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Averages in the current weights; the first update copies them. Copies the buffers."""
+        """Updates the average with the current weights, and copies the buffers.
+
+        The first update copies the weights too.
+        """
         count = int(self.n_averaged)
-        # A low decay at first, or the initial weights would stay in the average for long.
+        # The decay is low at first, so that the first weights do not stay in the average for long.
         decay = min(self._decay, (1.0 + count) / (10.0 + count)) if count else 0.0
         torch._foreach_lerp_(self._averages, self._weights, 1.0 - decay)
         if self._buffers_of_model:

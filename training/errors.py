@@ -1,17 +1,17 @@
-"""The errors of training; the command prints their message and exits.
+"""Exceptions of training; `latentserve train` prints their message and exits.
 
 TrainingError           base; exit status 1
 ├── DataError           a data set is damaged or unusable
 │   └── DataMissing     a data set is neither on disk nor can it be downloaded
 ├── ConfigError         a setting does not exist or has a wrong value; exit status 2
 ├── CheckpointError     a run folder cannot be used or resumed
-├── DivergenceError     the loss or its gradient was not finite or too large too often
-└── OtherProcessError   another process of a parallel training failed and prints why
+├── DivergenceError     too many steps had a loss or gradient that was not finite or too large
+└── OtherProcessError   another process of a data-parallel training failed and prints why
 """
 
 
 class TrainingError(Exception):
-    """Base of the errors of training."""
+    """Base class of the exceptions of training."""
 
 
 class DataError(TrainingError):
@@ -31,8 +31,8 @@ class CheckpointError(TrainingError):
 
 
 class DivergenceError(TrainingError):
-    """Too many steps were skipped for a NaN or an exploding gradient."""
+    """Too many steps were skipped because of a NaN or an exploding gradient."""
 
 
 class OtherProcessError(TrainingError):
-    """Another process of a parallel training failed; it prints the reason itself."""
+    """Another process of a data-parallel training failed; that process prints the reason."""

@@ -1,8 +1,8 @@
 """Data-parallel training: several processes or hosts, each with a slice of every batch.
 
 The processes are started by `torchrun`, which sets their ranks in the environment. The
-noise of a step is drawn for the whole batch before it is sliced, so the numbers are those
-of a single process up to the rounding of sums.
+noise of a step is drawn for the whole batch before it is sliced, so the results equal
+those of a single process up to the rounding of sums.
 """
 
 import gc
@@ -25,9 +25,9 @@ class Parallel:
     """This process's place in a data-parallel training.
 
     Attributes:
-        rank: Its rank; the process of rank 0 leads.
+        rank: Rank of this process among all processes; rank 0 is the leader.
         world: World size, the number of processes.
-        local_rank: Its rank among the processes on its host.
+        local_rank: Rank of this process among those on its host.
     """
 
     rank: int = 0
@@ -36,7 +36,7 @@ class Parallel:
 
     @classmethod
     def from_environment(cls) -> "Parallel":
-        """Reads torchrun's variables; without them, this is the only process."""
+        """Reads torchrun's environment variables; without them, this is the only process."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         if any(name not in os.environ for name in names):
             return cls()
@@ -44,12 +44,14 @@ class Parallel:
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes the run folder and prints."""
+        """Whether this process is the leader, which writes the run folder and prints."""
         return self.rank == 0
 
     @contextmanager
     def process_group(self) -> Iterator[None]:
-        """Joins the process group for the time of the context; does nothing for one process.
+        """Joins the process group for the duration of the context.
+
+        With a single process it does nothing.
 
         Modules from `wrap` must be released before the context ends.
 
@@ -59,7 +61,7 @@ class Parallel:
         if self.world == 1:
             yield
             return
-        # Gloo for objects and flags, and for gradients the backend of their device.
+        # Objects and flags go through Gloo, gradients through the backend of their device.
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         try:
             yield
@@ -67,30 +69,30 @@ class Parallel:
             if not isinstance(error, dist.DistError) and "gloo" not in str(error):
                 raise
             raise TrainingError(
-                "lost another process of this training; begin all of them again with --resume to "
-                "go on from the last checkpoint"
+                "lost another process of this training; start all of them again with --resume to "
+                "continue from the last checkpoint"
             ) from error
         finally:
-            # DDP modules refer to the group, and to each other in cycles: their threads,
-            # alive at the end of the interpreter, would abort the process.
+            # DDP modules hold the group, and reference cycles keep them alive. Their threads
+            # would abort the process if they were still running when the interpreter exits.
             gc.collect()
             dist.destroy_process_group()
 
     @contextmanager
     def fail_together(self) -> Iterator[None]:
-        """Makes a failure of any process in the context one of all, so that none waits for it.
+        """Raises in all processes if one fails in the context, so that none waits for it.
 
-        Within the context there must be no collective operation.
+        The context must not contain collective operations.
 
         Raises:
-            OtherProcessError: Another process failed; it prints the reason.
+            OtherProcessError: Another process failed; that process prints the reason.
         """
         error: Exception | None = None
         try:
             yield
         except (TrainingError, OSError) as caught:
             error = caught
-        # Only the lowest rank that failed reports it: often all fail for the same reason.
+        # Only the lowest failed rank reports its error, since often all fail for one reason.
         failed = [rank for rank, bad in enumerate(self._gather(error is not None)) if bad]
         if failed and failed[0] != self.rank:
             raise OtherProcessError(f"process {failed[0]} failed") from error
@@ -101,7 +103,7 @@ class Parallel:
         """Checks that a batch divides evenly among the processes.
 
         Raises:
-            ConfigError: It does not.
+            ConfigError: `batch_size` is not a multiple of the number of processes.
         """
         if batch_size % self.world:
             raise ConfigError(
@@ -109,7 +111,7 @@ class Parallel:
             )
 
     def slice(self, batch: Tensor, axis: int = 0) -> Tensor:
-        """This process's slice of a batch along an axis."""
+        """Returns this process's slice of a batch along an axis."""
         return batch.chunk(self.world, dim=axis)[self.rank] if self.world > 1 else batch
 
     def wrap(self, module: nn.Module, device: torch.device) -> nn.Module:
@@ -120,18 +122,18 @@ class Parallel:
         return DistributedDataParallel(module, device_ids=devices, forward_sync_buffers=False)
 
     def mean(self, numbers: Tensor) -> Tensor:
-        """The elementwise mean over all processes; overwrites `numbers`."""
+        """Returns the elementwise mean over all processes, written into `numbers`."""
         if self.world > 1:
             dist.all_reduce(numbers)
             numbers /= self.world
         return numbers
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any process; the same answer on all of them."""
+        """Whether the flag is set in at least one process; all processes get the same answer."""
         return any(self._gather(flag))
 
     def broadcast(self, value: Any) -> Any:
-        """The value of rank 0, on every process."""
+        """Returns the value of rank 0 in every process."""
         if self.world == 1:
             return value
         values = [value]
@@ -139,7 +141,7 @@ class Parallel:
         return values[0]
 
     def _gather(self, flag: bool) -> list[bool]:
-        """The flag of each process, by rank."""
+        """Returns the flags of all processes, in order of their ranks."""
         if self.world == 1:
             return [flag]
         flags = torch.zeros(self.world, dtype=torch.int64)

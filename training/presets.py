@@ -68,7 +68,7 @@ def find_preset(name: str) -> Preset:
     """Returns a preset by its name.
 
     Raises:
-        ConfigError: There is none of that name.
+        ConfigError: There is no preset of that name.
     """
     try:
         return PRESETS[name]

@@ -1,4 +1,4 @@
-"""What a learned prior is fitted to: the aggregate posterior of the training set."""
+"""Training data of a learned prior: latents drawn from the posteriors of the training set."""
 
 import math
 
@@ -15,18 +15,19 @@ from training.model.vae import Vae
 from training.schedule import BatchOrder, Phase, derived_seed
 
 _CHUNK = 1_000
-# Encoding is what takes long: the training set is encoded in at most this many
-# binarizations, and each posterior is drawn from about this many times.
-_MOST_VIEWS = 4
+# Largest number of binarizations of the training set that are encoded, which takes most of the
+# time of a fit.
+_MAX_VIEWS = 4
+# About how often a fit draws from each posterior.
 _DRAWS_PER_POSTERIOR = 8
-_FEWEST_POSTERIORS = 10_000
+_MIN_POSTERIORS = 10_000
 
 
 class PriorFit:
     """The posteriors of a frozen encoder, and seeded batches of latents drawn from them.
 
-    Encoding the training set at every step would cost as much as training the
-    autoencoder: it is done once per phase, and each draw is a fresh latent.
+    The training set is encoded only once per phase, since encoding images at every step
+    would cost as much as training the autoencoder. Every batch draws fresh latents.
 
     Args:
         split: The images to encode and their labels.
@@ -34,7 +35,7 @@ class PriorFit:
         device: Where to encode and keep the posteriors.
 
     Attributes:
-        phase: Name of the phase whose posteriors these are; empty before the first.
+        phase: Name of the phase that the posteriors are for; empty before the first one.
     """
 
     def __init__(self, split: Split, config: TrainConfig, device: torch.device):
@@ -43,23 +44,23 @@ class PriorFit:
         self._config = config
         self._device = device
         self._order = BatchOrder(config.seed)
-        # Of N posteriors: means [N, D], standard deviations [N, D], or None for those of a
-        # plain autoencoder, and labels int64 [N].
+        # N posteriors: means [N, D]; standard deviations [N, D], None for a plain autoencoder;
+        # and labels int64 [N].
         self._mean = torch.empty(0)
         self._std: Tensor | None = None
         self._labels = torch.empty(0, dtype=torch.int64)
 
     def images_to_encode(self, phase: Phase) -> int:
-        """Number of images that `encode` will encode, counting every binarization."""
+        """Number of images that `encode` encodes for a phase, counting every binarization."""
         return math.prod(self._views(phase))
 
     @torch.inference_mode()
     def encode(self, model: Vae, phase: Phase) -> None:
-        """Encodes the training set.
+        """Encodes the training set and keeps the posteriors.
 
         Args:
             model: The frozen autoencoder.
-            phase: The phase that fits the prior: the longer, the more posteriors.
+            phase: The phase that fits the prior; a longer one gets more posteriors.
         """
         count, views = self._views(phase)
         images = self._split.images[:count]
@@ -84,13 +85,13 @@ class PriorFit:
         )
 
     def pretend(self, phase: Phase, latent_dim: int) -> None:
-        """Substitutes random posteriors for the real ones, to time steps with."""
+        """Substitutes random posteriors for the real ones, for timing the steps of a phase."""
         mean = torch.randn(self._config.prior_batch_size, latent_dim).to(self._device)
         labels = torch.zeros(len(mean), dtype=torch.int64, device=self._device)
         self._keep(phase, mean, None, labels)
 
     def fit_mixture(self, prior: Prior) -> None:
-        """Fits the mixture of a prior by expectation maximisation, to a draw per posterior."""
+        """Fits a prior's mixture by expectation maximisation to one draw from each posterior."""
         seed = derived_seed(self._config.seed, f"mixture {self.phase}")
         rows = torch.arange(len(self._mean), device=self._device)
         z = self._draw(rows, torch.Generator().manual_seed(seed))
@@ -100,8 +101,8 @@ class PriorFit:
         """Draws a batch of latents.
 
         Args:
-            index: Number of the batch within the phase.
-            noise: Generator of the draws.
+            index: Index of the batch within the phase.
+            noise: Generator of the noise of the draws.
 
         Returns:
             Latents [B, D] and their labels, int64 [B].
@@ -112,18 +113,18 @@ class PriorFit:
         return self._draw(rows, noise), self._labels[rows]
 
     def _views(self, phase: Phase) -> tuple[int, int]:
-        """Number of images to encode, and number of binarizations of each image."""
+        """Number of images to encode for a phase, and of binarizations of each image."""
         needed = (phase.stop - phase.start) * self._config.prior_batch_size
-        wanted = max(_FEWEST_POSTERIORS, math.ceil(needed / _DRAWS_PER_POSTERIOR))
+        wanted = max(_MIN_POSTERIORS, math.ceil(needed / _DRAWS_PER_POSTERIOR))
         images = len(self._split.images)
-        views = min(_MOST_VIEWS, math.ceil(wanted / images)) if self._config.binarize else 1
+        views = min(_MAX_VIEWS, math.ceil(wanted / images)) if self._config.binarize else 1
         return min(images, wanted), views
 
     def _keep(self, phase: Phase, mean: Tensor, std: Tensor | None, labels: Tensor) -> None:
         self.phase, self._mean, self._std, self._labels = phase.name, mean, std, labels
 
     def _draw(self, rows: Tensor, noise: torch.Generator) -> Tensor:
-        """One draw from each of the posteriors numbered `rows`, [len(rows), D]."""
+        """Draws once from each of the posteriors with the indices `rows`: [len(rows), D]."""
         mean = self._mean[rows]
         if self._std is None:
             return mean

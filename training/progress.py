@@ -17,7 +17,7 @@ class Progress:
         step: Steps done.
         total_steps: Steps of all phases.
         share: Estimated share of the run's time that has passed, 0 to 1.
-        numbers: What `Trainer.train_step` and the last `Trainer.validate` returned.
+        numbers: Results of `Trainer.train_step` and of the last `Trainer.validate`, by name.
         rows_per_second: Throughput in images, or in latents while a prior is fitted.
         seconds_left: Estimated wall-clock time until the last step.
     """
@@ -38,9 +38,9 @@ class Observer:
     Attributes:
         line: Called with a line to print.
         progress: Called after each step.
-        between_steps: Makes a context that the steps are done in. Between two steps, the
-            function that it yields returns whether to stop; during a step, the context
-            has to defer interrupts.
+        between_steps: Makes the context that all steps run in. The context has to defer
+            interrupts during a step. It yields a function that is called between steps and
+            returns whether to stop.
     """
 
     line: Callable[[str], None] = lambda _line: None
@@ -51,16 +51,16 @@ class Observer:
 
 
 class Pace:
-    """Measures how long a step of each phase takes, to estimate the time left.
+    """Measures the duration of the steps of each phase, to estimate the time left.
 
     Args:
         phases: The phases of the run.
     """
 
-    # A step that fits the prior relative to one that trains the autoencoder, as long as
-    # only one of the two has been measured.
+    # Assumed ratio of the duration of a step that fits the prior to that of one that trains the
+    # autoencoder, while only one of the two has been measured.
     _FIT_STEP = 0.05
-    # Seconds of a step, as long as none has been measured.
+    # Assumed seconds of a step, while none has been measured.
     _ANY_STEP = 0.01
 
     def __init__(self, phases: Sequence[Phase]):
@@ -81,7 +81,7 @@ class Pace:
         self._steps[phase.name] = self._steps.get(phase.name, 0) + 1
 
     def of(self, phase: Phase) -> float:
-        """Seconds of one step of a phase, estimated where none has been measured."""
+        """Mean seconds of a step of a phase; an estimate if none has been measured."""
         if phase.name in self._steps:
             return self._seconds[phase.name] / self._steps[phase.name]
         measured = [other for other in self._phases if other.name in self._steps]
@@ -96,7 +96,7 @@ class Pace:
         return self.of(measured[0]) * factor
 
     def seconds(self, begin: int, end: int) -> float:
-        """Seconds of the steps from `begin` up to, not including, `end`."""
+        """Estimated seconds of the steps from `begin` up to, but not including, `end`."""
         spans = (
             (phase, max(0, min(end, phase.stop) - max(begin, phase.start)))
             for phase in self._phases

@@ -30,14 +30,15 @@ from training.trainer import VALIDATIONS, Trainer
 #: Test images kept for export.
 GOLDEN_IMAGES = 16
 
-# Steps that are logged, about, and the time between two checkpoints.
+# Approximate number of logged steps.
 _LOG_LINES = 200
+# Least time between two checkpoints.
 _CHECKPOINT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class Request:
-    """A training as asked for on the command line.
+    """A training as requested on the command line.
 
     Attributes:
         preset: Name of the preset.
@@ -46,8 +47,8 @@ class Request:
         steps: Length of the run in steps of the autoencoder; None to derive it from
             `budget`.
         budget: Length of the run in seconds of CPU time per thread.
-        settings: Changes to the preset, `key=value` each.
-        resume: Whether a run that exists in `out` is resumed; otherwise it is refused.
+        settings: Overrides of the preset, `key=value` each.
+        resume: Whether to resume a run that exists in `out`, instead of refusing it.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         bfloat16: Whether the networks compute in bfloat16.
     """
@@ -64,19 +65,19 @@ class Request:
 
 
 class TrainingRun:
-    """A training run: its request, folder, data, trainer, observer and processes.
+    """A training run, new or resumed, with everything that it works on.
 
-    `begin` or `resume` comes first, then `run_steps`, then `complete` on the process that
-    leads.
+    Call `begin` or `resume` first, then `run_steps`, and then, in the leading process
+    only, `complete`.
 
     Args:
-        request: The training as asked for.
+        request: The training as requested.
         preset: The preset with the settings of the request applied.
-        folder: The run folder, locked by the process that leads.
+        folder: The run folder, locked by the leading process.
         dataset: The data set.
-        trainer: The trainer, which has not stepped yet.
-        observer: Receives lines and progress.
-        parallel: The processes that share the work.
+        trainer: The trainer, before its first step.
+        observer: Callbacks for lines to print and for progress.
+        parallel: This process's place among those that share the work.
     """
 
     def __init__(
@@ -122,7 +123,7 @@ class TrainingRun:
 
         Raises:
             CheckpointError: The config or the checkpoint is damaged, or of another model.
-            DataError: The data has changed since the run was begun.
+            DataError: The data has changed since the run began.
         """
         kept = None
         with self._parallel.fail_together():
@@ -150,7 +151,7 @@ class TrainingRun:
     def run_steps(self) -> None:
         """Trains to the last step, or until the observer asks to stop.
 
-        Checkpoints are saved only between two steps, so that each holds a whole state.
+        Checkpoints are saved only between steps, so that each holds a consistent state.
 
         Raises:
             KeyboardInterrupt: The observer asked to stop; a checkpoint was saved.
@@ -255,7 +256,7 @@ class TrainingRun:
         )
 
     def _conditions(self) -> dict[str, Any]:
-        """The conditions that the last bits of the numbers depend on, by field of RunConfig."""
+        """Conditions that affect the last bits of the results, by field name of RunConfig."""
         return {
             "threads": torch.get_num_threads(),
             "processes": self._parallel.world,
@@ -264,13 +265,13 @@ class TrainingRun:
         }
 
     def _announce(self, phase: Phase) -> None:
-        """Prints why the first step of a fit of the prior takes long."""
+        """Prints, before a fit of the prior, that its first step encodes the training images."""
         if not phase.trains_autoencoder:
             count = len(self._dataset.train.images)
             self._observer.line(f"{phase.name}: encoding the {count} training images first ...")
 
     def _log(self, phase: Phase, numbers: dict[str, float], movie: MovieRecorder) -> None:
-        """Logs the step if one is due, with a validation if one is due."""
+        """Logs the step if a log entry is due; validates first if a validation is due."""
         trainer, total = self._trainer, self._trainer.total_steps
         entry = {"step": trainer.step, "phase": phase.name} | numbers
         phase_ends = {phase.stop for phase in trainer.phases}
@@ -300,13 +301,13 @@ class TrainingRun:
 
 
 def golden_images(split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """A few images, all classes in turn: uint8 [n, C, H, W], and their labels, int64 [n]."""
+    """Picks a few images of all classes: uint8 [n, C, H, W], and their labels, int64 [n]."""
     chosen = interleave_classes(split.labels, GOLDEN_IMAGES)
     return split.images[chosen], split.labels[chosen]
 
 
 def _length(trainer: Trainer) -> str:
-    """The length of a run in words."""
+    """Describes the length of a run in words."""
     steps = f"{trainer.steps} steps of {trainer.batch_size} images"
     fits = [phase for phase in trainer.phases if not phase.trains_autoencoder]
     if not fits:

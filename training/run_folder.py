@@ -46,12 +46,12 @@ class RunConfig:
 
     Attributes:
         preset: Name of the preset.
-        settings: Changes to the preset, `key=value` each.
+        settings: Overrides of the preset, `key=value` each.
         model: Architecture of the autoencoder.
         train: Objective, optimiser and schedule.
-        steps: Length of the run in steps of the autoencoder; those of the prior's fits
-            are added to them.
-        budget_seconds: The budget that `steps` was derived from; None where it was given.
+        steps: Number of steps that train the autoencoder; the run also has steps that fit
+            the prior.
+        budget_seconds: The budget that `steps` was derived from; None if `steps` was given.
         threads: Threads of torch in each process.
         processes: Number of processes that shared the work.
         device: torch's name of the device, such as `cpu` or `cuda:0`.
@@ -61,7 +61,7 @@ class RunConfig:
         image_shape: C, H and W.
         class_names: Name of each class of the data; empty without labels.
         split: Number of images in each split, by its name.
-        versions: Versions of the program and its libraries when the run was begun.
+        versions: Version of the program and of each library when the run began.
     """
 
     preset: str
@@ -87,14 +87,14 @@ class RunConfig:
 
     @classmethod
     def from_json(cls, content: Any, origin: Path) -> "RunConfig":
-        """The inverse of `to_json`.
+        """Parses the content of `config.json`, the inverse of `to_json`.
 
         Args:
             content: The parsed JSON.
             origin: Path of the file, for the error message.
 
         Raises:
-            CheckpointError: It is of another format, or damaged.
+            CheckpointError: The content is of another format, or damaged.
         """
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise CheckpointError(f"{origin}: not the config of a run of format {FORMAT}")
@@ -117,10 +117,10 @@ class RunConfig:
 
 
 class RunFolder:
-    """The files of one run.
+    """Reads and writes the files of one run.
 
     Args:
-        path: The folder; it need not exist yet.
+        path: The folder, which need not exist yet.
     """
 
     def __init__(self, path: Path):
@@ -189,10 +189,10 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Makes the folder and holds its lock; removes what an interrupted write left.
+        """Makes the folder and holds its lock; removes temporary files of interrupted writes.
 
-        Without a checkpoint, the log and the frames of a run that never got that far are
-        removed too.
+        If there is no checkpoint, it also removes the log and the frames of a run that was
+        killed before its first checkpoint.
 
         Raises:
             CheckpointError: Another process holds the lock.
@@ -202,7 +202,7 @@ class RunFolder:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise CheckpointError(f"{self.path}: another training is at work here") from None
+                raise CheckpointError(f"{self.path}: another training is running here") from None
             # Temporary files of writes that a kill interrupted.
             for leftover in self.path.rglob(".*.tmp"):
                 leftover.unlink()
@@ -212,7 +212,7 @@ class RunFolder:
             yield
 
     def save_checkpoint(self, trainer: dict[str, Any], budget_seconds_used: float) -> None:
-        """Writes a checkpoint, with the length of the log that belongs to it.
+        """Writes a checkpoint, which also records the current length of the log.
 
         Args:
             trainer: `Trainer.state_dict()`.
@@ -229,10 +229,10 @@ class RunFolder:
         atomic_write(self._checkpoint, buffer.getvalue())
 
     def load_checkpoint(self) -> tuple[dict[str, Any], float]:
-        """Reads the checkpoint, and truncates the log to the length that belongs to it.
+        """Reads the checkpoint, and truncates the log to the length that it records.
 
         Returns:
-            The arguments of `save_checkpoint`.
+            The trainer's state and the budget seconds used, as passed to `save_checkpoint`.
 
         Raises:
             CheckpointError: The file is missing, damaged or of another format.
@@ -269,13 +269,15 @@ class RunFolder:
         reconstructions: NDArray[np.uint8],
         means: NDArray[np.float32],
     ) -> None:
-        """Writes one frame of the movie; a resumed run overwrites its frames with the same ones.
+        """Writes one frame of the movie.
+
+        A run that is resumed writes the frames after its checkpoint again, unchanged.
 
         Args:
             step: Steps done.
             phase: Name of the phase.
             reconstructions: Reconstructions of the shown images, uint8 [N, C, H, W].
-            means: Posterior means of the images of the scatter plot, float32 [M, D].
+            means: Posterior means of the images in the scatter plot, float32 [M, D].
         """
         self._frames.mkdir(exist_ok=True)
         buffer = io.BytesIO()
@@ -285,7 +287,7 @@ class RunFolder:
         atomic_write(self._frames / f"{step:09d}.npz", buffer.getvalue())
 
     def read_frames(self) -> list[dict[str, Any]]:
-        """Reads all frames in order of their steps: the arguments of `save_frame` by name.
+        """Reads all frames in order of their steps, each as `save_frame`'s arguments by name.
 
         Raises:
             CheckpointError: A frame is damaged.
@@ -301,7 +303,7 @@ class RunFolder:
         return frames
 
     def read_log(self) -> list[dict[str, Any]]:
-        """Reads the entries of the log; none where there is no log.
+        """Reads the entries of the log; returns an empty list if there is no log.
 
         Raises:
             CheckpointError: A line is not JSON.
@@ -314,7 +316,7 @@ class RunFolder:
             raise CheckpointError(f"{self._log}: {error}") from error
 
     def steps_done(self) -> int:
-        """Steps done at the last checkpoint.
+        """Number of steps done at the last checkpoint.
 
         Raises:
             CheckpointError: The checkpoint is missing, damaged or of another format.
@@ -322,12 +324,12 @@ class RunFolder:
         return int(self._load()["trainer"]["step"])
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Appends an entry to the log; numbers that are not finite become null."""
+        """Appends an entry to the log, with numbers that are not finite as null."""
         with self._log.open("a", encoding="utf-8") as log:
             log.write(json.dumps(_finite(entry), allow_nan=False) + "\n")
 
     def _log_bytes(self) -> int:
-        """Length of the log, once it is on the disk."""
+        """Flushes the log to disk and returns its length in bytes; 0 if there is no log."""
         try:
             with self._log.open("rb") as log:
                 os.fsync(log.fileno())

@@ -1,7 +1,7 @@
 """The schedule: phase, learning rate, KL weight and batch of a step, as functions of its number.
 
-None of this is state that a checkpoint has to hold, which is how a resumed run gives the
-numbers of an unbroken one.
+A checkpoint therefore need not hold any of these, and a resumed run gives the same results
+as an uninterrupted one.
 """
 
 import hashlib
@@ -22,12 +22,13 @@ class Phase:
     """A range of steps that train the same weights.
 
     Attributes:
-        name: `autoencoder`: encoder and decoder, with N(0, I) as the prior. `prior fit`:
-            the learned prior alone, on latents of a frozen autoencoder. `joint`: all of
-            them. `prior refit`: the prior alone again, for the final autoencoder.
-        start: Its first step.
-        stop: The step after its last.
-        autoencoder_steps: Steps of the autoencoder done before `start`.
+        name: What is trained. `autoencoder`: encoder and decoder, with N(0, I) as the prior.
+            `prior fit`: the learned prior alone, on latents of a frozen autoencoder. `joint`:
+            encoder, decoder and prior. `prior refit`: the prior alone again, for the final
+            autoencoder.
+        start: First step of the phase.
+        stop: First step after the phase.
+        autoencoder_steps: Number of steps before `start` that train the autoencoder.
     """
 
     name: PhaseName
@@ -50,12 +51,12 @@ def plan(model: ModelConfig, train: TrainConfig, steps: int) -> tuple[Phase, ...
     """Divides a training into phases.
 
     Args:
-        model: Says whether there is a prior to learn.
-        train: When and for how long to fit it.
-        steps: Steps of the autoencoder; those of the prior's fits are added to them.
+        model: The architecture, with the prior.
+        train: When and for how long to fit a learned prior.
+        steps: Number of steps that train the autoencoder; those that fit the prior are added.
 
     Returns:
-        The phases, each beginning where the one before it stops.
+        The phases in order, without gaps.
     """
     if not model.prior.learned:
         return (Phase("autoencoder", 0, steps, 0),)
@@ -82,7 +83,7 @@ def learning_rate_factor(done: int, steps: int, warmup: float) -> float:
     """The learning rate as a share of its peak: linear warm-up, then cosine annealing.
 
     Args:
-        done: Steps done, below `steps`.
+        done: Number of steps done, below `steps`.
         steps: Length of the schedule.
         warmup: Share of the steps over which the rate rises.
     """
@@ -95,23 +96,23 @@ def kl_weight(done: int, steps: int, config: TrainConfig) -> float:
     """The weight of the KL term under linear KL annealing, up to `config.beta`.
 
     Args:
-        done: Steps of the autoencoder done.
-        steps: Steps of the autoencoder in all.
+        done: Number of steps done that train the autoencoder.
+        steps: Total number of such steps.
         config: Beta, and the share of the steps over which the weight rises to it.
     """
     return config.beta * min(1.0, (done + 1) / max(1.0, config.kl_warmup * steps))
 
 
 def derived_seed(seed: int, purpose: str) -> int:
-    """A seed for one purpose of a run with `seed`: 63 bits of a hash of both."""
+    """Derives a seed for one purpose from a run's seed: 63 bits of a hash of both."""
     digest = hashlib.blake2b(f"{seed} {purpose}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 class BatchOrder:
-    """Which rows each batch holds: every epoch a new seeded permutation.
+    """Chooses the rows of each batch, by a new seeded permutation for every epoch.
 
-    Rows that do not fill a last batch are left out of their epoch.
+    An incomplete last batch of an epoch is dropped.
 
     Args:
         seed: Seed of the run.
@@ -119,21 +120,21 @@ class BatchOrder:
 
     def __init__(self, seed: int):
         self._seed = seed
-        # The permutation of one epoch, int64 [rows], and the epoch that it belongs to.
+        # The last permutation, int64 [rows], and the purpose and epoch that it is for.
         self._order = torch.empty(0, dtype=torch.int64)
         self._epoch = ("", -1)
 
     def rows(self, purpose: str, index: int, count: int, size: int) -> Tensor:
-        """The rows of a batch.
+        """Returns the indices of the rows of a batch.
 
         Args:
-            purpose: What the batches are of; each purpose has its own permutations.
-            index: Number of the batch, counted over all epochs.
-            count: Rows to choose from.
-            size: Rows in a batch, at most `count`.
+            purpose: Name of a sequence of batches; each has its own permutations.
+            index: Index of the batch, counted over all epochs.
+            count: Number of rows to choose from.
+            size: Number of rows in a batch, at most `count`.
 
         Returns:
-            Row numbers, int64 [size].
+            Row indices, int64 [size].
         """
         epoch, batch = divmod(index, count // size)
         if (purpose, epoch) != self._epoch:

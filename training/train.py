@@ -1,4 +1,4 @@
-"""`train`, which makes a complete run folder of a request."""
+"""`train`, which runs a requested training and writes its run folder."""
 
 import re
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def train(request: Request, observer: Observer) -> dict[str, Any]:
 
     Args:
         request: What to train, where and how long.
-        observer: Receives lines and progress.
+        observer: Callbacks for lines to print and for progress.
 
     Returns:
         The content of `metrics.json`.
@@ -44,7 +44,7 @@ def train(request: Request, observer: Observer) -> dict[str, Any]:
 
 @contextmanager
 def _flushed_subnormals() -> Iterator[None]:
-    """Makes torch, and the threads it starts meanwhile, flush subnormal numbers to 0.
+    """Makes torch, and threads that it starts in the context, flush subnormal numbers to 0.
 
     Adam's moments of a pixel that is always black decay into subnormals, and x86
     computes on those at half the speed.
@@ -78,7 +78,7 @@ def _train(request: Request, observer: Observer) -> dict[str, Any]:
         with parallel.fail_together():
             dataset = load_dataset(request.data, report=observer.line)
             with torch.device("meta"):
-                # Refuses a model that cannot be built before a folder is made.
+                # Fails before a folder is made if the model cannot be built.
                 Vae(preset.model, dataset.image_shape, len(dataset.class_names))
             trainer = Trainer(
                 preset.model,
@@ -103,15 +103,15 @@ def _train(request: Request, observer: Observer) -> dict[str, Any]:
 
 
 def resolve_device(wanted: str, parallel: Parallel) -> torch.device:
-    """The device that a setting stands for.
+    """Resolves the device setting to a device of torch.
 
     Args:
         wanted: `auto`, `cpu`, `cuda` or `cuda:N`. With `auto` and `cuda`, each of several
             processes takes the GPU whose index is its local rank.
-        parallel: The processes that share the work.
+        parallel: This process's place among those that share the work.
 
     Raises:
-        ConfigError: It is none of these, or there is no such GPU.
+        ConfigError: `wanted` has another form, or there is no such GPU.
     """
     match = re.fullmatch(r"auto|cpu|cuda(?::(\d{1,3}))?", wanted)
     if match is None:
@@ -121,7 +121,7 @@ def resolve_device(wanted: str, parallel: Parallel) -> torch.device:
     if wanted == "cpu" or (wanted == "auto" and count == 0):
         return torch.device("cpu")
     if index >= count:
-        there = f"cuda:0 to cuda:{count - 1}" if count else "cpu or auto, for there is no GPU"
+        there = f"cuda:0 to cuda:{count - 1}" if count else "cpu or auto, since there is no GPU"
         raise ConfigError(f"device: got {wanted!r}, wanted {there}")
     return torch.device("cuda", index)
 
@@ -130,11 +130,11 @@ def _refuse_other_run(folder: RunFolder, preset: Preset, request: Request) -> No
     """Refuses to resume a run that was begun with another request.
 
     Raises:
-        CheckpointError: Resuming was not asked for, or the settings differ.
+        CheckpointError: Resuming was not requested, or the settings differ.
     """
     if not request.resume:
         raise CheckpointError(
-            f"{folder.path}: there is a run here already; wanted --resume to go on with it, "
+            f"{folder.path}: there is a run here already; wanted --resume to continue it, "
             "or another folder"
         )
     config = folder.read_config()

@@ -1,4 +1,4 @@
-"""The training step of every model, and the state that it changes."""
+"""The trainer: training step, validation and training state of every model."""
 
 import copy
 import math
@@ -27,7 +27,7 @@ from training.schedule import (
     plan,
 )
 
-#: How many times, about, a run is measured on its validation split.
+#: Approximate number of validations in a run.
 VALIDATIONS = 20
 
 _VALIDATION_SEED = 1
@@ -35,29 +35,30 @@ _CHUNK = 1_000
 
 
 class Trainer:
-    """Trains one autoencoder and holds everything that must survive a kill.
+    """Trains one autoencoder and holds the state that a checkpoint has to contain.
 
     Noise, order and schedule are functions of the seed and the step, so a trainer that
-    was restored from a checkpoint gives the numbers of one that never stopped.
+    was restored from a checkpoint gives the results of one that was never interrupted.
 
     Args:
         model_config: Networks, latent dimensions, posterior and prior.
         train_config: Objective, optimiser and schedule.
-        dataset: Trained on its train split, measured on its validation split.
-        steps: Steps of the autoencoder; those of the prior's fits are added to them.
-        device: Where to compute; the CPU by default.
-        bfloat16: Compute encoder and decoder in bfloat16 under autocast.
-        parallel: The processes that share the work; one by default.
+        dataset: The data set, whose training and validation splits are used.
+        steps: Number of steps that train the autoencoder; those that fit the prior are added.
+        device: The device to compute on; the CPU by default.
+        bfloat16: Whether encoder and decoder compute in bfloat16 under autocast.
+        parallel: This process's place among those that share the work; by default it is
+            the only one.
 
     Attributes:
         config: Objective, optimiser and schedule.
-        device: Where it computes.
+        device: The device to compute on.
         model: The model that the optimiser changes.
-        parallel: The processes that share the work.
-        phases: Which steps train what; the run ends with the last one.
-        step: Steps done, skipped ones included.
-        steps: Steps of the autoencoder in all.
-        skipped: Steps skipped for a NaN or an exploding gradient.
+        parallel: This process's place among those that share the work.
+        phases: The phases of the run in order.
+        step: Number of steps done, including skipped ones.
+        steps: Total number of steps that train the autoencoder.
+        skipped: Number of steps skipped because of a NaN or an exploding gradient.
     """
 
     def __init__(
@@ -105,60 +106,61 @@ class Trainer:
         self._noise = torch.Generator()
         self._order = BatchOrder(train_config.seed)
         self._prior_fit = PriorFit(dataset.train, train_config, self.device)
-        # The objective, wrapped for the processes, and the phase that it was made for.
+        # The objective, wrapped for data-parallel training, and the phase that it was made for.
         self._objective: nn.Module | None = None
         self._objective_phase = ""
         self.parallel.check_batch(self.batch_size)
         self.set_length(steps)
 
     def set_length(self, steps: int) -> None:
-        """Changes the number of steps of the autoencoder; only before the first step."""
+        """Changes the number of autoencoder steps; allowed only before the first step."""
         self.steps = steps
         self.phases = plan(self.model.config, self.config, steps)
 
     @property
     def total_steps(self) -> int:
-        """Steps of all phases."""
+        """Number of steps of all phases together."""
         return self.phases[-1].stop
 
     @property
     def phase(self) -> Phase:
-        """The phase of the next step, or the last one where none is left."""
+        """The phase of the next step; after the last step, the last phase."""
         return self._phase_of(self.step)
 
     @property
     def ema_model(self) -> Vae:
-        """The exponential moving average of the weights: what is measured and exported."""
+        """The model with the averaged weights, which is measured and exported."""
         average = self._average.module
         assert isinstance(average, Vae)
         return average
 
     @property
     def batch_size(self) -> int:
-        """Images per step: the configured number, or all of them where there are fewer."""
+        """Images per step: the configured number, or all training images if they are fewer."""
         return min(self.config.batch_size, len(self._images))
 
     def overhead_in_validations(self) -> float:
-        """What a run computes besides its steps, as a multiple of one validation.
+        """Cost of what a run computes besides its steps, as a multiple of one validation.
 
-        That is its validations, and encoding the images that the prior is fitted to.
+        It consists of the validations and of encoding the images that the prior is fitted to.
         """
         fits = [phase for phase in self.phases if not phase.trains_autoencoder]
         encoded = sum(self._prior_fit.images_to_encode(phase) for phase in fits)
         return VALIDATIONS + encoded / len(self._validation)
 
     def rows_per_step(self) -> int:
-        """Images, or latents, in the batch of the next step."""
+        """Number of images in the next step's batch, or of latents if it fits the prior."""
         return self.batch_size if self.phase.trains_autoencoder else self.config.prior_batch_size
 
     def train_step(self) -> dict[str, float]:
-        """Does one step.
+        """Performs one training step.
 
         Returns:
-            `elbo`, `reconstruction` and `kl` in nats per image and `beta`, the weight of
-            the KL term, where the autoencoder is trained; `prior_nll` in nats per latent
-            where the prior alone is. Always `grad_norm`, `learning_rate` and `skipped`,
-            the count so far.
+            Numbers by name. A step that trains the autoencoder has `elbo`,
+            `reconstruction` and `kl` in nats per image, and `beta`, the weight of the KL
+            term; a step that fits the prior has `prior_nll` in nats per latent. Every
+            step has `grad_norm`, `learning_rate`, and `skipped`, the number of steps
+            skipped so far.
 
         Raises:
             DivergenceError: More than `max_skipped` steps have been skipped.
@@ -176,7 +178,7 @@ class Trainer:
         loss.backward()  # type: ignore[no-untyped-call]
         norm = self._clip_gradients()
         peaks = (self.config.learning_rate, self.config.prior_learning_rate)
-        # A NaN fails every comparison, so the condition is the one that a good step meets.
+        # Tests for a good step rather than a bad one, because a NaN fails every comparison.
         if math.isfinite(numbers["loss"]) and norm <= self.config.skip_grad_norm:
             for group, peak in zip(self._optimizer.param_groups, peaks, strict=False):
                 group["lr"] = peak * rate
@@ -229,7 +231,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
+        """Restores a training state that `state_dict` returned."""
         self.step = state["step"]
         self.set_length(state["steps"])
         self.skipped = state["skipped"]
@@ -238,11 +240,11 @@ class Trainer:
         self._optimizer.load_state_dict(state["optimizer"])
 
     def release(self) -> None:
-        """Drops the wrapper that holds the process group; the next step makes a new one."""
+        """Drops the wrapped objective, which holds the process group; a step makes a new one."""
         self._objective, self._objective_phase = None, ""
 
     def timing_copy(self, phase: Phase) -> "Trainer":
-        """A copy to time the steps of a phase on; this trainer stays as it is.
+        """Copies this trainer for timing the steps of a phase, and leaves its state unchanged.
 
         Args:
             phase: One of `phases`.
@@ -252,7 +254,7 @@ class Trainer:
         twin = copy.deepcopy(self, {id(part): part for part in data})
         twin.step = phase.start
         if not phase.trains_autoencoder:
-            # The real posteriors take long to compute, and any will do.
+            # Real posteriors take long to compute, and the time of a step does not depend on them.
             twin._prior_fit.pretend(phase, self.model.config.latent_dim)
         return twin
 
@@ -260,7 +262,7 @@ class Trainer:
         return next((phase for phase in self.phases if step < phase.stop), self.phases[-1])
 
     def _autoencoder_steps(self, phase: Phase) -> int:
-        """Steps of the autoencoder done; `phase` is one that trains it."""
+        """Number of autoencoder steps done so far, in a phase that trains the autoencoder."""
         return phase.autoencoder_steps + self.step - phase.start
 
     def _autoencoder_loss(self, phase: Phase) -> tuple[Tensor, dict[str, float]]:
@@ -298,7 +300,7 @@ class Trainer:
         }
 
     def _prior_loss(self, phase: Phase) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a batch of latents; every process computes the same whole batch."""
+        """The loss of a batch of latents, which every process computes as a whole."""
         if self._prior_fit.phase != phase.name:
             self._begin_prior_fit(phase)
         z, labels = self._prior_fit.batch(self.step - phase.start, self._noise)
@@ -307,10 +309,10 @@ class Trainer:
         return loss, {"loss": loss.item(), "prior_nll": nll.mean().item()}
 
     def _begin_prior_fit(self, phase: Phase) -> None:
-        """Freezes the autoencoder at its average, encodes, and fits the mixture.
+        """Freezes the averaged autoencoder, encodes the training set, and fits the mixture.
 
-        On a resume within the phase the mixture comes from the checkpoint, and the
-        posteriors, functions of frozen weights, come out the same again.
+        If the run is resumed within the phase, the mixture comes from the checkpoint. The
+        training set is encoded again, with the same result, since the weights are frozen.
         """
         begins = self.step == phase.start
         if begins:
@@ -327,12 +329,13 @@ class Trainer:
             average.load_state_dict(prior.state_dict())
 
     def _clip_gradients(self) -> float:
-        """Scales the gradient down to `clip_grad_norm`; returns the norm it had."""
+        """Clips the gradient to the norm `clip_grad_norm`; returns its norm before."""
         trained = [weight for weight in self._weights if weight.grad is not None]
         gradients = [weight.grad for weight in trained if weight.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         length = float(norm)
-        # Most are short enough, and multiplying by 1 would take as long as the norm did.
+        # Most gradients need no clipping, and multiplying them by 1 would take as long as
+        # computing their norm.
         if length > self.config.clip_grad_norm:
             nn.utils.clip_grads_with_norm_(trained, self.config.clip_grad_norm, norm)
         return length
@@ -349,6 +352,6 @@ class Trainer:
                 f"stopped at step {self.step}: {self.skipped} steps were skipped because the loss "
                 f"or its gradient was not finite or above {config.skip_grad_norm:g} (last loss "
                 f"{loss:g}, gradient norm {norm:g}); wanted at most "
-                f"max_skipped={config.max_skipped}. Remedy: begin anew in another folder with a "
+                f"max_skipped={config.max_skipped}. Remedy: start again in another folder with a "
                 f"lower learning_rate (it is {config.learning_rate:g})."
             )
