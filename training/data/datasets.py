@@ -2,10 +2,10 @@
 
 The splits are fixed. MNIST and Fashion-MNIST: the last `VALIDATION_IMAGES` images of the
 official training file are the validation split and the rest is the training split; the
-official test file is the test split, which is only ever measured on. Other IDX files:
-the last tenth, at most `VALIDATION_IMAGES`, is the validation split; where there are no
-test files, every tenth image is set apart as the test split first. Folders: see
-`training.data.folder`.
+official test file is the test split, which no choice in training depends on. Other IDX
+files: if there are no test files, every tenth image goes to the test split; of the
+remaining images, the last tenth, at most `VALIDATION_IMAGES`, is the validation split.
+Folders: see `training.data.folder`.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from common.pictures import fit
 from training.data.download import Report, read_files
-from training.data.folder import FEWEST_IMAGES, read_folder
+from training.data.folder import MIN_IMAGES, read_folder
 from training.data.idx import parse_idx, read_unpacked
 from training.data.memory import refuse_too_many
 from training.data.sources import SOURCES
@@ -42,8 +42,8 @@ class Split:
 
     Attributes:
         images: uint8 [N, C, H, W].
-        labels: int64 [N], indices into `Dataset.class_names`; all 0 where the data has
-            no labels.
+        labels: int64 [N], indices into `Dataset.class_names`; all 0 if the data has no
+            labels.
     """
 
     images: NDArray[np.uint8]
@@ -57,11 +57,11 @@ class Dataset:
     Attributes:
         name: `DataSpec.source`, for example `mnist`.
         train: The images that the model is trained on.
-        validation: The images that it is measured on during training.
-        test: The images that it is measured on once training is over.
-        class_names: Name of each class; empty where the data has no labels.
+        validation: The images that the model is measured on during training.
+        test: The images that the model is measured on after training.
+        class_names: Name of each class; empty if the data has no labels.
         sha256: SHA-256 of each source file's uncompressed content, by file name. A folder
-            has one, under its own name, over the path and content of every image used.
+            has a single entry, under its name, over the path and content of every image used.
         skipped: Paths, within a folder, of the files that could not be used.
     """
 
@@ -75,7 +75,7 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """C, H and W."""
+        """Shape of an image: C, H and W."""
         _, channels, height, width = self.train.images.shape
         return channels, height, width
 
@@ -98,9 +98,9 @@ def load_dataset(
 
     Raises:
         ConfigError: There is no data set of that name, or the images of a folder differ
-            in size and `spec` gives none to resize them to.
-        DataMissing: It is neither on disk nor can it be downloaded.
-        DataError: It is damaged or unusable.
+            in size and `spec` gives no size to resize them to.
+        DataMissing: The data set is not on disk and cannot be downloaded.
+        DataError: The data set is damaged or unusable.
     """
     if isinstance(spec, str):
         spec = DataSpec.parse(spec)
@@ -112,7 +112,7 @@ def load_dataset(
 
 
 def binarize(images: NDArray[np.uint8], seed: int) -> NDArray[np.float32]:
-    """Draws one bit per pixel, 1 with the grey value over 255 as its probability.
+    """Draws one bit per pixel, which is 1 with probability grey value / 255.
 
     The protocol of the published MNIST likelihoods (Salakhutdinov and Murray 2008;
     Burda et al. 2016), with a draw that is the same on every machine: Philox bits
@@ -125,7 +125,7 @@ def binarize(images: NDArray[np.uint8], seed: int) -> NDArray[np.float32]:
     Returns:
         float32 of the same shape, each element 0 or 1.
     """
-    # 32 random bits per pixel against value / 255: 0 never, 255 always sets the bit.
+    # Compares 32 random bits per pixel with value / 255: 0 never and 255 always sets the bit.
     words = np.random.Philox(key=seed).random_raw((images.size + 1) // 2)
     bits = np.frombuffer(words.astype("<u8").tobytes(), "<u4", count=images.size)
     threshold = (images.reshape(-1).astype(np.uint64) << np.uint64(32)) // np.uint64(255)
@@ -137,10 +137,10 @@ def interleave_classes(labels: NDArray[np.int64], count: int) -> NDArray[np.intp
 
     Args:
         labels: int64 [N].
-        count: How many to pick.
+        count: Number of images to pick.
 
     Returns:
-        Their indices, intp [count], or [N] where there are fewer.
+        Indices of the picked images, intp [min(count, N)].
     """
     rank = np.zeros(len(labels), dtype=np.int64)
     for label in np.unique(labels):
@@ -195,11 +195,11 @@ def _from_idx_files(spec: DataSpec) -> Dataset:
     ]
     images, labels, test_images, test_labels = (*arrays, None, None, None)[:4]
     assert images is not None
-    if len(images) < FEWEST_IMAGES:
-        raise DataError(f"{files[0]}: {len(images)} images, wanted {FEWEST_IMAGES} or more")
+    if len(images) < MIN_IMAGES:
+        raise DataError(f"{files[0]}: {len(images)} images, wanted {MIN_IMAGES} or more")
     whole = _split(spec, images, labels)
     if test_images is None:
-        # Not the last ones: files are often in the order of their classes.
+        # Every tenth image rather than the last tenth, since files are often sorted by class.
         chosen = np.arange(len(images)) % 10 == 9
         test = Split(whole.images[chosen], whole.labels[chosen])
         whole = Split(whole.images[~chosen], whole.labels[~chosen])
@@ -226,7 +226,7 @@ def _from_idx_files(spec: DataSpec) -> Dataset:
 
 
 def _split(spec: DataSpec, images: NDArray[np.uint8], labels: NDArray[np.uint8] | None) -> Split:
-    """Makes a split of the arrays of two IDX files, its images resized as `spec` says.
+    """Makes a split from an array of images, resized as `spec` says, and one of labels.
 
     Raises:
         DataError: The shapes are wrong, or there are too many images for memory.
@@ -248,7 +248,7 @@ def _split(spec: DataSpec, images: NDArray[np.uint8], labels: NDArray[np.uint8] 
 
 
 def _cut(whole: Split, last: int) -> tuple[Split, Split]:
-    """Divides a split into all but its last images, and those."""
+    """Cuts the last `last` images off a split; returns the others and these."""
     return (
         Split(whole.images[:-last], whole.labels[:-last]),
         Split(whole.images[-last:], whole.labels[-last:]),
@@ -256,7 +256,7 @@ def _cut(whole: Split, last: int) -> tuple[Split, Split]:
 
 
 def _keys(files: Sequence[Path]) -> list[str]:
-    """The shortest endings of the paths that differ from one another, without `.gz`."""
+    """Names files by the shortest endings of their paths that differ, without `.gz`."""
     plain = [file.with_suffix("") if file.suffix == ".gz" else file for file in files]
     for length in range(1, max(len(path.parts) for path in plain)):
         keys = ["/".join(path.parts[-length:]) for path in plain]

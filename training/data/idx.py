@@ -20,11 +20,11 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 
 def unpack(raw: bytes, origin: str) -> bytes:
-    """Decompresses a file that is gzipped; returns any other as it is.
+    """Decompresses the content of a file if it is gzipped, else returns it unchanged.
 
     Args:
         raw: Content of the file.
-        origin: Where it came from, for the error message.
+        origin: Path or name of the file, for the error message.
 
     Raises:
         DataError: The gzip stream is damaged.
@@ -42,7 +42,7 @@ def parse_idx(raw: bytes, origin: str) -> NDArray[np.uint8]:
 
     Args:
         raw: The file's content, uncompressed.
-        origin: Where it came from, for the error message.
+        origin: Path or name of the file, for the error message.
 
     Returns:
         uint8, read-only, of the shape in the header.
@@ -64,16 +64,16 @@ def parse_idx(raw: bytes, origin: str) -> NDArray[np.uint8]:
         raise DataError(f"{origin}: {len(raw)} bytes, wanted {wanted} for shape {list(shape)}")
     try:
         return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
-    except ValueError as error:  # more axes, or larger ones, than NumPy has
-        raise DataError(f"{origin}: shape {list(shape)} cannot be held ({error})") from error
+    except ValueError as error:  # more axes, or larger ones, than NumPy supports
+        raise DataError(f"{origin}: shape {list(shape)} is not supported ({error})") from error
 
 
 def read_unpacked(path: Path) -> bytes:
     """Reads a file, and decompresses it if it is gzipped.
 
     Raises:
-        DataMissing: It is not there.
-        DataError: It cannot be read or its gzip stream is damaged.
+        DataMissing: The file does not exist.
+        DataError: The file cannot be read or its gzip stream is damaged.
     """
     try:
         raw = path.read_bytes()

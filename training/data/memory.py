@@ -1,8 +1,8 @@
-"""The limit on the size of a data set, which is held in memory as a whole."""
+"""Limit on the size of a data set, since all of it is held in memory."""
 
 from training.errors import DataError
 
-MOST_BYTES = 8 * 2**30
+MAX_BYTES = 8 * 2**30
 
 
 def refuse_too_many(origin: str, images: int, bytes_each: int) -> None:
@@ -10,16 +10,16 @@ def refuse_too_many(origin: str, images: int, bytes_each: int) -> None:
 
     Args:
         origin: Name of the data set, for the error message.
-        images: How many images it has.
-        bytes_each: Bytes that each of them takes.
+        images: Number of images.
+        bytes_each: Bytes per image.
 
     Raises:
-        DataError: They take more than `MOST_BYTES` together.
+        DataError: The images together take more than `MAX_BYTES`.
     """
-    if images * bytes_each > MOST_BYTES:
+    if images * bytes_each > MAX_BYTES:
         raise DataError(
             f"{origin}: {images} images of {bytes_each} bytes take "
             f"{images * bytes_each / 2**30:.1f} GiB of memory, wanted at most "
-            f"{MOST_BYTES / 2**30:.0f} GiB. Remedy: a smaller --image-size, --channels 1, or "
+            f"{MAX_BYTES / 2**30:.0f} GiB. Remedy: a smaller --image-size, --channels 1, or "
             "fewer images"
         )

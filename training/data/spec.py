@@ -30,10 +30,10 @@ class DataSpec:
             hold no comma.
         image_size: Side of the square that images are resized to, in pixels; None
             for no resizing.
-        channels: 1 for grey, 3 for RGB; None for those of the source, which for a
-            folder is RGB where any of its images has colour.
-        bad_files: Whether unreadable files of a folder are skipped, or refused by an
-            error.
+        channels: 1 for grey, 3 for RGB; None for the channels of the source. A folder
+            is RGB if any of its images has colour.
+        bad_files: Whether to `skip` unreadable files of a folder, or `refuse` the
+            folder with an error.
 
     Raises:
         ConfigError: A field has a wrong value.
@@ -74,11 +74,11 @@ class DataSpec:
         """Makes a specification from the options of a command.
 
         Args:
-            source: As the attribute, but paths may be relative to the current folder
+            source: Like the attribute, but paths may be relative to the current folder
                 or begin with `~`.
-            image_size: As the attribute.
-            channels: As the attribute.
-            bad_files: As the attribute.
+            image_size: Like the attribute.
+            channels: Like the attribute.
+            bad_files: Like the attribute.
 
         Raises:
             ConfigError: A field has a wrong value.
@@ -93,7 +93,7 @@ class DataSpec:
 
     @property
     def kind(self) -> str:
-        """`mnist`, `fashion-mnist`, `folder` or `idx`."""
+        """Kind of the source: `mnist`, `fashion-mnist`, `folder` or `idx`."""
         return self.source.partition(":")[0]
 
     @property
@@ -103,12 +103,12 @@ class DataSpec:
 
     @property
     def folder(self) -> Path:
-        """PATH of a `folder:PATH`."""
+        """The path in a source of the form `folder:PATH`."""
         return Path(self.source.partition(":")[2])
 
     @property
     def idx_files(self) -> tuple[Path | None, ...]:
-        """The one, two or four paths of an `idx:...`; None where labels are left empty."""
+        """The one, two or four paths of an `idx:...`, with None for labels that are empty."""
         parts = self.source.partition(":")[2].split(",")
         return tuple(Path(part) if part else None for part in parts)
 
@@ -118,10 +118,10 @@ class DataSpec:
 
     @classmethod
     def from_json(cls, content: Any) -> "DataSpec":
-        """The inverse of `to_json`.
+        """Makes a specification from parsed JSON, the inverse of `to_json`.
 
         Raises:
-            ConfigError: `content` is not an object of these fields, or a value is wrong.
+            ConfigError: `content` does not have exactly these fields, or a value is wrong.
         """
         names = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(content, dict) or sorted(content) != sorted(names):
@@ -129,7 +129,7 @@ class DataSpec:
         return cls(**content)
 
     def __str__(self) -> str:
-        """The source and its options as they follow `--data` on a shell's command line."""
+        """The source and its options as written after `--data` on a command line."""
         text = shlex.quote(self.source)
         for field in ("image_size", "channels"):
             if getattr(self, field) is not None:
@@ -154,7 +154,8 @@ def _check_source(source: str) -> None:
 
 def _check_files(source: str, files: Sequence[str]) -> None:
     images, labels = files[::2], files[1::2]
-    # With test images, both label files or neither; without them, no comma means no labels.
+    # With test images, there must be both label files or neither. Without test images, a comma
+    # must be followed by labels.
     if len(files) not in (1, 2, 4) or not all(images) or len({bool(file) for file in labels}) > 1:
         raise ConfigError(
             f"data: got {source!r}, wanted idx:IMAGES, idx:IMAGES,LABELS or "
@@ -167,11 +168,11 @@ def _check_files(source: str, files: Sequence[str]) -> None:
 
 def _absolute(text: str) -> str:
     path = Path(text)
-    with suppress(RuntimeError):  # there is no such user: `~name` is a folder's name
+    with suppress(RuntimeError):  # if there is no such user, `~name` is a folder's name
         path = path.expanduser()
     path = path.absolute()
-    # After a symbolic link `..` is the parent of its target, so only resolving is right;
-    # without `..` the path keeps the names of its links.
+    # After a symbolic link, `..` means the parent of the link's target, so a path with `..` has
+    # to be resolved. Other paths keep the names of their links.
     return str(path.resolve() if ".." in path.parts else path)
 
 

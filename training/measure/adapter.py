@@ -13,7 +13,7 @@ from training.model.vae import Vae
 
 
 def as_autoencoder(model: Vae) -> Autoencoder:
-    """Wraps a torch model for `training.measure.elbo`; arrays go to its device and back."""
+    """Wraps a torch model for `training.measure.elbo`, copying arrays to its device and back."""
     device = next(model.parameters()).device
 
     def tensor(array: NDArray[np.float32]) -> Tensor:
@@ -42,7 +42,7 @@ def as_autoencoder(model: Vae) -> Autoencoder:
 
 
 def as_image_decoder(model: Vae) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """The decoder of a model: latents float32 [N, D] to images in [0, 1], the sigmoid of logits."""
+    """Wraps a model's decoder: maps latents float32 [N, D] to images in [0, 1]."""
     decode = as_autoencoder(model).decode
 
     def images(z: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -53,9 +53,10 @@ def as_image_decoder(model: Vae) -> Callable[[NDArray[np.float32]], NDArray[np.f
 
 
 def as_sampler(model: Vae) -> Callable[[int, int, int | None], NDArray[np.float32]]:
-    """A function of count, seed and label (None for any) that samples images from the prior.
+    """Wraps a model as a function of count, seed and label (None for any) that samples images.
 
-    Its noise is torch's, not the scheme of `common.noise`: reports alone use it.
+    It draws noise from torch rather than by the scheme of `common.noise`, so it is only for
+    reports.
     """
     device = next(model.parameters()).device
     draw = Sampler(model.prior) if model.prior is not None else None

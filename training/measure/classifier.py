@@ -2,9 +2,9 @@
 
 A small convolutional network, trained on grey and on binarized digits. Its weights are
 kept next to the code and pinned by their checksum, because Fréchet distances are
-comparable only in the same features. `make classifier` trains it again, to the same bytes
-on the same type of CPU and version of torch. With other weights every figure has to be
-measured again.
+comparable only between features of the same classifier. `make classifier` retrains it, and
+gives the same bytes on the same type of CPU and version of torch. If the weights change,
+all published figures have to be measured again.
 """
 
 import copy
@@ -33,7 +33,7 @@ WEIGHTS = Path(__file__).parent / "classifiers" / "mnist.npz"
 SHA256 = "ce47cbe1f475ed94655c4209ab91d85276922e747d02095acc347aef634aa9b9"
 
 #: Fréchet distance between the first 10,000 training images and the 10,000 test images.
-#: The features are scaled to make it so, which merely chooses their unit.
+#: The features are scaled so that the distance has this value, which only sets their unit.
 FLOOR = 0.10
 
 STEPS = 7_722  # 18 epochs of the training split
@@ -45,7 +45,7 @@ _WEIGHT_DECAY = 0.05
 _VALIDATION_SEED = 1
 _TEST_SEED = 0
 
-# Bounds of the random affine maps, whose parameters are uniform in plus or minus them.
+# Bounds of the random affine maps: each parameter is uniform in [-bound, bound].
 _TURN = 0.2  # radians
 _STRETCH = 0.12  # logarithm of the scale of each axis
 _SHEAR = 0.15
@@ -92,7 +92,7 @@ class Classifier:
         self._network = copy.deepcopy(network).eval()
         layers: list[nn.Module] = []
         for layer in self._network.body:
-            # Folded into the convolutions, normalization costs nothing; it was half the time.
+            # Batch normalization took half the time; folded into the convolutions, none.
             if isinstance(layer, nn.BatchNorm2d):
                 convolution = layers.pop()
                 assert isinstance(convolution, nn.Conv2d)
@@ -121,10 +121,10 @@ class Classifier:
 
 
 def load_classifier(path: Path = WEIGHTS) -> Classifier:
-    """Loads the classifier whose checksum is `SHA256`.
+    """Loads the classifier, after checking the SHA-256 of its weights.
 
     Args:
-        path: Path of its weights.
+        path: Path of the weights.
 
     Raises:
         DataError: The file cannot be read or has another checksum.
@@ -140,7 +140,7 @@ def load_classifier(path: Path = WEIGHTS) -> Classifier:
 
 
 def accuracy(judge: Classifier, images: Array, labels: NDArray[np.int64]) -> float:
-    """Share of images float32 [N, 1, 28, 28] classified as their labels int64 [N]."""
+    """Share of images float32 [N, 1, 28, 28] that are classified as their labels int64 [N]."""
     return float((judge(images)[1].argmax(axis=1) == labels).mean())
 
 
@@ -201,7 +201,7 @@ def pack(network: Network) -> bytes:
 
 
 def unpack(raw: bytes) -> Network:
-    """The inverse of `pack`."""
+    """Deserialises the weights, the inverse of `pack`."""
     network = Network()
     with np.load(io.BytesIO(raw), allow_pickle=False) as state:
         network.load_state_dict(
@@ -214,7 +214,7 @@ def main() -> int:
     """`python -m training.measure.classifier`: trains, writes and measures the classifier.
 
     Returns:
-        The exit status: 0, or 1 where there is no data or the file cannot be written.
+        The exit status: 0, or 1 if there is no data or the file cannot be written.
     """
     # The last bits of the weights depend on the number of threads.
     torch.set_num_threads(1)
@@ -233,7 +233,7 @@ def main() -> int:
     print(f"floor {_floor(judge, dataset):.4f}")
     print(f"{WEIGHTS}: {len(raw)} bytes, SHA-256 {sha256}")
     if sha256 != SHA256:
-        print(f"This is another classifier than {SHA256}: pin it in {__file__}")
+        print(f"The weights differ from the pinned {SHA256}: update SHA256 in {__file__}")
     return 0
 
 

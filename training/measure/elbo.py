@@ -1,7 +1,7 @@
 """ELBO and importance-weighted bound of an autoencoder, in NumPy over three callables.
 
-Training measures its torch model with this code and export the very graphs that it
-ships, so that their figures are comparable.
+Training evaluates its torch model with this code, and export evaluates the exported
+graphs, so that their figures are comparable.
 """
 
 from collections.abc import Callable, Iterator
@@ -84,7 +84,7 @@ def evaluate(model: Autoencoder, images: Array, *, draws: int = 1, seed: int = 0
         draws: Draws of z per image, at least 1.
         seed: Philox key of the draws.
     """
-    # Each draw has a counter range of its own, apart from that of the binarization too.
+    # Each draw uses a separate counter range, also distinct from that of the binarization.
     noise = [
         np.random.Generator(np.random.Philox(key=seed, counter=(1 + draw) << 192))
         for draw in range(draws)
@@ -120,12 +120,12 @@ class BoundEvaluation:
     """The importance-weighted bound on -log p(x) (Burda, Grosse and Salakhutdinov 2016).
 
     Attributes:
-        nll: The bound, mean over the images, in nats; above -log p(x), and the closer to
-            it the more draws.
+        nll: The bound in nats, mean over the images. In expectation it is above -log p(x),
+            and closer to it with more draws.
         stderr: Standard error of `nll` over the images.
-        gap: Negative ELBO of the same images and draws, minus `nll`. It varies less from
-            image to image than the bound, so that the ELBO of a whole test set minus the
-            gap of a part estimates the bound better than that part's mean.
+        gap: Negative ELBO of the same images and draws, minus `nll`. It varies less between
+            images than the bound does. The bound of a whole test set is therefore best
+            estimated by its negative ELBO minus the gap of a part of it.
         gap_stderr: Standard error of `gap` over the images.
         images: Number of images measured.
         draws: K, draws of z per image.
@@ -193,7 +193,7 @@ def importance_bound(
 
 
 def mean_scores(model: Autoencoder, images: NDArray[np.uint8]) -> Nats:
-    """The anomaly score of each image: the negative ELBO at the posterior mean, not drawn.
+    """The anomaly score of each image: its negative ELBO with the posterior mean as z.
 
     Args:
         model: The model and its prior.
@@ -217,7 +217,7 @@ def percentiles(scores: Nats) -> list[float]:
 
 
 def _divergence(model: Autoencoder, z: Array, mean: Array, log_var: Array | None) -> Nats:
-    """The KL term of each image, [N]: in closed form, or log q(z|x) - log p(z) at z."""
+    """The KL term of each image, [N]: in closed form, else log q(z|x) - log p(z)."""
     if log_var is None:
         return np.zeros(len(mean))
     if model.log_prior is None:

@@ -38,15 +38,14 @@ class Generation:
         fid: Distance of unconditional samples; lower is better.
         fid_floor: Distance of as many training images, which a perfect model would reach.
         class_entropy: Entropy in nats of the mean of the predicted class distributions;
-            log 10 = 2.303 where ten classes are drawn equally often.
+            log 10 = 2.303 if ten classes are drawn equally often.
         unconfident: Share of the unconditional samples whose highest class probability
             is below `CONFIDENT`.
         images: Number of unconditional samples.
-        seed: Their seed.
-        label_agreement: Share of the samples drawn by a label that are classified as it,
-            mean over the labels; None, like the fields below, where the model takes no
-            labels.
-        label_agreement_worst: That share of the label where it is lowest.
+        seed: Seed of the unconditional samples.
+        label_agreement: Share of a label's samples that are classified as that label, mean
+            over the labels. This and the fields below are None if the model takes no labels.
+        label_agreement_worst: The lowest of these shares over the labels.
         label_fid: Distance of the samples of all labels together.
         label_images: Number of samples of each label.
     """
@@ -76,8 +75,8 @@ def measure_generation(
     """Draws and measures samples: unconditional ones, and some of each label.
 
     Args:
-        sample: Draws samples. The seed of those of a label is `seed` + label, so that no
-            two labels have the same noise.
+        sample: Draws samples. It gets `seed` + label as the seed for a label's samples, so
+            that no two labels have the same noise.
         judge: The classifier.
         dataset: Samples are compared with its test split; its training split gives the
             floor.
@@ -147,8 +146,7 @@ class _Moments:
 
     Attributes:
         mean: Mean, float64 [F].
-        root: A square root of the covariance, which is root^T root; float64
-            [min(N, F), F].
+        root: A matrix such that the covariance is root^T root; float64 [min(N, F), F].
     """
 
     mean: NDArray[np.float64]
@@ -161,15 +159,15 @@ class _Moments:
         if not np.isfinite(features).all():
             raise ValueError("features: got NaN or infinity, wanted finite numbers")
         mean = features.mean(axis=0, dtype=np.float64)
-        # By QR of the features: a root of their computed covariance would lose half of the
-        # digits where a feature is constant or a linear combination of others.
+        # QR of the features instead of a root of their covariance, which would lose half of the
+        # digits if a feature is constant or a linear combination of others.
         root = np.linalg.qr(features - mean, mode="r") / np.sqrt(len(features) - 1)
         return cls(mean, root)
 
 
 def _distance(a: _Moments, b: _Moments) -> float:
     if a.mean.shape != b.mean.shape:
-        raise ValueError(f"features: got {len(a.mean)} against {len(b.mean)}, wanted as many")
+        raise ValueError(f"features: got {len(a.mean)} against {len(b.mean)}, wanted equal numbers")
     # With A = R^T R and B = S^T S the eigenvalues of A B are those of (R S^T)(R S^T)^T,
     # so the trace of its root is the sum of the singular values of R S^T.
     overlap = np.linalg.svd(a.root @ b.root.T, compute_uv=False).sum()

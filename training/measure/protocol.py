@@ -10,7 +10,7 @@ from common.pixels import to_unit
 from training.data.datasets import Dataset, binarize
 from training.measure.elbo import Evaluation
 
-#: Key of the test split's binarization and of the draws of z from the posterior.
+#: Philox key of the test split's binarization and of the draws of z from the posterior.
 TEST_SEED = 0
 
 
@@ -19,15 +19,15 @@ def test_images(dataset: Dataset, *, binarized: bool) -> NDArray[np.float32]:
 
     Args:
         dataset: The data set.
-        binarized: Draw one bit per pixel, as for a model trained on binarized images;
-            otherwise the grey values.
+        binarized: Whether to draw one bit per pixel, as for a model trained on binarized
+            images, instead of using the grey values.
     """
     images = dataset.test.images
     return binarize(images, TEST_SEED) if binarized else to_unit(images)
 
 
 def describe(result: Evaluation, *, binarized: bool) -> dict[str, Any]:
-    """An evaluation as JSON, with its protocol in words."""
+    """Describes an evaluation as a JSON object, with its protocol in words."""
     pixels = (
         f"pixels binarized by one Bernoulli draw from their grey values (Philox key {TEST_SEED})"
         if binarized

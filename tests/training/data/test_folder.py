@@ -112,7 +112,7 @@ def test_each_split_is_sorted_by_path(tmp_path: Path) -> None:
 def test_pictures_outside_the_subfolders_are_refused(tmp_path: Path) -> None:
     write_many(tmp_path / "cats", 30)
     write(tmp_path / "cover.png", picture(0))
-    with pytest.raises(DataError, match="1 images lie beside its subfolders and 30 in them"):
+    with pytest.raises(DataError, match="1 images are outside its subfolders and 30 in them"):
         load(tmp_path)
 
 
@@ -289,7 +289,7 @@ def test_a_split_without_pictures_is_refused(tmp_path: Path) -> None:
         folder = tmp_path / empty
         for index in chosen:
             write(folder / names[index], picture(index))
-        with pytest.raises(DataError, match=f"images falls to the {empty} split, wanted at least"):
+        with pytest.raises(DataError, match=f"images is in the {empty} split, wanted at least"):
             load(folder)
 
 
@@ -298,7 +298,7 @@ def test_more_pictures_than_memory_are_refused(
 ) -> None:
     write_many(tmp_path, 60)
     limit = 60 * 3 * 8 * 8
-    monkeypatch.setattr(memory, "MOST_BYTES", limit)
+    monkeypatch.setattr(memory, "MAX_BYTES", limit)
     assert load(tmp_path).image_shape == (3, 8, 8)
     with pytest.raises(DataError, match=r"60 images of 243 bytes .*Remedy: a smaller --image-size"):
         load(tmp_path, image_size=9)
@@ -442,7 +442,7 @@ def test_the_validation_split_is_limited_and_the_test_split_never_changes(
 ) -> None:
     paths = [f"{index}.png" for index in range(3000)]
     free = split_by_hash(paths)
-    monkeypatch.setattr(folder_module, "MOST_VALIDATION", 100)
+    monkeypatch.setattr(folder_module, "MAX_VALIDATION", 100)
     train, validation, test = split_by_hash(paths)
     assert test == free[2]
     assert len(validation) == 100
