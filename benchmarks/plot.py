@@ -36,9 +36,9 @@ def panels(results: Results) -> dict[str, list[Shape]]:
         found.setdefault((shape.rpc, shape.rows), []).append(shape)
     titled = {}
     for (rpc, rows), shapes in found.items():
-        most = max(shape.in_flight for shape in shapes)
-        titled[f"{rpc}, {rows} a call, {most} in flight"] = [
-            shape for shape in shapes if shape.in_flight == most
+        highest = max(shape.in_flight for shape in shapes)
+        titled[f"{rpc}, {rows} a call, {highest} in flight"] = [
+            shape for shape in shapes if shape.in_flight == highest
         ]
     return titled
 

@@ -90,9 +90,9 @@ def measure_generation(
         ConfigError: A number is out of range.
         ValueError: Features of the samples are not finite.
     """
-    most = len(dataset.train.images)
-    if not 2 <= images <= most:
-        raise ConfigError(f"images: got {images}, wanted 2 to {most}")
+    largest = len(dataset.train.images)
+    if not 2 <= images <= largest:
+        raise ConfigError(f"images: got {images}, wanted 2 to {largest}")
     if labels and per_label < 2:
         raise ConfigError(f"per_label: got {per_label}, wanted 2 or more")
     test = _Moments.of(judge(to_unit(dataset.test.images))[0])

@@ -1,4 +1,4 @@
-"""Configuration of a model and of its training, as records that check their values."""
+"""Configuration of a model and its training, as dataclasses that validate their values."""
 
 import math
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ Counts = tuple[int, ...]
 #: Largest width, and largest number of dimensions or components.
 LARGEST = 65_536
 # Largest number of blocks, couplings or draws.
-_MOST = 1_000
+_MAX_COUNT = 1_000
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Dense:
     Attributes:
         layers: Width and activation of each hidden layer of the encoder; the
             decoder is its mirror image.
-        kind: Type of the network, in JSON.
+        kind: Type of the network, which tells it apart from others in JSON.
     """
 
     layers: Layers
@@ -33,7 +33,7 @@ class Dense:
         """Checks the layers.
 
         Raises:
-            ConfigError: There are none, or a width is out of range.
+            ConfigError: There are no layers, or a width is out of range.
         """
         if not self.layers or not all(1 <= width <= LARGEST for width, _ in self.layers):
             raise ConfigError(
@@ -45,18 +45,18 @@ class Dense:
 class Conv:
     """Residual convolutional encoder and decoder.
 
-    The image is halved until it is at most 8 pixels wide, which makes the coarsest
-    level. The first width is that of the coarsest level, the next that of the level
-    above it, and the last one that of all finer levels.
+    The image is halved until it has at most 8 rows and columns; each resolution is a
+    level. Tuples begin with the value of the coarsest level, and their last value is
+    also that of all finer levels.
 
     Attributes:
-        widths: Channels of each level, the coarsest first.
-        encoder_blocks: Residual blocks of the encoder at each level, in the same order.
-        decoder_blocks: Residual blocks of the decoder at each level, in the same order.
+        widths: Channels at each level.
+        encoder_blocks: Residual blocks of the encoder at each level.
+        decoder_blocks: Residual blocks of the decoder at each level.
         encoder_trunk: Width of the dense layer between the coarsest level and the latents.
         decoder_trunk: Width of the dense layer between the latents and the coarsest level.
         activation: Name of the activation of all layers.
-        kind: Type of the network, in JSON.
+        kind: Type of the network, which tells it apart from others in JSON.
     """
 
     widths: Counts
@@ -77,8 +77,8 @@ class Conv:
             raise ConfigError(f"widths: got {self.widths}, wanted one or more of 2 to {LARGEST}")
         for name in ("encoder_blocks", "decoder_blocks"):
             counts = getattr(self, name)
-            if not counts or not all(0 <= count <= _MOST for count in counts):
-                raise ConfigError(f"{name}: got {counts}, wanted one or more of 0 to {_MOST}")
+            if not counts or not all(0 <= count <= _MAX_COUNT for count in counts):
+                raise ConfigError(f"{name}: got {counts}, wanted one or more of 0 to {_MAX_COUNT}")
         for name in ("encoder_trunk", "decoder_trunk"):
             _check_range(name, getattr(self, name), LARGEST)
 
@@ -90,9 +90,9 @@ class PriorConfig:
     Attributes:
         kind: `standard` is N(0, I); `gmm` a mixture of Gaussians with full
             covariances; `flow` a RealNVP over one Gaussian; `flow-gmm` a RealNVP over
-            a mixture; `none`, for a plain autoencoder, is no prior to sample from.
-        components: Components of the mixture. Where the data has classes they are
-            divided among them, and the prior can be sampled by label.
+            a mixture; `none`, for a plain autoencoder, means that there is no prior.
+        components: Components of the mixture. If the data has classes, the components
+            are divided among them, and the prior can be sampled by label.
         couplings: Affine coupling layers of the flow.
         width: Width of the hidden layers of a coupling.
     """
@@ -108,12 +108,16 @@ class PriorConfig:
         Raises:
             ConfigError: A value is out of range.
         """
-        for name, most in (("components", LARGEST), ("couplings", _MOST), ("width", LARGEST)):
-            _check_range(f"prior.{name}", getattr(self, name), most)
+        for name, largest in (
+            ("components", LARGEST),
+            ("couplings", _MAX_COUNT),
+            ("width", LARGEST),
+        ):
+            _check_range(f"prior.{name}", getattr(self, name), largest)
 
     @property
     def learned(self) -> bool:
-        """Whether it has weights to train."""
+        """Whether the prior has weights to train."""
         return self.kind not in ("none", "standard")
 
 
@@ -124,11 +128,11 @@ class ModelConfig:
     Attributes:
         network: The layers between image and latents.
         latent_dim: D, the number of latent dimensions.
-        posterior: `gaussian`, or `delta` for a plain autoencoder, whose posterior is one
-            point.
-        scale: Output of the encoder's second head: `log_var`, the logarithm of the
-            posterior's variance, or `sigmoid`, its standard deviation before a sigmoid
-            maps it into (0, 1).
+        posterior: `gaussian`, or `delta` for a plain autoencoder, whose posterior is a
+            single point.
+        scale: What the encoder's second head outputs: with `log_var`, the logarithm of the
+            posterior's variance; with `sigmoid`, the logit of its standard deviation,
+            which is then below 1.
         prior: The prior p(z).
     """
 
@@ -139,18 +143,18 @@ class ModelConfig:
     prior: PriorConfig = field(default_factory=PriorConfig)
 
     def __post_init__(self) -> None:
-        """Checks that posterior, prior and latent dimensions go together.
+        """Checks that posterior, prior and latent dimensions can be combined.
 
         Raises:
-            ConfigError: They do not, or a value is out of range.
+            ConfigError: They cannot be combined, or a value is out of range.
         """
         _check_range("latent_dim", self.latent_dim, LARGEST)
         if self.posterior == "gaussian" and self.prior.kind == "none":
             raise ConfigError("prior.kind: got none, wanted a prior (the ELBO needs one)")
         if self.posterior == "delta" and self.prior.kind == "standard":
             raise ConfigError(
-                "prior.kind: got standard, wanted none, gmm, flow or flow-gmm: nothing draws the "
-                "latents of posterior=delta to N(0, I)"
+                "prior.kind: got standard, wanted none, gmm, flow or flow-gmm: posterior=delta has "
+                "no KL term that would bring its latents close to N(0, I)"
             )
         if "flow" in self.prior.kind and self.latent_dim < 2:
             raise ConfigError(
@@ -180,16 +184,17 @@ class TrainConfig:
         ema: Decay of the exponential moving average of the weights, which is the model
             that is measured and exported. 0 turns averaging off.
         clip_grad_norm: Norm that larger gradients are scaled down to.
-        skip_grad_norm: A step is skipped where its gradient has a norm above this, or is
-            not finite.
-        max_skipped: Skipped steps that a run may have; one more ends it.
+        skip_grad_norm: A step is skipped if the norm of its gradient is above this, or not
+            finite.
+        max_skipped: Largest number of skipped steps; one more ends the run with an error.
         prior_start: Share of the steps after which a learned prior is fitted to the
             aggregate posterior and replaces N(0, I).
         prior_fit: Length of that fit, in steps per step of the autoencoder.
-        prior_refit: Length of the last fit, to the final autoencoder, in the same unit.
+        prior_refit: Length of the last fit, to the final autoencoder, in steps per step of
+            the autoencoder.
         prior_batch_size: Latents per step of both fits.
         prior_learning_rate: Peak learning rate of the prior's own schedule.
-        label_weight: Weight of log p(label|z) relative to log p(z), where the prior is
+        label_weight: Weight of log p(label|z) relative to log p(z), if the prior is
             conditional on the class.
         seed: Seed of the initial weights, the order of the images and all noise.
     """
@@ -219,10 +224,10 @@ class TrainConfig:
         """Checks the values.
 
         Raises:
-            ConfigError: One is out of range, or beta is not 1 with the iwae objective.
+            ConfigError: A value is out of range, or beta is not 1 with the iwae objective.
         """
         for name, wanted, good in (
-            ("draws", f"1 to {_MOST}", 1 <= self.draws <= _MOST),
+            ("draws", f"1 to {_MAX_COUNT}", 1 <= self.draws <= _MAX_COUNT),
             ("beta", "0 or more", 0 <= self.beta < math.inf),
             ("batch_size", "1 or more", self.batch_size >= 1),
             ("learning_rate", "above 0", 0 < self.learning_rate < math.inf),
@@ -249,7 +254,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Preset:
-    """A model with its training, as listed by `latentserve train --help`.
+    """A named model with its training settings, as listed by `latentserve train --help`.
 
     Attributes:
         model: Architecture of the autoencoder.
@@ -265,12 +270,12 @@ class Preset:
         """Checks that the objective suits the model.
 
         Raises:
-            ConfigError: It is the importance-weighted bound of a plain autoencoder.
+            ConfigError: The objective is `iwae`, but the model is a plain autoencoder.
         """
         if self.model.posterior == "delta" and self.train.objective == "iwae":
             raise ConfigError("objective: got iwae, wanted elbo with posterior=delta")
 
 
-def _check_range(name: str, value: int, most: int) -> None:
-    if not 1 <= value <= most:
-        raise ConfigError(f"{name}: got {value}, wanted 1 to {most}")
+def _check_range(name: str, value: int, largest: int) -> None:
+    if not 1 <= value <= largest:
+        raise ConfigError(f"{name}: got {value}, wanted 1 to {largest}")

@@ -1,4 +1,4 @@
-"""Expectation maximisation of a prior's mixture."""
+"""Fit of a prior's mixture by expectation maximisation."""
 
 import torch
 from torch import Tensor
@@ -6,26 +6,26 @@ from torch import Tensor
 from training.model.prior import Prior
 
 _ITERATIONS = 25
-# Added to the diagonal of each covariance, as a share of the mean variance, lest a
-# component of few rows collapse onto them.
+# Added to the diagonal of each covariance, as a share of the mean variance, so that a
+# component with few rows does not collapse onto them.
 _RIDGE = 1e-3
-# Least mean variance, for latents that are all equal.
-_LEAST_VARIANCE = 1e-6
+# Lower bound of the mean variance, for latents that are all equal.
+_MIN_VARIANCE = 1e-6
 _CHUNK = 8_192
 
 
 @torch.no_grad()
 def fit_mixture(prior: Prior, z: Tensor, labels: Tensor, seed: int) -> None:
-    """Fits components, their weights and the class weights to latents; the flow stays.
+    """Fits a prior's components, their weights and the class weights to latents.
 
-    Latents are mapped back through the flow first. The components of each class are fitted
-    to the latents of that class alone, by expectation maximisation (Dempster, Laird and
-    Rubin 1977).
+    The flow does not change: the components are fitted to the latents as mapped back through
+    it, those of each class to the latents of that class, by expectation maximisation
+    (Dempster, Laird and Rubin 1977).
 
     Args:
         prior: The prior to change.
         z: Latents, [N, D].
-        labels: Class of each latent, int64 [N]; ignored where the prior has no classes.
+        labels: Class of each latent, int64 [N]; ignored if the prior has no classes.
         seed: Seed of the initial means.
     """
     y = torch.cat([prior.to_base(chunk)[0] for chunk in torch.split(z, _CHUNK)]).double().cpu()
@@ -35,7 +35,7 @@ def fit_mixture(prior: Prior, z: Tensor, labels: Tensor, seed: int) -> None:
         mine = (prior.group == group).nonzero().flatten().cpu()
         rows = y[labels == group] if prior.classes else y
         if len(rows) <= y.shape[1]:
-            rows = y  # too few for a covariance: the class gets that of all latents
+            rows = y  # too few rows for a covariance, so that of all latents is used
         weights, means, covariances = _expectation_maximisation(rows, len(mine), generator)
         factors = _precision_factors(covariances)
         prior.logits[mine] = weights.log().to(prior.logits)
@@ -50,15 +50,15 @@ def fit_mixture(prior: Prior, z: Tensor, labels: Tensor, seed: int) -> None:
 def _expectation_maximisation(
     rows: Tensor, count: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns weights [K], means [K, D] and covariances [K, D, D] of rows [N, D]."""
+    """Fits K components to rows [N, D]: weights [K], means [K, D], covariances [K, D, D]."""
     size, dim = rows.shape
     centred = rows - rows.mean(dim=0)
     whole = centred.T @ centred / size
-    spread = whole.diagonal().mean().clamp(min=_LEAST_VARIANCE)
+    spread = whole.diagonal().mean().clamp(min=_MIN_VARIANCE)
     ridge = _RIDGE * spread * torch.eye(dim, dtype=rows.dtype)
     weights = torch.full((count,), 1.0 / count, dtype=rows.dtype)
     chosen = torch.randperm(size, generator=generator)[:count]
-    # Where there are fewer rows than components, some components begin at the same mean.
+    # If there are fewer rows than components, some components begin at the same mean.
     means = rows[chosen[torch.arange(count) % len(chosen)]].clone()
     covariances = (whole + ridge).repeat(count, 1, 1)
     if count == 1:
@@ -68,7 +68,7 @@ def _expectation_maximisation(
         mass = shares.sum(dim=0)
         weights = (mass + 1e-6) / (mass + 1e-6).sum()
         for component in range(count):
-            # With less mass there is nothing to estimate from, and the component stays.
+            # A component with less mass has too little data and is left unchanged.
             if mass[component] > 1.0:
                 share = shares[:, component : component + 1] / mass[component]
                 means[component] = (share * rows).sum(dim=0)
@@ -89,7 +89,7 @@ def _responsibilities(rows: Tensor, weights: Tensor, means: Tensor, covariances:
 
 
 def _precision_factors(covariances: Tensor) -> Tensor:
-    """Lower triangular P with P^T P = covariance^-1, [K, D, D]."""
+    """Lower triangular factors P of the precision matrices, P^T P = covariance^-1: [K, D, D]."""
     lower = torch.linalg.cholesky(covariances)
     identity = torch.eye(lower.shape[-1], dtype=lower.dtype).expand_as(lower)
     factors: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)

@@ -1,8 +1,8 @@
-"""Logarithms whose ONNX graphs give a row the same bits in every batch.
+"""Logarithms whose result for a row is, once exported to ONNX, the same bits in every batch.
 
-onnxruntime's Log and Softplus round the tail of an array unlike its body (measured
-on 1.32), so that a row's value would depend on its place in the batch. These functions
-use Exp, Sigmoid and arithmetic alone.
+onnxruntime's Log and Softplus round the tail of an array differently from the rest
+(measured on 1.32), so that a row's value would depend on its place in the batch. These
+functions use only Exp, Sigmoid and arithmetic.
 """
 
 import torch
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def log_sigmoid(x: Tensor) -> Tensor:
-    """log(sigmoid(x)), without cancellation.
+    """Computes log(sigmoid(x)) elementwise, without cancellation.
 
-    min(x, 0) - log(1 + e) with e = exp(-|x|), where log(1 + e) = 2 artanh(e / (2 + e))
-    and the argument is at most 1/3, so that seven terms of the series reach float32.
+    It is min(x, 0) - log(1 + e) with e = exp(-|x|), and log(1 + e) = 2 artanh(e / (2 + e)).
+    The argument of artanh is at most 1/3, so seven terms of its series are enough for float32.
     """
     small = torch.sigmoid(-x.abs())  # e / (1 + e)
     y = small / (2.0 - small)  # e / (2 + e)
@@ -25,14 +25,14 @@ def log_sigmoid(x: Tensor) -> Tensor:
 
 
 def log_sum_exp(x: Tensor) -> Tensor:
-    """log(sum(exp(x))) over the last axis, [N, K] to [N].
+    """Computes log(sum(exp(x))) over the last axis, [N, K] to [N].
 
-    With the largest term factored out the sum is in [1, K]. Its logarithm t solves
-    exp(t) = sum and is found by Halley's method, which cubes the error in each step.
+    With the largest term factored out, the sum is in [1, K]. Its logarithm t solves
+    exp(t) = sum and is found by Halley's method, which cubes the error in each iteration.
     """
     largest = x.amax(dim=-1, keepdim=True)
     total = torch.exp(x - largest).sum(dim=-1)
-    # The first iterate from t = 0, which is never above the logarithm.
+    # The first iteration, from t = 0; its result is never above the logarithm.
     t = 2.0 * (total - 1.0) / (total + 1.0)
     for _ in range(_steps(x.shape[-1])):
         power = torch.exp(t)
@@ -41,5 +41,5 @@ def log_sum_exp(x: Tensor) -> Tensor:
 
 
 def _steps(count: int) -> int:
-    """Iterations until log(count) is exact in float32: each moves t by at most 2."""
+    """Iterations after which log(count) is exact in float32; each moves t by at most 2."""
     return 4 + int(count).bit_length() // 2

@@ -15,7 +15,7 @@ from training.model.vae import DiagonalGaussian, Vae, bernoulli_nll, gaussian_lo
 
 @dataclass(frozen=True)
 class Terms:
-    """The objective of a batch and its terms, means over the batch in nats, each a scalar.
+    """The objective of a batch and its terms: scalars in nats, means over the batch.
 
     Attributes:
         loss: The objective to minimise.
@@ -40,19 +40,19 @@ def autoencoder_terms(
     learned_prior: bool,
     precision: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Terms:
-    """The negative ELBO or the importance-weighted bound of a batch.
+    """Computes the negative ELBO or the importance-weighted bound of a batch, and its terms.
 
     Args:
         model: The model.
         images: Targets and inputs, [N, C, H, W] in [0, 1].
-        labels: int64 [N]; only a prior that is conditional on the class uses them.
+        labels: Classes, int64 [N]; used only by a prior that is conditional on the class.
         eps: Standard normal noise of K draws, [K, N, D].
         config: Objective, and the weight of log p(label|z).
         beta: Weight of the KL term at this step.
         learned_prior: Whether p(z) is the learned prior; otherwise it is N(0, I).
         precision: Makes the context, such as autocast, that encoder and decoder run in.
-            Latents, densities and sums keep the precision of the weights: in bfloat16 a
-            KL of 25 nats has a resolution of an eighth.
+            Latents, densities and sums keep the precision of the weights, because bfloat16
+            resolves a KL of 25 nats only to an eighth.
     """
     draws, rows, dim = eps.shape
     with precision():
@@ -128,7 +128,7 @@ class Objective(nn.Module):
 
 
 def prior_nlls(model: Vae, z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """-log p(z) and -log p(label|z) under the learned prior, in nats.
+    """Computes -log p(z) and -log p(label|z) under the learned prior, in nats.
 
     Args:
         model: A model with a learned prior.
@@ -136,7 +136,7 @@ def prior_nlls(model: Vae, z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         labels: int64 [N].
 
     Returns:
-        Both, [N] each; the second is 0 where the prior is not conditional on the class.
+        Both terms, [N] each; the second is 0 if the prior is not conditional on the class.
     """
     assert model.prior is not None
     components = model.prior.log_components(z)
@@ -153,7 +153,7 @@ def kl_at(model: Vae, posterior: DiagonalGaussian, z: Tensor, *, learned_prior: 
     Args:
         model: The model.
         posterior: The posteriors of N images.
-        z: A draw from each of them, [N, D], to estimate the KL from where there is no
+        z: A draw from each posterior, [N, D], from which the KL is estimated if there is no
             closed form.
         learned_prior: Whether p(z) is the learned prior; otherwise it is N(0, I).
     """

@@ -1,4 +1,4 @@
-"""The learned prior p(z), its density and its sampler: a mixture of Gaussians under a flow."""
+"""The learned prior p(z), a mixture of Gaussians mapped by a flow; its density and sampler."""
 
 import math
 from typing import NamedTuple
@@ -9,25 +9,26 @@ from torch import Tensor, nn
 from training.model.config import PriorConfig
 from training.model.numerics import log_sum_exp
 
-# The logarithm of a weight of 0: its exponential is 0 in float32, and no NaN arises.
+# Logarithm of a weight of 0. Its exponential is 0 in float32; -inf could lead to NaN.
 _NEVER = -1e4
 
 
 class Coupling(nn.Module):
     """An affine coupling layer of RealNVP (Dinh, Sohl-Dickstein and Bengio 2017).
 
-    Half of the dimensions determine the scale and shift of the other half.
+    Half of the dimensions stay unchanged and determine the scale and shift of the others.
 
     Args:
         dim: D, at least 2.
         width: Width of the two hidden layers.
         seed: Seed of the division into halves.
-        swap: Transform the first half instead of the second.
+        swap: Whether to transform the first half instead of the second.
 
     Attributes:
-        keep: Dimensions that stay as they are, int64.
-        move: Dimensions that are transformed, int64.
-        order: Permutation, int64 [D], that puts both together in their old order.
+        keep: Indices of the dimensions that stay unchanged, int64.
+        move: Indices of the dimensions that are transformed, int64.
+        order: Permutation, int64 [D], that brings `keep` followed by `move` into the original
+            order.
     """
 
     keep: Tensor
@@ -43,7 +44,7 @@ class Coupling(nn.Module):
         self.register_buffer("move", move)
         self.register_buffer("order", torch.cat([keep, move]).argsort())
         last = nn.Linear(width, 2 * len(move))
-        # The coupling begins as the identity.
+        # With these weights the coupling begins as the identity.
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.net = nn.Sequential(
@@ -58,7 +59,7 @@ class Coupling(nn.Module):
         return y.index_select(1, self.order), -log_scale.sum(dim=1)
 
     def from_base(self, y: Tensor) -> Tensor:
-        """The inverse of `to_base`, [N, D] to [N, D]."""
+        """Maps y [N, D] away from the base distribution to z [N, D], the inverse of `to_base`."""
         kept, moved = y.index_select(1, self.keep), y.index_select(1, self.move)
         log_scale, shift = self._affine(kept)
         z = torch.cat([kept, moved * torch.exp(log_scale) + shift], dim=1)
@@ -66,34 +67,34 @@ class Coupling(nn.Module):
 
     def _affine(self, kept: Tensor) -> tuple[Tensor, Tensor]:
         raw, shift = self.net(kept).chunk(2, dim=1)
-        # Bounded, so that no draw comes out arbitrarily large.
+        # The scale is bounded, so that no draw becomes arbitrarily large.
         return 2.0 * torch.tanh(0.5 * raw), shift
 
 
 class Prior(nn.Module):
     """A flow over a mixture of Gaussians with full covariances.
 
-    z = f(y), where y is drawn from a mixture and f is a stack of couplings: with one
-    component it is a plain flow, without couplings a plain mixture. Where the data has
+    z = f(y), where y is drawn from a mixture and f is a stack of couplings. With one
+    component it is a plain flow, without couplings a plain mixture. If the data has
     classes, each component belongs to one of them: p(z | label) is the mixture of that
     class's components, and p(z) is the sum of these mixtures weighted by the frequencies
     of the classes.
 
     Args:
-        config: Kind and sizes; the kind is one that is learned.
-        dim: D.
+        config: Kind and sizes of a learned prior.
+        dim: D, the number of latent dimensions.
         classes: Number of classes of the data; 0 or 1 for none.
 
     Attributes:
-        classes: Number of classes that it is conditional on; 0 for none.
+        classes: Number of classes that the prior is conditional on; 0 for none.
         flow: The couplings, from the mixture to the latents.
         group: Class of each component, int64 [K].
         class_weights: Frequency of each class, float [max(1, classes)].
         logits: Unnormalised log-weight of each component within its class, [K].
         means: Mean of each component, [K, D].
         lower: Cholesky factor of each precision matrix below its diagonal, [K, D, D].
-        log_diagonal: Logarithm of the diagonal of each Cholesky factor, [K, D], which is
-            therefore never 0.
+        log_diagonal: Logarithm of the diagonal of each Cholesky factor, [K, D]; it keeps the
+            diagonal positive.
     """
 
     group: Tensor
@@ -135,7 +136,7 @@ class Prior(nn.Module):
         return y
 
     def log_components(self, z: Tensor) -> Tensor:
-        """Log-density at z [N, D] of each component, not weighted: [N, K]."""
+        """Unweighted log-density of each component at z [N, D]: [N, K]."""
         y, log_det = self.to_base(z)
         return _log_gaussians(y, self._gaussians()) + log_det.unsqueeze(1)
 
@@ -149,7 +150,7 @@ class Prior(nn.Module):
         return self.weigh(self.log_components(z), label)
 
     def weigh(self, log_components: Tensor, label: Tensor | None = None) -> Tensor:
-        """The weighted sum of `log_components` [N, K]: `log_prob`, [N]."""
+        """Computes `log_prob`, [N], as the weighted sum over `log_components`, [N, K]."""
         table = self.log_weights()
         weights = table[0] if label is None else table.index_select(0, label + 1)
         return log_sum_exp(log_components + weights)
@@ -157,7 +158,7 @@ class Prior(nn.Module):
     def log_weights(self) -> Tensor:
         """The log-weights of the components, [1 + classes, K].
 
-        The first row is for p(z), row 1 + label for p(z | label).
+        The first row has those of p(z), row 1 + label those of p(z | label).
         """
         groups = len(self.class_weights)
         members = self.group == torch.arange(groups, device=self.group.device).unsqueeze(1)
@@ -176,7 +177,7 @@ class Prior(nn.Module):
         factors = self.factors()
         count, dim, _ = factors.shape
         return _Gaussians(
-            # Under its component, y P^T - P mean is standard normal.
+            # If y is drawn from a component, y P^T - P mean is standard normal.
             factors.reshape(count * dim, dim).T,
             (factors @ self.means.unsqueeze(2)).reshape(count * dim),
             self.log_diagonal.sum(dim=1) - 0.5 * dim * math.log(2.0 * math.pi),
@@ -206,7 +207,7 @@ def _log_gaussians(y: Tensor, gaussians: _Gaussians) -> Tensor:
 
 
 class Density(nn.Module):
-    """The density of a prior, for export: a snapshot of its weights with constants folded.
+    """The density of a prior, for export: a snapshot with precomputed constants.
 
     Args:
         prior: The prior.
@@ -234,7 +235,7 @@ class Density(nn.Module):
 
 
 def _row(label: Tensor, prior: Prior) -> Tensor:
-    """Row of each label in the table of weights; -1 is the first row."""
+    """Row of each label in the table of weights; label -1 has the first row."""
     return label + 1 if prior.classes else label * 0
 
 
@@ -255,8 +256,8 @@ class Sampler(nn.Module):
         with torch.no_grad():
             weights = prior.log_weights().double().exp()
             weights = weights / weights.sum(dim=1, keepdim=True)
-            # From the last component with a weight on above 1, so that rounding never
-            # selects a component after it.
+            # The threshold of the last component with a weight, and of those after it, is
+            # above 1, so that rounding never selects a component without a weight.
             last = (weights > 0).to(torch.int64).cumsum(dim=1).argmax(dim=1, keepdim=True)
             cumulative = weights.cumsum(dim=1)
             past = torch.arange(weights.shape[1], device=last.device) >= last

@@ -1,4 +1,4 @@
-"""Configuration as text: settings of the command line, and the way back from JSON."""
+"""Parses configuration: `--set` options of the command line, and records in JSON."""
 
 import dataclasses
 import types
@@ -22,7 +22,7 @@ def override(preset: Preset, settings: Sequence[str]) -> Preset:
             written `512:relu,256:relu`, lists of numbers `64,32`.
 
     Raises:
-        ConfigError: A key does not exist, or a value does not parse or is refused.
+        ConfigError: A key does not exist, or a value cannot be parsed or is out of range.
     """
     changes: dict[tuple[str, ...], Any] = {}
     keys = _keys(preset)
@@ -40,17 +40,17 @@ def override(preset: Preset, settings: Sequence[str]) -> Preset:
 
 
 def record_from_json(kind: type[T], data: Any) -> T:
-    """The inverse of `dataclasses.asdict`, after a round trip through JSON.
+    """Makes a record from parsed JSON, the inverse of `dataclasses.asdict`.
 
     Args:
         kind: ModelConfig or TrainConfig.
         data: The parsed JSON.
 
     Raises:
-        ConfigError: The record refuses a value.
+        ConfigError: A value is out of range.
         KeyError: A field is missing.
-        TypeError: There is an unknown field, or one of another type.
-        ValueError: A value is none of those that the field may have.
+        TypeError: There is an unknown field, or a value of the wrong type.
+        ValueError: A value is not one of the field's choices.
     """
     hints = typing.get_type_hints(kind)
     if not isinstance(data, dict):
@@ -61,7 +61,7 @@ def record_from_json(kind: type[T], data: Any) -> T:
 
 
 def _keys(preset: Preset) -> dict[str, tuple[tuple[str, ...], Any]]:
-    """The keys that can be set, with the path to each field and its type."""
+    """The keys that `--set` accepts, with the path to each field and its type."""
     model = preset.model
     return {
         prefix + name: ((*path, name), kind)
@@ -78,7 +78,7 @@ def _keys(preset: Preset) -> dict[str, tuple[tuple[str, ...], Any]]:
 
 
 def _replaced(record: Any, changes: Mapping[tuple[str, ...], Any]) -> Any:
-    """A copy of nested records with the fields at some paths replaced."""
+    """Copies nested records, replacing the fields at the paths in `changes`."""
     new = {}
     for name in {path[0] for path in changes}:
         below = {path[1:]: value for path, value in changes.items() if path[0] == name}
@@ -87,7 +87,7 @@ def _replaced(record: Any, changes: Mapping[tuple[str, ...], Any]) -> Any:
 
 
 def _from_json(hint: Any, value: Any) -> Any:
-    """One value of a record, by its type hint."""
+    """Converts a value from JSON to the type of its field."""
     if isinstance(hint, types.UnionType):
         hint = {network.kind: network for network in typing.get_args(hint)}[value["kind"]]
     if dataclasses.is_dataclass(hint):
@@ -108,7 +108,7 @@ def _from_json(hint: Any, value: Any) -> Any:
 
 
 def _parse(key: str, text: str, kind: Any) -> Any:
-    """The value of a `--set` option, by the type of its field."""
+    """Parses the value of a `--set` option by the type of its field."""
     try:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
@@ -127,7 +127,7 @@ def _parse(key: str, text: str, kind: Any) -> Any:
 
 
 def _wanted(kind: Any) -> str:
-    """The values of a type, in words for an error message."""
+    """Describes the values of a type in words, for error messages."""
     if kind == Layers:
         return "layers such as 512:relu,256:relu"
     if kind == Counts:

@@ -26,7 +26,7 @@ class DiagonalGaussian:
     log_var: Tensor | None
 
     def to(self, dtype: torch.dtype) -> "DiagonalGaussian":
-        """Converts to another precision."""
+        """Converts the tensors to another dtype."""
         return DiagonalGaussian(
             self.mean.to(dtype), None if self.log_var is None else self.log_var.to(dtype)
         )
@@ -91,8 +91,8 @@ class Vae(nn.Module):
     Attributes:
         config: Networks, latent dimensions, posterior and prior.
         image_shape: C, H and W.
-        prior: The learned prior; None where p(z) is N(0, I), or a plain autoencoder has
-            none.
+        prior: The learned prior; None if p(z) is N(0, I), or a plain autoencoder has no
+            prior.
 
     Raises:
         ConfigError: The config names an unknown activation.
@@ -110,7 +110,7 @@ class Vae(nn.Module):
 
     @property
     def labels(self) -> int:
-        """Number of classes that the prior can be sampled by; 0 where it has none."""
+        """Number of classes that the prior can be sampled by; 0 if it has no classes."""
         return 0 if self.prior is None else self.prior.classes
 
     def encode(self, images: Tensor) -> DiagonalGaussian:
@@ -135,5 +135,5 @@ class Vae(nn.Module):
         return [parameter for parameter in self.parameters() if parameter not in prior]
 
     def prior_parameters(self) -> list[nn.Parameter]:
-        """The weights of the learned prior; empty where there is none."""
+        """The weights of the learned prior; empty if there is none."""
         return [] if self.prior is None else list(self.prior.parameters())

@@ -20,7 +20,7 @@ from training.report.palette import FAINT, INK, PAPER, QUIET
 
 #: Width of the pictures in pixels.
 WIDTH = 1200
-#: Size of ordinary text in pixels: large, since a phone shows a picture at a third of its width.
+#: Size of ordinary text in pixels; it is large because a phone shrinks a picture to a third.
 TEXT = 32
 
 _DPI = 100
@@ -181,13 +181,16 @@ class Canvas:
     def legend_rows(
         self, width: float, entries: Sequence[tuple[str, str]], size: float = TEXT
     ) -> int:
-        """Number of rows of a legend."""
+        """Number of rows that a legend takes at a width."""
         return len(self._legend_lines(width, entries, size))
 
     def _legend_lines(
         self, width: float, entries: Sequence[tuple[str, str]], size: float
     ) -> list[list[tuple[float, str, str]]]:
-        """Rows of (x, name, colour); the last may end with the number of entries left out."""
+        """Lays out a legend as rows of (x, name, colour).
+
+        If not all entries fit, the last row ends with the number of entries left out.
+        """
         lines: list[list[tuple[float, str, str]]] = []
         x = width
         for index, (name, colour) in enumerate(entries):
@@ -208,7 +211,7 @@ class Canvas:
         return lines
 
     def hold(self, moving: Sequence[Artist]) -> None:
-        """Renders all but the `moving` artists once; `pixels` then draws only those on top."""
+        """Renders all but the `moving` artists once; `pixels` then redraws only the moving ones."""
         for artist in moving:
             artist.set_animated(True)
         self._agg.draw()
@@ -231,7 +234,7 @@ class Canvas:
 
 
 def encode_png(pixels: Bytes) -> bytes:
-    """Encodes an image uint8 [h, w, 3] as PNG, in grey where it has no colour."""
+    """Encodes an image uint8 [h, w, 3] as PNG, in greyscale if it has no colour."""
     picture = Image.fromarray(pixels)
     if (pixels == pixels[:, :, :1]).all():
         picture = picture.convert("L")

@@ -5,7 +5,7 @@ from training.report.curves import LEFT_OUT, phases
 from training.report.data import ReportData
 from training.report.latent import LINE, PLANE
 from training.report.projection import REACH, Projection
-from training.report.samples import BY_CLASS, MOST_ROWS, SAMPLES, SEED
+from training.report.samples import BY_CLASS, MAX_ROWS, SAMPLES, SEED
 from training.report.sheet import is_ink
 
 _HEADINGS = {
@@ -22,7 +22,7 @@ _GRID = f"{PLANE} \N{MULTIPLICATION SIGN} {PLANE}"
 
 
 class Captions:
-    """The texts of a report page, for readers who see such pictures for the first time.
+    """Writes the texts of a report page, for readers who do not know such pictures.
 
     Args:
         data: The data of the report.
@@ -126,8 +126,8 @@ class Captions:
     def _by_class(self) -> list[str]:
         names = self._data.sample_labels
         text = f"{BY_CLASS} samples of each class, sampled by its label (seed {SEED})."
-        if len(names) > MOST_ROWS:
-            text += f" The first {MOST_ROWS} of {len(names)} classes."
+        if len(names) > MAX_ROWS:
+            text += f" The first {MAX_ROWS} of {len(names)} classes."
         return [text]
 
     def _curves(self) -> list[str]:

@@ -14,11 +14,11 @@ from training.report import Frame, ReportData, write_live
 from training.run_folder import RunFolder
 from training.trainer import Trainer
 
-#: Frames of the movie of a run of at least this many steps; up to twice as many.
+#: Least number of frames of a movie, if the run has as many steps; there are up to twice as many.
 FRAMES = 80
-#: Test images whose reconstructions are shown.
+#: Number of test images whose reconstructions are shown.
 SHOWN = 16
-#: Test images whose posterior means are in the scatter plot of each frame.
+#: Number of test images whose posterior means are in the scatter plot of each frame.
 SCATTERED = 1_000
 
 
@@ -48,7 +48,7 @@ class MovieRecorder:
             self._record(phase.name)
 
     def last_frame(self) -> None:
-        """Records the last frame."""
+        """Records the state after the last step as the movie's last frame."""
         self._record(self._trainer.phase.name)
 
     def draw_live(self, elbo: float) -> None:
@@ -92,7 +92,7 @@ class MovieRecorder:
 
 
 def test_labels(dataset: Dataset) -> NDArray[np.int64]:
-    """Labels of the test images, int64 [N]; -1 where the data has no labels."""
+    """Labels of the test images, int64 [N]; all -1 if the data has no labels."""
     labels = dataset.test.labels
     return labels if dataset.class_names else np.full_like(labels, -1)
 
@@ -156,6 +156,6 @@ def collect_report(
 
 
 def _elbo_at(step: int, measured: list[dict[str, Any]]) -> float:
-    """Mean training ELBO of the last few log entries up to a step; NaN before the first."""
+    """Mean training ELBO of the last five log entries up to a step; NaN if there are none."""
     near = [entry["elbo"] for entry in measured if entry["step"] <= step][-5:]
     return float(np.mean(near)) if near else float("nan")

@@ -17,8 +17,8 @@ from training.report.palette import ACCENT, INK, QUIET, SECOND
 Line = tuple[NDArray[np.float64], NDArray[np.float64]]
 Log = Sequence[Mapping[str, Any]]
 
-#: Share of the steps, from the first on, that curves leave out: their values are so high
-#: that the rest would be flat.
+#: Share of the steps at the start that curves leave out: their values are so high that the
+#: rest of a curve would look flat.
 LEFT_OUT = 0.03
 
 _LEFT = 120
@@ -27,7 +27,7 @@ _IDLE = "#b9c2cc"
 
 
 def read_line(log: Log, key: str) -> Line:
-    """Steps and values, float64 [n] each, of the entries with a finite value of a key."""
+    """Reads a curve from the log: steps and finite values of a key, float64 [n] each."""
     found = [
         (entry["step"], entry[key])
         for entry in log
@@ -48,7 +48,7 @@ def phases(log: Log) -> list[tuple[str, float]]:
 
 
 def robust_limits(lines: Sequence[Line]) -> tuple[float, float] | None:
-    """Limits of an axis that fits all but the first steps; None without values."""
+    """Limits of an axis that fits the lines except their first steps; None without values."""
     everything = np.concatenate([steps for steps, _ in lines])
     if not len(everything):
         return None
@@ -67,7 +67,7 @@ def _begin(steps: NDArray[np.float64]) -> float:
 def draw_curves(data: ReportData) -> bytes | None:
     """Plots the negative ELBO, its two terms and the learning rate over the steps, as PNG.
 
-    None where the log has no ELBO and no term of it.
+    Returns None if the log has neither the ELBO nor one of its terms.
     """
     panels = []
     for key, title in (

@@ -22,8 +22,8 @@ class Frame:
     Attributes:
         step: Steps done.
         phase: Name of the phase, for example `prior fit`; may be empty.
-        elbo: Negative ELBO in nats per image, lower is better; NaN where it was
-            not measured.
+        elbo: Negative ELBO in nats per image, lower is better; NaN if it was not
+            measured.
         reconstructions: Reconstructions of `ReportData.images`, uint8 [n, C, H, W].
         means: Posterior means of the same M test images in all frames, float32 [M, D].
     """
@@ -37,7 +37,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything that a report shows of a training and of the model that came out of it.
+    """Everything that a report shows of a training and its final model.
 
     Attributes:
         title: Name of the run.
@@ -45,7 +45,7 @@ class ReportData:
         images: The shown test images, uint8 [n, C, H, W] with C = 1 or 3.
         labels: Classes of the M images whose means are in the frames, int64 [M]; -1 for
             none.
-        class_names: Name of each class; empty where the data has none.
+        class_names: Name of each class; empty if the data has no classes.
         frames: Frames of the movie in order; empty for no movie.
         log: Entries of log.jsonl: `step`, `phase`, `elbo`, `reconstruction`, `kl`,
             `learning_rate`, `beta`, and at validations `validation_elbo`,
@@ -57,8 +57,8 @@ class ReportData:
         map_labels: Classes of the N test images, int64 [N]; -1 for none.
         decode: Maps latents float32 [n, D] to images float32 [n, C, H, W] in [0, 1].
         sample: Maps (count, seed, label) to samples float32 [count, C, H, W] in [0, 1],
-            where label is an index into `sample_labels`, or None for any; None where
-            the model has no prior to sample from.
+            where label is an index into `sample_labels`, or None for any. The whole
+            field is None if the model has no prior to sample from.
         sample_labels: Names of the classes that the prior can be sampled by.
         metrics: The final figures; nested mappings are flattened for display.
     """
@@ -82,7 +82,7 @@ class ReportData:
         """Checks that the shapes of the arrays agree.
 
         Raises:
-            ValueError: They do not.
+            ValueError: A shape is wrong or disagrees with another one.
         """
         if self.images.ndim != 4 or self.images.shape[1] not in (1, 3):
             raise ValueError(
@@ -103,7 +103,7 @@ class ReportData:
 
     @functools.cached_property
     def variances(self) -> NDArray[np.float64]:
-        """Variance of the posterior mean over the test images, per dimension, [D]."""
+        """Variance over the test images of each dimension of the posterior mean, [D]."""
         variances: NDArray[np.float64] = self.means.astype(np.float64).var(axis=0)
         return variances
 
@@ -114,7 +114,10 @@ class ReportData:
 
     @functools.cached_property
     def kl_per_dimension(self) -> NDArray[np.float64] | None:
-        """KL(q(z_d|x) || N(0, 1)) in nats, mean over the test images, [D]."""
+        """KL(q(z_d|x) || N(0, 1)) of each dimension in nats, mean over the test images, [D].
+
+        None for a plain autoencoder.
+        """
         if self.log_vars is None:
             return None
         mean, log_var = self.means.astype(np.float64), self.log_vars.astype(np.float64)

@@ -12,9 +12,9 @@ from training.report.palette import QUIET, class_colours, point_colours
 from training.report.projection import REACH, Projection, Window, fit_window
 from training.report.sheet import best_columns, clip_to_bytes, fit, is_ink, lay_out, side_within
 
-#: Images along each side of the decoded plane.
+#: Number of images along each side of the decoded plane.
 PLANE = 20
-#: Images along the decoded line of a model with one latent dimension.
+#: Number of images along the decoded line of a model with one latent dimension.
 LINE = 100
 
 _SIDE = 1000
@@ -63,7 +63,7 @@ def scatter(
 
 
 def point_size(count: int) -> float:
-    """Diameter of a point in pixels: the more points, the smaller, within limits."""
+    """Diameter in pixels of each of `count` points; it shrinks with their number."""
     return float(np.clip(340 / np.sqrt(max(count, 1)), 5.5, 12.0))
 
 
@@ -147,7 +147,7 @@ def draw_plane(data: ReportData, projection: Projection) -> bytes:
 
 
 def _write_plane_ticks(canvas: Canvas, projection: Projection, box: Box) -> None:
-    """Labels the ends and the middle of each axis with the latents there."""
+    """Labels the ends and the middle of each axis with their latent coordinates."""
     size = TEXT * 0.82
     right, bottom = box.left + box.width, box.top + box.height
     end = f"{float(projection.ticks(PLANE)[0, -1]):.2f}"
@@ -167,7 +167,7 @@ def _write_plane_ticks(canvas: Canvas, projection: Projection, box: Box) -> None
             "mean",
             f"+{REACH:g} \N{GREEK SMALL LETTER SIGMA}",
         )
-    # A label belongs at the centre of the first and of the last image.
+    # Labels are placed at the centres of the first and the last image, not at the edges.
     across, down = box.width / (2 * PLANE), box.height / (2 * PLANE)
     for share, name in zip((0.0, 0.5, 1.0), names, strict=True):
         x = box.left + across + share * (box.width - 2 * across)

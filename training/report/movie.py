@@ -21,19 +21,19 @@ HOLD_SECONDS = 2
 
 _GIF_BYTES = 4_000_000
 _GIF_WIDTHS = (800, 640, 480, 400)
-# One less than a GIF may have: the last index marks colours without a palette entry yet.
+# One less than a GIF may have: index 255 marks colours that have no palette entry yet.
 _GIF_COLOURS = 255
 _UNKNOWN = 255
 _MP4_BYTES = 1_500_000
-# Constant rate factors of x264: 18 is visually lossless, 45 coarse, and 6 more halve the
-# size, about.
+# Constant rate factors of x264: 18 is visually lossless, 45 is coarse, and an increase by 6
+# about halves the size.
 _BEST_FACTOR, _WORST_FACTOR = 23, 45
 
 
 def encode_gif(frames: Sequence[Bytes]) -> bytes:
     """Encodes frames uint8 [h, w, 3] as a looping GIF that holds the last frame.
 
-    All frames have one palette, so that colours do not flicker. The width is reduced until
+    All frames share one palette, so that colours do not flicker. The width is reduced until
     the file is small enough.
     """
     for width in _GIF_WIDTHS:
@@ -61,10 +61,11 @@ def _encode_gif(frames: Sequence[Bytes], width: int) -> bytes:
 
 
 def _shared_palette(pictures: Sequence[Bytes]) -> Bytes:
-    """A palette for all pictures [h, w, 3]: uint8 [at most _GIF_COLOURS, 3].
+    """Makes a palette for all pictures [h, w, 3]: uint8 [at most _GIF_COLOURS, 3].
 
-    Half of it are the most frequent colours themselves, so that paper stays white and the
-    classes keep their colours; the other half is quantised from the remaining pixels.
+    Half of its entries are the most frequent colours, unchanged, so that the background stays
+    white and the classes keep their colours. The others are quantised from the remaining
+    pixels.
     """
     pixels = np.concatenate([picture.reshape(-1, 3) for picture in pictures])
     codes = _codes(pixels)
@@ -120,7 +121,7 @@ def encode_mp4(frames: Sequence[Bytes]) -> bytes:
 def _encode_mp4(frames: Sequence[Bytes], factor: int) -> bytes:
     height, width = frames[0].shape[:2]
     held = FRAMES_PER_SECOND * HOLD_SECONDS - 1
-    # A file on disk, which the muxer reopens to move the index to the front.
+    # Needs a file on disk, which the muxer reopens to move the index to the front.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "movie.mp4"
         with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:

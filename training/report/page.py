@@ -10,9 +10,9 @@ from training.report.captions import Captions
 from training.report.data import ReportData
 from training.report.projection import Projection
 
-# Content security policy: the page loads nothing but its embedded data.
+# Content security policy under which the page loads nothing but its embedded data.
 _POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
-_MOST_VALUES = 8
+_MAX_VALUES = 8
 _MIME = {".png": "image/png", ".mp4": "video/mp4", ".gif": "image/gif"}
 
 #: Pictures that are placed side by side where there is room.
@@ -93,7 +93,7 @@ def write_page(
 
 
 def flatten(metrics: Mapping[str, object], before: str = "") -> Iterator[tuple[str, str]]:
-    """Label and value of each figure, with those of nested mappings."""
+    """Yields label and value of each figure, including those in nested mappings."""
     for key, value in metrics.items():
         label = before + _label(str(key))
         if isinstance(value, Mapping):
@@ -118,7 +118,7 @@ def _value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if 1000 <= abs(value) < math.inf else f"{value:.4g}"
     if isinstance(value, list | tuple):
-        if len(value) > _MOST_VALUES:
+        if len(value) > _MAX_VALUES:
             return f"{len(value)} values"
         return ", ".join(_value(element) for element in value)
     return str(value)
@@ -160,7 +160,7 @@ def _figure(name: str, content: bytes, poster: bytes | None, captions: Captions)
 
 
 def png_size(content: bytes) -> tuple[int, int]:
-    """Width and height of a PNG, which keep the page from reflowing while it loads."""
+    """Width and height of a PNG; with them the page does not reflow while it loads."""
     return int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
 
 

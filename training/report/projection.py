@@ -25,8 +25,8 @@ class Projection:
         dimensions: D, the number of latent dimensions.
         centre: The latent that is mapped to the origin, float64 [D].
         axes: The axes as unit vectors, float64 [K, D]; K = 2, or 1 where D is 1.
-        shares: Share of the variance along each axis, [K]; empty where D is 1 or 2, and the
-            latents are shown as they are.
+        shares: Share of the variance along each axis, [K]; empty if D is 1 or 2, since
+            latents are then shown as they are.
         deviations: Standard deviation of the fitted means along each axis, float64 [K].
     """
 
@@ -86,7 +86,7 @@ class Projection:
         over `REACH` standard deviations to both sides of the mean.
 
         Args:
-            count: Images along each axis.
+            count: Number of images along each axis.
         """
         if not self.shares:
             quantiles = (np.arange(count) + 0.5) / count
@@ -120,8 +120,8 @@ class Window:
     """The part of the plane that axes show.
 
     Attributes:
-        middle: x and y of its centre.
-        half: Half its width and half its height.
+        middle: x and y of the window's centre.
+        half: Half of the window's width and height.
     """
 
     middle: tuple[float, float]
@@ -129,28 +129,28 @@ class Window:
 
     @property
     def x(self) -> tuple[float, float]:
-        """Its left and right limit."""
+        """Left and right limit of the window."""
         return self.middle[0] - self.half[0], self.middle[0] + self.half[0]
 
     @property
     def y(self) -> tuple[float, float]:
-        """Its bottom and top limit."""
+        """Bottom and top limit of the window."""
         return self.middle[1] - self.half[1], self.middle[1] + self.half[1]
 
-    def widened(self, other: "Window", most: float) -> "Window":
-        """The window enlarged about its centre to contain another, at most `most` times."""
+    def widened(self, other: "Window", limit: float) -> "Window":
+        """Enlarges the window about its centre to contain another, by at most `limit`."""
         needed = max(
             max(middle - ends[0], ends[1] - middle) / half
             for middle, half, ends in zip(self.middle, self.half, (other.x, other.y), strict=True)
         )
-        scale = min(max(needed, 1.0), most)
+        scale = min(max(needed, 1.0), limit)
         return Window(self.middle, (scale * self.half[0], scale * self.half[1]))
 
 
 def fit_window(projection: Projection, points: NDArray[np.float64]) -> Window:
-    """The window of points [N, 2], a square; the furthest 0.2 % to each side may be outside.
+    """Fits a square window to points [N, 2]; the outermost 0.2 % on each side may be outside.
 
-    For one latent dimension, its height is that of the random heights.
+    With one latent dimension, the window is as high as the range of the random heights.
     """
     low, high = np.percentile(points, (0.2, 99.8), axis=0)
     x, y = (low + high) / 2

@@ -8,10 +8,10 @@ from training.report.palette import QUIET, class_colours
 from training.report.sheet import clip_to_bytes, fit, is_ink, lay_out, side_within
 
 #: Largest number of classes on the sheet of samples by class.
-MOST_ROWS = 30
-#: Samples on the sheet of unconditional samples.
+MAX_ROWS = 30
+#: Number of samples on the sheet of unconditional samples.
 SAMPLES = 100
-#: Samples of each class on the sheet of samples by class.
+#: Number of samples of each class on the sheet of samples by class.
 BY_CLASS = 12
 #: Seed of the samples.
 SEED = 0
@@ -27,7 +27,7 @@ def draw_reconstructions(data: ReportData, frame: Frame) -> bytes:
     """Draws pairs of a test image and, below it, its reconstruction, as PNG."""
     ink = is_ink(data.images)
     count = min(len(data.images), _PAIRS)
-    # Full rows where that is possible.
+    # Prefers a number of columns that gives full rows.
     columns = count if count <= 8 else max(range(4, 9), key=lambda n: (count % n == 0, n))
     gap = 10
     shape = data.images.shape[2:]
@@ -52,7 +52,7 @@ def draw_reconstructions(data: ReportData, frame: Frame) -> bytes:
 
 
 def draw_samples(data: ReportData) -> bytes | None:
-    """Draws samples from the prior, as PNG; None where the model has no prior."""
+    """Draws samples from the prior, as PNG; returns None if the model has no prior."""
     if data.sample is None:
         return None
     ink = is_ink(data.images)
@@ -67,11 +67,11 @@ def draw_samples(data: ReportData) -> bytes | None:
 
 
 def draw_samples_by_class(data: ReportData) -> bytes | None:
-    """Draws a row of samples of each class, as PNG; None where the prior has no classes."""
+    """Draws a row of samples of each class, as PNG; None if the prior has no classes."""
     if data.sample is None or not data.sample_labels:
         return None
     ink = is_ink(data.images)
-    names = data.sample_labels[:MOST_ROWS]
+    names = data.sample_labels[:MAX_ROWS]
     rows = [clip_to_bytes(data.sample(BY_CLASS, SEED, label)) for label in range(len(names))]
     canvas = Canvas(WIDTH, 1)
     widest = max(canvas.text_width(name, bold=True) for name in names)

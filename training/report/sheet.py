@@ -13,7 +13,7 @@ _SMOOTH = 6
 
 
 def clip_to_bytes(images: Floats) -> Bytes:
-    """Images as bytes, clipped to [0, 1] first; NaN becomes 0."""
+    """Clips images to [0, 1] and converts them to bytes; NaN becomes 0."""
     clean = np.nan_to_num(np.asarray(images, np.float32), nan=0.0, posinf=1.0, neginf=0.0)
     return to_bytes(np.clip(clean, 0.0, 1.0), overwrite=True)
 
@@ -21,8 +21,7 @@ def clip_to_bytes(images: Floats) -> Bytes:
 def is_ink(images: Bytes) -> bool:
     """Whether images [n, C, H, W] are light strokes on black, as MNIST's are.
 
-    These are printed inverted, as dark strokes on white, so that a sheet of them does not
-    look like black tiles.
+    Sheets show such images inverted, as dark strokes on white instead of black tiles.
     """
     if images.shape[1] != 1 or images.size == 0:
         return False
@@ -35,8 +34,8 @@ def is_ink(images: Bytes) -> bool:
 def fit(images: Bytes, side: int, *, ink: bool) -> Bytes:
     """Resizes images to `side` pixels along their longer edge.
 
-    Shrinking averages pixels, enlarging interpolates them, and enlarging more than
-    sixfold keeps them as squares.
+    Shrinking averages pixels and enlarging interpolates them, but enlarging more than
+    sixfold turns each pixel into a square.
 
     Args:
         images: uint8 [n, C, H, W].
@@ -74,7 +73,7 @@ def lay_out(pictures: Bytes, columns: int, gap: int) -> Bytes:
 def best_columns(count: int, shape: tuple[int, ...], box: tuple[float, float]) -> int:
     """The number of columns with which `count` images fill a box best.
 
-    Full rows are preferred where the images are not much smaller for it.
+    Full rows are preferred unless they make the images much smaller.
 
     Args:
         count: Number of images, at least 1.
@@ -93,7 +92,7 @@ def best_columns(count: int, shape: tuple[int, ...], box: tuple[float, float]) -
 def side_within(
     count: int, columns: int, shape: tuple[int, ...], box: tuple[float, float], gap: int
 ) -> int:
-    """The size at which images fit in a box.
+    """The largest size at which images in rows fit in a box.
 
     Args:
         count: Number of images, at least 1.
@@ -103,8 +102,8 @@ def side_within(
         gap: Pixels between images.
 
     Returns:
-        Length of the longer edge in pixels, at least 1; a multiple of the image's own
-        where `fit` enlarges its pixels to squares.
+        Length of an image's longer edge in pixels, at least 1. It is a multiple of the
+        original length if `fit` turns pixels into squares.
     """
     rows = math.ceil(count / columns)
     scale = min(

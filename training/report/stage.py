@@ -93,7 +93,7 @@ class Stage:
         return self._canvas.pixels()
 
     def _write_numbers(self, frames: Sequence[Frame]) -> list[Text]:
-        """Adds the names of the numbers; returns the texts for their values."""
+        """Adds the names of the numbers; returns the text artists for their values."""
         names = ["step", "ELBO, nats"]
         if any(frame.phase for frame in frames):
             names.append("phase")
@@ -104,7 +104,7 @@ class Stage:
         return texts
 
     def _place_images(self, data: ReportData, box: Box) -> FigureImage:
-        """Adds the test images; returns the picture for the reconstructions below them."""
+        """Adds the test images; returns the image artist for the reconstructions below them."""
         label = 40
         half = (box.height - label) / 2
         chosen = data.images[:_SHOWN]
@@ -143,7 +143,7 @@ class Stage:
         entries = legend_entries(data)
         rows = self._canvas.legend_rows(box.width, entries, _SMALL)
         self._canvas.legend(box.left, 46, box.width, entries, _SMALL)
-        # A legend of several rows takes its height from the plot, which stays a square.
+        # A legend of several rows makes the plot, which stays a square, smaller.
         less = max(0.0, (rows - 1) * 1.5 * _SMALL) - (30 if rows == 0 else 0)
         side = box.height - less
         box = Box(box.left + max(0.0, less / 2), box.top + less, side, side)
@@ -160,7 +160,7 @@ class Stage:
         return scatter(axes, data, last, data.labels, self._window(data.frames), size)
 
     def _window(self, frames: Sequence[Frame]) -> Window:
-        """A window for all frames, except where early ones extend far beyond the last."""
+        """The window of the last frame, widened for earlier ones by at most `_WIDEST`."""
         last = fit_window(self._projection, self._projection.apply(frames[-1].means))
         every = np.concatenate([self._projection.apply(frame.means) for frame in frames])
         whole = fit_window(self._projection, every)

@@ -19,7 +19,7 @@ from training.report.stage import Stage
 PAGE = "report.html"
 LIVE = "live.png"
 
-#: File names of all pictures; those that there is no data for are not written.
+#: File names of all pictures; a picture is not written if there is no data for it.
 PICTURES = (
     "movie.gif",
     "movie.mp4",
