@@ -1,4 +1,4 @@
-"""One Python client under load, in a process and an environment of its own.
+"""Runs one Python client under load, in a separate process and environment.
 
     python -m benchmarks.client_program CLIENT TARGET COROUTINES SECONDS
 

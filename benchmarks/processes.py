@@ -50,7 +50,7 @@ class Program:
             stdout=subprocess.PIPE,
             stderr=self._file,
             text=True,
-            # A process group of its own, so that orphans are stopped with it.
+            # A new session, so that `stop` can tell orphans of this process by their session id.
             start_new_session=True,
         )
 

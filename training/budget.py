@@ -17,7 +17,7 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST = 1e6
 _TIMED_SECONDS = 3.0
 _WINDOWS = 5
-# Steps of the run that is timed: so many that all timed steps are in the wanted phase.
+# Length of the run that is timed: so long that no timed step leaves its phase.
 _NOMINAL_STEPS = 100_000
 
 

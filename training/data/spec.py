@@ -25,9 +25,9 @@ class DataSpec:
     Attributes:
         source: `mnist`, `fashion-mnist`, `folder:PATH`, `idx:IMAGES`,
             `idx:IMAGES,LABELS` or
-            `idx:TRAIN_IMAGES,TRAIN_LABELS,TEST_IMAGES,TEST_LABELS`, where both
-            LABELS of the last may be empty. Paths are absolute; those of IDX files
-            hold no comma.
+            `idx:TRAIN_IMAGES,TRAIN_LABELS,TEST_IMAGES,TEST_LABELS`. In the last form,
+            both LABELS may be empty. Paths are absolute; paths of IDX files contain no
+            comma.
         image_size: Side of the square that images are resized to, in pixels; None
             for no resizing.
         channels: 1 for grey, 3 for RGB; None for the channels of the source. A folder
