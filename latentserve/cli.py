@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.epilog = f"""commands that call a server:
 {listing(commands, width)}
 
-commands of the application (in a checkout or an image):
+commands of the application (in a source checkout or a container image):
 {application}
 
 `latentserve COMMAND --help` lists the options of a command, with examples."""

@@ -33,11 +33,11 @@ class Settings(BaseModel):
     models: Path = Path(__file__).resolve().parent.parent / "models"
     """Folder of models, laid out as <name>/<version>/."""
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 for all interfaces, as the container images set it."""
+    """Address to listen on; 0.0.0.0 for all interfaces, the default in the container images."""
     grpc_port: int = Field(50051, ge=0, le=65535)
     """Port for gRPC; 0 picks a free one and prints it on stdout."""
     http_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = 8080
-    """Port for /metrics, /healthz and /readyz over HTTP; 0 picks a free one, off opens none."""
+    """Port for /metrics, /healthz and /readyz over HTTP; 0 picks a free one, `off` for none."""
     workers: int = Field(1, ge=1, le=256)
     """Number of worker processes sharing the port. Use it when request handling, not inference,
     is the bottleneck."""
@@ -52,7 +52,8 @@ class Settings(BaseModel):
     default_model: str = ""
     """Model that answers calls without a model name."""
     versions: Annotated[Versions, BeforeValidator(_versions), PlainSerializer(str)] = Versions()
-    """Versions to serve: latest, all or a number; NAME=VERSIONS for one model; comma-separated."""
+    """Versions to serve: latest, all or a number, and NAME=VERSIONS for single models, as in
+    latest,mnist=2."""
     max_rows: int = Field(4096, ge=1, le=1_000_000)
     """Maximum number of rows in a request."""
     max_message_bytes: int = Field(64 * 2**20, ge=4096, le=2**31 - 1)
@@ -75,7 +76,7 @@ class Settings(BaseModel):
     token_file: Path | None = None
     """File of bearer tokens that callers may use, one per line; reread when it changes."""
     admin: bool = False
-    """Serve AdminService, whose Reload does the same as SIGHUP."""
+    """Serve AdminService, whose Reload reloads the models, as the signal SIGHUP does."""
     drain_seconds: float = Field(30.0, ge=0, le=3600)
     """Maximum number of seconds for calls in flight to finish after SIGTERM."""
     reflection: bool = False
@@ -90,7 +91,7 @@ class Settings(BaseModel):
 
 _FLAGS = {"grpc_port": "--port"}
 # Defaults that the help describes in words.
-_DEFAULTS = {"models": "models/ of the project", "default_model": "the first by name"}
+_DEFAULTS = {"models": "models/ in the checkout", "default_model": "the first by name"}
 
 
 def flag(name: str) -> str:

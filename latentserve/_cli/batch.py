@@ -102,7 +102,7 @@ def _job(
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="folder to write to: new, empty, or that of the same job",
+        help="new or empty folder to write to, or that of an interrupted run of this command",
     )
     parser.add_argument(
         "--shard-rows",

@@ -84,7 +84,8 @@ def add_offset(parser: argparse.ArgumentParser) -> None:
         type=uint64,
         default=0,
         metavar="N",
-        help="index of the first image in the seed's noise sequence (default: 0)",
+        help="start at row N of the seed's noise sequence, to continue an earlier call "
+        "(default: 0)",
     )
 
 
@@ -96,7 +97,7 @@ def add_draw(parser: argparse.ArgumentParser, what: str) -> None:
         what: What the command does with the draws, for the help.
     """
     parser.add_argument("--draw", action="store_true", help=f"{what}, with a fresh seed")
-    parser.add_argument("--seed", type=uint64, metavar="N", help=f"{what}, with this seed")
+    parser.add_argument("--seed", type=uint64, metavar="N", help="as --draw, but with this seed")
     add_offset(parser)
 
 
@@ -123,7 +124,7 @@ def add_pictures(
         "--as",
         dest="format",
         choices=("png", "npy"),
-        help="format to write (default: by the file's suffix; png to standard output)",
+        help="format to write (default: from the file's suffix; png on standard output)",
     )
     parser.add_argument(
         "--zoom",

@@ -49,8 +49,8 @@ def add(commands: Any) -> None:
         "latents",
         type=Path,
         metavar="LATENTS",
-        help="npy file [N, D], or npz file written by `encode` (its z, else its mean); - for "
-        "standard input",
+        help="npy file [N, D], or npz file written by `encode` (uses its z if present, else its "
+        "mean); - for standard input",
     )
     add_pictures(decode, "decoded.png")
     add_columns(decode)

@@ -60,8 +60,8 @@ def add(commands: Any) -> None:
         type=Path,
         nargs="+",
         metavar="END",
-        help="two PNG, JPEG or npy files of one image or latent each, or one npy file (or npz "
-        "file written by `encode`) of two rows",
+        help="the two ends: two files (PNG, JPEG or npy), each with one image or latent; or one "
+        "npy file, or npz file written by `encode`, with two rows",
     )
     interpolate.add_argument(
         "--steps",

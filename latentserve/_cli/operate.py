@@ -125,7 +125,7 @@ def _explained(name: str) -> str:
 
 
 def _listed(labels: Sequence[str]) -> str:
-    """Lists labels, each after its index unless they are equal."""
+    """Formats labels as a list, each preceded by its index unless the label is the index."""
     if not labels:
         return "none"
     names = (name if name == str(index) else f"{index} {name}" for index, name in enumerate(labels))

@@ -137,7 +137,7 @@ class Reloaded:
         serving: Every model and version that is served now.
         added: Versions that were not served before.
         removed: Versions that are no longer served.
-        refused: Versions on disk that could not be loaded; an older load may still be served.
+        refused: Versions on disk that could not be loaded. A copy loaded earlier is still served.
     """
 
     serving: tuple[ModelIdentity, ...]

@@ -202,7 +202,11 @@ class JobFolder:
         return manifest
 
     def _foreign(self) -> Iterator[str]:
-        """Yields names in the folder that cannot come from a job stopped before its manifest."""
+        """Yields names of files that no job wrote.
+
+        A job that stopped before it wrote its manifest leaves temporary files, its lock and its
+        table of rows only.
+        """
         for path in self.path.iterdir():
             temporary = path.name.startswith(".") and path.name.endswith(".tmp")
             if not temporary and path.name not in (_LOCK, ROWS):

@@ -40,7 +40,7 @@ class Format(enum.Enum):
 
     @property
     def as_uint8(self) -> bool:
-        """Whether pixels are uint8, 0 to 255."""
+        """Whether this format's pixels are uint8 (0 to 255) rather than float32."""
         return self is not Format.FLOAT32
 
 

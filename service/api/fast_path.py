@@ -81,7 +81,9 @@ _Plans = WeakKeyDictionary[Model, dict[tuple[int, ...], Plan]]
 
 
 class FastPath:
-    """Answers requests by cached plans; used from one event loop only.
+    """Answers common requests from cached plans; used from one event loop only.
+
+    A plan holds all that is the same for every request of one form to one model.
 
     Args:
         engine: Runs the graphs.

@@ -210,7 +210,10 @@ class Batcher:
         return min(graph.max_batch_rows, max(graph.max_call_rows, share))
 
     def _waits_for_more(self, operation: Operation, queue: deque[QueueEntry]) -> bool:
-        """Whether a batch is not full and its window is still open; if so, schedules a dispatch."""
+        """Whether to wait for more rows: the batch is not full and its window is still open.
+
+        If so, schedules a dispatch for when the window closes.
+        """
         left = queue[0].arrived + self._window - self._clock()
         rows = sum(entry.request.rows - entry.scheduled for entry in queue)
         if left <= 0 or rows >= operation.graph.max_batch_rows:

@@ -22,7 +22,7 @@ class Observer(BatchObserver, Protocol):
     """Interface for events of batches and the posteriors that they compute."""
 
     def encoded(self, manifest: Manifest, mean: Array, log_var: Array | None) -> None:
-        """A batch of images was encoded to float32 [N, D]; called in a compute thread."""
+        """Called in a compute thread after a batch of images has been encoded to float32 [N, D]."""
 
 
 class Operations:

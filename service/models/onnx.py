@@ -172,7 +172,10 @@ class Graph:
         self._run_rows = self.max_batch_rows = self._rows_within(_BATCH_SECONDS)
 
     def _rows_within(self, seconds: float) -> int:
-        """Largest power-of-two row count expected to take at most `seconds`, within limits."""
+        """Largest power of two of rows whose run should take at most `seconds`, within bounds.
+
+        The bounds are `_MIN_ROWS` and `_MAX_ROWS` of the device.
+        """
         rows = 1 << int(math.log2(max(1.0, seconds / self._row_seconds)))
         return min(_MAX_ROWS[self.device.kind], max(_MIN_ROWS[self.device.kind], rows))
 

@@ -33,7 +33,7 @@ _HTTP_1: Final = (
 
 
 class Listener(Protocol):
-    """Owner of connections, which answers their requests."""
+    """Owns connections, and answers the requests on them."""
 
     def made(self, connection: "Connection") -> None:
         """A connection has been made."""
