@@ -2,10 +2,10 @@
 
     python -m benchmarks.against ../before --pairs 9 --shapes encode-1
 
-Both servers serve the same bundle and are loaded in turn, in alternating order, so that other work
-on the machine affects both alike. Reports the medians of the pairs' ratios and differences of
-server CPU per call, each with a distribution-free confidence interval (order statistics, at least
-95 %; with 9 pairs 96 %).
+Both servers serve the same bundle. Each pair measures one after the other, in alternating order, so
+that other work on the machine affects both alike. Compares server CPU time per call: reports the
+median ratio and the median difference over the pairs, each with a distribution-free confidence
+interval of at least 95 % (order statistics; 96 % with 9 pairs).
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python -m benchmarks.client_program CLIENT TARGET COROUTINES SECONDS
 
 runs COROUTINES coroutines that encode one uint8 image after another, and prints as JSON the number
-of images, the seconds, the CPU time, and the reply to the first image.
+of images, the duration, the CPU time, the median latency, and the reply to the first call.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ Encode = Callable[[NDArray[np.uint8]], Awaitable[tuple[NDArray[Any], NDArray[Any
 
 @asynccontextmanager
 async def ours(target: str, coalesce: bool = False) -> AsyncIterator[Encode]:
-    """The AsyncClient of latentserve."""
+    """Connects latentserve's AsyncClient; yields a function that encodes one image."""
     from latentserve.client import AsyncClient
 
     async with AsyncClient(target, coalesce=coalesce) as client:
@@ -39,7 +39,7 @@ async def ours(target: str, coalesce: bool = False) -> AsyncIterator[Encode]:
 
 @asynccontextmanager
 async def tritonclient(target: str) -> AsyncIterator[Encode]:
-    """NVIDIA's asyncio client, tritonclient[grpc]."""
+    """Connects NVIDIA's asyncio client; yields a function that encodes one image."""
     from tritonclient.grpc.aio import InferenceServerClient, InferInput
 
     async with InferenceServerClient(target) as client:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.clients --rounds 5 --seconds 4
 
-Compares `latentserve.client.AsyncClient`, with and without `coalesce=True`, calling `latentserve
-serve`, and `tritonclient.grpc.aio`, in a separate environment, calling tritonserver. Clients and
+`latentserve.client.AsyncClient`, with and without `coalesce=True`, calls `latentserve serve`;
+`tritonclient.grpc.aio`, installed in a separate environment, calls tritonserver. Clients and
 servers run on the same machine.
 """
 

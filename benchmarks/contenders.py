@@ -1,4 +1,4 @@
-"""Table of all contenders, the servers and reference programs that are compared, by name."""
+"""All contenders by name: the servers and reference programs that are compared."""
 
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,10 +38,11 @@ def chosen(names: Sequence[str], variants: Iterable[str] = ()) -> list[Contender
 
     Args:
         names: Keys of CONTENDERS.
-        variants: Further `latentserve serve` processes, each as `NAME=arguments of serve`.
+        variants: Further contenders, each `NAME=ARGUMENTS` for a `latentserve serve` with these
+            arguments.
 
     Raises:
-        ValueError: A name is unknown, or a variant has no `=`.
+        ValueError: A name is unknown, or a variant has another form or a name that is taken.
     """
     found: list[Contender] = []
     for name in names:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.environments triton mlserver
 
-installs exactly the packages that `benchmarks/requirements/NAME.txt` pins, which is the output of
-`pip freeze` in an environment where that server had been installed.
+creates two of them. Each gets exactly the packages that are pinned in
+`benchmarks/requirements/NAME.txt`, a file made by `pip freeze` after that server was installed.
 """
 
 import os

@@ -69,10 +69,12 @@ class Reference:
 
         Args:
             shape: Shape of the request.
-            answer: Reply: mean and log_var, or images, as float32 or uint8 of any shape.
+            answer: The arrays of the reply, of any shape: mean and log_var float32 for `encode`,
+                images float32 or uint8 for `decode`.
 
         Raises:
-            WrongAnswer: The reply has another form, or differs by more than rounding.
+            WrongAnswer: The number, size or dtype of the arrays is wrong, or an element differs
+                by more than rounding.
         """
         wanted = self._answer(shape)
         if len(answer) != len(wanted):

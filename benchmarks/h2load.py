@@ -23,13 +23,13 @@ class LoadFailed(Exception):
 
 @dataclass(frozen=True)
 class Load:
-    """Result of a load.
+    """Result of a run of h2load.
 
     Attributes:
         calls: Calls that ended with HTTP status 200, including gRPC errors.
         seconds: Duration from the first call to the end of the last.
         data_bytes: Bytes in the replies' DATA frames: messages with their prefixes, without
-            headers and trailers. A gRPC error has none.
+            headers and trailers. A gRPC error has no DATA frame.
         p50_ms: Median latency in milliseconds.
         p99_ms: 99th percentile of the latency in milliseconds.
     """
@@ -63,7 +63,7 @@ def run(
         message: The request, serialized.
         shape: Number of connections, and of calls in flight on each.
         calls: Total number of calls.
-        metadata: Further headers.
+        metadata: Headers to add to every call.
         rate: Calls per second, independent of replies (open loop); 0 for a closed loop with
             the shape's calls in flight.
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.plot FILE.json OUT.svg
 
-Draws one panel per RPC and number of images, at the highest concurrency measured. It shows each
-server's CPU time per image: the median and the range of the rounds.
+Draws one panel per RPC and number of images, at the highest concurrency measured. A panel shows
+each server's CPU time per image: the median and the range of the rounds.
 """
 
 import statistics
@@ -67,7 +67,7 @@ def draw(results: Results, path: Path) -> None:
 
 
 def _panel(axis: Any, results: Results, title: str, shapes: list[Shape]) -> None:
-    """Draws a panel, with points, since bars cannot start at zero on a logarithmic axis."""
+    """Draws a panel with points instead of bars, since a logarithmic axis has no zero."""
     from matplotlib.ticker import LogLocator
 
     servers = _ranked(results, shapes)

@@ -61,10 +61,10 @@ class Program:
         return self.process.stdin
 
     def line(self, wanted: str) -> str:
-        """Returns the first line of standard output that contains a word.
+        """Reads standard output up to a line that contains `wanted`, and returns that line.
 
         Raises:
-            ServerFailed: The process exited first.
+            ServerFailed: The process exited without printing such a line.
         """
         assert self.process.stdout is not None
         for line in self.process.stdout:
@@ -74,7 +74,7 @@ class Program:
         raise self.failed(f"it ended before it printed {wanted!r}")
 
     def drain(self) -> None:
-        """Copies further output to the log, so that the pipe does not fill."""
+        """Starts a thread that copies further output to the log, so that the pipe never fills."""
 
         def copy() -> None:
             assert self.process.stdout is not None
@@ -84,7 +84,7 @@ class Program:
         threading.Thread(target=copy, daemon=True).start()
 
     def failed(self, what: str) -> ServerFailed:
-        """Makes an error whose message ends with the last lines of the log."""
+        """Makes an error from a message and the last lines of the log."""
         self._file.flush()
         tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])
         return ServerFailed(f"{self.log.stem}: {what}\n{tail}")
@@ -125,7 +125,7 @@ def tree(pid: int) -> list[int]:
 def cpu_seconds(pid: int) -> float:
     """User and system CPU time of a process and its descendants so far, in seconds.
 
-    Includes children that have ended and were waited for. Resolution: 10 ms per process.
+    Includes children that have exited and been waited for. Resolution: 10 ms per process.
     """
     total = 0
     for process in tree(pid):
@@ -137,7 +137,10 @@ def cpu_seconds(pid: int) -> float:
 
 
 def resident_mib(pid: int) -> float:
-    """Resident memory of a process and its descendants in MiB; counts shared pages repeatedly."""
+    """Resident memory in MiB, summed over a process and its descendants.
+
+    A page that several of them share is counted once for each.
+    """
     pages = 0
     for process in tree(pid):
         try:

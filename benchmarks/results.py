@@ -59,7 +59,7 @@ class Results:
         shapes: Request shapes, in order.
         servers: Names of the servers, in order.
         rounds: Measurements of all rounds, by server name and then shape name.
-        idle_cpu: Share of a CPU that each server used when idle.
+        idle_cpu: CPU use of each server without calls, as a share of one CPU, by server name.
         notes: Remarks, such as servers that did not start.
     """
 
@@ -87,13 +87,16 @@ class Results:
         return statistics.median(values) if values else None
 
     def ratio(self, server: str, baseline: str, shape: Shape, figure: str) -> float | None:
-        """Median ratio of one server's figure to another's in the same round."""
+        """Ratio of a server's figure to the baseline's in the same round, median over the rounds.
+
+        None if one of them was not measured.
+        """
         own, other = (self.values(name, shape, figure) for name in (server, baseline))
         ratios = [one / two for one, two in zip(own, other, strict=False) if two]
         return statistics.median(ratios) if ratios else None
 
     def write(self, path: Path) -> None:
-        """Writes medians, spread and the measurements of each round as JSON."""
+        """Writes medians, minima, maxima and the measurements of each round as JSON."""
         document = {
             "machine": self.machine,
             "command": self.command,
@@ -143,7 +146,7 @@ class Results:
 
 
 def table(results: Results, baselines: Sequence[str] = BASELINES) -> str:
-    """Formats medians ± half of the spread, and ratios to each baseline, as Markdown tables."""
+    """Formats medians ± half of the range, and ratios to each baseline, as Markdown tables."""
     parts = [
         _table(results, FIGURES[name].title, partial(_cell, results, name)) for name in _TABLES
     ]

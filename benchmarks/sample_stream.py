@@ -1,10 +1,10 @@
-"""Rate of SampleStream into the Python client, compared with the decoder in process.
+"""Images per second of SampleStream, compared with those of the decoder without a server.
 
     python -m benchmarks.sample_stream --rounds 5
 
-streams uint8 samples from the server to the client and counts images per second. In alternation,
-it runs the decoder alone in a separate process, on one thread and on all CPUs, with batches as
-large as a message of the stream. Server and client share all CPUs.
+measures in turn: a stream of uint8 samples from the server to the Python client, which share all
+CPUs; the decoder alone in a separate process, on one thread; and the same on all CPUs. A batch of
+the decoder has as many rows as a message of the stream.
 """
 
 import argparse

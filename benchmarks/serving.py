@@ -3,10 +3,10 @@
     python -m benchmarks.serving --servers bare,echo-grpcio,plain,ours,triton --rounds 5 \
         --seconds 4 --out benchmarks/.cache/serving.json
 
-Each round measures every server at one shape, then at the next, so that other work on the machine
-affects all of them alike. Servers keep running while others are measured, except those that use CPU
-time when idle, which run only during their own turns. Before and after each load a reply is
-compared with onnxruntime's result, and the bytes of all replies are counted.
+Each round measures all servers with the first shape, then all with the next, so that other work on
+the machine affects them alike. A server keeps running while others are measured, unless it uses CPU
+time when idle: then it runs only while it is measured. Each measurement compares one reply before
+and one after it with onnxruntime's result, and counts the bytes of all replies.
 """
 
 import argparse
@@ -91,7 +91,7 @@ class _Run:
                 contender.stop()
 
     def round(self, title: str) -> None:
-        """Measures each server once at each shape."""
+        """Measures each server once with each shape."""
         busy = [server for server in self._contenders if server.name in self._busy_when_idle]
         for contender in busy:
             contender.start()

@@ -19,7 +19,8 @@ class Shape:
     Attributes:
         rpc: `encode` (images to mean and log_var) or `decode` (latents to images).
         rows: Images or latents per call.
-        dtype: Dtype of the images that `encode` sends and `decode` returns. Latents are float32.
+        dtype: Dtype of the images: those sent to `encode`, or returned by `decode`. Latents are
+            always float32.
         connections: HTTP/2 connections (h2load's -c).
         streams: Calls in flight on each connection (h2load's -m).
     """
@@ -74,10 +75,10 @@ SHAPES = (
 
 
 def named(names: Iterable[str]) -> tuple[Shape, ...]:
-    """Finds the shapes whose names start with one of the prefixes.
+    """Finds the shapes whose names start with any of the given prefixes.
 
     Args:
-        names: Prefixes of names; all shapes are returned if there is none.
+        names: Prefixes; empty for all shapes.
 
     Raises:
         ValueError: No shape's name starts with a given prefix.

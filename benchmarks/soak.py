@@ -98,7 +98,7 @@ def main() -> int:
 
 
 def _soak(server: Ours, seconds: float) -> list[Sample]:
-    """Loads the server for `seconds` and samples its memory after each pass over all shapes."""
+    """Sends calls for `seconds`; samples the server's memory after each pass over all shapes."""
     began = time.monotonic()
     others = _OtherCalls(server.port, began + seconds)
     others.start()
@@ -128,7 +128,7 @@ class _OtherCalls(threading.Thread):
 
     Attributes:
         calls: Calls answered so far.
-        error: Exception that ended the thread early, or None.
+        error: Exception that ended the thread; None if there was none.
         lock: Held by the thread while its calls are in flight.
     """
 

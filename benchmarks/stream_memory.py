@@ -1,7 +1,7 @@
-"""Memory that a long stream takes at the server and at the client.
+"""Memory of server and client during a long stream.
 
-Serves a model on a free port, samples a stream of images, decodes a stream of as many
-latents, and reports the resident memory of both processes at each tenth of a stream:
+Serves a model on a free port, runs SampleStream and then DecodeStream with the same number of rows,
+and reports the resident memory of both processes at each tenth of a stream:
 
     .venv/bin/python benchmarks/stream_memory.py --model mnist2d --rows 1000000
 
@@ -50,7 +50,7 @@ def main() -> int:
 
 
 def watch(name: str, rows: int, sizes: Iterable[int], pid: int) -> float:
-    """Reads a stream to its end and returns the larger growth of the two processes in MiB."""
+    """Reads a stream to its end; returns the growth in MiB of the process that grew more."""
     done, reported, began = 0, 0, time.monotonic()
     first: tuple[float, float] | None = None
     print(

@@ -1,4 +1,4 @@
-"""Ratio of the 99th percentile to the median at half of capacity: ours and a plain servicer.
+"""Ratio of 99th percentile to median latency at half of capacity: ours and a plain servicer.
 
     python -m benchmarks.tails --rounds 5 --seconds 5
 

@@ -2,9 +2,10 @@
 
     python -m benchmarks.threads --rounds 5
 
-Compares, for the encoder and the decoder of the dense benchmark model and of the flagship, a
-session with one thread per CPU that computes batch after batch, and a single-threaded session that
-runs one batch per CPU concurrently. The rounds of both are interleaved; medians are reported.
+Compares a session with one thread per CPU, which computes one batch after another, with a
+single-threaded session that computes one batch per CPU concurrently. The graphs are the encoder and
+the decoder of the dense benchmark model and of the flagship. The rounds of both sessions are
+interleaved; medians are reported.
 """
 
 import argparse
@@ -106,7 +107,7 @@ def batches(
 
 
 def timed(run: Callable[[int], int], rows: int) -> tuple[float, float]:
-    """Times a function of `batches`: returns CPU microseconds per row, and rows per second."""
+    """Times a function made by `batches`; returns CPU microseconds per row, and rows per second."""
     began = time.perf_counter()
     run(1)
     count = max(1, int(_SECONDS / (time.perf_counter() - began) / 2))

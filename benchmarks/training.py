@@ -1,9 +1,9 @@
 """Compares our trainer with pythae's: epochs per minute of CPU time.
 
 Both train the same VAE, 784-512-256-32, on the same MNIST images, with the same batch size, number
-of threads, loss and learning rate of Adam. Each training is a separate process, and they alternate;
-the first epoch is not counted. Ours also keeps a moving average of the weights and clips the
-gradient's norm; pythae also keeps its best model.
+of threads, loss and learning rate of Adam. Trainings alternate between the two, each in a separate
+process; the first epoch of each is not timed. Ours also keeps a moving average of the weights and
+clips the gradient's norm; pythae also keeps its best model.
 """
 
 import argparse
@@ -26,7 +26,7 @@ Report = dict[str, float]
 
 
 def table(rounds: Sequence[dict[str, Report]]) -> str:
-    """Formats medians of the rounds ± half of their spread, and ratios, as a Markdown table."""
+    """Formats medians of the rounds ± half of their range, and ratios, as a Markdown table."""
     columns: list[tuple[str, int, Callable[[Report], float]]] = [
         ("epochs a CPU-minute", 1, lambda result: 60 * result["epochs"] / result["cpu_seconds"]),
         ("epochs a minute", 1, lambda result: 60 * result["epochs"] / result["wall_seconds"]),

@@ -20,7 +20,7 @@ class ModelFolder:
         name: Name of the model.
         path: Its folder.
         versions: Version numbers, ascending; the bundles themselves are not opened.
-        problem: Why the folder cannot be read; empty if it can.
+        problem: The reason if the folder cannot be read, else empty.
     """
 
     name: str
@@ -54,7 +54,7 @@ def find_versions(path: Path) -> tuple[int, ...]:
 def find_models(root: Path) -> tuple[ModelFolder, ...]:
     """The models of a models folder, in alphabetical order.
 
-    Folders without a version are left out, and so are hidden folders.
+    Leaves out folders without a version, and hidden folders.
 
     Raises:
         BundleError: `root` is not a folder or cannot be read.

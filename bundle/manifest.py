@@ -52,7 +52,7 @@ class GraphRef(FileRef):
     outputs: tuple[TensorSpec, ...]
     """Outputs, in order."""
     tolerances: dict[DeviceKind, float] = {}
-    """Tolerances of this graph by device, where they are wider than the bundle's."""
+    """Tolerances of this graph, for the devices where they are wider than `Manifest.tolerances`."""
 
 
 class DatasetRef(_Record):
@@ -74,8 +74,8 @@ class Parity(_Record):
     batches: tuple[int, ...]
     """Batch sizes compared."""
     max_abs_difference: dict[str, float]
-    """Largest absolute difference by "graph.output"; that of the log-density is divided by the
-    number of latent dimensions."""
+    """Largest absolute difference by "graph.output". A difference of the log-density is divided by
+    the number of latent dimensions."""
     tolerance: float
     """Largest difference allowed."""
     batch_invariant: bool
@@ -106,11 +106,11 @@ class Manifest(_Record):
     """q(z|x), parameterised by the encoder's `mean` and `log_var`; `delta` for a plain
     autoencoder, which encodes to one point, its `mean`."""
     prior: Literal["standard", "gmm", "flow", "flow-gmm", "none"]
-    """p(z): the standard normal (`standard`); learned, in the graphs `prior` and `prior_density`:
-    a mixture of Gaussians (`gmm`), a flow over one Gaussian (`flow`) or over a mixture
-    (`flow-gmm`); or `none` for a model that cannot be sampled from."""
+    """p(z): the standard normal (`standard`); a learned prior, exported as graphs `prior` and
+    `prior_density`: a mixture of Gaussians (`gmm`), a flow over one Gaussian (`flow`) or over a
+    mixture (`flow-gmm`); or `none` for a model that cannot be sampled from."""
     labels: tuple[str, ...] = ()
-    """Names of the classes that can be sampled by label; empty for an unconditional prior."""
+    """Names of the classes the prior can be conditioned on; empty if it is unconditional."""
     class_names: tuple[str, ...] = ()
     """Names of the classes of the training data."""
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
@@ -120,20 +120,20 @@ class Manifest(_Record):
     golden: FileRef
     """The golden rows: real inputs of every graph with their expected outputs."""
     tolerances: dict[DeviceKind, float]
-    """Largest allowed absolute difference from the golden outputs, by device; for the
-    log-density, of the difference divided by the number of latent dimensions."""
+    """Largest allowed absolute difference from the golden outputs, by device. A difference of the
+    log-density is first divided by the number of latent dimensions."""
     preprocessing: dict[str, Any]
     """How an image file becomes the encoder's input: channels, size, scale."""
     noise: str
     """Name and version of the seeded noise scheme, `common.noise.NAME`."""
     dataset: DatasetRef
-    """The data set it was trained on."""
+    """The data set that the model was trained on."""
     training: dict[str, Any]
     """Preset, settings and length of the training."""
     metrics: dict[str, Any]
     """Metrics on the test set and the protocol of their measurement."""
     score_percentiles: tuple[float, ...] = ()
-    """The 0th to 100th percentile of the training set's scores, in nats."""
+    """The 0th to 100th percentile of the training images' anomaly scores, in nats."""
     parity: Parity
     """Result of the comparison with torch at export."""
     tools: dict[str, str]

@@ -19,7 +19,7 @@ from bundle.manifest import SCHEMA_VERSION, FileRef, GraphName, Manifest
 class Bundle:
     """A verified bundle: sizes and checksums of its files match the manifest.
 
-    It holds the verified bytes, so that exactly these are loaded.
+    Holds the verified bytes, so that a file that changes later cannot be loaded unverified.
 
     Attributes:
         path: Its folder.
@@ -56,10 +56,10 @@ def open_bundle(path: Path) -> Bundle:
 
 
 def read_bundle(path: Path) -> Bundle:
-    """Reads and verifies a bundle like `open_bundle`, in a folder of any name.
+    """Reads and verifies a bundle whose folder may have any name.
 
     Raises:
-        BundleError: As for `open_bundle`, but the folders' names are not checked.
+        BundleError: As for `open_bundle`, except for the folders' names.
     """
     manifest = _read_manifest(path)
     return Bundle(

@@ -15,7 +15,7 @@ def usable_cpus(mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/se
     Args:
         mount: Mount point of the cgroup file system; in a container it shows the
             container's limits.
-        own: The file that names this process's cgroup.
+        own: The file that holds the path of this process's cgroup.
     """
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for group in _groups(mount, own):

@@ -79,10 +79,10 @@ class ImportanceBound:
 
 
 def percentile(elbo: Nats, table: tuple[float, ...]) -> Nats:
-    """Percentile rank of scores within those of the training set, 0 to 100, [N].
+    """Percentile rank of each score among the scores of the training images, 0 to 100, [N].
 
     Args:
-        elbo: Negative ELBOs at the posterior mean, [N].
-        table: The 0th to 100th percentile of the training set's scores, ascending.
+        elbo: Scores, [N] in nats: the ELBO as a loss (negated), at the posterior mean.
+        table: The 0th to 100th percentile of the training images' scores, ascending.
     """
     return np.asarray(np.interp(elbo, table, np.arange(101.0)))

@@ -10,7 +10,7 @@ way:
   counter b + draw * 2^128 + stream * 2^192. Element j of a row is its j-th word.
 - A word w becomes the uniform u = (floor(w / 2^12) + 1/2) / 2^52, which is exact
   in float64 and never 0 or 1, and u becomes a normal by the inverse CDF, algorithm
-  AS 241 PPND16 (Wichura 1988, accurate to 1e-16), in float64, rounded once.
+  AS 241 PPND16 (Wichura 1988, accurate to 1e-16), in float64, then rounded to float32.
 - For uniform noise, a word w becomes floor(w / 2^40) / 2^24, in [0, 1) and exact in
   float32.
 
@@ -63,13 +63,13 @@ class Stream(enum.IntEnum):
     """Purpose of noise; different streams of a seed never use the same random words."""
 
     PRIOR = 0
-    """Sample: normal noise that the prior maps to latents."""
+    """Normal noise that the prior maps to latents, for the Sample RPC."""
     COMPONENT = 1
-    """Sample: uniform noise that selects the mixture's component."""
+    """Uniform noise that selects the component of a mixture prior, for the Sample RPC."""
     POSTERIOR = 2
-    """Encode: normal noise of draws from the posterior."""
+    """Normal noise of draws from the posterior, for the Encode RPC."""
     SCORE = 3
-    """Score: normal noise of the importance-weighted draws, numbered by `draw`."""
+    """Normal noise of the importance-weighted draws, numbered by `draw`, for the Score RPC."""
 
 
 def standard_normal(
@@ -164,7 +164,12 @@ def _normal_quantile(centred: NDArray[np.float64]) -> NDArray[np.float64]:
 def _rational(
     coefficients: tuple[tuple[float, ...], tuple[float, ...]], x: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """A rational function at x by Horner's scheme, from its coefficients, highest first."""
+    """Evaluates a ratio of two polynomials at x by Horner's scheme.
+
+    Args:
+        coefficients: Those of the numerator and of the denominator, highest power first.
+        x: float64, any shape.
+    """
     numerator, denominator = (np.full_like(x, polynomial[0]) for polynomial in coefficients)
     for a, b in zip(coefficients[0][1:], coefficients[1][1:], strict=True):
         numerator *= x

@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 
 
 def to_unit(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Converts bytes to float32 in [0, 1], of the same shape."""
+    """Converts bytes, 0 to 255, to float32 in [0, 1] of the same shape."""
     return np.divide(pixels, np.float32(255), dtype=np.float32)
 
 
 def to_bytes(pixels: NDArray[np.float32], *, overwrite: bool = False) -> NDArray[np.uint8]:
-    """Converts float32 in [0, 1] to bytes of the same shape, rounded half to even.
+    """Converts float32 in [0, 1] to bytes, 0 to 255, of the same shape, rounded half to even.
 
     Args:
-        pixels: Finite and in [0, 1]; the bytes of other values are undefined.
+        pixels: Finite and in [0, 1]; for other values the result is undefined.
         overwrite: Allows `pixels` to be used as scratch space, which saves a copy.
     """
     scaled = np.multiply(pixels, np.float32(255), out=pixels if overwrite else None)

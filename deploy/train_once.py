@@ -1,7 +1,7 @@
 """Trains and exports one model into the models folder: the one-shot job of docker-compose.yml.
 
-Does nothing if a model of that name exists. An interrupted training is resumed: its run
-folder is named after model, data set and preset.
+Does nothing if a model of that name exists. Resumes an interrupted training, which it finds by the
+name of the run folder: model, data set and preset.
 """
 
 import os
@@ -18,7 +18,7 @@ def train_once() -> int:
     """Trains and exports the model unless it exists.
 
     Returns:
-        The exit status: 0 if the model exists now.
+        The exit status: 0 if the model exists afterwards, made now or earlier.
     """
     models = Path(os.environ["LATENTSERVE_MODELS"])
     name = os.environ["LATENTSERVE_MODEL_NAME"]

@@ -11,13 +11,13 @@ from benchmarks.shapes import Shape
 
 
 class Bare(Contender):
-    """Processes that run each call as one batch, without a server; see `bare_program.py`.
+    """Processes that run `bare_program.py`: each call is one onnxruntime run, without a server.
 
     Args:
         name: Name in the table.
-        threads: onnxruntime threads of each process; one uses the least CPU time.
-        processes: Number of processes that run at once. Two busy hyperthreads of one core slow
-            each other down, as they also do under a server's load.
+        threads: onnxruntime threads of each process. CPU time per call is lowest with 1 thread.
+        processes: Number of processes that run concurrently. With one per hyperthread, the
+            hyperthreads of a core slow each other down, just as they do in a busy server.
     """
 
     def __init__(self, name: str, threads: int = 1, processes: int = 1):
@@ -50,7 +50,10 @@ class Bare(Contender):
         return True
 
     def measure(self, shape: Shape, seconds: float) -> Measurement:
-        """Runs the graph for about `seconds`; the results are the reference and so not checked."""
+        """Runs the graph for about `seconds`.
+
+        The outputs are not checked, since onnxruntime's outputs are the reference themselves.
+        """
         self._run(shape, 0.15 * seconds)
         before = self._cpu_seconds()
         reports = self._run(shape, seconds)

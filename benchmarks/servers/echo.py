@@ -29,11 +29,11 @@ class Echo(Server):
         return program
 
     def takes(self, shape: Shape) -> bool:
-        """Whether a shape has one row per call; larger calls would measure memory bandwidth."""
+        """Whether a shape has one row per call; more would measure memory bandwidth instead."""
         return shape.rows == 1
 
     def call(self, shape: Shape) -> Call:
-        """The request for a shape, whose message is the raw bytes of its array."""
+        """Builds the request for a shape; its message is the raw bytes of the shape's array."""
         return Call("/echo.Echo/Echo", shape.array().tobytes(), lambda _answer: [])
 
     def check(self, shape: Shape, call: Call, answer: bytes) -> None:

@@ -20,7 +20,8 @@ def inference_call(shape: Shape, model: str, outputs: Sequence[str] = ()) -> Cal
     Args:
         shape: Request shape.
         model: Name of the model.
-        outputs: Names of the outputs to request, in the order of `Call.read`; empty for all.
+        outputs: Names of the outputs to request, in the order in which `Call.read` returns them;
+            empty for all.
     """
     messages, _services = stubs.load("inference")
     array = shape.array()

@@ -1,4 +1,4 @@
-"""pyvoy, which runs Envoy's HTTP/2 in process, with the applications of `pyvoy_app.py`."""
+"""Contenders on pyvoy, an ASGI server with Envoy's HTTP/2; they run `pyvoy_app.py`."""
 
 from benchmarks.environments import python
 from benchmarks.graphs import models
@@ -10,7 +10,7 @@ from benchmarks.shapes import Shape
 
 
 def launch(name: str, app: str, port: int) -> Program:
-    """Starts an application of `pyvoy_app`."""
+    """Starts pyvoy with the application `app` of `pyvoy_app.py`."""
     interpreter = python("pyvoy")
     return Program(
         [interpreter, "-m", "pyvoy._cli", "--port", str(port), "--no-lifespan",

@@ -14,7 +14,7 @@ from benchmarks.shapes import Shape
 
 
 class RayServe(Server):
-    """Ray Serve with one replica of `ray_program.py` and its settings for throughput."""
+    """Ray Serve with Ray's settings for throughput and one replica of `ray_program.Vae`."""
 
     def launch(self) -> Program:
         """Starts the server's program and sets `port`."""

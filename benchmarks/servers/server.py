@@ -1,4 +1,4 @@
-"""Base classes of contenders: servers that can be started, loaded and measured."""
+"""Base classes of contenders: servers that can be started, put under load and measured."""
 
 import time
 from abc import ABC, abstractmethod
@@ -22,15 +22,15 @@ _WARMUP = 0.15
 
 @dataclass(frozen=True)
 class Measurement:
-    """Result of a load on a contender.
+    """Result of a load test of one contender with one request shape.
 
     Attributes:
         calls: Calls answered.
-        seconds: Duration of the load.
-        cpu_seconds: CPU time of the server's processes during it.
+        seconds: Duration of the test.
+        cpu_seconds: CPU time of the server's processes during the test.
         p50_ms: Median latency in milliseconds.
         p99_ms: 99th percentile of the latency in milliseconds.
-        rss_mib: Resident memory of the server's processes after it, in MiB.
+        rss_mib: Resident memory of the server's processes after the test, in MiB.
     """
 
     calls: int
@@ -90,14 +90,14 @@ class Contender(ABC):
 
     @abstractmethod
     def measure(self, shape: Shape, seconds: float) -> Measurement:
-        """Loads the contender for about `seconds`; checks a reply before and after."""
+        """Sends calls of a shape for about `seconds`; checks one reply before and one after."""
 
 
 class Server(Contender):
     """A gRPC server on 127.0.0.1, loaded by h2load.
 
     Attributes:
-        slack_bytes: Allowed difference in length between two replies to the same request.
+        slack_bytes: Largest allowed difference in length between replies to the same request.
     """
 
     slack_bytes = 0
@@ -146,17 +146,18 @@ class Server(Contender):
         return self._program.process.pid
 
     def measure(self, shape: Shape, seconds: float, pace: float = 0.0) -> Measurement:
-        """Loads the server with h2load, after a warm-up; checks a reply before and after.
+        """Measures the server under h2load, after a warm-up; checks one reply before and one after.
 
         Args:
             shape: Request shape.
-            seconds: Approximate duration.
+            seconds: Approximate duration, without the warm-up.
             pace: Calls per second of an open loop; 0 for a closed loop with the shape's calls in
                 flight.
 
         Raises:
-            WrongAnswer: A reply is wrong, or the replies' total size is.
-            ServerFailed: The status of a checked call is not OK.
+            WrongAnswer: A checked reply is wrong, or the total size of h2load's replies does not
+                match the size of the checked ones.
+            ServerFailed: A checked call ended with a status other than OK.
             LoadFailed: h2load failed.
         """
         call = self.call(shape)
@@ -233,7 +234,7 @@ class Server(Contender):
         return len(h2load.framed(answer))
 
     def _rate(self, shape: Shape, call: Call, seconds: float) -> float:
-        """Estimates the calls per second, from an earlier load or a short trial."""
+        """Estimates the calls per second, from the last measurement or a short trial."""
         if shape not in self._rates:
             first = self._load(shape, call, 0)
             trial = self._load(shape, call, 0.1 * seconds * first.calls / first.seconds)

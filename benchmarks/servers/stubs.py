@@ -16,7 +16,7 @@ _HERE = Path(__file__).resolve().parent
 
 
 def load(name: str) -> tuple[ModuleType, ModuleType]:
-    """Imports NAME_pb2 and NAME_pb2_grpc of NAME.proto, generating them if outdated."""
+    """Imports the stubs of `name`.proto, messages and services; generates them if outdated."""
     folder = _HERE.parent / ".cache" / "stubs" / Path(sys.prefix).name
     newest = _HERE / f"{name}.proto"
     made = folder / f"{name}_pb2_grpc.py"

@@ -36,7 +36,7 @@ class TritonPythonModel:
         self._outputs = _OUTPUTS[self._input]
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answers the requests of a dynamic batch with one run."""
+        """Answers all requests of a dynamic batch with one run of the graph."""
         arrays = [
             pb_utils.get_input_tensor_by_name(request, self._input).as_numpy()
             for request in requests

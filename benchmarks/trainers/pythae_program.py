@@ -51,19 +51,19 @@ class Decoder(BaseDecoder):
 
 
 class Clock(TrainingCallback):
-    """Marks the beginning and end of the counted epochs."""
+    """Times all epochs but the first."""
 
     def __init__(self, task: Task):
         self._task = task
         self._ended = 0
 
     def on_epoch_begin(self, _config: object, *, epoch: int, **_: object) -> None:
-        """Begins counting after the first epoch."""
+        """Starts the clocks before the second epoch."""
         if epoch == 2:
             self._task.begin()
 
     def on_epoch_end(self, *_: object, **__: object) -> None:
-        """Ends counting before the model is saved, since our program does not save its model."""
+        """Stops the clocks after the last epoch, before pythae saves the model (ours does not)."""
         self._ended += 1
         if self._ended == self._task.epochs + 1:
             self._task.end()

@@ -18,12 +18,12 @@ _SEED = 1
 
 @dataclass(frozen=True)
 class Report:
-    """Result of a training.
+    """Result of a training; times are of all epochs but the first, which warms up.
 
     Attributes:
-        cpu_seconds: User and system time of the counted epochs.
-        wall_seconds: Wall time of the counted epochs.
-        epochs: Number of counted epochs.
+        cpu_seconds: User and system time of these epochs.
+        wall_seconds: Wall time of these epochs.
+        epochs: Number of these epochs.
         held_out_nats: Negative ELBO on held-out images, nats per image.
     """
 
@@ -39,7 +39,7 @@ class Task:
     Attributes:
         train: Training images, uint8 [N, 784].
         test: Held-out images, uint8 [M, 784].
-        epochs: Number of counted epochs; an uncounted one precedes them.
+        epochs: Number of epochs that are timed; one more, which is not, precedes them.
         batch_size: Images per step.
         bfloat16: Whether to compute in bfloat16.
     """
@@ -64,11 +64,11 @@ class Task:
         self._cpu = self._wall = 0.0
 
     def begin(self) -> None:
-        """Marks the beginning of the counted epochs."""
+        """Starts the clocks; called after the first epoch."""
         self._cpu, self._wall = time.process_time(), time.perf_counter()
 
     def end(self) -> None:
-        """Marks the end of the counted epochs."""
+        """Stops the clocks; called after the last epoch."""
         self._cpu = time.process_time() - self._cpu
         self._wall = time.perf_counter() - self._wall
 
@@ -80,8 +80,9 @@ class Task:
         """Measures the model on held-out images and prints the report.
 
         Args:
-            encode: Images float32 [N, 1, 28, 28] in [0, 1] to mean and log_var, [N, D] each.
-            decode: Latents float32 [N, D] to the pixels of N images, in [0, 1], of any shape.
+            encode: Maps images float32 [N, 1, 28, 28] in [0, 1] to mean and log_var, [N, D]
+                each.
+            decode: Maps latents float32 [N, D] to images in [0, 1], N * 784 pixels in any shape.
         """
         images = torch.from_numpy(self.test).float().div_(255).reshape(-1, 1, 28, 28)
         noise = torch.Generator().manual_seed(_SEED)
