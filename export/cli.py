@@ -145,11 +145,13 @@ def _add_measures(parser: argparse.ArgumentParser) -> None:
         type=_samples,
         default=10_000,
         metavar="N",
-        help="samples to judge by the digit classifier, for MNIST only; 0 for none "
+        help="number of samples that the digit classifier judges, for MNIST only; 0 for none "
         "(default: 10000)",
     )
     parser.add_argument(
-        "--data", help="data set, such as folder:PATH (default: where it was during training)"
+        "--data",
+        help="data set, such as folder:PATH (default: the one it was trained on, at its old "
+        "location)",
     )
 
 

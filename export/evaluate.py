@@ -95,7 +95,7 @@ class Figures:
 
 
 def without_elbo(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Removes the ELBO from the metrics of a plain autoencoder, which has only a reconstruction."""
+    """Removes the ELBO from a plain autoencoder's metrics, leaving its reconstruction error."""
     names = {"elbo_stderr": "reconstruction_stderr"}
     left_out = {"elbo", "kl", "draws", "seed"}
     return {names.get(name, name): value for name, value in metrics.items() if name not in left_out}
@@ -115,8 +115,8 @@ def measure(
         dataset: The data it was trained on.
         wanted: What to measure.
         report: Called with a line for each metric that cannot be measured.
-        progress: Called with the number of images whose importance-weighted bound has
-            been measured and their total.
+        progress: Called while the importance-weighted bound is measured, with the number of
+            images done and of all images that it is measured on.
     """
     images = test_images(dataset, binarized=subject.binarized)
     result = evaluate(subject.autoencoder, images, draws=wanted.draws, seed=wanted.seed)
@@ -161,14 +161,14 @@ def evaluate_path(
     report: Callable[[str], None],
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> tuple[str, Figures]:
-    """Measures the model in a folder, which is left unchanged.
+    """Measures the model in a run folder or bundle, without changing the folder.
 
     Args:
         path: A run folder (measured with torch) or a bundle, `MODELS/NAME/VERSION`
             (measured with onnxruntime).
         wanted: What to measure.
-        data: Current source of the data, in the syntax of `DataSpec.parse`; None for its
-            source during training.
+        data: Current source of the data, in the syntax of `DataSpec.parse`; None if the data is
+            where it was during training.
         report: Called with a line for each download and each metric that cannot be
             measured.
         progress: As for `measure`.
@@ -198,10 +198,10 @@ class _Source:
     """A run folder or bundle, ready to be measured.
 
     Attributes:
-        title: A description of it.
-        subject: Its model.
-        data: Fields of the `DataSpec` it was trained on, by name.
-        data_sha256: Checksums of the data's files.
+        title: Description of the run or bundle, one line.
+        subject: The model.
+        data: Fields of the `DataSpec` that the model was trained on, by name.
+        data_sha256: Checksums of the data's files, by file name.
     """
 
     title: str
@@ -262,11 +262,11 @@ def load_training_data(
     report: Callable[[str], None],
     fetch: bool = True,
 ) -> Dataset:
-    """Loads the data a model was trained on and compares its checksums.
+    """Loads the data a model was trained on; checks that its content has not changed.
 
     Args:
-        fields: Fields of its `DataSpec`, by name.
-        sha256: Checksums of its files, by file name.
+        fields: Fields of the data's `DataSpec`, by name.
+        sha256: Checksums that the data's files had during training, by file name.
         data: Current source of the data, in the syntax of `DataSpec.parse`; None for the
             source in `fields`.
         report: Called with a line for each step of a download.
@@ -274,7 +274,7 @@ def load_training_data(
 
     Raises:
         DataMissing: The data is not available.
-        ExportError: The data found has other checksums.
+        ExportError: The checksums are not those of the training.
         TrainingError: The data is damaged.
     """
     spec = DataSpec.parse(**{**fields, "source": data or fields["source"]})
@@ -286,5 +286,5 @@ def load_training_data(
 
 
 def _has_classifier(dataset: Dataset) -> bool:
-    """Whether the digit classifier can judge samples of a model of this data set."""
+    """Whether the digit classifier can judge samples of a model trained on this data set."""
     return dataset.name == "mnist" and dataset.image_shape == (1, 28, 28)

@@ -48,11 +48,11 @@ def export(
         model: `MODELS/NAME`.
         decoder: Precision of the decoder.
         wanted: What to measure in addition to the ELBO.
-        data: Current source of the data, in the syntax of `DataSpec.parse`; None for its
-            source when the run began.
+        data: Current source of the data, in the syntax of `DataSpec.parse`; None if the data is
+            where it was when the run began.
         report: Called with a line for each step.
-        progress: Called with the number of images measured and their total while the
-            importance-weighted bound is measured.
+        progress: Called while the importance-weighted bound is measured, with the number of
+            images done and of all images that it is measured on.
 
     Returns:
         The new bundle's folder.
@@ -101,14 +101,14 @@ def export(
 
 
 def _convert_decoder(run: FinishedRun, exported: Graphs, precision: Precision) -> ExportedGraph:
-    """The decoder in reduced precision, calibrated on the training images and the prior."""
+    """Converts the decoder, with latents of training images and of the prior as calibration."""
     assert run.dataset is not None
     latents = calibration_latents(run.subject_of(_contents(exported)), run.dataset.train.images)
     return convert_decoder(exported["decoder"], precision, latents)
 
 
 def _contents(exported: Graphs, variant: ExportedGraph | None = None) -> dict[GraphName, bytes]:
-    """The ONNX files by name of the graph, with the decoder replaced by its variant if any."""
+    """Content of the ONNX files by name of the graph; the decoder is `variant` if there is one."""
     contents = {name: graph.content for name, graph in exported.items()}
     return contents if variant is None else contents | {"decoder": variant.content}
 
@@ -116,7 +116,10 @@ def _contents(exported: Graphs, variant: ExportedGraph | None = None) -> dict[Gr
 def _golden(
     exported: Graphs, variant: ExportedGraph | None, inputs: Mapping[str, NDArray[Any]]
 ) -> dict[str, NDArray[Any]]:
-    """The golden rows by "graph.tensor": outputs of torch, or of the variant for its decoder."""
+    """The golden rows by "graph.tensor".
+
+    Expected outputs are torch's, except those of a variant, which onnxruntime computes.
+    """
     golden = golden_rows(exported, inputs)
     return golden if variant is None else golden | answers_of(variant, {"z": golden["decoder.z"]})
 
@@ -129,7 +132,7 @@ def _measure(
     report: Callable[[str], None],
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    """The metrics of the bundle; for a variant, the ELBO of the fp32 decoder as well."""
+    """Measures the bundle's metrics; with a variant, also the ELBO with the fp32 decoder."""
     if variant is None:
         return measure_graphs(run, _contents(exported), wanted, report, progress)
     elbo_only = Wanted(draws=wanted.draws, seed=wanted.seed)
@@ -143,7 +146,7 @@ def _parity(
     variant: ExportedGraph | None,
     inputs: Mapping[str, NDArray[Any]],
 ) -> Parity:
-    """The manifest's record of the comparison with torch, which has succeeded."""
+    """Builds the manifest's record of a successful comparison with torch."""
     return Parity(
         batches=BATCHES,
         max_abs_difference=differences,
@@ -154,7 +157,7 @@ def _parity(
 
 
 def _check_servable(bundle: Bundle) -> None:
-    """Loads a bundle as a server would, replaying its golden rows.
+    """Loads a bundle as a server would, including the comparison with its golden rows.
 
     Raises:
         ExportError: A server would refuse it.

@@ -1,4 +1,4 @@
-"""Parity inputs and golden rows: test data of the graphs, at export and at every load."""
+"""Test data of the graphs: parity inputs for the export, golden rows for every load by a server."""
 
 import io
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ _LATENT_ROWS = 32
 def parity_inputs(
     graphs: Mapping[GraphName, ExportedGraph], golden: NDArray[np.uint8], labels: int
 ) -> dict[str, NDArray[Any]]:
-    """Inputs by name for comparing torch and onnxruntime, with the rows of the largest batch.
+    """Inputs by name for comparing torch and onnxruntime, as many rows as the largest batch.
 
     The images are the golden images, followed by binarized versions of them. Half of the latents
     are posterior means of these images, half are draws from the prior.

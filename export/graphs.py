@@ -70,7 +70,7 @@ class _Tupled(nn.Module):
 
 
 def export_graphs(vae: Vae) -> dict[GraphName, ExportedGraph]:
-    """Exports the parts of a model, each with its weights.
+    """Exports each part of a model as a graph that contains its weights.
 
     The graphs hold no random operators: noise is an input.
 
@@ -107,7 +107,7 @@ def export_module(
     example: dict[str, Tensor],
     outputs: tuple[str, ...],
 ) -> ExportedGraph:
-    """Exports one module as a graph whose rows have the same bits in every batch.
+    """Exports one module as a graph that gives a row the same bits in every batch.
 
     Args:
         name: Name of the graph.
@@ -141,8 +141,8 @@ def _with_exact_sums(model: onnx.ModelProto) -> onnx.ModelProto:
     """Replaces each float ReduceSum over the last axis by a MatMul with ones.
 
     onnxruntime's ReduceSum adds in an order that depends on the memory alignment of a
-    row, unless rows are a multiple of 4 long (measured on 1.32), so that the bits of a
-    row would depend on its position in the batch. Those of a MatMul do not.
+    row, unless the length of a row is a multiple of 4 (measured on 1.32). The bits of a row
+    would depend on its position in the batch; with a MatMul they do not.
     """
     inferred = onnx.shape_inference.infer_shapes(model).graph
     types = {

@@ -52,7 +52,7 @@ def build_manifest(
     Args:
         name: Name of the model.
         version: Version of the model.
-        run: The run it was exported from.
+        run: The run that the bundle is exported from.
         precision: Precision of the decoder.
         graphs: Content of the ONNX files by name of the graph.
         golden: Content of `golden.npz`.
@@ -125,7 +125,7 @@ def _training(config: RunConfig, trained: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _public_source(spec: DataSpec) -> str:
-    """The source of a data set without its path: a bundle must not disclose local folders."""
+    """Source of a data set, without a path: a bundle must not disclose local folders."""
     if spec.kind == "folder":
         return f"folder:{spec.folder.name}"
     if spec.kind == "idx":

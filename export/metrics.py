@@ -31,10 +31,10 @@ def measure_graphs(
     report: Callable[[str], None],
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    """Measures fp32 graphs; without the data set, returns what training measured.
+    """Measures fp32 graphs; if the data set is gone, returns what training measured.
 
     Args:
-        run: The run they were exported from.
+        run: The run that the graphs were exported from.
         graphs: Content of the ONNX files by name of the graph.
         wanted: What to measure.
         report: Called with a line for each result.
@@ -66,7 +66,7 @@ def measure_variant(
     """Measures graphs whose decoder has a reduced precision.
 
     Args:
-        run: The run they were exported from; its data set must be available.
+        run: The run that the graphs were exported from; its data set must be available.
         graphs: Content of the ONNX files by name of the graph.
         wanted: What to measure.
         fp32: The metrics of the same model with its fp32 decoder.
@@ -87,7 +87,7 @@ def measure_variant(
 
 
 def _headline(figures: Figures) -> tuple[str, str, float]:
-    """Name and title of the metric by which models are compared, and its value in nats."""
+    """The metric by which models are compared: its name, its title and its value in nats."""
     elbo = figures.evaluation.elbo
     if figures.plain:
         return "reconstruction", "test reconstruction", elbo

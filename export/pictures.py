@@ -26,7 +26,7 @@ def card_pictures(
     means: NDArray[np.float32],
     labels: Sequence[str],
 ) -> dict[str, bytes]:
-    """Draws reconstructions and, if the model has a prior, samples.
+    """Draws reconstructions, and samples if the model has a prior.
 
     Args:
         subject: The model.

@@ -24,10 +24,11 @@ class FinishedRun:
     Attributes:
         config: Its configuration.
         model: The trained model, in evaluation mode.
-        dataset: The data it was trained on; None if that is no longer available.
+        dataset: The data that the model was trained on; None if it is no longer available.
         trained_metrics: The metrics that training measured with torch.
         golden_images: uint8 [N, C, H, W], test images set aside by training.
-        score_percentiles: The 0th to 100th percentile of the training set's scores, in nats.
+        score_percentiles: The 0th to 100th percentile of the training images' anomaly scores,
+            in nats.
     """
 
     config: RunConfig
@@ -39,7 +40,7 @@ class FinishedRun:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of the classes that can be sampled by label; empty for an unlabelled prior."""
+        """Names of the classes the prior can be conditioned on; empty if it is unconditional."""
         return self.config.class_names[: self.model.labels]
 
     def subject_of(self, graphs: Mapping[GraphName, bytes]) -> Subject:
@@ -62,14 +63,14 @@ def load_run(path: Path, data: str | None, report: Callable[[str], None]) -> Fin
 
     Args:
         path: The run folder.
-        data: Current source of the data, in the syntax of `DataSpec.parse`; None for its
-            source when the run began.
+        data: Current source of the data, in the syntax of `DataSpec.parse`; None if the data is
+            where it was when the run began.
         report: Called with a line for each step of the loading.
 
     Raises:
         CheckpointError: The run is unfinished or damaged.
         ExportError: The data found is not the data the model was trained on.
-        DataMissing: `data` was given, and there is no data.
+        DataMissing: `data` was given, but names no data.
     """
     run = RunFolder(path)
     # Read first, since this fails for an unfinished run, which has no metrics.
@@ -86,7 +87,7 @@ def load_run(path: Path, data: str | None, report: Callable[[str], None]) -> Fin
 def _load_data(
     config: RunConfig, data: str | None, report: Callable[[str], None]
 ) -> Dataset | None:
-    """Loads the data of a run; returns None if it is gone and `data` is None."""
+    """Loads the data of a run; None if `data` is None and the data is no longer there."""
     try:
         return load_training_data(
             config.data.to_json(), config.data_sha256, data, report=report, fetch=False

@@ -29,8 +29,8 @@ class Subject:
 
     Attributes:
         autoencoder: Encoder, decoder and the density of the prior.
-        draw: Maps eps [N, D], u [N, 1] and a label (-1 for any class) to latents of the
-            prior; None for a model without a prior.
+        draw: Maps eps [N, D], u [N, 1] and a label (-1 for any class) to draws from the
+            prior, [N, D]; None for a model without a prior.
         latent_dim: D.
         labels: Number of classes the prior can be conditioned on.
         binarized: Whether the model is measured on binarized images.
@@ -43,7 +43,7 @@ class Subject:
     binarized: bool
 
     def sample(self, count: int, seed: int, label: int | None) -> Array:
-        """The images a server would sample: float32 [count, C, H, W] in [0, 1]."""
+        """The images a server would return for `seed`: float32 [count, C, H, W] in [0, 1]."""
         assert self.draw is not None
         images = []
         for start in range(0, count, _CHUNK):
@@ -103,7 +103,7 @@ def subject_of_graphs(
 
 
 def subject_of_torch(model: Vae, *, binarized: bool) -> Subject:
-    """Wraps a torch model, as `subject_of_graphs` wraps its graphs."""
+    """Wraps a torch model in the same way as `subject_of_graphs` wraps graphs."""
     sampler = None if model.prior is None else Sampler(model.prior)
 
     @torch.inference_mode()

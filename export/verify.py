@@ -161,7 +161,7 @@ def check_parity(differences: Mapping[str, float], tolerance: float) -> None:
 
 
 def torch_answers(graph: ExportedGraph, inputs: Inputs) -> dict[str, Array]:
-    """Outputs of the torch module by name, for inputs by name."""
+    """Runs the torch module of a graph on inputs by name; returns its outputs by name."""
     with torch.inference_mode():
         answers = graph.module(*(torch.from_numpy(inputs[name]) for name in graph.inputs))
     return {name: answer.numpy() for name, answer in zip(graph.outputs, answers, strict=True)}
