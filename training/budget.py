@@ -47,11 +47,11 @@ def calibrate(trainer: Trainer, seconds: float) -> int:
     Args:
         trainer: A trainer before its first step. Its number of steps is changed, its
             weights are not.
-        seconds: The budget, in `cpu_seconds`.
+        seconds: The budget, in seconds as counted by `cpu_seconds`.
 
     Returns:
-        The number of steps of the autoencoder, at least 1; the budget also covers the
-        fits of the prior, the validations and the encoding.
+        The number of steps that train the autoencoder, at least 1. The budget also covers
+        the fits of the prior, including the encoding of the training set, and the validations.
     """
     trainer.set_length(_NOMINAL_STEPS)
     # At most a tenth of the budget is spent on timing.

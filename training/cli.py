@@ -71,14 +71,15 @@ def parser() -> argparse.ArgumentParser:
         "--budget",
         default="3m",
         metavar="DURATION",
-        help="CPU time per thread, such as 90s, 3m or 1.5h; a few steps are timed to turn it into "
-        "a number of steps (default: 3m)",
+        help="CPU time per thread, such as 90s, 3m or 1.5h; converted to a number of steps by "
+        "timing a few at the start (default: 3m)",
     )
     length.add_argument(
         "--steps",
         type=positive,
         metavar="N",
-        help="number of steps of the autoencoder (default: what the budget allows)",
+        help="number of steps that train the autoencoder; steps that fit a learned prior are added "
+        "(default: what the budget allows)",
     )
     result.add_argument(
         "--out", type=Path, required=True, metavar="FOLDER", help="run folder to write"
@@ -173,11 +174,12 @@ def _summary(metrics: Mapping[str, Any], posterior: str) -> str:
 
 
 def _numbers(progress: Progress, *, step: bool) -> str:
-    """Formats the latest numbers as one line.
+    """Formats the state and the latest results of a run as one line, for the progress display.
 
     Args:
         progress: The progress of the run.
-        step: Whether to include the step, for which a bar in 80 columns leaves no room.
+        step: Whether to include the step number. It does not fit next to a progress bar on a
+            terminal of 80 columns.
     """
     numbers = progress.numbers
     where = f"{progress.phase} {progress.step}/{progress.total_steps}" if step else progress.phase

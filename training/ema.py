@@ -15,7 +15,7 @@ class MovingAverage(nn.Module):
 
     Args:
         model: The model that is trained.
-        decay: Share of the average that an update keeps, below 1; lower in the first
+        decay: Weight of the old average in an update, below 1; it is lower in the first
             updates.
 
     Attributes:
@@ -40,7 +40,7 @@ class MovingAverage(nn.Module):
     def update(self) -> None:
         """Updates the average with the current weights, and copies the buffers.
 
-        The first update copies the weights too.
+        After the first update the average equals the weights.
         """
         count = int(self.n_averaged)
         # The decay is low at first, so that the first weights do not stay in the average for long.

@@ -51,9 +51,8 @@ class Parallel:
     def process_group(self) -> Iterator[None]:
         """Joins the process group for the duration of the context.
 
-        With a single process it does nothing.
-
-        Modules from `wrap` must be released before the context ends.
+        Does nothing if there is only one process. All references to modules from `wrap` must be
+        dropped before the context ends.
 
         Raises:
             TrainingError: Another process has died.
@@ -80,7 +79,7 @@ class Parallel:
 
     @contextmanager
     def fail_together(self) -> Iterator[None]:
-        """Raises in all processes if one fails in the context, so that none waits for it.
+        """If one process fails in the context, raises in all, so that none waits for it forever.
 
         The context must not contain collective operations.
 

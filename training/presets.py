@@ -37,7 +37,7 @@ PRESETS: Mapping[str, Preset] = {
     "seed2d": Preset(
         ModelConfig(_ARTICLE, latent_dim=2, scale="sigmoid"),
         TrainConfig(learning_rate=2e-3),
-        "dense, 2 latent dimensions for pictures of the latent plane; sigma by a sigmoid",
+        "dense, 2 latent dimensions, for plots; the encoder's sigma is the output of a sigmoid",
     ),
     "autoencoder": Preset(
         ModelConfig(_ARTICLE, latent_dim=2, posterior="delta", prior=PriorConfig("none")),

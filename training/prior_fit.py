@@ -51,7 +51,7 @@ class PriorFit:
         self._labels = torch.empty(0, dtype=torch.int64)
 
     def images_to_encode(self, phase: Phase) -> int:
-        """Number of images that `encode` encodes for a phase, counting every binarization."""
+        """Number of images that `encode` encodes for a phase; each binarization counts as one."""
         return math.prod(self._views(phase))
 
     @torch.inference_mode()
@@ -85,7 +85,7 @@ class PriorFit:
         )
 
     def pretend(self, phase: Phase, latent_dim: int) -> None:
-        """Substitutes random posteriors for the real ones, for timing the steps of a phase."""
+        """Keeps random posteriors in place of encoded ones, for timing the steps of a phase."""
         mean = torch.randn(self._config.prior_batch_size, latent_dim).to(self._device)
         labels = torch.zeros(len(mean), dtype=torch.int64, device=self._device)
         self._keep(phase, mean, None, labels)

@@ -38,9 +38,9 @@ class Observer:
     Attributes:
         line: Called with a line to print.
         progress: Called after each step.
-        between_steps: Makes the context that all steps run in. The context has to defer
-            interrupts during a step. It yields a function that is called between steps and
-            returns whether to stop.
+        between_steps: Returns the context manager that all steps run in, which defers
+            interrupts. It yields a function, called between steps, that returns whether to
+            stop.
     """
 
     line: Callable[[str], None] = lambda _line: None
@@ -81,7 +81,7 @@ class Pace:
         self._steps[phase.name] = self._steps.get(phase.name, 0) + 1
 
     def of(self, phase: Phase) -> float:
-        """Mean seconds of a step of a phase; an estimate if none has been measured."""
+        """Mean seconds of a step of a phase; an estimate if no step of it has been measured."""
         if phase.name in self._steps:
             return self._seconds[phase.name] / self._steps[phase.name]
         measured = [other for other in self._phases if other.name in self._steps]

@@ -46,9 +46,9 @@ class Request:
         out: Path of the run folder.
         steps: Length of the run in steps of the autoencoder; None to derive it from
             `budget`.
-        budget: Length of the run in seconds of CPU time per thread.
+        budget: Length of the run in seconds of CPU time per thread; ignored if `steps` is given.
         settings: Overrides of the preset, `key=value` each.
-        resume: Whether to resume a run that exists in `out`, instead of refusing it.
+        resume: Whether to resume a run in `out`; without it, an existing run is an error.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         bfloat16: Whether the networks compute in bfloat16.
     """
@@ -265,7 +265,7 @@ class TrainingRun:
         }
 
     def _announce(self, phase: Phase) -> None:
-        """Prints, before a fit of the prior, that its first step encodes the training images."""
+        """Prints, before a fit of the prior, that it begins by encoding the training images."""
         if not phase.trains_autoencoder:
             count = len(self._dataset.train.images)
             self._observer.line(f"{phase.name}: encoding the {count} training images first ...")

@@ -1,11 +1,11 @@
-"""The run folder: the files of a training run, from which a killed one is resumed.
+"""The run folder: the files of a training run, from which it can be resumed if it is killed.
 
 config.json             settings, checksums of the data, versions
 checkpoint.pt           the whole training state, replaced atomically
 log.jsonl               one JSON object per logged step
 frames/                 the frames of the training movie
 golden_inputs.npz       a few test images, for export
-score_percentiles.json  percentiles of the training set's scores, for export
+score_percentiles.json  percentiles of the training images' anomaly scores, for export
 metrics.json            the final figures; its presence marks the run as complete
 """
 
@@ -49,8 +49,8 @@ class RunConfig:
         settings: Overrides of the preset, `key=value` each.
         model: Architecture of the autoencoder.
         train: Objective, optimiser and schedule.
-        steps: Number of steps that train the autoencoder; the run also has steps that fit
-            the prior.
+        steps: Number of steps that train the autoencoder; those that fit the prior are
+            added.
         budget_seconds: The budget that `steps` was derived from; None if `steps` was given.
         threads: Threads of torch in each process.
         processes: Number of processes that shared the work.
@@ -271,7 +271,7 @@ class RunFolder:
     ) -> None:
         """Writes one frame of the movie.
 
-        A run that is resumed writes the frames after its checkpoint again, unchanged.
+        A resumed run writes the frames after its checkpoint a second time, with equal content.
 
         Args:
             step: Steps done.

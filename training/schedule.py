@@ -128,7 +128,7 @@ class BatchOrder:
         """Returns the indices of the rows of a batch.
 
         Args:
-            purpose: Name of a sequence of batches; each has its own permutations.
+            purpose: Name of a sequence of batches; each sequence has its own permutations.
             index: Index of the batch, counted over all epochs.
             count: Number of rows to choose from.
             size: Number of rows in a batch, at most `count`.

@@ -127,7 +127,7 @@ def resolve_device(wanted: str, parallel: Parallel) -> torch.device:
 
 
 def _refuse_other_run(folder: RunFolder, preset: Preset, request: Request) -> None:
-    """Refuses to resume a run that was begun with another request.
+    """Refuses to continue a run, unless resuming was requested and its settings are the same.
 
     Raises:
         CheckpointError: Resuming was not requested, or the settings differ.

@@ -37,8 +37,8 @@ _CHUNK = 1_000
 class Trainer:
     """Trains one autoencoder and holds the state that a checkpoint has to contain.
 
-    Noise, order and schedule are functions of the seed and the step, so a trainer that
-    was restored from a checkpoint gives the results of one that was never interrupted.
+    Noise, order and schedule are functions of the seed and the step, so a trainer
+    restored from a checkpoint gives the same results as one that was never interrupted.
 
     Args:
         model_config: Networks, latent dimensions, posterior and prior.
@@ -140,7 +140,7 @@ class Trainer:
         return min(self.config.batch_size, len(self._images))
 
     def overhead_in_validations(self) -> float:
-        """Cost of what a run computes besides its steps, as a multiple of one validation.
+        """Cost of what a run computes in addition to its steps, as a multiple of one validation.
 
         It consists of the validations and of encoding the images that the prior is fitted to.
         """
@@ -240,7 +240,7 @@ class Trainer:
         self._optimizer.load_state_dict(state["optimizer"])
 
     def release(self) -> None:
-        """Drops the wrapped objective, which holds the process group; a step makes a new one."""
+        """Drops the wrapped objective, which refers to the process group; a step wraps it anew."""
         self._objective, self._objective_phase = None, ""
 
     def timing_copy(self, phase: Phase) -> "Trainer":
@@ -300,7 +300,7 @@ class Trainer:
         }
 
     def _prior_loss(self, phase: Phase) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a batch of latents, which every process computes as a whole."""
+        """The loss of the prior on a batch of latents; every process computes the whole batch."""
         if self._prior_fit.phase != phase.name:
             self._begin_prior_fit(phase)
         z, labels = self._prior_fit.batch(self.step - phase.start, self._noise)

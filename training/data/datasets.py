@@ -3,8 +3,8 @@
 The splits are fixed. MNIST and Fashion-MNIST: the last `VALIDATION_IMAGES` images of the
 official training file are the validation split and the rest is the training split; the
 official test file is the test split, which no choice in training depends on. Other IDX
-files: if there are no test files, every tenth image goes to the test split; of the
-remaining images, the last tenth, at most `VALIDATION_IMAGES`, is the validation split.
+files: without test files, every tenth image goes to the test split. Of the remaining images,
+the last tenth (at most `VALIDATION_IMAGES`) is the validation split, the rest the training split.
 Folders: see `training.data.folder`.
 """
 
@@ -112,11 +112,11 @@ def load_dataset(
 
 
 def binarize(images: NDArray[np.uint8], seed: int) -> NDArray[np.float32]:
-    """Draws one bit per pixel, which is 1 with probability grey value / 255.
+    """Draws one bit per pixel: 1 with probability grey value / 255, else 0.
 
-    The protocol of the published MNIST likelihoods (Salakhutdinov and Murray 2008;
-    Burda et al. 2016), with a draw that is the same on every machine: Philox bits
-    under the key `seed`.
+    It is the protocol of the published MNIST likelihoods (Salakhutdinov and Murray 2008;
+    Burda et al. 2016). The bits come from Philox under the key `seed`, so they are the same
+    on every machine.
 
     Args:
         images: uint8, any shape.
@@ -248,7 +248,7 @@ def _split(spec: DataSpec, images: NDArray[np.uint8], labels: NDArray[np.uint8] 
 
 
 def _cut(whole: Split, last: int) -> tuple[Split, Split]:
-    """Cuts the last `last` images off a split; returns the others and these."""
+    """Cuts a split in two: all but the last `last` images, and the last `last` images."""
     return (
         Split(whole.images[:-last], whole.labels[:-last]),
         Split(whole.images[-last:], whole.labels[-last:]),
@@ -256,7 +256,7 @@ def _cut(whole: Split, last: int) -> tuple[Split, Split]:
 
 
 def _keys(files: Sequence[Path]) -> list[str]:
-    """Names files by the shortest endings of their paths that differ, without `.gz`."""
+    """Names files by the shortest endings of their paths that tell them apart, without `.gz`."""
     plain = [file.with_suffix("") if file.suffix == ".gz" else file for file in files]
     for length in range(1, max(len(path.parts) for path in plain)):
         keys = ["/".join(path.parts[-length:]) for path in plain]

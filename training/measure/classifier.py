@@ -108,9 +108,9 @@ class Classifier:
             images: float32 [N, 1, 28, 28] in [0, 1].
 
         Returns:
-            The features, float32 [N, 96], which are the activations before the last
-            layer in the unit of `FLOOR`; and the probabilities of the ten digits,
-            float32 [N, 10].
+            The features, float32 [N, 96]: activations before the last layer, scaled so that
+            the distance described at `FLOOR` has that value. And the probabilities of the ten
+            digits, float32 [N, 10].
         """
         # torch warns of arrays that are not writable.
         rows = torch.from_numpy(np.require(images, np.float32, ["C", "W"]))
@@ -140,7 +140,7 @@ def load_classifier(path: Path = WEIGHTS) -> Classifier:
 
 
 def accuracy(judge: Classifier, images: Array, labels: NDArray[np.int64]) -> float:
-    """Share of images float32 [N, 1, 28, 28] that are classified as their labels int64 [N]."""
+    """Share of images float32 [N, 1, 28, 28] classified as their labels, int64 [N]."""
     return float((judge(images)[1].argmax(axis=1) == labels).mean())
 
 
@@ -156,7 +156,7 @@ def train(
     Args:
         dataset: MNIST.
         steps: Length of the training, in batches of 128.
-        seed: Seed of the weights, the order, the affine maps and the bits.
+        seed: Seed of the initial weights, the batches, the affine maps and the binarization.
         report: Called after each epoch with the accuracy on the validation split.
     """
     with torch.random.fork_rng(devices=[]):
@@ -269,7 +269,7 @@ def _augmented(images: Tensor, random: torch.Generator) -> Tensor:
 
 
 def _scaled(network: Network, dataset: Dataset) -> Network:
-    """Scales the features of the network so that its floor is `FLOOR`."""
+    """Scales the features of the network so that the distance `FLOOR` has that value."""
     network.feature_scale *= (FLOOR / _floor(Classifier(network), dataset)) ** 0.5
     return network
 

@@ -124,8 +124,8 @@ class BoundEvaluation:
             and closer to it with more draws.
         stderr: Standard error of `nll` over the images.
         gap: Negative ELBO of the same images and draws, minus `nll`. It varies less between
-            images than the bound does. The bound of a whole test set is therefore best
-            estimated by its negative ELBO minus the gap of a part of it.
+            images than the bound does, so the bound of a whole test set is best estimated by
+            the negative ELBO of the whole set minus the gap of a subset.
         gap_stderr: Standard error of `gap` over the images.
         images: Number of images measured.
         draws: K, draws of z per image.
@@ -217,7 +217,7 @@ def percentiles(scores: Nats) -> list[float]:
 
 
 def _divergence(model: Autoencoder, z: Array, mean: Array, log_var: Array | None) -> Nats:
-    """The KL term of each image, [N]: in closed form, else log q(z|x) - log p(z)."""
+    """The KL term of each image, [N]: in closed form if possible, else log q(z|x) - log p(z)."""
     if log_var is None:
         return np.zeros(len(mean))
     if model.log_prior is None:

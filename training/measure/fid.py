@@ -35,19 +35,21 @@ class Generation:
     the classifier, and on the number of samples: fewer samples give a larger distance.
 
     Attributes:
-        fid: Distance of unconditional samples; lower is better.
-        fid_floor: Distance of as many training images, which a perfect model would reach.
+        fid: Distance between the unconditional samples and the test split; lower is better.
+        fid_floor: Distance between equally many training images and the test split: the `fid`
+            that a perfect model would have.
         class_entropy: Entropy in nats of the mean of the predicted class distributions;
-            log 10 = 2.303 if ten classes are drawn equally often.
+            log 10 = 2.303 if ten classes are equally frequent among the samples.
         unconfident: Share of the unconditional samples whose highest class probability
             is below `CONFIDENT`.
         images: Number of unconditional samples.
         seed: Seed of the unconditional samples.
-        label_agreement: Share of a label's samples that are classified as that label, mean
-            over the labels. This and the fields below are None if the model takes no labels.
-        label_agreement_worst: The lowest of these shares over the labels.
-        label_fid: Distance of the samples of all labels together.
-        label_images: Number of samples of each label.
+        label_agreement: Share of samples drawn by label that are classified as their label,
+            mean over the labels. This and the fields below are None if the model takes no
+            labels.
+        label_agreement_worst: That share for the label where it is lowest.
+        label_fid: Distance between the samples of all labels together and the test split.
+        label_images: Number of samples per label.
     """
 
     fid: float
@@ -75,11 +77,11 @@ def measure_generation(
     """Draws and measures samples: unconditional ones, and some of each label.
 
     Args:
-        sample: Draws samples. It gets `seed` + label as the seed for a label's samples, so
-            that no two labels have the same noise.
+        sample: Draws samples. Its seed is `seed` for unconditional samples and `seed` + label
+            for those of a label, so that no two labels share their noise.
         judge: The classifier.
-        dataset: Samples are compared with its test split; its training split gives the
-            floor.
+        dataset: The data set: its test split is what samples are compared with, its training
+            split is compared with the test split for `fid_floor`.
         images: Number of unconditional samples, from 2 to the number of training images.
         labels: Labels to sample by, indices into `dataset.class_names`; empty for a model
             that takes no labels.

@@ -15,7 +15,7 @@ TEST_SEED = 0
 
 
 def test_images(dataset: Dataset, *, binarized: bool) -> NDArray[np.float32]:
-    """The test split as a model is measured on it: float32 [N, C, H, W] in [0, 1].
+    """The test split in the form that models are measured on: float32 [N, C, H, W] in [0, 1].
 
     Args:
         dataset: The data set.

@@ -46,8 +46,8 @@ class Conv:
     """Residual convolutional encoder and decoder.
 
     The image is halved until it has at most 8 rows and columns; each resolution is a
-    level. Tuples begin with the value of the coarsest level, and their last value is
-    also that of all finer levels.
+    level. Each tuple lists values from the coarsest level to finer ones; its last value also
+    applies to all levels that are finer still.
 
     Attributes:
         widths: Channels at each level.
@@ -188,10 +188,10 @@ class TrainConfig:
             finite.
         max_skipped: Largest number of skipped steps; one more ends the run with an error.
         prior_start: Share of the steps after which a learned prior is fitted to the
-            aggregate posterior and replaces N(0, I).
-        prior_fit: Length of that fit, in steps per step of the autoencoder.
-        prior_refit: Length of the last fit, to the final autoencoder, in steps per step of
-            the autoencoder.
+            aggregate posterior. From then on it takes the place of N(0, I).
+        prior_fit: Length of that fit, as a multiple of the steps that train the autoencoder.
+        prior_refit: Length of the last fit, to the final autoencoder, as a multiple of the
+            steps that train the autoencoder.
         prior_batch_size: Latents per step of both fits.
         prior_learning_rate: Peak learning rate of the prior's own schedule.
         label_weight: Weight of log p(label|z) relative to log p(z), if the prior is

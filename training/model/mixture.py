@@ -18,9 +18,9 @@ _CHUNK = 8_192
 def fit_mixture(prior: Prior, z: Tensor, labels: Tensor, seed: int) -> None:
     """Fits a prior's components, their weights and the class weights to latents.
 
-    The flow does not change: the components are fitted to the latents as mapped back through
-    it, those of each class to the latents of that class, by expectation maximisation
-    (Dempster, Laird and Rubin 1977).
+    The flow does not change: its inverse maps the latents back to the space of the mixture.
+    There the components are fitted by expectation maximisation (Dempster, Laird and Rubin
+    1977), those of each class to the latents of that class.
 
     Args:
         prior: The prior to change.

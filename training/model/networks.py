@@ -113,7 +113,7 @@ class _Levels:
 
 
 class ConvEncoder(nn.Module):
-    """Residual blocks at each resolution, folding 2 x 2 pixels into channels between them.
+    """Residual blocks at each resolution; from one to the next, 2 x 2 pixels become channels.
 
     Args:
         config: Widths and blocks.
@@ -158,9 +158,9 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """Residual blocks at each resolution, unfolding channels into 2 x 2 pixels between them.
+    """Residual blocks at each resolution; from one to the next, channels become 2 x 2 pixels.
 
-    It is the encoder's mirror image. Unfolding is pixel shuffle (Shi et al. 2016).
+    It is the encoder's mirror image. Channels become pixels by pixel shuffle (Shi et al. 2016).
 
     Args:
         config: Widths and blocks.

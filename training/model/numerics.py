@@ -1,8 +1,8 @@
-"""Logarithms whose result for a row is, once exported to ONNX, the same bits in every batch.
+"""Logarithms that, exported to ONNX, give a row the same bits in every batch.
 
 onnxruntime's Log and Softplus round the tail of an array differently from the rest
-(measured on 1.32), so that a row's value would depend on its place in the batch. These
-functions use only Exp, Sigmoid and arithmetic.
+(measured on 1.32): a row's value would depend on its place in the batch. These functions use
+only Exp, Sigmoid and arithmetic.
 """
 
 import torch
@@ -41,5 +41,5 @@ def log_sum_exp(x: Tensor) -> Tensor:
 
 
 def _steps(count: int) -> int:
-    """Iterations after which log(count) is exact in float32; each moves t by at most 2."""
+    """Iterations that find log(count) to float32 precision; each moves t by at most 2."""
     return 4 + int(count).bit_length() // 2

@@ -235,7 +235,7 @@ class Density(nn.Module):
 
 
 def _row(label: Tensor, prior: Prior) -> Tensor:
-    """Row of each label in the table of weights; label -1 has the first row."""
+    """Row of each label in the table of weights; the first row is for label -1."""
     return label + 1 if prior.classes else label * 0
 
 

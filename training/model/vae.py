@@ -110,7 +110,7 @@ class Vae(nn.Module):
 
     @property
     def labels(self) -> int:
-        """Number of classes that the prior can be sampled by; 0 if it has no classes."""
+        """Number of classes that the prior can be conditioned on; 0 if it is unconditional."""
         return 0 if self.prior is None else self.prior.classes
 
     def encode(self, images: Tensor) -> DiagonalGaussian:

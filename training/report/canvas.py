@@ -96,7 +96,7 @@ class Canvas:
             align: `left`, `center` or `right`.
             middle: Whether y is the vertical centre of the text.
             bold: Whether the text is bold.
-            upright: Whether the text runs from bottom to top.
+            upright: Whether the text is rotated to run from bottom to top.
         """
         return self.figure.text(
             x / self.width,

@@ -22,7 +22,7 @@ _GRID = f"{PLANE} \N{MULTIPLICATION SIGN} {PLANE}"
 
 
 class Captions:
-    """Writes the texts of a report page, for readers who do not know such pictures.
+    """Writes the texts of a report page, for readers who have not seen such pictures before.
 
     Args:
         data: The data of the report.

@@ -48,7 +48,7 @@ def phases(log: Log) -> list[tuple[str, float]]:
 
 
 def robust_limits(lines: Sequence[Line]) -> tuple[float, float] | None:
-    """Limits of an axis that fits the lines except their first steps; None without values."""
+    """Limits of a y axis that fits the lines without their first steps; None without values."""
     everything = np.concatenate([steps for steps, _ in lines])
     if not len(everything):
         return None
@@ -60,7 +60,7 @@ def robust_limits(lines: Sequence[Line]) -> tuple[float, float] | None:
 
 
 def _begin(steps: NDArray[np.float64]) -> float:
-    """The first step that curves show."""
+    """The step at which the curves begin; earlier values would dwarf the rest."""
     return float(steps.min() + LEFT_OUT * (steps.max() - steps.min()))
 
 

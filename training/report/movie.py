@@ -31,7 +31,7 @@ _BEST_FACTOR, _WORST_FACTOR = 23, 45
 
 
 def encode_gif(frames: Sequence[Bytes]) -> bytes:
-    """Encodes frames uint8 [h, w, 3] as a looping GIF that holds the last frame.
+    """Encodes frames uint8 [h, w, 3] as a looping GIF that pauses on the last frame.
 
     All frames share one palette, so that colours do not flicker. The width is reduced until
     the file is small enough.
@@ -64,8 +64,8 @@ def _shared_palette(pictures: Sequence[Bytes]) -> Bytes:
     """Makes a palette for all pictures [h, w, 3]: uint8 [at most _GIF_COLOURS, 3].
 
     Half of its entries are the most frequent colours, unchanged, so that the background stays
-    white and the classes keep their colours. The others are quantised from the remaining
-    pixels.
+    white and the classes keep their colours. The other entries are quantised from the pixels of
+    other colours.
     """
     pixels = np.concatenate([picture.reshape(-1, 3) for picture in pictures])
     codes = _codes(pixels)
@@ -105,7 +105,7 @@ def _codes(pixels: Bytes) -> NDArray[np.uint32]:
 
 
 def encode_mp4(frames: Sequence[Bytes]) -> bytes:
-    """Encodes frames uint8 [h, w, 3], h and w even, as H.264 in an MP4 that holds the last one.
+    """Encodes frames uint8 [h, w, 3], h and w even, as an H.264 MP4 that pauses on the last.
 
     The file begins with its index, so that a browser can play it while it loads. It is
     encoded again at lower quality until it is small enough.

@@ -93,7 +93,7 @@ class Stage:
         return self._canvas.pixels()
 
     def _write_numbers(self, frames: Sequence[Frame]) -> list[Text]:
-        """Adds the names of the numbers; returns the text artists for their values."""
+        """Adds the labels of the numbers shown; returns the text artists for their values."""
         names = ["step", "ELBO, nats"]
         if any(frame.phase for frame in frames):
             names.append("phase")
