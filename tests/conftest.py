@@ -65,7 +65,7 @@ def each_server(
 ) -> Iterator[Server]:
     """Servers of the trained bundle, one of each transport, for tests that run over both."""
     log = tmp_path_factory.mktemp(f"server-{request.param}") / "log"
-    with Server(models, log, "--transport", request.param) as running:
+    with Server(models, log, "--transport", request.param, "--http-port", "0") as running:
         yield running.wait_until_serving()
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.in_process import run_cli
 from tests.support.processes import Server
+from tests.support.waiting import wait_until
 
 pytest_plugins = ["tests.support.cli_fixtures"]
 
@@ -43,10 +44,7 @@ def started(*arguments: object, env: dict[str, str]) -> Iterator[subprocess.Pope
 
 
 def wait_for_shards(folder: Path, count: int) -> None:
-    deadline = time.monotonic() + 60
-    while not folder.exists() or len(list(folder.glob("*-0*"))) < count:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: len(list(folder.glob("*-0*"))) >= count, seconds=60)
 
 
 def test_a_data_set_is_encoded_and_decoded_to_the_clients_results(
@@ -104,7 +102,7 @@ def test_a_job_killed_at_random_moments_leaves_the_bytes_of_an_uninterrupted_one
     for files in sorted(rng.sample(range(shard_files - 3), 5)):
         with started(*sample, tmp_path / "j", env=server_env) as process:
             wait_for_shards(tmp_path / "j", files)
-            time.sleep(rng.uniform(0, seconds_per_file))
+            time.sleep(rng.uniform(0, seconds_per_file))  # a moment within the next file
         kills += process.returncode == -signal.SIGKILL
     done = run_cli(*sample, tmp_path / "j", env=server_env)
     assert done.returncode == 0, done.stderr

@@ -5,13 +5,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 
 from tests.support.in_process import run_cli
 from tests.support.processes import Server
+from tests.support.waiting import wait_until
 
 pytest_plugins = ["tests.support.cli_fixtures"]
 
@@ -228,10 +228,7 @@ def test_a_server_lost_during_a_command_is_one_line(tmp_path):
             ],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        deadline = time.monotonic() + 60
-        while server.metric("latentserve_queue_rows") == 0:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_until(lambda: server.metric("latentserve_queue_rows") > 0, seconds=60)
         assert process.poll() is None
         server.process.kill()
         out, err = process.communicate(timeout=120)

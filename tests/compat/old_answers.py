@@ -21,7 +21,7 @@ from latentserve.v1 import tensor_pb2
 MAX_ROWS = 16
 SHAPE = (1, 8, 8)
 #: Rows that the busy server has room for, and seconds that it holds them.
-ROOM, SECONDS = 4, 2.0
+ROOM, SECONDS = 4, 0.5
 
 DTYPES = {
     tensor_pb2.DATA_TYPE_FLOAT32: "<f4",

@@ -21,6 +21,7 @@ from benchmarks.servers.plain import plain_call
 from benchmarks.servers.server import Measurement
 from benchmarks.shapes import SHAPES, Shape, named
 from tests.support import ROOT
+from tests.support.waiting import wait_until
 
 # What h2load 1.52 printed, and four lines of its log.
 PRINTED = """\
@@ -68,14 +69,16 @@ def test_a_message_is_framed():
 
 def test_cpu_time_and_memory_of_children_count_dead_or_alive():
     burn = "import time\nwhile time.process_time() < 0.3: pass\n"
-    program = Program(
-        [sys.executable, "-c",
-         "import subprocess, sys, time\n"
-         f"subprocess.run([sys.executable, '-c', {burn!r}])\n"
-         f"child = subprocess.Popen([sys.executable, '-c', {burn + 'time.sleep(60)'!r}])\n"
-         "time.sleep(1.5); print('ready', child.pid, flush=True); time.sleep(60)"],
-        "test-cpu",
-    )  # fmt: skip
+    stay = "print('burnt', flush=True)\ntime.sleep(60)"
+    script = f"""
+import subprocess, sys, time
+subprocess.run([sys.executable, '-c', {burn!r}])
+child = subprocess.Popen([sys.executable, '-c', {burn + stay!r}], stdout=subprocess.PIPE)
+child.stdout.readline()
+print('ready', child.pid, flush=True)
+time.sleep(60)
+"""
+    program = Program([sys.executable, "-c", script], "test-cpu")
     try:
         child = int(program.line("ready").split()[1])
         assert set(tree(program.process.pid)) == {program.process.pid, child}
@@ -83,10 +86,7 @@ def test_cpu_time_and_memory_of_children_count_dead_or_alive():
         assert resident_mib(program.process.pid) > resident_mib(child) > 1
     finally:
         program.stop()
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and running(child):
-        time.sleep(0.02)
-    assert not running(child)
+    wait_until(lambda: not running(child), seconds=10)
 
 
 def running(pid: int) -> bool:

@@ -10,7 +10,6 @@ import secrets
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ import pytest
 
 from latentserve.client import Client
 from tests.support import ROOT
+from tests.support.waiting import wait_until
 from training.data.datasets import load_dataset
 from training.data.download import read_files
 from training.data.sources import MNIST
@@ -170,11 +170,12 @@ def check_that_it_serves_the_shipped_models(project: Project) -> None:
 def interrupt_training(project: Project) -> None:
     """Starts the trainer and stops it once it trains."""
     project("up", "-d", "trainer")
-    deadline = time.monotonic() + 120.0
-    while "training dense-gmm on" not in project.logs("trainer"):
+
+    def trains() -> bool:
         assert project.inspect("trainer")["State"]["Running"], project.logs("trainer")
-        assert time.monotonic() < deadline, project.logs("trainer")
-        time.sleep(0.2)
+        return "training dense-gmm on" in project.logs("trainer")
+
+    wait_until(trains, lambda: project.logs("trainer"), seconds=120)
     project("stop", "trainer")
     state = project.inspect("trainer")["State"]
     # 137 would mean that the signal did not reach it.
@@ -242,10 +243,9 @@ def test_readiness_and_metrics_are_told_by_http(project: Project) -> None:
 def test_a_hangup_makes_it_look_for_models_again(project: Project) -> None:
     before = project.logs("server").count("reloaded: ")
     project("kill", "-s", "HUP", "server")
-    deadline = time.monotonic() + 30
-    while project.logs("server").count("reloaded: ") == before:
-        assert time.monotonic() < deadline, project.logs("server")
-        time.sleep(0.2)
+    wait_until(
+        lambda: project.logs("server").count("reloaded: ") > before, lambda: project.logs("server")
+    )
     assert project.inspect("server")["State"]["Running"]
 
 

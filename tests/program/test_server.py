@@ -34,6 +34,7 @@ from service.models.repository import Repository
 from tests.support.in_process import refused_start, run_cli
 from tests.support.processes import Server, latentserve
 from tests.support.tiny import write_tiny
+from tests.support.waiting import wait_until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -97,10 +98,7 @@ def health(server: Server, name: str = "") -> int:
 
 
 def wait_for(text: str, server: Server) -> None:
-    deadline = time.monotonic() + 30
-    while text not in server.log.read_text():
-        assert time.monotonic() < deadline, server.log.read_text()
-        time.sleep(0.02)
+    wait_until(lambda: text in server.log.read_text(), server.log.read_text)
 
 
 # ------------------------------------------------------------------ models

@@ -2,18 +2,20 @@
 
 import contextlib
 import os
+import re
 import secrets
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 from latentserve.v1 import latent_service_pb2 as pb
 from tests.support.processes import Server
 from tests.support.stubs import stub_of
+from tests.support.waiting import wait_until
 
 MARK = "LATENTSERVE_TEST_MARK"
 
@@ -27,14 +29,6 @@ def marked(mark: str) -> set[int]:
             if f"{MARK}={mark}\0".encode() in path.read_bytes():
                 found.add(int(path.parent.name))
     return found
-
-
-def wait_until(condition, log=lambda: "", seconds=30.0):
-    """Returns once the condition holds; fails with the log if that takes too long."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, log()
-        time.sleep(0.02)
 
 
 class Workers(Server):
@@ -98,6 +92,36 @@ def call_in_flight(server: Server):
         stream = stub.SampleStream(pb.SampleStreamRequest(request=request, chunk_rows=50))
         first = next(stream)
         yield lambda: sum(reply.response.images.tensor.shape[0] for reply in [first, *stream])
+
+
+#: Moments of the start of a server with two workers, in their order.
+START = ("interpreter", "signal handlers", "one worker", "two workers", "one worker loaded")
+
+
+def wait_for_start(moment: str, pid: int, mark: str, log: Path) -> None:
+    """Returns at a moment of `START`.
+
+    Args:
+        moment: One of `START`.
+        pid: The process that `started` has returned.
+        mark: Its mark.
+        log: Its log.
+    """
+    conditions: dict[str, Callable[[], object]] = {
+        "interpreter": lambda: pid in marked(mark),
+        "signal handlers": lambda: handles(pid, signal.SIGTERM),
+        "one worker": lambda: len(marked(mark)) > 1,
+        "two workers": lambda: len(marked(mark)) > 2,
+        "one worker loaded": lambda: "serving one" in log.read_text(),
+    }
+    wait_until(conditions[moment], log.read_text)
+
+
+def handles(pid: int, name: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (mask,) = re.findall(r"^SigCgt:\s+(\w+)$", status, re.MULTILINE)
+    return bool(int(mask, 16) >> name - 1 & 1)
 
 
 def started(folder: Path, tmp_path: Path, mark: str, **options) -> subprocess.Popen:

@@ -2,7 +2,6 @@
 
 import itertools
 import threading
-import time
 
 import grpc
 import numpy as np
@@ -15,6 +14,7 @@ from bundle import open_bundle
 from common.noise import standard_normal
 from latentserve.v1 import latent_service_pb2 as pb
 from tests.support.stubs import array, details, images, stub_of, tensor
+from tests.support.waiting import wait_until_constant
 
 DIM = 32
 
@@ -131,17 +131,21 @@ def test_an_unknown_model_is_not_found_in_a_stream(stub):
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
-def test_a_caller_who_does_not_read_is_not_computed_for(stub):
-    """Back-pressure: the server stops where the caller's window is full, and goes on later."""
+def test_a_caller_who_does_not_read_is_not_computed_for(server, stub):
+    """Back-pressure: the server stops where the caller's flow-control window is full."""
     rows = 1024
+
+    def computed() -> float:
+        return server.metric("latentserve_batch_rows_sum")
+
+    before = computed()
     call = stub.SampleStream(
         pb.SampleStreamRequest(request=pb.SampleRequest(count=200 * rows, seed=1), chunk_rows=rows)
     )
     next(call)
-    time.sleep(1.0)
-    began = stub.Sample(pb.SampleRequest(count=1))
-    # 200 chunks of 3 MB would be in flight or computed by now; a lone call finds a free server.
-    assert began.timing.queue_seconds < 0.5
+    assert wait_until_constant(computed, 0.3) - before < 200 * rows
+    # A lone call finds a free server.
+    assert stub.Sample(pb.SampleRequest(count=1)).timing.queue_seconds < 0.5
     call.cancel()
 
 

@@ -20,6 +20,7 @@ from service.engine.batcher import (
 from service.engine.call import Call
 from service.engine.pool import Pool
 from service.errors import DeadlineExceeded
+from tests.support.waiting import wait_until_async
 
 
 class Doubling:
@@ -285,7 +286,7 @@ async def test_a_batching_window_ends_with_its_time_or_a_full_batch() -> None:
     await _settled()
     assert not bench.running
     bench.now += 0.03
-    await asyncio.sleep(0.03)
+    await wait_until_async(lambda: bench.running)  # a timer of the event loop ends the window
     await bench.compute_all()
     assert await alone == [8]
     assert graph.batches == [[1, 2, 3], [4]]

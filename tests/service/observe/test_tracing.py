@@ -22,6 +22,7 @@ from service.observe import tracing as service_tracing
 from service.observe.tracing import Tracing
 from tests.support.processes import Server
 from tests.support.tiny import write_tiny
+from tests.support.waiting import wait_until
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 FAST = {"OTEL_BSP_SCHEDULE_DELAY": "50"}
@@ -47,10 +48,7 @@ class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
         ]
 
     def wait_for(self, count):
-        deadline = time.monotonic() + 20
-        while len(self.spans()) < count:
-            assert time.monotonic() < deadline, self.spans()
-            time.sleep(0.02)
+        wait_until(lambda: len(self.spans()) >= count, self.spans)
         return self.spans()
 
 
@@ -232,14 +230,14 @@ def test_an_unreachable_collector_is_logged_once_and_so_is_its_return(monkeypatc
         return [(record.levelname, record.name) for record in caplog.records]
 
     def trace_until(done):
-        deadline = time.monotonic() + 30
-        while not done():
+        def traced():
             began = time.monotonic()
             with tracing.call("Encode", {}) as span:
                 span.set(rows=1)
             took.append(time.monotonic() - began)
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+            return done()
+
+        wait_until(traced)
 
     took, failures = [], []
     real = service_tracing._ReportingExporter.export

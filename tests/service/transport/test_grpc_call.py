@@ -23,6 +23,7 @@ from google.rpc import error_details_pb2
 
 from latentserve.v1 import latent_service_pb2 as pb
 from service.transport.grpc_call import GrpcCall
+from service.transport.http2 import connection
 from tests.support.http2_client import LATENT, RawClient
 from tests.support.http2_peer import (
     DATA,
@@ -43,6 +44,7 @@ from tests.support.http2_peer import (
 from tests.support.processes import Server
 from tests.support.stubs import images
 from tests.support.tiny import write_tiny
+from tests.support.waiting import wait_until, wait_until_constant
 
 MAX_MESSAGE = 4 * 2**20
 SAMPLE = pb.SampleRequest(count=2, seed=1).SerializeToString()
@@ -84,13 +86,6 @@ def server(folder):
 def raw(server):
     with RawClient(server.target) as connection:
         yield connection
-
-
-def wait_until(condition, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def rss(server: Server) -> int:
@@ -255,7 +250,7 @@ def test_a_reset_by_the_caller_cancels_the_computation(server, raw):
     raw.wait_for(lambda: len(raw.replies[number].messages) > 2)
     raw.h2.reset_stream(number, CANCEL)
     raw.flush()
-    wait_until(lambda: server.metric("latentserve_queue_rows") == 0, 20)
+    wait_until(lambda: server.metric("latentserve_queue_rows") == 0, seconds=20)
     now = server.metric("latentserve_requests_total", rpc="SampleStream", code="CANCELLED")
     assert now == before + 1
     assert raw.call("Sample", SAMPLE).status == OK
@@ -268,7 +263,7 @@ def test_a_lost_connection_cancels_the_computation(server):
         raw.send(number, message(HUGE_STREAM), ends=True)
         raw.wait_for(lambda: raw.replies[number].messages)
     name, labels = "latentserve_requests_total", {"rpc": "SampleStream", "code": "CANCELLED"}
-    wait_until(lambda: server.metric(name, **labels) == before + 1, 20)
+    wait_until(lambda: server.metric(name, **labels) == before + 1, seconds=20)
 
 
 # --------------------------------------------------------- sizes, compression
@@ -413,14 +408,14 @@ def test_a_stream_that_its_caller_does_not_read_stops_computing(server, held_by)
         number = raw.open("SampleStream")
         raw.send(number, message(HUGE_STREAM), ends=True)
         raw.wait_for(lambda: raw.replies[number].body or held_by == "socket")
-        name, rows = "latentserve_batch_rows_sum", -1.0
-        deadline = time.monotonic() + 30
-        while rows < (rows := server.metric(name)):
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+
+        def computed() -> float:
+            return server.metric("latentserve_batch_rows_sum")
+
+        rows = wait_until_constant(computed, 0.2)
         before = rss(server)
-        time.sleep(0.8)
-        assert server.metric(name) == rows
+        # A batch takes milliseconds: by now there would have been hundreds.
+        assert wait_until_constant(computed, 0.2) == rows
         assert rss(server) - before < 8 * 2**20
 
 
@@ -479,7 +474,7 @@ def test_idle_and_malformed_connections_leak_no_file_descriptors(server):
         with socket.create_connection((host, int(port))) as sock:
             if turn % 3:
                 sock.sendall(os.urandom(40) if turn % 3 == 1 else b"PRI * HT")
-    wait_until(lambda: files() <= before, 20)
+    wait_until(lambda: files() <= before, seconds=20)
 
 
 # -------------------------------------------------------------- other clients
@@ -602,7 +597,7 @@ def test_shutdown_delivers_the_reply_while_the_caller_keeps_sending(
     arguments = ("--transport", "http2", "--http-port", "0", *files)
     with Server(folder / "models", tmp_path / "log", *arguments) as server:
         if is_encrypted:
-            wait_until(lambda: "serving" in server.log.read_text(), 30)
+            wait_until(lambda: "serving" in server.log.read_text(), seconds=30)
         else:
             server.wait_until_serving()
         with RawClient(
@@ -611,11 +606,14 @@ def test_shutdown_delivers_the_reply_while_the_caller_keeps_sending(
             number = raw.open("Sample")
             body = pb.SampleRequest(count=400, format=pb.IMAGE_FORMAT_UINT8).SerializeToString()
             raw.send(number, message(body), ends=True)
-            wait_until(lambda: server.metric("latentserve_requests_total", rpc="Sample") == 1, 10)
+            wait_until(
+                lambda: server.metric("latentserve_requests_total", rpc="Sample") == 1, seconds=10
+            )
             began = time.monotonic()
             os.kill(server.process.pid, signal.SIGTERM)
-            # The client reads nothing yet, and keeps sending.
-            while time.monotonic() - began < 1.5:
+            # The client reads nothing yet, and keeps sending until the server, which waits for
+            # an answer to its PING no longer than this, has closed its side.
+            while time.monotonic() - began < connection._GOAWAY_SECONDS + 0.2:
                 with contextlib.suppress(OSError):
                     raw.socket.sendall(raw_frame(PING, 0, 0, b"12345678"))
                 time.sleep(0.02)

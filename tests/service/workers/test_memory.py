@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-import time
 
 import grpc
 import numpy as np
@@ -14,6 +13,7 @@ from latentserve.v1 import latent_service_pb2 as pb
 from tests.support.processes import Server
 from tests.support.stubs import stub_of
 from tests.support.tiny import write_tiny
+from tests.support.waiting import wait_until
 
 PROGRAM = """
 import ctypes, sys, threading
@@ -89,7 +89,9 @@ def test_the_memory_of_large_replies_is_reused_without_page_faults():
 def test_calls_leave_no_reference_cycles(tmp_path):
     """The garbage collector runs seldom, and a cycle could keep whole messages alive."""
     write_tiny(tmp_path / "models" / "one")
-    with Server(tmp_path / "models", tmp_path / "log", program="tests.support.garbage") as server:
+    with Server(
+        tmp_path / "models", tmp_path / "log", "--http-port", "0", program="tests.support.garbage"
+    ) as server:
         server.wait_until_serving()
 
         def garbage():
@@ -98,6 +100,7 @@ def test_calls_leave_no_reference_cycles(tmp_path):
 
         with Client(server.target) as client, stub_of(server.target) as stub:
             client.info()
+            server.samples()
             garbage()
             for _ in range(3):
                 images = client.sample(40, seed=1)
@@ -112,5 +115,6 @@ def test_calls_leave_no_reference_cycles(tmp_path):
                     stub.Sample(pb.SampleRequest(count=4000), timeout=0.001)
                 with pytest.raises(grpc.RpcError):
                     stub.Encode(pb.EncodeRequest())
-            time.sleep(0.3)
+            # All calls have ended, on the server's side too.
+            wait_until(lambda: server.metric("latentserve_queue_rows") == 0)
             assert garbage() == "[]"

@@ -4,12 +4,19 @@ import os
 import re
 import secrets
 import signal
-import time
 
 import pytest
 
 from latentserve.client import Client
-from tests.support.workers import Workers, call_in_flight, marked, started, wait_until
+from tests.support.waiting import wait_until
+from tests.support.workers import (
+    START,
+    Workers,
+    call_in_flight,
+    marked,
+    started,
+    wait_for_start,
+)
 
 
 @pytest.mark.usefixtures("each_transport")
@@ -70,11 +77,11 @@ def test_workers_drain_and_exit_when_the_supervisor_is_killed(wide, tmp_path):
         wait_until(lambda: not marked(server.mark), server.logged)
 
 
-def test_a_supervisor_killed_while_starting_leaves_no_process(folder, tmp_path):
-    for delay in (0.1, 0.3, 0.5, 0.7):
-        mark = secrets.token_hex(8)
-        process = started(folder, tmp_path, mark)
-        time.sleep(delay)
-        process.kill()
-        process.wait(10)
-        wait_until(lambda mark=mark: not marked(mark), seconds=15)
+@pytest.mark.parametrize("moment", START)
+def test_a_supervisor_killed_while_starting_leaves_no_process(folder, tmp_path, moment):
+    mark = secrets.token_hex(8)
+    process = started(folder, tmp_path, mark)
+    wait_for_start(moment, process.pid, mark, tmp_path / "log")
+    process.kill()
+    process.wait(10)
+    wait_until(lambda: not marked(mark), seconds=15)

@@ -1,6 +1,7 @@
 """Signals to a server with workers: it drains, and leaves no process."""
 
 import contextlib
+import itertools
 import os
 import secrets
 import signal
@@ -9,7 +10,16 @@ import time
 import grpc
 import pytest
 
-from tests.support.workers import Workers, call_in_flight, marked, started, wait_until
+from tests.support.processes import TRANSPORTS
+from tests.support.waiting import wait_until
+from tests.support.workers import (
+    START,
+    Workers,
+    call_in_flight,
+    marked,
+    started,
+    wait_for_start,
+)
 
 
 @pytest.mark.usefixtures("each_transport")
@@ -19,7 +29,8 @@ def test_sigterm_drains_a_call_in_flight(wide, tmp_path):
             server.signal(signal.SIGTERM)
             wait_until(lambda: server.http("/readyz")[0] == 503, server.logged)
             assert server.http("/healthz")[0] == 200
-            time.sleep(0.3)
+            # The idle worker exits; the one with the call, and the supervisor, do not.
+            wait_until(lambda: len(server.pids()) == 1, server.logged)
             assert server.process.poll() is None
             assert rest() == 1000
         assert server.process.wait(30) == 0
@@ -65,14 +76,13 @@ def test_ctrl_c_at_a_terminal_drains_and_exits_with_0(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("delay", "transport"),
-    [(0.2, "http2"), (0.35, "grpcio"), (0.5, "http2"), (0.65, "grpcio"), (0.8, "http2")],
+    ("moment", "transport"), list(zip(START, itertools.cycle(TRANSPORTS), strict=False))
 )
-def test_sigterm_while_starting_leaves_no_process(folder, tmp_path, monkeypatch, delay, transport):
+def test_sigterm_while_starting_leaves_no_process(folder, tmp_path, monkeypatch, moment, transport):
     monkeypatch.setenv("LATENTSERVE_TRANSPORT", transport)
     mark = secrets.token_hex(8)
     process = started(folder, tmp_path, mark)
-    time.sleep(delay)
+    wait_for_start(moment, process.pid, mark, tmp_path / "log")
     process.send_signal(signal.SIGTERM)
     # Killed by the signal itself before Python has a handler for it.
     assert process.wait(20) in (0, -signal.SIGTERM)

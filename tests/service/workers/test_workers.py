@@ -4,7 +4,6 @@ import concurrent.futures
 import os
 import re
 import signal
-import time
 from pathlib import Path
 
 import grpc
@@ -20,7 +19,8 @@ from service.transport.addresses import free_addresses
 from service.workers.control import WorkerConfig
 from tests.support.processes import TRANSPORTS, Server
 from tests.support.tiny import write_tiny
-from tests.support.workers import Workers, wait_until
+from tests.support.waiting import wait_until
+from tests.support.workers import Workers
 
 # ------------------------------------------------------------------- serving
 
@@ -78,13 +78,19 @@ def test_a_connection_not_acknowledged_by_a_dead_worker_goes_to_another(folder, 
     with Workers(folder, tmp_path / "log") as server:
         stuck = min(server.pids())
         os.kill(stuck, signal.SIGSTOP)
+        before = open_files(server.process.pid)
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             calls = [pool.submit(sample_by_itself, server, seed) for seed in range(4)]
             wait_until(lambda: sum(call.done() for call in calls) == 2)
-            time.sleep(0.3)
-            assert sum(call.done() for call in calls) == 2  # the others are with the stuck worker
+            # Those of the stuck worker stay open in the supervisor until they are acknowledged.
+            wait_until(lambda: open_files(server.process.pid) == before + 2)
+            assert sum(call.done() for call in calls) == 2
             os.kill(stuck, signal.SIGKILL)
             assert [call.result(10) for call in calls] == [1] * 4
+
+
+def open_files(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def test_the_merged_metrics_are_served_as_openmetrics_on_request(folder, tmp_path):
@@ -167,12 +173,14 @@ def test_a_reload_does_not_wait_for_a_worker_that_dies(folder, tmp_path):
         (answering,) = server.labels("latentserve_requests_total")
         (other,) = (pid for pid in server.pids() if number_of(pid) != answering)
         os.kill(other, signal.SIGSTOP)
+        write_tiny(folder / "one", seed=2)
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             reply = pool.submit(client.reload)
-            time.sleep(0.5)
+            # The answering worker has reloaded, and waits for the other one.
+            wait_until(lambda: client.info().models[0].version == 2, server.logged)
             assert not reply.done()
             os.kill(other, signal.SIGKILL)
-            assert [model.version for model in reply.result(10).serving] == [1]
+            assert [model.version for model in reply.result(10).serving] == [2]
 
 
 def number_of(pid: int) -> str:

@@ -59,6 +59,7 @@ from tests.support.http2_peer import (
     settings_frame,
     window_update,
 )  # fmt: skip
+from tests.support.waiting import wait_until_async
 
 HEAD = status_200() + encode([("content-type", "application/grpc")])
 TRAILERS = encode([("grpc-status", "0")])
@@ -153,8 +154,7 @@ async def test_an_incomplete_client_preface_times_out(monkeypatch, begun):
     peer = Peer()
     if begun:
         await peer.send(begun)
-    await asyncio.sleep(0.05)
-    assert peer.transport.aborted
+    await wait_until_async(lambda: peer.transport.aborted)
     await disconnect(peer)
 
 
@@ -547,9 +547,8 @@ def test_graceful_shutdown_goes_on_without_a_ping_acknowledgement(monkeypatch):
 
     async def scenario(peer):
         peer.connection.shut_down()
-        await asyncio.sleep(0.05)
+        await wait_until_async(lambda: peer.transport.closing)
         assert [frame.kind for frame in await peer.receive()] == [GOAWAY, PING, GOAWAY]
-        assert peer.transport.closing
 
     connected(scenario)
 
@@ -563,11 +562,10 @@ async def test_graceful_shutdown_may_begin_before_the_client_preface(monkeypatch
     sent = await peer.receive()
     if shakes_hands:
         sent += await peer.shake_hands()
-    await asyncio.sleep(0.05)
+    await wait_until_async(lambda: peer.transport.closing)
     sent += await peer.receive()
     assert sent[0].kind == SETTINGS
     assert [frame.kind for frame in sent].count(GOAWAY) == 2
-    assert peer.transport.closing
     await disconnect(peer)
 
 
@@ -610,8 +608,7 @@ def test_close_half_closes_and_reads_until_the_peer_closes(monkeypatch):
         assert peer.alive
         assert not await peer.send(_OPEN, raw_frame(PING, 0, 0, bytes(8)))
         assert 1 not in peer.requests
-        while not peer.transport.aborted:  # after _ERROR_SECONDS
-            await asyncio.sleep(0.01)
+        await wait_until_async(lambda: peer.transport.aborted)  # after _ERROR_SECONDS
 
     connected(scenario)
 
