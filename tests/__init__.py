@@ -1,1 +1,1 @@
-"""The tests. Real gRPC over a real port, real onnxruntime, a really trained bundle."""
+"""Tests, most of them with real gRPC over a real port, onnxruntime and a trained bundle."""

@@ -1,4 +1,4 @@
-"""What the tests share: a model really trained on MNIST, its bundle, a server of it."""
+"""Shared fixtures: a model trained on MNIST and every kind of model untrained, with servers."""
 
 import os
 import signal
@@ -13,15 +13,15 @@ from tests.support.processes import TRANSPORTS, Server, latentserve
 from tests.support.shared import cached, made_once
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # There are as many processes as CPUs: with two threads in each they would wait in turns.
+    # There is one process per CPU: more threads would only contend for the CPUs.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # As a shell has it for what it runs in the background; commands under test inherit it.
+    # A shell ignores SIGINT for background jobs, and commands under test would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-# A machine that is busy is no finding.
+# On a busy machine examples may be slow: that is no failure.
 settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("project")
-# Few, but on the real data and with every part of the way a long run takes.
+# Few steps, but on real data and through all phases of a long run.
 TRAINING = ("--preset", "dense", "--data", "mnist", "--steps", "500")
 
 
@@ -53,7 +53,7 @@ def models(trained: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server of the trained bundle, shared by all tests that leave it as it is."""
+    """A server of the trained bundle, shared by tests that do not change its state."""
     log = tmp_path_factory.mktemp("server") / "log"
     with Server(models, log) as running:
         yield running.wait_until_serving()
@@ -63,7 +63,7 @@ def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 def each_server(
     request: pytest.FixtureRequest, models: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    """Servers of the trained bundle, one of each transport, for tests that run over both."""
+    """A server of the trained bundle with metrics; tests run once with each transport."""
     log = tmp_path_factory.mktemp(f"server-{request.param}") / "log"
     with Server(models, log, "--transport", request.param, "--http-port", "0") as running:
         yield running.wait_until_serving()
@@ -71,20 +71,20 @@ def each_server(
 
 @pytest.fixture(scope="module", params=TRANSPORTS)
 def transport_kind(request: pytest.FixtureRequest) -> str:
-    """One transport, and then the other, each for a module's servers."""
+    """Name of a transport; the tests of a module run once with each."""
     return request.param
 
 
 @pytest.fixture
 def each_transport(transport_kind: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Has the servers that a test starts use one transport, and then the other."""
+    """Sets the transport of the servers that a test starts; the test runs once with each."""
     monkeypatch.setenv("LATENTSERVE_TRANSPORT", transport_kind)
     return transport_kind
 
 
 @pytest.fixture
 def client(server: Server) -> Iterator[Client]:
-    """A client of that server."""
+    """A client of `server`."""
     with Client(server.target) as connected:
         yield connected
 
@@ -94,7 +94,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every kind of model, untrained: `runs/KIND` and `models/KIND/1`. Not to be changed."""
 
     def make(folder: Path) -> None:
-        # Here and not above: the tests of the client alone need not wait for torch.
+        # Imported here, so that tests of the client alone do not wait for torch.
         from export.export import export
         from tests.support.blobs import write_blobs
         from tests.support.untrained import KINDS, write_run
@@ -118,6 +118,6 @@ def kinds_server(kinds: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(scope="module")
 def kinds_client(kinds_server: Server) -> Iterator[Client]:
-    """A client of that server."""
+    """A client of `kinds_server`."""
     with Client(kinds_server.target) as connected:
         yield connected

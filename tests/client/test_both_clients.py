@@ -56,7 +56,7 @@ def small_client(kind, small):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A server that accepts 5 rows or 4 KiB per message, so that all calls are cut."""
+    """A server that accepts 5 rows or 4 KiB per message, so that larger calls are split."""
     folder = tmp_path_factory.mktemp("small")
     write_tiny(folder / "models" / "tiny")
     arguments = ("--max-rows", "5", "--max-message-bytes", "4096")
@@ -82,7 +82,7 @@ def same(a, b) -> bool:
 # ---------------------------------------------------------------------- calls
 
 
-def test_the_server_and_its_models_are_described(client):
+def test_info_describes_the_server_and_its_models(client):
     info = client.info()
     assert info.default_model == "mnist"
     assert (info.max_queue_rows, info.max_score_draws) == (65_536, 5000)
@@ -95,7 +95,7 @@ def test_the_server_and_its_models_are_described(client):
     assert client.is_serving("mnist")
 
 
-def test_encode_and_decode_and_reconstruct_belong_together(client, digits):
+def test_reconstruct_is_decode_of_encode(client, digits):
     posterior = client.encode(digits)
     decoded = client.decode(posterior.mean)
     assert decoded.shape == digits.shape
@@ -105,7 +105,7 @@ def test_encode_and_decode_and_reconstruct_belong_together(client, digits):
     assert client.encode(digits, draw=True).seed is not None
 
 
-def test_images_come_as_uint8_and_as_files_too(client):
+def test_images_are_returned_as_uint8_and_as_png_files(client):
     images = client.sample(5, seed=1)
     grey = np.rint(images * np.float32(255)).astype(np.uint8)
     assert same(client.sample(5, seed=1, dtype="uint8"), grey)
@@ -118,7 +118,7 @@ def test_images_come_as_uint8_and_as_files_too(client):
     assert len(client.reconstruct(files, dtype="png")) == 5
 
 
-def test_files_are_taken_as_their_pixels(client, digits):
+def test_image_files_are_encoded_as_their_pixels(client, digits):
     grey = np.rint(digits[:3, 0] * 255).astype(np.uint8)
     files = [png(image) for image in grey]
     assert same(client.encode(files).mean, client.encode(grey).mean)
@@ -129,14 +129,14 @@ def test_files_are_taken_as_their_pixels(client, digits):
     assert client.encode([files[0], photo], resize=True).mean.shape == (2, 32)
 
 
-def test_samples_tell_their_latents_and_seed(client):
+def test_samples_have_their_latents_and_seed(client):
     samples = client.sample_with_latents(4, offset=7)
     assert samples.offset == 7
     assert same(client.sample(4, seed=samples.seed, offset=7), samples.images)
     assert same(client.decode(samples.latents), samples.images)
 
 
-def test_interpolate_goes_from_one_to_the_other(client, digits):
+def test_interpolate_starts_and_ends_at_its_arguments(client, digits):
     z = standard_normal(1, 0, 2, 32)
     for method in ("linear", "spherical"):
         path = client.interpolate(z[0], z[1], 6, method=method)
@@ -150,7 +150,7 @@ def test_interpolate_goes_from_one_to_the_other(client, digits):
     assert client.interpolate(*files, 3, dtype="uint8").images.dtype == np.uint8
 
 
-def test_traverse_is_laid_out_as_a_grid(client, digits):
+def test_traverse_returns_a_grid_around_its_middle(client, digits):
     plane = client.traverse((0, 3), steps=5, range=2.0)
     assert plane.images.shape == (5, 5, 1, 28, 28)
     assert plane.latents.shape == (5, 5, 32)
@@ -162,7 +162,9 @@ def test_traverse_is_laid_out_as_a_grid(client, digits):
     assert client.traverse(steps=2, middle=np.zeros(32, np.float32)).images.shape[:2] == (2, 2)
 
 
-def test_scores_add_up_and_tell_what_is_strange(client, digits):
+def test_elbo_is_reconstruction_plus_kl_and_inverted_digits_have_the_highest_percentile(
+    client, digits
+):
     scores = client.score(digits)
     np.testing.assert_allclose(scores.elbo, scores.reconstruction + scores.kl, rtol=1e-5)
     assert scores.nll is None
@@ -185,7 +187,7 @@ def test_labels_temperature_and_truncation_are_passed_on(kinds_client):
 # -------------------------------------------------------------- long and cut
 
 
-def test_everything_is_cut_to_what_the_server_takes_and_put_together(small_client):
+def test_calls_are_split_to_the_servers_limits_and_their_replies_joined(small_client):
     images = np.random.default_rng(0).random((23, 4, 4), np.float32)
     posterior = small_client.encode(images, seed=1)
     assert posterior.mean.shape == posterior.z.shape == (23, 3)
@@ -201,7 +203,7 @@ def test_everything_is_cut_to_what_the_server_takes_and_put_together(small_clien
     assert same(small_client.score(images[9:], draws=2, seed=3, offset=9).nll, scores.nll[9:])
 
 
-def test_files_are_cut_by_their_bytes(small_client):
+def test_calls_with_files_are_split_by_bytes(small_client):
     noise = np.random.default_rng(0).integers(0, 256, (9, 30, 30), dtype=np.uint8)
     files = [png(image) for image in noise]
     assert sum(map(len, files)) > 2 * 4096
@@ -232,7 +234,7 @@ def test_files_are_cut_by_their_bytes(small_client):
         (lambda c: c.reload(), ServerError, "Method not found"),
     ],
 )
-def test_what_the_server_refuses_is_raised(client, call, error, said):
+def test_each_error_of_the_server_has_its_exception(client, call, error, said):
     with pytest.raises(error, match=said) as caught:
         call(client)
     assert isinstance(caught.value, ServerError)
@@ -257,17 +259,17 @@ def test_what_the_server_refuses_is_raised(client, call, error, said):
         (lambda c: list(c.decode_stream([np.zeros((1, 32))], window=0)), ValueError, "window"),
     ],
 )
-def test_what_could_never_be_sent_is_refused_at_once(client, call, error, said):
+def test_invalid_arguments_are_refused_before_a_call(client, call, error, said):
     with pytest.raises(error, match=said):
         call(client)
 
 
-def test_a_deadline_is_kept(client):
+def test_a_call_beyond_its_timeout_is_deadline_exceeded(client):
     with pytest.raises(DeadlineExceeded):
         client.sample(4096, timeout=0.001)
 
 
-def test_a_server_that_is_not_there_is_named(kind):
+def test_an_unreachable_server_is_named(kind):
     once = Retry(attempts=1)
     with (
         connect(kind, "127.0.0.1:9", retry=once) as client,
@@ -276,7 +278,7 @@ def test_a_server_that_is_not_there_is_named(kind):
         client.info()
 
 
-def test_a_bug_of_the_server_tells_its_name_in_the_log(kind, tmp_path):
+def test_an_internal_error_has_the_request_id_of_the_log(kind, tmp_path):
     write_tiny(tmp_path / "models" / "fails", fails_above=10.0)
     with (
         Server(tmp_path / "models", tmp_path / "log").wait_until_serving() as server,
@@ -288,7 +290,7 @@ def test_a_bug_of_the_server_tells_its_name_in_the_log(kind, tmp_path):
         assert len(caught.value.request_id) == 16
 
 
-def test_a_full_server_is_asked_again_when_it_said(kind, models, tmp_path):
+def test_a_shed_call_is_retried_after_the_delay_of_the_server(kind, models, tmp_path):
     arguments = ("--max-queue-rows", "4096")
     with (
         Server(models, tmp_path / "log", *arguments).wait_until_serving() as server,
@@ -308,7 +310,7 @@ def test_a_full_server_is_asked_again_when_it_said(kind, models, tmp_path):
 # ------------------------------------------------------- encryption and tokens
 
 
-def test_certificates_and_tokens_go_along(kind, tmp_path):
+def test_client_certificate_and_token_are_sent_with_every_call(kind, tmp_path):
     write_tiny(tmp_path / "models" / "one")
     authority = trustme.CA()
     paths = {name: tmp_path / f"{name}.pem" for name in ("ca", "cert", "key", "own", "own_key")}
@@ -359,12 +361,12 @@ def test_certificates_and_tokens_go_along(kind, tmp_path):
         gc.collect()
 
 
-def test_half_a_certificate_is_refused(kind):
+def test_a_certificate_without_a_key_is_refused(kind):
     with pytest.raises(ValueError, match="certificate and key"):
         connect(kind, "localhost:1", tls=Tls(certificate=b"x"))
 
 
-def test_a_reload_tells_what_changed(kind, tmp_path):
+def test_reload_returns_added_removed_and_refused_versions(kind, tmp_path):
     folder = tmp_path / "models"
     write_tiny(folder / "one", seed=1)
     with (

@@ -35,14 +35,14 @@ from tests.support.tiny import write_tiny
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A server that accepts 5 rows per message, so that every array is cut."""
+    """A server that accepts 5 rows per message, so that every larger array is split."""
     folder = tmp_path_factory.mktemp("small")
     write_tiny(folder / "models" / "tiny")
     with Server(folder / "models", folder / "log", "--max-rows", "5") as server:
         yield server.wait_until_serving()
 
 
-def test_encode_then_decode_gives_back_the_digit(client, models):
+def test_decode_of_encode_is_nearest_to_the_encoded_digit(client, models):
     digits = open_bundle(models / "mnist" / "1").golden["encoder.image"]
     posterior = client.encode(digits)
     assert isinstance(posterior, Posterior)
@@ -57,20 +57,20 @@ def test_encode_then_decode_gives_back_the_digit(client, models):
     assert (as_bytes == np.rint(images * np.float32(255))).all()
 
 
-def test_sample_is_the_same_for_the_same_seed_and_not_for_another(client):
+def test_equal_seeds_give_equal_samples_and_other_seeds_others(client):
     assert (client.sample(9, seed=7) == client.sample(9, seed=7)).all()
     assert (client.sample(9, seed=7) != client.sample(9, seed=8)).any()
     assert (client.sample(9) != client.sample(9)).any()
 
 
-def test_sample_tells_the_seed_it_took(client):
+def test_sample_returns_the_fresh_seed_that_it_used(client):
     samples = client.sample_with_latents(4, offset=3)
     again = client.sample_with_latents(4, seed=samples.seed, offset=3)
     assert (again.images == samples.images).all()
     assert (client.decode(samples.latents) == samples.images).all()
 
 
-def test_arrays_larger_than_a_message_are_cut_and_put_together_again(small):
+def test_arrays_larger_than_a_message_are_split_and_joined(small):
     images = np.random.default_rng(0).random((23, 1, 4, 4), dtype=np.float32)
     with Client(small.target) as client:
         posterior = client.encode(images, seed=4, offset=10)
@@ -85,7 +85,7 @@ def test_arrays_larger_than_a_message_are_cut_and_put_together_again(small):
         assert (whole[7:12] == client.sample(5, seed=1, offset=7)).all()
 
 
-def test_a_fresh_seed_is_resolved_before_the_array_is_cut(small):
+def test_a_split_array_has_one_fresh_seed(small):
     images = np.zeros((12, 16), np.float32)
     with Client(small.target) as client:
         posterior = client.encode(images, draw=True)
@@ -95,19 +95,19 @@ def test_a_fresh_seed_is_resolved_before_the_array_is_cut(small):
         assert len(np.unique(posterior.z, axis=0)) == 12
 
 
-def test_the_posterior_has_no_draw_unless_asked_for(client):
+def test_encode_draws_only_on_request(client):
     posterior = client.encode(np.zeros((1, 784), np.uint8))
     assert posterior.z is None
     assert posterior.seed is None
 
 
-def test_lists_and_doubles_are_taken_as_floats(small):
+def test_lists_and_float64_arrays_are_accepted(small):
     with Client(small.target) as client:
         assert client.decode([[0.0, 1.0, -1.0]]).shape == (1, 1, 4, 4)
         assert client.encode(np.full((1, 4, 4), 0.5)).mean.dtype == np.float32
 
 
-def test_a_refused_request_raises_what_the_server_said(client):
+def test_invalid_argument_carries_the_field_violation_of_the_server(client):
     with pytest.raises(InvalidArgument) as caught:
         client.encode(np.full((1, 784), 2.0, np.float32))
     assert caught.value.code == grpc.StatusCode.INVALID_ARGUMENT
@@ -117,7 +117,7 @@ def test_a_refused_request_raises_what_the_server_said(client):
     assert str(caught.value) == f"{violation.field}: {violation.description}"
 
 
-def test_a_server_error_survives_the_way_to_another_process(client):
+def test_a_server_error_can_be_pickled(client):
     """As in a pool of processes, which pickles what a worker raises."""
     with pytest.raises(InvalidArgument) as caught:
         client.encode([b"no picture"])
@@ -145,7 +145,7 @@ def test_a_server_error_survives_the_way_to_another_process(client):
         (lambda c: c.encode(np.zeros((0, 784))), ValueError, "no rows"),
     ],
 )
-def test_what_can_never_be_sent_is_refused_at_once(client, call, error, message):
+def test_invalid_arguments_are_refused_before_a_call(client, call, error, message):
     with pytest.raises(error, match=message):
         call(client)
 
@@ -158,14 +158,14 @@ def test_an_unreachable_server_is_named():
         client.info()
 
 
-def test_the_timeout_is_kept(server):
+def test_a_call_beyond_its_timeout_fails_within_seconds(server):
     began = time.monotonic()
     with Client(server.target) as client, pytest.raises(DeadlineExceeded):
         client.sample(4096, timeout=0.005)
     assert time.monotonic() - began < 3
 
 
-def test_arrays_are_the_callers_own_whatever_their_length(small):
+def test_returned_arrays_are_writable(small):
     with Client(small.target) as client:
         for rows in (1, 12):
             images = client.sample(rows, seed=1)
@@ -174,7 +174,7 @@ def test_arrays_are_the_callers_own_whatever_their_length(small):
             np.add(posterior.mean, 1, out=posterior.mean)
 
 
-def test_a_server_that_takes_fewer_rows_than_before_is_asked_again(tmp_path):
+def test_max_rows_is_queried_again_after_a_restart_lowered_it(tmp_path):
     write_tiny(tmp_path / "models" / "tiny")
     with Server(tmp_path / "models", tmp_path / "log") as first:
         first.wait_until_serving()
@@ -238,14 +238,14 @@ def test_unavailable_is_retried_a_few_times(failures, calls):
     assert flaky.calls == calls
 
 
-def test_what_a_server_cancels_as_it_stops_is_tried_again():
+def test_calls_cancelled_by_a_stopping_server_are_retried():
     flaky = _Flaky(2, code=grpc.StatusCode.CANCELLED)
     with serving(flaky) as target, Client(target) as client:
         assert client.info().version == "9"
     assert flaky.calls == 3
 
 
-def test_large_requests_are_retried_as_well():
+def test_large_requests_are_retried():
     model = pb.GetModelResponse(model=pb.ModelInfo(name="x", max_rows=10_000))
     with serving(_Flaky(0, model)) as target, Client(target) as client:
         client.model()
@@ -265,13 +265,13 @@ def test_one_client_serves_several_threads(client):
     assert all((a == b).all() for a, b in zip(got, wanted, strict=True))
 
 
-def test_the_public_names_are_these():
+def test_public_names_are_sorted_and_documented():
     assert latentserve.client.__all__ == sorted(latentserve.client.__all__)
     for name in latentserve.client.__all__:
         assert getattr(latentserve.client, name).__doc__
 
 
-def test_both_clients_document_the_same_methods_alike():
+def test_both_clients_have_the_same_methods_and_docstrings():
     methods = {name for name in vars(Client) if not name.startswith("_")} - {"close"}
     assert methods == {name for name in vars(AsyncClient) if not name.startswith("_")} - {"aclose"}
     for name in methods:
@@ -283,7 +283,7 @@ def test_both_clients_document_the_same_methods_alike():
 
 
 @pytest.mark.parametrize("public", [Client, AsyncClient])
-def test_a_client_class_names_the_public_module(public):
+def test_a_client_class_belongs_to_the_public_module(public):
     assert public.__module__ == "latentserve.client"
     assert pickle.loads(pickle.dumps(public)) is public
 
@@ -291,7 +291,7 @@ def test_a_client_class_names_the_public_module(public):
 # ------------------------------------------------- every kind of model, untrained
 
 
-def test_a_plain_autoencoder_answers_points_without_a_variance(kinds_client):
+def test_a_plain_autoencoder_encodes_without_variance_and_cannot_sample(kinds_client):
     images = np.random.default_rng(0).random((5, 8, 8), np.float32)
     posterior = kinds_client.encode(images, model="delta")
     assert posterior.mean.shape == (5, 2)
@@ -305,7 +305,7 @@ def test_a_plain_autoencoder_answers_points_without_a_variance(kinds_client):
         kinds_client.sample(1, model="delta")
 
 
-def test_a_reply_of_which_only_some_pieces_have_a_variance_makes_no_sense():
+def test_replies_of_which_only_some_have_a_log_var_are_a_protocol_error():
     tensor = codec.to_tensor(np.zeros((2, 3), np.float32))
     with_it, without = (
         pb.EncodeResponse(mean=tensor, log_var=tensor),
@@ -318,7 +318,7 @@ def test_a_reply_of_which_only_some_pieces_have_a_variance_makes_no_sense():
             codec.joined_where_sent(replies, "log_var")
 
 
-def test_samples_of_a_label_are_the_same_however_they_are_asked_for(kinds_client):
+def test_samples_of_a_label_do_not_depend_on_how_a_job_is_split(kinds_client):
     whole = kinds_client.sample_with_latents(100, seed=7, label=2, model="gmm")
     parts = [kinds_client.sample(50, seed=7, offset=o, label=2, model="gmm") for o in (0, 50)]
     assert (np.concatenate(parts) == whole.images).all()
@@ -328,14 +328,14 @@ def test_samples_of_a_label_are_the_same_however_they_are_asked_for(kinds_client
     assert (kinds_client.sample(100, seed=7, label=-1, model="gmm") == any_class).all()
 
 
-def test_a_label_the_model_does_not_know_is_refused(kinds_client):
+def test_an_unknown_label_is_refused(kinds_client):
     with pytest.raises(InvalidArgument, match="label: got 3, wanted -1 to 2"):
         kinds_client.sample(1, label=3, model="gmm")
     with pytest.raises(FailedPrecondition, match="the prior of iwae knows no classes"):
         kinds_client.sample(1, label=0, model="iwae")
 
 
-def test_models_tell_their_kind(kinds_client):
+def test_model_info_has_posterior_prior_labels_and_graphs(kinds_client):
     gmm = kinds_client.model("gmm")
     assert (gmm.posterior, gmm.prior, gmm.precision) == ("gaussian", "gmm", "fp32")
     assert gmm.labels == ("class 0", "class 1", "class 2")
@@ -347,9 +347,7 @@ def test_models_tell_their_kind(kinds_client):
     assert list(delta.devices) == ["encoder", "decoder"]
 
 
-def test_latentserve_encode_of_a_plain_autoencoder_writes_what_there_is(
-    kinds_server, tmp_path, capsys
-):
+def test_latentserve_encode_writes_the_arrays_that_the_model_has(kinds_server, tmp_path, capsys):
     np.save(tmp_path / "images.npy", np.zeros((3, 8, 8), np.uint8))
     written = tmp_path / "points.npz"
     call = [
@@ -366,7 +364,7 @@ def test_latentserve_encode_of_a_plain_autoencoder_writes_what_there_is(
         assert arrays.files == ["mean", "log_var", "z"]
 
 
-def test_latentserve_sample_by_label_has_a_row_for_each(
+def test_latentserve_sample_by_label_draws_a_row_for_each_class(
     kinds_server, kinds_client, tmp_path, capsys
 ):
     call = ["sample", "--server", kinds_server.target, "--model", "gmm", "--seed", "7"]
@@ -391,7 +389,7 @@ def test_latentserve_sample_by_label_has_a_row_for_each(
         main([*call, "--by-label", "--label", "1"])
 
 
-def test_latentserve_info_tells_prior_labels_and_figures(kinds_server, capsys):
+def test_latentserve_info_shows_prior_labels_and_metrics(kinds_server, capsys):
     assert main(["info", "--server", kinds_server.target]) == 0
     said = capsys.readouterr().out
     assert "  latents    2, posterior delta (plain autoencoder), prior none (cannot be" in said
@@ -405,7 +403,7 @@ def test_latentserve_info_tells_prior_labels_and_figures(kinds_server, capsys):
     assert max(map(len, said.splitlines())) <= 110
 
 
-def test_latentserve_info_shows_the_figures_that_were_measured():
+def test_latentserve_info_formats_the_metrics_of_the_manifest():
     metrics = {
         "elbo": 90.5, "nll": 82.51, "nll_stderr": 0.26, "importance_draws": 1000.0, "fid": 0.437,
         "label_agreement": 0.9513,

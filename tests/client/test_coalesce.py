@@ -17,7 +17,7 @@ DIM = 32
 
 
 class Line:
-    """Server that doubles rows and replies when the test says so; `got` counts rows by message."""
+    """A server that doubles rows, and replies at `answer`; `got` has the rows of each message."""
 
     def __init__(self):
         self.got = []
@@ -47,7 +47,7 @@ def rows_of(*values):
     return np.array(values, np.float64)[:, None]
 
 
-async def test_a_lone_call_goes_at_once_and_those_after_it_together():
+async def test_calls_of_one_loop_iteration_share_a_message_and_so_do_those_made_in_flight():
     line = Line()
     coalescer = Coalescer(line)
     tasks = [asyncio.ensure_future(coalescer.run("kind", rows_of(value))) for value in range(5)]
@@ -62,7 +62,7 @@ async def test_a_lone_call_goes_at_once_and_those_after_it_together():
     assert [task.result()[0, 0] for task in late] == [18] * 3
 
 
-async def test_other_kinds_do_not_wait_for_each_other():
+async def test_calls_of_different_kinds_are_sent_in_parallel():
     line = Line()
     coalescer = Coalescer(line)
     tasks = [asyncio.ensure_future(coalescer.run(kind, rows_of(1))) for kind in "ab"]
@@ -73,7 +73,7 @@ async def test_other_kinds_do_not_wait_for_each_other():
     await asyncio.gather(*tasks)
 
 
-async def test_a_caller_who_leaves_takes_nothing_from_the_others():
+async def test_a_cancelled_call_does_not_affect_the_others():
     line = Line()
     coalescer = Coalescer(line)
     first = asyncio.ensure_future(coalescer.run("kind", rows_of(1)))
@@ -90,7 +90,7 @@ async def test_a_caller_who_leaves_takes_nothing_from_the_others():
     assert (await staying)[0, 0] == 6
 
 
-async def test_one_callers_bad_rows_are_its_own():
+async def test_calls_of_a_refused_message_are_sent_again_one_by_one():
     line = Line()
     coalescer = Coalescer(line)
     tasks = [asyncio.ensure_future(coalescer.run("kind", rows_of(value))) for value in (1, -2, 3)]
@@ -103,7 +103,7 @@ async def test_one_callers_bad_rows_are_its_own():
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 1, 3)])
-async def test_a_part_is_the_callers_own(sizes):
+async def test_each_caller_gets_a_writable_copy_of_its_rows(sizes):
     async def run(kind, rows):  # noqa: ARG001
         return Posterior(mean=2 * rows, log_var=3 * rows, seed=7)
 
@@ -120,7 +120,7 @@ async def test_a_part_is_the_callers_own(sizes):
             assert got.flags.writeable
 
 
-async def test_an_answer_of_too_few_rows_is_nobodys():
+async def test_a_reply_of_too_few_rows_is_a_protocol_error_for_every_caller():
     async def run(kind, rows):  # noqa: ARG001
         return rows[:1]
 
@@ -130,7 +130,7 @@ async def test_an_answer_of_too_few_rows_is_nobodys():
     assert [type(outcome) for outcome in outcomes] == 3 * [ProtocolError]
 
 
-async def test_nobody_waits_for_ever_where_the_sending_is_cancelled():
+async def test_cancelling_the_sender_cancels_all_waiting_calls():
     line = Line()
     coalescer = Coalescer(line)
     calls = [coalescer.run("kind", rows_of(1))]
@@ -150,7 +150,7 @@ async def test_nobody_waits_for_ever_where_the_sending_is_cancelled():
 
 @settings(max_examples=40)
 @given(sizes=st.lists(st.integers(1, 2 * MAX_ROWS), min_size=1, max_size=12))
-async def test_everyone_gets_their_own_rows_in_messages_of_bounded_size(sizes):
+async def test_each_caller_gets_its_own_rows_and_messages_are_bounded(sizes):
     sent = []
 
     async def run(kind, rows):  # noqa: ARG001
@@ -169,7 +169,7 @@ async def test_everyone_gets_their_own_rows_in_messages_of_bounded_size(sizes):
     assert all(count <= MAX_ROWS or count in sizes for count in sent)
 
 
-def test_against_a_server_all_answers_are_those_of_single_calls(server):
+def test_coalesced_results_equal_those_of_single_calls(server):
     async def scene():
         async with AsyncClient(server.target, coalesce=True) as client:
             z = np.random.default_rng(0).standard_normal((40, DIM)).astype(np.float32)
@@ -205,7 +205,7 @@ def test_against_a_server_all_answers_are_those_of_single_calls(server):
     awaited(scene())
 
 
-def test_a_bad_call_among_good_ones_fails_alone(server):
+def test_an_invalid_call_among_valid_ones_fails_alone(server):
     async def scene():
         async with AsyncClient(server.target, coalesce=True) as client:
             good = np.full((1, 784), 0.5, np.float32)

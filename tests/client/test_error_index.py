@@ -1,4 +1,4 @@
-"""The index of the picture file that is wrong travels as data, over both transports."""
+"""The index of an invalid picture file is sent as data in the error, over both transports."""
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +24,7 @@ WRONG = "got grey 9x9 PNG, wanted grey 4x4, or resize"
 
 @pytest.fixture(scope="module")
 def server(transport_kind, tmp_path_factory):
-    """A server that takes 5 rows at a time."""
+    """A server that accepts 5 rows per message."""
     folder = tmp_path_factory.mktemp("index")
     write_tiny(folder / "models" / "tiny")
     arguments = ("--max-rows", "5", "--transport", transport_kind)
@@ -62,7 +62,7 @@ def test_an_error_that_is_not_about_one_file_has_no_index(server, client):
 
 @pytest.mark.parametrize("rpc", ["encode", "reconstruct", "score"])
 @pytest.mark.parametrize("row", [0, 3, 5, 12])
-def test_the_index_counts_all_files_of_a_call_that_was_cut(client, rpc, row):
+def test_the_index_counts_all_files_of_a_call_split_into_messages(client, rpc, row):
     images = 13 * [GOOD]
     images[row] = LARGE
     error = refused(lambda: getattr(client, rpc)(images))
@@ -85,13 +85,13 @@ def test_the_index_counts_the_files_of_a_batch_in_a_stream(client):
     assert str(error) == f"images.encoded.files[6]: {WRONG}"
 
 
-def test_the_index_says_which_end_of_an_interpolation_is_wrong(client):
+def test_the_index_tells_which_end_of_an_interpolation_is_invalid(client):
     error = refused(lambda: client.interpolate(GOOD, LARGE, 3))
     assert (error.index, error.violations[0].field) == (1, "images.encoded.files[1]")
 
 
 class _Older(grpc.GenericRpcHandler):
-    """A server with ErrorInfo metadata of its own; refuses any second file of a message."""
+    """A server that refuses a file named `wrong`, with given ErrorInfo metadata."""
 
     def __init__(self, metadata):
         self._metadata = metadata

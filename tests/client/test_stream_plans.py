@@ -1,4 +1,4 @@
-"""The conversation of a stream, driven by hand: nothing here does any I/O."""
+"""Plans of streams, carried out step by step without I/O."""
 
 import grpc
 import numpy as np
@@ -23,7 +23,7 @@ RETRY = Retry(attempts=3, initial_seconds=0.1)
 
 
 def decode_stream(window):
-    """The plan of a server that takes 2 latents [1] a message."""
+    """Plan of DecodeStream against a server of 1 latent dimension that accepts 2 rows a message."""
     limits = Limits(rows={("", 0): 2})
     return streams.decode_stream(limits, RETRY, dtype="float32", window=window, model="", version=0)
 
@@ -106,7 +106,7 @@ def unavailable():
     return Unavailable("gone", grpc.StatusCode.UNAVAILABLE)
 
 
-def test_batches_are_cut_and_their_replies_joined():
+def test_batches_are_split_into_chunks_and_their_replies_joined():
     driver = Driver(decode_stream(9), [latents(0, 1, 2), latents(3), latents(4, 5)]).run()
     assert [images[:, 0].tolist() for images in driver.results] == [[0, 1, 2], [3], [4, 5]]
     assert driver.said == [
@@ -114,14 +114,14 @@ def test_batches_are_cut_and_their_replies_joined():
     ]  # fmt: skip
 
 
-def test_no_more_than_a_window_of_chunks_is_without_a_reply():
+def test_at_most_a_window_of_chunks_is_unanswered():
     driver = Driver(decode_stream(2), [latents(value) for value in range(4)]).run()
     assert driver.said == [
         "open", "send 0", "send 1", "receive", "send 2", "receive", "send 3", "receive", "receive",
     ]  # fmt: skip
 
 
-def test_a_resumed_stream_sends_what_has_no_reply_one_by_one_until_there_is_one():
+def test_a_resumed_stream_resends_one_unanswered_chunk_until_it_gets_a_reply():
     driver = Driver(
         decode_stream(3),
         [latents(value) for value in range(5)],
@@ -135,7 +135,7 @@ def test_a_resumed_stream_sends_what_has_no_reply_one_by_one_until_there_is_one(
     ]  # fmt: skip
 
 
-def test_a_reply_makes_all_attempts_available_again():
+def test_a_reply_resets_the_number_of_attempts():
     one_by_one = [failure for _ in range(9) for failure in (unavailable(), None)]
     driver = Driver(decode_stream(1), [latents(value) for value in range(9)], one_by_one).run()
     assert len(driver.results) == 9
@@ -148,14 +148,14 @@ def test_a_reply_makes_all_attempts_available_again():
         ([InvalidArgument("latents", grpc.StatusCode.INVALID_ARGUMENT)], InvalidArgument),
     ],
 )
-def test_an_error_that_a_retry_does_not_mend_is_raised(failures, error):
+def test_an_error_is_raised_when_not_retryable_or_out_of_attempts(failures, error):
     driver = Driver(decode_stream(2), [latents(0)], failures)
     with pytest.raises(error):
         driver.run()
     assert driver.said.count("open") == len(failures)
 
 
-def test_a_stream_of_samples_is_resumed_behind_the_last_chunk():
+def test_a_sample_stream_resumes_after_the_last_chunk():
     plan = streams.sample_stream(RETRY, 6, dtype="float32", chunk_rows=2, seed=7, offset=10)
     driver = Driver(plan, failures=[None, unavailable()]).run()
     assert [len(samples.images) for samples in driver.results] == [2, 2, 2]

@@ -1,4 +1,4 @@
-"""Streams of both clients: windows, back-pressure, deadlines and resuming."""
+"""Streams of both clients: windows, back-pressure, timeouts and resumption."""
 
 import gc
 import itertools
@@ -38,7 +38,7 @@ def client(kind, server):
 
 @pytest.fixture(scope="module")
 def tiny(transport_kind, tmp_path_factory):
-    """A server that takes 5 rows at a time."""
+    """A server that accepts 5 rows per message."""
     folder = tmp_path_factory.mktemp("tiny")
     write_tiny(folder / "models" / "tiny")
     arguments = ("--max-rows", "5", "--transport", transport_kind)
@@ -46,7 +46,7 @@ def tiny(transport_kind, tmp_path_factory):
         yield server.wait_until_serving()
 
 
-def test_a_stream_of_samples_is_the_sequence(client):
+def test_sample_stream_yields_the_seeded_sequence_in_chunks(client):
     chunks = list(client.sample_stream(1000, seed=3, offset=5, chunk_rows=300))
     assert [(len(chunk.images), chunk.offset) for chunk in chunks] == [
         (300, 5), (300, 305), (300, 605), (100, 905),
@@ -63,7 +63,7 @@ def test_a_stream_of_samples_is_the_sequence(client):
     window=st.integers(1, 4),
     kind=st.sampled_from(KINDS),
 )
-def test_batches_of_any_size_are_answered_one_by_one(tiny, sizes, window, kind):
+def test_each_batch_of_a_stream_gets_one_result_of_its_size(tiny, sizes, window, kind):
     rng = np.random.default_rng(0)
     images = rng.random((sum(sizes), 1, 4, 4), np.float32)
     ends = list(itertools.accumulate(sizes))
@@ -79,12 +79,12 @@ def test_batches_of_any_size_are_answered_one_by_one(tiny, sizes, window, kind):
     assert np.concatenate(decoded).tobytes() == wanted.tobytes()
 
 
-def test_no_batches_no_results(client):
+def test_a_stream_of_no_batches_has_no_results(client):
     assert list(client.encode_stream([])) == []
     assert list(client.decode_stream(iter(()))) == []
 
 
-def test_it_reads_no_further_ahead_than_its_window(client):
+def test_a_stream_reads_at_most_its_window_of_batches_ahead(client):
     read = []
 
     def batches():
@@ -99,8 +99,8 @@ def test_it_reads_no_further_ahead_than_its_window(client):
     stream.close()
 
 
-def test_a_batch_may_depend_on_the_answer_before_it(client):
-    """With a window of 1: a walk through the latent space from reply to reply."""
+def test_a_batch_may_depend_on_the_result_before_it(client):
+    """With a window of 1: here each batch is the encoding of the result before it."""
     z = [np.zeros((1, DIM), np.float32)]
 
     def batches():
@@ -113,7 +113,7 @@ def test_a_batch_may_depend_on_the_answer_before_it(client):
     assert not (z[1] == z[2]).all()
 
 
-def test_what_goes_wrong_in_the_callers_batches_reaches_the_caller(client):
+def test_an_exception_of_the_callers_batches_is_raised_by_the_stream(client):
     def batches():
         yield np.zeros((1, DIM), np.float32)
         raise RuntimeError("my own")
@@ -123,8 +123,8 @@ def test_what_goes_wrong_in_the_callers_batches_reaches_the_caller(client):
     assert client.decode(np.zeros((1, DIM))).shape == (1, 1, 28, 28)
 
 
-def test_an_error_of_another_call_in_the_callers_batches_does_not_end_the_stream_early(client):
-    """It was taken for an error of the stream, which then ended without the other batches."""
+def test_a_server_error_of_the_callers_batches_is_not_taken_for_one_of_the_stream(client):
+    """Otherwise the stream would end early and without an error."""
 
     def batches():
         yield np.zeros((1, DIM), np.float32)
@@ -134,13 +134,13 @@ def test_an_error_of_another_call_in_the_callers_batches_does_not_end_the_stream
         list(client.decode_stream(batches()))
 
 
-def test_a_bad_batch_is_named(client):
+def test_an_invalid_batch_is_an_invalid_argument(client):
     batches = [np.zeros((1, DIM), np.float32), np.zeros((1, DIM + 1), np.float32)]
     with pytest.raises(InvalidArgument, match="latents"):
         list(client.decode_stream(batches))
 
 
-def test_a_stream_may_be_left_early(client):
+def test_a_stream_may_be_abandoned(client):
     for chunk in client.sample_stream(10**9, chunk_rows=64):
         assert len(chunk.images) == 64
         break
@@ -151,17 +151,17 @@ def test_a_stream_may_be_left_early(client):
     assert client.sample(2).shape == (2, 1, 28, 28)
 
 
-def test_a_stream_waits_for_a_message_no_longer_than_it_was_told(client):
+def test_the_timeout_of_a_stream_applies_to_each_message(client):
     def batches():
         yield np.zeros((1, DIM), np.float32)
         yield np.zeros((4096, DIM), np.float32)
 
-    client.model()  # the stream has no need to query it, within the same short deadline
+    client.model()  # else the stream queries it, within the same short timeout
     with pytest.raises(DeadlineExceeded, match="within"):
         list(client.decode_stream(batches(), timeout=0.02, window=1))
 
 
-def test_time_that_the_caller_takes_does_not_count(client):
+def test_the_timeout_of_a_stream_excludes_the_callers_own_time(client):
     client.sample(40)  # nothing of the timeout is spent on the first call of a client
     chunks = client.sample_stream(80, chunk_rows=40, timeout=0.5)
     assert len(next(chunks).images) == 40
@@ -170,7 +170,7 @@ def test_time_that_the_caller_takes_does_not_count(client):
 
 
 @pytest.mark.usefixtures("each_transport")
-def test_a_stream_goes_on_when_its_server_was_replaced(kind, tmp_path):
+def test_a_stream_resumes_when_its_server_is_replaced(kind, tmp_path):
     """Killed in the middle: no result is lost or repeated, and every row is the same."""
     write_tiny(tmp_path / "models" / "one")
     latents = np.random.default_rng(0).standard_normal((60, 4, 3)).astype(np.float32)
@@ -196,7 +196,7 @@ def test_a_stream_goes_on_when_its_server_was_replaced(kind, tmp_path):
     assert np.concatenate(samples).tobytes() == drawn.tobytes()
 
 
-def test_a_server_that_stays_away_ends_the_stream(kind, tmp_path):
+def test_a_stream_fails_when_its_server_does_not_come_back(kind, tmp_path):
     write_tiny(tmp_path / "models" / "one")
     with Server(tmp_path / "models", tmp_path / "log") as server:
         server.wait_until_serving()
@@ -209,7 +209,7 @@ def test_a_server_that_stays_away_ends_the_stream(kind, tmp_path):
                 list(stream)
 
 
-def test_a_bad_batch_far_behind_good_ones_is_named_as_well(client):
+def test_an_invalid_batch_after_many_valid_ones_is_an_invalid_argument(client):
     batches = [np.zeros((1, DIM), np.float32)] * 20 + [np.zeros((1, DIM + 1), np.float32)]
     for window in (1, 3, 8):
         with pytest.raises(InvalidArgument, match="latents"):
@@ -217,15 +217,15 @@ def test_a_bad_batch_far_behind_good_ones_is_named_as_well(client):
 
 
 @pytest.mark.usefixtures("each_transport")
-def test_a_connection_that_breaks_before_the_first_message_ends_the_stream(kind, tmp_path):
-    """The retry of gRPC itself never ended here, and could not be cancelled."""
+def test_a_connection_lost_before_the_first_message_ends_the_stream(kind, tmp_path):
+    """The retry of gRPC itself would never end here, and cannot be cancelled."""
     write_tiny(tmp_path / "models" / "one")
     with Server(tmp_path / "models", tmp_path / "log") as server:
         server.wait_until_serving()
         with connect(kind, server.target, retry=Retry(attempts=2)) as client:
             client.info()
             server.process.send_signal(signal.SIGSTOP)
-            killer = threading.Timer(0.5, server.process.kill)
+            killer = threading.Timer(0.1, server.process.kill)  # once the call has been sent
             killer.start()
             with pytest.raises(Unavailable):
                 next(client.sample_stream(10**6))

@@ -80,13 +80,13 @@ class Calls(unittest.TestCase):
 
     # ---------------------------------------------------------------- the server and its models
 
-    def test_health(self):
+    def test_health_is_serving(self):
         self.assertTrue(self.client.is_serving())
         self.assertTrue(self.client.is_serving("delta", timeout=5))
         with self.assertRaises(NotFound):
             self.client.is_serving("nope")
 
-    def test_the_server_and_its_models(self):
+    def test_info_describes_the_server_and_its_models(self):
         info = self.client.info()
         self.assertRegex(info.version, r"^\d+\.\d+\.\d+$")
         self.assertRegex(info.onnxruntime_version, r"^\d+\.\d+")
@@ -95,7 +95,7 @@ class Calls(unittest.TestCase):
         for bound in ("max_message_bytes", "max_queue_rows", "max_queue_bytes", "max_score_draws"):
             self.assertGreater(getattr(info, bound), 0)
         models = self.client.models()
-        self.assertEqual([each.name for each in models], sorted(each.name for each in models))
+        self.assertEqual([model.name for model in models], sorted(model.name for model in models))
         self.assertEqual(info.models, models)
         self.assertIn(self.model, models)
 
@@ -107,7 +107,7 @@ class Calls(unittest.TestCase):
         self.assertEqual(len(model.labels), 3)
         self.assertIn("elbo", model.metrics)
         self.assertLessEqual({"encoder", "decoder"}, set(model.devices))
-        self.assertTrue(all(len(each) == 64 for each in model.checksums.values()))
+        self.assertTrue(all(len(digest) == 64 for digest in model.checksums.values()))
         self.assertEqual(model.devices.keys(), model.checksums.keys())
         self.assertTrue(model.dataset)
         self.assertGreater(model.created_at.year, 2000)
@@ -133,7 +133,7 @@ class Calls(unittest.TestCase):
         equal(np.concatenate([self.digits(5), self.digits(ROWS - 5, offset=5)]), digits)
         near(self.digits(dtype="uint8") / 255, digits)
         files = self.digits(dtype="png")
-        self.assertEqual({each[:8] for each in files}, {b"\x89PNG\r\n\x1a\n"})
+        self.assertEqual({file[:8] for file in files}, {b"\x89PNG\r\n\x1a\n"})
         self.assertEqual(len(files), ROWS)
         samples = self.client.sample_with_latents(ROWS, seed=SEED, model="gmm", version=1)
         self.assertEqual((samples.seed, samples.offset), (SEED, 0))
@@ -239,11 +239,11 @@ class Calls(unittest.TestCase):
 
     def test_sample_stream(self):
         chunks = list(self.client.sample_stream(ROWS, seed=SEED, chunk_rows=9, offset=4))
-        self.assertEqual([each.offset for each in chunks], [4, 13, 22, 31, 40])
-        self.assertEqual({each.seed for each in chunks}, {SEED})
+        self.assertEqual([chunk.offset for chunk in chunks], [4, 13, 22, 31, 40])
+        self.assertEqual({chunk.seed for chunk in chunks}, {SEED})
         whole = self.client.sample_with_latents(ROWS, seed=SEED, offset=4)
-        equal(np.concatenate([each.images for each in chunks]), whole.images)
-        equal(np.concatenate([each.latents for each in chunks]), whole.latents)
+        equal(np.concatenate([chunk.images for chunk in chunks]), whole.images)
+        equal(np.concatenate([chunk.latents for chunk in chunks]), whole.latents)
         few = self.client.sample_stream(3, label=2, dtype="uint8")
         self.assertEqual(next(iter(few)).images.dtype, np.uint8)
 
@@ -251,12 +251,12 @@ class Calls(unittest.TestCase):
         digits = self.digits()
         batches = [digits[:1], digits[1:30], digits[30:]]
         posteriors = list(self.client.encode_stream(batches, seed=SEED, window=2))
-        self.assertEqual([len(each.mean) for each in posteriors], [1, 29, 10])
+        self.assertEqual([len(posterior.mean) for posterior in posteriors], [1, 29, 10])
         whole = self.client.encode(digits, seed=SEED)
         for name in ("mean", "log_var", "z"):
-            joined = np.concatenate([getattr(each, name) for each in posteriors])
+            joined = np.concatenate([getattr(posterior, name) for posterior in posteriors])
             close(joined, getattr(whole, name), rtol=1e-5, atol=1e-6)
-        images = list(self.client.decode_stream([each.mean for each in posteriors]))
+        images = list(self.client.decode_stream([posterior.mean for posterior in posteriors]))
         close(np.concatenate(images), self.client.decode(whole.mean), atol=1e-5)
         (files,) = self.client.encode_stream([self.digits(3, dtype="png")], resize=True)
         self.assertEqual(len(files.mean), 3)
@@ -317,7 +317,7 @@ class Calls(unittest.TestCase):
                 self.assertEqual(error.reason, "UNAUTHENTICATED")
                 self.raised(Unauthenticated, lambda c=client: list(c.sample_stream(1)))
 
-    def test_a_deadline(self):
+    def test_a_call_beyond_its_timeout_is_deadline_exceeded(self):
         with connect(self.kind, BUSY, token=TOKEN) as client:
             self.raised(DeadlineExceeded, client.decode, np.zeros((1, 3)), timeout=0.2)
 
@@ -406,7 +406,7 @@ class Programs(unittest.TestCase):
             jobs.encode(self.client, pictures, self.folder / "bad")
 
     def shards(self, folder, name):
-        return np.concatenate([np.load(each) for each in sorted(folder.glob(f"{name}-*.npy"))])
+        return np.concatenate([np.load(path) for path in sorted(folder.glob(f"{name}-*.npy"))])
 
     def test_commands(self):
         token, picture = self.folder / "token", self.folder / "digits.png"

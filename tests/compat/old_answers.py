@@ -20,7 +20,8 @@ from latentserve.v1 import tensor_pb2
 
 MAX_ROWS = 16
 SHAPE = (1, 8, 8)
-#: Rows that the busy server has room for, and seconds that it holds them.
+#: Rows that the busy server admits at a time, and seconds that it holds them: longer than the
+#: deadline after which a test gives up.
 ROOM, SECONDS = 4, 0.5
 
 DTYPES = {
@@ -222,7 +223,7 @@ class Answers:
 
     @contextmanager
     def room(self, rows: int) -> Iterator[None]:
-        """Admits rows; a busy server refuses them, or holds them for a while."""
+        """Admits rows; the busy server holds `ROOM` of them for `SECONDS`, and refuses more."""
         with self._lock:
             if self._busy and self._rows + rows > ROOM:
                 code = grpc.StatusCode.RESOURCE_EXHAUSTED

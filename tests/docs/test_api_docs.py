@@ -1,4 +1,4 @@
-"""docs/api.md: made from the protos as they are, complete, and whole as a page."""
+"""docs/api.md: up to date with the protos, complete, and well-formed."""
 
 import re
 from types import ModuleType
@@ -15,22 +15,22 @@ page = PAGE.read_text()
 
 
 def section(title: str) -> str:
-    """What stands under a heading."""
+    """Text under a heading, up to the next heading of its level or above."""
     (found,) = re.findall(rf"^###? {title}$(.*?)(?=^##|\Z)", page, re.DOTALL | re.MULTILINE)
     return found
 
 
-def test_the_page_is_what_the_protos_say() -> None:
+def test_the_api_page_is_up_to_date_with_the_protos() -> None:
     assert render(read_protos()) == page, "stale: make docs"
 
 
-def test_every_proto_of_the_api_is_in_it() -> None:
+def test_the_api_page_covers_every_proto() -> None:
     protos = ROOT / "protos"
     assert {str(path.relative_to(protos)) for path in protos.glob("latentserve/v1/*")} == set(FILES)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
-def test_every_rpc_message_and_value_has_its_place(module: ModuleType) -> None:
+def test_the_api_page_has_every_rpc_field_and_enum_value(module: ModuleType) -> None:
     carried = set()
     for service in module.DESCRIPTOR.services_by_name.values():
         for method in service.methods:
@@ -49,7 +49,7 @@ def test_every_rpc_message_and_value_has_its_place(module: ModuleType) -> None:
             assert f"\n| `{value.name}` | {value.number} | " in section(name)
 
 
-def test_streams_and_optional_fields_are_told_from_others() -> None:
+def test_the_api_page_marks_streams_optional_fields_oneofs_and_maps() -> None:
     assert "| [`EncodeStream`](#encodestream) | streams both ways |" in page
     assert "| [`SampleStream`](#samplestream) | streams replies |" in page
     assert "**Request**: `SampleStreamRequest`. " in page
@@ -60,7 +60,7 @@ def test_streams_and_optional_fields_are_told_from_others() -> None:
     assert "| `metrics` | map of string to double |" in page
 
 
-def test_no_table_is_broken_and_nothing_is_left_empty() -> None:
+def test_tables_of_the_api_page_are_rectangular_without_empty_cells() -> None:
     columns = 0
     for line in page.splitlines():
         cells = re.split(r"(?<!\\)\|", line)[1:-1] if line.startswith("|") else []
@@ -70,7 +70,7 @@ def test_no_table_is_broken_and_nothing_is_left_empty() -> None:
         assert all(cell.strip() for cell in cells), line
 
 
-def test_every_link_leads_somewhere() -> None:
+def test_links_of_the_api_page_resolve() -> None:
     def anchors(text: str) -> set[str]:
         return {
             title.lower().replace(" ", "-")

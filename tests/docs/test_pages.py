@@ -46,7 +46,7 @@ def prose_of(name: str) -> str:
 
 @functools.cache
 def anchors_of(name: str) -> set[str]:
-    """As GitHub and the site make them of headings."""
+    """Anchors of a page's headings, as GitHub and the site derive them."""
     titles = re.findall(r"^#+ (.+)$", prose_of(name), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
@@ -72,7 +72,7 @@ def test_every_link_resolves(name):
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_path_that_is_named_exists(name):
     if name == "CHANGELOG.md":
-        return  # it also names what was
+        return  # it also names paths of the past
     for path in re.findall(r"`([\w.\-]+(?:/[\w.\-]+)*/?)`", prose_of(name)):
         if path.partition("/")[0] in FOLDERS and "/" in path:
             assert (ROOT / path).exists(), path
@@ -110,7 +110,7 @@ def test_the_site_has_every_page_once():
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
-def test_every_diagram_is_what_its_source_says(source: Path):
+def test_every_diagram_is_up_to_date_with_its_source(source: Path):
     assert picture_of(source).read_text() == draw(tomllib.loads(source.read_text())), "make docs"
 
 

@@ -1,4 +1,4 @@
-"""The wire contract: every field explained, and our twins equal to the official messages."""
+"""The protos: every declaration has a comment, and compat messages equal the official ones."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ TWINS = [
 
 
 @pytest.mark.parametrize(("ours", "official"), TWINS)
-def test_each_field_of_a_twin_is_one_of_the_official_message(ours, official):
+def test_fields_of_a_compat_message_equal_those_of_the_official_one(ours, official):
     theirs = official.DESCRIPTOR.fields_by_number
     for number, field in ours.DESCRIPTOR.fields_by_number.items():
         assert field.type == theirs[number].type
@@ -32,7 +32,7 @@ def test_each_field_of_a_twin_is_one_of_the_official_message(ours, official):
         assert field.name == theirs[number].name
 
 
-def test_the_health_twin_has_the_official_numbers():
+def test_the_compat_health_statuses_have_the_official_numbers():
     official = health_pb2.HealthCheckResponse.ServingStatus
     ours = compat_pb2.HealthResponse.ServingStatus
     for name, number in ours.items():
@@ -40,7 +40,7 @@ def test_the_health_twin_has_the_official_numbers():
         assert official.Value(short) == number
 
 
-def test_everything_declared_has_a_comment(tmp_path):
+def test_every_declaration_of_the_protos_has_a_comment(tmp_path):
     target = tmp_path / "protos.binpb"
     files = sorted(path.relative_to(ROOT / "protos") for path in (ROOT / "protos").rglob("*.proto"))
     well_known = Path(grpc_tools.__file__).parent / "_proto"
@@ -49,14 +49,14 @@ def test_everything_declared_has_a_comment(tmp_path):
     assert protoc.main(["protoc", *arguments]) == 0
     for file in descriptor_pb2.FileDescriptorSet.FromString(target.read_bytes()).file:
         locations = list(file.source_code_info.location)
-        explained = {tuple(each.path) for each in locations if each.leading_comments.strip()}
-        declared = {path for path in (tuple(each.path) for each in locations) if _declares(path)}
+        explained = {tuple(place.path) for place in locations if place.leading_comments.strip()}
+        declared = {path for path in (tuple(place.path) for place in locations) if _declares(path)}
         assert declared, file.name
         assert declared == declared & explained, file.name
 
 
 def _declares(path: tuple[int, ...]) -> bool:
-    """Whether a path of descriptor.proto leads to something that is to be explained."""
+    """Whether a source path of descriptor.proto is a declaration that needs a comment."""
     kinds = {4: "message", 5: "enum", 6: "service"}
     inside = {
         "message": {2: "field", 3: "message", 4: "enum", 8: "oneof"},
@@ -64,7 +64,7 @@ def _declares(path: tuple[int, ...]) -> bool:
         "service": {2: "method"},
     }
     kind: str | None = None
-    # Each step is the number of a field and a place in it.
+    # A path alternates field numbers and indices.
     for number in path[::2]:
         kind = kinds.get(number)
         if kind is None:
@@ -73,6 +73,6 @@ def _declares(path: tuple[int, ...]) -> bool:
     return kind is not None and len(path) % 2 == 0
 
 
-def test_seed_zero_differs_from_no_seed():
+def test_sampling_fields_whose_zero_is_a_value_have_presence():
     for name in ("seed", "offset", "label", "temperature", "truncation"):
         assert pb.SampleRequest.DESCRIPTOR.fields_by_name[name].has_presence

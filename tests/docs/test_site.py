@@ -41,7 +41,7 @@ def test_the_reference_shows_docstrings(site):
     assert "Maps images to their posteriors." in page
 
 
-def test_links_between_pages_lead_somewhere(site):
+def test_links_between_pages_resolve(site):
     for page in site.rglob("*.html"):
         if page.name == "404.html":
             continue

@@ -1,4 +1,4 @@
-"""The messages that docs/troubleshooting.md quotes are those that one meets."""
+"""docs/troubleshooting.md quotes the messages that the program really prints."""
 
 import re
 import shutil
@@ -29,7 +29,7 @@ def assert_quoted(message: str, *parts: str) -> None:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """Of the models in the repository, which the page speaks of."""
+    """A server of the models in the repository, which the page names."""
     with Server(None, tmp_path_factory.mktemp("server") / "log") as running:
         yield running.wait_until_serving()
 
@@ -46,7 +46,7 @@ def error_of(call) -> str:
     return str(caught.value)
 
 
-def test_a_command_of_the_application_where_there_is_only_the_library(monkeypatch, capsys):
+def test_the_page_quotes_the_error_of_a_command_that_is_not_installed(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "service", None)
     monkeypatch.delitem(sys.modules, "service.cli", raising=False)
     assert main(["serve"]) == 1
@@ -54,21 +54,21 @@ def test_a_command_of_the_application_where_there_is_only_the_library(monkeypatc
     assert " ".join(message.split()) in PAGE
 
 
-def test_a_port_that_is_taken():
+def test_the_page_quotes_the_error_of_a_taken_port():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         message = latentserve("serve", "--port", port, "--http-port", "off").stderr
     assert_quoted(message, "cannot listen on 127.0.0.1:", "Address already in use. Remedy: another")
 
 
-def test_cuda_on_a_cpu_build():
+def test_the_page_quotes_the_error_of_cuda_on_a_cpu_build():
     message = latentserve("serve", "--device", "cuda", "--port", "0", "--http-port", "off").stderr
     if "has no CUDA" not in message:
         pytest.skip("there is CUDA here")
     assert " ".join(message.split()) in PAGE
 
 
-def test_nobody_listens():
+def test_the_page_quotes_the_error_of_an_unreachable_server():
     with socket.create_server(("127.0.0.1", 0)) as held:
         port = held.getsockname()[1]
     with Client(f"localhost:{port}", retry=Retry(attempts=1)) as nobody:
@@ -110,17 +110,17 @@ def test_nobody_listens():
     ],
     ids=["shape", "range", "picture", "latents", "model", "version", "label"],
 )
-def test_a_value_that_the_server_refuses(client, call, part):
+def test_the_page_quotes_the_errors_of_invalid_values(client, call, part):
     assert_quoted(error_of(lambda: call(client)), part)
 
 
-def test_a_deadline_that_passes(client):
+def test_the_page_quotes_the_error_of_a_missed_deadline(client):
     message = error_of(lambda: client.sample(4096, seed=1, timeout=0.001))
-    # Whichever of server and client notices first.
+    # Server and client have different messages; either may notice first.
     assert message.split(" with ")[0] in PAGE
 
 
-def test_a_message_that_is_too_large(server):
+def test_the_page_quotes_the_error_of_a_message_that_is_too_large(server):
     request = pb.EncodeRequest()
     request.images.tensor.data = bytes(65 * 2**20)
     with grpc.insecure_channel(server.target) as channel:
@@ -131,7 +131,7 @@ def test_a_message_that_is_too_large(server):
     assert_quoted(caught.value.details(), "message: larger than max (", "see max_message_bytes)")
 
 
-def test_a_bundle_that_is_damaged(tmp_path):
+def test_the_page_quotes_the_error_of_a_damaged_bundle(tmp_path):
     folder = shutil.copytree(ROOT / "models" / "mnist" / "1", tmp_path / "mnist" / "1")
     graph = folder / "decoder.onnx"
     content = bytearray(graph.read_bytes())
@@ -144,7 +144,7 @@ def test_a_bundle_that_is_damaged(tmp_path):
     assert re.search(r"decoder\.onnx: SHA-256 \w{4}\.\.\., wanted \w{4}\.\.\.", PAGE)
 
 
-def test_a_job_that_is_another(client, tmp_path):
+def test_the_page_quotes_the_error_of_a_folder_with_another_job(client, tmp_path):
     jobs.sample(client, 4, tmp_path / "digits", seed=7)
     message = error_of(lambda: jobs.sample(client, 4, tmp_path / "digits", seed=8))
     assert_quoted(message, "digits: holds another job: seed: got 8, the job has 7")

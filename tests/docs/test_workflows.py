@@ -1,4 +1,4 @@
-"""The workflows call make targets, and the release is refused where its names do not agree."""
+"""Workflows call make targets; a release needs a tag, version and changelog that agree."""
 
 import re
 
@@ -22,7 +22,7 @@ def steps() -> list[tuple[str, dict[str, object]]]:
     ]
 
 
-def test_there_are_workflows():
+def test_there_is_a_workflow_of_checks_and_one_of_releases():
     assert [path.name for path in WORKFLOWS] == ["checks.yml", "release.yml"]
 
 
@@ -36,13 +36,13 @@ def test_every_step_is_one_make_target_or_an_action(where, step):
         assert target in TARGETS, where
 
 
-def test_every_python_that_the_package_names_is_tested():
+def test_the_test_matrix_has_every_python_of_the_package():
     matrix = yaml.safe_load(WORKFLOWS[0].read_text())["jobs"]["tests"]["strategy"]["matrix"]
     named = re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text())
     assert matrix["python"] == named
 
 
-def test_local_hooks_alone_run_before_a_commit():
+def test_pre_commit_runs_local_hooks_only():
     repositories = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     assert [repository["repo"] for repository in repositories] == ["local"]
 

@@ -62,12 +62,12 @@ def joined(folder: Path, name: str) -> np.ndarray:
 
 
 def picture(row: int) -> bytes:
-    """Not an image, but it begins as a PNG file does, and `ArithmeticClient` adds up its bytes."""
+    """A file with a PNG signature and no image; `ArithmeticClient` adds up its bytes."""
     return b"\x89PNG\r\n\x1a\n" + bytes([row] * 16)
 
 
-class TestWhatAJobWrites:
-    def test_samples_are_those_of_the_sequence_in_shards_of_whole_rows(self, client, tmp_path):
+class TestOutput:
+    def test_a_sample_job_writes_the_seeded_sequence_in_shards(self, client, tmp_path):
         done = jobs.sample(
             client, 50, tmp_path / "j", seed=7, offset=5, latents=True, shard_rows=20
         )
@@ -82,7 +82,7 @@ class TestWhatAJobWrites:
         assert (done.rows, done.shards, done.rows_before, done.seed) == (50, 3, 0, 7)
         assert (done.model, done.version) == ("tiny", 1)
 
-    def test_posteriors_are_those_of_the_rows_in_their_order(self, client, tmp_path, sources):
+    def test_an_encode_job_writes_posteriors_in_source_order(self, client, tmp_path, sources):
         jobs.encode(client, sources["encode"], tmp_path / "j", shard_rows=20)
         images = np.load(sources["encode"]).reshape(50, 16).astype(np.float32)
         mean = images[:, :3] + images.sum(axis=1, keepdims=True)
@@ -90,13 +90,17 @@ class TestWhatAJobWrites:
         assert (joined(tmp_path / "j", "log_var") == -mean).all()
         assert not list((tmp_path / "j").glob("z-*"))
 
-    def test_a_draw_continues_its_sequence_from_shard_to_shard(self, client, tmp_path, sources):
+    def test_draws_of_an_encode_job_continue_the_noise_sequence_across_shards(
+        self, client, tmp_path, sources
+    ):
         done = jobs.encode(client, sources["encode"], tmp_path / "j", seed=3, shard_rows=20)
         mean = joined(tmp_path / "j", "mean")
         assert (joined(tmp_path / "j", "z") == noise(3, 0, 50) + mean).all()
         assert done.seed == 3
 
-    def test_a_plain_autoencoder_has_no_log_var(self, client, tmp_path, sources):
+    def test_an_encode_job_of_a_plain_autoencoder_writes_no_log_var(
+        self, client, tmp_path, sources
+    ):
         client.served = model_info(posterior="delta")
         encode_stream = client.encode_stream
         client.encode_stream = lambda *arguments, **options: (
@@ -105,13 +109,13 @@ class TestWhatAJobWrites:
         jobs.encode(client, sources["encode"], tmp_path / "j")
         assert not list((tmp_path / "j").glob("log_var-*"))
 
-    def test_images_of_latents_are_float32_if_asked(self, client, tmp_path, sources):
+    def test_a_decode_job_writes_float32_images_on_request(self, client, tmp_path, sources):
         jobs.decode(client, sources["decode"], tmp_path / "j", dtype="float32")
         images = joined(tmp_path / "j", "images")
         assert (images == pixels(np.load(sources["decode"]))).all()
         assert images.dtype == np.float32
 
-    def test_several_npy_files_are_one_source_however_they_are_cut(self, client, tmp_path):
+    def test_several_npy_files_are_read_as_one_source(self, client, tmp_path):
         rows = np.random.default_rng(0).standard_normal((50, 3)).astype(np.float32)
         np.save(tmp_path / "all.npy", rows)
         pieces = [tmp_path / f"{n}.npy" for n in range(3)]
@@ -121,7 +125,7 @@ class TestWhatAJobWrites:
         jobs.decode(client, tmp_path / "all.npy", tmp_path / "whole", shard_rows=20)
         assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
-    def test_image_files_come_in_the_order_of_their_names_and_are_named(self, client, tmp_path):
+    def test_image_files_are_encoded_in_name_order_and_listed_in_rows_jsonl(self, client, tmp_path):
         folder = tmp_path / "photos"
         (folder / "b").mkdir(parents=True)
         for row, name in enumerate(("a.png", "b/a.PNG", "b/c.jpeg", "c.jpg")):
@@ -133,7 +137,7 @@ class TestWhatAJobWrites:
         names = (tmp_path / "j" / "rows.jsonl").read_text().splitlines()
         assert [json.loads(name) for name in names] == ["a.png", "b/a.PNG", "b/c.jpeg", "c.jpg"]
 
-    def test_parquet_has_the_same_rows_with_their_numbers_and_shapes(self, client, tmp_path):
+    def test_parquet_shards_hold_rows_with_numbers_and_shapes(self, client, tmp_path):
         jobs.sample(
             client, 50, tmp_path / "j", seed=7, offset=2**63, latents=True, shard_rows=20,
             format="parquet",
@@ -146,7 +150,7 @@ class TestWhatAJobWrites:
         assert images.shape == (50, *SHAPE)
         assert (images == np.rint(pixels(z) * 255).astype(np.uint8)).all()
 
-    def test_the_manifest_tells_what_the_job_was(self, client, tmp_path, sources):
+    def test_the_manifest_records_kind_source_model_and_arrays(self, client, tmp_path, sources):
         jobs.encode(client, sources["encode"], tmp_path / "j", shard_rows=20)
         manifest = json.loads((tmp_path / "j" / "job.json").read_text())
         assert manifest["kind"] == "encode"
@@ -160,7 +164,7 @@ class TestWhatAJobWrites:
         assert manifest["arrays"]["mean"] == {"dtype": "float32", "row_shape": [3]}
         assert len(manifest["source"]["sha256"]) == 64
 
-    def test_memory_does_not_grow_with_the_job(self, client, tmp_path):
+    def test_memory_does_not_grow_with_the_number_of_rows(self, client, tmp_path):
         np.save(tmp_path / "latents.npy", np.zeros((2_000_000, 3), np.float32))
         client.served = model_info(max_rows=256)
         tracemalloc.start()
@@ -173,7 +177,7 @@ class TestWhatAJobWrites:
         assert peak < 10 * 2**20
 
 
-# Its children begin with everything imported, for a hundredth of the time of an interpreter.
+# Children are forked with everything imported: a hundred times as fast as a new interpreter.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["__main__", "pyarrow.parquet", "tests.support.job_child"])
 
@@ -187,16 +191,16 @@ def child(*arguments: object) -> int:
     return process.exitcode
 
 
-class TestGoingOn:
+class TestResume:
     @pytest.mark.parametrize("shard_format", ["npy", "parquet"])
     @pytest.mark.parametrize("kind", ["encode", "decode", "sample"])
-    def test_a_job_killed_again_and_again_leaves_the_bytes_of_an_unbroken_one(
+    def test_a_job_killed_repeatedly_ends_with_the_bytes_of_an_uninterrupted_one(
         self, client, tmp_path, sources, kind, shard_format
     ):
-        """Killed before a step that changes the disk, a random one each time."""
+        """Killed each time before another random disk operation."""
         run_job(client, sources[kind], tmp_path / "unbroken", shard_format, 7)
         rng = random.Random(f"{kind} {shard_format}")
-        # An unbroken job takes 48 to 106 steps.
+        # An uninterrupted job has 48 to 106 disk operations.
         most = 60 if (kind, shard_format) == ("encode", "npy") else 30
         kills = 0
         while child(tmp_path / "j", sources[kind], shard_format, rng.randint(1, most)) != 0:
@@ -205,7 +209,7 @@ class TestGoingOn:
         assert kills > 1
         assert contents(tmp_path / "j") == contents(tmp_path / "unbroken")
 
-    def test_a_job_broken_off_at_any_message_leaves_the_bytes_of_an_unbroken_one(
+    def test_a_job_that_fails_at_any_message_resumes_to_the_bytes_of_an_uninterrupted_one(
         self, client, tmp_path
     ):
         jobs.sample(client, 50, tmp_path / "unbroken", seed=7, shard_rows=20)
@@ -226,18 +230,18 @@ class TestGoingOn:
             assert done.rows_before == message // 3 * 20
             assert contents(folder) == contents(tmp_path / "unbroken")
 
-    def test_what_a_killed_process_left_half_written_is_removed(self, client, tmp_path):
+    def test_partial_files_of_a_killed_job_are_removed(self, client, tmp_path):
         jobs.sample(client, 50, tmp_path / "unbroken", seed=7, shard_rows=20)
         jobs.sample(client, 50, tmp_path / "j", seed=7, shard_rows=20)
         cursor = tmp_path / "j" / "cursor.jsonl"
         lines = cursor.read_text().splitlines(keepends=True)
-        cursor.write_text(lines[0] + lines[1][:-20])  # its files are there, its line is not
+        cursor.write_text(lines[0] + lines[1][:-20])  # shard 1 is there, its line is incomplete
         (tmp_path / "j" / ".images-00002.npy.tmp").write_bytes(b"half")
         (tmp_path / "j" / "images-00009.npy").write_bytes(b"of nobody")
         assert jobs.sample(client, 50, tmp_path / "j", seed=7, shard_rows=20).rows_before == 20
         assert contents(tmp_path / "j") == contents(tmp_path / "unbroken")
 
-    def test_a_fresh_seed_is_written_before_the_first_shard_and_kept(self, client, tmp_path):
+    def test_a_fresh_seed_is_recorded_before_the_first_shard_and_reused(self, client, tmp_path):
         class StoppedError(Exception):
             pass
 
@@ -251,9 +255,7 @@ class TestGoingOn:
         client.before_reply = lambda: None
         assert jobs.sample(client, 50, tmp_path / "j").seed == seed
 
-    def test_the_model_that_answered_first_is_kept_when_another_becomes_the_default(
-        self, client, tmp_path
-    ):
+    def test_a_resumed_job_keeps_its_model_when_the_default_changes(self, client, tmp_path):
         asked = []
         sample_stream = client.sample_stream
 
@@ -272,7 +274,7 @@ class TestGoingOn:
         assert (done.model, done.version) == ("tiny", 1)
         assert set(asked) == {("tiny", 1)}
 
-    def test_a_finished_job_says_so_and_asks_nobody(self, client, tmp_path, sources):
+    def test_a_finished_job_makes_no_calls(self, client, tmp_path, sources):
         jobs.encode(client, sources["encode"], tmp_path / "j")
         before = contents(tmp_path / "j")
         client.asked.clear()
@@ -281,7 +283,7 @@ class TestGoingOn:
         assert client.asked == []
         assert contents(tmp_path / "j") == before
 
-    def test_a_missing_shard_is_made_anew_and_named(self, client, tmp_path):
+    def test_a_missing_shard_is_remade_and_reported(self, client, tmp_path):
         jobs.sample(client, 50, tmp_path / "j", seed=7, shard_rows=20)
         before = contents(tmp_path / "j")
         (tmp_path / "j" / "images-00001.npy").unlink()
@@ -289,7 +291,7 @@ class TestGoingOn:
         assert (done.lost, done.rows_before) == (("images-00001.npy",), 30)
         assert contents(tmp_path / "j") == before
 
-    def test_a_damaged_shard_is_found_and_made_anew_if_asked(self, client, tmp_path):
+    def test_verify_remakes_and_reports_a_damaged_shard(self, client, tmp_path):
         jobs.sample(client, 50, tmp_path / "j", seed=7, shard_rows=20)
         before = contents(tmp_path / "j")
         damaged = tmp_path / "j" / "images-00000.npy"
@@ -299,7 +301,7 @@ class TestGoingOn:
         assert done.lost == ("images-00000.npy",)
         assert contents(tmp_path / "j") == before
 
-    def test_a_job_of_which_nothing_is_whole_may_be_changed(self, client, tmp_path):
+    def test_a_job_without_a_complete_shard_may_change_its_settings(self, client, tmp_path):
         def refuse():
             raise InvalidArgument("temperature", grpc.StatusCode.INVALID_ARGUMENT)
 
@@ -313,7 +315,7 @@ class TestGoingOn:
         settings = json.loads((tmp_path / "j" / "job.json").read_text())["settings"]
         assert settings["temperature"] == 0.5
 
-    def test_progress_counts_to_the_end(self, client, tmp_path, sources):
+    def test_progress_never_decreases_and_ends_with_all_rows(self, client, tmp_path, sources):
         seen = []
         jobs.encode(client, sources["encode"], tmp_path / "j", shard_rows=20, progress=seen.append)
         stages = [progress.stage for progress in seen]
@@ -323,7 +325,7 @@ class TestGoingOn:
         assert rows == sorted(rows)
 
 
-class TestWhatIsRefused:
+class TestRefusals:
     @pytest.fixture
     def begun(self, client, tmp_path):
         """A job whose first 20 rows are complete."""
@@ -350,30 +352,30 @@ class TestWhatIsRefused:
             ({"format": "parquet"}, "format: got parquet, the job has npy"),
         ],
     )
-    def test_other_settings(self, client, begun, changes, text):
+    def test_a_begun_job_refuses_other_settings(self, client, begun, changes, text):
         before = contents(begun)
         with pytest.raises(jobs.JobError, match=text):
             jobs.sample(client, 50, begun, **{"seed": 7, "shard_rows": 20, **changes})
         assert contents(begun) == before
 
-    def test_another_kind_and_number_of_rows(self, client, begun, sources):
+    def test_a_begun_job_refuses_another_kind_or_number_of_rows(self, client, begun, sources):
         with pytest.raises(jobs.JobError, match="rows: got 51, the job has 50"):
             jobs.sample(client, 51, begun, seed=7, shard_rows=20)
         with pytest.raises(jobs.JobError, match="kind: got decode, the job has sample"):
             jobs.decode(client, sources["decode"], begun, shard_rows=20)
 
-    def test_another_source(self, client, tmp_path, sources):
+    def test_a_begun_job_refuses_another_source(self, client, tmp_path, sources):
         jobs.decode(client, sources["decode"], tmp_path / "j")
         np.save(sources["decode"], np.zeros((50, 3), np.float32))
         with pytest.raises(jobs.JobError, match=r"source\.sha256: got "):
             jobs.decode(client, sources["decode"], tmp_path / "j")
 
-    def test_another_model_under_the_same_version(self, client, begun):
+    def test_a_begun_job_refuses_a_version_with_other_checksums(self, client, begun):
         client.served = model_info(checksums={"encoder": "e1", "decoder": "changed"})
         with pytest.raises(jobs.JobError, match=r"model\.graphs\.decoder: got changed"):
             jobs.sample(client, 50, begun, seed=7, shard_rows=20)
 
-    def test_a_version_that_is_no_longer_served(self, client, begun):
+    def test_a_begun_job_is_refused_once_its_version_is_not_served(self, client, begun):
         def gone(name="", version=0):
             raise NotFound(f"{name} {version}", grpc.StatusCode.NOT_FOUND)
 
@@ -381,7 +383,7 @@ class TestWhatIsRefused:
         with pytest.raises(jobs.JobError, match="began with tiny/1, which is not served"):
             jobs.sample(client, 50, begun, seed=7, shard_rows=20)
 
-    def test_a_folder_in_which_another_process_works(self, client, tmp_path):
+    def test_a_folder_in_use_by_another_process_is_refused(self, client, tmp_path):
         refused = []
 
         def try_too():
@@ -395,14 +397,14 @@ class TestWhatIsRefused:
         jobs.sample(client, 50, tmp_path / "j", seed=7)
         assert refused == [f"{tmp_path / 'j'}: another process is working there"]
 
-    def test_a_folder_with_something_else_in_it(self, client, tmp_path):
+    def test_a_folder_with_foreign_files_is_refused(self, client, tmp_path):
         (tmp_path / "j").mkdir()
         (tmp_path / "j" / "thesis.tex").write_text("mine")
         with pytest.raises(jobs.JobError, match=r"got a folder with thesis\.tex"):
             jobs.sample(client, 5, tmp_path / "j")
 
     @pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff"])
-    def test_a_manifest_that_is_none(self, client, tmp_path, content):
+    def test_a_malformed_manifest_is_refused(self, client, tmp_path, content):
         (tmp_path / "j").mkdir()
         (tmp_path / "j" / "job.json").write_bytes(content)
         with pytest.raises(jobs.JobError, match=r"job\.json: "):
@@ -420,49 +422,49 @@ class TestWhatIsRefused:
             (np.asfortranarray(np.zeros((5, 3), np.float32)), "Fortran order"),
         ],
     )
-    def test_latents_that_cannot_be(self, client, tmp_path, array, text):
+    def test_latents_of_a_wrong_shape_or_dtype_are_refused(self, client, tmp_path, array, text):
         np.save(tmp_path / "latents.npy", array, allow_pickle=True)
         with pytest.raises(jobs.SourceError, match=rf"latents\.npy: got .*{text}"):
             jobs.decode(client, tmp_path / "latents.npy", tmp_path / "j")
 
     @pytest.mark.parametrize("content", [b"", b"text", b"\x93NUMPY\x01\x00\xff\xff{"])
-    def test_a_file_that_is_no_npy_file(self, client, tmp_path, content):
+    def test_a_file_that_is_not_npy_is_refused(self, client, tmp_path, content):
         (tmp_path / "latents.npy").write_bytes(content)
         with pytest.raises(jobs.SourceError, match=r"latents\.npy: not a readable npy file"):
             jobs.decode(client, tmp_path / "latents.npy", tmp_path / "j")
 
-    def test_a_file_that_is_cut_short(self, client, tmp_path, sources):
+    def test_a_truncated_npy_file_is_refused(self, client, tmp_path, sources):
         path = Path(sources["decode"])
         path.write_bytes(path.read_bytes()[:-1])
         with pytest.raises(jobs.SourceError, match="it is truncated"):
             jobs.decode(client, path, tmp_path / "j")
 
-    def test_files_that_do_not_fit_together(self, client, tmp_path, sources):
+    def test_npy_files_of_different_dtypes_are_refused(self, client, tmp_path, sources):
         np.save(tmp_path / "b.npy", np.zeros((5, 3), np.float64))
         with pytest.raises(jobs.SourceError, match=r"b\.npy: got float64 rows"):
             jobs.decode(client, [sources["decode"], tmp_path / "b.npy"], tmp_path / "j")
 
-    def test_a_source_that_is_changed_meanwhile(self, client, tmp_path, sources):
+    def test_an_npy_file_changed_during_the_job_is_refused(self, client, tmp_path, sources):
         path = Path(sources["decode"])
         client.before_reply = lambda: np.save(path, np.zeros((50, 3), np.float32))
         with pytest.raises(jobs.SourceError, match="was changed while it was being read"):
             jobs.decode(client, path, tmp_path / "j")
 
-    def test_an_image_file_that_is_changed_meanwhile(self, client, tmp_path):
+    def test_an_image_file_changed_during_the_job_is_refused(self, client, tmp_path):
         for row in range(20):
             (tmp_path / f"{row:02}.png").write_bytes(picture(row))
         client.before_reply = lambda: (tmp_path / "19.png").write_bytes(picture(0))
         with pytest.raises(jobs.SourceError, match=r"19\.png: was changed"):
             jobs.encode(client, sorted(tmp_path.glob("*.png")), tmp_path / "j")
 
-    def test_a_file_that_is_no_picture_before_anything_is_sent(self, client, tmp_path):
+    def test_a_file_that_is_no_picture_is_refused_before_any_call(self, client, tmp_path):
         (tmp_path / "a.png").write_bytes(picture(0))
         (tmp_path / "b.png").write_text("no picture")
         with pytest.raises(jobs.SourceError, match=r"b\.png: got something else"):
             jobs.encode(client, tmp_path, tmp_path / "j")
         assert client.asked == []
 
-    def test_the_file_that_the_server_refuses_is_named(self, client, tmp_path):
+    def test_an_image_file_that_the_server_refuses_is_named(self, client, tmp_path):
         for row in range(20):
             (tmp_path / f"{row:02}.png").write_bytes(picture(row))
         messages = iter([False, True])
@@ -480,7 +482,7 @@ class TestWhatIsRefused:
         index = 3
         with pytest.raises(jobs.SourceError, match=r"10\.png: got 9 x 9 pixels"):
             jobs.encode(client, sorted(tmp_path.glob("*.png")), tmp_path / "j")
-        # An older server sends none.
+        # An older server sends no index.
         index, messages = None, iter([False, True])
         with pytest.raises(InvalidArgument, match="images"):
             jobs.encode(client, sorted(tmp_path.glob("*.png")), tmp_path / "j")
@@ -488,12 +490,12 @@ class TestWhatIsRefused:
     @pytest.mark.parametrize(
         "wrong", [np.zeros((8, 3), np.float32), np.zeros((2, 1, 4, 5), np.uint8)]
     )
-    def test_a_reply_that_does_not_make_sense(self, client, tmp_path, sources, wrong):
+    def test_a_reply_of_a_wrong_shape_is_a_protocol_error(self, client, tmp_path, sources, wrong):
         client.decode_stream = lambda *_, **__: iter([wrong])
         with pytest.raises(ProtocolError):
             jobs.decode(client, sources["decode"], tmp_path / "j", shard_rows=4)
 
-    def test_a_stream_that_ends_early(self, client, tmp_path):
+    def test_a_stream_that_ends_early_is_a_protocol_error(self, client, tmp_path):
         client.sample_stream = lambda *_, **__: iter([])
         with pytest.raises(ProtocolError, match="got 0 rows, wanted 50"):
             jobs.sample(client, 50, tmp_path / "j")
@@ -505,14 +507,12 @@ class TestWhatIsRefused:
             {"shard_rows": 0}, {"format": "csv"},
         ],
     )  # fmt: skip
-    def test_wrong_values(self, client, tmp_path, options):
+    def test_invalid_arguments_are_refused_by_name(self, client, tmp_path, options):
         with pytest.raises(ValueError, match=f"{next(iter(options))}: got "):
             jobs.sample(client, **{"n": 5, "folder": tmp_path / "j", **options})
 
     @pytest.mark.parametrize("shard_format", ["npy", "parquet"])
-    def test_a_full_disk_is_an_error_of_the_disk_and_the_job_goes_on_after_it(
-        self, client, tmp_path, shard_format
-    ):
+    def test_a_full_disk_raises_os_error_and_the_job_resumes(self, client, tmp_path, shard_format):
         options = {"seed": 7, "shard_rows": 5000, "dtype": "float32", "format": shard_format}
         client.served = model_info(max_rows=4096)
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -527,7 +527,9 @@ class TestWhatIsRefused:
         jobs.sample(client, 10_000, tmp_path / "unbroken", **options)
         assert contents(tmp_path / "j") == contents(tmp_path / "unbroken")
 
-    def test_parquet_without_pyarrow_says_what_to_install(self, client, tmp_path, monkeypatch):
+    def test_parquet_without_pyarrow_names_the_package_to_install(
+        self, client, tmp_path, monkeypatch
+    ):
         monkeypatch.setitem(sys.modules, "pyarrow", None)
         with pytest.raises(jobs.MissingPackage, match="pip install pyarrow"):
             jobs.sample(client, 5, tmp_path / "j", format="parquet")

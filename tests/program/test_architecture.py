@@ -1,4 +1,4 @@
-"""Which folder may import which, what the wheel holds, and where torch may not be."""
+"""Import rules between folders and on libraries, and the content of the wheel."""
 
 import ast
 import functools
@@ -33,7 +33,7 @@ LAYERS = {
     "training": ("data", "model", "measure", "report"),
 }
 THIRD_PARTY = {
-    # pyarrow and Pillow where they are installed: Parquet files of jobs, pictures in sheets.
+    # pyarrow (Parquet shards) and Pillow (originals in sheets) are optional.
     "latentserve": {"PIL", "grpc", "google", "numpy", "pyarrow"},
     "bundle": {"numpy", "pydantic"},
     "common": {"PIL", "numpy"},
@@ -49,8 +49,7 @@ THIRD_PARTY = {
 class Tree:
     """The modules of the checkout, what they import, and where.
 
-    Imports inside of functions and under TYPE_CHECKING count: who reads a module has to know
-    what it names.
+    Imports inside functions and under TYPE_CHECKING count as well: a reader has to follow them.
     """
 
     def __init__(self) -> None:
@@ -101,8 +100,8 @@ def tree() -> Tree:
 
 
 @pytest.mark.parametrize("package", sorted(ALLOWED))
-def test_packages_import_one_another_one_way(tree, package):
-    allowed = tuple(each.replace("/", ".") for each in (*ALLOWED[package], package))
+def test_packages_import_only_allowed_packages(tree, package):
+    allowed = tuple(folder.replace("/", ".") for folder in (*ALLOWED[package], package))
     for module, names in tree.of(package).items():
         for name in names:
             top = name.partition(".")[0]
@@ -113,7 +112,7 @@ def test_packages_import_one_another_one_way(tree, package):
                 assert standard or top in THIRD_PARTY[package], f"{module} imports {name}"
 
 
-def test_no_modules_import_one_another_in_a_circle(tree):
+def test_there_are_no_import_cycles(tree):
     ours = {module: names & tree.modules.keys() for module, names in tree.modules.items()}
     try:
         graphlib.TopologicalSorter(ours).prepare()
@@ -122,7 +121,7 @@ def test_no_modules_import_one_another_in_a_circle(tree):
 
 
 @pytest.mark.parametrize("package", sorted(LAYERS))
-def test_folders_of_a_package_import_those_below_them_alone(tree, package):
+def test_folders_of_a_package_import_only_lower_layers(tree, package):
     ranks = {
         f"{package}.{folder}": rank
         for rank, layer in enumerate(LAYERS[package])
@@ -138,7 +137,7 @@ def test_folders_of_a_package_import_those_below_them_alone(tree, package):
 
     @functools.cache
     def rank(module: str) -> int:
-        """That of its folder; of a module beside the folders, the highest that it imports."""
+        """Rank of its folder; of a module outside the folders, the highest rank it imports."""
         if folder_of(module) in ranks:
             return ranks[folder_of(module)]
         return max([rank(name) for name in tree.modules[module] & modules.keys()], default=-1)
@@ -148,8 +147,8 @@ def test_folders_of_a_package_import_those_below_them_alone(tree, package):
         for name in names & modules.keys():
             assert rank(name) <= rank(module), f"{module} imports {name}"
             same = folder_of(name) == folder_of(module)
-            beside = {folder_of(name), folder_of(module)} - ranks.keys()
-            assert same or beside or rank(name) < rank(module), f"{module} imports {name}"
+            outside = {folder_of(name), folder_of(module)} - ranks.keys()
+            assert same or outside or rank(name) < rank(module), f"{module} imports {name}"
 
 
 @pytest.mark.parametrize(
@@ -164,25 +163,25 @@ def test_folders_of_a_package_import_those_below_them_alone(tree, package):
         ("hpack", "service/transport/http2"),
     ],
 )
-def test_one_folder_of_the_service_knows_a_library(tree, library, home):
-    knowing = {
+def test_each_library_is_imported_by_one_folder_of_the_service(tree, library, home):
+    importing = {
         module
         for module, names in tree.of("service").items()
         if any(name.partition(".")[0] == library for name in names)
     }
-    assert knowing
-    assert knowing <= tree.of(home).keys()
+    assert importing
+    assert importing <= tree.of(home).keys()
 
 
 @pytest.mark.parametrize("folder", ["service/models", "service/engine"])
-def test_inference_knows_neither_grpc_nor_protobuf(tree, folder):
+def test_inference_imports_neither_grpc_nor_protobuf(tree, folder):
     for module, names in tree.of(folder).items():
         wire = [name for name in names if name.startswith(("grpc", "google", "latentserve.v1"))]
         assert not wire, module
 
 
 @pytest.mark.parametrize("folder", ["training/report", "training/data"])
-def test_data_and_reports_know_arrays_and_no_torch(tree, folder):
+def test_training_data_and_reports_do_not_import_torch(tree, folder):
     for module, names in tree.of(folder).items():
         assert not {name for name in names if name.split(".")[0] == "torch"}, module
 
@@ -239,8 +238,8 @@ print(sorted({{"torch", "onnx", "training", "export", "matplotlib"}} & set(sys.m
     assert child(code) == "[]"
 
 
-def test_the_supervisor_of_workers_holds_neither_onnxruntime_nor_grpc():
-    """It is one more process, that computes nothing and answers no call."""
+def test_the_supervisor_of_workers_imports_neither_onnxruntime_nor_grpc():
+    """It neither computes nor answers calls, so their memory would be wasted."""
     code = """
 import sys
 import latentserve.cli, service.cli, service.workers.supervisor
@@ -280,7 +279,7 @@ def wheel(tmp_path_factory) -> Path:
     return built
 
 
-def test_the_wheel_holds_the_library_alone(wheel):
+def test_the_wheel_contains_only_the_library(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     tops = {name.partition("/")[0] for name in names}
@@ -293,19 +292,19 @@ def test_the_wheel_holds_the_library_alone(wheel):
 def _lowest() -> list[str]:
     """The lowest versions that pyproject.toml allows."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return [re.sub(r">=([^,]+).*", r"==\1", each) for each in project["dependencies"]]
+    return [re.sub(r">=([^,]+).*", r"==\1", requirement) for requirement in project["dependencies"]]
 
 
 @pytest.fixture(scope="module", params=["pinned", "lowest"])
 def bare(request, wheel, tmp_path_factory) -> str:
-    """A Python with the wheel and what it needs, and nothing else."""
+    """Interpreter of an environment with the wheel and its declared dependencies."""
     constraints = pins() if request.param == "pinned" else "\n".join(_lowest())
     return str(python_with_wheel(wheel, tmp_path_factory.mktemp("bare"), constraints))
 
 
 @pytest.mark.slow
-def test_the_client_passes_its_own_tests_with_nothing_but_what_it_needs(bare, server):
-    """Exactly grpcio, protobuf and numpy: the first of those tests."""
+def test_the_client_works_with_its_declared_dependencies_alone(bare, server):
+    """That these are grpcio, protobuf and numpy is the first test of check_client.py."""
     done = subprocess.run(
         [bare, "-W", "error", str(ROOT / "tests" / "bare" / "check_client.py"), "-v"],
         capture_output=True,
@@ -320,7 +319,7 @@ def test_the_client_passes_its_own_tests_with_nothing_but_what_it_needs(bare, se
 
 
 @pytest.mark.slow
-def test_the_application_is_not_in_the_wheel_and_its_commands_say_so(bare):
+def test_application_commands_of_the_wheel_say_that_they_are_not_installed(bare):
     code = "try:\n import service\nexcept ImportError: print('none')\nelse: print(service.__file__)"
     assert child(code, bare) == "none"
     command = str(Path(bare).parent / "latentserve")

@@ -1,4 +1,4 @@
-"""What the side-by-side runs reckon with, and one short real run of them."""
+"""The parts of the side-by-side benchmarks, and one short real run of them."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from benchmarks.shapes import SHAPES, Shape, named
 from tests.support import ROOT
 from tests.support.waiting import wait_until
 
-# What h2load 1.52 printed, and four lines of its log.
+# Output of h2load 1.52, and its log of four calls.
 PRINTED = """\
 starting benchmark...
 spawning thread #0: 4 total client(s). 4 total requests
@@ -42,7 +42,7 @@ ONE = Shape("encode", 1, "uint8", 4, 8)
 MANY = Shape("decode", 1024, "float32", 4, 1)
 
 
-def test_what_h2load_prints_is_read():
+def test_the_output_of_h2load_is_parsed():
     load = h2load.parse(PRINTED, LOG, 4)
     assert load.calls == 4
     assert load.seconds == pytest.approx(0.00327)
@@ -58,16 +58,16 @@ def test_what_h2load_prints_is_read():
         ("could not connect", "", "got no figures"),
     ],
 )
-def test_calls_without_an_answer_are_no_measurement(printed, log, said):
+def test_unanswered_calls_fail_the_measurement(printed, log, said):
     with pytest.raises(LoadFailed, match=said):
         h2load.parse(printed, log, 5)
 
 
-def test_a_message_is_framed():
+def test_a_framed_message_has_a_flag_and_its_length():
     assert h2load.framed(b"abc") == b"\0\0\0\0\3abc"
 
 
-def test_cpu_time_and_memory_of_children_count_dead_or_alive():
+def test_cpu_time_includes_ended_children_and_memory_running_ones():
     burn = "import time\nwhile time.process_time() < 0.3: pass\n"
     stay = "print('burnt', flush=True)\ntime.sleep(60)"
     script = f"""
@@ -90,14 +90,14 @@ time.sleep(60)
 
 
 def running(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
+    """Whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
 
 
-def test_a_program_that_ends_tells_its_log():
+def test_a_program_that_ends_early_is_reported_with_its_log():
     program = Program([sys.executable, "-c", "raise SystemExit('no model')"], "test-ends")
     with pytest.raises(ServerFailed, match=r"test-ends: it ended before.*\nno model"):
         program.line("listening on")
@@ -152,7 +152,7 @@ def test_results_are_read_as_they_were_written_and_drawn(tmp_path):
     ]  # fmt: skip
 
 
-def test_growth_is_told_for_a_hundred_thousand_calls():
+def test_memory_growth_is_per_hundred_thousand_calls():
     samples = [soak.Sample(60.0 + n, 50_000 * n, 100.0 + n) for n in range(5)]
     assert soak.growth(samples) == pytest.approx((2.0, 0.0))
     samples[2] = soak.Sample(62.0, 100_000, 107.0)
@@ -172,14 +172,14 @@ def test_growth_is_told_for_a_hundred_thousand_calls():
         (lambda: chosen([], ["plain=--threads 1"]), "variant: got 'plain="),
     ],
 )
-def test_what_is_not_there_is_named(call, said):
+def test_an_unknown_shape_server_or_variant_is_named(call, said):
     with pytest.raises(ValueError, match=said):
         call()
 
 
-def test_shapes_are_named_once_and_found_by_how_they_begin():
+def test_shape_names_are_unique_and_selected_by_prefix():
     assert len({shape.name for shape in SHAPES}) == len(SHAPES)
-    assert [each.name for each in named(["decode-1024"])] == [
+    assert [shape.name for shape in named(["decode-1024"])] == [
         "decode-1024-uint8-x4", "decode-1024-float32-x4"
     ]  # fmt: skip
 
@@ -192,7 +192,7 @@ def test_requests_have_the_bytes_of_the_array(make, shape):
 
 @pytest.fixture(scope="module")
 def dense(models, tmp_path_factory):
-    """A cache with a model of the benchmarks' sizes, trained less."""
+    """The benchmarks' cache, with a model of the same sizes that was trained for fewer steps."""
     folder = tmp_path_factory.mktemp("cache")
     bundle = folder / "models" / "dense" / "1"
     shutil.copytree(models / "mnist" / "1", bundle)
@@ -204,7 +204,7 @@ def dense(models, tmp_path_factory):
 
 
 @pytest.mark.usefixtures("dense")
-def test_an_answer_that_is_not_onnxruntimes_is_refused():
+def test_an_answer_that_differs_from_onnxruntimes_is_refused():
     reference = Reference()
     right = reference._answer(ONE)
     reference.check(ONE, right)
@@ -260,7 +260,7 @@ def test_trainers_are_compared_by_the_medians_of_their_rounds():
     ]
 
 
-def test_our_trainer_learns_what_the_other_is_given(tmp_path):
+def test_our_trainer_learns_from_the_shared_images(tmp_path):
     rng = np.random.default_rng(0)
     # A bright half, left or right: half a bit of structure that no constant explains.
     images = np.zeros((600, 28, 28), np.uint8)

@@ -1,4 +1,4 @@
-"""`report.html` in a real browser: Chromium, told what to do through a pipe.
+"""`report.html` in a real browser: Chromium, controlled through a pipe.
 
 The browser's own protocol over `--remote-debugging-pipe` needs no driver, no port and
 no package. Where there is no Chromium, it is installed by apt-get.
@@ -51,7 +51,7 @@ class Browser:
     """A headless Chromium with one tab.
 
     Attributes:
-        events: What the tab has told since it was opened: method and parameters.
+        events: Events of the tab since the page was opened: method and parameters.
     """
 
     def __init__(self, profile: Path):
@@ -121,7 +121,7 @@ class Browser:
             self._read(deadline)
 
     def value(self, expression: str) -> Any:
-        """What an expression, or the promise that it is, comes to in the page."""
+        """Value of a JavaScript expression in the page; a promise is awaited."""
         result = self.call(
             "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
         )
@@ -186,7 +186,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("width", [420, 1200])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_all_of_it_is_seen_and_nothing_is_asked_of_a_network(
+def test_the_report_is_visible_in_full_and_makes_no_network_request(
     browser: Browser, page: str, width: int, dark: bool, tmp_path: Path
 ) -> None:
     browser.open(page, width, dark)
@@ -217,7 +217,7 @@ def test_all_of_it_is_seen_and_nothing_is_asked_of_a_network(
     }  # fmt: skip
     assert video["ready"] >= 3
 
-    # No sideways scrolling, and every request was of the page itself or what it holds.
+    # No horizontal scrolling, and the only requests are for the page and its data: URLs.
     assert browser.value("document.documentElement.scrollWidth") <= width
     asked = [
         parameters["request"]["url"].partition(":")[0]
@@ -226,7 +226,7 @@ def test_all_of_it_is_seen_and_nothing_is_asked_of_a_network(
     ]
     assert set(asked) <= {"file", "data"}
     assert asked.count("file") == 1
-    assert not [each for each in browser.events if each[0] == "Log.entryAdded"]
+    assert not [event for event in browser.events if event[0] == "Log.entryAdded"]
 
     picture = browser.screenshot()
     picture.save(tmp_path / "page.png")
@@ -236,7 +236,7 @@ def test_all_of_it_is_seen_and_nothing_is_asked_of_a_network(
     assert (pixels[0, 0].mean() < 64) == dark
 
 
-def test_the_movie_plays_by_itself(browser: Browser, page: str) -> None:
+def test_the_movie_of_the_report_plays_by_itself(browser: Browser, page: str) -> None:
     browser.open(page, 1200)
     assert browser.value(
         """new Promise(done => {

@@ -71,13 +71,13 @@ class Project:
             "LATENTSERVE_GRPC_PORT": str(self.port),
             "LATENTSERVE_HTTP_PORT": str(self.http_port),
             "LATENTSERVE_BUDGET": BUDGET,
-            # The container may have no way to the mirrors.
+            # The container may be unable to reach the mirrors.
             "LATENTSERVE_DATA": str(data),
             "LATENTSERVE_DATA_MODE": "ro",
         }
 
     def with_trainer(self) -> None:
-        """From here on every command has `--profile train`."""
+        """Adds `--profile train` to every later command."""
         self._env["COMPOSE_PROFILES"] = "train"
 
     def attempt(self, *arguments: str, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
@@ -158,7 +158,7 @@ def project(engine: None) -> Iterator[Project]:  # noqa: ARG001 - it has to be u
 
 
 def check_that_it_serves_the_shipped_models(project: Project) -> None:
-    """Without a training: what `docker compose up` gives a new user."""
+    """Checks what `docker compose up` serves before any training."""
     with project.client() as client:
         info = client.info()
         assert info.default_model == "mnist"
@@ -182,7 +182,7 @@ def interrupt_training(project: Project) -> None:
     assert state["ExitCode"] == 130, (state, project.logs("trainer"))
 
 
-def test_a_training_that_was_stopped_is_gone_on_with(project: Project) -> None:
+def test_a_stopped_training_is_resumed(project: Project) -> None:
     logs = project.logs("trainer")
     assert logs.count("training dense-gmm on") == 1
     assert "resuming /runs/mine-mnist-dense-gmm at step" in logs
@@ -190,7 +190,7 @@ def test_a_training_that_was_stopped_is_gone_on_with(project: Project) -> None:
     assert project.inspect("trainer")["State"]["ExitCode"] == 0
 
 
-def test_the_server_is_healthy_by_its_own_check(project: Project) -> None:
+def test_the_health_check_of_the_server_is_latentserve_check(project: Project) -> None:
     container = project.inspect("server")
     assert container["Config"]["Healthcheck"]["Test"][:3] == ["CMD", "latentserve", "check"]
     assert container["State"]["Health"]["Status"] == "healthy"
@@ -212,11 +212,11 @@ def test_the_host_encodes_decodes_and_samples_through_the_published_port(
         halves = [client.sample(10, seed=7), client.sample(10, seed=7, offset=10)]
     model = info.models[0]
     assert (info.default_model, model.name, model.version) == ("mine", "mine", 1)
-    assert [each.name for each in info.models] == ["mine", "mnist", "mnist2d"]
+    assert [model.name for model in info.models] == ["mine", "mnist", "mnist2d"]
     assert posterior.mean.shape == posterior.log_var.shape == (64, model.latent_dim)
     assert decoded.shape == images.shape
     assert 0 <= decoded.min() < decoded.max() <= 1
-    # Each row is answered for itself. What was trained for seconds may map some to one point.
+    # Rows do not depend on each other. A model trained for seconds may map some to one point.
     np.testing.assert_array_equal(posterior.mean, backwards.mean[::-1])
     assert len(np.unique(posterior.mean, axis=0)) > 10
     np.testing.assert_array_equal(whole, np.concatenate(halves))
@@ -231,7 +231,7 @@ def test_the_ports_are_published_to_this_machine_alone(project: Project) -> None
     }
 
 
-def test_readiness_and_metrics_are_told_by_http(project: Project) -> None:
+def test_readiness_and_metrics_are_served_over_http(project: Project) -> None:
     origin = f"http://127.0.0.1:{project.http_port}"
     with urllib.request.urlopen(f"{origin}/readyz", timeout=10) as reply:
         assert reply.status == 200
@@ -240,7 +240,7 @@ def test_readiness_and_metrics_are_told_by_http(project: Project) -> None:
     assert 'latentserve_model_info{device="cpu",model="mine",version="1"} 1.0' in text
 
 
-def test_a_hangup_makes_it_look_for_models_again(project: Project) -> None:
+def test_sighup_reloads_the_models(project: Project) -> None:
     before = project.logs("server").count("reloaded: ")
     project("kill", "-s", "HUP", "server")
     wait_until(
@@ -251,7 +251,7 @@ def test_a_hangup_makes_it_look_for_models_again(project: Project) -> None:
 
 def test_the_server_runs_without_privileges(project: Project) -> None:
     assert project("exec", "-T", "server", "id", "-u").strip() == "10001"
-    # Process 1 is the init; both it and the server are what the container was started with.
+    # Process 1 is the init process, which has the privileges that the server has.
     status = project("exec", "-T", "server", "cat", "/proc/1/status")
     fields = dict(line.split(":\t", 1) for line in status.splitlines())
     assert int(fields["Uid"].split()[0]) == 10001
@@ -260,14 +260,14 @@ def test_the_server_runs_without_privileges(project: Project) -> None:
 
 
 @pytest.mark.parametrize("path", ["/app/new", "/opt/venv/new", "/models/new"])
-def test_the_server_cannot_write(project: Project, path: str) -> None:
+def test_the_file_system_of_the_server_is_read_only(project: Project, path: str) -> None:
     # As root: it is the file system that refuses, not the owner of the folder.
     done = project.attempt("exec", "-T", "--user", "0", "server", "touch", path)
     assert done.returncode != 0
     assert "Read-only file system" in done.stderr
 
 
-def test_the_server_image_is_small_and_holds_the_server_alone(project: Project) -> None:
+def test_the_server_image_is_small_and_contains_only_the_server(project: Project) -> None:
     container = project.inspect("server")
     done = run([sys.executable, ROOT / "deploy" / "check_image.py", container["Config"]["Image"]])
     assert done.returncode == 0, done.stderr
@@ -275,7 +275,7 @@ def test_the_server_image_is_small_and_holds_the_server_alone(project: Project) 
     assert "ORT_DISABLE_TELEMETRY=1" in container["Config"]["Env"]
 
 
-def test_the_trainer_image_would_not_pass_for_the_servers(project: Project) -> None:
+def test_the_trainer_image_fails_the_check_of_the_server_image(project: Project) -> None:
     image = project.inspect("trainer")["Config"]["Image"]
     done = run([sys.executable, ROOT / "deploy" / "check_image.py", image])
     assert done.returncode == 1
@@ -287,7 +287,7 @@ def test_the_trainer_image_would_not_pass_for_the_servers(project: Project) -> N
         assert re.search(problem, done.stderr)
 
 
-def test_stopped_it_drains_and_brought_up_again_it_does_not_train_again(
+def test_a_stopped_project_drains_and_does_not_train_again(
     project: Project,
 ) -> None:
     with project.client() as client:

@@ -1,4 +1,4 @@
-"""`make demo`, twice, the way the README says it."""
+"""`make demo`, run twice as the README says."""
 
 import json
 import shutil
@@ -32,21 +32,21 @@ def first() -> str:
     return make_demo()[0]
 
 
-def test_it_says_where_the_pictures_are_and_the_elbo(first):
+def test_the_demo_prints_its_pictures_and_the_elbo(first):
     for name in PICTURES:
         assert f"demo/{name}" in first
     assert "test ELBO " in first
     assert "server stopped with status 0" in first
 
 
-def test_the_pictures_are_pictures():
+def test_the_pictures_of_the_demo_are_not_blank():
     for name in PICTURES:
         with Image.open(ROOT / "demo" / name) as picture:
             assert min(picture.size) > 100
             assert np.asarray(picture.convert("L")).std() > 20
 
 
-def test_reconstructions_are_of_the_digits_above_them():
+def test_reconstructions_resemble_the_digits_above_them():
     with Image.open(ROOT / "demo" / "reconstructions.png") as picture:
         sheet = np.asarray(picture, dtype=float)
     rows = (np.split(row, 12, axis=1) for row in np.split(sheet[:, : sheet.shape[1] // 12 * 12], 2))
@@ -54,13 +54,13 @@ def test_reconstructions_are_of_the_digits_above_them():
     likeness = np.corrcoef(digits, again)[:12, 12:]
     own = np.diagonal(likeness).mean()
     others = (likeness.sum() - np.trace(likeness)) / (likeness.size - 12)
-    # How sharp they are depends on how far the machine came in its two minutes.
+    # Their sharpness depends on how many steps the machine takes in two minutes.
     assert own > 0.5
     assert own > others + 0.2
 
 
-def test_the_model_is_as_good_as_promised():
-    """The bits of the true test set, all 10,000, at most 145 nats."""
+def test_the_demo_model_reaches_the_stated_elbo():
+    """At most 145 nats on the whole binarized test set of 10,000 digits."""
     for folder in ("demo/run", "demo/models/mnist2d/1"):
         done = latentserve("evaluate", str(ROOT / folder), "--json")
         assert done.returncode == 0, done.stderr
@@ -69,7 +69,7 @@ def test_the_model_is_as_good_as_promised():
         assert result["elbo"] <= 145
 
 
-def test_the_second_time_is_quick_and_gives_the_same_pictures():
+def test_a_second_demo_is_quick_and_draws_the_same_pictures():
     before = {name: (ROOT / "demo" / name).read_bytes() for name in PICTURES[:3]}
     _, seconds = make_demo()
     assert seconds < 60

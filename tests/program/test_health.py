@@ -41,7 +41,7 @@ class Watched(Server):
                 return error.code
 
     def state(self) -> tuple[bool, bool, bool, bool]:
-        """Whether health is SERVING for `""` and for the service, and it is ready and live."""
+        """Whether health is SERVING of `""`, of the service; whether /readyz, /healthz are 200."""
         return (
             self.health() == SERVING,
             self.health(SERVICE) == SERVING,

@@ -1,4 +1,4 @@
-"""The client in JavaScript: the same protos, and to the bit the same images as this one."""
+"""The JavaScript example: it draws the same images as the Python client, to the bit."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def server(each_server: Server) -> Server:
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the example beside a copy of the protos, with what it needs installed."""
+    """A copy of the example and of the protos, with its dependencies installed."""
     folder = tmp_path_factory.mktemp("checkout")
     shutil.copytree(ROOT / "protos", folder / "protos")
     shutil.copytree(ROOT / EXAMPLE, folder / EXAMPLE, ignore=shutil.ignore_patterns("node_modules"))
@@ -45,7 +45,7 @@ def run(example: Path, *arguments: str | Path) -> subprocess.CompletedProcess[st
         text=True,
         timeout=60,
         check=False,
-        # A proxy would be asked for 127.0.0.1 too.
+        # A configured proxy would get the requests to 127.0.0.1 too.
         env={key: value for key, value in os.environ.items() if "proxy" not in key.lower()},
     )
 
@@ -64,7 +64,7 @@ def python_grid(target: str, model: str, seed: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("seed", [7, 2**64 - 1000])
-def test_its_digits_are_those_of_the_python_client(
+def test_node_draws_the_same_digits_as_the_python_client(
     example: Path, server: Server, tmp_path: Path, seed: int
 ) -> None:
     out = tmp_path / "grid.png"
@@ -84,7 +84,7 @@ def test_its_digits_are_those_of_the_python_client(
 
 
 @pytest.mark.parametrize("model", ["flow-gmm", "gmm", "rgb"])
-def test_it_draws_a_row_for_each_label_and_colours(
+def test_node_draws_a_row_for_each_label_and_colour_images(
     example: Path, kinds_server: Server, tmp_path: Path, model: str
 ) -> None:
     out = tmp_path / "grid.png"
@@ -95,7 +95,9 @@ def test_it_draws_a_row_for_each_label_and_colours(
     assert np.array_equal(pixels, python_grid(kinds_server.target, model, 7))
 
 
-def test_a_field_that_is_wrong_is_named(example: Path, server: Server, tmp_path: Path) -> None:
+def test_node_prints_the_field_violation_of_an_invalid_argument(
+    example: Path, server: Server, tmp_path: Path
+) -> None:
     out = tmp_path / "grid.png"
     done = run(example, "--server", server.target, "--out", out, "--temperature", "1000")
     assert done.returncode == 1
@@ -117,7 +119,7 @@ def test_a_field_that_is_wrong_is_named(example: Path, server: Server, tmp_path:
         (["--what"], 2, "usage: node client.mjs"),
     ],
 )
-def test_what_goes_wrong_is_one_plain_line_and_a_status(
+def test_node_reports_an_error_by_status_and_without_a_stack_trace(
     example: Path, server: Server, arguments: list[str], status: int, told: str
 ) -> None:
     done = run(example, "--server", server.target, *arguments)
@@ -126,13 +128,13 @@ def test_what_goes_wrong_is_one_plain_line_and_a_status(
     assert "    at " not in done.stderr
 
 
-def test_a_server_that_is_not_there_is_told(example: Path) -> None:
+def test_node_reports_an_unreachable_server(example: Path) -> None:
     done = run(example, "--server", "127.0.0.1:1")
     assert done.returncode == 1
     assert done.stderr.startswith("GetServerInfo: UNAVAILABLE: ")
 
 
-def test_a_model_without_a_prior_says_so(
+def test_node_reports_a_model_without_a_prior(
     example: Path, kinds_server: Server, tmp_path: Path
 ) -> None:
     out = tmp_path / "grid.png"
@@ -141,7 +143,7 @@ def test_a_model_without_a_prior_says_so(
     assert done.stderr.startswith("Sample: FAILED_PRECONDITION: ")
 
 
-def test_its_versions_are_pinned_and_no_registry_is_named() -> None:
+def test_node_dependencies_are_pinned_and_name_no_registry() -> None:
     wanted = json.loads((ROOT / EXAMPLE / "package.json").read_text())["dependencies"]
     lock = json.loads((ROOT / EXAMPLE / "package-lock.json").read_text())
     assert all(version[0].isdigit() for version in wanted.values())

@@ -1,4 +1,4 @@
-"""Images of one's own, from a folder of files to samples over gRPC, by the commands alone."""
+"""From a folder of one's own images to samples over gRPC, by the commands alone."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.support.processes import Server, latentserve
 from tests.support.tiny_runs import ONE_THREAD
 
 pytestmark = pytest.mark.slow
-# Small, but of the same parts as the flagship.
+# Small, but with the same parts as the flagship model.
 SMALL = (
     "--preset", "conv", "--steps", "40", "--device", "cpu",
     "--set", "widths=16,8", "--set", "encoder_blocks=1", "--set", "decoder_blocks=1",
@@ -70,7 +70,7 @@ def client(models: Path, tmp_path_factory: pytest.TempPathFactory):
     ("name", "shape", "labels"),
     [("discs", (3, 32, 32), ("blue", "red")), ("small", (1, 8, 8), tuple("0123456789"))],
 )
-def test_they_are_served_and_sampled(client: Client, name, shape, labels) -> None:
+def test_models_of_own_images_are_served_and_sampled(client: Client, name, shape, labels) -> None:
     model = client.model(name)
     assert model.image_shape == shape
     assert model.labels == labels
@@ -89,13 +89,13 @@ def test_they_are_served_and_sampled(client: Client, name, shape, labels) -> Non
     assert not np.array_equal(by_label, whole)
 
 
-def test_a_bundle_of_a_folder_tells_nobody_where_the_folder_lies(client: Client) -> None:
+def test_a_bundle_does_not_disclose_the_path_of_its_data(client: Client) -> None:
     assert client.model("discs").dataset == "folder:pictures"
 
 
-def test_it_is_measured_again_from_the_bundle(models: Path) -> None:
+def test_a_bundle_of_own_images_is_evaluated_with_its_data(models: Path) -> None:
     bundle = ("evaluate", models / "discs" / "1", "--importance", "5", "--json")
-    # Where the folder lies stands nowhere in a bundle.
+    # The bundle does not have the path of the folder.
     refused = latentserve(*bundle)
     assert refused.returncode == 1
     assert "--data" in refused.stderr

@@ -368,7 +368,7 @@ def reflected(server: Server) -> list[str] | None:
 
 
 def arrived(server: Server, rows: int) -> float:
-    """Number of Sample calls, of the same number of rows each, that have arrived so far."""
+    """Number of Sample calls, of `rows` rows each, that have arrived so far."""
     ended = server.metric("latentserve_requests_total", rpc="Sample", code="OK")
     return ended + server.metric("latentserve_queue_rows") / rows
 

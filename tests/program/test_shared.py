@@ -1,4 +1,4 @@
-"""Trainings and exports of tests are kept from run to run, as long as their sources are."""
+"""The cache of trainings and exports that tests share, and its invalidation."""
 
 import os
 import subprocess

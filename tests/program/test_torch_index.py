@@ -143,7 +143,7 @@ def test_make_installs_torch_from_the_given_or_chosen_index(
     own = ("TORCH_INDEX", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES")
     environment = {name: value for name, value in os.environ.items() if name not in own}
     if by_environment:
-        environment |= dict(each.split("=", 1) for each in given)
+        environment |= dict(variable.split("=", 1) for variable in given)
         given = []
     done = subprocess.run(
         ["make", f"PYTHON={machine / 'python'}", "install", *given],

@@ -1,3 +1,5 @@
+"""Settings of the server: their sources and order, their errors, and the number of CPUs."""
+
 import re
 
 import pytest
@@ -8,7 +10,7 @@ from service.settings import Settings, flag, parser, read_settings, variable
 from tests.support import ROOT
 
 
-def test_the_order_is_command_line_environment_file_default(tmp_path):
+def test_command_line_overrides_environment_overrides_file_overrides_default(tmp_path):
     file = tmp_path / "serve.toml"
     file.write_text("grpc_port = 1\nmax_rows = 1\nthreads = 1\nreflection = true\n")
     environment = {"LATENTSERVE_GRPC_PORT": "2", "LATENTSERVE_MAX_ROWS": "2"}
@@ -20,21 +22,21 @@ def test_the_order_is_command_line_environment_file_default(tmp_path):
     assert settings.host == "127.0.0.1"
 
 
-def test_the_file_can_be_named_by_the_environment(tmp_path):
+def test_the_config_file_can_be_named_by_the_environment(tmp_path):
     file = tmp_path / "serve.toml"
     file.write_text("drain_seconds = 2.5\n")
     assert read_settings([], {"LATENTSERVE_CONFIG": str(file)}).drain_seconds == 2.5
 
 
-def test_kubernetes_own_variable_is_not_read():
+def test_the_service_variable_of_kubernetes_is_not_read():
     assert read_settings([], {"LATENTSERVE_PORT": "tcp://10.0.0.1:50051"}) == Settings()
 
 
-def test_an_empty_variable_is_none():
+def test_an_empty_variable_counts_as_unset():
     assert read_settings([], {"LATENTSERVE_GRPC_PORT": ""}).grpc_port == 50051
 
 
-def test_a_flag_can_be_taken_back():
+def test_a_no_flag_overrides_the_environment():
     assert not read_settings(["--no-reflection"], {"LATENTSERVE_REFLECTION": "1"}).reflection
 
 
@@ -46,13 +48,13 @@ def test_a_flag_can_be_taken_back():
         (["--log-level", "loud"], {}, "--log-level: got 'loud'"),
     ],
 )
-def test_a_wrong_value_names_where_it_came_from(arguments, environment, text):
+def test_an_invalid_value_is_named_with_its_source(arguments, environment, text):
     with pytest.raises(StartError, match=text):
         read_settings(arguments, environment)
 
 
 @pytest.mark.parametrize("content", ["grpc_port = 70000", "no_such_setting = 1", "not toml ="])
-def test_a_wrong_file_is_named(tmp_path, content):
+def test_an_invalid_config_file_is_named(tmp_path, content):
     file = tmp_path / "serve.toml"
     file.write_text(content)
     with pytest.raises(StartError, match=str(file)):
@@ -68,7 +70,7 @@ def test_every_setting_is_described_and_has_a_flag_and_a_variable():
         assert variable(name) != "LATENTSERVE_PORT"
 
 
-def test_every_setting_stands_in_the_table_of_operations():
+def test_every_setting_is_in_the_table_of_docs_operations():
     text = (ROOT / "docs" / "operations.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("| `--")]
     listed = [
@@ -87,7 +89,7 @@ def test_the_quota_of_a_container_bounds_the_cpus(tmp_path, content, most):
     assert usable_cpus(tmp_path, tmp_path / "none") == wanted
 
 
-def test_a_quota_above_the_own_group_bounds_the_cpus(tmp_path):
+def test_a_quota_of_a_parent_cgroup_bounds_the_cpus(tmp_path):
     group = tmp_path / "system.slice" / "latentserve.service"
     group.mkdir(parents=True)
     (group / "cpu.max").write_text("max 100000")

@@ -1,4 +1,4 @@
-"""What the tests share: servers as children, peers, tiny bundles and runs."""
+"""Helpers of the tests: child servers, HTTP/2 peers, tiny bundles and training runs."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Both clients behind one blocking interface, so that one test covers both."""
+"""Client and AsyncClient behind one blocking interface, so that one test covers both."""
 
 import asyncio
 import functools
@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 @functools.cache
 def _loop() -> asyncio.AbstractEventLoop:
-    """The event loop of all tests, which runs until the process ends.
+    """The one event loop of all AsyncClients; it runs until the process ends.
 
-    grpc.aio passes the events of all loops of a process through one pipe, and loses some if a
-    loop that they are for has been closed.
+    grpc.aio delivers the events of all loops of a process through one pipe, and loses some of
+    them when a loop has been closed.
     """
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="tests", daemon=True).start()

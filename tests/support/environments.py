@@ -22,7 +22,7 @@ from filelock import FileLock
 
 from tests.support import ROOT
 
-# Timeout of pip or npm, and of the lock that other processes wait for meanwhile.
+# Timeout of pip and npm, and of the locks that other processes wait for.
 _SECONDS = 280.0
 
 
@@ -123,7 +123,7 @@ def cached(kind: str, key: list[str], make: Callable[[Path], None]) -> Path:
 def _requirements(wheel: Path) -> list[str]:
     """The requirements of a wheel, without those of its extras."""
     with zipfile.ZipFile(wheel) as archive:
-        (name,) = [each for each in archive.namelist() if each.endswith(".dist-info/METADATA")]
+        (name,) = [path for path in archive.namelist() if path.endswith(".dist-info/METADATA")]
         metadata = BytesParser().parsebytes(archive.read(name))
     return [
         requirement
@@ -133,7 +133,7 @@ def _requirements(wheel: Path) -> list[str]:
 
 
 def _pip(python: Path, *arguments: str, constraints: Path | None = None) -> None:
-    # The Makefile exports PIP_CONSTRAINT for the environment of the project.
+    # PIP_CONSTRAINT, as the Makefile exports it, is for the project's own environment.
     environment = {key: value for key, value in os.environ.items() if key != "PIP_CONSTRAINT"}
     if constraints is not None:
         environment["PIP_CONSTRAINT"] = str(constraints)

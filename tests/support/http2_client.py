@@ -1,4 +1,4 @@
-"""A gRPC client of a socket and the h2 library, which can send what no gRPC library would."""
+"""A gRPC client on a socket and the h2 library, which can send what no gRPC library would."""
 
 import base64
 import socket
@@ -22,7 +22,7 @@ _SECONDS = 20.0
 
 @dataclass
 class Reply:
-    """What has been received on a stream."""
+    """What has been received on a stream so far."""
 
     fields: dict[str, str] = field(default_factory=dict)
     body: bytearray = field(default_factory=bytearray, repr=False)
@@ -31,15 +31,17 @@ class Reply:
 
     @property
     def over(self) -> bool:
+        """Whether the server has ended or reset the stream."""
         return self.ended or self.reset is not None
 
     @property
     def status(self) -> int:
-        """GRPC status code."""
+        """Status code of gRPC."""
         return int(self.fields["grpc-status"])
 
     @property
     def text(self) -> str:
+        """The grpc-message, decoded."""
         return unquote(self.fields.get("grpc-message", ""))
 
     @property
@@ -49,6 +51,7 @@ class Reply:
 
     @property
     def messages(self) -> list[bytes]:
+        """The messages that are complete, without their prefixes."""
         result, at = [], 0
         while at + 5 <= len(self.body):
             stop = at + 5 + int.from_bytes(self.body[at + 1 : at + 5], "big")
@@ -60,12 +63,12 @@ class Reply:
 
 
 class RawClient:
-    """A connection.
+    """One HTTP/2 connection to a server.
 
     Args:
         target: Host and port.
         window: Initial flow-control window of each stream, in bytes.
-        grants: Whether window is granted again for received DATA.
+        grants: Whether received DATA is acknowledged by WINDOW_UPDATE.
         tls: Trusted certificates; None for plain text.
     """
 
@@ -88,7 +91,7 @@ class RawClient:
             normalize_outbound_headers=False,
         )
         self.h2 = H2Connection(configuration)
-        # h2 closes the connection on GOAWAY, but open streams go on (RFC 9113 section 6.8).
+        # h2 closes the connection on GOAWAY; open streams are to finish (RFC 9113 section 6.8).
         machine, stays_open = self.h2.state_machine, (None, ConnectionState.CLIENT_OPEN)
         machine._transitions = {
             **machine._transitions,

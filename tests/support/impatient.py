@@ -1,10 +1,10 @@
-"""`latentserve serve` whose supervisor gives its workers one second to exit, and not ten."""
+"""`latentserve serve` whose supervisor kills workers after one second in place of ten."""
 
 import sys
 
 from service.workers import control
 
-# Before the supervisor imports it.
+# Set before the supervisor imports it.
 control.EXIT_SECONDS = 1.0  # type: ignore[misc]
 
 if __name__ == "__main__":

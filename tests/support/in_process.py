@@ -63,7 +63,7 @@ def run_cli_bytes(
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     timer = signal.getitimer(signal.ITIMER_REAL)
     with pytest.MonkeyPatch.context() as patch:
-        # As in a child whose output is a pipe.
+        # What a child process with pipes would have.
         variables = {"COLUMNS": os.environ.get("COLUMNS", "80"), "GRPC_VERBOSITY": "NONE"}
         for name, value in {**variables, **(env or {})}.items():
             patch.setenv(name, value)

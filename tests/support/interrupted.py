@@ -33,10 +33,12 @@ from training.trainer import Trainer
 
 
 def setting(name: str) -> int:
+    """Integer of an environment variable; 0 if it is not set."""
     return int(os.environ.get(name, "0"))
 
 
 def die() -> None:
+    """Sends SIGKILL to this process if its rank is KILL_RANK, by default 0."""
     if setting("KILL_RANK") == Parallel.from_environment().rank:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -54,12 +56,13 @@ def dying_in(call: int, real: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def without_pictures(put: Callable[[Any, str, Any], None] = setattr) -> None:
-    """Turns pictures off, which take longer than all the rest of such short runs."""
+    """Turns off the pictures of a run, which take longer than the rest of a short run."""
     put(training.run, "write_report", lambda *_arguments: None)
     put(training.report.collect, "write_live", lambda *_arguments: None)
 
 
 def prepare() -> None:
+    """Patches training so that the process dies when the environment says."""
     without_pictures()
     os.fsync = dying_in(setting("KILL_IN_WRITE"), os.fsync)
     training.prior_fit.fit_mixture = dying_in(

@@ -1,4 +1,4 @@
-"""Dataset jobs against `ArithmeticClient`, also in a process that kills itself."""
+"""A client without a server for tests of dataset jobs, and jobs in a process that kills itself."""
 
 import os
 import signal
@@ -42,7 +42,7 @@ def model_info(name: str = "tiny", version: int = 1, **changes: Any) -> ModelInf
 
 
 def noise(seed: int, first: int, rows: int, dim: int = DIM) -> NDArray[np.float32]:
-    """Draws float32 [rows, dim]; row i depends on (seed, first + i) alone."""
+    """Returns float32 [rows, dim]; row i depends on `seed` and `first + i` only."""
     draws = [np.random.default_rng([seed, first + row]).standard_normal(dim) for row in range(rows)]
     return np.array(draws, np.float32).reshape(rows, dim)
 
@@ -53,7 +53,7 @@ def pixels(z: NDArray[Any]) -> NDArray[np.float32]:
 
 
 class ArithmeticClient:
-    """Stands in for a `Client`: results by arithmetic, without a server.
+    """A `Client` that computes results by arithmetic, without a server.
 
     Attributes:
         asked: Names of the methods that were called.
@@ -108,7 +108,7 @@ def _as(images: NDArray[np.float32], dtype: str) -> NDArray[Any]:
 
 
 def run_job(client: Any, source: str, folder: Path, shard_format: Any, seed: int | None) -> Any:
-    """Runs the job that suits a source, in shards of 20 rows."""
+    """Runs a job in shards of 20 rows: sample for a number, decode for latents, else encode."""
     common: dict[str, Any] = {"shard_rows": 20, "format": shard_format}
     if source.isdecimal():
         return jobs.sample(client, int(source), folder, seed=seed, latents=True, **common)
@@ -118,7 +118,7 @@ def run_job(client: Any, source: str, folder: Path, shard_format: Any, seed: int
 
 
 def die_after(steps: int) -> None:
-    """Kills this process by SIGKILL once `steps` steps that change the disk are done."""
+    """Lets this process do `steps` disk operations, and kills it at the next one."""
     left = [steps]
 
     def counted(function: Any) -> Any:
@@ -137,7 +137,7 @@ def die_after(steps: int) -> None:
 
 
 def run_killed(folder: Path, source: str, shard_format: str, steps: int) -> None:
-    """Runs a job in this process, which ends with it, or dies in the middle after `steps`."""
+    """Runs a job and exits; the process is killed after `steps` disk operations."""
     die_after(steps)
     run_job(ArithmeticClient(), source, folder, shard_format, 7)
     os._exit(0)

@@ -1,4 +1,4 @@
-"""The program as a child process, started as an operator starts it."""
+"""Commands and servers as child processes, started as an operator starts them."""
 
 import functools
 import os
@@ -16,7 +16,7 @@ from prometheus_client.samples import Sample
 from latentserve.client import Client, Unavailable
 
 _SECONDS = 60.0
-#: Values of `--transport`; tests whose outcome could depend on it run with each.
+#: Values of `--transport`; tests whose outcome could depend on the transport run with each.
 TRANSPORTS = ("http2", "grpcio")
 
 
@@ -42,7 +42,7 @@ class Server:
         log: File for its stderr.
         *arguments: Further options.
         env: Environment variables, on top of this process's.
-        program: Module to run instead of `latentserve serve`.
+        program: Module to run in place of `latentserve serve`, with the same arguments.
 
     Attributes:
         process: The child.
@@ -62,7 +62,7 @@ class Server:
         self.log = log
         self._file = log.open("w")
         if "--http-port" not in arguments:
-            # The default, 8080, would be taken by another test.
+            # Another test's server may hold the default port, 8080.
             arguments = (*arguments, "--http-port", "off")
         self.process = subprocess.Popen(
             [sys.executable, "-m", *([program] if program else ["latentserve", "serve"]), *folder,

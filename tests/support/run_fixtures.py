@@ -1,4 +1,4 @@
-"""Fixtures of the tests of training, as a plugin of pytest, since only they need torch."""
+"""Pytest plugin with the fixtures of training; apart from the others because it needs torch."""
 
 import signal
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ from training.data.datasets import Dataset
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
+    """Limits torch to one thread, so that numbers are reproducible to the bit."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -24,7 +25,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def no_pictures() -> Iterator[None]:
-    """Turns pictures off, which take longer than all the rest of such short runs."""
+    """Turns off the pictures of a run, which take longer than the rest of a short run."""
     with pytest.MonkeyPatch.context() as patch:
         without_pictures(patch.setattr)
         yield
@@ -40,7 +41,7 @@ def signal_handlers() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def blobs_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """The `--data` option of a tiny data set."""
+    """`--data` and its value, a tiny data set."""
     return "--data", write_blobs(tmp_path_factory.mktemp("data"))
 
 
@@ -67,4 +68,5 @@ def unbroken(
 
 @pytest.fixture(scope="session")
 def few() -> Dataset:
+    """A data set of 300 blobs to train on."""
     return blobs()

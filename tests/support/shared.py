@@ -1,4 +1,4 @@
-"""Fixtures that take long to make: once for all processes of a run, and kept from run to run."""
+"""Slow fixtures: made once for all processes of a test run, and cached from run to run."""
 
 import functools
 import hashlib
@@ -17,14 +17,15 @@ from filelock import FileLock
 from tests.support import ROOT
 
 CACHE = ROOT / ".cache" / "tests"
-# Files and folders that a training and an export depend on. A test keeps the list complete.
+# Files and folders that a training and an export depend on; tests/program/test_shared.py checks
+# that none is missing.
 _SOURCES = (
     "bundle", "common", "export", "latentserve/__init__.py", "latentserve/_cli",
     "latentserve/_files.py", "service/__init__.py", "service/errors.py", "service/models",
     "tests/support/blobs.py", "tests/support/shared.py", "tests/support/untrained.py", "training",
 )  # fmt: skip
 _PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxscript", "torch")
-# More than the slowest of them takes on a busy machine.
+# Timeout of the locks: longer than the slowest fixture takes on a busy machine.
 _SECONDS = 280.0
 
 

@@ -1,4 +1,4 @@
-"""Cuts a grid that a command drew into its images."""
+"""Splits a grid of images, as commands draw it, into its images."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A tiny bundle written without torch, for tests that need any model at all."""
+"""Writes tiny bundles without torch, for tests to which the model does not matter."""
 
 import hashlib
 import io
@@ -30,10 +30,10 @@ def write_tiny(
     Args:
         model: `MODELS/NAME`.
         shape: C, H and W.
-        dim: D.
+        dim: Number of latent dimensions.
         seed: Seed of the weights.
         golden_error: Added to the golden logits, for a bundle that a server must refuse.
-        fails_above: The decoder fails on batches with a latent value above this.
+        fails_above: Latent value above which the decoder graph raises an error; None for never.
     """
     rng = np.random.default_rng(seed)
     pixels = int(np.prod(shape))

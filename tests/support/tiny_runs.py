@@ -1,4 +1,4 @@
-"""Tiny training runs: their settings, stepping and comparing them."""
+"""Settings of tiny training runs, and functions that step and compare trainers."""
 
 import io
 import os
@@ -19,8 +19,7 @@ SMALL = (
     "--set", "prior_refit=0.25",
 )  # fmt: skip
 COMMAND = (*SMALL, "--steps", str(STEPS))
-# The last bits of the numbers depend on the number of threads, and on shared CPUs several
-# threads would only wait for each other.
+# The last bits of the numbers depend on the number of threads.
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 #: The settings of `SMALL` as records.
@@ -42,7 +41,7 @@ def step_to(trainer: Trainer, step: int) -> list[dict[str, float]]:
 
 
 def torch_copy(state: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a state, by way of a checkpoint's serialisation."""
+    """Copy of a state, serialised and read back as in a checkpoint."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     buffer.seek(0)

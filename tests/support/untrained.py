@@ -1,4 +1,4 @@
-"""Run folders of every kind of model without training: random weights, measured figures."""
+"""Run folders of every kind of model with random weights instead of a training."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +86,7 @@ def random_model(kind: Kind, seed: int = 0) -> Vae:
 
 
 def write_run(folder: Path, kind: Kind, data: str, *, seed: int = 0) -> Vae:
-    """Writes the run folder of a complete run, as far as `export` reads it.
+    """Writes those files of a complete run folder that `export` reads.
 
     Args:
         folder: The run folder.

@@ -1,4 +1,4 @@
-"""Servers with worker processes, and what is left of them."""
+"""Servers with worker processes, and a search for processes that outlive them."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ def marked(mark: str) -> set[int]:
     found = set()
     for path in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
-            # That of a zombie is empty.
+            # A zombie's environment is empty.
             if f"{MARK}={mark}\0".encode() in path.read_bytes():
                 found.add(int(path.parent.name))
     return found
@@ -56,7 +56,7 @@ class Workers(Server):
                 return error.code, ""
 
     def labels(self, name: str) -> dict[str, list[dict[str, str]]]:
-        """The labels of a metric's samples, by worker."""
+        """Labels of a metric's samples, by the number of the worker."""
         result: dict[str, list[dict[str, str]]] = {}
         for sample in self.samples():
             if sample.name == name:
@@ -64,7 +64,7 @@ class Workers(Server):
         return result
 
     def served(self) -> list[list[str]]:
-        """Models that each worker serves, as name/version."""
+        """Models that each worker serves, as `name/version`, in the order of the workers."""
         info = self.labels("latentserve_model_info")
         return [
             sorted(f"{labels['model']}/{labels['version']}" for labels in info[worker])

@@ -97,7 +97,7 @@ def start(command: tuple[str, ...], run: Path, **environment: Any) -> subprocess
     )
 
 
-def kill_again_and_again(
+def kill_repeatedly(
     command: tuple[str, ...], run: Path, deaths: Sequence[tuple[dict[str, int], int, int]]
 ) -> None:
     """Begins or resumes a run and has it killed, once per death.
@@ -130,7 +130,7 @@ def test_a_run_killed_in_every_phase_reaches_the_numbers_of_the_unbroken_run(
     early, late = tmp_path / "early", tmp_path / "late"
     with ThreadPoolExecutor(2) as pool:
         runs = [
-            pool.submit(kill_again_and_again, command, run, deaths)
+            pool.submit(kill_repeatedly, command, run, deaths)
             for run, deaths in (
                 (early, [
                     ({"KILL_IN_WRITE": 3}, 5, -1),

@@ -1,4 +1,4 @@
-"""Every RPC of a real server, good and bad, from a raw stub and the real error details."""
+"""Unary RPCs of a real server through a raw stub: valid calls, and errors with their details."""
 
 import math
 from collections.abc import Iterator
@@ -65,7 +65,7 @@ def bits(tensor) -> bytes:
 # ------------------------------------------------------------------ good calls
 
 
-def test_encode_is_the_encoder_graph(stub, graphs, digits):
+def test_encode_returns_the_output_of_the_encoder_graph(stub, graphs, digits):
     reply = stub.Encode(pb.EncodeRequest(images=images(digits)))
     wanted = graphs["encoder"].run({"image": digits})
     assert bits(reply.mean) == wanted["mean"].tobytes()
@@ -101,14 +101,14 @@ def test_encode_draws_z_with_the_seeded_noise(stub, digits):
     assert bits(tail.z) == codec.to_array(reply.z)[3:].tobytes()
 
 
-def test_a_draw_without_a_seed_is_fresh_and_tells_its_seed(stub, digits):
+def test_a_draw_without_a_seed_is_fresh_and_returns_its_seed(stub, digits):
     first, second = (stub.Encode(pb.EncodeRequest(images=images(digits), draw=True)) for _ in "ab")
     assert bits(first.z) != bits(second.z)
     again = stub.Encode(pb.EncodeRequest(images=images(digits), draw=True, seed=first.seed))
     assert bits(again.z) == bits(first.z)
 
 
-def test_decode_is_the_decoder_graph_in_every_format(stub, graphs):
+def test_decode_returns_the_output_of_the_decoder_graph_in_every_format(stub, graphs):
     z = standard_normal(0, 0, 9, DIM)
     wanted = graphs["decoder"].run({"z": z})["image"]
     for image_format in (pb.IMAGE_FORMAT_UNSPECIFIED, pb.IMAGE_FORMAT_FLOAT32):
@@ -128,7 +128,7 @@ def test_sample_decodes_the_seeded_noise(stub, graphs):
     assert (reply.seed, reply.offset) == (3, 2)
 
 
-def test_sample_without_asking_returns_no_latents(stub):
+def test_sample_returns_latents_only_on_request(stub):
     assert not stub.Sample(pb.SampleRequest(count=1)).HasField("latents")
 
 
@@ -155,9 +155,7 @@ def test_temperature_and_truncation_shape_the_latents(stub):
     assert (latents(truncation=0.75, temperature=2.0) == bounded * 2).all()
 
 
-def test_a_hundred_samples_are_their_two_halves_and_those_of_a_second_server(
-    stub, models, tmp_path
-):
+def test_samples_are_equal_in_two_halves_and_on_a_second_server(stub, models, tmp_path):
     whole = bits(stub.Sample(pb.SampleRequest(seed=7, count=100)).images.tensor)
     halves = [
         bits(stub.Sample(pb.SampleRequest(seed=7, count=50, offset=start)).images.tensor)
@@ -174,7 +172,7 @@ def test_a_hundred_samples_are_their_two_halves_and_those_of_a_second_server(
 
 @settings(max_examples=25)
 @given(st.integers(0, 2**64 - 1), st.lists(st.integers(1, 40), min_size=1, max_size=6))
-def test_samples_do_not_depend_on_how_a_job_is_cut(stub, seed, sizes):
+def test_samples_do_not_depend_on_how_a_job_is_split(stub, seed, sizes):
     total, offset, parts = sum(sizes), 0, []
     for size in sizes:
         request = pb.SampleRequest(seed=seed, count=size, offset=offset)
@@ -184,7 +182,7 @@ def test_samples_do_not_depend_on_how_a_job_is_cut(stub, seed, sizes):
     assert b"".join(parts) == bits(whole.images.tensor)
 
 
-def test_the_server_and_its_model_are_described(stub, models):
+def test_server_and_model_info_agree_with_the_manifest(stub, models):
     info = stub.GetServerInfo(pb.GetServerInfoRequest())
     assert info.default_model == "mnist"
     assert info.limits.max_rows == 4096
@@ -370,7 +368,7 @@ def test_an_unknown_model_or_version_is_not_found(stub, rpc, selector, text):
     answers(stub)
 
 
-def test_a_label_where_the_prior_knows_none_is_a_failed_precondition(stub):
+def test_a_label_for_a_prior_without_classes_is_a_failed_precondition(stub):
     with pytest.raises(grpc.RpcError) as caught:
         stub.Sample(pb.SampleRequest(count=1, label=0))
     assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
@@ -387,7 +385,7 @@ def test_a_message_above_the_limit_is_refused_and_the_server_stays_up(stub):
     answers(stub)
 
 
-def test_bytes_that_are_no_message_do_not_hurt(server, stub):
+def test_a_malformed_request_is_an_invalid_argument_and_the_server_stays_up(server, stub):
     with grpc.insecure_channel(server.target) as channel:
         call = channel.unary_unary("/latentserve.v1.LatentService/Encode")
         with pytest.raises(grpc.RpcError) as caught:
@@ -397,7 +395,7 @@ def test_bytes_that_are_no_message_do_not_hurt(server, stub):
     answers(stub)
 
 
-def test_an_error_does_not_grow_with_what_it_is_about(stub):
+def test_the_text_of_an_error_is_bounded(stub):
     with pytest.raises(grpc.RpcError) as caught:
         stub.Sample(pb.SampleRequest(model=pb.ModelSelector(name="x" * 100_000), count=1))
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
@@ -472,7 +470,7 @@ def sampled(stub, name: str, count: int, seed: int = 7, **fields):
 @pytest.mark.parametrize(
     "fields", [{}, {"temperature": 0.5}, {"truncation": 0.75}, {"temperature": 0.0}, {"offset": 99}]
 )
-def test_sample_is_the_prior_and_the_decoder_by_hand(kinds_stub, kinds_graphs, name, fields):
+def test_sample_is_the_decoder_graph_on_the_prior_graph(kinds_stub, kinds_graphs, name, fields):
     graphs = kinds_graphs[name]
     dim = kinds_stub.GetModel(
         pb.GetModelRequest(model=pb.ModelSelector(name=name))
@@ -496,7 +494,7 @@ def test_sample_is_the_prior_and_the_decoder_by_hand(kinds_stub, kinds_graphs, n
     st.lists(st.integers(1, 90), min_size=1, max_size=5),
     st.data(),
 )
-def test_samples_of_any_prior_and_label_do_not_depend_on_how_a_job_is_cut(
+def test_samples_of_any_prior_and_label_do_not_depend_on_how_a_job_is_split(
     kinds_stub, name, seed, sizes, data
 ):
     label = data.draw(st.integers(-1, LABELLED.get(name, 0) - 1))
@@ -510,7 +508,7 @@ def test_samples_of_any_prior_and_label_do_not_depend_on_how_a_job_is_cut(
 
 
 @pytest.mark.parametrize("name", LABELLED)
-def test_a_label_of_minus_one_is_none_and_labels_differ(kinds_stub, name):
+def test_label_minus_one_is_no_label_and_samples_differ_by_label(kinds_stub, name):
     drawn = [sampled(kinds_stub, name, 40, label=label)[0] for label in range(LABELLED[name])]
     assert len(set(drawn)) == LABELLED[name]
     assert sampled(kinds_stub, name, 40, label=-1) == sampled(kinds_stub, name, 40)
@@ -558,7 +556,7 @@ ONE = images(np.zeros((1, 1, 8, 8), np.float32))
         ("Encode", "delta-gmm", {"images": ONE, "draw": True, "seed": 1}, "no posterior to draw"),
     ],
 )
-def test_what_a_model_cannot_do_is_a_failed_precondition(kinds_stub, rpc, name, fields, said):
+def test_an_operation_the_model_lacks_is_a_failed_precondition(kinds_stub, rpc, name, fields, said):
     requests = {"Sample": pb.SampleRequest, "Encode": pb.EncodeRequest}
     with pytest.raises(grpc.RpcError) as caught:
         getattr(kinds_stub, rpc)(requests[rpc](model=pb.ModelSelector(name=name), **fields))
@@ -568,7 +566,7 @@ def test_what_a_model_cannot_do_is_a_failed_precondition(kinds_stub, rpc, name, 
 
 
 @pytest.mark.parametrize("label", [3, -2, 2**31 - 1, -(2**31)])
-def test_a_label_that_is_no_class_is_named(kinds_stub, label):
+def test_a_label_out_of_range_is_an_invalid_argument(kinds_stub, label):
     selector = pb.ModelSelector(name="gmm")
     with pytest.raises(grpc.RpcError) as caught:
         kinds_stub.Sample(pb.SampleRequest(model=selector, count=1, label=label))
@@ -576,7 +574,7 @@ def test_a_label_that_is_no_class_is_named(kinds_stub, label):
     assert caught.value.details() == f"label: got {label}, wanted -1 to 2"
 
 
-def test_models_of_every_kind_are_described(kinds_stub):
+def test_list_models_describes_models_of_every_kind(kinds_stub):
     models = {model.name: model for model in kinds_stub.ListModels(pb.ListModelsRequest()).models}
     kinds = {name: (model.posterior, model.prior) for name, model in models.items()}
     assert kinds == {

@@ -1,3 +1,5 @@
+"""Tensors between the client's and the server's codec: what is sent, and what is refused."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -102,7 +104,7 @@ def tensors(draw, row_shapes, dtypes, least: float, most: float):
 
 @settings(max_examples=300)
 @given(tensors([SHAPE, SHAPE[1:], (24,)], [np.float32, np.float16, np.uint8], 0.0, 1.0))
-def test_images_are_read_as_they_were_written_and_refused_with_any_fault(sent):
+def test_valid_images_are_read_as_sent_and_any_fault_is_refused(sent):
     tensor, array, fault = sent
     images = tensor_pb2.Images(tensor=tensor)
     if fault is None:
@@ -116,7 +118,7 @@ def test_images_are_read_as_they_were_written_and_refused_with_any_fault(sent):
 
 @settings(max_examples=300)
 @given(tensors([(3,)], [np.float32, np.float16], -60_000, 60_000))
-def test_latents_are_read_as_they_were_written_and_refused_with_any_fault(sent):
+def test_valid_latents_are_read_as_sent_and_any_fault_is_refused(sent):
     tensor, array, fault = sent
     if fault is None:
         assert (codec.read_latents(tensor, "latents", 3, 10) == array).all()
@@ -132,7 +134,7 @@ def test_latents_are_read_as_they_were_written_and_refused_with_any_fault(sent):
         (tensor_pb2.Tensor(dtype=3, shape=[2], data=b"123"), "3 bytes"),
     ],
 )
-def test_a_reply_that_makes_no_sense_is_a_protocol_error(tensor, message):
+def test_a_malformed_tensor_of_a_reply_is_a_protocol_error(tensor, message):
     with pytest.raises(ProtocolError, match=message):
         client_codec.to_array(tensor)
 
@@ -147,7 +149,7 @@ def test_a_reply_that_makes_no_sense_is_a_protocol_error(tensor, message):
         (np.array(["a"]), ValueError, "shape"),
     ],
 )
-def test_arrays_that_cannot_be_sent_are_refused_before_they_are(images, error, message):
+def test_invalid_images_are_refused_before_a_call(images, error, message):
     with pytest.raises(error, match=message):
         client_codec.image_source(images)
 

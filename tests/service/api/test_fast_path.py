@@ -388,21 +388,16 @@ def test_many_random_requests_get_the_same_reply_by_both(loaded, seed):
 
 
 @pytest.mark.parametrize("newcomer", ["one", "early"])
-def test_a_call_in_flight_across_a_reload_decides_nothing_for_later_ones(tmp_path, newcomer):
+def test_a_call_in_flight_across_a_reload_does_not_change_the_model_of_later_calls(
+    tmp_path, newcomer
+):
     """A new version of the model, or a model that becomes the default one."""
     request = decode_request(latents(1))
     for attempt in range(5):
         models = tmp_path / str(attempt)
         write_tiny(models / "one", shape=SHAPE, dim=DIM, seed=1)
-        arguments = (
-            "--admin",
-            "--versions",
-            "all",
-            "--batch-window-seconds",
-            "1",
-            "--http-port",
-            "0",
-        )
+        window = ("--batch-window-seconds", "0.5")
+        arguments = ("--admin", "--versions", "all", "--http-port", "0", *window)
         with (
             Server(models, tmp_path / "log", *arguments) as server,
             ThreadPoolExecutor(1) as pool,

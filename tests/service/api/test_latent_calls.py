@@ -1,4 +1,4 @@
-"""Reconstruct, Interpolate, Traverse and Score of a real server, against the graphs by hand."""
+"""Reconstruct, Interpolate, Traverse and Score of a real server, against its graphs run alone."""
 
 import io
 import math
@@ -57,15 +57,15 @@ def png(pixels) -> bytes:
 # -------------------------------------------------------------------- formats
 
 
-def test_png_files_go_in_as_their_pixels_do(stub, digits):
+def test_png_files_are_encoded_as_their_pixels(stub, digits):
     grey = np.rint(digits * 255).astype(np.uint8)
     as_tensor = stub.Encode(pb.EncodeRequest(images=images(grey)))
-    as_files = stub.Encode(pb.EncodeRequest(images=files(*(png(each[0]) for each in grey))))
+    as_files = stub.Encode(pb.EncodeRequest(images=files(*(png(image[0]) for image in grey))))
     assert as_files.mean.data == as_tensor.mean.data
     assert as_files.log_var.data == as_tensor.log_var.data
 
 
-def test_png_files_come_out_with_the_pixels_of_uint8(stub):
+def test_png_replies_have_the_pixels_of_uint8_replies(stub):
     latents = tensor(standard_normal(0, 0, 5, DIM))
     wanted = stub.Decode(pb.DecodeRequest(latents=latents, format=pb.IMAGE_FORMAT_UINT8))
     reply = stub.Decode(pb.DecodeRequest(latents=latents, format=pb.IMAGE_FORMAT_PNG))
@@ -73,13 +73,13 @@ def test_png_files_come_out_with_the_pixels_of_uint8(stub):
     np.testing.assert_array_equal(np.stack(got)[:, None], array(wanted.images.tensor))
 
 
-def test_a_colour_model_answers_colour_pictures(kinds_stub):
+def test_a_colour_model_returns_rgb_png_files(kinds_stub):
     request = pb.SampleRequest(
         model=pb.ModelSelector(name="rgb"), count=3, seed=1, format=pb.IMAGE_FORMAT_PNG
     )
     reply = kinds_stub.Sample(request)
     pictures = [Image.open(io.BytesIO(file)) for file in reply.images.encoded.files]
-    assert [(each.mode, each.size) for each in pictures] == [("RGB", (32, 32))] * 3
+    assert [(picture.mode, picture.size) for picture in pictures] == [("RGB", (32, 32))] * 3
     again = kinds_stub.Encode(
         pb.EncodeRequest(
             model=pb.ModelSelector(name="rgb"), images=files(*reply.images.encoded.files)
@@ -88,7 +88,7 @@ def test_a_colour_model_answers_colour_pictures(kinds_stub):
     assert list(again.mean.shape) == [3, 4]
 
 
-def test_a_photograph_is_taken_where_resizing_was_asked_for(stub):
+def test_a_photograph_is_accepted_only_with_resize(stub):
     photo = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
     with pytest.raises(grpc.RpcError) as caught:
         stub.Encode(pb.EncodeRequest(images=files(png(photo))))
@@ -99,7 +99,7 @@ def test_a_photograph_is_taken_where_resizing_was_asked_for(stub):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "bomb"])
-def test_a_file_that_is_no_picture_is_named(stub, digits, damage):
+def test_an_invalid_picture_file_is_named_by_its_index(stub, digits, damage):
     good = png(np.rint(digits[0, 0] * 255).astype(np.uint8))
     bomb = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
@@ -176,7 +176,7 @@ def test_a_path_between_images_goes_between_their_means(stub, graphs, digits):
 # ------------------------------------------------------------------- traverse
 
 
-def test_a_grid_is_decode_of_its_points(stub, graphs):
+def test_a_traversal_grid_is_decode_of_its_points(stub, graphs):
     reply = stub.Traverse(pb.TraverseRequest(axes=[4, 7], steps=3, range=2.0, return_latents=True))
     assert (reply.rows, reply.columns) == (3, 3)
     points = array(reply.latents).reshape(3, 3, DIM)
@@ -186,7 +186,7 @@ def test_a_grid_is_decode_of_its_points(stub, graphs):
     assert reply.images.tensor.data == wanted.tobytes()
 
 
-def test_a_line_through_an_image_has_it_in_the_middle(stub, graphs, digits):
+def test_a_traversal_through_an_image_has_its_mean_in_the_middle(stub, graphs, digits):
     reply = stub.Traverse(
         pb.TraverseRequest(axes=[1], steps=5, image=images(digits[:1]), return_latents=True)
     )
@@ -236,7 +236,7 @@ def test_a_score_is_reconstruction_and_kl_by_hand(stub, graphs, digits, inverted
     reconstruction = by_hand(logits, pixels.astype(np.float64))
     kl = 0.5 * (np.exp(log_var) + mean**2 - 1 - log_var).sum(axis=1)
     if inverted:
-        # What float32 sigmoids would have made infinite.
+        # A float32 sigmoid would saturate here, and its logarithm be infinite.
         assert (np.abs(logits) > 18).any()
         assert reconstruction.min() > 500
     np.testing.assert_allclose(array(reply.reconstruction), reconstruction, rtol=1e-5, atol=1e-3)
@@ -277,7 +277,7 @@ def test_the_importance_weighted_bound_is_that_of_its_seeded_draws(stub, graphs,
 
 @settings(max_examples=8, suppress_health_check=SLOW_FIXTURE)
 @given(cut=st.integers(1, 15), name=st.sampled_from(["gmm", "flow", "iwae"]))
-def test_scores_do_not_depend_on_how_a_job_is_cut(kinds_stub, cut, name):
+def test_scores_do_not_depend_on_how_a_job_is_split(kinds_stub, cut, name):
     selector = pb.ModelSelector(name=name)
     pixels = np.random.default_rng(1).random((16, 1, 8, 8), np.float32)
 

@@ -1,4 +1,4 @@
-"""Pictures as files in requests and replies: what is taken, what is refused and why."""
+"""Picture files in requests and replies: which are accepted, and why others are refused."""
 
 import io
 import struct
@@ -44,7 +44,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png_of(width: int, height: int, *more: bytes, data: bytes = b"\0" * 64) -> bytes:
-    """A grey PNG file that says what size it has, whatever is in it."""
+    """A grey PNG file whose header states a size that its data need not have."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     body = chunk(b"IDAT", zlib.compress(data))
     return b"".join((b"\x89PNG\r\n\x1a\n", header, *more, body, chunk(b"IEND", b"")))
@@ -78,16 +78,16 @@ MODES = {
     "RGBA": save(Image.fromarray(RGB).convert("RGBA")),
     "CMYK JPEG": save(Image.fromarray(RGB).convert("CMYK"), "JPEG"),
 }
-TAKEN = {GREY_MODEL: {"L", "1", "I;16", "L JPEG"}, RGB_MODEL: {"RGB", "RGB grey", "RGB JPEG"}}
+ACCEPTED = {GREY_MODEL: {"L", "1", "I;16", "L JPEG"}, RGB_MODEL: {"RGB", "RGB grey", "RGB JPEG"}}
 
 
-@pytest.mark.parametrize("shape", TAKEN, ids=["grey model", "RGB model"])
+@pytest.mark.parametrize("shape", ACCEPTED, ids=["grey model", "RGB model"])
 @pytest.mark.parametrize("mode", MODES)
-def test_a_picture_of_the_models_mode_is_taken_and_of_another_only_to_be_resized(
+def test_a_picture_of_another_mode_than_the_models_is_accepted_only_with_resize(
     mode: str, shape: tuple[int, int, int]
 ) -> None:
     prepared = decode(MODES[mode], (28, 28), shape[0])[None]
-    if mode in TAKEN[shape]:
+    if mode in ACCEPTED[shape]:
         got = read_files([MODES[mode]], "images", shape, resize=False)
         assert got.dtype == np.uint8
         assert np.array_equal(got, prepared)
@@ -98,7 +98,7 @@ def test_a_picture_of_the_models_mode_is_taken_and_of_another_only_to_be_resized
     assert np.array_equal(read_files([MODES[mode]], "images", shape, resize=True), prepared)
 
 
-def test_pixels_are_taken_as_they_are() -> None:
+def test_pixels_of_an_accepted_picture_are_unchanged() -> None:
     assert np.array_equal(read_files([MODES["L"]], "images", GREY_MODEL, False), GREY[None, None])
     rgb = read_files([MODES["RGB"]], "images", RGB_MODEL, False)
     assert np.array_equal(rgb, RGB.transpose(2, 0, 1)[None])
@@ -119,12 +119,12 @@ def test_pixels_are_taken_as_they_are() -> None:
         (MODES["CMYK JPEG"], "CMYK 28x28 JPEG"),
     ],
 )
-def test_what_is_refused_is_told_with_what_was_got_and_wanted(raw: bytes, got: str) -> None:
+def test_a_refused_picture_is_described_by_got_and_wanted(raw: bytes, got: str) -> None:
     error = refused(raw)
     assert str(error) == f"images.encoded.files[0]: got {got}, wanted grey 28x28, or resize"
 
 
-def test_a_picture_that_is_turned_is_refused_unless_it_is_to_be_changed() -> None:
+def test_a_picture_turned_by_exif_is_accepted_only_with_resize() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     for kind in ("PNG", "JPEG"):
@@ -136,7 +136,7 @@ def test_a_picture_that_is_turned_is_refused_unless_it_is_to_be_changed() -> Non
     assert np.array_equal(read_files([raw], "images", GREY_MODEL, False)[0, 0], GREY)
 
 
-def test_a_turned_png_that_says_so_at_its_end_is_refused() -> None:
+def test_exif_orientation_after_the_pixels_of_a_png_is_read() -> None:
     exif = Image.Exif()
     exif[0x0112] = 3
     raw = MODES["L"]
@@ -157,16 +157,17 @@ def test_a_turned_jpeg_is_resized_as_for_training(
     assert np.array_equal(got[0], decode(raw, shape[1:], shape[0]))
 
 
-def test_the_file_that_is_wrong_is_named_among_others() -> None:
+def test_an_invalid_file_among_valid_ones_is_named_by_its_index() -> None:
     files = [MODES["L"], MODES["L JPEG"], MODES["RGB"], b"what"]
     with pytest.raises(InvalidArgument) as caught:
         read_files(files, "start.images.encoded", GREY_MODEL, resize=False)
     assert caught.value.field == "start.images.encoded.files[2]"
 
 
-def test_rows_keep_their_order() -> None:
+def test_rows_have_the_order_of_the_files() -> None:
     arrays = noise(20, 28, 28)
-    got = read_files([save(Image.fromarray(each)) for each in arrays], "images", GREY_MODEL, False)
+    files = [save(Image.fromarray(image)) for image in arrays]
+    got = read_files(files, "images", GREY_MODEL, False)
     assert np.array_equal(got[:, 0], arrays)
 
 
@@ -184,7 +185,7 @@ def test_rows_keep_their_order() -> None:
     ],
     ids=["empty", "text", "PNG signature", "JPEG signature", "GIF", "BMP", "WebP"],
 )
-def test_what_is_neither_png_nor_jpeg_is_refused(raw: bytes, got: str, resize: bool) -> None:
+def test_a_file_that_is_neither_png_nor_jpeg_is_refused(raw: bytes, got: str, resize: bool) -> None:
     error = refused(raw, resize=resize)
     assert got in error.description
     assert error.description.endswith("wanted a PNG or JPEG file")
@@ -192,13 +193,13 @@ def test_what_is_neither_png_nor_jpeg_is_refused(raw: bytes, got: str, resize: b
 
 @pytest.mark.parametrize("resize", [False, True])
 @pytest.mark.parametrize("mode", ["L", "RGB", "L JPEG", "RGB JPEG", "P", "I;16"])
-def test_a_file_cut_off_anywhere_is_refused(mode: str, resize: bool) -> None:
+def test_a_truncated_file_is_refused(mode: str, resize: bool) -> None:
     raw = MODES[mode]
     for end in [*range(0, len(raw), 10), len(raw) - 1]:
         refused(raw[:end], RGB_MODEL if "RGB" in mode else GREY_MODEL, resize)
 
 
-def test_a_progressive_jpeg_is_read_whole_or_refused() -> None:
+def test_a_truncated_progressive_jpeg_is_refused() -> None:
     raw = save(Image.fromarray(smooth(28, 28)), "JPEG", progressive=True)
     assert read_files([raw], "images", GREY_MODEL, False).shape == (1, *GREY_MODEL)
     for end in range(0, len(raw), 10):
@@ -215,7 +216,7 @@ def test_a_progressive_jpeg_is_read_whole_or_refused() -> None:
     ],
 )
 @pytest.mark.parametrize("resize", [False, True])
-def test_a_bomb_is_refused_by_its_header(
+def test_a_png_bomb_is_refused_by_its_header(
     width: int, height: int, got: str, resize: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(_: ImageFile.ImageFile) -> None:
@@ -247,7 +248,7 @@ def test_a_picture_of_another_size_is_not_decoded(monkeypatch: pytest.MonkeyPatc
     assert "grey 7000x9000 PNG" in refused(png_of(7000, 9000)).description
 
 
-def test_a_bomb_in_a_text_is_refused() -> None:
+def test_a_bomb_in_a_text_or_profile_chunk_is_refused() -> None:
     packed = zlib.compress(bytes(200_000_000), 9)
     rows = (b"\0" + bytes(28)) * 28
     for kind in (b"zTXt", b"iCCP"):
@@ -259,11 +260,11 @@ def test_a_bomb_in_a_text_is_refused() -> None:
 
 @settings(max_examples=300)
 @given(st.sampled_from(sorted(MODES)), st.booleans(), st.data())
-def test_a_damaged_file_is_refused_or_a_picture_and_a_png_file_the_same_picture(
+def test_a_damaged_file_is_refused_or_decodes_and_a_png_to_the_same_pixels(
     mode: str, resize: bool, data: st.DataObject
 ) -> None:
     raw = bytearray(MODES[mode])
-    # Most of the bytes of the pixels of a JPEG may be any: there it stays a picture.
+    # Damage to the compressed pixels of a JPEG, after its headers, mostly leaves it readable.
     least = 300 if "JPEG" in mode and data.draw(st.booleans()) else 0
     for _ in range(data.draw(st.integers(1, 4))):
         place = data.draw(st.integers(least, len(raw) - 1) | st.integers(least, least + 80))
@@ -275,15 +276,15 @@ def test_a_damaged_file_is_refused_or_a_picture_and_a_png_file_the_same_picture(
         else:
             del raw[place : place + data.draw(st.integers(1, 8))]
     for shape in (GREY_MODEL, RGB_MODEL):
-        got = taken(bytes(raw), shape, resize)
+        got = read_valid(bytes(raw), shape, resize)
         if got is not None and "JPEG" not in mode:
-            # Checksums show every other change.
+            # A change of pixels would not pass the checksums.
             assert (got == read_files([MODES[mode]], "images", shape, resize)).all()
 
 
 @settings(max_examples=300)
 @given(st.sampled_from(sorted(MODES)), st.booleans(), st.data())
-def test_damage_that_the_checksums_do_not_show_is_no_other_error(
+def test_damage_with_valid_checksums_is_refused_or_decodes(
     mode: str, resize: bool, data: st.DataObject
 ) -> None:
     raw = MODES[mode]
@@ -303,11 +304,11 @@ def test_damage_that_the_checksums_do_not_show_is_no_other_error(
         where = data.draw(st.integers(1, len(chunks)))
         chunks.insert(where, chunk(more, data.draw(st.binary(max_size=40))))
     for shape in (GREY_MODEL, RGB_MODEL):
-        taken(b"".join(chunks), shape, resize)
+        read_valid(b"".join(chunks), shape, resize)
 
 
 @pytest.mark.parametrize("resize", [False, True])
-def test_a_palette_that_is_missing_is_told(resize: bool) -> None:
+def test_a_missing_palette_is_named(resize: bool) -> None:
     raw = MODES["P"]
     start = raw.index(b"PLTE") - 4
     (length,) = struct.unpack(">I", raw[start : start + 4])
@@ -321,8 +322,8 @@ def test_random_bytes_are_refused(tail: bytes, start: bytes) -> None:
     refused(start + tail, resize=True)
 
 
-def taken(raw: bytes, shape: tuple[int, int, int], resize: bool) -> NDArray[np.uint8] | None:
-    """The picture of a file, in the model's shape; None where it is refused as invalid."""
+def read_valid(raw: bytes, shape: tuple[int, int, int], resize: bool) -> NDArray[np.uint8] | None:
+    """Pixels of a file, uint8 [1, C, H, W]; None if it is refused as invalid."""
     try:
         got = read_files([raw], "images", shape, resize)
     except InvalidArgument:
@@ -332,7 +333,7 @@ def taken(raw: bytes, shape: tuple[int, int, int], resize: bool) -> NDArray[np.u
     return got
 
 
-def test_many_threads_read_as_one_does_whatever_is_done_with_warnings() -> None:
+def test_threads_read_alike_while_another_changes_warning_filters() -> None:
     files = [*MODES.values(), save(Image.fromarray(smooth(2000, 2500)))]
     alone = read_files(files, "images", RGB_MODEL, resize=True)
     done = threading.Event()
@@ -346,7 +347,7 @@ def test_many_threads_read_as_one_does_whatever_is_done_with_warnings() -> None:
         meddling = pool.submit(meddle)
         try:
             reading = [pool.submit(read_files, files, "i", RGB_MODEL, True) for _ in range(5)]
-            assert all(np.array_equal(alone, each.result()) for each in reading)
+            assert all(np.array_equal(alone, read.result()) for read in reading)
         finally:
             done.set()
         meddling.result()
@@ -372,13 +373,13 @@ def test_large_pictures_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatc
     assert most == 1
 
 
-def test_models_of_other_channels_take_no_files() -> None:
+def test_a_model_of_two_channels_accepts_no_files() -> None:
     with pytest.raises(InvalidArgument, match=r"images\.files: .*wanted a tensor.* 2 channels"):
         read_files([MODES["L"]], "images", (2, 28, 28), resize=True)
 
 
 @pytest.mark.parametrize("shape", [(5, 1, 28, 28), (3, 3, 20, 36), (1, 1, 1, 1), (0, 1, 28, 28)])
-def test_what_is_written_is_what_was_given(shape: tuple[int, ...]) -> None:
+def test_written_files_read_back_to_the_same_pixels(shape: tuple[int, ...]) -> None:
     pixels = noise(*shape)
     files = write_files(pixels)
     assert len(files) == len(pixels)
@@ -393,12 +394,12 @@ def test_what_is_written_is_what_was_given(shape: tuple[int, ...]) -> None:
         assert np.array_equal(again, pixels)
 
 
-def test_a_view_is_written_as_well() -> None:
+def test_a_strided_view_is_written_as_its_values() -> None:
     pixels = noise(4, 28, 28, 3).transpose(0, 3, 1, 2)[::2, :, ::-1]
     assert np.array_equal(read_files(write_files(pixels), "images", RGB_MODEL, False), pixels)
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 8, 8), (2, 4, 8, 8), (8, 8), (2, 8, 8)])
-def test_other_channels_than_one_or_three_cannot_be_written(shape: tuple[int, ...]) -> None:
+def test_only_one_or_three_channels_can_be_written(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"wanted \[N, 1 or 3, H, W\]"):
         write_files(np.zeros(shape, np.uint8))

@@ -1,4 +1,4 @@
-"""The three streams of a real server."""
+"""The streaming RPCs of a real server, over both transports."""
 
 import itertools
 import threading
@@ -37,35 +37,35 @@ def digits(models):
 
 def sample_stream(stub, chunk_rows=0, **fields):
     request = pb.SampleStreamRequest(request=pb.SampleRequest(**fields), chunk_rows=chunk_rows)
-    return [each.response for each in stub.SampleStream(request)]
+    return [reply.response for reply in stub.SampleStream(request)]
 
 
 @settings(max_examples=8)
 @given(count=st.integers(1, 700), chunk=st.integers(0, 300), offset=st.integers(0, 2**63))
-def test_a_stream_of_samples_is_the_sequence_however_it_is_cut(server, count, chunk, offset):
+def test_sample_stream_is_the_seeded_sequence_for_any_chunk_size(server, count, chunk, offset):
     with stub_of(server.target) as stub:
         whole = stub.Sample(pb.SampleRequest(count=count, seed=9, offset=offset))
         chunks = sample_stream(stub, chunk, count=count, seed=9, offset=offset)
-        assert b"".join(each.images.tensor.data for each in chunks) == whole.images.tensor.data
-        sizes = [each.images.tensor.shape[0] for each in chunks]
+        assert b"".join(chunk.images.tensor.data for chunk in chunks) == whole.images.tensor.data
+        sizes = [chunk.images.tensor.shape[0] for chunk in chunks]
         assert set(sizes[:-1]) <= {chunk or 256}
         starts = itertools.accumulate(sizes, initial=offset)
-        assert [each.offset for each in chunks] == list(starts)[:-1]
+        assert [chunk.offset for chunk in chunks] == list(starts)[:-1]
 
 
-def test_a_stream_may_be_longer_than_any_request(stub):
+def test_a_sample_stream_may_exceed_the_rows_of_a_unary_call(stub):
     chunks = sample_stream(stub, 4096, count=9000, seed=1, format=pb.IMAGE_FORMAT_UINT8)
-    assert [each.images.tensor.shape[0] for each in chunks] == [4096, 4096, 808]
+    assert [chunk.images.tensor.shape[0] for chunk in chunks] == [4096, 4096, 808]
 
 
-def test_a_stream_without_a_seed_has_one_seed(stub):
+def test_a_sample_stream_without_a_seed_has_one_fresh_seed(stub):
     chunks = sample_stream(stub, 10, count=50)
-    assert len({each.seed for each in chunks}) == 1
+    assert len({chunk.seed for chunk in chunks}) == 1
     again = sample_stream(stub, 50, count=50, seed=chunks[0].seed)
-    assert again[0].images.tensor.data == b"".join(each.images.tensor.data for each in chunks)
+    assert again[0].images.tensor.data == b"".join(chunk.images.tensor.data for chunk in chunks)
 
 
-def test_each_message_of_a_stream_is_answered_in_order(stub, digits):
+def test_replies_of_a_stream_come_in_the_order_of_its_messages(stub, digits):
     def requests():
         for start in range(0, len(digits), 4):
             request = pb.EncodeRequest(
@@ -73,25 +73,27 @@ def test_each_message_of_a_stream_is_answered_in_order(stub, digits):
             )
             yield pb.EncodeStreamRequest(request=request)
 
-    replies = [each.response for each in stub.EncodeStream(requests())]
+    replies = [reply.response for reply in stub.EncodeStream(requests())]
     whole = stub.Encode(pb.EncodeRequest(images=images(digits), draw=True, seed=3))
     for field in ("mean", "log_var", "z"):
-        joined = b"".join(getattr(each, field).data for each in replies)
+        joined = b"".join(getattr(reply, field).data for reply in replies)
         assert joined == getattr(whole, field).data
-    latents = [pb.DecodeStreamRequest(request=pb.DecodeRequest(latents=each.z)) for each in replies]
-    decoded = [each.response for each in stub.DecodeStream(iter(latents))]
+    latents = [
+        pb.DecodeStreamRequest(request=pb.DecodeRequest(latents=reply.z)) for reply in replies
+    ]
+    decoded = [reply.response for reply in stub.DecodeStream(iter(latents))]
     wanted = stub.Decode(pb.DecodeRequest(latents=whole.z))
-    assert b"".join(each.images.tensor.data for each in decoded) == wanted.images.tensor.data
+    assert b"".join(reply.images.tensor.data for reply in decoded) == wanted.images.tensor.data
     assert replies[0].timing.total_seconds > 0
 
 
-def test_an_empty_stream_is_answered_by_nothing(stub):
+def test_an_empty_stream_has_no_replies(stub):
     assert list(stub.EncodeStream(iter(()))) == []
     assert list(stub.DecodeStream(iter(()))) == []
 
 
 @pytest.mark.parametrize("position", [0, 2])
-def test_a_bad_message_ends_the_stream_and_names_the_field(stub, position):
+def test_an_invalid_message_ends_the_stream_and_names_the_field(stub, position):
     def requests():
         for number in range(5):
             dim = DIM + 1 if number == position else DIM
@@ -117,7 +119,7 @@ def test_a_bad_message_ends_the_stream_and_names_the_field(stub, position):
         ({"count": 5, "temperature": -1}, 0, "temperature"),
     ],
 )
-def test_a_bad_request_for_samples_is_refused(stub, fields, chunk, field):
+def test_an_invalid_sample_stream_request_is_refused(stub, fields, chunk, field):
     with pytest.raises(grpc.RpcError) as caught:
         sample_stream(stub, chunk, **fields)
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
@@ -125,13 +127,13 @@ def test_a_bad_request_for_samples_is_refused(stub, fields, chunk, field):
     assert violation.field == field
 
 
-def test_an_unknown_model_is_not_found_in_a_stream(stub):
+def test_a_stream_of_an_unknown_model_is_not_found(stub):
     with pytest.raises(grpc.RpcError) as caught:
         sample_stream(stub, count=1, model=pb.ModelSelector(name="nope"))
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
-def test_a_caller_who_does_not_read_is_not_computed_for(server, stub):
+def test_a_stream_that_is_not_read_stops_computing(server, stub):
     """Back-pressure: the server stops where the caller's flow-control window is full."""
     rows = 1024
 
@@ -174,12 +176,12 @@ def test_a_small_call_does_not_wait_for_a_stream_to_end(stub):
     assert not thread.is_alive()
 
 
-def test_the_rows_of_a_stream_are_bits_of_the_single_calls(stub):
+def test_rows_of_a_stream_are_bit_equal_to_those_of_a_unary_call(stub):
     z = standard_normal(5, 0, 40, DIM)
     requests = (
         pb.DecodeStreamRequest(request=pb.DecodeRequest(latents=tensor(z[row : row + 1])))
         for row in range(40)
     )
-    rows = [array(each.response.images.tensor)[0] for each in stub.DecodeStream(requests)]
+    rows = [array(reply.response.images.tensor)[0] for reply in stub.DecodeStream(requests)]
     whole = array(stub.Decode(pb.DecodeRequest(latents=tensor(z))).images.tensor)
     assert np.stack(rows).tobytes() == whole.tobytes()

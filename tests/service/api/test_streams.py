@@ -1,4 +1,4 @@
-"""A stream of questions: answered in order, a bounded number at a time."""
+"""`in_order`: replies to a stream of requests, in their order, a bounded number at a time."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,7 +19,9 @@ async def counting(count: int, read: list[int]) -> AsyncIterator[int]:
 
 @settings(max_examples=50)
 @given(delays=st.lists(st.integers(0, 5), max_size=12), window=st.integers(1, 4))
-async def test_answers_come_in_the_order_of_the_questions(delays: list[int], window: int) -> None:
+async def test_replies_come_in_the_order_of_requests_and_a_window_of_them_runs(
+    delays: list[int], window: int
+) -> None:
     running = 0
 
     async def answer(number: int) -> int:
@@ -31,14 +33,14 @@ async def test_answers_come_in_the_order_of_the_questions(delays: list[int], win
         running -= 1
         return 10 * number
 
-    answers = [each async for each in in_order(counting(len(delays), []), answer, window)]
-    assert answers == [10 * number for number in range(len(delays))]
+    replies = [reply async for reply in in_order(counting(len(delays), []), answer, window)]
+    assert replies == [10 * number for number in range(len(delays))]
 
 
-async def test_an_answer_does_not_wait_for_the_next_question() -> None:
+async def test_a_reply_does_not_wait_for_the_next_request() -> None:
     more = asyncio.Event()
 
-    async def questions() -> AsyncIterator[int]:
+    async def requests() -> AsyncIterator[int]:
         yield 1
         await more.wait()
         yield 2
@@ -46,32 +48,32 @@ async def test_an_answer_does_not_wait_for_the_next_question() -> None:
     async def answer(number: int) -> int:
         return number
 
-    answers = in_order(questions(), answer, 2)
-    assert await asyncio.wait_for(anext(answers), 1) == 1
+    replies = in_order(requests(), answer, 2)
+    assert await asyncio.wait_for(anext(replies), 1) == 1
     more.set()
-    assert [each async for each in answers] == [2]
+    assert [reply async for reply in replies] == [2]
 
 
-async def test_who_does_not_read_is_not_read_from() -> None:
+async def test_requests_are_not_read_while_replies_are_not_taken() -> None:
     read: list[int] = []
 
     async def answer(number: int) -> int:
         return number
 
-    async with aclosing(in_order(counting(100, read), answer, 2)) as answers:
-        await anext(answers)
+    async with aclosing(in_order(counting(100, read), answer, 2)) as replies:
+        await anext(replies)
         for _ in range(50):
             await asyncio.sleep(0)
         assert len(read) <= 3
     assert len(asyncio.all_tasks()) == 1
 
 
-@pytest.mark.parametrize("where", ["question", "answer"])
-async def test_what_goes_wrong_ends_it_and_leaves_nothing_running(where: str) -> None:
-    async def questions() -> AsyncIterator[int]:
+@pytest.mark.parametrize("where", ["request", "answer"])
+async def test_an_error_ends_the_stream_and_leaves_no_task(where: str) -> None:
+    async def requests() -> AsyncIterator[int]:
         yield 1
         yield 2
-        if where == "question":
+        if where == "request":
             raise ValueError("broken")
         yield 3
 
@@ -81,5 +83,5 @@ async def test_what_goes_wrong_ends_it_and_leaves_nothing_running(where: str) ->
         return number
 
     with pytest.raises(ValueError, match="broken"):
-        _ = [each async for each in in_order(questions(), answer, 2)]
+        _ = [reply async for reply in in_order(requests(), answer, 2)]
     assert len(asyncio.all_tasks()) == 1

@@ -65,7 +65,7 @@ def test_series_of_models_that_are_no_longer_served_vanish():
     assert refused == {"a": 0, "b": 1, "c": 1}
     assert value(metrics, "latentserve_latent_mean", model="a", version="1", dim="0") == 1
     metrics.serving([("a", "2", "cpu")], refused=[])
-    # Of a call that was in flight across the reload.
+    # A call that was in flight across the reload.
     metrics.encoded("a", "1", np.ones((3, 2), np.float32), None)
     gone = ("latentserve_latent_mean", (("dim", "0"), ("model", "a"), ("version", "1")))
     assert gone not in read(metrics)
@@ -104,7 +104,7 @@ def test_latent_statistics_forget_old_images():
     assert ("latentserve_latent_kl_nats", tuple(sorted(labels.items()))) not in read(metrics)
 
 
-def test_latent_statistics_tell_a_dead_dimension_from_one_in_use():
+def test_latent_statistics_distinguish_a_dead_dimension_from_an_active_one():
     rng = np.random.default_rng(1)
     posterior_variance = 0.2
     alive = rng.normal(0, np.sqrt(1 - posterior_variance), 10_000)

@@ -144,7 +144,7 @@ def test_a_call_that_raises_ends_its_span_without_the_exceptions_text(receiver):
         _ = 1 / 0
     tracing.close()
     (got,) = receiver.spans()
-    # The text may hold anything: it belongs to the log.
+    # Its text may hold the caller's data, so it is only logged.
     assert not got.events
 
 
@@ -318,7 +318,7 @@ def test_each_call_is_a_child_of_its_callers_span(receiver, models, tmp_path):
     assert bad.status.code == Status.STATUS_CODE_UNSET
     resource = receiver.requests[0].resource_spans[0].resource
     assert attributes(resource)["service.name"] == "latentserve"
-    # Health checks, of which there were many meanwhile, are not traced.
+    # The many health checks of the start are not traced.
     assert {span.name for span in receiver.spans()} == {good.name}
 
 

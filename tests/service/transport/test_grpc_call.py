@@ -1,4 +1,4 @@
-"""gRPC over our own HTTP/2, on a real port, by clients that do what gRPC libraries do not."""
+"""gRPC over our own HTTP/2, on a real port, by clients that send what no gRPC library sends."""
 
 import asyncio
 import contextlib

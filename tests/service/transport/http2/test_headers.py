@@ -198,7 +198,7 @@ def test_cached_blocks_equal_what_hpack_decodes(requests):
         block = encoder.encode(pairs, huffman=huffman)
         again = [block]
         if sent and repeats is not None:
-            # The bytes may mean something else by now.
+            # The dynamic table may have changed, and with it what the bytes decode to.
             again.append(sent[repeats % len(sent)])
         sent.append(block)
         for repeated in again:
@@ -268,7 +268,7 @@ def test_damaged_blocks_decode_as_by_hpack_or_raise_http2_errors(requests):
         except Http2Error as error:
             refused = (error.code, error.stream_id)
         if refused:
-            # The dynamic table is still in step: the connection goes on.
+            # The dynamic table is still in step, so the connection stays usable.
             assert refused == (ErrorCode.PROTOCOL_ERROR, 1)
             assert damaged
             continue
