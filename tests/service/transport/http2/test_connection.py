@@ -154,7 +154,8 @@ async def test_an_incomplete_client_preface_times_out(monkeypatch, begun):
     peer = Peer()
     if begun:
         await peer.send(begun)
-    await wait_until_async(lambda: peer.transport.aborted)
+    await wait_until_async(lambda: peer.lost_connections)
+    assert peer.transport.aborted
     await disconnect(peer)
 
 
@@ -547,7 +548,7 @@ def test_graceful_shutdown_goes_on_without_a_ping_acknowledgement(monkeypatch):
 
     async def scenario(peer):
         peer.connection.shut_down()
-        await wait_until_async(lambda: peer.transport.closing)
+        await wait_until_async(lambda: peer.lost_connections)
         assert [frame.kind for frame in await peer.receive()] == [GOAWAY, PING, GOAWAY]
 
     connected(scenario)
@@ -562,7 +563,7 @@ async def test_graceful_shutdown_may_begin_before_the_client_preface(monkeypatch
     sent = await peer.receive()
     if shakes_hands:
         sent += await peer.shake_hands()
-    await wait_until_async(lambda: peer.transport.closing)
+    await wait_until_async(lambda: peer.lost_connections)
     sent += await peer.receive()
     assert sent[0].kind == SETTINGS
     assert [frame.kind for frame in sent].count(GOAWAY) == 2
@@ -608,7 +609,8 @@ def test_close_half_closes_and_reads_until_the_peer_closes(monkeypatch):
         assert peer.alive
         assert not await peer.send(_OPEN, raw_frame(PING, 0, 0, bytes(8)))
         assert 1 not in peer.requests
-        await wait_until_async(lambda: peer.transport.aborted)  # after _ERROR_SECONDS
+        await wait_until_async(lambda: peer.lost_connections)  # after _ERROR_SECONDS
+        assert peer.transport.aborted
 
     connected(scenario)
 
