@@ -123,7 +123,7 @@ class _Server:
         self._telemetry = Telemetry(
             self._metrics, Tracing.start(settings.otlp_endpoint), self._on_graph_failure
         )
-        admission = Admission(settings.max_queue_rows, settings.max_queue_bytes)
+        admission = Admission(settings.max_queue_rows, settings.queue_bytes)
         self._metrics.watch_queue(lambda: (admission.rows, admission.size))
         self._engine = self._new_engine(admission, device)
         self._transport = _transport(settings)(

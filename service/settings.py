@@ -1,6 +1,7 @@
 """Settings of the server, read from command line, environment and configuration file."""
 
 import argparse
+import ipaddress
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from latentserve._cli.common import HelpFormatter
 from service.errors import StartError
 from service.models.versions import Versions
+
+_LAME_DUCK_SECONDS = 3.0
+_QUEUE_BYTES = 2**29
 
 
 def _versions(value: object) -> object:
@@ -60,13 +64,23 @@ class Settings(BaseModel):
     """Maximum size of a message in bytes, in either direction."""
     max_queue_rows: int = Field(65_536, ge=1, le=2**40)
     """Maximum number of rows in flight in all calls together; calls beyond it are rejected."""
-    max_queue_bytes: int = Field(2**29, ge=4096, le=2**50)
+    max_queue_bytes: Annotated[int, Field(ge=4096, le=2**50)] | None = None
     """Maximum number of bytes of images and latents in flight in all calls together."""
+    max_rows_per_caller: int = Field(0, ge=0, le=2**40)
+    """Maximum number of rows in flight of one caller; 0 for no limit of its own. A caller is the
+    name of its token, else its address."""
+    max_calls_per_caller: int = Field(0, ge=0, le=2**31 - 1)
+    """Maximum number of calls in flight of one caller; 0 for no limit of its own."""
     max_score_draws: int = Field(5000, ge=0, le=1_000_000)
     """Maximum number of draws per row in Score."""
     max_connection_age_seconds: float = Field(600.0, ge=1, le=10**6)
     """Seconds after which clients have to reconnect, so that they discover new servers; calls in
     flight finish."""
+    max_connection_age_grace_seconds: float = Field(60.0, ge=0, le=10**6)
+    """Seconds that a call on a connection past its age may pass without moving a byte; then it
+    ends with UNAVAILABLE."""
+    max_streams_per_connection: int = Field(1000, ge=1, le=2**31 - 1)
+    """Maximum number of calls in flight on one connection; the client waits with the others."""
     tls_cert: Path | None = None
     """Certificate chain (PEM) for serving over TLS; reread when it changes."""
     tls_key: Path | None = None
@@ -77,6 +91,9 @@ class Settings(BaseModel):
     """File of bearer tokens that callers may use, one per line; reread when it changes."""
     admin: bool = False
     """Serve AdminService, whose Reload reloads the models, as the signal SIGHUP does."""
+    lame_duck_seconds: Annotated[float, Field(ge=0, le=600)] | None = None
+    """Seconds after SIGTERM during which health is NOT_SERVING and calls are still accepted, so
+    that load balancers turn away first. SIGINT skips them."""
     drain_seconds: float = Field(30.0, ge=0, le=3600)
     """Maximum number of seconds for calls in flight to finish after SIGTERM."""
     reflection: bool = False
@@ -88,10 +105,37 @@ class Settings(BaseModel):
     otlp_endpoint: str = ""
     """Endpoint for OpenTelemetry traces, OTLP over gRPC, such as http://localhost:4317."""
 
+    @property
+    def lame_duck(self) -> float:
+        """Seconds of the lame duck, with the default resolved.
+
+        None where the server is for the programs of one machine: no load balancer watches it.
+        """
+        if self.lame_duck_seconds is not None:
+            return self.lame_duck_seconds
+        return _LAME_DUCK_SECONDS if self.workers > 1 or not _is_loopback(self.host) else 0.0
+
+    @property
+    def queue_bytes(self) -> int:
+        """Bytes in flight in all calls, with the default resolved."""
+        return _QUEUE_BYTES if self.max_queue_bytes is None else self.max_queue_bytes
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
 
 _FLAGS = {"grpc_port": "--port"}
 # Defaults that the help describes in words.
-_DEFAULTS = {"models": "models/ in the checkout", "default_model": "the first by name"}
+_DEFAULTS = {
+    "models": "models/ in the checkout",
+    "default_model": "the first by name",
+    "max_queue_bytes": "512 MiB",
+    "lame_duck_seconds": "3 with several workers or a host that is not loopback, else 0",
+}
 
 
 def flag(name: str) -> str:
@@ -142,7 +186,7 @@ def _metavar(name: str, annotation: Any) -> str:
         return f"{{{','.join(get_args(annotation))}}}"
     if annotation in (Path, Path | None):
         return "FOLDER" if name == "models" else "FILE"
-    return name.rpartition("_")[2].upper()
+    return name.partition("_per_")[0].rpartition("_")[2].upper()
 
 
 def _shown(name: str, default: object) -> str:

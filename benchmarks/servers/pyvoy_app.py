@@ -57,7 +57,7 @@ def _start() -> Servicer:
     settings = Settings()
     telemetry = Telemetry(Metrics(), None, lambda _graph, error: print(error))
     engine = Engine(
-        Admission(settings.max_queue_rows, settings.max_queue_bytes), telemetry, usable_cpus()
+        Admission(settings.max_queue_rows, settings.queue_bytes), telemetry, usable_cpus()
     )
     bundle = open_bundle(Path(os.environ["BENCHMARK_BUNDLE"]))
     model = load_model(bundle, resolve_device("cpu"), 1)

@@ -21,7 +21,7 @@ def describe_server(models: Models, settings: Settings) -> pb.GetServerInfoRespo
             max_rows=settings.max_rows,
             max_message_bytes=settings.max_message_bytes,
             max_queue_rows=settings.max_queue_rows,
-            max_queue_bytes=settings.max_queue_bytes,
+            max_queue_bytes=settings.queue_bytes,
             max_score_draws=settings.max_score_draws,
         ),
         default_model=models.default,

@@ -68,7 +68,7 @@ class Http2Transport:
         self._dispatcher = Dispatcher(authenticate, telemetry)
         self._tls = tls
         self._max_bytes = settings.max_message_bytes
-        self._max_held_bytes = max(settings.max_queue_bytes, settings.max_message_bytes)
+        self._max_held_bytes = max(settings.queue_bytes, settings.max_message_bytes)
         self._held_bytes = 0
         self._age = settings.max_connection_age_seconds
         rpcs = services(servicer, admin, self._health, reflection=settings.reflection)
