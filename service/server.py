@@ -4,7 +4,7 @@ import asyncio
 import functools
 import logging
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 from bundle import Bundle
@@ -25,6 +25,7 @@ from service.observe.metrics import Metrics
 from service.observe.telemetry import Telemetry
 from service.observe.tracing import Tracing
 from service.settings import Settings
+from service.transport.dispatch import Authenticate
 from service.transport.http2_transport import Http2Transport
 from service.transport.tls import TlsFiles
 from service.transport.tokens import TokenFile
@@ -126,12 +127,16 @@ class _Server:
         admission = Admission(settings.max_queue_rows, settings.queue_bytes)
         self._metrics.watch_queue(lambda: (admission.rows, admission.size))
         self._engine = self._new_engine(admission, device)
+        tls = _tls(settings)
+        if tls is not None:
+            self._metrics.watch_tls(lambda: tls.expires_at)
         self._transport = _transport(settings)(
             Servicer(self._engine, lambda: self._models, settings),
             AdminServicer(self._reload_everywhere) if settings.admin else None,
             settings,
             authenticate=_authentication(settings),
-            tls=_tls(settings),
+            capacity=admission,
+            tls=tls,
             telemetry=self._telemetry,
             shared=None if self._worker is None else self._worker.shared,
         )
@@ -289,16 +294,17 @@ def _transport(settings: Settings) -> TransportFactory:
     return GrpcioTransport
 
 
-def _authentication(settings: Settings) -> Callable[[str | None], None]:
+def _authentication(settings: Settings) -> Authenticate:
     """Returns a function that raises Unauthenticated for a wrong `authorization` of a call."""
     if settings.token_file is None:
-        return lambda _authorization: None
+        return lambda _authorization: ""
     tokens = TokenFile(settings.token_file)
 
-    def check(authorization: str | None) -> None:
+    def check(authorization: str | None) -> str:
         if not tokens.accepts(authorization):
             what = "a wrong token" if authorization else "no token"
             raise Unauthenticated(f"authorization: got {what}, wanted 'Bearer TOKEN'")
+        return ""
 
     return check
 

@@ -196,7 +196,7 @@ class Servicer:
             reply = await self._encode(find(request.model), request, part)
             return pb.EncodeStreamResponse(response=reply)
 
-        return in_order(requests, _parts(call, answer))
+        return in_order(requests, _parts(call, answer), memory=self._engine.admission)
 
     def decode_stream(
         self, requests: AsyncIterator[pb.DecodeStreamRequest], call: Call
@@ -211,7 +211,7 @@ class Servicer:
             reply = await self._decode(find(request.model), request, part)
             return in_stream(pb.DecodeStreamResponse, reply)
 
-        return in_order(requests, _parts(call, answer))
+        return in_order(requests, _parts(call, answer), memory=self._engine.admission)
 
     def sample_stream(
         self, request: pb.SampleStreamRequest, call: Call
@@ -235,7 +235,7 @@ class Servicer:
             reply = await self._sample(model, piece, Draw(draw.seed, draw.offset + start), part)
             return in_stream(pb.SampleStreamResponse, reply)
 
-        return in_order(chunks(), _parts(call, answer))
+        return in_order(chunks(), _parts(call, answer), memory=self._engine.admission)
 
     async def _encode(
         self, model: Model, request: pb.EncodeRequest, call: Call

@@ -3,7 +3,9 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
+
+from service.api.wire import Chunks
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -14,8 +16,21 @@ WINDOW = 2
 _END = object()
 
 
+class Memory(Protocol):
+    """Memory that answers are counted in until they are taken, as that of admission."""
+
+    def hold(self, count: int) -> None:
+        """Takes bytes."""
+
+    def release(self, count: int) -> None:
+        """Returns bytes."""
+
+
 async def in_order(
-    items: AsyncIterator[A], answer: Callable[[A], Awaitable[B]], window: int = WINDOW
+    items: AsyncIterator[A],
+    answer: Callable[[A], Awaitable[B]],
+    window: int = WINDOW,
+    memory: Memory | None = None,
 ) -> AsyncGenerator[B, None]:
     """Maps `answer` over a stream and yields the answers in the order of the items.
 
@@ -26,6 +41,7 @@ async def in_order(
         items: The stream.
         answer: Computes the answer to one item.
         window: Maximum items whose answers are being computed or have not been consumed.
+        memory: Counts the answers, which are replies, until they are consumed; None for no count.
 
     Raises:
         Exception: Any exception of `items` or `answer`; the other answers are cancelled.
@@ -38,7 +54,10 @@ async def in_order(
         return await anext(items, _END)
 
     async def answered(item: A) -> B:
-        return await answer(item)
+        reply = await answer(item)
+        if memory is not None:
+            memory.hold(_size(reply))
+        return reply
 
     try:
         while True:
@@ -55,9 +74,23 @@ async def in_order(
                 else:
                     pending.append(asyncio.create_task(answered(item)))  # type: ignore[arg-type]
             while pending and pending[0].done():
-                yield pending.popleft().result()
+                reply = pending.popleft().result()
+                if memory is not None:
+                    memory.release(_size(reply))
+                yield reply
     finally:
         left = [*pending, reader] if reader is not None else [*pending]
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
+        for task in pending:
+            if memory is not None and not task.cancelled() and task.exception() is None:
+                memory.release(_size(task.result()))
+
+
+def _size(reply: Any) -> int:
+    """Length of a reply, a message or the chunks of one, in bytes."""
+    if isinstance(reply, tuple):
+        chunks: Chunks = reply
+        return sum(map(len, chunks))
+    return int(reply.ByteSize())

@@ -36,8 +36,9 @@ class _Waiter:
 class Admission:
     """Admits calls while there is capacity for their rows and bytes.
 
-    A call is always admitted while nothing is in flight, since retrying it could never succeed
-    otherwise; the limits on a single request are checked earlier. Used from one event loop only.
+    Bytes in flight include those of replies that their callers have not read. A call is always
+    admitted while nothing is in flight, since retrying it could never succeed otherwise; the
+    limits on a single request are checked earlier. Used from one event loop only.
 
     Args:
         max_rows: Maximum rows in flight.
@@ -58,6 +59,8 @@ class Admission:
         self.now = clock
         # Moving average of how long calls are in flight: the suggested retry delay.
         self._mean_seconds = 0.0
+        # Most bytes that a call has lacked since `take_shortage`.
+        self._shortage = 0
         self._waiters: deque[_Waiter] = deque()
 
     def admitted(self, rows: int, size: int, *, patient: bool = False) -> "Admitted":
@@ -100,12 +103,42 @@ class Admission:
         self.rows -= rows
         self.size -= size
         if self._waiters:
-            self._admit_waiting()
+            self._admit_soon()
+
+    def hold(self, count: int) -> None:
+        """Takes bytes for a reply that is to be sent, whether or not there is capacity.
+
+        The call that it belongs to had capacity for it until now.
+        """
+        self.size += count
+
+    def release(self, count: int) -> None:
+        """Returns bytes that `hold` took."""
+        self.size -= count
+        if self._waiters:
+            self._admit_soon()
+
+    def has_room(self, count: int) -> bool:
+        """Whether a reply of that many bytes fits; that it does not counts as a shortage."""
+        if self.size == 0 or self.size + count <= self._max_bytes:
+            return True
+        self._lack(count)
+        return False
+
+    def take_shortage(self) -> int:
+        """Most bytes that a call, refused or waiting, has lacked since this was last called."""
+        if self._waiters:
+            self._lack(self._waiters[0].size)
+        shortage, self._shortage = self._shortage, 0
+        return shortage
+
+    def _lack(self, size: int) -> None:
+        self._shortage = max(self._shortage, self.size + size - self._max_bytes)
 
     def _fits(self, rows: int, size: int) -> bool:
-        if self.rows == 0:
-            return True
-        return self.rows + rows <= self._max_rows and self.size + size <= self._max_bytes
+        return (self.rows == 0 or self.rows + rows <= self._max_rows) and (
+            self.size == 0 or self.size + size <= self._max_bytes
+        )
 
     def _enter(self, rows: int, size: int) -> None:
         self.rows += rows
@@ -126,6 +159,10 @@ class Admission:
             self._admit_waiting()
             raise
 
+    def _admit_soon(self) -> None:
+        # Not at once: the bytes of a call that has just been computed are those of its reply.
+        asyncio.get_running_loop().call_soon(self._admit_waiting)
+
     def _admit_waiting(self) -> None:
         while self._waiters and self._fits(self._waiters[0].rows, self._waiters[0].size):
             waiter = self._waiters.popleft()
@@ -135,7 +172,8 @@ class Admission:
             waiter.admitted.set_result(None)
 
     def _overloaded(self, rows: int, size: int) -> Overloaded:
-        if self.rows + rows > self._max_rows:
+        self._lack(size)
+        if self.rows and self.rows + rows > self._max_rows:
             what = f"{self.rows} rows are in flight, and with {rows} more there would be more than "
             what += f"{self._max_rows}"
         else:

@@ -30,6 +30,11 @@ _ROWS = tuple(2**power for power in range(11))
 _MAX_CHILDREN = 1024
 # Pending posteriors are accumulated once there are this many batches, or rows.
 _PENDING_BATCHES, _PENDING_ROWS = 64, 1024
+#: Reasons of failed TLS handshakes.
+HANDSHAKE_REASONS = (
+    "plaintext", "no_client_certificate", "client_certificate", "refused_by_client", "protocol",
+    "timeout", "closed", "other",
+)  # fmt: skip
 #: Time constant of the latent statistics' exponential decay, in encoded images.
 HORIZON = 10_000.0
 
@@ -86,6 +91,7 @@ class Metrics:
         self._queue_bytes = Gauge(
             "latentserve_queue_bytes", "Bytes of images and latents in flight.", registry=registry
         )
+        self._handshake_failures: dict[str, Counter] = {}
         self._models = _ModelInfo()
         registry.register(self._models)
         self._latents = _LatentStatistics()
@@ -129,6 +135,31 @@ class Metrics:
         """Sets the function that returns the rows and bytes in flight, called at each scrape."""
         self._queue_rows.set_function(lambda: rows_and_bytes()[0])
         self._queue_bytes.set_function(lambda: rows_and_bytes()[1])
+
+    def watch_tls(self, expires_at: Callable[[], float]) -> None:
+        """Adds the metrics of a server with TLS.
+
+        Args:
+            expires_at: Returns when the certificate expires, in seconds since 1970; called at
+                each scrape.
+        """
+        Gauge(
+            "latentserve_certificate_expiry_seconds",
+            "When the certificate of the gRPC port expires, in seconds since 1970.",
+            registry=self._registry,
+        ).set_function(expires_at)
+        failures = Counter(
+            "latentserve_tls_handshake_failures",
+            "TLS handshakes that failed.",
+            ["reason"],
+            registry=self._registry,
+        )
+        self._handshake_failures = {reason: failures.labels(reason) for reason in HANDSHAKE_REASONS}
+
+    def handshake_failed(self, reason: str) -> None:
+        """Counts a failed TLS handshake, by one of HANDSHAKE_REASONS, after `watch_tls`."""
+        if reason in self._handshake_failures:
+            self._handshake_failures[reason].inc()
 
     def rejected(self, reason: str) -> None:
         """Counts a call that was shed, refused or dropped, by reason."""

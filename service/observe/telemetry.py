@@ -101,6 +101,10 @@ class Telemetry:
         if error.reason in _REFUSALS:
             self._metrics.rejected(_REFUSALS[error.reason])
 
+    def handshake_failed(self, reason: str) -> None:
+        """A TLS handshake has failed, for one of the reasons of `metrics.HANDSHAKE_REASONS`."""
+        self._metrics.handshake_failed(reason)
+
     def serving(self, models: Models) -> None:
         """Records the models that are served, after each reload."""
         self._metrics.serving(

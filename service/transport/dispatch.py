@@ -15,12 +15,16 @@ from google.protobuf.message_factory import GetMessageClass
 
 from service.api.wire import Chunks, serialized
 from service.engine.call import Call
-from service.errors import DeadlineExceeded, InvalidArgument, NotReady, ServiceError
+from service.errors import DeadlineExceeded, InvalidArgument, ServiceError, Unimplemented
 from service.observe.logs import REQUEST_ID, clean_request_id, new_request_id
 from service.observe.telemetry import NO_SPAN, Span, Telemetry
 from service.transport.status import CallFailed, RpcStatus
 
 _log = logging.getLogger(__name__)
+
+#: Checks the `authorization` of a call; returns the name of its token, or an empty string where
+#: tokens have none. Raises Unauthenticated.
+Authenticate = Callable[[str | None], str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,14 +76,15 @@ def rpcs_of(service: ServiceDescriptor, servicer: Any, **more: bool) -> list[Rpc
 
     Args:
         service: Descriptor of the service.
-        servicer: Object with a handler for each method, named in snake case.
+        servicer: Object with a handler for each method, named in snake case. A method without
+            one, as a package's newer version may define, is UNIMPLEMENTED.
         more: `counted` and `public` of all the methods.
     """
     return [
         Rpc(
             service.full_name,
             method.name,
-            getattr(servicer, re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower()),
+            getattr(servicer, re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower(), _unimplemented),
             GetMessageClass(method.input_type),
             method.client_streaming,
             method.server_streaming,
@@ -89,19 +94,20 @@ def rpcs_of(service: ServiceDescriptor, servicer: Any, **more: bool) -> list[Rpc
     ]
 
 
+def _unimplemented(_request: Any, _call: Call) -> Any:
+    raise Unimplemented("the server does not have this method")
+
+
 class Dispatcher:
     """Runs the handlers of the calls that a transport receives.
 
     Args:
-        authenticate: Checks a call's `authorization`; raises Unauthenticated.
+        authenticate: Checks a call's `authorization`; returns the name of its token, if that has
+            one, or raises Unauthenticated.
         telemetry: Records metrics and traces of the calls.
-
-    Attributes:
-        draining: Whether new calls are refused.
     """
 
-    def __init__(self, authenticate: Callable[[str | None], None], telemetry: Telemetry):
-        self.draining = False
+    def __init__(self, authenticate: Authenticate, telemetry: Telemetry):
         self._authenticate = authenticate
         self._telemetry = telemetry
         self._running = 0
@@ -181,9 +187,8 @@ class Dispatcher:
 
     def _admit(self, rpc: Rpc, call: Call) -> None:
         if not rpc.public:
-            self._authenticate(call.metadata.get("authorization"))
-        if self.draining and rpc.counted:
-            raise NotReady("the server is draining; another one will answer")
+            name = self._authenticate(call.metadata.get("authorization"))
+            call.caller = name or call.peer.rpartition(":")[0] or call.peer
 
     def _failed(
         self, rpc: Rpc, call: Call, span: Span, error: BaseException

@@ -17,7 +17,7 @@ from service.transport.framing import ENCODINGS, MessageBuffer, prefix, too_larg
 from service.transport.http2.frames import ErrorCode
 from service.transport.http2.headers import encode, status_200
 from service.transport.http2.stream import Stream
-from service.transport.status import CallFailed, RpcStatus
+from service.transport.status import CallFailed, RpcStatus, no_room
 
 _log = logging.getLogger(__name__)
 
@@ -154,8 +154,8 @@ class GrpcCall:
         size = sum(map(len, reply))
         if size > self._max_bytes:
             self._refuse(RpcStatus.of(too_large(size, self._max_bytes)))
-        else:
-            self._stream.respond(_HEADERS, (prefix(size), *reply), _OK)
+        elif not self._stream.respond(_HEADERS, (prefix(size), *reply), _OK):
+            self._refuse(RpcStatus.of(no_room(size)))
         self._close()
 
     async def _answer_stream(self) -> None:
@@ -169,6 +169,8 @@ class GrpcCall:
                     if size > self._max_bytes:
                         self._refuse(RpcStatus.of(too_large(size, self._max_bytes)))
                         return
+                    if not self._rpc.counted and not self._stream.has_room(size):
+                        raise no_room(size)  # the replies of other methods had to be admitted
                     if not self._stream.headers_sent:
                         self._stream.send_headers(_HEADERS)
                     self._stream.send_data(prefix(size) + reply[0], *reply[1:])
@@ -207,6 +209,23 @@ class GrpcCall:
             self._more.set_result(None)
 
     # Failures.
+
+    @property
+    def counted(self) -> bool:
+        """Whether a drain waits for the call."""
+        return self._rpc.counted
+
+    def cut(self, error: ServiceError) -> None:
+        """Ends the call now, by an error unless its reply can be sent in whole.
+
+        What is queued is sent as far as flow control allows, and the rest is dropped.
+        """
+        trailers = _trailers(RpcStatus.of(error), headers_sent=self._stream.headers_sent)
+        task = self._task
+        self._close()
+        self._stream.cut(trailers)
+        if task is not None:
+            task.cancel()
 
     def _expired(self) -> None:
         """Ends the call when its deadline has passed."""

@@ -12,21 +12,23 @@ import grpc
 from service.api.admin import AdminServicer
 from service.api.servicer import Servicer
 from service.engine.call import Call
-from service.errors import StartError
+from service.errors import NotReady, StartError
 from service.models.repository import Models
 from service.observe.telemetry import Telemetry
 from service.settings import Settings
 from service.transport.addresses import Shared, free_addresses
-from service.transport.dispatch import Dispatcher, Rpc, new_call
+from service.transport.dispatch import Authenticate, Dispatcher, Rpc, new_call
+from service.transport.grpcio_calls import OpenCall, OpenCalls
 from service.transport.health import Health
 from service.transport.services import services
-from service.transport.status import CallFailed, RpcStatus
+from service.transport.status import CallFailed, RpcStatus, no_room
 from service.transport.tls import TlsFiles
+from service.transport.unread import Capacity
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-# Time that a drain gives to calls that it does not wait for, such as health watches.
-_UNCOUNTED_SECONDS = 1.0
+# Time for the status of calls that a drain has ended, and for health watches to end.
+_STATUS_SECONDS = 1.0
 # Our client pings every 30 s; grpcio's default would close its connection for too many pings.
 _MIN_PING_INTERVAL_MS = 10_000
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -39,7 +41,8 @@ class GrpcioTransport:
         servicer: Implements LatentService.
         admin: Implements AdminService; None leaves it out.
         settings: Address, limits, reflection.
-        authenticate: Raises Unauthenticated for a wrong `authorization` of a call.
+        authenticate: Checks the `authorization` of a call; returns the name of its token.
+        capacity: Memory that replies are counted in until their callers have read them.
         tls: Certificate and key; None for plain text.
         telemetry: Records every call.
         shared: Addresses that all workers listen on; None if this process owns the port alone.
@@ -54,13 +57,18 @@ class GrpcioTransport:
         admin: AdminServicer | None,
         settings: Settings,
         *,
-        authenticate: Callable[[str | None], None],
+        authenticate: Authenticate,
+        capacity: Capacity,
         tls: TlsFiles | None,
         telemetry: Telemetry,
         shared: Shared | None = None,
     ):
         self._health = Health()
         self._dispatcher = Dispatcher(authenticate, telemetry)
+        self._capacity = capacity
+        self._calls = OpenCalls(
+            settings.max_connection_age_seconds, settings.max_connection_age_grace_seconds
+        )
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
@@ -69,6 +77,7 @@ class GrpcioTransport:
                 ("grpc.so_reuseport", int(shared is not None)),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
+                ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
                 # Lets clients discover added servers; calls in flight finish.
                 ("grpc.max_connection_age_ms", round(1000 * settings.max_connection_age_seconds)),
             ],
@@ -91,6 +100,7 @@ class GrpcioTransport:
         # Bound only now: grpcio listens as soon as it binds, and clients would wait.
         self._bind(self._settings.host)
         await self._server.start()
+        self._calls.watch()
 
     async def show(self, models: Models, *, device_ok: bool = True) -> None:
         """Updates the health of each model, and of the server (that of its default model).
@@ -101,43 +111,80 @@ class GrpcioTransport:
         """
         self._health.show(models, device_ok=device_ok)
 
+    def lame_duck(self) -> None:
+        """Sets health to NOT_SERVING permanently; calls and new connections are still served."""
+        self._health.lame_duck()
+
     async def drain(self, seconds: float, force_stop: asyncio.Event) -> None:
-        """Shuts down: health is NOT_SERVING, new calls are refused, running ones may finish.
+        """Shuts down: health is NOT_SERVING, the port closes, and calls in flight may finish.
+
+        grpcio itself refuses calls that arrive from now on. Those that are open at the end, health
+        watches among them, end as UNAVAILABLE.
 
         Args:
-            seconds: Time limit; calls that take longer are cancelled.
-            force_stop: Once set, running calls are cancelled at once.
+            seconds: Time limit for calls to finish.
+            force_stop: Once set, the calls are ended at once.
         """
-        self._health.drain()
-        self._dispatcher.draining = True
-        stopping = asyncio.create_task(self._server.stop(seconds))
+        self.lame_duck()
+        # Longer than the limit: calls that grpcio itself ends are cut off without a status.
+        stopping = asyncio.create_task(self._server.stop(seconds + _STATUS_SECONDS))
         forced = asyncio.create_task(force_stop.wait())
-        finishing = asyncio.create_task(self._dispatcher.finished())
-        await asyncio.wait((stopping, forced, finishing), return_when=asyncio.FIRST_COMPLETED)
-        # A shorter grace period for health watches, which never end by themselves, and for sending
-        # the last replies. A second `stop` after one with no grace period would crash grpcio.
-        if seconds and not stopping.done():
-            await self._server.stop(0 if force_stop.is_set() else min(seconds, _UNCOUNTED_SECONDS))
+        answered = asyncio.create_task(self._dispatcher.finished())
+        await asyncio.wait(
+            (stopping, forced, answered), timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+        )
+        if not stopping.done():
+            self._calls.end_all(NotReady("the server is stopping; another one will answer"))
+            # Shortens the time limit: health watches and last replies need no more.
+            await self._server.stop(_STATUS_SECONDS)
         await stopping
-        for task in (forced, finishing):
+        self._calls.close()
+        for task in (forced, answered):
             task.cancel()
 
     def _handler(self, rpc: Rpc) -> Any:
+        calls, capacity, dispatcher = self._calls, self._capacity, self._dispatcher
+
         async def unary(raw: bytes, context: Context) -> Any:
+            call = calls.begin()
             try:
-                return b"".join(await self._dispatcher.unary(rpc, raw, _call(context)))
+                reply = b"".join(await dispatcher.unary(rpc, raw, _call(context)))
+                if rpc.counted and not capacity.has_room(len(reply)):
+                    raise CallFailed(RpcStatus.of(no_room(len(reply))))
             except CallFailed as error:
                 await _abort(context, error.failure)
+            except asyncio.CancelledError:
+                await _abort(context, call.failure())
+            finally:
+                calls.finish(call)
+            # Until grpcio has sent it, as far as flow control tells.
+            capacity.hold(len(reply))
+            _when_done(context, lambda: capacity.release(len(reply)))
+            return reply
 
         async def stream(requests: Any, context: Context) -> None:
-            raw = _read(context) if rpc.takes_stream else requests
+            call = calls.begin()
+            raw = _read(context, call) if rpc.takes_stream else requests
+            held = 0
             try:
-                async with aclosing(self._dispatcher.stream(rpc, raw, _call(context))) as replies:
+                async with aclosing(dispatcher.stream(rpc, raw, _call(context))) as replies:
                     async for reply in replies:
+                        data = b"".join(reply)
+                        held = len(data)
+                        capacity.hold(held)
                         # Waits while the caller does not read (back-pressure).
-                        await context.write(b"".join(reply))
+                        await context.write(data)
+                        capacity.release(held)
+                        held = 0
+                        call.moved()
             except CallFailed as error:
                 await _abort(context, error.failure)
+            except asyncio.CancelledError:
+                await _abort(context, call.failure())
+            finally:
+                calls.finish(call)
+                if held:
+                    _when_done(context, lambda: capacity.release(held))
 
         if rpc.takes_stream:
             return grpc.stream_stream_rpc_method_handler(stream)
@@ -187,8 +234,14 @@ def _call(context: Context) -> Call:
     return new_call(metadata, context.peer(), math.inf if left is None else now + left, now)
 
 
-async def _read(context: Context) -> AsyncIterator[bytes]:
+def _when_done(context: Context, then: Callable[[], None]) -> None:
+    """Calls `then` once the status of a call has been sent, or its caller has left."""
+    context.add_done_callback(lambda _: then())  # type: ignore[arg-type] # the stubs want a future
+
+
+async def _read(context: Context, call: OpenCall) -> AsyncIterator[bytes]:
     while (raw := await context.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
+        call.moved()
         yield raw
 
 

@@ -1,12 +1,18 @@
-"""gRPC's standard health service (grpc.health.v1)."""
+"""gRPC's standard health service (grpc.health.v1).
+
+`List` is served with every version of the grpcio-health-checking package, which has its messages
+only from 1.85 on: its reply is written without them.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
 from latentserve.v1 import latent_service_pb2
+from service.api.wire import Chunks, tag
 from service.engine.call import Call
 from service.errors import UnknownService
 from service.models.repository import Models
@@ -38,7 +44,7 @@ class Health:
         self._serving = dict.fromkeys(self._serving, False) | now
         self._notify()
 
-    def drain(self) -> None:
+    def lame_duck(self) -> None:
         """Sets every status to NOT_SERVING permanently."""
         self._draining = True
         self._notify()
@@ -69,6 +75,17 @@ class Health:
                 last = status
                 yield health_pb2.HealthCheckResponse(status=status)
             await changed.wait()
+
+    async def list(self, _request: Message, _call: Call) -> Chunks:
+        """Returns the status of every service, as a serialised HealthListResponse."""
+        statuses = []
+        for name in sorted(self._serving):
+            key = name.encode()
+            value = health_pb2.HealthCheckResponse(status=self._status(name)).SerializeToString()
+            # An entry of the map `statuses`: key and value are the fields 1 and 2.
+            entry = tag(1, len(key)) + key + tag(2, len(value)) + value
+            statuses += [tag(1, len(entry)), entry]
+        return tuple(statuses)
 
     def _status(self, service: str) -> Any:
         if service not in self._serving:

@@ -2,36 +2,48 @@
 
 import asyncio
 import logging
-import random
 import socket
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 
 from service.api.admin import AdminServicer
 from service.api.servicer import Servicer
-from service.errors import TooLarge, Unimplemented, shortened
+from service.errors import NotReady, ServiceError, TooLarge, Unimplemented, shortened
 from service.models.repository import Models
 from service.observe.telemetry import Telemetry
 from service.settings import Settings
-from service.transport.addresses import BACKLOG, Shared, accept_from, exclusive_sockets
-from service.transport.dispatch import Dispatcher
+from service.transport.addresses import (
+    BACKLOG,
+    Shared,
+    accept_from,
+    exclusive_sockets,
+)
+from service.transport.age import Ages
+from service.transport.dispatch import Authenticate, Dispatcher
 from service.transport.grpc_call import GrpcCall, refuse, refuse_non_grpc
+from service.transport.handshakes import FailedHandshakes
 from service.transport.health import Health
-from service.transport.http2.connection import Connection
+from service.transport.http2.connection import Connection, shown_address
+from service.transport.http2.frames import ErrorCode
 from service.transport.http2.headers import MAX_HEADER_LIST_BYTES
 from service.transport.http2.stream import Stream
 from service.transport.services import services
 from service.transport.tls import TlsFiles
+from service.transport.unread import STALLED_SECONDS, Capacity, Unread, UnreadReplies
 
 _log = logging.getLogger(__name__)
 
 _HANDSHAKE_SECONDS = 10.0
-# Time that a drain gives to calls that it does not wait for, such as health watches.
-_UNCOUNTED_SECONDS = 1.0
+# Time that a drain gives to clients to complete a TLS handshake, after the port has closed.
+_OPENING_SECONDS = 1.0
 # Time that a drain gives to callers to read the last replies and close their connections.
 _LINGER_SECONDS = 5.0
-# Relative jitter of the maximum age: connections opened together are not shut down together.
-_AGE_JITTER = 0.1
+# The same where the drain is cut short: time to hand the last frames to the kernel.
+_FLUSH_SECONDS = 0.2
+_POLL_SECONDS = 0.01
+_STOPPING = "the server is stopping; another one will answer"
+_NOT_READ = f"the reply was not read for {STALLED_SECONDS:g} s while other calls lacked its memory"
 
 
 class Http2Transport:
@@ -41,7 +53,8 @@ class Http2Transport:
         servicer: Implements LatentService.
         admin: Implements AdminService; None leaves it out.
         settings: Address, limits, reflection.
-        authenticate: Raises Unauthenticated for a wrong `authorization` of a call.
+        authenticate: Checks the `authorization` of a call; returns the name of its token.
+        capacity: Memory that replies are counted in until their callers have read them.
         tls: Certificate and key; None for plain text.
         telemetry: Records every call.
         shared: Source of this worker's connections; None if this process owns the port alone.
@@ -59,7 +72,8 @@ class Http2Transport:
         admin: AdminServicer | None,
         settings: Settings,
         *,
-        authenticate: Callable[[str | None], None],
+        authenticate: Authenticate,
+        capacity: Capacity,
         tls: TlsFiles | None,
         telemetry: Telemetry,
         shared: Shared | None = None,
@@ -70,10 +84,18 @@ class Http2Transport:
         self._max_bytes = settings.max_message_bytes
         self._max_held_bytes = max(settings.queue_bytes, settings.max_message_bytes)
         self._held_bytes = 0
-        self._age = settings.max_connection_age_seconds
+        self._max_streams = settings.max_streams_per_connection
+        self._unread = UnreadReplies(capacity, self._unread_replies)
+        self._failed_handshakes = FailedHandshakes(telemetry.handshake_failed)
+        grace = settings.max_connection_age_grace_seconds
+        aged = NotReady(
+            f"the connection has reached its maximum age, and no byte has moved for {grace:g} s"
+        )
+        self._ages = Ages(settings.max_connection_age_seconds, grace, partial(_cut, error=aged))
         rpcs = services(servicer, admin, self._health, reflection=settings.reflection)
         self._rpcs = {rpc.path: rpc for rpc in rpcs}
-        self._connections: dict[Connection, asyncio.TimerHandle] = {}
+        self._draining = False
+        self._connections: set[Connection] = set()
         self._no_connections = asyncio.Event()
         self._no_connections.set()
         self._accepting: list[asyncio.Task[None]] = []
@@ -104,60 +126,71 @@ class Http2Transport:
         """
         self._health.show(models, device_ok=device_ok)
 
+    def lame_duck(self) -> None:
+        """Sets health to NOT_SERVING permanently; calls and new connections are still served."""
+        self._health.lame_duck()
+
     async def drain(self, seconds: float, force_stop: asyncio.Event) -> None:
-        """Shuts down: health is NOT_SERVING, new calls are refused, running ones may finish.
+        """Shuts down: health is NOT_SERVING, the port closes, and calls in flight may finish.
+
+        So may calls that arrive on a connection before its last GOAWAY, which promises as much.
+        Those that are open at the end, health watches among them, end as UNAVAILABLE.
 
         Args:
-            seconds: Time limit; calls that take longer are cancelled.
-            force_stop: Once set, running calls are cancelled at once.
+            seconds: Time limit for calls to finish.
+            force_stop: Once set, the calls are ended at once.
         """
-        self._health.drain()
-        self._dispatcher.draining = True
+        self.lame_duck()
+        self._draining = True
+        await self._close_port()
+        for connection in list(self._connections):
+            connection.shut_down()
+        forced = asyncio.create_task(force_stop.wait())
+        answered = asyncio.create_task(self._answered())
+        await asyncio.wait((forced, answered), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for task in (forced, answered, *self._opening):
+            task.cancel()
+        for connection in list(self._connections):
+            for stream in connection.streams:
+                _cut(stream, NotReady(_STOPPING))
+            connection.close()
+        # Cancelled calls end, and are counted, in the next event-loop iterations.
+        await self._dispatcher.finished()
+        linger = 0.0 if force_stop.is_set() else min(seconds, _LINGER_SECONDS)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(linger, _FLUSH_SECONDS)):
+                await self._no_connections.wait()
+        self._unread.close()
+
+    async def _close_port(self) -> None:
         for task in self._accepting:
             task.cancel()
         await asyncio.gather(*self._accepting, return_exceptions=True)
         for sock in self._sockets:
+            # Connections that the kernel has accepted: their clients may have sent calls.
+            with suppress(OSError):
+                for _ in range(BACKLOG):
+                    accepted, _address = sock.accept()
+                    accepted.setblocking(False)
+                    self._take(accepted)
             sock.close()
         if self._channel is not None:
             self._receive()
             self._close_channel()
-        for connection in list(self._connections):
-            connection.shut_down()
-        forced = asyncio.create_task(force_stop.wait())
-        finishing = asyncio.create_task(self._dispatcher.finished())
-        await asyncio.wait(
-            (forced, finishing), timeout=seconds, return_when=asyncio.FIRST_COMPLETED
-        )
-        if finishing.done() and not force_stop.is_set():
-            # Limited time to send the last replies: health watches never end by themselves.
-            leaving = asyncio.create_task(self._no_connections.wait())
-            await asyncio.wait(
-                (forced, leaving),
-                timeout=min(seconds, _UNCOUNTED_SECONDS),
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            leaving.cancel()
-        forced.cancel()
-        finishing.cancel()
-        for task in list(self._opening):
-            task.cancel()
-        for connection in list(self._connections):
-            connection.close()
-        # Cancelled calls end, and are counted, in the next event-loop iterations.
-        await self._dispatcher.finished()
-        if not force_stop.is_set():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(min(seconds, _LINGER_SECONDS)):
-                    await self._no_connections.wait()
+
+    async def _answered(self) -> None:
+        """Waits until no call can arrive any more, and none is open that a drain waits for."""
+        loop = asyncio.get_running_loop()
+        opened_by = loop.time() + _OPENING_SECONDS
+        while any(map(_is_busy, self._connections)) or (self._opening and loop.time() < opened_by):
+            await asyncio.sleep(_POLL_SECONDS)
 
     # Called by connections.
 
     def made(self, connection: Connection) -> None:
-        """Starts the maximum-age timer of a new connection."""
-        age = self._age * random.uniform(1 - _AGE_JITTER, 1 + _AGE_JITTER)
-        self._connections[connection] = asyncio.get_running_loop().call_later(
-            age, connection.shut_down
-        )
+        """Adds a new connection to the table."""
+        self._connections.add(connection)
+        self._ages.add(connection)
         self._no_connections.clear()
 
     def accept(self, stream: Stream) -> None:
@@ -178,9 +211,8 @@ class Http2Transport:
 
     def lost(self, connection: Connection) -> None:
         """Removes a closed connection from the table."""
-        timer = self._connections.pop(connection, None)
-        if timer is not None:
-            timer.cancel()
+        self._connections.discard(connection)
+        self._ages.remove(connection)
         if not self._connections:
             self._no_connections.set()
 
@@ -196,6 +228,14 @@ class Http2Transport:
                 f"unfinished requests: {self._held_bytes} bytes, wanted at most "
                 f"{self._max_held_bytes} (see max_queue_bytes)"
             )
+
+    def _unread_replies(self) -> Iterator[Unread]:
+        for connection in self._connections:
+            for moved_at, count, stream in connection.unread():
+                if stream is None:
+                    yield moved_at, count, connection.abort
+                else:
+                    yield moved_at, count, partial(_cut, stream, NotReady(_NOT_READ))
 
     # Connections.
 
@@ -232,8 +272,9 @@ class Http2Transport:
 
     async def _open(self, accepted: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        connection = Connection(self)
+        connection = Connection(self, self._max_streams, self._unread)
         context = None if self._tls is None else self._tls.ssl_context()
+        peer = "" if context is None else _peer(accepted)
         try:
             await loop.connect_accepted_socket(
                 lambda: connection,
@@ -243,10 +284,33 @@ class Http2Transport:
             )
         except (TimeoutError, OSError, EOFError) as error:
             accepted.close()
-            _log.debug("connection: %s", error)
+            if context is not None:
+                self._failed_handshakes.add(peer, error)
             return
-        if self._dispatcher.draining:
+        if self._draining:
             connection.shut_down()
+
+
+def _peer(accepted: socket.socket) -> str:
+    with suppress(OSError):  # it may have left already
+        return shown_address(accepted.getpeername())
+    return "unknown"
+
+
+def _is_busy(connection: Connection) -> bool:
+    return not connection.refuses_streams or any(
+        isinstance(stream.receiver, GrpcCall) and stream.receiver.counted
+        for stream in connection.streams
+    )
+
+
+def _cut(stream: Stream, error: ServiceError) -> None:
+    """Ends a call now."""
+    receiver = stream.receiver
+    if isinstance(receiver, GrpcCall):
+        receiver.cut(error)
+    else:
+        stream.reset(ErrorCode.CANCEL)
 
 
 def _is_grpc(content_type: str) -> bool:

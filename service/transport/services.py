@@ -1,5 +1,6 @@
 """The gRPC methods that the server offers."""
 
+from google.protobuf import empty_pb2
 from grpc_health.v1 import health_pb2
 
 from latentserve.v1 import admin_service_pb2, latent_service_pb2
@@ -28,9 +29,23 @@ def services(
     if admin is not None:
         rpcs += rpcs_of(_ADMIN, admin)
     rpcs += rpcs_of(_HEALTH, health, counted=False, public=True)
+    if "List" not in _HEALTH.methods_by_name:
+        # An older grpcio-health-checking. The request, too, has no field.
+        rpcs.append(
+            Rpc(
+                _HEALTH.full_name,
+                "List",
+                health.list,
+                empty_pb2.Empty,
+                takes_stream=False,
+                gives_stream=False,
+                counted=False,
+                public=True,
+            )
+        )
     if reflection:
-        # Imported only if needed, since it imports the whole of grpcio.
-        from service.transport.reflection import reflection_rpc
+        # Imported only if needed.
+        from service.transport.reflection import reflection_rpcs
 
-        rpcs.append(reflection_rpc(sorted({rpc.service for rpc in rpcs})))
+        rpcs += reflection_rpcs({rpc.service for rpc in rpcs})
     return rpcs

@@ -14,6 +14,8 @@ _DETAILS = "grpc-status-details-bin"
 _PUSHBACK = "grpc-retry-pushback-ms"
 # In characters. gRPC clients limit trailers to 8 KiB, and they contain the message twice.
 _MAX_MESSAGE = 1000
+# Replies that nobody reads are dropped within seconds.
+_RETRY_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,18 @@ class CallFailed(Exception):
     def __init__(self, failure: RpcStatus):
         super().__init__(failure.message)
         self.failure = failure
+
+
+def no_room(size: int) -> Overloaded:
+    """The error of a call whose reply has no room.
+
+    Args:
+        size: Length of the reply in bytes.
+    """
+    return Overloaded(
+        f"the reply takes {size} bytes, and there is no room beside replies that wait to be read",
+        _RETRY_SECONDS,
+    )
 
 
 def _packed(message: Message) -> any_pb2.Any:

@@ -1,11 +1,13 @@
 """TLS certificates of the gRPC port, reloaded when the files change."""
 
 import logging
+import math
 import ssl
 import threading
 from pathlib import Path
 
 from service.errors import StartError
+from service.transport.certificates import first_expiry
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +43,11 @@ class TlsFiles:
     def contents(self) -> tuple[bytes, bytes, bytes | None]:
         """PEM contents of certificate, key and client CA, as last loaded."""
         return self._contents
+
+    @property
+    def expires_at(self) -> float:
+        """When the certificate, or one of its chain, expires: seconds since 1970."""
+        return self._expires_at
 
     @property
     def asks_for_certificates(self) -> bool:
@@ -81,6 +88,8 @@ class TlsFiles:
         if self._bytes() != contents:
             raise ValueError("they are being replaced")
         self._context = context
+        expires_at = first_expiry(contents[0])
+        self._expires_at = math.nan if expires_at is None else expires_at
         return contents
 
     def _bytes(self) -> tuple[bytes, bytes, bytes | None]:

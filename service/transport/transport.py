@@ -1,7 +1,6 @@
 """Interface of the gRPC transports."""
 
 import asyncio
-from collections.abc import Callable
 from typing import Protocol
 
 from service.api.admin import AdminServicer
@@ -10,7 +9,9 @@ from service.models.repository import Models
 from service.observe.telemetry import Telemetry
 from service.settings import Settings
 from service.transport.addresses import Shared
+from service.transport.dispatch import Authenticate
 from service.transport.tls import TlsFiles
+from service.transport.unread import Capacity
 
 
 class Transport(Protocol):
@@ -35,12 +36,18 @@ class Transport(Protocol):
             device_ok: Whether the device works.
         """
 
+    def lame_duck(self) -> None:
+        """Sets health to NOT_SERVING permanently; calls and new connections are still served."""
+
     async def drain(self, seconds: float, force_stop: asyncio.Event) -> None:
-        """Shuts down: health is NOT_SERVING, new calls are refused, running ones may finish.
+        """Shuts down: health is NOT_SERVING, the port closes, and calls in flight may finish.
+
+        So may calls that arrive on a connection before its client knows that it is closing.
+        Those that are open at the end, health watches among them, end as UNAVAILABLE.
 
         Args:
-            seconds: Time limit; calls that take longer are cancelled.
-            force_stop: Once set, running calls are cancelled at once.
+            seconds: Time limit for calls to finish.
+            force_stop: Once set, the calls are ended at once.
         """
 
 
@@ -53,7 +60,8 @@ class TransportFactory(Protocol):
         admin: AdminServicer | None,
         settings: Settings,
         *,
-        authenticate: Callable[[str | None], None],
+        authenticate: Authenticate,
+        capacity: Capacity,
         tls: TlsFiles | None,
         telemetry: Telemetry,
         shared: Shared | None = None,
@@ -64,7 +72,8 @@ class TransportFactory(Protocol):
             servicer: Implements LatentService.
             admin: Implements AdminService; None leaves it out.
             settings: Address, limits, reflection.
-            authenticate: Raises Unauthenticated for a wrong `authorization` of a call.
+            authenticate: Checks the `authorization` of a call; returns the name of its token.
+            capacity: Memory that replies are counted in until their callers have read them.
             tls: Certificate and key; None for plain text.
             telemetry: Records every call.
             shared: Source of this worker's connections; None if this process owns the port

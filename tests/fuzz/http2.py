@@ -37,6 +37,7 @@ with (
     else contextlib.nullcontext()
 ):
     from latentserve.v1 import latent_service_pb2 as pb
+    from service.engine.admission import Admission
     from service.observe.metrics import Metrics
     from service.observe.telemetry import Telemetry
     from service.settings import Settings
@@ -126,7 +127,8 @@ class Target:
             Stub(),  # type: ignore[arg-type]
             None,
             settings,
-            authenticate=lambda _authorization: None,
+            authenticate=lambda _authorization: "",
+            capacity=Admission(2**16, 8192),
             tls=None,
             telemetry=Telemetry(Metrics(), None, lambda *_: None),
         )

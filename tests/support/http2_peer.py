@@ -128,12 +128,16 @@ class RecordingTransport(asyncio.Transport):
         self.closing = self.aborted = self.eof = False
         self.half_closes = False
         self.reading = True
+        self.buffered = 0
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return ("127.0.0.1", 4711) if name == "peername" else default
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         pass
+
+    def get_write_buffer_size(self) -> int:
+        return self.buffered
 
     def write(self, data: Any) -> None:
         assert not self.closing, "written to after it was closed"

@@ -3,13 +3,13 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol, cast
 
 from service.transport.http2 import frames
 from service.transport.http2.frames import ErrorCode, Http2Error, Setting
 from service.transport.http2.headers import MAX_HEADER_LIST_BYTES
-from service.transport.http2.outbox import Outbox
+from service.transport.http2.outbox import UNCOUNTED, Outbox, ReplyBytes
 from service.transport.http2.reader import CONNECTION_WINDOW, Reader
 from service.transport.http2.stream import NULL_RECEIVER, STREAM_WINDOW, Stream, Streams
 
@@ -51,13 +51,19 @@ class Connection(asyncio.Protocol):
     Args:
         listener: Answers the requests.
         max_streams: Our SETTINGS_MAX_CONCURRENT_STREAMS.
+        replies: Counts the responses that wait to be sent.
 
     Attributes:
         peer: Address of the client, as in `ipv4:127.0.0.1:4711`.
         closing: Whether the connection is closing; further input is ignored.
     """
 
-    def __init__(self, listener: Listener, max_streams: int = MAX_STREAMS):
+    def __init__(
+        self,
+        listener: Listener,
+        max_streams: int = MAX_STREAMS,
+        replies: ReplyBytes = UNCOUNTED,
+    ):
         self.peer = ""
         self.closing = False
         self._listener = listener
@@ -65,7 +71,7 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._streams = Streams(max_streams)
-        self._outbox = Outbox(self._loop)
+        self._outbox = Outbox(self._loop, replies)
         self._reader: Reader | None = Reader(self, self._streams, self._outbox)
         self._preface_sent = False
         self._shutting_down = False
@@ -79,7 +85,7 @@ class Connection(asyncio.Protocol):
         transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
         self._transport = transport
         self._outbox.attach(transport)
-        self.peer = _address(transport)
+        self.peer = shown_address(transport.get_extra_info("peername"))
         _set_options(transport.get_extra_info("socket"))
         self._preface_timer = self._loop.call_later(_PREFACE_SECONDS, self._abort)
         self._listener.made(self)
@@ -118,6 +124,34 @@ class Connection(asyncio.Protocol):
 
     # Called by the server.
 
+    @property
+    def streams(self) -> list[Stream]:
+        """Open streams."""
+        return list(self._streams.open.values())
+
+    @property
+    def refuses_streams(self) -> bool:
+        """Whether new streams are refused: the last GOAWAY has been sent."""
+        return self._streams.refusing or self.closing
+
+    def unread(self) -> Iterator[tuple[float, int, Stream | None]]:
+        """Yields what waits for the peer to read it.
+
+        Yields:
+            When the peer last took some of it, on the event loop's clock; its bytes; and its
+            stream, or None for the transport's buffer.
+        """
+        outbox = self._outbox
+        outbox.sample_buffer()
+        if outbox.buffered_bytes:
+            yield outbox.moved_at, outbox.buffered_bytes, None
+        for stream in self.streams:
+            queue = stream.send_queue
+            if queue.queued_bytes:
+                # With a window of its own, it waits for the connection's or for its turn.
+                moved_at = queue.moved_at if queue.window <= 0 else outbox.moved_at
+                yield max(moved_at, queue.moved_at), queue.queued_bytes, stream
+
     def shut_down(self) -> None:
         """Starts a graceful shutdown: open streams finish, then the connection closes.
 
@@ -131,6 +165,10 @@ class Connection(asyncio.Protocol):
         self._outbox.emit(frames.goaway(frames.MAX_STREAM_ID, ErrorCode.NO_ERROR))
         self._outbox.emit(frames.frame(frames.PING, 0, 0, _SHUTDOWN_PING))
         self._call_later(_GOAWAY_SECONDS, self._refuse_streams)
+
+    def abort(self) -> None:
+        """Closes the connection without sending anything more."""
+        self._abort()
 
     def close(self) -> None:
         """Closes the connection at once; open streams are cut off."""
@@ -239,7 +277,10 @@ class Connection(asyncio.Protocol):
         if self._transport.can_write_eof() and not self._transport.is_closing():
             # Closing a socket with unread input resets it, and the client would lose what it
             # has not read yet. So half-close, and read until the client closes.
-            self._transport.write_eof()
+            try:
+                self._transport.write_eof()
+            except OSError:  # the client has reset the connection, and asyncio has yet to notice
+                self._transport.abort()
         else:
             self._transport.close()  # TLS: sends close_notify and waits for the client's
 
@@ -265,8 +306,8 @@ class Connection(asyncio.Protocol):
         self._close_timer = self._loop.call_later(seconds, then)
 
 
-def _address(transport: asyncio.Transport) -> str:
-    address = transport.get_extra_info("peername")
+def shown_address(address: object) -> str:
+    """A socket's address as in `ipv4:127.0.0.1:4711`."""
     if not isinstance(address, tuple) or len(address) < 2:
         return "unknown"
     host, port = address[:2]

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from typing import Final
+from typing import Final, Protocol
 
 from service.transport.http2 import frames
 from service.transport.http2.frames import ErrorCode, Http2Error
@@ -13,7 +13,9 @@ from service.transport.http2.send_queue import Chunk, SendQueue
 _AT_ONCE_BYTES: Final = 64 * 1024
 # Maximum number of bytes of DATA written in one event-loop iteration.
 _BYTES_PER_ITERATION: Final = 256 * 1024
-_WRITE_BUFFER_BYTES: Final = 512 * 1024
+# Of what the kernel has not taken yet; with more, writing is paused. Not more, since less than that
+# is counted nowhere, and there may be thousands of connections.
+_WRITE_BUFFER_BYTES: Final = 64 * 1024
 # Maximum DATA frame that we send: larger ones would only delay those of other streams.
 _MAX_FRAME_BYTES: Final = 64 * 1024
 # Reading is paused while more writes than this are unflushed.
@@ -21,19 +23,55 @@ _MAX_UNFLUSHED: Final = 1000
 _LAST_HEADERS: Final = frames.END_HEADERS | frames.END_STREAM
 
 
+class ReplyBytes(Protocol):
+    """Counts the bytes of responses that wait to be sent, over all connections."""
+
+    def hold(self, count: int) -> None:
+        """Counts bytes that wait to be sent."""
+
+    def release(self, count: int) -> None:
+        """Subtracts bytes that were sent or dropped."""
+
+    def has_room(self, count: int) -> bool:
+        """Whether a response of that many bytes may wait."""
+
+
+class _Uncounted:
+    """Counts nothing."""
+
+    def hold(self, count: int) -> None:
+        pass
+
+    def release(self, count: int) -> None:
+        pass
+
+    def has_room(self, count: int) -> bool:  # noqa: ARG002 - the protocol's signature
+        return True
+
+
+UNCOUNTED: Final[ReplyBytes] = _Uncounted()
+
+
 class Outbox:
     """Output queue of one connection.
 
     Args:
         loop: Event loop of the connection.
+        replies: Counts the DATA that waits, here or in the transport's buffer.
 
     Attributes:
         data_frames: Number of DATA frames sent so far from the send queues of streams.
+        moved_at: When DATA last left a send queue or the transport's buffer, on the event
+            loop's clock.
+        buffered_bytes: Bytes in the transport's buffer while writing is paused, else 0.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop):
+    def __init__(self, loop: asyncio.AbstractEventLoop, replies: ReplyBytes = UNCOUNTED):
         self.data_frames = 0
+        self.moved_at = 0.0
+        self.buffered_bytes = 0
         self._loop = loop
+        self._replies = replies
         self._transport: asyncio.Transport | None = None
         self._window = frames.DEFAULT_WINDOW
         self._frame_bytes = frames.DEFAULT_FRAME_BYTES
@@ -57,10 +95,13 @@ class Outbox:
     def pause_writing(self) -> None:
         """Holds all output back until `resume_writing`."""
         self._writing_paused = True
+        self.moved_at = self._loop.time()
+        self.sample_buffer()
 
     def resume_writing(self) -> None:
         """Resumes writing, and reading if it was paused."""
         self._writing_paused = False
+        self._release_buffer()
         self._resume_reading()
         self._schedule()
 
@@ -83,8 +124,22 @@ class Outbox:
         if not self._flush_scheduled:
             self._schedule()
 
+    def sample_buffer(self) -> None:
+        """Counts what the transport's buffer holds, while writing is paused."""
+        if not self._writing_paused or self._transport is None:
+            return
+        size, before = self._transport.get_write_buffer_size(), self.buffered_bytes
+        self.buffered_bytes = size
+        if size > before:
+            self._replies.hold(size - before)
+        elif size < before:
+            self.moved_at = self._loop.time()
+            self._replies.release(before - size)
+
     def discard(self, queue: SendQueue) -> None:
         """Drops the DATA that a stream has queued."""
+        if queue.queued_bytes:
+            self._replies.release(queue.queued_bytes)
         queue.clear()
         if queue.in_turn:
             queue.in_turn = False
@@ -102,6 +157,7 @@ class Outbox:
     def abort(self) -> None:
         """Drops all output and detaches from the transport."""
         self._clear_ready()
+        self._release_buffer()
         self._unflushed.clear()
         self._transport = None
 
@@ -139,8 +195,12 @@ class Outbox:
 
     def respond(
         self, queue: SendQueue, headers: bytes, chunks: tuple[Chunk, ...], trailers: bytes
-    ) -> None:
-        """Sends a whole response, in one write if the windows and other streams allow it."""
+    ) -> bool:
+        """Sends a whole response, in one write if the windows and other streams allow it.
+
+        Returns:
+            Whether the response was sent or queued; there may be no room for it.
+        """
         size = sum(map(len, chunks))
         if (
             self._writing_paused
@@ -150,10 +210,12 @@ class Outbox:
             or size > queue.window
             or size > _AT_ONCE_BYTES
         ):
+            if not self._replies.has_room(size):
+                return False
             self.send_headers(queue.stream_id, headers)
             self.send_data(queue, chunks)
             self.send_trailers(queue, trailers)
-            return
+            return True
         self._window -= size
         stream_id = queue.stream_id
         pack = frames.header
@@ -171,6 +233,11 @@ class Outbox:
                 parts.append(body[start : start + max_bytes])
             self.emit(b"".join((*parts, after, trailers)))
         queue.on_sent(stream_id)
+        return True
+
+    def has_room(self, count: int) -> bool:
+        """Whether a response of that many bytes may wait to be sent."""
+        return self._replies.has_room(count)
 
     def send_headers(self, stream_id: int, block: bytes, *, end_stream: bool = False) -> None:
         """Sends a header block as a HEADERS frame, plus CONTINUATION frames if it is long."""
@@ -187,10 +254,11 @@ class Outbox:
 
     def send_data(self, queue: SendQueue, chunks: tuple[Chunk, ...]) -> None:
         """Queues DATA of a stream, to be sent as its window and the connection's allow."""
+        before, now = queue.queued_bytes, self._loop.time()
         for chunk in chunks:
             if len(chunk):
-                queue.chunks.append(chunk)
-                queue.queued_bytes += len(chunk)
+                queue.add(chunk, now)
+        self._replies.hold(queue.queued_bytes - before)
         if not queue.in_turn:
             self._line_up(queue)
 
@@ -201,6 +269,24 @@ class Outbox:
         else:
             self.send_headers(queue.stream_id, block, end_stream=True)
             queue.on_sent(queue.stream_id)
+
+    def cut(self, queue: SendQueue, block: bytes) -> None:
+        """Ends a stream now: sends the queued DATA that the windows allow, and drops the rest.
+
+        Args:
+            queue: The stream's.
+            block: Trailers, unless all was sent and the stream's own are waiting. Flow control
+                does not hold them back.
+        """
+        sent, now = 0, self._loop.time()
+        while queue.chunks and queue.window > 0 and self._window > 0 and not self._writing_paused:
+            sent += self._send_frame(queue, now)
+        self._replies.release(sent)
+        if queue.trailers is not None and not queue.chunks:
+            block = queue.trailers
+        self.discard(queue)
+        self.send_headers(queue.stream_id, block, end_stream=True)
+        queue.on_sent(queue.stream_id)
 
     # Flushes.
 
@@ -236,32 +322,42 @@ class Outbox:
 
     def _send_ready(self) -> None:
         """Sends queued DATA round-robin, one frame of each stream in turn."""
-        left = _BYTES_PER_ITERATION
-        out = self._unflushed
+        left, now = _BYTES_PER_ITERATION, self._loop.time()
         while self._ready and self._window > 0 and left > 0 and not self._writing_paused:
             queue = self._ready.popleft()
             queue.in_turn = False
             if queue.window <= 0:
                 continue  # SETTINGS has narrowed the window meanwhile
-            chunk = queue.chunks.popleft()
-            size = min(len(chunk), self._frame_bytes, queue.window, self._window)
-            if size < len(chunk):
-                view = memoryview(chunk)
-                queue.chunks.appendleft(view[size:])
-                chunk = view[:size]
-            out.append(frames.header(size, frames.DATA, 0, queue.stream_id))
-            out.append(chunk)
-            self.data_frames += 1
-            left -= size
-            self._window -= size
-            queue.sent(size)
+            left -= self._send_frame(queue, now)
             if queue.chunks:
                 self._line_up(queue)
             elif queue.trailers is not None:
                 self.send_headers(queue.stream_id, queue.trailers, end_stream=True)
                 queue.on_sent(queue.stream_id)
+        if left < _BYTES_PER_ITERATION:
+            self.moved_at = now
+            self._replies.release(_BYTES_PER_ITERATION - left)
         if self._ready and self._window > 0 and not self._writing_paused:
             self._schedule()
+
+    def _send_frame(self, queue: SendQueue, now: float) -> int:
+        """Sends one frame of queued DATA; returns its length in bytes."""
+        chunk = queue.chunks.popleft()
+        size = min(len(chunk), self._frame_bytes, queue.window, self._window)
+        if size < len(chunk):
+            view = memoryview(chunk)
+            queue.chunks.appendleft(view[size:])
+            chunk = view[:size]
+        self._unflushed += frames.header(size, frames.DATA, 0, queue.stream_id), chunk
+        self.data_frames += 1
+        self._window -= size
+        queue.sent(size, now)
+        return size
+
+    def _release_buffer(self) -> None:
+        if self.buffered_bytes:
+            self._replies.release(self.buffered_bytes)
+            self.buffered_bytes = 0
 
     def _line_up(self, queue: SendQueue) -> None:
         if queue.chunks and queue.window > 0:

@@ -9,6 +9,8 @@ Chunk = bytes | memoryview
 
 # Handlers wait while more than this is queued: one message is sent while the next is computed.
 _MAX_QUEUED_BYTES: Final = 64 * 1024
+# Fewer bytes are no progress: a peer could hold a queue for ever by taking one now and then.
+_PROGRESS_BYTES: Final = 4096
 
 
 class SendQueue:
@@ -23,16 +25,22 @@ class SendQueue:
     Attributes:
         chunks: DATA that waits for the window, the connection's window or its turn.
         queued_bytes: Length of all chunks.
+        sent_bytes: Length of all DATA sent from the queue so far.
+        moved_at: When the peer last let some progress be made, or DATA was queued after none was,
+            on the event loop's clock.
         trailers: Header block to send after the chunks, or None.
         in_turn: Whether the queue is in the outbox's round-robin.
     """
 
     __slots__ = (
+        "_progress",
         "_writable",
         "chunks",
         "in_turn",
+        "moved_at",
         "on_sent",
         "queued_bytes",
+        "sent_bytes",
         "stream_id",
         "trailers",
         "window",
@@ -44,8 +52,11 @@ class SendQueue:
         self.on_sent = on_sent
         self.chunks: deque[Chunk] = deque()
         self.queued_bytes = 0
+        self.sent_bytes = 0
+        self.moved_at = 0.0
         self.trailers: bytes | None = None
         self.in_turn = False
+        self._progress = 0
         self._writable: asyncio.Future[None] | None = None
 
     async def wait_writable(self) -> None:
@@ -55,10 +66,33 @@ class SendQueue:
                 self._writable = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._writable)
 
-    def sent(self, count: int) -> None:
-        """Subtracts sent bytes from the queue's length and from the window."""
+    def add(self, chunk: Chunk, now: float) -> None:
+        """Queues DATA.
+
+        Args:
+            chunk: At least one byte.
+            now: The event loop's clock.
+        """
+        if not self.chunks:
+            self.moved_at = now
+            self._progress = 0
+        self.chunks.append(chunk)
+        self.queued_bytes += len(chunk)
+
+    def sent(self, count: int, now: float) -> None:
+        """Subtracts sent bytes from the queue's length and from the window.
+
+        Args:
+            count: Number of bytes.
+            now: The event loop's clock.
+        """
         self.window -= count
         self.queued_bytes -= count
+        self.sent_bytes += count
+        self._progress += count
+        if self._progress >= _PROGRESS_BYTES:
+            self._progress = 0
+            self.moved_at = now
         if self.queued_bytes <= _MAX_QUEUED_BYTES and self._writable is not None:
             self._wake()
 

@@ -120,17 +120,31 @@ class Stream:
         """Bytes of DATA that wait to be sent."""
         return self.send_queue.queued_bytes
 
-    def respond(self, headers: bytes, chunks: tuple[Chunk, ...], trailers: bytes) -> None:
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes of DATA received and sent so far, other than a response sent in one write."""
+        return self.body_bytes + self.send_queue.sent_bytes
+
+    def respond(self, headers: bytes, chunks: tuple[Chunk, ...], trailers: bytes) -> bool:
         """Sends a whole response, on a stream that has sent nothing yet.
 
         Args:
             headers: Header block.
             chunks: Parts of the body.
             trailers: Header block that ends the stream.
+
+        Returns:
+            False if the response can neither be sent nor wait, since too many do: then nothing
+            was sent.
         """
-        if not self.closed and self.send_queue.trailers is None:
-            self.headers_sent = True
-            self._outbox.respond(self.send_queue, headers, chunks, trailers)
+        if self.closed or self.send_queue.trailers is not None:
+            return True
+        self.headers_sent = self._outbox.respond(self.send_queue, headers, chunks, trailers)
+        return self.headers_sent
+
+    def has_room(self, count: int) -> bool:
+        """Whether that many bytes may wait to be sent."""
+        return self._outbox.has_room(count)
 
     def send_headers(self, headers: bytes) -> None:
         """Sends the header block that begins a response."""
@@ -147,6 +161,11 @@ class Stream:
         """Ends the response with trailers; without `send_headers` they are the whole response."""
         if not self.closed and self.send_queue.trailers is None:
             self._outbox.send_trailers(self.send_queue, trailers)
+
+    def cut(self, trailers: bytes) -> None:
+        """Ends the response now; queued DATA that flow control holds back is dropped."""
+        if not self.closed:
+            self._outbox.cut(self.send_queue, trailers)
 
     def reset(self, code: ErrorCode) -> None:
         """Resets the stream and drops its queued DATA."""

@@ -112,3 +112,59 @@ async def test_the_bound_holds_and_all_capacity_is_returned(
             task.cancel()
     await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
     assert (admission.rows, admission.size) == (0, 0)
+
+
+# ------------------------------------------------------------- unread replies
+
+
+async def test_bytes_of_unread_replies_are_bounded_together_with_those_of_calls() -> None:
+    admission = Admission(10, 1000)
+    admission.hold(600)
+    assert (admission.rows, admission.size) == (0, 600)
+    with pytest.raises(Overloaded, match="600 bytes are in flight"):
+        admission.enter(1, 401)
+    assert admission.has_room(400)
+    assert not admission.has_room(401)
+    admission.enter(1, 400)
+    admission.leave(1, 400, admission.now())
+    admission.release(600)
+    assert admission.size == 0
+    assert admission.has_room(10_000), "alone, anything fits"
+
+
+async def test_rows_beyond_the_bound_are_admitted_alone_though_a_reply_is_unread() -> None:
+    admission = Admission(10, 1000)
+    admission.hold(1)
+    admission.enter(100, 1)
+
+
+async def test_a_shortage_is_the_most_that_a_call_has_lacked_since_it_was_asked_for() -> None:
+    admission = Admission(10, 1000)
+    assert admission.take_shortage() == 0
+    admission.hold(900)
+    for size in (300, 500):
+        with pytest.raises(Overloaded):
+            admission.enter(1, size)
+    assert admission.take_shortage() == 400
+    assert admission.take_shortage() == 0
+    waiting = asyncio.ensure_future(admission.enter_or_wait(1, 150))
+    await _settled()
+    assert admission.take_shortage() == 50
+    admission.release(50)
+    await waiting
+    assert admission.take_shortage() == 0
+    assert admission.size == 1000
+
+
+async def test_a_waiting_call_is_not_admitted_in_place_of_the_reply_that_makes_room() -> None:
+    admission = Admission(10, 1000)
+    admission.enter(1, 800)
+    waiting = asyncio.ensure_future(admission.enter_or_wait(1, 800))
+    await _settled()
+    admission.leave(1, 800, admission.now())
+    admission.hold(700)
+    await _settled()
+    assert not waiting.done()
+    assert admission.size == 700
+    admission.release(700)
+    await waiting

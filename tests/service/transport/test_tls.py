@@ -70,12 +70,14 @@ def serving(request):
     async def opened(tls: TlsFiles) -> AsyncIterator[int]:
         settings = Settings(grpc_port=0)
         telemetry = Telemetry(Metrics(), None, lambda _graph, error: pytest.fail(str(error)))
-        engine = Engine(Admission(1, 1), telemetry)
+        admission = Admission(1, 1)
+        engine = Engine(admission, telemetry)
         transport = request.param(
             Servicer(engine, Models, settings),
             None,
             settings,
-            authenticate=lambda _authorization: None,
+            authenticate=lambda _authorization: "",
+            capacity=admission,
             tls=tls,
             telemetry=telemetry,
         )

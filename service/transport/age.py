@@ -1,0 +1,74 @@
+"""Maximum age of connections, after which calls that stand still are ended."""
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from service.transport.http2.connection import Connection
+from service.transport.http2.stream import Stream
+
+# Relative jitter of the age: connections opened together are not shut down together.
+_JITTER: Final = 0.1
+# Progress is looked for so many times within the grace period, but not more often than this.
+_CHECKS: Final = 8
+_SHORTEST_SECONDS: Final = 0.05
+
+# By stream identifier: bytes moved so far, and since when no more, on the event loop's clock.
+_Marks = dict[int, tuple[int, float]]
+
+
+class Ages:
+    """Shuts connections down at their maximum age.
+
+    Calls in flight go on as long as bytes of theirs move, in either direction. Those without
+    a deadline might otherwise keep a connection, and a stopped server behind a proxy, for ever.
+
+    Args:
+        age: Maximum age of a connection in seconds.
+        grace: Seconds without a byte after which a call on a connection beyond its age is ended.
+        end: Ends such a call.
+    """
+
+    def __init__(self, age: float, grace: float, end: Callable[[Stream], None]):
+        self._age = age
+        self._grace = grace
+        self._end = end
+        self._timers: dict[Connection, asyncio.TimerHandle] = {}
+
+    def add(self, connection: Connection) -> None:
+        """Starts the timer of a new connection."""
+        age = self._age * random.uniform(1 - _JITTER, 1 + _JITTER)
+        self._timers[connection] = asyncio.get_running_loop().call_later(
+            age, self._retire, connection
+        )
+
+    def remove(self, connection: Connection) -> None:
+        """Cancels the timer of a connection that is closed."""
+        timer = self._timers.pop(connection, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _retire(self, connection: Connection) -> None:
+        connection.shut_down()
+        self._check(connection, {})
+
+    def _check(self, connection: Connection, marks: _Marks) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        marks = _marked(connection.streams, marks, now)
+        for stream in connection.streams:
+            if now - marks[stream.id][1] >= self._grace:
+                self._end(stream)
+        self._timers[connection] = loop.call_later(
+            max(self._grace / _CHECKS, _SHORTEST_SECONDS), self._check, connection, marks
+        )
+
+
+def _marked(streams: Iterable[Stream], before: _Marks, now: float) -> _Marks:
+    """The marks of streams, where those before tell since when they have not moved."""
+    marks = {}
+    for stream in streams:
+        moved, since = before.get(stream.id, (-1, now))
+        marks[stream.id] = stream.moved_bytes, since if moved == stream.moved_bytes else now
+    return marks

@@ -1,0 +1,104 @@
+"""Open calls of the grpcio transport, to be ended by the server where it must."""
+
+import asyncio
+import time
+from typing import Final
+
+from service.errors import NotReady, ServiceError
+from service.transport.status import RpcStatus
+
+# Progress is looked for so many times within the grace period, but not more often than this.
+_CHECKS: Final = 8
+_SHORTEST_SECONDS: Final = 0.05
+
+
+class OpenCall:
+    """A call whose handler runs.
+
+    Attributes:
+        began: When it began, on the clock of `time.monotonic`, as is the following.
+        moved_at: When a message of it was last received or sent.
+    """
+
+    __slots__ = ("_error", "_task", "began", "moved_at")
+
+    def __init__(self, task: asyncio.Task[object]):
+        self.began = self.moved_at = time.monotonic()
+        self._task = task
+        self._error: ServiceError | None = None
+
+    def moved(self) -> None:
+        """Notes that a message has been received or sent."""
+        self.moved_at = time.monotonic()
+
+    def end(self, error: ServiceError) -> None:
+        """Cancels the handler, which then ends the call by `failure`."""
+        if self._error is None:
+            self._error = error
+            self._task.cancel()
+
+    def failure(self) -> RpcStatus:
+        """Status of a call whose handler was cancelled.
+
+        Raises:
+            CancelledError: Not the server has ended the call, but its caller.
+        """
+        if self._error is None:
+            raise asyncio.CancelledError
+        self._task.uncancel()
+        return RpcStatus.of(self._error)
+
+
+class OpenCalls:
+    """Table of the open calls.
+
+    grpcio tells neither when a connection was made nor which calls are on it, so the age of a
+    connection is taken to be at least that of a call.
+
+    Args:
+        age: Maximum age of a connection in seconds.
+        grace: Seconds without a message after which a call beyond that age is ended.
+    """
+
+    def __init__(self, age: float, grace: float):
+        self._age = age
+        self._grace = grace
+        self._calls: set[OpenCall] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> OpenCall:
+        """Adds the call that the current task handles."""
+        task = asyncio.current_task()
+        assert task is not None
+        call = OpenCall(task)
+        self._calls.add(call)
+        return call
+
+    def finish(self, call: OpenCall) -> None:
+        """Removes a call whose handler has ended."""
+        self._calls.discard(call)
+
+    def end_all(self, error: ServiceError) -> None:
+        """Ends every call."""
+        for call in list(self._calls):
+            call.end(error)
+
+    def watch(self) -> None:
+        """Ends calls that stand still beyond the maximum age, from now on."""
+        now = time.monotonic()
+        for call in list(self._calls):
+            if now - call.began >= self._age and now - call.moved_at >= self._grace:
+                call.end(
+                    NotReady(
+                        "the connection has reached its maximum age, and nothing has moved for "
+                        f"{self._grace:g} s"
+                    )
+                )
+        self._timer = asyncio.get_running_loop().call_later(
+            max(self._grace / _CHECKS, _SHORTEST_SECONDS), self.watch
+        )
+
+    def close(self) -> None:
+        """Stops to watch."""
+        if self._timer is not None:
+            self._timer.cancel()

@@ -1,0 +1,255 @@
+"""Replies that are not read: counted as memory in flight, and dropped under pressure."""
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentserve.v1 import latent_service_pb2 as pb
+from service.engine.call import Call
+from service.errors import Overloaded
+from service.transport import unread
+from tests.support.http2_client import RawClient
+from tests.support.http2_peer import message
+from tests.support.processes import Server
+from tests.support.stubs import stub_of
+from tests.support.tiny import write_tiny
+from tests.support.transports import (
+    FACTORIES,
+    Handlers,
+    Running,
+    server_stream,
+    serving,
+    unary,
+)
+
+MIB = 2**20
+RESOURCE_EXHAUSTED, UNAVAILABLE = 8, 14
+
+
+@pytest.fixture(params=list(FACTORIES))
+def kind(request: pytest.FixtureRequest) -> str:
+    """One transport, and then the other."""
+    return str(request.param)
+
+
+async def mebibyte(_request: Any, _call: Call) -> tuple[bytes]:
+    return (bytes(MIB),)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def client(running: Running, window: int = 1000) -> RawClient:
+    """A connection whose streams' windows never grow."""
+    return await asyncio.to_thread(RawClient, running.target, window, grants=False)
+
+
+def ask(raw: RawClient, method: str = "ListModels") -> int:
+    number = raw.open(method)
+    raw.send(number, message(b""), ends=True)
+    return number
+
+
+# ------------------------------------------------------------------- counting
+
+
+async def test_unread_unary_replies_are_counted_until_their_callers_leave(kind: str) -> None:
+    async with serving(kind, Handlers(list_models=mebibyte)) as running:
+        raw = await client(running)
+        with raw:
+            for _ in range(3):
+                ask(raw)
+            await until(lambda: running.admission.size > 2.9 * MIB)
+            assert running.admission.size <= 3 * MIB + 100
+        await until(lambda: running.admission.size == 0)
+
+
+async def test_replies_that_are_read_are_not_counted_any_more(kind: str) -> None:
+    async def three(_request: Any, _call: Call) -> AsyncIterator[tuple[bytes]]:
+        for _ in range(3):
+            yield (bytes(MIB),)
+
+    async with (
+        serving(kind, Handlers(list_models=mebibyte, sample_stream=three)) as running,
+        running.channel() as channel,
+    ):
+        for _ in range(5):
+            assert len(await unary(channel, "ListModels")(b"", timeout=10)) == MIB
+        call = server_stream(channel, "SampleStream")(b"", timeout=10)
+        assert [len(reply) async for reply in call] == [MIB] * 3
+        await until(lambda: running.admission.size == 0)
+
+
+async def test_a_stream_that_is_not_read_is_counted(kind: str) -> None:
+    async def many(_request: Any, _call: Call) -> AsyncIterator[tuple[bytes]]:
+        for _ in range(100):
+            yield (bytes(MIB),)
+
+    async with serving(kind, Handlers(sample_stream=many)) as running:
+        raw = await client(running)
+        with raw:
+            ask(raw, "SampleStream")
+            await until(lambda: running.admission.size > MIB - 1001)
+            await asyncio.sleep(0.1)
+            assert running.admission.size <= MIB + 5
+        await until(lambda: running.admission.size == 0)
+
+
+async def test_what_the_kernel_does_not_take_is_counted() -> None:
+    """The windows of HTTP/2 are open, and TCP's is closed."""
+    async with serving("http2", Handlers(list_models=mebibyte)) as running:
+        raw = await client(running, 2**30)
+        with raw:
+            raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+            for _ in range(40):
+                ask(raw)
+            await until(lambda: running.admission.size > 16 * MIB)
+        await until(lambda: running.admission.size == 0)
+
+
+async def test_a_reply_without_room_is_refused_with_a_time_to_retry(kind: str) -> None:
+    async with (
+        serving(kind, Handlers(list_models=mebibyte), max_bytes=2 * MIB + 1000) as running,
+        running.channel() as channel,
+    ):
+        raw = await client(running)
+        with raw:
+            numbers = [ask(raw) for _ in range(5)]
+            await asyncio.to_thread(
+                raw.wait_for, lambda: sum(raw.replies[number].over for number in numbers) >= 3
+            )
+            refused = [raw.replies[number] for number in numbers if raw.replies[number].over]
+            assert len(refused) == 3
+            assert {reply.status for reply in refused} == {RESOURCE_EXHAUSTED}
+            assert all("grpc-retry-pushback-ms" in reply.fields for reply in refused)
+            assert running.admission.size <= 2 * MIB + 1000
+            # Health is answered all the same, and so is a call whose reply can be sent at once.
+            check = unary(channel, "/grpc.health.v1.Health/Check")
+            await check(b"", timeout=5)
+
+
+# ------------------------------------------------------------------- dropping
+
+
+@pytest.fixture
+def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unread, "STALLED_SECONDS", 0.3)
+    monkeypatch.setattr(unread, "_CHECK_SECONDS", 0.05)
+
+
+@pytest.mark.usefixtures("_quickly")
+async def test_replies_that_stand_still_are_dropped_while_others_lack_memory() -> None:
+    async with serving(
+        "http2", Handlers(list_models=mebibyte), max_bytes=3 * MIB + 1000
+    ) as running:
+        raw = await client(running)
+        with raw:
+            first, second = ask(raw), ask(raw)
+            await until(lambda: running.admission.size > 1.9 * MIB)
+            await asyncio.sleep(0.6)
+            raw.read(0.01)
+            assert not raw.replies[first].over, "dropped though nobody lacked anything"
+            with pytest.raises(Overloaded):
+                running.admission.enter(1, 2 * MIB)
+            reply = await asyncio.to_thread(raw.wait, first)
+            assert (reply.status, reply.ended, len(reply.body)) == (UNAVAILABLE, True, 1000)
+            assert "not read" in reply.text
+            running.admission.enter(1, 2 * MIB)
+            assert not raw.replies[second].over, "one was enough"
+
+
+@pytest.mark.usefixtures("_quickly")
+async def test_a_reply_that_moves_is_not_dropped() -> None:
+    async with serving("http2", Handlers(list_models=mebibyte), max_bytes=MIB + 1000) as running:
+        raw = await client(running)
+        with raw:
+            number = ask(raw)
+            await until(lambda: running.admission.size > 0.9 * MIB)
+            for _ in range(12):
+                with pytest.raises(Overloaded):
+                    running.admission.enter(1, MIB)
+                raw.h2.increment_flow_control_window(5000, number)
+                raw.flush()
+                raw.read(0.01)
+                await asyncio.sleep(0.08)
+            assert not raw.replies[number].over
+            raw.h2.increment_flow_control_window(2 * MIB, number)
+            raw.flush()
+            reply = await asyncio.to_thread(raw.wait, number)
+            assert (reply.status, len(reply.body)) == (0, MIB + 5)
+
+
+@pytest.mark.usefixtures("_quickly")
+async def test_a_connection_whose_socket_is_not_read_is_closed() -> None:
+    async with serving("http2", Handlers(list_models=mebibyte), max_bytes=8 * MIB) as running:
+        raw = await client(running, 2**30)
+        with raw:
+            raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+            for _ in range(40):
+                ask(raw)
+            await until(lambda: running.admission.size > 4 * MIB)
+            async with asyncio.timeout(10):
+                while True:
+                    try:
+                        running.admission.enter(1, 7 * MIB)
+                    except Overloaded:
+                        await asyncio.sleep(0.05)
+                    else:
+                        break
+
+
+# --------------------------------------------------------------- whole servers
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unread")
+    write_tiny(folder / "models" / "one", shape=(1, 32, 32))
+    return folder
+
+
+def rss(server: Server) -> int:
+    pages = Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]
+    return int(pages) * 4096
+
+
+@pytest.mark.parametrize("method", ["Sample", "SampleStream"])
+def test_memory_is_bounded_whatever_is_not_read(
+    folder: Path, tmp_path: Path, transport_kind: str, method: str
+) -> None:
+    """200 MB of replies, of which 16 MiB may be in flight."""
+    limit = 16 * MIB
+    arguments = ("--transport", transport_kind, "--http-port", "0", "--max-queue-bytes", str(limit))
+    body = pb.SampleRequest(count=1000, seed=1)
+    if method == "SampleStream":
+        body = pb.SampleStreamRequest(request=pb.SampleRequest(count=10**6), chunk_rows=250)
+    with Server(folder / "models", tmp_path / "log", *arguments) as server:
+        server.wait_until_serving()
+        with stub_of(server.target) as stub:
+            stub.Sample(pb.SampleRequest(count=1000, seed=1), timeout=20)
+            before = rss(server)
+            callers = []
+            for _ in range(2):
+                raw = RawClient(server.target, 1000, grants=False)
+                callers.append(raw)
+                numbers = []
+                for _ in range(25):
+                    numbers.append(raw.open(method))
+                    raw.send(numbers[-1], message(body.SerializeToString()), ends=True)
+                deadline = time.monotonic() + 0.6
+                while time.monotonic() < deadline:
+                    raw.read(0.1)
+            used, grown = server.metric("latentserve_queue_bytes"), rss(server) - before
+            for raw in callers:
+                raw.socket.close()
+            assert limit / 2 < used <= limit
+            assert grown < 4 * limit
+            stub.Sample(pb.SampleRequest(count=1000, seed=1), timeout=20, wait_for_ready=True)
