@@ -38,7 +38,8 @@ class UnreadReplies:
 
     Args:
         capacity: Memory that the replies are counted in.
-        unread: Returns the replies that wait at the moment.
+        unread: Returns the replies that wait at the moment; called about once a second as long as
+            there are any.
     """
 
     def __init__(self, capacity: Capacity, unread: Callable[[], Iterable[Unread]]):
@@ -74,11 +75,11 @@ class UnreadReplies:
         if not self._held:
             return
         self._start_timer()
+        before = asyncio.get_running_loop().time() - STALLED_SECONDS
+        stalled = [reply for reply in self._unread() if reply[0] <= before]
         lacking = self._capacity.take_shortage()
         if lacking <= 0:
             return
-        before = asyncio.get_running_loop().time() - STALLED_SECONDS
-        stalled = [reply for reply in self._unread() if reply[0] <= before]
         for _, count, drop in sorted(stalled, key=lambda reply: reply[0]):
             drop()
             lacking -= count

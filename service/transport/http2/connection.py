@@ -135,7 +135,7 @@ class Connection(asyncio.Protocol):
         return self._streams.refusing or self.closing
 
     def unread(self) -> Iterator[tuple[float, int, Stream | None]]:
-        """Yields what waits for the peer to read it.
+        """Yields what waits for the peer to read it; to be called about once a second.
 
         Yields:
             When the peer last took some of it, on the event loop's clock; its bytes; and its
@@ -148,6 +148,7 @@ class Connection(asyncio.Protocol):
         for stream in self.streams:
             queue = stream.send_queue
             if queue.queued_bytes:
+                queue.detach()
                 # With a window of its own, it waits for the connection's or for its turn.
                 moved_at = queue.moved_at if queue.window <= 0 else outbox.moved_at
                 yield max(moved_at, queue.moved_at), queue.queued_bytes, stream

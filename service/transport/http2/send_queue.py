@@ -34,6 +34,7 @@ class SendQueue:
 
     __slots__ = (
         "_progress",
+        "_waited",
         "_writable",
         "chunks",
         "in_turn",
@@ -57,6 +58,7 @@ class SendQueue:
         self.trailers: bytes | None = None
         self.in_turn = False
         self._progress = 0
+        self._waited = False
         self._writable: asyncio.Future[None] | None = None
 
     async def wait_writable(self) -> None:
@@ -96,6 +98,15 @@ class SendQueue:
         if self.queued_bytes <= _MAX_QUEUED_BYTES and self._writable is not None:
             self._wake()
 
+    def detach(self) -> None:
+        """Copies DATA that still waits when this is called again: it is sent slowly.
+
+        It may be a view of a whole batch's array, of which other callers' rows are the most.
+        """
+        if self._waited:
+            self.chunks = deque(map(_detached, self.chunks))
+        self._waited = True
+
     def clear(self) -> None:
         """Drops the queued DATA."""
         self.chunks.clear()
@@ -108,3 +119,7 @@ class SendQueue:
         if not self._writable.done():
             self._writable.set_result(None)
         self._writable = None
+
+
+def _detached(chunk: Chunk) -> Chunk:
+    return bytes(chunk) if isinstance(chunk, memoryview) and type(chunk.obj) is not bytes else chunk
