@@ -65,6 +65,7 @@ class UnreadReplies:
         """Stops the checks."""
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
 
     def _start_timer(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(_CHECK_SECONDS, self._check)

@@ -38,12 +38,13 @@ with (
 ):
     from latentserve.v1 import latent_service_pb2 as pb
     from service.engine.admission import Admission
+    from service.errors import NotReady
     from service.observe.metrics import Metrics
     from service.observe.telemetry import Telemetry
     from service.settings import Settings
     from service.transport.http2.connection import Connection
     from service.transport.http2.frames import PREFACE
-    from service.transport.http2_transport import Http2Transport
+    from service.transport.http2_transport import Http2Transport, _cut
     from tests.fuzz.seeds import floods, sessions
     from tests.support import http2_peer as peer
 
@@ -122,13 +123,14 @@ class Target:
         await asyncio.sleep(0)
 
     async def _make(self) -> None:
+        self.admission = Admission(2**16, 8192)
         settings = Settings(grpc_port=0, max_message_bytes=4096, max_queue_bytes=8192)
         self.transport = Http2Transport(
             Stub(),  # type: ignore[arg-type]
             None,
             settings,
             authenticate=lambda _authorization: "",
-            capacity=Admission(2**16, 8192),
+            capacity=self.admission,
             tls=None,
             telemetry=Telemetry(Metrics(), None, lambda *_: None),
         )
@@ -140,16 +142,21 @@ class Target:
             self.loop.run_until_complete(self._one(data[0], handshake, data[1:]))
 
     async def _one(self, how: int, handshake: bytes, data: bytes) -> None:
-        connection, transport = Connection(self.transport), peer.RecordingTransport()
+        transport = peer.RecordingTransport()
+        connection = Connection(self.transport, replies=self.transport._unread)
         transport.protocol = connection
         connection.connection_made(transport)
         for number, piece in enumerate(_pieces(how, handshake, data)):
             if transport.closing:
                 break
             if how & 16 and number % 4 == 1:
+                transport.buffered = 100_000
                 connection.pause_writing()
             if how & 32 and number == 3:
                 connection.shut_down()
+            if how & 32 and number == 7:
+                for stream in connection.streams:
+                    _cut(stream, NotReady("cut"))
             if piece:
                 connection.data_received(piece)
             for _ in range(4 if how & 64 else 0):
@@ -175,6 +182,8 @@ class Target:
         self._nothing_left()
 
     def _nothing_left(self) -> None:
+        assert not self.admission.size, self.admission.size
+        self.transport._unread.close()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         assert not tasks, tasks
         scheduled: Any = self.loop
