@@ -212,6 +212,7 @@ def test_the_alert_rules_name_existing_metrics():
     metrics.serving([("m", "1", "cpu")], refused=[])
     metrics.request("Encode", "m", "OK", 0.1)
     metrics.rejected("overloaded")
+    metrics.watch_tls(lambda: 0.0)
     rules = ROOT / "deploy" / "prometheus" / "alerts.yml"
     named = set(re.findall(r"latentserve_\w+", rules.read_text()))
     assert named
