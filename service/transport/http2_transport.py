@@ -153,14 +153,21 @@ class Http2Transport:
         for connection in list(self._connections):
             for stream in connection.streams:
                 _cut(stream, NotReady(_STOPPING))
-            connection.close()
+            connection.refuse_streams()
         # Cancelled calls end, and are counted, in the next event-loop iterations.
         await self._dispatcher.finished()
-        linger = 0.0 if force_stop.is_set() else min(seconds, _LINGER_SECONDS)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(max(linger, _FLUSH_SECONDS)):
-                await self._no_connections.wait()
+        # Clients close connections themselves, once they have read what they were sent.
+        await self._left(0.0 if force_stop.is_set() else min(seconds, _LINGER_SECONDS))
+        for connection in list(self._connections):
+            connection.close()
+        await self._left(_FLUSH_SECONDS)
         self._unread.close()
+
+    async def _left(self, seconds: float) -> None:
+        """Waits for all connections to be closed, but no longer than that."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._no_connections.wait()
 
     async def _close_port(self) -> None:
         for task in self._accepting:

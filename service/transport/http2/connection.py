@@ -4,6 +4,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final, Protocol, cast
 
 from service.transport.http2 import frames
@@ -21,7 +22,10 @@ MAX_STREAMS: Final = 1000
 _PREFACE_SECONDS = 10.0
 # Time for the client to acknowledge the first GOAWAY of a graceful shutdown.
 _GOAWAY_SECONDS = 1.0
-# Time for the client to read its last responses and close the connection.
+# Time for the client to close the connection after DATA that had to wait for it. When we half-close
+# first, Envoy resets streams that have arrived in whole but that it has not passed on yet.
+_LEAVING_SECONDS = 4.0
+# Time for the client to read its last responses and close the connection, once it is half-closed.
 _LINGER_SECONDS = 10.0
 # Time for the client to read the GOAWAY after an error and close the connection.
 _ERROR_SECONDS = 1.0
@@ -171,6 +175,10 @@ class Connection(asyncio.Protocol):
         """Closes the connection without sending anything more."""
         self._abort()
 
+    def refuse_streams(self) -> None:
+        """Sends the last GOAWAY of a graceful shutdown, which `shut_down` has begun."""
+        self._refuse_streams()
+
     def close(self) -> None:
         """Closes the connection at once; open streams are cut off."""
         if not self.closing:
@@ -293,7 +301,12 @@ class Connection(asyncio.Protocol):
         self._close_if_drained()
 
     def _close_if_drained(self) -> None:
-        if self._streams.refusing and not self._streams.open and not self.closing:
+        if not self._streams.refusing or self._streams.open or self.closing:
+            return
+        leaving = self._outbox.moved_at + _LEAVING_SECONDS - self._loop.time()
+        if leaving > 0:
+            self._call_later(leaving, partial(self._close_after, _LINGER_SECONDS))
+        else:
             self._close_after(_LINGER_SECONDS)
 
     def _abort(self) -> None:

@@ -176,7 +176,7 @@ async def test_a_drain_waits_for_replies_and_not_for_watches(kind: str) -> None:
         assert await call == bytes(2**20)
         began = time.monotonic()
         await asyncio.wait_for(drain, 5)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 4.5  # the client may keep its connection for 4 s
 
 
 async def test_a_call_between_the_two_goaways_is_answered() -> None:
