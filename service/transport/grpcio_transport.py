@@ -29,8 +29,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 # Time for the status of calls that a drain has ended, and for health watches to end.
 _STATUS_SECONDS = 1.0
-# Our client pings every 30 s; grpcio's default would close its connection for too many pings.
-_MIN_PING_INTERVAL_MS = 10_000
+# Our client pings every 10 s; grpcio's default would close its connection for too many pings.
+_MIN_PING_INTERVAL_MS = 5_000
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
