@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
@@ -25,6 +25,9 @@ _log = logging.getLogger(__name__)
 #: Checks the `authorization` of a call; returns the name of its token, or an empty string where
 #: tokens have none. Raises Unauthenticated.
 Authenticate = Callable[[str | None], str]
+#: Message that a transport cancels a handler's task with when the server has ended the call as
+#: UNAVAILABLE, and not its caller.
+ENDED: Final = "ended by the server"
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +213,8 @@ class Dispatcher:
             internal = ServiceError(f"internal error, request id {call.request_id}")
             return "INTERNAL", RpcStatus.of(internal, {"request_id": call.request_id})
         late = time.monotonic() >= call.deadline
-        code = "DEADLINE_EXCEEDED" if late else "CANCELLED"
+        ended = "UNAVAILABLE" if error.args == (ENDED,) else "CANCELLED"
+        code = "DEADLINE_EXCEEDED" if late else ended
         span.failed(code, expected=True)
         return code, None
 

@@ -11,8 +11,8 @@ from contextlib import aclosing
 from typing import Final
 from urllib.parse import quote
 
-from service.errors import DeadlineExceeded, ServiceError, Unimplemented
-from service.transport.dispatch import Dispatcher, Rpc, new_call
+from service.errors import DeadlineExceeded, NotReady, ServiceError, Unimplemented
+from service.transport.dispatch import ENDED, Dispatcher, Rpc, new_call
 from service.transport.framing import ENCODINGS, MessageBuffer, prefix, too_large
 from service.transport.http2.frames import ErrorCode
 from service.transport.http2.headers import encode, status_200
@@ -215,7 +215,7 @@ class GrpcCall:
         """Whether a drain waits for the call."""
         return self._rpc.counted
 
-    def cut(self, error: ServiceError) -> None:
+    def cut(self, error: NotReady) -> None:
         """Ends the call now, by an error unless its reply can be sent in whole.
 
         What is queued is sent as far as flow control allows, and the rest is dropped.
@@ -225,7 +225,7 @@ class GrpcCall:
         self._close()
         self._stream.cut(trailers)
         if task is not None:
-            task.cancel()
+            task.cancel(ENDED)
 
     def _expired(self) -> None:
         """Ends the call when its deadline has passed."""

@@ -4,7 +4,8 @@ import asyncio
 import time
 from typing import Final
 
-from service.errors import NotReady, ServiceError
+from service.errors import NotReady
+from service.transport.dispatch import ENDED
 from service.transport.status import RpcStatus
 
 # Progress is looked for so many times within the grace period, but not more often than this.
@@ -25,17 +26,17 @@ class OpenCall:
     def __init__(self, task: asyncio.Task[object]):
         self.began = self.moved_at = time.monotonic()
         self._task = task
-        self._error: ServiceError | None = None
+        self._error: NotReady | None = None
 
     def moved(self) -> None:
         """Notes that a message has been received or sent."""
         self.moved_at = time.monotonic()
 
-    def end(self, error: ServiceError) -> None:
+    def end(self, error: NotReady) -> None:
         """Cancels the handler, which then ends the call by `failure`."""
         if self._error is None:
             self._error = error
-            self._task.cancel()
+            self._task.cancel(ENDED)
 
     def failure(self) -> RpcStatus:
         """Status of a call whose handler was cancelled.
@@ -78,7 +79,7 @@ class OpenCalls:
         """Removes a call whose handler has ended."""
         self._calls.discard(call)
 
-    def end_all(self, error: ServiceError) -> None:
+    def end_all(self, error: NotReady) -> None:
         """Ends every call."""
         for call in list(self._calls):
             call.end(error)

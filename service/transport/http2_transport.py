@@ -9,7 +9,7 @@ from functools import partial
 
 from service.api.admin import AdminServicer
 from service.api.servicer import Servicer
-from service.errors import NotReady, ServiceError, TooLarge, Unimplemented, shortened
+from service.errors import NotReady, TooLarge, Unimplemented, shortened
 from service.models.repository import Models
 from service.observe.telemetry import Telemetry
 from service.settings import Settings
@@ -311,7 +311,7 @@ def _is_busy(connection: Connection) -> bool:
     )
 
 
-def _cut(stream: Stream, error: ServiceError) -> None:
+def _cut(stream: Stream, error: NotReady) -> None:
     """Ends a call now."""
     receiver = stream.receiver
     if isinstance(receiver, GrpcCall):

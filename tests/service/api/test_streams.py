@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from latentserve.v1 import latent_service_pb2 as pb
 from service.api.streams import in_order
+from tests.support.waiting import wait_until_async
 
 
 async def counting(count: int, read: list[int]) -> AsyncIterator[int]:
@@ -85,3 +87,65 @@ async def test_an_error_ends_the_stream_and_leaves_no_task(where: str) -> None:
     with pytest.raises(ValueError, match="broken"):
         _ = [reply async for reply in in_order(requests(), answer, 2)]
     assert len(asyncio.all_tasks()) == 1
+
+
+class Memory:
+    """Counts held bytes."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def hold(self, count: int) -> None:
+        self.bytes += count
+
+    def release(self, count: int) -> None:
+        self.bytes -= count
+        assert self.bytes >= 0
+
+
+@pytest.mark.parametrize("ends_by", ["end", "close", "error"])
+async def test_replies_that_wait_are_counted_until_they_are_taken(ends_by: str) -> None:
+    memory, first = Memory(), asyncio.Event()
+
+    async def answer(number: int) -> tuple[bytes, ...]:
+        if number == 0:
+            await first.wait()
+        if ends_by == "error" and number == 3:
+            raise ValueError("broken")
+        return bytes(60), bytes(40)
+
+    async with aclosing(in_order(counting(5, []), answer, 2, memory)) as replies:
+        reply = asyncio.ensure_future(anext(replies))
+        await wait_until_async(lambda: memory.bytes)
+        assert memory.bytes == 100
+        if ends_by == "close":
+            reply.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await reply
+        else:
+            first.set()
+            await reply
+        if ends_by == "end":
+            assert len([reply async for reply in replies]) == 4
+        elif ends_by == "error":
+            with pytest.raises(ValueError, match="broken"):
+                _ = [reply async for reply in replies]
+    assert memory.bytes == 0
+
+
+async def test_a_reply_that_is_a_message_is_counted_by_its_length() -> None:
+    memory, message, first = Memory(), pb.SampleResponse(seed=7), asyncio.Event()
+
+    async def answer(number: int) -> pb.SampleResponse:
+        if number == 0:
+            await first.wait()
+        return message
+
+    async with aclosing(in_order(counting(2, []), answer, 2, memory)) as replies:
+        reply = asyncio.ensure_future(anext(replies))
+        await wait_until_async(lambda: memory.bytes)
+        assert memory.bytes == message.ByteSize()
+        first.set()
+        assert await reply is message
+        assert [reply async for reply in replies] == [message]
+    assert memory.bytes == 0

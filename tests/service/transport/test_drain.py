@@ -118,6 +118,8 @@ async def test_streams_that_outlast_the_drain_end_as_unavailable(kind: str, read
         await running.transport.drain(0.2, asyncio.Event())
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await _read_all(call)
+        counted = 'latentserve_requests_total{code="UNAVAILABLE",model="",rpc="SampleStream"} 1.0'
+        assert counted in running.page()
         error = caught.value
         assert error.code() is UNAVAILABLE
         if kind == "http2" or read == "all":  # grpcio's trailers wait behind what is not read
@@ -186,7 +188,7 @@ async def test_a_call_between_the_two_goaways_is_answered() -> None:
         with raw:
             await asyncio.to_thread(raw.call, "ListModels", b"")
             drain = asyncio.create_task(running.transport.drain(30, asyncio.Event()))
-            await asyncio.sleep(0.1)  # the GOAWAY and the PING after it have been sent, not read
+            await asyncio.sleep(0.05)  # the GOAWAY and the PING after it have been sent, not read
             reply = await asyncio.to_thread(raw.call, "ListModels", b"")
             assert (reply.status, reply.reset) == (0, None)
             raw.socket.close()

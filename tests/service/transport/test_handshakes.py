@@ -17,6 +17,7 @@ from service.transport.certificates import first_expiry
 from service.transport.handshakes import REASONS, FailedHandshakes
 from service.transport.tls import TlsFiles
 from tests.support.transports import Handlers, Running, serving
+from tests.support.waiting import wait_until_async
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
@@ -54,9 +55,7 @@ def count(running: Running, reason: str) -> float:
 
 
 async def counted(running: Running, reason: str) -> None:
-    async with asyncio.timeout(5):
-        while count(running, reason) == 0:
-            await asyncio.sleep(0.01)
+    await wait_until_async(lambda: count(running, reason))
 
 
 def context(trusted: trustme.CA | None, own: trustme.LeafCert | None = None) -> ssl.SSLContext:

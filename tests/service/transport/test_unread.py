@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from tests.support.transports import (
     serving,
     unary,
 )
+from tests.support.waiting import wait_until_async
 
 MIB = 2**20
 RESOURCE_EXHAUSTED, UNAVAILABLE = 8, 14
@@ -39,12 +40,6 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 async def mebibyte(_request: Any, _call: Call) -> tuple[bytes]:
     return (bytes(MIB),)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def client(running: Running, window: int = 1000) -> RawClient:
@@ -67,9 +62,9 @@ async def test_unread_unary_replies_are_counted_until_their_callers_leave(kind: 
         with raw:
             for _ in range(3):
                 ask(raw)
-            await until(lambda: running.admission.size > 2.9 * MIB)
+            await wait_until_async(lambda: running.admission.size > 2.9 * MIB)
             assert running.admission.size <= 3 * MIB + 100
-        await until(lambda: running.admission.size == 0)
+        await wait_until_async(lambda: running.admission.size == 0)
 
 
 async def test_replies_that_are_read_are_not_counted_any_more(kind: str) -> None:
@@ -85,7 +80,7 @@ async def test_replies_that_are_read_are_not_counted_any_more(kind: str) -> None
             assert len(await unary(channel, "ListModels")(b"", timeout=10)) == MIB
         call = server_stream(channel, "SampleStream")(b"", timeout=10)
         assert [len(reply) async for reply in call] == [MIB] * 3
-        await until(lambda: running.admission.size == 0)
+        await wait_until_async(lambda: running.admission.size == 0)
 
 
 async def test_a_stream_that_is_not_read_is_counted(kind: str) -> None:
@@ -97,10 +92,10 @@ async def test_a_stream_that_is_not_read_is_counted(kind: str) -> None:
         raw = await client(running)
         with raw:
             ask(raw, "SampleStream")
-            await until(lambda: running.admission.size > MIB - 1001)
+            await wait_until_async(lambda: running.admission.size > MIB - 1001)
             await asyncio.sleep(0.1)
             assert running.admission.size <= MIB + 5
-        await until(lambda: running.admission.size == 0)
+        await wait_until_async(lambda: running.admission.size == 0)
 
 
 async def test_what_the_kernel_does_not_take_is_counted() -> None:
@@ -111,8 +106,8 @@ async def test_what_the_kernel_does_not_take_is_counted() -> None:
             raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
             for _ in range(40):
                 ask(raw)
-            await until(lambda: running.admission.size > 16 * MIB)
-        await until(lambda: running.admission.size == 0)
+            await wait_until_async(lambda: running.admission.size > 16 * MIB)
+        await wait_until_async(lambda: running.admission.size == 0)
 
 
 async def test_a_reply_without_room_is_refused_with_a_time_to_retry(kind: str) -> None:
@@ -153,7 +148,7 @@ async def test_replies_that_stand_still_are_dropped_while_others_lack_memory() -
         raw = await client(running)
         with raw:
             first, second = ask(raw), ask(raw)
-            await until(lambda: running.admission.size > 1.9 * MIB)
+            await wait_until_async(lambda: running.admission.size > 1.9 * MIB)
             await asyncio.sleep(0.6)
             raw.read(0.01)
             assert not raw.replies[first].over, "dropped though nobody lacked anything"
@@ -172,7 +167,7 @@ async def test_a_reply_that_moves_is_not_dropped() -> None:
         raw = await client(running)
         with raw:
             number = ask(raw)
-            await until(lambda: running.admission.size > 0.9 * MIB)
+            await wait_until_async(lambda: running.admission.size > 0.9 * MIB)
             for _ in range(12):
                 with pytest.raises(Overloaded):
                     running.admission.enter(1, MIB)
@@ -195,7 +190,7 @@ async def test_a_connection_whose_socket_is_not_read_is_closed() -> None:
             raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
             for _ in range(40):
                 ask(raw)
-            await until(lambda: running.admission.size > 4 * MIB)
+            await wait_until_async(lambda: running.admission.size > 4 * MIB)
             async with asyncio.timeout(10):
                 while True:
                     try:
