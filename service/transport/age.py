@@ -10,19 +10,19 @@ from service.transport.http2.stream import Stream
 
 # Relative jitter of the age: connections opened together are not shut down together.
 _JITTER: Final = 0.1
-# Progress is looked for so many times within the grace period, but not more often than this.
+# Checks per grace period, and the shortest time between two of them.
 _CHECKS: Final = 8
 _SHORTEST_SECONDS: Final = 0.05
 
-# By stream identifier: bytes moved so far, and since when no more, on the event loop's clock.
+# By stream identifier: bytes moved so far, and when that last changed, on the event loop's clock.
 _Marks = dict[int, tuple[int, float]]
 
 
 class Ages:
     """Shuts connections down at their maximum age.
 
-    Calls in flight go on as long as bytes of theirs move, in either direction. Those without
-    a deadline might otherwise keep a connection, and a stopped server behind a proxy, for ever.
+    Calls in flight continue as long as their bytes move, in either direction. A call without a
+    deadline could otherwise keep its connection open for ever.
 
     Args:
         age: Maximum age of a connection in seconds.
@@ -66,7 +66,7 @@ class Ages:
 
 
 def _marked(streams: Iterable[Stream], before: _Marks, now: float) -> _Marks:
-    """The marks of streams, where those before tell since when they have not moved."""
+    """Updates the marks of open streams."""
     marks = {}
     for stream in streams:
         moved, since = before.get(stream.id, (-1, now))

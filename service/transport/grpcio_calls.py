@@ -1,4 +1,4 @@
-"""Open calls of the grpcio transport, to be ended by the server where it must."""
+"""Open calls of the grpcio transport, and how the server ends them."""
 
 import asyncio
 import time
@@ -8,7 +8,7 @@ from service.errors import NotReady
 from service.transport.dispatch import ENDED
 from service.transport.status import RpcStatus
 
-# Progress is looked for so many times within the grace period, but not more often than this.
+# Checks per grace period, and the shortest time between two of them.
 _CHECKS: Final = 8
 _SHORTEST_SECONDS: Final = 0.05
 
@@ -53,8 +53,8 @@ class OpenCall:
 class OpenCalls:
     """Table of the open calls.
 
-    grpcio tells neither when a connection was made nor which calls are on it, so the age of a
-    connection is taken to be at least that of a call.
+    grpcio does not expose connections, so the age of a call stands in for that of its connection,
+    which is at least as old.
 
     Args:
         age: Maximum age of a connection in seconds.
@@ -85,7 +85,7 @@ class OpenCalls:
             call.end(error)
 
     def watch(self) -> None:
-        """Ends calls that stand still beyond the maximum age, from now on."""
+        """Starts to end calls that stall beyond the maximum age."""
         now = time.monotonic()
         for call in list(self._calls):
             if now - call.began >= self._age and now - call.moved_at >= self._grace:
@@ -100,6 +100,6 @@ class OpenCalls:
         )
 
     def close(self) -> None:
-        """Stops to watch."""
+        """Stops watching."""
         if self._timer is not None:
             self._timer.cancel()

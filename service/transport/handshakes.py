@@ -8,7 +8,7 @@ from typing import Final
 
 _log = logging.getLogger(__name__)
 
-# One line for each reason in that time.
+# Minimum time between two lines of the same reason.
 _LINE_SECONDS: Final = 10.0
 #: Reasons, as in the metric, and what the log says of each.
 REASONS: Final = {
@@ -21,7 +21,7 @@ REASONS: Final = {
     "closed": "the client has closed the connection",
     "other": "",
 }
-# Of OpenSSL's reasons, by what they begin or end with.
+# OpenSSL's reasons, by ours.
 _PLAINTEXT: Final = (
     "HTTP_REQUEST",
     "HTTPS_PROXY_REQUEST",
@@ -52,20 +52,20 @@ _ALERTS: Final = (
 
 
 class FailedHandshakes:
-    """Tells of failed handshakes.
+    """Counts and logs failed TLS handshakes.
 
-    Those that a client has merely broken off, as health checks over TCP do, are logged at
-    debug level, all others at info.
+    Connections that a client closes before the handshake, as health checks over TCP do, are
+    logged at debug level, all other failures at info.
 
     Args:
-        count: Called with the reason of each.
+        count: Called with the reason of each failure.
         clock: Monotonic clock in seconds.
     """
 
     def __init__(self, count: Callable[[str], None], clock: Callable[[], float] = time.monotonic):
         self._count = count
         self._clock = clock
-        # By reason: when it was last logged, and how many came since.
+        # By reason: time of the last line, and failures since.
         self._logged: dict[str, tuple[float, int]] = {}
 
     def add(self, peer: str, error: Exception) -> None:

@@ -32,9 +32,9 @@ class Capacity(Protocol):
 class UnreadReplies:
     """Counts replies that wait to be sent as memory of calls in flight.
 
-    So calls whose callers do not read the replies count until they do, and the server's memory
-    is bounded. While others are refused for want of memory, the replies that have stood still
-    longest are dropped: callers that do not read cannot shut others out.
+    A caller that does not read its replies thus uses up capacity instead of unbounded memory.
+    While calls are refused for want of memory, the replies that have been stalled longest are
+    dropped, so that such callers cannot shut others out.
 
     Args:
         capacity: Memory that the replies are counted in.
@@ -71,7 +71,7 @@ class UnreadReplies:
         self._timer = asyncio.get_running_loop().call_later(_CHECK_SECONDS, self._check)
 
     def _check(self) -> None:
-        """Drops replies that stand still, the longest first, until no call lacks memory."""
+        """Drops stalled replies, the longest stalled first, until no call lacks memory."""
         self._timer = None
         if not self._held:
             return

@@ -13,8 +13,8 @@ from service.transport.http2.send_queue import Chunk, SendQueue
 _AT_ONCE_BYTES: Final = 64 * 1024
 # Maximum number of bytes of DATA written in one event-loop iteration.
 _BYTES_PER_ITERATION: Final = 256 * 1024
-# Of what the kernel has not taken yet; with more, writing is paused. Not more, since less than that
-# is counted nowhere, and there may be thousands of connections.
+# High-water mark of the transport's write buffer. Small, since a buffer below it is not counted,
+# and there may be thousands of connections.
 _WRITE_BUFFER_BYTES: Final = 64 * 1024
 # Maximum DATA frame that we send: larger ones would only delay those of other streams.
 _MAX_FRAME_BYTES: Final = 64 * 1024
@@ -274,9 +274,9 @@ class Outbox:
         """Ends a stream now: sends the queued DATA that the windows allow, and drops the rest.
 
         Args:
-            queue: The stream's.
-            block: Trailers, unless all was sent and the stream's own are waiting. Flow control
-                does not hold them back.
+            queue: Send queue of the stream.
+            block: Trailers, which flow control does not hold back. If all DATA can be sent, the
+                stream's own trailers take their place.
         """
         sent, now = 0, self._loop.time()
         while queue.chunks and queue.window > 0 and self._window > 0 and not self._writing_paused:

@@ -9,7 +9,7 @@ Chunk = bytes | memoryview
 
 # Handlers wait while more than this is queued: one message is sent while the next is computed.
 _MAX_QUEUED_BYTES: Final = 64 * 1024
-# Fewer bytes are no progress: a peer could hold a queue for ever by taking one now and then.
+# Fewer bytes are no progress: else a peer could hold a queue for ever by taking one now and then.
 _PROGRESS_BYTES: Final = 4096
 
 
@@ -26,8 +26,7 @@ class SendQueue:
         chunks: DATA that waits for the window, the connection's window or its turn.
         queued_bytes: Length of all chunks.
         sent_bytes: Length of all DATA sent from the queue so far.
-        moved_at: When the peer last let some progress be made, or DATA was queued after none was,
-            on the event loop's clock.
+        moved_at: Time of the last progress, at first that of queueing, on the event loop's clock.
         trailers: Header block to send after the chunks, or None.
         in_turn: Whether the queue is in the outbox's round-robin.
     """
@@ -99,9 +98,9 @@ class SendQueue:
             self._wake()
 
     def detach(self) -> None:
-        """Copies DATA that still waits when this is called again: it is sent slowly.
+        """Copies DATA that is still queued at a second call, which releases the array it views.
 
-        It may be a view of a whole batch's array, of which other callers' rows are the most.
+        That array may be a whole batch's, of which the stream's rows are a small part.
         """
         if self._waited:
             self.chunks = deque(map(_detached, self.chunks))

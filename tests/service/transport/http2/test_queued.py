@@ -23,7 +23,7 @@ BODY = bytes(range(251)) * 400  # 100,400 bytes
 
 
 class Held:
-    """Counts held bytes, of which there may be so many."""
+    """Counts held bytes, up to a limit."""
 
     def __init__(self, most: int = 10**9):
         self.bytes = 0
