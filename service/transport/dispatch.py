@@ -18,7 +18,7 @@ from service.engine.call import Call
 from service.errors import DeadlineExceeded, InvalidArgument, ServiceError, Unimplemented
 from service.observe.logs import REQUEST_ID, clean_request_id, new_request_id
 from service.observe.telemetry import NO_SPAN, Span, Telemetry
-from service.transport.status import CallFailed, RpcStatus
+from service.transport.status import CallFailed, RpcStatus, no_room
 
 _log = logging.getLogger(__name__)
 
@@ -179,6 +179,12 @@ class Dispatcher:
             raise CallFailed(failure) from error
         finally:
             self._end(rpc, call, span, code)
+
+    def without_room(self, size: int) -> RpcStatus:
+        """Records a call whose reply has no room to wait to be read; returns its status."""
+        error = no_room(size)
+        self._telemetry.refused(error)
+        return RpcStatus.of(error)
 
     def _begin(self, rpc: Rpc, call: Call) -> Span:
         REQUEST_ID.set(call.request_id)  # context variable of the call's task

@@ -155,7 +155,7 @@ class GrpcCall:
         if size > self._max_bytes:
             self._refuse(RpcStatus.of(too_large(size, self._max_bytes)))
         elif not self._stream.respond(_HEADERS, (prefix(size), *reply), _OK):
-            self._refuse(RpcStatus.of(no_room(size)))
+            self._refuse(self._dispatcher.without_room(size))
         self._close()
 
     async def _answer_stream(self) -> None:

@@ -21,7 +21,7 @@ from service.transport.dispatch import Authenticate, Dispatcher, Rpc, new_call
 from service.transport.grpcio_calls import OpenCall, OpenCalls
 from service.transport.health import Health
 from service.transport.services import services
-from service.transport.status import CallFailed, RpcStatus, no_room
+from service.transport.status import CallFailed, RpcStatus
 from service.transport.tls import TlsFiles
 from service.transport.unread import Capacity
 
@@ -150,7 +150,7 @@ class GrpcioTransport:
             try:
                 reply = b"".join(await dispatcher.unary(rpc, raw, _call(context)))
                 if rpc.counted and not capacity.has_room(len(reply)):
-                    raise CallFailed(RpcStatus.of(no_room(len(reply))))
+                    raise CallFailed(dispatcher.without_room(len(reply)))
             except CallFailed as error:
                 await _abort(context, error.failure)
             except asyncio.CancelledError:
