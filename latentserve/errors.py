@@ -16,7 +16,6 @@ Arguments that cannot be sent, such as an array of a wrong dtype or shape, raise
 TypeError or ValueError instead, before anything is sent.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +26,8 @@ from latentserve.compat.v1 import compat_pb2
 
 _DETAILS = "grpc-status-details-bin"
 _PUSHBACK = "grpc-retry-pushback-ms"
+# Domain of the ErrorInfo in every error that the server sends.
+_DOMAIN = "latentserve"
 
 
 class LatentserveError(Exception):
@@ -59,7 +60,11 @@ class ServerError(LatentserveError):
         violations: Fields of the request that are wrong.
         retry_seconds: Delay that the server requested before a retry; None if it requested none.
         request_id: Id of the call in the server's log; empty if the call is not logged.
+        answered: Whether the server itself answered; False if the connection to it was lost, or
+            something in between answered, such as a proxy.
     """
+
+    answered: bool = False
 
     def __init__(
         self,
@@ -112,7 +117,7 @@ class DeadlineExceeded(ServerError):
 
 
 class Unavailable(ServerError):
-    """The server cannot be reached, is loading or is draining, and all attempts failed."""
+    """The server cannot be reached, is loading or is draining, and no retry helped."""
 
 
 class Unauthenticated(ServerError):
@@ -120,7 +125,10 @@ class Unauthenticated(ServerError):
 
 
 class InternalError(ServerError):
-    """A bug of the server; the message has the id of the call in the server's log."""
+    """A bug of the server; the message has the id of the call in the server's log.
+
+    Or, if `answered` is False, a stream that a proxy has reset.
+    """
 
 
 _CLASSES: dict[grpc.StatusCode, type[ServerError]] = {
@@ -149,17 +157,19 @@ def from_rpc_error(error: grpc.RpcError, target: str) -> ServerError:
     code = call.code()
     message = call.details() or code.name
     trailers = dict(call.trailing_metadata() or ())
-    reason, metadata, violations = _details(trailers.get(_DETAILS))
-    if code == grpc.StatusCode.UNAVAILABLE and not reason:
+    info, violations = _details(trailers.get(_DETAILS))
+    answered = info.domain == _DOMAIN
+    if code == grpc.StatusCode.UNAVAILABLE and not answered:
         message = f"{target} cannot be reached ({message})"
     pushback = _number(str(trailers.get(_PUSHBACK, "")))
     retry_seconds = None if pushback is None else pushback / 1000
-    request_id = metadata.get("request_id", "")
+    request_id = info.metadata.get("request_id", "")
     made = _CLASSES.get(code, ServerError)(
-        message, code, reason, violations, retry_seconds, request_id
+        message, code, info.reason, violations, retry_seconds, request_id
     )
+    made.answered = answered
     if isinstance(made, InvalidArgument):
-        made.index = _number(metadata.get("index", ""))
+        made.index = _number(info.metadata.get("index", ""))
     return made
 
 
@@ -168,22 +178,23 @@ def _number(text: str) -> int | None:
     return int(text) if text.isdecimal() and len(text) < 20 else None
 
 
-def _details(raw: object) -> tuple[str, Mapping[str, str], tuple[Violation, ...]]:
-    """Returns the ErrorInfo's reason and metadata, and the field violations; empty if not sent."""
-    reason: str = ""
-    metadata: Mapping[str, str] = {}
+def _details(raw: object) -> tuple[compat_pb2.RpcErrorInfo, tuple[Violation, ...]]:
+    """Returns the ErrorInfo and the field violations; empty if not sent."""
+    info = compat_pb2.RpcErrorInfo()
     violations: list[Violation] = []
     if not isinstance(raw, bytes):
-        return reason, metadata, ()
+        return info, ()
     try:
         for detail in compat_pb2.RpcStatus.FromString(raw).details:
             name = detail.type_url.rpartition("/")[2]
             if name == "google.rpc.ErrorInfo":
                 info = compat_pb2.RpcErrorInfo.FromString(detail.value)
-                reason, metadata = info.reason, info.metadata
             elif name == "google.rpc.BadRequest":
                 for wrong in compat_pb2.RpcBadRequest.FromString(detail.value).field_violations:
                     violations.append(Violation(wrong.field, wrong.description))
     except DecodeError:
-        return "", {}, ()  # for example of a proxy; status and message are still valid
-    return reason, metadata, tuple(violations)
+        return (
+            compat_pb2.RpcErrorInfo(),
+            (),
+        )  # for example of a proxy; status and message are still valid
+    return info, tuple(violations)

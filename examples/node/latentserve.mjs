@@ -25,6 +25,38 @@ details.loadSync("latentserve/compat/v1/compat.proto");
 const RpcStatus = details.lookupType("latentserve.compat.v1.RpcStatus");
 const RpcBadRequest = details.lookupType("latentserve.compat.v1.RpcBadRequest");
 
+// Calls that found no server are repeated, in up to five attempts (the most that gRPC permits) and
+// about three seconds. A repeated call has the same result, since it carries its seed. tokenRatio:
+// at most one retry for ten calls, so that retries do not multiply an overload.
+const SERVICE_CONFIG = {
+  loadBalancingConfig: [{ round_robin: {} }],
+  methodConfig: [
+    {
+      name: [{ service: "latentserve.v1.LatentService" }],
+      retryPolicy: {
+        maxAttempts: 5,
+        initialBackoff: "0.5s",
+        maxBackoff: "2s",
+        backoffMultiplier: 2,
+        retryableStatusCodes: ["UNAVAILABLE"],
+      },
+    },
+  ],
+  retryThrottling: { maxTokens: 10, tokenRatio: 0.1 },
+};
+
+const CHANNEL_OPTIONS = {
+  "grpc.service_config": JSON.stringify(SERVICE_CONFIG),
+  // The server limits the size of messages; gRPC's default would be 4 MiB.
+  "grpc.max_receive_message_length": -1,
+  // A server that hangs is noticed after at most 14 seconds. It permits one ping every 10 seconds.
+  "grpc.keepalive_time_ms": 10_000,
+  "grpc.keepalive_timeout_ms": 4_000,
+  // A server that is back is noticed within a second, and not within two minutes.
+  "grpc.initial_reconnect_backoff_ms": 100,
+  "grpc.max_reconnect_backoff_ms": 1_000,
+};
+
 /** A failed call: its RPC, its status, and the invalid fields or else the message. */
 export class CallError extends Error {
   constructor(rpc, error) {
@@ -43,9 +75,7 @@ export class Connection {
    */
   constructor(target, timeout) {
     this.timeout = timeout;
-    // The server limits the size of messages; gRPC's default would be 4 MiB.
-    const options = { "grpc.max_receive_message_length": -1 };
-    this.stub = new LatentService(target, grpc.credentials.createInsecure(), options);
+    this.stub = new LatentService(target, grpc.credentials.createInsecure(), CHANNEL_OPTIONS);
   }
 
   /**

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 from collections.abc import Callable
 
 
@@ -56,6 +57,18 @@ def positive_number(text: str) -> float:
     if value > 0:
         return value
     raise argparse.ArgumentTypeError(f"got {text}, wanted a number above 0")
+
+
+def duration(text: str) -> float:
+    """Parses a duration such as `90`, `90s`, `10m` or `2h`; returns seconds.
+
+    Raises:
+        argparse.ArgumentTypeError: `text` is not one.
+    """
+    parts = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smh]?)", text, re.ASCII)
+    if parts is None:
+        raise argparse.ArgumentTypeError(f"got {text}, wanted a duration such as 90s, 10m or 2h")
+    return float(parts[1]) * {"m": 60.0, "h": 3600.0}.get(parts[2], 1.0)
 
 
 def number(text: str) -> float:

@@ -1,12 +1,14 @@
 """`batch encode`, `batch decode` and `batch sample`: resumable jobs over whole data sets."""
 
 import argparse
+import contextlib
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentserve._cli.arguments import positive
+from latentserve._cli.arguments import duration, positive
 from latentserve._cli.common import Run, add_draw, add_resize, command, listing
 from latentserve._cli.connection import add_model, connect
 from latentserve._cli.failures import Failure, printable, reason
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 _SHARD_ROWS = 10_000
 # How long Ctrl-C waits for the request in flight: the server may never answer.
 _PATIENCE_SECONDS = 2.0
+# Number of the failed attempt that is reported.
+_REPORTED_ATTEMPT = 4
 
 
 def add(commands: Any) -> None:
@@ -122,6 +126,14 @@ def _job(
         action="store_true",
         help="check the hashes of finished shards, and write damaged ones again",
     )
+    parser.add_argument(
+        "--patience",
+        type=duration,
+        default="10m",
+        metavar="TIME",
+        help="how long to wait, without any progress, for a server that cannot be reached or is "
+        "full, such as 90s, 10m or 2h; at the start at most --timeout (default: 10m)",
+    )
     add_model(parser)
     return parser
 
@@ -202,7 +214,13 @@ def _with_progress(
             "progress": progress,
         }
         try:
-            with bar, interrupt, interrupt.held(), connect(options) as client:
+            with (
+                bar,
+                interrupt,
+                interrupt.held(),
+                _reporting_retries(bar),
+                connect(options, options.patience) as client,
+            ):
                 done = job(options, client, common)
         except (JobError, MissingPackage, SourceError) as error:
             raise Failure(printable(str(error))) from error
@@ -217,6 +235,27 @@ def _with_progress(
         return 0
 
     return run
+
+
+@contextlib.contextmanager
+def _reporting_retries(bar: ProgressBar) -> Iterator[None]:
+    """Prints a line when calls have failed for a moment and the client goes on trying."""
+    logger = logging.getLogger("latentserve.client")
+
+    class Report(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            # Once for each outage. A server that is only being replaced is not one.
+            if getattr(record, "failed", 0) == _REPORTED_ATTEMPT and isinstance(record.args, tuple):
+                bar.line(f"latentserve batch: {printable(str(record.args[1]))}; trying again")
+
+    report, level = Report(), logger.level
+    logger.addHandler(report)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(report)
+        logger.setLevel(level)
 
 
 class _Latest:

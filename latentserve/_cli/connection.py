@@ -11,6 +11,9 @@ from latentserve._cli.failures import Failure, Usage, reason
 if TYPE_CHECKING:
     from latentserve.client import Client, Tls
 
+# Long enough for a server that restarts, short enough for a wrong address at a terminal.
+_PATIENCE_SECONDS = 2.0
+
 
 def add_connection(parser: argparse.ArgumentParser, timeout: float) -> None:
     """Adds the options of the connection: address, deadline, TLS and token.
@@ -90,16 +93,20 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def connect(options: argparse.Namespace) -> "Client":
+def connect(options: argparse.Namespace, patience: float = _PATIENCE_SECONDS) -> "Client":
     """Makes a client from the options of the connection.
+
+    Args:
+        options: Parsed options.
+        patience: Seconds for which a failed call is repeated.
 
     Raises:
         Usage: `--tls-cert` is given without `--tls-key`, or the other way round.
         Failure: A certificate, key or token file cannot be read or has the wrong content.
     """
-    from latentserve.client import Client
+    from latentserve.client import Client, Retry
 
-    return Client(**connection(options))
+    return Client(**connection(options), retry=Retry(patience_seconds=patience))
 
 
 def connection(options: argparse.Namespace) -> dict[str, Any]:

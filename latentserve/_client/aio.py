@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import itertools
+import math
 import time
 from collections.abc import (
     AsyncGenerator,
@@ -28,6 +30,7 @@ from latentserve._client.options import (
     Tls,
     Token,
     channel_arguments,
+    check_connections,
     metadata_of,
     rpcs_of,
 )
@@ -52,10 +55,10 @@ from latentserve._client.plans import (
     Send,
     StreamPlan,
     UnaryCall,
-    back_off,
     ended_early,
     too_slow,
 )
+from latentserve._client.retries import Attempts, Retries
 from latentserve._client.values import (
     Interpolation,
     ModelInfo,
@@ -68,7 +71,6 @@ from latentserve._client.values import (
 )
 from latentserve.compat.v1 import compat_pb2
 from latentserve.errors import (
-    DeadlineExceeded,
     ServerError,
     from_rpc_error,
 )
@@ -93,6 +95,9 @@ class AsyncClient:
             each call.
         retry: When and how often a failed call is repeated.
         keepalive: How a dead connection is detected.
+        connections: Number of connections to each server; calls take turns on them. Several
+            spread the calls over the workers of a server, or over servers behind a load balancer
+            that distributes connections: all calls of a connection are answered by one of them.
         coalesce: Join concurrent small calls of `encode`, `decode`, `reconstruct` and `score`
             into one message, if they have the same model and options and draw nothing. A call
             is sent at once if none is in flight; calls made before its reply are sent together
@@ -108,20 +113,26 @@ class AsyncClient:
         token: Token | None = None,
         retry: Retry = Retry(),  # noqa: B008 - frozen
         keepalive: Keepalive = Keepalive(),  # noqa: B008 - frozen
+        connections: int = 1,
         coalesce: bool = False,
     ):
         self.target = target
         self._timeout = timeout
         self._token = token
-        self._retry = retry
+        self._retries = Retries(retry)
         self._limits = Limits()
         self._coalescer = Coalescer(self._run_joined) if coalesce else None
-        options = channel_arguments(retry, keepalive, tls)
-        if tls is None:
-            self._channel = grpc.aio.insecure_channel(target, options=options)
-        else:
-            self._channel = grpc.aio.secure_channel(target, tls.credentials(), options=options)
-        self._rpcs = rpcs_of(self._channel)
+        self._closed = False
+        check_connections(connections)
+        options = channel_arguments(keepalive, tls, connections)
+        credentials = None if tls is None else tls.credentials()
+        self._channels = [
+            grpc.aio.insecure_channel(target, options=options)
+            if credentials is None
+            else grpc.aio.secure_channel(target, credentials, options=options)
+            for _ in range(connections)
+        ]
+        self._rpcs = itertools.cycle([rpcs_of(channel) for channel in self._channels])
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -136,7 +147,9 @@ class AsyncClient:
 
     async def aclose(self) -> None:
         """Closes the connections; calls in flight are cancelled."""
-        await self._channel.close(None)
+        self._closed = True
+        for channel in self._channels:
+            await channel.close(None)
 
     async def is_serving(self, model: str = "", *, timeout: float | None = None) -> bool:
         """Returns whether the server, or one of its models, is ready for calls.
@@ -514,7 +527,9 @@ class AsyncClient:
             FailedPrecondition: The model has no prior, or a label was given and the prior has no
                 classes.
         """
-        plan = streams.sample_stream(self._retry, n, dtype=dtype, chunk_rows=chunk_rows, **options)
+        plan = streams.sample_stream(
+            self._retries, n, dtype=dtype, chunk_rows=chunk_rows, **options
+        )
         return self._stream(plan, timeout)
 
     def encode_stream(
@@ -555,7 +570,7 @@ class AsyncClient:
         """
         plan = streams.encode_stream(
             self._limits,
-            self._retry,
+            self._retries,
             draw=draw,
             seed=seed,
             offset=offset,
@@ -595,7 +610,7 @@ class AsyncClient:
             InvalidArgument: A batch is invalid.
         """
         plan = streams.decode_stream(
-            self._limits, self._retry, dtype=dtype, window=window, model=model, version=version
+            self._limits, self._retries, dtype=dtype, window=window, model=model, version=version
         )
         return self._stream(plan, timeout, batches)
 
@@ -678,14 +693,17 @@ class AsyncClient:
                                 if stream is not None:
                                     stream.cancel()
                                 metadata = metadata_of(self._token)
-                                stream = self._rpcs[step.rpc](step.request, metadata=metadata)
+                                method = next(self._rpcs)[step.rpc]
+                                stream = method(step.request, metadata=metadata)
                             case BackOff():
                                 await asyncio.sleep(step.seconds)
+                                if self._closed:
+                                    raise step.error
                             case UnaryCall():
-                                outcome = await self._call(step, seconds)
+                                outcome = await self._call(step, seconds, math.inf)
                     except ServerError as error:
-                        if isinstance(step, (Deliver, NextBatch)):
-                            raise  # an error in the caller's code
+                        if isinstance(step, (Deliver, NextBatch)) or self._closed:
+                            raise  # an error in the caller's code, or the end of the client
                         step = plan.throw(error)
                     else:
                         step = plan.send(outcome)
@@ -700,13 +718,12 @@ class AsyncClient:
 
         Raises:
             DeadlineExceeded: Flow control blocked the message for too long.
-            Unavailable: The stream has ended.
+            ServerError: The stream has ended.
         """
         try:
             await self._within(stream.write(request), seconds)
-        except DeadlineExceeded:
-            raise
-        except (ServerError, asyncio.InvalidStateError) as error:
+        except asyncio.InvalidStateError as error:
+            await self._receive(stream, seconds)  # raises the status that it ended with
             raise ended_early(self.target) from error
 
     async def _receive(self, stream: Any, seconds: float) -> Any:
@@ -731,26 +748,43 @@ class AsyncClient:
         except grpc.RpcError as error:
             raise from_rpc_error(error, self.target) from error
 
-    async def _call(self, call: UnaryCall, seconds: float) -> Any:
-        """Makes a unary call; retries after the delay that an overloaded server requests."""
-        deadline = time.monotonic() + seconds
-        attempt = 0
+    async def _call(self, call: UnaryCall, seconds: float, deadline: float | None = None) -> Any:
+        """Makes a unary call, in as many attempts as it takes.
+
+        Args:
+            call: The call.
+            seconds: Deadline of an attempt, in seconds from its start.
+            deadline: Deadline of all attempts, a time of `time.monotonic()`; None for that of
+                the first one.
+        """
+        began = time.monotonic()
+        deadline = began + seconds if deadline is None else deadline
+        left = seconds
+        attempts: Attempts | None = None
         while True:
-            left = max(0.0, deadline - time.monotonic())
             metadata = metadata_of(self._token)
             try:
-                return await self._attempt(call.rpc, call.request, left, metadata)
+                reply = await self._attempt(call.rpc, call.request, left, metadata)
             except ServerError as error:
-                attempt += 1
-                wait = back_off(error, attempt, self._retry, stream=False)
-                if time.monotonic() + wait >= deadline:
+                if not call.repeats or self._closed:
                     raise
-                await asyncio.sleep(wait)
+                attempts = attempts or self._retries.attempts(deadline)
+                for wait in attempts.waits(error):
+                    await asyncio.sleep(wait)
+                    if self._closed:
+                        raise
+                left = max(0.0, min(seconds, deadline - time.monotonic()))
+            else:
+                if attempts is None:
+                    self._retries.add_call(began)
+                else:
+                    attempts.succeeded()
+                return reply
 
     async def _attempt(self, rpc: str, request: Any, seconds: float, metadata: Any = ()) -> Any:
         """Makes one attempt of a unary call."""
         try:
-            return await self._rpcs[rpc](request, timeout=seconds, metadata=metadata)
+            return await next(self._rpcs)[rpc](request, timeout=seconds, metadata=metadata)
         except grpc.RpcError as error:
             raise from_rpc_error(error, self.target) from error
 

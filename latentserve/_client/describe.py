@@ -84,7 +84,7 @@ def reload() -> Plan[Reloaded]:
         return tuple(ModelIdentity(model.name, model.version) for model in models)
 
     reply: admin_service_pb2.ReloadResponse
-    reply = yield UnaryCall("Reload", admin_service_pb2.ReloadRequest())
+    reply = yield UnaryCall("Reload", admin_service_pb2.ReloadRequest(), repeats=False)
     return Reloaded(
         serving=identities(reply.serving),
         added=identities(reply.added),

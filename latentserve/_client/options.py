@@ -10,9 +10,10 @@ import grpc
 
 from latentserve import __version__
 from latentserve.compat.v1 import compat_pb2
-from latentserve.v1 import admin_service_pb2_grpc, latent_service_pb2, latent_service_pb2_grpc
+from latentserve.v1 import admin_service_pb2_grpc, latent_service_pb2_grpc
 
 SERVICE = "latentserve.v1.LatentService"
+_SERVICE_CONFIG = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
 
 #: A bearer token, or a function that returns the current one.
 Token = str | Callable[[], str]
@@ -52,25 +53,34 @@ class Tls:
 class Retry:
     """When and how often a failed call is repeated.
 
-    A call is repeated if the server cannot be reached, is draining or stopping, or is full and
-    says when to retry. A repeated call has the same result, since its seed is chosen before the
-    first attempt.
+    A call is repeated if the server cannot be reached, is loading, draining or stopping, if the
+    connection is lost before the reply, or if the server is full and says when to retry. A
+    repeated call has the same result, since its seed is chosen before the first attempt.
+
+    The back-off before an attempt is random, from zero to a bound that grows (full jitter). A
+    client makes at most 10 retries over ten seconds, and 0.2 for each answered call, not counting
+    those that find no server or replace a lost call; further ones wait.
 
     Attributes:
-        attempts: Maximum number of attempts, 1 (no retries) to 5 (the limit of gRPC).
-        initial_seconds: Back-off before the second attempt, varied at random by up to 20 %.
-        most_seconds: Maximum back-off.
-        multiplier: Factor from one back-off to the next.
+        attempts: Maximum number of attempts; 1 for no retries, None for no limit.
+        patience_seconds: Time after the first failure in which a call is repeated, within its
+            deadline; of a stream the time since its last reply.
+        initial_seconds: Bound of the back-off before the second attempt.
+        most_seconds: Maximum bound of the back-off.
+        multiplier: Factor from one bound to the next.
     """
 
-    attempts: int = 4
+    attempts: int | None = None
+    patience_seconds: float = 20.0
     initial_seconds: float = 0.1
-    most_seconds: float = 2.0
+    most_seconds: float = 1.0
     multiplier: float = 2.0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.attempts <= 5:
-            raise ValueError(f"attempts: got {self.attempts}, wanted 1 to 5")
+        if self.attempts is not None and self.attempts < 1:
+            raise ValueError(f"attempts: got {self.attempts}, wanted at least 1")
+        if not self.patience_seconds >= 0:
+            raise ValueError(f"patience_seconds: got {self.patience_seconds}, wanted at least 0")
         if not (0 < self.initial_seconds <= self.most_seconds and self.multiplier >= 1):
             raise ValueError(
                 f"retry: got {self}, wanted 0 < initial_seconds <= most_seconds and a multiplier "
@@ -78,43 +88,69 @@ class Retry:
             )
 
     def wait(self, attempt: int) -> float:
-        """Returns the back-off in seconds after the given number of failed attempts, from 1."""
-        return min(self.most_seconds, self.initial_seconds * self.multiplier ** (attempt - 1))
+        """Returns the longest back-off in seconds after a number of failed attempts, from 1."""
+        try:
+            grown = self.initial_seconds * self.multiplier ** (attempt - 1)
+        except OverflowError:
+            return self.most_seconds
+        return min(self.most_seconds, grown)
 
 
 @dataclass(frozen=True)
 class Keepalive:
     """How a dead connection is detected while calls are in flight: by HTTP/2 pings.
 
+    By default a server that hangs is noticed after at most 14 seconds; its calls then fail and
+    are repeated on another connection.
+
     Attributes:
         interval_seconds: Time between two pings; the server permits one every 10 seconds.
         timeout_seconds: Time without an answer to a ping after which a connection is dead.
     """
 
-    interval_seconds: float = 30.0
-    timeout_seconds: float = 10.0
+    interval_seconds: float = 10.0
+    timeout_seconds: float = 4.0
 
 
 def channel_arguments(
-    retry: Retry, keepalive: Keepalive, tls: Tls | None
+    keepalive: Keepalive, tls: Tls | None, connections: int = 1
 ) -> list[tuple[str, object]]:
-    """Returns the arguments of a gRPC channel."""
+    """Returns the arguments of a gRPC channel, one of `connections` to the same target."""
     arguments: list[tuple[str, object]] = [
-        ("grpc.service_config", _service_config(retry)),
-        ("grpc.enable_retries", int(retry.attempts > 1)),
-        # Larger requests are not retried; gRPC's default is 256 KiB.
+        ("grpc.service_config", _SERVICE_CONFIG),
+        # Calls that no server has seen are repeated by gRPC, larger ones than this are not; its
+        # default is 256 KiB. All other retries are `retries.Attempts`.
         ("grpc.per_rpc_retry_buffer_size", 256 * 2**20),
+        # Channels with equal arguments would share their connections.
+        ("grpc.use_local_subchannel_pool", int(connections > 1)),
+        # A server that is back is noticed within a second, and its new address within five; by
+        # default it takes gRPC up to two minutes, and half a minute.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+        ("grpc.dns_min_time_between_resolutions_ms", 5000),
         # No limit: the server enforces its limits, and the client splits arrays to fit.
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", -1),
         ("grpc.keepalive_time_ms", round(1000 * keepalive.interval_seconds)),
         ("grpc.keepalive_timeout_ms", round(1000 * keepalive.timeout_seconds)),
+        # A minute by default, and then keepalive_timeout_ms has no effect.
+        ("grpc.http2.ping_timeout_ms", round(1000 * keepalive.timeout_seconds)),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.primary_user_agent", f"latentserve/{__version__}"),
     ]
     if tls is not None and tls.server_name:
         arguments.append(("grpc.ssl_target_name_override", tls.server_name))
     return arguments
+
+
+def check_connections(connections: int) -> None:
+    """Checks the number of connections of a client.
+
+    Raises:
+        ValueError: It is less than 1.
+    """
+    if connections < 1:
+        raise ValueError(f"connections: got {connections}, wanted at least 1")
 
 
 def rpcs_of(channel: Any) -> dict[str, Any]:
@@ -141,25 +177,6 @@ def metadata_of(token: Token | None) -> tuple[tuple[str, str], ...]:
     if not value or not value.isascii() or not value.isprintable():
         raise ValueError("token: got an empty or unprintable one, wanted printable ASCII")
     return (("authorization", f"Bearer {value}"),)
-
-
-def _service_config(retry: Retry) -> str:
-    # Unary methods only: if the connection breaks before the first message of a stream, gRPC
-    # 1.85.1 retries for ever and cannot be cancelled. Plans resume streams instead.
-    service = latent_service_pb2.DESCRIPTOR.services_by_name["LatentService"]
-    unary = [method.name for method in service.methods if not method.server_streaming]
-    config: dict[str, object] = {"name": [{"service": SERVICE, "method": name} for name in unary]}
-    if retry.attempts > 1:
-        config["retryPolicy"] = {
-            "maxAttempts": retry.attempts,
-            "initialBackoff": f"{retry.initial_seconds}s",
-            "maxBackoff": f"{retry.most_seconds}s",
-            "backoffMultiplier": retry.multiplier,
-            # CANCELLED: a grpcio server that stops sends it for calls that it has not started.
-            # Not RESOURCE_EXHAUSTED: a message that is too large has that status too.
-            "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
-        }
-    return json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": [config]})
 
 
 def _content(source: Path | bytes | None) -> bytes | None:

@@ -6,15 +6,13 @@ steps and returns the result. The plan of a stream yields steps of all classes, 
 results by `Deliver` steps.
 """
 
-import random
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import grpc
 
-from latentserve._client.options import Retry
-from latentserve.errors import DeadlineExceeded, ResourceExhausted, ServerError, Unavailable
+from latentserve.errors import DeadlineExceeded, ServerError, Unavailable
 
 T = TypeVar("T")
 
@@ -24,10 +22,17 @@ END = object()
 
 @dataclass(frozen=True)
 class UnaryCall:
-    """Step that makes a unary call; its outcome is the reply."""
+    """Step that makes a unary call; its outcome is the reply.
+
+    Attributes:
+        rpc: Name of the method.
+        request: The request message.
+        repeats: Whether a failed attempt may be repeated.
+    """
 
     rpc: str
     request: Any
+    repeats: bool = True
 
 
 @dataclass(frozen=True)
@@ -69,9 +74,15 @@ class Deliver(Generic[T]):
 
 @dataclass(frozen=True)
 class BackOff:
-    """Step that waits before the next attempt."""
+    """Step that waits before the next attempt.
+
+    Attributes:
+        seconds: Time to wait.
+        error: Why the latest attempt failed, raised if the client is closed meanwhile.
+    """
 
     seconds: float
+    error: ServerError
 
 
 #: Plan of unary calls, which returns the result.
@@ -80,29 +91,6 @@ Plan: TypeAlias = Generator[UnaryCall, Any, T]
 StreamPlan: TypeAlias = Generator[
     UnaryCall | OpenStream | Send | Receive | NextBatch | BackOff | Deliver[T], Any, None
 ]
-
-
-def back_off(error: ServerError, attempt: int, retry: Retry, *, stream: bool) -> float:
-    """Returns the seconds to wait before another attempt.
-
-    Args:
-        error: Why the last attempt failed.
-        attempt: Number of failed attempts since the last reply.
-        retry: The client's retry policy.
-        stream: Whether the call is a stream. These are resumed here after a lost connection;
-            unary calls are retried by gRPC itself.
-
-    Raises:
-        ServerError: `error` itself, if another attempt would not help or none is left.
-    """
-    if attempt >= retry.attempts:
-        raise error
-    if isinstance(error, ResourceExhausted) and error.retry_seconds is not None:
-        return error.retry_seconds * random.uniform(1.0, 1.2)
-    disconnected = isinstance(error, Unavailable) or error.code == grpc.StatusCode.CANCELLED
-    if stream and disconnected:
-        return retry.wait(attempt) * random.uniform(0.8, 1.2)
-    raise error
 
 
 def ended_early(target: str) -> Unavailable:

@@ -10,7 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from latentserve._client import chunks, codec, requests
 from latentserve._client.describe import Limits, limits_of
-from latentserve._client.options import Retry
 from latentserve._client.parameters import ArrayFormat, Images, Sampling
 from latentserve._client.plans import (
     END,
@@ -21,8 +20,8 @@ from latentserve._client.plans import (
     Receive,
     Send,
     StreamPlan,
-    back_off,
 )
+from latentserve._client.retries import Retries
 from latentserve._client.values import Posterior, Samples
 from latentserve.errors import InvalidArgument, ServerError
 from latentserve.v1 import latent_service_pb2 as pb
@@ -46,19 +45,19 @@ class _Chunk:
 
 
 def sample_stream(
-    retry: Retry, n: int, *, dtype: ArrayFormat, chunk_rows: int, **options: Unpack[Sampling]
+    retries: Retries, n: int, *, dtype: ArrayFormat, chunk_rows: int, **options: Unpack[Sampling]
 ) -> StreamPlan[Samples]:
     """Draws images from the prior, chunk by chunk."""
     # Its count and offset always describe the images that are still missing.
     request = requests.sample_request(n, requests.array_format(dtype), latents=True, **options)
-    attempt = 0
+    attempts = retries.attempts()
     while request.count:
         message = pb.SampleStreamRequest(request=request, chunk_rows=chunk_rows)
         yield OpenStream("SampleStream", message)
         try:
             while request.count:
                 reply = yield Receive()
-                attempt = 0
+                attempts.succeeded()
                 samples = requests.samples_of([reply.response])
                 request.count -= len(samples.images)
                 # After the last image the offset may be 2^64, which the field cannot hold.
@@ -68,13 +67,13 @@ def sample_stream(
             with contextlib.suppress(ServerError):
                 yield Receive()
         except ServerError as error:
-            attempt += 1
-            yield BackOff(back_off(error, attempt, retry, stream=True))
+            for seconds in attempts.waits(error):
+                yield BackOff(seconds, error)
 
 
 def encode_stream(
     limits: Limits,
-    retry: Retry,
+    retries: Retries,
     *,
     draw: bool,
     seed: int | None,
@@ -105,11 +104,11 @@ def encode_stream(
     def result(replies: list[pb.EncodeResponse]) -> Posterior:
         return requests.posterior_of(replies, seed)
 
-    yield from _exchange("EncodeStream", cut, result, window, retry)
+    yield from _exchange("EncodeStream", cut, result, window, retries)
 
 
 def decode_stream(
-    limits: Limits, retry: Retry, *, dtype: ArrayFormat, window: int, model: str, version: int
+    limits: Limits, retries: Retries, *, dtype: ArrayFormat, window: int, model: str, version: int
 ) -> StreamPlan[NDArray[Any]]:
     """Decodes batches of latents."""
     max_rows, _ = yield from limits_of(limits, model, version, files=False)
@@ -126,7 +125,7 @@ def decode_stream(
     def result(replies: list[pb.DecodeResponse]) -> NDArray[Any]:
         return codec.joined([reply.images.tensor for reply in replies])
 
-    yield from _exchange("DecodeStream", cut, result, window, retry)
+    yield from _exchange("DecodeStream", cut, result, window, retries)
 
 
 def _exchange(
@@ -134,7 +133,7 @@ def _exchange(
     cut: Callable[[Any], Iterator[_Chunk]],
     result: Callable[[list[Any]], T],
     window: int,
-    retry: Retry,
+    retries: Retries,
 ) -> StreamPlan[T]:
     """Sends batches, at most `window` chunks ahead of the replies, and delivers their results.
 
@@ -143,7 +142,7 @@ def _exchange(
         cut: Cuts a batch into chunks.
         result: Makes the result of a batch from the replies to its chunks.
         window: Maximum number of chunks without a reply.
-        retry: The client's retry policy.
+        retries: The client's retry policy and budget.
     """
     if window < 1:
         raise ValueError(f"window: got {window}, wanted at least 1")
@@ -151,7 +150,7 @@ def _exchange(
     ended = False
     unanswered: deque[_Chunk] = deque()
     replies: list[Any] = []
-    attempt = 0
+    attempts = retries.attempts()
     while True:
         yield OpenStream(rpc)
         sent = 0  # number of unanswered chunks that were sent on this stream
@@ -159,7 +158,7 @@ def _exchange(
             while True:
                 # After a failure chunks are sent one at a time: grpc.aio loses the status of a
                 # stream that ends during a write.
-                while sent < (1 if attempt else window):
+                while sent < (1 if attempts.failed else window):
                     while sent == len(unanswered) and not ended:
                         if (chunk := next(batch_chunks, None)) is not None:
                             unanswered.append(chunk)
@@ -174,7 +173,8 @@ def _exchange(
                 if not unanswered:
                     return
                 reply = yield Receive()
-                attempt, sent = 0, sent - 1
+                attempts.succeeded()
+                sent -= 1
                 replies.append(reply.response)
                 if unanswered.popleft().last:
                     yield Deliver(result(replies))
@@ -183,5 +183,5 @@ def _exchange(
             if isinstance(error, InvalidArgument) and unanswered:
                 # Replies come in order, so the error is that of the oldest unanswered chunk.
                 chunks.count_from(error, unanswered[0].start)
-            attempt += 1
-            yield BackOff(back_off(error, attempt, retry, stream=True))
+            for seconds in attempts.waits(error):
+                yield BackOff(seconds, error)

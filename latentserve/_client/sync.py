@@ -1,6 +1,9 @@
 """The blocking client: runs plans with blocking I/O, on grpcio's threads."""
 
 import contextlib
+import itertools
+import math
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
@@ -18,6 +21,7 @@ from latentserve._client.options import (
     Tls,
     Token,
     channel_arguments,
+    check_connections,
     metadata_of,
     rpcs_of,
 )
@@ -42,8 +46,8 @@ from latentserve._client.plans import (
     Send,
     StreamPlan,
     UnaryCall,
-    back_off,
 )
+from latentserve._client.retries import Attempts, Retries
 from latentserve._client.threads import ThreadedStream
 from latentserve._client.values import (
     Interpolation,
@@ -83,6 +87,9 @@ class Client:
             each call.
         retry: When and how often a failed call is repeated.
         keepalive: How a dead connection is detected.
+        connections: Number of connections to each server; calls take turns on them. Several
+            spread the calls over the workers of a server, or over servers behind a load balancer
+            that distributes connections: all calls of a connection are answered by one of them.
     """
 
     def __init__(
@@ -94,18 +101,24 @@ class Client:
         token: Token | None = None,
         retry: Retry = Retry(),  # noqa: B008 - frozen
         keepalive: Keepalive = Keepalive(),  # noqa: B008 - frozen
+        connections: int = 1,
     ):
         self.target = target
         self._timeout = timeout
         self._token = token
-        self._retry = retry
+        self._retries = Retries(retry)
         self._limits = Limits()
-        options = channel_arguments(retry, keepalive, tls)
-        if tls is None:
-            self._channel = grpc.insecure_channel(target, options=options)
-        else:
-            self._channel = grpc.secure_channel(target, tls.credentials(), options=options)
-        self._rpcs = rpcs_of(self._channel)
+        self._closed = threading.Event()
+        check_connections(connections)
+        options = channel_arguments(keepalive, tls, connections)
+        credentials = None if tls is None else tls.credentials()
+        self._channels = [
+            grpc.insecure_channel(target, options=options)
+            if credentials is None
+            else grpc.secure_channel(target, credentials, options=options)
+            for _ in range(connections)
+        ]
+        self._rpcs = itertools.cycle([rpcs_of(channel) for channel in self._channels])
 
     def __enter__(self) -> "Client":
         return self
@@ -120,7 +133,9 @@ class Client:
 
     def close(self) -> None:
         """Closes the connections; calls in flight are cancelled."""
-        self._channel.close()
+        self._closed.set()
+        for channel in self._channels:
+            channel.close()
 
     def is_serving(self, model: str = "", *, timeout: float | None = None) -> bool:
         """Returns whether the server, or one of its models, is ready for calls.
@@ -490,7 +505,9 @@ class Client:
             FailedPrecondition: The model has no prior, or a label was given and the prior has no
                 classes.
         """
-        plan = streams.sample_stream(self._retry, n, dtype=dtype, chunk_rows=chunk_rows, **options)
+        plan = streams.sample_stream(
+            self._retries, n, dtype=dtype, chunk_rows=chunk_rows, **options
+        )
         return self._stream(plan, timeout)
 
     def encode_stream(
@@ -531,7 +548,7 @@ class Client:
         """
         plan = streams.encode_stream(
             self._limits,
-            self._retry,
+            self._retries,
             draw=draw,
             seed=seed,
             offset=offset,
@@ -571,7 +588,7 @@ class Client:
             InvalidArgument: A batch is invalid.
         """
         plan = streams.decode_stream(
-            self._limits, self._retry, dtype=dtype, window=window, model=model, version=version
+            self._limits, self._retries, dtype=dtype, window=window, model=model, version=version
         )
         return self._stream(plan, timeout, batches)
 
@@ -629,40 +646,58 @@ class Client:
                                 outcome = next(source, END)
                             case OpenStream():
                                 metadata = metadata_of(self._token)
-                                stream.open(self._rpcs[step.rpc], step.request, metadata)
+                                method = next(self._rpcs)[step.rpc]
+                                stream.open(method, step.request, metadata)
                             case BackOff():
-                                time.sleep(step.seconds)
+                                if self._closed.wait(step.seconds):
+                                    raise step.error
                             case UnaryCall():
-                                outcome = self._call(step, seconds)
+                                outcome = self._call(step, seconds, math.inf)
                     except ServerError as error:
-                        if isinstance(step, (Deliver, NextBatch)):
-                            raise  # an error in the caller's code
+                        if isinstance(step, (Deliver, NextBatch)) or self._closed.is_set():
+                            raise  # an error in the caller's code, or the end of the client
                         step = plan.throw(error)
                     else:
                         step = plan.send(outcome)
             except StopIteration:
                 return
 
-    def _call(self, call: UnaryCall, seconds: float) -> Any:
-        """Makes a unary call; retries after the delay that an overloaded server requests."""
-        deadline = time.monotonic() + seconds
-        attempt = 0
+    def _call(self, call: UnaryCall, seconds: float, deadline: float | None = None) -> Any:
+        """Makes a unary call, in as many attempts as it takes.
+
+        Args:
+            call: The call.
+            seconds: Deadline of an attempt, in seconds from its start.
+            deadline: Deadline of all attempts, a time of `time.monotonic()`; None for that of
+                the first one.
+        """
+        began = time.monotonic()
+        deadline = began + seconds if deadline is None else deadline
+        left = seconds
+        attempts: Attempts | None = None
         while True:
-            left = max(0.0, deadline - time.monotonic())
             metadata = metadata_of(self._token)
             try:
-                return self._attempt(call.rpc, call.request, left, metadata)
+                reply = self._attempt(call.rpc, call.request, left, metadata)
             except ServerError as error:
-                attempt += 1
-                wait = back_off(error, attempt, self._retry, stream=False)
-                if time.monotonic() + wait >= deadline:
+                if not call.repeats or self._closed.is_set():
                     raise
-                time.sleep(wait)
+                attempts = attempts or self._retries.attempts(deadline)
+                for wait in attempts.waits(error):
+                    if self._closed.wait(wait):
+                        raise
+                left = max(0.0, min(seconds, deadline - time.monotonic()))
+            else:
+                if attempts is None:
+                    self._retries.add_call(began)
+                else:
+                    attempts.succeeded()
+                return reply
 
     def _attempt(self, rpc: str, request: Any, seconds: float, metadata: Any = ()) -> Any:
         """Makes one attempt of a unary call."""
         try:
-            return self._rpcs[rpc](request, timeout=seconds, metadata=metadata)
+            return next(self._rpcs)[rpc](request, timeout=seconds, metadata=metadata)
         except grpc.RpcError as error:
             raise from_rpc_error(error, self.target) from error
 

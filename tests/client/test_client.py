@@ -1,10 +1,8 @@
 """The blocking client against a real server: arguments, results, errors and retries."""
 
-import contextlib
 import inspect
 import pickle
 import socket
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -26,9 +24,11 @@ from latentserve.client import (
     InvalidArgument,
     Posterior,
     ProtocolError,
+    Retry,
     Unavailable,
 )
 from latentserve.v1 import latent_service_pb2 as pb
+from tests.support.flaky import Failure, Flaky, serving
 from tests.support.processes import Server
 from tests.support.tiny import write_tiny
 
@@ -154,7 +154,8 @@ def test_an_unreachable_server_is_named():
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         target = f"127.0.0.1:{closed.getsockname()[1]}"
-    with Client(target, timeout=20) as client, pytest.raises(Unavailable, match=target):
+    retry = Retry(patience_seconds=1.0)
+    with Client(target, retry=retry) as client, pytest.raises(Unavailable, match=target):
         client.info()
 
 
@@ -189,47 +190,10 @@ def test_max_rows_is_queried_again_after_a_restart_lowered_it(tmp_path):
                 assert (client.sample(50, seed=1) == wanted).all()
 
 
-class _Flaky(grpc.GenericRpcHandler):
-    """A server whose first replies are UNAVAILABLE, or another status."""
-
-    def __init__(self, failures: int, reply=None, code=grpc.StatusCode.UNAVAILABLE):
-        self.code = code
-        self.reply = reply or pb.GetServerInfoResponse(version="9")
-        self.left = failures
-        self.calls = 0
-        self._lock = threading.Lock()
-
-    def service(self, _call):
-        def answer(_request, context):
-            with self._lock:
-                self.calls += 1
-                self.left -= 1
-                failing = self.left >= 0
-            if failing:
-                context.abort(self.code, "not yet")
-            return self.reply.SerializeToString()
-
-        return grpc.unary_unary_rpc_method_handler(answer)
-
-
-@contextlib.contextmanager
-def serving(handler):
-    server = grpc.server(ThreadPoolExecutor(2), handlers=(handler,), options=UNLIMITED)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        server.stop(0).wait()
-
-
-UNLIMITED = [("grpc.max_receive_message_length", -1)]
-
-
 @pytest.mark.parametrize(("failures", "calls"), [(2, 3), (9, 4)])
 def test_unavailable_is_retried_a_few_times(failures, calls):
-    flaky = _Flaky(failures)
-    with serving(flaky) as target, Client(target) as client:
+    flaky = Flaky(failures)
+    with serving(flaky) as target, Client(target, retry=Retry(attempts=4)) as client:
         if failures < calls:
             assert client.info().version == "9"
         else:
@@ -239,7 +203,7 @@ def test_unavailable_is_retried_a_few_times(failures, calls):
 
 
 def test_calls_cancelled_by_a_stopping_server_are_retried():
-    flaky = _Flaky(2, code=grpc.StatusCode.CANCELLED)
+    flaky = Flaky(2, failure=Failure(grpc.StatusCode.CANCELLED))
     with serving(flaky) as target, Client(target) as client:
         assert client.info().version == "9"
     assert flaky.calls == 3
@@ -247,11 +211,11 @@ def test_calls_cancelled_by_a_stopping_server_are_retried():
 
 def test_large_requests_are_retried():
     model = pb.GetModelResponse(model=pb.ModelInfo(name="x", max_rows=10_000))
-    with serving(_Flaky(0, model)) as target, Client(target) as client:
+    with serving(Flaky(0, model)) as target, Client(target) as client:
         client.model()
         learnt = dict(client._limits.rows)
     tensor = codec.to_tensor(np.zeros((4000, 2), np.float32))
-    flaky = _Flaky(2, pb.EncodeResponse(mean=tensor, log_var=tensor))
+    flaky = Flaky(2, pb.EncodeResponse(mean=tensor, log_var=tensor))
     with serving(flaky) as target, Client(target) as client:
         client._limits.rows.update(learnt)
         assert client.encode(np.zeros((4000, 784), np.float32)).mean.shape == (4000, 2)

@@ -16,6 +16,7 @@ from latentserve._client.plans import (
     Receive,
     Send,
 )
+from latentserve._client.retries import Retries
 from latentserve.errors import InvalidArgument, ServerError, Unavailable
 from latentserve.v1 import latent_service_pb2 as pb
 
@@ -25,7 +26,9 @@ RETRY = Retry(attempts=3, initial_seconds=0.1)
 def decode_stream(window):
     """Plan of DecodeStream against a server of 1 latent dimension that accepts 2 rows a message."""
     limits = Limits(rows={("", 0): 2})
-    return streams.decode_stream(limits, RETRY, dtype="float32", window=window, model="", version=0)
+    return streams.decode_stream(
+        limits, Retries(RETRY), dtype="float32", window=window, model="", version=0
+    )
 
 
 class Driver:
@@ -156,7 +159,9 @@ def test_an_error_is_raised_when_not_retryable_or_out_of_attempts(failures, erro
 
 
 def test_a_sample_stream_resumes_after_the_last_chunk():
-    plan = streams.sample_stream(RETRY, 6, dtype="float32", chunk_rows=2, seed=7, offset=10)
+    plan = streams.sample_stream(
+        Retries(RETRY), 6, dtype="float32", chunk_rows=2, seed=7, offset=10
+    )
     driver = Driver(plan, failures=[None, unavailable()]).run()
     assert [len(samples.images) for samples in driver.results] == [2, 2, 2]
     assert driver.said == [

@@ -1,0 +1,178 @@
+"""Both clients when calls are lost: cut off, refused for a moment, or without a server."""
+
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+
+from latentserve.client import (
+    Client,
+    InternalError,
+    ResourceExhausted,
+    Retry,
+    ServerError,
+    Unavailable,
+)
+from latentserve.v1 import latent_service_pb2 as pb
+from tests.support.clients import KINDS, connect
+from tests.support.flaky import CuttingProxy, Failure, Flaky, serving
+
+CODES = grpc.StatusCode
+LOST = (CODES.UNAVAILABLE, CODES.INTERNAL, CODES.CANCELLED, CODES.UNKNOWN, CODES.ABORTED)
+QUICK = Retry(initial_seconds=0.01, most_seconds=0.05)
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return unused.getsockname()[1]
+
+
+@pytest.mark.parametrize("code", LOST)
+def test_a_call_that_was_cut_off_is_repeated_whatever_its_status(kind, code):
+    flaky = Flaky(2, failure=Failure(code))
+    with serving(flaky) as target, connect(kind, target, retry=QUICK) as client:
+        assert client.info().version == "9"
+    assert flaky.calls == 3
+
+
+@pytest.mark.parametrize("code", LOST)
+def test_a_stream_that_was_cut_off_is_resumed_whatever_its_status(kind, code):
+    """Behind Envoy it is INTERNAL (RST_STREAM with error code 2) if the server was killed."""
+    flaky = Flaky(3, failure=Failure(code))
+    with serving(flaky) as target, connect(kind, target, retry=QUICK) as client:
+        chunks = list(client.sample_stream(6, seed=1, offset=10))
+    assert [chunk.latents[0, 0] for chunk in chunks] == [10, 11, 12, 13, 14, 15]
+    assert flaky.calls == 4
+
+
+def test_the_error_info_of_another_service_is_no_answer_of_ours(kind):
+    flaky = Flaky(1, failure=Failure(CODES.INTERNAL, domain="proxy.example"))
+    with serving(flaky) as target, connect(kind, target, retry=QUICK) as client:
+        assert client.info().version == "9"
+
+
+@pytest.mark.parametrize(
+    ("failure", "error"),
+    [
+        (Failure(CODES.INTERNAL, domain="latentserve"), InternalError),
+        (Failure(CODES.PERMISSION_DENIED), ServerError),
+        (Failure(CODES.RESOURCE_EXHAUSTED), ResourceExhausted),
+    ],
+)
+def test_an_answer_is_not_repeated(kind, failure, error):
+    flaky = Flaky(9, failure=failure)
+    with serving(flaky) as target, connect(kind, target, retry=QUICK) as client:
+        with pytest.raises(error) as caught:
+            client.info()
+        assert flaky.calls == 1
+        with pytest.raises(error):
+            list(client.sample_stream(6, seed=1))
+        assert flaky.calls == 2
+    assert caught.value.answered == bool(failure.domain)
+
+
+def test_a_reload_is_not_repeated(kind):
+    flaky = Flaky(9)
+    with serving(flaky) as target, connect(kind, target) as client, pytest.raises(Unavailable):
+        client.reload()
+    assert flaky.calls == 1
+
+
+def test_a_reply_that_is_cut_in_the_middle_is_requested_again(kind):
+    """GRPC's own retries end with the first header of a reply."""
+    large = pb.GetServerInfoResponse(version="9" * 12_000_000)
+    with (
+        serving(Flaky(0, large)) as target,
+        CuttingProxy(target, cuts=2, after_bytes=1_000_000) as proxy,
+        connect(kind, proxy.target) as client,
+    ):
+        assert client.info().version == large.version
+        assert proxy.connections == 3
+
+
+def test_a_server_that_is_away_for_more_than_a_second_costs_no_call(kind, free_port):
+    """Longer than gRPC's own four attempts; a lone server that restarts takes about a second."""
+    flaky = Flaky(0)
+    with connect(kind, f"127.0.0.1:{free_port}") as client, ThreadPoolExecutor(1) as pool:
+        began = time.monotonic()
+        version = pool.submit(lambda: client.info().version)
+        time.sleep(1.3)
+        with serving(flaky, free_port):
+            assert version.result(20) == "9"
+            # No more than the longest back-off and gRPC's own, each up to a second.
+            assert time.monotonic() - began < 5.0
+
+
+def test_a_server_that_stays_away_is_named_when_the_patience_ends(kind, free_port):
+    retry = Retry(patience_seconds=0.5)
+    with connect(kind, f"127.0.0.1:{free_port}", retry=retry) as client:
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match=f"127.0.0.1:{free_port} cannot be reached"):
+            client.info()
+        assert 0.5 <= time.monotonic() - began < 3.0
+
+
+def test_retries_do_not_multiply_an_overload(kind):
+    full = Failure(CODES.RESOURCE_EXHAUSTED, domain="latentserve", pushback_ms=10)
+    flaky = Flaky(10**6, failure=full)
+    with (
+        serving(flaky) as target,
+        connect(kind, target, retry=Retry(patience_seconds=0.5)) as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        for call in [pool.submit(client.info) for _ in range(8)]:
+            with pytest.raises(ResourceExhausted):
+                call.result(20)
+    # 5 at once, and one every two seconds.
+    assert flaky.calls - 8 <= 6
+
+
+@pytest.mark.parametrize("call", [lambda c: c.info(), lambda c: next(c.sample_stream(3))])
+def test_a_client_that_is_closed_ends_its_waiting_calls(kind, free_port, call):
+    with connect(kind, f"127.0.0.1:{free_port}") as client, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(call, client)
+        time.sleep(0.5)
+        (client.close if kind == "sync" else client.aclose)()
+        with pytest.raises(Unavailable):
+            waiting.result(3)
+
+
+def test_a_client_can_have_several_connections(kind):
+    flaky = Flaky(0)
+    with serving(flaky) as target:
+        for _ in range(2):  # the second client does not share those of the first
+            with connect(kind, target, connections=3) as client:
+                for _ in range(6):
+                    client.info()
+                list(client.sample_stream(2, seed=1))
+        assert len(flaky.peers) == 6
+        with connect(kind, target) as client:
+            for _ in range(3):
+                client.info()
+        assert len(flaky.peers) == 7
+    with pytest.raises(ValueError, match="connections: got 0, wanted at least 1"):
+        connect(kind, target, connections=0)
+
+
+def test_threads_share_connections_and_budget():
+    flaky = Flaky(3)
+    with serving(flaky) as target, Client(target, connections=2) as client:
+        barrier = threading.Barrier(8)
+
+        def calls(_number):
+            barrier.wait()
+            return [client.info().version for _ in range(5)]
+
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(calls, range(8))) == [["9"] * 5] * 8
+    assert flaky.calls == 43

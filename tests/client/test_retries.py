@@ -1,0 +1,244 @@
+"""Retries without any I/O: which failures, how long, and the budget."""
+
+import contextlib
+import itertools
+
+import grpc
+import pytest
+
+from latentserve._client import retries
+from latentserve._client.options import Keepalive, Retry, channel_arguments
+from latentserve._client.retries import Attempts, RetryBudget, may_succeed_later
+from latentserve.errors import InternalError, ResourceExhausted, ServerError, Unavailable
+
+CODES = grpc.StatusCode
+ANSWERS = {
+    CODES.INVALID_ARGUMENT, CODES.NOT_FOUND, CODES.ALREADY_EXISTS, CODES.PERMISSION_DENIED,
+    CODES.RESOURCE_EXHAUSTED, CODES.FAILED_PRECONDITION, CODES.OUT_OF_RANGE, CODES.UNIMPLEMENTED,
+    CODES.UNAUTHENTICATED, CODES.DEADLINE_EXCEEDED,
+}  # fmt: skip
+
+
+class Clock:
+    """Monotonic time that passes only when it is told to."""
+
+    def __init__(self, monkeypatch):
+        self.now = 1000.0
+        monkeypatch.setattr(retries.time, "monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    return Clock(monkeypatch)
+
+
+def answered(error):
+    error.answered = True
+    return error
+
+
+def gone(text="Socket closed"):
+    return Unavailable(text, CODES.UNAVAILABLE)
+
+
+def full(seconds=0.05):
+    return answered(
+        ResourceExhausted("full", CODES.RESOURCE_EXHAUSTED, "OVERLOADED", retry_seconds=seconds)
+    )
+
+
+def waited(attempts, error, clock):
+    """Waits as a client does; returns the seconds that it took."""
+    began = clock.now
+    for seconds in attempts.waits(error):
+        clock.now += seconds
+    return clock.now - began
+
+
+def repeated(attempts, error, clock):
+    """Fails again and again; returns the waits in between, until it is raised."""
+    waits = []
+    with contextlib.suppress(ServerError):
+        while True:
+            waits.append(waited(attempts, error, clock))
+    return waits
+
+
+@pytest.mark.parametrize("code", set(CODES) - {CODES.OK})
+def test_a_failure_that_the_server_did_not_answer_is_a_lost_call_whatever_its_status(code):
+    assert may_succeed_later(ServerError("x", code)) == (code not in ANSWERS)
+
+
+def test_of_what_the_server_answered_only_unavailable_may_succeed_later():
+    for code in set(CODES) - {CODES.OK}:
+        assert may_succeed_later(answered(ServerError("x", code))) == (code == CODES.UNAVAILABLE)
+
+
+def test_a_full_server_may_have_room_later_and_a_large_message_is_always_too_large():
+    assert may_succeed_later(full())
+    assert not may_succeed_later(ResourceExhausted("too large", CODES.RESOURCE_EXHAUSTED))
+
+
+def test_calls_are_repeated_until_their_patience_ends(clock):
+    attempts = Attempts(Retry(patience_seconds=20.0), RetryBudget(clock.now))
+    error = gone("x cannot be reached (failed to connect to all addresses)")
+    began = clock.now
+    waits = repeated(attempts, error, clock)
+    # The last attempt is made as the patience ends.
+    assert clock.now - began == pytest.approx(20.0)
+    assert max(waits) <= 1.0
+    assert len(waits) > 20
+
+
+def test_the_back_off_is_random_and_its_bound_grows(clock):
+    retry = Retry(initial_seconds=0.1, most_seconds=1.0)
+    rounds = []
+    for _ in range(200):
+        attempts = Attempts(retry, RetryBudget(clock.now))
+        rounds.append([waited(attempts, gone(), clock) for _ in range(5)])
+    for waits, bound in zip(zip(*rounds, strict=True), (0.1, 0.2, 0.4, 0.8, 1.0), strict=True):
+        assert max(waits) <= bound + 1e-9
+        assert max(waits) > 0.9 * bound
+        assert min(waits) < 0.1 * bound
+
+
+def test_the_back_off_of_the_thousandth_attempt_is_a_number():
+    assert Retry().wait(5000) == 1.0
+
+
+def test_attempts_are_an_upper_bound_where_they_are_given(clock):
+    attempts = Attempts(Retry(attempts=3), RetryBudget(clock.now))
+    waited(attempts, gone(), clock)
+    waited(attempts, gone(), clock)
+    with pytest.raises(Unavailable):
+        waited(attempts, gone(), clock)
+    with pytest.raises(Unavailable):
+        waited(Attempts(Retry(attempts=1), RetryBudget(clock.now)), gone(), clock)
+    with pytest.raises(Unavailable):
+        waited(Attempts(Retry(patience_seconds=0), RetryBudget(clock.now)), gone(), clock)
+
+
+def test_no_attempt_begins_after_the_deadline(clock):
+    attempts = Attempts(Retry(), RetryBudget(clock.now), deadline=clock.now + 3.0)
+    repeated(attempts, gone("failed to connect to all addresses"), clock)
+    assert 1000.0 < clock.now < 1003.0
+
+
+def test_the_delay_that_a_server_requests_is_a_minimum(clock):
+    attempts = Attempts(Retry(initial_seconds=0.01), RetryBudget(clock.now))
+    for _ in range(4):
+        assert waited(attempts, full(0.5), clock) >= 0.5
+    with pytest.raises(ResourceExhausted):
+        waited(attempts, full(60.0), clock)
+
+
+def test_what_is_no_lost_call_is_raised_at_once(clock):
+    attempts = Attempts(Retry(), RetryBudget(clock.now))
+    with pytest.raises(InternalError):
+        waited(attempts, answered(InternalError("a bug", CODES.INTERNAL)), clock)
+    assert clock.now == 1000.0
+
+
+def test_a_reply_begins_the_patience_anew(clock):
+    attempts = Attempts(Retry(patience_seconds=2.0), RetryBudget(clock.now))
+    for _ in range(20):
+        waited(attempts, gone(), clock)
+        assert attempts.failed == 1
+        attempts.succeeded()
+        assert attempts.failed == 0
+        clock.now += 1.0
+
+
+def overloaded(clock, *, calls_per_second, seconds=60):
+    """Times at which 50 callers of a full server retry, while others are answered."""
+    budget = RetryBudget(clock.now)
+    taken = []
+    for _ in range(100 * seconds):
+        clock.now += 0.01
+        for _ in range(round(calls_per_second / 100)):
+            budget.add_call(clock.now)
+        for _ in range(50):
+            if budget.take(clock.now):
+                taken.append(clock.now)
+    return taken
+
+
+def most_in_ten_seconds(times):
+    first = 0
+    most = 0
+    for last, time in enumerate(times):
+        while times[first] < time - 10.0:
+            first += 1
+        most = max(most, last - first + 1)
+    return most
+
+
+def test_there_are_at_most_ten_retries_in_ten_seconds_where_no_call_is_answered(clock):
+    taken = overloaded(clock, calls_per_second=0)
+    assert 8 <= most_in_ten_seconds(taken) <= 10
+    # They are spread: a server that is back is asked within a few seconds.
+    assert max(after - before for before, after in itertools.pairwise(taken)) < 3.0
+
+
+def test_retries_are_at_most_a_fifth_of_the_calls_above_that(clock):
+    taken = overloaded(clock, calls_per_second=500)
+    assert 0.9 * 1000 < most_in_ten_seconds(taken) <= 1.01 * (10 + 1000)
+
+
+def test_calls_of_an_hour_ago_allow_no_retries_now(clock):
+    budget = RetryBudget(clock.now)
+    for _ in range(1000):
+        budget.add_call(clock.now)
+    clock.now += 3600
+    assert sum(budget.take(clock.now) for _ in range(100)) == 5
+
+
+def test_retries_that_find_no_server_or_replace_lost_calls_are_free(clock):
+    budget = RetryBudget(clock.now)
+    not_sent = gone("x cannot be reached (connections to all backends failing; last error: x)")
+    for _ in range(100):
+        attempts = Attempts(Retry(), budget)
+        assert waited(attempts, gone(), clock) <= 0.1
+        for _ in range(3):
+            assert waited(attempts, not_sent, clock) <= 0.8
+        attempts.succeeded()
+
+
+def test_a_retry_without_a_token_waits_for_one_and_then_goes_ahead(clock):
+    budget = RetryBudget(clock.now)
+    while budget.take(clock.now):
+        pass
+    assert 1.0 < waited(Attempts(Retry(), budget), full(), clock) < 6.0
+
+
+def test_a_retry_of_an_overloaded_server_costs_its_token_even_if_it_succeeds(clock):
+    budget = RetryBudget(clock.now)
+    for _ in range(5):
+        attempts = Attempts(Retry(initial_seconds=0.001), budget)
+        waited(attempts, full(0.001), clock)
+        attempts.succeeded()
+    assert sum(budget.take(clock.now) for _ in range(9)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attempts": 0}, "attempts: got 0, wanted at least 1"),
+        ({"patience_seconds": -1.0}, "patience_seconds: got -1.0"),
+        ({"patience_seconds": float("nan")}, "patience_seconds: got nan"),
+        ({"initial_seconds": 2.0}, "initial_seconds <= most_seconds"),
+        ({"multiplier": 0.5}, "multiplier"),
+    ],
+)
+def test_a_policy_that_makes_no_sense_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Retry(**options)
+
+
+def test_a_frozen_server_is_noticed_within_fifteen_seconds_by_default():
+    keepalive = Keepalive()
+    arguments = dict(channel_arguments(keepalive, None))
+    assert arguments["grpc.keepalive_time_ms"] + arguments["grpc.http2.ping_timeout_ms"] <= 15_000
+    assert arguments["grpc.http2.ping_timeout_ms"] == arguments["grpc.keepalive_timeout_ms"]
+    # The server closes connections that ping more often.
+    assert keepalive.interval_seconds >= 10.0
