@@ -35,7 +35,7 @@ const SERVICE_CONFIG = {
       name: [{ service: "latentserve.v1.LatentService" }],
       retryPolicy: {
         maxAttempts: 5,
-        initialBackoff: "0.5s",
+        initialBackoff: "0.2s",
         maxBackoff: "2s",
         backoffMultiplier: 2,
         retryableStatusCodes: ["UNAVAILABLE"],

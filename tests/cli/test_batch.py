@@ -170,7 +170,7 @@ def test_a_lost_server_is_one_line_and_the_job_resumes_with_another_server(serve
     with Server(None, tmp_path / "log") as server:
         server.wait_until_serving()
         there = {"LATENTSERVE_SERVER": server.target}
-        with started(*sample, tmp_path / "j", "--timeout", "2", env=there) as process:
+        with started(*sample, tmp_path / "j", "--patience", "0", env=there) as process:
             wait_for_shards(tmp_path / "j", 1)
             server.process.kill()
             out, err = process.communicate(timeout=60)
@@ -181,6 +181,29 @@ def test_a_lost_server_is_one_line_and_the_job_resumes_with_another_server(serve
     done = run_cli(*sample, tmp_path / "j", env=server_env)
     assert done.returncode == 0, done.stderr
     done = run_cli(*sample, tmp_path / "unbroken", env=server_env)
+    assert contents(tmp_path / "j") == contents(tmp_path / "unbroken")
+
+
+def test_a_job_waits_for_a_server_that_is_away_and_says_so(server_env, tmp_path):
+    sample = ("batch", "sample", "-n", "6000", "--seed", "7", "--shard-rows", "200", "--to")
+    with Server(None, tmp_path / "log") as server:
+        server.wait_until_serving()
+        there = {"LATENTSERVE_SERVER": server.target}
+        with started(*sample, tmp_path / "j", "--patience", "1m", env=there) as process:
+            wait_for_shards(tmp_path / "j", 1)
+            server.process.kill()
+            server.process.wait(30)
+            assert process.stderr is not None
+            line = process.stderr.readline()
+            assert line.startswith(f"latentserve batch: {server.target} cannot be reached")
+            assert line.endswith("; trying again\n")
+            port = server.target.rpartition(":")[2]
+            with Server(None, tmp_path / "log2", "--port", port):
+                out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert "6000 rows in 30 shards" in out
+    done = run_cli(*sample, tmp_path / "unbroken", env=server_env)
+    assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "j") == contents(tmp_path / "unbroken")
 
 

@@ -120,6 +120,10 @@ def test_a_failure_is_one_clear_line_and_status_1(server_env, tmp_path, argument
         (("sample", "--label", "1", "--by-label"), "not allowed with argument"),
         (("sample", "--temperature", "nan"), "argument --temperature: got nan, wanted a number"),
         (("sample", "--truncation", "-1"), "argument --truncation: got -1"),
+        (
+            ("batch", "sample", "-n", "1", "--to", "x", "--patience", "10 minutes"),
+            "argument --patience: got 10 minutes, wanted a duration such as 90s, 10m or 2h",
+        ),
         (("sample", "--timeout", "soon"), "argument --timeout: got soon, wanted a number"),
         (("sample", "--timeout", "-1"), "argument --timeout: got -1, wanted a number above 0"),
         (("sample", "--model-version", "two"), "argument --model-version: got two"),

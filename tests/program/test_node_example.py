@@ -15,6 +15,7 @@ from latentserve._cli.png import grid
 from latentserve.client import Client
 from tests.support import ROOT
 from tests.support.environments import node_modules
+from tests.support.flaky import Flaky, serving
 from tests.support.processes import Server
 
 pytestmark = pytest.mark.skipif(shutil.which("npm") is None, reason="there is no npm")
@@ -37,9 +38,11 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / EXAMPLE
 
 
-def run(example: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run(
+    example: Path, *arguments: str | Path, command: tuple[str, ...] = ("client.mjs",)
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["node", "client.mjs", *map(str, arguments)],
+        ["node", *command, *map(str, arguments)],
         cwd=example,
         capture_output=True,
         text=True,
@@ -132,6 +135,20 @@ def test_node_reports_an_unreachable_server(example: Path) -> None:
     done = run(example, "--server", "127.0.0.1:1")
     assert done.returncode == 1
     assert done.stderr.startswith("GetServerInfo: UNAVAILABLE: ")
+
+
+def test_node_retries_an_unavailable_server(example: Path) -> None:
+    program = (
+        'import { Connection } from "./latentserve.mjs";'
+        "const connection = new Connection(process.argv[1], 20);"
+        'console.log((await connection.call("GetServerInfo", {})).version);'
+        "connection.close();"
+    )
+    flaky = Flaky(2)
+    with serving(flaky) as target:
+        done = run(example, target, command=("--input-type=module", "-e", program))
+    assert (done.stdout, done.stderr) == ("9\n", "")
+    assert flaky.calls == 3
 
 
 def test_node_reports_a_model_without_a_prior(
