@@ -58,7 +58,8 @@ from latentserve._client.plans import (
     ended_early,
     too_slow,
 )
-from latentserve._client.retries import Attempts, Retries
+from latentserve._client.retries import Attempts, Retries, may_succeed_later
+from latentserve._client.turns import LONGEST_WAIT_SECONDS, Turn, Turns
 from latentserve._client.values import (
     Interpolation,
     ModelInfo,
@@ -71,6 +72,7 @@ from latentserve._client.values import (
 )
 from latentserve.compat.v1 import compat_pb2
 from latentserve.errors import (
+    ResourceExhausted,
     ServerError,
     from_rpc_error,
 )
@@ -120,6 +122,7 @@ class AsyncClient:
         self._timeout = timeout
         self._token = token
         self._retries = Retries(retry)
+        self._turns = Turns(asyncio.Event, limits=retry.repeats)
         self._limits = Limits()
         self._coalescer = Coalescer(self._run_joined) if coalesce else None
         self._closed = False
@@ -148,6 +151,7 @@ class AsyncClient:
     async def aclose(self) -> None:
         """Closes the connections; calls in flight are cancelled."""
         self._closed = True
+        self._turns.close()
         for channel in self._channels:
             await channel.close(None)
 
@@ -762,10 +766,16 @@ class AsyncClient:
         left = seconds
         attempts: Attempts | None = None
         while True:
-            metadata = metadata_of(self._token)
+            turn = self._turns.enter(again=attempts is not None)
             try:
+                if turn is not None:
+                    await self._wait_for(turn, deadline)
+                    left = max(0.0, min(seconds, deadline - time.monotonic()))
+                metadata = metadata_of(self._token)
                 reply = await self._attempt(call.rpc, call.request, left, metadata)
             except ServerError as error:
+                is_full = isinstance(error, ResourceExhausted) and may_succeed_later(error)
+                (self._turns.refused if is_full else self._turns.ended)(turn)
                 if not call.repeats or self._closed:
                     raise
                 attempts = attempts or self._retries.attempts(deadline)
@@ -774,12 +784,25 @@ class AsyncClient:
                     if self._closed:
                         raise
                 left = max(0.0, min(seconds, deadline - time.monotonic()))
+            except BaseException:
+                self._turns.ended(turn)
+                raise
             else:
+                self._turns.answered(turn)
                 if attempts is None:
                     self._retries.add_call(began)
                 else:
                     attempts.succeeded()
                 return reply
+
+    async def _wait_for(self, turn: Turn, deadline: float) -> None:
+        """Waits for the turn of an attempt, but not for ever."""
+        left = min(LONGEST_WAIT_SECONDS, deadline - time.monotonic())
+        try:
+            async with asyncio.timeout(left):
+                await turn.event.wait()
+        except TimeoutError:
+            self._turns.begin(turn)
 
     async def _attempt(self, rpc: str, request: Any, seconds: float, metadata: Any = ()) -> Any:
         """Makes one attempt of a unary call."""

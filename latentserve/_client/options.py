@@ -87,6 +87,11 @@ class Retry:
                 "of at least 1"
             )
 
+    @property
+    def repeats(self) -> bool:
+        """Whether failed calls are repeated at all."""
+        return self.attempts != 1 and self.patience_seconds > 0
+
     def wait(self, attempt: int) -> float:
         """Returns the longest back-off in seconds after a number of failed attempts, from 1."""
         try:

@@ -47,8 +47,9 @@ from latentserve._client.plans import (
     StreamPlan,
     UnaryCall,
 )
-from latentserve._client.retries import Attempts, Retries
+from latentserve._client.retries import Attempts, Retries, may_succeed_later
 from latentserve._client.threads import ThreadedStream
+from latentserve._client.turns import LONGEST_WAIT_SECONDS, Turn, Turns
 from latentserve._client.values import (
     Interpolation,
     ModelInfo,
@@ -61,6 +62,7 @@ from latentserve._client.values import (
 )
 from latentserve.compat.v1 import compat_pb2
 from latentserve.errors import (
+    ResourceExhausted,
     ServerError,
     from_rpc_error,
 )
@@ -107,6 +109,7 @@ class Client:
         self._timeout = timeout
         self._token = token
         self._retries = Retries(retry)
+        self._turns = Turns(threading.Event, limits=retry.repeats)
         self._limits = Limits()
         self._closed = threading.Event()
         check_connections(connections)
@@ -134,6 +137,7 @@ class Client:
     def close(self) -> None:
         """Closes the connections; calls in flight are cancelled."""
         self._closed.set()
+        self._turns.close()
         for channel in self._channels:
             channel.close()
 
@@ -676,10 +680,16 @@ class Client:
         left = seconds
         attempts: Attempts | None = None
         while True:
-            metadata = metadata_of(self._token)
+            turn = self._turns.enter(again=attempts is not None)
             try:
+                if turn is not None:
+                    self._wait_for(turn, deadline)
+                    left = max(0.0, min(seconds, deadline - time.monotonic()))
+                metadata = metadata_of(self._token)
                 reply = self._attempt(call.rpc, call.request, left, metadata)
             except ServerError as error:
+                is_full = isinstance(error, ResourceExhausted) and may_succeed_later(error)
+                (self._turns.refused if is_full else self._turns.ended)(turn)
                 if not call.repeats or self._closed.is_set():
                     raise
                 attempts = attempts or self._retries.attempts(deadline)
@@ -687,12 +697,22 @@ class Client:
                     if self._closed.wait(wait):
                         raise
                 left = max(0.0, min(seconds, deadline - time.monotonic()))
+            except BaseException:
+                self._turns.ended(turn)
+                raise
             else:
+                self._turns.answered(turn)
                 if attempts is None:
                     self._retries.add_call(began)
                 else:
                     attempts.succeeded()
                 return reply
+
+    def _wait_for(self, turn: Turn, deadline: float) -> None:
+        """Waits for the turn of an attempt, but not for ever."""
+        left = min(LONGEST_WAIT_SECONDS, deadline - time.monotonic())
+        if not turn.event.wait(left):
+            self._turns.begin(turn)
 
     def _attempt(self, rpc: str, request: Any, seconds: float, metadata: Any = ()) -> Any:
         """Makes one attempt of a unary call."""

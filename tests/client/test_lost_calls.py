@@ -137,6 +137,43 @@ def test_retries_do_not_multiply_an_overload(kind):
     assert flaky.calls - 8 <= 6
 
 
+class Narrow(Flaky):
+    """Takes three calls at a time, each for 30 ms, and refuses others."""
+
+    def __init__(self):
+        super().__init__(0, failure=Failure(CODES.RESOURCE_EXHAUSTED, "latentserve", 10))
+        self.refused = 0
+        self._room = threading.Semaphore(3)
+
+    def _fails(self, context):
+        super()._fails(context)
+        if not self._room.acquire(blocking=False):
+            self.refused += 1
+            return True
+        time.sleep(0.03)
+        self._room.release()
+        return False
+
+
+def test_the_callers_of_a_full_server_take_turns(kind):
+    """Three of them called again as soon as they were answered, and kept the others out."""
+    narrow = Narrow()
+    with serving(narrow) as target, connect(kind, target) as client:
+        ends = time.monotonic() + 2.0
+
+        def calls(_number):
+            answered = 0
+            while time.monotonic() < ends:
+                client.info()
+                answered += 1
+            return answered
+
+        with ThreadPoolExecutor(8) as pool:
+            answered = list(pool.map(calls, range(8)))
+    assert min(answered) > 0.4 * sum(answered) / 8, answered
+    assert narrow.refused <= 10 + 0.3 * sum(answered)
+
+
 @pytest.mark.parametrize("call", [lambda c: c.info(), lambda c: next(c.sample_stream(3))])
 def test_a_client_that_is_closed_ends_its_waiting_calls(kind, free_port, call):
     with connect(kind, f"127.0.0.1:{free_port}") as client, ThreadPoolExecutor(1) as pool:

@@ -70,14 +70,14 @@ class Flaky(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(self._unary)
 
     def _unary(self, _request: bytes, context: Any) -> bytes:
-        if self._count(context):
+        if self._fails(context):
             context.set_trailing_metadata(self._failure.trailers())
             context.abort(self._failure.code, "not yet")
         return bytes(self._reply.SerializeToString())
 
     def _sample_stream(self, raw: bytes, context: Any) -> Iterator[bytes]:
         """Sends rows with their offset as the latent, one each; a failing call only the first."""
-        fails = self._count(context)
+        fails = self._fails(context)
         request = pb.SampleStreamRequest.FromString(raw).request
         for offset in range(request.offset, request.offset + request.count):
             row = pb.SampleResponse(seed=request.seed, offset=offset)
@@ -88,7 +88,7 @@ class Flaky(grpc.GenericRpcHandler):
                 context.set_trailing_metadata(self._failure.trailers())
                 context.abort(self._failure.code, "not yet")
 
-    def _count(self, context: Any) -> bool:
+    def _fails(self, context: Any) -> bool:
         """Counts a call; returns whether it fails."""
         with self._lock:
             self.calls += 1

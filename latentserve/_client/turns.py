@@ -1,0 +1,128 @@
+"""Turns of a client's calls at a full server: fewer at a time, first come, first served.
+
+If each caller of a client simply repeated its refused calls at random, those whose calls are
+admitted would call again at once and keep the others out for as long as the server is full.
+"""
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+#: Maximum time that a call waits for its turn, in seconds; after that it is sent anyway.
+LONGEST_WAIT_SECONDS = 5.0
+
+# Change of the limit after a refusal and after an answer: about one attempt in ten is refused.
+_DECREASE = 0.5
+_INCREASE = 0.1
+# Time without a refusal after which there is no limit any more.
+_MEMORY_SECONDS = 10.0
+
+
+class Turn:
+    """Place of a call in the queue.
+
+    Attributes:
+        event: Set when it is the call's turn; a `threading.Event` or an `asyncio.Event`.
+    """
+
+    __slots__ = ("event",)
+
+    def __init__(self, event: Any):
+        self.event = event
+
+
+class Turns:
+    """Limit of the attempts that a client has in flight, while its server refuses some as too many.
+
+    There is no limit before the first refusal. Then it is the number of attempts that were not
+    refused, and goes on adapting: it falls with each refusal and rises with each answer. Threads
+    may share an instance.
+
+    Args:
+        new_event: Makes the event of a turn.
+        limits: Whether to limit anything; if not, attempts are only counted.
+    """
+
+    def __init__(self, new_event: Callable[[], Any], *, limits: bool):
+        self._new_event = new_event
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._in_flight = 0
+        self._limit = math.inf
+        self._refused_at = 0.0
+        self._queue: deque[Turn] = deque()
+
+    def enter(self, *, again: bool) -> Turn | None:
+        """Begins an attempt, or queues it.
+
+        Args:
+            again: Whether the call was refused before; it then goes to the front.
+
+        Returns:
+            The turn to wait for; None if the attempt may begin at once.
+        """
+        with self._lock:
+            if not self._queue and self._has_room():
+                self._in_flight += 1
+                return None
+            turn = Turn(self._new_event())
+            if again:
+                self._queue.appendleft(turn)
+            else:
+                self._queue.append(turn)
+            return turn
+
+    def begin(self, turn: Turn) -> None:
+        """Begins an attempt that has waited long enough, unless it was its turn already."""
+        with self._lock:
+            if turn in self._queue:
+                self._queue.remove(turn)
+                self._in_flight += 1
+
+    def answered(self, turn: Turn | None) -> None:
+        """Ends an attempt that was answered."""
+        with self._lock:
+            if self._limit != math.inf:
+                self._limit += _INCREASE
+            self._leave(turn)
+
+    def refused(self, turn: Turn | None) -> None:
+        """Ends an attempt that a full server refused."""
+        with self._lock:
+            if self._limits:
+                self._refused_at = time.monotonic()
+                self._limit = max(1.0, min(self._limit, self._in_flight) - _DECREASE)
+            self._leave(turn)
+
+    def ended(self, turn: Turn | None) -> None:
+        """Ends an attempt that failed in another way, or gives up a turn."""
+        with self._lock:
+            self._leave(turn)
+
+    def close(self) -> None:
+        """Ends all waiting."""
+        with self._lock:
+            self._limits, self._limit = False, math.inf
+            while self._queue:
+                self._in_flight += 1
+                self._queue.popleft().event.set()
+
+    def _leave(self, turn: Turn | None) -> None:
+        """Counts an attempt as ended, and begins those whose turn it is."""
+        if turn is not None and turn in self._queue:
+            self._queue.remove(turn)
+        else:
+            self._in_flight -= 1
+        if self._limit == math.inf:
+            return
+        if time.monotonic() - self._refused_at > _MEMORY_SECONDS:
+            self._limit = math.inf
+        while self._queue and self._has_room():
+            self._in_flight += 1
+            self._queue.popleft().event.set()
+
+    def _has_room(self) -> bool:
+        return self._in_flight + 1 <= self._limit

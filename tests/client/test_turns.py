@@ -1,0 +1,112 @@
+"""Turns of calls at a full server, without any calls."""
+
+import threading
+
+import pytest
+
+from latentserve._client import turns as module
+from latentserve._client.turns import Turns
+
+
+@pytest.fixture
+def turns():
+    return Turns(threading.Event, limits=True)
+
+
+def refused_beyond(turns, room, callers):
+    """Begins calls at once, of which a server has room for some and refuses the others."""
+    assert all(turns.enter(again=False) is None for _ in range(callers))
+    for _ in range(callers - room):
+        turns.refused(None)
+
+
+def test_there_is_no_limit_while_no_call_is_refused(turns):
+    for _ in range(1000):
+        assert turns.enter(again=False) is None
+    turns.answered(None)
+    turns.ended(None)
+    assert turns.enter(again=False) is None
+
+
+def test_the_limit_is_what_the_server_has_room_for(turns):
+    refused_beyond(turns, 4, 9)
+    waiting = turns.enter(again=False)
+    assert not waiting.event.is_set()
+    turns.answered(None)
+    assert waiting.event.is_set()
+    assert turns.enter(again=False) is not None
+
+
+def test_a_place_goes_to_the_call_that_has_waited_longest_and_first_to_refused_ones(turns):
+    refused_beyond(turns, 1, 2)
+    first, second = turns.enter(again=False), turns.enter(again=False)
+    refused = turns.enter(again=True)
+    order = []
+    for _ in range(3):
+        turns.ended(None)
+        order += [t for t in (first, second, refused) if t.event.is_set() and t not in order]
+    assert order == [refused, first, second]
+
+
+def test_the_limit_rises_with_answers_and_falls_with_refusals(turns):
+    refused_beyond(turns, 2, 3)
+    for _ in range(30):
+        turns.answered(None)
+        assert turns.enter(again=False) is None
+    in_flight = 2
+    while turns.enter(again=False) is None:
+        in_flight += 1
+    assert in_flight == 5
+    turns.refused(None)
+    turns.refused(None)
+    assert turns.enter(again=False) is not None
+
+
+def test_one_call_may_always_be_in_flight(turns):
+    for _ in range(50):
+        assert turns.enter(again=True) is None
+        turns.refused(None)
+
+
+def test_a_call_that_does_not_wait_for_its_turn_is_counted(turns):
+    refused_beyond(turns, 1, 2)
+    impatient, next_one = turns.enter(again=False), turns.enter(again=False)
+    turns.begin(impatient)
+    turns.ended(None)
+    assert not next_one.event.is_set()
+    turns.ended(impatient)
+    assert next_one.event.is_set()
+    turns.begin(next_one)  # it was its turn already
+    turns.ended(next_one)
+    assert turns.enter(again=False) is None
+
+
+def test_a_call_that_is_cancelled_leaves_the_queue(turns):
+    refused_beyond(turns, 1, 2)
+    cancelled, next_one = turns.enter(again=False), turns.enter(again=False)
+    turns.ended(cancelled)
+    turns.ended(None)
+    assert next_one.event.is_set()
+
+
+def test_the_limit_is_forgotten_after_ten_seconds_without_a_refusal(turns, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    refused_beyond(turns, 1, 2)
+    waiting = [turns.enter(again=False) for _ in range(5)]
+    now += 11
+    turns.answered(None)
+    assert all(turn.event.is_set() for turn in waiting)
+
+
+def test_a_client_without_retries_limits_nothing():
+    turns = Turns(threading.Event, limits=False)
+    refused_beyond(turns, 1, 5)
+    assert all(turns.enter(again=False) is None for _ in range(9))
+
+
+def test_nobody_waits_for_a_client_that_is_closed(turns):
+    refused_beyond(turns, 1, 2)
+    waiting = turns.enter(again=False)
+    turns.close()
+    assert waiting.event.is_set()
