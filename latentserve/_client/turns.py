@@ -14,9 +14,10 @@ from typing import Any
 #: Maximum time that a call waits for its turn, in seconds; after that it is sent anyway.
 LONGEST_WAIT_SECONDS = 5.0
 
-# Change of the limit after a refusal and after an answer: about one attempt in ten is refused.
-_DECREASE = 0.5
-_INCREASE = 0.1
+# Change of the limit after a refusal and after an answer: about one attempt in seven is refused,
+# which the retry budget permits.
+_DECREASE = 0.3
+_INCREASE = 0.05
 # Time without a refusal after which there is no limit any more.
 _MEMORY_SECONDS = 10.0
 
@@ -37,9 +38,9 @@ class Turn:
 class Turns:
     """Limit of the attempts that a client has in flight, while its server refuses some as too many.
 
-    There is no limit before the first refusal. Then it is the number of attempts that were not
-    refused, and goes on adapting: it falls with each refusal and rises with each answer. Threads
-    may share an instance.
+    There is no limit before the first refusal. Then it is near the number of attempts that were
+    not refused, and adapts: it falls with each refusal and rises with each answer. Threads may
+    share an instance.
 
     Args:
         new_event: Makes the event of a turn.
@@ -94,7 +95,8 @@ class Turns:
         with self._lock:
             if self._limits:
                 self._refused_at = time.monotonic()
-                self._limit = max(1.0, min(self._limit, self._in_flight) - _DECREASE)
+                # Not more than one above what the server seems to have room for.
+                self._limit = max(1.0, min(self._limit, self._in_flight + 1) - _DECREASE)
             self._leave(turn)
 
     def ended(self, turn: Turn | None) -> None:

@@ -14,10 +14,14 @@ def turns():
 
 
 def refused_beyond(turns, room, callers):
-    """Begins calls at once, of which a server has room for some and refuses the others."""
+    """Begins calls at once, of which a server has room for some, and refuses all others.
+
+    The client tries one more afterwards, which is in flight as well.
+    """
     assert all(turns.enter(again=False) is None for _ in range(callers))
     for _ in range(callers - room):
         turns.refused(None)
+    assert turns.enter(again=True) is None
 
 
 def test_there_is_no_limit_while_no_call_is_refused(turns):
@@ -28,7 +32,7 @@ def test_there_is_no_limit_while_no_call_is_refused(turns):
     assert turns.enter(again=False) is None
 
 
-def test_the_limit_is_what_the_server_has_room_for(turns):
+def test_the_limit_is_one_above_what_the_server_has_room_for(turns):
     refused_beyond(turns, 4, 9)
     waiting = turns.enter(again=False)
     assert not waiting.event.is_set()
@@ -48,18 +52,22 @@ def test_a_place_goes_to_the_call_that_has_waited_longest_and_first_to_refused_o
     assert order == [refused, first, second]
 
 
+def most_in_flight(turns, already):
+    while turns.enter(again=False) is None:
+        already += 1
+    return already
+
+
 def test_the_limit_rises_with_answers_and_falls_with_refusals(turns):
     refused_beyond(turns, 2, 3)
-    for _ in range(30):
+    for _ in range(40):
         turns.answered(None)
         assert turns.enter(again=False) is None
-    in_flight = 2
-    while turns.enter(again=False) is None:
-        in_flight += 1
-    assert in_flight == 5
-    turns.refused(None)
-    turns.refused(None)
-    assert turns.enter(again=False) is not None
+    assert most_in_flight(turns, 3) == 5
+    for _ in range(4):
+        turns.refused(None)
+    turns.ended(None)
+    assert most_in_flight(turns, 1) < 4
 
 
 def test_one_call_may_always_be_in_flight(turns):
