@@ -109,7 +109,8 @@ class Keepalive:
     are repeated on another connection.
 
     Attributes:
-        interval_seconds: Time between two pings; the server permits one every 10 seconds.
+        interval_seconds: Time between two pings; a server may close connections that ping more
+            often than every 10 seconds.
         timeout_seconds: Time without an answer to a ping after which a connection is dead.
     """
 

@@ -29,7 +29,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 # Time for the status of calls that a drain has ended, and for health watches to end.
 _STATUS_SECONDS = 1.0
-# Our client pings every 10 s; grpcio's default would close its connection for too many pings.
+# Our client pings every 10 s; grpcio would close its connection for too many pings by default, and
+# sooner or later also with a limit of exactly 10 s.
 _MIN_PING_INTERVAL_MS = 5_000
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 

@@ -16,6 +16,6 @@ def test_a_duration_is_a_number_with_a_unit(text, seconds):
 
 
 @pytest.mark.parametrize("text", ["", "m", "-1", "1d", "1 m", "inf", "nan", "1e3", "٣m", "9" * 99])
-def test_anything_else_is_no_duration(text):
+def test_other_texts_are_refused_as_durations(text):
     with pytest.raises(argparse.ArgumentTypeError, match="wanted a duration such as 90s, 10m"):
         duration(text)

@@ -38,7 +38,7 @@ def frozen(servers):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_its_calls_fail_when_a_ping_is_not_answered(kind, servers, frozen):
+def test_calls_fail_when_a_ping_is_not_answered(kind, servers, frozen):
     """They stood still for a minute."""
     with connect(kind, servers[0].target, keepalive=KEEPALIVE, retry=Retry(attempts=1)) as client:
         client.info()
@@ -49,7 +49,7 @@ def test_its_calls_fail_when_a_ping_is_not_answered(kind, servers, frozen):
         assert time.monotonic() - began < 4.0
 
 
-def test_one_of_three_costs_each_caller_one_wait(servers, frozen):
+def test_one_frozen_server_of_three_delays_each_caller_once(servers, frozen):
     addresses = ",".join(server.target for server in servers)
     waits: list[list[float]] = [[] for _ in range(4)]
     ends = threading.Event()

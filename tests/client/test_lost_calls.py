@@ -1,4 +1,4 @@
-"""Both clients when calls are lost: cut off, refused for a moment, or without a server."""
+"""Retries of both clients: lost connections, absent servers and full servers."""
 
 import socket
 import threading
@@ -38,7 +38,7 @@ def free_port():
 
 
 @pytest.mark.parametrize("code", LOST)
-def test_a_call_that_was_cut_off_is_repeated_whatever_its_status(kind, code):
+def test_a_lost_call_is_retried_for_every_status(kind, code):
     flaky = Flaky(2, failure=Failure(code))
     with serving(flaky) as target, connect(kind, target, retry=QUICK) as client:
         assert client.info().version == "9"
@@ -46,7 +46,7 @@ def test_a_call_that_was_cut_off_is_repeated_whatever_its_status(kind, code):
 
 
 @pytest.mark.parametrize("code", LOST)
-def test_a_stream_that_was_cut_off_is_resumed_whatever_its_status(kind, code):
+def test_a_lost_stream_is_resumed_for_every_status(kind, code):
     """Behind Envoy it is INTERNAL (RST_STREAM with error code 2) if the server was killed."""
     flaky = Flaky(3, failure=Failure(code))
     with serving(flaky) as target, connect(kind, target, retry=QUICK) as client:
@@ -55,7 +55,7 @@ def test_a_stream_that_was_cut_off_is_resumed_whatever_its_status(kind, code):
     assert flaky.calls == 4
 
 
-def test_the_error_info_of_another_service_is_no_answer_of_ours(kind):
+def test_an_error_info_of_another_domain_does_not_prevent_a_retry(kind):
     flaky = Flaky(1, failure=Failure(CODES.INTERNAL, domain="proxy.example"))
     with serving(flaky) as target, connect(kind, target, retry=QUICK) as client:
         assert client.info().version == "9"
@@ -69,7 +69,7 @@ def test_the_error_info_of_another_service_is_no_answer_of_ours(kind):
         (Failure(CODES.RESOURCE_EXHAUSTED), ResourceExhausted),
     ],
 )
-def test_an_answer_is_not_repeated(kind, failure, error):
+def test_definite_errors_are_not_retried(kind, failure, error):
     flaky = Flaky(9, failure=failure)
     with serving(flaky) as target, connect(kind, target, retry=QUICK) as client:
         with pytest.raises(error) as caught:
@@ -81,14 +81,14 @@ def test_an_answer_is_not_repeated(kind, failure, error):
     assert caught.value.answered == bool(failure.domain)
 
 
-def test_a_reload_is_not_repeated(kind):
+def test_a_reload_is_not_retried(kind):
     flaky = Flaky(9)
     with serving(flaky) as target, connect(kind, target) as client, pytest.raises(Unavailable):
         client.reload()
     assert flaky.calls == 1
 
 
-def test_a_reply_that_is_cut_in_the_middle_is_requested_again(kind):
+def test_a_call_lost_in_the_middle_of_its_reply_is_retried(kind):
     """GRPC's own retries end with the first header of a reply."""
     large = pb.GetServerInfoResponse(version="9" * 12_000_000)
     with (
@@ -100,8 +100,8 @@ def test_a_reply_that_is_cut_in_the_middle_is_requested_again(kind):
         assert proxy.connections == 3
 
 
-def test_a_server_that_is_away_for_more_than_a_second_costs_no_call(kind, free_port):
-    """Longer than gRPC's own four attempts; a lone server that restarts takes about a second."""
+def test_calls_survive_a_restart_of_more_than_a_second(kind, free_port):
+    """The four attempts of gRPC's retry policy ended after 0.7 seconds."""
     flaky = Flaky(0)
     with connect(kind, f"127.0.0.1:{free_port}") as client, ThreadPoolExecutor(1) as pool:
         began = time.monotonic()
@@ -113,7 +113,7 @@ def test_a_server_that_is_away_for_more_than_a_second_costs_no_call(kind, free_p
             assert time.monotonic() - began < 5.0
 
 
-def test_a_server_that_stays_away_is_named_when_the_patience_ends(kind, free_port):
+def test_an_absent_server_is_named_when_the_patience_ends(kind, free_port):
     retry = Retry(patience_seconds=0.5)
     with connect(kind, f"127.0.0.1:{free_port}", retry=retry) as client:
         began = time.monotonic()
@@ -122,7 +122,7 @@ def test_a_server_that_stays_away_is_named_when_the_patience_ends(kind, free_por
         assert 0.5 <= time.monotonic() - began < 3.0
 
 
-def test_retries_do_not_multiply_an_overload(kind):
+def test_the_budget_limits_retries_of_an_overloaded_server(kind):
     full = Failure(CODES.RESOURCE_EXHAUSTED, domain="latentserve", pushback_ms=10)
     flaky = Flaky(10**6, failure=full)
     with (
@@ -138,7 +138,7 @@ def test_retries_do_not_multiply_an_overload(kind):
 
 
 class Narrow(Flaky):
-    """Takes three calls at a time, each for 30 ms, and refuses others."""
+    """Server that admits three calls at a time, each of 30 ms, and refuses others."""
 
     def __init__(self):
         super().__init__(0, failure=Failure(CODES.RESOURCE_EXHAUSTED, "latentserve", 10))
@@ -155,8 +155,8 @@ class Narrow(Flaky):
         return False
 
 
-def test_the_callers_of_a_full_server_take_turns(kind):
-    """Three of them called again as soon as they were answered, and kept the others out."""
+def test_callers_of_a_full_server_take_turns(kind):
+    """Without turns, three callers kept the others out by calling again at once."""
     narrow = Narrow()
     with serving(narrow) as target, connect(kind, target) as client:
         ends = time.monotonic() + 2.0
@@ -175,7 +175,7 @@ def test_the_callers_of_a_full_server_take_turns(kind):
 
 
 @pytest.mark.parametrize("call", [lambda c: c.info(), lambda c: next(c.sample_stream(3))])
-def test_a_client_that_is_closed_ends_its_waiting_calls(kind, free_port, call):
+def test_closing_a_client_ends_its_waiting_calls(kind, free_port, call):
     with connect(kind, f"127.0.0.1:{free_port}") as client, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(call, client)
         time.sleep(0.5)
@@ -184,10 +184,10 @@ def test_a_client_that_is_closed_ends_its_waiting_calls(kind, free_port, call):
             waiting.result(3)
 
 
-def test_a_client_can_have_several_connections(kind):
+def test_a_client_opens_the_requested_number_of_connections(kind):
     flaky = Flaky(0)
     with serving(flaky) as target:
-        for _ in range(2):  # the second client does not share those of the first
+        for _ in range(2):  # clients do not share connections
             with connect(kind, target, connections=3) as client:
                 for _ in range(6):
                     client.info()
@@ -201,7 +201,7 @@ def test_a_client_can_have_several_connections(kind):
         connect(kind, target, connections=0)
 
 
-def test_threads_share_connections_and_budget():
+def test_threads_can_share_a_client_with_several_connections():
     flaky = Flaky(3)
     with serving(flaky) as target, Client(target, connections=2) as client:
         barrier = threading.Barrier(8)

@@ -130,7 +130,7 @@ def content(value):
 
 
 @pytest.mark.parametrize("name", sorted(public_classes()))
-def test_every_public_value_and_error_is_the_same_after_the_way_to_another_process(name):
+def test_public_values_and_errors_survive_pickling_and_copying(name):
     value = example(public_classes()[name])
     copies = [pickle.loads(pickle.dumps(value, protocol)) for protocol in range(2, 6)]
     for other in (*copies, copy.copy(value), copy.deepcopy(value)):
@@ -144,7 +144,7 @@ def _fails():
         raise server_error() from cause
 
 
-def test_an_error_in_a_worker_of_a_pool_is_raised_to_its_caller():
+def test_an_error_in_a_process_pool_is_raised_to_the_caller():
     """It broke ProcessPoolExecutor, and multiprocessing.Pool waited for ever."""
     context = multiprocessing.get_context("forkserver")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:

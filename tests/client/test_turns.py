@@ -1,4 +1,4 @@
-"""Turns of calls at a full server, without any calls."""
+"""The limit and the queue of attempts at a full server, without any I/O."""
 
 import threading
 
@@ -24,7 +24,7 @@ def refused_beyond(turns, room, callers):
     assert turns.enter(again=True) is None
 
 
-def test_there_is_no_limit_while_no_call_is_refused(turns):
+def test_there_is_no_limit_before_a_refusal(turns):
     for _ in range(1000):
         assert turns.enter(again=False) is None
     turns.answered(None)
@@ -32,7 +32,7 @@ def test_there_is_no_limit_while_no_call_is_refused(turns):
     assert turns.enter(again=False) is None
 
 
-def test_the_limit_is_one_above_what_the_server_has_room_for(turns):
+def test_the_limit_is_one_above_the_admitted_attempts(turns):
     refused_beyond(turns, 4, 9)
     waiting = turns.enter(again=False)
     assert not waiting.event.is_set()
@@ -41,7 +41,7 @@ def test_the_limit_is_one_above_what_the_server_has_room_for(turns):
     assert turns.enter(again=False) is not None
 
 
-def test_a_place_goes_to_the_call_that_has_waited_longest_and_first_to_refused_ones(turns):
+def test_turns_are_first_come_first_served_after_refused_calls(turns):
     refused_beyond(turns, 1, 2)
     first, second = turns.enter(again=False), turns.enter(again=False)
     refused = turns.enter(again=True)
@@ -70,13 +70,13 @@ def test_the_limit_rises_with_answers_and_falls_with_refusals(turns):
     assert most_in_flight(turns, 1) < 4
 
 
-def test_one_call_may_always_be_in_flight(turns):
+def test_the_limit_is_at_least_one(turns):
     for _ in range(50):
         assert turns.enter(again=True) is None
         turns.refused(None)
 
 
-def test_a_call_that_does_not_wait_for_its_turn_is_counted(turns):
+def test_an_attempt_that_stops_waiting_counts_as_in_flight(turns):
     refused_beyond(turns, 1, 2)
     impatient, next_one = turns.enter(again=False), turns.enter(again=False)
     turns.begin(impatient)
@@ -89,7 +89,7 @@ def test_a_call_that_does_not_wait_for_its_turn_is_counted(turns):
     assert turns.enter(again=False) is None
 
 
-def test_a_call_that_is_cancelled_leaves_the_queue(turns):
+def test_a_cancelled_call_leaves_the_queue(turns):
     refused_beyond(turns, 1, 2)
     cancelled, next_one = turns.enter(again=False), turns.enter(again=False)
     turns.ended(cancelled)
@@ -97,7 +97,7 @@ def test_a_call_that_is_cancelled_leaves_the_queue(turns):
     assert next_one.event.is_set()
 
 
-def test_the_limit_is_forgotten_after_ten_seconds_without_a_refusal(turns, monkeypatch):
+def test_the_limit_ends_after_ten_seconds_without_a_refusal(turns, monkeypatch):
     now = 1000.0
     monkeypatch.setattr(module.time, "monotonic", lambda: now)
     refused_beyond(turns, 1, 2)
@@ -107,13 +107,13 @@ def test_the_limit_is_forgotten_after_ten_seconds_without_a_refusal(turns, monke
     assert all(turn.event.is_set() for turn in waiting)
 
 
-def test_a_client_without_retries_limits_nothing():
+def test_without_retries_there_is_no_limit():
     turns = Turns(threading.Event, limits=False)
     refused_beyond(turns, 1, 5)
     assert all(turns.enter(again=False) is None for _ in range(9))
 
 
-def test_nobody_waits_for_a_client_that_is_closed(turns):
+def test_closing_ends_all_waiting(turns):
     refused_beyond(turns, 1, 2)
     waiting = turns.enter(again=False)
     turns.close()

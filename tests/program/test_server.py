@@ -24,6 +24,7 @@ from latentserve.client import (
     FailedPrecondition,
     LatentserveError,
     NotFound,
+    Retry,
     Unavailable,
 )
 from latentserve.v1 import latent_service_pb2 as pb
@@ -164,7 +165,7 @@ def test_without_its_default_model_a_server_is_not_ready_and_the_others_answer(t
     write_tiny(tiny / "bad", golden_error=0.01)
     with Server(tiny, tmp_path / "log", "--default-model", "bad") as server:
         wait_for("default not loaded", server)
-        with Client(server.target) as c:
+        with Client(server.target, retry=Retry(attempts=1)) as c:
             with pytest.raises(Unavailable, match="the default model is not loaded"):
                 c.sample(1)
             assert c.sample(1, seed=1, model="two").shape == (1, 1, 4, 4)
@@ -203,7 +204,7 @@ def test_a_model_whose_golden_rows_differ_is_not_served(tmp_path):
         assert "decoder.logits: differs from its golden rows by 0.0002" in server.log.read_text()
         assert health(server) == NOT_SERVING
         assert health(server, SERVICE) == NOT_SERVING
-        with Client(server.target) as client:
+        with Client(server.target, retry=Retry(attempts=1)) as client:
             for call in (lambda: client.sample(1), lambda: client.decode(np.zeros((1, 3)))):
                 with pytest.raises(Unavailable, match="no model is loaded") as caught:
                     call()
@@ -378,7 +379,7 @@ def arrived(server: Server, rows: int) -> float:
 def test_sigterm_drains_calls_in_flight_and_exits_with_0(models, tmp_path):
     calls, rows = 12, 4096
     server = Server(models, tmp_path / "log", "--http-port", "0").wait_until_serving()
-    with server, Client(server.target) as client:
+    with server, Client(server.target, retry=Retry(attempts=1)) as client:
         wanted = client.sample(rows, seed=5, dtype="uint8")
         assert arrived(server, rows) == 1
         with concurrent.futures.ThreadPoolExecutor(calls) as pool:
