@@ -77,7 +77,7 @@ class GrpcioTransport:
                 # Otherwise a second server on the port would silently get a share of the calls.
                 ("grpc.so_reuseport", int(shared is not None)),
                 ("grpc.keepalive_permit_without_calls", 1),
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
+                ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
                 ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
                 # Lets clients discover added servers; calls in flight finish.
                 ("grpc.max_connection_age_ms", round(1000 * settings.max_connection_age_seconds)),

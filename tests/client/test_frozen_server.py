@@ -1,5 +1,6 @@
 """A server that hangs (SIGSTOP): its connections stay open, and nothing answers."""
 
+import contextlib
 import signal
 import threading
 import time
@@ -8,7 +9,7 @@ import pytest
 
 from latentserve.client import Client, Keepalive, Retry, Unavailable
 from tests.support.clients import KINDS, connect
-from tests.support.processes import Server
+from tests.support.processes import TRANSPORTS, Server
 from tests.support.tiny import write_tiny
 
 # As the default, but in a tenth of the time.
@@ -77,3 +78,23 @@ def test_one_frozen_server_of_three_delays_each_caller_once(servers, frozen):
         assert len(of_a_caller) > 50
         assert max(of_a_caller) < 4.0
         assert sum(wait > 1.0 for wait in of_a_caller) <= 1
+
+
+@pytest.mark.slow
+def test_an_idle_stream_outlives_the_pings_of_the_default_keepalive(tmp_path):
+    """The server of grpcio closed the connection after three pings without data: too_many_pings."""
+    write_tiny(tmp_path / "models" / "tiny")
+    with contextlib.ExitStack() as stack:
+        streams = []
+        for transport in TRANSPORTS:
+            server = stack.enter_context(
+                Server(tmp_path / "models", tmp_path / transport, "--transport", transport)
+            )
+            server.wait_until_serving()
+            client = stack.enter_context(Client(server.target, retry=Retry(attempts=1)))
+            streams.append(client.sample_stream(10**6, seed=1))
+            assert next(streams[-1]).offset == 0
+        time.sleep(45.0)
+        for stream in streams:
+            *_, last = stream
+            assert last.offset + len(last.images) == 10**6
