@@ -24,6 +24,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from latentserve._client import scalars
 from latentserve.client import AsyncClient, LatentserveError, ModelInfo, ServerError
 
 Rpc = Literal["encode", "decode", "sample", "reconstruct", "score", "sample-stream"]
@@ -76,6 +77,11 @@ class Load:
         for name, low in least.items():
             if not getattr(self, name) >= low:
                 raise ValueError(f"{name}: got {getattr(self, name)}, wanted at least {low}")
+        for name in ("concurrency", "version"):
+            object.__setattr__(self, name, scalars.whole(getattr(self, name), name))
+        # Python's integers, which a report as JSON needs.
+        sizes = tuple(scalars.whole(size, "rows") for size in np.atleast_1d(self.rows).tolist())
+        object.__setattr__(self, "rows", sizes if np.ndim(self.rows) else sizes[0])
         if not self.sizes or min(self.sizes) < 1:
             raise ValueError(f"rows: got {self.rows}, wanted numbers from 1")
 

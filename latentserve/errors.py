@@ -22,6 +22,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from latentserve._client import proxy
 from latentserve.compat.v1 import compat_pb2
 
 _DETAILS = "grpc-status-details-bin"
@@ -160,7 +161,7 @@ def from_rpc_error(error: grpc.RpcError, target: str) -> ServerError:
     info, violations = _details(trailers.get(_DETAILS))
     answered = info.domain == _DOMAIN
     if code == grpc.StatusCode.UNAVAILABLE and not answered:
-        message = f"{target} cannot be reached ({message})"
+        message = f"{target} cannot be reached ({message}){proxy.note(target)}"
     pushback = _number(str(trailers.get(_PUSHBACK, "")))
     retry_seconds = None if pushback is None else pushback / 1000
     request_id = info.metadata.get("request_id", "")

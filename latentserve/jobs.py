@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from latentserve._client import codec, scalars
 from latentserve._jobs import run
 from latentserve._jobs.folder import JobError
 from latentserve._jobs.npy import SourceError
@@ -103,10 +104,9 @@ def encode(
     if any(arrays) and not all(arrays):
         raise SourceError(f"{paths[0]}: got npy files and others, wanted one or the other")
     opened = Arrays.open(paths) if all(arrays) else Pictures(paths)
+    seed, offset = codec.check_draw(seed, offset, opened.rows)
     task = EncodeTask(opened, draw=draw or seed is not None, offset=offset, resize=resize)
-    return _run(
-        client, task, folder, model, version, seed, offset, shard_rows, format, verify, progress
-    )
+    return _run(client, task, folder, model, version, seed, shard_rows, format, verify, progress)
 
 
 def decode(
@@ -146,7 +146,7 @@ def decode(
             As from `encode`.
     """
     task = DecodeTask(Arrays.open(_paths(source)), dtype=dtype)
-    return _run(client, task, folder, model, version, None, 0, shard_rows, format, verify, progress)
+    return _run(client, task, folder, model, version, None, shard_rows, format, verify, progress)
 
 
 def sample(
@@ -197,20 +197,18 @@ def sample(
     Raises:
         JobError, ValueError, LatentserveError, MissingPackage, OSError: As from `encode`.
     """
-    if n < 1:
-        raise ValueError(f"n: got {n}, wanted at least 1")
+    n = scalars.count(n, "n")
+    seed, offset = codec.check_draw(seed, offset, n)
     task = SampleTask(
         n,
         offset=offset,
-        label=label,
-        temperature=temperature,
-        truncation=truncation,
+        label=None if label is None else scalars.int32(label, "label"),
+        temperature=None if temperature is None else scalars.real(temperature, "temperature"),
+        truncation=None if truncation is None else scalars.real(truncation, "truncation"),
         dtype=dtype,
         latents=latents,
     )
-    return _run(
-        client, task, folder, model, version, seed, offset, shard_rows, format, verify, progress
-    )
+    return _run(client, task, folder, model, version, seed, shard_rows, format, verify, progress)
 
 
 def _paths(source: Paths) -> list[Path]:
@@ -227,26 +225,18 @@ def _run(
     model: str,
     version: int,
     seed: int | None,
-    offset: int,
     shard_rows: int,
     shard_format: Format,
     verify: bool,
     progress: Callable[[Progress], None] | None,
 ) -> Finished:
-    if seed is not None and not 0 <= seed < 2**64:
-        raise ValueError(f"seed: got {seed}, wanted 0 to 2^64 - 1")
-    if not 0 <= offset <= 2**64 - task.rows:
-        raise ValueError(
-            f"offset: got {offset}, wanted 0 to 2^64 - {task.rows} for {task.rows} rows"
-        )
-    if shard_rows < 1:
-        raise ValueError(f"shard_rows: got {shard_rows}, wanted at least 1")
+    shard_rows = scalars.count(shard_rows, "shard_rows")
     if shard_format not in FORMATS:
         raise ValueError(f"format: got {shard_format!r}, wanted 'npy' or 'parquet'")
     options = run.Options(
         folder=Path(folder),
         model=model,
-        version=version,
+        version=scalars.int64(version, "version"),
         seed=seed,
         shard_rows=shard_rows,
         shard_format=shard_format,

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import urllib.error
+import urllib.parse
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from latentserve._cli.arguments import number, positive, positive_number
 from latentserve._cli.common import command
 from latentserve._cli.connection import add_model, connection
 from latentserve._cli.failures import Failure, reason
+from latentserve._client import proxy
 
 if TYPE_CHECKING:
     from latentserve.bench import Load, Report
@@ -122,7 +124,10 @@ async def _run(options: argparse.Namespace, load: "Load") -> "tuple[Report, floa
 def _cpu_seconds(url: str) -> float:
     """Returns the CPU seconds that all processes of the server have used so far."""
     try:
-        with urllib.request.urlopen(url, timeout=10) as reply:
+        # A proxy of the environment cannot reach a server on this machine.
+        local = proxy.is_local(urllib.parse.urlsplit(url).hostname or "")
+        handlers = [urllib.request.ProxyHandler({})] if local else []
+        with urllib.request.build_opener(*handlers).open(url, timeout=10) as reply:
             lines = reply.read().decode().splitlines()
     except (urllib.error.URLError, ValueError, OSError) as error:
         problem = reason(error) if isinstance(error, OSError) else str(error)

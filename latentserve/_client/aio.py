@@ -20,7 +20,7 @@ import grpc
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from latentserve._client import describe, streams, unary
+from latentserve._client import describe, proxy, scalars, streams, unary
 from latentserve._client.coalesce import Coalescer
 from latentserve._client.describe import Limits
 from latentserve._client.options import (
@@ -119,7 +119,7 @@ class AsyncClient:
         coalesce: bool = False,
     ):
         self.target = target
-        self._timeout = timeout
+        self._timeout = scalars.seconds(timeout)
         self._token = token
         self._retries = Retries(retry)
         self._turns = Turns(asyncio.Event, limits=retry.repeats)
@@ -127,7 +127,7 @@ class AsyncClient:
         self._coalescer = Coalescer(self._run_joined) if coalesce else None
         self._closed = False
         check_connections(connections)
-        options = channel_arguments(keepalive, tls, connections)
+        options = channel_arguments(keepalive, tls, connections) + proxy.channel_arguments(target)
         credentials = None if tls is None else tls.credentials()
         self._channels = [
             grpc.aio.insecure_channel(target, options=options)
@@ -812,7 +812,7 @@ class AsyncClient:
             raise from_rpc_error(error, self.target) from error
 
     def _seconds(self, timeout: float | None) -> float:
-        return self._timeout if timeout is None else timeout
+        return self._timeout if timeout is None else scalars.seconds(timeout)
 
 
 def _draws(options: Mapping[str, Any]) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from latentserve._client import memory
 from latentserve._client.describe import Limits, limits_of
 from latentserve._client.plans import Plan, UnaryCall
 from latentserve.errors import InvalidArgument, Violation
@@ -15,6 +16,13 @@ Rows = NDArray[Any] | Sequence[bytes] | range
 
 # Upper bound on the tag and the length prefix of a file in a message.
 _FILE_OVERHEAD_BYTES = 16
+
+# The parameter that the rows of a call come from, and the stream that does the same.
+_STREAMS = {
+    "Decode": ("latents", "decode_stream"),
+    "Encode": ("images", "encode_stream"),
+    "Sample": ("n", "sample_stream"),
+}
 
 
 def chunk(rows: Rows, start: int, max_rows: int, max_bytes: int) -> slice:
@@ -49,6 +57,9 @@ def in_chunks(
         call: Makes the call for a slice of the rows.
         model: Name of the model.
         version: Version of the model.
+
+    Raises:
+        ValueError: The results of all chunks would not fit into memory.
     """
     files = not isinstance(rows, np.ndarray | range)
     maxima = yield from limits_of(limits, model, version, files=files)
@@ -56,8 +67,9 @@ def in_chunks(
     start = 0
     while start < len(rows):
         part = chunk(rows, start, *maxima)
+        step = call(part)
         try:
-            replies.append((yield call(part)))
+            replies.append((yield step))
         except InvalidArgument as error:
             # Another server, or a new version of the model, may accept fewer rows.
             limits.rows.pop((model, version), None)
@@ -66,6 +78,10 @@ def in_chunks(
                 count_from(error, part.start)
                 raise
             continue
+        if start == 0 and part.stop < len(rows):
+            size = replies[0].ByteSize() * len(rows) // part.stop
+            what, stream = _STREAMS.get(step.rpc, ("images", ""))
+            memory.check_fits(size, what, len(rows), stream)
         start = part.stop
     return replies
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from latentserve._client import inputs, scalars
 from latentserve._client.parameters import Format, Images, Point
 from latentserve.errors import ProtocolError
 from latentserve.v1 import latent_service_pb2 as pb
@@ -42,7 +43,7 @@ def fresh_seed() -> int:
     return secrets.randbits(53)
 
 
-def check_draw(seed: int | None, offset: int, rows: int) -> None:
+def check_draw(seed: Any, offset: Any, rows: int) -> tuple[int | None, int]:
     """Checks that a seed is valid and that the rows are within its sequence.
 
     Args:
@@ -50,13 +51,19 @@ def check_draw(seed: int | None, offset: int, rows: int) -> None:
         offset: Index of the first row in the sequence.
         rows: Number of rows.
 
+    Returns:
+        Seed and offset as Python's numbers.
+
     Raises:
+        TypeError: A value is not a whole number.
         ValueError: A value is out of range; the message gives the range.
     """
-    if seed is not None and not 0 <= seed < 2**64:
-        raise ValueError(f"seed: got {seed}, wanted 0 to 2^64 - 1")
+    if seed is not None:
+        seed = scalars.within(seed, "seed", 0, 2**64 - 1)
+    offset = scalars.whole(offset, "offset")
     if not 0 <= offset <= 2**64 - rows:
         raise ValueError(f"offset: got {offset}, wanted 0 to 2^64 - {rows} for {rows} rows")
+    return seed, offset
 
 
 @dataclass(frozen=True)
@@ -102,11 +109,10 @@ def image_source(images: Images, *, resize: bool = False) -> ImageSource:
         TypeError: The dtype cannot be sent.
         ValueError: The array has fewer than two axes, or no rows.
     """
-    if isinstance(images, bytes):
-        raise TypeError("images: got one file, wanted a list of them")
-    if isinstance(images, Sequence) and images and all(isinstance(row, bytes) for row in images):
-        return ImageSource(images, resize)  # type: ignore[arg-type]  # they are all bytes
-    return ImageSource(_sendable(np.asarray(images), "images", 2))
+    files = inputs.file_contents(images, "images")
+    if files is not None:
+        return ImageSource(files, resize)
+    return ImageSource(_sendable(images, "images", 2))
 
 
 def point_message(point: Point, what: str, *, resize: bool) -> tensor_pb2.Images | NDArray[Any]:
@@ -121,9 +127,10 @@ def point_message(point: Point, what: str, *, resize: bool) -> tensor_pb2.Images
         TypeError: The dtype cannot be sent.
         ValueError: The array has the wrong number of axes, or no rows.
     """
-    if isinstance(point, bytes):
-        return image_source([point], resize=resize).message(slice(0, 1))
-    array = _sendable(np.asarray(point), what, 1)
+    file = inputs.file_content(point)
+    if file is not None:
+        return ImageSource([file], resize).message(slice(0, 1))
+    array = _sendable(point, what, 1)
     if array.ndim == 1:
         return array
     if array.ndim not in (2, 3):
@@ -141,7 +148,7 @@ def latent_array(z: ArrayLike) -> NDArray[Any]:
         TypeError: The dtype cannot be sent.
         ValueError: The array does not have two axes, or has no rows.
     """
-    array = _sendable(np.asarray(z), "latents", 2)
+    array = _sendable(z, "latents", 2)
     if array.ndim != 2:
         raise ValueError(f"latents: got shape {list(array.shape)}, wanted [N, D]")
     if array.dtype == np.uint8:
@@ -149,16 +156,18 @@ def latent_array(z: ArrayLike) -> NDArray[Any]:
     return array
 
 
-def _sendable(array: NDArray[Any], what: str, axes: int) -> NDArray[Any]:
+def _sendable(value: Any, what: str, axes: int) -> NDArray[Any]:
     """Checks that an array has rows, `axes` axes at least and a valid dtype; casts float64."""
+    array = inputs.as_array(value, what)
     if array.ndim < axes:
         raise ValueError(f"{what}: got shape {list(array.shape)}, wanted a first axis of rows")
     if len(array) == 0:
         raise ValueError(f"{what}: got no rows, wanted at least 1")
-    if array.dtype == np.float64:
+    native = array.dtype.newbyteorder("=")
+    if native == np.float64:
         # NumPy's default for Python floats; the graphs compute in float32.
         return array.astype(np.float32)
-    if array.dtype.newbyteorder("=") not in _WIRE_DTYPES:
+    if native not in _WIRE_DTYPES:
         raise TypeError(f"{what}: got dtype {array.dtype}, wanted float32, float16 or uint8")
     return array
 

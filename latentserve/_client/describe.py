@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import UTC
 
 from latentserve._client.plans import Plan, UnaryCall
+from latentserve._client.requests import selector
 from latentserve._client.values import ModelIdentity, ModelInfo, RefusedModel, Reloaded, ServerInfo
 from latentserve.v1 import admin_service_pb2
 from latentserve.v1 import latent_service_pb2 as pb
@@ -52,7 +53,7 @@ def models() -> Plan[tuple[ModelInfo, ...]]:
 
 def model_info(limits: Limits, model: str = "", version: int = 0) -> Plan[ModelInfo]:
     """Describes one model, and caches its limit of rows."""
-    request = pb.GetModelRequest(model=pb.ModelSelector(name=model, version=version))
+    request = pb.GetModelRequest(model=selector(model, version))
     reply: pb.GetModelResponse = yield UnaryCall("GetModel", request)
     described = read_model_info(reply.model)
     limits.rows[model, version] = described.max_rows

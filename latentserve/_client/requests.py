@@ -5,7 +5,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from latentserve._client import codec
+from latentserve._client import codec, scalars
 from latentserve._client.codec import ImageSource
 from latentserve._client.parameters import ArrayFormat
 from latentserve._client.values import Posterior, Samples
@@ -14,7 +14,14 @@ from latentserve.v1 import latent_service_pb2 as pb
 
 def selector(model: str, version: int) -> pb.ModelSelector:
     """Returns the selector of a model; empty for the default, 0 for the highest version."""
-    return pb.ModelSelector(name=model, version=version)
+    try:
+        return pb.ModelSelector(name=model, version=version)
+    except (TypeError, ValueError):
+        # Checked only then: it is part of every call.
+        if not isinstance(model, str):
+            raise TypeError(f"model: got {scalars.shown(model)}, wanted a name") from None
+        scalars.int64(version, "version")
+        raise
 
 
 def encode_request(
@@ -63,17 +70,16 @@ def sample_request(
     Raises:
         ValueError: n, the seed or the offset is out of range.
     """
-    if n < 1:
-        raise ValueError(f"n: got {n}, wanted at least 1")
-    codec.check_draw(seed, offset, n)
+    n = scalars.count(n, "n")
+    seed, offset = codec.check_draw(seed, offset, n)
     return pb.SampleRequest(
         model=selector(model, version),
         count=n,
         seed=codec.fresh_seed() if seed is None else seed,
         offset=offset,
-        label=label,
-        temperature=temperature,
-        truncation=truncation,
+        label=None if label is None else scalars.int32(label, "label"),
+        temperature=None if temperature is None else scalars.real(temperature, "temperature"),
+        truncation=None if truncation is None else scalars.real(truncation, "truncation"),
         format=image_format,
         return_latents=latents,
     )
@@ -110,13 +116,14 @@ def array_format(dtype: ArrayFormat) -> pb.ImageFormat:
     return codec.format_message(dtype)
 
 
-def drawn_seed(draw: bool, seed: int | None, offset: int, rows: int) -> int | None:
-    """Returns the seed of a draw, a fresh one if none is given; None for no draw.
+def draw_of(draw: bool, seed: Any, offset: Any, rows: int) -> tuple[int | None, int]:
+    """Returns seed and offset of a draw: a fresh seed if none is given, None for no draw.
 
     Called before the rows are split into chunks, which share the seed.
 
     Raises:
+        TypeError: The seed or the offset is not a whole number.
         ValueError: The seed or the offset is out of range.
     """
-    codec.check_draw(seed, offset, rows)
-    return codec.fresh_seed() if draw and seed is None else seed
+    seed, offset = codec.check_draw(seed, offset, rows)
+    return codec.fresh_seed() if draw and seed is None else seed, offset

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, Unpack
 
 from numpy.typing import ArrayLike, NDArray
 
-from latentserve._client import chunks, codec, requests
+from latentserve._client import chunks, codec, requests, scalars
 from latentserve._client.describe import Limits, limits_of
 from latentserve._client.parameters import ArrayFormat, Images, Sampling
 from latentserve._client.plans import (
@@ -50,6 +50,7 @@ def sample_stream(
     """Draws images from the prior, chunk by chunk."""
     # Its count and offset always describe the images that are still missing.
     request = requests.sample_request(n, requests.array_format(dtype), latents=True, **options)
+    chunk_rows = scalars.int64(chunk_rows, "chunk_rows")
     attempts = retries.attempts()
     while request.count:
         message = pb.SampleStreamRequest(request=request, chunk_rows=chunk_rows)
@@ -85,7 +86,7 @@ def encode_stream(
 ) -> StreamPlan[Posterior]:
     """Encodes batches of images; rows are numbered across all batches."""
     maxima = yield from limits_of(limits, model, version, files=True)
-    seed = requests.drawn_seed(draw, seed, offset, 0)
+    seed, offset = requests.draw_of(draw, seed, offset, 0)
     selector = requests.selector(model, version)
 
     def cut(batch: Images) -> Iterator[_Chunk]:

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, Unpack, overload
 import grpc
 from numpy.typing import ArrayLike, NDArray
 
-from latentserve._client import describe, streams, unary
+from latentserve._client import describe, proxy, scalars, streams, unary
 from latentserve._client.describe import Limits
 from latentserve._client.options import (
     SERVICE,
@@ -106,14 +106,14 @@ class Client:
         connections: int = 1,
     ):
         self.target = target
-        self._timeout = timeout
+        self._timeout = scalars.seconds(timeout)
         self._token = token
         self._retries = Retries(retry)
         self._turns = Turns(threading.Event, limits=retry.repeats)
         self._limits = Limits()
         self._closed = threading.Event()
         check_connections(connections)
-        options = channel_arguments(keepalive, tls, connections)
+        options = channel_arguments(keepalive, tls, connections) + proxy.channel_arguments(target)
         credentials = None if tls is None else tls.credentials()
         self._channels = [
             grpc.insecure_channel(target, options=options)
@@ -722,4 +722,4 @@ class Client:
             raise from_rpc_error(error, self.target) from error
 
     def _seconds(self, timeout: float | None) -> float:
-        return self._timeout if timeout is None else timeout
+        return self._timeout if timeout is None else scalars.seconds(timeout)

@@ -1,12 +1,13 @@
 """Plans of the unary RPCs on images and latents."""
 
+import operator
 from collections.abc import Iterable
 from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from latentserve._client import codec, requests
+from latentserve._client import codec, requests, scalars
 from latentserve._client.chunks import in_chunks
 from latentserve._client.describe import Limits
 from latentserve._client.parameters import ArrayFormat, Format, Images, Method, Point, Sampling
@@ -29,7 +30,7 @@ def encode(
 ) -> Plan[Posterior]:
     """Encodes images."""
     source = codec.image_source(images, resize=resize)
-    seed = requests.drawn_seed(draw, seed, offset, len(source))
+    seed, offset = requests.draw_of(draw, seed, offset, len(source))
     selector = requests.selector(model, version)
 
     def call(rows: slice) -> UnaryCall:
@@ -101,7 +102,7 @@ def reconstruct(
 ) -> Plan[NDArray[Any] | list[bytes]]:
     """Encodes images, and decodes the means of their posteriors or draws from them."""
     source = codec.image_source(images, resize=resize)
-    seed = requests.drawn_seed(draw, seed, offset, len(source))
+    seed, offset = requests.draw_of(draw, seed, offset, len(source))
     image_format = codec.format_message(dtype)
     selector = requests.selector(model, version)
 
@@ -134,7 +135,7 @@ def interpolate(
     """Decodes a path from one image or latent to another."""
     request = pb.InterpolateRequest(
         model=requests.selector(model, version),
-        steps=steps,
+        steps=scalars.int64(steps, "steps"),
         method=codec.method_message(method),
         format=requests.array_format(dtype),
         return_latents=True,
@@ -169,9 +170,9 @@ def traverse(
     """Decodes a line or a grid of points along latent axes."""
     request = pb.TraverseRequest(
         model=requests.selector(model, version),
-        axes=[axes] if isinstance(axes, int) else axes,
-        steps=steps,
-        range=range,
+        axes=_axes(axes),
+        steps=scalars.int64(steps, "steps"),
+        range=scalars.real(range, "range"),
         format=requests.array_format(dtype),
         return_latents=True,
     )
@@ -204,7 +205,8 @@ def score(
 ) -> Plan[Scores]:
     """Measures how likely images are under the model."""
     source = codec.image_source(images, resize=resize)
-    seed = requests.drawn_seed(bool(draws), seed if draws else None, offset, len(source))
+    draws = scalars.int64(draws, "draws")
+    seed, offset = requests.draw_of(bool(draws), seed if draws else None, offset, len(source))
     selector = requests.selector(model, version)
 
     def call(rows: slice) -> UnaryCall:
@@ -223,6 +225,24 @@ def score(
         percentile=codec.joined_where_sent(replies, "percentile"),
         seed=seed,
     )
+
+
+def _axes(axes: Any) -> list[int]:
+    """Returns one axis or several as a list; empty for None.
+
+    Raises:
+        TypeError: An axis is not a whole number.
+        ValueError: An axis does not fit into 32 bits.
+    """
+    if axes is None:
+        return []
+    try:
+        return [scalars.int32(operator.index(axes), "axes")]
+    except TypeError:
+        pass
+    if not isinstance(axes, Iterable):
+        raise TypeError(f"axes: got {scalars.shown(axes)}, wanted whole numbers")
+    return [scalars.int32(axis, f"axes[{index}]") for index, axis in enumerate(axes)]
 
 
 def _both(first: tensor_pb2.Images, second: tensor_pb2.Images) -> tensor_pb2.Images:

@@ -176,8 +176,14 @@ def _check_range(
     low, high = float(np.minimum.reduce(values, None)), float(np.maximum.reduce(values, None))
     # Written so that NaN fails the check.
     if not (low >= least and high <= most):
-        got = "NaN" if math.isnan(low) else f"values from {low:g} to {high:g}"
+        got = "NaN" if math.isnan(low) else f"values from {_digits(low)} to {_digits(high)}"
         raise InvalidArgument(f"{field}.data", got, wanted)
+
+
+def _digits(value: float) -> str:
+    """Returns a float32 as text: short, unless that would be another number, such as 1."""
+    short = f"{value:g}"
+    return short if np.float32(short) == np.float32(value) else str(np.float32(value))
 
 
 def _wire_type(array: Pixels) -> tensor_pb2.DataType:

@@ -1,0 +1,101 @@
+"""Images and latents as callers give them, with an error that says what cannot be sent and why."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentserve._client.scalars import shown
+
+_PATHS = (str, os.PathLike)
+_READ_IT = "wanted the content of the file, as from Path.read_bytes()"
+
+
+def file_content(value: Any) -> bytes | None:
+    """Returns the content of an image file; None if `value` is anything else.
+
+    A `bytearray` and a `memoryview` of bytes are contents too. NumPy would take their bytes for
+    pixels.
+    """
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, bytearray):
+        return bytes(value)
+    if isinstance(value, memoryview) and value.ndim == 1 and value.format in ("B", "b", "c"):
+        return bytes(value)
+    return None
+
+
+def file_contents(rows: Any, what: str) -> list[bytes] | None:
+    """Returns the contents of image files; None if `rows` is anything but a sequence of them.
+
+    Args:
+        rows: What the caller gave: a list, a tuple or an array of objects may hold files.
+        what: Name of the parameter, for errors.
+
+    Raises:
+        TypeError: It is one file, it has paths, or only some of its rows are files.
+        ValueError: It has no rows.
+    """
+    if not isinstance(rows, np.ndarray | Sequence) and hasattr(rows, "__array__"):
+        rows = np.asarray(rows)  # a column of a data frame, for example
+    if isinstance(rows, np.ndarray):
+        if rows.dtype.kind != "O" or rows.ndim != 1:
+            return None
+    elif file_content(rows) is not None:
+        raise TypeError(f"{what}: got one file, wanted a list of them")
+    elif not isinstance(rows, Sequence) or isinstance(rows, str):
+        return None
+    if len(rows) == 0:
+        raise ValueError(f"{what}: got no rows, wanted at least 1")
+    contents = [file_content(row) for row in rows]
+    files = [content for content in contents if content is not None]
+    if len(files) == len(contents):
+        return files
+    for index, row in enumerate(rows):
+        if isinstance(row, _PATHS):
+            raise TypeError(f"{what}[{index}]: got a path, {shown(row)}, {_READ_IT}")
+    if files:
+        index = contents.index(None)
+        raise TypeError(
+            f"{what}[{index}]: got {_kind(rows[index])}, wanted the content of a file, as in "
+            f"{what}[{0 if index else 1}]"
+        )
+    return None
+
+
+def as_array(value: Any, what: str) -> NDArray[Any]:
+    """Returns numbers as an array of whatever dtype, byte order and layout they have.
+
+    Raises:
+        TypeError: It holds no numbers.
+        ValueError: Its rows differ in shape.
+    """
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "OSU":
+        return value
+    if isinstance(value, _PATHS):
+        raise TypeError(f"{what}: got a path, {shown(value)}, {_READ_IT} or np.load()")
+    if file_content(value) is not None:
+        raise TypeError(f"{what}: got {_kind(value)}, wanted an array of numbers")
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{what}: got rows that do not form one array ({error})") from error
+    kind = array.dtype.kind
+    if kind == "O":
+        got = _kind(value) if array.ndim == 0 else f"an array of objects {list(array.shape)}"
+        raise TypeError(f"{what}: got {got}, wanted one array of numbers (np.stack makes one)")
+    if kind == "S":
+        raise TypeError(
+            f"{what}: got an array of dtype {array.dtype}, which loses zeros at the end of files; "
+            "wanted a list of their contents"
+        )
+    if kind == "U":
+        raise TypeError(f"{what}: got text, wanted an array of numbers")
+    return array
+
+
+def _kind(value: Any) -> str:
+    return f"a value of type {type(value).__name__}"
