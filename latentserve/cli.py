@@ -1,89 +1,54 @@
-"""The `latentserve` command: parses the command line and runs one command."""
+"""The `latentserve` command."""
 
-import argparse
-import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from latentserve import __version__
-from latentserve._cli import app, batch, bench, convert, generate, operate, score
-from latentserve._cli.common import listing
-from latentserve._cli.failures import Failure, Usage, printable, reason
-
-_DESCRIPTION = "Train, export and serve variational autoencoders, and call the server."
-_GROUPS = (operate, convert, generate, score, batch, bench)
+from latentserve._cli.interrupt import exit_at_once
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
     Args:
-        arguments: Arguments after the program's name; those of the process by default.
+        arguments: Arguments after the program's name. By default they are those of the process,
+            whose signal handlers and standard streams are then set up as well.
 
     Returns:
         Exit status: 0, 1 if the command failed, 2 for wrong usage, 130 if it was interrupted.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is not None:
+        from latentserve._cli.program import run
+
+        return run(list(arguments))
+    # Before all other imports: Ctrl-C in the midst of them would print a traceback.
+    is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if is_ours:
+        signal.signal(signal.SIGINT, exit_at_once)
+    from latentserve._cli import streams
+
+    streams.prepare()
     try:
-        if arguments and arguments[0] in app.COMMANDS:
-            return app.run(arguments[0], arguments[1:])
-        return _run(_parser().parse_args(arguments))
+        status = _run(sys.argv[1:])
     except KeyboardInterrupt:
-        return 130
+        status = 130
+    finally:
+        # The interpreter still has threads to join.
+        if is_ours:
+            signal.signal(signal.SIGINT, exit_at_once)
+    return streams.finish(status)
 
 
-def _run(options: argparse.Namespace) -> int:
-    """Runs a command that calls a server and reports an error as one line on stderr."""
-    # gRPC would log the same error again, in many lines.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # grpc takes a while to import: `--help` must not wait for it.
-    from latentserve.errors import LatentserveError
+def _run(arguments: list[str]) -> int:
+    from latentserve._cli import program, streams
 
-    run: Callable[[argparse.Namespace], int] = options.run
     try:
-        status = run(options)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader has closed the pipe. Without this, Python's flush at exit would fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Usage as error:
-        problem, status = str(error), 2
+        return program.run(arguments)
+    except SystemExit as end:  # argparse's: 0 after the help, 2 after a usage error
+        if not isinstance(end.code, int):
+            raise
+        return end.code
     except OSError as error:
-        name = "" if error.filename is None else f"{printable(str(error.filename))}: "
-        problem, status = name + reason(error), 1
-    except MemoryError:
-        problem, status = "the result does not fit into memory; see `latentserve batch`", 1
-    except (LatentserveError, Failure, ValueError, TypeError) as error:
-        problem, status = str(error), 1
-    else:
-        return status
-    # Some messages of gRPC have several lines.
-    print(f"latentserve {options.command}: {' '.join(problem.split())}", file=sys.stderr)
-    return status
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="latentserve",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"latentserve {__version__}")
-    commands = parser.add_subparsers(
-        dest="command", required=True, metavar="COMMAND", help="see below"
-    )
-    for group in _GROUPS:
-        group.add(commands)
-    width = max(map(len, (*commands.choices, *app.COMMANDS)))
-    application = "\n".join(
-        f"  {name:{width}}  {command.summary}" for name, command in app.COMMANDS.items()
-    )
-    parser.epilog = f"""commands that call a server:
-{listing(commands, width)}
-
-commands of the application (in a source checkout or a container image):
-{application}
-
-`latentserve COMMAND --help` lists the options of a command, with examples."""
-    return parser
+        if not streams.is_stdout(error):
+            raise
+        return streams.report(error)

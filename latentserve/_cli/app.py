@@ -6,9 +6,12 @@ that no other file of the library names them.
 """
 
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from latentserve._cli.interrupt import exit_at_once
 
 _PACKAGES = ("bundle", "common", "export", "service", "training")
 
@@ -22,12 +25,15 @@ class AppCommand:
         function: Name of its function that takes the arguments and returns the exit status.
         extra: Extra in pyproject.toml that lists its dependencies.
         summary: One line for the list of commands.
+        cleans_up: Whether Ctrl-C raises KeyboardInterrupt, so that the command can remove what
+            it has begun to write.
     """
 
     module: str
     function: str
     extra: str
     summary: str
+    cleans_up: bool = True
 
 
 COMMANDS = {
@@ -38,7 +44,9 @@ COMMANDS = {
     "evaluate": AppCommand(
         "export.cli", "main_evaluate", "export", "measure a run or a bundle on its test set"
     ),
-    "serve": AppCommand("service.cli", "main", "serve", "serve a folder of models over gRPC"),
+    "serve": AppCommand(
+        "service.cli", "main", "serve", "serve a folder of models over gRPC", cleans_up=False
+    ),
 }
 
 
@@ -55,6 +63,9 @@ def run(name: str, arguments: Sequence[str]) -> int:
     command = COMMANDS[name]
     try:
         module = importlib.import_module(command.module)
+        if command.cleans_up and signal.getsignal(signal.SIGINT) is exit_at_once:
+            # Not while it is being imported: interrupted in C, imports fail in other ways.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         status: int = getattr(module, command.function)(list(arguments))
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]

@@ -1,11 +1,21 @@
 """Ctrl-C that ends a command between two steps of its work, not within one."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
+
+
+def exit_at_once(number: int, _frame: FrameType | None) -> None:
+    """Signal handler of a process that has nothing to finish: ends it without a traceback."""
+    os._exit(128 + number)
+
+
+# Handlers that are nobody's own.
+_REPLACED = (signal.SIG_DFL, signal.default_int_handler, exit_at_once)
 
 
 class Interrupt:
@@ -39,7 +49,7 @@ class Interrupt:
         if self._patience is not None and not hasattr(signal, "setitimer"):
             return self
         for number in self._signals:
-            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            if signal.getsignal(number) in _REPLACED:
                 self._previous[number] = signal.signal(number, self._handle)
         if self._previous and self._patience is not None:
             alarm = signal.signal(signal.SIGALRM, signal.default_int_handler)

@@ -10,7 +10,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from latentserve._cli import streams
 from latentserve._cli.failures import Failure, Usage, printable, reason
+from latentserve._cli.interrupt import Interrupt
 from latentserve._cli.png import encode_png, grid
 from latentserve._files import atomic_write
 
@@ -54,7 +56,9 @@ class Output:
             if self.path.exists() and not self.path.is_file():
                 self.path.write_bytes(content)  # a device or a pipe must not be replaced
             else:
-                atomic_write(self.path, content)
+                with Interrupt() as interrupt, interrupt.held():
+                    atomic_write(self.path, content)
+                    interrupt.check()
         except OSError as error:
             raise Failure(f"{name}: {reason(error)}") from error
         print(f"{name}: {what}")
@@ -103,12 +107,14 @@ def output(options: argparse.Namespace, *formats: str) -> Output:
 
     Raises:
         Usage: The file's suffix is not one of `formats`, or a terminal would get binary data.
-        Failure: The folder of the file does not exist.
+        Failure: The folder of the file does not exist, or standard output is closed.
     """
     path: Path = options.output
     chosen = getattr(options, "format", None) or path.suffix.removeprefix(".")
     if path == _STDOUT:
         chosen = getattr(options, "format", None) or formats[0]
+        if 1 in streams.closed:
+            raise Failure("-o -: standard output is closed")
         if chosen in ("png", "npy", "npz") and sys.stdout.isatty():
             raise Usage(f"-o -: standard output is a terminal, wanted a pipe for a {chosen} file")
     elif chosen not in formats:
