@@ -5,7 +5,7 @@ library only.
 """
 
 from bundle.errors import BundleError
-from bundle.layout import ModelFolder, check_name, find_models
+from bundle.layout import ModelFolder, check_name, find_models, find_others
 from bundle.manifest import (
     SCHEMA_VERSION,
     DatasetRef,
@@ -36,6 +36,7 @@ __all__ = [
     "TensorSpec",
     "check_name",
     "find_models",
+    "find_others",
     "open_bundle",
     "tensors_of",
     "write_bundle",

@@ -67,6 +67,37 @@ def find_models(root: Path) -> tuple[ModelFolder, ...]:
     return tuple(model for model in models if model.versions or model.problem)
 
 
+def find_others(root: Path) -> tuple[str, ...]:
+    """Folders of a models folder that are neither models nor versions; no hidden ones.
+
+    Returns:
+        Their paths within the folder, such as `Mnist` or `mnist/v1`.
+
+    Raises:
+        BundleError: As in `find_models`.
+    """
+    models = {model.name: model for model in find_models(root)}
+    others: list[str] = []
+    for name in _folders(root):
+        if name not in models:
+            others.append(name)
+        elif not models[name].problem:
+            versions = set(map(str, models[name].versions))
+            others += [
+                f"{name}/{version}" for version in _folders(root / name) if version not in versions
+            ]
+    return tuple(others)
+
+
+def _folders(path: Path) -> list[str]:
+    """Names of the folders in a folder, sorted, without hidden ones; none if it is unreadable."""
+    try:
+        names = [entry.name for entry in path.iterdir() if entry.is_dir()]
+    except OSError:
+        return []
+    return sorted(name for name in names if not name.startswith("."))
+
+
 def _model(path: Path) -> ModelFolder:
     try:
         return ModelFolder(path.name, path, find_versions(path))

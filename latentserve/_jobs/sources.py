@@ -5,6 +5,7 @@ computed each time a job starts or resumes; that takes far less time than any mo
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentserve._jobs.npy import MAGIC, NpyFile, SourceError
+from latentserve._walk import walk
 
 # Maximum size of the rows that are hashed at once, and of a batch that is sent.
 _HASHED_BYTES = 4 * 2**20
 _BATCH_BYTES = 2 * 2**20
+_LOG = logging.getLogger("latentserve.jobs")
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 
@@ -33,25 +36,29 @@ def is_picture(content: bytes) -> bool:
 def image_files(paths: Sequence[Path]) -> list[Path]:
     """Replaces each folder in `paths` by the image files at any depth in it.
 
-    The files of a folder are sorted by their paths within it; hidden files are left out.
+    The files of a folder are sorted by their paths within it. Links are followed, hidden files
+    are left out, and the numbers of other files are logged.
 
     Raises:
-        SourceError: A folder has no image files.
+        OSError: A folder cannot be listed.
+        SourceError: A folder has no image files, or some that cannot be read.
     """
     files: list[Path] = []
     for path in paths:
         if not path.is_dir():
             files.append(path)
             continue
-        inside = [
-            file
-            for file in path.rglob("*")
-            if file.suffix.lower() in _SUFFIXES
-            and not any(part.startswith(".") for part in file.relative_to(path).parts)
-        ]
-        if not inside:
-            raise SourceError(f"{path}: got a folder without PNG and JPEG files")
-        files += sorted(inside, key=lambda file: file.relative_to(path).as_posix())
+        listing = walk(path, _SUFFIXES)
+        for problem in listing.problems:
+            raise SourceError(f"{path / problem.path}: {problem.reason}")
+        passed_over = listing.passed_over()
+        if not listing.paths:
+            found = f"; there are {passed_over}" if passed_over else ""
+            raise SourceError(f"{path}: got a folder without PNG and JPEG files{found}")
+        if passed_over:
+            wanted = ", ".join(_SUFFIXES)
+            _LOG.warning("%s: passed over %s; wanted %s", path, passed_over, wanted)
+        files += [path / name for name in listing.paths]
     return files
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from bundle import Bundle, BundleError, ModelFolder, find_models, open_bundle
+from bundle import Bundle, BundleError, ModelFolder, find_models, find_others, open_bundle
 from service.errors import ModelNotFound, NotReady, StartError, shortened
 from service.models.model import Model, ModelRefused
 from service.models.versions import Versions
@@ -126,6 +126,7 @@ class Repository:
         before = before or Models()
         try:
             folders = find_models(self.root)
+            others = find_others(self.root)
         except BundleError as error:
             raise StartError(str(error)) from error
         names = [folder.name for folder in folders]
@@ -135,6 +136,13 @@ class Repository:
             )
         if missing := sorted(dict(self.versions.named).keys() - set(names)):
             _log.warning("versions: no model named %s in %s", ", ".join(missing), self.root)
+        if others:
+            _log.warning(
+                "passed over %s in %s: wanted <name>/<version>/manifest.json, with names of a-z, "
+                "0-9, '.', '_' and '-'",
+                shortened(", ".join(others)),
+                self.root,
+            )
         if not folders:
             _log.error("no model in %s; wanted <name>/<version>/manifest.json", self.root)
         loaded: dict[str, Mapping[int, Model]] = {}

@@ -31,6 +31,7 @@ from bundle import (
     TensorSpec,
     check_name,
     find_models,
+    find_others,
     open_bundle,
     write_bundle,
 )
@@ -411,6 +412,9 @@ def test_find_models_lists_only_models_and_their_versions(tmp_path: Path) -> Non
     (tmp_path / "a-b" / "8").write_text("a file")
     found = [(model.name, model.versions) for model in find_models(tmp_path)]
     assert found == [("a-b", (7,)), ("mnist", (1, 2, 10))]
+    assert find_others(tmp_path) == (
+        "Big", "empty", "hidden", "mnist/-1", "mnist/0", "mnist/03", "mnist/latest",
+    )  # fmt: skip
 
 
 def test_find_models_refuses_a_missing_folder(tmp_path: Path) -> None:

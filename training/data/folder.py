@@ -15,18 +15,17 @@ another one there.
 import functools
 import hashlib
 import os
-import stat
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.cpus import usable_cpus
 from common.pictures import SUFFIXES, PictureError, decode
+from latentserve._walk import Listing, Problem, reason, walk
 from training.data.download import Report
 from training.data.memory import refuse_too_many
 from training.data.spec import DataSpec
@@ -66,29 +65,6 @@ class _Picture:
     pixels: NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class _Problem:
-    """A file or folder that cannot be read: its path within the data set, and why."""
-
-    path: str
-    reason: str
-
-
-@dataclass
-class _Listing:
-    """The files below a folder.
-
-    Attributes:
-        paths: Paths of the pictures within the folder.
-        problems: Broken links named like pictures, and folders that cannot be listed.
-        others: Number of all other files, by suffix.
-    """
-
-    paths: list[str] = field(default_factory=list)
-    problems: list[_Problem] = field(default_factory=list)
-    others: Counter[str] = field(default_factory=Counter)
-
-
 def read_folder(spec: DataSpec, report: Report) -> FolderImages:
     """Reads all pictures of a folder.
 
@@ -107,6 +83,8 @@ def read_folder(spec: DataSpec, report: Report) -> FolderImages:
     listing = _find(folder)
     labelled = _labelled(folder, listing.paths)
     report(f"reading {len(listing.paths)} images from {folder}")
+    if listing.others:
+        report(f"passed over {listing.passed_over()}")
     pictures, unreadable = _read(spec, listing.paths)
     problems = sorted(listing.problems + unreadable, key=lambda problem: problem.path)
     if problems and spec.bad_files == "refuse":
@@ -157,67 +135,26 @@ def split_by_hash(paths: Sequence[str]) -> tuple[list[int], list[int], list[int]
     return train, validated, test
 
 
-def _find(folder: Path) -> _Listing:
+def _find(folder: Path) -> Listing:
     """Lists the files below a folder, sorted by path.
 
     Raises:
         DataMissing: There is no such folder.
         DataError: The folder cannot be listed, or has no files named like pictures.
     """
-    listing = _Listing()
     try:
-        there = folder.stat()
-        _walk(folder, "", ((there.st_dev, there.st_ino),), listing)
+        listing = walk(folder, SUFFIXES)
     except FileNotFoundError as error:
         raise DataMissing(f"{folder}: there is no such folder") from error
     except OSError as error:
-        raise DataError(f"{folder}: {_reason(error)}") from error
+        raise DataError(f"{folder}: {reason(error)}") from error
     if not listing.paths and not listing.problems:
-        others = ", ".join(f"{count} {suffix}" for suffix, count in listing.others.most_common(5))
+        others = listing.passed_over()
         raise DataError(
             f"{folder}: no images, wanted files named {', '.join(sorted(SUFFIXES))}"
             + (f"; there are {others}" if others else "")
         )
-    listing.paths.sort()
     return listing
-
-
-def _walk(folder: Path, within: str, above: tuple[tuple[int, int], ...], listing: _Listing) -> None:
-    """Adds the files below `folder` to the listing.
-
-    Args:
-        folder: The folder to walk.
-        within: Its path within the data set, empty or ending in a slash.
-        above: Device and inode of `folder` and of each folder that it was reached through,
-            to detect cycles of links.
-        listing: The listing to add to.
-
-    Raises:
-        OSError: `folder` itself cannot be listed. A subfolder that cannot be listed is
-            added to the listing's problems instead.
-    """
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if not entry.name.startswith(".")]
-    for name in names:
-        suffix = PurePosixPath(name).suffix.lower()
-        try:
-            state = (folder / name).stat()
-        except OSError as error:  # a broken link, for example
-            if suffix in SUFFIXES:
-                listing.problems.append(_Problem(within + name, _reason(error)))
-            continue
-        identity = state.st_dev, state.st_ino
-        if stat.S_ISDIR(state.st_mode):
-            if identity in above:
-                continue
-            try:
-                _walk(folder / name, f"{within}{name}/", (*above, identity), listing)
-            except OSError as error:
-                listing.problems.append(_Problem(f"{within}{name}/", _reason(error)))
-        elif suffix in SUFFIXES and stat.S_ISREG(state.st_mode):
-            listing.paths.append(within + name)
-        else:
-            listing.others[suffix or "without a suffix"] += 1
 
 
 def _labelled(folder: Path, paths: Sequence[str]) -> bool:
@@ -235,16 +172,16 @@ def _labelled(folder: Path, paths: Sequence[str]) -> bool:
     return outside == 0
 
 
-def _read(spec: DataSpec, paths: Sequence[str]) -> tuple[list[_Picture], list[_Problem]]:
+def _read(spec: DataSpec, paths: Sequence[str]) -> tuple[list[_Picture], list[Problem]]:
     """Decodes files; returns the pictures and the problems, both in the order of `paths`."""
     pictures: list[_Picture] = []
-    problems: list[_Problem] = []
+    problems: list[Problem] = []
     read = functools.partial(_read_one, spec)
     with ThreadPoolExecutor(usable_cpus()) as pool:
         # In blocks: a million futures at once would take gigabytes.
         for start in range(0, len(paths), _BLOCK):
             for result in pool.map(read, paths[start : start + _BLOCK]):
-                if isinstance(result, _Problem):
+                if isinstance(result, Problem):
                     problems.append(result)
                     continue
                 pictures.append(result)
@@ -253,19 +190,15 @@ def _read(spec: DataSpec, paths: Sequence[str]) -> tuple[list[_Picture], list[_P
     return pictures, problems
 
 
-def _read_one(spec: DataSpec, path: str) -> _Picture | _Problem:
+def _read_one(spec: DataSpec, path: str) -> _Picture | Problem:
     try:
         raw = (spec.folder / path).read_bytes()
         pixels = decode(raw, spec.size, spec.channels)
     except OSError as error:
-        return _Problem(path, _reason(error))
+        return Problem(path, reason(error))
     except PictureError as error:
-        return _Problem(path, str(error))
+        return Problem(path, str(error))
     return _Picture(path, hashlib.sha256(raw).hexdigest(), pixels)
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
 
 
 def _refuse_other_size(folder: Path, first: _Picture, picture: _Picture) -> None:

@@ -480,3 +480,13 @@ def test_a_class_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     write_many(folder, 60)
     with pytest.raises(DataError, match=r"the class 'caf\\udce9', wanted a name in UTF-8"):
         load(tmp_path)
+
+
+def test_files_that_are_no_pictures_are_named(tmp_path: Path) -> None:
+    write_many(tmp_path, 60)
+    for name in ("a.heic", "b.heic", "c.tif", "d.jfif", ".hidden"):
+        (tmp_path / name).write_bytes(b"")
+    lines: list[str] = []
+    load_dataset(DataSpec(f"folder:{tmp_path}"), report=lines.append)
+    assert lines[0] == f"reading 60 images from {tmp_path}"
+    assert lines[1:] == ["passed over 2 .heic, 1 .jfif, 1 .tif"]

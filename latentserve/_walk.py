@@ -1,0 +1,120 @@
+"""Lists the files of a folder at any depth, through symbolic links too.
+
+Training and the client read folders by the same rules: links to files and folders are followed,
+except back into a folder that contains them, hidden files are ignored, and whatever else is not
+taken is counted, so that it can be named.
+"""
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Container
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file or folder that cannot be read.
+
+    Attributes:
+        path: Path within the folder that was listed; that of a folder ends in a slash.
+        reason: Why it cannot be read.
+    """
+
+    path: str
+    reason: str
+
+
+@dataclass
+class Listing:
+    """The files below a folder.
+
+    Attributes:
+        paths: Paths within the folder of the files that are wanted, sorted.
+        problems: Broken links named like wanted files, and subfolders that cannot be listed.
+        others: Number of all other files, by suffix.
+    """
+
+    paths: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+
+    def passed_over(self) -> str:
+        """Describes the files that are not wanted: `12 .heic, 3 .tif`; empty if there are none."""
+        most = sorted(self.others.items(), key=lambda other: (-other[1], other[0]))[:_NAMED]
+        named = [f"{count} {suffix}" for suffix, count in most]
+        rest = self.others.total() - sum(count for _, count in most)
+        return ", ".join([*named, f"{rest} others"] if rest else named)
+
+
+def walk(folder: Path, suffixes: Container[str]) -> Listing:
+    """Lists the files below a folder.
+
+    Args:
+        folder: The folder.
+        suffixes: Suffixes of the files that are wanted, in lower case.
+
+    Raises:
+        OSError: `folder` itself cannot be listed.
+    """
+    listing = Listing()
+    there = folder.stat()
+    _walk(folder, "", ((there.st_dev, there.st_ino),), suffixes, listing)
+    listing.paths.sort()
+    return listing
+
+
+def _walk(
+    folder: Path,
+    within: str,
+    above: tuple[tuple[int, int], ...],
+    suffixes: Container[str],
+    listing: Listing,
+) -> None:
+    """Adds the files below `folder` to the listing.
+
+    Args:
+        folder: The folder to walk.
+        within: Its path within the folder that is listed, empty or ending in a slash.
+        above: Device and inode of `folder` and of each folder that it was reached through,
+            to detect cycles of links.
+        suffixes: As in `walk`.
+        listing: The listing to add to.
+
+    Raises:
+        OSError: `folder` itself cannot be listed. A subfolder that cannot be listed is
+            added to the listing's problems instead.
+    """
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if not entry.name.startswith(".")]
+    for name in names:
+        suffix = PurePosixPath(name).suffix.lower()
+        try:
+            state = (folder / name).stat()
+        except OSError as error:
+            if suffix in suffixes:
+                listing.problems.append(Problem(within + name, reason(error)))
+            else:
+                listing.others["(broken link)"] += 1  # to a folder, for example
+            continue
+        identity = state.st_dev, state.st_ino
+        if stat.S_ISDIR(state.st_mode):
+            if identity in above:
+                continue
+            try:
+                _walk(folder / name, f"{within}{name}/", (*above, identity), suffixes, listing)
+            except OSError as error:
+                listing.problems.append(Problem(f"{within}{name}/", reason(error)))
+        elif suffix in suffixes and stat.S_ISREG(state.st_mode):
+            listing.paths.append(within + name)
+        else:
+            # Escaped, since it is printed.
+            listing.others[ascii(suffix)[1:-1] or "without a suffix"] += 1
+
+
+def reason(error: OSError) -> str:
+    """Returns why a file cannot be read, without its name and the number of the error."""
+    return error.strerror or str(error)
