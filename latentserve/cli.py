@@ -1,5 +1,6 @@
 """The `latentserve` command."""
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if is_ours:
         signal.signal(signal.SIGINT, exit_at_once)
+    if os.getpid() == 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        # The first process of a container has no default action: the signal would be ignored.
+        signal.signal(signal.SIGTERM, exit_at_once)
     from latentserve._cli import streams
 
     streams.prepare()

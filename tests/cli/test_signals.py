@@ -70,6 +70,16 @@ def test_so_it_is_while_a_command_of_the_application_starts(tmp_path, number):
     assert (done.returncode, done.stderr) == (status, "")
 
 
+def test_the_first_process_of_a_container_heeds_sigterm(target):
+    """The kernel ignores a signal of process 1 that has no handler."""
+    code = f"import os\nos.getpid = lambda: 1\n{SEND.replace('os.getpid(), number', '0, number')}"
+    done = subprocess.run(
+        [sys.executable, "-c", code, f"{signal.SIGTERM:d}", "numpy", "check", "--server", target],
+        capture_output=True, text=True, timeout=60, check=False, start_new_session=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGTERM, "", "")
+
+
 def test_an_ignored_ctrl_c_stays_ignored(target):
     """As of a command that a shell script runs in the background."""
     script = f'trap "" INT; exec "$0" -c "$1" {int(signal.SIGINT)} numpy check --server "$2"'
