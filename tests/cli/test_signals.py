@@ -43,13 +43,7 @@ def run(number, place, *arguments):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        "argparse", "latentserve._cli.score", "numpy._core._multiarray_umath", "grpc._cython",
-        "latentserve._cli.outputs", "end",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("place", ["argparse", "grpc._cython", "latentserve._cli.outputs", "end"])
 def test_ctrl_c_is_as_quiet_while_a_command_starts_or_ends(target, tmp_path, place):
     out = str(tmp_path / "x.npy")
     done = run(signal.SIGINT, place, "sample", "-n", "2", "-o", out, "--server", target)
@@ -94,14 +88,14 @@ def test_an_ignored_ctrl_c_stays_ignored(target):
 def test_signals_at_random_moments_have_one_outcome(target, number):
     random.seed(int(number))
     code = "import sys; from latentserve.cli import main; print(flush=True); sys.exit(main())"
-    for _ in range(4):
+    for _ in range(3):
         process = subprocess.Popen(
             [sys.executable, "-c", code, "bench", "--server", target, "--seconds", "30"],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert process.stdout is not None
         process.stdout.readline()
-        time.sleep(0.05 + random.random())
+        time.sleep(0.05 + 0.7 * random.random())
         process.send_signal(number)
         out, err = process.communicate(timeout=30)
         status = 130 if number == signal.SIGINT else -number

@@ -55,8 +55,10 @@ def test_data_for_a_closed_standard_output_is_a_failure(target):
     assert done.stderr == "latentserve sample: -o -: standard output is closed\n"
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("arguments", [("info",), ("sample", "--help"), ("sample", "-o", "-")])
+@pytest.mark.parametrize(
+    ("arguments", "unbuffered"),
+    [(("info",), ""), (("info",), "1"), (("sample", "--help"), "1"), (("sample", "-o", "-"), "")],
+)
 def test_a_full_standard_output_is_one_line(target, arguments, unbuffered):
     environment = {"LATENTSERVE_SERVER": target, "PYTHONUNBUFFERED": unbuffered}
     done = shell(">/dev/full", *arguments, **environment)
