@@ -11,6 +11,7 @@ from collections.abc import (
     Awaitable,
     Callable,
     Iterable,
+    Iterator,
     Mapping,
 )
 from types import TracebackType
@@ -86,8 +87,8 @@ class AsyncClient:
     """`Client` for asyncio: the same methods, values and errors.
 
     The batches of `encode_stream` and `decode_stream` may also be asynchronous iterables. A
-    client belongs to one event loop. Close it with `aclose`, or use it in an `async with`
-    statement.
+    client belongs to the event loop of its first call, and may be made before that runs. Close it
+    with `aclose`, or use it in an `async with` statement.
 
     Args:
         target: Address, for example `localhost:50051` or `dns:///latentserve:50051`.
@@ -129,13 +130,8 @@ class AsyncClient:
         check_connections(connections)
         options = channel_arguments(keepalive, tls, connections) + proxy.channel_arguments(target)
         credentials = None if tls is None else tls.credentials()
-        self._channels = [
-            grpc.aio.insecure_channel(target, options=options)
-            if credentials is None
-            else grpc.aio.secure_channel(target, credentials, options=options)
-            for _ in range(connections)
-        ]
-        self._rpcs = itertools.cycle([rpcs_of(channel) for channel in self._channels])
+        self._channels: list[grpc.aio.Channel] = []
+        self._rpcs = self._open(connections, options, credentials)
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -632,6 +628,27 @@ class AsyncClient:
             ServerError: The server has no AdminService, or cannot be reached.
         """
         return await self._run(describe.reload(), timeout)
+
+    def _open(
+        self,
+        connections: int,
+        options: list[tuple[str, object]],
+        credentials: grpc.ChannelCredentials | None,
+    ) -> Iterator[dict[str, Any]]:
+        """Yields the methods of each channel in turn.
+
+        The channels are made at the first call: a channel belongs to the event loop that runs
+        then, and the client may have been made before.
+        """
+        if self._closed:
+            raise grpc.aio.UsageError("The client is closed.")
+        self._channels = [
+            grpc.aio.insecure_channel(self.target, options=options)
+            if credentials is None
+            else grpc.aio.secure_channel(self.target, credentials, options=options)
+            for _ in range(connections)
+        ]
+        yield from itertools.cycle([rpcs_of(channel) for channel in self._channels])
 
     def _run_rows(
         self,

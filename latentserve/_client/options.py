@@ -30,9 +30,9 @@ class Tls:
         server_name: Name to expect in the server's certificate; empty for the target's host.
     """
 
-    ca: Path | bytes | None = None
-    certificate: Path | bytes | None = None
-    key: Path | bytes | None = None
+    ca: Path | str | bytes | None = None
+    certificate: Path | str | bytes | None = None
+    key: Path | str | bytes | None = None
     server_name: str = ""
 
     def credentials(self) -> grpc.ChannelCredentials:
@@ -185,5 +185,7 @@ def metadata_of(token: Token | None) -> tuple[tuple[str, str], ...]:
     return (("authorization", f"Bearer {value}"),)
 
 
-def _content(source: Path | bytes | None) -> bytes | None:
+def _content(source: Path | str | bytes | None) -> bytes | None:
+    if isinstance(source, str):
+        return source.encode() if "-----BEGIN " in source else Path(source).read_bytes()
     return source.read_bytes() if isinstance(source, Path) else source

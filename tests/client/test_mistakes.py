@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import trustme
 from PIL import Image
 
 from latentserve._client import memory
-from latentserve.client import Client, InvalidArgument
+from latentserve.client import Client, InvalidArgument, Tls
 from tests.support.clients import KINDS, connect
 from tests.support.processes import Server
 from tests.support.tiny import write_tiny
@@ -158,6 +159,17 @@ def test_images_that_are_none_are_named(client, images, error, said):
 def test_other_arguments_that_cannot_be_sent_are_named(client, call, error, said):
     with pytest.raises(error, match=said):
         call(client)
+
+
+def test_a_certificate_may_be_named_by_a_string(tmp_path):
+    authority = trustme.CA()
+    path = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(path))
+    content = path.read_bytes()
+    for source in (path, str(path), content, content.decode()):
+        assert Tls(ca=source).credentials() is not None
+    with pytest.raises(FileNotFoundError, match=r"gone\.pem"):
+        Tls(ca=str(tmp_path / "gone.pem")).credentials()
 
 
 @pytest.mark.parametrize("timeout", [float("inf"), 1e10, np.float32(30), 30])
