@@ -5,6 +5,7 @@ ServiceError                  status, reason and message for the caller
 ├── ModelNotFound             no such model or version
 ├── NotForThisModel           the model does not support the operation
 ├── Overloaded                too much is in flight; retry after a moment
+│   └── OverCallerLimit       this caller has too much in flight
 ├── DeadlineExceeded          the caller's deadline has passed
 ├── Unauthenticated           no token, or a wrong one
 ├── Unimplemented             unknown method or compression
@@ -96,6 +97,10 @@ class Overloaded(ServiceError):
     def __init__(self, message: str, retry_seconds: float):
         super().__init__(message)
         self.retry_seconds = retry_seconds
+
+
+class OverCallerLimit(Overloaded):
+    """The call was rejected because its caller has too much in flight."""
 
 
 class DeadlineExceeded(ServiceError):

@@ -13,6 +13,7 @@ from service.api.admin import AdminServicer
 from service.api.servicer import Servicer
 from service.engine.admission import Admission
 from service.engine.batcher import INLINE_SECONDS, INLINE_SECONDS_ONE_CORE
+from service.engine.callers import CallerLimits
 from service.engine.engine import Engine
 from service.errors import StartError, Unauthenticated
 from service.models.limits import max_rows
@@ -124,7 +125,7 @@ class _Server:
         self._telemetry = Telemetry(
             self._metrics, Tracing.start(settings.otlp_endpoint), self._on_graph_failure
         )
-        admission = Admission(settings.max_queue_rows, settings.queue_bytes)
+        admission = _admission(settings)
         self._metrics.watch_queue(lambda: (admission.rows, admission.size))
         self._engine = self._new_engine(admission, device)
         tls = _tls(settings)
@@ -292,6 +293,12 @@ def _transport(settings: Settings) -> TransportFactory:
     from service.transport.grpcio_transport import GrpcioTransport
 
     return GrpcioTransport
+
+
+def _admission(settings: Settings) -> Admission:
+    per_caller = settings.max_rows_per_caller, settings.max_calls_per_caller
+    callers = CallerLimits(*per_caller) if any(per_caller) else None
+    return Admission(settings.max_queue_rows, settings.queue_bytes, callers=callers)
 
 
 def _authentication(settings: Settings) -> Authenticate:

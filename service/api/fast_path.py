@@ -131,12 +131,12 @@ class FastPath:
         rows = plan.rows
         call.rows += rows
         admission = self._engine.admission
-        admission.enter(rows, plan.reserved)
+        admission.enter(rows, plan.reserved, call.caller)
         since = admission.now()
         try:
             outputs = await plan.compute(call, np.ndarray(plan.shape, plan.dtype, data))
         finally:
-            admission.leave(rows, plan.reserved, since)
+            admission.leave(rows, plan.reserved, since, call.caller)
         chunks: list[bytes | memoryview] = []
         for name, head in plan.outputs:
             array = outputs[name]

@@ -2,11 +2,12 @@
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 
-from service.errors import Overloaded
+from service.engine.callers import CallerLimits
+from service.engine.turns import Turns
+from service.errors import OverCallerLimit, Overloaded
 
 # Limits of the retry delay suggested to shed callers, in seconds.
 _MIN_RETRY, _MAX_RETRY = 0.05, 5.0
@@ -24,12 +25,13 @@ class _Done:
 _DONE = _Done()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Waiter:
     """A patient call that waits for capacity."""
 
     rows: int
     size: int
+    caller: str
     admitted: asyncio.Future[None]
 
 
@@ -44,6 +46,7 @@ class Admission:
         max_rows: Maximum rows in flight.
         max_bytes: Maximum bytes in flight.
         clock: Monotonic clock in seconds.
+        callers: Limits on what one caller has in flight; None for none.
 
     Attributes:
         rows: Rows in flight now.
@@ -51,7 +54,13 @@ class Admission:
         now: The monotonic clock, in seconds.
     """
 
-    def __init__(self, max_rows: int, max_bytes: int, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        max_rows: int,
+        max_bytes: int,
+        clock: Callable[[], float] = time.monotonic,
+        callers: CallerLimits | None = None,
+    ):
         self.rows = 0
         self.size = 0
         self._max_rows = max_rows
@@ -61,47 +70,54 @@ class Admission:
         self._mean_seconds = 0.0
         # Most bytes that a call has lacked since `take_shortage`.
         self._shortage = 0
-        self._waiters: deque[_Waiter] = deque()
+        self._callers = callers
+        self._waiters: Turns[_Waiter] = Turns()
 
-    def admitted(self, rows: int, size: int, *, patient: bool = False) -> "Admitted":
+    def admitted(
+        self, rows: int, size: int, *, patient: bool = False, caller: str = ""
+    ) -> "Admitted":
         """Returns an async context manager that holds capacity for a call.
 
         Args:
             rows: Rows of the call.
             size: Bytes of the call, inputs and outputs.
-            patient: Wait for capacity, first come, first served, instead of raising
-                Overloaded.
+            patient: Wait for capacity instead of raising Overloaded; first come, first served
+                for each caller, while callers take turns.
+            caller: Whose call it is.
         """
-        return Admitted(self, rows, size, patient)
+        return Admitted(self, rows, size, patient, caller)
 
-    def enter(self, rows: int, size: int) -> None:
+    def enter(self, rows: int, size: int, caller: str = "") -> None:
         """Takes capacity immediately; `leave` returns it.
 
         Raises:
-            Overloaded: There is not enough capacity.
+            Overloaded: There is not enough capacity, or the caller has too much in flight.
         """
+        if not self._allows(caller, rows):
+            assert self._callers is not None
+            raise OverCallerLimit(self._callers.refusal(caller, rows), self._retry_seconds())
         if not self._fits(rows, size):
             raise self._overloaded(rows, size)
-        self._enter(rows, size)
+        self._enter(rows, size, caller)
 
-    def enter_or_wait(self, rows: int, size: int) -> Awaitable[None]:
+    def enter_or_wait(self, rows: int, size: int, caller: str = "") -> Awaitable[None]:
         """Takes capacity at once if there is enough; else the returned awaitable waits for it."""
-        if self._waiters or not self._fits(rows, size):
-            return self._wait(rows, size)
-        self._enter(rows, size)
+        if self._waiters or not self._fits(rows, size) or not self._allows(caller, rows):
+            return self._wait(rows, size, caller)
+        self._enter(rows, size, caller)
         return _DONE
 
-    def leave(self, rows: int, size: int, since: float) -> None:
+    def leave(self, rows: int, size: int, since: float, caller: str = "") -> None:
         """Returns capacity.
 
         Args:
             rows: As given to `enter`.
             size: As given to `enter`.
             since: Time of admission, from `now`.
+            caller: As given to `enter`.
         """
         self._mean_seconds += _WEIGHT * (self.now() - since - self._mean_seconds)
-        self.rows -= rows
-        self.size -= size
+        self._leave(rows, size, caller)
         if self._waiters:
             self._admit_soon()
 
@@ -128,7 +144,7 @@ class Admission:
     def take_shortage(self) -> int:
         """Most bytes that a call, refused or waiting, has lacked since this was last called."""
         if self._waiters:
-            self._lack(self._waiters[0].size)
+            self._lack(self._waiters.first().size)
         shortage, self._shortage = self._shortage, 0
         return shortage
 
@@ -140,22 +156,34 @@ class Admission:
             self.size == 0 or self.size + size <= self._max_bytes
         )
 
-    def _enter(self, rows: int, size: int) -> None:
+    def _allows(self, caller: str, rows: int) -> bool:
+        return self._callers is None or self._callers.allows(caller, rows)
+
+    def _enter(self, rows: int, size: int, caller: str) -> None:
         self.rows += rows
         self.size += size
+        if self._callers is not None:
+            self._callers.enter(caller, rows)
 
-    async def _wait(self, rows: int, size: int) -> None:
-        waiter = _Waiter(rows, size, asyncio.get_running_loop().create_future())
-        self._waiters.append(waiter)
+    def _leave(self, rows: int, size: int, caller: str) -> None:
+        self.rows -= rows
+        self.size -= size
+        if self._callers is not None:
+            self._callers.leave(caller, rows)
+
+    async def _wait(self, rows: int, size: int, caller: str) -> None:
+        waiter = _Waiter(rows, size, caller, asyncio.get_running_loop().create_future())
+        self._waiters.append(waiter, caller)
+        # Those before it may all wait for the limits of their callers.
+        self._admit_waiting()
         try:
             await waiter.admitted
         except asyncio.CancelledError:
             if waiter.admitted.done() and not waiter.admitted.cancelled():
                 # Admitted and cancelled in the same iteration of the event loop.
-                self.rows -= rows
-                self.size -= size
-            elif waiter in self._waiters:
-                self._waiters.remove(waiter)
+                self._leave(rows, size, caller)
+            else:
+                self._waiters.remove(waiter, caller)
             self._admit_waiting()
             raise
 
@@ -164,12 +192,23 @@ class Admission:
         asyncio.get_running_loop().call_soon(self._admit_waiting)
 
     def _admit_waiting(self) -> None:
-        while self._waiters and self._fits(self._waiters[0].rows, self._waiters[0].size):
-            waiter = self._waiters.popleft()
+        skipped = 0
+        while skipped < self._waiters.callers:
+            waiter = self._waiters.first()
             if waiter.admitted.cancelled():
+                self._waiters.popleft()
                 continue
-            self._enter(waiter.rows, waiter.size)
+            if not self._allows(waiter.caller, waiter.rows):
+                self._waiters.skip()
+                skipped += 1
+                continue
+            if not self._fits(waiter.rows, waiter.size):
+                # Smaller ones behind it must not keep it waiting for ever.
+                return
+            self._waiters.popleft()
+            self._enter(waiter.rows, waiter.size, waiter.caller)
             waiter.admitted.set_result(None)
+            skipped = 0
 
     def _overloaded(self, rows: int, size: int) -> Overloaded:
         self._lack(size)
@@ -181,7 +220,10 @@ class Admission:
                 f"{self.size} bytes are in flight, and with {size} more there would be more than "
             )
             what += f"{self._max_bytes}"
-        return Overloaded(what, min(_MAX_RETRY, max(_MIN_RETRY, self._mean_seconds)))
+        return Overloaded(what, self._retry_seconds())
+
+    def _retry_seconds(self) -> float:
+        return min(_MAX_RETRY, max(_MIN_RETRY, self._mean_seconds))
 
 
 class Admitted:
@@ -193,27 +235,28 @@ class Admitted:
         Overloaded: On entry, if there is not enough capacity and the call is not patient.
     """
 
-    __slots__ = ("_admission", "_patient", "_rows", "_since", "_size")
+    __slots__ = ("_admission", "_caller", "_patient", "_rows", "_since", "_size")
 
-    def __init__(self, admission: Admission, rows: int, size: int, patient: bool):
+    def __init__(self, admission: Admission, rows: int, size: int, patient: bool, caller: str):
         self._admission = admission
         self._rows = rows
         self._size = size
         self._patient = patient
+        self._caller = caller
         self._since = 0.0
 
     def __aenter__(self) -> Awaitable[None]:
         if self._patient:
-            entered = self._admission.enter_or_wait(self._rows, self._size)
+            entered = self._admission.enter_or_wait(self._rows, self._size, self._caller)
             if entered is not _DONE:
                 return self._wait(entered)
         else:
-            self._admission.enter(self._rows, self._size)
+            self._admission.enter(self._rows, self._size, self._caller)
         self._since = self._admission.now()
         return _DONE
 
     def __aexit__(self, *_: object) -> Awaitable[None]:
-        self._admission.leave(self._rows, self._size, self._since)
+        self._admission.leave(self._rows, self._size, self._since, self._caller)
         return _DONE
 
     async def _wait(self, entered: Awaitable[None]) -> None:

@@ -6,8 +6,9 @@ delayed, and under load batches grow by themselves. Rows are bit-equal in batche
 (export proves it), so a reply does not depend on the requests that it shared a batch with.
 
 A request of many rows is split over several batches, which may run at the same time. After each
-batch it goes to the back of its operation's queue, and operations take turns in the same way, so a
-large call delays a small one by the running batches and about one more.
+batch it goes to the back of its caller's queue; callers take turns, and so do operations. So a
+large call delays a small one by the running batches and about one more, and many calls of one
+caller delay a call of another by as much.
 
 Batches are limited by their expected time (`service.models.onnx.Graph.calibrate`): the rows of one
 call in a batch take about two milliseconds, a batch of many calls about eight. With that many calls
@@ -18,12 +19,13 @@ CPU caches, which the code that reads and writes calls overwrites between them.
 import asyncio
 import math
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol, TypeVar
 
 from service.engine.batch import Batch, Graph, InferenceRequest, Operation, QueueEntry, Segment
 from service.engine.call import Call
+from service.engine.turns import Turns
 from service.errors import DeadlineExceeded
 
 T = TypeVar("T")
@@ -91,7 +93,7 @@ class Batcher:
         self._inline = inline
         self._inline_one_call = max(inline, INLINE_SECONDS_ONE_CALL) if inline else 0.0
         self._clock = clock
-        self._queues: OrderedDict[Operation, deque[QueueEntry]] = OrderedDict()
+        self._queues: OrderedDict[Operation, Turns[QueueEntry]] = OrderedDict()
         self._scheduled = self._enqueued = False
 
     def run(self, request: InferenceRequest[T], call: Call) -> asyncio.Future[T]:
@@ -115,8 +117,8 @@ class Batcher:
         entry = QueueEntry(request, call, loop.create_future(), self._clock())
         queue = self._queues.get(request.operation)
         if queue is None:
-            self._queues[request.operation] = queue = deque()
-        queue.append(entry)
+            self._queues[request.operation] = queue = Turns()
+        queue.append(entry, call.caller)
         self._schedule(loop)
         return entry.future
 
@@ -181,7 +183,7 @@ class Batcher:
             segments: list[Segment] = []
             limit = left = self._batch_limit(operation.graph, queue)
             max_call_rows = operation.graph.max_call_rows
-            # Requests with rows left over go to the back of the queue.
+            # Requests with rows left over go behind the others of their callers.
             unfinished: list[QueueEntry] = []
             while queue and left:
                 entry = queue.popleft()
@@ -194,29 +196,28 @@ class Batcher:
                 left -= stop - start
                 if stop < entry.request.rows:
                     unfinished.append(entry)
-            queue.extend(unfinished)
+            for entry in unfinished:
+                queue.append(entry, entry.call.caller)
             if queue:
                 self._queues[operation] = queue
             if segments:
                 return Batch(operation, segments, limit - left)
         return None
 
-    def _batch_limit(self, graph: Graph, queue: deque[QueueEntry]) -> int:
+    def _batch_limit(self, graph: Graph, queue: Turns[QueueEntry]) -> int:
         """Maximum rows of the next batch; queued rows are divided evenly among idle threads."""
         if self._idle_threads == 1 or graph.max_batch_rows == graph.max_call_rows:
             return graph.max_batch_rows
-        queued = sum([entry.request.rows - entry.scheduled for entry in queue])
-        share = -(-queued // self._idle_threads)
+        share = -(-_rows(queue) // self._idle_threads)
         return min(graph.max_batch_rows, max(graph.max_call_rows, share))
 
-    def _waits_for_more(self, operation: Operation, queue: deque[QueueEntry]) -> bool:
+    def _waits_for_more(self, operation: Operation, queue: Turns[QueueEntry]) -> bool:
         """Whether to wait for more rows: the batch is not full and its window is still open.
 
         If so, schedules a dispatch for when the window closes.
         """
-        left = queue[0].arrived + self._window - self._clock()
-        rows = sum(entry.request.rows - entry.scheduled for entry in queue)
-        if left <= 0 or rows >= operation.graph.max_batch_rows:
+        left = min(entry.arrived for entry in queue) + self._window - self._clock()
+        if left <= 0 or _rows(queue) >= operation.graph.max_batch_rows:
             return False
         asyncio.get_running_loop().call_later(left, self._dispatch)
         return True
@@ -264,3 +265,8 @@ class Batcher:
                 future.set_exception(error)
             elif entry.completed == entry.request.rows:
                 future.set_result(entry.result)
+
+
+def _rows(entries: Iterable[QueueEntry]) -> int:
+    """Rows that have not been put into a batch."""
+    return sum([entry.request.rows - entry.scheduled for entry in entries])

@@ -91,7 +91,9 @@ class Engine:
         Raises:
             Overloaded: The limits are reached and `call.patient` is false.
         """
-        return self.admission.admitted(rows, rows * row_bytes(model.manifest), patient=call.patient)
+        return self.admission.admitted(
+            rows, rows * row_bytes(model.manifest), patient=call.patient, caller=call.caller
+        )
 
     def encode(
         self, call: Call, model: Model, images: Pixels, draw: Draw | None = None

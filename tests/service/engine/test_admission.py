@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.engine.admission import Admission
-from service.errors import Overloaded
+from service.engine.callers import CallerLimits
+from service.errors import OverCallerLimit, Overloaded
 
 
 async def _settled() -> None:
@@ -168,3 +169,116 @@ async def test_a_waiting_call_is_not_admitted_in_place_of_the_reply_that_makes_r
     assert admission.size == 700
     admission.release(700)
     await waiting
+
+
+# ---------------------------------------------------------- limits per caller
+
+
+@pytest.mark.parametrize(
+    ("limits", "admitted", "rows", "message"),
+    [
+        ((5, 0), 4, 2, r"4 rows of this caller .* 2 more .* than 5 \(see max_rows_per_caller\)"),
+        ((0, 2), 2, 1, r"2 calls of this caller .* \(see max_calls_per_caller\)"),
+    ],
+)
+async def test_a_caller_beyond_its_limits_is_refused_and_others_are_not(
+    limits: tuple[int, int], admitted: int, rows: int, message: str
+) -> None:
+    admission = Admission(100, 1000, callers=CallerLimits(*limits))
+    async with AsyncExitStack() as stack:
+        for _ in range(admitted):
+            await stack.enter_async_context(admission.admitted(1, 1, caller="loud"))
+        for _ in range(2):
+            with pytest.raises(OverCallerLimit, match=message) as caught:
+                async with admission.admitted(rows, 1, caller="loud"):
+                    pass
+        assert 0.05 <= caught.value.retry_seconds <= 5
+        assert admission.rows == admitted
+        async with admission.admitted(rows, 1, caller="quiet"):
+            pass
+    async with admission.admitted(rows, 1, caller="loud"):
+        pass
+
+
+async def test_a_single_call_beyond_a_callers_limit_of_rows_is_admitted() -> None:
+    admission = Admission(100, 1000, callers=CallerLimits(5, 0))
+    async with admission.admitted(50, 1, caller="one"):
+        pass
+
+
+async def test_a_patient_call_beyond_its_callers_limits_waits_and_others_overtake_it() -> None:
+    admission, order = Admission(100, 1000, callers=CallerLimits(0, 1)), []
+
+    async def patient(name: str) -> None:
+        async with admission.admitted(1, 1, patient=True, caller=name[0]):
+            order.append(name)
+
+    async with admission.admitted(1, 1, caller="a"):
+        tasks = [asyncio.create_task(patient(name)) for name in ("a1", "a2", "b1", "c1")]
+        await _settled()
+        assert order == ["b1", "c1"]
+    await asyncio.gather(*tasks)
+    assert order == ["b1", "c1", "a1", "a2"]
+    assert (admission.rows, admission.size) == (0, 0)
+
+
+async def test_callers_take_turns_for_capacity() -> None:
+    admission, order = Admission(10, 1000), []
+
+    async def patient(name: str) -> None:
+        async with admission.admitted(10, 1, patient=True, caller=name[0]):
+            order.append(name)
+
+    names = ("a1", "a2", "a3", "a4", "b1", "c1", "b2")
+    async with admission.admitted(10, 1):
+        tasks = [asyncio.create_task(patient(name)) for name in names]
+        await _settled()
+    await asyncio.gather(*tasks)
+    assert order == ["a1", "b1", "c1", "a2", "b2", "a3", "a4"]
+
+
+@settings(max_examples=60)
+@given(
+    calls=st.lists(
+        st.tuples(st.integers(1, 12), st.booleans(), st.booleans(), st.sampled_from("abc")),
+        min_size=1,
+        max_size=30,
+    ),
+    limits=st.tuples(st.integers(0, 8), st.integers(0, 3)),
+)
+async def test_limits_per_caller_hold_and_every_patient_call_is_admitted(
+    calls: list[tuple[int, bool, bool, str]], limits: tuple[int, int]
+) -> None:
+    admission = Admission(20, 10_000, callers=CallerLimits(*limits))
+    max_rows, max_calls = limits
+    now: dict[str, list[int]] = {name: [] for name in "abc"}
+
+    async def one(rows: int, patient: bool, caller: str) -> None:
+        async with AsyncExitStack() as stack:
+            entering = admission.admitted(rows, rows, patient=patient, caller=caller)
+            try:
+                await stack.enter_async_context(entering)
+            except Overloaded:
+                assert not patient
+                return
+            now[caller].append(rows)
+            try:
+                assert len(now[caller]) == 1 or not max_rows or sum(now[caller]) <= max_rows
+                assert not max_calls or len(now[caller]) <= max_calls
+                await asyncio.sleep(0)
+            finally:
+                now[caller].remove(rows)
+
+    tasks, left = [], []
+    for rows, patient, leaves, caller in calls:
+        task = asyncio.create_task(one(rows, patient, caller))
+        (left if leaves else tasks).append(task)
+        await asyncio.sleep(0)
+        if leaves:
+            task.cancel()
+    await asyncio.wait_for(asyncio.gather(*tasks), 5)
+    await asyncio.gather(*left, return_exceptions=True)
+    assert (admission.rows, admission.size) == (0, 0)
+    async with AsyncExitStack() as stack:  # nothing is left of any caller
+        for caller in "abc":
+            await stack.enter_async_context(admission.admitted(5, 5, caller=caller))

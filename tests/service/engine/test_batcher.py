@@ -302,6 +302,32 @@ async def test_operations_take_turns() -> None:
     assert ran == ["first", "second"] * 3
 
 
+async def test_callers_take_turns_in_and_between_batches() -> None:
+    bench, graph = Bench(), Doubling(max_batch_rows=4, max_call_rows=2)
+    loud, quiet, third = (Call(caller=name) for name in ("loud", "quiet", "third"))
+    running = bench.submit(graph, [0], loud)
+    await _settled()
+    many = [bench.submit(graph, [value, value], loud) for value in (1, 2, 3, 4, 5)]
+    await _settled()
+    few = [bench.submit(graph, [value], call) for value, call in ((6, quiet), (7, third))]
+    await _settled()
+    await bench.compute_all()
+    await asyncio.gather(running, *many, *few)
+    assert graph.batches == [[0], [1, 1, 6, 7], [2, 2, 3, 3], [4, 4, 5, 5]]
+
+
+async def test_one_large_call_and_many_of_another_caller_share_the_batches() -> None:
+    bench, graph = Bench(), Doubling(max_batch_rows=4, max_call_rows=2)
+    one, many = Call(caller="one"), Call(caller="many")
+    running = bench.submit(graph, [0], many)
+    await _settled()
+    small = [bench.submit(graph, [value], many) for value in range(1, 7)]
+    large = bench.submit(graph, [10, 11, 12, 13, 14, 15, 16], one)
+    await bench.compute_all()
+    await asyncio.gather(running, large, *small)
+    assert graph.batches == [[0], [1, 10, 11, 2], [3, 12, 13, 4], [5, 14, 15, 6], [16]]
+
+
 async def test_rows_whose_deadline_passes_in_the_queue_are_not_computed() -> None:
     bench, graph = Bench(), Doubling()
     bench.submit(graph, [1])
