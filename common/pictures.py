@@ -22,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from common.checksums import png_problem
+
 #: Lower-case suffixes of the files that count as pictures.
 SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".webp")
@@ -133,6 +135,7 @@ def prepare(image: Image.Image, size: Size | None, channels: int | None) -> NDAr
             # A JPEG file is decoded at a lower resolution that is still large enough to resize
             # well, in either orientation. Other formats ignore this.
             image.draft(None, (2 * max(size), 2 * max(size)))
+        _check(image)
         image.load()
         plain = _plain(_upright(image))
         if channels is not None:
@@ -195,6 +198,15 @@ def transparent(image: Image.Image) -> bool:
         if image.mode == "P" and image.palette is None:
             raise PictureError("its palette is missing")
         return image.has_transparency_data
+
+
+def _check(image: Image.Image) -> None:
+    """Raises PictureError if a picture whose format has checksums does not match them."""
+    file = getattr(image, "fp", None)  # None once it is loaded
+    if image.format == "PNG" and isinstance(file, io.BytesIO):
+        problem = png_problem(file.getvalue())
+        if problem is not None:
+            raise PictureError(problem)
 
 
 @contextmanager

@@ -350,3 +350,61 @@ def test_opening_a_picture_does_not_decode_its_pixels() -> None:
         assert (image.format, image.mode, image.size) == ("PNG", "RGB", (5, 6))
         with pytest.raises(PictureError):
             prepare(image, None, None)
+
+
+def chunks_of(raw: bytes) -> list[bytes]:
+    """The chunks of a PNG file, without its signature."""
+    chunks, start = [], 8
+    while start < len(raw):
+        stop = start + 12 + int.from_bytes(raw[start : start + 4], "big")
+        chunks.append(raw[start:stop])
+        start = stop
+    return chunks
+
+
+def smooth_png() -> bytes:
+    y, x = np.mgrid[:28, :28]
+    return png((255 * np.exp(-((x - 13) ** 2 + (y - 15) ** 2) / 30)).astype(np.uint8))
+
+
+def test_a_png_file_with_any_byte_of_its_pixels_changed_is_refused() -> None:
+    raw = smooth_png()
+    start = raw.index(b"IDAT") + 4
+    size = int.from_bytes(raw[start - 8 : start - 4], "big")
+    assert read(raw, None, None).shape == (1, 28, 28)
+    rng = np.random.default_rng(0)
+    for place in range(start, start + size):
+        for change in {1, 128, int(rng.integers(1, 256))}:
+            bad = raw[:place] + bytes([raw[place] ^ change]) + raw[place + 1 :]
+            with pytest.raises(PictureError, match="the checksum of its IDAT chunk is wrong"):
+                read(bad, None, None)
+
+
+@pytest.mark.parametrize("kind", [b"IHDR", b"tEXt", b"IDAT", b"zTXt", b"eXIf", b"IEND"])
+def test_a_png_chunk_with_a_wrong_checksum_is_refused_wherever_it_is(kind: bytes) -> None:
+    raw = bytearray(smooth_png())
+    first, *rest = chunks_of(bytes(raw))
+
+    def extra(name: bytes) -> bytes:
+        body = name + b"key\0\0" + zlib.compress(b"value")
+        checksum = zlib.crc32(body).to_bytes(4, "big")
+        return (len(body) - 4).to_bytes(4, "big") + body + checksum
+
+    chunks = [first, extra(b"tEXt"), *rest[:-1], extra(b"zTXt"), extra(b"eXIf"), rest[-1]]
+    whole = bytes(raw[:8]) + b"".join(chunks)
+    assert np.array_equal(read(whole, None, None), read(bytes(raw), None, None))
+    at = whole.index(kind) + 4 + int.from_bytes(whole[whole.index(kind) - 4 :][:4], "big")
+    bad = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+    with pytest.raises(PictureError):
+        read(bad, None, None)
+
+
+def test_bytes_after_the_end_of_a_png_file_are_ignored() -> None:
+    raw = smooth_png()
+    assert np.array_equal(read(raw + b"\0more", None, None), read(raw, None, None))
+
+
+def test_a_png_file_without_its_last_chunk_is_refused() -> None:
+    raw = smooth_png()
+    with pytest.raises(PictureError, match="truncated"):
+        read(raw[: raw.index(b"IEND") - 4], None, None)
