@@ -17,11 +17,16 @@ _log = logging.getLogger(__name__)
 _MIN_LENGTH = 16
 # Visible ASCII, a superset of the characters that RFC 6750 allows in a token.
 _TOKEN = re.compile(r"[!-~]+")
+# A name in front of a token, in characters that logs and metrics take as they are.
+_NAMED = re.compile(r"([A-Za-z0-9._-]{1,64}):(.*)")
 _CHECK_SECONDS = 1.0
 
 
 class TokenFile:
     """Bearer tokens, one per line; empty lines and lines that begin with # are ignored.
+
+    A line `NAME:TOKEN` names its caller. Several tokens may have the same name. The line as a
+    whole is a token too: before there were names, a token could have a colon.
 
     With several tokens, one can be replaced without an interruption. The file is checked once
     a second at most and reloaded when it has changed; while it is missing or invalid, the
@@ -51,16 +56,28 @@ class TokenFile:
         self._checked = clock()
 
     def accepts(self, authorization: str | None) -> bool:
-        """Returns whether a call has a valid token, comparing in constant time.
+        """Returns whether a call has a valid token; see `caller`."""
+        return self.caller(authorization) is not None
+
+    def caller(self, authorization: str | None) -> str | None:
+        """Returns the name of a call's token, comparing in constant time.
 
         Args:
             authorization: Value of the call's `authorization` metadata, `Bearer TOKEN`, or None.
+
+        Returns:
+            The name, empty for a token without one; None if the token is missing or wrong.
         """
         self._reload()
         scheme, _, token = (authorization or "").partition(" ")
         given = token.strip().encode()
-        matches = [hmac.compare_digest(given, valid) for valid in self._tokens]
-        return scheme.lower() == "bearer" and any(matches)
+        names = [
+            name
+            for name, accepted in self._tokens
+            for valid in accepted
+            if hmac.compare_digest(given, valid)
+        ]
+        return names[0] if names and scheme.lower() == "bearer" else None
 
     def _reload(self) -> None:
         now = self._clock()
@@ -89,7 +106,8 @@ def _state(path: Path) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _read(path: Path) -> tuple[bytes, ...]:
+def _read(path: Path) -> tuple[tuple[str, tuple[bytes, ...]], ...]:
+    """For each line, its name and the tokens that are accepted."""
     # utf-8-sig skips the byte order mark that some editors write.
     lines = path.read_text(encoding="utf-8-sig").splitlines()
     tokens = []
@@ -98,12 +116,15 @@ def _read(path: Path) -> tuple[bytes, ...]:
             continue
         if not _TOKEN.fullmatch(line):  # not shown: it may be a secret
             raise ValueError(f"line {number} is no token, wanted visible ASCII without spaces")
-        if len(line) < _MIN_LENGTH:
+        named = _NAMED.fullmatch(line)
+        name, token = named.groups() if named else ("", line)
+        if len(token) < _MIN_LENGTH:
             raise ValueError(
-                f"line {number} is a token of {len(line)} characters, wanted at least "
+                f"line {number} is a token of {len(token)} characters, wanted at least "
                 f"{_MIN_LENGTH} (for example `openssl rand -hex 32`)"
             )
-        tokens.append(line.encode())
+        accepted = (token, line) if name else (line,)
+        tokens.append((name, tuple(text.encode() for text in accepted)))
     if not tokens:
         raise ValueError("no token in it, wanted one per line")
     return tuple(tokens)

@@ -159,6 +159,7 @@ def test_a_byte_order_mark_is_not_part_of_a_token(path: Path) -> None:
         (None, "No such file"),
         (b"", "no token"),
         (b"# only a comment\n", "no token"),
+        (b"team-a:short", "line 1 is a token of 5 characters, wanted at least 16"),
         (b"\nshort", "line 2 is a token of 5 characters, wanted at least 16"),
         (A.encode() + b" " + B.encode(), "line 1 is no token"),
         (b"\xc3\xa4" * 20, "line 1 is no token"),
@@ -174,3 +175,25 @@ def test_a_missing_or_invalid_token_file_refuses_to_start(
     with pytest.raises(StartError, match=f"token-file .*: {problem}") as refusal:
         TokenFile(path)
     assert A not in str(refusal.value)
+
+
+def test_a_token_may_have_a_name(path: Path, clock: Clock) -> None:
+    path.write_text(f"team-a:{A}\n{B}\nteam-a:{C}\n")
+    tokens = TokenFile(path, clock)
+    names = [tokens.caller(f"Bearer {token}") for token in (A, B, C, "d" * 20)]
+    assert names == ["team-a", "", "team-a", None]
+    path.write_text(f"team_b.2:{A}\n")
+    clock.now += 1.0
+    assert tokens.caller(f"Bearer {A}") == "team_b.2"
+    assert tokens.caller(f"Basic {A}") is None
+
+
+@pytest.mark.parametrize(
+    "line", [f"old:{A}", f"old:{A}:{B}", f":{A}", f"a/b:{A}", f"{'n' * 65}:{A}"]
+)
+def test_a_line_with_a_colon_is_a_token_as_a_whole_too(path: Path, line: str) -> None:
+    path.write_text(line)
+    tokens = TokenFile(path)
+    named = line.startswith("old:")
+    assert tokens.caller(f"Bearer {line}") == ("old" if named else "")
+    assert tokens.accepts(f"Bearer {line.partition(':')[2]}") is named
