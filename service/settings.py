@@ -11,12 +11,17 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import pydantic
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
+from common.memory import usable_memory
 from latentserve._cli.common import HelpFormatter
 from service.errors import StartError
 from service.models.versions import Versions
 
 _LAME_DUCK_SECONDS = 3.0
-_QUEUE_BYTES = 2**29
+# Bytes in flight are by default a quarter of the memory that a process has beyond its own: calls
+# hold up to about twice what is counted, as much goes to requests that are being received, and some
+# to the copies of one that is parsed (docs/performance.md).
+_MIN_QUEUE_BYTES, _MAX_QUEUE_BYTES = 2**23, 2**29
+_PROCESS_BYTES = 192 * 2**20
 
 
 def _versions(value: object) -> object:
@@ -117,8 +122,20 @@ class Settings(BaseModel):
 
     @property
     def queue_bytes(self) -> int:
-        """Bytes in flight in all calls, with the default resolved."""
-        return _QUEUE_BYTES if self.max_queue_bytes is None else self.max_queue_bytes
+        """Bytes in flight in all calls of a process, with the default resolved."""
+        if self.max_queue_bytes is not None:
+            return self.max_queue_bytes
+        return default_queue_bytes(usable_memory() // self.workers)
+
+
+def default_queue_bytes(memory: int) -> int:
+    """Bytes in flight that a process can afford.
+
+    Args:
+        memory: Bytes of memory that it may use.
+    """
+    spare = (memory - _PROCESS_BYTES) // 4
+    return max(_MIN_QUEUE_BYTES, min(_MAX_QUEUE_BYTES, spare))
 
 
 def _is_loopback(host: str) -> bool:
@@ -133,7 +150,7 @@ _FLAGS = {"grpc_port": "--port"}
 _DEFAULTS = {
     "models": "models/ in the checkout",
     "default_model": "the first by name",
-    "max_queue_bytes": "512 MiB",
+    "max_queue_bytes": "512 MiB, less with less than 2.2 GiB of memory",
     "lame_duck_seconds": "3 with several workers or a host that is not loopback, else 0",
 }
 

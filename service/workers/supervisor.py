@@ -113,6 +113,7 @@ class _Supervisor:
             # Metrics and probes of a worker go through the supervisor.
             "http_port": "off",
             "threads": settings.threads or max(1, usable_cpus() // settings.workers),
+            "max_queue_bytes": settings.queue_bytes,
             "workers": 1,
         }
         config = WorkerConfig(

@@ -70,6 +70,16 @@ def test_every_setting_is_described_and_has_a_flag_and_a_variable():
         assert variable(name) != "LATENTSERVE_PORT"
 
 
+@pytest.mark.parametrize(
+    ("memory", "workers", "wanted"),
+    [(64, 1, 8), (256, 1, 16), (1024, 1, 208), (1024, 4, 16), (65_536, 4, 512)],
+)
+def test_bytes_in_flight_default_to_what_memory_allows(monkeypatch, memory, workers, wanted):
+    monkeypatch.setattr("service.settings.usable_memory", lambda: memory * 2**20)
+    assert Settings(workers=workers).queue_bytes == wanted * 2**20
+    assert Settings(workers=workers, max_queue_bytes=2**40).queue_bytes == 2**40
+
+
 def test_every_setting_is_in_the_table_of_docs_operations():
     text = (ROOT / "docs" / "operations.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("| `--")]
