@@ -5,7 +5,8 @@ ServiceError                  status, reason and message for the caller
 ├── ModelNotFound             no such model or version
 ├── NotForThisModel           the model does not support the operation
 ├── Overloaded                too much is in flight; retry after a moment
-│   └── OverCallerLimit       this caller has too much in flight
+│   ├── OverCallerLimit       this caller has too much in flight
+│   └── OutOfMemory           there was no memory for it; retry after a moment
 ├── DeadlineExceeded          the caller's deadline has passed
 ├── Unauthenticated           no token, or a wrong one
 ├── Unimplemented             unknown method or compression
@@ -19,6 +20,8 @@ import enum
 
 # Maximum length of a value in an error message, in characters.
 _MAX_VALUE = 100
+# Seconds after which a call may be retried that the server had no memory for.
+_OUT_OF_MEMORY_RETRY = 1.0
 
 
 class Status(enum.IntEnum):
@@ -101,6 +104,13 @@ class Overloaded(ServiceError):
 
 class OverCallerLimit(Overloaded):
     """The call was rejected because its caller has too much in flight."""
+
+
+class OutOfMemory(Overloaded):
+    """There was no memory for the call; others in flight will return some."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is out of memory", _OUT_OF_MEMORY_RETRY)
 
 
 class DeadlineExceeded(ServiceError):

@@ -153,6 +153,7 @@ class _Server:
         threads = (settings.threads or usable_cpus()) if device.kind == "cpu" else 1
         # The only compute thread has to share a core with the event loop.
         one_core = threads == 1 and (self._worker is not None or usable_cpus() == 1)
+        self._metrics.limits(threads, settings.max_queue_rows, settings.queue_bytes)
         return Engine(
             admission,
             self._telemetry,

@@ -248,7 +248,7 @@ class Batcher:
         """Reports a computed batch, and completes the requests that failed or have all rows."""
         seconds = self._clock() - batch.began
         graph = batch.operation.graph
-        if batch.error is not None:
+        if batch.error is not None and not isinstance(batch.error, MemoryError):
             self._observer.batch_failed(graph, batch.error)
         self._observer.batch_computed(graph, batch.rows, seconds)
         for entry, start, stop in batch.segments:

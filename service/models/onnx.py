@@ -35,6 +35,8 @@ _MAX_ROWS = {"cpu": 512, "cuda": 4096}
 _CALL_SECONDS = 0.002
 _BATCH_SECONDS = 0.008
 _MIN_ROWS = {"cpu": 16, "cuda": 64}
+# Words of onnxruntime's errors, which have types of their own, for want of memory.
+_NO_MEMORY = re.compile(r"bad.alloc|failed to allocate memory|out of memory|ALLOC_FAILED", re.I)
 _TRIAL_ROWS = 16
 _TRIALS = 5
 
@@ -193,11 +195,21 @@ class Graph:
         self, wanted: list[str], inputs: Mapping[str, NDArray[Any]], count: int
     ) -> list[NDArray[np.float32]]:
         if not self._pads:
-            return self._session.run(wanted, dict(inputs))  # type: ignore[no-any-return]
+            return self._run_session(wanted, dict(inputs))
         # CUDA's libraries choose algorithms for every new shape, so rows are padded to few sizes.
         rows = min(self._run_rows, max(_MIN_ROWS[self.device.kind], 1 << (count - 1).bit_length()))
         padded = {name: _padded(array, rows) for name, array in inputs.items()}
-        return [array[:count] for array in self._session.run(wanted, padded)]
+        return [array[:count] for array in self._run_session(wanted, padded)]
+
+    def _run_session(
+        self, wanted: list[str], inputs: dict[str, NDArray[Any]]
+    ) -> list[NDArray[np.float32]]:
+        try:
+            return self._session.run(wanted, inputs)  # type: ignore[no-any-return]
+        except Exception as error:
+            if _NO_MEMORY.search(str(error)):
+                raise MemoryError(f"{self.name} on {self.device}") from error
+            raise
 
 
 def _padded(array: NDArray[Any], rows: int) -> NDArray[Any]:

@@ -28,6 +28,17 @@ _SECONDS = (
 )  # fmt: skip
 _ROWS = tuple(2**power for power in range(11))
 _MAX_CHILDREN = 1024
+#: Reasons why calls were refused, or their rows dropped.
+REJECTIONS = (
+    "overloaded", "caller_limit", "out_of_memory", "not_ready", "unauthenticated", "deadline",
+    "cancelled",
+)  # fmt: skip
+# What may be open, for `watch_open`.
+_OPEN = {
+    "connections": "Open connections to the gRPC port.",
+    "streams": "Open HTTP/2 streams: calls whose replies are not sent yet, and health watches.",
+    "calls": "Calls that are being answered.",
+}
 # Pending posteriors are accumulated once there are this many batches, or rows.
 _PENDING_BATCHES, _PENDING_ROWS = 64, 1024
 #: Reasons of failed TLS handshakes.
@@ -42,9 +53,9 @@ HORIZON = 10_000.0
 class Metrics:
     """The server's metrics, in their own registry.
 
-    Thread-safe, except for `request`, `batch` and `queued`: only the event loop's thread may
-    call those. Label values are names of models, methods and the like, never a caller's
-    text, so the number of series is bounded.
+    Thread-safe, except for `request`, `caller`, `batch` and `queued`: only the event loop's
+    thread may call those. Label values are names of models, methods, tokens and the like, never
+    a caller's text, so the number of series is bounded.
     """
 
     def __init__(self) -> None:
@@ -78,6 +89,9 @@ class Metrics:
             registry=registry,
         )
         self._rejected = lru_cache(_MAX_CHILDREN)(rejected.labels)
+        for reason in REJECTIONS:
+            # From 0 on: a rate over the first increment of a new series would miss it.
+            self._rejected(reason)
         self._queue_seconds = Histogram(
             "latentserve_queue_seconds",
             "Seconds that rows waited before their computation began.",
@@ -92,6 +106,19 @@ class Metrics:
             "latentserve_queue_bytes", "Bytes of images and latents in flight.", registry=registry
         )
         self._handshake_failures: dict[str, Counter] = {}
+        labels = ["caller"]
+        self._caller_calls = CallCounter(
+            "latentserve_caller_calls",
+            "Calls that have ended, by the name of the caller's token.",
+            registry,
+            [*labels, "code"],
+        )
+        self._caller_rows = CallCounter(
+            "latentserve_caller_rows",
+            "Rows that calls asked for, by the name of the caller's token.",
+            registry,
+            labels,
+        )
         self._models = _ModelInfo()
         registry.register(self._models)
         self._latents = _LatentStatistics()
@@ -160,6 +187,43 @@ class Metrics:
         """Counts a failed TLS handshake, by one of HANDSHAKE_REASONS, after `watch_tls`."""
         if reason in self._handshake_failures:
             self._handshake_failures[reason].inc()
+
+    def limits(self, threads: int, max_queue_rows: int, max_queue_bytes: int) -> None:
+        """Sets the metrics of what the server is allowed.
+
+        Args:
+            threads: Number of compute threads.
+            max_queue_rows: Maximum rows in flight.
+            max_queue_bytes: Maximum bytes in flight.
+        """
+        for name, text, value in (
+            ("threads", "Compute threads.", threads),
+            ("max_queue_rows", "Maximum rows in flight.", max_queue_rows),
+            ("max_queue_bytes", "Maximum bytes in flight.", max_queue_bytes),
+        ):
+            Gauge(f"latentserve_{name}", text, registry=self._registry).set(value)
+
+    def watch_open(self, **counts: Callable[[], int]) -> None:
+        """Adds the metrics of what is open in the transport.
+
+        Args:
+            counts: Returns the number of `connections`, `streams` or `calls`, each only if the
+                transport can tell; called at each scrape, in the scrape's thread.
+        """
+        for name, count in counts.items():
+            gauge = Gauge(f"latentserve_{name}_open", _OPEN[name], registry=self._registry)
+            gauge.set_function(count)
+
+    def caller(self, name: str, code: str, rows: int) -> None:
+        """Counts a call that has ended, for its caller.
+
+        Args:
+            name: Name of the caller's token.
+            code: Name of the gRPC status code.
+            rows: Rows of the call.
+        """
+        self._caller_calls.child(name, code).value += 1
+        self._caller_rows.child(name).value += rows
 
     def rejected(self, reason: str) -> None:
         """Counts a call that was shed, refused or dropped, by reason."""

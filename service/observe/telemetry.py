@@ -9,16 +9,26 @@ from numpy.typing import NDArray
 
 from bundle import Manifest
 from service.engine.call import Call
-from service.errors import ServiceError
+from service.errors import (
+    NotReady,
+    OutOfMemory,
+    OverCallerLimit,
+    Overloaded,
+    ServiceError,
+    Unauthenticated,
+)
 from service.models.onnx import Graph
 from service.models.repository import Models
 from service.observe.metrics import Metrics
 from service.observe.tracing import CallSpan, Tracing
 
-_REFUSALS = {
-    "OVERLOADED": "overloaded",
-    "NOT_READY": "not_ready",
-    "UNAUTHENTICATED": "unauthenticated",
+# Errors that count as rejections by the server, as the metrics name them.
+_REJECTIONS: dict[type[ServiceError], str] = {
+    Overloaded: "overloaded",
+    OverCallerLimit: "caller_limit",
+    OutOfMemory: "out_of_memory",
+    NotReady: "not_ready",
+    Unauthenticated: "unauthenticated",
 }
 
 
@@ -96,10 +106,18 @@ class Telemetry:
         """Records a finished call."""
         self._metrics.request(rpc, model, code, seconds)
 
+    def caller(self, name: str, code: str, rows: int) -> None:
+        """Records a finished call for its caller, the name of whose token is given."""
+        self._metrics.caller(name, code, rows)
+
+    def watch_open(self, **counts: Callable[[], int]) -> None:
+        """Has `connections`, `streams` and `calls` counted at each scrape, as far as given."""
+        self._metrics.watch_open(**counts)
+
     def refused(self, error: ServiceError) -> None:
         """Counts a refused call if the cause is overload, readiness or authentication."""
-        if error.reason in _REFUSALS:
-            self._metrics.rejected(_REFUSALS[error.reason])
+        if type(error) in _REJECTIONS:
+            self._metrics.rejected(_REJECTIONS[type(error)])
 
     def handshake_failed(self, reason: str) -> None:
         """A TLS handshake has failed, for one of the reasons of `metrics.HANDSHAKE_REASONS`."""

@@ -15,7 +15,13 @@ from google.protobuf.message_factory import GetMessageClass
 
 from service.api.wire import Chunks, serialized
 from service.engine.call import Call
-from service.errors import DeadlineExceeded, InvalidArgument, ServiceError, Unimplemented
+from service.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    OutOfMemory,
+    ServiceError,
+    Unimplemented,
+)
 from service.observe.logs import REQUEST_ID, clean_request_id, new_request_id
 from service.observe.telemetry import NO_SPAN, Span, Telemetry
 from service.transport.status import CallFailed, RpcStatus, no_room
@@ -114,6 +120,7 @@ class Dispatcher:
         self._authenticate = authenticate
         self._telemetry = telemetry
         self._running = 0
+        telemetry.watch_open(calls=lambda: self._running)
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -207,6 +214,9 @@ class Dispatcher:
         Returns:
             Name of the call's status code, and the status to send; None if the caller has left.
         """
+        if isinstance(error, MemoryError):
+            _log.error("request %s to %s: no memory for it (%s)", call.request_id, rpc.name, error)
+            error = OutOfMemory()
         if isinstance(error, ServiceError):
             span.failed(error.status.name, expected=True)
             if rpc.counted and not isinstance(error, DeadlineExceeded):  # counted as dropped

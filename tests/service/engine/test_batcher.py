@@ -429,6 +429,16 @@ async def test_a_graph_error_fails_its_batch_and_not_the_next_one() -> None:
     assert await after == [4]
 
 
+async def test_want_of_memory_fails_a_batch_and_is_no_failure_of_the_device() -> None:
+    bench, graph = Bench(), Doubling()
+    graph.error = MemoryError("8 GiB")
+    task = bench.submit(graph, [1])
+    await bench.compute_all()
+    with pytest.raises(MemoryError):
+        await task
+    assert not [event for event, _ in bench.events if event == "failed"]
+
+
 async def test_queue_and_compute_times_are_measured_on_the_clock() -> None:
     bench, graph, call = Bench(), Doubling(), Call()
     bench.submit(graph, [1])

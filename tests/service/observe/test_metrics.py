@@ -11,8 +11,10 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as text_format
 
+from service import errors
 from service.observe import counters
-from service.observe.metrics import HORIZON, Metrics
+from service.observe.metrics import HORIZON, REJECTIONS, Metrics
+from service.observe.telemetry import Telemetry
 from tests.support import ROOT
 
 
@@ -54,6 +56,51 @@ def test_batches_and_queues_are_measured():
     assert value(metrics, "latentserve_queue_rows") == 7
     assert value(metrics, "latentserve_queue_bytes") == 700
     assert value(metrics, "latentserve_rejected_total", reason="overloaded") == 1
+
+
+def test_rejections_are_counted_from_zero_on():
+    metrics = Metrics()
+    for reason in REJECTIONS:
+        assert value(metrics, "latentserve_rejected_total", reason=reason) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (errors.Overloaded("full", 1.0), "overloaded"),
+        (errors.OverCallerLimit("full", 1.0), "caller_limit"),
+        (errors.OutOfMemory(), "out_of_memory"),
+        (errors.NotReady("loading"), "not_ready"),
+        (errors.Unauthenticated("no token"), "unauthenticated"),
+        (errors.TooLarge("large"), None),
+        (errors.ModelNotFound("none"), None),
+    ],
+)
+def test_refusals_are_counted_if_the_server_is_their_cause(error, reason):
+    metrics = Metrics()
+    Telemetry(metrics, None, print).refused(error)
+    for other in REJECTIONS:
+        assert value(metrics, "latentserve_rejected_total", reason=other) == (other == reason)
+
+
+def test_limits_and_what_is_open_are_shown():
+    metrics = Metrics()
+    metrics.limits(4, 1000, 2**20)
+    metrics.watch_open(connections=lambda: 3, calls=lambda: 7)
+    names = ("threads", "max_queue_rows", "max_queue_bytes", "connections_open", "calls_open")
+    assert [value(metrics, f"latentserve_{name}") for name in names] == [4, 1000, 2**20, 3, 7]
+    # grpcio does not tell.
+    assert ("latentserve_streams_open", ()) not in read(metrics)
+
+
+def test_calls_and_rows_are_counted_for_callers_with_a_name():
+    metrics = Metrics()
+    metrics.caller("team-a", "OK", 5)
+    metrics.caller("team-a", "RESOURCE_EXHAUSTED", 0)
+    name = "latentserve_caller_calls_total"
+    assert value(metrics, name, caller="team-a", code="OK") == 1
+    assert value(metrics, name, caller="team-a", code="RESOURCE_EXHAUSTED") == 1
+    assert value(metrics, "latentserve_caller_rows_total", caller="team-a") == 5
 
 
 def test_series_of_models_that_are_no_longer_served_vanish():
