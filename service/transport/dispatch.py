@@ -152,7 +152,9 @@ class Dispatcher:
         code = "OK"
         try:
             self._admit(rpc, call)
-            return serialized(await rpc.answer(rpc.parse(raw), call))
+            answer = rpc.answer(rpc.parse(raw), call)
+            del raw  # as large as the arrays that were made of it
+            return serialized(await answer)
         except BaseException as error:
             code, failure = self._failed(rpc, call, span, error)
             if failure is None:

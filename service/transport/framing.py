@@ -32,7 +32,8 @@ class MessageBuffer:
     Args:
         encoding: Value of the request's `grpc-encoding`.
         max_bytes: Maximum size of a message in bytes, both compressed and decompressed.
-        hold: Called with the change in held bytes; raises TooLarge if the server holds too many.
+        hold: Called with the change in held bytes, and with those held now; raises Overloaded if
+            the server holds too many.
     """
 
     __slots__ = (
@@ -46,7 +47,7 @@ class MessageBuffer:
         "_start",
     )
 
-    def __init__(self, encoding: str, max_bytes: int, hold: Callable[[int], None]):
+    def __init__(self, encoding: str, max_bytes: int, hold: Callable[[int, int], None]):
         self._encoding = encoding
         self._max_bytes = max_bytes
         self._hold = hold
@@ -88,7 +89,8 @@ class MessageBuffer:
         """Adds a piece of the body; returns whether a message is complete.
 
         Raises:
-            TooLarge: The message exceeds the limit, or the server holds too many bytes.
+            TooLarge: The message exceeds the limit.
+            Overloaded: The server holds too many bytes.
             ServiceError: The prefix is invalid.
         """
         length, pieces = len(piece), self._pieces
@@ -170,7 +172,7 @@ class MessageBuffer:
 
     def _report(self) -> None:
         before, self._reported = self._reported, self._length
-        self._hold(self._reported - before)
+        self._hold(self._reported - before, self._reported)
 
     def _decompressed(self, body: bytes) -> bytes:
         if self._encoding == "identity":

@@ -38,7 +38,8 @@ class GrpcCall:
         rpc: Method that is called.
         dispatcher: Runs the method.
         max_bytes: Maximum size of a message in bytes, in either direction.
-        hold: Called with the change in the request bytes held; may raise TooLarge.
+        hold: Called with the change in the request bytes held, and with those held now; may
+            raise Overloaded.
     """
 
     __slots__ = (
@@ -61,7 +62,7 @@ class GrpcCall:
         rpc: Rpc,
         dispatcher: Dispatcher,
         max_bytes: int,
-        hold: Callable[[int], None],
+        hold: Callable[[int, int], None],
     ):
         fields = stream.head.fields
         now = time.monotonic()

@@ -9,7 +9,7 @@ from functools import partial
 
 from service.api.admin import AdminServicer
 from service.api.servicer import Servicer
-from service.errors import NotReady, TooLarge, Unimplemented, shortened
+from service.errors import NotReady, Overloaded, TooLarge, Unimplemented, shortened
 from service.models.repository import Models
 from service.observe.telemetry import Telemetry
 from service.settings import Settings
@@ -35,6 +35,8 @@ from service.transport.unread import STALLED_SECONDS, Capacity, Unread, UnreadRe
 _log = logging.getLogger(__name__)
 
 _HANDSHAKE_SECONDS = 10.0
+# Time in which other requests will mostly have been received.
+_RETRY_SECONDS = 0.5
 # Time that a drain gives to clients to complete a TLS handshake, after the port has closed.
 _OPENING_SECONDS = 1.0
 # Time that a drain gives to callers to read the last replies and close their connections.
@@ -82,7 +84,7 @@ class Http2Transport:
         self._dispatcher = Dispatcher(authenticate, telemetry)
         self._tls = tls
         self._max_bytes = settings.max_message_bytes
-        self._max_held_bytes = max(settings.queue_bytes, settings.max_message_bytes)
+        self._max_held_bytes = settings.queue_bytes
         self._held_bytes = 0
         self._max_streams = settings.max_streams_per_connection
         self._unread = UnreadReplies(capacity, self._unread_replies)
@@ -223,17 +225,23 @@ class Http2Transport:
         if not self._connections:
             self._no_connections.set()
 
-    def _hold(self, count: int) -> None:
-        """Adds to the bytes that incomplete requests hold in total; one request alone always fits.
+    def _hold(self, change: int, held: int) -> None:
+        """Counts the bytes of incomplete requests; one of any size fits beside those within limits.
+
+        Args:
+            change: Change in the bytes of a request.
+            held: Its bytes now.
 
         Raises:
-            TooLarge: The total exceeds the limit.
+            Overloaded: The other requests hold more than the limit.
         """
-        self._held_bytes += count
-        if count > 0 and self._held_bytes > self._max_held_bytes:
-            raise TooLarge(
-                f"unfinished requests: {self._held_bytes} bytes, wanted at most "
-                f"{self._max_held_bytes} (see max_queue_bytes)"
+        self._held_bytes += change
+        others = self._held_bytes - held
+        if change > 0 and others > self._max_held_bytes:
+            raise Overloaded(
+                f"unfinished requests of {others} bytes are being received, wanted at most "
+                f"{self._max_held_bytes} (see max_queue_bytes)",
+                _RETRY_SECONDS,
             )
 
     def _unread_replies(self) -> Iterator[Unread]:

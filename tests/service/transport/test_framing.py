@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import InvalidArgument, ServiceError, TooLarge, Unimplemented
+from service.errors import InvalidArgument, Overloaded, ServiceError, TooLarge, Unimplemented
 from service.transport.framing import MessageBuffer, prefix
 from tests.support.http2_peer import message
 
@@ -19,13 +19,14 @@ class HeldBytes:
     """A server's count of held bytes."""
 
     def __init__(self, most: int = 10**9):
-        self.bytes = 0
+        self.bytes = self.of_last = 0
         self._most = most
 
-    def __call__(self, change: int) -> None:
+    def __call__(self, change: int, held: int) -> None:
         self.bytes += change
+        self.of_last = held
         if change > 0 and self.bytes > self._most:
-            raise TooLarge("too many")
+            raise Overloaded("too many", 1.0)
 
 
 def message_buffer(encoding: str = "identity", held: HeldBytes | None = None) -> MessageBuffer:
@@ -74,6 +75,10 @@ def test_held_bytes_are_reported_until_a_message_is_taken():
     body = message(bytes(50_000))
     assert not buffer.feed(body[:40_000])
     assert held.bytes == 40_000
+    other = message_buffer(held=held)
+    assert not other.feed(message(bytes(90_000))[:20_000])
+    assert (held.bytes, held.of_last) == (60_000, 20_000)
+    other.close()
     assert buffer.feed(body[40_000:] + message(b"second"))
     # Below the next step, so not reported yet.
     assert held.bytes == 40_000
@@ -90,14 +95,14 @@ def test_held_bytes_are_reported_until_a_message_is_taken():
 def test_small_messages_are_not_reported_and_pass_a_full_server():
     buffer = message_buffer(held=HeldBytes(0))
     assert buffer.feed(message(bytes(10_000)))
-    with pytest.raises(TooLarge):
+    with pytest.raises(Overloaded):
         message_buffer(held=HeldBytes(0)).feed(message(bytes(20_000)))
 
 
 def test_close_gives_back_the_bytes_of_a_refused_message():
     held = HeldBytes(30_000)
     buffer = message_buffer(held=held)
-    with pytest.raises(TooLarge):
+    with pytest.raises(Overloaded):
         buffer.feed(message(bytes(50_000))[:40_000])
     buffer.close()
     assert held.bytes == 0

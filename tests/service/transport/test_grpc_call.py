@@ -348,6 +348,7 @@ def test_incomplete_requests_share_a_limit_and_small_ones_pass(server, raw):
     raw.wait_for(lambda: any(raw.replies[number].over for number in numbers))
     refused = [raw.replies[number] for number in numbers if raw.replies[number].over]
     assert all(reply.status == TOO_MUCH for reply in refused)
+    assert all("grpc-retry-pushback-ms" in reply.fields for reply in refused)
     assert len(refused) < 6
     with RawClient(server.target) as other:
         assert other.call("Sample", SAMPLE).status == OK
