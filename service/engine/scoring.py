@@ -94,7 +94,9 @@ class Scoring:
         for first in range(0, draws, at_once):
             numbers = range(first, min(first + at_once, draws))
             means, log_vars, images = (
-                np.tile(array, (len(numbers), *[1] * (array.ndim - 1)))
+                array
+                if len(numbers) == 1
+                else np.tile(array, (len(numbers), *[1] * (array.ndim - 1)))
                 for array in (mean, log_var, pixels)
             )
 

@@ -104,3 +104,16 @@ def test_a_rows_value_does_not_depend_on_the_rest_of_the_batch(rows, cut, seed):
         halves = slice(cut), slice(cut, None)
         parts = [function(*(array[half] for array in arrays)) for half in halves]
         assert np.concatenate(parts).tobytes() == whole.tobytes()
+
+
+def test_many_rows_have_the_bits_that_each_has_alone() -> None:
+    rng = np.random.default_rng(3)
+    logits = rng.normal(0, 9, (600, 1, 7, 9)).astype(np.float32)
+    images = rng.random((600, 1, 7, 9), dtype=np.float32)
+    together = likelihood.bernoulli_nll(logits, images)
+    alone = [
+        float(likelihood.bernoulli_nll(logits[row : row + 1], images[row : row + 1])[0])
+        for row in range(600)
+    ]
+    assert together.tolist() == alone
+    assert likelihood.bernoulli_nll(logits[:0], images[:0]).shape == (0,)

@@ -3,7 +3,9 @@
 import re
 import resource
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,11 @@ from latentserve.v1 import latent_service_pb2 as pb
 from service.models.onnx import Device, Graph
 from service.observe.metrics import Metrics
 from service.observe.telemetry import Telemetry
+from service.settings import default_queue_bytes
 from service.transport.dispatch import Dispatcher, Rpc, new_call
 from service.transport.status import CallFailed
 from tests.support.processes import Server
-from tests.support.stubs import details, stub_of
+from tests.support.stubs import details, images, stub_of
 from tests.support.tiny import write_tiny
 
 ROWS = 1300  # 61 MiB of images
@@ -115,3 +118,46 @@ def test_a_call_that_there_is_no_memory_for_is_refused_and_later_ones_are_answer
     assert server.metric("latentserve_max_queue_rows") == 65_536
     assert server.metric("latentserve_max_queue_bytes") >= 8 * MIB
     assert server.metric("latentserve_calls_open") == 0
+
+
+def test_many_callers_of_many_rows_fit_into_a_small_container(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """As many rows as a request may have, in float32 both ways, from 16 callers at once."""
+    container, rows = 256 * MIB, 4096
+    folder = tmp_path_factory.mktemp("small")
+    write_tiny(folder / "models" / "one", shape=(1, 28, 28))
+    limit = ("--max-queue-bytes", str(default_queue_bytes(container)))
+    image = images(np.random.default_rng(0).random((rows, 1, 28, 28), dtype=np.float32))
+    calls = (
+        ("Reconstruct", pb.ReconstructRequest(images=image)),
+        ("Sample", pb.SampleRequest(count=rows)),
+        ("Score", pb.ScoreRequest(images=image, draws=1)),
+        ("Encode", pb.EncodeRequest(images=image)),
+    )
+    answered: Counter[str] = Counter()
+    refused: set[grpc.StatusCode] = set()
+
+    def call(caller: int) -> None:
+        with stub_of(server.target) as stub:
+            while time.monotonic() < until:
+                for method, request in (*calls[caller % 4 :], *calls[: caller % 4]):
+                    try:
+                        getattr(stub, method)(request, timeout=60)
+                        answered[method] += 1
+                    except grpc.RpcError as error:
+                        refused.add(error.code())
+                        time.sleep(0.05)
+
+    with Server(folder / "models", folder / "log", *limit) as server:
+        server.wait_until_serving()
+        until = time.monotonic() + 4
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(call, range(16)))
+        peak = re.search(
+            r"VmHWM:\s+(\d+) kB", Path(f"/proc/{server.process.pid}/status").read_text()
+        )
+    assert peak is not None
+    assert int(peak[1]) * 1024 < container
+    assert answered
+    assert refused <= {grpc.StatusCode.RESOURCE_EXHAUSTED}
