@@ -303,16 +303,17 @@ def _admission(settings: Settings) -> Admission:
 
 
 def _authentication(settings: Settings) -> Authenticate:
-    """Returns a function that raises Unauthenticated for a wrong `authorization` of a call."""
+    """Returns a function that checks the `authorization` of a call."""
     if settings.token_file is None:
         return lambda _authorization: ""
     tokens = TokenFile(settings.token_file)
 
     def check(authorization: str | None) -> str:
-        if not tokens.accepts(authorization):
+        name = tokens.caller(authorization)
+        if name is None:
             what = "a wrong token" if authorization else "no token"
             raise Unauthenticated(f"authorization: got {what}, wanted 'Bearer TOKEN'")
-        return ""
+        return name
 
     return check
 

@@ -42,7 +42,8 @@ class Call:
             for a transport that then cancels the call's task.
         metadata: Metadata of the request, by lower-case key.
         peer: Address of the caller, for the log.
-        caller: Name of the caller's token, else its address without the port; empty for public
+        token: Name of the caller's token; empty if that has none.
+        caller: The token's name, else the caller's address without the port; empty for public
             methods.
         request_id: Identifier of the call in the log.
         patient: Whether the call waits for capacity on a full server, like a running stream,
@@ -60,6 +61,7 @@ class Call:
     cancelled: Callable[[], bool] = _never
     metadata: Mapping[str, str] = field(default_factory=dict)
     peer: str = ""
+    token: str = ""
     caller: str = ""
     request_id: str = ""
     patient: bool = False

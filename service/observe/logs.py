@@ -14,6 +14,8 @@ Style = Literal["auto", "text", "json"]
 
 #: Request id of the call being answered; empty outside of calls.
 REQUEST_ID: contextvars.ContextVar[str] = contextvars.ContextVar("REQUEST_ID", default="")
+#: Name of the token of that call's caller; empty if it has none.
+CALLER: contextvars.ContextVar[str] = contextvars.ContextVar("CALLER", default="")
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s%(of_worker)s%(call)s: %(message)s"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -59,8 +61,8 @@ class _Text(logging.Formatter):
         """Formats the line itself, without a traceback."""
         worker = getattr(record, "worker", None)
         record.of_worker = "" if worker is None else f" worker {worker}"
-        request_id = getattr(record, "request_id", "")
-        record.call = f" [{request_id}]" if request_id else ""
+        call = [getattr(record, name, "") for name in ("request_id", "caller")]
+        record.call = f" [{' '.join(filter(None, call))}]" if any(call) else ""
         return super().formatMessage(record)
 
 
@@ -69,7 +71,10 @@ class _Json(JsonFormatter):
 
     def __init__(self) -> None:
         super().__init__(
-            ["asctime", "levelname", "name", "worker", "message", "request_id", "exc_info"],
+            [
+                *("asctime", "levelname", "name", "worker", "message"),
+                *("request_id", "caller", "exc_info"),
+            ],
             rename_fields={
                 "asctime": "time",
                 "levelname": "level",
@@ -95,4 +100,6 @@ class _Json(JsonFormatter):
 def _with_request_id(record: logging.LogRecord) -> bool:
     if request_id := REQUEST_ID.get():
         record.request_id = request_id
+        if caller := CALLER.get():
+            record.caller = caller
     return True

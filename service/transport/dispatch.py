@@ -22,7 +22,7 @@ from service.errors import (
     ServiceError,
     Unimplemented,
 )
-from service.observe.logs import REQUEST_ID, clean_request_id, new_request_id
+from service.observe.logs import CALLER, REQUEST_ID, clean_request_id, new_request_id
 from service.observe.telemetry import NO_SPAN, Span, Telemetry
 from service.transport.status import CallFailed, RpcStatus, no_room
 
@@ -205,8 +205,9 @@ class Dispatcher:
 
     def _admit(self, rpc: Rpc, call: Call) -> None:
         if not rpc.public:
-            name = self._authenticate(call.metadata.get("authorization"))
+            call.token = name = self._authenticate(call.metadata.get("authorization"))
             call.caller = name or call.peer.rpartition(":")[0] or call.peer
+            CALLER.set(name)  # even if empty: the context may be that of another call as well
 
     def _failed(
         self, rpc: Rpc, call: Call, span: Span, error: BaseException
@@ -241,6 +242,8 @@ class Dispatcher:
         if not rpc.counted:
             return
         self._telemetry.request(rpc.name, call.model, code, time.monotonic() - call.arrived)
+        if call.token:
+            self._telemetry.caller(call.token, code, call.rows)
         self._running -= 1
         if self._running == 0:
             self._idle.set()

@@ -98,6 +98,11 @@ class Http2Transport:
         self._rpcs = {rpc.path: rpc for rpc in rpcs}
         self._draining = False
         self._connections: set[Connection] = set()
+        telemetry.watch_open(
+            connections=lambda: len(self._connections),
+            # In the scrape's thread, so over a copy.
+            streams=lambda: sum(len(one.streams) for one in tuple(self._connections)),
+        )
         self._no_connections = asyncio.Event()
         self._no_connections.set()
         self._accepting: list[asyncio.Task[None]] = []

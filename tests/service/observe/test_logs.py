@@ -28,9 +28,13 @@ warnings.warn("old ways")
 """
 
 
-def logged(level: str, style: str, *worker: str) -> list[str]:
+# Likewise, for a caller whose token has a name.
+NAMED = PROGRAM.replace('set("abc-1")', 'set("abc-1")\nlogs.CALLER.set("team-a")')
+
+
+def logged(level: str, style: str, *worker: str, program: str = PROGRAM) -> list[str]:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, level, style, *worker],
+        [sys.executable, "-c", program, level, style, *worker],
         capture_output=True,
         text=True,
         timeout=60,
@@ -61,6 +65,14 @@ def test_text_lines_carry_level_logger_and_request_id():
     assert any(line.endswith("ERROR test [abc-1]: line one") for line in lines)
     assert "ZeroDivisionError: division by zero" in lines
     assert any(line.endswith("INFO test: after") for line in lines)
+
+
+def test_lines_of_a_call_name_its_caller():
+    _, failed, after, _ = (json.loads(line) for line in logged("info", "json", program=NAMED))
+    assert (failed["request_id"], failed["caller"]) == ("abc-1", "team-a")
+    assert "caller" not in after
+    lines = logged("info", "text", program=NAMED)
+    assert any(line.endswith("ERROR test [abc-1 team-a]: line one") for line in lines)
 
 
 def test_each_line_of_a_worker_carries_its_number():
