@@ -51,7 +51,7 @@ def signed(reply: Signed, model: Model, call: Call) -> Signed:
 
 
 async def with_images(
-    engine: Engine, reply: Pictured, pixels: Pixels, image_format: Format
+    engine: Engine, reply: Pictured, pixels: Pixels, image_format: Format, call: Call
 ) -> Pictured | Chunks:
     """Adds images to a reply whose other fields are set.
 
@@ -60,12 +60,13 @@ async def with_images(
         reply: The reply without its images.
         pixels: [N, C, H, W]; float32 in [0, 1] for FLOAT32, else uint8.
         image_format: Format to write.
+        call: The per-call context.
 
     Returns:
         The reply; serialised already if the images are large.
     """
     if image_format is Format.PNG:
-        await engine.in_thread(lambda: codec.put_images(reply.images, pixels, image_format))
+        await engine.in_thread(lambda: codec.put_images(reply.images, pixels, image_format), call)
         return reply
     if pixels.nbytes <= _COPIED_BYTES:
         codec.put_images(reply.images, pixels, image_format)

@@ -121,7 +121,7 @@ class Servicer:
                 call, model, images, draw, as_uint8=wanted.as_uint8
             )
             reply = pb.ReconstructResponse(seed=None if draw is None else draw.seed)
-            return await with_images(self._engine, signed(reply, model, call), pixels, wanted)
+            return await with_images(self._engine, signed(reply, model, call), pixels, wanted, call)
 
     async def interpolate(
         self, request: pb.InterpolateRequest, call: Call
@@ -141,7 +141,9 @@ class Servicer:
             reply = pb.InterpolateResponse()
             if request.return_latents:
                 codec.put_tensor(reply.latents, path.latents)
-            return await with_images(self._engine, signed(reply, model, call), path.images, wanted)
+            return await with_images(
+                self._engine, signed(reply, model, call), path.images, wanted, call
+            )
 
     async def traverse(
         self, request: pb.TraverseRequest, call: Call
@@ -163,7 +165,7 @@ class Servicer:
             reply = pb.TraverseResponse(rows=rows, columns=columns)
             if request.return_latents:
                 codec.put_tensor(reply.latents, grid)
-            return await with_images(self._engine, signed(reply, model, call), pixels, wanted)
+            return await with_images(self._engine, signed(reply, model, call), pixels, wanted, call)
 
     async def score(self, request: pb.ScoreRequest, call: Call) -> pb.ScoreResponse:
         """Computes how likely images are under a model."""
@@ -263,7 +265,7 @@ class Servicer:
         async with self._engine.admitted(call, model, len(z)):
             pixels = await self._engine.decode(call, model, z, as_uint8=wanted.as_uint8)
             return await with_images(
-                self._engine, signed(pb.DecodeResponse(), model, call), pixels, wanted
+                self._engine, signed(pb.DecodeResponse(), model, call), pixels, wanted, call
             )
 
     async def _sample(
@@ -289,7 +291,7 @@ class Servicer:
             if request.return_latents:
                 codec.put_tensor(reply.latents, sampled.latents)
             return await with_images(
-                self._engine, signed(reply, model, call), sampled.images, wanted
+                self._engine, signed(reply, model, call), sampled.images, wanted, call
             )
 
     async def _points(
@@ -350,7 +352,7 @@ class Servicer:
             pixels = codec.read_images(images, field, shape, limit)
         else:
             pixels = await self._engine.in_thread(
-                lambda: codec.read_images(images, field, shape, limit)
+                lambda: codec.read_images(images, field, shape, limit), call
             )
         call.rows += len(pixels)
         return pixels

@@ -5,7 +5,6 @@ the bounds of admission control. A result depends on the call's own rows alone, 
 that they shared a batch with.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -14,9 +13,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from common.cpus import usable_cpus
 from common.noise import Stream, standard_normal, uniform
 from service.engine import paths
 from service.engine.admission import Admission, Admitted
+from service.engine.background import Background
 from service.engine.batch import Arrays, InferenceRequest, Operation
 from service.engine.batcher import INLINE_SECONDS, Batcher
 from service.engine.call import Call
@@ -29,6 +30,8 @@ from service.models.limits import row_bytes
 from service.models.model import Model
 
 T = TypeVar("T")
+# Threads for other blocking work than graphs, beyond one per CPU: some of it waits for the GIL.
+_MORE_THREADS, _MAX_THREADS = 4, 32
 #: Computes rows for a call with one operation; returns its output arrays by name.
 Compute = Callable[[Call, NDArray[Any]], Awaitable[Arrays]]
 
@@ -81,6 +84,7 @@ class Engine:
     ):
         self.admission = admission
         self._pool = Pool(workers)
+        self._background = Background(min(_MAX_THREADS, usable_cpus() + _MORE_THREADS))
         self._observer = observer
         self._batcher = Batcher(self._pool, workers, observer, window=window, inline=inline)
         self._operations: WeakKeyDictionary[Model, Operations] = WeakKeyDictionary()
@@ -297,17 +301,20 @@ class Engine:
             )
         encoded = await self.encode(call, model, images)
         assert encoded.log_var is not None  # a Gaussian posterior has one
-        pixels = await self.in_thread(lambda: unit_range(images))
-        scoring = Scoring(self._batcher, self._operations_of(model), model.manifest, call)
+        pixels = await self.in_thread(lambda: unit_range(images), call)
+        scoring = Scoring(
+            self._batcher, self._background, self._operations_of(model), model.manifest, call
+        )
         return await scoring.score(pixels, encoded.mean, encoded.log_var, draws, draw)
 
-    async def in_thread(self, work: Callable[[], T]) -> T:
-        """Runs blocking work, other than a graph, in a thread instead of the event loop."""
-        return await asyncio.to_thread(work)
+    def in_thread(self, work: Callable[[], T], call: Call) -> Awaitable[T]:
+        """Runs blocking work of a call, other than a graph, in a thread off the event loop."""
+        return self._background.run(work, call.caller)
 
     def close(self) -> None:
         """Finishes the dispatched batches and ends the compute threads."""
         self._pool.close()
+        self._background.close()
 
     def _computing(self, operation: Operation, name: str) -> Compute:
         run = self._batcher.run

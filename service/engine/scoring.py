@@ -1,6 +1,5 @@
 """Scores of images under a model: the terms of the ELBO, and an importance-weighted bound."""
 
-import asyncio
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +8,7 @@ from numpy.typing import NDArray
 from bundle import Manifest
 from common import likelihood
 from common.noise import Stream, standard_normal
+from service.engine.background import Background
 from service.engine.batch import InferenceRequest
 from service.engine.batcher import Batcher
 from service.engine.call import Call
@@ -50,13 +50,22 @@ class Scoring:
 
     Args:
         batcher: Runs the graphs.
+        background: Draws the noise.
         operations: The model's operations.
         manifest: The model's manifest; the posterior must be Gaussian.
         call: The call.
     """
 
-    def __init__(self, batcher: Batcher, operations: Operations, manifest: Manifest, call: Call):
+    def __init__(
+        self,
+        batcher: Batcher,
+        background: Background,
+        operations: Operations,
+        manifest: Manifest,
+        call: Call,
+    ):
         self._batcher = batcher
+        self._background = background
         self._operations = operations
         self._manifest = manifest
         self._call = call
@@ -110,7 +119,7 @@ class Scoring:
                     ]
                 )
 
-            z = drawn(means, log_vars, await asyncio.to_thread(noise))
+            z = drawn(means, log_vars, await self._background.run(noise, self._call.caller))
             log_weights = await self._log_prior(z)
             log_weights -= await self._nll(z, images)
             log_weights -= likelihood.gaussian_log_density(z, means, log_vars)
