@@ -93,8 +93,7 @@ class Admission:
         Raises:
             Overloaded: There is not enough capacity, or the caller has too much in flight.
         """
-        if not self._allows(caller, rows):
-            assert self._callers is not None
+        if self._callers is not None and not self._callers.allows(caller, rows):
             raise OverCallerLimit(self._callers.refusal(caller, rows), self._retry_seconds())
         if not self._fits(rows, size):
             raise self._overloaded(rows, size)
@@ -117,7 +116,10 @@ class Admission:
             caller: As given to `enter`.
         """
         self._mean_seconds += _WEIGHT * (self.now() - since - self._mean_seconds)
-        self._leave(rows, size, caller)
+        self.rows -= rows
+        self.size -= size
+        if self._callers is not None:
+            self._callers.leave(caller, rows)
         if self._waiters:
             self._admit_soon()
 
@@ -193,7 +195,7 @@ class Admission:
 
     def _admit_waiting(self) -> None:
         skipped = 0
-        while skipped < self._waiters.callers:
+        while skipped < len(self._waiters):
             waiter = self._waiters.first()
             if waiter.admitted.cancelled():
                 self._waiters.popleft()

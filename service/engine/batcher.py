@@ -94,6 +94,8 @@ class Batcher:
         self._inline_one_call = max(inline, INLINE_SECONDS_ONE_CALL) if inline else 0.0
         self._clock = clock
         self._queues: OrderedDict[Operation, Turns[QueueEntry]] = OrderedDict()
+        # Empty queues for reuse: at low load, most calls would make one.
+        self._spare: list[Turns[QueueEntry]] = []
         self._scheduled = self._enqueued = False
 
     def run(self, request: InferenceRequest[T], call: Call) -> asyncio.Future[T]:
@@ -117,7 +119,7 @@ class Batcher:
         entry = QueueEntry(request, call, loop.create_future(), self._clock())
         queue = self._queues.get(request.operation)
         if queue is None:
-            self._queues[request.operation] = queue = Turns()
+            self._queues[request.operation] = queue = self._spare.pop() if self._spare else Turns()
         queue.append(entry, call.caller)
         self._schedule(loop)
         return entry.future
@@ -200,6 +202,8 @@ class Batcher:
                 queue.append(entry, entry.call.caller)
             if queue:
                 self._queues[operation] = queue
+            else:
+                self._spare.append(queue)
             if segments:
                 return Batch(operation, segments, limit - left)
         return None
@@ -208,7 +212,7 @@ class Batcher:
         """Maximum rows of the next batch; queued rows are divided evenly among idle threads."""
         if self._idle_threads == 1 or graph.max_batch_rows == graph.max_call_rows:
             return graph.max_batch_rows
-        share = -(-_rows(queue) // self._idle_threads)
+        share = -(-_rows(queue.items_in_order()) // self._idle_threads)
         return min(graph.max_batch_rows, max(graph.max_call_rows, share))
 
     def _waits_for_more(self, operation: Operation, queue: Turns[QueueEntry]) -> bool:
@@ -216,8 +220,8 @@ class Batcher:
 
         If so, schedules a dispatch for when the window closes.
         """
-        left = min(entry.arrived for entry in queue) + self._window - self._clock()
-        if left <= 0 or _rows(queue) >= operation.graph.max_batch_rows:
+        left = min(entry.arrived for entry in queue.items_in_order()) + self._window - self._clock()
+        if left <= 0 or _rows(queue.items_in_order()) >= operation.graph.max_batch_rows:
             return False
         asyncio.get_running_loop().call_later(left, self._dispatch)
         return True

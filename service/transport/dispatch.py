@@ -207,7 +207,8 @@ class Dispatcher:
         if not rpc.public:
             call.token = name = self._authenticate(call.metadata.get("authorization"))
             call.caller = name or call.peer.rpartition(":")[0] or call.peer
-            CALLER.set(name)  # even if empty: the context may be that of another call as well
+            if name or CALLER.get():  # the context may be that of another call as well
+                CALLER.set(name)
 
     def _failed(
         self, rpc: Rpc, call: Call, span: Span, error: BaseException

@@ -11,8 +11,8 @@ def test_callers_take_turns() -> None:
     assert not turns
     for item, caller in enumerate("aaabbc"):
         turns.append(item, caller)
-    assert turns.callers == 3
-    assert sorted(turns) == [0, 1, 2, 3, 4, 5]
+    assert len(turns) == 3
+    assert sorted(turns.items_in_order()) == [0, 1, 2, 3, 4, 5]
     assert [turns.popleft() for _ in range(6)] == [0, 3, 5, 1, 4, 2]
     assert not turns
 
@@ -46,5 +46,7 @@ def test_turns_do_what_a_list_of_lists_does(steps: list[str]) -> None:
             if items:
                 model.append((caller, items))
         assert bool(turns) == bool(model)
-        assert turns.callers == len(model)
-        assert sorted(turns) == sorted(item for _, items in model for item in items)
+        assert len(turns) == len(model)
+        assert sorted(turns.items_in_order()) == sorted(
+            item for _, items in model for item in items
+        )
