@@ -6,8 +6,10 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from latentserve import __version__
+from latentserve._client import proxy
 from service.errors import StartError
 
 if TYPE_CHECKING:
@@ -71,7 +73,11 @@ class Tracing:
         # The SDK logs every failed export; _ReportingExporter logs the first one.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
         try:
-            exporter = OTLPSpanExporter(endpoint=endpoint or None, timeout=_EXPORT_SECONDS)
+            exporter = OTLPSpanExporter(
+                endpoint=endpoint or None,
+                timeout=_EXPORT_SECONDS,
+                channel_options=_channel_options(endpoint),  # type: ignore[arg-type]
+            )
             provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
             provider.add_span_processor(BatchSpanProcessor(_ReportingExporter(exporter)))  # type: ignore[arg-type]
         except Exception as error:
@@ -174,6 +180,12 @@ class _ReportingExporter:
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         return self._exporter.force_flush(timeout_millis)
+
+
+def _channel_options(endpoint: str) -> tuple[tuple[str, object], ...] | None:
+    """Returns gRPC's channel options, which keep a collector on this machine from a proxy."""
+    given = endpoint or next(filter(None, map(os.environ.get, _VARIABLES)), "")
+    return tuple(proxy.channel_arguments(urlsplit(given).netloc)) or None
 
 
 def _resource() -> Any:

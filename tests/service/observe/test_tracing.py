@@ -122,6 +122,18 @@ def test_a_span_carries_the_attributes_of_its_call(receiver):
     assert got.end_time_unix_nano >= got.start_time_unix_nano > 0
 
 
+@pytest.mark.parametrize("variable", ["", *service_tracing._VARIABLES])
+def test_a_collector_on_this_machine_gets_spans_without_a_proxy(receiver, monkeypatch, variable):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    if variable:
+        monkeypatch.setenv(variable, receiver.endpoint)
+    tracing = Tracing.start("" if variable else receiver.endpoint)
+    with tracing.call("Sample", {}):
+        pass
+    tracing.close()
+    assert len(receiver.spans()) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "error"),
     [(code.name, code is grpc.StatusCode.INTERNAL) for code in grpc.StatusCode],
