@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from service.api.wire import Chunks
@@ -82,10 +83,16 @@ async def in_order(
         left = [*pending, reader] if reader is not None else [*pending]
         for task in left:
             task.cancel()
+        if memory is not None:
+            for task in pending:
+                # Not after the wait: that may be cancelled itself.
+                task.add_done_callback(partial(_release, memory))
         await asyncio.gather(*left, return_exceptions=True)
-        for task in pending:
-            if memory is not None and not task.cancelled() and task.exception() is None:
-                memory.release(_size(task.result()))
+
+
+def _release(memory: Memory, answered: asyncio.Task[Any]) -> None:
+    if not answered.cancelled() and answered.exception() is None:
+        memory.release(_size(answered.result()))
 
 
 def _size(reply: Any) -> int:

@@ -149,3 +149,28 @@ async def test_a_reply_that_is_a_message_is_counted_by_its_length() -> None:
         assert await reply is message
         assert [reply async for reply in replies] == [message]
     assert memory.bytes == 0
+
+
+async def test_replies_are_given_back_if_the_close_is_cancelled_as_well() -> None:
+    memory, left, slow = Memory(), asyncio.Event(), asyncio.Event()
+
+    async def answer(number: int) -> tuple[bytes, ...]:
+        if number == 0:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                left.set()
+                await slow.wait()
+                raise
+        return (bytes(100),)
+
+    replies = in_order(counting(5, []), answer, 2, memory)
+    taking = asyncio.ensure_future(anext(replies))
+    await wait_until_async(lambda: memory.bytes)
+    taking.cancel()
+    await left.wait()
+    taking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    slow.set()
+    await wait_until_async(lambda: memory.bytes == 0)
