@@ -18,10 +18,27 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from common import pictures
+from common.memory import usable_memory
 from service.errors import InvalidArgument
 
+# Bytes for each pixel of a picture that is blended onto white, and of the process without one.
+_PIXEL_BYTES, _PROCESS_BYTES = 16, 192 * 2**20
+
+
+def max_pixels(memory: int) -> int:
+    """Maximum pixels of a picture, which take a gigabyte at most.
+
+    Args:
+        memory: Bytes of memory that the process may use.
+    """
+    return max(1_000_000, min(64_000_000, (memory - _PROCESS_BYTES) // _PIXEL_BYTES))
+
+
 #: Maximum pixels of a picture.
-MAX_PIXELS = 64_000_000
+MAX_PIXELS = max_pixels(usable_memory())
+# Pictures above this size are decoded one at a time; of others, some at a time.
+_LARGE_PIXELS = MAX_PIXELS // 16
+_one_large = threading.Lock()
 
 _FORMATS = ("PNG", "JPEG")
 _MODES = {
@@ -29,11 +46,6 @@ _MODES = {
     "RGB": "RGB", "RGBA": "RGB", "P": "palette", "PA": "palette",
 }  # fmt: skip
 _WANTED = {1: "grey", 3: "RGB"}
-
-# Pictures above this size are decoded one at a time: blending onto white takes 16 bytes per pixel,
-# which is a gigabyte for 64 megapixels.
-_LARGE_PIXELS = 4_000_000
-_one_large = threading.Lock()
 
 # zlib's compression level; its default is 6. A 28x28 digit takes 40 us and 294 bytes (level 6:
 # 51 us, 287 bytes); a grey 128x128 picture takes 153 us (level 6: 268 us) and 8 percent more bytes.

@@ -353,6 +353,13 @@ def test_threads_read_alike_while_another_changes_warning_filters() -> None:
         meddling.result()
 
 
+@pytest.mark.parametrize(
+    ("mebibytes", "wanted"), [(64, 1_000_000), (256, 4_194_304), (1024, 54_525_952), (65_536, 64e6)]
+)
+def test_the_pixels_of_a_picture_fit_into_the_memory(mebibytes: int, wanted: float) -> None:
+    assert pictures.max_pixels(mebibytes * 2**20) == wanted
+
+
 def test_large_pictures_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     inside, most = 0, 0
     prepare = pictures.pictures.prepare
