@@ -90,6 +90,12 @@ class PriorFit:
         labels = torch.zeros(len(mean), dtype=torch.int64, device=self._device)
         self._keep(phase, mean, None, labels)
 
+    @property
+    def largest(self) -> float:
+        """The largest posterior mean or standard deviation; NaN if one is NaN."""
+        parts = [self._mean.abs().max()] + ([] if self._std is None else [self._std.max()])
+        return float(torch.stack(parts).max())
+
     def fit_mixture(self, prior: Prior) -> None:
         """Fits a prior's mixture by expectation maximisation to one draw from each posterior."""
         seed = derived_seed(self._config.seed, f"mixture {self.phase}")

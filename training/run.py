@@ -201,11 +201,19 @@ class TrainingRun:
 
         Returns:
             The content of `metrics.json`.
+
+        Raises:
+            DivergenceError: The model's ELBO is not finite.
         """
         dataset, trainer, folder = self._dataset, self._trainer, self._folder
         self._observer.line(f"measuring on the {len(dataset.test.images)} test images ...")
         averaged = trainer.ema_model.eval()
         model = as_autoencoder(averaged)
+        binarized = trainer.config.binarize
+        images = test_images(dataset, binarized=binarized)
+        with np.errstate(all="ignore"):  # of a model that has diverged
+            result = evaluate(model, images, draws=1, seed=TEST_SEED)
+        trainer.check_finite(result.elbo, result.reconstruction)
         folder.write_golden_inputs(*golden_images(dataset.test))
         folder.write_json(
             "score_percentiles.json",
@@ -215,9 +223,6 @@ class TrainingRun:
                 "percentiles": percentiles(mean_scores(model, dataset.train.images)),
             },
         )
-        binarized = trainer.config.binarize
-        images = test_images(dataset, binarized=binarized)
-        result = evaluate(model, images, draws=1, seed=TEST_SEED)
         metrics = describe(result, binarized=binarized) | {
             "train_seconds_per_thread": round(self._seconds_used, 1),
             "steps": trainer.steps,

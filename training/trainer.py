@@ -239,6 +239,21 @@ class Trainer:
         self._average.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])
 
+    def check_finite(self, *numbers: float) -> None:
+        """Ends a run that has diverged in fewer steps than `max_skipped`.
+
+        Args:
+            numbers: Figures of the averaged model.
+
+        Raises:
+            DivergenceError: One of them is not finite.
+        """
+        if not all(map(math.isfinite, numbers)):
+            raise DivergenceError(
+                f"stopped after {self.step} steps: the averaged model's figures are not finite, "
+                f"and {self.skipped} steps were skipped. {self._remedy}"
+            )
+
     def release(self) -> None:
         """Drops the wrapped objective, which refers to the process group; a step wraps it anew."""
         self._objective, self._objective_phase = None, ""
@@ -318,6 +333,7 @@ class Trainer:
         if begins:
             self.model.load_state_dict(self.ema_model.state_dict())
         self._prior_fit.encode(self.ema_model, phase)
+        self.check_finite(self._prior_fit.largest)
         for parameter in self.model.prior_parameters():
             parameter.requires_grad_(True)
         self._objective_phase = ""
@@ -352,6 +368,12 @@ class Trainer:
                 f"stopped at step {self.step}: {self.skipped} steps were skipped because the loss "
                 f"or its gradient was not finite or above {config.skip_grad_norm:g} (last loss "
                 f"{loss:g}, gradient norm {norm:g}); wanted at most "
-                f"max_skipped={config.max_skipped}. Remedy: start again in another folder with a "
-                f"lower learning_rate (it is {config.learning_rate:g})."
+                f"max_skipped={config.max_skipped}. {self._remedy}"
             )
+
+    @property
+    def _remedy(self) -> str:
+        return (
+            "Remedy: start again in another folder with a lower learning_rate (it is "
+            f"{self.config.learning_rate:g})."
+        )

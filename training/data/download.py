@@ -43,9 +43,20 @@ def data_dir() -> Path:
 
     It is `LATENTSERVE_DATA_DIR` if that is set, else the user's cache folder (on Linux
     `~/.cache/latentserve`).
+
+    Raises:
+        DataError: The user has no home folder, as in a container that runs as any number.
     """
     override = os.environ.get("LATENTSERVE_DATA_DIR")
-    return Path(override) if override else platformdirs.user_cache_path("latentserve")
+    if override:
+        return Path(override)
+    try:
+        return platformdirs.user_cache_path("latentserve")
+    except (KeyError, RuntimeError) as error:
+        raise DataError(
+            f"the user {os.getuid()} has no home folder for data sets. Remedy: set "
+            "LATENTSERVE_DATA_DIR to a folder that can be written"
+        ) from error
 
 
 def read_files(

@@ -20,6 +20,8 @@ FRAMES = 80
 SHOWN = 16
 #: Number of test images whose posterior means are in the scatter plot of each frame.
 SCATTERED = 1_000
+# Largest coordinate that a plot's axes can be made for.
+_MOST_DRAWABLE = 1e9
 
 
 class MovieRecorder:
@@ -58,7 +60,10 @@ class MovieRecorder:
             elbo: Negative ELBO on the validation split, in nats per image.
         """
         step, phase = self._trainer.step, self._trainer.phase.name
-        reconstructions, means = self._frame()
+        frame = self._frame()
+        if frame is None or not np.isfinite(elbo):
+            return
+        reconstructions, means = frame
         labels = self._labels[: len(means)]
         model = self._trainer.ema_model
         data = ReportData(
@@ -80,15 +85,24 @@ class MovieRecorder:
         write_live(self._folder.path, data)
 
     def _record(self, phase: str) -> None:
-        self._folder.save_frame(self._trainer.step, phase, *self._frame())
+        frame = self._frame()
+        if frame is not None:
+            self._folder.save_frame(self._trainer.step, phase, *frame)
 
-    def _frame(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Reconstructions of the shown images, and the posterior means of the scatter plot."""
+    def _frame(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]] | None:
+        """Reconstructions of the shown images, and the posterior means of the scatter plot.
+
+        None where they cannot be drawn: the run is diverging, and ends by itself with the reason.
+        """
         model = self._trainer.ema_model
         encode, decode = as_autoencoder(model).encode, as_image_decoder(model)
         shown, _ = encode(to_unit(self._images[self._shown]))
         scattered, _ = encode(to_unit(self._images[:SCATTERED]))
-        return to_bytes(decode(shown)), scattered
+        drawn = decode(shown)
+        # One comparison for infinities and NaN, too.
+        if not (np.abs(scattered) < _MOST_DRAWABLE).all() or not np.isfinite(drawn).all():
+            return None
+        return to_bytes(drawn), scattered
 
 
 def test_labels(dataset: Dataset) -> NDArray[np.int64]:
