@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,9 @@ def open_bundle(path: Path) -> Bundle:
     """
     bundle = read_bundle(path)
     manifest = bundle.manifest
-    if (path.resolve().parent.name, path.resolve().name) != (manifest.name, str(manifest.version)):
+    # The names as given, and not those that links lead to: by these the model is served.
+    named = Path(os.path.abspath(path))  # noqa: PTH100 - unlike `resolve`, follows no link
+    if (named.parent.name, named.name) != (manifest.name, str(manifest.version)):
         raise BundleError(
             f"{path}: the manifest says {manifest.name}/{manifest.version}, wanted the names of "
             "the two folders it is in"

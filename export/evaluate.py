@@ -226,7 +226,8 @@ def _open(path: Path) -> _Source:
 
 
 def _open_bundle(path: Path) -> _Source:
-    bundle = open_bundle(path)
+    # By links as well, of any name: nothing is served under it.
+    bundle = open_bundle(path.resolve())
     manifest = bundle.manifest
     subject = subject_of_graphs(
         bundle.graphs,

@@ -121,7 +121,8 @@ class Repository:
             before: The models being served, which are not modified; None if there are none.
 
         Raises:
-            StartError: The folder cannot be read, or holds no model named `default`.
+            StartError: The folder cannot be read, or holds no model named `default`, or nothing
+                would be served any more, as where a volume is not mounted.
         """
         before = before or Models()
         try:
@@ -151,6 +152,8 @@ class Repository:
             found = self._versions_of(folder, before.loaded.get(folder.name, {}), refused)
             if found:
                 loaded[folder.name] = MappingProxyType(found)
+        if before.loaded and not loaded and not self.stopped():
+            raise StartError(f"no model would be left: none in {self.root} can be served")
         chosen = self.default or next(iter(loaded), "")
         return Models(chosen if chosen in loaded else "", MappingProxyType(loaded), tuple(refused))
 

@@ -135,6 +135,24 @@ def test_a_reload_without_the_models_folder_changes_nothing(folder, running):
     assert served(running) == ["one/1"]
 
 
+@pytest.mark.parametrize("way", ["empty", "damaged names"])
+def test_a_reload_that_would_leave_no_model_changes_nothing(folder, running, way):
+    """As when the volume is not mounted: the folder is there and empty."""
+    if way == "empty":
+        shutil.rmtree(folder / "one")
+    else:
+        (folder / "one").rename(folder / "ONE")
+    with pytest.raises(grpc.RpcError, match="nothing changes: no model would be left") as caught:
+        reload(running)
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    os.kill(running.process.pid, signal.SIGHUP)
+    wait_until(lambda: "nothing changes: no model would be left" in running.log.read_text())
+    assert served(running) == ["one/1"]
+    with Client(running.target) as client:
+        assert client.is_serving()
+        assert client.decode(Z).shape == (5, 1, 4, 4)
+
+
 def test_the_admin_service_is_off_by_default(folder, tmp_path):
     with Server(folder, tmp_path / "log").wait_until_serving() as server:
         with pytest.raises(grpc.RpcError) as caught:
