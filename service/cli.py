@@ -1,10 +1,11 @@
 """The `latentserve serve` command."""
 
-import signal
+import logging
 import sys
 
-from service.errors import StartError
-from service.settings import read_settings
+from service.signals import Signals
+
+_log = logging.getLogger(__name__)
 
 
 def main(arguments: list[str]) -> int:
@@ -13,18 +14,23 @@ def main(arguments: list[str]) -> int:
     Returns:
         Exit status: 0 after a drain, 2 if a setting is invalid or unusable (as a taken port).
     """
-    # Until the server installs its own handler there is nothing to drain.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # Importing the rest takes a while, onnxruntime most of it: signals are handled before it.
+    signals = Signals()
+    from service.errors import StartError
+    from service.observe import logs
+    from service.settings import injected_by_kubernetes, read_settings
+
     try:
         settings = read_settings(arguments)
-        # Imported after the settings are read: onnxruntime is slow to import, and wrong
-        # settings should fail at once.
+        logs.configure(settings.log_level, settings.log_format)
+        for problem in injected_by_kubernetes():
+            _log.warning("%s", problem)
         if settings.workers > 1:
             from service.workers.supervisor import run
         else:
             from service.server import run
 
-        run(settings)
+        run(settings, signals)
     except StartError as error:
         print(f"latentserve serve: {error}", file=sys.stderr)
         return 2

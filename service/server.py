@@ -3,12 +3,13 @@
 import asyncio
 import functools
 import logging
-import signal
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 from bundle import Bundle
 from common.cpus import usable_cpus
+from service.announce import announce
 from service.api.admin import AdminServicer
 from service.api.servicer import Servicer
 from service.engine.admission import Admission
@@ -16,6 +17,7 @@ from service.engine.batcher import INLINE_SECONDS, INLINE_SECONDS_ONE_CORE
 from service.engine.callers import CallerLimits
 from service.engine.engine import Engine
 from service.errors import StartError, Unauthenticated
+from service.hosts import host_and_port
 from service.models.limits import max_rows
 from service.models.model import Model, load_model
 from service.models.onnx import Device, Graph, device_problem, resolve_device
@@ -26,6 +28,9 @@ from service.observe.metrics import Metrics
 from service.observe.telemetry import Telemetry
 from service.observe.tracing import Tracing
 from service.settings import Settings
+from service.signals import Signals
+from service.stop import EXIT_SECONDS, Stop, exit_after, stop_seconds
+from service.transport.descriptors import raise_limit
 from service.transport.dispatch import Authenticate
 from service.transport.http2_transport import Http2Transport
 from service.transport.tls import TlsFiles
@@ -44,14 +49,19 @@ else:
 
 _log = logging.getLogger(__name__)
 
+# The supervisor ends a worker's lame duck, once it has closed the port: what it hands off before
+# that is answered. Longer than its own only where it does not.
+_SUPERVISOR_SECONDS = 0.5
 
-def run(settings: Settings, worker: WorkerContext | None = None) -> None:
-    """Serves until SIGTERM or SIGINT, then drains; a second signal cuts the drain short.
+
+def run(settings: Settings, signals: Signals, worker: WorkerContext | None = None) -> None:
+    """Serves until SIGTERM or SIGINT, then stops gracefully; a second one cuts that short.
 
     SIGHUP reloads the models.
 
     Args:
         settings: Settings of the server.
+        signals: The handlers of this process's signals.
         worker: Number and sockets of this worker; None for a single-process server.
 
     Raises:
@@ -61,8 +71,9 @@ def run(settings: Settings, worker: WorkerContext | None = None) -> None:
     number = None if worker is None else worker.number
     logs.configure(settings.log_level, settings.log_format, number)
     memory.use_one_arena()
+    raise_limit()
     with asyncio.Runner(loop_factory=_new_loop) as runner:
-        runner.run(_Server(settings, worker).run())
+        runner.run(_Server(settings, worker).run(signals))
 
 
 class _Server:
@@ -75,36 +86,41 @@ class _Server:
         self._http: HttpServer | None = None
         self._models = Models()
         self._listening = False
+        self._loading = False
         self._device_lost = False
-        self._stopping = asyncio.Event()
-        self._force_stop = asyncio.Event()
+        self._stop = Stop()
         self._reload_lock = asyncio.Lock()
         self._background: set[asyncio.Task[None]] = set()
 
-    async def run(self) -> None:
-        """Runs the server from its start to its exit."""
-        loop = asyncio.get_running_loop()
-        for name in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(name, self._on_stop_signal)
+    async def run(self, signals: Signals) -> None:
+        """Runs the server from its start to its exit.
+
+        Args:
+            signals: The handlers of this process's signals.
+        """
         self._assemble()
+        with signals.delivered(self._on_stop_signal, lambda: self._spawn(self._reload_and_log())):
+            await self._serve()
+        _log.info("stopped")
+
+    async def _serve(self) -> None:
+        """Serves, from the start of the HTTP port to the end of the drain."""
         if self._http is not None:
             self._http.start()
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload_and_log()))
         try:
-            if self._worker is None:
-                await self._start_alone()
-            else:
-                await self._start_as_worker(self._worker)
-            await self._stopping.wait()
-            self._report_state()
+            if self._worker is not None:
+                await self._connect_to_supervisor(self._worker)
+            await self._start()
+            await self._stop.begun.wait()
+            if self._listening:
+                await self._be_lame_duck()
             _log.info("draining, at most %g s", self._settings.drain_seconds)
         finally:
-            await self._transport.drain(self._settings.drain_seconds, self._force_stop)
+            await self._transport.drain(self._settings.drain_seconds, self._stop.forced)
             self._engine.close()
             self._telemetry.close()
             if self._http is not None:
                 self._http.close()
-        _log.info("stopped")
 
     # Start.
 
@@ -119,7 +135,7 @@ class _Server:
             functools.partial(self._load, device),
             settings.default_model,
             settings.versions,
-            self._stopping.is_set,
+            self._stop.begun.is_set,
         )
         self._metrics = Metrics()
         self._telemetry = Telemetry(
@@ -167,32 +183,30 @@ class _Server:
         max_rows(bundle.manifest, settings.max_rows, settings.max_message_bytes)
         return load_model(bundle, device, threads=1)
 
-    async def _start_alone(self) -> None:
-        """Opens the port, then loads the models; health is NOT_SERVING until they are loaded."""
-        host = self._settings.host
-        await self._transport.start()
-        print(f"latentserve: listening on {host}:{self._transport.port}", flush=True)
-        if self._http is not None:
-            metrics = f"http://{host}:{self._http.port}/metrics"
-            print(f"latentserve: metrics on {metrics}", flush=True)
-        await self._first_load()
-
-    async def _start_as_worker(self, worker: WorkerContext) -> None:
-        """Loads the models, then listens; until then, connections go to the other workers."""
-        agent = WorkerAgent(
-            self._stopping, self._force_stop, self._metrics.exposition, self._reload_and_log
-        )
+    async def _connect_to_supervisor(self, worker: WorkerContext) -> None:
+        agent = WorkerAgent(self._stop, self._metrics.exposition, self._reload_and_log)
         await agent.connect(worker.control)
         self._agent = agent
+
+    async def _start(self) -> None:
+        """Loads, then listens: until this server can answer, its callers go to others."""
         await self._first_load()
-        if not self._stopping.is_set():
-            await self._transport.start()
-            self._listening = True
-            self._report_state()
+        if self._stop.begun.is_set():
+            return
+        await self._transport.start()
+        self._listening = True
+        self._report_state()
+        if self._worker is None:
+            host, lines = self._settings.host, []
+            lines.append(f"listening on {host_and_port(host, self._transport.port)}")
+            if self._http is not None:
+                where = host_and_port(host, self._http.port)
+                lines.append(f"metrics on http://{where}/metrics")
+            announce(*lines)
 
     async def _first_load(self) -> None:
         _, models = await self._reload()
-        if self._stopping.is_set():
+        if self._stop.begun.is_set():
             return
         memory.freeze_startup_objects()
         if models.loaded:
@@ -215,8 +229,14 @@ class _Server:
         async with self._reload_lock:
             before = self._models
             # In a thread, so that the event loop keeps answering calls and health checks.
-            models = await asyncio.to_thread(self._repository.models, before)
-            if self._stopping.is_set():
+            self._loading = True
+            self._report_state()
+            try:
+                models = await asyncio.to_thread(self._repository.models, before)
+            finally:
+                self._loading = False
+                self._report_state()
+            if self._stop.begun.is_set():
                 return before, before
             self._models = models
             self._telemetry.serving(models)
@@ -265,21 +285,49 @@ class _Server:
         return not self._device_lost
 
     def _ready(self) -> bool:
-        return bool(self._models.default) and not self._device_lost and not self._stopping.is_set()
+        stopping = self._stop.begun.is_set()
+        return (
+            self._listening and bool(self._models.default) and not (self._device_lost or stopping)
+        )
 
     def _report_state(self) -> None:
         if self._agent is not None:
-            ready = self._listening and self._ready()
-            self._agent.report(listening=self._listening, live=self._live(), ready=ready)
+            live, ready = self._live(), self._ready()
+            self._agent.report(
+                listening=self._listening, live=live, ready=ready, loading=self._loading
+            )
 
-    # Signals.
+    # The stop.
 
-    def _on_stop_signal(self) -> None:
-        # A second signal does not cut a worker's drain short, only the supervisor does: a signal to
-        # the process group reaches a worker twice, directly and as the supervisor's `stop`.
-        if self._stopping.is_set() and self._worker is None:
-            self._force_stop.set()
-        self._stopping.set()
+    def _on_stop_signal(self, interactive: bool) -> None:
+        if self._worker is not None:
+            # Only the supervisor cuts a worker's stop short: a signal to the whole process group
+            # and the supervisor's `stop` are one stop, not two.
+            self._stop.begin()
+        elif self._stop.begun.is_set():
+            self._stop.force()
+            exit_after(EXIT_SECONDS)
+        else:
+            lame_duck = 0.0 if interactive else self._settings.lame_duck
+            exit_after(stop_seconds(lame_duck, self._settings.drain_seconds))
+            if not lame_duck:
+                self._stop.drain()
+            self._stop.begin()
+
+    async def _be_lame_duck(self) -> None:
+        """Answers on for some seconds, and lets health say that it is time to leave."""
+        self._transport.lame_duck()
+        self._report_state()
+        seconds = self._settings.lame_duck
+        if self._worker is not None:
+            seconds += _SUPERVISOR_SECONDS
+        if not self._stop.draining.is_set():
+            _log.info("lame duck for %g s: not serving by health, and answering", seconds)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._stop.draining.wait()
+        self._listening = False
+        self._report_state()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)

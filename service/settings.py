@@ -1,7 +1,6 @@
 """Settings of the server, read from command line, environment and configuration file."""
 
 import argparse
-import ipaddress
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from common.memory import usable_memory
 from latentserve._cli.common import HelpFormatter
 from service.errors import StartError
+from service.hosts import is_loopback
 from service.models.versions import Versions
 
 _LAME_DUCK_SECONDS = 3.0
@@ -118,7 +118,7 @@ class Settings(BaseModel):
         """
         if self.lame_duck_seconds is not None:
             return self.lame_duck_seconds
-        return _LAME_DUCK_SECONDS if self.workers > 1 or not _is_loopback(self.host) else 0.0
+        return _LAME_DUCK_SECONDS if self.workers > 1 or not is_loopback(self.host) else 0.0
 
     @property
     def queue_bytes(self) -> int:
@@ -136,13 +136,6 @@ def default_queue_bytes(memory: int) -> int:
     """
     spare = (memory - _PROCESS_BYTES) // 4
     return max(_MIN_QUEUE_BYTES, min(_MAX_QUEUE_BYTES, spare))
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 _FLAGS = {"grpc_port": "--port"}
@@ -237,18 +230,45 @@ def read_settings(
     for name, value in _read_file(Path(config)).items() if config else ():
         values[name], origin[name] = value, f"{name} in {config}"
     for name in Settings.model_fields:
-        if environment.get(variable(name), "") != "":
+        if environment.get(variable(name), "") != "" and not _is_injected(name, environment):
             values[name], origin[name] = environment[variable(name)], variable(name)
         if options[name] is not None:
             values[name], origin[name] = options[name], flag(name)
     try:
-        return Settings.model_validate(values)
+        settings = Settings.model_validate(values)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
         if first["type"] == "value_error":
             raise StartError(f"{origin[name]}: {first['ctx']['error']}") from error
         raise StartError(f"{origin[name]}: got {first['input']!r}, {first['msg']}") from error
+    if settings.http_port == settings.grpc_port != 0:
+        raise StartError(
+            f"http-port: got {settings.http_port}, which is the port for gRPC as well. Remedy: "
+            "another --http-port (0 picks a free one, off opens none)"
+        )
+    return settings
+
+
+def injected_by_kubernetes(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Says which variables are passed over, since Kubernetes has set them for a service.
+
+    For a service called latentserve-http it sets LATENTSERVE_HTTP_PORT=tcp://10.0.0.1:8080.
+
+    Args:
+        environment: Environment variables.
+    """
+    return [
+        f"{variable(name)}: got {environment[variable(name)]!r}, which Kubernetes sets for a "
+        "service of that name; passed over"
+        for name in Settings.model_fields
+        if _is_injected(name, environment)
+    ]
+
+
+def _is_injected(name: str, environment: Mapping[str, str]) -> bool:
+    value = environment.get(variable(name), "")
+    return name.endswith("_port") and value.startswith(("tcp://", "udp://", "sctp://"))
 
 
 def _read_file(path: Path) -> dict[str, Any]:

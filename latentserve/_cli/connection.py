@@ -179,5 +179,8 @@ def _path(variable: str) -> Path | None:
 
 
 def _default_server() -> str:
-    port = os.environ.get("LATENTSERVE_GRPC_PORT") or "50051"
+    port = os.environ.get("LATENTSERVE_GRPC_PORT")
+    # For a service called latentserve-grpc, Kubernetes sets it to tcp://10.0.0.1:50051.
+    if not port or "://" in port:
+        port = "50051"
     return os.environ.get("LATENTSERVE_SERVER") or f"localhost:{port}"

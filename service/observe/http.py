@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from service.errors import StartError
+from service.hosts import host_and_port
 
 _log = logging.getLogger(__name__)
 
@@ -26,6 +27,8 @@ _SECONDS = 10.0
 # hardly ever a probe, since a probe takes milliseconds.
 _MAX_CONNECTIONS = 32
 _MAX_BODY_BYTES = 2**16
+# Pause after a failed `accept`, as for want of file descriptors: the next one would fail as well.
+_PAUSE_SECONDS = 0.1
 
 
 class HttpServer:
@@ -95,7 +98,7 @@ class HttpServer:
         """Binds one port on every address of the host that belongs to this machine."""
         try:
             found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: no such name can be
             raise StartError(f"host: got {host!r}, which has no address ({error})") from error
         for family, *_, address in dict.fromkeys(found):
             try:
@@ -103,8 +106,9 @@ class HttpServer:
             except OSError as error:
                 if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     continue
+                where = host_and_port(host, port)
                 raise StartError(
-                    f"http-port: cannot listen on {host}:{port}: {error.strerror}. Remedy: another "
+                    f"http-port: cannot listen on {where}: {error.strerror}. Remedy: another "
                     "--http-port (0 picks a free one, off opens none)"
                 ) from error
             self._servers.append(server)
@@ -148,6 +152,14 @@ class _Server(socketserver.TCPServer):
             # [::] accepts IPv4 too, as the gRPC port does.
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         super().server_bind()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accepts a connection."""
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(_PAUSE_SECONDS)
+            raise
 
     def close(self) -> None:
         """Closes the port and all connections."""

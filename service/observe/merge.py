@@ -28,6 +28,8 @@ class _Families(Collector):
 def merge(pages: Mapping[str, str], accept: str) -> tuple[bytes, str]:
     """Returns the merged page and its content type.
 
+    A sample that has the label already, as of one process about another, keeps it.
+
     Args:
         pages: Page of each worker in the text exposition format, by the worker's number.
         accept: Accept header of the scrape, which chooses OpenMetrics or the text format.
@@ -41,7 +43,7 @@ def merge(pages: Mapping[str, str], accept: str) -> tuple[bytes, str]:
                     family.name, family.documentation, family.type
                 )
             for sample in family.samples:
-                labels = {**sample.labels, LABEL: worker}
+                labels = {LABEL: worker, **sample.labels}
                 merged.samples.append(sample._replace(labels=labels))
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Families(families.values()))

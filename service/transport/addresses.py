@@ -5,18 +5,26 @@ import errno
 import logging
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from service.errors import StartError
+from service.hosts import host_and_port
+from service.transport.descriptors import is_reserved
 
 _log = logging.getLogger(__name__)
 
 #: Maximum number of connections that the kernel queues for `accept`.
 BACKLOG: Final = 1024
-# Pause after a failed `accept`, for example when file descriptors have run out.
-_PAUSE_SECONDS = 0.1
+# Pause after a failed `accept`, for example when file descriptors have run out, and between two
+# log lines about it.
+_PAUSE_SECONDS, _LOG_SECONDS = 0.1, 10.0
+
+#: A worker's answers to a connection that was handed off to it: taken, or no descriptor left.
+TAKEN: Final = b"t"
+NOT_TAKEN: Final = b"n"
 
 
 def free_addresses(host: str, port: int, option: str = "--port") -> list[str]:
@@ -35,7 +43,7 @@ def free_addresses(host: str, port: int, option: str = "--port") -> list[str]:
     """
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no such name can be, as one of 64 letters
         raise StartError(f"host: got {host!r}, which has no address ({error})") from error
     usable = []
     for family, kind, protocol, _, address in dict.fromkeys(found):
@@ -43,19 +51,21 @@ def free_addresses(host: str, port: int, option: str = "--port") -> list[str]:
             with socket.socket(family, kind, protocol) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if family == socket.AF_INET6:
-                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                    _set_families(probe, str(address[0]))
                 probe.bind(address)
         except OSError as error:
             if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 continue
+            where = host_and_port(host, port)
             raise StartError(
-                f"port: cannot listen on {host}:{port}: {error.strerror}. Remedy: another "
+                f"port: cannot listen on {where}: {error.strerror}. Remedy: another "
                 f"{option} (0 picks a free one)"
             ) from error
         usable.append(str(address[0]))
     if not usable:
         raise StartError(f"host: got {host!r}, wanted an address of this machine")
-    return usable
+    # [::] accepts IPv4 too.
+    return [address for address in usable if "::" not in usable or address != "0.0.0.0"]
 
 
 @dataclass(frozen=True)
@@ -84,13 +94,30 @@ def exclusive_sockets(host: str, port: int) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     try:
         for address in free_addresses(host, port):
-            sockets.append(bound(address, port, socket.SO_REUSEADDR))
+            sockets.append(_exclusive(address, port))
             port = sockets[0].getsockname()[1]
     except OSError as error:
         for sock in sockets:
             sock.close()
-        raise StartError(f"port: cannot listen on {host}:{port}: {error.strerror}") from error
+        where = host_and_port(host, port)
+        raise StartError(f"port: cannot listen on {where}: {error.strerror}") from error
     return sockets
+
+
+def listen(sockets: Sequence[socket.socket]) -> None:
+    """Begins to listen on bound sockets.
+
+    Raises:
+        StartError: Another server has begun to listen on the port since they were bound.
+    """
+    for sock in sockets:
+        # Inherited by connections: in TIME_WAIT they then do not block the next server.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.listen(BACKLOG)
+        except OSError as error:
+            where = host_and_port(*sock.getsockname()[:2])
+            raise StartError(f"port: cannot listen on {where}: {error.strerror}") from error
 
 
 def shared_sockets(host: str, port: int) -> list[socket.socket]:
@@ -115,25 +142,25 @@ def shared_sockets(host: str, port: int) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     try:
         for address in free_addresses(host, port):
-            sockets.append(_reserved(address, port))
+            sockets.append(_exclusive(address, port, socket.SO_REUSEPORT))
             port = sockets[0].getsockname()[1]
     except OSError as error:
         for sock in sockets:
             sock.close()
-        raise StartError(f"port: cannot share {host}:{port}: {error.strerror}") from error
+        where = host_and_port(host, port)
+        raise StartError(f"port: cannot share {where}: {error.strerror}") from error
     return sockets
 
 
-def _reserved(address: str, port: int) -> socket.socket:
+def _exclusive(address: str, port: int, *options: int) -> socket.socket:
     try:
-        # Without SO_REUSEADDR, so that another server, which binds without SO_REUSEPORT, is
-        # refused even before a worker listens.
-        return bound(address, port, socket.SO_REUSEPORT)
+        # Without SO_REUSEADDR: another server is then refused even before this one listens.
+        return bound(address, port, *options)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
-        # In use perhaps only by TIME_WAIT connections of a single-process server that has ended.
-        return bound(address, port, socket.SO_REUSEPORT, socket.SO_REUSEADDR)
+        # A server has just ended, and its connections are in TIME_WAIT.
+        return bound(address, port, *options, socket.SO_REUSEADDR)
 
 
 def bound(address: str, port: int, *options: int) -> socket.socket:
@@ -154,7 +181,7 @@ def bound(address: str, port: int, *options: int) -> socket.socket:
         for option in options:
             result.setsockopt(socket.SOL_SOCKET, option, 1)
         if family == socket.AF_INET6:
-            result.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            _set_families(result, address)
         result.bind((address, port))
     except BaseException:
         result.close()
@@ -162,20 +189,68 @@ def bound(address: str, port: int, *options: int) -> socket.socket:
     return result
 
 
+def _set_families(sock: socket.socket, address: str) -> None:
+    """Lets [::] accept IPv4 as well, as grpcio and the HTTP port do, and no other address."""
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address != "::"))
+
+
 async def accept_from(listening: socket.socket, take: Callable[[socket.socket], None]) -> None:
     """Accepts connections until it is cancelled.
+
+    The last file descriptors are kept: a connection that gets one of them is closed.
 
     Args:
         listening: Non-blocking socket that listens.
         take: Called with each accepted socket.
     """
     loop = asyncio.get_running_loop()
+    next_log = 0.0
     while True:
         try:
             accepted, _ = await loop.sock_accept(listening)
         except OSError as error:
-            # Most likely too many open files; connections stay queued in the kernel.
-            _log.warning("accept: %s", error.strerror)
-            await asyncio.sleep(_PAUSE_SECONDS)
-            continue
-        take(accepted)
+            problem, pause = f"accept: {error.strerror}", _PAUSE_SECONDS
+        else:
+            # A burst must not keep the rest of the event loop waiting.
+            problem, pause = "", 0.0
+            if is_reserved(accepted.fileno()):
+                accepted.close()
+                problem = "connection refused: too many open files"
+            else:
+                take(accepted)
+        if problem and loop.time() >= next_log:
+            next_log = loop.time() + _LOG_SECONDS
+            _log.warning("%s", problem)
+        await asyncio.sleep(pause)
+
+
+def handed_off(channel: socket.socket) -> Iterator[socket.socket]:
+    """Yields the connections that the supervisor has handed off, and answers each with a byte.
+
+    Args:
+        channel: Non-blocking Unix socket to the supervisor.
+
+    Raises:
+        EOFError: The supervisor has closed its end.
+    """
+    while True:
+        try:
+            data, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, descriptors = b"", []
+        if not data:
+            raise EOFError
+        # Without a free descriptor the kernel drops the one that was sent.
+        connections = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+        taken = bool(connections) and not is_reserved(connections[0].fileno())
+        # The supervisor keeps its copy until it has this, and gives it to another worker.
+        with suppress(OSError):
+            channel.send(TAKEN if taken else NOT_TAKEN)
+        for connection in connections:
+            if taken:
+                connection.setblocking(False)
+                yield connection
+            else:
+                connection.close()

@@ -91,6 +91,9 @@ class GrpcioTransport:
             )
         self._settings, self._tls, self._shared = settings, tls, shared
         self.port = settings.grpc_port
+        if shared is None:
+            # Only checked: grpcio listens where it binds, and clients would connect and wait.
+            free_addresses(settings.host, settings.grpc_port)
 
     async def start(self) -> None:
         """Begins to accept calls; health is NOT_SERVING until `show` is called.

@@ -18,6 +18,8 @@ from service.transport.addresses import (
     Shared,
     accept_from,
     exclusive_sockets,
+    handed_off,
+    listen,
 )
 from service.transport.age import Ages
 from service.transport.dispatch import Authenticate, Dispatcher
@@ -118,8 +120,8 @@ class Http2Transport:
 
     async def start(self) -> None:
         """Begins to accept calls; health is NOT_SERVING until `show` is called."""
+        listen(self._sockets)
         for sock in self._sockets:
-            sock.listen(BACKLOG)
             self._accepting.append(asyncio.create_task(accept_from(sock, self._take)))
         if self._channel is not None:
             asyncio.get_running_loop().add_reader(self._channel, self._receive)
@@ -267,22 +269,11 @@ class Http2Transport:
     def _receive(self) -> None:
         """Receives the connections that the supervisor has accepted for this worker."""
         assert self._channel is not None
-        while True:
-            try:
-                data, descriptors, _, _ = socket.recv_fds(self._channel, 1, 1)
-            except BlockingIOError:
-                return
-            except OSError:
-                data, descriptors = b"", []
-            if not data:
-                self._close_channel()
-                return
-            for descriptor in descriptors:
-                accepted = socket.socket(fileno=descriptor)
-                accepted.setblocking(False)
-                with suppress(OSError):
-                    self._channel.send(b"t")  # acknowledges it, else another worker gets it
+        try:
+            for accepted in handed_off(self._channel):
                 self._take(accepted)
+        except EOFError:
+            self._close_channel()
 
     def _close_channel(self) -> None:
         if self._channel is not None:

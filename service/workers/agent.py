@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from service.observe.merge import TEXT
+from service.stop import Stop
 from service.workers.control import ControlChannel, RequestFailed
 
 
@@ -13,21 +14,19 @@ class WorkerAgent:
     """Carries out the supervisor's commands and reports the worker's state.
 
     Args:
-        stopping: Event that begins the drain; set on `stop` and when the supervisor is gone.
-        force_stop: Event that cuts the drain short; set on `force_stop`.
+        stop: Told to begin, to drain and to be forced by the supervisor's `stop`, `drain` and
+            `force_stop`; drains when the supervisor is gone.
         exposition: Returns the metrics page and its content type for an Accept header.
         reload: Reloads this worker's models; a failure is logged, not raised.
     """
 
     def __init__(
         self,
-        stopping: asyncio.Event,
-        force_stop: asyncio.Event,
+        stop: Stop,
         exposition: Callable[[str], tuple[bytes, str]],
         reload: Callable[[], Awaitable[None]],
     ):
-        self._stopping = stopping
-        self._force_stop = force_stop
+        self._stop = stop
         self._exposition = exposition
         self._reload = reload
 
@@ -40,7 +39,9 @@ class WorkerAgent:
         self._channel = await ControlChannel.open(
             control,
             {
+                "ping": self._on_ping,
                 "stop": self._on_stop,
+                "drain": self._on_drain,
                 "force_stop": self._on_force_stop,
                 "metrics": self._on_metrics,
                 "reload": lambda _: self._reload(),
@@ -48,15 +49,17 @@ class WorkerAgent:
         )
         self._task = asyncio.create_task(self._run())
 
-    def report(self, *, listening: bool, live: bool, ready: bool) -> None:
+    def report(self, *, listening: bool, live: bool, ready: bool, loading: bool) -> None:
         """Sends the worker's state to the supervisor.
 
         Args:
             listening: Whether it accepts connections.
             live: Whether its device works; if not, only a restart helps.
             ready: Whether it serves its default model.
+            loading: Whether it loads models.
         """
-        self._channel.notify("state", {"listening": listening, "live": live, "ready": ready})
+        state = {"listening": listening, "live": live, "ready": ready, "loading": loading}
+        self._channel.notify("state", state)
 
     async def reload_others(self) -> None:
         """Makes all other workers reload; returns when they have, or the supervisor is gone."""
@@ -65,14 +68,19 @@ class WorkerAgent:
 
     async def _run(self) -> None:
         await self._channel.run()
-        self._stopping.set()
+        self._stop.drain()
+
+    async def _on_ping(self, _: object) -> None:
+        """Answers from the event loop: while that hangs, there is no answer."""
 
     async def _on_stop(self, _: object) -> None:
-        self._stopping.set()
+        self._stop.begin()
+
+    async def _on_drain(self, _: object) -> None:
+        self._stop.drain()
 
     async def _on_force_stop(self, _: object) -> None:
-        self._stopping.set()
-        self._force_stop.set()
+        self._stop.force()
 
     async def _on_metrics(self, _: object) -> str:
         page, _content_type = await asyncio.to_thread(self._exposition, TEXT)

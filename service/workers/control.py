@@ -11,7 +11,7 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -23,8 +23,6 @@ _log = logging.getLogger(__name__)
 #: Handler of one method: takes a JSON value and returns the JSON value to answer with.
 Handler = Callable[[Any], Awaitable[Any]]
 
-#: Maximum seconds from the end of a worker's drain to the exit of its process.
-EXIT_SECONDS: Final = 10.0
 # A worker's whole metrics page travels as one line.
 _MAX_LINE_BYTES = 2**26
 _ANSWER, _FAILURE = "answer", "failure"

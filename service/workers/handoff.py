@@ -3,51 +3,96 @@
 import asyncio
 import socket
 from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from service.transport.addresses import TAKEN
+
+# A worker takes a connection within a few milliseconds: with this many on their way, or with one
+# for this long, others get the next ones.
+_MOST_UNANSWERED: Final = 64
+_SLOW_SECONDS: Final = 1.0
+# Time without new connections for a worker that has no file descriptors left.
+_FULL_SECONDS: Final = 1.0
 
 
 class ConnectionHandoff:
     """Socket pair that carries accepted connections (SCM_RIGHTS) to one worker process.
 
-    A connection stays open here until the worker acknowledges it with a byte: if the worker
-    dies first, the connection goes to another one, with all the data that the caller has
-    already sent. Only for use in one event loop.
+    A connection stays open here until the worker answers for it with a byte: if the worker
+    cannot take it, or dies first, the connection goes to another one, with all the data that the
+    caller has already sent. To be used in one event loop.
+
+    Args:
+        given_back: Called with each connection that the worker could not take.
+        answered: Called when answers have come: there may be room for more connections.
 
     Attributes:
         worker_end: The worker's end; inherited by its process, then closed here.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, given_back: Callable[[socket.socket], None], answered: Callable[[], None]
+    ) -> None:
+        self._given_back, self._answered = given_back, answered
         self._end, self.worker_end = socket.socketpair()
         self._end.setblocking(False)
-        self._unacknowledged: deque[socket.socket] = deque()
-        asyncio.get_running_loop().add_reader(self._end, self._on_acknowledged)
+        # Connections that the worker has not answered for, the oldest first, and since when.
+        self._unanswered: deque[tuple[socket.socket, float]] = deque()
+        self._full_until = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._end, self._on_answers)
+
+    @property
+    def waiting_seconds(self) -> float:
+        """For how long the oldest connection has waited for an answer; 0 if there is none."""
+        return self._loop.time() - self._unanswered[0][1] if self._unanswered else 0.0
 
     def send(self, connection: socket.socket) -> bool:
-        """Sends a connection; returns False if the worker is gone or its buffer is full."""
+        """Sends a connection; returns False if the worker is gone, slow or full."""
+        if (
+            len(self._unanswered) >= _MOST_UNANSWERED
+            or self.waiting_seconds > _SLOW_SECONDS
+            or self._loop.time() < self._full_until
+        ):
+            return False
         try:
             socket.send_fds(self._end, [b"c"], [connection.fileno()])
         except OSError:
             return False
-        self._unacknowledged.append(connection)
+        self._unanswered.append((connection, self._loop.time()))
         return True
 
     def close(self) -> list[socket.socket]:
-        """Closes both ends; returns the connections that were not acknowledged."""
-        asyncio.get_running_loop().remove_reader(self._end)
+        """Closes both ends; returns the connections that were not taken."""
+        self._loop.remove_reader(self._end)
         self._end.close()
         self.worker_end.close()
-        left, self._unacknowledged = list(self._unacknowledged), deque()
+        return self._untaken()
+
+    def _untaken(self) -> list[socket.socket]:
+        left = [connection for connection, _ in self._unanswered]
+        self._unanswered.clear()
         return left
 
-    def _on_acknowledged(self) -> None:
-        """Closes this process's copy of a connection for each byte received."""
+    def _on_answers(self) -> None:
+        """Closes this process's copy of each connection that was taken; gives back the others."""
         try:
-            acknowledgements = self._end.recv(4096)
+            answers = self._end.recv(4096)
         except BlockingIOError:
             return
         except OSError:
-            acknowledgements = b""
-        if not acknowledgements:
-            asyncio.get_running_loop().remove_reader(self._end)
-        for _ in acknowledgements:
-            self._unacknowledged.popleft().close()
+            answers = b""
+        if not answers:
+            # The worker takes no more. What it has not answered for, it has not received.
+            self._loop.remove_reader(self._end)
+            for connection in self._untaken():
+                self._given_back(connection)
+        for answer in answers:
+            connection, _ = self._unanswered.popleft()
+            if answer == TAKEN[0]:
+                connection.close()
+            else:
+                self._full_until = self._loop.time() + _FULL_SECONDS
+                self._given_back(connection)
+        self._answered()

@@ -9,12 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from service.workers.control import (
-    EXIT_SECONDS,
-    ControlChannel,
-    RequestFailed,
-    WorkerConfig,
-)
+from service.stop import EXIT_SECONDS
+from service.workers.control import ControlChannel, RequestFailed, WorkerConfig
 from service.workers.handoff import ConnectionHandoff
 
 _log = logging.getLogger(__name__)
@@ -23,6 +19,11 @@ _ROOT = Path(__file__).resolve().parents[2]
 # Exponential back-off between restarts, reset once a process has run for _STABLE_SECONDS.
 _MIN_DELAY_SECONDS, _MAX_DELAY_SECONDS = 0.5, 30.0
 _STABLE_SECONDS = 60.0
+# A worker has to answer one of so many requests in a row, each in so many seconds. While it
+# imports onnxruntime or loads models it may be silent for longer: the interpreter is locked then.
+_BEAT_SECONDS, _MOST_MISSED, _MOST_MISSED_LOADING = 2.0, 4, 60
+# With fewer answers missing, a worker only gets no more connections.
+_SUSPICIOUS = 2
 
 
 class Supervision(Protocol):
@@ -36,11 +37,17 @@ class Supervision(Protocol):
     stopping: asyncio.Event
     hands_off: bool
 
-    def assign(self, connection: socket.socket) -> None:
-        """Hands a connection to a worker that is listening."""
+    def deal(self, connection: socket.socket) -> None:
+        """Hands a connection to a worker that can take it."""
+
+    def deal_waiting(self) -> None:
+        """Called when a worker has room for connections again."""
 
     def state_changed(self) -> None:
         """Called when a worker has reported a new state."""
+
+    def restarted(self, number: int) -> None:
+        """Called when a worker's process is started again."""
 
     def start_refused(self, number: int, reason: str) -> None:
         """Called when a worker refuses to start for a reason that a restart would not remove."""
@@ -59,8 +66,8 @@ class Worker:
 
     Attributes:
         number: Index of the worker, from 0.
-        state: Whether it is `listening`, `ready` and `live`, as last reported; empty while
-            there is no process.
+        state: Whether it is `listening`, `ready`, `live` and `loading`, as last reported; empty
+            while there is no process.
     """
 
     def __init__(self, number: int, config: WorkerConfig, supervisor: Supervision):
@@ -71,6 +78,13 @@ class Worker:
         self._process: asyncio.subprocess.Process | None = None
         self._channel: ControlChannel | None = None
         self._handoff: ConnectionHandoff | None = None
+        # Requests in a row that were not answered in time.
+        self._missed = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether it answers calls, as last reported and as far as it has not gone silent."""
+        return self.state.get("ready", False) and self._missed < _SUSPICIOUS
 
     async def keep_running(self) -> None:
         """Runs the process, and restarts it when it exits, until the supervisor is stopping."""
@@ -88,10 +102,11 @@ class Worker:
                 delay = _MIN_DELAY_SECONDS
             _log.error("worker %d ended: %s; restarting in %g s", self.number, how, delay)
             await self._back_off(delay)
+            self._supervisor.restarted(self.number)
             delay = min(2 * delay, _MAX_DELAY_SECONDS)
 
     def notify(self, method: str) -> None:
-        """Sends the notification `stop` or `force_stop`; drops it while there is no process."""
+        """Sends `stop`, `drain` or `force_stop`; dropped while there is no process."""
         if self._channel is not None:
             self._channel.notify(method)
 
@@ -139,22 +154,54 @@ class Worker:
         Raises:
             OSError: The process could not be started.
         """
-        handoff = self._handoff = ConnectionHandoff() if self._supervisor.hands_off else None
+        supervisor, handoff = self._supervisor, None
+        if supervisor.hands_off:
+            handoff = ConnectionHandoff(supervisor.deal, supervisor.deal_waiting)
+        self._handoff = handoff
         try:
             channel = self._channel = await self._start(handoff)
-            if self._supervisor.stopping.is_set():
-                channel.notify("stop")
-            await channel.run()
+            if supervisor.stopping.is_set():
+                channel.notify("drain")
+            watching = asyncio.create_task(self._watch(channel))
+            try:
+                await channel.run()
+            finally:
+                watching.cancel()
         finally:
-            self.state, self._channel, self._handoff = {}, None, None
+            self.state, self._missed, self._channel, self._handoff = {}, 0, None, None
             for connection in [] if handoff is None else handoff.close():
-                self._supervisor.assign(connection)
+                supervisor.deal(connection)
         assert self._process is not None
         try:
             return await asyncio.wait_for(self._process.wait(), EXIT_SECONDS)
         except TimeoutError:
             self.kill()
             return await self._process.wait()
+
+    async def _watch(self, channel: ControlChannel) -> None:
+        """Kills the process if its event loop hangs: it is started again like one that died.
+
+        Counts answers and not seconds: after a pause of the whole machine only one is missing.
+        """
+        while self._missed < self._most_missed:
+            try:
+                await channel.request("ping", timeout_seconds=_BEAT_SECONDS)
+            except TimeoutError:
+                self._missed += 1
+                continue
+            except RequestFailed:
+                return  # it has ended
+            self._missed = 0
+            waiting = 0.0 if self._handoff is None else self._handoff.waiting_seconds
+            if waiting > self._most_missed * _BEAT_SECONDS:
+                break
+            await asyncio.sleep(_BEAT_SECONDS)
+        _log.error("worker %d hangs", self.number)
+        self.kill()
+
+    @property
+    def _most_missed(self) -> int:
+        return _MOST_MISSED_LOADING if self.state.get("loading", True) else _MOST_MISSED
 
     async def _start(self, handoff: ConnectionHandoff | None) -> ControlChannel:
         """Starts a process and opens the control channel to it."""
@@ -172,6 +219,7 @@ class Worker:
                 pass_fds=descriptors,
                 # stdout is for the supervisor's announcements; other output joins the log.
                 stdout=sys.stderr,
+                stderr=sys.stderr,
                 # Ctrl-C at a terminal must reach the supervisor alone.
                 start_new_session=True,
             )  # fmt: skip

@@ -10,25 +10,32 @@ share the port by SO_REUSEPORT. The supervisor imports neither onnxruntime nor g
 
 import asyncio
 import logging
-import signal
 import socket
-from collections import deque
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 from common.cpus import usable_cpus
+from service.announce import announce
 from service.errors import StartError
+from service.hosts import host_and_port
 from service.observe import logs
 from service.observe.http import HttpServer
 from service.observe.merge import merge
+from service.observe.supervision import SupervisorMetrics
 from service.settings import Settings
+from service.signals import Signals
+from service.stop import EXIT_SECONDS, exit_after, grace_seconds, stop_seconds
 from service.transport.addresses import (
     BACKLOG,
     accept_from,
     exclusive_sockets,
+    listen,
     shared_sockets,
 )
-from service.workers.control import EXIT_SECONDS, WorkerConfig
+from service.transport.descriptors import raise_limit
+from service.workers.control import WorkerConfig
+from service.workers.dealer import Dealer
 from service.workers.process import Worker
 
 _log = logging.getLogger(__name__)
@@ -40,20 +47,25 @@ _METRICS_SECONDS = 2.0
 _RELOAD_SECONDS = 120.0
 
 
-def run(settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT, then drains the workers; a second signal cuts that short.
+def run(settings: Settings, signals: Signals) -> None:
+    """Serves until SIGTERM or SIGINT, then stops the workers; a second one cuts that short.
 
     SIGHUP makes every worker reload its models.
+
+    Args:
+        settings: What to serve, and how.
+        signals: The handlers of this process's signals.
 
     Raises:
         StartError: A port is taken, or the workers cannot start with these settings.
     """
     logs.configure(settings.log_level, settings.log_format)
-    asyncio.run(_Supervisor(settings).run())
+    raise_limit()
+    asyncio.run(_Supervisor(settings).run(signals))
 
 
 class _Supervisor:
-    """Binds the port, runs the workers, opens the port once they listen, and drains them.
+    """The supervisor's life: bind, start the workers, open the port, watch, stop.
 
     Attributes:
         stopping: Set at the first SIGTERM or SIGINT, or when the workers refuse to start.
@@ -67,34 +79,44 @@ class _Supervisor:
         self._sockets: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []
         self._workers: list[Worker] = []
-        self._round_robin: deque[Worker] = deque()
+        self._metrics = SupervisorMetrics(range(settings.workers))
         self._refusal = ""
         self._ever_listened = False
         self._open = False
+        self._draining = False
         self._background: set[asyncio.Task[None]] = set()
 
-    async def run(self) -> None:
+    async def run(self, signals: Signals) -> None:
         """Runs until all workers have ended.
+
+        Args:
+            signals: The handlers of this process's signals.
 
         Raises:
             StartError: A port is taken, or the workers cannot start with these settings.
         """
+        self._loop = asyncio.get_running_loop()
+        with signals.delivered(self._on_stop_signal, lambda: self._spawn(self.reload())):
+            await self._serve()
+        if self._refusal:
+            raise StartError(self._refusal)
+        _log.info("stopped")
+
+    async def _serve(self) -> None:
+        """Opens the ports, runs the workers, and closes the ports once all have ended."""
         settings = self._settings
-        self._loop = loop = asyncio.get_running_loop()
-        for name in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(name, self._on_stop_signal)
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self.reload()))
         bind = exclusive_sockets if self.hands_off else shared_sockets
         self._sockets = bind(settings.host, settings.grpc_port)
         port = self._sockets[0].getsockname()[1]
-        self._announcements = [f"listening on {settings.host}:{port}"]
+        self._announcements = [f"listening on {host_and_port(settings.host, port)}"]
         http = None
         try:
             if settings.http_port != "off":
                 http = HttpServer(
                     settings.host, settings.http_port, self._exposition, self._live, self._ready
                 )
-                self._announcements.append(f"metrics on http://{settings.host}:{http.port}/metrics")
+                where = host_and_port(settings.host, http.port)
+                self._announcements.append(f"metrics on http://{where}/metrics")
                 http.start()
             await self._run_workers(port, [sock.getsockname()[0] for sock in self._sockets])
         finally:
@@ -102,9 +124,6 @@ class _Supervisor:
                 http.close()
             for sock in self._sockets:
                 sock.close()
-        if self._refusal:
-            raise StartError(self._refusal)
-        _log.info("stopped")
 
     async def _run_workers(self, port: int, addresses: Sequence[str]) -> None:
         settings = self._settings
@@ -115,12 +134,13 @@ class _Supervisor:
             "threads": settings.threads or max(1, usable_cpus() // settings.workers),
             "max_queue_bytes": settings.queue_bytes,
             "workers": 1,
+            "lame_duck_seconds": settings.lame_duck,
         }
         config = WorkerConfig(
             addresses=tuple(addresses), settings=settings.model_copy(update=overrides)
         )
         self._workers = [Worker(number, config, self) for number in range(settings.workers)]
-        self._round_robin.extend(self._workers)
+        self._dealer = Dealer(self._workers)
         try:
             await asyncio.gather(*(worker.keep_running() for worker in self._workers))
         finally:
@@ -136,24 +156,26 @@ class _Supervisor:
             self._loop.call_later(_GATHER_SECONDS, self._open_port)
         if all(listening):
             self._open_port()
+        self._dealer.deal_waiting()
+
+    def restarted(self, number: int) -> None:
+        """Counts the restart of a worker."""
+        self._metrics.restarted(number)
 
     def start_refused(self, number: int, reason: str) -> None:
         """Stops the server if no worker has ever listened, else only logs the reason."""
         if self._ever_listened:
             _log.error("worker %d: %s", number, reason)
             return
-        self._refusal = self._refusal or reason
-        self._stop()
+        self._refuse(reason)
 
-    def assign(self, connection: socket.socket) -> None:
-        """Hands a connection to the next worker (round robin) that can take it, or closes it."""
-        for _ in self._workers:
-            worker = self._round_robin[0]
-            self._round_robin.rotate(-1)
-            if worker.offer(connection):
-                return
-        connection.close()
-        _log.warning("connection: refused, no worker is listening")
+    def deal(self, connection: socket.socket) -> None:
+        """Hands a connection to a worker that can take it."""
+        self._dealer.deal(connection)
+
+    def deal_waiting(self) -> None:
+        """Hands off connections that no worker could take before."""
+        self._dealer.deal_waiting()
 
     async def reload(self, skip: Worker | None = None) -> None:
         """Makes all workers except `skip` reload their models; returns when they have answered."""
@@ -168,36 +190,66 @@ class _Supervisor:
             return
         self._open = True
         if self.hands_off:
-            for sock in self._sockets:
-                sock.listen(BACKLOG)
-                self._accepting.append(asyncio.create_task(accept_from(sock, self.assign)))
-        for line in self._announcements:
-            print(f"latentserve: {line}", flush=True)
+            try:
+                listen(self._sockets)
+            except StartError as error:
+                self._refuse(str(error))
+                return
+            self._accepting = [
+                asyncio.create_task(accept_from(sock, self.deal)) for sock in self._sockets
+            ]
+        announce(*self._announcements)
 
     async def _close_port(self) -> None:
+        """Closes the port; connections that the kernel has accepted until now are dealt."""
         for task in self._accepting:
             task.cancel()
         await asyncio.gather(*self._accepting, return_exceptions=True)
         for sock in self._sockets:
+            with suppress(OSError):  # none is left, or it does not listen
+                for _ in range(BACKLOG if self._accepting else 0):
+                    self.deal(sock.accept()[0])
             sock.close()
+        self._dealer.close()
 
-    # Signals.
+    # The stop.
 
-    def _on_stop_signal(self) -> None:
+    def _on_stop_signal(self, interactive: bool) -> None:
         if not self.stopping.is_set():
-            self._stop()
+            lame_duck = 0.0 if interactive else self._settings.lame_duck
+            self._stop(lame_duck)
+            exit_after(grace_seconds(lame_duck, self._settings.drain_seconds))
             return
         for worker in self._workers:
             worker.notify("force_stop")
+        self._drain()
         self._loop.call_later(EXIT_SECONDS, self._kill)
 
-    def _stop(self) -> None:
-        """Closes the port and drains the workers; later kills those that are still running."""
+    def _refuse(self, reason: str) -> None:
+        self._refusal = self._refusal or reason
+        self._stop(0.0)
+
+    def _stop(self, lame_duck: float) -> None:
+        """Begins the workers' lame duck, and kills those that outlive the whole stop."""
         self.stopping.set()
-        self._spawn(self._close_port())
         for worker in self._workers:
             worker.notify("stop")
-        self._loop.call_later(self._settings.drain_seconds + EXIT_SECONDS, self._kill)
+        if lame_duck and self._open:
+            self._loop.call_later(lame_duck, self._drain)
+        else:
+            self._drain()
+        self._loop.call_later(stop_seconds(lame_duck, self._settings.drain_seconds), self._kill)
+
+    def _drain(self) -> None:
+        """Ends the lame duck: closes the port, and then has the workers drain."""
+        if not self._draining:
+            self._draining = True
+            self._spawn(self._close_port_and_drain())
+
+    async def _close_port_and_drain(self) -> None:
+        await self._close_port()
+        for worker in self._workers:
+            worker.notify("drain")
 
     def _kill(self) -> None:
         for worker in self._workers:
@@ -215,15 +267,16 @@ class _Supervisor:
         return merge(pages.result(2 * _METRICS_SECONDS), accept)
 
     async def _pages(self) -> dict[str, str]:
-        """Returns the metrics pages (text format) of the workers that answered, by number."""
+        """Returns the metrics pages (text format): the supervisor's, and the workers' by number."""
         pages = await asyncio.gather(
             *(worker.request("metrics", _METRICS_SECONDS) for worker in self._workers)
         )
-        return {
+        of_workers = {
             str(worker.number): page
             for worker, page in zip(self._workers, pages, strict=True)
             if page is not None
         }
+        return {**of_workers, "supervisor": self._metrics.page()}
 
     def _live(self) -> bool:
         """Returns whether no worker has lost its device; one without a process counts as live."""
@@ -231,6 +284,4 @@ class _Supervisor:
 
     def _ready(self) -> bool:
         """Returns whether any worker is ready: one is enough, the others get no connections."""
-        return not self.stopping.is_set() and any(
-            worker.state.get("ready", False) for worker in self._workers
-        )
+        return not self.stopping.is_set() and any(worker.ready for worker in self._workers)

@@ -7,15 +7,16 @@ when the supervisor's end closes, the worker drains and exits.
 
 import os
 import select
-import signal
 import socket
 import sys
 import threading
 import time
 
 from service.errors import StartError
+from service.signals import Signals
+from service.stop import stop_seconds
 from service.transport.addresses import Shared
-from service.workers.control import EXIT_SECONDS, WorkerConfig, WorkerContext, encode_message
+from service.workers.control import WorkerConfig, WorkerContext, encode_message
 
 
 def main() -> int:
@@ -24,8 +25,7 @@ def main() -> int:
     Returns:
         The exit status: 0 after a drain, 2 if the server refuses to start.
     """
-    # The supervisor requests reloads; by default SIGHUP would end the process.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signals = Signals()
     *descriptors, number = map(int, sys.argv[1:])
     handoff = socket.socket(fileno=descriptors[0]) if descriptors else None
     if handoff is not None:
@@ -40,16 +40,16 @@ def main() -> int:
     settings = config.settings
     threading.Thread(
         target=_exit_without_supervisor,
-        args=(settings.drain_seconds,),
+        args=(stop_seconds(0.0, settings.drain_seconds),),
         name="orphan",
         daemon=True,
     ).start()
-    # Imported late: onnxruntime is slow to import, and until then SIGHUP would end the process
-    # and nothing would watch the supervisor.
+    # Slow, for onnxruntime: signals are handled and the supervisor is watched before it.
     from service.server import run
 
     try:
-        run(settings, WorkerContext(number, Shared(config.addresses, handoff), control.dup()))
+        shared = Shared(config.addresses, handoff)
+        run(settings, signals, WorkerContext(number, shared, control.dup()))
     except StartError as error:
         control.setblocking(True)
         control.sendall(encode_message("refused", value=str(error)))
@@ -57,12 +57,12 @@ def main() -> int:
     return 0
 
 
-def _exit_without_supervisor(drain_seconds: float) -> None:
-    """Ends the process once the supervisor is gone and the drain is over, even if it hangs."""
+def _exit_without_supervisor(seconds: float) -> None:
+    """Ends the process some seconds after the supervisor is gone, even if it hangs."""
     poll = select.poll()
     poll.register(sys.stdin.fileno(), 0)  # only POLLHUP: the other end is closed
     poll.poll()
-    time.sleep(drain_seconds + EXIT_SECONDS)
+    time.sleep(seconds)
     os._exit(1)
 
 

@@ -89,6 +89,12 @@ def test_the_connection_may_come_from_the_environment(shipped, tmp_path):
     assert run_cli("check", env={"LATENTSERVE_TIMEOUT": "soon"}).returncode == 2
 
 
+def test_what_kubernetes_injects_is_no_port_of_the_default_server():
+    environment = {"LATENTSERVE_GRPC_PORT": "tcp://10.96.3.4:50051", "LATENTSERVE_SERVER": ""}
+    done = run_cli("check", "--help", env=environment)
+    assert "(default: localhost:50051)" in " ".join(done.stdout.split())
+
+
 def test_certificates_and_token_reach_a_server_that_requires_them(tmp_path):
     write_tiny(tmp_path / "models" / "tiny")
     authority = trustme.CA()

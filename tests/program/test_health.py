@@ -3,6 +3,8 @@
 import contextlib
 import os
 import signal
+import threading
+import time
 import urllib.error
 import urllib.request
 
@@ -13,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from latentserve.client import Client, LatentserveError
 from latentserve.v1 import latent_service_pb2 as pb
-from tests.support.processes import Server
+from tests.support.processes import Server, free_port
 from tests.support.stubs import stub_of
 from tests.support.tiny import write_tiny
 from tests.support.waiting import wait_until
@@ -59,13 +61,34 @@ NOT_LIVE = (False, False, False, False)
 
 
 def test_a_loading_server_is_live_and_not_ready_until_it_has_loaded(tmp_path):
-    for name in "abcdef":
+    for name in "ab":
         write_tiny(tmp_path / "models" / name, shape=(3, 64, 64), dim=200)
-    with Watched(tmp_path / "models", tmp_path / "log", *WITH_HTTP) as server:
-        assert server.state() == NOT_READY
-        assert server.health(SERVICE) == NOT_SERVING
+    port = free_port()
+    seen = []
+
+    def probe() -> None:
+        while not seen or seen[-1] != (200, 200):
+            codes = []
+            for path in ("healthz", "readyz"):
+                try:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}") as reply:
+                        codes.append(reply.status)
+                except urllib.error.HTTPError as error:
+                    with error:
+                        codes.append(error.code)
+                except OSError:
+                    break  # not started
+            if len(codes) == 2:
+                seen.append(tuple(codes))
+            time.sleep(0.01)
+
+    probing = threading.Thread(target=probe)
+    probing.start()
+    with Watched(tmp_path / "models", tmp_path / "log", "--http-port", str(port)) as server:
         server.wait_for(HEALTHY)
-        assert server.health(f"{SERVICE}/f") == SERVING
+        assert server.health(f"{SERVICE}/b") == SERVING
+        probing.join(10)
+    assert set(seen) == {(200, 503), (200, 200)}
 
 
 def test_a_server_without_a_loadable_model_is_live_and_not_ready(tmp_path):

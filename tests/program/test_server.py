@@ -424,12 +424,26 @@ def test_sigterm_while_loading_skips_the_remaining_models_and_exits_with_0(tmp_p
     for name in "bcdefgh":
         copy = shutil.copytree(first, tmp_path / "models" / name / "1")
         change_manifest(copy, lambda manifest, name=name: manifest.update(name=name))
-    with Server(tmp_path / "models", tmp_path / "log") as server:
-        os.kill(server.process.pid, signal.SIGTERM)
-        assert server.process.wait(30) == 0
-        log = server.log.read_text()
-        assert "loaded h/1" not in log
-        assert "stopped" in log
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        # It prints its address once it has loaded: not waited for.
+        process = subprocess.Popen(
+            [sys.executable, "-m", "latentserve", "serve", "--models", str(tmp_path / "models"),
+             "--port", "0", "--http-port", "off"],
+            stdout=subprocess.DEVNULL, stderr=file,
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 30
+        while "loaded a/1" not in log.read_text():
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.005)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait(10)
+    assert "loaded h/1" not in log.read_text()
+    assert "stopped" in log.read_text()
 
 
 @pytest.mark.usefixtures("each_transport")

@@ -6,7 +6,14 @@ import pytest
 
 from common.cpus import usable_cpus
 from service.errors import StartError
-from service.settings import Settings, flag, parser, read_settings, variable
+from service.settings import (
+    Settings,
+    flag,
+    injected_by_kubernetes,
+    parser,
+    read_settings,
+    variable,
+)
 from tests.support import ROOT
 
 
@@ -30,6 +37,42 @@ def test_the_config_file_can_be_named_by_the_environment(tmp_path):
 
 def test_the_service_variable_of_kubernetes_is_not_read():
     assert read_settings([], {"LATENTSERVE_PORT": "tcp://10.0.0.1:50051"}) == Settings()
+
+
+@pytest.mark.parametrize("name", ["LATENTSERVE_GRPC_PORT", "LATENTSERVE_HTTP_PORT"])
+@pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
+def test_what_kubernetes_injects_for_a_service_is_passed_over_and_named(name, protocol):
+    environment = {name: f"{protocol}://10.96.3.4:8080", "LATENTSERVE_THREADS": "1"}
+    assert read_settings([], environment) == Settings(threads=1)
+    (problem,) = injected_by_kubernetes(environment)
+    assert problem.startswith(f"{name}: got '{protocol}://10.96.3.4:8080'")
+
+
+@pytest.mark.parametrize("transport", ["http2", "grpcio"])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_the_same_number_for_both_ports_is_refused(transport, workers):
+    arguments = ["--port", "45999", "--http-port", "45999"]
+    with pytest.raises(StartError, match="http-port: got 45999, which is the port for gRPC"):
+        read_settings([*arguments, "--transport", transport, "--workers", workers], {})
+    assert read_settings(["--port", "0", "--http-port", "0"], {}).http_port == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "seconds"),
+    [
+        ([], 0),
+        (["--host", "localhost"], 0),
+        (["--host", "[::1]"], 0),
+        (["--host", "127.8.9.1"], 0),
+        (["--host", "0.0.0.0"], 3),
+        (["--host", "server.example"], 3),
+        (["--workers", "2"], 3),
+        (["--workers", "2", "--lame-duck-seconds", "0"], 0),
+        (["--lame-duck-seconds", "1.5"], 1.5),
+    ],
+)
+def test_the_lame_duck_is_for_servers_that_others_reach(arguments, seconds):
+    assert read_settings(arguments, {}).lame_duck == seconds
 
 
 def test_an_empty_variable_counts_as_unset():

@@ -1,13 +1,16 @@
-"""`latentserve serve` whose supervisor kills workers after one second in place of ten."""
+"""`latentserve serve` whose supervisor waits for its workers for shorter than it would."""
 
 import sys
 
-from service.workers import control
+from service import stop
 
-# Set before the supervisor imports it.
-control.EXIT_SECONDS = 1.0  # type: ignore[misc]
+# Before the supervisor imports it.
+stop.EXIT_SECONDS = 1.0  # type: ignore[misc]
 
 if __name__ == "__main__":
+    from service.workers import process
+
+    process._BEAT_SECONDS = 0.3
     from service.cli import main
 
     sys.exit(main(sys.argv[1:]))

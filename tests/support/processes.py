@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -32,6 +33,13 @@ def latentserve(
         check=False,
         env={**os.environ, **(env or {})},
     )
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody has just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 class Server:
@@ -70,7 +78,8 @@ class Server:
             stdout=subprocess.PIPE,
             stderr=self._file,
             text=True,
-            env={**os.environ, **(env or {})},
+            # Without a lame duck, unless a test is about it.
+            env={"LATENTSERVE_LAME_DUCK_SECONDS": "0", **os.environ, **(env or {})},
         )  # fmt: skip
         assert self.process.stdout is not None
         line = self.process.stdout.readline()

@@ -129,6 +129,6 @@ def started(folder: Path, tmp_path: Path, mark: str, **options) -> subprocess.Po
     with (tmp_path / "log").open("w") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "latentserve", "serve", "--models", str(folder),
-             "--port", "0", "--http-port", "off", "--workers", "2"],
+             "--port", "0", "--http-port", "off", "--workers", "2", "--lame-duck-seconds", "0"],
             stdout=subprocess.DEVNULL, stderr=log, env={**os.environ, MARK: mark}, **options,
         )  # fmt: skip

@@ -13,7 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families as text_form
 
 from service import errors
 from service.observe import counters
+from service.observe.merge import merge
 from service.observe.metrics import HORIZON, REJECTIONS, Metrics
+from service.observe.supervision import SupervisorMetrics
 from service.observe.telemetry import Telemetry
 from tests.support import ROOT
 
@@ -263,7 +265,25 @@ def test_the_alert_rules_name_existing_metrics():
     rules = ROOT / "deploy" / "prometheus" / "alerts.yml"
     named = set(re.findall(r"latentserve_\w+", rules.read_text()))
     assert named
-    assert named <= {name for name, _ in read(metrics)}
+    of_supervisor = text_format(SupervisorMetrics(range(2)).page())
+    exposed = {sample.name for family in of_supervisor for sample in family.samples}
+    assert named <= exposed | {name for name, _ in read(metrics)}
+
+
+def test_the_supervisors_page_counts_restarts_by_worker_and_keeps_that_label_when_merged():
+    metrics = SupervisorMetrics(range(2))
+    metrics.restarted(1)
+    page, _ = merge({"supervisor": metrics.page()}, "text/plain")
+    samples = [sample for family in text_format(page.decode()) for sample in family.samples]
+    restarts = {
+        sample.labels["worker"]: sample.value
+        for sample in samples
+        if sample.name == "latentserve_worker_restarts_total"
+    }
+    assert restarts == {"0": 0, "1": 1}
+    (memory,) = (sample for sample in samples if sample.name == "process_resident_memory_bytes")
+    assert memory.labels == {"worker": "supervisor"}
+    assert memory.value > 0
 
 
 def test_the_text_format_and_openmetrics_are_exposed():

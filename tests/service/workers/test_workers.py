@@ -45,7 +45,7 @@ def test_all_workers_answer_on_one_port_and_share_one_metrics_page(folder, tmp_p
         samples = [
             sample for family in text_string_to_metric_families(page) for sample in family.samples
         ]
-        assert {sample.labels.get("worker") for sample in samples} == {"0", "1"}
+        assert {sample.labels.get("worker") for sample in samples} == {"0", "1", "supervisor"}
         sampled = [
             sample.value
             for sample in samples
