@@ -50,6 +50,7 @@ class AdminServiceServicer:
         """Rescans the models folder, as SIGHUP does. New versions are loaded, verified
         and replay their golden rows before they serve. Versions that are gone from
         the folder are dropped. If a version is refused, what was served before stays.
+        If no model at all would be left, nothing changes, and the call is UNAVAILABLE.
         Calls in flight finish on the version they began with. Returns when all of
         that is done; a call during a reload waits for its end, then rescans.
         """
