@@ -181,9 +181,8 @@ class RunFolder:
             CheckpointError: The file is missing or damaged.
         """
         try:
-            raw = (self.path / "golden_inputs.npz").read_bytes()
-            with np.load(io.BytesIO(raw), allow_pickle=False) as file:
-                return file["images"], file["labels"]
+            golden = _read_npz(self.path / "golden_inputs.npz")
+            return golden["images"], golden["labels"]
         except Exception as error:  # numpy and zipfile raise many types on damaged bytes
             raise CheckpointError(f"{self.path / 'golden_inputs.npz'}: {error}") from error
 
@@ -295,8 +294,7 @@ class RunFolder:
         frames = []
         for path in sorted(self._frames.glob("*.npz")):
             try:
-                with np.load(path, allow_pickle=False) as file:
-                    frame = {name: file[name] for name in file.files}
+                frame = _read_npz(path)
                 frames.append(frame | {"step": int(frame["step"]), "phase": str(frame["phase"])})
             except Exception as error:  # numpy and zipfile raise many types on damaged bytes
                 raise CheckpointError(f"{path}: {error}") from error
@@ -359,6 +357,20 @@ class RunFolder:
         if state["format"] != FORMAT:
             raise CheckpointError(f"{self._checkpoint}: format {state['format']}, wanted {FORMAT}")
         return state
+
+
+def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    """Reads the arrays of an npz file, all of whose checksums have to match.
+
+    NumPy stops reading where an array ends, before a wrong checksum would be noticed.
+
+    Raises:
+        Exception: Of many types, where the file is missing or damaged.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        if (damaged := file.zip.testzip()) is not None:
+            raise ValueError(f"{damaged} in it is damaged: its checksum is wrong")
+        return {name: file[name] for name in file.files}
 
 
 def _finite(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -131,6 +131,9 @@ def _array(path: Path, content: bytes, keys: tuple[str, ...] = ()) -> NDArray[An
         if isinstance(loaded, np.ndarray):
             return _numbers(name, loaded)
         with loaded:
+            # NumPy stops reading where the array ends, before a wrong checksum would be noticed.
+            if (damaged := loaded.zip.testzip()) is not None:
+                raise ValueError(f"{damaged} in it is damaged: its checksum is wrong")
             for key in keys:
                 if key in loaded.files:
                     return _numbers(name, loaded[key])

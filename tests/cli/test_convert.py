@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from latentserve._cli.failures import Failure
+from latentserve._cli.inputs import read_latents
 from latentserve._cli.originals import originals
 from tests.support.in_process import run_cli, run_cli_bytes
 from tests.support.tiles import tiles
@@ -261,6 +263,16 @@ def test_a_damaged_file_is_named(server_env, tmp_path, content):
     assert done.returncode == 1
     assert str(tmp_path / "x.npz") in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_npz_with_a_wrong_checksum_is_refused(tmp_path):
+    np.savez(tmp_path / "z.npz", z=np.zeros((4, 2), np.float32))
+    content = (tmp_path / "z.npz").read_bytes()
+    assert content.count(b"(4, 2)") == 1
+    # NumPy alone reads this file as an array of three rows.
+    (tmp_path / "z.npz").write_bytes(content.replace(b"(4, 2)", b"(3, 2)"))
+    with pytest.raises(Failure, match=r"z\.npy in it is damaged: its checksum is wrong"):
+        read_latents(tmp_path / "z.npz")
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ from tests.support.tiny_runs import (
 )
 from training.cli import main
 from training.data.datasets import Dataset
+from training.errors import CheckpointError
 from training.model.config import ModelConfig, PriorConfig
 from training.run_folder import FORMAT, RunFolder
 from training.trainer import Trainer
@@ -415,3 +416,17 @@ def test_out_that_is_a_file_is_one_clear_line(
     (tmp_path / "file").write_text("")
     assert main([*command, "--out", str(tmp_path / "file")]) == 1
     assert_one_line(capsys.readouterr().err, str(tmp_path / "file"))
+
+
+def test_a_frame_with_a_wrong_checksum_is_refused(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.save_frame(1, "warm-up", np.zeros((4, 1, 2, 2), np.uint8), np.zeros((4, 2), np.float32))
+    [frame] = tmp_path.rglob("*.npz")
+    with np.load(frame) as arrays:
+        np.savez(frame, **arrays)  # without compression
+    content = frame.read_bytes()
+    assert content.count(b"(4, 2)") == 1
+    # NumPy alone reads this file as an array of three rows.
+    frame.write_bytes(content.replace(b"(4, 2)", b"(3, 2)"))
+    with pytest.raises(CheckpointError, match="its checksum is wrong"):
+        run.read_frames()
