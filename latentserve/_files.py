@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Writes a file atomically: even after a crash it has its old or its new content.
+    """Writes a file atomically: after a crash it has either its old content or all of `data`.
 
     The bytes are written to a temporary file in the same folder, fsynced and renamed to
     `path`; the folder is fsynced last, so that the rename survives a power cut.

@@ -1,8 +1,8 @@
 """Lists the files of a folder at any depth, through symbolic links too.
 
-Training and the client read folders by the same rules: links to files and folders are followed,
-except back into a folder that contains them, hidden files are ignored, and whatever else is not
-taken is counted, so that it can be named.
+Training and the client read folders by the same rules. Links to files and folders are followed,
+unless they lead back into a folder that contains them. Hidden files are ignored. Files with other
+suffixes than the requested ones are counted, so that a message can mention them.
 """
 
 import os
@@ -20,7 +20,7 @@ class Problem:
     """A file or folder that cannot be read.
 
     Attributes:
-        path: Path within the folder that was listed; that of a folder ends in a slash.
+        path: Path relative to the listed folder; ends in a slash if it is a subfolder.
         reason: Why it cannot be read.
     """
 
@@ -33,8 +33,8 @@ class Listing:
     """The files below a folder.
 
     Attributes:
-        paths: Paths within the folder of the files that are wanted, sorted.
-        problems: Broken links named like wanted files, and subfolders that cannot be listed.
+        paths: Paths, relative to the folder, of the files with a requested suffix; sorted.
+        problems: Broken links with a requested suffix, and subfolders that cannot be listed.
         others: Number of all other files, by suffix.
     """
 
@@ -43,7 +43,7 @@ class Listing:
     others: Counter[str] = field(default_factory=Counter)
 
     def passed_over(self) -> str:
-        """Describes the files that are not wanted: `12 .heic, 3 .tif`; empty if there are none."""
+        """Describes `others` for a message, as in `12 .heic, 3 .tif`; empty if there are none."""
         most = sorted(self.others.items(), key=lambda other: (-other[1], other[0]))[:_NAMED]
         named = [f"{count} {suffix}" for suffix, count in most]
         rest = self.others.total() - sum(count for _, count in most)
@@ -55,7 +55,7 @@ def walk(folder: Path, suffixes: Container[str]) -> Listing:
 
     Args:
         folder: The folder.
-        suffixes: Suffixes of the files that are wanted, in lower case.
+        suffixes: Suffixes of the files to list, in lower case.
 
     Raises:
         OSError: `folder` itself cannot be listed.
@@ -78,7 +78,7 @@ def _walk(
 
     Args:
         folder: The folder to walk.
-        within: Its path within the folder that is listed, empty or ending in a slash.
+        within: Path of `folder` relative to the listed folder; empty or ending in a slash.
         above: Device and inode of `folder` and of each folder that it was reached through,
             to detect cycles of links.
         suffixes: As in `walk`.
@@ -116,5 +116,5 @@ def _walk(
 
 
 def reason(error: OSError) -> str:
-    """Returns why a file cannot be read, without its name and the number of the error."""
+    """Returns the text of an error, without its number and file name."""
     return error.strerror or str(error)

@@ -87,7 +87,7 @@ class Load:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Numbers of rows that calls pick from."""
+        """Row counts, one of which is picked at random for each call."""
         return (self.rows,) if isinstance(self.rows, int) else tuple(self.rows)
 
 
@@ -129,7 +129,7 @@ async def run(client: AsyncClient, load: Load) -> Report:
     """Measures a server under load.
 
     Args:
-        client: Client of the server, made with `Retry(attempts=1)`: retries hide failed calls.
+        client: Client of the server, made with `Retry(attempts=1)`: retries would hide failures.
         load: Load to send.
 
     Raises:
@@ -144,7 +144,7 @@ async def run(client: AsyncClient, load: Load) -> Report:
 async def drive(
     load: Load, calls: Mapping[int, Callable[[], Awaitable[NDArray[Any]]]], model: str
 ) -> Report:
-    """Measures any server under load, by functions that make the calls.
+    """Measures any server under load, with calls made by the given functions.
 
     Args:
         load: Load to send. `dtype`, `model` and `version` are ignored; `rpc` is only a label.
@@ -207,7 +207,7 @@ class _Measurement:
         )
 
     async def _closed(self, _start: float, end: float) -> None:
-        """Sends calls in a closed loop until `end`, in seconds of `time.perf_counter`."""
+        """Sends calls in a closed loop until `end`, a time of `time.perf_counter`."""
 
         async def caller() -> None:
             while (now := time.perf_counter()) < end:
@@ -218,7 +218,7 @@ class _Measurement:
                 callers.create_task(caller())
 
     async def _open(self, start: float, end: float) -> None:
-        """Sends calls in an open loop from `start` to `end`, of `time.perf_counter`."""
+        """Sends calls in an open loop from `start` to `end`, times of `time.perf_counter`."""
         running: set[asyncio.Task[None]] = set()
         async with asyncio.TaskGroup() as callers:
             number = 0

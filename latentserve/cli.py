@@ -12,8 +12,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
     Args:
-        arguments: Arguments after the program's name. By default they are those of the process,
-            whose signal handlers and standard streams are then set up as well.
+        arguments: Arguments after the program's name. None, the default, takes them from
+            `sys.argv`, and also sets up the signal handlers and standard streams of the process.
 
     Returns:
         Exit status: 0, 1 if the command failed, 2 for wrong usage, 130 if it was interrupted.

@@ -93,9 +93,9 @@ class InvalidArgument(ServerError):
 
     Attributes:
         index: Index of the invalid image file among the files of the call or, in a stream, of
-            the batch. None if the error is not about a single file. Also None with a server of
-            version 0.1.0, which does not send it: there the index in the message and in
-            `violations` counts the files of one message of the call.
+            the batch. None if the error is not about a single file, and with a server of version
+            0.1.0, which does not send this index: the one in the text of its errors counts the
+            files of one request message, not of the whole call.
     """
 
     index: int | None = None

@@ -22,7 +22,8 @@ class AppCommand:
 
     Attributes:
         module: Name of the module that implements it.
-        function: Name of its function that takes the arguments and returns the exit status.
+        function: Name of the function in `module` that takes the arguments and returns the exit
+            status.
         extra: Extra in pyproject.toml that lists its dependencies.
         summary: One line for the list of commands.
         cleans_up: Whether Ctrl-C raises KeyboardInterrupt, so that the command can remove what
@@ -64,7 +65,7 @@ def run(name: str, arguments: Sequence[str]) -> int:
     try:
         module = importlib.import_module(command.module)
         if command.cleans_up and signal.getsignal(signal.SIGINT) is exit_at_once:
-            # Not while it is being imported: interrupted in C, imports fail in other ways.
+            # Only after the import: one that is interrupted in C code raises other errors.
             signal.signal(signal.SIGINT, signal.default_int_handler)
         status: int = getattr(module, command.function)(list(arguments))
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Parsers of command-line values, for `type` of argparse; errors give the valid range."""
+"""Parsers of command-line values, for the `type` of argparse options; errors name the range."""
 
 import argparse
 import math
@@ -63,7 +63,7 @@ def duration(text: str) -> float:
     """Parses a duration such as `90`, `90s`, `10m` or `2h`; returns seconds.
 
     Raises:
-        argparse.ArgumentTypeError: `text` is not one.
+        argparse.ArgumentTypeError: `text` is not a duration.
     """
     parts = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smh]?)", text, re.ASCII)
     if parts is None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _SHARD_ROWS = 10_000
 # How long Ctrl-C waits for the request in flight: the server may never answer.
 _PATIENCE_SECONDS = 2.0
-# Number of the failed attempt that is reported.
+# Number of failed attempts after which an outage is reported.
 _REPORTED_ATTEMPT = 4
 
 
@@ -189,7 +189,7 @@ def _sample(options: argparse.Namespace, client: "Client", common: dict[str, Any
 def _with_progress(
     job: "Callable[[argparse.Namespace, Client, dict[str, Any]], Finished]",
 ) -> Run:
-    """Returns a command that runs a job with a progress bar, Ctrl-C and a closing report."""
+    """Wraps a job in a command: with a progress bar, a clean stop on Ctrl-C and a final report."""
 
     def run(options: argparse.Namespace) -> int:
         from latentserve.errors import LatentserveError
@@ -239,12 +239,12 @@ def _with_progress(
 
 @contextlib.contextmanager
 def _reporting_retries(bar: ProgressBar) -> Iterator[None]:
-    """Prints a line when calls have failed for a moment and the client goes on trying."""
+    """Prints one line for each outage, once a call has failed `_REPORTED_ATTEMPT` times."""
     logger = logging.getLogger("latentserve.client")
 
     class Report(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            # Once for each outage. A server that is only being replaced is not one.
+            # Once for each outage; earlier failures may mean that the server is being replaced.
             if getattr(record, "failed", 0) == _REPORTED_ATTEMPT and isinstance(record.args, tuple):
                 bar.line(f"latentserve batch: {printable(str(record.args[1]))}; trying again")
 
@@ -264,7 +264,7 @@ class _Latest:
     progress: "Progress | None" = None
 
     def resume_hint(self, folder: str) -> str:
-        """Says how many rows are complete and how to resume; empty before any progress."""
+        """Returns how many rows are complete and how to resume; empty before any progress."""
         if self.progress is None:
             return ""
         return (

@@ -13,7 +13,7 @@ Run = Callable[[argparse.Namespace], int]
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Help formatter whose usage line has the required arguments and `[options]`."""
+    """Help formatter whose usage line has only the required arguments and `[options]`."""
 
     def __init__(self, prog: str, **arguments: Any):
         super().__init__(f"{prog} [options]", **arguments)

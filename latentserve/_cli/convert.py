@@ -137,8 +137,8 @@ def _reconstruct(options: argparse.Namespace) -> int:
     if target.format == "npy":
         target.write_images(made, what)
         return 0
-    columns = options.columns or _pairs_in_a_row(len(made))
-    sheet, blank = _both(images, made, columns)
+    columns = options.columns or _pair_columns(len(made))
+    sheet, blank = _with_originals(images, made, columns)
     if blank:
         why = "resized or of another colour mode" if has_pillow() else "install Pillow to show them"
         what += f"; {blank} originals are left blank ({why})"
@@ -146,12 +146,17 @@ def _reconstruct(options: argparse.Namespace) -> int:
     return 0
 
 
-def _pairs_in_a_row(count: int) -> int:
-    """Returns the columns of the grid: one row for up to 16 pairs, else a nearly square grid."""
+def _pair_columns(count: int) -> int:
+    """Returns the number of grid columns for `count` pairs of original and reconstruction.
+
+    Up to 16 pairs are in one row; more make a nearly square grid.
+    """
     return count if count <= 16 else math.ceil(math.sqrt(2 * count))
 
 
-def _both(images: "Images", made: "NDArray[Any]", columns: int) -> "tuple[NDArray[Any], int]":
+def _with_originals(
+    images: "Images", made: "NDArray[Any]", columns: int
+) -> "tuple[NDArray[Any], int]":
     """Arranges images so that each row of originals is above the row of its reconstructions.
 
     Args:
@@ -160,8 +165,8 @@ def _both(images: "Images", made: "NDArray[Any]", columns: int) -> "tuple[NDArra
         columns: Images per row.
 
     Returns:
-        Images of the grid, row by row, uint8 [M, C, H, W], with blanks where a row is not full;
-        and the number of originals that are left blank.
+        Images of the grid, row by row, uint8 [M, C, H, W], of which some are blank: the end of an
+        incomplete row, and originals that cannot be shown. And the number of the latter.
     """
     import numpy as np
 

@@ -45,10 +45,10 @@ class Images:
 
     @contextlib.contextmanager
     def named(self) -> Iterator[None]:
-        """Adds the file name to an InvalidArgument that is raised in its block.
+        """Converts the block's InvalidArgument about one file to a Failure that names the file.
 
         Raises:
-            Failure: The server refused one of the files. Other errors are not changed.
+            Failure: The server refused one of the files. Other errors are not converted.
         """
         try:
             yield
@@ -64,7 +64,7 @@ def read_images(paths: Sequence[Path]) -> Images:
 
     Raises:
         Failure: A file cannot be read or has another format.
-        Usage: There are several files, one of them an npy file.
+        Usage: An npy file is given together with other files.
     """
     try:
         files = image_files(paths)
@@ -84,7 +84,7 @@ def read_images(paths: Sequence[Path]) -> Images:
 
 
 def read_latents(path: Path) -> NDArray[Any]:
-    """Reads latents from an npy file or an npz file written by `encode` (z, else mean).
+    """Reads latents from an npy file, or `z`, else `mean`, from an npz file written by `encode`.
 
     Raises:
         Failure: The file cannot be read or has another format.

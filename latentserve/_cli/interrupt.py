@@ -14,22 +14,22 @@ def exit_at_once(number: int, _frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
-# Handlers that are nobody's own.
+# Handlers that `Interrupt` replaces; any other one was installed by an embedding program.
 _REPLACED = (signal.SIG_DFL, signal.default_int_handler, exit_at_once)
 
 
 class Interrupt:
     """Context manager that defers KeyboardInterrupt to the end of a step.
 
-    Its signals raise KeyboardInterrupt at once, except in a `held` block: there the first signal
-    is deferred until the command calls `check`, and a second signal raises at once.
+    The handled signals raise KeyboardInterrupt at once, except in a `held` block: there the first
+    signal is deferred until the command calls `check`, and a second signal raises at once.
 
-    Python's own handler raises wherever the main thread is. In a finaliser the exception is lost;
-    just after gRPC has acquired a lock, it leaves that lock held for ever.
+    Python's own handler raises wherever the main thread happens to be. In a finaliser, the
+    exception is lost; just after gRPC has acquired a lock, the lock is never released.
 
-    No handler is installed for a signal that is ignored or already has one (as in a program that
-    embeds the command), outside the main thread, or, if `patience` is given, on systems without
-    interval timers (Windows).
+    A signal is left alone if it is ignored or already has a handler, as in a program that embeds
+    the command. All signals are left alone outside the main thread and, if `patience` is given,
+    on systems without interval timers (Windows).
 
     Args:
         signals: Signals to handle; SIGINT by default.
@@ -69,7 +69,7 @@ class Interrupt:
 
     @contextmanager
     def held(self) -> Iterator[Callable[[], bool]]:
-        """Defers the first signal; yields a function that says whether it has arrived."""
+        """Defers the first signal; yields a function that returns whether a signal is deferred."""
         self._holding = True
         try:
             yield lambda: self._deferred

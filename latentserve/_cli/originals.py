@@ -47,7 +47,7 @@ def originals(
 def has_pillow() -> bool:
     """Whether Pillow is installed."""
     try:
-        import PIL.Image  # noqa: F401 - tests whether it is installed
+        import PIL.Image  # noqa: F401 - to see whether it is installed
     except ImportError:
         return False
     return True

@@ -79,7 +79,7 @@ class Output:
             what: Description of the result, to print.
             columns: Images per row of the grid; a nearly square grid by default.
             zoom: Enlargement factor of the images in the grid.
-            array: Array to write instead of `images` as an npy file.
+            array: Array to write in place of `images` if the format is npy.
 
         Raises:
             Failure: The file cannot be written, or the images of a grid do not have 1 or 3

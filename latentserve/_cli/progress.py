@@ -93,12 +93,12 @@ class ProgressBar:
             print(f"{share:4.0%} {text}", file=self._stream, flush=True)
 
     def line(self, text: str) -> None:
-        """Prints a line below the bar, which stays on the screen; a later bar is drawn below it."""
+        """Leaves the bar on the screen and prints a line below it; the next bar follows below."""
         self.leave()
         print(text, file=self._stream, flush=True)
 
     def leave(self) -> None:
-        """Draws the bar in its latest state, and moves on to the next line."""
+        """Leaves the bar on the screen in its latest state, and begins a new line."""
         if self._drawn_columns:
             self._draw()
             print(file=self._stream, flush=True)

@@ -1,4 +1,4 @@
-"""The standard streams of a process: closed, full, or unable to encode what a command prints."""
+"""Handles standard streams that are closed, full, or unable to encode what a command prints."""
 
 import io
 import os
@@ -17,7 +17,8 @@ class _Stdout(io.FileIO):
     """Standard output that waits while a non-blocking pipe is full, and names itself in errors.
 
     Attributes:
-        failure: The latest error; argparse, for example, ignores it. None if there was none.
+        failure: The latest error, which the writer may have ignored, as argparse does; None if no
+            write has failed.
     """
 
     failure: OSError | None = None
@@ -39,7 +40,7 @@ class _Stdout(io.FileIO):
 
 
 class _Stderr(io.FileIO):
-    """Standard error that drops what cannot be written: no command fails for its messages."""
+    """Standard error that drops what cannot be written, so that messages cannot fail a command."""
 
     def write(self, data: Any) -> int:
         with suppress(OSError):
@@ -48,10 +49,10 @@ class _Stderr(io.FileIO):
 
 
 def prepare() -> None:
-    """Opens standard streams that are closed, and makes the others fail in an orderly way.
+    """Opens closed standard streams on the null device, and wraps stdout and stderr.
 
-    The descriptor of a closed stream would be given to the next file or socket that is opened,
-    and what is printed would end up there.
+    Otherwise the next file or socket would get the descriptor of a closed stream, and would
+    receive what is printed.
     """
     for number, mode in enumerate("rww"):
         try:
@@ -80,7 +81,7 @@ def finish(status: int) -> int:
     try:
         sys.stdout.flush()
     except OSError:
-        # The interpreter flushes at exit what is still buffered, and must not fail then.
+        # The interpreter flushes the rest of the buffer at exit, which must not fail then.
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
@@ -92,7 +93,7 @@ def finish(status: int) -> int:
 def report(error: OSError) -> int:
     """Reports that standard output failed; returns the exit status.
 
-    A closed pipe is not reported: its reader has what it wanted, as with `head`.
+    A broken pipe is not reported: its reader, for example `head`, has read enough.
     """
     if not isinstance(error, BrokenPipeError):
         print(f"latentserve: {_STDOUT}: {error.strerror}", file=sys.stderr)
@@ -105,11 +106,11 @@ def is_stdout(error: OSError) -> bool:
 
 
 def _wrapped(stream: Any, kind: type[io.FileIO]) -> Any:
-    """Returns a text stream like the given one, over a raw file of another class."""
+    """Returns a text stream like `stream`, over a raw file of class `kind`."""
     if not isinstance(stream, io.TextIOWrapper):
         return stream
     raw = kind(stream.fileno(), "w", closefd=False)
-    # Python's own, with PYTHONUNBUFFERED, have no buffer either.
+    # With PYTHONUNBUFFERED, Python's own streams have no buffer either.
     buffer: Any = raw if stream.write_through else io.BufferedWriter(raw)
     # Labels and file names may have characters that the terminal's encoding lacks.
     errors = "backslashreplace" if stream.errors == "strict" else stream.errors

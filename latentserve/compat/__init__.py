@@ -1,1 +1,1 @@
-"""Wire-compatible twins of a few official messages."""
+"""Wire-compatible counterparts of google.rpc and grpc.health.v1 messages, for the client."""
