@@ -87,8 +87,8 @@ class AsyncClient:
     """`Client` for asyncio: the same methods, values and errors.
 
     The batches of `encode_stream` and `decode_stream` may also be asynchronous iterables. A
-    client belongs to the event loop of its first call, and may be made before that runs. Close it
-    with `aclose`, or use it in an `async with` statement.
+    client belongs to the event loop of its first call, and may be made before that loop runs.
+    Close it with `aclose`, or use it in an `async with` statement.
 
     Args:
         target: Address, for example `localhost:50051` or `dns:///latentserve:50051`.
@@ -98,9 +98,9 @@ class AsyncClient:
             each call.
         retry: When and how often a failed call is repeated.
         keepalive: How a dead connection is detected.
-        connections: Number of connections to each server; calls take turns on them. Several
-            spread the calls over the workers of a server, or over servers behind a load balancer
-            that distributes connections: all calls of a connection are answered by one of them.
+        connections: Number of connections to each server; calls take turns on them. All calls
+            of one connection are answered by the same worker, or the same server behind a load
+            balancer that distributes connections; several connections spread the calls.
         coalesce: Join concurrent small calls of `encode`, `decode`, `reconstruct` and `score`
             into one message, if they have the same model and options and draw nothing. A call
             is sent at once if none is in flight; calls made before its reply are sent together
@@ -444,8 +444,8 @@ class AsyncClient:
             axes: Index of one axis or indexes of two; the first two axes by default.
             steps: Points along each axis, at least 2.
             range: Distance from the middle to either end, in standard deviations of the prior.
-            middle: Point in the middle, as `start` of `interpolate`; the mean of the prior by
-                default.
+            middle: Point in the middle, in any form of `start` in `interpolate`; the mean of the
+                prior by default.
             dtype: `float32` for values in [0, 1], `uint8` for 0 to 255.
             resize: Convert an image file of another size or colour mode.
             timeout: Deadline in seconds; the client's by default.
@@ -635,10 +635,10 @@ class AsyncClient:
         options: list[tuple[str, object]],
         credentials: grpc.ChannelCredentials | None,
     ) -> Iterator[dict[str, Any]]:
-        """Yields the methods of each channel in turn.
+        """Opens the channels, then yields their RPC methods: channel after channel, in a cycle.
 
-        The channels are made at the first call: a channel belongs to the event loop that runs
-        then, and the client may have been made before.
+        Runs at the first call: a channel belongs to the event loop in which it is opened, and the
+        client may have been made before that loop.
         """
         if self._closed:
             raise grpc.aio.UsageError("The client is closed.")
@@ -657,7 +657,7 @@ class AsyncClient:
         timeout: float | None,
         options: Mapping[str, Any],
     ) -> Awaitable[Any]:
-        """Runs the plan of a call with rows, coalesced with concurrent calls if possible."""
+        """Runs the plan of a call with rows, joined with concurrent calls if possible."""
         coalescer = self._coalescer
         if coalescer is not None and not isinstance(rows, _LISTS):
             array = np.asarray(rows)
@@ -669,7 +669,7 @@ class AsyncClient:
         return self._run(plan(self._limits, rows, **options), timeout)
 
     def _run_joined(self, key: tuple[Any, ...], rows: NDArray[Any]) -> Awaitable[Any]:
-        """Runs the plan of a coalescing key from `_run_rows`, for the joined rows of its calls."""
+        """Runs one plan for the joined rows of several calls; `key` is made by `_run_rows`."""
         plan, key_options, timeout, *_ = key
         return self._run(plan(self._limits, rows, **dict(key_options)), timeout)
 
@@ -770,13 +770,13 @@ class AsyncClient:
             raise from_rpc_error(error, self.target) from error
 
     async def _call(self, call: UnaryCall, seconds: float, deadline: float | None = None) -> Any:
-        """Makes a unary call, in as many attempts as it takes.
+        """Makes a unary call, with retries.
 
         Args:
             call: The call.
-            seconds: Deadline of an attempt, in seconds from its start.
-            deadline: Deadline of all attempts, a time of `time.monotonic()`; None for that of
-                the first one.
+            seconds: Deadline of each attempt, in seconds from its start.
+            deadline: Deadline of all attempts together, a time of `time.monotonic()`; None for
+                the deadline of the first attempt.
         """
         began = time.monotonic()
         deadline = began + seconds if deadline is None else deadline
@@ -813,7 +813,7 @@ class AsyncClient:
                 return reply
 
     async def _wait_for(self, turn: Turn, deadline: float) -> None:
-        """Waits for the turn of an attempt, but not for ever."""
+        """Waits for the turn of an attempt; begins it anyway after `LONGEST_WAIT_SECONDS`."""
         left = min(LONGEST_WAIT_SECONDS, deadline - time.monotonic())
         try:
             async with asyncio.timeout(left):

@@ -81,7 +81,8 @@ class Coalescer:
         try:
             while calls := _take(queue):
                 await _answer(self._run, key, calls)
-                # Lets callers that got their results call again before the next message.
+                # Gives callers that just got a result time to call again, so that the next message
+                # has their rows too.
                 await asyncio.sleep(0)
         finally:
             del self._queues[key]
@@ -115,7 +116,7 @@ async def _answer(run: Run, key: Hashable, calls: list[_Call]) -> None:
         if len(calls) == 1:
             _fail(calls, error)
             return
-        # The rows of some call are invalid: each is sent alone, so that only that one fails.
+        # At least one call has invalid rows. Each is sent alone, so that the others succeed.
         for call in calls:
             await _answer(run, key, [call])
     except Exception as error:  # noqa: BLE001 - raised to each caller

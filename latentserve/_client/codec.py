@@ -47,12 +47,12 @@ def check_draw(seed: Any, offset: Any, rows: int) -> tuple[int | None, int]:
     """Checks that a seed is valid and that the rows are within its sequence.
 
     Args:
-        seed: Seed; None for a fresh one.
+        seed: Seed, or None.
         offset: Index of the first row in the sequence.
         rows: Number of rows.
 
     Returns:
-        Seed and offset as Python's numbers.
+        Seed, or None, and offset; as `int`.
 
     Raises:
         TypeError: A value is not a whole number.
@@ -157,7 +157,7 @@ def latent_array(z: ArrayLike) -> NDArray[Any]:
 
 
 def _sendable(value: Any, what: str, axes: int) -> NDArray[Any]:
-    """Checks that an array has rows, `axes` axes at least and a valid dtype; casts float64."""
+    """Checks that an array has rows, at least `axes` axes and a valid dtype; casts float64."""
     array = inputs.as_array(value, what)
     if array.ndim < axes:
         raise ValueError(f"{what}: got shape {list(array.shape)}, wanted a first axis of rows")
@@ -223,7 +223,7 @@ def joined_where_sent(replies: Sequence[Any], name: str) -> NDArray[Any] | None:
         name: Name of the tensor's field.
 
     Raises:
-        ProtocolError: Only some replies have it, or as from `to_array`.
+        ProtocolError: Only some replies have the tensor, or one is malformed.
     """
     if not any(reply.HasField(name) for reply in replies):
         return None

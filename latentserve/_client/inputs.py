@@ -16,8 +16,8 @@ _READ_IT = "wanted the content of the file, as from Path.read_bytes()"
 def file_content(value: Any) -> bytes | None:
     """Returns the content of an image file; None if `value` is anything else.
 
-    A `bytearray` and a `memoryview` of bytes are contents too. NumPy would take their bytes for
-    pixels.
+    A `bytearray` or a `memoryview` of bytes is also the content of a file; NumPy would take its
+    bytes for pixels.
     """
     if isinstance(value, bytes):
         return value
@@ -32,12 +32,12 @@ def file_contents(rows: Any, what: str) -> list[bytes] | None:
     """Returns the contents of image files; None if `rows` is anything but a sequence of them.
 
     Args:
-        rows: What the caller gave: a list, a tuple or an array of objects may hold files.
+        rows: Argument of the caller: a list, a tuple or an array of objects may hold files.
         what: Name of the parameter, for errors.
 
     Raises:
-        TypeError: It is one file, it has paths, or only some of its rows are files.
-        ValueError: It has no rows.
+        TypeError: `rows` is a single file, has paths, or has both files and other values.
+        ValueError: `rows` is empty.
     """
     if not isinstance(rows, np.ndarray | Sequence) and hasattr(rows, "__array__"):
         rows = np.asarray(rows)  # a column of a data frame, for example
@@ -67,11 +67,11 @@ def file_contents(rows: Any, what: str) -> list[bytes] | None:
 
 
 def as_array(value: Any, what: str) -> NDArray[Any]:
-    """Returns numbers as an array of whatever dtype, byte order and layout they have.
+    """Returns an argument of the caller as an array, in the dtype and byte order that it has.
 
     Raises:
-        TypeError: It holds no numbers.
-        ValueError: Its rows differ in shape.
+        TypeError: `value` holds no numbers.
+        ValueError: The rows of `value` differ in shape.
     """
     if isinstance(value, np.ndarray) and value.dtype.kind not in "OSU":
         return value

@@ -29,13 +29,13 @@ def total_bytes() -> int | None:
 def check_fits(size: int, what: str, rows: int, stream: str) -> None:
     """Checks that the result of a call can fit into memory, before it fills it.
 
-    Half of the memory is the limit: the replies are joined, so there are two copies of them.
+    The limit is half of the memory: while the replies are joined, there are two copies of them.
 
     Args:
         size: Size of the result in bytes.
         what: Name of the parameter that the rows come from, for the error.
         rows: Number of rows of the call.
-        stream: What to use instead; empty if there is nothing.
+        stream: Method that streams such results, for the error; empty if there is none.
 
     Raises:
         ValueError: The result is too large.

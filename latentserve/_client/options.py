@@ -57,14 +57,15 @@ class Retry:
     connection is lost before the reply, or if the server is full and says when to retry. A
     repeated call has the same result, since its seed is chosen before the first attempt.
 
-    The back-off before an attempt is random, from zero to a bound that grows (full jitter). A
-    client makes at most 10 retries over ten seconds, and 0.2 for each answered call, not counting
-    those that find no server or replace a lost call; further ones wait.
+    The back-off before an attempt is random, from zero to a bound that grows (full jitter).
+    Retries also need a token of the client's budget, and wait until it has one: over ten seconds
+    it permits 10 retries, and one more for every five answered calls. A retry that finds no server
+    or replaces a lost call gives its token back.
 
     Attributes:
         attempts: Maximum number of attempts; 1 for no retries, None for no limit.
-        patience_seconds: Time after the first failure in which a call is repeated, within its
-            deadline; of a stream the time since its last reply.
+        patience_seconds: Time after its first failure for which a call is repeated, within its
+            deadline. For a stream the time begins anew with each reply.
         initial_seconds: Bound of the back-off before the second attempt.
         most_seconds: Maximum bound of the back-off.
         multiplier: Factor from one bound to the next.
@@ -93,7 +94,7 @@ class Retry:
         return self.attempts != 1 and self.patience_seconds > 0
 
     def wait(self, attempt: int) -> float:
-        """Returns the longest back-off in seconds after a number of failed attempts, from 1."""
+        """Returns the bound of the back-off, in seconds, after `attempt` (1 or more) failures."""
         try:
             grown = self.initial_seconds * self.multiplier ** (attempt - 1)
         except OverflowError:
@@ -124,13 +125,13 @@ def channel_arguments(
     """Returns the arguments of a gRPC channel, one of `connections` to the same target."""
     arguments: list[tuple[str, object]] = [
         ("grpc.service_config", _SERVICE_CONFIG),
-        # Calls that no server has seen are repeated by gRPC, larger ones than this are not; its
-        # default is 256 KiB. All other retries are `retries.Attempts`.
+        # gRPC itself repeats calls that no server has seen, unless they are larger than this (its
+        # default is 256 KiB). All other retries are made by `retries.Attempts`.
         ("grpc.per_rpc_retry_buffer_size", 256 * 2**20),
         # Channels with equal arguments would share their connections.
         ("grpc.use_local_subchannel_pool", int(connections > 1)),
-        # A server that is back is noticed within a second, and its new address within five; by
-        # default it takes gRPC up to two minutes, and half a minute.
+        # A restarted server is noticed within a second, and a new address of it within five. With
+        # gRPC's defaults that takes up to two minutes and half a minute.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1000),
         ("grpc.dns_min_time_between_resolutions_ms", 5000),
@@ -139,7 +140,7 @@ def channel_arguments(
         ("grpc.max_receive_message_length", -1),
         ("grpc.keepalive_time_ms", round(1000 * keepalive.interval_seconds)),
         ("grpc.keepalive_timeout_ms", round(1000 * keepalive.timeout_seconds)),
-        # A minute by default, and then keepalive_timeout_ms has no effect.
+        # By default a minute; keepalive_timeout_ms would then have no effect.
         ("grpc.http2.ping_timeout_ms", round(1000 * keepalive.timeout_seconds)),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.primary_user_agent", f"latentserve/{__version__}"),

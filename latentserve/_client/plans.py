@@ -78,7 +78,7 @@ class BackOff:
 
     Attributes:
         seconds: Time to wait.
-        error: Why the latest attempt failed, raised if the client is closed meanwhile.
+        error: Why the latest attempt failed; raised if the client is closed during the wait.
     """
 
     seconds: float
@@ -94,7 +94,7 @@ StreamPlan: TypeAlias = Generator[
 
 
 def ended_early(target: str) -> Unavailable:
-    """Returns the error for a stream that the server ended before all replies."""
+    """Returns the error for a stream that the server ended before it had sent all replies."""
     message = f"{target} ended the stream before all replies"
     return Unavailable(message, grpc.StatusCode.UNAVAILABLE)
 

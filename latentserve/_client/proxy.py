@@ -2,7 +2,7 @@
 
 gRPC takes a proxy from `grpc_proxy`, `https_proxy` or `http_proxy` for every target, also for
 `localhost`: wherever Docker injects a proxy into containers, a health check would leave the
-container. Targets on the same machine need no proxy, and none can reach them.
+container. Targets on the same machine need no proxy, and a proxy elsewhere cannot reach them.
 """
 
 import ipaddress
@@ -10,7 +10,7 @@ import os
 import re
 from urllib.parse import urlsplit
 
-# In gRPC's order of precedence; it reads the lower-case names alone.
+# In gRPC's order of precedence; gRPC ignores these names in upper case.
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
 _EXCEPTIONS = ("no_grpc_proxy", "no_proxy")
 _SCHEME = re.compile(
@@ -21,12 +21,12 @@ _LOCAL_NAMES = frozenset(("localhost", "ip6-localhost", "ip6-loopback"))
 
 
 def channel_arguments(target: str) -> list[tuple[str, object]]:
-    """Returns gRPC's channel arguments that keep a direct connection from a proxy."""
+    """Returns gRPC's channel arguments, which disable proxies if `target` is reached directly."""
     return [] if proxy_of(target) else [("grpc.enable_http_proxy", 0)]
 
 
 def note(target: str) -> str:
-    """Returns what to add to an error of a connection: the proxy that it went through, if any."""
+    """Returns the end of a connection error: the proxy on the way to `target`, or nothing."""
     found = proxy_of(target)
     if found is None:
         return ""
@@ -64,11 +64,11 @@ def is_local(target: str) -> bool:
     if target.startswith(_LOCAL_SCHEMES):
         return True
     addresses = _addresses(target)
-    return all(_is_loopback(_split(address)) for address in addresses)
+    return all(_is_loopback(_without_port(address)) for address in addresses)
 
 
 def _host(target: str) -> str:
-    return _split(_addresses(target)[0])
+    return _without_port(_addresses(target)[0])
 
 
 def _addresses(target: str) -> list[str]:
@@ -77,8 +77,8 @@ def _addresses(target: str) -> list[str]:
     return (parts["rest"] if parts else target).split(",")
 
 
-def _split(address: str) -> str:
-    """Returns the host of host:port."""
+def _without_port(address: str) -> str:
+    """Returns the host of an address, which may end in a port."""
     if address.startswith("["):
         return address[1:].partition("]")[0]
     host, colon, port = address.rpartition(":")

@@ -117,9 +117,10 @@ def array_format(dtype: ArrayFormat) -> pb.ImageFormat:
 
 
 def draw_of(draw: bool, seed: Any, offset: Any, rows: int) -> tuple[int | None, int]:
-    """Returns seed and offset of a draw: a fresh seed if none is given, None for no draw.
+    """Returns seed and offset of a draw.
 
-    Called before the rows are split into chunks, which share the seed.
+    If a draw is requested without a seed, the seed is fresh; without a draw it is None. Called
+    before the rows are split into chunks, since all chunks share the seed.
 
     Raises:
         TypeError: The seed or the offset is not a whole number.

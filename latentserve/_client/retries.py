@@ -14,9 +14,9 @@ from latentserve.errors import ResourceExhausted, ServerError
 
 _LOG = logging.getLogger("latentserve.client")
 
-# Statuses that answer a call, also when a proxy sends them. Any other one without an ErrorInfo of
-# the server means that the call was cut off: the status then depends on what broke, and where
-# (behind Envoy, for example, a stream whose server was killed ends with INTERNAL).
+# Statuses that answer a call even if a proxy sends them. Any other status without the server's
+# ErrorInfo means that the call was cut off. Which status that is depends on what broke and where:
+# behind Envoy, for example, a stream whose server was killed ends with INTERNAL.
 _ANSWERS = frozenset(
     {
         grpc.StatusCode.ALREADY_EXISTS,
@@ -41,9 +41,9 @@ _NOT_SENT = (
 
 
 def may_succeed_later(error: ServerError) -> bool:
-    """Returns whether another attempt may succeed where one has failed with `error`."""
+    """Returns whether another attempt may succeed after one has failed with `error`."""
     if isinstance(error, ResourceExhausted):
-        # Without a delay it is a message that is too large.
+        # Without a retry delay, the error means that a message is too large.
         return error.retry_seconds is not None
     if error.answered:
         return error.code == grpc.StatusCode.UNAVAILABLE  # loading or draining
@@ -53,12 +53,13 @@ def may_succeed_later(error: ServerError) -> bool:
 class RetryBudget:
     """Token bucket that bounds the retries of a client, so that they cannot multiply an overload.
 
-    Over any ten seconds there are at most 10 retries and 0.2 for each answered call. Half of the
-    10 may follow each other at once, the others are spread over the ten seconds. What calls add
-    expires with a time constant of ten seconds. Threads may share a budget.
+    Each retry takes a token. An idle bucket holds 5; used tokens come back at a rate of at most 5
+    in ten seconds, so that these permit 10 retries over any ten seconds. Each answered call adds
+    0.2 of a token, and tokens above 5 decay with a time constant of ten seconds. Threads may
+    share a budget.
 
     Args:
-        now: `time.monotonic()`.
+        now: Time of `time.monotonic()`.
     """
 
     _WINDOW_SECONDS = 10.0
@@ -71,13 +72,13 @@ class RetryBudget:
         self._at = now
 
     def add_call(self, now: float) -> None:
-        """Adds the share of an answered call."""
+        """Adds the 0.2 of a token that an answered call is worth."""
         with self._lock:
             self._settle(now)
             self._tokens += self._PER_CALL
 
     def take(self, now: float) -> bool:
-        """Takes the token of a retry; returns False if there is none yet."""
+        """Takes a token for a retry; returns False if there is none yet."""
         with self._lock:
             self._settle(now)
             if self._tokens < 1:
@@ -86,13 +87,13 @@ class RetryBudget:
             return True
 
     def give_back(self, now: float) -> None:
-        """Gives back the token of a retry that was no load on top of the calls themselves."""
+        """Gives back the token of a retry that added no load to that of the calls themselves."""
         with self._lock:
             self._settle(now)
             self._tokens += 1
 
     def _settle(self, now: float) -> None:
-        """Lets the tokens approach `_AT_ONCE`, from below and from above."""
+        """Moves the number of tokens towards `_AT_ONCE`, up or down, with the passage of time."""
         passed = max(0.0, now - self._at)
         kept = math.exp(-passed / self._WINDOW_SECONDS)
         self._tokens = self._AT_ONCE + (self._tokens - self._AT_ONCE) * kept
@@ -117,21 +118,23 @@ class Attempts:
         self._deadline = deadline
         self.failed = 0
         self._patience_ends = 0.0
-        # Whether the latest attempt took a token, and whether an overload was what it followed.
+        # Whether the latest attempt took a token, and whether it followed a refusal for overload.
         self._took_token = False
         self._was_overload = False
 
     def waits(self, error: ServerError) -> Iterator[float]:
-        """Yields the seconds to wait before the next attempt, in one part or in several.
+        """Yields the seconds to wait before the next attempt.
 
-        The wait is random, from zero to an exponentially growing back-off (full jitter), after
-        any delay that the server requested. It goes on until the budget has a token.
+        The first wait is the delay that the server requested, if any, plus a random time from
+        zero to an exponentially growing bound (full jitter). Further random waits follow until
+        the budget has a token.
 
         Args:
             error: Why the latest attempt failed.
 
         Raises:
-            ServerError: `error` itself, if another attempt would not help or none is left.
+            ServerError: `error` itself, if another attempt cannot help, or if attempts, patience or
+                deadline are exhausted.
         """
         now = time.monotonic()
         if self.failed == 0:
@@ -158,11 +161,11 @@ class Attempts:
         self._was_overload = isinstance(error, ResourceExhausted)
 
     def succeeded(self) -> None:
-        """Resets the patience after a reply."""
+        """Resets the failures, and with them the patience, after a reply."""
         now = time.monotonic()
         self._budget.add_call(now)
         if self._took_token and not self._was_overload:
-            # It took the place of a call that was lost, and has shown that the server is back.
+            # The retry replaced a lost call, so it added no load; and the server is back.
             self._budget.give_back(now)
         self.failed, self._took_token = 0, False
 
@@ -187,7 +190,7 @@ class Retries:
         return Attempts(self._retry, self._budget, deadline)
 
     def add_call(self, now: float) -> None:
-        """Adds a call that was answered at once to the budget."""
+        """Credits the budget with a call that was answered at its first attempt."""
         self._budget.add_call(now)
 
 

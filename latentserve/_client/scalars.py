@@ -15,7 +15,7 @@ def whole(value: Any, what: str) -> int:
         what: Name of the parameter, for errors.
 
     Raises:
-        TypeError: It is not a whole number; 7.0 is not one either.
+        TypeError: `value` is not a whole number; 7.0 is not one either.
     """
     try:
         return operator.index(value)
@@ -27,8 +27,8 @@ def within(value: Any, what: str, low: int, high: int) -> int:
     """Returns a whole number from `low` to `high`.
 
     Raises:
-        TypeError: It is not a whole number.
-        ValueError: It is out of range.
+        TypeError: `value` is not a whole number.
+        ValueError: `value` is out of range.
     """
     number = whole(value, what)
     if low <= number <= high:
@@ -37,17 +37,17 @@ def within(value: Any, what: str, low: int, high: int) -> int:
 
 
 def int32(value: Any, what: str) -> int:
-    """Returns a whole number that fits into a field of 32 bits, as `within` does."""
+    """Returns a whole number that fits into a field of 32 bits; raises like `within`."""
     return within(value, what, -(2**31), 2**31 - 1)
 
 
 def int64(value: Any, what: str) -> int:
-    """Returns a whole number that fits into a field of 64 bits, as `within` does."""
+    """Returns a whole number that fits into a field of 64 bits; raises like `within`."""
     return within(value, what, -(2**63), 2**63 - 1)
 
 
 def count(value: Any, what: str) -> int:
-    """Returns a number of rows or the like, from 1 to 2^63 - 1, as `within` does."""
+    """Returns a count, for example of rows, from 1 to 2^63 - 1; raises like `within`."""
     number = int64(value, what)
     if number < 1:
         raise ValueError(f"{what}: got {number}, wanted at least 1")
@@ -58,7 +58,7 @@ def real(value: Any, what: str) -> float:
     """Returns a number as Python's `float`.
 
     Raises:
-        TypeError: It is not a number, but for example a string that holds one.
+        TypeError: `value` is not a number; a string such as "7" is not one either.
     """
     if not isinstance(value, str | bytes | bytearray):
         try:
@@ -69,11 +69,11 @@ def real(value: Any, what: str) -> float:
 
 
 def seconds(timeout: Any) -> float:
-    """Returns a deadline in seconds; infinity stands for none, which is a year.
+    """Returns a deadline in seconds; infinity, for no deadline, becomes one year.
 
     Raises:
-        TypeError: It is not a number.
-        ValueError: It is negative or NaN.
+        TypeError: `timeout` is not a number.
+        ValueError: `timeout` is negative or NaN.
     """
     number = real(timeout, "timeout")
     if number >= 0:
@@ -82,7 +82,7 @@ def seconds(timeout: Any) -> float:
 
 
 def shown(value: Any) -> str:
-    """Returns a value for an error message: its representation if it is short, else its type."""
+    """Returns a value as text for an error: its `repr` if that is short, else its type."""
     if isinstance(value, bytes | bytearray | memoryview):
         return type(value).__name__
     text = repr(value)

@@ -48,7 +48,7 @@ def sample_stream(
     retries: Retries, n: int, *, dtype: ArrayFormat, chunk_rows: int, **options: Unpack[Sampling]
 ) -> StreamPlan[Samples]:
     """Draws images from the prior, chunk by chunk."""
-    # Its count and offset always describe the images that are still missing.
+    # Updated with each reply: count and offset are those of the images that are still missing.
     request = requests.sample_request(n, requests.array_format(dtype), latents=True, **options)
     chunk_rows = scalars.int64(chunk_rows, "chunk_rows")
     attempts = retries.attempts()
@@ -64,7 +64,7 @@ def sample_stream(
                 # After the last image the offset may be 2^64, which the field cannot hold.
                 request.offset = (request.offset + len(samples.images)) % 2**64
                 yield Deliver(samples)
-            # Waits for the status: the server counts a call closed before it as cancelled.
+            # Waits for the status: the server counts a call that is closed earlier as cancelled.
             with contextlib.suppress(ServerError):
                 yield Receive()
         except ServerError as error:

@@ -89,9 +89,9 @@ class Client:
             each call.
         retry: When and how often a failed call is repeated.
         keepalive: How a dead connection is detected.
-        connections: Number of connections to each server; calls take turns on them. Several
-            spread the calls over the workers of a server, or over servers behind a load balancer
-            that distributes connections: all calls of a connection are answered by one of them.
+        connections: Number of connections to each server; calls take turns on them. All calls
+            of one connection are answered by the same worker, or the same server behind a load
+            balancer that distributes connections; several connections spread the calls.
     """
 
     def __init__(
@@ -427,8 +427,8 @@ class Client:
             axes: Index of one axis or indexes of two; the first two axes by default.
             steps: Points along each axis, at least 2.
             range: Distance from the middle to either end, in standard deviations of the prior.
-            middle: Point in the middle, as `start` of `interpolate`; the mean of the prior by
-                default.
+            middle: Point in the middle, in any form of `start` in `interpolate`; the mean of the
+                prior by default.
             dtype: `float32` for values in [0, 1], `uint8` for 0 to 255.
             resize: Convert an image file of another size or colour mode.
             timeout: Deadline in seconds; the client's by default.
@@ -667,13 +667,13 @@ class Client:
                 return
 
     def _call(self, call: UnaryCall, seconds: float, deadline: float | None = None) -> Any:
-        """Makes a unary call, in as many attempts as it takes.
+        """Makes a unary call, with retries.
 
         Args:
             call: The call.
-            seconds: Deadline of an attempt, in seconds from its start.
-            deadline: Deadline of all attempts, a time of `time.monotonic()`; None for that of
-                the first one.
+            seconds: Deadline of each attempt, in seconds from its start.
+            deadline: Deadline of all attempts together, a time of `time.monotonic()`; None for
+                the deadline of the first attempt.
         """
         began = time.monotonic()
         deadline = began + seconds if deadline is None else deadline
@@ -709,7 +709,7 @@ class Client:
                 return reply
 
     def _wait_for(self, turn: Turn, deadline: float) -> None:
-        """Waits for the turn of an attempt, but not for ever."""
+        """Waits for the turn of an attempt; begins it anyway after `LONGEST_WAIT_SECONDS`."""
         left = min(LONGEST_WAIT_SECONDS, deadline - time.monotonic())
         if not turn.event.wait(left):
             self._turns.begin(turn)

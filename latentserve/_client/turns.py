@@ -1,7 +1,7 @@
-"""Turns of a client's calls at a full server: fewer at a time, first come, first served.
+"""Queue of a client's calls to a full server: fewer at a time, first come, first served.
 
-If each caller of a client simply repeated its refused calls at random, those whose calls are
-admitted would call again at once and keep the others out for as long as the server is full.
+Without the queue, callers whose calls are admitted would make their next calls at once, and keep
+out those that are waiting to repeat a refused call, for as long as the server is full.
 """
 
 import math
@@ -14,11 +14,11 @@ from typing import Any
 #: Maximum time that a call waits for its turn, in seconds; after that it is sent anyway.
 LONGEST_WAIT_SECONDS = 5.0
 
-# Change of the limit after a refusal and after an answer: about one attempt in seven is refused,
-# which the retry budget permits.
+# Change of the limit after a refusal and after an answer. In balance about one attempt in seven is
+# refused, few enough for the retry budget.
 _DECREASE = 0.3
 _INCREASE = 0.05
-# Time without a refusal after which there is no limit any more.
+# Time without a refusal after which the limit is lifted.
 _MEMORY_SECONDS = 10.0
 
 
@@ -36,15 +36,15 @@ class Turn:
 
 
 class Turns:
-    """Limit of the attempts that a client has in flight, while its server refuses some as too many.
+    """Limit on a client's attempts in flight while its server refuses calls because it is full.
 
-    There is no limit before the first refusal. Then it is near the number of attempts that were
-    not refused, and adapts: it falls with each refusal and rises with each answer. Threads may
-    share an instance.
+    There is no limit before the first refusal. Then it adapts to what the server admits: it falls
+    with each refusal and rises with each answer. Ten seconds without a refusal lift it. Threads
+    may share an instance.
 
     Args:
         new_event: Makes the event of a turn.
-        limits: Whether to limit anything; if not, attempts are only counted.
+        limits: Whether attempts are limited; if not, they are only counted.
     """
 
     def __init__(self, new_event: Callable[[], Any], *, limits: bool):
@@ -60,7 +60,7 @@ class Turns:
         """Begins an attempt, or queues it.
 
         Args:
-            again: Whether the call was refused before; it then goes to the front.
+            again: Whether the call was refused before; if so, it goes to the front of the queue.
 
         Returns:
             The turn to wait for; None if the attempt may begin at once.
@@ -77,7 +77,7 @@ class Turns:
             return turn
 
     def begin(self, turn: Turn) -> None:
-        """Begins an attempt that has waited long enough, unless it was its turn already."""
+        """Begins an attempt whose wait timed out, unless its turn came at the same moment."""
         with self._lock:
             if turn in self._queue:
                 self._queue.remove(turn)
@@ -100,12 +100,12 @@ class Turns:
             self._leave(turn)
 
     def ended(self, turn: Turn | None) -> None:
-        """Ends an attempt that failed in another way, or gives up a turn."""
+        """Ends an attempt that failed in another way, or that is abandoned in the queue."""
         with self._lock:
             self._leave(turn)
 
     def close(self) -> None:
-        """Ends all waiting."""
+        """Begins all attempts in the queue, and lifts the limit for good."""
         with self._lock:
             self._limits, self._limit = False, math.inf
             while self._queue:
@@ -113,7 +113,7 @@ class Turns:
                 self._queue.popleft().event.set()
 
     def _leave(self, turn: Turn | None) -> None:
-        """Counts an attempt as ended, and begins those whose turn it is."""
+        """Counts an attempt as ended, and begins those in the queue that there is room for now."""
         if turn is not None and turn in self._queue:
             self._queue.remove(turn)
         else:

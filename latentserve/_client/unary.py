@@ -147,7 +147,7 @@ def interpolate(
             raise ValueError(f"stop: got shape {list(second.shape)}, wanted {list(first.shape)}")
         request.latents.CopyFrom(codec.to_tensor(codec.latent_array(np.stack([first, second]))))
     elif isinstance(first, tensor_pb2.Images) and isinstance(second, tensor_pb2.Images):
-        request.images.CopyFrom(_both(first, second))
+        request.images.CopyFrom(_joined_pair(first, second))
     else:
         raise ValueError("stop: got a latent and an image, wanted two latents or two images")
     reply = yield UnaryCall("Interpolate", request)
@@ -245,11 +245,12 @@ def _axes(axes: Any) -> list[int]:
     return [scalars.int32(axis, f"axes[{index}]") for index, axis in enumerate(axes)]
 
 
-def _both(first: tensor_pb2.Images, second: tensor_pb2.Images) -> tensor_pb2.Images:
+def _joined_pair(first: tensor_pb2.Images, second: tensor_pb2.Images) -> tensor_pb2.Images:
     """Joins two messages of one image each.
 
     Raises:
-        ValueError: They hold a file and an array, or arrays of different shape or dtype.
+        ValueError: One image is a file and the other an array, or the arrays differ in shape or
+            dtype.
     """
     sources = {images.WhichOneof("source") for images in (first, second)}
     if sources == {"encoded"}:

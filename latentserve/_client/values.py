@@ -67,7 +67,7 @@ class Interpolation:
 class Traversal:
     """A line or a grid through the latent space, laid out as a picture.
 
-    The first latent axis grows from left to right, the second one from bottom to top.
+    The first of the chosen axes grows from left to right, the second one from bottom to top.
 
     Attributes:
         images: Images [rows, columns, C, H, W], float32 in [0, 1] or uint8.

@@ -77,7 +77,7 @@ class JobFolder:
         manifest: Manifest of the job; None before `begin`.
         complete: Complete shards, by number.
         rows: Number of rows in the complete shards.
-        lost: Files of shards in the cursor that are missing or damaged.
+        lost: Missing or damaged files of shards that the cursor lists as complete.
 
     Raises:
         JobError: Another process has locked the folder, or it is not empty and not a job's.
@@ -117,7 +117,7 @@ class JobFolder:
             manifest: The manifest, in JSON types.
             more: Contents of further files of the job, by file name.
         """
-        # May be left by a job that was started here and completed no shard.
+        # A job that was killed here before its first shard was complete may have left one.
         (self.path / ROWS).unlink(missing_ok=True)
         for name, content in more.items():
             atomic_write(self.path / name, content)
@@ -202,10 +202,10 @@ class JobFolder:
         return manifest
 
     def _foreign(self) -> Iterator[str]:
-        """Yields names of files that no job wrote.
+        """Yields the names of files that are not leftovers of a job without a manifest.
 
-        A job that stopped before it wrote its manifest leaves temporary files, its lock and its
-        table of rows only.
+        A job that was killed before it wrote its manifest leaves only temporary files, its lock
+        and its table of rows.
         """
         for path in self.path.iterdir():
             temporary = path.name.startswith(".") and path.name.endswith(".tmp")

@@ -102,8 +102,7 @@ class NpyFile:
 def header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     """Returns the header of an npy file (version 1.0) whose elements are in C order.
 
-    NumPy does not make it, since its versions pad headers differently and shards must be
-    byte-identical.
+    Made without NumPy, whose versions pad headers differently: shards must be byte-identical.
     """
     sizes = ", ".join(str(length) for length in shape) + ("," if len(shape) == 1 else "")
     text = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': ({sizes}), }}"

@@ -1,7 +1,7 @@
 """Shards of a dataset job: consecutive rows, in one Parquet file or one npy file per array.
 
-The bytes of a shard depend only on its rows. It is written to hidden files, which are renamed
-once all of them are durable.
+The bytes of a shard depend only on its rows. A shard is written to hidden files, which get their
+final names once all of them are durable.
 """
 
 import contextlib
@@ -242,8 +242,8 @@ class _ParquetShard:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # An open writer would write the file's footer when it is garbage-collected. Closed here,
-        # it does so while the file is open; that may fail on a full disk.
+        # An open writer writes the file's footer when it is garbage-collected, after the file is
+        # closed. Closing the writer here may fail too, on a full disk.
         with contextlib.suppress(Exception):
             self._writer.close()
         self._file.drop()

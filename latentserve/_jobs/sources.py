@@ -36,12 +36,12 @@ def is_picture(content: bytes) -> bool:
 def image_files(paths: Sequence[Path]) -> list[Path]:
     """Replaces each folder in `paths` by the image files at any depth in it.
 
-    The files of a folder are sorted by their paths within it. Links are followed, hidden files
-    are left out, and the numbers of other files are logged.
+    The files of a folder are sorted by their paths within it. Links are followed, and hidden
+    files are ignored. The log has the number of files of other types.
 
     Raises:
         OSError: A folder cannot be listed.
-        SourceError: A folder has no image files, or some that cannot be read.
+        SourceError: A folder has no image files, or has files or subfolders that cannot be read.
     """
     files: list[Path] = []
     for path in paths:
