@@ -25,9 +25,9 @@ details.loadSync("latentserve/compat/v1/compat.proto");
 const RpcStatus = details.lookupType("latentserve.compat.v1.RpcStatus");
 const RpcBadRequest = details.lookupType("latentserve.compat.v1.RpcBadRequest");
 
-// Calls that found no server are repeated, in up to five attempts (the most that gRPC permits) and
-// about three seconds. A repeated call has the same result, since it carries its seed. tokenRatio:
-// at most one retry for ten calls, so that retries do not multiply an overload.
+// A call that finds no server is repeated: up to five attempts in all (the most that gRPC permits),
+// over about three seconds. A repeated call has the same result, since it carries its seed.
+// tokenRatio: at most one retry for ten calls, so that retries do not multiply an overload.
 const SERVICE_CONFIG = {
   loadBalancingConfig: [{ round_robin: {} }],
   methodConfig: [
@@ -52,7 +52,7 @@ const CHANNEL_OPTIONS = {
   // A server that hangs is noticed after at most 14 seconds. It permits one ping every 10 seconds.
   "grpc.keepalive_time_ms": 10_000,
   "grpc.keepalive_timeout_ms": 4_000,
-  // A server that is back is noticed within a second, and not within two minutes.
+  // A restarted server is noticed within a second; with gRPC's defaults it may take two minutes.
   "grpc.initial_reconnect_backoff_ms": 100,
   "grpc.max_reconnect_backoff_ms": 1_000,
 };
