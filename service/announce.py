@@ -1,4 +1,4 @@
-"""What a server says on stdout: the addresses of its ports."""
+"""Prints the addresses of the server's ports on stdout."""
 
 import logging
 import os
@@ -7,10 +7,10 @@ _log = logging.getLogger(__name__)
 
 
 def announce(*lines: str) -> None:
-    """Prints lines to stdout, or logs them if stdout is full, or a pipe that nobody reads."""
+    """Prints lines to stdout, or logs them if that fails (disk full, pipe closed)."""
     text = "".join(f"latentserve: {line}\n" for line in lines)
     try:
-        # Not by `print`: what it cannot write would fail the command at its exit.
+        # Not `print`: text that stays in its buffer would make Python fail again at exit.
         os.write(1, text.encode())
     except OSError as error:
         _log.warning("stdout: %s: %s", error.strerror, "; ".join(lines))

@@ -12,7 +12,7 @@ def main(arguments: list[str]) -> int:
     """Runs `latentserve serve` until the server has stopped.
 
     Returns:
-        Exit status: 0 after a drain, 2 if a setting is invalid or unusable (as a taken port).
+        Exit status: 0 after a drain, 2 if a setting is invalid or unusable (a taken port).
     """
     # Importing the rest takes a while, onnxruntime most of it: signals are handled before it.
     signals = Signals()

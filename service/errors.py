@@ -20,7 +20,7 @@ import enum
 
 # Maximum length of a value in an error message, in characters.
 _MAX_VALUE = 100
-# Seconds after which a call may be retried that the server had no memory for.
+# Suggested retry delay of calls that the server had no memory for, in seconds.
 _OUT_OF_MEMORY_RETRY = 1.0
 
 
@@ -107,7 +107,7 @@ class OverCallerLimit(Overloaded):
 
 
 class OutOfMemory(Overloaded):
-    """There was no memory for the call; others in flight will return some."""
+    """There was no memory for the call; other calls in flight will free some."""
 
     def __init__(self) -> None:
         super().__init__("the server is out of memory", _OUT_OF_MEMORY_RETRY)

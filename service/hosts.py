@@ -4,7 +4,7 @@ import ipaddress
 
 
 def host_and_port(host: str, port: int | str) -> str:
-    """An address as clients take it, with brackets around IPv6: `[::1]:50051`."""
+    """Formats an address for clients, with brackets around IPv6: `[::1]:50051`."""
     host = host.strip("[]")
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 

@@ -49,8 +49,9 @@ else:
 
 _log = logging.getLogger(__name__)
 
-# The supervisor ends a worker's lame duck, once it has closed the port: what it hands off before
-# that is answered. Longer than its own only where it does not.
+# The supervisor closes the port first and then ends its workers' lame duck, so that they answer all
+# connections handed off before. A worker ends its own lame duck this much later, if the supervisor
+# has not.
 _SUPERVISOR_SECONDS = 0.5
 
 
@@ -189,7 +190,7 @@ class _Server:
         self._agent = agent
 
     async def _start(self) -> None:
-        """Loads, then listens: until this server can answer, its callers go to others."""
+        """Loads the models, then listens: until then, clients connect to other servers."""
         await self._first_load()
         if self._stop.begun.is_set():
             return
@@ -218,13 +219,14 @@ class _Server:
     # Reload.
 
     async def _reload(self) -> tuple[Models, Models]:
-        """Loads the wanted models that are not loaded yet, then swaps all models at once.
+        """Loads the selected models that are not loaded yet, then swaps all models at once.
 
         Returns:
             The models served before, and the models served now.
 
         Raises:
-            StartError: The models folder cannot be read, or lacks the default model.
+            StartError: The models folder cannot be read, or lacks the default model, or no model
+                would be left.
         """
         async with self._reload_lock:
             before = self._models
@@ -248,7 +250,7 @@ class _Server:
         """Reloads this process's models, then those of the other workers."""
         result = await self._reload()
         if self._agent is not None:
-            # Without the lock, or two workers that reload each other would deadlock.
+            # Not under `_reload_lock`: two workers that make each other reload would deadlock.
             await self._agent.reload_others()
         return result
 
@@ -273,7 +275,7 @@ class _Server:
             self._spawn(self._probe(graph.device))
 
     async def _probe(self, device: Device) -> None:
-        """Checks a device after a failure; a lost one fails readiness and liveness for good."""
+        """Tests a device after a failed batch; if lost, readiness and liveness fail for good."""
         problem = await asyncio.to_thread(device_problem, device)
         if problem is not None and not self._device_lost:
             self._device_lost = True
@@ -315,14 +317,14 @@ class _Server:
             self._stop.begin()
 
     async def _be_lame_duck(self) -> None:
-        """Answers on for some seconds, and lets health say that it is time to leave."""
+        """Keeps answering calls during the lame duck, while health is NOT_SERVING."""
         self._transport.lame_duck()
         self._report_state()
         seconds = self._settings.lame_duck
         if self._worker is not None:
             seconds += _SUPERVISOR_SECONDS
         if not self._stop.draining.is_set():
-            _log.info("lame duck for %g s: not serving by health, and answering", seconds)
+            _log.info("lame duck for %g s: health is NOT_SERVING, calls are answered", seconds)
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._stop.draining.wait()
@@ -351,7 +353,7 @@ def _admission(settings: Settings) -> Admission:
 
 
 def _authentication(settings: Settings) -> Authenticate:
-    """Returns a function that checks the `authorization` of a call."""
+    """Returns the function that checks the `authorization` of every call."""
     if settings.token_file is None:
         return lambda _authorization: ""
     tokens = TokenFile(settings.token_file)

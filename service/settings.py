@@ -17,9 +17,9 @@ from service.hosts import is_loopback
 from service.models.versions import Versions
 
 _LAME_DUCK_SECONDS = 3.0
-# Bytes in flight are by default a quarter of the memory that a process has beyond its own: calls
-# hold up to about twice what is counted, as much goes to requests that are being received, and some
-# to the copies of one that is parsed (docs/performance.md).
+# By default, a quarter of the memory that a process has to spare may be in flight: calls hold up to
+# about twice the bytes that are counted, requests that are being received as much again, and
+# parsing takes copies (docs/performance.md).
 _MIN_QUEUE_BYTES, _MAX_QUEUE_BYTES = 2**23, 2**29
 _PROCESS_BYTES = 192 * 2**20
 
@@ -82,10 +82,10 @@ class Settings(BaseModel):
     """Seconds after which clients have to reconnect, so that they discover new servers; calls in
     flight finish."""
     max_connection_age_grace_seconds: float = Field(60.0, ge=0, le=10**6)
-    """Seconds that a call on a connection past its age may pass without moving a byte; then it
-    ends with UNAVAILABLE."""
+    """Seconds without a byte sent or received after which a call on a connection past its maximum
+    age ends with UNAVAILABLE."""
     max_streams_per_connection: int = Field(1000, ge=1, le=2**31 - 1)
-    """Maximum number of calls in flight on one connection; the client waits with the others."""
+    """Maximum number of calls in flight on one connection; the client holds back further ones."""
     tls_cert: Path | None = None
     """Certificate chain (PEM) for serving over TLS; reread when it changes."""
     tls_key: Path | None = None
@@ -98,7 +98,7 @@ class Settings(BaseModel):
     """Serve AdminService, whose Reload reloads the models, as the signal SIGHUP does."""
     lame_duck_seconds: Annotated[float, Field(ge=0, le=600)] | None = None
     """Seconds after SIGTERM during which health is NOT_SERVING and calls are still accepted, so
-    that load balancers turn away first. SIGINT skips them."""
+    that load balancers stop sending calls before the drain. SIGINT skips the lame duck."""
     drain_seconds: float = Field(30.0, ge=0, le=3600)
     """Maximum number of seconds for calls in flight to finish after SIGTERM."""
     reflection: bool = False
@@ -114,7 +114,7 @@ class Settings(BaseModel):
     def lame_duck(self) -> float:
         """Seconds of the lame duck, with the default resolved.
 
-        None where the server is for the programs of one machine: no load balancer watches it.
+        By default 0 for a single process on a loopback address, which no load balancer watches.
         """
         if self.lame_duck_seconds is not None:
             return self.lame_duck_seconds
@@ -122,14 +122,14 @@ class Settings(BaseModel):
 
     @property
     def queue_bytes(self) -> int:
-        """Bytes in flight in all calls of a process, with the default resolved."""
+        """Maximum bytes in flight in all calls of a process, with the default resolved."""
         if self.max_queue_bytes is not None:
             return self.max_queue_bytes
         return default_queue_bytes(usable_memory() // self.workers)
 
 
 def default_queue_bytes(memory: int) -> int:
-    """Bytes in flight that a process can afford.
+    """Default limit on the bytes in flight in a process.
 
     Args:
         memory: Bytes of memory that it may use.
@@ -219,8 +219,8 @@ def read_settings(
         environment: Environment variables.
 
     Raises:
-        StartError: A value is invalid, or the file cannot be read. The message names the
-            setting and its source, the value got and the value wanted.
+        StartError: A value is invalid, or the file cannot be read. The message has the
+            setting and its source, the value got and the values allowed.
         SystemExit: The command line is invalid, or requests help.
     """
     options = vars(parser().parse_args(arguments))
@@ -251,9 +251,10 @@ def read_settings(
 
 
 def injected_by_kubernetes(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Says which variables are passed over, since Kubernetes has set them for a service.
+    """Returns log lines about the variables that are ignored because Kubernetes has set them.
 
-    For a service called latentserve-http it sets LATENTSERVE_HTTP_PORT=tcp://10.0.0.1:8080.
+    For a service called latentserve-http, Kubernetes sets
+    LATENTSERVE_HTTP_PORT=tcp://10.0.0.1:8080.
 
     Args:
         environment: Environment variables.

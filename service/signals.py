@@ -1,7 +1,7 @@
 """SIGTERM, SIGINT and SIGHUP of a server process, from its first import to its exit.
 
-The handlers raise nothing. An exception that a handler raises comes out wherever the main
-thread is: in the middle of the import of a C extension it is swallowed, or the import fails.
+The handlers raise nothing. An exception from a handler would surface wherever the main thread is:
+in the middle of importing a C extension it would be swallowed, or break the import.
 """
 
 import asyncio
@@ -39,13 +39,13 @@ class Signals:
         """Context manager within which the running event loop handles the signals.
 
         Args:
-            stop: Called for each SIGTERM and SIGINT; takes whether it was SIGINT, from a
-                terminal.
+            stop: Called for each SIGTERM and SIGINT; its argument is True for SIGINT, which a
+                terminal sends.
             reload: Called for each SIGHUP.
         """
         self._loop, self._on_stop, self._on_reload = asyncio.get_running_loop(), stop, reload
-        # The kernel may interrupt another thread than the one that waits for events: a byte
-        # wakes that one up, and Python runs the handlers, before the next line of Python.
+        # The kernel may deliver a signal to a thread other than the main one. Python then writes a
+        # byte here, which wakes the event loop, and its main thread runs the handlers.
         reader, writer = socket.socketpair()
         with reader, writer:
             for end in (reader, writer):

@@ -1,6 +1,6 @@
-"""The stages of a server's stop, and the time that they may take.
+"""The stages of a server's stop (lame duck, drain, exit), and the time that they may take.
 
-Lame duck, drain, exit. Their sum is one number, from which every limit on a stop follows.
+Every time limit on a stop is derived from the sum of the three.
 """
 
 import asyncio
@@ -16,18 +16,18 @@ _log = logging.getLogger(__name__)
 #: Seconds from the end of the drain to the exit of the process: callers read their last replies,
 #: and traces are flushed.
 EXIT_SECONDS: Final = 6.0
-# From the kill of a worker to the exit of its supervisor, and to a look at the clock.
+# Added for the supervisor, which exits only after it has killed workers that hang.
 _MARGIN_SECONDS = 1.0
 
 
 class Stop:
-    """How far the stop of one server has come.
+    """Progress of one server's stop.
 
     Attributes:
         begun: Set by the first signal: the lame duck begins. Health is NOT_SERVING; calls are
             accepted.
-        draining: Set where the lame duck is over, or is skipped.
-        forced: Set where the drain is to be cut short.
+        draining: Set once the lame duck is over or has been skipped.
+        forced: Set once the drain is to be cut short.
     """
 
     def __init__(self) -> None:
@@ -45,13 +45,13 @@ class Stop:
         self.draining.set()
 
     def force(self) -> None:
-        """Cuts all of it short."""
+        """Skips the lame duck and cuts the drain short."""
         self.drain()
         self.forced.set()
 
 
 def stop_seconds(lame_duck: float, drain: float) -> float:
-    """Most seconds from a signal to the exit of a server, or to the kill of a worker.
+    """Maximum seconds from a signal until a server has exited, or a hanging worker is killed.
 
     Args:
         lame_duck: Seconds of the lame duck.
@@ -61,9 +61,9 @@ def stop_seconds(lame_duck: float, drain: float) -> float:
 
 
 def grace_seconds(lame_duck: float, drain: float) -> int:
-    """Seconds that the program which sends SIGTERM should wait before it sends SIGKILL.
+    """Seconds that a service manager has to wait between SIGTERM and SIGKILL.
 
-    `stop_grace_period` of Compose, `terminationGracePeriodSeconds` of Kubernetes and
+    The value for `stop_grace_period` of Compose, `terminationGracePeriodSeconds` of Kubernetes and
     `TimeoutStopSec` of systemd.
 
     Args:
@@ -74,15 +74,15 @@ def grace_seconds(lame_duck: float, drain: float) -> int:
 
 
 def exit_after(seconds: float) -> None:
-    """Ends this process with status 1 after some time, if it has not ended by itself.
+    """Ends this process with status 1 after `seconds`, unless it has ended by then.
 
-    From a thread: the event loop, or a thread of a graph that Python waits for at its exit, may
-    be what hangs.
+    Waits in a thread of its own, since the event loop may hang, or a thread that runs a graph,
+    which Python waits for at exit.
     """
 
     def wait_and_exit() -> None:
         time.sleep(seconds)
-        _log.error("not ended after %g s: exiting all the same", seconds)
+        _log.error("still running after %g s: exiting with status 1", seconds)
         os._exit(1)
 
     threading.Thread(target=wait_and_exit, name="stop budget", daemon=True).start()

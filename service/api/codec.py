@@ -1,4 +1,4 @@
-"""Converts tensors and pictures on the wire to NumPy arrays and back; validates its input."""
+"""Converts the tensors and picture files of messages to NumPy arrays and back, with validation."""
 
 import enum
 import functools
@@ -45,7 +45,7 @@ class Format(enum.Enum):
 
 
 def rows_stated(images: tensor_pb2.Images) -> int:
-    """Number of images by the message's shape or file count, not yet validated; at least 1."""
+    """Number of images that a message claims (by shape or file count), unvalidated; at least 1."""
     shape = images.tensor.shape  # empty without a tensor
     return max(1, shape[0] if shape else len(images.encoded.files))
 
@@ -181,7 +181,7 @@ def _check_range(
 
 
 def _digits(value: float) -> str:
-    """Returns a float32 as text: short, unless that would be another number, such as 1."""
+    """Formats a float32 with six digits, or with all if six would show another number."""
     short = f"{value:g}"
     return short if np.float32(short) == np.float32(value) else str(np.float32(value))
 
@@ -192,7 +192,7 @@ def _wire_type(array: Pixels) -> tensor_pb2.DataType:
 
 @functools.cache
 def image_shapes(shape: tuple[int, int, int]) -> list[tuple[int, ...]]:
-    """Accepted shapes of one image: [C, H, W], [C*H*W] and, if it is grey, [H, W]."""
+    """Accepted shapes of one image: [C, H, W], [C*H*W] and, for grey images, [H, W]."""
     channels, height, width = shape
     accepted: list[tuple[int, ...]] = [shape]
     if channels == 1:

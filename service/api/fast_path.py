@@ -1,12 +1,14 @@
 """Fast path of Encode and Decode: cached plans for requests of the same form.
 
 Callers send requests of the same form over and over: the same model, dtype, shape and image format
-with different values. In a call of one image, validating the form, awaiting intermediate coroutines
-and building the reply took a quarter of the server's time. A plan does that work once per form.
+with different values. Without plans, a server of one-image calls spends a quarter of its time on
+validating the form, awaiting intermediate coroutines and building replies. A plan does that work
+once per form.
 Plans are keyed by the model object and the form; every call looks up its model by name and version,
 so a plan cannot outlive a reload.
 
-A request without a plan falls back to `Servicer`, which also reports every error in its form.
+A request without a plan falls back to `Servicer`. So does every request of invalid form: only
+`Servicer` reports such errors.
 A differential test checks that both give the same replies and errors.
 """
 
@@ -35,7 +37,7 @@ from service.models.model import Model
 
 # Maximum plans cached per model; each number of rows needs a plan.
 _MAX_PLANS: Final = 256
-# Arrays are sent with the byte order they have in memory, and the wire is little-endian.
+# Plans send arrays as they are in memory, so they need a little-endian machine, like the wire.
 _LITTLE_ENDIAN: Final = sys.byteorder == "little"
 # Up to this size, copying an array is cheaper than sending a view of it.
 _COPIED_BYTES: Final = 16 * 1024
@@ -59,7 +61,7 @@ class Plan:
         nbytes: Length of the request's tensor data, in bytes.
         reserved: Bytes that admission counts for the call.
         compute: Validates the values and runs the graph.
-        outputs: The graph's outputs in the reply: name, and the bytes that precede its data.
+        outputs: Name of each graph output in the reply, and the serialised bytes before its data.
         identity: The reply's model identity, serialised.
         timing: Field number of the timing in the reply.
     """
@@ -83,7 +85,7 @@ _Plans = WeakKeyDictionary[Model, dict[tuple[int, ...], Plan]]
 class FastPath:
     """Answers common requests from cached plans; used from one event loop only.
 
-    A plan holds all that is the same for every request of one form to one model.
+    A `Plan` holds everything that requests of one form to one model have in common.
 
     Args:
         engine: Runs the graphs.

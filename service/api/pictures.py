@@ -21,12 +21,12 @@ from common import pictures
 from common.memory import usable_memory
 from service.errors import InvalidArgument
 
-# Bytes for each pixel of a picture that is blended onto white, and of the process without one.
+# Peak bytes per pixel while a picture is blended onto white, and bytes of an idle process.
 _PIXEL_BYTES, _PROCESS_BYTES = 16, 192 * 2**20
 
 
 def max_pixels(memory: int) -> int:
-    """Maximum pixels of a picture, which take a gigabyte at most.
+    """Maximum pixels of a picture: 64 million, or fewer (from 1 million) if memory is scarce.
 
     Args:
         memory: Bytes of memory that the process may use.
@@ -36,7 +36,7 @@ def max_pixels(memory: int) -> int:
 
 #: Maximum pixels of a picture.
 MAX_PIXELS = max_pixels(usable_memory())
-# Pictures above this size are decoded one at a time; of others, some at a time.
+# Pictures above this size are decoded one at a time; smaller ones in several threads.
 _LARGE_PIXELS = MAX_PIXELS // 16
 _one_large = threading.Lock()
 

@@ -302,7 +302,7 @@ class Servicer:
         count: int,
         call: Call,
     ) -> NDArray[np.float32] | None:
-        """Latents [count, D] of a request, or posterior means of its images; None without both."""
+        """Latents [count, D], or posterior means of the images; None if neither is given."""
         latents, images = fields
         if request.HasField(latents):
             points = self._latents(model, getattr(request, latents), latents)
@@ -321,7 +321,7 @@ class Servicer:
         return model
 
     def _pinned(self, call: Call) -> Callable[[pb.ModelSelector], Model]:
-        """Returns a `_find` for one stream, which keeps using the same models after a reload."""
+        """Returns a `_find` for one stream, which returns the same models even after a reload."""
         found: dict[tuple[str, int], Model] = {}
 
         def find(selector: pb.ModelSelector) -> Model:

@@ -18,13 +18,13 @@ _END = object()
 
 
 class Memory(Protocol):
-    """Memory that answers are counted in until they are taken, as that of admission."""
+    """Counter of the bytes of replies not consumed yet, implemented by `Admission`."""
 
     def hold(self, count: int) -> None:
-        """Takes bytes."""
+        """Adds bytes of a reply that has been computed."""
 
     def release(self, count: int) -> None:
-        """Returns bytes."""
+        """Subtracts bytes of a reply that has been consumed."""
 
 
 async def in_order(
@@ -42,7 +42,8 @@ async def in_order(
         items: The stream.
         answer: Computes the answer to one item.
         window: Maximum items whose answers are being computed or have not been consumed.
-        memory: Counts the answers, which are replies, until they are consumed; None for no count.
+        memory: Counts the bytes of answers, which then must be replies, until they are consumed;
+            None to leave them uncounted.
 
     Raises:
         Exception: Any exception of `items` or `answer`; the other answers are cancelled.
@@ -96,7 +97,7 @@ def _release(memory: Memory, answered: asyncio.Task[Any]) -> None:
 
 
 def _size(reply: Any) -> int:
-    """Length of a reply, a message or the chunks of one, in bytes."""
+    """Length in bytes of a reply: a message, or the chunks of a serialised one."""
     if isinstance(reply, tuple):
         chunks: Chunks = reply
         return sum(map(len, chunks))

@@ -1,8 +1,8 @@
 """Serialises protobuf messages without copying a large `bytes` field.
 
 protobuf would copy the field into the message, and again into an output buffer that it enlarges
-step by step; for large replies that costs more than anything but the graph. So protobuf serialises
-only the other fields. This module adds the field's tag and length
+step by step; for large replies, only the graph takes longer than these copies. So protobuf
+serialises only the other fields. This module adds the field's tag and length
 (protobuf.dev/programming-guides/encoding) and leaves the content where it is.
 """
 
@@ -30,7 +30,7 @@ def with_payload(
 
     Args:
         message: The message without the field that leads to the payload.
-        path: Field numbers that lead from it to `inner`. Messages in between have no other
+        path: Field numbers that lead from `message` to `inner`. Messages in between have no other
             fields.
         inner: The message that holds the payload, with only its other fields set.
         field: Field number of the payload in `inner`.

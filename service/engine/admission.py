@@ -46,7 +46,7 @@ class Admission:
         max_rows: Maximum rows in flight.
         max_bytes: Maximum bytes in flight.
         clock: Monotonic clock in seconds.
-        callers: Limits on what one caller has in flight; None for none.
+        callers: Limits on what a single caller has in flight; None for no such limits.
 
     Attributes:
         rows: Rows in flight now.
@@ -68,7 +68,7 @@ class Admission:
         self.now = clock
         # Moving average of how long calls are in flight: the suggested retry delay.
         self._mean_seconds = 0.0
-        # Most bytes that a call has lacked since `take_shortage`.
+        # Most bytes that any call, refused or waiting, has lacked since `take_shortage`.
         self._shortage = 0
         self._callers = callers
         self._waiters: Turns[_Waiter] = Turns()
@@ -124,27 +124,27 @@ class Admission:
             self._admit_soon()
 
     def hold(self, count: int) -> None:
-        """Takes bytes for a reply that is to be sent, whether or not there is capacity.
+        """Counts the bytes of a reply that waits to be sent, even above the limit.
 
-        The call that it belongs to had capacity for it until now.
+        Until now they were counted as part of the reply's call.
         """
         self.size += count
 
     def release(self, count: int) -> None:
-        """Returns bytes that `hold` took."""
+        """Subtracts bytes that `hold` has counted."""
         self.size -= count
         if self._waiters:
             self._admit_soon()
 
     def has_room(self, count: int) -> bool:
-        """Whether a reply of that many bytes fits; that it does not counts as a shortage."""
+        """Whether a reply of `count` bytes fits; if not, notes the shortage for `take_shortage`."""
         if self.size == 0 or self.size + count <= self._max_bytes:
             return True
         self._lack(count)
         return False
 
     def take_shortage(self) -> int:
-        """Most bytes that a call, refused or waiting, has lacked since this was last called."""
+        """Returns and resets the most bytes that any call has lacked since the previous take."""
         if self._waiters:
             self._lack(self._waiters.first().size)
         shortage, self._shortage = self._shortage, 0
@@ -176,7 +176,7 @@ class Admission:
     async def _wait(self, rows: int, size: int, caller: str) -> None:
         waiter = _Waiter(rows, size, caller, asyncio.get_running_loop().create_future())
         self._waiters.append(waiter, caller)
-        # Those before it may all wait for the limits of their callers.
+        # Calls queued before it may all be blocked by the limits of their own callers.
         self._admit_waiting()
         try:
             await waiter.admitted
@@ -190,7 +190,7 @@ class Admission:
             raise
 
     def _admit_soon(self) -> None:
-        # Not at once: the bytes of a call that has just been computed are those of its reply.
+        # Not at once: bytes freed by a computed call are needed again for its reply.
         asyncio.get_running_loop().call_soon(self._admit_waiting)
 
     def _admit_waiting(self) -> None:
@@ -205,7 +205,7 @@ class Admission:
                 skipped += 1
                 continue
             if not self._fits(waiter.rows, waiter.size):
-                # Smaller ones behind it must not keep it waiting for ever.
+                # Smaller calls behind it must not overtake it, or it might wait for ever.
                 return
             self._waiters.popleft()
             self._enter(waiter.rows, waiter.size, waiter.caller)

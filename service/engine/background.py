@@ -1,4 +1,4 @@
-"""Threads for blocking work other than graphs, in which callers take turns."""
+"""Threads for blocking work other than graphs; callers take turns."""
 
 import asyncio
 import contextvars
@@ -18,7 +18,7 @@ class Background:
     those of all others waiting. Used from one event loop only.
 
     Args:
-        threads: Work that runs at the same time.
+        threads: Number of threads.
     """
 
     def __init__(self, threads: int):
@@ -30,7 +30,7 @@ class Background:
         """Runs work in a thread, once it is the caller's turn, and returns its result.
 
         Args:
-            work: The work; its context variables are those of this call.
+            work: Called in a thread, with the context variables of the caller of `run`.
             caller: Whose work it is.
         """
         if self._idle:
@@ -44,7 +44,7 @@ class Background:
             self._next()
             raise
         running.add_done_callback(self._finished)
-        # Work cannot be interrupted: a thread is not idle because a call has been cancelled.
+        # Work cannot be interrupted: its thread stays busy even if the call is cancelled.
         return await asyncio.shield(running)
 
     def close(self) -> None:
@@ -69,7 +69,7 @@ class Background:
         self._next()
 
     def _next(self) -> None:
-        """Hands an idle thread to the next caller."""
+        """Gives the thread that has become idle to the caller whose turn it is."""
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():

@@ -11,9 +11,9 @@ large call delays a small one by the running batches and about one more, and man
 caller delay a call of another by as much.
 
 Batches are limited by their expected time (`service.models.onnx.Graph.calibrate`): the rows of one
-call in a batch take about two milliseconds, a batch of many calls about eight. With that many calls
-waiting, each waits longer than eight milliseconds anyway, and long batches make better use of the
-CPU caches, which the code that reads and writes calls overwrites between them.
+call in a batch take about two milliseconds, a batch of many calls about eight. A batch that large
+forms only under load, when calls wait longer than eight milliseconds anyway. It also makes better
+use of the CPU caches, which the code that reads and writes calls overwrites between batches.
 """
 
 import asyncio
@@ -47,16 +47,16 @@ class BatchObserver(Protocol):
     """Interface for the batcher's events; called in the event loop's thread."""
 
     def batch_computed(self, graph: Any, rows: int, seconds: float) -> None:
-        """A batch has completed, with or without an error."""
+        """Called when a batch has completed, with or without an error."""
 
     def batch_failed(self, graph: Any, error: Exception) -> None:
-        """A batch has failed: its graph, or the processing around it, raised an error."""
+        """Called when a batch has failed: its graph or the processing around it raised an error."""
 
     def request_dequeued(self, seconds: float) -> None:
-        """The first rows of a request were dispatched, `seconds` after it was enqueued."""
+        """Called when a request's first rows are dispatched, `seconds` after it was enqueued."""
 
     def request_dropped(self, reason: str) -> None:
-        """A request was dropped with rows not computed; the reason is `deadline` or `cancelled`."""
+        """Called when a request is dropped incomplete; `reason` is `deadline` or `cancelled`."""
 
 
 class Batcher:

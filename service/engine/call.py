@@ -38,11 +38,11 @@ class Call:
 
     Attributes:
         deadline: When the caller stops waiting, on the clock of `time.monotonic`.
-        cancelled: Returns whether the caller has cancelled the call or disconnected. Optional
-            for a transport that then cancels the call's task.
+        cancelled: Returns whether the caller has cancelled the call or disconnected. A transport
+            that cancels the call's task in that case need not set it.
         metadata: Metadata of the request, by lower-case key.
         peer: Address of the caller, for the log.
-        token: Name of the caller's token; empty if that has none.
+        token: Name of the caller's token; empty if the token has no name or is not required.
         caller: The token's name, else the caller's address without the port; empty for public
             methods.
         request_id: Identifier of the call in the log.

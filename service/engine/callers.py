@@ -37,7 +37,7 @@ class CallerLimits:
         )
 
     def refusal(self, caller: str, rows: int) -> str:
-        """Says which limit a call exceeds that `allows` does not allow."""
+        """Returns the error message for a call that `allows` rejects: the limit it exceeds."""
         now = self._in_flight[caller]
         if self._max_rows and now.rows + rows > self._max_rows:
             return (

@@ -1,8 +1,8 @@
 """Inference: encode, decode, sample, reconstruct, interpolate, score; NumPy in, NumPy out.
 
 The rows of a call go through the model's graphs in the batches that the batcher forms, within
-the bounds of admission control. A result depends on the call's own rows alone, not on the calls
-that they shared a batch with.
+the bounds of admission control. A result depends on the call's own rows alone, not on other calls
+in the same batches.
 """
 
 from collections.abc import Awaitable, Callable
@@ -30,7 +30,7 @@ from service.models.limits import row_bytes
 from service.models.model import Model
 
 T = TypeVar("T")
-# Threads for other blocking work than graphs, beyond one per CPU: some of it waits for the GIL.
+# Threads for blocking work other than graphs, in addition to one per CPU: some wait for the GIL.
 _MORE_THREADS, _MAX_THREADS = 4, 32
 #: Computes rows for a call with one operation; returns its output arrays by name.
 Compute = Callable[[Call, NDArray[Any]], Awaitable[Arrays]]
@@ -274,7 +274,7 @@ class Engine:
             model: The model.
             ends: The first and last latent, float32 [2, D].
             steps: Number of points, both ends included; at least 2.
-            on_arc: Interpolate spherically rather than linearly.
+            on_arc: Whether to interpolate spherically rather than linearly.
             as_uint8: Whether images are uint8, 0 to 255, rather than float32 in [0, 1].
         """
         path = (paths.spherical if on_arc else paths.linear)(ends[0], ends[1], steps)

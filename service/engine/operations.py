@@ -19,7 +19,7 @@ Check = Callable[[NDArray[Any]], None]
 
 
 class Observer(BatchObserver, Protocol):
-    """Interface for events of batches and the posteriors that they compute."""
+    """Interface for the events of batches, and for the posteriors that batches compute."""
 
     def encoded(self, manifest: Manifest, mean: Array, log_var: Array | None) -> None:
         """Called in a compute thread after a batch of images has been encoded to float32 [N, D]."""
@@ -33,12 +33,12 @@ class Operations:
         observer: Notified of the posteriors.
 
     Attributes:
-        encode: Images to `mean` and `log_var`; key True for uint8 images.
-        decode: Latents to `image`; key True for uint8 images.
-        sample: Latents to `image` and the latents `z`; key True for uint8 images.
-        logits: Latents to `logits`.
-        prior: Noise to latents; only if the prior is learned.
-        density: Latents to `log_prob`; only if the prior is learned.
+        encode: Maps images to `mean` and `log_var`; at key True uint8 images, at False float32.
+        decode: Maps latents to `image`, by the same keys.
+        sample: Maps latents to `image` and the latents `z`, by the same keys.
+        logits: Maps latents to `logits`.
+        prior: Maps noise to latents; set only if the prior is learned.
+        density: Maps latents to `log_prob`; set only if the prior is learned.
     """
 
     def __init__(self, model: Model, observer: Observer):

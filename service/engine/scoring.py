@@ -27,8 +27,8 @@ class Scored:
 
     Attributes:
         reconstruction: Negative log-likelihood of the image at the posterior mean.
-        kl: KL(posterior || prior); if the prior is learned, which leaves no closed form, estimated
-            at the posterior mean.
+        kl: KL(posterior || prior); estimated at the posterior mean for a learned prior, for which
+            there is no closed form.
         nll: Importance-weighted bound on -log p(x); None without draws.
         percentile: Share of the training images with a lower negative ELBO, in percent; None
             if the bundle has no table of percentiles.
@@ -41,7 +41,7 @@ class Scored:
 
     @property
     def elbo(self) -> Nats:
-        """Negative ELBO at the posterior mean, float64 [N]."""
+        """Negative ELBO at the posterior mean, float64 [N]: the field `elbo` of the reply."""
         return self.reconstruction + self.kl
 
 
@@ -128,7 +128,7 @@ class Scoring:
         return bound.nll()
 
     async def _nll(self, z: Array, images: Array) -> Nats:
-        """-log p(x|z), [N]."""
+        """Negative log-likelihood of images given latents, -log p(x|z), float64 [N]."""
         request = InferenceRequest(
             self._operations.logits,
             len(z),
@@ -138,7 +138,7 @@ class Scoring:
         return await self._batcher.run(request, self._call)
 
     async def _log_prior(self, z: Array) -> Nats:
-        """Log p(z), [N]."""
+        """Log-density of latents under the prior, log p(z), float64 [N]."""
         if not self._manifest.learned_prior:
             return likelihood.gaussian_log_density(z)
         request = InferenceRequest(

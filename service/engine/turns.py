@@ -12,18 +12,18 @@ class Turns(dict[str, deque[T]]):
 
     A caller with a thousand items in the queue delays another one by one of them, not by all.
 
-    A dictionary of each caller's items, none of them empty: its methods, which cost a fraction of
-    Python's own, tell whether there are items, and whose.
+    A dict from each caller with queued items to a deque of them: to test or iterate a dict costs a
+    fraction of calling a method written in Python.
     """
 
     __slots__ = ("_order",)
 
     def __init__(self) -> None:
-        # Its keys; the caller whose turn is next comes first.
+        # The keys of this dict, in the order of turns: the next caller comes first.
         self._order: deque[str] = deque()
 
     def items_in_order(self) -> Iterator[T]:
-        """All items, in the order of each caller's."""
+        """Yields all items: caller by caller, those of each oldest first."""
         for items in self.values():
             yield from items
 
@@ -57,7 +57,7 @@ class Turns(dict[str, deque[T]]):
         self._order.rotate(-1)
 
     def remove(self, item: T, caller: str) -> None:
-        """Removes an item that need not be the first; does nothing if it is gone."""
+        """Removes an item from any position; does nothing if it is not in the queue."""
         items = self.get(caller)
         if items is None or item not in items:
             return

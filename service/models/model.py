@@ -20,7 +20,7 @@ _MOMENT_DRAWS = 4096
 
 
 class ModelRefused(Exception):
-    """A valid bundle cannot be served here, usually because its golden rows do not reproduce."""
+    """A valid bundle cannot be served here, usually because its golden rows are not reproduced."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ def load_model(bundle: Bundle, device: Device, threads: int = 0) -> Model:
         threads: Threads for one run of a graph; 0 for all CPUs of this process.
 
     Raises:
-        ModelRefused: The noise scheme is not this server's, the graphs do not match the
+        ModelRefused: The noise scheme is not the server's, the graphs do not match the
             manifest, or outputs differ from the golden ones by more than the device's
             tolerance.
         Exception: onnxruntime cannot load or run a graph.

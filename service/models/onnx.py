@@ -35,7 +35,7 @@ _MAX_ROWS = {"cpu": 512, "cuda": 4096}
 _CALL_SECONDS = 0.002
 _BATCH_SECONDS = 0.008
 _MIN_ROWS = {"cpu": 16, "cuda": 64}
-# Words of onnxruntime's errors, which have types of their own, for want of memory.
+# Lack of memory in onnxruntime's messages; its exception types do not distinguish it.
 _NO_MEMORY = re.compile(r"bad.alloc|failed to allocate memory|out of memory|ALLOC_FAILED", re.I)
 _TRIAL_ROWS = 16
 _TRIALS = 5

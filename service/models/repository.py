@@ -36,8 +36,8 @@ class Models:
     """An immutable set of loaded models; a reload replaces it as a whole.
 
     Attributes:
-        default: Name of the default model; empty if that is not loaded.
-        loaded: The models by name, in alphabetical order, and version, the highest first.
+        default: Name of the default model; empty if the default model is not loaded.
+        loaded: The models by name (alphabetical), then by version (highest first).
         refused: The versions that were refused.
     """
 
@@ -97,8 +97,8 @@ class Repository:
     Attributes:
         root: The models folder; its bundles are in <name>/<version>/.
         load: Loads one verified bundle.
-        default: Name of the default model; empty for the first one loaded, in alphabetical
-            order.
+        default: Name of the default model; empty for the alphabetically first of the models that
+            were loaded.
         versions: Which versions to load.
         stopped: Polled between bundles; once it returns True, no more are loaded.
     """
@@ -113,16 +113,16 @@ class Repository:
         """Scans the folder and loads the selected versions; blocks meanwhile.
 
         A version that is being served is kept, even if its files have been damaged since: the
-        loaded model was verified. A version that is gone from the folder is left out. So is a
-        model whose versions are all refused, which is logged: one bad model must not take down
-        the others.
+        loaded model was verified. A version that is gone from the folder is left out. A model whose
+        versions are all refused is left out too, and logged: one bad model must not take down the
+        others.
 
         Args:
             before: The models being served, which are not modified; None if there are none.
 
         Raises:
-            StartError: The folder cannot be read, or holds no model named `default`, or nothing
-                would be served any more, as where a volume is not mounted.
+            StartError: The folder cannot be read, or holds no model named `default`, or a reload
+                would leave no model to serve, for example because a volume is not mounted.
         """
         before = before or Models()
         try:
@@ -180,7 +180,7 @@ class Repository:
     def _load_version(
         self, folder: ModelFolder, version: int, before: Model | None, refused: list[Refused]
     ) -> Model | None:
-        """Returns the loaded version, or `before` if loading fails; None if there is neither."""
+        """Returns the loaded version; if loading fails, `before`, which may be None."""
         try:
             bundle = open_bundle(folder.path / str(version))
             if before is not None and before.manifest == bundle.manifest:

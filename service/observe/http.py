@@ -27,7 +27,7 @@ _SECONDS = 10.0
 # hardly ever a probe, since a probe takes milliseconds.
 _MAX_CONNECTIONS = 32
 _MAX_BODY_BYTES = 2**16
-# Pause after a failed `accept`, as for want of file descriptors: the next one would fail as well.
+# Pause after a failed `accept`, as without file descriptors: the next one would fail as well.
 _PAUSE_SECONDS = 0.1
 
 
@@ -41,7 +41,7 @@ class HttpServer:
         port: Port to listen on; 0 picks a free one.
         exposition: Returns the metrics page and its content type, for an Accept header.
         live: Returns liveness; False requests a restart.
-        ready: Returns readiness; False keeps calls away.
+        ready: Returns readiness; False means that no calls should be sent.
 
     Attributes:
         port: The port that is bound.

@@ -50,7 +50,7 @@ def new_request_id() -> str:
 
 
 def clean_request_id(text: str) -> str | None:
-    """Returns a caller's request id if it is 1 to 64 of A-Z, a-z, 0-9, `._-`; else None."""
+    """Returns a caller's request id if it is 1 to 64 characters of A-Za-z0-9._-, else None."""
     return text if _REQUEST_ID.fullmatch(text) else None
 
 

@@ -1,7 +1,7 @@
 """Merging of the metrics pages of several workers into one, with a label for the worker.
 
-(prometheus_client's multiprocess mode keeps samples in files, and cannot run collectors that
-compute when scraped, as the latent statistics do.)
+(prometheus_client's multiprocess mode keeps samples in files, so it cannot serve a collector that
+computes its samples at each scrape, like that of the latent statistics.)
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,7 +28,7 @@ class _Families(Collector):
 def merge(pages: Mapping[str, str], accept: str) -> tuple[bytes, str]:
     """Returns the merged page and its content type.
 
-    A sample that has the label already, as of one process about another, keeps it.
+    A sample that already has a `worker` label keeps it, like the supervisor's count of restarts.
 
     Args:
         pages: Page of each worker in the text exposition format, by the worker's number.

@@ -1,4 +1,4 @@
-"""Prometheus metrics of the server, cheap to update: bound label values are cached."""
+"""Prometheus metrics of the server, cheap to update: children are cached by label values."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,7 +33,7 @@ REJECTIONS = (
     "overloaded", "caller_limit", "out_of_memory", "not_ready", "unauthenticated", "deadline",
     "cancelled",
 )  # fmt: skip
-# What may be open, for `watch_open`.
+# What `watch_open` can count.
 _OPEN = {
     "connections": "Open connections to the gRPC port.",
     "streams": "Open HTTP/2 streams: calls whose replies are not sent yet, and health watches.",
@@ -90,7 +90,7 @@ class Metrics:
         )
         self._rejected = lru_cache(_MAX_CHILDREN)(rejected.labels)
         for reason in REJECTIONS:
-            # From 0 on: a rate over the first increment of a new series would miss it.
+            # Start at 0: if a series appeared with its first increment, a rate would miss that.
             self._rejected(reason)
         self._queue_seconds = Histogram(
             "latentserve_queue_seconds",
@@ -189,7 +189,7 @@ class Metrics:
             self._handshake_failures[reason].inc()
 
     def limits(self, threads: int, max_queue_rows: int, max_queue_bytes: int) -> None:
-        """Sets the metrics of what the server is allowed.
+        """Sets the metrics that show the server's limits.
 
         Args:
             threads: Number of compute threads.
@@ -204,18 +204,18 @@ class Metrics:
             Gauge(f"latentserve_{name}", text, registry=self._registry).set(value)
 
     def watch_open(self, **counts: Callable[[], int]) -> None:
-        """Adds the metrics of what is open in the transport.
+        """Adds the metrics of the transport's open connections, streams or calls.
 
         Args:
-            counts: Returns the number of `connections`, `streams` or `calls`, each only if the
-                transport can tell; called at each scrape, in the scrape's thread.
+            counts: Functions that return the number of open `connections`, `streams` or `calls`, as
+                far as the transport counts them; called at each scrape, in the scrape's thread.
         """
         for name, count in counts.items():
             gauge = Gauge(f"latentserve_{name}_open", _OPEN[name], registry=self._registry)
             gauge.set_function(count)
 
     def caller(self, name: str, code: str, rows: int) -> None:
-        """Counts a call that has ended, for its caller.
+        """Counts a call that has ended, and its rows, in the metrics of its caller.
 
         Args:
             name: Name of the caller's token.
@@ -234,7 +234,7 @@ class Metrics:
 
         Args:
             models: Name, version and device of each model.
-            refused: Names of models with a wanted version that could not be loaded.
+            refused: Names of models with a selected version that could not be loaded.
         """
         self._models.set(models, set(refused))
         self._latents.retain({(name, version) for name, version, _ in models})
@@ -344,8 +344,8 @@ _Posteriors = tuple[NDArray[np.float32], NDArray[np.float32] | None]
 class _LatentStatistics(Collector):
     """Statistics of the posteriors of recent images, to be compared with the prior N(0, I).
 
-    In a latent dimension that is in good use, the posterior means have a mean near 0, and their
-    variance plus the posteriors' mean variance is near 1, the variance of the prior. A dimension
+    In a latent dimension that the model uses well, the posterior means have a mean near 0, and
+    their variance plus the posteriors' mean variance is near 1, the variance of the prior. A dimension
     whose KL is near 0 is collapsed: its posterior is the prior for every image. Values that drift
     away from those of the training images show that the images have changed.
     """

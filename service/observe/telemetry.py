@@ -22,7 +22,7 @@ from service.models.repository import Models
 from service.observe.metrics import Metrics
 from service.observe.tracing import CallSpan, Tracing
 
-# Errors that count as rejections by the server, as the metrics name them.
+# Errors that count as rejected calls, and their reason in the metrics.
 _REJECTIONS: dict[type[ServiceError], str] = {
     Overloaded: "overloaded",
     OverCallerLimit: "caller_limit",
@@ -50,7 +50,7 @@ class Span:
 
         Args:
             code: Name of the gRPC status code.
-            expected: Whether it is the caller's error and not the server's.
+            expected: Whether the caller, not the server, is at fault.
         """
         if self._span is not None:
             self._span.failed(code, error=not expected)
@@ -107,11 +107,11 @@ class Telemetry:
         self._metrics.request(rpc, model, code, seconds)
 
     def caller(self, name: str, code: str, rows: int) -> None:
-        """Records a finished call for its caller, the name of whose token is given."""
+        """Records a finished call in its caller's metrics; `name` is that of the caller's token."""
         self._metrics.caller(name, code, rows)
 
     def watch_open(self, **counts: Callable[[], int]) -> None:
-        """Has `connections`, `streams` and `calls` counted at each scrape, as far as given."""
+        """Adds the metrics of open `connections`, `streams` and `calls`, as far as given."""
         self._metrics.watch_open(**counts)
 
     def refused(self, error: ServiceError) -> None:
@@ -120,7 +120,7 @@ class Telemetry:
             self._metrics.rejected(_REJECTIONS[type(error)])
 
     def handshake_failed(self, reason: str) -> None:
-        """A TLS handshake has failed, for one of the reasons of `metrics.HANDSHAKE_REASONS`."""
+        """Counts a failed TLS handshake; `reason` is one of `metrics.HANDSHAKE_REASONS`."""
         self._metrics.handshake_failed(reason)
 
     def serving(self, models: Models) -> None:
@@ -142,7 +142,7 @@ class Telemetry:
         self._metrics.queued(seconds)
 
     def request_dropped(self, reason: str) -> None:
-        """Counts a request whose remaining rows are dropped, for `deadline` or `cancelled`."""
+        """Counts a request that is dropped incomplete; `reason` is `deadline` or `cancelled`."""
         self._metrics.rejected(reason)
 
     def encoded(

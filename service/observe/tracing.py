@@ -38,7 +38,7 @@ class Tracing:
 
     Args:
         provider: Provider of the tracer.
-        exporter: Exporter of the spans, which `close` shuts down if it hangs.
+        exporter: Exporter of the spans; if it hangs, `close` shuts it down.
     """
 
     def __init__(self, provider: "TracerProvider", exporter: "SpanExporter"):
@@ -137,7 +137,7 @@ class CallSpan:
 
         Args:
             code: Name of the gRPC status code.
-            error: Whether it is the server's error and not the caller's.
+            error: Whether the server, not the caller, is at fault.
         """
         from opentelemetry.trace import Status, StatusCode
 
@@ -183,7 +183,7 @@ class _ReportingExporter:
 
 
 def _channel_options(endpoint: str) -> tuple[tuple[str, object], ...] | None:
-    """Returns gRPC's channel options, which keep a collector on this machine from a proxy."""
+    """Returns gRPC channel options: no proxy for a collector on this machine, else None."""
     given = endpoint or next(filter(None, map(os.environ.get, _VARIABLES)), "")
     return tuple(proxy.channel_arguments(urlsplit(given).netloc)) or None
 
