@@ -345,9 +345,9 @@ class _LatentStatistics(Collector):
     """Statistics of the posteriors of recent images, to be compared with the prior N(0, I).
 
     In a latent dimension that the model uses well, the posterior means have a mean near 0, and
-    their variance plus the posteriors' mean variance is near 1, the variance of the prior. A dimension
-    whose KL is near 0 is collapsed: its posterior is the prior for every image. Values that drift
-    away from those of the training images show that the images have changed.
+    their variance plus the posteriors' mean variance is near 1, the variance of the prior. A
+    dimension whose KL is near 0 is collapsed: its posterior is the prior for every image. Values
+    that drift away from those of the training images show that the images have changed.
     """
 
     def __init__(self) -> None:

@@ -22,13 +22,13 @@ BACKLOG: Final = 1024
 # log lines about it.
 _PAUSE_SECONDS, _LOG_SECONDS = 0.1, 10.0
 
-#: A worker's answers to a connection that was handed off to it: taken, or no descriptor left.
+#: A worker's answers when a connection is handed off to it: taken, or no descriptor left.
 TAKEN: Final = b"t"
 NOT_TAKEN: Final = b"n"
 
 
 def free_addresses(host: str, port: int, option: str = "--port") -> list[str]:
-    """Returns the addresses of a host on this machine; the port is free on each of them.
+    """Returns the addresses of a host on this machine, after a check that the port is free on each.
 
     grpcio by itself would start with only some of the addresses, while another server
     received the connections to the rest.
@@ -159,7 +159,7 @@ def _exclusive(address: str, port: int, *options: int) -> socket.socket:
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
-        # A server has just ended, and its connections are in TIME_WAIT.
+        # In use perhaps only by connections in TIME_WAIT, of a server that has just ended.
         return bound(address, port, *options, socket.SO_REUSEADDR)
 
 
@@ -190,14 +190,14 @@ def bound(address: str, port: int, *options: int) -> socket.socket:
 
 
 def _set_families(sock: socket.socket, address: str) -> None:
-    """Lets [::] accept IPv4 as well, as grpcio and the HTTP port do, and no other address."""
+    """Makes [::] (no other address) accept IPv4 as well, as grpcio and the HTTP port do."""
     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address != "::"))
 
 
 async def accept_from(listening: socket.socket, take: Callable[[socket.socket], None]) -> None:
     """Accepts connections until it is cancelled.
 
-    The last file descriptors are kept: a connection that gets one of them is closed.
+    A connection whose file descriptor is one of the reserved ones (`is_reserved`) is closed.
 
     Args:
         listening: Non-blocking socket that listens.
@@ -211,7 +211,7 @@ async def accept_from(listening: socket.socket, take: Callable[[socket.socket], 
         except OSError as error:
             problem, pause = f"accept: {error.strerror}", _PAUSE_SECONDS
         else:
-            # A burst must not keep the rest of the event loop waiting.
+            # One connection per loop iteration: a burst must not keep other work waiting.
             problem, pause = "", 0.0
             if is_reserved(accepted.fileno()):
                 accepted.close()
@@ -225,7 +225,7 @@ async def accept_from(listening: socket.socket, take: Callable[[socket.socket], 
 
 
 def handed_off(channel: socket.socket) -> Iterator[socket.socket]:
-    """Yields the connections that the supervisor has handed off, and answers each with a byte.
+    """Yields the connections that the supervisor has handed off; answers it with a byte for each.
 
     Args:
         channel: Non-blocking Unix socket to the supervisor.
@@ -242,10 +242,10 @@ def handed_off(channel: socket.socket) -> Iterator[socket.socket]:
             data, descriptors = b"", []
         if not data:
             raise EOFError
-        # Without a free descriptor the kernel drops the one that was sent.
+        # Empty if this process has no free descriptor: the kernel drops the one that was sent.
         connections = [socket.socket(fileno=descriptor) for descriptor in descriptors]
         taken = bool(connections) and not is_reserved(connections[0].fileno())
-        # The supervisor keeps its copy until it has this, and gives it to another worker.
+        # The supervisor keeps its copy until this answer; if not taken, another worker gets it.
         with suppress(OSError):
             channel.send(TAKEN if taken else NOT_TAKEN)
         for connection in connections:

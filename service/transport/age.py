@@ -1,4 +1,4 @@
-"""Maximum age of connections, after which calls that stand still are ended."""
+"""Maximum age of connections; beyond it, calls that stall are ended."""
 
 import asyncio
 import random
@@ -21,13 +21,13 @@ _Marks = dict[int, tuple[int, float]]
 class Ages:
     """Shuts connections down at their maximum age.
 
-    Calls in flight continue as long as their bytes move, in either direction. A call without a
-    deadline could otherwise keep its connection open for ever.
+    Calls in flight continue as long as they send or receive bytes. Calls that stall are ended:
+    without a deadline, such a call would keep its connection open for ever.
 
     Args:
         age: Maximum age of a connection in seconds.
         grace: Seconds without a byte after which a call on a connection beyond its age is ended.
-        end: Ends such a call.
+        end: Called with the stream of each call that has to be ended.
     """
 
     def __init__(self, age: float, grace: float, end: Callable[[Stream], None]):
@@ -66,7 +66,7 @@ class Ages:
 
 
 def _marked(streams: Iterable[Stream], before: _Marks, now: float) -> _Marks:
-    """Updates the marks of open streams."""
+    """Returns the marks of `streams` at time `now`, given the marks `before`."""
     marks = {}
     for stream in streams:
         moved, since = before.get(stream.id, (-1, now))

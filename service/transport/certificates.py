@@ -1,4 +1,4 @@
-"""When certificates expire: the one field that the standard library does not read from a PEM file.
+"""Reads when certificates expire, which the standard library cannot read from a PEM file.
 
 X.509 in DER (RFC 5280): a certificate is a sequence of tag, length and content, nested.
 """
@@ -18,10 +18,10 @@ def first_expiry(pem: bytes) -> float | None:
     """When the first of some certificates expires, in seconds since 1970 (UTC).
 
     Args:
-        pem: Certificates in PEM, as a server's certificate and its intermediates.
+        pem: Certificates in PEM, such as a server's certificate and its intermediates.
 
     Returns:
-        The time, or None where no certificate can be read.
+        The time, or None if no certificate can be read.
     """
     ends = []
     for block in _PEM.findall(pem):
@@ -36,8 +36,8 @@ def _not_after(der: bytes) -> float:
     """End of a certificate's validity, in seconds since 1970.
 
     Raises:
-        ValueError: It is no certificate.
-        IndexError: It is cut short.
+        ValueError: The bytes are not a certificate.
+        IndexError: The certificate is truncated.
     """
     _, certificate, _ = _read(der, 0)
     _, signed, _ = _read(der, certificate)
@@ -59,7 +59,7 @@ def _not_after(der: bytes) -> float:
 
 
 def _read(der: bytes, at: int) -> tuple[int, int, int]:
-    """Tag of the element at an offset, where its content begins, and where it ends."""
+    """Returns the tag of the element at offset `at`, and where its content starts and ends."""
     tag, length, start = der[at], der[at + 1], at + 2
     if length & 0x80:
         size = length & 0x7F

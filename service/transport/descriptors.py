@@ -1,9 +1,9 @@
-"""File descriptors: the process's limit of them, and the reserve that connections may not use."""
+"""File descriptors: the process's limit, and a reserve that connections may not use."""
 
 import resource
 from contextlib import suppress
 
-# For the HTTP port, for models, certificates and tokens that are read again, and for the log.
+# Left for the HTTP port, the log, and reloading models, certificates and tokens.
 _RESERVE = 64
 
 
@@ -18,9 +18,9 @@ def raise_limit() -> None:
 
 
 def is_reserved(descriptor: int) -> bool:
-    """Whether a new descriptor is one of the last, so that its connection has to be refused.
+    """Whether a new descriptor is in the reserve, so that its connection has to be refused.
 
-    The system gives out the lowest free number: a high one means that all below are in use.
+    The system assigns the lowest free number, so a high number means that all below are in use.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return soft != resource.RLIM_INFINITY and descriptor >= soft - min(_RESERVE, soft // 4)

@@ -28,11 +28,11 @@ from service.transport.status import CallFailed, RpcStatus, no_room
 
 _log = logging.getLogger(__name__)
 
-#: Checks the `authorization` of a call; returns the name of its token, or an empty string where
-#: tokens have none. Raises Unauthenticated.
+#: Checks the `authorization` of a call; returns the name of its token, or an empty string if the
+#: token has no name or none is required. Raises Unauthenticated.
 Authenticate = Callable[[str | None], str]
-#: Message that a transport cancels a handler's task with when the server has ended the call as
-#: UNAVAILABLE, and not its caller.
+#: Cancellation message of a handler's task if the server, not the caller, has ended the call: it
+#: ends as UNAVAILABLE.
 ENDED: Final = "ended by the server"
 
 
@@ -85,8 +85,8 @@ def rpcs_of(service: ServiceDescriptor, servicer: Any, **more: bool) -> list[Rpc
 
     Args:
         service: Descriptor of the service.
-        servicer: Object with a handler for each method, named in snake case. A method without
-            one, as a package's newer version may define, is UNIMPLEMENTED.
+        servicer: Object with a handler for each method, named in snake case. A method without a
+            handler, as a newer version of a package may define, is UNIMPLEMENTED.
         more: `counted` and `public` of all the methods.
     """
     return [
@@ -111,8 +111,7 @@ class Dispatcher:
     """Runs the handlers of the calls that a transport receives.
 
     Args:
-        authenticate: Checks a call's `authorization`; returns the name of its token, if that has
-            one, or raises Unauthenticated.
+        authenticate: Checks a call's `authorization`, as `Authenticate` describes.
         telemetry: Records metrics and traces of the calls.
     """
 
@@ -129,7 +128,7 @@ class Dispatcher:
         await self._idle.wait()
 
     def precheck(self, rpc: Rpc, call: Call) -> None:
-        """Checks, while a request is still being received, whether its call is admitted.
+        """Authenticates a call whose request is still being received.
 
         Raises:
             CallFailed: The call is refused.
@@ -153,7 +152,7 @@ class Dispatcher:
         try:
             self._admit(rpc, call)
             answer = rpc.answer(rpc.parse(raw), call)
-            del raw  # as large as the arrays that were made of it
+            del raw  # frees memory: it is as large as the arrays parsed from it
             return serialized(await answer)
         except BaseException as error:
             code, failure = self._failed(rpc, call, span, error)
@@ -190,7 +189,7 @@ class Dispatcher:
             self._end(rpc, call, span, code)
 
     def without_room(self, size: int) -> RpcStatus:
-        """Records a call whose reply has no room to wait to be read; returns its status."""
+        """Records a call whose reply does not fit into memory for replies; returns its status."""
         error = no_room(size)
         self._telemetry.refused(error)
         return RpcStatus.of(error)
@@ -207,7 +206,7 @@ class Dispatcher:
         if not rpc.public:
             call.token = name = self._authenticate(call.metadata.get("authorization"))
             call.caller = name or call.peer.rpartition(":")[0] or call.peer
-            if name or CALLER.get():  # the context may be that of another call as well
+            if name or CALLER.get():  # may be set: calls may share a context
                 CALLER.set(name)
 
     def _failed(

@@ -171,7 +171,7 @@ class GrpcCall:
                         self._refuse(RpcStatus.of(too_large(size, self._max_bytes)))
                         return
                     if not self._rpc.counted and not self._stream.has_room(size):
-                        raise no_room(size)  # the replies of other methods had to be admitted
+                        raise no_room(size)  # other replies passed admission
                     if not self._stream.headers_sent:
                         self._stream.send_headers(_HEADERS)
                     self._stream.send_data(prefix(size) + reply[0], *reply[1:])

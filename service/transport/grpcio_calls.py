@@ -14,11 +14,11 @@ _SHORTEST_SECONDS: Final = 0.05
 
 
 class OpenCall:
-    """A call whose handler runs.
+    """A call whose handler is running.
 
     Attributes:
-        began: When it began, on the clock of `time.monotonic`, as is the following.
-        moved_at: When a message of it was last received or sent.
+        began: When the call began, on the clock of `time.monotonic`.
+        moved_at: When one of its messages was last received or sent, on the same clock.
     """
 
     __slots__ = ("_error", "_task", "began", "moved_at")
@@ -29,11 +29,11 @@ class OpenCall:
         self._error: NotReady | None = None
 
     def moved(self) -> None:
-        """Notes that a message has been received or sent."""
+        """Sets `moved_at`, since a message has been received or sent."""
         self.moved_at = time.monotonic()
 
     def end(self, error: NotReady) -> None:
-        """Cancels the handler, which then ends the call by `failure`."""
+        """Cancels the handler, which then ends the call with the status from `failure`."""
         if self._error is None:
             self._error = error
             self._task.cancel(ENDED)
@@ -42,7 +42,7 @@ class OpenCall:
         """Status of a call whose handler was cancelled.
 
         Raises:
-            CancelledError: Not the server has ended the call, but its caller.
+            CancelledError: The caller, not the server, has ended the call.
         """
         if self._error is None:
             raise asyncio.CancelledError
@@ -85,7 +85,7 @@ class OpenCalls:
             call.end(error)
 
     def watch(self) -> None:
-        """Starts to end calls that stall beyond the maximum age."""
+        """Ends calls that have stalled beyond the maximum age, now and at regular intervals."""
         now = time.monotonic()
         for call in list(self._calls):
             if now - call.began >= self._age and now - call.moved_at >= self._grace:

@@ -27,7 +27,7 @@ from service.transport.unread import Capacity
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-# Time for the status of calls that a drain has ended, and for health watches to end.
+# Time for sending the status of calls that a drain has ended, and for health watches to end.
 _STATUS_SECONDS = 1.0
 # Our client pings every 10 s; grpcio would close its connection for too many pings by default, and
 # sooner or later also with a limit of exactly 10 s.
@@ -79,7 +79,7 @@ class GrpcioTransport:
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
                 ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
-                # Lets clients discover added servers; calls in flight finish.
+                # Clients reconnect, and so discover added servers; calls in flight finish.
                 ("grpc.max_connection_age_ms", round(1000 * settings.max_connection_age_seconds)),
             ],
         )
@@ -92,7 +92,7 @@ class GrpcioTransport:
         self._settings, self._tls, self._shared = settings, tls, shared
         self.port = settings.grpc_port
         if shared is None:
-            # Only checked: grpcio listens where it binds, and clients would connect and wait.
+            # Only checked: grpcio listens as soon as it binds, and clients would connect and wait.
             free_addresses(settings.host, settings.grpc_port)
 
     async def start(self) -> None:
@@ -101,7 +101,7 @@ class GrpcioTransport:
         Raises:
             StartError: The port is taken or the address is not this machine's.
         """
-        # Bound only now: grpcio listens as soon as it binds, and clients would wait.
+        # Bound only now, when calls can be answered.
         self._bind(self._settings.host)
         await self._server.start()
         self._calls.watch()
@@ -130,7 +130,7 @@ class GrpcioTransport:
             force_stop: Once set, the calls are ended at once.
         """
         self.lame_duck()
-        # Longer than the limit: calls that grpcio itself ends are cut off without a status.
+        # Longer than the limit, since calls that grpcio itself ends get no status.
         stopping = asyncio.create_task(self._server.stop(seconds + _STATUS_SECONDS))
         forced = asyncio.create_task(force_stop.wait())
         answered = asyncio.create_task(self._dispatcher.finished())
@@ -161,7 +161,7 @@ class GrpcioTransport:
                 await _abort(context, call.failure())
             finally:
                 calls.finish(call)
-            # Until grpcio has sent it, as far as flow control tells.
+            # Counted until grpcio has sent the reply as far as flow control allows.
             capacity.hold(len(reply))
             _when_done(context, lambda: capacity.release(len(reply)))
             return reply

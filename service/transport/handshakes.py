@@ -1,4 +1,4 @@
-"""TLS handshakes that failed: counted by reason, and logged at a bounded rate."""
+"""Failed TLS handshakes: counted by reason, and logged at a bounded rate."""
 
 import logging
 import ssl
@@ -8,9 +8,9 @@ from typing import Final
 
 _log = logging.getLogger(__name__)
 
-# Minimum time between two lines of the same reason.
+# Minimum time between two log lines with the same reason.
 _LINE_SECONDS: Final = 10.0
-#: Reasons, as in the metric, and what the log says of each.
+#: Reasons as in the metric, each with its explanation in the log.
 REASONS: Final = {
     "plaintext": "the client does not speak TLS, which this port wants",
     "no_client_certificate": "the client has presented no certificate (see tls-client-ca)",
@@ -21,7 +21,7 @@ REASONS: Final = {
     "closed": "the client has closed the connection",
     "other": "",
 }
-# OpenSSL's reasons, by ours.
+# OpenSSL's names for three of these reasons: plaintext, protocol, refused_by_client.
 _PLAINTEXT: Final = (
     "HTTP_REQUEST",
     "HTTPS_PROXY_REQUEST",
@@ -65,11 +65,11 @@ class FailedHandshakes:
     def __init__(self, count: Callable[[str], None], clock: Callable[[], float] = time.monotonic):
         self._count = count
         self._clock = clock
-        # By reason: time of the last line, and failures since.
+        # By reason: time of the last log line, and number of failures since.
         self._logged: dict[str, tuple[float, int]] = {}
 
     def add(self, peer: str, error: Exception) -> None:
-        """Counts a failed handshake, and logs it unless its reason was logged just now.
+        """Counts a failed handshake; logs it unless its reason was logged in the last few seconds.
 
         Args:
             peer: Address of the client.

@@ -1,7 +1,7 @@
 """gRPC's standard health service (grpc.health.v1).
 
-`List` is served with every version of the grpcio-health-checking package, which has its messages
-only from 1.85 on: its reply is written without them.
+The grpcio-health-checking package has the messages of `List` only from 1.85 on. To serve `List`
+with older versions too, its reply is encoded here.
 """
 
 import asyncio

@@ -37,13 +37,13 @@ from service.transport.unread import STALLED_SECONDS, Capacity, Unread, UnreadRe
 _log = logging.getLogger(__name__)
 
 _HANDSHAKE_SECONDS = 10.0
-# Time in which other requests will mostly have been received.
+# Suggested retry delay when too many requests are being received: most are complete by then.
 _RETRY_SECONDS = 0.5
 # Time that a drain gives to clients to complete a TLS handshake, after the port has closed.
 _OPENING_SECONDS = 1.0
 # Time that a drain gives to callers to read the last replies and close their connections.
 _LINGER_SECONDS = 5.0
-# The same where the drain is cut short: time to hand the last frames to the kernel.
+# Time to pass the last frames to the kernel, after connections have been closed.
 _FLUSH_SECONDS = 0.2
 _POLL_SECONDS = 0.01
 _STOPPING = "the server is stopping; another one will answer"
@@ -142,8 +142,8 @@ class Http2Transport:
     async def drain(self, seconds: float, force_stop: asyncio.Event) -> None:
         """Shuts down: health is NOT_SERVING, the port closes, and calls in flight may finish.
 
-        So may calls that arrive on a connection before its last GOAWAY, which promises as much.
-        Those that are open at the end, health watches among them, end as UNAVAILABLE.
+        Calls that arrive on a connection before its last GOAWAY may finish too, as HTTP/2 promises.
+        Calls that are open at the end, health watches among them, end as UNAVAILABLE.
 
         Args:
             seconds: Time limit for calls to finish.
@@ -165,7 +165,7 @@ class Http2Transport:
             connection.refuse_streams()
         # Cancelled calls end, and are counted, in the next event-loop iterations.
         await self._dispatcher.finished()
-        # Clients close connections themselves, once they have read what they were sent.
+        # Clients close connections themselves, once they have read the last replies.
         await self._left(0.0 if force_stop.is_set() else min(seconds, _LINGER_SECONDS))
         for connection in list(self._connections):
             connection.close()
@@ -173,7 +173,7 @@ class Http2Transport:
         self._unread.close()
 
     async def _left(self, seconds: float) -> None:
-        """Waits for all connections to be closed, but no longer than that."""
+        """Waits until all connections are closed, for at most `seconds`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._no_connections.wait()
@@ -183,7 +183,7 @@ class Http2Transport:
             task.cancel()
         await asyncio.gather(*self._accepting, return_exceptions=True)
         for sock in self._sockets:
-            # Connections that the kernel has accepted: their clients may have sent calls.
+            # The kernel has already accepted these connections: their clients may have sent calls.
             with suppress(OSError):
                 for _ in range(BACKLOG):
                     accepted, _address = sock.accept()
@@ -195,7 +195,7 @@ class Http2Transport:
             self._close_channel()
 
     async def _answered(self) -> None:
-        """Waits until no call can arrive any more, and none is open that a drain waits for."""
+        """Waits until no new call can arrive and no open call is one that a drain waits for."""
         loop = asyncio.get_running_loop()
         opened_by = loop.time() + _OPENING_SECONDS
         while any(map(_is_busy, self._connections)) or (self._opening and loop.time() < opened_by):
@@ -233,11 +233,13 @@ class Http2Transport:
             self._no_connections.set()
 
     def _hold(self, change: int, held: int) -> None:
-        """Counts the bytes of incomplete requests; one of any size fits beside those within limits.
+        """Counts the bytes of incomplete requests, and rejects more if the others exceed the limit.
+
+        The request's own bytes do not count against it: a large one must fit into an idle server.
 
         Args:
             change: Change in the bytes of a request.
-            held: Its bytes now.
+            held: Bytes of that request now, the change included.
 
         Raises:
             Overloaded: The other requests hold more than the limit.
@@ -303,7 +305,7 @@ class Http2Transport:
 
 
 def _peer(accepted: socket.socket) -> str:
-    with suppress(OSError):  # it may have left already
+    with suppress(OSError):  # the client may have left already
         return shown_address(accepted.getpeername())
     return "unknown"
 

@@ -54,14 +54,14 @@ class _Reflection:
     def __init__(self, names: Sequence[str]):
         self._names = names
         self._pool = descriptor_pool.Default()
-        # A pool of its own: the descriptors of v1 belong to this server, not to the process.
+        # A separate pool, so that the v1 descriptors are not added to the process's default pool.
         self._stable = descriptor_pool.DescriptorPool()
         self._stable.Add(_stable_file())
 
     async def answer(
         self, requests: AsyncIterator[pb.ServerReflectionRequest], _call: Call
     ) -> AsyncGenerator[pb.ServerReflectionResponse, None]:
-        """Answers each request of a stream; what is not found is an error in the response."""
+        """Answers each request of a stream; if nothing is found, the response has an error."""
         async for request in requests:
             response = pb.ServerReflectionResponse(
                 valid_host=request.host, original_request=request
@@ -128,7 +128,7 @@ class _Reflection:
 
 
 def _stable_file() -> FileDescriptorProto:
-    """The file of v1: that of v1alpha in the other package."""
+    """Descriptor of the v1 file: a copy of v1alpha's with the package name of v1."""
     file = FileDescriptorProto()
     pb.DESCRIPTOR.CopyToProto(file)
     file.name = "grpc/reflection/v1/reflection.proto"
@@ -144,7 +144,7 @@ def _stable_file() -> FileDescriptorProto:
 
 
 def _put_files(response: pb.ServerReflectionResponse, file: FileDescriptor) -> None:
-    """Adds a file and all that it imports to a response."""
+    """Adds a file, and all files that it imports, to a response."""
     found: dict[str, FileDescriptor] = {}
     _collect(file, found)
     response.file_descriptor_response.file_descriptor_proto.extend(_serialized(found.values()))

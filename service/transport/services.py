@@ -30,7 +30,8 @@ def services(
         rpcs += rpcs_of(_ADMIN, admin)
     rpcs += rpcs_of(_HEALTH, health, counted=False, public=True)
     if "List" not in _HEALTH.methods_by_name:
-        # An older grpcio-health-checking. The request, too, has no field.
+        # An older grpcio-health-checking lacks the request's class: another message without fields
+        # will do.
         rpcs.append(
             Rpc(
                 _HEALTH.full_name,

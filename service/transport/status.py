@@ -14,7 +14,7 @@ _DETAILS = "grpc-status-details-bin"
 _PUSHBACK = "grpc-retry-pushback-ms"
 # In characters. gRPC clients limit trailers to 8 KiB, and they contain the message twice.
 _MAX_MESSAGE = 1000
-# Replies that nobody reads are dropped within seconds.
+# Suggested retry delay: within seconds, replies that nobody reads are dropped.
 _RETRY_SECONDS = 1.0
 
 
@@ -79,7 +79,7 @@ class CallFailed(Exception):
 
 
 def no_room(size: int) -> Overloaded:
-    """The error of a call whose reply has no room.
+    """The error for a call whose reply does not fit into the memory for replies.
 
     Args:
         size: Length of the reply in bytes.

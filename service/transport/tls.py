@@ -46,7 +46,7 @@ class TlsFiles:
 
     @property
     def expires_at(self) -> float:
-        """When the certificate, or one of its chain, expires: seconds since 1970."""
+        """When the first certificate of the chain expires, in seconds since 1970."""
         return self._expires_at
 
     @property

@@ -42,8 +42,8 @@ class Transport(Protocol):
     async def drain(self, seconds: float, force_stop: asyncio.Event) -> None:
         """Shuts down: health is NOT_SERVING, the port closes, and calls in flight may finish.
 
-        So may calls that arrive on a connection before its client knows that it is closing.
-        Those that are open at the end, health watches among them, end as UNAVAILABLE.
+        Calls that arrive on a connection before its client knows that it is closing may finish too.
+        Calls that are open at the end, health watches among them, end as UNAVAILABLE.
 
         Args:
             seconds: Time limit for calls to finish.

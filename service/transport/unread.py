@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
-# A reply that has not moved for that long is dropped when others need its memory.
+# A reply of which nothing has been read for this long is dropped when others need its memory.
 STALLED_SECONDS: Final = 5.0
 _CHECK_SECONDS: Final = 1.0
 
-#: A reply: when its caller last took some of it, on the event loop's clock; its bytes; and what
-#: drops it.
+#: An unread reply: when its caller last read some of it, on the event loop's clock; its unread
+#: bytes; and a function that drops it.
 Unread = tuple[float, int, Callable[[], None]]
 
 
@@ -17,24 +17,24 @@ class Capacity(Protocol):
     """Memory for calls in flight, as `service.engine.admission.Admission` bounds it."""
 
     def hold(self, count: int) -> None:
-        """Takes bytes, whether or not there is capacity."""
+        """Adds bytes of a reply that waits to be sent, even above the limit."""
 
     def release(self, count: int) -> None:
-        """Returns bytes."""
+        """Subtracts bytes that `hold` has added."""
 
     def has_room(self, count: int) -> bool:
-        """Whether bytes can be taken within the limit."""
+        """Whether `count` more bytes are within the limit; if not, notes the shortage."""
 
     def take_shortage(self) -> int:
-        """Most bytes that a call has lacked since this was last called."""
+        """Returns and resets the most bytes that any call has lacked since the previous take."""
 
 
 class UnreadReplies:
     """Counts replies that wait to be sent as memory of calls in flight.
 
     A caller that does not read its replies thus uses up capacity instead of unbounded memory.
-    While calls are refused for want of memory, the replies that have been stalled longest are
-    dropped, so that such callers cannot shut others out.
+    While calls lack memory, the replies that have been stalled longest are dropped, so that such
+    callers cannot shut others out.
 
     Args:
         capacity: Memory that the replies are counted in.
@@ -50,7 +50,7 @@ class UnreadReplies:
         self._timer: asyncio.TimerHandle | None = None
 
     def hold(self, count: int) -> None:
-        """Counts bytes that wait to be sent."""
+        """Adds bytes that wait to be sent."""
         self._held += count
         self._capacity.hold(count)
         if self._timer is None:

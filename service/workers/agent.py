@@ -14,8 +14,8 @@ class WorkerAgent:
     """Carries out the supervisor's commands and reports the worker's state.
 
     Args:
-        stop: Told to begin, to drain and to be forced by the supervisor's `stop`, `drain` and
-            `force_stop`; drains when the supervisor is gone.
+        stop: The stop of this server. The supervisor's messages `stop`, `drain` and `force_stop`
+            begin, drain and force it; it also drains when the supervisor is gone.
         exposition: Returns the metrics page and its content type for an Accept header.
         reload: Reloads this worker's models; a failure is logged, not raised.
     """

@@ -1,7 +1,7 @@
 """Control channel between the supervisor and a worker: JSON lines over a socket pair.
 
-Either side sends requests and notifications, and answers those of the other. End-of-file means
-that the other process is gone: the kernel closes its end, however it died.
+Either side sends requests and notifications, and answers those of the other. End-of-file means that
+the other process is gone: however a process dies, the kernel closes its end.
 """
 
 import asyncio
@@ -49,8 +49,8 @@ class WorkerContext:
 
     Attributes:
         number: Index of the worker, from 0.
-        shared: Source of its connections.
-        control: Its end of the control channel.
+        shared: Source of the worker's connections.
+        control: The worker's end of the control channel.
     """
 
     number: int
@@ -91,7 +91,7 @@ class ControlChannel:
             while line := await self._reader.readline():
                 self._handle(*json.loads(line))
         except (OSError, ValueError) as error:
-            # Reset, or a line that was cut off when the other side was killed.
+            # The connection was reset, or a line is incomplete because the other side was killed.
             _log.debug("control channel: %s", error)
         finally:
             self._closed = True

@@ -1,4 +1,4 @@
-"""Deals accepted connections to the workers, one after the other."""
+"""Distributes accepted connections over the workers, round robin."""
 
 import asyncio
 import logging
@@ -9,8 +9,8 @@ from typing import Final, Protocol
 
 _log = logging.getLogger(__name__)
 
-# Connections that no worker can take now: how many wait, how long, and how often they are
-# offered again.
+# For connections that no worker can take now: how many may wait, for how long, and the interval at
+# which they are offered again.
 _MOST_WAITING: Final = 256
 _WAIT_SECONDS: Final = 5.0
 _RETRY_SECONDS: Final = 0.25
@@ -18,11 +18,11 @@ _LOG_SECONDS: Final = 10.0
 
 
 class Taker(Protocol):
-    """A worker, as the dealer uses it."""
+    """Interface of a worker to the dealer."""
 
     @property
     def ready(self) -> bool:
-        """Whether it answers calls, as far as is known."""
+        """Whether the worker answers calls, as last reported."""
 
     def offer(self, connection: socket.socket) -> bool:
         """Hands off a connection; returns False if the worker cannot take one now."""
@@ -31,7 +31,7 @@ class Taker(Protocol):
 class Dealer:
     """Round robin over the workers that are ready, and over the others if none is.
 
-    What no worker can take waits for a few seconds, and is closed after that.
+    A connection that no worker can take waits for a few seconds, and is then closed.
 
     Args:
         takers: The workers.
@@ -39,7 +39,7 @@ class Dealer:
 
     def __init__(self, takers: Sequence[Taker]):
         self._takers = deque(takers)
-        # Connections that wait, the oldest first, and when each is given up.
+        # Waiting connections, oldest first, each with the time at which it is closed.
         self._waiting: deque[tuple[socket.socket, float]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._next_log = 0.0
@@ -47,7 +47,7 @@ class Dealer:
         self._loop = asyncio.get_running_loop()
 
     def deal(self, connection: socket.socket) -> None:
-        """Hands a connection to the next worker that can take it."""
+        """Hands a connection to the next worker that can take it; if none can, it waits."""
         if self._offer(connection):
             return
         if self._closed or len(self._waiting) >= _MOST_WAITING:
@@ -58,12 +58,12 @@ class Dealer:
             self._timer = self._loop.call_later(_RETRY_SECONDS, self._retry)
 
     def deal_waiting(self) -> None:
-        """Deals the connections that wait, as far as there is room for them now."""
+        """Hands waiting connections to workers, oldest first, until none can take one."""
         while self._waiting and self._offer(self._waiting[0][0]):
             self._waiting.popleft()
 
     def close(self) -> None:
-        """Closes the connections that wait, and from now on those that no worker can take."""
+        """Closes the waiting connections; later ones that no worker can take are closed at once."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -80,7 +80,7 @@ class Dealer:
         return False
 
     def _retry(self) -> None:
-        """Deals what waits, and closes what has waited for too long."""
+        """Offers the waiting connections again, and closes those that have waited for too long."""
         self._timer = None
         self.deal_waiting()
         while self._waiting and self._waiting[0][1] <= self._loop.time():

@@ -8,8 +8,8 @@ from typing import Final
 
 from service.transport.addresses import TAKEN
 
-# A worker takes a connection within a few milliseconds: with this many on their way, or with one
-# for this long, others get the next ones.
+# A worker takes a connection within a few milliseconds. While it has not answered for this many, or
+# for one since this long, other workers get the new connections.
 _MOST_UNANSWERED: Final = 64
 _SLOW_SECONDS: Final = 1.0
 # Time without new connections for a worker that has no file descriptors left.
@@ -19,13 +19,13 @@ _FULL_SECONDS: Final = 1.0
 class ConnectionHandoff:
     """Socket pair that carries accepted connections (SCM_RIGHTS) to one worker process.
 
-    A connection stays open here until the worker answers for it with a byte: if the worker
-    cannot take it, or dies first, the connection goes to another one, with all the data that the
-    caller has already sent. To be used in one event loop.
+    A connection stays open in this process until the worker answers for it with a byte. If the
+    worker cannot take it, or dies first, the connection is given back for another worker, with all
+    the data that the caller has already sent. Used from one event loop only.
 
     Args:
-        given_back: Called with each connection that the worker could not take.
-        answered: Called when answers have come: there may be room for more connections.
+        given_back: Called with each connection that the worker has not taken.
+        answered: Called after the worker has answered: it may have room for more connections.
 
     Attributes:
         worker_end: The worker's end; inherited by its process, then closed here.
@@ -37,7 +37,7 @@ class ConnectionHandoff:
         self._given_back, self._answered = given_back, answered
         self._end, self.worker_end = socket.socketpair()
         self._end.setblocking(False)
-        # Connections that the worker has not answered for, the oldest first, and since when.
+        # Connections that the worker has not answered for, oldest first, and when they were sent.
         self._unanswered: deque[tuple[socket.socket, float]] = deque()
         self._full_until = 0.0
         self._loop = asyncio.get_running_loop()
@@ -45,7 +45,7 @@ class ConnectionHandoff:
 
     @property
     def waiting_seconds(self) -> float:
-        """For how long the oldest connection has waited for an answer; 0 if there is none."""
+        """Seconds that the oldest unanswered connection has waited; 0 if there is none."""
         return self._loop.time() - self._unanswered[0][1] if self._unanswered else 0.0
 
     def send(self, connection: socket.socket) -> bool:
@@ -76,7 +76,7 @@ class ConnectionHandoff:
         return left
 
     def _on_answers(self) -> None:
-        """Closes this process's copy of each connection that was taken; gives back the others."""
+        """Closes this process's copy of each connection that was taken; gives back the rest."""
         try:
             answers = self._end.recv(4096)
         except BlockingIOError:
@@ -84,7 +84,7 @@ class ConnectionHandoff:
         except OSError:
             answers = b""
         if not answers:
-            # The worker takes no more. What it has not answered for, it has not received.
+            # The worker's end is closed: connections that it has not answered for were not taken.
             self._loop.remove_reader(self._end)
             for connection in self._untaken():
                 self._given_back(connection)

@@ -19,15 +19,15 @@ _ROOT = Path(__file__).resolve().parents[2]
 # Exponential back-off between restarts, reset once a process has run for _STABLE_SECONDS.
 _MIN_DELAY_SECONDS, _MAX_DELAY_SECONDS = 0.5, 30.0
 _STABLE_SECONDS = 60.0
-# A worker has to answer one of so many requests in a row, each in so many seconds. While it
-# imports onnxruntime or loads models it may be silent for longer: the interpreter is locked then.
+# A worker is killed after this many pings in a row without an answer within _BEAT_SECONDS. While it
+# imports onnxruntime or loads models, more are allowed, since the interpreter may be locked.
 _BEAT_SECONDS, _MOST_MISSED, _MOST_MISSED_LOADING = 2.0, 4, 60
-# With fewer answers missing, a worker only gets no more connections.
+# After this many, a worker gets no new connections.
 _SUSPICIOUS = 2
 
 
 class Supervision(Protocol):
-    """The supervisor, as `Worker` uses it.
+    """Interface of the supervisor to a `Worker`.
 
     Attributes:
         stopping: Set once the server is shutting down; no process is started after that.
@@ -66,8 +66,8 @@ class Worker:
 
     Attributes:
         number: Index of the worker, from 0.
-        state: Whether it is `listening`, `ready`, `live` and `loading`, as last reported; empty
-            while there is no process.
+        state: Last report of the process: whether it is `listening`, `ready`, `live` and `loading`;
+            empty while there is no process.
     """
 
     def __init__(self, number: int, config: WorkerConfig, supervisor: Supervision):
@@ -78,12 +78,12 @@ class Worker:
         self._process: asyncio.subprocess.Process | None = None
         self._channel: ControlChannel | None = None
         self._handoff: ConnectionHandoff | None = None
-        # Requests in a row that were not answered in time.
+        # Pings in a row that were not answered in time.
         self._missed = 0
 
     @property
     def ready(self) -> bool:
-        """Whether it answers calls, as last reported and as far as it has not gone silent."""
+        """Whether the worker last reported that it answers calls, and still answers pings."""
         return self.state.get("ready", False) and self._missed < _SUSPICIOUS
 
     async def keep_running(self) -> None:
@@ -179,9 +179,9 @@ class Worker:
             return await self._process.wait()
 
     async def _watch(self, channel: ControlChannel) -> None:
-        """Kills the process if its event loop hangs: it is started again like one that died.
+        """Pings the process; kills it if its event loop hangs, so that it is started again.
 
-        Counts answers and not seconds: after a pause of the whole machine only one is missing.
+        Counts unanswered pings, not seconds: a pause of the whole machine costs only one answer.
         """
         while self._missed < self._most_missed:
             try:

@@ -53,7 +53,7 @@ def run(settings: Settings, signals: Signals) -> None:
     SIGHUP makes every worker reload its models.
 
     Args:
-        settings: What to serve, and how.
+        settings: Settings of the server.
         signals: The handlers of this process's signals.
 
     Raises:
@@ -201,7 +201,7 @@ class _Supervisor:
         announce(*self._announcements)
 
     async def _close_port(self) -> None:
-        """Closes the port; connections that the kernel has accepted until now are dealt."""
+        """Closes the port, and hands off connections that the kernel has accepted until then."""
         for task in self._accepting:
             task.cancel()
         await asyncio.gather(*self._accepting, return_exceptions=True)
@@ -230,7 +230,7 @@ class _Supervisor:
         self._stop(0.0)
 
     def _stop(self, lame_duck: float) -> None:
-        """Begins the workers' lame duck, and kills those that outlive the whole stop."""
+        """Begins the workers' lame duck; kills workers that exceed the limit of the whole stop."""
         self.stopping.set()
         for worker in self._workers:
             worker.notify("stop")
@@ -241,7 +241,7 @@ class _Supervisor:
         self._loop.call_later(stop_seconds(lame_duck, self._settings.drain_seconds), self._kill)
 
     def _drain(self) -> None:
-        """Ends the lame duck: closes the port, and then has the workers drain."""
+        """Ends the lame duck: closes the port, then makes the workers drain."""
         if not self._draining:
             self._draining = True
             self._spawn(self._close_port_and_drain())
@@ -283,5 +283,5 @@ class _Supervisor:
         return all(worker.state.get("live", True) for worker in self._workers)
 
     def _ready(self) -> bool:
-        """Returns whether any worker is ready: one is enough, the others get no connections."""
+        """Returns whether any worker is ready: one is enough, since others get no connections."""
         return not self.stopping.is_set() and any(worker.ready for worker in self._workers)

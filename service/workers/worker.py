@@ -44,7 +44,7 @@ def main() -> int:
         name="orphan",
         daemon=True,
     ).start()
-    # Slow, for onnxruntime: signals are handled and the supervisor is watched before it.
+    # Imports onnxruntime, which takes a while: signals and a lost supervisor are handled before.
     from service.server import run
 
     try:
@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def _exit_without_supervisor(seconds: float) -> None:
-    """Ends the process some seconds after the supervisor is gone, even if it hangs."""
+    """Ends this process `seconds` after the supervisor is gone, even if the event loop hangs."""
     poll = select.poll()
     poll.register(sys.stdin.fileno(), 0)  # only POLLHUP: the other end is closed
     poll.poll()

@@ -22,8 +22,8 @@ MAX_STREAMS: Final = 1000
 _PREFACE_SECONDS = 10.0
 # Time for the client to acknowledge the first GOAWAY of a graceful shutdown.
 _GOAWAY_SECONDS = 1.0
-# Time for the client to close the connection after DATA that had to wait for it. When we half-close
-# first, Envoy resets streams that have arrived in whole but that it has not passed on yet.
+# Time for the client to close the connection once queued DATA has been sent. If we half-closed
+# first, Envoy would reset streams that it has received in whole but not passed on yet.
 _LEAVING_SECONDS = 4.0
 # Time for the client to read its last responses and close the connection, once it is half-closed.
 _LINGER_SECONDS = 10.0
@@ -37,16 +37,16 @@ _HTTP_1: Final = (
 
 
 class Listener(Protocol):
-    """Owns connections, and answers the requests on them."""
+    """Owner of connections; answers the requests that they receive."""
 
     def made(self, connection: "Connection") -> None:
-        """A connection has been made."""
+        """Called when a connection has been made."""
 
     def accept(self, stream: Stream) -> None:
         """Sets the receiver of a new stream, or answers its request at once."""
 
     def lost(self, connection: "Connection") -> None:
-        """A connection has been closed, by either side."""
+        """Called when a connection has been closed by either side, or lost."""
 
 
 class Connection(asyncio.Protocol):
@@ -139,11 +139,11 @@ class Connection(asyncio.Protocol):
         return self._streams.refusing or self.closing
 
     def unread(self) -> Iterator[tuple[float, int, Stream | None]]:
-        """Yields what waits for the peer to read it; to be called about once a second.
+        """Yields the response bytes that the peer has not read yet; called about once a second.
 
         Yields:
-            When the peer last took some of it, on the event loop's clock; its bytes; and its
-            stream, or None for the transport's buffer.
+            Triples: time when the peer last read some of these bytes, on the event loop's clock;
+            their number; and their stream, or None for the transport's buffer.
         """
         outbox = self._outbox
         outbox.sample_buffer()
@@ -153,15 +153,15 @@ class Connection(asyncio.Protocol):
             queue = stream.send_queue
             if queue.queued_bytes:
                 queue.detach()
-                # With a window of its own, it waits for the connection's or for its turn.
+                # If its own window is open, it waits for the connection's window or for its turn.
                 moved_at = queue.moved_at if queue.window <= 0 else outbox.moved_at
                 yield max(moved_at, queue.moved_at), queue.queued_bytes, stream
 
     def shut_down(self) -> None:
         """Starts a graceful shutdown: open streams finish, then the connection closes.
 
-        The first GOAWAY is a warning (RFC 9113 section 6.8): requests that are under
-        way are still answered. New streams are refused once the PING after it is acknowledged.
+        The first GOAWAY is a warning (RFC 9113 section 6.8): requests already on their way are
+        still answered. New streams are refused once the client acknowledges the PING sent after it.
         """
         if self._shutting_down or self.closing:
             return
@@ -176,7 +176,7 @@ class Connection(asyncio.Protocol):
         self._abort()
 
     def refuse_streams(self) -> None:
-        """Sends the last GOAWAY of a graceful shutdown, which `shut_down` has begun."""
+        """Sends the last GOAWAY of a graceful shutdown that `shut_down` has begun."""
         self._refuse_streams()
 
     def close(self) -> None:
@@ -244,7 +244,7 @@ class Connection(asyncio.Protocol):
             self._close_if_drained()
 
     def reset(self, stream_id: int, code: ErrorCode) -> None:
-        """Sends RST_STREAM, and closes the stream if it is open (a refused one never was)."""
+        """Sends RST_STREAM, and closes the stream if it is open (a refused stream never was)."""
         self._close_stream(stream_id)
         self._send_reset(stream_id, code)
         self._close_if_drained()

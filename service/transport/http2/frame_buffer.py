@@ -25,7 +25,8 @@ class FrameBuffer:
 
     def __init__(self) -> None:
         self._partial = bytearray()
-        # Length that `_partial` needs before it can be parsed: a header, or a whole frame.
+        # Length that `_partial` must reach before it can be parsed: that of a header or a whole
+        # frame.
         self._needed = HEADER_BYTES
 
     def feed(self, data: bytes) -> Iterator[Frame]:

@@ -130,7 +130,7 @@ class HeaderDecoder:
         return self._decode(block)
 
     def _newest(self) -> tuple[bytes, bytes] | None:
-        """Returns the newest entry of the dynamic table: until it changes, no index shifts."""
+        """Returns the newest entry of the dynamic table: until it changes, indices stay valid."""
         return self._table[0] if self._table else None
 
     def _decode(self, block: bytes) -> list[tuple[bytes, bytes]]:
@@ -254,7 +254,7 @@ def _request_head(fields: list[tuple[bytes, bytes]], stream_id: int) -> RequestH
 
 
 def _problem(name: bytes, value: bytes) -> str:
-    """Returns what is malformed in a regular field, or an empty string."""
+    """Describes what is malformed in a regular field; empty if nothing is."""
     if not name or not _NAME.issuperset(name):
         return "a field name that is not a lower-case token"
     if b"\0" in value or b"\r" in value or b"\n" in value or value != value.strip(b" \t"):

@@ -27,7 +27,7 @@ class ReplyBytes(Protocol):
     """Counts the bytes of responses that wait to be sent, over all connections."""
 
     def hold(self, count: int) -> None:
-        """Counts bytes that wait to be sent."""
+        """Adds bytes that wait to be sent."""
 
     def release(self, count: int) -> None:
         """Subtracts bytes that were sent or dropped."""
@@ -37,7 +37,7 @@ class ReplyBytes(Protocol):
 
 
 class _Uncounted:
-    """Counts nothing."""
+    """A `ReplyBytes` that counts nothing and always has room."""
 
     def hold(self, count: int) -> None:
         pass
@@ -125,7 +125,7 @@ class Outbox:
             self._schedule()
 
     def sample_buffer(self) -> None:
-        """Counts what the transport's buffer holds, while writing is paused."""
+        """Updates the count of bytes in the transport's buffer, if writing is paused."""
         if not self._writing_paused or self._transport is None:
             return
         size, before = self._transport.get_write_buffer_size(), self.buffered_bytes
@@ -170,7 +170,7 @@ class Outbox:
     def set_table_size(self, size: int) -> None:
         """Applies the peer's SETTINGS_HEADER_TABLE_SIZE, in bytes."""
         if size < self._table_bytes:
-            # A reduction has to be acknowledged by a size update (RFC 7541 section 4.2).
+            # A smaller table has to be acknowledged by a size update (RFC 7541 section 4.2).
             self._table_bytes, self._size_update = 0, no_table()
 
     def widen_connection(self, increment: int) -> None:
@@ -199,7 +199,7 @@ class Outbox:
         """Sends a whole response, in one write if the windows and other streams allow it.
 
         Returns:
-            Whether the response was sent or queued; there may be no room for it.
+            False if nothing was sent, because too many bytes of responses wait already.
         """
         size = sum(map(len, chunks))
         if (
@@ -253,7 +253,7 @@ class Outbox:
             frame_type, flags = frames.CONTINUATION, 0
 
     def send_data(self, queue: SendQueue, chunks: tuple[Chunk, ...]) -> None:
-        """Queues DATA of a stream, to be sent as its window and the connection's allow."""
+        """Queues DATA of a stream, to be sent as the windows of stream and connection allow."""
         before, now = queue.queued_bytes, self._loop.time()
         for chunk in chunks:
             if len(chunk):
@@ -275,8 +275,8 @@ class Outbox:
 
         Args:
             queue: Send queue of the stream.
-            block: Trailers, which flow control does not hold back. If all DATA can be sent, the
-                stream's own trailers take their place.
+            block: Trailers, which are not subject to flow control. If all DATA can be sent, the
+                stream's own trailers are sent instead.
         """
         sent, now = 0, self._loop.time()
         while queue.chunks and queue.window > 0 and self._window > 0 and not self._writing_paused:

@@ -60,8 +60,8 @@ class FloodLimits:
         """Counts a frame that carries no request; returns False if there are too many.
 
         Args:
-            useful_frames: Number of requests received and DATA frames sent so far; each allows
-                some overhead.
+            useful_frames: Number of requests received and DATA frames sent so far; the limit grows
+                with it.
         """
         if self._overhead.take():
             return True

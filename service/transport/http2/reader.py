@@ -166,7 +166,7 @@ class Reader:
             stream.receiver.on_end()
 
     def _credit(self, count: int) -> None:
-        """Replenishes the connection's receive window; the streams' windows bound the memory."""
+        """Replenishes the connection's receive window; the streams' windows limit the memory."""
         self._unacknowledged += count
         if self._unacknowledged >= CONNECTION_WINDOW // 2:
             self._receive_window += self._unacknowledged

@@ -9,12 +9,13 @@ Chunk = bytes | memoryview
 
 # Handlers wait while more than this is queued: one message is sent while the next is computed.
 _MAX_QUEUED_BYTES: Final = 64 * 1024
-# Fewer bytes are no progress: else a peer could hold a queue for ever by taking one now and then.
+# Fewer bytes sent do not count as progress: a peer that reads single bytes would hold a queue for
+# ever.
 _PROGRESS_BYTES: Final = 4096
 
 
 class SendQueue:
-    """DATA and trailers that one stream has still to send, and its send window.
+    """DATA and trailers that one stream still has to send, and its send window.
 
     Args:
         stream_id: Identifier of the stream.
@@ -26,7 +27,8 @@ class SendQueue:
         chunks: DATA that waits for the window, the connection's window or its turn.
         queued_bytes: Length of all chunks.
         sent_bytes: Length of all DATA sent from the queue so far.
-        moved_at: Time of the last progress, at first that of queueing, on the event loop's clock.
+        moved_at: Time of the last progress, or of queueing if there was none, on the event loop's
+            clock.
         trailers: Header block to send after the chunks, or None.
         in_turn: Whether the queue is in the outbox's round-robin.
     """
@@ -98,9 +100,10 @@ class SendQueue:
             self._wake()
 
     def detach(self) -> None:
-        """Copies DATA that is still queued at a second call, which releases the array it views.
+        """Copies the queued DATA, except at the first call, to free the array it is a view of.
 
-        That array may be a whole batch's, of which the stream's rows are a small part.
+        The array may hold a whole batch, of which this stream's rows are a small part. The first
+        call copies nothing, since most DATA is sent soon.
         """
         if self._waited:
             self.chunks = deque(map(_detached, self.chunks))

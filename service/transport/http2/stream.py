@@ -17,16 +17,16 @@ class Receiver(Protocol):
     """Callbacks of one stream; `on_sent` or `on_reset` is the last one."""
 
     def on_data(self, chunk: bytes) -> None:
-        """DATA has been received; it occupies the window until passed to `Stream.consumed`."""
+        """Called with received DATA; it occupies the window until `Stream.consumed` is called."""
 
     def on_end(self) -> None:
-        """END_STREAM has been received: the request is complete."""
+        """Called when END_STREAM has been received: the request is complete."""
 
     def on_sent(self) -> None:
-        """END_STREAM has been sent: the response is complete."""
+        """Called when END_STREAM has been sent: the response is complete."""
 
     def on_reset(self) -> None:
-        """The stream was reset, by either side or because its connection is lost."""
+        """Called when the stream was reset by either side, or its connection lost."""
 
 
 class _NullReceiver:
@@ -134,8 +134,7 @@ class Stream:
             trailers: Header block that ends the stream.
 
         Returns:
-            False if the response can neither be sent nor wait, since too many do: then nothing
-            was sent.
+            False if nothing was sent, because too many bytes of responses wait already.
         """
         if self.closed or self.send_queue.trailers is not None:
             return True
@@ -237,7 +236,7 @@ class Streams:
         """Finds the stream of a received DATA or HEADERS frame.
 
         Returns:
-            The stream, or None if we have reset it, so that the frame is to be ignored.
+            The stream, or None if we have reset it: the frame is to be ignored.
 
         Raises:
             Http2Error: The stream is idle or closed, or END_STREAM has been received on it.
