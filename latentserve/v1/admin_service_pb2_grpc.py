@@ -47,12 +47,13 @@ class AdminServiceServicer:
     """
 
     def Reload(self, request, context):
-        """Rescans the models folder, as SIGHUP does. New versions are loaded, verified
-        and replay their golden rows before they serve. Versions that are gone from
-        the folder are dropped. If a version is refused, what was served before stays.
-        If no model at all would be left, nothing changes, and the call is UNAVAILABLE.
-        Calls in flight finish on the version they began with. Returns when all of
-        that is done; a call during a reload waits for its end, then rescans.
+        """Rescans the models folder, as SIGHUP does. New versions are loaded and
+        verified, and their golden rows replayed, before they serve. Versions that
+        are gone from the folder are dropped. If a version is refused, the model
+        keeps serving what it served before. If no model at all would be left,
+        nothing changes, and the call is UNAVAILABLE. Returns once the new versions
+        are served; calls in flight finish on the version they began with. A Reload
+        during another waits until that has ended, then rescans.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -146,7 +146,7 @@ class LatentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Sample(self, request, context):
-        """Draws latents from the model's prior p(z), or p(z|label), and decodes them.
+        """Draws latents from the model's prior p(z) or p(z|label), and decodes them.
         FAILED_PRECONDITION if the model has no prior.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -184,8 +184,9 @@ class LatentServiceServicer:
 
     def EncodeStream(self, request_iterator, context):
         """Encode for a stream of requests: one reply per request, in the same order.
-        Their number is unlimited; a server under load reads more slowly. The model
-        and version that answer the first message answer the whole stream.
+        The number of requests is unlimited; a server under load reads them more
+        slowly. The model and version that answer the first message answer the
+        whole stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
