@@ -12,7 +12,7 @@ ServiceError                  status, reason and message for the caller
 ├── Unimplemented             unknown method or compression
 ├── UnknownService            unknown health service name
 ├── TooLarge                  message size above the limit
-└── NotReady                  loading, draining, or no model loaded
+└── NotReady                  no model loaded, or the server ends the call
 StartError                    the server refuses to start (never sent to a caller)
 """
 
@@ -149,7 +149,7 @@ class TooLarge(ServiceError):
 
 
 class NotReady(ServiceError):
-    """The server is loading or draining, or has no model loaded."""
+    """No model is loaded, or the server ends the call: it is stopping, or the call stalls."""
 
     status = Status.UNAVAILABLE
     reason = "NOT_READY"

@@ -56,7 +56,7 @@ _SUPERVISOR_SECONDS = 0.5
 
 
 def run(settings: Settings, signals: Signals, worker: WorkerContext | None = None) -> None:
-    """Serves until SIGTERM or SIGINT, then stops gracefully; a second one cuts that short.
+    """Serves until SIGTERM or SIGINT, then stops gracefully; a second signal cuts the stop short.
 
     SIGHUP reloads the models.
 

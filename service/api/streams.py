@@ -86,7 +86,7 @@ async def in_order(
             task.cancel()
         if memory is not None:
             for task in pending:
-                # Not after the wait: that may be cancelled itself.
+                # Not after `gather`, since this wait may itself be cancelled.
                 task.add_done_callback(partial(_release, memory))
         await asyncio.gather(*left, return_exceptions=True)
 

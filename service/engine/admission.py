@@ -51,7 +51,7 @@ class Admission:
     Attributes:
         rows: Rows in flight now.
         size: Bytes in flight now.
-        now: The monotonic clock, in seconds.
+        now: Returns the time of the monotonic clock, in seconds.
     """
 
     def __init__(

@@ -33,8 +33,8 @@ T = TypeVar("T")
 #: Longest batch, in seconds, that is computed on the event loop itself, because passing it to a
 #: thread and its result back would take longer (docs/performance.md).
 INLINE_SECONDS: Final = 600e-6
-#: The same if there is only one core: on a compute thread, the batch would keep other calls waiting
-#: for the core instead of the event loop.
+#: The same if there is only one core: a compute thread would occupy it, and so hold up the event
+#: loop, just as long.
 INLINE_SECONDS_ONE_CORE: Final = 3e-3
 #: The same if only one call is in flight: no other call waits for the event loop, and waking a
 #: thread, then the loop, would cost the call a quarter of a millisecond.
@@ -109,7 +109,8 @@ class Batcher:
             call: The call that it belongs to; its timing is updated.
 
         Returns:
-            A future of the result of `request.finish`, or without it of the output arrays by name.
+            A future of the result of `request.finish`; of the output arrays by name if that is
+            None.
 
         Raises (when it is awaited):
             DeadlineExceeded: The call's deadline passed before the last row was dispatched.

@@ -14,7 +14,7 @@ ANY_LABEL = -1
 
 @dataclass(frozen=True)
 class Draw:
-    """The noise of a request: its row i is row `offset` + i in the sequence of the seed.
+    """The noise of a request: row i is row `offset` + i in the sequence of the seed.
 
     Attributes:
         seed: Key of the generator, 0 to 2^64 - 1.

@@ -10,7 +10,8 @@ T = TypeVar("T")
 class Turns(dict[str, deque[T]]):
     """A queue: first in, first out for each caller, while callers take turns.
 
-    A caller with a thousand items in the queue delays another one by one of them, not by all.
+    A caller with a thousand items in the queue delays the next item of another caller by one of
+    them, not by all.
 
     A dict from each caller with queued items to a deque of them: to test or iterate a dict costs a
     fraction of calling a method written in Python.

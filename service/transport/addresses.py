@@ -39,7 +39,7 @@ def free_addresses(host: str, port: int, option: str = "--port") -> list[str]:
         option: Command-line option that sets the port, for the error.
 
     Raises:
-        StartError: The port is taken on one of the addresses, or none is on this machine.
+        StartError: The port is taken on an address, or none of the addresses is this machine's.
     """
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)

@@ -1,4 +1,4 @@
-"""Call dispatch for all transports: authentication, draining, telemetry, error mapping."""
+"""Call dispatch for all transports: authentication, count of calls, telemetry, error mapping."""
 
 import asyncio
 import logging
@@ -48,8 +48,8 @@ class Rpc:
         request: Message class of the requests.
         takes_stream: Whether the client sends a stream of requests.
         gives_stream: Whether the server sends a stream of replies.
-        counted: Whether its calls appear in metrics, are refused while draining, and are awaited
-            by a drain; False for health and reflection.
+        counted: Whether its calls appear in metrics and are awaited by a drain; False for health
+            and reflection.
         public: Whether it may be called without a token.
     """
 
@@ -124,7 +124,7 @@ class Dispatcher:
         self._idle.set()
 
     async def finished(self) -> None:
-        """Waits until no counted call is in flight."""
+        """Waits until no call of a `counted` method is in flight."""
         await self._idle.wait()
 
     def precheck(self, rpc: Rpc, call: Call) -> None:
@@ -215,7 +215,8 @@ class Dispatcher:
         """Records a failed call.
 
         Returns:
-            Name of the call's status code, and the status to send; None if the caller has left.
+            Name of the call's status code, and the status to send; None if the handler was
+            cancelled, since its caller has left or the transport sends the status.
         """
         if isinstance(error, MemoryError):
             _log.error("request %s to %s: no memory for it (%s)", call.request_id, rpc.name, error)

@@ -217,9 +217,9 @@ class GrpcCall:
         return self._rpc.counted
 
     def cut(self, error: NotReady) -> None:
-        """Ends the call now, by an error unless its reply can be sent in whole.
+        """Ends the call now, with an error unless its whole reply can be sent.
 
-        What is queued is sent as far as flow control allows, and the rest is dropped.
+        Queued bytes are sent as far as flow control allows; the rest is dropped.
         """
         trailers = _trailers(RpcStatus.of(error), headers_sent=self._stream.headers_sent)
         task = self._task

@@ -43,7 +43,7 @@ class GrpcioTransport:
         admin: Implements AdminService; None leaves it out.
         settings: Address, limits, reflection.
         authenticate: Checks the `authorization` of a call; returns the name of its token.
-        capacity: Memory that replies are counted in until their callers have read them.
+        capacity: Counts and limits the bytes of replies until their callers have read them.
         tls: Certificate and key; None for plain text.
         telemetry: Records every call.
         shared: Addresses that all workers listen on; None if this process owns the port alone.
@@ -122,7 +122,7 @@ class GrpcioTransport:
     async def drain(self, seconds: float, force_stop: asyncio.Event) -> None:
         """Shuts down: health is NOT_SERVING, the port closes, and calls in flight may finish.
 
-        grpcio itself refuses calls that arrive from now on. Those that are open at the end, health
+        grpcio itself refuses calls that arrive from now on. Calls that are open at the end, health
         watches among them, end as UNAVAILABLE.
 
         Args:

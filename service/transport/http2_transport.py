@@ -58,7 +58,7 @@ class Http2Transport:
         admin: Implements AdminService; None leaves it out.
         settings: Address, limits, reflection.
         authenticate: Checks the `authorization` of a call; returns the name of its token.
-        capacity: Memory that replies are counted in until their callers have read them.
+        capacity: Counts and limits the bytes of replies until their callers have read them.
         tls: Certificate and key; None for plain text.
         telemetry: Records every call.
         shared: Source of this worker's connections; None if this process owns the port alone.

@@ -12,7 +12,8 @@ from service.errors import InvalidArgument, Overloaded, ServiceError, Status
 
 _DETAILS = "grpc-status-details-bin"
 _PUSHBACK = "grpc-retry-pushback-ms"
-# In characters. gRPC clients limit trailers to 8 KiB, and they contain the message twice.
+# Maximum characters of a status message, which trailers contain twice: gRPC clients limit trailers
+# to 8 KiB.
 _MAX_MESSAGE = 1000
 # Suggested retry delay: within seconds, replies that nobody reads are dropped.
 _RETRY_SECONDS = 1.0

@@ -60,7 +60,7 @@ class TlsFiles:
         return self._context
 
     def reload(self) -> bool:
-        """Loads the files if they have changed; returns whether it did."""
+        """Loads the files if they have changed; returns whether they have."""
         with self._lock:
             try:
                 state = self._stat()

@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 _MIN_LENGTH = 16
 # Visible ASCII, a superset of the characters that RFC 6750 allows in a token.
 _TOKEN = re.compile(r"[!-~]+")
-# A name in front of a token, in characters that logs and metrics take as they are.
+# A name in front of a token, in characters that need no escaping in logs and metrics.
 _NAMED = re.compile(r"([A-Za-z0-9._-]{1,64}):(.*)")
 _CHECK_SECONDS = 1.0
 

@@ -1,4 +1,4 @@
-"""Replies that wait for their callers to read them, and the memory that they take."""
+"""Counts the bytes of replies that their callers have not read yet; drops stalled replies."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ Unread = tuple[float, int, Callable[[], None]]
 
 
 class Capacity(Protocol):
-    """Memory for calls in flight, as `service.engine.admission.Admission` bounds it."""
+    """Limit on the bytes in flight, implemented by `service.engine.admission.Admission`."""
 
     def hold(self, count: int) -> None:
         """Adds bytes of a reply that waits to be sent, even above the limit."""
@@ -30,15 +30,15 @@ class Capacity(Protocol):
 
 
 class UnreadReplies:
-    """Counts replies that wait to be sent as memory of calls in flight.
+    """Counts replies that wait to be sent towards the limit on bytes in flight.
 
     A caller that does not read its replies thus uses up capacity instead of unbounded memory.
     While calls lack memory, the replies that have been stalled longest are dropped, so that such
     callers cannot shut others out.
 
     Args:
-        capacity: Memory that the replies are counted in.
-        unread: Returns the replies that wait at the moment; called about once a second as long as
+        capacity: Limit that the replies count towards.
+        unread: Returns the replies that wait to be read; called about once a second as long as
             there are any.
     """
 

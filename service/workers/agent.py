@@ -56,7 +56,7 @@ class WorkerAgent:
             listening: Whether it accepts connections.
             live: Whether its device works; if not, only a restart helps.
             ready: Whether it serves its default model.
-            loading: Whether it loads models.
+            loading: Whether it is loading models.
         """
         state = {"listening": listening, "live": live, "ready": ready, "loading": loading}
         self._channel.notify("state", state)

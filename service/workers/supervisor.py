@@ -48,7 +48,7 @@ _RELOAD_SECONDS = 120.0
 
 
 def run(settings: Settings, signals: Signals) -> None:
-    """Serves until SIGTERM or SIGINT, then stops the workers; a second one cuts that short.
+    """Serves until SIGTERM or SIGINT, then stops the workers; a second signal cuts the stop short.
 
     SIGHUP makes every worker reload its models.
 

@@ -87,8 +87,8 @@ class PartialBlock:
 class HeaderDecoder:
     """Decodes the header blocks of one connection, in the order received.
 
-    Clients send the same few blocks over and over, so decoded blocks are cached until one changes
-    the dynamic table.
+    Clients send the same few blocks over and over, so decoded blocks are cached until a block
+    changes the dynamic table.
     """
 
     def __init__(self) -> None:
