@@ -42,7 +42,7 @@ class Listing:
     problems: list[Problem] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
 
-    def passed_over(self) -> str:
+    def describe_ignored(self) -> str:
         """Describes `others` for a message, as in `12 .heic, 3 .tif`; empty if there are none."""
         most = sorted(self.others.items(), key=lambda other: (-other[1], other[0]))[:_NAMED]
         named = [f"{count} {suffix}" for suffix, count in most]

@@ -261,7 +261,7 @@ def injected_by_kubernetes(environment: Mapping[str, str] = os.environ) -> list[
     """
     return [
         f"{variable(name)}: got {environment[variable(name)]!r}, which Kubernetes sets for a "
-        "service of that name; passed over"
+        "service of that name; ignored"
         for name in Settings.model_fields
         if _is_injected(name, environment)
     ]

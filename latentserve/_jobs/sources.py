@@ -51,13 +51,13 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
         listing = walk(path, _SUFFIXES)
         for problem in listing.problems:
             raise SourceError(f"{path / problem.path}: {problem.reason}")
-        passed_over = listing.passed_over()
+        ignored = listing.describe_ignored()
         if not listing.paths:
-            found = f"; there are {passed_over}" if passed_over else ""
+            found = f"; there are {ignored}" if ignored else ""
             raise SourceError(f"{path}: got a folder without PNG and JPEG files{found}")
-        if passed_over:
+        if ignored:
             wanted = ", ".join(_SUFFIXES)
-            _LOG.warning("%s: passed over %s; wanted %s", path, passed_over, wanted)
+            _LOG.warning("%s: ignored %s; wanted %s", path, ignored, wanted)
         files += [path / name for name in listing.paths]
     return files
 

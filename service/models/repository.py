@@ -139,7 +139,7 @@ class Repository:
             _log.warning("versions: no model named %s in %s", ", ".join(missing), self.root)
         if others:
             _log.warning(
-                "passed over %s in %s: wanted <name>/<version>/manifest.json, with names of a-z, "
+                "ignored %s in %s: wanted <name>/<version>/manifest.json, with names of a-z, "
                 "0-9, '.', '_' and '-'",
                 shortened(", ".join(others)),
                 self.root,

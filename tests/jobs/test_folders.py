@@ -1,4 +1,4 @@
-"""Folders of images: links are followed as in training, and what is passed over is named."""
+"""Folders of images: links are followed as in training, and what is ignored is named."""
 
 import errno
 import logging
@@ -56,7 +56,7 @@ def test_training_lists_the_same_files(photos):
     assert walk(photos, SUFFIXES).paths == NAMES
 
 
-def test_what_is_passed_over_is_named(photos, caplog):
+def test_what_is_ignored_is_named(photos, caplog):
     for name in ("1.heic", "2.HEIC", "3.tif", "4.jfif", "labels.csv", "README", "\x1b.\x1b[1m"):
         (photos / name).write_bytes(b"")
     (photos / "unmounted").symlink_to("/nowhere/at/all")
@@ -66,7 +66,7 @@ def test_what_is_passed_over_is_named(photos, caplog):
     said = caplog.messages
     assert len(said) == 1
     assert said[0] == (
-        f"{photos}: passed over 2 .heic, 1 (broken link), 1 .\\x1b[1m, 1 .csv, 1 .jfif, 3 others; "
+        f"{photos}: ignored 2 .heic, 1 (broken link), 1 .\\x1b[1m, 1 .csv, 1 .jfif, 3 others; "
         "wanted .png, .jpg, .jpeg"
     )
     counts = walk(photos, SUFFIXES).others
@@ -111,6 +111,6 @@ def test_a_job_encodes_what_lies_behind_links(photos, tmp_path):
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
     assert (done.returncode, done.stderr) == (
-        0, f"{photos}: passed over 1 .heic; wanted .png, .jpg, .jpeg\n",
+        0, f"{photos}: ignored 1 .heic; wanted .png, .jpg, .jpeg\n",
     )  # fmt: skip
     assert np.load(tmp_path / "job" / "mean-00000.npy").shape == (6, 3)

@@ -41,7 +41,7 @@ def test_the_service_variable_of_kubernetes_is_not_read():
 
 @pytest.mark.parametrize("name", ["LATENTSERVE_GRPC_PORT", "LATENTSERVE_HTTP_PORT"])
 @pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
-def test_what_kubernetes_injects_for_a_service_is_passed_over_and_named(name, protocol):
+def test_what_kubernetes_injects_for_a_service_is_ignored_and_named(name, protocol):
     environment = {name: f"{protocol}://10.96.3.4:8080", "LATENTSERVE_THREADS": "1"}
     assert read_settings([], environment) == Settings(threads=1)
     (problem,) = injected_by_kubernetes(environment)

@@ -84,7 +84,7 @@ def read_folder(spec: DataSpec, report: Report) -> FolderImages:
     labelled = _labelled(folder, listing.paths)
     report(f"reading {len(listing.paths)} images from {folder}")
     if listing.others:
-        report(f"passed over {listing.passed_over()}")
+        report(f"ignored {listing.describe_ignored()}")
     pictures, unreadable = _read(spec, listing.paths)
     problems = sorted(listing.problems + unreadable, key=lambda problem: problem.path)
     if problems and spec.bad_files == "refuse":
@@ -149,7 +149,7 @@ def _find(folder: Path) -> Listing:
     except OSError as error:
         raise DataError(f"{folder}: {reason(error)}") from error
     if not listing.paths and not listing.problems:
-        others = listing.passed_over()
+        others = listing.describe_ignored()
         raise DataError(
             f"{folder}: no images, wanted files named {', '.join(sorted(SUFFIXES))}"
             + (f"; there are {others}" if others else "")

@@ -10,8 +10,8 @@ def test_folders_that_are_no_model_are_named(tmp_path, caplog):
         (tmp_path / folder).mkdir(parents=True)
     with caplog.at_level(logging.WARNING):
         Repository(tmp_path, lambda bundle: bundle).models()
-    (said,) = [message for message in caplog.messages if message.startswith("passed over")]
+    (said,) = [message for message in caplog.messages if message.startswith("ignored")]
     assert said == (
-        f"passed over Mnist, mnist, one/2-old in {tmp_path}: wanted "
+        f"ignored Mnist, mnist, one/2-old in {tmp_path}: wanted "
         "<name>/<version>/manifest.json, with names of a-z, 0-9, '.', '_' and '-'"
     )

@@ -489,4 +489,4 @@ def test_files_that_are_no_pictures_are_named(tmp_path: Path) -> None:
     lines: list[str] = []
     load_dataset(DataSpec(f"folder:{tmp_path}"), report=lines.append)
     assert lines[0] == f"reading 60 images from {tmp_path}"
-    assert lines[1:] == ["passed over 2 .heic, 1 .jfif, 1 .tif"]
+    assert lines[1:] == ["ignored 2 .heic, 1 .jfif, 1 .tif"]
