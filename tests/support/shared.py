@@ -21,8 +21,9 @@ CACHE = ROOT / ".cache" / "tests"
 # that none is missing.
 _SOURCES = (
     "bundle", "common", "export", "latentserve/__init__.py", "latentserve/_cli",
-    "latentserve/_files.py", "service/__init__.py", "service/errors.py", "service/models",
-    "tests/support/blobs.py", "tests/support/shared.py", "tests/support/untrained.py", "training",
+    "latentserve/_files.py", "latentserve/_walk.py", "service/__init__.py", "service/errors.py",
+    "service/models", "tests/support/blobs.py", "tests/support/shared.py",
+    "tests/support/untrained.py", "training",
 )  # fmt: skip
 _PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxscript", "torch")
 # Timeout of the locks: longer than the slowest fixture takes on a busy machine.
