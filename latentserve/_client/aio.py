@@ -31,7 +31,6 @@ from latentserve._client.options import (
     Tls,
     Token,
     channel_arguments,
-    check_connections,
     metadata_of,
     rpcs_of,
 )
@@ -56,6 +55,7 @@ from latentserve._client.plans import (
     Send,
     StreamPlan,
     UnaryCall,
+    closed_while_waiting,
     ended_early,
     too_slow,
 )
@@ -127,11 +127,12 @@ class AsyncClient:
         self._limits = Limits()
         self._coalescer = Coalescer(self._run_joined) if coalesce else None
         self._closed = False
-        check_connections(connections)
-        options = channel_arguments(keepalive, tls, connections) + proxy.channel_arguments(target)
-        credentials = None if tls is None else tls.credentials()
+        self._connections = scalars.count(connections, "connections")
+        self._options = channel_arguments(keepalive, tls, self._connections)
+        self._options += proxy.channel_arguments(target)
+        self._credentials = None if tls is None else tls.credentials()
         self._channels: list[grpc.aio.Channel] = []
-        self._rpcs = self._open(connections, options, credentials)
+        self._rpcs: Iterator[dict[str, Any]] | None = None
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -629,26 +630,26 @@ class AsyncClient:
         """
         return await self._run(describe.reload(), timeout)
 
-    def _open(
-        self,
-        connections: int,
-        options: list[tuple[str, object]],
-        credentials: grpc.ChannelCredentials | None,
-    ) -> Iterator[dict[str, Any]]:
-        """Opens the channels, then yields their RPC methods: channel after channel, in a cycle.
+    def _next_rpcs(self) -> dict[str, Any]:
+        """Returns the RPC methods of the next channel, in turn.
 
-        Runs at the first call: a channel belongs to the event loop in which it is opened, and the
-        client may have been made before that loop.
+        Opens the channels at the first call: they belong to the event loop in which they are
+        opened, and the client may have been made before that loop.
+
+        Raises:
+            grpc.aio.UsageError: The client is closed.
         """
         if self._closed:
             raise grpc.aio.UsageError("The client is closed.")
-        self._channels = [
-            grpc.aio.insecure_channel(self.target, options=options)
-            if credentials is None
-            else grpc.aio.secure_channel(self.target, credentials, options=options)
-            for _ in range(connections)
-        ]
-        yield from itertools.cycle([rpcs_of(channel) for channel in self._channels])
+        if self._rpcs is None:
+            self._channels = [
+                grpc.aio.insecure_channel(self.target, options=self._options)
+                if self._credentials is None
+                else grpc.aio.secure_channel(self.target, self._credentials, options=self._options)
+                for _ in range(self._connections)
+            ]
+            self._rpcs = itertools.cycle([rpcs_of(channel) for channel in self._channels])
+        return next(self._rpcs)
 
     def _run_rows(
         self,
@@ -714,7 +715,7 @@ class AsyncClient:
                                 if stream is not None:
                                     stream.cancel()
                                 metadata = metadata_of(self._token)
-                                method = next(self._rpcs)[step.rpc]
+                                method = self._next_rpcs()[step.rpc]
                                 stream = method(step.request, metadata=metadata)
                             case BackOff():
                                 await asyncio.sleep(step.seconds)
@@ -723,8 +724,8 @@ class AsyncClient:
                             case UnaryCall():
                                 outcome = await self._call(step, seconds, math.inf)
                     except ServerError as error:
-                        if isinstance(step, (Deliver, NextBatch)) or self._closed:
-                            raise  # an error in the caller's code, or the end of the client
+                        if isinstance(step, (Deliver, NextBatch)):
+                            raise  # an error in the caller's code
                         step = plan.throw(error)
                     else:
                         step = plan.send(outcome)
@@ -787,6 +788,8 @@ class AsyncClient:
             try:
                 if turn is not None:
                     await self._wait_for(turn, deadline)
+                    if self._closed:
+                        raise closed_while_waiting()
                     left = max(0.0, min(seconds, deadline - time.monotonic()))
                 metadata = metadata_of(self._token)
                 reply = await self._attempt(call.rpc, call.request, left, metadata)
@@ -813,8 +816,11 @@ class AsyncClient:
                 return reply
 
     async def _wait_for(self, turn: Turn, deadline: float) -> None:
-        """Waits for the turn of an attempt; begins it anyway after `LONGEST_WAIT_SECONDS`."""
-        left = min(LONGEST_WAIT_SECONDS, deadline - time.monotonic())
+        """Waits for the turn of an attempt, and begins it anyway once the wait is too long.
+
+        That is after `LONGEST_WAIT_SECONDS`, or half of the time that is left for the call.
+        """
+        left = min(LONGEST_WAIT_SECONDS, (deadline - time.monotonic()) / 2)
         try:
             async with asyncio.timeout(left):
                 await turn.event.wait()
@@ -824,7 +830,8 @@ class AsyncClient:
     async def _attempt(self, rpc: str, request: Any, seconds: float, metadata: Any = ()) -> Any:
         """Makes one attempt of a unary call."""
         try:
-            return await next(self._rpcs)[rpc](request, timeout=seconds, metadata=metadata)
+            call = self._next_rpcs()[rpc](request, timeout=seconds, metadata=metadata)
+            return await call
         except grpc.RpcError as error:
             raise from_rpc_error(error, self.target) from error
 

@@ -46,7 +46,7 @@ def file_contents(rows: Any, what: str) -> list[bytes] | None:
             return None
     elif file_content(rows) is not None:
         raise TypeError(f"{what}: got one file, wanted a list of them")
-    elif not isinstance(rows, Sequence) or isinstance(rows, str):
+    elif not isinstance(rows, Sequence) or isinstance(rows, str | memoryview):
         return None
     if len(rows) == 0:
         raise ValueError(f"{what}: got no rows, wanted at least 1")
@@ -73,8 +73,10 @@ def as_array(value: Any, what: str) -> NDArray[Any]:
         TypeError: `value` holds no numbers.
         ValueError: The rows of `value` differ in shape.
     """
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise TypeError(f"{what}: got an array with masked values, wanted one without")
     if isinstance(value, np.ndarray) and value.dtype.kind not in "OSU":
-        return value
+        return np.asarray(value)  # the base class, whose bytes are the values
     if isinstance(value, _PATHS):
         raise TypeError(f"{what}: got a path, {shown(value)}, {_READ_IT} or np.load()")
     if file_content(value) is not None:

@@ -93,6 +93,11 @@ StreamPlan: TypeAlias = Generator[
 ]
 
 
+def closed_while_waiting() -> ServerError:
+    """Returns the error for a call that was waiting for its turn when the client was closed."""
+    return ServerError("the client was closed", grpc.StatusCode.CANCELLED)
+
+
 def ended_early(target: str) -> Unavailable:
     """Returns the error for a stream that the server ended before it had sent all replies."""
     message = f"{target} ended the stream before all replies"

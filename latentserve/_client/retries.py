@@ -94,8 +94,9 @@ class RetryBudget:
 
     def _settle(self, now: float) -> None:
         """Moves the number of tokens towards `_AT_ONCE`, up or down, with the passage of time."""
-        passed = max(0.0, now - self._at)
-        kept = math.exp(-passed / self._WINDOW_SECONDS)
+        if now <= self._at:
+            return  # the start of a call that others have ended since
+        kept = math.exp((self._at - now) / self._WINDOW_SECONDS)
         self._tokens = self._AT_ONCE + (self._tokens - self._AT_ONCE) * kept
         self._at = now
 

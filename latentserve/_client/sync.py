@@ -21,7 +21,6 @@ from latentserve._client.options import (
     Tls,
     Token,
     channel_arguments,
-    check_connections,
     metadata_of,
     rpcs_of,
 )
@@ -46,6 +45,7 @@ from latentserve._client.plans import (
     Send,
     StreamPlan,
     UnaryCall,
+    closed_while_waiting,
 )
 from latentserve._client.retries import Attempts, Retries, may_succeed_later
 from latentserve._client.threads import ThreadedStream
@@ -112,7 +112,7 @@ class Client:
         self._turns = Turns(threading.Event, limits=retry.repeats)
         self._limits = Limits()
         self._closed = threading.Event()
-        check_connections(connections)
+        connections = scalars.count(connections, "connections")
         options = channel_arguments(keepalive, tls, connections) + proxy.channel_arguments(target)
         credentials = None if tls is None else tls.credentials()
         self._channels = [
@@ -658,8 +658,8 @@ class Client:
                             case UnaryCall():
                                 outcome = self._call(step, seconds, math.inf)
                     except ServerError as error:
-                        if isinstance(step, (Deliver, NextBatch)) or self._closed.is_set():
-                            raise  # an error in the caller's code, or the end of the client
+                        if isinstance(step, (Deliver, NextBatch)):
+                            raise  # an error in the caller's code
                         step = plan.throw(error)
                     else:
                         step = plan.send(outcome)
@@ -684,6 +684,8 @@ class Client:
             try:
                 if turn is not None:
                     self._wait_for(turn, deadline)
+                    if self._closed.is_set():
+                        raise closed_while_waiting()
                     left = max(0.0, min(seconds, deadline - time.monotonic()))
                 metadata = metadata_of(self._token)
                 reply = self._attempt(call.rpc, call.request, left, metadata)
@@ -709,8 +711,11 @@ class Client:
                 return reply
 
     def _wait_for(self, turn: Turn, deadline: float) -> None:
-        """Waits for the turn of an attempt; begins it anyway after `LONGEST_WAIT_SECONDS`."""
-        left = min(LONGEST_WAIT_SECONDS, deadline - time.monotonic())
+        """Waits for the turn of an attempt, and begins it anyway once the wait is too long.
+
+        That is after `LONGEST_WAIT_SECONDS`, or half of the time that is left for the call.
+        """
+        left = min(LONGEST_WAIT_SECONDS, (deadline - time.monotonic()) / 2)
         if not turn.event.wait(left):
             self._turns.begin(turn)
 

@@ -227,3 +227,16 @@ def test_sizes_have_units():
         "5 bytes", "2.0 KiB", "3.0 PiB", "8192.0 YiB",
     ]  # fmt: skip
     assert memory.total_bytes() > 2**27
+
+
+def test_masked_values_are_refused_and_arrays_without_any_are_sent(client):
+    images = np.zeros((2, 28, 28), np.float32)
+    with pytest.raises(TypeError, match="images: got an array with masked values, wanted one"):
+        client.encode(np.ma.masked_array(images, mask=images == 0))
+    means = client.encode(np.ma.masked_array(images)).mean
+    assert np.array_equal(means, client.encode(images).mean)
+
+
+def test_a_memoryview_of_pixels_is_an_array(client):
+    images = np.full((2, 784), 7, np.uint8)
+    assert np.array_equal(client.encode(memoryview(images)).mean, client.encode(images).mean)

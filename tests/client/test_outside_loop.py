@@ -34,6 +34,14 @@ async def main():
             assert "closed" in str(error), error
         else:
             raise AssertionError("a closed client made a call")
+        for _ in range(2):
+            try:
+                async for _chunk in closed.sample_stream(3):
+                    raise AssertionError("a closed client made a stream")
+            except Exception as error:
+                assert "closed" in str(error), error
+            else:
+                raise AssertionError("a stream of a closed client ended as if it were empty")
 
 asyncio.run(main())
 print("done")
