@@ -161,9 +161,11 @@ class GrpcioTransport:
                 await _abort(context, call.failure())
             finally:
                 calls.finish(call)
-            # Counted until grpcio has sent the reply as far as flow control allows.
-            capacity.hold(len(reply))
-            _when_done(context, lambda: capacity.release(len(reply)))
+            # Counted until grpcio has sent the reply as far as flow control allows. The callback
+            # must not hold the reply: its cycle with the context is rarely collected.
+            size = len(reply)
+            capacity.hold(size)
+            _when_done(context, lambda: capacity.release(size))
             return reply
 
         async def stream(requests: Any, context: Context) -> None:

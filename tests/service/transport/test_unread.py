@@ -1,8 +1,10 @@
 """Replies that are not read: counted as memory in flight, and dropped under pressure."""
 
 import asyncio
+import gc
 import socket
 import time
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,25 @@ async def test_unread_unary_replies_are_counted_until_their_callers_leave(kind: 
             await wait_until_async(lambda: running.admission.size > 2.9 * MIB)
             assert running.admission.size <= 3 * MIB + 100
         await wait_until_async(lambda: running.admission.size == 0)
+
+
+async def test_unread_replies_are_freed_when_their_callers_leave(kind: str) -> None:
+    """At once, and not when a server's garbage collector runs, which is seldom."""
+    async with serving(kind, Handlers(list_models=mebibyte)) as running:
+        gc.collect()
+        gc.disable()
+        tracemalloc.start()
+        try:
+            raw = await client(running)
+            with raw:
+                for _ in range(5):
+                    ask(raw)
+                await wait_until_async(lambda: running.admission.size > 4.9 * MIB)
+            await wait_until_async(lambda: running.admission.size == 0)
+            await wait_until_async(lambda: tracemalloc.get_traced_memory()[0] < 2 * MIB, seconds=5)
+        finally:
+            tracemalloc.stop()
+            gc.enable()
 
 
 async def test_replies_that_are_read_are_not_counted_any_more(kind: str) -> None:
