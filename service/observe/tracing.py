@@ -23,7 +23,8 @@ _LATENT = "latentserve.v1.LatentService"
 _SERVICES = {"Reload": "latentserve.v1.AdminService"}
 _VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _EXPORT_SECONDS = 5.0
-_FLUSH_SECONDS = 2.0
+# Time for the SDK to flush the spans, and again to give up; both are part of `EXIT_SECONDS`.
+_FLUSH_SECONDS = 1.0
 # Names of gRPC's status codes; the index is the code's number.
 _CODES = (
     "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND",
@@ -110,7 +111,7 @@ class Tracing:
             call_span.end()
 
     def close(self) -> None:
-        """Flushes the spans, for at most a few seconds."""
+        """Flushes the spans, for at most twice `_FLUSH_SECONDS`."""
         # The SDK waits without a limit for the exporter, which waits for the collector.
         closing = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
         closing.start()

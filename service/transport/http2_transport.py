@@ -41,8 +41,9 @@ _HANDSHAKE_SECONDS = 10.0
 _RETRY_SECONDS = 0.5
 # Time that a drain gives to clients to complete a TLS handshake, after the port has closed.
 _OPENING_SECONDS = 1.0
-# Time that a drain gives to callers to read the last replies and close their connections.
-_LINGER_SECONDS = 5.0
+# Time that a drain gives to callers to read the last replies and close their connections; part of
+# `EXIT_SECONDS`.
+_LINGER_SECONDS = 3.0
 # Time to pass the last frames to the kernel, after connections have been closed.
 _FLUSH_SECONDS = 0.2
 _POLL_SECONDS = 0.01

@@ -13,6 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from latentserve.client import Client
+from service.observe import tracing
 from service.settings import Settings
 from service.stop import EXIT_SECONDS, grace_seconds, stop_seconds
 from service.transport import http2_transport
@@ -37,8 +38,9 @@ def test_every_limit_on_a_stop_follows_from_one_sum():
     grace = grace_seconds(settings.lame_duck, settings.drain_seconds)
     assert grace <= 40
     assert stop_seconds(settings.lame_duck, settings.drain_seconds) < grace
-    # The last replies are read within the time that is left after a drain.
-    assert http2_transport._LINGER_SECONDS < EXIT_SECONDS
+    # After a drain the last replies are read, then the traces are flushed, each to its limit.
+    transport = http2_transport._LINGER_SECONDS + http2_transport._FLUSH_SECONDS
+    assert transport + 2 * tracing._FLUSH_SECONDS < EXIT_SECONDS - 0.5
     compose = (ROOT / "docker-compose.yml").read_text()
     server = compose[compose.index("\n  server:") :]
     assert re.findall(r"stop_grace_period: (\d+)s", server) == [str(grace)]
