@@ -18,6 +18,8 @@ _log = logging.getLogger(__name__)
 EXIT_SECONDS: Final = 6.0
 # Added for the supervisor, which exits only after it has killed workers that hang.
 _MARGIN_SECONDS = 1.0
+# Time to log that a process is ended.
+_REPORT_SECONDS = 0.2
 
 
 class Stop:
@@ -82,7 +84,14 @@ def exit_after(seconds: float) -> None:
 
     def wait_and_exit() -> None:
         time.sleep(seconds)
-        _log.error("still running after %g s: exiting with status 1", seconds)
+        # In a thread of its own: a full pipe that is not read blocks what logs.
+        report = threading.Thread(
+            target=_log.error,
+            args=("still running after %g s: exiting with status 1", seconds),
+            daemon=True,
+        )
+        report.start()
+        report.join(_REPORT_SECONDS)
         os._exit(1)
 
     threading.Thread(target=wait_and_exit, name="stop budget", daemon=True).start()

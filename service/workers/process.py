@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -135,8 +136,10 @@ class Worker:
     def kill(self) -> None:
         """Kills the process (SIGKILL) if it is still running."""
         if self._process is not None and self._process.returncode is None:
-            _log.error("worker %d has not ended; it is killed", self.number)
             self._process.kill()
+            # Logged once the other workers are killed too: a full pipe that is not read blocks.
+            report = partial(_log.error, "worker %d has not ended; it is killed", self.number)
+            asyncio.get_running_loop().call_soon(report)
 
     async def _back_off(self, seconds: float) -> None:
         """Waits for `seconds`, or until the supervisor is stopping."""
@@ -196,8 +199,8 @@ class Worker:
             if waiting > self._most_missed * _BEAT_SECONDS:
                 break
             await asyncio.sleep(_BEAT_SECONDS)
-        _log.error("worker %d hangs", self.number)
         self.kill()
+        _log.error("worker %d hangs", self.number)
 
     @property
     def _most_missed(self) -> int:

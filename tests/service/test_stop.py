@@ -56,6 +56,27 @@ def test_a_process_that_does_not_end_within_its_budget_is_ended():
     assert done.returncode == 1
 
 
+def test_a_process_whose_log_is_not_read_is_ended_too():
+    code = """if True:
+        import logging, os, time
+        from service.stop import exit_after
+        logging.basicConfig()
+        os.set_blocking(2, False)
+        try:
+            while True:
+                os.write(2, b"x" * 4096)
+        except BlockingIOError:
+            os.set_blocking(2, True)
+        exit_after(0.2)
+        time.sleep(60)
+    """
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) as process:
+        try:
+            assert process.wait(20) == 1
+        finally:
+            process.kill()
+
+
 def health(target: str) -> int:
     options = [("grpc.use_local_subchannel_pool", 1)]
     with grpc.insecure_channel(target, options) as channel:
