@@ -19,6 +19,8 @@ _MIN_LENGTH = 16
 _TOKEN = re.compile(r"[!-~]+")
 # A name in front of a token, in characters that need no escaping in logs and metrics.
 _NAMED = re.compile(r"([A-Za-z0-9._-]{1,64}):(.*)")
+# Part of a secret rather than of a name: names are public.
+_SECRET = re.compile(r"(?:[0-9A-Fa-f]-?){16}")
 _CHECK_SECONDS = 1.0
 
 
@@ -26,7 +28,8 @@ class TokenFile:
     """Bearer tokens, one per line; empty lines and lines that begin with # are ignored.
 
     A line `NAME:TOKEN` names its caller. Several tokens may have the same name. The line as a
-    whole is a token too: before there were names, a token could have a colon.
+    whole is a token too: before there were names, a token could have a colon. It is the only one,
+    and has no name, if what follows the colon is too short or the name looks like a secret.
 
     With several tokens, one can be replaced without an interruption. The file is checked once
     a second at most and reloaded when it has changed; while it is missing or invalid, the
@@ -118,6 +121,14 @@ def _read(path: Path) -> tuple[tuple[str, tuple[bytes, ...]], ...]:
             raise ValueError(f"line {number} is no token, wanted visible ASCII without spaces")
         named = _NAMED.fullmatch(line)
         name, token = named.groups() if named else ("", line)
+        unnamed = len(token) < _MIN_LENGTH or _SECRET.search(name)
+        if name and unnamed and len(line) >= _MIN_LENGTH:
+            _log.warning(
+                "token-file: line %d has no name, since what follows its colon is shorter than %d "
+                "characters, or what precedes it looks like a secret",
+                *(number, _MIN_LENGTH),
+            )
+            name, token = "", line
         if len(token) < _MIN_LENGTH:
             raise ValueError(
                 f"line {number} is a token of {len(token)} characters, wanted at least "

@@ -189,6 +189,23 @@ def test_a_token_may_have_a_name(path: Path, clock: Clock) -> None:
 
 
 @pytest.mark.parametrize(
+    "line",
+    ["service-a-7f3c9d2e1b55:01", f"{'0123456789abcdef' * 2}:{'fedcba9876543210' * 2}",
+     f"01234567-89ab-cdef-0123-456789abcdef:{A}", f"key-{'5a' * 8}:{A}"],
+)  # fmt: skip
+def test_an_old_token_with_a_colon_is_not_split(
+    path: Path, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path.write_text(line)
+    tokens = TokenFile(path)
+    first, _, second = line.partition(":")
+    assert tokens.caller(f"Bearer {line}") == ""
+    assert not tokens.accepts(f"Bearer {second}")
+    assert "line 1 has no name" in caplog.text
+    assert first not in caplog.text
+
+
+@pytest.mark.parametrize(
     "line", [f"old:{A}", f"old:{A}:{B}", f":{A}", f"a/b:{A}", f"{'n' * 65}:{A}"]
 )
 def test_a_line_with_a_colon_is_a_token_as_a_whole_too(path: Path, line: str) -> None:
