@@ -3,9 +3,12 @@
 import asyncio
 import logging
 import socket
+from bisect import insort
 from collections import deque
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Final, Protocol
+from weakref import WeakKeyDictionary
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +34,8 @@ class Taker(Protocol):
 class Dealer:
     """Round robin over the workers that are ready, and over the others if none is.
 
-    A connection that no worker can take waits for a few seconds, and is then closed.
+    A connection that no worker can take waits for a few seconds, and is then closed. One that a
+    worker gives back waits for the rest of its seconds.
 
     Args:
         takers: The workers.
@@ -39,8 +43,10 @@ class Dealer:
 
     def __init__(self, takers: Sequence[Taker]):
         self._takers = deque(takers)
-        # Waiting connections, oldest first, each with the time at which it is closed.
+        # Waiting connections, each with the time at which it is closed, earliest first.
         self._waiting: deque[tuple[socket.socket, float]] = deque()
+        # The same time of each connection that has ever waited: a worker may give it back.
+        self._deadlines: WeakKeyDictionary[socket.socket, float] = WeakKeyDictionary()
         self._timer: asyncio.TimerHandle | None = None
         self._next_log = 0.0
         self._closed = False
@@ -50,10 +56,12 @@ class Dealer:
         """Hands a connection to the next worker that can take it; if none can, it waits."""
         if self._offer(connection):
             return
-        if self._closed or len(self._waiting) >= _MOST_WAITING:
+        now = self._loop.time()
+        closed_at = self._deadlines.setdefault(connection, now + _WAIT_SECONDS)
+        if self._closed or len(self._waiting) >= _MOST_WAITING or closed_at <= now:
             self._refuse(connection)
             return
-        self._waiting.append((connection, self._loop.time() + _WAIT_SECONDS))
+        insort(self._waiting, (connection, closed_at), key=itemgetter(1))
         if self._timer is None:
             self._timer = self._loop.call_later(_RETRY_SECONDS, self._retry)
 

@@ -48,6 +48,37 @@ async def test_workers_that_are_not_ready_get_connections_only_if_none_is(connec
     assert (len(takers[0].taken), len(takers[1].taken)) == (1, 5)
 
 
+async def test_a_connection_that_is_given_back_waits_for_the_rest_of_its_time(
+    connections, monkeypatch
+):
+    monkeypatch.setattr(module, "_WAIT_SECONDS", 0.3)
+    monkeypatch.setattr(module, "_RETRY_SECONDS", 0.02)
+    loop = asyncio.get_running_loop()
+
+    class FullTaker(FakeTaker):
+        """Accepts a connection at every second offer, and gives it back at once."""
+
+        offers = 0
+
+        def offer(self, connection):
+            self.offers += 1
+            if self.offers % 2 == 0:
+                loop.call_soon(dealer.deal, connection)
+                return True
+            return False
+
+    dealer = Dealer([FullTaker()])
+    dealer.deal(connections[0])
+    await asyncio.sleep(0.2)
+    assert connections[0].fileno() >= 0
+    dealer.deal(connections[1])
+    await asyncio.sleep(0.2)
+    assert connections[0].fileno() < 0
+    await asyncio.sleep(0.2)
+    assert connections[1].fileno() < 0
+    dealer.close()
+
+
 async def test_what_nobody_can_take_waits_until_there_is_room(connections):
     taker = FakeTaker(room=4)
     dealer = Dealer([taker])
