@@ -81,7 +81,8 @@ class _Server:
     """The server of this process, which may be one of several workers."""
 
     def __init__(self, settings: Settings, worker: WorkerContext | None):
-        self._settings = settings
+        # The default is resolved once, since the memory that may be used can change.
+        self._settings = settings.model_copy(update={"max_queue_bytes": settings.queue_bytes})
         self._worker = worker
         self._agent: WorkerAgent | None = None
         self._http: HttpServer | None = None

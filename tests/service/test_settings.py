@@ -5,6 +5,7 @@ import re
 import pytest
 
 from common.cpus import usable_cpus
+from service import server
 from service.errors import StartError
 from service.settings import (
     Settings,
@@ -121,6 +122,13 @@ def test_bytes_in_flight_default_to_what_memory_allows(monkeypatch, memory, work
     monkeypatch.setattr("service.settings.usable_memory", lambda: memory * 2**20)
     assert Settings(workers=workers).queue_bytes == wanted * 2**20
     assert Settings(workers=workers, max_queue_bytes=2**40).queue_bytes == 2**40
+
+
+def test_a_server_resolves_the_bytes_in_flight_once(monkeypatch):
+    monkeypatch.setattr("service.settings.usable_memory", lambda: 2**30)
+    served = server._Server(Settings(), None)._settings
+    monkeypatch.setattr("service.settings.usable_memory", lambda: 2**28)
+    assert served.queue_bytes == 208 * 2**20
 
 
 def test_every_setting_is_in_the_table_of_docs_operations():
