@@ -72,10 +72,10 @@ class Settings(BaseModel):
     max_queue_bytes: Annotated[int, Field(ge=4096, le=2**50)] | None = None
     """Maximum number of bytes of images and latents in flight in all calls together."""
     max_rows_per_caller: int = Field(0, ge=0, le=2**40)
-    """Maximum number of rows in flight of one caller; 0 for no limit per caller. A caller is
-    identified by the name of its token, else by its address."""
+    """Maximum number of rows in flight of one caller in each worker; 0 for no limit per caller. A
+    caller is identified by the name of its token, else by its address."""
     max_calls_per_caller: int = Field(0, ge=0, le=2**31 - 1)
-    """Maximum number of calls in flight of one caller; 0 for no limit per caller."""
+    """Maximum number of calls in flight of one caller in each worker; 0 for no limit per caller."""
     max_score_draws: int = Field(5000, ge=0, le=1_000_000)
     """Maximum number of draws per row in Score."""
     max_connection_age_seconds: float = Field(600.0, ge=1, le=10**6)
