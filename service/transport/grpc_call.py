@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from service.errors import DeadlineExceeded, NotReady, ServiceError, Unimplemented
 from service.transport.dispatch import ENDED, Dispatcher, Rpc, new_call
-from service.transport.framing import ENCODINGS, MessageBuffer, prefix, too_large
+from service.transport.framing import ENCODINGS, PREFIX_BYTES, MessageBuffer, prefix, too_large
 from service.transport.http2.frames import ErrorCode
 from service.transport.http2.headers import encode, status_200
 from service.transport.http2.stream import Stream
@@ -170,7 +170,7 @@ class GrpcCall:
                     if size > self._max_bytes:
                         self._refuse(RpcStatus.of(too_large(size, self._max_bytes)))
                         return
-                    if not self._rpc.counted and not self._stream.has_room(size):
+                    if not self._rpc.counted and not self._stream.has_room(PREFIX_BYTES + size):
                         raise no_room(size)  # other replies passed admission
                     if not self._stream.headers_sent:
                         self._stream.send_headers(_HEADERS)

@@ -142,8 +142,9 @@ class Stream:
         return self.headers_sent
 
     def has_room(self, count: int) -> bool:
-        """Whether that many bytes may wait to be sent."""
-        return self._outbox.has_room(count)
+        """Whether the stream's window takes that many bytes of DATA, or else they may wait."""
+        queue = self.send_queue
+        return (not queue.queued_bytes and count <= queue.window) or self._outbox.has_room(count)
 
     def send_headers(self, headers: bytes) -> None:
         """Sends the header block that begins a response."""

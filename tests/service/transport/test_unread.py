@@ -24,6 +24,7 @@ from tests.support.transports import (
     FACTORIES,
     Handlers,
     Running,
+    loaded,
     server_stream,
     serving,
     unary,
@@ -151,6 +152,19 @@ async def test_a_reply_without_room_is_refused_with_a_time_to_retry(kind: str) -
             # Health is answered all the same, and so is a call whose reply can be sent at once.
             check = unary(channel, "/grpc.health.v1.Health/Check")
             await check(b"", timeout=5)
+
+
+async def test_a_health_watch_needs_no_room_as_long_as_its_window_is_open(kind: str) -> None:
+    async with (
+        serving(kind, Handlers(), max_bytes=MIB) as running,
+        running.channel() as channel,
+    ):
+        running.admission.hold(2 * MIB)
+        watch = server_stream(channel, "/grpc.health.v1.Health/Watch")(b"", timeout=5)
+        assert await watch.read() == b"\x08\x02"  # NOT_SERVING
+        await running.transport.show(loaded())
+        assert await watch.read() == b"\x08\x01"  # SERVING
+        watch.cancel()
 
 
 # ------------------------------------------------------------------- dropping
