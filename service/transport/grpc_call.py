@@ -11,7 +11,7 @@ from contextlib import aclosing
 from typing import Final
 from urllib.parse import quote
 
-from service.errors import DeadlineExceeded, NotReady, ServiceError, Unimplemented
+from service.errors import DeadlineExceeded, NotReady, OutOfMemory, ServiceError, Unimplemented
 from service.transport.dispatch import ENDED, Dispatcher, Rpc, new_call
 from service.transport.framing import ENCODINGS, PREFIX_BYTES, MessageBuffer, prefix, too_large
 from service.transport.http2.frames import ErrorCode
@@ -96,11 +96,8 @@ class GrpcCall:
                     self._dispatcher.precheck(self._rpc, self._call)
                 elif complete and self._messages.more_than_one:
                     raise Unimplemented("request: got more than 1 message, wanted 1")
-        except CallFailed as error:
-            self._refuse(error.failure)
-            return
-        except ServiceError as error:
-            self._refuse(RpcStatus.of(error))
+        except (CallFailed, ServiceError, MemoryError) as error:
+            self._refuse(_status(error))
             return
         if complete:
             # The receive window is not replenished before the message is taken.
@@ -144,19 +141,16 @@ class GrpcCall:
     async def _answer(self) -> None:
         try:
             reply = await self._dispatcher.unary(self._rpc, self._messages.take(), self._call)
-        except CallFailed as error:
-            self._refuse(error.failure)
+            if self._done:
+                return
+            size = sum(map(len, reply))
+            if size > self._max_bytes:
+                self._refuse(RpcStatus.of(too_large(size, self._max_bytes)))
+            elif not self._stream.respond(_HEADERS, (prefix(size), *reply), _OK):
+                self._refuse(self._dispatcher.without_room(size))
+        except (CallFailed, ServiceError, MemoryError) as error:
+            self._refuse(_status(error))
             return
-        except ServiceError as error:
-            self._refuse(RpcStatus.of(error))
-            return
-        if self._done:
-            return
-        size = sum(map(len, reply))
-        if size > self._max_bytes:
-            self._refuse(RpcStatus.of(too_large(size, self._max_bytes)))
-        elif not self._stream.respond(_HEADERS, (prefix(size), *reply), _OK):
-            self._refuse(self._dispatcher.without_room(size))
         self._close()
 
     async def _answer_stream(self) -> None:
@@ -176,11 +170,8 @@ class GrpcCall:
                         self._stream.send_headers(_HEADERS)
                     self._stream.send_data(prefix(size) + reply[0], *reply[1:])
                     await self._stream.wait_writable()
-        except CallFailed as error:
-            self._refuse(error.failure)
-            return
-        except ServiceError as error:
-            self._refuse(RpcStatus.of(error))
+        except (CallFailed, ServiceError, MemoryError) as error:
+            self._refuse(_status(error))
             return
         if self._done:
             return
@@ -263,6 +254,15 @@ def refuse(stream: Stream, error: ServiceError) -> None:
 def refuse_non_grpc(stream: Stream) -> None:
     """Answers a request that is not gRPC with HTTP status 415, as PROTOCOL-HTTP2 requires."""
     stream.end(_NOT_GRPC)
+
+
+def _status(error: CallFailed | ServiceError | MemoryError) -> RpcStatus:
+    if isinstance(error, CallFailed):
+        return error.failure
+    if isinstance(error, ServiceError):
+        return RpcStatus.of(error)
+    _log.error("no memory for the messages of a call (%s)", error)
+    return RpcStatus.of(OutOfMemory())
 
 
 def _cut_short() -> ServiceError:

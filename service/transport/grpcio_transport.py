@@ -12,7 +12,7 @@ import grpc
 from service.api.admin import AdminServicer
 from service.api.servicer import Servicer
 from service.engine.call import Call
-from service.errors import NotReady, StartError
+from service.errors import NotReady, OutOfMemory, StartError
 from service.models.repository import Models
 from service.observe.telemetry import Telemetry
 from service.settings import Settings
@@ -157,6 +157,8 @@ class GrpcioTransport:
                     raise CallFailed(dispatcher.without_room(len(reply)))
             except CallFailed as error:
                 await _abort(context, error.failure)
+            except MemoryError:
+                await _abort(context, RpcStatus.of(OutOfMemory()))
             except asyncio.CancelledError:
                 await _abort(context, call.failure())
             finally:
@@ -185,6 +187,8 @@ class GrpcioTransport:
                         call.moved()
             except CallFailed as error:
                 await _abort(context, error.failure)
+            except MemoryError:
+                await _abort(context, RpcStatus.of(OutOfMemory()))
             except asyncio.CancelledError:
                 await _abort(context, call.failure())
             finally:

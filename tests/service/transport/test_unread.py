@@ -9,12 +9,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from latentserve.v1 import latent_service_pb2 as pb
 from service.engine.call import Call
 from service.errors import Overloaded
 from service.transport import unread
+from service.transport.framing import MessageBuffer
 from tests.support.http2_client import RawClient
 from tests.support.http2_peer import message
 from tests.support.processes import Server
@@ -165,6 +167,51 @@ async def test_a_health_watch_needs_no_room_as_long_as_its_window_is_open(kind: 
         await running.transport.show(loaded())
         assert await watch.read() == b"\x08\x01"  # SERVING
         watch.cancel()
+
+
+# ------------------------------------------------------------- without memory
+
+
+class Uncopyable(tuple[bytes]):
+    """A reply that there is no memory to copy."""
+
+    def __iter__(self) -> Any:
+        raise MemoryError
+
+
+async def test_a_reply_without_memory_to_send_it_is_refused(kind: str) -> None:
+    async def one(_request: Any, _call: Call) -> tuple[bytes]:
+        return Uncopyable((b"reply",))
+
+    async def many(_request: Any, _call: Call) -> AsyncIterator[tuple[bytes]]:
+        yield Uncopyable((b"reply",))
+
+    async with (
+        serving(kind, Handlers(list_models=one, sample_stream=many)) as running,
+        running.channel() as channel,
+    ):
+        for call in (
+            unary(channel, "ListModels")(b"", timeout=5),
+            server_stream(channel, "SampleStream")(b"", timeout=5),
+        ):
+            assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize("step", ["feed", "take"])
+@pytest.mark.parametrize("method", ["ListModels", "SampleStream"])
+async def test_a_request_without_memory_to_receive_it_is_refused(
+    step: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(MessageBuffer, step, fails)
+    async with serving("http2", Handlers(list_models=mebibyte)) as running:
+        raw = await asyncio.to_thread(RawClient, running.target)
+        with raw:
+            reply = await asyncio.to_thread(raw.wait, ask(raw, method))
+            assert (reply.status, reply.ended) == (RESOURCE_EXHAUSTED, True)
+            assert "memory" in reply.text
 
 
 # ------------------------------------------------------------------- dropping
