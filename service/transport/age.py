@@ -14,25 +14,35 @@ _JITTER: Final = 0.1
 _CHECKS: Final = 8
 _SHORTEST_SECONDS: Final = 0.05
 
-# By stream identifier: bytes moved so far, and when that last changed, on the event loop's clock.
+# By stream identifier: bytes moved so far, and since when the call has stalled, on the event
+# loop's clock.
 _Marks = dict[int, tuple[int, float]]
 
 
 class Ages:
     """Shuts connections down at their maximum age.
 
-    Calls in flight continue as long as they send or receive bytes. Calls that stall are ended:
-    without a deadline, such a call would keep its connection open for ever.
+    Calls in flight continue while they are computed, and as long as they send or receive bytes.
+    Calls that stall are ended: without a deadline, such a call would keep its connection open for
+    ever.
 
     Args:
         age: Maximum age of a connection in seconds.
-        grace: Seconds without a byte after which a call on a connection beyond its age is ended.
+        grace: Seconds after which a stalled call on a connection beyond its age is ended.
+        needs_caller: Whether the call of a stream may last for ever unless its caller acts.
         end: Called with the stream of each call that has to be ended.
     """
 
-    def __init__(self, age: float, grace: float, end: Callable[[Stream], None]):
+    def __init__(
+        self,
+        age: float,
+        grace: float,
+        needs_caller: Callable[[Stream], bool],
+        end: Callable[[Stream], None],
+    ):
         self._age = age
         self._grace = grace
+        self._needs_caller = needs_caller
         self._end = end
         self._timers: dict[Connection, asyncio.TimerHandle] = {}
 
@@ -56,19 +66,20 @@ class Ages:
     def _check(self, connection: Connection, marks: _Marks) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        marks = _marked(connection.streams, marks, now)
+        marks = self._marked(connection.streams, marks, now)
         for stream in connection.streams:
-            if now - marks[stream.id][1] >= self._grace:
+            if now - marks[stream.id][1] >= self._grace and self._needs_caller(stream):
                 self._end(stream)
         self._timers[connection] = loop.call_later(
             max(self._grace / _CHECKS, _SHORTEST_SECONDS), self._check, connection, marks
         )
 
-
-def _marked(streams: Iterable[Stream], before: _Marks, now: float) -> _Marks:
-    """Returns the marks of `streams` at time `now`, given the marks `before`."""
-    marks = {}
-    for stream in streams:
-        moved, since = before.get(stream.id, (-1, now))
-        marks[stream.id] = stream.moved_bytes, since if moved == stream.moved_bytes else now
-    return marks
+    def _marked(self, streams: Iterable[Stream], before: _Marks, now: float) -> _Marks:
+        """Returns the marks of `streams` at time `now`, given the marks `before`."""
+        marks = {}
+        for stream in streams:
+            moved, since = before.get(stream.id, (-1, now))
+            if moved != stream.moved_bytes or not self._needs_caller(stream):
+                since = now
+            marks[stream.id] = stream.moved_bytes, since
+        return marks

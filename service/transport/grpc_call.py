@@ -54,6 +54,7 @@ class GrpcCall:
         "_stream",
         "_task",
         "_timer",
+        "_unanswered",
     )
 
     def __init__(
@@ -76,6 +77,8 @@ class GrpcCall:
         self._messages = MessageBuffer(fields.get("grpc-encoding", "identity"), max_bytes, hold)
         self._done = False
         self._consumed = 0
+        # Requests of a stream that have been taken and not been answered.
+        self._unanswered = 0
         self._more: asyncio.Future[None] | None = None
         self._timer = None if seconds == math.inf else loop.call_later(seconds, self._expired)
         self._task: asyncio.Task[None] | None = None
@@ -169,6 +172,7 @@ class GrpcCall:
                     if not self._stream.headers_sent:
                         self._stream.send_headers(_HEADERS)
                     self._stream.send_data(prefix(size) + reply[0], *reply[1:])
+                    self._unanswered -= 1
                     await self._stream.wait_writable()
         except (CallFailed, ServiceError, MemoryError) as error:
             self._refuse(_status(error))
@@ -188,6 +192,7 @@ class GrpcCall:
                 if self._consumed and not messages.ready:
                     self._stream.consumed(self._consumed)
                     self._consumed = 0
+                self._unanswered += 1
                 yield message
             if self._stream.remote_ended:
                 if messages.held_bytes:
@@ -206,6 +211,19 @@ class GrpcCall:
     def counted(self) -> bool:
         """Whether a drain waits for the call."""
         return self._rpc.counted
+
+    @property
+    def needs_caller(self) -> bool:
+        """Whether the call may last for ever unless its caller acts.
+
+        Not if it has a deadline, or is being computed. Health watches are never computed.
+        """
+        rpc, stream = self._rpc, self._stream
+        if self._call.deadline < math.inf:
+            return False
+        if stream.queued_bytes or not rpc.counted:
+            return True
+        return self._unanswered <= 0 if rpc.takes_stream else not stream.remote_ended
 
     def cut(self, error: NotReady) -> None:
         """Ends the call now, with an error unless its whole reply can be sent.

@@ -16,21 +16,49 @@ _SHORTEST_SECONDS: Final = 0.05
 class OpenCall:
     """A call whose handler is running.
 
+    Args:
+        task: Task of the handler.
+        idle: Whether the call needs its caller even while nothing is read or written, as a health
+            watch does; if not, it is being computed then.
+        has_deadline: Whether the call ends without its caller.
+
     Attributes:
         began: When the call began, on the clock of `time.monotonic`.
         moved_at: When one of its messages was last received or sent, on the same clock.
+        unanswered: Requests that have been received and not been answered.
+        writes: Whether a reply waits for the caller to read.
     """
 
-    __slots__ = ("_error", "_task", "began", "moved_at")
+    __slots__ = (
+        "_error",
+        "_has_deadline",
+        "_idle",
+        "_task",
+        "began",
+        "moved_at",
+        "unanswered",
+        "writes",
+    )
 
-    def __init__(self, task: asyncio.Task[object]):
+    def __init__(self, task: asyncio.Task[object], *, idle: bool, has_deadline: bool):
         self.began = self.moved_at = time.monotonic()
+        self.unanswered = 0
+        self.writes = False
+        self._idle = idle
+        self._has_deadline = has_deadline
         self._task = task
         self._error: NotReady | None = None
 
     def moved(self) -> None:
         """Sets `moved_at`, since a message has been received or sent."""
         self.moved_at = time.monotonic()
+
+    @property
+    def needs_caller(self) -> bool:
+        """Whether the call may last for ever unless its caller acts."""
+        if self._has_deadline:
+            return False
+        return self.writes or (self._idle and self.unanswered <= 0)
 
     def end(self, error: NotReady) -> None:
         """Cancels the handler, which then ends the call with the status from `failure`."""
@@ -67,11 +95,11 @@ class OpenCalls:
         self._calls: set[OpenCall] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self) -> OpenCall:
-        """Adds the call that the current task handles."""
+    def begin(self, *, idle: bool, has_deadline: bool) -> OpenCall:
+        """Adds the call that the current task handles; the arguments are those of `OpenCall`."""
         task = asyncio.current_task()
         assert task is not None
-        call = OpenCall(task)
+        call = OpenCall(task, idle=idle, has_deadline=has_deadline)
         self._calls.add(call)
         return call
 
@@ -88,7 +116,9 @@ class OpenCalls:
         """Ends calls that have stalled beyond the maximum age, now and at regular intervals."""
         now = time.monotonic()
         for call in list(self._calls):
-            if now - call.began >= self._age and now - call.moved_at >= self._grace:
+            if not call.needs_caller:
+                call.moved()
+            elif now - call.began >= self._age and now - call.moved_at >= self._grace:
                 call.end(
                     NotReady(
                         "the connection has reached its maximum age, and nothing has moved for "

@@ -149,8 +149,14 @@ class GrpcioTransport:
     def _handler(self, rpc: Rpc) -> Any:
         calls, capacity, dispatcher = self._calls, self._capacity, self._dispatcher
 
+        def begin(context: Context) -> OpenCall:
+            return calls.begin(
+                idle=rpc.takes_stream or not rpc.counted,
+                has_deadline=context.time_remaining() is not None,
+            )
+
         async def unary(raw: bytes, context: Context) -> Any:
-            call = calls.begin()
+            call = begin(context)
             try:
                 reply = b"".join(await dispatcher.unary(rpc, raw, _call(context)))
                 if rpc.counted and not capacity.has_room(len(reply)):
@@ -171,7 +177,7 @@ class GrpcioTransport:
             return reply
 
         async def stream(requests: Any, context: Context) -> None:
-            call = calls.begin()
+            call = begin(context)
             raw = _read(context, call) if rpc.takes_stream else requests
             held = 0
             try:
@@ -181,7 +187,10 @@ class GrpcioTransport:
                         held = len(data)
                         capacity.hold(held)
                         # Waits while the caller does not read (back-pressure).
+                        call.writes = True
                         await context.write(data)
+                        call.writes = False
+                        call.unanswered -= 1
                         capacity.release(held)
                         held = 0
                         call.moved()
@@ -252,6 +261,7 @@ def _when_done(context: Context, then: Callable[[], None]) -> None:
 async def _read(context: Context, call: OpenCall) -> AsyncIterator[bytes]:
     while (raw := await context.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
         call.moved()
+        call.unanswered += 1
         yield raw
 
 

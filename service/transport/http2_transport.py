@@ -96,7 +96,9 @@ class Http2Transport:
         aged = NotReady(
             f"the connection has reached its maximum age, and no byte has moved for {grace:g} s"
         )
-        self._ages = Ages(settings.max_connection_age_seconds, grace, partial(_cut, error=aged))
+        self._ages = Ages(
+            settings.max_connection_age_seconds, grace, _needs_caller, partial(_cut, error=aged)
+        )
         rpcs = services(servicer, admin, self._health, reflection=settings.reflection)
         self._rpcs = {rpc.path: rpc for rpc in rpcs}
         self._draining = False
@@ -316,6 +318,11 @@ def _is_busy(connection: Connection) -> bool:
         isinstance(stream.receiver, GrpcCall) and stream.receiver.counted
         for stream in connection.streams
     )
+
+
+def _needs_caller(stream: Stream) -> bool:
+    receiver = stream.receiver
+    return not isinstance(receiver, GrpcCall) or receiver.needs_caller
 
 
 def _cut(stream: Stream, error: NotReady) -> None:

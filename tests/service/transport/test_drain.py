@@ -241,7 +241,7 @@ async def test_beyond_its_age_a_connection_ends_calls_that_stand_still(kind: str
         running.channel() as channel,
     ):
         method = both_streams(channel, "EncodeStream")
-        idle, busy = method(timeout=30), method(timeout=30)
+        idle, busy = method(), method(timeout=30)  # a call with a deadline ends anyway
         for call in (idle, busy):
             await call.write(b"")
             await call.read()
@@ -256,6 +256,42 @@ async def test_beyond_its_age_a_connection_ends_calls_that_stand_still(kind: str
         assert "maximum age" in await idle.details()
         await busy.done_writing()
         assert await busy.code() is grpc.StatusCode.OK
+
+
+async def test_beyond_its_age_a_connection_lets_calls_be_computed(kind: str) -> None:
+    """One with a deadline may even idle."""
+
+    async def slow(_request: Any, _call: Call) -> tuple[bytes]:
+        await asyncio.sleep(2.5)
+        return (b"",)
+
+    async def one(_request: Any, _call: Call) -> AsyncIterator[tuple[bytes]]:
+        await asyncio.sleep(2.5)
+        yield (b"",)
+
+    async def answers(requests: Any, _call: Call) -> AsyncIterator[tuple[bytes]]:
+        async for _ in requests:
+            await asyncio.sleep(2.5)
+            yield (b"",)
+
+    handlers = Handlers(list_models=slow, sample_stream=one, encode_stream=answers)
+    settings = {"max_connection_age_seconds": 1, "max_connection_age_grace_seconds": 0.3}
+    async with (
+        serving(kind, handlers, **settings) as running,
+        running.channel() as channel,
+        asyncio.timeout(15),
+    ):
+        idle = both_streams(channel, "EncodeStream")(timeout=3)
+        computed = both_streams(channel, "EncodeStream")()
+        await computed.write(b"")
+        stream = server_stream(channel, "SampleStream")(b"")
+        watch = server_stream(channel, "/grpc.health.v1.Health/Watch")(b"")
+        await watch.read()
+        assert await unary(channel, "ListModels")(b"") == b""
+        assert await stream.read() == b""
+        assert await computed.read() == b""
+        assert await watch.code() is UNAVAILABLE
+        assert await idle.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 async def test_the_maximum_of_streams_is_announced_and_held(kind: str) -> None:
