@@ -262,8 +262,11 @@ def _plain(image: Image.Image) -> Image.Image:
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int64).clip(0, 65535)
-    plain = ((values * 255 + 32767) // 65535).astype(np.uint8)
+    values = np.asarray(image).clip(0, 65535).astype(np.uint32)
+    scaled = values * np.uint32(255)  # in place from here on, since pictures may be large
+    scaled += 32767
+    scaled //= 65535
+    plain = scaled.astype(np.uint8)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         plain[values == transparent] = 255

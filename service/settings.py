@@ -22,6 +22,8 @@ _LAME_DUCK_SECONDS = 3.0
 # parsing takes copies (docs/performance.md).
 _MIN_QUEUE_BYTES, _MAX_QUEUE_BYTES = 2**23, 2**29
 _PROCESS_BYTES = 192 * 2**20
+# Peak bytes per pixel while a picture with a palette is blended onto white, with some to spare.
+_PIXEL_BYTES = 20
 
 
 def _versions(value: object) -> object:
@@ -126,6 +128,15 @@ class Settings(BaseModel):
         if self.max_queue_bytes is not None:
             return self.max_queue_bytes
         return default_queue_bytes(usable_memory() // self.workers)
+
+    @property
+    def max_pixels(self) -> int:
+        """Maximum pixels of a picture file: 64 million, or fewer (from 1 million).
+
+        As many as fit into the memory of a process beyond that of calls in flight.
+        """
+        spare = usable_memory() // self.workers - _PROCESS_BYTES - 2 * self.queue_bytes
+        return max(1_000_000, min(64_000_000, spare // _PIXEL_BYTES))
 
 
 def default_queue_bytes(memory: int) -> int:

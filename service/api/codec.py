@@ -51,7 +51,11 @@ def rows_stated(images: tensor_pb2.Images) -> int:
 
 
 def read_images(
-    images: tensor_pb2.Images, field: str, shape: tuple[int, int, int], max_rows: int
+    images: tensor_pb2.Images,
+    field: str,
+    shape: tuple[int, int, int],
+    max_rows: int,
+    max_pixels: int = pictures.MAX_PIXELS,
 ) -> Pixels:
     """Reads and validates the images of a request.
 
@@ -60,6 +64,7 @@ def read_images(
         field: Path of the message in the request, for errors.
         shape: C, H and W of the model.
         max_rows: Limit on N.
+        max_pixels: Limit on the pixels of a picture file.
 
     Returns:
         [N, C, H, W]; uint8, or float32 in [0, 1].
@@ -76,7 +81,7 @@ def read_images(
         files = images.encoded.files
         if not 1 <= len(files) <= max_rows:
             raise InvalidArgument(f"{field}.files", f"{len(files)} files", f"1 to {max_rows}")
-        return pictures.read_files(files, field, shape, resize=images.encoded.resize)
+        return pictures.read_files(files, field, shape, images.encoded.resize, max_pixels)
     field = f"{field}.tensor"
     tensor = images.tensor
     sizes = tuple(tensor.shape)

@@ -8,37 +8,44 @@ transparency, CMYK colours or an EXIF rotation is refused, since it would have t
 All functions are thread-safe.
 """
 
-import contextlib
 import io
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from common import pictures
-from common.memory import usable_memory
 from service.errors import InvalidArgument
 
-# Peak bytes per pixel while a picture is blended onto white, and bytes of an idle process.
-_PIXEL_BYTES, _PROCESS_BYTES = 16, 192 * 2**20
+#: Maximum pixels of a picture if memory is no limit.
+MAX_PIXELS = 64_000_000
 
 
-def max_pixels(memory: int) -> int:
-    """Maximum pixels of a picture: 64 million, or fewer (from 1 million) if memory is scarce.
+class _Decoding:
+    """Pixels that are being resized, bounded by those of one picture of the maximum size."""
 
-    Args:
-        memory: Bytes of memory that the process may use.
-    """
-    return max(1_000_000, min(64_000_000, (memory - _PROCESS_BYTES) // _PIXEL_BYTES))
+    def __init__(self) -> None:
+        self._pixels = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def of(self, pixels: int, max_pixels: int) -> Iterator[None]:
+        """Waits until `pixels` more are within `max_pixels`, and counts them meanwhile."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._pixels + pixels <= max_pixels)
+            self._pixels += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._pixels -= pixels
+                self._changed.notify_all()
 
 
-#: Maximum pixels of a picture.
-MAX_PIXELS = max_pixels(usable_memory())
-# Pictures above this size are decoded one at a time; smaller ones in several threads.
-_LARGE_PIXELS = MAX_PIXELS // 16
-_one_large = threading.Lock()
+_decoding = _Decoding()
 
 _FORMATS = ("PNG", "JPEG")
 _MODES = {
@@ -53,7 +60,11 @@ _COMPRESS_LEVEL = 1
 
 
 def read_files(
-    files: Sequence[bytes], field: str, shape: tuple[int, int, int], resize: bool
+    files: Sequence[bytes],
+    field: str,
+    shape: tuple[int, int, int],
+    resize: bool,
+    max_pixels: int = MAX_PIXELS,
 ) -> NDArray[np.uint8]:
     """Reads and validates the picture files of a request.
 
@@ -62,13 +73,14 @@ def read_files(
         field: Path of the files' message in the request, for errors.
         shape: C, H and W of the model.
         resize: Whether to convert pictures of another size or colour mode.
+        max_pixels: Maximum pixels of a picture, and of all that are being resized together.
 
     Returns:
         uint8 [N, C, H, W].
 
     Raises:
         InvalidArgument: The model's images are neither grey nor RGB; or a file is empty,
-            damaged, truncated, no PNG or JPEG, above `MAX_PIXELS`, or, without `resize`,
+            damaged, truncated, no PNG or JPEG, above `max_pixels`, or, without `resize`,
             of another size or colour mode. The error names the file.
     """
     if shape[0] not in _WANTED:
@@ -77,7 +89,7 @@ def read_files(
     pixels = np.empty((len(files), *shape), np.uint8)
     for index, raw in enumerate(files):
         try:
-            pixels[index] = _read(raw, f"{field}.files[{index}]", shape, resize)
+            pixels[index] = _read(raw, f"{field}.files[{index}]", shape, resize, max_pixels)
         except InvalidArgument as error:
             error.index = index
             raise
@@ -104,13 +116,14 @@ def write_files(pixels: NDArray[np.uint8]) -> list[bytes]:
     return files
 
 
-def _read(raw: bytes, field: str, shape: tuple[int, int, int], resize: bool) -> NDArray[np.uint8]:
+def _read(
+    raw: bytes, field: str, shape: tuple[int, int, int], resize: bool, max_pixels: int
+) -> NDArray[np.uint8]:
     channels, *size = shape
     try:
-        with pictures.open_picture(raw, _FORMATS, MAX_PIXELS) as image:
+        with pictures.open_picture(raw, _FORMATS, max_pixels) as image:
             if resize:
-                large = image.width * image.height > _LARGE_PIXELS
-                with _one_large if large else contextlib.nullcontext():
+                with _decoding.of(image.width * image.height, max_pixels):
                     return pictures.prepare(image, (size[0], size[1]), channels)
             # Checks the header first, so that a picture of the wrong size is never decoded.
             _refuse_other(image, field, shape, turned=False)
@@ -122,7 +135,7 @@ def _read(raw: bytes, field: str, shape: tuple[int, int, int], resize: bool) -> 
         got = "a file that is no picture, or damaged" if raw else "an empty file"
         raise InvalidArgument(field, got, "a PNG or JPEG file") from error
     except pictures.TooLarge as error:
-        wanted = f"at most {MAX_PIXELS // 10**6} megapixels"
+        wanted = f"at most {max_pixels // 10**6} megapixels"
         raise InvalidArgument(field, error.got, wanted) from error
     except pictures.PictureError as error:
         raise InvalidArgument(field, f"a damaged file ({error})", "a PNG or JPEG file") from error

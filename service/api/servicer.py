@@ -64,6 +64,7 @@ class Servicer:
         self._engine = engine
         self._models = models
         self._settings = settings
+        self._max_pixels = settings.max_pixels
         self._row_limits: WeakKeyDictionary[Model, int] = WeakKeyDictionary()
         self._fast_path = FastPath(engine, self._max_rows) if fast_path else None
 
@@ -352,7 +353,7 @@ class Servicer:
             pixels = codec.read_images(images, field, shape, limit)
         else:
             pixels = await self._engine.in_thread(
-                lambda: codec.read_images(images, field, shape, limit), call
+                lambda: codec.read_images(images, field, shape, limit, self._max_pixels), call
             )
         call.rows += len(pixels)
         return pixels

@@ -133,7 +133,6 @@ class _Supervisor:
             "http_port": "off",
             "threads": settings.threads or max(1, usable_cpus() // settings.workers),
             "max_queue_bytes": settings.queue_bytes,
-            "workers": 1,
             "lame_duck_seconds": settings.lame_duck,
         }
         config = WorkerConfig(

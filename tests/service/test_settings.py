@@ -124,6 +124,16 @@ def test_bytes_in_flight_default_to_what_memory_allows(monkeypatch, memory, work
     assert Settings(workers=workers, max_queue_bytes=2**40).queue_bytes == 2**40
 
 
+@pytest.mark.parametrize(
+    ("memory", "workers", "wanted"),
+    [(64, 1, 1_000_000), (256, 1, 1_677_721), (1024, 1, 21_810_380), (1024, 4, 1_677_721),
+     (65_536, 4, 64_000_000)],
+)  # fmt: skip
+def test_the_pixels_of_a_picture_fit_into_the_memory(monkeypatch, memory, workers, wanted):
+    monkeypatch.setattr("service.settings.usable_memory", lambda: memory * 2**20)
+    assert Settings(workers=workers).max_pixels == wanted
+
+
 def test_a_server_resolves_the_bytes_in_flight_once(monkeypatch):
     monkeypatch.setattr("service.settings.usable_memory", lambda: 2**30)
     served = server._Server(Settings(), None)._settings

@@ -3,6 +3,7 @@
 import io
 import struct
 import threading
+import time
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -234,6 +235,11 @@ def test_a_jpeg_bomb_is_refused_by_its_header() -> None:
     assert "wanted at most 64 megapixels" in refused(bytes(raw), resize=True).description
 
 
+def test_a_picture_beyond_the_limit_of_a_small_server_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="got 1210000 pixels, wanted at most 1 megapixels"):
+        read_files([png_of(1100, 1100)], "images", GREY_MODEL, True, 1_000_000)
+
+
 def test_a_large_picture_within_the_limit_is_read() -> None:
     rows = b"".join(b"\0" + b"\x4d" * 8000 for _ in range(8000))
     got = read_files([png_of(8000, 8000, data=rows)], "images", GREY_MODEL, resize=True)
@@ -353,14 +359,10 @@ def test_threads_read_alike_while_another_changes_warning_filters() -> None:
         meddling.result()
 
 
-@pytest.mark.parametrize(
-    ("mebibytes", "wanted"), [(64, 1_000_000), (256, 4_194_304), (1024, 54_525_952), (65_536, 64e6)]
-)
-def test_the_pixels_of_a_picture_fit_into_the_memory(mebibytes: int, wanted: float) -> None:
-    assert pictures.max_pixels(mebibytes * 2**20) == wanted
-
-
-def test_large_pictures_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("max_pixels", "wanted"), [(5_000_000, 1), (10_000_000, 2)])
+def test_pictures_that_are_decoded_at_a_time_are_within_the_limit(
+    monkeypatch: pytest.MonkeyPatch, max_pixels: int, wanted: int
+) -> None:
     inside, most = 0, 0
     prepare = pictures.pictures.prepare
 
@@ -368,6 +370,7 @@ def test_large_pictures_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatc
         nonlocal inside, most
         inside += 1
         most = max(most, inside)
+        time.sleep(0.02)
         try:
             return prepare(*arguments)
         finally:
@@ -376,8 +379,10 @@ def test_large_pictures_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(pictures.pictures, "prepare", counted)
     large = [save(Image.new("1", (2200, 2200)))]
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: read_files(large, "images", GREY_MODEL, True), range(8)))
-    assert most == 1
+        list(
+            pool.map(lambda _: read_files(large, "images", GREY_MODEL, True, max_pixels), range(8))
+        )
+    assert most == wanted
 
 
 def test_a_model_of_two_channels_accepts_no_files() -> None:
