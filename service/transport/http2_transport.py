@@ -169,17 +169,21 @@ class Http2Transport:
         # Cancelled calls end, and are counted, in the next event-loop iterations.
         await self._dispatcher.finished()
         # Clients close connections themselves, once they have read the last replies.
-        await self._left(0.0 if force_stop.is_set() else min(seconds, _LINGER_SECONDS))
+        await self._left(min(seconds, _LINGER_SECONDS), force_stop)
         for connection in list(self._connections):
             connection.close()
         await self._left(_FLUSH_SECONDS)
         self._unread.close()
 
-    async def _left(self, seconds: float) -> None:
-        """Waits until all connections are closed, for at most `seconds`."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._no_connections.wait()
+    async def _left(self, seconds: float, force_stop: asyncio.Event | None = None) -> None:
+        """Waits until all connections are closed or a stop is forced, for at most `seconds`."""
+        events = (
+            [self._no_connections] if force_stop is None else [self._no_connections, force_stop]
+        )
+        waits = [asyncio.create_task(event.wait()) for event in events]
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
 
     async def _close_port(self) -> None:
         for task in self._accepting:

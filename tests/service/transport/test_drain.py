@@ -208,6 +208,20 @@ async def test_a_connection_that_the_kernel_has_accepted_is_answered() -> None:
             await asyncio.wait_for(drain, 5)
 
 
+async def test_a_forced_stop_does_not_wait_for_clients_to_leave() -> None:
+    async with serving("http2", Handlers(list_models=quick)) as running:
+        raw = await asyncio.to_thread(RawClient, running.target)
+        with raw:
+            await asyncio.to_thread(raw.call, "ListModels", b"")
+            force_stop = asyncio.Event()
+            drain = asyncio.create_task(running.transport.drain(30, force_stop))
+            await asyncio.to_thread(raw.wait_for, lambda: len(raw.goaways) == 2)
+            await asyncio.sleep(0.2)
+            assert not drain.done()
+            force_stop.set()
+            await asyncio.wait_for(drain, 1)
+
+
 async def test_a_reply_that_is_not_read_is_cut_at_the_end_of_the_drain() -> None:
     async def large(_request: Any, _call: Call) -> tuple[bytes]:
         return (bytes(2**20),)
