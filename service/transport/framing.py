@@ -67,6 +67,11 @@ class MessageBuffer:
         return self._length
 
     @property
+    def reported_bytes(self) -> int:
+        """Number of held bytes last reported to `hold`; 0 while they are few."""
+        return self._reported
+
+    @property
     def ready(self) -> bool:
         """Whether a message is complete.
 

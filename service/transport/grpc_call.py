@@ -26,6 +26,8 @@ _SECONDS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 
 _HEADERS: Final = status_200() + encode([("content-type", "application/grpc")])
 _OK: Final = encode([("grpc-status", "0")])
 _NOT_GRPC: Final = encode([(":status", "415"), ("content-type", "text/plain")])
+# Fewer received bytes do not count as progress: a peer could hold memory for ever with single ones.
+_PROGRESS_BYTES: Final = 4096
 # Characters of grpc-message that are not percent-encoded.
 _UNESCAPED: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
@@ -40,6 +42,10 @@ class GrpcCall:
         max_bytes: Maximum size of a message in bytes, in either direction.
         hold: Called with the change in the request bytes held, and with those held now; may
             raise Overloaded.
+
+    Attributes:
+        received_at: When the request last grew by some kilobytes, or began to wait for more, on
+            the event loop's clock.
     """
 
     __slots__ = (
@@ -50,11 +56,13 @@ class GrpcCall:
         "_max_bytes",
         "_messages",
         "_more",
+        "_received_bytes",
         "_rpc",
         "_stream",
         "_task",
         "_timer",
         "_unanswered",
+        "received_at",
     )
 
     def __init__(
@@ -77,6 +85,9 @@ class GrpcCall:
         self._messages = MessageBuffer(fields.get("grpc-encoding", "identity"), max_bytes, hold)
         self._done = False
         self._consumed = 0
+        self.received_at = loop.time()
+        # Value of the stream's `body_bytes` at that time.
+        self._received_bytes = 0
         # Requests of a stream that have been taken and not been answered.
         self._unanswered = 0
         self._more: asyncio.Future[None] | None = None
@@ -91,6 +102,10 @@ class GrpcCall:
         """Adds received bytes to the request; a complete message wakes a streaming handler."""
         if self._done:
             return
+        received = self._stream.body_bytes
+        if received - self._received_bytes >= _PROGRESS_BYTES:
+            self._received_bytes = received
+            self.received_at = asyncio.get_running_loop().time()
         try:
             complete = self._messages.feed(chunk)
             if not self._rpc.takes_stream:
@@ -198,7 +213,9 @@ class GrpcCall:
                 if messages.held_bytes:
                     raise _cut_short()
                 return
-            self._more = asyncio.get_running_loop().create_future()
+            loop = asyncio.get_running_loop()
+            self.received_at = loop.time()  # until now the caller may have lacked a window
+            self._more = loop.create_future()
             await self._more
 
     def _wake(self) -> None:
@@ -211,6 +228,15 @@ class GrpcCall:
     def counted(self) -> bool:
         """Whether a drain waits for the call."""
         return self._rpc.counted
+
+    @property
+    def awaits_request(self) -> bool:
+        """Whether the call holds a considerable part of a request, and waits for the rest."""
+        if self._done or not self._messages.reported_bytes:
+            return False
+        if self._rpc.takes_stream:
+            return self._more is not None and not self._more.done()
+        return not self._stream.remote_ended
 
     @property
     def needs_caller(self) -> bool:

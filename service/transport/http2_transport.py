@@ -9,7 +9,7 @@ from functools import partial
 
 from service.api.admin import AdminServicer
 from service.api.servicer import Servicer
-from service.errors import NotReady, Overloaded, TooLarge, Unimplemented, shortened
+from service.errors import NotReady, TooLarge, Unimplemented, shortened
 from service.models.repository import Models
 from service.observe.telemetry import Telemetry
 from service.settings import Settings
@@ -33,12 +33,11 @@ from service.transport.http2.stream import Stream
 from service.transport.services import services
 from service.transport.tls import TlsFiles
 from service.transport.unread import STALLED_SECONDS, Capacity, Unread, UnreadReplies
+from service.transport.uploads import Upload, Uploads
 
 _log = logging.getLogger(__name__)
 
 _HANDSHAKE_SECONDS = 10.0
-# Suggested retry delay when too many requests are being received: most are complete by then.
-_RETRY_SECONDS = 0.5
 # Time that a drain gives to clients to complete a TLS handshake, after the port has closed.
 _OPENING_SECONDS = 1.0
 # Time that a drain gives to callers to read the last replies and close their connections; part of
@@ -48,6 +47,7 @@ _LINGER_SECONDS = 3.0
 _FLUSH_SECONDS = 0.2
 _POLL_SECONDS = 0.01
 _STOPPING = "the server is stopping; another one will answer"
+_NOT_SENT = "the rest of the request did not arrive while other calls lacked its memory"
 _NOT_READ = f"the reply was not read for {STALLED_SECONDS:g} s while other calls lacked its memory"
 
 
@@ -87,8 +87,7 @@ class Http2Transport:
         self._dispatcher = Dispatcher(authenticate, telemetry)
         self._tls = tls
         self._max_bytes = settings.max_message_bytes
-        self._max_held_bytes = settings.queue_bytes
-        self._held_bytes = 0
+        self._uploads = Uploads(settings.queue_bytes, self._unfinished_requests)
         self._max_streams = settings.max_streams_per_connection
         self._unread = UnreadReplies(capacity, self._unread_replies)
         self._failed_handshakes = FailedHandshakes(telemetry.handshake_failed)
@@ -174,6 +173,7 @@ class Http2Transport:
             connection.close()
         await self._left(_FLUSH_SECONDS)
         self._unread.close()
+        self._uploads.close()
 
     async def _left(self, seconds: float, force_stop: asyncio.Event | None = None) -> None:
         """Waits until all connections are closed or a stop is forced, for at most `seconds`."""
@@ -230,7 +230,9 @@ class Http2Transport:
             limit = f"wanted at most {MAX_HEADER_LIST_BYTES} bytes"
             refuse(stream, TooLarge(f"metadata: too large, {limit}"))
             return
-        stream.receiver = GrpcCall(stream, rpc, self._dispatcher, self._max_bytes, self._hold)
+        stream.receiver = GrpcCall(
+            stream, rpc, self._dispatcher, self._max_bytes, self._uploads.hold
+        )
 
     def lost(self, connection: Connection) -> None:
         """Removes a closed connection from the table."""
@@ -239,26 +241,13 @@ class Http2Transport:
         if not self._connections:
             self._no_connections.set()
 
-    def _hold(self, change: int, held: int) -> None:
-        """Counts the bytes of incomplete requests, and rejects more if the others exceed the limit.
-
-        The request's own bytes do not count against it: a large one must fit into an idle server.
-
-        Args:
-            change: Change in the bytes of a request.
-            held: Bytes of that request now, the change included.
-
-        Raises:
-            Overloaded: The other requests hold more than the limit.
-        """
-        self._held_bytes += change
-        others = self._held_bytes - held
-        if change > 0 and others > self._max_held_bytes:
-            raise Overloaded(
-                f"unfinished requests of {others} bytes are being received, wanted at most "
-                f"{self._max_held_bytes} (see max_queue_bytes)",
-                _RETRY_SECONDS,
-            )
+    def _unfinished_requests(self) -> Iterator[Upload]:
+        error = NotReady(_NOT_SENT)
+        for connection in self._connections:
+            for stream in connection.streams:
+                receiver = stream.receiver
+                if isinstance(receiver, GrpcCall) and receiver.awaits_request:
+                    yield receiver.received_at, partial(receiver.cut, error)
 
     def _unread_replies(self) -> Iterator[Unread]:
         for connection in self._connections:
