@@ -53,7 +53,7 @@ class Violation:
 
 
 class ServerError(LatentserveError):
-    """A call failed with a gRPC status, of the server or of the connection to it.
+    """A call failed with a gRPC status, which the server or the connection to it has set.
 
     Attributes:
         code: Status code.

@@ -14,7 +14,7 @@ closed: set[int] = set()
 
 
 class _Stdout(io.FileIO):
-    """Standard output that waits while a non-blocking pipe is full, and names itself in errors.
+    """Standard output that waits while a non-blocking pipe is full; its errors name it.
 
     Attributes:
         failure: The latest error, which the writer may have ignored, as argparse does; None if no

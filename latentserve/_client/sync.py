@@ -711,9 +711,10 @@ class Client:
                 return reply
 
     def _wait_for(self, turn: Turn, deadline: float) -> None:
-        """Waits for the turn of an attempt, and begins it anyway once the wait is too long.
+        """Waits for the turn of an attempt, but begins it anyway after a limit.
 
-        That is after `LONGEST_WAIT_SECONDS`, or half of the time that is left for the call.
+        The limit is `LONGEST_WAIT_SECONDS` or half of the time left for the call, whichever is
+        shorter.
         """
         left = min(LONGEST_WAIT_SECONDS, (deadline - time.monotonic()) / 2)
         if not turn.event.wait(left):

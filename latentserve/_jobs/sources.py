@@ -209,7 +209,7 @@ class Pictures:
         Args:
             start: Index of the first file.
             stop: Index of the file after the last one.
-            max_rows: Maximum number of files per batch, which has fewer if they are large.
+            max_rows: Maximum number of files per batch; a batch of large files has fewer.
 
         Raises:
             OSError: A file cannot be read.

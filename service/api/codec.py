@@ -186,7 +186,7 @@ def _check_range(
 
 
 def _digits(value: float) -> str:
-    """Formats a float32 with six digits, or with all if six would show another number."""
+    """Formats a float32 with six digits, or with as many as it takes to read back its value."""
     short = f"{value:g}"
     return short if np.float32(short) == np.float32(value) else str(np.float32(value))
 

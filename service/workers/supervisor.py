@@ -278,7 +278,7 @@ class _Supervisor:
         return {**of_workers, "supervisor": self._metrics.page()}
 
     def _live(self) -> bool:
-        """Returns whether no worker has lost its device; one without a process counts as live."""
+        """Whether every worker still has its device; a worker without a process counts as having it."""
         return all(worker.state.get("live", True) for worker in self._workers)
 
     def _ready(self) -> bool:

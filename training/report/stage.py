@@ -138,7 +138,7 @@ class Stage:
         return line, head
 
     def _place_scatter(self, data: ReportData) -> tuple[PathCollection, NDArray[np.int64]]:
-        """Adds the scatter plot of the last frame; returns its points and their order."""
+        """Adds the scatter plot of the last frame; returns its points and their drawing order."""
         box = _PLOT
         entries = legend_entries(data)
         rows = self._canvas.legend_rows(box.width, entries, _SMALL)
