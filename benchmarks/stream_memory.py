@@ -50,7 +50,7 @@ def main() -> int:
 
 
 def watch(name: str, rows: int, sizes: Iterable[int], pid: int) -> float:
-    """Reads a stream to its end; returns the growth in MiB of the process that grew more."""
+    """Reads a stream to its end; returns by how many MiB client or server grew, at most."""
     done, reported, began = 0, 0, time.monotonic()
     first: tuple[float, float] | None = None
     print(

@@ -306,7 +306,7 @@ class TrainingRun:
 
 
 def golden_images(split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Picks a few images of all classes: uint8 [n, C, H, W], and their labels, int64 [n]."""
+    """Picks n images, spread over all classes: uint8 [n, C, H, W], and labels, int64 [n]."""
     chosen = interleave_classes(split.labels, GOLDEN_IMAGES)
     return split.images[chosen], split.labels[chosen]
 

@@ -33,7 +33,7 @@ class Echo(Server):
         return shape.rows == 1
 
     def call(self, shape: Shape) -> Call:
-        """Builds the request for a shape; its message is the raw bytes of an array of that shape."""
+        """Builds the request for a shape: the raw bytes of an array of that shape."""
         return Call("/echo.Echo/Echo", shape.array().tobytes(), lambda _answer: [])
 
     def check(self, shape: Shape, call: Call, answer: bytes) -> None:

@@ -522,7 +522,7 @@ class AsyncClient:
             **options: As in `sample`.
 
         Yields:
-            The chunks, in the order of the sequence.
+            The chunks, in order.
 
         Raises:
             FailedPrecondition: The model has no prior, or a label was given and the prior has no

@@ -13,7 +13,10 @@ from latentserve.v1 import latent_service_pb2 as pb
 
 
 def selector(model: str, version: int) -> pb.ModelSelector:
-    """Returns the selector of a model; empty for the default, 0 for the highest version."""
+    """Returns the selector of a model.
+
+    An empty `model` is the default model, and `version` 0 the highest one.
+    """
     try:
         return pb.ModelSelector(name=model, version=version)
     except (TypeError, ValueError):

@@ -503,7 +503,7 @@ class Client:
             **options: As in `sample`.
 
         Yields:
-            The chunks, in the order of the sequence.
+            The chunks, in order.
 
         Raises:
             FailedPrecondition: The model has no prior, or a label was given and the prior has no

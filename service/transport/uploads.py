@@ -23,7 +23,7 @@ class Uploads:
 
     Args:
         max_bytes: Limit in bytes.
-        unfinished: Returns the requests that wait for more bytes of their callers.
+        unfinished: Returns the requests that still wait for bytes from their callers.
     """
 
     def __init__(self, max_bytes: int, unfinished: Callable[[], Iterable[Upload]]):

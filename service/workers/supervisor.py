@@ -278,7 +278,7 @@ class _Supervisor:
         return {**of_workers, "supervisor": self._metrics.page()}
 
     def _live(self) -> bool:
-        """Whether every worker still has its device; a worker without a process counts as having it."""
+        """Whether every worker still has its device, or has no process at present."""
         return all(worker.state.get("live", True) for worker in self._workers)
 
     def _ready(self) -> bool:

@@ -108,7 +108,7 @@ class DataSpec:
 
     @property
     def idx_files(self) -> tuple[Path | None, ...]:
-        """The one, two or four paths of an `idx:...`; None for a path of labels that is left empty."""
+        """The one, two or four paths of an `idx:...`; None where the path of labels is empty."""
         parts = self.source.partition(":")[2].split(",")
         return tuple(Path(part) if part else None for part in parts)
 

@@ -33,7 +33,7 @@ class ReplyBytes(Protocol):
         """Subtracts bytes that were sent or dropped."""
 
     def has_room(self, count: int) -> bool:
-        """Whether a response of that many bytes may wait."""
+        """Whether there is room for a response of `count` bytes that has to wait."""
 
 
 class _Uncounted:
