@@ -367,7 +367,8 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     Raises:
         Exception: Of many types, where the file is missing or damaged.
     """
-    with np.load(path, allow_pickle=False) as file:
+    # From its bytes: NumPy would leave a damaged file open.
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
         if (damaged := file.zip.testzip()) is not None:
             raise ValueError(f"{damaged} in it is damaged: its checksum is wrong")
         return {name: file[name] for name in file.files}

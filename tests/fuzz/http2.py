@@ -184,6 +184,7 @@ class Target:
     def _nothing_left(self) -> None:
         assert not self.admission.size, self.admission.size
         self.transport._unread.close()
+        self.transport._uploads.close()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         assert not tasks, tasks
         scheduled: Any = self.loop
@@ -192,7 +193,7 @@ class Target:
         scheduled._scheduled.clear()
         scheduled._timer_cancelled_count = 0
         assert not self.transport._connections
-        assert not self.transport._held_bytes, self.transport._held_bytes
+        assert not self.transport._uploads._held, self.transport._uploads._held
         assert not self.transport._dispatcher._running
         assert not self.problems, self.problems
         assert not self.findings.lines, self.findings.lines
