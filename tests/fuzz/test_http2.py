@@ -59,7 +59,7 @@ def test_exceptions_and_leftovers_are_findings(
         with pytest.raises(ZeroDivisionError):
             target.one(session)
     with monkeypatch.context() as patch:
-        patch.setattr(target.transport, "_held_bytes", 1)
+        patch.setattr(target.transport._uploads, "_held", 1)
         with pytest.raises(AssertionError):
             target.one(session)
 
