@@ -184,6 +184,7 @@ def test_a_lost_server_is_one_line_and_the_job_resumes_with_another_server(serve
     assert contents(tmp_path / "j") == contents(tmp_path / "unbroken")
 
 
+@pytest.mark.slow
 def test_a_job_waits_for_an_absent_server_and_reports_it(server_env, tmp_path):
     sample = ("batch", "sample", "-n", "6000", "--seed", "7", "--shard-rows", "200", "--to")
     with Server(None, tmp_path / "log") as server:

@@ -50,6 +50,7 @@ def test_calls_fail_when_a_ping_is_not_answered(kind, servers, frozen):
         assert time.monotonic() - began < 4.0
 
 
+@pytest.mark.slow
 def test_one_frozen_server_of_three_delays_each_caller_once(servers, frozen):
     addresses = ",".join(server.target for server in servers)
     waits: list[list[float]] = [[] for _ in range(4)]

@@ -40,6 +40,7 @@ def wait_until_serving(port: int, process: subprocess.Popen) -> None:
     raise AssertionError("not serving")
 
 
+@pytest.mark.slow
 def test_a_server_serves_and_ends_with_0_without_its_standard_streams(folder):
     served = []
     for redirection, workers in WAYS:

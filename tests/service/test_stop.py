@@ -84,6 +84,7 @@ def health(target: str) -> int:
         return stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("transport", "workers"), [("http2", 1), ("http2", 2), ("grpcio", 1)])
 def test_a_lame_duck_says_so_and_answers_calls_on_new_connections(
     folder, tmp_path, transport, workers

@@ -274,6 +274,7 @@ async def test_beyond_its_age_a_connection_ends_calls_that_stand_still(kind: str
         assert await busy.code() is grpc.StatusCode.OK
 
 
+@pytest.mark.slow
 async def test_beyond_its_age_a_connection_lets_calls_be_computed(kind: str) -> None:
     """One with a deadline may even idle."""
 

@@ -5,10 +5,14 @@ import signal
 import socket
 import time
 
+import pytest
+
 from latentserve.client import Client
 from tests.support import few_descriptors
 from tests.support.waiting import wait_until
 from tests.support.workers import Workers
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_worker_that_hangs_is_replaced_and_its_connections_are_dealt_again(folder, tmp_path):

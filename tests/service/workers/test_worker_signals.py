@@ -90,6 +90,7 @@ def test_sigterm_while_starting_leaves_no_process(folder, tmp_path, monkeypatch,
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_killed_after_the_drain(folder, tmp_path):
     arguments = (folder, tmp_path / "log", "--drain-seconds", "0")
     with Workers(*arguments, program="tests.support.impatient") as server:
