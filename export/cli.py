@@ -145,7 +145,7 @@ def _add_measures(parser: argparse.ArgumentParser) -> None:
         type=_samples,
         default=10_000,
         metavar="N",
-        help="number of samples that the digit classifier judges, for MNIST only; 0 for none "
+        help="number of generated images to judge with a digit classifier, MNIST only; 0 for none "
         "(default: 10000)",
     )
     parser.add_argument(

@@ -25,7 +25,7 @@ class ExportedGraph:
 
     Attributes:
         name: Name of the graph.
-        module: Maps the inputs to a tuple of the outputs, both in order.
+        module: Maps the inputs to a tuple of the outputs, in the order of `outputs`.
         inputs: Names of the inputs.
         outputs: Names of the outputs.
         content: Content of the ONNX file.
@@ -111,7 +111,7 @@ def export_module(
 
     Args:
         name: Name of the graph.
-        module: Maps the inputs to a tuple of the outputs, both in order.
+        module: Maps the inputs to a tuple of the outputs, in the order of `outputs`.
         example: Example inputs by name, of two rows or more.
         outputs: Names of the outputs.
     """

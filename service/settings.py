@@ -84,8 +84,8 @@ class Settings(BaseModel):
     """Seconds after which clients have to reconnect, so that they discover new servers; calls in
     flight finish."""
     max_connection_age_grace_seconds: float = Field(60.0, ge=0, le=10**6)
-    """Seconds without a byte sent or received after which a call on a connection past its maximum
-    age ends with UNAVAILABLE."""
+    """On a connection past its maximum age, a call that waits for its caller, without a deadline,
+    ends with UNAVAILABLE after so many seconds without a byte sent or received."""
     max_streams_per_connection: int = Field(1000, ge=1, le=2**31 - 1)
     """Maximum number of calls in flight on one connection; the client holds back further ones."""
     tls_cert: Path | None = None
@@ -154,7 +154,7 @@ _FLAGS = {"grpc_port": "--port"}
 _DEFAULTS = {
     "models": "models/ in the checkout",
     "default_model": "the first by name",
-    "max_queue_bytes": "512 MiB, less with less than 2.2 GiB of memory",
+    "max_queue_bytes": "512 MiB; smaller if memory is below 2.2 GiB",
     "lame_duck_seconds": "3 with several workers or a host that is not loopback, else 0",
 }
 
@@ -179,9 +179,9 @@ def parser() -> argparse.ArgumentParser:
         prog="latentserve serve",
         description="Serve a folder of models over gRPC.",
         epilog="Each option may also be set in the environment (--drain-seconds as\n"
-        "LATENTSERVE_DRAIN_SECONDS, --port as LATENTSERVE_GRPC_PORT) or in the\n"
-        "--config file (drain_seconds = 30). The command line wins over the environment,\n"
-        "the environment over the file.\n\n"
+        "LATENTSERVE_DRAIN_SECONDS) or in the --config file (drain_seconds = 30); only --port\n"
+        "has another name there, LATENTSERVE_GRPC_PORT and grpc_port. The command line wins\n"
+        "over the environment, the environment over the file.\n\n"
         "example:\n  latentserve serve --models models --port 50051",
         formatter_class=HelpFormatter,
     )

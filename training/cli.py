@@ -78,8 +78,8 @@ def parser() -> argparse.ArgumentParser:
         "--steps",
         type=positive,
         metavar="N",
-        help="number of steps that train the autoencoder; steps that fit a learned prior are added "
-        "(default: what the budget allows)",
+        help="number of training steps of the autoencoder; a learned prior is fitted in further "
+        "steps, not counted here (default: what the budget allows)",
     )
     result.add_argument(
         "--out", type=Path, required=True, metavar="FOLDER", help="run folder to write"

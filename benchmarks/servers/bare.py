@@ -46,7 +46,7 @@ class Bare(Contender):
         return self._programs[0].process.pid
 
     def takes(self, shape: Shape) -> bool:  # noqa: ARG002
-        """Returns True: without a server only the number of rows matters."""
+        """Returns True: it runs every shape, since without a server only the rows matter."""
         return True
 
     def measure(self, shape: Shape, seconds: float) -> Measurement:

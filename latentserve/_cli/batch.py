@@ -131,8 +131,8 @@ def _job(
         type=duration,
         default="10m",
         metavar="TIME",
-        help="how long to wait, without any progress, for a server that cannot be reached or is "
-        "full, such as 90s, 10m or 2h; at the start at most --timeout (default: 10m)",
+        help="longest time without progress, such as 90s or 2h, before giving up on a server that "
+        "is full or cannot be reached; at the start, no longer than --timeout (default: 10m)",
     )
     add_model(parser)
     return parser

@@ -60,8 +60,8 @@ def add(commands: Any) -> None:
         type=Path,
         nargs="+",
         metavar="END",
-        help="the two ends: two files (PNG, JPEG or npy), each with one image or latent; or one "
-        "npy file, or npz file written by `encode`, with two rows",
+        help="the two ends: either two files (PNG, JPEG or npy) of one image or latent each, or a "
+        "single file of two rows (npy, or npz from `encode`)",
     )
     interpolate.add_argument(
         "--steps",

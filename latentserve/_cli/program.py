@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.epilog = f"""commands that call a server:
 {listing(commands, width)}
 
-commands of the application (in a source checkout or a container image):
+commands available only in a source checkout or a container image:
 {application}
 
 `latentserve COMMAND --help` lists the options of a command, with examples."""

@@ -32,7 +32,7 @@ def add(commands: Any) -> None:
         commands,
         "score",
         _score,
-        "measure how likely images are: negative log-likelihood in nats, lower is more likely",
+        "measure how likely images are: the negative ELBO in nats, lower is more likely",
         "latentserve score images/*.png",
         "latentserve score digits.npy --draws 1000 --seed 7 -o scores.csv",
         "latentserve score images/*.png --json | jq 'select(.percentile > 99) | .file'",

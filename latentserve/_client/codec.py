@@ -71,7 +71,7 @@ class ImageSource:
     """Images to send, as an array or as files.
 
     Attributes:
-        content: Array whose first axis is the rows, or a list of one file's content per row.
+        content: Array whose first axis is the rows, or a list of file contents, one per row.
         resize: Whether the server converts files of another size or colour mode.
     """
 

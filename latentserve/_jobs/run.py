@@ -194,7 +194,7 @@ def _same_model(client: Client, folder: JobFolder) -> ModelInfo:
     """Returns the model that the job began with.
 
     Raises:
-        JobError: The model is no longer served, or its noise or its graphs have changed.
+        JobError: The model is no longer served, or its graphs or how it draws noise have changed.
     """
     stored = _manifest(folder)["model"]
     name = f"{stored['name']}/{stored['version']}"

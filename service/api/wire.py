@@ -41,7 +41,7 @@ def with_payload(
 
 
 def nested(field: int, chunks: Chunks) -> Chunks:
-    """Serialises a message whose only field is the message in `chunks`."""
+    """Serialises a message whose only field is the serialised message in `chunks`."""
     return tag(field, sum(map(len, chunks))), *chunks
 
 

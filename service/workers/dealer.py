@@ -71,7 +71,7 @@ class Dealer:
             self._waiting.popleft()
 
     def close(self) -> None:
-        """Closes the waiting connections; later ones that no worker can take are closed at once."""
+        """Closes the waiting connections, and from then on each one that no worker can take."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
