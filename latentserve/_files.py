@@ -1,4 +1,4 @@
-"""Atomic, durable writes of files."""
+"""Atomic, durable writes of files, and the texts of their errors."""
 
 import os
 import secrets
@@ -34,3 +34,8 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def reason(error: OSError) -> str:
+    """Returns the text of an error, without its number and file name."""
+    return error.strerror or str(error) or type(error).__name__

@@ -12,6 +12,8 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from latentserve._files import reason
+
 _NAMED = 5
 
 
@@ -113,8 +115,3 @@ def _walk(
         else:
             # Escaped, since it is printed.
             listing.others[ascii(suffix)[1:-1] or "without a suffix"] += 1
-
-
-def reason(error: OSError) -> str:
-    """Returns the text of an error, without its number and file name."""
-    return error.strerror or str(error)

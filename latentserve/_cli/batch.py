@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from latentserve._cli.arguments import duration, positive
 from latentserve._cli.common import Run, add_draw, add_resize, command, listing
 from latentserve._cli.connection import add_model, connect
-from latentserve._cli.failures import Failure, printable, reason
+from latentserve._cli.failures import Failure, printable
 from latentserve._cli.generate import add_sampling
 from latentserve._cli.interrupt import Interrupt
 from latentserve._cli.progress import ProgressBar
+from latentserve._files import reason
 
 if TYPE_CHECKING:
     from latentserve.client import Client

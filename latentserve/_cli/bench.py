@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from latentserve._cli.arguments import number, positive, positive_number
 from latentserve._cli.common import command
 from latentserve._cli.connection import add_model, connection
-from latentserve._cli.failures import Failure, reason
+from latentserve._cli.failures import Failure
 from latentserve._client import proxy
+from latentserve._files import reason
 
 if TYPE_CHECKING:
     from latentserve.bench import Load, Report

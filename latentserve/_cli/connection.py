@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentserve._cli.arguments import positive_number, version
-from latentserve._cli.failures import Failure, Usage, reason
+from latentserve._cli.failures import Failure, Usage
+from latentserve._files import reason
 
 if TYPE_CHECKING:
     from latentserve.client import Client, Tls

@@ -11,11 +11,6 @@ class Usage(Exception):
     """The command line is wrong in a way that argparse cannot detect: exit status 2."""
 
 
-def reason(error: OSError) -> str:
-    """Returns the text of an error, without its number and file name."""
-    return error.strerror or str(error) or type(error).__name__
-
-
 def printable(text: str) -> str:
     """Escapes unprintable characters and line breaks in a text, such as a file name."""
     decoded = os.fsencode(text).decode("utf-8", "backslashreplace")

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentserve._cli.failures import Failure, Usage, printable, reason
+from latentserve._cli.failures import Failure, Usage, printable
+from latentserve._files import reason
 from latentserve._jobs.npy import DTYPES, MAGIC, SourceError
 from latentserve._jobs.sources import image_files, is_picture
 from latentserve.client import InvalidArgument

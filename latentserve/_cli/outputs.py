@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentserve._cli import streams
-from latentserve._cli.failures import Failure, Usage, printable, reason
+from latentserve._cli.failures import Failure, Usage, printable
 from latentserve._cli.interrupt import Interrupt
 from latentserve._cli.png import encode_png, grid
-from latentserve._files import atomic_write
+from latentserve._files import atomic_write, reason
 
 _STDOUT = Path("-")
 

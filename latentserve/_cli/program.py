@@ -8,7 +8,8 @@ from collections.abc import Callable
 from latentserve import __version__
 from latentserve._cli import app, batch, bench, convert, generate, operate, score
 from latentserve._cli.common import listing
-from latentserve._cli.failures import Failure, Usage, printable, reason
+from latentserve._cli.failures import Failure, Usage, printable
+from latentserve._files import reason
 
 _DESCRIPTION = "Train, export and serve variational autoencoders, and call the server."
 _GROUPS = (operate, convert, generate, score, batch, bench)

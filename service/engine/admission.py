@@ -116,10 +116,7 @@ class Admission:
             caller: As given to `enter`.
         """
         self._mean_seconds += _WEIGHT * (self.now() - since - self._mean_seconds)
-        self.rows -= rows
-        self.size -= size
-        if self._callers is not None:
-            self._callers.leave(caller, rows)
+        self._leave(rows, size, caller)
         if self._waiters:
             self._admit_soon()
 

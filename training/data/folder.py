@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from common.cpus import usable_cpus
 from common.pictures import SUFFIXES, PictureError, decode
-from latentserve._walk import Listing, Problem, reason, walk
+from latentserve._files import reason
+from latentserve._walk import Listing, Problem, walk
 from training.data.download import Report
 from training.data.memory import refuse_too_many
 from training.data.spec import DataSpec
