@@ -1,12 +1,13 @@
 """Schema of `manifest.json`, field by field."""
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 #: Major and minor version of the schema. A reader refuses another major version; a minor
 #: version only adds fields, which older readers ignore.
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 DeviceKind = Literal["cpu", "cuda"]
 GraphName = Literal["encoder", "decoder", "prior", "prior_density"]
@@ -39,7 +40,8 @@ class TensorSpec(_Record):
     dtype: Literal["float32", "int64"]
     """Element type."""
     shape: tuple[str | int, ...]
-    """Shape; the dynamic batch axis is "N"."""
+    """Shape; the dynamic batch axis is "N". Where height and width are free, those of images are
+    "H" and "W", those of latents "h" and "w"."""
 
 
 class GraphRef(FileRef):
@@ -85,6 +87,66 @@ class Parity(_Record):
     "graph.output"; empty for fp32."""
 
 
+class Sizes(_Record):
+    """The sizes of images that a model takes whose height and width are free."""
+
+    factor: Positive
+    """Pixels of an image per value of its latent, along each axis: H = factor * h."""
+    multiple: Positive
+    """Height and width are multiples of this, itself a multiple of `factor`."""
+    least: Positive
+    """Minimum height and minimum width."""
+    most_pixels: Positive
+    """Maximum of height times width."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.multiple % self.factor:
+            raise ValueError(f"multiple: got {self.multiple}, wanted a multiple of {self.factor}")
+        if self.least % self.multiple:
+            raise ValueError(f"least: got {self.least}, wanted a multiple of {self.multiple}")
+        if self.most_pixels < self.least**2:
+            raise ValueError(f"most_pixels: got {self.most_pixels}, wanted {self.least**2} or more")
+        return self
+
+
+class LatentScaling(_Record):
+    """Scaling of latents, as a diffusion model expects them.
+
+    (latent - shift) * scale, or (latent - mean) / std with a value for each channel.
+    """
+
+    scale: Annotated[float, Field(gt=0)] | None = None
+    """The factor; None if `mean` and `std` are given."""
+    shift: float = 0.0
+    """Subtracted before the multiplication."""
+    mean: tuple[float, ...] = ()
+    """Mean of each channel."""
+    std: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Standard deviation of each channel."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if (self.scale is None) == (not self.std) or len(self.mean) != len(self.std):
+            raise ValueError("wanted a scale, or a mean and a std for each channel")
+        return self
+
+
+class Origin(_Record):
+    """Where an imported model comes from."""
+
+    kind: str
+    """Kind of source, for example "diffusers", "taesd", "pythae", "onnx" or "torch"."""
+    class_name: str = ""
+    """Class of the model in its library, for example "AutoencoderKL"."""
+    configuration: dict[str, Any] = {}
+    """Its configuration there."""
+    sha256: dict[str, Sha256] = {}
+    """SHA-256 of each source file, by file name."""
+    licence: str = ""
+    """Its licence, for example "MIT"; empty if it is not known."""
+
+
 class Manifest(_Record):
     """A model and its graphs: contract, provenance, metrics and checksums."""
 
@@ -97,14 +159,22 @@ class Manifest(_Record):
     created_at: AwareDatetime
     """Time of the export, with a time zone."""
     image_shape: tuple[Positive, Positive, Positive]
-    """C, H and W."""
+    """C, H and W; with `sizes`, those of the golden rows."""
     latent_dim: Positive
-    """D."""
-    likelihood: Literal["bernoulli"]
-    """p(x|z), parameterised by the decoder's `logits`."""
-    posterior: Literal["gaussian", "delta"]
+    """D, the product of `latent_shape`."""
+    latent_shape: tuple[Positive, ...] = ()
+    """[D], or [c, h, w] of spatial latents; with `sizes`, of the golden rows. Filled in from
+    `latent_dim` before schema 1.2."""
+    sizes: Sizes | None = None
+    """The sizes of images that the model takes; None if all have `image_shape`."""
+    latent_scaling: LatentScaling | None = None
+    """How a diffusion model expects the latents to be scaled; None if it is not known."""
+    likelihood: Literal["bernoulli", "none"]
+    """p(x|z), parameterised by the decoder's `logits`; `none` for a decoder that returns images
+    only."""
+    posterior: Literal["gaussian", "delta", "none"]
     """q(z|x), parameterised by the encoder's `mean` and `log_var`; `delta` for a plain
-    autoencoder, which encodes to one point, its `mean`."""
+    autoencoder, which encodes to one point, its `mean`; `none` for a decoder without an encoder."""
     prior: Literal["standard", "gmm", "flow", "flow-gmm", "none"]
     """p(z): the standard normal (`standard`); a learned prior, exported as graphs `prior` and
     `prior_density`: a mixture of Gaussians (`gmm`), a flow over one Gaussian (`flow`) or over a
@@ -120,22 +190,35 @@ class Manifest(_Record):
     golden: FileRef
     """The golden rows: real inputs of every graph with their expected outputs."""
     tolerances: dict[DeviceKind, float]
-    """Largest allowed absolute difference from the golden outputs, by device. A difference of the
+    """Largest allowed difference from the golden outputs, by device. A difference of the
     log-density is first divided by the number of latent dimensions."""
+    tolerance_kind: Literal["absolute", "relative"] = "absolute"
+    """Whether `tolerances` are multiplied by max(1, largest absolute golden value) of the output
+    that is compared (`relative`)."""
+    rows_at_once: Annotated[int, Field(ge=0)] = 0
+    """Maximum rows to compute at once; 0 for no limit. 1 if rows are not equal to the bit in
+    batches of every size, or too slow to be worth a batch."""
+    bytes_per_pixel: Annotated[float, Field(ge=0)] = 0.0
+    """Peak memory of computing a row, in bytes per pixel of its image, of the graph that takes
+    more; 0 if it was not measured."""
     preprocessing: dict[str, Any]
     """How an image file becomes the encoder's input: channels, size, scale."""
     noise: str
     """Name and version of the seeded noise scheme, `common.noise.NAME`."""
-    dataset: DatasetRef
-    """The data set that the model was trained on."""
-    training: dict[str, Any]
+    dataset: DatasetRef | None = None
+    """The data set that the model was trained on; None if it is not known."""
+    training: dict[str, Any] = {}
     """Preset, settings and length of the training."""
-    metrics: dict[str, Any]
+    metrics: dict[str, Any] = {}
     """Metrics on the test set and the protocol of their measurement."""
+    origin: Origin | None = None
+    """Where the model comes from, if it was not trained and exported here."""
+    latent_map: FileRef | None = None
+    """Test images in the latent space (`bundle.latent_map`); None if there is no map."""
     score_percentiles: tuple[float, ...] = ()
     """The 0th to 100th percentile of the training images' anomaly scores, in nats."""
-    parity: Parity
-    """Result of the comparison with torch at export."""
+    parity: Parity | None = None
+    """Result of the comparison with torch at export; None for a graph without a torch model."""
     tools: dict[str, str]
     """Versions of the software that wrote the bundle, by name."""
 
@@ -144,34 +227,84 @@ class Manifest(_Record):
         """Whether the prior is learned and therefore has graphs."""
         return self.prior not in ("standard", "none")
 
+    @property
+    def spatial(self) -> bool:
+        """Whether latents are spatial, [c, h, w], rather than flat, [D]."""
+        return len(self.latent_shape) == 3
+
+    def latent_shape_of(self, height: int, width: int) -> tuple[int, ...]:
+        """Shape of the latent of an image of a size that the model takes.
+
+        Args:
+            height: H, in pixels.
+            width: W, in pixels.
+
+        Returns:
+            (c, H / factor, W / factor) with `sizes`, else `latent_shape`.
+        """
+        if self.sizes is None:
+            return self.latent_shape
+        factor = self.sizes.factor
+        return (self.latent_shape[0], height // factor, width // factor)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flat_unless_stated(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and not fields.get("latent_shape") and "latent_dim" in fields:
+            return fields | {"latent_shape": (fields["latent_dim"],)}
+        return fields
+
+    @model_validator(mode="after")
+    def _shapes(self) -> Self:
+        shape = self.latent_shape
+        if len(shape) not in (1, 3) or math.prod(shape) != self.latent_dim:
+            raise ValueError(
+                f"latent_shape: got {list(shape)}, wanted [D] or [c, h, w] of {self.latent_dim} "
+                "values"
+            )
+        if self.sizes is not None:
+            _, height, width = self.image_shape
+            factor = self.sizes.factor
+            if not self.spatial or (height, width) != (factor * shape[1], factor * shape[2]):
+                raise ValueError(
+                    f"sizes: factor {factor} with image_shape {list(self.image_shape)} and "
+                    f"latent_shape {list(shape)}"
+                )
+        scaling = self.latent_scaling
+        if scaling is not None and scaling.std and len(scaling.std) != shape[0]:
+            raise ValueError(f"latent_scaling: got {len(scaling.std)} channels, wanted {shape[0]}")
+        return self
+
     @model_validator(mode="after")
     def _tensors_of_the_contract(self) -> Self:
         wanted = tensors_of(
             self.image_shape,
-            self.latent_dim,
-            log_var=self.posterior == "gaussian",
+            self.latent_shape,
+            free=self.sizes is not None,
+            posterior=self.posterior,
+            logits=self.likelihood != "none",
             prior=self.learned_prior,
         )
         if missing := wanted.keys() - self.graphs.keys():
             raise ValueError(f"graphs: no {' and no '.join(sorted(missing))}")
         if surplus := self.graphs.keys() - wanted.keys():
-            raise ValueError(f"graphs: {' and '.join(sorted(surplus))} with prior {self.prior}")
+            raise ValueError(
+                f"graphs: {' and '.join(sorted(surplus))} with posterior {self.posterior} and "
+                f"prior {self.prior}"
+            )
         for name, (inputs, outputs) in wanted.items():
             graph = self.graphs[name]
             if (graph.inputs, graph.outputs) != (inputs, outputs):
                 raise ValueError(
                     f"graphs.{name}: tensors do not match image_shape {self.image_shape} and "
-                    f"latent_dim {self.latent_dim}"
+                    f"latent_shape {self.latent_shape}"
                 )
         return self
 
     @model_validator(mode="after")
-    def _prior_of_the_posterior(self) -> Self:
-        if (self.posterior, self.prior) in (("gaussian", "none"), ("delta", "standard")):
-            # Nothing pulls the latents of a plain autoencoder towards the standard normal.
-            raise ValueError(
-                f"prior: got {self.prior}, which a {self.posterior} posterior cannot have"
-            )
+    def _flat_for_a_learned_prior(self) -> Self:
+        if self.learned_prior and self.spatial:
+            raise ValueError(f"prior: got {self.prior}, wanted standard or none of spatial latents")
         return self
 
     @model_validator(mode="after")
@@ -190,36 +323,40 @@ class Manifest(_Record):
 
 def tensors_of(
     image_shape: tuple[int, int, int],
-    latent_dim: int,
+    latent_shape: tuple[int, ...],
     *,
-    log_var: bool = True,
+    free: bool = False,
+    posterior: str = "gaussian",
+    logits: bool = True,
     prior: bool = False,
 ) -> dict[GraphName, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]]:
     """Required inputs and outputs of every graph of a model, in order, by name of the graph.
 
     Args:
         image_shape: C, H and W.
-        latent_dim: D.
-        log_var: Whether the encoder has an output `log_var`.
-        prior: Whether the prior is learned.
+        latent_shape: [D] or [c, h, w].
+        free: Whether height and width are free.
+        posterior: `gaussian`, `delta` (the encoder has no output `log_var`) or `none` (there is
+            no encoder).
+        logits: Whether the decoder has an output `logits`.
+        prior: Whether the prior is learned; latents are flat then.
     """
 
-    def spec(name: str, *axes: int) -> TensorSpec:
+    def spec(name: str, *axes: int | str) -> TensorSpec:
         return TensorSpec(name=name, dtype="float32", shape=("N", *axes))
 
+    image: tuple[int | str, ...] = image_shape
+    latent: tuple[int | str, ...] = latent_shape
+    if free:
+        image, latent = (image_shape[0], "H", "W"), (latent_shape[0], "h", "w")
     label = TensorSpec(name="label", dtype="int64", shape=("N",))
-    heads = (spec("mean", latent_dim), spec("log_var", latent_dim))
-    graphs: dict[GraphName, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]] = {
-        "encoder": ((spec("image", *image_shape),), heads if log_var else heads[:1]),
-        "decoder": (
-            (spec("z", latent_dim),),
-            (spec("image", *image_shape), spec("logits", *image_shape)),
-        ),
-    }
+    heads = (spec("mean", *latent), spec("log_var", *latent))
+    images = (spec("image", *image), spec("logits", *image))
+    graphs: dict[GraphName, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]] = {}
+    if posterior != "none":
+        graphs["encoder"] = ((spec("image", *image),), heads[: 2 if posterior == "gaussian" else 1])
+    graphs["decoder"] = ((spec("z", *latent),), images[: 2 if logits else 1])
     if prior:
-        graphs["prior"] = (
-            (spec("eps", latent_dim), spec("u", 1), label),
-            (spec("z", latent_dim),),
-        )
-        graphs["prior_density"] = ((spec("z", latent_dim), label), (spec("log_prob"),))
+        graphs["prior"] = ((spec("eps", *latent), spec("u", 1), label), (spec("z", *latent),))
+        graphs["prior_density"] = ((spec("z", *latent), label), (spec("log_prob"),))
     return graphs

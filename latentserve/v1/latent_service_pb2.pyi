@@ -17,6 +17,10 @@ class ImageFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     IMAGE_FORMAT_FLOAT32: _ClassVar[ImageFormat]
     IMAGE_FORMAT_UINT8: _ClassVar[ImageFormat]
     IMAGE_FORMAT_PNG: _ClassVar[ImageFormat]
+    IMAGE_FORMAT_FLOAT16: _ClassVar[ImageFormat]
+    IMAGE_FORMAT_BFLOAT16: _ClassVar[ImageFormat]
+    IMAGE_FORMAT_JPEG: _ClassVar[ImageFormat]
+    IMAGE_FORMAT_WEBP: _ClassVar[ImageFormat]
 
 class InterpolationMethod(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -27,6 +31,10 @@ IMAGE_FORMAT_UNSPECIFIED: ImageFormat
 IMAGE_FORMAT_FLOAT32: ImageFormat
 IMAGE_FORMAT_UINT8: ImageFormat
 IMAGE_FORMAT_PNG: ImageFormat
+IMAGE_FORMAT_FLOAT16: ImageFormat
+IMAGE_FORMAT_BFLOAT16: ImageFormat
+IMAGE_FORMAT_JPEG: ImageFormat
+IMAGE_FORMAT_WEBP: ImageFormat
 INTERPOLATION_METHOD_UNSPECIFIED: InterpolationMethod
 INTERPOLATION_METHOD_LINEAR: InterpolationMethod
 INTERPOLATION_METHOD_SPHERICAL: InterpolationMethod
@@ -64,34 +72,50 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "onnxruntime_version", "limits", "default_model", "models", "device")
+    __slots__ = ("version", "onnxruntime_version", "limits", "default_model", "models", "device", "routes")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ONNXRUNTIME_VERSION_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_MODEL_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    ROUTES_FIELD_NUMBER: _ClassVar[int]
     version: str
     onnxruntime_version: str
     limits: Limits
     default_model: str
     models: _containers.RepeatedCompositeFieldContainer[ModelInfo]
     device: str
-    def __init__(self, version: _Optional[str] = ..., onnxruntime_version: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., default_model: _Optional[str] = ..., models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ..., device: _Optional[str] = ...) -> None: ...
+    routes: _containers.RepeatedCompositeFieldContainer[Route]
+    def __init__(self, version: _Optional[str] = ..., onnxruntime_version: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., default_model: _Optional[str] = ..., models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ..., device: _Optional[str] = ..., routes: _Optional[_Iterable[_Union[Route, _Mapping]]] = ...) -> None: ...
+
+class Route(_message.Message):
+    __slots__ = ("name", "version", "percent")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PERCENT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: int
+    percent: int
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., percent: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_rows", "max_message_bytes", "max_queue_rows", "max_queue_bytes", "max_score_draws")
+    __slots__ = ("max_rows", "max_message_bytes", "max_queue_rows", "max_queue_bytes", "max_score_draws", "max_pixels", "max_compute_bytes")
     MAX_ROWS_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_QUEUE_ROWS_FIELD_NUMBER: _ClassVar[int]
     MAX_QUEUE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_SCORE_DRAWS_FIELD_NUMBER: _ClassVar[int]
+    MAX_PIXELS_FIELD_NUMBER: _ClassVar[int]
+    MAX_COMPUTE_BYTES_FIELD_NUMBER: _ClassVar[int]
     max_rows: int
     max_message_bytes: int
     max_queue_rows: int
     max_queue_bytes: int
     max_score_draws: int
-    def __init__(self, max_rows: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_queue_rows: _Optional[int] = ..., max_queue_bytes: _Optional[int] = ..., max_score_draws: _Optional[int] = ...) -> None: ...
+    max_pixels: int
+    max_compute_bytes: int
+    def __init__(self, max_rows: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_queue_rows: _Optional[int] = ..., max_queue_bytes: _Optional[int] = ..., max_score_draws: _Optional[int] = ..., max_pixels: _Optional[int] = ..., max_compute_bytes: _Optional[int] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()
@@ -102,6 +126,26 @@ class ListModelsResponse(_message.Message):
     MODELS_FIELD_NUMBER: _ClassVar[int]
     models: _containers.RepeatedCompositeFieldContainer[ModelInfo]
     def __init__(self, models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ...) -> None: ...
+
+class GetLatentMapRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: ModelSelector
+    def __init__(self, model: _Optional[_Union[ModelSelector, _Mapping]] = ...) -> None: ...
+
+class GetLatentMapResponse(_message.Message):
+    __slots__ = ("mean", "labels", "kl", "class_names", "model")
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    KL_FIELD_NUMBER: _ClassVar[int]
+    CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    mean: _tensor_pb2.Tensor
+    labels: _containers.RepeatedScalarFieldContainer[int]
+    kl: _containers.RepeatedScalarFieldContainer[float]
+    class_names: _containers.RepeatedScalarFieldContainer[str]
+    model: ModelIdentity
+    def __init__(self, mean: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., labels: _Optional[_Iterable[int]] = ..., kl: _Optional[_Iterable[float]] = ..., class_names: _Optional[_Iterable[str]] = ..., model: _Optional[_Union[ModelIdentity, _Mapping]] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
     __slots__ = ("model",)
@@ -116,7 +160,7 @@ class GetModelResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[ModelInfo, _Mapping]] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "version", "image_shape", "latent_dim", "posterior", "prior", "likelihood", "labels", "max_rows", "metrics", "graphs", "dataset", "created_at", "noise", "precision", "prior_mean", "prior_std", "has_percentiles")
+    __slots__ = ("name", "version", "image_shape", "latent_dim", "posterior", "prior", "likelihood", "labels", "max_rows", "metrics", "graphs", "dataset", "created_at", "noise", "precision", "prior_mean", "prior_std", "has_percentiles", "latent_shape", "sizes", "latent_scaling", "rows_at_once", "origin", "memory_bytes", "bytes_per_pixel", "has_latent_map", "class_names")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -142,6 +186,15 @@ class ModelInfo(_message.Message):
     PRIOR_MEAN_FIELD_NUMBER: _ClassVar[int]
     PRIOR_STD_FIELD_NUMBER: _ClassVar[int]
     HAS_PERCENTILES_FIELD_NUMBER: _ClassVar[int]
+    LATENT_SHAPE_FIELD_NUMBER: _ClassVar[int]
+    SIZES_FIELD_NUMBER: _ClassVar[int]
+    LATENT_SCALING_FIELD_NUMBER: _ClassVar[int]
+    ROWS_AT_ONCE_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_PIXEL_FIELD_NUMBER: _ClassVar[int]
+    HAS_LATENT_MAP_FIELD_NUMBER: _ClassVar[int]
+    CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     image_shape: ImageShape
@@ -160,7 +213,61 @@ class ModelInfo(_message.Message):
     prior_mean: _containers.RepeatedScalarFieldContainer[float]
     prior_std: _containers.RepeatedScalarFieldContainer[float]
     has_percentiles: bool
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., image_shape: _Optional[_Union[ImageShape, _Mapping]] = ..., latent_dim: _Optional[int] = ..., posterior: _Optional[str] = ..., prior: _Optional[str] = ..., likelihood: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., max_rows: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., graphs: _Optional[_Iterable[_Union[GraphInfo, _Mapping]]] = ..., dataset: _Optional[str] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., noise: _Optional[str] = ..., precision: _Optional[str] = ..., prior_mean: _Optional[_Iterable[float]] = ..., prior_std: _Optional[_Iterable[float]] = ..., has_percentiles: _Optional[bool] = ...) -> None: ...
+    latent_shape: _containers.RepeatedScalarFieldContainer[int]
+    sizes: Sizes
+    latent_scaling: LatentScaling
+    rows_at_once: int
+    origin: Origin
+    memory_bytes: int
+    bytes_per_pixel: float
+    has_latent_map: bool
+    class_names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., image_shape: _Optional[_Union[ImageShape, _Mapping]] = ..., latent_dim: _Optional[int] = ..., posterior: _Optional[str] = ..., prior: _Optional[str] = ..., likelihood: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., max_rows: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., graphs: _Optional[_Iterable[_Union[GraphInfo, _Mapping]]] = ..., dataset: _Optional[str] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., noise: _Optional[str] = ..., precision: _Optional[str] = ..., prior_mean: _Optional[_Iterable[float]] = ..., prior_std: _Optional[_Iterable[float]] = ..., has_percentiles: _Optional[bool] = ..., latent_shape: _Optional[_Iterable[int]] = ..., sizes: _Optional[_Union[Sizes, _Mapping]] = ..., latent_scaling: _Optional[_Union[LatentScaling, _Mapping]] = ..., rows_at_once: _Optional[int] = ..., origin: _Optional[_Union[Origin, _Mapping]] = ..., memory_bytes: _Optional[int] = ..., bytes_per_pixel: _Optional[float] = ..., has_latent_map: _Optional[bool] = ..., class_names: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Sizes(_message.Message):
+    __slots__ = ("factor", "multiple", "least", "most_pixels")
+    FACTOR_FIELD_NUMBER: _ClassVar[int]
+    MULTIPLE_FIELD_NUMBER: _ClassVar[int]
+    LEAST_FIELD_NUMBER: _ClassVar[int]
+    MOST_PIXELS_FIELD_NUMBER: _ClassVar[int]
+    factor: int
+    multiple: int
+    least: int
+    most_pixels: int
+    def __init__(self, factor: _Optional[int] = ..., multiple: _Optional[int] = ..., least: _Optional[int] = ..., most_pixels: _Optional[int] = ...) -> None: ...
+
+class LatentScaling(_message.Message):
+    __slots__ = ("scale", "shift", "mean", "std")
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    SHIFT_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    STD_FIELD_NUMBER: _ClassVar[int]
+    scale: float
+    shift: float
+    mean: _containers.RepeatedScalarFieldContainer[float]
+    std: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, scale: _Optional[float] = ..., shift: _Optional[float] = ..., mean: _Optional[_Iterable[float]] = ..., std: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Origin(_message.Message):
+    __slots__ = ("kind", "class_name", "configuration", "sha256", "licence")
+    class Sha256Entry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    CLASS_NAME_FIELD_NUMBER: _ClassVar[int]
+    CONFIGURATION_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    LICENCE_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    class_name: str
+    configuration: str
+    sha256: _containers.ScalarMap[str, str]
+    licence: str
+    def __init__(self, kind: _Optional[str] = ..., class_name: _Optional[str] = ..., configuration: _Optional[str] = ..., sha256: _Optional[_Mapping[str, str]] = ..., licence: _Optional[str] = ...) -> None: ...
 
 class ImageShape(_message.Message):
     __slots__ = ("channels", "height", "width")
@@ -187,18 +294,22 @@ class GraphInfo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ..., opset: _Optional[int] = ..., device: _Optional[str] = ...) -> None: ...
 
 class EncodeRequest(_message.Message):
-    __slots__ = ("model", "images", "draw", "seed", "offset")
+    __slots__ = ("model", "images", "draw", "seed", "offset", "scaled", "latent_dtype")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     DRAW_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    SCALED_FIELD_NUMBER: _ClassVar[int]
+    LATENT_DTYPE_FIELD_NUMBER: _ClassVar[int]
     model: ModelSelector
     images: _tensor_pb2.Images
     draw: bool
     seed: int
     offset: int
-    def __init__(self, model: _Optional[_Union[ModelSelector, _Mapping]] = ..., images: _Optional[_Union[_tensor_pb2.Images, _Mapping]] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
+    scaled: bool
+    latent_dtype: _tensor_pb2.DataType
+    def __init__(self, model: _Optional[_Union[ModelSelector, _Mapping]] = ..., images: _Optional[_Union[_tensor_pb2.Images, _Mapping]] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., scaled: _Optional[bool] = ..., latent_dtype: _Optional[_Union[_tensor_pb2.DataType, str]] = ...) -> None: ...
 
 class EncodeResponse(_message.Message):
     __slots__ = ("mean", "log_var", "z", "seed", "model", "timing")
@@ -217,14 +328,20 @@ class EncodeResponse(_message.Message):
     def __init__(self, mean: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., log_var: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., z: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., model: _Optional[_Union[ModelIdentity, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
 
 class DecodeRequest(_message.Message):
-    __slots__ = ("model", "latents", "format")
+    __slots__ = ("model", "latents", "format", "scaled", "quality", "unclipped")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     LATENTS_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
+    SCALED_FIELD_NUMBER: _ClassVar[int]
+    QUALITY_FIELD_NUMBER: _ClassVar[int]
+    UNCLIPPED_FIELD_NUMBER: _ClassVar[int]
     model: ModelSelector
     latents: _tensor_pb2.Tensor
     format: ImageFormat
-    def __init__(self, model: _Optional[_Union[ModelSelector, _Mapping]] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., format: _Optional[_Union[ImageFormat, str]] = ...) -> None: ...
+    scaled: bool
+    quality: int
+    unclipped: bool
+    def __init__(self, model: _Optional[_Union[ModelSelector, _Mapping]] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., format: _Optional[_Union[ImageFormat, str]] = ..., scaled: _Optional[bool] = ..., quality: _Optional[int] = ..., unclipped: _Optional[bool] = ...) -> None: ...
 
 class DecodeResponse(_message.Message):
     __slots__ = ("images", "model", "timing")
@@ -237,7 +354,7 @@ class DecodeResponse(_message.Message):
     def __init__(self, images: _Optional[_Union[_tensor_pb2.Images, _Mapping]] = ..., model: _Optional[_Union[ModelIdentity, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
 
 class SampleRequest(_message.Message):
-    __slots__ = ("model", "count", "seed", "offset", "label", "temperature", "truncation", "format", "return_latents")
+    __slots__ = ("model", "count", "seed", "offset", "label", "temperature", "truncation", "format", "return_latents", "quality", "latent_dtype", "height", "width")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
@@ -247,6 +364,10 @@ class SampleRequest(_message.Message):
     TRUNCATION_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     RETURN_LATENTS_FIELD_NUMBER: _ClassVar[int]
+    QUALITY_FIELD_NUMBER: _ClassVar[int]
+    LATENT_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
     model: ModelSelector
     count: int
     seed: int
@@ -256,7 +377,11 @@ class SampleRequest(_message.Message):
     truncation: float
     format: ImageFormat
     return_latents: bool
-    def __init__(self, model: _Optional[_Union[ModelSelector, _Mapping]] = ..., count: _Optional[int] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., label: _Optional[int] = ..., temperature: _Optional[float] = ..., truncation: _Optional[float] = ..., format: _Optional[_Union[ImageFormat, str]] = ..., return_latents: _Optional[bool] = ...) -> None: ...
+    quality: int
+    latent_dtype: _tensor_pb2.DataType
+    height: int
+    width: int
+    def __init__(self, model: _Optional[_Union[ModelSelector, _Mapping]] = ..., count: _Optional[int] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., label: _Optional[int] = ..., temperature: _Optional[float] = ..., truncation: _Optional[float] = ..., format: _Optional[_Union[ImageFormat, str]] = ..., return_latents: _Optional[bool] = ..., quality: _Optional[int] = ..., latent_dtype: _Optional[_Union[_tensor_pb2.DataType, str]] = ..., height: _Optional[int] = ..., width: _Optional[int] = ...) -> None: ...
 
 class SampleResponse(_message.Message):
     __slots__ = ("images", "latents", "seed", "offset", "model", "timing")
@@ -275,20 +400,26 @@ class SampleResponse(_message.Message):
     def __init__(self, images: _Optional[_Union[_tensor_pb2.Images, _Mapping]] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., model: _Optional[_Union[ModelIdentity, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
 
 class ReconstructRequest(_message.Message):
-    __slots__ = ("model", "images", "draw", "seed", "offset", "format")
+    __slots__ = ("model", "images", "draw", "seed", "offset", "format", "scaled", "quality", "unclipped")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     DRAW_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
+    SCALED_FIELD_NUMBER: _ClassVar[int]
+    QUALITY_FIELD_NUMBER: _ClassVar[int]
+    UNCLIPPED_FIELD_NUMBER: _ClassVar[int]
     model: ModelSelector
     images: _tensor_pb2.Images
     draw: bool
     seed: int
     offset: int
     format: ImageFormat
-    def __init__(self, model: _Optional[_Union[ModelSelector, _Mapping]] = ..., images: _Optional[_Union[_tensor_pb2.Images, _Mapping]] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., format: _Optional[_Union[ImageFormat, str]] = ...) -> None: ...
+    scaled: bool
+    quality: int
+    unclipped: bool
+    def __init__(self, model: _Optional[_Union[ModelSelector, _Mapping]] = ..., images: _Optional[_Union[_tensor_pb2.Images, _Mapping]] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., format: _Optional[_Union[ImageFormat, str]] = ..., scaled: _Optional[bool] = ..., quality: _Optional[int] = ..., unclipped: _Optional[bool] = ...) -> None: ...
 
 class ReconstructResponse(_message.Message):
     __slots__ = ("images", "seed", "model", "timing")
@@ -303,7 +434,7 @@ class ReconstructResponse(_message.Message):
     def __init__(self, images: _Optional[_Union[_tensor_pb2.Images, _Mapping]] = ..., seed: _Optional[int] = ..., model: _Optional[_Union[ModelIdentity, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
 
 class InterpolateRequest(_message.Message):
-    __slots__ = ("model", "latents", "images", "steps", "method", "format", "return_latents")
+    __slots__ = ("model", "latents", "images", "steps", "method", "format", "return_latents", "scaled", "quality", "latent_dtype")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     LATENTS_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
@@ -311,6 +442,9 @@ class InterpolateRequest(_message.Message):
     METHOD_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     RETURN_LATENTS_FIELD_NUMBER: _ClassVar[int]
+    SCALED_FIELD_NUMBER: _ClassVar[int]
+    QUALITY_FIELD_NUMBER: _ClassVar[int]
+    LATENT_DTYPE_FIELD_NUMBER: _ClassVar[int]
     model: ModelSelector
     latents: _tensor_pb2.Tensor
     images: _tensor_pb2.Images
@@ -318,7 +452,10 @@ class InterpolateRequest(_message.Message):
     method: InterpolationMethod
     format: ImageFormat
     return_latents: bool
-    def __init__(self, model: _Optional[_Union[ModelSelector, _Mapping]] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., images: _Optional[_Union[_tensor_pb2.Images, _Mapping]] = ..., steps: _Optional[int] = ..., method: _Optional[_Union[InterpolationMethod, str]] = ..., format: _Optional[_Union[ImageFormat, str]] = ..., return_latents: _Optional[bool] = ...) -> None: ...
+    scaled: bool
+    quality: int
+    latent_dtype: _tensor_pb2.DataType
+    def __init__(self, model: _Optional[_Union[ModelSelector, _Mapping]] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., images: _Optional[_Union[_tensor_pb2.Images, _Mapping]] = ..., steps: _Optional[int] = ..., method: _Optional[_Union[InterpolationMethod, str]] = ..., format: _Optional[_Union[ImageFormat, str]] = ..., return_latents: _Optional[bool] = ..., scaled: _Optional[bool] = ..., quality: _Optional[int] = ..., latent_dtype: _Optional[_Union[_tensor_pb2.DataType, str]] = ...) -> None: ...
 
 class InterpolateResponse(_message.Message):
     __slots__ = ("images", "latents", "model", "timing")
@@ -333,7 +470,7 @@ class InterpolateResponse(_message.Message):
     def __init__(self, images: _Optional[_Union[_tensor_pb2.Images, _Mapping]] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., model: _Optional[_Union[ModelIdentity, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
 
 class TraverseRequest(_message.Message):
-    __slots__ = ("model", "axes", "steps", "range", "latent", "image", "format", "return_latents")
+    __slots__ = ("model", "axes", "steps", "range", "latent", "image", "format", "return_latents", "quality", "latent_dtype")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     AXES_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -342,6 +479,8 @@ class TraverseRequest(_message.Message):
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     RETURN_LATENTS_FIELD_NUMBER: _ClassVar[int]
+    QUALITY_FIELD_NUMBER: _ClassVar[int]
+    LATENT_DTYPE_FIELD_NUMBER: _ClassVar[int]
     model: ModelSelector
     axes: _containers.RepeatedScalarFieldContainer[int]
     steps: int
@@ -350,7 +489,9 @@ class TraverseRequest(_message.Message):
     image: _tensor_pb2.Images
     format: ImageFormat
     return_latents: bool
-    def __init__(self, model: _Optional[_Union[ModelSelector, _Mapping]] = ..., axes: _Optional[_Iterable[int]] = ..., steps: _Optional[int] = ..., range: _Optional[float] = ..., latent: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., image: _Optional[_Union[_tensor_pb2.Images, _Mapping]] = ..., format: _Optional[_Union[ImageFormat, str]] = ..., return_latents: _Optional[bool] = ...) -> None: ...
+    quality: int
+    latent_dtype: _tensor_pb2.DataType
+    def __init__(self, model: _Optional[_Union[ModelSelector, _Mapping]] = ..., axes: _Optional[_Iterable[int]] = ..., steps: _Optional[int] = ..., range: _Optional[float] = ..., latent: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., image: _Optional[_Union[_tensor_pb2.Images, _Mapping]] = ..., format: _Optional[_Union[ImageFormat, str]] = ..., return_latents: _Optional[bool] = ..., quality: _Optional[int] = ..., latent_dtype: _Optional[_Union[_tensor_pb2.DataType, str]] = ...) -> None: ...
 
 class TraverseResponse(_message.Message):
     __slots__ = ("images", "latents", "rows", "columns", "model", "timing")

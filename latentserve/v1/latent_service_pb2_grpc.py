@@ -51,6 +51,11 @@ class LatentServiceStub:
                 request_serializer=latentserve_dot_v1_dot_latent__service__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=latentserve_dot_v1_dot_latent__service__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.GetLatentMap = channel.unary_unary(
+                '/latentserve.v1.LatentService/GetLatentMap',
+                request_serializer=latentserve_dot_v1_dot_latent__service__pb2.GetLatentMapRequest.SerializeToString,
+                response_deserializer=latentserve_dot_v1_dot_latent__service__pb2.GetLatentMapResponse.FromString,
+                _registered_method=True)
         self.Encode = channel.unary_unary(
                 '/latentserve.v1.LatentService/Encode',
                 request_serializer=latentserve_dot_v1_dot_latent__service__pb2.EncodeRequest.SerializeToString,
@@ -129,6 +134,14 @@ class LatentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetLatentMap(self, request, context):
+        """Returns where test images lie in the latent space of a model. NOT_FOUND if
+        its bundle has no such map.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Encode(self, request, context):
         """Maps each image to its posterior q(z|x): a mean and, unless the model is a
         plain autoencoder, a log-variance per latent dimension and, if requested, a
@@ -176,7 +189,7 @@ class LatentServiceServicer:
 
     def Score(self, request, context):
         """Computes how likely images are under the model. FAILED_PRECONDITION for a
-        plain autoencoder, which has no likelihood.
+        model without a likelihood or a posterior density, such as a plain autoencoder.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -223,6 +236,11 @@ def add_LatentServiceServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=latentserve_dot_v1_dot_latent__service__pb2.GetModelRequest.FromString,
                     response_serializer=latentserve_dot_v1_dot_latent__service__pb2.GetModelResponse.SerializeToString,
+            ),
+            'GetLatentMap': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLatentMap,
+                    request_deserializer=latentserve_dot_v1_dot_latent__service__pb2.GetLatentMapRequest.FromString,
+                    response_serializer=latentserve_dot_v1_dot_latent__service__pb2.GetLatentMapResponse.SerializeToString,
             ),
             'Encode': grpc.unary_unary_rpc_method_handler(
                     servicer.Encode,
@@ -358,6 +376,33 @@ class LatentService:
             '/latentserve.v1.LatentService/GetModel',
             latentserve_dot_v1_dot_latent__service__pb2.GetModelRequest.SerializeToString,
             latentserve_dot_v1_dot_latent__service__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLatentMap(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/latentserve.v1.LatentService/GetLatentMap',
+            latentserve_dot_v1_dot_latent__service__pb2.GetLatentMapRequest.SerializeToString,
+            latentserve_dot_v1_dot_latent__service__pb2.GetLatentMapResponse.FromString,
             options,
             channel_credentials,
             insecure,
