@@ -137,6 +137,7 @@ class _Server:
             functools.partial(self._load, device),
             settings.default_model,
             settings.versions,
+            settings.route,
             self._stop.begun.is_set,
         )
         self._metrics = Metrics()
