@@ -117,6 +117,9 @@ class Settings(BaseModel):
     """Lowest level of the messages that are logged, on stderr."""
     log_format: Literal["auto", "text", "json"] = "auto"
     """Format of the log; auto is text on a terminal and JSON elsewhere."""
+    drift_share: float = Field(0.001, ge=0, le=0.1)
+    """Share of a thread's time for decoding encoded images again, to measure their reconstruction
+    error for the metrics; 0 for none."""
     otlp_endpoint: str = ""
     """Endpoint for OpenTelemetry traces, OTLP over gRPC, such as http://localhost:4317."""
 
