@@ -78,10 +78,13 @@ def export_graphs(vae: Vae) -> dict[GraphName, ExportedGraph]:
         vae: The model, in evaluation mode.
 
     Returns:
-        The graphs by name: the encoder, `image` [N, C, H, W] to `mean` and `log_var` [N, D]; the
-        decoder, `z` [N, D] to `image` and `logits` [N, C, H, W]; and, where the prior is
-        learned, the prior, `eps` [N, D], `u` [N, 1] and `label` [N] to `z`, and its
-        density, `z` and `label` to `log_prob` [N].
+        The graphs by name; the last two only if the prior is learned:
+
+        - `encoder`: `image` [N, C, H, W] -> `mean`, `log_var` [N, D]; a plain autoencoder has no
+          `log_var`.
+        - `decoder`: `z` [N, D] -> `image`, `logits` [N, C, H, W].
+        - `prior`: `eps` [N, D], `u` [N, 1], `label` [N] -> `z` [N, D].
+        - `prior_density`: `z` [N, D], `label` [N] -> `log_prob` [N].
     """
     # Example inputs of two rows: from one, the exporter may infer a constant batch size.
     dim = vae.config.latent_dim

@@ -53,7 +53,8 @@ def plan(model: ModelConfig, train: TrainConfig, steps: int) -> tuple[Phase, ...
     Args:
         model: The architecture, with the prior.
         train: When and for how long to fit a learned prior.
-        steps: Number of steps that train the autoencoder; those that fit the prior are added.
+        steps: Number of steps that train the autoencoder; the phases that only fit the prior
+            come on top.
 
     Returns:
         The phases in order, without gaps.

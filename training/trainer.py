@@ -44,7 +44,8 @@ class Trainer:
         model_config: Networks, latent dimensions, posterior and prior.
         train_config: Objective, optimiser and schedule.
         dataset: The data set, whose training and validation splits are used.
-        steps: Number of steps that train the autoencoder; those that fit the prior are added.
+        steps: Number of steps that train the autoencoder. A learned prior takes further ones,
+            which `plan` adds.
         device: The device to compute on; the CPU by default.
         bfloat16: Whether encoder and decoder compute in bfloat16 under autocast.
         parallel: This process's place among those that share the work; by default it is
@@ -56,8 +57,9 @@ class Trainer:
         model: The model that the optimiser changes.
         parallel: This process's place among those that share the work.
         phases: The phases of the run in order.
-        step: Number of steps done, including skipped ones.
-        steps: Total number of steps that train the autoencoder.
+        step: Number of steps done in all phases, including skipped ones.
+        steps: Number of steps that train the autoencoder; `total_steps` also counts those that only
+            fit the prior.
         skipped: Number of steps skipped because of a NaN or an exploding gradient.
     """
 

@@ -63,7 +63,10 @@ class Clock(TrainingCallback):
             self._task.begin()
 
     def on_epoch_end(self, *_: object, **__: object) -> None:
-        """Stops the clocks after the last epoch, before pythae saves the model (ours does not)."""
+        """Stops the clocks after the last epoch: saving the model, which comes next, is not timed.
+
+        Our trainer's program saves no model.
+        """
         self._ended += 1
         if self._ended == self._task.epochs + 1:
             self._task.end()

@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blatentserve/v1/tensor.proto\x12\x0elatentserve.v1\"N\n\x06Tensor\x12\'\n\x05\x64type\x18\x01 \x01(\x0e\x32\x18.latentserve.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"n\n\x06Images\x12(\n\x06tensor\x18\x01 \x01(\x0b\x32\x16.latentserve.v1.TensorH\x00\x12\x30\n\x07\x65ncoded\x18\x02 \x01(\x0b\x32\x1d.latentserve.v1.EncodedImagesH\x00\x42\x08\n\x06source\".\n\rEncodedImages\x12\r\n\x05\x66iles\x18\x01 \x03(\x0c\x12\x0e\n\x06resize\x18\x02 \x01(\x08*\x80\x01\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x02\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x03\x12\x16\n\x12\x44\x41TA_TYPE_BFLOAT16\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blatentserve/v1/tensor.proto\x12\x0elatentserve.v1\"N\n\x06Tensor\x12\'\n\x05\x64type\x18\x01 \x01(\x0e\x32\x18.latentserve.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"n\n\x06Images\x12(\n\x06tensor\x18\x01 \x01(\x0b\x32\x16.latentserve.v1.TensorH\x00\x12\x30\n\x07\x65ncoded\x18\x02 \x01(\x0b\x32\x1d.latentserve.v1.EncodedImagesH\x00\x42\x08\n\x06source\"l\n\rEncodedImages\x12\r\n\x05\x66iles\x18\x01 \x03(\x0c\x12\x0e\n\x06resize\x18\x02 \x01(\x08\x12\x13\n\x06height\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x12\n\x05width\x18\x04 \x01(\x03H\x01\x88\x01\x01\x42\t\n\x07_heightB\x08\n\x06_width*\x80\x01\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x02\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x03\x12\x16\n\x12\x44\x41TA_TYPE_BFLOAT16\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'latentserve.v1.tensor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DATATYPE']._serialized_start=288
-  _globals['_DATATYPE']._serialized_end=416
+  _globals['_DATATYPE']._serialized_start=350
+  _globals['_DATATYPE']._serialized_end=478
   _globals['_TENSOR']._serialized_start=47
   _globals['_TENSOR']._serialized_end=125
   _globals['_IMAGES']._serialized_start=127
   _globals['_IMAGES']._serialized_end=237
   _globals['_ENCODEDIMAGES']._serialized_start=239
-  _globals['_ENCODEDIMAGES']._serialized_end=285
+  _globals['_ENCODEDIMAGES']._serialized_end=347
 # @@protoc_insertion_point(module_scope)

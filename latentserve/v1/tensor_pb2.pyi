@@ -39,9 +39,13 @@ class Images(_message.Message):
     def __init__(self, tensor: _Optional[_Union[Tensor, _Mapping]] = ..., encoded: _Optional[_Union[EncodedImages, _Mapping]] = ...) -> None: ...
 
 class EncodedImages(_message.Message):
-    __slots__ = ("files", "resize")
+    __slots__ = ("files", "resize", "height", "width")
     FILES_FIELD_NUMBER: _ClassVar[int]
     RESIZE_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
     files: _containers.RepeatedScalarFieldContainer[bytes]
     resize: bool
-    def __init__(self, files: _Optional[_Iterable[bytes]] = ..., resize: _Optional[bool] = ...) -> None: ...
+    height: int
+    width: int
+    def __init__(self, files: _Optional[_Iterable[bytes]] = ..., resize: _Optional[bool] = ..., height: _Optional[int] = ..., width: _Optional[int] = ...) -> None: ...

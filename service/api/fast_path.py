@@ -4,12 +4,14 @@ Callers send requests of the same form over and over: the same model, dtype, sha
 with different values. Without plans, a server of one-image calls spends a quarter of its time on
 validating the form, awaiting intermediate coroutines and building replies. A plan does that work
 once per form.
-Plans are keyed by the model object and the form; every call looks up its model by name and version,
-so a plan cannot outlive a reload.
+
+Plans belong to the model object, which every call looks up by name and version. A reload that loads
+a model anew makes a new object, which has no plans yet; a model that the reload keeps also keeps
+its plans.
 
 A request without a plan falls back to `Servicer`. So does every request of invalid form: only
 `Servicer` reports such errors.
-A differential test checks that both give the same replies and errors.
+A differential test checks that replies and errors are the same with plans and without.
 """
 
 import math

@@ -27,11 +27,11 @@ class Background:
         self._waiting: Turns[asyncio.Future[None]] = Turns()
 
     async def run(self, work: Callable[[], T], caller: str) -> T:
-        """Runs work in a thread, once it is the caller's turn, and returns its result.
+        """Runs work in a thread and returns its result; callers take turns if no thread is idle.
 
         Args:
-            work: Called in a thread, with the context variables of the caller of `run`.
-            caller: Whose work it is.
+            work: Called in the thread, with a copy of the current context variables.
+            caller: `Call.caller` of the call that the work is for.
         """
         if self._idle:
             self._idle -= 1
