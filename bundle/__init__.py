@@ -5,6 +5,7 @@ library only.
 """
 
 from bundle.errors import BundleError
+from bundle.latent_map import LatentMap
 from bundle.layout import ModelFolder, check_name, find_models, find_others
 from bundle.manifest import (
     SCHEMA_VERSION,
@@ -35,6 +36,7 @@ __all__ = [
     "FileRef",
     "GraphName",
     "GraphRef",
+    "LatentMap",
     "LatentScaling",
     "Manifest",
     "ModelFolder",

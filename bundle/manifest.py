@@ -289,8 +289,8 @@ class Manifest(_Record):
             raise ValueError(f"graphs: no {' and no '.join(sorted(missing))}")
         if surplus := self.graphs.keys() - wanted.keys():
             raise ValueError(
-                f"graphs: {' and '.join(sorted(surplus))} with posterior {self.posterior} and "
-                f"prior {self.prior}"
+                f"graphs: {' and '.join(sorted(surplus))} with prior {self.prior} and posterior "
+                f"{self.posterior}"
             )
         for name, (inputs, outputs) in wanted.items():
             graph = self.graphs[name]

@@ -12,8 +12,9 @@ import pydantic
 from numpy.typing import NDArray
 
 from bundle.errors import BundleError
+from bundle.latent_map import LatentMap
 from bundle.layout import MANIFEST
-from bundle.manifest import SCHEMA_VERSION, FileRef, GraphName, Manifest
+from bundle.manifest import SCHEMA_VERSION, FileRef, GraphName, Manifest, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,14 @@ class Bundle:
         manifest: Its manifest.
         graphs: Content of the ONNX files by name of the graph.
         golden: The golden rows by "graph.tensor", float32 or int64.
+        latent_map: The map of the latent space, if it has one.
     """
 
     path: Path
     manifest: Manifest
     graphs: dict[GraphName, bytes]
     golden: dict[str, NDArray[Any]]
+    latent_map: LatentMap | None = None
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -70,6 +73,7 @@ def read_bundle(path: Path) -> Bundle:
         manifest=manifest,
         graphs={name: _read(path, ref) for name, ref in manifest.graphs.items()},
         golden=_read_golden(path, manifest),
+        latent_map=_read_map(path, manifest),
     )
 
 
@@ -124,7 +128,7 @@ def _read_golden(path: Path, manifest: Manifest) -> dict[str, NDArray[Any]]:
             f"{path / manifest.golden.file}: {sorted(golden)}, wanted {sorted(wanted)}"
         )
     for key, array in golden.items():
-        dtype, shape = wanted[key].dtype, wanted[key].shape
+        dtype, shape = wanted[key].dtype, _golden_shape(wanted[key], manifest)
         same_axes = array.ndim == len(shape) and array.shape[1:] == shape[1:]
         if array.dtype != dtype or not same_axes or array.size == 0:
             raise BundleError(
@@ -132,3 +136,21 @@ def _read_golden(path: Path, manifest: Manifest) -> dict[str, NDArray[Any]]:
                 f"wanted {dtype} {list(shape)}"
             )
     return golden
+
+
+def _golden_shape(tensor: TensorSpec, manifest: Manifest) -> tuple[str | int, ...]:
+    """Shape of a tensor at the size of the golden rows; its first axis stays "N"."""
+    sizes = dict(zip("HW", manifest.image_shape[1:], strict=True))
+    if manifest.spatial:
+        sizes |= zip("hw", manifest.latent_shape[1:], strict=True)
+    return tuple(sizes.get(str(axis), axis) for axis in tensor.shape)
+
+
+def _read_map(path: Path, manifest: Manifest) -> LatentMap | None:
+    if manifest.latent_map is None:
+        return None
+    content = _read(path, manifest.latent_map)
+    try:
+        return LatentMap.from_bytes(content, manifest.latent_dim, len(manifest.class_names))
+    except BundleError as error:
+        raise BundleError(f"{path / manifest.latent_map.file}: {error}") from error

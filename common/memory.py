@@ -30,6 +30,15 @@ def usable_memory(mount: Path = MOUNT, own: Path = OWN) -> int:
     return min((sys.maxsize, *_machine(), *_cgroups(mount, own)))
 
 
+def resident_memory() -> int:
+    """Bytes of this process in physical memory; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def _machine() -> Iterator[int]:
     if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
         yield os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -82,8 +82,12 @@ class _Server:
     """The server of this process, which may be one of several workers."""
 
     def __init__(self, settings: Settings, worker: WorkerContext | None):
-        # The default is resolved once, since the memory that may be used can change.
-        self._settings = settings.model_copy(update={"max_queue_bytes": settings.queue_bytes})
+        # The defaults are resolved once, since the memory that may be used can change.
+        resolved = {
+            "max_queue_bytes": settings.queue_bytes,
+            "max_compute_bytes": settings.compute_bytes,
+        }
+        self._settings = settings.model_copy(update=resolved)
         self._worker = worker
         self._agent: WorkerAgent | None = None
         self._http: HttpServer | None = None
@@ -183,12 +187,21 @@ class _Server:
             threads,
             settings.batch_window_seconds,
             INLINE_SECONDS_ONE_CORE if one_core else INLINE_SECONDS,
+            settings.compute_bytes,
         )
 
     def _load(self, device: Device, bundle: Bundle) -> Model:
         settings = self._settings
         max_rows(bundle.manifest, settings.max_rows, settings.max_message_bytes)
-        return load_model(bundle, device, threads=1)
+        return load_model(
+            bundle,
+            device,
+            threads=1,
+            # A slow row takes all cores, since waiting for it is what matters.
+            slow_threads=settings.threads or usable_cpus(),
+            max_pixels=settings.max_pixels,
+            max_compute_bytes=settings.compute_bytes,
+        )
 
     async def _connect_to_supervisor(self, worker: WorkerContext) -> None:
         agent = WorkerAgent(self._stop, self._metrics.exposition, self._reload_and_log)

@@ -23,6 +23,7 @@ _LAME_DUCK_SECONDS = 3.0
 # parsing takes copies (docs/performance.md).
 _MIN_QUEUE_BYTES, _MAX_QUEUE_BYTES = 2**23, 2**29
 _PROCESS_BYTES = 192 * 2**20
+_MIN_COMPUTE_BYTES = 2**20
 # Peak bytes per pixel while a picture with a palette is blended onto white, with some to spare.
 _PIXEL_BYTES = 20
 
@@ -81,6 +82,11 @@ class Settings(BaseModel):
     """Maximum number of rows in flight in all calls together; calls beyond it are rejected."""
     max_queue_bytes: Annotated[int, Field(ge=4096, le=2**50)] | None = None
     """Maximum number of bytes of images and latents in flight in all calls together."""
+    max_pixels: int = Field(1_048_576, ge=1, le=2**40)
+    """Maximum pixels of an image, height times width, of a model that takes images of any size."""
+    max_compute_bytes: Annotated[int, Field(ge=2**20, le=2**50)] | None = None
+    """Maximum memory in bytes that batches take while they are computed; those that need more
+    wait."""
     max_rows_per_caller: int = Field(0, ge=0, le=2**40)
     """Maximum number of rows in flight of one caller in each worker; 0 for no limit per caller. A
     caller is identified by the name of its token, else by its address."""
@@ -141,7 +147,14 @@ class Settings(BaseModel):
         return default_queue_bytes(usable_memory() // self.workers)
 
     @property
-    def max_pixels(self) -> int:
+    def compute_bytes(self) -> int:
+        """Maximum memory of running batches in a process, with the default resolved."""
+        if self.max_compute_bytes is not None:
+            return self.max_compute_bytes
+        return max(_MIN_COMPUTE_BYTES, usable_memory() // self.workers // 2)
+
+    @property
+    def max_picture_pixels(self) -> int:
         """Maximum pixels of a picture file: 64 million, or fewer (from 1 million).
 
         As many as fit into the memory of a process beyond that of calls in flight.
@@ -166,6 +179,7 @@ _DEFAULTS = {
     "models": "models/ in the checkout",
     "default_model": "the first by name",
     "max_queue_bytes": "512 MiB; smaller if memory is below 2.2 GiB",
+    "max_compute_bytes": "half of the memory",
     "lame_duck_seconds": "3 with several workers or a host that is not loopback, else 0",
 }
 

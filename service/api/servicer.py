@@ -64,7 +64,7 @@ class Servicer:
         self._engine = engine
         self._models = models
         self._settings = settings
-        self._max_pixels = settings.max_pixels
+        self._max_pixels = settings.max_picture_pixels
         self._row_limits: WeakKeyDictionary[Model, int] = WeakKeyDictionary()
         self._fast_path = FastPath(engine, self._max_rows) if fast_path else None
 

@@ -9,8 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.call import Call
+from service.models.speed import Limits
 
 Arrays = Mapping[str, NDArray[Any]]
+#: Height and width of images; empty for a model whose images all have one size.
+Size: TypeAlias = tuple[int, ...]
 T = TypeVar("T")
 # Guards entries whose rows several compute threads write at the same time.
 _LOCK = threading.Lock()
@@ -21,18 +24,14 @@ class Graph(Protocol):
 
     Attributes:
         name: Name in metrics and the log.
-        max_batch_rows: Maximum rows in one batch.
-        max_call_rows: Maximum rows of one call in a batch.
     """
 
     name: str
-    max_batch_rows: int
-    max_call_rows: int
 
-    def estimate_seconds(self, rows: int) -> float:
-        """Expected time to compute a number of rows, in seconds."""
+    def limits(self, size: Size) -> Limits:
+        """The batch limits for images of a size."""
 
-    def run(self, inputs: Arrays, outputs: tuple[str, ...]) -> Arrays:
+    def run(self, inputs: Arrays, outputs: tuple[str, ...], size: Size) -> Arrays:
         """Runs the graph: maps arrays by input name to arrays by output name."""
 
 
@@ -76,9 +75,11 @@ class InferenceRequest(Generic[T]):
             the arrays of the rows start to stop - 1, called in a compute thread.
         finish: Converts the output arrays to the result, in a compute thread; None to return
             the arrays themselves.
+        size: H and W of the images; empty for a model whose images all have one size. Only
+            requests of one size share a batch.
     """
 
-    __slots__ = ("finish", "inputs", "operation", "rows")
+    __slots__ = ("finish", "inputs", "operation", "rows", "size")
 
     def __init__(
         self,
@@ -86,11 +87,13 @@ class InferenceRequest(Generic[T]):
         rows: int,
         inputs: Arrays | Callable[[int, int], Arrays],
         finish: Callable[[Arrays], T] | None = None,
+        size: tuple[int, ...] = (),
     ):
         self.operation = operation
         self.rows = rows
         self.inputs = inputs
         self.finish = finish
+        self.size = size
 
 
 class QueueEntry:
@@ -152,18 +155,29 @@ class Batch:
         operation: The operation to compute.
         segments: The segments.
         rows: Total number of their rows.
+        size: Size of the images.
+        limits: The graph's limits for that size.
 
     Attributes:
         began: When it was dispatched, on the batcher's clock.
         error: Exception raised by the graph or its pre- or postprocessing.
     """
 
-    __slots__ = ("began", "error", "operation", "rows", "segments")
+    __slots__ = ("began", "error", "limits", "operation", "rows", "segments", "size")
 
-    def __init__(self, operation: Operation, segments: list[Segment], rows: int):
+    def __init__(
+        self,
+        operation: Operation,
+        segments: list[Segment],
+        rows: int,
+        size: Size,
+        limits: Limits,
+    ):
         self.operation = operation
         self.segments = segments
         self.rows = rows
+        self.size = size
+        self.limits = limits
         self.began = 0.0
         self.error: Exception | None = None
 
@@ -203,7 +217,7 @@ class Batch:
                     rows = _concatenated(parts)
             graph_inputs = operation.before(rows)
             outputs = operation.after(
-                graph_inputs, operation.graph.run(graph_inputs, operation.outputs)
+                graph_inputs, operation.graph.run(graph_inputs, operation.outputs, self.size)
             )
         except Exception as error:  # noqa: BLE001 - fails this batch only
             self.error = error

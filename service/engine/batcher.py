@@ -10,25 +10,37 @@ batch it goes to the back of its caller's queue; callers take turns, and so do o
 large call delays a small one by the running batches and about one more, and many calls of one
 caller delay a call of another by as much.
 
-Batches are limited by their expected time (`service.models.onnx.Graph.calibrate`): the rows of one
-call in a batch take about two milliseconds, a batch of many calls about eight. A batch that large
-forms only under load, when calls wait longer than eight milliseconds anyway. It also makes better
-use of the CPU caches, which the code that reads and writes calls overwrites between batches.
+Batches are limited by their expected time (`service.models.speed`): the rows of one call in a batch
+take about two milliseconds, a batch of many calls about eight. A batch that large forms only under
+load, when calls wait longer than eight milliseconds anyway. It also makes better use of the CPU
+caches, which the code that reads and writes calls overwrites between batches.
+
+Images of different sizes never share a batch; their sizes take turns as operations do. A row that
+takes longer than about 50 milliseconds is slow: it is a batch of its own, and slow batches leave
+one thread to the others, so that a call of a millisecond never waits for one of seconds.
+
+The memory of running batches is limited too. A slow row waits until its memory is free; smaller
+ones behind it do not overtake it, or it might wait for ever. Other batches do not wait: they take
+fewer rows, at least one.
 """
 
 import asyncio
 import math
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
-from service.engine.batch import Batch, Graph, InferenceRequest, Operation, QueueEntry, Segment
+from service.engine.batch import Batch, InferenceRequest, Operation, QueueEntry, Segment, Size
 from service.engine.call import Call
 from service.engine.turns import Turns
 from service.errors import DeadlineExceeded
+from service.models.speed import Limits
 
 T = TypeVar("T")
+# The queue of each operation and size.
+_Queues: TypeAlias = OrderedDict[tuple[Operation, Size], Turns[QueueEntry]]
 
 #: Longest batch, in seconds, that is computed on the event loop itself, because passing it to a
 #: thread and its result back would take longer (docs/performance.md).
@@ -60,19 +72,22 @@ class BatchObserver(Protocol):
 
 
 class Batcher:
-    """Queues requests by operation and computes them in batches.
+    """Queues requests by operation and size, and computes them in batches.
 
     All methods are called in one event loop, which owns the queues; threads only compute
     batches.
 
     Args:
-        execute: Runs a function in a thread, then a second one in the event loop.
-        threads: Number of functions that `execute` can run at the same time.
+        execute: Runs a function in a thread, then a second one in the event loop; can run as
+            many at the same time as `threads`, at least 2.
+        threads: Maximum batches at the same time. With 1, a batch of a slow row may run at the
+            same time as another.
         observer: Receives the batcher's events.
         window: Seconds that a batch waits for more rows if it is not full.
         inline: Longest batch, in seconds, that is computed on the event loop; 0 to compute all
             batches in threads. If only one call is in flight, the limit is at least
             INLINE_SECONDS_ONE_CALL.
+        max_bytes: Maximum memory of the batches that run at the same time; 0 for no limit.
         clock: Monotonic clock in seconds, that of `Call.deadline`.
     """
 
@@ -84,16 +99,23 @@ class Batcher:
         *,
         window: float = 0.0,
         inline: float = INLINE_SECONDS,
+        max_bytes: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._execute = execute
-        self._threads = self._idle_threads = threads
+        self._threads = threads
+        self._slots = max(2, threads)
+        # Running batches of slow rows and others, and the memory of all together.
+        self._running_slow = self._running_fast = self._running_bytes = 0
+        self._max_bytes = max_bytes or sys.maxsize
         self._observer = observer
         self._window = window
         self._inline = inline
         self._inline_one_call = max(inline, INLINE_SECONDS_ONE_CALL) if inline else 0.0
         self._clock = clock
-        self._queues: OrderedDict[Operation, Turns[QueueEntry]] = OrderedDict()
+        self._slow: _Queues = OrderedDict()
+        self._fast: _Queues = OrderedDict()
+        self._slow_is_next = False
         # Empty queues for reuse: at low load, most calls would make one.
         self._spare: list[Turns[QueueEntry]] = []
         self._scheduled = self._enqueued = False
@@ -118,9 +140,12 @@ class Batcher:
         """
         loop = asyncio.get_running_loop()
         entry = QueueEntry(request, call, loop.create_future(), self._clock())
-        queue = self._queues.get(request.operation)
+        operation, size = request.operation, request.size
+        queues = self._slow if operation.graph.limits(size).slow else self._fast
+        queue = queues.get((operation, size))
         if queue is None:
-            self._queues[request.operation] = queue = self._spare.pop() if self._spare else Turns()
+            queue = self._spare.pop() if self._spare else Turns()
+            queues[operation, size] = queue
         queue.append(entry, call.caller)
         self._schedule(loop)
         return entry.future
@@ -128,7 +153,7 @@ class Batcher:
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         """Defers the dispatch, so that requests of the same few loop iterations share a batch."""
         self._enqueued = True
-        if not self._scheduled and self._idle_threads:
+        if not self._scheduled and self._running_slow + self._running_fast < self._slots:
             self._scheduled = True
             loop.call_soon(self._dispatch_when_quiet, loop, _MAX_ITERATIONS)
 
@@ -147,8 +172,8 @@ class Batcher:
             self._dispatch()
 
     def _dispatch(self) -> None:
-        """Starts batches while there are requests and idle threads."""
-        while self._idle_threads and self._queues:
+        """Starts batches while there are requests and threads for them."""
+        while self._fast or self._slow:
             batch = self._next_batch()
             if batch is None:
                 return
@@ -160,32 +185,61 @@ class Batcher:
                     self._observer.request_dequeued(waited)
             one_call = len(batch.segments) == 1
             if (
-                self._idle_threads == self._threads
-                and not self._queues
-                and batch.operation.graph.estimate_seconds(batch.rows)
+                not self._running_fast
+                and not self._fast
+                and batch.limits.seconds(batch.rows)
                 <= (self._inline_one_call if one_call else self._inline)
             ):
                 batch.compute()
                 self._complete(batch)
-                return
-            self._idle_threads -= 1
+                continue
+            self._count(batch, 1)
             self._execute(batch.compute, lambda batch=batch: self._on_computed(batch))  # type: ignore[misc]
 
     def _on_computed(self, batch: Batch) -> None:
-        self._idle_threads += 1
+        self._count(batch, -1)
         self._complete(batch)
         self._dispatch()
 
+    def _count(self, batch: Batch, change: int) -> None:
+        """Adds a batch to those that are running, or subtracts it."""
+        if batch.limits.slow:
+            self._running_slow += change
+        else:
+            self._running_fast += change
+        self._running_bytes += change * batch.rows * batch.limits.row_bytes
+
     def _next_batch(self) -> Batch | None:
-        """Takes rows off the front of the next operation's queue; None if none are due."""
-        for operation in list(self._queues):
-            queue = self._queues.pop(operation)
-            if self._window and self._waits_for_more(operation, queue):
-                self._queues[operation] = queue
+        """Takes the next batch from the queues; None if none is due or there is no thread for it.
+
+        Slow rows and others take turns.
+        """
+        idle = self._slots - self._running_slow - self._running_fast
+        slow_left = self._slots - 1 - self._running_slow
+        fast_left = self._threads - self._running_fast
+        turns = [(self._fast, fast_left), (self._slow, slow_left)]
+        if self._slow_is_next:
+            turns.reverse()
+        for queues, left in turns:
+            threads = min(idle, left) if queues else 0
+            batch = self._take(queues, threads) if threads > 0 else None
+            if batch is not None:
+                self._slow_is_next = queues is self._fast
+                return batch
+        return None
+
+    def _take(self, queues: _Queues, idle_threads: int) -> Batch | None:
+        """Takes rows off the front of the next of these queues; None if none are due."""
+        for operation, size in list(queues):
+            limits = operation.graph.limits(size)
+            if limits.slow and not self._has_memory(limits.row_bytes):
+                return None
+            queue = queues.pop((operation, size))
+            if self._window and self._waits_for_more(limits, queue):
+                queues[operation, size] = queue
                 continue
             segments: list[Segment] = []
-            limit = left = self._batch_limit(operation.graph, queue)
-            max_call_rows = operation.graph.max_call_rows
+            limit = left = self._batch_limit(limits, queue, idle_threads)
             # Requests with rows left over go behind the others of their callers.
             unfinished: list[QueueEntry] = []
             while queue and left:
@@ -193,7 +247,7 @@ class Batcher:
                 if self._dropped(entry):
                     continue
                 start = entry.scheduled
-                stop = min(entry.request.rows, start + min(left, max_call_rows))
+                stop = min(entry.request.rows, start + min(left, limits.call_rows))
                 entry.scheduled = stop
                 segments.append((entry, start, stop))
                 left -= stop - start
@@ -202,27 +256,38 @@ class Batcher:
             for entry in unfinished:
                 queue.append(entry, entry.call.caller)
             if queue:
-                self._queues[operation] = queue
+                queues[operation, size] = queue
             else:
                 self._spare.append(queue)
             if segments:
-                return Batch(operation, segments, limit - left)
+                return Batch(operation, segments, limit - left, size, limits)
         return None
 
-    def _batch_limit(self, graph: Graph, queue: Turns[QueueEntry]) -> int:
-        """Maximum rows of the next batch; queued rows are divided evenly among idle threads."""
-        if self._idle_threads == 1 or graph.max_batch_rows == graph.max_call_rows:
-            return graph.max_batch_rows
-        share = -(-_rows(queue.items_in_order()) // self._idle_threads)
-        return min(graph.max_batch_rows, max(graph.max_call_rows, share))
+    def _has_memory(self, count: int) -> bool:
+        """Whether a slow row that takes `count` bytes may start.
 
-    def _waits_for_more(self, operation: Operation, queue: Turns[QueueEntry]) -> bool:
+        If it is the only slow row, it may: one that takes more than the limit is refused earlier.
+        """
+        return not self._running_slow or self._running_bytes + count <= self._max_bytes
+
+    def _batch_limit(self, limits: Limits, queue: Turns[QueueEntry], idle_threads: int) -> int:
+        """Maximum rows of the next batch; queued rows are divided evenly among idle threads."""
+        most = limits.batch_rows
+        if limits.row_bytes:
+            free = self._max_bytes - self._running_bytes
+            most = min(most, max(1, free // limits.row_bytes))
+        if idle_threads == 1 or most <= limits.call_rows:
+            return most
+        share = -(-_rows(queue.items_in_order()) // idle_threads)
+        return min(most, max(limits.call_rows, share))
+
+    def _waits_for_more(self, limits: Limits, queue: Turns[QueueEntry]) -> bool:
         """Whether to wait for more rows: the batch is not full and its window is still open.
 
         If so, schedules a dispatch for when the window closes.
         """
         left = min(entry.arrived for entry in queue.items_in_order()) + self._window - self._clock()
-        if left <= 0 or _rows(queue.items_in_order()) >= operation.graph.max_batch_rows:
+        if left <= 0 or _rows(queue.items_in_order()) >= limits.batch_rows:
             return False
         asyncio.get_running_loop().call_later(left, self._dispatch)
         return True

@@ -72,6 +72,7 @@ class Engine:
         workers: Number of batches that run at the same time.
         window: Seconds that a batch waits for more rows if it is not full.
         inline: Longest batch, in seconds, that runs on the event loop itself.
+        max_compute_bytes: Maximum memory of running batches; 0 for no limit.
     """
 
     def __init__(
@@ -81,12 +82,21 @@ class Engine:
         workers: int = 1,
         window: float = 0.0,
         inline: float = INLINE_SECONDS,
+        max_compute_bytes: int = 0,
     ):
         self.admission = admission
-        self._pool = Pool(workers)
+        # With one worker, a slow row runs in a second thread.
+        self._pool = Pool(max(2, workers))
         self._background = Background(min(_MAX_THREADS, usable_cpus() + _MORE_THREADS))
         self._observer = observer
-        self._batcher = Batcher(self._pool, workers, observer, window=window, inline=inline)
+        self._batcher = Batcher(
+            self._pool,
+            workers,
+            observer,
+            window=window,
+            inline=inline,
+            max_bytes=max_compute_bytes,
+        )
         self._operations: WeakKeyDictionary[Model, Operations] = WeakKeyDictionary()
 
     def admitted(self, call: Call, model: Model, rows: int) -> Admitted:

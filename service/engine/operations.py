@@ -36,9 +36,11 @@ class Operations:
 
     Attributes:
         encode: Maps images to `mean` and `log_var`; at key True uint8 images, at False float32.
-        decode: Maps latents to `image`, by the same keys.
-        sample: Maps latents to `image` and the latents `z`, by the same keys.
-        logits: Maps latents to `logits`.
+            Set only if there is an encoder.
+        decode: Maps latents to `image` in [0, 1], by the same keys.
+        raw: Maps latents to `image`, float32 and not clipped.
+        sample: Maps latents to `image` in [0, 1] and the latents `z`, by the same keys.
+        logits: Maps latents to `logits`; set only if there is a likelihood.
         prior: Maps noise to latents; set only if the prior is learned.
         density: Maps latents to `log_prob`; set only if the prior is learned.
     """
@@ -51,26 +53,42 @@ class Operations:
             observer.encoded(manifest, inputs["image"], outputs["mean"], outputs.get("log_var"))
             return outputs
 
-        encoder, decoder = model.graphs["encoder"], model.graphs["decoder"]
-        delta = manifest.posterior == "delta"
-        moments = ("mean",) if delta else ("mean", "log_var")
-        self.encode = {
-            True: Operation(encoder, moments, _scaled, observed),
-            False: Operation(encoder, moments, after=observed),
-        }
+        decoder = model.graphs["decoder"]
+        if manifest.posterior != "none":
+            encoder = model.graphs["encoder"]
+            delta = manifest.posterior == "delta"
+            moments = ("mean",) if delta else ("mean", "log_var")
+            self.encode = {
+                True: Operation(encoder, moments, _scaled, observed),
+                False: Operation(encoder, moments, after=observed),
+            }
+        # The mean of a Bernoulli is a sigmoid, which is in [0, 1] already.
+        clips = manifest.likelihood == "none"
+
+        def pixels(outputs: Arrays, as_uint8: bool) -> Arrays:
+            clipped = _clipped(outputs) if clips else outputs
+            return _to_bytes(clipped) if as_uint8 else clipped
+
+        self.raw = Operation(decoder, ("image",))
         self.decode = {
-            True: Operation(decoder, ("image",), after=lambda _, outputs: _to_bytes(outputs)),
-            False: Operation(decoder, ("image",)),
+            True: Operation(decoder, ("image",), after=lambda _, outputs: pixels(outputs, True)),
+            False: Operation(decoder, ("image",), after=lambda _, outputs: pixels(outputs, False))
+            if clips
+            else self.raw,
         }
         self.sample = {
-            True: Operation(
-                decoder, ("image",), after=lambda inputs, outputs: {**inputs, **_to_bytes(outputs)}
-            ),
-            False: Operation(
-                decoder, ("image",), after=lambda inputs, outputs: {**inputs, **outputs}
-            ),
+            as_uint8: Operation(
+                decoder,
+                ("image",),
+                after=lambda inputs, outputs, as_uint8=as_uint8: {  # type: ignore[misc]
+                    **inputs,
+                    **pixels(outputs, as_uint8),
+                },
+            )
+            for as_uint8 in (True, False)
         }
-        self.logits = Operation(decoder, ("logits",))
+        if manifest.likelihood != "none":
+            self.logits = Operation(decoder, ("logits",))
         if manifest.learned_prior:
             self.prior = Operation(model.graphs["prior"], ("z",))
             self.density = Operation(model.graphs["prior_density"], ("log_prob",))
@@ -101,6 +119,12 @@ def unit_range(images: Pixels) -> Array:
 
 def _scaled(given: Arrays) -> Arrays:
     return {"image": unit_range(given["image"])}
+
+
+def _clipped(outputs: Arrays) -> Arrays:
+    # Only this batch refers to the output array, so it may be overwritten.
+    image = outputs["image"]
+    return {"image": np.clip(image, 0.0, 1.0, out=image)}
 
 
 def _to_bytes(outputs: Arrays) -> Arrays:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from common.cpus import usable_cpus
 from service.errors import StartError
+from service.models.speed import SLOW_SECONDS, Limits, Speed
 
 # From 1.29 on onnxruntime sends telemetry unless this is set before its import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -21,24 +22,25 @@ import onnxruntime
 
 VERSION: str = onnxruntime.__version__
 
+# Options of runs after which the memory that they took is returned to the system.
+_SHRINK = onnxruntime.RunOptions()
+_SHRINK.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 
-# Maximum rows of one run: until calibration, and after it. On a CPU, larger runs exceed the caches:
-# as one run, 4096 rows of the flagship's decoder take 0.5 GiB and 25% longer, and 4096 rows of a
-# mixture prior of 256 dimensions take 3 GiB. Outputs do not depend on these limits.
-_DEFAULT_ROWS = {"cpu": 64, "cuda": 1024}
-_MAX_ROWS = {"cpu": 512, "cuda": 4096}
-# A running batch delays the calls behind it. So calibration limits the rows of one call in a batch,
-# and of the whole batch, to what is computed in about this time, but never to fewer than
-# `_MIN_ROWS`, which a core or GPU needs to work at full speed.
-_CALL_SECONDS = 0.002
-_BATCH_SECONDS = 0.008
-_MIN_ROWS = {"cpu": 16, "cuda": 64}
 # Lack of memory in onnxruntime's messages; its exception types do not distinguish it.
 _NO_MEMORY = re.compile(r"bad.alloc|failed to allocate memory|out of memory|ALLOC_FAILED", re.I)
+# Measuring a graph takes at most about a second: a time is the fastest of at most `_TRIALS` runs,
+# none of which starts after `_TRIAL_SECONDS`. Larger images are tried until a row is slow.
 _TRIAL_ROWS = 16
 _TRIALS = 5
+_TRIAL_SECONDS = 0.1
+# Sizes of which a graph keeps the limits.
+_MAX_SIZES = 1024
+
+#: Height and width of an image; empty for the size of the golden rows.
+Size = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -86,22 +88,25 @@ def resolve_device(wanted: str) -> Device:
 
 
 class Graph:
-    """One ONNX graph in an onnxruntime session.
+    """One ONNX graph, in an onnxruntime session or two.
+
+    The main session runs on `threads` threads. If rows of some size are found slow, a second
+    session on `slow_threads` threads runs these.
 
     Args:
         content: The ONNX file's bytes, already verified.
         device: Device to run on.
         threads: Threads for one run; 0 for all CPUs of this process.
-        rows: Maximum rows of one run until `calibrate`; 0 for the device's default.
+        rows: Maximum rows of one run until `measure`; 0 for the device's default.
         name: Name in metrics and the log.
+        slow_threads: Threads for one run of a slow row; 0 for as many as for the others.
+        speed: Estimates the time of runs; None for one without limits of its own.
 
     Attributes:
         name: Name in metrics and the log.
         device: Device that it runs on.
         inputs: Names of its inputs.
         outputs: Names of its outputs.
-        max_batch_rows: Maximum rows in one batch.
-        max_call_rows: Maximum rows of one call in a batch.
 
     Raises:
         StartError: onnxruntime fell back to another execution provider, for example because
@@ -110,106 +115,163 @@ class Graph:
     """
 
     def __init__(
-        self, content: bytes, device: Device, threads: int = 0, rows: int = 0, name: str = ""
+        self,
+        content: bytes,
+        device: Device,
+        threads: int = 0,
+        rows: int = 0,
+        name: str = "",
+        *,
+        slow_threads: int = 0,
+        speed: Speed | None = None,
     ):
+        self.name = name
+        self.device = device
+        self._content = content
+        self._threads = threads or usable_cpus()
+        # More threads do not speed up what a GPU computes.
+        self._slow_threads = slow_threads if device.kind == "cpu" else 0
+        self._session = self._slow_session = self._open(self._threads)
+        self._speed = speed or Speed(device.kind, default_rows=rows)
+        self._limits: dict[Size, Limits] = {}
+        self.inputs = tuple(node.name for node in self._session.get_inputs())
+        self.outputs = tuple(node.name for node in self._session.get_outputs())
+
+    def _open(self, threads: int) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or usable_cpus()
+        options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         # onnxruntime would keep a memory pattern for every batch size, and there are hundreds.
         options.enable_mem_pattern = False
         # A waiting thread must not spin on a core that others share.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = onnxruntime.InferenceSession(content, options, providers=_providers(device))
-        used = self._session.get_providers()[0]
+        device = self.device
+        session = onnxruntime.InferenceSession(self._content, options, providers=_providers(device))
+        used = session.get_providers()[0]
         if used != _providers(device)[0][0]:
             raise StartError(f"device: wanted {device}, but onnxruntime fell back to {used}")
-        self.name = name
-        self.device = device
-        self._run_rows = rows or _DEFAULT_ROWS[device.kind]
-        self.max_batch_rows = self.max_call_rows = self._run_rows
-        self._pads = device.kind == "cuda"
-        # Estimated time in seconds: a fixed part per run, plus a part per row.
-        self._run_seconds, self._row_seconds = math.inf, 0.0
-        self.inputs = tuple(node.name for node in self._session.get_inputs())
-        self.outputs = tuple(node.name for node in self._session.get_outputs())
+        return session
 
     def run(
-        self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str] = ()
+        self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str] = (), size: Size = ()
     ) -> dict[str, NDArray[np.float32]]:
         """Runs the graph, a limited number of rows at a time, with the GIL released.
 
         Args:
             inputs: Arrays [N, ...] by the names of the graph's inputs.
             outputs: Names of the outputs to compute; all by default.
+            size: Size of the images.
 
         Returns:
             Arrays [N, ...] by the names of the outputs.
         """
         wanted = list(outputs or self.outputs)
         count = len(next(iter(inputs.values())))
-        if count <= self._run_rows:
-            return dict(zip(wanted, self._run(wanted, inputs, count), strict=True))
+        limits = self.limits(size)
+        rows = limits.batch_rows
+        if count <= rows:
+            return dict(zip(wanted, self._run(wanted, inputs, count, limits), strict=True))
         pieces = []
-        for start in range(0, count, self._run_rows):
-            piece = {name: array[start : start + self._run_rows] for name, array in inputs.items()}
-            pieces.append(self._run(wanted, piece, min(self._run_rows, count - start)))
+        for start in range(0, count, rows):
+            piece = {name: array[start : start + rows] for name, array in inputs.items()}
+            pieces.append(self._run(wanted, piece, min(rows, count - start), limits))
         joined = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
         return dict(zip(wanted, joined, strict=True))
 
-    def estimate_seconds(self, rows: int) -> float:
-        """Expected time to compute a number of rows, in seconds; infinite before `calibrate`."""
-        return self._run_seconds + rows * self._row_seconds
+    def run_slow(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        """Runs the graph in the session for slow rows, whatever the rows' size."""
+        answers = self._run_session(self._slow_session, list(self.outputs), dict(inputs))
+        return dict(zip(self.outputs, answers, strict=True))
 
-    def calibrate(self, inputs: Mapping[str, NDArray[Any]]) -> None:
-        """Measures how long runs take, and sets `max_call_rows` and `max_batch_rows` accordingly.
+    def limits(self, size: Size = ()) -> Limits:
+        """The batch limits for images of a size."""
+        limits = self._limits.get(size)
+        if limits is None:
+            if len(self._limits) >= _MAX_SIZES:
+                self._limits = {}
+            limits = self._limits[size] = self._speed.limits(math.prod(size) if size else 0)
+        return limits
+
+    def measure(self, inputs: Mapping[str, NDArray[Any]], max_pixels: int = 0) -> bool:
+        """Measures how long runs take, for `limits`; opens a session for slow rows if need be.
 
         Args:
-            inputs: Arrays of a few valid rows, by the names of the graph's inputs.
+            inputs: Arrays of a few valid rows of the golden size, by the names of the inputs.
+            max_pixels: Maximum pixels of an image; 0 if all have the golden size.
+
+        Returns:
+            Whether it has opened a session for slow rows.
         """
-        one, many = (self._measure(inputs, rows) for rows in (1, _TRIAL_ROWS))
-        self._row_seconds = max((many - one) / (_TRIAL_ROWS - 1), 1e-9)
-        self._run_seconds = max(one - self._row_seconds, 0.0)
-        self.max_call_rows = self._rows_within(_CALL_SECONDS)
-        self._run_rows = self.max_batch_rows = self._rows_within(_BATCH_SECONDS)
+        one = self._time(inputs, 1)
+        rows = min(_TRIAL_ROWS, int(_TRIAL_SECONDS / one), self._speed.most_rows)
+        many = self._time(inputs, rows) if rows > 1 else one
+        self._speed.measured(one, many, max(rows, 1))
+        pixels, row = self._speed.pixels, self._speed.row_seconds(self._speed.pixels)
+        while 4 * pixels <= max_pixels and row <= SLOW_SECONDS:
+            inputs = {name: _doubled(array[:1]) for name, array in inputs.items()}
+            pixels *= 4
+            self._speed.measured_larger(pixels, self._time(inputs, 1, shrink=True))
+            row = self._speed.row_seconds(pixels)
+        self._limits = {}
+        slow = self._speed.row_seconds(max(max_pixels, self._speed.pixels)) > SLOW_SECONDS
+        opens = slow and self._slow_threads > self._threads
+        if opens:
+            self._slow_session = self._open(self._slow_threads)
+            if self.limits().slow or self._speed.most_rows == 1:
+                # One session does: most rows are slow, or not equal to the bit in both.
+                self._session = self._slow_session
+        self._content = b""
+        return opens
 
-    def _rows_within(self, seconds: float) -> int:
-        """Largest power of two of rows whose run should take at most `seconds`, within bounds.
-
-        The bounds are `_MIN_ROWS` and `_MAX_ROWS` of the device.
-        """
-        rows = 1 << int(math.log2(max(1.0, seconds / self._row_seconds)))
-        return min(_MAX_ROWS[self.device.kind], max(_MIN_ROWS[self.device.kind], rows))
-
-    def _measure(self, inputs: Mapping[str, NDArray[Any]], rows: int) -> float:
+    def _time(
+        self, inputs: Mapping[str, NDArray[Any]], rows: int, *, shrink: bool = False
+    ) -> float:
         """Time of the fastest of a few runs of `rows` rows, in seconds."""
         trial = {name: np.resize(array, (rows, *array.shape[1:])) for name, array in inputs.items()}
-        fastest = math.inf
+        outputs = list(self.outputs)
+        fastest, total = math.inf, 0.0
         for _ in range(_TRIALS):
             began = time.perf_counter()
-            self.run(trial)
-            fastest = min(fastest, time.perf_counter() - began)
+            self._run_session(self._session, outputs, trial, shrink=shrink)
+            seconds = time.perf_counter() - began
+            fastest, total = min(fastest, seconds), total + seconds
+            if total > _TRIAL_SECONDS:
+                break
         return fastest
 
     def _run(
-        self, wanted: list[str], inputs: Mapping[str, NDArray[Any]], count: int
+        self, wanted: list[str], inputs: Mapping[str, NDArray[Any]], count: int, limits: Limits
     ) -> list[NDArray[np.float32]]:
-        if not self._pads:
-            return self._run_session(wanted, dict(inputs))
+        session = self._slow_session if limits.slow else self._session
+        if limits.least_rows == 1:
+            return self._run_session(
+                session, wanted, dict(inputs), shrink=limits.slow and self.device.kind == "cpu"
+            )
         # CUDA's libraries choose algorithms for every new shape, so rows are padded to few sizes.
-        rows = min(self._run_rows, max(_MIN_ROWS[self.device.kind], 1 << (count - 1).bit_length()))
+        rows = min(limits.batch_rows, max(limits.least_rows, 1 << (count - 1).bit_length()))
         padded = {name: _padded(array, rows) for name, array in inputs.items()}
-        return [array[:count] for array in self._run_session(wanted, padded)]
+        return [array[:count] for array in self._run_session(session, wanted, padded)]
 
     def _run_session(
-        self, wanted: list[str], inputs: dict[str, NDArray[Any]]
+        self,
+        session: onnxruntime.InferenceSession,
+        wanted: list[str],
+        inputs: dict[str, NDArray[Any]],
+        *,
+        shrink: bool = False,
     ) -> list[NDArray[np.float32]]:
         try:
-            return self._session.run(wanted, inputs)  # type: ignore[no-any-return]
+            return session.run(wanted, inputs, _SHRINK if shrink else None)  # type: ignore[no-any-return]
         except Exception as error:
             if _NO_MEMORY.search(str(error)):
                 raise MemoryError(f"{self.name} on {self.device}") from error
             raise
+
+
+def _doubled(array: NDArray[Any]) -> NDArray[Any]:
+    """Repeats images or spatial latents along height and width."""
+    return np.tile(array, (1, 1, 2, 2)) if array.ndim == 4 else array
 
 
 def _padded(array: NDArray[Any], rows: int) -> NDArray[Any]:

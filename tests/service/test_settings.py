@@ -131,7 +131,7 @@ def test_bytes_in_flight_default_to_what_memory_allows(monkeypatch, memory, work
 )  # fmt: skip
 def test_the_pixels_of_a_picture_fit_into_the_memory(monkeypatch, memory, workers, wanted):
     monkeypatch.setattr("service.settings.usable_memory", lambda: memory * 2**20)
-    assert Settings(workers=workers).max_pixels == wanted
+    assert Settings(workers=workers).max_picture_pixels == wanted
 
 
 def test_a_server_resolves_the_bytes_in_flight_once(monkeypatch):

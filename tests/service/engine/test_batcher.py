@@ -20,6 +20,7 @@ from service.engine.batcher import (
 from service.engine.call import Call
 from service.engine.pool import Pool
 from service.errors import DeadlineExceeded
+from service.models.speed import Limits
 from tests.support.waiting import wait_until_async
 
 
@@ -34,17 +35,17 @@ class Doubling:
         max_call_rows: int | None = None,
     ) -> None:
         self.name = name
-        self.max_batch_rows = max_batch_rows
-        self.max_call_rows = max_batch_rows if max_call_rows is None else max_call_rows
+        call_rows = max_batch_rows if max_call_rows is None else max_call_rows
+        self._limits = Limits(max_batch_rows, call_rows, run_seconds=0, row_seconds=row_seconds)
+        self.sizes: dict[Any, Limits] = {}
         self.batches: list[list[float]] = []
         self.error: Exception | None = None
-        self._row_seconds = row_seconds
         self.operation = Operation(self, ("y",))
 
-    def estimate_seconds(self, rows: int) -> float:
-        return rows * self._row_seconds
+    def limits(self, size: Any) -> Limits:
+        return self.sizes.get(size, self._limits)
 
-    def run(self, inputs: Any, outputs: Any = ()) -> Any:
+    def run(self, inputs: Any, outputs: Any, _size: Any) -> Any:
         if self.error is not None:
             raise self.error
         self.batches.append(inputs["x"][:, 0].tolist())
