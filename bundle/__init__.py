@@ -22,10 +22,12 @@ from bundle.manifest import (
     TensorSpec,
     tensors_of,
 )
+from bundle.pin import PIN, read_pin, write_pin
 from bundle.reader import Bundle, open_bundle
 from bundle.writer import write_bundle
 
 __all__ = [
+    "PIN",
     "SCHEMA_VERSION",
     "Bundle",
     "BundleError",
@@ -46,6 +48,8 @@ __all__ = [
     "find_models",
     "find_others",
     "open_bundle",
+    "read_pin",
     "tensors_of",
     "write_bundle",
+    "write_pin",
 ]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundle.errors import BundleError
+from bundle.pin import read_pin
 
 MANIFEST = "manifest.json"
 
@@ -20,13 +21,15 @@ class ModelFolder:
         name: Name of the model.
         path: Its folder.
         versions: Version numbers, ascending; the bundles themselves are not opened.
-        problem: The reason if the folder cannot be read, else empty.
+        problem: The reason if the folder or its pin cannot be read, else empty.
+        pinned: The version that the model is pinned to (`bundle.pin`); None if there is no pin.
     """
 
     name: str
     path: Path
     versions: tuple[int, ...]
     problem: str = ""
+    pinned: int | None = None
 
 
 def check_name(name: str) -> str:
@@ -100,7 +103,11 @@ def _folders(path: Path) -> list[str]:
 
 def _model(path: Path) -> ModelFolder:
     try:
-        return ModelFolder(path.name, path, find_versions(path))
+        versions = find_versions(path)
     except OSError as error:
         # One unreadable folder must not hide the others.
         return ModelFolder(path.name, path, (), f"{path}: {error.strerror}")
+    try:
+        return ModelFolder(path.name, path, versions, pinned=read_pin(path))
+    except BundleError as error:
+        return ModelFolder(path.name, path, versions, str(error))

@@ -1,8 +1,9 @@
 """Lists the files of a folder at any depth, through symbolic links too.
 
 Training and the client read folders by the same rules. Links to files and folders are followed,
-unless they lead back into a folder that contains them. Hidden files are ignored. Files with other
-suffixes than the requested ones are counted, so that a message can mention them.
+unless they lead back into a folder that contains them; behind a link, at most one further link to
+each folder is followed. Hidden files are ignored. Files with other suffixes than the requested ones
+are counted, so that a message can mention them.
 """
 
 import os
@@ -15,6 +16,8 @@ from pathlib import Path, PurePosixPath
 from latentserve._files import reason
 
 _NAMED = 5
+#: Device and inode of a folder.
+Identity = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def walk(folder: Path, suffixes: Container[str]) -> Listing:
     """
     listing = Listing()
     there = folder.stat()
-    _walk(folder, "", ((there.st_dev, there.st_ino),), suffixes, listing)
+    _walk(folder, "", ((there.st_dev, there.st_ino),), None, suffixes, listing)
     listing.paths.sort()
     return listing
 
@@ -72,7 +75,8 @@ def walk(folder: Path, suffixes: Container[str]) -> Listing:
 def _walk(
     folder: Path,
     within: str,
-    above: tuple[tuple[int, int], ...],
+    above: tuple[Identity, ...],
+    followed: set[Identity] | None,
     suffixes: Container[str],
     listing: Listing,
 ) -> None:
@@ -83,6 +87,9 @@ def _walk(
         within: Path of `folder` relative to the listed folder; empty or ending in a slash.
         above: Device and inode of `folder` and of each folder that it was reached through,
             to detect cycles of links.
+        followed: Folders that links have led to since the first link on the way to `folder`,
+            which must not be walked again: folders that all link to each other have as many
+            paths as there are permutations. None if there is no link on the way.
         suffixes: As in `walk`.
         listing: The listing to add to.
 
@@ -91,7 +98,8 @@ def _walk(
             added to the listing's problems instead.
     """
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if not entry.name.startswith(".")]
+        # Sorted, since the order decides which of several links to a folder is followed.
+        names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
     for name in names:
         suffix = PurePosixPath(name).suffix.lower()
         try:
@@ -106,8 +114,16 @@ def _walk(
         if stat.S_ISDIR(state.st_mode):
             if identity in above:
                 continue
+            behind = followed
+            if (folder / name).is_symlink():
+                behind = set() if followed is None else followed
+                if identity in behind:
+                    continue
+                behind.add(identity)
             try:
-                _walk(folder / name, f"{within}{name}/", (*above, identity), suffixes, listing)
+                _walk(
+                    folder / name, f"{within}{name}/", (*above, identity), behind, suffixes, listing
+                )
             except OSError as error:
                 listing.problems.append(Problem(f"{within}{name}/", reason(error)))
         elif suffix in suffixes and stat.S_ISREG(state.st_mode):

@@ -23,6 +23,7 @@ from service.models.model import Model, load_model
 from service.models.onnx import Device, Graph, device_problem, resolve_device
 from service.models.repository import Models, Repository
 from service.observe import logs
+from service.observe.drift import ReconstructionErrors
 from service.observe.http import HttpServer
 from service.observe.metrics import Metrics
 from service.observe.telemetry import Telemetry
@@ -141,11 +142,15 @@ class _Server:
             functools.partial(self._load, device),
             settings.default_model,
             settings.versions,
+            settings.route,
             self._stop.begun.is_set,
         )
         self._metrics = Metrics()
+        errors = ReconstructionErrors(settings.drift_share) if settings.drift_share else None
+        if errors is not None:
+            self._metrics.add(errors)
         self._telemetry = Telemetry(
-            self._metrics, Tracing.start(settings.otlp_endpoint), self._on_graph_failure
+            self._metrics, Tracing.start(settings.otlp_endpoint), self._on_graph_failure, errors
         )
         admission = _admission(settings)
         self._metrics.watch_queue(lambda: (admission.rows, admission.size))

@@ -14,6 +14,7 @@ from common.memory import usable_memory
 from latentserve._cli.common import HelpFormatter
 from service.errors import StartError
 from service.hosts import is_loopback
+from service.models.routes import Routes
 from service.models.versions import Versions
 
 _LAME_DUCK_SECONDS = 3.0
@@ -29,6 +30,10 @@ _PIXEL_BYTES = 20
 
 def _versions(value: object) -> object:
     return Versions.parse(str(value)) if isinstance(value, str | int) else value
+
+
+def _routes(value: object) -> object:
+    return Routes.parse(value) if isinstance(value, str) else value
 
 
 class Settings(BaseModel):
@@ -66,6 +71,9 @@ class Settings(BaseModel):
     versions: Annotated[Versions, BeforeValidator(_versions), PlainSerializer(str)] = Versions()
     """Versions to serve: latest, all or a number, and NAME=VERSIONS for single models, as in
     latest,mnist=2."""
+    route: Annotated[Routes, BeforeValidator(_routes), PlainSerializer(str)] = Routes()
+    """Percentages of the calls without a version that versions of a model answer, as in
+    mnist=1:90,2:10."""
     max_rows: int = Field(4096, ge=1, le=1_000_000)
     """Maximum number of rows in a request."""
     max_message_bytes: int = Field(64 * 2**20, ge=4096, le=2**31 - 1)
@@ -115,6 +123,9 @@ class Settings(BaseModel):
     """Lowest level of the messages that are logged, on stderr."""
     log_format: Literal["auto", "text", "json"] = "auto"
     """Format of the log; auto is text on a terminal and JSON elsewhere."""
+    drift_share: float = Field(0.001, ge=0, le=0.1)
+    """Share of a thread's time for decoding encoded images again, to measure their reconstruction
+    error for the metrics; 0 for none."""
     otlp_endpoint: str = ""
     """Endpoint for OpenTelemetry traces, OTLP over gRPC, such as http://localhost:4317."""
 
@@ -231,7 +242,7 @@ def _shown(name: str, default: object) -> str:
         return "on" if default else "off"
     if isinstance(default, float):
         return f"{default:g}"
-    return "none" if default in ("", None) else str(default)
+    return "none" if default is None else str(default) or "none"
 
 
 def read_settings(

@@ -1,4 +1,4 @@
-"""Commands that run the application: `train`, `export`, `evaluate` and `serve`.
+"""Commands that run the application: `train`, `export`, `evaluate`, `serve` and `rollback`.
 
 The wheel holds only `latentserve/`. The packages `training`, `export`, `service` and others come
 with a checkout or an image, and are imported only when one of these commands runs. A test checks
@@ -47,6 +47,9 @@ COMMANDS = {
     ),
     "serve": AppCommand(
         "service.cli", "main", "serve", "serve a folder of models over gRPC", cleans_up=False
+    ),
+    "rollback": AppCommand(
+        "service.rollback", "main", "serve", "pin a model to an older version, or undo that"
     ),
 }
 

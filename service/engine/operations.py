@@ -21,8 +21,10 @@ Check = Callable[[NDArray[Any]], None]
 class Observer(BatchObserver, Protocol):
     """Interface for the events of batches, and for the posteriors that batches compute."""
 
-    def encoded(self, manifest: Manifest, mean: Array, log_var: Array | None) -> None:
-        """Called in a compute thread after a batch of images has been encoded to float32 [N, D]."""
+    def encoded(
+        self, manifest: Manifest, images: Array, mean: Array, log_var: Array | None
+    ) -> None:
+        """Called in a compute thread after a batch of images, float32 [N, C, H, W], was encoded."""
 
 
 class Operations:
@@ -47,8 +49,8 @@ class Operations:
         # Must not refer to the model: it is the weak key under which the engine keeps this object.
         manifest = model.manifest
 
-        def observed(_inputs: Arrays, outputs: Arrays) -> Arrays:
-            observer.encoded(manifest, outputs["mean"], outputs.get("log_var"))
+        def observed(inputs: Arrays, outputs: Arrays) -> Arrays:
+            observer.encoded(manifest, inputs["image"], outputs["mean"], outputs.get("log_var"))
             return outputs
 
         decoder = model.graphs["decoder"]

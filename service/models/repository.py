@@ -6,9 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from bundle import Bundle, BundleError, ModelFolder, find_models, find_others, open_bundle
+from bundle import (
+    PIN,
+    Bundle,
+    BundleError,
+    ModelFolder,
+    find_models,
+    find_others,
+    open_bundle,
+)
 from service.errors import ModelNotFound, NotReady, StartError, shortened
 from service.models.model import Model, ModelRefused
+from service.models.routes import Route, Routes
 from service.models.versions import Versions
 
 _log = logging.getLogger(__name__)
@@ -39,11 +48,14 @@ class Models:
         default: Name of the default model; empty if the default model is not loaded.
         loaded: The models by name (alphabetical), then by version (highest first).
         refused: The versions that were refused.
+        routes: How calls without a version are shared between versions, by the model's name; only
+            for models that are routed, or pinned below a higher version.
     """
 
     default: str = ""
     loaded: Mapping[str, Mapping[int, Model]] = field(default_factory=lambda: MappingProxyType({}))
     refused: tuple[Refused, ...] = ()
+    routes: Mapping[str, Route] = field(default_factory=lambda: MappingProxyType({}))
 
     def __iter__(self) -> Iterator[Model]:
         for versions in self.loaded.values():
@@ -59,12 +71,14 @@ class Models:
         excluded = set(others)
         return [model for model in self if model not in excluded]
 
-    def find(self, name: str, version: int) -> Model:
+    def find(self, name: str, version: int, seed: int | None = None) -> Model:
         """Looks up a model.
 
         Args:
             name: Its name; empty for the default model.
-            version: Its version; 0 for the highest that is served.
+            version: Its version; 0 for the one that its route chooses or, without a route, the
+                highest that is served.
+            seed: The seed that a route chooses by; None for the version with the largest share.
 
         Raises:
             NotReady: No model is loaded, or `name` is empty and the default is not loaded.
@@ -80,6 +94,8 @@ class Models:
                 f"model.name: got {shortened(repr(name))}, wanted one of "
                 f"{shortened(', '.join(self.loaded))}"
             )
+        if not version and self.routes and (route := self.routes.get(name or self.default)):
+            version = route.version(seed)
         model = versions.get(version or next(iter(versions)))
         if model is None:
             served = ", ".join(map(str, versions))
@@ -100,6 +116,7 @@ class Repository:
         default: Name of the default model; empty for the alphabetically first of the models that
             were loaded.
         versions: Which versions to load.
+        routes: Which versions answer calls without a version; they are loaded as well.
         stopped: Polled between bundles; once it returns True, no more are loaded.
     """
 
@@ -107,6 +124,7 @@ class Repository:
     load: Load
     default: str = ""
     versions: Versions = field(default_factory=Versions)
+    routes: Routes = field(default_factory=Routes)
     stopped: Callable[[], bool] = lambda: False
 
     def models(self, before: Models | None = None) -> Models:
@@ -121,8 +139,9 @@ class Repository:
             before: The models being served, which are not modified; None if there are none.
 
         Raises:
-            StartError: The folder cannot be read, or holds no model named `default`, or a reload
-                would leave no model to serve, for example because a volume is not mounted.
+            StartError: The folder cannot be read, or holds no model named `default`, or a version
+                of a route could not be loaded, or a reload would leave no model to serve, for
+                example because a volume is not mounted.
         """
         before = before or Models()
         try:
@@ -148,25 +167,95 @@ class Repository:
             _log.error("no model in %s; wanted <name>/<version>/manifest.json", self.root)
         loaded: dict[str, Mapping[int, Model]] = {}
         refused: list[Refused] = []
+        routes: dict[str, Route] = {}
         for folder in folders:
             found = self._versions_of(folder, before.loaded.get(folder.name, {}), refused)
-            if found:
-                loaded[folder.name] = MappingProxyType(found)
+            if not found:
+                continue
+            loaded[folder.name] = MappingProxyType(found)
+            route = before.routes.get(folder.name) if folder.problem else self._route_of(folder)
+            if route is not None:
+                routes[folder.name] = route
+        if not self.stopped():
+            self._check_routes(loaded, routes, refused)
         if before.loaded and not loaded and not self.stopped():
             raise StartError(f"no model would be left: none in {self.root} can be served")
         chosen = self.default or next(iter(loaded), "")
-        return Models(chosen if chosen in loaded else "", MappingProxyType(loaded), tuple(refused))
+        return Models(
+            chosen if chosen in loaded else "",
+            MappingProxyType(loaded),
+            tuple(refused),
+            MappingProxyType(routes),
+        )
+
+    def _route_of(self, folder: ModelFolder) -> Route | None:
+        """The route of a model: its pin, which a rollback has set, goes before the setting."""
+        route, pinned = self.routes.of(folder.name), self._pin_of(folder)
+        if pinned is None:
+            if folder.pinned is not None:
+                _log.warning(
+                    "%s: the setting versions overrides %s, which pins version %d",
+                    folder.name, folder.path / PIN, folder.pinned,
+                )  # fmt: skip
+            return route
+        newest = max(folder.versions)
+        if newest > pinned:
+            _log.warning(
+                "%s: version %d is held back by %s, which pins version %d",
+                folder.name, newest, folder.path / PIN, pinned,
+            )  # fmt: skip
+        if route is not None:
+            _log.warning("%s: the pinned version answers all calls, not the route", folder.name)
+        return Route(((pinned, 100),)) if newest != pinned or route is not None else None
+
+    def _pin_of(self, folder: ModelFolder) -> int | None:
+        """The version that a model is pinned to; None if the settings select one by its number."""
+        if self.versions.numbered(folder.name) and self.routes.of(folder.name) is None:
+            return None
+        return folder.pinned
+
+    def _check_routes(
+        self,
+        loaded: Mapping[str, Mapping[int, Model]],
+        routes: Mapping[str, Route],
+        refused: list[Refused],
+    ) -> None:
+        """Checks that every version of the routes in effect is loaded.
+
+        Raises:
+            StartError: One is not.
+        """
+        problems = {(version.name, version.version): version.problem for version in refused}
+        for name, route in self.routes.named:
+            if routes.get(name, route) != route:
+                continue  # the model is pinned
+            for version, _ in route.shares:
+                if version not in loaded.get(name, {}):
+                    problem = problems.get((name, version)) or problems.get((name, 0))
+                    raise StartError(
+                        f"route: {name}/{version} is not served: "
+                        f"{problem or f'no model {name} in {self.root}'}"
+                    )
 
     def _versions_of(
         self, folder: ModelFolder, before: Mapping[int, Model], refused: list[Refused]
     ) -> dict[int, Model]:
         if folder.problem:
             _refuse(refused, Refused(folder.name, 0, folder.problem))
-        wanted, most = self.versions.wanted(folder.name, folder.versions)
+            # Which version to serve is not known where only the pin cannot be read.
+            return {number: before[number] for number in before if number in folder.versions}
+        pinned, route = self._pin_of(folder), self.routes.of(folder.name)
+        needed = [version for version, _ in route.shares] if route else []
+        needed += [pinned] if pinned is not None else []
+        wanted, most = self.versions.wanted(folder.name, folder.versions, pinned)
         found: dict[int, Model] = {}
-        for version in wanted:
-            if self.stopped() or len(found) == most:
+        tried: set[int] = set()
+        for version in (*wanted, *needed):
+            if self.stopped():
                 break
+            if version in tried or (len(found) == most and version not in needed):
+                continue
+            tried.add(version)
             if version not in folder.versions:
                 available = ", ".join(map(str, folder.versions))
                 problem = f"no version {version} in {folder.path}, which has {available or 'none'}"
@@ -175,7 +264,7 @@ class Repository:
             model = self._load_version(folder, version, before.get(version), refused)
             if model is not None:
                 found[version] = model
-        return found
+        return dict(sorted(found.items(), reverse=True))
 
     def _load_version(
         self, folder: ModelFolder, version: int, before: Model | None, refused: list[Refused]

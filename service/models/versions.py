@@ -48,18 +48,27 @@ class Versions:
     def __str__(self) -> str:
         return ",".join([self.general, *(f"{name}={which}" for name, which in self.named)])
 
-    def wanted(self, name: str, available: Sequence[int]) -> tuple[tuple[int, ...], int | None]:
+    def numbered(self, name: str) -> bool:
+        """Whether a version of this model is selected by its number."""
+        return dict(self.named).get(name, self.general) not in (LATEST, ALL)
+
+    def wanted(
+        self, name: str, available: Sequence[int], pinned: int | None = None
+    ) -> tuple[tuple[int, ...], int | None]:
         """Selects the versions of a model to serve.
 
         Args:
             name: The model's name.
             available: The versions in its folder.
+            pinned: The version that is its latest; None for the highest that can be served.
 
         Returns:
             The versions to try in order, and how many of them to serve at most; None for no
             limit.
         """
         which = dict(self.named).get(name, self.general)
+        if which == LATEST and pinned is not None:
+            return (pinned,), 1
         if which == LATEST:
             return tuple(sorted(available, reverse=True)), 1
         if which == ALL:

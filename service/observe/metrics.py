@@ -1,9 +1,7 @@
 """Prometheus metrics of the server, cheap to update: children are cached by label values."""
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +19,7 @@ from prometheus_client.registry import Collector
 
 from service.observe.counters import Counter as CallCounter
 from service.observe.counters import CounterChild, Histogram, HistogramChild
+from service.observe.latents import LatentStatistics
 
 _SECONDS = (
     0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
@@ -39,15 +38,11 @@ _OPEN = {
     "streams": "Open HTTP/2 streams: calls whose replies are not sent yet, and health watches.",
     "calls": "Calls that are being answered.",
 }
-# Pending posteriors are accumulated once there are this many batches, or rows.
-_PENDING_BATCHES, _PENDING_ROWS = 64, 1024
 #: Reasons of failed TLS handshakes.
 HANDSHAKE_REASONS = (
     "plaintext", "no_client_certificate", "client_certificate", "refused_by_client", "protocol",
     "timeout", "closed", "other",
 )  # fmt: skip
-#: Time constant of the latent statistics' exponential decay, in encoded images.
-HORIZON = 10_000.0
 
 
 class Metrics:
@@ -121,7 +116,7 @@ class Metrics:
         )
         self._models = _ModelInfo()
         registry.register(self._models)
-        self._latents = _LatentStatistics()
+        self._latents = LatentStatistics()
         registry.register(self._latents)
 
     def request(self, rpc: str, model: str, code: str, seconds: float) -> None:
@@ -253,11 +248,15 @@ class Metrics:
         Args:
             model: Name of the model.
             version: Its version.
-            mean: Posterior means, float32 [N, D].
-            log_var: Posterior log-variances, float32 [N, D]; None for a plain autoencoder,
+            mean: Posterior means, float32 [N, D] or [N, c, h, w].
+            log_var: Posterior log-variances, of the same shape; None for a plain autoencoder,
                 which has no KL.
         """
         self._latents.add((model, version), mean, log_var)
+
+    def add(self, collector: Collector) -> None:
+        """Adds the metrics of a collector to the page."""
+        self._registry.register(collector)
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """Returns the metrics page and its content type.
@@ -296,141 +295,3 @@ class _ModelInfo(Collector):
         for name in sorted(refused.union(name for name, *_ in models)):
             refusals.add_metric([name], name in refused)
         yield refusals
-
-
-class _Moments:
-    """Exponentially decayed sums over rows, for each latent dimension.
-
-    Each row of a new batch has weight 1; a batch of n rows scales the weights of all earlier
-    rows by exp(-n / HORIZON), so that the weights add up to about HORIZON.
-
-    Args:
-        dim: D, number of latent dimensions.
-
-    Attributes:
-        weight: Sum of the rows' weights.
-        sums: Weighted sums of mean, squared mean and KL, float64 [3, D].
-        has_kl: Whether the model has log-variances, and so a KL.
-    """
-
-    def __init__(self, dim: int):
-        self.weight = 0.0
-        self.sums = np.zeros((3, dim))
-        self.has_kl = False
-
-    def add(self, rows: int, sums: NDArray[np.float64], has_kl: bool) -> None:
-        decay = np.exp(-rows / HORIZON)
-        self.weight = decay * self.weight + rows
-        self.sums = decay * self.sums + sums
-        self.has_kl = has_kl
-
-
-def _sums(mean: NDArray[np.float32], log_var: NDArray[np.float32] | None) -> NDArray[np.float64]:
-    """Returns the sums over rows of mean, squared mean and KL to N(0, 1): float64 [3, D]."""
-    wide = mean.astype(np.float64)
-    first, second = wide.sum(axis=0), np.einsum("nd,nd->d", wide, wide)
-    if log_var is None:
-        return np.stack([first, second, np.zeros_like(first)])
-    with np.errstate(over="ignore", invalid="ignore"):
-        # exp in float32, which SIMD computes eight at a time; the sum in float64.
-        variance_less_log = (np.exp(log_var) - log_var).sum(axis=0, dtype=np.float64)
-        kl = 0.5 * (second - len(mean) + variance_less_log)
-    return np.stack([first, second, kl])
-
-
-_Posteriors = tuple[NDArray[np.float32], NDArray[np.float32] | None]
-
-
-class _LatentStatistics(Collector):
-    """Statistics of the posteriors of recent images, to be compared with the prior N(0, I).
-
-    In a latent dimension that the model uses well, the posterior means have a mean near 0, and
-    their variance plus the posteriors' mean variance is near 1, the variance of the prior. A
-    dimension whose KL is near 0 is collapsed: its posterior is the prior for every image. Values
-    that drift away from those of the training images show that the images have changed.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._served: set[tuple[str, str]] = set()
-        self._moments: dict[tuple[str, str], _Moments] = {}
-        # Accumulated in bulk: some twenty NumPy calls are costly for one row, cheap for many.
-        self._pending: dict[tuple[str, str], list[_Posteriors]] = {}
-
-    def retain(self, served: set[tuple[str, str]]) -> None:
-        """Keeps the statistics of the given models only, each as (name, version)."""
-        with self._lock:
-            self._served = served
-            self._moments = {
-                key: moments for key, moments in self._moments.items() if key in served
-            }
-
-    def add(
-        self, key: tuple[str, str], mean: NDArray[np.float32], log_var: NDArray[np.float32] | None
-    ) -> None:
-        with self._lock:
-            pending = self._pending.setdefault(key, [])
-            pending.append((mean, log_var))
-            rows = sum([len(batch_mean) for batch_mean, _ in pending])
-            if len(pending) < _PENDING_BATCHES and rows < _PENDING_ROWS:
-                return
-            del self._pending[key]
-        self._accumulate(key, pending)
-
-    def _accumulate(self, key: tuple[str, str], pending: "list[_Posteriors]") -> None:
-        # A model may have been replaced by one of the same name and version but other dimensions.
-        for (dim, with_log_var), group in groupby(
-            pending, lambda posteriors: (posteriors[0].shape[1], posteriors[1] is not None)
-        ):
-            means, log_vars = zip(*group, strict=True)
-            mean = np.concatenate(means)
-            sums = _sums(mean, np.concatenate(log_vars) if with_log_var else None)
-            if len(mean) == 0 or not np.isfinite(sums).all():
-                if len(means) > 1:
-                    # Leave out only the batches that are not finite.
-                    for posteriors in zip(means, log_vars, strict=True):
-                        self._accumulate(key, [posteriors])
-                continue
-            with self._lock:
-                # A call in flight may end on a version that is no longer served.
-                if key in self._served:
-                    moments = self._moments.get(key)
-                    if moments is None or moments.sums.shape != sums.shape:
-                        moments = self._moments[key] = _Moments(dim)
-                    moments.add(len(mean), sums, with_log_var)
-
-    def collect(self) -> Iterator[Metric]:
-        labels = ["model", "version", "dim"]
-        families = [
-            GaugeMetricFamily(f"latentserve_latent_{name}", text, labels=labels)
-            for name, text in (
-                (
-                    "mean",
-                    "Mean of the encoded means over about the last 10,000 images; ideally 0.",
-                ),
-                (
-                    "variance",
-                    "Variance of the encoded means over the same images; ideally 1 minus the "
-                    "posteriors' mean variance.",
-                ),
-                (
-                    "kl_nats",
-                    "KL of the posteriors to N(0, 1) over the same images; near 0 if collapsed.",
-                ),
-            )
-        ]
-        with self._lock:
-            pending, self._pending = self._pending, {}
-        for key, batches in pending.items():
-            self._accumulate(key, batches)
-        with self._lock:
-            averages = [
-                (key, moments.sums / moments.weight, moments.has_kl)
-                for key, moments in self._moments.items()
-            ]
-        for (model, version), (first, second, kl), has_kl in averages:
-            statistics = [first, np.maximum(second - first**2, 0.0), kl]
-            for family, values in zip(families, statistics[: 3 if has_kl else 2], strict=False):
-                for dim, value in enumerate(values):
-                    family.add_metric([model, version, str(dim)], float(value))
-        yield from families

@@ -19,6 +19,7 @@ from service.errors import (
 )
 from service.models.onnx import Graph
 from service.models.repository import Models
+from service.observe.drift import ReconstructionErrors
 from service.observe.metrics import Metrics
 from service.observe.tracing import CallSpan, Tracing
 
@@ -84,6 +85,7 @@ class Telemetry:
         metrics: Records the metrics.
         tracing: Exports the traces; None if tracing is off.
         batch_failed: Called with the graph and the error when a batch fails.
+        errors: Measures the reconstruction error of encoded images; None for no measurement.
     """
 
     def __init__(
@@ -91,8 +93,10 @@ class Telemetry:
         metrics: Metrics,
         tracing: Tracing | None,
         batch_failed: Callable[[Graph, Exception], None],
+        errors: ReconstructionErrors | None = None,
     ):
         self.batch_failed = batch_failed
+        self._errors = errors
         self._metrics = metrics
         self._tracing = tracing
 
@@ -125,6 +129,10 @@ class Telemetry:
 
     def serving(self, models: Models) -> None:
         """Records the models that are served, after each reload."""
+        if self._errors is not None:
+            self._errors.retain(
+                {(model.manifest.name, model.manifest.version): model for model in models}
+            )
         self._metrics.serving(
             [
                 (model.manifest.name, str(model.manifest.version), str(model.device))
@@ -146,10 +154,23 @@ class Telemetry:
         self._metrics.rejected(reason)
 
     def encoded(
-        self, manifest: Manifest, mean: NDArray[np.float32], log_var: NDArray[np.float32] | None
+        self,
+        manifest: Manifest,
+        images: NDArray[np.float32],
+        mean: NDArray[np.float32],
+        log_var: NDArray[np.float32] | None,
     ) -> None:
-        """Records the posteriors of encoded images: means and log-variances, float32 [N, D]."""
+        """Records images that have been encoded, and their posteriors; in a compute thread.
+
+        Args:
+            manifest: Manifest of the model.
+            images: float32 [N, C, H, W].
+            mean: Posterior means, float32 [N, D] or [N, c, h, w].
+            log_var: Posterior log-variances of the same shape, or None.
+        """
         self._metrics.encoded(manifest.name, str(manifest.version), mean, log_var)
+        if self._errors is not None:
+            self._errors.encoded((manifest.name, manifest.version), images, mean)
 
     def close(self) -> None:
         """Flushes the traces."""

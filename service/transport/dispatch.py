@@ -4,7 +4,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,7 +24,7 @@ from service.errors import (
 )
 from service.observe.logs import CALLER, REQUEST_ID, clean_request_id, new_request_id
 from service.observe.telemetry import NO_SPAN, Span, Telemetry
-from service.transport.status import CallFailed, RpcStatus, no_room
+from service.transport.status import CallFailed, RpcStatus
 
 _log = logging.getLogger(__name__)
 
@@ -141,8 +141,14 @@ class Dispatcher:
             self._end(rpc, call, span, code)
             raise CallFailed(failure or RpcStatus.of(error)) from error
 
-    async def unary(self, rpc: Rpc, raw: bytes, call: Call) -> Chunks:
-        """Runs a call with one request and one reply; returns the serialised reply.
+    async def unary(self, rpc: Rpc, raw: bytes, call: Call, send: Callable[[Chunks], None]) -> None:
+        """Runs a call with one request and one reply.
+
+        Args:
+            rpc: The method.
+            raw: The serialised request.
+            call: The per-call context.
+            send: Sends the serialised reply; an error that it raises is the call's.
 
         Raises:
             CallFailed: The call failed.
@@ -153,7 +159,7 @@ class Dispatcher:
             self._admit(rpc, call)
             answer = rpc.answer(rpc.parse(raw), call)
             del raw  # frees memory: it is as large as the arrays parsed from it
-            return serialized(await answer)
+            send(serialized(await answer))
         except BaseException as error:
             code, failure = self._failed(rpc, call, span, error)
             if failure is None:
@@ -163,11 +169,20 @@ class Dispatcher:
             self._end(rpc, call, span, code)
 
     async def stream(
-        self, rpc: Rpc, raw: bytes | AsyncIterator[bytes], call: Call
-    ) -> AsyncGenerator[Chunks, None]:
-        """Runs a call with a stream of replies; yields each reply serialised.
+        self,
+        rpc: Rpc,
+        raw: bytes | AsyncIterator[bytes],
+        call: Call,
+        send: Callable[[Chunks], Awaitable[None]],
+    ) -> None:
+        """Runs a call with a stream of replies.
 
-        `raw` is the serialised request, or an iterator of requests if the method takes a stream.
+        Args:
+            rpc: The method.
+            raw: The serialised request, or an iterator of requests if the method takes a stream.
+            call: The per-call context.
+            send: Sends a serialised reply and waits while too much is queued; an error that it
+                raises is the call's.
 
         Raises:
             CallFailed: The call failed, possibly after some replies.
@@ -179,7 +194,7 @@ class Dispatcher:
             request = rpc.parse(raw) if isinstance(raw, bytes) else _parsed(rpc, raw)
             async with aclosing(rpc.answer(request, call)) as replies:
                 async for reply in replies:
-                    yield serialized(reply)
+                    await send(serialized(reply))
         except BaseException as error:
             code, failure = self._failed(rpc, call, span, error)
             if failure is None:
@@ -187,12 +202,6 @@ class Dispatcher:
             raise CallFailed(failure) from error
         finally:
             self._end(rpc, call, span, code)
-
-    def without_room(self, size: int) -> RpcStatus:
-        """Records a call whose reply does not fit into memory for replies; returns its status."""
-        error = no_room(size)
-        self._telemetry.refused(error)
-        return RpcStatus.of(error)
 
     def _begin(self, rpc: Rpc, call: Call) -> Span:
         REQUEST_ID.set(call.request_id)  # context variable of the call's task

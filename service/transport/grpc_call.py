@@ -7,10 +7,10 @@ import math
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import aclosing
 from typing import Final
 from urllib.parse import quote
 
+from service.api.wire import Chunks
 from service.errors import DeadlineExceeded, NotReady, OutOfMemory, ServiceError, Unimplemented
 from service.transport.dispatch import ENDED, Dispatcher, Rpc, new_call
 from service.transport.framing import ENCODINGS, PREFIX_BYTES, MessageBuffer, prefix, too_large
@@ -158,37 +158,27 @@ class GrpcCall:
 
     async def _answer(self) -> None:
         try:
-            reply = await self._dispatcher.unary(self._rpc, self._messages.take(), self._call)
-            if self._done:
-                return
-            size = sum(map(len, reply))
-            if size > self._max_bytes:
-                self._refuse(RpcStatus.of(too_large(size, self._max_bytes)))
-            elif not self._stream.respond(_HEADERS, (prefix(size), *reply), _OK):
-                self._refuse(self._dispatcher.without_room(size))
+            await self._dispatcher.unary(
+                self._rpc, self._messages.take(), self._call, self._send_whole
+            )
         except (CallFailed, ServiceError, MemoryError) as error:
             self._refuse(_status(error))
             return
         self._close()
 
+    def _send_whole(self, reply: Chunks) -> None:
+        if self._done:
+            return
+        size = sum(map(len, reply))
+        if size > self._max_bytes:
+            raise too_large(size, self._max_bytes)
+        if not self._stream.respond(_HEADERS, (prefix(size), *reply), _OK):
+            raise no_room(size)
+
     async def _answer_stream(self) -> None:
         try:
             requests = self._requests() if self._rpc.takes_stream else self._messages.take()
-            async with aclosing(
-                self._dispatcher.stream(self._rpc, requests, self._call)
-            ) as replies:
-                async for reply in replies:
-                    size = sum(map(len, reply))
-                    if size > self._max_bytes:
-                        self._refuse(RpcStatus.of(too_large(size, self._max_bytes)))
-                        return
-                    if not self._rpc.counted and not self._stream.has_room(PREFIX_BYTES + size):
-                        raise no_room(size)  # other replies passed admission
-                    if not self._stream.headers_sent:
-                        self._stream.send_headers(_HEADERS)
-                    self._stream.send_data(prefix(size) + reply[0], *reply[1:])
-                    self._unanswered -= 1
-                    await self._stream.wait_writable()
+            await self._dispatcher.stream(self._rpc, requests, self._call, self._send_reply)
         except (CallFailed, ServiceError, MemoryError) as error:
             self._refuse(_status(error))
             return
@@ -198,6 +188,18 @@ class GrpcCall:
             self._stream.send_headers(_HEADERS)
         self._stream.end(_OK)
         self._close()
+
+    async def _send_reply(self, reply: Chunks) -> None:
+        size = sum(map(len, reply))
+        if size > self._max_bytes:
+            raise too_large(size, self._max_bytes)
+        if not self._rpc.counted and not self._stream.has_room(PREFIX_BYTES + size):
+            raise no_room(size)  # other replies passed admission
+        if not self._stream.headers_sent:
+            self._stream.send_headers(_HEADERS)
+        self._stream.send_data(prefix(size) + reply[0], *reply[1:])
+        self._unanswered -= 1
+        await self._stream.wait_writable()
 
     async def _requests(self) -> AsyncIterator[bytes]:
         messages = self._messages

@@ -4,13 +4,13 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
 from typing import Any, NoReturn
 
 import grpc
 
 from service.api.admin import AdminServicer
 from service.api.servicer import Servicer
+from service.api.wire import Chunks
 from service.engine.call import Call
 from service.errors import NotReady, OutOfMemory, StartError
 from service.models.repository import Models
@@ -21,7 +21,7 @@ from service.transport.dispatch import Authenticate, Dispatcher, Rpc, new_call
 from service.transport.grpcio_calls import OpenCall, OpenCalls
 from service.transport.health import Health
 from service.transport.services import services
-from service.transport.status import CallFailed, RpcStatus
+from service.transport.status import CallFailed, RpcStatus, no_room
 from service.transport.tls import TlsFiles
 from service.transport.unread import Capacity
 
@@ -157,10 +157,16 @@ class GrpcioTransport:
 
         async def unary(raw: bytes, context: Context) -> Any:
             call = begin(context)
-            try:
-                reply = b"".join(await dispatcher.unary(rpc, raw, _call(context)))
+            reply = b""
+
+            def send(chunks: Chunks) -> None:
+                nonlocal reply
+                reply = b"".join(chunks)
                 if rpc.counted and not capacity.has_room(len(reply)):
-                    raise CallFailed(dispatcher.without_room(len(reply)))
+                    raise no_room(len(reply))
+
+            try:
+                await dispatcher.unary(rpc, raw, _call(context), send)
             except CallFailed as error:
                 await _abort(context, error.failure)
             except MemoryError:
@@ -180,20 +186,23 @@ class GrpcioTransport:
             call = begin(context)
             raw = _read(context, call) if rpc.takes_stream else requests
             held = 0
+
+            async def send(chunks: Chunks) -> None:
+                nonlocal held
+                reply = b"".join(chunks)
+                held = len(reply)
+                capacity.hold(held)
+                # Waits while the caller does not read (back-pressure).
+                call.writes = True
+                await context.write(reply)
+                call.writes = False
+                call.unanswered -= 1
+                capacity.release(held)
+                held = 0
+                call.moved()
+
             try:
-                async with aclosing(dispatcher.stream(rpc, raw, _call(context))) as replies:
-                    async for reply in replies:
-                        data = b"".join(reply)
-                        held = len(data)
-                        capacity.hold(held)
-                        # Waits while the caller does not read (back-pressure).
-                        call.writes = True
-                        await context.write(data)
-                        call.writes = False
-                        call.unanswered -= 1
-                        capacity.release(held)
-                        held = 0
-                        call.moved()
+                await dispatcher.stream(rpc, raw, _call(context), send)
             except CallFailed as error:
                 await _abort(context, error.failure)
             except MemoryError:

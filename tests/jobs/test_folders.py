@@ -56,6 +56,40 @@ def test_training_lists_the_same_files(photos):
     assert walk(photos, SUFFIXES).paths == NAMES
 
 
+def test_a_folder_behind_several_links_is_listed_under_each(tmp_path):
+    write(tmp_path / "pool" / "more" / "1.png", 1)
+    (tmp_path / "shared").mkdir()
+    write(tmp_path / "shared" / "2.png", 2)
+    (tmp_path / "pool" / "shared").symlink_to("../shared")
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "photos" / name).symlink_to("../pool")
+    assert walk(tmp_path / "photos", SUFFIXES).paths == [
+        "a/more/1.png", "a/shared/2.png", "b/more/1.png", "b/shared/2.png",
+    ]  # fmt: skip
+
+
+def test_folders_that_all_link_to_each_other_are_walked_in_polynomial_time(tmp_path, monkeypatch):
+    names = [f"{number:02}" for number in range(12)]
+    for name in names:
+        write(tmp_path / name / "picture.png")
+        for other in names:
+            (tmp_path / name / other).symlink_to(f"../{other}")
+    scandir, calls = os.scandir, []
+
+    def counted(path):
+        calls.append(path)
+        assert len(calls) < 10_000
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", counted)
+    paths = walk(tmp_path, SUFFIXES).paths
+    assert len(set(paths)) == len(paths)
+    for name in names:
+        assert f"{name}/picture.png" in paths
+        assert {f"{name}/{other}/picture.png" for other in names if other != name} <= set(paths)
+
+
 def test_what_is_ignored_is_named(photos, caplog):
     for name in ("1.heic", "2.HEIC", "3.tif", "4.jfif", "labels.csv", "README", "\x1b.\x1b[1m"):
         (photos / name).write_bytes(b"")

@@ -46,10 +46,8 @@ async def test_a_memory_error_is_overload_with_a_retry_delay(kind: str) -> None:
     rpc = Rpc("service", "Name", answer, pb.SampleRequest, False, kind == "stream")
     call = new_call({}, "ipv4:127.0.0.1:1", time.monotonic() + 60, time.monotonic())
     with pytest.raises(CallFailed) as caught:
-        await (
-            dispatcher.unary(rpc, b"", call)
-            if kind == "unary"
-            else anext(dispatcher.stream(rpc, b"", call))
+        await (dispatcher.unary if kind == "unary" else dispatcher.stream)(
+            rpc, b"", call, _no_memory
         )
     failure = caught.value.failure
     assert (failure.status.name, failure.message) == (

@@ -5,6 +5,7 @@ import itertools
 import re
 import sys
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families as text_form
 
 from service import errors
 from service.observe import counters
+from service.observe.latents import HORIZON
 from service.observe.merge import merge
-from service.observe.metrics import HORIZON, REJECTIONS, Metrics
+from service.observe.metrics import REJECTIONS, Metrics
 from service.observe.supervision import SupervisorMetrics
 from service.observe.telemetry import Telemetry
 from tests.support import ROOT
@@ -140,6 +142,48 @@ def test_latent_statistics_equal_those_computed_with_numpy():
         assert value(metrics, "latentserve_latent_kl_nats", **labels) == pytest.approx(
             kl[dim], rel=1e-4
         )
+
+
+def test_spatial_latents_have_statistics_for_each_channel_and_images_count_alike():
+    rng = np.random.default_rng(0)
+    metrics = Metrics()
+    metrics.serving([("m", "1", "cpu")], refused=[])
+    images = []
+    for count, height, width in ((3, 4, 6), (2, 16, 8), (3, 4, 6), (1, 5, 7)):
+        shape = count, 2, height, width
+        mean = rng.normal([[[[0]], [[5]]]], 2, shape).astype(np.float32)
+        log_var = rng.normal(-1, 0.5, shape).astype(np.float32)
+        metrics.encoded("m", "1", mean, log_var)
+        images += zip(mean.astype(float), log_var.astype(float), strict=True)
+    lines = metrics.exposition("text/plain")[0].decode().splitlines()
+    assert len([line for line in lines if line.startswith("latentserve_latent_")]) == 6
+    for channel in range(2):
+        values = [mean[channel] for mean, _ in images]
+        first = np.mean([mean.mean() for mean in values])
+        second = np.mean([(mean**2).mean() for mean in values])
+        kl = np.mean(
+            [
+                0.5 * (mean[channel] ** 2 + np.exp(var[channel]) - 1 - var[channel]).mean()
+                for mean, var in images
+            ]
+        )
+        labels = {"model": "m", "version": "1", "dim": str(channel)}
+        # Later batches count a little more than earlier ones.
+        for name, wanted in (("mean", first), ("variance", second - first**2), ("kl_nats", kl)):
+            got = value(metrics, f"latentserve_latent_{name}", **labels)
+            assert got == pytest.approx(wanted, rel=2e-3), name
+
+
+def test_pending_latents_take_little_memory():
+    metrics = Metrics()
+    metrics.serving([("m", "1", "cpu")], refused=[])
+    references = []
+    for _ in range(16):
+        mean = np.ones((1, 16, 128, 128), np.float32)
+        references.append(weakref.ref(mean))
+        metrics.encoded("m", "1", mean, None)
+        del mean
+    assert sum(reference() is not None for reference in references) < 5
 
 
 def test_latent_statistics_forget_old_images():

@@ -24,6 +24,7 @@ from tests.support.transports import (
     serving,
     unary,
 )
+from tests.support.waiting import wait_until_async
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 SERVING, NOT_SERVING = (
@@ -241,6 +242,45 @@ async def test_a_reply_that_is_not_read_is_cut_at_the_end_of_the_drain() -> None
             assert running.admission.size == 0
             raw.socket.close()
             await asyncio.wait_for(drain, 5)
+
+
+async def test_a_stream_that_is_cut_while_its_caller_does_not_read_is_unavailable() -> None:
+    async def many(_request: Any, _call: Call) -> AsyncIterator[tuple[bytes]]:
+        while True:
+            yield (bytes(2**20),)
+
+    async with serving("http2", Handlers(sample_stream=many)) as running:
+        raw = await asyncio.to_thread(RawClient, running.target, 1000, grants=False)
+        with raw:
+            number = raw.open("SampleStream")
+            raw.send(number, message(b""), ends=True)
+            await wait_until_async(lambda: running.admission.size > 2**20 - 1001)
+            drain = asyncio.create_task(running.transport.drain(0.1, asyncio.Event()))
+            assert (await asyncio.to_thread(raw.wait, number)).status == 14
+            raw.socket.close()
+            await asyncio.wait_for(drain, 5)
+            (line,) = (line for line in running.page().splitlines() if "requests_total{" in line)
+            labels = 'code="UNAVAILABLE",model="",rpc="SampleStream"'
+            assert line == f"latentserve_requests_total{{{labels}}} 1.0"
+
+
+@pytest.mark.parametrize("rpc", ["ListModels", "SampleStream"])
+async def test_a_reply_above_the_limit_is_counted_as_what_its_caller_gets(rpc: str) -> None:
+    async def large(_request: Any, _call: Call) -> tuple[bytes]:
+        return (bytes(5000),)
+
+    async def many(_request: Any, _call: Call) -> AsyncIterator[tuple[bytes]]:
+        yield (bytes(5000),)
+
+    handlers = Handlers(list_models=large, sample_stream=many)
+    async with serving("http2", handlers, max_message_bytes=4096) as running:
+        raw = await asyncio.to_thread(RawClient, running.target)
+        with raw:
+            number = raw.open(rpc)
+            raw.send(number, message(b""), ends=True)
+            assert (await asyncio.to_thread(raw.wait, number)).status == 8
+        labels = f'code="RESOURCE_EXHAUSTED",model="",rpc="{rpc}"'
+        assert f"latentserve_requests_total{{{labels}}} 1.0" in running.page()
 
 
 # ------------------------------------------------------------------------ age

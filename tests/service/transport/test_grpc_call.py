@@ -218,8 +218,8 @@ def test_a_deadline_expires_while_the_reply_waits_for_flow_control(server, metho
 
 @pytest.mark.parametrize("outcome", ["sent", "sent late", "reset"])
 async def test_the_deadline_timer_is_cancelled_when_the_reply_is_sent_or_the_stream_reset(outcome):
-    async def unary(_rpc: Any, raw: bytes, _call: Any) -> tuple[bytes]:
-        return (raw,)
+    async def unary(_rpc: Any, raw: bytes, _call: Any, send: Any) -> None:
+        send((raw,))
 
     def accept(stream: Any) -> None:
         rpc: Any = SimpleNamespace(takes_stream=False, gives_stream=False)

@@ -1,0 +1,71 @@
+"""The pin of a model: a file `current` in its folder with the version that is its latest.
+
+Without it, the highest version is the latest. The pin is how a rollback survives restarts, and
+holds for all servers of the folder.
+"""
+
+import os
+import re
+import secrets
+from pathlib import Path
+
+from bundle.errors import BundleError
+
+PIN = "current"
+
+_CONTENT = re.compile(r"[1-9][0-9]{0,17}\n?")
+
+
+def read_pin(model: Path) -> int | None:
+    """Returns the version that a model is pinned to, or None if there is no pin.
+
+    Args:
+        model: `models/<name>`.
+
+    Raises:
+        BundleError: The file cannot be read, or holds no version.
+    """
+    path = model / PIN
+    try:
+        content = path.read_bytes()[:100].decode("utf-8", "replace")
+    except (FileNotFoundError, IsADirectoryError):
+        return None  # a folder of that name is ignored, as others that are no versions
+    except OSError as error:
+        raise BundleError(f"{path}: {error.strerror}") from error
+    if not _CONTENT.fullmatch(content):
+        raise BundleError(f"{path}: got {content!r}, wanted a version number")
+    return int(content)
+
+
+def write_pin(model: Path, version: int | None) -> None:
+    """Pins a model to a version, atomically and durably.
+
+    Args:
+        model: `models/<name>`, which exists.
+        version: The version; None to remove the pin.
+
+    Raises:
+        BundleError: The file cannot be written or removed.
+    """
+    path = model / PIN
+    temporary = model / f".{PIN}-{secrets.token_hex(6)}"
+    try:
+        if version is None:
+            path.unlink(missing_ok=True)
+        else:
+            try:
+                with temporary.open("xb") as file:
+                    file.write(b"%d\n" % version)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+        handle = os.open(model, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise BundleError(f"{path}: {error.strerror}") from error

@@ -1,0 +1,128 @@
+"""The `latentserve rollback` command: pins a model of a models folder to an older version."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bundle import BundleError, ModelFolder, find_models, open_bundle, write_pin
+from latentserve._cli.arguments import positive
+from latentserve._cli.common import HelpFormatter
+from latentserve._cli.connection import add_connection, connect
+from latentserve._cli.failures import Failure, Usage
+from latentserve.errors import LatentserveError
+from service.settings import Settings
+
+_RELOAD_SECONDS = 600.0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs `latentserve rollback`.
+
+    Returns:
+        Exit status: 0, 1 if the model cannot be pinned or the server not be reloaded.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        _pin(_model(options.models, options.name), options.to, undo=options.undo)
+        if not options.reload:
+            print("servers notice at a reload (SIGHUP or `latentserve reload`) or a restart")
+            return 0
+        with connect(options) as client:
+            done = client.reload()
+    except Usage as error:
+        print(f"latentserve rollback: {error}", file=sys.stderr)
+        return 2
+    except (BundleError, Failure, LatentserveError) as error:
+        print(f"latentserve rollback: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    served = (f"{model.name}/{model.version}" for model in done.serving)
+    print(f"{options.server} serves {', '.join(served)}")
+    problems = [model.problem for model in done.refused if model.name == options.name]
+    for problem in problems:
+        print(f"latentserve rollback: {options.name} is refused: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="latentserve rollback",
+        description="Pin a model to an older version, so that servers of the folder hold newer "
+        "ones back until --undo.",
+        epilog="examples:\n"
+        "  latentserve rollback mnist --models models --reload\n"
+        "  latentserve rollback mnist --models models --to 3\n"
+        "  latentserve rollback mnist --models models --undo --reload",
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("name", metavar="NAME", help="name of the model")
+    parser.add_argument(
+        "--models",
+        type=Path,
+        default=os.environ.get("LATENTSERVE_MODELS") or Settings.model_fields["models"].default,
+        metavar="FOLDER",
+        help="folder of models (default: models/ in the checkout)",
+    )
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument(
+        "--to",
+        type=positive,
+        metavar="N",
+        help="version to pin (default: the one before the version that is the latest now)",
+    )
+    way.add_argument("--undo", action="store_true", help="remove the pin: the highest version")
+    parser.add_argument(
+        "--reload",
+        action="store_true",
+        help="also reload the models of the server, which runs with --admin",
+    )
+    add_connection(parser, _RELOAD_SECONDS)
+    return parser
+
+
+def _model(root: Path, name: str) -> ModelFolder:
+    """Returns a model of the folder.
+
+    Raises:
+        BundleError: The folder cannot be read or has no such model.
+    """
+    models = {model.name: model for model in find_models(root)}
+    if name not in models:
+        raise BundleError(f"{root}: no model {name!r}, wanted one of {', '.join(models) or 'none'}")
+    return models[name]
+
+
+def _pin(model: ModelFolder, to: int | None, *, undo: bool) -> None:
+    """Writes or removes the pin and prints what holds now.
+
+    Args:
+        model: The model.
+        to: Version to pin; None for the one before the latest.
+        undo: Whether to remove the pin instead.
+
+    Raises:
+        BundleError: There is no such version, its bundle is damaged, or the pin cannot be written.
+    """
+    newest = max(model.versions, default=0)
+    if undo:
+        write_pin(model.path, None)
+        print(f"{model.name}: not pinned, version {newest} is the latest")
+        return
+    if to is None:
+        if model.problem:
+            raise BundleError(f"{model.problem}. Remedy: --to or --undo")
+        latest = newest if model.pinned is None else model.pinned
+        to = max((version for version in model.versions if version < latest), default=0)
+        if not to:
+            raise BundleError(f"{model.path}: no version before {latest}")
+    if to not in model.versions:
+        available = ", ".join(map(str, model.versions))
+        raise BundleError(f"{model.path}: no version {to}, wanted one of {available}")
+    open_bundle(model.path / str(to))
+    write_pin(model.path, to)
+    held = [str(version) for version in model.versions if version > to]
+    print(
+        f"{model.name}: version {to} is the latest"
+        + (f", {', '.join(held)} held back" if held else "")
+    )
