@@ -59,6 +59,7 @@ def encode(
     seed: int | None = None,
     offset: int = 0,
     resize: bool = False,
+    bucket: int | None = None,
     model: str = "",
     version: int = 0,
     shard_rows: int = SHARD_ROWS,
@@ -79,7 +80,10 @@ def encode(
         draw: Also draw z from each posterior; implied by a seed.
         seed: Seed of the draw; a fresh one by default, kept in `job.json`.
         offset: Index of the first row in the seed's sequence.
-        resize: Convert image files of another size or colour mode.
+        resize: Convert image files of another size or colour mode. A model of free size takes
+            each in the nearest size that it allows.
+        bucket: As `resize`, to one of a few sizes of about bucket x bucket pixels: the one whose
+            aspect ratio is nearest. For a model of free size and image files.
         model: Name of the model; empty for the server's default model.
         version: Version of the model; 0 for the highest one that is served.
         shard_rows: Rows per shard; the last shard may have fewer.
@@ -105,7 +109,13 @@ def encode(
         raise SourceError(f"{paths[0]}: got npy files and others, wanted one or the other")
     opened = Arrays.open(paths) if all(arrays) else Pictures(paths)
     seed, offset = codec.check_draw(seed, offset, opened.rows)
-    task = EncodeTask(opened, draw=draw or seed is not None, offset=offset, resize=resize)
+    task = EncodeTask(
+        opened,
+        draw=draw or seed is not None,
+        offset=offset,
+        resize=resize,
+        bucket=None if bucket is None else scalars.count(bucket, "bucket"),
+    )
     return _run(client, task, folder, model, version, seed, shard_rows, format, verify, progress)
 
 
