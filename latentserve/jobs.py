@@ -25,6 +25,7 @@ from latentserve._client import codec, scalars
 from latentserve._jobs import run
 from latentserve._jobs.folder import JobError
 from latentserve._jobs.npy import SourceError
+from latentserve._jobs.results import latents_of
 from latentserve._jobs.run import Finished, Progress
 from latentserve._jobs.shards import FORMATS, Format, MissingPackage
 from latentserve._jobs.sources import Arrays, Pictures
@@ -138,7 +139,8 @@ def decode(
 
     Args:
         client: Client of the server.
-        source: One or several npy files [N, D], for example the `mean` of an encode job.
+        source: One or several npy files of latents, for example the `mean` of an encode job; or
+            the folder of an encode or sample job: its `z`, else its `mean`, else its `latents`.
         folder: Folder to write to: new, empty, or that of the same job.
         dtype: `uint8` for 0 to 255, `float32` for values in [0, 1].
         model: Name of the model; empty for the server's default model.
@@ -155,7 +157,9 @@ def decode(
         JobError, SourceError, ValueError, LatentserveError, MissingPackage, OSError:
             As from `encode`.
     """
-    task = DecodeTask(Arrays.open(_paths(source)), dtype=dtype)
+    paths = _paths(source)
+    is_job = len(paths) == 1 and paths[0].is_dir()
+    task = DecodeTask(latents_of(paths[0]) if is_job else Arrays.open(paths), dtype=dtype)
     return _run(client, task, folder, model, version, None, shard_rows, format, verify, progress)
 
 
