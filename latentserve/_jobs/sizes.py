@@ -29,8 +29,9 @@ class Sizes(Protocol):
 
 
 def label(size: Size) -> str:
-    """Returns a size as text, height first as in the shape of an array, for example `64x96`."""
-    return f"{size[0]}x{size[1]}"
+    """Returns a size as text, width first as sizes of pictures are written, for example `96x64`."""
+    height, width = size
+    return f"{width}x{height}"
 
 
 def is_allowed(size: Size, sizes: Sizes) -> bool:
