@@ -19,6 +19,9 @@ MOST_SIZES = 64
 #: Size of images, numbers of the rows of that size, and index of their part of the source.
 Planned = tuple[Size, Numbers, int]
 
+#: As for `Client.encode`.
+Resize = bool | Size
+
 
 def latent_shape(model: ModelInfo, size: Size) -> tuple[int, ...]:
     """Returns the shape of a latent of an image of a size."""
@@ -82,30 +85,47 @@ def planned_latents(source: Arrays, model: ModelInfo) -> list[Planned]:
 
 
 def planned_pictures(
-    source: Pictures, model: ModelInfo, resize: bool, bucket: int | None
+    source: Pictures, model: ModelInfo, resize: Resize, bucket: int | None
 ) -> list[Planned]:
     """Returns the sizes that picture files have, or are resized to.
 
     Args:
         source: The files.
         model: The model.
-        resize: Whether files of other sizes are resized.
-        bucket: Side of the square bucket; None to resize to the nearest size.
+        resize: Whether files of other sizes are resized, or the size that all are resized to.
+        bucket: Side of the square bucket; None for no buckets.
 
     Raises:
         SourceError: A file has a size that the model does not take, or there are too many sizes.
-        ValueError: The model does not take the sizes of the buckets.
+        ValueError: The model does not take the requested size, or those of the buckets.
     """
-    allowed = model.sizes
-    if allowed is None:
-        if bucket is not None:
-            height, width = model.image_shape[1:]
-            raise ValueError(
-                f"bucket: got {bucket}, but the model takes {sizes.label((height, width))} alone; "
-                "wanted resize"
-            )
-        return [(model.image_shape[1:], range(source.rows), 0)]
+    if model.sizes is None:
+        only = model.image_shape[1:]
+        for name, got in (("bucket", bucket), ("resize", resize)):
+            if got is not None and not isinstance(got, bool) and got != only:
+                raise ValueError(f"{name}: got {got}, but the model takes {sizes.label(only)} alone")
+        return [(only, range(source.rows), 0)]
+    targets = _targets(source, model.sizes, resize, bucket)
+    distinct = sorted(set(targets.values()))
+    if len(distinct) > MOST_SIZES and not resize:
+        raise SourceError(_too_many(source.name, len(distinct)) + ", or resize or bucket")
+    if len(distinct) == 1:
+        return [(distinct[0], range(source.rows), 0)]
+    index = {size: number for number, size in enumerate(distinct)}
+    of_size = {size: index[target] for size, target in targets.items()}
+    which = np.fromiter((of_size[size] for size in source.sizes if size), np.int32, source.rows)
+    order = np.argsort(which, kind="stable")
+    ends = np.searchsorted(which[order], range(len(distinct)), "right")
+    return [(size, rows, 0) for size, rows in zip(distinct, np.split(order, ends[:-1]), strict=True)]
+
+
+def _targets(
+    source: Pictures, allowed: Sizes, resize: Resize, bucket: int | None
+) -> dict[PictureSize, Size]:
+    """Returns the size that pictures of each size are encoded in; arguments as above."""
     found = None if bucket is None else sizes.buckets(bucket, allowed)
+    if isinstance(resize, tuple) and not sizes.is_allowed(resize, allowed):
+        raise ValueError(f"resize: got {resize}, but the model takes {sizes.wanted(allowed)}")
     targets: dict[PictureSize, Size] = {}
     for file, size in zip(source.files, source.sizes, strict=True):
         if size in targets:
@@ -114,21 +134,15 @@ def planned_pictures(
             raise SourceError(f"{file}: got a damaged header, wanted a PNG, JPEG or WebP file")
         if found is not None:
             targets[size] = sizes.nearest_bucket(size.upright, found)
+        elif isinstance(resize, tuple):
+            targets[size] = resize
         elif resize:
             targets[size] = sizes.nearest(size.upright, allowed)
         else:
             targets[size] = size.height, size.width
             got = f"{sizes.label(targets[size])} pixels"
             _check_size(str(file), got, targets[size], allowed, ", or resize")
-    distinct = sorted(set(targets.values()))
-    if len(distinct) > MOST_SIZES and not resize:
-        raise SourceError(_too_many(source.name, len(distinct)) + ", or resize or bucket")
-    if len(distinct) == 1:
-        return [(distinct[0], range(source.rows), 0)]
-    index = {size: number for number, size in enumerate(distinct)}
-    of_target = {size: index[target] for size, target in targets.items()}
-    which = np.fromiter((of_target[size] for size in source.sizes if size), np.int32, source.rows)
-    return [(size, np.flatnonzero(which == number), 0) for number, size in enumerate(distinct)]
+    return targets
 
 
 def _parts(source: Arrays, model: ModelInfo) -> tuple[Part, ...]:
