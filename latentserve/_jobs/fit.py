@@ -6,6 +6,7 @@ from typing import NoReturn
 import numpy as np
 
 from latentserve._client.headers import PictureSize
+from latentserve._client.parameters import Resize
 from latentserve._client.values import ModelInfo
 from latentserve._jobs import sizes
 from latentserve._jobs.npy import SourceError
@@ -18,9 +19,6 @@ MOST_SIZES = 64
 
 #: Size of images, numbers of the rows of that size, and index of their part of the source.
 Planned = tuple[Size, Numbers, int]
-
-#: As for `Client.encode`.
-Resize = bool | Size
 
 
 def latent_shape(model: ModelInfo, size: Size) -> tuple[int, ...]:
@@ -103,7 +101,9 @@ def planned_pictures(
         only = model.image_shape[1:]
         for name, got in (("bucket", bucket), ("resize", resize)):
             if got is not None and not isinstance(got, bool) and got != only:
-                raise ValueError(f"{name}: got {got}, but the model takes {sizes.label(only)} alone")
+                raise ValueError(
+                    f"{name}: got {got}, but the model takes {sizes.label(only)} alone"
+                )
         return [(only, range(source.rows), 0)]
     targets = _targets(source, model.sizes, resize, bucket)
     distinct = sorted(set(targets.values()))
@@ -116,7 +116,9 @@ def planned_pictures(
     which = np.fromiter((of_size[size] for size in source.sizes if size), np.int32, source.rows)
     order = np.argsort(which, kind="stable")
     ends = np.searchsorted(which[order], range(len(distinct)), "right")
-    return [(size, rows, 0) for size, rows in zip(distinct, np.split(order, ends[:-1]), strict=True)]
+    return [
+        (size, rows, 0) for size, rows in zip(distinct, np.split(order, ends[:-1]), strict=True)
+    ]
 
 
 def _targets(
@@ -143,6 +145,26 @@ def _targets(
             got = f"{sizes.label(targets[size])} pixels"
             _check_size(str(file), got, targets[size], allowed, ", or resize")
     return targets
+
+
+def sampled_size(model: ModelInfo, size: Size | None) -> Size:
+    """Returns the size of the images of a sample job.
+
+    Args:
+        model: The model.
+        size: The requested size; None for that of `ModelInfo.image_shape`.
+
+    Raises:
+        ValueError: The model does not take images of that size.
+    """
+    only = model.image_shape[1:]
+    if size is None or size == only:
+        return only
+    if model.sizes is None:
+        raise ValueError(f"size: got {size}, but the model takes {sizes.label(only)} alone")
+    if not sizes.is_allowed(size, model.sizes):
+        raise ValueError(f"size: got {size}, but the model takes {sizes.wanted(model.sizes)}")
+    return size
 
 
 def _parts(source: Arrays, model: ModelInfo) -> tuple[Part, ...]:

@@ -18,8 +18,11 @@ from latentserve._jobs.sources import Arrays, RowFile
 _LATENTS = ("z", "mean", "latents")
 
 
-def latents_of(folder: Path) -> Arrays:
+def latents_of(folder: Path) -> tuple[Arrays, bool]:
     """Opens the latents of a finished encode or sample job: `z`, else `mean`, else `latents`.
+
+    Returns:
+        The latents, and whether they are scaled.
 
     Raises:
         OSError: A file cannot be read.
@@ -35,7 +38,7 @@ def latents_of(folder: Path) -> Arrays:
     numbers: list[Sequence[int]] = []
     row = 0
     for shard in shards:
-        if manifest["format"] == "parquet":
+        if manifest.get("format") == "parquet":
             files.append(ParquetColumn.open(folder / shard.files[0].name, name))
         else:
             path = next(file.name for file in shard.files if file.name.startswith(f"{name}-"))
@@ -46,7 +49,7 @@ def latents_of(folder: Path) -> Arrays:
             )
         numbers.append(shard.row_numbers or range(row, row + shard.rows))
         row += shard.rows
-    return Arrays.of(files, numbers)
+    return Arrays.of(files, numbers), bool(manifest["settings"].get("scaled"))
 
 
 def _finished(folder: Path) -> tuple[dict[str, Any], list[CompleteShard]]:
@@ -60,7 +63,7 @@ def _finished(folder: Path) -> tuple[dict[str, Any], list[CompleteShard]]:
         raise SourceError(f"{folder}: got a folder without {MANIFEST}, wanted npy files or a job")
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
-        rows, _, _ = int(manifest["rows"]), manifest["format"], manifest["arrays"].keys()
+        rows, _, _ = int(manifest["rows"]), manifest["settings"].keys(), manifest["arrays"].keys()
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise SourceError(f"{folder / MANIFEST}: not the manifest of a job") from error
     cursor = folder / CURSOR

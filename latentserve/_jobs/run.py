@@ -4,7 +4,7 @@ import contextlib
 import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -116,7 +116,7 @@ def run(client: Client, task: Task, options: Options) -> Finished:
         before = folder.rows
         if not (folder.complete and before == task.rows):
             if folder.manifest and not differences:
-                model = _same_model(client, folder)
+                model = _same_model(client, task, folder)
                 groups = _same_plan(task, folder, model)
             else:
                 # No shard is complete yet, so starting over loses nothing.
@@ -185,23 +185,31 @@ def _begin(
     manifest = {
         **wanted,
         "seed": seed if task.draws else None,
-        "model": _identity(model),
+        "model": _identity(model, task),
         **description(groups),
     }
     folder.begin(manifest, task.notes())
 
 
-def _identity(model: ModelInfo) -> dict[str, Any]:
+def _identity(model: ModelInfo, task: Task) -> dict[str, Any]:
     """Returns the identity of a model for the manifest."""
-    return {
+    identity: dict[str, Any] = {
         "name": model.name,
         "version": model.version,
         "noise": model.noise,
         "graphs": model.checksums,
     }
+    if task.settings.get("scaled") and model.latent_scaling is not None:
+        scaling = asdict(model.latent_scaling)
+        identity["latent_scaling"] = {
+            **scaling,
+            "mean": [*scaling["mean"]],
+            "std": [*scaling["std"]],
+        }
+    return identity
 
 
-def _same_model(client: Client, folder: JobFolder) -> ModelInfo:
+def _same_model(client: Client, task: Task, folder: JobFolder) -> ModelInfo:
     """Returns the model that the job began with.
 
     Raises:
@@ -215,7 +223,7 @@ def _same_model(client: Client, folder: JobFolder) -> ModelInfo:
         raise JobError(
             f"{folder.path}: the job began with {name}, which is not served: {error}"
         ) from error
-    differences = list(_differences(_identity(model), stored, "model"))
+    differences = list(_differences(_identity(model, task), stored, "model"))
     if differences:
         raise JobError(
             f"{folder.path}: {name} has changed since the job began with it: "

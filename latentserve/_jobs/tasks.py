@@ -12,8 +12,15 @@ from typing import Any, Literal, Protocol
 from numpy.typing import NDArray
 
 from latentserve._client.codec import image_source
+from latentserve._client.parameters import Resize
 from latentserve._client.values import ModelInfo
-from latentserve._jobs.fit import latent_shape, planned_images, planned_latents, planned_pictures
+from latentserve._jobs.fit import (
+    latent_shape,
+    planned_images,
+    planned_latents,
+    planned_pictures,
+    sampled_size,
+)
 from latentserve._jobs.folder import ROWS
 from latentserve._jobs.npy import SourceError
 from latentserve._jobs.plan import Group, Numbers, PlannedShard, in_order, runs
@@ -25,7 +32,11 @@ from latentserve.client import Client, InvalidArgument
 # Messages in flight on a stream, the client's default; and the most of them if they are small.
 _WINDOW, _LARGEST_WINDOW = 4, 64
 
-Pixels = Literal["float32", "uint8"]
+#: Dtype of the images, and of the latents, that a job writes.
+Pixels = Literal["float32", "float16", "uint8"]
+LatentDtype = Literal["float32", "float16"]
+PIXELS: tuple[Pixels, ...] = ("float32", "float16", "uint8")
+
 Rows = Mapping[str, NDArray[Any]]
 
 
@@ -75,16 +86,23 @@ class EncodeTask:
         *,
         draw: bool,
         offset: int,
-        resize: bool,
+        resize: Resize,
         bucket: int | None,
+        scaled: bool,
+        latent_dtype: LatentDtype,
     ):
         self.source = source
         self.rows = source.rows
         self.draws = draw
-        self.settings: dict[str, Any] = {"draw": draw, "offset": offset, "resize": resize}
-        if bucket is not None:  # older manifests have no such setting
-            self.settings["bucket"] = bucket
-        self._offset, self._resize, self._bucket = offset, resize or bucket is not None, bucket
+        self.settings: dict[str, Any] = {
+            "draw": draw,
+            "offset": offset,
+            "resize": list(resize) if isinstance(resize, tuple) else resize,
+            **_newer(bucket=bucket, scaled=scaled or None),
+            **_newer(latent_dtype=None if latent_dtype == "float32" else latent_dtype),
+        }
+        self._offset, self._resize, self._bucket = offset, resize, bucket
+        self._scaled, self._latent_dtype = scaled, latent_dtype
 
     def identity(self, on_hashed: OnHashed) -> dict[str, Any] | None:
         return self.source.identity(on_hashed)
@@ -107,7 +125,7 @@ class EncodeTask:
         groups = []
         for size, rows, part in planned:
             shape = latent_shape(model, size)
-            columns = tuple(Column(name, "float32", shape) for name in names)
+            columns = tuple(Column(name, self._latent_dtype, shape) for name in names)
             groups.append(Group(size, rows, columns, part))
         return in_order(groups)
 
@@ -118,13 +136,18 @@ class EncodeTask:
         max_rows = rows_that_fit((model.image_shape[0], *size), model.max_rows)
         # Draws depend on the numbers of rows, so a message of draws has consecutive ones.
         pieces = runs(shard.rows) if self.draws else [(0, len(shard.rows))]
-        resize = size if self._resize and model.sizes is not None else self._resize
+        # The server is told the planned size, whatever it holds to be the nearest one.
+        resize: Resize = bool(self._resize or self._bucket)
+        if resize and model.sizes is not None:
+            resize = size
         posteriors = client.encode_stream(
             self._batches(shard, pieces, max_rows, resize),
             draw=self.draws,
             seed=seed,
             offset=self._offset + int(shard.rows[0]),
             resize=resize,
+            scaled=self._scaled,
+            latent_dtype=self._latent_dtype,
             window=_window(len(shard.rows), len(pieces), max_rows),
             model=model.name,
             version=model.version,
@@ -146,7 +169,7 @@ class EncodeTask:
         shard: PlannedShard,
         pieces: Sequence[tuple[int, int]],
         max_rows: int,
-        resize: bool | Size,
+        resize: Resize,
     ) -> Iterator[Any]:
         """Yields the images of a shard in batches, each within one of the pieces.
 
@@ -196,11 +219,12 @@ class DecodeTask:
     kind = "decode"
     draws = False
 
-    def __init__(self, source: Arrays, *, dtype: Pixels):
+    def __init__(self, source: Arrays, *, dtype: Pixels, scaled: bool):
         self.source = source
         self.rows = source.rows
-        self.settings: dict[str, Any] = {"dtype": dtype}
+        self.settings: dict[str, Any] = {"dtype": dtype, **_newer(scaled=scaled or None)}
         self._dtype: Pixels = dtype
+        self._scaled = scaled
 
     def identity(self, on_hashed: OnHashed) -> dict[str, Any] | None:
         return self.source.identity(on_hashed)
@@ -233,6 +257,7 @@ class DecodeTask:
         batches = client.decode_stream(
             part.batches(shard.start, shard.stop, max_rows),
             dtype=self._dtype,
+            scaled=self._scaled,
             model=model.name,
             version=model.version,
         )
@@ -256,6 +281,7 @@ class SampleTask:
         truncation: float | None,
         dtype: Pixels,
         latents: bool,
+        size: Size | None,
     ):
         self.rows = n
         self._options: dict[str, Any] = {
@@ -264,8 +290,13 @@ class SampleTask:
             "truncation": truncation,
             "dtype": dtype,
         }
-        self.settings = {"offset": offset, **self._options, "latents": latents}
-        self._offset, self._dtype, self._latents = offset, dtype, latents
+        self.settings = {
+            "offset": offset,
+            **self._options,
+            "latents": latents,
+            **_newer(size=None if size is None else list(size)),
+        }
+        self._offset, self._dtype, self._latents, self._size = offset, dtype, latents, size
 
     def identity(self, on_hashed: OnHashed) -> dict[str, Any] | None:
         del on_hashed  # there is no source
@@ -275,8 +306,8 @@ class SampleTask:
         return {}
 
     def plan(self, model: ModelInfo) -> tuple[Group, ...]:
-        size = model.image_shape[1:]
-        columns = [Column("images", self._dtype, model.image_shape)]
+        size = sampled_size(model, self._size)
+        columns = [Column("images", self._dtype, (model.image_shape[0], *size))]
         if self._latents:
             columns.append(Column("latents", "float32", latent_shape(model, size)))
         return (Group(size, range(self.rows), tuple(columns)),)
@@ -284,11 +315,13 @@ class SampleTask:
     def run(
         self, client: Client, model: ModelInfo, seed: int | None, shard: PlannedShard
     ) -> Generator[Rows, None, None]:
+        images = shard.group.columns[0].shape
         chunks = client.sample_stream(
             shard.stop - shard.start,
             seed=seed,
             offset=self._offset + shard.start,
-            chunk_rows=rows_that_fit(model.image_shape, model.max_rows),
+            chunk_rows=rows_that_fit(images, model.max_rows),
+            size=self._size,
             model=model.name,
             version=model.version,
             **self._options,
@@ -296,6 +329,11 @@ class SampleTask:
         for samples in chunks:
             arrays = {"images": samples.images, "latents": samples.latents}
             yield arrays if self._latents else {"images": samples.images}
+
+
+def _newer(**settings: Any) -> dict[str, Any]:
+    """Returns settings that older manifests do not have, unless they are None."""
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _window(rows: int, pieces: int, max_rows: int) -> int:
