@@ -88,8 +88,8 @@ def encode(
 
     Args:
         client: Client of the server.
-        source: One or several npy files of images as for `Client.encode`, or PNG, JPEG and
-            WebP files and folders of them. Files in a folder are found at any depth, sorted by path.
+        source: One or several npy files of images as for `Client.encode`, or PNG, JPEG and WebP
+            files and folders of them. Files in a folder are found at any depth, sorted by path.
         folder: Folder to write to: new, empty, or that of the same job.
         draw: Also draw z from each posterior; implied by a seed.
         seed: Seed of the draw; a fresh one by default, kept in `job.json`.

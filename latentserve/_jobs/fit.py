@@ -101,9 +101,7 @@ def planned_pictures(
         only = model.image_shape[1:]
         for name, got in (("bucket", bucket), ("resize", resize)):
             if got is not None and not isinstance(got, bool) and got != only:
-                raise ValueError(
-                    f"{name}: got {got}, but the model takes {sizes.label(only)} alone"
-                )
+                raise _only(name, got, only)
         return [(only, range(source.rows), 0)]
     targets = _targets(source, model.sizes, resize, bucket)
     distinct = sorted(set(targets.values()))
@@ -116,9 +114,8 @@ def planned_pictures(
     which = np.fromiter((of_size[size] for size in source.sizes if size), np.int32, source.rows)
     order = np.argsort(which, kind="stable")
     ends = np.searchsorted(which[order], range(len(distinct)), "right")
-    return [
-        (size, rows, 0) for size, rows in zip(distinct, np.split(order, ends[:-1]), strict=True)
-    ]
+    rows = np.split(order, ends[:-1])
+    return [(size, numbers, 0) for size, numbers in zip(distinct, rows, strict=True)]
 
 
 def _targets(
@@ -161,7 +158,7 @@ def sampled_size(model: ModelInfo, size: Size | None) -> Size:
     if size is None or size == only:
         return only
     if model.sizes is None:
-        raise ValueError(f"size: got {size}, but the model takes {sizes.label(only)} alone")
+        raise _only("size", size, only)
     if not sizes.is_allowed(size, model.sizes):
         raise ValueError(f"size: got {size}, but the model takes {sizes.wanted(model.sizes)}")
     return size
@@ -183,6 +180,10 @@ def _distinct(source: Arrays, planned: list[Size]) -> list[Planned]:
     if len(set(planned)) < len(planned):
         source.require_one_shape()
     return found
+
+
+def _only(name: str, got: object, only: Size) -> ValueError:
+    return ValueError(f"{name}: got {got}, but the model takes {sizes.label(only)} alone")
 
 
 def _refuse(part: Part, shapes: Sequence[Sequence[int | str]]) -> NoReturn:

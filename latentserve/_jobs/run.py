@@ -4,7 +4,7 @@ import contextlib
 import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -200,11 +200,12 @@ def _identity(model: ModelInfo, task: Task) -> dict[str, Any]:
         "graphs": model.checksums,
     }
     if task.settings.get("scaled") and model.latent_scaling is not None:
-        scaling = asdict(model.latent_scaling)
+        scaling = model.latent_scaling
         identity["latent_scaling"] = {
-            **scaling,
-            "mean": [*scaling["mean"]],
-            "std": [*scaling["std"]],
+            "scale": scaling.scale,
+            "shift": scaling.shift,
+            "mean": list(scaling.mean),
+            "std": list(scaling.std),
         }
     return identity
 
