@@ -17,7 +17,7 @@ from PIL import Image
 
 from common import pictures
 from latentserve import jobs
-from latentserve._client.values import Sizes
+from latentserve._client.values import LatentScaling, Sizes
 from latentserve._jobs import sizes
 from latentserve._jobs.sizes import is_allowed
 from latentserve.client import Unavailable
@@ -252,6 +252,63 @@ class TestReadingBack:
         assert [shard["row_numbers"] for shard in cursor(tmp_path / "i")] == [[0, 1], [2, 3]]
         images = np.load(tmp_path / "i" / "images-00001-16x12.npy")
         assert (images == free_pixels(z[3, 4])).all()
+
+
+class TestOptions:
+    @pytest.mark.parametrize("shard_format", ["npy", "parquet"])
+    def test_scaled_latents_in_float16_are_read_back_as_such(
+        self, client, tmp_path, photos, shard_format
+    ):
+        options = {"scaled": True, "latent_dtype": "float16", "format": shard_format}
+        jobs.encode(client, photos, tmp_path / "l", **options)
+        manifest = json.loads((tmp_path / "l" / "job.json").read_text())
+        assert manifest["arrays"]["mean"]["dtype"] == "float16"
+        assert manifest["model"]["latent_scaling"]["scale"] == 0.5
+        jobs.decode(client, tmp_path / "l", tmp_path / "i", dtype="float32")
+        images = rows_of(tmp_path / "i", "images")
+        for row, size in enumerate(SHAPES):
+            z = 2 * (mean_of(row, size) / 2).astype(np.float16)
+            assert (images[row] == free_pixels(z[None])[0]).all()
+        with pytest.raises(jobs.JobError, match=r"settings\.scaled: got None, the job has True"):
+            jobs.encode(client, photos, tmp_path / "l", **{**options, "scaled": False})
+
+    def test_a_job_is_not_resumed_with_another_scaling(self, client, tmp_path, photos):
+        jobs.encode(client, photos, tmp_path / "l", scaled=True)
+        next((tmp_path / "l").glob("mean-*")).unlink()
+        client.served = free_model_info(latent_scaling=LatentScaling(scale=0.25))
+        with pytest.raises(jobs.JobError, match=r"latent_scaling\.scale: got 0\.25"):
+            jobs.encode(client, photos, tmp_path / "l", scaled=True)
+
+    def test_samples_have_the_requested_size(self, client, tmp_path):
+        jobs.sample(client, 5, tmp_path / "j", seed=7, size=(8, 12), latents=True, dtype="float16")
+        assert np.load(tmp_path / "j" / "images-00000.npy").shape == (5, 3, 8, 12)
+        z = noise(7, 0, 5, 12).reshape(5, 2, 2, 3)
+        assert (np.load(tmp_path / "j" / "latents-00000.npy") == z).all()
+        jobs.decode(client, tmp_path / "j", tmp_path / "i", dtype="float16")
+        images = np.load(tmp_path / "j" / "images-00000.npy")
+        assert (np.load(tmp_path / "i" / "images-00000.npy") == images).all()
+        with pytest.raises(ValueError, match=r"size: got \(8, 13\), but the model takes multiples"):
+            jobs.sample(client, 5, tmp_path / "k", size=(8, 13))
+        client.served = free_model_info(sizes=None)
+        with pytest.raises(
+            ValueError, match=r"size: got \(8, 8\), but the model takes 16x16 alone"
+        ):
+            jobs.sample(client, 5, tmp_path / "k", size=(8, 8))
+
+    def test_resize_to_one_size(self, client, tmp_path, photos):
+        jobs.encode(client, photos, tmp_path / "j", resize=(12, 20))
+        assert np.load(tmp_path / "j" / "mean-00000.npy").shape == (10, 2, 3, 5)
+        settings = json.loads((tmp_path / "j" / "job.json").read_text())["settings"]
+        assert settings["resize"] == [12, 20]
+        assert jobs.encode(client, photos, tmp_path / "j", resize=(12, 20)).rows_before == 10
+        with pytest.raises(ValueError, match=r"resize: got \(12, 21\), but the model takes mult"):
+            jobs.encode(client, photos, tmp_path / "k", resize=(12, 21))
+
+    def test_wrong_dtypes_are_refused_by_name(self, client, tmp_path, photos):
+        with pytest.raises(ValueError, match="latent_dtype: got 'bfloat16', wanted 'float32' or"):
+            jobs.encode(client, photos, tmp_path / "j", latent_dtype="bfloat16")
+        with pytest.raises(ValueError, match="dtype: got 'png', wanted"):
+            jobs.sample(client, 5, tmp_path / "j", dtype="png")
 
 
 # Children are forked with everything imported, as in `test_jobs`.

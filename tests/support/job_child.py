@@ -1,5 +1,6 @@
 """A client without a server for tests of dataset jobs, and jobs in a process that kills itself."""
 
+import math
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from common import pictures
 from latentserve import jobs
 from latentserve._client.codec import ImageSource
-from latentserve._client.values import Sizes
+from latentserve._client.values import LatentScaling, Sizes
 from latentserve._jobs import shards
 from latentserve.client import ModelInfo, Posterior, Samples
 
@@ -113,6 +114,7 @@ def free_model_info(**changes: Any) -> ModelInfo:
         "latent_dim": 32,
         "latent_shape": (2, 4, 4),
         "sizes": Sizes(factor=4, multiple=4, least=8, most_pixels=4096),
+        "latent_scaling": LatentScaling(scale=0.5),
     }
     return model_info("free", **{**fields, **changes})
 
@@ -136,7 +138,9 @@ class FreeSizeClient(ArithmeticClient):
         draw: bool,
         seed: int | None,
         offset: int,
-        resize: bool | tuple[int, int] = False,
+        resize: bool | tuple[int, int],
+        scaled: bool,
+        latent_dtype: str,
         **_: Any,
     ) -> Iterator[Posterior]:
         self.asked.append("encode_stream")
@@ -150,16 +154,36 @@ class FreeSizeClient(ArithmeticClient):
             z = None
             if draw:
                 z = mean + noise(seed or 0, offset, len(mean), mean[0].size).reshape(mean.shape)
+                z = (z * (0.5 if scaled else 1)).astype(latent_dtype)
+            mean = (mean * (0.5 if scaled else 1)).astype(latent_dtype)
             yield Posterior(mean, -mean, z, seed)
             offset += len(mean)
 
     def decode_stream(
-        self, batches: Iterable[NDArray[Any]], *, dtype: str, **_: Any
+        self, batches: Iterable[NDArray[Any]], *, dtype: str, scaled: bool = False, **_: Any
     ) -> Iterator[NDArray[Any]]:
         self.asked.append("decode_stream")
         for batch in batches:
             self.before_reply()
-            yield _as(free_pixels(np.asarray(batch)), dtype)
+            yield _as(free_pixels(np.asarray(batch) * (2 if scaled else 1)), dtype)
+
+    def sample_stream(
+        self,
+        n: int,
+        *,
+        seed: int,
+        offset: int,
+        dtype: str,
+        chunk_rows: int,
+        size: tuple[int, int] | None = None,
+        **_: Any,
+    ) -> Iterator[Samples]:
+        height, width = size or self.served.image_shape[1:]
+        shape = (2, height // 4, width // 4)
+        for first in range(0, n, chunk_rows):
+            rows = min(chunk_rows, n - first)
+            z = noise(seed, offset + first, rows, math.prod(shape)).reshape(rows, *shape)
+            yield Samples(_as(free_pixels(z), dtype), z, seed, offset + first)
 
 
 def images_of(batch: Any, resize: bool | tuple[int, int] = False) -> NDArray[Any]:
@@ -184,7 +208,7 @@ def free_pixels(z: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _as(images: NDArray[np.float32], dtype: str) -> NDArray[Any]:
-    return np.rint(images * 255).astype(np.uint8) if dtype == "uint8" else images
+    return np.rint(images * 255).astype(np.uint8) if dtype == "uint8" else images.astype(dtype)
 
 
 def run_job(
