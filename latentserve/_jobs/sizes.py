@@ -51,20 +51,19 @@ def wanted(sizes: Sizes) -> str:
 
 
 def nearest(size: Size, sizes: Sizes) -> Size:
-    """Returns the allowed size that is nearest to that of a picture.
+    """Returns the allowed size that is nearest to that of a picture, as a server chooses it.
 
-    A picture of more than `most_pixels` is scaled down in its aspect ratio first.
+    A picture of more than `most_pixels` is made smaller in its aspect ratio first.
     """
-    step, most = sizes.multiple, sizes.most_pixels
-    shortest = -(-sizes.least // step) * step
+    unit, least, most = sizes.multiple, sizes.least, sizes.most_pixels
     scale = min(1.0, math.sqrt(most / math.prod(size)))
-    height, width = (max(shortest, int(side * scale / step + 0.5) * step) for side in size)
-    while height * width > most and max(height, width) > shortest:
-        if height > width:
-            height -= step
-        else:
-            width -= step
-    return height, width
+    for rounded in (round, math.floor):
+        height, width = (max(least, unit * rounded(side * scale / unit)) for side in size)
+        if height * width <= most:
+            return height, width
+    # One side has the minimum.
+    longest = most // min(height, width) // unit * unit
+    return (longest, width) if height >= width else (height, longest)
 
 
 def buckets(side: int, sizes: Sizes) -> list[Size]:

@@ -418,7 +418,7 @@ class TestSizesOfFiles:
             (shard["height"], shard["width"], shard["row_numbers"])
             for shard in cursor(tmp_path / "j")
         ] == [
-            (8, 8, [2]), (12, 24, [5]), (16, 20, [0, 1]), (20, 20, [4]), (76, 52, [3]),
+            (8, 8, [2]), (12, 24, [5]), (16, 20, [0, 1, 4]), (76, 52, [3]),
         ]  # fmt: skip
 
     def test_a_bucket_has_few_sizes(self, client, tmp_path):
@@ -491,7 +491,7 @@ class TestSizesOfFiles:
 
 
 class TestNearest:
-    ALLOWED = Sizes(factor=8, multiple=8, least=20, most_pixels=100_000)
+    ALLOWED = Sizes(factor=8, multiple=8, least=24, most_pixels=100_000)
 
     def test_the_nearest_size_is_allowed_and_near(self):
         rng = random.Random(0)
