@@ -19,9 +19,10 @@ Images of different sizes never share a batch; their sizes take turns as operati
 takes longer than about 50 milliseconds is slow: it is a batch of its own, and slow batches leave
 one thread to the others, so that a call of a millisecond never waits for one of seconds.
 
-The memory of running batches is limited too. A slow row waits until its memory is free; smaller
-ones behind it do not overtake it, or it might wait for ever. Other batches do not wait: they take
-fewer rows, at least one.
+The memory of running batches is limited too. A slow row waits while others are computed whose
+memory leaves no room for it; smaller ones behind it do not overtake it, or it might wait for ever.
+Other batches, which take milliseconds and little memory, do not wait: they take fewer rows, at
+least one.
 """
 
 import asyncio
