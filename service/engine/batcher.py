@@ -141,12 +141,11 @@ class Batcher:
         """
         loop = asyncio.get_running_loop()
         entry = QueueEntry(request, call, loop.create_future(), self._clock())
-        operation, size = request.operation, request.size
-        queues = self._slow if operation.graph.limits(size).slow else self._fast
-        queue = queues.get((operation, size))
+        key = request.operation, request.size
+        queues = self._slow if request.operation.graph.limits(request.size).slow else self._fast
+        queue = queues.get(key)
         if queue is None:
-            queue = self._spare.pop() if self._spare else Turns()
-            queues[operation, size] = queue
+            queues[key] = queue = self._spare.pop() if self._spare else Turns()
         queue.append(entry, call.caller)
         self._schedule(loop)
         return entry.future
@@ -216,8 +215,12 @@ class Batcher:
         Slow rows and others take turns.
         """
         idle = self._slots - self._running_slow - self._running_fast
-        slow_left = self._slots - 1 - self._running_slow
         fast_left = self._threads - self._running_fast
+        if not self._slow:
+            self._slow_is_next = True
+            threads = min(idle, fast_left)
+            return self._take(self._fast, threads) if threads > 0 else None
+        slow_left = self._slots - 1 - self._running_slow
         turns = [(self._fast, fast_left), (self._slow, slow_left)]
         if self._slow_is_next:
             turns.reverse()
@@ -231,13 +234,14 @@ class Batcher:
 
     def _take(self, queues: _Queues, idle_threads: int) -> Batch | None:
         """Takes rows off the front of the next of these queues; None if none are due."""
-        for operation, size in list(queues):
+        for key in list(queues):
+            operation, size = key
             limits = operation.graph.limits(size)
             if limits.slow and not self._has_memory(limits.row_bytes):
                 return None
-            queue = queues.pop((operation, size))
+            queue = queues.pop(key)
             if self._window and self._waits_for_more(limits, queue):
-                queues[operation, size] = queue
+                queues[key] = queue
                 continue
             segments: list[Segment] = []
             limit = left = self._batch_limit(limits, queue, idle_threads)
@@ -257,7 +261,7 @@ class Batcher:
             for entry in unfinished:
                 queue.append(entry, entry.call.caller)
             if queue:
-                queues[operation, size] = queue
+                queues[key] = queue
             else:
                 self._spare.append(queue)
             if segments:
