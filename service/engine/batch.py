@@ -34,6 +34,9 @@ class Graph(Protocol):
     def run(self, inputs: Arrays, outputs: tuple[str, ...], size: Size) -> Arrays:
         """Runs the graph: maps arrays by input name to arrays by output name."""
 
+    def release_memory(self) -> None:
+        """Returns memory that earlier runs took to the system."""
+
 
 class Operation:
     """A graph with its pre- and postprocessing; requests of one operation may share a batch.
