@@ -49,9 +49,12 @@ class Operation:
             arrays of the requests.
         check: Raises if rows are invalid. Called once for a whole batch and, only if that
             raises, once for each request's rows.
+
+    Attributes:
+        limits: The graph's limits for images of the golden size.
     """
 
-    __slots__ = ("after", "before", "check", "graph", "outputs")
+    __slots__ = ("after", "before", "check", "graph", "limits", "outputs")
 
     def __init__(
         self,
@@ -62,6 +65,7 @@ class Operation:
         check: Callable[[Arrays], None] | None = None,
     ):
         self.graph = graph
+        self.limits = graph.limits(())
         self.outputs = outputs
         self.before = before
         self.after = after

@@ -153,8 +153,9 @@ class Batcher:
         """
         loop = asyncio.get_running_loop()
         entry = QueueEntry(request, call, loop.create_future(), self._clock())
-        key = request.operation, request.size
-        queues = self._slow if request.operation.graph.limits(request.size).slow else self._fast
+        operation, size = key = request.operation, request.size
+        limits = operation.graph.limits(size) if size else operation.limits
+        queues = self._slow if limits.slow else self._fast
         queue = queues.get(key)
         if queue is None:
             queues[key] = queue = self._spare.pop() if self._spare else Turns()
@@ -261,7 +262,7 @@ class Batcher:
         """Takes rows off the front of the next of these queues; None if none are due."""
         for key in list(queues):
             operation, size = key
-            limits = operation.graph.limits(size)
+            limits = operation.graph.limits(size) if size else operation.limits
             if limits.slow and not self._has_memory(limits.row_bytes):
                 return None
             queue = queues.pop(key)
