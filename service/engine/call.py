@@ -53,6 +53,7 @@ class Call:
         model: Name of the model that answers. Like the attributes below, it is set by the
             servicer, for metrics and traces.
         version: Version of that model.
+        routed: Whether a route has chosen the version.
         rows: Rows requested so far.
         timing: How the time was spent so far.
     """
@@ -68,5 +69,6 @@ class Call:
     arrived: float = field(default_factory=time.monotonic)
     model: str = ""
     version: int = 0
+    routed: bool = False
     rows: int = 0
     timing: Timing = field(default_factory=Timing)

@@ -48,9 +48,9 @@ HANDSHAKE_REASONS = (
 class Metrics:
     """The server's metrics, in their own registry.
 
-    Thread-safe, except for `request`, `caller`, `batch` and `queued`: only the event loop's
-    thread may call those. Label values are names of models, methods, tokens and the like, never
-    a caller's text, so the number of series is bounded.
+    Thread-safe, except for `request`, `routed`, `caller`, `batch` and `queued`: only the event
+    loop's thread may call those. Label values are names of models, methods, tokens and the like,
+    never a caller's text, so the number of series is bounded.
     """
 
     def __init__(self) -> None:
@@ -69,6 +69,19 @@ class Metrics:
             _SECONDS,
             registry,
             ["rpc"],
+        )
+        self._routed = CallCounter(
+            "latentserve_routed_requests",
+            "Calls that have ended, of those whose version a route has chosen.",
+            registry,
+            ["model", "version", "code"],
+        )
+        self._routed_seconds = Histogram(
+            "latentserve_routed_request_seconds",
+            "Seconds from the arrival of such a call to its end.",
+            _SECONDS,
+            registry,
+            ["model", "version"],
         )
         self._compute = Histogram(
             "latentserve_compute_seconds",
@@ -136,6 +149,18 @@ class Metrics:
         count, histogram = bound
         count.value += 1
         histogram.observe(seconds)
+
+    def routed(self, model: str, version: str, code: str, seconds: float) -> None:
+        """Counts a call that has ended, and whose version a route has chosen.
+
+        Args:
+            model: Name of the model.
+            version: Its version.
+            code: Name of the gRPC status code.
+            seconds: Seconds from the call's arrival to its end.
+        """
+        self._routed.child(model, version, code).value += 1
+        self._routed_seconds.child(model, version).observe(seconds)
 
     def batch(self, graph: str, device: str, rows: int, seconds: float) -> None:
         """Records a batch that has been computed.

@@ -110,6 +110,10 @@ class Telemetry:
         """Records a finished call."""
         self._metrics.request(rpc, model, code, seconds)
 
+    def routed(self, model: str, version: int, code: str, seconds: float) -> None:
+        """Records a finished call whose version a route has chosen."""
+        self._metrics.routed(model, str(version), code, seconds)
+
     def caller(self, name: str, code: str, rows: int) -> None:
         """Records a finished call in its caller's metrics; `name` is that of the caller's token."""
         self._metrics.caller(name, code, rows)

@@ -251,7 +251,10 @@ class Dispatcher:
         span.ended(call)
         if not rpc.counted:
             return
-        self._telemetry.request(rpc.name, call.model, code, time.monotonic() - call.arrived)
+        seconds = time.monotonic() - call.arrived
+        self._telemetry.request(rpc.name, call.model, code, seconds)
+        if call.routed:
+            self._telemetry.routed(call.model, call.version, code, seconds)
         if call.token:
             self._telemetry.caller(call.token, code, call.rows)
         self._running -= 1

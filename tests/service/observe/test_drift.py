@@ -7,7 +7,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from bundle import open_bundle
+from service.engine.operations import Operations
+from service.models.model import load_model
+from service.models.onnx import Device
+from service.models.repository import Models
 from service.observe.drift import ReconstructionErrors
+from service.observe.metrics import Metrics
+from service.observe.telemetry import Telemetry
+from tests.support.spatial import Spatial, write_spatial
 
 KEY = "m", 1
 IMAGES = np.full((3, 1, 4, 4), 0.5, np.float32)
@@ -173,3 +181,29 @@ def test_threads_do_not_measure_at_the_same_time():
     leave.set()
     thread.join(10)
     assert len(decoder.runs) == 1
+
+
+def test_spatial_latents_of_any_size_have_few_series_and_a_reconstruction_error(tmp_path):
+    path = write_spatial(tmp_path / "spatial", Spatial(latents=8))
+    model = load_model(open_bundle(path), Device("cpu"), threads=1)
+    metrics, errors = Metrics(), ReconstructionErrors(0.1)
+    metrics.add(errors)
+    telemetry = Telemetry(metrics, None, print, errors)
+    telemetry.serving(Models("spatial", {"spatial": {1: model}}))
+    operation = Operations(model, telemetry).encode[False]
+    wanted = []
+    for height, width in ((16, 16), (32, 24), (64, 8)):
+        images = np.random.default_rng(height).random((1, 3, height, width), np.float32)
+        inputs = {"image": images}
+        encoded = operation.after(inputs, model.graphs["encoder"].run(inputs))
+        errors._measured["spatial", 1].due = 0.0
+        decoded = model.graphs["decoder"].run({"z": encoded["mean"]}, ("image",))["image"]
+        wanted.append(np.mean((decoded - images) ** 2))
+    page = metrics.exposition("text/plain")[0].decode().splitlines()
+    assert len([line for line in page if line.startswith("latentserve_latent_")]) == 3 * 8
+    labels = '{model="spatial",version="1"}'
+    (error,) = (
+        line for line in page if line.startswith(f"latentserve_reconstruction_error{labels}")
+    )
+    assert float(error.split()[-1]) == pytest.approx(np.mean(wanted), rel=1e-2)
+    assert f"latentserve_reconstruction_images_total{labels} 3.0" in page

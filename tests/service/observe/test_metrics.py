@@ -46,6 +46,17 @@ def test_calls_are_counted_by_rpc_model_and_code():
     assert value(metrics, "latentserve_request_seconds_sum", rpc="Encode") == pytest.approx(0.03)
 
 
+def test_routed_calls_are_counted_by_version():
+    metrics = Metrics()
+    for version, code in (("1", "OK"), ("2", "OK"), ("2", "INTERNAL")):
+        metrics.routed("mnist", version, code, 0.5)
+    name = "latentserve_routed_requests_total"
+    assert value(metrics, name, model="mnist", version="2", code="INTERNAL") == 1
+    name = "latentserve_routed_request_seconds_sum"
+    assert value(metrics, name, model="mnist", version="2") == 1.0
+    assert value(metrics, name, model="mnist", version="1") == 0.5
+
+
 def test_batches_and_queues_are_measured():
     metrics = Metrics()
     metrics.batch("decoder", "cpu", 64, 0.5)
