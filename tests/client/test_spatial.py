@@ -79,7 +79,10 @@ def test_a_model_of_free_size_is_described(client):
     assert model.has_latent_map
     assert model.prior_std == (1.0,) * 32
     fixed = client.model("fixed")
-    assert (fixed.sizes, fixed.latent_scaling, fixed.origin) == (None, None, None)
+    assert (fixed.sizes, fixed.latent_scaling) == (None, None)
+    assert (fixed.origin.kind, fixed.origin.class_name, fixed.origin.licence) == (
+        "onnx", "Spatial", "MIT",
+    )  # fmt: skip
     assert fixed.latent_shape == (2, 4, 4)
     assert (client.model("decoder").posterior, client.model("decoder").likelihood) == ("none",) * 2
     assert client.info().max_pixels == 2**20
@@ -259,6 +262,8 @@ def test_files_are_resized_to_the_nearest_size_or_to_a_given_one(client):
     assert client.encode(files, resize=(32, 48)).mean.shape == (3, 2, 8, 12)
     assert client.reconstruct(files, resize=(32, 48)).shape == (3, 3, 32, 48)
     assert client.score(files, resize=(32, 48)).elbo.shape == (3,)
+    assert client.interpolate(*files[:2], 3, resize=(32, 48)).latents.shape == (3, 2, 8, 12)
+    assert client.traverse(0, steps=2, middle=files[0], resize=(16, 16)).images.shape[1] == 2
     (streamed,) = client.encode_stream([files], resize=(32, 48))
     same(streamed.mean, client.encode(files, resize=(32, 48)).mean)
     with pytest.raises(TypeError, match=r"resize: got \(32,\), wanted \(height, width\)"):
