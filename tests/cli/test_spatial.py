@@ -46,6 +46,14 @@ def photo(tmp_path):
     return path
 
 
+def picture_of(content):
+    return Image.open(io.BytesIO(content))
+
+
+def picture(path):
+    return picture_of(path.read_bytes())
+
+
 def succeeded(done):
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -60,17 +68,17 @@ def test_a_photograph_becomes_a_latent_and_back(run, client, photo, tmp_path):
     assert z.shape == (1, 2, 40, 50)
     assert succeeded(run("decode", latent, "-o", back)) == f"{back}: 1 images\n"
     # A large image alone has its own size, and no frame.
-    shown = np.asarray(Image.open(back)).transpose(2, 0, 1)
+    shown = np.asarray(picture(back)).transpose(2, 0, 1)
     assert (shown == client.decode(z, dtype="uint8")[0]).all()
     for suffix, kind in ((".jpg", "JPEG"), (".jpeg", "JPEG"), (".webp", "WEBP")):
         path = tmp_path / f"back{suffix}"
         assert succeeded(run("decode", latent, "-o", path)) == f"{path}: 1 image\n"
-        assert (Image.open(path).format, Image.open(path).size) == (kind, (200, 160))
+        assert (picture(path).format, picture(path).size) == (kind, (200, 160))
     small = tmp_path / "small.jpg"
     succeeded(run("decode", latent, "--quality", "5", "-o", small))
     assert small.stat().st_size < (tmp_path / "back.jpg").stat().st_size
     succeeded(run("reconstruct", photo, "-o", small))
-    assert Image.open(small).size == (200, 160)
+    assert picture(small).size == (200, 160)
 
 
 def test_draws_and_scaled_latents_of_half_precision_are_written(run, client, photo, tmp_path):
@@ -89,9 +97,9 @@ def test_draws_and_scaled_latents_of_half_precision_are_written(run, client, pho
 def test_pictures_of_two_images_show_both_side_by_side(run, photo, tmp_path):
     path = tmp_path / "both.png"
     succeeded(run("reconstruct", photo, photo, "-o", path))
-    sheet = np.asarray(Image.open(path))
+    sheet = np.asarray(picture(path))
     assert sheet.shape == (2 * 162 + 2, 2 * 202 + 2, 3)
-    assert (sheet[2:162, 2:202] == np.asarray(Image.open(photo))).all()
+    assert (sheet[2:162, 2:202] == np.asarray(picture(photo))).all()
 
 
 def test_images_are_resized_to_a_size(run, photo, tmp_path):
@@ -156,7 +164,7 @@ def test_one_file_goes_to_standard_output(server, photo):
     env = {"LATENTSERVE_SERVER": server.target}
     encoded = run_cli_bytes("encode", photo, "-o", "-", env=env)
     decoded = run_cli_bytes("decode", "-", "-o", "-", "--as", "webp", env=env, given=encoded.stdout)
-    assert Image.open(io.BytesIO(decoded.stdout)).format == "WEBP"
+    assert picture_of(decoded.stdout).format == "WEBP"
 
 
 def test_info_shows_sizes_scaling_and_memory(run):
