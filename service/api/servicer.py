@@ -84,7 +84,7 @@ class Servicer:
         self, request: pb.GetLatentMapRequest, call: Call
     ) -> pb.GetLatentMapResponse:
         """Returns where test images lie in the latent space of a model."""
-        return describe_map(self._find(request.model, call))
+        return describe_map(self._find(request.model, call), self._settings)
 
     def encode(
         self, request: pb.EncodeRequest, call: Call
