@@ -130,8 +130,8 @@ def test_resized_pictures_have_the_size_that_the_job_planned(server_env, client,
     done = run_cli("batch", "encode", *sources, "--to", tmp_path / "j", env=server_env)
     assert done.returncode == 1
     assert done.stderr == (
-        f"latentserve batch: {sources[0]}: got 71x50 pixels, wanted multiples of 4 from 8 up, at "
-        "most 1048576 pixels in all, or resize\n"
+        f"latentserve batch: {sources[0]}: got height 50 and width 71, wanted multiples of 4 "
+        "from 8 up, at most 1048576 pixels in all, or resize\n"
     )
     resize = ("batch", "encode", *sources, "--resize", "--to", tmp_path / "j")
     done = run_cli(*resize, env=server_env)
