@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from latentserve._cli.failures import Failure, Usage, printable
 from latentserve._files import reason
+from latentserve._client.headers import is_picture
 from latentserve._jobs.npy import DTYPES, MAGIC, SourceError
-from latentserve._jobs.sources import image_files, is_picture
+from latentserve._jobs.sources import image_files
 from latentserve.client import InvalidArgument
 
 _NPZ = b"PK"
@@ -28,7 +29,8 @@ class Images:
     """The images that a command reads.
 
     Attributes:
-        values: Array of N images, as for `Client.encode`, or contents of N PNG and JPEG files.
+        values: Array of N images, as for `Client.encode`, or contents of N PNG, JPEG and WebP
+            files.
         files: Names of the N files; None for an array.
     """
 
@@ -79,7 +81,7 @@ def read_images(paths: Sequence[Path]) -> Images:
                 raise Usage(f"{file}: got an npy file among {len(files)} files, wanted it alone")
             return Images(_array(file, content), None)
         if not is_picture(content):
-            raise Failure(f"{printable(str(file))}: not an npy, PNG or JPEG file")
+            raise Failure(f"{printable(str(file))}: not an npy, PNG, JPEG or WebP file")
         contents.append(content)
     return Images(contents, [str(file) for file in files])
 
@@ -107,7 +109,7 @@ def read_end(path: Path) -> NDArray[Any] | bytes:
     if is_picture(content):
         return content
     if not content.startswith((MAGIC, _NPZ)):
-        raise Failure(f"{printable(str(path))}: not an npy, npz, PNG or JPEG file")
+        raise Failure(f"{printable(str(path))}: not an npy, npz, PNG, JPEG or WebP file")
     array = _array(path, content, ("z", "mean"))
     if array.ndim in (2, 4) and len(array) == 1:
         row: NDArray[Any] = array[0]
