@@ -159,6 +159,31 @@ def test_a_picture_that_the_server_refuses_is_named(server_env, photos, tmp_path
     )
 
 
+def test_scaled_latents_in_float16_are_read_back_and_samples_have_a_size(
+    server_env, client, photos, tmp_path
+):
+    size = ("--size", "16x24", "--scaled", "--latent-dtype", "float16")
+    encode = ("batch", "encode", photos, *size, "--to", tmp_path / "l")
+    done = run_cli(*encode, env=server_env)
+    assert done.returncode == 0, done.stderr
+    means = np.load(tmp_path / "l" / "mean-00000.npy")
+    assert (means.dtype, means.shape) == (np.float16, (PHOTOS, 2, 4, 6))
+    first = min(photos.iterdir()).read_bytes()
+    wanted = client.encode([first], resize=(16, 24), scaled=True, latent_dtype="float16")
+    assert (means[0] == wanted.mean[0]).all()
+    decode = ("batch", "decode", tmp_path / "l", "--dtype", "float32", "--to", tmp_path / "i")
+    done = run_cli(*decode, env=server_env)
+    assert done.returncode == 0, done.stderr
+    images = np.load(tmp_path / "i" / "images-00000.npy")
+    assert (images[:5] == client.decode(means[:5], scaled=True)).all()
+    sample = ("batch", "sample", "-n", "3", "--seed", "7", "--size", "16x24", "--latents")
+    done = run_cli(*sample, "--to", tmp_path / "s", env=server_env)
+    assert done.returncode == 0, done.stderr
+    drawn = client.sample(3, seed=7, size=(16, 24), dtype="uint8")
+    assert (np.load(tmp_path / "s" / "images-00000.npy") == drawn).all()
+    assert np.load(tmp_path / "s" / "latents-00000.npy").shape == (3, 2, 4, 6)
+
+
 def test_a_bucket_that_the_model_cannot_take_is_one_line(server_env, photos, tmp_path):
     bucket = ("batch", "encode", photos, "--bucket", "4", "--to", tmp_path / "j")
     done = run_cli(*bucket, env=server_env)
