@@ -47,6 +47,9 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# Those that exchange height and width.
+_SIDEWAYS = frozenset(_UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
+
 _PILLOW = re.compile(r"PIL\.")
 _QUIET = ("ignore", None, Warning, _PILLOW, 0)
 
@@ -186,6 +189,13 @@ def fit(images: NDArray[np.uint8], size: Size | None, channels: int | None) -> N
 def turned(image: Image.Image) -> bool:
     """Whether the EXIF orientation of a picture from `open_picture` rotates or mirrors it."""
     return _turn(image) is not None
+
+
+def upright_size(image: Image.Image) -> Size:
+    """Size of a picture from `open_picture` after it has been turned by its EXIF orientation."""
+    height, width = image.height, image.width
+    turn = _turn(image)
+    return (width, height) if turn in _SIDEWAYS else (height, width)
 
 
 def transparent(image: Image.Image) -> bool:

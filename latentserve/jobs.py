@@ -19,16 +19,26 @@ or `rows-00000.parquet`, ... Jobs run on Linux and macOS.
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TypeVar
 
 from latentserve._client import codec, scalars
+from latentserve._client.parameters import Resize
 from latentserve._jobs import run
 from latentserve._jobs.folder import JobError
 from latentserve._jobs.npy import SourceError
+from latentserve._jobs.results import latents_of
 from latentserve._jobs.run import Finished, Progress
 from latentserve._jobs.shards import FORMATS, Format, MissingPackage
 from latentserve._jobs.sources import Arrays, Pictures
-from latentserve._jobs.tasks import DecodeTask, EncodeTask, SampleTask, Task
+from latentserve._jobs.tasks import (
+    PIXELS,
+    DecodeTask,
+    EncodeTask,
+    LatentDtype,
+    Pixels,
+    SampleTask,
+    Task,
+)
 from latentserve.client import Client
 
 __all__ = [
@@ -47,6 +57,7 @@ __all__ = [
 #: Default number of rows in a shard.
 SHARD_ROWS = 10_000
 
+T = TypeVar("T")
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
@@ -58,7 +69,10 @@ def encode(
     draw: bool = False,
     seed: int | None = None,
     offset: int = 0,
-    resize: bool = False,
+    resize: Resize = False,
+    bucket: int | None = None,
+    scaled: bool = False,
+    latent_dtype: LatentDtype = "float32",
     model: str = "",
     version: int = 0,
     shard_rows: int = SHARD_ROWS,
@@ -68,18 +82,25 @@ def encode(
 ) -> Finished:
     """Maps images to their posteriors.
 
-    Writes `mean` and, unless the model is a plain autoencoder, `log_var`, float32 [N, D] each,
-    and `z` if it is drawn.
+    Writes `mean` and, unless the model is a plain autoencoder, `log_var`, float32 [N, D] or
+    [N, c, h, w] each, and `z` if it is drawn. Images of several sizes get a shard for each, and
+    the number of a row is its place in the source, whatever its shard.
 
     Args:
         client: Client of the server.
-        source: One or several npy files of images as for `Client.encode`, or PNG and JPEG
+        source: One or several npy files of images as for `Client.encode`, or PNG, JPEG and WebP
             files and folders of them. Files in a folder are found at any depth, sorted by path.
         folder: Folder to write to: new, empty, or that of the same job.
         draw: Also draw z from each posterior; implied by a seed.
         seed: Seed of the draw; a fresh one by default, kept in `job.json`.
         offset: Index of the first row in the seed's sequence.
-        resize: Convert image files of another size or colour mode.
+        resize: Convert image files of another size or colour mode. For a model with
+            `ModelInfo.sizes`, each to the nearest size that it takes, or all to
+            `resize=(height, width)`.
+        bucket: As `resize`, but to one of a few sizes of about bucket x bucket pixels, the one of
+            the nearest aspect ratio. Only for image files and a model with `ModelInfo.sizes`.
+        scaled: Scale the latents by `ModelInfo.latent_scaling`, as diffusion models expect them.
+        latent_dtype: `float32`, or `float16` for half the bytes.
         model: Name of the model; empty for the server's default model.
         version: Version of the model; 0 for the highest one that is served.
         shard_rows: Rows per shard; the last shard may have fewer.
@@ -105,7 +126,15 @@ def encode(
         raise SourceError(f"{paths[0]}: got npy files and others, wanted one or the other")
     opened = Arrays.open(paths) if all(arrays) else Pictures(paths)
     seed, offset = codec.check_draw(seed, offset, opened.rows)
-    task = EncodeTask(opened, draw=draw or seed is not None, offset=offset, resize=resize)
+    task = EncodeTask(
+        opened,
+        draw=draw or seed is not None,
+        offset=offset,
+        resize=codec.given_size(resize) or bool(resize),
+        bucket=None if bucket is None else scalars.count(bucket, "bucket"),
+        scaled=bool(scaled),
+        latent_dtype=_one_of(latent_dtype, "latent_dtype", ("float32", "float16")),
+    )
     return _run(client, task, folder, model, version, seed, shard_rows, format, verify, progress)
 
 
@@ -114,7 +143,8 @@ def decode(
     source: Paths,
     folder: str | os.PathLike[str],
     *,
-    dtype: Literal["float32", "uint8"] = "uint8",
+    dtype: Pixels = "uint8",
+    scaled: bool | None = None,
     model: str = "",
     version: int = 0,
     shard_rows: int = SHARD_ROWS,
@@ -128,9 +158,12 @@ def decode(
 
     Args:
         client: Client of the server.
-        source: One or several npy files [N, D], for example the `mean` of an encode job.
+        source: One or several npy files of latents, for example the `mean` of an encode job; or
+            the folder of an encode or sample job: its `z`, else its `mean`, else its `latents`.
         folder: Folder to write to: new, empty, or that of the same job.
-        dtype: `uint8` for 0 to 255, `float32` for values in [0, 1].
+        dtype: `uint8` for 0 to 255, `float32` or `float16` for values in [0, 1].
+        scaled: The latents are scaled by `ModelInfo.latent_scaling`. By default, as the job was
+            that wrote them; those of npy files are not.
         model: Name of the model; empty for the server's default model.
         version: Version of the model; 0 for the highest one that is served.
         shard_rows: Rows per shard; the last shard may have fewer.
@@ -145,7 +178,16 @@ def decode(
         JobError, SourceError, ValueError, LatentserveError, MissingPackage, OSError:
             As from `encode`.
     """
-    task = DecodeTask(Arrays.open(_paths(source)), dtype=dtype)
+    paths = _paths(source)
+    if len(paths) == 1 and paths[0].is_dir():
+        opened, was_scaled = latents_of(paths[0])
+    else:
+        opened, was_scaled = Arrays.open(paths), False
+    task = DecodeTask(
+        opened,
+        dtype=_one_of(dtype, "dtype", PIXELS),
+        scaled=was_scaled if scaled is None else bool(scaled),
+    )
     return _run(client, task, folder, model, version, None, shard_rows, format, verify, progress)
 
 
@@ -159,8 +201,9 @@ def sample(
     label: int | None = None,
     temperature: float | None = None,
     truncation: float | None = None,
-    dtype: Literal["float32", "uint8"] = "uint8",
+    dtype: Pixels = "uint8",
     latents: bool = False,
+    size: tuple[int, int] | None = None,
     model: str = "",
     version: int = 0,
     shard_rows: int = SHARD_ROWS,
@@ -182,8 +225,10 @@ def sample(
         label: Index of a class; None for any class.
         temperature: Factor on the standard deviation of the noise, 1 by default.
         truncation: Bound on the noise, in standard deviations; none by default.
-        dtype: `uint8` for 0 to 255, `float32` for values in [0, 1].
+        dtype: `uint8` for 0 to 255, `float32` or `float16` for values in [0, 1].
         latents: Also write the latents.
+        size: Height and width of the images, for a model with `ModelInfo.sizes`; those of
+            `ModelInfo.image_shape` by default.
         model: Name of the model; empty for the server's default model.
         version: Version of the model; 0 for the highest one that is served.
         shard_rows: Rows per shard; the last shard may have fewer.
@@ -205,8 +250,9 @@ def sample(
         label=None if label is None else scalars.int32(label, "label"),
         temperature=None if temperature is None else scalars.real(temperature, "temperature"),
         truncation=None if truncation is None else scalars.real(truncation, "truncation"),
-        dtype=dtype,
+        dtype=_one_of(dtype, "dtype", PIXELS),
         latents=latents,
+        size=None if size is None else codec.size_of(size, "size"),
     )
     return _run(client, task, folder, model, version, seed, shard_rows, format, verify, progress)
 
@@ -216,6 +262,13 @@ def _paths(source: Paths) -> list[Path]:
     if not paths:
         raise SourceError("source: got no files, wanted at least 1")
     return [Path(path) for path in paths]
+
+
+def _one_of(value: T, what: str, choices: tuple[T, ...]) -> T:
+    if value not in choices:
+        wanted = " or ".join(map(repr, choices))
+        raise ValueError(f"{what}: got {value!r}, wanted {wanted}")
+    return value
 
 
 def _run(

@@ -3,6 +3,7 @@
 ServiceError                  status, reason and message for the caller
 ├── InvalidArgument           a request field has an invalid value
 ├── ModelNotFound             no such model or version
+├── NoLatentMap               the model's bundle has no latent map
 ├── NotForThisModel           the model does not support the operation
 ├── Overloaded                too much is in flight; retry after a moment
 │   ├── OverCallerLimit       this caller has too much in flight
@@ -77,6 +78,13 @@ class ModelNotFound(ServiceError):
 
     status = Status.NOT_FOUND
     reason = "MODEL_NOT_FOUND"
+
+
+class NoLatentMap(ServiceError):
+    """The model's bundle has no map of its latent space."""
+
+    status = Status.NOT_FOUND
+    reason = "NO_LATENT_MAP"
 
 
 class NotForThisModel(ServiceError):

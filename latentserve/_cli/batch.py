@@ -44,15 +44,23 @@ def add(commands: Any) -> None:
         "map images to posteriors: mean, log_var and, if drawn, z",
         "latentserve batch encode images.npy --to latents",
         "latentserve batch encode photos/ --resize --format parquet --to latents",
+        "latentserve batch encode photos/ --bucket 512 --to latents",
     )
     encode.add_argument(
         "source",
         type=Path,
         nargs="+",
         metavar="SOURCE",
-        help="npy files, or PNG and JPEG files and folders of them",
+        help="npy files, or PNG, JPEG and WebP files and folders of them",
     )
     add_resize(encode)
+    encode.add_argument(
+        "--bucket",
+        type=positive,
+        metavar="N",
+        help="as --resize, but to one of a few sizes of about N x N pixels, that of the nearest "
+        "aspect ratio; for models that take images of any size",
+    )
     add_draw(encode, "also draw z from each posterior")
 
     decode = _job(
@@ -60,9 +68,17 @@ def add(commands: Any) -> None:
         "decode",
         _decode,
         "map latents to images",
+        "latentserve batch decode latents --to images",
         "latentserve batch decode latents/mean-*.npy --to images",
     )
-    decode.add_argument("source", type=Path, nargs="+", metavar="LATENTS", help="npy files, [N, D]")
+    decode.add_argument(
+        "source",
+        type=Path,
+        nargs="+",
+        metavar="LATENTS",
+        help="npy files of latents; or the folder of a finished job, whose rows are read in order: "
+        "its z, else its mean, else its latents",
+    )
     _add_dtype(decode)
 
     sample = _job(
@@ -159,6 +175,7 @@ def _encode(options: argparse.Namespace, client: "Client", common: dict[str, Any
         seed=options.seed,
         offset=options.offset,
         resize=options.resize,
+        bucket=options.bucket,
         **common,
     )
 

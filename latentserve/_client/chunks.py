@@ -1,18 +1,22 @@
 """Splits the rows of a call into chunks that fit into one message each."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from latentserve._client import memory
-from latentserve._client.describe import Limits, limits_of
+from latentserve._client import headers, memory
+from latentserve._client.describe import Limits, Maxima, limits_of
 from latentserve._client.plans import Plan, UnaryCall
+from latentserve._client.values import ModelInfo
 from latentserve.errors import InvalidArgument, Violation
 
 #: Rows of a call: an array, a list of files, or only their indexes.
 Rows = NDArray[Any] | Sequence[bytes] | range
+#: Height and width of an image, in pixels.
+Size = tuple[int, int]
 
 # Upper bound on the tag and the length prefix of a file in a message.
 _FILE_OVERHEAD_BYTES = 16
@@ -25,29 +29,78 @@ _STREAMS = {
 }
 
 
-def chunk(rows: Rows, start: int, max_rows: int, max_bytes: int) -> slice:
+def chunk(
+    rows: Rows, start: int, maxima: Maxima, size: Size | None = None, *, latents: bool = False
+) -> slice:
     """Returns the slice of rows from `start` that fits into one message.
 
     Args:
         rows: All rows of the call.
         start: Index of the first row.
-        max_rows: Maximum number of rows in a message.
-        max_bytes: Maximum size of the files in a message. A larger file is sent alone, and the
-            server refuses it.
+        maxima: Limits on messages. A file that exceeds the bytes is sent alone, and the server
+            refuses it.
+        size: Height and width of the images, if the rows do not tell.
+        latents: Whether the rows are latents.
     """
-    stop = min(start + max_rows, len(rows))
+    stop = min(start + maxima.rows, len(rows))
     if isinstance(rows, np.ndarray | range):
+        if maxima.model is not None:
+            row = row_bytes(maxima.model, size or _size_of(rows, maxima.model, latents=latents))
+            stop = min(stop, start + max(1, maxima.message_bytes // row))
         return slice(start, stop)
-    size = 0
+    file_bytes = computed_bytes = 0
     for index in range(start, stop):
-        size += len(rows[index]) + _FILE_OVERHEAD_BYTES
-        if size > max_bytes and index > start:
+        file_bytes += len(rows[index]) + _FILE_OVERHEAD_BYTES
+        if maxima.model is not None:
+            computed_bytes += row_bytes(maxima.model, size or _file_size(rows[index], maxima.model))
+        if max(file_bytes, computed_bytes) > maxima.message_bytes and index > start:
             return slice(start, index)
     return slice(start, stop)
 
 
+def row_bytes(model: ModelInfo, size: Size) -> int:
+    """Upper bound on the bytes of a row: a float32 image and three latents, as servers count.
+
+    Args:
+        model: A model of free size.
+        size: Height and width of the image.
+    """
+    channels, height, width = model.image_shape
+    pixels, golden = math.prod(size), height * width
+    return 4 * (channels * pixels + 3 * -(-model.latent_dim * pixels // golden))
+
+
+def _size_of(rows: NDArray[Any] | range, model: ModelInfo, *, latents: bool) -> Size:
+    """Height and width of the images of an array of images or latents; golden if it is flat."""
+    _, height, width = model.image_shape
+    if isinstance(rows, range) or rows.ndim < 3:
+        return height, width
+    factor = model.sizes.factor if latents and model.sizes else 1
+    return factor * rows.shape[-2], factor * rows.shape[-1]
+
+
+def _file_size(content: bytes, model: ModelInfo) -> Size:
+    """Height and width of the image of a file, as it is or, at most, once it is resized."""
+    found = headers.picture_size(content)
+    _, height, width = model.image_shape
+    if found is None or model.sizes is None:  # the server refuses what cannot be read
+        return height, width
+    if found.height * found.width > model.sizes.most_pixels:
+        return 1, model.sizes.most_pixels
+    least, multiple = model.sizes.least, model.sizes.multiple
+    height, width = (-(-side // multiple) * multiple for side in (found.height, found.width))
+    return max(height, least), max(width, least)
+
+
 def in_chunks(
-    limits: Limits, rows: Rows, call: Callable[[slice], UnaryCall], model: str, version: int
+    limits: Limits,
+    rows: Rows,
+    call: Callable[[slice], UnaryCall],
+    model: str,
+    version: int,
+    size: Size | None = None,
+    *,
+    latents: bool = False,
 ) -> Plan[list[Any]]:
     """Makes one call per chunk of rows and returns the replies.
 
@@ -57,6 +110,8 @@ def in_chunks(
         call: Makes the call for a slice of the rows.
         model: Name of the model.
         version: Version of the model.
+        size: Height and width of the images, if the rows do not tell.
+        latents: Whether the rows are latents.
 
     Raises:
         ValueError: The results of all chunks would not fit into memory.
@@ -66,7 +121,7 @@ def in_chunks(
     replies: list[Any] = []
     start = 0
     while start < len(rows):
-        part = chunk(rows, start, *maxima)
+        part = chunk(rows, start, maxima, size, latents=latents)
         step = call(part)
         try:
             replies.append((yield step))
@@ -74,14 +129,14 @@ def in_chunks(
             # Another server, or a new version of the model, may accept fewer rows.
             limits.rows.pop((model, version), None)
             maxima = yield from limits_of(limits, model, version, files=files)
-            if maxima[0] >= part.stop - part.start:
+            if chunk(rows, start, maxima, size, latents=latents).stop >= part.stop:
                 count_from(error, part.start)
                 raise
             continue
         if start == 0 and part.stop < len(rows):
-            size = replies[0].ByteSize() * len(rows) // part.stop
+            total = replies[0].ByteSize() * len(rows) // part.stop
             what, stream = _STREAMS.get(step.rpc, ("images", ""))
-            memory.check_fits(size, what, len(rows), stream)
+            memory.check_fits(total, what, len(rows), stream)
         start = part.stop
     return replies
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from latentserve._client import inputs, scalars
-from latentserve._client.parameters import Format, Images, Point
+from latentserve._client.parameters import Format, Images, LatentFormat, Point, Resize
 from latentserve.errors import ProtocolError
 from latentserve.v1 import latent_service_pb2 as pb
 from latentserve.v1 import tensor_pb2
@@ -27,10 +27,25 @@ _DTYPES: dict[int, np.dtype[Any]] = {
     tensor_pb2.DATA_TYPE_FLOAT16: np.dtype("<f2"),
     tensor_pb2.DATA_TYPE_UINT8: np.dtype("u1"),
 }
-_FORMATS = {
+# NumPy has no such dtype; ml_dtypes adds one.
+_BFLOAT16 = "bfloat16"
+_BFLOAT16_BITS = np.dtype("<u2")
+_ARRAY_FORMATS = {
     "float32": pb.IMAGE_FORMAT_FLOAT32,
     "uint8": pb.IMAGE_FORMAT_UINT8,
+    "float16": pb.IMAGE_FORMAT_FLOAT16,
+    _BFLOAT16: pb.IMAGE_FORMAT_BFLOAT16,
+}
+_FILE_FORMATS = {
     "png": pb.IMAGE_FORMAT_PNG,
+    "jpeg": pb.IMAGE_FORMAT_JPEG,
+    "webp": pb.IMAGE_FORMAT_WEBP,
+}
+_FORMATS = _ARRAY_FORMATS | _FILE_FORMATS
+_LATENT_FORMATS = {
+    "float32": tensor_pb2.DATA_TYPE_FLOAT32,
+    "float16": tensor_pb2.DATA_TYPE_FLOAT16,
+    _BFLOAT16: tensor_pb2.DATA_TYPE_BFLOAT16,
 }
 _METHODS = {
     "linear": pb.INTERPOLATION_METHOD_LINEAR,
@@ -72,14 +87,23 @@ class ImageSource:
 
     Attributes:
         content: Array whose first axis is the rows, or a list of file contents, one per row.
-        resize: Whether the server converts files of another size or colour mode.
+        resize: Whether the server converts files of another size or colour mode; height and width
+            to convert them to.
+        offset: Index of the first row in the seed's sequence, for a batch of a stream that does
+            not follow on the batch before it; None for one that does.
     """
 
     content: NDArray[Any] | Sequence[bytes]
-    resize: bool = False
+    resize: Resize = False
+    offset: int | None = None
 
     def __len__(self) -> int:
         return len(self.content)
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width that files are converted to, if they were given."""
+        return self.resize if isinstance(self.resize, tuple) else None
 
     def message(self, rows: slice) -> tensor_pb2.Images:
         """Returns a message with a slice of the rows."""
@@ -93,17 +117,20 @@ class ImageSource:
         if isinstance(part, np.ndarray):
             fill_tensor(images.tensor, part)
         else:
-            images.encoded.resize = self.resize
-            images.encoded.files.extend(part)
+            encoded = images.encoded
+            if isinstance(self.resize, tuple):
+                encoded.height, encoded.width = self.resize
+            encoded.resize = bool(self.resize)
+            encoded.files.extend(part)
 
 
-def image_source(images: Images, *, resize: bool = False) -> ImageSource:
+def image_source(images: Images, *, resize: Resize = False) -> ImageSource:
     """Checks images and returns them in a form that can be sent.
 
     Args:
         images: [N, C, H, W], [N, H, W] or [N, C*H*W], uint8 or floats in [0, 1]; or the
-            contents of PNG and JPEG files.
-        resize: Whether the server converts files of another size or colour mode.
+            contents of PNG, JPEG and WebP files.
+        resize: As in `ImageSource`.
 
     Raises:
         TypeError: The dtype cannot be sent.
@@ -111,17 +138,43 @@ def image_source(images: Images, *, resize: bool = False) -> ImageSource:
     """
     files = inputs.file_contents(images, "images")
     if files is not None:
-        return ImageSource(files, resize)
+        return ImageSource(files, given_size(resize) or resize)
     return ImageSource(_sendable(images, "images", 2))
 
 
-def point_message(point: Point, what: str, *, resize: bool) -> tensor_pb2.Images | NDArray[Any]:
-    """Returns one image as a message, or one latent as an array [D].
+def size_of(size: Any, what: str) -> tuple[int, int]:
+    """Checks a height and a width.
 
     Args:
-        point: A latent [D], an image [C, H, W] or [H, W], or the content of a file.
+        size: Height and width, in pixels.
         what: Name of the parameter, for errors.
-        resize: As in `image_source`.
+
+    Raises:
+        TypeError: `size` is not a pair of whole numbers.
+        ValueError: A number is below 1.
+    """
+    if not isinstance(size, Sequence | np.ndarray) or isinstance(size, str) or len(size) != 2:
+        raise TypeError(f"{what}: got {scalars.shown(size)}, wanted (height, width)")
+    height, width = (scalars.count(side, what) for side in size)
+    return height, width
+
+
+def given_size(resize: Resize) -> tuple[int, int] | None:
+    """Returns height and width if `resize` gives them.
+
+    Raises:
+        TypeError: `resize` is not a pair of whole numbers.
+        ValueError: A number is below 1.
+    """
+    return size_of(resize, "resize") if isinstance(resize, Sequence | np.ndarray) else None
+
+
+def point_array(point: Point, what: str) -> bytes | NDArray[Any]:
+    """Returns one image or one latent as the content of a file or as an array of 1 to 3 axes.
+
+    Args:
+        point: A latent [D] or [c, h, w], an image [C, H, W] or [H, W], or the content of a file.
+        what: Name of the parameter, for errors.
 
     Raises:
         TypeError: The dtype cannot be sent.
@@ -129,28 +182,35 @@ def point_message(point: Point, what: str, *, resize: bool) -> tensor_pb2.Images
     """
     file = inputs.file_content(point)
     if file is not None:
-        return ImageSource([file], resize).message(slice(0, 1))
+        return file
     array = _sendable(point, what, 1)
-    if array.ndim == 1:
-        return array
-    if array.ndim not in (2, 3):
+    if array.ndim not in (1, 2, 3):
         raise ValueError(
-            f"{what}: got shape {list(array.shape)}, wanted a latent [D] or an image [C, H, W] or "
-            "[H, W]"
+            f"{what}: got shape {list(array.shape)}, wanted a latent [D] or [c, h, w], or an image "
+            "[C, H, W] or [H, W]"
         )
-    return tensor_pb2.Images(tensor=to_tensor(array[None]))
+    return array
+
+
+def image_message(point: bytes | NDArray[Any], *, resize: Resize) -> tensor_pb2.Images:
+    """Returns one image, a file or an array without a first axis of rows, as a message."""
+    content = [point] if isinstance(point, bytes) else point[None]
+    return ImageSource(content, given_size(resize) or resize).message(slice(0, 1))
 
 
 def latent_array(z: ArrayLike) -> NDArray[Any]:
-    """Returns latents as an array that can be sent, float32 or float16 [N, D].
+    """Returns latents as an array of floats that can be sent, [N, D] or [N, c, h, w].
 
     Raises:
         TypeError: The dtype cannot be sent.
-        ValueError: The array does not have two axes, or has no rows.
+        ValueError: The array does not have two or four axes, or has no rows.
     """
     array = _sendable(z, "latents", 2)
-    if array.ndim != 2:
-        raise ValueError(f"latents: got shape {list(array.shape)}, wanted [N, D]")
+    if array.ndim not in (2, 4):
+        alone = "; one latent needs a first axis of rows, z[None]" if array.ndim == 3 else ""
+        raise ValueError(
+            f"latents: got shape {list(array.shape)}, wanted [N, D] or [N, c, h, w]{alone}"
+        )
     if array.dtype == np.uint8:
         raise TypeError("latents: got dtype uint8, wanted float32 or float16")
     return array
@@ -167,13 +227,13 @@ def _sendable(value: Any, what: str, axes: int) -> NDArray[Any]:
     if native == np.float64:
         # NumPy's default for Python floats; the graphs compute in float32.
         return array.astype(np.float32)
-    if native not in _WIRE_DTYPES:
+    if native not in _WIRE_DTYPES and native.name != _BFLOAT16:
         raise TypeError(f"{what}: got dtype {array.dtype}, wanted float32, float16 or uint8")
     return array
 
 
 def to_tensor(array: NDArray[Any]) -> tensor_pb2.Tensor:
-    """Returns the tensor message of a float32, float16 or uint8 array."""
+    """Returns the tensor message of a float32, float16, bfloat16 or uint8 array."""
     tensor = tensor_pb2.Tensor()
     fill_tensor(tensor, array)
     return tensor
@@ -181,19 +241,27 @@ def to_tensor(array: NDArray[Any]) -> tensor_pb2.Tensor:
 
 def fill_tensor(tensor: tensor_pb2.Tensor, array: NDArray[Any]) -> None:
     """Writes an array into an empty tensor message, without the copy of `to_tensor`."""
-    dtype = _WIRE_DTYPES[array.dtype.newbyteorder("=")]
+    dtype = _WIRE_DTYPES.get(array.dtype.newbyteorder("="), tensor_pb2.DATA_TYPE_BFLOAT16)
     tensor.dtype = dtype
     tensor.shape.extend(array.shape)
-    tensor.data = array.astype(_DTYPES[dtype], copy=False).tobytes()
+    if dtype == tensor_pb2.DATA_TYPE_BFLOAT16:
+        tensor.data = array.view(np.uint16).astype(_BFLOAT16_BITS, copy=False).tobytes()
+    else:
+        tensor.data = array.astype(_DTYPES[dtype], copy=False).tobytes()
 
 
 def to_array(tensor: tensor_pb2.Tensor) -> NDArray[Any]:
     """Returns the array of a tensor message, as a read-only view of its bytes.
 
+    Values of bfloat16 are returned as float32.
+
     Raises:
         ProtocolError: The dtype is unknown, or the number of bytes does not match the shape.
     """
-    dtype = _DTYPES.get(tensor.dtype)
+    if tensor.dtype == tensor_pb2.DATA_TYPE_BFLOAT16:
+        dtype: np.dtype[Any] | None = _BFLOAT16_BITS
+    else:
+        dtype = _DTYPES.get(tensor.dtype)
     shape = tuple(tensor.shape)
     data = tensor.data  # each access makes a copy
     if dtype is None or math.prod(shape) * dtype.itemsize != len(data):
@@ -201,7 +269,11 @@ def to_array(tensor: tensor_pb2.Tensor) -> NDArray[Any]:
             f"tensor: got dtype {tensor.dtype} and {len(data)} bytes, which do not match shape "
             f"{list(shape)}"
         )
-    return np.frombuffer(data, dtype).reshape(shape)
+    array = np.frombuffer(data, dtype).reshape(shape)
+    if tensor.dtype == tensor_pb2.DATA_TYPE_BFLOAT16:
+        # bfloat16 is the upper half of a float32.
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array
 
 
 def joined(tensors: Sequence[tensor_pb2.Tensor]) -> NDArray[Any]:
@@ -209,10 +281,19 @@ def joined(tensors: Sequence[tensor_pb2.Tensor]) -> NDArray[Any]:
 
     Raises:
         ProtocolError: As from `to_array`.
+        ValueError: The rows differ in shape.
     """
     if len(tensors) == 1:
         return to_array(tensors[0]).copy()
-    return np.concatenate([to_array(tensor) for tensor in tensors])
+    arrays = [to_array(tensor) for tensor in tensors]
+    first = arrays[0].shape[1:]
+    for array in arrays:
+        if array.shape[1:] != first:
+            raise ValueError(
+                f"images: got results of shapes {list(first)} and {list(array.shape[1:])}, wanted "
+                "images of one size in a call (resize=(height, width) converts files to one)"
+            )
+    return np.concatenate(arrays)
 
 
 def joined_where_sent(replies: Sequence[Any], name: str) -> NDArray[Any] | None:
@@ -233,7 +314,7 @@ def joined_where_sent(replies: Sequence[Any], name: str) -> NDArray[Any] | None:
 def joined_images(
     replies: Sequence[tensor_pb2.Images], image_format: Format
 ) -> NDArray[Any] | list[bytes]:
-    """Joins the images of replies into one array, or into a list of PNG files.
+    """Joins the images of replies into one array, or into a list of files.
 
     Args:
         replies: Images, all of the same format.
@@ -242,7 +323,7 @@ def joined_images(
     Raises:
         ProtocolError: As from `to_array`.
     """
-    if image_format == "png":
+    if image_format in _FILE_FORMATS:
         return [file for images in replies for file in images.encoded.files]
     return joined([images.tensor for images in replies])
 
@@ -254,6 +335,25 @@ def format_message(image_format: str) -> pb.ImageFormat:
         ValueError: There is no such format.
     """
     return _named(_FORMATS, "dtype", image_format)
+
+
+def array_format_message(image_format: str) -> pb.ImageFormat:
+    """Returns the enum value of an image format that is an array.
+
+    Raises:
+        ValueError: There is no such format.
+    """
+    return _named(_ARRAY_FORMATS, "dtype", image_format)
+
+
+def latent_format_message(dtype: LatentFormat) -> tensor_pb2.DataType | None:
+    """Returns the enum value of a dtype of latents; None, to leave it unset, for the default.
+
+    Raises:
+        ValueError: There is no such dtype.
+    """
+    chosen = _named(_LATENT_FORMATS, "latent_dtype", dtype)
+    return None if chosen == tensor_pb2.DATA_TYPE_FLOAT32 else chosen
 
 
 def method_message(method: str) -> pb.InterpolationMethod:

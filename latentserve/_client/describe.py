@@ -3,10 +3,27 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC
+from typing import NamedTuple
 
+import grpc
+import numpy as np
+
+from latentserve._client import codec
 from latentserve._client.plans import Plan, UnaryCall
 from latentserve._client.requests import selector
-from latentserve._client.values import ModelIdentity, ModelInfo, RefusedModel, Reloaded, ServerInfo
+from latentserve._client.values import (
+    LatentMap,
+    LatentScaling,
+    ModelIdentity,
+    ModelInfo,
+    Origin,
+    RefusedModel,
+    Reloaded,
+    Route,
+    ServerInfo,
+    Sizes,
+)
+from latentserve.errors import FailedPrecondition
 from latentserve.v1 import admin_service_pb2
 from latentserve.v1 import latent_service_pb2 as pb
 
@@ -21,10 +38,29 @@ class Limits:
     Attributes:
         rows: Maximum number of rows per message, by the requested model name and version.
         message_bytes: Maximum size of a message in bytes; 0 until it is queried.
+        models: The models that were described, by requested name and version.
+        outdated: Requested names and versions whose server is older than spatial latents, and
+            would ignore the options that came with them.
     """
 
     rows: dict[tuple[str, int], int] = field(default_factory=dict)
     message_bytes: int = 0
+    models: dict[tuple[str, int], ModelInfo] = field(default_factory=dict)
+    outdated: set[tuple[str, int]] = field(default_factory=set)
+
+
+class Maxima(NamedTuple):
+    """Limits on the messages of a call.
+
+    Attributes:
+        rows: Maximum number of rows.
+        message_bytes: Maximum size in bytes; 1 if it was not queried.
+        model: The model, if its images are of free size: fewer rows of a larger image fit.
+    """
+
+    rows: int
+    message_bytes: int
+    model: ModelInfo | None = None
 
 
 def info() -> Plan[ServerInfo]:
@@ -42,6 +78,9 @@ def info() -> Plan[ServerInfo]:
         max_queue_rows=reply.limits.max_queue_rows,
         max_queue_bytes=reply.limits.max_queue_bytes,
         max_score_draws=reply.limits.max_score_draws,
+        max_pixels=reply.limits.max_pixels,
+        max_compute_bytes=reply.limits.max_compute_bytes,
+        routes=tuple(Route(route.name, route.version, route.percent) for route in reply.routes),
     )
 
 
@@ -57,25 +96,70 @@ def model_info(limits: Limits, model: str = "", version: int = 0) -> Plan[ModelI
     reply: pb.GetModelResponse = yield UnaryCall("GetModel", request)
     described = read_model_info(reply.model)
     limits.rows[model, version] = described.max_rows
+    limits.models[model, version] = described
+    if not reply.model.latent_shape:
+        limits.outdated.add((model, version))
     return described
 
 
-def limits_of(limits: Limits, model: str, version: int, *, files: bool) -> Plan[tuple[int, int]]:
+def latent_map(model: str = "", version: int = 0) -> Plan[LatentMap]:
+    """Returns where test images lie in the latent space of a model."""
+    request = pb.GetLatentMapRequest(model=selector(model, version))
+    reply: pb.GetLatentMapResponse = yield UnaryCall("GetLatentMap", request)
+    return LatentMap(
+        mean=codec.to_array(reply.mean).astype(np.float32),
+        labels=np.array(reply.labels, np.int64),
+        kl=np.array(reply.kl, np.float32),
+        class_names=tuple(reply.class_names),
+    )
+
+
+def limits_of(limits: Limits, model: str, version: int, *, files: bool) -> Plan[Maxima]:
     """Returns the maximum rows and bytes of a message; queries the server if needed.
 
     Args:
         limits: The client's cache of limits; updated.
         model: Requested name of the model.
         version: Requested version of the model.
-        files: Whether the rows are files. Only then the limit of bytes is queried, since arrays
-            are split by rows alone.
+        files: Whether the rows are files. Arrays for a model of one size are split by rows alone,
+            so that the limit of bytes is not queried.
     """
     rows = limits.rows.get((model, version))
     if rows is None:
         rows = (yield from model_info(limits, model, version)).max_rows
-    if files and not limits.message_bytes:
+    free = limits.models.get((model, version))
+    if free is not None and free.sizes is None:
+        free = None
+    if (files or free) and not limits.message_bytes:
         limits.message_bytes = (yield from info()).max_message_bytes
-    return rows, max(1, limits.message_bytes - _OVERHEAD_BYTES)
+    return Maxima(rows, max(1, limits.message_bytes - _OVERHEAD_BYTES), free)
+
+
+def described(limits: Limits, model: str, version: int) -> Plan[ModelInfo]:
+    """Returns the cached description of a model; queries the server if there is none."""
+    cached = limits.models.get((model, version))
+    return (yield from model_info(limits, model, version)) if cached is None else cached
+
+
+def check_supported(limits: Limits, model: str, version: int, **options: object) -> Plan[None]:
+    """Checks that the server is new enough for options, which an older one would ignore.
+
+    Args:
+        limits: The client's cache of limits; updated if any option is set.
+        model: Requested name of the model.
+        version: Requested version of the model.
+        **options: The options by name; those that are None, False or empty are not set.
+
+    Raises:
+        FailedPrecondition: The server is too old for an option that is set.
+    """
+    chosen = [name for name, value in options.items() if value]
+    if not chosen:
+        return
+    yield from described(limits, model, version)
+    if (model, version) in limits.outdated:
+        message = f"{chosen[0]}: the server is older than 0.2.0 and does not have this option"
+        raise FailedPrecondition(message, grpc.StatusCode.FAILED_PRECONDITION)
 
 
 def reload() -> Plan[Reloaded]:
@@ -98,12 +182,12 @@ def reload() -> Plan[Reloaded]:
 
 def read_model_info(model: pb.ModelInfo) -> ModelInfo:
     """Converts the message that describes a model."""
-    shape = model.image_shape
+    shape, dim = model.image_shape, model.latent_dim
     return ModelInfo(
         name=model.name,
         version=model.version,
         image_shape=(shape.channels, shape.height, shape.width),
-        latent_dim=model.latent_dim,
+        latent_dim=dim,
         posterior=model.posterior,
         prior=model.prior,
         likelihood=model.likelihood,
@@ -116,7 +200,40 @@ def read_model_info(model: pb.ModelInfo) -> ModelInfo:
         created_at=model.created_at.ToDatetime(UTC),
         noise=model.noise,
         precision=model.precision,
-        prior_mean=tuple(model.prior_mean),
-        prior_std=tuple(model.prior_std),
+        # Not sent for latents of many dimensions, whose prior is N(0, I).
+        prior_mean=tuple(model.prior_mean) or (0.0,) * dim,
+        prior_std=tuple(model.prior_std) or (1.0,) * dim,
         has_percentiles=model.has_percentiles,
+        latent_shape=tuple(model.latent_shape) or (dim,),
+        sizes=_sizes(model.sizes) if model.HasField("sizes") else None,
+        latent_scaling=_scaling(model.latent_scaling) if model.HasField("latent_scaling") else None,
+        rows_at_once=model.rows_at_once,
+        origin=_origin(model.origin) if model.HasField("origin") else None,
+        memory_bytes=model.memory_bytes,
+        bytes_per_pixel=model.bytes_per_pixel,
+        has_latent_map=model.has_latent_map,
+        class_names=tuple(model.class_names) or tuple(model.labels),
+    )
+
+
+def _sizes(sizes: pb.Sizes) -> Sizes:
+    return Sizes(sizes.factor, sizes.multiple, sizes.least, sizes.most_pixels)
+
+
+def _scaling(scaling: pb.LatentScaling) -> LatentScaling:
+    return LatentScaling(
+        scale=scaling.scale if scaling.HasField("scale") else None,
+        shift=scaling.shift,
+        mean=tuple(scaling.mean),
+        std=tuple(scaling.std),
+    )
+
+
+def _origin(origin: pb.Origin) -> Origin:
+    return Origin(
+        kind=origin.kind,
+        class_name=origin.class_name,
+        configuration=origin.configuration,
+        sha256=dict(origin.sha256),
+        licence=origin.licence,
     )

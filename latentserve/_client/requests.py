@@ -7,9 +7,10 @@ from numpy.typing import NDArray
 
 from latentserve._client import codec, scalars
 from latentserve._client.codec import ImageSource
-from latentserve._client.parameters import ArrayFormat
+from latentserve._client.parameters import LatentFormat
 from latentserve._client.values import Posterior, Samples
 from latentserve.v1 import latent_service_pb2 as pb
+from latentserve.v1 import tensor_pb2
 
 
 def selector(model: str, version: int) -> pb.ModelSelector:
@@ -28,7 +29,14 @@ def selector(model: str, version: int) -> pb.ModelSelector:
 
 
 def encode_request(
-    source: ImageSource, rows: slice, model: pb.ModelSelector, seed: int | None, offset: int
+    source: ImageSource,
+    rows: slice,
+    model: pb.ModelSelector,
+    seed: int | None,
+    offset: int,
+    *,
+    scaled: bool = False,
+    latent_dtype: tensor_pb2.DataType | None = None,
 ) -> pb.EncodeRequest:
     """Builds a request for the posteriors of some rows.
 
@@ -38,19 +46,34 @@ def encode_request(
         model: Selector of the model.
         seed: Seed of the draws; None for no draws.
         offset: Index of the source's first row in the seed's sequence.
+        scaled: Whether latents are scaled by the model's `latent_scaling`.
+        latent_dtype: Dtype of the latents on the wire; None for float32.
     """
     request = pb.EncodeRequest(
-        model=model, draw=seed is not None, seed=seed, offset=offset + rows.start
+        model=model,
+        draw=seed is not None,
+        seed=seed,
+        offset=offset + rows.start,
+        scaled=scaled,
+        latent_dtype=latent_dtype,
     )
     source.fill(request.images, rows)
     return request
 
 
 def decode_request(
-    z: NDArray[Any], model: pb.ModelSelector, image_format: pb.ImageFormat
+    z: NDArray[Any],
+    model: pb.ModelSelector,
+    image_format: pb.ImageFormat,
+    *,
+    scaled: bool = False,
+    unclipped: bool = False,
+    quality: int | None = None,
 ) -> pb.DecodeRequest:
-    """Builds a request for the images of latents [N, D]."""
-    request = pb.DecodeRequest(model=model, format=image_format)
+    """Builds a request for the images of latents [N, D] or [N, c, h, w]."""
+    request = pb.DecodeRequest(
+        model=model, format=image_format, scaled=scaled, unclipped=unclipped, quality=quality
+    )
     codec.fill_tensor(request.latents, z)
     return request
 
@@ -65,16 +88,20 @@ def sample_request(
     label: int | None = None,
     temperature: float | None = None,
     truncation: float | None = None,
+    size: tuple[int, int] | None = None,
+    quality: int | None = None,
+    latent_dtype: LatentFormat = "float32",
     model: str = "",
     version: int = 0,
 ) -> pb.SampleRequest:
     """Builds a request for `n` new images, with a fresh seed by default.
 
     Raises:
-        ValueError: n, the seed or the offset is out of range.
+        ValueError: n, the seed, the offset or the size is out of range.
     """
     n = scalars.count(n, "n")
     seed, offset = codec.check_draw(seed, offset, n)
+    height, width = (None, None) if size is None else codec.size_of(size, "size")
     return pb.SampleRequest(
         model=selector(model, version),
         count=n,
@@ -85,6 +112,10 @@ def sample_request(
         truncation=None if truncation is None else scalars.real(truncation, "truncation"),
         format=image_format,
         return_latents=latents,
+        quality=quality_of(quality),
+        latent_dtype=codec.latent_format_message(latent_dtype),
+        height=height,
+        width=width,
     )
 
 
@@ -108,15 +139,14 @@ def samples_of(replies: Sequence[pb.SampleResponse]) -> Samples:
     )
 
 
-def array_format(dtype: ArrayFormat) -> pb.ImageFormat:
-    """Returns the enum value of an image format that is an array.
+def quality_of(quality: int | None) -> int | None:
+    """Returns the quality of JPEG and WebP files; None for the server's default.
 
     Raises:
-        ValueError: `dtype` is not `float32` or `uint8`.
+        TypeError: `quality` is not a whole number.
+        ValueError: `quality` is out of range.
     """
-    if dtype not in ("float32", "uint8"):
-        raise ValueError(f"dtype: got {dtype!r}, wanted 'float32' or 'uint8'")
-    return codec.format_message(dtype)
+    return None if quality is None else scalars.within(quality, "quality", 1, 100)
 
 
 def draw_of(draw: bool, seed: Any, offset: Any, rows: int) -> tuple[int | None, int]:

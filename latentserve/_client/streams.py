@@ -9,8 +9,16 @@ from typing import Any, TypeVar, Unpack
 from numpy.typing import ArrayLike, NDArray
 
 from latentserve._client import chunks, codec, requests, scalars
-from latentserve._client.describe import Limits, limits_of
-from latentserve._client.parameters import ArrayFormat, Images, Sampling
+from latentserve._client.codec import ImageSource
+from latentserve._client.describe import Limits, check_supported, limits_of
+from latentserve._client.parameters import (
+    ArrayFormat,
+    Format,
+    Images,
+    LatentFormat,
+    Resize,
+    Sampling,
+)
 from latentserve._client.plans import (
     END,
     BackOff,
@@ -45,11 +53,28 @@ class _Chunk:
 
 
 def sample_stream(
-    retries: Retries, n: int, *, dtype: ArrayFormat, chunk_rows: int, **options: Unpack[Sampling]
+    limits: Limits,
+    retries: Retries,
+    n: int,
+    *,
+    dtype: ArrayFormat,
+    chunk_rows: int,
+    latent_dtype: LatentFormat = "float32",
+    **options: Unpack[Sampling],
 ) -> StreamPlan[Samples]:
     """Draws images from the prior, chunk by chunk."""
+    image_format = codec.array_format_message(dtype)
     # Updated with each reply: count and offset are those of the images that are still missing.
-    request = requests.sample_request(n, requests.array_format(dtype), latents=True, **options)
+    request = requests.sample_request(
+        n, image_format, latents=True, latent_dtype=latent_dtype, **options
+    )
+    yield from check_supported(
+        limits,
+        request.model.name,
+        request.model.version,
+        size=request.HasField("height"),
+        latent_dtype=request.latent_dtype,
+    )
     chunk_rows = scalars.int64(chunk_rows, "chunk_rows")
     attempts = retries.attempts()
     while request.count:
@@ -79,24 +104,38 @@ def encode_stream(
     draw: bool,
     seed: int | None,
     offset: int,
-    resize: bool,
+    resize: Resize,
+    scaled: bool,
+    latent_dtype: LatentFormat,
     window: int,
     model: str,
     version: int,
 ) -> StreamPlan[Posterior]:
     """Encodes batches of images; rows are numbered across all batches."""
+    latent_format = codec.latent_format_message(latent_dtype)
+    size = codec.given_size(resize)
     maxima = yield from limits_of(limits, model, version, files=True)
+    yield from check_supported(
+        limits, model, version, scaled=scaled, resize=size, latent_dtype=latent_format
+    )
     seed, offset = requests.draw_of(draw, seed, offset, 0)
     selector = requests.selector(model, version)
 
-    def cut(batch: Images) -> Iterator[_Chunk]:
+    def cut(batch: Images | ImageSource) -> Iterator[_Chunk]:
         nonlocal offset
-        source = codec.image_source(batch, resize=resize)
+        if isinstance(batch, ImageSource):
+            source = batch
+        else:
+            source = codec.image_source(batch, resize=resize)
+        if source.offset is not None:
+            offset = source.offset
         codec.check_draw(seed, offset, len(source))
         start = 0
         while start < len(source):
-            rows = chunks.chunk(source.content, start, *maxima)
-            request = requests.encode_request(source, rows, selector, seed, offset)
+            rows = chunks.chunk(source.content, start, maxima, source.size)
+            request = requests.encode_request(
+                source, rows, selector, seed, offset, scaled=scaled, latent_dtype=latent_format
+            )
             message = pb.EncodeStreamRequest(request=request)
             yield _Chunk(message, start, last=rows.stop == len(source))
             start = rows.stop
@@ -109,22 +148,43 @@ def encode_stream(
 
 
 def decode_stream(
-    limits: Limits, retries: Retries, *, dtype: ArrayFormat, window: int, model: str, version: int
-) -> StreamPlan[NDArray[Any]]:
+    limits: Limits,
+    retries: Retries,
+    *,
+    dtype: Format,
+    window: int,
+    model: str = "",
+    version: int = 0,
+    scaled: bool = False,
+    unclipped: bool = False,
+    quality: int | None = None,
+) -> StreamPlan[NDArray[Any] | list[bytes]]:
     """Decodes batches of latents."""
-    max_rows, _ = yield from limits_of(limits, model, version, files=False)
-    image_format = requests.array_format(dtype)
+    image_format = codec.format_message(dtype)
+    quality = requests.quality_of(quality)
+    maxima = yield from limits_of(limits, model, version, files=False)
+    yield from check_supported(limits, model, version, scaled=scaled, unclipped=unclipped)
     selector = requests.selector(model, version)
 
     def cut(batch: ArrayLike) -> Iterator[_Chunk]:
         z = codec.latent_array(batch)
-        for start in range(0, len(z), max_rows):
-            request = requests.decode_request(z[start : start + max_rows], selector, image_format)
+        start = 0
+        while start < len(z):
+            rows = chunks.chunk(z, start, maxima, latents=True)
+            request = requests.decode_request(
+                z[rows],
+                selector,
+                image_format,
+                scaled=scaled,
+                unclipped=unclipped,
+                quality=quality,
+            )
             message = pb.DecodeStreamRequest(request=request)
-            yield _Chunk(message, start, last=start + max_rows >= len(z))
+            yield _Chunk(message, start, last=rows.stop == len(z))
+            start = rows.stop
 
-    def result(replies: list[pb.DecodeResponse]) -> NDArray[Any]:
-        return codec.joined([reply.images.tensor for reply in replies])
+    def result(replies: list[pb.DecodeResponse]) -> NDArray[Any] | list[bytes]:
+        return codec.joined_images([reply.images for reply in replies], dtype)
 
     yield from _exchange("DecodeStream", cut, result, window, retries)
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any, Literal, TypeVar, Unpack, overload
+from typing import Any, TypeVar, Unpack, overload
 
 import grpc
 from numpy.typing import ArrayLike, NDArray
@@ -26,11 +26,16 @@ from latentserve._client.options import (
 )
 from latentserve._client.parameters import (
     ArrayFormat,
-    Drawing,
+    Decoding,
+    Encoding,
+    FileFormat,
     Format,
     Images,
+    LatentFormat,
     Method,
     Point,
+    Reconstructing,
+    Resize,
     Sampling,
     Where,
 )
@@ -52,6 +57,7 @@ from latentserve._client.threads import ThreadedStream
 from latentserve._client.turns import LONGEST_WAIT_SECONDS, Turn, Turns
 from latentserve._client.values import (
     Interpolation,
+    LatentMap,
     ModelInfo,
     Posterior,
     Reloaded,
@@ -192,27 +198,48 @@ class Client:
         """
         return self._run(describe.model_info(self._limits, model, version), timeout)
 
+    def latent_map(
+        self, model: str = "", *, version: int = 0, timeout: float | None = None
+    ) -> LatentMap:
+        """Returns where test images lie in the latent space of a model.
+
+        Args:
+            model: Name of the model; empty for the server's default model.
+            version: Version of the model; 0 for the highest one that is served.
+            timeout: Deadline in seconds; the client's by default.
+
+        Returns:
+            Points, their classes, and the use of each latent dimension.
+
+        Raises:
+            NotFound: No such model or version is served, or it has no map
+                (`ModelInfo.has_latent_map`).
+        """
+        return self._run(describe.latent_map(model, version), timeout)
+
     def encode(
-        self, images: Images, *, timeout: float | None = None, **options: Unpack[Drawing]
+        self, images: Images, *, timeout: float | None = None, **options: Unpack[Encoding]
     ) -> Posterior:
         """Maps images to their posteriors.
 
         Args:
             images: [N, C, H, W], [N, H, W] or [N, C*H*W], uint8 or floats in [0, 1]; or the
-                contents of PNG and JPEG files.
+                contents of PNG, JPEG and WebP files. All have one size.
             timeout: Deadline of each message in seconds; the client's by default.
             **options: `draw=True` or a `seed` for a draw from each posterior, with `offset`, the
                 index of the first row in the seed's sequence; `resize=True` to convert image files
-                of another size or colour mode; `model` and `version`.
+                of another size or colour mode, or `resize=(height, width)`; `scaled` for latents
+                as diffusion models expect them; `latent_dtype`; `model` and `version`.
 
         Returns:
-            Mean and log_var, float32 [N, D] each, and z if it was drawn. log_var is None for a
-            plain autoencoder.
+            Mean and log_var, float32 [N, D] or [N, c, h, w] each, and z if it was drawn. log_var
+            is None for a plain autoencoder.
 
         Raises:
             InvalidArgument: An image or an option is invalid; the error's `index` is that of
                 the invalid file.
-            FailedPrecondition: A draw was requested from a plain autoencoder.
+            FailedPrecondition: A draw was requested from a plain autoencoder, or `scaled` of a
+                model without `latent_scaling`.
         """
         return self._run(unary.encode(self._limits, images, **options), timeout)
 
@@ -223,16 +250,16 @@ class Client:
         *,
         dtype: ArrayFormat = "float32",
         timeout: float | None = None,
-        **options: Unpack[Where],
+        **options: Unpack[Decoding],
     ) -> NDArray[Any]: ...
     @overload
     def decode(
         self,
         z: ArrayLike,
         *,
-        dtype: Literal["png"],
+        dtype: FileFormat,
         timeout: float | None = None,
-        **options: Unpack[Where],
+        **options: Unpack[Decoding],
     ) -> list[bytes]: ...
     def decode(
         self,
@@ -245,13 +272,16 @@ class Client:
         """Maps latents to images.
 
         Args:
-            z: Latents [N, D], floats.
-            dtype: `float32` for values in [0, 1], `uint8` for 0 to 255, `png` for files.
+            z: Latents [N, D] or [N, c, h, w], floats.
+            dtype: `float32`, `float16` or `bfloat16` for values in [0, 1], `uint8` for 0 to 255;
+                `png`, `jpeg` or `webp` for files.
             timeout: Deadline of each message in seconds; the client's by default.
-            **options: `model` and `version`.
+            **options: `scaled` for latents as diffusion models return them; `unclipped` for the
+                decoder's values as they are; `quality` of JPEG and WebP files, 1 to 100;
+                `model` and `version`.
 
         Returns:
-            Array [N, C, H, W], or the contents of N PNG files.
+            Array [N, C, H, W], float32 for `bfloat16`; or the contents of N files.
 
         Raises:
             InvalidArgument: The shape or the values of the latents are invalid.
@@ -272,12 +302,19 @@ class Client:
         self,
         n: int,
         *,
-        dtype: Literal["png"],
+        dtype: FileFormat,
+        quality: int | None = None,
         timeout: float | None = None,
         **options: Unpack[Sampling],
     ) -> list[bytes]: ...
     def sample(
-        self, n: int, *, dtype: Format = "float32", timeout: float | None = None, **options: Any
+        self,
+        n: int,
+        *,
+        dtype: Format = "float32",
+        quality: int | None = None,
+        timeout: float | None = None,
+        **options: Any,
     ) -> NDArray[Any] | list[bytes]:
         """Draws new images from the prior.
 
@@ -285,27 +322,32 @@ class Client:
 
         Args:
             n: Number of images, at least 1.
-            dtype: `float32` for values in [0, 1], `uint8` for 0 to 255, `png` for files.
+            dtype: As in `decode`.
+            quality: Quality of JPEG and WebP files, 1 to 100; 95 by default.
             timeout: Deadline of each message in seconds; the client's by default.
             **options: `seed`, and `offset`, the index of the first image in the seed's sequence;
                 `label`, the index of a class;
                 `temperature`, a factor on the standard deviation of the noise; `truncation`, a
-                bound on the noise in standard deviations; `model` and `version`.
+                bound on the noise in standard deviations; `size`, height and width of the images
+                of a model of free size; `model` and `version`.
 
         Returns:
-            Array [N, C, H, W], or the contents of N PNG files.
+            Array [N, C, H, W], float32 for `bfloat16`; or the contents of N files.
 
         Raises:
             FailedPrecondition: The model has no prior, or a label was given and the prior has no
                 classes.
         """
-        return self._run(unary.sample(self._limits, n, dtype=dtype, **options), timeout)
+        return self._run(
+            unary.sample(self._limits, n, dtype=dtype, quality=quality, **options), timeout
+        )
 
     def sample_with_latents(
         self,
         n: int,
         *,
         dtype: ArrayFormat = "float32",
+        latent_dtype: LatentFormat = "float32",
         timeout: float | None = None,
         **options: Unpack[Sampling],
     ) -> Samples:
@@ -313,7 +355,8 @@ class Client:
 
         Args:
             n: Number of images, at least 1.
-            dtype: `float32` for values in [0, 1], `uint8` for 0 to 255.
+            dtype: `float32`, `float16` or `bfloat16` for values in [0, 1], `uint8` for 0 to 255.
+            latent_dtype: `float32`, `float16` or `bfloat16`.
             timeout: Deadline of each message in seconds; the client's by default.
             **options: As in `sample`.
 
@@ -324,7 +367,9 @@ class Client:
             FailedPrecondition: The model has no prior, or a label was given and the prior has no
                 classes.
         """
-        plan = unary.sample_with_latents(self._limits, n, dtype=dtype, **options)
+        plan = unary.sample_with_latents(
+            self._limits, n, dtype=dtype, latent_dtype=latent_dtype, **options
+        )
         return self._run(plan, timeout)
 
     @overload
@@ -334,16 +379,16 @@ class Client:
         *,
         dtype: ArrayFormat = "float32",
         timeout: float | None = None,
-        **options: Unpack[Drawing],
+        **options: Unpack[Reconstructing],
     ) -> NDArray[Any]: ...
     @overload
     def reconstruct(
         self,
         images: Images,
         *,
-        dtype: Literal["png"],
+        dtype: FileFormat,
         timeout: float | None = None,
-        **options: Unpack[Drawing],
+        **options: Unpack[Reconstructing],
     ) -> list[bytes]: ...
     def reconstruct(
         self,
@@ -357,14 +402,16 @@ class Client:
 
         Args:
             images: As in `encode`.
-            dtype: `float32` for values in [0, 1], `uint8` for 0 to 255, `png` for files.
+            dtype: As in `decode`.
             timeout: Deadline of each message in seconds; the client's by default.
             **options: `draw=True` or a `seed` for a draw from each posterior, with `offset`, the
                 index of the first row in the seed's sequence; `resize=True` to convert image files
-                of another size or colour mode; `model` and `version`.
+                of another size or colour mode, or `resize=(height, width)`; `scaled`, which makes
+                no difference but rounding; `unclipped` and `quality` as in `decode`; `model` and
+                `version`.
 
         Returns:
-            Array [N, C, H, W], or the contents of N PNG files.
+            Array [N, C, H, W], float32 for `bfloat16`; or the contents of N files.
 
         Raises:
             InvalidArgument: An image or an option is invalid; the error's `index` is that of
@@ -381,20 +428,27 @@ class Client:
         *,
         method: Method = "linear",
         dtype: ArrayFormat = "float32",
-        resize: bool = False,
+        latents: bool | None = None,
+        latent_dtype: LatentFormat = "float32",
+        scaled: bool = False,
+        resize: Resize = False,
         timeout: float | None = None,
         **where: Unpack[Where],
     ) -> Interpolation:
         """Decodes a path from one image or latent to another.
 
         Args:
-            start: A latent [D], an image [C, H, W] or [H, W], or the content of a PNG or JPEG file.
-                An image stands for the mean of its posterior.
+            start: A latent [D] or [c, h, w], an image [C, H, W] or [H, W], or the content of a PNG,
+                JPEG or WebP file. An image stands for the mean of its posterior.
             stop: The other end; a latent if `start` is one, else an image.
             steps: Number of images, both ends included; at least 2.
             method: `linear` for a straight line, `spherical` for an arc.
-            dtype: `float32` for values in [0, 1], `uint8` for 0 to 255.
-            resize: Convert image files of another size or colour mode.
+            dtype: `float32`, `float16` or `bfloat16` for values in [0, 1], `uint8` for 0 to 255.
+            latents: Whether arrays of three axes are latents [c, h, w] or images; by default, the
+                model's channels tell, unless both have as many.
+            latent_dtype: `float32`, `float16` or `bfloat16`.
+            scaled: Whether latents, given and returned, are scaled as diffusion models expect them.
+            resize: Convert image files of another size or colour mode, or to (height, width).
             timeout: Deadline in seconds; the client's by default.
             **where: `model` and `version`.
 
@@ -405,7 +459,17 @@ class Client:
             InvalidArgument: An end or an option is invalid.
         """
         plan = unary.interpolate(
-            start, stop, steps, method=method, dtype=dtype, resize=resize, **where
+            self._limits,
+            start,
+            stop,
+            steps,
+            method=method,
+            dtype=dtype,
+            latents=latents,
+            latent_dtype=latent_dtype,
+            scaled=scaled,
+            resize=resize,
+            **where,
         )
         return self._run(plan, timeout)
 
@@ -417,20 +481,25 @@ class Client:
         range: float = 3.0,  # noqa: A002 - the name of the proto's field
         middle: Point | None = None,
         dtype: ArrayFormat = "float32",
-        resize: bool = False,
+        latents: bool | None = None,
+        latent_dtype: LatentFormat = "float32",
+        resize: Resize = False,
         timeout: float | None = None,
         **where: Unpack[Where],
     ) -> Traversal:
         """Decodes a line or a grid of points along one or two latent axes.
 
         Args:
-            axes: Index of one axis or indexes of two; the first two axes by default.
+            axes: Index of one axis or indexes of two; the first two axes by default. They index
+                the flattened latent of `ModelInfo.latent_shape`.
             steps: Points along each axis, at least 2.
             range: Distance from the middle to either end, in standard deviations of the prior.
             middle: Point in the middle, in any form of `start` in `interpolate`; the mean of the
                 prior by default.
-            dtype: `float32` for values in [0, 1], `uint8` for 0 to 255.
-            resize: Convert an image file of another size or colour mode.
+            dtype: `float32`, `float16` or `bfloat16` for values in [0, 1], `uint8` for 0 to 255.
+            latents: As in `interpolate`, for `middle`.
+            latent_dtype: `float32`, `float16` or `bfloat16`.
+            resize: Convert an image file of another size or colour mode, or to (height, width).
             timeout: Deadline in seconds; the client's by default.
             **where: `model` and `version`.
 
@@ -441,7 +510,16 @@ class Client:
             InvalidArgument: An axis or another option is invalid.
         """
         plan = unary.traverse(
-            axes, steps=steps, range=range, middle=middle, dtype=dtype, resize=resize, **where
+            self._limits,
+            axes,
+            steps=steps,
+            range=range,
+            middle=middle,
+            dtype=dtype,
+            latents=latents,
+            latent_dtype=latent_dtype,
+            resize=resize,
+            **where,
         )
         return self._run(plan, timeout)
 
@@ -452,7 +530,7 @@ class Client:
         draws: int = 0,
         seed: int | None = None,
         offset: int = 0,
-        resize: bool = False,
+        resize: Resize = False,
         timeout: float | None = None,
         **where: Unpack[Where],
     ) -> Scores:
@@ -464,7 +542,7 @@ class Client:
                 it.
             seed: Seed of the draws; a fresh one by default, returned in the result.
             offset: Index of the first row in the seed's sequence.
-            resize: Convert image files of another size or colour mode.
+            resize: Convert image files of another size or colour mode, or to (height, width).
             timeout: Deadline of each message in seconds; the client's by default.
             **where: `model` and `version`.
 
@@ -474,7 +552,7 @@ class Client:
         Raises:
             InvalidArgument: An image or an option is invalid; the error's `index` is that of
                 the invalid file.
-            FailedPrecondition: The model is a plain autoencoder, which has no likelihood.
+            FailedPrecondition: The model has no likelihood, as a plain autoencoder.
         """
         plan = unary.score(
             self._limits, images, draws=draws, seed=seed, offset=offset, resize=resize, **where
@@ -486,6 +564,7 @@ class Client:
         n: int,
         *,
         dtype: ArrayFormat = "float32",
+        latent_dtype: LatentFormat = "float32",
         chunk_rows: int = 0,
         timeout: float | None = None,
         **options: Unpack[Sampling],
@@ -497,7 +576,8 @@ class Client:
 
         Args:
             n: Number of images, at least 1.
-            dtype: `float32` for values in [0, 1], `uint8` for 0 to 255.
+            dtype: `float32`, `float16` or `bfloat16` for values in [0, 1], `uint8` for 0 to 255.
+            latent_dtype: `float32`, `float16` or `bfloat16`.
             chunk_rows: Maximum number of images per chunk; 0, the default, lets the server choose.
             timeout: Deadline of each chunk in seconds; the client's by default.
             **options: As in `sample`.
@@ -510,7 +590,13 @@ class Client:
                 classes.
         """
         plan = streams.sample_stream(
-            self._retries, n, dtype=dtype, chunk_rows=chunk_rows, **options
+            self._limits,
+            self._retries,
+            n,
+            dtype=dtype,
+            latent_dtype=latent_dtype,
+            chunk_rows=chunk_rows,
+            **options,
         )
         return self._stream(plan, timeout)
 
@@ -521,7 +607,9 @@ class Client:
         draw: bool = False,
         seed: int | None = None,
         offset: int = 0,
-        resize: bool = False,
+        resize: Resize = False,
+        scaled: bool = False,
+        latent_dtype: LatentFormat = "float32",
         window: int = 4,
         model: str = "",
         version: int = 0,
@@ -532,12 +620,14 @@ class Client:
         A broken stream is resumed: messages without a reply are sent again.
 
         Args:
-            batches: Batches of images, each as in `encode`.
+            batches: Batches of images, each as in `encode`; they may differ in size.
             draw: Draw z from each posterior; implied by a seed.
             seed: Seed of the draws; a fresh one by default, returned in the results.
             offset: Index of the first row in the seed's sequence; rows are numbered across all
                 batches.
-            resize: Convert image files of another size or colour mode.
+            resize: Convert image files of another size or colour mode, or to (height, width).
+            scaled: Return latents scaled as diffusion models expect them.
+            latent_dtype: `float32`, `float16` or `bfloat16`.
             window: Maximum number of messages without a reply; batches are not read further ahead.
             model: Name of the model; empty for the server's default model.
             version: Version of the model; 0 for the highest one that is served.
@@ -557,33 +647,53 @@ class Client:
             seed=seed,
             offset=offset,
             resize=resize,
+            scaled=scaled,
+            latent_dtype=latent_dtype,
             window=window,
             model=model,
             version=version,
         )
         return self._stream(plan, timeout, batches)
 
+    @overload
     def decode_stream(
         self,
         batches: Iterable[ArrayLike],
         *,
         dtype: ArrayFormat = "float32",
         window: int = 4,
-        model: str = "",
-        version: int = 0,
         timeout: float | None = None,
-    ) -> Iterator[NDArray[Any]]:
+        **options: Unpack[Decoding],
+    ) -> Iterator[NDArray[Any]]: ...
+    @overload
+    def decode_stream(
+        self,
+        batches: Iterable[ArrayLike],
+        *,
+        dtype: FileFormat,
+        window: int = 4,
+        timeout: float | None = None,
+        **options: Unpack[Decoding],
+    ) -> Iterator[list[bytes]]: ...
+    def decode_stream(
+        self,
+        batches: Iterable[ArrayLike],
+        *,
+        dtype: Format = "float32",
+        window: int = 4,
+        timeout: float | None = None,
+        **options: Any,
+    ) -> Iterator[NDArray[Any] | list[bytes]]:
         """Decodes latents batch by batch; only a few batches are in memory at a time.
 
         A broken stream is resumed: messages without a reply are sent again.
 
         Args:
-            batches: Batches of latents, each as in `decode`.
-            dtype: `float32` for values in [0, 1], `uint8` for 0 to 255.
+            batches: Batches of latents, each as in `decode`; they may differ in size.
+            dtype: As in `decode`.
             window: Maximum number of messages without a reply; batches are not read further ahead.
-            model: Name of the model; empty for the server's default model.
-            version: Version of the model; 0 for the highest one that is served.
             timeout: Deadline of each reply in seconds; the client's by default.
+            **options: As in `decode`.
 
         Yields:
             The images of each batch, in the order of the batches.
@@ -592,7 +702,11 @@ class Client:
             InvalidArgument: A batch is invalid.
         """
         plan = streams.decode_stream(
-            self._limits, self._retries, dtype=dtype, window=window, model=model, version=version
+            self._limits,
+            self._retries,
+            dtype=dtype,
+            window=window,
+            **options,
         )
         return self._stream(plan, timeout, batches)
 

@@ -9,8 +9,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from latentserve._client import codec, requests, scalars
 from latentserve._client.chunks import in_chunks
-from latentserve._client.describe import Limits
-from latentserve._client.parameters import ArrayFormat, Format, Images, Method, Point, Sampling
+from latentserve._client.describe import Limits, check_supported, described
+from latentserve._client.parameters import (
+    ArrayFormat,
+    Format,
+    Images,
+    LatentFormat,
+    Method,
+    Point,
+    Resize,
+    Sampling,
+)
 from latentserve._client.plans import Plan, UnaryCall
 from latentserve._client.values import Interpolation, Posterior, Samples, Scores, Traversal
 from latentserve.v1 import latent_service_pb2 as pb
@@ -24,7 +33,9 @@ def encode(
     draw: bool = False,
     seed: int | None = None,
     offset: int = 0,
-    resize: bool = False,
+    resize: Resize = False,
+    scaled: bool = False,
+    latent_dtype: LatentFormat = "float32",
     model: str = "",
     version: int = 0,
 ) -> Plan[Posterior]:
@@ -32,60 +43,106 @@ def encode(
     source = codec.image_source(images, resize=resize)
     seed, offset = requests.draw_of(draw, seed, offset, len(source))
     selector = requests.selector(model, version)
+    latent_format = codec.latent_format_message(latent_dtype)
+    yield from check_supported(
+        limits,
+        model,
+        version,
+        scaled=scaled,
+        resize=source.size,
+        latent_dtype=latent_format,
+    )
 
     def call(rows: slice) -> UnaryCall:
-        return UnaryCall("Encode", requests.encode_request(source, rows, selector, seed, offset))
+        request = requests.encode_request(
+            source, rows, selector, seed, offset, scaled=scaled, latent_dtype=latent_format
+        )
+        return UnaryCall("Encode", request)
 
-    replies = yield from in_chunks(limits, source.content, call, model, version)
+    replies = yield from in_chunks(limits, source.content, call, model, version, source.size)
     return requests.posterior_of(replies, seed)
 
 
 def decode(
-    limits: Limits, z: ArrayLike, *, dtype: Format = "float32", model: str = "", version: int = 0
+    limits: Limits,
+    z: ArrayLike,
+    *,
+    dtype: Format = "float32",
+    scaled: bool = False,
+    unclipped: bool = False,
+    quality: int | None = None,
+    model: str = "",
+    version: int = 0,
 ) -> Plan[NDArray[Any] | list[bytes]]:
     """Decodes latents."""
     array = codec.latent_array(z)
     image_format = codec.format_message(dtype)
+    quality = requests.quality_of(quality)
     selector = requests.selector(model, version)
+    yield from check_supported(limits, model, version, scaled=scaled, unclipped=unclipped)
 
     def call(rows: slice) -> UnaryCall:
-        return UnaryCall("Decode", requests.decode_request(array[rows], selector, image_format))
+        request = requests.decode_request(
+            array[rows],
+            selector,
+            image_format,
+            scaled=scaled,
+            unclipped=unclipped,
+            quality=quality,
+        )
+        return UnaryCall("Decode", request)
 
-    replies = yield from in_chunks(limits, array, call, model, version)
+    replies = yield from in_chunks(limits, array, call, model, version, latents=True)
     return codec.joined_images([reply.images for reply in replies], dtype)
 
 
 def sample(
-    limits: Limits, n: int, *, dtype: Format = "float32", **options: Unpack[Sampling]
+    limits: Limits,
+    n: int,
+    *,
+    dtype: Format = "float32",
+    quality: int | None = None,
+    **options: Unpack[Sampling],
 ) -> Plan[NDArray[Any] | list[bytes]]:
     """Draws images from the prior."""
     image_format = codec.format_message(dtype)
-    replies = yield from _sample(
-        limits, requests.sample_request(n, image_format, latents=False, **options)
-    )
+    request = requests.sample_request(n, image_format, latents=False, quality=quality, **options)
+    replies = yield from _sample(limits, request)
     return codec.joined_images([reply.images for reply in replies], dtype)
 
 
 def sample_with_latents(
-    limits: Limits, n: int, *, dtype: ArrayFormat = "float32", **options: Unpack[Sampling]
+    limits: Limits,
+    n: int,
+    *,
+    dtype: ArrayFormat = "float32",
+    latent_dtype: LatentFormat = "float32",
+    **options: Unpack[Sampling],
 ) -> Plan[Samples]:
     """Draws images from the prior, and returns them with their latents."""
-    image_format = requests.array_format(dtype)
-    replies = yield from _sample(
-        limits, requests.sample_request(n, image_format, latents=True, **options)
+    image_format = codec.array_format_message(dtype)
+    request = requests.sample_request(
+        n, image_format, latents=True, latent_dtype=latent_dtype, **options
     )
+    replies = yield from _sample(limits, request)
     return requests.samples_of(replies)
 
 
 def _sample(limits: Limits, request: pb.SampleRequest) -> Plan[list[pb.SampleResponse]]:
+    model = request.model
+    size = (request.height, request.width) if request.HasField("height") else None
+    yield from check_supported(
+        limits, model.name, model.version, size=size, latent_dtype=request.latent_dtype
+    )
+
     def call(rows: slice) -> UnaryCall:
         part = pb.SampleRequest()
         part.CopyFrom(request)
         part.count, part.offset = rows.stop - rows.start, request.offset + rows.start
         return UnaryCall("Sample", part)
 
-    model = request.model
-    return (yield from in_chunks(limits, range(request.count), call, model.name, model.version))
+    rows = range(request.count)
+    return (yield from in_chunks(limits, rows, call, model.name, model.version, size))
 
 
 def reconstruct(
@@ -95,8 +152,11 @@ def reconstruct(
     draw: bool = False,
     seed: int | None = None,
     offset: int = 0,
-    resize: bool = False,
+    resize: Resize = False,
+    scaled: bool = False,
     dtype: Format = "float32",
+    unclipped: bool = False,
+    quality: int | None = None,
     model: str = "",
     version: int = 0,
 ) -> Plan[NDArray[Any] | list[bytes]]:
@@ -104,7 +164,11 @@ def reconstruct(
     source = codec.image_source(images, resize=resize)
     seed, offset = requests.draw_of(draw, seed, offset, len(source))
     image_format = codec.format_message(dtype)
+    quality = requests.quality_of(quality)
     selector = requests.selector(model, version)
+    yield from check_supported(
+        limits, model, version, scaled=scaled, resize=source.size, unclipped=unclipped
+    )
 
     def call(rows: slice) -> UnaryCall:
         request = pb.ReconstructRequest(
@@ -113,22 +177,29 @@ def reconstruct(
             seed=seed,
             offset=offset + rows.start,
             format=image_format,
+            scaled=scaled,
+            unclipped=unclipped,
+            quality=quality,
         )
         source.fill(request.images, rows)
         return UnaryCall("Reconstruct", request)
 
-    replies = yield from in_chunks(limits, source.content, call, model, version)
+    replies = yield from in_chunks(limits, source.content, call, model, version, source.size)
     return codec.joined_images([reply.images for reply in replies], dtype)
 
 
 def interpolate(
+    limits: Limits,
     start: Point,
     stop: Point,
     steps: int = 10,
     *,
     method: Method = "linear",
     dtype: ArrayFormat = "float32",
-    resize: bool = False,
+    latents: bool | None = None,
+    latent_dtype: LatentFormat = "float32",
+    scaled: bool = False,
+    resize: Resize = False,
     model: str = "",
     version: int = 0,
 ) -> Plan[Interpolation]:
@@ -137,19 +208,31 @@ def interpolate(
         model=requests.selector(model, version),
         steps=scalars.int64(steps, "steps"),
         method=codec.method_message(method),
-        format=requests.array_format(dtype),
+        format=codec.array_format_message(dtype),
         return_latents=True,
+        scaled=scaled,
+        latent_dtype=codec.latent_format_message(latent_dtype),
     )
-    first = codec.point_message(start, "start", resize=resize)
-    second = codec.point_message(stop, "stop", resize=resize)
-    if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
-        if first.shape != second.shape:
-            raise ValueError(f"stop: got shape {list(second.shape)}, wanted {list(first.shape)}")
-        request.latents.CopyFrom(codec.to_tensor(codec.latent_array(np.stack([first, second]))))
-    elif isinstance(first, tensor_pb2.Images) and isinstance(second, tensor_pb2.Images):
-        request.images.CopyFrom(_joined_pair(first, second))
-    else:
+    first, second = codec.point_array(start, "start"), codec.point_array(stop, "stop")
+    yield from check_supported(
+        limits,
+        model,
+        version,
+        scaled=scaled,
+        resize=codec.given_size(resize),
+        latent_dtype=request.latent_dtype,
+    )
+    from_z = yield from _latent_of(limits, first, "start", latents, model, version)
+    to_z = yield from _latent_of(limits, second, "stop", latents, model, version)
+    if from_z is not None and to_z is not None:
+        if from_z.shape != to_z.shape:
+            raise ValueError(f"stop: got shape {list(to_z.shape)}, wanted {list(from_z.shape)}")
+        request.latents.CopyFrom(codec.to_tensor(codec.latent_array(np.stack([from_z, to_z]))))
+    elif from_z is not None or to_z is not None:
         raise ValueError("stop: got a latent and an image, wanted two latents or two images")
+    else:
+        ends = (codec.image_message(end, resize=resize) for end in (first, second))
+        request.images.CopyFrom(_joined_pair(*ends))
     reply = yield UnaryCall("Interpolate", request)
     return Interpolation(
         images=codec.joined([reply.images.tensor]), latents=codec.joined([reply.latents])
@@ -157,13 +240,16 @@ def interpolate(
 
 
 def traverse(
+    limits: Limits,
     axes: int | Iterable[int] | None = None,
     *,
     steps: int = 11,
     range: float = 3.0,  # noqa: A002 - the name of the proto's field
     middle: Point | None = None,
     dtype: ArrayFormat = "float32",
-    resize: bool = False,
+    latents: bool | None = None,
+    latent_dtype: LatentFormat = "float32",
+    resize: Resize = False,
     model: str = "",
     version: int = 0,
 ) -> Plan[Traversal]:
@@ -173,22 +259,31 @@ def traverse(
         axes=_axes(axes),
         steps=scalars.int64(steps, "steps"),
         range=scalars.real(range, "range"),
-        format=requests.array_format(dtype),
+        format=codec.array_format_message(dtype),
         return_latents=True,
+        latent_dtype=codec.latent_format_message(latent_dtype),
+    )
+    yield from check_supported(
+        limits,
+        model,
+        version,
+        resize=codec.given_size(resize),
+        latent_dtype=request.latent_dtype,
     )
     if middle is not None:
-        point = codec.point_message(middle, "middle", resize=resize)
-        if isinstance(point, np.ndarray):
-            request.latent.CopyFrom(codec.to_tensor(codec.latent_array(point[None])))
+        point = codec.point_array(middle, "middle")
+        z = yield from _latent_of(limits, point, "middle", latents, model, version)
+        if z is not None:
+            request.latent.CopyFrom(codec.to_tensor(codec.latent_array(z[None])))
         else:
-            request.image.CopyFrom(point)
+            request.image.CopyFrom(codec.image_message(point, resize=resize))
     reply = yield UnaryCall("Traverse", request)
     grid = reply.rows, reply.columns
     images = codec.joined([reply.images.tensor])
-    latents = codec.joined([reply.latents])
+    points = codec.joined([reply.latents])
     return Traversal(
         images=images.reshape(*grid, *images.shape[1:]),
-        latents=latents.reshape(*grid, *latents.shape[1:]),
+        latents=points.reshape(*grid, *points.shape[1:]),
     )
 
 
@@ -199,7 +294,7 @@ def score(
     draws: int = 0,
     seed: int | None = None,
     offset: int = 0,
-    resize: bool = False,
+    resize: Resize = False,
     model: str = "",
     version: int = 0,
 ) -> Plan[Scores]:
@@ -208,6 +303,7 @@ def score(
     draws = scalars.int64(draws, "draws")
     seed, offset = requests.draw_of(bool(draws), seed if draws else None, offset, len(source))
     selector = requests.selector(model, version)
+    yield from check_supported(limits, model, version, resize=source.size)
 
     def call(rows: slice) -> UnaryCall:
         request = pb.ScoreRequest(
@@ -216,7 +312,7 @@ def score(
         source.fill(request.images, rows)
         return UnaryCall("Score", request)
 
-    replies = yield from in_chunks(limits, source.content, call, model, version)
+    replies = yield from in_chunks(limits, source.content, call, model, version, source.size)
     return Scores(
         reconstruction=codec.joined([reply.reconstruction for reply in replies]),
         kl=codec.joined([reply.kl for reply in replies]),
@@ -224,6 +320,49 @@ def score(
         nll=codec.joined_where_sent(replies, "nll"),
         percentile=codec.joined_where_sent(replies, "percentile"),
         seed=seed,
+    )
+
+
+def _latent_of(
+    limits: Limits,
+    point: bytes | NDArray[Any],
+    what: str,
+    latents: bool | None,
+    model: str,
+    version: int,
+) -> Plan[NDArray[Any] | None]:
+    """Returns a point if it is a latent, None if it is an image.
+
+    The server is queried if only the model's shapes tell.
+
+    Args:
+        limits: The client's cache of limits; updated.
+        point: Content of a file, or an array of 1 to 3 axes.
+        what: Name of the parameter, for errors.
+        latents: Whether arrays of three axes are latents; None if the caller does not say.
+        model: Requested name of the model.
+        version: Requested version of the model.
+
+    Raises:
+        ValueError: The array may be either.
+    """
+    if isinstance(point, bytes):
+        return None
+    if point.ndim != 3:
+        return point if point.ndim == 1 else None
+    if latents is not None or point.dtype == np.uint8:
+        return point if latents else None
+    info = yield from described(limits, model, version)
+    if len(info.latent_shape) != 3:
+        return None
+    channels, latent_channels = info.image_shape[0], info.latent_shape[0]
+    if channels != latent_channels:
+        return point if len(point) == latent_channels else None
+    if info.sizes is None:
+        return point if point.shape == info.latent_shape else None
+    raise ValueError(
+        f"{what}: got shape {list(point.shape)}, which images and latents of {info.name} can both "
+        "have; wanted latents=True or latents=False as well"
     )
 
 

@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any
 
 from latentserve._files import atomic_write, fsync_folder
 from latentserve._jobs.shards import Written
+from latentserve._jobs.sizes import Size
 from latentserve.errors import LatentserveError
 
 MANIFEST = "job.json"
@@ -44,15 +46,24 @@ class CompleteShard:
         shard: Number of the shard, from 0.
         rows: Number of rows.
         files: Files of the shard.
+        size: Height and width of its images; None in a job of one size.
+        row_numbers: Number of each row in the source; None in a job of one size.
     """
 
     shard: int
     rows: int
     files: tuple[Written, ...]
+    size: Size | None = None
+    row_numbers: "array[int] | None" = None
 
     def line(self) -> str:
         """Returns the line of the shard for the cursor."""
-        return json.dumps(asdict(self)) + "\n"
+        files = [asdict(file) for file in self.files]
+        fields: dict[str, Any] = {"shard": self.shard, "rows": self.rows, "files": files}
+        if self.size is not None and self.row_numbers is not None:
+            fields |= {"height": self.size[0], "width": self.size[1]}
+            fields |= {"row_numbers": self.row_numbers.tolist()}
+        return json.dumps(fields) + "\n"
 
     @classmethod
     def read(cls, line: str) -> "CompleteShard":
@@ -63,7 +74,11 @@ class CompleteShard:
         """
         fields = json.loads(line)
         files = tuple(Written(**file) for file in fields["files"])
-        return cls(int(fields["shard"]), int(fields["rows"]), files)
+        shard, rows = int(fields["shard"]), int(fields["rows"])
+        if "row_numbers" not in fields:
+            return cls(shard, rows, files)
+        size = int(fields["height"]), int(fields["width"])
+        return cls(shard, rows, files, size, array("q", fields["row_numbers"]))
 
 
 class JobFolder:
@@ -133,12 +148,8 @@ class JobFolder:
         """
         cursor = self.path / CURSOR
         text = cursor.read_text(encoding="utf-8") if cursor.exists() else ""
-        for line in text.splitlines(keepends=True):
-            # The last line may be incomplete.
-            with contextlib.suppress(ValueError, TypeError, KeyError):
-                if line.endswith("\n"):
-                    shard = CompleteShard.read(line)
-                    self.complete[shard.shard] = shard
+        for shard in read_cursor(text):
+            self.complete[shard.shard] = shard
         for shard in list(self.complete.values()):
             damaged = [file.name for file in shard.files if not self._is_intact(file, verify)]
             if damaged:
@@ -217,6 +228,14 @@ class JobFolder:
         if not path.is_file() or path.stat().st_size != file.size:
             return False
         return not verify or _sha256(path) == file.sha256
+
+
+def read_cursor(text: str) -> Iterator[CompleteShard]:
+    """Yields the shards of a cursor, whose last line may be incomplete."""
+    for line in text.splitlines(keepends=True):
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            if line.endswith("\n"):
+                yield CompleteShard.read(line)
 
 
 def _json(value: dict[str, Any]) -> bytes:

@@ -2,7 +2,8 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,13 +11,16 @@ from typing import Any, Literal
 from latentserve._client.codec import fresh_seed
 from latentserve._client.values import ModelInfo
 from latentserve._jobs.folder import CompleteShard, JobError, JobFolder
+from latentserve._jobs.plan import Group, description, shards
 from latentserve._jobs.shards import Column, Format, open_shard, writer
 from latentserve._jobs.tasks import Rows, Task
 from latentserve.client import Client, NotFound, ProtocolError
 
 # Version of the manifest's schema; a job of another version is not resumed.
 _SCHEMA = 1
-_SHARD = re.compile(r"(mean|log_var|z|images|latents)-\d{5,}\.npy|rows-\d{5,}\.parquet")
+_SHARD = re.compile(
+    r"((mean|log_var|z|images|latents)-\d{5,}(-\d+x\d+)?\.npy)|(rows-\d{5,}(-\d+x\d+)?\.parquet)"
+)
 
 
 @dataclass(frozen=True)
@@ -112,11 +116,14 @@ def run(client: Client, task: Task, options: Options) -> Finished:
         before = folder.rows
         if not (folder.complete and before == task.rows):
             if folder.manifest and not differences:
-                model = _same_model(client, folder)
+                model = _same_model(client, task, folder)
+                groups = _same_plan(task, folder, model)
             else:
                 # No shard is complete yet, so starting over loses nothing.
-                model = _begin(client, task, options, folder, wanted)
-            _run_shards(client, task, options, folder, model)
+                model = client.model(options.model, version=options.version)
+                groups = task.plan(model)
+                _begin(task, options, folder, wanted, model, groups)
+            _run_shards(client, task, options, folder, model, groups)
             folder.finish()
         manifest = _manifest(folder)
         return Finished(
@@ -150,47 +157,60 @@ def _wanted(task: Task, options: Options) -> dict[str, Any]:
 
 
 def _differences(wanted: Any, stored: Any, path: str = "") -> Iterator[str]:
-    """Yields a message per field of `wanted` whose value differs in a stored manifest."""
+    """Yields a message per field of `wanted` whose value differs in a stored manifest.
+
+    All settings are compared, since those of their default value may be absent.
+    """
     if isinstance(wanted, dict) and isinstance(stored, dict):
-        for name, value in wanted.items():
-            yield from _differences(value, stored.get(name), f"{path}.{name}" if path else name)
+        names = dict.fromkeys([*wanted, *stored]) if path == "settings" else wanted
+        for name in names:
+            inner = f"{path}.{name}" if path else name
+            yield from _differences(wanted.get(name), stored.get(name), inner)
     elif wanted != stored:
         yield f"{path}: got {wanted}, the job has {stored}"
 
 
 def _begin(
-    client: Client, task: Task, options: Options, folder: JobFolder, wanted: dict[str, Any]
-) -> ModelInfo:
-    """Writes the manifest of a new job, and returns its model."""
-    model = client.model(options.model, version=options.version)
-    columns = task.columns(model)
+    task: Task,
+    options: Options,
+    folder: JobFolder,
+    wanted: dict[str, Any],
+    model: ModelInfo,
+    groups: Sequence[Group],
+) -> None:
+    """Writes the manifest of a new job."""
     seed = options.seed
     if task.draws and seed is None:
         seed = fresh_seed()
-    arrays = {
-        column.name: {"dtype": column.dtype, "row_shape": list(column.shape)} for column in columns
-    }
     manifest = {
         **wanted,
         "seed": seed if task.draws else None,
-        "model": _identity(model),
-        "arrays": arrays,
+        "model": _identity(model, task),
+        **description(groups),
     }
     folder.begin(manifest, task.notes())
-    return model
 
 
-def _identity(model: ModelInfo) -> dict[str, Any]:
+def _identity(model: ModelInfo, task: Task) -> dict[str, Any]:
     """Returns the identity of a model for the manifest."""
-    return {
+    identity: dict[str, Any] = {
         "name": model.name,
         "version": model.version,
         "noise": model.noise,
         "graphs": model.checksums,
     }
+    if task.settings.get("scaled") and model.latent_scaling is not None:
+        scaling = model.latent_scaling
+        identity["latent_scaling"] = {
+            "scale": scaling.scale,
+            "shift": scaling.shift,
+            "mean": list(scaling.mean),
+            "std": list(scaling.std),
+        }
+    return identity
 
 
-def _same_model(client: Client, folder: JobFolder) -> ModelInfo:
+def _same_model(client: Client, task: Task, folder: JobFolder) -> ModelInfo:
     """Returns the model that the job began with.
 
     Raises:
@@ -204,7 +224,7 @@ def _same_model(client: Client, folder: JobFolder) -> ModelInfo:
         raise JobError(
             f"{folder.path}: the job began with {name}, which is not served: {error}"
         ) from error
-    differences = list(_differences(_identity(model), stored, "model"))
+    differences = list(_differences(_identity(model, task), stored, "model"))
     if differences:
         raise JobError(
             f"{folder.path}: {name} has changed since the job began with it: "
@@ -213,39 +233,60 @@ def _same_model(client: Client, folder: JobFolder) -> ModelInfo:
     return model
 
 
+def _same_plan(task: Task, folder: JobFolder, model: ModelInfo) -> tuple[Group, ...]:
+    """Returns the plan that the job began with.
+
+    Raises:
+        JobError: The model takes other sizes than when the job began.
+    """
+    groups = task.plan(model)
+    differences = list(_differences(description(groups), _manifest(folder)))
+    if differences:
+        raise JobError(
+            f"{folder.path}: the sizes that the model takes have changed since the job began: "
+            + "; ".join(differences)
+        )
+    return groups
+
+
 def _run_shards(
-    client: Client, task: Task, options: Options, folder: JobFolder, model: ModelInfo
+    client: Client,
+    task: Task,
+    options: Options,
+    folder: JobFolder,
+    model: ModelInfo,
+    groups: Sequence[Group],
 ) -> None:
     """Writes the shards that are not complete."""
-    columns = task.columns(model)
     seed = _manifest(folder)["seed"]
-    count = -(-task.rows // options.shard_rows)
-    width = max(5, len(str(count - 1)))
-    for index in range(count):
-        if index in folder.complete:
+    for planned in shards(groups, options.shard_rows):
+        if planned.number in folder.complete:
             continue
-        start = index * options.shard_rows
-        rows = min(options.shard_rows, task.rows - start)
+        rows, columns = planned.rows, planned.group.columns
         before, done = folder.rows, 0
         options.progress(Progress("working", before, task.rows, before))
         shard = open_shard(
             options.folder,
             columns,
             options.shard_format,
-            f"{index:0{width}}",
-            first=task.settings.get("offset", 0) + start,
+            planned.label,
             rows=rows,
+            offset=task.settings.get("offset", 0),
         )
-        results = task.run(client, model, seed, start, start + rows)
+        results = task.run(client, model, seed, planned)
         with shard, contextlib.closing(results):
             for arrays in results:
-                done += _checked(arrays, columns, rows - done)
+                done += _checked(arrays, columns, len(rows) - done)
                 shard.write(arrays)
                 options.progress(Progress("working", before + done, task.rows, before))
-            if done != rows:
-                raise ProtocolError(f"got {done} rows, wanted {rows}")
-            files = shard.finish()
-        folder.add(CompleteShard(index, rows, tuple(files)))
+            if done != len(rows):
+                raise ProtocolError(f"got {done} rows, wanted {len(rows)}")
+            files = tuple(shard.finish())
+        complete = CompleteShard(planned.number, len(rows), files)
+        if len(groups) > 1:
+            size, numbers = planned.group.size, array("q", rows)
+            complete = CompleteShard(planned.number, len(rows), files, size, numbers)
+        folder.add(complete)
         options.progress(Progress("working", folder.rows, task.rows, folder.rows))
 
 

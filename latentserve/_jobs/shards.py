@@ -1,4 +1,4 @@
-"""Shards of a dataset job: consecutive rows, in one Parquet file or one npy file per array.
+"""Shards of a dataset job: rows of one size, in one Parquet file or one npy file per array.
 
 The bytes of a shard depend only on its rows. A shard is written to hidden files, which get their
 final names once all of them are durable.
@@ -7,7 +7,7 @@ final names once all of them are durable.
 import contextlib
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -89,7 +89,7 @@ def writer(shard_format: Format) -> str:
     """
     if shard_format == "npy":
         return _NPY
-    return f"{_PARQUET}, pyarrow {_pyarrow().__version__}"
+    return f"{_PARQUET}, pyarrow {load_pyarrow().__version__}"
 
 
 def file_names(columns: tuple[Column, ...], shard_format: Format, label: str) -> list[str]:
@@ -98,7 +98,7 @@ def file_names(columns: tuple[Column, ...], shard_format: Format, label: str) ->
     Args:
         columns: Arrays that the job writes.
         shard_format: Format of the files.
-        label: Number of the shard, zero-padded.
+        label: Label of the shard.
     """
     if shard_format == "parquet":
         return [f"rows-{label}.parquet"]
@@ -111,8 +111,8 @@ def open_shard(
     shard_format: Format,
     label: str,
     *,
-    first: int,
-    rows: int,
+    rows: Sequence[int] | NDArray[np.int64],
+    offset: int,
 ) -> Shard:
     """Opens a new shard.
 
@@ -120,17 +120,17 @@ def open_shard(
         folder: Folder of the job.
         columns: Arrays that the job writes.
         shard_format: Format of the files.
-        label: Number of the shard, zero-padded.
-        first: Number of the first row, for the `row` column of a Parquet file.
-        rows: Number of rows that the shard will have.
+        label: Label of the shard in the names of its files.
+        rows: Numbers of the rows that the shard will have.
+        offset: Added to the numbers in the `row` column of a Parquet file.
 
     Raises:
         OSError: The files cannot be created.
     """
     names = file_names(columns, shard_format, label)
     if shard_format == "parquet":
-        return _ParquetShard(folder, columns, names[0], first, rows)
-    return _NpyShard(folder, columns, names, rows)
+        return _ParquetShard(folder, columns, names[0], rows, offset)
+    return _NpyShard(folder, columns, names, len(rows))
 
 
 class _NpyShard:
@@ -175,9 +175,17 @@ class _NpyShard:
 class _ParquetShard:
     """A shard of one Parquet file: a `row` column with row numbers, and a column per array."""
 
-    def __init__(self, folder: Path, columns: tuple[Column, ...], name: str, first: int, rows: int):
-        pa = _pyarrow()
-        self._folder, self._columns, self._next = folder, columns, first
+    def __init__(
+        self,
+        folder: Path,
+        columns: tuple[Column, ...],
+        name: str,
+        rows: Sequence[int] | NDArray[np.int64],
+        offset: int,
+    ):
+        pa = load_pyarrow()
+        self._folder, self._columns = folder, columns
+        self._rows, self._offset, self._next = rows, np.uint64(offset), 0
         self._types = {
             column.name: pa.fixed_shape_tensor(
                 pa.from_numpy_dtype(np.dtype(column.dtype)), column.shape
@@ -188,7 +196,7 @@ class _ParquetShard:
         row_bytes = sum(
             np.dtype(column.dtype).itemsize * int(np.prod(column.shape)) for column in columns
         )
-        self._group = max(1, min(rows, _GROUP_BYTES // max(1, row_bytes)))
+        self._group = max(1, min(len(rows), _GROUP_BYTES // max(1, row_bytes)))
         self._waiting: list[Mapping[str, NDArray[Any]]] = []
         self._rows_waiting = 0
         self._file = _HashedFile(folder, name)
@@ -217,12 +225,12 @@ class _ParquetShard:
         return _finished(self._folder, [self._file])
 
     def _write_group(self, rows: int) -> None:
-        pa = _pyarrow()
+        pa = load_pyarrow()
         joined = {
             column.name: np.concatenate([piece[column.name] for piece in self._waiting])
             for column in self._columns
         }
-        numbers = np.arange(rows, dtype=np.uint64) + np.uint64(self._next)
+        numbers = np.array(self._rows[self._next : self._next + rows], np.uint64) + self._offset
         group = [pa.array(numbers)]
         for name, extension in self._types.items():
             flat = pa.array(joined[name][:rows].reshape(-1))
@@ -305,7 +313,12 @@ def _finished(folder: Path, files: list[_HashedFile]) -> list[Written]:
     return written
 
 
-def _pyarrow() -> Any:
+def load_pyarrow() -> Any:
+    """Imports pyarrow, which is optional.
+
+    Raises:
+        MissingPackage: It is not installed.
+    """
     try:
         import pyarrow
         import pyarrow.parquet

@@ -5,19 +5,38 @@ not interrupted.
 """
 
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
+from latentserve._client.codec import image_source
+from latentserve._client.parameters import Resize
 from latentserve._client.values import ModelInfo
+from latentserve._jobs.fit import (
+    latent_shape,
+    planned_images,
+    planned_latents,
+    planned_pictures,
+    sampled_size,
+)
 from latentserve._jobs.folder import ROWS
 from latentserve._jobs.npy import SourceError
+from latentserve._jobs.plan import Group, Numbers, PlannedShard, in_order, runs
 from latentserve._jobs.shards import Column
+from latentserve._jobs.sizes import Size
 from latentserve._jobs.sources import Arrays, OnHashed, Pictures, rows_that_fit
 from latentserve.client import Client, InvalidArgument
 
-Pixels = Literal["float32", "uint8"]
+# Messages in flight on a stream, the client's default; and the most of them if they are small.
+_WINDOW, _LARGEST_WINDOW = 4, 64
+
+#: Dtype of the images, and of the latents, that a job writes.
+Pixels = Literal["float32", "float16", "uint8"]
+LatentDtype = Literal["float32", "float16"]
+PIXELS: tuple[Pixels, ...] = ("float32", "float16", "uint8")
+
 Rows = Mapping[str, NDArray[Any]]
 
 
@@ -42,17 +61,18 @@ class Task(Protocol):
     def notes(self) -> dict[str, bytes]:
         """Returns files to write with the manifest: their contents by file name."""
 
-    def columns(self, model: ModelInfo) -> tuple[Column, ...]:
-        """Returns the arrays that the job writes.
+    def plan(self, model: ModelInfo) -> tuple[Group, ...]:
+        """Returns the rows of each size, and the arrays that the job writes for them.
 
         Raises:
             SourceError: The rows of the source do not fit the model.
+            ValueError: An option does not fit the model.
         """
 
     def run(
-        self, client: Client, model: ModelInfo, seed: int | None, start: int, stop: int
+        self, client: Client, model: ModelInfo, seed: int | None, shard: PlannedShard
     ) -> Generator[Rows, None, None]:
-        """Yields the results for rows `start` to `stop - 1`, in order."""
+        """Yields the results for the rows of a shard, in order."""
 
 
 class EncodeTask:
@@ -60,12 +80,29 @@ class EncodeTask:
 
     kind = "encode"
 
-    def __init__(self, source: Arrays | Pictures, *, draw: bool, offset: int, resize: bool):
+    def __init__(
+        self,
+        source: Arrays | Pictures,
+        *,
+        draw: bool,
+        offset: int,
+        resize: Resize,
+        bucket: int | None,
+        scaled: bool,
+        latent_dtype: LatentDtype,
+    ):
         self.source = source
         self.rows = source.rows
         self.draws = draw
-        self.settings = {"draw": draw, "offset": offset, "resize": resize}
-        self._offset, self._resize = offset, resize
+        self.settings: dict[str, Any] = {
+            "draw": draw,
+            "offset": offset,
+            "resize": list(resize) if isinstance(resize, tuple) else resize,
+            **_newer(bucket=bucket, scaled=scaled or None),
+            **_newer(latent_dtype=None if latent_dtype == "float32" else latent_dtype),
+        }
+        self._offset, self._resize, self._bucket = offset, resize, bucket
+        self._scaled, self._latent_dtype = scaled, latent_dtype
 
     def identity(self, on_hashed: OnHashed) -> dict[str, Any] | None:
         return self.source.identity(on_hashed)
@@ -77,48 +114,93 @@ class EncodeTask:
         lines = "".join(json.dumps(name) + "\n" for name in self.source.names())
         return {ROWS: lines.encode("ascii")}
 
-    def columns(self, model: ModelInfo) -> tuple[Column, ...]:
+    def plan(self, model: ModelInfo) -> tuple[Group, ...]:
         if isinstance(self.source, Arrays):
-            channels, height, width = model.image_shape
-            shapes = [[channels, height, width], [channels * height * width]]
-            shapes += [[height, width]] if channels == 1 else []
-            _check_rows(self.source, shapes)
+            planned = planned_images(self.source, model, self._bucket)
+        else:
+            planned = planned_pictures(self.source, model, self._resize, self._bucket)
         names = ["mean"]
         names += [] if model.posterior == "delta" else ["log_var"]
         names += ["z"] if self.draws else []
-        return tuple(Column(name, "float32", (model.latent_dim,)) for name in names)
+        groups = []
+        for size, rows, part in planned:
+            shape = latent_shape(model, size)
+            columns = tuple(Column(name, self._latent_dtype, shape) for name in names)
+            groups.append(Group(size, rows, columns, part))
+        return in_order(groups)
 
     def run(
-        self, client: Client, model: ModelInfo, seed: int | None, start: int, stop: int
+        self, client: Client, model: ModelInfo, seed: int | None, shard: PlannedShard
     ) -> Generator[Rows, None, None]:
-        max_rows = rows_that_fit(model.image_shape, model.max_rows)
+        size = shard.group.size
+        max_rows = rows_that_fit((model.image_shape[0], *size), model.max_rows)
+        # Draws depend on the numbers of rows, so a message of draws has consecutive ones.
+        pieces = runs(shard.rows) if self.draws else [(0, len(shard.rows))]
+        # The server is told the planned size, whatever it holds to be the nearest one.
+        resize: Resize = bool(self._resize or self._bucket)
+        if resize and model.sizes is not None:
+            resize = size
         posteriors = client.encode_stream(
-            self.source.batches(start, stop, max_rows),
+            self._batches(shard, pieces, max_rows, resize),
             draw=self.draws,
             seed=seed,
-            offset=self._offset + start,
-            resize=self._resize,
+            offset=self._offset + int(shard.rows[0]),
+            resize=resize,
+            scaled=self._scaled,
+            latent_dtype=self._latent_dtype,
+            window=_window(len(shard.rows), len(pieces), max_rows),
             model=model.name,
             version=model.version,
         )
-        row = start
+        done = 0
         try:
             for posterior in posteriors:
-                row += len(posterior.mean)
+                done += len(posterior.mean)
                 arrays = {
                     "mean": posterior.mean, "log_var": posterior.log_var, "z": posterior.z,
                 }  # fmt: skip
                 yield {name: array for name, array in arrays.items() if array is not None}
         except InvalidArgument as error:
-            self._raise_for_file(error, row)
+            self._raise_for_file(error, shard.rows[done:])
             raise
 
-    def _raise_for_file(self, error: InvalidArgument, row: int) -> None:
+    def _batches(
+        self,
+        shard: PlannedShard,
+        pieces: Sequence[tuple[int, int]],
+        max_rows: int,
+        resize: Resize,
+    ) -> Iterator[Any]:
+        """Yields the images of a shard in batches, each within one of the pieces.
+
+        Args:
+            shard: The shard.
+            pieces: Start and stop index in the shard; the numbers of a batch's rows are given to
+                the client if there are several.
+            max_rows: Maximum number of rows per batch.
+            resize: As for `Client.encode_stream`.
+        """
+        for start, stop in pieces:
+            offset = self._offset + int(shard.rows[start])
+            for batch in self._read(shard, start, stop, max_rows):
+                if len(pieces) == 1:
+                    yield batch
+                else:
+                    yield replace(image_source(batch, resize=resize), offset=offset)
+                    offset += len(batch)
+
+    def _read(self, shard: PlannedShard, start: int, stop: int, max_rows: int) -> Iterator[Any]:
+        if isinstance(self.source, Pictures):
+            return self.source.batches(shard.rows[start:stop], max_rows)
+        part = self.source.parts[shard.group.part]
+        return part.batches(shard.start + start, shard.start + stop, max_rows)
+
+    def _raise_for_file(self, error: InvalidArgument, rows: Numbers) -> None:
         """Raises an error that names the refused file, if the server refused one.
 
         Args:
             error: The server's error, whose index counts the files of one batch.
-            row: Index of the first row of that batch.
+            rows: Numbers of the rows of that batch and of those after it.
 
         Raises:
             SourceError: The server refused a file.
@@ -126,8 +208,8 @@ class EncodeTask:
         if isinstance(self.source, Arrays) or error.index is None:
             return
         for violation in error.violations:
-            if row + error.index < self.rows:
-                file = self.source.files[row + error.index]
+            if error.index < len(rows):
+                file = self.source.files[rows[error.index]]
                 raise SourceError(f"{file}: {violation.description}") from error
 
 
@@ -137,11 +219,12 @@ class DecodeTask:
     kind = "decode"
     draws = False
 
-    def __init__(self, source: Arrays, *, dtype: Pixels):
+    def __init__(self, source: Arrays, *, dtype: Pixels, scaled: bool):
         self.source = source
         self.rows = source.rows
-        self.settings: dict[str, Any] = {"dtype": dtype}
+        self.settings: dict[str, Any] = {"dtype": dtype, **_newer(scaled=scaled or None)}
         self._dtype: Pixels = dtype
+        self._scaled = scaled
 
     def identity(self, on_hashed: OnHashed) -> dict[str, Any] | None:
         return self.source.identity(on_hashed)
@@ -149,20 +232,32 @@ class DecodeTask:
     def notes(self) -> dict[str, bytes]:
         return {}
 
-    def columns(self, model: ModelInfo) -> tuple[Column, ...]:
-        _check_rows(self.source, [[model.latent_dim]])
+    def plan(self, model: ModelInfo) -> tuple[Group, ...]:
         if self.source.dtype.kind != "f":
-            raise SourceError(f"{self.source.name}: got {self.source.dtype}, wanted floats")
-        return (Column("images", self._dtype, model.image_shape),)
+            name = self.source.parts[0].name
+            raise SourceError(f"{name}: got {self.source.dtype}, wanted floats")
+        return in_order(
+            [
+                Group(
+                    size,
+                    rows,
+                    (Column("images", self._dtype, (model.image_shape[0], *size)),),
+                    part,
+                )
+                for size, rows, part in planned_latents(self.source, model)
+            ]
+        )
 
     def run(
-        self, client: Client, model: ModelInfo, seed: int | None, start: int, stop: int
+        self, client: Client, model: ModelInfo, seed: int | None, shard: PlannedShard
     ) -> Generator[Rows, None, None]:
         del seed  # nothing is drawn
-        max_rows = rows_that_fit(model.image_shape, model.max_rows)
+        part = self.source.parts[shard.group.part]
+        max_rows = rows_that_fit(shard.group.columns[0].shape, model.max_rows)
         batches = client.decode_stream(
-            self.source.batches(start, stop, max_rows),
+            part.batches(shard.start, shard.stop, max_rows),
             dtype=self._dtype,
+            scaled=self._scaled,
             model=model.name,
             version=model.version,
         )
@@ -186,6 +281,7 @@ class SampleTask:
         truncation: float | None,
         dtype: Pixels,
         latents: bool,
+        size: Size | None,
     ):
         self.rows = n
         self._options: dict[str, Any] = {
@@ -194,8 +290,13 @@ class SampleTask:
             "truncation": truncation,
             "dtype": dtype,
         }
-        self.settings = {"offset": offset, **self._options, "latents": latents}
-        self._offset, self._dtype, self._latents = offset, dtype, latents
+        self.settings = {
+            "offset": offset,
+            **self._options,
+            "latents": latents,
+            **_newer(size=None if size is None else list(size)),
+        }
+        self._offset, self._dtype, self._latents, self._size = offset, dtype, latents, size
 
     def identity(self, on_hashed: OnHashed) -> dict[str, Any] | None:
         del on_hashed  # there is no source
@@ -204,19 +305,23 @@ class SampleTask:
     def notes(self) -> dict[str, bytes]:
         return {}
 
-    def columns(self, model: ModelInfo) -> tuple[Column, ...]:
-        images = Column("images", self._dtype, model.image_shape)
-        latents = Column("latents", "float32", (model.latent_dim,))
-        return (images, latents) if self._latents else (images,)
+    def plan(self, model: ModelInfo) -> tuple[Group, ...]:
+        size = sampled_size(model, self._size)
+        columns = [Column("images", self._dtype, (model.image_shape[0], *size))]
+        if self._latents:
+            columns.append(Column("latents", "float32", latent_shape(model, size)))
+        return (Group(size, range(self.rows), tuple(columns)),)
 
     def run(
-        self, client: Client, model: ModelInfo, seed: int | None, start: int, stop: int
+        self, client: Client, model: ModelInfo, seed: int | None, shard: PlannedShard
     ) -> Generator[Rows, None, None]:
+        images = shard.group.columns[0].shape
         chunks = client.sample_stream(
-            stop - start,
+            shard.stop - shard.start,
             seed=seed,
-            offset=self._offset + start,
-            chunk_rows=rows_that_fit(model.image_shape, model.max_rows),
+            offset=self._offset + shard.start,
+            chunk_rows=rows_that_fit(images, model.max_rows),
+            size=self._size,
             model=model.name,
             version=model.version,
             **self._options,
@@ -226,9 +331,11 @@ class SampleTask:
             yield arrays if self._latents else {"images": samples.images}
 
 
-def _check_rows(source: Arrays, shapes: list[list[int]]) -> None:
-    if list(source.row_shape) not in shapes:
-        wanted = " or ".join(str(shape) for shape in shapes)
-        raise SourceError(
-            f"{source.name}: got rows of shape {list(source.row_shape)}, wanted {wanted}"
-        )
+def _newer(**settings: Any) -> dict[str, Any]:
+    """Returns settings that older manifests do not have, unless they are None."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _window(rows: int, pieces: int, max_rows: int) -> int:
+    """Returns the number of messages in flight: more of them if they have few rows."""
+    return max(_WINDOW, min(_LARGEST_WINDOW, _WINDOW * max_rows * pieces // rows))

@@ -1,15 +1,24 @@
 """Descriptions of a server and its models: the replies of GetServerInfo and GetModel."""
 
+import json
 from datetime import UTC
+
+import numpy as np
 
 from bundle import Manifest
 from latentserve import __version__
 from latentserve.v1 import latent_service_pb2 as pb
+from latentserve.v1 import tensor_pb2
+from service.api import codec
+from service.api.sizes import Sizes
+from service.errors import NoLatentMap
 from service.models import onnx
-from service.models.limits import max_rows
 from service.models.model import Model
 from service.models.repository import Models
 from service.settings import Settings
+
+# Largest D of which the mean and standard deviation of the prior are sent.
+_MAX_PRIOR_DIM = 4096
 
 
 def describe_server(models: Models, settings: Settings) -> pb.GetServerInfoResponse:
@@ -23,6 +32,8 @@ def describe_server(models: Models, settings: Settings) -> pb.GetServerInfoRespo
             max_queue_rows=settings.max_queue_rows,
             max_queue_bytes=settings.queue_bytes,
             max_score_draws=settings.max_score_draws,
+            max_pixels=settings.max_pixels,
+            max_compute_bytes=settings.compute_bytes,
         ),
         default_model=models.default,
         models=[describe_model(model, settings) for model in models],
@@ -34,6 +45,8 @@ def describe_model(model: Model, settings: Settings) -> pb.ModelInfo:
     """Describes a model: shapes, labels, metrics, graphs and provenance."""
     manifest = model.manifest
     channels, height, width = manifest.image_shape
+    sizes = Sizes(model, settings)
+    sends_prior = manifest.latent_dim <= _MAX_PRIOR_DIM
     info = pb.ModelInfo(
         name=manifest.name,
         version=manifest.version,
@@ -43,7 +56,7 @@ def describe_model(model: Model, settings: Settings) -> pb.ModelInfo:
         prior=manifest.prior,
         likelihood=manifest.likelihood,
         labels=manifest.labels,
-        max_rows=max_rows(manifest, settings.max_rows, settings.max_message_bytes),
+        max_rows=sizes.max_rows,
         metrics=_figures(manifest),
         graphs=[
             pb.GraphInfo(
@@ -55,15 +68,62 @@ def describe_model(model: Model, settings: Settings) -> pb.ModelInfo:
             )
             for name, ref in manifest.graphs.items()
         ],
-        dataset=manifest.dataset.name,
+        dataset=manifest.dataset.name if manifest.dataset is not None else "",
         noise=manifest.noise,
         precision=manifest.precision,
-        prior_mean=model.prior_mean.tolist(),
-        prior_std=model.prior_std.tolist(),
+        prior_mean=model.prior_mean.tolist() if sends_prior else (),
+        prior_std=model.prior_std.tolist() if sends_prior else (),
         has_percentiles=bool(manifest.score_percentiles),
+        latent_shape=manifest.latent_shape,
+        rows_at_once=manifest.rows_at_once,
+        bytes_per_pixel=manifest.bytes_per_pixel,
+        memory_bytes=model.memory_bytes,
+        has_latent_map=model.latent_map is not None,
+        class_names=manifest.class_names,
     )
+    if manifest.sizes is not None:
+        info.sizes.CopyFrom(
+            pb.Sizes(
+                factor=manifest.sizes.factor,
+                multiple=manifest.sizes.multiple,
+                least=manifest.sizes.least,
+                most_pixels=sizes.most_pixels,
+            )
+        )
+    if manifest.latent_scaling is not None:
+        info.latent_scaling.CopyFrom(pb.LatentScaling(**manifest.latent_scaling.model_dump()))
+    if manifest.origin is not None:
+        origin = manifest.origin
+        info.origin.CopyFrom(
+            pb.Origin(
+                kind=origin.kind,
+                class_name=origin.class_name,
+                configuration=json.dumps(origin.configuration) if origin.configuration else "",
+                sha256=origin.sha256,
+                licence=origin.licence,
+            )
+        )
     info.created_at.FromDatetime(manifest.created_at.astimezone(UTC))
     return info
+
+
+def describe_map(model: Model) -> pb.GetLatentMapResponse:
+    """Returns the map of a model's latent space.
+
+    Raises:
+        NoLatentMap: The bundle has none.
+    """
+    manifest, found = model.manifest, model.latent_map
+    if found is None:
+        raise NoLatentMap(f"{manifest.name}: version {manifest.version} has no latent map")
+    reply = pb.GetLatentMapResponse(
+        labels=found.labels.tolist(),
+        kl=found.kl.tolist(),
+        class_names=manifest.class_names,
+        model=pb.ModelIdentity(name=manifest.name, version=manifest.version),
+    )
+    codec.put_tensor(reply.mean, found.mean.astype(np.float32), tensor_pb2.DATA_TYPE_FLOAT16)
+    return reply
 
 
 def _figures(manifest: Manifest) -> dict[str, float]:

@@ -18,7 +18,7 @@ import math
 import struct
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -31,10 +31,12 @@ from latentserve.v1 import tensor_pb2
 from service.api import codec
 from service.api.codec import Format
 from service.api.fields import FORMATS
+from service.api.sizes import Sizes
 from service.api.wire import Chunks, prefix, tag, varint
 from service.engine.call import Call
 from service.engine.engine import Compute, Engine
-from service.models.limits import row_bytes
+from service.errors import InvalidArgument
+from service.models.limits import ImageSize, row_bytes
 from service.models.model import Model
 
 # Maximum plans cached per model; each number of rows needs a plan.
@@ -59,7 +61,7 @@ class Plan:
     Attributes:
         rows: Rows of the request, N.
         dtype: Dtype of the request's tensor.
-        shape: Shape that the graph takes, [N, C, H, W] or [N, D].
+        shape: Shape that the graph takes: [N, C, H, W], or [N, D] or [N, c, h, w].
         nbytes: Length of the request's tensor data, in bytes.
         reserved: Bytes that admission counts for the call.
         compute: Validates the values and runs the graph.
@@ -91,12 +93,12 @@ class FastPath:
 
     Args:
         engine: Runs the graphs.
-        max_rows: Returns the maximum rows in one request to a model.
+        sizes_of: Returns the sizes of images and latents that a model takes.
     """
 
-    def __init__(self, engine: Engine, max_rows: Callable[[Model], int]):
+    def __init__(self, engine: Engine, sizes_of: Callable[[Model], Sizes]):
         self._engine = engine
-        self._max_rows = max_rows
+        self._sizes_of = sizes_of
         self._encode_plans: _Plans = WeakKeyDictionary()
         self._decode_plans: _Plans = WeakKeyDictionary()
 
@@ -105,7 +107,12 @@ class FastPath:
     ) -> Awaitable[Chunks] | None:
         """Answers an Encode request, or returns None if there is no plan for its form."""
         images = request.images
-        if request.draw or not images.HasField("tensor"):
+        if (
+            request.draw
+            or request.scaled
+            or request.HasField("latent_dtype")
+            or not images.HasField("tensor")
+        ):
             return None
         tensor = images.tensor
         form = (0, tensor.dtype, *tensor.shape[:])
@@ -119,6 +126,8 @@ class FastPath:
         self, model: Model, request: pb.DecodeRequest, call: Call
     ) -> Awaitable[Chunks] | None:
         """Answers a Decode request, or returns None if there is no plan for its form."""
+        if request.scaled or request.unclipped or request.HasField("quality"):
+            return None
         tensor = request.latents
         form = (request.format, tensor.dtype, *tensor.shape[:])
         plans = self._decode_plans.get(model)
@@ -149,26 +158,29 @@ class FastPath:
         return tuple(chunks)
 
     def _plan_encode(self, model: Model, form: tuple[int, ...]) -> Plan | None:
-        _, dtype, *sizes = form
-        manifest = model.manifest
+        _, dtype, *shape = form
+        manifest, sizes = model.manifest, self._sizes_of(model)
         as_uint8 = dtype == tensor_pb2.DATA_TYPE_UINT8
-        if dtype not in _DIRECT_DTYPES or tuple(sizes[1:]) not in codec.image_shapes(
-            manifest.image_shape
+        if dtype not in _DIRECT_DTYPES or manifest.posterior == "none":
+            return None
+        size = _valid(sizes.of_images, shape)
+        if size is None or not _fits(
+            sizes, shape, size, codec.image_shapes(sizes.image_shape(size))
         ):
             return None
-        if not self._fits(model, sizes[0]):
-            return None
-        rows, dim = sizes[0], manifest.latent_dim
-        inner = tensor_pb2.Tensor(dtype=tensor_pb2.DATA_TYPE_FLOAT32, shape=(rows, dim))
+        rows = shape[0]
+        latents = (rows, *sizes.latent_shape(size))
+        inner = tensor_pb2.Tensor(dtype=tensor_pb2.DATA_TYPE_FLOAT32, shape=latents)
         fields = pb.EncodeResponse.DESCRIPTOR.fields_by_name
         names = ("mean",) if manifest.posterior == "delta" else ("mean", "log_var")
         return self._new_plan(
             model,
             _DIRECT_DTYPES[dtype],
-            (rows, *manifest.image_shape),
-            self._engine.encoding(model, None if as_uint8 else _check_pixels),
+            (rows, *sizes.image_shape(size)),
+            size,
+            self._engine.encoding(model, None if as_uint8 else _check_pixels, size),
             tuple(
-                (name, prefix((fields[name].number,), inner, codec.DATA, 4 * rows * dim))
+                (name, prefix((fields[name].number,), inner, codec.DATA, 4 * math.prod(latents)))
                 for name in names
             ),
             pb.EncodeResponse(),
@@ -176,24 +188,29 @@ class FastPath:
         )
 
     def _plan_decode(self, model: Model, form: tuple[int, ...]) -> Plan | None:
-        image_format, dtype, *sizes = form
-        manifest = model.manifest
+        image_format, dtype, *shape = form
+        sizes = self._sizes_of(model)
         wanted = FORMATS.get(image_format)
-        if dtype != tensor_pb2.DATA_TYPE_FLOAT32 or wanted in (None, Format.PNG):
+        if dtype != tensor_pb2.DATA_TYPE_FLOAT32 or wanted not in (Format.FLOAT32, Format.UINT8):
             return None
-        if sizes[1:] != [manifest.latent_dim] or not self._fits(model, sizes[0]):
+        size = _valid(sizes.of_latents, shape)
+        if size is None or not _fits(
+            sizes, shape, size, codec.latent_shapes(sizes.latent_shape(size))
+        ):
             return None
-        rows, image = sizes[0], manifest.image_shape
+        rows, image = shape[0], sizes.image_shape(size)
         as_uint8 = wanted is Format.UINT8
         out = tensor_pb2.DATA_TYPE_UINT8 if as_uint8 else tensor_pb2.DATA_TYPE_FLOAT32
-        size = rows * math.prod(image) * _DIRECT_DTYPES[out].itemsize
+        nbytes = rows * math.prod(image) * _DIRECT_DTYPES[out].itemsize
         inner = tensor_pb2.Tensor(dtype=out, shape=(rows, *image))
+        path = (_IMAGES, *codec.TENSOR_OF_IMAGES)
         return self._new_plan(
             model,
             _DIRECT_DTYPES[dtype],
-            tuple(sizes),
-            self._engine.decoding(model, _check_latents, as_uint8=as_uint8),
-            (("image", prefix((_IMAGES, *codec.TENSOR_OF_IMAGES), inner, codec.DATA, size)),),
+            (rows, *sizes.latent_shape(size)),
+            size,
+            self._engine.decoding(model, _check_latents, as_uint8=as_uint8, size=size),
+            (("image", prefix(path, inner, codec.DATA, nbytes)),),
             pb.DecodeResponse(),
             _DECODE_TIMING,
         )
@@ -203,6 +220,7 @@ class FastPath:
         model: Model,
         dtype: np.dtype[Any],
         shape: tuple[int, ...],
+        size: ImageSize,
         compute: Compute,
         outputs: tuple[tuple[str, bytes], ...],
         reply: Any,
@@ -215,15 +233,31 @@ class FastPath:
             dtype,
             shape,
             math.prod(shape) * dtype.itemsize,
-            rows * row_bytes(manifest),
+            rows * row_bytes(manifest, size),
             compute,
             outputs,
             reply.SerializeToString(),
             timing,
         )
 
-    def _fits(self, model: Model, rows: int) -> bool:
-        return _LITTLE_ENDIAN and 1 <= rows <= self._max_rows(model)
+
+def _valid(
+    size_of: Callable[[tuple[int, ...], str], ImageSize], shape: list[int]
+) -> ImageSize | None:
+    """Size of the images or latents of a shape; None if the model takes none of that shape."""
+    try:
+        return size_of(tuple(shape), "")
+    except InvalidArgument:
+        return None
+
+
+def _fits(
+    sizes: Sizes, shape: list[int], size: ImageSize, accepted: Collection[tuple[int, ...]]
+) -> bool:
+    """Whether a plan can be made for a shape of a request, whose rows may have accepted shapes."""
+    return (
+        _LITTLE_ENDIAN and tuple(shape[1:]) in accepted and 1 <= shape[0] <= sizes.max_rows_of(size)
+    )
 
 
 def _cached(plans: _Plans, model: Model, form: tuple[int, ...], plan: Plan | None) -> Plan | None:
@@ -236,7 +270,7 @@ def _cached(plans: _Plans, model: Model, form: tuple[int, ...], plan: Plan | Non
     return plan
 
 
-# Dtypes that need no conversion before a graph; requests in float16 fall back to `Servicer`.
+# Dtypes that need no conversion before a graph; requests in others fall back to `Servicer`.
 _DIRECT_DTYPES: Final[Mapping[int, np.dtype[Any]]] = {
     tensor_pb2.DATA_TYPE_FLOAT32: np.dtype("<f4"),
     tensor_pb2.DATA_TYPE_UINT8: np.dtype("u1"),

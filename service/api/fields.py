@@ -2,14 +2,18 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from bundle import Manifest
 from common.noise import ROWS
 from latentserve.v1 import latent_service_pb2 as pb
-from service.api.codec import Format
+from latentserve.v1 import tensor_pb2
+from service.api.codec import LATENT_DTYPES, Format
+from service.api.pictures import QUALITY
+from service.api.sizes import Sizes
 from service.engine.sampling import ANY_LABEL, Draw, fresh_seed
 from service.errors import InvalidArgument, NotForThisModel
+from service.models.limits import ImageSize
 
 #: Image formats by their enum number on the wire.
 FORMATS: Mapping[int, Format] = {
@@ -17,6 +21,10 @@ FORMATS: Mapping[int, Format] = {
     pb.IMAGE_FORMAT_FLOAT32: Format.FLOAT32,
     pb.IMAGE_FORMAT_UINT8: Format.UINT8,
     pb.IMAGE_FORMAT_PNG: Format.PNG,
+    pb.IMAGE_FORMAT_FLOAT16: Format.FLOAT16,
+    pb.IMAGE_FORMAT_BFLOAT16: Format.BFLOAT16,
+    pb.IMAGE_FORMAT_JPEG: Format.JPEG,
+    pb.IMAGE_FORMAT_WEBP: Format.WEBP,
 }
 _METHODS = {
     pb.INTERPOLATION_METHOD_UNSPECIFIED: False,
@@ -77,18 +85,57 @@ def truncation_of(request: pb.SampleRequest) -> float | None:
     return request.truncation
 
 
-def format_of(request: Any, manifest: Manifest) -> Format:
-    """Format of the images in the reply."""
+class ImageOutput(NamedTuple):
+    """How the images of a reply are written.
+
+    Attributes:
+        format: Format of the images.
+        quality: Quality of JPEG and WebP files, 1 to 100.
+        clipped: Whether values are clipped to [0, 1].
+    """
+
+    format: Format
+    quality: int = QUALITY
+    clipped: bool = True
+
+
+def size_of(request: pb.SampleRequest, sizes: Sizes) -> ImageSize:
+    """Size of the images to sample; empty if the model's images have a fixed size."""
+    given = request.HasField("height"), request.HasField("width")
+    return sizes.of_stated(request.height, request.width) if any(given) else sizes.golden
+
+
+def format_of(request: Any, manifest: Manifest) -> ImageOutput:
+    """Format, quality and clipping of the images in the reply."""
     try:
         wanted = FORMATS[request.format]
     except KeyError:
-        raise InvalidArgument(
-            "format", request.format, "FLOAT32 (1), UINT8 (2) or PNG (3)"
-        ) from None
+        every = ", ".join(
+            f"{wanted.name} ({number})" for number, wanted in FORMATS.items() if number
+        )
+        raise InvalidArgument("format", request.format, f"one of {every}") from None
     channels = manifest.image_shape[0]
-    if wanted is Format.PNG and channels not in (1, 3):
-        raise InvalidArgument("format", f"PNG of {channels} channels", "FLOAT32 (1) or UINT8 (2)")
-    return wanted
+    if wanted.as_files and channels not in (1, 3):
+        got = f"{wanted.name} of {channels} channels"
+        raise InvalidArgument("format", got, "FLOAT32 (1) or UINT8 (2)")
+    quality = QUALITY
+    if request.HasField("quality"):
+        quality = whole("quality", request.quality, 1, 100)
+    clipped = not getattr(request, "unclipped", False)
+    if wanted.as_uint8 and not clipped:
+        floats = "FLOAT32, FLOAT16 or BFLOAT16"
+        raise InvalidArgument("format", wanted.name, f"{floats} with unclipped")
+    return ImageOutput(wanted, quality, clipped)
+
+
+def latent_dtype_of(request: Any) -> tensor_pb2.DataType:
+    """Element type of the latents in the reply."""
+    if not request.HasField("latent_dtype"):
+        return tensor_pb2.DATA_TYPE_FLOAT32
+    if request.latent_dtype not in LATENT_DTYPES:
+        wanted = "FLOAT32 (1), FLOAT16 (2) or BFLOAT16 (4)"
+        raise InvalidArgument("latent_dtype", request.latent_dtype, wanted)
+    return request.latent_dtype  # type: ignore[no-any-return]
 
 
 def on_arc(request: pb.InterpolateRequest) -> bool:

@@ -9,19 +9,15 @@ import dataclasses
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
-from weakref import WeakKeyDictionary
-
-import numpy as np
-from numpy.typing import NDArray
 
 from latentserve.v1 import latent_service_pb2 as pb
-from latentserve.v1 import tensor_pb2
-from service.api import codec, fields
-from service.api.codec import Pixels
-from service.api.describe import describe_model, describe_server
+from service.api import fields
+from service.api.describe import describe_map, describe_model, describe_server
 from service.api.fast_path import FastPath
-from service.api.fields import draw_of, format_of, whole
-from service.api.replies import in_stream, put_scores, signed, with_images
+from service.api.fields import draw_of, format_of, latent_dtype_of, whole
+from service.api.inputs import Inputs
+from service.api.replies import in_stream, put_latents, put_scores, signed, with_images
+from service.api.scaling import scaling_of
 from service.api.streams import in_order
 from service.api.wire import Chunks
 from service.engine.call import Call, Timing
@@ -29,7 +25,7 @@ from service.engine.engine import Engine
 from service.engine.paths import traverse
 from service.engine.sampling import Draw
 from service.errors import InvalidArgument
-from service.models.limits import max_rows
+from service.models.limits import ImageSize
 from service.models.model import Model
 from service.models.repository import Models
 from service.settings import Settings
@@ -39,8 +35,6 @@ Reply = TypeVar("Reply")
 
 # Images in one reply of SampleStream, unless the request sets `chunk_rows`.
 _CHUNK_ROWS = 256
-# Up to this size, reading images takes less time than waking a thread to read them.
-_READ_BYTES = 2**20
 
 
 class Servicer:
@@ -64,9 +58,8 @@ class Servicer:
         self._engine = engine
         self._models = models
         self._settings = settings
-        self._max_pixels = settings.max_picture_pixels
-        self._row_limits: WeakKeyDictionary[Model, int] = WeakKeyDictionary()
-        self._fast_path = FastPath(engine, self._max_rows) if fast_path else None
+        self._inputs = Inputs(engine, settings)
+        self._fast_path = FastPath(engine, self._inputs.sizes) if fast_path else None
 
     async def get_server_info(
         self, _request: pb.GetServerInfoRequest, _call: Call
@@ -87,6 +80,12 @@ class Servicer:
         model = self._find(request.model, call)
         return pb.GetModelResponse(model=describe_model(model, self._settings))
 
+    async def get_latent_map(
+        self, request: pb.GetLatentMapRequest, call: Call
+    ) -> pb.GetLatentMapResponse:
+        """Returns where test images lie in the latent space of a model."""
+        return describe_map(self._find(request.model, call))
+
     def encode(
         self, request: pb.EncodeRequest, call: Call
     ) -> Awaitable[pb.EncodeResponse | Chunks]:
@@ -106,8 +105,9 @@ class Servicer:
     async def sample(self, request: pb.SampleRequest, call: Call) -> pb.SampleResponse | Chunks:
         """Draws latents from the prior and decodes them."""
         model = self._find(request.model, call)
-        rows = whole("count", request.count, 1, self._max_rows(model))
-        return await self._sample(model, request, draw_of(request, rows), call)
+        size = fields.size_of(request, self._inputs.sizes(model))
+        rows = whole("count", request.count, 1, self._inputs.sizes(model).max_rows_of(size))
+        return await self._sample(model, request, draw_of(request, rows), size, call)
 
     async def reconstruct(
         self, request: pb.ReconstructRequest, call: Call
@@ -115,11 +115,18 @@ class Servicer:
         """Encodes images and decodes them again."""
         model = self._find(request.model, call)
         wanted = format_of(request, model.manifest)
-        async with self._engine.admitted(call, model, self._rows(request.images, model)):
-            images = await self._read(model, request.images, "images", call)
+        scaling_of(request.scaled, model.manifest)  # cancels out between encoder and decoder
+        size = await self._inputs.size(model, request.images, "images", call)
+        async with self._inputs.admitted(model, request.images, size, call):
+            images = await self._inputs.images(model, request.images, "images", size, call)
             draw = draw_of(request, len(images)) if request.draw else None
             pixels = await self._engine.reconstruct(
-                call, model, images, draw, as_uint8=wanted.as_uint8
+                call,
+                model,
+                images,
+                draw,
+                as_uint8=wanted.format.as_uint8,
+                clipped=wanted.clipped,
             )
             reply = pb.ReconstructResponse(seed=None if draw is None else draw.seed)
             return await with_images(self._engine, signed(reply, model, call), pixels, wanted, call)
@@ -130,18 +137,28 @@ class Servicer:
         """Decodes a path from one image or latent to another."""
         model = self._find(request.model, call)
         wanted, on_arc = format_of(request, model.manifest), fields.on_arc(request)
-        steps = whole("steps", request.steps, 2, self._max_rows(model))
+        scaling, dtype = scaling_of(request.scaled, model.manifest), latent_dtype_of(request)
+        if request.HasField("latents"):
+            size = self._inputs.sizes(model).of_latents(tuple(request.latents.shape), "latents")
+        elif request.HasField("images"):
+            size = await self._inputs.size(model, request.images, "images", call)
+        else:
+            raise InvalidArgument("latents", "no ends", "two latents, or two images")
+        steps = whole("steps", request.steps, 2, self._inputs.sizes(model).max_rows_of(size))
         call.rows += steps
-        async with self._engine.admitted(call, model, steps):
-            ends = await self._points(model, request, ("latents", "images"), 2, call)
-            if ends is None:
-                raise InvalidArgument("latents", "no ends", "two latents, or two images")
+        async with self._engine.admitted(call, model, steps, size):
+            if request.HasField("latents"):
+                ends = await self._inputs.latents(
+                    model, request.latents, "latents", size, call, scaling=scaling, count=2
+                )
+            else:
+                ends = await self._inputs.means(model, request.images, "images", 2, size, call)
             path = await self._engine.interpolate(
-                call, model, ends, steps, on_arc=on_arc, as_uint8=wanted.as_uint8
+                call, model, ends, steps, on_arc=on_arc, as_uint8=wanted.format.as_uint8
             )
             reply = pb.InterpolateResponse()
             if request.return_latents:
-                codec.put_tensor(reply.latents, path.latents)
+                await put_latents(self._engine, reply.latents, path.latents, dtype, call, scaling)
             return await with_images(
                 self._engine, signed(reply, model, call), path.images, wanted, call
             )
@@ -151,29 +168,44 @@ class Servicer:
     ) -> pb.TraverseResponse | Chunks:
         """Decodes a line or a grid along latent axes."""
         model = self._find(request.model, call)
-        wanted = format_of(request, model.manifest)
+        wanted, dtype = format_of(request, model.manifest), latent_dtype_of(request)
         axes = fields.axes_of(request, model.manifest.latent_dim)
-        limit = self._max_rows(model)
+        size = self._inputs.sizes(model).golden  # the axes index a latent of this size
+        limit = self._inputs.sizes(model).max_rows
         steps = whole("steps", request.steps, 2, limit if len(axes) == 1 else int(limit**0.5))
         reach = fields.reach_of(request)
         count = steps ** len(axes)
         call.rows += count
-        async with self._engine.admitted(call, model, count):
-            middle = await self._points(model, request, ("latent", "image"), 1, call)
-            start = model.prior_mean if middle is None else middle[0]
+        async with self._engine.admitted(call, model, count, size):
+            if request.HasField("latent"):
+                start = (
+                    await self._inputs.latents(model, request.latent, "latent", size, call, count=1)
+                )[0]
+            elif request.HasField("image"):
+                given = await self._inputs.size(model, request.image, "image", call)
+                if given != size:
+                    raise InvalidArgument(
+                        "image",
+                        f"{given[1]}x{given[0]}",
+                        f"{size[1]}x{size[0]}, the size of ModelInfo.image_shape",
+                    )
+                start = (await self._inputs.means(model, request.image, "image", 1, size, call))[0]
+            else:
+                start = model.prior_mean.reshape(model.manifest.latent_shape)
             grid, rows, columns = traverse(start, model.prior_std, axes, steps, reach)
-            pixels = await self._engine.decode(call, model, grid, as_uint8=wanted.as_uint8)
+            pixels = await self._engine.decode(call, model, grid, as_uint8=wanted.format.as_uint8)
             reply = pb.TraverseResponse(rows=rows, columns=columns)
             if request.return_latents:
-                codec.put_tensor(reply.latents, grid)
+                await put_latents(self._engine, reply.latents, grid, dtype, call)
             return await with_images(self._engine, signed(reply, model, call), pixels, wanted, call)
 
     async def score(self, request: pb.ScoreRequest, call: Call) -> pb.ScoreResponse:
         """Computes how likely images are under a model."""
         model = self._find(request.model, call)
         draws = whole("draws", request.draws, 0, self._settings.max_score_draws)
-        async with self._engine.admitted(call, model, self._rows(request.images, model)):
-            images = await self._read(model, request.images, "images", call)
+        size = await self._inputs.size(model, request.images, "images", call)
+        async with self._inputs.admitted(model, request.images, size, call):
+            images = await self._inputs.images(model, request.images, "images", size, call)
             draw = draw_of(request, len(images)) if draws else Draw(0)
             scored = await self._engine.score(call, model, images, draws, draw)
             reply = pb.ScoreResponse()
@@ -221,7 +253,8 @@ class Servicer:
     ) -> AsyncGenerator[pb.SampleStreamResponse | Chunks, None]:
         """Answers a Sample request of any size in chunks of images."""
         model, whole_request = self._find(request.request.model, call), request.request
-        limit = self._max_rows(model)
+        image_size = fields.size_of(whole_request, self._inputs.sizes(model))
+        limit = self._inputs.sizes(model).max_rows_of(image_size)
         size = whole("chunk_rows", request.chunk_rows, 0, limit) or min(_CHUNK_ROWS, limit)
         count = whole("request.count", whole_request.count, 1, 2**63 - 1)
         draw = draw_of(whole_request, count)
@@ -235,7 +268,8 @@ class Servicer:
             piece = pb.SampleRequest()
             piece.CopyFrom(whole_request)
             piece.count = rows
-            reply = await self._sample(model, piece, Draw(draw.seed, draw.offset + start), part)
+            own = Draw(draw.seed, draw.offset + start)
+            reply = await self._sample(model, piece, own, image_size, part)
             return in_stream(pb.SampleStreamResponse, reply)
 
         return in_order(chunks(), _parts(call, answer), memory=self._engine.admission)
@@ -243,16 +277,22 @@ class Servicer:
     async def _encode(
         self, model: Model, request: pb.EncodeRequest, call: Call
     ) -> pb.EncodeResponse:
-        async with self._engine.admitted(call, model, self._rows(request.images, model)):
-            images = await self._read(model, request.images, "images", call)
+        scaling, dtype = scaling_of(request.scaled, model.manifest), latent_dtype_of(request)
+        size = await self._inputs.size(model, request.images, "images", call)
+        async with self._inputs.admitted(model, request.images, size, call):
+            images = await self._inputs.images(model, request.images, "images", size, call)
             draw = draw_of(request, len(images)) if request.draw else None
             encoded = await self._engine.encode(call, model, images, draw)
             reply = pb.EncodeResponse()
-            codec.put_tensor(reply.mean, encoded.mean)
+            for tensor, latents in (("mean", encoded.mean), ("z", encoded.z)):
+                if latents is not None:
+                    message = getattr(reply, tensor)
+                    await put_latents(self._engine, message, latents, dtype, call, scaling)
             if encoded.log_var is not None:
-                codec.put_tensor(reply.log_var, encoded.log_var)
-            if encoded.z is not None:
-                codec.put_tensor(reply.z, encoded.z)
+                log_var = encoded.log_var
+                if scaling is not None:
+                    log_var = scaling.scaled_log_var(log_var)
+                await put_latents(self._engine, reply.log_var, log_var, dtype, call)
             if draw is not None:
                 reply.seed = draw.seed
             return signed(reply, model, call)
@@ -261,23 +301,29 @@ class Servicer:
         self, model: Model, request: pb.DecodeRequest, call: Call
     ) -> pb.DecodeResponse | Chunks:
         wanted = format_of(request, model.manifest)
-        z = self._latents(model, request.latents, "latents")
+        scaling = scaling_of(request.scaled, model.manifest)
+        size = self._inputs.sizes(model).of_latents(tuple(request.latents.shape), "latents")
+        z = await self._inputs.latents(
+            model, request.latents, "latents", size, call, scaling=scaling
+        )
         call.rows += len(z)
-        async with self._engine.admitted(call, model, len(z)):
-            pixels = await self._engine.decode(call, model, z, as_uint8=wanted.as_uint8)
+        async with self._engine.admitted(call, model, len(z), size):
+            pixels = await self._engine.decode(
+                call, model, z, as_uint8=wanted.format.as_uint8, clipped=wanted.clipped
+            )
             return await with_images(
                 self._engine, signed(pb.DecodeResponse(), model, call), pixels, wanted, call
             )
 
     async def _sample(
-        self, model: Model, request: pb.SampleRequest, draw: Draw, call: Call
+        self, model: Model, request: pb.SampleRequest, draw: Draw, size: ImageSize, call: Call
     ) -> pb.SampleResponse | Chunks:
-        wanted = format_of(request, model.manifest)
+        wanted, dtype = format_of(request, model.manifest), latent_dtype_of(request)
         label = fields.label_of(request, model.manifest)
         temperature = fields.temperature_of(request)
         truncation = fields.truncation_of(request)
         call.rows += request.count
-        async with self._engine.admitted(call, model, request.count):
+        async with self._engine.admitted(call, model, request.count, size):
             sampled = await self._engine.sample(
                 call,
                 model,
@@ -286,35 +332,15 @@ class Servicer:
                 label=label,
                 temperature=temperature,
                 truncation=truncation,
-                as_uint8=wanted.as_uint8,
+                as_uint8=wanted.format.as_uint8,
+                size=size,
             )
             reply = pb.SampleResponse(seed=draw.seed, offset=draw.offset)
             if request.return_latents:
-                codec.put_tensor(reply.latents, sampled.latents)
+                await put_latents(self._engine, reply.latents, sampled.latents, dtype, call)
             return await with_images(
                 self._engine, signed(reply, model, call), sampled.images, wanted, call
             )
-
-    async def _points(
-        self,
-        model: Model,
-        request: pb.InterpolateRequest | pb.TraverseRequest,
-        fields: tuple[str, str],
-        count: int,
-        call: Call,
-    ) -> NDArray[np.float32] | None:
-        """Latents [count, D], or posterior means of the images; None if neither is given."""
-        latents, images = fields
-        if request.HasField(latents):
-            points = self._latents(model, getattr(request, latents), latents)
-            _exactly(len(points), count, f"{latents}.shape")
-            return points
-        if not request.HasField(images):
-            return None
-        pixels = await self._read(model, getattr(request, images), images, call)
-        _exactly(len(pixels), count, images)
-        call.rows -= len(pixels)  # a call's rows are those it decodes, not its input images
-        return (await self._engine.encode(call, model, pixels)).mean
 
     def _find(self, selector: pb.ModelSelector, call: Call) -> Model:
         model = self._models().find(selector.name, selector.version)
@@ -332,34 +358,6 @@ class Servicer:
             return found[key]
 
         return find
-
-    def _max_rows(self, model: Model) -> int:
-        limit = self._row_limits.get(model)
-        if limit is None:
-            settings = self._settings
-            limit = max_rows(model.manifest, settings.max_rows, settings.max_message_bytes)
-            self._row_limits[model] = limit
-        return limit
-
-    def _rows(self, images: tensor_pb2.Images, model: Model) -> int:
-        """Rows to reserve at admission, before `_read` validates their number."""
-        return min(codec.rows_stated(images), self._max_rows(model))
-
-    async def _read(
-        self, model: Model, images: tensor_pb2.Images, field: str, call: Call
-    ) -> Pixels:
-        shape, limit = model.manifest.image_shape, self._max_rows(model)
-        if not images.HasField("encoded") and images.ByteSize() <= _READ_BYTES:
-            pixels = codec.read_images(images, field, shape, limit)
-        else:
-            pixels = await self._engine.in_thread(
-                lambda: codec.read_images(images, field, shape, limit, self._max_pixels), call
-            )
-        call.rows += len(pixels)
-        return pixels
-
-    def _latents(self, model: Model, tensor: tensor_pb2.Tensor, field: str) -> NDArray[np.float32]:
-        return codec.read_latents(tensor, field, model.manifest.latent_dim, self._max_rows(model))
 
 
 def _parts(
@@ -379,8 +377,3 @@ def _parts(
         return reply
 
     return part
-
-
-def _exactly(got: int, wanted: int, field: str) -> None:
-    if got != wanted:
-        raise InvalidArgument(field, f"{got} rows", f"exactly {wanted}")

@@ -19,9 +19,10 @@ Images of different sizes never share a batch; their sizes take turns as operati
 takes longer than about 50 milliseconds is slow: it is a batch of its own, and slow batches leave
 one thread to the others, so that a call of a millisecond never waits for one of seconds.
 
-The memory of running batches is limited too. A slow row waits until its memory is free; smaller
-ones behind it do not overtake it, or it might wait for ever. Other batches do not wait: they take
-fewer rows, at least one.
+The memory of running batches is limited too. A slow row waits while others are computed whose
+memory leaves no room for it; smaller ones behind it do not overtake it, or it might wait for ever.
+Other batches, which take milliseconds and little memory, do not wait: they take fewer rows, at
+least one.
 """
 
 import asyncio
@@ -140,12 +141,11 @@ class Batcher:
         """
         loop = asyncio.get_running_loop()
         entry = QueueEntry(request, call, loop.create_future(), self._clock())
-        operation, size = request.operation, request.size
-        queues = self._slow if operation.graph.limits(size).slow else self._fast
-        queue = queues.get((operation, size))
+        key = request.operation, request.size
+        queues = self._slow if request.operation.graph.limits(request.size).slow else self._fast
+        queue = queues.get(key)
         if queue is None:
-            queue = self._spare.pop() if self._spare else Turns()
-            queues[operation, size] = queue
+            queues[key] = queue = self._spare.pop() if self._spare else Turns()
         queue.append(entry, call.caller)
         self._schedule(loop)
         return entry.future
@@ -215,8 +215,12 @@ class Batcher:
         Slow rows and others take turns.
         """
         idle = self._slots - self._running_slow - self._running_fast
-        slow_left = self._slots - 1 - self._running_slow
         fast_left = self._threads - self._running_fast
+        if not self._slow:
+            self._slow_is_next = True
+            threads = min(idle, fast_left)
+            return self._take(self._fast, threads) if threads > 0 else None
+        slow_left = self._slots - 1 - self._running_slow
         turns = [(self._fast, fast_left), (self._slow, slow_left)]
         if self._slow_is_next:
             turns.reverse()
@@ -230,13 +234,14 @@ class Batcher:
 
     def _take(self, queues: _Queues, idle_threads: int) -> Batch | None:
         """Takes rows off the front of the next of these queues; None if none are due."""
-        for operation, size in list(queues):
+        for key in list(queues):
+            operation, size = key
             limits = operation.graph.limits(size)
             if limits.slow and not self._has_memory(limits.row_bytes):
                 return None
-            queue = queues.pop((operation, size))
+            queue = queues.pop(key)
             if self._window and self._waits_for_more(limits, queue):
-                queues[operation, size] = queue
+                queues[key] = queue
                 continue
             segments: list[Segment] = []
             limit = left = self._batch_limit(limits, queue, idle_threads)
@@ -256,7 +261,7 @@ class Batcher:
             for entry in unfinished:
                 queue.append(entry, entry.call.caller)
             if queue:
-                queues[operation, size] = queue
+                queues[key] = queue
             else:
                 self._spare.append(queue)
             if segments:

@@ -5,6 +5,7 @@ the bounds of admission control. A result depends on the call's own rows alone, 
 in the same batches.
 """
 
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -26,12 +27,14 @@ from service.engine.pool import Pool
 from service.engine.sampling import Draw, drawn
 from service.engine.scoring import Scored, Scoring
 from service.errors import NotForThisModel
-from service.models.limits import row_bytes
+from service.models.limits import ImageSize, row_bytes
 from service.models.model import Model
 
 T = TypeVar("T")
 # Threads for blocking work other than graphs, in addition to one per CPU: some wait for the GIL.
 _MORE_THREADS, _MAX_THREADS = 4, 32
+# Paths of up to this size are computed in less time than it takes to wake a thread.
+_INLINE_BYTES = 256 * 1024
 #: Computes rows for a call with one operation; returns its output arrays by name.
 Compute = Callable[[Call, NDArray[Any]], Awaitable[Arrays]]
 
@@ -40,9 +43,9 @@ class Encoded(NamedTuple):
     """Posteriors of images.
 
     Attributes:
-        mean: Means, float32 [N, D].
-        log_var: Log-variances, float32 [N, D]; None for a plain autoencoder.
-        z: Samples, float32 [N, D]; None if none were drawn.
+        mean: Means, float32 [N, D] or [N, c, h, w].
+        log_var: Log-variances, of the same shape; None for a plain autoencoder.
+        z: Samples, of the same shape; None if none were drawn.
     """
 
     mean: Array
@@ -56,7 +59,7 @@ class Decoded:
 
     Attributes:
         images: [N, C, H, W]; uint8, or float32 in [0, 1].
-        latents: float32 [N, D].
+        latents: float32 [N, D] or [N, c, h, w].
     """
 
     images: Pixels
@@ -99,14 +102,20 @@ class Engine:
         )
         self._operations: WeakKeyDictionary[Model, Operations] = WeakKeyDictionary()
 
-    def admitted(self, call: Call, model: Model, rows: int) -> Admitted:
+    def admitted(self, call: Call, model: Model, rows: int, size: ImageSize = ()) -> Admitted:
         """Returns an async context manager that holds capacity for a call's rows.
+
+        Args:
+            call: The per-call context.
+            model: The model.
+            rows: Rows of the call.
+            size: H and W of their images, if the model's images have no fixed size.
 
         Raises:
             Overloaded: The limits are reached and `call.patient` is false.
         """
         return self.admission.admitted(
-            rows, rows * row_bytes(model.manifest), patient=call.patient, caller=call.caller
+            rows, rows * row_bytes(model.manifest, size), patient=call.patient, caller=call.caller
         )
 
     def encode(
@@ -121,8 +130,10 @@ class Engine:
             draw: Seed and offset of the noise, or None not to sample.
 
         Raises:
-            NotForThisModel: `draw` is set, but a plain autoencoder has no posterior.
+            NotForThisModel: The model has no encoder; or `draw` is set, but a plain autoencoder
+                has no posterior.
         """
+        _refuse_without_encoder(model)
         if draw is not None and model.manifest.posterior == "delta":
             raise NotForThisModel(
                 f"draw: {model.manifest.name} is a plain autoencoder; it has no posterior to draw "
@@ -133,20 +144,23 @@ class Engine:
             mean, log_var = outputs["mean"], outputs.get("log_var")
             if draw is None or log_var is None:
                 return Encoded(mean, log_var)
-            eps = standard_normal(draw.seed, draw.offset, *mean.shape, stream=Stream.POSTERIOR)
-            return Encoded(mean, log_var, drawn(mean, log_var, eps))
+            rows, dim = len(mean), math.prod(mean.shape[1:])
+            eps = standard_normal(draw.seed, draw.offset, rows, dim, stream=Stream.POSTERIOR)
+            return Encoded(mean, log_var, drawn(mean, log_var, eps.reshape(mean.shape)))
 
         operation = self._operations_of(model).encode[images.dtype == np.uint8]
-        work = InferenceRequest(operation, len(images), {"image": images}, finish)
+        size = _size_of_images(model, images)
+        work = InferenceRequest(operation, len(images), {"image": images}, finish, size)
         return self._batcher.run(work, call)
 
-    def encoding(self, model: Model, check: Check | None = None) -> Compute:
+    def encoding(self, model: Model, check: Check | None = None, size: ImageSize = ()) -> Compute:
         """Returns a function that encodes images to `mean` and `log_var`, without sampling.
 
         Args:
-            model: The model.
+            model: The model; it has an encoder.
             check: Validates float32 images [N, C, H, W]; None for uint8 images, whose values
                 are all valid.
+            size: H and W of the images, if the model's images have no fixed size.
         """
         operations = self._operations_of(model)
         return self._computing(
@@ -154,30 +168,40 @@ class Engine:
             if check is None
             else operations.checked(operations.encode[False], check),
             "image",
+            size,
         )
 
-    def decoding(self, model: Model, check: Check, *, as_uint8: bool) -> Compute:
+    def decoding(
+        self, model: Model, check: Check, *, as_uint8: bool, size: ImageSize = ()
+    ) -> Compute:
         """Returns a function that decodes latents to `image`.
 
         Args:
             model: The model.
-            check: Validates latents, float32 [N, D].
+            check: Validates latents, float32 [N, D] or [N, c, h, w].
             as_uint8: Whether images are uint8, 0 to 255, rather than float32 in [0, 1].
+            size: H and W of the images, if the model's images have no fixed size.
         """
         operations = self._operations_of(model)
-        return self._computing(operations.checked(operations.decode[as_uint8], check), "z")
+        operation = operations.checked(operations.decode[as_uint8], check)
+        return self._computing(operation, "z", size)
 
-    async def decode(self, call: Call, model: Model, z: Array, *, as_uint8: bool) -> Pixels:
+    async def decode(
+        self, call: Call, model: Model, z: Array, *, as_uint8: bool, clipped: bool = True
+    ) -> Pixels:
         """Decodes latents to images [N, C, H, W].
 
         Args:
             call: The per-call context.
             model: The model.
-            z: float32 [N, D].
+            z: float32 [N, D] or [N, c, h, w].
             as_uint8: Whether images are uint8, 0 to 255, rather than float32 in [0, 1].
+            clipped: Whether float32 images are clipped to [0, 1].
         """
-        operation = self._operations_of(model).decode[as_uint8]
-        work: InferenceRequest[Arrays] = InferenceRequest(operation, len(z), {"z": z})
+        operations = self._operations_of(model)
+        operation = operations.decode[as_uint8] if clipped else operations.raw
+        size = _size_of_latents(model, z)
+        work: InferenceRequest[Arrays] = InferenceRequest(operation, len(z), {"z": z}, None, size)
         return (await self._batcher.run(work, call))["image"]
 
     async def sample(
@@ -191,6 +215,7 @@ class Engine:
         temperature: float,
         truncation: float | None,
         as_uint8: bool,
+        size: ImageSize = (),
     ) -> Decoded:
         """Samples latents from the model's prior and decodes them.
 
@@ -205,26 +230,29 @@ class Engine:
             truncation: Bound on the absolute value of the noise, before `temperature` is
                 applied; None for no bound.
             as_uint8: Whether images are uint8, 0 to 255, rather than float32 in [0, 1].
+            size: H and W of the images, if the model's images have no fixed size.
 
         Raises:
             NotForThisModel: The model has no prior.
         """
         manifest = model.manifest
         if manifest.prior == "none":
-            raise NotForThisModel(
-                f"{manifest.name} is a plain autoencoder; it has no prior to sample from"
-            )
+            what = f"{manifest.name} is a plain autoencoder; it has"
+            if manifest.posterior != "delta":
+                what = f"{manifest.name} has"
+            raise NotForThisModel(f"{what} no prior to sample from")
+        shape = manifest.latent_shape_of(*size) if size else manifest.latent_shape
 
         def noise(start: int, stop: int) -> Array:
             eps = standard_normal(
                 draw.seed,
                 draw.offset + start,
                 stop - start,
-                manifest.latent_dim,
+                math.prod(shape),
                 truncation=truncation,
             )
             eps *= np.float32(temperature)
-            return eps
+            return eps.reshape(-1, *shape)
 
         operations = self._operations_of(model)
         if manifest.learned_prior:
@@ -243,13 +271,23 @@ class Engine:
             )
         else:
             work = InferenceRequest(
-                operations.sample[as_uint8], count, lambda start, stop: {"z": noise(start, stop)}
+                operations.sample[as_uint8],
+                count,
+                lambda start, stop: {"z": noise(start, stop)},
+                size=size,
             )
         outputs = await self._batcher.run(work, call)
         return Decoded(outputs["image"], outputs["z"])
 
     async def reconstruct(
-        self, call: Call, model: Model, images: Pixels, draw: Draw | None, *, as_uint8: bool
+        self,
+        call: Call,
+        model: Model,
+        images: Pixels,
+        draw: Draw | None,
+        *,
+        as_uint8: bool,
+        clipped: bool = True,
     ) -> Pixels:
         """Encodes images and decodes the posterior means, or samples of the posteriors.
 
@@ -259,13 +297,14 @@ class Engine:
             images: [N, C, H, W]; uint8, or float32 in [0, 1].
             draw: Seed and offset of the noise, or None for the means.
             as_uint8: Whether images are uint8, 0 to 255, rather than float32 in [0, 1].
+            clipped: Whether float32 images are clipped to [0, 1].
 
         Raises:
-            NotForThisModel: `draw` is set, but a plain autoencoder has no posterior.
+            NotForThisModel: As for `encode`.
         """
         encoded = await self.encode(call, model, images, draw)
         z = encoded.mean if encoded.z is None else encoded.z
-        return await self.decode(call, model, z, as_uint8=as_uint8)
+        return await self.decode(call, model, z, as_uint8=as_uint8, clipped=clipped)
 
     async def interpolate(
         self,
@@ -282,12 +321,17 @@ class Engine:
         Args:
             call: The per-call context.
             model: The model.
-            ends: The first and last latent, float32 [2, D].
+            ends: The first and last latent, float32 [2, D] or [2, c, h, w].
             steps: Number of points, both ends included; at least 2.
             on_arc: Whether to interpolate spherically rather than linearly.
             as_uint8: Whether images are uint8, 0 to 255, rather than float32 in [0, 1].
         """
-        path = (paths.spherical if on_arc else paths.linear)(ends[0], ends[1], steps)
+
+        def between() -> Array:
+            return (paths.spherical if on_arc else paths.linear)(ends[0], ends[1], steps)
+
+        large = steps * ends[0].nbytes > _INLINE_BYTES
+        path = await self.in_thread(between, call) if large else between()
         return Decoded(await self.decode(call, model, path, as_uint8=as_uint8), path)
 
     async def score(
@@ -303,17 +347,22 @@ class Engine:
             draw: Seed and offset of the noise of these draws.
 
         Raises:
-            NotForThisModel: The model is a plain autoencoder, which has no likelihood.
+            NotForThisModel: The model has no likelihood, posterior or prior.
         """
-        if model.manifest.posterior == "delta":
+        manifest = model.manifest
+        _refuse_without_encoder(model)
+        if manifest.posterior == "delta":
             raise NotForThisModel(
-                f"{model.manifest.name} is a plain autoencoder; it has no likelihood to score by"
+                f"{manifest.name} is a plain autoencoder; it has no likelihood to score by"
             )
+        if "none" in (manifest.likelihood, manifest.prior):
+            lacking = "likelihood" if manifest.likelihood == "none" else "prior"
+            raise NotForThisModel(f"{manifest.name} has no {lacking} to score by")
         encoded = await self.encode(call, model, images)
         assert encoded.log_var is not None  # a Gaussian posterior has one
         pixels = await self.in_thread(lambda: unit_range(images), call)
         scoring = Scoring(
-            self._batcher, self._background, self._operations_of(model), model.manifest, call
+            self._batcher, self._background, self._operations_of(model), manifest, call
         )
         return await scoring.score(pixels, encoded.mean, encoded.log_var, draws, draw)
 
@@ -326,11 +375,13 @@ class Engine:
         self._pool.close()
         self._background.close()
 
-    def _computing(self, operation: Operation, name: str) -> Compute:
+    def _computing(self, operation: Operation, name: str, size: ImageSize) -> Compute:
         run = self._batcher.run
 
         def compute(call: Call, rows: NDArray[Any]) -> Awaitable[Arrays]:
-            work: InferenceRequest[Arrays] = InferenceRequest(operation, len(rows), {name: rows})
+            work: InferenceRequest[Arrays] = InferenceRequest(
+                operation, len(rows), {name: rows}, None, size
+            )
             return run(work, call)
 
         return compute
@@ -340,3 +391,20 @@ class Engine:
         if operations is None:
             operations = self._operations[model] = Operations(model, self._observer)
         return operations
+
+
+def _refuse_without_encoder(model: Model) -> None:
+    manifest = model.manifest
+    if manifest.posterior == "none":
+        raise NotForThisModel(f"{manifest.name} is a decoder alone; it has no encoder")
+
+
+def _size_of_images(model: Model, images: Pixels) -> ImageSize:
+    """H and W of images [N, C, H, W] if the model's images have no fixed size, else empty."""
+    return images.shape[2:] if model.manifest.sizes is not None else ()
+
+
+def _size_of_latents(model: Model, z: Array) -> ImageSize:
+    """H and W of the images that latents are decoded to, like `_size_of_images`."""
+    sizes = model.manifest.sizes
+    return () if sizes is None else (sizes.factor * z.shape[2], sizes.factor * z.shape[3])

@@ -19,6 +19,8 @@ Nats = NDArray[np.float64]
 
 # Rows submitted at a time, draws times images: enough to fill a batch.
 _ROWS = 256
+# Bytes of images that are repeated at a time, since there are large ones.
+_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Scoring:
         self._operations = operations
         self._manifest = manifest
         self._call = call
+        # Shape of one latent. Latents are flat here, and get it back where they are decoded.
+        self._shape: tuple[int, ...] = ()
 
     async def score(
         self, images: Array, mean: Array, log_var: Array, draws: int, draw: Draw
@@ -77,12 +81,14 @@ class Scoring:
 
         Args:
             images: float32 [N, C, H, W] in [0, 1].
-            mean: Means of their posteriors, float32 [N, D].
-            log_var: Log-variances of their posteriors, float32 [N, D].
+            mean: Means of their posteriors, float32 [N, D] or [N, c, h, w].
+            log_var: Log-variances of their posteriors, of the same shape.
             draws: K, number of draws for the importance-weighted bound (Burda et al. 2016);
                 0 for none.
             draw: Seed and offset of the noise of these draws.
         """
+        self._shape = mean.shape[1:]
+        mean, log_var = mean.reshape(len(mean), -1), log_var.reshape(len(mean), -1)
         reconstruction = await self._nll(mean, images)
         if self._manifest.learned_prior:
             density = likelihood.gaussian_log_density(mean, mean, log_var)
@@ -99,7 +105,7 @@ class Scoring:
     ) -> Nats:
         rows, dim = mean.shape
         bound = likelihood.ImportanceBound(rows)
-        at_once = max(1, _ROWS // rows)
+        at_once = max(1, min(_ROWS // rows, _BYTES // pixels.nbytes))
         for first in range(0, draws, at_once):
             numbers = range(first, min(first + at_once, draws))
             means, log_vars, images = (
@@ -132,8 +138,9 @@ class Scoring:
         request = InferenceRequest(
             self._operations.logits,
             len(z),
-            {"z": z},
+            {"z": z.reshape(-1, *self._shape)},
             lambda outputs: likelihood.bernoulli_nll(outputs["logits"], images),
+            images.shape[2:] if self._manifest.sizes is not None else (),
         )
         return await self._batcher.run(request, self._call)
 

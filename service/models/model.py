@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle import Bundle, GraphName, Manifest
+from bundle import Bundle, GraphName, LatentMap, Manifest
 from common.memory import resident_memory
 from common.noise import NAME as NOISE
 from common.noise import standard_normal, uniform
@@ -39,6 +39,7 @@ class Model:
             without a learned prior.
         max_pixels: Maximum pixels of an image that this server computes with it.
         memory_bytes: Resident memory that loading it took, at least that of its graphs' files.
+        latent_map: Test images in its latent space; None if the bundle has no map.
     """
 
     manifest: Manifest
@@ -47,6 +48,7 @@ class Model:
     prior_std: Array = field(repr=False)
     max_pixels: int = 0
     memory_bytes: int = 0
+    latent_map: LatentMap | None = field(default=None, repr=False)
 
     @property
     def identity(self) -> str:
@@ -115,6 +117,7 @@ def load_model(
         *_prior_moments(manifest, graphs),
         max_pixels=most_pixels,
         memory_bytes=max(files, resident_memory() - before),
+        latent_map=bundle.latent_map,
     )
 
 

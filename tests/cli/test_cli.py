@@ -72,7 +72,7 @@ def test_help_does_not_wait_for_numpy_and_grpc(arguments):
     ("arguments", "text"),
     [
         (("encode", "nowhere.npy"), "nowhere.npy: No such file or directory"),
-        (("encode", "."), "got a folder without PNG and JPEG files"),
+        (("encode", "."), "got a folder without PNG, JPEG and WebP files"),
         (("encode", __file__), "test_cli.py: not an npy, PNG or JPEG file"),
         (("decode", __file__), "test_cli.py: "),
         (("sample", "-o", "/nonexistent/x.png"), "/nonexistent"),

@@ -160,7 +160,7 @@ def test_an_error_is_raised_when_not_retryable_or_out_of_attempts(failures, erro
 
 def test_a_sample_stream_resumes_after_the_last_chunk():
     plan = streams.sample_stream(
-        Retries(RETRY), 6, dtype="float32", chunk_rows=2, seed=7, offset=10
+        Limits(), Retries(RETRY), 6, dtype="float32", chunk_rows=2, seed=7, offset=10
     )
     driver = Driver(plan, failures=[None, unavailable()]).run()
     assert [len(samples.images) for samples in driver.results] == [2, 2, 2]

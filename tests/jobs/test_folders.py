@@ -101,7 +101,7 @@ def test_what_is_ignored_is_named(photos, caplog):
     assert len(said) == 1
     assert said[0] == (
         f"{photos}: ignored 2 .heic, 1 (broken link), 1 .\\x1b[1m, 1 .csv, 1 .jfif, 3 others; "
-        "wanted .png, .jpg, .jpeg"
+        "wanted .png, .jpg, .jpeg, .webp"
     )
     counts = walk(photos, SUFFIXES).others
     assert counts == {
@@ -112,7 +112,7 @@ def test_what_is_ignored_is_named(photos, caplog):
 
 def test_a_folder_of_other_files_says_what_there_is(tmp_path):
     (tmp_path / "1.heic").write_bytes(b"")
-    with pytest.raises(SourceError, match=r"without PNG and JPEG files; there are 1 \.heic$"):
+    with pytest.raises(SourceError, match=r"without PNG, JPEG and WebP files; there are 1 \.heic$"):
         image_files([tmp_path])
 
 
@@ -145,6 +145,6 @@ def test_a_job_encodes_what_lies_behind_links(photos, tmp_path):
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
     assert (done.returncode, done.stderr) == (
-        0, f"{photos}: ignored 1 .heic; wanted .png, .jpg, .jpeg\n",
+        0, f"{photos}: ignored 1 .heic; wanted .png, .jpg, .jpeg, .webp\n",
     )  # fmt: skip
     assert np.load(tmp_path / "job" / "mean-00000.npy").shape == (6, 3)

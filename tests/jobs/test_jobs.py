@@ -1,5 +1,6 @@
 """Dataset jobs: what they write, how they resume, and what they refuse."""
 
+import hashlib
 import itertools
 import json
 import multiprocessing
@@ -163,6 +164,26 @@ class TestOutput:
         }
         assert manifest["arrays"]["mean"] == {"dtype": "float32", "row_shape": [3]}
         assert len(manifest["source"]["sha256"]) == 64
+
+    def test_a_job_of_one_size_has_the_names_and_bytes_that_version_0_1_writes(
+        self, client, tmp_path
+    ):
+        images = (np.arange(7 * 16) % 251).astype(np.uint8).reshape(7, *SHAPE)
+        np.save(tmp_path / "images.npy", images)
+        jobs.encode(client, tmp_path / "images.npy", tmp_path / "j", shard_rows=4, resize=True)
+        digests = {
+            name: hashlib.sha256(content).hexdigest()[:8]
+            for name, content in contents(tmp_path / "j").items()
+        }
+        assert digests == {
+            ".lock": "e3b0c442",
+            "cursor.jsonl": "a11e29b8",
+            "job.json": "90624388",
+            "log_var-00000.npy": "d55ef00d",
+            "log_var-00001.npy": "c99109a7",
+            "mean-00000.npy": "6cd7a528",
+            "mean-00001.npy": "b4b6755d",
+        }
 
     def test_memory_does_not_grow_with_the_number_of_rows(self, client, tmp_path):
         np.save(tmp_path / "latents.npy", np.zeros((2_000_000, 3), np.float32))

@@ -1,5 +1,6 @@
 """A client without a server for tests of dataset jobs, and jobs in a process that kills itself."""
 
+import math
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common import pictures
 from latentserve import jobs
+from latentserve._client.codec import ImageSource
+from latentserve._client.values import LatentScaling, Sizes
 from latentserve._jobs import shards
 from latentserve.client import ModelInfo, Posterior, Samples
 
@@ -103,13 +107,120 @@ class ArithmeticClient:
             yield Samples(_as(pixels(z), dtype), z, seed, offset + first)
 
 
+def free_model_info(**changes: Any) -> ModelInfo:
+    """Description of a model of RGB images of any size, with latents [2, H / 4, W / 4]."""
+    fields: dict[str, Any] = {
+        "image_shape": (3, 16, 16),
+        "latent_dim": 32,
+        "latent_shape": (2, 4, 4),
+        "sizes": Sizes(factor=4, multiple=4, least=8, most_pixels=4096),
+        "latent_scaling": LatentScaling(scale=0.5),
+    }
+    return model_info("free", **{**fields, **changes})
+
+
+class FreeSizeClient(ArithmeticClient):
+    """A client of the model of `free_model_info`.
+
+    Attributes:
+        messages: Number of rows of each batch, and its offset in the seed's sequence.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.served = free_model_info()
+        self.messages: list[tuple[int, int]] = []
+
+    def encode_stream(
+        self,
+        batches: Iterable[Any],
+        *,
+        draw: bool,
+        seed: int | None,
+        offset: int,
+        resize: bool | tuple[int, int],
+        scaled: bool,
+        latent_dtype: str,
+        **_: Any,
+    ) -> Iterator[Posterior]:
+        self.asked.append("encode_stream")
+        for batch in batches:
+            self.before_reply()
+            if isinstance(batch, ImageSource):
+                offset = offset if batch.offset is None else batch.offset
+                batch = batch.content
+            mean = free_means(images_of(batch, resize))
+            self.messages.append((len(mean), offset))
+            z = None
+            if draw:
+                z = mean + noise(seed or 0, offset, len(mean), mean[0].size).reshape(mean.shape)
+                z = (z * (0.5 if scaled else 1)).astype(latent_dtype)
+            mean = (mean * (0.5 if scaled else 1)).astype(latent_dtype)
+            yield Posterior(mean, -mean, z, seed)
+            offset += len(mean)
+
+    def decode_stream(
+        self, batches: Iterable[NDArray[Any]], *, dtype: str, scaled: bool = False, **_: Any
+    ) -> Iterator[NDArray[Any]]:
+        self.asked.append("decode_stream")
+        for batch in batches:
+            self.before_reply()
+            yield _as(free_pixels(np.asarray(batch) * (2 if scaled else 1)), dtype)
+
+    def sample_stream(
+        self,
+        n: int,
+        *,
+        seed: int,
+        offset: int,
+        dtype: str,
+        chunk_rows: int,
+        size: tuple[int, int] | None = None,
+        **_: Any,
+    ) -> Iterator[Samples]:
+        height, width = size or self.served.image_shape[1:]
+        shape = (2, height // 4, width // 4)
+        for first in range(0, n, chunk_rows):
+            rows = min(chunk_rows, n - first)
+            z = noise(seed, offset + first, rows, math.prod(shape)).reshape(rows, *shape)
+            yield Samples(_as(free_pixels(z), dtype), z, seed, offset + first)
+
+
+def images_of(batch: Any, resize: bool | tuple[int, int] = False) -> NDArray[Any]:
+    """The images [N, C, H, W] of a batch of files of one size, or of arrays."""
+    if isinstance(batch, np.ndarray):
+        return batch
+    size = resize if isinstance(resize, tuple) else None
+    return np.stack([pictures.decode(content, size, 3) for content in batch])
+
+
+def free_means(images: NDArray[Any]) -> NDArray[np.float32]:
+    """Means [N, 2, H / 4, W / 4] of images [N, 3, H, W]: averages of their first channels."""
+    rows, _, height, width = images.shape
+    blocks = images[:, :2].astype(np.float32).reshape(rows, 2, height // 4, 4, width // 4, 4)
+    return blocks.mean(axis=(3, 5)) / 255
+
+
+def free_pixels(z: NDArray[Any]) -> NDArray[np.float32]:
+    """Images [N, 3, 4 h, 4 w] of latents [N, 2, h, w]."""
+    values = 1 / (1 + np.exp(-z.astype(np.float32)))
+    return values[:, [0, 1, 0]].repeat(4, axis=2).repeat(4, axis=3)
+
+
 def _as(images: NDArray[np.float32], dtype: str) -> NDArray[Any]:
-    return np.rint(images * 255).astype(np.uint8) if dtype == "uint8" else images
+    return np.rint(images * 255).astype(np.uint8) if dtype == "uint8" else images.astype(dtype)
 
 
-def run_job(client: Any, source: str, folder: Path, shard_format: Any, seed: int | None) -> Any:
-    """Runs a job in shards of 20 rows: sample for a number, decode for latents, else encode."""
-    common: dict[str, Any] = {"shard_rows": 20, "format": shard_format}
+def run_job(
+    client: Any,
+    source: str,
+    folder: Path,
+    shard_format: Any,
+    seed: int | None,
+    shard_rows: int = 20,
+) -> Any:
+    """Runs a job: sample for a number, decode for latents, else encode."""
+    common: dict[str, Any] = {"shard_rows": shard_rows, "format": shard_format}
     if source.isdecimal():
         return jobs.sample(client, int(source), folder, seed=seed, latents=True, **common)
     if Path(source).name.startswith("latents"):
@@ -136,8 +247,9 @@ def die_after(steps: int) -> None:
         setattr(shards._HashedFile, method, counted(getattr(shards._HashedFile, method)))
 
 
-def run_killed(folder: Path, source: str, shard_format: str, steps: int) -> None:
+def run_killed(folder: Path, source: str, shard_format: str, steps: int, **options: Any) -> None:
     """Runs a job and exits; the process is killed after `steps` disk operations."""
+    client = FreeSizeClient() if Path(source).is_dir() else ArithmeticClient()
     die_after(steps)
-    run_job(ArithmeticClient(), source, folder, shard_format, 7)
+    run_job(client, source, folder, shard_format, 7, **options)
     os._exit(0)

@@ -121,10 +121,10 @@ def test_valid_images_are_read_as_sent_and_any_fault_is_refused(sent):
 def test_valid_latents_are_read_as_sent_and_any_fault_is_refused(sent):
     tensor, array, fault = sent
     if fault is None:
-        assert (codec.read_latents(tensor, "latents", 3, 10) == array).all()
+        assert (codec.read_latents(tensor, "latents", (3,), 10) == array).all()
     else:
         with pytest.raises(InvalidArgument, match=r"latents\."):
-            codec.read_latents(tensor, "latents", 3, 10)
+            codec.read_latents(tensor, "latents", (3,), 10)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def refused(
 
 GREY, RGB = noise(28, 28), noise(28, 28, 3, seed=1)
 
-# One picture of each mode that a PNG or JPEG file can have, of 28x28 pixels.
+# One picture of each mode that a PNG, JPEG or WebP file can have, of 28x28 pixels.
 MODES = {
     "L": save(Image.fromarray(GREY)),
     "1": save(Image.fromarray(GREY > 127)),
@@ -78,8 +78,14 @@ MODES = {
     "RGB JPEG": save(Image.fromarray(np.dstack([smooth(28, 28)] * 3)), "JPEG"),
     "RGBA": save(Image.fromarray(RGB).convert("RGBA")),
     "CMYK JPEG": save(Image.fromarray(RGB).convert("CMYK"), "JPEG"),
+    "RGB WebP": save(Image.fromarray(RGB), "WEBP"),
+    "RGB lossless WebP": save(Image.fromarray(RGB), "WEBP", lossless=True),
+    "RGBA WebP": save(Image.fromarray(np.dstack([RGB, GREY])), "WEBP"),
 }
-ACCEPTED = {GREY_MODEL: {"L", "1", "I;16", "L JPEG"}, RGB_MODEL: {"RGB", "RGB grey", "RGB JPEG"}}
+ACCEPTED = {
+    GREY_MODEL: {"L", "1", "I;16", "L JPEG"},
+    RGB_MODEL: {"RGB", "RGB grey", "RGB JPEG", "RGB WebP", "RGB lossless WebP"},
+}
 
 
 @pytest.mark.parametrize("shape", ACCEPTED, ids=["grey model", "RGB model"])
@@ -182,14 +188,24 @@ def test_rows_have_the_order_of_the_files() -> None:
         (b"\xff\xd8\xff", "a file that is no picture, or damaged"),
         (save(Image.fromarray(GREY), "GIF"), "a file that is no picture"),
         (save(Image.fromarray(GREY), "BMP"), "a file that is no picture"),
-        (save(Image.fromarray(GREY), "WEBP"), "a file that is no picture"),
+        (save(Image.fromarray(GREY), "TIFF"), "a file that is no picture"),
+        (b"RIFF\x24\0\0\0WEBPVP8 ", "damaged"),
     ],
-    ids=["empty", "text", "PNG signature", "JPEG signature", "GIF", "BMP", "WebP"],
+    ids=[
+        "empty",
+        "text",
+        "PNG signature",
+        "JPEG signature",
+        "GIF",
+        "BMP",
+        "TIFF",
+        "WebP signature",
+    ],
 )
-def test_a_file_that_is_neither_png_nor_jpeg_is_refused(raw: bytes, got: str, resize: bool) -> None:
+def test_a_file_of_another_format_is_refused(raw: bytes, got: str, resize: bool) -> None:
     error = refused(raw, resize=resize)
     assert got in error.description
-    assert error.description.endswith("wanted a PNG or JPEG file")
+    assert error.description.endswith("wanted a PNG, JPEG or WebP file")
 
 
 @pytest.mark.parametrize("resize", [False, True])
@@ -283,7 +299,7 @@ def test_a_damaged_file_is_refused_or_decodes_and_a_png_to_the_same_pixels(
             del raw[place : place + data.draw(st.integers(1, 8))]
     for shape in (GREY_MODEL, RGB_MODEL):
         got = read_valid(bytes(raw), shape, resize)
-        if got is not None and "JPEG" not in mode:
+        if got is not None and not mode.endswith(("JPEG", "WebP")):
             # A change of pixels would not pass the checksums.
             assert (got == read_files([MODES[mode]], "images", shape, resize)).all()
 
@@ -294,7 +310,7 @@ def test_damage_with_valid_checksums_is_refused_or_decodes(
     mode: str, resize: bool, data: st.DataObject
 ) -> None:
     raw = MODES[mode]
-    if "JPEG" in mode:
+    if mode.endswith(("JPEG", "WebP")):
         chunks = [raw]
     else:
         chunks, place = [raw[:8]], 8

@@ -1,0 +1,171 @@
+"""The batcher with images of several sizes: slow rows, turns, and the memory of batches."""
+
+import asyncio
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.engine.call import Call
+from service.models.speed import Limits
+from tests.service.engine.test_batcher import Bench, Doubling, _settled
+
+SMALL, LARGE, HUGE = (8, 8), (512, 512), (1024, 1024)
+
+
+def _fast(row_bytes: int = 0, rows: int = 8, row_seconds: float = 1.0) -> Limits:
+    return Limits(rows, rows, row_bytes=row_bytes, run_seconds=0, row_seconds=row_seconds)
+
+
+def _slow(row_bytes: int = 0) -> Limits:
+    return Limits(1, 1, True, row_bytes=row_bytes, run_seconds=0, row_seconds=1.0)
+
+
+def _graph(name: str = "graph", **bytes_of: int) -> Doubling:
+    graph = Doubling(name)
+    graph.sizes = {
+        SMALL: _fast(bytes_of.get("small", 0)),
+        LARGE: _slow(bytes_of.get("large", 0)),
+        HUGE: _slow(bytes_of.get("huge", 0)),
+    }
+    return graph
+
+
+async def test_sizes_never_share_a_batch_and_take_turns() -> None:
+    bench, graph = Bench(), Doubling(max_batch_rows=2)
+    tasks = [bench.submit(graph, [1, 1, 1, 1], size=(8, 8))]
+    tasks += [bench.submit(graph, [2, 2, 2], size=(8, 16)), bench.submit(graph, [3], size=(8, 8))]
+    await bench.compute_all()
+    await asyncio.gather(*tasks)
+    assert graph.batches == [[1, 1], [2, 2], [3, 1], [2], [1]]
+
+
+async def test_slow_rows_are_computed_one_at_a_time_and_leave_a_thread_to_the_others() -> None:
+    bench, graph = Bench(threads=3), _graph()
+    photographs = bench.submit(graph, [1, 2, 3], size=LARGE)
+    await _settled()
+    assert len(bench.running) == 2
+    digit = bench.submit(graph, [10, 11], size=SMALL)
+    await _settled()
+    assert len(bench.running) == 3
+    last = bench.running.pop()
+    last[0]()
+    last[1]()
+    assert await digit == [20, 22]
+    assert graph.batches == [[10, 11]]
+    await bench.compute_all()
+    assert await photographs == [2, 4, 6]
+
+
+async def test_with_one_thread_a_slow_row_has_one_of_its_own() -> None:
+    bench, graph = Bench(threads=1), _graph()
+    photographs = bench.submit(graph, [1, 2], size=LARGE)
+    digits = [bench.submit(graph, [10], size=SMALL)]
+    await _settled()
+    digits.append(bench.submit(graph, [11], size=SMALL))
+    await _settled()
+    assert len(bench.running) == 2
+    await bench.compute_all()
+    await asyncio.gather(photographs, *digits)
+    assert sorted(graph.batches) == [[1], [2], [10], [11]]
+
+
+async def test_a_short_batch_is_computed_on_the_event_loop_beside_a_slow_row() -> None:
+    bench, graph = Bench(threads=2), _graph()
+    graph.sizes[SMALL] = _fast(row_seconds=1e-5)
+    slow = bench.submit(graph, [1, 2], size=LARGE)
+    await _settled()
+    assert len(bench.running) == 1
+    assert await bench.submit(graph, [10], size=SMALL) == [20]
+    assert len(bench.running) == 1
+    await bench.compute_all()
+    assert await slow == [2, 4]
+
+
+async def test_slow_rows_and_others_take_turns_for_an_idle_thread() -> None:
+    bench, graph = Bench(threads=2), _graph()
+    graph.sizes[SMALL] = _fast(rows=1)
+    digits = [bench.submit(graph, [value], size=SMALL) for value in range(10, 16)]
+    await _settled()
+    slow = bench.submit(graph, [1, 2], size=LARGE)
+    await bench.compute_all()
+    await asyncio.gather(slow, *digits)
+    assert graph.batches == [[10], [11], [1], [12], [2], [13], [14], [15]]
+
+
+async def test_callers_and_sizes_of_slow_rows_take_turns() -> None:
+    bench, graph = Bench(threads=2), _graph()
+    one, two = Call(caller="one"), Call(caller="two")
+    tasks = [
+        bench.submit(graph, [1, 2, 3], one, size=LARGE),
+        bench.submit(graph, [11, 12], two, size=LARGE),
+        bench.submit(graph, [21, 22], one, size=HUGE),
+    ]
+    await bench.compute_all()
+    await asyncio.gather(*tasks)
+    assert graph.batches == [[1], [21], [11], [22], [2], [12], [3]]
+
+
+async def test_a_slow_row_waits_for_memory_and_no_other_slow_row_overtakes_it() -> None:
+    bench, graph = Bench(threads=8, max_bytes=100), _graph(small=10, large=40, huge=90)
+    tasks = [bench.submit(graph, [1], size=LARGE)]
+    await _settled()
+    tasks += [bench.submit(graph, [2], size=HUGE), bench.submit(graph, [3], size=LARGE)]
+    await _settled()
+    assert len(bench.running) == 1
+    # Others take fewer rows than they might.
+    tasks.append(bench.submit(graph, list(range(10, 18)), size=SMALL))
+    await _settled()
+    await bench.compute(1)
+    await bench.compute_all()
+    await asyncio.gather(*tasks)
+    slow = [batch for batch in graph.batches if batch[0] < 10]
+    assert slow == [[1], [2], [3]]
+    small = [len(batch) for batch in graph.batches if batch[0] >= 10]
+    assert max(small) <= 6
+    assert bench.batcher._running_bytes == 0
+
+
+async def test_a_row_that_is_not_slow_never_waits_for_memory() -> None:
+    bench, graph = Bench(threads=2, max_bytes=100), _graph(small=10, huge=100)
+    slow = bench.submit(graph, [1], size=HUGE)
+    await _settled()
+    digits = bench.submit(graph, [10, 11], size=SMALL)
+    await _settled()
+    assert len(bench.running) == 2
+    await bench.compute_all()
+    await asyncio.gather(slow, digits)
+    assert graph.batches == [[1], [10], [11]]
+
+
+@settings(max_examples=60)
+@given(
+    requests=st.lists(
+        st.tuples(st.sampled_from([SMALL, LARGE, HUGE]), st.integers(1, 9)), min_size=1, max_size=12
+    ),
+    threads=st.integers(1, 4),
+    order=st.randoms(use_true_random=False),
+)
+async def test_every_row_is_computed_with_one_thread_free_of_slow_rows(
+    requests: list[tuple[tuple[int, int], int]], threads: int, order: object
+) -> None:
+    bench, graph = Bench(threads, max_bytes=200), _graph(small=10, large=60, huge=150)
+    tasks, value = [], 0
+    for size, rows in requests:
+        values = [float(number) for number in range(value, value + rows)]
+        value += rows
+        tasks.append((bench.submit(graph, values, size=size), values))
+        if order.random() < 0.5:  # type: ignore[attr-defined]
+            await _settled()
+    await _settled()
+    while bench.running:
+        batcher = bench.batcher
+        assert batcher._running_slow <= max(1, threads - 1)
+        assert batcher._running_fast <= threads
+        assert batcher._running_slow + batcher._running_fast == len(bench.running)
+        # A row in each thread, or else one slow row, may exceed the limit.
+        assert batcher._running_bytes <= 200 + max(10 * threads, 150)
+        index = order.randrange(len(bench.running))  # type: ignore[attr-defined]
+        bench.running.insert(0, bench.running.pop(index))
+        await bench.compute()
+    for task, values in tasks:
+        assert await task == [2 * value for value in values]
