@@ -12,7 +12,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from bundle import GraphName
+from bundle import GraphName, TensorSpec
 from training.model.prior import Density, Sampler
 from training.model.vae import Vae
 
@@ -29,6 +29,7 @@ class ExportedGraph:
         inputs: Names of the inputs.
         outputs: Names of the outputs.
         content: Content of the ONNX file.
+        free: Whether height and width are dynamic, as well as the batch axis.
     """
 
     name: GraphName
@@ -36,6 +37,7 @@ class ExportedGraph:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     content: bytes
+    free: bool = False
 
 
 class _Encoder(nn.Module):
@@ -109,6 +111,7 @@ def export_module(
     module: nn.Module,
     example: dict[str, Tensor],
     outputs: tuple[str, ...],
+    free: Sequence[TensorSpec] = (),
 ) -> ExportedGraph:
     """Exports one module as a graph that gives a row the same bits in every batch.
 
@@ -117,6 +120,8 @@ def export_module(
         module: Maps the inputs to a tuple of the outputs, in the order of `outputs`.
         example: Example inputs by name, of two rows or more.
         outputs: Names of the outputs.
+        free: Inputs and outputs, in order, of a module whose inputs are of any height and width;
+            empty if these are those of the examples.
     """
     with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript"):
         # The exporter's dependencies warn of each other's deprecations.
@@ -126,7 +131,7 @@ def export_module(
             tuple(example.values()),
             input_names=list(example),
             output_names=list(outputs),
-            dynamic_shapes=_dynamic_shapes(module, len(example)),
+            dynamic_shapes=_free_axes(free, example) or _dynamic_shapes(module, len(example)),
             opset_version=OPSET,
             dynamo=True,
             external_data=False,
@@ -135,9 +140,11 @@ def export_module(
     assert program is not None
     model = _with_exact_sums(program.model_proto)
     strip(model.graph, f"latentserve_{name}")
+    if free:
+        _name_axes(model.graph, free)
     buffer = io.BytesIO()
     onnx.save_model(model, buffer)
-    return ExportedGraph(name, module, tuple(example), outputs, buffer.getvalue())
+    return ExportedGraph(name, module, tuple(example), outputs, buffer.getvalue(), bool(free))
 
 
 def _with_exact_sums(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -195,6 +202,33 @@ def _dynamic_shapes(module: nn.Module, inputs: int) -> tuple[Any, ...]:
     shapes = tuple({0: rows} for _ in range(inputs))
     # torch.export takes the inputs of a `*args` forward as one argument.
     return (shapes,) if isinstance(module, _Tupled) else shapes
+
+
+def _free_axes(
+    specs: Sequence[TensorSpec], example: Mapping[str, Tensor]
+) -> tuple[dict[int, torch.export.Dim], ...]:
+    """The dynamic axes of each input by position, as `_dynamic_shapes`."""
+    names = {axis for spec in specs for axis in spec.shape if isinstance(axis, str)}
+    axes = {name: torch.export.Dim(name) for name in names}
+    return tuple(
+        {index: axes[axis] for index, axis in enumerate(spec.shape) if isinstance(axis, str)}
+        for spec in specs
+        if spec.name in example
+    )
+
+
+def _name_axes(graph: onnx.GraphProto, specs: Sequence[TensorSpec]) -> None:
+    """Gives the axes of inputs and outputs their names in the manifest.
+
+    The exporter names an output's axes by formulas such as `8*h`; inside the graph it leaves them,
+    where nobody needs them.
+    """
+    for value, spec in zip((*graph.input, *graph.output), specs, strict=True):
+        axes = value.type.tensor_type.shape.dim
+        for axis, name in zip(axes, spec.shape, strict=True):
+            if isinstance(name, str):
+                axis.dim_param = name
+    graph.ClearField("value_info")
 
 
 def strip(graph: onnx.GraphProto, name: str) -> None:

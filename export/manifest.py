@@ -22,7 +22,6 @@ from bundle import (
     TensorSpec,
 )
 from common import noise
-from export.graphs import OPSET
 from export.run import FinishedRun
 from export.variants import TOLERANCES, VARIANT_TOLERANCES, Precision
 from latentserve import __version__
@@ -74,10 +73,10 @@ def build_manifest(
         class_names=config.class_names,
         precision=precision,
         graphs={
-            graph: _graph_ref(f"{graph}.onnx", content, tolerances.get(graph, {}))
+            graph: graph_ref(f"{graph}.onnx", content, tolerances.get(graph, {}))
             for graph, content in graphs.items()
         },
-        golden=_file_ref("golden.npz", golden),
+        golden=file_ref("golden.npz", golden),
         tolerances=TOLERANCES,
         preprocessing={
             "channels": {1: "grey", 3: "rgb"}[config.image_shape[0]],
@@ -133,14 +132,24 @@ def _public_source(spec: DataSpec) -> str:
     return spec.source
 
 
-def _graph_ref(file: str, content: bytes, tolerances: dict[DeviceKind, float]) -> GraphRef:
-    graph = onnx.load_from_string(content).graph
+def graph_ref(
+    file: str, content: bytes, tolerances: Mapping[DeviceKind, float] | None = None
+) -> GraphRef:
+    """The manifest's record of a graph, read off its file.
+
+    Args:
+        file: Name of the file.
+        content: Content of the file.
+        tolerances: Tolerances that are wider than the manifest's, by device.
+    """
+    model = onnx.load_from_string(content)
+    graph = model.graph
     return GraphRef(
-        **_file_ref(file, content).model_dump(),
-        opset=OPSET,
+        **file_ref(file, content).model_dump(),
+        opset=model.opset_import[0].version,
         inputs=tuple(_tensor_spec(value) for value in graph.input),
         outputs=tuple(_tensor_spec(value) for value in graph.output),
-        tolerances=tolerances,
+        tolerances=dict(tolerances or {}),
     )
 
 
@@ -153,5 +162,11 @@ def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
     )
 
 
-def _file_ref(file: str, content: bytes) -> FileRef:
+def file_ref(file: str, content: bytes) -> FileRef:
+    """The manifest's record of a file.
+
+    Args:
+        file: Name of the file.
+        content: Content of the file.
+    """
     return FileRef(file=file, sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))

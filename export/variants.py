@@ -23,8 +23,9 @@ from common import noise
 from common.pixels import to_unit
 from export.errors import ExportError
 from export.graphs import ExportedGraph, strip
+from export.invariance import check_batch_invariance
 from export.subject import Subject
-from export.verify import ALLOWED_OPERATORS, check_batch_invariance, check_structure, torch_answers
+from export.verify import ALLOWED_OPERATORS, check_structure, torch_answers
 from service.models.onnx import Device, Graph
 
 Array = NDArray[np.float32]

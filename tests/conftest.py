@@ -90,6 +90,16 @@ def client(server: Server) -> Iterator[Client]:
 
 
 @pytest.fixture(scope="session")
+def taef2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with `taef2/1`, skipped without its weights. Not to be changed: copy it."""
+    if "LATENTSERVE_TAEF2" not in os.environ:
+        pytest.skip("LATENTSERVE_TAEF2 is not set: wanted a folder with taef2_encoder.pth")
+    from tests.support.taef2 import make
+
+    return made_once(tmp_path_factory, "taef2", cached("taef2", make))
+
+
+@pytest.fixture(scope="session")
 def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every kind of model, untrained: `runs/KIND` and `models/KIND/1`. Not to be changed."""
 

@@ -24,9 +24,9 @@ from bundle import Bundle, find_models, open_bundle
 from export.cli import main_export
 from export.errors import ExportError
 from export.graphs import OPSET, ExportedGraph, export_graphs, export_module
+from export.invariance import check_batch_invariance
 from export.verify import (
     ALLOWED_OPERATORS,
-    check_batch_invariance,
     check_parity,
     check_structure,
     measure_parity,

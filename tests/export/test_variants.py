@@ -17,8 +17,9 @@ from bundle import Bundle, open_bundle
 from export.errors import ExportError
 from export.export import export
 from export.graphs import ExportedGraph, export_graphs
+from export.invariance import check_batch_invariance
 from export.variants import PRECISIONS, VARIANT_OPERATORS, convert_decoder, differences_of
-from export.verify import ALLOWED_OPERATORS, check_batch_invariance, check_structure
+from export.verify import ALLOWED_OPERATORS, check_structure
 from latentserve.client import Client
 from service.models.model import ModelRefused, load_model
 from service.models.onnx import Device, Graph

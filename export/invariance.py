@@ -1,0 +1,187 @@
+"""Whether rows have the same bits in every batch: what decides how a server may batch them."""
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from bundle import GraphName, Manifest, Sizes
+from export.errors import ExportError
+from service.models.onnx import Device, Graph
+
+Inputs = Mapping[str, NDArray[Any]]
+
+#: Batch sizes that are compared, beside all rows at once.
+BATCHES = (1, 2, 3, 8)
+#: Threads of a run; 0 for all CPUs.
+_THREADS = (1, 2, 0)
+# Bytes by which a buffer starts after a multiple of 64. Every one is a multiple of 4, as NumPy's
+# own buffers are.
+_OFFSETS = (0, 4, 16, 36)
+_ALIGNMENT = 64
+# A batch makes a row that takes longer wait more than it saves.
+_SLOW_SECONDS = 0.05
+# Time of one row, about, of the largest size that is tried, and its largest height and width.
+_TRIAL_SECONDS = 0.05
+_TRIAL_PIXELS = 256
+
+
+def rows_at_once(name: GraphName, content: bytes, cases: Sequence[Inputs]) -> tuple[int, str]:
+    """Measures how many rows of a graph a server may compute at once.
+
+    Args:
+        name: Name of the graph.
+        content: Content of the ONNX file.
+        cases: Inputs by name, of several rows each; one case for each size that is tried, the
+            golden size first.
+
+    Returns:
+        0 for no limit, and an empty text; or 1, and why rows have to be computed one by one.
+    """
+    if reason := _uneven_normalization(content):
+        return 1, f"{name}: {reason}"
+    for inputs in cases:
+        if difference := find_difference(name, content, inputs):
+            return 1, difference
+    seconds = _row_seconds(content, cases[0])
+    if seconds > _SLOW_SECONDS:
+        return 1, f"{name}: a row takes {seconds:.2f} s, too long for a batch"
+    return 0, ""
+
+
+def check_batch_invariance(name: str, content: bytes, inputs: Inputs) -> None:
+    """Checks on the CPU that a row's bits do not depend on its batch, threads or alignment.
+
+    Seeded sampling relies on this.
+
+    Args:
+        name: Name of the graph, for the error.
+        content: Content of the ONNX file.
+        inputs: Inputs by name, with equal numbers of rows.
+
+    Raises:
+        ExportError: The bits of a row differ.
+    """
+    if difference := find_difference(name, content, inputs):
+        raise ExportError(difference)
+
+
+def find_difference(name: str, content: bytes, inputs: Inputs) -> str:
+    """Compares the bits of rows in batches of several sizes, on several numbers of threads.
+
+    Inputs start at addresses of several alignments.
+
+    Args:
+        name: Name of the graph.
+        content: Content of the ONNX file.
+        inputs: Inputs by name, with equal numbers of rows.
+
+    Returns:
+        The first output whose rows differ, and where; empty if all are equal.
+    """
+    count = len(next(iter(inputs.values())))
+    whole = Graph(content, Device("cpu"), rows=count).run(inputs)
+    offsets = itertools.cycle(_OFFSETS)
+    for threads in _THREADS:
+        session = Graph(content, Device("cpu"), threads, rows=count)
+        for batch in sorted({*BATCHES, count}):
+            for start in range(0, count, batch):
+                chunk, offset = slice(start, start + batch), next(offsets)
+                answers = session.run(
+                    {key: _at_offset(array[chunk], offset) for key, array in inputs.items()}
+                )
+                for output, rows in whole.items():
+                    if answers[output].tobytes() != rows[chunk].tobytes():
+                        return (
+                            f"{name}.{output}: rows differ between batches of {batch} and of "
+                            f"{count}"
+                        )
+    return ""
+
+
+def size_cases(
+    name: GraphName, content: bytes, manifest: Manifest, rows: int = max(BATCHES)
+) -> list[Inputs]:
+    """Random inputs of an encoder or decoder at the sizes that are tried.
+
+    Args:
+        name: `encoder` or `decoder`.
+        content: Content of the ONNX file.
+        manifest: The model's manifest; only its shapes and sizes are read.
+        rows: Rows of each case.
+
+    Returns:
+        One case for a model of fixed size; three for one of free size, the golden size first.
+    """
+    _, *golden = manifest.image_shape
+    sizes = [(golden[0], golden[1])]
+    if manifest.sizes is not None:
+        pixels = golden[0] * golden[1]
+        one = _random(name, manifest, sizes[0], 1)
+        seconds = max(_row_seconds(content, one), 1e-5)
+        sizes += trial_sizes(manifest.sizes, int(_TRIAL_SECONDS / seconds * pixels))
+    return [_random(name, manifest, size, rows) for size in sizes]
+
+
+def trial_sizes(sizes: Sizes, pixels: int) -> list[tuple[int, int]]:
+    """Two more heights and widths to try: one odd in both, as latents, and a large one.
+
+    Args:
+        sizes: The sizes that the model takes.
+        pixels: About the largest height times width that is worth its time.
+    """
+    step = sizes.multiple
+    odd = max(3, sizes.least // step) | 1
+    side = min(_TRIAL_PIXELS, int(min(pixels, sizes.most_pixels) ** 0.5)) // step
+    large = max(side, odd + 1)
+    tried = [(odd * step, (odd + 2) * step), (large * step, (large + 1) * step)]
+    return [(height, width) for height, width in tried if height * width <= sizes.most_pixels]
+
+
+def _random(name: GraphName, manifest: Manifest, size: tuple[int, int], rows: int) -> Inputs:
+    rng = np.random.default_rng(0)
+    if name == "encoder":
+        channels = manifest.image_shape[0]
+        return {"image": rng.random((rows, channels, *size), np.float32)}
+    return {"z": rng.standard_normal((rows, *manifest.latent_shape_of(*size)), np.float32)}
+
+
+def _row_seconds(content: bytes, inputs: Inputs) -> float:
+    """Time of one row on one thread, in seconds; the faster of two runs."""
+    session = Graph(content, Device("cpu"), threads=1)
+    one = {name: array[:1] for name, array in inputs.items()}
+    seconds = []
+    for _ in range(2):
+        began = time.perf_counter()
+        session.run(one)
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def _uneven_normalization(content: bytes) -> str:
+    """A normalization over a number of channels whose sums depend on alignment; else empty.
+
+    onnxruntime's InstanceNormalization and GroupNormalization add the values of a channel in an
+    order that depends on where in memory it starts, unless there are a multiple of 4 channels.
+    """
+    graph = onnx.load_from_string(content).graph
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type in ("InstanceNormalization", "GroupNormalization"):
+            channels = shapes.get(node.input[1], (1,))[0]
+            if channels % 4:
+                return f"{node.op_type} of {channels} channels, which is no multiple of 4"
+    return ""
+
+
+def _at_offset(rows: NDArray[Any], offset: int) -> NDArray[Any]:
+    """Copies rows to an address that is `offset` bytes above a multiple of 64."""
+    buffer = np.empty(rows.nbytes + 2 * _ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % _ALIGNMENT + offset
+    copy = buffer[start : start + rows.nbytes].view(rows.dtype).reshape(rows.shape)
+    copy[...] = rows
+    return copy
