@@ -41,6 +41,11 @@ def describe_server(models: Models, settings: Settings) -> pb.GetServerInfoRespo
         default_model=models.default,
         models=[describe_model(model, settings) for model in models],
         device=settings.device,
+        routes=[
+            pb.Route(name=name, version=version, percent=percent)
+            for name, route in models.routes.items()
+            for version, percent in route.shares
+        ],
     )
 
 

@@ -22,6 +22,7 @@ def test_workers_refuse_a_bad_certificate_with_one_error_and_status_2(folder, tm
     [
         (("--models", "/nonexistent"), "models folder /nonexistent: No such file"),
         (("--default-model", "three"), "default-model: got 'three'"),
+        (("--route", "one=1:90,9:10"), "route: one/9 is not served: no version 9"),
         (("--device", "tpu"), "device: got 'tpu'"),
         (("--host", "192.0.2.1"), "host: got '192.0.2.1', wanted an address of this machine"),
         (("--workers", "0"), "--workers: got '0'"),
