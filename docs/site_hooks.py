@@ -21,8 +21,8 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security.md",
-    "models/mnist/1/README.md": "models/mnist.md",
-    "models/mnist2d/1/README.md": "models/mnist2d.md",
+    "models/mnist/2/README.md": "models/mnist.md",
+    "models/mnist2d/2/README.md": "models/mnist2d.md",
 }
 _LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s]*)(?P<anchor>#[^)]*)?\)")
 _CODE = re.compile(r"^```.*?^```|`[^`\n]+`", re.DOTALL | re.MULTILINE)

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bundle import Manifest
+from bundle import DatasetRef, Manifest, Origin, Parity
 from export.commands import evaluate_command, export_command, train_command
 from export.pictures import MAX_CLASSES
 
@@ -15,13 +15,22 @@ _WIDTH = 100
 
 def model_card(manifest: Manifest) -> bytes:
     """The model card in Markdown: description, metrics, provenance and usage."""
-    checksums = "\n".join(
-        f"| `{name}` | `{sha}` |" for name, sha in manifest.dataset.sha256.items()
-    )
-    lines = f"""# {manifest.name}, version {manifest.version}
+    sections = [
+        f"# {manifest.name}, version {manifest.version}\n\n{_introduction(manifest)}",
+        *(_measured_and_trained(manifest, manifest.dataset) if manifest.dataset else []),
+        *([_origin(manifest.origin)] if manifest.origin else []),
+        *([_wrapped(_parity(manifest, manifest.parity))] if manifest.parity else []),
+        _usage(manifest),
+    ]
+    return "\n\n".join(sections).encode() + b"\n"
 
-{_introduction(manifest)}
-{_gallery(manifest)}
+
+def _measured_and_trained(manifest: Manifest, dataset: DatasetRef) -> list[str]:
+    """The sections on pictures, metrics and training."""
+    checksums = "\n".join(f"| `{name}` | `{sha}` |" for name, sha in dataset.sha256.items())
+    return [
+        f"""{_gallery(manifest).strip()}
+
 ## Metrics
 
 {_wrapped(_protocol(manifest.metrics))}
@@ -33,13 +42,13 @@ def model_card(manifest: Manifest) -> bytes:
 To measure again:
 
 ```bash
-{evaluate_command(manifest)}
+{evaluate_command(manifest, dataset)}
 ```
 
 ## Training
 
 ```bash
-{train_command(manifest)}
+{train_command(manifest, dataset)}
 {export_command(manifest)}
 ```
 
@@ -47,29 +56,40 @@ To measure again:
 
 | data file | SHA-256 of its content |
 |---|---|
-{checksums}
+{checksums}"""
+    ]
 
-{_wrapped(_parity(manifest))}
 
-## Usage
+def _origin(origin: Origin) -> str:
+    kind = f"{origin.class_name} of {origin.kind}" if origin.class_name else origin.kind
+    licence = f"; licence: {origin.licence}" if origin.licence else ""
+    checksums = "\n".join(f"| `{name}` | `{sha}` |" for name, sha in origin.sha256.items())
+    files = f"\n\n| file | SHA-256 |\n|---|---|\n{checksums}" if checksums else ""
+    return f"## Origin\n\n{_wrapped(f'Imported: {kind}{licence}.')}{files}"
+
+
+def _usage(manifest: Manifest) -> str:
+    encoding = f"""    posterior = client.encode(images, model="{manifest.name}")
+    images = client.decode(posterior.mean, model="{manifest.name}")
+"""
+    decoding = f"""    images = client.decode(latents, model="{manifest.name}")
+"""
+    return f"""## Usage
 
 ```python
 from latentserve.client import Client
 
 with Client("localhost:50051") as client:
-    posterior = client.encode(images, model="{manifest.name}")
-    images = client.decode(posterior.mean, model="{manifest.name}")
-{_sampling(manifest)}```
-"""
-    return lines.encode()
+{decoding if manifest.posterior == "none" else encoding}{_sampling(manifest)}```"""
 
 
 def _introduction(manifest: Manifest) -> str:
     channels, height, width = manifest.image_shape
-    colour = "grey" if channels == 1 else "RGB"
+    colour = {1: "grey", 3: "RGB"}.get(channels, f"{channels}-channel")
     posterior = {
         "gaussian": "The posterior is a diagonal Gaussian",
         "delta": "The encoder maps an image to a single point",
+        "none": "There is no encoder",
     }
     prior = {
         "none": "there is no prior to sample from",
@@ -79,11 +99,21 @@ def _introduction(manifest: Manifest) -> str:
         "flow-gmm": "the prior is a RealNVP flow over a mixture of Gaussians, fitted to the "
         "latents",
     }
-    kind = "A plain" if manifest.posterior == "delta" else "A variational"
+    likelihood = {"bernoulli": "the likelihood is Bernoulli", "none": "there is no likelihood"}
+    kind = "A variational" if manifest.posterior == "gaussian" else "A plain"
+    data = f" of {_data(manifest.dataset)}" if manifest.dataset else ""
+    size, latents = f"{height} x {width} pixels", f"{manifest.latent_dim} latent dimensions"
+    if manifest.spatial:
+        latents = f"latents of {' x '.join(map(str, manifest.latent_shape))}"
+    if manifest.sizes is not None:
+        size = f"any size in multiples of {manifest.sizes.multiple} pixels"
+        latents = (
+            f"latents of {manifest.latent_shape[0]} channels, {manifest.sizes.factor} times smaller"
+        )
     text = (
-        f"{kind} autoencoder of {_data(manifest)}: {colour} images of {height} x {width} pixels to "
-        f"{manifest.latent_dim} latent dimensions and back. {posterior[manifest.posterior]}, "
-        f"{prior[manifest.prior]}; the likelihood is {manifest.likelihood.capitalize()}."
+        f"{kind} autoencoder{data}: {colour} images of {size} to "
+        f"{latents} and back. {posterior[manifest.posterior]}, "
+        f"{prior[manifest.prior]}; {likelihood[manifest.likelihood]}."
     )
     if manifest.labels:
         text += (
@@ -100,8 +130,8 @@ def _named(names: Sequence[str]) -> str:
     return ", ".join(names[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-def _data(manifest: Manifest) -> str:
-    kind, _, rest = manifest.dataset.name.partition(":")
+def _data(dataset: DatasetRef) -> str:
+    kind, _, rest = dataset.name.partition(":")
     return {"folder": f"the pictures in `{rest}`", "idx": f"the IDX files `{rest}`"}.get(
         kind, {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST"}.get(kind, kind)
     )
@@ -160,12 +190,14 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _parity(manifest: Manifest) -> str:
-    parity = manifest.parity
+def _parity(manifest: Manifest, parity: Parity) -> str:
+    bits = "are the same in all of them."
+    if not parity.batch_invariant:
+        bits = "are not the same in all of them, so that a server computes rows one at a time."
     text = (
         f"At batch sizes {_listed(parity.batches)}, torch and onnxruntime differ by at most "
         f"{_differences(parity.max_abs_difference)} (tolerance: {parity.tolerance:g}); the bits of "
-        "a row are the same in all of them."
+        f"a row {bits}"
     )
     if parity.precision_difference:
         text += (

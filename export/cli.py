@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 import textwrap
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from bundle import BundleError
 from export.errors import ExportError
 from export.evaluate import Figures, Wanted, evaluate_path
 from export.export import export
+from export.reissue import reissue
 from export.variants import PRECISIONS
 from latentserve._cli.arguments import positive, uint64
 from latentserve._cli.common import HelpFormatter
@@ -29,12 +31,19 @@ def main_export(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="latentserve export",
         description="Export a finished run as the next version of a model: a bundle of ONNX\n"
-        "graphs, verified against torch and measured on the test set.",
+        "graphs, verified against torch and measured on the test set. A bundle of an older\n"
+        "schema is written again as today's, with the same graphs.",
         epilog="examples:\n  latentserve export runs/dense --to models/mnist\n"
-        "  latentserve export runs/dense --to models/mnist-int8 --decoder int8",
+        "  latentserve export runs/dense --to models/mnist-int8 --decoder int8\n"
+        "  latentserve export models/mnist/1 --to models/mnist",
         formatter_class=HelpFormatter,
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of `latentserve train`")
+    parser.add_argument(
+        "run",
+        type=Path,
+        metavar="RUN",
+        help="run folder of `latentserve train`, or a bundle as MODELS/NAME/VERSION",
+    )
     parser.add_argument(
         "--to",
         type=Path,
@@ -53,7 +62,7 @@ def main_export(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     try:
         with ProgressBar() as bar:
-            folder = export(
+            folder = _again(options, bar.line) or export(
                 options.run,
                 options.to,
                 decoder=options.decoder,
@@ -69,6 +78,19 @@ def main_export(arguments: list[str]) -> int:
     return 0
 
 
+def _again(options: argparse.Namespace, report: Callable[[str], None]) -> Path | None:
+    """Writes a bundle again, if the options name one, and returns the new one's folder.
+
+    Raises:
+        ExportError: An option is only for runs.
+    """
+    if not (options.run / "manifest.json").is_file():
+        return None
+    if options.decoder != "fp32":
+        raise ExportError(f"--decoder: got {options.decoder}; a bundle keeps its graphs")
+    return reissue(options.run, options.to, data=options.data, report=report)
+
+
 def main_evaluate(arguments: list[str]) -> int:
     """Runs `latentserve evaluate`.
 
@@ -79,7 +101,7 @@ def main_evaluate(arguments: list[str]) -> int:
         prog="latentserve evaluate",
         description="Measure a run or a bundle on its test set, without changing it.",
         epilog="examples:\n  latentserve evaluate runs/dense\n"
-        "  latentserve evaluate models/mnist/1 --importance 1000 --seed 1",
+        "  latentserve evaluate models/mnist/2 --importance 1000 --seed 1",
         formatter_class=HelpFormatter,
     )
     parser.add_argument(

@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Sequence
 
-from bundle import Manifest
+from bundle import DatasetRef, Manifest
 
 # Defaults of `export` and `evaluate`: an option with its default value is left out.
 _DEFAULT_IMAGES = 1000
@@ -11,11 +11,11 @@ _DEFAULT_SAMPLES = 10_000
 _WIDTH = 100
 
 
-def train_command(manifest: Manifest) -> str:
+def train_command(manifest: Manifest, dataset: DatasetRef) -> str:
     """The command that repeats the training."""
-    training, spec = manifest.training, manifest.dataset.spec
+    training, spec = manifest.training, dataset.spec
     options = [f"--preset {training.get('preset')}"]
-    options.append(f"--data {shlex.quote(spec.get('source', manifest.dataset.name))}")
+    options.append(f"--data {shlex.quote(spec.get('source', dataset.name))}")
     for name in ("image_size", "channels"):
         if spec.get(name) is not None:
             options.append(f"--{name.replace('_', '-')} {spec[name]}")
@@ -43,11 +43,11 @@ def export_command(manifest: Manifest) -> str:
     return _command("latentserve export", options + _measures(manifest))
 
 
-def evaluate_command(manifest: Manifest) -> str:
+def evaluate_command(manifest: Manifest, dataset: DatasetRef) -> str:
     """The command that measures the bundle's metrics again."""
     options = [f"MODELS/{manifest.name}/{manifest.version}", *_measures(manifest)]
-    if manifest.dataset.name.startswith(("folder:", "idx:")):
-        options.append(f"--data {shlex.quote(manifest.dataset.name)}")
+    if dataset.name.startswith(("folder:", "idx:")):
+        options.append(f"--data {shlex.quote(dataset.name)}")
     return _command("latentserve evaluate", options)
 
 
@@ -55,7 +55,8 @@ def _measures(manifest: Manifest) -> list[str]:
     """The options with which `export` and `evaluate` measure the same metrics."""
     metrics = manifest.metrics
     # By default, samples are judged if there is a classifier for the data; 0 switches that off.
-    can_judge = manifest.dataset.name == "mnist" and manifest.image_shape == (1, 28, 28)
+    data = manifest.dataset.name if manifest.dataset else ""
+    can_judge = data == "mnist" and manifest.image_shape == (1, 28, 28)
     unjudged = 0 if can_judge and manifest.prior != "none" else None
     stated = {
         "--draws": (metrics.get("draws"), 1),

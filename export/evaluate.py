@@ -229,6 +229,8 @@ def _open_bundle(path: Path) -> _Source:
     # By links as well, of any name: nothing is served under it.
     bundle = open_bundle(path.resolve())
     manifest = bundle.manifest
+    if manifest.dataset is None:
+        raise ExportError(f"{path}: its manifest names no data set on which it can be measured")
     subject = subject_of_graphs(
         bundle.graphs,
         latent_dim=manifest.latent_dim,

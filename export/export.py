@@ -12,7 +12,10 @@ from export.errors import ExportError
 from export.evaluate import Wanted
 from export.golden import golden_file, golden_rows, parity_inputs
 from export.graphs import ExportedGraph, export_graphs
+from export.invariance import measure_rows
+from export.latent_map import build_map
 from export.manifest import build_manifest
+from export.memory import bytes_per_pixel
 from export.metrics import measure_graphs, measure_variant
 from export.pictures import card_pictures
 from export.run import FinishedRun, load_run
@@ -81,11 +84,16 @@ def export(
     graphs = _contents(exported, variant)
     golden = golden_file(_golden(exported, variant, inputs))
     metrics = _measure(run, exported, variant, wanted, report, progress)
-    parity = _parity(differences, variant, inputs)
+    limit = measure_rows(graphs, cases)
+    if limit.reason:
+        report(f"rows are to be computed one at a time. {limit.reason}")
+    parity = _parity(differences, variant, inputs, limit.bit_invariant)
     means = torch_answers(exported["encoder"], inputs)["mean"][: len(run.golden_images)]
-    pictures = card_pictures(run.subject_of(graphs), run.golden_images, means, run.labels)
+    subject = run.subject_of(graphs)
+    pictures = card_pictures(subject, run.golden_images, means, run.labels)
+    latent_map = None if run.dataset is None else build_map(subject, run.dataset).to_bytes()
 
-    def manifest_for(version: int) -> Manifest:
+    def manifest_for(version: int, memory: float = 0.0) -> Manifest:
         return build_manifest(
             model.name,
             version,
@@ -93,14 +101,24 @@ def export(
             precision=decoder,
             graphs=graphs,
             golden=golden,
+            latent_map=latent_map,
             parity=parity,
             metrics=metrics,
+            rows_at_once=limit.rows,
+            bytes_per_pixel=memory,
         )
 
+    memory = bytes_per_pixel(graphs, manifest_for(1))
     files = {f"{name}.onnx": content for name, content in graphs.items()}
     files |= {"golden.npz": golden} | pictures
+    if latent_map is not None:
+        files["map.npz"] = latent_map
     return write_bundle(
-        model, files, manifest_for, {"README.md": model_card}, check=_check_servable
+        model,
+        files,
+        lambda version: manifest_for(version, memory),
+        {"README.md": model_card},
+        check=check_servable,
     )
 
 
@@ -149,18 +167,19 @@ def _parity(
     differences: dict[str, float],
     variant: ExportedGraph | None,
     inputs: Mapping[str, NDArray[Any]],
+    batch_invariant: bool,
 ) -> Parity:
     """Builds the manifest's record of a successful comparison with torch."""
     return Parity(
         batches=BATCHES,
         max_abs_difference=differences,
         tolerance=TOLERANCES["cpu"],
-        batch_invariant=True,
+        batch_invariant=batch_invariant,
         precision_difference={} if variant is None else differences_of(variant, inputs["z"]),
     )
 
 
-def _check_servable(bundle: Bundle) -> None:
+def check_servable(bundle: Bundle) -> None:
     """Loads a bundle as a server would, including the comparison with its golden rows.
 
     Raises:

@@ -2,7 +2,8 @@
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,27 +31,46 @@ _TRIAL_SECONDS = 0.05
 _TRIAL_PIXELS = 256
 
 
-def rows_at_once(name: GraphName, content: bytes, cases: Sequence[Inputs]) -> tuple[int, str]:
-    """Measures how many rows of a graph a server may compute at once.
+@dataclass(frozen=True)
+class RowLimit:
+    """How many rows of a model a server may compute at once.
+
+    Attributes:
+        rows: `Manifest.rows_at_once`: 0 for no limit, or 1.
+        bit_invariant: Whether rows have the same bits in every batch.
+        reason: Why the limit is 1; empty if it is 0.
+    """
+
+    rows: int
+    bit_invariant: bool
+    reason: str = ""
+
+
+def measure_rows(
+    graphs: Mapping[GraphName, bytes], cases: Mapping[GraphName, Sequence[Inputs]]
+) -> RowLimit:
+    """Measures whether the rows of a model may be computed in batches.
 
     Args:
-        name: Name of the graph.
-        content: Content of the ONNX file.
-        cases: Inputs by name, of several rows each; one case for each size that is tried, the
-            golden size first.
-
-    Returns:
-        0 for no limit, and an empty text; or 1, and why rows have to be computed one by one.
+        graphs: Content of the ONNX files by name of the graph.
+        cases: For each graph, inputs by name, of several rows each; one case for each size that
+            is tried, the golden size first.
     """
-    if reason := _uneven_normalization(content):
-        return 1, f"{name}: {reason}"
-    for inputs in cases:
-        if difference := find_difference(name, content, inputs):
-            return 1, difference
-    seconds = _row_seconds(content, cases[0])
-    if seconds > _SLOW_SECONDS:
-        return 1, f"{name}: a row takes {seconds:.2f} s, too long for a batch"
-    return 0, ""
+    for name, content in graphs.items():
+        reason = _uneven_normalization(name, content)
+        reason = reason or next(filter(None, _differences(name, content, cases[name])), "")
+        if reason:
+            return RowLimit(1, bit_invariant=False, reason=reason)
+    for name, content in graphs.items():
+        seconds = _row_seconds(content, cases[name][0])
+        if seconds > _SLOW_SECONDS:
+            reason = f"{name}: a row takes {seconds:.2f} s, which gains nothing from a batch"
+            return RowLimit(1, bit_invariant=True, reason=reason)
+    return RowLimit(0, bit_invariant=True)
+
+
+def _differences(name: str, content: bytes, cases: Sequence[Inputs]) -> Iterator[str]:
+    return (find_difference(name, content, inputs) for inputs in cases)
 
 
 def check_batch_invariance(name: str, content: bytes, inputs: Inputs) -> None:
@@ -162,7 +182,7 @@ def _row_seconds(content: bytes, inputs: Inputs) -> float:
     return min(seconds)
 
 
-def _uneven_normalization(content: bytes) -> str:
+def _uneven_normalization(name: str, content: bytes) -> str:
     """A normalization over a number of channels whose sums depend on alignment; else empty.
 
     onnxruntime's InstanceNormalization and GroupNormalization add the values of a channel in an
@@ -174,7 +194,7 @@ def _uneven_normalization(content: bytes) -> str:
         if node.op_type in ("InstanceNormalization", "GroupNormalization"):
             channels = shapes.get(node.input[1], (1,))[0]
             if channels % 4:
-                return f"{node.op_type} of {channels} channels, which is no multiple of 4"
+                return f"{name}: {node.op_type} of {channels} channels, not a multiple of 4"
     return ""
 
 

@@ -43,8 +43,11 @@ def build_manifest(
     precision: Precision,
     graphs: Mapping[GraphName, bytes],
     golden: bytes,
+    latent_map: bytes | None,
     parity: Parity,
     metrics: dict[str, Any],
+    rows_at_once: int,
+    bytes_per_pixel: float,
 ) -> Manifest:
     """Builds a manifest.
 
@@ -55,8 +58,11 @@ def build_manifest(
         precision: Precision of the decoder.
         graphs: Content of the ONNX files by name of the graph.
         golden: Content of `golden.npz`.
+        latent_map: Content of `map.npz`; None without the data.
         parity: Result of the comparison with torch.
         metrics: Metrics on the test set.
+        rows_at_once: Maximum rows to compute at once; 0 for no limit.
+        bytes_per_pixel: Peak memory of a row per pixel of its image.
     """
     config = run.config
     tolerances = {"decoder": VARIANT_TOLERANCES.get(precision, {})}
@@ -66,6 +72,7 @@ def build_manifest(
         created_at=datetime.now(UTC).replace(microsecond=0),
         image_shape=config.image_shape,
         latent_dim=config.model.latent_dim,
+        latent_shape=(config.model.latent_dim,),
         likelihood="bernoulli",
         posterior=config.model.posterior,
         prior=config.model.prior.kind,
@@ -78,6 +85,9 @@ def build_manifest(
         },
         golden=file_ref("golden.npz", golden),
         tolerances=TOLERANCES,
+        tolerance_kind="relative",
+        rows_at_once=rows_at_once,
+        bytes_per_pixel=bytes_per_pixel,
         preprocessing={
             "channels": {1: "grey", 3: "rgb"}[config.image_shape[0]],
             "size": list(config.image_shape[1:]),
@@ -92,6 +102,7 @@ def build_manifest(
         ),
         training=_training(config, run.trained_metrics),
         metrics=metrics,
+        latent_map=None if latent_map is None else file_ref("map.npz", latent_map),
         score_percentiles=run.score_percentiles,
         parity=parity,
         tools={

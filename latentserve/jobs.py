@@ -24,12 +24,13 @@ from typing import TypeVar
 from latentserve._client import codec, scalars
 from latentserve._client.parameters import Resize
 from latentserve._jobs import run
+from latentserve._jobs.arrays import Arrays
 from latentserve._jobs.folder import JobError
 from latentserve._jobs.npy import SourceError
 from latentserve._jobs.results import latents_of
 from latentserve._jobs.run import Finished, Progress
 from latentserve._jobs.shards import FORMATS, Format, MissingPackage
-from latentserve._jobs.sources import Arrays, Pictures
+from latentserve._jobs.sources import Pictures
 from latentserve._jobs.tasks import (
     PIXELS,
     DecodeTask,

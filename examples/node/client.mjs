@@ -91,9 +91,10 @@ function describe(model) {
   const { channels, height, width } = model.image_shape;
   const labels = model.labels.length ? `labels ${model.labels.join(" ")}` : "no labels";
   const devices = [...new Set(model.graphs.map(({ device }) => device))].join(", ");
+  const free = model.sizes ? " and other sizes" : "";
   return (
-    `${model.name} version ${model.version}: ${width}x${height} ` +
-    `${channels === "1" ? "grey" : "RGB"}, ${model.latent_dim} latents, ` +
+    `${model.name} version ${model.version}: ${width}x${height}${free} ` +
+    `${channels === "1" ? "grey" : "RGB"}, ${model.latent_shape.join("x")} latents, ` +
     `prior ${model.prior}, ${labels}, on ${devices}`
   );
 }

@@ -71,6 +71,19 @@ def duration(text: str) -> float:
     return float(parts[1]) * {"m": 60.0, "h": 3600.0}.get(parts[2], 1.0)
 
 
+def size(text: str) -> tuple[int, int]:
+    """Parses the height and width of images, such as `512x768`.
+
+    Raises:
+        argparse.ArgumentTypeError: `text` is not such a pair.
+    """
+    parts = re.fullmatch(r"(\d{1,9})x(\d{1,9})", text, re.ASCII)
+    height, width = (int(parts[1]), int(parts[2])) if parts else (0, 0)
+    if min(height, width) < 1:
+        raise argparse.ArgumentTypeError(f"got {text}, wanted HEIGHTxWIDTH in pixels")
+    return height, width
+
+
 def number(text: str) -> float:
     """Parses a finite number.
 

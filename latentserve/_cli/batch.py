@@ -8,8 +8,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentserve._cli.arguments import duration, positive
-from latentserve._cli.common import Run, add_draw, add_resize, command, listing
+from latentserve._cli.arguments import duration, positive, size
+from latentserve._cli.common import (
+    Run,
+    add_draw,
+    add_resize,
+    add_scaled,
+    add_size,
+    command,
+    listing,
+    resize_of,
+)
 from latentserve._cli.connection import add_model, connect
 from latentserve._cli.failures import Failure, printable
 from latentserve._cli.generate import add_sampling
@@ -54,6 +63,7 @@ def add(commands: Any) -> None:
         help="npy files, or PNG, JPEG and WebP files and folders of them",
     )
     add_resize(encode)
+    add_size(encode)
     encode.add_argument(
         "--bucket",
         type=positive,
@@ -62,6 +72,13 @@ def add(commands: Any) -> None:
         "aspect ratio; for models that take images of any size",
     )
     add_draw(encode, "also draw z from each posterior")
+    add_scaled(encode)
+    encode.add_argument(
+        "--latent-dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="dtype of the latents (default: float32)",
+    )
 
     decode = _job(
         jobs,
@@ -79,6 +96,8 @@ def add(commands: Any) -> None:
         help="npy files of latents; or the folder of a finished job, whose rows are read in order: "
         "its z, else its mean, else its latents",
     )
+    add_scaled(decode)
+    decode.set_defaults(scaled=None)  # as the job was that wrote the latents
     _add_dtype(decode)
 
     sample = _job(
@@ -97,6 +116,13 @@ def add(commands: Any) -> None:
         "--latents",
         action="store_true",
         help="also write the latents that the images are decoded from",
+    )
+    sample.add_argument(
+        "--size",
+        type=size,
+        metavar="HxW",
+        help="height and width of the images, for a model that takes several sizes (default: those "
+        "that `info` shows)",
     )
     _add_dtype(sample)
     batch.epilog = f"""jobs:
@@ -158,9 +184,9 @@ def _job(
 def _add_dtype(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
-        choices=("uint8", "float32"),
+        choices=("uint8", "float32", "float16"),
         default="uint8",
-        help="dtype of the images: uint8 from 0 to 255, float32 in [0, 1] (default: uint8)",
+        help="dtype of the images: uint8 from 0 to 255, floats in [0, 1] (default: uint8)",
     )
 
 
@@ -174,8 +200,10 @@ def _encode(options: argparse.Namespace, client: "Client", common: dict[str, Any
         draw=options.draw,
         seed=options.seed,
         offset=options.offset,
-        resize=options.resize,
+        resize=resize_of(options),
         bucket=options.bucket,
+        scaled=options.scaled,
+        latent_dtype=options.latent_dtype,
         **common,
     )
 
@@ -183,7 +211,14 @@ def _encode(options: argparse.Namespace, client: "Client", common: dict[str, Any
 def _decode(options: argparse.Namespace, client: "Client", common: dict[str, Any]) -> "Finished":
     from latentserve import jobs
 
-    return jobs.decode(client, options.source, options.to, dtype=options.dtype, **common)
+    return jobs.decode(
+        client,
+        options.source,
+        options.to,
+        dtype=options.dtype,
+        scaled=options.scaled,
+        **common,
+    )
 
 
 def _sample(options: argparse.Namespace, client: "Client", common: dict[str, Any]) -> "Finished":
@@ -200,6 +235,7 @@ def _sample(options: argparse.Namespace, client: "Client", common: dict[str, Any
         truncation=options.truncation,
         dtype=options.dtype,
         latents=options.latents,
+        size=options.size,
         **common,
     )
 

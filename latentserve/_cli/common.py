@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from latentserve._cli.arguments import positive, uint64
+from latentserve._cli.arguments import positive, size, uint64, whole
 from latentserve._cli.connection import add_connection
 
 #: Runs a command with its parsed options; returns the exit status.
@@ -62,10 +62,11 @@ def add_images(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="IMAGES",
-        help="PNG and JPEG files, folders of them, or one npy file: [N, C, H, W], [N, H, W] or "
-        "[N, C*H*W], uint8 or floats in [0, 1]; - for standard input",
+        help="PNG, JPEG and WebP files, folders of them, or one npy file: [N, C, H, W], "
+        "[N, H, W] or [N, C*H*W], uint8 or floats in [0, 1]; - for standard input",
     )
     add_resize(parser)
+    add_size(parser)
 
 
 def add_resize(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +75,32 @@ def add_resize(parser: argparse.ArgumentParser) -> None:
         "--resize",
         action="store_true",
         help="crop, resize and convert image files whose size or colour mode is not the model's",
+    )
+
+
+def add_size(parser: argparse.ArgumentParser) -> None:
+    """Adds `--size`, the size that image files are converted to."""
+    parser.add_argument(
+        "--size",
+        type=size,
+        metavar="HxW",
+        help="as --resize, but to this height and width; for a model that takes images of several "
+        "sizes (with --resize: the nearest of them)",
+    )
+
+
+def resize_of(options: argparse.Namespace) -> bool | tuple[int, int]:
+    """Returns the argument `resize` of the client's methods."""
+    chosen: bool | tuple[int, int] = options.size or options.resize
+    return chosen
+
+
+def add_scaled(parser: argparse.ArgumentParser) -> None:
+    """Adds `--scaled`."""
+    parser.add_argument(
+        "--scaled",
+        action="store_true",
+        help="latents are scaled as diffusion models expect them, by the factor that `info` shows",
     )
 
 
@@ -102,7 +129,11 @@ def add_draw(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def add_pictures(
-    parser: argparse.ArgumentParser, default: str, array: str = "float32 array"
+    parser: argparse.ArgumentParser,
+    default: str,
+    array: str = "float32 array",
+    *,
+    files: bool = False,
 ) -> None:
     """Adds `--output`, `--as` and `--zoom` to a command that makes images.
 
@@ -110,29 +141,44 @@ def add_pictures(
         parser: Parser of the command.
         default: Default of `--output`.
         array: Content of an npy file, for the help.
+        files: Whether one image may also be written as a JPEG or WebP file; adds `--quality`, and
+            `--unclipped`.
     """
+    alone = ", one image as .jpg or .webp," if files else ""
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         default=Path(default),
         metavar="FILE",
-        help=f"file to write: a grid as .png or the {array} as .npy; - for standard output "
+        help=f"file to write: a grid as .png{alone} or the {array} as .npy; - for standard output "
         f"(default: {default})",
     )
     parser.add_argument(
         "--as",
         dest="format",
-        choices=("png", "npy"),
+        choices=("png", "npy", *(("jpg", "webp") if files else ())),
         help="format to write (default: from the file's suffix; png on standard output)",
     )
     parser.add_argument(
         "--zoom",
         type=positive,
-        default=2,
         metavar="N",
-        help="enlargement factor of the images in the grid (default: 2)",
+        help="enlargement factor of the images in the grid (default: 2, or 1 for images of 128 "
+        "pixels and more)",
     )
+    if files:
+        parser.add_argument(
+            "--quality",
+            type=whole(1, 100),
+            metavar="N",
+            help="quality of a JPEG or WebP file, 1 to 100 (default: 95)",
+        )
+        parser.add_argument(
+            "--unclipped",
+            action="store_true",
+            help="write the decoder's values as they are to .npy, not clipped to [0, 1]",
+        )
 
 
 def add_columns(parser: argparse.ArgumentParser, default: str = "a nearly square grid") -> None:

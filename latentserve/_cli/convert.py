@@ -6,13 +6,23 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentserve._cli.common import add_columns, add_draw, add_images, add_pictures, command
+from latentserve._cli.common import (
+    add_columns,
+    add_draw,
+    add_images,
+    add_pictures,
+    add_scaled,
+    command,
+    resize_of,
+)
 from latentserve._cli.connection import add_model, connect
+from latentserve._cli.failures import Usage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from latentserve._cli.inputs import Images
+    from latentserve._cli.outputs import Output
 
 
 def add(commands: Any) -> None:
@@ -24,6 +34,7 @@ def add(commands: Any) -> None:
         "map images to posteriors",
         "latentserve encode digits.npy -o posterior.npz",
         "latentserve encode images/*.png --resize --seed 7 -o posterior.npz",
+        "latentserve encode photo.jpg --resize --model taef2 -o z.npy",
     )
     add_images(encode)
     encode.add_argument(
@@ -33,9 +44,18 @@ def add(commands: Any) -> None:
         default=Path("posterior.npz"),
         metavar="FILE",
         help="npz file to write: mean, log_var (unless the model is a plain autoencoder) and, if "
-        "drawn, z; - for standard output (default: posterior.npz)",
+        "drawn, z; or npy file: z if drawn, else mean; - for npz on standard output "
+        "(default: posterior.npz)",
     )
     add_draw(encode, "also draw z from each posterior")
+    add_scaled(encode)
+    encode.add_argument(
+        "--latent-dtype",
+        choices=("float32", "float16", "bfloat16"),
+        default="float32",
+        help="dtype of the latents on the wire; those of bfloat16 are written as float32 "
+        "(default: float32)",
+    )
     add_model(encode)
 
     decode = command(
@@ -44,15 +64,17 @@ def add(commands: Any) -> None:
         _decode,
         "map latents to images",
         "latentserve decode posterior.npz -o decoded.png",
+        "latentserve decode z.npy --model taef2 -o back.jpg",
     )
     decode.add_argument(
         "latents",
         type=Path,
         metavar="LATENTS",
-        help="npy file [N, D], or npz file written by `encode` (uses its z if present, else its "
-        "mean); - for standard input",
+        help="npy file [N, D] or [N, c, h, w], or npz file written by `encode` (uses its z if "
+        "present, else its mean); - for standard input",
     )
-    add_pictures(decode, "decoded.png")
+    add_pictures(decode, "decoded.png", files=True)
+    add_scaled(decode)
     add_columns(decode)
     add_model(decode)
 
@@ -65,7 +87,9 @@ def add(commands: Any) -> None:
         "latentserve reconstruct images/*.png --seed 7 -o both.png",
     )
     add_images(reconstruct)
-    add_pictures(reconstruct, "reconstructed.png", "float32 array of the reconstructions")
+    add_pictures(
+        reconstruct, "reconstructed.png", "float32 array of the reconstructions", files=True
+    )
     add_columns(reconstruct, "up to 16 in one row, else a nearly square grid")
     add_draw(reconstruct, "decode a draw from each posterior instead of its mean")
     add_model(reconstruct)
@@ -77,7 +101,7 @@ def _encode(options: argparse.Namespace) -> int:
     from latentserve._cli.inputs import read_images
     from latentserve._cli.outputs import output
 
-    target = output(options, "npz")
+    target = output(options, "npz", "npy")
     images = read_images(options.images)
     with connect(options) as client, images.named():
         posterior = client.encode(
@@ -85,55 +109,91 @@ def _encode(options: argparse.Namespace) -> int:
             draw=options.draw,
             seed=options.seed,
             offset=options.offset,
-            resize=options.resize,
+            resize=resize_of(options),
+            scaled=options.scaled,
+            latent_dtype=options.latent_dtype,
             model=options.model,
             version=options.model_version,
         )
+    seed = "" if posterior.seed is None else f", seed {posterior.seed}"
+    buffer = io.BytesIO()
+    if target.format == "npy":
+        name, latents = ("mean", posterior.mean) if posterior.z is None else ("z", posterior.z)
+        np.save(buffer, latents)
+        target.write(buffer.getvalue(), f"{name} of {len(images)} images{seed}")
+        return 0
     fields = {"mean": posterior.mean, "log_var": posterior.log_var, "z": posterior.z}
     # A plain autoencoder has no log_var.
     arrays: dict[str, Any] = {name: array for name, array in fields.items() if array is not None}
-    buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    seed = "" if posterior.seed is None else f", seed {posterior.seed}"
     target.write(buffer.getvalue(), f"{' and '.join(arrays)} of {len(images)} images{seed}")
     return 0
 
 
 def _decode(options: argparse.Namespace) -> int:
     from latentserve._cli.inputs import read_latents
-    from latentserve._cli.outputs import output
 
-    target = output(options, "png", "npy")
+    target = _picture_output(options)
     latents = read_latents(options.latents)
+    decoding = {
+        "scaled": options.scaled,
+        "unclipped": options.unclipped,
+        "quality": options.quality,
+        "model": options.model,
+        "version": options.model_version,
+    }
     with connect(options) as client:
-        images = client.decode(
-            latents, dtype=target.dtype, model=options.model, version=options.model_version
-        )
+        images = client.decode(latents, dtype=target.file_format or target.dtype, **decoding)
+    if isinstance(images, list):
+        target.write_file(images, "1 image")
+        return 0
     target.write_images(images, f"{len(images)} images", columns=options.columns, zoom=options.zoom)
     return 0
+
+
+def _picture_output(options: argparse.Namespace) -> "Output":
+    """Determines the output of a command that also writes JPEG and WebP files.
+
+    Raises:
+        Usage: An option does not go with the format.
+        Failure: As from `output`.
+    """
+    from latentserve._cli.outputs import output
+
+    target = output(options, "png", "npy", "jpg", "jpeg", "webp")
+    if options.unclipped and target.format != "npy":
+        raise Usage(f"--unclipped: got a {target.format} file, wanted -o FILE.npy or --as npy")
+    if options.quality is not None and target.file_format is None:
+        raise Usage(f"--quality: got a {target.format} file, wanted a .jpg or .webp file")
+    return target
 
 
 def _reconstruct(options: argparse.Namespace) -> int:
     from latentserve._cli.inputs import read_images
     from latentserve._cli.originals import has_pillow
-    from latentserve._cli.outputs import output
     from latentserve._client.codec import fresh_seed
 
-    target = output(options, "png", "npy")
+    target = _picture_output(options)
     images = read_images(options.images)
     # Chosen here, so that it can be reported.
     seed = fresh_seed() if options.draw and options.seed is None else options.seed
     with connect(options) as client, images.named():
+        drawing: dict[str, Any] = {
+            "seed": seed,
+            "offset": options.offset,
+            "resize": resize_of(options),
+            "unclipped": options.unclipped,
+            "quality": options.quality,
+            "model": options.model,
+            "version": options.model_version,
+        }
         made = client.reconstruct(
-            images.values,
-            seed=seed,
-            offset=options.offset,
-            resize=options.resize,
-            dtype=target.dtype,
-            model=options.model,
-            version=options.model_version,
+            images.values, dtype=target.file_format or target.dtype, **drawing
         )
     what = f"{len(made)} images" + ("" if seed is None else f", seed {seed}")
+    if isinstance(made, list):
+        target.write_file(made, what)
+        return 0
     if target.format == "npy":
         target.write_images(made, what)
         return 0

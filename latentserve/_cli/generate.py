@@ -4,13 +4,24 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentserve._cli.arguments import index, number, positive, positive_number, uint64, whole
+from latentserve._cli.arguments import (
+    index,
+    number,
+    positive,
+    positive_number,
+    size,
+    uint64,
+    whole,
+)
 from latentserve._cli.common import (
     add_columns,
     add_offset,
     add_pictures,
     add_resize,
+    add_scaled,
+    add_size,
     command,
+    resize_of,
 )
 from latentserve._cli.connection import add_model, connect
 from latentserve._cli.failures import Failure, Usage
@@ -43,6 +54,13 @@ def add(commands: Any) -> None:
     which.add_argument(
         "--by-label", action="store_true", help="sample every class, one row of the grid per class"
     )
+    sample.add_argument(
+        "--size",
+        type=size,
+        metavar="HxW",
+        help="height and width of the images, for a model that takes several sizes (default: those "
+        "that `info` shows)",
+    )
     add_pictures(sample, "samples.png")
     add_columns(sample)
     add_model(sample)
@@ -60,8 +78,8 @@ def add(commands: Any) -> None:
         type=Path,
         nargs="+",
         metavar="END",
-        help="the two ends: either two files (PNG, JPEG or npy) of one image or latent each, or a "
-        "single file of two rows (npy, or npz from `encode`)",
+        help="the two ends: either two files (PNG, JPEG, WebP or npy) of one image or latent each, "
+        "or a single file of two rows (npy, or npz from `encode`)",
     )
     interpolate.add_argument(
         "--steps",
@@ -77,6 +95,8 @@ def add(commands: Any) -> None:
         help="path: a straight line or an arc (default: linear)",
     )
     add_resize(interpolate)
+    add_size(interpolate)
+    add_scaled(interpolate)
     add_pictures(interpolate, "interpolated.png")
     add_columns(interpolate, "all in one row")
     add_model(interpolate)
@@ -119,6 +139,7 @@ def add(commands: Any) -> None:
         help="file of the image or latent in the middle (default: the mean of the prior)",
     )
     add_resize(traverse)
+    add_size(traverse)
     add_pictures(traverse, "traversed.png", "float32 array [rows, columns, C, H, W]")
     add_model(traverse)
 
@@ -179,6 +200,7 @@ def _sample(options: argparse.Namespace) -> int:
                 label=label,
                 temperature=options.temperature,
                 truncation=options.truncation,
+                size=options.size,
                 dtype=target.dtype,
                 model=options.model,
                 version=options.model_version,
@@ -204,7 +226,9 @@ def _interpolate(options: argparse.Namespace) -> int:
             options.steps,
             method=options.method,
             dtype=target.dtype,
-            resize=options.resize,
+            latents=_are_latents(options.ends),
+            scaled=options.scaled,
+            resize=resize_of(options),
             model=options.model,
             version=options.model_version,
         )
@@ -215,6 +239,11 @@ def _interpolate(options: argparse.Namespace) -> int:
         zoom=options.zoom,
     )
     return 0
+
+
+def _are_latents(paths: list[Path]) -> bool | None:
+    """Whether files are of `encode`, whose npz files hold only latents; None if they may not be."""
+    return all(path.suffix == ".npz" for path in paths) or None
 
 
 def _ends(paths: list[Path]) -> "tuple[NDArray[Any] | bytes, NDArray[Any] | bytes]":
@@ -248,7 +277,8 @@ def _traverse(options: argparse.Namespace) -> int:
             range=options.range,
             middle=None if options.middle is None else read_end(options.middle),
             dtype=target.dtype,
-            resize=options.resize,
+            latents=None if options.middle is None else _are_latents([options.middle]),
+            resize=resize_of(options),
             model=options.model,
             version=options.model_version,
         )

@@ -29,7 +29,8 @@ class Images:
     """The images that a command reads.
 
     Attributes:
-        values: Array of N images, as for `Client.encode`, or contents of N PNG and JPEG files.
+        values: Array of N images, as for `Client.encode`, or contents of N PNG, JPEG and WebP
+            files.
         files: Names of the N files; None for an array.
     """
 
@@ -80,7 +81,7 @@ def read_images(paths: Sequence[Path]) -> Images:
                 raise Usage(f"{file}: got an npy file among {len(files)} files, wanted it alone")
             return Images(_array(file, content), None)
         if not is_picture(content):
-            raise Failure(f"{printable(str(file))}: not an npy, PNG or JPEG file")
+            raise Failure(f"{printable(str(file))}: not an npy, PNG, JPEG or WebP file")
         contents.append(content)
     return Images(contents, [str(file) for file in files])
 
@@ -108,7 +109,7 @@ def read_end(path: Path) -> NDArray[Any] | bytes:
     if is_picture(content):
         return content
     if not content.startswith((MAGIC, _NPZ)):
-        raise Failure(f"{printable(str(path))}: not an npy, npz, PNG or JPEG file")
+        raise Failure(f"{printable(str(path))}: not an npy, npz, PNG, JPEG or WebP file")
     array = _array(path, content, ("z", "mean"))
     if array.ndim in (2, 4) and len(array) == 1:
         row: NDArray[Any] = array[0]

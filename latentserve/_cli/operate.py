@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from latentserve._cli.common import command
 from latentserve._cli.connection import add_model, connect
+from latentserve._client.memory import in_words
 
 if TYPE_CHECKING:
-    from latentserve.client import ModelInfo, ServerInfo
+    from latentserve.client import LatentScaling, ModelInfo, ServerInfo
 
 
 def add(commands: Any) -> None:
@@ -85,27 +86,41 @@ def _runtime(server: "ServerInfo") -> str:
 
 
 def _limits(server: "ServerInfo") -> Iterator[str]:
-    yield f"limits: {server.max_rows} rows, {server.max_message_bytes} bytes a message"
+    pixels = f", {server.max_pixels} pixels an image" if server.max_pixels else ""
+    yield f"limits: {server.max_rows} rows, {server.max_message_bytes} bytes a message{pixels}"
     yield (
         f"in flight: {server.max_queue_rows} rows, {server.max_queue_bytes} bytes; "
         f"score: {server.max_score_draws} draws"
     )
+    for route in server.routes:
+        yield f"route: {route.name}/{route.version} answers {route.percent} % of calls"
 
 
 def _described(model: "ModelInfo", default: str) -> Iterator[str]:
-    channels, height, width = model.image_shape
     is_default = " (default)" if model.name == default else ""
-    made = f"{model.created_at:%Y-%m-%d}"
-    yield f"{model.name}/{model.version}{is_default}: trained on {model.dataset}, made {made}"
-    yield f"  images     {channels} x {height} x {width}, {model.likelihood}"
+    made = f"made {model.created_at:%Y-%m-%d}"
+    yield ", ".join((f"{model.name}/{model.version}{is_default}: {_source(model)}", made))
+    likelihood = "no likelihood" if model.likelihood == "none" else model.likelihood
+    yield f"  images     {_times(model.image_shape)}, {likelihood}"
+    if (sizes := model.sizes) is not None:
+        yield (
+            f"  sizes      multiples of {sizes.multiple} from {sizes.least}, up to "
+            f"{sizes.most_pixels} pixels; an axis of the latents is {sizes.factor} times shorter"
+        )
+    posterior = "no encoder" if model.posterior == "none" else _explained(model.posterior)
     yield (
-        f"  latents    {model.latent_dim}, posterior {_explained(model.posterior)}, prior "
+        f"  latents    {_times(model.latent_shape)}, posterior {posterior}, prior "
         f"{_explained(model.prior)}"
     )
+    if model.latent_scaling is not None:
+        yield f"  scaled     {_scaling(model.latent_scaling)}"
     yield f"  labels     {_listed(model.labels)}"
     yield f"  decoder    {model.precision}"
     yield f"  devices    {', '.join(f'{name} {on}' for name, on in model.devices.items())}"
-    yield f"  max rows   {model.max_rows}"
+    at_once = f", {model.rows_at_once} computed at once" if model.rows_at_once else ""
+    yield f"  max rows   {model.max_rows}{at_once}"
+    if model.memory_bytes:
+        yield f"  memory     {in_words(model.memory_bytes)}{_row_memory(model)}"
     for line in _figures(model.metrics):
         yield f"  {line}"
 
@@ -118,6 +133,35 @@ _EXPLAINED = {
     "flow": "normalizing flow",
     "flow-gmm": "flow over a mixture of Gaussians",
 }
+
+
+def _source(model: "ModelInfo") -> str:
+    """Describes where a model comes from."""
+    origin = model.origin
+    if origin is None:
+        return f"trained on {model.dataset or 'unknown data'}"
+    licence = f", licence {origin.licence}" if origin.licence else ""
+    return f"from {origin.kind} {origin.class_name}".rstrip() + licence
+
+
+def _times(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _scaling(scaling: "LatentScaling") -> str:
+    if scaling.scale is None:
+        return f"(latent - mean) / std, for each of {len(scaling.std)} channels"
+    shift = f" - {scaling.shift:g}" if scaling.shift else ""
+    return f"(latent{shift}) * {scaling.scale:g}" if shift else f"latent * {scaling.scale:g}"
+
+
+def _row_memory(model: "ModelInfo") -> str:
+    """Describes the memory of computing one row of the stated size."""
+    if not model.bytes_per_pixel:
+        return ""
+    _, height, width = model.image_shape
+    row = in_words(round(model.bytes_per_pixel * height * width))
+    return f", and {row} for each image of {height} x {width}"
 
 
 def _explained(name: str) -> str:

@@ -22,7 +22,7 @@ def originals(
     """Converts images to pixels, without resizing any.
 
     Args:
-        values: Array of images, as for `Client.encode`, or contents of PNG and JPEG files.
+        values: Array of images, as for `Client.encode`, or contents of PNG, JPEG and WebP files.
         shape: [N, C, H, W] of the result.
 
     Returns:
@@ -59,7 +59,7 @@ def _decode(content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
 
     channels, height, width = shape
     try:
-        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as picture:
+        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "WEBP")) as picture:
             if picture.mode != _MODES.get(channels) or picture.size != (width, height):
                 return None
             pixels = np.asarray(picture)

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from latentserve._cli import streams
 from latentserve._cli.failures import Failure, Usage, printable
 from latentserve._cli.interrupt import Interrupt
-from latentserve._cli.png import encode_png, grid
+from latentserve._cli.png import GAP, encode_png, grid
 from latentserve._files import atomic_write, reason
 
 _STDOUT = Path("-")
+# Height or width from which images are shown in their own size, in pixels.
+_LARGE = 128
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Output:
 
     Attributes:
         path: File to write; `-` for standard output.
-        format: `png`, `npy`, `npz`, `csv` or `jsonl`.
+        format: `png`, `jpg`, `jpeg`, `webp`, `npy`, `npz`, `csv` or `jsonl`.
     """
 
     path: Path
@@ -33,8 +35,32 @@ class Output:
 
     @property
     def dtype(self) -> Literal["float32", "uint8"]:
-        """Dtype of the images to request: uint8 for a PNG file, else float32."""
+        """Dtype of the images to request for a PNG or npy file: uint8 or float32."""
         return "uint8" if self.format == "png" else "float32"
+
+    @property
+    def file_format(self) -> Literal["jpeg", "webp"] | None:
+        """Format of the files to request; None if the images are to be requested as an array."""
+        if self.format == "webp":
+            return "webp"
+        return "jpeg" if self.format in ("jpg", "jpeg") else None
+
+    def write_file(self, files: list[bytes], what: str) -> None:
+        """Writes the only one of the files that a server made.
+
+        Args:
+            files: Contents of the files.
+            what: Description of the result, to print.
+
+        Raises:
+            Failure: There are several files, or the file cannot be written.
+        """
+        if len(files) != 1:
+            raise Failure(
+                f"{printable(str(self.path))}: got {len(files)} images, wanted one for a "
+                f".{self.format} file; a .png file shows several"
+            )
+        self.write(files[0], what)
 
     def write(self, content: bytes, what: str) -> None:
         """Writes the result, and prints what was written.
@@ -69,7 +95,7 @@ class Output:
         what: str,
         *,
         columns: int | None = None,
-        zoom: int = 1,
+        zoom: int | None = None,
         array: NDArray[Any] | None = None,
     ) -> None:
         """Writes images as a grid, or as an array.
@@ -78,7 +104,8 @@ class Output:
             images: [N, C, H, W] of `dtype`.
             what: Description of the result, to print.
             columns: Images per row of the grid; a nearly square grid by default.
-            zoom: Enlargement factor of the images in the grid.
+            zoom: Enlargement factor of the images in the grid; by default 2, or 1 for large images.
+                A large image alone has no frame then.
             array: Array to write in place of `images` if the format is npy.
 
         Raises:
@@ -95,7 +122,10 @@ class Output:
                 f"{self.path}: got images of {images.shape[1]} channels, wanted 1 or 3 for a "
                 "picture; --as npy writes the array"
             )
-        self.write(encode_png(grid(images, columns, zoom=zoom)), what)
+        large = max(images.shape[2:]) >= _LARGE
+        gap = 0 if large and zoom is None and len(images) == 1 else GAP
+        sheet = grid(images, columns, gap, zoom=zoom or (1 if large else 2))
+        self.write(encode_png(sheet), what)
 
 
 def output(options: argparse.Namespace, *formats: str) -> Output:
@@ -115,7 +145,7 @@ def output(options: argparse.Namespace, *formats: str) -> Output:
         chosen = getattr(options, "format", None) or formats[0]
         if 1 in streams.closed:
             raise Failure("-o -: standard output is closed")
-        if chosen in ("png", "npy", "npz") and sys.stdout.isatty():
+        if chosen not in ("csv", "jsonl") and sys.stdout.isatty():
             raise Usage(f"-o -: standard output is a terminal, wanted a pipe for a {chosen} file")
     elif chosen not in formats:
         names = " or ".join(f".{name}" for name in formats)

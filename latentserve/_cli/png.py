@@ -15,6 +15,8 @@ _GREY, _RGB = 0, 2
 
 #: Grey value around and between images.
 BACKGROUND = 48
+#: Width of the lines around and between images, in pixels before the zoom.
+GAP = 2
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
@@ -44,7 +46,7 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def grid(
-    images: NDArray[np.uint8], columns: int | None = None, gap: int = 2, zoom: int = 1
+    images: NDArray[np.uint8], columns: int | None = None, gap: int = GAP, zoom: int = 1
 ) -> NDArray[np.uint8]:
     """Arranges images in rows, left to right and top to bottom.
 

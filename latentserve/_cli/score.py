@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentserve._cli.arguments import index, uint64
-from latentserve._cli.common import add_images, add_offset, command
+from latentserve._cli.common import add_images, add_offset, command, resize_of
 from latentserve._cli.connection import add_model, connect
 from latentserve._cli.failures import printable
 
@@ -77,7 +77,7 @@ def _score(options: argparse.Namespace) -> int:
             draws=options.draws,
             seed=options.seed,
             offset=options.offset,
-            resize=options.resize,
+            resize=resize_of(options),
             model=options.model,
             version=options.model_version,
         )

@@ -393,10 +393,8 @@ def _joined_pair(first: tensor_pb2.Images, second: tensor_pb2.Images) -> tensor_
     """
     sources = {images.WhichOneof("source") for images in (first, second)}
     if sources == {"encoded"}:
-        encoded = tensor_pb2.EncodedImages(
-            files=[*first.encoded.files, *second.encoded.files], resize=first.encoded.resize
-        )
-        return tensor_pb2.Images(encoded=encoded)
+        first.encoded.files.extend(second.encoded.files)
+        return first
     if sources == {"tensor"}:
         arrays = [codec.to_array(images.tensor) for images in (first, second)]
         if arrays[0].shape == arrays[1].shape and arrays[0].dtype == arrays[1].dtype:

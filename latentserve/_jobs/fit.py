@@ -9,10 +9,11 @@ from latentserve._client.headers import PictureSize
 from latentserve._client.parameters import Resize
 from latentserve._client.values import ModelInfo
 from latentserve._jobs import sizes
+from latentserve._jobs.arrays import Arrays, Part
 from latentserve._jobs.npy import SourceError
 from latentserve._jobs.plan import Numbers
 from latentserve._jobs.sizes import Size, Sizes
-from latentserve._jobs.sources import Arrays, Part, Pictures
+from latentserve._jobs.sources import Pictures
 
 #: Most sizes of picture files that are encoded as they are.
 MOST_SIZES = 64
@@ -52,7 +53,7 @@ def planned_images(source: Arrays, model: ModelInfo, bucket: int | None) -> list
             if len(shape) < 2 or shape[:-2] not in leading:
                 _refuse(part, [[channels, "H", "W"], *golden[1:]])
             size = (shape[-2], shape[-1])
-            _check_size(part.name, f"images of {sizes.label(size)}", size, model.sizes)
+            _check_size(part.name, sizes.described(size), size, model.sizes)
         planned.append(size)
     if len(set(planned)) > MOST_SIZES:
         raise SourceError(_too_many(part.name, len(set(planned))))
@@ -77,7 +78,9 @@ def planned_latents(source: Arrays, model: ModelInfo) -> list[Planned]:
             if len(shape) != 3 or shape[0] != latent[0]:
                 _refuse(part, [[latent[0], "h", "w"], *golden[1:]])
             size = (shape[1] * model.sizes.factor, shape[2] * model.sizes.factor)
-            _check_size(part.name, f"latents of images of {sizes.label(size)}", size, model.sizes)
+            _check_size(
+                part.name, f"latents of images of {sizes.described(size)}", size, model.sizes
+            )
         planned.append(size)
     return _distinct(source, planned)
 
@@ -139,7 +142,7 @@ def _targets(
             targets[size] = sizes.nearest(size.upright, allowed)
         else:
             targets[size] = size.height, size.width
-            got = f"{sizes.label(targets[size])} pixels"
+            got = sizes.described(targets[size])
             _check_size(str(file), got, targets[size], allowed, ", or resize")
     return targets
 
@@ -183,7 +186,7 @@ def _distinct(source: Arrays, planned: list[Size]) -> list[Planned]:
 
 
 def _only(name: str, got: object, only: Size) -> ValueError:
-    return ValueError(f"{name}: got {got}, but the model takes {sizes.label(only)} alone")
+    return ValueError(f"{name}: got {got}, but the model takes {sizes.described(only)} alone")
 
 
 def _refuse(part: Part, shapes: Sequence[Sequence[int | str]]) -> NoReturn:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from latentserve._jobs.arrays import Arrays, RowFile
 from latentserve._jobs.folder import CURSOR, MANIFEST, CompleteShard, read_cursor
 from latentserve._jobs.npy import NpyFile, SourceError
 from latentserve._jobs.shards import load_pyarrow
-from latentserve._jobs.sources import Arrays, RowFile
 
 # Arrays of latents that a job may write; the first one that is there is read.
 _LATENTS = ("z", "mean", "latents")

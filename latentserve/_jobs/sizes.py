@@ -29,9 +29,13 @@ class Sizes(Protocol):
 
 
 def label(size: Size) -> str:
-    """Returns a size as text, width first as sizes of pictures are written, for example `96x64`."""
-    height, width = size
-    return f"{width}x{height}"
+    """Returns a size for file names, height first as in `--size` and in the shapes of arrays."""
+    return f"{size[0]}x{size[1]}"
+
+
+def described(size: Size) -> str:
+    """Returns a size for messages."""
+    return f"height {size[0]} and width {size[1]}"
 
 
 def is_allowed(size: Size, sizes: Sizes) -> bool:

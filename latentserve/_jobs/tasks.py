@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from latentserve._client.codec import image_source
 from latentserve._client.parameters import Resize
 from latentserve._client.values import ModelInfo
+from latentserve._jobs.arrays import Arrays
 from latentserve._jobs.fit import (
     latent_shape,
     planned_images,
@@ -26,7 +27,7 @@ from latentserve._jobs.npy import SourceError
 from latentserve._jobs.plan import Group, Numbers, PlannedShard, in_order, runs
 from latentserve._jobs.shards import Column
 from latentserve._jobs.sizes import Size
-from latentserve._jobs.sources import Arrays, OnHashed, Pictures, rows_that_fit
+from latentserve._jobs.sources import OnHashed, Pictures, rows_that_fit
 from latentserve.client import Client, InvalidArgument
 
 # Messages in flight on a stream, the client's default; and the most of them if they are small.

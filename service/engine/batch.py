@@ -34,6 +34,9 @@ class Graph(Protocol):
     def run(self, inputs: Arrays, outputs: tuple[str, ...], size: Size) -> Arrays:
         """Runs the graph: maps arrays by input name to arrays by output name."""
 
+    def release_memory(self) -> None:
+        """Returns memory that earlier runs took to the system."""
+
 
 class Operation:
     """A graph with its pre- and postprocessing; requests of one operation may share a batch.
@@ -46,9 +49,12 @@ class Operation:
             arrays of the requests.
         check: Raises if rows are invalid. Called once for a whole batch and, only if that
             raises, once for each request's rows.
+
+    Attributes:
+        limits: The graph's limits for images of the golden size.
     """
 
-    __slots__ = ("after", "before", "check", "graph", "outputs")
+    __slots__ = ("after", "before", "check", "graph", "limits", "outputs")
 
     def __init__(
         self,
@@ -59,6 +65,7 @@ class Operation:
         check: Callable[[Arrays], None] | None = None,
     ):
         self.graph = graph
+        self.limits = graph.limits(())
         self.outputs = outputs
         self.before = before
         self.after = after

@@ -33,7 +33,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
-from service.engine.batch import Batch, InferenceRequest, Operation, QueueEntry, Segment, Size
+from service.engine.batch import (
+    Batch,
+    Graph,
+    InferenceRequest,
+    Operation,
+    QueueEntry,
+    Segment,
+    Size,
+)
 from service.engine.call import Call
 from service.engine.turns import Turns
 from service.errors import DeadlineExceeded
@@ -52,6 +60,8 @@ INLINE_SECONDS_ONE_CORE: Final = 3e-3
 #: The same if only one call is in flight: no other call waits for the event loop, and waking a
 #: thread, then the loop, would cost the call a quarter of a millisecond.
 INLINE_SECONDS_ONE_CALL: Final = 1e-3
+# Seconds after its last slow row that a graph's memory is returned to the system.
+_RELEASE_SECONDS: Final = 10.0
 # Event-loop iterations after which a batch is dispatched even if requests keep arriving.
 _MAX_ITERATIONS: Final = 4
 
@@ -117,6 +127,8 @@ class Batcher:
         self._slow: _Queues = OrderedDict()
         self._fast: _Queues = OrderedDict()
         self._slow_is_next = False
+        # When each graph with slow rows last ran.
+        self._last_runs: dict[Graph, float] = {}
         # Empty queues for reuse: at low load, most calls would make one.
         self._spare: list[Turns[QueueEntry]] = []
         self._scheduled = self._enqueued = False
@@ -141,8 +153,9 @@ class Batcher:
         """
         loop = asyncio.get_running_loop()
         entry = QueueEntry(request, call, loop.create_future(), self._clock())
-        key = request.operation, request.size
-        queues = self._slow if request.operation.graph.limits(request.size).slow else self._fast
+        operation, size = key = request.operation, request.size
+        limits = operation.graph.limits(size) if size else operation.limits
+        queues = self._slow if limits.slow else self._fast
         queue = queues.get(key)
         if queue is None:
             queues[key] = queue = self._spare.pop() if self._spare else Turns()
@@ -205,9 +218,22 @@ class Batcher:
         """Adds a batch to those that are running, or subtracts it."""
         if batch.limits.slow:
             self._running_slow += change
+            if not self._last_runs:
+                asyncio.get_running_loop().call_later(_RELEASE_SECONDS, self._release_memory)
+            self._last_runs[batch.operation.graph] = self._clock()
         else:
             self._running_fast += change
         self._running_bytes += change * batch.rows * batch.limits.row_bytes
+
+    def _release_memory(self) -> None:
+        """Returns the memory of graphs whose slow rows ended some seconds ago to the system."""
+        now = self._clock()
+        for graph, last in list(self._last_runs.items()):
+            if now - last >= _RELEASE_SECONDS and not self._running_slow:
+                del self._last_runs[graph]
+                self._execute(graph.release_memory, lambda: None)
+        if self._last_runs:
+            asyncio.get_running_loop().call_later(_RELEASE_SECONDS, self._release_memory)
 
     def _next_batch(self) -> Batch | None:
         """Takes the next batch from the queues; None if none is due or there is no thread for it.
@@ -236,7 +262,7 @@ class Batcher:
         """Takes rows off the front of the next of these queues; None if none are due."""
         for key in list(queues):
             operation, size = key
-            limits = operation.graph.limits(size)
+            limits = operation.graph.limits(size) if size else operation.limits
             if limits.slow and not self._has_memory(limits.row_bytes):
                 return None
             queue = queues.pop(key)

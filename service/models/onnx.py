@@ -5,6 +5,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,9 +23,11 @@ import onnxruntime
 
 VERSION: str = onnxruntime.__version__
 
-# Options of runs after which the memory that they took is returned to the system.
-_SHRINK = onnxruntime.RunOptions()
-_SHRINK.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+# Options of a run that computes nothing and returns its session's unused memory to the system.
+_RELEASE = onnxruntime.RunOptions()
+_RELEASE.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+_RELEASE.terminate = True
+_RELEASE.log_severity_level = 4
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
@@ -134,6 +137,8 @@ class Graph:
         self._session = self._slow_session = self._open(self._threads)
         self._speed = speed or Speed(device.kind, default_rows=rows)
         self._limits: dict[Size, Limits] = {}
+        # A row of the golden size, once it was measured.
+        self._row: dict[str, NDArray[Any]] = {}
         self.inputs = tuple(node.name for node in self._session.get_inputs())
         self.outputs = tuple(node.name for node in self._session.get_outputs())
 
@@ -203,6 +208,7 @@ class Graph:
         Returns:
             Whether it has opened a session for slow rows.
         """
+        self._row = {name: array[:1] for name, array in inputs.items()}
         one = self._time(inputs, 1)
         rows = min(_TRIAL_ROWS, int(_TRIAL_SECONDS / one), self._speed.most_rows)
         many = self._time(inputs, rows) if rows > 1 else one
@@ -211,9 +217,10 @@ class Graph:
         while 4 * pixels <= max_pixels and row <= SLOW_SECONDS:
             inputs = {name: _doubled(array[:1]) for name, array in inputs.items()}
             pixels *= 4
-            self._speed.measured_larger(pixels, self._time(inputs, 1, shrink=True))
+            self._speed.measured_larger(pixels, self._time(inputs, 1))
             row = self._speed.row_seconds(pixels)
         self._limits = {}
+        self.release_memory()
         slow = self._speed.row_seconds(max(max_pixels, self._speed.pixels)) > SLOW_SECONDS
         opens = slow and self._slow_threads > self._threads
         if opens:
@@ -224,16 +231,26 @@ class Graph:
         self._content = b""
         return opens
 
-    def _time(
-        self, inputs: Mapping[str, NDArray[Any]], rows: int, *, shrink: bool = False
-    ) -> float:
+    def release_memory(self) -> None:
+        """Returns memory that earlier runs took to the system; later runs take it again.
+
+        Not after every run: a tenth of the time of a large row is that of taking its memory.
+        """
+        if self.device.kind != "cpu" or not self._row:
+            return
+        for session in {self._session, self._slow_session}:
+            # onnxruntime reports the end of a run that was terminated as an error.
+            with suppress(Exception):
+                session.run(None, self._row, _RELEASE)
+
+    def _time(self, inputs: Mapping[str, NDArray[Any]], rows: int) -> float:
         """Time of the fastest of a few runs of `rows` rows, in seconds."""
         trial = {name: np.resize(array, (rows, *array.shape[1:])) for name, array in inputs.items()}
         outputs = list(self.outputs)
         fastest, total = math.inf, 0.0
         for _ in range(_TRIALS):
             began = time.perf_counter()
-            self._run_session(self._session, outputs, trial, shrink=shrink)
+            self._run_session(self._session, outputs, trial)
             seconds = time.perf_counter() - began
             fastest, total = min(fastest, seconds), total + seconds
             if total > _TRIAL_SECONDS:
@@ -245,9 +262,7 @@ class Graph:
     ) -> list[NDArray[np.float32]]:
         session = self._slow_session if limits.slow else self._session
         if limits.least_rows == 1:
-            return self._run_session(
-                session, wanted, dict(inputs), shrink=limits.slow and self.device.kind == "cpu"
-            )
+            return self._run_session(session, wanted, dict(inputs))
         # CUDA's libraries choose algorithms for every new shape, so rows are padded to few sizes.
         rows = min(limits.batch_rows, max(limits.least_rows, 1 << (count - 1).bit_length()))
         padded = {name: _padded(array, rows) for name, array in inputs.items()}
@@ -258,11 +273,9 @@ class Graph:
         session: onnxruntime.InferenceSession,
         wanted: list[str],
         inputs: dict[str, NDArray[Any]],
-        *,
-        shrink: bool = False,
     ) -> list[NDArray[np.float32]]:
         try:
-            return session.run(wanted, inputs, _SHRINK if shrink else None)  # type: ignore[no-any-return]
+            return session.run(wanted, inputs)  # type: ignore[no-any-return]
         except Exception as error:
             if _NO_MEMORY.search(str(error)):
                 raise MemoryError(f"{self.name} on {self.device}") from error

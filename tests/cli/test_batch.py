@@ -54,7 +54,7 @@ def test_a_data_set_is_encoded_and_decoded_to_the_clients_results(
     np.save(tmp_path / "rows.npy", rows)
     to = ("--shard-rows", "20", "--to")
     done = run_cli("batch", "encode", tmp_path / "rows.npy", *to, tmp_path / "l", env=server_env)
-    assert done.stdout == f"{tmp_path / 'l'}: 50 rows in 3 shards, model mnist/1\n", done.stderr
+    assert done.stdout == f"{tmp_path / 'l'}: 50 rows in 3 shards, model mnist/2\n", done.stderr
     assert (joined(tmp_path / "l", "mean") == shipped_client.encode(rows).mean).all()
     means = sorted((tmp_path / "l").glob("mean-*.npy"))
     done = run_cli("batch", "decode", *means, *to, tmp_path / "i", env=server_env)
@@ -65,7 +65,7 @@ def test_a_data_set_is_encoded_and_decoded_to_the_clients_results(
 
 def test_image_files_are_encoded_as_their_pixels(server_env, tmp_path, digits, shipped_client):
     done = run_cli("batch", "encode", digits, "--seed", "3", "--to", tmp_path / "j", env=server_env)
-    assert done.stdout == f"{tmp_path / 'j'}: 5 rows in 1 shard, model mnist/1, seed 3\n"
+    assert done.stdout == f"{tmp_path / 'j'}: 5 rows in 1 shard, model mnist/2, seed 3\n"
     wanted = shipped_client.encode(np.load(digits / "digits.npy"), draw=True, seed=3)
     assert (joined(tmp_path / "j", "z") == wanted.z).all()
 

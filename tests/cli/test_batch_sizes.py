@@ -130,8 +130,8 @@ def test_resized_pictures_have_the_size_that_the_job_planned(server_env, client,
     done = run_cli("batch", "encode", *sources, "--to", tmp_path / "j", env=server_env)
     assert done.returncode == 1
     assert done.stderr == (
-        f"latentserve batch: {sources[0]}: got 71x50 pixels, wanted multiples of 4 from 8 up, at "
-        "most 1048576 pixels in all, or resize\n"
+        f"latentserve batch: {sources[0]}: got height 50 and width 71, wanted multiples of 4 "
+        "from 8 up, at most 1048576 pixels in all, or resize\n"
     )
     resize = ("batch", "encode", *sources, "--resize", "--to", tmp_path / "j")
     done = run_cli(*resize, env=server_env)
@@ -157,6 +157,31 @@ def test_a_picture_that_the_server_refuses_is_named(server_env, photos, tmp_path
     assert done.stderr.startswith(
         f"latentserve batch: {tmp_path / '2.png'}: got RGB 16x16 PNG with"
     )
+
+
+def test_scaled_latents_in_float16_are_read_back_and_samples_have_a_size(
+    server_env, client, photos, tmp_path
+):
+    size = ("--size", "16x24", "--scaled", "--latent-dtype", "float16")
+    encode = ("batch", "encode", photos, *size, "--to", tmp_path / "l")
+    done = run_cli(*encode, env=server_env)
+    assert done.returncode == 0, done.stderr
+    means = np.load(tmp_path / "l" / "mean-00000.npy")
+    assert (means.dtype, means.shape) == (np.float16, (PHOTOS, 2, 4, 6))
+    first = min(photos.iterdir()).read_bytes()
+    wanted = client.encode([first], resize=(16, 24), scaled=True, latent_dtype="float16")
+    assert (means[0] == wanted.mean[0]).all()
+    decode = ("batch", "decode", tmp_path / "l", "--dtype", "float32", "--to", tmp_path / "i")
+    done = run_cli(*decode, env=server_env)
+    assert done.returncode == 0, done.stderr
+    images = np.load(tmp_path / "i" / "images-00000.npy")
+    assert (images[:5] == client.decode(means[:5], scaled=True)).all()
+    sample = ("batch", "sample", "-n", "3", "--seed", "7", "--size", "16x24", "--latents")
+    done = run_cli(*sample, "--to", tmp_path / "s", env=server_env)
+    assert done.returncode == 0, done.stderr
+    drawn = client.sample(3, seed=7, size=(16, 24), dtype="uint8")
+    assert (np.load(tmp_path / "s" / "images-00000.npy") == drawn).all()
+    assert np.load(tmp_path / "s" / "latents-00000.npy").shape == (3, 2, 4, 6)
 
 
 def test_a_bucket_that_the_model_cannot_take_is_one_line(server_env, photos, tmp_path):

@@ -20,8 +20,8 @@ pytest_plugins = ["tests.support.cli_fixtures"]
 def test_info_describes_the_server_and_its_models(server_env):
     done = run_cli("info", env=server_env)
     assert done.returncode == 0, done.stderr
-    assert "mnist/1 (default): trained on mnist" in done.stdout
-    assert "mnist2d/1: trained on mnist" in done.stdout
+    assert "mnist/2 (default): trained on mnist" in done.stdout
+    assert "mnist2d/2: trained on mnist" in done.stdout
     assert "latents    40, posterior gaussian, prior flow-gmm" in done.stdout
     assert "labels     0, 1, 2, 3, 4, 5, 6, 7, 8, 9\n" in done.stdout
     assert "test ELBO" in done.stdout
@@ -30,9 +30,9 @@ def test_info_describes_the_server_and_its_models(server_env):
 
 
 def test_info_of_one_model_describes_it_alone(server_env):
-    done = run_cli("info", "--model", "mnist2d", "--model-version", "1", env=server_env)
-    assert done.stdout.startswith("mnist2d/1: trained on mnist")
-    assert "mnist/1" not in done.stdout
+    done = run_cli("info", "--model", "mnist2d", "--model-version", "2", env=server_env)
+    assert done.stdout.startswith("mnist2d/2: trained on mnist")
+    assert "mnist/2" not in done.stdout
 
 
 def test_info_as_json_holds_every_model(server_env):

@@ -241,7 +241,14 @@ def test_both_clients_have_the_same_methods_and_docstrings():
     for name in methods:
         text = inspect.getdoc(getattr(Client, name))
         assert inspect.getdoc(getattr(AsyncClient, name)) == text
-        for parameter in inspect.signature(getattr(Client, name)).parameters.values():
+        parameters = inspect.signature(getattr(Client, name)).parameters
+        others = inspect.signature(getattr(AsyncClient, name)).parameters
+        assert [
+            (parameter.name, parameter.kind, parameter.default) for parameter in others.values()
+        ] == [
+            (parameter.name, parameter.kind, parameter.default) for parameter in parameters.values()
+        ]
+        for parameter in parameters.values():
             stars = "**" if parameter.kind is parameter.VAR_KEYWORD else ""
             assert parameter.name == "self" or f"    {stars}{parameter.name}: " in text
 

@@ -101,7 +101,7 @@ def test_the_page_quotes_the_error_of_an_unreachable_server():
         ),
         (
             lambda client: client.sample(1, version=9),
-            "model.version: got 9, wanted 1 of mnist (or 0 for the highest)",
+            "model.version: got 9, wanted 2 of mnist (or 0 for the highest)",
         ),
         (
             lambda client: client.sample(1, model="mnist2d", label=3),
@@ -132,7 +132,7 @@ def test_the_page_quotes_the_error_of_a_message_that_is_too_large(server):
 
 
 def test_the_page_quotes_the_error_of_a_damaged_bundle(tmp_path):
-    folder = shutil.copytree(ROOT / "models" / "mnist" / "1", tmp_path / "mnist" / "1")
+    folder = shutil.copytree(ROOT / "models" / "mnist" / "2", tmp_path / "mnist" / "2")
     graph = folder / "decoder.onnx"
     content = bytearray(graph.read_bytes())
     content[len(content) // 2] ^= 1

@@ -30,7 +30,7 @@ def graphs(kinds: Path) -> dict[str, bytes]:
     """Graphs by a file name: of the shipped models and all kinds, decoders in every precision."""
     found = {
         f"shipped-{path.parent.name}.{graph}": content
-        for path in (ROOT / "models").glob("*/1")
+        for path in (ROOT / "models").glob("*/*")
         for graph, content in open_bundle(path).graphs.items()
     }
     assert found

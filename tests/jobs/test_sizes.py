@@ -102,10 +102,10 @@ class TestShards:
             (4, 24, 16, [4, 8], 2),
         ]  # fmt: skip
         assert sorted(path.name for path in (tmp_path / "j").glob("mean-*")) == [
-            "mean-00000-8x8.npy", "mean-00001-8x8.npy", "mean-00002-24x16.npy",
-            "mean-00003-24x16.npy", "mean-00004-16x24.npy",
+            "mean-00000-8x8.npy", "mean-00001-8x8.npy", "mean-00002-16x24.npy",
+            "mean-00003-16x24.npy", "mean-00004-24x16.npy",
         ]  # fmt: skip
-        assert np.load(tmp_path / "j" / "mean-00002-24x16.npy").shape == (3, 2, 4, 6)
+        assert np.load(tmp_path / "j" / "mean-00002-16x24.npy").shape == (3, 2, 4, 6)
         means = rows_of(tmp_path / "j", "mean")
         assert sorted(means) == list(range(10))
         assert all((means[row] == mean_of(row, size)).all() for row, size in enumerate(SHAPES))
@@ -171,7 +171,7 @@ class TestShards:
 
     def test_parquet_has_a_file_for_each_size(self, client, tmp_path, photos):
         jobs.encode(client, photos, tmp_path / "j", seed=3, offset=2**63, format="parquet")
-        names = ["rows-00000-8x8.parquet", "rows-00001-24x16.parquet", "rows-00002-16x24.parquet"]
+        names = ["rows-00000-8x8.parquet", "rows-00001-16x24.parquet", "rows-00002-24x16.parquet"]
         assert sorted(path.name for path in (tmp_path / "j").glob("rows-*")) == names
         table = pyarrow.parquet.read_table(tmp_path / "j" / names[1])
         assert table["row"].to_pylist() == [2**63 + row for row in (0, 2, 3, 9)]
@@ -250,7 +250,7 @@ class TestReadingBack:
             np.save(path, array)
         jobs.decode(client, paths, tmp_path / "i", dtype="float32")
         assert [shard["row_numbers"] for shard in cursor(tmp_path / "i")] == [[0, 1], [2, 3]]
-        images = np.load(tmp_path / "i" / "images-00001-16x12.npy")
+        images = np.load(tmp_path / "i" / "images-00001-12x16.npy")
         assert (images == free_pixels(z[3, 4])).all()
 
 
@@ -291,7 +291,8 @@ class TestOptions:
             jobs.sample(client, 5, tmp_path / "k", size=(8, 13))
         client.served = free_model_info(sizes=None)
         with pytest.raises(
-            ValueError, match=r"size: got \(8, 8\), but the model takes 16x16 alone"
+            ValueError,
+            match=r"size: got \(8, 8\), but the model takes height 16 and width 16 alone",
         ):
             jobs.sample(client, 5, tmp_path / "k", size=(8, 8))
 
@@ -361,10 +362,10 @@ class TestResume:
     def test_a_missing_shard_of_one_size_is_written_again(self, client, tmp_path, photos):
         jobs.encode(client, photos, tmp_path / "j", seed=7, shard_rows=3)
         before = contents(tmp_path / "j")
-        (tmp_path / "j" / "z-00002-24x16.npy").unlink()
-        (tmp_path / "j" / "z-00007-24x16.npy").write_bytes(b"of nobody")
+        (tmp_path / "j" / "z-00002-16x24.npy").unlink()
+        (tmp_path / "j" / "z-00007-16x24.npy").write_bytes(b"of nobody")
         done = jobs.encode(client, photos, tmp_path / "j", seed=7, shard_rows=3)
-        assert (done.lost, done.rows_before) == (("z-00002-24x16.npy",), 7)
+        assert (done.lost, done.rows_before) == (("z-00002-16x24.npy",), 7)
         assert contents(tmp_path / "j") == before
 
     def test_a_finished_job_makes_no_calls_and_refuses_other_settings(
@@ -391,9 +392,9 @@ class TestSizesOfFiles:
     @pytest.mark.parametrize(
         ("size", "text"),
         [
-            ((16, 18), "got 18x16 pixels, wanted multiples of 4 from 8 up, at most 4096 pixels"),
-            ((4, 16), "got 16x4 pixels"),
-            ((80, 80), "got 80x80 pixels, .*, or resize"),
+            ((16, 18), "got height 16 and width 18, wanted multiples of 4 from 8 up, at most 4096"),
+            ((4, 16), "got height 4 and width 16"),
+            ((80, 80), "got height 80 and width 80, .*, or resize"),
         ],
     )
     def test_a_size_that_the_model_does_not_take_is_refused_by_file(
@@ -454,14 +455,16 @@ class TestSizesOfFiles:
             with pytest.raises(ValueError, match=f"bucket: got {wrong}, but the model takes mult"):
                 jobs.encode(client, photos, tmp_path / "j", bucket=wrong)
         client.served = free_model_info(sizes=None)
-        with pytest.raises(ValueError, match="bucket: got 16, but the model takes 16x16 alone"):
+        with pytest.raises(
+            ValueError, match="bucket: got 16, but the model takes height 16 and width 16 alone"
+        ):
             jobs.encode(client, photos, tmp_path / "j", bucket=16)
 
     @pytest.mark.parametrize(
         ("shape", "text"),
         [
             ((2, 1, 8, 8), r"got rows of shape \[1, 8, 8\], wanted \[3, H, W\] or \[768\]"),
-            ((2, 3, 8, 9), "got images of 9x8, wanted multiples of 4"),
+            ((2, 3, 8, 9), "got height 8 and width 9, wanted multiples of 4"),
             ((2, 100), r"got rows of shape \[100\]"),
         ],
     )
@@ -474,7 +477,7 @@ class TestSizesOfFiles:
         ("shape", "text"),
         [
             ((2, 3, 4, 4), r"got rows of shape \[3, 4, 4\], wanted \[2, h, w\] or \[32\]"),
-            ((2, 2, 1, 9), "got latents of images of 36x4, wanted multiples of 4"),
+            ((2, 2, 1, 9), "got latents of images of height 4 and width 36, wanted multiples of 4"),
             ((2, 31), r"got rows of shape \[31\]"),
         ],
     )

@@ -1,26 +1,31 @@
 """The models in the repository: their size, figures and cards, and that they serve by default."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bundle import open_bundle
+from common.pixels import to_unit
 from export.evaluate import Wanted, evaluate_path
 from latentserve.client import Client
+from service.models.model import load_model
+from service.models.onnx import Device, Graph
 from tests.support import ROOT
 from tests.support.in_process import run_cli
 from tests.support.processes import Server
+from training.data.datasets import load_dataset
 
 MODELS = ROOT / "models"
-FLAGSHIP = MODELS / "mnist" / "1"
-PLANE = MODELS / "mnist2d" / "1"
+FLAGSHIP = MODELS / "mnist" / "2"
+PLANE = MODELS / "mnist2d" / "2"
 
 
-def test_the_shipped_models_take_at_most_8_megabytes() -> None:
+def test_the_shipped_models_take_at_most_8_mebibytes() -> None:
     files = [path for path in MODELS.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 8_000_000
+    assert sum(path.stat().st_size for path in files) <= 8 * 2**20
 
 
 @pytest.mark.parametrize("path", [FLAGSHIP, PLANE])
@@ -96,3 +101,38 @@ def test_the_evaluate_command_measures_the_stated_elbo() -> None:
     assert done.returncode == 0, done.stderr
     stated = open_bundle(PLANE).manifest.metrics["elbo"]
     assert json.loads(done.stdout)["elbo"] == pytest.approx(stated, abs=0.01)
+
+
+@pytest.mark.parametrize("path", [FLAGSHIP, PLANE])
+def test_a_map_holds_the_means_of_2000_test_images(path: Path) -> None:
+    bundle = open_bundle(path)
+    found, manifest = bundle.latent_map, bundle.manifest
+    assert found is not None
+    assert found.mean.shape == (2000, manifest.latent_dim)
+    assert np.bincount(found.labels, minlength=10).min() > 150
+    # The dimensions that the model uses are those that cost most nats.
+    used = np.flatnonzero(found.mean.astype(np.float32).var(axis=0) > 0.01)
+    assert len(used) == manifest.metrics["active_units"]
+    assert set(np.argsort(found.kl)[-len(used) :]) == set(used)
+    images = load_dataset("mnist").test.images[:10000:5]
+    mean = Graph(bundle.graphs["encoder"], Device("cpu")).run({"image": to_unit(images)})["mean"]
+    np.testing.assert_allclose(found.mean, mean, atol=0.01)
+
+
+@pytest.mark.parametrize("path", [FLAGSHIP, PLANE])
+def test_a_bundle_of_the_old_schema_gives_the_same_bits(path: Path, tmp_path: Path) -> None:
+    """Schema 1.1, as the models had before they got a map."""
+    old = tmp_path / path.parent.name / path.name
+    shutil.copytree(path, old)
+    (old / "map.npz").unlink()
+    fields = json.loads((old / "manifest.json").read_text())
+    for name in (
+        "latent_shape", "tolerance_kind", "rows_at_once", "bytes_per_pixel", "latent_map"
+    ):  # fmt: skip
+        del fields[name]
+    (old / "manifest.json").write_text(json.dumps(fields | {"schema_version": "1.1"}))
+    assert open_bundle(old).latent_map is None
+    models = [load_model(open_bundle(folder), Device("cpu")) for folder in (old, path)]
+    z = np.random.default_rng(0).standard_normal((5, models[0].manifest.latent_dim), np.float32)
+    first, second = (model.graphs["decoder"].run({"z": z})["image"] for model in models)
+    assert first.tobytes() == second.tobytes()

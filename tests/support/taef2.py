@@ -25,7 +25,7 @@ from bundle import Manifest, Origin, Parity, Sizes, tensors_of, write_bundle
 from common import noise
 from export.golden import golden_file
 from export.graphs import ExportedGraph, export_module
-from export.invariance import BATCHES, rows_at_once, size_cases
+from export.invariance import BATCHES, measure_rows, size_cases
 from export.manifest import file_ref, graph_ref
 from export.memory import bytes_per_pixel
 from export.variants import TOLERANCES
@@ -165,17 +165,15 @@ def write_taef2(model: Path) -> Path:
     draft = manifest_for(1)
     cases = {name: size_cases(name, content, draft) for name, content in contents.items()}
     differences = verify_graphs(graphs, cases, TOLERANCES["cpu"])
-    parity = Parity(
-        batches=BATCHES,
-        max_abs_difference=differences,
-        tolerance=TOLERANCES["cpu"],
-        batch_invariant=all(
-            rows_at_once(name, content, cases[name])[0] == 0 for name, content in contents.items()
-        ),
-    )
+    limit = measure_rows(contents, cases)
     measured = {
-        "parity": parity,
-        "rows_at_once": 0 if parity.batch_invariant else 1,
+        "parity": Parity(
+            batches=BATCHES,
+            max_abs_difference=differences,
+            tolerance=TOLERANCES["cpu"],
+            batch_invariant=limit.bit_invariant,
+        ),
+        "rows_at_once": limit.rows,
         "bytes_per_pixel": bytes_per_pixel(contents, draft),
     }
     files = {f"{name}.onnx": content for name, content in contents.items()}

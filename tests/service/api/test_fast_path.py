@@ -34,10 +34,13 @@ from service.observe.telemetry import Telemetry
 from service.settings import Settings
 from tests.service.models.test_reload import reload
 from tests.support.processes import Server
+from tests.support.spatial import Spatial, write_spatial
 from tests.support.stubs import files, stub_of
 from tests.support.tiny import write_tiny
 
 SHAPE, DIM = (1, 4, 4), 3
+# Images of each size that models of free size are sent, and their latents; 18 is no multiple of 4.
+FREE = {(3, 8, 8): (2, 2, 2), (3, 16, 16): (2, 4, 4), (3, 8, 20): (2, 2, 5), (3, 18, 8): (2, 4, 2)}
 RNG = np.random.default_rng(5)
 REPLIES = {pb.EncodeRequest: pb.EncodeResponse, pb.DecodeRequest: pb.DecodeResponse}
 
@@ -124,10 +127,15 @@ def latents(rows: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory) -> dict[str, Any]:
-    """Loaded models by their identity: two versions of `one`, and a second name before it."""
+    """Loaded models by their identity.
+
+    Two versions of `one`, a second name before it, and two models of free size.
+    """
     root = tmp_path_factory.mktemp("models")
     for name, seed in (("one", 1), ("one", 2), ("early", 3)):
         write_tiny(root / name, shape=SHAPE, dim=DIM, seed=seed)
+    write_spatial(root / "raw", Spatial(likelihood="none", most_pixels=256))
+    write_spatial(root / "soft", Spatial(scaling=None, posterior="delta", prior="none"))
     return {
         f"{path.parent.name}/{path.name}": load_model(open_bundle(path), Device("cpu"), threads=1)
         for path in root.glob("*/*")
@@ -209,11 +217,44 @@ async def test_requests_that_need_more_than_a_graph_have_no_plan(bench):
         pb.EncodeRequest(images=files(*picture)),
         decode_request(latents(1), format=pb.IMAGE_FORMAT_PNG),
         decode_request(latents(1).astype(np.float16)),
+        decode_request(latents(1), quality=50),
+        decode_request(latents(1), unclipped=True),
+        decode_request(latents(1), format=pb.IMAGE_FORMAT_BFLOAT16),
+        encode_request(pixels(1), latent_dtype=tensor_pb2.DATA_TYPE_FLOAT16),
     ):
         assert not bench.has_plan(request)
         without, by_hand = await bench.both(request)
         assert without == by_hand
         assert not isinstance(without, tuple)
+
+
+@pytest.mark.parametrize(("shape", "latent"), [*list(FREE.items())[:3], ((768,), (32,))], ids=str)
+async def test_a_model_of_free_size_has_plans_for_every_size(loaded, shape, latent):
+    bench = Bench(loaded["raw/1"])
+    for request in (
+        encode_request(pixels(2, shape)),
+        encode_request(pixels(2, shape, np.uint8)),
+        decode_request(RNG.standard_normal((2, *latent)).astype(np.float32)),
+        decode_request(np.zeros((2, *latent), np.float32), format=pb.IMAGE_FORMAT_UINT8),
+    ):
+        assert bench.has_plan(request)
+        by_plan, by_hand = await bench.both(request)
+        assert by_plan == by_hand
+        assert not isinstance(by_plan, tuple)
+    bench.engine.close()
+
+
+async def test_scaled_latents_have_no_plan(loaded):
+    bench = Bench(loaded["raw/1"])
+    for request in (
+        encode_request(pixels(1, (3, 8, 8)), scaled=True),
+        decode_request(np.zeros((1, 2, 2, 2), np.float32), scaled=True),
+    ):
+        assert not bench.has_plan(request)
+        without, by_hand = await bench.both(request)
+        assert without == by_hand
+        assert not isinstance(without, tuple)
+    bench.engine.close()
 
 
 async def test_the_number_of_plans_of_a_model_is_bounded(bench):
@@ -274,11 +315,11 @@ def field(number: int, content: bytes) -> bytes:
 
 def some_tensor(draw: random.Random, wanted: tuple[int, ...], low: float, high: float) -> bytes:
     """A tensor, every second one sound; a field may stand twice."""
-    sound = draw.random() < 0.6
+    sound = draw.random() < 0.75
     rows = draw.choice((1, 1, 1, 2, 3, 70) if sound else (0, 1, 1, 2, 301))
     inner = draw.choice((wanted, wanted, (int(np.prod(wanted)),)) if sound else (wanted, (2, 2)))
     shape = [rows, *inner]
-    dtype = draw.choice((1, 1, 1, 2, 3 if high == 1.0 else 1) if sound else (0, 1, 1, 2, 3, 9))
+    dtype = draw.choice((1, 1, 1, 2, 3 if high == 1.0 else 4) if sound else (0, 1, 1, 2, 3, 4, 9))
     numbers = np.random.default_rng(draw.randrange(2**32)).uniform(low, high, int(np.prod(shape)))
     if not sound:
         if draw.random() < 0.2:
@@ -287,7 +328,9 @@ def some_tensor(draw: random.Random, wanted: tuple[int, ...], low: float, high: 
             numbers[draw.randrange(numbers.size)] = draw.choice((np.nan, np.inf, -2.0, 1e7))
     kind = {2: np.float16, 3: np.uint8}.get(dtype, np.float32)
     with np.errstate(all="ignore"):
-        data = (numbers * 255 if kind is np.uint8 else numbers).astype(kind).tobytes()
+        sent = (numbers * 255 if kind is np.uint8 else numbers).astype(kind)
+    # Cut off and not rounded, which the test does not depend on.
+    data = (sent.view(np.uint16)[1::2] if dtype == 4 else sent).tobytes()
     if not sound and draw.random() < 0.2:
         data = draw.choice((data[:-1], data + b"\0"))
     parts = [varint(1 << 3) + varint(dtype), *(_dimension(draw, size) for size in shape)]
@@ -305,38 +348,51 @@ def _dimension(draw: random.Random, size: int) -> bytes:
     return field(2, number) if draw.random() < 0.5 else varint(2 << 3) + number
 
 
-def some_images(draw: random.Random) -> bytes:
+def some_images(draw: random.Random, shape: tuple[int, ...]) -> bytes:
     """A oneof: the last member on the wire wins."""
-    tensor = field(1, some_tensor(draw, draw.choice((SHAPE, SHAPE, SHAPE[1:])), 0.0, 1.0))
-    shape = draw.choice((SHAPE, SHAPE, (1, 5, 4)))
-    content = write_files(np.full((1, *shape), draw.randrange(256), np.uint8))[0]
+    without_channel = shape[1:] if shape[0] == 1 else shape
+    tensor = field(1, some_tensor(draw, draw.choice((shape, shape, without_channel)), 0.0, 1.0))
+    shape = draw.choice((shape, shape, (1, 5, 4)))
+    kind = draw.choice(("PNG", "PNG", "JPEG", "WEBP"))
+    content = write_files(np.full((1, *shape), draw.randrange(256), np.uint8), kind)[0]
     encoded = field(2, field(1, draw.choice((content, content, b"no picture"))))
     return b"".join(
         draw.choice(([tensor],) * 8 + ([encoded], [encoded, tensor], [tensor, encoded], []))
     )
 
 
-def some_request(draw: random.Random) -> tuple[Any, bytes]:
-    """A request to Encode or Decode as bytes that protobuf would not always write."""
-    name = draw.choice((b"",) * 6 + (b"one",) * 6 + (b"early", b"none"))
-    version = draw.choice((0,) * 9 + (1, 1, 2, 3))
+def some_request(draw: random.Random, served: list[str]) -> tuple[Any, bytes]:
+    """A request to Encode or Decode as bytes that protobuf would not always write.
+
+    Args:
+        draw: Where all choices come from.
+        served: Names of the models that are served; the default one first.
+    """
+    name = draw.choice((*(name.encode() for name in served), b"") * 6 + (b"none", b"early"))
+    version = draw.choice((0,) * 20 + (1, 1, 2, 3))
     selector = field(1, field(1, name) + varint(2 << 3) + varint(version))
-    parts = [selector] if draw.random() < 0.7 else []
+    parts = [selector]
+    if draw.random() < 0.3:
+        name, parts = b"", []
+    free = (name.decode() or served[0]) in ("raw", "soft")
+    if draw.random() < 0.02:
+        free = not free
+    shape, latent = draw.choice([*FREE.items()]) if free else (SHAPE, (DIM,))
     if draw.random() < 0.6:
         kind: Any = pb.EncodeRequest
-        parts.append(field(2, some_images(draw)))
-        if draw.random() < 0.1:
-            number = pb.EncodeRequest.DESCRIPTOR.fields_by_name["draw"].number
-            parts.append(varint(number << 3) + varint(draw.randrange(2)))
-        if draw.random() < 0.1:
-            number = pb.EncodeRequest.DESCRIPTOR.fields_by_name["seed"].number
-            parts.append(varint(number << 3) + varint(draw.randrange(9)))
+        parts.append(field(2, some_images(draw, shape)))
+        fields = {"draw": 2, "seed": 9, "scaled": 2, "latent_dtype": 6}
     else:
         kind = pb.DecodeRequest
-        parts.append(field(2, some_tensor(draw, (DIM,), -2.0, 2.0)))
+        parts.append(field(2, some_tensor(draw, latent, -2.0, 2.0)))
         if draw.random() < 0.5:
             number = pb.DecodeRequest.DESCRIPTOR.fields_by_name["format"].number
-            parts.append(varint(number << 3) + varint(draw.choice((0, 1, 2, 2, 3, 7))))
+            parts.append(varint(number << 3) + varint(draw.choice((*range(9), 1, 2, 2, 2, 2, 2, 2))))
+        fields = {"scaled": 2, "unclipped": 2, "quality": 130}
+    for name_of_field, values in fields.items():
+        if draw.random() < 0.05:
+            number = kind.DESCRIPTOR.fields_by_name[name_of_field].number
+            parts.append(varint(number << 3) + varint(draw.randrange(values)))
     if draw.random() < 0.15:
         parts.append(draw.choice(parts))
     if draw.random() < 0.15:
@@ -350,7 +406,13 @@ def some_request(draw: random.Random) -> tuple[Any, bytes]:
 def differential(loaded: dict[str, Any], count: int, seed: int) -> None:
     """Random requests by the fast path and the long way, with reloads in between."""
     draw = random.Random(seed)
-    sets = (("one/1",), ("one/1", "one/2"), ("early/1", "one/1"), ("one/2",), tuple(loaded))
+    sets = (
+        ("one/1",),
+        ("one/1", "one/2", "raw/1"),
+        ("early/1", "one/1", "soft/1"),
+        ("one/2", "raw/1", "soft/1"),
+        tuple(loaded),
+    )
     bench = Bench(loaded["one/1"])
     outcomes = {"reply": 0, "error": 0}
     by_plan = 0
@@ -360,7 +422,7 @@ def differential(loaded: dict[str, Any], count: int, seed: int) -> None:
         for index in range(count):
             if index % 50 == 0:
                 bench.serve(*(loaded[name] for name in draw.choice(sets)))
-            kind, raw = some_request(draw)
+            kind, raw = some_request(draw, bench.models.names)
             fast = await bench.ask(bench.fast, kind, raw)
             assert fast == await bench.ask(bench.long, kind, raw), (seed, index, kind, raw)
             outcomes["error" if isinstance(fast, tuple) else "reply"] += 1

@@ -2,12 +2,14 @@
 
 import asyncio
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.engine.call import Call
 from service.models.speed import Limits
 from tests.service.engine.test_batcher import Bench, Doubling, _settled
+from tests.support.waiting import wait_until_async
 
 SMALL, LARGE, HUGE = (8, 8), (512, 512), (1024, 1024)
 
@@ -123,6 +125,27 @@ async def test_a_slow_row_waits_for_memory_and_no_other_slow_row_overtakes_it() 
     small = [len(batch) for batch in graph.batches if batch[0] >= 10]
     assert max(small) <= 6
     assert bench.batcher._running_bytes == 0
+
+
+async def test_the_memory_of_slow_rows_is_released_some_seconds_after_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.engine.batcher._RELEASE_SECONDS", 0.01)
+    bench, graph = Bench(threads=2), _graph()
+    tasks = [bench.submit(graph, [1, 2], size=LARGE)]
+    await bench.compute(1)
+    bench.now = 1.0
+    await asyncio.sleep(0.03)
+    assert len(bench.running) == 1  # not while slow rows run
+    await bench.compute_all()
+    bench.now = 2.0
+    await wait_until_async(lambda: bench.running)
+    assert graph.released == 0
+    await bench.compute_all()
+    assert graph.released == 1
+    await asyncio.gather(*tasks)
+    await asyncio.sleep(0.03)
+    assert not bench.running
 
 
 async def test_a_row_that_is_not_slow_never_waits_for_memory() -> None:
