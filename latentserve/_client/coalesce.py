@@ -16,6 +16,11 @@ from latentserve.errors import InvalidArgument, ProtocolError
 
 #: Maximum number of rows in a joined message; a larger call is sent alone.
 MAX_ROWS = 256
+#: Maximum bytes of the rows of a call that is joined with others. Joining saves what each message
+#: costs, which is little beside the cost of large rows; and these would wait for one another.
+MAX_CALL_BYTES = 2**16
+# Maximum bytes of the rows in a joined message.
+_MAX_BYTES = 2**20
 
 #: Makes the call of a key with rows [N, ...], and returns its result.
 Run = Callable[[Any, NDArray[Any]], Awaitable[Any]]
@@ -59,7 +64,7 @@ class Coalescer:
         Returns:
             The result that the call would have had alone.
         """
-        if len(rows) > MAX_ROWS:
+        if len(rows) > MAX_ROWS or rows.nbytes > MAX_CALL_BYTES:
             return self._run(key, rows)
         queue = self._queues.get(key) or self._open(key)
         result = queue.loop.create_future()
@@ -95,13 +100,14 @@ def _take(queue: _Queue) -> list[_Call]:
     """Takes the calls of the next message from a queue, and drops cancelled ones."""
     waiting, queue.calls = queue.calls, []
     taken: list[_Call] = []
-    count = 0
+    count = size = 0
     for place, call in enumerate(waiting):
         rows, result = call
         if result.done():
             continue
         count += len(rows)
-        if count > MAX_ROWS:
+        size += rows.nbytes
+        if count > MAX_ROWS or size > _MAX_BYTES:
             queue.calls = waiting[place:]
             break
         taken.append(call)

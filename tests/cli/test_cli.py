@@ -73,7 +73,7 @@ def test_help_does_not_wait_for_numpy_and_grpc(arguments):
     [
         (("encode", "nowhere.npy"), "nowhere.npy: No such file or directory"),
         (("encode", "."), "got a folder without PNG, JPEG and WebP files"),
-        (("encode", __file__), "test_cli.py: not an npy, PNG or JPEG file"),
+        (("encode", __file__), "test_cli.py: not an npy, PNG, JPEG or WebP file"),
         (("decode", __file__), "test_cli.py: "),
         (("sample", "-o", "/nonexistent/x.png"), "/nonexistent"),
         (("sample", "--model", "mnist2d", "--label", "3"), "knows no classes"),
@@ -130,7 +130,7 @@ def test_a_failure_is_one_clear_line_and_status_1(server_env, tmp_path, argument
         (("sample", "--zoom", "0"), "argument --zoom: got 0"),
         (("sample", "--columns", "-1"), "argument --columns: got -1"),
         (("sample", "-o", "x.jpeg"), "-o: got x.jpeg, wanted a name ending in .png or .npy"),
-        (("encode", "x.npy", "-o", "x.npy"), "-o: got x.npy, wanted a name ending in .npz"),
+        (("encode", "x.npy", "-o", "x.txt"), "-o: got x.txt, wanted a name ending in .npz or .npy"),
         (("score", "x.npy", "-o", "x.txt"), "got x.txt, wanted a name ending in .csv or .jsonl"),
         (("score", "x.npy", "--json", "-o", "x.csv"), "wanted a name ending in .jsonl"),
         (("interpolate", "a", "b", "c"), "END: got 3 files, wanted two"),

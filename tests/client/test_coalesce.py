@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentserve._client.coalesce import MAX_ROWS, Coalescer
+from latentserve._client.coalesce import MAX_CALL_BYTES, MAX_ROWS, Coalescer
 from latentserve._client.values import Posterior
 from latentserve.client import AsyncClient, InvalidArgument
 from latentserve.errors import ProtocolError
@@ -60,6 +60,31 @@ async def test_calls_of_one_loop_iteration_share_a_message_and_so_do_those_made_
     await line.answer()
     assert [task.result()[0, 0] for task in tasks] == [0, 2, 4, 6, 8]
     assert [task.result()[0, 0] for task in late] == [18] * 3
+
+
+async def test_large_rows_are_sent_alone_and_at_once():
+    line = Line()
+    coalescer = Coalescer(line)
+    large = np.ones((1, MAX_CALL_BYTES // 8 + 1))
+    tasks = [asyncio.ensure_future(coalescer.run("kind", large)) for _ in range(3)]
+    await settled()
+    assert line.got == [1, 1, 1]
+    for _ in tasks:
+        await line.answer()
+    await asyncio.gather(*tasks)
+
+
+async def test_a_joined_message_is_bounded_in_bytes():
+    line = Line()
+    coalescer = Coalescer(line)
+    rows = np.ones((1, MAX_CALL_BYTES // 8))
+    tasks = [asyncio.ensure_future(coalescer.run("kind", rows)) for _ in range(40)]
+    await settled()
+    assert line.got == [16]
+    for _ in range(3):
+        await line.answer()
+    assert line.got == [16, 16, 8]
+    await asyncio.gather(*tasks)
 
 
 async def test_calls_of_different_kinds_are_sent_in_parallel():

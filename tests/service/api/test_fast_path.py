@@ -387,7 +387,9 @@ def some_request(draw: random.Random, served: list[str]) -> tuple[Any, bytes]:
         parts.append(field(2, some_tensor(draw, latent, -2.0, 2.0)))
         if draw.random() < 0.5:
             number = pb.DecodeRequest.DESCRIPTOR.fields_by_name["format"].number
-            parts.append(varint(number << 3) + varint(draw.choice((*range(9), 1, 2, 2, 2, 2, 2, 2))))
+            parts.append(
+                varint(number << 3) + varint(draw.choice((*range(9), 1, 2, 2, 2, 2, 2, 2)))
+            )
         fields = {"scaled": 2, "unclipped": 2, "quality": 130}
     for name_of_field, values in fields.items():
         if draw.random() < 0.05:
