@@ -84,6 +84,7 @@ def as_array(value: Any, what: str) -> NDArray[Any]:
     try:
         array = np.asarray(value)
     except ValueError as error:
+        _refuse_shapes(value, what)
         raise ValueError(f"{what}: got rows that do not form one array ({error})") from error
     kind = array.dtype.kind
     if kind == "O":
@@ -97,6 +98,18 @@ def as_array(value: Any, what: str) -> NDArray[Any]:
     if kind == "U":
         raise TypeError(f"{what}: got text, wanted an array of numbers")
     return array
+
+
+def _refuse_shapes(rows: Any, what: str) -> None:
+    """Raises ValueError that names the first array whose shape is not that of the first one."""
+    if not isinstance(rows, Sequence) or not all(isinstance(row, np.ndarray) for row in rows):
+        return
+    shapes = [list(row.shape) for row in rows]
+    for index, shape in enumerate(shapes):
+        if shape != shapes[0]:
+            raise ValueError(
+                f"{what}[{index}]: got shape {shape}, wanted {shapes[0]} as of {what}[0]"
+            )
 
 
 def _kind(value: Any) -> str:

@@ -318,3 +318,33 @@ def test_images_of_a_wrong_size_are_refused_in_one_line(client, shape, said):
         client.encode(np.zeros(shape, np.uint8))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_size_to_resize_to_is_refused_for_arrays(client):
+    array, size = images_of(2, 16, 24), (16, 16)
+    said = r"resize: got \(16, 16\) with an array, wanted image files"
+    for call in (
+        lambda: client.encode(array, resize=size),
+        lambda: client.reconstruct(array, resize=size),
+        lambda: client.score(array, resize=size),
+        lambda: client.interpolate(array[0], array[1], 2, resize=size),
+        lambda: client.traverse(0, middle=array[0], resize=size),
+        lambda: list(client.encode_stream([array], resize=size)),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()
+    same(client.encode(array, resize=True).mean, client.encode(array).mean)
+
+
+@pytest.mark.parametrize("wrong", [128, 1, 16.0, "16x16"])
+def test_resize_is_no_number(client, wrong):
+    with pytest.raises(TypeError, match=r"resize: got .*, wanted True, False or \(height, width\)"):
+        client.encode([b"file"], resize=wrong)
+
+
+def test_the_first_array_of_another_shape_is_named(client):
+    images = [*images_of(2, 16, 24), images_of(1, 24, 16)[0]]
+    with pytest.raises(
+        ValueError, match=r"images\[2\]: got shape \[3, 24, 16\], wanted \[3, 16, 24\]"
+    ):
+        client.encode(images)
