@@ -104,6 +104,7 @@ class Graph:
         name: Name in metrics and the log.
         slow_threads: Threads for one run of a slow row; 0 for as many as for the others.
         speed: Estimates the time of runs; None for one without limits of its own.
+        free: Whether images have any size.
 
     Attributes:
         name: Name in metrics and the log.
@@ -127,10 +128,12 @@ class Graph:
         *,
         slow_threads: int = 0,
         speed: Speed | None = None,
+        free: bool = False,
     ):
         self.name = name
         self.device = device
         self._content = content
+        self._free = free
         self._threads = threads or usable_cpus()
         # More threads do not speed up what a GPU computes.
         self._slow_threads = slow_threads if device.kind == "cpu" else 0
@@ -152,9 +155,10 @@ class Graph:
         # A waiting thread must not spin on a core that others share.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         device = self.device
-        session = onnxruntime.InferenceSession(self._content, options, providers=_providers(device))
+        providers = _providers(device, free=self._free)
+        session = onnxruntime.InferenceSession(self._content, options, providers=providers)
         used = session.get_providers()[0]
-        if used != _providers(device)[0][0]:
+        if used != providers[0][0]:
             raise StartError(f"device: wanted {device}, but onnxruntime fell back to {used}")
         return session
 
@@ -247,6 +251,9 @@ class Graph:
         """Time of the fastest of a few runs of `rows` rows, in seconds."""
         trial = {name: np.resize(array, (rows, *array.shape[1:])) for name, array in inputs.items()}
         outputs = list(self.outputs)
+        if self.device.kind == "cuda":
+            # The first run of a shape chooses algorithms.
+            self._run_session(self._session, outputs, trial)
         fastest, total = math.inf, 0.0
         for _ in range(_TRIALS):
             began = time.perf_counter()
@@ -293,11 +300,15 @@ def _padded(array: NDArray[Any], rows: int) -> NDArray[Any]:
     return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
 
 
-def _providers(device: Device) -> list[tuple[str, dict[str, str]]]:
+def _providers(device: Device, *, free: bool) -> list[tuple[str, dict[str, str]]]:
     if device.kind == "cpu":
         return [(_CPU, {})]
     # TF32, on by default, costs three decimal digits.
-    return [(_CUDA, {"device_id": str(device.index), "use_tf32": "0"}), (_CPU, {})]
+    options = {"device_id": str(device.index), "use_tf32": "0"}
+    if free:
+        # By default all algorithms are tried out for every new size.
+        options["cudnn_conv_algo_search"] = "HEURISTIC"
+    return [(_CUDA, options), (_CPU, {})]
 
 
 def device_problem(device: Device) -> str | None:

@@ -124,6 +124,12 @@ def test_memory_of_large_rows_is_released(load: Callable[..., Model]) -> None:
     assert resident_memory() - before < taken / 2
 
 
+def test_on_cuda_no_algorithms_are_tried_out_for_every_new_size() -> None:
+    free, fixed = (onnx._providers(Device("cuda", 1), free=free)[0][1] for free in (True, False))
+    assert free == fixed | {"cudnn_conv_algo_search": "HEURISTIC"}
+    assert fixed["device_id"] == "1"
+
+
 @pytest.mark.parametrize("row", [1e-4, 0.01, 0.2, 3.0])
 def test_measuring_a_graph_takes_about_a_second(row: float) -> None:
     """Counts the seconds of a graph that takes `row` for a row of the golden 64 x 64 pixels."""
