@@ -18,7 +18,8 @@ caches, which the code that reads and writes calls overwrites between batches.
 Images of different sizes never share a batch: a batch has the size of the request whose turn it is,
 and takes further requests of that size from the front of the callers' queues. A row that takes
 longer than about 50 milliseconds is slow: it is a batch of its own, and slow batches leave one
-thread to the others, so that a call of a millisecond never waits for one of seconds.
+thread to the others, so that a call of a millisecond never waits for one of seconds. Its run ends
+early if its caller leaves.
 
 The memory of running batches is limited too. A slow row waits while others are computed whose
 memory leaves no room for it; smaller ones behind it do not overtake it, or it might wait for ever.
@@ -206,6 +207,9 @@ class Batcher:
                 batch.compute()
                 self._complete(batch)
                 continue
+            if batch.limits.slow:
+                for entry, _, _ in batch.segments:
+                    entry.future.add_done_callback(batch.terminate_if_cancelled)
             self._count(batch, 1)
             self._execute(batch.compute, lambda batch=batch: self._on_computed(batch))  # type: ignore[misc]
 
@@ -357,8 +361,9 @@ class Batcher:
         """Reports a computed batch, and completes the requests that failed or have all rows."""
         seconds = self._clock() - batch.began
         graph = batch.operation.graph
-        if batch.error is not None and not isinstance(batch.error, MemoryError):
-            self._observer.batch_failed(graph, batch.error)
+        failure = None if batch.terminated else batch.error
+        if failure is not None and not isinstance(failure, MemoryError):
+            self._observer.batch_failed(graph, failure)
         self._observer.batch_computed(graph, batch.rows, seconds)
         for entry, start, stop in batch.segments:
             entry.completed += stop - start

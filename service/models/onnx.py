@@ -23,11 +23,13 @@ import onnxruntime
 
 VERSION: str = onnxruntime.__version__
 
+# Above the severity of errors: that a run was terminated is not worth a line.
+_SILENT = 4
 # Options of a run that computes nothing and returns its session's unused memory to the system.
 _RELEASE = onnxruntime.RunOptions()
 _RELEASE.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 _RELEASE.terminate = True
-_RELEASE.log_severity_level = 4
+_RELEASE.log_severity_level = _SILENT
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
@@ -163,7 +165,11 @@ class Graph:
         return session
 
     def run(
-        self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str] = (), size: Size = ()
+        self,
+        inputs: Mapping[str, NDArray[Any]],
+        outputs: Sequence[str] = (),
+        size: Size = (),
+        options: onnxruntime.RunOptions | None = None,
     ) -> dict[str, NDArray[np.float32]]:
         """Runs the graph, a limited number of rows at a time, with the GIL released.
 
@@ -171,6 +177,7 @@ class Graph:
             inputs: Arrays [N, ...] by the names of the graph's inputs.
             outputs: Names of the outputs to compute; all by default.
             size: Size of the images.
+            options: From `run_options`: setting their `terminate` in another thread ends the run.
 
         Returns:
             Arrays [N, ...] by the names of the outputs.
@@ -180,13 +187,19 @@ class Graph:
         limits = self.limits(size)
         rows = limits.batch_rows
         if count <= rows:
-            return dict(zip(wanted, self._run(wanted, inputs, count, limits), strict=True))
+            return dict(zip(wanted, self._run(wanted, inputs, count, limits, options), strict=True))
         pieces = []
         for start in range(0, count, rows):
             piece = {name: array[start : start + rows] for name, array in inputs.items()}
-            pieces.append(self._run(wanted, piece, min(rows, count - start), limits))
+            pieces.append(self._run(wanted, piece, min(rows, count - start), limits, options))
         joined = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
         return dict(zip(wanted, joined, strict=True))
+
+    def run_options(self) -> onnxruntime.RunOptions:
+        """Makes options for one call of `run`."""
+        options = onnxruntime.RunOptions()
+        options.log_severity_level = _SILENT
+        return options
 
     def run_slow(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         """Runs the graph in the session for slow rows, whatever the rows' size."""
@@ -265,24 +278,30 @@ class Graph:
         return fastest
 
     def _run(
-        self, wanted: list[str], inputs: Mapping[str, NDArray[Any]], count: int, limits: Limits
+        self,
+        wanted: list[str],
+        inputs: Mapping[str, NDArray[Any]],
+        count: int,
+        limits: Limits,
+        options: onnxruntime.RunOptions | None,
     ) -> list[NDArray[np.float32]]:
         session = self._slow_session if limits.slow else self._session
         if limits.least_rows == 1:
-            return self._run_session(session, wanted, dict(inputs))
+            return self._run_session(session, wanted, dict(inputs), options)
         # CUDA's libraries choose algorithms for every new shape, so rows are padded to few sizes.
         rows = min(limits.batch_rows, max(limits.least_rows, 1 << (count - 1).bit_length()))
         padded = {name: _padded(array, rows) for name, array in inputs.items()}
-        return [array[:count] for array in self._run_session(session, wanted, padded)]
+        return [array[:count] for array in self._run_session(session, wanted, padded, options)]
 
     def _run_session(
         self,
         session: onnxruntime.InferenceSession,
         wanted: list[str],
         inputs: dict[str, NDArray[Any]],
+        options: onnxruntime.RunOptions | None = None,
     ) -> list[NDArray[np.float32]]:
         try:
-            return session.run(wanted, inputs)  # type: ignore[no-any-return]
+            return session.run(wanted, inputs, options)  # type: ignore[no-any-return]
         except Exception as error:
             if _NO_MEMORY.search(str(error)):
                 raise MemoryError(f"{self.name} on {self.device}") from error

@@ -76,6 +76,18 @@ async def test_requests_of_callers_who_left_hold_up_no_other_size() -> None:
     assert sorted(graph.batches) == [[1], [4], [5]]
 
 
+async def test_the_run_of_a_slow_row_ends_when_its_caller_leaves() -> None:
+    bench, graph = Bench(threads=3), _graph()
+    leaving, staying = (bench.submit(graph, [row], size=LARGE) for row in (1, 2))
+    await _settled()
+    assert len(bench.running) == 2
+    leaving.cancel()
+    await bench.compute_all()
+    assert await staying == [4]
+    assert graph.batches == [[2]]
+    assert not [event for event, _ in bench.events if event == "failed"]
+
+
 async def test_slow_rows_are_computed_one_at_a_time_and_leave_a_thread_to_the_others() -> None:
     bench, graph = Bench(threads=3), _graph()
     photographs = bench.submit(graph, [1, 2, 3], size=LARGE)
