@@ -19,6 +19,16 @@ T = TypeVar("T")
 _LOCK = threading.Lock()
 
 
+class RunOptions(Protocol):
+    """Options of one run of a graph.
+
+    Attributes:
+        terminate: If it is set during the run, that ends with an error at its next node.
+    """
+
+    terminate: bool
+
+
 class Graph(Protocol):
     """Interface of a graph, implemented by `service.models.onnx.Graph`.
 
@@ -31,8 +41,13 @@ class Graph(Protocol):
     def limits(self, size: Size) -> Limits:
         """The batch limits for images of a size."""
 
-    def run(self, inputs: Arrays, outputs: tuple[str, ...], size: Size) -> Arrays:
+    def run(
+        self, inputs: Arrays, outputs: tuple[str, ...], size: Size, options: RunOptions | None
+    ) -> Arrays:
         """Runs the graph: maps arrays by input name to arrays by output name."""
+
+    def run_options(self) -> RunOptions:
+        """Makes options for one run."""
 
     def release_memory(self) -> None:
         """Returns memory that earlier runs took to the system."""
@@ -168,9 +183,10 @@ class Batch:
     Attributes:
         began: When it was dispatched, on the batcher's clock.
         error: Exception raised by the graph or its pre- or postprocessing.
+        options: Options of the run if its rows are slow, else None.
     """
 
-    __slots__ = ("began", "error", "limits", "operation", "rows", "segments", "size")
+    __slots__ = ("began", "error", "limits", "operation", "options", "rows", "segments", "size")
 
     def __init__(
         self,
@@ -187,6 +203,17 @@ class Batch:
         self.limits = limits
         self.began = 0.0
         self.error: Exception | None = None
+        self.options = operation.graph.run_options() if limits.slow else None
+
+    @property
+    def terminated(self) -> bool:
+        """Whether the run was ended early, because nobody waits for its row."""
+        return self.options is not None and self.options.terminate
+
+    def terminate_if_cancelled(self, future: asyncio.Future[Any]) -> None:
+        """Ends the run of a slow row early if the future of its request was cancelled."""
+        if self.options is not None and future.cancelled():
+            self.options.terminate = True
 
     def compute(self) -> None:
         """Runs the graph and writes its outputs to the entries; called in a compute thread.
@@ -223,9 +250,8 @@ class Batch:
                         return
                     rows = _concatenated(parts)
             graph_inputs = operation.before(rows)
-            outputs = operation.after(
-                graph_inputs, operation.graph.run(graph_inputs, operation.outputs, self.size)
-            )
+            outputs = operation.graph.run(graph_inputs, operation.outputs, self.size, self.options)
+            outputs = operation.after(graph_inputs, outputs)
         except Exception as error:  # noqa: BLE001 - fails this batch only
             self.error = error
             return

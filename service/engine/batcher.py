@@ -15,9 +15,11 @@ take about two milliseconds, a batch of many calls about eight. A batch that lar
 load, when calls wait longer than eight milliseconds anyway. It also makes better use of the CPU
 caches, which the code that reads and writes calls overwrites between batches.
 
-Images of different sizes never share a batch; their sizes take turns as operations do. A row that
-takes longer than about 50 milliseconds is slow: it is a batch of its own, and slow batches leave
-one thread to the others, so that a call of a millisecond never waits for one of seconds.
+Images of different sizes never share a batch: a batch has the size of the request whose turn it is,
+and takes further requests of that size from the front of the callers' queues. A row that takes
+longer than about 50 milliseconds is slow: it is a batch of its own, and slow batches leave one
+thread to the others, so that a call of a millisecond never waits for one of seconds. Its run ends
+early if its caller leaves.
 
 The memory of running batches is limited too. A slow row waits while others are computed whose
 memory leaves no room for it; smaller ones behind it do not overtake it, or it might wait for ever.
@@ -48,8 +50,7 @@ from service.errors import DeadlineExceeded
 from service.models.speed import Limits
 
 T = TypeVar("T")
-# The queue of each operation and size.
-_Queues: TypeAlias = OrderedDict[tuple[Operation, Size], Turns[QueueEntry]]
+_Queues: TypeAlias = OrderedDict[Operation, Turns[QueueEntry]]
 
 #: Longest batch, in seconds, that is computed on the event loop itself, because passing it to a
 #: thread and its result back would take longer (docs/performance.md).
@@ -83,7 +84,7 @@ class BatchObserver(Protocol):
 
 
 class Batcher:
-    """Queues requests by operation and size, and computes them in batches.
+    """Queues requests by operation and computes them in batches.
 
     All methods are called in one event loop, which owns the queues; threads only compute
     batches.
@@ -153,12 +154,12 @@ class Batcher:
         """
         loop = asyncio.get_running_loop()
         entry = QueueEntry(request, call, loop.create_future(), self._clock())
-        operation, size = key = request.operation, request.size
+        operation, size = request.operation, request.size
         limits = operation.graph.limits(size) if size else operation.limits
         queues = self._slow if limits.slow else self._fast
-        queue = queues.get(key)
+        queue = queues.get(operation)
         if queue is None:
-            queues[key] = queue = self._spare.pop() if self._spare else Turns()
+            queues[operation] = queue = self._spare.pop() if self._spare else Turns()
         queue.append(entry, call.caller)
         self._schedule(loop)
         return entry.future
@@ -206,6 +207,9 @@ class Batcher:
                 batch.compute()
                 self._complete(batch)
                 continue
+            if batch.limits.slow:
+                for entry, _, _ in batch.segments:
+                    entry.future.add_done_callback(batch.terminate_if_cancelled)
             self._count(batch, 1)
             self._execute(batch.compute, lambda batch=batch: self._on_computed(batch))  # type: ignore[misc]
 
@@ -260,21 +264,29 @@ class Batcher:
 
     def _take(self, queues: _Queues, idle_threads: int) -> Batch | None:
         """Takes rows off the front of the next of these queues; None if none are due."""
-        for key in list(queues):
-            operation, size = key
-            limits = operation.graph.limits(size) if size else operation.limits
-            if limits.slow and not self._has_memory(limits.row_bytes):
+        for operation in list(queues):
+            queue = queues[operation]
+            size, limits = queue.first().request.size, operation.limits
+            if size:
+                while queue and self._dropped(queue.first()):
+                    queue.popleft()
+                if queue:
+                    size = queue.first().request.size
+                limits = operation.graph.limits(size)
+            if limits.slow and queue and not self._has_memory(limits.row_bytes):
                 return None
-            queue = queues.pop(key)
-            if self._window and self._waits_for_more(limits, queue):
-                queues[key] = queue
+            del queues[operation]
+            if self._window and queue and self._waits_for_more(limits, queue):
+                queues[operation] = queue
                 continue
             segments: list[Segment] = []
             limit = left = self._batch_limit(limits, queue, idle_threads)
             # Requests with rows left over go behind the others of their callers.
             unfinished: list[QueueEntry] = []
             while queue and left:
-                entry = queue.popleft()
+                entry = queue.popleft_where(_of_size(size)) if size else queue.popleft()
+                if entry is None:
+                    break
                 if self._dropped(entry):
                     continue
                 start = entry.scheduled
@@ -287,7 +299,7 @@ class Batcher:
             for entry in unfinished:
                 queue.append(entry, entry.call.caller)
             if queue:
-                queues[key] = queue
+                queues[operation] = queue
             else:
                 self._spare.append(queue)
             if segments:
@@ -349,8 +361,9 @@ class Batcher:
         """Reports a computed batch, and completes the requests that failed or have all rows."""
         seconds = self._clock() - batch.began
         graph = batch.operation.graph
-        if batch.error is not None and not isinstance(batch.error, MemoryError):
-            self._observer.batch_failed(graph, batch.error)
+        failure = None if batch.terminated else batch.error
+        if failure is not None and not isinstance(failure, MemoryError):
+            self._observer.batch_failed(graph, failure)
         self._observer.batch_computed(graph, batch.rows, seconds)
         for entry, start, stop in batch.segments:
             entry.completed += stop - start
@@ -366,6 +379,10 @@ class Batcher:
                 future.set_exception(error)
             elif entry.completed == entry.request.rows:
                 future.set_result(entry.result)
+
+
+def _of_size(size: Size) -> Callable[[QueueEntry], bool]:
+    return lambda entry: entry.request.size == size
 
 
 def _rows(entries: Iterable[QueueEntry]) -> int:

@@ -41,6 +41,53 @@ async def test_sizes_never_share_a_batch_and_take_turns() -> None:
     assert graph.batches == [[1, 1], [2, 2], [3, 1], [2], [1]]
 
 
+async def test_a_caller_of_many_sizes_has_no_more_turns_than_one_of_a_single_size() -> None:
+    bench, graph = Bench(), Doubling(max_batch_rows=2)
+    many, one = Call(caller="many"), Call(caller="one")
+    tasks = [bench.submit(graph, [side], many, size=(side, side)) for side in range(1, 7)]
+    tasks += [bench.submit(graph, [10, 11, 12], one, size=(10, 10))]
+    await bench.compute_all()
+    await asyncio.gather(*tasks)
+    assert graph.batches == [[1], [10, 11], [2], [12], [3], [4], [5], [6]]
+
+
+async def test_a_batch_takes_requests_of_its_size_from_behind_others() -> None:
+    bench, graph = Bench(), Doubling(max_batch_rows=4)
+    a, b = Call(caller="a"), Call(caller="b")
+    tasks = [
+        bench.submit(graph, [value], call, size=(value, value))
+        for value, call in ((1, a), (2, a), (1, a), (3, b), (1, b), (2, b))
+    ]
+    await bench.compute_all()
+    await asyncio.gather(*tasks)
+    assert graph.batches == [[1, 1, 1], [3], [2, 2]]
+
+
+async def test_requests_of_callers_who_left_hold_up_no_other_size() -> None:
+    bench, graph = Bench(threads=2), _graph()
+    running = bench.submit(graph, [1], size=LARGE)
+    await _settled()
+    left = [bench.submit(graph, [2], size=HUGE), bench.submit(graph, [3], size=(9, 9))]
+    staying = [bench.submit(graph, [4], size=LARGE), bench.submit(graph, [5], size=SMALL)]
+    for task in left:
+        task.cancel()
+    await bench.compute_all()
+    await asyncio.gather(running, *staying)
+    assert sorted(graph.batches) == [[1], [4], [5]]
+
+
+async def test_the_run_of_a_slow_row_ends_when_its_caller_leaves() -> None:
+    bench, graph = Bench(threads=3), _graph()
+    leaving, staying = (bench.submit(graph, [row], size=LARGE) for row in (1, 2))
+    await _settled()
+    assert len(bench.running) == 2
+    leaving.cancel()
+    await bench.compute_all()
+    assert await staying == [4]
+    assert graph.batches == [[2]]
+    assert not [event for event, _ in bench.events if event == "failed"]
+
+
 async def test_slow_rows_are_computed_one_at_a_time_and_leave_a_thread_to_the_others() -> None:
     bench, graph = Bench(threads=3), _graph()
     photographs = bench.submit(graph, [1, 2, 3], size=LARGE)
@@ -94,7 +141,7 @@ async def test_slow_rows_and_others_take_turns_for_an_idle_thread() -> None:
     assert graph.batches == [[10], [11], [1], [12], [2], [13], [14], [15]]
 
 
-async def test_callers_and_sizes_of_slow_rows_take_turns() -> None:
+async def test_callers_of_slow_rows_take_turns_whatever_their_sizes() -> None:
     bench, graph = Bench(threads=2), _graph()
     one, two = Call(caller="one"), Call(caller="two")
     tasks = [
@@ -104,7 +151,7 @@ async def test_callers_and_sizes_of_slow_rows_take_turns() -> None:
     ]
     await bench.compute_all()
     await asyncio.gather(*tasks)
-    assert graph.batches == [[1], [21], [11], [22], [2], [12], [3]]
+    assert graph.batches == [[1], [11], [21], [12], [2], [22], [3]]
 
 
 async def test_a_slow_row_waits_for_memory_and_no_other_slow_row_overtakes_it() -> None:
