@@ -183,13 +183,7 @@ def evaluate_path(
         TrainingError: The run is damaged or the data is not available.
     """
     source = _open(path)
-    try:
-        dataset = load_training_data(source.data, source.data_sha256, data, report=report)
-    except DataMissing as error:
-        kind = source.data["source"].partition(":")[0]
-        if data is not None or kind not in ("folder", "idx"):
-            raise
-        raise ExportError(f"{error}. Remedy: --data {kind}:PATH, where it is now") from error
+    dataset = find_training_data(source.data, source.data_sha256, data, report=report)
     return source.title, measure(source.subject, dataset, wanted, report, progress)
 
 
@@ -255,6 +249,29 @@ def _open_run(path: Path) -> _Source:
         title += f", unfinished: {run.steps_done()} steps done"
     subject = subject_of_torch(run.load_model(), binarized=config.train.binarize)
     return _Source(title, subject, config.data.to_json(), config.data_sha256)
+
+
+def find_training_data(
+    fields: Mapping[str, Any],
+    sha256: Mapping[str, str],
+    data: str | None,
+    *,
+    report: Callable[[str], None],
+) -> Dataset:
+    """Loads data as `load_training_data`; where local files are missing, says how to name them.
+
+    Raises:
+        DataMissing: The data is not available.
+        ExportError: As in `load_training_data`; or the files are no longer there.
+        TrainingError: The data is damaged.
+    """
+    try:
+        return load_training_data(fields, sha256, data, report=report)
+    except DataMissing as error:
+        kind = fields["source"].partition(":")[0]
+        if data is not None or kind not in ("folder", "idx"):
+            raise
+        raise ExportError(f"{error}. Remedy: --data {kind}:PATH, where it is now") from error
 
 
 def load_training_data(

@@ -7,7 +7,7 @@ from pathlib import Path
 from bundle import SCHEMA_VERSION, Manifest, open_bundle, write_bundle
 from export.card import model_card
 from export.errors import ExportError
-from export.evaluate import load_training_data
+from export.evaluate import find_training_data
 from export.export import check_servable
 from export.invariance import measure_rows
 from export.latent_map import build_map
@@ -40,12 +40,11 @@ def reissue(
     old = bundle.manifest
     if old.dataset is None:
         raise ExportError(f"{path}: its manifest names no data set for a map")
-    dataset = load_training_data(
+    dataset = find_training_data(
         {"source": old.dataset.name} | old.dataset.spec,
         old.dataset.sha256,
         data,
         report=report,
-        fetch=False,
     )
     subject = subject_of_graphs(
         bundle.graphs,

@@ -145,7 +145,7 @@ class LatentServiceServicer:
     def Encode(self, request, context):
         """Maps each image to its posterior q(z|x): a mean and, unless the model is a
         plain autoencoder, a log-variance per latent dimension and, if requested, a
-        seeded draw from the posterior.
+        seeded draw from the posterior. FAILED_PRECONDITION if the model has no encoder.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -189,7 +189,7 @@ class LatentServiceServicer:
 
     def Score(self, request, context):
         """Computes how likely images are under the model. FAILED_PRECONDITION for a
-        model without a likelihood or a posterior density, such as a plain autoencoder.
+        plain autoencoder, and for a model without likelihood, encoder or prior.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

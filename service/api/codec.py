@@ -1,6 +1,5 @@
 """Converts the tensors and picture files of messages to NumPy arrays and back, with validation."""
 
-import enum
 import functools
 import math
 import sys
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from latentserve.v1 import tensor_pb2
 from service.api import pictures
 from service.api.bfloat16 import from_bfloat16, to_bfloat16
+from service.api.formats import TENSOR_DTYPES, Format
 from service.errors import InvalidArgument
 
 #: Largest absolute value accepted in a latent: far outside any prior, yet no graph overflows on it.
@@ -41,42 +41,6 @@ DATA = tensor_pb2.Tensor.DESCRIPTOR.fields_by_name["data"].number
 _LITTLE_ENDIAN = sys.byteorder == "little"
 
 Pixels = NDArray[np.float32] | NDArray[np.uint8]
-
-
-class Format(enum.Enum):
-    """Format of the images in a reply."""
-
-    FLOAT32 = enum.auto()
-    UINT8 = enum.auto()
-    PNG = enum.auto()
-    FLOAT16 = enum.auto()
-    BFLOAT16 = enum.auto()
-    JPEG = enum.auto()
-    WEBP = enum.auto()
-
-    @property
-    def as_uint8(self) -> bool:
-        """Whether this format's pixels are uint8 (0 to 255) rather than floats."""
-        return self not in TENSOR_DTYPES or self is Format.UINT8
-
-    @property
-    def as_half(self) -> bool:
-        """Whether pixels are sent as floats of 16 bits."""
-        return self in (Format.FLOAT16, Format.BFLOAT16)
-
-    @property
-    def as_files(self) -> bool:
-        """Whether images are sent as files rather than as a tensor."""
-        return self not in TENSOR_DTYPES
-
-
-#: Element type of each format that is sent as a tensor.
-TENSOR_DTYPES: Final = {
-    Format.FLOAT32: tensor_pb2.DATA_TYPE_FLOAT32,
-    Format.UINT8: tensor_pb2.DATA_TYPE_UINT8,
-    Format.FLOAT16: tensor_pb2.DATA_TYPE_FLOAT16,
-    Format.BFLOAT16: tensor_pb2.DATA_TYPE_BFLOAT16,
-}
 
 
 def rows_stated(images: tensor_pb2.Images) -> int:

@@ -19,6 +19,9 @@ from service.settings import Settings
 
 # Largest D of which the mean and standard deviation of the prior are sent.
 _MAX_PRIOR_DIM = 4096
+# Bytes reserved in the reply of GetLatentMap for lengths, and for the label of a row: -1, the
+# longest, takes ten.
+_MAP_OVERHEAD_BYTES, _LABEL_BYTES = 256, 10
 
 
 def describe_server(models: Models, settings: Settings) -> pb.GetServerInfoResponse:
@@ -112,8 +115,8 @@ def describe_model(model: Model, settings: Settings) -> pb.ModelInfo:
     return info
 
 
-def describe_map(model: Model) -> pb.GetLatentMapResponse:
-    """Returns the map of a model's latent space.
+def describe_map(model: Model, settings: Settings) -> pb.GetLatentMapResponse:
+    """Returns the map of a model's latent space: as many of its rows as fit into a message.
 
     Raises:
         NoLatentMap: The bundle has none.
@@ -122,12 +125,15 @@ def describe_map(model: Model) -> pb.GetLatentMapResponse:
     if found is None:
         raise NoLatentMap(f"{manifest.name}: version {manifest.version} has no latent map")
     reply = pb.GetLatentMapResponse(
-        labels=found.labels.tolist(),
         kl=found.kl.tolist(),
         class_names=manifest.class_names,
         model=pb.ModelIdentity(name=manifest.name, version=manifest.version),
     )
-    codec.put_tensor(reply.mean, found.mean.astype(np.float32), tensor_pb2.DATA_TYPE_FLOAT16)
+    left = settings.max_message_bytes - reply.ByteSize() - _MAP_OVERHEAD_BYTES
+    rows = max(0, left) // (found.mean.itemsize * manifest.latent_dim + _LABEL_BYTES)
+    reply.labels.extend(found.labels[:rows].tolist())
+    mean = found.mean[:rows].astype(np.float32)
+    codec.put_tensor(reply.mean, mean, tensor_pb2.DATA_TYPE_FLOAT16)
     return reply
 
 

@@ -29,8 +29,7 @@ from numpy.typing import NDArray
 from latentserve.v1 import latent_service_pb2 as pb
 from latentserve.v1 import tensor_pb2
 from service.api import codec
-from service.api.codec import Format
-from service.api.fields import FORMATS
+from service.api.formats import FORMATS, Format
 from service.api.sizes import Sizes
 from service.api.wire import Chunks, prefix, tag, varint
 from service.engine.call import Call

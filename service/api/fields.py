@@ -1,31 +1,18 @@
 """Reads and validates single fields of requests."""
 
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from bundle import Manifest
 from common.noise import ROWS
 from latentserve.v1 import latent_service_pb2 as pb
 from latentserve.v1 import tensor_pb2
-from service.api.codec import LATENT_DTYPES, Format
-from service.api.pictures import QUALITY
+from service.api.codec import LATENT_DTYPES
 from service.api.sizes import Sizes
 from service.engine.sampling import ANY_LABEL, Draw, fresh_seed
 from service.errors import InvalidArgument, NotForThisModel
 from service.models.limits import ImageSize
 
-#: Image formats by their enum number on the wire.
-FORMATS: Mapping[int, Format] = {
-    pb.IMAGE_FORMAT_UNSPECIFIED: Format.FLOAT32,
-    pb.IMAGE_FORMAT_FLOAT32: Format.FLOAT32,
-    pb.IMAGE_FORMAT_UINT8: Format.UINT8,
-    pb.IMAGE_FORMAT_PNG: Format.PNG,
-    pb.IMAGE_FORMAT_FLOAT16: Format.FLOAT16,
-    pb.IMAGE_FORMAT_BFLOAT16: Format.BFLOAT16,
-    pb.IMAGE_FORMAT_JPEG: Format.JPEG,
-    pb.IMAGE_FORMAT_WEBP: Format.WEBP,
-}
 _METHODS = {
     pb.INTERPOLATION_METHOD_UNSPECIFIED: False,
     pb.INTERPOLATION_METHOD_LINEAR: False,
@@ -52,6 +39,12 @@ def whole(field: str, value: int, low: int, high: int) -> int:
     if not low <= value <= high:
         raise InvalidArgument(field, value, f"{low} to {high}")
     return value
+
+
+def size_of(request: pb.SampleRequest, sizes: Sizes) -> ImageSize:
+    """Size of the images to sample; empty if the model's images have a fixed size."""
+    given = request.HasField("height"), request.HasField("width")
+    return sizes.of_stated(request.height, request.width) if any(given) else sizes.golden
 
 
 def label_of(request: pb.SampleRequest, manifest: Manifest) -> int:
@@ -83,49 +76,6 @@ def truncation_of(request: pb.SampleRequest) -> float | None:
     if not 0.0 < request.truncation < math.inf:
         raise InvalidArgument("truncation", f"{request.truncation:g}", "a finite number above 0")
     return request.truncation
-
-
-class ImageOutput(NamedTuple):
-    """How the images of a reply are written.
-
-    Attributes:
-        format: Format of the images.
-        quality: Quality of JPEG and WebP files, 1 to 100.
-        clipped: Whether values are clipped to [0, 1].
-    """
-
-    format: Format
-    quality: int = QUALITY
-    clipped: bool = True
-
-
-def size_of(request: pb.SampleRequest, sizes: Sizes) -> ImageSize:
-    """Size of the images to sample; empty if the model's images have a fixed size."""
-    given = request.HasField("height"), request.HasField("width")
-    return sizes.of_stated(request.height, request.width) if any(given) else sizes.golden
-
-
-def format_of(request: Any, manifest: Manifest) -> ImageOutput:
-    """Format, quality and clipping of the images in the reply."""
-    try:
-        wanted = FORMATS[request.format]
-    except KeyError:
-        every = ", ".join(
-            f"{wanted.name} ({number})" for number, wanted in FORMATS.items() if number
-        )
-        raise InvalidArgument("format", request.format, f"one of {every}") from None
-    channels = manifest.image_shape[0]
-    if wanted.as_files and channels not in (1, 3):
-        got = f"{wanted.name} of {channels} channels"
-        raise InvalidArgument("format", got, "FLOAT32 (1) or UINT8 (2)")
-    quality = QUALITY
-    if request.HasField("quality"):
-        quality = whole("quality", request.quality, 1, 100)
-    clipped = not getattr(request, "unclipped", False)
-    if wanted.as_uint8 and not clipped:
-        floats = "FLOAT32, FLOAT16 or BFLOAT16"
-        raise InvalidArgument("format", wanted.name, f"{floats} with unclipped")
-    return ImageOutput(wanted, quality, clipped)
 
 
 def latent_dtype_of(request: Any) -> tensor_pb2.DataType:

@@ -59,10 +59,10 @@ class Inputs:
             return sizes.of_resize(encoded, f"{field}.encoded")
         if not sizes.free:
             return ()
-        if not images.HasField("encoded"):
+        if images.HasField("tensor"):
             return sizes.of_images(tuple(images.tensor.shape), f"{field}.tensor")
         if not encoded.files:
-            return sizes.golden
+            return sizes.golden  # `images` refuses it
         return await self._engine.in_thread(
             lambda: sizes.of_file(encoded, f"{field}.encoded", self._max_pixels), call
         )

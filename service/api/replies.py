@@ -10,7 +10,7 @@ from latentserve.v1 import latent_service_pb2 as pb
 from latentserve.v1 import tensor_pb2
 from service.api import codec
 from service.api.codec import Pixels
-from service.api.fields import ImageOutput
+from service.api.formats import TENSOR_DTYPES, ImageOutput
 from service.api.scaling import Scaling
 from service.api.wire import Chunks, nested, with_payload
 from service.engine.call import Call
@@ -79,7 +79,7 @@ async def with_images(
         codec.put_images(reply.images, pixels, image_format)
         return reply
     field = reply.DESCRIPTOR.fields_by_name["images"].number
-    dtype = codec.TENSOR_DTYPES[image_format]
+    dtype = TENSOR_DTYPES[image_format]
     if image_format.as_half:
         tensor, payload = await engine.in_thread(lambda: codec.bare_tensor(pixels, dtype), call)
     else:

@@ -14,7 +14,8 @@ from latentserve.v1 import latent_service_pb2 as pb
 from service.api import fields
 from service.api.describe import describe_map, describe_model, describe_server
 from service.api.fast_path import FastPath
-from service.api.fields import draw_of, format_of, latent_dtype_of, whole
+from service.api.fields import draw_of, latent_dtype_of, whole
+from service.api.formats import format_of
 from service.api.inputs import Inputs
 from service.api.replies import in_stream, put_latents, put_scores, signed, with_images
 from service.api.scaling import scaling_of
@@ -84,7 +85,7 @@ class Servicer:
         self, request: pb.GetLatentMapRequest, call: Call
     ) -> pb.GetLatentMapResponse:
         """Returns where test images lie in the latent space of a model."""
-        return describe_map(self._find(request, call, shared=False))
+        return describe_map(self._find(request, call, shared=False), self._settings)
 
     def encode(
         self, request: pb.EncodeRequest, call: Call

@@ -66,7 +66,7 @@ class Operations:
         clips = manifest.likelihood == "none"
 
         def pixels(outputs: Arrays, as_uint8: bool) -> Arrays:
-            clipped = _clipped(outputs) if clips else outputs
+            clipped = _clipped(outputs, as_uint8) if clips else outputs
             return _to_bytes(clipped) if as_uint8 else clipped
 
         self.raw = Operation(decoder, ("image",))
@@ -121,9 +121,12 @@ def _scaled(given: Arrays) -> Arrays:
     return {"image": unit_range(given["image"])}
 
 
-def _clipped(outputs: Arrays) -> Arrays:
+def _clipped(outputs: Arrays, as_uint8: bool) -> Arrays:
     # Only this batch refers to the output array, so it may be overwritten.
     image = outputs["image"]
+    if as_uint8:
+        # NaN, which has no uint8 value, becomes 0.
+        np.fmax(image, np.float32(0), out=image)
     return {"image": np.clip(image, 0.0, 1.0, out=image)}
 
 

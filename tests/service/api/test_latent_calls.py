@@ -324,7 +324,7 @@ ENDS = tensor(np.zeros((2, DIM)))
 GREY = images(np.zeros((1, 28, 28), np.float32))
 BAD = {
     "reconstruct nothing": ("Reconstruct", pb.ReconstructRequest(), "images"),
-    "reconstruct format": ("Reconstruct", pb.ReconstructRequest(images=GREY, format=4), "format"),
+    "reconstruct format": ("Reconstruct", pb.ReconstructRequest(images=GREY, format=99), "format"),
     "no files": ("Encode", pb.EncodeRequest(images=files()), "images.encoded.files"),
     "too many files": (
         "Encode",

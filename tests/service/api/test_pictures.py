@@ -251,6 +251,16 @@ def test_a_jpeg_bomb_is_refused_by_its_header() -> None:
     assert "wanted at most 64 megapixels" in refused(bytes(raw), resize=True).description
 
 
+@pytest.mark.parametrize("side", [9000, 16_384])
+def test_a_webp_bomb_is_refused_by_its_header(side: int) -> None:
+    raw = bytearray(save(Image.new("RGB", (8, 8)), "WEBP", lossless=True))
+    assert raw[12:16] == b"VP8L"
+    # Width and height, 14 bits each, less 1.
+    flags = int.from_bytes(raw[21:25], "little") >> 28 << 28
+    raw[21:25] = (flags | (side - 1) << 14 | side - 1).to_bytes(4, "little")
+    assert "pixels, wanted at most 64 megapixels" in refused(bytes(raw), RGB_MODEL).description
+
+
 def test_a_picture_beyond_the_limit_of_a_small_server_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="got 1210000 pixels, wanted at most 1 megapixels"):
         read_files([png_of(1100, 1100)], "images", GREY_MODEL, True, 1_000_000)
@@ -404,6 +414,24 @@ def test_pictures_that_are_decoded_at_a_time_are_within_the_limit(
 def test_a_model_of_two_channels_accepts_no_files() -> None:
     with pytest.raises(InvalidArgument, match=r"images\.files: .*wanted a tensor.* 2 channels"):
         read_files([MODES["L"]], "images", (2, 28, 28), resize=True)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+@pytest.mark.parametrize("shape", [(2, 3, 40, 60), (1, 1, 40, 60)])
+def test_lossy_files_are_close_to_the_pixels(kind: str, shape: tuple[int, ...]) -> None:
+    pixels = np.broadcast_to(smooth(40, 60), shape)
+    for quality, error in ((95, 6.0), (10, 40.0)):
+        files = write_files(pixels, kind, quality)
+        with Image.open(io.BytesIO(files[0])) as image:
+            assert image.format == kind
+        again = np.stack([decode(file, None, shape[1]) for file in files])
+        assert np.abs(again.astype(int) - pixels).mean() < error
+
+
+@pytest.mark.parametrize(("kind", "side"), [("WEBP", 16_384), ("JPEG", 65_536)])
+def test_a_side_that_a_format_cannot_store_is_refused(kind: str, side: int) -> None:
+    with pytest.raises(InvalidArgument, match=f"format: got {kind} of {side}x1, wanted at most"):
+        write_files(np.zeros((1, 1, 1, side), np.uint8), kind)
 
 
 @pytest.mark.parametrize("shape", [(5, 1, 28, 28), (3, 3, 20, 36), (1, 1, 1, 1), (0, 1, 28, 28)])

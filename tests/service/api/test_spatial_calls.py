@@ -749,6 +749,8 @@ def test_a_first_file_that_is_no_picture_is_named(stub, bad):
         assert text.startswith("images.encoded.files[0]: got ")
     text = refusal(stub.Encode, pb.EncodeRequest(model=named("soft"), images=files()))
     assert text.startswith("images.encoded.files: got 0 files, wanted 1 to ")
+    text = refusal(stub.Encode, pb.EncodeRequest(model=named("soft")))
+    assert text == "images: got no images, wanted images.tensor or images.encoded"
 
 
 # ----------------------------------------------------------------------- what models lack

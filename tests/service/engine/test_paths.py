@@ -74,3 +74,27 @@ def test_a_traversal_of_one_axis_is_one_row():
     assert (rows, columns, points.shape) == (1, 5, (5, 2))
     np.testing.assert_allclose(points[:, 1], [-1, -0.5, 0, 0.5, 1])
     assert (points[:, 0] == 0).all()
+
+
+@settings(max_examples=50)
+@given(
+    ends=hnp.arrays(np.float32, (2, 2, 3, 2), elements=st.floats(-100, 100, width=32)),
+    steps=st.integers(2, 6),
+    path=st.sampled_from([linear, spherical]),
+)
+def test_a_path_of_spatial_latents_is_that_of_the_flattened_ones(ends, steps, path):
+    points = path(*ends, steps)
+    assert points.shape == (steps, 2, 3, 2)
+    flat = path(*ends.reshape(2, 12), steps)
+    assert points.tobytes() == flat.tobytes()
+
+
+@pytest.mark.parametrize("axes", [(7,), (7, 2)])
+def test_axes_of_spatial_latents_index_the_flattened_ones(axes):
+    middle = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
+    std = np.linspace(0.5, 2, 12, dtype=np.float32)
+    points, rows, columns = traverse(middle, std, axes, 3, 2.0)
+    flat, *shape = traverse(middle.ravel(), std, axes, 3, 2.0)
+    assert [rows, columns] == shape
+    assert points.shape == (rows * columns, 2, 3, 2)
+    assert points.tobytes() == flat.tobytes()
