@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentserve._client import headers, memory
+from latentserve._client import codec, headers, memory
 from latentserve._client.describe import Limits, Maxima, limits_of
 from latentserve._client.plans import Plan, UnaryCall
 from latentserve._client.values import ModelInfo
@@ -119,10 +119,13 @@ def in_chunks(
     files = not isinstance(rows, np.ndarray | range)
     maxima = yield from limits_of(limits, model, version, files=files)
     replies: list[Any] = []
-    start = 0
+    start, seed = 0, 0
     while start < len(rows):
         part = chunk(rows, start, maxima, size, latents=latents)
         step = call(part)
+        if part.stop - part.start < len(rows):
+            seed = seed or codec.fresh_seed()
+            _set_seed(step.request, seed)
         try:
             replies.append((yield step))
         except InvalidArgument as error:
@@ -139,6 +142,16 @@ def in_chunks(
             memory.check_fits(total, what, len(rows), stream)
         start = part.stop
     return replies
+
+
+def _set_seed(request: Any, seed: int) -> None:
+    """Gives a chunk the seed of all chunks if it draws nothing and so has none.
+
+    A server that shares calls between versions of a model chooses by the seed: all chunks have to
+    be answered by the same version.
+    """
+    if "seed" in request.DESCRIPTOR.fields_by_name and not request.HasField("seed"):
+        request.seed = seed
 
 
 def count_from(error: InvalidArgument, start: int) -> None:
