@@ -64,12 +64,14 @@ class Operation:
             arrays of the requests.
         check: Raises if rows are invalid. Called once for a whole batch and, only if that
             raises, once for each request's rows.
+        observe: Called with the graph's inputs and the output arrays of a whole batch; for slow
+            rows, once their results have been handed on.
 
     Attributes:
         limits: The graph's limits for images of the golden size.
     """
 
-    __slots__ = ("after", "before", "check", "graph", "limits", "outputs")
+    __slots__ = ("after", "before", "check", "graph", "limits", "observe", "outputs")
 
     def __init__(
         self,
@@ -78,6 +80,7 @@ class Operation:
         before: Callable[[Arrays], Arrays] = lambda inputs: inputs,
         after: Callable[[Arrays, Arrays], Arrays] = lambda _inputs, outputs: outputs,
         check: Callable[[Arrays], None] | None = None,
+        observe: Callable[[Arrays, Arrays], None] | None = None,
     ):
         self.graph = graph
         self.limits = graph.limits(())
@@ -85,6 +88,7 @@ class Operation:
         self.before = before
         self.after = after
         self.check = check
+        self.observe = observe
 
 
 class InferenceRequest(Generic[T]):
@@ -186,7 +190,17 @@ class Batch:
         options: Options of the run if its rows are slow, else None.
     """
 
-    __slots__ = ("began", "error", "limits", "operation", "options", "rows", "segments", "size")
+    __slots__ = (
+        "_observed",
+        "began",
+        "error",
+        "limits",
+        "operation",
+        "options",
+        "rows",
+        "segments",
+        "size",
+    )
 
     def __init__(
         self,
@@ -204,6 +218,7 @@ class Batch:
         self.began = 0.0
         self.error: Exception | None = None
         self.options = operation.graph.run_options() if limits.slow else None
+        self._observed: tuple[Arrays, Arrays] | None = None
 
     @property
     def terminated(self) -> bool:
@@ -218,7 +233,8 @@ class Batch:
     def compute(self) -> None:
         """Runs the graph and writes its outputs to the entries; called in a compute thread.
 
-        Never raises: an error is stored on the entry that caused it, or else on the batch.
+        Observes the batch as well, unless its rows are slow. Never raises: an error is stored on
+        the entry that caused it, or else on the batch.
         """
         valid: list[Segment] = []
         parts: list[Arrays] = []
@@ -263,6 +279,24 @@ class Batch:
             except Exception as error:  # noqa: BLE001 - fails one caller, not the batch
                 entry.error = error
             offset += stop - start
+        if operation.observe is not None:
+            self._observed = graph_inputs, outputs
+            if not self.limits.slow:
+                self.error = self.observe()
+
+    def observe(self) -> Exception | None:
+        """Passes a computed batch to its operation's `observe`, once.
+
+        Returns:
+            The exception that this raised.
+        """
+        observed, self._observed = self._observed, None
+        if observed is not None and self.operation.observe is not None:
+            try:
+                self.operation.observe(*observed)
+            except Exception as error:  # noqa: BLE001 - fails this batch only
+                return error
+        return None
 
 
 def _concatenated(parts: list[Arrays]) -> Arrays:

@@ -207,16 +207,37 @@ class Batcher:
                 batch.compute()
                 self._complete(batch)
                 continue
-            if batch.limits.slow:
-                for entry, _, _ in batch.segments:
-                    entry.future.add_done_callback(batch.terminate_if_cancelled)
             self._count(batch, 1)
-            self._execute(batch.compute, lambda batch=batch: self._on_computed(batch))  # type: ignore[misc]
+            if batch.limits.slow:
+                self._start_slow(batch)
+            else:
+                self._execute(batch.compute, lambda batch=batch: self._on_computed(batch))  # type: ignore[misc]
 
     def _on_computed(self, batch: Batch) -> None:
         self._count(batch, -1)
         self._complete(batch)
         self._dispatch()
+
+    def _start_slow(self, batch: Batch) -> None:
+        """Starts the batch of a slow row, whose call does not wait until it has been observed."""
+        for entry, _, _ in batch.segments:
+            entry.future.add_done_callback(batch.terminate_if_cancelled)
+        loop = asyncio.get_running_loop()
+        error: Exception | None = None
+
+        def compute() -> None:
+            nonlocal error
+            batch.compute()
+            loop.call_soon_threadsafe(self._complete, batch)
+            error = batch.observe()
+
+        def on_observed() -> None:
+            self._count(batch, -1)
+            if error is not None:
+                self._observer.batch_failed(batch.operation.graph, error)
+            self._dispatch()
+
+        self._execute(compute, on_observed)
 
     def _count(self, batch: Batch, change: int) -> None:
         """Adds a batch to those that are running, or subtracts it."""

@@ -1,11 +1,14 @@
 """The batcher with images of several sizes: slow rows, turns, and the memory of batches."""
 
 import asyncio
+import threading
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.engine.batch import Operation
 from service.engine.call import Call
 from service.models.speed import Limits
 from tests.service.engine.test_batcher import Bench, Doubling, _settled
@@ -193,6 +196,58 @@ async def test_the_memory_of_slow_rows_is_released_some_seconds_after_the_last(
     await asyncio.gather(*tasks)
     await asyncio.sleep(0.03)
     assert not bench.running
+
+
+async def test_a_call_of_a_slow_row_does_not_wait_until_it_has_been_observed() -> None:
+    bench, graph, seen = Bench(threads=2), _graph(), []
+    leave = threading.Event()
+
+    def observe(inputs: Any, outputs: Any) -> None:
+        leave.wait(10)
+        seen.append((inputs["x"].tolist(), outputs["y"].tolist()))
+        raise ValueError("not observed")
+
+    graph.operation = Operation(graph, ("y",), observe=observe)
+    slow = bench.submit(graph, [1], size=LARGE)
+    behind = bench.submit(graph, [2], size=LARGE)
+    await _settled()
+    ((work, then),) = bench.running
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert await slow == [2]
+    # Its thread is still occupied, so no other slow row starts.
+    await _settled()
+    assert not seen
+    assert len(bench.running) == 1
+    assert not behind.done()
+    leave.set()
+    thread.join(10)
+    bench.running.clear()
+    then()
+    assert seen == [([[1]], [[2]])]
+    assert ("failed", ("graph", "not observed")) in bench.events
+    await bench.compute_all()
+    assert await behind == [4]
+
+
+@pytest.mark.parametrize("error", [None, ValueError("not observed")])
+async def test_other_batches_are_observed_before_their_calls_are_answered(error: Any) -> None:
+    bench, graph, seen = Bench(), _graph(), []
+
+    def observe(inputs: Any, outputs: Any) -> None:
+        seen.append((inputs["x"].tolist(), outputs["y"].tolist()))
+        if error is not None:
+            raise error
+
+    graph.operation = Operation(graph, ("y",), observe=observe)
+    digits = bench.submit(graph, [1, 2], size=SMALL)
+    await bench.compute_all()
+    assert seen == [([[1], [2]], [[2], [4]])]
+    if error is None:
+        assert await digits == [2, 4]
+    else:
+        with pytest.raises(ValueError, match="not observed"):
+            await digits
 
 
 async def test_a_row_that_is_not_slow_never_waits_for_memory() -> None:
