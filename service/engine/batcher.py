@@ -128,8 +128,8 @@ class Batcher:
         self._slow: _Queues = OrderedDict()
         self._fast: _Queues = OrderedDict()
         self._slow_is_next = False
-        # When each graph with slow rows last ran.
-        self._last_runs: dict[Graph, float] = {}
+        # Running batches of slow rows of each graph, and when the last began or ended.
+        self._slow_graphs: dict[Graph, tuple[int, float]] = {}
         # Empty queues for reuse: at low load, most calls would make one.
         self._spare: list[Turns[QueueEntry]] = []
         self._scheduled = self._enqueued = False
@@ -243,9 +243,11 @@ class Batcher:
         """Adds a batch to those that are running, or subtracts it."""
         if batch.limits.slow:
             self._running_slow += change
-            if not self._last_runs:
+            if not self._slow_graphs:
                 asyncio.get_running_loop().call_later(_RELEASE_SECONDS, self._release_memory)
-            self._last_runs[batch.operation.graph] = self._clock()
+            graph = batch.operation.graph
+            running, _ = self._slow_graphs.get(graph, (0, 0.0))
+            self._slow_graphs[graph] = running + change, self._clock()
         else:
             self._running_fast += change
         self._running_bytes += change * batch.rows * batch.limits.row_bytes
@@ -253,11 +255,11 @@ class Batcher:
     def _release_memory(self) -> None:
         """Returns the memory of graphs whose slow rows ended some seconds ago to the system."""
         now = self._clock()
-        for graph, last in list(self._last_runs.items()):
-            if now - last >= _RELEASE_SECONDS and not self._running_slow:
-                del self._last_runs[graph]
+        for graph, (running, last) in list(self._slow_graphs.items()):
+            if not running and now - last >= _RELEASE_SECONDS:
+                del self._slow_graphs[graph]
                 self._execute(graph.release_memory, lambda: None)
-        if self._last_runs:
+        if self._slow_graphs:
             asyncio.get_running_loop().call_later(_RELEASE_SECONDS, self._release_memory)
 
     def _next_batch(self) -> Batch | None:

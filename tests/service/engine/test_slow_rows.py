@@ -198,6 +198,20 @@ async def test_the_memory_of_slow_rows_is_released_some_seconds_after_the_last(
     assert not bench.running
 
 
+async def test_the_memory_of_a_graph_is_released_while_another_computes_slow_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.engine.batcher._RELEASE_SECONDS", 0.01)
+    bench, busy, idle = Bench(threads=3), _graph("busy"), _graph("idle")
+    tasks = [bench.submit(idle, [1], size=LARGE), bench.submit(busy, [2], size=LARGE)]
+    await bench.compute(1)
+    bench.now = 1.0
+    await wait_until_async(lambda: len(bench.running) == 2)
+    await bench.compute_all()
+    assert (idle.released, busy.released) == (1, 0)
+    await asyncio.gather(*tasks)
+
+
 async def test_a_call_of_a_slow_row_does_not_wait_until_it_has_been_observed() -> None:
     bench, graph, seen = Bench(threads=2), _graph(), []
     leave = threading.Event()
