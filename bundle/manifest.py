@@ -109,6 +109,14 @@ class Sizes(_Record):
             raise ValueError(f"most_pixels: got {self.most_pixels}, wanted {self.least**2} or more")
         return self
 
+    def allow(self, height: int, width: int) -> bool:
+        """Whether the model takes images of a size."""
+        return (
+            min(height, width) >= self.least
+            and height % self.multiple == width % self.multiple == 0
+            and height * width <= self.most_pixels
+        )
+
 
 class LatentScaling(_Record):
     """Scaling of latents, as a diffusion model expects them.
@@ -270,6 +278,8 @@ class Manifest(_Record):
                     f"sizes: factor {factor} with image_shape {list(self.image_shape)} and "
                     f"latent_shape {list(shape)}"
                 )
+            if not self.sizes.allow(height, width):
+                raise ValueError(f"image_shape: got {list(self.image_shape)}, which sizes exclude")
         scaling = self.latent_scaling
         if scaling is not None and scaling.std and len(scaling.std) != shape[0]:
             raise ValueError(f"latent_scaling: got {len(scaling.std)} channels, wanted {shape[0]}")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentserve._client import headers, memory
+from latentserve._client import codec, headers, memory
 from latentserve._client.describe import Limits, Maxima, limits_of
 from latentserve._client.plans import Plan, UnaryCall
 from latentserve._client.values import ModelInfo
@@ -45,37 +45,25 @@ def chunk(
     stop = min(start + maxima.rows, len(rows))
     if isinstance(rows, np.ndarray | range):
         if maxima.model is not None:
-            row = row_bytes(maxima.model, size or _size_of(rows, maxima.model, latents=latents))
-            stop = min(stop, start + max(1, maxima.message_bytes // row))
+            pixels = math.prod(size or _size_of(rows, maxima.model, latents=latents))
+            stop = min(stop, start + max(1, maxima.pixels // pixels))
         return slice(start, stop)
-    file_bytes = computed_bytes = 0
+    file_bytes = pixels = 0
     for index in range(start, stop):
         file_bytes += len(rows[index]) + _FILE_OVERHEAD_BYTES
         if maxima.model is not None:
-            computed_bytes += row_bytes(maxima.model, size or _file_size(rows[index], maxima.model))
-        if max(file_bytes, computed_bytes) > maxima.message_bytes and index > start:
+            pixels += math.prod(size or _file_size(rows[index], maxima.model))
+        if (file_bytes > maxima.message_bytes or pixels > maxima.pixels) and index > start:
             return slice(start, index)
     return slice(start, stop)
 
 
-def row_bytes(model: ModelInfo, size: Size) -> int:
-    """Upper bound on the bytes of a row: a float32 image and three latents, as servers count.
-
-    Args:
-        model: A model of free size.
-        size: Height and width of the image.
-    """
-    channels, height, width = model.image_shape
-    pixels, golden = math.prod(size), height * width
-    return 4 * (channels * pixels + 3 * -(-model.latent_dim * pixels // golden))
-
-
 def _size_of(rows: NDArray[Any] | range, model: ModelInfo, *, latents: bool) -> Size:
-    """Height and width of the images of an array of images or latents; golden if it is flat."""
+    """Height and width of the images of an array of images or latents; the stated if it is flat."""
     _, height, width = model.image_shape
-    if isinstance(rows, range) or rows.ndim < 3:
+    if isinstance(rows, range) or rows.ndim < 3 or model.sizes is None:
         return height, width
-    factor = model.sizes.factor if latents and model.sizes else 1
+    factor = model.sizes.factor if latents else 1
     return factor * rows.shape[-2], factor * rows.shape[-1]
 
 
@@ -119,10 +107,13 @@ def in_chunks(
     files = not isinstance(rows, np.ndarray | range)
     maxima = yield from limits_of(limits, model, version, files=files)
     replies: list[Any] = []
-    start = 0
+    start, seed = 0, 0
     while start < len(rows):
         part = chunk(rows, start, maxima, size, latents=latents)
         step = call(part)
+        if part.stop - part.start < len(rows):
+            seed = seed or codec.fresh_seed()
+            _set_seed(step.request, seed)
         try:
             replies.append((yield step))
         except InvalidArgument as error:
@@ -139,6 +130,16 @@ def in_chunks(
             memory.check_fits(total, what, len(rows), stream)
         start = part.stop
     return replies
+
+
+def _set_seed(request: Any, seed: int) -> None:
+    """Gives a chunk the seed of all chunks if it draws nothing and so has none.
+
+    A server that shares calls between versions of a model chooses by the seed: all chunks have to
+    be answered by the same version.
+    """
+    if "seed" in request.DESCRIPTOR.fields_by_name and not request.HasField("seed"):
+        request.seed = seed
 
 
 def count_from(error: InvalidArgument, start: int) -> None:

@@ -29,6 +29,10 @@ from latentserve.v1 import latent_service_pb2 as pb
 
 # Bytes of a message that are reserved for everything but rows.
 _OVERHEAD_BYTES = 1024
+# Maximum pixels of a message for a model of spatial latents, whose rows may take seconds: two
+# images of 512 x 512. A message must be answered before its deadline, and has to be sent again
+# as a whole.
+_MESSAGE_PIXELS = 2**19
 
 
 @dataclass
@@ -55,12 +59,14 @@ class Maxima(NamedTuple):
     Attributes:
         rows: Maximum number of rows.
         message_bytes: Maximum size in bytes; 1 if it was not queried.
-        model: The model, if its images are of free size: fewer rows of a larger image fit.
+        model: The model, if it has spatial latents; the rows are then bounded by `pixels` as well.
+        pixels: Maximum number of pixels of all rows together.
     """
 
     rows: int
     message_bytes: int
     model: ModelInfo | None = None
+    pixels: int = 0
 
 
 def info() -> Plan[ServerInfo]:
@@ -121,18 +127,34 @@ def limits_of(limits: Limits, model: str, version: int, *, files: bool) -> Plan[
         limits: The client's cache of limits; updated.
         model: Requested name of the model.
         version: Requested version of the model.
-        files: Whether the rows are files. Arrays for a model of one size are split by rows alone,
-            so that the limit of bytes is not queried.
+        files: Whether the rows are files. Arrays for a model of flat latents are split by rows
+            alone, so that the limit of bytes is not queried.
     """
     rows = limits.rows.get((model, version))
     if rows is None:
         rows = (yield from model_info(limits, model, version)).max_rows
-    free = limits.models.get((model, version))
-    if free is not None and free.sizes is None:
-        free = None
-    if (files or free) and not limits.message_bytes:
+    spatial = limits.models.get((model, version))
+    if spatial is not None and len(spatial.latent_shape) != 3:
+        spatial = None
+    if (files or spatial) and not limits.message_bytes:
         limits.message_bytes = (yield from info()).max_message_bytes
-    return Maxima(rows, max(1, limits.message_bytes - _OVERHEAD_BYTES), free)
+    message_bytes = max(1, limits.message_bytes - _OVERHEAD_BYTES)
+    pixels = 0 if spatial is None else message_pixels(spatial, message_bytes)
+    return Maxima(rows, message_bytes, spatial, pixels)
+
+
+def message_pixels(model: ModelInfo, message_bytes: int) -> int:
+    """Maximum number of pixels of all rows of a message.
+
+    Args:
+        model: A model of spatial latents.
+        message_bytes: Maximum size of a message.
+    """
+    channels, height, width = model.image_shape
+    pixels = height * width
+    # A row counts as a float32 image and three latents, as servers count it.
+    row_bytes = 4 * (channels * pixels + 3 * model.latent_dim)
+    return min(_MESSAGE_PIXELS, message_bytes * pixels // row_bytes)
 
 
 def described(limits: Limits, model: str, version: int) -> Plan[ModelInfo]:

@@ -40,7 +40,7 @@ def file_contents(rows: Any, what: str) -> list[bytes] | None:
         ValueError: `rows` is empty.
     """
     if not isinstance(rows, np.ndarray | Sequence) and hasattr(rows, "__array__"):
-        rows = np.asarray(rows)  # a column of a data frame, for example
+        rows = _converted(rows, what)  # a column of a data frame, for example
     if isinstance(rows, np.ndarray):
         if rows.dtype.kind != "O" or rows.ndim != 1:
             return None
@@ -81,11 +81,7 @@ def as_array(value: Any, what: str) -> NDArray[Any]:
         raise TypeError(f"{what}: got a path, {shown(value)}, {_READ_IT} or np.load()")
     if file_content(value) is not None:
         raise TypeError(f"{what}: got {_kind(value)}, wanted an array of numbers")
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        _refuse_shapes(value, what)
-        raise ValueError(f"{what}: got rows that do not form one array ({error})") from error
+    array = _converted(value, what)
     kind = array.dtype.kind
     if kind == "O":
         got = _kind(value) if array.ndim == 0 else f"an array of objects {list(array.shape)}"
@@ -98,6 +94,26 @@ def as_array(value: Any, what: str) -> NDArray[Any]:
     if kind == "U":
         raise TypeError(f"{what}: got text, wanted an array of numbers")
     return array
+
+
+def _converted(value: Any, what: str) -> NDArray[Any]:
+    """Converts an argument of the caller to an array.
+
+    Raises:
+        TypeError: It refuses the conversion, as tensors on a GPU or of bfloat16 do in torch.
+        ValueError: Its rows differ in shape.
+    """
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        _refuse_shapes(value, what)
+        raise ValueError(f"{what}: got rows that do not form one array ({error})") from error
+    except (RuntimeError, TypeError) as error:
+        why = " ".join(str(error).split())
+        raise TypeError(
+            f"{what}: got {_kind(value)} that NumPy cannot convert ({why}), wanted one array of "
+            "numbers (of a tensor: .detach().float().cpu().numpy())"
+        ) from error
 
 
 def _refuse_shapes(rows: Any, what: str) -> None:

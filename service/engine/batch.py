@@ -19,6 +19,16 @@ T = TypeVar("T")
 _LOCK = threading.Lock()
 
 
+class RunOptions(Protocol):
+    """Options of one run of a graph.
+
+    Attributes:
+        terminate: If it is set during the run, that ends with an error at its next node.
+    """
+
+    terminate: bool
+
+
 class Graph(Protocol):
     """Interface of a graph, implemented by `service.models.onnx.Graph`.
 
@@ -31,8 +41,13 @@ class Graph(Protocol):
     def limits(self, size: Size) -> Limits:
         """The batch limits for images of a size."""
 
-    def run(self, inputs: Arrays, outputs: tuple[str, ...], size: Size) -> Arrays:
+    def run(
+        self, inputs: Arrays, outputs: tuple[str, ...], size: Size, options: RunOptions | None
+    ) -> Arrays:
         """Runs the graph: maps arrays by input name to arrays by output name."""
+
+    def run_options(self) -> RunOptions:
+        """Makes options for one run."""
 
     def release_memory(self) -> None:
         """Returns memory that earlier runs took to the system."""
@@ -49,12 +64,14 @@ class Operation:
             arrays of the requests.
         check: Raises if rows are invalid. Called once for a whole batch and, only if that
             raises, once for each request's rows.
+        observe: Called with the graph's inputs and the output arrays of a whole batch; for slow
+            rows, once their results have been handed on.
 
     Attributes:
         limits: The graph's limits for images of the golden size.
     """
 
-    __slots__ = ("after", "before", "check", "graph", "limits", "outputs")
+    __slots__ = ("after", "before", "check", "graph", "limits", "observe", "outputs")
 
     def __init__(
         self,
@@ -63,6 +80,7 @@ class Operation:
         before: Callable[[Arrays], Arrays] = lambda inputs: inputs,
         after: Callable[[Arrays, Arrays], Arrays] = lambda _inputs, outputs: outputs,
         check: Callable[[Arrays], None] | None = None,
+        observe: Callable[[Arrays, Arrays], None] | None = None,
     ):
         self.graph = graph
         self.limits = graph.limits(())
@@ -70,6 +88,7 @@ class Operation:
         self.before = before
         self.after = after
         self.check = check
+        self.observe = observe
 
 
 class InferenceRequest(Generic[T]):
@@ -168,9 +187,20 @@ class Batch:
     Attributes:
         began: When it was dispatched, on the batcher's clock.
         error: Exception raised by the graph or its pre- or postprocessing.
+        options: Options of the run if its rows are slow, else None.
     """
 
-    __slots__ = ("began", "error", "limits", "operation", "rows", "segments", "size")
+    __slots__ = (
+        "_observed",
+        "began",
+        "error",
+        "limits",
+        "operation",
+        "options",
+        "rows",
+        "segments",
+        "size",
+    )
 
     def __init__(
         self,
@@ -187,11 +217,24 @@ class Batch:
         self.limits = limits
         self.began = 0.0
         self.error: Exception | None = None
+        self.options = operation.graph.run_options() if limits.slow else None
+        self._observed: tuple[Arrays, Arrays] | None = None
+
+    @property
+    def terminated(self) -> bool:
+        """Whether the run was ended early, because nobody waits for its row."""
+        return self.options is not None and self.options.terminate
+
+    def terminate_if_cancelled(self, future: asyncio.Future[Any]) -> None:
+        """Ends the run of a slow row early if the future of its request was cancelled."""
+        if self.options is not None and future.cancelled():
+            self.options.terminate = True
 
     def compute(self) -> None:
         """Runs the graph and writes its outputs to the entries; called in a compute thread.
 
-        Never raises: an error is stored on the entry that caused it, or else on the batch.
+        Observes the batch as well, unless its rows are slow. Never raises: an error is stored on
+        the entry that caused it, or else on the batch.
         """
         valid: list[Segment] = []
         parts: list[Arrays] = []
@@ -223,9 +266,8 @@ class Batch:
                         return
                     rows = _concatenated(parts)
             graph_inputs = operation.before(rows)
-            outputs = operation.after(
-                graph_inputs, operation.graph.run(graph_inputs, operation.outputs, self.size)
-            )
+            outputs = operation.graph.run(graph_inputs, operation.outputs, self.size, self.options)
+            outputs = operation.after(graph_inputs, outputs)
         except Exception as error:  # noqa: BLE001 - fails this batch only
             self.error = error
             return
@@ -237,6 +279,24 @@ class Batch:
             except Exception as error:  # noqa: BLE001 - fails one caller, not the batch
                 entry.error = error
             offset += stop - start
+        if operation.observe is not None:
+            self._observed = graph_inputs, outputs
+            if not self.limits.slow:
+                self.error = self.observe()
+
+    def observe(self) -> Exception | None:
+        """Passes a computed batch to its operation's `observe`, once.
+
+        Returns:
+            The exception that this raised.
+        """
+        observed, self._observed = self._observed, None
+        if observed is not None and self.operation.observe is not None:
+            try:
+                self.operation.observe(*observed)
+            except Exception as error:  # noqa: BLE001 - fails this batch only
+                return error
+        return None
 
 
 def _concatenated(parts: list[Arrays]) -> Arrays:

@@ -15,9 +15,11 @@ take about two milliseconds, a batch of many calls about eight. A batch that lar
 load, when calls wait longer than eight milliseconds anyway. It also makes better use of the CPU
 caches, which the code that reads and writes calls overwrites between batches.
 
-Images of different sizes never share a batch; their sizes take turns as operations do. A row that
-takes longer than about 50 milliseconds is slow: it is a batch of its own, and slow batches leave
-one thread to the others, so that a call of a millisecond never waits for one of seconds.
+Images of different sizes never share a batch: a batch has the size of the request whose turn it is,
+and takes further requests of that size from the front of the callers' queues. A row that takes
+longer than about 50 milliseconds is slow: it is a batch of its own, and slow batches leave one
+thread to the others, so that a call of a millisecond never waits for one of seconds. Its run ends
+early if its caller leaves.
 
 The memory of running batches is limited too. A slow row waits while others are computed whose
 memory leaves no room for it; smaller ones behind it do not overtake it, or it might wait for ever.
@@ -48,8 +50,7 @@ from service.errors import DeadlineExceeded
 from service.models.speed import Limits
 
 T = TypeVar("T")
-# The queue of each operation and size.
-_Queues: TypeAlias = OrderedDict[tuple[Operation, Size], Turns[QueueEntry]]
+_Queues: TypeAlias = OrderedDict[Operation, Turns[QueueEntry]]
 
 #: Longest batch, in seconds, that is computed on the event loop itself, because passing it to a
 #: thread and its result back would take longer (docs/performance.md).
@@ -83,7 +84,7 @@ class BatchObserver(Protocol):
 
 
 class Batcher:
-    """Queues requests by operation and size, and computes them in batches.
+    """Queues requests by operation and computes them in batches.
 
     All methods are called in one event loop, which owns the queues; threads only compute
     batches.
@@ -127,8 +128,8 @@ class Batcher:
         self._slow: _Queues = OrderedDict()
         self._fast: _Queues = OrderedDict()
         self._slow_is_next = False
-        # When each graph with slow rows last ran.
-        self._last_runs: dict[Graph, float] = {}
+        # Running batches of slow rows of each graph, and when the last began or ended.
+        self._slow_graphs: dict[Graph, tuple[int, float]] = {}
         # Empty queues for reuse: at low load, most calls would make one.
         self._spare: list[Turns[QueueEntry]] = []
         self._scheduled = self._enqueued = False
@@ -153,12 +154,12 @@ class Batcher:
         """
         loop = asyncio.get_running_loop()
         entry = QueueEntry(request, call, loop.create_future(), self._clock())
-        operation, size = key = request.operation, request.size
+        operation, size = request.operation, request.size
         limits = operation.graph.limits(size) if size else operation.limits
         queues = self._slow if limits.slow else self._fast
-        queue = queues.get(key)
+        queue = queues.get(operation)
         if queue is None:
-            queues[key] = queue = self._spare.pop() if self._spare else Turns()
+            queues[operation] = queue = self._spare.pop() if self._spare else Turns()
         queue.append(entry, call.caller)
         self._schedule(loop)
         return entry.future
@@ -207,20 +208,46 @@ class Batcher:
                 self._complete(batch)
                 continue
             self._count(batch, 1)
-            self._execute(batch.compute, lambda batch=batch: self._on_computed(batch))  # type: ignore[misc]
+            if batch.limits.slow:
+                self._start_slow(batch)
+            else:
+                self._execute(batch.compute, lambda batch=batch: self._on_computed(batch))  # type: ignore[misc]
 
     def _on_computed(self, batch: Batch) -> None:
         self._count(batch, -1)
         self._complete(batch)
         self._dispatch()
 
+    def _start_slow(self, batch: Batch) -> None:
+        """Starts the batch of a slow row, whose call does not wait until it has been observed."""
+        for entry, _, _ in batch.segments:
+            entry.future.add_done_callback(batch.terminate_if_cancelled)
+        loop = asyncio.get_running_loop()
+        error: Exception | None = None
+
+        def compute() -> None:
+            nonlocal error
+            batch.compute()
+            loop.call_soon_threadsafe(self._complete, batch)
+            error = batch.observe()
+
+        def on_observed() -> None:
+            self._count(batch, -1)
+            if error is not None:
+                self._observer.batch_failed(batch.operation.graph, error)
+            self._dispatch()
+
+        self._execute(compute, on_observed)
+
     def _count(self, batch: Batch, change: int) -> None:
         """Adds a batch to those that are running, or subtracts it."""
         if batch.limits.slow:
             self._running_slow += change
-            if not self._last_runs:
+            if not self._slow_graphs:
                 asyncio.get_running_loop().call_later(_RELEASE_SECONDS, self._release_memory)
-            self._last_runs[batch.operation.graph] = self._clock()
+            graph = batch.operation.graph
+            running, _ = self._slow_graphs.get(graph, (0, 0.0))
+            self._slow_graphs[graph] = running + change, self._clock()
         else:
             self._running_fast += change
         self._running_bytes += change * batch.rows * batch.limits.row_bytes
@@ -228,11 +255,11 @@ class Batcher:
     def _release_memory(self) -> None:
         """Returns the memory of graphs whose slow rows ended some seconds ago to the system."""
         now = self._clock()
-        for graph, last in list(self._last_runs.items()):
-            if now - last >= _RELEASE_SECONDS and not self._running_slow:
-                del self._last_runs[graph]
+        for graph, (running, last) in list(self._slow_graphs.items()):
+            if not running and now - last >= _RELEASE_SECONDS:
+                del self._slow_graphs[graph]
                 self._execute(graph.release_memory, lambda: None)
-        if self._last_runs:
+        if self._slow_graphs:
             asyncio.get_running_loop().call_later(_RELEASE_SECONDS, self._release_memory)
 
     def _next_batch(self) -> Batch | None:
@@ -260,21 +287,29 @@ class Batcher:
 
     def _take(self, queues: _Queues, idle_threads: int) -> Batch | None:
         """Takes rows off the front of the next of these queues; None if none are due."""
-        for key in list(queues):
-            operation, size = key
-            limits = operation.graph.limits(size) if size else operation.limits
-            if limits.slow and not self._has_memory(limits.row_bytes):
+        for operation in list(queues):
+            queue = queues[operation]
+            size, limits = queue.first().request.size, operation.limits
+            if size:
+                while queue and self._dropped(queue.first()):
+                    queue.popleft()
+                if queue:
+                    size = queue.first().request.size
+                limits = operation.graph.limits(size)
+            if limits.slow and queue and not self._has_memory(limits.row_bytes):
                 return None
-            queue = queues.pop(key)
-            if self._window and self._waits_for_more(limits, queue):
-                queues[key] = queue
+            del queues[operation]
+            if self._window and queue and self._waits_for_more(limits, queue):
+                queues[operation] = queue
                 continue
             segments: list[Segment] = []
             limit = left = self._batch_limit(limits, queue, idle_threads)
             # Requests with rows left over go behind the others of their callers.
             unfinished: list[QueueEntry] = []
             while queue and left:
-                entry = queue.popleft()
+                entry = queue.popleft_where(_of_size(size)) if size else queue.popleft()
+                if entry is None:
+                    break
                 if self._dropped(entry):
                     continue
                 start = entry.scheduled
@@ -287,7 +322,7 @@ class Batcher:
             for entry in unfinished:
                 queue.append(entry, entry.call.caller)
             if queue:
-                queues[key] = queue
+                queues[operation] = queue
             else:
                 self._spare.append(queue)
             if segments:
@@ -349,8 +384,9 @@ class Batcher:
         """Reports a computed batch, and completes the requests that failed or have all rows."""
         seconds = self._clock() - batch.began
         graph = batch.operation.graph
-        if batch.error is not None and not isinstance(batch.error, MemoryError):
-            self._observer.batch_failed(graph, batch.error)
+        failure = None if batch.terminated else batch.error
+        if failure is not None and not isinstance(failure, MemoryError):
+            self._observer.batch_failed(graph, failure)
         self._observer.batch_computed(graph, batch.rows, seconds)
         for entry, start, stop in batch.segments:
             entry.completed += stop - start
@@ -366,6 +402,10 @@ class Batcher:
                 future.set_exception(error)
             elif entry.completed == entry.request.rows:
                 future.set_result(entry.result)
+
+
+def _of_size(size: Size) -> Callable[[QueueEntry], bool]:
+    return lambda entry: entry.request.size == size
 
 
 def _rows(entries: Iterable[QueueEntry]) -> int:

@@ -49,9 +49,8 @@ class Operations:
         # Must not refer to the model: it is the weak key under which the engine keeps this object.
         manifest = model.manifest
 
-        def observed(inputs: Arrays, outputs: Arrays) -> Arrays:
+        def observe(inputs: Arrays, outputs: Arrays) -> None:
             observer.encoded(manifest, inputs["image"], outputs["mean"], outputs.get("log_var"))
-            return outputs
 
         decoder = model.graphs["decoder"]
         if manifest.posterior != "none":
@@ -59,8 +58,8 @@ class Operations:
             delta = manifest.posterior == "delta"
             moments = ("mean",) if delta else ("mean", "log_var")
             self.encode = {
-                True: Operation(encoder, moments, _scaled, observed),
-                False: Operation(encoder, moments, after=observed),
+                True: Operation(encoder, moments, _scaled, observe=observe),
+                False: Operation(encoder, moments, observe=observe),
             }
         # The mean of a Bernoulli is a sigmoid, which is in [0, 1] already.
         clips = manifest.likelihood == "none"
@@ -104,7 +103,12 @@ class Operations:
                     check(rows)
 
             made = Operation(
-                operation.graph, operation.outputs, operation.before, operation.after, validate
+                operation.graph,
+                operation.outputs,
+                operation.before,
+                operation.after,
+                validate,
+                operation.observe,
             )
             self._checked[operation, check] = made
         return made

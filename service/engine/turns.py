@@ -1,10 +1,13 @@
 """A queue in which callers take turns."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import TypeVar
 
 T = TypeVar("T")
+# Items of a caller that `popleft_where` tests.
+_DEPTH = 64
 
 
 class Turns(dict[str, deque[T]]):
@@ -52,6 +55,28 @@ class Turns(dict[str, deque[T]]):
         elif len(order) > 1:
             order.rotate(-1)
         return item
+
+    def popleft_where(self, wanted: Callable[[T], bool]) -> T | None:
+        """Removes and returns the oldest wanted item of the first caller who has one.
+
+        Callers without one keep their turn. Only the oldest `_DEPTH` items of a caller are tested.
+
+        Returns:
+            The item; None if nobody has one.
+        """
+        order = self._order
+        for place, caller in enumerate(order):
+            items = self[caller]
+            for index, item in enumerate(islice(items, _DEPTH)):
+                if wanted(item):
+                    del items[index]
+                    del order[place]
+                    if items:
+                        order.append(caller)
+                    else:
+                        del self[caller]
+                    return item
+        return None
 
     def skip(self) -> None:
         """Ends a caller's turn without taking an item."""

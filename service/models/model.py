@@ -105,6 +105,7 @@ def load_model(
             name=name,
             slow_threads=slow_threads,
             speed=speed,
+            free=manifest.sizes is not None,
         )
         golden = {spec.name: bundle.golden[f"{name}.{spec.name}"] for spec in ref.inputs}
         _replay(name, graph, bundle)

@@ -23,11 +23,13 @@ import onnxruntime
 
 VERSION: str = onnxruntime.__version__
 
+# Above the severity of errors: that a run was terminated is not worth a line.
+_SILENT = 4
 # Options of a run that computes nothing and returns its session's unused memory to the system.
 _RELEASE = onnxruntime.RunOptions()
 _RELEASE.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 _RELEASE.terminate = True
-_RELEASE.log_severity_level = 4
+_RELEASE.log_severity_level = _SILENT
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
@@ -39,6 +41,8 @@ _NO_MEMORY = re.compile(r"bad.alloc|failed to allocate memory|out of memory|ALLO
 _TRIAL_ROWS = 16
 _TRIALS = 5
 _TRIAL_SECONDS = 0.1
+# Alignment of inputs, in bytes, where bits may depend on it: that of a cache line.
+_ALIGNMENT = 64
 # Sizes of which a graph keeps the limits.
 _MAX_SIZES = 1024
 
@@ -104,6 +108,7 @@ class Graph:
         name: Name in metrics and the log.
         slow_threads: Threads for one run of a slow row; 0 for as many as for the others.
         speed: Estimates the time of runs; None for one without limits of its own.
+        free: Whether images have any size.
 
     Attributes:
         name: Name in metrics and the log.
@@ -127,10 +132,12 @@ class Graph:
         *,
         slow_threads: int = 0,
         speed: Speed | None = None,
+        free: bool = False,
     ):
         self.name = name
         self.device = device
         self._content = content
+        self._free = free
         self._threads = threads or usable_cpus()
         # More threads do not speed up what a GPU computes.
         self._slow_threads = slow_threads if device.kind == "cpu" else 0
@@ -152,14 +159,19 @@ class Graph:
         # A waiting thread must not spin on a core that others share.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         device = self.device
-        session = onnxruntime.InferenceSession(self._content, options, providers=_providers(device))
+        providers = _providers(device, free=self._free)
+        session = onnxruntime.InferenceSession(self._content, options, providers=providers)
         used = session.get_providers()[0]
-        if used != _providers(device)[0][0]:
+        if used != providers[0][0]:
             raise StartError(f"device: wanted {device}, but onnxruntime fell back to {used}")
         return session
 
     def run(
-        self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str] = (), size: Size = ()
+        self,
+        inputs: Mapping[str, NDArray[Any]],
+        outputs: Sequence[str] = (),
+        size: Size = (),
+        options: onnxruntime.RunOptions | None = None,
     ) -> dict[str, NDArray[np.float32]]:
         """Runs the graph, a limited number of rows at a time, with the GIL released.
 
@@ -167,6 +179,7 @@ class Graph:
             inputs: Arrays [N, ...] by the names of the graph's inputs.
             outputs: Names of the outputs to compute; all by default.
             size: Size of the images.
+            options: From `run_options`: setting their `terminate` in another thread ends the run.
 
         Returns:
             Arrays [N, ...] by the names of the outputs.
@@ -176,13 +189,19 @@ class Graph:
         limits = self.limits(size)
         rows = limits.batch_rows
         if count <= rows:
-            return dict(zip(wanted, self._run(wanted, inputs, count, limits), strict=True))
+            return dict(zip(wanted, self._run(wanted, inputs, count, limits, options), strict=True))
         pieces = []
         for start in range(0, count, rows):
             piece = {name: array[start : start + rows] for name, array in inputs.items()}
-            pieces.append(self._run(wanted, piece, min(rows, count - start), limits))
+            pieces.append(self._run(wanted, piece, min(rows, count - start), limits, options))
         joined = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
         return dict(zip(wanted, joined, strict=True))
+
+    def run_options(self) -> onnxruntime.RunOptions:
+        """Makes options for one call of `run`."""
+        options = onnxruntime.RunOptions()
+        options.log_severity_level = _SILENT
+        return options
 
     def run_slow(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         """Runs the graph in the session for slow rows, whatever the rows' size."""
@@ -247,6 +266,9 @@ class Graph:
         """Time of the fastest of a few runs of `rows` rows, in seconds."""
         trial = {name: np.resize(array, (rows, *array.shape[1:])) for name, array in inputs.items()}
         outputs = list(self.outputs)
+        if self.device.kind == "cuda":
+            # The first run of a shape chooses algorithms.
+            self._run_session(self._session, outputs, trial)
         fastest, total = math.inf, 0.0
         for _ in range(_TRIALS):
             began = time.perf_counter()
@@ -258,28 +280,51 @@ class Graph:
         return fastest
 
     def _run(
-        self, wanted: list[str], inputs: Mapping[str, NDArray[Any]], count: int, limits: Limits
+        self,
+        wanted: list[str],
+        inputs: Mapping[str, NDArray[Any]],
+        count: int,
+        limits: Limits,
+        options: onnxruntime.RunOptions | None,
     ) -> list[NDArray[np.float32]]:
         session = self._slow_session if limits.slow else self._session
+        if self._speed.most_rows == 1:
+            inputs = {name: _aligned(array) for name, array in inputs.items()}
         if limits.least_rows == 1:
-            return self._run_session(session, wanted, dict(inputs))
+            return self._run_session(session, wanted, dict(inputs), options)
         # CUDA's libraries choose algorithms for every new shape, so rows are padded to few sizes.
         rows = min(limits.batch_rows, max(limits.least_rows, 1 << (count - 1).bit_length()))
         padded = {name: _padded(array, rows) for name, array in inputs.items()}
-        return [array[:count] for array in self._run_session(session, wanted, padded)]
+        return [array[:count] for array in self._run_session(session, wanted, padded, options)]
 
     def _run_session(
         self,
         session: onnxruntime.InferenceSession,
         wanted: list[str],
         inputs: dict[str, NDArray[Any]],
+        options: onnxruntime.RunOptions | None = None,
     ) -> list[NDArray[np.float32]]:
         try:
-            return session.run(wanted, inputs)  # type: ignore[no-any-return]
+            return session.run(wanted, inputs, options)  # type: ignore[no-any-return]
         except Exception as error:
             if _NO_MEMORY.search(str(error)):
                 raise MemoryError(f"{self.name} on {self.device}") from error
             raise
+
+
+def _aligned(array: NDArray[Any]) -> NDArray[Any]:
+    """Returns an array whose buffer starts at a multiple of 64 bytes, copied if need be.
+
+    An operator whose bits depend on a row's place in a batch may depend on that address too: then
+    rows that are computed one at a time are only equal at equal alignments.
+    """
+    if array.ctypes.data % _ALIGNMENT == 0:
+        return array
+    room = np.empty(array.nbytes + _ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % _ALIGNMENT
+    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 def _doubled(array: NDArray[Any]) -> NDArray[Any]:
@@ -293,11 +338,15 @@ def _padded(array: NDArray[Any], rows: int) -> NDArray[Any]:
     return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
 
 
-def _providers(device: Device) -> list[tuple[str, dict[str, str]]]:
+def _providers(device: Device, *, free: bool) -> list[tuple[str, dict[str, str]]]:
     if device.kind == "cpu":
         return [(_CPU, {})]
     # TF32, on by default, costs three decimal digits.
-    return [(_CUDA, {"device_id": str(device.index), "use_tf32": "0"}), (_CPU, {})]
+    options = {"device_id": str(device.index), "use_tf32": "0"}
+    if free:
+        # By default all algorithms are tried out for every new size.
+        options["cudnn_conv_algo_search"] = "HEURISTIC"
+    return [(_CUDA, options), (_CPU, {})]
 
 
 def device_problem(device: Device) -> str | None:

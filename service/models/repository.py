@@ -94,15 +94,16 @@ class Models:
                 f"model.name: got {shortened(repr(name))}, wanted one of "
                 f"{shortened(', '.join(self.loaded))}"
             )
-        if not version and self.routes and (route := self.routes.get(name or self.default)):
-            version = route.version(seed)
-        model = versions.get(version or next(iter(versions)))
+        route = self.routes.get(name or self.default) if self.routes else None
+        chosen = version or (next(iter(versions)) if route is None else route.version(seed))
+        model = versions.get(chosen)
         if model is None:
-            served = ", ".join(map(str, versions))
-            raise ModelNotFound(
-                f"model.version: got {version}, wanted {shortened(served)} of "
-                f"{name or self.default} (or 0 for the highest)"
-            )
+            got = f"{version}"
+            if not version:
+                got += f", which is version {chosen} by its pin and not served"
+            served = f"{shortened(', '.join(map(str, versions)))} of {name or self.default}"
+            highest = " (or 0 for the highest)" if route is None else ""
+            raise ModelNotFound(f"model.version: got {got}, wanted {served}{highest}")
         return model
 
 

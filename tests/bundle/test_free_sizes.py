@@ -59,6 +59,16 @@ def test_every_kind_of_spatial_model_reads_back(kind: Spatial, tmp_path: Path) -
     assert (manifest.dataset, manifest.parity, bundle.latent_map) == (None, None, None)
 
 
+@pytest.mark.parametrize(
+    "limits", [{"multiple": 12, "least": 12}, {"least": 20}, {"least": 8, "most_pixels": 255}]
+)
+def test_a_golden_size_that_the_sizes_exclude_is_refused(
+    limits: dict[str, int], spatial: Path
+) -> None:
+    edit(spatial, lambda fields: fields["sizes"].update(limits))
+    assert "image_shape: got [3, 16, 16], which sizes exclude" in refusal(spatial)
+
+
 def test_golden_rows_of_another_size_are_refused(spatial: Path) -> None:
     def change(fields: dict[str, Any]) -> None:
         fields["image_shape"], fields["latent_shape"] = [3, 32, 16], [2, 8, 4]

@@ -82,6 +82,23 @@ class Column:
         return len(self.values)
 
 
+class Tensor:
+    """A tensor that cannot become an array, as one on a GPU."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise RuntimeError("Can't call numpy() on a Tensor\nthat requires grad.")
+
+
+def test_a_tensor_that_cannot_be_converted_is_named_with_what_to_do(client):
+    for call, what in ((client.encode, "images"), (client.decode, "latents")):
+        with pytest.raises(TypeError) as caught:
+            call(Tensor())
+        assert str(caught.value).startswith(
+            f"{what}: got a value of type Tensor that NumPy cannot convert (Can't call numpy() on "
+            "a Tensor that requires grad.), wanted one array of numbers"
+        )
+
+
 def test_a_column_of_files_is_a_list_of_them(client):
     column = Column([FILE, FILE])
     assert client.encode(column).mean.shape == (2, 3)
@@ -105,7 +122,7 @@ def test_a_column_of_files_is_a_list_of_them(client):
         (np.array([FILE, FILE]), TypeError, "images: got an array of dtype .S.*loses zeros"),
         (np.array(["a.png", "b.png"]), TypeError, "images: got text, wanted an array of numbers"),
         (np.array([np.zeros(4), np.zeros(9)], object), TypeError, r"an array of objects \[2\]"),
-        ([np.zeros(4), np.zeros(9)], ValueError, "images: got rows that do not form one array"),
+        ([np.zeros(4), np.zeros(9)], ValueError, r"images\[1\]: got shape \[9\], wanted \[4\]"),
         (None, TypeError, "images: got a value of type NoneType, wanted one array of numbers"),
         ((row for row in [FILE]), TypeError, "images: got a value of type generator"),
         ({0: FILE}, TypeError, "images: got a value of type dict"),

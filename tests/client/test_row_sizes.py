@@ -34,8 +34,10 @@ def file_of(height, width, kind="PNG"):
     return buffer.getvalue()
 
 
-def fitting(rows, message_bytes, **options):
-    return chunks.chunk(rows, 0, Maxima(100, message_bytes, model()), **options).stop
+def fitting(rows, message_bytes, served=None, **options):
+    served = served or model()
+    pixels = describe.message_pixels(served, message_bytes)
+    return chunks.chunk(rows, 0, Maxima(100, message_bytes, served, pixels), **options).stop
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4])
@@ -44,7 +46,6 @@ def test_a_larger_image_takes_more_bytes(factor):
     images = np.zeros((50, 3, height, width), np.uint8)
     latents = np.zeros((50, 2, height // 4, width // 4), np.float32)
     row = factor * GOLDEN_BYTES
-    assert chunks.row_bytes(model(), (height, width)) == row
     for count in (1, 7):
         for message_bytes in (count * row, (count + 1) * row - 1):
             assert fitting(images, message_bytes) == count
@@ -70,6 +71,18 @@ def test_a_file_counts_with_the_size_that_it_may_be_resized_to():
 def test_one_row_is_always_sent_and_the_rows_of_a_message_are_bounded():
     assert fitting(np.zeros((50, 3, 64, 64), np.uint8), 10) == 1
     assert fitting(np.zeros((200, 3, 16, 16), np.uint8), 10**9) == 100
+
+
+def test_a_message_has_no_more_pixels_than_a_deadline_permits():
+    assert fitting(np.zeros((9, 3, 512, 512), np.uint8), 10**9) == 2
+    assert fitting(np.zeros((9, 3, 1024, 1024), np.uint8), 10**9) == 1
+    fixed = model(
+        sizes=None, image_shape=(3, 512, 512), latent_shape=(2, 64, 64), latent_dim=2 * 64 * 64
+    )
+    for rows in (np.zeros((9, 3, 512, 512), np.uint8), range(9), [file_of(512, 512)] * 9):
+        assert fitting(rows, 10**9, fixed) == 2
+    latents = np.zeros((9, 2, 64, 64), np.float32)
+    assert fitting(latents, 10**9, fixed, latents=True) == 2
 
 
 def outcome(plan, *replies):

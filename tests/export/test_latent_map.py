@@ -9,6 +9,8 @@ import pytest
 from bundle import LatentMap, open_bundle
 from export.card import model_card
 from export.cli import main_evaluate, main_export
+from export.export import export
+from export.invariance import RowLimit
 from export.latent_map import build_map
 from export.subject import subject_of_graphs
 from service.models.onnx import Device, Graph
@@ -131,3 +133,19 @@ def test_the_manifest_on_disk_has_no_empty_fields(tmp_path: Path) -> None:
     fields = json.loads((path / "manifest.json").read_text())
     assert fields["schema_version"] == "1.2"
     assert not {"sizes", "latent_scaling", "dataset", "parity", "latent_map"} & fields.keys()
+
+
+def test_a_model_whose_rows_differ_is_exported_for_one_row_at_a_time(
+    kinds: Path, tmp_path: Path, monkeypatch
+) -> None:
+    limit = RowLimit(1, bit_invariant=False, reason="decoder.image: rows differ")
+    monkeypatch.setattr("export.export.measure_rows", lambda _graphs, _cases: limit)
+    lines: list[str] = []
+    path = export(kinds / "runs" / "iwae", tmp_path / "iwae", report=lines.append)
+    assert "rows are to be computed one at a time. decoder.image: rows differ" in lines
+    manifest = open_bundle(path).manifest
+    assert manifest.rows_at_once == 1
+    assert manifest.parity is not None
+    assert not manifest.parity.batch_invariant
+    card = " ".join((path / "README.md").read_text().split())
+    assert "are not the same in all of them, so that a server computes rows one at a time" in card

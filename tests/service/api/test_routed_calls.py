@@ -110,6 +110,16 @@ def test_a_stream_stays_with_the_version_of_its_first_message(stub):
         assert len(versions) == 1
 
 
+def test_all_chunks_of_a_client_s_call_are_answered_by_one_version(folder, tmp_path):
+    pixels = np.random.default_rng(0).random((30, 1, 4, 4), np.float32)
+    arguments = ("--max-rows", "4", "--route", "one=1:50,2:50")
+    with Server(folder, tmp_path / "log", *arguments) as server:
+        server.wait_until_serving()
+        with Client(server.target) as client:
+            wanted = {client.encode(pixels, version=number).mean.tobytes() for number in (1, 2)}
+            assert {client.encode(pixels).mean.tobytes() for _ in range(20)} == wanted
+
+
 def test_a_version_that_is_named_answers(stub):
     for version in (1, 2, 3):
         selector = pb.ModelSelector(name="one", version=version)

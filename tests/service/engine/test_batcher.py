@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,12 @@ class Doubling:
     def release_memory(self) -> None:
         self.released += 1
 
-    def run(self, inputs: Any, outputs: Any, _size: Any) -> Any:
+    def run_options(self) -> Any:
+        return SimpleNamespace(terminate=False)
+
+    def run(self, inputs: Any, outputs: Any, _size: Any, options: Any) -> Any:
+        if options is not None and options.terminate:
+            raise RuntimeError("terminated")
         if self.error is not None:
             raise self.error
         self.batches.append(inputs["x"][:, 0].tolist())

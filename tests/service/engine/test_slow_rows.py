@@ -1,11 +1,14 @@
 """The batcher with images of several sizes: slow rows, turns, and the memory of batches."""
 
 import asyncio
+import threading
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.engine.batch import Operation
 from service.engine.call import Call
 from service.models.speed import Limits
 from tests.service.engine.test_batcher import Bench, Doubling, _settled
@@ -39,6 +42,53 @@ async def test_sizes_never_share_a_batch_and_take_turns() -> None:
     await bench.compute_all()
     await asyncio.gather(*tasks)
     assert graph.batches == [[1, 1], [2, 2], [3, 1], [2], [1]]
+
+
+async def test_a_caller_of_many_sizes_has_no_more_turns_than_one_of_a_single_size() -> None:
+    bench, graph = Bench(), Doubling(max_batch_rows=2)
+    many, one = Call(caller="many"), Call(caller="one")
+    tasks = [bench.submit(graph, [side], many, size=(side, side)) for side in range(1, 7)]
+    tasks += [bench.submit(graph, [10, 11, 12], one, size=(10, 10))]
+    await bench.compute_all()
+    await asyncio.gather(*tasks)
+    assert graph.batches == [[1], [10, 11], [2], [12], [3], [4], [5], [6]]
+
+
+async def test_a_batch_takes_requests_of_its_size_from_behind_others() -> None:
+    bench, graph = Bench(), Doubling(max_batch_rows=4)
+    a, b = Call(caller="a"), Call(caller="b")
+    tasks = [
+        bench.submit(graph, [value], call, size=(value, value))
+        for value, call in ((1, a), (2, a), (1, a), (3, b), (1, b), (2, b))
+    ]
+    await bench.compute_all()
+    await asyncio.gather(*tasks)
+    assert graph.batches == [[1, 1, 1], [3], [2, 2]]
+
+
+async def test_requests_of_callers_who_left_hold_up_no_other_size() -> None:
+    bench, graph = Bench(threads=2), _graph()
+    running = bench.submit(graph, [1], size=LARGE)
+    await _settled()
+    left = [bench.submit(graph, [2], size=HUGE), bench.submit(graph, [3], size=(9, 9))]
+    staying = [bench.submit(graph, [4], size=LARGE), bench.submit(graph, [5], size=SMALL)]
+    for task in left:
+        task.cancel()
+    await bench.compute_all()
+    await asyncio.gather(running, *staying)
+    assert sorted(graph.batches) == [[1], [4], [5]]
+
+
+async def test_the_run_of_a_slow_row_ends_when_its_caller_leaves() -> None:
+    bench, graph = Bench(threads=3), _graph()
+    leaving, staying = (bench.submit(graph, [row], size=LARGE) for row in (1, 2))
+    await _settled()
+    assert len(bench.running) == 2
+    leaving.cancel()
+    await bench.compute_all()
+    assert await staying == [4]
+    assert graph.batches == [[2]]
+    assert not [event for event, _ in bench.events if event == "failed"]
 
 
 async def test_slow_rows_are_computed_one_at_a_time_and_leave_a_thread_to_the_others() -> None:
@@ -94,7 +144,7 @@ async def test_slow_rows_and_others_take_turns_for_an_idle_thread() -> None:
     assert graph.batches == [[10], [11], [1], [12], [2], [13], [14], [15]]
 
 
-async def test_callers_and_sizes_of_slow_rows_take_turns() -> None:
+async def test_callers_of_slow_rows_take_turns_whatever_their_sizes() -> None:
     bench, graph = Bench(threads=2), _graph()
     one, two = Call(caller="one"), Call(caller="two")
     tasks = [
@@ -104,7 +154,7 @@ async def test_callers_and_sizes_of_slow_rows_take_turns() -> None:
     ]
     await bench.compute_all()
     await asyncio.gather(*tasks)
-    assert graph.batches == [[1], [21], [11], [22], [2], [12], [3]]
+    assert graph.batches == [[1], [11], [21], [12], [2], [22], [3]]
 
 
 async def test_a_slow_row_waits_for_memory_and_no_other_slow_row_overtakes_it() -> None:
@@ -146,6 +196,72 @@ async def test_the_memory_of_slow_rows_is_released_some_seconds_after_the_last(
     await asyncio.gather(*tasks)
     await asyncio.sleep(0.03)
     assert not bench.running
+
+
+async def test_the_memory_of_a_graph_is_released_while_another_computes_slow_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.engine.batcher._RELEASE_SECONDS", 0.01)
+    bench, busy, idle = Bench(threads=3), _graph("busy"), _graph("idle")
+    tasks = [bench.submit(idle, [1], size=LARGE), bench.submit(busy, [2], size=LARGE)]
+    await bench.compute(1)
+    bench.now = 1.0
+    await wait_until_async(lambda: len(bench.running) == 2)
+    await bench.compute_all()
+    assert (idle.released, busy.released) == (1, 0)
+    await asyncio.gather(*tasks)
+
+
+async def test_a_call_of_a_slow_row_does_not_wait_until_it_has_been_observed() -> None:
+    bench, graph, seen = Bench(threads=2), _graph(), []
+    leave = threading.Event()
+
+    def observe(inputs: Any, outputs: Any) -> None:
+        leave.wait(10)
+        seen.append((inputs["x"].tolist(), outputs["y"].tolist()))
+        raise ValueError("not observed")
+
+    graph.operation = Operation(graph, ("y",), observe=observe)
+    slow = bench.submit(graph, [1], size=LARGE)
+    behind = bench.submit(graph, [2], size=LARGE)
+    await _settled()
+    ((work, then),) = bench.running
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert await slow == [2]
+    # Its thread is still occupied, so no other slow row starts.
+    await _settled()
+    assert not seen
+    assert len(bench.running) == 1
+    assert not behind.done()
+    leave.set()
+    thread.join(10)
+    bench.running.clear()
+    then()
+    assert seen == [([[1]], [[2]])]
+    assert ("failed", ("graph", "not observed")) in bench.events
+    await bench.compute_all()
+    assert await behind == [4]
+
+
+@pytest.mark.parametrize("error", [None, ValueError("not observed")])
+async def test_other_batches_are_observed_before_their_calls_are_answered(error: Any) -> None:
+    bench, graph, seen = Bench(), _graph(), []
+
+    def observe(inputs: Any, outputs: Any) -> None:
+        seen.append((inputs["x"].tolist(), outputs["y"].tolist()))
+        if error is not None:
+            raise error
+
+    graph.operation = Operation(graph, ("y",), observe=observe)
+    digits = bench.submit(graph, [1, 2], size=SMALL)
+    await bench.compute_all()
+    assert seen == [([[1], [2]], [[2], [4]])]
+    if error is None:
+        assert await digits == [2, 4]
+    else:
+        with pytest.raises(ValueError, match="not observed"):
+            await digits
 
 
 async def test_a_row_that_is_not_slow_never_waits_for_memory() -> None:

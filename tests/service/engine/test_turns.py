@@ -17,7 +17,16 @@ def test_callers_take_turns() -> None:
     assert not turns
 
 
-@given(st.lists(st.sampled_from(["a", "b", "c", "pop", "skip", "remove"]), max_size=60))
+def test_a_wanted_item_is_taken_from_the_front_of_the_callers_only() -> None:
+    turns: Turns[int] = Turns()
+    for item in range(100):
+        turns.append(item, "a")
+    assert turns.popleft_where(lambda item: item == 99) is None
+    assert turns.popleft_where(lambda item: item == 63) == 63
+    assert turns.first() == 0
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c", "pop", "even", "skip", "remove"]), max_size=60))
 def test_turns_do_what_a_list_of_lists_does(steps: list[str]) -> None:
     turns: Turns[int] = Turns()
     model: list[tuple[str, list[int]]] = []
@@ -36,6 +45,17 @@ def test_turns_do_what_a_list_of_lists_does(steps: list[str]) -> None:
                 if number // 2 in items and steps[number // 2] == "b":
                     items.remove(number // 2)
             model = [(caller, items) for caller, items in model if items]
+        elif step == "even":
+            chosen = next((one for one in model if any(item % 2 == 0 for item in one[1])), None)
+            got = turns.popleft_where(lambda item: item % 2 == 0)
+            if chosen is None:
+                assert got is None
+                continue
+            model.remove(chosen)
+            assert got == next(item for item in chosen[1] if item % 2 == 0)
+            chosen[1].remove(got)
+            if chosen[1]:
+                model.append(chosen)
         elif model:
             assert turns.first() == model[0][1][0]
             caller, items = model.pop(0)

@@ -1,5 +1,6 @@
 """Loading bundles: golden rows, limits in pixels and bytes, the session for slow rows."""
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -122,6 +123,25 @@ def test_memory_of_large_rows_is_released(load: Callable[..., Model]) -> None:
     assert taken > 50 * 2**20
     graph.release_memory()
     assert resident_memory() - before < taken / 2
+
+
+def test_a_run_can_be_ended_early(load: Callable[..., Model]) -> None:
+    graph = load(replace(SLOW, most_pixels=1024 * 1024)).graphs["decoder"]
+    options = graph.run_options()
+    began = time.monotonic()
+    threading.Timer(0.2, lambda: setattr(options, "terminate", True)).start()
+    z = np.zeros((1, 2, 256, 256), np.float32)
+    with pytest.raises(Exception, match="terminate"):
+        graph.run({"z": z}, ("image",), (1024, 1024), options)
+    ended = time.monotonic() - began
+    graph.run({"z": z}, ("image",), (1024, 1024), graph.run_options())
+    assert ended < time.monotonic() - began - ended
+
+
+def test_on_cuda_no_algorithms_are_tried_out_for_every_new_size() -> None:
+    free, fixed = (onnx._providers(Device("cuda", 1), free=free)[0][1] for free in (True, False))
+    assert free == fixed | {"cudnn_conv_algo_search": "HEURISTIC"}
+    assert fixed["device_id"] == "1"
 
 
 @pytest.mark.parametrize("row", [1e-4, 0.01, 0.2, 3.0])

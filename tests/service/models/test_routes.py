@@ -150,6 +150,8 @@ def test_a_pinned_version_is_the_latest_and_newer_ones_are_held_back(folder, cap
     assert served(found) == ["one/2", "two/1"]
     assert answers(found) == answers(found, seed=3) == 2
     assert found.routes == {"one": Route(((2, 100),))}
+    with pytest.raises(ModelNotFound, match=r"^model\.version: got 3, wanted 2 of one$"):
+        found.find("one", 3)
     held = [line for line in caplog.messages if "held back" in line]
     assert held == [f"one: version 3 is held back by {folder}/one/current, which pins version 2"]
     write_pin(folder / "one", None)
@@ -196,8 +198,13 @@ def test_a_pinned_version_that_is_missing_is_not_replaced_by_another(folder, ver
     write_pin(folder / "one", 9)
     found = models(folder, versions)
     assert [(refused.name, refused.version) for refused in found.refused] == [("one", 9)]
-    with pytest.raises(ModelNotFound):
+    with pytest.raises(ModelNotFound) as caught:
         found.find("one", 0)
+    wanted = "model.name: got 'one', wanted one of two"
+    if versions == "all":
+        wanted = "model.version: got 0, which is version 9 by its pin and not served"
+        wanted += ", wanted 3, 2, 1 of one"
+    assert str(caught.value) == wanted
     assert answers(found, "two") == 1
 
 

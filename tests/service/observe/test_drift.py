@@ -195,7 +195,8 @@ def test_spatial_latents_of_any_size_have_few_series_and_a_reconstruction_error(
     for height, width in ((16, 16), (32, 24), (64, 8)):
         images = np.random.default_rng(height).random((1, 3, height, width), np.float32)
         inputs = {"image": images}
-        encoded = operation.after(inputs, model.graphs["encoder"].run(inputs))
+        encoded = model.graphs["encoder"].run(inputs)
+        operation.observe(inputs, encoded)
         errors._measured["spatial", 1].due = 0.0
         decoded = model.graphs["decoder"].run({"z": encoded["mean"]}, ("image",))["image"]
         wanted.append(np.mean((decoded - images) ** 2))
