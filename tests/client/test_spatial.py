@@ -1,5 +1,6 @@
 """Both clients with models of spatial latents, over a real port."""
 
+import asyncio
 import io
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from latentserve.client import (
+    AsyncClient,
     FailedPrecondition,
     InvalidArgument,
     LatentScaling,
@@ -318,3 +320,16 @@ def test_images_of_a_wrong_size_are_refused_in_one_line(client, shape, said):
         client.encode(np.zeros(shape, np.uint8))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+async def test_concurrent_calls_of_spatial_rows_are_joined(server):
+    images = images_of(8, 16, 16)
+    async with AsyncClient(server.target, coalesce=True) as client:
+        alone = await client.encode(images)
+        parts = [client.encode(images[row : row + 1]) for row in range(8)]
+        scaled = [client.encode(images[row : row + 1], scaled=True) for row in range(8)]
+        joined = await asyncio.gather(*parts, *scaled)
+        decoded = await asyncio.gather(*(client.decode(part.mean) for part in joined[:8]))
+        same(np.concatenate(decoded), await client.decode(alone.mean))
+    same(np.concatenate([part.mean for part in joined[:8]]), alone.mean)
+    np.testing.assert_allclose(joined[8].mean[0], (alone.mean[0] - 0.25) * 0.5, atol=1e-6)
