@@ -124,6 +124,7 @@ class _Server:
             _log.info("draining, at most %g s", self._settings.drain_seconds)
         finally:
             await self._transport.drain(self._settings.drain_seconds, self._stop.forced)
+            self._telemetry.stop_measuring()
             self._engine.close()
             self._telemetry.close()
             if self._http is not None:

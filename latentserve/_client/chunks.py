@@ -11,7 +11,7 @@ from latentserve._client import codec, headers, memory
 from latentserve._client.describe import Limits, Maxima, limits_of
 from latentserve._client.plans import Plan, UnaryCall
 from latentserve._client.values import ModelInfo
-from latentserve.errors import InvalidArgument, Violation
+from latentserve.errors import InvalidArgument, NotFound, Violation
 
 #: Rows of a call: an array, a list of files, or only their indexes.
 Rows = NDArray[Any] | Sequence[bytes] | range
@@ -46,7 +46,7 @@ def chunk(
     if isinstance(rows, np.ndarray | range):
         if maxima.model is not None:
             pixels = math.prod(size or _size_of(rows, maxima.model, latents=latents))
-            stop = min(stop, start + max(1, maxima.pixels // pixels))
+            stop = min(stop, start + max(1, maxima.pixels // max(1, pixels)))
         return slice(start, stop)
     file_bytes = pixels = 0
     for index in range(start, stop):
@@ -108,14 +108,20 @@ def in_chunks(
     maxima = yield from limits_of(limits, model, version, files=files)
     replies: list[Any] = []
     start, seed = 0, 0
+    answered_by: int | None = 0
     while start < len(rows):
         part = chunk(rows, start, maxima, size, latents=latents)
         step = call(part)
         if part.stop - part.start < len(rows):
             seed = seed or codec.fresh_seed()
-            _set_seed(step.request, seed)
+            _hold_version(step.request, seed, answered_by)
         try:
             replies.append((yield step))
+        except NotFound:
+            if version or not answered_by:
+                raise
+            answered_by = None  # the version was replaced between two chunks
+            continue
         except InvalidArgument as error:
             # Another server, or a new version of the model, may accept fewer rows.
             limits.rows.pop((model, version), None)
@@ -128,17 +134,28 @@ def in_chunks(
             total = replies[0].ByteSize() * len(rows) // part.stop
             what, stream = _STREAMS.get(step.rpc, ("images", ""))
             memory.check_fits(total, what, len(rows), stream)
+        if answered_by is not None and not version:
+            answered_by = replies[-1].model.version
         start = part.stop
     return replies
 
 
-def _set_seed(request: Any, seed: int) -> None:
-    """Gives a chunk the seed of all chunks if it draws nothing and so has none.
+def _hold_version(request: Any, seed: int, answered_by: int | None) -> None:
+    """Makes all chunks of a call be answered by the same version.
 
-    A server that shares calls between versions of a model chooses by the seed: all chunks have to
-    be answered by the same version.
+    A server that shares calls between versions of a model chooses by the seed, or at random for
+    requests that cannot have one.
+
+    Args:
+        request: Request of a chunk, changed in place.
+        seed: The seed of all chunks, for a request that draws nothing and so has none.
+        answered_by: Version that answered the chunk before, for a request that cannot have a
+            seed; 0 or None to let the server choose.
     """
-    if "seed" in request.DESCRIPTOR.fields_by_name and not request.HasField("seed"):
+    if "seed" not in request.DESCRIPTOR.fields_by_name:
+        if answered_by:
+            request.model.version = answered_by
+    elif not request.HasField("seed"):
         request.seed = seed
 
 

@@ -19,7 +19,7 @@ Images of different sizes never share a batch: a batch has the size of the reque
 and takes further requests of that size from the front of the callers' queues. A row that takes
 longer than about 50 milliseconds is slow: it is a batch of its own, and slow batches leave one
 thread to the others, so that a call of a millisecond never waits for one of seconds. Its run ends
-early if its caller leaves.
+early if its caller leaves. A row that takes a sixteenth of the memory below counts as slow.
 
 The memory of running batches is limited too. A slow row waits while others are computed whose
 memory leaves no room for it; smaller ones behind it do not overtake it, or it might wait for ever.

@@ -97,7 +97,14 @@ def load_model(
     most_pixels = _most_pixels(manifest, max_pixels, max_compute_bytes)
     graphs: dict[GraphName, Graph] = {}
     for name, ref in manifest.graphs.items():
-        speed = Speed(device.kind, manifest.rows_at_once, pixels, manifest.bytes_per_pixel)
+        speed = Speed(
+            device.kind,
+            manifest.rows_at_once,
+            pixels,
+            manifest.bytes_per_pixel,
+            # What a GPU computes takes its own memory.
+            max_bytes=max_compute_bytes if device.kind == "cpu" else 0,
+        )
         graph = graphs[name] = Graph(
             bundle.graphs[name],
             device,

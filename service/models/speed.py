@@ -6,6 +6,9 @@ from typing import Literal, NamedTuple
 #: Seconds per row above which rows are slow: each is a batch of its own, and slow batches never
 #: occupy the last compute thread.
 SLOW_SECONDS = 0.05
+# Share of the memory of running batches above which rows count as slow, since only slow rows wait
+# for memory: others, one in each thread, would exceed the limit.
+_LARGE_SHARE = 1 / 16
 
 # A running batch delays the calls behind it. So the rows of one call in a batch, and those of the
 # whole batch, are limited to what is computed in about this time, but never to fewer than
@@ -29,7 +32,7 @@ class Limits(NamedTuple):
     Attributes:
         batch_rows: Maximum rows in one batch.
         call_rows: Maximum rows of one call in a batch.
-        slow: Whether a row takes longer than SLOW_SECONDS; `batch_rows` is 1 then.
+        slow: Whether a row takes longer than SLOW_SECONDS, or much memory; `batch_rows` is 1 then.
         least_rows: Rows that a run is padded to on CUDA.
         row_bytes: Peak memory of computing one row, in bytes; 0 if it was not measured.
         run_seconds: Estimated time of a run without that of its rows; infinite if it was not
@@ -60,6 +63,7 @@ class Speed:
         bytes_per_pixel: Peak memory of computing a row, per pixel of its image; 0 if unknown.
         default_rows: Maximum rows of one run until the speed is measured; 0 for the device's
             default.
+        max_bytes: Maximum memory of running batches; 0 for no limit.
 
     Attributes:
         pixels: Pixels of an image of the golden rows.
@@ -73,12 +77,14 @@ class Speed:
         pixels: int = 1,
         bytes_per_pixel: float = 0.0,
         default_rows: int = 0,
+        max_bytes: int = 0,
     ):
         self._kind = kind
         self.most_rows = rows_at_once or _MAX_ROWS[kind]
         self._default_rows = min(default_rows or _DEFAULT_ROWS[kind], rows_at_once or math.inf)
         self.pixels = pixels
         self._bytes_per_pixel = bytes_per_pixel
+        self._large_bytes = max_bytes * _LARGE_SHARE if max_bytes else math.inf
         self._run_seconds = math.inf
         # Measured (pixels, seconds per row), in ascending order.
         self._rows: list[tuple[int, float]] = []
@@ -122,7 +128,7 @@ class Speed:
             least = _MIN_ROWS[self._kind] if self._kind == "cuda" else 1
             return Limits(rows, rows, least_rows=min(least, rows), row_bytes=row_bytes)
         row = self.row_seconds(pixels)
-        if row > SLOW_SECONDS:
+        if row > SLOW_SECONDS or row_bytes > self._large_bytes:
             return Limits(1, 1, True, 1, row_bytes, self._run_seconds, row)
         batch_rows, call_rows = (
             self._rows_within(seconds, row) for seconds in (_BATCH_SECONDS, _CALL_SECONDS)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from service.engine.batch import RunOptions
 from service.models.model import Model
 from service.models.onnx import Graph
 
@@ -42,6 +43,14 @@ class ReconstructionErrors(Collector):
         self._share = share
         self._clock = clock
         self._measured: Mapping[tuple[str, int], _Measured] = {}
+        self._closed = False
+
+    def close(self) -> None:
+        """Measures nothing from now on, and ends a measurement that is under way."""
+        self._closed = True
+        for measured in self._measured.values():
+            if measured.options is not None:
+                measured.options.terminate = True
 
     def retain(self, models: Mapping[tuple[str, int], Model]) -> None:
         """Measures the given models from now on, each under its name and version."""
@@ -72,9 +81,11 @@ class ReconstructionErrors(Collector):
             try:
                 self._measure(measured, images, mean)
             except Exception as error:  # noqa: BLE001 - the batch itself has been computed
-                _log.warning("%s/%d: no reconstruction error: %s", *key, error)
+                if not self._closed:
+                    _log.warning("%s/%d: no reconstruction error: %s", *key, error)
                 measured.due = self._clock() + _PAUSE_SECONDS
             finally:
+                measured.options = None
                 measured.lock.release()
 
     def _measure(
@@ -88,8 +99,12 @@ class ReconstructionErrors(Collector):
             # The encoder's batch may occupy the last thread, which slow rows must leave free.
             return
         row = random.randrange(len(images))
+        options = measured.options = measured.decoder.run_options()
+        if self._closed:
+            return
         began = self._clock()
-        decoded = measured.decoder.run({"z": mean[row : row + 1]}, ("image",), size)["image"]
+        z = mean[row : row + 1]
+        decoded = measured.decoder.run({"z": z}, ("image",), size, options)["image"]
         now = self._clock()
         measured.due = now + (now - began) / self._share
         difference = np.clip(decoded[0], 0.0, 1.0) - images[row]
@@ -140,12 +155,13 @@ class _Measured:
         free: Whether images have different sizes.
         due: When the next image may be measured, on the clock.
         lock: Held while one is measured.
+        options: Options of the run that measures one.
         images: Number of images measured.
         weight: Sum of their weights, which decay exponentially.
         sum: Weighted sum of their errors.
     """
 
-    __slots__ = ("decoder", "due", "encoder", "free", "images", "lock", "sum", "weight")
+    __slots__ = ("decoder", "due", "encoder", "free", "images", "lock", "options", "sum", "weight")
 
     def __init__(self, model: Model):
         self.encoder: Graph = model.graphs["encoder"]
@@ -153,6 +169,7 @@ class _Measured:
         self.free = model.manifest.sizes is not None
         self.due = -math.inf
         self.lock = threading.Lock()
+        self.options: RunOptions | None = None
         self.images = 0
         self.weight = self.sum = 0.0
 

@@ -176,6 +176,11 @@ class Telemetry:
         if self._errors is not None:
             self._errors.encoded((manifest.name, manifest.version), images, mean)
 
+    def stop_measuring(self) -> None:
+        """Ends the measurement of reconstruction errors; what is under way ends early."""
+        if self._errors is not None:
+            self._errors.close()
+
     def close(self) -> None:
         """Flushes the traces."""
         if self._tracing is not None:

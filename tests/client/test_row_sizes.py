@@ -3,6 +3,7 @@
 import io
 from datetime import UTC, datetime
 
+import grpc
 import ml_dtypes
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from latentserve._client import chunks, codec, describe, unary
 from latentserve._client.describe import Limits, Maxima
-from latentserve.client import FailedPrecondition, ModelInfo, ProtocolError, Sizes
+from latentserve.client import FailedPrecondition, ModelInfo, NotFound, ProtocolError, Sizes
 from latentserve.v1 import latent_service_pb2 as pb
 from latentserve.v1 import tensor_pb2
 
@@ -155,6 +156,36 @@ def test_a_new_server_describes_sizes_scaling_and_origin():
     scaling = info.latent_scaling
     assert (scaling.scale, scaling.mean, scaling.std) == (None, (1, 2), (3, 4))
     assert (info.origin.kind, info.origin.sha256) == ("diffusers", {"a": "f" * 64})
+
+
+def decoded(rows, version):
+    reply = pb.DecodeResponse(model=pb.ModelIdentity(name="m", version=version))
+    reply.images.tensor.CopyFrom(codec.to_tensor(np.full((rows, 1, 2, 2), version, np.float32)))
+    return reply
+
+
+def test_all_chunks_of_a_decoding_are_answered_by_the_version_of_the_first():
+    plan = unary.decode(Limits(), np.zeros((12, 3), np.float32))
+    requests, images = outcome(plan, described(), decoded(5, 2), decoded(5, 2), decoded(2, 2))
+    assert [request.model.version for request in requests[1:]] == [0, 2, 2]
+    assert len(images) == 12
+
+
+def test_a_version_that_is_replaced_between_two_chunks_is_not_insisted_on():
+    plan = unary.decode(Limits(), np.zeros((12, 3), np.float32))
+    next(plan)
+    assert plan.send(described()).request.model.version == 0
+    assert plan.send(decoded(5, 2)).request.model.version == 2
+    gone = NotFound("m/2 is not served", grpc.StatusCode.NOT_FOUND)
+    assert plan.throw(gone).request.model.version == 0
+    assert plan.send(decoded(5, 3)).request.model.version == 0
+    with pytest.raises(StopIteration):
+        plan.send(decoded(2, 3))
+    plan = unary.decode(Limits(), np.zeros((12, 3), np.float32), version=2)
+    next(plan)
+    plan.send(described())
+    with pytest.raises(NotFound):
+        plan.throw(gone)
 
 
 def test_bfloat16_is_the_upper_half_of_a_float32():

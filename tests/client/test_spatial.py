@@ -1,5 +1,6 @@
 """Both clients with models of spatial latents, over a real port."""
 
+import asyncio
 import io
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from latentserve.client import (
+    AsyncClient,
     FailedPrecondition,
     InvalidArgument,
     LatentScaling,
@@ -348,3 +350,35 @@ def test_the_first_array_of_another_shape_is_named(client):
         ValueError, match=r"images\[2\]: got shape \[3, 24, 16\], wanted \[3, 16, 24\]"
     ):
         client.encode(images)
+
+
+async def test_concurrent_calls_of_spatial_rows_are_joined(server):
+    images = images_of(8, 16, 16)
+    async with AsyncClient(server.target, coalesce=True) as client:
+        alone = await client.encode(images)
+        parts = [client.encode(images[row : row + 1]) for row in range(8)]
+        scaled = [client.encode(images[row : row + 1], scaled=True) for row in range(8)]
+        joined = await asyncio.gather(*parts, *scaled)
+        decoded = await asyncio.gather(*(client.decode(part.mean) for part in joined[:8]))
+        same(np.concatenate(decoded), await client.decode(alone.mean))
+    same(np.concatenate([part.mean for part in joined[:8]]), alone.mean)
+    np.testing.assert_allclose(joined[8].mean[0], (alone.mean[0] - 0.25) * 0.5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 0, 16), (1, 3, 16, 0)])
+def test_empty_images_are_refused_in_one_line(client, shape):
+    images = np.zeros(shape, np.uint8)
+    for call in (
+        lambda: client.encode(images),
+        lambda: list(client.encode_stream([images])),
+        lambda: client.decode(np.zeros((1, 2, *shape[2:]), np.float32)),
+        lambda: list(client.decode_stream([np.zeros((1, 2, *shape[2:]), np.float32)])),
+    ):
+        with pytest.raises(InvalidArgument, match=r"shape: got \[1, \d, \d+, \d+\], wanted"):
+            call()
+
+
+def test_a_model_of_many_latents_is_printed_without_its_prior(client):
+    model = client.model("free")
+    assert len(model.prior_mean) == model.latent_dim
+    assert "prior_mean" not in repr(model)

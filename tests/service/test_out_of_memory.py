@@ -17,7 +17,7 @@ from google.rpc import error_details_pb2
 from latentserve.client import Client
 from latentserve.v1 import latent_service_pb2 as pb
 from service.models.onnx import Device, Graph
-from service.models.speed import Limits
+from service.models.speed import Limits, Speed
 from service.observe.metrics import Metrics
 from service.observe.telemetry import Telemetry
 from service.settings import default_queue_bytes
@@ -78,7 +78,7 @@ def test_errors_of_onnxruntime_for_want_of_memory_are_memory_errors(
 
     graph = Graph.__new__(Graph)
     graph.name, graph.device = "decoder", Device("cpu")
-    graph._session, graph._limits = Session(), {(): Limits(8, 8)}
+    graph._session, graph._limits, graph._speed = Session(), {(): Limits(8, 8)}, Speed("cpu")
     with pytest.raises(MemoryError if wanted else RuntimeError):
         graph.run({"z": np.zeros((2, 3), np.float32)}, ("image",))
 

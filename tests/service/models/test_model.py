@@ -85,6 +85,12 @@ def test_the_pixels_of_an_image_are_limited_by_the_model_the_server_and_its_memo
         load(kind, max_compute_bytes=2559)
 
 
+def test_rows_that_take_much_of_the_memory_are_slow(load: Callable[..., Model]) -> None:
+    kind = Spatial(most_pixels=5000, bytes_per_pixel=10.0)
+    graph = load(kind, max_compute_bytes=16 * 10 * 32 * 32).graphs["decoder"]
+    assert [graph.limits(size).slow for size in ((32, 32), (32, 36))] == [False, True]
+
+
 def test_slow_rows_have_a_session_with_more_threads_and_are_equal_to_the_bit(
     load: Callable[..., Model],
 ) -> None:

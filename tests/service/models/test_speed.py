@@ -73,6 +73,14 @@ def test_the_memory_of_a_row_is_that_of_its_pixels():
     assert _limits(0.1).row_bytes == 0
 
 
+def test_rows_that_take_much_of_the_memory_are_computed_one_at_a_time_like_slow_ones():
+    given = {"bytes_per_pixel": 2.5, "max_bytes": 16_000}
+    assert not _limits(1e-3, 400, **given).slow
+    limits = _limits(1e-3, 401, **given)
+    assert (limits.slow, limits.batch_rows) == (True, 1)
+    assert not _limits(1e-3, 401, max_bytes=16_000).slow
+
+
 @pytest.mark.parametrize(
     ("row", "least_rows"), [(1e-6, 64), (1e-3, 16), (10e-3, 1), (SLOW_SECONDS * 2, 1)]
 )

@@ -39,7 +39,12 @@ class FakeGraph:
     def limits(self, _size):
         return SimpleNamespace(slow=self.slow, seconds=lambda rows: rows * self.seconds)
 
-    def run(self, inputs, outputs, size):
+    def run_options(self):
+        self.options = SimpleNamespace(terminate=False)
+        return self.options
+
+    def run(self, inputs, outputs, size, options):
+        assert options is self.options
         self.clock.now += self.seconds
         self.runs.append((inputs["z"].shape, outputs, size))
         return {"image": np.full((1, *IMAGES.shape[1:]), self.value, np.float32)}
@@ -181,6 +186,33 @@ def test_threads_do_not_measure_at_the_same_time():
     leave.set()
     thread.join(10)
     assert len(decoder.runs) == 1
+
+
+def test_closing_ends_a_measurement_early_and_starts_no_other(caplog):
+    entered, errors = threading.Event(), ReconstructionErrors(0.01)
+
+    class Endless(FakeGraph):
+        def run(self, *arguments):
+            options = arguments[-1]
+            self.runs.append(options)
+            entered.set()
+            for _ in range(1000):
+                if options.terminate:
+                    raise RuntimeError("terminated")
+                threading.Event().wait(0.01)
+
+    decoder = Endless()
+    errors.retain({KEY: model(decoder)})
+    thread = threading.Thread(target=errors.encoded, args=(KEY, IMAGES, MEAN))
+    thread.start()
+    assert entered.wait(10)
+    errors.close()
+    thread.join(5)
+    assert not thread.is_alive()
+    errors._measured[KEY].due = 0.0
+    errors.encoded(KEY, IMAGES, MEAN)
+    assert len(decoder.runs) == 1
+    assert not caplog.messages
 
 
 def test_spatial_latents_of_any_size_have_few_series_and_a_reconstruction_error(tmp_path):
