@@ -186,6 +186,10 @@ def decode(
     if len(paths) == 1 and paths[0].is_dir():
         opened, was_scaled = latents_of(paths[0])
     else:
+        for path in paths:
+            if path.is_dir():
+                count = len(paths)
+                raise SourceError(f"{path}: got a folder among {count} sources, wanted it alone")
         opened, was_scaled = Arrays.open(paths), False
     task = DecodeTask(
         opened,

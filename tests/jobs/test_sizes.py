@@ -530,3 +530,8 @@ def test_latents_of_several_sizes_are_not_those_of_a_model_of_one(tmp_path):
         jobs.SourceError, match=r"0.npy: got rows of shape \[2, 2, 2\], wanted \[40\]"
     ):
         planned_latents(Arrays.open(files), model)
+
+
+def test_two_folders_are_not_one_source(client, tmp_path):
+    with pytest.raises(jobs.SourceError, match="got a folder among 2 sources, wanted it alone"):
+        jobs.decode(client, [tmp_path, tmp_path], tmp_path / "to")

@@ -708,7 +708,13 @@ def test_pictures_of_several_sizes_are_refused_by_the_first_that_differs(stub):
     )
     request = pb.EncodeRequest(model=named("bright"), images=files(*mixed, resize=True))
     assert refusal(stub.Encode, request) == (
-        "images.encoded.files[2]: got 16x24, resized to 16x24, wanted 24x16, the size of the first "
+        "images.encoded.files[2]: got 16x24, wanted 24x16, the size of the first file"
+    )
+    request = pb.EncodeRequest(
+        model=named("bright"), images=files(mixed[2], save(photo(17, 25)), resize=True)
+    )
+    assert refusal(stub.Encode, request) == (
+        "images.encoded.files[1]: got 25x17, resized to 24x16, wanted 16x24, the size of the first "
         "file"
     )
     ends = pb.InterpolateRequest(model=named("bright"), images=files(*mixed[1:3]), steps=2)
