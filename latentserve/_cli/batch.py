@@ -247,7 +247,12 @@ def _with_progress(
     """Wraps a job in a command: with a progress bar, a clean stop on Ctrl-C and a final report."""
 
     def run(options: argparse.Namespace) -> int:
-        from latentserve.errors import FailedPrecondition, InvalidArgument, LatentserveError
+        from latentserve.errors import (
+            FailedPrecondition,
+            InvalidArgument,
+            LatentserveError,
+            NotFound,
+        )
         from latentserve.jobs import JobError, MissingPackage, SourceError
 
         bar, latest = ProgressBar(), _Latest()
@@ -281,7 +286,7 @@ def _with_progress(
             raise Failure(printable(str(error))) from error
         except (LatentserveError, OSError, MemoryError) as error:
             # The same command would be refused again.
-            again = not isinstance(error, FailedPrecondition | InvalidArgument)
+            again = not isinstance(error, FailedPrecondition | InvalidArgument | NotFound)
             raise Failure(f"{_message(error)}{latest.rows_complete(to, again=again)}") from error
         except KeyboardInterrupt:
             print(
