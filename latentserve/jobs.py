@@ -121,6 +121,9 @@ def encode(
         MissingPackage: The format needs a package that is not installed.
         OSError: A file cannot be read or written.
     """
+    resize = codec.resize_of(resize)
+    if bucket is not None and isinstance(resize, tuple):
+        raise ValueError(f"bucket: got {bucket} and a size, {resize}, wanted one of them")
     paths = _paths(source)
     arrays = [path.suffix == ".npy" for path in paths]
     if any(arrays) and not all(arrays):
@@ -131,7 +134,7 @@ def encode(
         opened,
         draw=draw or seed is not None,
         offset=offset,
-        resize=codec.given_size(resize) or bool(resize),
+        resize=resize,
         bucket=None if bucket is None else scalars.count(bucket, "bucket"),
         scaled=bool(scaled),
         latent_dtype=_one_of(latent_dtype, "latent_dtype", ("float32", "float16")),
@@ -183,6 +186,10 @@ def decode(
     if len(paths) == 1 and paths[0].is_dir():
         opened, was_scaled = latents_of(paths[0])
     else:
+        for path in paths:
+            if path.is_dir():
+                count = len(paths)
+                raise SourceError(f"{path}: got a folder among {count} sources, wanted it alone")
         opened, was_scaled = Arrays.open(paths), False
     task = DecodeTask(
         opened,

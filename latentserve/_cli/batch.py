@@ -16,6 +16,7 @@ from latentserve._cli.common import (
     add_scaled,
     add_size,
     command,
+    counted,
     listing,
     resize_of,
 )
@@ -246,7 +247,7 @@ def _with_progress(
     """Wraps a job in a command: with a progress bar, a clean stop on Ctrl-C and a final report."""
 
     def run(options: argparse.Namespace) -> int:
-        from latentserve.errors import LatentserveError
+        from latentserve.errors import FailedPrecondition, InvalidArgument, LatentserveError
         from latentserve.jobs import JobError, MissingPackage, SourceError
 
         bar, latest = ProgressBar(), _Latest()
@@ -279,9 +280,13 @@ def _with_progress(
         except (JobError, MissingPackage, SourceError) as error:
             raise Failure(printable(str(error))) from error
         except (LatentserveError, OSError, MemoryError) as error:
-            raise Failure(f"{_message(error)}{latest.resume_hint(to)}") from error
+            # The same command would be refused again.
+            again = not isinstance(error, FailedPrecondition | InvalidArgument)
+            raise Failure(f"{_message(error)}{latest.rows_complete(to, again=again)}") from error
         except KeyboardInterrupt:
-            print(f"latentserve batch: stopped{latest.resume_hint(to)}", file=sys.stderr)
+            print(
+                f"latentserve batch: stopped{latest.rows_complete(to, again=True)}", file=sys.stderr
+            )
             return 130
         for name in done.lost:
             print(f"{to}: {name} was missing or damaged and was written again", file=sys.stderr)
@@ -317,14 +322,18 @@ class _Latest:
 
     progress: "Progress | None" = None
 
-    def resume_hint(self, folder: str) -> str:
-        """Returns how many rows are complete and how to resume; empty before any progress."""
+    def rows_complete(self, folder: str, *, again: bool) -> str:
+        """Returns how many rows are complete; empty before any progress.
+
+        Args:
+            folder: Folder of the job, for the text.
+            again: Whether to say how to resume.
+        """
         if self.progress is None:
             return ""
-        return (
-            f"; {self.progress.whole:,} of {self.progress.total:,} rows are complete in {folder}, "
-            "run the same command again to resume"
-        )
+        whole, total = self.progress.whole, self.progress.total
+        hint = ", run the same command again to resume" if again else ""
+        return f"; {whole:,} of {total:,} rows are complete in {folder}{hint}"
 
 
 def _message(error: BaseException) -> str:
@@ -335,7 +344,7 @@ def _message(error: BaseException) -> str:
 
 
 def _summary(done: "Finished") -> str:
-    shards = "1 shard" if done.shards == 1 else f"{done.shards} shards"
+    rows, shards = counted(done.rows, "row"), counted(done.shards, "shard")
     seed = "" if done.seed is None else f", seed {done.seed}"
     was = "finished already: " if done.rows_before == done.rows else ""
-    return f"{was}{done.rows} rows in {shards}, model {done.model}/{done.version}{seed}"
+    return f"{was}{rows} in {shards}, model {done.model}/{done.version}{seed}"

@@ -84,8 +84,8 @@ def add_size(parser: argparse.ArgumentParser) -> None:
         "--size",
         type=size,
         metavar="HxW",
-        help="as --resize, but to this height and width; for a model that takes images of several "
-        "sizes (with --resize: the nearest of them)",
+        help="as --resize, but to this height and width, not to the size nearest to the file's; "
+        "for a model that takes images of several sizes",
     )
 
 
@@ -186,6 +186,11 @@ def add_columns(parser: argparse.ArgumentParser, default: str = "a nearly square
     parser.add_argument(
         "--columns", type=positive, metavar="N", help=f"images per row (default: {default})"
     )
+
+
+def counted(count: int, noun: str) -> str:
+    """Returns a count with its noun, such as `1 image` or `2 images`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def listing(commands: Any, width: int) -> str:

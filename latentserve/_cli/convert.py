@@ -13,6 +13,7 @@ from latentserve._cli.common import (
     add_pictures,
     add_scaled,
     command,
+    counted,
     resize_of,
 )
 from latentserve._cli.connection import add_model, connect
@@ -120,13 +121,14 @@ def _encode(options: argparse.Namespace) -> int:
     if target.format == "npy":
         name, latents = ("mean", posterior.mean) if posterior.z is None else ("z", posterior.z)
         np.save(buffer, latents)
-        target.write(buffer.getvalue(), f"{name} of {len(images)} images{seed}")
+        target.write(buffer.getvalue(), f"{name} of {counted(len(images), 'image')}{seed}")
         return 0
     fields = {"mean": posterior.mean, "log_var": posterior.log_var, "z": posterior.z}
     # A plain autoencoder has no log_var.
     arrays: dict[str, Any] = {name: array for name, array in fields.items() if array is not None}
     np.savez(buffer, **arrays)
-    target.write(buffer.getvalue(), f"{' and '.join(arrays)} of {len(images)} images{seed}")
+    what = f"{' and '.join(arrays)} of {counted(len(images), 'image')}{seed}"
+    target.write(buffer.getvalue(), what)
     return 0
 
 
@@ -144,10 +146,11 @@ def _decode(options: argparse.Namespace) -> int:
     }
     with connect(options) as client:
         images = client.decode(latents, dtype=target.file_format or target.dtype, **decoding)
+    what = counted(len(images), "image")
     if isinstance(images, list):
-        target.write_file(images, "1 image")
+        target.write_file(images, what)
         return 0
-    target.write_images(images, f"{len(images)} images", columns=options.columns, zoom=options.zoom)
+    target.write_images(images, what, columns=options.columns, zoom=options.zoom)
     return 0
 
 
@@ -190,7 +193,7 @@ def _reconstruct(options: argparse.Namespace) -> int:
         made = client.reconstruct(
             images.values, dtype=target.file_format or target.dtype, **drawing
         )
-    what = f"{len(made)} images" + ("" if seed is None else f", seed {seed}")
+    what = counted(len(made), "image") + ("" if seed is None else f", seed {seed}")
     if isinstance(made, list):
         target.write_file(made, what)
         return 0
@@ -201,7 +204,7 @@ def _reconstruct(options: argparse.Namespace) -> int:
     sheet, blank = _with_originals(images, made, columns)
     if blank:
         why = "resized or of another colour mode" if has_pillow() else "install Pillow to show them"
-        what += f"; {blank} originals are left blank ({why})"
+        what += f"; {counted(blank, 'original')} left blank ({why})"
     target.write_images(sheet, what, columns=columns, zoom=options.zoom)
     return 0
 

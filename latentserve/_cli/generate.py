@@ -21,6 +21,7 @@ from latentserve._cli.common import (
     add_scaled,
     add_size,
     command,
+    counted,
     resize_of,
 )
 from latentserve._cli.connection import add_model, connect
@@ -209,17 +210,18 @@ def _sample(options: argparse.Namespace) -> int:
             pieces.append(samples.images)
     columns = count if options.by_label and options.columns is None else options.columns
     images = np.concatenate(pieces)
-    what = f"{len(images)} images, seed {seed}"
+    what = f"{counted(len(images), 'image')}, seed {seed}"
     target.write_images(images, what, columns=columns, zoom=options.zoom)
     return 0
 
 
 def _interpolate(options: argparse.Namespace) -> int:
+    from latentserve._cli.inputs import naming
     from latentserve._cli.outputs import output
 
     target = output(options, "png", "npy")
     start, stop = _ends(options.ends)
-    with connect(options) as client:
+    with connect(options) as client, naming(options.ends):
         path = client.interpolate(
             start,
             stop,
@@ -263,14 +265,15 @@ def _ends(paths: list[Path]) -> "tuple[NDArray[Any] | bytes, NDArray[Any] | byte
 
 
 def _traverse(options: argparse.Namespace) -> int:
-    from latentserve._cli.inputs import read_end
+    from latentserve._cli.inputs import naming, read_end
     from latentserve._cli.outputs import output
 
     axes = options.axes or []
     if len(axes) > 2 or len(set(axes)) < len(axes):
         raise Usage(f"--axes: got {' '.join(map(str, axes))}, wanted one or two different axes")
     target = output(options, "png", "npy")
-    with connect(options) as client:
+    files = [] if options.middle is None else [options.middle]
+    with connect(options) as client, naming(files):
         walk = client.traverse(
             options.axes,
             steps=options.steps,

@@ -46,20 +46,28 @@ class Images:
         """Name of each image: that of its file, or the index of its row in an array."""
         return self.files or [str(row) for row in range(len(self))]
 
-    @contextlib.contextmanager
-    def named(self) -> Iterator[None]:
-        """Converts the block's InvalidArgument about one file to a Failure that names the file.
+    def named(self) -> contextlib.AbstractContextManager[None]:
+        """Names the file in errors about one, as `naming` does."""
+        return naming(self.files or [])
 
-        Raises:
-            Failure: The server refused one of the files. Other errors are not converted.
-        """
-        try:
-            yield
-        except InvalidArgument as error:
-            if not self.files or error.index is None or not error.violations:
-                raise
-            name = printable(self.files[error.index])
-            raise Failure(f"{name}: {error.violations[0].description}") from error
+
+@contextlib.contextmanager
+def naming(files: Sequence[Path | str]) -> Iterator[None]:
+    """Converts the block's InvalidArgument about one file to a Failure that names the file.
+
+    Args:
+        files: Names of the files of the call; empty if it has none.
+
+    Raises:
+        Failure: The server refused one of the files. Other errors are not converted.
+    """
+    try:
+        yield
+    except InvalidArgument as error:
+        if error.index is None or error.index >= len(files) or not error.violations:
+            raise
+        name = printable(str(files[error.index]))
+        raise Failure(f"{name}: {error.violations[0].description}") from error
 
 
 def read_images(paths: Sequence[Path]) -> Images:
@@ -92,7 +100,10 @@ def read_latents(path: Path) -> NDArray[Any]:
     Raises:
         Failure: The file cannot be read or has another format.
     """
-    return _array(path, _content(path), ("z", "mean"))
+    content = _content(path)
+    if not content.startswith((MAGIC, _NPZ)):
+        raise Failure(f"{printable(str(path))}: not an npy or npz file")
+    return _array(path, content, ("z", "mean"))
 
 
 def read_end(path: Path) -> NDArray[Any] | bytes:

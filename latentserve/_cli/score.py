@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentserve._cli.arguments import index, uint64
-from latentserve._cli.common import add_images, add_offset, command, resize_of
+from latentserve._cli.common import add_images, add_offset, command, counted, resize_of
 from latentserve._cli.connection import add_model, connect
 from latentserve._cli.failures import printable
 
@@ -91,7 +91,7 @@ def _score(options: argparse.Namespace) -> int:
         return 0
     text = _json_lines(rows) if target.format == "jsonl" else _csv(rows)
     seed = "" if scores.nll is None else f", seed {scores.seed}"
-    target.write(text.encode("utf-8", "surrogateescape"), f"{len(rows)} images{seed}")
+    target.write(text.encode("utf-8", "surrogateescape"), f"{counted(len(rows), 'image')}{seed}")
     return 0
 
 

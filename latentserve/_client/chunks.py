@@ -46,7 +46,7 @@ def chunk(
     if isinstance(rows, np.ndarray | range):
         if maxima.model is not None:
             pixels = math.prod(size or _size_of(rows, maxima.model, latents=latents))
-            stop = min(stop, start + max(1, maxima.pixels // pixels))
+            stop = min(stop, start + max(1, maxima.pixels // max(1, pixels)))
         return slice(start, stop)
     file_bytes = pixels = 0
     for index in range(start, stop):

@@ -133,12 +133,14 @@ def image_source(images: Images, *, resize: Resize = False) -> ImageSource:
         resize: As in `ImageSource`.
 
     Raises:
-        TypeError: The dtype cannot be sent.
-        ValueError: The array has fewer than two axes, or no rows.
+        TypeError: The dtype cannot be sent, or `resize` is neither a bool nor a pair of whole
+            numbers.
+        ValueError: The array has fewer than two axes, or no rows, or a size to resize it to.
     """
     files = inputs.file_contents(images, "images")
     if files is not None:
-        return ImageSource(files, given_size(resize) or resize)
+        return ImageSource(files, resize_of(resize))
+    refuse_size(resize)
     return ImageSource(_sendable(images, "images", 2))
 
 
@@ -159,30 +161,59 @@ def size_of(size: Any, what: str) -> tuple[int, int]:
     return height, width
 
 
+def resize_of(resize: Resize) -> Resize:
+    """Checks whether files are resized, or the height and width that they are resized to.
+
+    Raises:
+        TypeError: `resize` is neither a bool nor a pair of whole numbers.
+        ValueError: A number is below 1.
+    """
+    if resize is None or isinstance(resize, bool | np.bool_):
+        return bool(resize)
+    if isinstance(resize, Sequence | np.ndarray) and not isinstance(resize, str):
+        return size_of(resize, "resize")
+    got = scalars.shown(resize)
+    raise TypeError(f"resize: got {got}, wanted True, False or (height, width)")
+
+
 def given_size(resize: Resize) -> tuple[int, int] | None:
     """Returns height and width if `resize` gives them.
 
     Raises:
-        TypeError: `resize` is not a pair of whole numbers.
+        TypeError: `resize` is neither a bool nor a pair of whole numbers.
         ValueError: A number is below 1.
     """
-    return size_of(resize, "resize") if isinstance(resize, Sequence | np.ndarray) else None
+    target = resize_of(resize)
+    return target if isinstance(target, tuple) else None
 
 
-def point_array(point: Point, what: str) -> bytes | NDArray[Any]:
+def refuse_size(resize: Resize) -> None:
+    """Refuses a size to resize to, where images are an array: arrays keep their size.
+
+    Raises:
+        TypeError: `resize` is neither a bool nor a pair of whole numbers.
+        ValueError: `resize` is a height and a width.
+    """
+    if (size := given_size(resize)) is not None:
+        raise ValueError(f"resize: got {size} with an array, wanted image files")
+
+
+def point_array(point: Point, what: str, resize: Resize = False) -> bytes | NDArray[Any]:
     """Returns one image or one latent as the content of a file or as an array of 1 to 3 axes.
 
     Args:
         point: A latent [D] or [c, h, w], an image [C, H, W] or [H, W], or the content of a file.
         what: Name of the parameter, for errors.
+        resize: As in `ImageSource`.
 
     Raises:
         TypeError: The dtype cannot be sent.
-        ValueError: The array has the wrong number of axes, or no rows.
+        ValueError: The array has the wrong number of axes, or no rows, or a size to resize it to.
     """
     file = inputs.file_content(point)
     if file is not None:
         return file
+    refuse_size(resize)
     array = _sendable(point, what, 1)
     if array.ndim not in (1, 2, 3):
         raise ValueError(
@@ -195,7 +226,7 @@ def point_array(point: Point, what: str) -> bytes | NDArray[Any]:
 def image_message(point: bytes | NDArray[Any], *, resize: Resize) -> tensor_pb2.Images:
     """Returns one image, a file or an array without a first axis of rows, as a message."""
     content = [point] if isinstance(point, bytes) else point[None]
-    return ImageSource(content, given_size(resize) or resize).message(slice(0, 1))
+    return ImageSource(content, resize_of(resize)).message(slice(0, 1))
 
 
 def latent_array(z: ArrayLike) -> NDArray[Any]:
@@ -212,7 +243,7 @@ def latent_array(z: ArrayLike) -> NDArray[Any]:
             f"latents: got shape {list(array.shape)}, wanted [N, D] or [N, c, h, w]{alone}"
         )
     if array.dtype == np.uint8:
-        raise TypeError("latents: got dtype uint8, wanted float32 or float16")
+        raise TypeError("latents: got dtype uint8, wanted float32, float16 or bfloat16")
     return array
 
 
@@ -228,7 +259,9 @@ def _sendable(value: Any, what: str, axes: int) -> NDArray[Any]:
         # NumPy's default for Python floats; the graphs compute in float32.
         return array.astype(np.float32)
     if native not in _WIRE_DTYPES and native.name != _BFLOAT16:
-        raise TypeError(f"{what}: got dtype {array.dtype}, wanted float32, float16 or uint8")
+        raise TypeError(
+            f"{what}: got dtype {array.dtype}, wanted float32, float16, bfloat16 or uint8"
+        )
     return array
 
 

@@ -106,6 +106,7 @@ def _converted(value: Any, what: str) -> NDArray[Any]:
     try:
         return np.asarray(value)
     except ValueError as error:
+        _refuse_shapes(value, what)
         raise ValueError(f"{what}: got rows that do not form one array ({error})") from error
     except (RuntimeError, TypeError) as error:
         why = " ".join(str(error).split())
@@ -113,6 +114,18 @@ def _converted(value: Any, what: str) -> NDArray[Any]:
             f"{what}: got {_kind(value)} that NumPy cannot convert ({why}), wanted one array of "
             "numbers (of a tensor: .detach().float().cpu().numpy())"
         ) from error
+
+
+def _refuse_shapes(rows: Any, what: str) -> None:
+    """Raises ValueError that names the first array whose shape is not that of the first one."""
+    if not isinstance(rows, Sequence) or not all(isinstance(row, np.ndarray) for row in rows):
+        return
+    shapes = [list(row.shape) for row in rows]
+    for index, shape in enumerate(shapes):
+        if shape != shapes[0]:
+            raise ValueError(
+                f"{what}[{index}]: got shape {shape}, wanted {shapes[0]} as of {what}[0]"
+            )
 
 
 def _kind(value: Any) -> str:

@@ -213,7 +213,9 @@ def interpolate(
         scaled=scaled,
         latent_dtype=codec.latent_format_message(latent_dtype),
     )
-    first, second = codec.point_array(start, "start"), codec.point_array(stop, "stop")
+    first, second = (
+        codec.point_array(point, what, resize) for point, what in ((start, "start"), (stop, "stop"))
+    )
     yield from check_supported(
         limits,
         model,
@@ -271,7 +273,7 @@ def traverse(
         latent_dtype=request.latent_dtype,
     )
     if middle is not None:
-        point = codec.point_array(middle, "middle")
+        point = codec.point_array(middle, "middle", resize)
         z = yield from _latent_of(limits, point, "middle", latents, model, version)
         if z is not None:
             request.latent.CopyFrom(codec.to_tensor(codec.latent_array(z[None])))

@@ -298,8 +298,8 @@ class ModelInfo:
     created_at: datetime
     noise: str
     precision: str
-    prior_mean: tuple[float, ...] = ()
-    prior_std: tuple[float, ...] = ()
+    prior_mean: tuple[float, ...] = field(default=(), repr=False)
+    prior_std: tuple[float, ...] = field(default=(), repr=False)
     has_percentiles: bool = False
     latent_shape: tuple[int, ...] = ()
     sizes: Sizes | None = None

@@ -31,20 +31,25 @@ def latent_shape(model: ModelInfo, size: Size) -> tuple[int, ...]:
     return (shape[0], height // model.sizes.factor, width // model.sizes.factor)
 
 
-def planned_images(source: Arrays, model: ModelInfo, bucket: int | None) -> list[Planned]:
+def planned_images(
+    source: Arrays, model: ModelInfo, resize: Resize, bucket: int | None
+) -> list[Planned]:
     """Returns the sizes of arrays of images.
 
     Raises:
-        SourceError: The shape of rows is not that of an image of the model.
+        SourceError: The shape of rows is not that of an image of the model, or they are to be
+            resized to a size.
     """
-    if bucket is not None:
-        raise SourceError(f"{source.parts[0].name}: got an npy file, wanted image files for bucket")
+    if bucket is not None or isinstance(resize, tuple):
+        what = "a size" if bucket is None else "bucket"
+        name = source.parts[0].name
+        raise SourceError(f"{name}: got an npy file, wanted image files for {what}")
     channels, height, width = model.image_shape
     golden: list[list[int]] = [[channels, height, width], [channels * height * width]]
     golden += [[height, width]] if channels == 1 else []
     leading = [[channels]] + ([[]] if channels == 1 else [])
     planned = []
-    for part in _parts(source, model):
+    for part in source.parts:
         shape = list(part.row_shape)
         size = (height, width)
         if shape not in golden:
@@ -69,7 +74,7 @@ def planned_latents(source: Arrays, model: ModelInfo) -> list[Planned]:
     latent = list(model.latent_shape or (model.latent_dim,))
     golden = [latent] if latent == [model.latent_dim] else [latent, [model.latent_dim]]
     planned = []
-    for part in _parts(source, model):
+    for part in source.parts:
         shape = list(part.row_shape)
         size = model.image_shape[1:]
         if shape not in golden:
@@ -165,10 +170,6 @@ def sampled_size(model: ModelInfo, size: Size | None) -> Size:
     if not sizes.is_allowed(size, model.sizes):
         raise ValueError(f"size: got {size}, but the model takes {sizes.wanted(model.sizes)}")
     return size
-
-
-def _parts(source: Arrays, model: ModelInfo) -> tuple[Part, ...]:
-    return source.parts if model.sizes is not None else (source.require_one_shape(),)
 
 
 def _distinct(source: Arrays, planned: list[Size]) -> list[Planned]:

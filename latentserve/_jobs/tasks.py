@@ -117,7 +117,7 @@ class EncodeTask:
 
     def plan(self, model: ModelInfo) -> tuple[Group, ...]:
         if isinstance(self.source, Arrays):
-            planned = planned_images(self.source, model, self._bucket)
+            planned = planned_images(self.source, model, self._resize, self._bucket)
         else:
             planned = planned_pictures(self.source, model, self._resize, self._bucket)
         names = ["mean"]
@@ -139,7 +139,7 @@ class EncodeTask:
         pieces = runs(shard.rows) if self.draws else [(0, len(shard.rows))]
         # The server is told the planned size, whatever it holds to be the nearest one.
         resize: Resize = bool(self._resize or self._bucket)
-        if resize and model.sizes is not None:
+        if resize and model.sizes is not None and isinstance(self.source, Pictures):
             resize = size
         posteriors = client.encode_stream(
             self._batches(shard, pieces, max_rows, resize),

@@ -195,7 +195,9 @@ def _read(
             if nearest is not None:
                 near = nearest(*pictures.upright_size(image))
                 if near != (height, width):
-                    got = f"{image.width}x{image.height}, resized to {near[1]}x{near[0]}"
+                    got = f"{image.width}x{image.height}"
+                    if near != (image.height, image.width):
+                        got += f", resized to {near[1]}x{near[0]}"
                     wanted = f"{width}x{height}, the size of the first file"
                     raise InvalidArgument(field, got, wanted)
             with _decoding.of(image.width * image.height, max_pixels):

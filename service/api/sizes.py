@@ -77,8 +77,9 @@ class Sizes:
             size = tuple(shape[2 - grey :]) if len(shape) == 4 or grey else ()
             if not size or not (grey or shape[1] == channels):
                 wanted = f"[N, {channels}, H, W]" + " or [N, H, W]" * (channels == 1)
-                wanted += f" or [N, {channels * math.prod(golden)}], of H = {golden[0]} and "
-                raise InvalidArgument(f"{field}.shape", list(shape), f"{wanted}W = {golden[1]}")
+                wanted += f" or [N, {channels * math.prod(golden)}] "
+                wanted += f"(H = {golden[0]} and W = {golden[1]})"
+                raise InvalidArgument(f"{field}.shape", list(shape), wanted)
         if not self.accepts(size):
             raise InvalidArgument(f"{field}.shape", list(shape), self.described("H", "W"))
         return size
@@ -102,7 +103,7 @@ class Sizes:
             size = tuple(length * self._sizes.factor for length in shape[2:])
         else:
             wanted = f"[N, {channels}, h, w] or [N, {self._manifest.latent_dim}]"
-            wanted += f", of h = {golden[0]} and w = {golden[1]}"
+            wanted += f" (h = {golden[0]} and w = {golden[1]})"
             raise InvalidArgument(f"{field}.shape", list(shape), wanted)
         if not self.accepts(size):
             wanted = self.described("h", "w", self._sizes.factor)
@@ -125,7 +126,8 @@ class Sizes:
             images.files[0], field, channels, images.resize, max_pixels, self.nearest
         )
         if not self.accepts(size):
-            got, wanted = f"{size[1]}x{size[0]}", f"{self.described('height', 'width')}, or resize"
+            got = f"height {size[0]} and width {size[1]}"
+            wanted = f"{self.described('height', 'width')}, or resize"
             error = InvalidArgument(f"{field}.files[0]", got, wanted)
             error.index = 0
             raise error

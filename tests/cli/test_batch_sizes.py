@@ -192,3 +192,28 @@ def test_a_bucket_that_the_model_cannot_take_is_one_line(server_env, photos, tmp
         "latentserve batch: bucket: got 4, but the model takes multiples of 4 from 8 up, at most "
         "1048576 pixels in all\n"
     )
+
+
+def test_options_that_contradict_each_other_or_the_source_are_refused(server_env, photos, tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((2, 3, 16, 16), np.uint8))
+    for arguments, said in (
+        ((tmp_path / "x.npy", "--size", "8x8"), f"{tmp_path / 'x.npy'}: got an npy file, wanted"),
+        ((tmp_path / "x.npy", "--bucket", "64"), f"{tmp_path / 'x.npy'}: got an npy file, wanted"),
+        ((photos, "--size", "8x8", "--bucket", "64"), "bucket: got 64 and a size, (8, 8), wanted"),
+    ):
+        done = run_cli("batch", "encode", *arguments, "--to", tmp_path / "j", env=server_env)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"latentserve batch: {said}")
+    # Arrays of several sizes keep theirs.
+    np.save(tmp_path / "y.npy", np.zeros((1, 3, 24, 16), np.uint8))
+    arrays = ("batch", "encode", tmp_path / "x.npy", tmp_path / "y.npy", "--resize", "--seed", "1")
+    done = run_cli(*arrays, "--to", tmp_path / "j", env=server_env)
+    assert done.returncode == 0, done.stderr
+    assert [mean.shape for mean in rows_of(tmp_path / "j", "mean")] == [(2, 4, 4)] * 2 + [(2, 6, 4)]
+
+
+def test_a_job_that_would_be_refused_again_is_not_to_be_resumed(server_env, tmp_path):
+    sample = ("batch", "sample", "-n", "3", "--label", "1", "--to", tmp_path / "j")
+    done = run_cli(*sample, env=server_env)
+    assert done.returncode == 1
+    assert done.stderr.endswith(f"; 0 of 3 rows are complete in {tmp_path / 'j'}\n")

@@ -149,7 +149,7 @@ def test_jpeg_originals_are_drawn_as_the_server_reads_them(server_env, tmp_path)
     done = run_cli(
         "reconstruct", tmp_path / "a.jpg", "--zoom", "1", "-o", tmp_path / "x.png", env=server_env
     )
-    assert done.stdout == f"{tmp_path / 'x.png'}: 1 images\n", done.stderr
+    assert done.stdout == f"{tmp_path / 'x.png'}: 1 image\n", done.stderr
     with Image.open(tmp_path / "a.jpg") as picture:
         assert (tiles(tmp_path / "x.png", 2, 1)[0, 0] == np.asarray(picture)).all()
 
@@ -160,7 +160,7 @@ def test_an_original_that_was_resized_is_left_blank_and_counted(server_env, tmp_
         "reconstruct", tmp_path / "a.png", digits / "0.png", "--resize", "--zoom", "1",
         "-o", tmp_path / "x.png", env=server_env,
     )  # fmt: skip
-    assert "1 originals are left blank (resized or of another colour mode)" in done.stdout
+    assert "1 original left blank (resized or of another colour mode)" in done.stdout
     drawn = tiles(tmp_path / "x.png", 2, 2)
     assert (drawn[0, 0] == 48).all()
     assert (drawn[0, 1] == np.load(digits / "digits.npy")[0, 0]).all()
@@ -178,7 +178,7 @@ def test_without_pillow_image_files_are_left_blank_and_pillow_is_named(
         [sys.executable, "-c", code],
         capture_output=True, text=True, check=False, timeout=60, env={**os.environ, **server_env},
     )  # fmt: skip
-    assert done.stdout.endswith("; 1 originals are left blank (install Pillow to show them)\n")
+    assert done.stdout.endswith("; 1 original left blank (install Pillow to show them)\n")
     assert (tiles(tmp_path / "x.png", 2, 1)[0, 0] == 48).all()
 
 

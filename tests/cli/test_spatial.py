@@ -62,11 +62,11 @@ def succeeded(done):
 def test_a_photograph_becomes_a_latent_and_back(run, client, photo, tmp_path):
     latent, back = tmp_path / "z.npy", tmp_path / "back.png"
     said = succeeded(run("encode", photo, "--model", "photos", "-o", latent))
-    assert said == f"{latent}: mean of 1 images\n"
+    assert said == f"{latent}: mean of 1 image\n"
     z = np.load(latent)
     assert (z == client.encode([photo.read_bytes()]).mean).all()
     assert z.shape == (1, 2, 40, 50)
-    assert succeeded(run("decode", latent, "-o", back)) == f"{back}: 1 images\n"
+    assert succeeded(run("decode", latent, "-o", back)) == f"{back}: 1 image\n"
     # A large image alone has its own size, and no frame.
     shown = np.asarray(picture(back)).transpose(2, 0, 1)
     assert (shown == client.decode(z, dtype="uint8")[0]).all()
@@ -85,7 +85,7 @@ def test_draws_and_scaled_latents_of_half_precision_are_written(run, client, pho
     path, files = tmp_path / "z.npy", [photo.read_bytes()]
     options = ("--seed", "3", "--scaled", "--latent-dtype", "float16")
     assert (
-        succeeded(run("encode", photo, *options, "-o", path)) == f"{path}: z of 1 images, seed 3\n"
+        succeeded(run("encode", photo, *options, "-o", path)) == f"{path}: z of 1 image, seed 3\n"
     )
     z = client.encode(files, seed=3, scaled=True, latent_dtype="float16").z
     assert np.load(path).dtype == np.float16
@@ -195,3 +195,30 @@ def test_what_a_decoder_alone_cannot_do_is_said_in_one_line(run, photo, command,
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert "raw" in done.stderr
+
+
+def test_files_are_named_where_one_is_refused(run, photo, tmp_path):
+    other, grey = tmp_path / "other.png", tmp_path / "grey.png"
+    Image.new("RGB", (40, 40)).save(other)
+    Image.new("L", (16, 16)).save(grey)
+    for arguments, said in (
+        (("interpolate", photo, other), f"{other}: got RGB 40x40 PNG, wanted RGB 200x160"),
+        (("interpolate", grey, other), f"{grey}: got grey 16x16 PNG, wanted RGB"),
+        (("traverse", "--middle", grey), f"{grey}: got grey 16x16 PNG, wanted RGB"),
+        (("interpolate", photo), f"{photo}: not an npy or npz file"),
+        (("decode", photo), f"{photo}: not an npy or npz file"),
+    ):
+        done = run(*arguments, "-o", tmp_path / "x.npy")
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"latentserve {arguments[0]}: {said}")
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_size_is_refused_for_arrays(run, tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((2, 3, 16, 16), np.uint8))
+    for command in ("encode", "reconstruct", "score", "interpolate"):
+        done = run(command, tmp_path / "x.npy", "--size", "8x8", "-o", tmp_path / "y.npy")
+        if command == "score":
+            done = run(command, tmp_path / "x.npy", "--size", "8x8")
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"latentserve {command}: resize: got (8, 8) with an array")

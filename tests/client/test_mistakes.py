@@ -122,7 +122,7 @@ def test_a_column_of_files_is_a_list_of_them(client):
         (np.array([FILE, FILE]), TypeError, "images: got an array of dtype .S.*loses zeros"),
         (np.array(["a.png", "b.png"]), TypeError, "images: got text, wanted an array of numbers"),
         (np.array([np.zeros(4), np.zeros(9)], object), TypeError, r"an array of objects \[2\]"),
-        ([np.zeros(4), np.zeros(9)], ValueError, "images: got rows that do not form one array"),
+        ([np.zeros(4), np.zeros(9)], ValueError, r"images\[1\]: got shape \[9\], wanted \[4\]"),
         (None, TypeError, "images: got a value of type NoneType, wanted one array of numbers"),
         ((row for row in [FILE]), TypeError, "images: got a value of type generator"),
         ({0: FILE}, TypeError, "images: got a value of type dict"),

@@ -322,6 +322,36 @@ def test_images_of_a_wrong_size_are_refused_in_one_line(client, shape, said):
     assert "\n" not in str(caught.value)
 
 
+def test_a_size_to_resize_to_is_refused_for_arrays(client):
+    array, size = images_of(2, 16, 24), (16, 16)
+    said = r"resize: got \(16, 16\) with an array, wanted image files"
+    for call in (
+        lambda: client.encode(array, resize=size),
+        lambda: client.reconstruct(array, resize=size),
+        lambda: client.score(array, resize=size),
+        lambda: client.interpolate(array[0], array[1], 2, resize=size),
+        lambda: client.traverse(0, middle=array[0], resize=size),
+        lambda: list(client.encode_stream([array], resize=size)),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()
+    same(client.encode(array, resize=True).mean, client.encode(array).mean)
+
+
+@pytest.mark.parametrize("wrong", [128, 1, 16.0, "16x16"])
+def test_resize_is_no_number(client, wrong):
+    with pytest.raises(TypeError, match=r"resize: got .*, wanted True, False or \(height, width\)"):
+        client.encode([b"file"], resize=wrong)
+
+
+def test_the_first_array_of_another_shape_is_named(client):
+    images = [*images_of(2, 16, 24), images_of(1, 24, 16)[0]]
+    with pytest.raises(
+        ValueError, match=r"images\[2\]: got shape \[3, 24, 16\], wanted \[3, 16, 24\]"
+    ):
+        client.encode(images)
+
+
 async def test_concurrent_calls_of_spatial_rows_are_joined(server):
     images = images_of(8, 16, 16)
     async with AsyncClient(server.target, coalesce=True) as client:
@@ -333,3 +363,22 @@ async def test_concurrent_calls_of_spatial_rows_are_joined(server):
         same(np.concatenate(decoded), await client.decode(alone.mean))
     same(np.concatenate([part.mean for part in joined[:8]]), alone.mean)
     np.testing.assert_allclose(joined[8].mean[0], (alone.mean[0] - 0.25) * 0.5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 0, 16), (1, 3, 16, 0)])
+def test_empty_images_are_refused_in_one_line(client, shape):
+    images = np.zeros(shape, np.uint8)
+    for call in (
+        lambda: client.encode(images),
+        lambda: list(client.encode_stream([images])),
+        lambda: client.decode(np.zeros((1, 2, *shape[2:]), np.float32)),
+        lambda: list(client.decode_stream([np.zeros((1, 2, *shape[2:]), np.float32)])),
+    ):
+        with pytest.raises(InvalidArgument, match=r"shape: got \[1, \d, \d+, \d+\], wanted"):
+            call()
+
+
+def test_a_model_of_many_latents_is_printed_without_its_prior(client):
+    model = client.model("free")
+    assert len(model.prior_mean) == model.latent_dim
+    assert "prior_mean" not in repr(model)

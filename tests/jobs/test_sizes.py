@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import random
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -19,6 +20,8 @@ from common import pictures
 from latentserve import jobs
 from latentserve._client.values import LatentScaling, Sizes
 from latentserve._jobs import sizes
+from latentserve._jobs.arrays import Arrays
+from latentserve._jobs.fit import planned_latents
 from latentserve._jobs.sizes import is_allowed
 from latentserve.client import Unavailable
 from tests.support.job_child import (
@@ -516,3 +519,19 @@ class TestNearest:
         assert sizes.nearest_bucket((3000, 4000), found) == (224, 288)
         assert sizes.nearest_bucket((4000, 3000), found) == (288, 224)
         assert sizes.nearest_bucket((100, 9000), found) == (128, 512)
+
+
+def test_latents_of_several_sizes_are_not_those_of_a_model_of_one(tmp_path):
+    files = [tmp_path / "0.npy", tmp_path / "1.npy"]
+    for side, file in enumerate(files, 2):
+        np.save(file, np.zeros((1, 2, side, side), np.float32))
+    model = replace(free_model_info(), sizes=None, latent_dim=40, latent_shape=(40,))
+    with pytest.raises(
+        jobs.SourceError, match=r"0.npy: got rows of shape \[2, 2, 2\], wanted \[40\]"
+    ):
+        planned_latents(Arrays.open(files), model)
+
+
+def test_two_folders_are_not_one_source(client, tmp_path):
+    with pytest.raises(jobs.SourceError, match="got a folder among 2 sources, wanted it alone"):
+        jobs.decode(client, [tmp_path, tmp_path], tmp_path / "to")

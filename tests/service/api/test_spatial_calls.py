@@ -534,11 +534,11 @@ SOFT = "H and W multiples of 4, at least 8, with H * W at most 4096"
 WRONG_IMAGES = {
     "channels": (
         (2, 4, 16, 16),
-        "[N, 3, H, W] or [N, 768], of H = 16 and W = 16",
+        "[N, 3, H, W] or [N, 768] (H = 16 and W = 16)",
     ),
-    "axes": ((2, 16, 16), "[N, 3, H, W] or [N, 768], of H = 16 and W = 16"),
-    "flat": ((2, 767), "[N, 3, H, W] or [N, 768], of H = 16 and W = 16"),
-    "no axes": ((), "[N, 3, H, W] or [N, 768], of H = 16 and W = 16"),
+    "axes": ((2, 16, 16), "[N, 3, H, W] or [N, 768] (H = 16 and W = 16)"),
+    "flat": ((2, 767), "[N, 3, H, W] or [N, 768] (H = 16 and W = 16)"),
+    "no axes": ((), "[N, 3, H, W] or [N, 768] (H = 16 and W = 16)"),
     "no multiple": ((1, 3, 18, 16), SOFT),
     "too small": ((1, 3, 16, 4), SOFT),
     "nothing": ((1, 3, 0, 16), SOFT),
@@ -565,9 +565,9 @@ def test_images_of_a_wrong_size_are_refused_in_one_line(stub, case):
 
 
 WRONG_LATENTS = {
-    "channels": ((2, 3, 4, 4), "[N, 2, h, w] or [N, 32], of h = 4 and w = 4"),
-    "axes": ((2, 4, 4), "[N, 2, h, w] or [N, 32], of h = 4 and w = 4"),
-    "flat, of another size": ((1, 48), "[N, 2, h, w] or [N, 32], of h = 4 and w = 4"),
+    "channels": ((2, 3, 4, 4), "[N, 2, h, w] or [N, 32] (h = 4 and w = 4)"),
+    "axes": ((2, 4, 4), "[N, 2, h, w] or [N, 32] (h = 4 and w = 4)"),
+    "flat, of another size": ((1, 48), "[N, 2, h, w] or [N, 32] (h = 4 and w = 4)"),
     "too small": ((1, 2, 4, 1), "h and w at least 2, with h * w at most 256"),
     "too many": ((1, 2, 16, 17), "h and w at least 2, with h * w at most 256"),
 }
@@ -664,8 +664,8 @@ def test_a_picture_of_another_size_is_accepted_only_with_resize(stub):
     file = save(photo(25, 41))
     text = refusal(stub.Encode, pb.EncodeRequest(model=named("soft"), images=files(file)))
     assert text == (
-        "images.encoded.files[0]: got 41x25, wanted height and width multiples of 4, at least 8, "
-        "with height * width at most 4096, or resize"
+        "images.encoded.files[0]: got height 25 and width 41, wanted height and width multiples of "
+        "4, at least 8, with height * width at most 4096, or resize"
     )
     resized = files(file, resize=True)
     reply = stub.Encode(pb.EncodeRequest(model=named("soft"), images=resized))
@@ -708,7 +708,13 @@ def test_pictures_of_several_sizes_are_refused_by_the_first_that_differs(stub):
     )
     request = pb.EncodeRequest(model=named("bright"), images=files(*mixed, resize=True))
     assert refusal(stub.Encode, request) == (
-        "images.encoded.files[2]: got 16x24, resized to 16x24, wanted 24x16, the size of the first "
+        "images.encoded.files[2]: got 16x24, wanted 24x16, the size of the first file"
+    )
+    request = pb.EncodeRequest(
+        model=named("bright"), images=files(mixed[2], save(photo(17, 25)), resize=True)
+    )
+    assert refusal(stub.Encode, request) == (
+        "images.encoded.files[1]: got 25x17, resized to 24x16, wanted 16x24, the size of the first "
         "file"
     )
     ends = pb.InterpolateRequest(model=named("bright"), images=files(*mixed[1:3]), steps=2)
