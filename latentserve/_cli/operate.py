@@ -86,12 +86,13 @@ def _runtime(server: "ServerInfo") -> str:
 
 
 def _limits(server: "ServerInfo") -> Iterator[str]:
-    pixels = f", {server.max_pixels} pixels an image" if server.max_pixels else ""
-    yield f"limits: {server.max_rows} rows, {server.max_message_bytes} bytes a message{pixels}"
+    yield f"limits: {server.max_rows} rows, {server.max_message_bytes} bytes a message"
     yield (
         f"in flight: {server.max_queue_rows} rows, {server.max_queue_bytes} bytes; "
         f"score: {server.max_score_draws} draws"
     )
+    if server.max_pixels:
+        yield f"images of free size: {server.max_pixels} pixels"
     for route in server.routes:
         yield f"route: {route.name}/{route.version} answers {route.percent} % of calls"
 

@@ -327,7 +327,8 @@ class ServerInfo:
         max_queue_rows: Maximum number of rows in flight on the server, over all calls.
         max_queue_bytes: Maximum bytes of images and latents in flight on the server.
         max_score_draws: Maximum number of draws per row of `score`.
-        max_pixels: Maximum number of pixels of one image, H * W; 0 if the server does not say.
+        max_pixels: Maximum number of pixels of one image, H * W, for models with `sizes`; 0 if the
+            server does not say.
         max_compute_bytes: Maximum memory of running graphs, as estimated; 0 if the server does
             not say.
         routes: How calls that name no version are shared between the versions of a model; empty

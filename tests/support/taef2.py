@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from bundle import Manifest, Origin, Parity, Sizes, tensors_of, write_bundle
+from bundle import GraphName, Manifest, Origin, Parity, Sizes, tensors_of, write_bundle
 from common import noise
 from export.golden import golden_file
 from export.graphs import ExportedGraph, export_module
@@ -189,7 +189,7 @@ def _files() -> tuple[str, str]:
     return "taef2_encoder.pth", "taef2_decoder.pth"
 
 
-def _golden(graphs: Mapping[str, ExportedGraph]) -> dict[str, NDArray[np.float32]]:
+def _golden(graphs: Mapping[GraphName, ExportedGraph]) -> dict[str, NDArray[np.float32]]:
     """A smooth picture, its latent, and what torch makes of them."""
     rows, columns = np.indices(_GOLDEN, np.float32) / _GOLDEN[0]
     picture = np.stack([rows, columns, 0.5 + 0.5 * np.sin(9 * rows + 7 * columns)])
@@ -205,7 +205,7 @@ def _golden(graphs: Mapping[str, ExportedGraph]) -> dict[str, NDArray[np.float32
 def _manifest(
     name: str,
     version: int,
-    graphs: Mapping[str, ExportedGraph],
+    graphs: Mapping[GraphName, ExportedGraph],
     golden: bytes,
     **measured: object,
 ) -> Manifest:
