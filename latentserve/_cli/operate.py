@@ -92,7 +92,7 @@ def _limits(server: "ServerInfo") -> Iterator[str]:
         f"score: {server.max_score_draws} draws"
     )
     if server.max_pixels:
-        yield f"images of free size: {server.max_pixels} pixels"
+        yield f"images of free size: at most {server.max_pixels} pixels"
     for route in server.routes:
         yield f"route: {route.name}/{route.version} answers {route.percent} % of calls"
 

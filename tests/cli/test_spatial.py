@@ -180,7 +180,7 @@ def test_info_shows_sizes_scaling_and_memory(run):
     text = "\n".join(lines)
     assert "  sizes      multiples of 4 from 8, up to 1048576 pixels; an axis" in text
     assert ", and 250.0 KiB for each image of 16 x 16" in text
-    assert "images of free size: 1048576 pixels\n" in text
+    assert "images of free size: at most 1048576 pixels\n" in text
     model = json.loads(succeeded(run("info", "--json", "--model", "photos")))
     assert model["sizes"] == {"factor": 4, "multiple": 4, "least": 8, "most_pixels": 2**20}
 
