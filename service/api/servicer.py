@@ -183,6 +183,9 @@ class Servicer:
                     await self._inputs.latents(model, request.latent, "latent", size, call, count=1)
                 )[0]
             elif request.HasField("image"):
+                encoded = request.image.encoded
+                if encoded.resize and size and not encoded.HasField("height"):
+                    encoded.height, encoded.width = size  # not the nearest size
                 given = await self._inputs.size(model, request.image, "image", call)
                 if given != size:
                     raise InvalidArgument(

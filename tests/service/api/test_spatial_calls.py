@@ -290,6 +290,17 @@ def test_the_axes_of_a_traversal_index_the_flattened_golden_latent(stub):
     assert list(stub.Traverse(through).images.tensor.shape) == [4, 3, 16, 16]
 
 
+def test_a_traversal_resizes_a_file_to_the_golden_size(stub):
+    def around(**size: int) -> np.ndarray:
+        encoded = tensor_pb2.EncodedImages(files=[save(photo(24, 40))], resize=True, **size)
+        request = pb.TraverseRequest(
+            model=named("soft"), steps=2, image=tensor_pb2.Images(encoded=encoded)
+        )
+        return array(stub.Traverse(request).images.tensor)
+
+    assert (around() == around(height=16, width=16)).all()
+
+
 def test_a_traversal_through_another_size_is_refused(stub):
     text = refusal(
         stub.Traverse,
