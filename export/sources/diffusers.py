@@ -12,9 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bundle import LatentScaling, Origin, Sizes
+from bundle import Origin, Sizes
 from export.errors import ExportError
-from export.sources.files import as_float32, checksums, read_json, read_weights, states
+from export.sources.files import (
+    as_float32,
+    checksums,
+    latent_scaling,
+    read_json,
+    read_weights,
+    states,
+)
 from export.sources.imported import GOLDEN_SIDE, MOST_PIXELS, Imported, ImportOptions
 from export.sources.wrap import UnitDecoder, UnitEncoder
 
@@ -48,9 +55,10 @@ def find(path: Path) -> bool:
     """Whether a path holds a model of diffusers, or a file of weights in safetensors."""
     if path.is_file():
         return path.suffix == ".safetensors"
-    if (path / _PIPELINE).is_file():
+    if any(states(folder / _CONFIG, "_class_name") for folder in _folders(path)):
         return True
-    return any(states(folder / _CONFIG, "_class_name") for folder in _folders(path))
+    # A pipeline that was exported as ONNX is none of diffusers.
+    return (path / _PIPELINE).is_file() and not (path / "vae_decoder").is_dir()
 
 
 def load(path: Path, options: ImportOptions) -> Imported:
@@ -86,7 +94,7 @@ def load(path: Path, options: ImportOptions) -> Imported:
             f"--likelihood: got bernoulli, wanted none: the images of {config['_class_name']} are "
             "not probabilities"
         )
-    scaling = _scaling(config, options)
+    scaling = latent_scaling(config, options)
     if scaling is None:
         notes.append(
             f"{config_file.name} has no scaling_factor, so latents cannot be scaled for a "
@@ -101,7 +109,7 @@ def load(path: Path, options: ImportOptions) -> Imported:
             class_name=config["_class_name"],
             # Others are diffusers' own, such as the path that the model was once read from.
             configuration={key: value for key, value in config.items() if not key.startswith("_")},
-            sha256=checksums((config_file, *files)),
+            sha256=checksums((config_file, *files), path),
             licence=options.licence,
         ),
         encoder=None
@@ -315,19 +323,3 @@ def _sizes(vae: nn.Module, factor: int) -> Sizes:
     attends = any(type(module).__name__ == "Attention" for module in vae.modules())
     most = min(MOST_PIXELS, _MOST_TOKENS * factor**2) if attends else MOST_PIXELS
     return Sizes(factor=factor, multiple=factor, least=factor, most_pixels=most)
-
-
-def _scaling(config: Mapping[str, Any], options: ImportOptions) -> LatentScaling | None:
-    """The scaling by which diffusers' pipelines prepare latents."""
-    scale = options.scaling_factor
-    if scale is None:
-        scale = config.get("scaling_factor")
-    shift = options.shift_factor
-    if shift is None:
-        shift = config.get("shift_factor") or 0.0
-    mean, std = config.get("latents_mean"), config.get("latents_std")
-    if mean and std and options.shift_factor is None:
-        return LatentScaling(
-            mean=tuple(mean), std=tuple(value / (1.0 if scale is None else scale) for value in std)
-        )
-    return None if scale is None else LatentScaling(scale=scale, shift=shift)

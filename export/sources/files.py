@@ -1,4 +1,4 @@
-"""Reads the files of sources: JSON, and weights without running code."""
+"""Reads the files of sources: configurations, and weights without running code."""
 
 import hashlib
 import json
@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bundle import LatentScaling
 from export.errors import ExportError
-
-_CHUNK = 1 << 20
+from export.sources.imported import ImportOptions
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -40,13 +40,35 @@ def states(file: Path, key: str) -> bool:
         return False
 
 
-def checksums(files: Iterable[Path]) -> dict[str, str]:
-    """SHA-256 of files by their name."""
+def checksums(files: Iterable[Path], folder: Path) -> dict[str, str]:
+    """SHA-256 of files by their path in a folder, or by name if they are not in it."""
     sums = {}
     for file in files:
+        within = file.is_relative_to(folder) and file != folder
+        name = file.relative_to(folder).as_posix() if within else file.name
         with file.open("rb") as content:
-            sums[file.name] = hashlib.file_digest(content, "sha256").hexdigest()
+            sums[name] = hashlib.file_digest(content, "sha256").hexdigest()
     return sums
+
+
+def latent_scaling(config: Mapping[str, Any], options: ImportOptions) -> LatentScaling | None:
+    """The scaling by which pipelines of diffusers prepare latents; None if it is not known.
+
+    Args:
+        config: The model's configuration in diffusers.
+        options: What the command line says; it comes first.
+    """
+    scale = options.scaling_factor
+    if scale is None:
+        scale = config.get("scaling_factor")
+    shift = options.shift_factor
+    if shift is None:
+        shift = config.get("shift_factor") or 0.0
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean and std and options.shift_factor is None:
+        factor = 1.0 if scale is None else scale
+        return LatentScaling(mean=tuple(mean), std=tuple(value / factor for value in std))
+    return None if scale is None else LatentScaling(scale=scale, shift=shift)
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
