@@ -69,6 +69,23 @@ class BernoulliDecoder(nn.Module):
         return torch.sigmoid(logits), logits
 
 
+class Tupled(nn.Module):
+    """A module that returns a tuple, of one that may return a tensor.
+
+    Attributes:
+        net: Maps a tensor to a tensor or to a tuple of tensors.
+    """
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Maps a tensor to a tuple."""
+        answer: Any = self.net(x)
+        return answer if isinstance(answer, tuple) else (answer,)
+
+
 def cut_sigmoid(net: nn.Module, z: Tensor) -> bool:
     """Replaces the sigmoid that a decoder ends in by the identity, so that it returns logits.
 
