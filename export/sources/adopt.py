@@ -1,108 +1,18 @@
 """Gives an ONNX graph made by others the tensors of the contract."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, compose, external_data_helper, helper, inliner, numpy_helper
+from onnx import TensorProto, compose, helper, numpy_helper
 
 from bundle import TensorSpec
-from export.errors import ExportError
 from export.graphs import strip
-from export.verify import ADOPTED_OPSETS
+from export.sources.onnx_graph import inputs_of, last_sigmoid
 
 # Bounds of the log-variance, as in diffusers' DiagonalGaussianDistribution.
 _LOG_VAR = (-30.0, 20.0)
-# A file of more is none that protobuf can read.
-_MOST_BYTES = (1 << 31) - 1
 _PREFIX = "source_"
-# Operators that may come after the sigmoid of a decoder.
-_SHAPING = ("Reshape", "Flatten", "Identity", "Squeeze", "Unsqueeze", "Transpose")
-
-
-def read_model(file: Path) -> tuple[onnx.ModelProto, list[Path]]:
-    """Reads an ONNX file with its external data.
-
-    Args:
-        file: The file.
-
-    Returns:
-        The model, all of it inside, and the files that it was read from.
-
-    Raises:
-        ExportError: A file is missing, damaged or outside the folder; the model is 2 GiB or
-            larger; or it uses operators of another set than the standard one, version 13 to 23.
-    """
-    try:
-        model = onnx.load(file, load_external_data=False)
-    except OSError as error:
-        raise ExportError(f"{file}: {error.strerror}") from error
-    except Exception as error:  # protobuf's errors have no common base
-        raise ExportError(f"{file}: not an ONNX file: {error}") from error
-    files = [file, *_external(file, model)]
-    size = sum(each.stat().st_size for each in files)
-    if size > _MOST_BYTES:
-        raise ExportError(
-            f"{file}: {size / 1e9:.1f} GB with its external data, wanted less than 2.1 GB: larger "
-            "graphs do not fit in one file"
-        )
-    try:
-        external_data_helper.load_external_data_for_model(model, str(file.parent))
-    except Exception as error:
-        raise ExportError(f"{file}: its external data cannot be read: {error}") from error
-    if model.functions:
-        model = inliner.inline_local_functions(model)
-    _check_operators(file, model)
-    return model, files
-
-
-def _external(file: Path, model: onnx.ModelProto) -> list[Path]:
-    """Files with external data."""
-    names = {
-        entry.value
-        for tensor in model.graph.initializer
-        if tensor.data_location == TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    found = [file.parent / name for name in sorted(names)]
-    for name, data in zip(sorted(names), found, strict=True):
-        if not data.resolve().is_relative_to(file.parent.resolve()):
-            raise ExportError(f"{file}: external data {name} outside its folder")
-        if not data.is_file():
-            raise ExportError(f"{file}: no {name}, which holds its external data")
-    return found
-
-
-def _check_operators(file: Path, model: onnx.ModelProto) -> None:
-    used = {node.domain for node in model.graph.node} - {"", "ai.onnx"}
-    if used:
-        raise ExportError(
-            f"{file}: operators of {', '.join(sorted(used))}, wanted those of ONNX alone; export "
-            "it again without optimizations of a runtime"
-        )
-    versions = [opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")]
-    first, last = min(ADOPTED_OPSETS), max(ADOPTED_OPSETS)
-    if not versions or versions[0] not in ADOPTED_OPSETS:
-        raise ExportError(
-            f"{file}: opset {versions[0] if versions else 'unknown'}, wanted {first} to {last}; "
-            "export it again with opset 18"
-        )
-    del model.opset_import[:]
-    model.opset_import.append(helper.make_opsetid("", versions[0]))
-    random = {node.op_type for node in model.graph.node if node.op_type.startswith("Random")}
-    if random:
-        raise ExportError(
-            f"{file}: it draws random numbers itself ({', '.join(sorted(random))}); wanted an "
-            "encoder that returns the mean and the log-variance, as latent_parameters"
-        )
-
-
-def inputs_of(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    """Inputs of a graph that are no weights."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    return [value for value in model.graph.input if value.name not in weights]
 
 
 def adopt_encoder(
@@ -168,15 +78,6 @@ def adopt_decoder(
     else:
         surgery.rename(source, "image")
     return surgery.finish("latentserve_decoder", specs)
-
-
-def last_sigmoid(model: onnx.ModelProto, output: str) -> onnx.NodeProto | None:
-    """The Sigmoid that an output ends in, with at most a change of shape after it."""
-    makers = {name: node for node in model.graph.node for name in node.output}
-    node = makers.get(output)
-    while node is not None and node.op_type in _SHAPING:
-        node = makers.get(node.input[0])
-    return node if node is not None and node.op_type == "Sigmoid" else None
 
 
 class _Surgery:

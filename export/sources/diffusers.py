@@ -45,8 +45,9 @@ _WEIGHTS = tuple(
 )
 # Height and width of the image that shows by how much an encoder reduces it.
 _PROBE = 128
-# Attention takes memory by the square of the number of latents: 4 GiB with so many.
-_MOST_TOKENS = 1 << 15
+# Attention takes memory by the square of the number of latents: 4 GiB a row with so many. Fewer,
+# by the square of the factor, where latents are hardly smaller than images.
+_MOST_TOKENS, _TOKENS_OF_FACTOR = 1 << 15, 1 << 10
 # Names that the layers of attention had before diffusers 0.13.
 _RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -321,5 +322,6 @@ def _measure(vae: nn.Module, config: Mapping[str, Any], where: Path) -> tuple[in
 
 def _sizes(vae: nn.Module, factor: int) -> Sizes:
     attends = any(type(module).__name__ == "Attention" for module in vae.modules())
-    most = min(MOST_PIXELS, _MOST_TOKENS * factor**2) if attends else MOST_PIXELS
+    tokens = min(_MOST_TOKENS, _TOKENS_OF_FACTOR * factor**2)
+    most = min(MOST_PIXELS, tokens * factor**2) if attends else MOST_PIXELS
     return Sizes(factor=factor, multiple=factor, least=factor, most_pixels=most)
