@@ -47,8 +47,8 @@ Array = NDArray[np.float32]
 Graphs = dict[GraphName, ExportedGraph]
 Report = Callable[[str], None]
 
-# Rows of a comparison, and of one whose rows are slow.
-_ROWS, _SLOW_ROWS = max(BATCHES), 3
+# Rows of a comparison, and of one whose rows take longer than so many seconds.
+_ROWS, _FEW_ROWS, _FEW_SECONDS = max(BATCHES), 3, 0.3
 # Maximum values of the images of the golden rows, and maximum rows.
 _GOLDEN_VALUES, _GOLDEN_ROWS = 1 << 19, 8
 # Images of the card and, where sizes are free, their height and width, unless one takes longer
@@ -142,14 +142,17 @@ def write_imported(
     golden_images(images, 1, imported.image_shape)
     graphs = _adopted(imported) if imported.graphs else _exported(imported, report)
     contents = {name: graph.content for name, graph in graphs.items()}
-    shapes = Manifest.model_construct(
-        image_shape=imported.image_shape, latent_shape=imported.latent_shape, sizes=imported.sizes
-    )
+    stated: dict[str, Any] = {
+        "image_shape": imported.image_shape,
+        "latent_shape": imported.latent_shape,
+        "sizes": imported.sizes,
+    }
+    shapes = Manifest.model_construct(**stated)
     seconds = max(
         row_seconds(content, size_cases(name, content, shapes, rows=1)[0])
         for name, content in contents.items()
     )
-    rows = _ROWS if seconds <= SLOW_SECONDS else _SLOW_ROWS
+    rows = _ROWS if seconds <= _FEW_SECONDS else _FEW_ROWS
     cases = {name: size_cases(name, content, shapes, rows) for name, content in contents.items()}
     report(f"comparing {'batches' if imported.graphs else 'torch and onnxruntime'}{_at(cases)}")
     opsets = ADOPTED_OPSETS if imported.graphs else (OPSET,)

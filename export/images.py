@@ -61,4 +61,5 @@ def _drawn(seed: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
         y, x, radius = rng.uniform(0, 1), rng.uniform(0, 1), rng.uniform(0.05, 0.25)
         inside = (rows - y) ** 2 + (columns - x) ** 2 < radius**2
         image = np.where(inside, rng.uniform(0, 1, (channels, 1, 1)), image)
-    return np.rint(image.clip(0, 1) * 255).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.rint(image.clip(0, 1) * 255).astype(np.uint8)
+    return pixels

@@ -95,6 +95,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=("bernoulli", "none"),
         help="whether the decoder's pixels are Bernoulli, with which images can be scored",
     )
+    add(
+        "--range",
+        choices=("unit", "signed"),
+        help="range of the source's pixels: unit for [0, 1], signed for [-1, 1]; the server's are "
+        "always [0, 1] (default: what the kind has, unit for onnx and torch)",
+    )
     add("--decoder-only", action="store_true", help="leave out the encoder")
     add(
         "--images",
@@ -120,6 +126,7 @@ def _stated(options: argparse.Namespace) -> ImportOptions:
         shift_factor=options.shift_factor,
         prior=options.prior,
         likelihood=options.likelihood,
+        signed=None if options.range is None else options.range == "signed",
         decoder_only=options.decoder_only,
         licence=options.licence,
         trust_code=options.trust_code,

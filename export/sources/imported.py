@@ -31,6 +31,8 @@ class ImportOptions:
         shift_factor: `--shift-factor`; None for the source's own.
         prior: `--prior`; None for what the source suggests.
         likelihood: `--likelihood`; None for what the source suggests.
+        signed: `--range signed` or `unit`: whether the source's images are in [-1, 1]; None for
+            what the source suggests.
         decoder_only: `--decoder-only`: whether the encoder is left out.
         licence: `--licence`: the licence of the weights; empty if it is not stated.
         trust_code: `--trust-code`: whether the source's pickles and Python files may run.
@@ -42,6 +44,7 @@ class ImportOptions:
     shift_factor: float | None = None
     prior: Prior | None = None
     likelihood: Likelihood | None = None
+    signed: bool | None = None
     decoder_only: bool = False
     licence: str = ""
     trust_code: bool = False

@@ -62,7 +62,8 @@ def load(source: Path, options: ImportOptions) -> Imported:
                 f"{encoder_file.name} makes latents of {got} channels, {decoder_file.name} takes "
                 f"{latents}: they are not a pair"
             )
-    height, width = (GOLDEN_SIDE,) * 2 if options.size in (None, "any") else options.size
+    free = options.size is None or options.size == "any"
+    height, width = options.size if isinstance(options.size, tuple) else (GOLDEN_SIDE, GOLDEN_SIDE)
     if height % FACTOR or width % FACTOR:
         raise ExportError(f"--size: got {height}x{width}, wanted multiples of {FACTOR}")
     prefix = decoder_file.name.removesuffix(_DECODER)
@@ -80,7 +81,7 @@ def load(source: Path, options: ImportOptions) -> Imported:
         encoder=encoder,
         decoder=decoder,
         sizes=Sizes(factor=FACTOR, multiple=FACTOR, least=FACTOR, most_pixels=MOST_PIXELS)
-        if options.size in (None, "any")
+        if free
         else None,
         posterior="none" if encoder is None else "delta",
         latent_scaling=_scaling(latents, options),

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from bundle import LatentScaling, Origin, Sizes
 from export.errors import ExportError
-from export.sources.imported import GOLDEN_SIDE, MOST_PIXELS, Imported, ImportOptions
-from export.sources.wrap import BernoulliDecoder, Tupled, cut_sigmoid
+from export.sources.imported import GOLDEN_SIDE, MOST_PIXELS, Imported, ImportOptions, Likelihood
+from export.sources.wrap import BernoulliDecoder, Tupled, UnitDecoder, UnitEncoder, cut_sigmoid
 
 _CHANNELS = 3
 # A free size that is tried beside the golden one, in golden heights and widths.
@@ -56,19 +56,7 @@ def load(source: Path, options: ImportOptions) -> Imported:
     image_shape = _image_shape(source, model, options)
     encoder = _Method(model, "encode") if encodes else None
     posterior, latent_shape = _posterior(source, model, encoder, image_shape)
-    decoder: nn.Module = Tupled(_Method(model, "decode"))
-    logits = _outputs(source, decoder, torch.randn(2, *latent_shape)) == 2
-    if options.likelihood == "bernoulli" and not logits:
-        z = torch.randn(2, *latent_shape)
-        whole = _Method(model, "decode")
-        if not cut_sigmoid(whole, z):
-            raise ExportError(
-                f"{source}: --likelihood bernoulli: wanted a decode that ends in an nn.Sigmoid, or "
-                "returns a tuple of image and logits"
-            )
-        decoder, logits = BernoulliDecoder(whole), True
-    if options.likelihood == "none" and logits:
-        decoder, logits = _First(decoder), False
+    decoder, likelihood = _decoder(source, model, torch.randn(2, *latent_shape), options)
     sizes = None
     if options.size == "any":
         sizes = _sizes(source, decoder, image_shape, latent_shape)
@@ -81,11 +69,13 @@ def load(source: Path, options: ImportOptions) -> Imported:
             sha256={file: hashlib.sha256(path.read_bytes()).hexdigest()},
             licence=options.licence,
         ),
-        encoder=None if encoder is None else Tupled(encoder),
+        encoder=None
+        if encoder is None
+        else UnitEncoder(encoder, gaussian=posterior == "gaussian", signed=bool(options.signed)),
         decoder=decoder,
         sizes=sizes,
         posterior=posterior,
-        likelihood="bernoulli" if logits else "none",
+        likelihood=likelihood,
         prior=options.prior or "none",
         latent_scaling=_scaling(options),
     )
@@ -104,13 +94,16 @@ class _Method(nn.Module):
         return tuple(answer) if isinstance(answer, list) else answer
 
 
-class _First(nn.Module):
+class _Image(nn.Module):
+    """The image of a decoder that may return logits as well."""
+
     def __init__(self, net: nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, z: Tensor) -> tuple[Tensor]:
-        return (self.net(z)[0],)
+    def forward(self, z: Tensor) -> Any:
+        answer = self.net(z)
+        return answer[0] if isinstance(answer, tuple) else answer
 
 
 def _made(path: Path, factory: str) -> Any:
@@ -182,14 +175,30 @@ def _posterior(
     return ("gaussian" if len(answers) == 2 else "delta"), tuple(answers[0].shape[1:])
 
 
-def _outputs(source: Path, decoder: nn.Module, z: Tensor) -> int:
-    answers = _run(source, "decode", decoder, z)
+def _decoder(
+    source: Path, model: Any, z: Tensor, options: ImportOptions
+) -> tuple[nn.Module, Likelihood]:
+    """The module of the decoder's graph, and the likelihood that it has."""
+    decode = _Method(model, "decode")
+    answers = _run(source, "decode", Tupled(decode), z)
     if len(answers) > 2 or not all(isinstance(answer, Tensor) for answer in answers):
         raise ExportError(
             f"{source}: decode returns {len(answers)} things, wanted the image, or a tuple of "
             "image and logits"
         )
-    return len(answers)
+    likelihood = options.likelihood or ("bernoulli" if len(answers) == 2 else "none")
+    if likelihood == "none":
+        return UnitDecoder(_Image(decode), signed=bool(options.signed)), likelihood
+    if options.signed:
+        raise ExportError(f"{source}: --range signed: Bernoulli pixels are in [0, 1]")
+    if len(answers) == 2:
+        return decode, likelihood
+    if not cut_sigmoid(decode, z):
+        raise ExportError(
+            f"{source}: --likelihood bernoulli: wanted a decode that ends in an nn.Sigmoid, or "
+            "returns a tuple of image and logits"
+        )
+    return BernoulliDecoder(decode), likelihood
 
 
 def _run(source: Path, name: str, module: nn.Module, x: Tensor) -> Any:

@@ -27,7 +27,7 @@ class UnitEncoder(nn.Module):
         """Maps images in [0, 1] to the mean, and the clamped log-variance of a Gaussian one."""
         answer: Any = self.net(image * 2 - 1 if self.signed else image)
         if not self.gaussian:
-            return (answer,)
+            return (answer[0] if isinstance(answer, tuple) else answer,)
         mean, log_var = answer if isinstance(answer, tuple) else answer.chunk(2, dim=1)
         return mean, log_var.clamp(*_LOG_VAR)
 
