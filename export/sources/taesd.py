@@ -6,6 +6,7 @@ trusted, and the weights are read with `weights_only`.
 
 import hashlib
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -130,7 +131,10 @@ def _read(file: Path) -> dict[str, Tensor]:
         ExportError: The file is damaged or holds something else.
     """
     try:
-        weights = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # torch warns of pickles that it then refuses.
+            warnings.simplefilter("ignore")
+            weights = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise ExportError(f"{file}: damaged, or no file of plain weights") from error
     if not isinstance(weights, dict) or not all(
