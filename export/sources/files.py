@@ -71,13 +71,19 @@ def latent_scaling(config: Mapping[str, Any], options: ImportOptions) -> LatentS
     return None if scale is None else LatentScaling(scale=scale, shift=shift)
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
+def read_weights(file: Path, key: str = "") -> dict[str, Tensor]:
     """The tensors by name in a safetensors file or a checkpoint of torch; no code is run.
+
+    Args:
+        file: The file.
+        key: Key that they are under in a checkpoint; empty for its top.
 
     Raises:
         ExportError: The file cannot be read, is damaged, or holds more than tensors.
     """
     content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+    if key and isinstance(content, Mapping):
+        content = content.get(key)
     if not isinstance(content, Mapping):
         raise ExportError(f"{file}: holds a {type(content).__name__}, wanted tensors by name")
     return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
