@@ -305,6 +305,8 @@ def _exported(imported: Imported, report: Report) -> Graphs:
         except Exception as error:
             text = _first_line(error)
             raise ExportError(f"{name}: torch.onnx cannot export it: {text}") from error
+        # Before it is run: a module that counts its rows has lost the batch axis.
+        check_structure(graphs[name])
     return graphs
 
 

@@ -4,16 +4,15 @@ The networks are written here from their published description, so that no code 
 trusted, and the weights are read with `weights_only`.
 """
 
-import hashlib
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from bundle import LatentScaling, Origin, Sizes
+from bundle import Origin, Sizes
 from export.errors import ExportError
+from export.sources.files import checksums, latent_scaling, read_weights
 from export.sources.imported import GOLDEN_SIDE, MOST_PIXELS, Imported, ImportOptions
 
 FACTOR = 8
@@ -24,8 +23,9 @@ _BOUND = 3.0
 # Class by number of latent channels; the files' names tell apart those that have as many.
 _FAMILY = {4: "TAESD", 16: "TAESD3 or TAEF1", 32: "TAEF2"}
 _NAMED = {"taesd": "TAESD", "taesdxl": "TAESDXL", "taesd3": "TAESD3", "taef1": "TAEF1"}
-# Trained to return latents that a diffusion model takes as they are.
-_SCALED = (4, 16)
+# Scale by number of latent channels: these were trained to return latents that a diffusion model
+# takes as they are.
+_SCALES = {4: 1.0, 16: 1.0}
 
 
 def find(path: Path) -> bool:
@@ -47,13 +47,18 @@ def load(source: Path, options: ImportOptions) -> Imported:
     Raises:
         ExportError: There is no pair, a file is damaged, or its weights are of other networks.
     """
+    if options.likelihood == "bernoulli" or options.signed:
+        raise ExportError(
+            "--likelihood bernoulli, --range signed: the pixels of TAESD are in [0, 1] and have no "
+            "likelihood"
+        )
     encoder_file, decoder_file = _pair(source, decoder_only=options.decoder_only)
-    decoder_weights = _read(decoder_file)
+    decoder_weights = read_weights(decoder_file)
     decoder = _network(decoder_file, decoder_weights, decodes=True)
     latents = decoder_weights["1.weight"].shape[1]
     encoder = None
     if encoder_file is not None:
-        weights = _read(encoder_file)
+        weights = read_weights(encoder_file)
         encoder = _network(encoder_file, weights, decodes=False)
         last = max(int(name.split(".")[0]) for name in weights)
         got = weights[f"{last}.weight"].shape[0]
@@ -75,7 +80,7 @@ def load(source: Path, options: ImportOptions) -> Imported:
             kind="taesd",
             class_name=_NAMED.get(prefix, _FAMILY.get(latents, "TAESD")),
             configuration={"latent_channels": latents},
-            sha256={file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
+            sha256=checksums(files, decoder_file.parent),
             licence=options.licence,
         ),
         encoder=encoder,
@@ -84,16 +89,8 @@ def load(source: Path, options: ImportOptions) -> Imported:
         if free
         else None,
         posterior="none" if encoder is None else "delta",
-        latent_scaling=_scaling(latents, options),
-    )
-
-
-def _scaling(latents: int, options: ImportOptions) -> LatentScaling | None:
-    if options.scaling_factor is None and options.shift_factor is None and latents not in _SCALED:
-        return None
-    return LatentScaling(
-        scale=1.0 if options.scaling_factor is None else options.scaling_factor,
-        shift=options.shift_factor or 0.0,
+        prior=options.prior or "none",
+        latent_scaling=latent_scaling({"scaling_factor": _SCALES.get(latents)}, options),
     )
 
 
@@ -121,23 +118,6 @@ def _pair(path: Path, *, decoder_only: bool = False) -> tuple[Path | None, Path]
     if not encoder.is_file():
         raise ExportError(f"{encoder}: there is no such file; for a decoder alone: --decoder-only")
     return encoder, decoder
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    """Reads a state dict.
-
-    Raises:
-        ExportError: The file is damaged or holds something else.
-    """
-    try:
-        weights = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise ExportError(f"{file}: damaged, or no file of plain weights") from error
-    if not isinstance(weights, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
-    ):
-        raise ExportError(f"{file}: holds no state dict")
-    return weights
 
 
 def _network(file: Path, weights: Mapping[str, Tensor], *, decodes: bool) -> nn.Module:

@@ -1,6 +1,5 @@
 """An autoencoder of the user's own code: `FILE.py:FACTORY`."""
 
-import hashlib
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -10,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bundle import LatentScaling, Origin, Sizes
+from bundle import Origin, Sizes
 from export.errors import ExportError
+from export.sources.files import checksums, latent_scaling
 from export.sources.imported import GOLDEN_SIDE, MOST_PIXELS, Imported, ImportOptions, Likelihood
 from export.sources.wrap import BernoulliDecoder, Tupled, UnitDecoder, UnitEncoder, cut_sigmoid
 
@@ -66,7 +66,7 @@ def load(source: Path, options: ImportOptions) -> Imported:
         origin=Origin(
             kind="torch",
             class_name=type(model).__name__,
-            sha256={file: hashlib.sha256(path.read_bytes()).hexdigest()},
+            sha256=checksums([path], path.parent),
             licence=options.licence,
         ),
         encoder=None
@@ -77,7 +77,7 @@ def load(source: Path, options: ImportOptions) -> Imported:
         posterior=posterior,
         likelihood=likelihood,
         prior=options.prior or "none",
-        latent_scaling=_scaling(options),
+        latent_scaling=latent_scaling({}, options),
     )
 
 
@@ -231,9 +231,3 @@ def _sizes(
     if got != (down * height, across * width) or factor != width // latent_shape[2]:
         raise ExportError(f"{source}: --size any: decode of {list(z.shape)} returns {got}")
     return Sizes(factor=factor, multiple=factor, least=factor, most_pixels=MOST_PIXELS)
-
-
-def _scaling(options: ImportOptions) -> LatentScaling | None:
-    if options.scaling_factor is None and options.shift_factor is None:
-        return None
-    return LatentScaling(scale=options.scaling_factor or 1.0, shift=options.shift_factor or 0.0)

@@ -257,8 +257,8 @@ def test_taesd_refuses_other_files(pair: Path, tmp_path: Path) -> None:
     wide = io.BytesIO()
     torch.save(_taesd_weights(16)["encoder"], wide)
     for content, said in (
-        (good[: len(good) // 2], "damaged"),
-        (pickle.dumps(_Evil()), "damaged, or no file of plain weights"),
+        (good[: len(good) // 2], "not a whole checkpoint"),
+        (pickle.dumps(_Evil()), "holds more than plain weights"),
         (wide.getvalue(), "they are not a pair"),
         ((pair / "taesdxl_decoder.pth").read_bytes(), "not those of a TAESD encoder"),
     ):
