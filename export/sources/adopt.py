@@ -1,6 +1,7 @@
 """Gives an ONNX graph made by others the tensors of the contract."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -123,7 +124,7 @@ class _Surgery:
         return output
 
     def append(
-        self, operator: str, inputs: Sequence[str | float], outputs: list[str], **attributes: int
+        self, operator: str, inputs: Sequence[str | float], outputs: list[str], **attributes: Any
     ) -> None:
         """Adds a node after all of the source's."""
         self._graph.node.append(

@@ -22,7 +22,13 @@ from export.sources.files import (
     read_weights,
     states,
 )
-from export.sources.imported import GOLDEN_SIDE, MOST_PIXELS, Imported, ImportOptions
+from export.sources.imported import (
+    GOLDEN_SIDE,
+    MOST_PIXELS,
+    Imported,
+    ImportOptions,
+    Posterior,
+)
 from export.sources.wrap import UnitDecoder, UnitEncoder
 
 #: Classes of diffusers that can be imported.
@@ -95,13 +101,14 @@ def load(path: Path, options: ImportOptions) -> Imported:
             f"--likelihood: got bernoulli, wanted none: the images of {config['_class_name']} are "
             "not probabilities"
         )
+    signed = options.signed is not False
     scaling = latent_scaling(config, options)
     if scaling is None:
         notes.append(
             f"{config_file.name} has no scaling_factor, so latents cannot be scaled for a "
             "diffusion model; wanted --scaling-factor, if there is one."
         )
-    posterior = "none" if options.decoder_only else "gaussian" if gaussian else "delta"
+    posterior: Posterior = "none" if options.decoder_only else "gaussian" if gaussian else "delta"
     return Imported(
         image_shape=(int(config.get("in_channels", 3)), height, width),
         latent_shape=(latents, height // factor, width // factor),
@@ -115,8 +122,8 @@ def load(path: Path, options: ImportOptions) -> Imported:
         ),
         encoder=None
         if options.decoder_only
-        else UnitEncoder(_Encode(vae), gaussian=gaussian, signed=True),
-        decoder=UnitDecoder(_Decode(vae), signed=True),
+        else UnitEncoder(_Encode(vae), gaussian=gaussian, signed=signed),
+        decoder=UnitDecoder(_Decode(vae), signed=signed),
         sizes=sizes,
         posterior=posterior,
         likelihood="none",
@@ -169,6 +176,10 @@ class _Quantizer(nn.Module):
 
     |z - e|^2 = |z|^2 - 2 z e + |e|^2, of which the first term is the same for every code e.
     """
+
+    codes: Tensor
+    factors: Tensor
+    squares: Tensor
 
     def __init__(self, codes: Tensor):
         super().__init__()

@@ -143,6 +143,9 @@ class _Pair:
             config = read_json(stated)
         encoder = None if options.decoder_only else SourceGraph(first, "encoder", config)
         decoder = SourceGraph(second, "decoder", config)
+        signed = layout is _OPTIMUM or "_class_name" in config
+        if options.signed is not None:
+            signed = options.signed
         head = next((name for name in _IMAGES if name in decoder.outputs), decoder.outputs[0])
         if head not in _IMAGES and len(decoder.outputs) > 1:
             names = ", ".join(decoder.outputs)
@@ -152,7 +155,7 @@ class _Pair:
             decoder,
             head,
             config,
-            _is_signed(options, by_default=layout is _OPTIMUM or "_class_name" in config),
+            signed,
             (
                 *(() if encoder is None else encoder.files),
                 *decoder.files,
@@ -309,15 +312,12 @@ class _Pair:
         return {"mean": mean, "log_var": np.clip(log_var, -30, 20)}
 
     def _decode(self, z: Array) -> dict[str, Array]:
-        answer = self.decoder.run(z)[self.head]
+        image: NDArray[np.floating] = self.decoder.run(z)[self.head]
         if self.head == "logits":
-            return {"image": 1 / (1 + np.exp(-answer))}
-        return {"image": (answer + 1) / 2 if self.signed else answer}
-
-
-def _is_signed(options: ImportOptions, *, by_default: bool) -> bool:
-    stated = getattr(options, "signed", None)
-    return by_default if stated is None else bool(stated)
+            image = 1 / (1 + np.exp(-image))
+        elif self.signed:
+            image = (image + 1) / 2
+        return {"image": image.astype(np.float32)}
 
 
 def _compare(

@@ -20,7 +20,7 @@ Array = NDArray[np.float32]
 _MOST_BYTES = (1 << 31) - 1
 # Operators that may come after the sigmoid of a decoder.
 _SHAPING = ("Reshape", "Flatten", "Identity", "Squeeze", "Unsqueeze", "Transpose")
-_OTHER_FLOATS = {
+_OTHER_FLOATS: dict[int, str] = {
     TensorProto.FLOAT16: "float16",
     TensorProto.BFLOAT16: "bfloat16",
     TensorProto.DOUBLE: "float64",

@@ -91,7 +91,8 @@ def load(path: Path, options: ImportOptions) -> Imported:
     encoder = None
     gaussian = False
     if not options.decoder_only:
-        encoder, gaussian = _encoder(folder, config, weights, image_shape, latent_dim)
+        net, gaussian = _encoder(folder, config, weights, image_shape, latent_dim)
+        encoder = UnitEncoder(net, gaussian=gaussian, signed=bool(options.signed))
     decoder = _decoder(folder, config, weights, image_shape, latent_dim)
     likelihood = _likelihood(config, options)
     if likelihood == "bernoulli" and not cut_sigmoid(decoder, torch.zeros(2, latent_dim)):
@@ -114,7 +115,7 @@ def load(path: Path, options: ImportOptions) -> Imported:
         encoder=encoder,
         decoder=BernoulliDecoder(decoder)
         if likelihood == "bernoulli"
-        else UnitDecoder(decoder, signed=False),
+        else UnitDecoder(decoder, signed=bool(options.signed)),
         posterior="none" if encoder is None else "gaussian" if gaussian else "delta",
         likelihood=likelihood,
         prior=options.prior or MODELS[name],
@@ -143,6 +144,10 @@ def _stated(
 
 
 def _likelihood(config: Mapping[str, Any], options: ImportOptions) -> Likelihood:
+    if options.signed:
+        if options.likelihood == "bernoulli":
+            raise ExportError("--range signed: Bernoulli pixels are in [0, 1]")
+        return "none"
     if options.likelihood is not None:
         return options.likelihood
     bernoulli = config.get("reconstruction_loss") == "bce" and config["name"] not in _OTHER_LOSS
@@ -203,16 +208,14 @@ def _encoder(
             gaussian = "log_covariance" in answer
         except Exception as error:  # another's code
             raise _failure(folder / "encoder.pkl", error) from error
-        return UnitEncoder(
-            _PickledEncoder(net, gaussian=gaussian), gaussian=gaussian, signed=False
-        ), gaussian
+        return _PickledEncoder(net, gaussian=gaussian), gaussian
     gaussian = "encoder.log_var.weight" in weights
     hidden = _linear(folder, weights, "encoder.layers.0.0", math.prod(shape), None)
     names = ("embedding", "log_var") if gaussian else ("embedding",)
     heads = [
         _linear(folder, weights, f"encoder.{name}", hidden.out_features, dim) for name in names
     ]
-    return UnitEncoder(_Mlp(hidden, heads), gaussian=gaussian, signed=False), gaussian
+    return _Mlp(hidden, heads), gaussian
 
 
 def _decoder(

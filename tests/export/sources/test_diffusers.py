@@ -198,3 +198,13 @@ def test_what_is_wrong_is_said_in_one_line(change, problem: str, copied: Path) -
     with pytest.raises(ExportError, match=problem) as refused:
         source.load(copied, _PLAIN)
     assert "\n" not in str(refused.value)
+
+
+def test_pixels_that_are_not_signed(kl: Path) -> None:
+    image = torch.rand(1, 3, 8, 8)
+    imported = source.load(kl, ImportOptions(signed=False))
+    signed = source.load(kl, _PLAIN)
+    assert imported.encoder is not None
+    assert signed.encoder is not None
+    with torch.inference_mode():
+        torch.testing.assert_close(imported.encoder(2 * image - 1), signed.encoder(image))

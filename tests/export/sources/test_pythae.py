@@ -153,3 +153,19 @@ def test_a_truncated_checkpoint(tmp_path: Path) -> None:
     (folder / "model.pt").write_bytes(content[: len(content) // 2])
     with pytest.raises(ExportError, match=r"model.pt: not a whole checkpoint of torch"):
         source.load(folder, _PLAIN)
+
+
+def test_signed_pixels(tmp_path: Path) -> None:
+    folder = save(tmp_path / "mlp")
+    plain = source.load(folder, ImportOptions(likelihood="none"))
+    signed = source.load(folder, ImportOptions(signed=True))
+    assert signed.likelihood == "none"
+    x = torch.rand(2, *SHAPE)
+    heads, _ = _run(plain, 2 * x - 1)
+    got, images = _run(signed, x)
+    torch.testing.assert_close(got, heads)
+    assert plain.decoder is not None
+    with torch.inference_mode():
+        torch.testing.assert_close(images[0], (plain.decoder(heads[0])[0] + 1) / 2)
+    with pytest.raises(ExportError, match="Bernoulli pixels are in"):
+        source.load(folder, ImportOptions(signed=True, likelihood="bernoulli"))
