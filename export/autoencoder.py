@@ -85,8 +85,8 @@ def export_autoencoder(
             computes at every load.
         latent_shape: [D] or [c, h, w]; with `sizes`, of the golden rows.
         sizes: The sizes of images; None if all have `image_shape`.
-        posterior: `gaussian` if the encoder returns a log-variance, `delta` if it does not; by
-            default `gaussian`, or `none` without an encoder.
+        posterior: `gaussian` if the encoder returns a log-variance, `delta` if it does not, `none`
+            without an encoder; told by what it returns if None.
         likelihood: `bernoulli` if the decoder returns the logits of Bernoulli pixels.
         prior: `standard` if latents can be sampled from N(0, I).
         latent_scaling: How a diffusion model expects the latents.
@@ -109,13 +109,23 @@ def export_autoencoder(
         encoder=None if encoder is None else Tupled(encoder),
         decoder=BernoulliDecoder(decoder) if likelihood == "bernoulli" else Tupled(decoder),
         sizes=sizes,
-        posterior=posterior or ("none" if encoder is None else "gaussian"),
+        posterior=posterior or _posterior_of(encoder, image_shape),
         likelihood=likelihood,
         prior=prior,
         latent_scaling=latent_scaling,
         class_names=class_names,
     )
     return write_imported(imported, model, images=images, report=report)
+
+
+def _posterior_of(encoder: nn.Module | None, image_shape: tuple[int, int, int]) -> Posterior:
+    """Kind of the posterior, told by what an encoder returns; if it fails, `check_shapes` says."""
+    if encoder is None:
+        return "none"
+    with torch.inference_mode(), suppress(Exception):
+        answer = encoder(torch.zeros(2, *image_shape))
+        return "gaussian" if isinstance(answer, tuple) and len(answer) == 2 else "delta"
+    return "gaussian"
 
 
 def write_imported(
