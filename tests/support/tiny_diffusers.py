@@ -18,6 +18,13 @@ _TINY = {
     "num_encoder_blocks": (1, 1),
     "num_decoder_blocks": (1, 1),
 }
+#: Arguments of a class whose latents are 8 times smaller, as those of Stable Diffusion.
+BY_EIGHT = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (8, 8, 8, 8),
+    "norm_num_groups": 4,
+}
 #: Arguments of each class; images are twice as high and wide as latents.
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "AutoencoderKL": _KL,

@@ -6,73 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from export.errors import ExportError
 from export.sources import pythae as source
 from export.sources.imported import Imported, ImportOptions
+from tests.support.tiny_pythae import DIM, SHAPE, save
 
 _PLAIN, _TRUSTED = ImportOptions(), ImportOptions(trust_code=True)
-_SHAPE, _DIM = (1, 8, 8), 3
-
-
-class Encoder(nn.Module):
-    """A convolutional encoder with pythae's interface."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.Flatten())
-        self.heads = nn.Linear(64, 2 * _DIM)
-
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        mean, log_var = self.heads(self.layers(x)).chunk(2, dim=1)
-        return {"embedding": mean, "log_covariance": log_var}
-
-
-class Decoder(nn.Module):
-    """A decoder with pythae's interface that ends in a sigmoid."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(_DIM, 64), nn.Sigmoid())
-
-    def forward(self, z: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"reconstruction": self.layers(z).reshape(len(z), *_SHAPE)}
-
-
-def save(folder: Path, *, pickled: bool = False, head: str = "log_var", **config: object) -> Path:
-    """Writes a model in the files of pythae 0.1.2."""
-    torch.manual_seed(0)
-    folder.mkdir(parents=True)
-    stated = {
-        "name": "VAEConfig",
-        "input_dim": list(_SHAPE),
-        "latent_dim": _DIM,
-        "uses_default_encoder": not pickled,
-        "uses_default_decoder": not pickled,
-        "reconstruction_loss": "bce",
-    }
-    (folder / "model_config.json").write_text(json.dumps(stated | config))
-    weights = {}
-    if pickled:
-        for name, net in (("encoder", Encoder()), ("decoder", Decoder())):
-            (folder / f"{name}.pkl").write_bytes(pickle.dumps(net))
-            with torch.no_grad():
-                for parameter in net.parameters():
-                    parameter.add_(0.01)  # model.pt has the last word
-            weights |= {f"{name}.{key}": tensor for key, tensor in net.state_dict().items()}
-    else:
-        layers = {
-            "encoder.layers.0.0": nn.Linear(64, 512),
-            "encoder.embedding": nn.Linear(512, _DIM),
-            f"encoder.{head}": nn.Linear(512, _DIM),
-            "decoder.layers.0.0": nn.Linear(_DIM, 512),
-            "decoder.layers.1.0": nn.Linear(512, 64),
-        }
-        for name, layer in layers.items():
-            weights |= {f"{name}.{key}": tensor for key, tensor in layer.state_dict().items()}
-    torch.save({"model_state_dict": weights}, folder / "model.pt")
-    return folder
 
 
 def _run(imported: Imported, image: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -89,10 +29,10 @@ def test_default_networks(tmp_path: Path) -> None:
     imported = source.load(folder, _PLAIN)
     assert (imported.posterior, imported.likelihood) == ("gaussian", "bernoulli")
     assert (imported.prior, imported.origin.class_name) == ("standard", "VAE")
-    (mean, log_var), (image, logits) = _run(imported, torch.rand(2, *_SHAPE))
-    assert mean.shape == log_var.shape == (2, _DIM)
+    (mean, log_var), (image, logits) = _run(imported, torch.rand(2, *SHAPE))
+    assert mean.shape == log_var.shape == (2, DIM)
     torch.testing.assert_close(image, torch.sigmoid(logits))
-    assert image.shape == (2, *_SHAPE)
+    assert image.shape == (2, *SHAPE)
 
 
 @pytest.mark.parametrize(
@@ -112,13 +52,13 @@ def test_the_same_as_pythae(
     config = getattr(models, f"{name}_Config" if "_" in name else f"{name}Config")
     loss = {"reconstruction_loss": "bce"} if posterior == "gaussian" else {}
     torch.manual_seed(0)
-    model = getattr(models, name)(config(input_dim=_SHAPE, latent_dim=_DIM, **loss)).eval()
+    model = getattr(models, name)(config(input_dim=SHAPE, latent_dim=DIM, **loss)).eval()
     model.save(str(tmp_path / "final_model"))
     assert source.find(tmp_path)
     imported = source.load(tmp_path, _PLAIN)
     assert (imported.posterior, imported.likelihood) == (posterior, likelihood)
     assert (imported.prior, imported.origin.class_name) == (prior, name)
-    x = torch.rand(3, *_SHAPE)
+    x = torch.rand(3, *SHAPE)
     heads, images = _run(imported, x)
     with torch.inference_mode():
         answer = model.encoder(x)
@@ -141,7 +81,7 @@ def test_pickled_networks(tmp_path: Path) -> None:
     with torch.no_grad():
         for parameter in (*encoder.parameters(), *decoder.parameters()):
             parameter.add_(0.01)
-        x = torch.rand(2, *_SHAPE)
+        x = torch.rand(2, *SHAPE)
         answer = encoder(x)
         wanted = decoder(answer["embedding"])["reconstruction"]
     (mean, log_var), (image, logits) = _run(imported, x)
@@ -165,7 +105,7 @@ def test_no_pickle_is_opened_without_trust(tmp_path: Path) -> None:
     assert not (tmp_path / "harm").exists()
     torch.save({"model_state_dict": Harm()}, folder / "model.pt")
     (folder / "model_config.json").write_text(
-        json.dumps({"name": "VAEConfig", "input_dim": list(_SHAPE), "latent_dim": _DIM})
+        json.dumps({"name": "VAEConfig", "input_dim": list(SHAPE), "latent_dim": DIM})
     )
     with pytest.raises(ExportError, match=r"model.pt: holds more than plain weights"):
         source.load(folder, _PLAIN)
@@ -176,7 +116,7 @@ def test_squared_errors_are_no_likelihood(tmp_path: Path) -> None:
     folder = save(tmp_path / "mlp", reconstruction_loss="mse")
     imported = source.load(folder, _PLAIN)
     assert imported.likelihood == "none"
-    _, images = _run(imported, torch.rand(2, *_SHAPE))
+    _, images = _run(imported, torch.rand(2, *SHAPE))
     assert len(images) == 1
     assert 0 < float(images[0].min()) < float(images[0].max()) < 1
     stated = source.load(folder, ImportOptions(likelihood="bernoulli", prior="none"))
