@@ -7,8 +7,9 @@ from typing import Any
 
 from bundle import BundleError, check_name
 from bundle.layout import find_versions
-from export.autoencoder import check_shapes, write_imported
+from export.autoencoder import write_imported
 from export.errors import ExportError
+from export.imported_graphs import check_shapes
 from export.sources.detect import KINDS, source_module
 from export.sources.imported import Imported, ImportOptions
 from latentserve._cli.arguments import number, positive, positive_number, size

@@ -321,6 +321,8 @@ def test_the_public_function_checks_shapes(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"wanted \[2, 4\]"):
         export_autoencoder(net, net, tmp_path / "x", latent_shape=(4,), **shapes)
     with pytest.raises(ExportError, match="torch cannot run it"):
+        export_autoencoder(nn.Linear(5, 5), net, tmp_path / "x", latent_shape=(1, 8, 8), **shapes)
+    with pytest.raises(ExportError, match="torch cannot run it"):
         export_autoencoder(None, nn.Linear(5, 5), tmp_path / "x", latent_shape=(4,), **shapes)
     spoilt = nn.Conv2d(1, 1, 1)
     nn.init.constant_(spoilt.weight, torch.inf)
