@@ -34,7 +34,6 @@ from export.sources.wrap import UnitDecoder, UnitEncoder
 #: Classes of diffusers that can be imported.
 CLASSES = (
     "AsymmetricAutoencoderKL",
-    "AutoencoderDC",
     "AutoencoderKL",
     "AutoencoderKLFlux2",
     "AutoencoderTiny",

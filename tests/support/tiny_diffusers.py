@@ -33,22 +33,6 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "AsymmetricAutoencoderKL": _TWO
     | {"down_block_out_channels": (8, 16), "up_block_out_channels": (8, 16), "norm_num_groups": 4},
     "VQModel": _KL | {"num_vq_embeddings": 16, "mid_block_add_attention": False},
-    "AutoencoderDC": {
-        "in_channels": 3,
-        "latent_channels": 4,
-        "attention_head_dim": 4,
-        "encoder_block_types": ("ResBlock", "EfficientViTBlock"),
-        "decoder_block_types": ("ResBlock", "EfficientViTBlock"),
-        "encoder_block_out_channels": (8, 16),
-        "decoder_block_out_channels": (8, 16),
-        "encoder_layers_per_block": (1, 1),
-        "decoder_layers_per_block": (1, 1),
-        "encoder_qkv_multiscales": ((), (5,)),
-        "decoder_qkv_multiscales": ((), (5,)),
-        "upsample_block_type": "interpolate",
-        "decoder_norm_types": "rms_norm",
-        "decoder_act_fns": "silu",
-    },
 }
 
 
