@@ -162,7 +162,8 @@ def _name_outputs(graph: onnx.GraphProto, outputs: Sequence[str]) -> None:
     for node in graph.node:
         for tensors in (node.input, node.output):
             tensors[:] = [names.get(name, name) for name in tensors]
-    for value in (*graph.output, *graph.value_info, *graph.initializer):
+    named: Sequence[Any] = (*graph.output, *graph.value_info, *graph.initializer)
+    for value in named:
         value.name = names.get(value.name, value.name)
 
 
