@@ -166,10 +166,10 @@ def _models() -> Path:
     if not (_MODELS / "taef2" / "1" / "manifest.json").exists():
         if "LATENTSERVE_TAEF2" not in os.environ:
             sys.exit("LATENTSERVE_TAEF2: not set, wanted the folder of taef2_decoder.pth")
-        from tests.support.taef2 import write_taef2
+        from tests.support.taef2 import make
 
         shutil.rmtree(_MODELS, ignore_errors=True)
-        write_taef2(_MODELS / "taef2")
+        make(_MODELS)
     if not (_MODELS / "mnist").exists():
         shutil.copytree(ROOT / "models" / "mnist", _MODELS / "mnist")
     return _MODELS

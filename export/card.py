@@ -18,6 +18,7 @@ def model_card(manifest: Manifest) -> bytes:
     sections = [
         f"# {manifest.name}, version {manifest.version}\n\n{_introduction(manifest)}",
         *(_measured_and_trained(manifest, manifest.dataset) if manifest.dataset else []),
+        *([_reconstructed(manifest)] if "psnr" in manifest.metrics else []),
         *([_origin(manifest.origin)] if manifest.origin else []),
         *([_wrapped(_parity(manifest, manifest.parity))] if manifest.parity else []),
         _usage(manifest),
@@ -60,9 +61,14 @@ To measure again:
     ]
 
 
+def _reconstructed(manifest: Manifest) -> str:
+    metrics = manifest.metrics
+    return f"{_gallery(manifest).strip()}\n\n{_wrapped(_protocol(metrics))}"
+
+
 def _origin(origin: Origin) -> str:
     kind = f"{origin.class_name} of {origin.kind}" if origin.class_name else origin.kind
-    licence = f"; licence: {origin.licence}" if origin.licence else ""
+    licence = f"; licence: {origin.licence or 'not stated'}"
     checksums = "\n".join(f"| `{name}` | `{sha}` |" for name, sha in origin.sha256.items())
     files = f"\n\n| file | SHA-256 |\n|---|---|\n{checksums}" if checksums else ""
     return f"## Origin\n\n{_wrapped(f'Imported: {kind}{licence}.')}{files}"
@@ -147,7 +153,7 @@ def _gallery(manifest: Manifest) -> str:
             "![Samples by label](samples_by_class.png)\n"
         )
     return text + (
-        "\nTest images with their reconstructions below:\n\n"
+        f"\n{'Test images' if manifest.dataset else 'Images'} with their reconstructions below:\n\n"
         "![Test images and reconstructions](reconstructions.png)\n"
     )
 

@@ -18,6 +18,9 @@ from training.model.vae import Vae
 
 OPSET = 18
 
+# Before the names of outputs, until no other tensor has them.
+_OUTPUT = "output_"
+
 
 @dataclass(frozen=True)
 class ExportedGraph:
@@ -130,7 +133,7 @@ def export_module(
             module,
             tuple(example.values()),
             input_names=list(example),
-            output_names=list(outputs),
+            output_names=[_OUTPUT + name for name in outputs],
             dynamic_shapes=_free_axes(free, example) or _dynamic_shapes(module, len(example)),
             opset_version=OPSET,
             dynamo=True,
@@ -138,13 +141,30 @@ def export_module(
             verbose=False,
         )
     assert program is not None
-    model = _with_exact_sums(program.model_proto)
+    model = program.model_proto
+    _name_outputs(model.graph, outputs)
+    model = _with_exact_sums(model)
     strip(model.graph, f"latentserve_{name}")
     if free:
         _name_axes(model.graph, free)
     buffer = io.BytesIO()
     onnx.save_model(model, buffer)
     return ExportedGraph(name, module, tuple(example), outputs, buffer.getvalue(), bool(free))
+
+
+def _name_outputs(graph: onnx.GraphProto, outputs: Sequence[str]) -> None:
+    """Gives outputs their names, and tensors inside that have one of them another.
+
+    The exporter names a tensor after its operator or its weight: that of `x.mean(1)` is `mean`.
+    """
+    names = {name: f"inner_{name}" for name in outputs}
+    names |= {_OUTPUT + name: name for name in outputs}
+    for node in graph.node:
+        for tensors in (node.input, node.output):
+            tensors[:] = [names.get(name, name) for name in tensors]
+    named: Sequence[Any] = (*graph.output, *graph.value_info, *graph.initializer)
+    for value in named:
+        value.name = names.get(value.name, value.name)
 
 
 def _with_exact_sums(model: onnx.ModelProto) -> onnx.ModelProto:

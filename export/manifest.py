@@ -1,7 +1,8 @@
-"""Builds the manifest of a bundle from a run and the results of its export."""
+"""Builds the manifest of a bundle from a run or an imported model, and what was measured."""
 
 import dataclasses
 import hashlib
+import math
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ from bundle import (
 )
 from common import noise
 from export.run import FinishedRun
+from export.sources.imported import Imported
 from export.variants import TOLERANCES, VARIANT_TOLERANCES, Precision
 from latentserve import __version__
 from service.models.onnx import VERSION as ONNXRUNTIME_VERSION
@@ -105,15 +107,77 @@ def build_manifest(
         latent_map=None if latent_map is None else file_ref("map.npz", latent_map),
         score_percentiles=run.score_percentiles,
         parity=parity,
-        tools={
-            "latentserve": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "onnx": onnx.__version__,
-            "onnxruntime": ONNXRUNTIME_VERSION,
-            "numpy": np.__version__,
-        },
+        tools=_tools(),
     )
+
+
+def imported_manifest(
+    name: str,
+    version: int,
+    imported: Imported,
+    *,
+    graphs: Mapping[GraphName, bytes],
+    golden: bytes,
+    parity: Parity | None,
+    metrics: dict[str, Any],
+    rows_at_once: int,
+    bytes_per_pixel: float,
+) -> Manifest:
+    """Builds the manifest of a model that was not trained here.
+
+    Args:
+        name: Name of the model.
+        version: Version of the model.
+        imported: The model.
+        graphs: Content of the ONNX files by name of the graph.
+        golden: Content of `golden.npz`.
+        parity: Result of the comparison with torch; None of graphs that were adopted.
+        metrics: What was measured.
+        rows_at_once: Maximum rows to compute at once; 0 for no limit.
+        bytes_per_pixel: Peak memory of a row per pixel of its image.
+    """
+    channels, *size = imported.image_shape
+    return Manifest(
+        name=name,
+        version=version,
+        created_at=datetime.now(UTC).replace(microsecond=0),
+        image_shape=imported.image_shape,
+        latent_dim=math.prod(imported.latent_shape),
+        latent_shape=imported.latent_shape,
+        sizes=imported.sizes,
+        latent_scaling=imported.latent_scaling,
+        likelihood=imported.likelihood,
+        posterior=imported.posterior,
+        prior=imported.prior,
+        class_names=imported.class_names,
+        graphs={graph: graph_ref(f"{graph}.onnx", content) for graph, content in graphs.items()},
+        golden=file_ref("golden.npz", golden),
+        tolerances=TOLERANCES,
+        tolerance_kind="relative",
+        rows_at_once=rows_at_once,
+        bytes_per_pixel=bytes_per_pixel,
+        preprocessing={
+            "channels": {1: "grey", 3: "rgb"}[channels],
+            **({} if imported.sizes is not None else {"size": size}),
+            "scale": 1 / 255,
+        },
+        noise=noise.NAME,
+        metrics=metrics,
+        origin=imported.origin,
+        parity=parity,
+        tools=_tools(),
+    )
+
+
+def _tools() -> dict[str, str]:
+    return {
+        "latentserve": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "onnx": onnx.__version__,
+        "onnxruntime": ONNXRUNTIME_VERSION,
+        "numpy": np.__version__,
+    }
 
 
 def _training(config: RunConfig, trained: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,8 @@ _SHOWN = 56
 # Samples in a row of the grid; half as many if an image is wider or higher than `_LARGE` pixels.
 _COLUMNS = 10
 _LARGE = 64
-_SEED = 7
+#: Seed of the samples.
+SEED = 7
 
 
 def card_pictures(
@@ -37,17 +38,33 @@ def card_pictures(
     Returns:
         PNG files by file name.
     """
-    pairs = np.concatenate([originals, to_bytes(subject.decode(means))])
-    files = {"reconstructions.png": _picture(pairs, columns=len(originals))}
-    columns = _COLUMNS if max(originals.shape[2:]) <= _LARGE else _COLUMNS // 2
+    files = reconstructions_picture(originals, to_bytes(subject.decode(means)))
+    columns = sample_columns(originals.shape[2:])
     if subject.draw is not None:
-        samples = subject.sample(columns * columns, _SEED, None)
-        files["samples.png"] = _picture(to_bytes(samples))
+        files |= samples_picture(to_bytes(subject.sample(columns * columns, SEED, None)))
     if labels:
         shown = range(min(len(labels), MAX_CLASSES))
-        samples = np.concatenate([subject.sample(columns, _SEED, label) for label in shown])
+        samples = np.concatenate([subject.sample(columns, SEED, label) for label in shown])
         files["samples_by_class.png"] = _picture(to_bytes(samples), columns=columns)
     return files
+
+
+def reconstructions_picture(
+    originals: NDArray[np.uint8], reconstructions: NDArray[np.uint8]
+) -> dict[str, bytes]:
+    """Draws images above their reconstructions, both uint8 [N, C, H, W]; a PNG file by name."""
+    pairs = np.concatenate([originals, reconstructions])
+    return {"reconstructions.png": _picture(pairs, columns=len(originals))}
+
+
+def sample_columns(size: Sequence[int]) -> int:
+    """Number of samples of a height and width in a row of their picture, and number of rows."""
+    return _COLUMNS if max(size) <= _LARGE else _COLUMNS // 2
+
+
+def samples_picture(samples: NDArray[np.uint8]) -> dict[str, bytes]:
+    """Draws samples from the prior, uint8 [N, C, H, W], in a square; a PNG file by name."""
+    return {"samples.png": _picture(samples)}
 
 
 def _picture(images: NDArray[np.uint8], columns: int | None = None) -> bytes:

@@ -43,6 +43,7 @@ def verify_graphs(
     graphs: Mapping[GraphName, ExportedGraph],
     cases: Mapping[GraphName, Sequence[Inputs]],
     tolerance: float,
+    opsets: Collection[int] = (OPSET,),
 ) -> dict[str, float]:
     """Checks the structure of every graph of a model, and that it answers what torch does.
 
@@ -52,6 +53,7 @@ def verify_graphs(
             each size that is tried.
         tolerance: Largest allowed difference between torch and onnxruntime, as a share of
             max(1, largest absolute value) of an output.
+        opsets: The versions of the standard operator set that the graphs may use.
 
     Returns:
         The largest absolute difference of each output, by "graph.output".
@@ -61,7 +63,7 @@ def verify_graphs(
     """
     absolute: dict[str, float] = {}
     for name, graph in graphs.items():
-        check_structure(graph)
+        check_structure(graph, opsets=opsets)
         for inputs in cases[name]:
             differences = _differences(graph, inputs)
             check_parity({key: share for key, (_, share) in differences.items()}, tolerance)

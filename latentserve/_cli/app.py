@@ -1,4 +1,4 @@
-"""Commands that run the application: `train`, `export`, `evaluate`, `serve` and `rollback`.
+"""Commands that run the application: `train`, `export`, `import`, `serve` and others.
 
 The wheel holds only `latentserve/`. The packages `training`, `export`, `service` and others come
 with a checkout or an image, and are imported only when one of these commands runs. A test checks
@@ -41,6 +41,9 @@ COMMANDS = {
     "train": AppCommand("training.cli", "main", "train", "train an autoencoder into a run folder"),
     "export": AppCommand(
         "export.cli", "main_export", "export", "export a run as a verified ONNX bundle"
+    ),
+    "import": AppCommand(
+        "export.import_cli", "main", "import", "import an autoencoder that others have trained"
     ),
     "evaluate": AppCommand(
         "export.cli", "main_evaluate", "export", "measure a run or a bundle on its test set"

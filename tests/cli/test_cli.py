@@ -19,7 +19,7 @@ CALLING = (
     "info", "check", "reload", "encode", "decode", "reconstruct", "sample", "interpolate",
     "traverse", "score", "batch", "bench",
 )  # fmt: skip
-COMMANDS = (*CALLING, "train", "export", "evaluate", "serve", "rollback")
+COMMANDS = (*CALLING, "train", "export", "import", "evaluate", "serve", "rollback")
 
 
 def test_help_lists_every_command():

@@ -77,7 +77,7 @@ def test_a_normalization_of_other_than_a_multiple_of_4_channels_is_not_trusted()
 
 
 def test_slow_rows_are_not_batched_but_keep_their_bits(monkeypatch) -> None:
-    monkeypatch.setattr("export.invariance._SLOW_SECONDS", 0.0)
+    monkeypatch.setattr("export.invariance.SLOW_SECONDS", 0.0)
     copy = graph_of(helper.make_node("Identity", ["image"], ["mean"]))
     limit = measure_rows({"encoder": copy}, {"encoder": [IMAGES]})
     assert (limit.rows, limit.bit_invariant) == (1, True)

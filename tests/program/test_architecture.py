@@ -42,7 +42,10 @@ THIRD_PARTY = {
         "opentelemetry", "prometheus_client", "pydantic", "pythonjsonlogger", "uvloop",
     },
     "training": {"PIL", "av", "matplotlib", "numpy", "platformdirs", "torch"},
-    "export": {"numpy", "onnx", "onnxruntime", "torch"},
+    # diffusers, safetensors and pythae are imported only where a source needs them.
+    "export": {
+        "diffusers", "numpy", "onnx", "onnxruntime", "pydantic", "pythae", "safetensors", "torch",
+    },
 }  # fmt: skip
 
 
