@@ -162,9 +162,10 @@ def _name_outputs(graph: onnx.GraphProto, outputs: Sequence[str]) -> None:
     for node in graph.node:
         for tensors in (node.input, node.output):
             tensors[:] = [names.get(name, name) for name in tensors]
-    named: Sequence[Any] = (*graph.output, *graph.value_info, *graph.initializer)
-    for value in named:
+    for value in (*graph.output, *graph.value_info):
         value.name = names.get(value.name, value.name)
+    for weight in graph.initializer:
+        weight.name = names.get(weight.name, weight.name)
 
 
 def _with_exact_sums(model: onnx.ModelProto) -> onnx.ModelProto:

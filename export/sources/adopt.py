@@ -151,11 +151,26 @@ class _Surgery:
         graph.node.extend(nodes)
         graph.input.extend(value for value in values if value.name not in outputs)
         graph.output.extend(value for value in values if value.name in outputs)
+        _lift_constants(graph)
         _drop_unused(graph)
         strip(graph, name)
         self._model.ClearField("metadata_props")
         self._model.ClearField("doc_string")
         return self._model.SerializeToString()
+
+
+def _lift_constants(graph: onnx.GraphProto) -> None:
+    """Makes initializers of constant tensors, where `export.invariance` looks for weights."""
+    kept = []
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            tensor = node.attribute[0].t
+            tensor.name = node.output[0]
+            graph.initializer.append(tensor)
+        else:
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:

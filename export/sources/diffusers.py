@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bundle import Origin, Sizes
+from bundle import Origin
 from export.errors import ExportError
 from export.sources.files import (
     as_float32,
@@ -24,11 +24,11 @@ from export.sources.files import (
 )
 from export.sources.imported import (
     GOLDEN_SIDE,
-    MOST_PIXELS,
     Imported,
     ImportOptions,
     Posterior,
 )
+from export.sources.sizes import free_sizes
 from export.sources.wrap import UnitDecoder, UnitEncoder
 
 #: Classes of diffusers that can be imported.
@@ -50,9 +50,6 @@ _WEIGHTS = tuple(
 )
 # Height and width of the image that shows by how much an encoder reduces it.
 _PROBE = 128
-# Attention takes memory by the square of the number of latents: 4 GiB a row with so many. Fewer,
-# by the square of the factor, where latents are hardly smaller than images.
-_MOST_TOKENS, _TOKENS_OF_FACTOR = 1 << 15, 1 << 10
 # Names that the layers of attention had before diffusers 0.13.
 _RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -84,7 +81,8 @@ def load(path: Path, options: ImportOptions) -> Imported:
         factor, latents, gaussian = _measure(vae, config, config_file)
     sizes = None
     if options.size in (None, "any"):
-        sizes = _sizes(vae, factor)
+        attends = any(type(module).__name__ == "Attention" for module in vae.modules())
+        sizes = free_sizes(factor, attends=attends)
         side = -(-GOLDEN_SIDE // factor) * factor
         height, width = side, side
     else:
@@ -328,10 +326,3 @@ def _measure(vae: nn.Module, config: Mapping[str, Any], where: Path) -> tuple[in
             "from the decoder; wanted the same shape"
         )
     return _PROBE // latent.shape[2], latent.shape[1], gaussian
-
-
-def _sizes(vae: nn.Module, factor: int) -> Sizes:
-    attends = any(type(module).__name__ == "Attention" for module in vae.modules())
-    tokens = min(_MOST_TOKENS, _TOKENS_OF_FACTOR * factor**2)
-    most = min(MOST_PIXELS, tokens * factor**2) if attends else MOST_PIXELS
-    return Sizes(factor=factor, multiple=factor, least=factor, most_pixels=most)

@@ -16,8 +16,9 @@ from bundle import GraphName, Origin, Sizes, tensors_of
 from export.errors import ExportError
 from export.sources.adopt import adopt_decoder, adopt_encoder
 from export.sources.files import checksums, latent_scaling, read_json, states
-from export.sources.imported import GOLDEN_SIDE, MOST_PIXELS, Imported, ImportOptions, Posterior
+from export.sources.imported import GOLDEN_SIDE, Imported, ImportOptions, Posterior
 from export.sources.onnx_graph import SourceGraph
+from export.sources.sizes import free_sizes
 from service.models.onnx import Device, Graph
 
 Array = NDArray[np.float32]
@@ -209,7 +210,7 @@ class _Pair:
                     f"{decoder.file}: makes an image {list(made)} of a latent {list(latent)}, "
                     "wanted one larger by a whole number"
                 )
-            sizes = Sizes(factor=factor, multiple=factor, least=factor, most_pixels=MOST_PIXELS)
+            sizes = free_sizes(factor, attends=decoder.attends)
         return _Shapes((channels, height, width), latent, posterior, heads, sizes)
 
     def _latent_alone(self, options: ImportOptions) -> tuple[int, ...]:

@@ -120,6 +120,11 @@ class SourceGraph:
         assert isinstance(width, int)
         return height, width
 
+    @property
+    def attends(self) -> bool:
+        """Whether there is attention, as far as operators tell."""
+        return any(node.op_type in ("Attention", "Softmax") for node in self.model.graph.node)
+
     def sigmoid_before(self, output: str) -> onnx.NodeProto | None:
         """The Sigmoid that an output ends in."""
         return last_sigmoid(self.model, output)

@@ -255,3 +255,22 @@ def test_a_likelihood_needs_a_sigmoid(tmp_path: Path) -> None:
     folder = write_pair(tmp_path / "mlp", dense_encoder(), dense_decoder(sigmoid=False))
     with pytest.raises(ExportError, match=r"decoder.onnx does not end in a sigmoid$"):
         source.load(folder, ImportOptions(likelihood="bernoulli"))
+
+
+def test_constants_become_weights(tmp_path: Path) -> None:
+    decoder = conv_decoder()
+    weight = decoder.graph.initializer.pop()
+    decoder.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["w"], value=weight))
+    folder = write_pair(tmp_path / "pair", conv_encoder(), decoder)
+    imported = source.load(folder, _PLAIN)
+    _check(imported)
+    graph = onnx.load_from_string(imported.graphs["decoder"]).graph
+    assert [node.op_type for node in graph.node] == ["ConvTranspose", "Tanh"]
+
+
+def test_attention_bounds_the_pixels(tmp_path: Path) -> None:
+    decoder = conv_decoder()
+    decoder.graph.node[1].op_type = "Softmax"
+    imported = source.load(write_pair(tmp_path / "pair", conv_encoder(), decoder), _PLAIN)
+    assert imported.sizes is not None
+    assert imported.sizes.most_pixels == 128**2
