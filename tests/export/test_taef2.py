@@ -8,7 +8,7 @@ from bundle import open_bundle
 from service.models.onnx import Device, Graph
 from tests.support.taef2 import halves, needs_taef2, photograph, psnr
 
-pytestmark = needs_taef2
+pytestmark = [needs_taef2, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from tests.support.processes import Server
 from tests.support.taef2 import needs_taef2, photograph, psnr
 from tests.support.waiting import wait_until
 
-pytestmark = needs_taef2
+pytestmark = [needs_taef2, pytest.mark.slow]
 
 _FILES = ("png", "jpeg", "webp")
 _FORMATS = ("float32", "float16", "bfloat16", "uint8", *_FILES)

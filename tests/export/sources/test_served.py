@@ -23,6 +23,7 @@ from tests.support.shared import cached, made_once
 
 pytest.importorskip("diffusers")
 pytest.importorskip("safetensors")
+pytestmark = pytest.mark.slow
 
 #: Arguments of the classes of diffusers that are served.
 _DIFFUSERS = {
