@@ -31,6 +31,11 @@ def main(arguments: list[str]) -> int:
             kind, module = source_module(options.source, options.kind)
             bar.line(f"reading {options.source} as {kind}")
             imported = module.load(options.source, _stated(options))
+            if options.shift_factor is not None and imported.latent_scaling is None:
+                raise ExportError(
+                    f"--shift-factor: got {options.shift_factor:g} and no scale, wanted "
+                    "--scaling-factor too, since the source states none"
+                )
             for note in imported.notes:
                 bar.line(note)
             if options.dry_run:

@@ -188,6 +188,7 @@ def test_manifest_and_card_say_where_it_comes_from(models: Path) -> None:
         (("{own}:convolutional", "--size", "8", "--likelihood", "bernoulli", "--trust-code"),
          "ends in an nn.Sigmoid"),
         (("{own}:dense", "--decoder-only", "--trust-code"), "latent_shape"),
+        (("{own}:dense", "--trust-code", "--shift-factor", "0.1"), "wanted --scaling-factor too"),
         (("{folder}",), "holds no model that can be imported"),
         (("{folder}/nothing",), "no such file or folder"),
         (("{own}:dense", "--trust-code", "--images", "{folder}"), "no images"),
