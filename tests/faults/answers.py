@@ -9,11 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bundle.layout import find_versions
 from latentserve import jobs
 from latentserve.client import Client
 from latentserve.jobs import Progress
+from tests.support import ROOT
 
 Arrays = tuple[NDArray[Any], ...]
+
+#: Version of the model that the servers answer for.
+SHIPPED_VERSION = max(find_versions(ROOT / "models" / "mnist2d"))
 
 _VARIANTS = 8
 _CHUNK = 20
@@ -173,14 +178,14 @@ def run_job(
     folder: Path,
     progress: Callable[[Progress], None] | None = None,
 ) -> None:
-    """A dataset job in three shards; of version 1, as a reload may add others for a time."""
+    """A dataset job in three shards; of the shipped version, as a reload may add another."""
     jobs.sample(
         client,
         _JOB_ROWS,
         folder,
         seed=6,
         latents=True,
-        version=1,
+        version=SHIPPED_VERSION,
         shard_rows=_JOB_ROWS // 3,
         progress=progress,
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults import peers
+from tests.faults.answers import SHIPPED_VERSION
 from tests.faults.fleet import Fleet, kill_process
 
 #: Longest that a client waits for a frozen server before it calls another, in seconds.
@@ -91,8 +92,9 @@ def _reload(fleet: Fleet) -> None:
     """A version of the same graphs comes and goes."""
     (model,) = fleet.models.iterdir()
     for _ in range(2):
-        _copy_version(model / "1", model / "2")
-        for command in (lambda: None, lambda: shutil.rmtree(model / "2")):
+        added = model / str(SHIPPED_VERSION + 1)
+        _copy_version(model / str(SHIPPED_VERSION), added)
+        for command in (lambda: None, lambda: shutil.rmtree(added)):
             command()
             for index in range(len(fleet.servers)):
                 fleet.signal(index, signal.SIGHUP)
