@@ -91,8 +91,8 @@ def _worker_frozen(fleet: Fleet) -> None:
 def _reload(fleet: Fleet) -> None:
     """A version of the same graphs comes and goes."""
     (model,) = fleet.models.iterdir()
+    added = model / str(SHIPPED_VERSION + 1)
     for _ in range(2):
-        added = model / str(SHIPPED_VERSION + 1)
         _copy_version(model / str(SHIPPED_VERSION), added)
         for command in (lambda: None, lambda: shutil.rmtree(added)):
             command()
