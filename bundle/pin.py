@@ -4,11 +4,11 @@ Without it, the highest version is the latest. The pin is how a rollback survive
 holds for all servers of the folder.
 """
 
-import os
 import re
 import secrets
 from pathlib import Path
 
+from bundle.durable import fsync_folder, write_file
 from bundle.errors import BundleError
 
 PIN = "current"
@@ -54,18 +54,11 @@ def write_pin(model: Path, version: int | None) -> None:
             path.unlink(missing_ok=True)
         else:
             try:
-                with temporary.open("xb") as file:
-                    file.write(b"%d\n" % version)
-                    file.flush()
-                    os.fsync(file.fileno())
+                write_file(temporary, b"%d\n" % version)
                 temporary.replace(path)
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
-        handle = os.open(model, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        fsync_folder(model)
     except OSError as error:
         raise BundleError(f"{path}: {error.strerror}") from error

@@ -1,12 +1,12 @@
 """Writes a bundle atomically: a reader sees all of it or nothing."""
 
 import errno
-import os
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from bundle.durable import fsync_folder, write_file
 from bundle.errors import BundleError
 from bundle.layout import MANIFEST, check_name, find_versions
 from bundle.manifest import Manifest
@@ -48,7 +48,7 @@ def write_bundle(
         temporary.mkdir()
         try:
             for name, content in files.items():
-                _write(temporary / name, content)
+                write_file(temporary / name, content)
             return _publish(model, temporary, manifest_for, companions or {}, check)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -68,11 +68,11 @@ def _publish(
         version = max(find_versions(model), default=0) + 1
         manifest = manifest_for(version)
         for name, content_for in companions.items():
-            _write(temporary / name, content_for(manifest))
+            write_file(temporary / name, content_for(manifest))
         text = manifest.model_dump_json(indent=2, exclude_none=True)
-        _write(temporary / MANIFEST, text.encode() + b"\n")
+        write_file(temporary / MANIFEST, text.encode() + b"\n")
         check(read_bundle(temporary))
-        _fsync_folder(temporary)
+        fsync_folder(temporary)
         target = model / str(version)
         try:
             temporary.rename(target)
@@ -81,20 +81,5 @@ def _publish(
             if error.errno in {errno.EEXIST, errno.ENOTEMPTY}:
                 continue
             raise
-        _fsync_folder(model)
+        fsync_folder(model)
         return target
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _fsync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
