@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from bundle import GraphName, Manifest, Sizes
 from export.errors import ExportError
+from service.models.alignment import copy_at
 from service.models.onnx import Device, Graph
+from service.models.speed import SLOW_SECONDS
 
 Inputs = Mapping[str, NDArray[Any]]
 
@@ -23,9 +25,6 @@ _THREADS = (1, 2, 0)
 # Bytes by which a buffer starts after a multiple of 64. Every one is a multiple of 4, as NumPy's
 # own buffers are.
 _OFFSETS = (0, 4, 16, 36)
-_ALIGNMENT = 64
-#: A batch makes a row that takes longer, in seconds, wait more than it saves.
-SLOW_SECONDS = 0.05
 # Time of one row, about, of the largest size that is tried, and its largest height and width.
 _TRIAL_SECONDS = 0.05
 _TRIAL_PIXELS = 256
@@ -112,7 +111,7 @@ def find_difference(name: str, content: bytes, inputs: Inputs) -> str:
             for start in range(0, count, batch):
                 chunk, offset = slice(start, start + batch), next(offsets)
                 answers = session.run(
-                    {key: _at_offset(array[chunk], offset) for key, array in inputs.items()}
+                    {key: copy_at(offset, array[chunk]) for key, array in inputs.items()}
                 )
                 for output, rows in whole.items():
                     if answers[output].tobytes() != rows[chunk].tobytes():
@@ -197,12 +196,3 @@ def _uneven_normalization(name: str, content: bytes) -> str:
             if channels % 4:
                 return f"{name}: {node.op_type} of {channels} channels, not a multiple of 4"
     return ""
-
-
-def _at_offset(rows: NDArray[Any], offset: int) -> NDArray[Any]:
-    """Copies rows to an address that is `offset` bytes above a multiple of 64."""
-    buffer = np.empty(rows.nbytes + 2 * _ALIGNMENT, np.uint8)
-    start = -buffer.ctypes.data % _ALIGNMENT + offset
-    copy = buffer[start : start + rows.nbytes].view(rows.dtype).reshape(rows.shape)
-    copy[...] = rows
-    return copy

@@ -14,11 +14,11 @@ from common.pixels import to_bytes, to_unit
 from export.golden import golden_rows
 from export.graphs import ExportedGraph
 from export.images import golden_images
-from export.invariance import SLOW_SECONDS
 from export.pictures import SEED, reconstructions_picture, sample_columns, samples_picture
 from export.sources.imported import Imported
 from export.verify import torch_answers
 from service.models.onnx import Device, Graph
+from service.models.speed import SLOW_SECONDS
 
 Array = NDArray[np.float32]
 

@@ -35,8 +35,9 @@ from service.api.wire import Chunks, prefix, tag, varint
 from service.engine.call import Call
 from service.engine.engine import Compute, Engine
 from service.errors import InvalidArgument
-from service.models.limits import ImageSize, row_bytes
+from service.models.limits import row_bytes
 from service.models.model import Model
+from service.models.speed import ImageSize
 
 # Maximum plans cached per model; each number of rows needs a plan.
 _MAX_PLANS: Final = 256

@@ -11,7 +11,7 @@ from service.api.codec import LATENT_DTYPES
 from service.api.sizes import Sizes
 from service.engine.sampling import ANY_LABEL, Draw, fresh_seed
 from service.errors import InvalidArgument, NotForThisModel
-from service.models.limits import ImageSize
+from service.models.speed import ImageSize
 
 _METHODS = {
     pb.INTERPOLATION_METHOD_UNSPECIFIED: False,

@@ -14,8 +14,8 @@ from service.engine.admission import Admitted
 from service.engine.call import Call
 from service.engine.engine import Engine
 from service.errors import InvalidArgument
-from service.models.limits import ImageSize
 from service.models.model import Model
+from service.models.speed import ImageSize
 from service.settings import Settings
 
 # Up to this size, reading images or latents takes less time than waking a thread to read them.

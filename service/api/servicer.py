@@ -26,9 +26,9 @@ from service.engine.engine import Engine
 from service.engine.paths import traverse
 from service.engine.sampling import Draw, fresh_seed
 from service.errors import InvalidArgument
-from service.models.limits import ImageSize
 from service.models.model import Model
 from service.models.repository import Models
+from service.models.speed import ImageSize
 from service.settings import Settings
 
 Request = TypeVar("Request")

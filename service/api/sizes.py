@@ -5,8 +5,9 @@ import math
 from latentserve.v1 import tensor_pb2
 from service.api import pictures
 from service.errors import InvalidArgument
-from service.models.limits import ImageSize, fitting_pixels, max_rows
+from service.models.limits import fitting_pixels, max_rows
 from service.models.model import Model
+from service.models.speed import ImageSize
 from service.settings import Settings
 
 

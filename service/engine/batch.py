@@ -9,11 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.call import Call
-from service.models.speed import Limits
+from service.models.speed import ImageSize, Limits
 
 Arrays = Mapping[str, NDArray[Any]]
-#: Height and width of images; empty for a model whose images all have one size.
-Size: TypeAlias = tuple[int, ...]
 T = TypeVar("T")
 # Guards entries whose rows several compute threads write at the same time.
 _LOCK = threading.Lock()
@@ -38,11 +36,11 @@ class Graph(Protocol):
 
     name: str
 
-    def limits(self, size: Size) -> Limits:
+    def limits(self, size: ImageSize) -> Limits:
         """The batch limits for images of a size."""
 
     def run(
-        self, inputs: Arrays, outputs: tuple[str, ...], size: Size, options: RunOptions | None
+        self, inputs: Arrays, outputs: tuple[str, ...], size: ImageSize, options: RunOptions | None
     ) -> Arrays:
         """Runs the graph: maps arrays by input name to arrays by output name."""
 
@@ -113,7 +111,7 @@ class InferenceRequest(Generic[T]):
         rows: int,
         inputs: Arrays | Callable[[int, int], Arrays],
         finish: Callable[[Arrays], T] | None = None,
-        size: tuple[int, ...] = (),
+        size: ImageSize = (),
     ):
         self.operation = operation
         self.rows = rows
@@ -181,7 +179,7 @@ class Batch:
         operation: The operation to compute.
         segments: The segments.
         rows: Total number of their rows.
-        size: Size of the images.
+        size: ImageSize of the images.
         limits: The graph's limits for that size.
 
     Attributes:
@@ -207,7 +205,7 @@ class Batch:
         operation: Operation,
         segments: list[Segment],
         rows: int,
-        size: Size,
+        size: ImageSize,
         limits: Limits,
     ):
         self.operation = operation

@@ -42,12 +42,11 @@ from service.engine.batch import (
     Operation,
     QueueEntry,
     Segment,
-    Size,
 )
 from service.engine.call import Call
 from service.engine.turns import Turns
 from service.errors import DeadlineExceeded
-from service.models.speed import Limits
+from service.models.speed import ImageSize, Limits
 
 T = TypeVar("T")
 _Queues: TypeAlias = OrderedDict[Operation, Turns[QueueEntry]]
@@ -404,7 +403,7 @@ class Batcher:
                 future.set_result(entry.result)
 
 
-def _of_size(size: Size) -> Callable[[QueueEntry], bool]:
+def _of_size(size: ImageSize) -> Callable[[QueueEntry], bool]:
     return lambda entry: entry.request.size == size
 
 

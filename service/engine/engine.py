@@ -27,8 +27,9 @@ from service.engine.pool import Pool
 from service.engine.sampling import Draw, drawn
 from service.engine.scoring import Scored, Scoring
 from service.errors import NotForThisModel
-from service.models.limits import ImageSize, row_bytes
+from service.models.limits import row_bytes
 from service.models.model import Model
+from service.models.speed import ImageSize
 
 T = TypeVar("T")
 # Threads for blocking work other than graphs, in addition to one per CPU: some wait for the GIL.

@@ -4,9 +4,7 @@ import math
 
 from bundle import Manifest
 from service.models.model import ModelRefused
-
-#: Height and width of images in pixels; empty for a model whose images all have one size.
-ImageSize = tuple[int, ...]
+from service.models.speed import ImageSize
 
 # Bytes reserved in a message for everything but the rows.
 _OVERHEAD_BYTES = 1024

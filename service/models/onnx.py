@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from common.cpus import usable_cpus
 from service.errors import StartError
-from service.models.speed import SLOW_SECONDS, Limits, Speed
+from service.models.alignment import aligned
+from service.models.speed import SLOW_SECONDS, ImageSize, Limits, Speed
 
 # From 1.29 on onnxruntime sends telemetry unless this is set before its import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -41,13 +42,8 @@ _NO_MEMORY = re.compile(r"bad.alloc|failed to allocate memory|out of memory|ALLO
 _TRIAL_ROWS = 16
 _TRIALS = 5
 _TRIAL_SECONDS = 0.1
-# Alignment of inputs, in bytes, where bits may depend on it: that of a cache line.
-_ALIGNMENT = 64
 # Sizes of which a graph keeps the limits.
 _MAX_SIZES = 1024
-
-#: Height and width of an image; empty for the size of the golden rows.
-Size = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -143,7 +139,7 @@ class Graph:
         self._slow_threads = slow_threads if device.kind == "cpu" else 0
         self._session = self._slow_session = self._open(self._threads)
         self._speed = speed or Speed(device.kind, default_rows=rows)
-        self._limits: dict[Size, Limits] = {}
+        self._limits: dict[ImageSize, Limits] = {}
         # A row of the golden size, once it was measured.
         self._row: dict[str, NDArray[Any]] = {}
         self.inputs = tuple(node.name for node in self._session.get_inputs())
@@ -170,7 +166,7 @@ class Graph:
         self,
         inputs: Mapping[str, NDArray[Any]],
         outputs: Sequence[str] = (),
-        size: Size = (),
+        size: ImageSize = (),
         options: onnxruntime.RunOptions | None = None,
     ) -> dict[str, NDArray[np.float32]]:
         """Runs the graph, a limited number of rows at a time, with the GIL released.
@@ -178,7 +174,7 @@ class Graph:
         Args:
             inputs: Arrays [N, ...] by the names of the graph's inputs.
             outputs: Names of the outputs to compute; all by default.
-            size: Size of the images.
+            size: ImageSize of the images.
             options: From `run_options`: setting their `terminate` in another thread ends the run.
 
         Returns:
@@ -208,7 +204,7 @@ class Graph:
         answers = self._run_session(self._slow_session, list(self.outputs), dict(inputs))
         return dict(zip(self.outputs, answers, strict=True))
 
-    def limits(self, size: Size = ()) -> Limits:
+    def limits(self, size: ImageSize = ()) -> Limits:
         """The batch limits for images of a size."""
         limits = self._limits.get(size)
         if limits is None:
@@ -289,7 +285,8 @@ class Graph:
     ) -> list[NDArray[np.float32]]:
         session = self._slow_session if limits.slow else self._session
         if self._speed.most_rows == 1:
-            inputs = {name: _aligned(array) for name, array in inputs.items()}
+            # An operator whose bits depend on a row's place in a batch may depend on its address.
+            inputs = {name: aligned(array) for name, array in inputs.items()}
         if limits.least_rows == 1:
             return self._run_session(session, wanted, dict(inputs), options)
         # CUDA's libraries choose algorithms for every new shape, so rows are padded to few sizes.
@@ -310,21 +307,6 @@ class Graph:
             if _NO_MEMORY.search(str(error)):
                 raise MemoryError(f"{self.name} on {self.device}") from error
             raise
-
-
-def _aligned(array: NDArray[Any]) -> NDArray[Any]:
-    """Returns an array whose buffer starts at a multiple of 64 bytes, copied if need be.
-
-    An operator whose bits depend on a row's place in a batch may depend on that address too: then
-    rows that are computed one at a time are only equal at equal alignments.
-    """
-    if array.ctypes.data % _ALIGNMENT == 0:
-        return array
-    room = np.empty(array.nbytes + _ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % _ALIGNMENT
-    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
 
 
 def _doubled(array: NDArray[Any]) -> NDArray[Any]:

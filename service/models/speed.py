@@ -1,7 +1,11 @@
 """Speed of a graph by size of the images, and the batch limits that follow from it."""
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
+
+#: Height and width of images in pixels; empty for the size of the golden rows, which is that of
+#: all images unless the model has sizes.
+ImageSize: TypeAlias = tuple[int, ...]
 
 #: Seconds per row above which rows are slow: each is a batch of its own, and slow batches never
 #: occupy the last compute thread.

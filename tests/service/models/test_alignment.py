@@ -3,9 +3,9 @@
 import numpy as np
 import onnx
 import pytest
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from service.models.alignment import copy_at
 from service.models.onnx import Device, Graph
 from service.models.speed import Speed
 
@@ -34,9 +34,7 @@ def content() -> bytes:
 def test_inputs_at_any_address_give_the_same_bits(content: bytes) -> None:
     row = np.random.default_rng(0).random(_SHAPE, np.float32)
     graph = Graph(content, Device("cpu"), threads=1, speed=Speed("cpu", rows_at_once=1))
-    answers = {
-        graph.run({"x": _at_offset(row, offset)})["y"].tobytes() for offset in range(0, 64, 4)
-    }
+    answers = {graph.run({"x": copy_at(offset, row)})["y"].tobytes() for offset in range(0, 64, 4)}
     assert len(answers) == 1
 
 
@@ -47,12 +45,3 @@ def test_a_row_of_several_is_equal_to_the_row_alone(content: bytes) -> None:
     for index in range(5):
         alone = graph.run({"x": rows[index : index + 1].copy()})["y"]
         assert alone.tobytes() == together[index].tobytes()
-
-
-def _at_offset(array: NDArray[np.float32], offset: int) -> NDArray[np.float32]:
-    """A copy that starts `offset` bytes after a multiple of 64."""
-    room = np.empty(array.nbytes + 128, np.uint8)
-    start = -room.ctypes.data % 64 + offset
-    copy = room[start : start + array.nbytes].view(np.float32).reshape(array.shape)
-    copy[...] = array
-    return copy
