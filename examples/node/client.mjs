@@ -7,15 +7,14 @@
 import { writeFileSync } from "node:fs";
 import { parseArgs } from "node:util";
 
-import { CallError, Connection } from "./latentserve.mjs";
+import { Connection } from "./latentserve.mjs";
 import { encodePng, grid } from "./png.mjs";
+import { runProgram, UsageError } from "./program.mjs";
 
 const USAGE = `usage: node client.mjs [--server HOST:PORT] [--out FILE] [--model NAME] [--seed N]
                        [--temperature T] [--timeout SECONDS]`;
 const MAX_ROWS = 10;
 const MAX_COLUMNS = 10;
-
-class UsageError extends Error {}
 
 function options() {
   const text = (value) => ({ type: "string", default: value });
@@ -112,16 +111,4 @@ function difference(one, other) {
   return one.reduce((sum, value, index) => sum + Math.abs(value - other[index]), 0) / one.length;
 }
 
-try {
-  await run(options());
-} catch (error) {
-  if (error instanceof UsageError) {
-    console.error(`${error.message}\n${USAGE}`);
-    process.exitCode = 2;
-  } else if (error instanceof CallError || error.syscall) {
-    console.error(error.message);
-    process.exitCode = 1;
-  } else {
-    throw error; // a bug of this program
-  }
-}
+await runProgram(() => run(options()), USAGE);

@@ -8,7 +8,8 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { extname } from "node:path";
 import { parseArgs } from "node:util";
 
-import { CallError, Connection } from "./latentserve.mjs";
+import { Connection } from "./latentserve.mjs";
+import { runProgram, UsageError } from "./program.mjs";
 
 const USAGE = "usage: node photo.mjs PHOTO [--server HOST:PORT] [--model NAME] [--out FILE]";
 const FORMATS = {
@@ -16,8 +17,6 @@ const FORMATS = {
   ".png": "IMAGE_FORMAT_PNG",
   ".webp": "IMAGE_FORMAT_WEBP",
 };
-
-class UsageError extends Error {}
 
 function options() {
   const text = (value) => ({ type: "string", default: value });
@@ -55,16 +54,4 @@ async function run({ photo, server, model: name, out, format }) {
   }
 }
 
-try {
-  await run(options());
-} catch (error) {
-  if (error instanceof UsageError) {
-    console.error(`${error.message}\n${USAGE}`);
-    process.exitCode = 2;
-  } else if (error instanceof CallError || error.syscall) {
-    console.error(error.message);
-    process.exitCode = 1;
-  } else {
-    throw error; // a bug of this program
-  }
-}
+await runProgram(() => run(options()), USAGE);

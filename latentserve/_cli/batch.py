@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentserve._cli.arguments import duration, positive, size
+from latentserve._cli.arguments import duration, positive
 from latentserve._cli.common import (
     Run,
     add_draw,
     add_resize,
+    add_sample_size,
     add_scaled,
     add_size,
     command,
@@ -118,13 +119,7 @@ def add(commands: Any) -> None:
         action="store_true",
         help="also write the latents that the images are decoded from",
     )
-    sample.add_argument(
-        "--size",
-        type=size,
-        metavar="HxW",
-        help="height and width of the images, for a model that takes several sizes (default: those "
-        "that `info` shows)",
-    )
+    add_sample_size(sample)
     _add_dtype(sample)
     batch.epilog = f"""jobs:
 {listing(jobs, 6)}

@@ -89,6 +89,17 @@ def add_size(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_sample_size(parser: argparse.ArgumentParser) -> None:
+    """Adds `--size`, the size of images that are sampled."""
+    parser.add_argument(
+        "--size",
+        type=size,
+        metavar="HxW",
+        help="height and width of the images, for a model that takes several sizes (default: those "
+        "that `info` shows)",
+    )
+
+
 def resize_of(options: argparse.Namespace) -> bool | tuple[int, int]:
     """Returns the argument `resize` of the client's methods."""
     chosen: bool | tuple[int, int] = options.size or options.resize

@@ -9,7 +9,6 @@ from latentserve._cli.arguments import (
     number,
     positive,
     positive_number,
-    size,
     uint64,
     whole,
 )
@@ -18,6 +17,7 @@ from latentserve._cli.common import (
     add_offset,
     add_pictures,
     add_resize,
+    add_sample_size,
     add_scaled,
     add_size,
     command,
@@ -55,13 +55,7 @@ def add(commands: Any) -> None:
     which.add_argument(
         "--by-label", action="store_true", help="sample every class, one row of the grid per class"
     )
-    sample.add_argument(
-        "--size",
-        type=size,
-        metavar="HxW",
-        help="height and width of the images, for a model that takes several sizes (default: those "
-        "that `info` shows)",
-    )
+    add_sample_size(sample)
     add_pictures(sample, "samples.png")
     add_columns(sample)
     add_model(sample)

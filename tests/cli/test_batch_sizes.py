@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latentserve.client import Client
 from tests.support.in_process import run_cli
 from tests.support.processes import Server
 from tests.support.spatial import Spatial, write_spatial
@@ -35,12 +34,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 def server_env(server: Server) -> dict[str, str]:
     return {"LATENTSERVE_SERVER": server.target}
-
-
-@pytest.fixture
-def client(server: Server) -> Iterator[Client]:
-    with Client(server.target) as connected:
-        yield connected
 
 
 @pytest.fixture(scope="module")
