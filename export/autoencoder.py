@@ -39,7 +39,7 @@ from export.verify import ADOPTED_OPSETS, verify_graphs
 
 Report = Callable[[str], None]
 
-# Rows of a comparison, and of one whose rows take longer than so many seconds.
+# Rows that are compared with torch: fewer if a row takes more than `_FEW_SECONDS`.
 _ROWS, _FEW_ROWS, _FEW_SECONDS = max(BATCHES), 3, 0.3
 
 

@@ -22,9 +22,9 @@ _log = logging.getLogger(__name__)
 #: Time constant of the average's exponential decay, in measured images.
 HORIZON = 1000.0
 
-# On the event loop, only a decoder that takes at most so long is run: calls wait meanwhile.
+# Longest decoding, in seconds, that is run on the event loop, where calls wait meanwhile.
 _LOOP_SECONDS = 0.001
-# After a failure, the model is not measured for so long.
+# Pause of the measurements of a model after a failure, in seconds.
 _PAUSE_SECONDS = 60.0
 
 
