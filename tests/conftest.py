@@ -18,8 +18,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell ignores SIGINT for background jobs, and commands under test would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-# On a busy machine examples may be slow: that is no failure.
-settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# On a busy machine examples may be slow: that is no failure. The examples of the suite are the same
+# in every run, so that a change fails for what it changes; `make test-long` draws new ones.
+_ANY_SPEED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("project", _ANY_SPEED, derandomize=True)
+settings.register_profile("search", _ANY_SPEED, max_examples=300, print_blob=True)
 settings.load_profile("project")
 # Few steps, but on real data and through all phases of a long run.
 TRAINING = ("--preset", "dense", "--data", "mnist", "--steps", "500")

@@ -87,7 +87,9 @@ def tensors(draw, row_shapes, dtypes, least: float, most: float):
         array.flat[draw(st.integers(0, array.size - 1))] = wrong
     tensor = client_codec.to_tensor(array)
     if fault == "dtype":
-        others = {-1, 0, 1, 2, 3, 4, 9} - {tensor.dtype}
+        # The bytes of a tensor may be read as another dtype of the same width: that is no fault.
+        same_width = {2, 4} if array.dtype == np.float16 else {tensor.dtype}
+        others = {-1, 0, 1, 2, 3, 4, 9} - same_width
         tensor.dtype = draw(st.sampled_from(sorted(others)))
     elif fault == "rows":
         others = {-1, 0, 1, array.shape[0] + 1, 2**40} - {array.shape[0]}
