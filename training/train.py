@@ -11,6 +11,7 @@ from common.cpus import usable_cpus
 from training.data.datasets import load_dataset
 from training.errors import CheckpointError, ConfigError
 from training.model.config import Preset
+from training.model.likelihood import resolve, with_likelihood
 from training.model.settings import override
 from training.model.vae import Vae
 from training.parallel import Parallel
@@ -68,15 +69,17 @@ def _train(request: Request, observer: Observer) -> dict[str, Any]:
             device = resolve_device(request.device, parallel)
             exists = parallel.leads and (folder.has_checkpoint or folder.complete)
             if exists:
-                _refuse_other_run(folder, preset, request)
+                preset = _as_begun(folder, preset, request)
         if parallel.broadcast(exists and folder.complete):
             observer.line(f"{folder.path} is complete already")
             metrics: dict[str, Any] = folder.read_json("metrics.json") if parallel.leads else {}
             return metrics
+        preset = parallel.broadcast(preset)
         if device.type == "cuda":
             torch.cuda.set_device(device)
         with parallel.fail_together():
             dataset = load_dataset(request.data, report=observer.line)
+            preset = resolve(preset, dataset.train.images)
             with torch.device("meta"):
                 # Fails before a folder is made if the model cannot be built.
                 Vae(preset.model, dataset.image_shape, len(dataset.class_names))
@@ -126,8 +129,10 @@ def resolve_device(wanted: str, parallel: Parallel) -> torch.device:
     return torch.device("cuda", index)
 
 
-def _refuse_other_run(folder: RunFolder, preset: Preset, request: Request) -> None:
-    """Refuses to continue a run, unless resuming was requested and its settings are the same.
+def _as_begun(folder: RunFolder, preset: Preset, request: Request) -> Preset:
+    """The preset of a run to continue, with what the data decided when it was begun.
+
+    Refuses a run unless resuming was requested and its settings are the same.
 
     Raises:
         CheckpointError: Resuming was not requested, or the settings differ.
@@ -138,6 +143,8 @@ def _refuse_other_run(folder: RunFolder, preset: Preset, request: Request) -> No
             "or another folder"
         )
     config = folder.read_config()
+    chosen = preset.model.likelihood
+    preset = with_likelihood(preset, config.model.likelihood if chosen == "auto" else chosen)
     if (config.data, config.model, config.train) != (request.data, preset.model, preset.train):
         raise CheckpointError(
             f"{folder.path}: the run here has other settings ({config.preset} on {config.data}"
@@ -149,3 +156,4 @@ def _refuse_other_run(folder: RunFolder, preset: Preset, request: Request) -> No
             f"{folder.path}: the run here has {config.steps} steps, got --steps "
             f"{request.steps}; wanted the same to resume, or another folder"
         )
+    return preset

@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from training.errors import ConfigError
-from training.model.config import Counts, Layers, Preset
+from training.model.config import Counts, Layers, ModelConfig, Preset
 
 T = TypeVar("T")
+
+# Fields that were added since, with what holds for records without them.
+_ADDED: Mapping[type, Mapping[str, Any]] = {ModelConfig: {"likelihood": "bernoulli", "mixture": 1}}
 
 
 def override(preset: Preset, settings: Sequence[str]) -> Preset:
@@ -57,6 +60,7 @@ def record_from_json(kind: type[T], data: Any) -> T:
         raise TypeError(f"got {data!r}, wanted an object of {', '.join(hints)}")
     if surplus := data.keys() - hints.keys():
         raise TypeError(f"unknown fields {sorted(surplus)}")
+    data = _ADDED.get(kind, {}) | data
     return kind(**{name: _from_json(hint, data[name]) for name, hint in hints.items()})
 
 
