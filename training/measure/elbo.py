@@ -63,6 +63,7 @@ class Evaluation:
         reconstruction: -log p(x|z), mean over images and draws.
         kl: KL(q(z|x) || p(z)), mean over the images.
         elbo_stderr: Standard error of `elbo` over the images.
+        bits_per_dimension: `elbo` in bits, divided by the C * H * W values of an image.
         active_units: Number of active latent dimensions; see `ACTIVE_VARIANCE`.
         images: Number of images measured.
         draws: Draws of z per image.
@@ -73,6 +74,7 @@ class Evaluation:
     reconstruction: float
     kl: float
     elbo_stderr: float
+    bits_per_dimension: float
     active_units: int
     images: int
     draws: int
@@ -115,6 +117,7 @@ def evaluate(model: Autoencoder, images: Array, *, draws: int = 1, seed: int = 0
         reconstruction=float(np.concatenate(reconstruction).mean()),
         kl=float(np.concatenate(kl).mean()),
         elbo_stderr=float(rows.std() / np.sqrt(len(rows))),
+        bits_per_dimension=likelihood.bits_per_dimension(float(rows.mean()), images[0].size),
         active_units=int((np.concatenate(means).var(axis=0) > ACTIVE_VARIANCE).sum()),
         images=len(images),
         draws=draws,
