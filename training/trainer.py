@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.pixels import to_unit
+from training.clipping import Clipping
 from training.data.datasets import Dataset, binarize
 from training.ema import MovingAverage
 from training.errors import DivergenceError
@@ -32,6 +34,8 @@ VALIDATIONS = 20
 
 _VALIDATION_SEED = 1
 _CHUNK = 1_000
+# Images whose mean the encoder's input is centred on.
+_MOST_CENTRED = 4_096
 
 
 class Trainer:
@@ -83,6 +87,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(train_config.seed, "weights"))
             model = Vae(model_config, dataset.image_shape, len(dataset.class_names))
+        model.centre.copy_(_channel_means(dataset.train.images))
         # The layout in which convolutions on a CPU are fastest.
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model.to(self.device)
@@ -106,6 +111,11 @@ class Trainer:
             else to_unit(dataset.validation.images)
         )
         self._noise = torch.Generator()
+        # By what a phase trains: gradients of the prior alone have norms of their own.
+        self._clipping = {
+            part: Clipping(train_config.clip_factor, train_config.skip_factor)
+            for part in ("autoencoder", "prior")
+        }
         self._order = BatchOrder(train_config.seed)
         self._prior_fit = PriorFit(dataset.train, train_config, self.device)
         # The objective, wrapped for data-parallel training, and the phase that it was made for.
@@ -178,10 +188,12 @@ class Trainer:
             done, steps = self.step - phase.start, phase.stop - phase.start
         rate = learning_rate_factor(done, steps, self.config.warmup)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = self._clip_gradients()
+        clipping = self._clipping["autoencoder" if phase.trains_autoencoder else "prior"]
+        limit, norm = clipping.limit, clipping.clip(self._weights)
+        clipping.record(norm)
         peaks = (self.config.learning_rate, self.config.prior_learning_rate)
         # Tests for a good step rather than a bad one, because a NaN fails every comparison.
-        if math.isfinite(numbers["loss"]) and norm <= self.config.skip_grad_norm:
+        if math.isfinite(numbers["loss"]) and math.isfinite(norm) and norm <= limit:
             for group, peak in zip(self._optimizer.param_groups, peaks, strict=False):
                 group["lr"] = peak * rate
             self._optimizer.step()
@@ -189,7 +201,7 @@ class Trainer:
         else:
             self.skipped += 1
         self.step += 1
-        self._check_divergence(numbers.pop("loss"), norm)
+        self._check_divergence(numbers.pop("loss"), norm, limit)
         return numbers | {
             "grad_norm": norm,
             "learning_rate": peaks[0 if phase.trains_autoencoder else 1] * rate,
@@ -230,6 +242,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "average": self._average.state_dict(),
             "optimizer": self._optimizer.state_dict(),
+            "clipping": {part: of.state_dict() for part, of in self._clipping.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -240,6 +253,8 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self._average.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])
+        for part, clipping in self._clipping.items():
+            clipping.load_state_dict(state["clipping"][part])
 
     def check_finite(self, *numbers: float) -> None:
         """Ends a run that has diverged in fewer steps than `max_skipped`.
@@ -346,30 +361,18 @@ class Trainer:
             self._prior_fit.fit_mixture(prior)
             average.load_state_dict(prior.state_dict())
 
-    def _clip_gradients(self) -> float:
-        """Clips the gradient to the norm `clip_grad_norm`; returns its norm before."""
-        trained = [weight for weight in self._weights if weight.grad is not None]
-        gradients = [weight.grad for weight in trained if weight.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        length = float(norm)
-        # Most gradients need no clipping, and multiplying them by 1 would take as long as
-        # computing their norm.
-        if length > self.config.clip_grad_norm:
-            nn.utils.clip_grads_with_norm_(trained, self.config.clip_grad_norm, norm)
-        return length
-
     def _autocast(self) -> AbstractContextManager[Any]:
         if not self._bfloat16:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
-    def _check_divergence(self, loss: float, norm: float) -> None:
+    def _check_divergence(self, loss: float, norm: float, limit: float) -> None:
         config = self.config
         if self.skipped > config.max_skipped:
             raise DivergenceError(
                 f"stopped at step {self.step}: {self.skipped} steps were skipped because the loss "
-                f"or its gradient was not finite or above {config.skip_grad_norm:g} (last loss "
-                f"{loss:g}, gradient norm {norm:g}); wanted at most "
+                f"or its gradient was not finite, or far above the recent ones (last loss "
+                f"{loss:g}, gradient norm {norm:g}, limit {limit:g}); wanted at most "
                 f"max_skipped={config.max_skipped}. {self._remedy}"
             )
 
@@ -379,3 +382,11 @@ class Trainer:
             "Remedy: start again in another folder with a lower learning_rate (it is "
             f"{self.config.learning_rate:g})."
         )
+
+
+def _channel_means(images: NDArray[np.uint8]) -> Tensor:
+    """Mean of each channel of up to `_MOST_CENTRED` images, in [0, 1]: float32 [C, 1, 1]."""
+    rows = np.linspace(0, len(images) - 1, min(len(images), _MOST_CENTRED)).astype(np.int64)
+    totals = sum(images[row].sum(axis=(1, 2), dtype=np.int64) for row in rows)
+    pixels = len(rows) * images.shape[2] * images.shape[3]
+    return torch.from_numpy(totals / (255.0 * pixels)).float().reshape(-1, 1, 1)

@@ -183,9 +183,10 @@ class TrainConfig:
             term to `beta`.
         ema: Decay of the exponential moving average of the weights, which is the model
             that is measured and exported. 0 turns averaging off.
-        clip_grad_norm: Norm that larger gradients are scaled down to.
-        skip_grad_norm: A step is skipped if the norm of its gradient is above this, or not
-            finite.
+        clip_factor: Multiple of the median gradient norm of recent steps that larger gradients
+            are scaled down to.
+        skip_factor: A step is skipped if the norm of its gradient is above this multiple of that
+            median, or not finite.
         max_skipped: Largest number of skipped steps; one more ends the run with an error.
         prior_start: Share of the steps after which a learned prior is fitted to the
             aggregate posterior. From then on it takes the place of N(0, I).
@@ -209,8 +210,8 @@ class TrainConfig:
     warmup: float = 0.02
     kl_warmup: float = 0.03
     ema: float = 0.999
-    clip_grad_norm: float = 200.0
-    skip_grad_norm: float = 20_000.0
+    clip_factor: float = 5.0
+    skip_factor: float = 100.0
     max_skipped: int = 50
     prior_start: float = 0.33
     prior_fit: float = 0.15
@@ -235,8 +236,8 @@ class TrainConfig:
             ("warmup", "0 to 1", 0 <= self.warmup <= 1),
             ("kl_warmup", "0 to 1", 0 <= self.kl_warmup <= 1),
             ("ema", "0 or more and below 1", 0 <= self.ema < 1),
-            ("clip_grad_norm", "above 0", 0 < self.clip_grad_norm < math.inf),
-            ("skip_grad_norm", "above 0", 0 < self.skip_grad_norm < math.inf),
+            ("clip_factor", "1 or more", 1 <= self.clip_factor < math.inf),
+            ("skip_factor", "clip_factor or more", self.clip_factor <= self.skip_factor < math.inf),
             ("max_skipped", "0 or more", self.max_skipped >= 0),
             ("prior_start", "0 to 1", 0 <= self.prior_start <= 1),
             ("prior_fit", "0 to 100", 0 <= self.prior_fit <= 100),

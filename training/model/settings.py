@@ -7,9 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from training.errors import ConfigError
-from training.model.config import Counts, Layers, Preset
+from training.model.config import Counts, Layers, Preset, TrainConfig
 
 T = TypeVar("T")
+
+# Fields that were added since, with what holds for records without them.
+_ADDED: Mapping[type, Mapping[str, Any]] = {
+    TrainConfig: {"clip_factor": 5.0, "skip_factor": 100.0},
+}
+# Fields of older records that are no more.
+_GONE: Mapping[type, frozenset[str]] = {
+    TrainConfig: frozenset({"clip_grad_norm", "skip_grad_norm"}),
+}
 
 
 def override(preset: Preset, settings: Sequence[str]) -> Preset:
@@ -55,8 +64,9 @@ def record_from_json(kind: type[T], data: Any) -> T:
     hints = typing.get_type_hints(kind)
     if not isinstance(data, dict):
         raise TypeError(f"got {data!r}, wanted an object of {', '.join(hints)}")
-    if surplus := data.keys() - hints.keys():
+    if surplus := data.keys() - hints.keys() - _GONE.get(kind, frozenset()):
         raise TypeError(f"unknown fields {sorted(surplus)}")
+    data = {**_ADDED.get(kind, {}), **data}
     return kind(**{name: _from_json(hint, data[name]) for name, hint in hints.items()})
 
 

@@ -91,6 +91,9 @@ class Vae(nn.Module):
     Attributes:
         config: Networks, latent dimensions, posterior and prior.
         image_shape: C, H and W.
+        centre: Mean of each channel of the training images, float [C, 1, 1], which the encoder's
+            input is centred on. Without it, Adam moves all weights of a layer that sees bright
+            images the same way, and its output by their sum: posteriors explode in a few steps.
         prior: The learned prior; None if p(z) is N(0, I), or a plain autoencoder has no
             prior.
 
@@ -98,8 +101,11 @@ class Vae(nn.Module):
         ConfigError: The config names an unknown activation.
     """
 
+    centre: Tensor
+
     def __init__(self, config: ModelConfig, image_shape: Shape, classes: int = 0):
         super().__init__()
+        self.register_buffer("centre", torch.zeros(image_shape[0], 1, 1))
         self.config = config
         self.image_shape = image_shape
         dim = config.latent_dim
@@ -115,7 +121,7 @@ class Vae(nn.Module):
 
     def encode(self, images: Tensor) -> DiagonalGaussian:
         """Encodes images [N, C, H, W] in [0, 1] to their posteriors."""
-        features = self.encoder(images)
+        features = self.encoder(images - self.centre)
         mean = self.to_mean(features)
         if self.to_scale is None:
             return DiagonalGaussian(mean, None)
