@@ -1,5 +1,6 @@
 """The images of a split in the form that models are measured on: floats, binarized or not."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def binarize(images: NDArray[np.uint8], seed: int, start: int = 0) -> NDArray[np
     """
     # Compares 32 random bits per pixel with value / 255: 0 never and 255 always sets the bit.
     # A block of Philox has eight times 32 bits.
-    first = start * (images[0].size if start else 0)
+    first = start * math.prod(images.shape[1:])
     block, skipped = divmod(first, 8)
     generator = np.random.Philox(key=seed, counter=block)
     words = generator.random_raw((skipped + images.size + 1) // 2)
