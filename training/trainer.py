@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from common.pixels import to_unit
+from training.batches import Batches
 from training.clipping import Clipping
-from training.data.datasets import Dataset, binarize
+from training.data.datasets import Dataset
+from training.data.rows import Images, chunk_rows
+from training.data.targets import Targets
 from training.ema import MovingAverage
 from training.errors import DivergenceError
 from training.model.config import ModelConfig, TrainConfig
@@ -33,7 +34,6 @@ from training.schedule import (
 VALIDATIONS = 20
 
 _VALIDATION_SEED = 1
-_CHUNK = 1_000
 # Images whose mean the encoder's input is centred on.
 _MOST_CENTRED = 4_096
 
@@ -102,14 +102,11 @@ class Trainer:
             weight_decay=train_config.weight_decay,
             fused=True,
         )
-        self._train = dataset.train
-        self._images = torch.from_numpy(np.array(dataset.train.images)).to(self.device)
-        self._labels = torch.from_numpy(np.array(dataset.train.labels)).to(self.device)
-        self._validation = torch.from_numpy(
-            binarize(dataset.validation.images, _VALIDATION_SEED)
-            if train_config.binarize
-            else to_unit(dataset.validation.images)
+        self._batches = Batches(dataset.train, train_config, self.device)
+        self._validation = Targets(
+            dataset.validation.images, _VALIDATION_SEED if train_config.binarize else None
         )
+        self._train = dataset.train
         self._noise = torch.Generator()
         # By what a phase trains: gradients of the prior alone have norms of their own.
         self._clipping = {
@@ -117,7 +114,9 @@ class Trainer:
             for part in ("autoencoder", "prior")
         }
         self._order = BatchOrder(train_config.seed)
-        self._prior_fit = PriorFit(dataset.train, train_config, self.device)
+        self._prior_fit = PriorFit(
+            dataset.train, train_config, self.device, model_config.latent_dim
+        )
         # The objective, wrapped for data-parallel training, and the phase that it was made for.
         self._objective: nn.Module | None = None
         self._objective_phase = ""
@@ -149,12 +148,12 @@ class Trainer:
     @property
     def batch_size(self) -> int:
         """Images per step: the configured number, or all training images if they are fewer."""
-        return min(self.config.batch_size, len(self._images))
+        return min(self.config.batch_size, len(self._batches))
 
     @property
     def epoch_steps(self) -> int:
         """Number of steps in which each training image is seen once, but for the last few."""
-        return len(self._images) // self.batch_size
+        return len(self._batches) // self.batch_size
 
     def overhead_in_validations(self) -> float:
         """Cost of what a run computes in addition to its steps, as a multiple of one validation.
@@ -224,8 +223,10 @@ class Trainer:
         noise = torch.Generator().manual_seed(_VALIDATION_SEED)
         learned = self._phase_of(self.step - 1).learned_prior
         reconstruction = kl = 0.0
-        for chunk in torch.split(self._validation, _CHUNK):
-            images = chunk.to(self.device)
+        size = chunk_rows(self._validation.shape[1:])
+        for start in range(0, len(self._validation), size):
+            chunk = self._validation[start : start + size]
+            images = torch.from_numpy(chunk).to(self.device)
             posterior = self.ema_model.encode(images)
             eps = torch.randn(posterior.mean.shape, generator=noise).to(self.device)
             z = posterior.sample(eps)
@@ -287,12 +288,12 @@ class Trainer:
             phase: One of `phases`.
         """
         self.release()
-        data = (self._train, self._images, self._labels, self._validation)
+        data = (self._train, self._batches, self._validation)
         twin = copy.deepcopy(self, {id(part): part for part in data})
         twin.step = phase.start
         if not phase.trains_autoencoder:
             # Real posteriors take long to compute, and the time of a step does not depend on them.
-            twin._prior_fit.pretend(phase, self.model.config.latent_dim)
+            twin._prior_fit.pretend(phase)
         return twin
 
     def _phase_of(self, step: int) -> Phase:
@@ -314,18 +315,16 @@ class Trainer:
             self._objective_phase = phase.name
         assert self._objective is not None
         done = self._autoencoder_steps(phase)
-        rows = self._order.rows("order", done, len(self._images), self.batch_size).to(self.device)
-        # index_select copies whole images where indexing would go pixel by pixel.
-        images = self._images.index_select(0, rows).float().div_(255.0)
+        rows = self._order.rows("order", done, len(self._batches), self.batch_size)
+        pixels, labels = self._batches.read(rows, self.step)
+        images = pixels.float().div_(255.0)
         if config.binarize:
             images.gt_(torch.rand(images.shape, generator=self._noise).to(self.device))
         shape = (config.draws, len(images), self.model.config.latent_dim)
         eps = torch.randn(shape, generator=self._noise).to(self.device)
         beta = kl_weight(done, self.steps, config)
         cut = self.parallel.slice
-        loss, reconstruction, kl = self._objective(
-            cut(images), cut(self._labels[rows]), cut(eps, 1), beta
-        )
+        loss, reconstruction, kl = self._objective(cut(images), cut(labels), cut(eps, 1), beta)
         totals = self.parallel.mean(torch.stack([loss, reconstruction, kl]).detach())
         whole_loss, whole_reconstruction, whole_kl = totals.tolist()
         return loss, {
@@ -389,7 +388,7 @@ class Trainer:
         )
 
 
-def _channel_means(images: NDArray[np.uint8]) -> Tensor:
+def _channel_means(images: Images) -> Tensor:
     """Mean of each channel of up to `_MOST_CENTRED` images, in [0, 1]: float32 [C, 1, 1]."""
     rows = np.linspace(0, len(images) - 1, min(len(images), _MOST_CENTRED)).astype(np.int64)
     totals = sum(images[row].sum(axis=(1, 2), dtype=np.int64) for row in rows)

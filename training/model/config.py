@@ -9,6 +9,7 @@ from training.errors import ConfigError
 #: Width and activation of each layer.
 Layers = tuple[tuple[int, str], ...]
 Counts = tuple[int, ...]
+Augmentations = tuple[Literal["flip", "shift"], ...]
 
 #: Largest width, and largest number of dimensions or components.
 LARGEST = 65_536
@@ -198,6 +199,8 @@ class TrainConfig:
         label_weight: Weight of log p(label|z) relative to log p(z), if the prior is
             conditional on the class.
         seed: Seed of the initial weights, the order of the images and all noise.
+        augment: Random changes of each batch's images: `flip` mirrors left to right, `shift`
+            moves by up to a 16th of the sides.
     """
 
     objective: Literal["elbo", "iwae"] = "elbo"
@@ -220,6 +223,7 @@ class TrainConfig:
     prior_learning_rate: float = 1e-3
     label_weight: float = 0.25
     seed: int = 0
+    augment: Augmentations = ()
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -246,6 +250,7 @@ class TrainConfig:
             ("prior_learning_rate", "above 0", 0 < self.prior_learning_rate < math.inf),
             ("label_weight", "0 or more", 0 <= self.label_weight < math.inf),
             ("seed", "0 or more", self.seed >= 0),
+            ("augment", "each once", len(set(self.augment)) == len(self.augment)),
         ):
             if not good:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, wanted {wanted}")
