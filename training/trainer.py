@@ -5,20 +5,20 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from training.batches import Batches
 from training.clipping import Clipping
 from training.data.datasets import Dataset
-from training.data.rows import Images, chunk_rows
+from training.data.rows import chunk_rows
 from training.data.targets import Targets
 from training.ema import MovingAverage
-from training.errors import DivergenceError
+from training.errors import ConfigError, DivergenceError
 from training.model.config import ModelConfig, TrainConfig
+from training.model.likelihood import SCALE_LEARNING_RATE, level_counts
 from training.model.objectives import Objective, kl_at, prior_nlls
-from training.model.vae import Vae, bernoulli_nll
+from training.model.vae import Vae
 from training.parallel import Parallel
 from training.prior_fit import PriorFit
 from training.schedule import (
@@ -34,8 +34,6 @@ from training.schedule import (
 VALIDATIONS = 20
 
 _VALIDATION_SEED = 1
-# Images whose mean the encoder's input is centred on.
-_MOST_CENTRED = 4_096
 
 
 class Trainer:
@@ -78,6 +76,10 @@ class Trainer:
         bfloat16: bool = False,
         parallel: Parallel | None = None,
     ):
+        if train_config.binarize and model_config.likelihood in ("gaussian", "logistic"):
+            raise ConfigError(
+                f"binarize: got true, wanted false with likelihood={model_config.likelihood}"
+            )
         self.config = train_config
         self.step = 0
         self.skipped = 0
@@ -87,15 +89,20 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(train_config.seed, "weights"))
             model = Vae(model_config, dataset.image_shape, len(dataset.class_names))
-        model.centre.copy_(_channel_means(dataset.train.images))
+        model.begin(level_counts(dataset.train.images))
         # The layout in which convolutions on a CPU are fastest.
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model.to(self.device)
         self._weights = list(self.model.parameters())
         self._average = MovingAverage(self.model, train_config.ema)
-        groups = [{"params": self.model.autoencoder_parameters()}]
+        groups: list[dict[str, Any]] = [{"params": self.model.autoencoder_parameters()}]
+        self._peaks = [train_config.learning_rate]
         if self.model.prior is not None:
             groups.append({"params": self.model.prior_parameters()})
+            self._peaks.append(train_config.prior_learning_rate)
+        if scales := self.model.likelihood_parameters():
+            groups.append({"params": scales, "weight_decay": 0.0})
+            self._peaks.append(SCALE_LEARNING_RATE)
         self._optimizer = torch.optim.AdamW(
             groups,
             lr=train_config.learning_rate,
@@ -198,7 +205,7 @@ class Trainer:
         peaks = (self.config.learning_rate, self.config.prior_learning_rate)
         # Tests for a good step rather than a bad one, because a NaN fails every comparison.
         if math.isfinite(numbers["loss"]) and math.isfinite(norm) and norm <= limit:
-            for group, peak in zip(self._optimizer.param_groups, peaks, strict=False):
+            for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
                 group["lr"] = peak * rate
             self._optimizer.step()
             self._average.update()
@@ -230,7 +237,8 @@ class Trainer:
             posterior = self.ema_model.encode(images)
             eps = torch.randn(posterior.mean.shape, generator=noise).to(self.device)
             z = posterior.sample(eps)
-            reconstruction += bernoulli_nll(self.ema_model.decode(z), images).sum().item()
+            nll = self.ema_model.likelihood.nll(self.ema_model.decode(z), images)
+            reconstruction += nll.sum().item()
             kl += kl_at(self.ema_model, posterior, z, learned_prior=learned).sum().item()
         rows = len(self._validation)
         return {
@@ -386,11 +394,3 @@ class Trainer:
             "Remedy: start again in another folder with a lower learning_rate (it is "
             f"{self.config.learning_rate:g})."
         )
-
-
-def _channel_means(images: Images) -> Tensor:
-    """Mean of each channel of up to `_MOST_CENTRED` images, in [0, 1]: float32 [C, 1, 1]."""
-    rows = np.linspace(0, len(images) - 1, min(len(images), _MOST_CENTRED)).astype(np.int64)
-    totals = sum(images[row].sum(axis=(1, 2), dtype=np.int64) for row in rows)
-    pixels = len(rows) * images.shape[2] * images.shape[3]
-    return torch.from_numpy(totals / (255.0 * pixels)).float().reshape(-1, 1, 1)

@@ -135,6 +135,10 @@ class ModelConfig:
             posterior's variance; with `sigmoid`, the logit of its standard deviation,
             which is then below 1.
         prior: The prior p(z).
+        likelihood: p(x|z): `bernoulli`, for images of bits; `gaussian` of one learned scale;
+            `logistic`, a discretized logistic of a learned scale for each channel; or `auto`,
+            for what suits the data.
+        mixture: Components of the logistic likelihood of a pixel; 1 for no mixture.
     """
 
     network: Dense | Conv
@@ -142,14 +146,22 @@ class ModelConfig:
     posterior: Literal["gaussian", "delta"] = "gaussian"
     scale: Literal["log_var", "sigmoid"] = "log_var"
     prior: PriorConfig = field(default_factory=PriorConfig)
+    likelihood: Literal["auto", "bernoulli", "gaussian", "logistic"] = "auto"
+    mixture: int = 1
 
     def __post_init__(self) -> None:
-        """Checks that posterior, prior and latent dimensions can be combined.
+        """Checks that likelihood, posterior, prior and latent dimensions can be combined.
 
         Raises:
             ConfigError: They cannot be combined, or a value is out of range.
         """
         _check_range("latent_dim", self.latent_dim, LARGEST)
+        _check_range("mixture", self.mixture, _MAX_COUNT)
+        if self.mixture > 1 and self.likelihood != "logistic":
+            raise ConfigError(
+                f"mixture: got {self.mixture}, wanted 1 with likelihood={self.likelihood}; only "
+                "likelihood=logistic has components"
+            )
         if self.posterior == "gaussian" and self.prior.kind == "none":
             raise ConfigError("prior.kind: got none, wanted a prior (the ELBO needs one)")
         if self.posterior == "delta" and self.prior.kind == "standard":
@@ -174,8 +186,8 @@ class TrainConfig:
         draws: K, draws of z per image and step.
         beta: Weight of the KL term (Higgins et al. 2017); with 1 the objective is the
             ELBO.
-        binarize: Whether each step draws fresh bits from the grey values; otherwise the
-            grey values themselves are the targets.
+        binarize: Whether each step draws fresh bits from the grey values, under a Bernoulli
+            likelihood; otherwise the grey values themselves are the targets.
         batch_size: Images per step.
         learning_rate: Peak learning rate.
         weight_decay: Decoupled weight decay of AdamW.

@@ -1,7 +1,8 @@
 """The layers between image and latents: dense ones and residual convolutional ones.
 
 An encoder maps images [N, C, H, W] in [0, 1] to features [N, F], a decoder latents
-[N, D] to the logits of the pixels, [N, C, H, W].
+[N, D] to what the likelihood needs of the pixels, [N, width, H, W]: for Bernoulli pixels their
+logits, else their locations.
 """
 
 import math
@@ -34,7 +35,7 @@ _COARSEST = 8
 
 
 def build_networks(
-    config: Dense | Conv, shape: Shape, latent_dim: int
+    config: Dense | Conv, shape: Shape, latent_dim: int, width: int = 0
 ) -> tuple[nn.Module, int, nn.Module]:
     """Builds an encoder and a decoder.
 
@@ -42,6 +43,7 @@ def build_networks(
         config: Layers of the networks.
         shape: C, H and W.
         latent_dim: D.
+        width: Channels of the decoder's output; 0 for C.
 
     Returns:
         The encoder, its number of output features F, and the decoder.
@@ -49,16 +51,18 @@ def build_networks(
     Raises:
         ConfigError: The config names an unknown activation.
     """
+    width = width or shape[0]
     if isinstance(config, Dense):
-        widths = [width for width, _ in config.layers]
+        widths = [units for units, _ in config.layers]
         activations = [activation for _, activation in config.layers]
         encoder = nn.Sequential(nn.Flatten(1), *_dense([math.prod(shape), *widths], activations))
-        return encoder, widths[-1], DenseDecoder(widths[::-1], activations[::-1], shape, latent_dim)
+        decoder = DenseDecoder(widths[::-1], activations[::-1], (width, *shape[1:]), latent_dim)
+        return encoder, widths[-1], decoder
     levels = _Levels(shape)
     return (
         ConvEncoder(config, levels),
         config.encoder_trunk,
-        ConvDecoder(config, levels, latent_dim),
+        ConvDecoder(config, levels, latent_dim, width),
     )
 
 
@@ -166,9 +170,10 @@ class ConvDecoder(nn.Module):
         config: Widths and blocks.
         levels: The resolutions.
         latent_dim: D.
+        width: Channels of the output.
     """
 
-    def __init__(self, config: Conv, levels: _Levels, latent_dim: int):
+    def __init__(self, config: Conv, levels: _Levels, latent_dim: int, width: int):
         super().__init__()
         self.shape = levels.shape
         self.coarse = levels.coarse
@@ -191,7 +196,7 @@ class ConvDecoder(nn.Module):
         self.ups = nn.ModuleList(
             nn.Conv2d(coarse, 4 * fine, 1) for coarse, fine in pairwise(widths)
         )
-        self.to_logits = nn.Conv2d(widths[-1], levels.shape[0] * fold, 3, padding=1)
+        self.to_logits = nn.Conv2d(widths[-1], width * fold, 3, padding=1)
         self.activation = _activation(config.activation)
 
     def forward(self, z: Tensor) -> Tensor:

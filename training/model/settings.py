@@ -7,7 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from training.errors import ConfigError
-from training.model.config import Augmentations, Counts, Layers, Preset, TrainConfig
+from training.model.config import (
+    Augmentations,
+    Counts,
+    Layers,
+    ModelConfig,
+    Preset,
+    TrainConfig,
+)
 
 T = TypeVar("T")
 
@@ -15,6 +22,7 @@ _AUGMENTATION = typing.get_args(Augmentations)[0]
 
 # Fields that were added since, with what holds for records without them.
 _ADDED: Mapping[type, Mapping[str, Any]] = {
+    ModelConfig: {"likelihood": "bernoulli", "mixture": 1},
     TrainConfig: {"clip_factor": 5.0, "skip_factor": 100.0, "augment": []},
 }
 # Fields of older records that are no more.
@@ -68,7 +76,7 @@ def record_from_json(kind: type[T], data: Any) -> T:
         raise TypeError(f"got {data!r}, wanted an object of {', '.join(hints)}")
     if surplus := data.keys() - hints.keys() - _GONE.get(kind, frozenset()):
         raise TypeError(f"unknown fields {sorted(surplus)}")
-    data = {**_ADDED.get(kind, {}), **data}
+    data = _ADDED.get(kind, {}) | data
     return kind(**{name: _from_json(hint, data[name]) for name, hint in hints.items()})
 
 
