@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from training.errors import ConfigError
-from training.model.config import Counts, Layers, Preset, TrainConfig
+from training.model.config import Conv, Counts, Layers, Preset, TrainConfig
 
 T = TypeVar("T")
 
 # Fields that were added since, with what holds for records without them.
 _ADDED: Mapping[type, Mapping[str, Any]] = {
+    Conv: {"patch": 2},
     TrainConfig: {"clip_factor": 5.0, "skip_factor": 100.0},
 }
 # Fields of older records that are no more.
