@@ -46,7 +46,7 @@ class Dense:
 class Conv:
     """Residual convolutional encoder and decoder.
 
-    The image is halved until it has at most 8 rows and columns; each resolution is a
+    The image is halved until it has at most `coarsest` rows and columns; each resolution is a
     level. Each tuple lists values from the coarsest level to finer ones; its last value also
     applies to all levels that are finer still.
 
@@ -61,6 +61,7 @@ class Conv:
         activation: Name of the activation of all layers.
         patch: Side of the squares of pixels that are folded into channels before the first
             layer, a power of 2. No layer works on a finer resolution.
+        coarsest: Longer side of the coarsest level, at most.
         kind: Type of the network, which tells it apart from others in JSON.
     """
 
@@ -71,6 +72,7 @@ class Conv:
     decoder_trunk: int
     activation: str = "silu"
     patch: int = 2
+    coarsest: int = 8
     kind: Literal["conv"] = "conv"
 
     def __post_init__(self) -> None:
@@ -91,6 +93,7 @@ class Conv:
         if self.patch not in _PATCHES:
             wanted = ", ".join(map(str, _PATCHES))
             raise ConfigError(f"patch: got {self.patch}, wanted one of {wanted}")
+        _check_range("coarsest", self.coarsest, LARGEST)
 
 
 @dataclass(frozen=True)

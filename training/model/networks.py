@@ -29,9 +29,6 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
 }
 
-#: The convolutional networks halve an image until its longer side is at most this long.
-_COARSEST = 8
-
 
 def build_networks(
     config: Dense | Conv, shape: Shape, latent_dim: int
@@ -54,7 +51,7 @@ def build_networks(
         activations = [activation for _, activation in config.layers]
         encoder = nn.Sequential(nn.Flatten(1), *_dense([math.prod(shape), *widths], activations))
         return encoder, widths[-1], DenseDecoder(widths[::-1], activations[::-1], shape, latent_dim)
-    levels = _Levels(shape, config.patch)
+    levels = _Levels(shape, config)
     encoder = ConvEncoder(config, levels)
     return encoder, encoder.features, ConvDecoder(config, levels, latent_dim)
 
@@ -88,21 +85,22 @@ class _Levels:
 
     Args:
         shape: C, H and W of the image.
-        patch: Side of the squares of pixels that become channels before the first level.
+        config: Its `patch` and `coarsest`.
 
     Attributes:
         shape: C, H and W of the image.
-        patch: The same side; smaller if the image has so few pixels.
+        patch: Side of the squares of pixels that become channels before the first level: the
+            configured one, or less if the image is so small.
         count: Number of levels.
         coarse: Height and width of the coarsest level.
         padding: Rows and columns to add to the image so that every halving is exact.
     """
 
-    def __init__(self, shape: Shape, patch: int):
+    def __init__(self, shape: Shape, config: Conv):
         self.shape = shape
-        halvings = max(0, math.ceil(math.log2(max(shape[1:]) / _COARSEST)))
+        halvings = max(0, math.ceil(math.log2(max(shape[1:]) / config.coarsest)))
         unit: int = 2**halvings
-        self.patch = min(patch, unit)
+        self.patch = min(config.patch, unit)
         self.count: int = round(math.log2(unit // self.patch)) + 1
         self.coarse: tuple[int, int] = (
             math.ceil(shape[1] / unit),

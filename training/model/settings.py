@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 # Fields that were added since, with what holds for records without them.
 _ADDED: Mapping[type, Mapping[str, Any]] = {
-    Conv: {"patch": 2},
+    Conv: {"patch": 2, "coarsest": 8},
     TrainConfig: {"clip_factor": 5.0, "skip_factor": 100.0},
 }
 # Fields of older records that are no more.

@@ -14,7 +14,7 @@ from training.model.networks import _ACTIVATIONS, build_networks, count_multiply
 from training.presets import PRESETS
 
 CONV = Conv((6, 4), (1, 1), (1, 1), encoder_trunk=9, decoder_trunk=7)
-PATCHES = Conv((6, 4), (1,), (0, 1), encoder_trunk=0, decoder_trunk=0, patch=4)
+PATCHES = Conv((6, 4), (1,), (0, 1), encoder_trunk=0, decoder_trunk=0, patch=4, coarsest=4)
 DENSE = Dense(((11, "relu"), (7, "tanh"), (5, "gelu")))
 
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40))
@@ -28,6 +28,7 @@ convs = st.builds(
     decoder_trunk=st.integers(0, 5),
     activation=st.sampled_from(sorted(_ACTIVATIONS)),
     patch=st.sampled_from([1, 2, 4, 8]),
+    coarsest=st.integers(1, 8),
 )
 
 
@@ -93,14 +94,14 @@ def test_an_image_is_halved_until_it_is_at_most_8_wide(
 @pytest.mark.parametrize(
     ("shape", "patch", "folded", "coarse", "stages"),
     [
-        ((3, 64, 64), 1, 1, (8, 8), 4),
-        ((3, 64, 64), 4, 4, (8, 8), 2),
-        ((3, 64, 64), 32, 8, (8, 8), 1),
-        ((3, 128, 128), 4, 4, (8, 8), 3),
-        ((3, 32, 32), 4, 4, (8, 8), 1),
-        ((3, 40, 72), 4, 4, (3, 5), 3),
-        ((1, 8, 8), 4, 1, (8, 8), 1),
-        ((1, 12, 5), 4, 2, (6, 3), 1),
+        ((3, 64, 64), 1, 1, (4, 4), 5),
+        ((3, 64, 64), 4, 4, (4, 4), 3),
+        ((3, 64, 64), 32, 16, (4, 4), 1),
+        ((3, 128, 128), 4, 4, (4, 4), 4),
+        ((3, 32, 32), 4, 4, (4, 4), 2),
+        ((3, 40, 72), 4, 4, (2, 3), 4),
+        ((1, 4, 4), 4, 1, (4, 4), 1),
+        ((1, 6, 3), 4, 2, (3, 2), 1),
     ],
 )
 def test_patches_become_channels_before_the_first_layer_and_pixels_after_the_last(
@@ -116,8 +117,8 @@ def test_patches_become_channels_before_the_first_layer_and_pixels_after_the_las
 
 def test_without_trunks_the_latents_are_next_to_the_coarsest_level() -> None:
     encoder, features, decoder = build_networks(PATCHES, (3, 40, 72), 5)
-    assert features == 3 * 3 * 5  # half of the 6 channels, 3 x 5 positions
-    assert shape_of(decoder.stem) == [(5, 6 * 3 * 5)]
+    assert features == 3 * 2 * 3  # half of the 6 channels, 2 x 3 positions
+    assert shape_of(decoder.stem) == [(5, 6 * 2 * 3)]
     assert not [layer for layer in encoder.modules() if isinstance(layer, nn.Linear)]
 
 
