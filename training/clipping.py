@@ -9,9 +9,8 @@ from torch import nn
 
 #: Number of recent steps that a gradient is compared with.
 WINDOW = 100
-#: Number of first steps that are not compared. Adam divides the mean gradient by the root mean
-#: square of the gradients so far, so one of the first updates is at most about as large as the
-#: learning rate, however large its gradient is.
+#: Steps without which none is skipped: the norms of a run's first steps can grow by magnitudes as
+#: its layers begin to work together, and their median says little yet.
 FIRST_STEPS = 20
 
 
@@ -35,18 +34,21 @@ class Clipping:
         self._norms: list[float] = []
 
     @property
-    def median(self) -> float:
-        """The median norm of recent steps; infinite while there are too few to compare with."""
-        few = len(self._norms) < FIRST_STEPS
-        return math.inf if few else statistics.median(self._norms)
-
-    @property
     def limit(self) -> float:
         """The norm above which a step is skipped; infinite in the first steps."""
-        return self._skip_factor * self.median
+        return math.inf if len(self._norms) < FIRST_STEPS else self._skip_factor * self._median
+
+    @property
+    def _median(self) -> float:
+        return statistics.median(self._norms) if self._norms else math.inf
 
     def clip(self, weights: Sequence[nn.Parameter]) -> float:
         """Scales the gradient of weights down to `clip_factor` times the median.
+
+        The first gradient has nothing to be compared with, and needs no limit: Adam's first update
+        is as large as the learning rate whatever the gradient. From the second step on a gradient
+        that is far larger than those before would slow Adam down for a thousand steps, as long as
+        its mean square remembers it.
 
         Args:
             weights: The weights, of which those without a gradient are left out.
@@ -56,7 +58,7 @@ class Clipping:
         """
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         norm = float(nn.utils.get_total_norm(gradients))
-        longest = self._clip_factor * self.median
+        longest = self._clip_factor * self._median
         # Most gradients need no clipping, and multiplying them by 1 would take as long as
         # computing their norm.
         if longest < norm < math.inf:

@@ -151,6 +151,11 @@ class Trainer:
         """Images per step: the configured number, or all training images if they are fewer."""
         return min(self.config.batch_size, len(self._images))
 
+    @property
+    def epoch_steps(self) -> int:
+        """Number of steps in which each training image is seen once, but for the last few."""
+        return len(self._images) // self.batch_size
+
     def overhead_in_validations(self) -> float:
         """Cost of what a run computes in addition to its steps, as a multiple of one validation.
 
