@@ -15,6 +15,7 @@ Augmentations = tuple[Literal["flip", "shift"], ...]
 LARGEST = 65_536
 # Largest number of blocks, couplings or draws.
 _MAX_COUNT = 1_000
+_PATCHES = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Dense:
 class Conv:
     """Residual convolutional encoder and decoder.
 
-    The image is halved until it has at most 8 rows and columns; each resolution is a
+    The image is halved until it has at most `coarsest` rows and columns; each resolution is a
     level. Each tuple lists values from the coarsest level to finer ones; its last value also
     applies to all levels that are finer still.
 
@@ -54,9 +55,14 @@ class Conv:
         widths: Channels at each level.
         encoder_blocks: Residual blocks of the encoder at each level.
         decoder_blocks: Residual blocks of the decoder at each level.
-        encoder_trunk: Width of the dense layer between the coarsest level and the latents.
-        decoder_trunk: Width of the dense layer between the latents and the coarsest level.
+        encoder_trunk: Width of the dense layer between the coarsest level and the latents; 0
+            for none.
+        decoder_trunk: Width of the dense layer between the latents and the coarsest level; 0
+            for none.
         activation: Name of the activation of all layers.
+        patch: Side of the squares of pixels that are folded into channels before the first
+            layer, a power of 2. No layer works on a finer resolution.
+        coarsest: Longer side of the coarsest level, at most.
         kind: Type of the network, which tells it apart from others in JSON.
     """
 
@@ -66,6 +72,8 @@ class Conv:
     encoder_trunk: int
     decoder_trunk: int
     activation: str = "silu"
+    patch: int = 2
+    coarsest: int = 8
     kind: Literal["conv"] = "conv"
 
     def __post_init__(self) -> None:
@@ -81,7 +89,12 @@ class Conv:
             if not counts or not all(0 <= count <= _MAX_COUNT for count in counts):
                 raise ConfigError(f"{name}: got {counts}, wanted one or more of 0 to {_MAX_COUNT}")
         for name in ("encoder_trunk", "decoder_trunk"):
-            _check_range(name, getattr(self, name), LARGEST)
+            if not 0 <= getattr(self, name) <= LARGEST:
+                raise ConfigError(f"{name}: got {getattr(self, name)}, wanted 0 to {LARGEST}")
+        if self.patch not in _PATCHES:
+            wanted = ", ".join(map(str, _PATCHES))
+            raise ConfigError(f"patch: got {self.patch}, wanted one of {wanted}")
+        _check_range("coarsest", self.coarsest, LARGEST)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 from training.errors import ConfigError
 from training.model.config import (
     Augmentations,
+    Conv,
     Counts,
     Layers,
     ModelConfig,
@@ -22,6 +23,7 @@ _AUGMENTATION = typing.get_args(Augmentations)[0]
 
 # Fields that were added since, with what holds for records without them.
 _ADDED: Mapping[type, Mapping[str, Any]] = {
+    Conv: {"patch": 2, "coarsest": 8},
     ModelConfig: {"likelihood": "bernoulli", "mixture": 1},
     TrainConfig: {"clip_factor": 5.0, "skip_factor": 100.0, "augment": []},
 }

@@ -285,8 +285,11 @@ def test_a_bad_value_is_refused_with_key_got_and_wanted(
         ("widths=64,1", "(64, 1)", "2 to 65536"),
         ("encoder_blocks=1,-1", "(1, -1)", "0 to 1000"),
         ("decoder_blocks=1;1", "'1;1'", "whole numbers"),
-        ("encoder_trunk=0", "0", "1 to 65536"),
-        ("decoder_trunk=0", "0", "1 to 65536"),
+        ("encoder_trunk=-1", "-1", "0 to 65536"),
+        ("decoder_trunk=65537", "65537", "0 to 65536"),
+        ("patch=0", "0", "one of 1, 2, 4, 8, 16, 32"),
+        ("coarsest=0", "0", "1 to 65536"),
+        ("patch=3", "3", "one of 1, 2, 4, 8, 16, 32"),
     ],
 )
 def test_a_bad_value_of_a_conv_network_is_refused_with_key_got_and_wanted(
