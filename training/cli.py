@@ -1,12 +1,14 @@
 """Command line of `latentserve train`."""
 
 import argparse
+import re
 import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from common.pictures import Fit
 from latentserve._cli.arguments import positive, uint64
 from latentserve._cli.common import HelpFormatter
 from latentserve._cli.interrupt import Interrupt
@@ -48,14 +50,30 @@ def parser() -> argparse.ArgumentParser:
         default="mnist",
         metavar="DATA",
         help=f"data set: {', '.join(sorted(SOURCES))} (downloaded once, to LATENTSERVE_DATA_DIR or "
-        "the user's cache folder), folder:PATH (images of your own, each subfolder a class) or "
-        "idx:IMAGES[,LABELS] (default: mnist)",
+        "the user's cache folder), folder:PATH (images of your own, each subfolder a class), "
+        "parquet:PATH (a column of encoded images, a file or a folder of them), "
+        "npy:IMAGES[,LABELS] or idx:IMAGES[,LABELS] (default: mnist)",
     )
     result.add_argument(
         "--image-size",
-        type=positive,
+        type=image_size,
         metavar="PIXELS",
-        help="side of the square that images are cropped and resized to (default: their own size)",
+        help="size that images are resized to: the side of a square, or height and width such as "
+        "96x64 (default: their own size)",
+    )
+    result.add_argument(
+        "--fit",
+        choices=get_args(Fit),
+        default="crop",
+        help="crop images to the centre, or pad them with the background, where --image-size "
+        "changes their aspect ratio (default: crop)",
+    )
+    result.add_argument(
+        "--background",
+        default="white",
+        metavar="COLOUR",
+        help="colour behind transparent pixels and around padded images, #rrggbb or a name "
+        "(default: white)",
     )
     result.add_argument(
         "--channels",
@@ -67,7 +85,13 @@ def parser() -> argparse.ArgumentParser:
         "--bad-files",
         choices=("refuse", "skip"),
         default="refuse",
-        help="what to do about damaged files in a folder (default: refuse)",
+        help="what to do about damaged pictures (default: refuse)",
+    )
+    result.add_argument(
+        "--augment",
+        metavar="NAMES",
+        help="random changes of the training images: flip (left to right), shift (by up to a 16th "
+        "of the sides), or both, as in flip,shift (default: those of the preset)",
     )
     length = result.add_mutually_exclusive_group()
     length.add_argument(
@@ -184,15 +208,40 @@ def _request(options: argparse.Namespace) -> Request:
     seed = [] if options.seed is None else [f"seed={options.seed}"]
     return Request(
         preset=options.preset,
-        data=DataSpec.parse(options.data, options.image_size, options.channels, options.bad_files),
+        data=DataSpec.parse(
+            options.data,
+            options.image_size,
+            options.channels,
+            options.bad_files,
+            options.fit,
+            options.background,
+        ),
         out=options.out or Path(),
         steps=options.steps,
         budget=parse_duration(options.budget),
-        settings=(*options.settings, *seed),
+        settings=(
+            *options.settings,
+            *([] if options.augment is None else [f"augment={options.augment}"]),
+            *seed,
+        ),
         resume=options.resume,
         device=options.device,
         bfloat16=options.precision == "bfloat16",
     )
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """Parses the size of images: the side of a square, or height and width as in `96x64`.
+
+    Raises:
+        argparse.ArgumentTypeError: `text` has another form.
+    """
+    match = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", text, re.ASCII)
+    if match is None:
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, wanted a whole number, or a height and a width such as 96x64"
+        )
+    return int(match[1]), int(match[2] or match[1])
 
 
 def _summary(metrics: Mapping[str, Any], posterior: str) -> str:

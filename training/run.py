@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from latentserve import __version__
 from training.budget import calibrate, cpu_seconds
 from training.data.datasets import Dataset, Split, interleave_classes
+from training.data.rows import sample_rows
 from training.data.spec import DataSpec
 from training.errors import CheckpointError, DataError
 from training.measure.adapter import as_autoencoder
@@ -27,6 +28,8 @@ from training.run_folder import RunConfig, RunFolder
 from training.schedule import Phase
 from training.trainer import VALIDATIONS, Trainer
 
+#: Most training images whose scores the percentiles are of, drawn from all by a seed.
+SCORED = 1 << 16
 #: Test images kept for export.
 GOLDEN_IMAGES = 16
 
@@ -215,12 +218,14 @@ class TrainingRun:
             result = evaluate(model, images, draws=1, seed=TEST_SEED)
         trainer.check_finite(result.elbo, result.reconstruction)
         folder.write_golden_inputs(*golden_images(dataset.test))
+        rows = sample_rows(len(dataset.train.images), SCORED)
+        scored = mean_scores(model, dataset.train.images, rows)
         folder.write_json(
             "score_percentiles.json",
             {
                 "score": "negative ELBO at the posterior mean of the unbinarized image, nats",
-                "images": len(dataset.train.images),
-                "percentiles": percentiles(mean_scores(model, dataset.train.images)),
+                "images": len(scored),
+                "percentiles": percentiles(scored),
             },
         )
         metrics = describe(result, binarized=binarized) | {

@@ -12,6 +12,7 @@ from common.cpus import usable_cpus
 from training.data.datasets import Dataset, load_dataset
 from training.errors import CheckpointError, ConfigError
 from training.model.config import Preset
+from training.model.likelihood import resolve, with_likelihood
 from training.model.settings import override
 from training.model.vae import Vae
 from training.parallel import Parallel
@@ -69,7 +70,7 @@ def _train(request: Request, observer: Observer) -> dict[str, Any]:
             exists = parallel.leads and (folder.has_checkpoint or folder.complete)
             if exists:
                 request = _as_begun(folder, request)
-        request = dataclasses.replace(request, preset=parallel.broadcast(request.preset))
+        request = parallel.broadcast(request)
         if parallel.broadcast(exists and folder.complete):
             observer.line(f"{folder.path} is complete already")
             metrics: dict[str, Any] = folder.read_json("metrics.json") if parallel.leads else {}
@@ -117,6 +118,7 @@ def prepare(
         observer.line(f"preset {name}, {reason}; --preset picks another")
         request = dataclasses.replace(request, preset=name)
     preset = override(find_preset(str(request.preset)), request.settings)
+    preset = resolve(preset, dataset.train.images)
     with torch.device("meta"):
         # Fails before a folder is made if the model cannot be built.
         Vae(preset.model, dataset.image_shape, len(dataset.class_names))
@@ -172,6 +174,8 @@ def _as_begun(folder: RunFolder, request: Request) -> Request:
     config = folder.read_config()
     name = request.preset or config.preset
     preset = override(find_preset(name), request.settings)
+    chosen = preset.model.likelihood
+    preset = with_likelihood(preset, config.model.likelihood if chosen == "auto" else chosen)
     if (config.data, config.model, config.train) != (request.data, preset.model, preset.train):
         raise CheckpointError(
             f"{folder.path}: the run here has other settings ({config.preset} on {config.data}"
@@ -183,4 +187,5 @@ def _as_begun(folder: RunFolder, request: Request) -> Request:
             f"{folder.path}: the run here has {config.steps} steps, got --steps "
             f"{request.steps}; wanted the same to resume, or another folder"
         )
-    return dataclasses.replace(request, preset=name)
+    settings = (*request.settings, f"likelihood={config.model.likelihood}")
+    return dataclasses.replace(request, preset=name, settings=settings)

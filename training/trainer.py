@@ -5,19 +5,20 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from common.pixels import to_unit
+from training.batches import Batches
 from training.clipping import Clipping
-from training.data.datasets import Dataset, binarize
+from training.data.datasets import Dataset
+from training.data.rows import chunk_rows
+from training.data.targets import Targets
 from training.ema import MovingAverage
-from training.errors import DivergenceError
+from training.errors import ConfigError, DivergenceError
 from training.model.config import ModelConfig, TrainConfig
+from training.model.likelihood import SCALE_LEARNING_RATE, level_counts
 from training.model.objectives import Objective, kl_at, prior_nlls
-from training.model.vae import Vae, bernoulli_nll
+from training.model.vae import Vae
 from training.parallel import Parallel
 from training.prior_fit import PriorFit
 from training.schedule import (
@@ -33,9 +34,6 @@ from training.schedule import (
 VALIDATIONS = 20
 
 _VALIDATION_SEED = 1
-_CHUNK = 1_000
-# Images whose mean the encoder's input is centred on.
-_MOST_CENTRED = 4_096
 
 
 class Trainer:
@@ -78,6 +76,10 @@ class Trainer:
         bfloat16: bool = False,
         parallel: Parallel | None = None,
     ):
+        if train_config.binarize and model_config.likelihood in ("gaussian", "logistic"):
+            raise ConfigError(
+                f"binarize: got true, wanted false with likelihood={model_config.likelihood}"
+            )
         self.config = train_config
         self.step = 0
         self.skipped = 0
@@ -87,29 +89,31 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(train_config.seed, "weights"))
             model = Vae(model_config, dataset.image_shape, len(dataset.class_names))
-        model.centre.copy_(_channel_means(dataset.train.images))
+        model.begin(level_counts(dataset.train.images))
         # The layout in which convolutions on a CPU are fastest.
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model.to(self.device)
         self._weights = list(self.model.parameters())
         self._average = MovingAverage(self.model, train_config.ema)
-        groups = [{"params": self.model.autoencoder_parameters()}]
+        groups: list[dict[str, Any]] = [{"params": self.model.autoencoder_parameters()}]
+        self._peaks = [train_config.learning_rate]
         if self.model.prior is not None:
             groups.append({"params": self.model.prior_parameters()})
+            self._peaks.append(train_config.prior_learning_rate)
+        if scales := self.model.likelihood_parameters():
+            groups.append({"params": scales, "weight_decay": 0.0})
+            self._peaks.append(SCALE_LEARNING_RATE)
         self._optimizer = torch.optim.AdamW(
             groups,
             lr=train_config.learning_rate,
             weight_decay=train_config.weight_decay,
             fused=True,
         )
-        self._train = dataset.train
-        self._images = torch.from_numpy(np.array(dataset.train.images)).to(self.device)
-        self._labels = torch.from_numpy(np.array(dataset.train.labels)).to(self.device)
-        self._validation = torch.from_numpy(
-            binarize(dataset.validation.images, _VALIDATION_SEED)
-            if train_config.binarize
-            else to_unit(dataset.validation.images)
+        self._batches = Batches(dataset.train, train_config, self.device)
+        self._validation = Targets(
+            dataset.validation.images, _VALIDATION_SEED if train_config.binarize else None
         )
+        self._train = dataset.train
         self._noise = torch.Generator()
         # By what a phase trains: gradients of the prior alone have norms of their own.
         self._clipping = {
@@ -117,7 +121,9 @@ class Trainer:
             for part in ("autoencoder", "prior")
         }
         self._order = BatchOrder(train_config.seed)
-        self._prior_fit = PriorFit(dataset.train, train_config, self.device)
+        self._prior_fit = PriorFit(
+            dataset.train, train_config, self.device, model_config.latent_dim
+        )
         # The objective, wrapped for data-parallel training, and the phase that it was made for.
         self._objective: nn.Module | None = None
         self._objective_phase = ""
@@ -149,12 +155,12 @@ class Trainer:
     @property
     def batch_size(self) -> int:
         """Images per step: the configured number, or all training images if they are fewer."""
-        return min(self.config.batch_size, len(self._images))
+        return min(self.config.batch_size, len(self._batches))
 
     @property
     def epoch_steps(self) -> int:
         """Number of steps in which each training image is seen once, but for the last few."""
-        return len(self._images) // self.batch_size
+        return len(self._batches) // self.batch_size
 
     def overhead_in_validations(self) -> float:
         """Cost of what a run computes in addition to its steps, as a multiple of one validation.
@@ -199,7 +205,7 @@ class Trainer:
         peaks = (self.config.learning_rate, self.config.prior_learning_rate)
         # Tests for a good step rather than a bad one, because a NaN fails every comparison.
         if math.isfinite(numbers["loss"]) and math.isfinite(norm) and norm <= limit:
-            for group, peak in zip(self._optimizer.param_groups, peaks, strict=False):
+            for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
                 group["lr"] = peak * rate
             self._optimizer.step()
             self._average.update()
@@ -224,12 +230,15 @@ class Trainer:
         noise = torch.Generator().manual_seed(_VALIDATION_SEED)
         learned = self._phase_of(self.step - 1).learned_prior
         reconstruction = kl = 0.0
-        for chunk in torch.split(self._validation, _CHUNK):
-            images = chunk.to(self.device)
+        size = chunk_rows(self._validation.shape[1:])
+        for start in range(0, len(self._validation), size):
+            chunk = self._validation[start : start + size]
+            images = torch.from_numpy(chunk).to(self.device)
             posterior = self.ema_model.encode(images)
             eps = torch.randn(posterior.mean.shape, generator=noise).to(self.device)
             z = posterior.sample(eps)
-            reconstruction += bernoulli_nll(self.ema_model.decode(z), images).sum().item()
+            nll = self.ema_model.likelihood.nll(self.ema_model.decode(z), images)
+            reconstruction += nll.sum().item()
             kl += kl_at(self.ema_model, posterior, z, learned_prior=learned).sum().item()
         rows = len(self._validation)
         return {
@@ -287,12 +296,12 @@ class Trainer:
             phase: One of `phases`.
         """
         self.release()
-        data = (self._train, self._images, self._labels, self._validation)
+        data = (self._train, self._batches, self._validation)
         twin = copy.deepcopy(self, {id(part): part for part in data})
         twin.step = phase.start
         if not phase.trains_autoencoder:
             # Real posteriors take long to compute, and the time of a step does not depend on them.
-            twin._prior_fit.pretend(phase, self.model.config.latent_dim)
+            twin._prior_fit.pretend(phase)
         return twin
 
     def _phase_of(self, step: int) -> Phase:
@@ -314,18 +323,16 @@ class Trainer:
             self._objective_phase = phase.name
         assert self._objective is not None
         done = self._autoencoder_steps(phase)
-        rows = self._order.rows("order", done, len(self._images), self.batch_size).to(self.device)
-        # index_select copies whole images where indexing would go pixel by pixel.
-        images = self._images.index_select(0, rows).float().div_(255.0)
+        rows = self._order.rows("order", done, len(self._batches), self.batch_size)
+        pixels, labels = self._batches.read(rows, self.step)
+        images = pixels.float().div_(255.0)
         if config.binarize:
             images.gt_(torch.rand(images.shape, generator=self._noise).to(self.device))
         shape = (config.draws, len(images), self.model.config.latent_dim)
         eps = torch.randn(shape, generator=self._noise).to(self.device)
         beta = kl_weight(done, self.steps, config)
         cut = self.parallel.slice
-        loss, reconstruction, kl = self._objective(
-            cut(images), cut(self._labels[rows]), cut(eps, 1), beta
-        )
+        loss, reconstruction, kl = self._objective(cut(images), cut(labels), cut(eps, 1), beta)
         totals = self.parallel.mean(torch.stack([loss, reconstruction, kl]).detach())
         whole_loss, whole_reconstruction, whole_kl = totals.tolist()
         return loss, {
@@ -387,11 +394,3 @@ class Trainer:
             "Remedy: start again in another folder with a lower learning_rate (it is "
             f"{self.config.learning_rate:g})."
         )
-
-
-def _channel_means(images: NDArray[np.uint8]) -> Tensor:
-    """Mean of each channel of up to `_MOST_CENTRED` images, in [0, 1]: float32 [C, 1, 1]."""
-    rows = np.linspace(0, len(images) - 1, min(len(images), _MOST_CENTRED)).astype(np.int64)
-    totals = sum(images[row].sum(axis=(1, 2), dtype=np.int64) for row in rows)
-    pixels = len(rows) * images.shape[2] * images.shape[3]
-    return torch.from_numpy(totals / (255.0 * pixels)).float().reshape(-1, 1, 1)

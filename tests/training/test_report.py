@@ -18,7 +18,7 @@ from training.report.captions import Captions
 from training.report.curves import draw_curves, phases, read_line
 from training.report.movie import FRAMES_PER_SECOND, HOLD_SECONDS
 from training.report.page import flatten
-from training.report.palette import class_colours, point_colours
+from training.report.palette import class_marks, point_colours
 from training.report.projection import Window, fit_projection, fit_window
 from training.report.samples import BY_CLASS, SAMPLES, draw_samples, draw_samples_by_class
 from training.report.sheet import (
@@ -431,12 +431,13 @@ def test_curves_name_a_phase_without_an_elbo_too():
 
 
 @pytest.mark.parametrize("count", [0, 1, 10, 11, 100])
-def test_all_classes_have_different_colours(count):
-    colours = class_colours(count)
-    assert len(set(colours)) == count
-    assert colours[:10] == class_colours(10)[:count]
+def test_all_classes_have_different_marks(count):
+    marks = class_marks(count)
+    assert len(set(marks)) == count
+    assert marks[:10] == class_marks(10)[:count]
+    assert len({mark.colour for mark in marks}) == min(count, 10)
     labels = np.array([-1, 0, count])
-    assert point_colours(labels, colours).shape == (3, 3)
+    assert point_colours(labels, marks).shape == (3, 3)
 
 
 def test_light_strokes_on_black_are_inverted():

@@ -10,11 +10,16 @@ another tenth to the validation split. Other pictures therefore stay in their sp
 added, with one exception: the validation split holds at most `MAX_VALIDATION` pictures, those with
 the smallest hashes. The rest of its tenth goes to the training split, so an added picture can move
 another one there.
+
+Pictures of one thing must share a split, or the test split would hold near copies of what is
+trained on. Those whose paths differ only between an `@` in the name and the suffix do: `icon.png`,
+`icon@2x.png` and `icon@dark.png` have the same hash.
 """
 
 import functools
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,6 +42,7 @@ MAX_VALIDATION = 5_000
 
 _BLOCK = 1024
 _NAMED = 10
+_VARIANT = re.compile(r"(?<=[^/])@[^/@]*(?=\.[^./@]*\Z)")
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ def read_folder(spec: DataSpec, report: Report) -> FolderImages:
             read and `spec` does not skip them; or only some are in subfolders.
         ConfigError: The pictures differ in size and `spec` gives no size.
     """
-    folder = spec.folder
+    folder = spec.path
     listing = _find(folder)
     labelled = _labelled(folder, listing.paths)
     report(f"reading {len(listing.paths)} images from {folder}")
@@ -103,6 +109,10 @@ def read_folder(spec: DataSpec, report: Report) -> FolderImages:
         raise DataError(f"{folder}: {len(pictures)} usable images, wanted {MIN_IMAGES} or more")
     class_names = _class_names(folder, pictures) if labelled else ()
     digest = hashlib.sha256()
+    if any(split_key(picture.path) != picture.path for picture in pictures):
+        digest.update(
+            b"@\n"
+        )  # without it, a run split by whole paths would count as one of this data
     for picture in pictures:
         digest.update(os.fsencode(picture.path) + b"\0" + picture.sha256.encode() + b"\n")
     return FolderImages(
@@ -111,6 +121,11 @@ def read_folder(spec: DataSpec, report: Report) -> FolderImages:
         sha256=digest.hexdigest(),
         skipped=tuple(problem.path for problem in problems),
     )
+
+
+def split_key(path: str) -> str:
+    """What is hashed of a picture's path: all but what is between an `@` and the suffix."""
+    return _VARIANT.sub("", path)
 
 
 def split_by_hash(paths: Sequence[str]) -> tuple[list[int], list[int], list[int]]:
@@ -126,12 +141,15 @@ def split_by_hash(paths: Sequence[str]) -> tuple[list[int], list[int], list[int]
     test: list[int] = []
     validation: list[tuple[int, int]] = []
     for index, path in enumerate(paths):
-        value = int.from_bytes(hashlib.sha256(os.fsencode(path)).digest()[:8], "big")
+        key = os.fsencode(split_key(path))
+        value = int.from_bytes(hashlib.sha256(key).digest()[:8], "big")
         if value < tenth:
             test.append(index)
         elif value < 2 * tenth:
             validation.append((value, index))
-    validated = sorted(index for _, index in sorted(validation)[:MAX_VALIDATION])
+    first_not = sorted(validation)[MAX_VALIDATION:][:1]  # pictures of one hash stay together
+    end = first_not[0][0] if first_not else 2 * tenth
+    validated = [index for value, index in validation if value < end]
     train = sorted(set(range(len(paths))).difference(test, validated))
     return train, validated, test
 
@@ -186,15 +204,15 @@ def _read(spec: DataSpec, paths: Sequence[str]) -> tuple[list[_Picture], list[Pr
                     problems.append(result)
                     continue
                 pictures.append(result)
-                _refuse_other_size(spec.folder, pictures[0], result)
-                refuse_too_many(str(spec.folder), len(paths), result.pixels.nbytes)
+                _refuse_other_size(spec.path, pictures[0], result)
+                refuse_too_many(str(spec.path), len(paths), result.pixels.nbytes)
     return pictures, problems
 
 
 def _read_one(spec: DataSpec, path: str) -> _Picture | Problem:
     try:
-        raw = (spec.folder / path).read_bytes()
-        pixels = decode(raw, spec.size, spec.channels)
+        raw = (spec.path / path).read_bytes()
+        pixels = decode(raw, spec.image_size, spec.channels, spec.fit, spec.background_colour)
     except OSError as error:
         return Problem(path, reason(error))
     except PictureError as error:

@@ -7,13 +7,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from training.errors import ConfigError
-from training.model.config import Counts, Layers, Preset, TrainConfig
+from training.model.config import (
+    Augmentations,
+    Conv,
+    Counts,
+    Layers,
+    ModelConfig,
+    Preset,
+    TrainConfig,
+)
 
 T = TypeVar("T")
 
+_AUGMENTATION = typing.get_args(Augmentations)[0]
+
 # Fields that were added since, with what holds for records without them.
 _ADDED: Mapping[type, Mapping[str, Any]] = {
-    TrainConfig: {"clip_factor": 5.0, "skip_factor": 100.0},
+    Conv: {"patch": 2, "coarsest": 8},
+    ModelConfig: {"likelihood": "bernoulli", "mixture": 1},
+    TrainConfig: {"clip_factor": 5.0, "skip_factor": 100.0, "augment": []},
 }
 # Fields of older records that are no more.
 _GONE: Mapping[type, frozenset[str]] = {
@@ -66,7 +78,7 @@ def record_from_json(kind: type[T], data: Any) -> T:
         raise TypeError(f"got {data!r}, wanted an object of {', '.join(hints)}")
     if surplus := data.keys() - hints.keys() - _GONE.get(kind, frozenset()):
         raise TypeError(f"unknown fields {sorted(surplus)}")
-    data = {**_ADDED.get(kind, {}), **data}
+    data = _ADDED.get(kind, {}) | data
     return kind(**{name: _from_json(hint, data[name]) for name, hint in hints.items()})
 
 
@@ -106,6 +118,8 @@ def _from_json(hint: Any, value: Any) -> Any:
         return tuple((int(width), str(activation)) for width, activation in value)
     if hint == Counts:
         return tuple(int(count) for count in value)
+    if hint == Augmentations:
+        return tuple(_from_json(_AUGMENTATION, name) for name in value)
     if typing.get_origin(hint) is Literal:
         if value not in typing.get_args(hint):
             raise ValueError(f"got {value!r}, wanted {_wanted(hint)}")
@@ -127,6 +141,8 @@ def _parse(key: str, text: str, kind: Any) -> Any:
             return tuple((int(width), activation) for width, activation in pairs)
         if kind == Counts:
             return tuple(int(count) for count in text.split(","))
+        if kind == Augmentations:
+            return tuple(_parse(key, name, _AUGMENTATION) for name in text.split(",") if name)
         if typing.get_origin(kind) is Literal:
             if text not in typing.get_args(kind):
                 raise ValueError

@@ -4,7 +4,7 @@ import math
 
 from training.report.canvas import TEXT, WIDTH, Canvas
 from training.report.data import Frame, ReportData
-from training.report.palette import QUIET, class_colours
+from training.report.palette import NONE, QUIET, class_marks
 from training.report.sheet import clip_to_bytes, fit, is_ink, lay_out, side_within
 
 #: Largest number of classes on the sheet of samples by class.
@@ -84,12 +84,12 @@ def draw_samples_by_class(data: ReportData) -> bytes | None:
     step = height + 12
     left = (WIDTH - width - column - 30) / 2
     canvas = Canvas(WIDTH, len(names) * step - 12 + 2 * _MARGIN)
-    colours = dict(zip(data.class_names, class_colours(len(data.class_names)), strict=True))
+    marks = dict(zip(data.class_names, class_marks(len(data.class_names)), strict=True))
     for row, (name, sheet) in enumerate(zip(names, sheets, strict=True)):
         top = _MARGIN + row * step
         canvas.text(
             left + column, top + height / 2, canvas.shorten(name, _NAME, bold=True),
-            colour=colours.get(name, QUIET), align="right", middle=True, bold=True,
+            colour=marks.get(name, NONE).colour, align="right", middle=True, bold=True,
         )  # fmt: skip
         canvas.picture(sheet, left + column + 30, top)
     return canvas.png()

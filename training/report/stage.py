@@ -20,6 +20,7 @@ from training.report.canvas import Box, Canvas, points
 from training.report.curves import robust_limits
 from training.report.data import Bytes, Frame, ReportData
 from training.report.latent import legend_entries, point_size, scatter, write_axis_names
+from training.report.legend import in_rows
 from training.report.palette import ACCENT, FAINT, QUIET
 from training.report.projection import Projection, Window, fit_window
 from training.report.sheet import best_columns, fit, is_ink, lay_out, side_within
@@ -140,11 +141,10 @@ class Stage:
     def _place_scatter(self, data: ReportData) -> tuple[PathCollection, NDArray[np.int64]]:
         """Adds the scatter plot of the last frame; returns its points and their drawing order."""
         box = _PLOT
-        entries = legend_entries(data)
-        rows = self._canvas.legend_rows(box.width, entries, _SMALL)
-        self._canvas.legend(box.left, 46, box.width, entries, _SMALL)
+        legend = in_rows(self._canvas, box.width, legend_entries(data), _SMALL)
+        legend.draw(self._canvas, box.left, 46)
         # A legend of several rows makes the plot, which stays a square, smaller.
-        less = max(0.0, (rows - 1) * 1.5 * _SMALL) - (30 if rows == 0 else 0)
+        less = legend.height * (1 - 1 / legend.rows) if legend.rows else -30.0
         side = box.height - less
         box = Box(box.left + max(0.0, less / 2), box.top + less, side, side)
         axes = self._canvas.axes(box)

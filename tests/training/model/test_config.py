@@ -90,6 +90,7 @@ trainings: dict[str, st.SearchStrategy[Any]] = {
     "prior_learning_rate": positive,
     "label_weight": st.floats(0, 1e3),
     "seed": st.integers(0, 2**63),
+    "augment": st.lists(st.sampled_from(["flip", "shift"]), unique=True).map(tuple),
 }
 elbo = st.builds(TrainConfig, objective=st.just("elbo"), beta=st.floats(0, 1e6), **trainings)
 iwae = st.builds(TrainConfig, objective=st.just("iwae"), draws=st.integers(1, 99), **trainings)
@@ -156,6 +157,7 @@ def test_every_field_of_a_conv_preset_can_be_set_by_its_key(
         ("scale=sigmoid", "model.scale", "sigmoid"),
         ("binarize=FALSE", "train.binarize", False),
         ("prior_start=1", "train.prior_start", 1.0),
+        ("augment=shift,flip", "train.augment", ("shift", "flip")),
     ],
 )
 def test_a_setting_changes_its_field_and_no_other(setting: str, path: str, value: Any) -> None:
@@ -283,8 +285,11 @@ def test_a_bad_value_is_refused_with_key_got_and_wanted(
         ("widths=64,1", "(64, 1)", "2 to 65536"),
         ("encoder_blocks=1,-1", "(1, -1)", "0 to 1000"),
         ("decoder_blocks=1;1", "'1;1'", "whole numbers"),
-        ("encoder_trunk=0", "0", "1 to 65536"),
-        ("decoder_trunk=0", "0", "1 to 65536"),
+        ("encoder_trunk=-1", "-1", "0 to 65536"),
+        ("decoder_trunk=65537", "65537", "0 to 65536"),
+        ("patch=0", "0", "one of 1, 2, 4, 8, 16, 32"),
+        ("coarsest=0", "0", "1 to 65536"),
+        ("patch=3", "3", "one of 1, 2, 4, 8, 16, 32"),
     ],
 )
 def test_a_bad_value_of_a_conv_network_is_refused_with_key_got_and_wanted(
@@ -337,7 +342,9 @@ def test_an_edited_setting_is_refused_by_its_key_or_can_be_set_again(
     else:
         assert override(DENSE, typed(changed.model, changed.train)) == changed
         numbers = [number for number in dataclasses.astuple(changed.train) if number is not None]
-        assert all(math.isfinite(number) for number in numbers if not isinstance(number, str))
+        assert all(
+            math.isfinite(number) for number in numbers if not isinstance(number, str | tuple)
+        )
         return
     assert key in message
     assert "\n" not in message
