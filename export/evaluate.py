@@ -12,6 +12,7 @@ from bundle import open_bundle
 from export.errors import ExportError
 from export.subject import Subject, subject_of_graphs, subject_of_torch
 from training.data.datasets import Dataset, load_dataset
+from training.data.locations import KINDS
 from training.data.spec import DataSpec
 from training.errors import DataMissing
 from training.measure.classifier import load_classifier
@@ -269,7 +270,7 @@ def find_training_data(
         return load_training_data(fields, sha256, data, report=report)
     except DataMissing as error:
         kind = fields["source"].partition(":")[0]
-        if data is not None or kind not in ("folder", "idx"):
+        if data is not None or kind not in KINDS:
             raise
         raise ExportError(f"{error}. Remedy: --data {kind}:PATH, where it is now") from error
 

@@ -228,7 +228,7 @@ def test_an_invalid_number_of_steps_is_exit_2(
         (("--set", "posterior=delta"), "prior.kind: got standard, wanted none, gmm, flow"),
         (("--set", "layers=99999999999:relu"), "layers: got "),
         (("--device", "tpu"), "device: got 'tpu', wanted auto, cpu, cuda or cuda:N"),
-        (("--image-size", "5000"), "image_size: got 5000, wanted"),
+        (("--image-size", "5000"), r"image_size: got \(5000, 5000\), wanted"),
         (("--set", "layers=8:swishy"), "activation: got 'swishy', wanted one of"),
         (("--set", "layers=0:relu"), "layers: got "),
     ],
@@ -498,7 +498,7 @@ def test_training_on_digits_of_8_by_8_pixels(tmp_path: Path) -> None:
     assert main([*SMALL, "--steps", "20", *data, "--out", str(run)]) == 0
     config = RunFolder(run).read_config()
     assert config.image_shape == (1, 8, 8)
-    assert config.data == DataSpec("mnist", image_size=8)
+    assert config.data == DataSpec("mnist", image_size=(8, 8))
     log = RunFolder(run).read_log()
     assert all(math.isfinite(entry.get("elbo", 0)) for entry in log)
     assert RunFolder(run).complete

@@ -16,14 +16,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from common.pictures import fit
+from common.pictures import resize
 from training.data.download import Report, read_files
 from training.data.folder import MIN_IMAGES, read_folder
 from training.data.idx import parse_idx, read_unpacked
 from training.data.memory import refuse_too_many
+from training.data.rows import Images, interleave_classes
 from training.data.sources import SOURCES
 from training.data.spec import DataSpec
+from training.data.targets import binarize
 from training.errors import DataError
+
+__all__ = ["Dataset", "Split", "binarize", "interleave_classes", "load_dataset"]
 
 VALIDATION_IMAGES = 5_000
 
@@ -41,12 +45,12 @@ class Split:
     """Images with their labels.
 
     Attributes:
-        images: uint8 [N, C, H, W].
+        images: uint8 [N, C, H, W], to be read in chunks: they may be on disk.
         labels: int64 [N], indices into `Dataset.class_names`; all 0 if the data has no
             labels.
     """
 
-    images: NDArray[np.uint8]
+    images: Images
     labels: NDArray[np.int64]
 
 
@@ -111,44 +115,6 @@ def load_dataset(
     return _from_source(spec, root, report, fetch)
 
 
-def binarize(images: NDArray[np.uint8], seed: int) -> NDArray[np.float32]:
-    """Draws one bit per pixel: 1 with probability grey value / 255, else 0.
-
-    It is the protocol of the published MNIST likelihoods (Salakhutdinov and Murray 2008;
-    Burda et al. 2016). The bits come from Philox under the key `seed`, so they are the same
-    on every machine.
-
-    Args:
-        images: uint8, any shape.
-        seed: Philox key.
-
-    Returns:
-        float32 of the same shape, each element 0 or 1.
-    """
-    # Compares 32 random bits per pixel with value / 255: 0 never and 255 always sets the bit.
-    words = np.random.Philox(key=seed).random_raw((images.size + 1) // 2)
-    bits = np.frombuffer(words.astype("<u8").tobytes(), "<u4", count=images.size)
-    threshold = (images.reshape(-1).astype(np.uint64) << np.uint64(32)) // np.uint64(255)
-    return (bits < threshold).astype(np.float32).reshape(images.shape)
-
-
-def interleave_classes(labels: NDArray[np.int64], count: int) -> NDArray[np.intp]:
-    """Picks images of all classes in turn: the first of each class, the second of each, ...
-
-    Args:
-        labels: int64 [N].
-        count: Number of images to pick.
-
-    Returns:
-        Indices of the picked images, intp [min(count, N)].
-    """
-    rank = np.zeros(len(labels), dtype=np.int64)
-    for label in np.unique(labels):
-        members = labels == label
-        rank[members] = np.arange(members.sum())
-    return np.lexsort((labels, rank))[:count]
-
-
 def _from_folder(spec: DataSpec, report: Report) -> Dataset:
     found = read_folder(spec, report)
     train, validation, test = (Split(images, labels) for images, labels in found.splits)
@@ -158,7 +124,7 @@ def _from_folder(spec: DataSpec, report: Report) -> Dataset:
         validation=validation,
         test=test,
         class_names=found.class_names,
-        sha256={spec.folder.name or str(spec.folder): found.sha256},
+        sha256={spec.path.name or str(spec.path): found.sha256},
         skipped=found.skipped,
     )
 
@@ -188,11 +154,9 @@ def _from_source(spec: DataSpec, root: Path | None, report: Report, fetch: bool)
 
 
 def _from_idx_files(spec: DataSpec) -> Dataset:
-    files = [file for file in spec.idx_files if file is not None]
+    files = [file for file in spec.files if file is not None]
     contents = {file: read_unpacked(file) for file in files}
-    arrays = [
-        None if file is None else parse_idx(contents[file], str(file)) for file in spec.idx_files
-    ]
+    arrays = [None if file is None else parse_idx(contents[file], str(file)) for file in spec.files]
     images, labels, test_images, test_labels = (*arrays, None, None, None)[:4]
     assert images is not None
     if len(images) < MIN_IMAGES:
@@ -242,9 +206,16 @@ def _split(spec: DataSpec, images: NDArray[np.uint8], labels: NDArray[np.uint8] 
             f"{spec.source}: images {list(images.shape)} and labels {list(labels.shape)} do not "
             "belong together"
         )
-    height, width = spec.size or images.shape[1:]
-    refuse_too_many(spec.source, len(images), (spec.channels or 1) * height * width)
-    return Split(fit(images, spec.size, spec.channels), labels.astype(np.int64))
+    size = spec.image_size or images.shape[1:]
+    channels = spec.channels or 1
+    refuse_too_many(spec.source, len(images), channels * size[0] * size[1])
+    if size == images.shape[1:]:
+        pixels = images[:, None] if channels == 1 else np.repeat(images[:, None], 3, axis=1)
+    else:
+        pixels = np.empty((len(images), channels, *size), np.uint8)
+        for place, image in enumerate(images):
+            pixels[place] = resize(image[None], size, channels, spec.fit, spec.background_colour)
+    return Split(pixels, labels.astype(np.int64))
 
 
 def _cut(whole: Split, last: int) -> tuple[Split, Split]:

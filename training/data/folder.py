@@ -86,7 +86,7 @@ def read_folder(spec: DataSpec, report: Report) -> FolderImages:
             read and `spec` does not skip them; or only some are in subfolders.
         ConfigError: The pictures differ in size and `spec` gives no size.
     """
-    folder = spec.folder
+    folder = spec.path
     listing = _find(folder)
     labelled = _labelled(folder, listing.paths)
     report(f"reading {len(listing.paths)} images from {folder}")
@@ -204,15 +204,15 @@ def _read(spec: DataSpec, paths: Sequence[str]) -> tuple[list[_Picture], list[Pr
                     problems.append(result)
                     continue
                 pictures.append(result)
-                _refuse_other_size(spec.folder, pictures[0], result)
-                refuse_too_many(str(spec.folder), len(paths), result.pixels.nbytes)
+                _refuse_other_size(spec.path, pictures[0], result)
+                refuse_too_many(str(spec.path), len(paths), result.pixels.nbytes)
     return pictures, problems
 
 
 def _read_one(spec: DataSpec, path: str) -> _Picture | Problem:
     try:
-        raw = (spec.folder / path).read_bytes()
-        pixels = decode(raw, spec.size, spec.channels)
+        raw = (spec.path / path).read_bytes()
+        pixels = decode(raw, spec.image_size, spec.channels, spec.fit, spec.background_colour)
     except OSError as error:
         return Problem(path, reason(error))
     except PictureError as error:

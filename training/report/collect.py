@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.pixels import to_bytes, to_unit
+from common.pixels import to_bytes
 from training.data.datasets import Dataset, interleave_classes
+from training.data.rows import sample_rows
 from training.measure.adapter import as_autoencoder, as_image_decoder, as_sampler
+from training.measure.elbo import posteriors
 from training.model.vae import Vae
 from training.report import Frame, ReportData, write_live
 from training.run_folder import RunFolder
@@ -21,6 +23,8 @@ FRAMES = 80
 SHOWN = 16
 #: Number of test images whose posterior means are in the scatter plot of each frame.
 SCATTERED = 1_000
+#: Most test images on the map of the latents, drawn from all by a seed.
+MAPPED = 20_000
 # Largest coordinate that a plot's axes can be made for.
 _MOST_DRAWABLE = 1e9
 
@@ -96,10 +100,10 @@ class MovieRecorder:
         None where they cannot be drawn: the run is diverging, and ends by itself with the reason.
         """
         model = self._trainer.ema_model
-        encode, decode = as_autoencoder(model).encode, as_image_decoder(model)
-        shown, _ = encode(to_unit(self._images[self._shown]))
-        scattered, _ = encode(to_unit(self._images[:SCATTERED]))
-        drawn = decode(shown)
+        shown, _ = posteriors(as_autoencoder(model), self._images, self._shown)
+        rows = np.arange(min(len(self._images), SCATTERED))
+        scattered, _ = posteriors(as_autoencoder(model), self._images, rows)
+        drawn = as_image_decoder(model)(shown)
         # One comparison for infinities and NaN, too.
         if not (np.abs(scattered) < _MOST_DRAWABLE).all() or not np.isfinite(drawn).all():
             return None
@@ -124,13 +128,9 @@ def collect_report(
         metrics: The final figures.
     """
     config, log = folder.read_config(), folder.read_log()
-    autoencoder = as_autoencoder(model)
     test = dataset.test
-    parts = [
-        autoencoder.encode(to_unit(test.images[start : start + 1_000]))
-        for start in range(0, len(test.images), 1_000)
-    ]
-    log_vars = [log_var for _, log_var in parts if log_var is not None]
+    mapped = sample_rows(len(test.images), MAPPED)
+    means, log_vars = posteriors(as_autoencoder(model), test.images, mapped)
     shown = interleave_classes(test.labels, SHOWN)
     labels = test_labels(dataset)
     measured = [entry for entry in log if entry.get("elbo") is not None]
@@ -160,9 +160,9 @@ def collect_report(
             for frame in folder.read_frames()
         ],
         log=log,
-        means=np.concatenate([mean for mean, _ in parts]),
-        log_vars=np.concatenate(log_vars) if log_vars else None,
-        map_labels=labels,
+        means=means,
+        log_vars=log_vars,
+        map_labels=labels[mapped],
         decode=as_image_decoder(model),
         sample=as_sampler(model) if config.model.prior.kind != "none" else None,
         sample_labels=dataset.class_names if model.labels else (),

@@ -89,7 +89,7 @@ def test_a_data_set_too_small_to_split_is_refused(
 
 
 def test_mnist_at_another_size_is_the_same_digits(mnist: Dataset) -> None:
-    resized = load_dataset(DataSpec("mnist", image_size=8))
+    resized = load_dataset(DataSpec("mnist", image_size=(8, 8)))
     assert resized.image_shape == (1, 8, 8)
     for name in ("train", "validation", "test"):
         before, after = getattr(mnist, name), getattr(resized, name)
@@ -117,7 +117,7 @@ def test_a_data_set_larger_than_the_memory_limit_is_refused_before_it_is_resized
 ) -> None:
     assert len(mnist.train.images) == 55_000
     with pytest.raises(DataError, match=r"60000 images of 3145728 bytes take 175.8 GiB.*at most 8"):
-        load_dataset(DataSpec("mnist", image_size=1024, channels=3))
+        load_dataset(DataSpec("mnist", image_size=(1024, 1024), channels=3))
 
 
 def write_idx(folder: Path, name: str, array: NDArray[np.uint8], gzipped: bool = False) -> Path:
@@ -200,7 +200,7 @@ def test_idx_images_that_are_not_square_are_cropped_to_their_centre(tmp_path: Pa
     image[2:18] = 200
     path = write_idx(tmp_path, "images", np.repeat(image[None], 30, axis=0))
     assert load_dataset(f"idx:{path}").image_shape == (1, 20, 16)
-    resized = load_dataset(DataSpec(f"idx:{path}", image_size=4))
+    resized = load_dataset(DataSpec(f"idx:{path}", image_size=(4, 4)))
     assert resized.image_shape == (1, 4, 4)
     # Resized without cropping, the first row would be 120.
     assert resized.train.images.min() > 170
