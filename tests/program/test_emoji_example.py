@@ -173,7 +173,8 @@ def test_a_package_that_cannot_be_used_leaves_no_folder(
     wanted = {
         "missing": "No such file", "checksum": f"wanted {hashlib.sha256(whole).hexdigest()}",
         "no archive": "damaged archive", "cut short": "damaged archive",
-        "icon": "1f600.png: damaged or not a picture", "size": "differs in size from smileys-and-emotion/grinning-face@twemoji-1f600.png",
+        "icon": "1f600.png: damaged or not a picture",
+        "size": "differs in size from smileys-and-emotion/",
     }  # fmt: skip
     assert program.run() == 1
     assert wanted[case] in capsys.readouterr().err

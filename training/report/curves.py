@@ -107,6 +107,7 @@ def draw_curves(data: ReportData) -> bytes | None:
             title, lines, limits = panels[index]
             axes.set_ylim(*limits)
             axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _long(value)))
             _draw_lines(axes, *lines, begin)
         else:
             title = "learning rate"
@@ -142,6 +143,11 @@ def _draw_lines(axes: Axes, training: Line, validation: Line, begin: float) -> N
 def _short(value: float) -> str:
     """Formats a small number compactly, such as 0.002 or 5e-5."""
     return f"{value:g}" if value == 0 or value >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
+
+
+def _long(value: float) -> str:
+    """Formats a number of nats, such as 80.5 or 41,500."""
+    return f"{round(value, 6):,}".removesuffix(".0").replace("-", "\N{MINUS SIGN}")
 
 
 def _name_phases(
