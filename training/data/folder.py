@@ -110,9 +110,7 @@ def read_folder(spec: DataSpec, report: Report) -> FolderImages:
     class_names = _class_names(folder, pictures) if labelled else ()
     digest = hashlib.sha256()
     if any(split_key(picture.path) != picture.path for picture in pictures):
-        digest.update(
-            b"@\n"
-        )  # without it, a run split by whole paths would count as one of this data
+        digest.update(b"@\n")  # or a run that split them by their whole paths had the same
     for picture in pictures:
         digest.update(os.fsencode(picture.path) + b"\0" + picture.sha256.encode() + b"\n")
     return FolderImages(
