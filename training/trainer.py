@@ -9,16 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from training.batches import Batches
-from training.clipping import Clipping
 from training.data.datasets import Dataset
-from training.data.rows import chunk_rows
-from training.data.targets import Targets
+from training.divergence import not_finite, skipped_too_many
 from training.ema import MovingAverage
-from training.errors import ConfigError, DivergenceError
+from training.errors import ConfigError
 from training.model.config import ModelConfig, TrainConfig
-from training.model.likelihood import SCALE_LEARNING_RATE, level_counts
-from training.model.objectives import Objective, kl_at, prior_nlls
+from training.model.likelihood import level_counts
+from training.model.objectives import Objective, prior_nlls
 from training.model.vae import Vae
+from training.optimizer import Optimizer, Part
 from training.parallel import Parallel
 from training.prior_fit import PriorFit
 from training.schedule import (
@@ -29,11 +28,10 @@ from training.schedule import (
     learning_rate_factor,
     plan,
 )
+from training.validation import Validation
 
 #: Approximate number of validations in a run.
 VALIDATIONS = 20
-
-_VALIDATION_SEED = 1
 
 
 class Trainer:
@@ -93,33 +91,14 @@ class Trainer:
         # The layout in which convolutions on a CPU are fastest.
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model.to(self.device)
-        self._weights = list(self.model.parameters())
         self._average = MovingAverage(self.model, train_config.ema)
-        groups: list[dict[str, Any]] = [{"params": self.model.autoencoder_parameters()}]
-        self._peaks = [train_config.learning_rate]
-        if self.model.prior is not None:
-            groups.append({"params": self.model.prior_parameters()})
-            self._peaks.append(train_config.prior_learning_rate)
-        if scales := self.model.likelihood_parameters():
-            groups.append({"params": scales, "weight_decay": 0.0})
-            self._peaks.append(SCALE_LEARNING_RATE)
-        self._optimizer = torch.optim.AdamW(
-            groups,
-            lr=train_config.learning_rate,
-            weight_decay=train_config.weight_decay,
-            fused=True,
-        )
+        self._optimizer = Optimizer(self.model, train_config)
         self._batches = Batches(dataset.train, train_config, self.device)
-        self._validation = Targets(
-            dataset.validation.images, _VALIDATION_SEED if train_config.binarize else None
+        self._validation = Validation(
+            dataset.validation.images, self.device, binarize=train_config.binarize
         )
         self._train = dataset.train
         self._noise = torch.Generator()
-        # By what a phase trains: gradients of the prior alone have norms of their own.
-        self._clipping = {
-            part: Clipping(train_config.clip_factor, train_config.skip_factor)
-            for part in ("autoencoder", "prior")
-        }
         self._order = BatchOrder(train_config.seed)
         self._prior_fit = PriorFit(
             dataset.train, train_config, self.device, model_config.latent_dim
@@ -190,7 +169,7 @@ class Trainer:
         """
         phase = self.phase
         self._noise.manual_seed(derived_seed(self.config.seed, f"step {self.step}"))
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.clear()
         if phase.trains_autoencoder:
             loss, numbers = self._autoencoder_loss(phase)
             done, steps = self._autoencoder_steps(phase), self.steps
@@ -199,53 +178,28 @@ class Trainer:
             done, steps = self.step - phase.start, phase.stop - phase.start
         rate = learning_rate_factor(done, steps, self.config.warmup)
         loss.backward()  # type: ignore[no-untyped-call]
-        clipping = self._clipping["autoencoder" if phase.trains_autoencoder else "prior"]
-        limit, norm = clipping.limit, clipping.clip(self._weights)
-        clipping.record(norm)
-        peaks = (self.config.learning_rate, self.config.prior_learning_rate)
-        # Tests for a good step rather than a bad one, because a NaN fails every comparison.
-        if math.isfinite(numbers["loss"]) and math.isfinite(norm) and norm <= limit:
-            for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
-                group["lr"] = peak * rate
-            self._optimizer.step()
+        part: Part = "autoencoder" if phase.trains_autoencoder else "prior"
+        loss_value = numbers.pop("loss")
+        update = self._optimizer.update(part, rate, loss_value)
+        if update.done:
             self._average.update()
         else:
             self.skipped += 1
         self.step += 1
-        self._check_divergence(numbers.pop("loss"), norm, limit)
+        config = self.config
+        if self.skipped > config.max_skipped:
+            raise skipped_too_many(config, part, self.step, self.skipped, loss_value, update)
+        peak = config.learning_rate if part == "autoencoder" else config.prior_learning_rate
         return numbers | {
-            "grad_norm": norm,
-            "learning_rate": peaks[0 if phase.trains_autoencoder else 1] * rate,
+            "grad_norm": update.norm,
+            "learning_rate": peak * rate,
             "skipped": float(self.skipped),
         }
 
-    @torch.inference_mode()
     def validate(self) -> dict[str, float]:
-        """Measures the averaged model on the validation split, each time with the same noise.
-
-        Returns:
-            `validation_elbo`, `validation_reconstruction` and `validation_kl` in
-            nats per image.
-        """
-        noise = torch.Generator().manual_seed(_VALIDATION_SEED)
+        """Measures the averaged model on the validation split, as `Validation.measure` does."""
         learned = self._phase_of(self.step - 1).learned_prior
-        reconstruction = kl = 0.0
-        size = chunk_rows(self._validation.shape[1:])
-        for start in range(0, len(self._validation), size):
-            chunk = self._validation[start : start + size]
-            images = torch.from_numpy(chunk).to(self.device)
-            posterior = self.ema_model.encode(images)
-            eps = torch.randn(posterior.mean.shape, generator=noise).to(self.device)
-            z = posterior.sample(eps)
-            nll = self.ema_model.likelihood.nll(self.ema_model.decode(z), images)
-            reconstruction += nll.sum().item()
-            kl += kl_at(self.ema_model, posterior, z, learned_prior=learned).sum().item()
-        rows = len(self._validation)
-        return {
-            "validation_elbo": (reconstruction + kl) / rows,
-            "validation_reconstruction": reconstruction / rows,
-            "validation_kl": kl / rows,
-        }
+        return self._validation.measure(self.ema_model, learned_prior=learned)
 
     def state_dict(self) -> dict[str, Any]:
         """The whole training state, as tensors and plain values."""
@@ -256,7 +210,6 @@ class Trainer:
             "model": self.model.state_dict(),
             "average": self._average.state_dict(),
             "optimizer": self._optimizer.state_dict(),
-            "clipping": {part: of.state_dict() for part, of in self._clipping.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -267,8 +220,6 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self._average.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])
-        for part, clipping in self._clipping.items():
-            clipping.load_state_dict(state["clipping"][part])
 
     def check_finite(self, *numbers: float) -> None:
         """Ends a run that has diverged in fewer steps than `max_skipped`.
@@ -280,10 +231,7 @@ class Trainer:
             DivergenceError: One of them is not finite.
         """
         if not all(map(math.isfinite, numbers)):
-            raise DivergenceError(
-                f"stopped after {self.step} steps: the averaged model's figures are not finite, "
-                f"and {self.skipped} steps were skipped. {self._remedy}"
-            )
+            raise not_finite(self.config, self.step, self.skipped)
 
     def release(self) -> None:
         """Drops the wrapped objective, which refers to the process group; a step wraps it anew."""
@@ -377,20 +325,3 @@ class Trainer:
         if not self._bfloat16:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
-
-    def _check_divergence(self, loss: float, norm: float, limit: float) -> None:
-        config = self.config
-        if self.skipped > config.max_skipped:
-            raise DivergenceError(
-                f"stopped at step {self.step}: {self.skipped} steps were skipped because the loss "
-                f"or its gradient was not finite, or far above the recent ones (last loss "
-                f"{loss:g}, gradient norm {norm:g}, limit {limit:g}); wanted at most "
-                f"max_skipped={config.max_skipped}. {self._remedy}"
-            )
-
-    @property
-    def _remedy(self) -> str:
-        return (
-            "Remedy: start again in another folder with a lower learning_rate (it is "
-            f"{self.config.learning_rate:g})."
-        )
