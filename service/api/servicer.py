@@ -190,8 +190,8 @@ class Servicer:
                 if given != size:
                     raise InvalidArgument(
                         "image",
-                        f"{given[1]}x{given[0]}",
-                        f"{size[1]}x{size[0]}, the size of ModelInfo.image_shape",
+                        f"{given[0]}x{given[1]}",
+                        f"{size[0]}x{size[1]} (height x width), the size of ModelInfo.image_shape",
                     )
                 start = (await self._inputs.means(model, request.image, "image", 1, size, call))[0]
             else:

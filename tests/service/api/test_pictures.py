@@ -101,7 +101,7 @@ def test_a_picture_of_another_mode_than_the_models_is_accepted_only_with_resize(
     else:
         error = refused(MODES[mode], shape)
         wanted = "grey" if shape == GREY_MODEL else "RGB"
-        assert error.description.endswith(f"wanted {wanted} 28x28, or resize")
+        assert error.description.endswith(f"wanted {wanted} 28x28 (height x width), or resize")
     assert np.array_equal(read_files([MODES[mode]], "images", shape, resize=True), prepared)
 
 
@@ -128,7 +128,7 @@ def test_pixels_of_an_accepted_picture_are_unchanged() -> None:
 )
 def test_a_refused_picture_is_described_by_got_and_wanted(raw: bytes, got: str) -> None:
     error = refused(raw)
-    assert str(error) == f"images.encoded.files[0]: got {got}, wanted grey 28x28, or resize"
+    assert str(error) == f"images.encoded.files[0]: got {got}, wanted grey 28x28 (height x width), or resize"
 
 
 def test_a_picture_turned_by_exif_is_accepted_only_with_resize() -> None:

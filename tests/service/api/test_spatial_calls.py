@@ -311,7 +311,7 @@ def test_a_traversal_through_another_size_is_refused(stub):
         stub.Traverse,
         pb.TraverseRequest(model=named("soft"), steps=2, image=images(pixels(1, (8, 24)))),
     )
-    assert text == "image: got 24x8, wanted 16x16, the size of ModelInfo.image_shape"
+    assert text == "image: got 8x24, wanted 16x16 (height x width), the size of ModelInfo.image_shape"
 
 
 # --------------------------------------------------------------------------------- score
@@ -715,21 +715,23 @@ def test_pictures_of_several_sizes_are_refused_by_the_first_that_differs(stub):
     mixed = [save(photo(*size)) for size in ((16, 24), (16, 24), (24, 16), (8, 8))]
     request = pb.EncodeRequest(model=named("bright"), images=files(*mixed))
     assert refusal(stub.Encode, request) == (
-        "images.encoded.files[2]: got RGB 16x24 PNG, wanted RGB 24x16, the size of the first file"
+        "images.encoded.files[2]: got RGB 24x16 PNG, wanted RGB 16x24 (height x width), the size "
+        "of the first file"
     )
     request = pb.EncodeRequest(model=named("bright"), images=files(*mixed, resize=True))
     assert refusal(stub.Encode, request) == (
-        "images.encoded.files[2]: got 16x24, wanted 24x16, the size of the first file"
+        "images.encoded.files[2]: got 24x16, wanted 16x24 (height x width), the size of the first "
+        "file"
     )
     request = pb.EncodeRequest(
         model=named("bright"), images=files(mixed[2], save(photo(17, 25)), resize=True)
     )
     assert refusal(stub.Encode, request) == (
-        "images.encoded.files[1]: got 25x17, resized to 24x16, wanted 16x24, the size of the first "
-        "file"
+        "images.encoded.files[1]: got 17x25, resized to 16x24, wanted 24x16 (height x width), the "
+        "size of the first file"
     )
     ends = pb.InterpolateRequest(model=named("bright"), images=files(*mixed[1:3]), steps=2)
-    assert refusal(stub.Interpolate, ends).startswith("images.encoded.files[1]: got RGB 16x24 PNG")
+    assert refusal(stub.Interpolate, ends).startswith("images.encoded.files[1]: got RGB 24x16 PNG")
 
 
 def test_pictures_are_resized_to_a_size_that_the_request_states(stub):
