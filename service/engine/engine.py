@@ -89,8 +89,8 @@ class Engine:
         max_compute_bytes: int = 0,
     ):
         self.admission = admission
-        # With one worker, a slow row runs in a second thread.
-        self._pool = Pool(max(2, workers))
+        # With one worker, a slow row runs in a second thread; beside long rows, one more runs.
+        self._pool = Pool(max(2, workers) + 1)
         self._background = Background(min(_MAX_THREADS, usable_cpus() + _MORE_THREADS))
         self._observer = observer
         self._batcher = Batcher(

@@ -311,7 +311,9 @@ def test_a_traversal_through_another_size_is_refused(stub):
         stub.Traverse,
         pb.TraverseRequest(model=named("soft"), steps=2, image=images(pixels(1, (8, 24)))),
     )
-    assert text == "image: got 8x24, wanted 16x16 (height x width), the size of ModelInfo.image_shape"
+    assert (
+        text == "image: got 8x24, wanted 16x16 (height x width), the size of ModelInfo.image_shape"
+    )
 
 
 # --------------------------------------------------------------------------------- score
