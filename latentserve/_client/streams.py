@@ -31,7 +31,7 @@ from latentserve._client.plans import (
 )
 from latentserve._client.retries import Retries
 from latentserve._client.values import Posterior, Samples
-from latentserve.errors import InvalidArgument, ServerError
+from latentserve.errors import InvalidArgument, NotFound, ServerError
 from latentserve.v1 import latent_service_pb2 as pb
 
 T = TypeVar("T")
@@ -77,13 +77,17 @@ def sample_stream(
     )
     chunk_rows = scalars.int64(chunk_rows, "chunk_rows")
     attempts = retries.attempts()
+    stated, answered_by = request.model.version, 0
     while request.count:
+        # A resumed stream stays with the version that it began with.
+        request.model.version = stated or answered_by
         message = pb.SampleStreamRequest(request=request, chunk_rows=chunk_rows)
         yield OpenStream("SampleStream", message)
         try:
             while request.count:
                 reply = yield Receive()
                 attempts.succeeded()
+                answered_by = reply.response.model.version
                 samples = requests.samples_of([reply.response])
                 request.count -= len(samples.images)
                 # After the last image the offset may be 2^64, which the field cannot hold.
@@ -93,6 +97,9 @@ def sample_stream(
             with contextlib.suppress(ServerError):
                 yield Receive()
         except ServerError as error:
+            if _was_replaced(error, request.model.version, stated):
+                answered_by = 0
+                continue
             for seconds in attempts.waits(error):
                 yield BackOff(seconds, error)
 
@@ -144,7 +151,7 @@ def encode_stream(
     def result(replies: list[pb.EncodeResponse]) -> Posterior:
         return requests.posterior_of(replies, seed)
 
-    yield from _exchange("EncodeStream", cut, result, window, retries)
+    yield from _exchange("EncodeStream", cut, result, window, retries, version)
 
 
 def decode_stream(
@@ -186,7 +193,7 @@ def decode_stream(
     def result(replies: list[pb.DecodeResponse]) -> NDArray[Any] | list[bytes]:
         return codec.joined_images([reply.images for reply in replies], dtype)
 
-    yield from _exchange("DecodeStream", cut, result, window, retries)
+    yield from _exchange("DecodeStream", cut, result, window, retries, version)
 
 
 def _exchange(
@@ -195,6 +202,7 @@ def _exchange(
     result: Callable[[list[Any]], T],
     window: int,
     retries: Retries,
+    version: int,
 ) -> StreamPlan[T]:
     """Sends batches, at most `window` chunks ahead of the replies, and delivers their results.
 
@@ -204,6 +212,8 @@ def _exchange(
         result: Makes the result of a batch from the replies to its chunks.
         window: Maximum number of chunks without a reply.
         retries: The client's retry policy and budget.
+        version: Version of the model in the requests; 0 for one that the server chooses, with which
+            a resumed stream stays.
     """
     if window < 1:
         raise ValueError(f"window: got {window}, wanted at least 1")
@@ -212,7 +222,9 @@ def _exchange(
     unanswered: deque[_Chunk] = deque()
     replies: list[Any] = []
     attempts = retries.attempts()
+    answered_by = 0
     while True:
+        held = version or answered_by
         yield OpenStream(rpc)
         sent = 0  # number of unanswered chunks that were sent on this stream
         try:
@@ -229,13 +241,16 @@ def _exchange(
                             batch_chunks = cut(batch)
                     if sent == len(unanswered):
                         break
-                    yield Send(unanswered[sent].request)
+                    message = unanswered[sent].request
+                    message.request.model.version = held
+                    yield Send(message)
                     sent += 1
                 if not unanswered:
                     return
                 reply = yield Receive()
                 attempts.succeeded()
                 sent -= 1
+                answered_by = reply.response.model.version
                 replies.append(reply.response)
                 if unanswered.popleft().last:
                     yield Deliver(result(replies))
@@ -244,5 +259,19 @@ def _exchange(
             if isinstance(error, InvalidArgument) and unanswered:
                 # Replies come in order, so the error is that of the oldest unanswered chunk.
                 chunks.count_from(error, unanswered[0].start)
+            if _was_replaced(error, held, version):
+                answered_by = 0
+                continue
             for seconds in attempts.waits(error):
                 yield BackOff(seconds, error)
+
+
+def _was_replaced(error: ServerError, held: int, stated: int) -> bool:
+    """Whether a stream failed since the version that it was held to is not served any more.
+
+    Args:
+        error: The error.
+        held: Version in the requests.
+        stated: Version that the caller has stated; 0 for none.
+    """
+    return isinstance(error, NotFound) and held != stated

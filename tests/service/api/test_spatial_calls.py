@@ -13,9 +13,13 @@ from PIL import Image
 
 from bundle import LatentScaling, open_bundle
 from common.noise import Stream, standard_normal
+from latentserve._client.describe import read_model_info
 from latentserve.v1 import latent_service_pb2 as pb
 from latentserve.v1 import tensor_pb2
+from service.api.describe import describe_model
+from service.models.model import load_model
 from service.models.onnx import Device, Graph
+from service.settings import Settings
 from tests.support.processes import Server
 from tests.support.spatial import FACTOR, Spatial, write_spatial
 from tests.support.stubs import details, files, images, stub_of, tensor
@@ -864,6 +868,22 @@ def test_the_moments_of_the_prior_are_left_out_above_4096_dimensions(tmp_path):
         assert not large.prior_mean
         assert not large.prior_std
         assert (large.rows_at_once, small.rows_at_once) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("rows_at_once", "invariant", "stated"),
+    [(0, None, True), (1, None, None), (1, True, True), (1, False, False)],
+)
+def test_a_model_says_whether_its_rows_are_the_same_in_every_batch(
+    tmp_path, rows_at_once, invariant, stated
+):
+    kind = Spatial(rows_at_once=rows_at_once, batch_invariant=invariant)
+    path = write_spatial(tmp_path / "models" / "some", kind)
+    info = describe_model(load_model(open_bundle(path), Device("cpu")), Settings())
+    assert info.rows_at_once == rows_at_once
+    assert info.HasField("batch_invariant") == (stated is not None)
+    assert info.batch_invariant == bool(stated)
+    assert read_model_info(info).batch_invariant is stated
 
 
 def test_the_latent_map_is_that_of_the_bundle(stub, folder):
