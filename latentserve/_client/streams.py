@@ -8,7 +8,7 @@ from typing import Any, TypeVar, Unpack
 
 from numpy.typing import ArrayLike, NDArray
 
-from latentserve._client import chunks, codec, requests, scalars
+from latentserve._client import chunks, codec, formats, requests, scalars
 from latentserve._client.codec import ImageSource
 from latentserve._client.describe import Limits, check_supported, limits_of
 from latentserve._client.parameters import (
@@ -63,7 +63,7 @@ def sample_stream(
     **options: Unpack[Sampling],
 ) -> StreamPlan[Samples]:
     """Draws images from the prior, chunk by chunk."""
-    image_format = codec.array_format_message(dtype)
+    image_format = formats.array_format_message(dtype)
     # Updated with each reply: count and offset are those of the images that are still missing.
     request = requests.sample_request(
         n, image_format, latents=True, latent_dtype=latent_dtype, **options
@@ -119,7 +119,7 @@ def encode_stream(
     version: int,
 ) -> StreamPlan[Posterior]:
     """Encodes batches of images; rows are numbered across all batches."""
-    latent_format = codec.latent_format_message(latent_dtype)
+    latent_format = formats.latent_format_message(latent_dtype)
     size = codec.given_size(resize)
     maxima = yield from limits_of(limits, model, version, files=True)
     yield from check_supported(
@@ -167,7 +167,7 @@ def decode_stream(
     quality: int | None = None,
 ) -> StreamPlan[NDArray[Any] | list[bytes]]:
     """Decodes batches of latents."""
-    image_format = codec.format_message(dtype)
+    image_format = formats.format_message(dtype)
     quality = requests.quality_of(quality)
     maxima = yield from limits_of(limits, model, version, files=False)
     yield from check_supported(limits, model, version, scaled=scaled, unclipped=unclipped)
