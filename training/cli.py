@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 from common.pictures import Fit
-from latentserve._cli.arguments import positive
+from latentserve._cli.arguments import positive, uint64
 from latentserve._cli.common import HelpFormatter
 from latentserve._cli.interrupt import Interrupt
 from latentserve._cli.progress import ProgressBar, duration
 from training.budget import parse_duration
 from training.data.sources import SOURCES
 from training.data.spec import DataSpec
+from training.dry_run import dry_run
 from training.errors import ConfigError, OtherProcessError, TrainingError
 from training.parallel import Parallel
 from training.presets import PRESETS
@@ -24,8 +25,9 @@ from training.run_folder import RunFolder
 from training.train import Request, train
 
 _EXAMPLES = """\
-  latentserve train --preset dense --data mnist --budget 3m --out runs/dense
-  latentserve train --preset conv --data folder:pictures --image-size 32 --out runs/pictures
+  latentserve train --data mnist --budget 3m --out runs/digits
+  latentserve train --data folder:pictures --image-size 64 --out runs/pictures
+  latentserve train --preset dense --data mnist --dry-run
   torchrun --nproc-per-node 2 -m latentserve train --preset conv --out runs/conv"""
 
 
@@ -40,7 +42,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=HelpFormatter,
     )
     result.add_argument(
-        "--preset", default="dense", help="architecture and objective, see below (default: dense)"
+        "--preset",
+        help="architecture and objective, see below (default: picked by the size of the images)",
     )
     result.add_argument(
         "--data",
@@ -106,7 +109,13 @@ def parser() -> argparse.ArgumentParser:
         "steps, not counted here (default: what the budget allows)",
     )
     result.add_argument(
-        "--out", type=Path, required=True, metavar="FOLDER", help="run folder to write"
+        "--out", type=Path, metavar="FOLDER", help="run folder to write; required but by --dry-run"
+    )
+    result.add_argument(
+        "--seed",
+        type=uint64,
+        metavar="N",
+        help="seed of the initial weights, the order of the images and all noise (default: 0)",
     )
     result.add_argument(
         "--set",
@@ -133,6 +142,12 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="continue the run in --out, or start it if there is none",
     )
+    result.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what would be trained and what it would take (layers, parameters, memory, time "
+        "of an epoch), after timing a few steps; write nothing",
+    )
     return result
 
 
@@ -143,10 +158,13 @@ def main(arguments: list[str]) -> int:
         Exit status: 0, 1 if training failed, 2 if a setting is wrong, 130 if SIGINT or SIGTERM
         interrupted it.
     """
-    options = parser().parse_args(arguments)
+    parsing = parser()
+    options = parsing.parse_args(arguments)
+    if options.out is None and not options.dry_run:
+        parsing.error("the following arguments are required: --out")
     leads = Parallel.from_environment().leads
     bar = ProgressBar()
-    status, problem, metrics = 0, None, {}
+    status, problem, said = 0, None, ""
 
     def show(progress: Progress) -> None:
         # The share of the time, not of the steps, since steps take longer in some phases.
@@ -154,7 +172,8 @@ def main(arguments: list[str]) -> int:
 
     try:
         with Interrupt(signal.SIGINT, signal.SIGTERM) as interrupt:
-            metrics = train(_request(options), Observer(bar.line, show, interrupt.held))
+            observer = Observer(bar.line, show, interrupt.held)
+            said = (dry_run if options.dry_run else _train)(_request(options), observer)
     except (TrainingError, OSError) as error:
         status = 2 if isinstance(error, ConfigError) else 1
         if not isinstance(error, OtherProcessError):
@@ -162,18 +181,31 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         status = 130
         if leads:
-            problem = "stopped; the same command with --resume continues from there"
+            problem = (
+                "stopped"
+                if options.dry_run
+                else "stopped; the same command with --resume continues from there"
+            )
     finally:
         bar.leave()
     if problem is not None:
         print(f"latentserve train: {problem}", file=sys.stderr)
     elif status == 0 and leads:
-        model = RunFolder(options.out).read_config().model
-        print(f"{_summary(metrics, model.posterior)}\nrun folder: {options.out}")
+        print(said)
     return status
 
 
+def _train(request: Request, observer: Observer) -> str:
+    """Trains; returns the lines that sum the run up, empty in a process that does not lead."""
+    metrics = train(request, observer)
+    if not metrics:
+        return ""
+    model = RunFolder(request.out).read_config().model
+    return f"{_summary(metrics, model.posterior)}\nrun folder: {request.out}"
+
+
 def _request(options: argparse.Namespace) -> Request:
+    seed = [] if options.seed is None else [f"seed={options.seed}"]
     return Request(
         preset=options.preset,
         data=DataSpec.parse(
@@ -184,12 +216,13 @@ def _request(options: argparse.Namespace) -> Request:
             options.fit,
             options.background,
         ),
-        out=options.out,
+        out=options.out or Path(),
         steps=options.steps,
         budget=parse_duration(options.budget),
         settings=(
             *options.settings,
             *([] if options.augment is None else [f"augment={options.augment}"]),
+            *seed,
         ),
         resume=options.resume,
         device=options.device,

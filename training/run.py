@@ -44,7 +44,7 @@ class Request:
     """A training as requested on the command line.
 
     Attributes:
-        preset: Name of the preset.
+        preset: Name of the preset; None for what suits the data.
         data: The data set.
         out: Path of the run folder.
         steps: Length of the run in steps of the autoencoder; None to derive it from
@@ -56,7 +56,7 @@ class Request:
         bfloat16: Whether the networks compute in bfloat16.
     """
 
-    preset: str
+    preset: str | None
     data: DataSpec
     out: Path
     steps: int | None
@@ -74,7 +74,7 @@ class TrainingRun:
     only, `complete`.
 
     Args:
-        request: The training as requested.
+        request: The training as requested, with the name of its preset.
         preset: The preset with the settings of the request applied.
         folder: The run folder, locked by the leading process.
         dataset: The data set.
@@ -241,7 +241,7 @@ class TrainingRun:
     def _config(self) -> RunConfig:
         request, preset, dataset = self._request, self._preset, self._dataset
         return RunConfig(
-            preset=request.preset,
+            preset=str(request.preset),
             settings=request.settings,
             model=preset.model,
             train=preset.train,

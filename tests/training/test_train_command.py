@@ -378,7 +378,7 @@ def test_a_diverging_run_stops_with_the_count_of_skipped_steps_and_a_remedy(
         assert "Traceback" not in lines
         last = lines.strip().splitlines()[-1]
         assert last.startswith("latentserve train: stopped at step ")
-        for part in ("skipped", "max_skipped=50", "Remedy: ", "learning_rate", "1e+12"):
+        for part in ("skipped", "max_skipped=50", "Remedy: ", "learning_rate=0.001", "1e+12"):
             assert part in last
     assert not RunFolder(run).complete
 

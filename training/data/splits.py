@@ -7,11 +7,16 @@ hashes; the rest of its tenth goes to the training split, so an added picture ca
 there. A test or validation split that would be empty gets the picture with the smallest hash. And
 a class that would have no training picture has all its pictures there.
 
+Pictures of one thing must share a split, or the test split would hold near copies of what is
+trained on. Those whose paths differ only between an `@` in the name and the suffix do: `icon.png`,
+`icon@2x.png` and `icon@dark.png` have the same hash.
+
 By position, for the rows of files: see `split_evenly`.
 """
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,6 +29,8 @@ MIN_IMAGES = 20
 MAX_VALIDATION = 5_000
 #: Most test images that are chosen by position.
 MAX_TEST = 10_000
+
+_VARIANT = re.compile(r"(?<=[^/])@[^/@]*(?=\.[^./@]*\Z)")
 
 Indices = NDArray[np.int64]
 #: Indices of the training, the validation and the test images, ascending.
@@ -40,20 +47,29 @@ def split_by_hash(paths: Sequence[str], labels: Indices | None = None) -> Splits
     Returns:
         The indices of the pictures of each split, ascending.
     """
-    hashes = (hashlib.sha256(os.fsencode(path)).digest()[:8] for path in paths)
+    hashes = (hashlib.sha256(os.fsencode(split_key(path))).digest()[:8] for path in paths)
     values = np.array([int.from_bytes(value, "big") for value in hashes], np.uint64)
-    order = np.argsort(values, kind="stable")
     tenth = 2**64 // 10
-    tests = max(1, int((values < tenth).sum()))
-    validations = max(1, int((values < 2 * tenth).sum()) - tests)
-    test = order[:tests]
-    validation = order[tests : tests + min(MAX_VALIDATION, validations)]
+    test = values < tenth
+    if not test.any():
+        test = values == values.min()
+    validation = ~test & (values < 2 * tenth)
+    if not validation.any() and not test.all():
+        validation = values == values[~test].min()
+    found = np.sort(values[validation])
+    if len(found) > MAX_VALIDATION:
+        validation &= values < found[MAX_VALIDATION]  # pictures of one hash stay together
     parts = np.zeros(len(paths), np.int8)
     parts[validation], parts[test] = 1, 2
     if labels is not None:
         _train_every_class(parts, labels)
-    train, validation, test = (np.flatnonzero(parts == part).astype(np.int64) for part in range(3))
-    return train, validation, test
+    train, held_out, tested = (np.flatnonzero(parts == part).astype(np.int64) for part in range(3))
+    return train, held_out, tested
+
+
+def split_key(path: str) -> str:
+    """What is hashed of a picture's path: all but what is between an `@` and the suffix."""
+    return _VARIANT.sub("", path)
 
 
 def split_evenly(count: int, *, validation: bool = True, test: bool = True) -> Splits:
@@ -94,9 +110,10 @@ def thinned(rows: Indices, most: int) -> Indices:
 def _train_every_class(parts: NDArray[np.int8], labels: Indices) -> None:
     """Moves the pictures of classes that have none in the training split there.
 
-    Those that are the last ones of a split stay.
+    A split that would be empty then keeps them.
     """
     for label in np.setdiff1d(labels, labels[parts == 0]):
-        for index in np.flatnonzero(labels == label):
-            if (parts == parts[index]).sum() > 1:
-                parts[index] = 0
+        for part in (1, 2):
+            members = (labels == label) & (parts == part)
+            if (parts == part).sum() > members.sum():
+                parts[members] = 0

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common import likelihood
-from common.likelihood import Array, Nats
+from common.likelihood import Array, Likelihood, Nats
 from training.data.rows import Images, chunk_rows
 from training.data.targets import Targets
 
@@ -33,14 +33,21 @@ class Autoencoder:
         encode: Maps images float32 [N, C, H, W] in [0, 1] to the mean and log_var of
             their posteriors, float32 [N, D] each. log_var is None for a plain
             autoencoder, which has no ELBO: its KL counts as 0.
-        decode: Maps latents float32 [N, D] to logits float32 [N, C, H, W].
+        decode: Maps latents float32 [N, D] to the parameters of p(x|z), float32
+            [N, P * C, H, W], as `common.likelihood` has them.
         log_prior: Maps latents float32 [N, D] to log p(z) in nats, [N]; None for the
             standard normal, whose KL has a closed form.
+        likelihood: p(x|z).
     """
 
     encode: Callable[[Array], tuple[Array, Array | None]]
     decode: Callable[[Array], Array]
     log_prior: Callable[[Array], NDArray[np.floating]] | None = None
+    likelihood: Likelihood = "bernoulli"
+
+    def nll(self, z: Array, images: Array) -> Nats:
+        """-log p(x|z) of images float32 [N, C, H, W] given latents float32 [N, D], [N]."""
+        return likelihood.pixel_nll(self.likelihood, self.decode(z), images)
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,7 @@ def evaluate(model: Autoencoder, images: Sliced, *, draws: int = 1, seed: int = 
         for generator in noise:
             eps = generator.standard_normal(mean.shape, np.float32)
             z = (mean + std * eps).astype(np.float32, copy=False)
-            nll += likelihood.bernoulli_nll(model.decode(z), chunk)
+            nll += model.nll(z, chunk)
             divergence += _divergence(model, z, mean, log_var)
         reconstruction.append(nll / draws)
         kl.append(divergence / draws)
@@ -171,7 +178,7 @@ def importance_bound(
         bound, total = likelihood.ImportanceBound(len(chunk)), np.zeros(len(chunk))
         for _ in range(draws):
             z = mean + std * generator.standard_normal(mean.shape, np.float32)
-            log_joint = _log_prior(model, z) - likelihood.bernoulli_nll(model.decode(z), chunk)
+            log_joint = _log_prior(model, z) - model.nll(z, chunk)
             log_weights = log_joint - likelihood.gaussian_log_density(z, mean, log_var)
             bound.add(log_weights)
             total += log_weights
@@ -207,7 +214,7 @@ def mean_scores(model: Autoencoder, images: Images, rows: NDArray[np.int64] | No
     for pixels in _chunks(Targets(images, None), rows):
         mean, log_var = model.encode(pixels)
         divergence = _divergence(model, mean, mean, log_var)
-        scores.append(likelihood.bernoulli_nll(model.decode(mean), pixels) + divergence)
+        scores.append(model.nll(mean, pixels) + divergence)
     return np.concatenate(scores)
 
 

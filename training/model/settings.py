@@ -7,14 +7,30 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from training.errors import ConfigError
-from training.model.config import Augmentations, Counts, Layers, Preset, TrainConfig
+from training.model.config import (
+    Augmentations,
+    Conv,
+    Counts,
+    Layers,
+    ModelConfig,
+    Preset,
+    TrainConfig,
+)
 
 T = TypeVar("T")
 
 _AUGMENTATION = typing.get_args(Augmentations)[0]
 
 # Fields that were added since, with what holds for records without them.
-_ADDED: Mapping[type, Mapping[str, Any]] = {TrainConfig: {"augment": []}}
+_ADDED: Mapping[type, Mapping[str, Any]] = {
+    Conv: {"patch": 2, "coarsest": 8},
+    ModelConfig: {"likelihood": "bernoulli", "mixture": 1},
+    TrainConfig: {"clip_factor": 5.0, "skip_factor": 100.0, "augment": []},
+}
+# Fields of older records that are no more.
+_GONE: Mapping[type, frozenset[str]] = {
+    TrainConfig: frozenset({"clip_grad_norm", "skip_grad_norm"}),
+}
 
 
 def override(preset: Preset, settings: Sequence[str]) -> Preset:
@@ -60,7 +76,7 @@ def record_from_json(kind: type[T], data: Any) -> T:
     hints = typing.get_type_hints(kind)
     if not isinstance(data, dict):
         raise TypeError(f"got {data!r}, wanted an object of {', '.join(hints)}")
-    if surplus := data.keys() - hints.keys():
+    if surplus := data.keys() - hints.keys() - _GONE.get(kind, frozenset()):
         raise TypeError(f"unknown fields {sorted(surplus)}")
     data = _ADDED.get(kind, {}) | data
     return kind(**{name: _from_json(hint, data[name]) for name, hint in hints.items()})

@@ -1,6 +1,7 @@
 """Collects the data of a report: frames during training, everything else after it."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -135,7 +136,7 @@ def collect_report(
     measured = [entry for entry in log if entry.get("elbo") is not None]
     minutes = metrics.get("train_seconds_per_thread", 0.0) / 60
     return ReportData(
-        title=f"{config.preset} on {dataset.name}",
+        title=f"{config.preset} on {_short(dataset.name)}",
         facts=[
             ("Model", config.preset + "".join(f" --set {setting}" for setting in config.settings)),
             ("Data", f"{dataset.name}, {len(dataset.train.images)} training images"),
@@ -167,6 +168,11 @@ def collect_report(
         sample_labels=dataset.class_names if model.labels else (),
         metrics=metrics,
     )
+
+
+def _short(source: str) -> str:
+    """The name of a data set, or the last part of the path of its first file or its folder."""
+    return Path(source.partition(":")[2].partition(",")[0] or source).name
 
 
 def _elbo_at(step: int, measured: list[dict[str, Any]]) -> float:

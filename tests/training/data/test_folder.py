@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from training.data import cache, pictures
+from training.data import folder as folder_module
 from training.data import splits as splits_module
 from training.data.datasets import Dataset, Split, load_dataset
 from training.data.download import data_dir
 from training.data.rows import Rows
 from training.data.spec import DataSpec
-from training.data.splits import split_by_hash
+from training.data.splits import split_by_hash, split_key
 from training.errors import ConfigError, DataError, DataMissing
 
 
@@ -485,6 +486,45 @@ def test_splits_are_complete_disjoint_and_stable(first: list[str], more: list[st
         assert other.tolist() == sorted(other)
     # The one picture of a split that would be empty can be moved by one that belongs there.
     assert moved <= sum(len(split) == 1 for split in before[1:])
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        ("cats/tom.png", "cats/tom.png"),
+        ("cats/tom@2x.png", "cats/tom.png"),
+        ("cats/tom@1.5x.png", "cats/tom.png"),
+        ("tom@me@home.jpg", "tom@me.jpg"),
+        ("cats/@home.png", "cats/@home.png"),
+        ("cats@home/tom.png", "cats@home/tom.png"),
+    ],
+)
+def test_the_split_is_chosen_by_the_path_without_its_variant(path: str, key: str) -> None:
+    assert split_key(path) == key
+
+
+def test_pictures_of_one_thing_share_a_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splits_module, "MAX_VALIDATION", 100)
+    things = [f"cats/{index}" for index in range(2000)]
+    paths = [f"{thing}{variant}.png" for thing in things for variant in ("", "@left", "@right")]
+    splits = split_by_hash(paths)
+    for split in splits:
+        assert {index - index % 3 + each for index in split for each in range(3)} == set(split)
+    assert 95 < len(splits[1]) <= 100
+    assert len(splits[2]) > 400
+
+
+def test_variants_are_a_part_of_the_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_many(tmp_path, 100)
+    plain = load(tmp_path).sha256
+    with monkeypatch.context() as context:
+        context.setattr(folder_module, "split_key", lambda path: path)
+        forget_decoded()
+        assert load(tmp_path).sha256 == plain
+        (tmp_path / "0000.png").rename(tmp_path / "0000@2x.png")
+        whole = load(tmp_path).sha256
+    forget_decoded()
+    assert load(tmp_path).sha256 != whole
 
 
 def test_splits_have_about_their_shares_of_the_pictures() -> None:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from training.errors import ConfigError
 from training.model.config import Conv, Dense, ModelConfig, PriorConfig
-from training.model.vae import DiagonalGaussian, Vae, bernoulli_nll, gaussian_log_prob
+from training.model.likelihood import Bernoulli
+from training.model.vae import DiagonalGaussian, Vae, gaussian_log_prob
 
 SHAPE = (1, 4, 3)
 DENSE = Dense(((11, "relu"), (7, "tanh"), (5, "gelu")))
@@ -66,7 +67,7 @@ def test_reconstruction_is_minus_log_likelihood_summed_over_pixels(seed: int, ro
     images = np.random.default_rng(seed).random((rows, *SHAPE))
     p = 1 / (1 + np.exp(-logits))
     wanted = -(images * np.log(p) + (1 - images) * np.log(1 - p)).sum(axis=(1, 2, 3))
-    nll = bernoulli_nll(torch.from_numpy(logits), torch.from_numpy(images))
+    nll = Bernoulli(SHAPE).nll(torch.from_numpy(logits), torch.from_numpy(images))
     assert nll.shape == (rows,)
     np.testing.assert_allclose(nll.numpy(), wanted, rtol=1e-9)
 
@@ -75,13 +76,13 @@ def test_reconstruction_of_one_bit_by_hand() -> None:
     logits = torch.tensor([0.0, 0.0, np.log(3.0), np.log(3.0)]).reshape(4, 1, 1, 1)
     bits = torch.tensor([0.0, 1.0, 0.0, 1.0]).reshape(4, 1, 1, 1)
     wanted = [np.log(2), np.log(2), np.log(4), np.log(4 / 3)]
-    np.testing.assert_allclose(bernoulli_nll(logits, bits).numpy(), wanted, rtol=1e-6)
+    np.testing.assert_allclose(Bernoulli(SHAPE).nll(logits, bits).numpy(), wanted, rtol=1e-6)
 
 
 def test_reconstruction_does_not_saturate() -> None:
     logits = torch.tensor([-1000.0, 1000.0, -1000.0, 1000.0]).reshape(4, 1, 1, 1)
     bits = torch.tensor([0.0, 1.0, 1.0, 0.0]).reshape(4, 1, 1, 1)
-    assert bernoulli_nll(logits, bits).tolist() == [0.0, 0.0, 1000.0, 1000.0]
+    assert Bernoulli(SHAPE).nll(logits, bits).tolist() == [0.0, 0.0, 1000.0, 1000.0]
 
 
 def test_sample_is_mean_plus_sigma_times_noise() -> None:
@@ -126,7 +127,7 @@ def test_gradients_flow_through_the_draw_into_every_weight(
     images = torch.from_numpy(np.random.default_rng(0).random((9, *SHAPE), np.float32))
     posterior = model.encode(images)
     eps = torch.from_numpy(normal(1, 9, 3).astype(np.float32))
-    loss = bernoulli_nll(model.decode(posterior.sample(eps)), images).mean()
+    loss = model.likelihood.nll(model.decode(posterior.sample(eps)), images).mean()
     loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
