@@ -297,7 +297,8 @@ def _decode(
             digest.update(os.fsencode(item.name) + b"\0" + sha256.encode() + b"\n")
             usable.append(place)
         progress("decoding", place + 1, total)
-    problems.sort(key=lambda problem: problem.path)
+    if source.problems:
+        problems.sort(key=lambda problem: problem.path)
     _refuse_or_name(source, len(usable), problems, report)
     pixels.finish()
     contents = source.contents(usable, digest.hexdigest())
