@@ -1,6 +1,7 @@
 """Measures the model of a run or a bundle on its test set, with the same code for both."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from common.likelihood import Likelihood, bits_per_dimension
 from export.errors import ExportError
 from export.subject import Subject, subject_of_graphs, subject_of_torch
 from training.data.datasets import Dataset, load_dataset
+from training.data.locations import KINDS
 from training.data.spec import DataSpec
 from training.errors import DataMissing
 from training.measure.classifier import load_classifier
@@ -171,10 +173,8 @@ def measure(
             seed=wanted.seed,
         )
     quality = measure_quality(subject.autoencoder, subject.decode, dataset.test.images)
-    kind = subject.autoencoder.likelihood
-    return Figures(
-        result, quality, images[0].size, bound, generation, subject.binarized, kind, plain
-    )
+    kind, dimensions = subject.autoencoder.likelihood, math.prod(dataset.image_shape)
+    return Figures(result, quality, dimensions, bound, generation, subject.binarized, kind, plain)
 
 
 def evaluate_path(
@@ -296,7 +296,7 @@ def find_training_data(
         return load_training_data(fields, sha256, data, report=report)
     except DataMissing as error:
         kind = fields["source"].partition(":")[0]
-        if data is not None or kind not in ("folder", "idx"):
+        if data is not None or kind not in KINDS:
             raise
         raise ExportError(f"{error}. Remedy: --data {kind}:PATH, where it is now") from error
 

@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from training.errors import ConfigError
 from training.model.config import Conv, Dense, ModelConfig, Preset, PriorConfig, TrainConfig
 
+# Least length of the longer side that a convolutional preset is picked for.
+_CONVOLVED = 16
+
 _ARTICLE = Dense(layers=((512, "relu"), (256, "relu"), (128, "relu")))
 _WIDE = Dense(layers=((512, "relu"), (256, "relu")))
 
@@ -74,3 +77,19 @@ def find_preset(name: str) -> Preset:
         return PRESETS[name]
     except KeyError:
         raise ConfigError(f"preset: got {name!r}, wanted one of {', '.join(PRESETS)}") from None
+
+
+def suggest_preset(shape: tuple[int, int, int]) -> tuple[str, str]:
+    """Picks a preset for images.
+
+    Args:
+        shape: C, H and W.
+
+    Returns:
+        The name of the preset, and why it was picked.
+    """
+    channels, height, width = shape
+    images = f"{'RGB' if channels == 3 else 'grey'} images of {height} x {width}"
+    if max(height, width) < _CONVOLVED:
+        return "dense-gmm", f"for {images}: dense layers suffice below {_CONVOLVED} pixels"
+    return "conv", f"for {images}: convolutional, with a learned prior"

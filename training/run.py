@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from latentserve import __version__
 from training.budget import calibrate, cpu_seconds
 from training.data.datasets import Dataset, Split, interleave_classes
+from training.data.rows import sample_rows
 from training.data.spec import DataSpec
 from training.errors import CheckpointError, DataError
 from training.measure.adapter import as_autoencoder, as_image_decoder
@@ -29,6 +30,8 @@ from training.run_folder import RunConfig, RunFolder
 from training.schedule import Phase
 from training.trainer import VALIDATIONS, Trainer
 
+#: Most training images whose scores the percentiles are of, drawn from all by a seed.
+SCORED = 1 << 16
 #: Test images kept for export.
 GOLDEN_IMAGES = 16
 
@@ -43,7 +46,7 @@ class Request:
     """A training as requested on the command line.
 
     Attributes:
-        preset: Name of the preset.
+        preset: Name of the preset; None for what suits the data.
         data: The data set.
         out: Path of the run folder.
         steps: Length of the run in steps of the autoencoder; None to derive it from
@@ -55,7 +58,7 @@ class Request:
         bfloat16: Whether the networks compute in bfloat16.
     """
 
-    preset: str
+    preset: str | None
     data: DataSpec
     out: Path
     steps: int | None
@@ -73,7 +76,7 @@ class TrainingRun:
     only, `complete`.
 
     Args:
-        request: The training as requested.
+        request: The training as requested, with the name of its preset.
         preset: The preset with the settings of the request applied.
         folder: The run folder, locked by the leading process.
         dataset: The data set.
@@ -217,12 +220,14 @@ class TrainingRun:
             result = evaluate(model, images, draws=1, seed=TEST_SEED)
         trainer.check_finite(result.elbo, result.reconstruction)
         folder.write_golden_inputs(*golden_images(dataset.test))
+        rows = sample_rows(len(dataset.train.images), SCORED)
+        scored = mean_scores(model, dataset.train.images, rows)
         folder.write_json(
             "score_percentiles.json",
             {
                 "score": "negative ELBO at the posterior mean of the unbinarized image, nats",
-                "images": len(dataset.train.images),
-                "percentiles": percentiles(mean_scores(model, dataset.train.images)),
+                "images": len(scored),
+                "percentiles": percentiles(scored),
             },
         )
         quality = measure_quality(model, as_image_decoder(averaged), dataset.test.images)
@@ -244,7 +249,7 @@ class TrainingRun:
     def _config(self) -> RunConfig:
         request, preset, dataset = self._request, self._preset, self._dataset
         return RunConfig(
-            preset=request.preset,
+            preset=str(request.preset),
             settings=request.settings,
             model=preset.model,
             train=preset.train,

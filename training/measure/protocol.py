@@ -3,12 +3,9 @@
 import dataclasses
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from common.likelihood import Likelihood
-from common.pixels import to_unit
-from training.data.datasets import Dataset, binarize
+from training.data.datasets import Dataset
+from training.data.targets import Targets
 from training.measure.elbo import Evaluation
 
 #: Philox key of the test split's binarization and of the draws of z from the posterior.
@@ -22,7 +19,7 @@ _PIXELS: dict[Likelihood, str] = {
 }
 
 
-def test_images(dataset: Dataset, *, binarized: bool) -> NDArray[np.float32]:
+def test_images(dataset: Dataset, *, binarized: bool) -> Targets:
     """The test split in the form that models are measured on: float32 [N, C, H, W] in [0, 1].
 
     Args:
@@ -30,8 +27,7 @@ def test_images(dataset: Dataset, *, binarized: bool) -> NDArray[np.float32]:
         binarized: Whether to draw one bit per pixel, as for a model trained on binarized
             images, instead of using the grey values.
     """
-    images = dataset.test.images
-    return binarize(images, TEST_SEED) if binarized else to_unit(images)
+    return Targets(dataset.test.images, TEST_SEED if binarized else None)
 
 
 def describe(

@@ -145,7 +145,7 @@ class Located(nn.Module):
         Args:
             counts: The `level_counts` of the training images.
         """
-        centres, deviations = _moments(counts)
+        centres, deviations = moments(counts)
         self._set(centres[None], deviations[None], self._scales_of(counts))
 
     def _scales_of(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -200,7 +200,7 @@ class Gaussian(Located):
     name = "gaussian"
 
     def _scales_of(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
-        _, deviations = _moments(counts)
+        _, deviations = moments(counts)
         return np.sqrt(np.square(deviations).mean(keepdims=True))
 
     def nll(self, output: Tensor, images: Tensor) -> Tensor:
@@ -221,7 +221,7 @@ class Logistic(Located):
 
     def _scales_of(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
         # The deviation of a logistic distribution is pi / sqrt(3) times its scale.
-        return _moments(counts)[1] * (math.sqrt(3.0) / math.pi)
+        return moments(counts)[1] * (math.sqrt(3.0) / math.pi)
 
     def nll(self, output: Tensor, images: Tensor) -> Tensor:
         """-log p(x|z) of each image in nats, [N]: as `common.likelihood.logistic_nll`."""
@@ -248,7 +248,7 @@ class LogisticMixture(Located):
 
     def begin(self, counts: NDArray[np.int64]) -> None:
         """Spreads the components over the levels of the data."""
-        _, deviations = _moments(counts)
+        _, deviations = moments(counts)
         shares = (np.arange(self.components) + 0.5) / self.components
         sums = np.cumsum(counts, axis=1) / counts.sum(axis=1, keepdims=True)
         centres = np.stack([np.searchsorted(channel, shares) for channel in sums], axis=1) / _LEVELS
@@ -313,8 +313,12 @@ def build_likelihood(config: ModelConfig, shape: Shape) -> Bernoulli | Located:
     return Bernoulli(shape)
 
 
-def _moments(counts: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation of each channel in [0, 1], float64 [C] each."""
+def moments(counts: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of each channel in [0, 1], float64 [C] each.
+
+    Args:
+        counts: How often each channel has each level, as of `level_counts`.
+    """
     values = np.arange(256) / _LEVELS
     shares = counts / counts.sum(axis=1, keepdims=True)
     mean = shares @ values

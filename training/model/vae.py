@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.model.config import ModelConfig
-from training.model.likelihood import build_likelihood
+from training.model.likelihood import build_likelihood, moments
 from training.model.networks import Shape, build_networks
 from training.model.numerics import log_sigmoid
 from training.model.prior import Prior
@@ -78,6 +80,9 @@ class Vae(nn.Module):
     Attributes:
         config: Networks, latent dimensions, posterior and prior.
         image_shape: C, H and W.
+        centre: Mean of each channel of the training images, float [C, 1, 1], which the encoder's
+            input is centred on. Without it, Adam moves all weights of a layer that sees bright
+            images the same way, and its output by their sum: posteriors explode in a few steps.
         likelihood: p(x|z), given the output of `decode`.
         prior: The learned prior; None if p(z) is N(0, I), or a plain autoencoder has no
             prior.
@@ -86,8 +91,11 @@ class Vae(nn.Module):
         ConfigError: The config names an unknown activation.
     """
 
+    centre: Tensor
+
     def __init__(self, config: ModelConfig, image_shape: Shape, classes: int = 0):
         super().__init__()
+        self.register_buffer("centre", torch.zeros(image_shape[0], 1, 1))
         self.config = config
         self.image_shape = image_shape
         dim = config.latent_dim
@@ -104,9 +112,19 @@ class Vae(nn.Module):
         """Number of classes that the prior can be conditioned on; 0 if it is unconditional."""
         return 0 if self.prior is None else self.prior.classes
 
+    def begin(self, counts: NDArray[np.int64]) -> None:
+        """Sets what begins as a property of the data: the centre, and the likelihood's scales.
+
+        Args:
+            counts: The `level_counts` of the training images.
+        """
+        means, _ = moments(counts)
+        self.centre.copy_(torch.from_numpy(means).reshape(self.centre.shape))
+        self.likelihood.begin(counts)
+
     def encode(self, images: Tensor) -> DiagonalGaussian:
         """Encodes images [N, C, H, W] in [0, 1] to their posteriors."""
-        features = self.encoder(images)
+        features = self.encoder(images - self.centre)
         mean = self.to_mean(features)
         if self.to_scale is None:
             return DiagonalGaussian(mean, None)
