@@ -98,7 +98,7 @@ def _images() -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name("mnist.part.npz")
     train, test = (
-        split.images.reshape(len(split.images), -1) for split in (mnist.train, mnist.test)
+        split.images[:].reshape(len(split.images), -1) for split in (mnist.train, mnist.test)
     )
     np.savez(fresh, train=train, test=test)
     fresh.replace(path)

@@ -148,18 +148,14 @@ def _gallery(manifest: Manifest) -> str:
     if manifest.prior != "none":
         text += "\nSamples from the prior:\n\n![Samples from the prior](samples.png)\n"
     if manifest.labels:
-        text += (
-            f"\nSamples by label, one row for each{_of_many(manifest)}:\n\n"
-            "![Samples by label](samples_by_class.png)\n"
-        )
+        many = f" of the first {MAX_CLASSES}" if len(manifest.labels) > MAX_CLASSES else ""
+        names = ", ".join(manifest.labels[:MAX_CLASSES])
+        rows = f"Samples by label, one row for each{many}, from the top: {names}."
+        text += f"\n{_wrapped(rows)}\n\n![Samples by label](samples_by_class.png)\n"
     return text + (
         f"\n{'Test images' if manifest.dataset else 'Images'} with their reconstructions below:\n\n"
         "![Test images and reconstructions](reconstructions.png)\n"
     )
-
-
-def _of_many(manifest: Manifest) -> str:
-    return f" of the first {MAX_CLASSES}" if len(manifest.labels) > MAX_CLASSES else ""
 
 
 def _protocol(metrics: Mapping[str, object]) -> str:
@@ -200,8 +196,12 @@ def _parity(manifest: Manifest, parity: Parity) -> str:
     bits = "are the same in all of them."
     if not parity.batch_invariant:
         bits = "are not the same in all of them, so that a server computes rows one at a time."
+    adopted = manifest.origin is not None and manifest.origin.kind == "onnx"
+    pair = "the source's graphs and these" if adopted else "torch and onnxruntime"
+    if manifest.rows_at_once == 1 and parity.batch_invariant:
+        bits += " A server computes rows one at a time because they are slow."
     text = (
-        f"At batch sizes {_listed(parity.batches)}, torch and onnxruntime differ by at most "
+        f"At batch sizes {_listed(parity.batches)}, {pair} differ by at most "
         f"{_differences(parity.max_abs_difference)} (tolerance: {parity.tolerance:g}); the bits of "
         f"a row {bits}"
     )

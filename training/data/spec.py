@@ -122,6 +122,11 @@ class DataSpec:
         return Path(self.source.partition(":")[2])
 
     @property
+    def origin(self) -> str:
+        """What messages call the source: its path, if it has one."""
+        return str(self.path) if self.kind in ("folder", "parquet") else self.source
+
+    @property
     def files(self) -> tuple[Path | None, ...]:
         """The paths of an `idx:` or `npy:` source; None where the path of labels is empty."""
         return paths_of(self.source)
