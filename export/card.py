@@ -148,18 +148,14 @@ def _gallery(manifest: Manifest) -> str:
     if manifest.prior != "none":
         text += "\nSamples from the prior:\n\n![Samples from the prior](samples.png)\n"
     if manifest.labels:
-        text += (
-            f"\nSamples by label, one row for each{_of_many(manifest)}:\n\n"
-            "![Samples by label](samples_by_class.png)\n"
-        )
+        many = f" of the first {MAX_CLASSES}" if len(manifest.labels) > MAX_CLASSES else ""
+        names = ", ".join(manifest.labels[:MAX_CLASSES])
+        rows = f"Samples by label, one row for each{many}, from the top: {names}."
+        text += f"\n{_wrapped(rows)}\n\n![Samples by label](samples_by_class.png)\n"
     return text + (
         f"\n{'Test images' if manifest.dataset else 'Images'} with their reconstructions below:\n\n"
         "![Test images and reconstructions](reconstructions.png)\n"
     )
-
-
-def _of_many(manifest: Manifest) -> str:
-    return f" of the first {MAX_CLASSES}" if len(manifest.labels) > MAX_CLASSES else ""
 
 
 def _protocol(metrics: Mapping[str, object]) -> str:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from common.pixels import to_bytes
 from export.subject import Subject
-from latentserve._cli.png import encode_png, grid
+from latentserve._cli.png import background_of, encode_png, grid
 
 #: Maximum number of classes in the picture of samples by class.
 MAX_CLASSES = 20
@@ -69,4 +69,5 @@ def samples_picture(samples: NDArray[np.uint8]) -> dict[str, bytes]:
 
 def _picture(images: NDArray[np.uint8], columns: int | None = None) -> bytes:
     zoom = max(1, round(_SHOWN / max(images.shape[2:])))
-    return encode_png(grid(images, columns=columns, zoom=zoom))
+    background = background_of(images)
+    return encode_png(grid(images, columns=columns, zoom=zoom, background=background))

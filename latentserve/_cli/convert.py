@@ -234,11 +234,12 @@ def _with_originals(
     import numpy as np
 
     from latentserve._cli.originals import originals
-    from latentserve._cli.png import BACKGROUND
+    from latentserve._cli.png import background_of
 
-    above, blank = originals(images.values, made.shape)
+    background = background_of(made)
+    above, blank = originals(images.values, made.shape, background)
     rows = -(-len(made) // columns)
-    sheet = np.full((rows, 2, columns, *made.shape[1:]), BACKGROUND, np.uint8)
+    sheet = np.full((rows, 2, columns, *made.shape[1:]), background, np.uint8)
     for index in range(len(made)):
         row, column = divmod(index, columns)
         sheet[row, 0, column] = above[index]

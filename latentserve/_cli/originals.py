@@ -10,20 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentserve._cli.png import BACKGROUND
-
 _MODES = {1: "L", 3: "RGB"}
 _EXIF_ORIENTATION = 0x0112
 
 
 def originals(
-    values: NDArray[Any] | list[bytes], shape: tuple[int, ...]
+    values: NDArray[Any] | list[bytes], shape: tuple[int, ...], background: int
 ) -> tuple[NDArray[np.uint8], int]:
     """Converts images to pixels, without resizing any.
 
     Args:
         values: Array of images, as for `Client.encode`, or contents of PNG, JPEG and WebP files.
         shape: [N, C, H, W] of the result.
+        background: Value of those left blank.
 
     Returns:
         uint8 [N, C, H, W], and the number of images that are left blank: all files if Pillow is
@@ -34,7 +33,7 @@ def originals(
         if pixels.dtype != np.uint8:
             pixels = np.rint(pixels.astype(np.float32) * np.float32(255)).astype(np.uint8)
         return pixels, 0
-    sheet = np.full(shape, BACKGROUND, np.uint8)
+    sheet = np.full(shape, background, np.uint8)
     if not has_pillow():
         return sheet, len(values)
     decoded = [_decode(content, shape[1:]) for content in values]

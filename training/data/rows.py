@@ -82,7 +82,10 @@ def sample_rows(count: int, most: int, seed: int = 0) -> NDArray[np.int64]:
 
 
 def interleave_classes(labels: NDArray[np.int64], count: int) -> NDArray[np.intp]:
-    """Picks images of all classes in turn: the first of each class, the second of each, ...
+    """Picks images of all classes in turn, those of a class evenly spaced among its images.
+
+    Neighbours may be alike, since files of a folder are in the order of their names. If there are
+    more classes than images to pick, these are evenly spaced, too.
 
     Args:
         labels: int64 [N].
@@ -91,9 +94,20 @@ def interleave_classes(labels: NDArray[np.int64], count: int) -> NDArray[np.intp
     Returns:
         Indices of the picked images, intp [min(count, N)].
     """
-    # Sorted by class, the members of a class are consecutive: their ranks count from its first.
+    # Sorted by class, the members of a class are consecutive: their places count from its first.
     order = np.argsort(labels, kind="stable")
     ordered = labels[order]
-    rank = np.empty(len(labels), dtype=np.int64)
-    rank[order] = np.arange(len(labels)) - np.searchsorted(ordered, ordered)
-    return np.lexsort((labels, rank))[:count]
+    first, end = (np.searchsorted(ordered, ordered, side) for side in ("left", "right"))
+    classes, indices = np.unique(ordered, return_inverse=True)
+    each = -(-count // max(1, len(classes)))
+    turn = _turns(np.arange(len(labels)) - first, end - first, each)
+    later = _turns(indices, np.full_like(indices, len(classes)), count) >= count
+    return order[np.lexsort((ordered, later, turn))[:count]]
+
+
+def _turns(places: NDArray[np.int64], members: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """The turn of each place among so many: `count` of them are evenly spaced, the rest follow."""
+    spaced = np.minimum(count, members)
+    turns = -(-places * spaced // members)
+    first = (turns < spaced) & (turns * members // np.maximum(spaced, 1) == places)
+    return np.where(first, turns, count + places)

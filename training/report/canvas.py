@@ -26,6 +26,7 @@ WIDTH = 1200
 TEXT = 32
 
 _DPI = 100
+_SCALES = {"D": 0.9, "P": 1.1, "X": 1.1, "*": 1.4}
 
 
 class Box(NamedTuple):
@@ -188,6 +189,9 @@ def points(pixels: float) -> float:
 
 
 def outline(shape: str) -> Path:
-    """The outline of a mark of diameter 1 around the origin, by matplotlib's name of its shape."""
+    """The outline of a mark of diameter 1 around the origin, by matplotlib's name of its shape.
+
+    Shapes of less area are a little larger, so that none looks smaller than the others.
+    """
     style = MarkerStyle(shape)
-    return style.get_path().transformed(style.get_transform())
+    return style.get_path().transformed(style.get_transform().scale(_SCALES.get(shape, 1.0)))

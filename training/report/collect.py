@@ -14,14 +14,14 @@ from training.measure.adapter import as_autoencoder, as_image_decoder, as_sample
 from training.measure.elbo import posteriors
 from training.model.vae import Vae
 from training.report import Frame, ReportData, write_live
-from training.run_folder import RunFolder
+from training.run_folder import RunConfig, RunFolder
 from training.trainer import Trainer
 
 #: Least number of frames of a movie, if the run has as many steps; there are up to twice as many.
 FRAMES = 80
 #: Number of test images whose reconstructions are shown.
 SHOWN = 16
-#: Number of test images whose posterior means are in the scatter plot of each frame.
+#: Most test images whose posterior means are in the scatter plot of each frame.
 SCATTERED = 1_000
 #: Most test images on the map of the latents, drawn from all by a seed.
 MAPPED = 20_000
@@ -43,7 +43,8 @@ class MovieRecorder:
         self._trainer = trainer
         self._shown = interleave_classes(dataset.test.labels, SHOWN)
         self._images = dataset.test.images
-        self._labels = test_labels(dataset)
+        self._scattered = sample_rows(len(self._images), SCATTERED)
+        self._labels = test_labels(dataset)[self._scattered]
         self._class_names = dataset.class_names
         self._every = max(1, trainer.steps // FRAMES)
 
@@ -69,23 +70,23 @@ class MovieRecorder:
         if frame is None or not np.isfinite(elbo):
             return
         reconstructions, means = frame
-        labels = self._labels[: len(means)]
         model = self._trainer.ema_model
         data = ReportData(
             title="live",
             facts=(),
             images=self._images[self._shown],
-            labels=labels,
+            labels=self._labels,
             class_names=self._class_names,
             frames=[Frame(step, phase, elbo, reconstructions, means)],
             log=(),
             means=means,
             log_vars=None,
-            map_labels=labels,
-            decode=as_autoencoder(model).decode,
+            map_labels=self._labels,
+            decode=as_image_decoder(model),
             sample=None,
             sample_labels=(),
             metrics={},
+            likelihood=model.config.likelihood,
         )
         write_live(self._folder.path, data)
 
@@ -101,8 +102,7 @@ class MovieRecorder:
         """
         model = self._trainer.ema_model
         shown, _ = posteriors(as_autoencoder(model), self._images, self._shown)
-        rows = np.arange(min(len(self._images), SCATTERED))
-        scattered, _ = posteriors(as_autoencoder(model), self._images, rows)
+        scattered, _ = posteriors(as_autoencoder(model), self._images, self._scattered)
         drawn = as_image_decoder(model)(shown)
         # One comparison for infinities and NaN, too.
         if not (np.abs(scattered) < _MOST_DRAWABLE).all() or not np.isfinite(drawn).all():
@@ -142,12 +142,13 @@ def collect_report(
             ("Data", f"{dataset.name}, {len(dataset.train.images)} training images"),
             ("Latent dimensions", str(config.model.latent_dim)),
             ("Prior", config.model.prior.kind),
+            ("Likelihood", _likelihood(config)),
             ("Steps", f"{config.steps} of {config.train.batch_size} images"),
             ("Seed", str(config.train.seed)),
             ("Time", f"{minutes:.1f} min of CPU time on each of {config.threads} threads"),
         ],
         images=test.images[shown],
-        labels=labels[:SCATTERED],
+        labels=labels[sample_rows(len(labels), SCATTERED)],
         class_names=dataset.class_names,
         frames=[
             Frame(
@@ -167,7 +168,17 @@ def collect_report(
         sample=as_sampler(model) if config.model.prior.kind != "none" else None,
         sample_labels=dataset.class_names if model.labels else (),
         metrics=metrics,
+        likelihood=config.model.likelihood,
     )
+
+
+def _likelihood(config: RunConfig) -> str:
+    """The likelihood in words."""
+    model = config.model
+    if model.likelihood == "bernoulli":
+        return "bernoulli, of bits" if config.train.binarize else "bernoulli, of grey values"
+    components = f", {model.mixture} components" if model.mixture > 1 else ""
+    return f"{model.likelihood}{components}"
 
 
 def _short(source: str) -> str:

@@ -20,8 +20,9 @@ LINE = 100
 
 _SIDE = 1000
 _LEFT = 170
-# Text size of a legend in columns.
-_SMALL = 24
+# Place and width of a legend in columns, and its text sizes, for many names and for very many.
+_MARGIN = 40
+_SMALL, _TINY, _MANY = 24, 20, 40
 
 
 def legend_entries(data: ReportData) -> list[Entry]:
@@ -83,10 +84,14 @@ def draw_map(data: ReportData, projection: Projection) -> bytes:
     legend = in_rows(probe, _SIDE, entries)
     above = legend.complete
     if not above:
-        legend = in_columns(probe, _SIDE, entries, _SMALL)
+        size = _SMALL if len(entries) <= _MANY else _TINY
+        legend = in_columns(probe, WIDTH - 2 * _MARGIN, entries, size)
     top = 40 + round(legend.height if above else 0)
     canvas = Canvas(WIDTH, top + height + 130 + (0 if above else round(legend.height) + 20))
-    legend.draw(canvas, _LEFT, 46 if above else top + height + 140)
+    if above:
+        legend.draw(canvas, _LEFT, 46)
+    else:
+        legend.draw(canvas, _MARGIN, top + height + 140)
     box = Box(_LEFT, top, _SIDE, height)
     axes = canvas.axes(box)
     at = projection.apply(data.means)

@@ -1,5 +1,6 @@
 """Rows of a memory map, samples of them, and the images that models are measured on."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -79,14 +80,32 @@ def test_targets_are_the_bits_of_the_whole_split(
 
 @given(st.lists(st.integers(0, 4), max_size=40), st.integers(1, 50))
 def test_classes_are_interleaved(labels: list[int], count: int) -> None:
-    chosen = interleave_classes(np.array(labels, np.int64), count)
-    ranks = [(labels[: int(index)].count(labels[index]), labels[index]) for index in chosen]
-    assert (
-        ranks
-        == sorted((labels[:index].count(label), label) for index, label in enumerate(labels))[
-            :count
-        ]
-    )
+    chosen = [int(index) for index in interleave_classes(np.array(labels, np.int64), count)]
+    assert len(set(chosen)) == len(chosen) == min(count, len(labels))
+    picked = Counter(labels[index] for index in chosen)
+    for label, members in Counter(labels).items():
+        # As many as of any other class, up to one, unless there are no more.
+        assert picked[label] >= min(members, max(picked.values()) - 1)
+    classes = len(set(labels))
+    if min(Counter(labels).values(), default=0) * classes >= count >= classes:
+        rounds = [labels[index] for index in chosen]
+        assert rounds == [sorted(set(labels))[place % classes] for place in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "count", "wanted"),
+    [
+        ([0] * 10, 5, [0, 2, 4, 6, 8]),
+        ([0, 1] * 6, 4, [0, 1, 6, 7]),
+        ([0] * 9 + [1], 4, [0, 9, 4, 1]),
+        (list(range(100)), 4, [0, 25, 50, 75]),
+        ([3, 1, 2, 0], 2, [3, 2]),
+    ],
+)
+def test_images_and_classes_are_spaced_evenly(
+    labels: list[int], count: int, wanted: list[int]
+) -> None:
+    assert interleave_classes(np.array(labels, np.int64), count).tolist() == wanted
 
 
 def test_chunks_of_images_have_bounded_values() -> None:
