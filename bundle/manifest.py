@@ -71,7 +71,7 @@ class DatasetRef(_Record):
 
 
 class Parity(_Record):
-    """Result of comparing torch with onnxruntime at export."""
+    """Result of comparing graphs with their source at export: torch, or the graphs of others."""
 
     batches: tuple[int, ...]
     """Batch sizes compared."""
@@ -226,7 +226,7 @@ class Manifest(_Record):
     score_percentiles: tuple[float, ...] = ()
     """The 0th to 100th percentile of the training images' anomaly scores, in nats."""
     parity: Parity | None = None
-    """Result of the comparison with torch at export; None for a graph without a torch model."""
+    """Result of the comparison at export; None if there was none."""
     tools: dict[str, str]
     """Versions of the software that wrote the bundle, by name."""
 

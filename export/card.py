@@ -196,8 +196,12 @@ def _parity(manifest: Manifest, parity: Parity) -> str:
     bits = "are the same in all of them."
     if not parity.batch_invariant:
         bits = "are not the same in all of them, so that a server computes rows one at a time."
+    adopted = manifest.origin is not None and manifest.origin.kind == "onnx"
+    pair = "the source's graphs and these" if adopted else "torch and onnxruntime"
+    if manifest.rows_at_once == 1 and parity.batch_invariant:
+        bits += " A server computes rows one at a time because they are slow."
     text = (
-        f"At batch sizes {_listed(parity.batches)}, torch and onnxruntime differ by at most "
+        f"At batch sizes {_listed(parity.batches)}, {pair} differ by at most "
         f"{_differences(parity.max_abs_difference)} (tolerance: {parity.tolerance:g}); the bits of "
         f"a row {bits}"
     )

@@ -118,7 +118,7 @@ def imported_manifest(
     *,
     graphs: Mapping[GraphName, bytes],
     golden: bytes,
-    parity: Parity | None,
+    parity: Parity,
     metrics: dict[str, Any],
     rows_at_once: int,
     bytes_per_pixel: float,
@@ -131,7 +131,7 @@ def imported_manifest(
         imported: The model.
         graphs: Content of the ONNX files by name of the graph.
         golden: Content of `golden.npz`.
-        parity: Result of the comparison with torch; None of graphs that were adopted.
+        parity: Result of the comparison with the source.
         metrics: What was measured.
         rows_at_once: Maximum rows to compute at once; 0 for no limit.
         bytes_per_pixel: Peak memory of a row per pixel of its image.

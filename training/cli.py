@@ -170,9 +170,12 @@ def main(arguments: list[str]) -> int:
         # The share of the time, not of the steps, since steps take longer in some phases.
         bar.show(progress.share, _numbers(progress, step=not bar.on_terminal))
 
+    def show_loading(stage: str, done: int, total: int) -> None:
+        bar.count(stage, done, total, "images")
+
     try:
         with Interrupt(signal.SIGINT, signal.SIGTERM) as interrupt:
-            observer = Observer(bar.line, show, interrupt.held)
+            observer = Observer(bar.line, show, interrupt.held, show_loading)
             said = (dry_run if options.dry_run else _train)(_request(options), observer)
     except (TrainingError, OSError) as error:
         status = 2 if isinstance(error, ConfigError) else 1

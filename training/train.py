@@ -112,7 +112,7 @@ def prepare(
         override(find_preset(request.preset), request.settings)  # fails before the data is read
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dataset = load_dataset(request.data, report=observer.line)
+    dataset = load_dataset(request.data, report=observer.line, progress=observer.loading)
     if request.preset is None:
         name, reason = suggest_preset(dataset.image_shape)
         observer.line(f"preset {name}, {reason}; --preset picks another")

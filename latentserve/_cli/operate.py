@@ -118,12 +118,19 @@ def _described(model: "ModelInfo", default: str) -> Iterator[str]:
     yield f"  labels     {_listed(model.labels)}"
     yield f"  decoder    {model.precision}"
     yield f"  devices    {', '.join(f'{name} {on}' for name, on in model.devices.items())}"
-    at_once = f", {model.rows_at_once} computed at once" if model.rows_at_once else ""
-    yield f"  max rows   {model.max_rows}{at_once}"
+    yield f"  max rows   {model.max_rows}{_at_once(model)}"
     if model.memory_bytes:
         yield f"  memory     {in_words(model.memory_bytes)}{_row_memory(model)}"
     for line in _figures(model.metrics):
         yield f"  {line}"
+
+
+def _at_once(model: "ModelInfo") -> str:
+    """Describes how many rows are computed at once, and why."""
+    if not model.rows_at_once:
+        return ""
+    because = {True: ": they are slow", False: ": their bits would depend on the batch", None: ""}
+    return f", {model.rows_at_once} computed at once{because[model.batch_invariant]}"
 
 
 # Explanations of the posteriors and priors whose names are not clear by themselves.

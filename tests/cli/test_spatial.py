@@ -202,7 +202,7 @@ def test_files_are_named_where_one_is_refused(run, photo, tmp_path):
     Image.new("RGB", (40, 40)).save(other)
     Image.new("L", (16, 16)).save(grey)
     for arguments, said in (
-        (("interpolate", photo, other), f"{other}: got RGB 40x40 PNG, wanted RGB 200x160"),
+        (("interpolate", photo, other), f"{other}: got RGB 40x40 PNG, wanted RGB 160x200"),
         (("interpolate", grey, other), f"{grey}: got grey 16x16 PNG, wanted RGB"),
         (("traverse", "--middle", grey), f"{grey}: got grey 16x16 PNG, wanted RGB"),
         (("interpolate", photo), f"{photo}: not an npy or npz file"),

@@ -281,7 +281,7 @@ def _decode(
     spec, total = source.spec, len(source)
     report(f"reading {total} images from {spec.origin}")
     pixels = PixelFile(file, total, spec.origin)
-    digest, usable, problems = hashlib.sha256(), [], list(source.problems)
+    digest, usable, problems = source.digest(), [], list(source.problems)
     for place, (item, result) in enumerate(decoded(source.items())):
         if isinstance(result, Problem):
             problems.append(result)
@@ -297,7 +297,8 @@ def _decode(
             digest.update(os.fsencode(item.name) + b"\0" + sha256.encode() + b"\n")
             usable.append(place)
         progress("decoding", place + 1, total)
-    problems.sort(key=lambda problem: problem.path)
+    if source.problems:
+        problems.sort(key=lambda problem: problem.path)
     _refuse_or_name(source, len(usable), problems, report)
     pixels.finish()
     contents = source.contents(usable, digest.hexdigest())

@@ -11,8 +11,10 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.pictures import SUFFIXES
 from latentserve._files import reason
@@ -69,6 +71,22 @@ class FolderSource:
             read = (self.spec.path / path).read_bytes
             yield Item(path, size, functools.partial(decode_file, self.spec, read))
 
+    def digest(self) -> Any:
+        """A SHA-256 that begins with how the split differs from that of whole paths alone.
+
+        Otherwise a run whose images were split another way would count as one of this data.
+        """
+        digest = hashlib.sha256()
+        if any(split_key(path) != path for path in self._paths):
+            digest.update(b"@\n")
+        by_path, by_class = (
+            split_by_hash(self._paths, labels)[0]
+            for labels in (None, self._classes(self._paths)[0])
+        )
+        if len(by_path) != len(by_class):
+            digest.update(b"/\n")
+        return digest
+
     def contents(self, usable: Sequence[int], digest: str) -> Contents:
         """Classes by subfolder, splits by a hash of the path.
 
@@ -77,19 +95,24 @@ class FolderSource:
         """
         refuse_too_few(self.spec.origin, len(usable))
         paths = [self._paths[index] for index in usable]
-        labels = np.zeros(len(paths), np.int64)
-        names: tuple[str, ...] = ()
-        if self._labelled:
-            classes = [path.partition("/")[0] for path in paths]
-            names = _class_names(self.spec.path, classes)
-            index_of = {name: index for index, name in enumerate(names)}
-            labels[:] = [index_of[name] for name in classes]
-        splits = split_by_hash(paths, labels if self._labelled else None)
+        labels, names = self._classes(paths)
         folder = self.spec.path
-        if any(split_key(path) != path for path in paths):
-            # Otherwise a run that split them by their whole paths would count as one of this data.
-            digest = hashlib.sha256(f"@ {digest}".encode()).hexdigest()
-        return Contents(labels, splits, names, {folder.name or str(folder): digest})
+        for name in names:
+            try:
+                name.encode()
+            except UnicodeEncodeError as error:  # it is written into JSON, which is UTF-8
+                raise DataError(f"{folder}: the class {name!r}, wanted a name in UTF-8") from error
+        sha256 = {folder.name or str(folder): digest}
+        return Contents(labels, split_by_hash(paths, labels), names, sha256)
+
+    def _classes(self, paths: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+        """Class of each picture, int64 [N], and the names of the classes."""
+        if not self._labelled:
+            return np.zeros(len(paths), np.int64), ()
+        classes = [path.partition("/")[0] for path in paths]
+        names = tuple(sorted(set(classes)))
+        index_of = {name: index for index, name in enumerate(names)}
+        return np.array([index_of[name] for name in classes], np.int64), names
 
 
 def _find(folder: Path) -> Listing:
@@ -136,13 +159,3 @@ def _state(path: Path) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return found.st_size, found.st_mtime_ns
-
-
-def _class_names(folder: Path, classes: Sequence[str]) -> tuple[str, ...]:
-    names = sorted(set(classes))
-    for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError as error:  # it is written into JSON, which is UTF-8
-            raise DataError(f"{folder}: the class {name!r}, wanted a name in UTF-8") from error
-    return tuple(names)

@@ -110,6 +110,10 @@ class ParquetSource:
                 load = functools.partial(decode_file, self.spec, functools.partial(_given, raw))
                 yield Item(f"{name}, row {row}", len(raw or b""), load)
 
+    def digest(self) -> Any:
+        """A new SHA-256."""
+        return hashlib.sha256()
+
     def contents(self, usable: Sequence[int], digest: str) -> Contents:  # noqa: ARG002
         """Classes by the column of labels, splits by the files' names or by position.
 
@@ -147,8 +151,7 @@ class ParquetSource:
             return np.zeros(len(self), np.int64), ()
         columns = self._tables[0].file.columns
         for table in self._tables:
-            missing = table.labels is None or np.isin(table.labels, (-1, "")).any()
-            if missing:
+            if table.labels is None or (table.labels == _missing(table.labels)).any():
                 raise DataError(
                     f"{table.file.path}: rows without a label in column {columns.label}, wanted a "
                     "label in all rows, or in none of all files"
@@ -210,6 +213,11 @@ def _used(tables: Sequence[_Table], report: Report) -> list[_Table]:
         else:
             used.append(table)
     return used
+
+
+def _missing(labels: NDArray[Any]) -> int | str:
+    """What stands for a missing label in labels of this type."""
+    return "" if labels.dtype.kind == "U" else -1
 
 
 def _described(file: ParquetFile) -> str:

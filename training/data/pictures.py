@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,12 +83,16 @@ class PictureSource(Protocol):
         """The pictures in their order."""
         ...
 
+    def digest(self) -> Any:
+        """A new SHA-256, to be updated with the name and the SHA-256 of each usable picture."""
+        ...
+
     def contents(self, usable: Sequence[int], digest: str) -> Contents:
         """Describes the pictures that can be used.
 
         Args:
             usable: Their indices, ascending.
-            digest: SHA-256 over the name and the SHA-256 of each.
+            digest: What `digest` has become, in hexadecimal.
 
         Raises:
             DataError: They cannot be split, or have no names that can be used.

@@ -37,11 +37,6 @@ Indices = NDArray[np.int64]
 Splits = tuple[Indices, Indices, Indices]
 
 
-def split_key(path: str) -> str:
-    """What is hashed of a picture's path: all but what is between an `@` and the suffix."""
-    return _VARIANT.sub("", path)
-
-
 def split_by_hash(paths: Sequence[str], labels: Indices | None = None) -> Splits:
     """Divides pictures by a hash of their paths.
 
@@ -54,22 +49,27 @@ def split_by_hash(paths: Sequence[str], labels: Indices | None = None) -> Splits
     """
     hashes = (hashlib.sha256(os.fsencode(split_key(path))).digest()[:8] for path in paths)
     values = np.array([int.from_bytes(value, "big") for value in hashes], np.uint64)
-    order = np.argsort(values, kind="stable")
-    ranked = values[order]
-    # Pictures of one hash stay together: splits end where one of these groups ends.
-    ends = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]) + 1, len(ranked))
     tenth = 2**64 // 10
-    tests = ends[np.searchsorted(ends, max(1, (values < tenth).sum()))]
-    most = min((values < 2 * tenth).sum(), tests + MAX_VALIDATION)
-    later = ends[ends > tests]
-    validations = max(later[:1].sum(), later[later <= most].max(initial=tests))
-    test, validation = order[:tests], order[tests:validations]
+    test = values < tenth
+    if not test.any():
+        test = values == values.min()
+    validation = ~test & (values < 2 * tenth)
+    if not validation.any() and not test.all():
+        validation = values == values[~test].min()
+    found = np.sort(values[validation])
+    if len(found) > MAX_VALIDATION:
+        validation &= values < found[MAX_VALIDATION]  # pictures of one hash stay together
     parts = np.zeros(len(paths), np.int8)
     parts[validation], parts[test] = 1, 2
     if labels is not None:
         _train_every_class(parts, labels)
-    train, validation, test = (np.flatnonzero(parts == part).astype(np.int64) for part in range(3))
-    return train, validation, test
+    train, held_out, tested = (np.flatnonzero(parts == part).astype(np.int64) for part in range(3))
+    return train, held_out, tested
+
+
+def split_key(path: str) -> str:
+    """What is hashed of a picture's path: all but what is between an `@` and the suffix."""
+    return _VARIANT.sub("", path)
 
 
 def split_evenly(count: int, *, validation: bool = True, test: bool = True) -> Splits:
@@ -110,9 +110,10 @@ def thinned(rows: Indices, most: int) -> Indices:
 def _train_every_class(parts: NDArray[np.int8], labels: Indices) -> None:
     """Moves the pictures of classes that have none in the training split there.
 
-    Those that are the last ones of a split stay.
+    A split that would be empty then keeps them.
     """
     for label in np.setdiff1d(labels, labels[parts == 0]):
-        for index in np.flatnonzero(labels == label):
-            if (parts == parts[index]).sum() > 1:
-                parts[index] = 0
+        for part in (1, 2):
+            members = (labels == label) & (parts == part)
+            if (parts == part).sum() > members.sum():
+                parts[members] = 0
