@@ -1,5 +1,6 @@
 """A training run: begun or resumed, trained to its last step, measured and reported."""
 
+import dataclasses
 import platform
 import time
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ from training.data.datasets import Dataset, Split, interleave_classes
 from training.data.rows import sample_rows
 from training.data.spec import DataSpec
 from training.errors import CheckpointError, DataError
-from training.measure.adapter import as_autoencoder
+from training.measure.adapter import as_autoencoder, as_image_decoder
 from training.measure.elbo import evaluate, mean_scores, percentiles
 from training.measure.protocol import TEST_SEED, describe, test_images
+from training.measure.quality import measure_quality
 from training.model.config import Preset
 from training.parallel import Parallel
 from training.progress import Observer, Pace, Progress
@@ -228,11 +230,17 @@ class TrainingRun:
                 "percentiles": percentiles(scored),
             },
         )
-        metrics = describe(result, binarized=binarized) | {
-            "train_seconds_per_thread": round(self._seconds_used, 1),
-            "steps": trainer.steps,
-            "skipped_steps": trainer.skipped,
-        }
+        quality = measure_quality(model, as_image_decoder(averaged), dataset.test.images)
+        described = describe(result, binarized=binarized, likelihood=model.likelihood)
+        metrics = (
+            described
+            | dataclasses.asdict(quality)
+            | {
+                "train_seconds_per_thread": round(self._seconds_used, 1),
+                "steps": trainer.steps,
+                "skipped_steps": trainer.skipped,
+            }
+        )
         report = collect_report(folder, averaged, dataset, metrics)
         write_report(folder.path, report, self._observer.line)
         folder.write_json("metrics.json", metrics)
