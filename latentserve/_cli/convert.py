@@ -203,7 +203,7 @@ def _reconstruct(options: argparse.Namespace) -> int:
     columns = options.columns or _pair_columns(len(made))
     sheet, blank = _with_originals(images, made, columns)
     if blank:
-        why = "resized or of another colour mode" if has_pillow() else "install Pillow to show them"
+        why = "of an unusual pixel format" if has_pillow() else "install Pillow to show them"
         what += f"; {counted(blank, 'original')} left blank ({why})"
     target.write_images(sheet, what, columns=columns, zoom=options.zoom)
     return 0

@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from latentserve._cli.png import BACKGROUND
+
 _MODES = {1: "L", 3: "RGB"}
-_EXIF_ORIENTATION = 0x0112
+# Modes of Pillow that are drawn: all of 8 bits.
+_DRAWN = frozenset(("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"))
 
 
 def originals(
-    values: NDArray[Any] | list[bytes], shape: tuple[int, ...], background: int
+    values: NDArray[Any] | list[bytes], shape: tuple[int, ...], background: int = BACKGROUND
 ) -> tuple[NDArray[np.uint8], int]:
-    """Converts images to pixels, without resizing any.
+    """Converts images to pixels.
 
     Args:
         values: Array of images, as for `Client.encode`, or contents of PNG, JPEG and WebP files.
@@ -26,7 +29,7 @@ def originals(
 
     Returns:
         uint8 [N, C, H, W], and the number of images that are left blank: all files if Pillow is
-        missing, else those that the server had to resize, convert or rotate.
+        missing, else those that it cannot read.
     """
     if not isinstance(values, list):
         pixels = values.reshape(shape)
@@ -53,18 +56,27 @@ def has_pillow() -> bool:
 
 
 def _decode(content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
-    """Decodes a file to uint8 [C, H, W]; None if it needs conversion or is damaged."""
-    from PIL import Image
+    """Decodes a file to uint8 [C, H, W] as the server does; None if it cannot be drawn.
+
+    It is turned upright, laid on white, and cropped and resized to the height and width.
+    """
+    from PIL import Image, ImageOps
 
     channels, height, width = shape
     try:
         with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "WEBP")) as picture:
-            if picture.mode != _MODES.get(channels) or picture.size != (width, height):
+            picture.draft(None, (2 * max(height, width), 2 * max(height, width)))
+            drawn: Image.Image = ImageOps.exif_transpose(picture)
+            if drawn.mode not in _DRAWN or channels not in _MODES:
                 return None
-            pixels = np.asarray(picture)
-            turned = picture.getexif().get(_EXIF_ORIENTATION, 1) != 1
-            if turned or picture.has_transparency_data:
-                return None
+            if drawn.has_transparency_data:
+                drawn = drawn.convert("RGBA")
+                drawn = Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn)
+            left = max(0.0, drawn.width - drawn.height * width / height) / 2
+            top = max(0.0, drawn.height - drawn.width * height / width) / 2
+            middle = (left, top, drawn.width - left, drawn.height - top)
+            drawn = drawn.convert(_MODES[channels])
+            drawn = drawn.resize((width, height), Image.Resampling.BICUBIC, box=middle)
+            return np.asarray(drawn).reshape(height, width, channels).transpose(2, 0, 1)
     except Exception:  # noqa: BLE001 - damaged files raise many types of errors
         return None
-    return pixels.reshape(height, width, channels).transpose(2, 0, 1)

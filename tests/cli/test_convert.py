@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.pictures import decode
 from latentserve._cli.failures import Failure
 from latentserve._cli.inputs import read_latents
 from latentserve._cli.originals import originals
@@ -154,16 +155,21 @@ def test_jpeg_originals_are_drawn_as_the_server_reads_them(server_env, tmp_path)
         assert (tiles(tmp_path / "x.png", 2, 1)[0, 0] == np.asarray(picture)).all()
 
 
-def test_an_original_that_was_resized_is_left_blank_and_counted(server_env, tmp_path, digits):
-    Image.new("L", (40, 30), 200).save(tmp_path / "a.png")
+def test_a_resized_original_is_drawn_and_one_of_16_bits_is_left_blank_and_counted(
+    server_env, tmp_path, digits
+):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 30), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    Image.fromarray(noise.astype(np.uint16)).save(tmp_path / "b.png")
     done = run_cli(
-        "reconstruct", tmp_path / "a.png", digits / "0.png", "--resize", "--zoom", "1",
-        "-o", tmp_path / "x.png", env=server_env,
+        "reconstruct", tmp_path / "a.png", tmp_path / "b.png", digits / "0.png", "--resize",
+        "--zoom", "1", "-o", tmp_path / "x.png", env=server_env,
     )  # fmt: skip
-    assert "1 original left blank (resized or of another colour mode)" in done.stdout
-    drawn = tiles(tmp_path / "x.png", 2, 2)
-    assert (drawn[0, 0] == 48).all()
-    assert (drawn[0, 1] == np.load(digits / "digits.npy")[0, 0]).all()
+    assert "1 original left blank (of an unusual pixel format)" in done.stdout
+    drawn = tiles(tmp_path / "x.png", 2, 3)
+    assert (drawn[0, 0] == decode((tmp_path / "a.png").read_bytes(), (28, 28), 1)).all()
+    assert (drawn[0, 1] == 48).all()
+    assert (drawn[0, 2] == np.load(digits / "digits.npy")[0, 0]).all()
 
 
 def test_without_pillow_image_files_are_left_blank_and_pillow_is_named(
@@ -204,6 +210,28 @@ def turned(orientation: int) -> Image.Exif:
     return exif
 
 
+NOISE = np.random.default_rng(2).integers(0, 256, (40, 60, 4), np.uint8)
+DRAWN = {
+    "grey": file_of(Image.fromarray(NOISE[..., 0])),
+    "colour": file_of(Image.fromarray(NOISE[..., :3])),
+    "transparent": file_of(Image.fromarray(NOISE)),
+    "grey and transparent": file_of(Image.fromarray(NOISE).convert("LA")),
+    "palette": file_of(Image.fromarray(NOISE[..., :3]).quantize(16)),
+    "transparent colour": file_of(Image.fromarray(NOISE[..., 0] // 128), transparency=0),
+    "JPEG": file_of(Image.fromarray(NOISE[..., :3]).resize((600, 400)), "JPEG"),
+    "turned": file_of(Image.fromarray(NOISE[..., :3]), "JPEG", exif=turned(6)),
+    "WebP": file_of(Image.fromarray(NOISE), "WEBP"),
+}
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 16), (3, 40, 60)])
+@pytest.mark.parametrize("content", DRAWN.values(), ids=DRAWN)
+def test_files_are_drawn_as_the_server_reads_them(content, shape):
+    sheet, blank = originals([content], (1, *shape))
+    assert blank == 0
+    assert (sheet[0] == decode(content, shape[1:], shape[0])).all()
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -212,23 +240,15 @@ def turned(orientation: int) -> Image.Exif:
         b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR",
         b"\xff\xd8\xff",
         file_of(Image.new("L", (4, 4), 9))[:-20],
-        file_of(Image.new("RGB", (4, 4))),
-        file_of(Image.new("LA", (4, 4))),
-        file_of(Image.new("P", (4, 4))),
-        file_of(Image.new("L", (5, 4))),
-        file_of(Image.new("L", (4, 4)), transparency=0),
-        file_of(Image.new("L", (4, 4)), "JPEG", exif=turned(3)),
         file_of(Image.new("L", (4, 4)), "BMP"),
+        file_of(Image.new("I;16", (4, 4))),
     ],
-    ids=[
-        "empty", "signature", "header", "jpeg start", "truncated", "colour", "alpha", "palette",
-        "size", "transparent", "turned", "format",
-    ],
-)  # fmt: skip
-def test_a_file_whose_pixels_are_not_the_models_input_is_left_blank(content):
-    sheet, blank = originals([content], (1, 1, 4, 4))
+    ids=["empty", "signature", "header", "jpeg start", "truncated", "format", "16 bits"],
+)
+def test_a_file_that_cannot_be_drawn_is_left_blank(content):
+    sheet, blank = originals([content], (1, 1, 4, 4), 77)
     assert blank == 1
-    assert (sheet == 48).all()
+    assert (sheet == 77).all()
 
 
 def test_without_pillow_every_file_is_left_blank(monkeypatch):
