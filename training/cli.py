@@ -250,10 +250,12 @@ def image_size(text: str) -> tuple[int, int]:
 def _summary(metrics: Mapping[str, Any], posterior: str) -> str:
     images = f"({metrics['images']} images, lower is better)"
     reconstruction = f"reconstruction {metrics['reconstruction']:.2f}"
+    quality = f"PSNR {metrics['psnr']:.2f} dB, SSIM {metrics['ssim']:.3f}"
     if posterior == "delta":
-        return f"test {reconstruction} nats {images}: a plain autoencoder has no ELBO"
+        return f"test {reconstruction} nats {images}: a plain autoencoder has no ELBO; {quality}"
     return (
-        f"test ELBO {metrics['elbo']:.2f} nats = {reconstruction} + KL {metrics['kl']:.2f} {images}"
+        f"test ELBO {metrics['elbo']:.2f} nats = {reconstruction} + KL {metrics['kl']:.2f} "
+        f"{images}; {metrics['bits_per_dimension']:.3f} bits per dimension; {quality}"
     )
 
 

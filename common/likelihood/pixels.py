@@ -33,18 +33,6 @@ _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 _BLOCK_ROWS = 256
 
 
-def groups(likelihood: Likelihood, mixture: int = 1) -> int:
-    """P, the groups of parameters that a decoder puts out for each channel.
-
-    Args:
-        likelihood: The likelihood.
-        mixture: Components of the logistic mixture.
-    """
-    if likelihood == "bernoulli":
-        return 1
-    return 2 if mixture == 1 else 3 * mixture
-
-
 def pixel_nll(likelihood: Likelihood, parameters: Array, images: Array) -> Nats:
     """-log p(x|z), summed over pixels, [N].
 
@@ -61,27 +49,6 @@ def pixel_nll(likelihood: Likelihood, parameters: Array, images: Array) -> Nats:
     if count == 2:
         return logistic_nll(*_split(parameters, 2), images)
     return mixture_nll(parameters, images)
-
-
-def mean_image(likelihood: Likelihood, parameters: Array, channels: int) -> Array:
-    """The image that a decoder answers, the mean of p(x|z) in [0, 1], float32 [N, C, H, W].
-
-    The locations are clipped to [0, 1]; those of a mixture are weighted.
-
-    Args:
-        likelihood: The likelihood.
-        parameters: Output of the decoder, float32 [N, P * C, H, W].
-        channels: C.
-    """
-    if likelihood == "bernoulli":
-        return np.asarray(1.0 / (1.0 + np.exp(-parameters)))
-    count = parameters.shape[1] // channels
-    if count == 2:
-        return np.clip(parameters[:, :channels], 0.0, 1.0)
-    logits, locations, _ = _components(parameters, channels)
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    weights /= weights.sum(axis=1, keepdims=True)
-    return np.asarray((weights * np.clip(locations, 0.0, 1.0)).sum(axis=1))
 
 
 def bernoulli_nll(logits: Array, images: Array) -> Nats:

@@ -187,7 +187,9 @@ def _listed(labels: Sequence[str]) -> str:
 def _figures(metrics: Mapping[str, float]) -> Iterator[str]:
     """Yields the main metrics of a model, one per line."""
     if "elbo" in metrics:
-        yield f"test ELBO  {metrics['elbo']:.2f} nats (lower is better)"
+        bits = metrics.get("bits_per_dimension")
+        per_dimension = "" if bits is None else f", {bits:.3f} bits per dimension"
+        yield f"test ELBO  {metrics['elbo']:.2f} nats{per_dimension} (lower is better)"
     elif "reconstruction" in metrics:
         yield f"test reconstruction  {metrics['reconstruction']:.2f} nats (lower is better)"
     if {"nll", "nll_stderr", "importance_draws"} <= metrics.keys():
@@ -195,6 +197,9 @@ def _figures(metrics: Mapping[str, float]) -> Iterator[str]:
             f"test NLL   {metrics['nll']:.2f} +- {metrics['nll_stderr']:.2f} nats "
             f"(importance-weighted, K = {metrics['importance_draws']:.0f})"
         )
+    if "psnr" in metrics:
+        ssim = f", SSIM {metrics['ssim']:.3f}" if "ssim" in metrics else ""
+        yield f"reconstructions  PSNR {metrics['psnr']:.2f} dB{ssim}"
     if "fid" in metrics:
         yield f"samples    classifier-FID {metrics['fid']:.2f} (lower is better)"
     if "label_agreement" in metrics:

@@ -17,10 +17,12 @@ from benchmarks.graphs import Reference, WrongAnswer
 from benchmarks.h2load import LoadFailed
 from benchmarks.processes import Program, ServerFailed, cpu_seconds, resident_mib, tree
 from benchmarks.results import Results, table
+from benchmarks.servers import spatial, stubs
 from benchmarks.servers.inference import inference_call
 from benchmarks.servers.plain import plain_call
 from benchmarks.servers.server import Measurement
 from benchmarks.shapes import SHAPES, Shape, named
+from latentserve.v1 import latent_service_pb2 as pb
 from tests.support import ROOT
 from tests.support.waiting import wait_until
 
@@ -237,6 +239,34 @@ def test_ours_and_the_plain_servicer_are_measured_side_by_side(tmp_path, capsys)
             assert found.values(server, shape, "p50_ms")[0] > 0
             (measured,) = found.rounds[server][shape.name]
             assert measured.cpu_seconds < 4 * (time.monotonic() - began)
+
+
+@pytest.mark.parametrize("name", spatial.SERVERS)
+def test_a_servers_image_of_any_size_is_compared_with_onnxruntimes(name, tmp_path):
+    server = spatial.SERVERS[name](name, tmp_path)
+    z = np.random.default_rng(0).standard_normal((1, 32, 2, 3), np.float32)
+    method, request = server.request("taef2", z)
+    assert method.startswith("/")
+    assert z.tobytes() in request
+    image = np.random.default_rng(1).integers(0, 255, (1, 3, 16, 24), np.uint8)
+    answers = {
+        "ours": lambda pixels: pb.DecodeResponse(
+            images={"tensor": {"data": pixels.tobytes()}}
+        ).SerializeToString(),
+        "plain": lambda pixels: pixels.tobytes(),
+        "triton": lambda pixels: (
+            stubs.load("inference")[0]
+            .ModelInferResponse(raw_output_contents=[pixels.tobytes()])
+            .SerializeToString()
+        ),
+    }
+    answer = answers[name.partition("-")[0]]
+    spatial.check(server, "taef2", answer(image), image)
+    spatial.check(server, "taef2", answer(image + 1), image)
+    with pytest.raises(ServerFailed, match="taef2: differs from onnxruntime's by"):
+        spatial.check(server, "taef2", answer(image[:, ::-1]), image)
+    with pytest.raises(ServerFailed, match="got 384 values, wanted 1152"):
+        spatial.check(server, "taef2", answer(image[:, :1]), image)
 
 
 def test_trainers_are_compared_by_the_medians_of_their_rounds():

@@ -111,7 +111,7 @@ class Spatial:
             self.latent_shape,
             free=self.free,
             posterior=self.posterior,
-            logits=self.likelihood != "none",
+            likelihood=self.likelihood,
         )
 
 

@@ -39,8 +39,8 @@ def as_autoencoder(model: Vae) -> Autoencoder:
         log_prob: NDArray[np.float32] = model.prior.log_prob(tensor(z)).cpu().numpy()
         return log_prob
 
-    kind = "bernoulli" if model.config.likelihood == "auto" else model.config.likelihood
-    return Autoencoder(encode, decode, log_prior if model.prior is not None else None, kind)
+    density = log_prior if model.prior is not None else None
+    return Autoencoder(encode, decode, density, model.likelihood.name)
 
 
 def as_image_decoder(model: Vae) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:

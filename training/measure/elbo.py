@@ -4,6 +4,7 @@ Training evaluates its torch model with this code, and export evaluates the expo
 graphs, so that their figures are comparable.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -62,6 +63,7 @@ class Evaluation:
         reconstruction: -log p(x|z), mean over images and draws.
         kl: KL(q(z|x) || p(z)), mean over the images.
         elbo_stderr: Standard error of `elbo` over the images.
+        bits_per_dimension: `elbo` in bits, divided by the C * H * W values of an image.
         active_units: Number of active latent dimensions; see `ACTIVE_VARIANCE`.
         images: Number of images measured.
         draws: Draws of z per image.
@@ -72,6 +74,7 @@ class Evaluation:
     reconstruction: float
     kl: float
     elbo_stderr: float
+    bits_per_dimension: float
     active_units: int
     images: int
     draws: int
@@ -114,6 +117,9 @@ def evaluate(model: Autoencoder, images: Sliced, *, draws: int = 1, seed: int = 
         reconstruction=float(np.concatenate(reconstruction).mean()),
         kl=float(np.concatenate(kl).mean()),
         elbo_stderr=float(rows.std() / np.sqrt(len(rows))),
+        bits_per_dimension=likelihood.bits_per_dimension(
+            float(rows.mean()), math.prod(images.shape[1:])
+        ),
         active_units=int((np.concatenate(means).var(axis=0) > ACTIVE_VARIANCE).sum()),
         images=len(images),
         draws=draws,

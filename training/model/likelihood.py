@@ -76,8 +76,11 @@ class Bernoulli(nn.Module):
     """Bernoulli pixels, whose logits the network puts out.
 
     Attributes:
+        name: As in the configuration.
         width: Channels of the network's output.
     """
+
+    name: Likelihood = "bernoulli"
 
     def __init__(self, shape: Shape):
         super().__init__()
@@ -118,9 +121,11 @@ class Located(nn.Module):
         scales: Number of scales: one, or one for each channel of each component.
 
     Attributes:
+        name: As in the configuration.
         width: Channels of the network's output.
     """
 
+    name: Likelihood
     centre: Tensor
     deviation: Tensor
 
@@ -131,7 +136,7 @@ class Located(nn.Module):
         self.components = components
         self.register_buffer("centre", torch.full((components, shape[0], 1, 1), 0.5))
         self.register_buffer("deviation", torch.full((components, shape[0], 1, 1), 0.5))
-        self.raw_log_scale = nn.Parameter(torch.zeros(scales))
+        self.log_scale = nn.Parameter(torch.zeros(scales))
         self._share = 1.0 / math.prod(shape)
 
     def begin(self, counts: NDArray[np.int64]) -> None:
@@ -159,19 +164,21 @@ class Located(nn.Module):
         shape = self.centre.shape
         self.centre.copy_(torch.from_numpy(centres).reshape(shape))
         self.deviation.copy_(torch.from_numpy(deviations).clamp(min=least).reshape(shape))
-        above = torch.from_numpy(np.log(np.maximum(scales, least)) - LEAST_LOG_SCALE)
-        self.raw_log_scale.copy_(LEAST_LOG_SCALE + torch.log(torch.expm1(above)).flatten())
+        self.log_scale.copy_(torch.from_numpy(np.log(np.maximum(scales, least))).flatten())
 
-    def log_scale(self) -> Tensor:
-        """The log-scales in units of images in [0, 1], above `LEAST_LOG_SCALE`, [K, C, 1, 1].
+    def bounded_log_scale(self) -> Tensor:
+        """The log-scales in units of images in [0, 1], [K, C or 1, 1, 1]."""
+        bounded = self.log_scale.clamp(min=LEAST_LOG_SCALE)
+        return bounded.reshape(self.components, -1, 1, 1)
 
-        Its gradient is that of nats per dimension: of nats it would outweigh that of all weights
-        together, and take part in their clipping.
+    def _trained_log_scale(self) -> Tensor:
+        """As `bounded_log_scale`, with the gradient of nats per dimension, below the bound too.
+
+        Of nats it would outweigh the gradient of all weights together in their clipping; and a
+        scale whose gradient ends at the bound would never leave it.
         """
-        small = self.raw_log_scale * self._share
-        raw = small + (self.raw_log_scale - small).detach()
-        bounded = LEAST_LOG_SCALE + F.softplus(raw - LEAST_LOG_SCALE)
-        return bounded.reshape(self.components, -1, 1, 1).expand(-1, self.channels, 1, 1)
+        moved = self._share * (self.log_scale - self.log_scale.detach())
+        return self.bounded_log_scale().detach() + moved.reshape(self.components, -1, 1, 1)
 
     def location(self, output: Tensor) -> Tensor:
         """The locations in units of images in [0, 1], [N, C, H, W]."""
@@ -180,7 +187,7 @@ class Located(nn.Module):
     def parameters_of(self, output: Tensor) -> Tensor:
         """The parameters that `common.likelihood` takes, of the network's output."""
         location = self.location(output)
-        return torch.cat([location, self.log_scale()[0].expand_as(location)], dim=1)
+        return torch.cat([location, self.bounded_log_scale()[0].expand_as(location)], dim=1)
 
     def mean(self, output: Tensor) -> Tensor:
         """The mean of p(x|z): images in [0, 1], [N, C, H, W]."""
@@ -190,13 +197,15 @@ class Located(nn.Module):
 class Gaussian(Located):
     """Gaussian pixels of one learned scale, the optimal sigma of Rybkin et al. 2021."""
 
+    name = "gaussian"
+
     def _scales_of(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
         _, deviations = moments(counts)
         return np.sqrt(np.square(deviations).mean(keepdims=True))
 
     def nll(self, output: Tensor, images: Tensor) -> Tensor:
         """-log p(x|z) of each image in nats, [N]: as `common.likelihood.gaussian_nll`."""
-        scale = self.log_scale()[0]
+        scale = self._trained_log_scale()[0]
         off = (images - self.location(output)) * torch.exp(-scale)
         terms = 0.5 * off.square() + (scale + (_HALF_LOG_2PI + _LOG_LEVELS))
         return terms.flatten(1).sum(dim=1)
@@ -204,6 +213,8 @@ class Gaussian(Located):
 
 class Logistic(Located):
     """Pixels of discretized logistic distributions, of a learned scale for each channel."""
+
+    name = "logistic"
 
     def __init__(self, shape: Shape):
         super().__init__(shape, scales=shape[0])
@@ -215,7 +226,7 @@ class Logistic(Located):
     def nll(self, output: Tensor, images: Tensor) -> Tensor:
         """-log p(x|z) of each image in nats, [N]: as `common.likelihood.logistic_nll`."""
         levels = torch.round(_LEVELS * images)
-        terms = log_levels(levels, self.location(output), self.log_scale()[0])
+        terms = log_levels(levels, self.location(output), self._trained_log_scale()[0])
         return -terms.flatten(1).sum(dim=1)
 
 
@@ -228,6 +239,8 @@ class LogisticMixture(Located):
         shape: C, H and W.
         components: K, at least 2.
     """
+
+    name = "logistic"
 
     def __init__(self, shape: Shape, components: int):
         super().__init__(shape, components, scales=components * shape[0])
@@ -250,19 +263,24 @@ class LogisticMixture(Located):
     def parameters_of(self, output: Tensor) -> Tensor:
         """The parameters that `common.likelihood` takes, of the network's output."""
         logits, locations = self._parts(output)
-        parts = (logits, locations, self.log_scale().expand_as(locations))
+        parts = (logits, locations, self.bounded_log_scale().expand_as(locations))
         return torch.cat([part.flatten(1, 2) for part in parts], dim=1)
 
     def mean(self, output: Tensor) -> Tensor:
         """The mean of p(x|z): images in [0, 1], [N, C, H, W]."""
         logits, locations = self._parts(output)
-        return (logits.softmax(dim=1) * locations.clamp(0.0, 1.0)).sum(dim=1)
+        terms = logits.softmax(dim=1) * locations.clamp(0.0, 1.0)
+        # By additions, whose bits are the same in every batch when exported, unlike those of a sum.
+        total = terms[:, 0]
+        for component in range(1, self.components):
+            total = total + terms[:, component]
+        return total.clamp(max=1.0)  # the weights sum to 1 up to rounding
 
     def nll(self, output: Tensor, images: Tensor) -> Tensor:
         """-log p(x|z) of each image in nats, [N]: as `common.likelihood.mixture_nll`."""
         logits, locations = self._parts(output)
         levels = torch.round(_LEVELS * images)[:, None]
-        joint = logits + log_levels(levels, locations, self.log_scale())
+        joint = logits + log_levels(levels, locations, self._trained_log_scale())
         terms = logits.logsumexp(dim=1) - joint.logsumexp(dim=1)
         return terms.flatten(1).sum(dim=1)
 

@@ -33,7 +33,8 @@ _HEADLINES = (
     ("bits_per_dimension", "bits per dimension", 3),
     ("reconstruction", "reconstruction term", 1),
     ("kl", "KL term", 1),
-    ("psnr", "PSNR of reconstructions, dB", 1),
+    ("psnr", "PSNR of reconstructions, dB", 2),
+    ("ssim", "SSIM of reconstructions", 3),
 )
 
 
