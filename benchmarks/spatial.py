@@ -239,7 +239,7 @@ def _models() -> Path:
     if not (_MODELS / "taef2" / "1" / "manifest.json").exists():
         if "LATENTSERVE_TAEF2" not in os.environ:
             sys.exit("LATENTSERVE_TAEF2: not set, wanted the folder of taef2_decoder.pth")
-        command = ["import", os.environ["LATENTSERVE_TAEF2"], "--to", _MODELS / "taef2"]
+        command = ["import", os.environ["LATENTSERVE_TAEF2"], "--to", str(_MODELS / "taef2")]
         subprocess.run([sys.executable, "-m", "latentserve", *command], check=True)
     if not (_MODELS / "mnist").exists():
         shutil.copytree(ROOT / "models" / "mnist", _MODELS / "mnist")

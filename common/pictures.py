@@ -163,7 +163,7 @@ def prepare(
             plain = _resize(plain, size, fit, background)
             if channels == 1:
                 plain = plain.convert("L")
-        array = cast(NDArray[np.uint8], np.asarray(plain))
+        array = cast("NDArray[np.uint8]", np.asarray(plain))
         return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 

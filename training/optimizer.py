@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 
@@ -10,8 +10,7 @@ from training.clipping import Clipping
 from training.model.config import TrainConfig
 from training.model.likelihood import SCALE_LEARNING_RATE
 from training.model.vae import Vae
-
-Part = Literal["autoencoder", "prior"]
+from training.schedule import PhaseName
 
 
 @dataclass(frozen=True)
@@ -50,25 +49,24 @@ class Optimizer:
         self._adam = torch.optim.AdamW(
             groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
-        # By what a phase trains: gradients of the prior alone have norms of their own.
-        self._clipping: dict[Part, Clipping] = {
-            part: Clipping(config.clip_factor, config.skip_factor)
-            for part in ("autoencoder", "prior")
+        # By phase, since what is trained differs, and with it the norms.
+        self._clipping: dict[PhaseName, Clipping] = {
+            phase: Clipping(config.clip_factor, config.skip_factor) for phase in get_args(PhaseName)
         }
 
     def clear(self) -> None:
         """Drops the gradients of the last step."""
         self._adam.zero_grad(set_to_none=True)
 
-    def update(self, part: Part, rate: float, loss: float) -> Update:
+    def update(self, phase: PhaseName, rate: float, loss: float) -> Update:
         """Changes the weights that have a gradient, unless the loss or the gradient is bad.
 
         Args:
-            part: What the phase trains, whose recent gradients this one is compared with.
+            phase: The phase, whose recent gradients this one is compared with.
             rate: The learning rates as a share of their peaks.
             loss: The loss that the gradient is of.
         """
-        clipping = self._clipping[part]
+        clipping = self._clipping[phase]
         limit, norm = clipping.limit, clipping.clip(self._weights)
         clipping.record(norm)
         good = math.isfinite(loss) and math.isfinite(norm) and norm <= limit
@@ -80,11 +78,11 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """The state of AdamW and the recent norms, as tensors and plain values."""
-        clipping = {part: each.state_dict() for part, each in self._clipping.items()}
+        clipping = {phase: each.state_dict() for phase, each in self._clipping.items()}
         return {"adam": self._adam.state_dict(), "clipping": clipping}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores a state that `state_dict` returned."""
         self._adam.load_state_dict(state["adam"])
-        for part, clipping in self._clipping.items():
-            clipping.load_state_dict(state["clipping"][part])
+        for phase, clipping in self._clipping.items():
+            clipping.load_state_dict(state["clipping"][phase])

@@ -103,11 +103,17 @@ class PriorFit:
         return float(torch.stack(parts).max())
 
     def fit_mixture(self, prior: Prior) -> None:
-        """Fits a prior's mixture by expectation maximisation to one draw from each posterior."""
+        """Fits a prior's mixture by expectation maximisation to draws from the posteriors.
+
+        One draw from each is enough where there are many; of a few, one draw each would be taken
+        for points, and every other draw would be far from all components.
+        """
         seed = derived_seed(self._config.seed, f"mixture {self.phase}")
-        rows = torch.arange(len(self._mean), device=self._device)
+        count = len(self._mean)
+        draws = 1 if self._std is None else math.ceil(_MIN_POSTERIORS / count)
+        rows = torch.arange(count, device=self._device).repeat(draws)
         z = self._draw(rows, torch.Generator().manual_seed(seed))
-        fit_mixture(prior, z, self._labels, seed)
+        fit_mixture(prior, z, self._labels[rows], seed, draws)
 
     def batch(self, index: int, noise: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draws a batch of latents.

@@ -1,6 +1,7 @@
 """A training run: begun or resumed, trained to its last step, measured and reported."""
 
 import dataclasses
+import math
 import platform
 import time
 from dataclasses import dataclass
@@ -30,8 +31,10 @@ from training.run_folder import RunConfig, RunFolder
 from training.schedule import Phase
 from training.trainer import VALIDATIONS, Trainer
 
-#: Most training images whose scores the percentiles are of, drawn from all by a seed.
-SCORED = 1 << 16
+# Most training images whose scores the percentiles are of, drawn from all by a seed. Large images
+# take long to score: of those, fewer, so that they have about so many values together.
+_SCORED = 1 << 16
+_SCORED_VALUES, _SCORED_LEAST = 1 << 26, 10_000
 #: Test images kept for export.
 GOLDEN_IMAGES = 16
 
@@ -220,7 +223,8 @@ class TrainingRun:
             result = evaluate(model, images, draws=1, seed=TEST_SEED)
         trainer.check_finite(result.elbo, result.reconstruction)
         folder.write_golden_inputs(*golden_images(dataset.test))
-        rows = sample_rows(len(dataset.train.images), SCORED)
+        most = _SCORED_VALUES // math.prod(dataset.image_shape)
+        rows = sample_rows(len(dataset.train.images), min(_SCORED, max(_SCORED_LEAST, most)))
         scored = mean_scores(model, dataset.train.images, rows)
         folder.write_json(
             "score_percentiles.json",

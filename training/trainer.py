@@ -17,7 +17,7 @@ from training.model.config import ModelConfig, TrainConfig
 from training.model.likelihood import level_counts
 from training.model.objectives import Objective, prior_nlls
 from training.model.vae import Vae
-from training.optimizer import Optimizer, Part
+from training.optimizer import Optimizer
 from training.parallel import Parallel
 from training.prior_fit import PriorFit
 from training.schedule import (
@@ -178,9 +178,8 @@ class Trainer:
             done, steps = self.step - phase.start, phase.stop - phase.start
         rate = learning_rate_factor(done, steps, self.config.warmup)
         loss.backward()  # type: ignore[no-untyped-call]
-        part: Part = "autoencoder" if phase.trains_autoencoder else "prior"
         loss_value = numbers.pop("loss")
-        update = self._optimizer.update(part, rate, loss_value)
+        update = self._optimizer.update(phase.name, rate, loss_value)
         if update.done:
             self._average.update()
         else:
@@ -188,8 +187,9 @@ class Trainer:
         self.step += 1
         config = self.config
         if self.skipped > config.max_skipped:
-            raise skipped_too_many(config, part, self.step, self.skipped, loss_value, update)
-        peak = config.learning_rate if part == "autoencoder" else config.prior_learning_rate
+            raise skipped_too_many(config, phase, self.step, self.skipped, loss_value, update)
+        trains = phase.trains_autoencoder
+        peak = config.learning_rate if trains else config.prior_learning_rate
         return numbers | {
             "grad_norm": update.norm,
             "learning_rate": peak * rate,

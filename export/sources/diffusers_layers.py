@@ -91,7 +91,7 @@ class _Down(nn.Module):
             self.mean = _ChannelMeans(channels, channels // block.group_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv(x)
+        y: Tensor = self.conv(x)
         if self._unshuffles:
             y = nn.functional.pixel_unshuffle(y, 2)
         return y if self.mean is None else y + self.mean(nn.functional.pixel_unshuffle(x, 2))

@@ -22,6 +22,7 @@ DENSE = Dense(layers=((20, "relu"), (12, "gelu"), (9, "tanh")))
 CONV = Conv(
     widths=(12, 8), encoder_blocks=(1,), decoder_blocks=(1,), encoder_trunk=14, decoder_trunk=10
 )
+PATCHES = Conv((12, 8), (1, 0), (0, 1), encoder_trunk=0, decoder_trunk=0, patch=4, coarsest=4)
 ELBO = TrainConfig()
 GREY = TrainConfig(binarize=False)
 IWAE = TrainConfig(objective="iwae", draws=2)
@@ -67,7 +68,7 @@ KINDS = {
             prior=PriorConfig("flow-gmm", components=3, couplings=2, width=6),
         )
     ),
-    "rgb": Kind(ModelConfig(CONV, 4), shape=(3, 32, 32), classes=0, has_data=False),
+    "rgb": Kind(ModelConfig(PATCHES, 4), shape=(3, 22, 33), classes=0, has_data=False),
     "gaussian": Kind(ModelConfig(CONV, 3, likelihood="gaussian"), train=GREY),
     "logistic": Kind(
         ModelConfig(CONV, 5, likelihood="logistic", prior=PriorConfig("gmm", components=3)),

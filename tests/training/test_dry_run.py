@@ -94,6 +94,9 @@ def test_a_dry_run_by_several_processes_is_refused(
         ((1, 28, 28), "conv"),
         ((3, 8, 16), "conv"),
         ((1, 128, 128), "conv"),
+        ((3, 31, 31), "conv"),
+        ((3, 20, 32), "photo"),
+        ((3, 128, 128), "photo"),
     ],
 )
 def test_a_preset_is_picked_by_the_size_of_the_images(

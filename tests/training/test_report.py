@@ -539,7 +539,7 @@ def test_the_unit_of_the_movie_is_that_of_the_likelihood(likelihood):
         assert {"ELBO, nats", "6,920.4"} <= set(texts)
         assert "nats needed to encode an image" in captions.paragraphs("movie.mp4")[-1]
     else:
-        assert {"bits/dimension", "3.250"} <= set(texts)
+        assert {"bits/dim", "3.250"} <= set(texts)
         assert "3,072 values of an image" in captions.paragraphs("movie.mp4")[-1]
         assert likelihood in captions.paragraphs("movie.mp4")[-1].lower()
 

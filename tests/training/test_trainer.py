@@ -19,7 +19,7 @@ from tests.support.tiny_runs import (
     trainer_of,
 )
 from training.budget import calibrate
-from training.data.datasets import Dataset
+from training.data.datasets import Dataset, Split
 from training.errors import DivergenceError
 from training.model.config import Conv, ModelConfig, PriorConfig, TrainConfig
 from training.model.objectives import prior_nlls
@@ -98,6 +98,27 @@ def test_fitting_the_prior_lowers_the_kl_of_validation(few: Dataset) -> None:
     )
     step_to(trainer, joint.stop)
     assert trainer.validate()["validation_elbo"] < fitted["validation_elbo"]
+
+
+@pytest.mark.parametrize("rows", [20, 60])
+def test_the_prior_of_a_few_images_is_fitted_to_their_posteriors_and_not_to_draws(
+    rows: int,
+) -> None:
+    """One draw from each of a few posteriors, taken for points, would be far from all others."""
+    model = ModelConfig(MODEL.network, 40, prior=PriorConfig("gmm", components=50))
+    # One image, whose posteriors are all the same: the best prior is their distribution.
+    image = blobs(3).train.images[:1]
+    split = Split(np.repeat(image, rows, axis=0), np.zeros(rows, np.int64))
+    dataset = Dataset("one", split, split, split, class_names=(), sha256={})
+    trainer = trainer_of(dataset, 40, model, **PHASES)
+    numbers = step_to(trainer, trainer.phases[1].stop)
+    with torch.inference_mode():
+        log_var = trainer.ema_model.encode(torch.from_numpy(to_unit(image))).log_var
+    assert log_var is not None
+    entropy = 0.5 * float((log_var + 1.0 + math.log(2.0 * math.pi)).sum())
+    for entry in numbers[trainer.phases[1].start :]:
+        assert entry["prior_nll"] < entropy + 6.0
+    assert trainer.skipped == 0
 
 
 def test_the_measured_model_is_the_moving_average_of_the_weights(few: Dataset) -> None:

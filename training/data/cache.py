@@ -281,7 +281,7 @@ def _decode(
     spec, total = source.spec, len(source)
     report(f"reading {total} images from {spec.origin}")
     pixels = PixelFile(file, total, spec.origin)
-    digest, usable, problems = source.digest(), [], list(source.problems)
+    digest, usable, problems = hashlib.sha256(), [], list(source.problems)
     for place, (item, result) in enumerate(decoded(source.items())):
         if isinstance(result, Problem):
             problems.append(result)

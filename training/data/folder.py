@@ -11,7 +11,6 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,22 +70,6 @@ class FolderSource:
             read = (self.spec.path / path).read_bytes
             yield Item(path, size, functools.partial(decode_file, self.spec, read))
 
-    def digest(self) -> Any:
-        """A SHA-256 that begins with how the split differs from that of whole paths alone.
-
-        Otherwise a run whose images were split another way would count as one of this data.
-        """
-        digest = hashlib.sha256()
-        if any(split_key(path) != path for path in self._paths):
-            digest.update(b"@\n")
-        by_path, by_class = (
-            split_by_hash(self._paths, labels)[0]
-            for labels in (None, self._classes(self._paths)[0])
-        )
-        if len(by_path) != len(by_class):
-            digest.update(b"/\n")
-        return digest
-
     def contents(self, usable: Sequence[int], digest: str) -> Contents:
         """Classes by subfolder, splits by a hash of the path.
 
@@ -102,8 +85,14 @@ class FolderSource:
                 name.encode()
             except UnicodeEncodeError as error:  # it is written into JSON, which is UTF-8
                 raise DataError(f"{folder}: the class {name!r}, wanted a name in UTF-8") from error
-        sha256 = {folder.name or str(folder): digest}
-        return Contents(labels, split_by_hash(paths, labels), names, sha256)
+        splits = split_by_hash(paths, labels)
+        # Otherwise a run that split them by their whole paths alone would count as one of this
+        # data.
+        if any(split_key(path) != path for path in paths):
+            digest = hashlib.sha256(f"@ {digest}".encode()).hexdigest()
+        if len(splits[0]) != len(split_by_hash(paths)[0]):
+            digest = hashlib.sha256(f"/ {digest}".encode()).hexdigest()
+        return Contents(labels, splits, names, {folder.name or str(folder): digest})
 
     def _classes(self, paths: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         """Class of each picture, int64 [N], and the names of the classes."""

@@ -110,10 +110,6 @@ class ParquetSource:
                 load = functools.partial(decode_file, self.spec, functools.partial(_given, raw))
                 yield Item(f"{name}, row {row}", len(raw or b""), load)
 
-    def digest(self) -> Any:
-        """A new SHA-256."""
-        return hashlib.sha256()
-
     def contents(self, usable: Sequence[int], digest: str) -> Contents:  # noqa: ARG002
         """Classes by the column of labels, splits by the files' names or by position.
 

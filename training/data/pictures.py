@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,16 +83,12 @@ class PictureSource(Protocol):
         """The pictures in their order."""
         ...
 
-    def digest(self) -> Any:
-        """A new SHA-256, to be updated with the name and the SHA-256 of each usable picture."""
-        ...
-
     def contents(self, usable: Sequence[int], digest: str) -> Contents:
         """Describes the pictures that can be used.
 
         Args:
             usable: Their indices, ascending.
-            digest: What `digest` has become, in hexadecimal.
+            digest: SHA-256 over the name and the SHA-256 of each.
 
         Raises:
             DataError: They cannot be split, or have no names that can be used.

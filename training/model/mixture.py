@@ -15,7 +15,7 @@ _CHUNK = 8_192
 
 
 @torch.no_grad()
-def fit_mixture(prior: Prior, z: Tensor, labels: Tensor, seed: int) -> None:
+def fit_mixture(prior: Prior, z: Tensor, labels: Tensor, seed: int, draws: int = 1) -> None:
     """Fits a prior's components, their weights and the class weights to latents.
 
     The flow does not change: its inverse maps the latents back to the space of the mixture.
@@ -27,6 +27,7 @@ def fit_mixture(prior: Prior, z: Tensor, labels: Tensor, seed: int) -> None:
         z: Latents, [N, D].
         labels: Class of each latent, int64 [N]; ignored if the prior has no classes.
         seed: Seed of the initial means.
+        draws: Number of latents of each image.
     """
     y = torch.cat([prior.to_base(chunk)[0] for chunk in torch.split(z, _CHUNK)]).double().cpu()
     labels = labels.cpu()
@@ -34,8 +35,8 @@ def fit_mixture(prior: Prior, z: Tensor, labels: Tensor, seed: int) -> None:
     for group in range(len(prior.class_weights)):
         mine = (prior.group == group).nonzero().flatten().cpu()
         rows = y[labels == group] if prior.classes else y
-        if len(rows) <= y.shape[1]:
-            rows = y  # too few rows for a covariance, so that of all latents is used
+        if len(rows) <= draws * y.shape[1]:
+            rows = y  # too few images for a covariance, so that of all latents is used
         weights, means, covariances = _expectation_maximisation(rows, len(mine), generator)
         factors = _precision_factors(covariances)
         prior.logits[mine] = weights.log().to(prior.logits)
@@ -43,7 +44,7 @@ def fit_mixture(prior: Prior, z: Tensor, labels: Tensor, seed: int) -> None:
         prior.lower[mine] = factors.tril(-1).to(prior.lower)
         prior.log_diagonal[mine] = factors.diagonal(dim1=1, dim2=2).log().to(prior.log_diagonal)
     if prior.classes:
-        counts = torch.bincount(labels, minlength=prior.classes).double() + 1.0
+        counts = torch.bincount(labels, minlength=prior.classes).double() / draws + 1.0
         prior.class_weights.copy_(counts / counts.sum())
 
 

@@ -108,7 +108,7 @@ def draw_curves(data: ReportData) -> bytes | None:
             axes.set_ylim(*limits)
             axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _long(value)))
-            _draw_lines(axes, *lines, begin)
+            _draw_lines(axes, *lines, begin, [step for _, step in marks[1:]])
         else:
             title = "learning rate"
             axes.set_ylim(0, float(rate[1].max()) * 1.1 or 1.0)
@@ -125,18 +125,21 @@ def draw_curves(data: ReportData) -> bytes | None:
     return canvas.png()
 
 
-def _draw_lines(axes: Axes, training: Line, validation: Line, begin: float) -> None:
+def _draw_lines(
+    axes: Axes, training: Line, validation: Line, begin: float, marks: Sequence[float]
+) -> None:
+    """Draws a curve of the training, interrupted where a phase begins, and one of validations."""
     steps, values = (array[training[0] >= begin] for array in training)
-    marker = "o" if len(steps) == 1 else ""
-    axes.plot(
-        steps,
-        values,
-        color=ACCENT,
-        linewidth=points(3),
-        alpha=0.75,
-        marker=marker,
-        markersize=points(12),
-    )
+    ends = np.searchsorted(steps, marks)
+    for line in zip(np.split(steps, ends), np.split(values, ends), strict=True):
+        axes.plot(
+            *line,
+            color=ACCENT,
+            linewidth=points(3),
+            alpha=0.75,
+            marker="o" if len(line[0]) == 1 else "",
+            markersize=points(12),
+        )
     axes.plot(*validation, color=SECOND, linewidth=points(4), marker="o", markersize=points(9))
 
 

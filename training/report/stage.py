@@ -103,7 +103,7 @@ class Stage:
 
     def _write_numbers(self, frames: Sequence[Frame]) -> list[Text]:
         """Adds the labels of the numbers shown; returns the text artists for their values."""
-        names = ["step", "bits/dimension" if self._data.in_bits else "ELBO, nats"]
+        names = ["step", "bits/dim" if self._data.in_bits else "ELBO, nats"]
         if any(frame.phase for frame in frames):
             names.append("phase")
         texts = []

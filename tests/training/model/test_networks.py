@@ -191,6 +191,19 @@ def test_the_flagship_decoder_is_at_most_10_mflop() -> None:
     assert 2_000_000 < cost <= 5_000_000
 
 
+@pytest.mark.parametrize("shape", [(3, 64, 64), (3, 128, 128)])
+def test_photo_has_at_most_three_fifths_of_the_multiply_adds_of_conv(
+    shape: tuple[int, int, int],
+) -> None:
+    costs = {}
+    for name in ("conv", "photo"):
+        model = PRESETS[name].model
+        encoder, _, decoder = build_networks(model.network, shape, model.latent_dim)
+        costs[name] = count_multiply_adds(encoder, torch.zeros(1, *shape))
+        costs[name] += count_multiply_adds(decoder, torch.zeros(1, model.latent_dim))
+    assert costs["photo"] <= 0.6 * costs["conv"]
+
+
 @pytest.mark.parametrize("name", ["elu", "selu", "mish", "softplus", "swishy", "", "ReLU"])
 @pytest.mark.parametrize("kind", [Dense, Conv])
 def test_an_activation_that_is_unknown_or_not_batch_invariant_is_refused(
