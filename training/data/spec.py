@@ -104,7 +104,7 @@ class DataSpec:
             image_size = tuple(image_size)
         return cls(
             absolute_source(source) if isinstance(source, str) else source,
-            image_size,  # type: ignore[arg-type] - checked there
+            image_size,  # type: ignore[arg-type]  # it is checked there
             channels,
             bad_files,
             fit,

@@ -56,8 +56,8 @@ def build_networks(
         decoder = DenseDecoder(widths[::-1], activations[::-1], (width, *shape[1:]), latent_dim)
         return encoder, widths[-1], decoder
     levels = _Levels(shape, config)
-    encoder = ConvEncoder(config, levels)
-    return encoder, encoder.features, ConvDecoder(config, levels, latent_dim, width)
+    convolutions = ConvEncoder(config, levels)
+    return convolutions, convolutions.features, ConvDecoder(config, levels, latent_dim, width)
 
 
 class DenseDecoder(nn.Module):
