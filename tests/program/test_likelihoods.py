@@ -70,9 +70,11 @@ def made(
 
 @pytest.fixture(scope="module")
 def client(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    with Server(made / "models", tmp_path_factory.mktemp("server") / "log") as server:
-        with Client(server.wait_until_serving().target) as connected:
-            yield connected
+    with (
+        Server(made / "models", tmp_path_factory.mktemp("server") / "log") as server,
+        Client(server.wait_until_serving().target) as connected,
+    ):
+        yield connected
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +129,7 @@ def test_score_equals_what_is_measured_in_process(
     model = subject(made, kind).autoencoder
     wanted = mean_scores(model, images)
     np.testing.assert_array_equal(scores.elbo, wanted.astype(np.float32))
-    mean, log_var = model.encode(to_unit(images))
+    mean, _ = model.encode(to_unit(images))
     nll = model.nll(mean, to_unit(images))
     np.testing.assert_array_equal(scores.reconstruction, nll.astype(np.float32))
     assert scores.nll is not None
