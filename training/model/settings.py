@@ -78,7 +78,7 @@ def record_from_json(kind: type[T], data: Any) -> T:
         raise TypeError(f"got {data!r}, wanted an object of {', '.join(hints)}")
     if surplus := data.keys() - hints.keys() - _GONE.get(kind, frozenset()):
         raise TypeError(f"unknown fields {sorted(surplus)}")
-    data = _ADDED.get(kind, {}) | data
+    data = {**_ADDED.get(kind, {}), **data}
     return kind(**{name: _from_json(hint, data[name]) for name, hint in hints.items()})
 
 
