@@ -67,8 +67,6 @@ def _filtered(images: Figures, windows: list[Figures]) -> Figures:
     """Weighted means of images [N, C, H, W] where the window lies within them."""
     for axis, window in zip((2, 3), windows, strict=True):
         places = images.shape[axis] - len(window) + 1
-        images = sum(
-            weight * images.take(range(offset, offset + places), axis=axis)
-            for offset, weight in enumerate(window)
-        )  # type: ignore[assignment]
+        moved = (images.take(range(start, start + places), axis) for start in range(len(window)))
+        images = np.sum([w * part for w, part in zip(window, moved, strict=True)], axis=0)
     return images

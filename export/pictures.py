@@ -76,4 +76,4 @@ def _picture(images: NDArray[np.uint8], columns: int | None = None) -> bytes:
 
 
 def _zoom(images: NDArray[np.uint8]) -> int:
-    return max(1, round(_SHOWN / max(images.shape[2:])))
+    return max(1, round(_SHOWN / int(max(images.shape[2:]))))

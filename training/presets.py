@@ -39,9 +39,11 @@ PRESETS: Mapping[str, Preset] = {
                 decoder_trunk=0,
                 patch=4,
                 coarsest=4,
+                transitions="linear",
             ),
             latent_dim=128,
             prior=PriorConfig("flow-gmm", components=10),
+            initial_scale=-3.0,
         ),
         TrainConfig(
             batch_size=32, learning_rate=4e-3, weight_decay=0.01, warmup=0.05, kl_warmup=0.1

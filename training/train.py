@@ -174,8 +174,10 @@ def _as_begun(folder: RunFolder, request: Request) -> Request:
     config = folder.read_config()
     name = request.preset or config.preset
     preset = override(find_preset(name), request.settings)
-    chosen = preset.model.likelihood
-    preset = with_likelihood(preset, config.model.likelihood if chosen == "auto" else chosen)
+    wanted = preset.model.likelihood
+    likelihood = config.model.likelihood if wanted == "auto" else wanted
+    if likelihood != "auto":
+        preset = with_likelihood(preset, likelihood)
     if (config.data, config.model, config.train) != (request.data, preset.model, preset.train):
         raise CheckpointError(
             f"{folder.path}: the run here has other settings ({config.preset} on {config.data}"

@@ -31,6 +31,8 @@ _LOG_LEVELS = math.log(_LEVELS)
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 # Rows that are computed at a time: in float64 they take eight times the memory of their pixels.
 _BLOCK_ROWS = 256
+# Values of images that are computed at a time where there are many arrays of them.
+_BLOCK_VALUES = 1 << 16
 
 
 def pixel_nll(likelihood: Likelihood, parameters: Array, images: Array) -> Nats:
@@ -43,12 +45,11 @@ def pixel_nll(likelihood: Likelihood, parameters: Array, images: Array) -> Nats:
     """
     if likelihood == "bernoulli":
         return bernoulli_nll(parameters, images)
-    if likelihood == "gaussian":
-        return gaussian_nll(*_split(parameters, 2), images)
-    count = parameters.shape[1] // images.shape[1]
-    if count == 2:
-        return logistic_nll(*_split(parameters, 2), images)
-    return mixture_nll(parameters, images)
+    channels = images.shape[1]
+    if parameters.shape[1] > 2 * channels:
+        return mixture_nll(parameters, images)
+    nll = gaussian_nll if likelihood == "gaussian" else logistic_nll
+    return nll(parameters[:, :channels], parameters[:, channels:], images)
 
 
 def bernoulli_nll(logits: Array, images: Array) -> Nats:
@@ -117,7 +118,7 @@ def mixture_nll(parameters: Array, images: Array) -> Nats:
         images: Targets x, float32 [N, C, H, W] in [0, 1]; rounded to the nearest level.
     """
     result = np.empty(len(images))
-    for block in _blocks(images):
+    for block in _blocks(images, parameters.shape[1] // images.shape[1] // 3):
         logits, locations, log_scales = _components(parameters[block], images.shape[1])
         wide = logits.astype(np.float64)
         levels = _levels(images[block])[:, None]
@@ -164,10 +165,6 @@ def _levels(images: Array) -> NDArray[np.float64]:
     return np.asarray(np.rint(_LEVELS * images.astype(np.float64)))
 
 
-def _split(parameters: Array, count: int) -> list[Array]:
-    return np.split(parameters, count, axis=1)
-
-
 def _components(parameters: Array, channels: int) -> tuple[Array, Array, Array]:
     """Log-weights, locations and log-scales of a mixture, [N, K, C, H, W] each."""
     shape = (len(parameters), 3, -1, channels, *parameters.shape[2:])
@@ -175,8 +172,9 @@ def _components(parameters: Array, channels: int) -> tuple[Array, Array, Array]:
     return parts[:, 0], parts[:, 1], parts[:, 2]
 
 
-def _blocks(images: Array) -> list[slice]:
-    return [slice(start, start + _BLOCK_ROWS) for start in range(0, len(images), _BLOCK_ROWS)]
+def _blocks(images: Array, components: int = 1) -> list[slice]:
+    rows = max(1, _BLOCK_VALUES // (components * math.prod(images.shape[1:])))
+    return [slice(start, start + rows) for start in range(0, len(images), rows)]
 
 
 def _summed(terms: Nats) -> Nats:

@@ -113,7 +113,10 @@ def test_images_are_resized_to_a_size(run, photo, tmp_path):
     assert np.load(path).shape == (2, 2, 16, 24)
     succeeded(run("encode", png, "--resize", "-o", path))
     assert np.load(path).shape[0] == 1
-    succeeded(run("score", photo, png, "--size", "64x96"))
+    sized = succeeded(run("score", photo, png, "--size", "64x96"))
+    assert "bits/dim" in sized.splitlines()[0]
+    # The command does not open pictures, and so does not know their size.
+    assert "bits/dim" not in succeeded(run("score", photo)).splitlines()[0]
     succeeded(run("interpolate", photo, png, "--size", "64x96", "--steps", "3", "-o", png))
     succeeded(run("traverse", "--middle", photo, "--size", "16x16", "--steps", "2", "-o", png))
     for wrong in ("64", "64x", "0x64", "64x64x3", "x"):

@@ -22,7 +22,16 @@ DENSE = Dense(layers=((20, "relu"), (12, "gelu"), (9, "tanh")))
 CONV = Conv(
     widths=(12, 8), encoder_blocks=(1,), decoder_blocks=(1,), encoder_trunk=14, decoder_trunk=10
 )
-PATCHES = Conv((12, 8), (1, 0), (0, 1), encoder_trunk=0, decoder_trunk=0, patch=4, coarsest=4)
+PATCHES = Conv(
+    (12, 8),
+    (1, 0),
+    (0, 1),
+    encoder_trunk=0,
+    decoder_trunk=0,
+    patch=4,
+    coarsest=4,
+    transitions="linear",
+)
 ELBO = TrainConfig()
 GREY = TrainConfig(binarize=False)
 IWAE = TrainConfig(objective="iwae", draws=2)

@@ -143,7 +143,7 @@ def _find_columns(schema: Any, path: Path) -> Columns:
     ]
     preferred = [name for name in _LABELS if name in labels]
     label = next(iter([*preferred, *labels]), None)
-    names = features.get(label, {}).get("names") if label in classes else None
+    names = features.get(str(label), {}).get("names") if label in classes else None
     return Columns(
         image, label, tuple(str(name) for name in names) if isinstance(names, list) else ()
     )

@@ -51,7 +51,7 @@ class PixelFile:
             OSError: The file cannot be written: the disk is full, for example.
         """
         if not self.count:
-            self._first, self._shape = name, pixels.shape  # type: ignore[assignment]
+            self._first, self._shape = name, pixels.shape
             self._reserve()
         if pixels.shape[1:] != self._shape[1:]:
             (height, width), (other_height, other_width) = self._shape[1:], pixels.shape[1:]

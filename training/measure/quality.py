@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from common.pixels import to_bytes, to_unit
 from common.quality import psnr, ssim
+from training.data.rows import Images
 from training.measure.elbo import Autoencoder
 
 # Test images that are reconstructed; a mean over more says nothing new.
@@ -33,7 +34,7 @@ class Quality:
 def measure_quality(
     model: Autoencoder,
     decode: Callable[[NDArray[np.float32]], NDArray[np.float32]],
-    images: NDArray[np.uint8],
+    images: Images,
 ) -> Quality:
     """Reconstructs images as a server does, and compares.
 

@@ -15,6 +15,8 @@ Augmentations = tuple[Literal["flip", "shift"], ...]
 LARGEST = 65_536
 # Largest number of blocks, couplings or draws.
 _MAX_COUNT = 1_000
+# Largest logarithm of a variance, or logit, to begin with.
+_MAX_SCALE = 20
 _PATCHES = (1, 2, 4, 8, 16, 32)
 
 
@@ -63,6 +65,10 @@ class Conv:
         patch: Side of the squares of pixels that are folded into channels before the first
             layer, a power of 2. No layer works on a finer resolution.
         coarsest: Longer side of the coarsest level, at most.
+        transitions: What the layers between two levels, and after the encoder's last one, are
+            applied to: `activated` features, or those of the residual blocks as they are,
+            `linear`. With the latter and without trunks, a path of linear layers leads from
+            the image to the latents and from there to the last layer.
         kind: Type of the network, which tells it apart from others in JSON.
     """
 
@@ -74,6 +80,7 @@ class Conv:
     activation: str = "silu"
     patch: int = 2
     coarsest: int = 8
+    transitions: Literal["activated", "linear"] = "activated"
     kind: Literal["conv"] = "conv"
 
     def __post_init__(self) -> None:
@@ -147,6 +154,8 @@ class ModelConfig:
         scale: What the encoder's second head outputs: with `log_var`, the logarithm of the
             posterior's variance; with `sigmoid`, the logit of its standard deviation,
             which is then below 1.
+        initial_scale: What that head outputs for every image at first; 0 for random numbers
+            around 0.
         prior: The prior p(z).
         likelihood: p(x|z): `bernoulli`, for images of bits; `gaussian` of one learned scale;
             `logistic`, a discretized logistic of a learned scale for each channel; or `auto`,
@@ -161,6 +170,7 @@ class ModelConfig:
     prior: PriorConfig = field(default_factory=PriorConfig)
     likelihood: Literal["auto", "bernoulli", "gaussian", "logistic"] = "auto"
     mixture: int = 1
+    initial_scale: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks that likelihood, posterior, prior and latent dimensions can be combined.
@@ -170,6 +180,10 @@ class ModelConfig:
         """
         _check_range("latent_dim", self.latent_dim, LARGEST)
         _check_range("mixture", self.mixture, _MAX_COUNT)
+        if not abs(self.initial_scale) <= _MAX_SCALE:
+            raise ConfigError(
+                f"initial_scale: got {self.initial_scale}, wanted -{_MAX_SCALE} to {_MAX_SCALE}"
+            )
         if self.mixture > 1 and self.likelihood != "logistic":
             raise ConfigError(
                 f"mixture: got {self.mixture}, wanted 1 with likelihood={self.likelihood}; only "

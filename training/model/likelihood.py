@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.likelihood import LEAST_LOG_SCALE, Likelihood
+from training.data.rows import Images
 from training.model.config import ModelConfig, Preset
 
 Shape = tuple[int, int, int]
@@ -34,7 +35,7 @@ _LOG_LEVELS = math.log(_LEVELS)
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
-def resolve(preset: Preset, images: NDArray[np.uint8]) -> Preset:
+def resolve(preset: Preset, images: Images) -> Preset:
     """Chooses what a preset leaves to the data: `likelihood=auto`, and with it `binarize`.
 
     Args:
@@ -56,7 +57,7 @@ def with_likelihood(preset: Preset, likelihood: Likelihood) -> Preset:
     return dataclasses.replace(preset, model=model, train=train)
 
 
-def level_counts(images: NDArray[np.uint8]) -> NDArray[np.int64]:
+def level_counts(images: Images) -> NDArray[np.int64]:
     """How often each channel has each of the 256 levels, int64 [C, 256].
 
     Args:
@@ -151,6 +152,15 @@ class Located(nn.Module):
     def _scales_of(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
         raise NotImplementedError
 
+    def nll(self, output: Tensor, images: Tensor) -> Tensor:
+        """-log p(x|z) of each image in nats, [N].
+
+        Args:
+            output: Output of the network, [N, width, H, W].
+            images: Targets in [0, 1], [N, C, H, W].
+        """
+        raise NotImplementedError
+
     @torch.no_grad()
     def _set(
         self,
@@ -201,7 +211,7 @@ class Gaussian(Located):
 
     def _scales_of(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
         _, deviations = moments(counts)
-        return np.sqrt(np.square(deviations).mean(keepdims=True))
+        return np.asarray(np.sqrt(np.square(deviations).mean(keepdims=True)))
 
     def nll(self, output: Tensor, images: Tensor) -> Tensor:
         """-log p(x|z) of each image in nats, [N]: as `common.likelihood.gaussian_nll`."""
@@ -257,7 +267,8 @@ class LogisticMixture(Located):
 
     def _parts(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """Log-weights and locations, [N, K, C, H, W] each."""
-        logits, raw = output.unflatten(1, (2, self.components, self.channels)).unbind(1)
+        parts = output.reshape(-1, 2, self.components, self.channels, *output.shape[2:])
+        logits, raw = parts.unbind(1)
         return logits, self.centre + self.deviation * raw
 
     def parameters_of(self, output: Tensor) -> Tensor:

@@ -56,8 +56,8 @@ def build_networks(
         decoder = DenseDecoder(widths[::-1], activations[::-1], (width, *shape[1:]), latent_dim)
         return encoder, widths[-1], decoder
     levels = _Levels(shape, config)
-    encoder = ConvEncoder(config, levels)
-    return encoder, encoder.features, ConvDecoder(config, levels, latent_dim, width)
+    convolutions = ConvEncoder(config, levels)
+    return convolutions, convolutions.features, ConvDecoder(config, levels, latent_dim, width)
 
 
 class DenseDecoder(nn.Module):
@@ -145,6 +145,7 @@ class ConvEncoder(nn.Module):
             nn.Conv2d(4 * fine, coarse, 1) for fine, coarse in pairwise(widths)
         )
         self.activation = _activation(config.activation)
+        self.transition = _transition(config)
         # Half of the channels suffice for the dense layer, which has most of the weights.
         self.squeeze = nn.Conv2d(widths[-1], widths[-1] // 2, 1)
         squeezed = levels.features(widths[-1] // 2)
@@ -159,9 +160,9 @@ class ConvEncoder(nn.Module):
         hidden = self.stem(F.pixel_unshuffle(images, self.patch) if self.patch > 1 else images)
         for index, stage in enumerate(self.stages):
             if index:
-                hidden = self.downs[index - 1](F.pixel_unshuffle(self.activation(hidden), 2))
+                hidden = self.downs[index - 1](F.pixel_unshuffle(self.transition(hidden), 2))
             hidden = stage(hidden)
-        squeezed: Tensor = self.squeeze(self.activation(hidden))
+        squeezed: Tensor = self.squeeze(self.transition(hidden))
         if self.trunk is None:
             return squeezed.flatten(1)
         features: Tensor = self.activation(self.trunk(self.activation(squeezed).flatten(1)))
@@ -204,13 +205,14 @@ class ConvDecoder(nn.Module):
         )
         self.to_logits = nn.Conv2d(widths[-1], width * levels.patch**2, 3, padding=1)
         self.activation = _activation(config.activation)
+        self.transition = _transition(config)
 
     def forward(self, z: Tensor) -> Tensor:
         """Maps latents [N, D] to logits [N, C, H, W]."""
         hidden = self.stem(z).unflatten(1, (-1, *self.coarse))
         for index, stage in enumerate(self.stages):
             if index:
-                hidden = F.pixel_shuffle(self.ups[index - 1](self.activation(hidden)), 2)
+                hidden = F.pixel_shuffle(self.ups[index - 1](self.transition(hidden)), 2)
             hidden = stage(hidden)
         logits: Tensor = self.to_logits(self.activation(hidden))
         if self.patch > 1:
@@ -269,6 +271,11 @@ def _at(values: Counts, level: int) -> int:
 
 def _blocks(count: int, width: int, activation: str) -> nn.Sequential:
     return nn.Sequential(*(_Block(width, activation) for _ in range(count)))
+
+
+def _transition(config: Conv) -> nn.Module:
+    linear = config.transitions == "linear"
+    return nn.Identity() if linear else _activation(config.activation)
 
 
 def _activation(name: str) -> nn.Module:

@@ -23,8 +23,8 @@ _AUGMENTATION = typing.get_args(Augmentations)[0]
 
 # Fields that were added since, with what holds for records without them.
 _ADDED: Mapping[type, Mapping[str, Any]] = {
-    Conv: {"patch": 2, "coarsest": 8},
-    ModelConfig: {"likelihood": "bernoulli", "mixture": 1},
+    Conv: {"patch": 2, "coarsest": 8, "transitions": "activated"},
+    ModelConfig: {"likelihood": "bernoulli", "mixture": 1, "initial_scale": 0.0},
     TrainConfig: {"clip_factor": 5.0, "skip_factor": 100.0, "augment": []},
 }
 # Fields of older records that are no more.

@@ -105,6 +105,9 @@ class Vae(nn.Module):
         )
         self.to_mean = nn.Linear(features, dim)
         self.to_scale = nn.Linear(features, dim) if config.posterior == "gaussian" else None
+        if self.to_scale is not None and config.initial_scale:
+            nn.init.zeros_(self.to_scale.weight)
+            nn.init.constant_(self.to_scale.bias, config.initial_scale)
         self.prior = Prior(config.prior, dim, classes) if config.prior.learned else None
 
     @property

@@ -194,4 +194,5 @@ def outline(shape: str) -> Path:
     Shapes of less area are a little larger, so that none looks smaller than the others.
     """
     style = MarkerStyle(shape)
-    return style.get_path().transformed(style.get_transform().scale(_SCALES.get(shape, 1.0)))
+    scaled = Affine2D().scale(_SCALES.get(shape, 1.0))
+    return style.get_path().transformed(style.get_transform() + scaled)

@@ -288,6 +288,8 @@ def test_a_bad_value_is_refused_with_key_got_and_wanted(
         ("encoder_trunk=-1", "-1", "0 to 65536"),
         ("decoder_trunk=65537", "65537", "0 to 65536"),
         ("patch=0", "0", "one of 1, 2, 4, 8, 16, 32"),
+        ("transitions=curved", "'curved'", "one of activated, linear"),
+        ("initial_scale=nan", "nan", "-20 to 20"),
         ("coarsest=0", "0", "1 to 65536"),
         ("patch=3", "3", "one of 1, 2, 4, 8, 16, 32"),
     ],

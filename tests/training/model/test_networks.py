@@ -14,7 +14,16 @@ from training.model.networks import _ACTIVATIONS, build_networks, count_multiply
 from training.presets import PRESETS
 
 CONV = Conv((6, 4), (1, 1), (1, 1), encoder_trunk=9, decoder_trunk=7)
-PATCHES = Conv((6, 4), (1,), (0, 1), encoder_trunk=0, decoder_trunk=0, patch=4, coarsest=4)
+PATCHES = Conv(
+    (6, 4),
+    (1,),
+    (0, 1),
+    encoder_trunk=0,
+    decoder_trunk=0,
+    patch=4,
+    coarsest=4,
+    transitions="linear",
+)
 DENSE = Dense(((11, "relu"), (7, "tanh"), (5, "gelu")))
 
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40))
@@ -29,6 +38,7 @@ convs = st.builds(
     activation=st.sampled_from(sorted(_ACTIVATIONS)),
     patch=st.sampled_from([1, 2, 4, 8]),
     coarsest=st.integers(1, 8),
+    transitions=st.sampled_from(["activated", "linear"]),
 )
 
 
@@ -120,6 +130,19 @@ def test_without_trunks_the_latents_are_next_to_the_coarsest_level() -> None:
     assert features == 3 * 2 * 3  # half of the 6 channels, 2 x 3 positions
     assert shape_of(decoder.stem) == [(5, 6 * 2 * 3)]
     assert not [layer for layer in encoder.modules() if isinstance(layer, nn.Linear)]
+
+
+def test_linear_transitions_lead_through_linear_layers_alone() -> None:
+    """Without blocks, whose ends are zero at first, the features are linear in the image."""
+    encoder, _, decoder = seeded(PATCHES, (3, 20, 20), 5)
+    one, other = torch.rand(2, 1, 3, 20, 20)
+    mean = encoder((one + other) / 2)
+    torch.testing.assert_close(mean, (encoder(one) + encoder(other)) / 2)
+    assert not [layer for layer in decoder.stem.modules() if isinstance(layer, nn.SiLU)]
+    activated = dataclasses.replace(PATCHES, transitions="activated")
+    encoder, _, _ = seeded(activated, (3, 20, 20), 5)
+    mean = encoder((one + other) / 2)
+    assert not torch.allclose(mean, (encoder(one) + encoder(other)) / 2, atol=1e-3)
 
 
 def test_widths_and_blocks_belong_to_the_coarsest_level_first_and_the_last_to_the_rest() -> None:

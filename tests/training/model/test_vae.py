@@ -1,5 +1,6 @@
 """The autoencoder: KL, likelihood, sampling, gradients, shapes, and what it refuses."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -163,6 +164,17 @@ def test_scale_selects_the_meaning_of_the_second_head(scale: str) -> None:
         return
     sigma = torch.exp(0.5 * posterior.log_var.double())
     np.testing.assert_allclose(sigma.numpy(), torch.sigmoid(raw.double()).numpy(), rtol=2e-6)
+
+
+@pytest.mark.parametrize("scale", ["log_var", "sigmoid"])
+def test_posteriors_of_all_images_begin_with_the_initial_scale(scale: str) -> None:
+    torch.manual_seed(0)
+    model = Vae(ModelConfig(CONV, 3, scale=scale, initial_scale=-3.0), SHAPE)
+    log_var = model.encode(torch.rand(5, *SHAPE)).log_var
+    begun = -3.0 if scale == "log_var" else 2 * math.log(1 / (1 + math.exp(3)))
+    torch.testing.assert_close(log_var, torch.full((5, 3), begun))
+    log_var.sum().backward()
+    assert model.to_scale.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("network", [DENSE, CONV], ids=["dense", "conv"])
