@@ -250,12 +250,17 @@ def image_size(text: str) -> tuple[int, int]:
 def _summary(metrics: Mapping[str, Any], posterior: str) -> str:
     images = f"({metrics['images']} images, lower is better)"
     reconstruction = f"reconstruction {metrics['reconstruction']:.2f}"
-    quality = f"PSNR {metrics['psnr']:.2f} dB, SSIM {metrics['ssim']:.3f}"
+    # Runs of older versions have fewer figures.
+    bits, quality = "", ""
+    if "bits_per_dimension" in metrics:
+        bits = f"; {metrics['bits_per_dimension']:.3f} bits per dimension"
+    if "psnr" in metrics:
+        quality = f"; PSNR {metrics['psnr']:.2f} dB, SSIM {metrics['ssim']:.3f}"
     if posterior == "delta":
-        return f"test {reconstruction} nats {images}: a plain autoencoder has no ELBO; {quality}"
+        return f"test {reconstruction} nats {images}: a plain autoencoder has no ELBO{quality}"
     return (
         f"test ELBO {metrics['elbo']:.2f} nats = {reconstruction} + KL {metrics['kl']:.2f} "
-        f"{images}; {metrics['bits_per_dimension']:.3f} bits per dimension; {quality}"
+        f"{images}{bits}{quality}"
     )
 
 

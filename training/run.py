@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from latentserve import __version__
 from training.budget import calibrate, cpu_seconds
-from training.data.datasets import Dataset, Split, interleave_classes
-from training.data.rows import sample_rows
+from training.data.datasets import Dataset, Split
+from training.data.rows import interleave_classes, sample_rows
 from training.data.spec import DataSpec
 from training.errors import CheckpointError, DataError
 from training.measure.adapter import as_autoencoder, as_image_decoder

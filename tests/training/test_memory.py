@@ -19,7 +19,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 DIFFERENT, FILE_ROWS = 2_048, 50_000
 OPTIONS = (
-    "--preset", "dense-gmm", "--device", "cpu", "--steps", "30", "--set", "layers=32:relu",
+    "--preset", "dense-gmm", "--device", "cpu", "--steps", "6", "--set", "layers=32:relu",
     "--set", "latent_dim=8", "--set", "prior.components=4", "--augment", "flip,shift",
 )  # fmt: skip
 

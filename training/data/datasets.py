@@ -1,7 +1,7 @@
 """Data sets as arrays, with their splits.
 
-Images that take more than `training.data.cache.IN_MEMORY` stay on disk and are read when they
-are indexed.
+Images that take more than `training.data.decoding.IN_MEMORY` stay on disk and are read when
+they are indexed.
 """
 
 from dataclasses import dataclass
@@ -10,20 +10,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data import cache
+from training.data import decoding
 from training.data.array_files import idx_source, npy_source, public_source
 from training.data.arrays import ArraySource
-from training.data.cache import Pictures, decoded_pictures, pictures_in_memory
+from training.data.cache import decoded_pictures
 from training.data.checks import Progress, silent
+from training.data.decoding import Pictures, pictures_in_memory
 from training.data.download import Report, data_dir
 from training.data.folder import FolderSource
 from training.data.parquet import ParquetSource
-from training.data.rows import Images, Rows, interleave_classes
+from training.data.rows import Images, Rows
 from training.data.spec import DataSpec
-from training.data.targets import binarize
 from training.errors import DataError
-
-__all__ = ["Dataset", "Split", "binarize", "interleave_classes", "load_dataset"]
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ def load_dataset(
         source = public_source(spec, root or data_dir(), report, fetch=fetch)
     if source.as_wanted:
         return _of_arrays(source)
-    if source.converted_bytes <= cache.IN_MEMORY:
+    if source.converted_bytes <= decoding.IN_MEMORY:
         return _of_pictures(pictures_in_memory(source, report, progress))
     return _of_pictures(decoded_pictures(source, root, report, progress))
 
@@ -152,4 +150,4 @@ def _split(
 ) -> Split:
     """A split of the rows of an array; in memory if all splits together, `whole` bytes, fit."""
     chosen = Rows(images, rows)
-    return Split(chosen[:] if whole <= cache.IN_MEMORY else chosen, labels)
+    return Split(chosen[:] if whole <= decoding.IN_MEMORY else chosen, labels)

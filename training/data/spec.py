@@ -98,13 +98,14 @@ class DataSpec:
         Raises:
             ConfigError: A field has a wrong value.
         """
-        if _is_int(image_size):
-            image_size = (image_size, image_size)  # type: ignore[assignment]
-        elif isinstance(image_size, list):
-            image_size = tuple(image_size)
+        size: Any = image_size  # its form is checked where it becomes the attribute
+        if _is_int(size):
+            size = size, size
+        elif isinstance(size, list):
+            size = tuple(size)
         return cls(
             absolute_source(source) if isinstance(source, str) else source,
-            image_size,  # type: ignore[arg-type]  # it is checked there
+            size,
             channels,
             bad_files,
             fit,

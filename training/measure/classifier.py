@@ -23,7 +23,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from common.pixels import to_unit
 from latentserve._files import atomic_write
-from training.data.datasets import Dataset, Split, binarize, load_dataset
+from training.data.datasets import Dataset, Split, load_dataset
+from training.data.targets import binarize
 from training.errors import DataError, TrainingError
 from training.measure.fid import frechet_distance
 

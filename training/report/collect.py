@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.pixels import to_bytes
-from training.data.datasets import Dataset, interleave_classes
-from training.data.rows import sample_rows
+from training.data.datasets import Dataset
+from training.data.rows import interleave_classes, sample_rows
 from training.measure.adapter import as_autoencoder, as_image_decoder, as_sampler
 from training.measure.elbo import posteriors
 from training.model.vae import Vae

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.data import cache, pictures, pixel_file
+from training.data import cache, decoding, pictures, pixel_file
 from training.data.datasets import Dataset, load_dataset
 from training.data.spec import DataSpec
 from training.errors import DataError
@@ -238,7 +238,7 @@ def test_images_that_cannot_be_kept_are_decoded_into_memory_if_they_fit(
     why = f"decoded images cannot be kept in {data}: {os.strerror(number)}"
     assert why in lines
     assert not list(data.glob(".*.tmp"))
-    monkeypatch.setattr(cache, "IN_MEMORY", 1000)
+    monkeypatch.setattr(decoding, "IN_MEMORY", 1000)
     with pytest.raises(DataError) as caught:
         load(folder)
     assert str(caught.value) == (

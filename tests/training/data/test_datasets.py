@@ -12,12 +12,13 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from tests.training.data.tiny_source import CONTENTS, NAMES, idx, put, tiny_source
-from training.data import array_files, cache
-from training.data.datasets import Dataset, Split, binarize, load_dataset
+from training.data import array_files, decoding
+from training.data.datasets import Dataset, Split, load_dataset
 from training.data.download import read_files
 from training.data.rows import Rows
 from training.data.sources import MNIST, SOURCES
 from training.data.spec import DataSpec
+from training.data.targets import binarize
 from training.errors import ConfigError, DataError, DataMissing
 
 
@@ -122,7 +123,7 @@ def test_converted_images_that_fill_memory_go_to_the_disk(
     inside = load_dataset(spec, tmp_path)
     assert isinstance(inside.train.images, np.ndarray)
     assert not (tmp_path / "decoded").exists()
-    monkeypatch.setattr(cache, "IN_MEMORY", 100)
+    monkeypatch.setattr(decoding, "IN_MEMORY", 100)
     for _ in range(2):
         outside = load_dataset(spec, tmp_path)
         for name in ("train", "validation", "test"):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from training.data import cache, pictures
+from training.data import decoding, pictures
 from training.data import folder as folder_module
 from training.data import splits as splits_module
 from training.data.datasets import Dataset, Split, load_dataset
@@ -351,7 +351,7 @@ def test_more_pictures_than_memory_are_read_from_disk(
 ) -> None:
     write_many(tmp_path, 60)
     inside = load(tmp_path)
-    monkeypatch.setattr(cache, "IN_MEMORY", 60 * 3 * 8 * 8 - 1)
+    monkeypatch.setattr(decoding, "IN_MEMORY", 60 * 3 * 8 * 8 - 1)
     outside = load(tmp_path)
     for name, split in splits(outside).items():
         assert isinstance(split.images, Rows)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from training.data import cache
+from training.data import decoding
 from training.data.datasets import Dataset, load_dataset
 from training.data.rows import Rows
 from training.data.spec import DataSpec
@@ -47,7 +47,7 @@ def test_every_layout_gives_the_same_images(
 ) -> None:
     images = pixels(*shape)
     if not in_memory:
-        monkeypatch.setattr(cache, "IN_MEMORY", 0)
+        monkeypatch.setattr(decoding, "IN_MEMORY", 0)
     dataset = load(save(tmp_path / "images.npy", images))
     wanted = images.transpose(axes).reshape(40, -1, 6, 5)
     rows = np.arange(40)
