@@ -37,8 +37,8 @@ def parser() -> argparse.ArgumentParser:
     presets = "\n".join(f"  {name:{width}} {preset.summary}" for name, preset in PRESETS.items())
     result = argparse.ArgumentParser(
         prog="latentserve train",
-        # A run needs --out, though a dry run does not.
-        usage="%(prog)s [options] --out FOLDER",
+        # The formatter's `prog` ends in [options]. A run needs --out, a dry run alone does not.
+        usage="%(prog)s --out FOLDER",
         description="Train a variational autoencoder into a run folder, for `latentserve export`.",
         epilog=f"presets:\n{presets}\n\nexamples:\n{_EXAMPLES}",
         formatter_class=HelpFormatter,
