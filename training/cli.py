@@ -37,6 +37,8 @@ def parser() -> argparse.ArgumentParser:
     presets = "\n".join(f"  {name:{width}} {preset.summary}" for name, preset in PRESETS.items())
     result = argparse.ArgumentParser(
         prog="latentserve train",
+        # A run needs --out, though a dry run does not.
+        usage="%(prog)s [options] --out FOLDER",
         description="Train a variational autoencoder into a run folder, for `latentserve export`.",
         epilog=f"presets:\n{presets}\n\nexamples:\n{_EXAMPLES}",
         formatter_class=HelpFormatter,
@@ -239,10 +241,10 @@ def image_size(text: str) -> tuple[int, int]:
     Raises:
         argparse.ArgumentTypeError: `text` has another form.
     """
-    match = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", text, re.ASCII)
+    match = re.fullmatch(r"([1-9]\d{0,5})(?:x([1-9]\d{0,5}))?", text, re.ASCII)
     if match is None:
         raise argparse.ArgumentTypeError(
-            f"got {text!r}, wanted a whole number, or a height and a width such as 96x64"
+            f"got {text}, wanted a whole number from 1, or a height and a width such as 96x64"
         )
     return int(match[1]), int(match[2] or match[1])
 
@@ -250,12 +252,17 @@ def image_size(text: str) -> tuple[int, int]:
 def _summary(metrics: Mapping[str, Any], posterior: str) -> str:
     images = f"({metrics['images']} images, lower is better)"
     reconstruction = f"reconstruction {metrics['reconstruction']:.2f}"
-    quality = f"PSNR {metrics['psnr']:.2f} dB, SSIM {metrics['ssim']:.3f}"
+    # Runs of older versions have fewer figures.
+    bits, quality = "", ""
+    if "bits_per_dimension" in metrics:
+        bits = f"; {metrics['bits_per_dimension']:.3f} bits per dimension"
+    if "psnr" in metrics:
+        quality = f"; PSNR {metrics['psnr']:.2f} dB, SSIM {metrics['ssim']:.3f}"
     if posterior == "delta":
-        return f"test {reconstruction} nats {images}: a plain autoencoder has no ELBO; {quality}"
+        return f"test {reconstruction} nats {images}: a plain autoencoder has no ELBO{quality}"
     return (
         f"test ELBO {metrics['elbo']:.2f} nats = {reconstruction} + KL {metrics['kl']:.2f} "
-        f"{images}; {metrics['bits_per_dimension']:.3f} bits per dimension; {quality}"
+        f"{images}{bits}{quality}"
     )
 
 

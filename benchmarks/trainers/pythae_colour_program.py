@@ -19,8 +19,6 @@ from benchmarks.trainers.colour_task import Task
 from training.model.networks import build_networks
 from training.presets import find_preset
 
-# The batch size of pythae's own settings for CELEBA, and the rate at which each learns fastest of
-# 1e-4 (their rate), 3e-4, 1e-3 and 3e-3.
 _BATCH_SIZE = 64
 _LEARNING_RATE = 1e-3
 _MAX_EPOCHS = 1_000_000

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from latentserve._cli.png import BACKGROUND
+
 _MODES = {1: "L", 3: "RGB"}
 _DEEP_GREY = frozenset(("I", "I;16", "I;16B", "I;16L"))
 
 
 def originals(
-    values: NDArray[Any] | list[bytes], shape: tuple[int, ...], background: int
+    values: NDArray[Any] | list[bytes], shape: tuple[int, ...], background: int = BACKGROUND
 ) -> tuple[NDArray[np.uint8], int]:
     """Converts images to pixels, files as the server does where it resizes them.
 

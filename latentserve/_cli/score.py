@@ -85,9 +85,8 @@ def _score(options: argparse.Namespace) -> int:
             model=options.model,
             version=options.model_version,
         )
-        dimensions = _dimensions(
-            client.model(options.model, version=options.model_version), images, resize
-        )
+        model = client.model(options.model, version=options.model_version)
+    dimensions = _dimensions(model, images, resize)
     key = "row" if images.files is None else "file"
     rows = [
         {key: name if images.files else int(name), **row}

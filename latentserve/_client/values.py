@@ -253,7 +253,8 @@ class ModelInfo:
             or `none` for a decoder without an encoder.
         prior: `standard` for N(0, I); `gmm`, `flow` or `flow-gmm` for a prior fitted to the
             latents of the training data; `none` for a model that cannot be sampled from.
-        likelihood: Likelihood of pixels, `bernoulli`; `none` for a model that cannot `score`.
+        likelihood: Likelihood of pixels, `bernoulli`, `gaussian` or `logistic`; `none` for a model
+            that cannot `score`.
         labels: Names of the classes; `sample(label=...)` takes an index into them.
         max_rows: Maximum number of rows per request; the client splits larger arrays. With
             `sizes`, it applies to images of `image_shape`; of larger ones, fewer fit.

@@ -241,7 +241,8 @@ def test_a_wrong_setting_is_exit_2_and_one_clear_line(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main([*blobs_data, *arguments, "--out", str(tmp_path / "run")]) == 2
+    preset = [] if "--preset" in arguments else ["--preset", "dense"]
+    assert main([*blobs_data, *preset, *arguments, "--out", str(tmp_path / "run")]) == 2
     assert_one_line(capsys.readouterr().err, message)
     assert not (tmp_path / "run").exists()
 
@@ -348,7 +349,7 @@ def test_a_run_under_a_budget_takes_about_that_long(
     blobs_data: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    small = ("--set", "layers=64:relu", "--set", "prior.kind=gmm")
+    small = ("--preset", "dense", "--set", "layers=64:relu", "--set", "prior.kind=gmm")
     assert main([*blobs_data, *small, "--budget", "2s", "--out", str(run)]) == 0
     config = json.loads((run / "config.json").read_text())
     metrics = json.loads((run / "metrics.json").read_text())

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.model.config import ModelConfig
-from training.model.likelihood import build_likelihood, moments
+from training.model.likelihood import build_likelihood
 from training.model.networks import Shape, build_networks
 from training.model.numerics import log_sigmoid
 from training.model.prior import Prior
@@ -80,7 +80,7 @@ class Vae(nn.Module):
     Attributes:
         config: Networks, latent dimensions, posterior and prior.
         image_shape: C, H and W.
-        centre: Mean of each channel of the training images, float [C, 1, 1], which the encoder's
+        centre: Median of each channel of the training images, float [C, 1, 1], which the encoder's
             input is centred on. Without it, Adam moves all weights of a layer that sees bright
             images the same way, and its output by their sum: posteriors explode in a few steps.
         likelihood: p(x|z), given the output of `decode`.
@@ -121,8 +121,9 @@ class Vae(nn.Module):
         Args:
             counts: The `level_counts` of the training images.
         """
-        means, _ = moments(counts)
-        self.centre.copy_(torch.from_numpy(means).reshape(self.centre.shape))
+        half = counts.sum(axis=1, keepdims=True) / 2
+        medians = (np.cumsum(counts, axis=1) >= half).argmax(axis=1) / 255.0
+        self.centre.copy_(torch.from_numpy(medians).reshape(self.centre.shape))
         self.likelihood.begin(counts)
 
     def encode(self, images: Tensor) -> DiagonalGaussian:
