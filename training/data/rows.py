@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Most images of a chunk, and most values in it: 16 MiB as float32. A network's activations take
-# about ten times as much.
+# Most images of a chunk, and most values in it: 8 MiB as float32. A network's activations, and the
+# float64 of a likelihood, take about ten times as much.
 _CHUNK_IMAGES = 1_000
-_CHUNK_VALUES = 1 << 22
+_CHUNK_VALUES = 1 << 21
 
 
 class Rows:
