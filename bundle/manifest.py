@@ -315,8 +315,9 @@ class Manifest(_Record):
             graph = self.graphs[name]
             if (graph.inputs, graph.outputs) != (inputs, outputs):
                 raise ValueError(
-                    f"graphs.{name}: tensors do not match image_shape {self.image_shape} and "
-                    f"latent_shape {self.latent_shape}"
+                    f"graphs.{name}: tensors do not match image_shape {self.image_shape}, "
+                    f"latent_shape {self.latent_shape}, posterior {self.posterior} and likelihood "
+                    f"{self.likelihood} (mixture {self.mixture})"
                 )
         return self
 

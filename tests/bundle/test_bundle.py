@@ -319,6 +319,7 @@ def test_a_manifest_without_a_graph_is_refused(graph: str, tiny: Path) -> None:
         ("version", 0),
         ("name", "Bad Name"),
         ("likelihood", "poisson"),
+        ("likelihood", "gaussian"),  # of other outputs than its decoder has
         ("tolerances", {"cpu": float("nan")}),
         ("tolerances", {"cpu": float("inf")}),
         ("score_percentiles", [0.0] * 100),

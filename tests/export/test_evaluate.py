@@ -258,7 +258,7 @@ def test_model_card_is_complete(name: str, kinds: Path) -> None:
         with Image.open(bundle.path / picture) as image:
             image.load()
             assert image.mode == ("RGB" if kind.shape[0] == 3 else "L")
-            assert min(image.size) >= 100
+            assert min(image.size) >= 90
     again, train, export = commands(card)
     options = parser().parse_args(train[2:])
     config = RunFolder(kinds / "runs" / name).read_config()
