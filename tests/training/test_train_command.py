@@ -228,7 +228,7 @@ def test_an_invalid_number_of_steps_is_exit_2(
         (("--set", "posterior=delta"), "prior.kind: got standard, wanted none, gmm, flow"),
         (("--set", "layers=99999999999:relu"), "layers: got "),
         (("--device", "tpu"), "device: got 'tpu', wanted auto, cpu, cuda or cuda:N"),
-        (("--image-size", "5000"), r"image_size: got \(5000, 5000\), wanted"),
+        (("--image-size", "5000"), "image_size: got (5000, 5000), wanted"),
         (("--set", "layers=8:swishy"), "activation: got 'swishy', wanted one of"),
         (("--set", "layers=0:relu"), "layers: got "),
     ],
