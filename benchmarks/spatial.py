@@ -1,14 +1,17 @@
-"""A model of images of any size: TAEF2, beside the digits of `mnist`.
+"""An autoencoder of the class of TAESD, whose images have any size, beside the digits of `mnist`.
 
     LATENTSERVE_TAEF2=../shared/models/taef2 python -m benchmarks.spatial --rounds 5
 
-Measures in turn, of `latentserve serve` and of a plain grpc.aio servicer over onnxruntime
+The autoencoder is TAEF2. Each round measures one server after the other: `latentserve serve`, a
+plain grpc.aio servicer over onnxruntime, and Triton. Measured are
 
-- the CPU time per row of 64 x 64 decodes, four calls of one row in flight, and that of onnxruntime
-  alone, which runs a row at a time on each CPU, on one thread;
-- the time of one 512 x 512 decode, and that of onnxruntime alone on one thread;
-- latencies of calls for one digit, alone and while another process decodes 512 x 512 images,
-  four at a time.
+- for 64, 256 and 512: decodes of so many pixels squared, four calls of one row in flight, as CPU
+  time per row and rows a second; and the time of one such decode alone. Beside both, those of
+  onnxruntime alone: a row at a time on each CPU, and one row, each on one thread.
+- for `digits`: latencies of calls for one digit, alone and while another process decodes
+  512 x 512 images, four at a time.
+
+One reply for each size is compared with onnxruntime's image.
 """
 
 import argparse
@@ -19,6 +22,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,64 +32,132 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from benchmarks.machine import machine
-from benchmarks.processes import CACHE, ROOT, Program, cpu_seconds
+from benchmarks.processes import CACHE, ROOT, cpu_seconds
+from benchmarks.servers.spatial import OPTIONS, SERVERS, SpatialServer, check
+from benchmarks.servers.spatial_program import decoder_file
 from common.cpus import usable_cpus
-from latentserve.v1 import latent_service_pb2 as pb
-from latentserve.v1 import tensor_pb2
 
 _MODELS = CACHE / "spatial"
-_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 _IN_FLIGHT = 4
 # Between two calls for a digit.
 _PAUSE_SECONDS = 0.005
+# Runs of which a median is taken, at least.
+_LEAST_RUNS = 3
 _LATENTS, _FACTOR, _DIGIT_LATENTS = 32, 8, 40
+_SIZES = (64, 256, 512)
+_DIGITS = "digits"
 
 
 class _Decoder:
     """Decodes latents of one row by calls to a server.
 
     Args:
-        server: `ours` or `plain`.
-        port: Its port.
+        server: The server.
         model: Name of the model.
         z: The latents, float32.
     """
 
-    def __init__(self, server: str, port: int, model: str, z: NDArray[np.float32]):
-        self._request = z.tobytes()
-        method = f"/plain/{model}"
-        if server == "ours":
-            tensor = tensor_pb2.Tensor(
-                dtype=tensor_pb2.DATA_TYPE_FLOAT32, shape=z.shape, data=z.tobytes()
-            )
-            self._request = pb.DecodeRequest(
-                model=pb.ModelSelector(name=model), latents=tensor, format=pb.IMAGE_FORMAT_UINT8
-            ).SerializeToString()
-            method = "/latentserve.v1.LatentService/Decode"
-        self._channel = grpc.insecure_channel(f"127.0.0.1:{port}", _OPTIONS)
+    def __init__(self, server: SpatialServer, model: str, z: NDArray[np.float32]):
+        method, self._request = server.request(model, z)
+        self._channel = grpc.insecure_channel(f"127.0.0.1:{server.port}", OPTIONS)
         self._decode = self._channel.unary_unary(method, None, None)
 
-    def __call__(self) -> float:
+    def answer(self) -> bytes:
+        """Makes one call; returns its reply."""
+        answer: bytes = self._decode(self._request, wait_for_ready=True)
+        return answer
+
+    def seconds(self) -> float:
         """Makes one call; returns its seconds."""
         began = time.perf_counter()
-        self._decode(self._request, wait_for_ready=True)
+        self.answer()
         return time.perf_counter() - began
 
-    def repeat(self, seconds: float) -> int:
-        """Makes calls, `_IN_FLIGHT` at a time; returns their number."""
-        free, count = threading.Semaphore(_IN_FLIGHT), 0
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
+    def repeat(self, seconds: float) -> tuple[int, float]:
+        """Makes calls, `_IN_FLIGHT` at a time.
+
+        Returns:
+            Their number, and the seconds until the last has ended.
+
+        Raises:
+            grpc.RpcError: A call failed.
+        """
+        free, calls = threading.Semaphore(_IN_FLIGHT), []
+        began = time.perf_counter()
+        while time.perf_counter() < began + seconds:
             free.acquire()
-            self._decode.future(self._request).add_done_callback(lambda _: free.release())
-            count += 1
-        for _ in range(_IN_FLIGHT):
-            free.acquire()
-        return count
+            calls.append(self._decode.future(self._request))
+            calls[-1].add_done_callback(lambda _: free.release())
+        for call in calls:
+            call.result()
+        return len(calls), time.perf_counter() - began
 
 
-def main() -> int:
+class _Bare:
+    """onnxruntime with the decoder of TAEF2 in this process, on one thread for each run."""
+
+    def __init__(self) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        path = decoder_file(_MODELS, "taef2")
+        self._session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+
+    def decode(self, size: int) -> NDArray[np.uint8]:
+        """The image of the benchmark's latents, uint8 [1, 3, size, size]."""
+        (image,) = self._session.run(["image"], {"z": _latents(size)})
+        return np.asarray(np.rint(np.clip(image, 0, 1) * 255), np.uint8)
+
+    def alone(self, size: int, seconds: float) -> float:
+        """Median of the seconds of a run, others than the first, for about `seconds`."""
+        z = {"z": _latents(size)}
+        return _median_seconds(lambda: self._session.run(None, z), seconds)
+
+    def row(self, size: int, seconds: float) -> float:
+        """CPU seconds per row if there are runs on all CPUs, for about `seconds`."""
+        z = {"z": _latents(size)}
+
+        def run(_thread: int) -> int:
+            count, end = 0, time.perf_counter() + seconds
+            while time.perf_counter() < end:
+                self._session.run(None, z)
+                count += 1
+            return count
+
+        self._session.run(None, z)
+        with ThreadPoolExecutor(usable_cpus()) as pool:
+            began = time.process_time()
+            rows = sum(pool.map(run, range(usable_cpus())))
+            return (time.process_time() - began) / rows
+
+
+def main(arguments: list[str] | None = None) -> int:
     """Entry point; see the module docstring."""
+    options = _parser().parse_args(arguments)
+    models = _models()
+    if options.load is not None:
+        server = SERVERS[options.load[0]](options.load[0], models)
+        server.port = int(options.load[1])
+        decoder = _Decoder(server, "taef2", _latents(512))
+        print(f"first after {decoder.seconds():.1f} s", flush=True)
+        decoder.repeat(600)
+        return 0
+    servers = {name: SERVERS[name](name, models) for name in options.servers.split(",")}
+    results: dict[str, dict[str, list[float]]] = {name: {} for name in servers}
+    for _ in range(options.rounds):
+        for name, server in servers.items():
+            figures = _round(server, options.measure.split(","), options.seconds)
+            print(name, {key: round(value, 3) for key, value in figures.items()}, file=sys.stderr)
+            for key, value in figures.items():
+                results[name].setdefault(key, []).append(value)
+    print(f"{machine()}\n\n| medians of {options.rounds} rounds | {' | '.join(results)} |")
+    print("| --- " + "| ---: " * len(results) + "|")
+    for key in next(iter(results.values())):
+        values = (f"{statistics.median(figures[key]):.2f}" for figures in results.values())
+        print(f"| {key} | {' | '.join(values)} |")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.spatial", description=(__doc__ or "").partition("\n")[0]
     )
@@ -93,67 +165,68 @@ def main() -> int:
     parser.add_argument(
         "--seconds", type=float, default=5.0, help="of each measurement (default: %(default)g)"
     )
-    parser.add_argument("--serve", default="", help="more arguments of `latentserve serve`")
+    parser.add_argument(
+        "--servers",
+        default="ours,plain,triton",
+        metavar="NAME,...",
+        help=f"servers among {', '.join(SERVERS)} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--measure",
+        default=",".join([*map(str, _SIZES), _DIGITS]),
+        metavar="WHAT,...",
+        help=f"sizes of images, or {_DIGITS} (default: %(default)s)",
+    )
     parser.add_argument("--load", nargs=2, metavar=("SERVER", "PORT"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.load is not None:
-        decoder = _Decoder(options.load[0], int(options.load[1]), "taef2", _latents(512))
-        print(f"first after {decoder():.1f} s", flush=True)
-        decoder.repeat(600)
-        return 0
-    models = _models()
-    commands = {
-        "ours": ["-m", "latentserve", "serve", "--models", models, "--port", "0", "--http-port",
-                 "off", "--log-level", "warning", *options.serve.split()],
-        "plain": ["-m", "benchmarks.servers.spatial_program", models],
-    }  # fmt: skip
-    results: dict[str, dict[str, list[float]]] = {name: {} for name in commands}
-    for _ in range(options.rounds):
-        for name, command in commands.items():
-            figures = _round(name, command, options.seconds)
-            print(name, {key: round(value, 3) for key, value in figures.items()}, file=sys.stderr)
-            for key, value in figures.items():
-                results[name].setdefault(key, []).append(value)
-    print(f"{machine()}\n\n| medians of {options.rounds} rounds | {' | '.join(results)} |")
-    print("| --- " + "| ---: " * len(results) + "|")
-    for key in results["ours"]:
-        values = (f"{statistics.median(figures[key]):.2f}" for figures in results.values())
-        print(f"| {key} | {' | '.join(values)} |")
-    return 0
+    return parser
 
 
-def _round(name: str, command: list[str | Path], seconds: float) -> dict[str, float]:
-    """All measurements of one server, which runs meanwhile: times in ms by name, and ratios."""
-    server = Program([sys.executable, *command], f"spatial-{name}")
+def _round(server: SpatialServer, measure: list[str], seconds: float) -> Mapping[str, float]:
+    """The measurements of one server, which runs meanwhile: times in ms by name, and ratios."""
+    figures: dict[str, float] = {}
+    server.start()
     try:
-        port = int(server.line("listening on").rpartition(":")[2])
-        server.drain()
-        small = _Decoder(name, port, "taef2", _latents(64))
-        large = _Decoder(name, port, "taef2", _latents(512))
-        digit = _Decoder(name, port, "mnist", np.zeros((1, _DIGIT_LATENTS), np.float32))
-        bare = _bare_row(seconds)
-        small()
-        began = cpu_seconds(server.process.pid)
-        rows = small.repeat(seconds)
-        served = (cpu_seconds(server.process.pid) - began) / rows
-        # The second of two each: the first takes memory.
-        alone, one_call = _bare_decode(), [large(), large()][1]
-        idle = _latencies(digit, seconds)
-        load = [sys.executable, "-m", "benchmarks.spatial", "--load", name, str(port)]
-        with subprocess.Popen(load, cwd=ROOT, stdout=subprocess.PIPE) as loading:
-            assert loading.stdout is not None
-            loading.stdout.readline()
-            try:
-                beside = _latencies(digit, seconds)
-            finally:
-                loading.terminate()
+        for what in measure:
+            if what == _DIGITS:
+                figures |= _digits(server, seconds)
+            else:
+                figures |= _size(server, int(what), seconds)
     finally:
         server.stop()
+    return figures
+
+
+def _size(server: SpatialServer, size: int, seconds: float) -> Mapping[str, float]:
+    bare, decoder = _Bare(), _Decoder(server, "taef2", _latents(size))
+    check(server, "taef2", decoder.answer(), bare.decode(size))
+    bare_row = bare.row(size, seconds)
+    began = cpu_seconds(server.pid)
+    rows, took = decoder.repeat(seconds)
+    row = (cpu_seconds(server.pid) - began) / rows
+    bare_alone = bare.alone(size, seconds)
+    alone = _median_seconds(decoder.answer, seconds)
+    name = f"{size} x {size}"
     return {
-        "64 x 64: CPU a row, ms": 1e3 * served,
-        "of onnxruntime's alone": served / bare,
-        "one 512 x 512 decode, ms": 1e3 * one_call,
-        "of onnxruntime's on one thread": one_call / alone,
+        f"{name}, four in flight: CPU a row, ms": 1e3 * row,
+        f"{name}: of onnxruntime's alone": row / bare_row,
+        f"{name}: rows/s": rows / took,
+        f"{name}, one alone: ms": 1e3 * alone,
+        f"{name}: of onnxruntime's on one thread": alone / bare_alone,
+    }
+
+
+def _digits(server: SpatialServer, seconds: float) -> Mapping[str, float]:
+    digit = _Decoder(server, "mnist", np.zeros((1, _DIGIT_LATENTS), np.float32))
+    idle = _latencies(digit, seconds)
+    load = [sys.executable, "-m", "benchmarks.spatial", "--load", server.name, str(server.port)]
+    with subprocess.Popen(load, cwd=ROOT, stdout=subprocess.PIPE) as loading:
+        assert loading.stdout is not None
+        loading.stdout.readline()
+        try:
+            beside = _latencies(digit, seconds)
+        finally:
+            loading.terminate()
+    return {
         "a digit: p50, ms": idle[0],
         "p99": idle[1],
         "a digit beside 512 x 512 decodes: p50, ms": beside[0],
@@ -162,14 +235,12 @@ def _round(name: str, command: list[str | Path], seconds: float) -> dict[str, fl
 
 
 def _models() -> Path:
-    """A models folder with `mnist` and `taef2`, which is exported if missing."""
+    """A models folder with `mnist` and `taef2`, which is imported if missing."""
     if not (_MODELS / "taef2" / "1" / "manifest.json").exists():
         if "LATENTSERVE_TAEF2" not in os.environ:
             sys.exit("LATENTSERVE_TAEF2: not set, wanted the folder of taef2_decoder.pth")
-        from tests.support.taef2 import make
-
-        shutil.rmtree(_MODELS, ignore_errors=True)
-        make(_MODELS)
+        command = ["import", os.environ["LATENTSERVE_TAEF2"], "--to", str(_MODELS / "taef2")]
+        subprocess.run([sys.executable, "-m", "latentserve", *command], check=True)
     if not (_MODELS / "mnist").exists():
         shutil.copytree(ROOT / "models" / "mnist", _MODELS / "mnist")
     return _MODELS
@@ -180,38 +251,15 @@ def _latents(size: int) -> NDArray[np.float32]:
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
-def _session() -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    path = _MODELS / "taef2" / "1" / "decoder.onnx"
-    return onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
-
-
-def _bare_row(seconds: float) -> float:
-    """CPU seconds per row of 64 x 64 decodes without a server."""
-    session, z = _session(), _latents(64)
-
-    def run(_thread: int) -> int:
-        count, end = 0, time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            session.run(None, {"z": z})
-            count += 1
-        return count
-
-    session.run(None, {"z": z})
-    with ThreadPoolExecutor(usable_cpus()) as pool:
-        began = time.process_time()
-        rows = sum(pool.map(run, range(usable_cpus())))
-        return (time.process_time() - began) / rows
-
-
-def _bare_decode() -> float:
-    """Seconds of a 512 x 512 decode without a server, on one thread; the second of two."""
-    session, z = _session(), _latents(512)
-    session.run(None, {"z": z})
-    began = time.perf_counter()
-    session.run(None, {"z": z})
-    return time.perf_counter() - began
+def _median_seconds(run: Callable[[], object], seconds: float) -> float:
+    """Median of the seconds of at least three runs; one before them takes memory."""
+    run()
+    took: list[float] = []
+    while len(took) < _LEAST_RUNS or sum(took) < seconds:
+        began = time.perf_counter()
+        run()
+        took.append(time.perf_counter() - began)
+    return statistics.median(took)
 
 
 def _latencies(decoder: _Decoder, seconds: float) -> tuple[float, float]:
@@ -219,7 +267,7 @@ def _latencies(decoder: _Decoder, seconds: float) -> tuple[float, float]:
     took = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
-        took.append(decoder())
+        took.append(decoder.seconds())
         time.sleep(_PAUSE_SECONDS)
     middle, late = np.percentile(took, (50, 99))
     return 1e3 * float(middle), 1e3 * float(late)

@@ -77,7 +77,7 @@ def main() -> int:
     for number in range(wanted.rounds):
         # Alternates the order of the trainers.
         names = sorted(trainers, reverse=bool(number % 2))
-        rounds.append({name: _train(*trainers[name]) for name in names})
+        rounds.append({name: train(*trainers[name]) for name in names})
         for name, report in sorted(rounds[-1].items()):
             figures = ", ".join(f"{key} {value:.2f}" for key, value in report.items())
             print(f"round {number + 1}/{wanted.rounds} {name:14} {figures}", file=sys.stderr)
@@ -98,14 +98,21 @@ def _images() -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name("mnist.part.npz")
     train, test = (
-        split.images.reshape(len(split.images), -1) for split in (mnist.train, mnist.test)
+        split.images[:].reshape(len(split.images), -1) for split in (mnist.train, mnist.test)
     )
     np.savez(fresh, train=train, test=test)
     fresh.replace(path)
     return path
 
 
-def _train(interpreter: Path, name: str, arguments: Sequence[str]) -> Report:
+def train(interpreter: Path, name: str, arguments: Sequence[str]) -> Report:
+    """Runs one training in a process of its own.
+
+    Args:
+        interpreter: Path of its Python.
+        name: Its program in `benchmarks.trainers` is NAME_program.
+        arguments: Arguments of the program.
+    """
     command = [str(interpreter), "-m", f"benchmarks.trainers.{name}_program", *arguments]
     # Output is captured because pythae updates a progress bar on stderr for every batch.
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -20,6 +20,7 @@ from bundle.manifest import (
     Parity,
     Sizes,
     TensorSpec,
+    likelihood_output,
     tensors_of,
 )
 from bundle.pin import PIN, read_pin, write_pin
@@ -47,6 +48,7 @@ __all__ = [
     "check_name",
     "find_models",
     "find_others",
+    "likelihood_output",
     "open_bundle",
     "read_pin",
     "tensors_of",

@@ -7,7 +7,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validato
 
 #: Major and minor version of the schema. A reader refuses another major version; a minor
 #: version only adds fields, which older readers ignore.
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
 
 DeviceKind = Literal["cpu", "cuda"]
 GraphName = Literal["encoder", "decoder", "prior", "prior_density"]
@@ -71,7 +71,7 @@ class DatasetRef(_Record):
 
 
 class Parity(_Record):
-    """Result of comparing torch with onnxruntime at export."""
+    """Result of comparing graphs with their source at export: torch, or the graphs of others."""
 
     batches: tuple[int, ...]
     """Batch sizes compared."""
@@ -177,9 +177,12 @@ class Manifest(_Record):
     """The sizes of images that the model takes; None if all have `image_shape`."""
     latent_scaling: LatentScaling | None = None
     """How a diffusion model expects the latents to be scaled; None if it is not known."""
-    likelihood: Literal["bernoulli", "none"]
-    """p(x|z), parameterised by the decoder's `logits`; `none` for a decoder that returns images
+    likelihood: Literal["bernoulli", "gaussian", "logistic", "none"]
+    """p(x|z), parameterised by the decoder's `logits` (`bernoulli`) or `parameters` (`gaussian`, or
+    `logistic`: discretized to the 256 levels of a byte); `none` for a decoder that returns images
     only."""
+    mixture: Positive = 1
+    """Components of the `logistic` likelihood of each pixel."""
     posterior: Literal["gaussian", "delta", "none"]
     """q(z|x), parameterised by the encoder's `mean` and `log_var`; `delta` for a plain
     autoencoder, which encodes to one point, its `mean`; `none` for a decoder without an encoder."""
@@ -226,7 +229,7 @@ class Manifest(_Record):
     score_percentiles: tuple[float, ...] = ()
     """The 0th to 100th percentile of the training images' anomaly scores, in nats."""
     parity: Parity | None = None
-    """Result of the comparison with torch at export; None for a graph without a torch model."""
+    """Result of the comparison at export; None if there was none."""
     tools: dict[str, str]
     """Versions of the software that wrote the bundle, by name."""
 
@@ -234,6 +237,11 @@ class Manifest(_Record):
     def learned_prior(self) -> bool:
         """Whether the prior is learned and therefore has graphs."""
         return self.prior not in ("standard", "none")
+
+    @property
+    def likelihood_output(self) -> str:
+        """The decoder's output that parameterises p(x|z); empty if there is no likelihood."""
+        return likelihood_output(self.likelihood)
 
     @property
     def spatial(self) -> bool:
@@ -292,7 +300,8 @@ class Manifest(_Record):
             self.latent_shape,
             free=self.sizes is not None,
             posterior=self.posterior,
-            logits=self.likelihood != "none",
+            likelihood=self.likelihood,
+            mixture=self.mixture,
             prior=self.learned_prior,
         )
         if missing := wanted.keys() - self.graphs.keys():
@@ -306,9 +315,16 @@ class Manifest(_Record):
             graph = self.graphs[name]
             if (graph.inputs, graph.outputs) != (inputs, outputs):
                 raise ValueError(
-                    f"graphs.{name}: tensors do not match image_shape {self.image_shape} and "
-                    f"latent_shape {self.latent_shape}"
+                    f"graphs.{name}: tensors do not match image_shape {self.image_shape}, "
+                    f"latent_shape {self.latent_shape}, posterior {self.posterior} and likelihood "
+                    f"{self.likelihood} (mixture {self.mixture})"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _mixture_of_logistics(self) -> Self:
+        if self.mixture > 1 and self.likelihood != "logistic":
+            raise ValueError(f"mixture: got {self.mixture}, wanted 1 of {self.likelihood}")
         return self
 
     @model_validator(mode="after")
@@ -331,13 +347,19 @@ class Manifest(_Record):
         return table
 
 
+def likelihood_output(likelihood: str) -> str:
+    """The decoder's output that parameterises a likelihood; empty for `none`."""
+    return {"bernoulli": "logits", "none": ""}.get(likelihood, "parameters")
+
+
 def tensors_of(
     image_shape: tuple[int, int, int],
     latent_shape: tuple[int, ...],
     *,
     free: bool = False,
     posterior: str = "gaussian",
-    logits: bool = True,
+    likelihood: str = "bernoulli",
+    mixture: int = 1,
     prior: bool = False,
 ) -> dict[GraphName, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]]:
     """Required inputs and outputs of every graph of a model, in order, by name of the graph.
@@ -348,7 +370,9 @@ def tensors_of(
         free: Whether height and width are free.
         posterior: `gaussian`, `delta` (the encoder has no output `log_var`) or `none` (there is
             no encoder).
-        logits: Whether the decoder has an output `logits`.
+        likelihood: `bernoulli` (the decoder has an output `logits`), `gaussian`, `logistic` (it has
+            `parameters`) or `none`.
+        mixture: Components of a logistic likelihood.
         prior: Whether the prior is learned; latents are flat then.
     """
 
@@ -361,11 +385,15 @@ def tensors_of(
         image, latent = (image_shape[0], "H", "W"), (latent_shape[0], "h", "w")
     label = TensorSpec(name="label", dtype="int64", shape=("N",))
     heads = (spec("mean", *latent), spec("log_var", *latent))
-    images = (spec("image", *image), spec("logits", *image))
+    images = [spec("image", *image)]
+    if name := likelihood_output(likelihood):
+        # Weights, locations and log-scales of a mixture; else locations and log-scales.
+        groups = 1 if likelihood == "bernoulli" else 2 if mixture == 1 else 3 * mixture
+        images.append(spec(name, groups * image_shape[0], *image[1:]))
     graphs: dict[GraphName, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]] = {}
     if posterior != "none":
         graphs["encoder"] = ((spec("image", *image),), heads[: 2 if posterior == "gaussian" else 1])
-    graphs["decoder"] = ((spec("z", *latent),), images[: 2 if logits else 1])
+    graphs["decoder"] = ((spec("z", *latent),), tuple(images))
     if prior:
         graphs["prior"] = ((spec("eps", *latent), spec("u", 1), label), (spec("z", *latent),))
         graphs["prior_density"] = ((spec("z", *latent), label), (spec("log_prob"),))

@@ -3,10 +3,11 @@
 - The format is recognised by content, not by file name.
 - Only the first frame of an animation is used.
 - The picture is turned upright by its EXIF orientation.
-- Transparent pixels are blended onto white.
+- Transparent pixels are blended onto a background, white by default.
 - 16 bits per value are scaled to 8.
 - CMYK is converted to RGB; colour profiles are ignored.
-- To change the aspect ratio, the picture is cropped to its centre, never distorted.
+- To change the aspect ratio, the picture is cropped to its centre or padded with the background,
+  never distorted.
 
 All functions are thread-safe.
 """
@@ -16,11 +17,11 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError
 
 from common.checksums import png_problem
 
@@ -33,7 +34,14 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM")
 
 #: Height and width, in pixels.
 Size = tuple[int, int]
+#: Red, green and blue, 0 to 255.
+Colour = tuple[int, int, int]
+#: How the aspect ratio of a picture is changed.
+Fit = Literal["crop", "pad"]
+#: The default background.
+WHITE = "#ffffff"
 
+_WHITE = (255, 255, 255)
 _GREY = frozenset(("1", "L", "LA", "La"))
 _DEEP_GREY = frozenset(("I", "I;16", "I;16B", "I;16L"))
 _COLOUR = frozenset(("RGB", "RGBA", "RGBX", "RGBa", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV"))
@@ -119,13 +127,21 @@ def open_picture(
         return image
 
 
-def prepare(image: Image.Image, size: Size | None, channels: int | None) -> NDArray[np.uint8]:
-    """Decodes an opened picture, crops and resizes it, and converts its channels.
+def prepare(
+    image: Image.Image,
+    size: Size | None,
+    channels: int | None,
+    fit: Fit = "crop",
+    background: Colour = _WHITE,
+) -> NDArray[np.uint8]:
+    """Decodes an opened picture, crops or pads and resizes it, and converts its channels.
 
     Args:
         image: A picture from `open_picture`.
-        size: Height and width to crop and resize to; None for those of the picture.
+        size: Height and width to resize to; None for those of the picture.
         channels: 1 or 3; None for 3 if the picture has colour, else 1.
+        fit: Whether to crop or to pad, where the aspect ratio changes.
+        background: Colour of the padding and behind transparent pixels.
 
     Returns:
         uint8 [C, H, W].
@@ -140,22 +156,32 @@ def prepare(image: Image.Image, size: Size | None, channels: int | None) -> NDAr
             image.draft(None, (2 * max(size), 2 * max(size)))
         _check(image)
         image.load()
-        plain = _plain(_upright(image))
+        plain = _plain(_upright(image), background)
         if channels is not None:
             plain = plain.convert("L" if channels == 1 else "RGB")
         if size is not None:
-            plain = _crop(plain, size)
-        array = cast(NDArray[np.uint8], np.asarray(plain))
+            plain = _resize(plain, size, fit, background)
+            if channels == 1:
+                plain = plain.convert("L")
+        array = cast("NDArray[np.uint8]", np.asarray(plain))
         return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
-def decode(raw: bytes, size: Size | None, channels: int | None) -> NDArray[np.uint8]:
+def decode(
+    raw: bytes,
+    size: Size | None,
+    channels: int | None,
+    fit: Fit = "crop",
+    background: Colour = _WHITE,
+) -> NDArray[np.uint8]:
     """Decodes a file in any of `FORMATS`: `open_picture`, then `prepare`.
 
     Args:
         raw: Content of the file.
-        size: Height and width to crop and resize to; None for those of the picture.
-        channels: 1 or 3; None for 3 if the picture has colour, else 1.
+        size: As for `prepare`.
+        channels: As for `prepare`.
+        fit: As for `prepare`.
+        background: As for `prepare`.
 
     Returns:
         uint8 [C, H, W].
@@ -164,26 +190,45 @@ def decode(raw: bytes, size: Size | None, channels: int | None) -> NDArray[np.ui
         PictureError: It is damaged, in another format or too large.
     """
     with open_picture(raw) as image:
-        return prepare(image, size, channels)
+        return prepare(image, size, channels, fit, background)
 
 
-def fit(images: NDArray[np.uint8], size: Size | None, channels: int | None) -> NDArray[np.uint8]:
-    """Crops and resizes grey images as `decode` does, and repeats them for each channel.
+def resize(
+    pixels: NDArray[np.uint8],
+    size: Size | None,
+    channels: int | None,
+    fit: Fit = "crop",
+    background: Colour = _WHITE,
+) -> NDArray[np.uint8]:
+    """Resizes and converts an image that is decoded already, as `prepare` does.
 
     Args:
-        images: uint8 [N, H, W].
-        size: Height and width to crop and resize to; None for those of the images.
-        channels: 1 or 3; None for 1.
+        pixels: uint8 [C, H, W], C 1 or 3.
+        size: As for `prepare`.
+        channels: As for `prepare`.
+        fit: As for `prepare`.
+        background: As for `prepare`.
 
     Returns:
-        uint8 [N, C, H, W]; a view of `images` if they are neither resized nor repeated.
+        uint8 [C, H, W]; `pixels` itself if nothing has to be changed.
     """
-    if size is not None and images.shape[1:] != size:
-        resized = np.empty((len(images), *size), np.uint8)
-        for index, image in enumerate(images):
-            resized[index] = np.asarray(_crop(Image.fromarray(image), size))
-        images = resized
-    return images[:, None] if channels in (None, 1) else np.repeat(images[:, None], 3, axis=1)
+    if size in (None, pixels.shape[1:]) and channels in (None, len(pixels)):
+        return pixels
+    image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0).copy())
+    return prepare(image, size, channels, fit, background)
+
+
+def colour(text: str) -> Colour:
+    """Reads a colour: `#rrggbb` or a name of CSS, such as `white`.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    text = text.lower()
+    if not re.fullmatch(r"#[0-9a-f]{6}", text) and text not in ImageColor.colormap:
+        raise ValueError(text)
+    red, green, blue = ImageColor.getrgb(text)[:3]
+    return red, green, blue
 
 
 def turned(image: Image.Image) -> bool:
@@ -255,37 +300,50 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
-def _plain(image: Image.Image) -> Image.Image:
-    """Converts a picture without colour to mode L, any other to mode RGB; blends onto white."""
+def _plain(image: Image.Image, background: Colour) -> Image.Image:
+    """Converts a picture without colour to mode L, any other to mode RGB; blends transparency."""
     if image.mode in _DEEP_GREY:
-        return _from_16_bits(image)
+        return _from_16_bits(image, background)
     if image.mode not in _GREY | _COLOUR:
         raise PictureError(f"pixels of mode {image.mode}, which is not supported")
     grey = image.mode in _GREY
     palette = image.mode in ("P", "PA")
     if transparent(image):
+        grey = grey and _is_grey(background)
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     image = image.convert("L" if grey else "RGB")
     # GIF files always have a palette, even if all of its entries are grey.
     return image.convert("L") if palette and _colourless(image) else image
 
 
-def _from_16_bits(image: Image.Image) -> Image.Image:
+def _from_16_bits(image: Image.Image, background: Colour) -> Image.Image:
     values = np.asarray(image).clip(0, 65535).astype(np.uint32)
     scaled = values * np.uint32(255)  # in place from here on, since pictures may be large
     scaled += 32767
     scaled //= 65535
     plain = scaled.astype(np.uint8)
     transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        plain[values == transparent] = 255
+    if not isinstance(transparent, int):
+        return Image.fromarray(plain)
+    if not _is_grey(background):
+        plain = np.repeat(plain[..., None], 3, axis=2)
+    plain[values == transparent] = background[: 1 if plain.ndim == 2 else 3]
     return Image.fromarray(plain)
 
 
 def _colourless(image: Image.Image) -> bool:
     red, green, blue = (np.asarray(image)[..., channel] for channel in range(3))
     return bool((red == green).all() and (green == blue).all())
+
+
+def _is_grey(background: Colour) -> bool:
+    return len(set(background)) == 1
+
+
+def _resize(image: Image.Image, size: Size, fit: Fit, background: Colour) -> Image.Image:
+    """Resizes a picture to `size`, with its aspect ratio kept as `fit` says."""
+    return _crop(image, size) if fit == "crop" else _pad(image, size, background)
 
 
 def _crop(image: Image.Image, size: Size) -> Image.Image:
@@ -295,3 +353,18 @@ def _crop(image: Image.Image, size: Size) -> Image.Image:
     top = max(0.0, image.height - image.width * height / width) / 2
     middle = (left, top, image.width - left, image.height - top)
     return image.resize((width, height), Image.Resampling.BICUBIC, box=middle)
+
+
+def _pad(image: Image.Image, size: Size, background: Colour) -> Image.Image:
+    """Resizes a picture to fit into `size`, and centres it on the background."""
+    height, width = size
+    scale = min(height / image.height, width / image.width)
+    inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    image = image.resize(inner, Image.Resampling.BICUBIC)
+    if inner == (width, height):
+        return image
+    if image.mode == "L" and not _is_grey(background):
+        image = image.convert("RGB")
+    padded = Image.new(image.mode, (width, height), background[: len(image.getbands())])
+    padded.paste(image, ((width - inner[0]) // 2, (height - inner[1]) // 2))
+    return padded

@@ -21,6 +21,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security.md",
+    "examples/emoji/README.md": "emoji.md",
     "models/mnist/2/README.md": "models/mnist.md",
     "models/mnist2d/2/README.md": "models/mnist2d.md",
 }

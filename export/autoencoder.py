@@ -28,7 +28,7 @@ from export.golden import golden_file
 from export.graphs import OPSET
 from export.images import golden_images
 from export.imported_graphs import adopted_graphs, check_shapes, exported_graphs
-from export.invariance import BATCHES, measure_rows, row_seconds, size_cases
+from export.invariance import BATCHES, golden_case, measure_rows, row_seconds, size_cases
 from export.manifest import imported_manifest
 from export.memory import bytes_per_pixel
 from export.showing import imported_golden, show
@@ -145,18 +145,21 @@ def write_imported(
         "sizes": imported.sizes,
     }
     shapes = Manifest.model_construct(**stated)
-    seconds = max(
-        row_seconds(content, size_cases(name, content, shapes, rows=1)[0])
-        for name, content in contents.items()
-    )
+    row = {
+        name: row_seconds(content, golden_case(name, shapes)) for name, content in contents.items()
+    }
+    seconds = max(row.values())
     rows = _ROWS if seconds <= _FEW_SECONDS else _FEW_ROWS
-    cases = {name: size_cases(name, content, shapes, rows) for name, content in contents.items()}
+    cases = {
+        name: size_cases(name, content, shapes, rows, row[name])
+        for name, content in contents.items()
+    }
     report(f"comparing {'batches' if imported.graphs else 'torch and onnxruntime'}{_at(cases)}")
     opsets = ADOPTED_OPSETS if imported.graphs else (OPSET,)
     differences = verify_graphs(graphs, cases, TOLERANCES["cpu"], opsets)
     report(f"they differ by at most {max(differences.values()):.1e}")
     report("measuring whether rows have the same bits in every batch")
-    limit = measure_rows(contents, cases)
+    limit = measure_rows(contents, cases, row)
     if limit.reason:
         report(f"rows are to be computed one at a time. {limit.reason}")
     parity = Parity(
@@ -180,7 +183,7 @@ def write_imported(
             imported,
             graphs=contents,
             golden=golden,
-            parity=None if imported.graphs else parity,
+            parity=parity,
             metrics=metrics,
             rows_at_once=limit.rows,
             bytes_per_pixel=memory,

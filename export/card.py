@@ -18,7 +18,7 @@ def model_card(manifest: Manifest) -> bytes:
     sections = [
         f"# {manifest.name}, version {manifest.version}\n\n{_introduction(manifest)}",
         *(_measured_and_trained(manifest, manifest.dataset) if manifest.dataset else []),
-        *([_reconstructed(manifest)] if "psnr" in manifest.metrics else []),
+        *([_reconstructed(manifest)] if _only_reconstructed(manifest) else []),
         *([_origin(manifest.origin)] if manifest.origin else []),
         *([_wrapped(_parity(manifest, manifest.parity))] if manifest.parity else []),
         _usage(manifest),
@@ -59,6 +59,11 @@ To measure again:
 |---|---|
 {checksums}"""
     ]
+
+
+def _only_reconstructed(manifest: Manifest) -> bool:
+    """Whether a model without a data set was measured by its reconstructions."""
+    return manifest.dataset is None and "psnr" in manifest.metrics
 
 
 def _reconstructed(manifest: Manifest) -> str:
@@ -105,7 +110,17 @@ def _introduction(manifest: Manifest) -> str:
         "flow-gmm": "the prior is a RealNVP flow over a mixture of Gaussians, fitted to the "
         "latents",
     }
-    likelihood = {"bernoulli": "the likelihood is Bernoulli", "none": "there is no likelihood"}
+    likelihood = {
+        "bernoulli": "the likelihood is Bernoulli",
+        "gaussian": "the likelihood is Gaussian, of one learned scale",
+        "logistic": "the likelihood of a pixel is a discretized logistic of a learned scale",
+        "none": "there is no likelihood",
+    }
+    if manifest.mixture > 1:
+        likelihood["logistic"] = (
+            f"the likelihood of a pixel is a mixture of {manifest.mixture} discretized logistics, "
+            "of learned scales"
+        )
     kind = "A variational" if manifest.posterior == "gaussian" else "A plain"
     data = f" of {_data(manifest.dataset)}" if manifest.dataset else ""
     size, latents = f"{height} x {width} pixels", f"{manifest.latent_dim} latent dimensions"
@@ -148,18 +163,14 @@ def _gallery(manifest: Manifest) -> str:
     if manifest.prior != "none":
         text += "\nSamples from the prior:\n\n![Samples from the prior](samples.png)\n"
     if manifest.labels:
-        text += (
-            f"\nSamples by label, one row for each{_of_many(manifest)}:\n\n"
-            "![Samples by label](samples_by_class.png)\n"
-        )
+        many = f" of the first {MAX_CLASSES}" if len(manifest.labels) > MAX_CLASSES else ""
+        names = ", ".join(manifest.labels[:MAX_CLASSES])
+        rows = f"Samples by label, one row for each{many}, from the top: {names}."
+        text += f"\n{_wrapped(rows)}\n\n![Samples by label](samples_by_class.png)\n"
     return text + (
         f"\n{'Test images' if manifest.dataset else 'Images'} with their reconstructions below:\n\n"
         "![Test images and reconstructions](reconstructions.png)\n"
     )
-
-
-def _of_many(manifest: Manifest) -> str:
-    return f" of the first {MAX_CLASSES}" if len(manifest.labels) > MAX_CLASSES else ""
 
 
 def _protocol(metrics: Mapping[str, object]) -> str:
@@ -200,8 +211,12 @@ def _parity(manifest: Manifest, parity: Parity) -> str:
     bits = "are the same in all of them."
     if not parity.batch_invariant:
         bits = "are not the same in all of them, so that a server computes rows one at a time."
+    adopted = manifest.origin is not None and manifest.origin.kind == "onnx"
+    pair = "the source's graphs and these" if adopted else "torch and onnxruntime"
+    if manifest.rows_at_once == 1 and parity.batch_invariant:
+        bits += " A server computes rows one at a time because they are slow."
     text = (
-        f"At batch sizes {_listed(parity.batches)}, torch and onnxruntime differ by at most "
+        f"At batch sizes {_listed(parity.batches)}, {pair} differ by at most "
         f"{_differences(parity.max_abs_difference)} (tolerance: {parity.tolerance:g}); the bits of "
         f"a row {bits}"
     )
@@ -246,11 +261,16 @@ def _rows(metrics: Mapping[str, Any], precision: str) -> str:
         error = {"importance_nll": "importance_stderr"}.get(key, f"{key}_stderr")
         return f"{number(key)} ± {number(error)}"
 
+    def bits(key: str) -> list[tuple[str, str]]:
+        # Bundles of before have none.
+        return [("... in bits per dimension", number(key, ".3f"))] if key in metrics else []
+
     rows: list[tuple[str, str]] = []
     if "elbo" in metrics:
         draws = metrics["draws"]
         rows += [
             ("ELBO = reconstruction + KL", with_error("elbo")),
+            *bits("bits_per_dimension"),
             ("reconstruction", number("reconstruction")),
             ("KL", number("kl")),
             ("active latent dimensions", str(metrics["active_units"])),
@@ -270,6 +290,7 @@ def _rows(metrics: Mapping[str, Any], precision: str) -> str:
     if "nll" in metrics:
         part, draws = metrics["importance_images"], metrics["importance_draws"]
         rows.append((f"NLL: importance-weighted bound, K = {draws}", with_error("nll")))
+        rows += bits("nll_bits_per_dimension")
         if part != metrics["images"]:
             rows += [
                 (
@@ -278,6 +299,12 @@ def _rows(metrics: Mapping[str, Any], precision: str) -> str:
                 ),
                 ("... bound of these images alone", with_error("importance_nll")),
             ]
+    if "ssim" in metrics:
+        count = metrics["reconstructed_images"]
+        rows += [
+            (f"PSNR of the reconstructions of {count} test images", f"{number('psnr')} dB"),
+            ("SSIM of these reconstructions", number("ssim", ".3f")),
+        ]
     if "fid" in metrics:
         rows += [
             (f"classifier-FID of {metrics['samples']} samples", number("fid")),

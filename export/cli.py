@@ -198,6 +198,7 @@ def _print(what: str, figures: Figures) -> None:
         print(f"\n{result.images} images; a plain autoencoder has no ELBO")
     else:
         print(f"  ELBO            {result.elbo:8.2f}  +- {result.elbo_stderr:.2f}")
+        print(f"  bits/dimension  {result.bits_per_dimension:8.3f}")
         print(f"  reconstruction  {result.reconstruction:8.2f}")
         print(f"  KL              {result.kl:8.2f}")
         print(f"  active units    {result.active_units:8d}")
@@ -206,6 +207,7 @@ def _print(what: str, figures: Figures) -> None:
     if bound is not None and figures.nll is not None:
         nll, stderr = figures.nll
         print(f"\n  NLL             {nll:8.2f}  +- {stderr:.2f}")
+        print(f"  bits/dimension  {figures.nll_bits_per_dimension:8.3f}")
         print(f"\nimportance-weighted bound, K = {bound.draws}, seed {bound.seed}", end="")
         if bound.images < result.images:
             print(
@@ -215,6 +217,10 @@ def _print(what: str, figures: Figures) -> None:
             )
         else:
             print(", on all of these images")
+    quality = figures.quality
+    print(f"\n  PSNR            {quality.psnr:8.2f}  dB")
+    print(f"  SSIM            {quality.ssim:8.3f}")
+    print(f"\nreconstructions of {quality.reconstructed_images} test images, not binarized")
     if judged is not None:
         print(f"\n  classifier-FID  {judged.fid:8.2f}  (training images: {judged.fid_floor:.2f})")
         print(f"  class entropy   {judged.class_entropy:8.2f}  (ten even classes: 2.30)")

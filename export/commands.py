@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Sequence
 
 from bundle import DatasetRef, Manifest
+from training.data.spec import data_options
 
 # Defaults of `export` and `evaluate`: an option with its default value is left out.
 _DEFAULT_IMAGES = 1000
@@ -16,11 +17,7 @@ def train_command(manifest: Manifest, dataset: DatasetRef) -> str:
     training, spec = manifest.training, dataset.spec
     options = [f"--preset {training.get('preset')}"]
     options.append(f"--data {shlex.quote(spec.get('source', dataset.name))}")
-    for name in ("image_size", "channels"):
-        if spec.get(name) is not None:
-            options.append(f"--{name.replace('_', '-')} {spec[name]}")
-    if spec.get("bad_files") == "skip":
-        options.append("--bad-files skip")
+    options += data_options(spec)
     options += [f"--set {shlex.quote(setting)}" for setting in training.get("settings", [])]
     options.append(f"--steps {training.get('steps')}")
     if training.get("device"):
@@ -46,7 +43,7 @@ def export_command(manifest: Manifest) -> str:
 def evaluate_command(manifest: Manifest, dataset: DatasetRef) -> str:
     """The command that measures the bundle's metrics again."""
     options = [f"MODELS/{manifest.name}/{manifest.version}", *_measures(manifest)]
-    if dataset.name.startswith(("folder:", "idx:")):
+    if ":" in dataset.name:
         options.append(f"--data {shlex.quote(dataset.name)}")
     return _command("latentserve evaluate", options)
 

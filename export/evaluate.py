@@ -1,6 +1,7 @@
 """Measures the model of a run or a bundle on its test set, with the same code for both."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +10,18 @@ from typing import Any
 import numpy as np
 
 from bundle import open_bundle
+from common.likelihood import Likelihood, bits_per_dimension
 from export.errors import ExportError
 from export.subject import Subject, subject_of_graphs, subject_of_torch
 from training.data.datasets import Dataset, load_dataset
+from training.data.locations import KINDS
 from training.data.spec import DataSpec
 from training.errors import DataMissing
 from training.measure.classifier import load_classifier
 from training.measure.elbo import BoundEvaluation, Evaluation, evaluate, importance_bound
 from training.measure.fid import Generation, measure_generation
 from training.measure.protocol import describe, test_images
+from training.measure.quality import Quality, measure_quality
 from training.run_folder import RunFolder
 
 
@@ -48,17 +52,23 @@ class Figures:
 
     Attributes:
         evaluation: The ELBO and its parts on the whole test set.
+        quality: The likeness of reconstructions.
+        dimensions: C * H * W.
         bound: The importance-weighted bound on the test set or a subset; None if not measured.
         generation: The quality of samples; None if not measured.
         binarized: Whether the images were binarized.
+        likelihood: p(x|z).
         plain: Whether the model is a plain autoencoder, which has a reconstruction
             error but no ELBO.
     """
 
     evaluation: Evaluation
+    quality: Quality
+    dimensions: int
     bound: BoundEvaluation | None
     generation: Generation | None
     binarized: bool
+    likelihood: Likelihood = "bernoulli"
     plain: bool = False
 
     @property
@@ -78,15 +88,27 @@ class Figures:
             float(np.hypot(self.evaluation.elbo_stderr, self.bound.gap_stderr)),
         )
 
+    @property
+    def nll_bits_per_dimension(self) -> float | None:
+        """The importance-weighted bound in bits per dimension."""
+        if self.nll is None:
+            return None
+        return bits_per_dimension(self.nll[0], self.dimensions)
+
     def to_json(self) -> dict[str, Any]:
         """The metrics by name, as in a manifest."""
-        result = describe(self.evaluation, binarized=self.binarized)
+        result = describe(self.evaluation, binarized=self.binarized, likelihood=self.likelihood)
         if self.plain:
             result = without_elbo(result)
+        result |= dataclasses.asdict(self.quality)
         if self.bound is not None and self.nll is not None:
             nll, stderr = self.nll
             bound = {f"importance_{k}": v for k, v in dataclasses.asdict(self.bound).items()}
-            result |= {"nll": nll, "nll_stderr": stderr} | bound
+            result |= {
+                "nll": nll,
+                "nll_stderr": stderr,
+                "nll_bits_per_dimension": self.nll_bits_per_dimension,
+            } | bound
         if self.generation is not None:
             judged = dataclasses.asdict(self.generation)
             judged["samples"], judged["samples_seed"] = judged.pop("images"), judged.pop("seed")
@@ -97,7 +119,7 @@ class Figures:
 def without_elbo(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Removes the ELBO from a plain autoencoder's metrics, leaving its reconstruction error."""
     names = {"elbo_stderr": "reconstruction_stderr"}
-    left_out = {"elbo", "kl", "draws", "seed"}
+    left_out = {"elbo", "bits_per_dimension", "kl", "draws", "seed"}
     return {names.get(name, name): value for name, value in metrics.items() if name not in left_out}
 
 
@@ -150,7 +172,9 @@ def measure(
             per_label=wanted.label_samples,
             seed=wanted.seed,
         )
-    return Figures(result, bound, generation, subject.binarized, plain)
+    quality = measure_quality(subject.autoencoder, subject.decode, dataset.test.images)
+    kind, dimensions = subject.autoencoder.likelihood, math.prod(dataset.image_shape)
+    return Figures(result, quality, dimensions, bound, generation, subject.binarized, kind, plain)
 
 
 def evaluate_path(
@@ -225,9 +249,12 @@ def _open_bundle(path: Path) -> _Source:
     manifest = bundle.manifest
     if manifest.dataset is None:
         raise ExportError(f"{path}: its manifest names no data set on which it can be measured")
+    if manifest.likelihood == "none":
+        raise ExportError(f"{path}: the model has no likelihood to measure")
     subject = subject_of_graphs(
         bundle.graphs,
         latent_dim=manifest.latent_dim,
+        likelihood=manifest.likelihood,
         prior=manifest.prior,
         labels=len(manifest.labels),
         binarized=manifest.training.get("train", {}).get("binarize", True),
@@ -269,7 +296,7 @@ def find_training_data(
         return load_training_data(fields, sha256, data, report=report)
     except DataMissing as error:
         kind = fields["source"].partition(":")[0]
-        if data is not None or kind not in ("folder", "idx"):
+        if data is not None or kind not in KINDS:
             raise
         raise ExportError(f"{error}. Remedy: --data {kind}:PATH, where it is now") from error
 

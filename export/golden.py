@@ -12,7 +12,7 @@ from common import noise
 from common.pixels import to_unit
 from export.graphs import ExportedGraph
 from export.verify import BATCHES, torch_answers
-from training.data.datasets import binarize
+from training.data.targets import binarize
 
 # Golden rows of a graph with images and of one without: images make up most of the file.
 _IMAGE_ROWS = 8

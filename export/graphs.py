@@ -12,7 +12,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from bundle import GraphName, TensorSpec
+from bundle import GraphName, TensorSpec, likelihood_output
 from training.model.prior import Density, Sampler
 from training.model.vae import Vae
 
@@ -61,8 +61,8 @@ class _Decoder(nn.Module):
         self.vae = vae
 
     def forward(self, z: Tensor) -> tuple[Tensor, ...]:
-        logits = self.vae.decode(z)
-        return torch.sigmoid(logits), logits
+        output, likelihood = self.vae.decode(z), self.vae.likelihood
+        return likelihood.mean(output), likelihood.parameters_of(output)
 
 
 class _Tupled(nn.Module):
@@ -87,7 +87,8 @@ def export_graphs(vae: Vae) -> dict[GraphName, ExportedGraph]:
 
         - `encoder`: `image` [N, C, H, W] -> `mean`, `log_var` [N, D]; a plain autoencoder has no
           `log_var`.
-        - `decoder`: `z` [N, D] -> `image`, `logits` [N, C, H, W].
+        - `decoder`: `z` [N, D] -> `image`, `logits` [N, C, H, W]; or `parameters`
+          [N, P * C, H, W], as in `common.likelihood`.
         - `prior`: `eps` [N, D], `u` [N, 1], `label` [N] -> `z` [N, D].
         - `prior_density`: `z` [N, D], `label` [N] -> `log_prob` [N].
     """
@@ -95,9 +96,10 @@ def export_graphs(vae: Vae) -> dict[GraphName, ExportedGraph]:
     dim = vae.config.latent_dim
     image, z, label = torch.rand(2, *vae.image_shape), torch.randn(2, dim), torch.tensor([-1, -1])
     heads = ("mean", "log_var") if vae.config.posterior == "gaussian" else ("mean",)
+    images = ("image", likelihood_output(vae.likelihood.name))
     graphs = [
         export_module("encoder", _Encoder(vae).eval(), {"image": image}, heads),
-        export_module("decoder", _Decoder(vae).eval(), {"z": z}, ("image", "logits")),
+        export_module("decoder", _Decoder(vae).eval(), {"z": z}, images),
     ]
     if vae.prior is not None:
         sampler, density = _Tupled(Sampler(vae.prior)), _Tupled(Density(vae.prior))

@@ -71,7 +71,7 @@ def _specs(
         imported.latent_shape,
         free=imported.sizes is not None,
         posterior=imported.posterior,
-        logits=imported.likelihood != "none",
+        likelihood=imported.likelihood,
     )
 
 

@@ -46,7 +46,9 @@ class RowLimit:
 
 
 def measure_rows(
-    graphs: Mapping[GraphName, bytes], cases: Mapping[GraphName, Sequence[Inputs]]
+    graphs: Mapping[GraphName, bytes],
+    cases: Mapping[GraphName, Sequence[Inputs]],
+    seconds: Mapping[GraphName, float] | None = None,
 ) -> RowLimit:
     """Measures whether the rows of a model may be computed in batches.
 
@@ -54,6 +56,8 @@ def measure_rows(
         graphs: Content of the ONNX files by name of the graph.
         cases: For each graph, inputs by name, of several rows each; one case for each size that
             is tried, the golden size first.
+        seconds: For each graph, what `row_seconds` measured for the golden size; None to measure it
+            here.
     """
     for name, content in graphs.items():
         reason = _uneven_normalization(name, content)
@@ -61,9 +65,9 @@ def measure_rows(
         if reason:
             return RowLimit(1, bit_invariant=False, reason=reason)
     for name, content in graphs.items():
-        seconds = row_seconds(content, cases[name][0])
-        if seconds > SLOW_SECONDS:
-            reason = f"{name}: a row takes {seconds:.2f} s, which gains nothing from a batch"
+        row = row_seconds(content, cases[name][0]) if seconds is None else seconds[name]
+        if row > SLOW_SECONDS:
+            reason = f"{name}: a row takes {row:.2f} s, which gains nothing from a batch"
             return RowLimit(1, bit_invariant=True, reason=reason)
     return RowLimit(0, bit_invariant=True)
 
@@ -122,8 +126,22 @@ def find_difference(name: str, content: bytes, inputs: Inputs) -> str:
     return ""
 
 
+def golden_case(name: GraphName, manifest: Manifest) -> Inputs:
+    """Random inputs of an encoder or decoder: one row of the golden size.
+
+    Args:
+        name: `encoder` or `decoder`.
+        manifest: The model's manifest; only its shapes and sizes are read.
+    """
+    return _random(name, manifest, manifest.image_shape[1:], 1)
+
+
 def size_cases(
-    name: GraphName, content: bytes, manifest: Manifest, rows: int = max(BATCHES)
+    name: GraphName,
+    content: bytes,
+    manifest: Manifest,
+    rows: int = max(BATCHES),
+    seconds: float | None = None,
 ) -> list[Inputs]:
     """Random inputs of an encoder or decoder at the sizes that are tried.
 
@@ -132,6 +150,7 @@ def size_cases(
         content: Content of the ONNX file.
         manifest: The model's manifest; only its shapes and sizes are read.
         rows: Rows of each case.
+        seconds: What `row_seconds` measured for the golden size; None to measure it here.
 
     Returns:
         One case for a model of fixed size; three for one of free size, the golden size first.
@@ -140,9 +159,9 @@ def size_cases(
     sizes = [(golden[0], golden[1])]
     if manifest.sizes is not None:
         pixels = golden[0] * golden[1]
-        one = _random(name, manifest, sizes[0], 1)
-        seconds = max(row_seconds(content, one), 1e-5)
-        sizes += trial_sizes(manifest.sizes, int(_TRIAL_SECONDS / seconds * pixels))
+        if seconds is None:
+            seconds = row_seconds(content, golden_case(name, manifest))
+        sizes += trial_sizes(manifest.sizes, int(_TRIAL_SECONDS / max(seconds, 1e-5) * pixels))
     return [_random(name, manifest, size, rows) for size in sizes]
 
 

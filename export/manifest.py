@@ -28,7 +28,7 @@ from export.sources.imported import Imported
 from export.variants import TOLERANCES, VARIANT_TOLERANCES, Precision
 from latentserve import __version__
 from service.models.onnx import VERSION as ONNXRUNTIME_VERSION
-from training.data.spec import DataSpec
+from training.data.locations import with_names
 from training.run_folder import RunConfig
 
 _DTYPES: dict[int, Literal["float32", "int64"]] = {
@@ -75,7 +75,8 @@ def build_manifest(
         image_shape=config.image_shape,
         latent_dim=config.model.latent_dim,
         latent_shape=(config.model.latent_dim,),
-        likelihood="bernoulli",
+        likelihood=run.model.likelihood.name,
+        mixture=config.model.mixture,
         posterior=config.model.posterior,
         prior=config.model.prior.kind,
         labels=run.labels,
@@ -97,8 +98,8 @@ def build_manifest(
         },
         noise=noise.NAME,
         dataset=DatasetRef(
-            name=_public_source(config.data),
-            spec=config.data.to_json() | {"source": _public_source(config.data)},
+            name=with_names(config.data.source),
+            spec=config.data.to_json() | {"source": with_names(config.data.source)},
             sha256=config.data_sha256,
             split=config.split,
         ),
@@ -118,7 +119,7 @@ def imported_manifest(
     *,
     graphs: Mapping[GraphName, bytes],
     golden: bytes,
-    parity: Parity | None,
+    parity: Parity,
     metrics: dict[str, Any],
     rows_at_once: int,
     bytes_per_pixel: float,
@@ -131,7 +132,7 @@ def imported_manifest(
         imported: The model.
         graphs: Content of the ONNX files by name of the graph.
         golden: Content of `golden.npz`.
-        parity: Result of the comparison with torch; None of graphs that were adopted.
+        parity: Result of the comparison with the source.
         metrics: What was measured.
         rows_at_once: Maximum rows to compute at once; 0 for no limit.
         bytes_per_pixel: Peak memory of a row per pixel of its image.
@@ -196,15 +197,6 @@ def _training(config: RunConfig, trained: Mapping[str, Any]) -> dict[str, Any]:
         "skipped_steps": trained.get("skipped_steps"),
         "versions": config.versions,
     }
-
-
-def _public_source(spec: DataSpec) -> str:
-    """Source of a data set, without a path: a bundle must not disclose local folders."""
-    if spec.kind == "folder":
-        return f"folder:{spec.folder.name}"
-    if spec.kind == "idx":
-        return "idx:" + ",".join("" if file is None else file.name for file in spec.idx_files)
-    return spec.source
 
 
 def graph_ref(

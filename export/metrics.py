@@ -19,8 +19,8 @@ _ELBO_RELATIVE = 1e-5
 
 # Metrics of the training that a manifest keeps if the graphs cannot be measured.
 _FROM_TRAINING = (
-    "protocol", "elbo", "reconstruction", "kl", "elbo_stderr", "active_units", "images", "draws",
-    "seed",
+    "protocol", "elbo", "reconstruction", "kl", "elbo_stderr", "bits_per_dimension", "active_units",
+    "images", "draws", "seed", "psnr", "ssim", "reconstructed_images",
 )  # fmt: skip
 
 

@@ -7,13 +7,15 @@ from numpy.typing import NDArray
 
 from common.pixels import to_bytes
 from export.subject import Subject
-from latentserve._cli.png import encode_png, grid
+from latentserve._cli.png import GAP, background_of, encode_png, grid
 
 #: Maximum number of classes in the picture of samples by class.
 MAX_CLASSES = 20
 
 # Approximate width of one image in a picture, in pixels.
 _SHOWN = 56
+# Approximate largest width of the picture of reconstructions, in pixels.
+_WIDEST = 1080
 # Samples in a row of the grid; half as many if an image is wider or higher than `_LARGE` pixels.
 _COLUMNS = 10
 _LARGE = 64
@@ -38,7 +40,8 @@ def card_pictures(
     Returns:
         PNG files by file name.
     """
-    files = reconstructions_picture(originals, to_bytes(subject.decode(means)))
+    shown = max(1, _WIDEST // (_zoom(originals) * (originals.shape[3] + GAP)))
+    files = reconstructions_picture(originals[:shown], to_bytes(subject.decode(means[:shown])))
     columns = sample_columns(originals.shape[2:])
     if subject.draw is not None:
         files |= samples_picture(to_bytes(subject.sample(columns * columns, SEED, None)))
@@ -68,5 +71,9 @@ def samples_picture(samples: NDArray[np.uint8]) -> dict[str, bytes]:
 
 
 def _picture(images: NDArray[np.uint8], columns: int | None = None) -> bytes:
-    zoom = max(1, round(_SHOWN / max(images.shape[2:])))
-    return encode_png(grid(images, columns=columns, zoom=zoom))
+    background = background_of(images)
+    return encode_png(grid(images, columns, zoom=_zoom(images), background=background))
+
+
+def _zoom(images: NDArray[np.uint8]) -> int:
+    return max(1, round(_SHOWN / int(max(images.shape[2:]))))

@@ -40,6 +40,8 @@ def reissue(
     old = bundle.manifest
     if old.dataset is None:
         raise ExportError(f"{path}: its manifest names no data set for a map")
+    if old.likelihood == "none":
+        raise ExportError(f"{path}: the model has no likelihood")
     dataset = find_training_data(
         {"source": old.dataset.name} | old.dataset.spec,
         old.dataset.sha256,
@@ -49,6 +51,7 @@ def reissue(
     subject = subject_of_graphs(
         bundle.graphs,
         latent_dim=old.latent_dim,
+        likelihood=old.likelihood,
         prior=old.prior,
         labels=len(old.labels),
         binarized=old.training.get("train", {}).get("binarize", True),

@@ -52,6 +52,7 @@ class FinishedRun:
         return subject_of_graphs(
             graphs,
             latent_dim=self.config.model.latent_dim,
+            likelihood=self.model.likelihood.name,
             prior=self.config.model.prior.kind,
             labels=len(self.labels),
             binarized=self.config.train.binarize,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from bundle import GraphName
 from common import noise
 from common.pixels import to_bytes, to_unit
+from common.quality import psnr
 from export.golden import golden_rows
 from export.graphs import ExportedGraph
 from export.images import golden_images
@@ -79,12 +80,13 @@ def show(
         pixels = _pixels(sessions["decoder"], mean)
         files |= reconstructions_picture(originals, pixels)
         height, width = originals.shape[2:]
+        ratio = float(psnr(pixels, originals).mean())
         source = "drawn from a seed" if images is None else "of a folder"
         metrics |= {
-            "psnr": round(_psnr(pixels, originals), 3),
+            "psnr": round(ratio, 3),
             "images": len(originals),
             "protocol": f"PSNR of the reconstructions of {len(originals)} images of {height} x "
-            f"{width} pixels {source}: {_psnr(pixels, originals):.2f} dB",
+            f"{width} pixels {source}: {ratio:.2f} dB",
             "measured_on": "onnxruntime",
         }
     if imported.prior == "standard":
@@ -110,9 +112,3 @@ def _shown_shape(imported: Imported, seconds: float) -> tuple[int, int, int]:
 
 def _pixels(decoder: Graph, z: Array) -> NDArray[np.uint8]:
     return to_bytes(np.clip(decoder.run({"z": z}, ("image",))["image"], 0, 1))
-
-
-def _psnr(pixels: NDArray[np.uint8], originals: NDArray[np.uint8]) -> float:
-    """Mean over images of the peak signal-to-noise ratio, in dB; at most 100."""
-    errors = ((pixels.astype(np.float64) - originals) / 255) ** 2
-    return float(np.mean(-10 * np.log10(np.maximum(errors.mean(axis=(1, 2, 3)), 1e-10))))

@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bundle import GraphName
+from bundle import GraphName, likelihood_output
 from common import noise
+from common.likelihood import Likelihood
 from service.models.onnx import Device, Graph
-from training.measure.adapter import as_autoencoder
+from training.measure.adapter import as_autoencoder, as_image_decoder
 from training.measure.elbo import Autoencoder
 from training.model.prior import Sampler
 from training.model.vae import Vae
@@ -29,6 +30,7 @@ class Subject:
 
     Attributes:
         autoencoder: Encoder, decoder and the density of the prior.
+        decode: Maps latents float32 [N, D] to images float32 [N, C, H, W] in [0, 1].
         draw: Maps eps [N, D], u [N, 1] and a label (-1 for any class) to draws from the
             prior, [N, D]; None for a model without a prior.
         latent_dim: D.
@@ -37,6 +39,7 @@ class Subject:
     """
 
     autoencoder: Autoencoder
+    decode: Callable[[Array], Array]
     draw: Draw | None
     latent_dim: int
     labels: int
@@ -54,21 +57,22 @@ class Subject:
             images.append(self.decode(z))
         return np.concatenate(images)
 
-    def decode(self, z: Array) -> Array:
-        """Decodes latents float32 [N, D] to images float32 [N, C, H, W] in [0, 1]."""
-        logits = torch.from_numpy(self.autoencoder.decode(z))
-        images: Array = torch.sigmoid(logits).numpy()
-        return images
-
 
 def subject_of_graphs(
-    graphs: Mapping[GraphName, bytes], *, latent_dim: int, prior: str, labels: int, binarized: bool
+    graphs: Mapping[GraphName, bytes],
+    *,
+    latent_dim: int,
+    likelihood: Likelihood,
+    prior: str,
+    labels: int,
+    binarized: bool,
 ) -> Subject:
     """Wraps the graphs of a bundle, run by onnxruntime on the CPU.
 
     Args:
         graphs: Content of the ONNX files by name of the graph.
         latent_dim: D.
+        likelihood: p(x|z), as in the manifest.
         prior: Kind of the prior, as in the manifest.
         labels: Number of classes the prior can be conditioned on.
         binarized: Whether to measure on binarized images.
@@ -89,12 +93,17 @@ def subject_of_graphs(
         labels = np.full(len(eps), label, np.int64)
         return sessions["prior"].run({"eps": eps, "u": u, "label": labels})["z"]
 
+    def decoder(output: str) -> Callable[[Array], Array]:
+        return lambda z: sessions["decoder"].run({"z": z}, (output,))[output]
+
     return Subject(
         Autoencoder(
             encode,
-            lambda z: sessions["decoder"].run({"z": z}, ("logits",))["logits"],
+            decoder(likelihood_output(likelihood)),
             log_prior if "prior_density" in sessions else None,
+            likelihood,
         ),
+        decoder("image"),
         None if prior == "none" else draw,
         latent_dim,
         labels,
@@ -116,6 +125,7 @@ def subject_of_torch(model: Vae, *, binarized: bool) -> Subject:
 
     return Subject(
         as_autoencoder(model),
+        as_image_decoder(model),
         None if model.config.prior.kind == "none" else draw,
         model.config.latent_dim,
         model.labels,

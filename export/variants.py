@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 
 from bundle import DeviceKind
 from common import noise
-from common.pixels import to_unit
 from export.errors import ExportError
 from export.graphs import ExportedGraph, strip
 from export.invariance import check_batch_invariance
 from export.subject import Subject
 from export.verify import ALLOWED_OPERATORS, check_structure, torch_answers
 from service.models.onnx import Device, Graph
+from training.data.rows import Images
+from training.measure.elbo import posteriors
 
 Array = NDArray[np.float32]
 Precision = Literal["fp32", "fp16", "int8"]
@@ -80,7 +81,7 @@ def convert_decoder(
     return variant
 
 
-def calibration_latents(subject: Subject, images: NDArray[np.uint8]) -> Array:
+def calibration_latents(subject: Subject, images: Images) -> Array:
     """Latents typical of the decoder's inputs: posterior samples and draws from the prior.
 
     Args:
@@ -92,7 +93,8 @@ def calibration_latents(subject: Subject, images: NDArray[np.uint8]) -> Array:
         float32 [M, D], alternately from the posterior and the prior; without a prior, from the
         posterior alone.
     """
-    mean, log_var = subject.autoencoder.encode(to_unit(images[:_CALIBRATION_IMAGES]))
+    rows = np.arange(min(len(images), _CALIBRATION_IMAGES))
+    mean, log_var = posteriors(subject.autoencoder, images, rows)
     eps = noise.standard_normal(0, 0, *mean.shape)
     posterior = mean if log_var is None else mean + np.exp(np.float32(0.5) * log_var) * eps
     if subject.draw is None:

@@ -28,6 +28,24 @@ settings.load_profile("project")
 TRAINING = ("--preset", "dense", "--data", "mnist", "--steps", "500")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps decoded images out of the user's data folder, where public data is still found."""
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            from training.data.download import data_dir
+        except ImportError:  # an environment for the client alone
+            yield
+            return
+        folder = tmp_path_factory.mktemp("data-folder")
+        for name in ("mnist", "fashion-mnist"):
+            theirs = data_dir() / name
+            theirs.mkdir(parents=True, exist_ok=True)
+            (folder / name).symlink_to(theirs)
+        patch.setenv("LATENTSERVE_DATA_DIR", str(folder))
+        yield
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, `dense`, and the models folder that it was exported to, `models`."""

@@ -11,6 +11,7 @@ import time
 import torch
 
 from training.errors import ConfigError
+from training.schedule import Phase
 from training.trainer import Trainer
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -55,13 +56,11 @@ def calibrate(trainer: Trainer, seconds: float) -> int:
     """
     trainer.set_length(_NOMINAL_STEPS)
     # At most a tenth of the budget is spent on timing.
-    window = min(_TIMED_SECONDS, seconds / 10) / (_WINDOWS + 1) / len(trainer.phases)
-    per_step = 0.0
-    for phase in trainer.phases:
-        twin = trainer.timing_copy(phase)
-        # The first window warms up; the median ignores disturbances by other processes.
-        windows = [_time_steps(twin, window) for _ in range(_WINDOWS + 1)][1:]
-        per_step += statistics.median(windows) * (phase.stop - phase.start) / _NOMINAL_STEPS
+    window = min(_TIMED_SECONDS, seconds / 10)
+    per_step = sum(
+        mean * (phase.stop - phase.start) / _NOMINAL_STEPS
+        for phase, mean in step_seconds(trainer, window).items()
+    )
     # Sets a first estimate of the length, which the overhead depends on. The overhead counts
     # an image encoded for the prior like a validation image, which is decoded too; the excess
     # is about what expectation maximisation takes.
@@ -71,6 +70,27 @@ def calibrate(trainer: Trainer, seconds: float) -> int:
     overhead = (cpu_seconds() - start) * trainer.overhead_in_validations()
     # At least half of the budget is for steps, so a run with a large overhead exceeds it.
     return max(1, round(max(seconds - overhead, seconds / 2) / per_step))
+
+
+def step_seconds(trainer: Trainer, seconds: float = _TIMED_SECONDS) -> dict[Phase, float]:
+    """Times the steps of each phase on a copy of the trainer.
+
+    Args:
+        trainer: A trainer before its first step, which stays as it is.
+        seconds: CPU time to spend, which is exceeded where steps are long.
+
+    Returns:
+        The CPU seconds of a step, divided by the number of torch's threads, by phase.
+    """
+    window = seconds / (_WINDOWS + 1) / len(trainer.phases)
+    found = {}
+    for phase in trainer.phases:
+        twin = trainer.timing_copy(phase)
+        # The first window warms up; the median ignores disturbances by other processes.
+        found[phase] = statistics.median(
+            [_time_steps(twin, window) for _ in range(_WINDOWS + 1)][1:]
+        )
+    return found
 
 
 def _time_steps(trainer: Trainer, seconds: float) -> float:

@@ -1,19 +1,22 @@
 """Command line of `latentserve train`."""
 
 import argparse
+import re
 import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from latentserve._cli.arguments import positive
+from common.pictures import Fit
+from latentserve._cli.arguments import positive, uint64
 from latentserve._cli.common import HelpFormatter
 from latentserve._cli.interrupt import Interrupt
 from latentserve._cli.progress import ProgressBar, duration
 from training.budget import parse_duration
 from training.data.sources import SOURCES
 from training.data.spec import DataSpec
+from training.dry_run import dry_run
 from training.errors import ConfigError, OtherProcessError, TrainingError
 from training.parallel import Parallel
 from training.presets import PRESETS
@@ -22,8 +25,9 @@ from training.run_folder import RunFolder
 from training.train import Request, train
 
 _EXAMPLES = """\
-  latentserve train --preset dense --data mnist --budget 3m --out runs/dense
-  latentserve train --preset conv --data folder:pictures --image-size 32 --out runs/pictures
+  latentserve train --data mnist --budget 3m --out runs/digits
+  latentserve train --data folder:pictures --image-size 64 --out runs/pictures
+  latentserve train --preset dense --data mnist --dry-run
   torchrun --nproc-per-node 2 -m latentserve train --preset conv --out runs/conv"""
 
 
@@ -33,26 +37,45 @@ def parser() -> argparse.ArgumentParser:
     presets = "\n".join(f"  {name:{width}} {preset.summary}" for name, preset in PRESETS.items())
     result = argparse.ArgumentParser(
         prog="latentserve train",
+        # The formatter's `prog` ends in [options]. A run needs --out, a dry run alone does not.
+        usage="%(prog)s --out FOLDER",
         description="Train a variational autoencoder into a run folder, for `latentserve export`.",
         epilog=f"presets:\n{presets}\n\nexamples:\n{_EXAMPLES}",
         formatter_class=HelpFormatter,
     )
     result.add_argument(
-        "--preset", default="dense", help="architecture and objective, see below (default: dense)"
+        "--preset",
+        help="architecture and objective, see below (default: picked by the size of the images)",
     )
     result.add_argument(
         "--data",
         default="mnist",
         metavar="DATA",
         help=f"data set: {', '.join(sorted(SOURCES))} (downloaded once, to LATENTSERVE_DATA_DIR or "
-        "the user's cache folder), folder:PATH (images of your own, each subfolder a class) or "
-        "idx:IMAGES[,LABELS] (default: mnist)",
+        "the user's cache folder), folder:PATH (images of your own, each subfolder a class), "
+        "parquet:PATH (a column of encoded images, a file or a folder of them), "
+        "npy:IMAGES[,LABELS] or idx:IMAGES[,LABELS] (default: mnist)",
     )
     result.add_argument(
         "--image-size",
-        type=positive,
+        type=image_size,
         metavar="PIXELS",
-        help="side of the square that images are cropped and resized to (default: their own size)",
+        help="size that images are resized to: the side of a square, or height and width such as "
+        "96x64 (default: their own size)",
+    )
+    result.add_argument(
+        "--fit",
+        choices=get_args(Fit),
+        default="crop",
+        help="crop images to the centre, or pad them with the background, where --image-size "
+        "changes their aspect ratio (default: crop)",
+    )
+    result.add_argument(
+        "--background",
+        default="white",
+        metavar="COLOUR",
+        help="colour behind transparent pixels and around padded images, #rrggbb or a name "
+        "(default: white)",
     )
     result.add_argument(
         "--channels",
@@ -64,7 +87,13 @@ def parser() -> argparse.ArgumentParser:
         "--bad-files",
         choices=("refuse", "skip"),
         default="refuse",
-        help="what to do about damaged files in a folder (default: refuse)",
+        help="what to do about damaged pictures (default: refuse)",
+    )
+    result.add_argument(
+        "--augment",
+        metavar="NAMES",
+        help="random changes of the training images: flip (left to right), shift (by up to a 16th "
+        "of the sides), or both, as in flip,shift (default: those of the preset)",
     )
     length = result.add_mutually_exclusive_group()
     length.add_argument(
@@ -82,7 +111,13 @@ def parser() -> argparse.ArgumentParser:
         "steps, not counted here (default: what the budget allows)",
     )
     result.add_argument(
-        "--out", type=Path, required=True, metavar="FOLDER", help="run folder to write"
+        "--out", type=Path, metavar="FOLDER", help="run folder to write; required but by --dry-run"
+    )
+    result.add_argument(
+        "--seed",
+        type=uint64,
+        metavar="N",
+        help="seed of the initial weights, the order of the images and all noise (default: 0)",
     )
     result.add_argument(
         "--set",
@@ -109,6 +144,12 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="continue the run in --out, or start it if there is none",
     )
+    result.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what would be trained and what it would take (layers, parameters, memory, time "
+        "of an epoch), after timing a few steps; write nothing",
+    )
     return result
 
 
@@ -119,18 +160,25 @@ def main(arguments: list[str]) -> int:
         Exit status: 0, 1 if training failed, 2 if a setting is wrong, 130 if SIGINT or SIGTERM
         interrupted it.
     """
-    options = parser().parse_args(arguments)
+    parsing = parser()
+    options = parsing.parse_args(arguments)
+    if options.out is None and not options.dry_run:
+        parsing.error("the following arguments are required: --out")
     leads = Parallel.from_environment().leads
     bar = ProgressBar()
-    status, problem, metrics = 0, None, {}
+    status, problem, said = 0, None, ""
 
     def show(progress: Progress) -> None:
         # The share of the time, not of the steps, since steps take longer in some phases.
         bar.show(progress.share, _numbers(progress, step=not bar.on_terminal))
 
+    def show_loading(stage: str, done: int, total: int) -> None:
+        bar.count(stage, done, total, "images")
+
     try:
         with Interrupt(signal.SIGINT, signal.SIGTERM) as interrupt:
-            metrics = train(_request(options), Observer(bar.line, show, interrupt.held))
+            observer = Observer(bar.line, show, interrupt.held, show_loading)
+            said = (dry_run if options.dry_run else _train)(_request(options), observer)
     except (TrainingError, OSError) as error:
         status = 2 if isinstance(error, ConfigError) else 1
         if not isinstance(error, OtherProcessError):
@@ -138,38 +186,83 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         status = 130
         if leads:
-            problem = "stopped; the same command with --resume continues from there"
+            problem = (
+                "stopped"
+                if options.dry_run
+                else "stopped; the same command with --resume continues from there"
+            )
     finally:
         bar.leave()
     if problem is not None:
         print(f"latentserve train: {problem}", file=sys.stderr)
     elif status == 0 and leads:
-        model = RunFolder(options.out).read_config().model
-        print(f"{_summary(metrics, model.posterior)}\nrun folder: {options.out}")
+        print(said)
     return status
 
 
+def _train(request: Request, observer: Observer) -> str:
+    """Trains; returns the lines that sum the run up, empty in a process that does not lead."""
+    metrics = train(request, observer)
+    if not metrics:
+        return ""
+    model = RunFolder(request.out).read_config().model
+    return f"{_summary(metrics, model.posterior)}\nrun folder: {request.out}"
+
+
 def _request(options: argparse.Namespace) -> Request:
+    seed = [] if options.seed is None else [f"seed={options.seed}"]
     return Request(
         preset=options.preset,
-        data=DataSpec.parse(options.data, options.image_size, options.channels, options.bad_files),
-        out=options.out,
+        data=DataSpec.parse(
+            options.data,
+            options.image_size,
+            options.channels,
+            options.bad_files,
+            options.fit,
+            options.background,
+        ),
+        out=options.out or Path(),
         steps=options.steps,
         budget=parse_duration(options.budget),
-        settings=tuple(options.settings),
+        settings=(
+            *options.settings,
+            *([] if options.augment is None else [f"augment={options.augment}"]),
+            *seed,
+        ),
         resume=options.resume,
         device=options.device,
         bfloat16=options.precision == "bfloat16",
     )
 
 
+def image_size(text: str) -> tuple[int, int]:
+    """Parses the size of images: the side of a square, or height and width as in `96x64`.
+
+    Raises:
+        argparse.ArgumentTypeError: `text` has another form.
+    """
+    match = re.fullmatch(r"([1-9]\d{0,5})(?:x([1-9]\d{0,5}))?", text, re.ASCII)
+    if match is None:
+        raise argparse.ArgumentTypeError(
+            f"got {text}, wanted a whole number from 1, or a height and a width such as 96x64"
+        )
+    return int(match[1]), int(match[2] or match[1])
+
+
 def _summary(metrics: Mapping[str, Any], posterior: str) -> str:
     images = f"({metrics['images']} images, lower is better)"
     reconstruction = f"reconstruction {metrics['reconstruction']:.2f}"
+    # Runs of older versions have fewer figures.
+    bits, quality = "", ""
+    if "bits_per_dimension" in metrics:
+        bits = f"; {metrics['bits_per_dimension']:.3f} bits per dimension"
+    if "psnr" in metrics:
+        quality = f"; PSNR {metrics['psnr']:.2f} dB, SSIM {metrics['ssim']:.3f}"
     if posterior == "delta":
-        return f"test {reconstruction} nats {images}: a plain autoencoder has no ELBO"
+        return f"test {reconstruction} nats {images}: a plain autoencoder has no ELBO{quality}"
     return (
-        f"test ELBO {metrics['elbo']:.2f} nats = {reconstruction} + KL {metrics['kl']:.2f} {images}"
+        f"test ELBO {metrics['elbo']:.2f} nats = {reconstruction} + KL {metrics['kl']:.2f} "
+        f"{images}{bits}{quality}"
     )
 
 

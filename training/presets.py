@@ -5,6 +5,11 @@ from collections.abc import Mapping
 from training.errors import ConfigError
 from training.model.config import Conv, Dense, ModelConfig, Preset, PriorConfig, TrainConfig
 
+# Least length of the longer side that a convolutional preset is picked for.
+_CONVOLVED = 16
+# The same of RGB images for the preset that works on patches.
+_FOLDED = 32
+
 _ARTICLE = Dense(layers=((512, "relu"), (256, "relu"), (128, "relu")))
 _WIDE = Dense(layers=((512, "relu"), (256, "relu")))
 
@@ -23,6 +28,27 @@ PRESETS: Mapping[str, Preset] = {
         ),
         TrainConfig(learning_rate=2e-3, weight_decay=0.01, kl_warmup=0.1),
         "the flagship: convolutional, 40 latent dimensions, a learned, class-conditional prior",
+    ),
+    "photo": Preset(
+        ModelConfig(
+            Conv(
+                widths=(128, 64, 48),
+                encoder_blocks=(1, 1, 0),
+                decoder_blocks=(1, 1, 0),
+                encoder_trunk=0,
+                decoder_trunk=0,
+                patch=4,
+                coarsest=4,
+                transitions="linear",
+            ),
+            latent_dim=128,
+            prior=PriorConfig("flow-gmm", components=10),
+            initial_scale=-3.0,
+        ),
+        TrainConfig(
+            batch_size=32, learning_rate=4e-3, weight_decay=0.01, warmup=0.05, kl_warmup=0.1
+        ),
+        "RGB pictures of 32 to 128 pixels: convolutional, 128 latent dimensions, a learned prior",
     ),
     "dense": Preset(
         ModelConfig(_WIDE, latent_dim=32),
@@ -74,3 +100,21 @@ def find_preset(name: str) -> Preset:
         return PRESETS[name]
     except KeyError:
         raise ConfigError(f"preset: got {name!r}, wanted one of {', '.join(PRESETS)}") from None
+
+
+def suggest_preset(shape: tuple[int, int, int]) -> tuple[str, str]:
+    """Picks a preset for images.
+
+    Args:
+        shape: C, H and W.
+
+    Returns:
+        The name of the preset, and why it was picked.
+    """
+    channels, height, width = shape
+    images = f"{'RGB' if channels == 3 else 'grey'} images of {height} x {width}"
+    if max(height, width) < _CONVOLVED:
+        return "dense-gmm", f"for {images}: dense layers suffice below {_CONVOLVED} pixels"
+    if channels == 3 and max(height, width) >= _FOLDED:
+        return "photo", f"for {images}: convolutional on patches, with a learned prior"
+    return "conv", f"for {images}: convolutional, with a learned prior"

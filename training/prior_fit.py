@@ -2,25 +2,27 @@
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from common.pixels import to_unit
-from training.data.datasets import Split, binarize
+from training.data.datasets import Split
+from training.data.rows import chunk_rows, sample_rows
+from training.data.targets import binarize
 from training.model.config import TrainConfig
 from training.model.mixture import fit_mixture
 from training.model.prior import Prior
 from training.model.vae import Vae
 from training.schedule import BatchOrder, Phase, derived_seed
 
-_CHUNK = 1_000
 # Largest number of binarizations of the training set that are encoded, which takes most of the
 # time of a fit.
 _MAX_VIEWS = 4
 # About how often a fit draws from each posterior.
 _DRAWS_PER_POSTERIOR = 8
 _MIN_POSTERIORS = 10_000
+# Most values of all means together: 64 MiB, of which fitting the mixture takes several times.
+_MOST_VALUES = 1 << 24
 
 
 class PriorFit:
@@ -33,16 +35,18 @@ class PriorFit:
         split: The images to encode and their labels.
         config: Batch size, seed, and whether images are binarized.
         device: Where to encode and keep the posteriors.
+        latent_dim: D, the number of latent dimensions.
 
     Attributes:
         phase: Name of the phase that the posteriors are for; empty before the first one.
     """
 
-    def __init__(self, split: Split, config: TrainConfig, device: torch.device):
+    def __init__(self, split: Split, config: TrainConfig, device: torch.device, latent_dim: int):
         self.phase = ""
         self._split = split
         self._config = config
         self._device = device
+        self._latent_dim = latent_dim
         self._order = BatchOrder(config.seed)
         # N posteriors: means [N, D]; standard deviations [N, D], None for a plain autoencoder;
         # and labels int64 [N].
@@ -63,19 +67,21 @@ class PriorFit:
             phase: The phase that fits the prior; a longer one gets more posteriors.
         """
         count, views = self._views(phase)
-        images = self._split.images[:count]
+        seed = derived_seed(self._config.seed, "posteriors")
+        rows = sample_rows(len(self._split.images), count, seed)
+        size = chunk_rows(self._split.images.shape[1:])
         means, log_vars = [], []
         for view in range(views):
             seed = derived_seed(self._config.seed, f"view {view} {phase.name}")
-            for start in range(0, count, _CHUNK):
-                chunk = images[start : start + _CHUNK]
+            for start in range(0, count, size):
+                chunk = self._split.images[rows[start : start + size]]
                 binarized = self._config.binarize
                 pixels = binarize(chunk, seed + start) if binarized else to_unit(chunk)
                 posterior = model.encode(torch.from_numpy(pixels).to(self._device))
                 means.append(posterior.mean)
                 if posterior.log_var is not None:
                     log_vars.append(posterior.log_var)
-        labels = torch.from_numpy(np.array(self._split.labels[:count])).to(self._device)
+        labels = torch.from_numpy(self._split.labels[rows]).to(self._device)
         # Clones, since tensors of inference mode cannot take part in a training step.
         self._keep(
             phase,
@@ -84,9 +90,9 @@ class PriorFit:
             labels.repeat(views),
         )
 
-    def pretend(self, phase: Phase, latent_dim: int) -> None:
+    def pretend(self, phase: Phase) -> None:
         """Keeps random posteriors in place of encoded ones, for timing the steps of a phase."""
-        mean = torch.randn(self._config.prior_batch_size, latent_dim).to(self._device)
+        mean = torch.randn(self._config.prior_batch_size, self._latent_dim).to(self._device)
         labels = torch.zeros(len(mean), dtype=torch.int64, device=self._device)
         self._keep(phase, mean, None, labels)
 
@@ -97,11 +103,17 @@ class PriorFit:
         return float(torch.stack(parts).max())
 
     def fit_mixture(self, prior: Prior) -> None:
-        """Fits a prior's mixture by expectation maximisation to one draw from each posterior."""
+        """Fits a prior's mixture by expectation maximisation to draws from the posteriors.
+
+        One draw from each is enough where there are many; of a few, one draw each would be taken
+        for points, and every other draw would be far from all components.
+        """
         seed = derived_seed(self._config.seed, f"mixture {self.phase}")
-        rows = torch.arange(len(self._mean), device=self._device)
+        count = len(self._mean)
+        draws = 1 if self._std is None else math.ceil(_MIN_POSTERIORS / count)
+        rows = torch.arange(count, device=self._device).repeat(draws)
         z = self._draw(rows, torch.Generator().manual_seed(seed))
-        fit_mixture(prior, z, self._labels, seed)
+        fit_mixture(prior, z, self._labels[rows], seed, draws)
 
     def batch(self, index: int, noise: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draws a batch of latents.
@@ -122,6 +134,7 @@ class PriorFit:
         """Number of images to encode for a phase, and of binarizations of each image."""
         needed = (phase.stop - phase.start) * self._config.prior_batch_size
         wanted = max(_MIN_POSTERIORS, math.ceil(needed / _DRAWS_PER_POSTERIOR))
+        wanted = max(1, min(wanted, _MOST_VALUES // self._latent_dim))
         images = len(self._split.images)
         views = min(_MAX_VIEWS, math.ceil(wanted / images)) if self._config.binarize else 1
         return min(images, wanted), views

@@ -41,6 +41,8 @@ class Observer:
         between_steps: Returns the context manager that all steps run in, which defers
             interrupts. It yields a function, called between steps, that returns whether to
             stop.
+        loading: Called while the data is read, with the name of the work, the images done, and
+            all of them.
     """
 
     line: Callable[[str], None] = lambda _line: None
@@ -48,6 +50,7 @@ class Observer:
     between_steps: Callable[[], AbstractContextManager[Callable[[], bool]]] = lambda: nullcontext(
         lambda: False
     )
+    loading: Callable[[str, int, int], None] = lambda _stage, _done, _total: None
 
 
 class Pace:

@@ -1,5 +1,7 @@
 """A training run: begun or resumed, trained to its last step, measured and reported."""
 
+import dataclasses
+import math
 import platform
 import time
 from dataclasses import dataclass
@@ -12,12 +14,14 @@ from numpy.typing import NDArray
 
 from latentserve import __version__
 from training.budget import calibrate, cpu_seconds
-from training.data.datasets import Dataset, Split, interleave_classes
+from training.data.datasets import Dataset, Split
+from training.data.rows import interleave_classes, sample_rows
 from training.data.spec import DataSpec
 from training.errors import CheckpointError, DataError
-from training.measure.adapter import as_autoencoder
+from training.measure.adapter import as_autoencoder, as_image_decoder
 from training.measure.elbo import evaluate, mean_scores, percentiles
 from training.measure.protocol import TEST_SEED, describe, test_images
+from training.measure.quality import measure_quality
 from training.model.config import Preset
 from training.parallel import Parallel
 from training.progress import Observer, Pace, Progress
@@ -27,6 +31,10 @@ from training.run_folder import RunConfig, RunFolder
 from training.schedule import Phase
 from training.trainer import VALIDATIONS, Trainer
 
+# Most training images whose scores the percentiles are of, drawn from all by a seed. Large images
+# take long to score: of those, fewer, so that they have about so many values together.
+_SCORED = 1 << 16
+_SCORED_VALUES, _SCORED_LEAST = 1 << 26, 10_000
 #: Test images kept for export.
 GOLDEN_IMAGES = 16
 
@@ -41,7 +49,7 @@ class Request:
     """A training as requested on the command line.
 
     Attributes:
-        preset: Name of the preset.
+        preset: Name of the preset; None for what suits the data.
         data: The data set.
         out: Path of the run folder.
         steps: Length of the run in steps of the autoencoder; None to derive it from
@@ -53,7 +61,7 @@ class Request:
         bfloat16: Whether the networks compute in bfloat16.
     """
 
-    preset: str
+    preset: str | None
     data: DataSpec
     out: Path
     steps: int | None
@@ -71,7 +79,7 @@ class TrainingRun:
     only, `complete`.
 
     Args:
-        request: The training as requested.
+        request: The training as requested, with the name of its preset.
         preset: The preset with the settings of the request applied.
         folder: The run folder, locked by the leading process.
         dataset: The data set.
@@ -215,19 +223,28 @@ class TrainingRun:
             result = evaluate(model, images, draws=1, seed=TEST_SEED)
         trainer.check_finite(result.elbo, result.reconstruction)
         folder.write_golden_inputs(*golden_images(dataset.test))
+        most = _SCORED_VALUES // math.prod(dataset.image_shape)
+        rows = sample_rows(len(dataset.train.images), min(_SCORED, max(_SCORED_LEAST, most)))
+        scored = mean_scores(model, dataset.train.images, rows)
         folder.write_json(
             "score_percentiles.json",
             {
                 "score": "negative ELBO at the posterior mean of the unbinarized image, nats",
-                "images": len(dataset.train.images),
-                "percentiles": percentiles(mean_scores(model, dataset.train.images)),
+                "images": len(scored),
+                "percentiles": percentiles(scored),
             },
         )
-        metrics = describe(result, binarized=binarized) | {
-            "train_seconds_per_thread": round(self._seconds_used, 1),
-            "steps": trainer.steps,
-            "skipped_steps": trainer.skipped,
-        }
+        quality = measure_quality(model, as_image_decoder(averaged), dataset.test.images)
+        described = describe(result, binarized=binarized, likelihood=model.likelihood)
+        metrics = (
+            described
+            | dataclasses.asdict(quality)
+            | {
+                "train_seconds_per_thread": round(self._seconds_used, 1),
+                "steps": trainer.steps,
+                "skipped_steps": trainer.skipped,
+            }
+        )
         report = collect_report(folder, averaged, dataset, metrics)
         write_report(folder.path, report, self._observer.line)
         folder.write_json("metrics.json", metrics)
@@ -236,7 +253,7 @@ class TrainingRun:
     def _config(self) -> RunConfig:
         request, preset, dataset = self._request, self._preset, self._dataset
         return RunConfig(
-            preset=request.preset,
+            preset=str(request.preset),
             settings=request.settings,
             model=preset.model,
             train=preset.train,

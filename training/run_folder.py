@@ -35,7 +35,9 @@ from training.model.settings import record_from_json
 from training.model.vae import Vae
 
 #: Version of the format of `config.json` and `checkpoint.pt`.
-FORMAT = 2
+FORMAT = 3
+# Formats of runs that can still be evaluated and exported, but not resumed.
+_OLDER = (2,)
 
 _PARTS = {"format", "trainer", "budget_seconds_used", "log_bytes"}
 
@@ -96,7 +98,7 @@ class RunConfig:
         Raises:
             CheckpointError: The content is of another format, or damaged.
         """
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
+        if not isinstance(content, dict) or content.get("format") not in (FORMAT, *_OLDER):
             raise CheckpointError(f"{origin}: not the config of a run of format {FORMAT}")
         fields = {key: value for key, value in content.items() if key != "format"}
         try:
@@ -237,6 +239,12 @@ class RunFolder:
             CheckpointError: The file is missing, damaged or of another format.
         """
         state = self._load()
+        if state["format"] in _OLDER:
+            raise CheckpointError(
+                f"{self.path}: begun by an older version of latentserve (format {state['format']}, "
+                f"this one has {FORMAT}), so it cannot be resumed; wanted a new run in another "
+                "folder. It can be exported and evaluated as it is"
+            )
         with self._log.open("ab") as log:
             log.truncate(min(state["log_bytes"], log.tell()))
         return state["trainer"], state["budget_seconds_used"]
@@ -251,10 +259,14 @@ class RunFolder:
         model = Vae(config.model, config.image_shape, len(config.class_names))
         prefix = "module."
         try:
-            average = self._load()["trainer"]["average"]
-            model.load_state_dict(
-                {key.removeprefix(prefix): value for key, value in average.items() if prefix in key}
-            )
+            state = self._load()
+            average = state["trainer"]["average"]
+            weights = {
+                key.removeprefix(prefix): value for key, value in average.items() if prefix in key
+            }
+            if state["format"] in _OLDER:
+                weights["centre"] = model.centre  # 0: images were not centred
+            model.load_state_dict(weights)
         except (AttributeError, KeyError, RuntimeError, TypeError) as error:
             raise CheckpointError(
                 f"{self._checkpoint}: does not hold the weights of this run's model"
@@ -354,7 +366,7 @@ class RunFolder:
             ) from error
         if not isinstance(state, dict) or not state.keys() >= _PARTS:
             raise CheckpointError(f"{self._checkpoint}: damaged, or not a checkpoint")
-        if state["format"] != FORMAT:
+        if state["format"] not in (FORMAT, *_OLDER):
             raise CheckpointError(f"{self._checkpoint}: format {state['format']}, wanted {FORMAT}")
         return state
 

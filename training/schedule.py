@@ -14,6 +14,10 @@ from torch import Tensor
 
 from training.model.config import ModelConfig, TrainConfig
 
+#: Least number of steps over which the learning rate rises. Adam's first updates move all weights
+#: alike, whatever their gradients, and a deep network multiplies that.
+LEAST_WARMUP = 20
+
 PhaseName = Literal["autoencoder", "prior fit", "joint", "prior refit"]
 
 
@@ -86,9 +90,10 @@ def learning_rate_factor(done: int, steps: int, warmup: float) -> float:
     Args:
         done: Number of steps done, below `steps`.
         steps: Length of the schedule.
-        warmup: Share of the steps over which the rate rises.
+        warmup: Share of the steps over which the rate rises, though in no fewer than
+            `LEAST_WARMUP` steps.
     """
-    rise = min(1.0, (done + 1) / max(1.0, warmup * steps))
+    rise = min(1.0, (done + 1) / max(LEAST_WARMUP, warmup * steps))
     # Loshchilov and Hutter 2017, over the whole run and down to a hundredth of the peak.
     return rise * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * done / steps)))
 

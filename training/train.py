@@ -1,5 +1,6 @@
 """`train`, which runs a requested training and writes its run folder."""
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,19 +9,20 @@ from typing import Any
 import torch
 
 from common.cpus import usable_cpus
-from training.data.datasets import load_dataset
+from training.data.datasets import Dataset, load_dataset
 from training.errors import CheckpointError, ConfigError
 from training.model.config import Preset
+from training.model.likelihood import resolve, with_likelihood
 from training.model.settings import override
 from training.model.vae import Vae
 from training.parallel import Parallel
-from training.presets import find_preset
+from training.presets import find_preset, suggest_preset
 from training.progress import Observer
 from training.run import Request, TrainingRun
 from training.run_folder import RunFolder
 from training.trainer import Trainer
 
-__all__ = ["Request", "resolve_device", "train"]
+__all__ = ["Request", "flushed_subnormals", "prepare", "resolve_device", "train"]
 
 
 def train(request: Request, observer: Observer) -> dict[str, Any]:
@@ -38,12 +40,12 @@ def train(request: Request, observer: Observer) -> dict[str, Any]:
             training diverged.
         KeyboardInterrupt: The observer asked to stop; a checkpoint was saved.
     """
-    with _flushed_subnormals():
+    with flushed_subnormals():
         return _train(request, observer)
 
 
 @contextmanager
-def _flushed_subnormals() -> Iterator[None]:
+def flushed_subnormals() -> Iterator[None]:
     """Makes torch, and threads that it starts in the context, flush subnormal numbers to 0.
 
     Adam's moments of a pixel that is always black decay into subnormals, and x86
@@ -64,31 +66,17 @@ def _train(request: Request, observer: Observer) -> dict[str, Any]:
     torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
     with parallel.process_group(), ExitStack() as stack:
         with parallel.fail_together():
-            preset = override(find_preset(request.preset), request.settings)
             device = resolve_device(request.device, parallel)
             exists = parallel.leads and (folder.has_checkpoint or folder.complete)
             if exists:
-                _refuse_other_run(folder, preset, request)
+                request = _as_begun(folder, request)
+        request = parallel.broadcast(request)
         if parallel.broadcast(exists and folder.complete):
             observer.line(f"{folder.path} is complete already")
             metrics: dict[str, Any] = folder.read_json("metrics.json") if parallel.leads else {}
             return metrics
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
         with parallel.fail_together():
-            dataset = load_dataset(request.data, report=observer.line)
-            with torch.device("meta"):
-                # Fails before a folder is made if the model cannot be built.
-                Vae(preset.model, dataset.image_shape, len(dataset.class_names))
-            trainer = Trainer(
-                preset.model,
-                preset.train,
-                dataset,
-                request.steps or 1,
-                device=device,
-                bfloat16=request.bfloat16,
-                parallel=parallel,
-            )
+            request, preset, dataset, trainer = prepare(request, observer, device, parallel)
             stack.callback(trainer.release)
         with parallel.fail_together():
             if parallel.leads:
@@ -100,6 +88,50 @@ def _train(request: Request, observer: Observer) -> dict[str, Any]:
             run.begin()
         run.run_steps()
         return run.complete() if parallel.leads else {}
+
+
+def prepare(
+    request: Request, observer: Observer, device: torch.device, parallel: Parallel
+) -> tuple[Request, Preset, Dataset, Trainer]:
+    """Loads the data of a training, picks what is left to the data, and builds the trainer.
+
+    Args:
+        request: What to train.
+        observer: Callbacks for lines to print.
+        device: The device to compute on.
+        parallel: This process's place among those that share the work.
+
+    Returns:
+        The request with the name of its preset, the preset with its settings applied, the data
+        set, and the trainer before its first step.
+
+    Raises:
+        TrainingError: A setting or the data is unusable.
+    """
+    if request.preset is not None:
+        override(find_preset(request.preset), request.settings)  # fails before the data is read
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dataset = load_dataset(request.data, report=observer.line, progress=observer.loading)
+    if request.preset is None:
+        name, reason = suggest_preset(dataset.image_shape)
+        observer.line(f"preset {name}, {reason}; --preset picks another")
+        request = dataclasses.replace(request, preset=name)
+    preset = override(find_preset(str(request.preset)), request.settings)
+    preset = resolve(preset, dataset.train.images)
+    with torch.device("meta"):
+        # Fails before a folder is made if the model cannot be built.
+        Vae(preset.model, dataset.image_shape, len(dataset.class_names))
+    trainer = Trainer(
+        preset.model,
+        preset.train,
+        dataset,
+        request.steps or 1,
+        device=device,
+        bfloat16=request.bfloat16,
+        parallel=parallel,
+    )
+    return request, preset, dataset, trainer
 
 
 def resolve_device(wanted: str, parallel: Parallel) -> torch.device:
@@ -126,8 +158,10 @@ def resolve_device(wanted: str, parallel: Parallel) -> torch.device:
     return torch.device("cuda", index)
 
 
-def _refuse_other_run(folder: RunFolder, preset: Preset, request: Request) -> None:
-    """Refuses to continue a run, unless resuming was requested and its settings are the same.
+def _as_begun(folder: RunFolder, request: Request) -> Request:
+    """The request to continue a run, with the preset that was picked when it was begun.
+
+    Refuses to continue it unless resuming was requested and its settings are the same.
 
     Raises:
         CheckpointError: Resuming was not requested, or the settings differ.
@@ -138,6 +172,12 @@ def _refuse_other_run(folder: RunFolder, preset: Preset, request: Request) -> No
             "or another folder"
         )
     config = folder.read_config()
+    name = request.preset or config.preset
+    preset = override(find_preset(name), request.settings)
+    wanted = preset.model.likelihood
+    likelihood = config.model.likelihood if wanted == "auto" else wanted
+    if likelihood != "auto":
+        preset = with_likelihood(preset, likelihood)
     if (config.data, config.model, config.train) != (request.data, preset.model, preset.train):
         raise CheckpointError(
             f"{folder.path}: the run here has other settings ({config.preset} on {config.data}"
@@ -149,3 +189,5 @@ def _refuse_other_run(folder: RunFolder, preset: Preset, request: Request) -> No
             f"{folder.path}: the run here has {config.steps} steps, got --steps "
             f"{request.steps}; wanted the same to resume, or another folder"
         )
+    settings = (*request.settings, f"likelihood={config.model.likelihood}")
+    return dataclasses.replace(request, preset=name, settings=settings)

@@ -5,17 +5,19 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.pixels import to_unit
-from training.data.datasets import Dataset, binarize
+from training.batches import Batches
+from training.data.datasets import Dataset
+from training.divergence import not_finite, skipped_too_many
 from training.ema import MovingAverage
-from training.errors import DivergenceError
+from training.errors import ConfigError
 from training.model.config import ModelConfig, TrainConfig
-from training.model.objectives import Objective, kl_at, prior_nlls
-from training.model.vae import Vae, bernoulli_nll
+from training.model.likelihood import level_counts
+from training.model.objectives import Objective, prior_nlls
+from training.model.vae import Vae
+from training.optimizer import Optimizer
 from training.parallel import Parallel
 from training.prior_fit import PriorFit
 from training.schedule import (
@@ -26,12 +28,10 @@ from training.schedule import (
     learning_rate_factor,
     plan,
 )
+from training.validation import Validation
 
 #: Approximate number of validations in a run.
 VALIDATIONS = 20
-
-_VALIDATION_SEED = 1
-_CHUNK = 1_000
 
 
 class Trainer:
@@ -74,6 +74,10 @@ class Trainer:
         bfloat16: bool = False,
         parallel: Parallel | None = None,
     ):
+        if train_config.binarize and model_config.likelihood in ("gaussian", "logistic"):
+            raise ConfigError(
+                f"binarize: got true, wanted false with likelihood={model_config.likelihood}"
+            )
         self.config = train_config
         self.step = 0
         self.skipped = 0
@@ -83,31 +87,22 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(train_config.seed, "weights"))
             model = Vae(model_config, dataset.image_shape, len(dataset.class_names))
+        model.begin(level_counts(dataset.train.images))
         # The layout in which convolutions on a CPU are fastest.
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model.to(self.device)
-        self._weights = list(self.model.parameters())
         self._average = MovingAverage(self.model, train_config.ema)
-        groups = [{"params": self.model.autoencoder_parameters()}]
-        if self.model.prior is not None:
-            groups.append({"params": self.model.prior_parameters()})
-        self._optimizer = torch.optim.AdamW(
-            groups,
-            lr=train_config.learning_rate,
-            weight_decay=train_config.weight_decay,
-            fused=True,
+        self._optimizer = Optimizer(self.model, train_config)
+        self._batches = Batches(dataset.train, train_config, self.device)
+        self._validation = Validation(
+            dataset.validation.images, self.device, binarize=train_config.binarize
         )
         self._train = dataset.train
-        self._images = torch.from_numpy(np.array(dataset.train.images)).to(self.device)
-        self._labels = torch.from_numpy(np.array(dataset.train.labels)).to(self.device)
-        self._validation = torch.from_numpy(
-            binarize(dataset.validation.images, _VALIDATION_SEED)
-            if train_config.binarize
-            else to_unit(dataset.validation.images)
-        )
         self._noise = torch.Generator()
         self._order = BatchOrder(train_config.seed)
-        self._prior_fit = PriorFit(dataset.train, train_config, self.device)
+        self._prior_fit = PriorFit(
+            dataset.train, train_config, self.device, model_config.latent_dim
+        )
         # The objective, wrapped for data-parallel training, and the phase that it was made for.
         self._objective: nn.Module | None = None
         self._objective_phase = ""
@@ -139,7 +134,12 @@ class Trainer:
     @property
     def batch_size(self) -> int:
         """Images per step: the configured number, or all training images if they are fewer."""
-        return min(self.config.batch_size, len(self._images))
+        return min(self.config.batch_size, len(self._batches))
+
+    @property
+    def epoch_steps(self) -> int:
+        """Number of steps in which each training image is seen once, but for the last few."""
+        return len(self._batches) // self.batch_size
 
     def overhead_in_validations(self) -> float:
         """Cost of what a run computes in addition to its steps, as a multiple of one validation.
@@ -169,7 +169,7 @@ class Trainer:
         """
         phase = self.phase
         self._noise.manual_seed(derived_seed(self.config.seed, f"step {self.step}"))
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.clear()
         if phase.trains_autoencoder:
             loss, numbers = self._autoencoder_loss(phase)
             done, steps = self._autoencoder_steps(phase), self.steps
@@ -178,48 +178,28 @@ class Trainer:
             done, steps = self.step - phase.start, phase.stop - phase.start
         rate = learning_rate_factor(done, steps, self.config.warmup)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = self._clip_gradients()
-        peaks = (self.config.learning_rate, self.config.prior_learning_rate)
-        # Tests for a good step rather than a bad one, because a NaN fails every comparison.
-        if math.isfinite(numbers["loss"]) and norm <= self.config.skip_grad_norm:
-            for group, peak in zip(self._optimizer.param_groups, peaks, strict=False):
-                group["lr"] = peak * rate
-            self._optimizer.step()
+        loss_value = numbers.pop("loss")
+        update = self._optimizer.update(phase.name, rate, loss_value)
+        if update.done:
             self._average.update()
         else:
             self.skipped += 1
         self.step += 1
-        self._check_divergence(numbers.pop("loss"), norm)
+        config = self.config
+        if self.skipped > config.max_skipped:
+            raise skipped_too_many(config, phase, self.step, self.skipped, loss_value, update)
+        trains = phase.trains_autoencoder
+        peak = config.learning_rate if trains else config.prior_learning_rate
         return numbers | {
-            "grad_norm": norm,
-            "learning_rate": peaks[0 if phase.trains_autoencoder else 1] * rate,
+            "grad_norm": update.norm,
+            "learning_rate": peak * rate,
             "skipped": float(self.skipped),
         }
 
-    @torch.inference_mode()
     def validate(self) -> dict[str, float]:
-        """Measures the averaged model on the validation split, each time with the same noise.
-
-        Returns:
-            `validation_elbo`, `validation_reconstruction` and `validation_kl` in
-            nats per image.
-        """
-        noise = torch.Generator().manual_seed(_VALIDATION_SEED)
+        """Measures the averaged model on the validation split, as `Validation.measure` does."""
         learned = self._phase_of(self.step - 1).learned_prior
-        reconstruction = kl = 0.0
-        for chunk in torch.split(self._validation, _CHUNK):
-            images = chunk.to(self.device)
-            posterior = self.ema_model.encode(images)
-            eps = torch.randn(posterior.mean.shape, generator=noise).to(self.device)
-            z = posterior.sample(eps)
-            reconstruction += bernoulli_nll(self.ema_model.decode(z), images).sum().item()
-            kl += kl_at(self.ema_model, posterior, z, learned_prior=learned).sum().item()
-        rows = len(self._validation)
-        return {
-            "validation_elbo": (reconstruction + kl) / rows,
-            "validation_reconstruction": reconstruction / rows,
-            "validation_kl": kl / rows,
-        }
+        return self._validation.measure(self.ema_model, learned_prior=learned)
 
     def state_dict(self) -> dict[str, Any]:
         """The whole training state, as tensors and plain values."""
@@ -251,10 +231,7 @@ class Trainer:
             DivergenceError: One of them is not finite.
         """
         if not all(map(math.isfinite, numbers)):
-            raise DivergenceError(
-                f"stopped after {self.step} steps: the averaged model's figures are not finite, "
-                f"and {self.skipped} steps were skipped. {self._remedy}"
-            )
+            raise not_finite(self.config, self.step, self.skipped)
 
     def release(self) -> None:
         """Drops the wrapped objective, which refers to the process group; a step wraps it anew."""
@@ -267,12 +244,12 @@ class Trainer:
             phase: One of `phases`.
         """
         self.release()
-        data = (self._train, self._images, self._labels, self._validation)
+        data = (self._train, self._batches, self._validation)
         twin = copy.deepcopy(self, {id(part): part for part in data})
         twin.step = phase.start
         if not phase.trains_autoencoder:
             # Real posteriors take long to compute, and the time of a step does not depend on them.
-            twin._prior_fit.pretend(phase, self.model.config.latent_dim)
+            twin._prior_fit.pretend(phase)
         return twin
 
     def _phase_of(self, step: int) -> Phase:
@@ -294,18 +271,16 @@ class Trainer:
             self._objective_phase = phase.name
         assert self._objective is not None
         done = self._autoencoder_steps(phase)
-        rows = self._order.rows("order", done, len(self._images), self.batch_size).to(self.device)
-        # index_select copies whole images where indexing would go pixel by pixel.
-        images = self._images.index_select(0, rows).float().div_(255.0)
+        rows = self._order.rows("order", done, len(self._batches), self.batch_size)
+        pixels, labels = self._batches.read(rows, self.step)
+        images = pixels.float().div_(255.0)
         if config.binarize:
             images.gt_(torch.rand(images.shape, generator=self._noise).to(self.device))
         shape = (config.draws, len(images), self.model.config.latent_dim)
         eps = torch.randn(shape, generator=self._noise).to(self.device)
         beta = kl_weight(done, self.steps, config)
         cut = self.parallel.slice
-        loss, reconstruction, kl = self._objective(
-            cut(images), cut(self._labels[rows]), cut(eps, 1), beta
-        )
+        loss, reconstruction, kl = self._objective(cut(images), cut(labels), cut(eps, 1), beta)
         totals = self.parallel.mean(torch.stack([loss, reconstruction, kl]).detach())
         whole_loss, whole_reconstruction, whole_kl = totals.tolist()
         return loss, {
@@ -346,36 +321,7 @@ class Trainer:
             self._prior_fit.fit_mixture(prior)
             average.load_state_dict(prior.state_dict())
 
-    def _clip_gradients(self) -> float:
-        """Clips the gradient to the norm `clip_grad_norm`; returns its norm before."""
-        trained = [weight for weight in self._weights if weight.grad is not None]
-        gradients = [weight.grad for weight in trained if weight.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        length = float(norm)
-        # Most gradients need no clipping, and multiplying them by 1 would take as long as
-        # computing their norm.
-        if length > self.config.clip_grad_norm:
-            nn.utils.clip_grads_with_norm_(trained, self.config.clip_grad_norm, norm)
-        return length
-
     def _autocast(self) -> AbstractContextManager[Any]:
         if not self._bfloat16:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
-
-    def _check_divergence(self, loss: float, norm: float) -> None:
-        config = self.config
-        if self.skipped > config.max_skipped:
-            raise DivergenceError(
-                f"stopped at step {self.step}: {self.skipped} steps were skipped because the loss "
-                f"or its gradient was not finite or above {config.skip_grad_norm:g} (last loss "
-                f"{loss:g}, gradient norm {norm:g}); wanted at most "
-                f"max_skipped={config.max_skipped}. {self._remedy}"
-            )
-
-    @property
-    def _remedy(self) -> str:
-        return (
-            "Remedy: start again in another folder with a lower learning_rate (it is "
-            f"{self.config.learning_rate:g})."
-        )

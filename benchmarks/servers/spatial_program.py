@@ -25,6 +25,13 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime
 
+MODELS = ("mnist", "taef2")
+
+
+def decoder_file(models: Path, name: str) -> Path:
+    """Path of the ONNX file of a model's decoder, in its latest version."""
+    return max((models / name).glob("*/decoder.onnx"), key=lambda path: int(path.parent.name))
+
 
 def _decoder(path: Path) -> Callable[[bytes, Any], Awaitable[bytes]]:
     options = onnxruntime.SessionOptions()
@@ -50,8 +57,8 @@ async def main() -> None:
     """Serves until it is stopped."""
     server = grpc.aio.server(options=UNLIMITED)
     handlers = {}
-    for name in ("mnist", "taef2"):
-        path = max((Path(sys.argv[1]) / name).glob("*/decoder.onnx"))
+    for name in MODELS:
+        path = decoder_file(Path(sys.argv[1]), name)
         handlers[name] = grpc.unary_unary_rpc_method_handler(_decoder(path))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("plain", handlers),))
     port = server.add_insecure_port("127.0.0.1:0")

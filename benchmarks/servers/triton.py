@@ -33,6 +33,36 @@ parameters {{ key: "threads" value {{ string_value: "{threads}" }} }}
 """
 
 
+def tritonserver(folder: Path, name: str, port: int) -> Program:
+    """Starts tritonserver with the python backend on the models in `FOLDER/models`.
+
+    Args:
+        folder: Folder with the model repository; gets a copy of the backend.
+        name: Name of its log and of its shared memory.
+        port: Port for gRPC on 127.0.0.1.
+    """
+    environment = python("triton").parent.parent
+    packages = environment / "lib" / "python3.11" / "site-packages"
+    home = packages / "pytriton" / "tritonserver"
+    # The backend expects its stub in its own folder; the wheel has a stub per Python version.
+    backend = folder / "backends" / "python"
+    shutil.copytree(home / "backends" / "python", backend)
+    shutil.copy2(home / "python_backend_stubs" / "3.11" / "triton_python_backend_stub", backend)
+    return Program(
+        [home / "bin" / "tritonserver", f"--model-repository={folder / 'models'}",
+         f"--backend-directory={folder / 'backends'}", "--allow-http=false",
+         "--allow-metrics=false", "--grpc-address=127.0.0.1", f"--grpc-port={port}",
+         f"--backend-config=python,shm-region-prefix-name={name}{port}"],
+        name,
+        env={
+            "LD_LIBRARY_PATH": str(packages / "nvidia_pytriton.libs"),
+            # Triton finds its Python interpreter on the PATH.
+            "PATH": f"{environment / 'bin'}:/usr/local/bin:/usr/bin:/bin",
+            "PYTHONHOME": "",
+        },
+    )  # fmt: skip
+
+
 class Triton(Server):
     """tritonserver with one model per RPC and dtype.
 
@@ -49,32 +79,13 @@ class Triton(Server):
 
     def launch(self) -> Program:
         """Starts the server's program and sets `port`."""
-        environment = python("triton").parent.parent
-        packages = environment / "lib" / "python3.11" / "site-packages"
-        home = packages / "pytriton" / "tritonserver"
         folder = CACHE / self.name
         shutil.rmtree(folder, ignore_errors=True)
         for rpc in ("encode", "decode"):
             for dtype in ("uint8", "float32"):
                 self._write(folder / "models", rpc, dtype)
-        # The backend expects its stub in its own folder; the wheel has a stub per Python version.
-        backend = folder / "backends" / "python"
-        shutil.copytree(home / "backends" / "python", backend)
-        shutil.copy2(home / "python_backend_stubs" / "3.11" / "triton_python_backend_stub", backend)
         self.port = free_port()
-        return Program(
-            [home / "bin" / "tritonserver", f"--model-repository={folder / 'models'}",
-             f"--backend-directory={folder / 'backends'}", "--allow-http=false",
-             "--allow-metrics=false", "--grpc-address=127.0.0.1", f"--grpc-port={self.port}",
-             f"--backend-config=python,shm-region-prefix-name={self.name}{self.port}"],
-            self.name,
-            env={
-                "LD_LIBRARY_PATH": str(packages / "nvidia_pytriton.libs"),
-                # Triton finds its Python interpreter on the PATH.
-                "PATH": f"{environment / 'bin'}:/usr/local/bin:/usr/bin:/bin",
-                "PYTHONHOME": "",
-            },
-        )  # fmt: skip
+        return tritonserver(folder, self.name, self.port)
 
     def start(self) -> None:
         """Starts the server and waits until its models answer."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bundle import Origin
 from export.errors import ExportError
+from export.sources.diffusers_layers import make_exportable
 from export.sources.files import (
     as_float32,
     checksums,
@@ -34,6 +35,7 @@ from export.sources.wrap import UnitDecoder, UnitEncoder
 #: Classes of diffusers that can be imported.
 CLASSES = (
     "AsymmetricAutoencoderKL",
+    "AutoencoderDC",
     "AutoencoderKL",
     "AutoencoderKLFlux2",
     "AutoencoderTiny",
@@ -155,41 +157,6 @@ class _Decode(nn.Module):
         return image
 
 
-class _Upsample(nn.Module):
-    """`Upsample2D` of diffusers without its branches on the number of rows and values."""
-
-    def __init__(self, conv: nn.Module | None):
-        super().__init__()
-        self.conv = conv
-
-    def forward(self, x: Tensor, output_size: None = None) -> Tensor:
-        del output_size
-        x = nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
-        return x if self.conv is None else self.conv(x)
-
-
-class _Quantizer(nn.Module):
-    """`VectorQuantizer` of diffusers in operators that compute each row by itself.
-
-    |z - e|^2 = |z|^2 - 2 z e + |e|^2, of which the first term is the same for every code e.
-    """
-
-    codes: Tensor
-    factors: Tensor
-    squares: Tensor
-
-    def __init__(self, codes: Tensor):
-        super().__init__()
-        self.register_buffer("codes", codes)
-        self.register_buffer("factors", -2 * codes.T)
-        self.register_buffer("squares", codes.square().sum(1))
-
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, None]:
-        distances = z.permute(0, 2, 3, 1) @ self.factors + self.squares
-        nearest = nn.functional.embedding(distances.argmin(-1), self.codes)
-        return nearest.permute(0, 3, 1, 2), z.new_zeros(()), None
-
-
 def _folders(path: Path) -> list[Path]:
     return [path, *(path / part for part in _PARTS)]
 
@@ -253,7 +220,7 @@ def _model(
     weights, note = as_float32(_in_new_names(weights, vae), where)
     _check_names(weights, vae, name, where)
     vae.load_state_dict(weights)
-    _make_exportable(vae, upsample)
+    make_exportable(vae, upsample)
     return vae.float().eval(), [note] if note else []
 
 
@@ -286,21 +253,6 @@ def _check_names(weights: Mapping[str, Tensor], vae: nn.Module, name: str, where
     else:
         return
     raise ExportError(f"{where}: not the weights of this {name}: {problem}")
-
-
-def _make_exportable(module: nn.Module, upsample: type) -> None:
-    """Replaces the layers whose code depends on the size of a batch."""
-    for name, child in module.named_children():
-        if isinstance(child, upsample):
-            layer: Any = child
-            if layer.use_conv_transpose or layer.norm is not None or not layer.interpolate:
-                continue
-            setattr(module, name, _Upsample(layer.conv if layer.name == "conv" else layer.Conv2d_0))
-        elif type(child).__name__ == "VectorQuantizer":
-            codes: Any = child.embedding
-            setattr(module, name, _Quantizer(codes.weight.detach().clone()))
-        else:
-            _make_exportable(child, upsample)
 
 
 def _measure(vae: nn.Module, config: Mapping[str, Any], where: Path) -> tuple[int, int, bool]:

@@ -264,7 +264,7 @@ class _Pair:
             shapes.latent,
             free=shapes.sizes is not None,
             posterior=shapes.posterior,
-            logits=logits,
+            likelihood="bernoulli" if logits else "none",
         )
         graphs: dict[GraphName, bytes] = {}
         if self.encoder is not None:

@@ -23,8 +23,8 @@ _BOUND = 3.0
 # Class by number of latent channels; the files' names tell apart those that have as many.
 _FAMILY = {4: "TAESD", 16: "TAESD3 or TAEF1", 32: "TAEF2"}
 _NAMED = {"taesd": "TAESD", "taesdxl": "TAESDXL", "taesd3": "TAESD3", "taef1": "TAEF1"}
-# Scale by number of latent channels: these were trained to return latents that a diffusion model
-# takes as they are.
+# Scale by number of latent channels, without a shift: these were trained to return latents that a
+# diffusion model takes as they are, as github.com/madebyollin/taesd says.
 _SCALES = {4: 1.0, 16: 1.0}
 
 

@@ -203,7 +203,7 @@ def _reconstruct(options: argparse.Namespace) -> int:
     columns = options.columns or _pair_columns(len(made))
     sheet, blank = _with_originals(images, made, columns)
     if blank:
-        why = "resized or of another colour mode" if has_pillow() else "install Pillow to show them"
+        why = "not decoded" if has_pillow() else "install Pillow to show them"
         what += f"; {counted(blank, 'original')} left blank ({why})"
     target.write_images(sheet, what, columns=columns, zoom=options.zoom)
     return 0
@@ -234,11 +234,12 @@ def _with_originals(
     import numpy as np
 
     from latentserve._cli.originals import originals
-    from latentserve._cli.png import BACKGROUND
+    from latentserve._cli.png import background_of
 
-    above, blank = originals(images.values, made.shape)
+    background = background_of(made)
+    above, blank = originals(images.values, made.shape, background)
     rows = -(-len(made) // columns)
-    sheet = np.full((rows, 2, columns, *made.shape[1:]), BACKGROUND, np.uint8)
+    sheet = np.full((rows, 2, columns, *made.shape[1:]), background, np.uint8)
     for index in range(len(made)):
         row, column = divmod(index, columns)
         sheet[row, 0, column] = above[index]

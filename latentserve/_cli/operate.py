@@ -118,12 +118,19 @@ def _described(model: "ModelInfo", default: str) -> Iterator[str]:
     yield f"  labels     {_listed(model.labels)}"
     yield f"  decoder    {model.precision}"
     yield f"  devices    {', '.join(f'{name} {on}' for name, on in model.devices.items())}"
-    at_once = f", {model.rows_at_once} computed at once" if model.rows_at_once else ""
-    yield f"  max rows   {model.max_rows}{at_once}"
+    yield f"  max rows   {model.max_rows}{_at_once(model)}"
     if model.memory_bytes:
         yield f"  memory     {in_words(model.memory_bytes)}{_row_memory(model)}"
     for line in _figures(model.metrics):
         yield f"  {line}"
+
+
+def _at_once(model: "ModelInfo") -> str:
+    """Describes how many rows are computed at once, and why."""
+    if not model.rows_at_once:
+        return ""
+    because = {True: ": they are slow", False: ": their bits would depend on the batch", None: ""}
+    return f", {model.rows_at_once} computed at once{because[model.batch_invariant]}"
 
 
 # Explanations of the posteriors and priors whose names are not clear by themselves.
@@ -180,7 +187,9 @@ def _listed(labels: Sequence[str]) -> str:
 def _figures(metrics: Mapping[str, float]) -> Iterator[str]:
     """Yields the main metrics of a model, one per line."""
     if "elbo" in metrics:
-        yield f"test ELBO  {metrics['elbo']:.2f} nats (lower is better)"
+        bits = metrics.get("bits_per_dimension")
+        per_dimension = "" if bits is None else f", {bits:.3f} bits per dimension"
+        yield f"test ELBO  {metrics['elbo']:.2f} nats{per_dimension} (lower is better)"
     elif "reconstruction" in metrics:
         yield f"test reconstruction  {metrics['reconstruction']:.2f} nats (lower is better)"
     if {"nll", "nll_stderr", "importance_draws"} <= metrics.keys():
@@ -188,6 +197,9 @@ def _figures(metrics: Mapping[str, float]) -> Iterator[str]:
             f"test NLL   {metrics['nll']:.2f} +- {metrics['nll_stderr']:.2f} nats "
             f"(importance-weighted, K = {metrics['importance_draws']:.0f})"
         )
+    if "psnr" in metrics:
+        ssim = f", SSIM {metrics['ssim']:.3f}" if "ssim" in metrics else ""
+        yield f"reconstructions  PSNR {metrics['psnr']:.2f} dB{ssim}"
     if "fid" in metrics:
         yield f"samples    classifier-FID {metrics['fid']:.2f} (lower is better)"
     if "label_agreement" in metrics:

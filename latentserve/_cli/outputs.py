@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from latentserve._cli import streams
 from latentserve._cli.failures import Failure, Usage, printable
 from latentserve._cli.interrupt import Interrupt
-from latentserve._cli.png import GAP, encode_png, grid
+from latentserve._cli.png import GAP, background_of, encode_png, grid
 from latentserve._files import atomic_write, reason
 
 _STDOUT = Path("-")
@@ -124,7 +124,8 @@ class Output:
             )
         large = max(images.shape[2:]) >= _LARGE
         gap = 0 if large and zoom is None and len(images) == 1 else GAP
-        sheet = grid(images, columns, gap, zoom=zoom or (1 if large else 2))
+        zoom = zoom or (1 if large else 2)
+        sheet = grid(images, columns, gap, zoom, background_of(images))
         self.write(encode_png(sheet), what)
 
 

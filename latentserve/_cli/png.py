@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _RGB = 0, 2
 
-#: Grey value around and between images.
-BACKGROUND = 48
+#: Grey value around and between images, and that of coloured ones with light edges.
+BACKGROUND, PAPER = 48, 255
 #: Width of the lines around and between images, in pixels before the zoom.
 GAP = 2
 
@@ -45,16 +45,37 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     )
 
 
+def background_of(images: NDArray[np.uint8]) -> int:
+    """Grey value to lay images on: dark lines between icons on white would be all one sees.
+
+    Args:
+        images: uint8 [N, C, H, W].
+
+    Returns:
+        `PAPER` if the images are RGB and most of their edges' values are light, else `BACKGROUND`.
+    """
+    if images.shape[1] != 3:
+        return BACKGROUND
+    edges = (images[:, :, [0, -1]], images[:, :, :, [0, -1]])
+    light = [int((edge >= 128).sum()) for edge in edges]
+    return PAPER if 2 * sum(light) > sum(edge.size for edge in edges) else BACKGROUND
+
+
 def grid(
-    images: NDArray[np.uint8], columns: int | None = None, gap: int = GAP, zoom: int = 1
+    images: NDArray[np.uint8],
+    columns: int | None = None,
+    gap: int = GAP,
+    zoom: int = 1,
+    background: int = BACKGROUND,
 ) -> NDArray[np.uint8]:
     """Arranges images in rows, left to right and top to bottom.
 
     Args:
         images: uint8 [N, C, H, W], N at least 1, C = 1 or 3.
         columns: Images per row; a nearly square grid by default.
-        gap: Width of the grey lines around and between images, in pixels before the zoom.
+        gap: Width of the lines around and between images, in pixels before the zoom.
         zoom: Enlargement factor of the grid.
+        background: Grey value of the lines.
 
     Returns:
         uint8 [H', W'] for C = 1, or [H', W', 3] for C = 3, as for `encode_png`.
@@ -68,7 +89,7 @@ def grid(
     columns = min(count, columns or math.ceil(math.sqrt(count)))
     rows = math.ceil(count / columns)
     sheet = np.full(
-        (rows * (height + gap) + gap, columns * (width + gap) + gap, channels), BACKGROUND, np.uint8
+        (rows * (height + gap) + gap, columns * (width + gap) + gap, channels), background, np.uint8
     )
     for index, image in enumerate(images):
         top = gap + (index // columns) * (height + gap)

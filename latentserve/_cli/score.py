@@ -15,10 +15,12 @@ from latentserve._cli.connection import add_model, connect
 from latentserve._cli.failures import printable
 
 if TYPE_CHECKING:
-    from latentserve.client import Scores
+    from latentserve._cli.inputs import Images
+    from latentserve.client import ModelInfo, Scores
 
 _HEADINGS = {
     "elbo": "ELBO",
+    "bits_per_dimension": "bits/dim",
     "reconstruction": "reconstruction",
     "kl": "KL",
     "nll": "NLL",
@@ -32,7 +34,8 @@ def add(commands: Any) -> None:
         commands,
         "score",
         _score,
-        "measure how likely images are: the negative ELBO in nats, lower is more likely",
+        "measure how likely images are: the negative ELBO in nats and in bits per dimension, lower "
+        "is more likely",
         "latentserve score images/*.png",
         "latentserve score digits.npy --draws 1000 --seed 7 -o scores.csv",
         "latentserve score images/*.png --json | jq 'select(.percentile > 99) | .file'",
@@ -71,20 +74,23 @@ def _score(options: argparse.Namespace) -> int:
     if options.output is not None:
         target = output(options, *(("jsonl",) if options.json else ("csv", "jsonl")))
     images = read_images(options.images)
+    resize = resize_of(options)
     with connect(options) as client, images.named():
         scores = client.score(
             images.values,
             draws=options.draws,
             seed=options.seed,
             offset=options.offset,
-            resize=resize_of(options),
+            resize=resize,
             model=options.model,
             version=options.model_version,
         )
+        model = client.model(options.model, version=options.model_version)
+    dimensions = _dimensions(model, images, resize)
     key = "row" if images.files is None else "file"
     rows = [
         {key: name if images.files else int(name), **row}
-        for name, row in zip(images.names, _rows(scores), strict=True)
+        for name, row in zip(images.names, _rows(scores, dimensions), strict=True)
     ]
     if target is None:
         print(_json_lines(rows) if options.json else _table(rows, key), end="")
@@ -95,9 +101,26 @@ def _score(options: argparse.Namespace) -> int:
     return 0
 
 
-def _rows(scores: "Scores") -> Iterator[dict[str, float]]:
-    """Yields the scores of each image, by name; without `nll` and `percentile` if not computed."""
-    fields = {name: getattr(scores, name) for name in _HEADINGS}
+def _dimensions(model: "ModelInfo", images: "Images", resize: bool | tuple[int, int]) -> int | None:
+    """C * H * W of the images that are scored; None of files whose size the model leaves free."""
+    channels, height, width = model.image_shape
+    if model.sizes is not None:
+        if isinstance(resize, tuple):
+            height, width = resize
+        elif isinstance(images.values, list) or resize:
+            return None
+        else:
+            height, width = images.values.shape[-2:]
+    return channels * height * width
+
+
+def _rows(scores: "Scores", dimensions: int | None) -> Iterator[dict[str, float]]:
+    """Yields the scores of each image, by name, without those that were not computed."""
+    per_dimension = None if dimensions is None else scores.elbo / (dimensions * math.log(2.0))
+    fields = {
+        name: per_dimension if name == "bits_per_dimension" else getattr(scores, name)
+        for name in _HEADINGS
+    }
     arrays = {name: array for name, array in fields.items() if array is not None}
     for row in range(len(scores.elbo)):
         # Conversion by str() keeps only the digits that a float32 has.
@@ -109,15 +132,19 @@ def _table(rows: list[dict[str, Any]], key: str) -> str:
     figures = [name for name in rows[0] if name != key]
     lines = [[key, *(_HEADINGS[name] for name in figures)]]
     for row in rows:
-        lines.append([printable(str(row[key])), *(f"{row[name]:.2f}" for name in figures)])
+        lines.append([printable(str(row[key])), *(_figure(name, row[name]) for name in figures)])
     if len(rows) > 1:
-        means = (math.fsum(row[name] for row in rows) / len(rows) for name in figures)
-        lines.append(["mean", *(f"{mean:.2f}" for mean in means)])
+        means = {name: math.fsum(row[name] for row in rows) / len(rows) for name in figures}
+        lines.append(["mean", *(_figure(name, mean) for name, mean in means.items())])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "".join(
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() + "\n"
         for line in lines
     )
+
+
+def _figure(name: str, value: float) -> str:
+    return f"{value:.{3 if name == 'bits_per_dimension' else 2}f}"
 
 
 def _json_lines(rows: list[dict[str, Any]]) -> str:

@@ -2,20 +2,18 @@
 
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from latentserve._client import inputs, scalars
-from latentserve._client.parameters import Format, Images, LatentFormat, Point, Resize
+from latentserve._client.formats import BFLOAT16, FILE_FORMATS
+from latentserve._client.parameters import Format, Images, Point, Resize
 from latentserve.errors import ProtocolError
-from latentserve.v1 import latent_service_pb2 as pb
 from latentserve.v1 import tensor_pb2
-
-T = TypeVar("T")
 
 _WIRE_DTYPES = {
     np.dtype(np.float32): tensor_pb2.DATA_TYPE_FLOAT32,
@@ -27,30 +25,7 @@ _DTYPES: dict[int, np.dtype[Any]] = {
     tensor_pb2.DATA_TYPE_FLOAT16: np.dtype("<f2"),
     tensor_pb2.DATA_TYPE_UINT8: np.dtype("u1"),
 }
-# NumPy has no such dtype; ml_dtypes adds one.
-_BFLOAT16 = "bfloat16"
 _BFLOAT16_BITS = np.dtype("<u2")
-_ARRAY_FORMATS = {
-    "float32": pb.IMAGE_FORMAT_FLOAT32,
-    "uint8": pb.IMAGE_FORMAT_UINT8,
-    "float16": pb.IMAGE_FORMAT_FLOAT16,
-    _BFLOAT16: pb.IMAGE_FORMAT_BFLOAT16,
-}
-_FILE_FORMATS = {
-    "png": pb.IMAGE_FORMAT_PNG,
-    "jpeg": pb.IMAGE_FORMAT_JPEG,
-    "webp": pb.IMAGE_FORMAT_WEBP,
-}
-_FORMATS = _ARRAY_FORMATS | _FILE_FORMATS
-_LATENT_FORMATS = {
-    "float32": tensor_pb2.DATA_TYPE_FLOAT32,
-    "float16": tensor_pb2.DATA_TYPE_FLOAT16,
-    _BFLOAT16: tensor_pb2.DATA_TYPE_BFLOAT16,
-}
-_METHODS = {
-    "linear": pb.INTERPOLATION_METHOD_LINEAR,
-    "spherical": pb.INTERPOLATION_METHOD_SPHERICAL,
-}
 
 
 def fresh_seed() -> int:
@@ -258,7 +233,7 @@ def _sendable(value: Any, what: str, axes: int) -> NDArray[Any]:
     if native == np.float64:
         # NumPy's default for Python floats; the graphs compute in float32.
         return array.astype(np.float32)
-    if native not in _WIRE_DTYPES and native.name != _BFLOAT16:
+    if native not in _WIRE_DTYPES and native.name != BFLOAT16:
         raise TypeError(
             f"{what}: got dtype {array.dtype}, wanted float32, float16, bfloat16 or uint8"
         )
@@ -356,51 +331,6 @@ def joined_images(
     Raises:
         ProtocolError: As from `to_array`.
     """
-    if image_format in _FILE_FORMATS:
+    if image_format in FILE_FORMATS:
         return [file for images in replies for file in images.encoded.files]
     return joined([images.tensor for images in replies])
-
-
-def format_message(image_format: str) -> pb.ImageFormat:
-    """Returns the enum value of an image format.
-
-    Raises:
-        ValueError: There is no such format.
-    """
-    return _named(_FORMATS, "dtype", image_format)
-
-
-def array_format_message(image_format: str) -> pb.ImageFormat:
-    """Returns the enum value of an image format that is an array.
-
-    Raises:
-        ValueError: There is no such format.
-    """
-    return _named(_ARRAY_FORMATS, "dtype", image_format)
-
-
-def latent_format_message(dtype: LatentFormat) -> tensor_pb2.DataType | None:
-    """Returns the enum value of a dtype of latents; None, to leave it unset, for the default.
-
-    Raises:
-        ValueError: There is no such dtype.
-    """
-    chosen = _named(_LATENT_FORMATS, "latent_dtype", dtype)
-    return None if chosen == tensor_pb2.DATA_TYPE_FLOAT32 else chosen
-
-
-def method_message(method: str) -> pb.InterpolationMethod:
-    """Returns the enum value of an interpolation method.
-
-    Raises:
-        ValueError: There is no such method.
-    """
-    return _named(_METHODS, "method", method)
-
-
-def _named(names: Mapping[str, T], what: str, given: str) -> T:
-    try:
-        return names[given]
-    except (KeyError, TypeError):
-        wanted = " or ".join(map(repr, names))
-        raise ValueError(f"{what}: got {given!r}, wanted {wanted}") from None

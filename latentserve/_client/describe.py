@@ -235,6 +235,7 @@ def read_model_info(model: pb.ModelInfo) -> ModelInfo:
         bytes_per_pixel=model.bytes_per_pixel,
         has_latent_map=model.has_latent_map,
         class_names=tuple(model.class_names) or tuple(model.labels),
+        batch_invariant=model.batch_invariant if model.HasField("batch_invariant") else None,
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from latentserve._client import codec, scalars
+from latentserve._client import codec, formats, scalars
 from latentserve._client.codec import ImageSource
 from latentserve._client.parameters import LatentFormat
 from latentserve._client.values import Posterior, Samples
@@ -113,7 +113,7 @@ def sample_request(
         format=image_format,
         return_latents=latents,
         quality=quality_of(quality),
-        latent_dtype=codec.latent_format_message(latent_dtype),
+        latent_dtype=formats.latent_format_message(latent_dtype),
         height=height,
         width=width,
     )

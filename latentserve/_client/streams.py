@@ -8,7 +8,7 @@ from typing import Any, TypeVar, Unpack
 
 from numpy.typing import ArrayLike, NDArray
 
-from latentserve._client import chunks, codec, requests, scalars
+from latentserve._client import chunks, codec, formats, requests, scalars
 from latentserve._client.codec import ImageSource
 from latentserve._client.describe import Limits, check_supported, limits_of
 from latentserve._client.parameters import (
@@ -31,7 +31,7 @@ from latentserve._client.plans import (
 )
 from latentserve._client.retries import Retries
 from latentserve._client.values import Posterior, Samples
-from latentserve.errors import InvalidArgument, ServerError
+from latentserve.errors import InvalidArgument, NotFound, ServerError
 from latentserve.v1 import latent_service_pb2 as pb
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ def sample_stream(
     **options: Unpack[Sampling],
 ) -> StreamPlan[Samples]:
     """Draws images from the prior, chunk by chunk."""
-    image_format = codec.array_format_message(dtype)
+    image_format = formats.array_format_message(dtype)
     # Updated with each reply: count and offset are those of the images that are still missing.
     request = requests.sample_request(
         n, image_format, latents=True, latent_dtype=latent_dtype, **options
@@ -77,13 +77,17 @@ def sample_stream(
     )
     chunk_rows = scalars.int64(chunk_rows, "chunk_rows")
     attempts = retries.attempts()
+    stated, answered_by = request.model.version, 0
     while request.count:
+        # A resumed stream stays with the version that it began with.
+        request.model.version = stated or answered_by
         message = pb.SampleStreamRequest(request=request, chunk_rows=chunk_rows)
         yield OpenStream("SampleStream", message)
         try:
             while request.count:
                 reply = yield Receive()
                 attempts.succeeded()
+                answered_by = reply.response.model.version
                 samples = requests.samples_of([reply.response])
                 request.count -= len(samples.images)
                 # After the last image the offset may be 2^64, which the field cannot hold.
@@ -93,6 +97,9 @@ def sample_stream(
             with contextlib.suppress(ServerError):
                 yield Receive()
         except ServerError as error:
+            if _was_replaced(error, request.model.version, stated):
+                answered_by = 0
+                continue
             for seconds in attempts.waits(error):
                 yield BackOff(seconds, error)
 
@@ -112,7 +119,7 @@ def encode_stream(
     version: int,
 ) -> StreamPlan[Posterior]:
     """Encodes batches of images; rows are numbered across all batches."""
-    latent_format = codec.latent_format_message(latent_dtype)
+    latent_format = formats.latent_format_message(latent_dtype)
     size = codec.given_size(resize)
     maxima = yield from limits_of(limits, model, version, files=True)
     yield from check_supported(
@@ -144,7 +151,7 @@ def encode_stream(
     def result(replies: list[pb.EncodeResponse]) -> Posterior:
         return requests.posterior_of(replies, seed)
 
-    yield from _exchange("EncodeStream", cut, result, window, retries)
+    yield from _exchange("EncodeStream", cut, result, window, retries, version)
 
 
 def decode_stream(
@@ -160,7 +167,7 @@ def decode_stream(
     quality: int | None = None,
 ) -> StreamPlan[NDArray[Any] | list[bytes]]:
     """Decodes batches of latents."""
-    image_format = codec.format_message(dtype)
+    image_format = formats.format_message(dtype)
     quality = requests.quality_of(quality)
     maxima = yield from limits_of(limits, model, version, files=False)
     yield from check_supported(limits, model, version, scaled=scaled, unclipped=unclipped)
@@ -186,7 +193,7 @@ def decode_stream(
     def result(replies: list[pb.DecodeResponse]) -> NDArray[Any] | list[bytes]:
         return codec.joined_images([reply.images for reply in replies], dtype)
 
-    yield from _exchange("DecodeStream", cut, result, window, retries)
+    yield from _exchange("DecodeStream", cut, result, window, retries, version)
 
 
 def _exchange(
@@ -195,6 +202,7 @@ def _exchange(
     result: Callable[[list[Any]], T],
     window: int,
     retries: Retries,
+    version: int,
 ) -> StreamPlan[T]:
     """Sends batches, at most `window` chunks ahead of the replies, and delivers their results.
 
@@ -204,6 +212,8 @@ def _exchange(
         result: Makes the result of a batch from the replies to its chunks.
         window: Maximum number of chunks without a reply.
         retries: The client's retry policy and budget.
+        version: Version of the model in the requests; 0 for one that the server chooses, with which
+            a resumed stream stays.
     """
     if window < 1:
         raise ValueError(f"window: got {window}, wanted at least 1")
@@ -212,7 +222,9 @@ def _exchange(
     unanswered: deque[_Chunk] = deque()
     replies: list[Any] = []
     attempts = retries.attempts()
+    answered_by = 0
     while True:
+        held = version or answered_by
         yield OpenStream(rpc)
         sent = 0  # number of unanswered chunks that were sent on this stream
         try:
@@ -229,13 +241,16 @@ def _exchange(
                             batch_chunks = cut(batch)
                     if sent == len(unanswered):
                         break
-                    yield Send(unanswered[sent].request)
+                    message = unanswered[sent].request
+                    message.request.model.version = held
+                    yield Send(message)
                     sent += 1
                 if not unanswered:
                     return
                 reply = yield Receive()
                 attempts.succeeded()
                 sent -= 1
+                answered_by = reply.response.model.version
                 replies.append(reply.response)
                 if unanswered.popleft().last:
                     yield Deliver(result(replies))
@@ -244,5 +259,19 @@ def _exchange(
             if isinstance(error, InvalidArgument) and unanswered:
                 # Replies come in order, so the error is that of the oldest unanswered chunk.
                 chunks.count_from(error, unanswered[0].start)
+            if _was_replaced(error, held, version):
+                answered_by = 0
+                continue
             for seconds in attempts.waits(error):
                 yield BackOff(seconds, error)
+
+
+def _was_replaced(error: ServerError, held: int, stated: int) -> bool:
+    """Whether a stream failed since the version that it was held to is not served any more.
+
+    Args:
+        error: The error.
+        held: Version in the requests.
+        stated: Version that the caller has stated; 0 for none.
+    """
+    return isinstance(error, NotFound) and held != stated

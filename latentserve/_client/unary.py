@@ -7,7 +7,7 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from latentserve._client import codec, requests, scalars
+from latentserve._client import codec, formats, requests, scalars
 from latentserve._client.chunks import in_chunks
 from latentserve._client.describe import Limits, check_supported, described
 from latentserve._client.parameters import (
@@ -43,7 +43,7 @@ def encode(
     source = codec.image_source(images, resize=resize)
     seed, offset = requests.draw_of(draw, seed, offset, len(source))
     selector = requests.selector(model, version)
-    latent_format = codec.latent_format_message(latent_dtype)
+    latent_format = formats.latent_format_message(latent_dtype)
     yield from check_supported(
         limits,
         model,
@@ -76,7 +76,7 @@ def decode(
 ) -> Plan[NDArray[Any] | list[bytes]]:
     """Decodes latents."""
     array = codec.latent_array(z)
-    image_format = codec.format_message(dtype)
+    image_format = formats.format_message(dtype)
     quality = requests.quality_of(quality)
     selector = requests.selector(model, version)
     yield from check_supported(limits, model, version, scaled=scaled, unclipped=unclipped)
@@ -105,7 +105,7 @@ def sample(
     **options: Unpack[Sampling],
 ) -> Plan[NDArray[Any] | list[bytes]]:
     """Draws images from the prior."""
-    image_format = codec.format_message(dtype)
+    image_format = formats.format_message(dtype)
     request = requests.sample_request(n, image_format, latents=False, quality=quality, **options)
     replies = yield from _sample(limits, request)
     return codec.joined_images([reply.images for reply in replies], dtype)
@@ -120,7 +120,7 @@ def sample_with_latents(
     **options: Unpack[Sampling],
 ) -> Plan[Samples]:
     """Draws images from the prior, and returns them with their latents."""
-    image_format = codec.array_format_message(dtype)
+    image_format = formats.array_format_message(dtype)
     request = requests.sample_request(
         n, image_format, latents=True, latent_dtype=latent_dtype, **options
     )
@@ -163,7 +163,7 @@ def reconstruct(
     """Encodes images, and decodes the means of their posteriors or draws from them."""
     source = codec.image_source(images, resize=resize)
     seed, offset = requests.draw_of(draw, seed, offset, len(source))
-    image_format = codec.format_message(dtype)
+    image_format = formats.format_message(dtype)
     quality = requests.quality_of(quality)
     selector = requests.selector(model, version)
     yield from check_supported(
@@ -207,11 +207,11 @@ def interpolate(
     request = pb.InterpolateRequest(
         model=requests.selector(model, version),
         steps=scalars.int64(steps, "steps"),
-        method=codec.method_message(method),
-        format=codec.array_format_message(dtype),
+        method=formats.method_message(method),
+        format=formats.array_format_message(dtype),
         return_latents=True,
         scaled=scaled,
-        latent_dtype=codec.latent_format_message(latent_dtype),
+        latent_dtype=formats.latent_format_message(latent_dtype),
     )
     first, second = (
         codec.point_array(point, what, resize) for point, what in ((start, "start"), (stop, "stop"))
@@ -261,9 +261,9 @@ def traverse(
         axes=_axes(axes),
         steps=scalars.int64(steps, "steps"),
         range=scalars.real(range, "range"),
-        format=codec.array_format_message(dtype),
+        format=formats.array_format_message(dtype),
         return_latents=True,
-        latent_dtype=codec.latent_format_message(latent_dtype),
+        latent_dtype=formats.latent_format_message(latent_dtype),
     )
     yield from check_supported(
         limits,

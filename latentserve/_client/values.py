@@ -253,7 +253,8 @@ class ModelInfo:
             or `none` for a decoder without an encoder.
         prior: `standard` for N(0, I); `gmm`, `flow` or `flow-gmm` for a prior fitted to the
             latents of the training data; `none` for a model that cannot be sampled from.
-        likelihood: Likelihood of pixels, `bernoulli`; `none` for a model that cannot `score`.
+        likelihood: Likelihood of pixels, `bernoulli`, `gaussian` or `logistic`; `none` for a model
+            that cannot `score`.
         labels: Names of the classes; `sample(label=...)` takes an index into them.
         max_rows: Maximum number of rows per request; the client splits larger arrays. With
             `sizes`, it applies to images of `image_shape`; of larger ones, fewer fit.
@@ -273,13 +274,16 @@ class ModelInfo:
         sizes: Sizes of images that the model takes; None if all have `image_shape`.
         latent_scaling: How diffusion models expect the latents (`scaled=True`); None if it is not
             known.
-        rows_at_once: Maximum number of rows that are computed at once; 0 for no such limit.
+        rows_at_once: Maximum number of rows that are computed at once; 0 for no such limit. 1 if
+            rows are slow or, with `batch_invariant` False, if their bits would depend on the batch.
         origin: Where the model comes from; None if it was trained and exported by latentserve.
         memory_bytes: Memory that the loaded model takes, as the server estimates it; 0 if unknown.
         bytes_per_pixel: Peak memory of computing a row, in bytes per pixel of its image; 0 if it
             was not measured.
         has_latent_map: Whether `latent_map` returns a map.
         class_names: Names of the classes of the training data, whether or not `sample` takes them.
+        batch_invariant: Whether a row was measured to have the same bits in batches of every size;
+            None if the server or the bundle does not say.
     """
 
     name: str
@@ -310,6 +314,7 @@ class ModelInfo:
     bytes_per_pixel: float = 0.0
     has_latent_map: bool = False
     class_names: tuple[str, ...] = ()
+    batch_invariant: bool | None = None
 
 
 @dataclass(frozen=True)

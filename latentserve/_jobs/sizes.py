@@ -78,17 +78,41 @@ def buckets(side: int, sizes: Sizes) -> list[Size]:
         sizes: The sizes that the model takes.
 
     Raises:
-        ValueError: A bucket would have a size that the model does not take.
+        ValueError: A bucket would have a size that the model does not take. The message names the
+            smallest and the largest side whose buckets it takes.
     """
-    step = -(-side // (_STEPS * sizes.multiple)) * sizes.multiple
+    found = _buckets(side, sizes.multiple)
+    if not _all_allowed(found, sizes):
+        raise ValueError(f"bucket: got {side}, but the model takes {wanted(sizes)}{_fits(sizes)}")
+    return found
+
+
+def _buckets(side: int, multiple: int) -> list[Size]:
+    step = -(-side // (_STEPS * multiple)) * multiple
     found: set[Size] = set()
     for short in range(step, side + 1, step):
         long = side * side // short // step * step
         if long <= _MOST_ASPECT * short:
             found |= {(short, long), (long, short)}
-    if not found or not all(is_allowed(size, sizes) for size in found):
-        raise ValueError(f"bucket: got {side}, but the model takes {wanted(sizes)}")
     return sorted(found)
+
+
+def _all_allowed(found: Sequence[Size], sizes: Sizes) -> bool:
+    return bool(found) and all(is_allowed(size, sizes) for size in found)
+
+
+def _fits(sizes: Sizes) -> str:
+    """Names the smallest and the largest side whose buckets a model takes, for a message."""
+    # The bucket of the most pixels has at least 1 - 1 / _STEPS of the side along both axes.
+    most = math.isqrt(sizes.most_pixels) * _STEPS // (_STEPS - 1) + sizes.multiple
+    fitting = [
+        side
+        for side in range(sizes.multiple, most + 1, sizes.multiple)
+        if _all_allowed(_buckets(side, sizes.multiple), sizes)
+    ]
+    if not fitting:
+        return "; no bucket fits"
+    return f"; the smallest bucket that fits is {fitting[0]}, the largest {fitting[-1]}"
 
 
 def nearest_bucket(size: Size, found: Sequence[Size]) -> Size:

@@ -160,7 +160,7 @@ class GetModelResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[ModelInfo, _Mapping]] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "version", "image_shape", "latent_dim", "posterior", "prior", "likelihood", "labels", "max_rows", "metrics", "graphs", "dataset", "created_at", "noise", "precision", "prior_mean", "prior_std", "has_percentiles", "latent_shape", "sizes", "latent_scaling", "rows_at_once", "origin", "memory_bytes", "bytes_per_pixel", "has_latent_map", "class_names")
+    __slots__ = ("name", "version", "image_shape", "latent_dim", "posterior", "prior", "likelihood", "labels", "max_rows", "metrics", "graphs", "dataset", "created_at", "noise", "precision", "prior_mean", "prior_std", "has_percentiles", "latent_shape", "sizes", "latent_scaling", "rows_at_once", "origin", "memory_bytes", "bytes_per_pixel", "has_latent_map", "class_names", "batch_invariant")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -195,6 +195,7 @@ class ModelInfo(_message.Message):
     BYTES_PER_PIXEL_FIELD_NUMBER: _ClassVar[int]
     HAS_LATENT_MAP_FIELD_NUMBER: _ClassVar[int]
     CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
+    BATCH_INVARIANT_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     image_shape: ImageShape
@@ -222,7 +223,8 @@ class ModelInfo(_message.Message):
     bytes_per_pixel: float
     has_latent_map: bool
     class_names: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., image_shape: _Optional[_Union[ImageShape, _Mapping]] = ..., latent_dim: _Optional[int] = ..., posterior: _Optional[str] = ..., prior: _Optional[str] = ..., likelihood: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., max_rows: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., graphs: _Optional[_Iterable[_Union[GraphInfo, _Mapping]]] = ..., dataset: _Optional[str] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., noise: _Optional[str] = ..., precision: _Optional[str] = ..., prior_mean: _Optional[_Iterable[float]] = ..., prior_std: _Optional[_Iterable[float]] = ..., has_percentiles: _Optional[bool] = ..., latent_shape: _Optional[_Iterable[int]] = ..., sizes: _Optional[_Union[Sizes, _Mapping]] = ..., latent_scaling: _Optional[_Union[LatentScaling, _Mapping]] = ..., rows_at_once: _Optional[int] = ..., origin: _Optional[_Union[Origin, _Mapping]] = ..., memory_bytes: _Optional[int] = ..., bytes_per_pixel: _Optional[float] = ..., has_latent_map: _Optional[bool] = ..., class_names: _Optional[_Iterable[str]] = ...) -> None: ...
+    batch_invariant: bool
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., image_shape: _Optional[_Union[ImageShape, _Mapping]] = ..., latent_dim: _Optional[int] = ..., posterior: _Optional[str] = ..., prior: _Optional[str] = ..., likelihood: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., max_rows: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., graphs: _Optional[_Iterable[_Union[GraphInfo, _Mapping]]] = ..., dataset: _Optional[str] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., noise: _Optional[str] = ..., precision: _Optional[str] = ..., prior_mean: _Optional[_Iterable[float]] = ..., prior_std: _Optional[_Iterable[float]] = ..., has_percentiles: _Optional[bool] = ..., latent_shape: _Optional[_Iterable[int]] = ..., sizes: _Optional[_Union[Sizes, _Mapping]] = ..., latent_scaling: _Optional[_Union[LatentScaling, _Mapping]] = ..., rows_at_once: _Optional[int] = ..., origin: _Optional[_Union[Origin, _Mapping]] = ..., memory_bytes: _Optional[int] = ..., bytes_per_pixel: _Optional[float] = ..., has_latent_map: _Optional[bool] = ..., class_names: _Optional[_Iterable[str]] = ..., batch_invariant: _Optional[bool] = ...) -> None: ...
 
 class Sizes(_message.Message):
     __slots__ = ("factor", "multiple", "least", "most_pixels")

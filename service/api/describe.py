@@ -88,6 +88,7 @@ def describe_model(model: Model, settings: Settings) -> pb.ModelInfo:
         memory_bytes=model.memory_bytes,
         has_latent_map=model.latent_map is not None,
         class_names=manifest.class_names,
+        batch_invariant=_batch_invariant(manifest),
     )
     if manifest.sizes is not None:
         info.sizes.CopyFrom(
@@ -135,6 +136,13 @@ def describe_map(model: Model, settings: Settings) -> pb.GetLatentMapResponse:
     mean = found.mean[:rows].astype(np.float32)
     codec.put_tensor(reply.mean, mean, tensor_pb2.DATA_TYPE_FLOAT16)
     return reply
+
+
+def _batch_invariant(manifest: Manifest) -> bool | None:
+    """Whether rows have the same bits in every batch; None if the bundle does not say."""
+    if manifest.parity is not None:
+        return manifest.parity.batch_invariant
+    return True if manifest.rows_at_once == 0 else None
 
 
 def _figures(manifest: Manifest) -> dict[str, float]:

@@ -31,7 +31,7 @@ from latentserve.v1 import tensor_pb2
 from service.api import codec
 from service.api.formats import FORMATS, Format
 from service.api.sizes import Sizes
-from service.api.wire import Chunks, prefix, tag, varint
+from service.api.wire import LENGTH_DELIMITED, Chunks, prefix, varint
 from service.engine.call import Call
 from service.engine.engine import Compute, Engine
 from service.errors import InvalidArgument
@@ -45,9 +45,11 @@ _MAX_PLANS: Final = 256
 _LITTLE_ENDIAN: Final = sys.byteorder == "little"
 # Up to this size, copying an array is cheaper than sending a view of it.
 _COPIED_BYTES: Final = 16 * 1024
-# A Timing message: tag and value of fields 1 to 3 (doubles), then the tag of field 4 (a varint).
-_TIMING: Final = struct.Struct("<BdBdBdB")
+# The Timing of a reply: its tag and length, tag and value of its fields 1 to 3 (doubles), then the
+# tag of field 4 (a varint).
+_TIMING: Final = struct.Struct("<BBBdBdBdB")
 _TIMING_TAGS: Final = (1 << 3 | 1, 2 << 3 | 1, 3 << 3 | 1, 4 << 3)
+_TIMING_BYTES: Final = _TIMING.size - 2
 
 _IMAGES: Final = pb.DecodeResponse.DESCRIPTOR.fields_by_name["images"].number
 _ENCODE_TIMING: Final = pb.EncodeResponse.DESCRIPTOR.fields_by_name["timing"].number
@@ -65,9 +67,10 @@ class Plan:
         nbytes: Length of the request's tensor data, in bytes.
         reserved: Bytes that admission counts for the call.
         compute: Validates the values and runs the graph.
-        outputs: Name of each graph output in the reply, and the serialised bytes before its data.
+        outputs: Name of each graph output in the reply, the serialised bytes before its data, and
+            whether the data are copied.
         identity: The reply's model identity, serialised.
-        timing: Field number of the timing in the reply.
+        timing: Tag of the timing in the reply.
     """
 
     rows: int
@@ -76,7 +79,7 @@ class Plan:
     nbytes: int
     reserved: int
     compute: Compute
-    outputs: tuple[tuple[str, bytes], ...]
+    outputs: tuple[tuple[str, bytes, bool], ...]
     identity: bytes
     timing: int
 
@@ -151,9 +154,9 @@ class FastPath:
         finally:
             admission.leave(rows, plan.reserved, since, call.caller)
         chunks: list[bytes | memoryview] = []
-        for name, head in plan.outputs:
+        for name, head, copied in plan.outputs:
             array = outputs[name]
-            chunks += head, _content(array)
+            chunks += head, array.tobytes() if copied else array.data.cast("B")
         chunks.append(plan.identity + _timing(plan.timing, call))
         return tuple(chunks)
 
@@ -173,16 +176,17 @@ class FastPath:
         inner = tensor_pb2.Tensor(dtype=tensor_pb2.DATA_TYPE_FLOAT32, shape=latents)
         fields = pb.EncodeResponse.DESCRIPTOR.fields_by_name
         names = ("mean",) if manifest.posterior == "delta" else ("mean", "log_var")
+        nbytes = 4 * math.prod(latents)
         return self._new_plan(
             model,
             _DIRECT_DTYPES[dtype],
             (rows, *sizes.image_shape(size)),
             size,
             self._engine.encoding(model, None if as_uint8 else _check_pixels, size),
-            tuple(
-                (name, prefix((fields[name].number,), inner, codec.DATA, 4 * math.prod(latents)))
+            {
+                name: (prefix((fields[name].number,), inner, codec.DATA, nbytes), nbytes)
                 for name in names
-            ),
+            },
             pb.EncodeResponse(),
             _ENCODE_TIMING,
         )
@@ -210,7 +214,7 @@ class FastPath:
             (rows, *sizes.latent_shape(size)),
             size,
             self._engine.decoding(model, _check_latents, as_uint8=as_uint8, size=size),
-            (("image", prefix(path, inner, codec.DATA, nbytes)),),
+            {"image": (prefix(path, inner, codec.DATA, nbytes), nbytes)},
             pb.DecodeResponse(),
             _DECODE_TIMING,
         )
@@ -220,9 +224,9 @@ class FastPath:
         model: Model,
         dtype: np.dtype[Any],
         shape: tuple[int, ...],
-        size: ImageSize,
+        image_size: ImageSize,
         compute: Compute,
-        outputs: tuple[tuple[str, bytes], ...],
+        outputs: Mapping[str, tuple[bytes, int]],
         reply: Any,
         timing: int,
     ) -> Plan:
@@ -233,11 +237,13 @@ class FastPath:
             dtype,
             shape,
             math.prod(shape) * dtype.itemsize,
-            rows * row_bytes(manifest, size),
+            rows * row_bytes(manifest, image_size),
             compute,
-            outputs,
+            tuple(
+                (name, head, nbytes <= _COPIED_BYTES) for name, (head, nbytes) in outputs.items()
+            ),
             reply.SerializeToString(),
-            timing,
+            timing << 3 | LENGTH_DELIMITED,
         )
 
 
@@ -285,15 +291,13 @@ def _check_latents(latents: NDArray[np.float32]) -> None:
     codec.check_latents(latents, "latents")
 
 
-def _content(array: NDArray[Any]) -> bytes | memoryview:
-    return array.tobytes() if array.nbytes <= _COPIED_BYTES else array.data.cast("B")
-
-
-def _timing(field: int, call: Call) -> bytes:
-    """Serialises the timing field, with the same values as `Servicer`."""
+def _timing(tag: int, call: Call) -> bytes:
+    """Serialises the timing under a one-byte tag, with the same values as `Servicer`."""
     timing = call.timing
     one, two, three, four = _TIMING_TAGS
     total = time.monotonic() - call.arrived
-    fields = _TIMING.pack(one, timing.queue, two, timing.compute, three, total, four)
     rows = varint(timing.batch_rows)
-    return tag(field, len(fields) + len(rows)) + fields + rows
+    size = _TIMING_BYTES + len(rows)
+    return (
+        _TIMING.pack(tag, size, one, timing.queue, two, timing.compute, three, total, four) + rows
+    )

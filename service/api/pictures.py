@@ -61,6 +61,8 @@ _MODES = {
     "RGB": "RGB", "RGBA": "RGB", "P": "palette", "PA": "palette",
 }  # fmt: skip
 _WANTED = {1: "grey", 3: "RGB"}
+# What sizes in errors mean, as in options.
+_ORDER = "(height x width)"
 _NAMES = {"PNG": "PNG", "WEBP": "WebP"}
 # Largest height and width that a format can store.
 _MAX_SIDE = {"PNG": 2**31 - 1, "JPEG": 65_535, "WEBP": 16_383}
@@ -158,7 +160,7 @@ def write_files(
         raise ValueError(f"pixels: got shape {list(pixels.shape)}, wanted [N, 1 or 3, H, W]")
     height, width = pixels.shape[2:]
     if max(height, width) > _MAX_SIDE[kind]:
-        got = f"{kind} of {width}x{height}"
+        got = f"{kind} of {height}x{width}"
         raise InvalidArgument("format", got, f"at most {_MAX_SIDE[kind]} pixels along each axis")
     options: dict[str, Any] = {"quality": quality}
     if kind == "PNG":
@@ -195,10 +197,10 @@ def _read(
             if nearest is not None:
                 near = nearest(*pictures.upright_size(image))
                 if near != (height, width):
-                    got = f"{image.width}x{image.height}"
+                    got = f"{image.height}x{image.width}"
                     if near != (image.height, image.width):
-                        got += f", resized to {near[1]}x{near[0]}"
-                    wanted = f"{width}x{height}, the size of the first file"
+                        got += f", resized to {near[0]}x{near[1]}"
+                    wanted = f"{height}x{width} {_ORDER}, the size of the first file"
                     raise InvalidArgument(field, got, wanted)
             with _decoding.of(image.width * image.height, max_pixels):
                 return pictures.prepare(image, (height, width), channels)
@@ -235,8 +237,8 @@ def _refuse_other(
     clear = pictures.transparent(image)
     if (mode, image.size) == (_WANTED[channels], (width, height)) and not clear and not turned:
         return
-    got = f"{mode} {image.width}x{image.height} {_NAMES.get(image.format or '', 'JPEG')}"
+    got = f"{mode} {image.height}x{image.width} {_NAMES.get(image.format or '', 'JPEG')}"
     got += " with transparency" * clear + ", turned by its EXIF data" * turned
     other_size = free and image.size != (width, height)
     remedy = "the size of the first file" if other_size else "or resize"
-    raise InvalidArgument(field, got, f"{_WANTED[channels]} {width}x{height}, {remedy}")
+    raise InvalidArgument(field, got, f"{_WANTED[channels]} {height}x{width} {_ORDER}, {remedy}")

@@ -8,7 +8,7 @@ large payload, a serialised message in chunks.
 import dataclasses
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from latentserve.v1 import latent_service_pb2 as pb
 from service.api import fields
@@ -19,12 +19,13 @@ from service.api.formats import format_of
 from service.api.inputs import Inputs
 from service.api.replies import in_stream, put_latents, put_scores, signed, with_images
 from service.api.scaling import scaling_of
+from service.api.selection import Selection
 from service.api.streams import in_order
 from service.api.wire import Chunks
 from service.engine.call import Call, Timing
 from service.engine.engine import Engine
 from service.engine.paths import traverse
-from service.engine.sampling import Draw, fresh_seed
+from service.engine.sampling import Draw
 from service.errors import InvalidArgument
 from service.models.model import Model
 from service.models.repository import Models
@@ -58,6 +59,7 @@ class Servicer:
     ):
         self._engine = engine
         self._models = models
+        self._selection = Selection(models)
         self._settings = settings
         self._inputs = Inputs(engine, settings)
         self._fast_path = FastPath(engine, self._inputs.sizes) if fast_path else None
@@ -78,20 +80,20 @@ class Servicer:
 
     async def get_model(self, request: pb.GetModelRequest, call: Call) -> pb.GetModelResponse:
         """Describes one model."""
-        model = self._find(request, call, shared=False)
+        model = self._selection.find(request, call, shared=False)
         return pb.GetModelResponse(model=describe_model(model, self._settings))
 
     async def get_latent_map(
         self, request: pb.GetLatentMapRequest, call: Call
     ) -> pb.GetLatentMapResponse:
         """Returns where test images lie in the latent space of a model."""
-        return describe_map(self._find(request, call, shared=False), self._settings)
+        return describe_map(self._selection.find(request, call, shared=False), self._settings)
 
     def encode(
         self, request: pb.EncodeRequest, call: Call
     ) -> Awaitable[pb.EncodeResponse | Chunks]:
         """Maps images to their posteriors."""
-        model = self._find(request, call)
+        model = self._selection.find(request, call)
         fast = self._fast_path and self._fast_path.encode(model, request, call)
         return fast or self._encode(model, request, call)
 
@@ -99,13 +101,13 @@ class Servicer:
         self, request: pb.DecodeRequest, call: Call
     ) -> Awaitable[pb.DecodeResponse | Chunks]:
         """Maps latents to images."""
-        model = self._find(request, call)
+        model = self._selection.find(request, call)
         fast = self._fast_path and self._fast_path.decode(model, request, call)
         return fast or self._decode(model, request, call)
 
     async def sample(self, request: pb.SampleRequest, call: Call) -> pb.SampleResponse | Chunks:
         """Draws latents from the prior and decodes them."""
-        model = self._find(request, call)
+        model = self._selection.find(request, call)
         size = fields.size_of(request, self._inputs.sizes(model))
         rows = whole("count", request.count, 1, self._inputs.sizes(model).max_rows_of(size))
         return await self._sample(model, request, draw_of(request, rows), size, call)
@@ -114,7 +116,7 @@ class Servicer:
         self, request: pb.ReconstructRequest, call: Call
     ) -> pb.ReconstructResponse | Chunks:
         """Encodes images and decodes them again."""
-        model = self._find(request, call)
+        model = self._selection.find(request, call)
         wanted = format_of(request, model.manifest)
         scaling_of(request.scaled, model.manifest)  # cancels out between encoder and decoder
         size = await self._inputs.size(model, request.images, "images", call)
@@ -136,7 +138,7 @@ class Servicer:
         self, request: pb.InterpolateRequest, call: Call
     ) -> pb.InterpolateResponse | Chunks:
         """Decodes a path from one image or latent to another."""
-        model = self._find(request, call)
+        model = self._selection.find(request, call)
         wanted, on_arc = format_of(request, model.manifest), fields.on_arc(request)
         scaling, dtype = scaling_of(request.scaled, model.manifest), latent_dtype_of(request)
         if request.HasField("latents"):
@@ -168,7 +170,7 @@ class Servicer:
         self, request: pb.TraverseRequest, call: Call
     ) -> pb.TraverseResponse | Chunks:
         """Decodes a line or a grid along latent axes."""
-        model = self._find(request, call)
+        model = self._selection.find(request, call)
         wanted, dtype = format_of(request, model.manifest), latent_dtype_of(request)
         axes = fields.axes_of(request, model.manifest.latent_dim)
         size = self._inputs.sizes(model).golden  # the axes index a latent of this size
@@ -190,8 +192,8 @@ class Servicer:
                 if given != size:
                     raise InvalidArgument(
                         "image",
-                        f"{given[1]}x{given[0]}",
-                        f"{size[1]}x{size[0]}, the size of ModelInfo.image_shape",
+                        f"{given[0]}x{given[1]}",
+                        f"{size[0]}x{size[1]} (height x width), the size of ModelInfo.image_shape",
                     )
                 start = (await self._inputs.means(model, request.image, "image", 1, size, call))[0]
             else:
@@ -205,7 +207,7 @@ class Servicer:
 
     async def score(self, request: pb.ScoreRequest, call: Call) -> pb.ScoreResponse:
         """Computes how likely images are under a model."""
-        model = self._find(request, call)
+        model = self._selection.find(request, call)
         draws = whole("draws", request.draws, 0, self._settings.max_score_draws)
         size = await self._inputs.size(model, request.images, "images", call)
         async with self._inputs.admitted(model, request.images, size, call):
@@ -228,7 +230,7 @@ class Servicer:
         self, requests: AsyncIterator[pb.EncodeStreamRequest], call: Call
     ) -> AsyncGenerator[pb.EncodeStreamResponse, None]:
         """Answers each message of a stream as an Encode request."""
-        find = self._pinned(call)
+        find = self._selection.pinned(call)
 
         async def answer(message: pb.EncodeStreamRequest, part: Call) -> pb.EncodeStreamResponse:
             request = message.request
@@ -241,7 +243,7 @@ class Servicer:
         self, requests: AsyncIterator[pb.DecodeStreamRequest], call: Call
     ) -> AsyncGenerator[pb.DecodeStreamResponse | Chunks, None]:
         """Answers each message of a stream as a Decode request."""
-        find = self._pinned(call)
+        find = self._selection.pinned(call)
 
         async def answer(
             message: pb.DecodeStreamRequest, part: Call
@@ -256,7 +258,7 @@ class Servicer:
         self, request: pb.SampleStreamRequest, call: Call
     ) -> AsyncGenerator[pb.SampleStreamResponse | Chunks, None]:
         """Answers a Sample request of any size in chunks of images."""
-        model, whole_request = self._find(request.request, call), request.request
+        model, whole_request = self._selection.find(request.request, call), request.request
         image_size = fields.size_of(whole_request, self._inputs.sizes(model))
         limit = self._inputs.sizes(model).max_rows_of(image_size)
         size = whole("chunk_rows", request.chunk_rows, 0, limit) or min(_CHUNK_ROWS, limit)
@@ -345,48 +347,6 @@ class Servicer:
             return await with_images(
                 self._engine, signed(reply, model, call), sampled.images, wanted, call
             )
-
-    def _find(self, request: Any, call: Call, *, shared: bool = True) -> Model:
-        """Looks up the model that a request names.
-
-        Args:
-            request: A request with the field `model`.
-            call: The per-call context.
-            shared: Whether a route may choose the version by the request's seed; if not, the
-                version with the largest share is meant.
-        """
-        models, selector = self._models(), request.model
-        seed = None
-        if models.routes and shared and not selector.version:
-            seed = _route_seed(request)
-            call.routed = (selector.name or models.default) in models.routes
-        model = models.find(selector.name, selector.version, seed)
-        call.model, call.version = model.manifest.name, model.manifest.version
-        return model
-
-    def _pinned(self, call: Call) -> Callable[[Any], Model]:
-        """Returns a `_find` for one stream, which returns the same models even after a reload."""
-        found: dict[tuple[str, int], Model] = {}
-
-        def find(request: Any) -> Model:
-            key = request.model.name, request.model.version
-            if key not in found:
-                found[key] = self._find(request, call)
-            return found[key]
-
-        return find
-
-
-def _route_seed(request: Any) -> int:
-    """The seed of a request; if it could have one and has none, it gets a random one.
-
-    So the seed that the reply states leads to the same version again.
-    """
-    if "seed" not in request.DESCRIPTOR.fields_by_name:
-        return fresh_seed()
-    if not request.HasField("seed"):
-        request.seed = fresh_seed()
-    return int(request.seed)
 
 
 def _parts(

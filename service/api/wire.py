@@ -13,7 +13,8 @@ from google.protobuf.message import Message
 #: A serialised message in pieces, to be concatenated.
 Chunks = tuple[bytes | memoryview, ...]
 
-_LENGTH_DELIMITED = 2  # the wire type of bytes, strings and nested messages
+#: The wire type of bytes, strings and nested messages.
+LENGTH_DELIMITED = 2
 
 _ONE_BYTE_VARINTS = [bytes((value,)) for value in range(128)]
 
@@ -62,7 +63,7 @@ def prefix(path: Sequence[int], inner: Message, field: int, size: int) -> bytes:
 
 def tag(field: int, size: int) -> bytes:
     """Tag and length prefix of a length-delimited field of `size` bytes."""
-    return varint(field << 3 | _LENGTH_DELIMITED) + varint(size)
+    return varint(field << 3 | LENGTH_DELIMITED) + varint(size)
 
 
 def varint(value: int) -> bytes:

@@ -19,7 +19,9 @@ Images of different sizes never share a batch: a batch has the size of the reque
 and takes further requests of that size from the front of the callers' queues. A row that takes
 longer than about 50 milliseconds is slow: it is a batch of its own, and slow batches leave one
 thread to the others, so that a call of a millisecond never waits for one of seconds. Its run ends
-early if its caller leaves. A row that takes a sixteenth of the memory below counts as slow.
+early if its caller leaves. A row that takes a sixteenth of the memory below counts as slow. A row
+of 16 to 50 milliseconds is long: long rows may occupy all threads, but one more batch of shorter
+ones runs beside them (`service.engine.running`).
 
 The memory of running batches is limited too. A slow row waits while others are computed whose
 memory leaves no room for it; smaller ones behind it do not overtake it, or it might wait for ever.
@@ -37,13 +39,13 @@ from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 from service.engine.batch import (
     Batch,
-    Graph,
     InferenceRequest,
     Operation,
     QueueEntry,
     Segment,
 )
 from service.engine.call import Call
+from service.engine.running import Pace, Running, SlowGraphs
 from service.engine.turns import Turns
 from service.errors import DeadlineExceeded
 from service.models.speed import ImageSize, Limits
@@ -60,8 +62,6 @@ INLINE_SECONDS_ONE_CORE: Final = 3e-3
 #: The same if only one call is in flight: no other call waits for the event loop, and waking a
 #: thread, then the loop, would cost the call a quarter of a millisecond.
 INLINE_SECONDS_ONE_CALL: Final = 1e-3
-# Seconds after its last slow row that a graph's memory is returned to the system.
-_RELEASE_SECONDS: Final = 10.0
 # Event-loop iterations after which a batch is dispatched even if requests keep arriving.
 _MAX_ITERATIONS: Final = 4
 
@@ -89,10 +89,9 @@ class Batcher:
     batches.
 
     Args:
-        execute: Runs a function in a thread, then a second one in the event loop; can run as
-            many at the same time as `threads`, at least 2.
-        threads: Maximum batches at the same time. With 1, a batch of a slow row may run at the
-            same time as another.
+        execute: Runs a function in a thread, then a second one in the event loop; can run one
+            more at the same time than `threads`, and at least 3.
+        threads: Maximum batches at the same time, as for `Running`.
         observer: Receives the batcher's events.
         window: Seconds that a batch waits for more rows if it is not full.
         inline: Longest batch, in seconds, that is computed on the event loop; 0 to compute all
@@ -114,21 +113,18 @@ class Batcher:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._execute = execute
-        self._threads = threads
-        self._slots = max(2, threads)
-        # Running batches of slow rows and others, and the memory of all together.
-        self._running_slow = self._running_fast = self._running_bytes = 0
-        self._max_bytes = max_bytes or sys.maxsize
+        self._running = Running(threads, max_bytes or sys.maxsize)
+        self._slow_graphs = SlowGraphs(execute, clock)
         self._observer = observer
         self._window = window
         self._inline = inline
         self._inline_one_call = max(inline, INLINE_SECONDS_ONE_CALL) if inline else 0.0
         self._clock = clock
-        self._slow: _Queues = OrderedDict()
         self._fast: _Queues = OrderedDict()
-        self._slow_is_next = False
-        # Running batches of slow rows of each graph, and when the last began or ended.
-        self._slow_graphs: dict[Graph, tuple[int, float]] = {}
+        # Queues of each pace, in the order of turns.
+        self._queues: OrderedDict[Pace, _Queues] = OrderedDict(
+            ((Pace.SLOW, OrderedDict()), (Pace.LONG, OrderedDict()), (Pace.FAST, self._fast))
+        )
         # Empty queues for reuse: at low load, most calls would make one.
         self._spare: list[Turns[QueueEntry]] = []
         self._scheduled = self._enqueued = False
@@ -155,7 +151,7 @@ class Batcher:
         entry = QueueEntry(request, call, loop.create_future(), self._clock())
         operation, size = request.operation, request.size
         limits = operation.graph.limits(size) if size else operation.limits
-        queues = self._slow if limits.slow else self._fast
+        queues = self._queues[Pace.of(limits)] if limits.slow or limits.long else self._fast
         queue = queues.get(operation)
         if queue is None:
             queues[operation] = queue = self._spare.pop() if self._spare else Turns()
@@ -166,7 +162,7 @@ class Batcher:
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         """Defers the dispatch, so that requests of the same few loop iterations share a batch."""
         self._enqueued = True
-        if not self._scheduled and self._running_slow + self._running_fast < self._slots:
+        if not self._scheduled and not self._running.full:
             self._scheduled = True
             loop.call_soon(self._dispatch_when_quiet, loop, _MAX_ITERATIONS)
 
@@ -186,7 +182,7 @@ class Batcher:
 
     def _dispatch(self) -> None:
         """Starts batches while there are requests and threads for them."""
-        while self._fast or self._slow:
+        while any(self._queues.values()):
             batch = self._next_batch()
             if batch is None:
                 return
@@ -198,7 +194,7 @@ class Batcher:
                     self._observer.request_dequeued(waited)
             one_call = len(batch.segments) == 1
             if (
-                not self._running_fast
+                not self._running.fast
                 and not self._fast
                 and batch.limits.seconds(batch.rows)
                 <= (self._inline_one_call if one_call else self._inline)
@@ -206,19 +202,21 @@ class Batcher:
                 batch.compute()
                 self._complete(batch)
                 continue
-            self._count(batch, 1)
+            self._running.add(batch)
             if batch.limits.slow:
                 self._start_slow(batch)
             else:
                 self._execute(batch.compute, lambda batch=batch: self._on_computed(batch))  # type: ignore[misc]
 
     def _on_computed(self, batch: Batch) -> None:
-        self._count(batch, -1)
+        self._running.remove(batch)
         self._complete(batch)
         self._dispatch()
 
     def _start_slow(self, batch: Batch) -> None:
         """Starts the batch of a slow row, whose call does not wait until it has been observed."""
+        graph = batch.operation.graph
+        self._slow_graphs.count(graph, 1)
         for entry, _, _ in batch.segments:
             entry.future.add_done_callback(batch.terminate_if_cancelled)
         loop = asyncio.get_running_loop()
@@ -231,56 +229,26 @@ class Batcher:
             error = batch.observe()
 
         def on_observed() -> None:
-            self._count(batch, -1)
+            self._running.remove(batch)
+            self._slow_graphs.count(graph, -1)
             if error is not None:
-                self._observer.batch_failed(batch.operation.graph, error)
+                self._observer.batch_failed(graph, error)
             self._dispatch()
 
         self._execute(compute, on_observed)
 
-    def _count(self, batch: Batch, change: int) -> None:
-        """Adds a batch to those that are running, or subtracts it."""
-        if batch.limits.slow:
-            self._running_slow += change
-            if not self._slow_graphs:
-                asyncio.get_running_loop().call_later(_RELEASE_SECONDS, self._release_memory)
-            graph = batch.operation.graph
-            running, _ = self._slow_graphs.get(graph, (0, 0.0))
-            self._slow_graphs[graph] = running + change, self._clock()
-        else:
-            self._running_fast += change
-        self._running_bytes += change * batch.rows * batch.limits.row_bytes
-
-    def _release_memory(self) -> None:
-        """Returns the memory of graphs whose slow rows ended some seconds ago to the system."""
-        now = self._clock()
-        for graph, (running, last) in list(self._slow_graphs.items()):
-            if not running and now - last >= _RELEASE_SECONDS:
-                del self._slow_graphs[graph]
-                self._execute(graph.release_memory, lambda: None)
-        if self._slow_graphs:
-            asyncio.get_running_loop().call_later(_RELEASE_SECONDS, self._release_memory)
-
     def _next_batch(self) -> Batch | None:
         """Takes the next batch from the queues; None if none is due or there is no thread for it.
 
-        Slow rows and others take turns.
+        Slow rows, long ones and others take turns.
         """
-        idle = self._slots - self._running_slow - self._running_fast
-        fast_left = self._threads - self._running_fast
-        if not self._slow:
-            self._slow_is_next = True
-            threads = min(idle, fast_left)
-            return self._take(self._fast, threads) if threads > 0 else None
-        slow_left = self._slots - 1 - self._running_slow
-        turns = [(self._fast, fast_left), (self._slow, slow_left)]
-        if self._slow_is_next:
-            turns.reverse()
-        for queues, left in turns:
-            threads = min(idle, left) if queues else 0
-            batch = self._take(queues, threads) if threads > 0 else None
+        for pace, queues in self._queues.items():
+            if not queues:
+                continue
+            left = self._running.left(pace)
+            batch = self._take(queues, left) if left > 0 else None
             if batch is not None:
-                self._slow_is_next = queues is self._fast
+                self._queues.move_to_end(pace)
                 return batch
         return None
 
@@ -295,7 +263,7 @@ class Batcher:
                 if queue:
                     size = queue.first().request.size
                 limits = operation.graph.limits(size)
-            if limits.slow and queue and not self._has_memory(limits.row_bytes):
+            if limits.slow and queue and not self._running.has_memory(limits.row_bytes):
                 return None
             del queues[operation]
             if self._window and queue and self._waits_for_more(limits, queue):
@@ -328,19 +296,11 @@ class Batcher:
                 return Batch(operation, segments, limit - left, size, limits)
         return None
 
-    def _has_memory(self, count: int) -> bool:
-        """Whether a slow row that takes `count` bytes may start.
-
-        If it is the only slow row, it may: one that takes more than the limit is refused earlier.
-        """
-        return not self._running_slow or self._running_bytes + count <= self._max_bytes
-
     def _batch_limit(self, limits: Limits, queue: Turns[QueueEntry], idle_threads: int) -> int:
         """Maximum rows of the next batch; queued rows are divided evenly among idle threads."""
         most = limits.batch_rows
         if limits.row_bytes:
-            free = self._max_bytes - self._running_bytes
-            most = min(most, max(1, free // limits.row_bytes))
+            most = min(most, self._running.fitting_rows(limits.row_bytes))
         if idle_threads == 1 or most <= limits.call_rows:
             return most
         share = -(-_rows(queue.items_in_order()) // idle_threads)
@@ -391,7 +351,8 @@ class Batcher:
             entry.completed += stop - start
             timing = entry.call.timing
             timing.compute += seconds
-            timing.batch_rows = max(timing.batch_rows, batch.rows)
+            if batch.rows > timing.batch_rows:
+                timing.batch_rows = batch.rows
             future = entry.future
             if future.done():
                 continue

@@ -7,8 +7,7 @@ in the same batches.
 
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -24,6 +23,7 @@ from service.engine.batcher import INLINE_SECONDS, Batcher
 from service.engine.call import Call
 from service.engine.operations import Array, Check, Observer, Operations, Pixels, unit_range
 from service.engine.pool import Pool
+from service.engine.results import Decoded, Encoded
 from service.engine.sampling import Draw, drawn
 from service.engine.scoring import Scored, Scoring
 from service.errors import NotForThisModel
@@ -38,33 +38,6 @@ _MORE_THREADS, _MAX_THREADS = 4, 32
 _INLINE_BYTES = 256 * 1024
 #: Computes rows for a call with one operation; returns its output arrays by name.
 Compute = Callable[[Call, NDArray[Any]], Awaitable[Arrays]]
-
-
-class Encoded(NamedTuple):
-    """Posteriors of images.
-
-    Attributes:
-        mean: Means, float32 [N, D] or [N, c, h, w].
-        log_var: Log-variances, of the same shape; None for a plain autoencoder.
-        z: Samples, of the same shape; None if none were drawn.
-    """
-
-    mean: Array
-    log_var: Array | None
-    z: Array | None = None
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """Images and the latents they were decoded from.
-
-    Attributes:
-        images: [N, C, H, W]; uint8, or float32 in [0, 1].
-        latents: float32 [N, D] or [N, c, h, w].
-    """
-
-    images: Pixels
-    latents: Array
 
 
 class Engine:
@@ -89,8 +62,8 @@ class Engine:
         max_compute_bytes: int = 0,
     ):
         self.admission = admission
-        # With one worker, a slow row runs in a second thread.
-        self._pool = Pool(max(2, workers))
+        # With one worker, a slow row runs in a second thread; beside long rows, one more runs.
+        self._pool = Pool(max(2, workers) + 1)
         self._background = Background(min(_MAX_THREADS, usable_cpus() + _MORE_THREADS))
         self._observer = observer
         self._batcher = Batcher(

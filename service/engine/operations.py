@@ -40,7 +40,7 @@ class Operations:
         decode: Maps latents to `image` in [0, 1], by the same keys.
         raw: Maps latents to `image`, float32 and not clipped.
         sample: Maps latents to `image` in [0, 1] and the latents `z`, by the same keys.
-        logits: Maps latents to `logits`; set only if there is a likelihood.
+        likelihood: Maps latents to the parameters of p(x|z); set only if there is a likelihood.
         prior: Maps noise to latents; set only if the prior is learned.
         density: Maps latents to `log_prob`; set only if the prior is learned.
     """
@@ -61,7 +61,7 @@ class Operations:
                 True: Operation(encoder, moments, _scaled, observe=observe),
                 False: Operation(encoder, moments, observe=observe),
             }
-        # The mean of a Bernoulli is a sigmoid, which is in [0, 1] already.
+        # The mean of a likelihood is in [0, 1] already.
         clips = manifest.likelihood == "none"
 
         def pixels(outputs: Arrays, as_uint8: bool) -> Arrays:
@@ -87,7 +87,7 @@ class Operations:
             for as_uint8 in (True, False)
         }
         if manifest.likelihood != "none":
-            self.logits = Operation(decoder, ("logits",))
+            self.likelihood = Operation(decoder, (manifest.likelihood_output,))
         if manifest.learned_prior:
             self.prior = Operation(model.graphs["prior"], ("z",))
             self.density = Operation(model.graphs["prior_density"], ("log_prob",))

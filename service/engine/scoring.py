@@ -135,11 +135,13 @@ class Scoring:
 
     async def _nll(self, z: Array, images: Array) -> Nats:
         """Negative log-likelihood of images given latents, -log p(x|z), float64 [N]."""
+        kind, output = self._manifest.likelihood, self._manifest.likelihood_output
+        assert kind != "none"
         request = InferenceRequest(
-            self._operations.logits,
+            self._operations.likelihood,
             len(z),
             {"z": z.reshape(-1, *self._shape)},
-            lambda outputs: likelihood.bernoulli_nll(outputs["logits"], images),
+            lambda outputs: likelihood.pixel_nll(kind, outputs[output], images),
             images.shape[2:] if self._manifest.sizes is not None else (),
         )
         return await self._batcher.run(request, self._call)

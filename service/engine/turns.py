@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -27,9 +27,8 @@ class Turns(dict[str, deque[T]]):
         self._order: deque[str] = deque()
 
     def items_in_order(self) -> Iterator[T]:
-        """Yields all items: caller by caller, those of each oldest first."""
-        for items in self.values():
-            yield from items
+        """Iterates over all items: caller by caller, those of each oldest first."""
+        return chain.from_iterable(self.values())
 
     def append(self, item: T, caller: str) -> None:
         """Adds an item behind the others of its caller."""

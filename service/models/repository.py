@@ -170,11 +170,15 @@ class Repository:
         refused: list[Refused] = []
         routes: dict[str, Route] = {}
         for folder in folders:
-            found = self._versions_of(folder, before.loaded.get(folder.name, {}), refused)
+            served = before.loaded.get(folder.name, {})
+            found = self._versions_of(folder, served, refused)
+            keeps = bool(folder.problem)
+            if kept := self._kept(folder, found, served):
+                found, keeps = kept, True
             if not found:
                 continue
             loaded[folder.name] = MappingProxyType(found)
-            route = before.routes.get(folder.name) if folder.problem else self._route_of(folder)
+            route = before.routes.get(folder.name) if keeps else self._route_of(folder)
             if route is not None:
                 routes[folder.name] = route
         if not self.stopped():
@@ -188,6 +192,30 @@ class Repository:
             tuple(refused),
             MappingProxyType(routes),
         )
+
+    def _kept(
+        self, folder: ModelFolder, found: Mapping[int, Model], served: Mapping[int, Model]
+    ) -> dict[int, Model]:
+        """The versions to go on serving where the pinned one is missing or was refused.
+
+        Args:
+            folder: The model's folder.
+            found: The versions that were loaded.
+            served: The versions being served.
+
+        Returns:
+            Those of `served` that are still in the folder; empty if `found` is to be served.
+        """
+        pinned = self._pin_of(folder)
+        if pinned is None or pinned in found or self.stopped():
+            return {}
+        kept = {number: served[number] for number in served if number in folder.versions}
+        if kept:
+            _log.warning(
+                "%s: version %d, which %s pins, cannot be served; still served: %s",
+                folder.name, pinned, folder.path / PIN, ", ".join(map(str, kept)),
+            )  # fmt: skip
+        return kept
 
     def _route_of(self, folder: ModelFolder) -> Route | None:
         """The route of a model: its pin, which a rollback has set, goes before the setting."""

@@ -42,6 +42,7 @@ class Limits(NamedTuple):
         run_seconds: Estimated time of a run without that of its rows; infinite if it was not
             measured.
         row_seconds: Estimated time per row.
+        long: Whether a row that is not slow takes longer than any batch of shorter ones.
     """
 
     batch_rows: int
@@ -51,6 +52,7 @@ class Limits(NamedTuple):
     row_bytes: int = 0
     run_seconds: float = math.inf
     row_seconds: float = 0.0
+    long: bool = False
 
     def seconds(self, rows: int) -> float:
         """Estimated time to compute a number of rows, in seconds."""
@@ -139,7 +141,8 @@ class Speed:
         )
         # CUDA's libraries choose algorithms for every new shape, so there are few sizes of batches.
         least = min(self._least_rows(row), batch_rows) if self._kind == "cuda" else 1
-        return Limits(batch_rows, call_rows, False, least, row_bytes, self._run_seconds, row)
+        long = row > _MIN_ROWS_SECONDS
+        return Limits(batch_rows, call_rows, False, least, row_bytes, self._run_seconds, row, long)
 
     def _rows_within(self, seconds: float, row: float) -> int:
         """Largest power of two of rows that take at most `seconds`, within the bounds."""

@@ -318,7 +318,8 @@ def test_a_manifest_without_a_graph_is_refused(graph: str, tiny: Path) -> None:
         ("latent_dim", "three"),
         ("version", 0),
         ("name", "Bad Name"),
-        ("likelihood", "gaussian"),
+        ("likelihood", "poisson"),
+        ("likelihood", "gaussian"),  # of other outputs than its decoder has
         ("tolerances", {"cpu": float("nan")}),
         ("tolerances", {"cpu": float("inf")}),
         ("score_percentiles", [0.0] * 100),

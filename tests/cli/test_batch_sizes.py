@@ -183,7 +183,7 @@ def test_a_bucket_that_the_model_cannot_take_is_one_line(server_env, photos, tmp
     assert done.returncode == 1
     assert done.stderr == (
         "latentserve batch: bucket: got 4, but the model takes multiples of 4 from 8 up, at most "
-        "1048576 pixels in all\n"
+        "1048576 pixels in all; the smallest bucket that fits is 12, the largest 1044\n"
     )
 
 

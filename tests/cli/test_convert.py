@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.pictures import decode
 from latentserve._cli.failures import Failure
 from latentserve._cli.inputs import read_latents
 from latentserve._cli.originals import originals
@@ -154,15 +155,17 @@ def test_jpeg_originals_are_drawn_as_the_server_reads_them(server_env, tmp_path)
         assert (tiles(tmp_path / "x.png", 2, 1)[0, 0] == np.asarray(picture)).all()
 
 
-def test_an_original_that_was_resized_is_left_blank_and_counted(server_env, tmp_path, digits):
-    Image.new("L", (40, 30), 200).save(tmp_path / "a.png")
+def test_a_resized_original_is_drawn_as_the_server_resizes_it(server_env, tmp_path, digits):
+    slope = np.linspace(0, 255, 40 * 30).reshape(30, 40).astype(np.uint8)
+    Image.fromarray(slope).save(tmp_path / "a.png")
     done = run_cli(
         "reconstruct", tmp_path / "a.png", digits / "0.png", "--resize", "--zoom", "1",
         "-o", tmp_path / "x.png", env=server_env,
     )  # fmt: skip
-    assert "1 original left blank (resized or of another colour mode)" in done.stdout
+    assert done.stdout == f"{tmp_path / 'x.png'}: 2 images\n", done.stderr
     drawn = tiles(tmp_path / "x.png", 2, 2)
-    assert (drawn[0, 0] == 48).all()
+    wanted = decode((tmp_path / "a.png").read_bytes(), (28, 28), 1)
+    assert (drawn[0, 0] == wanted[0]).all()
     assert (drawn[0, 1] == np.load(digits / "digits.npy")[0, 0]).all()
 
 
@@ -204,6 +207,38 @@ def turned(orientation: int) -> Image.Exif:
     return exif
 
 
+def noise(mode: str, size: tuple[int, int] = (23, 41)) -> Image.Image:
+    """A picture of random pixels."""
+    rng = np.random.default_rng(2)
+    if mode == "I;16":
+        return Image.fromarray(rng.integers(0, 65536, size[::-1], np.uint16))
+    whole = Image.fromarray(rng.integers(0, 256, (*size[::-1], 4), np.uint8))
+    return whole.convert("RGB").quantize(64) if mode == "P" else whole.convert(mode)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(file_of(noise(mode)) for mode in ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")),
+        file_of(noise("L"), transparency=0),
+        file_of(noise("RGB"), "JPEG", exif=turned(6)),
+        file_of(noise("CMYK"), "JPEG"),
+        file_of(noise("RGB", (400, 300)), "JPEG"),
+        file_of(noise("RGBA"), "WEBP", exif=turned(3)),
+        file_of(noise("RGB", (12, 16))),
+    ],
+    ids=[
+        "bits", "grey", "grey alpha", "16 bits", "palette", "colour", "alpha", "one transparent",
+        "turned", "CMYK", "large jpeg", "webp", "same size",
+    ],
+)  # fmt: skip
+def test_files_are_drawn_as_the_server_converts_them(content, channels):
+    sheet, blank = originals([content], (1, channels, 16, 12))
+    assert blank == 0
+    assert (sheet[0] == decode(content, (16, 12), channels)).all()
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -212,20 +247,11 @@ def turned(orientation: int) -> Image.Exif:
         b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR",
         b"\xff\xd8\xff",
         file_of(Image.new("L", (4, 4), 9))[:-20],
-        file_of(Image.new("RGB", (4, 4))),
-        file_of(Image.new("LA", (4, 4))),
-        file_of(Image.new("P", (4, 4))),
-        file_of(Image.new("L", (5, 4))),
-        file_of(Image.new("L", (4, 4)), transparency=0),
-        file_of(Image.new("L", (4, 4)), "JPEG", exif=turned(3)),
         file_of(Image.new("L", (4, 4)), "BMP"),
     ],
-    ids=[
-        "empty", "signature", "header", "jpeg start", "truncated", "colour", "alpha", "palette",
-        "size", "transparent", "turned", "format",
-    ],
-)  # fmt: skip
-def test_a_file_whose_pixels_are_not_the_models_input_is_left_blank(content):
+    ids=["empty", "signature", "header", "jpeg start", "truncated", "format"],
+)
+def test_a_file_that_cannot_be_decoded_is_left_blank(content):
     sheet, blank = originals([content], (1, 1, 4, 4))
     assert blank == 1
     assert (sheet == 48).all()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from latentserve._cli.png import encode_png, grid
+from latentserve._cli.png import background_of, encode_png, grid
 
 sides = st.integers(1, 9)
 pictures = st.one_of(
@@ -43,6 +43,20 @@ def test_a_grid_keeps_colour_and_is_about_square():
     sheet = grid(images, gap=0)
     assert sheet.shape == (12, 16, 3)
     assert sheet[0, 0].tolist() == [0, 0, 200]
+
+
+@pytest.mark.parametrize(
+    ("channels", "edge", "wanted"), [(3, 200, 255), (3, 90, 48), (1, 200, 48), (1, 0, 48)]
+)
+def test_only_coloured_images_with_light_edges_are_laid_on_white(channels, edge, wanted):
+    images = np.full((3, channels, 6, 8), edge, np.uint8)
+    images[:, :, 1:-1, 1:-1] = 255 - edge
+    images[0] = 0
+    background = background_of(images)
+    assert background == wanted
+    sheet = grid(images, gap=1, background=background)
+    assert (sheet[0] == wanted).all()
+    assert (sheet[:, 0] == wanted).all()
 
 
 @pytest.mark.parametrize("shape", [(0, 1, 4, 4), (4, 2, 4, 4), (4, 4)])

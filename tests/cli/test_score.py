@@ -2,9 +2,11 @@
 
 import csv
 import json
+import math
 import shutil
 
 import numpy as np
+import pytest
 
 from tests.support.in_process import run_cli
 
@@ -16,13 +18,14 @@ def test_score_prints_an_aligned_table_with_a_row_for_each_file(server_env, digi
     done = run_cli("score", *files, env=server_env)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].split() == ["file", "ELBO", "reconstruction", "KL", "percentile"]
+    assert lines[0].split() == ["file", "ELBO", "bits/dim", "reconstruction", "KL", "percentile"]
     assert len({len(line) for line in lines}) == 1
     scores = shipped_client.score(np.load(digits / "digits.npy"))
     for row in range(5):
-        name, elbo, reconstruction, kl, _ = lines[1 + row].split()
+        name, elbo, bits, reconstruction, kl, _ = lines[1 + row].split()
         assert name == str(files[row])
         assert elbo == f"{scores.elbo[row]:.2f}"
+        assert float(bits) == pytest.approx(scores.elbo[row] / (784 * math.log(2)), abs=5.1e-4)
         assert reconstruction == f"{scores.reconstruction[row]:.2f}"
         assert kl == f"{scores.kl[row]:.2f}"
     assert lines[6].split()[:2] == ["mean", f"{scores.elbo.astype(float).mean():.2f}"]
@@ -50,7 +53,9 @@ def test_score_writes_csv_and_json_lines(server_env, tmp_path, digits):
     assert done.stdout == f"{tmp_path / 'scores.csv'}: 5 images, seed 3\n", done.stderr
     with (tmp_path / "scores.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["row", "elbo", "reconstruction", "kl", "nll", "percentile"]
+    assert list(rows[0]) == [
+        "row", "elbo", "bits_per_dimension", "reconstruction", "kl", "nll", "percentile"
+    ]  # fmt: skip
     done = run_cli(*score, "-o", tmp_path / "scores.jsonl", env=server_env)
     lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
     assert [float(row["elbo"]) for row in rows] == [line["elbo"] for line in lines]

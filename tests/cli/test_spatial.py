@@ -113,7 +113,10 @@ def test_images_are_resized_to_a_size(run, photo, tmp_path):
     assert np.load(path).shape == (2, 2, 16, 24)
     succeeded(run("encode", png, "--resize", "-o", path))
     assert np.load(path).shape[0] == 1
-    succeeded(run("score", photo, png, "--size", "64x96"))
+    sized = succeeded(run("score", photo, png, "--size", "64x96"))
+    assert "bits/dim" in sized.splitlines()[0]
+    # The command does not open pictures, and so does not know their size.
+    assert "bits/dim" not in succeeded(run("score", photo)).splitlines()[0]
     succeeded(run("interpolate", photo, png, "--size", "64x96", "--steps", "3", "-o", png))
     succeeded(run("traverse", "--middle", photo, "--size", "16x16", "--steps", "2", "-o", png))
     for wrong in ("64", "64x", "0x64", "64x64x3", "x"):
@@ -202,7 +205,7 @@ def test_files_are_named_where_one_is_refused(run, photo, tmp_path):
     Image.new("RGB", (40, 40)).save(other)
     Image.new("L", (16, 16)).save(grey)
     for arguments, said in (
-        (("interpolate", photo, other), f"{other}: got RGB 40x40 PNG, wanted RGB 200x160"),
+        (("interpolate", photo, other), f"{other}: got RGB 40x40 PNG, wanted RGB 160x200"),
         (("interpolate", grey, other), f"{grey}: got grey 16x16 PNG, wanted RGB"),
         (("traverse", "--middle", grey), f"{grey}: got grey 16x16 PNG, wanted RGB"),
         (("interpolate", photo), f"{photo}: not an npy or npz file"),

@@ -19,7 +19,7 @@ from tests.support.stubs import details, files, stub_of
 from tests.support.tiny import write_tiny
 
 GOOD, LARGE = (write_files(np.zeros((1, 1, side, side), np.uint8))[0] for side in (4, 9))
-WRONG = "got grey 9x9 PNG, wanted grey 4x4, or resize"
+WRONG = "got grey 9x9 PNG, wanted grey 4x4 (height x width), or resize"
 
 
 @pytest.fixture(scope="module")

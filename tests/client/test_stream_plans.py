@@ -17,7 +17,7 @@ from latentserve._client.plans import (
     Send,
 )
 from latentserve._client.retries import Retries
-from latentserve.errors import InvalidArgument, ServerError, Unavailable
+from latentserve.errors import InvalidArgument, NotFound, ServerError, Unavailable
 from latentserve.v1 import latent_service_pb2 as pb
 
 RETRY = Retry(attempts=3, initial_seconds=0.1)
@@ -39,17 +39,21 @@ class Driver:
         batches: Batches that `NextBatch` takes.
         failures: Outcome of each `Receive` in turn: an error, or None for a reply. Later ones
             get replies.
+        version: Version that the server chooses for requests without one.
 
     Attributes:
         said: A phrase for each step of the plan; a chunk is named by its first latent.
         opened: Requests that streams were opened with.
         results: Results that the plan delivered.
+        versions: Version of the model in each message that was sent.
     """
 
-    def __init__(self, plan, batches=(), failures=()):
+    def __init__(self, plan, batches=(), failures=(), version=0):
         self.said = []
         self.opened = []
         self.results = []
+        self.versions = []
+        self._version = version
         self._plan = plan
         self._batches = iter(batches)
         self._failures = iter(failures)
@@ -72,9 +76,12 @@ class Driver:
             case OpenStream():
                 self.said.append("open")
                 self.opened.append(step.request)
+                if step.request is not None:
+                    self.versions.append(step.request.request.model.version)
                 self._sent = []
             case Send():
                 z = codec.to_array(step.request.request.latents)
+                self.versions.append(step.request.request.model.version)
                 self.said.append(f"send {z[0, 0]:g}")
                 self._sent.append(z)
             case Receive():
@@ -94,11 +101,15 @@ class Driver:
     def _reply(self):
         if self.opened[-1] is None:
             images = {"tensor": codec.to_tensor(self._sent.pop(0))}
-            return pb.DecodeStreamResponse(response=pb.DecodeResponse(images=images))
+            response = pb.DecodeResponse(images=images, model=self._identity())
+            return pb.DecodeStreamResponse(response=response)
         request = self.opened[-1]
         rows = codec.to_tensor(np.zeros((request.chunk_rows, 1), np.float32))
-        reply = pb.SampleResponse(images={"tensor": rows}, latents=rows)
+        reply = pb.SampleResponse(images={"tensor": rows}, latents=rows, model=self._identity())
         return pb.SampleStreamResponse(response=reply)
+
+    def _identity(self):
+        return pb.ModelIdentity(name="m", version=self.versions[-1] or self._version)
 
 
 def latents(*values):
@@ -136,6 +147,54 @@ def test_a_resumed_stream_resends_one_unanswered_chunk_until_it_gets_a_reply():
         "open", "send 1", "fails", "back off",
         "open", "send 1", "receive", "send 2", "send 3", "send 4", *3 * ["receive"],
     ]  # fmt: skip
+
+
+def not_found():
+    return NotFound("no such version", grpc.StatusCode.NOT_FOUND)
+
+
+def test_a_resumed_stream_names_the_version_that_has_answered():
+    batches = [latents(0), latents(1), latents(2)]
+    driver = Driver(decode_stream(1), batches, [None, unavailable()], version=3).run()
+    assert driver.versions == [0, 0, 3, 3]
+    assert len(driver.results) == 3
+
+
+def test_a_resumed_stream_whose_version_is_gone_goes_on_with_the_one_that_is_served():
+    batches = [latents(0), latents(1), latents(2)]
+    failures = [None, unavailable(), not_found()]
+    driver = Driver(decode_stream(1), batches, failures, version=3).run()
+    assert driver.versions == [0, 0, 3, 0, 0]
+    assert len(driver.results) == 3
+    with pytest.raises(NotFound):
+        Driver(decode_stream(1), batches, [*failures, not_found()], version=3).run()
+
+
+def test_a_version_that_the_caller_has_stated_is_never_changed():
+    plan = streams.decode_stream(
+        Limits(rows={("", 7): 2}), Retries(RETRY), dtype="float32", window=1, version=7
+    )
+    batches = [latents(0), latents(1)]
+    driver = Driver(plan, batches, [None, unavailable()]).run()
+    assert driver.versions == [7, 7, 7]
+    plan = streams.decode_stream(
+        Limits(rows={("", 7): 2}), Retries(RETRY), dtype="float32", window=1, version=7
+    )
+    with pytest.raises(NotFound):
+        Driver(plan, batches, [None, unavailable(), not_found()]).run()
+
+
+def test_a_resumed_sample_stream_names_the_version_that_has_answered():
+    for failures, versions in (
+        ([None, unavailable()], [0, 3]),
+        ([None, unavailable(), not_found()], [0, 3, 0]),
+    ):
+        plan = streams.sample_stream(
+            Limits(), Retries(RETRY), 6, dtype="float32", chunk_rows=2, seed=7, offset=10
+        )
+        driver = Driver(plan, failures=failures, version=3).run()
+        assert driver.versions == versions
+        assert sum(len(samples.images) for samples in driver.results) == 6
 
 
 def test_a_reply_resets_the_number_of_attempts():

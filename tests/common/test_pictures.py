@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from common.pictures import (
+    Fit,
     PictureError,
     Size,
     TooLarge,
+    colour,
     decode,
-    fit,
     open_picture,
     prepare,
+    resize,
 )
 
 
@@ -195,14 +197,55 @@ def test_a_large_jpeg_decoded_at_a_fraction_is_nearly_the_same(times: int) -> No
     assert np.abs(read(raw, 32, None).astype(int) - exact).max() <= 4
 
 
+@pytest.mark.parametrize("fit", ["crop", "pad"])
 @pytest.mark.parametrize(
     ("size", "channels"), [(None, None), ((8, 8), None), ((8, 8), 1), ((5, 5), 3), ((6, 11), 3)]
 )
-def test_arrays_are_resized_as_files_are(size: Size | None, channels: int | None) -> None:
-    images = noise(4, 12, 9)
-    got = fit(images, size, channels)
-    files = [decode(png(image), size, channels) for image in images]
-    assert np.array_equal(got, np.stack(files))
+def test_arrays_are_resized_as_files_are(size: Size | None, channels: int | None, fit: Fit) -> None:
+    for image in (noise(12, 9), noise(12, 9, 3)):
+        pixels = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
+        got = resize(pixels, size, channels, fit, (1, 2, 3))
+        assert np.array_equal(got, decode(png(image), size, channels, fit, (1, 2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "inner"),
+    [((20, 60), np.s_[6:14, :]), ((60, 20), np.s_[:, 8:15]), ((10, 12), np.s_[:, :])],
+)
+def test_pictures_are_padded_to_the_aspect_ratio_wanted(
+    shape: tuple[int, int], inner: tuple[slice, slice]
+) -> None:
+    got = decode(png(np.full((*shape, 3), (200, 100, 50), np.uint8)), (20, 24), None, "pad")
+    middle = np.zeros((20, 24), bool)
+    middle[inner] = True
+    assert (got[:, middle] == [[200], [100], [50]]).all()
+    assert (got[:, ~middle] == 255).all()
+
+
+def test_padding_and_transparency_take_the_background() -> None:
+    red, grey = (255, 0, 0), (9, 9, 9)
+    wide = np.full((4, 8), 77, np.uint8)
+    assert decode(png(wide), (8, 8), None, "pad", grey)[:, 0, 0].tolist() == [9]
+    assert decode(png(wide), (8, 8), None, "pad", red)[:, 0, 0].tolist() == [255, 0, 0]
+    assert decode(png(wide), (8, 8), None, "pad", red)[:, 4, 4].tolist() == [77, 77, 77]
+    assert decode(png(wide), (8, 8), 1, "pad", red).shape == (1, 8, 8)
+    clear = save(Image.new("LA", (8, 8), (0, 0)), "PNG")
+    assert decode(clear, None, None, "crop", grey).tolist() == np.full((1, 8, 8), 9).tolist()
+    assert decode(clear, None, None, "crop", red)[:, 0, 0].tolist() == [255, 0, 0]
+    half = save(Image.new("RGBA", (8, 8), (0, 0, 0, 128)), "PNG")
+    assert decode(half, None, None, "crop", red)[:, 0, 0].tolist() == [127, 0, 0]
+    deep = Image.fromarray(np.full((8, 8), 25_700, np.uint16))
+    keyed = save(deep, "PNG", transparency=25_700)
+    assert decode(keyed, None, None, "crop", red)[:, 0, 0].tolist() == [255, 0, 0]
+    assert decode(keyed, None, None, "crop", grey)[:, 0, 0].tolist() == [9]
+
+
+def test_colours_are_read_by_name_and_in_hexadecimal() -> None:
+    assert colour("#FF8000") == (255, 128, 0)
+    assert colour("Navy") == (0, 0, 128)
+    for text in ("", "#fff", "#ff80000", "rgb(1,2,3)", "nocolour", "ff8000"):
+        with pytest.raises(ValueError, match=r".*"):
+            colour(text)
 
 
 @pytest.mark.parametrize(("height", "width"), [(10, 20), (20, 10), (7, 28), (30, 6)])

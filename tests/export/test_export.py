@@ -33,7 +33,8 @@ from export.verify import (
 )
 from service.models.onnx import Device, Graph
 from training.cli import parser
-from training.data.datasets import binarize, load_dataset
+from training.data.datasets import load_dataset
+from training.data.targets import binarize
 from training.model.config import Dense, ModelConfig
 from training.model.vae import Vae
 from training.run_folder import RunFolder

@@ -35,10 +35,11 @@ def graphs(kinds: Path) -> dict[str, bytes]:
     }
     assert found
     for name, kind in KINDS.items():
-        contents = open_bundle(kinds / "models" / name / "1").graphs
+        bundle = open_bundle(kinds / "models" / name / "1")
+        contents, output = bundle.graphs, bundle.manifest.likelihood_output
         found |= {f"{name}.{graph}": content for graph, content in contents.items()}
         decoder = ExportedGraph(
-            "decoder", nn.Identity(), ("z",), ("image", "logits"), contents["decoder"]
+            "decoder", nn.Identity(), ("z",), ("image", output), contents["decoder"]
         )
         z = np.random.default_rng(1).standard_normal((64, kind.model.latent_dim), np.float32)
         found |= {

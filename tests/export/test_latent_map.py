@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bundle import LatentMap, open_bundle
+from bundle import SCHEMA_VERSION, LatentMap, open_bundle
 from export.card import model_card
 from export.cli import main_evaluate, main_export
 from export.export import export
@@ -50,7 +50,14 @@ def test_an_export_without_the_data_has_none(kinds: Path) -> None:
 
 def test_a_map_of_many_dimensions_has_fewer_images(kinds: Path, data: str, monkeypatch) -> None:
     bundle = open_bundle(kinds / "models" / "gmm" / "1")
-    subject = subject_of_graphs(bundle.graphs, latent_dim=3, prior="gmm", labels=3, binarized=False)
+    subject = subject_of_graphs(
+        bundle.graphs,
+        latent_dim=3,
+        likelihood="bernoulli",
+        prior="gmm",
+        labels=3,
+        binarized=False,
+    )
     dataset = load_dataset(data)
     whole = build_map(subject, dataset)
     monkeypatch.setattr("export.latent_map._MAX_VALUES", 3 * 10)
@@ -131,7 +138,7 @@ def test_a_card_of_an_imported_model_says_what_is_known(
 def test_the_manifest_on_disk_has_no_empty_fields(tmp_path: Path) -> None:
     path = write_spatial(tmp_path / "m", Spatial(scaling=None, free=False))
     fields = json.loads((path / "manifest.json").read_text())
-    assert fields["schema_version"] == "1.2"
+    assert fields["schema_version"] == SCHEMA_VERSION
     assert not {"sizes", "latent_scaling", "dataset", "parity", "latent_map"} & fields.keys()
 
 

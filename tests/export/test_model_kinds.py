@@ -123,8 +123,9 @@ def torch_answers(
         if posterior.log_var is not None:
             answers["log_var"] = posterior.log_var
     elif graph == "decoder":
-        logits = subject.torch.decode(tensors["z"])
-        answers = {"logits": logits, "image": torch.sigmoid(logits)}
+        output, likelihood = subject.torch.decode(tensors["z"]), subject.torch.likelihood
+        named = "logits" if likelihood.name == "bernoulli" else "parameters"
+        answers = {named: likelihood.parameters_of(output), "image": likelihood.mean(output)}
     elif graph == "prior":
         answers = {"z": Sampler(subject.prior)(tensors["eps"], tensors["u"], tensors["label"])}
     else:

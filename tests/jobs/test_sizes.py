@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import random
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -512,6 +513,26 @@ class TestNearest:
 
     def test_a_long_strip_is_allowed_too(self):
         assert sizes.nearest((1, 10**6), self.ALLOWED) == (24, 4160)
+
+    @pytest.mark.parametrize("multiple", [4, 8, 24])
+    @pytest.mark.parametrize("side", [1, 10**4])
+    def test_the_error_names_the_smallest_and_largest_bucket_that_fit(self, multiple, side):
+        allowed = Sizes(factor=4, multiple=multiple, least=2 * multiple, most_pixels=300 * 301)
+        with pytest.raises(ValueError, match=f"bucket: got {side}, ") as caught:
+            sizes.buckets(side, allowed)
+        said = r"; the smallest bucket that fits is (\d+), the largest (\d+)$"
+        match = re.search(said, str(caught.value))
+        small, large = map(int, match.groups())
+        assert sizes.buckets(small, allowed)
+        assert sizes.buckets(large, allowed)
+        for wrong in (small - multiple, large + multiple):
+            with pytest.raises(ValueError, match="bucket: got"):
+                sizes.buckets(wrong, allowed)
+
+    def test_the_error_says_if_no_bucket_fits(self):
+        allowed = Sizes(factor=4, multiple=8, least=512, most_pixels=600 * 600)
+        with pytest.raises(ValueError, match=r"; no bucket fits$"):
+            sizes.buckets(512, allowed)
 
     def test_the_bucket_is_that_of_the_nearest_aspect_ratio(self):
         found = sizes.buckets(256, self.ALLOWED)

@@ -41,7 +41,7 @@ THIRD_PARTY = {
         "PIL", "google", "grpc", "grpc_health", "grpc_reflection", "hpack", "numpy", "onnxruntime",
         "opentelemetry", "prometheus_client", "pydantic", "pythonjsonlogger", "uvloop",
     },
-    "training": {"PIL", "av", "matplotlib", "numpy", "platformdirs", "torch"},
+    "training": {"PIL", "av", "matplotlib", "numpy", "platformdirs", "pyarrow", "torch"},
     # diffusers, safetensors and pythae are imported only where a source needs them.
     "export": {
         "diffusers", "numpy", "onnx", "onnxruntime", "pydantic", "pythae", "safetensors", "torch",

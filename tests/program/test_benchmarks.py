@@ -1,6 +1,7 @@
 """The parts of the side-by-side benchmarks, and one short real run of them."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -10,16 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import h2load, plot, serving, soak, training
+from benchmarks import h2load, plot, serving, soak, training, training_colour
 from benchmarks.contenders import chosen
 from benchmarks.graphs import Reference, WrongAnswer
 from benchmarks.h2load import LoadFailed
 from benchmarks.processes import Program, ServerFailed, cpu_seconds, resident_mib, tree
 from benchmarks.results import Results, table
+from benchmarks.servers import spatial, stubs
 from benchmarks.servers.inference import inference_call
 from benchmarks.servers.plain import plain_call
 from benchmarks.servers.server import Measurement
 from benchmarks.shapes import SHAPES, Shape, named
+from latentserve.v1 import latent_service_pb2 as pb
 from tests.support import ROOT
 from tests.support.waiting import wait_until
 
@@ -238,6 +241,34 @@ def test_ours_and_the_plain_servicer_are_measured_side_by_side(tmp_path, capsys)
             assert measured.cpu_seconds < 4 * (time.monotonic() - began)
 
 
+@pytest.mark.parametrize("name", spatial.SERVERS)
+def test_a_servers_image_of_any_size_is_compared_with_onnxruntimes(name, tmp_path):
+    server = spatial.SERVERS[name](name, tmp_path)
+    z = np.random.default_rng(0).standard_normal((1, 32, 2, 3), np.float32)
+    method, request = server.request("taef2", z)
+    assert method.startswith("/")
+    assert z.tobytes() in request
+    image = np.random.default_rng(1).integers(0, 255, (1, 3, 16, 24), np.uint8)
+    answers = {
+        "ours": lambda pixels: pb.DecodeResponse(
+            images={"tensor": {"data": pixels.tobytes()}}
+        ).SerializeToString(),
+        "plain": lambda pixels: pixels.tobytes(),
+        "triton": lambda pixels: (
+            stubs.load("inference")[0]
+            .ModelInferResponse(raw_output_contents=[pixels.tobytes()])
+            .SerializeToString()
+        ),
+    }
+    answer = answers[name.partition("-")[0]]
+    spatial.check(server, "taef2", answer(image), image)
+    spatial.check(server, "taef2", answer(image + 1), image)
+    with pytest.raises(ServerFailed, match="taef2: differs from onnxruntime's by"):
+        spatial.check(server, "taef2", answer(image[:, ::-1]), image)
+    with pytest.raises(ServerFailed, match="got 384 values, wanted 1152"):
+        spatial.check(server, "taef2", answer(image[:, :1]), image)
+
+
 def test_trainers_are_compared_by_the_medians_of_their_rounds():
     def report(seconds):
         return {
@@ -258,6 +289,39 @@ def test_trainers_are_compared_by_the_medians_of_their_rounds():
         "| ours: multiple of pythae | 3.00 | 3.00 | |",
         "| ours, bfloat16: multiple of pythae | 6.00 | 6.00 | |",
     ]
+
+
+def test_trainers_for_colour_are_compared_by_the_medians_of_their_rounds():
+    rounds = [
+        {name: {"cpu_seconds": 10.0, "images": 100 * number, "parameters": 1_500_000,
+                "psnr": 10.0 + number, "bits_per_dimension": 4.0}
+         for name in ("photo", "pythae, its networks")}
+        for number in (1, 2, 4)
+    ]  # fmt: skip
+    assert training_colour.table(rounds).splitlines()[2:] == [
+        "| photo | 12.00 ± 1.50 | 4.000 ± 0.000 | 20 ± 15 | 1.50 ± 0.00 |",
+        "| pythae, its networks | 12.00 ± 1.50 | 4.000 ± 0.000 | 20 ± 15 | 1.50 ± 0.00 |",
+    ]
+
+
+def test_our_training_in_colour_is_measured_on_held_out_images(tmp_path):
+    rng = np.random.default_rng(0)
+    # Two colours, 120 levels apart: their mean alone leaves a PSNR of 12.6 dB.
+    images = rng.integers(60, 80, (600, 3, 32, 32)).astype(np.uint8)
+    images[1::2] += 120
+    path = tmp_path / "images.npz"
+    np.savez(path, train=images[:500], test=images[500:], labels=np.arange(500) % 2)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.trainers.ours_colour_program", f"--images={path}",
+         "--seconds=8", "--threads=1", "--network=photo"],
+        check=True, capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    report = json.loads(done.stdout)
+    assert 0 < report["cpu_seconds"] < 60
+    assert report["images"] > 32
+    assert report["psnr"] > 20
+    # No model predicts the noise of 20 levels.
+    assert report["bits_per_dimension"] > math.log2(20)
 
 
 def test_our_trainer_learns_from_the_shared_images(tmp_path):

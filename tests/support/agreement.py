@@ -18,7 +18,15 @@ Array = NDArray[np.float32]
 
 #: Formats of arrays on the wire, with the largest difference that each adds to an image.
 _FORMATS = {"float32": 0.0, "float16": 5e-4, "bfloat16": 2**-8, "uint8": 0.5 / 255 + 1e-6}
-_LOSSLESS = "png"
+#: Formats of files, and how Pillow writes them as the server does. A lossy file is compared with
+#: one of the image that is wanted, by the mean difference: a pixel that was rounded the other way
+#: changes those around it.
+_FILES: dict[str, dict[str, Any]] = {
+    "png": {},
+    "jpeg": {"quality": 95, "subsampling": "4:4:4"},
+    "webp": {"quality": 95},
+}
+_LOSSY_DIFFERENCE = 0.5
 
 
 def check_agreement(
@@ -33,8 +41,8 @@ def check_agreement(
 ) -> None:
     """Compares the answers of a model with those of functions in torch.
 
-    Encode, Decode, Reconstruct and Interpolate in every format, the streams and a job; what uses
-    latents of an encoder only if there is one.
+    Encode, Decode, Reconstruct and Interpolate in every format, the streams, and jobs that encode
+    and decode; what uses latents of an encoder only if there is one.
 
     Args:
         client: A client of the server.
@@ -44,7 +52,7 @@ def check_agreement(
         decode: Maps latents to images, not clipped.
         images: Batches of at least two images, float32 [N, C, H, W] in [0, 1], or latents; each of
             a size of its own.
-        folder: An empty folder for the job.
+        folder: An empty folder for the jobs.
         tolerance: Largest difference, as a share of max(1, largest absolute value).
     """
     batches: list[Array] = []
@@ -70,15 +78,35 @@ def check_agreement(
             for got in answers:
                 unit = got / np.float32(255) if name == "uint8" else got.astype(np.float32)
                 _assert_close(unit, shown, tolerance + rounding)
-        files = client.decode(z, model=model, dtype=_LOSSLESS)
-        pixels = np.stack([_pixels(file) for file in files]) / np.float32(255)
-        _assert_close(pixels, shown, tolerance + _FORMATS["uint8"])
+        for name in _FILES:
+            files = [client.decode(z, model=model, dtype=name)]  # type: ignore[call-overload]
+            if encode is not None:
+                files.append(client.reconstruct(image, model=model, dtype=name))  # type: ignore[call-overload]
+            for answer in files:
+                _check_files(answer, name, shown, tolerance)
         _check_path(client, model, decode, z, tolerance)
     for z, got in zip(batches, client.decode_stream(batches, model=model), strict=True):
         _assert_close(got, _numpy(_call(decode, z)).clip(0, 1), tolerance)
     if encode is not None:
         _check_encode_stream(client, model, images, batches, tolerance)
-        _check_job(client, model, images[0], batches[0], folder, tolerance)
+    _check_jobs(
+        client, model, images if encode is not None else [], batches, decode, folder, tolerance
+    )
+
+
+def _check_files(files: Sequence[bytes], kind: str, shown: Array, tolerance: float) -> None:
+    """Compares files with the images [N, C, H, W] that they are to show."""
+    pixels = np.stack([_pixels(file) for file in files])
+    if kind == "png":
+        _assert_close(pixels / np.float32(255), shown, tolerance + _FORMATS["uint8"])
+        return
+    for got, image in zip(pixels, np.rint(shown * 255).astype(np.uint8), strict=True):
+        buffer = io.BytesIO()
+        plain = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+        Image.fromarray(plain).save(buffer, kind.upper(), **_FILES[kind])
+        wanted = _pixels(buffer.getvalue())
+        assert got.shape == wanted.shape
+        assert np.abs(got.astype(float) - wanted).mean() <= _LOSSY_DIFFERENCE
 
 
 def _check_path(
@@ -100,14 +128,48 @@ def _check_encode_stream(
         _assert_close(posterior.mean, mean, tolerance)
 
 
-def _check_job(
-    client: Client, model: str, image: Array, mean: Array, folder: Path, tolerance: float
+def _check_jobs(
+    client: Client,
+    model: str,
+    images: Sequence[Array],
+    latents: Sequence[Array],
+    decode: Callable[[Tensor], Tensor],
+    folder: Path,
+    tolerance: float,
 ) -> None:
-    np.save(folder / "images.npy", image)
-    done = jobs.encode(client, folder / "images.npy", folder / "latents", model=model)
-    assert done.rows == len(image)
-    (file,) = (folder / "latents").glob("mean-*.npy")
-    _assert_close(np.load(file), mean, tolerance)
+    """Encodes images of all sizes in one job, and decodes the latents in another.
+
+    Without images, the second job reads an array of the first latents.
+    """
+    source: Path = folder / "latents"
+    if images:
+        files = []
+        for index, image in enumerate(images):
+            files.append(folder / f"images-{index}.npy")
+            np.save(files[-1], image)
+        done = jobs.encode(client, files, source, model=model)
+        assert done.rows == sum(map(len, images))
+        _assert_same_rows(_arrays(source, "mean"), latents, tolerance)
+    else:
+        latents = latents[:1]
+        source = folder / "latents.npy"
+        np.save(source, latents[0])
+    jobs.decode(client, source, folder / "decoded", model=model, dtype="float32")
+    wanted = [_numpy(_call(decode, z)).clip(0, 1) for z in latents]
+    _assert_same_rows(_arrays(folder / "decoded", "images"), wanted, tolerance)
+
+
+def _arrays(folder: Path, name: str) -> list[NDArray[Any]]:
+    return [np.load(file) for file in sorted(folder.glob(f"{name}-*.npy"))]
+
+
+def _assert_same_rows(
+    got: Sequence[NDArray[Any]], wanted: Sequence[Array], tolerance: float
+) -> None:
+    """Compares shards, which are in the order of their sizes, with arrays of one size each."""
+    assert len(got) == len(wanted)
+    for rows, other in zip(got, sorted(wanted, key=lambda array: array.shape[2:]), strict=True):
+        _assert_close(rows, other, tolerance)
 
 
 def _call(function: Callable[[Tensor], Any], array: Array) -> Any:

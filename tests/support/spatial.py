@@ -25,6 +25,7 @@ from bundle import (
     LatentScaling,
     Manifest,
     Origin,
+    Parity,
     Sizes,
     TensorSpec,
     tensors_of,
@@ -60,6 +61,7 @@ class Spatial:
         offset: Added to `logits`, or to `image` without likelihood. Without likelihood, the
             latent 0 is decoded to pixels of exactly this value.
         rows_at_once: As in the manifest.
+        batch_invariant: As in the manifest's parity; None for a manifest without parity.
         bytes_per_pixel: As in the manifest.
         width: Channels of the convolutions at full resolution.
         depth: Further 3 x 3 convolutions at full resolution in each graph, of
@@ -82,6 +84,7 @@ class Spatial:
     scaling: LatentScaling | None = SCALING
     offset: float = 0.5
     rows_at_once: int = 0
+    batch_invariant: bool | None = None
     bytes_per_pixel: float = 0.0
     width: int = 4
     depth: int = 0
@@ -108,7 +111,7 @@ class Spatial:
             self.latent_shape,
             free=self.free,
             posterior=self.posterior,
-            logits=self.likelihood != "none",
+            likelihood=self.likelihood,
         )
 
 
@@ -282,6 +285,14 @@ def _manifest(name: str, version: int, kind: Spatial, files: Mapping[str, bytes]
         tolerances={"cpu": 1e-4, "cuda": 1e-3},
         tolerance_kind="relative",
         rows_at_once=kind.rows_at_once,
+        parity=None
+        if kind.batch_invariant is None
+        else Parity(
+            batches=(1, 2, 3),
+            max_abs_difference={"decoder.image": 0.0},
+            tolerance=1e-4,
+            batch_invariant=kind.batch_invariant,
+        ),
         bytes_per_pixel=kind.bytes_per_pixel,
         preprocessing={},
         noise=NOISE,

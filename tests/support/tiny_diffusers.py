@@ -32,6 +32,20 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "AutoencoderTiny": _TINY,
     "AsymmetricAutoencoderKL": _TWO
     | {"down_block_out_channels": (8, 16), "up_block_out_channels": (8, 16), "norm_num_groups": 4},
+    "AutoencoderDC": {
+        "latent_channels": 8,
+        "attention_head_dim": 8,
+        **{
+            f"{half}_{name}": value
+            for half in ("encoder", "decoder")
+            for name, value in (
+                ("block_types", ("ResBlock", "EfficientViTBlock")),
+                ("block_out_channels", (8, 16)),
+                ("layers_per_block", (1, 1)),
+                ("qkv_multiscales", ((), (5,))),
+            )
+        },
+    },
     "VQModel": _KL | {"num_vq_embeddings": 16, "mid_block_add_attention": False},
 }
 

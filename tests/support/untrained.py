@@ -22,7 +22,18 @@ DENSE = Dense(layers=((20, "relu"), (12, "gelu"), (9, "tanh")))
 CONV = Conv(
     widths=(12, 8), encoder_blocks=(1,), decoder_blocks=(1,), encoder_trunk=14, decoder_trunk=10
 )
+PATCHES = Conv(
+    (12, 8),
+    (1, 0),
+    (0, 1),
+    encoder_trunk=0,
+    decoder_trunk=0,
+    patch=4,
+    coarsest=4,
+    transitions="linear",
+)
 ELBO = TrainConfig()
+GREY = TrainConfig(binarize=False)
 IWAE = TrainConfig(objective="iwae", draws=2)
 
 
@@ -66,7 +77,20 @@ KINDS = {
             prior=PriorConfig("flow-gmm", components=3, couplings=2, width=6),
         )
     ),
-    "rgb": Kind(ModelConfig(CONV, 4), shape=(3, 32, 32), classes=0, has_data=False),
+    "rgb": Kind(ModelConfig(PATCHES, 4), shape=(3, 22, 33), classes=0, has_data=False),
+    "gaussian": Kind(ModelConfig(CONV, 3, likelihood="gaussian"), train=GREY),
+    "logistic": Kind(
+        ModelConfig(CONV, 5, likelihood="logistic", prior=PriorConfig("gmm", components=3)),
+        shape=(3, 9, 14),
+        train=GREY,
+        has_data=False,
+    ),
+    "mixture": Kind(
+        ModelConfig(DENSE, 3, likelihood="logistic", mixture=3),
+        shape=(3, 7, 5),
+        train=GREY,
+        has_data=False,
+    ),
 }
 
 
@@ -77,6 +101,8 @@ def random_model(kind: Kind, seed: int = 0) -> Vae:
     with torch.no_grad():
         for parameter in vae.autoencoder_parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
+        for parameter in vae.likelihood_parameters():
+            parameter.copy_(torch.empty_like(parameter).uniform_(-4, -2))
         for parameter in vae.prior_parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
         if vae.prior is not None:
@@ -141,6 +167,8 @@ def write_run(folder: Path, kind: Kind, data: str, *, seed: int = 0) -> Vae:
             "score_percentiles.json", {"percentiles": percentiles(mean_scores(model, golden))}
         )
         result = evaluate(model, images, draws=1, seed=TEST_SEED)
-        figures = describe(result, binarized=True) | {"train_seconds_per_thread": 61.5}
+        figures = describe(result, binarized=kind.train.binarize, likelihood=model.likelihood) | {
+            "train_seconds_per_thread": 61.5
+        }
         run.write_json("metrics.json", figures | {"steps": 10, "skipped_steps": 0})
     return vae

@@ -1,5 +1,7 @@
 """Runs that diverge in fewer steps than `max_skipped`: an error, not a result."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,13 @@ from training.errors import DataError
 
 pytest_plugins = ["tests.support.run_fixtures"]
 pytestmark = pytest.mark.usefixtures("one_thread", "signal_handlers")
+
+
+def remedy_of(line: str) -> list[str]:
+    """The options that a message proposes."""
+    found = re.search(r"(--set) ([a-z_]+=[0-9.e-]+) ", line)
+    assert found is not None, line
+    return [found[1], found[2]]
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -39,9 +48,27 @@ def test_a_run_that_diverges_within_a_few_steps_is_exit_1_with_the_remedy(
     assert_one_line(
         written.err.splitlines(keepends=True)[-1],
         "the averaged model's figures are not finite",
-        f"lower learning_rate (it is {float(rate):g})",
+        "--set learning_rate=0.001",
+        f"(it is {float(rate):g})",
     )
     assert not (out / "metrics.json").exists()
+    again = tmp_path / "again"
+    remedy = remedy_of(written.err.splitlines()[-1])
+    assert main([*arguments, *remedy, "--device", "cpu", "--out", str(again)]) == 0
+    assert json.loads((again / "metrics.json").read_text())["skipped_steps"] == 0
+
+
+def test_a_prior_that_diverges_is_told_so_with_a_remedy_that_works(
+    blobs_data: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*SMALL, *blobs_data, "--steps", "80", "--set", "max_skipped=2"]
+    bad = [*arguments, "--set", "prior_learning_rate=1e18", "--out", str(tmp_path / "run")]
+    assert main(bad) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "stopped at step" in last
+    remedy = remedy_of(last)
+    assert remedy[1].startswith("prior_learning_rate=")
+    assert main([*bad[:-1], str(tmp_path / "again"), *remedy]) == 0
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no home"), KeyError("uid not found")])

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.support import ROOT
-from tests.support.tiny_runs import SMALL
+from tests.support.tiny_runs import SMALL, assert_same, trainer_state
 from training.cli import main
 from training.errors import ConfigError
 from training.parallel import Parallel
@@ -170,8 +170,8 @@ def test_a_resumed_parallel_run_reaches_the_numbers_of_the_unbroken_run(
     assert f"resuming {run} at step 15 of 36" in leader.err
     assert "note: " not in leader.err
     assert (run / "log.jsonl").read_text() == (together[0] / "log.jsonl").read_text()
-    for name, value in weights(together[0]).items():
-        assert torch.equal(weights(run)[name], value), name
+    # With the window of gradient norms, which both processes have to share.
+    assert_same(trainer_state(run), trainer_state(together[0]))
 
 
 @pytest.mark.parametrize(

@@ -1,26 +1,37 @@
 """The report of a run, drawn from small synthetic data of every shape."""
 
 import base64
+import dataclasses
 import io
 import re
 from html.parser import HTMLParser
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from training.report import Frame, ReportData, movie, write_live, write_report
+from training.report.canvas import Canvas, outline
 from training.report.captions import Captions
 from training.report.curves import draw_curves, phases, read_line
+from training.report.latent import draw_map, scatter
+from training.report.legend import MOST, Entry, in_columns, in_rows
 from training.report.movie import FRAMES_PER_SECOND, HOLD_SECONDS
 from training.report.page import flatten
-from training.report.palette import class_colours, point_colours
+from training.report.palette import class_marks, point_colours
 from training.report.projection import Window, fit_projection, fit_window
-from training.report.samples import BY_CLASS, SAMPLES, draw_samples, draw_samples_by_class
+from training.report.samples import (
+    BY_CLASS,
+    SAMPLES,
+    draw_reconstructions,
+    draw_samples,
+    draw_samples_by_class,
+)
 from training.report.sheet import (
     best_columns,
     clip_to_bytes,
@@ -29,6 +40,7 @@ from training.report.sheet import (
     lay_out,
     side_within,
 )
+from training.report.stage import Stage
 from training.report.write import LIVE, PAGE, PICTURES
 
 ALWAYS = {"latent_map.png", "latent_plane.png", "active_units.png"}
@@ -431,12 +443,113 @@ def test_curves_name_a_phase_without_an_elbo_too():
 
 
 @pytest.mark.parametrize("count", [0, 1, 10, 11, 100])
-def test_all_classes_have_different_colours(count):
-    colours = class_colours(count)
-    assert len(set(colours)) == count
-    assert colours[:10] == class_colours(10)[:count]
+def test_all_classes_have_different_marks(count):
+    marks = class_marks(count)
+    assert len(set(marks)) == count
+    assert marks[:10] == class_marks(10)[:count]
+    assert len({mark.colour for mark in marks}) == min(count, 10)
     labels = np.array([-1, 0, count])
-    assert point_colours(labels, colours).shape == (3, 3)
+    assert point_colours(labels, marks).shape == (3, 3)
+
+
+LONG = tuple(f"the class of number {index} with a name that is too long" for index in range(12))
+NAMES = {
+    "three": ("cats", "dogs", "birds"),
+    "twelve long": LONG,
+    "a hundred": tuple(f"class {index}" for index in range(100)),
+    "too many": tuple(f"class {index}" for index in range(250)),
+    "one that is endless": ("x" * 300,),
+}
+
+
+@pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
+def test_a_legend_in_columns_shows_up_to_a_hundred_names_within_its_width(names):
+    canvas, width = Canvas(1200, 100), 1000.0
+    legend = in_columns(canvas, width, [Entry(name, None) for name in names], 24)
+    assert legend.complete == (len(names) <= MOST)
+    legend.draw(canvas, 100, 20)
+    texts = canvas.figure.texts
+    assert len(texts) == min(len(names), MOST)
+    assert texts[-1].get_text() == names[-1] or len(names) > MOST or len(names[-1]) > 40
+    boxes = [text.get_window_extent() for text in texts]
+    assert min(box.x0 for box in boxes) >= 99
+    assert max(box.x1 for box in boxes) <= 100 + width
+    for one, other in combinations(boxes, 2):
+        assert not one.shrunk(0.99, 0.8).overlaps(other.shrunk(0.99, 0.8))
+    assert legend.height == legend.rows * 36
+    if len(names) > MOST:
+        assert texts[-1].get_text() == f"and {len(names) - MOST + 1} more"
+
+
+def test_a_legend_in_rows_counts_what_it_leaves_out():
+    canvas = Canvas(1200, 100)
+    legend = in_rows(canvas, 500, [Entry(f"class {index}", None) for index in range(100)])
+    legend.draw(canvas, 0, 20)
+    *shown, last = [text.get_text() for text in canvas.figure.texts]
+    assert last == f"and {100 - len(shown)} more"
+    assert legend.rows == 3
+    assert not legend.complete
+    assert in_rows(canvas, 500, []).rows == 0
+
+
+def test_the_map_of_many_classes_names_all_of_them():
+    few, many = (report_data(classes=count, frames=0) for count in (3, 60))
+    heights = [
+        Image.open(io.BytesIO(draw_map(data, fit_projection(data.means)))).height
+        for data in (few, many)
+    ]
+    # Sixty names in columns: at least four lines of 36 pixels.
+    assert heights[1] > heights[0] + 4 * 36
+
+
+def test_the_marks_of_many_classes_have_their_shapes():
+    data = report_data(classes=12, frames=0, map_labels=np.arange(300) % 13 - 1)
+    axes = Figure().add_axes((0, 0, 1, 1))
+    at = np.zeros((300, 2))
+    collection, order = scatter(axes, data, at, data.map_labels, Window((0, 0), (1, 1)), 9)
+    for path, label in zip(collection.get_paths(), data.map_labels[order], strict=True):
+        shape = "s" if label >= 10 else "o"
+        assert path.vertices.tolist() == outline(shape).vertices.tolist()
+
+
+def test_pictures_are_in_rgb_order():
+    images = np.zeros((4, 3, 40, 72), np.uint8)
+    images[0, 0], images[1, 1], images[2, 2], images[3] = 255, 255, 255, 128
+    frame = Frame(1, "", 1.0, images, np.zeros((150, 2), np.float32))
+    png = draw_reconstructions(report_data(images=images, frames=0), frame)
+    pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+    for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255), (128, 128, 128)):
+        places = np.argwhere((pixels == colour).all(axis=2))
+        height, width = places.max(axis=0) - places.min(axis=0) + 1
+        # The image and its reconstruction, one above the other.
+        assert height == pytest.approx(2 * width * 40 / 72 + 4, abs=2)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "logistic"])
+def test_the_unit_of_the_movie_is_that_of_the_likelihood(likelihood):
+    data = report_data(channels=3, size=32, likelihood=likelihood)
+    nats = 3.25 * 3072 * np.log(2)
+    stage = Stage(data, fit_projection(data.means))
+    stage.draw(dataclasses.replace(data.frames[0], elbo=nats), 0.5)
+    texts = stage.texts
+    captions = Captions(data, fit_projection(data.means))
+    curves = " ".join(captions.paragraphs("curves.png"))
+    assert likelihood in curves.lower()
+    if likelihood == "bernoulli":
+        assert {"ELBO, nats", "6,920.4"} <= set(texts)
+        assert "nats needed to encode an image" in captions.paragraphs("movie.mp4")[-1]
+    else:
+        assert {"bits/dim", "3.250"} <= set(texts)
+        assert "3,072 values of an image" in captions.paragraphs("movie.mp4")[-1]
+        assert likelihood in captions.paragraphs("movie.mp4")[-1].lower()
+
+
+def test_the_page_has_the_figures_of_a_colour_run(tmp_path):
+    metrics = {"elbo": 41234.56, "bits_per_dimension": 4.8413, "psnr": 18.54, "ssim": 0.712}
+    write(tmp_path, report_data(frames=0, metrics=metrics))
+    words = Page((tmp_path / PAGE).read_text()).words
+    for text in ("41,234.6", "4.841", "bits per dimension", "18.5", "PSNR", "SSIM", "0.712"):
+        assert text in words
 
 
 def test_light_strokes_on_black_are_inverted():

@@ -37,7 +37,8 @@ from tests.support.tiny_runs import (
     trainer_state,
 )
 from training.cli import main
-from training.data.datasets import Dataset
+from training.data.datasets import Dataset, Split
+from training.data.rows import Rows
 from training.errors import CheckpointError
 from training.model.config import ModelConfig, PriorConfig
 from training.run_folder import FORMAT, RunFolder
@@ -45,6 +46,10 @@ from training.trainer import Trainer
 
 pytest_plugins = ["tests.support.run_fixtures"]
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures", "signal_handlers")
+
+
+#: Changes of a training on grey values, which are moved and mirrored.
+GREY = {**PHASES, "binarize": False, "augment": ("flip", "shift")}
 
 
 @pytest.fixture
@@ -180,12 +185,20 @@ def assert_same_frames(unbroken: Path, run: Path) -> None:
          {**PHASES, "prior_start": 0.0, "ema": 0.9}),
         (dataclasses.replace(MODEL, posterior="delta"), {**PHASES, "binarize": False}),
         (MODEL, {**PHASES, "prior_start": 1.0, "objective": "iwae", "draws": 2}),
+        (dataclasses.replace(MODEL, likelihood="gaussian"), GREY),
+        (dataclasses.replace(MODEL, likelihood="logistic"), GREY),
+        (dataclasses.replace(MODEL, likelihood="logistic", mixture=3), GREY),
     ],
-    ids=["flow-gmm", "from the start", "plain with a prior", "afterwards"],
+    ids=["flow-gmm", "from the start", "plain with a prior", "afterwards", "gaussian", "logistic",
+         "mixture"],
 )  # fmt: skip
+@pytest.mark.parametrize("place", ["memory", "disk"])
 def test_a_trainer_restored_at_any_step_continues_to_the_same_numbers(
-    model: ModelConfig, changes: dict[str, Any], few: Dataset
+    model: ModelConfig, changes: dict[str, Any], place: str, few: Dataset
 ) -> None:
+    if place == "disk":
+        rows = Rows(few.train.images, np.arange(len(few.train.images))[::-1].copy())
+        few = dataclasses.replace(few, train=Split(rows, few.train.labels[::-1].copy()))
     trainer = trainer_of(few, 16, model, **changes)
     states, numbers = [], []
     while trainer.step < trainer.total_steps:
@@ -333,6 +346,46 @@ def test_resuming_a_finished_run_is_quick_and_changes_nothing(
     assert "complete already" in output.err
     elbo = json.loads((finished / "metrics.json").read_text())["elbo"]
     assert f"{elbo:.2f}" in output.out
+
+
+def as_of_format_2(run: Path) -> None:
+    """Rewrites a complete run as versions before wrote it: absolute limits, nothing centred."""
+    config = json.loads((run / "config.json").read_text())
+    for name in ("likelihood", "mixture"):
+        del config["model"][name]
+    for name in ("clip_factor", "skip_factor", "augment"):
+        del config["train"][name]
+    config["train"] |= {"clip_grad_norm": 200.0, "skip_grad_norm": 20_000.0}
+    (run / "config.json").write_text(json.dumps(config | {"format": 2}))
+    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    trainer = state["trainer"]
+    for weights in (trainer["model"], trainer["average"]):
+        for name in [name for name in weights if name.endswith("centre")]:
+            del weights[name]
+    trainer["optimizer"] = trainer["optimizer"]["adam"]
+    torch.save(state | {"format": 2}, run / "checkpoint.pt")
+
+
+def test_a_run_of_an_older_version_is_evaluated_but_not_resumed(
+    tmp_path: Path, blobs_data: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    command = [*COMMAND, *blobs_data, "--set", "likelihood=bernoulli", "--out", str(run)]
+    assert main(command) == 0
+    new = RunFolder(run).load_model()
+    as_of_format_2(run)
+    old = RunFolder(run).load_model()
+    assert old.centre.abs().max() == 0 < new.centre.abs().max()
+    images = torch.rand(3, 1, 8, 8)
+    # Its encoder saw images as they are.
+    assert torch.equal(old.encode(images - new.centre).mean, new.encode(images).mean)
+    assert RunFolder(run).read_config().model.likelihood == "bernoulli"
+    (run / "metrics.json").unlink()
+    before = checksums(run)
+    capsys.readouterr()
+    assert main([*command, "--resume"]) == 1
+    assert_one_line(capsys.readouterr().err, "older version", "format 2", "exported and evaluated")
+    assert checksums(run) == before
 
 
 class NotWeights:

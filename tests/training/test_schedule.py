@@ -1,4 +1,4 @@
-"""The phases of a training: their order and their lengths."""
+"""The phases of a training, their order and their lengths; the learning rate's warm-up."""
 
 import itertools
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.model.config import Dense, ModelConfig, PriorConfig, TrainConfig
-from training.schedule import Phase, plan
+from training.schedule import LEAST_WARMUP, Phase, learning_rate_factor, plan
 
 DENSE = Dense(((8, "relu"),))
 
@@ -85,3 +85,12 @@ def test_phases_are_contiguous_and_the_autoencoder_gets_its_steps(
     assert (names[-1] == "prior refit") == learned
     if posterior == "delta":
         assert "joint" not in names
+
+
+@given(st.integers(1, 10**6), st.floats(0, 1))
+def test_the_learning_rate_rises_by_no_more_in_a_step_than_its_warm_up_allows(
+    steps: int, warmup: float
+) -> None:
+    for done in range(min(steps, 2 * LEAST_WARMUP)):
+        factor = learning_rate_factor(done, steps, warmup)
+        assert 0 < factor <= min(1.0, (done + 1) / LEAST_WARMUP)

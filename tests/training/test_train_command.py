@@ -228,7 +228,7 @@ def test_an_invalid_number_of_steps_is_exit_2(
         (("--set", "posterior=delta"), "prior.kind: got standard, wanted none, gmm, flow"),
         (("--set", "layers=99999999999:relu"), "layers: got "),
         (("--device", "tpu"), "device: got 'tpu', wanted auto, cpu, cuda or cuda:N"),
-        (("--image-size", "5000"), "image_size: got 5000, wanted"),
+        (("--image-size", "5000"), "image_size: got (5000, 5000), wanted"),
         (("--set", "layers=8:swishy"), "activation: got 'swishy', wanted one of"),
         (("--set", "layers=0:relu"), "layers: got "),
     ],
@@ -241,7 +241,8 @@ def test_a_wrong_setting_is_exit_2_and_one_clear_line(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main([*blobs_data, *arguments, "--out", str(tmp_path / "run")]) == 2
+    preset = [] if "--preset" in arguments else ["--preset", "dense"]
+    assert main([*blobs_data, *preset, *arguments, "--out", str(tmp_path / "run")]) == 2
     assert_one_line(capsys.readouterr().err, message)
     assert not (tmp_path / "run").exists()
 
@@ -348,7 +349,7 @@ def test_a_run_under_a_budget_takes_about_that_long(
     blobs_data: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    small = ("--set", "layers=64:relu", "--set", "prior.kind=gmm")
+    small = ("--preset", "dense", "--set", "layers=64:relu", "--set", "prior.kind=gmm")
     assert main([*blobs_data, *small, "--budget", "2s", "--out", str(run)]) == 0
     config = json.loads((run / "config.json").read_text())
     metrics = json.loads((run / "metrics.json").read_text())
@@ -378,7 +379,7 @@ def test_a_diverging_run_stops_with_the_count_of_skipped_steps_and_a_remedy(
         assert "Traceback" not in lines
         last = lines.strip().splitlines()[-1]
         assert last.startswith("latentserve train: stopped at step ")
-        for part in ("skipped", "max_skipped=50", "Remedy: ", "learning_rate", "1e+12"):
+        for part in ("skipped", "max_skipped=50", "Remedy: ", "learning_rate=0.001", "1e+12"):
             assert part in last
     assert not RunFolder(run).complete
 
@@ -498,7 +499,7 @@ def test_training_on_digits_of_8_by_8_pixels(tmp_path: Path) -> None:
     assert main([*SMALL, "--steps", "20", *data, "--out", str(run)]) == 0
     config = RunFolder(run).read_config()
     assert config.image_shape == (1, 8, 8)
-    assert config.data == DataSpec("mnist", image_size=8)
+    assert config.data == DataSpec("mnist", image_size=(8, 8))
     log = RunFolder(run).read_log()
     assert all(math.isfinite(entry.get("elbo", 0)) for entry in log)
     assert RunFolder(run).complete

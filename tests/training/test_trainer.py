@@ -19,7 +19,7 @@ from tests.support.tiny_runs import (
     trainer_of,
 )
 from training.budget import calibrate
-from training.data.datasets import Dataset
+from training.data.datasets import Dataset, Split
 from training.errors import DivergenceError
 from training.model.config import Conv, ModelConfig, PriorConfig, TrainConfig
 from training.model.objectives import prior_nlls
@@ -100,6 +100,27 @@ def test_fitting_the_prior_lowers_the_kl_of_validation(few: Dataset) -> None:
     assert trainer.validate()["validation_elbo"] < fitted["validation_elbo"]
 
 
+@pytest.mark.parametrize("rows", [20, 60])
+def test_the_prior_of_a_few_images_is_fitted_to_their_posteriors_and_not_to_draws(
+    rows: int,
+) -> None:
+    """One draw from each of a few posteriors, taken for points, would be far from all others."""
+    model = ModelConfig(MODEL.network, 40, prior=PriorConfig("gmm", components=50))
+    # One image, whose posteriors are all the same: the best prior is their distribution.
+    image = blobs(3).train.images[:1]
+    split = Split(np.repeat(image, rows, axis=0), np.zeros(rows, np.int64))
+    dataset = Dataset("one", split, split, split, class_names=(), sha256={})
+    trainer = trainer_of(dataset, 40, model, **PHASES)
+    numbers = step_to(trainer, trainer.phases[1].stop)
+    with torch.inference_mode():
+        log_var = trainer.ema_model.encode(torch.from_numpy(to_unit(image))).log_var
+    assert log_var is not None
+    entropy = 0.5 * float((log_var + 1.0 + math.log(2.0 * math.pi)).sum())
+    for entry in numbers[trainer.phases[1].start :]:
+        assert entry["prior_nll"] < entropy + 6.0
+    assert trainer.skipped == 0
+
+
 def test_the_measured_model_is_the_moving_average_of_the_weights(few: Dataset) -> None:
     trainer = trainer_of(few, 40, ema=0.6)
     wanted = None
@@ -147,7 +168,7 @@ def test_every_type_of_autoencoder_learns(
     numbers = step_to(trainer, trainer.total_steps)
     assert all(math.isfinite(value) for entry in numbers for value in entry.values())
     elbos = [entry["elbo"] for entry in numbers if "elbo" in entry]
-    assert elbos[-1] < 0.8 * elbos[0]
+    assert elbos[-1] < 0.85 * elbos[0]
     assert trainer.ema_model.labels == (3 if labelled and "gmm" in model.prior.kind else 0)
     assert trainer.skipped == 0
 
@@ -172,40 +193,41 @@ def test_training_in_bfloat16_reaches_nearly_the_same_elbo(network: str, few: Da
 
 
 def test_the_learning_rate_rises_then_falls_and_the_kl_weight_rises_to_beta(few: Dataset) -> None:
-    trainer = trainer_of(few, 50, beta=4.0, warmup=0.2, kl_warmup=0.5, learning_rate=0.01)
-    numbers = step_to(trainer, 50)
+    trainer = trainer_of(few, 150, beta=4.0, warmup=0.2, kl_warmup=0.5, learning_rate=0.01)
+    numbers = step_to(trainer, 150)
     rates = [entry["learning_rate"] for entry in numbers]
     top = rates.index(max(rates))
-    assert 5 <= top <= 10
+    assert 20 <= top <= 30
     assert rates[: top + 1] == sorted(rates[: top + 1])
     assert rates[top:] == sorted(rates[top:], reverse=True)
     assert 0 < rates[-1] < 0.001 < max(rates) <= 0.01
     betas = [entry["beta"] for entry in numbers]
     assert betas == sorted(betas)
     assert betas[0] < 0.5
-    assert betas[25:] == [4.0] * 25
+    assert betas[75:] == [4.0] * 75
 
 
 def test_each_fit_of_the_prior_has_its_own_schedule_and_the_autoencoder_one_over_its_phases(
     few: Dataset,
 ) -> None:
     changes = {"warmup": 0.1, "kl_warmup": 0.5, "learning_rate": 0.01, "prior_learning_rate": 0.1}
-    trainer = trainer_of(few, 40, MODEL, **PHASES | changes)
+    trainer = trainer_of(few, 160, MODEL, **PHASES | changes)
     phases, seen = trainer.phases, step_to(trainer, trainer.total_steps)
     rates = {
         phase.name: [entry["learning_rate"] for entry in seen[phase.start : phase.stop]]
         for phase in phases
     }
-    whole = trainer_of(few, 40, **PHASES | changes)
-    wanted = [entry["learning_rate"] for entry in step_to(whole, 40)]
+    whole = trainer_of(few, 160, **PHASES | changes)
+    wanted = [entry["learning_rate"] for entry in step_to(whole, 160)]
     assert rates["autoencoder"] + rates["joint"] == wanted
     for name in ("prior fit", "prior refit"):
-        assert rates[name][:2] == pytest.approx([0.1, 0.0976], abs=1e-3)
-        assert rates[name] == sorted(rates[name], reverse=True)
+        assert rates[name][:2] == pytest.approx([0.005, 0.01], rel=0.01)
+        assert rates[name][:15] == sorted(rates[name][:15])
+        assert rates[name][20:] == sorted(rates[name][20:], reverse=True)
         assert rates[name][-1] < 0.01
     betas = [entry["beta"] for entry in seen if "beta" in entry]
-    assert betas[:20] == pytest.approx(np.arange(1, 21) / 20)
-    assert betas[20:] == [1.0] * 20
+    assert betas[:80] == pytest.approx(np.arange(1, 81) / 80)
+    assert betas[80:] == [1.0] * 80
 
 
 def test_training_numbers_depend_on_the_seed(few: Dataset) -> None:
@@ -264,7 +286,8 @@ def test_a_nan_gradient_in_a_fit_of_the_prior_skips_its_step(few: Dataset) -> No
 
 @pytest.mark.parametrize("allowed", [0, 3])
 def test_more_skipped_steps_than_allowed_stop_the_run(allowed: int, few: Dataset) -> None:
-    trainer = trainer_of(few, max_skipped=allowed, skip_grad_norm=1e-6)
+    trainer = trainer_of(few, max_skipped=allowed)
+    trainer.model.to_mean.weight.register_hook(lambda grad: grad * math.nan)
     for _ in range(allowed):
         trainer.train_step()
     with pytest.raises(DivergenceError, match=f"{allowed + 1} steps were skipped"):

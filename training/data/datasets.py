@@ -1,39 +1,27 @@
 """Data sets as arrays, with their splits.
 
-The splits are fixed. MNIST and Fashion-MNIST: the last `VALIDATION_IMAGES` images of the
-official training file are the validation split and the rest is the training split; the
-official test file is the test split, which no choice in training depends on. Other IDX
-files: without test files, every tenth image goes to the test split. Of the remaining images,
-the last tenth (at most `VALIDATION_IMAGES`) is the validation split, the rest the training split.
-Folders: see `training.data.folder`.
+Images that take more than `training.data.decoding.IN_MEMORY` stay on disk and are read when
+they are indexed.
 """
 
-import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.pictures import fit
-from training.data.download import Report, read_files
-from training.data.folder import MIN_IMAGES, read_folder
-from training.data.idx import parse_idx, read_unpacked
-from training.data.memory import refuse_too_many
-from training.data.sources import SOURCES
+from training.data import decoding
+from training.data.array_files import idx_source, npy_source, public_source
+from training.data.arrays import ArraySource
+from training.data.cache import decoded_pictures
+from training.data.checks import Progress, silent
+from training.data.decoding import Pictures, pictures_in_memory
+from training.data.download import Report, data_dir
+from training.data.folder import FolderSource
+from training.data.parquet import ParquetSource
+from training.data.rows import Images, Rows
 from training.data.spec import DataSpec
 from training.errors import DataError
-
-VALIDATION_IMAGES = 5_000
-
-_CLASS_NAMES = {
-    "mnist": tuple("0123456789"),
-    "fashion-mnist": (
-        "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
-        "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,12 +29,12 @@ class Split:
     """Images with their labels.
 
     Attributes:
-        images: uint8 [N, C, H, W].
+        images: uint8 [N, C, H, W], to be read in chunks: they may be on disk.
         labels: int64 [N], indices into `Dataset.class_names`; all 0 if the data has no
             labels.
     """
 
-    images: NDArray[np.uint8]
+    images: Images
     labels: NDArray[np.int64]
 
 
@@ -85,6 +73,7 @@ def load_dataset(
     root: Path | None = None,
     report: Report = lambda _line: None,
     *,
+    progress: Progress = silent,
     fetch: bool = True,
 ) -> Dataset:
     """Loads a data set; a public one that is not cached is downloaded first.
@@ -94,10 +83,11 @@ def load_dataset(
         root: The cache folder; `training.data.download.data_dir()` by default.
         report: Called with one line per download, and for the first files that are
             skipped.
+        progress: Called while images are decoded, and files checked.
         fetch: Whether the network may be used.
 
     Raises:
-        ConfigError: There is no data set of that name, or the images of a folder differ
+        ConfigError: There is no data set of that name, or the images differ
             in size and `spec` gives no size to resize them to.
         DataMissing: The data set is not on disk and cannot be downloaded.
         DataError: The data set is damaged or unusable.
@@ -105,161 +95,59 @@ def load_dataset(
     if isinstance(spec, str):
         spec = DataSpec.parse(spec)
     if spec.kind == "folder":
-        return _from_folder(spec, report)
+        return _of_pictures(decoded_pictures(FolderSource(spec, report), root, report, progress))
+    if spec.kind == "parquet":
+        return _of_pictures(decoded_pictures(ParquetSource(spec, report), root, report, progress))
     if spec.kind == "idx":
-        return _from_idx_files(spec)
-    return _from_source(spec, root, report, fetch)
-
-
-def binarize(images: NDArray[np.uint8], seed: int) -> NDArray[np.float32]:
-    """Draws one bit per pixel: 1 with probability grey value / 255, else 0.
-
-    It is the protocol of the published MNIST likelihoods (Salakhutdinov and Murray 2008;
-    Burda et al. 2016). The bits come from Philox under the key `seed`, so they are the same
-    on every machine.
-
-    Args:
-        images: uint8, any shape.
-        seed: Philox key.
-
-    Returns:
-        float32 of the same shape, each element 0 or 1.
-    """
-    # Compares 32 random bits per pixel with value / 255: 0 never and 255 always sets the bit.
-    words = np.random.Philox(key=seed).random_raw((images.size + 1) // 2)
-    bits = np.frombuffer(words.astype("<u8").tobytes(), "<u4", count=images.size)
-    threshold = (images.reshape(-1).astype(np.uint64) << np.uint64(32)) // np.uint64(255)
-    return (bits < threshold).astype(np.float32).reshape(images.shape)
-
-
-def interleave_classes(labels: NDArray[np.int64], count: int) -> NDArray[np.intp]:
-    """Picks images of all classes in turn: the first of each class, the second of each, ...
-
-    Args:
-        labels: int64 [N].
-        count: Number of images to pick.
-
-    Returns:
-        Indices of the picked images, intp [min(count, N)].
-    """
-    rank = np.zeros(len(labels), dtype=np.int64)
-    for label in np.unique(labels):
-        members = labels == label
-        rank[members] = np.arange(members.sum())
-    return np.lexsort((labels, rank))[:count]
-
-
-def _from_folder(spec: DataSpec, report: Report) -> Dataset:
-    found = read_folder(spec, report)
-    train, validation, test = (Split(images, labels) for images, labels in found.splits)
-    return Dataset(
-        name=spec.source,
-        train=train,
-        validation=validation,
-        test=test,
-        class_names=found.class_names,
-        sha256={spec.folder.name or str(spec.folder): found.sha256},
-        skipped=found.skipped,
-    )
-
-
-def _from_source(spec: DataSpec, root: Path | None, report: Report, fetch: bool) -> Dataset:
-    source = SOURCES[spec.source]
-    contents = [content for _, content in read_files(source, root, report, fetch=fetch)]
-    images, labels, test_images, test_labels = (
-        parse_idx(content.raw, file.name)
-        for file, content in zip(source.files, contents, strict=True)
-    )
-    if len(images) <= VALIDATION_IMAGES:
-        raise DataError(
-            f"{source.name}: {len(images)} training images, wanted over {VALIDATION_IMAGES}"
-        )
-    train, validation = _cut(_split(spec, images, labels), VALIDATION_IMAGES)
-    return Dataset(
-        name=spec.source,
-        train=train,
-        validation=validation,
-        test=_split(spec, test_images, test_labels),
-        class_names=_CLASS_NAMES[spec.source],
-        sha256={
-            file.name: content.sha256 for file, content in zip(source.files, contents, strict=True)
-        },
-    )
-
-
-def _from_idx_files(spec: DataSpec) -> Dataset:
-    files = [file for file in spec.idx_files if file is not None]
-    contents = {file: read_unpacked(file) for file in files}
-    arrays = [
-        None if file is None else parse_idx(contents[file], str(file)) for file in spec.idx_files
-    ]
-    images, labels, test_images, test_labels = (*arrays, None, None, None)[:4]
-    assert images is not None
-    if len(images) < MIN_IMAGES:
-        raise DataError(f"{files[0]}: {len(images)} images, wanted {MIN_IMAGES} or more")
-    whole = _split(spec, images, labels)
-    if test_images is None:
-        # Every tenth image rather than the last tenth, since files are often sorted by class.
-        chosen = np.arange(len(images)) % 10 == 9
-        test = Split(whole.images[chosen], whole.labels[chosen])
-        whole = Split(whole.images[~chosen], whole.labels[~chosen])
+        source = idx_source(spec, progress)
+    elif spec.kind == "npy":
+        source = npy_source(spec, progress)
     else:
-        test = _split(spec, test_images, test_labels)
-    if not len(test.images) or test.images.shape[1:] != whole.images.shape[1:]:
-        raise DataError(
-            f"{spec.source}: test images {list(test.images.shape)}, wanted one or more like the "
-            f"training images {list(whole.images.shape)}"
-        )
-    train, validation = _cut(whole, min(VALIDATION_IMAGES, len(whole.images) // 10))
-    classes = 0 if labels is None else 1 + max(whole.labels.max(), test.labels.max())
+        source = public_source(spec, root or data_dir(), report, fetch=fetch)
+    if source.as_wanted:
+        return _of_arrays(source)
+    if source.converted_bytes <= decoding.IN_MEMORY:
+        return _of_pictures(pictures_in_memory(source, report, progress))
+    return _of_pictures(decoded_pictures(source, root, report, progress))
+
+
+def _of_arrays(source: ArraySource) -> Dataset:
+    """The images of arrays that need no conversion."""
+    views = source.views()
+    whole = sum(len(rows) * view[0].nbytes for rows, view in zip(source.rows, views, strict=True))
+    train, validation, test = (
+        _split(view, rows, labels, whole)
+        for view, rows, labels in zip(views, source.rows, source.labels, strict=True)
+    )
+    return Dataset(source.spec.source, train, validation, test, source.class_names, source.sha256)
+
+
+def _of_pictures(pictures: Pictures) -> Dataset:
+    """The images of a source that had to be decoded or converted."""
+    images, contents = pictures.images, pictures.contents
+    for name, rows in zip(("train", "validation", "test"), contents.splits, strict=True):
+        if not len(rows):
+            raise DataError(
+                f"{pictures.spec.origin}: none of its {len(images)} images is in the {name} "
+                "split, wanted at least one"
+            )
+    train, validation, test = (
+        _split(images, rows, contents.labels[rows], images.nbytes) for rows in contents.splits
+    )
     return Dataset(
-        name=spec.source,
-        train=train,
-        validation=validation,
-        test=test,
-        class_names=tuple(str(index) for index in range(classes)),
-        sha256={
-            key: hashlib.sha256(contents[file]).hexdigest()
-            for key, file in zip(_keys(files), files, strict=True)
-        },
+        pictures.spec.source,
+        train,
+        validation,
+        test,
+        contents.class_names,
+        contents.sha256,
+        pictures.skipped,
     )
 
 
-def _split(spec: DataSpec, images: NDArray[np.uint8], labels: NDArray[np.uint8] | None) -> Split:
-    """Makes a split from an array of images, resized as `spec` says, and one of labels.
-
-    Raises:
-        DataError: The shapes are wrong, or there are too many images for memory.
-    """
-    if labels is None:
-        labels = np.zeros(len(images), np.uint8)
-    if images.ndim != 3 or 0 in images.shape[1:]:
-        raise DataError(
-            f"{spec.source}: images {list(images.shape)}, wanted [N, H, W], none of them 0"
-        )
-    if labels.ndim != 1 or len(images) != len(labels):
-        raise DataError(
-            f"{spec.source}: images {list(images.shape)} and labels {list(labels.shape)} do not "
-            "belong together"
-        )
-    height, width = spec.size or images.shape[1:]
-    refuse_too_many(spec.source, len(images), (spec.channels or 1) * height * width)
-    return Split(fit(images, spec.size, spec.channels), labels.astype(np.int64))
-
-
-def _cut(whole: Split, last: int) -> tuple[Split, Split]:
-    """Cuts a split in two: all but the last `last` images, and the last `last` images."""
-    return (
-        Split(whole.images[:-last], whole.labels[:-last]),
-        Split(whole.images[-last:], whole.labels[-last:]),
-    )
-
-
-def _keys(files: Sequence[Path]) -> list[str]:
-    """Names files by the shortest endings of their paths that tell them apart, without `.gz`."""
-    plain = [file.with_suffix("") if file.suffix == ".gz" else file for file in files]
-    for length in range(1, max(len(path.parts) for path in plain)):
-        keys = ["/".join(path.parts[-length:]) for path in plain]
-        if len(set(keys)) == len(keys):
-            return keys
-    return [str(file) for file in files]
+def _split(
+    images: NDArray[np.uint8], rows: NDArray[np.int64], labels: NDArray[np.int64], whole: int
+) -> Split:
+    """A split of the rows of an array; in memory if all splits together, `whole` bytes, fit."""
+    chosen = Rows(images, rows)
+    return Split(chosen[:] if whole <= decoding.IN_MEMORY else chosen, labels)

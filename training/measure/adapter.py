@@ -29,8 +29,9 @@ def as_autoencoder(model: Vae) -> Autoencoder:
 
     @torch.inference_mode()
     def decode(z: NDArray[np.float32]) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = model.decode(tensor(z)).cpu().numpy()
-        return logits
+        output = model.decode(tensor(z))
+        parameters: NDArray[np.float32] = model.likelihood.parameters_of(output).cpu().numpy()
+        return parameters
 
     @torch.inference_mode()
     def log_prior(z: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -38,15 +39,18 @@ def as_autoencoder(model: Vae) -> Autoencoder:
         log_prob: NDArray[np.float32] = model.prior.log_prob(tensor(z)).cpu().numpy()
         return log_prob
 
-    return Autoencoder(encode, decode, log_prior if model.prior is not None else None)
+    density = log_prior if model.prior is not None else None
+    return Autoencoder(encode, decode, density, model.likelihood.name)
 
 
 def as_image_decoder(model: Vae) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
     """Wraps a model's decoder: maps latents float32 [N, D] to images in [0, 1]."""
-    decode = as_autoencoder(model).decode
+    device = next(model.parameters()).device
 
+    @torch.inference_mode()
     def images(z: NDArray[np.float32]) -> NDArray[np.float32]:
-        decoded: NDArray[np.float32] = torch.sigmoid(torch.from_numpy(decode(z))).numpy()
+        output = model.decode(torch.from_numpy(np.ascontiguousarray(z)).to(device))
+        decoded: NDArray[np.float32] = model.likelihood.mean(output).cpu().numpy()
         return decoded
 
     return images

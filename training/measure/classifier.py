@@ -23,7 +23,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from common.pixels import to_unit
 from latentserve._files import atomic_write
-from training.data.datasets import Dataset, Split, binarize, load_dataset
+from training.data.datasets import Dataset, Split, load_dataset
+from training.data.targets import binarize
 from training.errors import DataError, TrainingError
 from training.measure.fid import frechet_distance
 
@@ -163,7 +164,7 @@ def train(
         torch.manual_seed(seed)
         network = Network()
     random = torch.Generator().manual_seed(seed)
-    images = torch.from_numpy(np.array(dataset.train.images))
+    images = torch.from_numpy(dataset.train.images[:].copy())
     labels = torch.from_numpy(np.array(dataset.train.labels))
     steps_per_epoch = len(images) // _BATCH
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=_WEIGHT_DECAY, fused=True)
@@ -275,7 +276,7 @@ def _scaled(network: Network, dataset: Dataset) -> Network:
 
 
 def _floor(judge: Classifier, dataset: Dataset) -> float:
-    test = dataset.test.images
+    test = dataset.test.images[:]
     train_features, test_features = (
         judge(to_unit(images))[0] for images in (dataset.train.images[: len(test)], test)
     )
@@ -283,8 +284,9 @@ def _floor(judge: Classifier, dataset: Dataset) -> float:
 
 
 def _accuracies(judge: Classifier, split: Split, seed: int) -> str:
-    grey = accuracy(judge, to_unit(split.images), split.labels)
-    bits = accuracy(judge, binarize(split.images, seed), split.labels)
+    images = split.images[:]
+    grey = accuracy(judge, to_unit(images), split.labels)
+    bits = accuracy(judge, binarize(images, seed), split.labels)
     return f"{grey:.2%} of grey digits, {bits:.2%} of binarized ones"
 
 

@@ -4,20 +4,20 @@ Training evaluates its torch model with this code, and export evaluates the expo
 graphs, so that their figures are comparable.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common import likelihood
-from common.likelihood import Array, Nats
-from common.pixels import to_unit
+from common.likelihood import Array, Likelihood, Nats
+from training.data.rows import Images, chunk_rows
+from training.data.targets import Targets
 
-T = TypeVar("T", bound=np.generic)
-
-_CHUNK = 1_000
+#: Images that are converted or read when they are sliced.
+Sliced = Array | Targets
 # Small enough for the activations of a convolutional decoder to stay in the cache.
 _IMPORTANCE_CHUNK = 100
 
@@ -34,14 +34,21 @@ class Autoencoder:
         encode: Maps images float32 [N, C, H, W] in [0, 1] to the mean and log_var of
             their posteriors, float32 [N, D] each. log_var is None for a plain
             autoencoder, which has no ELBO: its KL counts as 0.
-        decode: Maps latents float32 [N, D] to logits float32 [N, C, H, W].
+        decode: Maps latents float32 [N, D] to the parameters of p(x|z), float32
+            [N, P * C, H, W], as `common.likelihood` has them.
         log_prior: Maps latents float32 [N, D] to log p(z) in nats, [N]; None for the
             standard normal, whose KL has a closed form.
+        likelihood: p(x|z).
     """
 
     encode: Callable[[Array], tuple[Array, Array | None]]
     decode: Callable[[Array], Array]
     log_prior: Callable[[Array], NDArray[np.floating]] | None = None
+    likelihood: Likelihood = "bernoulli"
+
+    def nll(self, z: Array, images: Array) -> Nats:
+        """-log p(x|z) of images float32 [N, C, H, W] given latents float32 [N, D], [N]."""
+        return likelihood.pixel_nll(self.likelihood, self.decode(z), images)
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,7 @@ class Evaluation:
         reconstruction: -log p(x|z), mean over images and draws.
         kl: KL(q(z|x) || p(z)), mean over the images.
         elbo_stderr: Standard error of `elbo` over the images.
+        bits_per_dimension: `elbo` in bits, divided by the C * H * W values of an image.
         active_units: Number of active latent dimensions; see `ACTIVE_VARIANCE`.
         images: Number of images measured.
         draws: Draws of z per image.
@@ -66,13 +74,14 @@ class Evaluation:
     reconstruction: float
     kl: float
     elbo_stderr: float
+    bits_per_dimension: float
     active_units: int
     images: int
     draws: int
     seed: int
 
 
-def evaluate(model: Autoencoder, images: Array, *, draws: int = 1, seed: int = 0) -> Evaluation:
+def evaluate(model: Autoencoder, images: Sliced, *, draws: int = 1, seed: int = 0) -> Evaluation:
     """Measures the ELBO with `draws` seeded draws of z per image.
 
     The KL is in closed form under the standard normal prior, and otherwise estimated from
@@ -97,7 +106,7 @@ def evaluate(model: Autoencoder, images: Array, *, draws: int = 1, seed: int = 0
         for generator in noise:
             eps = generator.standard_normal(mean.shape, np.float32)
             z = (mean + std * eps).astype(np.float32, copy=False)
-            nll += likelihood.bernoulli_nll(model.decode(z), chunk)
+            nll += model.nll(z, chunk)
             divergence += _divergence(model, z, mean, log_var)
         reconstruction.append(nll / draws)
         kl.append(divergence / draws)
@@ -108,6 +117,9 @@ def evaluate(model: Autoencoder, images: Array, *, draws: int = 1, seed: int = 0
         reconstruction=float(np.concatenate(reconstruction).mean()),
         kl=float(np.concatenate(kl).mean()),
         elbo_stderr=float(rows.std() / np.sqrt(len(rows))),
+        bits_per_dimension=likelihood.bits_per_dimension(
+            float(rows.mean()), math.prod(images.shape[1:])
+        ),
         active_units=int((np.concatenate(means).var(axis=0) > ACTIVE_VARIANCE).sum()),
         images=len(images),
         draws=draws,
@@ -143,7 +155,7 @@ class BoundEvaluation:
 
 def importance_bound(
     model: Autoencoder,
-    images: Array,
+    images: Sliced,
     *,
     draws: int,
     seed: int = 0,
@@ -172,7 +184,7 @@ def importance_bound(
         bound, total = likelihood.ImportanceBound(len(chunk)), np.zeros(len(chunk))
         for _ in range(draws):
             z = mean + std * generator.standard_normal(mean.shape, np.float32)
-            log_joint = _log_prior(model, z) - likelihood.bernoulli_nll(model.decode(z), chunk)
+            log_joint = _log_prior(model, z) - model.nll(z, chunk)
             log_weights = log_joint - likelihood.gaussian_log_density(z, mean, log_var)
             bound.add(log_weights)
             total += log_weights
@@ -192,23 +204,43 @@ def importance_bound(
     )
 
 
-def mean_scores(model: Autoencoder, images: NDArray[np.uint8]) -> Nats:
+def mean_scores(model: Autoencoder, images: Images, rows: NDArray[np.int64] | None = None) -> Nats:
     """The anomaly score of each image: its negative ELBO with the posterior mean as z.
 
     Args:
         model: The model and its prior.
-        images: uint8 [N, C, H, W], not binarized.
+        images: uint8 [M, C, H, W], not binarized.
+        rows: Indices of the images to score, int64 [N]; all by default.
 
     Returns:
         float64 [N]: -log p(x | z = mean) + KL in nats; higher is less typical.
     """
     scores = []
-    for chunk in _chunks(images):
-        pixels = to_unit(chunk)
+    rows = np.arange(len(images)) if rows is None else rows
+    for pixels in _chunks(Targets(images, None), rows):
         mean, log_var = model.encode(pixels)
         divergence = _divergence(model, mean, mean, log_var)
-        scores.append(likelihood.bernoulli_nll(model.decode(mean), pixels) + divergence)
+        scores.append(model.nll(mean, pixels) + divergence)
     return np.concatenate(scores)
+
+
+def posteriors(
+    model: Autoencoder, images: Images, rows: NDArray[np.int64] | None = None
+) -> tuple[Array, Array | None]:
+    """Encodes images: the mean and log_var of their posteriors.
+
+    Args:
+        model: The model.
+        images: uint8 [M, C, H, W], not binarized.
+        rows: Indices of the images to encode, int64 [N]; all by default.
+
+    Returns:
+        Mean and log_var, float32 [N, D]; log_var is None for a plain autoencoder.
+    """
+    parts = [model.encode(pixels) for pixels in _chunks(Targets(images, None), rows)]
+    log_vars = [log_var for _, log_var in parts if log_var is not None]
+    mean = np.concatenate([mean for mean, _ in parts])
+    return mean, np.concatenate(log_vars) if log_vars else None
 
 
 def percentiles(scores: Nats) -> list[float]:
@@ -232,6 +264,8 @@ def _log_prior(model: Autoencoder, z: Array) -> Nats:
     return model.log_prior(z).astype(np.float64)
 
 
-def _chunks(images: NDArray[T]) -> Iterator[NDArray[T]]:
-    for start in range(0, len(images), _CHUNK):
-        yield images[start : start + _CHUNK]
+def _chunks(images: Sliced, rows: NDArray[np.int64] | None = None) -> Iterator[Array]:
+    size = chunk_rows(images.shape[1:])
+    for start in range(0, len(images) if rows is None else len(rows), size):
+        chosen = slice(start, start + size)
+        yield images[chosen if rows is None else rows[chosen]]

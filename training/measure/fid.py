@@ -97,7 +97,7 @@ def measure_generation(
         raise ConfigError(f"images: got {images}, wanted 2 to {largest}")
     if labels and per_label < 2:
         raise ConfigError(f"per_label: got {per_label}, wanted 2 or more")
-    test = _Moments.of(judge(to_unit(dataset.test.images))[0])
+    test = _Moments.of(judge(to_unit(dataset.test.images[:]))[0])
     train = _Moments.of(judge(to_unit(dataset.train.images[:images]))[0])
     features, probabilities = judge(sample(images, seed, None))
     by_label = [judge(sample(per_label, seed + label, label)) for label in labels]

@@ -9,11 +9,15 @@ from training.errors import ConfigError
 #: Width and activation of each layer.
 Layers = tuple[tuple[int, str], ...]
 Counts = tuple[int, ...]
+Augmentations = tuple[Literal["flip", "shift"], ...]
 
 #: Largest width, and largest number of dimensions or components.
 LARGEST = 65_536
 # Largest number of blocks, couplings or draws.
 _MAX_COUNT = 1_000
+# Largest logarithm of a variance, or logit, to begin with.
+_MAX_SCALE = 20
+_PATCHES = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Dense:
 class Conv:
     """Residual convolutional encoder and decoder.
 
-    The image is halved until it has at most 8 rows and columns; each resolution is a
+    The image is halved until it has at most `coarsest` rows and columns; each resolution is a
     level. Each tuple lists values from the coarsest level to finer ones; its last value also
     applies to all levels that are finer still.
 
@@ -53,9 +57,18 @@ class Conv:
         widths: Channels at each level.
         encoder_blocks: Residual blocks of the encoder at each level.
         decoder_blocks: Residual blocks of the decoder at each level.
-        encoder_trunk: Width of the dense layer between the coarsest level and the latents.
-        decoder_trunk: Width of the dense layer between the latents and the coarsest level.
+        encoder_trunk: Width of the dense layer between the coarsest level and the latents; 0
+            for none.
+        decoder_trunk: Width of the dense layer between the latents and the coarsest level; 0
+            for none.
         activation: Name of the activation of all layers.
+        patch: Side of the squares of pixels that are folded into channels before the first
+            layer, a power of 2. No layer works on a finer resolution.
+        coarsest: Longer side of the coarsest level, at most.
+        transitions: What the layers between two levels, and after the encoder's last one, are
+            applied to: `activated` features, or those of the residual blocks as they are,
+            `linear`. With the latter and without trunks, a path of linear layers leads from
+            the image to the latents and from there to the last layer.
         kind: Type of the network, which tells it apart from others in JSON.
     """
 
@@ -65,6 +78,9 @@ class Conv:
     encoder_trunk: int
     decoder_trunk: int
     activation: str = "silu"
+    patch: int = 2
+    coarsest: int = 8
+    transitions: Literal["activated", "linear"] = "activated"
     kind: Literal["conv"] = "conv"
 
     def __post_init__(self) -> None:
@@ -80,7 +96,12 @@ class Conv:
             if not counts or not all(0 <= count <= _MAX_COUNT for count in counts):
                 raise ConfigError(f"{name}: got {counts}, wanted one or more of 0 to {_MAX_COUNT}")
         for name in ("encoder_trunk", "decoder_trunk"):
-            _check_range(name, getattr(self, name), LARGEST)
+            if not 0 <= getattr(self, name) <= LARGEST:
+                raise ConfigError(f"{name}: got {getattr(self, name)}, wanted 0 to {LARGEST}")
+        if self.patch not in _PATCHES:
+            wanted = ", ".join(map(str, _PATCHES))
+            raise ConfigError(f"patch: got {self.patch}, wanted one of {wanted}")
+        _check_range("coarsest", self.coarsest, LARGEST)
 
 
 @dataclass(frozen=True)
@@ -133,7 +154,13 @@ class ModelConfig:
         scale: What the encoder's second head outputs: with `log_var`, the logarithm of the
             posterior's variance; with `sigmoid`, the logit of its standard deviation,
             which is then below 1.
+        initial_scale: What that head outputs for every image at first; 0 for random numbers
+            around 0.
         prior: The prior p(z).
+        likelihood: p(x|z): `bernoulli`, for images of bits; `gaussian` of one learned scale;
+            `logistic`, a discretized logistic of a learned scale for each channel; or `auto`,
+            for what suits the data.
+        mixture: Components of the logistic likelihood of a pixel; 1 for no mixture.
     """
 
     network: Dense | Conv
@@ -141,14 +168,27 @@ class ModelConfig:
     posterior: Literal["gaussian", "delta"] = "gaussian"
     scale: Literal["log_var", "sigmoid"] = "log_var"
     prior: PriorConfig = field(default_factory=PriorConfig)
+    likelihood: Literal["auto", "bernoulli", "gaussian", "logistic"] = "auto"
+    mixture: int = 1
+    initial_scale: float = 0.0
 
     def __post_init__(self) -> None:
-        """Checks that posterior, prior and latent dimensions can be combined.
+        """Checks that likelihood, posterior, prior and latent dimensions can be combined.
 
         Raises:
             ConfigError: They cannot be combined, or a value is out of range.
         """
         _check_range("latent_dim", self.latent_dim, LARGEST)
+        _check_range("mixture", self.mixture, _MAX_COUNT)
+        if not abs(self.initial_scale) <= _MAX_SCALE:
+            raise ConfigError(
+                f"initial_scale: got {self.initial_scale}, wanted -{_MAX_SCALE} to {_MAX_SCALE}"
+            )
+        if self.mixture > 1 and self.likelihood != "logistic":
+            raise ConfigError(
+                f"mixture: got {self.mixture}, wanted 1 with likelihood={self.likelihood}; only "
+                "likelihood=logistic has components"
+            )
         if self.posterior == "gaussian" and self.prior.kind == "none":
             raise ConfigError("prior.kind: got none, wanted a prior (the ELBO needs one)")
         if self.posterior == "delta" and self.prior.kind == "standard":
@@ -173,8 +213,8 @@ class TrainConfig:
         draws: K, draws of z per image and step.
         beta: Weight of the KL term (Higgins et al. 2017); with 1 the objective is the
             ELBO.
-        binarize: Whether each step draws fresh bits from the grey values; otherwise the
-            grey values themselves are the targets.
+        binarize: Whether each step draws fresh bits from the grey values, under a Bernoulli
+            likelihood; otherwise the grey values themselves are the targets.
         batch_size: Images per step.
         learning_rate: Peak learning rate.
         weight_decay: Decoupled weight decay of AdamW.
@@ -183,9 +223,10 @@ class TrainConfig:
             term to `beta`.
         ema: Decay of the exponential moving average of the weights, which is the model
             that is measured and exported. 0 turns averaging off.
-        clip_grad_norm: Norm that larger gradients are scaled down to.
-        skip_grad_norm: A step is skipped if the norm of its gradient is above this, or not
-            finite.
+        clip_factor: Multiple of the median gradient norm of recent steps that larger gradients
+            are scaled down to.
+        skip_factor: A step is skipped if the norm of its gradient is above this multiple of that
+            median, or not finite.
         max_skipped: Largest number of skipped steps; one more ends the run with an error.
         prior_start: Share of the steps after which a learned prior is fitted to the
             aggregate posterior. From then on it takes the place of N(0, I).
@@ -197,6 +238,8 @@ class TrainConfig:
         label_weight: Weight of log p(label|z) relative to log p(z), if the prior is
             conditional on the class.
         seed: Seed of the initial weights, the order of the images and all noise.
+        augment: Random changes of each batch's images: `flip` mirrors left to right, `shift`
+            moves by up to a 16th of the sides.
     """
 
     objective: Literal["elbo", "iwae"] = "elbo"
@@ -209,8 +252,8 @@ class TrainConfig:
     warmup: float = 0.02
     kl_warmup: float = 0.03
     ema: float = 0.999
-    clip_grad_norm: float = 200.0
-    skip_grad_norm: float = 20_000.0
+    clip_factor: float = 5.0
+    skip_factor: float = 100.0
     max_skipped: int = 50
     prior_start: float = 0.33
     prior_fit: float = 0.15
@@ -219,6 +262,7 @@ class TrainConfig:
     prior_learning_rate: float = 1e-3
     label_weight: float = 0.25
     seed: int = 0
+    augment: Augmentations = ()
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -235,8 +279,8 @@ class TrainConfig:
             ("warmup", "0 to 1", 0 <= self.warmup <= 1),
             ("kl_warmup", "0 to 1", 0 <= self.kl_warmup <= 1),
             ("ema", "0 or more and below 1", 0 <= self.ema < 1),
-            ("clip_grad_norm", "above 0", 0 < self.clip_grad_norm < math.inf),
-            ("skip_grad_norm", "above 0", 0 < self.skip_grad_norm < math.inf),
+            ("clip_factor", "1 or more", 1 <= self.clip_factor < math.inf),
+            ("skip_factor", "clip_factor or more", self.clip_factor <= self.skip_factor < math.inf),
             ("max_skipped", "0 or more", self.max_skipped >= 0),
             ("prior_start", "0 to 1", 0 <= self.prior_start <= 1),
             ("prior_fit", "0 to 100", 0 <= self.prior_fit <= 100),
@@ -245,6 +289,7 @@ class TrainConfig:
             ("prior_learning_rate", "above 0", 0 < self.prior_learning_rate < math.inf),
             ("label_weight", "0 or more", 0 <= self.label_weight < math.inf),
             ("seed", "0 or more", self.seed >= 0),
+            ("augment", "each once", len(set(self.augment)) == len(self.augment)),
         ):
             if not good:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, wanted {wanted}")

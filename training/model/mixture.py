@@ -1,7 +1,7 @@
 """Fit of a prior's mixture by expectation maximisation."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.model.prior import Prior
 
@@ -12,48 +12,85 @@ _RIDGE = 1e-3
 # Lower bound of the mean variance, for latents that are all equal.
 _MIN_VARIANCE = 1e-6
 _CHUNK = 8_192
+# A class with fewer images than this many times D borrows from the covariance that all classes
+# have in common, as if D more images had that one.
+_ENOUGH = 10
 
 
 @torch.no_grad()
-def fit_mixture(prior: Prior, z: Tensor, labels: Tensor, seed: int) -> None:
+def fit_mixture(prior: Prior, z: Tensor, labels: Tensor, seed: int, draws: int = 1) -> None:
     """Fits a prior's components, their weights and the class weights to latents.
 
     The flow does not change: its inverse maps the latents back to the space of the mixture.
     There the components are fitted by expectation maximisation (Dempster, Laird and Rubin
-    1977), those of each class to the latents of that class.
+    1977), those of each class to the latents of that class. The covariances of a class with few
+    latents are shrunk towards that around the classes' means (Friedman 1989).
 
     Args:
         prior: The prior to change.
         z: Latents, [N, D].
         labels: Class of each latent, int64 [N]; ignored if the prior has no classes.
         seed: Seed of the initial means.
+        draws: Number of latents of each image.
     """
     y = torch.cat([prior.to_base(chunk)[0] for chunk in torch.split(z, _CHUNK)]).double().cpu()
     labels = labels.cpu()
     generator = torch.Generator().manual_seed(seed)
+    # The common covariance counts as much as that of D images.
+    extra = draws * y.shape[1]
+    common = _common_covariance(y, labels, len(prior.class_weights), draws)
     for group in range(len(prior.class_weights)):
         mine = (prior.group == group).nonzero().flatten().cpu()
         rows = y[labels == group] if prior.classes else y
-        if len(rows) <= y.shape[1]:
-            rows = y  # too few rows for a covariance, so that of all latents is used
-        weights, means, covariances = _expectation_maximisation(rows, len(mine), generator)
+        if not len(rows):
+            rows = y  # so that a class without latents can be sampled too
+        shrunk = None
+        if common is not None and len(rows) < _ENOUGH * extra:
+            shrunk = common, extra
+        weights, means, covariances = _expectation_maximisation(rows, len(mine), generator, shrunk)
         factors = _precision_factors(covariances)
         prior.logits[mine] = weights.log().to(prior.logits)
         prior.means[mine] = means.to(prior.means)
         prior.lower[mine] = factors.tril(-1).to(prior.lower)
         prior.log_diagonal[mine] = factors.diagonal(dim1=1, dim2=2).log().to(prior.log_diagonal)
     if prior.classes:
-        counts = torch.bincount(labels, minlength=prior.classes).double() + 1.0
+        counts = torch.bincount(labels, minlength=prior.classes).double() / draws + 1.0
         prior.class_weights.copy_(counts / counts.sum())
 
 
+def _common_covariance(y: Tensor, labels: Tensor, classes: int, draws: int) -> Tensor | None:
+    """The covariance of latents [N, D] around the means of their classes, [D, D].
+
+    Around the mean of all if there are too few images for that; None if there is one class.
+    """
+    if classes == 1:
+        return None
+    size, dim = y.shape
+    if size // draws - classes < dim:
+        labels = torch.zeros_like(labels)
+    members = nn.functional.one_hot(labels, classes).to(y)
+    means = members.T @ y / members.sum(dim=0).clamp(min=1.0).unsqueeze(1)
+    around = y - means[labels]
+    return around.T @ around / size
+
+
 def _expectation_maximisation(
-    rows: Tensor, count: int, generator: torch.Generator
+    rows: Tensor, count: int, generator: torch.Generator, shrunk: tuple[Tensor, int] | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Fits K components to rows [N, D]: weights [K], means [K, D], covariances [K, D, D]."""
+    """Fits K components to rows [N, D]: weights [K], means [K, D], covariances [K, D, D].
+
+    Each covariance is shrunk towards that of `shrunk`, [D, D], which counts as so many rows.
+    """
     size, dim = rows.shape
+
+    def shrink(covariance: Tensor, mass: float) -> Tensor:
+        if shrunk is None:
+            return covariance
+        common, extra = shrunk
+        return (mass * covariance + extra * common) / (mass + extra)
+
     centred = rows - rows.mean(dim=0)
-    whole = centred.T @ centred / size
+    whole = shrink(centred.T @ centred / size, size)
     spread = whole.diagonal().mean().clamp(min=_MIN_VARIANCE)
     ridge = _RIDGE * spread * torch.eye(dim, dtype=rows.dtype)
     weights = torch.full((count,), 1.0 / count, dtype=rows.dtype)
@@ -73,7 +110,8 @@ def _expectation_maximisation(
                 share = shares[:, component : component + 1] / mass[component]
                 means[component] = (share * rows).sum(dim=0)
                 around = rows - means[component]
-                covariances[component] = (share * around).T @ around + ridge
+                own = shrink((share * around).T @ around, float(mass[component]))
+                covariances[component] = own + ridge
     return weights, means, covariances
 
 

@@ -1,7 +1,8 @@
 """The layers between image and latents: dense ones and residual convolutional ones.
 
 An encoder maps images [N, C, H, W] in [0, 1] to features [N, F], a decoder latents
-[N, D] to the logits of the pixels, [N, C, H, W].
+[N, D] to what the likelihood needs of the pixels, [N, width, H, W]: for Bernoulli pixels their
+logits, else their locations.
 """
 
 import math
@@ -29,12 +30,9 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
 }
 
-#: The convolutional networks halve an image until its longer side is at most this long.
-_COARSEST = 8
-
 
 def build_networks(
-    config: Dense | Conv, shape: Shape, latent_dim: int
+    config: Dense | Conv, shape: Shape, latent_dim: int, width: int = 0
 ) -> tuple[nn.Module, int, nn.Module]:
     """Builds an encoder and a decoder.
 
@@ -42,6 +40,7 @@ def build_networks(
         config: Layers of the networks.
         shape: C, H and W.
         latent_dim: D.
+        width: Channels of the decoder's output; 0 for C.
 
     Returns:
         The encoder, its number of output features F, and the decoder.
@@ -49,17 +48,16 @@ def build_networks(
     Raises:
         ConfigError: The config names an unknown activation.
     """
+    width = width or shape[0]
     if isinstance(config, Dense):
-        widths = [width for width, _ in config.layers]
+        widths = [units for units, _ in config.layers]
         activations = [activation for _, activation in config.layers]
         encoder = nn.Sequential(nn.Flatten(1), *_dense([math.prod(shape), *widths], activations))
-        return encoder, widths[-1], DenseDecoder(widths[::-1], activations[::-1], shape, latent_dim)
-    levels = _Levels(shape)
-    return (
-        ConvEncoder(config, levels),
-        config.encoder_trunk,
-        ConvDecoder(config, levels, latent_dim),
-    )
+        decoder = DenseDecoder(widths[::-1], activations[::-1], (width, *shape[1:]), latent_dim)
+        return encoder, widths[-1], decoder
+    levels = _Levels(shape, config)
+    convolutions = ConvEncoder(config, levels)
+    return convolutions, convolutions.features, ConvDecoder(config, levels, latent_dim, width)
 
 
 class DenseDecoder(nn.Module):
@@ -89,17 +87,25 @@ class DenseDecoder(nn.Module):
 class _Levels:
     """The resolutions of an image down to its coarsest level, each half of the previous one.
 
+    Args:
+        shape: C, H and W of the image.
+        config: Its `patch` and `coarsest`.
+
     Attributes:
         shape: C, H and W of the image.
-        count: Number of times that the image is halved.
+        patch: Side of the squares of pixels that become channels before the first level: the
+            configured one, or less if the image is so small.
+        count: Number of levels.
         coarse: Height and width of the coarsest level.
         padding: Rows and columns to add to the image so that every halving is exact.
     """
 
-    def __init__(self, shape: Shape):
+    def __init__(self, shape: Shape, config: Conv):
         self.shape = shape
-        self.count: int = max(0, math.ceil(math.log2(max(shape[1:]) / _COARSEST)))
-        unit = 2**self.count
+        halvings = max(0, math.ceil(math.log2(max(shape[1:]) / config.coarsest)))
+        unit: int = 2**halvings
+        self.patch = min(config.patch, unit)
+        self.count: int = round(math.log2(unit // self.patch)) + 1
         self.coarse: tuple[int, int] = (
             math.ceil(shape[1] / unit),
             math.ceil(shape[2] / unit),
@@ -118,18 +124,19 @@ class ConvEncoder(nn.Module):
     Args:
         config: Widths and blocks.
         levels: The resolutions.
+
+    Attributes:
+        features: F, the number of output features.
     """
 
     def __init__(self, config: Conv, levels: _Levels):
         super().__init__()
         self.padding = levels.padding
-        # No layer works at full resolution: pixels are folded before the first layer.
-        fold = 4 if levels.count else 1
-        coarsest_first = range(max(levels.count, 1))
+        coarsest_first = range(levels.count)
         widths = [_at(config.widths, level) for level in coarsest_first][::-1]
         blocks = [_at(config.encoder_blocks, level) for level in coarsest_first][::-1]
-        self.fold_first = fold == 4
-        self.stem = nn.Conv2d(levels.shape[0] * fold, widths[0], 3, padding=1)
+        self.patch = levels.patch
+        self.stem = nn.Conv2d(levels.shape[0] * levels.patch**2, widths[0], 3, padding=1)
         self.stages = nn.ModuleList(
             _blocks(count, width, config.activation)
             for width, count in zip(widths, blocks, strict=True)
@@ -138,22 +145,27 @@ class ConvEncoder(nn.Module):
             nn.Conv2d(4 * fine, coarse, 1) for fine, coarse in pairwise(widths)
         )
         self.activation = _activation(config.activation)
+        self.transition = _transition(config)
         # Half of the channels suffice for the dense layer, which has most of the weights.
         self.squeeze = nn.Conv2d(widths[-1], widths[-1] // 2, 1)
-        self.trunk = nn.Linear(levels.features(widths[-1] // 2), config.encoder_trunk)
+        squeezed = levels.features(widths[-1] // 2)
+        self.features = config.encoder_trunk or squeezed
+        self.trunk = nn.Linear(squeezed, config.encoder_trunk) if config.encoder_trunk else None
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps images [N, C, H, W] to features [N, F]."""
         rows, columns = self.padding
         if rows or columns:
             images = F.pad(images, (0, columns, 0, rows))
-        hidden = self.stem(F.pixel_unshuffle(images, 2) if self.fold_first else images)
+        hidden = self.stem(F.pixel_unshuffle(images, self.patch) if self.patch > 1 else images)
         for index, stage in enumerate(self.stages):
             if index:
-                hidden = self.downs[index - 1](F.pixel_unshuffle(self.activation(hidden), 2))
+                hidden = self.downs[index - 1](F.pixel_unshuffle(self.transition(hidden), 2))
             hidden = stage(hidden)
-        squeezed = self.activation(self.squeeze(self.activation(hidden)))
-        features: Tensor = self.activation(self.trunk(squeezed.flatten(1)))
+        squeezed: Tensor = self.squeeze(self.transition(hidden))
+        if self.trunk is None:
+            return squeezed.flatten(1)
+        features: Tensor = self.activation(self.trunk(self.activation(squeezed).flatten(1)))
         return features
 
 
@@ -166,23 +178,23 @@ class ConvDecoder(nn.Module):
         config: Widths and blocks.
         levels: The resolutions.
         latent_dim: D.
+        width: Channels of the output.
     """
 
-    def __init__(self, config: Conv, levels: _Levels, latent_dim: int):
+    def __init__(self, config: Conv, levels: _Levels, latent_dim: int, width: int):
         super().__init__()
         self.shape = levels.shape
         self.coarse = levels.coarse
-        fold = 4 if levels.count else 1
-        coarsest_first = range(max(levels.count, 1))
+        coarsest_first = range(levels.count)
         widths = [_at(config.widths, level) for level in coarsest_first]
         blocks = [_at(config.decoder_blocks, level) for level in coarsest_first]
-        self.unfold_last = fold == 4
+        self.patch = levels.patch
         # The ELBO is 1.9 nats worse on MNIST after seven epochs without the hidden layer, as the
         # blocks alone then have to place the strokes.
+        trunk = config.decoder_trunk
+        hidden = [nn.Linear(latent_dim, trunk), _activation(config.activation)] if trunk else []
         self.stem = nn.Sequential(
-            nn.Linear(latent_dim, config.decoder_trunk),
-            _activation(config.activation),
-            nn.Linear(config.decoder_trunk, levels.features(widths[0])),
+            *hidden, nn.Linear(trunk or latent_dim, levels.features(widths[0]))
         )
         self.stages = nn.ModuleList(
             _blocks(count, width, config.activation)
@@ -191,19 +203,20 @@ class ConvDecoder(nn.Module):
         self.ups = nn.ModuleList(
             nn.Conv2d(coarse, 4 * fine, 1) for coarse, fine in pairwise(widths)
         )
-        self.to_logits = nn.Conv2d(widths[-1], levels.shape[0] * fold, 3, padding=1)
+        self.to_logits = nn.Conv2d(widths[-1], width * levels.patch**2, 3, padding=1)
         self.activation = _activation(config.activation)
+        self.transition = _transition(config)
 
     def forward(self, z: Tensor) -> Tensor:
         """Maps latents [N, D] to logits [N, C, H, W]."""
         hidden = self.stem(z).unflatten(1, (-1, *self.coarse))
         for index, stage in enumerate(self.stages):
             if index:
-                hidden = F.pixel_shuffle(self.ups[index - 1](self.activation(hidden)), 2)
+                hidden = F.pixel_shuffle(self.ups[index - 1](self.transition(hidden)), 2)
             hidden = stage(hidden)
         logits: Tensor = self.to_logits(self.activation(hidden))
-        if self.unfold_last:
-            logits = F.pixel_shuffle(logits, 2)
+        if self.patch > 1:
+            logits = F.pixel_shuffle(logits, self.patch)
         _, height, width = self.shape
         return logits[:, :, :height, :width] if logits.shape[2:] != (height, width) else logits
 
@@ -258,6 +271,11 @@ def _at(values: Counts, level: int) -> int:
 
 def _blocks(count: int, width: int, activation: str) -> nn.Sequential:
     return nn.Sequential(*(_Block(width, activation) for _ in range(count)))
+
+
+def _transition(config: Conv) -> nn.Module:
+    linear = config.transitions == "linear"
+    return nn.Identity() if linear else _activation(config.activation)
 
 
 def _activation(name: str) -> nn.Module:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from training.model.config import TrainConfig
-from training.model.vae import DiagonalGaussian, Vae, bernoulli_nll, gaussian_log_prob
+from training.model.vae import DiagonalGaussian, Vae, gaussian_log_prob
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ def autoencoder_terms(
     posterior = posterior.to(eps.dtype)
     z = posterior.sample(eps)
     with precision():
-        logits = model.decode(z.reshape(draws * rows, dim))
-    logits = logits.to(eps.dtype)
+        output = model.decode(z.reshape(draws * rows, dim))
+    output = output.to(eps.dtype)
     targets = images.expand(draws, *images.shape).flatten(0, 1)
-    reconstruction = bernoulli_nll(logits, targets).reshape(draws, rows)
+    reconstruction = model.likelihood.nll(output, targets).reshape(draws, rows)
     if posterior.log_var is None:
         nll = reconstruction.mean()
         return Terms(nll, nll, torch.zeros_like(nll))

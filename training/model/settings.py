@@ -7,9 +7,30 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from training.errors import ConfigError
-from training.model.config import Counts, Layers, Preset
+from training.model.config import (
+    Augmentations,
+    Conv,
+    Counts,
+    Layers,
+    ModelConfig,
+    Preset,
+    TrainConfig,
+)
 
 T = TypeVar("T")
+
+_AUGMENTATION = typing.get_args(Augmentations)[0]
+
+# Fields that were added since, with what holds for records without them.
+_ADDED: Mapping[type, Mapping[str, Any]] = {
+    Conv: {"patch": 2, "coarsest": 8, "transitions": "activated"},
+    ModelConfig: {"likelihood": "bernoulli", "mixture": 1, "initial_scale": 0.0},
+    TrainConfig: {"clip_factor": 5.0, "skip_factor": 100.0, "augment": []},
+}
+# Fields of older records that are no more.
+_GONE: Mapping[type, frozenset[str]] = {
+    TrainConfig: frozenset({"clip_grad_norm", "skip_grad_norm"}),
+}
 
 
 def override(preset: Preset, settings: Sequence[str]) -> Preset:
@@ -55,8 +76,9 @@ def record_from_json(kind: type[T], data: Any) -> T:
     hints = typing.get_type_hints(kind)
     if not isinstance(data, dict):
         raise TypeError(f"got {data!r}, wanted an object of {', '.join(hints)}")
-    if surplus := data.keys() - hints.keys():
+    if surplus := data.keys() - hints.keys() - _GONE.get(kind, frozenset()):
         raise TypeError(f"unknown fields {sorted(surplus)}")
+    data = {**_ADDED.get(kind, {}), **data}
     return kind(**{name: _from_json(hint, data[name]) for name, hint in hints.items()})
 
 
@@ -96,6 +118,8 @@ def _from_json(hint: Any, value: Any) -> Any:
         return tuple((int(width), str(activation)) for width, activation in value)
     if hint == Counts:
         return tuple(int(count) for count in value)
+    if hint == Augmentations:
+        return tuple(_from_json(_AUGMENTATION, name) for name in value)
     if typing.get_origin(hint) is Literal:
         if value not in typing.get_args(hint):
             raise ValueError(f"got {value!r}, wanted {_wanted(hint)}")
@@ -117,6 +141,8 @@ def _parse(key: str, text: str, kind: Any) -> Any:
             return tuple((int(width), activation) for width, activation in pairs)
         if kind == Counts:
             return tuple(int(count) for count in text.split(","))
+        if kind == Augmentations:
+            return tuple(_parse(key, name, _AUGMENTATION) for name in text.split(",") if name)
         if typing.get_origin(kind) is Literal:
             if text not in typing.get_args(kind):
                 raise ValueError

@@ -1,12 +1,14 @@
-"""The variational autoencoder, its posterior and its likelihood."""
+"""The variational autoencoder and its posterior."""
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from training.model.config import ModelConfig
+from training.model.likelihood import build_likelihood
 from training.model.networks import Shape, build_networks
 from training.model.numerics import log_sigmoid
 from training.model.prior import Prior
@@ -67,19 +69,6 @@ def gaussian_log_prob(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
 _LOG_2PI = 1.8378770664093453
 
 
-def bernoulli_nll(logits: Tensor, images: Tensor) -> Tensor:
-    """-log p(x|z) of each image in nats, [N], summed over all pixels.
-
-    Computed from the logits, since a float32 sigmoid saturates at 0 and 1.
-
-    Args:
-        logits: Output of the decoder, [N, C, H, W].
-        images: Targets in [0, 1], [N, C, H, W].
-    """
-    nll = F.binary_cross_entropy_with_logits(logits, images, reduction="none")
-    return nll.flatten(1).sum(dim=1)
-
-
 class Vae(nn.Module):
     """A variational autoencoder (Kingma and Welling 2014).
 
@@ -91,6 +80,10 @@ class Vae(nn.Module):
     Attributes:
         config: Networks, latent dimensions, posterior and prior.
         image_shape: C, H and W.
+        centre: Median of each channel of the training images, float [C, 1, 1], which the encoder's
+            input is centred on. Without it, Adam moves all weights of a layer that sees bright
+            images the same way, and its output by their sum: posteriors explode in a few steps.
+        likelihood: p(x|z), given the output of `decode`.
         prior: The learned prior; None if p(z) is N(0, I), or a plain autoencoder has no
             prior.
 
@@ -98,14 +91,23 @@ class Vae(nn.Module):
         ConfigError: The config names an unknown activation.
     """
 
+    centre: Tensor
+
     def __init__(self, config: ModelConfig, image_shape: Shape, classes: int = 0):
         super().__init__()
+        self.register_buffer("centre", torch.zeros(image_shape[0], 1, 1))
         self.config = config
         self.image_shape = image_shape
         dim = config.latent_dim
-        self.encoder, features, self.decoder = build_networks(config.network, image_shape, dim)
+        self.likelihood = build_likelihood(config, image_shape)
+        self.encoder, features, self.decoder = build_networks(
+            config.network, image_shape, dim, self.likelihood.width
+        )
         self.to_mean = nn.Linear(features, dim)
         self.to_scale = nn.Linear(features, dim) if config.posterior == "gaussian" else None
+        if self.to_scale is not None and config.initial_scale:
+            nn.init.zeros_(self.to_scale.weight)
+            nn.init.constant_(self.to_scale.bias, config.initial_scale)
         self.prior = Prior(config.prior, dim, classes) if config.prior.learned else None
 
     @property
@@ -113,9 +115,20 @@ class Vae(nn.Module):
         """Number of classes that the prior can be conditioned on; 0 if it is unconditional."""
         return 0 if self.prior is None else self.prior.classes
 
+    def begin(self, counts: NDArray[np.int64]) -> None:
+        """Sets what begins as a property of the data: the centre, and the likelihood's scales.
+
+        Args:
+            counts: The `level_counts` of the training images.
+        """
+        half = counts.sum(axis=1, keepdims=True) / 2
+        medians = (np.cumsum(counts, axis=1) >= half).argmax(axis=1) / 255.0
+        self.centre.copy_(torch.from_numpy(medians).reshape(self.centre.shape))
+        self.likelihood.begin(counts)
+
     def encode(self, images: Tensor) -> DiagonalGaussian:
         """Encodes images [N, C, H, W] in [0, 1] to their posteriors."""
-        features = self.encoder(images)
+        features = self.encoder(images - self.centre)
         mean = self.to_mean(features)
         if self.to_scale is None:
             return DiagonalGaussian(mean, None)
@@ -125,14 +138,18 @@ class Vae(nn.Module):
         return DiagonalGaussian(mean, log_var)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Decodes latents [N, D] to the logits of the pixels, [N, C, H, W]."""
-        logits: Tensor = self.decoder(z)
-        return logits
+        """Decodes latents [N, D] to what `likelihood` takes, [N, width, H, W]."""
+        output: Tensor = self.decoder(z)
+        return output
 
     def autoencoder_parameters(self) -> list[nn.Parameter]:
         """The weights of encoder and decoder."""
-        prior = set(self.prior_parameters())
-        return [parameter for parameter in self.parameters() if parameter not in prior]
+        others = {*self.prior_parameters(), *self.likelihood_parameters()}
+        return [parameter for parameter in self.parameters() if parameter not in others]
+
+    def likelihood_parameters(self) -> list[nn.Parameter]:
+        """The learned scales of the likelihood; empty if it has none."""
+        return list(self.likelihood.parameters())
 
     def prior_parameters(self) -> list[nn.Parameter]:
         """The weights of the learned prior; empty if there is none."""

@@ -10,13 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import FigureImage
-from matplotlib.patches import Circle, Rectangle
+from matplotlib.markers import MarkerStyle
+from matplotlib.patches import PathPatch, Rectangle
+from matplotlib.path import Path
 from matplotlib.text import Text
-from matplotlib.transforms import IdentityTransform
+from matplotlib.transforms import Affine2D, IdentityTransform
 from PIL import Image
 
 from training.report.data import Bytes
-from training.report.palette import FAINT, INK, PAPER, QUIET
+from training.report.palette import FAINT, INK, PAPER, QUIET, Mark
 
 #: Width of the pictures in pixels.
 WIDTH = 1200
@@ -24,9 +26,7 @@ WIDTH = 1200
 TEXT = 32
 
 _DPI = 100
-_LEGEND_ROWS = 3
-# Gap between the entries of a legend, in text sizes.
-_SPACE = 0.75
+_SCALES = {"D": 0.9, "P": 1.1, "X": 1.1, "*": 1.4}
 
 
 class Box(NamedTuple):
@@ -143,72 +143,12 @@ class Canvas:
         self.figure.add_artist(shape)
         return shape
 
-    def dot(self, x: float, y: float, radius: float, colour: str) -> None:
-        """Adds a filled circle around (x, y)."""
+    def mark(self, x: float, y: float, diameter: float, mark: Mark) -> None:
+        """Adds a mark around (x, y)."""
+        place = Affine2D().scale(diameter).translate(x, self.height - y)
         self.figure.add_artist(
-            Circle(
-                (x, self.height - y), radius,
-                facecolor=colour, linewidth=0, transform=IdentityTransform(),
-            )
-        )  # fmt: skip
-
-    def legend(
-        self,
-        left: float,
-        middle: float,
-        width: float,
-        entries: Sequence[tuple[str, str]],
-        size: float = TEXT,
-    ) -> None:
-        """Adds a legend of coloured dots with names, in rows.
-
-        Args:
-            left: Left end of the rows.
-            middle: Vertical centre of the first row.
-            width: Largest width of a row.
-            entries: Name and colour of each entry.
-            size: Text size; a row is 1.5 times as high.
-        """
-        for row, line in enumerate(self._legend_lines(width, entries, size)):
-            y = middle + row * 1.5 * size
-            for x, name, colour in line:
-                if colour:
-                    self.dot(left + x + 0.3 * size, y, 0.3 * size, colour)
-                self.text(
-                    left + x + (0.85 * size if colour else 0), y, name, size=size, middle=True
-                )
-
-    def legend_rows(
-        self, width: float, entries: Sequence[tuple[str, str]], size: float = TEXT
-    ) -> int:
-        """Number of rows that a legend takes at a width."""
-        return len(self._legend_lines(width, entries, size))
-
-    def _legend_lines(
-        self, width: float, entries: Sequence[tuple[str, str]], size: float
-    ) -> list[list[tuple[float, str, str]]]:
-        """Lays out a legend as rows of (x, name, colour).
-
-        If not all entries fit, the last row ends with the number of entries left out.
-        """
-        lines: list[list[tuple[float, str, str]]] = []
-        x = width
-        for index, (name, colour) in enumerate(entries):
-            name = self.shorten(name, width - 0.85 * size, size)
-            taken = 0.85 * size + self.text_width(name, size)
-            more = f"and {len(entries) - index} more"
-            reserved = 0.0
-            if len(lines) == _LEGEND_ROWS and index < len(entries) - 1:
-                reserved = self.text_width(more, size) + _SPACE * size
-            if x + taken + reserved > width:
-                if len(lines) == _LEGEND_ROWS:
-                    lines[-1].append((x, more, ""))
-                    break
-                lines.append([])
-                x = 0.0
-            lines[-1].append((x, name, colour))
-            x += taken + _SPACE * size
-        return lines
+            PathPatch(outline(mark.shape), facecolor=mark.colour, linewidth=0, transform=place)
+        )
 
     def hold(self, moving: Sequence[Artist]) -> None:
         """Renders all but the `moving` artists once; `pixels` then redraws only the moving ones."""
@@ -246,3 +186,13 @@ def encode_png(pixels: Bytes) -> bytes:
 def points(pixels: float) -> float:
     """Converts pixels to points, matplotlib's unit of 1/72 inch."""
     return pixels * 72 / _DPI
+
+
+def outline(shape: str) -> Path:
+    """The outline of a mark of diameter 1 around the origin, by matplotlib's name of its shape.
+
+    Shapes of less area are a little larger, so that none looks smaller than the others.
+    """
+    style = MarkerStyle(shape)
+    scaled = Affine2D().scale(_SCALES.get(shape, 1.0))
+    return style.get_path().transformed(style.get_transform() + scaled)

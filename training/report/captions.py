@@ -1,5 +1,7 @@
 """Headings, alternative texts and captions of the pictures of a report."""
 
+import math
+
 from training.measure.elbo import ACTIVE_VARIANCE
 from training.report.curves import LEFT_OUT, phases
 from training.report.data import ReportData
@@ -17,6 +19,12 @@ _HEADINGS = {
     "samples_by_class.png": "Samples by class",
     "curves.png": "Curves",
     "active_units.png": "Active units",
+}
+#: The likelihoods in words.
+LIKELIHOODS = {
+    "bernoulli": "a Bernoulli likelihood",
+    "gaussian": "a Gaussian likelihood with one learned scale",
+    "logistic": "a discretized logistic likelihood with learned scales",
 }
 _GRID = f"{PLANE} \N{MULTIPLICATION SIGN} {PLANE}"
 
@@ -77,7 +85,7 @@ class Captions:
             f"from {self._dimensions}. Right: {len(data.labels):,} test images, each as a point at "
             f"its place in the latent space{coloured}. The axes are those of the last frame. "
             f"{self._projection.sentence}",
-            "The negative ELBO bounds the nats needed to encode an image: lower is better.",
+            self._elbo,
         ]
 
     def _reconstructions(self) -> list[str]:
@@ -136,8 +144,9 @@ class Captions:
         orange = "; orange: the validation images, which are not trained on" if validated else ""
         text = (
             f"Blue: the images of a training step{orange}. The negative ELBO is the sum of the "
-            "reconstruction term, the cost of the pixels given the latents, and the KL term, the "
-            "cost of the latents. The first "
+            "reconstruction term, the cost of the pixels given the latents under "
+            f"{LIKELIHOODS[self._data.likelihood]}, and the KL term, the cost of the latents. The "
+            "first "
             f"{100 * LEFT_OUT:.0f}\N{NO-BREAK SPACE}% of the steps are not shown."
         )
         if len(phases(log)) > 1:
@@ -157,6 +166,18 @@ class Captions:
             f"variance above {ACTIVE_VARIANCE:g} (Burda, Grosse and Salakhutdinov 2016); the "
             f"others carry no information.{below}",
         ]
+
+    @property
+    def _elbo(self) -> str:
+        """What the movie's number means."""
+        if not self._data.in_bits:
+            return "The negative ELBO bounds the nats needed to encode an image: lower is better."
+        values = math.prod(self._data.images.shape[1:])
+        return (
+            f"The bits per dimension are the negative ELBO, divided by the {values:,} values of an "
+            f"image. With {LIKELIHOODS[self._data.likelihood]} they bound the bits needed to "
+            "encode each value, 8 without a model: lower is better."
+        )
 
     @property
     def _dimensions(self) -> str:

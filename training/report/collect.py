@@ -1,25 +1,30 @@
 """Collects the data of a report: frames during training, everything else after it."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.pixels import to_bytes, to_unit
-from training.data.datasets import Dataset, interleave_classes
+from common.pixels import to_bytes
+from training.data.datasets import Dataset
+from training.data.rows import interleave_classes, sample_rows
 from training.measure.adapter import as_autoencoder, as_image_decoder, as_sampler
+from training.measure.elbo import posteriors
 from training.model.vae import Vae
 from training.report import Frame, ReportData, write_live
-from training.run_folder import RunFolder
+from training.run_folder import RunConfig, RunFolder
 from training.trainer import Trainer
 
 #: Least number of frames of a movie, if the run has as many steps; there are up to twice as many.
 FRAMES = 80
 #: Number of test images whose reconstructions are shown.
 SHOWN = 16
-#: Number of test images whose posterior means are in the scatter plot of each frame.
+#: Most test images whose posterior means are in the scatter plot of each frame.
 SCATTERED = 1_000
+#: Most test images on the map of the latents, drawn from all by a seed.
+MAPPED = 20_000
 # Largest coordinate that a plot's axes can be made for.
 _MOST_DRAWABLE = 1e9
 
@@ -38,7 +43,8 @@ class MovieRecorder:
         self._trainer = trainer
         self._shown = interleave_classes(dataset.test.labels, SHOWN)
         self._images = dataset.test.images
-        self._labels = test_labels(dataset)
+        self._scattered = sample_rows(len(self._images), SCATTERED)
+        self._labels = test_labels(dataset)[self._scattered]
         self._class_names = dataset.class_names
         self._every = max(1, trainer.steps // FRAMES)
 
@@ -64,23 +70,23 @@ class MovieRecorder:
         if frame is None or not np.isfinite(elbo):
             return
         reconstructions, means = frame
-        labels = self._labels[: len(means)]
         model = self._trainer.ema_model
         data = ReportData(
             title="live",
             facts=(),
             images=self._images[self._shown],
-            labels=labels,
+            labels=self._labels,
             class_names=self._class_names,
             frames=[Frame(step, phase, elbo, reconstructions, means)],
             log=(),
             means=means,
             log_vars=None,
-            map_labels=labels,
-            decode=as_autoencoder(model).decode,
+            map_labels=self._labels,
+            decode=as_image_decoder(model),
             sample=None,
             sample_labels=(),
             metrics={},
+            likelihood=model.config.likelihood,
         )
         write_live(self._folder.path, data)
 
@@ -95,10 +101,9 @@ class MovieRecorder:
         None where they cannot be drawn: the run is diverging, and ends by itself with the reason.
         """
         model = self._trainer.ema_model
-        encode, decode = as_autoencoder(model).encode, as_image_decoder(model)
-        shown, _ = encode(to_unit(self._images[self._shown]))
-        scattered, _ = encode(to_unit(self._images[:SCATTERED]))
-        drawn = decode(shown)
+        shown, _ = posteriors(as_autoencoder(model), self._images, self._shown)
+        scattered, _ = posteriors(as_autoencoder(model), self._images, self._scattered)
+        drawn = as_image_decoder(model)(shown)
         # One comparison for infinities and NaN, too.
         if not (np.abs(scattered) < _MOST_DRAWABLE).all() or not np.isfinite(drawn).all():
             return None
@@ -123,30 +128,27 @@ def collect_report(
         metrics: The final figures.
     """
     config, log = folder.read_config(), folder.read_log()
-    autoencoder = as_autoencoder(model)
     test = dataset.test
-    parts = [
-        autoencoder.encode(to_unit(test.images[start : start + 1_000]))
-        for start in range(0, len(test.images), 1_000)
-    ]
-    log_vars = [log_var for _, log_var in parts if log_var is not None]
+    mapped = sample_rows(len(test.images), MAPPED)
+    means, log_vars = posteriors(as_autoencoder(model), test.images, mapped)
     shown = interleave_classes(test.labels, SHOWN)
     labels = test_labels(dataset)
     measured = [entry for entry in log if entry.get("elbo") is not None]
     minutes = metrics.get("train_seconds_per_thread", 0.0) / 60
     return ReportData(
-        title=f"{config.preset} on {dataset.name}",
+        title=f"{config.preset} on {_short(dataset.name)}",
         facts=[
             ("Model", config.preset + "".join(f" --set {setting}" for setting in config.settings)),
             ("Data", f"{dataset.name}, {len(dataset.train.images)} training images"),
             ("Latent dimensions", str(config.model.latent_dim)),
             ("Prior", config.model.prior.kind),
+            ("Likelihood", _likelihood(config)),
             ("Steps", f"{config.steps} of {config.train.batch_size} images"),
             ("Seed", str(config.train.seed)),
             ("Time", f"{minutes:.1f} min of CPU time on each of {config.threads} threads"),
         ],
         images=test.images[shown],
-        labels=labels[:SCATTERED],
+        labels=labels[sample_rows(len(labels), SCATTERED)],
         class_names=dataset.class_names,
         frames=[
             Frame(
@@ -159,14 +161,29 @@ def collect_report(
             for frame in folder.read_frames()
         ],
         log=log,
-        means=np.concatenate([mean for mean, _ in parts]),
-        log_vars=np.concatenate(log_vars) if log_vars else None,
-        map_labels=labels,
+        means=means,
+        log_vars=log_vars,
+        map_labels=labels[mapped],
         decode=as_image_decoder(model),
         sample=as_sampler(model) if config.model.prior.kind != "none" else None,
         sample_labels=dataset.class_names if model.labels else (),
         metrics=metrics,
+        likelihood=config.model.likelihood,
     )
+
+
+def _likelihood(config: RunConfig) -> str:
+    """The likelihood in words."""
+    model = config.model
+    if model.likelihood == "bernoulli":
+        return "bernoulli, of bits" if config.train.binarize else "bernoulli, of grey values"
+    components = f", {model.mixture} components" if model.mixture > 1 else ""
+    return f"{model.likelihood}{components}"
+
+
+def _short(source: str) -> str:
+    """The name of a data set, or the last part of the path of its first file or its folder."""
+    return Path(source.partition(":")[2].partition(",")[0] or source).name
 
 
 def _elbo_at(step: int, measured: list[dict[str, Any]]) -> float:

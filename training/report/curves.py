@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from training.measure.elbo import ACTIVE_VARIANCE
 from training.report.canvas import TEXT, WIDTH, Box, Canvas, points
 from training.report.data import ReportData
-from training.report.palette import ACCENT, INK, QUIET, SECOND
+from training.report.legend import Entry, in_rows
+from training.report.palette import ACCENT, INK, QUIET, SECOND, Mark
 
 Line = tuple[NDArray[np.float64], NDArray[np.float64]]
 Log = Sequence[Mapping[str, Any]]
@@ -87,10 +88,10 @@ def draw_curves(data: ReportData) -> bytes | None:
     heights += [90] if len(rate[0]) else []
     top = 196 if len(marks) > 1 else 136
     canvas = Canvas(WIDTH, top + sum(heights) + gap * (len(heights) - 1) + 110)
-    entries = [("training", ACCENT)]
+    entries = [Entry("training", Mark(ACCENT))]
     if any(len(validation[0]) for _, (_, validation), _ in panels):
-        entries.append(("validation", SECOND))
-    canvas.legend(_LEFT, 40, _WIDE, entries)
+        entries.append(Entry("validation", Mark(SECOND)))
+    in_rows(canvas, _WIDE, entries).draw(canvas, _LEFT, 40)
     begin = _begin(np.concatenate([steps for _, lines, _ in panels for steps, _ in lines]))
     steps = [float(entry["step"]) for entry in data.log]
     span = (min(0.0, *steps), max(1.0, *steps))
@@ -106,7 +107,8 @@ def draw_curves(data: ReportData) -> bytes | None:
             title, lines, limits = panels[index]
             axes.set_ylim(*limits)
             axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-            _draw_lines(axes, *lines, begin)
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _long(value)))
+            _draw_lines(axes, *lines, begin, [step for _, step in marks[1:]])
         else:
             title = "learning rate"
             axes.set_ylim(0, float(rate[1].max()) * 1.1 or 1.0)
@@ -123,24 +125,32 @@ def draw_curves(data: ReportData) -> bytes | None:
     return canvas.png()
 
 
-def _draw_lines(axes: Axes, training: Line, validation: Line, begin: float) -> None:
+def _draw_lines(
+    axes: Axes, training: Line, validation: Line, begin: float, marks: Sequence[float]
+) -> None:
+    """Draws a curve of the training, interrupted where a phase begins, and one of validations."""
     steps, values = (array[training[0] >= begin] for array in training)
-    marker = "o" if len(steps) == 1 else ""
-    axes.plot(
-        steps,
-        values,
-        color=ACCENT,
-        linewidth=points(3),
-        alpha=0.75,
-        marker=marker,
-        markersize=points(12),
-    )
+    ends = np.searchsorted(steps, marks)
+    for line in zip(np.split(steps, ends), np.split(values, ends), strict=True):
+        axes.plot(
+            *line,
+            color=ACCENT,
+            linewidth=points(3),
+            alpha=0.75,
+            marker="o" if len(line[0]) == 1 else "",
+            markersize=points(12),
+        )
     axes.plot(*validation, color=SECOND, linewidth=points(4), marker="o", markersize=points(9))
 
 
 def _short(value: float) -> str:
     """Formats a small number compactly, such as 0.002 or 5e-5."""
     return f"{value:g}" if value == 0 or value >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
+
+
+def _long(value: float) -> str:
+    """Formats a number of nats, such as 80.5 or 41,500."""
+    return f"{round(value, 6):,}".removesuffix(".0").replace("-", "\N{MINUS SIGN}")
 
 
 def _name_phases(
@@ -168,13 +178,13 @@ def draw_active_units(data: ReportData) -> bytes:
     if data.kl_per_dimension is not None:
         panels.append(("KL against N(0, 1), nats", data.kl_per_dimension[order]))
     active = int(data.active.sum())
-    entries = [(f"active: {active}", ACCENT)]
+    entries = [Entry(f"active: {active}", Mark(ACCENT))]
     if active < data.latent_dim:
-        entries.append((f"inactive: {data.latent_dim - active}", _IDLE))
-    entries.append((f"threshold {ACTIVE_VARIANCE:g}", SECOND))
+        entries.append(Entry(f"inactive: {data.latent_dim - active}", Mark(_IDLE)))
+    entries.append(Entry(f"threshold {ACTIVE_VARIANCE:g}", Mark(SECOND)))
     height, gap, top = 400, 110, 146
     canvas = Canvas(WIDTH, top + len(panels) * (height + gap) - gap + 130)
-    canvas.legend(_LEFT, 40, _WIDE, entries)
+    in_rows(canvas, _WIDE, entries).draw(canvas, _LEFT, 40)
     ranks = np.arange(1, data.latent_dim + 1)
     for index, (title, values) in enumerate(panels):
         axes = canvas.axes(Box(_LEFT, top, _WIDE, height))

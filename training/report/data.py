@@ -1,6 +1,7 @@
 """The data of a report: frames of the training, its log, and the final model."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,6 +62,7 @@ class ReportData:
             field is None if the model has no prior to sample from.
         sample_labels: Names of the classes that the prior can be sampled by.
         metrics: The final figures; nested mappings are flattened for display.
+        likelihood: p(x|z): `bernoulli`, `gaussian` or `logistic`.
     """
 
     title: str
@@ -77,6 +79,7 @@ class ReportData:
     sample: Callable[[int, int, int | None], Floats] | None
     sample_labels: tuple[str, ...]
     metrics: Mapping[str, object]
+    likelihood: str = "bernoulli"
 
     def __post_init__(self) -> None:
         """Checks that the shapes of the arrays agree.
@@ -100,6 +103,15 @@ class ReportData:
     def latent_dim(self) -> int:
         """D, the number of latent dimensions."""
         return int(self.means.shape[1])
+
+    @property
+    def in_bits(self) -> bool:
+        """Whether the movie shows bits per dimension: nats of bits are known from MNIST."""
+        return self.likelihood != "bernoulli"
+
+    def bits_per_dimension(self, nats: float) -> float:
+        """Converts nats per image to bits per value of an image."""
+        return nats / (math.prod(self.images.shape[1:]) * math.log(2))
 
     @functools.cached_property
     def variances(self) -> NDArray[np.float64]:

@@ -6,9 +6,10 @@ from matplotlib.collections import PathCollection
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from training.report.canvas import TEXT, WIDTH, Box, Canvas, points
+from training.report.canvas import TEXT, WIDTH, Box, Canvas, outline, points
 from training.report.data import ReportData
-from training.report.palette import QUIET, class_colours, point_colours
+from training.report.legend import Entry, in_columns, in_rows
+from training.report.palette import NONE, QUIET, class_marks, point_colours
 from training.report.projection import REACH, Projection, Window, fit_window
 from training.report.sheet import best_columns, clip_to_bytes, fit, is_ink, lay_out, side_within
 
@@ -19,11 +20,15 @@ LINE = 100
 
 _SIDE = 1000
 _LEFT = 170
+# Place and width of a legend in columns, and its text sizes, for many names and for very many.
+_MARGIN = 40
+_SMALL, _TINY, _MANY = 24, 20, 40
 
 
-def legend_entries(data: ReportData) -> list[tuple[str, str]]:
-    """Name and colour of each class."""
-    return list(zip(data.class_names, class_colours(len(data.class_names)), strict=True))
+def legend_entries(data: ReportData) -> list[Entry]:
+    """Name and mark of each class."""
+    marks = class_marks(len(data.class_names))
+    return [Entry(name, mark) for name, mark in zip(data.class_names, marks, strict=True)]
 
 
 def scatter(
@@ -34,7 +39,7 @@ def scatter(
     window: Window,
     size: float,
 ) -> tuple[PathCollection, NDArray[np.int64]]:
-    """Draws points in the colours of their classes.
+    """Draws points as the marks of their classes.
 
     Args:
         axes: The axes to draw on.
@@ -48,16 +53,20 @@ def scatter(
         The drawn points, and the order that they are drawn in, int64 [M]: random, so that
         no class hides another.
     """
+    marks = class_marks(len(data.class_names))
     order = np.random.Generator(np.random.Philox(key=1)).permutation(len(points_at))
     x, y = points_at[order].T
     collection = axes.scatter(
         x,
         y,
         s=points(size) ** 2,
-        c=point_colours(labels, data.class_names)[order],
+        c=point_colours(labels, marks)[order],
         linewidths=0,
         alpha=0.8,
     )
+    if any(mark.shape != NONE.shape for mark in marks):
+        shapes = dict(enumerate(outline(mark.shape) for mark in marks))
+        collection.set_paths([shapes.get(label, outline(NONE.shape)) for label in labels[order]])
     axes.set(xlim=window.x, ylim=window.y)
     return collection, order
 
@@ -71,11 +80,18 @@ def draw_map(data: ReportData, projection: Projection) -> bytes:
     """Plots the posterior means of the test images, coloured by class, as PNG."""
     flat = projection.dimensions == 1
     height = _SIDE // 2 if flat else _SIDE
-    entries = legend_entries(data)
-    rows = Canvas(WIDTH, 100).legend_rows(_SIDE, entries)
-    top = 40 + round(rows * 1.5 * TEXT)
-    canvas = Canvas(WIDTH, top + height + 130)
-    canvas.legend(_LEFT, 46, _SIDE, entries)
+    entries, probe = legend_entries(data), Canvas(WIDTH, 100)
+    legend = in_rows(probe, _SIDE, entries)
+    above = legend.complete
+    if not above:
+        size = _SMALL if len(entries) <= _MANY else _TINY
+        legend = in_columns(probe, WIDTH - 2 * _MARGIN, entries, size)
+    top = 40 + round(legend.height if above else 0)
+    canvas = Canvas(WIDTH, top + height + 130 + (0 if above else round(legend.height) + 20))
+    if above:
+        legend.draw(canvas, _LEFT, 46)
+    else:
+        legend.draw(canvas, _MARGIN, top + height + 140)
     box = Box(_LEFT, top, _SIDE, height)
     axes = canvas.axes(box)
     at = projection.apply(data.means)

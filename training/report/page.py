@@ -25,12 +25,16 @@ _GROUPS = (
 )
 _WORDS = {
     "elbo": "ELBO", "fid": "FID", "iwae": "IWAE", "kl": "KL", "nll": "NLL",
-    "stderr": "standard error",
+    "psnr": "PSNR", "ssim": "SSIM", "stderr": "standard error",
 }  # fmt: skip
+# Key, label and number of decimals of each.
 _HEADLINES = (
-    ("elbo", "ELBO, nats per image"),
-    ("reconstruction", "reconstruction term"),
-    ("kl", "KL term"),
+    ("elbo", "ELBO, nats per image", 1),
+    ("bits_per_dimension", "bits per dimension", 3),
+    ("reconstruction", "reconstruction term", 1),
+    ("kl", "KL term", 1),
+    ("psnr", "PSNR of reconstructions, dB", 2),
+    ("ssim", "SSIM of reconstructions", 3),
 )
 
 
@@ -127,10 +131,10 @@ def _value(value: object) -> str:
 def _headline(data: ReportData) -> str:
     """The most important figures, as a definition list."""
     rows = []
-    for key, label in _HEADLINES:
+    for key, label, decimals in _HEADLINES:
         value = data.metrics.get(key)
         if isinstance(value, int | float) and math.isfinite(value):
-            rows.append((label, f"{value:.1f}"))
+            rows.append((label, f"{value:,.{decimals}f}"))
     rows.append(("active latent dimensions", f"{data.active.sum()} of {data.latent_dim}"))
     items = "\n".join(
         f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for label, value in rows

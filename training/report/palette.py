@@ -1,7 +1,7 @@
-"""Colours of the report: those of its pictures, and one per class that is always the same."""
+"""Colours of the report: those of its pictures, and the marks of classes."""
 
-import colorsys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,30 +20,43 @@ _TEN = (
     "#1b55c2", "#e6a30c", "#b4a7f2", "#558d00", "#0fa2bc",
     "#e4566f", "#45cf93", "#804b0e", "#8a5fe6", "#9b1777",
 )  # fmt: skip
-_GOLDEN = 0.618033988749895
+# Shapes of marks, by matplotlib's names: circle, square, triangle, diamond and so on.
+_SHAPES = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 
 
-def class_colours(count: int) -> tuple[str, ...]:
-    """Colours of `count` classes, as #rrggbb; the first ten are always the same."""
-    colours = list(_TEN[:count])
-    # Further colours have hues a golden angle apart, which never repeat, and three brightnesses.
-    for index in range(count - len(colours)):
-        value = (0.62, 0.85, 0.45)[index % 3]
-        red, green, blue = colorsys.hsv_to_rgb((0.08 + index * _GOLDEN) % 1.0, 0.72, value)
-        colours.append(f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}")
-    return tuple(colours)
+class Mark(NamedTuple):
+    """What stands for a class: a colour #rrggbb, and a shape by matplotlib's name."""
+
+    colour: str
+    shape: str = "o"
 
 
-def point_colours(labels: NDArray[np.int64], class_names: Sequence[str]) -> NDArray[np.float64]:
-    """The colour of each point, float64 [N, 3] in [0, 1].
+#: The mark of what has no class.
+NONE = Mark(QUIET)
 
-    Points without a class, or whose class has no name, are grey. If there are no classes at
+
+def class_marks(count: int) -> tuple[Mark, ...]:
+    """The marks of `count` classes; the first hundred differ from one another.
+
+    More than ten colours cannot be told apart, so that each further ten classes have the same
+    ten colours and another shape.
+    """
+    shapes, colours = len(_SHAPES), len(_TEN)
+    return tuple(
+        Mark(_TEN[index % colours], _SHAPES[index // colours % shapes]) for index in range(count)
+    )
+
+
+def point_colours(labels: NDArray[np.int64], marks: Sequence[Mark]) -> NDArray[np.float64]:
+    """The colour of each point by its class, float64 [N, 3] in [0, 1].
+
+    Points without a class, or whose class has no mark, are grey. If there are no classes at
     all, every point has the accent colour.
     """
-    colours = class_colours(len(class_names))
-    table = np.array([rgb(colour) for colour in (*colours, QUIET if colours else ACCENT)])
-    named = (labels >= 0) & (labels < len(colours))
-    return table[np.where(named, labels, len(colours))]
+    table = np.array(
+        [rgb(colour) for colour in (*(mark.colour for mark in marks), QUIET if marks else ACCENT)]
+    )
+    return table[np.where((labels >= 0) & (labels < len(marks)), labels, len(marks))]
 
 
 def rgb(colour: str) -> tuple[float, float, float]:

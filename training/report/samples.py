@@ -4,7 +4,7 @@ import math
 
 from training.report.canvas import TEXT, WIDTH, Canvas
 from training.report.data import Frame, ReportData
-from training.report.palette import QUIET, class_colours
+from training.report.palette import NONE, QUIET, class_marks
 from training.report.sheet import clip_to_bytes, fit, is_ink, lay_out, side_within
 
 #: Largest number of classes on the sheet of samples by class.
@@ -19,7 +19,8 @@ SEED = 0
 _MARGIN = 30
 _SIDE = WIDTH - 2 * _MARGIN
 _PAIRS = 24
-_NAME = 300
+_NAME = 320
+_SMALL = 22
 _TALLEST = 200
 
 
@@ -74,8 +75,10 @@ def draw_samples_by_class(data: ReportData) -> bytes | None:
     names = data.sample_labels[:MAX_ROWS]
     rows = [clip_to_bytes(data.sample(BY_CLASS, SEED, label)) for label in range(len(names))]
     canvas = Canvas(WIDTH, 1)
+    # Long names are made smaller before they are truncated.
     widest = max(canvas.text_width(name, bold=True) for name in names)
-    column = min(widest, _NAME)
+    size = min(TEXT, max(_SMALL, TEXT * 0.98 * _NAME / max(widest, 1.0)))
+    column = min(max(canvas.text_width(name, size, bold=True) for name in names), _NAME)
     gap = 4
     room = (_TALLEST, _SIDE - column - 30)
     side = side_within(BY_CLASS, BY_CLASS, rows[0].shape[2:], room, gap)
@@ -84,12 +87,13 @@ def draw_samples_by_class(data: ReportData) -> bytes | None:
     step = height + 12
     left = (WIDTH - width - column - 30) / 2
     canvas = Canvas(WIDTH, len(names) * step - 12 + 2 * _MARGIN)
-    colours = dict(zip(data.class_names, class_colours(len(data.class_names)), strict=True))
+    marks = dict(zip(data.class_names, class_marks(len(data.class_names)), strict=True))
     for row, (name, sheet) in enumerate(zip(names, sheets, strict=True)):
         top = _MARGIN + row * step
+        text = canvas.shorten(name, _NAME, size, bold=True)
         canvas.text(
-            left + column, top + height / 2, canvas.shorten(name, _NAME, bold=True),
-            colour=colours.get(name, QUIET), align="right", middle=True, bold=True,
+            left + column, top + height / 2, text, size=size,
+            colour=marks.get(name, NONE).colour, align="right", middle=True, bold=True,
         )  # fmt: skip
         canvas.picture(sheet, left + column + 30, top)
     return canvas.png()

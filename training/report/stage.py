@@ -20,6 +20,7 @@ from training.report.canvas import Box, Canvas, points
 from training.report.curves import robust_limits
 from training.report.data import Bytes, Frame, ReportData
 from training.report.latent import legend_entries, point_size, scatter, write_axis_names
+from training.report.legend import in_rows
 from training.report.palette import ACCENT, FAINT, QUIET
 from training.report.projection import Projection, Window, fit_window
 from training.report.sheet import best_columns, fit, is_ink, lay_out, side_within
@@ -31,6 +32,8 @@ _LEFT, _TOP, _WIDE = 44, 40, 500
 _PLOT = Box(600, 80, 560, 560)
 _SMALL = 23
 _TINY = 20
+# Text sizes of the legend: a smaller one is taken if not all classes fit.
+_LEGEND = (_SMALL, _TINY, 17)
 _LARGE = 32
 _MIDDLE = 28
 _PHASE = 310
@@ -50,6 +53,7 @@ class Stage:
         self._projection = projection
         self._steps = np.array([frame.step for frame in data.frames], np.float64)
         self._elbos = np.array([frame.elbo for frame in data.frames], np.float64)
+        self._data = data
         self._ink = is_ink(data.images)
         self._canvas = Canvas(*SIZE)
         canvas = self._canvas
@@ -79,7 +83,7 @@ class Stage:
             done: Share of the movie that has passed, 0 to 1, for the bar at the bottom.
         """
         phase = self._canvas.shorten(frame.phase, _WIDE - _PHASE, _MIDDLE)
-        texts = (f"{frame.step:,}", _nats(frame.elbo), phase)
+        texts = (f"{frame.step:,}", self._elbo(frame.elbo), phase)
         for value, text in zip(self._values, texts, strict=False):
             value.set_text(text)
         self._sheet.set_data(self._lay_out(frame.reconstructions))
@@ -92,9 +96,14 @@ class Stage:
         self._bar.set_width(SIZE[0] * done)
         return self._canvas.pixels()
 
+    @property
+    def texts(self) -> list[str]:
+        """All texts of the frame that was drawn last."""
+        return [text.get_text() for text in self._canvas.figure.texts]
+
     def _write_numbers(self, frames: Sequence[Frame]) -> list[Text]:
         """Adds the labels of the numbers shown; returns the text artists for their values."""
-        names = ["step", "ELBO, nats"]
+        names = ["step", "bits/dim" if self._data.in_bits else "ELBO, nats"]
         if any(frame.phase for frame in frames):
             names.append("phase")
         texts = []
@@ -141,10 +150,11 @@ class Stage:
         """Adds the scatter plot of the last frame; returns its points and their drawing order."""
         box = _PLOT
         entries = legend_entries(data)
-        rows = self._canvas.legend_rows(box.width, entries, _SMALL)
-        self._canvas.legend(box.left, 46, box.width, entries, _SMALL)
+        legends = [in_rows(self._canvas, box.width, entries, size) for size in _LEGEND]
+        legend = next((each for each in legends if each.complete), legends[-1])
+        legend.draw(self._canvas, box.left, 46)
         # A legend of several rows makes the plot, which stays a square, smaller.
-        less = max(0.0, (rows - 1) * 1.5 * _SMALL) - (30 if rows == 0 else 0)
+        less = legend.height * (1 - 1 / legend.rows) if legend.rows else -30.0
         side = box.height - less
         box = Box(box.left + max(0.0, less / 2), box.top + less, side, side)
         axes = self._canvas.axes(box)
@@ -166,6 +176,10 @@ class Stage:
         whole = fit_window(self._projection, every)
         return last.widened(whole, _WIDEST)
 
-
-def _nats(elbo: float) -> str:
-    return f"{elbo:.1f}" if math.isfinite(elbo) else "\N{EN DASH}"
+    def _elbo(self, nats: float) -> str:
+        """The negative ELBO as text, in the unit that the movie shows."""
+        if not math.isfinite(nats):
+            return "\N{EN DASH}"
+        return (
+            f"{self._data.bits_per_dimension(nats):.3f}" if self._data.in_bits else f"{nats:,.1f}"
+        )

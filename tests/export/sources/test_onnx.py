@@ -39,7 +39,7 @@ def _check(imported: Imported) -> None:
         imported.latent_shape,
         free=imported.sizes is not None,
         posterior=imported.posterior,
-        logits=imported.likelihood != "none",
+        likelihood=imported.likelihood,
     )
     assert specs.keys() == imported.graphs.keys()
     for name, (inputs, outputs) in specs.items():

@@ -436,8 +436,10 @@ def test_the_fixture_server_is_the_trained_one(client: Client):
 
 # ------------------------------------------------- every kind of model, untrained
 
-SAMPLED = ["gmm", "flow", "flow-gmm", "iwae", "delta-gmm", "rgb"]
-LABELLED = {"gmm": 3, "flow-gmm": 10, "delta-gmm": 3}
+SAMPLED = [
+    "gmm", "flow", "flow-gmm", "iwae", "delta-gmm", "rgb", "gaussian", "logistic", "mixture"
+]  # fmt: skip
+LABELLED = {"gmm": 3, "flow-gmm": 10, "delta-gmm": 3, "logistic": 3}
 
 
 @pytest.fixture(scope="module")
@@ -582,8 +584,11 @@ def test_list_models_describes_models_of_every_kind(kinds_stub):
         "delta-gmm": ("delta", "flow-gmm"),
         "flow": ("gaussian", "flow"),
         "flow-gmm": ("gaussian", "flow-gmm"),
+        "gaussian": ("gaussian", "standard"),
         "gmm": ("gaussian", "gmm"),
         "iwae": ("gaussian", "standard"),
+        "logistic": ("gaussian", "gmm"),
+        "mixture": ("gaussian", "standard"),
         "rgb": ("gaussian", "standard"),
     }
     for name, model in models.items():

@@ -79,7 +79,7 @@ def test_a_colour_model_returns_rgb_png_files(kinds_stub):
     )
     reply = kinds_stub.Sample(request)
     pictures = [Image.open(io.BytesIO(file)) for file in reply.images.encoded.files]
-    assert [(picture.mode, picture.size) for picture in pictures] == [("RGB", (32, 32))] * 3
+    assert [(picture.mode, picture.size) for picture in pictures] == [("RGB", (33, 22))] * 3
     again = kinds_stub.Encode(
         pb.EncodeRequest(
             model=pb.ModelSelector(name="rgb"), images=files(*reply.images.encoded.files)

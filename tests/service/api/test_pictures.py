@@ -101,7 +101,7 @@ def test_a_picture_of_another_mode_than_the_models_is_accepted_only_with_resize(
     else:
         error = refused(MODES[mode], shape)
         wanted = "grey" if shape == GREY_MODEL else "RGB"
-        assert error.description.endswith(f"wanted {wanted} 28x28, or resize")
+        assert error.description.endswith(f"wanted {wanted} 28x28 (height x width), or resize")
     assert np.array_equal(read_files([MODES[mode]], "images", shape, resize=True), prepared)
 
 
@@ -118,8 +118,8 @@ def test_pixels_of_an_accepted_picture_are_unchanged() -> None:
 @pytest.mark.parametrize(
     ("raw", "got"),
     [
-        (save(Image.fromarray(noise(30, 40, 3))), "RGB 40x30 PNG"),
-        (save(Image.fromarray(noise(30, 40)), "JPEG"), "grey 40x30 JPEG"),
+        (save(Image.fromarray(noise(30, 40, 3))), "RGB 30x40 PNG"),
+        (save(Image.fromarray(noise(30, 40)), "JPEG"), "grey 30x40 JPEG"),
         (MODES["P grey"], "palette 28x28 PNG"),
         (MODES["LA"], "grey 28x28 PNG with transparency"),
         (MODES["RGBA"], "RGB 28x28 PNG with transparency"),
@@ -128,7 +128,10 @@ def test_pixels_of_an_accepted_picture_are_unchanged() -> None:
 )
 def test_a_refused_picture_is_described_by_got_and_wanted(raw: bytes, got: str) -> None:
     error = refused(raw)
-    assert str(error) == f"images.encoded.files[0]: got {got}, wanted grey 28x28, or resize"
+    assert (
+        str(error)
+        == f"images.encoded.files[0]: got {got}, wanted grey 28x28 (height x width), or resize"
+    )
 
 
 def test_a_picture_turned_by_exif_is_accepted_only_with_resize() -> None:
@@ -277,7 +280,7 @@ def test_a_picture_of_another_size_is_not_decoded(monkeypatch: pytest.MonkeyPatc
         raise AssertionError("decoded")
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", load)
-    assert "grey 7000x9000 PNG" in refused(png_of(7000, 9000)).description
+    assert "grey 9000x7000 PNG" in refused(png_of(7000, 9000)).description
 
 
 def test_a_bomb_in_a_text_or_profile_chunk_is_refused() -> None:
@@ -430,7 +433,7 @@ def test_lossy_files_are_close_to_the_pixels(kind: str, shape: tuple[int, ...]) 
 
 @pytest.mark.parametrize(("kind", "side"), [("WEBP", 16_384), ("JPEG", 65_536)])
 def test_a_side_that_a_format_cannot_store_is_refused(kind: str, side: int) -> None:
-    with pytest.raises(InvalidArgument, match=f"format: got {kind} of {side}x1, wanted at most"):
+    with pytest.raises(InvalidArgument, match=f"format: got {kind} of 1x{side}, wanted at most"):
         write_files(np.zeros((1, 1, 1, side), np.uint8), kind)
 
 

@@ -13,9 +13,13 @@ from PIL import Image
 
 from bundle import LatentScaling, open_bundle
 from common.noise import Stream, standard_normal
+from latentserve._client.describe import read_model_info
 from latentserve.v1 import latent_service_pb2 as pb
 from latentserve.v1 import tensor_pb2
+from service.api.describe import describe_model
+from service.models.model import load_model
 from service.models.onnx import Device, Graph
+from service.settings import Settings
 from tests.support.processes import Server
 from tests.support.spatial import FACTOR, Spatial, write_spatial
 from tests.support.stubs import details, files, images, stub_of, tensor
@@ -311,7 +315,9 @@ def test_a_traversal_through_another_size_is_refused(stub):
         stub.Traverse,
         pb.TraverseRequest(model=named("soft"), steps=2, image=images(pixels(1, (8, 24)))),
     )
-    assert text == "image: got 24x8, wanted 16x16, the size of ModelInfo.image_shape"
+    assert (
+        text == "image: got 8x24, wanted 16x16 (height x width), the size of ModelInfo.image_shape"
+    )
 
 
 # --------------------------------------------------------------------------------- score
@@ -715,21 +721,23 @@ def test_pictures_of_several_sizes_are_refused_by_the_first_that_differs(stub):
     mixed = [save(photo(*size)) for size in ((16, 24), (16, 24), (24, 16), (8, 8))]
     request = pb.EncodeRequest(model=named("bright"), images=files(*mixed))
     assert refusal(stub.Encode, request) == (
-        "images.encoded.files[2]: got RGB 16x24 PNG, wanted RGB 24x16, the size of the first file"
+        "images.encoded.files[2]: got RGB 24x16 PNG, wanted RGB 16x24 (height x width), the size "
+        "of the first file"
     )
     request = pb.EncodeRequest(model=named("bright"), images=files(*mixed, resize=True))
     assert refusal(stub.Encode, request) == (
-        "images.encoded.files[2]: got 16x24, wanted 24x16, the size of the first file"
+        "images.encoded.files[2]: got 24x16, wanted 16x24 (height x width), the size of the first "
+        "file"
     )
     request = pb.EncodeRequest(
         model=named("bright"), images=files(mixed[2], save(photo(17, 25)), resize=True)
     )
     assert refusal(stub.Encode, request) == (
-        "images.encoded.files[1]: got 25x17, resized to 24x16, wanted 16x24, the size of the first "
-        "file"
+        "images.encoded.files[1]: got 17x25, resized to 16x24, wanted 24x16 (height x width), the "
+        "size of the first file"
     )
     ends = pb.InterpolateRequest(model=named("bright"), images=files(*mixed[1:3]), steps=2)
-    assert refusal(stub.Interpolate, ends).startswith("images.encoded.files[1]: got RGB 16x24 PNG")
+    assert refusal(stub.Interpolate, ends).startswith("images.encoded.files[1]: got RGB 24x16 PNG")
 
 
 def test_pictures_are_resized_to_a_size_that_the_request_states(stub):
@@ -860,6 +868,22 @@ def test_the_moments_of_the_prior_are_left_out_above_4096_dimensions(tmp_path):
         assert not large.prior_mean
         assert not large.prior_std
         assert (large.rows_at_once, small.rows_at_once) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("rows_at_once", "invariant", "stated"),
+    [(0, None, True), (1, None, None), (1, True, True), (1, False, False)],
+)
+def test_a_model_says_whether_its_rows_are_the_same_in_every_batch(
+    tmp_path, rows_at_once, invariant, stated
+):
+    kind = Spatial(rows_at_once=rows_at_once, batch_invariant=invariant)
+    path = write_spatial(tmp_path / "models" / "some", kind)
+    info = describe_model(load_model(open_bundle(path), Device("cpu")), Settings())
+    assert info.rows_at_once == rows_at_once
+    assert info.HasField("batch_invariant") == (stated is not None)
+    assert info.batch_invariant == bool(stated)
+    assert read_model_info(info).batch_invariant is stated
 
 
 def test_the_latent_map_is_that_of_the_bundle(stub, folder):

@@ -14,11 +14,15 @@ from service.models.speed import Limits
 from tests.service.engine.test_batcher import Bench, Doubling, _settled
 from tests.support.waiting import wait_until_async
 
-SMALL, LARGE, HUGE = (8, 8), (512, 512), (1024, 1024)
+SMALL, MIDDLE, LARGE, HUGE = (8, 8), (64, 64), (512, 512), (1024, 1024)
 
 
 def _fast(row_bytes: int = 0, rows: int = 8, row_seconds: float = 1.0) -> Limits:
     return Limits(rows, rows, row_bytes=row_bytes, run_seconds=0, row_seconds=row_seconds)
+
+
+def _long() -> Limits:
+    return Limits(1, 1, row_bytes=10, run_seconds=0, row_seconds=1.0, long=True)
 
 
 def _slow(row_bytes: int = 0) -> Limits:
@@ -29,6 +33,7 @@ def _graph(name: str = "graph", **bytes_of: int) -> Doubling:
     graph = Doubling(name)
     graph.sizes = {
         SMALL: _fast(bytes_of.get("small", 0)),
+        MIDDLE: _long(),
         LARGE: _slow(bytes_of.get("large", 0)),
         HUGE: _slow(bytes_of.get("huge", 0)),
     }
@@ -144,6 +149,41 @@ async def test_slow_rows_and_others_take_turns_for_an_idle_thread() -> None:
     assert graph.batches == [[10], [11], [1], [12], [2], [13], [14], [15]]
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+async def test_a_digit_waits_for_none_of_the_long_rows_in_all_threads(threads: int) -> None:
+    bench, graph = Bench(threads=threads), _graph()
+    middle = bench.submit(graph, list(range(1, 9)), size=MIDDLE)
+    await _settled()
+    assert len(bench.running) == threads
+    digits = [bench.submit(graph, [10], size=SMALL)]
+    await _settled()
+    assert len(bench.running) == threads + 1
+    # A second batch of digits is not started beside it.
+    digits.append(bench.submit(graph, [11], size=SMALL))
+    await _settled()
+    assert len(bench.running) == threads + 1
+    last = bench.running.pop()
+    last[0]()
+    last[1]()
+    assert await digits[0] == [20]
+    await bench.compute_all()
+    assert await middle == list(range(2, 18, 2))
+    assert await digits[1] == [22]
+
+
+async def test_long_rows_pass_a_slow_one_that_waits_and_take_turns_with_it() -> None:
+    bench, graph = Bench(threads=2), _graph()
+    slow = bench.submit(graph, [1, 2], size=LARGE)
+    await _settled()
+    middle = bench.submit(graph, [11, 12, 13], size=MIDDLE)
+    await _settled()
+    assert len(bench.running) == 2
+    await bench.compute_all()
+    assert await slow == [2, 4]
+    assert await middle == [22, 24, 26]
+    assert graph.batches == [[1], [11], [2], [12], [13]]
+
+
 async def test_callers_of_slow_rows_take_turns_whatever_their_sizes() -> None:
     bench, graph = Bench(threads=2), _graph()
     one, two = Call(caller="one"), Call(caller="two")
@@ -174,13 +214,13 @@ async def test_a_slow_row_waits_for_memory_and_no_other_slow_row_overtakes_it() 
     assert slow == [[1], [2], [3]]
     small = [len(batch) for batch in graph.batches if batch[0] >= 10]
     assert max(small) <= 6
-    assert bench.batcher._running_bytes == 0
+    assert bench.batcher._running.bytes == 0
 
 
 async def test_the_memory_of_slow_rows_is_released_some_seconds_after_the_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("service.engine.batcher._RELEASE_SECONDS", 0.01)
+    monkeypatch.setattr("service.engine.running._RELEASE_SECONDS", 0.01)
     bench, graph = Bench(threads=2), _graph()
     tasks = [bench.submit(graph, [1, 2], size=LARGE)]
     await bench.compute(1)
@@ -201,7 +241,7 @@ async def test_the_memory_of_slow_rows_is_released_some_seconds_after_the_last(
 async def test_the_memory_of_a_graph_is_released_while_another_computes_slow_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("service.engine.batcher._RELEASE_SECONDS", 0.01)
+    monkeypatch.setattr("service.engine.running._RELEASE_SECONDS", 0.01)
     bench, busy, idle = Bench(threads=3), _graph("busy"), _graph("idle")
     tasks = [bench.submit(idle, [1], size=LARGE), bench.submit(busy, [2], size=LARGE)]
     await bench.compute(1)
@@ -279,7 +319,9 @@ async def test_a_row_that_is_not_slow_never_waits_for_memory() -> None:
 @settings(max_examples=60)
 @given(
     requests=st.lists(
-        st.tuples(st.sampled_from([SMALL, LARGE, HUGE]), st.integers(1, 9)), min_size=1, max_size=12
+        st.tuples(st.sampled_from([SMALL, MIDDLE, LARGE, HUGE]), st.integers(1, 9)),
+        min_size=1,
+        max_size=12,
     ),
     threads=st.integers(1, 4),
     order=st.randoms(use_true_random=False),
@@ -297,12 +339,14 @@ async def test_every_row_is_computed_with_one_thread_free_of_slow_rows(
             await _settled()
     await _settled()
     while bench.running:
-        batcher = bench.batcher
-        assert batcher._running_slow <= max(1, threads - 1)
-        assert batcher._running_fast <= threads
-        assert batcher._running_slow + batcher._running_fast == len(bench.running)
+        running = bench.batcher._running
+        assert running.slow <= max(1, threads - 1)
+        assert running.long <= threads
+        assert running.fast <= threads
+        count = running.slow + running.long + running.fast
+        assert count == len(bench.running) <= max(2, threads) + (running.long > 0)
         # A row in each thread, or else one slow row, may exceed the limit.
-        assert batcher._running_bytes <= 200 + max(10 * threads, 150)
+        assert running.bytes <= 200 + max(10 * (threads + 1), 150)
         index = order.randrange(len(bench.running))  # type: ignore[attr-defined]
         bench.running.insert(0, bench.running.pop(index))
         await bench.compute()

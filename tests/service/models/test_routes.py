@@ -208,6 +208,32 @@ def test_a_pinned_version_that_is_missing_is_not_replaced_by_another(folder, ver
     assert answers(found, "two") == 1
 
 
+@pytest.mark.parametrize("versions", ["latest", "all"])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_reload_whose_pin_names_a_version_that_cannot_be_served_changes_nothing(
+    folder, versions, damaged, caplog
+):
+    write_pin(folder / "one", 2)
+    before = models(folder, versions)
+    if damaged:
+        write_tiny(folder / "one", seed=5)
+        (folder / "one" / "4" / "decoder.onnx").unlink()
+    pinned = 4 if damaged else 9
+    write_pin(folder / "one", pinned)
+    found = models(folder, versions, before=before)
+    assert served(found) == served(before)
+    assert found.routes == before.routes
+    assert answers(found) == 2
+    assert ("one", pinned) in [(refused.name, refused.version) for refused in found.refused]
+    said = (
+        f"one: version {pinned}, which {folder}/one/current pins, cannot be served; still served: "
+    )
+    assert said in caplog.text
+    # Once the pin is good again, it is heeded.
+    write_pin(folder / "one", 1)
+    assert answers(models(folder, versions, before=found)) == 1
+
+
 @pytest.mark.parametrize("content", ["", "0", "v2", "1.5", "1\n2\n", "-1", " 1", "\udcff"])
 def test_a_pin_that_is_no_version_is_a_problem_and_changes_nothing(folder, content):
     before = models(folder)

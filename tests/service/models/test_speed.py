@@ -43,6 +43,14 @@ def test_rows_above_the_limit_are_slow_and_computed_one_at_a_time():
     assert (limits.batch_rows, limits.call_rows, limits.slow) == (1, 1, True)
 
 
+@pytest.mark.parametrize(
+    ("row", "long"),
+    [(16e-3, False), (17e-3, True), (SLOW_SECONDS, True), (SLOW_SECONDS + 1, False)],
+)
+def test_rows_that_take_longer_than_any_batch_are_long_unless_they_are_slow(row, long):
+    assert _limits(row).long is long
+
+
 def test_no_run_has_more_rows_than_the_manifest_allows():
     assert _limits(1e-6, rows_at_once=1).batch_rows == 1
     assert _limits(1e-6, rows_at_once=8).batch_rows == 8

@@ -12,17 +12,20 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from tests.training.data.tiny_source import CONTENTS, NAMES, idx, put, tiny_source
-from training.data.datasets import Dataset, Split, binarize, load_dataset
+from training.data import array_files, decoding
+from training.data.datasets import Dataset, Split, load_dataset
 from training.data.download import read_files
-from training.data.sources import MNIST
+from training.data.rows import Rows
+from training.data.sources import MNIST, SOURCES
 from training.data.spec import DataSpec
+from training.data.targets import binarize
 from training.errors import ConfigError, DataError, DataMissing
 
 
 def small_mnist(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Registers the tiny source as `mnist`, with all but two images for validation."""
-    monkeypatch.setitem(load_dataset.__globals__["SOURCES"], "mnist", tiny_source())
-    monkeypatch.setitem(load_dataset.__globals__, "VALIDATION_IMAGES", 4)
+    monkeypatch.setitem(SOURCES, "mnist", tiny_source())
+    monkeypatch.setattr(array_files, "MAX_VALIDATION", 4)
     put(root / "tiny", CONTENTS)
 
 
@@ -82,14 +85,14 @@ def test_an_unknown_data_set_is_refused_with_a_list_of_the_sources() -> None:
 def test_a_data_set_too_small_to_split_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(load_dataset.__globals__["SOURCES"], "mnist", tiny_source())
+    monkeypatch.setitem(SOURCES, "mnist", tiny_source())
     put(tmp_path / "tiny", CONTENTS)
     with pytest.raises(DataError, match="6 training images, wanted over 5000"):
         load_dataset("mnist", tmp_path)
 
 
 def test_mnist_at_another_size_is_the_same_digits(mnist: Dataset) -> None:
-    resized = load_dataset(DataSpec("mnist", image_size=8))
+    resized = load_dataset(DataSpec("mnist", image_size=(8, 8)))
     assert resized.image_shape == (1, 8, 8)
     for name in ("train", "validation", "test"):
         before, after = getattr(mnist, name), getattr(resized, name)
@@ -112,12 +115,23 @@ def test_grey_images_are_repeated_for_each_channel(
         assert np.array_equal(rgb.test.images[:, [channel]], grey.test.images)
 
 
-def test_a_data_set_larger_than_the_memory_limit_is_refused_before_it_is_resized(
-    mnist: Dataset,
+def test_converted_images_that_fill_memory_go_to_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert len(mnist.train.images) == 55_000
-    with pytest.raises(DataError, match=r"60000 images of 3145728 bytes take 175.8 GiB.*at most 8"):
-        load_dataset(DataSpec("mnist", image_size=1024, channels=3))
+    small_mnist(tmp_path, monkeypatch)
+    spec = DataSpec("mnist", (5, 6), 3)
+    inside = load_dataset(spec, tmp_path)
+    assert isinstance(inside.train.images, np.ndarray)
+    assert not (tmp_path / "decoded").exists()
+    monkeypatch.setattr(decoding, "IN_MEMORY", 100)
+    for _ in range(2):
+        outside = load_dataset(spec, tmp_path)
+        for name in ("train", "validation", "test"):
+            one, other = getattr(inside, name), getattr(outside, name)
+            assert isinstance(other.images, Rows)
+            assert np.array_equal(other.images[:], one.images)
+            assert np.array_equal(other.labels, one.labels)
+    assert len(list((tmp_path / "decoded").iterdir())) == 2  # the images and their lock
 
 
 def write_idx(folder: Path, name: str, array: NDArray[np.uint8], gzipped: bool = False) -> Path:
@@ -200,7 +214,7 @@ def test_idx_images_that_are_not_square_are_cropped_to_their_centre(tmp_path: Pa
     image[2:18] = 200
     path = write_idx(tmp_path, "images", np.repeat(image[None], 30, axis=0))
     assert load_dataset(f"idx:{path}").image_shape == (1, 20, 16)
-    resized = load_dataset(DataSpec(f"idx:{path}", image_size=4))
+    resized = load_dataset(DataSpec(f"idx:{path}", image_size=(4, 4)))
     assert resized.image_shape == (1, 4, 4)
     # Resized without cropping, the first row would be 120.
     assert resized.train.images.min() > 170
@@ -232,7 +246,7 @@ def test_idx_test_images_unlike_the_training_images_are_refused(
     test: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     paths = [write_idx(tmp_path, "a", numbered(40)), write_idx(tmp_path, "b", test)]
-    with pytest.raises(DataError, match=r"test images \[\d, 1, \d, \d\], wanted one or more like"):
+    with pytest.raises(DataError, match=r"test images \[\d, \d, \d\], wanted one or more like"):
         load_dataset(f"idx:{paths[0]},,{paths[1]},")
 
 

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from tests.training.data.tiny_source import GZIPPED, idx
-from training.data.idx import parse_idx, read_unpacked, unpack
+from training.data.idx import open_idx, parse_idx, unpack
 from training.errors import DataError, DataMissing
 
 
@@ -73,7 +73,7 @@ def test_damaged_idx_is_refused_with_file_got_and_wanted(
     path = tmp_path / "images-idx"
     path.write_bytes(raw)
     with pytest.raises(DataError, match=message) as caught:
-        parse_idx(read_unpacked(path), str(path))
+        open_idx(path)
     assert str(path) in str(caught.value)
 
 
@@ -90,12 +90,12 @@ def test_a_header_that_numpy_cannot_hold_is_a_data_error(shape: tuple[int, ...])
 
 def test_missing_idx_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataMissing, match=f"{tmp_path}/nothing"):
-        read_unpacked(tmp_path / "nothing")
+        open_idx(tmp_path / "nothing")
 
 
 def test_idx_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"{tmp_path}: Is a directory") as caught:
-        read_unpacked(tmp_path)
+        open_idx(tmp_path)
     assert not isinstance(caught.value, DataMissing)
 
 

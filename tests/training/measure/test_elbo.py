@@ -297,7 +297,12 @@ def test_the_percentiles_of_a_run_are_of_the_training_images_scores(
     bundle = open_bundle(models / "mnist" / "1")
     assert list(bundle.manifest.score_percentiles) == stored["percentiles"]
     model = subject_of_graphs(
-        bundle.graphs, latent_dim=32, prior="standard", labels=0, binarized=True
+        bundle.graphs,
+        latent_dim=32,
+        likelihood="bernoulli",
+        prior="standard",
+        labels=0,
+        binarized=True,
     )
     train = load_dataset("mnist").train.images
     # The median of a subset is within a few percentiles of the median of all.

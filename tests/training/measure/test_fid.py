@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from common.pixels import to_unit
-from training.data.datasets import Dataset, Split, binarize, load_dataset
+from training.data.datasets import Dataset, Split, load_dataset
+from training.data.targets import binarize
 from training.errors import ConfigError, DataError
 from training.measure.classifier import (
     SHA256,

@@ -80,8 +80,8 @@ trainings: dict[str, st.SearchStrategy[Any]] = {
     "warmup": shares,
     "kl_warmup": shares,
     "ema": st.floats(0, 1, exclude_max=True),
-    "clip_grad_norm": positive,
-    "skip_grad_norm": positive,
+    "clip_factor": st.floats(1, 1e3),
+    "skip_factor": st.floats(1e3, 1e12),
     "max_skipped": st.integers(0, 10**6),
     "prior_start": shares,
     "prior_fit": st.floats(0, 100),
@@ -90,6 +90,7 @@ trainings: dict[str, st.SearchStrategy[Any]] = {
     "prior_learning_rate": positive,
     "label_weight": st.floats(0, 1e3),
     "seed": st.integers(0, 2**63),
+    "augment": st.lists(st.sampled_from(["flip", "shift"]), unique=True).map(tuple),
 }
 elbo = st.builds(TrainConfig, objective=st.just("elbo"), beta=st.floats(0, 1e6), **trainings)
 iwae = st.builds(TrainConfig, objective=st.just("iwae"), draws=st.integers(1, 99), **trainings)
@@ -156,6 +157,7 @@ def test_every_field_of_a_conv_preset_can_be_set_by_its_key(
         ("scale=sigmoid", "model.scale", "sigmoid"),
         ("binarize=FALSE", "train.binarize", False),
         ("prior_start=1", "train.prior_start", 1.0),
+        ("augment=shift,flip", "train.augment", ("shift", "flip")),
     ],
 )
 def test_a_setting_changes_its_field_and_no_other(setting: str, path: str, value: Any) -> None:
@@ -253,10 +255,10 @@ def test_combinations_of_settings_that_are_invalid_are_refused(
         ("warmup=1.1", "1.1", "0 to 1"),
         ("kl_warmup=-0.1", "-0.1", "0 to 1"),
         ("ema=1", "1", "0 or more and below 1"),
-        ("clip_grad_norm=0", "0", "above 0"),
-        ("clip_grad_norm=inf", "inf", "above 0"),
-        ("skip_grad_norm=-5", "-5", "above 0"),
-        ("skip_grad_norm=nan", "nan", "above 0"),
+        ("clip_factor=0.5", "0.5", "1 or more"),
+        ("clip_factor=inf", "inf", "1 or more"),
+        ("skip_factor=4", "4", "clip_factor or more"),
+        ("skip_factor=nan", "nan", "clip_factor or more"),
         ("max_skipped=-1", "-1", "0 or more"),
         ("prior_start=2", "2", "0 to 1"),
         ("prior_fit=-1", "-1", "0 to 100"),
@@ -283,8 +285,13 @@ def test_a_bad_value_is_refused_with_key_got_and_wanted(
         ("widths=64,1", "(64, 1)", "2 to 65536"),
         ("encoder_blocks=1,-1", "(1, -1)", "0 to 1000"),
         ("decoder_blocks=1;1", "'1;1'", "whole numbers"),
-        ("encoder_trunk=0", "0", "1 to 65536"),
-        ("decoder_trunk=0", "0", "1 to 65536"),
+        ("encoder_trunk=-1", "-1", "0 to 65536"),
+        ("decoder_trunk=65537", "65537", "0 to 65536"),
+        ("patch=0", "0", "one of 1, 2, 4, 8, 16, 32"),
+        ("transitions=curved", "'curved'", "one of activated, linear"),
+        ("initial_scale=nan", "nan", "-20 to 20"),
+        ("coarsest=0", "0", "1 to 65536"),
+        ("patch=3", "3", "one of 1, 2, 4, 8, 16, 32"),
     ],
 )
 def test_a_bad_value_of_a_conv_network_is_refused_with_key_got_and_wanted(
@@ -337,7 +344,9 @@ def test_an_edited_setting_is_refused_by_its_key_or_can_be_set_again(
     else:
         assert override(DENSE, typed(changed.model, changed.train)) == changed
         numbers = [number for number in dataclasses.astuple(changed.train) if number is not None]
-        assert all(math.isfinite(number) for number in numbers if not isinstance(number, str))
+        assert all(
+            math.isfinite(number) for number in numbers if not isinstance(number, str | tuple)
+        )
         return
     assert key in message
     assert "\n" not in message

@@ -62,8 +62,26 @@ def test_class_weights_are_the_frequencies_of_the_classes() -> None:
     fit_mixture(prior, torch.randn(1000, 2), labels, seed=0)
     wanted = torch.tensor([11.0, 201.0, 1.0, 791.0]) / 1004
     torch.testing.assert_close(prior.class_weights, wanted)
-    # A class with too few latents is fitted to all of them, so it can be sampled too.
+    # A class without latents is fitted to all of them, so it can be sampled too.
     assert torch.isfinite(prior.log_prob(torch.randn(5, 2), torch.full((5,), 2))).all()
+
+
+def test_classes_with_fewer_latents_than_dimensions_are_told_apart() -> None:
+    """Three small classes of one shape, of which the fit of each alone would have no covariance."""
+    dim, rows = 24, 20
+    noise = torch.Generator().manual_seed(0)
+    labels = torch.arange(3).repeat_interleave(rows)
+    means = 3.0 * torch.randn(3, dim, generator=noise)
+    spread = torch.linspace(0.2, 2.0, dim)
+    prior = prior_of(dim=dim, classes=3, components=3)
+    z = means[labels] + spread * torch.randn(len(labels), dim, generator=noise)
+    fit_mixture(prior, z, labels, seed=0)
+    fresh = means[labels] + spread * torch.randn(len(labels), dim, generator=noise)
+    found = torch.stack([prior.log_prob(fresh, torch.full_like(labels, k)) for k in range(3)])
+    assert torch.equal(found.argmax(dim=0), labels)
+    # As good as a fit that knows that the classes have one shape; 24 dimensions of their own.
+    exact = torch.distributions.Normal(means[labels], spread).log_prob(fresh).sum(dim=1)
+    assert (exact - found.amax(dim=0)).mean() < dim
 
 
 def test_one_component_is_fitted_to_the_mean_and_covariance_of_all_latents() -> None:

@@ -1,5 +1,7 @@
 """Dense and convolutional networks: shapes, receptive fields, widths, cost, activations."""
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +14,16 @@ from training.model.networks import _ACTIVATIONS, build_networks, count_multiply
 from training.presets import PRESETS
 
 CONV = Conv((6, 4), (1, 1), (1, 1), encoder_trunk=9, decoder_trunk=7)
+PATCHES = Conv(
+    (6, 4),
+    (1,),
+    (0, 1),
+    encoder_trunk=0,
+    decoder_trunk=0,
+    patch=4,
+    coarsest=4,
+    transitions="linear",
+)
 DENSE = Dense(((11, "relu"), (7, "tanh"), (5, "gelu")))
 
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40))
@@ -21,9 +33,12 @@ convs = st.builds(
     widths=st.lists(st.integers(2, 6), min_size=1, max_size=4).map(tuple),
     encoder_blocks=counts,
     decoder_blocks=counts,
-    encoder_trunk=st.integers(1, 5),
-    decoder_trunk=st.integers(1, 5),
+    encoder_trunk=st.integers(0, 5),
+    decoder_trunk=st.integers(0, 5),
     activation=st.sampled_from(sorted(_ACTIVATIONS)),
+    patch=st.sampled_from([1, 2, 4, 8]),
+    coarsest=st.integers(1, 8),
+    transitions=st.sampled_from(["activated", "linear"]),
 )
 
 
@@ -44,7 +59,7 @@ def test_networks_take_images_of_any_shape_and_return_logits_of_that_shape(
 
 
 @settings(max_examples=25)
-@given(st.sampled_from([DENSE, CONV]), shapes)
+@given(st.sampled_from([DENSE, CONV, PATCHES]), shapes)
 def test_every_pixel_affects_the_features_and_depends_on_the_latents(
     config: Dense | Conv, shape: tuple[int, int, int]
 ) -> None:
@@ -84,6 +99,50 @@ def test_an_image_is_halved_until_it_is_at_most_8_wide(
     encoder, _, decoder = build_networks(CONV, shape, 2)
     assert decoder.coarse == coarse
     assert len(encoder.stages) == len(decoder.stages) == stages
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch", "folded", "coarse", "stages"),
+    [
+        ((3, 64, 64), 1, 1, (4, 4), 5),
+        ((3, 64, 64), 4, 4, (4, 4), 3),
+        ((3, 64, 64), 32, 16, (4, 4), 1),
+        ((3, 128, 128), 4, 4, (4, 4), 4),
+        ((3, 32, 32), 4, 4, (4, 4), 2),
+        ((3, 40, 72), 4, 4, (2, 3), 4),
+        ((1, 4, 4), 4, 1, (4, 4), 1),
+        ((1, 6, 3), 4, 2, (3, 2), 1),
+    ],
+)
+def test_patches_become_channels_before_the_first_layer_and_pixels_after_the_last(
+    shape: tuple[int, int, int], patch: int, folded: int, coarse: tuple[int, int], stages: int
+) -> None:
+    config = dataclasses.replace(PATCHES, patch=patch)
+    encoder, _, decoder = build_networks(config, shape, 2)
+    assert decoder.coarse == coarse
+    assert len(encoder.stages) == len(decoder.stages) == stages
+    channels = shape[0] * folded**2
+    assert encoder.stem.in_channels == decoder.to_logits.out_channels == channels
+
+
+def test_without_trunks_the_latents_are_next_to_the_coarsest_level() -> None:
+    encoder, features, decoder = build_networks(PATCHES, (3, 40, 72), 5)
+    assert features == 3 * 2 * 3  # half of the 6 channels, 2 x 3 positions
+    assert shape_of(decoder.stem) == [(5, 6 * 2 * 3)]
+    assert not [layer for layer in encoder.modules() if isinstance(layer, nn.Linear)]
+
+
+def test_linear_transitions_lead_through_linear_layers_alone() -> None:
+    """Without blocks, whose ends are zero at first, the features are linear in the image."""
+    encoder, _, decoder = seeded(PATCHES, (3, 20, 20), 5)
+    one, other = torch.rand(2, 1, 3, 20, 20)
+    mean = encoder((one + other) / 2)
+    torch.testing.assert_close(mean, (encoder(one) + encoder(other)) / 2)
+    assert not [layer for layer in decoder.stem.modules() if isinstance(layer, nn.SiLU)]
+    activated = dataclasses.replace(PATCHES, transitions="activated")
+    encoder, _, _ = seeded(activated, (3, 20, 20), 5)
+    mean = encoder((one + other) / 2)
+    assert not torch.allclose(mean, (encoder(one) + encoder(other)) / 2, atol=1e-3)
 
 
 def test_widths_and_blocks_belong_to_the_coarsest_level_first_and_the_last_to_the_rest() -> None:
@@ -153,6 +212,19 @@ def test_the_flagship_decoder_is_at_most_10_mflop() -> None:
     _, _, decoder = build_networks(model.network, (1, 28, 28), model.latent_dim)
     cost = count_multiply_adds(decoder, torch.zeros(1, model.latent_dim))
     assert 2_000_000 < cost <= 5_000_000
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (3, 128, 128)])
+def test_photo_has_at_most_three_fifths_of_the_multiply_adds_of_conv(
+    shape: tuple[int, int, int],
+) -> None:
+    costs = {}
+    for name in ("conv", "photo"):
+        model = PRESETS[name].model
+        encoder, _, decoder = build_networks(model.network, shape, model.latent_dim)
+        costs[name] = count_multiply_adds(encoder, torch.zeros(1, *shape))
+        costs[name] += count_multiply_adds(decoder, torch.zeros(1, model.latent_dim))
+    assert costs["photo"] <= 0.6 * costs["conv"]
 
 
 @pytest.mark.parametrize("name", ["elu", "selu", "mish", "softplus", "swishy", "", "ReLU"])

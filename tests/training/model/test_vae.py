@@ -1,5 +1,6 @@
 """The autoencoder: KL, likelihood, sampling, gradients, shapes, and what it refuses."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 
 from training.errors import ConfigError
 from training.model.config import Conv, Dense, ModelConfig, PriorConfig
-from training.model.vae import DiagonalGaussian, Vae, bernoulli_nll, gaussian_log_prob
+from training.model.likelihood import Bernoulli
+from training.model.vae import DiagonalGaussian, Vae, gaussian_log_prob
 
 SHAPE = (1, 4, 3)
 DENSE = Dense(((11, "relu"), (7, "tanh"), (5, "gelu")))
@@ -66,7 +68,7 @@ def test_reconstruction_is_minus_log_likelihood_summed_over_pixels(seed: int, ro
     images = np.random.default_rng(seed).random((rows, *SHAPE))
     p = 1 / (1 + np.exp(-logits))
     wanted = -(images * np.log(p) + (1 - images) * np.log(1 - p)).sum(axis=(1, 2, 3))
-    nll = bernoulli_nll(torch.from_numpy(logits), torch.from_numpy(images))
+    nll = Bernoulli(SHAPE).nll(torch.from_numpy(logits), torch.from_numpy(images))
     assert nll.shape == (rows,)
     np.testing.assert_allclose(nll.numpy(), wanted, rtol=1e-9)
 
@@ -75,13 +77,13 @@ def test_reconstruction_of_one_bit_by_hand() -> None:
     logits = torch.tensor([0.0, 0.0, np.log(3.0), np.log(3.0)]).reshape(4, 1, 1, 1)
     bits = torch.tensor([0.0, 1.0, 0.0, 1.0]).reshape(4, 1, 1, 1)
     wanted = [np.log(2), np.log(2), np.log(4), np.log(4 / 3)]
-    np.testing.assert_allclose(bernoulli_nll(logits, bits).numpy(), wanted, rtol=1e-6)
+    np.testing.assert_allclose(Bernoulli(SHAPE).nll(logits, bits).numpy(), wanted, rtol=1e-6)
 
 
 def test_reconstruction_does_not_saturate() -> None:
     logits = torch.tensor([-1000.0, 1000.0, -1000.0, 1000.0]).reshape(4, 1, 1, 1)
     bits = torch.tensor([0.0, 1.0, 1.0, 0.0]).reshape(4, 1, 1, 1)
-    assert bernoulli_nll(logits, bits).tolist() == [0.0, 0.0, 1000.0, 1000.0]
+    assert Bernoulli(SHAPE).nll(logits, bits).tolist() == [0.0, 0.0, 1000.0, 1000.0]
 
 
 def test_sample_is_mean_plus_sigma_times_noise() -> None:
@@ -126,7 +128,7 @@ def test_gradients_flow_through_the_draw_into_every_weight(
     images = torch.from_numpy(np.random.default_rng(0).random((9, *SHAPE), np.float32))
     posterior = model.encode(images)
     eps = torch.from_numpy(normal(1, 9, 3).astype(np.float32))
-    loss = bernoulli_nll(model.decode(posterior.sample(eps)), images).mean()
+    loss = model.likelihood.nll(model.decode(posterior.sample(eps)), images).mean()
     loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -162,6 +164,17 @@ def test_scale_selects_the_meaning_of_the_second_head(scale: str) -> None:
         return
     sigma = torch.exp(0.5 * posterior.log_var.double())
     np.testing.assert_allclose(sigma.numpy(), torch.sigmoid(raw.double()).numpy(), rtol=2e-6)
+
+
+@pytest.mark.parametrize("scale", ["log_var", "sigmoid"])
+def test_posteriors_of_all_images_begin_with_the_initial_scale(scale: str) -> None:
+    torch.manual_seed(0)
+    model = Vae(ModelConfig(CONV, 3, scale=scale, initial_scale=-3.0), SHAPE)
+    log_var = model.encode(torch.rand(5, *SHAPE)).log_var
+    begun = -3.0 if scale == "log_var" else 2 * math.log(1 / (1 + math.exp(3)))
+    torch.testing.assert_close(log_var, torch.full((5, 3), begun))
+    log_var.sum().backward()
+    assert model.to_scale.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("network", [DENSE, CONV], ids=["dense", "conv"])

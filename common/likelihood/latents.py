@@ -1,38 +1,10 @@
-"""Likelihoods of images under a model, from its logits, latents and densities.
-
-Every function returns nats, one float64 per row. It sums in float64 over rows that are
-contiguous in memory, so that a row's value does not depend on the rest of its batch.
-"""
+"""Densities of latents, the importance-weighted bound, and percentiles of scores."""
 
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
-Nats = NDArray[np.float64]
-
-# Rows that are computed at a time: in float64 they take eight times the memory of their pixels.
-_BLOCK_ROWS = 256
-
-
-def bernoulli_nll(logits: Array, images: Array) -> Nats:
-    """-log p(x|z), summed over pixels, [N].
-
-    Computed as softplus(l) - x * l, which does not saturate: for |l| >= 18 a float32
-    sigmoid can be exactly 0 or 1, and its logarithm infinite.
-
-    Args:
-        logits: Output l of the decoder, float32 [N, C, H, W].
-        images: Targets x, float32 [N, C, H, W] in [0, 1].
-    """
-    result = np.empty(len(logits))
-    for start in range(0, len(logits), _BLOCK_ROWS):
-        block = slice(start, start + _BLOCK_ROWS)
-        wide = logits[block].reshape(len(logits[block]), -1).astype(np.float64)
-        terms = np.logaddexp(0.0, wide) - images[block].reshape(len(wide), -1) * wide
-        result[block] = terms.sum(axis=1)
-    return result
+from common.likelihood.pixels import Array, Nats
 
 
 def standard_kl(mean: Array, log_var: Array) -> Nats:

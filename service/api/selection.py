@@ -1,0 +1,62 @@
+"""The model that answers a request: by the name and version that it states, or by a route."""
+
+from collections.abc import Callable
+from typing import Any
+
+from service.engine.call import Call
+from service.engine.sampling import fresh_seed
+from service.models.model import Model
+from service.models.repository import Models
+
+
+class Selection:
+    """Looks up the models of requests among those that are being served.
+
+    Args:
+        models: Returns the models that are being served.
+    """
+
+    def __init__(self, models: Callable[[], Models]):
+        self._models = models
+
+    def find(self, request: Any, call: Call, *, shared: bool = True) -> Model:
+        """Looks up the model that a request names.
+
+        Args:
+            request: A request with the field `model`.
+            call: The per-call context.
+            shared: Whether a route may choose the version by the request's seed; if not, the
+                version with the largest share is meant.
+        """
+        models, selector = self._models(), request.model
+        seed = None
+        if models.routes and shared and not selector.version:
+            seed = _route_seed(request)
+            call.routed = (selector.name or models.default) in models.routes
+        model = models.find(selector.name, selector.version, seed)
+        call.model, call.version = model.manifest.name, model.manifest.version
+        return model
+
+    def pinned(self, call: Call) -> Callable[[Any], Model]:
+        """Returns a `find` for one stream, which returns the same models even after a reload."""
+        found: dict[tuple[str, int], Model] = {}
+
+        def find(request: Any) -> Model:
+            key = request.model.name, request.model.version
+            if key not in found:
+                found[key] = self.find(request, call)
+            return found[key]
+
+        return find
+
+
+def _route_seed(request: Any) -> int:
+    """The seed of a request; if it could have one and has none, it gets a random one.
+
+    So the seed that the reply states leads to the same version again.
+    """
+    if "seed" not in request.DESCRIPTOR.fields_by_name:
+        return fresh_seed()
+    if not request.HasField("seed"):
+        request.seed = fresh_seed()
+    return int(request.seed)

@@ -1,0 +1,128 @@
+"""Batches of training images: from memory or disk, and augmented by seed and step."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.blobs import blobs
+from tests.support.tiny_runs import MODEL, PHASES, assert_same, step_to, torch_copy, trainer_of
+from training.batches import Batches, flipped, shifted
+from training.data.datasets import Dataset, Split
+from training.data.rows import Rows
+from training.model.config import TrainConfig
+
+pytest_plugins = ["tests.support.run_fixtures"]
+
+CPU = torch.device("cpu")
+
+
+def on_disk(dataset: Dataset, folder: Path) -> Dataset:
+    """The same data set, with its images behind a memory map in another order."""
+    splits = []
+    for name in ("train", "validation", "test"):
+        split = getattr(dataset, name)
+        order = np.random.default_rng(0).permutation(len(split.labels))
+        path = folder / name
+        split.images[order].tofile(path)
+        images = np.memmap(path, np.uint8, "r", shape=split.images.shape)
+        splits.append(Split(Rows(images, np.argsort(order)), split.labels))
+    return Dataset("blobs", *splits, class_names=dataset.class_names, sha256={})
+
+
+def test_batches_from_disk_are_those_from_memory(few: Dataset, tmp_path: Path) -> None:
+    disk = on_disk(few, tmp_path)
+    rows = torch.randperm(len(few.train.images))[:50]
+    config = TrainConfig(augment=("flip", "shift"))
+    for step in range(3):
+        (images, labels), (others, same) = (
+            Batches(data.train, config, CPU).read(rows, step) for data in (few, disk)
+        )
+        assert torch.equal(images, others)
+        assert torch.equal(labels, same)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_trainer_steps_and_validates_alike_on_images_on_disk(
+    few: Dataset, tmp_path: Path
+) -> None:
+    for binarize in (True, False):
+        folder = tmp_path / str(binarize)
+        folder.mkdir()
+        one, other = (
+            trainer_of(data, 12, MODEL, **PHASES, augment=("flip",), binarize=binarize)
+            for data in (few, on_disk(few, folder))
+        )
+        assert step_to(one, one.total_steps) == step_to(other, other.total_steps)
+        assert one.validate() == other.validate()
+        assert_same(one.state_dict(), other.state_dict())
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_an_augmented_run_is_resumed_exactly(few: Dataset) -> None:
+    changes = {"augment": ("flip", "shift"), **PHASES}
+    whole = trainer_of(few, 12, MODEL, **changes)
+    numbers = step_to(whole, whole.total_steps)
+    first, second = (trainer_of(few, 12, MODEL, **changes) for _ in range(2))
+    step_to(first, 5)
+    second.load_state_dict(torch_copy(first.state_dict()))
+    assert step_to(second, whole.total_steps) == numbers[5:]
+    assert_same(second.state_dict(), whole.state_dict())
+    plain = step_to(trainer_of(few, 12, MODEL, **PHASES), 1)
+    assert plain[0]["elbo"] != numbers[0]["elbo"]
+
+
+def test_augmentation_depends_on_the_seed_and_the_step_alone(few: Dataset) -> None:
+    rows = torch.arange(64)
+
+    def read(names: tuple[str, ...], seed: int, step: int) -> torch.Tensor:
+        config = TrainConfig(augment=names, seed=seed)  # type: ignore[arg-type]
+        return Batches(few.train, config, CPU).read(rows, step)[0]
+
+    for names in (("flip",), ("shift",), ("flip", "shift")):
+        assert torch.equal(read(names, 1, 7), read(names, 1, 7))
+        assert not torch.equal(read(names, 1, 7), read(names, 1, 8))
+        assert not torch.equal(read(names, 1, 7), read(names, 2, 7))
+    assert torch.equal(read((), 1, 7), torch.from_numpy(few.train.images[:64]))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_flipped_images_are_mirrored_or_as_they_were(channels: int) -> None:
+    images = torch.randint(0, 256, (200, channels, 5, 7), dtype=torch.uint8)
+    changed = flipped(images, torch.Generator().manual_seed(0))
+    same = (changed == images).flatten(1).all(dim=1)
+    mirrored = (changed == images.flip(3)).flatten(1).all(dim=1)
+    assert (same ^ mirrored).all()
+    assert 70 <= mirrored.sum() <= 130
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 48), (1, 8, 8), (1, 1, 5)])
+def test_shifted_images_are_moved_and_their_edges_repeated(shape: tuple[int, int, int]) -> None:
+    _, height, width = shape
+    images = torch.randint(0, 256, (100, *shape), dtype=torch.uint8)
+    changed = shifted(images, torch.Generator().manual_seed(0))
+    assert changed.shape == images.shape
+    most = [max(1, round(side / 16)) for side in (height, width)]
+    found = set()
+    for image, moved in zip(images, changed, strict=True):
+        edged = np.pad(image.numpy(), ((0, 0), (most[0], most[0]), (most[1], most[1])), mode="edge")
+        offsets = [
+            (down, across)
+            for down in range(2 * most[0] + 1)
+            for across in range(2 * most[1] + 1)
+            if np.array_equal(
+                edged[:, down : down + height, across : across + width], moved.numpy()
+            )
+        ]
+        assert offsets
+        found.add(offsets[0])
+    assert len(found) > 1
+
+
+def test_a_batch_does_not_change_the_images(few: Dataset) -> None:
+    data = blobs()
+    batches = Batches(data.train, TrainConfig(augment=("flip", "shift")), CPU)
+    images, _ = batches.read(torch.arange(len(batches)), 0)
+    images.zero_()
+    assert np.array_equal(data.train.images, few.train.images)

@@ -1,0 +1,81 @@
+"""Batches of training images: gathered from memory or from disk, and augmented."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.data.datasets import Split
+from training.data.rows import Rows
+from training.model.config import TrainConfig
+from training.schedule import derived_seed
+
+# Largest shift, as a share of the image's side.
+_SHIFT = 1 / 16
+
+
+class Batches:
+    """The training images and their labels, from which batches are gathered.
+
+    Args:
+        split: The images. Those in memory are copied to the device once, the others are read
+            from disk for each batch.
+        config: The seed, and how to augment.
+        device: Where the batches are used.
+    """
+
+    def __init__(self, split: Split, config: TrainConfig, device: torch.device):
+        self._config = config
+        self._device = device
+        self._images: Rows | Tensor
+        if isinstance(split.images, Rows):
+            self._images = split.images
+        else:
+            self._images = torch.from_numpy(np.require(split.images, requirements="W")).to(device)
+        self._labels = torch.from_numpy(np.require(split.labels, requirements="W")).to(device)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, rows: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Gathers a batch.
+
+        Args:
+            rows: Indices of the images, int64 [B], on the CPU.
+            step: Step of the run: the noise of the augmentation is a function of the seed and
+                the step.
+
+        Returns:
+            Images, uint8 [B, C, H, W], and labels, int64 [B], on the device.
+        """
+        there = rows.to(self._device)
+        if isinstance(self._images, Rows):
+            images = torch.from_numpy(self._images[rows.numpy()]).to(self._device)
+        else:
+            # index_select copies whole images where indexing would go pixel by pixel.
+            images = self._images.index_select(0, there)
+        for name in self._config.augment:
+            noise = torch.Generator().manual_seed(
+                derived_seed(self._config.seed, f"{name} of step {step}")
+            )
+            images = {"flip": flipped, "shift": shifted}[name](images, noise)
+        return images, self._labels[there]
+
+
+def flipped(images: Tensor, noise: torch.Generator) -> Tensor:
+    """Mirrors each image, [B, C, H, W], left to right with a probability of one half."""
+    mirrored = torch.rand(len(images), 1, 1, 1, generator=noise) < 0.5
+    return torch.where(mirrored.to(images.device), images.flip(3), images)
+
+
+def shifted(images: Tensor, noise: torch.Generator) -> Tensor:
+    """Moves each image, [B, C, H, W], by up to a 16th of its sides; edges are repeated."""
+    places = []
+    for side in images.shape[2:]:
+        most = max(1, round(_SHIFT * side))
+        offsets = torch.randint(-most, most + 1, (len(images), 1), generator=noise)
+        places.append((torch.arange(side) + offsets).clamp(0, side - 1).to(images.device))
+    rows, columns = places
+    each = torch.arange(len(images), device=images.device)[:, None, None]
+    # Indexed with the channels last, each pixel is one contiguous read.
+    moved = images.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]]
+    return moved.permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,55 @@
+"""The validation of a model: its ELBO on the validation split, measured during training."""
+
+import torch
+
+from training.data.rows import Images, chunk_rows
+from training.data.targets import Targets
+from training.model.objectives import kl_at
+from training.model.vae import Vae
+
+_SEED = 1
+
+
+class Validation:
+    """The validation split, measured each time with the same noise.
+
+    Args:
+        images: Its images, uint8 [N, C, H, W].
+        binarize: Whether bits that are drawn once are the targets, or the grey values.
+        device: Where the model is.
+    """
+
+    def __init__(self, images: Images, device: torch.device, *, binarize: bool):
+        self._targets = Targets(images, _SEED if binarize else None)
+        self._device = device
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    @torch.inference_mode()
+    def measure(self, model: Vae, *, learned_prior: bool) -> dict[str, float]:
+        """Measures a model.
+
+        Args:
+            model: The model.
+            learned_prior: Whether p(z) is the learned prior; otherwise it is N(0, I).
+
+        Returns:
+            `validation_elbo`, `validation_reconstruction` and `validation_kl` in
+            nats per image.
+        """
+        noise = torch.Generator().manual_seed(_SEED)
+        reconstruction = kl = 0.0
+        size = chunk_rows(self._targets.shape[1:])
+        for start in range(0, len(self), size):
+            images = torch.from_numpy(self._targets[start : start + size]).to(self._device)
+            posterior = model.encode(images)
+            eps = torch.randn(posterior.mean.shape, generator=noise).to(self._device)
+            z = posterior.sample(eps)
+            reconstruction += model.likelihood.nll(model.decode(z), images).sum().item()
+            kl += kl_at(model, posterior, z, learned_prior=learned_prior).sum().item()
+        return {
+            "validation_elbo": (reconstruction + kl) / len(self),
+            "validation_reconstruction": reconstruction / len(self),
+            "validation_kl": kl / len(self),
+        }
