@@ -466,7 +466,7 @@ NAMES = {
 def test_a_legend_in_columns_shows_up_to_a_hundred_names_within_its_width(names):
     canvas, width = Canvas(1200, 100), 1000.0
     legend = in_columns(canvas, width, [Entry(name, None) for name in names], 24)
-    assert legend.complete == (len(names) <= MOST)
+    assert legend.complete == (len(names) <= MOST and len(names[0]) < 40)
     legend.draw(canvas, 100, 20)
     texts = canvas.figure.texts
     assert len(texts) == min(len(names), MOST)
@@ -500,6 +500,15 @@ def test_the_map_of_many_classes_names_all_of_them():
     ]
     # Sixty names in columns: at least four lines of 36 pixels.
     assert heights[1] > heights[0] + 4 * 36
+
+
+def test_long_names_are_above_the_samples_of_their_class():
+    heights = []
+    for name in ("cats", LONG[0]):
+        names = tuple(f"{name} {index}" for index in range(4))
+        data = report_data(sampled=True, classes=4, class_names=names, sample_labels=names)
+        heights.append(Image.open(io.BytesIO(draw_samples_by_class(data))).height)
+    assert heights[1] > heights[0] + 4 * 22
 
 
 def test_the_marks_of_many_classes_have_their_shapes():

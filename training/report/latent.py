@@ -20,7 +20,7 @@ LINE = 100
 
 _SIDE = 1000
 _LEFT = 170
-# Place and width of a legend in columns, and its text sizes, for many names and for very many.
+# Place of a legend in columns, its text sizes, and the most names in the larger size.
 _MARGIN = 40
 _SMALL, _TINY, _MANY = 24, 20, 40
 
@@ -84,8 +84,10 @@ def draw_map(data: ReportData, projection: Projection) -> bytes:
     legend = in_rows(probe, _SIDE, entries)
     above = legend.complete
     if not above:
-        size = _SMALL if len(entries) <= _MANY else _TINY
-        legend = in_columns(probe, WIDTH - 2 * _MARGIN, entries, size)
+        width = WIDTH - 2 * _MARGIN
+        legend = in_columns(probe, width, entries, _SMALL)
+        if not legend.complete or len(entries) > _MANY:
+            legend = in_columns(probe, width, entries, _TINY)
     top = 40 + round(legend.height if above else 0)
     canvas = Canvas(WIDTH, top + height + 130 + (0 if above else round(legend.height) + 20))
     if above:

@@ -36,7 +36,7 @@ class Legend:
     Attributes:
         size: Text size in pixels.
         rows: Number of rows.
-        complete: Whether all entries are shown, rather than the number of those left out.
+        complete: Whether all entries are shown, and their names in full.
     """
 
     size: float
@@ -77,9 +77,10 @@ def in_rows(canvas: Canvas, width: float, entries: Sequence[Entry], size: float 
         size: Text size.
     """
     places: list[_Place] = []
-    rows, x = 0, width
-    for index, (name, mark) in enumerate(entries):
-        name = canvas.shorten(name, width - _NAME * size, size)
+    rows, x, complete = 0, width, True
+    for index, (whole, mark) in enumerate(entries):
+        name = canvas.shorten(whole, width - _NAME * size, size)
+        complete = complete and name == whole
         taken = _NAME * size + canvas.text_width(name, size)
         more = f"and {len(entries) - index} more"
         reserved = 0.0
@@ -92,7 +93,7 @@ def in_rows(canvas: Canvas, width: float, entries: Sequence[Entry], size: float 
             rows, x = rows + 1, 0.0
         places.append(_Place(x, rows - 1, Entry(name, mark)))
         x += taken + _SPACE * size
-    return Legend(size, rows, True, tuple(places))
+    return Legend(size, rows, complete, tuple(places))
 
 
 def in_columns(canvas: Canvas, width: float, entries: Sequence[Entry], size: float) -> Legend:
@@ -117,4 +118,5 @@ def in_columns(canvas: Canvas, width: float, entries: Sequence[Entry], size: flo
         _Place(index // rows * step, index % rows, Entry(name, entry.mark))
         for index, (name, entry) in enumerate(zip(names, shown, strict=True))
     )
-    return Legend(size, rows, len(entries) <= MOST, places)
+    complete = names == [entry.name for entry in entries]
+    return Legend(size, rows, complete, places)

@@ -74,26 +74,32 @@ def draw_samples_by_class(data: ReportData) -> bytes | None:
     ink = is_ink(data.images)
     names = data.sample_labels[:MAX_ROWS]
     rows = [clip_to_bytes(data.sample(BY_CLASS, SEED, label)) for label in range(len(names))]
-    canvas = Canvas(WIDTH, 1)
-    # Long names are made smaller before they are truncated.
-    widest = max(canvas.text_width(name, bold=True) for name in names)
-    size = min(TEXT, max(_SMALL, TEXT * 0.98 * _NAME / max(widest, 1.0)))
-    column = min(max(canvas.text_width(name, size, bold=True) for name in names), _NAME)
+    probe = Canvas(WIDTH, 1)
+    # Long names are made smaller, and still longer ones are written above their samples.
+    widest = max(probe.text_width(name, bold=True) for name in names)
+    above = widest * _SMALL / TEXT > _NAME
+    size = _SMALL if above else min(TEXT, TEXT * 0.98 * _NAME / max(widest, 1.0))
+    column = 0.0 if above else max(probe.text_width(name, size, bold=True) for name in names) + 30
+    heading = 1.5 * _SMALL if above else 0.0
     gap = 4
-    room = (_TALLEST, _SIDE - column - 30)
-    side = side_within(BY_CLASS, BY_CLASS, rows[0].shape[2:], room, gap)
+    side = side_within(BY_CLASS, BY_CLASS, rows[0].shape[2:], (_TALLEST, _SIDE - column), gap)
     sheets = [lay_out(fit(images, side, ink=ink), BY_CLASS, gap) for images in rows]
     height, width = sheets[0].shape[:2]
-    step = height + 12
-    left = (WIDTH - width - column - 30) / 2
+    step = math.ceil(height + heading) + 12
+    left = (WIDTH - width - column) / 2
     canvas = Canvas(WIDTH, len(names) * step - 12 + 2 * _MARGIN)
     marks = dict(zip(data.class_names, class_marks(len(data.class_names)), strict=True))
     for row, (name, sheet) in enumerate(zip(names, sheets, strict=True)):
         top = _MARGIN + row * step
-        text = canvas.shorten(name, _NAME, size, bold=True)
+        canvas.picture(sheet, left + column, top + heading)
         canvas.text(
-            left + column, top + height / 2, text, size=size,
-            colour=marks.get(name, NONE).colour, align="right", middle=True, bold=True,
-        )  # fmt: skip
-        canvas.picture(sheet, left + column + 30, top)
+            left if above else left + column - 30,
+            top + (_SMALL / 2 if above else height / 2),
+            canvas.shorten(name, width if above else _NAME, size, bold=True),
+            size=size,
+            colour=marks.get(name, NONE).colour,
+            align="left" if above else "right",
+            middle=True,
+            bold=True,
+        )
     return canvas.png()
