@@ -62,12 +62,12 @@ def calibrate(trainer: Trainer, seconds: float) -> int:
         for phase, mean in step_seconds(trainer, window).items()
     )
     # Sets a first estimate of the length, which the overhead depends on. The overhead counts
-    # an image encoded for the prior like a validation image, which is decoded too; the excess
-    # is about what expectation maximisation takes.
+    # an image encoded for the prior like a validation image.
     trainer.set_length(max(1, round(seconds / per_step)))
     start = cpu_seconds()
     trainer.validate()
     overhead = (cpu_seconds() - start) * trainer.overhead_in_validations()
+    overhead += _mixture_seconds(trainer)
     # At least half of the budget is for steps, so a run with a large overhead exceeds it.
     return max(1, round(max(seconds - overhead, seconds / 2) / per_step))
 
@@ -91,6 +91,18 @@ def step_seconds(trainer: Trainer, seconds: float = _TIMED_SECONDS) -> dict[Phas
             [_time_steps(twin, window) for _ in range(_WINDOWS + 1)][1:]
         )
     return found
+
+
+def _mixture_seconds(trainer: Trainer) -> float:
+    """Estimates the CPU seconds of fitting mixtures, divided by the number of torch's threads."""
+    seconds = 0.0
+    for phase in trainer.phases:
+        if not phase.trains_autoencoder:
+            twin = trainer.timing_copy(phase)
+            start = cpu_seconds()
+            times = twin.fit_pretended_mixture()
+            seconds += (cpu_seconds() - start) * times
+    return seconds
 
 
 def _time_steps(trainer: Trainer, seconds: float) -> float:

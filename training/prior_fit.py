@@ -21,6 +21,9 @@ _MAX_VIEWS = 4
 # About how often a fit draws from each posterior.
 _DRAWS_PER_POSTERIOR = 8
 _MIN_POSTERIORS = 10_000
+# Number of random posteriors to time a phase with. Fewer would be fitted in a time that depends
+# more on the size of the mixture than on their number.
+_PRETENDED = 2_048
 # Most values of all means together: 64 MiB, of which fitting the mixture takes several times.
 _MOST_VALUES = 1 << 24
 
@@ -90,9 +93,15 @@ class PriorFit:
             labels.repeat(views),
         )
 
+    def excess(self, phase: Phase) -> float:
+        """How many times as many latents a phase's mixture is fitted to as are pretended now."""
+        count = self.images_to_encode(phase)
+        return count * self._draws(count) / len(self._mean)
+
     def pretend(self, phase: Phase) -> None:
-        """Keeps random posteriors in place of encoded ones, for timing the steps of a phase."""
-        mean = torch.randn(self._config.prior_batch_size, self._latent_dim).to(self._device)
+        """Keeps random posteriors in place of encoded ones, for timing a phase."""
+        count = max(_PRETENDED, self._config.prior_batch_size)
+        mean = torch.randn(count, self._latent_dim).to(self._device)
         labels = torch.zeros(len(mean), dtype=torch.int64, device=self._device)
         self._keep(phase, mean, None, labels)
 
@@ -110,7 +119,7 @@ class PriorFit:
         """
         seed = derived_seed(self._config.seed, f"mixture {self.phase}")
         count = len(self._mean)
-        draws = 1 if self._std is None else math.ceil(_MIN_POSTERIORS / count)
+        draws = 1 if self._std is None else self._draws(count)
         rows = torch.arange(count, device=self._device).repeat(draws)
         z = self._draw(rows, torch.Generator().manual_seed(seed))
         fit_mixture(prior, z, self._labels[rows], seed, draws)
@@ -138,6 +147,10 @@ class PriorFit:
         images = len(self._split.images)
         views = min(_MAX_VIEWS, math.ceil(wanted / images)) if self._config.binarize else 1
         return min(images, wanted), views
+
+    def _draws(self, posteriors: int) -> int:
+        """Number of draws from each posterior that a mixture is fitted to."""
+        return math.ceil(_MIN_POSTERIORS / posteriors)
 
     def _keep(self, phase: Phase, mean: Tensor, std: Tensor | None, labels: Tensor) -> None:
         self.phase, self._mean, self._std, self._labels = phase.name, mean, std, labels
