@@ -5,9 +5,9 @@
 The autoencoder is TAEF2. Each round measures one server after the other: `latentserve serve`, a
 plain grpc.aio servicer over onnxruntime, and Triton. Measured are
 
-- for 64, 256 and 512: decodes of so many pixels squared, four calls of one row in flight, as CPU
-  time per row and rows a second; and the time of one such decode alone. Beside both, those of
-  onnxruntime alone: a row at a time on each CPU, and one row, each on one thread.
+- for 64, 256 and 512: decodes of images of that height and width, four calls of one row in
+  flight, as CPU time per row and rows a second; and the time of one such decode alone. Beside
+  both, those of onnxruntime alone: a row at a time on each CPU, and one row, each on one thread.
 - for `digits`: latencies of calls for one digit, alone and while another process decodes
   512 x 512 images, four at a time.
 
@@ -33,7 +33,8 @@ from numpy.typing import NDArray
 
 from benchmarks.machine import machine
 from benchmarks.processes import CACHE, ROOT, cpu_seconds
-from benchmarks.servers.spatial import OPTIONS, SERVERS, SpatialServer, check
+from benchmarks.servers.launched import OPTIONS
+from benchmarks.servers.spatial import SERVERS, SpatialServer, check
 from benchmarks.servers.spatial_program import decoder_file
 from common.cpus import usable_cpus
 
@@ -41,7 +42,7 @@ _MODELS = CACHE / "spatial"
 _IN_FLIGHT = 4
 # Between two calls for a digit.
 _PAUSE_SECONDS = 0.005
-# Runs of which a median is taken, at least.
+# A median is taken of at least as many runs.
 _LEAST_RUNS = 3
 _LATENTS, _FACTOR, _DIGIT_LATENTS = 32, 8, 40
 _SIZES = (64, 256, 512)

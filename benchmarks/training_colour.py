@@ -7,45 +7,25 @@ CPU time is that of the training loop: reading the pictures and measuring come o
 """
 
 import argparse
-import json
-import statistics
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks import environments
-from benchmarks.machine import machine
 from benchmarks.processes import CACHE
-from benchmarks.training import Report, train
+from benchmarks.rounds import Column, Trainer, report, rows, run_rounds
 from training.budget import parse_duration
 from training.data.datasets import load_dataset
 from training.data.spec import DataSpec
 
 OURS, PYTHAE, PYTHAE_OURS = "photo", "pythae, its networks", "pythae, photo's networks"
-
-
-def table(rounds: Sequence[dict[str, Report]]) -> str:
-    """Formats medians of the rounds ± half of their range as a Markdown table."""
-    columns: list[tuple[str, int, Callable[[Report], float]]] = [
-        ("PSNR, dB", 2, lambda result: result["psnr"]),
-        ("bits per dimension", 3, lambda result: result["bits_per_dimension"]),
-        ("images a CPU-second", 0, lambda result: result["images"] / result["cpu_seconds"]),
-        ("parameters, millions", 2, lambda result: result["parameters"] / 1e6),
-    ]
-    lines = [
-        "| trainer | " + " | ".join(title for title, _, _ in columns) + " |",
-        "|---|" + "---:|" * len(columns),
-    ]
-    for name in rounds[0]:
-        cells = []
-        for _, digits, of in columns:
-            got = [of(result[name]) for result in rounds]
-            half = (max(got) - min(got)) / 2
-            cells.append(f"{statistics.median(got):.{digits}f} ± {half:.{digits}f}")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+COLUMNS = (
+    Column("PSNR, dB", 2, lambda result: result["psnr"]),
+    Column("bits per dimension", 3, lambda result: result["bits_per_dimension"]),
+    Column("images a CPU-second", 0, lambda result: result["images"] / result["cpu_seconds"]),
+    Column("parameters, millions", 2, lambda result: result["parameters"] / 1e6),
+)
 
 
 def main() -> int:
@@ -66,7 +46,7 @@ def main() -> int:
         f"--images={_images(wanted.data)}", f"--seconds={parse_duration(wanted.budget)}",
         f"--threads={wanted.threads}",
     ]  # fmt: skip
-    trainers: dict[str, tuple[Path, str, list[str]]] = {}
+    trainers = {}
     for name, program, network in (
         (OURS, "ours_colour", "photo"),
         (PYTHAE, "pythae_colour", "celeba"),
@@ -74,23 +54,10 @@ def main() -> int:
     ):
         if name in wanted.only:
             python = Path(sys.executable) if name == OURS else environments.python("pythae")
-            trainers[name] = (python, program, [*arguments, f"--network={network}"])
-    rounds: list[dict[str, Report]] = []
-    for number in range(wanted.rounds):
-        # Alternates the order of the trainers.
-        order = list(trainers)[:: -1 if number % 2 else 1]
-        reports = {name: train(*trainers[name]) for name in order}
-        rounds.append({name: reports[name] for name in trainers})
-        for name, report in rounds[-1].items():
-            figures = ", ".join(f"{key} {value:.2f}" for key, value in report.items())
-            print(f"round {number + 1}/{wanted.rounds} {name:24} {figures}", file=sys.stderr)
-    command = " ".join(["python", "-m", "benchmarks.training_colour", *sys.argv[1:]])
-    print(f"{machine()}\n`{command}`\n\n{table(rounds)}")
-    if wanted.out is not None:
-        whole = {"machine": machine(), "command": command, "rounds": rounds}
-        fresh = wanted.out.with_name(wanted.out.name + ".part")
-        fresh.write_text(json.dumps(whole, indent=1))
-        fresh.replace(wanted.out)
+            trainers[name] = Trainer(python, program, [*arguments, f"--network={network}"])
+    results = run_rounds(trainers, wanted.rounds)
+    table = "\n".join(rows(results, COLUMNS))
+    report("benchmarks.training_colour", results, table, wanted.out)
     return 0
 
 

@@ -196,6 +196,9 @@ class Manifest(_Record):
     """Names of the classes of the training data."""
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
     """Precision of the decoder."""
+    weights: Literal["fp32", "fp16"] = "fp32"
+    """Precision in which weights are stored; graphs compute in fp32, but for the decoder's
+    `precision`."""
     graphs: dict[GraphName, GraphRef]
     """The graphs by name."""
     golden: FileRef

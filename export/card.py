@@ -143,6 +143,8 @@ def _introduction(manifest: Manifest) -> str:
         )
     if manifest.precision != "fp32":
         text += f" The decoder computes in {manifest.precision}, the other graphs in fp32."
+    if manifest.weights != "fp32":
+        text += f" Weights are stored in {manifest.weights}."
     return _wrapped(text)
 
 

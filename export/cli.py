@@ -14,6 +14,7 @@ from export.evaluate import Figures, Wanted, evaluate_path
 from export.export import export
 from export.reissue import reissue
 from export.variants import PRECISIONS
+from export.weights import WEIGHTS
 from latentserve._cli.arguments import positive, uint64
 from latentserve._cli.common import HelpFormatter
 from latentserve._cli.progress import ProgressBar
@@ -58,6 +59,13 @@ def main_export(arguments: list[str]) -> int:
         help="precision of the decoder; int8 quantises weights and activations statically, except "
         "in the first and last layers (default: fp32)",
     )
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default="fp32",
+        help="precision in which weights are stored: fp16 halves the files, and graphs compute in "
+        "fp32 as before (default: fp32)",
+    )
     _add_measures(parser)
     options = parser.parse_args(arguments)
     try:
@@ -66,6 +74,7 @@ def main_export(arguments: list[str]) -> int:
                 options.run,
                 options.to,
                 decoder=options.decoder,
+                weights=options.weights,
                 wanted=_wanted(options),
                 data=options.data,
                 report=bar.line,
@@ -86,8 +95,9 @@ def _again(options: argparse.Namespace, report: Callable[[str], None]) -> Path |
     """
     if not (options.run / "manifest.json").is_file():
         return None
-    if options.decoder != "fp32":
-        raise ExportError(f"--decoder: got {options.decoder}; a bundle keeps its graphs")
+    for name in ("decoder", "weights"):
+        if (got := getattr(options, name)) != "fp32":
+            raise ExportError(f"--{name}: got {got}; a bundle keeps its graphs")
     return reissue(options.run, options.to, data=options.data, report=report)
 
 

@@ -37,6 +37,8 @@ def export_command(manifest: Manifest) -> str:
     options = ["RUN", f"--to MODELS/{manifest.name}"]
     if manifest.precision != "fp32":
         options.append(f"--decoder {manifest.precision}")
+    if manifest.weights != "fp32":
+        options.append(f"--weights {manifest.weights}")
     return _command("latentserve export", options + _measures(manifest))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from bundle import open_bundle
 from common.likelihood import Likelihood, bits_per_dimension
 from export.errors import ExportError
-from export.subject import Subject, subject_of_graphs, subject_of_torch
+from export.subject import Subject, subject_of_bundle, subject_of_torch
 from training.data.datasets import Dataset, load_dataset
 from training.data.locations import KINDS
 from training.data.spec import DataSpec
@@ -249,16 +249,7 @@ def _open_bundle(path: Path) -> _Source:
     manifest = bundle.manifest
     if manifest.dataset is None:
         raise ExportError(f"{path}: its manifest names no data set on which it can be measured")
-    if manifest.likelihood == "none":
-        raise ExportError(f"{path}: the model has no likelihood to measure")
-    subject = subject_of_graphs(
-        bundle.graphs,
-        latent_dim=manifest.latent_dim,
-        likelihood=manifest.likelihood,
-        prior=manifest.prior,
-        labels=len(manifest.labels),
-        binarized=manifest.training.get("train", {}).get("binarize", True),
-    )
+    subject = subject_of_bundle(bundle)
     return _Source(
         f"bundle {manifest.name}/{manifest.version} (onnxruntime)",
         subject,

@@ -1,5 +1,6 @@
 """Exports one run folder as a verified bundle."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from export.manifest import build_manifest
 from export.memory import bytes_per_pixel
 from export.metrics import measure_graphs, measure_variant
 from export.pictures import card_pictures
-from export.run import FinishedRun, load_run
+from export.run import FinishedRun, load_run, with_rounded_weights
 from export.variants import (
     TOLERANCES,
     Precision,
@@ -28,6 +29,7 @@ from export.variants import (
     differences_of,
 )
 from export.verify import BATCHES, torch_answers, verify_graphs
+from export.weights import Weights, halve
 from service.models.model import ModelRefused, load_model
 from service.models.onnx import Device
 
@@ -39,6 +41,7 @@ def export(
     model: Path,
     *,
     decoder: Precision = "fp32",
+    weights: Weights = "fp32",
     wanted: Wanted = Wanted(),  # noqa: B008 - frozen
     data: str | None = None,
     report: Callable[[str], None] = print,
@@ -50,6 +53,8 @@ def export(
         run_path: The folder of a run that `latentserve train` has finished.
         model: `MODELS/NAME`.
         decoder: Precision of the decoder.
+        weights: Precision in which weights are stored; that of a decoder in reduced precision is
+            its own.
         wanted: What to measure in addition to the ELBO.
         data: Current source of the data, in the syntax of `DataSpec.parse`; None if the data is
             where it was when the run began.
@@ -67,12 +72,20 @@ def export(
     """
     check_name(model.name)
     run = load_run(run_path, data, report)
-    if run.dataset is None and decoder != "fp32":
+    if run.dataset is None and (decoder, weights) != ("fp32", "fp32"):
         raise ExportError(
-            f"{decoder}: its cost in nats is measured on {run.config.data}, which is not here; "
-            "wanted --data with the path where it is now"
+            f"{decoder if decoder != 'fp32' else weights}: its cost in nats is measured on "
+            f"{run.config.data}, which is not here; wanted --data with the path where it is now"
         )
-    exported = export_graphs(run.model)
+    if weights == "fp16":
+        run = with_rounded_weights(run, report)
+    plain = export_graphs(run.model)
+    exported = plain
+    if weights == "fp16":
+        exported = {
+            name: dataclasses.replace(graph, content=halve(graph.content))
+            for name, graph in plain.items()
+        }
     inputs = parity_inputs(exported, run.golden_images, len(run.labels))
     cases = {
         name: [{tensor: inputs[tensor] for tensor in graph.inputs}]
@@ -80,7 +93,7 @@ def export(
     }
     differences = verify_graphs(exported, cases, TOLERANCES["cpu"])
     report(f"torch and onnxruntime differ by at most {max(differences.values()):.1e}")
-    variant = None if decoder == "fp32" else _convert_decoder(run, exported, decoder)
+    variant = None if decoder == "fp32" else _convert_decoder(run, plain, decoder)
     graphs = _contents(exported, variant)
     golden = golden_file(_golden(exported, variant, inputs))
     metrics = _measure(run, exported, variant, wanted, report, progress)
@@ -99,6 +112,7 @@ def export(
             version,
             run,
             precision=decoder,
+            weights=weights,
             graphs=graphs,
             golden=golden,
             latent_map=latent_map,

@@ -26,6 +26,7 @@ from common import noise
 from export.run import FinishedRun
 from export.sources.imported import Imported
 from export.variants import TOLERANCES, VARIANT_TOLERANCES, Precision
+from export.weights import Weights
 from latentserve import __version__
 from service.models.onnx import VERSION as ONNXRUNTIME_VERSION
 from training.data.locations import with_names
@@ -43,6 +44,7 @@ def build_manifest(
     run: FinishedRun,
     *,
     precision: Precision,
+    weights: Weights,
     graphs: Mapping[GraphName, bytes],
     golden: bytes,
     latent_map: bytes | None,
@@ -58,6 +60,7 @@ def build_manifest(
         version: Version of the model.
         run: The run that the bundle is exported from.
         precision: Precision of the decoder.
+        weights: Precision in which weights are stored.
         graphs: Content of the ONNX files by name of the graph.
         golden: Content of `golden.npz`.
         latent_map: Content of `map.npz`; None without the data.
@@ -82,6 +85,7 @@ def build_manifest(
         labels=run.labels,
         class_names=config.class_names,
         precision=precision,
+        weights=weights,
         graphs={
             graph: graph_ref(f"{graph}.onnx", content, tolerances.get(graph, {}))
             for graph, content in graphs.items()

@@ -120,8 +120,7 @@ def _check_elbo(
         # Training measured its ELBO with these draws.
         images = test_images(dataset, binarized=run.config.train.binarize)
         elbo = evaluate(subject.autoencoder, images, seed=TEST_SEED).elbo
-    # For a plain autoencoder, training stores the reconstruction error as "elbo".
-    torch_elbo = run.trained_metrics["elbo"]
+    torch_elbo = run.elbo
     report(f"{title} of the graphs {elbo:.2f} nats (torch: {torch_elbo:.2f})")
     allowed = max(_ELBO_TOLERANCE, _ELBO_RELATIVE * abs(torch_elbo))
     if not abs(elbo - torch_elbo) <= allowed:

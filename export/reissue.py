@@ -13,7 +13,7 @@ from export.invariance import measure_rows
 from export.latent_map import build_map
 from export.manifest import file_ref
 from export.memory import bytes_per_pixel
-from export.subject import subject_of_graphs
+from export.subject import subject_of_bundle
 
 
 def reissue(
@@ -40,21 +40,12 @@ def reissue(
     old = bundle.manifest
     if old.dataset is None:
         raise ExportError(f"{path}: its manifest names no data set for a map")
-    if old.likelihood == "none":
-        raise ExportError(f"{path}: the model has no likelihood")
+    subject = subject_of_bundle(bundle)
     dataset = find_training_data(
         {"source": old.dataset.name} | old.dataset.spec,
         old.dataset.sha256,
         data,
         report=report,
-    )
-    subject = subject_of_graphs(
-        bundle.graphs,
-        latent_dim=old.latent_dim,
-        likelihood=old.likelihood,
-        prior=old.prior,
-        labels=len(old.labels),
-        binarized=old.training.get("train", {}).get("binarize", True),
     )
     latent_map = build_map(subject, dataset).to_bytes()
     cases = {

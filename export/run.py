@@ -1,5 +1,6 @@
 """The finished training run that an export starts from."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,12 @@ from numpy.typing import NDArray
 from bundle import GraphName
 from export.evaluate import load_training_data
 from export.subject import Subject, subject_of_graphs
+from export.weights import round_weights
 from training.data.datasets import Dataset
 from training.errors import DataMissing
+from training.measure.adapter import as_autoencoder
+from training.measure.elbo import evaluate
+from training.measure.protocol import TEST_SEED, test_images
 from training.model.vae import Vae
 from training.run_folder import RunConfig, RunFolder
 
@@ -26,6 +31,8 @@ class FinishedRun:
         model: The trained model, in evaluation mode.
         dataset: The data that the model was trained on; None if it is no longer available.
         trained_metrics: The metrics that training measured with torch.
+        elbo: The model's ELBO on the test set in nats, measured with torch; of a plain
+            autoencoder, its reconstruction.
         golden_images: uint8 [N, C, H, W], test images set aside by training.
         score_percentiles: The 0th to 100th percentile of the training images' anomaly scores,
             in nats.
@@ -35,6 +42,7 @@ class FinishedRun:
     model: Vae
     dataset: Dataset | None
     trained_metrics: Mapping[str, Any]
+    elbo: float
     golden_images: NDArray[np.uint8]
     score_percentiles: tuple[float, ...]
 
@@ -81,8 +89,29 @@ def load_run(path: Path, data: str | None, report: Callable[[str], None]) -> Fin
     percentiles = run.read_json("score_percentiles.json")["percentiles"]
     dataset = _load_data(config, data, report)
     return FinishedRun(
-        config, run.load_model(), dataset, trained_metrics, golden_images, tuple(percentiles)
+        config,
+        run.load_model(),
+        dataset,
+        trained_metrics,
+        trained_metrics["elbo"],
+        golden_images,
+        tuple(percentiles),
     )
+
+
+def with_rounded_weights(run: FinishedRun, report: Callable[[str], None]) -> FinishedRun:
+    """The same run with its model's weights rounded to fp16.
+
+    Args:
+        run: A run whose data set is available.
+        report: Called with a line that says what the rounding costs.
+    """
+    assert run.dataset is not None
+    model = round_weights(run.model)
+    images = test_images(run.dataset, binarized=run.config.train.binarize)
+    elbo = evaluate(as_autoencoder(model), images, seed=TEST_SEED).elbo
+    report(f"weights in fp16: test ELBO {elbo:.3f} nats, in fp32 {run.elbo:.3f}")
+    return dataclasses.replace(run, model=model, elbo=elbo)
 
 
 def _load_data(

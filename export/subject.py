@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bundle import GraphName, likelihood_output
+from bundle import Bundle, GraphName, likelihood_output
 from common import noise
 from common.likelihood import Likelihood
+from export.errors import ExportError
 from service.models.onnx import Device, Graph
 from training.measure.adapter import as_autoencoder, as_image_decoder
 from training.measure.elbo import Autoencoder
@@ -56,6 +57,25 @@ class Subject:
             z = self.draw(eps, u, -1 if label is None else label)
             images.append(self.decode(z))
         return np.concatenate(images)
+
+
+def subject_of_bundle(bundle: Bundle) -> Subject:
+    """Wraps the graphs of a bundle, as `subject_of_graphs` does.
+
+    Raises:
+        ExportError: The model has no likelihood.
+    """
+    manifest = bundle.manifest
+    if manifest.likelihood == "none":
+        raise ExportError(f"{manifest.name}/{manifest.version}: the model has no likelihood")
+    return subject_of_graphs(
+        bundle.graphs,
+        latent_dim=manifest.latent_dim,
+        likelihood=manifest.likelihood,
+        prior=manifest.prior,
+        labels=len(manifest.labels),
+        binarized=manifest.training.get("train", {}).get("binarize", True),
+    )
 
 
 def subject_of_graphs(

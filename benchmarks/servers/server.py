@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from benchmarks import h2load
 from benchmarks.graphs import Reference, WrongAnswer
-from benchmarks.processes import Program, ServerFailed, cpu_seconds, resident_mib
+from benchmarks.processes import ServerFailed, cpu_seconds, resident_mib
+from benchmarks.servers.launched import OPTIONS, START_SECONDS, LaunchedServer
 from benchmarks.shapes import Shape
 
-_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-_START_SECONDS = 120.0
 # Length of the unmeasured warm-up, as a share of a measurement.
 _WARMUP = 0.15
 
@@ -93,7 +92,7 @@ class Contender(ABC):
         """Sends calls of a shape for about `seconds`; checks one reply before and one after."""
 
 
-class Server(Contender):
+class Server(LaunchedServer, Contender):
     """A gRPC server on 127.0.0.1, loaded by h2load.
 
     Attributes:
@@ -103,47 +102,13 @@ class Server(Contender):
     slack_bytes = 0
 
     def __init__(self, name: str):
-        self.name = name
-        self.port = 0
-        self._program: Program | None = None
+        super().__init__(name)
         self._rates: dict[Shape, float] = {}
         self._reference = Reference()
 
     @abstractmethod
-    def launch(self) -> Program:
-        """Starts the server's program and sets `port`, without waiting until it answers."""
-
-    @abstractmethod
     def call(self, shape: Shape) -> Call:
         """Builds the request for a shape."""
-
-    def start(self) -> None:
-        """Launches the server and waits until its port is open.
-
-        Raises:
-            ServerFailed: The port did not open in time.
-        """
-        self._program = self.launch()
-        try:
-            with grpc.insecure_channel(f"127.0.0.1:{self.port}") as channel:
-                grpc.channel_ready_future(channel).result(_START_SECONDS)
-            self._program.drain()
-        except grpc.FutureTimeoutError:
-            error = self._program.failed(f"port {self.port} did not open in {_START_SECONDS:g} s")
-            self.stop()
-            raise error from None
-
-    def stop(self) -> None:
-        """Stops the server's program and its descendants."""
-        if self._program is not None:
-            self._program.stop()
-            self._program = None
-
-    @property
-    def pid(self) -> int:
-        """Id of the process that `launch` started."""
-        assert self._program is not None
-        return self._program.process.pid
 
     def measure(self, shape: Shape, seconds: float, pace: float = 0.0) -> Measurement:
         """Measures the server under h2load, after a warm-up; checks one reply before and one after.
@@ -187,7 +152,7 @@ class Server(Contender):
         Raises:
             ServerFailed: The status is not OK.
         """
-        with grpc.insecure_channel(f"127.0.0.1:{self.port}", _OPTIONS) as channel:
+        with grpc.insecure_channel(f"127.0.0.1:{self.port}", OPTIONS) as channel:
             method = channel.unary_unary(call.method, None, None)
             try:
                 answer: bytes = method(call.message, timeout=60, metadata=call.metadata)
@@ -195,13 +160,13 @@ class Server(Contender):
                 raise ServerFailed(f"{self.name}: {error.code().name}: {error.details()}") from None
             return answer
 
-    def wait_until_answering(self, shape: Shape, seconds: float = _START_SECONDS) -> None:
+    def wait_until_answering(self, shape: Shape, seconds: float = START_SECONDS) -> None:
         """Repeats a call until it succeeds, for servers whose port opens before their models load.
 
         Raises:
             ServerFailed: No call succeeded in time, or the process ended.
         """
-        with grpc.insecure_channel(f"127.0.0.1:{self.port}", _OPTIONS) as channel:
+        with grpc.insecure_channel(f"127.0.0.1:{self.port}", OPTIONS) as channel:
             call = self.call(shape)
             method = channel.unary_unary(call.method, None, None)
             for attempt in range(int(2 * seconds)):

@@ -7,7 +7,7 @@ an image, uint8, out.
 import math
 import shutil
 import sys
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.processes import CACHE, Program, ServerFailed
 from benchmarks.servers import stubs
+from benchmarks.servers.launched import OPTIONS, START_SECONDS, LaunchedServer
 from benchmarks.servers.ports import free_port
 from benchmarks.servers.spatial_program import MODELS, decoder_file
 from benchmarks.servers.triton import tritonserver
@@ -24,8 +25,6 @@ from common.cpus import usable_cpus
 from latentserve.v1 import latent_service_pb2 as pb
 from latentserve.v1 import tensor_pb2
 
-OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-_START_SECONDS = 120.0
 _TRITON_CONFIG = """\
 name: "{name}"
 backend: "python"
@@ -44,7 +43,7 @@ _DIMS = {
 }
 
 
-class SpatialServer(ABC):
+class SpatialServer(LaunchedServer):
     """A gRPC server on 127.0.0.1 that decodes latents of one row.
 
     Args:
@@ -53,16 +52,8 @@ class SpatialServer(ABC):
     """
 
     def __init__(self, name: str, models: Path):
-        self.name = name
-        self.port = 0
+        super().__init__(name)
         self._models = models
-        self._program: Program | None = None
-
-    @property
-    def pid(self) -> int:
-        """Id of the server's main process."""
-        assert self._program is not None
-        return self._program.process.pid
 
     def start(self) -> None:
         """Starts the server and returns once it answers for both models.
@@ -70,31 +61,20 @@ class SpatialServer(ABC):
         Raises:
             ServerFailed: It does not answer in time.
         """
-        self._program = self.launch()
-        self._program.drain()
+        super().start()
+        assert self._program is not None
         try:
             with grpc.insecure_channel(f"127.0.0.1:{self.port}", OPTIONS) as channel:
-                grpc.channel_ready_future(channel).result(_START_SECONDS)
                 for model in MODELS:
                     shape = (1, *(8 if size < 0 else size for size in _DIMS[model]["latent"]))
                     method, request = self.request(model, np.zeros(shape, np.float32))
                     channel.unary_unary(method, None, None)(
-                        request, wait_for_ready=True, timeout=_START_SECONDS
+                        request, wait_for_ready=True, timeout=START_SECONDS
                     )
-        except (grpc.FutureTimeoutError, grpc.RpcError) as error:
+        except grpc.RpcError as error:
             failed = self._program.failed(f"it does not answer: {error}")
             self.stop()
             raise failed from None
-
-    def stop(self) -> None:
-        """Stops the server's program."""
-        if self._program is not None:
-            self._program.stop()
-            self._program = None
-
-    @abstractmethod
-    def launch(self) -> Program:
-        """Starts the server's program and sets `port`."""
 
     @abstractmethod
     def request(self, model: str, z: NDArray[np.float32]) -> tuple[str, bytes]:

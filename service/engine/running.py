@@ -55,7 +55,7 @@ class Running:
 
     @property
     def full(self) -> bool:
-        """Whether no batch may start, whatever its pace."""
+        """Whether batches of no pace may start now."""
         return self.left(Pace.FAST) <= 0 and self.long + self.fast + self.slow >= self._slots
 
     def left(self, pace: Pace) -> int:

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from bundle import Bundle, open_bundle
+from bundle import open_bundle
 from common import noise
 from export.cli import main_evaluate, main_export
 from export.evaluate import Figures, Wanted, measure
-from export.subject import Subject, subject_of_graphs, subject_of_torch
+from export.subject import subject_of_bundle, subject_of_torch
 from tests.support.untrained import KINDS, Kind, random_model
 from training.cli import parser
 from training.data.datasets import Dataset, Split
@@ -163,7 +163,8 @@ def test_graphs_and_torch_have_the_same_elbo_and_samples(kinds: Path) -> None:
     for name, kind in KINDS.items():
         bundle = open_bundle(kinds / "models" / name / "1")
         vae = RunFolder(kinds / "runs" / name).load_model()
-        graphs, model = on_graphs(bundle), subject_of_torch(vae, binarized=True)
+        model = subject_of_torch(vae, binarized=kind.train.binarize)
+        graphs = subject_of_bundle(bundle)
         assert (graphs.draw is None) == (model.draw is None) == (kind.model.prior.kind == "none")
         assert graphs.labels == model.labels == len(bundle.manifest.labels)
         images = np.random.default_rng(0).integers(0, 2, (30, *kind.shape)).astype(np.float32)
@@ -176,22 +177,8 @@ def test_graphs_and_torch_have_the_same_elbo_and_samples(kinds: Path) -> None:
                 assert np.abs(drawn[0] - drawn[1]).max() < 1e-4
 
 
-def on_graphs(bundle: Bundle) -> Subject:
-    manifest = bundle.manifest
-    assert manifest.likelihood != "none"
-    return subject_of_graphs(
-        bundle.graphs,
-        latent_dim=manifest.latent_dim,
-        likelihood=manifest.likelihood,
-        prior=manifest.prior,
-        labels=len(manifest.labels),
-        binarized=True,
-    )
-
-
 def test_measured_samples_are_those_a_server_draws(kinds: Path) -> None:
-    bundle = open_bundle(kinds / "models" / "gmm" / "1")
-    subject = on_graphs(bundle)
+    subject = subject_of_bundle(open_bundle(kinds / "models" / "gmm" / "1"))
     images = subject.sample(1200, 7, 2)  # more than one chunk
     assert subject.draw is not None
     eps, u = noise.standard_normal(7, 0, 1200, 3), noise.uniform(7, 0, 1200)

@@ -82,7 +82,7 @@ def repeated(folder: Path) -> tuple[str, ...]:
 
 
 def lone(folder: Path) -> tuple[str, ...]:
-    """Two classes, one of which has a single picture."""
+    """Two classes; one has a single picture."""
     rng = np.random.default_rng(0)
     many = rng.normal(120, 40, (100, 24, 24)).clip(0, 255).astype(np.uint8)
     write(folder / "many", many)

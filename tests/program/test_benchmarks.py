@@ -17,6 +17,7 @@ from benchmarks.graphs import Reference, WrongAnswer
 from benchmarks.h2load import LoadFailed
 from benchmarks.processes import Program, ServerFailed, cpu_seconds, resident_mib, tree
 from benchmarks.results import Results, table
+from benchmarks.rounds import rows
 from benchmarks.servers import spatial, stubs
 from benchmarks.servers.inference import inference_call
 from benchmarks.servers.plain import plain_call
@@ -298,7 +299,7 @@ def test_trainers_for_colour_are_compared_by_the_medians_of_their_rounds():
          for name in ("photo", "pythae, its networks")}
         for number in (1, 2, 4)
     ]  # fmt: skip
-    assert training_colour.table(rounds).splitlines()[2:] == [
+    assert rows(rounds, training_colour.COLUMNS)[2:] == [
         "| photo | 12.00 ± 1.50 | 4.000 ± 0.000 | 20 ± 15 | 1.50 ± 0.00 |",
         "| pythae, its networks | 12.00 ± 1.50 | 4.000 ± 0.000 | 20 ± 15 | 1.50 ± 0.00 |",
     ]

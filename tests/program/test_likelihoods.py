@@ -13,7 +13,7 @@ from bundle import open_bundle
 from common import likelihood
 from common.pixels import to_unit
 from export.cli import main_evaluate, main_export
-from export.subject import Subject, subject_of_graphs
+from export.subject import Subject, subject_of_bundle
 from latentserve.client import Client
 from tests.support.processes import Server
 from training.cli import main as main_train
@@ -85,17 +85,7 @@ def images(pictures: Path) -> NDArray[np.uint8]:
 
 
 def subject(made: Path, kind: str) -> Subject:
-    bundle = open_bundle(made / "models" / kind / "1")
-    manifest = bundle.manifest
-    assert manifest.likelihood != "none"
-    return subject_of_graphs(
-        bundle.graphs,
-        latent_dim=manifest.latent_dim,
-        likelihood=manifest.likelihood,
-        prior=manifest.prior,
-        labels=len(manifest.labels),
-        binarized=False,
-    )
+    return subject_of_bundle(open_bundle(made / "models" / kind / "1"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,22 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.support.untrained import PATCHES
 from training.errors import ConfigError
 from training.model.config import Conv, Dense
 from training.model.networks import _ACTIVATIONS, build_networks, count_multiply_adds
 from training.presets import PRESETS
 
 CONV = Conv((6, 4), (1, 1), (1, 1), encoder_trunk=9, decoder_trunk=7)
-PATCHES = Conv(
-    (6, 4),
-    (1,),
-    (0, 1),
-    encoder_trunk=0,
-    decoder_trunk=0,
-    patch=4,
-    coarsest=4,
-    transitions="linear",
-)
 DENSE = Dense(((11, "relu"), (7, "tanh"), (5, "gelu")))
 
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40))
