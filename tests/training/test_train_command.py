@@ -349,8 +349,9 @@ def test_a_run_under_a_budget_takes_about_that_long(
     blobs_data: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    small = ("--preset", "dense", "--set", "layers=64:relu", "--set", "prior.kind=gmm")
-    assert main([*blobs_data, *small, "--budget", "2s", "--out", str(run)]) == 0
+    small = ("--preset", "dense", "--set", "layers=64:relu")
+    prior = ("--set", "prior.kind=gmm", "--set", "prior.components=6")
+    assert main([*blobs_data, *small, *prior, "--budget", "2s", "--out", str(run)]) == 0
     config = json.loads((run / "config.json").read_text())
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["steps"] == config["steps"] > 10
