@@ -32,23 +32,24 @@ PRESETS: Mapping[str, Preset] = {
     "photo": Preset(
         ModelConfig(
             Conv(
-                widths=(128, 64, 48),
-                encoder_blocks=(1, 1, 0),
-                decoder_blocks=(1, 1, 0),
+                widths=(96, 48),
+                encoder_blocks=(1, 0),
+                decoder_blocks=(1, 0),
                 encoder_trunk=0,
                 decoder_trunk=0,
                 patch=4,
-                coarsest=4,
+                coarsest=8,
+                latents="spatial",
                 transitions="linear",
             ),
-            latent_dim=128,
+            latent_dim=256,
             prior=PriorConfig("flow-gmm", components=10),
             initial_scale=-3.0,
         ),
         TrainConfig(
             batch_size=32, learning_rate=4e-3, weight_decay=0.01, warmup=0.05, kl_warmup=0.1
         ),
-        "RGB pictures of 32 to 128 pixels: convolutional, 128 latent dimensions, a learned prior",
+        "RGB pictures of 32 to 128 pixels: convolutional, 256 spatial latents, a learned prior",
     ),
     "dense": Preset(
         ModelConfig(_WIDE, latent_dim=32),

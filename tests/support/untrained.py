@@ -1,5 +1,6 @@
 """Run folders of every kind of model with random weights instead of a training."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +78,12 @@ KINDS = {
             prior=PriorConfig("flow-gmm", components=3, couplings=2, width=6),
         )
     ),
-    "rgb": Kind(ModelConfig(PATCHES, 4), shape=(3, 22, 33), classes=0, has_data=False),
+    "rgb": Kind(
+        ModelConfig(dataclasses.replace(PATCHES, latents="spatial"), 8),
+        shape=(3, 22, 33),
+        classes=0,
+        has_data=False,
+    ),
     "gaussian": Kind(ModelConfig(CONV, 3, likelihood="gaussian"), train=GREY),
     "logistic": Kind(
         ModelConfig(CONV, 5, likelihood="logistic", prior=PriorConfig("gmm", components=3)),

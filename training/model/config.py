@@ -65,6 +65,9 @@ class Conv:
         patch: Side of the squares of pixels that are folded into channels before the first
             layer, a power of 2. No layer works on a finer resolution.
         coarsest: Longer side of the coarsest level, at most.
+        latents: `dense` if each latent is connected to the whole coarsest level; `spatial` if each
+            belongs to one position of it. Then the D latents are channels over these positions,
+            one channel after the other, the last of which may be incomplete.
         transitions: What the layers between two levels, and after the encoder's last one, are
             applied to: `activated` features, or those of the residual blocks as they are,
             `linear`. With the latter and without trunks, a path of linear layers leads from
@@ -80,6 +83,7 @@ class Conv:
     activation: str = "silu"
     patch: int = 2
     coarsest: int = 8
+    latents: Literal["dense", "spatial"] = "dense"
     transitions: Literal["activated", "linear"] = "activated"
     kind: Literal["conv"] = "conv"
 
@@ -102,6 +106,11 @@ class Conv:
             wanted = ", ".join(map(str, _PATCHES))
             raise ConfigError(f"patch: got {self.patch}, wanted one of {wanted}")
         _check_range("coarsest", self.coarsest, LARGEST)
+        if self.latents == "spatial" and (self.encoder_trunk or self.decoder_trunk):
+            raise ConfigError(
+                f"latents: got spatial with trunks {self.encoder_trunk, self.decoder_trunk}, "
+                "wanted encoder_trunk=0 and decoder_trunk=0"
+            )
 
 
 @dataclass(frozen=True)

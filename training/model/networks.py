@@ -60,6 +60,22 @@ def build_networks(
     return convolutions, convolutions.features, ConvDecoder(config, levels, latent_dim, width)
 
 
+def build_head(
+    config: Dense | Conv, shape: Shape, features: int, latent_dim: int
+) -> nn.Linear | nn.Conv2d:
+    """Builds a layer from an encoder's features [N, F] to a value for each latent, [N, D].
+
+    Args:
+        config: Layers of the networks.
+        shape: C, H and W.
+        features: F.
+        latent_dim: D.
+    """
+    if isinstance(config, Conv) and config.latents == "spatial":
+        return SpatialHead(_Levels(shape, config), features, latent_dim)
+    return nn.Linear(features, latent_dim)
+
+
 class DenseDecoder(nn.Module):
     """Fully connected layers from latents to logits.
 
@@ -116,6 +132,49 @@ class _Levels:
         """Number of elements of the coarsest level with `width` channels."""
         height, breadth = self.coarse
         return width * height * breadth
+
+    def channels(self, latent_dim: int) -> int:
+        """Number of channels that D latents take as one value for each position.
+
+        Raises:
+            ConfigError: There are fewer latents than positions.
+        """
+        positions = math.prod(self.coarse)
+        if latent_dim < positions:
+            height, width = self.coarse
+            raise ConfigError(
+                f"latent_dim: got {latent_dim}, wanted at least {positions}, one for each of the "
+                f"{height} x {width} positions of spatial latents"
+            )
+        return math.ceil(latent_dim / positions)
+
+
+class SpatialHead(nn.Conv2d):
+    """A layer from the features of each position to the latents of that position."""
+
+    def __init__(self, levels: _Levels, features: int, latent_dim: int):
+        super().__init__(features // math.prod(levels.coarse), levels.channels(latent_dim), 1)
+        self.coarse, self.latent_dim = levels.coarse, latent_dim
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps features [N, F] to [N, D]."""
+        values = super().forward(features.unflatten(1, (-1, *self.coarse))).flatten(1)
+        return values[:, : self.latent_dim]
+
+
+class SpatialStem(nn.Conv2d):
+    """A layer from the latents of each position and its neighbours to features of it."""
+
+    def __init__(self, levels: _Levels, latent_dim: int, width: int):
+        super().__init__(levels.channels(latent_dim), width, 3, padding=1)
+        self.coarse = levels.coarse
+        self.missing = self.in_channels * math.prod(levels.coarse) - latent_dim
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Maps latents [N, D] to features [N, F]."""
+        if self.missing:
+            z = F.pad(z, (0, self.missing))
+        return super().forward(z.unflatten(1, (-1, *self.coarse))).flatten(1)
 
 
 class ConvEncoder(nn.Module):
@@ -193,8 +252,10 @@ class ConvDecoder(nn.Module):
         # blocks alone then have to place the strokes.
         trunk = config.decoder_trunk
         hidden = [nn.Linear(latent_dim, trunk), _activation(config.activation)] if trunk else []
-        self.stem = nn.Sequential(
-            *hidden, nn.Linear(trunk or latent_dim, levels.features(widths[0]))
+        self.stem = (
+            SpatialStem(levels, latent_dim, widths[0])
+            if config.latents == "spatial"
+            else nn.Sequential(*hidden, nn.Linear(trunk or latent_dim, levels.features(widths[0])))
         )
         self.stages = nn.ModuleList(
             _blocks(count, width, config.activation)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from training.model.config import ModelConfig
 from training.model.likelihood import build_likelihood
-from training.model.networks import Shape, build_networks
+from training.model.networks import Shape, build_head, build_networks
 from training.model.numerics import log_sigmoid
 from training.model.prior import Prior
 
@@ -103,10 +103,15 @@ class Vae(nn.Module):
         self.encoder, features, self.decoder = build_networks(
             config.network, image_shape, dim, self.likelihood.width
         )
-        self.to_mean = nn.Linear(features, dim)
-        self.to_scale = nn.Linear(features, dim) if config.posterior == "gaussian" else None
+        self.to_mean = build_head(config.network, image_shape, features, dim)
+        self.to_scale = (
+            build_head(config.network, image_shape, features, dim)
+            if config.posterior == "gaussian"
+            else None
+        )
         if self.to_scale is not None and config.initial_scale:
             nn.init.zeros_(self.to_scale.weight)
+            assert self.to_scale.bias is not None
             nn.init.constant_(self.to_scale.bias, config.initial_scale)
         self.prior = Prior(config.prior, dim, classes) if config.prior.learned else None
 
@@ -129,7 +134,7 @@ class Vae(nn.Module):
     def encode(self, images: Tensor) -> DiagonalGaussian:
         """Encodes images [N, C, H, W] in [0, 1] to their posteriors."""
         features = self.encoder(images - self.centre)
-        mean = self.to_mean(features)
+        mean: Tensor = self.to_mean(features)
         if self.to_scale is None:
             return DiagonalGaussian(mean, None)
         scale = self.to_scale(features)

@@ -1,6 +1,7 @@
 """Dense and convolutional networks: shapes, receptive fields, widths, cost, activations."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -11,7 +12,12 @@ from torch import nn
 from tests.support.untrained import PATCHES
 from training.errors import ConfigError
 from training.model.config import Conv, Dense
-from training.model.networks import _ACTIVATIONS, build_networks, count_multiply_adds
+from training.model.networks import (
+    _ACTIVATIONS,
+    build_head,
+    build_networks,
+    count_multiply_adds,
+)
 from training.presets import PRESETS
 
 CONV = Conv((6, 4), (1, 1), (1, 1), encoder_trunk=9, decoder_trunk=7)
@@ -118,9 +124,52 @@ def test_patches_become_channels_before_the_first_layer_and_pixels_after_the_las
 
 def test_without_trunks_the_latents_are_next_to_the_coarsest_level() -> None:
     encoder, features, decoder = build_networks(PATCHES, (3, 40, 72), 5)
-    assert features == 3 * 2 * 3  # half of the 6 channels, 2 x 3 positions
-    assert shape_of(decoder.stem) == [(5, 6 * 2 * 3)]
+    assert features == 6 * 2 * 3  # half of the 12 channels, 2 x 3 positions
+    assert shape_of(decoder.stem) == [(5, 12 * 2 * 3)]
     assert not [layer for layer in encoder.modules() if isinstance(layer, nn.Linear)]
+
+
+SPATIAL = dataclasses.replace(PATCHES, latents="spatial")
+
+
+@settings(max_examples=40)
+@given(shapes, st.integers(0, 40), st.integers(1, 3))
+def test_spatial_latents_are_of_any_number_from_one_for_each_position(
+    shape: tuple[int, int, int], more: int, rows: int
+) -> None:
+    coarse = build_networks(PATCHES, shape, 1)[2].coarse
+    dim = math.prod(coarse) + more
+    encoder, features, decoder = build_networks(SPATIAL, shape, dim)
+    head = build_head(SPATIAL, shape, features, dim)
+    z = head(encoder(torch.rand(rows, *shape)))
+    assert z.shape == (rows, dim)
+    assert decoder(z).shape == (rows, *shape)
+    assert head.bias is not None
+    with pytest.raises(ConfigError, match=rf"latent_dim: got {math.prod(coarse) - 1}, wanted at"):
+        build_networks(SPATIAL, shape, math.prod(coarse) - 1)
+
+
+def test_a_spatial_latent_belongs_to_one_position() -> None:
+    """Latent c * h * w + y * w + x is channel c at row y and column x of the coarsest level."""
+    shape, dim = (3, 64, 64), 40  # 4 x 4 positions, the last channel incomplete
+    _, features, decoder = seeded(SPATIAL, shape, dim)
+    head = build_head(SPATIAL, shape, features, dim)
+    level = torch.randn(1, features // 16, 4, 4)
+    before = head(level.flatten(1))
+    level[0, :, 2, 1] += 1.0
+    changed = (head(level.flatten(1)) != before)[0].nonzero().flatten().tolist()
+    assert changed == [9, 25]  # of channel 2 there are only 8 latents
+    z = torch.randn(1, dim)
+    features_before = decoder.stem(z).unflatten(1, (-1, 4, 4))
+    z[0, 16 + 9] += 1.0
+    moved = (decoder.stem(z).unflatten(1, (-1, 4, 4)) != features_before).any(dim=1)[0]
+    assert moved[1:4, 0:3].all()  # a layer of 3 x 3
+    assert moved.sum() == 9
+
+
+def test_spatial_latents_have_no_trunks() -> None:
+    with pytest.raises(ConfigError, match="latents: got spatial with trunks"):
+        dataclasses.replace(SPATIAL, decoder_trunk=5)
 
 
 def test_linear_transitions_lead_through_linear_layers_alone() -> None:
