@@ -95,14 +95,13 @@ def step_seconds(trainer: Trainer, seconds: float = _TIMED_SECONDS) -> dict[Phas
 
 def _mixture_seconds(trainer: Trainer) -> float:
     """Estimates the CPU seconds of fitting mixtures, divided by the number of torch's threads."""
-    seconds = 0.0
-    for phase in trainer.phases:
-        if not phase.trains_autoencoder:
-            twin = trainer.timing_copy(phase)
-            start = cpu_seconds()
-            times = twin.fit_pretended_mixture()
-            seconds += (cpu_seconds() - start) * times
-    return seconds
+    phases = [phase for phase in trainer.phases if not phase.trains_autoencoder]
+    if not phases:
+        return 0.0
+    twin = trainer.timing_copy(phases[0])
+    start = cpu_seconds()
+    twin.fit_pretended_mixture()
+    return (cpu_seconds() - start) * sum(map(twin.excess, phases))
 
 
 def _time_steps(trainer: Trainer, seconds: float) -> float:

@@ -23,7 +23,7 @@ _DRAWS_PER_POSTERIOR = 8
 _MIN_POSTERIORS = 10_000
 # Number of random posteriors to time a phase with. Fewer would be fitted in a time that depends
 # more on the size of the mixture than on their number.
-_PRETENDED = 2_048
+_PRETENDED = 1_024
 # Most values of all means together: 64 MiB, of which fitting the mixture takes several times.
 _MOST_VALUES = 1 << 24
 

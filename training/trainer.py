@@ -150,15 +150,14 @@ class Trainer:
         encoded = sum(self._prior_fit.images_to_encode(phase) for phase in fits)
         return VALIDATIONS + encoded / len(self._validation)
 
-    def fit_pretended_mixture(self) -> float:
-        """Fits the mixture of a copy that is to be timed to its random latents.
-
-        Returns:
-            How many times as many latents the run itself fits this phase's mixture to.
-        """
+    def fit_pretended_mixture(self) -> None:
+        """Fits the mixture of a copy that is to be timed to its random latents."""
         assert self.model.prior is not None
         self._prior_fit.fit_mixture(self.model.prior)
-        return self._prior_fit.excess(self.phase)
+
+    def excess(self, phase: Phase) -> float:
+        """How many times as many latents a phase's mixture is fitted to as a timing copy's."""
+        return self._prior_fit.excess(phase)
 
     def rows_per_step(self) -> int:
         """Number of images in the next step's batch, or of latents if it fits the prior."""

@@ -324,7 +324,10 @@ def steps_for(seconds: float, out: Path, blobs_data: tuple[str, str], preset: st
     def stop(_progress: Progress) -> NoReturn:
         raise Stop
 
-    request = request_of(blobs_data, out, preset=preset, steps=None, budget=seconds)
+    settings = ("layers=16:relu", "batch_size=32", "prior.components=4", "prior_batch_size=32")
+    request = request_of(
+        blobs_data, out, preset=preset, steps=None, budget=seconds, settings=settings
+    )
     with pytest.raises(Stop):
         train(request, Observer(progress=stop))
     config = RunFolder(out).read_config()
