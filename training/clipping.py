@@ -11,7 +11,7 @@ from torch import nn
 WINDOW = 100
 #: Steps without which none is skipped: the norms of a run's first steps can grow by magnitudes as
 #: its layers begin to work together, and their median says little yet.
-FIRST_STEPS = 20
+FIRST_STEPS = 50
 
 
 class Clipping:
