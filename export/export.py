@@ -29,7 +29,7 @@ from export.variants import (
     differences_of,
 )
 from export.verify import BATCHES, torch_answers, verify_graphs
-from export.weights import Weights, halve
+from export.weights import Weights, shrink
 from service.models.model import ModelRefused, load_model
 from service.models.onnx import Device
 
@@ -83,7 +83,7 @@ def export(
     exported = plain
     if weights == "fp16":
         exported = {
-            name: dataclasses.replace(graph, content=halve(graph.content))
+            name: dataclasses.replace(graph, content=shrink(graph.content))
             for name, graph in plain.items()
         }
     inputs = parity_inputs(exported, run.golden_images, len(run.labels))

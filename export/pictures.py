@@ -1,5 +1,6 @@
 """The pictures of a model card, computed by the graphs of the bundle."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +20,8 @@ _WIDEST = 1080
 # Samples in a row of the grid; half as many if an image is wider or higher than `_LARGE` pixels.
 _COLUMNS = 10
 _LARGE = 64
+# Most values of all samples in a picture: 48 images of 64 x 64 in colour, which take 360 kB.
+_MOST_VALUES = 600_000
 #: Seed of the samples.
 SEED = 7
 
@@ -42,12 +45,14 @@ def card_pictures(
     """
     shown = max(1, _WIDEST // (_zoom(originals) * (originals.shape[3] + GAP)))
     files = reconstructions_picture(originals[:shown], to_bytes(subject.decode(means[:shown])))
-    columns = sample_columns(originals.shape[2:])
+    columns, rows = sample_grid(originals.shape[1:])
     if subject.draw is not None:
-        files |= samples_picture(to_bytes(subject.sample(columns * columns, SEED, None)))
+        samples = to_bytes(subject.sample(columns * rows, SEED, None))
+        files |= samples_picture(samples, columns)
     if labels:
-        shown = range(min(len(labels), MAX_CLASSES))
-        samples = np.concatenate([subject.sample(columns, SEED, label) for label in shown])
+        classes = min(len(labels), MAX_CLASSES)
+        columns = max(1, min(columns, _MOST_VALUES // (classes * originals[0].size)))
+        samples = np.concatenate([subject.sample(columns, SEED, label) for label in range(classes)])
         files["samples_by_class.png"] = _picture(to_bytes(samples), columns=columns)
     return files
 
@@ -60,14 +65,15 @@ def reconstructions_picture(
     return {"reconstructions.png": _picture(pairs, columns=len(originals))}
 
 
-def sample_columns(size: Sequence[int]) -> int:
-    """Number of samples of a height and width in a row of their picture, and number of rows."""
-    return _COLUMNS if max(size) <= _LARGE else _COLUMNS // 2
+def sample_grid(shape: Sequence[int]) -> tuple[int, int]:
+    """Number of samples of a shape, C, H and W, in a row of their picture, and number of rows."""
+    columns = _COLUMNS if max(shape[1:]) <= _LARGE else _COLUMNS // 2
+    return columns, max(1, min(columns, _MOST_VALUES // (columns * math.prod(shape))))
 
 
-def samples_picture(samples: NDArray[np.uint8]) -> dict[str, bytes]:
-    """Draws samples from the prior, uint8 [N, C, H, W], in a square; a PNG file by name."""
-    return {"samples.png": _picture(samples)}
+def samples_picture(samples: NDArray[np.uint8], columns: int) -> dict[str, bytes]:
+    """Draws samples from the prior, uint8 [N, C, H, W], in a grid; a PNG file by name."""
+    return {"samples.png": _picture(samples, columns)}
 
 
 def _picture(images: NDArray[np.uint8], columns: int | None = None) -> bytes:

@@ -15,7 +15,7 @@ from common.quality import psnr
 from export.golden import golden_rows
 from export.graphs import ExportedGraph
 from export.images import golden_images
-from export.pictures import SEED, reconstructions_picture, sample_columns, samples_picture
+from export.pictures import SEED, reconstructions_picture, sample_grid, samples_picture
 from export.sources.imported import Imported
 from export.verify import torch_answers
 from service.models.onnx import Device, Graph
@@ -90,10 +90,11 @@ def show(
             "measured_on": "onnxruntime",
         }
     if imported.prior == "standard":
-        count = sample_columns(imported.image_shape[1:]) ** 2
+        columns, rows = sample_grid(imported.image_shape)
+        count = columns * rows
         flat = noise.standard_normal(SEED, 0, count, math.prod(imported.latent_shape))
         z = flat.reshape(count, *imported.latent_shape)
-        files |= samples_picture(_pixels(sessions["decoder"], z))
+        files |= samples_picture(_pixels(sessions["decoder"], z), columns)
     return metrics, files
 
 

@@ -1,7 +1,8 @@
-"""Weights of half as many bytes: rounded to fp16 and stored so, while graphs compute in fp32.
+"""Weights of about half as many bytes: rounded to fp16 and stored so, while graphs compute in fp32.
 
 A runtime turns the weights back into fp32 as it loads a graph, so that a call is as fast as
-before. This differs from a decoder in fp16, which rounds what it computes, too.
+before. This differs from a decoder in fp16, which rounds what it computes, too. The Cholesky
+factors of a prior's mixture, which are computed from weights, stay in fp32 without their zeros.
 """
 
 import copy
@@ -10,6 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 
 from training.model.vae import Vae
 
@@ -17,8 +19,9 @@ Weights = Literal["fp32", "fp16"]
 
 WEIGHTS: tuple[Weights, ...] = get_args(Weights)
 
-# Smaller tensors stay in fp32: a node for each would take as many bytes as are saved.
+# Smaller tensors are left as they are: the nodes would take as many bytes as are saved.
 _LEAST_VALUES = 256
+_LEAST_ROWS = 32
 
 
 def round_weights(model: Vae) -> Vae:
@@ -34,8 +37,11 @@ def round_weights(model: Vae) -> Vae:
     return rounded
 
 
-def halve(content: bytes) -> bytes:
-    """Stores those weights of a graph in fp16 that are the same numbers in fp16.
+def shrink(content: bytes) -> bytes:
+    """Stores the weights of a graph in fewer bytes.
+
+    Those that are the same numbers in fp16 are stored in fp16, and lower triangular matrices
+    without their zeros.
 
     Args:
         content: Content of an ONNX file in fp32.
@@ -44,18 +50,81 @@ def halve(content: bytes) -> bytes:
         The content of a file whose graph gives the same outputs, to the bit.
     """
     model = onnx.load_from_string(content)
-    casts = []
+    added: list[onnx.NodeProto] = []
+    constants: list[onnx.TensorProto] = []
     for tensor in model.graph.initializer:
         if tensor.data_type != onnx.TensorProto.FLOAT:
             continue
         values = onnx.numpy_helper.to_array(tensor)
-        half = values.astype(np.float16)
-        if values.size < _LEAST_VALUES or not np.array_equal(half.astype(np.float32), values):
+        if values.size < _LEAST_VALUES:
             continue
-        name, stored = tensor.name, f"{tensor.name}_fp16"
-        tensor.CopyFrom(onnx.numpy_helper.from_array(half, stored))
-        casts.append(onnx.helper.make_node("Cast", [stored], [name], to=onnx.TensorProto.FLOAT))
-    nodes = [*casts, *model.graph.node]
+        name = tensor.name
+        half = values.astype(np.float16)
+        if np.array_equal(half.astype(np.float32), values):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}_fp16"))
+            added.append(_node("Cast", [tensor.name], name, to=onnx.TensorProto.FLOAT))
+        elif (triangles := _triangles(values)) is not None:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(_packed(triangles), f"{name}_packed"))
+            nodes, needed = _unpacking(name, triangles.shape, values.ndim)
+            added += nodes
+            constants += needed
+    nodes = [*added, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+    model.graph.initializer.extend(constants)
     return model.SerializeToString()
+
+
+def _triangles(values: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """Lower triangular matrices [K, D, D] that a weight holds; None if it holds others.
+
+    They are the weight itself, or, of a weight [D, K * D], its transposed parts.
+    """
+    rows = values.shape[-1 if values.ndim == 3 else 0]
+    if values.ndim not in (2, 3) or rows < _LEAST_ROWS or values.size % rows**2:
+        return None
+    matrices = (values if values.ndim == 3 else values.T).reshape(-1, rows, rows)
+    return None if np.triu(matrices, 1).any() else matrices
+
+
+def _packed(triangles: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The triangles of matrices [K, D, D], row by row, and a zero: [K, D * (D + 1) / 2 + 1]."""
+    rows, columns = np.tril_indices(triangles.shape[-1])
+    return np.pad(triangles[:, rows, columns], ((0, 0), (0, 1)))
+
+
+def _unpacking(
+    name: str, shape: tuple[int, ...], axes: int
+) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """Nodes that compute a weight from its packed triangles, and the constants that they read."""
+    dim = shape[-1]
+    row = np.arange(dim)
+    constants = {
+        "row": row[:, None],
+        "start": (row * (row + 1) // 2)[:, None],
+        "column": row[None],
+        "zero": np.array(dim * (dim + 1) // 2),
+        "flat": np.array([-1, dim]),
+    }
+    if axes == 3:
+        del constants["flat"]
+    of = {key: f"{name}_{key}" for key in (*constants, "index", "above", "place", "blocks", "rows")}
+    matrices = of["blocks"] if axes == 2 else name
+    nodes = [
+        _node("Add", [of["start"], of["column"]], of["index"]),
+        _node("Greater", [of["column"], of["row"]], of["above"]),
+        _node("Where", [of["above"], of["zero"], of["index"]], of["place"]),
+        _node(
+            "Gather", [f"{name}_packed", of["place"]], of["blocks"] if axes == 2 else name, axis=1
+        ),
+    ]
+    if axes == 2:
+        nodes += [
+            _node("Reshape", [matrices, of["flat"]], of["rows"]),
+            _node("Transpose", [of["rows"]], name, perm=[1, 0]),
+        ]
+    return nodes, [onnx.numpy_helper.from_array(value, of[key]) for key, value in constants.items()]
+
+
+def _node(operator: str, inputs: list[str], output: str, **attributes: object) -> onnx.NodeProto:
+    return onnx.helper.make_node(operator, inputs, [output], **attributes)

@@ -11,12 +11,13 @@ import torch
 from bundle import open_bundle
 from export.graphs import export_graphs
 from export.verify import check_structure
-from export.weights import halve, round_weights
+from export.weights import round_weights, shrink
 from latentserve.client import Client
 from service.models.onnx import Device, Graph
 from tests.support.processes import Server, latentserve
 from tests.support.shared import cached, made_once
-from tests.support.untrained import KINDS, random_model
+from tests.support.untrained import KINDS, Kind, random_model
+from training.model.config import ModelConfig, PriorConfig
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def test_graphs_of_rounded_weights_give_the_same_bits_from_half_the_bytes(kind: 
     model = round_weights(random_model(KINDS[kind]))
     rng = np.random.default_rng(0)
     for name, graph in export_graphs(model).items():
-        content = halve(graph.content)
+        content = shrink(graph.content)
         check_structure(dataclasses.replace(graph, content=content))
         dim = KINDS[kind].model.latent_dim
         values = {
@@ -59,9 +60,39 @@ def test_graphs_of_rounded_weights_give_the_same_bits_from_half_the_bytes(kind: 
             assert len(content) < len(graph.content)
 
 
+@pytest.mark.parametrize("dim", [32, 45])
+def test_triangular_factors_are_stored_without_their_zeros(dim: int) -> None:
+    kind = Kind(
+        ModelConfig(
+            KINDS["gmm"].model.network, dim, prior=PriorConfig("flow-gmm", components=9, width=6)
+        )
+    )
+    graphs = export_graphs(round_weights(random_model(kind)))
+    rng = np.random.default_rng(0)
+    for name, inputs in (
+        ("prior", {
+            "eps": rng.standard_normal((3, dim), np.float32),
+            "u": rng.random((3, 1), np.float32),
+            "label": np.array([-1, 0, 2]),
+        }),
+        ("prior_density", {
+            "z": rng.standard_normal((3, dim), np.float32), "label": np.array([-1, 0, 2]),
+        }),
+    ):  # fmt: skip
+        plain, small = (
+            graphs[name],
+            dataclasses.replace(graphs[name], content=shrink(graphs[name].content)),
+        )
+        check_structure(small)
+        assert len(plain.content) - len(small.content) > 0.4 * 4 * 9 * dim * dim
+        wanted = Graph(plain.content, Device("cpu")).run(inputs)
+        for tensor, answer in Graph(small.content, Device("cpu")).run(inputs).items():
+            assert (wanted[tensor] == answer).all(), (name, tensor)
+
+
 def test_weights_that_are_not_numbers_of_fp16_stay_as_they_are() -> None:
     graph = export_graphs(random_model(KINDS["gmm"]))["encoder"]
-    assert halve(graph.content) == onnx.load_from_string(graph.content).SerializeToString()
+    assert shrink(graph.content) == onnx.load_from_string(graph.content).SerializeToString()
 
 
 def test_rounding_leaves_the_model_itself_unchanged() -> None:
