@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from tests.support.in_process import run_cli
-from tests.support.processes import Server
+from tests.support.processes import MNIST, Server
 from tests.support.waiting import wait_until
 
 pytest_plugins = ["tests.support.cli_fixtures"]
@@ -167,7 +167,7 @@ def test_a_folder_in_use_by_another_process_is_refused(server_env, tmp_path):
 
 def test_a_lost_server_is_one_line_and_the_job_resumes_with_another_server(server_env, tmp_path):
     sample = ("batch", "sample", "-n", "3000", "--seed", "7", "--shard-rows", "200", "--to")
-    with Server(None, tmp_path / "log") as server:
+    with Server(None, tmp_path / "log", *MNIST) as server:
         server.wait_until_serving()
         there = {"LATENTSERVE_SERVER": server.target}
         with started(*sample, tmp_path / "j", "--patience", "0", env=there) as process:
@@ -187,7 +187,7 @@ def test_a_lost_server_is_one_line_and_the_job_resumes_with_another_server(serve
 @pytest.mark.slow
 def test_a_job_waits_for_an_absent_server_and_reports_it(server_env, tmp_path):
     sample = ("batch", "sample", "-n", "6000", "--seed", "7", "--shard-rows", "200", "--to")
-    with Server(None, tmp_path / "log") as server:
+    with Server(None, tmp_path / "log", *MNIST) as server:
         server.wait_until_serving()
         there = {"LATENTSERVE_SERVER": server.target}
         with started(*sample, tmp_path / "j", "--patience", "1m", env=there) as process:
@@ -199,7 +199,7 @@ def test_a_job_waits_for_an_absent_server_and_reports_it(server_env, tmp_path):
             assert line.startswith(f"latentserve batch: {server.target} cannot be reached")
             assert line.endswith("; trying again\n")
             port = server.target.rpartition(":")[2]
-            with Server(None, tmp_path / "log2", "--port", port):
+            with Server(None, tmp_path / "log2", "--port", port, *MNIST):
                 out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     assert "6000 rows in 30 shards" in out

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support.in_process import run_cli
-from tests.support.processes import Server
+from tests.support.processes import MNIST, Server
 from tests.support.waiting import wait_until
 
 pytest_plugins = ["tests.support.cli_fixtures"]
@@ -223,7 +223,7 @@ def test_a_closed_pipe_ends_a_command_without_a_traceback(server_env, digits, co
 
 def test_a_server_lost_during_a_command_is_one_line(tmp_path):
     np.save(tmp_path / "many.npy", np.zeros((200_000, 28, 28), np.uint8))
-    with Server(None, tmp_path / "log", "--http-port", "0") as server:
+    with Server(None, tmp_path / "log", "--http-port", "0", *MNIST) as server:
         server.wait_until_serving()
         process = subprocess.Popen(
             [

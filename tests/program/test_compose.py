@@ -162,9 +162,10 @@ def check_that_it_serves_the_shipped_models(project: Project) -> None:
     """Checks what `docker compose up` serves before any training."""
     with project.client() as client:
         info = client.info()
-        assert info.default_model == "mnist"
-        assert [model.name for model in info.models] == ["mnist", "mnist2d"]
-        assert client.sample(10, seed=7, label=7).shape == (10, 1, 28, 28)
+        assert info.default_model == "emoji"
+        assert [model.name for model in info.models] == ["emoji", "mnist", "mnist2d"]
+        assert client.sample(10, seed=7, label=7, model="mnist").shape == (10, 1, 28, 28)
+        assert client.sample(10, seed=7, label=7).shape == (10, 3, 64, 64)
     assert not project("ps", "--all", "--quiet", "trainer").strip()
 
 
@@ -206,14 +207,14 @@ def test_the_host_encodes_decodes_and_samples_through_the_published_port(
     images = load_dataset("mnist").test.images[:64]
     with project.client() as client:
         info = client.info()
-        posterior = client.encode(images)
-        backwards = client.encode(images[::-1])
-        decoded = client.decode(posterior.mean)
-        whole = client.sample(20, seed=7)
-        halves = [client.sample(10, seed=7), client.sample(10, seed=7, offset=10)]
-    model = info.models[0]
-    assert (info.default_model, model.name, model.version) == ("mine", "mine", 1)
-    assert [model.name for model in info.models] == ["mine", "mnist", "mnist2d"]
+        posterior = client.encode(images, model="mine")
+        backwards = client.encode(images[::-1], model="mine")
+        decoded = client.decode(posterior.mean, model="mine")
+        whole = client.sample(20, seed=7, model="mine")
+        halves = [client.sample(10, seed=7, offset=start, model="mine") for start in (0, 10)]
+        model = client.model("mine")
+    assert (info.default_model, model.name, model.version) == ("emoji", "mine", 1)
+    assert [model.name for model in info.models] == ["emoji", "mine", "mnist", "mnist2d"]
     assert posterior.mean.shape == posterior.log_var.shape == (64, model.latent_dim)
     assert decoded.shape == images.shape
     assert 0 <= decoded.min() < decoded.max() <= 1

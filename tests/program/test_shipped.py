@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from bundle import open_bundle
-from common.pixels import to_unit
+from common.pixels import to_bytes, to_unit
+from common.quality import psnr
 from export.evaluate import Wanted, evaluate_path
 from latentserve.client import Client
 from service.models.model import load_model
@@ -21,14 +22,20 @@ from training.data.datasets import load_dataset
 MODELS = ROOT / "models"
 FLAGSHIP = MODELS / "mnist" / "2"
 PLANE = MODELS / "mnist2d" / "2"
+ICONS = MODELS / "emoji" / "1"
 
 
-def test_the_shipped_models_take_at_most_8_mebibytes() -> None:
-    files = [path for path in MODELS.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 8 * 2**20
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("path", [FLAGSHIP, PLANE])
+def test_the_shipped_models_are_small() -> None:
+    assert size_of(MODELS) <= 25e6
+    assert size_of(ICONS) <= 6e6
+
+
+@pytest.mark.parametrize("path", [FLAGSHIP, PLANE, ICONS])
 def test_a_model_card_agrees_with_its_bundle(path: Path) -> None:
     card = (path / "README.md").read_text()
     shown = [line.partition("](")[2].rstrip(")") for line in card.splitlines() if "![" in line]
@@ -80,19 +87,40 @@ def test_the_plane_reaches_its_stated_figures() -> None:
     assert figures.evaluation.elbo == pytest.approx(manifest.metrics["elbo"], abs=0.01)
 
 
+def test_the_icons_reach_their_stated_figures() -> None:
+    bundle = open_bundle(ICONS)
+    manifest = bundle.manifest
+    assert manifest.metrics["psnr"] >= 23
+    assert manifest.metrics["bits_per_dimension"] < 3.8
+    assert "smileys-and-emotion" in manifest.labels
+    card = (ICONS / "README.md").read_text()
+    for licence in ("Apache-2.0", "CC BY 4.0"):
+        assert licence in card
+    # The golden rows are eight of the test icons.
+    images = bundle.golden["encoder.image"]
+    encoder, decoder = (
+        Graph(bundle.graphs[name], Device("cpu")) for name in ("encoder", "decoder")
+    )
+    again = decoder.run({"z": encoder.run({"image": images})["mean"]})["image"]
+    assert psnr(to_bytes(again), to_bytes(images)).mean() > 21
+
+
 def test_a_server_without_settings_serves_the_shipped_models(tmp_path: Path) -> None:
     with (
         Server(None, tmp_path / "log") as server,
         Client(server.wait_until_serving().target) as client,
     ):
         info = client.info()
-        assert info.default_model == "mnist"
-        assert {model.name for model in info.models} == {"mnist", "mnist2d"}
-        sevens = client.sample(64, seed=1, label=7)
-        means = client.encode(sevens).mean
-        assert means.shape == (64, info.models[0].latent_dim)
+        assert info.default_model == "emoji"
+        assert {model.name for model in info.models} == {"emoji", "mnist", "mnist2d"}
+        sevens = client.sample(64, seed=1, label=7, model="mnist")
+        means = client.encode(sevens, model="mnist").mean
+        assert means.shape == (64, client.model("mnist").latent_dim)
         assert client.sample(9, seed=1, model="mnist2d").shape == (9, 1, 28, 28)
-        parts = [client.sample(32, seed=1, offset=start, label=7) for start in (0, 32)]
+        assert client.sample(9, seed=1, label=8).shape == (9, 3, 64, 64)
+        parts = [
+            client.sample(32, seed=1, offset=start, label=7, model="mnist") for start in (0, 32)
+        ]
         np.testing.assert_array_equal(np.concatenate(parts), sevens)
 
 

@@ -8,13 +8,14 @@ import pytest
 from PIL import Image
 
 from latentserve.client import Client
-from tests.support.processes import Server
+from tests.support.processes import MNIST, Server
 
 
 @pytest.fixture(scope="session")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Server of the models that come with the project: mnist (the default) and mnist2d."""
-    with Server(None, tmp_path_factory.mktemp("shipped") / "log", "--admin") as running:
+    """Server of the models that come with the project, with mnist as the default."""
+    log = tmp_path_factory.mktemp("shipped") / "log"
+    with Server(None, log, "--admin", *MNIST) as running:
         yield running.wait_until_serving()
 
 

@@ -43,6 +43,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+#: Arguments with which a server's default model is the shipped one of digits.
+MNIST = ("--default-model", "mnist")
+
+
 class Server:
     """`latentserve serve` on a free port of 127.0.0.1.
 
