@@ -151,17 +151,18 @@ def test_answers_are_images_and_those_of_the_run(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_evaluate_of_run_and_bundle_agree(
-    made: Path, kind: str, capsys: pytest.CaptureFixture[str]
+    made: Path, kind: str, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     figures = []
+    data = ("--data", f"folder:{pictures}")
     for path in (made / "runs" / kind, made / "models" / kind / "1"):
-        arguments = [str(path), "--samples", "0", "--importance", "50", "--json"]
+        arguments = [str(path), *data, "--samples", "0", "--importance", "50", "--json"]
         assert main_evaluate(arguments) == 0
         figures.append(json.loads(capsys.readouterr().out))
     run, bundle = figures
     for name in ("elbo", "nll", "bits_per_dimension", "nll_bits_per_dimension", "psnr", "ssim"):
         assert bundle[name] == pytest.approx(run[name], rel=1e-5), name
-    assert main_evaluate([str(made / "models" / kind / "1"), "--samples", "0"]) == 0
+    assert main_evaluate([str(made / "models" / kind / "1"), *data, "--samples", "0"]) == 0
     out = capsys.readouterr().out
     for word in ("bits/dimension", "PSNR", "SSIM"):
         assert word in out
