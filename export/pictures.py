@@ -47,8 +47,7 @@ def card_pictures(
     files = reconstructions_picture(originals[:shown], to_bytes(subject.decode(means[:shown])))
     columns, rows = sample_grid(originals.shape[1:])
     if subject.draw is not None:
-        samples = to_bytes(subject.sample(columns * rows, SEED, None))
-        files |= samples_picture(samples, columns)
+        files |= samples_picture(to_bytes(subject.sample(columns * rows, SEED, None)), columns)
     if labels:
         classes = min(len(labels), MAX_CLASSES)
         columns = max(1, min(columns, _MOST_VALUES // (classes * originals[0].size)))

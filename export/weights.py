@@ -6,7 +6,7 @@ factors of a prior's mixture, which are computed from weights, stay in fp32 with
 """
 
 import copy
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx
@@ -126,5 +126,5 @@ def _unpacking(
     return nodes, [onnx.numpy_helper.from_array(value, of[key]) for key, value in constants.items()]
 
 
-def _node(operator: str, inputs: list[str], output: str, **attributes: object) -> onnx.NodeProto:
+def _node(operator: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
     return onnx.helper.make_node(operator, inputs, [output], **attributes)

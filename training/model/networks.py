@@ -158,7 +158,7 @@ class SpatialHead(nn.Conv2d):
 
     def forward(self, features: Tensor) -> Tensor:
         """Maps features [N, F] to [N, D]."""
-        values = super().forward(features.unflatten(1, (-1, *self.coarse))).flatten(1)
+        values = super().forward(features.reshape(-1, self.in_channels, *self.coarse)).flatten(1)
         return values[:, : self.latent_dim]
 
 
@@ -174,7 +174,7 @@ class SpatialStem(nn.Conv2d):
         """Maps latents [N, D] to features [N, F]."""
         if self.missing:
             z = F.pad(z, (0, self.missing))
-        return super().forward(z.unflatten(1, (-1, *self.coarse))).flatten(1)
+        return super().forward(z.reshape(-1, self.in_channels, *self.coarse)).flatten(1)
 
 
 class ConvEncoder(nn.Module):
