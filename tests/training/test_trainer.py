@@ -188,7 +188,7 @@ def test_every_type_of_autoencoder_learns(
 )
 def test_a_conditional_model_learns_and_uses_the_class(model: ModelConfig) -> None:
     dataset = blobs(side=9)
-    trainer = trainer_of(dataset, 60, model, **PHASES, learning_rate=5e-3)
+    trainer = trainer_of(dataset, 200, model, **PHASES, learning_rate=5e-3)
     numbers = step_to(trainer, trainer.total_steps)
     elbos = [entry["elbo"] for entry in numbers if "elbo" in entry]
     assert elbos[-1] < 0.85 * elbos[0]
@@ -199,7 +199,7 @@ def test_a_conditional_model_learns_and_uses_the_class(model: ModelConfig) -> No
     right, other = (
         evaluate(adapted, images, labels=labels).reconstruction for labels in (test.labels, wrong)
     )
-    assert other > right + 1
+    assert other > right + 0.5
     with pytest.raises(ValueError, match="labels: got none, wanted the classes"):
         evaluate(adapted, images)
 
