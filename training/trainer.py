@@ -290,7 +290,7 @@ class Trainer:
         eps = torch.randn(shape, generator=self._noise).to(self.device)
         beta = kl_weight(done, self.steps, config)
         cut = self.parallel.slice
-        more = {}
+        more: dict[str, Tensor] = {}
         if config.noise:
             seen = corrupted(images, config, self.model.centre, self._noise)
             more["inputs"] = cut(seen)

@@ -81,13 +81,15 @@ def as_sampler(model: Vae) -> Callable[[int, int, int | None], NDArray[np.float3
         noise = torch.Generator().manual_seed(seed)
         z = torch.randn(count, model.config.latent_dim, generator=noise)
         u = torch.rand(count, 1, generator=noise)
-        of_prior, given = -1 if label is None else label, ()
+        given: list[NDArray[np.int64]] = []
+        of_prior = -1 if label is None else label
         if model.config.conditional:
-            of_prior, classes = -1, np.full(count, label or 0)
+            # Its prior is of all classes.
+            of_prior, classes = -1, np.full(count, label or 0, np.int64)
             if label is None:
                 classes, left = draw_classes(model.class_weights, u.numpy())
                 u = torch.from_numpy(left)
-            given = (classes,)
+            given = [classes]
         if draw is not None:
             labels = torch.full((count,), of_prior)
             z = draw(z.to(device), u.to(device), labels.to(device)).cpu()

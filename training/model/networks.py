@@ -228,7 +228,8 @@ class ConvEncoder(nn.Module):
 
     def _given(self, x: Tensor, label: Tensor | None, index: int) -> Tensor:
         """Features of a level, or the last ones, by the class if there is one."""
-        return self.by_class[index](x, label) if len(self.by_class) else x
+        given: Tensor = self.by_class[index](x, label) if len(self.by_class) else x
+        return given
 
 
 class ConvDecoder(nn.Module):
