@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.errors import ConfigError
+from training.model.by_class import Layers, by_class
 from training.model.config import Conv, Counts, Dense
 
 Shape = tuple[int, int, int]
@@ -29,10 +30,6 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
     "tanh": nn.Tanh,
 }
-
-
-# Deviation of the shifts of a class at first: classes differ from the first step on.
-_FIRST_SHIFT = 0.1
 
 
 def build_networks(
@@ -70,40 +67,6 @@ def build_networks(
         convolutions.features,
         ConvDecoder(config, levels, latent_dim, width, classes),
     )
-
-
-class ByClass(nn.Module):
-    """Scales and shifts features by the class of their row (FiLM, Perez et al. 2018).
-
-    By a table and elementwise arithmetic, whose bits for a row are the same in every batch. The
-    scale is relative to 1 and begins there.
-
-    Args:
-        classes: Number of classes.
-        width: Number of features, or of channels.
-    """
-
-    def __init__(self, classes: int, width: int):
-        super().__init__()
-        self.scale = nn.Parameter(torch.zeros(classes, width))
-        self.shift = nn.Parameter(_FIRST_SHIFT * torch.randn(classes, width))
-
-    def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        """Maps features [N, width] or [N, width, H, W] of rows of the classes int64 [N]."""
-        scale, shift = self.scale.index_select(0, label), self.shift.index_select(0, label)
-        if x.ndim == 4:
-            scale, shift = scale[:, :, None, None], shift[:, :, None, None]
-        return x * (1.0 + scale) + shift
-
-
-class Layers(nn.Sequential):
-    """Layers one after the other, of which those that depend on the class are given it."""
-
-    def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """Maps features, given the class of each row, int64 [N], if a layer depends on it."""
-        for layer in self:
-            x = layer(x, label) if isinstance(layer, ByClass) else layer(x)
-        return x
 
 
 class DenseDecoder(nn.Module):
@@ -207,7 +170,7 @@ class ConvEncoder(nn.Module):
         squeezed = levels.features(widths[-1] // 2)
         self.features = config.encoder_trunk or squeezed
         self.trunk = nn.Linear(squeezed, config.encoder_trunk) if config.encoder_trunk else None
-        self.by_class = _by_class(classes, [*widths, self.features])
+        self.by_class = by_class(classes, [*widths, self.features])
 
     def forward(self, images: Tensor, label: Tensor | None = None) -> Tensor:
         """Maps images [N, C, H, W], and classes int64 [N] if conditioned, to features [N, F]."""
@@ -263,7 +226,7 @@ class ConvDecoder(nn.Module):
         hidden = _dense([latent_dim, trunk], [config.activation], classes) if trunk else []
         coarse = levels.features(widths[0])
         self.stem = Layers(
-            *hidden, nn.Linear(trunk or latent_dim, coarse), *_by_class(classes, [coarse])
+            *hidden, nn.Linear(trunk or latent_dim, coarse), *by_class(classes, [coarse])
         )
         self.stages = nn.ModuleList(
             _blocks(count, width, config.activation)
@@ -275,7 +238,7 @@ class ConvDecoder(nn.Module):
         self.to_logits = nn.Conv2d(widths[-1], width * levels.patch**2, 3, padding=1)
         self.activation = _activation(config.activation)
         self.transition = _transition(config)
-        self.by_class = _by_class(classes, widths[1:])
+        self.by_class = by_class(classes, widths[1:])
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """Maps latents [N, D], and classes int64 [N] if conditioned, to logits [N, C, H, W]."""
@@ -356,13 +319,8 @@ def _activation(name: str) -> nn.Module:
     return _ACTIVATIONS[name]()
 
 
-def _by_class(classes: int, widths: Sequence[int]) -> nn.ModuleList:
-    """What depends on the class for features of several widths; empty without classes."""
-    return nn.ModuleList(ByClass(classes, width) for width in widths if classes)
-
-
 def _dense(widths: Sequence[int], activations: Sequence[str], classes: int = 0) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for inputs, outputs, name in zip(widths[:-1], widths[1:], activations, strict=True):
-        layers += [nn.Linear(inputs, outputs), *_by_class(classes, [outputs]), _activation(name)]
+        layers += [nn.Linear(inputs, outputs), *by_class(classes, [outputs]), _activation(name)]
     return layers

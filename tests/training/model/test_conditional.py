@@ -10,9 +10,9 @@ from torch import nn
 
 from tests.support.untrained import CONV, DENSE, PATCHES
 from training.errors import ConfigError
+from training.model.by_class import ByClass
 from training.model.config import Conv, Dense, ModelConfig, PriorConfig
 from training.model.likelihood import level_counts
-from training.model.networks import ByClass
 from training.model.vae import Vae
 
 SHAPE, CLASSES = (1, 9, 6), 4
