@@ -118,8 +118,8 @@ def test_patches_become_channels_before_the_first_layer_and_pixels_after_the_las
 
 def test_without_trunks_the_latents_are_next_to_the_coarsest_level() -> None:
     encoder, features, decoder = build_networks(PATCHES, (3, 40, 72), 5)
-    assert features == 3 * 2 * 3  # half of the 6 channels, 2 x 3 positions
-    assert shape_of(decoder.stem) == [(5, 6 * 2 * 3)]
+    assert features == 6 * 2 * 3  # half of the 12 channels, 2 x 3 positions
+    assert shape_of(decoder.stem) == [(5, 12 * 2 * 3)]
     assert not [layer for layer in encoder.modules() if isinstance(layer, nn.Linear)]
 
 
