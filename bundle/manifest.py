@@ -8,6 +8,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validato
 #: Major and minor version of the schema. A reader refuses another major version; a minor
 #: version only adds fields, which older readers ignore.
 SCHEMA_VERSION = "1.3"
+#: That of conditional bundles: a reader that does not know them would serve them wrongly.
+CONDITIONAL_SCHEMA_VERSION = "2.0"
 
 DeviceKind = Literal["cpu", "cuda"]
 GraphName = Literal["encoder", "decoder", "prior", "prior_density"]
@@ -191,7 +193,12 @@ class Manifest(_Record):
     `prior_density`: a mixture of Gaussians (`gmm`), a flow over one Gaussian (`flow`) or over a
     mixture (`flow-gmm`); or `none` for a model that cannot be sampled from."""
     labels: tuple[str, ...] = ()
-    """Names of the classes the prior can be conditioned on; empty if it is unconditional."""
+    """Names of the classes the prior can be conditioned on, or with `conditional` the model; empty
+    if neither can."""
+    conditional: bool = False
+    """Whether encoder and decoder are given the class of each row, the input `label`."""
+    class_weights: tuple[float, ...] = ()
+    """How often each of the `labels` is in the training data, of a conditional model."""
     class_names: tuple[str, ...] = ()
     """Names of the classes of the training data."""
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
@@ -306,6 +313,7 @@ class Manifest(_Record):
             likelihood=self.likelihood,
             mixture=self.mixture,
             prior=self.learned_prior,
+            conditional=self.conditional,
         )
         if missing := wanted.keys() - self.graphs.keys():
             raise ValueError(f"graphs: no {' and no '.join(sorted(missing))}")
@@ -338,7 +346,7 @@ class Manifest(_Record):
 
     @model_validator(mode="after")
     def _labels_of_a_mixture(self) -> Self:
-        if self.labels and "gmm" not in self.prior:
+        if self.labels and "gmm" not in self.prior and not self.conditional:
             raise ValueError(f"labels: got {len(self.labels)}, wanted none with prior {self.prior}")
         return self
 
@@ -364,6 +372,7 @@ def tensors_of(
     likelihood: str = "bernoulli",
     mixture: int = 1,
     prior: bool = False,
+    conditional: bool = False,
 ) -> dict[GraphName, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]]:
     """Required inputs and outputs of every graph of a model, in order, by name of the graph.
 
@@ -377,6 +386,7 @@ def tensors_of(
             `parameters`) or `none`.
         mixture: Components of a logistic likelihood.
         prior: Whether the prior is learned; latents are flat then.
+        conditional: Whether encoder and decoder are given a label.
     """
 
     def spec(name: str, *axes: int | str) -> TensorSpec:
@@ -387,6 +397,7 @@ def tensors_of(
     if free:
         image, latent = (image_shape[0], "H", "W"), (latent_shape[0], "h", "w")
     label = TensorSpec(name="label", dtype="int64", shape=("N",))
+    given = (label,) if conditional else ()
     heads = (spec("mean", *latent), spec("log_var", *latent))
     images = [spec("image", *image)]
     if name := likelihood_output(likelihood):
@@ -395,8 +406,9 @@ def tensors_of(
         images.append(spec(name, groups * image_shape[0], *image[1:]))
     graphs: dict[GraphName, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]] = {}
     if posterior != "none":
-        graphs["encoder"] = ((spec("image", *image),), heads[: 2 if posterior == "gaussian" else 1])
-    graphs["decoder"] = ((spec("z", *latent),), tuple(images))
+        moments = heads[: 2 if posterior == "gaussian" else 1]
+        graphs["encoder"] = ((spec("image", *image), *given), moments)
+    graphs["decoder"] = ((spec("z", *latent), *given), tuple(images))
     if prior:
         graphs["prior"] = ((spec("eps", *latent), spec("u", 1), label), (spec("z", *latent),))
         graphs["prior_density"] = ((spec("z", *latent), label), (spec("log_prob"),))
