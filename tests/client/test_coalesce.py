@@ -23,7 +23,7 @@ class Line:
         self.got = []
         self.gates = []
 
-    async def __call__(self, kind, rows):  # noqa: ARG002
+    async def __call__(self, kind, rows, labels=None):  # noqa: ARG002
         self.got.append(len(rows))
         gate = asyncio.get_running_loop().create_future()
         self.gates.append(gate)
