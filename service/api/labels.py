@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bundle import Manifest
 from latentserve.v1 import latent_service_pb2 as pb
+from service.api.codec import rows_stated
+from service.engine.operations import Labels
 from service.errors import InvalidArgument, NotForThisModel
-
-#: Class of each row, int64 [N]; None for the rows of a model that is not conditional.
-Labels = NDArray[np.int64] | None
 
 
 def labels_of(
@@ -62,14 +60,10 @@ def refuse(given: Sequence[int], manifest: Manifest, field: str) -> None:
     )
 
 
-def images_for_each(request: pb.ReconstructRequest, rows: int) -> int:
-    """How many images a Reconstruct request asks for, for each of its rows: at least 1.
-
-    Args:
-        request: The request.
-        rows: Number of images in it, at least 1.
-    """
-    return max(1, len(request.target_labels) // rows)
+def images_for_each(request: pb.ReconstructRequest) -> int:
+    """How many images a Reconstruct request asks for, for each of its own: at least 1."""
+    targets = len(request.target_labels)
+    return max(1, targets // rows_stated(request.images)) if targets > 1 else 1
 
 
 def targets_of(
@@ -100,7 +94,7 @@ def targets_of(
     if manifest.conditional and len(given) > limit:
         wanted = f"at most {limit}, the images of a reply"
         raise InvalidArgument("target_labels", _counted(len(given)), wanted)
-    return labels_of(given, manifest, rows * images_for_each(request, rows), "target_labels")
+    return labels_of(given, manifest, max(rows, len(given)), "target_labels")
 
 
 def of_ends(request: pb.InterpolateRequest, manifest: Manifest) -> tuple[Labels, Labels]:

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 from latentserve.v1 import latent_service_pb2 as pb
-from service.api import codec, fields, labels
+from service.api import fields, labels
 from service.api.describe import describe_map, describe_model, describe_server
 from service.api.fast_path import FastPath
 from service.api.fields import draw_of, latent_dtype_of, whole
@@ -121,13 +121,13 @@ class Servicer:
         wanted = format_of(request, model.manifest)
         scaling_of(request.scaled, model.manifest)  # cancels out between encoder and decoder
         size = await self._inputs.size(model, request.images, "images", call)
-        each = labels.images_for_each(request, codec.rows_stated(request.images))
+        each = labels.images_for_each(request)
         async with self._inputs.admitted(model, request.images, size, call, each):
             images = await self._inputs.images(model, request.images, "images", size, call)
             rows, limit = len(images), self._inputs.sizes(model).max_rows_of(size)
             given = labels_of(request.labels, model.manifest, rows)
             targets = targets_of(request, model.manifest, rows, limit, given)
-            call.rows += rows * (labels.images_for_each(request, rows) - 1)
+            call.rows += rows * (each - 1)
             draw = draw_of(request, rows) if request.draw else None
             pixels = await self._engine.reconstruct(
                 call,
