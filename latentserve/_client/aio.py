@@ -866,7 +866,8 @@ class AsyncClient:
             array = np.asarray(rows)
             # Calls that draw are not coalesced: they differ in seed and offset.
             if array.ndim > 1 and array.size and not (options and _draws(options)):
-                labels, names = None, ()
+                labels: NDArray[np.int32] | None = None
+                names: tuple[str, ...] = ()
                 if options and not _LABELS.isdisjoint(options):
                     options, names, labels = _apart(options, len(array))
                 key_options = tuple(sorted(options.items())) if options else ()

@@ -80,9 +80,10 @@ def part(labels: Labels, rows: slice, each: int = 1) -> list[int]:
     """
     if labels is None:
         return []
-    if len(labels) == 1:
-        return labels.tolist()
-    return labels[rows.start * each : rows.stop * each].tolist()
+    if len(labels) > 1:
+        labels = labels[rows.start * each : rows.stop * each]
+    numbers: list[int] = labels.tolist()
+    return numbers
 
 
 def unpacked(batch: Any, labels: Any) -> tuple[Any, Any]:

@@ -453,7 +453,8 @@ def _of_points(labels: Any) -> list[int]:
     """
     if labels is None:
         return []
-    return label_array(np.ravel(labels), "target_labels").tolist()
+    numbers: list[int] = label_array(np.ravel(labels), "target_labels").tolist()
+    return numbers
 
 
 def _axes(axes: Any) -> list[int]:

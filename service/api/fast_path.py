@@ -31,11 +31,12 @@ from latentserve.v1 import latent_service_pb2 as pb
 from latentserve.v1 import tensor_pb2
 from service.api import codec
 from service.api.formats import FORMATS, Format
-from service.api.labels import Labels, labels_of
+from service.api.labels import labels_of
 from service.api.sizes import Sizes
 from service.api.wire import LENGTH_DELIMITED, Chunks, prefix, varint
 from service.engine.call import Call
 from service.engine.engine import Compute, Engine
+from service.engine.operations import Labels
 from service.errors import InvalidArgument, ServiceError
 from service.models.limits import row_bytes
 from service.models.model import Model

@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 from latentserve.v1 import tensor_pb2
 from service.api import codec
 from service.api.codec import Pixels
-from service.api.labels import Labels
 from service.api.scaling import Scaling
 from service.api.sizes import Sizes
 from service.engine.admission import Admitted
 from service.engine.call import Call
 from service.engine.engine import Engine
+from service.engine.operations import Labels
 from service.errors import InvalidArgument
 from service.models.model import Model
 from service.models.speed import ImageSize
