@@ -20,8 +20,7 @@ def add(commands: Any) -> None:
         commands,
         "restyle",
         _restyle,
-        "show images in other classes, each in its own style: a row for each image, which begins "
-        "with the image itself",
+        "show images in other classes, each in its own style, in a row that begins with the image",
         "latentserve restyle digit.png --label 3 --to 0,1,2,3,4,5,6,7,8,9 -o row.png",
         "latentserve restyle three.png five.png --labels 3,5 -o rows.png",
         "latentserve restyle A.png --label A --to a,b,c -o row.npy",

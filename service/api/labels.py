@@ -29,9 +29,12 @@ def labels_of(
         InvalidArgument: There is a wrong number of them, or one is out of range.
     """
     if not manifest.conditional:
-        if given:
-            refuse(given, manifest, field)
-        return None
+        if not given:
+            return None
+        got = f"got {_counted(len(given))}"
+        raise NotForThisModel(
+            f"{field}: {got}, but {manifest.name} is not conditional on the class"
+        )
     if not given:
         raise NotForThisModel(
             f"{field}: got none, but {manifest.name} is conditional on the class; wanted "
@@ -47,17 +50,6 @@ def labels_of(
         index = int(wrong.argmax())
         raise InvalidArgument(f"{field}[{index}]", int(labels[index]), f"0 to {classes - 1}")
     return labels if count == rows else np.full(rows, labels[0])
-
-
-def refuse(given: Sequence[int], manifest: Manifest, field: str) -> None:
-    """Refuses labels for a model that is not conditional.
-
-    Raises:
-        NotForThisModel: Always.
-    """
-    raise NotForThisModel(
-        f"{field}: got {_counted(len(given))}, but {manifest.name} is not conditional on the class"
-    )
 
 
 def images_for_each(request: pb.ReconstructRequest) -> int:
