@@ -64,7 +64,7 @@ class Plan:
     """Everything needed to answer requests of one form.
 
     Attributes:
-        manifest: Manifest of the model.
+        conditional: Manifest of the model if it is conditional, to read labels by; else None.
         rows: Rows of the request, N.
         dtype: Dtype of the request's tensor.
         shape: Shape that the graph takes: [N, C, H, W], or [N, D] or [N, c, h, w].
@@ -77,7 +77,7 @@ class Plan:
         timing: Tag of the timing in the reply.
     """
 
-    manifest: Manifest
+    conditional: Manifest | None
     rows: int
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -151,11 +151,13 @@ class FastPath:
         if len(data) != plan.nbytes:
             return None
         labels: Labels = None
-        if given or plan.manifest.conditional:
+        if plan.conditional is not None:
             try:
-                labels = labels_of(given, plan.manifest, plan.rows)
+                labels = labels_of(given, plan.conditional, plan.rows)
             except ServiceError:
                 return None
+        elif given:
+            return None
         return self._answer(plan, data, labels, call)
 
     async def _answer(self, plan: Plan, data: bytes, labels: Labels, call: Call) -> Chunks:
@@ -248,7 +250,7 @@ class FastPath:
         manifest, rows = model.manifest, shape[0]
         reply.model.name, reply.model.version = manifest.name, manifest.version
         return Plan(
-            manifest,
+            manifest if manifest.conditional else None,
             rows,
             dtype,
             shape,
