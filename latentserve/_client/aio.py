@@ -112,9 +112,9 @@ class AsyncClient:
             of one connection are answered by the same worker, or the same server behind a load
             balancer that distributes connections; several connections spread the calls.
         coalesce: Join concurrent small calls of `encode`, `decode`, `reconstruct` and `score`
-            into one message, if they have the same model and options and draw nothing. A call
-            is sent at once if none is in flight; calls made before its reply are sent together
-            after the reply.
+            into one message, if they have the same model and options and draw nothing; labels
+            may differ. A call is sent at once if none is in flight; calls made before its reply
+            are sent together after the reply.
     """
 
     def __init__(
