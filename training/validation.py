@@ -1,6 +1,7 @@
 """The validation of a model: its ELBO on the validation split, measured during training."""
 
 import torch
+from torch import Tensor
 
 from training.data.rows import Images, chunk_rows
 from training.data.targets import Targets
@@ -53,3 +54,16 @@ class Validation:
             "validation_reconstruction": reconstruction / len(self),
             "validation_kl": kl / len(self),
         }
+
+    @torch.no_grad()
+    def latents(self, model: Vae, most: int) -> Tensor:
+        """Draws a latent from the posterior of each image, of `most` images at most: [M, D]."""
+        noise = torch.Generator().manual_seed(_SEED)
+        size, drawn = chunk_rows(self._targets.shape[1:]), []
+        count = min(len(self), most)
+        for start in range(0, count, size):
+            images = torch.from_numpy(self._targets[start : min(count, start + size)])
+            posterior = model.encode(images.to(self._device))
+            eps = torch.randn(posterior.mean.shape, generator=noise).to(self._device)
+            drawn.append(posterior.sample(eps))
+        return torch.cat(drawn)
