@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from training.batches import Batches, corrupted
+from training.best_prior import BestPrior
 from training.data.datasets import Dataset
 from training.divergence import not_finite, skipped_too_many
 from training.ema import MovingAverage
@@ -32,6 +33,10 @@ from training.validation import Validation
 
 #: Approximate number of validations in a run.
 VALIDATIONS = 20
+
+# Number of times that a fit of the prior is compared with itself, and of held-out latents for that.
+_TRIALS = 16
+_HELD_OUT = 2_048
 
 
 class Trainer:
@@ -103,6 +108,8 @@ class Trainer:
         self._prior_fit = PriorFit(
             dataset.train, train_config, self.device, model_config.latent_dim
         )
+        self._best_prior = BestPrior(train_config.label_weight)
+        self._held_out_labels = torch.from_numpy(dataset.validation.labels[:_HELD_OUT])
         # The objective, wrapped for data-parallel training, and the phase that it was made for.
         self._objective: nn.Module | None = None
         self._objective_phase = ""
@@ -144,11 +151,12 @@ class Trainer:
     def overhead_in_validations(self) -> float:
         """Cost of what a run computes in addition to its steps, as a multiple of one validation.
 
-        It consists of the validations and of encoding the images that the prior is fitted to.
+        It consists of the validations, and of encoding the images that the prior is fitted to and
+        those that judge the fit.
         """
         fits = [phase for phase in self.phases if not phase.trains_autoencoder]
         encoded = sum(self._prior_fit.images_to_encode(phase) for phase in fits)
-        return VALIDATIONS + encoded / len(self._validation)
+        return VALIDATIONS + len(fits) + encoded / len(self._validation)
 
     def fit_pretended_mixture(self) -> None:
         """Fits the mixture of a copy that is to be timed to its random latents."""
@@ -194,6 +202,8 @@ class Trainer:
         else:
             self.skipped += 1
         self.step += 1
+        if not phase.trains_autoencoder:
+            self._judge_prior(phase)
         config = self.config
         if self.skipped > config.max_skipped:
             raise skipped_too_many(config, phase, self.step, self.skipped, loss_value, update)
@@ -219,6 +229,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "average": self._average.state_dict(),
             "optimizer": self._optimizer.state_dict(),
+            "best_prior": self._best_prior.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -229,6 +240,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self._average.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])
+        self._best_prior.load_state_dict(state["best_prior"])
 
     def check_finite(self, *numbers: float) -> None:
         """Ends a run that has diverged in fewer steps than `max_skipped`.
@@ -327,6 +339,8 @@ class Trainer:
             self.model.load_state_dict(self.ema_model.state_dict())
         self._prior_fit.encode(self.ema_model, phase)
         self.check_finite(self._prior_fit.largest)
+        latents = self._validation.latents(self.ema_model, _HELD_OUT)
+        self._best_prior.judge_by(latents, self._held_out_labels.to(self.device))
         for parameter in self.model.prior_parameters():
             parameter.requires_grad_(True)
         self._objective_phase = ""
@@ -334,8 +348,20 @@ class Trainer:
             prior, average = self.model.prior, self.ema_model.prior
             assert prior is not None
             assert average is not None
+            self._best_prior.forget()
+            if self._phase_of(self.step - 1).learned_prior:
+                self._best_prior.offer(self.ema_model)
             self._prior_fit.fit_mixture(prior)
             average.load_state_dict(prior.state_dict())
+            self._best_prior.offer(self.ema_model)
+
+    def _judge_prior(self, phase: Phase) -> None:
+        """Compares the averaged prior with earlier ones of its fit, which ends with the best."""
+        done, steps = self.step - phase.start, phase.stop - phase.start
+        if done % max(1, steps // _TRIALS) == 0 or self.step == phase.stop:
+            self._best_prior.offer(self.ema_model)
+        if self.step == phase.stop:
+            self._best_prior.restore(self.model, self.ema_model)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if not self._bfloat16:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from training.data.datasets import Split
 from training.data.rows import chunk_rows
@@ -57,3 +58,17 @@ class Validation:
             "validation_reconstruction": reconstruction / len(self),
             "validation_kl": kl / len(self),
         }
+
+    @torch.no_grad()
+    def latents(self, model: Vae, most: int) -> Tensor:
+        """Draws a latent from the posterior of each image, of `most` images at most: [M, D]."""
+        noise = torch.Generator().manual_seed(_SEED)
+        size, drawn = chunk_rows(self._targets.shape[1:]), []
+        count = min(len(self), most)
+        for start in range(0, count, size):
+            images = torch.from_numpy(self._targets[start : min(count, start + size)])
+            labels = self._labels[start : start + len(images)]
+            posterior = model.encode(images.to(self._device), labels)
+            eps = torch.randn(posterior.mean.shape, generator=noise).to(self._device)
+            drawn.append(posterior.sample(eps))
+        return torch.cat(drawn)
