@@ -78,7 +78,7 @@ def test_help_does_not_wait_for_numpy_and_grpc(arguments):
         (("sample", "-o", "/nonexistent/x.png"), "/nonexistent"),
         (("sample", "--model", "mnist2d", "--label", "3"), "knows no classes"),
         (("sample", "--model", "mnist2d", "--by-label"), "--by-label: the prior of mnist2d"),
-        (("sample", "--model", "nope"), "model.name: got 'nope', wanted one of mnist"),
+        (("sample", "--model", "nope"), "model.name: got 'nope', wanted one of emoji, mnist"),
         (("sample", "--model-version", "9"), "model.version: got 9"),
         (("sample", "--temperature", "1e9"), "temperature: got 1e+09, wanted 0 to 100"),
         (("info", "--tls", "--timeout", "2"), "cannot be reached"),
