@@ -40,7 +40,7 @@ def test_info_as_json_holds_every_model(server_env):
     assert server["default_model"] == "mnist"
     assert [model["name"] for model in server["models"]] == ["emoji", "mnist", "mnist2d"]
     model = json.loads(run_cli("info", "--json", "--model", "mnist2d", env=server_env).stdout)
-    assert model == server["models"][1]
+    assert model == server["models"][2]
     assert model["latent_dim"] == 2
 
 

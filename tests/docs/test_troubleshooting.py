@@ -16,7 +16,7 @@ from latentserve.client import Client, Retry
 from latentserve.v1 import latent_service_pb2 as pb
 from latentserve.v1 import latent_service_pb2_grpc
 from tests.support import ROOT
-from tests.support.processes import Server, latentserve
+from tests.support.processes import MNIST, Server, latentserve
 
 PAGE = " ".join((ROOT / "docs" / "troubleshooting.md").read_text().split())
 
@@ -30,7 +30,7 @@ def assert_quoted(message: str, *parts: str) -> None:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """A server of the models in the repository, which the page names."""
-    with Server(None, tmp_path_factory.mktemp("server") / "log") as running:
+    with Server(None, tmp_path_factory.mktemp("server") / "log", *MNIST) as running:
         yield running.wait_until_serving()
 
 
@@ -97,7 +97,7 @@ def test_the_page_quotes_the_error_of_an_unreachable_server():
         ),
         (
             lambda client: client.sample(1, model="nope"),
-            "model.name: got 'nope', wanted one of mnist, mnist2d",
+            "model.name: got 'nope', wanted one of emoji, mnist, mnist2d",
         ),
         (
             lambda client: client.sample(1, version=9),

@@ -85,7 +85,7 @@ def test_a_colour_model_returns_rgb_png_files(kinds_stub):
             model=pb.ModelSelector(name="rgb"), images=files(*reply.images.encoded.files)
         )
     )
-    assert list(again.mean.shape) == [3, 4]
+    assert list(again.mean.shape) == [3, 8]
 
 
 def test_a_photograph_is_accepted_only_with_resize(stub):
