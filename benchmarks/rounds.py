@@ -53,8 +53,8 @@ def run_rounds(trainers: Mapping[str, Trainer], rounds: int) -> list[dict[str, R
         order = list(trainers)[:: -1 if number % 2 else 1]
         reports = {name: _train(trainers[name]) for name in order}
         results.append({name: reports[name] for name in trainers})
-        for name, report in results[-1].items():
-            figures = ", ".join(f"{key} {value:.2f}" for key, value in report.items())
+        for name, figures_of in results[-1].items():
+            figures = ", ".join(f"{key} {value:.2f}" for key, value in figures_of.items())
             print(f"round {number + 1}/{rounds} {name:24} {figures}", file=sys.stderr)
     return results
 

@@ -77,11 +77,11 @@ def export(
             f"{decoder if decoder != 'fp32' else weights}: its cost in nats is measured on "
             f"{run.config.data}, which is not here; wanted --data with the path where it is now"
         )
-    if weights == "fp16":
+    if weights == "fp32":
+        exported = plain = export_graphs(run.model)
+    else:
         run = with_rounded_weights(run, report)
-    plain = export_graphs(run.model)
-    exported = plain
-    if weights == "fp16":
+        plain = export_graphs(run.model)
         exported = {
             name: dataclasses.replace(graph, content=shrink(graph.content))
             for name, graph in plain.items()

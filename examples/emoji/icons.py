@@ -154,7 +154,7 @@ def make_folder(
                 path.parent.mkdir(exist_ok=True)
                 path.write_bytes(icon.content)
         (partial / NOTES).write_text(notes)
-        os.sync()  # one for all files; after a power cut, none is empty in a folder of this name
+        os.sync()  # once for all files: a folder of this name has none that a power cut emptied
         partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

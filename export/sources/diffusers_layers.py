@@ -120,7 +120,7 @@ class _Last(nn.Module):
 class _Quantizer(nn.Module):
     """`VectorQuantizer` of diffusers in operators that compute each row by itself.
 
-    |z - e|^2 = |z|^2 - 2 z e + |e|^2, of which the first term is the same for every code e.
+    |z - e|^2 = |z|^2 - 2 z e + |e|^2, and |z|^2 is the same for every code e.
     """
 
     codes: Tensor

@@ -46,7 +46,7 @@ def icon(seed: int, side: int = 8) -> bytes:
 
 
 def archive(folder: str, **changes: bytes) -> bytes:
-    """A package with the icons of `EMOJI`, of which the last one repeats the third."""
+    """A package with the icons of `EMOJI`; its last icon is a copy of the third."""
     runner = {"1F3FB": {"image": "1f3c3-1f3fb.png"}}
     emoji: list[dict[str, Any]] = [
         {"name": name, "unified": code, "image": f"{code.lower()}.png", "category": category}

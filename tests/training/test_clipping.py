@@ -1,4 +1,4 @@
-"""Clipping: limits that follow the gradients of a run, whatever their size."""
+"""Gradient clipping, relative to the norms of recent steps."""
 
 import math
 

@@ -229,7 +229,7 @@ def preset(**model: object) -> Preset:
 
 
 def of_bits(share: float, rows: int = 50) -> NDArray[np.uint8]:
-    """Images of which a share of the values is within 0.1 of 0 or 1, half of each."""
+    """Images with a share of values near 0 or 1 (within 0.1), as many near 0 as near 1."""
     count = rows * math.prod(SHAPE)
     values = np.full(count, 128, np.uint8)
     near = round(share * count)

@@ -67,7 +67,7 @@ def test_class_weights_are_the_frequencies_of_the_classes() -> None:
 
 
 def test_classes_with_fewer_latents_than_dimensions_are_told_apart() -> None:
-    """Three small classes of one shape, of which the fit of each alone would have no covariance."""
+    """Three classes of equal covariance, each too small for a covariance of its own."""
     dim, rows = 24, 20
     noise = torch.Generator().manual_seed(0)
     labels = torch.arange(3).repeat_interleave(rows)
