@@ -913,10 +913,11 @@ class AsyncClient:
                 if not call.repeats or self._closed:
                     raise
                 attempts = attempts or self._retries.attempts(deadline)
-                for wait in attempts.waits(error):
-                    await asyncio.sleep(wait)
-                    if self._closed:
-                        raise
+                with self._turns.coming_back() if is_full else contextlib.nullcontext():
+                    for wait in attempts.waits(error):
+                        await asyncio.sleep(wait)
+                        if self._closed:
+                            raise
                 left = max(0.0, min(seconds, deadline - time.monotonic()))
             except BaseException:
                 self._turns.ended(turn)

@@ -809,9 +809,10 @@ class Client:
                 if not call.repeats or self._closed.is_set():
                     raise
                 attempts = attempts or self._retries.attempts(deadline)
-                for wait in attempts.waits(error):
-                    if self._closed.wait(wait):
-                        raise
+                with self._turns.coming_back() if is_full else contextlib.nullcontext():
+                    for wait in attempts.waits(error):
+                        if self._closed.wait(wait):
+                            raise
                 left = max(0.0, min(seconds, deadline - time.monotonic()))
             except BaseException:
                 self._turns.ended(turn)

@@ -4,11 +4,12 @@ Without the queue, callers whose calls are admitted would make their next calls 
 out those that are waiting to repeat a refused call, for as long as the server is full.
 """
 
+import contextlib
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 #: Maximum time that a call waits for its turn, in seconds; after that it is sent anyway.
@@ -39,8 +40,9 @@ class Turns:
     """Limit on a client's attempts in flight while its server refuses calls because it is full.
 
     There is no limit before the first refusal. Then it adapts to what the server admits: it falls
-    with each refusal and rises with each answer. Ten seconds without a refusal lift it. Threads
-    may share an instance.
+    with each refusal and rises with each answer, unless a refused call has yet to come back: the
+    retry budget is for those first. Ten seconds without a refusal lift it. Threads may share an
+    instance.
 
     Args:
         new_event: Makes the event of a turn.
@@ -54,6 +56,7 @@ class Turns:
         self._in_flight = 0
         self._limit = math.inf
         self._refused_at = 0.0
+        self._coming_back = 0
         self._queue: deque[Turn] = deque()
 
     def enter(self, *, again: bool) -> Turn | None:
@@ -86,7 +89,7 @@ class Turns:
     def answered(self, turn: Turn | None) -> None:
         """Ends an attempt that was answered."""
         with self._lock:
-            if self._limit != math.inf:
+            if self._limit != math.inf and not self._coming_back:
                 self._limit += _INCREASE
             self._leave(turn)
 
@@ -98,6 +101,17 @@ class Turns:
                 # Not more than one above what the server seems to have room for.
                 self._limit = max(1.0, min(self._limit, self._in_flight + 1) - _DECREASE)
             self._leave(turn)
+
+    @contextlib.contextmanager
+    def coming_back(self) -> Iterator[None]:
+        """Counts a refused call as one that waits for its delay and the retry budget."""
+        with self._lock:
+            self._coming_back += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._coming_back -= 1
 
     def ended(self, turn: Turn | None) -> None:
         """Ends an attempt that failed in another way, or that is abandoned in the queue."""

@@ -70,6 +70,15 @@ def test_the_limit_rises_with_answers_and_falls_with_refusals(turns):
     assert most_in_flight(turns, 1) < 4
 
 
+def test_the_limit_does_not_rise_while_a_refused_call_has_yet_to_come_back(turns):
+    refused_beyond(turns, 2, 3)
+    with turns.coming_back():
+        for _ in range(40):
+            turns.answered(None)
+            assert turns.enter(again=False) is None
+    assert most_in_flight(turns, 3) == 3
+
+
 def test_the_limit_is_at_least_one(turns):
     for _ in range(50):
         assert turns.enter(again=True) is None
