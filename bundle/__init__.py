@@ -8,6 +8,7 @@ from bundle.errors import BundleError
 from bundle.latent_map import LatentMap
 from bundle.layout import ModelFolder, check_name, find_models, find_others
 from bundle.manifest import (
+    CONDITIONAL_SCHEMA_VERSION,
     SCHEMA_VERSION,
     DatasetRef,
     DeviceKind,
@@ -21,6 +22,7 @@ from bundle.manifest import (
     Sizes,
     TensorSpec,
     likelihood_output,
+    schema_version_of,
     tensors_of,
 )
 from bundle.pin import PIN, read_pin, write_pin
@@ -28,6 +30,7 @@ from bundle.reader import Bundle, open_bundle
 from bundle.writer import write_bundle
 
 __all__ = [
+    "CONDITIONAL_SCHEMA_VERSION",
     "PIN",
     "SCHEMA_VERSION",
     "Bundle",
@@ -51,6 +54,7 @@ __all__ = [
     "likelihood_output",
     "open_bundle",
     "read_pin",
+    "schema_version_of",
     "tensors_of",
     "write_bundle",
     "write_pin",

@@ -5,9 +5,19 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-#: Major and minor version of the schema. A reader refuses another major version; a minor
-#: version only adds fields, which older readers ignore.
+#: Major and minor version of the schema. A reader refuses a major version that it does not know; a
+#: minor version only adds fields, which older readers ignore.
 SCHEMA_VERSION = "1.3"
+#: The same of conditional models alone. A reader that does not know their input `label` would serve
+#: them wrongly, so it has to refuse them.
+CONDITIONAL_SCHEMA_VERSION = "2.0"
+#: The major versions that are read.
+MAJORS = tuple(
+    version.partition(".")[0] for version in (SCHEMA_VERSION, CONDITIONAL_SCHEMA_VERSION)
+)
+
+# Largest difference of the sum of the class weights from 1: rounding, and far below a step of u.
+_WEIGHT_ERROR = 1e-9
 
 DeviceKind = Literal["cpu", "cuda"]
 GraphName = Literal["encoder", "decoder", "prior", "prior_density"]
@@ -159,7 +169,8 @@ class Manifest(_Record):
     """A model and its graphs: contract, provenance, metrics and checksums."""
 
     schema_version: str = SCHEMA_VERSION
-    """Major.minor of this schema."""
+    """Major.minor of this schema; the major version is 2 if and only if the model is
+    conditional."""
     name: Name
     """Name of the model and of its folder."""
     version: Positive
@@ -190,8 +201,15 @@ class Manifest(_Record):
     """p(z): the standard normal (`standard`); a learned prior, exported as graphs `prior` and
     `prior_density`: a mixture of Gaussians (`gmm`), a flow over one Gaussian (`flow`) or over a
     mixture (`flow-gmm`); or `none` for a model that cannot be sampled from."""
+    conditional: bool = False
+    """Whether encoder and decoder take the class of each row as an input `label`, an index into
+    `labels`. The prior of such a model is of all classes: its graphs are given the label -1."""
     labels: tuple[str, ...] = ()
-    """Names of the classes the prior can be conditioned on; empty if it is unconditional."""
+    """Names of the classes that the model, or of another than a conditional one the prior, is
+    conditioned on; empty if there are none."""
+    class_weights: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    """How often each class of `labels` is in the training data, in numbers that sum to 1; empty if
+    the model is not conditional. Samples without a label are drawn by them (`common.classes`)."""
     class_names: tuple[str, ...] = ()
     """Names of the classes of the training data."""
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
@@ -306,6 +324,7 @@ class Manifest(_Record):
             likelihood=self.likelihood,
             mixture=self.mixture,
             prior=self.learned_prior,
+            conditional=self.conditional,
         )
         if missing := wanted.keys() - self.graphs.keys():
             raise ValueError(f"graphs: no {' and no '.join(sorted(missing))}")
@@ -320,7 +339,7 @@ class Manifest(_Record):
                 raise ValueError(
                     f"graphs.{name}: tensors do not match image_shape {self.image_shape}, "
                     f"latent_shape {self.latent_shape}, posterior {self.posterior} and likelihood "
-                    f"{self.likelihood} (mixture {self.mixture})"
+                    f"{self.likelihood} (mixture {self.mixture}), conditional {self.conditional}"
                 )
         return self
 
@@ -338,8 +357,26 @@ class Manifest(_Record):
 
     @model_validator(mode="after")
     def _labels_of_a_mixture(self) -> Self:
-        if self.labels and "gmm" not in self.prior:
+        if self.labels and "gmm" not in self.prior and not self.conditional:
             raise ValueError(f"labels: got {len(self.labels)}, wanted none with prior {self.prior}")
+        return self
+
+    @model_validator(mode="after")
+    def _classes_of_a_conditional_model(self) -> Self:
+        wanted = schema_version_of(conditional=self.conditional)
+        if self.schema_version.partition(".")[0] != wanted.partition(".")[0]:
+            raise ValueError(
+                f"schema_version: got {self.schema_version}, wanted {wanted} with conditional "
+                f"{str(self.conditional).lower()}"
+            )
+        if self.conditional and not self.labels:
+            raise ValueError("labels: got none, wanted the names of the classes with conditional")
+        classes = len(self.labels) if self.conditional else 0
+        if len(self.class_weights) != classes:
+            raise ValueError(f"class_weights: got {len(self.class_weights)}, wanted {classes}")
+        total = math.fsum(self.class_weights)
+        if classes and abs(total - 1.0) > _WEIGHT_ERROR:
+            raise ValueError(f"class_weights: got a sum of {total!r}, wanted 1")
         return self
 
     @field_validator("score_percentiles")
@@ -348,6 +385,11 @@ class Manifest(_Record):
         if table and (len(table) != 101 or list(table) != sorted(table)):
             raise ValueError(f"got {len(table)} values, wanted 101 ascending ones")
         return table
+
+
+def schema_version_of(*, conditional: bool) -> str:
+    """The schema version that a bundle is written with."""
+    return CONDITIONAL_SCHEMA_VERSION if conditional else SCHEMA_VERSION
 
 
 def likelihood_output(likelihood: str) -> str:
@@ -364,6 +406,7 @@ def tensors_of(
     likelihood: str = "bernoulli",
     mixture: int = 1,
     prior: bool = False,
+    conditional: bool = False,
 ) -> dict[GraphName, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]]:
     """Required inputs and outputs of every graph of a model, in order, by name of the graph.
 
@@ -377,6 +420,7 @@ def tensors_of(
             `parameters`) or `none`.
         mixture: Components of a logistic likelihood.
         prior: Whether the prior is learned; latents are flat then.
+        conditional: Whether encoder and decoder take the class of each row.
     """
 
     def spec(name: str, *axes: int | str) -> TensorSpec:
@@ -387,7 +431,8 @@ def tensors_of(
     if free:
         image, latent = (image_shape[0], "H", "W"), (latent_shape[0], "h", "w")
     label = TensorSpec(name="label", dtype="int64", shape=("N",))
-    heads = (spec("mean", *latent), spec("log_var", *latent))
+    given = (label,) if conditional else ()
+    heads: tuple[TensorSpec, ...] = (spec("mean", *latent), spec("log_var", *latent))
     images = [spec("image", *image)]
     if name := likelihood_output(likelihood):
         # Weights, locations and log-scales of a mixture; else locations and log-scales.
@@ -395,8 +440,9 @@ def tensors_of(
         images.append(spec(name, groups * image_shape[0], *image[1:]))
     graphs: dict[GraphName, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]] = {}
     if posterior != "none":
-        graphs["encoder"] = ((spec("image", *image),), heads[: 2 if posterior == "gaussian" else 1])
-    graphs["decoder"] = ((spec("z", *latent),), tuple(images))
+        heads = heads[: 2 if posterior == "gaussian" else 1]
+        graphs["encoder"] = ((spec("image", *image), *given), heads)
+    graphs["decoder"] = ((spec("z", *latent), *given), tuple(images))
     if prior:
         graphs["prior"] = ((spec("eps", *latent), spec("u", 1), label), (spec("z", *latent),))
         graphs["prior_density"] = ((spec("z", *latent), label), (spec("log_prob"),))

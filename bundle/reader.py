@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from bundle.errors import BundleError
 from bundle.latent_map import LatentMap
 from bundle.layout import MANIFEST
-from bundle.manifest import SCHEMA_VERSION, FileRef, GraphName, Manifest, TensorSpec
+from bundle.manifest import (
+    CONDITIONAL_SCHEMA_VERSION,
+    MAJORS,
+    SCHEMA_VERSION,
+    FileRef,
+    GraphName,
+    Manifest,
+    TensorSpec,
+)
 
 
 @dataclass(frozen=True)
@@ -85,8 +93,9 @@ def _read_manifest(path: Path) -> Manifest:
         raise BundleError(f"{file}: {error.strerror}") from error
     try:
         stated = pydantic.TypeAdapter(dict[str, object]).validate_json(raw).get("schema_version")
-        if str(stated).partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
-            raise BundleError(f"{file}: schema {stated}, wanted major of {SCHEMA_VERSION}")
+        if str(stated).partition(".")[0] not in MAJORS:
+            wanted = " or ".join((SCHEMA_VERSION, CONDITIONAL_SCHEMA_VERSION))
+            raise BundleError(f"{file}: schema {stated}, wanted major of {wanted}")
         return Manifest.model_validate_json(raw)
     except pydantic.ValidationError as error:
         first = error.errors()[0]

@@ -6,7 +6,7 @@ from typing import Any
 
 from bundle import DatasetRef, Manifest, Origin, Parity
 from export.commands import evaluate_command, export_command, train_command
-from export.pictures import MAX_CLASSES
+from export.pictures import MAX_ANALOGIES, MAX_CLASSES
 
 # Maximum number of class names that are listed.
 _MAX_NAMES = 20
@@ -80,11 +80,16 @@ def _origin(origin: Origin) -> str:
 
 
 def _usage(manifest: Manifest) -> str:
-    encoding = f"""    posterior = client.encode(images, model="{manifest.name}")
-    images = client.decode(posterior.mean, model="{manifest.name}")
+    given = ", labels=labels" if manifest.conditional else ""
+    encoding = f"""    posterior = client.encode(images{given}, model="{manifest.name}")
+    images = client.decode(posterior.mean{given}, model="{manifest.name}")
 """
-    decoding = f"""    images = client.decode(latents, model="{manifest.name}")
+    decoding = f"""    images = client.decode(latents{given}, model="{manifest.name}")
 """
+    if manifest.conditional:
+        encoding += (
+            f'    restyled = client.restyle(images, labels, to=[0, 1], model="{manifest.name}")\n'
+        )
     return f"""## Usage
 
 ```python
@@ -136,7 +141,12 @@ def _introduction(manifest: Manifest) -> str:
         f"{latents} and back. {posterior[manifest.posterior]}, "
         f"{prior[manifest.prior]}; {likelihood[manifest.likelihood]}."
     )
-    if manifest.labels:
+    if manifest.conditional:
+        text += (
+            f" Encoder and decoder are conditional on the class ({_named(manifest.labels)}), so "
+            "that the latents hold what the class does not."
+        )
+    elif manifest.labels:
         text += (
             f" The prior is conditional on the class ({_named(manifest.labels)}); encoder and "
             "decoder were trained without labels."
@@ -168,11 +178,24 @@ def _gallery(manifest: Manifest) -> str:
         many = f" of the first {MAX_CLASSES}" if len(manifest.labels) > MAX_CLASSES else ""
         names = ", ".join(manifest.labels[:MAX_CLASSES])
         rows = f"Samples by label, one row for each{many}, from the top: {names}."
+        if manifest.conditional:
+            rows += " Those of a column have the same latent."
         text += f"\n{_wrapped(rows)}\n\n![Samples by label](samples_by_class.png)\n"
+    if manifest.conditional:
+        text += _analogies(len(manifest.labels))
     return text + (
         f"\n{'Test images' if manifest.dataset else 'Images'} with their reconstructions below:\n\n"
         "![Test images and reconstructions](reconstructions.png)\n"
     )
+
+
+def _analogies(classes: int) -> str:
+    many = f"of the first {MAX_ANALOGIES} classes" if classes > MAX_ANALOGIES else "of all classes"
+    text = (
+        "One style, each class: a test image in the first column, and beside it images "
+        f"{many} that are decoded from its latent."
+    )
+    return f"\n{_wrapped(text)}\n\n![One style, each class](analogies.png)\n"
 
 
 def _protocol(metrics: Mapping[str, object]) -> str:

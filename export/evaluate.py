@@ -35,7 +35,8 @@ class Wanted:
         importance: K, draws per image for the importance-weighted bound; 0 to skip it.
         importance_images: Number of test images for that bound.
         samples: Number of samples for the classifier-FID; 0 to skip it.
-        label_samples: Number of samples per class, if the prior is conditional on the class.
+        label_samples: Number of samples per class, if the model or its prior is conditional on
+            the class.
     """
 
     draws: int = 1
@@ -140,19 +141,21 @@ def measure(
         progress: Called while the importance-weighted bound is measured, with the number of
             images done and of all images that it is measured on.
     """
+    model, labels = subject.autoencoder, dataset.test.labels
     images = test_images(dataset, binarized=subject.binarized)
-    result = evaluate(subject.autoencoder, images, draws=wanted.draws, seed=wanted.seed)
+    result = evaluate(model, images, labels=labels, draws=wanted.draws, seed=wanted.seed)
     bound = None
-    plain = subject.autoencoder.encode(images[:1])[1] is None
+    plain = model.encode(images[:1], *model.given(labels, slice(1)))[1] is None
     if wanted.importance and plain:
         report("a plain autoencoder has no likelihood: the importance-weighted bound is left out")
     elif wanted.importance:
         count = min(wanted.importance_images, len(images))
         # Evenly spread: the first half of MNIST's test set is the easier one.
-        subset = images[np.arange(count) * len(images) // count]
+        rows = np.arange(count) * len(images) // count
         bound = importance_bound(
-            subject.autoencoder,
-            subset,
+            model,
+            images[rows],
+            labels=labels[rows],
             draws=wanted.importance,
             seed=wanted.seed,
             progress=lambda done: progress(done, count),
@@ -172,8 +175,8 @@ def measure(
             per_label=wanted.label_samples,
             seed=wanted.seed,
         )
-    quality = measure_quality(subject.autoencoder, subject.decode, dataset.test.images)
-    kind, dimensions = subject.autoencoder.likelihood, math.prod(dataset.image_shape)
+    quality = measure_quality(model, subject.decode, dataset.test.images, labels)
+    kind, dimensions = model.likelihood, math.prod(dataset.image_shape)
     return Figures(result, quality, dimensions, bound, generation, subject.binarized, kind, plain)
 
 

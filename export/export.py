@@ -24,7 +24,7 @@ from export.variants import (
     TOLERANCES,
     Precision,
     answers_of,
-    calibration_latents,
+    calibration_inputs,
     convert_decoder,
     differences_of,
 )
@@ -34,6 +34,7 @@ from service.models.model import ModelRefused, load_model
 from service.models.onnx import Device
 
 Graphs = Mapping[GraphName, ExportedGraph]
+InputsOfGraphs = Mapping[GraphName, Mapping[str, NDArray[Any]]]
 
 
 def export(
@@ -86,11 +87,8 @@ def export(
             name: dataclasses.replace(graph, content=shrink(graph.content))
             for name, graph in plain.items()
         }
-    inputs = parity_inputs(exported, run.golden_images, len(run.labels))
-    cases = {
-        name: [{tensor: inputs[tensor] for tensor in graph.inputs}]
-        for name, graph in exported.items()
-    }
+    inputs = parity_inputs(exported, run.golden_images, run.golden_labels, len(run.labels))
+    cases = {name: [inputs_of_graph] for name, inputs_of_graph in inputs.items()}
     differences = verify_graphs(exported, cases, TOLERANCES["cpu"])
     report(f"torch and onnxruntime differ by at most {max(differences.values()):.1e}")
     variant = None if decoder == "fp32" else _convert_decoder(run, plain, decoder)
@@ -101,9 +99,9 @@ def export(
     if limit.reason:
         report(f"rows are to be computed one at a time. {limit.reason}")
     parity = _parity(differences, variant, inputs, limit.bit_invariant)
-    means = torch_answers(exported["encoder"], inputs)["mean"][: len(run.golden_images)]
+    means = torch_answers(exported["encoder"], inputs["encoder"])["mean"]
     subject = run.subject_of(graphs)
-    pictures = card_pictures(subject, run.golden_images, means, run.labels)
+    pictures = card_pictures(subject, run.golden_images, run.golden_labels, means, run.labels)
     latent_map = None if run.dataset is None else build_map(subject, run.dataset).to_bytes()
 
     def manifest_for(version: int, memory: float = 0.0) -> Manifest:
@@ -139,8 +137,8 @@ def export(
 def _convert_decoder(run: FinishedRun, exported: Graphs, precision: Precision) -> ExportedGraph:
     """Converts the decoder, with latents of training images and of the prior as calibration."""
     assert run.dataset is not None
-    latents = calibration_latents(run.subject_of(_contents(exported)), run.dataset.train.images)
-    return convert_decoder(exported["decoder"], precision, latents)
+    inputs = calibration_inputs(run.subject_of(_contents(exported)), run.dataset.train)
+    return convert_decoder(exported["decoder"], precision, inputs)
 
 
 def _contents(exported: Graphs, variant: ExportedGraph | None = None) -> dict[GraphName, bytes]:
@@ -150,14 +148,17 @@ def _contents(exported: Graphs, variant: ExportedGraph | None = None) -> dict[Gr
 
 
 def _golden(
-    exported: Graphs, variant: ExportedGraph | None, inputs: Mapping[str, NDArray[Any]]
+    exported: Graphs, variant: ExportedGraph | None, inputs: InputsOfGraphs
 ) -> dict[str, NDArray[Any]]:
     """The golden rows by "graph.tensor".
 
     Expected outputs are torch's, except those of a variant, which onnxruntime computes.
     """
     golden = golden_rows(exported, inputs)
-    return golden if variant is None else golden | answers_of(variant, {"z": golden["decoder.z"]})
+    if variant is None:
+        return golden
+    given = {name: golden[f"{variant.name}.{name}"] for name in variant.inputs}
+    return golden | answers_of(variant, given)
 
 
 def _measure(
@@ -180,7 +181,7 @@ def _measure(
 def _parity(
     differences: dict[str, float],
     variant: ExportedGraph | None,
-    inputs: Mapping[str, NDArray[Any]],
+    inputs: InputsOfGraphs,
     batch_invariant: bool,
 ) -> Parity:
     """Builds the manifest's record of a successful comparison with torch."""
@@ -189,7 +190,7 @@ def _parity(
         max_abs_difference=differences,
         tolerance=TOLERANCES["cpu"],
         batch_invariant=batch_invariant,
-        precision_difference={} if variant is None else differences_of(variant, inputs["z"]),
+        precision_difference={} if variant is None else differences_of(variant, inputs["decoder"]),
     )
 
 

@@ -48,8 +48,8 @@ class _Encoder(nn.Module):
         super().__init__()
         self.vae = vae
 
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        posterior = self.vae.encode(image)
+    def forward(self, image: Tensor, label: Tensor | None = None) -> tuple[Tensor, ...]:
+        posterior = self.vae.encode(image, label)
         if posterior.log_var is None:
             return (posterior.mean,)
         return posterior.mean, posterior.log_var
@@ -60,8 +60,8 @@ class _Decoder(nn.Module):
         super().__init__()
         self.vae = vae
 
-    def forward(self, z: Tensor) -> tuple[Tensor, ...]:
-        output, likelihood = self.vae.decode(z), self.vae.likelihood
+    def forward(self, z: Tensor, label: Tensor | None = None) -> tuple[Tensor, ...]:
+        output, likelihood = self.vae.decode(z, label), self.vae.likelihood
         return likelihood.mean(output), likelihood.parameters_of(output)
 
 
@@ -89,6 +89,7 @@ def export_graphs(vae: Vae) -> dict[GraphName, ExportedGraph]:
           `log_var`.
         - `decoder`: `z` [N, D] -> `image`, `logits` [N, C, H, W]; or `parameters`
           [N, P * C, H, W], as in `common.likelihood`.
+        - of a conditional model, both also take `label` [N], the class of each row.
         - `prior`: `eps` [N, D], `u` [N, 1], `label` [N] -> `z` [N, D].
         - `prior_density`: `z` [N, D], `label` [N] -> `log_prob` [N].
     """
@@ -97,9 +98,10 @@ def export_graphs(vae: Vae) -> dict[GraphName, ExportedGraph]:
     image, z, label = torch.rand(2, *vae.image_shape), torch.randn(2, dim), torch.tensor([-1, -1])
     heads = ("mean", "log_var") if vae.config.posterior == "gaussian" else ("mean",)
     images = ("image", likelihood_output(vae.likelihood.name))
+    given = {"label": torch.zeros_like(label)} if vae.config.conditional else {}
     graphs = [
-        export_module("encoder", _Encoder(vae).eval(), {"image": image}, heads),
-        export_module("decoder", _Decoder(vae).eval(), {"z": z}, images),
+        export_module("encoder", _Encoder(vae).eval(), {"image": image, **given}, heads),
+        export_module("decoder", _Decoder(vae).eval(), {"z": z, **given}, images),
     ]
     if vae.prior is not None:
         sampler, density = _Tupled(Sampler(vae.prior)), _Tupled(Density(vae.prior))

@@ -23,10 +23,11 @@ def build_map(subject: Subject, dataset: Dataset) -> LatentMap:
         dataset: The data it was trained on.
     """
     rows = sample_rows(len(dataset.test.images), ENCODED)
-    mean, log_var = posteriors(subject.autoencoder, dataset.test.images, rows)
+    test = dataset.test
+    mean, log_var = posteriors(subject.autoencoder, test.images, rows, test.labels)
     count = min(len(rows), MAX_ROWS, max(1, _MAX_VALUES // subject.latent_dim))
     shown = np.arange(count) * len(rows) // count
-    labels = dataset.test.labels[rows] if dataset.class_names else np.full(len(rows), -1)
+    labels = test.labels[rows] if dataset.class_names else np.full(len(rows), -1)
     kl = np.zeros(0)
     if log_var is not None:
         wide, log_var = mean.astype(np.float64), log_var.astype(np.float64)

@@ -21,6 +21,7 @@ from bundle import (
     Manifest,
     Parity,
     TensorSpec,
+    schema_version_of,
 )
 from common import noise
 from export.run import FinishedRun
@@ -72,6 +73,7 @@ def build_manifest(
     config = run.config
     tolerances = {"decoder": VARIANT_TOLERANCES.get(precision, {})}
     return Manifest(
+        schema_version=schema_version_of(conditional=config.model.conditional),
         name=name,
         version=version,
         created_at=datetime.now(UTC).replace(microsecond=0),
@@ -82,7 +84,9 @@ def build_manifest(
         mixture=config.model.mixture,
         posterior=config.model.posterior,
         prior=config.model.prior.kind,
+        conditional=config.model.conditional,
         labels=run.labels,
+        class_weights=run.model.class_weights,
         class_names=config.class_names,
         precision=precision,
         weights=weights,

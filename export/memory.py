@@ -6,8 +6,10 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bundle import GraphName, Manifest
 from service.models.onnx import Device, Graph
@@ -69,16 +71,19 @@ def _measure(content: bytes, shape: Sequence[int]) -> int:
 
 
 def main(path: str, shape: str) -> None:
-    """Computes a graph of one input once, and prints by how many bytes the process grew."""
+    """Computes an encoder or decoder once, and prints by how many bytes the process grew."""
     x = np.random.default_rng(0).random(json.loads(shape), np.float32)
     graph = Graph(Path(path).read_bytes(), Device("cpu"), rows=len(x))
+    inputs: dict[str, NDArray[Any]] = {graph.inputs[0]: x}
+    if "label" in graph.inputs:
+        inputs["label"] = np.zeros(len(x), np.int64)
     before = _status("VmRSS")
     try:
         # The peak since now: loading a graph may take more than computing it.
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         before = max(before, _status("VmHWM"))
-    answers = graph.run({graph.inputs[0]: x})
+    answers = graph.run(inputs)
     print(max(0, _status("VmHWM") - before) if answers else 0)
 
 

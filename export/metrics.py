@@ -119,7 +119,8 @@ def _check_elbo(
     if not figures.plain and (result.draws, result.seed) != (1, TEST_SEED):
         # Training measured its ELBO with these draws.
         images = test_images(dataset, binarized=run.config.train.binarize)
-        elbo = evaluate(subject.autoencoder, images, seed=TEST_SEED).elbo
+        labels = dataset.test.labels
+        elbo = evaluate(subject.autoencoder, images, labels=labels, seed=TEST_SEED).elbo
     torch_elbo = run.elbo
     report(f"{title} of the graphs {elbo:.2f} nats (torch: {torch_elbo:.2f})")
     allowed = max(_ELBO_TOLERANCE, _ELBO_RELATIVE * abs(torch_elbo))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bundle import SCHEMA_VERSION, Manifest, open_bundle, write_bundle
+from bundle import Manifest, open_bundle, schema_version_of, write_bundle
 from export.card import model_card
 from export.errors import ExportError
 from export.evaluate import find_training_data
@@ -59,7 +59,7 @@ def reissue(
     files |= {file.name: file.read_bytes() for file in path.glob("*.png")}
     files["map.npz"] = latent_map
     fields = old.model_dump() | {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": schema_version_of(conditional=old.conditional),
         "name": model.name,
         "tolerance_kind": "relative",
         "rows_at_once": limit.rows,

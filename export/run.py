@@ -34,6 +34,7 @@ class FinishedRun:
         elbo: The model's ELBO on the test set in nats, measured with torch; of a plain
             autoencoder, its reconstruction.
         golden_images: uint8 [N, C, H, W], test images set aside by training.
+        golden_labels: Their classes, int64 [N]; all 0 if the data has none.
         score_percentiles: The 0th to 100th percentile of the training images' anomaly scores,
             in nats.
     """
@@ -44,11 +45,12 @@ class FinishedRun:
     trained_metrics: Mapping[str, Any]
     elbo: float
     golden_images: NDArray[np.uint8]
+    golden_labels: NDArray[np.int64]
     score_percentiles: tuple[float, ...]
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of the classes the prior can be conditioned on; empty if it is unconditional."""
+        """Names of the classes the model, or its prior, can be conditioned on; empty for none."""
         return self.config.class_names[: self.model.labels]
 
     def subject_of(self, graphs: Mapping[GraphName, bytes]) -> Subject:
@@ -64,6 +66,7 @@ class FinishedRun:
             prior=self.config.model.prior.kind,
             labels=len(self.labels),
             binarized=self.config.train.binarize,
+            class_weights=self.model.class_weights,
         )
 
 
@@ -85,7 +88,7 @@ def load_run(path: Path, data: str | None, report: Callable[[str], None]) -> Fin
     # Read first, since this fails for an unfinished run, which has no metrics.
     trained_metrics = run.read_json("metrics.json")
     config = run.read_config()
-    golden_images, _ = run.read_golden_inputs()
+    golden_images, golden_labels = run.read_golden_inputs()
     percentiles = run.read_json("score_percentiles.json")["percentiles"]
     dataset = _load_data(config, data, report)
     return FinishedRun(
@@ -95,6 +98,7 @@ def load_run(path: Path, data: str | None, report: Callable[[str], None]) -> Fin
         trained_metrics,
         trained_metrics["elbo"],
         golden_images,
+        golden_labels,
         tuple(percentiles),
     )
 
@@ -109,7 +113,8 @@ def with_rounded_weights(run: FinishedRun, report: Callable[[str], None]) -> Fin
     assert run.dataset is not None
     model = round_weights(run.model)
     images = test_images(run.dataset, binarized=run.config.train.binarize)
-    elbo = evaluate(as_autoencoder(model), images, seed=TEST_SEED).elbo
+    labels = run.dataset.test.labels
+    elbo = evaluate(as_autoencoder(model), images, labels=labels, seed=TEST_SEED).elbo
     report(f"weights in fp16: test ELBO {elbo:.3f} nats, in fp32 {run.elbo:.3f}")
     return dataclasses.replace(run, model=model, elbo=elbo)
 

@@ -48,7 +48,7 @@ def imported_golden(
         inputs["z"] = np.concatenate([mean[half:], drawn[:half]])
     else:
         inputs["z"] = drawn
-    return golden_rows(graphs, inputs)
+    return golden_rows(graphs, dict.fromkeys(graphs, inputs))
 
 
 def _drawn_latents(imported: Imported, rows: int) -> Array:

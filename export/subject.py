@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,11 +10,12 @@ from numpy.typing import NDArray
 
 from bundle import Bundle, GraphName, likelihood_output
 from common import noise
+from common.classes import draw_classes
 from common.likelihood import Likelihood
 from export.errors import ExportError
 from service.models.onnx import Device, Graph
 from training.measure.adapter import as_autoencoder, as_image_decoder
-from training.measure.elbo import Autoencoder
+from training.measure.elbo import Autoencoder, Labels
 from training.model.prior import Sampler
 from training.model.vae import Vae
 
@@ -31,32 +33,53 @@ class Subject:
 
     Attributes:
         autoencoder: Encoder, decoder and the density of the prior.
-        decode: Maps latents float32 [N, D] to images float32 [N, C, H, W] in [0, 1].
+        decode: Maps latents float32 [N, D], and of a conditional model classes int64 [N], to
+            images float32 [N, C, H, W] in [0, 1].
         draw: Maps eps [N, D], u [N, 1] and a label (-1 for any class) to draws from the
             prior, [N, D]; None for a model without a prior.
         latent_dim: D.
-        labels: Number of classes the prior can be conditioned on.
+        labels: Number of classes the model, or its prior, can be conditioned on.
         binarized: Whether the model is measured on binarized images.
+        class_weights: How often each class is in the training data; empty if the model is not
+            conditional.
     """
 
     autoencoder: Autoencoder
-    decode: Callable[[Array], Array]
+    decode: Callable[..., Array]
     draw: Draw | None
     latent_dim: int
     labels: int
     binarized: bool
+    class_weights: tuple[float, ...] = ()
 
     def sample(self, count: int, seed: int, label: int | None) -> Array:
         """The images a server would return for `seed`: float32 [count, C, H, W] in [0, 1]."""
-        assert self.draw is not None
         images = []
         for start in range(0, count, _CHUNK):
             rows = min(_CHUNK, count - start)
             eps = noise.standard_normal(seed, start, rows, self.latent_dim)
             u = noise.uniform(seed, start, rows)
-            z = self.draw(eps, u, -1 if label is None else label)
-            images.append(self.decode(z))
+            images.append(self.decode(*self.latents(eps, u, label)))
         return np.concatenate(images)
+
+    def latents(self, eps: Array, u: Array, label: int | None) -> tuple[NDArray[Any], ...]:
+        """Draws from the prior as a server does: what `decode` takes.
+
+        Args:
+            eps: Standard normal noise, float32 [N, D].
+            u: Uniform noise, float32 [N, 1].
+            label: The class of all rows; None for any.
+
+        Returns:
+            Latents float32 [N, D]; of a conditional model, classes int64 [N], too.
+        """
+        assert self.draw is not None
+        if not self.autoencoder.conditional:
+            return (self.draw(eps, u, -1 if label is None else label),)
+        classes = np.full(len(eps), label or 0, np.int64)
+        if label is None:
+            classes, u = draw_classes(self.class_weights, u)
+        return self.draw(eps, u, -1), classes
 
 
 def subject_of_bundle(bundle: Bundle) -> Subject:
@@ -75,6 +98,7 @@ def subject_of_bundle(bundle: Bundle) -> Subject:
         prior=manifest.prior,
         labels=len(manifest.labels),
         binarized=manifest.training.get("train", {}).get("binarize", True),
+        class_weights=manifest.class_weights,
     )
 
 
@@ -86,6 +110,7 @@ def subject_of_graphs(
     prior: str,
     labels: int,
     binarized: bool,
+    class_weights: tuple[float, ...] = (),
 ) -> Subject:
     """Wraps the graphs of a bundle, run by onnxruntime on the CPU.
 
@@ -94,13 +119,14 @@ def subject_of_graphs(
         latent_dim: D.
         likelihood: p(x|z), as in the manifest.
         prior: Kind of the prior, as in the manifest.
-        labels: Number of classes the prior can be conditioned on.
+        labels: Number of classes the model, or its prior, can be conditioned on.
         binarized: Whether to measure on binarized images.
+        class_weights: As in the manifest.
     """
     sessions = {name: Graph(content, Device("cpu")) for name, content in graphs.items()}
 
-    def encode(images: Array) -> tuple[Array, Array | None]:
-        answers = sessions["encoder"].run({"image": images})
+    def encode(images: Array, *given: Labels) -> tuple[Array, Array | None]:
+        answers = sessions["encoder"].run({"image": images, **_label(given)})
         return answers["mean"], answers.get("log_var")
 
     def log_prior(z: Array) -> Array:
@@ -113,8 +139,11 @@ def subject_of_graphs(
         labels = np.full(len(eps), label, np.int64)
         return sessions["prior"].run({"eps": eps, "u": u, "label": labels})["z"]
 
-    def decoder(output: str) -> Callable[[Array], Array]:
-        return lambda z: sessions["decoder"].run({"z": z}, (output,))[output]
+    def decoder(output: str) -> Callable[..., Array]:
+        def decode(z: Array, *given: Labels) -> Array:
+            return sessions["decoder"].run({"z": z, **_label(given)}, (output,))[output]
+
+        return decode
 
     return Subject(
         Autoencoder(
@@ -122,12 +151,14 @@ def subject_of_graphs(
             decoder(likelihood_output(likelihood)),
             log_prior if "prior_density" in sessions else None,
             likelihood,
+            conditional=bool(class_weights),
         ),
         decoder("image"),
         None if prior == "none" else draw,
         latent_dim,
         labels,
         binarized,
+        class_weights,
     )
 
 
@@ -150,4 +181,10 @@ def subject_of_torch(model: Vae, *, binarized: bool) -> Subject:
         model.config.latent_dim,
         model.labels,
         binarized,
+        model.class_weights,
     )
+
+
+def _label(given: tuple[Labels, ...]) -> dict[str, Labels]:
+    """The input of a graph that takes the class; empty if it does not."""
+    return {"label": given[0]} if given else {}

@@ -10,7 +10,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,9 +24,9 @@ from export.errors import ExportError
 from export.graphs import ExportedGraph, strip
 from export.invariance import check_batch_invariance
 from export.subject import Subject
-from export.verify import ALLOWED_OPERATORS, check_structure, torch_answers
+from export.verify import ALLOWED_OPERATORS, Inputs, check_structure, torch_answers
 from service.models.onnx import Device, Graph
-from training.data.rows import Images
+from training.data.datasets import Split
 from training.measure.elbo import posteriors
 
 Array = NDArray[np.float32]
@@ -54,14 +54,14 @@ _CALIBRATION_ROWS = 64
 
 
 def convert_decoder(
-    plain: ExportedGraph, precision: Precision, calibration: Array
+    plain: ExportedGraph, precision: Precision, calibration: Inputs
 ) -> ExportedGraph:
     """Converts a decoder and checks the result like any other graph.
 
     Args:
         plain: The fp32 decoder.
         precision: `fp16` or `int8`.
-        calibration: float32 [N, D], latents whose activations determine the scales of int8.
+        calibration: Inputs by name, N rows each, whose activations determine the scales of int8.
 
     Returns:
         The converted graph; its `module` is still the fp32 decoder in torch.
@@ -77,47 +77,53 @@ def convert_decoder(
     strip(converted.graph, model.graph.name)
     variant = dataclasses.replace(plain, content=converted.SerializeToString())
     check_structure(variant, VARIANT_OPERATORS)
-    check_batch_invariance(variant.name, variant.content, {"z": calibration[:_CALIBRATION_ROWS]})
+    first = {name: array[:_CALIBRATION_ROWS] for name, array in calibration.items()}
+    check_batch_invariance(variant.name, variant.content, first)
     return variant
 
 
-def calibration_latents(subject: Subject, images: Images) -> Array:
-    """Latents typical of the decoder's inputs: posterior samples and draws from the prior.
+def calibration_inputs(subject: Subject, split: Split) -> dict[str, NDArray[Any]]:
+    """Typical inputs of the decoder: posterior samples and draws from the prior.
 
     Args:
         subject: The model.
-        images: uint8 [N, C, H, W], training images; the first `_CALIBRATION_IMAGES` are
-            encoded.
+        split: The training images and their classes; the first `_CALIBRATION_IMAGES` are encoded.
 
     Returns:
-        float32 [M, D], alternately from the posterior and the prior; without a prior, from the
-        posterior alone.
+        Latents `z`, float32 [M, D], alternately from the posterior and the prior; without a prior,
+        from the posterior alone. Of a conditional model, the classes `label`, int64 [M], too: of
+        the images, and as often as in the data.
     """
-    rows = np.arange(min(len(images), _CALIBRATION_IMAGES))
-    mean, log_var = posteriors(subject.autoencoder, images, rows)
+    rows = np.arange(min(len(split.images), _CALIBRATION_IMAGES))
+    model = subject.autoencoder
+    mean, log_var = posteriors(model, split.images, rows, split.labels)
     eps = noise.standard_normal(0, 0, *mean.shape)
     posterior = mean if log_var is None else mean + np.exp(np.float32(0.5) * log_var) * eps
-    if subject.draw is None:
-        return posterior
-    drawn = subject.draw(eps, noise.uniform(0, 0, len(mean)), -1)
-    # Interleaved, so that every calibration batch has latents of both.
-    return np.stack([posterior, drawn], axis=1).reshape(-1, mean.shape[1])
+    both: list[tuple[NDArray[Any], ...]] = [(posterior, *model.given(split.labels, rows))]
+    if subject.draw is not None:
+        both.append(subject.latents(eps, noise.uniform(0, 0, len(mean)), None))
+    # Interleaved, so that every calibration batch has rows of both.
+    inputs = [np.stack(pair, axis=1) for pair in zip(*both, strict=True)]
+    return {
+        name: array.reshape(-1, *array.shape[2:])
+        for name, array in zip(("z", "label"), inputs, strict=False)
+    }
 
 
-def answers_of(graph: ExportedGraph, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Array]:
+def answers_of(graph: ExportedGraph, inputs: Inputs) -> dict[str, Array]:
     """Runs a graph in onnxruntime on the CPU; returns its outputs by "graph.output"."""
     answers = Graph(graph.content, Device("cpu")).run(inputs)
     return {f"{graph.name}.{name}": answer for name, answer in answers.items()}
 
 
-def differences_of(variant: ExportedGraph, z: Array) -> dict[str, float]:
+def differences_of(variant: ExportedGraph, inputs: Inputs) -> dict[str, float]:
     """Largest absolute difference of a converted decoder from torch, by "graph.output".
 
     Args:
         variant: A graph returned by `convert_decoder`.
-        z: float32 [N, D].
+        inputs: Inputs by name.
     """
-    wanted, got = torch_answers(variant, {"z": z}), answers_of(variant, {"z": z})
+    wanted, got = torch_answers(variant, inputs), answers_of(variant, inputs)
     return {
         key: float(np.max(np.abs(got[key] - answer)))
         for key, answer in ((f"{variant.name}.{name}", wanted[name]) for name in wanted)
@@ -137,7 +143,7 @@ def _to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     return half
 
 
-def _to_int8(model: onnx.ModelProto, calibration: Array) -> onnx.ModelProto:
+def _to_int8(model: onnx.ModelProto, calibration: Inputs) -> onnx.ModelProto:
     """Quantises weights (per channel) and activations to int8.
 
     The first layer, the first convolution and the last layer stay in fp32: the ELBO on MNIST then
@@ -156,14 +162,17 @@ def _to_int8(model: onnx.ModelProto, calibration: Array) -> onnx.ModelProto:
 
     class Rows(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self._rows: Iterator[Array] = iter(
-                calibration[start : start + _CALIBRATION_ROWS]
-                for start in range(0, len(calibration), _CALIBRATION_ROWS)
+            count = len(calibration["z"])
+            self._batches: Iterator[Inputs] = iter(
+                {
+                    name: array[start : start + _CALIBRATION_ROWS]
+                    for name, array in calibration.items()
+                }
+                for start in range(0, count, _CALIBRATION_ROWS)
             )
 
-        def get_next(self) -> dict[str, Array] | None:
-            rows = next(self._rows, None)
-            return None if rows is None else {"z": rows}
+        def get_next(self) -> Inputs | None:
+            return next(self._batches, None)
 
     with tempfile.TemporaryDirectory(prefix="latentserve-int8-") as folder:
         target = Path(folder) / "decoder.onnx"

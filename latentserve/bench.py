@@ -259,21 +259,24 @@ def _call(
     if load.dtype == "float32":
         images = images.astype(np.float32) / np.float32(255)
     z = rng.standard_normal((size, model.latent_dim), np.float32)
+    given = dict(target)
+    if model.conditional:
+        given["labels"] = np.arange(size) % len(model.labels)
 
     async def encode() -> NDArray[Any]:
-        return (await client.encode(images, **target)).mean
+        return (await client.encode(images, **given)).mean
 
     async def decode() -> NDArray[Any]:
-        return await client.decode(z, dtype=load.dtype, **target)
+        return await client.decode(z, dtype=load.dtype, **given)
 
     async def sample() -> NDArray[Any]:
         return await client.sample(size, seed=_SEED, dtype=load.dtype, **target)
 
     async def reconstruct() -> NDArray[Any]:
-        return await client.reconstruct(images, dtype=load.dtype, **target)
+        return await client.reconstruct(images, dtype=load.dtype, **given)
 
     async def score() -> NDArray[Any]:
-        return (await client.score(images, **target)).elbo
+        return (await client.score(images, **given)).elbo
 
     async def sample_stream() -> NDArray[Any]:
         chunks: AsyncIterator[Any] = client.sample_stream(

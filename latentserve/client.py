@@ -12,6 +12,7 @@
 
 from latentserve._client.aio import AsyncClient
 from latentserve._client.options import Keepalive, Retry, Tls
+from latentserve._client.parameters import Labelled
 from latentserve._client.sync import Client
 from latentserve._client.values import (
     Interpolation,
@@ -54,6 +55,7 @@ __all__ = [
     "Interpolation",
     "InvalidArgument",
     "Keepalive",
+    "Labelled",
     "LatentMap",
     "LatentScaling",
     "LatentserveError",

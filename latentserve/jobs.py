@@ -26,6 +26,7 @@ from latentserve._client.parameters import Resize
 from latentserve._jobs import run
 from latentserve._jobs.arrays import Arrays
 from latentserve._jobs.folder import JobError
+from latentserve._jobs.labels import GivenLabels, RowLabels
 from latentserve._jobs.npy import SourceError
 from latentserve._jobs.results import latents_of
 from latentserve._jobs.run import Finished, Progress
@@ -74,6 +75,7 @@ def encode(
     bucket: int | None = None,
     scaled: bool = False,
     latent_dtype: LatentDtype = "float32",
+    labels: GivenLabels | None = None,
     model: str = "",
     version: int = 0,
     shard_rows: int = SHARD_ROWS,
@@ -102,6 +104,9 @@ def encode(
             the nearest aspect ratio. Only for image files and a model with `ModelInfo.sizes`.
         scaled: Scale the latents by `ModelInfo.latent_scaling`, as diffusion models expect them.
         latent_dtype: `float32`, or `float16` for half the bytes.
+        labels: For a conditional model, the class of all rows; an npy file of the class of each, or
+            an array; or `folders`, if the source is a folder with a folder for each class, named
+            like it in `ModelInfo.labels`. They are written as `labels`, int32 [N].
         model: Name of the model; empty for the server's default model.
         version: Version of the model; 0 for the highest one that is served.
         shard_rows: Rows per shard; the last shard may have fewer.
@@ -138,6 +143,9 @@ def encode(
         bucket=None if bucket is None else scalars.count(bucket, "bucket"),
         scaled=bool(scaled),
         latent_dtype=_one_of(latent_dtype, "latent_dtype", ("float32", "float16")),
+        labels=None
+        if labels is None
+        else RowLabels.read(labels, opened.rows, opened if isinstance(opened, Pictures) else None),
     )
     return _run(client, task, folder, model, version, seed, shard_rows, format, verify, progress)
 
@@ -149,6 +157,7 @@ def decode(
     *,
     dtype: Pixels = "uint8",
     scaled: bool | None = None,
+    labels: GivenLabels | None = None,
     model: str = "",
     version: int = 0,
     shard_rows: int = SHARD_ROWS,
@@ -168,6 +177,9 @@ def decode(
         dtype: `uint8` for 0 to 255, `float32` or `float16` for values in [0, 1].
         scaled: The latents are scaled by `ModelInfo.latent_scaling`. By default, as the job was
             that wrote them; those of npy files are not.
+        labels: For a conditional model, the class that all rows are decoded with; or an npy file of
+            the class of each, or an array. By default, those that the job wrote which wrote the
+            latents. They are written as `labels`, int32 [N].
         model: Name of the model; empty for the server's default model.
         version: Version of the model; 0 for the highest one that is served.
         shard_rows: Rows per shard; the last shard may have fewer.
@@ -184,17 +196,18 @@ def decode(
     """
     paths = _paths(source)
     if len(paths) == 1 and paths[0].is_dir():
-        opened, was_scaled = latents_of(paths[0])
+        opened, was_scaled, known = latents_of(paths[0])
     else:
         for path in paths:
             if path.is_dir():
                 count = len(paths)
                 raise SourceError(f"{path}: got a folder among {count} sources, wanted it alone")
-        opened, was_scaled = Arrays.open(paths), False
+        opened, was_scaled, known = Arrays.open(paths), False, None
     task = DecodeTask(
         opened,
         dtype=_one_of(dtype, "dtype", PIXELS),
         scaled=was_scaled if scaled is None else bool(scaled),
+        labels=known if labels is None else RowLabels.read(labels, opened.rows),
     )
     return _run(client, task, folder, model, version, None, shard_rows, format, verify, progress)
 
@@ -221,8 +234,9 @@ def sample(
 ) -> Finished:
     """Draws new images from the prior.
 
-    Writes `images`, [N, C, H, W], and if requested `latents`, float32 [N, D]. For given options
-    image i depends only on the seed and on offset + i, so several jobs may share a sequence.
+    Writes `images`, [N, C, H, W], if requested `latents`, float32 [N, D], and of a conditional
+    model `labels`, int32 [N]. For given options image i depends only on the seed and on offset + i,
+    so several jobs may share a sequence.
 
     Args:
         client: Client of the server.

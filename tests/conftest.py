@@ -143,7 +143,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def kinds_server(kinds: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of every kind of model; the default one is `delta`."""
     log = tmp_path_factory.mktemp("kinds-server") / "log"
-    with Server(kinds / "models", log) as running:
+    with Server(kinds / "models", log, "--default-model", "delta") as running:
         yield running.wait_until_serving()
 
 

@@ -1,4 +1,4 @@
-"""Batches of training images: gathered from memory or from disk, and augmented."""
+"""Batches of training images: gathered from memory or from disk, augmented, and with noise."""
 
 import numpy as np
 import torch
@@ -59,6 +59,25 @@ class Batches:
             )
             images = {"flip": flipped, "shift": shifted}[name](images, noise)
         return images, self._labels[there]
+
+
+def corrupted(
+    images: Tensor, config: TrainConfig, middle: Tensor, noise: torch.Generator
+) -> Tensor:
+    """Adds the configured noise to what the encoder sees; returns new images.
+
+    Args:
+        images: Float [B, C, H, W] in [0, 1].
+        config: Kind and amount of the noise, above 0.
+        middle: What a hidden pixel looks like, [C, 1, 1]: the centre of the encoder's input, which
+            is 0 to it.
+        noise: Generator of the noise.
+    """
+    if config.noise_kind == "gaussian":
+        drawn = torch.randn(images.shape, generator=noise).to(images.device)
+        return images + config.noise * drawn
+    hidden = torch.rand(len(images), 1, *images.shape[2:], generator=noise) < config.noise
+    return torch.where(hidden.to(images.device), middle, images)
 
 
 def flipped(images: Tensor, noise: torch.Generator) -> Tensor:

@@ -59,7 +59,8 @@ def _facts(
         ("images", f"{height} x {width} {'RGB' if channels == 3 else 'grey'}, "
                    f"{f'{classes} classes' if classes else 'no classes'}"),
         ("preset", f"{request.preset}: {preset.summary}"),
-        ("latents", f"{model.latent_dim} dimensions, prior {model.prior.kind}"),
+        ("latents", f"{model.latent_dim} dimensions, prior {model.prior.kind}"
+                    f"{', given the class' if model.conditional else ''}"),
         ("batch", f"{trainer.batch_size} images"),
         ("learning rate", f"{config.learning_rate:g}"),
     ]  # fmt: skip

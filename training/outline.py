@@ -41,8 +41,9 @@ def layers(model: Vae) -> list[Layer]:
     """
     called: dict[str, tuple[int, ...]] = {}
     with torch.inference_mode(), _outputs(model, called):
-        z = model.encode(torch.zeros(1, *model.image_shape)).mean
-        model.decode(z)
+        label = torch.zeros(1, dtype=torch.int64)
+        z = model.encode(torch.zeros(1, *model.image_shape), label).mean
+        model.decode(z, label)
         if model.prior is not None:
             model.prior.log_prob(z)
     modules = dict(model.named_modules())

@@ -76,6 +76,38 @@ PRESETS: Mapping[str, Preset] = {
         TrainConfig(beta=4.0, batch_size=256, learning_rate=4e-3, weight_decay=0.0),
         "a beta-VAE: KL weight 4, for disentangled latents",
     ),
+    "cvae": Preset(
+        ModelConfig(
+            Conv(
+                widths=(64, 32),
+                encoder_blocks=(2, 1),
+                decoder_blocks=(1, 1),
+                encoder_trunk=128,
+                decoder_trunk=200,
+            ),
+            latent_dim=32,
+            prior=PriorConfig("flow"),
+            conditional=True,
+        ),
+        TrainConfig(learning_rate=2e-3, weight_decay=0.01, kl_warmup=0.1),
+        "conditional: digits whose latents hold the style, and the label which digit it is",
+    ),
+    "cvae-fonts": Preset(
+        ModelConfig(
+            Conv(
+                widths=(128, 96, 64),
+                encoder_blocks=(2, 1, 1),
+                decoder_blocks=(2, 1, 1),
+                encoder_trunk=256,
+                decoder_trunk=256,
+                coarsest=4,
+            ),
+            latent_dim=64,
+            conditional=True,
+        ),
+        TrainConfig(learning_rate=2e-3, weight_decay=0.01, kl_warmup=0.1),
+        "conditional: grey letters of 32 to 64 pixels, whose latents hold the typeface",
+    ),
     "iwae": Preset(
         ModelConfig(_WIDE, latent_dim=32),
         TrainConfig(

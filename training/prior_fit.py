@@ -73,6 +73,7 @@ class PriorFit:
         seed = derived_seed(self._config.seed, "posteriors")
         rows = sample_rows(len(self._split.images), count, seed)
         size = chunk_rows(self._split.images.shape[1:])
+        labels = torch.from_numpy(self._split.labels[rows]).to(self._device)
         means, log_vars = [], []
         for view in range(views):
             seed = derived_seed(self._config.seed, f"view {view} {phase.name}")
@@ -80,11 +81,12 @@ class PriorFit:
                 chunk = self._split.images[rows[start : start + size]]
                 binarized = self._config.binarize
                 pixels = binarize(chunk, seed + start) if binarized else to_unit(chunk)
-                posterior = model.encode(torch.from_numpy(pixels).to(self._device))
+                posterior = model.encode(
+                    torch.from_numpy(pixels).to(self._device), labels[start : start + size]
+                )
                 means.append(posterior.mean)
                 if posterior.log_var is not None:
                     log_vars.append(posterior.log_var)
-        labels = torch.from_numpy(self._split.labels[rows]).to(self._device)
         # Clones, since tensors of inference mode cannot take part in a training step.
         self._keep(
             phase,

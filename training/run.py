@@ -220,12 +220,12 @@ class TrainingRun:
         binarized = trainer.config.binarize
         images = test_images(dataset, binarized=binarized)
         with np.errstate(all="ignore"):  # of a model that has diverged
-            result = evaluate(model, images, draws=1, seed=TEST_SEED)
+            result = evaluate(model, images, labels=dataset.test.labels, seed=TEST_SEED)
         trainer.check_finite(result.elbo, result.reconstruction)
         folder.write_golden_inputs(*golden_images(dataset.test))
         most = _SCORED_VALUES // math.prod(dataset.image_shape)
         rows = sample_rows(len(dataset.train.images), min(_SCORED, max(_SCORED_LEAST, most)))
-        scored = mean_scores(model, dataset.train.images, rows)
+        scored = mean_scores(model, dataset.train.images, rows, dataset.train.labels)
         folder.write_json(
             "score_percentiles.json",
             {
@@ -234,7 +234,8 @@ class TrainingRun:
                 "percentiles": percentiles(scored),
             },
         )
-        quality = measure_quality(model, as_image_decoder(averaged), dataset.test.images)
+        test = dataset.test
+        quality = measure_quality(model, as_image_decoder(averaged), test.images, test.labels)
         described = describe(result, binarized=binarized, likelihood=model.likelihood)
         metrics = (
             described

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.batches import Batches
+from training.batches import Batches, corrupted
 from training.best_prior import BestPrior
 from training.data.datasets import Dataset
 from training.divergence import not_finite, skipped_too_many
@@ -92,7 +92,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(train_config.seed, "weights"))
             model = Vae(model_config, dataset.image_shape, len(dataset.class_names))
-        model.begin(level_counts(dataset.train.images))
+        model.begin(level_counts(dataset.train.images), dataset.train.labels)
         # The layout in which convolutions on a CPU are fastest.
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model.to(self.device)
@@ -100,7 +100,7 @@ class Trainer:
         self._optimizer = Optimizer(self.model, train_config)
         self._batches = Batches(dataset.train, train_config, self.device)
         self._validation = Validation(
-            dataset.validation.images, self.device, binarize=train_config.binarize
+            dataset.validation, self.device, binarize=train_config.binarize
         )
         self._train = dataset.train
         self._noise = torch.Generator()
@@ -176,9 +176,9 @@ class Trainer:
 
         Returns:
             Numbers by name. A step that trains the autoencoder has `elbo`,
-            `reconstruction` and `kl` in nats per image, and `beta`, the weight of the KL
-            term; a step that fits the prior has `prior_nll` in nats per latent. Every
-            step has `grad_norm`, `learning_rate`, and `skipped`, the number of steps
+            `reconstruction` and `kl` in nats per image, `beta`, the weight of the KL term, and
+            with objective=wae `mmd`; a step that fits the prior has `prior_nll` in nats per latent.
+            Every step has `grad_norm`, `learning_rate`, and `skipped`, the number of steps
             skipped so far.
 
         Raises:
@@ -301,16 +301,23 @@ class Trainer:
         eps = torch.randn(shape, generator=self._noise).to(self.device)
         beta = kl_weight(done, self.steps, config)
         cut = self.parallel.slice
-        loss, reconstruction, kl = self._objective(cut(images), cut(labels), cut(eps, 1), beta)
-        totals = self.parallel.mean(torch.stack([loss, reconstruction, kl]).detach())
-        whole_loss, whole_reconstruction, whole_kl = totals.tolist()
-        return loss, {
-            "loss": whole_loss,
-            "elbo": whole_reconstruction + whole_kl,
-            "reconstruction": whole_reconstruction,
-            "kl": whole_kl,
+        more: dict[str, Tensor] = {}
+        if config.noise:
+            seen = corrupted(images, config, self.model.centre, self._noise)
+            more["inputs"] = cut(seen)
+        if config.objective == "wae":
+            drawn = torch.randn(shape, generator=self._noise).to(self.device)
+            more["drawn"] = cut(drawn, 1)
+        terms = self._objective(cut(images), cut(labels), cut(eps, 1), beta, **more)
+        loss, reconstruction, kl, mmd = self.parallel.mean(torch.stack(terms).detach()).tolist()
+        numbers = {
+            "loss": loss,
+            "elbo": reconstruction + kl,
+            "reconstruction": reconstruction,
+            "kl": kl,
             "beta": beta,
         }
+        return terms[0], numbers | ({"mmd": mmd} if config.objective == "wae" else {})
 
     def _prior_loss(self, phase: Phase) -> tuple[Tensor, dict[str, float]]:
         """The loss of the prior on a batch of latents; every process computes the whole batch."""

@@ -1,9 +1,11 @@
 """The validation of a model: its ELBO on the validation split, measured during training."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from training.data.rows import Images, chunk_rows
+from training.data.datasets import Split
+from training.data.rows import chunk_rows
 from training.data.targets import Targets
 from training.model.objectives import kl_at
 from training.model.vae import Vae
@@ -15,13 +17,14 @@ class Validation:
     """The validation split, measured each time with the same noise.
 
     Args:
-        images: Its images, uint8 [N, C, H, W].
+        split: Its images and their classes.
         binarize: Whether bits that are drawn once are the targets, or the grey values.
         device: Where the model is.
     """
 
-    def __init__(self, images: Images, device: torch.device, *, binarize: bool):
-        self._targets = Targets(images, _SEED if binarize else None)
+    def __init__(self, split: Split, device: torch.device, *, binarize: bool):
+        self._targets = Targets(split.images, _SEED if binarize else None)
+        self._labels = torch.from_numpy(np.require(split.labels, requirements="W")).to(device)
         self._device = device
 
     def __len__(self) -> int:
@@ -44,10 +47,11 @@ class Validation:
         size = chunk_rows(self._targets.shape[1:])
         for start in range(0, len(self), size):
             images = torch.from_numpy(self._targets[start : start + size]).to(self._device)
-            posterior = model.encode(images)
+            labels = self._labels[start : start + size]
+            posterior = model.encode(images, labels)
             eps = torch.randn(posterior.mean.shape, generator=noise).to(self._device)
             z = posterior.sample(eps)
-            reconstruction += model.likelihood.nll(model.decode(z), images).sum().item()
+            reconstruction += model.likelihood.nll(model.decode(z, labels), images).sum().item()
             kl += kl_at(model, posterior, z, learned_prior=learned_prior).sum().item()
         return {
             "validation_elbo": (reconstruction + kl) / len(self),
@@ -63,7 +67,8 @@ class Validation:
         count = min(len(self), most)
         for start in range(0, count, size):
             images = torch.from_numpy(self._targets[start : min(count, start + size)])
-            posterior = model.encode(images.to(self._device))
+            labels = self._labels[start : start + len(images)]
+            posterior = model.encode(images.to(self._device), labels)
             eps = torch.randn(posterior.mean.shape, generator=noise).to(self._device)
             drawn.append(posterior.sample(eps))
         return torch.cat(drawn)

@@ -80,15 +80,17 @@ async function run({ server, out, model: name, seed, temperature, timeout }) {
 async function roundTrip(connection, { name, version }, request) {
   const model = { name, version };
   const format = "IMAGE_FORMAT_UINT8";
-  const { images } = await connection.call("Sample", { model, format, ...request });
-  const { mean } = await connection.call("Encode", { model, images });
-  const decoded = await connection.call("Decode", { model, format, latents: mean });
+  // A conditional model says which class each image was decoded with; of others there are none.
+  const { images, labels } = await connection.call("Sample", { model, format, ...request });
+  const { mean } = await connection.call("Encode", { model, images, labels });
+  const decoded = await connection.call("Decode", { model, format, latents: mean, labels });
   return { sampled: split(images.tensor), decoded: split(decoded.images.tensor) };
 }
 
 function describe(model) {
   const { channels, height, width } = model.image_shape;
-  const labels = model.labels.length ? `labels ${model.labels.join(" ")}` : "no labels";
+  const given = model.conditional ? "conditional on " : "";
+  const labels = model.labels.length ? `${given}labels ${model.labels.join(" ")}` : "no labels";
   const devices = [...new Set(model.graphs.map(({ device }) => device))].join(", ");
   const free = model.sizes ? " and other sizes" : "";
   return (

@@ -25,6 +25,7 @@ from latentserve._cli.connection import add_model, connect
 from latentserve._cli.failures import Failure, printable
 from latentserve._cli.generate import add_sampling
 from latentserve._cli.interrupt import Interrupt
+from latentserve._cli.labels import add_label, index_of
 from latentserve._cli.progress import ProgressBar
 from latentserve._files import reason
 
@@ -56,6 +57,7 @@ def add(commands: Any) -> None:
         "latentserve batch encode images.npy --to latents",
         "latentserve batch encode photos/ --resize --format parquet --to latents",
         "latentserve batch encode photos/ --bucket 512 --to latents",
+        "latentserve batch encode digits.npy --labels labels.npy --to latents",
     )
     encode.add_argument(
         "source",
@@ -73,6 +75,7 @@ def add(commands: Any) -> None:
         help="as --resize, but to one of a few sizes of about N x N pixels, that of the nearest "
         "aspect ratio; for models that take images of any size",
     )
+    _add_labels(encode, ", or folders: the folders that the images are in are named like classes")
     add_draw(encode, "also draw z from each posterior")
     add_scaled(encode)
     encode.add_argument(
@@ -89,6 +92,7 @@ def add(commands: Any) -> None:
         "map latents to images",
         "latentserve batch decode latents --to images",
         "latentserve batch decode latents/mean-*.npy --to images",
+        "latentserve batch decode latents --label 7 --to sevens",
     )
     decode.add_argument(
         "source",
@@ -100,6 +104,7 @@ def add(commands: Any) -> None:
     )
     add_scaled(decode)
     decode.set_defaults(scaled=None)  # as the job was that wrote the latents
+    _add_labels(decode, "; by default those that the job has which wrote the latents")
     _add_dtype(decode)
 
     sample = _job(
@@ -186,6 +191,20 @@ def _add_dtype(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_labels(parser: argparse.ArgumentParser, more: str) -> None:
+    which = parser.add_mutually_exclusive_group()
+    add_label(which, "all rows")
+    which.add_argument(
+        "--labels", metavar="FILE", help=f"npy file of the index of each row's class{more}"
+    )
+
+
+def _labels_of(options: argparse.Namespace, client: "Client") -> Any:
+    """Returns the argument `labels` of jobs."""
+    label = index_of(options.label, "--label", options, client)
+    return options.labels if label is None else label
+
+
 def _encode(options: argparse.Namespace, client: "Client", common: dict[str, Any]) -> "Finished":
     from latentserve import jobs
 
@@ -200,6 +219,7 @@ def _encode(options: argparse.Namespace, client: "Client", common: dict[str, Any
         bucket=options.bucket,
         scaled=options.scaled,
         latent_dtype=options.latent_dtype,
+        labels=_labels_of(options, client),
         **common,
     )
 
@@ -213,6 +233,7 @@ def _decode(options: argparse.Namespace, client: "Client", common: dict[str, Any
         options.to,
         dtype=options.dtype,
         scaled=options.scaled,
+        labels=_labels_of(options, client),
         **common,
     )
 
@@ -226,7 +247,7 @@ def _sample(options: argparse.Namespace, client: "Client", common: dict[str, Any
         options.to,
         seed=options.seed,
         offset=options.offset,
-        label=options.label,
+        label=index_of(options.label, "--label", options, client),
         temperature=options.temperature,
         truncation=options.truncation,
         dtype=options.dtype,

@@ -18,6 +18,7 @@ from latentserve._cli.common import (
 )
 from latentserve._cli.connection import add_model, connect
 from latentserve._cli.failures import Usage
+from latentserve._cli.labels import add_labels, labels_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,6 +39,7 @@ def add(commands: Any) -> None:
         "latentserve encode photo.jpg --resize --model taef2 -o z.npy",
     )
     add_images(encode)
+    add_labels(encode)
     encode.add_argument(
         "-o",
         "--output",
@@ -74,6 +76,7 @@ def add(commands: Any) -> None:
         help="npy file [N, D] or [N, c, h, w], or npz file written by `encode` (uses its z if "
         "present, else its mean); - for standard input",
     )
+    add_labels(decode, "latent")
     add_pictures(decode, "decoded.png", files=True)
     add_scaled(decode)
     add_columns(decode)
@@ -88,6 +91,7 @@ def add(commands: Any) -> None:
         "latentserve reconstruct images/*.png --seed 7 -o both.png",
     )
     add_images(reconstruct)
+    add_labels(reconstruct)
     add_pictures(
         reconstruct, "reconstructed.png", "float32 array of the reconstructions", files=True
     )
@@ -113,6 +117,7 @@ def _encode(options: argparse.Namespace) -> int:
             resize=resize_of(options),
             scaled=options.scaled,
             latent_dtype=options.latent_dtype,
+            labels=labels_of(options, client),
             model=options.model,
             version=options.model_version,
         )
@@ -145,6 +150,7 @@ def _decode(options: argparse.Namespace) -> int:
         "version": options.model_version,
     }
     with connect(options) as client:
+        decoding["labels"] = labels_of(options, client)
         images = client.decode(latents, dtype=target.file_format or target.dtype, **decoding)
     what = counted(len(images), "image")
     if isinstance(images, list):
@@ -187,6 +193,7 @@ def _reconstruct(options: argparse.Namespace) -> int:
             "resize": resize_of(options),
             "unclipped": options.unclipped,
             "quality": options.quality,
+            "labels": labels_of(options, client),
             "model": options.model,
             "version": options.model_version,
         }

@@ -26,6 +26,14 @@ from latentserve._cli.common import (
 )
 from latentserve._cli.connection import add_model, connect
 from latentserve._cli.failures import Failure, Usage
+from latentserve._cli.labels import (
+    add_label,
+    add_labels,
+    add_targets,
+    classes_of,
+    index_of,
+    labels_of,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -89,6 +97,8 @@ def add(commands: Any) -> None:
         default="linear",
         help="path: a straight line or an arc (default: linear)",
     )
+    add_labels(interpolate, "end")
+    add_targets(interpolate)
     add_resize(interpolate)
     add_size(interpolate)
     add_scaled(interpolate)
@@ -133,6 +143,8 @@ def add(commands: Any) -> None:
         metavar="FILE",
         help="file of the image or latent in the middle (default: the mean of the prior)",
     )
+    add_label(traverse, "the image in the middle, and of those without target labels")
+    add_targets(traverse)
     add_resize(traverse)
     add_size(traverse)
     add_pictures(traverse, "traversed.png", "float32 array [rows, columns, C, H, W]")
@@ -155,9 +167,8 @@ def add_sampling(parser: argparse.ArgumentParser, labels: Any) -> None:
     add_offset(parser)
     labels.add_argument(
         "--label",
-        type=index,
-        metavar="N",
-        help="index of the class to sample, for a model with labels (default: any class)",
+        metavar="CLASS",
+        help="class to sample, for a model with labels: its index or its name (default: any class)",
     )
     parser.add_argument(
         "--temperature",
@@ -179,8 +190,9 @@ def _sample(options: argparse.Namespace) -> int:
     from latentserve._cli.outputs import output
 
     target = output(options, "png", "npy")
-    labels, seed, pieces = [options.label], options.seed, []
+    seed, pieces = options.seed, []
     with connect(options) as client:
+        labels = [index_of(options.label, "--label", options, client)]
         if options.by_label:
             model = client.model(options.model, version=options.model_version)
             if not model.labels:
@@ -225,6 +237,8 @@ def _interpolate(options: argparse.Namespace) -> int:
             latents=_are_latents(options.ends),
             scaled=options.scaled,
             resize=resize_of(options),
+            labels=labels_of(options, client),
+            target_labels=classes_of(options.target_labels, "--target-labels", options, client),
             model=options.model,
             version=options.model_version,
         )
@@ -276,6 +290,8 @@ def _traverse(options: argparse.Namespace) -> int:
             dtype=target.dtype,
             latents=None if options.middle is None else _are_latents([options.middle]),
             resize=resize_of(options),
+            labels=index_of(options.label, "--label", options, client),
+            target_labels=classes_of(options.target_labels, "--target-labels", options, client),
             model=options.model,
             version=options.model_version,
         )

@@ -116,6 +116,8 @@ def _described(model: "ModelInfo", default: str) -> Iterator[str]:
     if model.latent_scaling is not None:
         yield f"  scaled     {_scaling(model.latent_scaling)}"
     yield f"  labels     {_listed(model.labels)}"
+    if model.conditional:
+        yield "  conditional: images are encoded, decoded and scored given their label"
     yield f"  decoder    {model.precision}"
     yield f"  devices    {', '.join(f'{name} {on}' for name, on in model.devices.items())}"
     yield f"  max rows   {model.max_rows}{_at_once(model)}"

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Callable
 
 from latentserve import __version__
-from latentserve._cli import app, batch, bench, convert, generate, operate, score
+from latentserve._cli import app, batch, bench, convert, generate, operate, restyle, score
 from latentserve._cli.common import listing
 from latentserve._cli.failures import Failure, Usage, printable
 from latentserve._files import reason
 
 _DESCRIPTION = "Train, export and serve variational autoencoders, and call the server."
-_GROUPS = (operate, convert, generate, score, batch, bench)
+_GROUPS = (operate, convert, restyle, generate, score, batch, bench)
 
 
 def run(arguments: list[str]) -> int:

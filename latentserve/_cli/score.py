@@ -13,6 +13,7 @@ from latentserve._cli.arguments import index, uint64
 from latentserve._cli.common import add_images, add_offset, command, counted, resize_of
 from latentserve._cli.connection import add_model, connect
 from latentserve._cli.failures import printable
+from latentserve._cli.labels import add_labels, labels_of
 
 if TYPE_CHECKING:
     from latentserve._cli.inputs import Images
@@ -41,6 +42,7 @@ def add(commands: Any) -> None:
         "latentserve score images/*.png --json | jq 'select(.percentile > 99) | .file'",
     )
     add_images(score)
+    add_labels(score)
     score.add_argument(
         "--draws",
         type=index,
@@ -82,6 +84,7 @@ def _score(options: argparse.Namespace) -> int:
             seed=options.seed,
             offset=options.offset,
             resize=resize,
+            labels=labels_of(options, client),
             model=options.model,
             version=options.model_version,
         )

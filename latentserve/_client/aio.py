@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from latentserve._client import describe, proxy, scalars, streams, unary
 from latentserve._client.coalesce import Coalescer
 from latentserve._client.describe import Limits
+from latentserve._client.labels import labels_of
 from latentserve._client.options import (
     SERVICE,
     Keepalive,
@@ -41,6 +42,7 @@ from latentserve._client.parameters import (
     FileFormat,
     Format,
     Images,
+    Labelled,
     LatentFormat,
     Method,
     Point,
@@ -87,6 +89,8 @@ from latentserve.errors import (
 T = TypeVar("T")
 # Never coalesced: lists of files, and lists of numbers, which have no dtype and shape yet.
 _LISTS = (list, tuple)
+# Options that each row has a value of: they travel with the rows where calls are joined.
+_LABELS = frozenset(("labels", "target_labels"))
 
 
 class AsyncClient:
@@ -108,9 +112,9 @@ class AsyncClient:
             of one connection are answered by the same worker, or the same server behind a load
             balancer that distributes connections; several connections spread the calls.
         coalesce: Join concurrent small calls of `encode`, `decode`, `reconstruct` and `score`
-            into one message, if they have the same model and options and draw nothing. A call
-            is sent at once if none is in flight; calls made before its reply are sent together
-            after the reply.
+            into one message, if they have the same model and options and draw nothing; labels
+            may differ. A call is sent at once if none is in flight; calls made before its reply
+            are sent together after the reply.
     """
 
     def __init__(
@@ -240,7 +244,8 @@ class AsyncClient:
             **options: `draw=True` or a `seed` for a draw from each posterior, with `offset`, the
                 index of the first row in the seed's sequence; `resize=True` to convert image files
                 of another size or colour mode, or `resize=(height, width)`; `scaled` for latents
-                as diffusion models expect them; `latent_dtype`; `model` and `version`.
+                as diffusion models expect them; `latent_dtype`; `labels`, the class of each image
+                or one for all, for a conditional model; `model` and `version`.
 
         Returns:
             Mean and log_var, float32 [N, D] or [N, c, h, w] each, and z if it was drawn. log_var
@@ -250,7 +255,8 @@ class AsyncClient:
             InvalidArgument: An image or an option is invalid; the error's `index` is that of
                 the invalid file.
             FailedPrecondition: A draw was requested from a plain autoencoder, or `scaled` of a
-                model without `latent_scaling`.
+                model without `latent_scaling`; or a conditional model got no labels, or another
+                one got some.
         """
         encoded: Posterior = await self._run_rows(unary.encode, images, timeout, options)
         return encoded
@@ -290,13 +296,15 @@ class AsyncClient:
             timeout: Deadline of each message in seconds; the client's by default.
             **options: `scaled` for latents as diffusion models return them; `unclipped` for the
                 decoder's values as they are; `quality` of JPEG and WebP files, 1 to 100;
-                `model` and `version`.
+                `labels`, the class that each latent is decoded with or one for all, for a
+                conditional model; `model` and `version`.
 
         Returns:
             Array [N, C, H, W], float32 for `bfloat16`; or the contents of N files.
 
         Raises:
-            InvalidArgument: The shape or the values of the latents are invalid.
+            InvalidArgument: The shape or the values of the latents are invalid, or a label is.
+            FailedPrecondition: A conditional model got no labels, or another one got some.
         """
         options["dtype"] = dtype
         images: NDArray[Any] | list[bytes] = await self._run_rows(unary.decode, z, timeout, options)
@@ -421,8 +429,9 @@ class AsyncClient:
             **options: `draw=True` or a `seed` for a draw from each posterior, with `offset`, the
                 index of the first row in the seed's sequence; `resize=True` to convert image files
                 of another size or colour mode, or `resize=(height, width)`; `scaled`, which makes
-                no difference but rounding; `unclipped` and `quality` as in `decode`; `model` and
-                `version`.
+                no difference but rounding; `unclipped` and `quality` as in `decode`; `labels` as
+                in `encode` and `target_labels`, the classes to decode with, which are the same by
+                default; `model` and `version`.
 
         Returns:
             Array [N, C, H, W], float32 for `bfloat16`; or the contents of N files.
@@ -438,6 +447,57 @@ class AsyncClient:
         )
         return made
 
+    async def restyle(
+        self,
+        images: Images,
+        labels: ArrayLike,
+        to: ArrayLike,
+        *,
+        dtype: ArrayFormat = "float32",
+        draw: bool = False,
+        seed: int | None = None,
+        offset: int = 0,
+        resize: Resize = False,
+        timeout: float | None = None,
+        **where: Unpack[Where],
+    ) -> NDArray[Any]:
+        """Encodes images, and decodes each of them in every class of `to`: this style, that class.
+
+        One round trip, and one encoding of each image. Only for a conditional model.
+
+        Args:
+            images: As in `encode`.
+            labels: Class of each image, or one for all.
+            to: Classes to decode with, M of them.
+            dtype: `float32`, `float16` or `bfloat16` for values in [0, 1], `uint8` for 0 to 255.
+            draw: Decode a draw from each posterior instead of its mean; implied by a seed.
+            seed: Seed of the draws; a fresh one by default.
+            offset: Index of the first image in the seed's sequence.
+            resize: Convert image files of another size or colour mode, or to (height, width).
+            timeout: Deadline of each message in seconds; the client's by default.
+            **where: `model` and `version`.
+
+        Returns:
+            Array [N, M, C, H, W].
+
+        Raises:
+            InvalidArgument: An image, a label or an option is invalid.
+            FailedPrecondition: The model is not conditional.
+        """
+        plan = unary.restyle(
+            self._limits,
+            images,
+            labels,
+            to,
+            dtype=dtype,
+            draw=draw,
+            seed=seed,
+            offset=offset,
+            resize=resize,
+            **where,
+        )
+        return await self._run(plan, timeout)
+
     async def interpolate(
         self,
         start: Point,
@@ -450,6 +510,8 @@ class AsyncClient:
         latent_dtype: LatentFormat = "float32",
         scaled: bool = False,
         resize: Resize = False,
+        labels: ArrayLike | None = None,
+        target_labels: ArrayLike | None = None,
         timeout: float | None = None,
         **where: Unpack[Where],
     ) -> Interpolation:
@@ -467,6 +529,9 @@ class AsyncClient:
             latent_dtype: `float32`, `float16` or `bfloat16`.
             scaled: Whether latents, given and returned, are scaled as diffusion models expect them.
             resize: Convert image files of another size or colour mode, or to (height, width).
+            labels: For a conditional model, the classes of the two ends, or one for both.
+            target_labels: Class that each image is decoded with, or one for all; that of `labels`
+                by default. Needed if these differ.
             timeout: Deadline in seconds; the client's by default.
             **where: `model` and `version`.
 
@@ -475,6 +540,8 @@ class AsyncClient:
 
         Raises:
             InvalidArgument: An end or an option is invalid.
+            FailedPrecondition: A conditional model got no labels, or two different ones without
+                target labels; or another model got some.
         """
         plan = unary.interpolate(
             self._limits,
@@ -487,6 +554,8 @@ class AsyncClient:
             latent_dtype=latent_dtype,
             scaled=scaled,
             resize=resize,
+            labels=labels,
+            target_labels=target_labels,
             **where,
         )
         return await self._run(plan, timeout)
@@ -502,6 +571,8 @@ class AsyncClient:
         latents: bool | None = None,
         latent_dtype: LatentFormat = "float32",
         resize: Resize = False,
+        labels: ArrayLike | None = None,
+        target_labels: ArrayLike | None = None,
         timeout: float | None = None,
         **where: Unpack[Where],
     ) -> Traversal:
@@ -518,6 +589,9 @@ class AsyncClient:
             latents: As in `interpolate`, for `middle`.
             latent_dtype: `float32`, `float16` or `bfloat16`.
             resize: Convert an image file of another size or colour mode, or to (height, width).
+            labels: For a conditional model, the class of the image in the middle.
+            target_labels: Class that each image is decoded with, laid out as the grid, or one for
+                all; that of `labels` by default.
             timeout: Deadline in seconds; the client's by default.
             **where: `model` and `version`.
 
@@ -526,6 +600,7 @@ class AsyncClient:
 
         Raises:
             InvalidArgument: An axis or another option is invalid.
+            FailedPrecondition: A conditional model got no labels, or another one got some.
         """
         plan = unary.traverse(
             self._limits,
@@ -537,6 +612,8 @@ class AsyncClient:
             latents=latents,
             latent_dtype=latent_dtype,
             resize=resize,
+            labels=labels,
+            target_labels=target_labels,
             **where,
         )
         return await self._run(plan, timeout)
@@ -549,6 +626,7 @@ class AsyncClient:
         seed: int | None = None,
         offset: int = 0,
         resize: Resize = False,
+        labels: ArrayLike | None = None,
         timeout: float | None = None,
         **where: Unpack[Where],
     ) -> Scores:
@@ -561,6 +639,8 @@ class AsyncClient:
             seed: Seed of the draws; a fresh one by default, returned in the result.
             offset: Index of the first row in the seed's sequence.
             resize: Convert image files of another size or colour mode, or to (height, width).
+            labels: For a conditional model, the class that each image is scored given, or one for
+                all.
             timeout: Deadline of each message in seconds; the client's by default.
             **where: `model` and `version`.
 
@@ -570,9 +650,12 @@ class AsyncClient:
         Raises:
             InvalidArgument: An image or an option is invalid; the error's `index` is that of
                 the invalid file.
-            FailedPrecondition: The model has no likelihood, as a plain autoencoder.
+            FailedPrecondition: The model has no likelihood, as a plain autoencoder; or a
+                conditional model got no labels, or another one got some.
         """
         options: dict[str, Any] = {"resize": resize, **where}
+        if labels is not None:
+            options["labels"] = labels
         if draws:
             options |= {"draws": draws, "seed": seed, "offset": offset}
         scores: Scores = await self._run_rows(unary.score, images, timeout, options)
@@ -621,7 +704,7 @@ class AsyncClient:
 
     def encode_stream(
         self,
-        batches: Iterable[Images] | AsyncIterable[Images],
+        batches: Iterable[Images | Labelled] | AsyncIterable[Images | Labelled],
         *,
         draw: bool = False,
         seed: int | None = None,
@@ -629,6 +712,7 @@ class AsyncClient:
         resize: Resize = False,
         scaled: bool = False,
         latent_dtype: LatentFormat = "float32",
+        labels: int | None = None,
         window: int = 4,
         model: str = "",
         version: int = 0,
@@ -639,7 +723,8 @@ class AsyncClient:
         A broken stream is resumed: messages without a reply are sent again.
 
         Args:
-            batches: Batches of images, each as in `encode`; they may differ in size.
+            batches: Batches of images, each as in `encode`; they may differ in size. `Labelled`
+                batches for a conditional model.
             draw: Draw z from each posterior; implied by a seed.
             seed: Seed of the draws; a fresh one by default, returned in the results.
             offset: Index of the first row in the seed's sequence; rows are numbered across all
@@ -647,6 +732,7 @@ class AsyncClient:
             resize: Convert image files of another size or colour mode, or to (height, width).
             scaled: Return latents scaled as diffusion models expect them.
             latent_dtype: `float32`, `float16` or `bfloat16`.
+            labels: Class of all images whose batches are not `Labelled`.
             window: Maximum number of messages without a reply; batches are not read further ahead.
             model: Name of the model; empty for the server's default model.
             version: Version of the model; 0 for the highest one that is served.
@@ -668,6 +754,7 @@ class AsyncClient:
             resize=resize,
             scaled=scaled,
             latent_dtype=latent_dtype,
+            labels=labels,
             window=window,
             model=model,
             version=version,
@@ -677,7 +764,7 @@ class AsyncClient:
     @overload
     def decode_stream(
         self,
-        batches: Iterable[ArrayLike] | AsyncIterable[ArrayLike],
+        batches: Iterable[ArrayLike | Labelled] | AsyncIterable[ArrayLike | Labelled],
         *,
         dtype: ArrayFormat = "float32",
         window: int = 4,
@@ -687,7 +774,7 @@ class AsyncClient:
     @overload
     def decode_stream(
         self,
-        batches: Iterable[ArrayLike] | AsyncIterable[ArrayLike],
+        batches: Iterable[ArrayLike | Labelled] | AsyncIterable[ArrayLike | Labelled],
         *,
         dtype: FileFormat,
         window: int = 4,
@@ -696,7 +783,7 @@ class AsyncClient:
     ) -> AsyncGenerator[list[bytes], None]: ...
     def decode_stream(
         self,
-        batches: Iterable[ArrayLike] | AsyncIterable[ArrayLike],
+        batches: Iterable[ArrayLike | Labelled] | AsyncIterable[ArrayLike | Labelled],
         *,
         dtype: Format = "float32",
         window: int = 4,
@@ -708,11 +795,12 @@ class AsyncClient:
         A broken stream is resumed: messages without a reply are sent again.
 
         Args:
-            batches: Batches of latents, each as in `decode`; they may differ in size.
+            batches: Batches of latents, each as in `decode`; they may differ in size. `Labelled`
+                batches for a conditional model.
             dtype: As in `decode`.
             window: Maximum number of messages without a reply; batches are not read further ahead.
             timeout: Deadline of each reply in seconds; the client's by default.
-            **options: As in `decode`.
+            **options: As in `decode`, but `labels` is one for all batches that are not `Labelled`.
 
         Yields:
             The images of each batch, in the order of the batches.
@@ -778,15 +866,24 @@ class AsyncClient:
             array = np.asarray(rows)
             # Calls that draw are not coalesced: they differ in seed and offset.
             if array.ndim > 1 and array.size and not (options and _draws(options)):
+                labels: NDArray[np.int32] | None = None
+                names: tuple[str, ...] = ()
+                if options and not _LABELS.isdisjoint(options):
+                    options, names, labels = _apart(options, len(array))
                 key_options = tuple(sorted(options.items())) if options else ()
-                key = (plan, key_options, timeout, array.dtype, array.shape[1:])
-                return coalescer.run(key, array)
+                key = (plan, key_options, timeout, array.dtype, array.shape[1:], names)
+                return coalescer.run(key, array, labels)
         return self._run(plan(self._limits, rows, **options), timeout)
 
-    def _run_joined(self, key: tuple[Any, ...], rows: NDArray[Any]) -> Awaitable[Any]:
+    def _run_joined(
+        self, key: tuple[Any, ...], rows: NDArray[Any], labels: NDArray[Any] | None
+    ) -> Awaitable[Any]:
         """Runs one plan for the joined rows of several calls; `key` is made by `_run_rows`."""
-        plan, key_options, timeout, *_ = key
-        return self._run(plan(self._limits, rows, **dict(key_options)), timeout)
+        plan, key_options, timeout, _, _, names = key
+        options = dict(key_options)
+        if labels is not None:
+            options |= zip(names, labels.T, strict=True)
+        return self._run(plan(self._limits, rows, **options), timeout)
 
     async def _run(self, plan: Plan[T], timeout: float | None) -> T:
         """Runs a plan of unary calls and returns its result."""
@@ -962,6 +1059,30 @@ def _draws(options: Mapping[str, Any]) -> bool:
         or bool(options.get("draw", False))
         or bool(options.get("draws", 0))
     )
+
+
+def _apart(
+    options: Mapping[str, Any], rows: int
+) -> tuple[dict[str, Any], tuple[str, ...], NDArray[np.int32] | None]:
+    """Takes the labels of a call's rows out of its options.
+
+    Args:
+        options: Options of the call.
+        rows: Number of rows.
+
+    Returns:
+        The other options; the names of those that are labels; and the labels, [rows, names].
+
+    Raises:
+        TypeError, ValueError: As from `labels_of`.
+    """
+    others = {name: value for name, value in options.items() if name not in _LABELS}
+    found = {
+        name: np.broadcast_to(labels, rows)
+        for name in sorted(_LABELS & options.keys())
+        if (labels := labels_of(options[name], rows, name)) is not None
+    }
+    return others, tuple(found), np.stack(list(found.values()), axis=1) if found else None
 
 
 async def _asynchronous(items: Any) -> AsyncGenerator[Any, None]:

@@ -1,6 +1,7 @@
 """Splits the rows of a call into chunks that fit into one message each."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,9 @@ Size = tuple[int, int]
 # Upper bound on the tag and the length prefix of a file in a message.
 _FILE_OVERHEAD_BYTES = 16
 
+# A field of the server's errors that names a label.
+_LABEL = re.compile(r"(labels|target_labels)\[(\d+)\]")
+
 # The parameter that the rows of a call come from, and the stream that does the same.
 _STREAMS = {
     "Decode": ("latents", "decode_stream"),
@@ -30,7 +34,13 @@ _STREAMS = {
 
 
 def chunk(
-    rows: Rows, start: int, maxima: Maxima, size: Size | None = None, *, latents: bool = False
+    rows: Rows,
+    start: int,
+    maxima: Maxima,
+    size: Size | None = None,
+    *,
+    latents: bool = False,
+    each: int = 1,
 ) -> slice:
     """Returns the slice of rows from `start` that fits into one message.
 
@@ -41,18 +51,19 @@ def chunk(
             refuses it.
         size: Height and width of the images, if the rows do not tell.
         latents: Whether the rows are latents.
+        each: Images in the reply for each row.
     """
-    stop = min(start + maxima.rows, len(rows))
+    stop = min(start + max(1, maxima.rows // each), len(rows))
     if isinstance(rows, np.ndarray | range):
         if maxima.model is not None:
             pixels = math.prod(size or _size_of(rows, maxima.model, latents=latents))
-            stop = min(stop, start + max(1, maxima.pixels // max(1, pixels)))
+            stop = min(stop, start + max(1, maxima.pixels // max(1, pixels * each)))
         return slice(start, stop)
     file_bytes = pixels = 0
     for index in range(start, stop):
         file_bytes += len(rows[index]) + _FILE_OVERHEAD_BYTES
         if maxima.model is not None:
-            pixels += math.prod(size or _file_size(rows[index], maxima.model))
+            pixels += each * math.prod(size or _file_size(rows[index], maxima.model))
         if (file_bytes > maxima.message_bytes or pixels > maxima.pixels) and index > start:
             return slice(start, index)
     return slice(start, stop)
@@ -89,6 +100,7 @@ def in_chunks(
     size: Size | None = None,
     *,
     latents: bool = False,
+    each: int = 1,
 ) -> Plan[list[Any]]:
     """Makes one call per chunk of rows and returns the replies.
 
@@ -100,6 +112,7 @@ def in_chunks(
         version: Version of the model.
         size: Height and width of the images, if the rows do not tell.
         latents: Whether the rows are latents.
+        each: Images in the reply for each row.
 
     Raises:
         ValueError: The results of all chunks would not fit into memory.
@@ -110,7 +123,7 @@ def in_chunks(
     start, seed = 0, 0
     answered_by: int | None = 0
     while start < len(rows):
-        part = chunk(rows, start, maxima, size, latents=latents)
+        part = chunk(rows, start, maxima, size, latents=latents, each=each)
         step = call(part)
         if part.stop - part.start < len(rows):
             seed = seed or codec.fresh_seed()
@@ -126,8 +139,8 @@ def in_chunks(
             # Another server, or a new version of the model, may accept fewer rows.
             limits.rows.pop((model, version), None)
             maxima = yield from limits_of(limits, model, version, files=files)
-            if chunk(rows, start, maxima, size, latents=latents).stop >= part.stop:
-                count_from(error, part.start)
+            if chunk(rows, start, maxima, size, latents=latents, each=each).stop >= part.stop:
+                count_from(error, part.start, each)
                 raise
             continue
         if start == 0 and part.stop < len(rows):
@@ -159,22 +172,26 @@ def _hold_version(request: Any, seed: int, answered_by: int | None) -> None:
         request.seed = seed
 
 
-def count_from(error: InvalidArgument, start: int) -> None:
-    """Shifts the file index of an error from a chunk to the whole call.
+def count_from(error: InvalidArgument, start: int, each: int = 1) -> None:
+    """Shifts the indexes of an error, of a file and of a label, from a chunk to the whole call.
 
     Args:
         error: Error of a chunk, changed in place; not changed if it has no index.
         start: Index of the chunk's first row in the call.
+        each: Target labels for each row.
     """
-    if error.index is None:
-        return
-    old, new = f"[{error.index}]", f"[{error.index + start}]"
-    error.index += start
+    first = {"labels": start, "target_labels": start * each}
+    old = None if error.index is None else f"[{error.index}]"
+    if error.index is not None:
+        error.index += start
     violations = []
     for violation in error.violations:
         field = violation.field
-        if field.endswith(old):
-            field = field.removesuffix(old) + new
+        if old is not None and field.endswith(old):
+            field = field.removesuffix(old) + f"[{error.index}]"
+        elif label := _LABEL.fullmatch(field):
+            field = f"{label[1]}[{int(label[2]) + first[label[1]]}]"
+        if field != violation.field:
             error.args = (error.args[0].replace(violation.field, field, 1),)
         violations.append(Violation(field, violation.description))
     error.violations = tuple(violations)

@@ -22,11 +22,14 @@ MAX_CALL_BYTES = 2**16
 # Maximum bytes of the rows in a joined message.
 _MAX_BYTES = 2**20
 
-#: Makes the call of a key with rows [N, ...], and returns its result.
-Run = Callable[[Any, NDArray[Any]], Awaitable[Any]]
+#: Labels of rows, [N, L], or None for calls without any.
+Labels = NDArray[Any] | None
+#: Makes the call of a key with rows [N, ...] and their labels, and returns its result.
+Run = Callable[[Any, NDArray[Any], Labels], Awaitable[Any]]
 
-# Rows of a call and the future of its result. A tuple, since one is made for each call.
-_Call = tuple[NDArray[Any], asyncio.Future[Any]]
+# Rows of a call, the future of its result, and their labels. A tuple, since one is made for each
+# call.
+_Call = tuple[NDArray[Any], asyncio.Future[Any], Labels]
 
 
 class _Queue:
@@ -44,7 +47,7 @@ class Coalescer:
     """Sends calls, joining those that have the same key. Belongs to one event loop.
 
     Args:
-        run: Makes the call of a key with given rows.
+        run: Makes the call of a key with given rows and labels.
     """
 
     def __init__(self, run: Run):
@@ -52,7 +55,7 @@ class Coalescer:
         self._queues: dict[Hashable, _Queue] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def run(self, key: Hashable, rows: NDArray[Any]) -> Awaitable[Any]:
+    def run(self, key: Hashable, rows: NDArray[Any], labels: Labels = None) -> Awaitable[Any]:
         """Makes a call, alone or joined with others.
 
         Neither the cancellation of a call nor an error in its rows affects the others.
@@ -60,15 +63,17 @@ class Coalescer:
         Args:
             key: Equal for calls that may be joined.
             rows: Rows of the call, [N, ...].
+            labels: Their labels, which travel with them: [N, L]. All calls of a key have some, or
+                none has.
 
         Returns:
             The result that the call would have had alone.
         """
         if len(rows) > MAX_ROWS or rows.nbytes > MAX_CALL_BYTES:
-            return self._run(key, rows)
+            return self._run(key, rows, labels)
         queue = self._queues.get(key) or self._open(key)
         result = queue.loop.create_future()
-        queue.calls.append((rows, result))
+        queue.calls.append((rows, result, labels))
         return result
 
     def _open(self, key: Hashable) -> _Queue:
@@ -92,7 +97,7 @@ class Coalescer:
         finally:
             del self._queues[key]
             # Calls are left only if the event loop is being closed.
-            for _, result in (*calls, *queue.calls):
+            for _, result, _ in (*calls, *queue.calls):
                 result.cancel()
 
 
@@ -102,7 +107,7 @@ def _take(queue: _Queue) -> list[_Call]:
     taken: list[_Call] = []
     count = size = 0
     for place, call in enumerate(waiting):
-        rows, result = call
+        rows, result, _ = call
         if result.done():
             continue
         count += len(rows)
@@ -117,7 +122,7 @@ def _take(queue: _Queue) -> list[_Call]:
 async def _answer(run: Run, key: Hashable, calls: list[_Call]) -> None:
     """Sends several calls as one, and sets their results or errors."""
     try:
-        parts = await _results(run, key, [rows for rows, _ in calls])
+        parts = await _results(run, key, calls)
     except InvalidArgument as error:
         if len(calls) == 1:
             _fail(calls, error)
@@ -128,20 +133,24 @@ async def _answer(run: Run, key: Hashable, calls: list[_Call]) -> None:
     except Exception as error:  # noqa: BLE001 - raised to each caller
         _fail(calls, error)
     else:
-        for (_, result), part in zip(calls, parts, strict=True):
+        for (_, result, _), part in zip(calls, parts, strict=True):
             if not result.done():
                 result.set_result(part)
 
 
-async def _results(run: Run, key: Hashable, rows: list[NDArray[Any]]) -> list[Any]:
-    """Makes one call for several arrays of rows, and splits its result."""
-    if len(rows) == 1:
-        return [await run(key, rows[0])]
-    return _parts(await run(key, np.concatenate(rows)), [len(array) for array in rows])
+async def _results(run: Run, key: Hashable, calls: list[_Call]) -> list[Any]:
+    """Makes one call for the rows of several, and splits its result."""
+    if len(calls) == 1:
+        rows, _, labels = calls[0]
+        return [await run(key, rows, labels)]
+    joined = np.concatenate([rows for rows, _, _ in calls])
+    given = [labels for _, _, labels in calls if labels is not None]
+    result = await run(key, joined, np.concatenate(given) if given else None)
+    return _parts(result, [len(rows) for rows, _, _ in calls])
 
 
 def _fail(calls: list[_Call], error: Exception) -> None:
-    for _, result in calls:
+    for _, result, _ in calls:
         if not result.done():
             result.set_exception(error)
 

@@ -236,6 +236,7 @@ def read_model_info(model: pb.ModelInfo) -> ModelInfo:
         has_latent_map=model.has_latent_map,
         class_names=tuple(model.class_names) or tuple(model.labels),
         batch_invariant=model.batch_invariant if model.HasField("batch_invariant") else None,
+        conditional=model.conditional,
     )
 
 

@@ -1,6 +1,7 @@
 """Parameter types of the clients' methods."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 from numpy.typing import ArrayLike
@@ -26,6 +27,21 @@ Point = ArrayLike | bytes
 Resize = bool | tuple[int, int]
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """A batch of `encode_stream` or `decode_stream` with the labels of its rows.
+
+    For a conditional model. Where all rows of a stream have one label, its `labels` says so.
+
+    Attributes:
+        rows: Images as in `encode`, or latents as in `decode`.
+        labels: Class of each row, an index into `ModelInfo.labels`; or one for all.
+    """
+
+    rows: ArrayLike | Sequence[bytes]
+    labels: ArrayLike
+
+
 class Where(TypedDict, total=False):
     """The model that a call is for.
 
@@ -49,6 +65,8 @@ class Drawing(Where, total=False):
             A model with `ModelInfo.sizes` converts each to the nearest size that it takes, or all
             to `resize=(height, width)`.
         scaled: Latents are scaled by `ModelInfo.latent_scaling`, as diffusion models expect them.
+        labels: Class of each image, an index into `ModelInfo.labels`, or one for all. Needed by
+            models with `ModelInfo.conditional`, and refused by others.
     """
 
     draw: bool
@@ -56,6 +74,7 @@ class Drawing(Where, total=False):
     offset: int
     resize: Resize
     scaled: bool
+    labels: ArrayLike | None
 
 
 class Encoding(Drawing, total=False):
@@ -76,11 +95,14 @@ class Decoding(Where, total=False):
         unclipped: Return the decoder's values as they are, in a floating-point dtype; by default
             they are clipped to [0, 1].
         quality: Quality of JPEG and WebP files, 1 to 100; 95 by default.
+        labels: Class that each latent is decoded with, or one for all, as in `Drawing`. Of
+            `decode_stream`, one for all batches but those of `Labelled`.
     """
 
     scaled: bool
     unclipped: bool
     quality: int | None
+    labels: ArrayLike | None
 
 
 class Reconstructing(Drawing, total=False):
@@ -89,10 +111,13 @@ class Reconstructing(Drawing, total=False):
     Attributes:
         unclipped: As in `Decoding`.
         quality: As in `Decoding`.
+        target_labels: Class that each image is decoded with, or one for all; those of `labels` by
+            default.
     """
 
     unclipped: bool
     quality: int | None
+    target_labels: ArrayLike | None
 
 
 class Sampling(Where, total=False):
@@ -105,7 +130,8 @@ class Sampling(Where, total=False):
         seed: Seed of the sequence, 0 to 2^64 - 1; a fresh one by default, returned in the
             result.
         offset: Index of the first image in the seed's sequence; 0 by default.
-        label: Index of a class in `ModelInfo.labels`; None or -1 for any class.
+        label: Index of a class in `ModelInfo.labels`; None or -1 for any class, each as often as
+            in the training data.
         temperature: Factor on the standard deviation of the noise, 1 by default; images become
             more typical and less varied below 1.
         truncation: Bound on the noise, in standard deviations; none by default.

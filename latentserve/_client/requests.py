@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from latentserve._client import codec, formats, scalars
 from latentserve._client.codec import ImageSource
+from latentserve._client.labels import Labels, part
 from latentserve._client.parameters import LatentFormat
 from latentserve._client.values import Posterior, Samples
 from latentserve.v1 import latent_service_pb2 as pb
@@ -37,6 +39,7 @@ def encode_request(
     *,
     scaled: bool = False,
     latent_dtype: tensor_pb2.DataType | None = None,
+    labels: Labels = None,
 ) -> pb.EncodeRequest:
     """Builds a request for the posteriors of some rows.
 
@@ -48,6 +51,7 @@ def encode_request(
         offset: Index of the source's first row in the seed's sequence.
         scaled: Whether latents are scaled by the model's `latent_scaling`.
         latent_dtype: Dtype of the latents on the wire; None for float32.
+        labels: Labels of all rows of the source.
     """
     request = pb.EncodeRequest(
         model=model,
@@ -58,6 +62,8 @@ def encode_request(
         latent_dtype=latent_dtype,
     )
     source.fill(request.images, rows)
+    if labels is not None:
+        request.labels.extend(part(labels, rows))
     return request
 
 
@@ -69,12 +75,15 @@ def decode_request(
     scaled: bool = False,
     unclipped: bool = False,
     quality: int | None = None,
+    labels: Sequence[int] = (),
 ) -> pb.DecodeRequest:
     """Builds a request for the images of latents [N, D] or [N, c, h, w]."""
     request = pb.DecodeRequest(
         model=model, format=image_format, scaled=scaled, unclipped=unclipped, quality=quality
     )
     codec.fill_tensor(request.latents, z)
+    if labels:
+        request.labels.extend(labels)
     return request
 
 
@@ -136,7 +145,15 @@ def samples_of(replies: Sequence[pb.SampleResponse]) -> Samples:
         latents=codec.joined([reply.latents for reply in replies]),
         seed=replies[0].seed,
         offset=replies[0].offset,
+        labels=_labels_of(replies),
     )
+
+
+def _labels_of(replies: Sequence[pb.SampleResponse]) -> NDArray[np.int64] | None:
+    """Joins the labels of replies; None if the model is not conditional."""
+    if not replies[0].labels:
+        return None
+    return np.concatenate([np.array(reply.labels, np.int64) for reply in replies])
 
 
 def quality_of(quality: int | None) -> int | None:

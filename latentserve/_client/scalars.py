@@ -89,6 +89,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 and "\n" not in text else type(value).__name__
 
 
+def shortened(text: str) -> str:
+    """Returns a text for an error, cut to 100 characters."""
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
 def _bound(number: int) -> str:
     for bits in (31, 63, 64):
         if number == 2**bits - 1:

@@ -11,10 +11,12 @@ from numpy.typing import ArrayLike, NDArray
 from latentserve._client import chunks, codec, formats, requests, scalars
 from latentserve._client.codec import ImageSource
 from latentserve._client.describe import Limits, check_supported, limits_of
+from latentserve._client.labels import labels_of, one_of_stream, part, unpacked
 from latentserve._client.parameters import (
     ArrayFormat,
     Format,
     Images,
+    Labelled,
     LatentFormat,
     Resize,
     Sampling,
@@ -117,23 +119,33 @@ def encode_stream(
     window: int,
     model: str,
     version: int,
+    labels: int | None = None,
 ) -> StreamPlan[Posterior]:
     """Encodes batches of images; rows are numbered across all batches."""
+    label = one_of_stream(labels)
     latent_format = formats.latent_format_message(latent_dtype)
     size = codec.given_size(resize)
     maxima = yield from limits_of(limits, model, version, files=True)
     yield from check_supported(
-        limits, model, version, scaled=scaled, resize=size, latent_dtype=latent_format
+        limits,
+        model,
+        version,
+        scaled=scaled,
+        resize=size,
+        latent_dtype=latent_format,
+        labels=label is not None,
     )
     seed, offset = requests.draw_of(draw, seed, offset, 0)
     selector = requests.selector(model, version)
 
-    def cut(batch: Images | ImageSource) -> Iterator[_Chunk]:
+    def cut(batch: Images | ImageSource | Labelled) -> Iterator[_Chunk]:
         nonlocal offset
-        if isinstance(batch, ImageSource):
-            source = batch
+        images, given = unpacked(batch, label)
+        if isinstance(images, ImageSource):
+            source = images
         else:
-            source = codec.image_source(batch, resize=resize)
+            source = codec.image_source(images, resize=resize)
+        classes = labels_of(given, len(source))
         if source.offset is not None:
             offset = source.offset
         codec.check_draw(seed, offset, len(source))
@@ -141,7 +153,14 @@ def encode_stream(
         while start < len(source):
             rows = chunks.chunk(source.content, start, maxima, source.size)
             request = requests.encode_request(
-                source, rows, selector, seed, offset, scaled=scaled, latent_dtype=latent_format
+                source,
+                rows,
+                selector,
+                seed,
+                offset,
+                scaled=scaled,
+                latent_dtype=latent_format,
+                labels=classes,
             )
             message = pb.EncodeStreamRequest(request=request)
             yield _Chunk(message, start, last=rows.stop == len(source))
@@ -165,16 +184,22 @@ def decode_stream(
     scaled: bool = False,
     unclipped: bool = False,
     quality: int | None = None,
+    labels: int | None = None,
 ) -> StreamPlan[NDArray[Any] | list[bytes]]:
     """Decodes batches of latents."""
+    label = one_of_stream(labels)
     image_format = formats.format_message(dtype)
     quality = requests.quality_of(quality)
     maxima = yield from limits_of(limits, model, version, files=False)
-    yield from check_supported(limits, model, version, scaled=scaled, unclipped=unclipped)
+    yield from check_supported(
+        limits, model, version, scaled=scaled, unclipped=unclipped, labels=label is not None
+    )
     selector = requests.selector(model, version)
 
-    def cut(batch: ArrayLike) -> Iterator[_Chunk]:
-        z = codec.latent_array(batch)
+    def cut(batch: ArrayLike | Labelled) -> Iterator[_Chunk]:
+        latents, given = unpacked(batch, label)
+        z = codec.latent_array(latents)
+        classes = labels_of(given, len(z))
         start = 0
         while start < len(z):
             rows = chunks.chunk(z, start, maxima, latents=True)
@@ -185,6 +210,7 @@ def decode_stream(
                 scaled=scaled,
                 unclipped=unclipped,
                 quality=quality,
+                labels=part(classes, rows),
             )
             message = pb.DecodeStreamRequest(request=request)
             yield _Chunk(message, start, last=rows.stop == len(z))

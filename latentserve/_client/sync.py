@@ -31,6 +31,7 @@ from latentserve._client.parameters import (
     FileFormat,
     Format,
     Images,
+    Labelled,
     LatentFormat,
     Method,
     Point,
@@ -229,7 +230,8 @@ class Client:
             **options: `draw=True` or a `seed` for a draw from each posterior, with `offset`, the
                 index of the first row in the seed's sequence; `resize=True` to convert image files
                 of another size or colour mode, or `resize=(height, width)`; `scaled` for latents
-                as diffusion models expect them; `latent_dtype`; `model` and `version`.
+                as diffusion models expect them; `latent_dtype`; `labels`, the class of each image
+                or one for all, for a conditional model; `model` and `version`.
 
         Returns:
             Mean and log_var, float32 [N, D] or [N, c, h, w] each, and z if it was drawn. log_var
@@ -239,7 +241,8 @@ class Client:
             InvalidArgument: An image or an option is invalid; the error's `index` is that of
                 the invalid file.
             FailedPrecondition: A draw was requested from a plain autoencoder, or `scaled` of a
-                model without `latent_scaling`.
+                model without `latent_scaling`; or a conditional model got no labels, or another
+                one got some.
         """
         return self._run(unary.encode(self._limits, images, **options), timeout)
 
@@ -278,13 +281,15 @@ class Client:
             timeout: Deadline of each message in seconds; the client's by default.
             **options: `scaled` for latents as diffusion models return them; `unclipped` for the
                 decoder's values as they are; `quality` of JPEG and WebP files, 1 to 100;
-                `model` and `version`.
+                `labels`, the class that each latent is decoded with or one for all, for a
+                conditional model; `model` and `version`.
 
         Returns:
             Array [N, C, H, W], float32 for `bfloat16`; or the contents of N files.
 
         Raises:
-            InvalidArgument: The shape or the values of the latents are invalid.
+            InvalidArgument: The shape or the values of the latents are invalid, or a label is.
+            FailedPrecondition: A conditional model got no labels, or another one got some.
         """
         return self._run(unary.decode(self._limits, z, dtype=dtype, **options), timeout)
 
@@ -407,8 +412,9 @@ class Client:
             **options: `draw=True` or a `seed` for a draw from each posterior, with `offset`, the
                 index of the first row in the seed's sequence; `resize=True` to convert image files
                 of another size or colour mode, or `resize=(height, width)`; `scaled`, which makes
-                no difference but rounding; `unclipped` and `quality` as in `decode`; `model` and
-                `version`.
+                no difference but rounding; `unclipped` and `quality` as in `decode`; `labels` as
+                in `encode` and `target_labels`, the classes to decode with, which are the same by
+                default; `model` and `version`.
 
         Returns:
             Array [N, C, H, W], float32 for `bfloat16`; or the contents of N files.
@@ -419,6 +425,57 @@ class Client:
             FailedPrecondition: A draw was requested from a plain autoencoder.
         """
         return self._run(unary.reconstruct(self._limits, images, dtype=dtype, **options), timeout)
+
+    def restyle(
+        self,
+        images: Images,
+        labels: ArrayLike,
+        to: ArrayLike,
+        *,
+        dtype: ArrayFormat = "float32",
+        draw: bool = False,
+        seed: int | None = None,
+        offset: int = 0,
+        resize: Resize = False,
+        timeout: float | None = None,
+        **where: Unpack[Where],
+    ) -> NDArray[Any]:
+        """Encodes images, and decodes each of them in every class of `to`: this style, that class.
+
+        One round trip, and one encoding of each image. Only for a conditional model.
+
+        Args:
+            images: As in `encode`.
+            labels: Class of each image, or one for all.
+            to: Classes to decode with, M of them.
+            dtype: `float32`, `float16` or `bfloat16` for values in [0, 1], `uint8` for 0 to 255.
+            draw: Decode a draw from each posterior instead of its mean; implied by a seed.
+            seed: Seed of the draws; a fresh one by default.
+            offset: Index of the first image in the seed's sequence.
+            resize: Convert image files of another size or colour mode, or to (height, width).
+            timeout: Deadline of each message in seconds; the client's by default.
+            **where: `model` and `version`.
+
+        Returns:
+            Array [N, M, C, H, W].
+
+        Raises:
+            InvalidArgument: An image, a label or an option is invalid.
+            FailedPrecondition: The model is not conditional.
+        """
+        plan = unary.restyle(
+            self._limits,
+            images,
+            labels,
+            to,
+            dtype=dtype,
+            draw=draw,
+            seed=seed,
+            offset=offset,
+            resize=resize,
+            **where,
+        )
+        return self._run(plan, timeout)
 
     def interpolate(
         self,
@@ -432,6 +489,8 @@ class Client:
         latent_dtype: LatentFormat = "float32",
         scaled: bool = False,
         resize: Resize = False,
+        labels: ArrayLike | None = None,
+        target_labels: ArrayLike | None = None,
         timeout: float | None = None,
         **where: Unpack[Where],
     ) -> Interpolation:
@@ -449,6 +508,9 @@ class Client:
             latent_dtype: `float32`, `float16` or `bfloat16`.
             scaled: Whether latents, given and returned, are scaled as diffusion models expect them.
             resize: Convert image files of another size or colour mode, or to (height, width).
+            labels: For a conditional model, the classes of the two ends, or one for both.
+            target_labels: Class that each image is decoded with, or one for all; that of `labels`
+                by default. Needed if these differ.
             timeout: Deadline in seconds; the client's by default.
             **where: `model` and `version`.
 
@@ -457,6 +519,8 @@ class Client:
 
         Raises:
             InvalidArgument: An end or an option is invalid.
+            FailedPrecondition: A conditional model got no labels, or two different ones without
+                target labels; or another model got some.
         """
         plan = unary.interpolate(
             self._limits,
@@ -469,6 +533,8 @@ class Client:
             latent_dtype=latent_dtype,
             scaled=scaled,
             resize=resize,
+            labels=labels,
+            target_labels=target_labels,
             **where,
         )
         return self._run(plan, timeout)
@@ -484,6 +550,8 @@ class Client:
         latents: bool | None = None,
         latent_dtype: LatentFormat = "float32",
         resize: Resize = False,
+        labels: ArrayLike | None = None,
+        target_labels: ArrayLike | None = None,
         timeout: float | None = None,
         **where: Unpack[Where],
     ) -> Traversal:
@@ -500,6 +568,9 @@ class Client:
             latents: As in `interpolate`, for `middle`.
             latent_dtype: `float32`, `float16` or `bfloat16`.
             resize: Convert an image file of another size or colour mode, or to (height, width).
+            labels: For a conditional model, the class of the image in the middle.
+            target_labels: Class that each image is decoded with, laid out as the grid, or one for
+                all; that of `labels` by default.
             timeout: Deadline in seconds; the client's by default.
             **where: `model` and `version`.
 
@@ -508,6 +579,7 @@ class Client:
 
         Raises:
             InvalidArgument: An axis or another option is invalid.
+            FailedPrecondition: A conditional model got no labels, or another one got some.
         """
         plan = unary.traverse(
             self._limits,
@@ -519,6 +591,8 @@ class Client:
             latents=latents,
             latent_dtype=latent_dtype,
             resize=resize,
+            labels=labels,
+            target_labels=target_labels,
             **where,
         )
         return self._run(plan, timeout)
@@ -531,6 +605,7 @@ class Client:
         seed: int | None = None,
         offset: int = 0,
         resize: Resize = False,
+        labels: ArrayLike | None = None,
         timeout: float | None = None,
         **where: Unpack[Where],
     ) -> Scores:
@@ -543,6 +618,8 @@ class Client:
             seed: Seed of the draws; a fresh one by default, returned in the result.
             offset: Index of the first row in the seed's sequence.
             resize: Convert image files of another size or colour mode, or to (height, width).
+            labels: For a conditional model, the class that each image is scored given, or one for
+                all.
             timeout: Deadline of each message in seconds; the client's by default.
             **where: `model` and `version`.
 
@@ -552,10 +629,18 @@ class Client:
         Raises:
             InvalidArgument: An image or an option is invalid; the error's `index` is that of
                 the invalid file.
-            FailedPrecondition: The model has no likelihood, as a plain autoencoder.
+            FailedPrecondition: The model has no likelihood, as a plain autoencoder; or a
+                conditional model got no labels, or another one got some.
         """
         plan = unary.score(
-            self._limits, images, draws=draws, seed=seed, offset=offset, resize=resize, **where
+            self._limits,
+            images,
+            draws=draws,
+            seed=seed,
+            offset=offset,
+            resize=resize,
+            labels=labels,
+            **where,
         )
         return self._run(plan, timeout)
 
@@ -602,7 +687,7 @@ class Client:
 
     def encode_stream(
         self,
-        batches: Iterable[Images],
+        batches: Iterable[Images | Labelled],
         *,
         draw: bool = False,
         seed: int | None = None,
@@ -610,6 +695,7 @@ class Client:
         resize: Resize = False,
         scaled: bool = False,
         latent_dtype: LatentFormat = "float32",
+        labels: int | None = None,
         window: int = 4,
         model: str = "",
         version: int = 0,
@@ -620,7 +706,8 @@ class Client:
         A broken stream is resumed: messages without a reply are sent again.
 
         Args:
-            batches: Batches of images, each as in `encode`; they may differ in size.
+            batches: Batches of images, each as in `encode`; they may differ in size. `Labelled`
+                batches for a conditional model.
             draw: Draw z from each posterior; implied by a seed.
             seed: Seed of the draws; a fresh one by default, returned in the results.
             offset: Index of the first row in the seed's sequence; rows are numbered across all
@@ -628,6 +715,7 @@ class Client:
             resize: Convert image files of another size or colour mode, or to (height, width).
             scaled: Return latents scaled as diffusion models expect them.
             latent_dtype: `float32`, `float16` or `bfloat16`.
+            labels: Class of all images whose batches are not `Labelled`.
             window: Maximum number of messages without a reply; batches are not read further ahead.
             model: Name of the model; empty for the server's default model.
             version: Version of the model; 0 for the highest one that is served.
@@ -649,6 +737,7 @@ class Client:
             resize=resize,
             scaled=scaled,
             latent_dtype=latent_dtype,
+            labels=labels,
             window=window,
             model=model,
             version=version,
@@ -658,7 +747,7 @@ class Client:
     @overload
     def decode_stream(
         self,
-        batches: Iterable[ArrayLike],
+        batches: Iterable[ArrayLike | Labelled],
         *,
         dtype: ArrayFormat = "float32",
         window: int = 4,
@@ -668,7 +757,7 @@ class Client:
     @overload
     def decode_stream(
         self,
-        batches: Iterable[ArrayLike],
+        batches: Iterable[ArrayLike | Labelled],
         *,
         dtype: FileFormat,
         window: int = 4,
@@ -677,7 +766,7 @@ class Client:
     ) -> Iterator[list[bytes]]: ...
     def decode_stream(
         self,
-        batches: Iterable[ArrayLike],
+        batches: Iterable[ArrayLike | Labelled],
         *,
         dtype: Format = "float32",
         window: int = 4,
@@ -689,11 +778,12 @@ class Client:
         A broken stream is resumed: messages without a reply are sent again.
 
         Args:
-            batches: Batches of latents, each as in `decode`; they may differ in size.
+            batches: Batches of latents, each as in `decode`; they may differ in size. `Labelled`
+                batches for a conditional model.
             dtype: As in `decode`.
             window: Maximum number of messages without a reply; batches are not read further ahead.
             timeout: Deadline of each reply in seconds; the client's by default.
-            **options: As in `decode`.
+            **options: As in `decode`, but `labels` is one for all batches that are not `Labelled`.
 
         Yields:
             The images of each batch, in the order of the batches.

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from latentserve._client import codec, formats, requests, scalars
 from latentserve._client.chunks import in_chunks
 from latentserve._client.describe import Limits, check_supported, described
+from latentserve._client.labels import Labels, label_array, labels_of, part
 from latentserve._client.parameters import (
     ArrayFormat,
     Format,
@@ -36,11 +37,13 @@ def encode(
     resize: Resize = False,
     scaled: bool = False,
     latent_dtype: LatentFormat = "float32",
+    labels: ArrayLike | None = None,
     model: str = "",
     version: int = 0,
 ) -> Plan[Posterior]:
     """Encodes images."""
     source = codec.image_source(images, resize=resize)
+    classes = labels_of(labels, len(source))
     seed, offset = requests.draw_of(draw, seed, offset, len(source))
     selector = requests.selector(model, version)
     latent_format = formats.latent_format_message(latent_dtype)
@@ -51,11 +54,19 @@ def encode(
         scaled=scaled,
         resize=source.size,
         latent_dtype=latent_format,
+        labels=classes is not None,
     )
 
     def call(rows: slice) -> UnaryCall:
         request = requests.encode_request(
-            source, rows, selector, seed, offset, scaled=scaled, latent_dtype=latent_format
+            source,
+            rows,
+            selector,
+            seed,
+            offset,
+            scaled=scaled,
+            latent_dtype=latent_format,
+            labels=classes,
         )
         return UnaryCall("Encode", request)
 
@@ -71,15 +82,19 @@ def decode(
     scaled: bool = False,
     unclipped: bool = False,
     quality: int | None = None,
+    labels: ArrayLike | None = None,
     model: str = "",
     version: int = 0,
 ) -> Plan[NDArray[Any] | list[bytes]]:
     """Decodes latents."""
     array = codec.latent_array(z)
+    classes = labels_of(labels, len(array))
     image_format = formats.format_message(dtype)
     quality = requests.quality_of(quality)
     selector = requests.selector(model, version)
-    yield from check_supported(limits, model, version, scaled=scaled, unclipped=unclipped)
+    yield from check_supported(
+        limits, model, version, scaled=scaled, unclipped=unclipped, labels=classes is not None
+    )
 
     def call(rows: slice) -> UnaryCall:
         request = requests.decode_request(
@@ -89,6 +104,7 @@ def decode(
             scaled=scaled,
             unclipped=unclipped,
             quality=quality,
+            labels=part(classes, rows),
         )
         return UnaryCall("Decode", request)
 
@@ -157,17 +173,34 @@ def reconstruct(
     dtype: Format = "float32",
     unclipped: bool = False,
     quality: int | None = None,
+    labels: ArrayLike | None = None,
+    target_labels: ArrayLike | None = None,
+    to: Labels = None,
     model: str = "",
     version: int = 0,
 ) -> Plan[NDArray[Any] | list[bytes]]:
-    """Encodes images, and decodes the means of their posteriors or draws from them."""
+    """Encodes images, and decodes the means of their posteriors or draws from them.
+
+    With `to`, each image is decoded in all of these classes.
+    """
     source = codec.image_source(images, resize=resize)
+    classes = labels_of(labels, len(source))
+    targets, each = labels_of(target_labels, len(source), "target_labels"), 1
+    if to is not None:
+        targets, each = np.tile(to, len(source)), len(to)
     seed, offset = requests.draw_of(draw, seed, offset, len(source))
     image_format = formats.format_message(dtype)
     quality = requests.quality_of(quality)
     selector = requests.selector(model, version)
     yield from check_supported(
-        limits, model, version, scaled=scaled, resize=source.size, unclipped=unclipped
+        limits,
+        model,
+        version,
+        scaled=scaled,
+        resize=source.size,
+        unclipped=unclipped,
+        labels=classes is not None,
+        target_labels=targets is not None,
     )
 
     def call(rows: slice) -> UnaryCall:
@@ -180,12 +213,34 @@ def reconstruct(
             scaled=scaled,
             unclipped=unclipped,
             quality=quality,
+            labels=part(classes, rows),
+            target_labels=part(targets, rows, each),
         )
         source.fill(request.images, rows)
         return UnaryCall("Reconstruct", request)
 
-    replies = yield from in_chunks(limits, source.content, call, model, version, source.size)
+    replies = yield from in_chunks(
+        limits, source.content, call, model, version, source.size, each=each
+    )
     return codec.joined_images([reply.images for reply in replies], dtype)
+
+
+def restyle(
+    limits: Limits,
+    images: Images,
+    labels: ArrayLike,
+    to: ArrayLike,
+    *,
+    dtype: ArrayFormat = "float32",
+    **options: Any,
+) -> Plan[NDArray[Any]]:
+    """Encodes images, and decodes each of them in every class of `to`."""
+    targets = label_array(to, "to")
+    formats.array_format_message(dtype)
+    made: Any = yield from reconstruct(
+        limits, images, labels=labels, to=targets, dtype=dtype, **options
+    )
+    return made.reshape(-1, len(targets), *made.shape[1:])  # type: ignore[no-any-return]
 
 
 def interpolate(
@@ -200,13 +255,20 @@ def interpolate(
     latent_dtype: LatentFormat = "float32",
     scaled: bool = False,
     resize: Resize = False,
+    labels: ArrayLike | None = None,
+    target_labels: ArrayLike | None = None,
     model: str = "",
     version: int = 0,
 ) -> Plan[Interpolation]:
     """Decodes a path from one image or latent to another."""
+    steps = scalars.int64(steps, "steps")
     request = pb.InterpolateRequest(
         model=requests.selector(model, version),
-        steps=scalars.int64(steps, "steps"),
+        steps=steps,
+        labels=part(labels_of(labels, 2, each="ends"), slice(0, 2)),
+        target_labels=part(
+            labels_of(target_labels, steps, "target_labels", "images"), slice(0, steps)
+        ),
         method=formats.method_message(method),
         format=formats.array_format_message(dtype),
         return_latents=True,
@@ -223,6 +285,8 @@ def interpolate(
         scaled=scaled,
         resize=codec.given_size(resize),
         latent_dtype=request.latent_dtype,
+        labels=request.labels,
+        target_labels=request.target_labels,
     )
     from_z = yield from _latent_of(limits, first, "start", latents, model, version)
     to_z = yield from _latent_of(limits, second, "stop", latents, model, version)
@@ -252,11 +316,15 @@ def traverse(
     latents: bool | None = None,
     latent_dtype: LatentFormat = "float32",
     resize: Resize = False,
+    labels: ArrayLike | None = None,
+    target_labels: ArrayLike | None = None,
     model: str = "",
     version: int = 0,
 ) -> Plan[Traversal]:
     """Decodes a line or a grid of points along latent axes."""
     request = pb.TraverseRequest(
+        labels=part(labels_of(labels, 1, each="middle"), slice(0, 1)),
+        target_labels=_of_points(target_labels),
         model=requests.selector(model, version),
         axes=_axes(axes),
         steps=scalars.int64(steps, "steps"),
@@ -271,6 +339,8 @@ def traverse(
         version,
         resize=codec.given_size(resize),
         latent_dtype=request.latent_dtype,
+        labels=request.labels,
+        target_labels=request.target_labels,
     )
     if middle is not None:
         point = codec.point_array(middle, "middle", resize)
@@ -297,19 +367,27 @@ def score(
     seed: int | None = None,
     offset: int = 0,
     resize: Resize = False,
+    labels: ArrayLike | None = None,
     model: str = "",
     version: int = 0,
 ) -> Plan[Scores]:
     """Measures how likely images are under the model."""
     source = codec.image_source(images, resize=resize)
+    classes = labels_of(labels, len(source))
     draws = scalars.int64(draws, "draws")
     seed, offset = requests.draw_of(bool(draws), seed if draws else None, offset, len(source))
     selector = requests.selector(model, version)
-    yield from check_supported(limits, model, version, resize=source.size)
+    yield from check_supported(
+        limits, model, version, resize=source.size, labels=classes is not None
+    )
 
     def call(rows: slice) -> UnaryCall:
         request = pb.ScoreRequest(
-            model=selector, draws=draws, seed=seed, offset=offset + rows.start
+            model=selector,
+            draws=draws,
+            seed=seed,
+            offset=offset + rows.start,
+            labels=part(classes, rows),
         )
         source.fill(request.images, rows)
         return UnaryCall("Score", request)
@@ -366,6 +444,17 @@ def _latent_of(
         f"{what}: got shape {list(point.shape)}, which images and latents of {info.name} can both "
         "have; wanted latents=True or latents=False as well"
     )
+
+
+def _of_points(labels: Any) -> list[int]:
+    """Returns the labels of the points of a grid, which may be laid out as one; or one for all.
+
+    Their number is left to the server: that of the axes follows from the model by default.
+    """
+    if labels is None:
+        return []
+    numbers: list[int] = label_array(np.ravel(labels), "target_labels").tolist()
+    return numbers
 
 
 def _axes(axes: Any) -> list[int]:

@@ -47,12 +47,15 @@ class Samples:
         latents: Latents that the images were decoded from, floats [N, D] or [N, c, h, w].
         seed: Seed of the noise.
         offset: Index of the first image in the seed's sequence.
+        labels: Class that each image was decoded with, int64 [N]; None unless the model is
+            conditional.
     """
 
     images: NDArray[Any]
     latents: NDArray[Any]
     seed: int
     offset: int
+    labels: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -255,7 +258,8 @@ class ModelInfo:
             latents of the training data; `none` for a model that cannot be sampled from.
         likelihood: Likelihood of pixels, `bernoulli`, `gaussian` or `logistic`; `none` for a model
             that cannot `score`.
-        labels: Names of the classes; `sample(label=...)` takes an index into them.
+        labels: Names of the classes; `sample(label=...)` takes an index into them, and so do the
+            `labels` of other methods if the model is `conditional`.
         max_rows: Maximum number of rows per request; the client splits larger arrays. With
             `sizes`, it applies to images of `image_shape`; of larger ones, fewer fit.
         metrics: Results on the test set, for example `elbo` in nats per image.
@@ -284,6 +288,8 @@ class ModelInfo:
         class_names: Names of the classes of the training data, whether or not `sample` takes them.
         batch_invariant: Whether a row was measured to have the same bits in batches of every size;
             None if the server or the bundle does not say.
+        conditional: Whether images are encoded and decoded given their class: methods need
+            `labels` then.
     """
 
     name: str
@@ -315,6 +321,7 @@ class ModelInfo:
     has_latent_map: bool = False
     class_names: tuple[str, ...] = ()
     batch_invariant: bool | None = None
+    conditional: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from latentserve._jobs.arrays import Arrays, RowFile
 from latentserve._jobs.folder import CURSOR, MANIFEST, CompleteShard, read_cursor
+from latentserve._jobs.labels import RowLabels
 from latentserve._jobs.npy import NpyFile, SourceError
 from latentserve._jobs.shards import load_pyarrow
 
@@ -18,11 +19,11 @@ from latentserve._jobs.shards import load_pyarrow
 _LATENTS = ("z", "mean", "latents")
 
 
-def latents_of(folder: Path) -> tuple[Arrays, bool]:
+def latents_of(folder: Path) -> tuple[Arrays, bool, RowLabels | None]:
     """Opens the latents of a finished encode or sample job: `z`, else `mean`, else `latents`.
 
     Returns:
-        The latents, and whether they are scaled.
+        The latents, whether they are scaled, and the labels of their rows if the job wrote some.
 
     Raises:
         OSError: A file cannot be read.
@@ -49,7 +50,42 @@ def latents_of(folder: Path) -> tuple[Arrays, bool]:
             )
         numbers.append(shard.row_numbers or range(row, row + shard.rows))
         row += shard.rows
-    return Arrays.of(files, numbers), bool(manifest["settings"].get("scaled"))
+    source = Arrays.of(files, numbers)
+    labels = None
+    if "labels" in manifest["arrays"]:
+        values = np.empty(source.rows, np.int32)
+        several = len(source.parts) > 1
+        row = 0
+        for shard, rows in zip(shards, numbers, strict=True):
+            place = rows if several else slice(row, row + shard.rows)
+            values[place] = _labels_of(folder, shard)
+            row += shard.rows
+        labels = RowLabels("job", str(folder), values)
+    return source, bool(manifest["settings"].get("scaled")), labels
+
+
+def _labels_of(folder: Path, shard: CompleteShard) -> NDArray[Any]:
+    """Reads the labels of a shard.
+
+    Raises:
+        OSError: The file cannot be read.
+        SourceError: The file is damaged.
+    """
+    file = next((file.name for file in shard.files if file.name.startswith("labels-")), "")
+    path = folder / (file or shard.files[0].name)
+    try:
+        if file:
+            values = np.load(path, allow_pickle=False)
+        else:
+            pa = load_pyarrow()
+            values = pa.parquet.read_table(path, columns=["labels"])["labels"].to_numpy()
+    except OSError:
+        raise
+    except Exception as error:  # NumPy and pyarrow raise many types
+        raise SourceError(f"{path}: the labels of its rows cannot be read") from error
+    if values.shape != (shard.rows,):
+        raise SourceError(f"{path}: got {len(values)} labels, wanted {shard.rows}")
+    return np.asarray(values)
 
 
 def _finished(folder: Path) -> tuple[dict[str, Any], list[CompleteShard]]:

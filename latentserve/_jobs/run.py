@@ -11,6 +11,7 @@ from typing import Any, Literal
 from latentserve._client.codec import fresh_seed
 from latentserve._client.values import ModelInfo
 from latentserve._jobs.folder import CompleteShard, JobError, JobFolder
+from latentserve._jobs.labels import FOLDERS
 from latentserve._jobs.plan import Group, description, shards
 from latentserve._jobs.shards import Column, Format, open_shard, writer
 from latentserve._jobs.tasks import Rows, Task
@@ -19,7 +20,7 @@ from latentserve.client import Client, NotFound, ProtocolError
 # Version of the manifest's schema; a job of another version is not resumed.
 _SCHEMA = 1
 _SHARD = re.compile(
-    r"((mean|log_var|z|images|latents)-\d{5,}(-\d+x\d+)?\.npy)|(rows-\d{5,}(-\d+x\d+)?\.parquet)"
+    r"((mean|log_var|z|images|latents|labels)-\d{5,}(-\d+x\d+)?\.npy)|(rows-\d{5,}(-\d+x\d+)?\.parquet)"
 )
 
 
@@ -199,6 +200,8 @@ def _identity(model: ModelInfo, task: Task) -> dict[str, Any]:
         "noise": model.noise,
         "graphs": model.checksums,
     }
+    if task.settings.get("labels") == FOLDERS:
+        identity["labels"] = list(model.labels)
     if task.settings.get("scaled") and model.latent_scaling is not None:
         scaling = model.latent_scaling
         identity["latent_scaling"] = {

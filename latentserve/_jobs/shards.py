@@ -38,8 +38,8 @@ class Column:
 
     Attributes:
         name: Name of the array, for example `mean`.
-        dtype: Name of the array's dtype, `float32` or `uint8`.
-        shape: Shape of one row.
+        dtype: Name of the array's dtype, `float32`, `uint8` or `int32`.
+        shape: Shape of one row; empty for a number.
     """
 
     name: str
@@ -190,6 +190,8 @@ class _ParquetShard:
             column.name: pa.fixed_shape_tensor(
                 pa.from_numpy_dtype(np.dtype(column.dtype)), column.shape
             )
+            if column.shape
+            else pa.from_numpy_dtype(np.dtype(column.dtype))
             for column in columns
         }
         self._schema = pa.schema([("row", pa.uint64()), *self._types.items()])
@@ -234,6 +236,9 @@ class _ParquetShard:
         group = [pa.array(numbers)]
         for name, extension in self._types.items():
             flat = pa.array(joined[name][:rows].reshape(-1))
+            if joined[name].ndim == 1:
+                group.append(flat)
+                continue
             storage = pa.FixedSizeListArray.from_arrays(flat, len(flat) // rows)
             group.append(pa.ExtensionArray.from_storage(extension, storage))
         self._writer.write_table(pa.table(group, schema=self._schema), row_group_size=rows)

@@ -64,6 +64,7 @@ class Pictures:
     Attributes:
         files: Path of each file.
         sizes: Size of each file, None if its header cannot be read; filled by `identity`.
+        root: The folder, if the source is one; names are relative to it then.
 
     Raises:
         SourceError: A folder has no image files.
@@ -72,8 +73,7 @@ class Pictures:
     def __init__(self, paths: Sequence[Path]):
         self.files = image_files(paths)
         self.sizes: list[PictureSize | None] = []
-        # If the source is one folder, names are relative to it.
-        self._root = paths[0] if len(paths) == 1 and paths[0].is_dir() else None
+        self.root = paths[0] if len(paths) == 1 and paths[0].is_dir() else None
         self._digests: list[bytes] = []
 
     @property
@@ -84,11 +84,11 @@ class Pictures:
     @property
     def name(self) -> str:
         """Path of the folder, or of the first file, for messages."""
-        return str(self._root or self.files[0])
+        return str(self.root or self.files[0])
 
     def names(self) -> list[str]:
         """Returns the name of each row's file: its path in the source folder, or as given."""
-        root = self._root
+        root = self.root
         return [str(file.relative_to(root) if root else file) for file in self.files]
 
     def identity(self, on_hashed: OnHashed) -> dict[str, Any]:

@@ -5,14 +5,15 @@ not interrupted.
 """
 
 import json
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from latentserve._client.codec import image_source
-from latentserve._client.parameters import Resize
+from latentserve._client.parameters import Labelled, Resize
 from latentserve._client.values import ModelInfo
 from latentserve._jobs.arrays import Arrays
 from latentserve._jobs.fit import (
@@ -23,6 +24,7 @@ from latentserve._jobs.fit import (
     sampled_size,
 )
 from latentserve._jobs.folder import ROWS
+from latentserve._jobs.labels import Classes, RowLabels, classes_of
 from latentserve._jobs.npy import SourceError
 from latentserve._jobs.plan import Group, Numbers, PlannedShard, in_order, runs
 from latentserve._jobs.shards import Column
@@ -39,6 +41,9 @@ LatentDtype = Literal["float32", "float16"]
 PIXELS: tuple[Pixels, ...] = ("float32", "float16", "uint8")
 
 Rows = Mapping[str, NDArray[Any]]
+
+# What a job writes beside other arrays if the model is conditional.
+_LABELS = Column("labels", "int32", ())
 
 
 class Task(Protocol):
@@ -91,6 +96,7 @@ class EncodeTask:
         bucket: int | None,
         scaled: bool,
         latent_dtype: LatentDtype,
+        labels: RowLabels | None = None,
     ):
         self.source = source
         self.rows = source.rows
@@ -101,12 +107,15 @@ class EncodeTask:
             "resize": list(resize) if isinstance(resize, tuple) else resize,
             **_newer(bucket=bucket, scaled=scaled or None),
             **_newer(latent_dtype=None if latent_dtype == "float32" else latent_dtype),
+            **_origin(labels),
         }
         self._offset, self._resize, self._bucket = offset, resize, bucket
         self._scaled, self._latent_dtype = scaled, latent_dtype
+        self._labels = labels
+        self._classes: Classes | None = None
 
     def identity(self, on_hashed: OnHashed) -> dict[str, Any] | None:
-        return self.source.identity(on_hashed)
+        return self.source.identity(on_hashed) | _identity(self._labels)
 
     def notes(self) -> dict[str, bytes]:
         if isinstance(self.source, Arrays):
@@ -120,14 +129,16 @@ class EncodeTask:
             planned = planned_images(self.source, model, self._resize, self._bucket)
         else:
             planned = planned_pictures(self.source, model, self._resize, self._bucket)
+        self._classes = classes_of(self._labels, model)
         names = ["mean"]
         names += [] if model.posterior == "delta" else ["log_var"]
         names += ["z"] if self.draws else []
         groups = []
         for size, rows, part in planned:
             shape = latent_shape(model, size)
-            columns = tuple(Column(name, self._latent_dtype, shape) for name in names)
-            groups.append(Group(size, rows, columns, part))
+            columns = [Column(name, self._latent_dtype, shape) for name in names]
+            columns += [] if self._classes is None else [_LABELS]
+            groups.append(Group(size, rows, tuple(columns), part))
         return in_order(groups)
 
     def run(
@@ -142,7 +153,7 @@ class EncodeTask:
         if resize and model.sizes is not None and isinstance(self.source, Pictures):
             resize = size
         posteriors = client.encode_stream(
-            self._batches(shard, pieces, max_rows, resize),
+            _labelled(self._batches(shard, pieces, max_rows, resize), self._classes, shard.rows),
             draw=self.draws,
             seed=seed,
             offset=self._offset + int(shard.rows[0]),
@@ -156,9 +167,11 @@ class EncodeTask:
         done = 0
         try:
             for posterior in posteriors:
+                rows = shard.rows[done : done + len(posterior.mean)]
                 done += len(posterior.mean)
                 arrays = {
                     "mean": posterior.mean, "log_var": posterior.log_var, "z": posterior.z,
+                    **_written(self._classes, rows),
                 }  # fmt: skip
                 yield {name: array for name, array in arrays.items() if array is not None}
         except InvalidArgument as error:
@@ -220,15 +233,23 @@ class DecodeTask:
     kind = "decode"
     draws = False
 
-    def __init__(self, source: Arrays, *, dtype: Pixels, scaled: bool):
+    def __init__(
+        self, source: Arrays, *, dtype: Pixels, scaled: bool, labels: RowLabels | None = None
+    ):
         self.source = source
         self.rows = source.rows
-        self.settings: dict[str, Any] = {"dtype": dtype, **_newer(scaled=scaled or None)}
+        self.settings: dict[str, Any] = {
+            "dtype": dtype,
+            **_newer(scaled=scaled or None),
+            **_origin(labels),
+        }
         self._dtype: Pixels = dtype
         self._scaled = scaled
+        self._labels = labels
+        self._classes: Classes | None = None
 
     def identity(self, on_hashed: OnHashed) -> dict[str, Any] | None:
-        return self.source.identity(on_hashed)
+        return self.source.identity(on_hashed) | _identity(self._labels)
 
     def notes(self) -> dict[str, bytes]:
         return {}
@@ -237,12 +258,14 @@ class DecodeTask:
         if self.source.dtype.kind != "f":
             name = self.source.parts[0].name
             raise SourceError(f"{name}: got {self.source.dtype}, wanted floats")
+        self._classes = classes_of(self._labels, model)
+        more = () if self._classes is None else (_LABELS,)
         return in_order(
             [
                 Group(
                     size,
                     rows,
-                    (Column("images", self._dtype, (model.image_shape[0], *size)),),
+                    (Column("images", self._dtype, (model.image_shape[0], *size)), *more),
                     part,
                 )
                 for size, rows, part in planned_latents(self.source, model)
@@ -255,15 +278,19 @@ class DecodeTask:
         del seed  # nothing is drawn
         part = self.source.parts[shard.group.part]
         max_rows = rows_that_fit(shard.group.columns[0].shape, model.max_rows)
+        latents = part.batches(shard.start, shard.stop, max_rows)
         batches = client.decode_stream(
-            part.batches(shard.start, shard.stop, max_rows),
+            _labelled(latents, self._classes, shard.rows),
             dtype=self._dtype,
             scaled=self._scaled,
             model=model.name,
             version=model.version,
         )
+        done = 0
         for images in batches:
-            yield {"images": images}
+            rows = shard.rows[done : done + len(images)]
+            done += len(images)
+            yield {"images": images, **_written(self._classes, rows)}
 
 
 class SampleTask:
@@ -311,6 +338,8 @@ class SampleTask:
         columns = [Column("images", self._dtype, (model.image_shape[0], *size))]
         if self._latents:
             columns.append(Column("latents", "float32", latent_shape(model, size)))
+        if model.conditional:
+            columns.append(_LABELS)
         return (Group(size, range(self.rows), tuple(columns)),)
 
     def run(
@@ -328,13 +357,47 @@ class SampleTask:
             **self._options,
         )
         for samples in chunks:
-            arrays = {"images": samples.images, "latents": samples.latents}
-            yield arrays if self._latents else {"images": samples.images}
+            arrays: dict[str, NDArray[Any]] = {"images": samples.images}
+            if self._latents:
+                arrays["latents"] = samples.latents
+            if samples.labels is not None:
+                arrays["labels"] = samples.labels.astype(np.int32)
+            yield arrays
 
 
 def _newer(**settings: Any) -> dict[str, Any]:
     """Returns settings that older manifests do not have, unless they are None."""
     return {name: value for name, value in settings.items() if value is not None}
+
+
+def _origin(labels: RowLabels | None) -> dict[str, Any]:
+    """Returns the setting `labels`, which jobs without labels do not have."""
+    return {} if labels is None else {"labels": labels.origin}
+
+
+def _identity(labels: RowLabels | None) -> dict[str, Any]:
+    """Returns what identifies labels, for the identity of a source."""
+    return {} if labels is None else {"labels_sha256": labels.digest()}
+
+
+def _labelled(batches: Iterable[Any], classes: Classes | None, rows: Numbers) -> Iterator[Any]:
+    """Yields batches with the labels of their rows, if there are any.
+
+    Args:
+        batches: The batches.
+        classes: Classes of the job's rows; None if the model is not conditional.
+        rows: Numbers of the rows of all batches, in order.
+    """
+    done = 0
+    for batch in batches:
+        count = len(batch)
+        yield batch if classes is None else Labelled(batch, classes.of(rows[done : done + count]))
+        done += count
+
+
+def _written(classes: Classes | None, rows: Numbers) -> dict[str, NDArray[Any]]:
+    """Returns the labels of rows, to be written."""
+    return {} if classes is None else {"labels": classes.of(rows)}
 
 
 def _window(rows: int, pieces: int, max_rows: int) -> int:

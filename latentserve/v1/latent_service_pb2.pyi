@@ -160,7 +160,7 @@ class GetModelResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[ModelInfo, _Mapping]] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "version", "image_shape", "latent_dim", "posterior", "prior", "likelihood", "labels", "max_rows", "metrics", "graphs", "dataset", "created_at", "noise", "precision", "prior_mean", "prior_std", "has_percentiles", "latent_shape", "sizes", "latent_scaling", "rows_at_once", "origin", "memory_bytes", "bytes_per_pixel", "has_latent_map", "class_names", "batch_invariant")
+    __slots__ = ("name", "version", "image_shape", "latent_dim", "posterior", "prior", "likelihood", "labels", "max_rows", "metrics", "graphs", "dataset", "created_at", "noise", "precision", "prior_mean", "prior_std", "has_percentiles", "latent_shape", "sizes", "latent_scaling", "rows_at_once", "origin", "memory_bytes", "bytes_per_pixel", "has_latent_map", "class_names", "batch_invariant", "conditional")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -196,6 +196,7 @@ class ModelInfo(_message.Message):
     HAS_LATENT_MAP_FIELD_NUMBER: _ClassVar[int]
     CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
     BATCH_INVARIANT_FIELD_NUMBER: _ClassVar[int]
+    CONDITIONAL_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     image_shape: ImageShape
@@ -224,7 +225,8 @@ class ModelInfo(_message.Message):
     has_latent_map: bool
     class_names: _containers.RepeatedScalarFieldContainer[str]
     batch_invariant: bool
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., image_shape: _Optional[_Union[ImageShape, _Mapping]] = ..., latent_dim: _Optional[int] = ..., posterior: _Optional[str] = ..., prior: _Optional[str] = ..., likelihood: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., max_rows: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., graphs: _Optional[_Iterable[_Union[GraphInfo, _Mapping]]] = ..., dataset: _Optional[str] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., noise: _Optional[str] = ..., precision: _Optional[str] = ..., prior_mean: _Optional[_Iterable[float]] = ..., prior_std: _Optional[_Iterable[float]] = ..., has_percentiles: _Optional[bool] = ..., latent_shape: _Optional[_Iterable[int]] = ..., sizes: _Optional[_Union[Sizes, _Mapping]] = ..., latent_scaling: _Optional[_Union[LatentScaling, _Mapping]] = ..., rows_at_once: _Optional[int] = ..., origin: _Optional[_Union[Origin, _Mapping]] = ..., memory_bytes: _Optional[int] = ..., bytes_per_pixel: _Optional[float] = ..., has_latent_map: _Optional[bool] = ..., class_names: _Optional[_Iterable[str]] = ..., batch_invariant: _Optional[bool] = ...) -> None: ...
+    conditional: bool
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., image_shape: _Optional[_Union[ImageShape, _Mapping]] = ..., latent_dim: _Optional[int] = ..., posterior: _Optional[str] = ..., prior: _Optional[str] = ..., likelihood: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., max_rows: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., graphs: _Optional[_Iterable[_Union[GraphInfo, _Mapping]]] = ..., dataset: _Optional[str] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., noise: _Optional[str] = ..., precision: _Optional[str] = ..., prior_mean: _Optional[_Iterable[float]] = ..., prior_std: _Optional[_Iterable[float]] = ..., has_percentiles: _Optional[bool] = ..., latent_shape: _Optional[_Iterable[int]] = ..., sizes: _Optional[_Union[Sizes, _Mapping]] = ..., latent_scaling: _Optional[_Union[LatentScaling, _Mapping]] = ..., rows_at_once: _Optional[int] = ..., origin: _Optional[_Union[Origin, _Mapping]] = ..., memory_bytes: _Optional[int] = ..., bytes_per_pixel: _Optional[float] = ..., has_latent_map: _Optional[bool] = ..., class_names: _Optional[_Iterable[str]] = ..., batch_invariant: _Optional[bool] = ..., conditional: _Optional[bool] = ...) -> None: ...
 
 class Sizes(_message.Message):
     __slots__ = ("factor", "multiple", "least", "most_pixels")
@@ -296,7 +298,7 @@ class GraphInfo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ..., opset: _Optional[int] = ..., device: _Optional[str] = ...) -> None: ...
 
 class EncodeRequest(_message.Message):
-    __slots__ = ("model", "images", "draw", "seed", "offset", "scaled", "latent_dtype")
+    __slots__ = ("model", "images", "draw", "seed", "offset", "scaled", "latent_dtype", "labels")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     DRAW_FIELD_NUMBER: _ClassVar[int]
@@ -304,6 +306,7 @@ class EncodeRequest(_message.Message):
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     SCALED_FIELD_NUMBER: _ClassVar[int]
     LATENT_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
     model: ModelSelector
     images: _tensor_pb2.Images
     draw: bool
@@ -311,7 +314,8 @@ class EncodeRequest(_message.Message):
     offset: int
     scaled: bool
     latent_dtype: _tensor_pb2.DataType
-    def __init__(self, model: _Optional[_Union[ModelSelector, _Mapping]] = ..., images: _Optional[_Union[_tensor_pb2.Images, _Mapping]] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., scaled: _Optional[bool] = ..., latent_dtype: _Optional[_Union[_tensor_pb2.DataType, str]] = ...) -> None: ...
+    labels: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, model: _Optional[_Union[ModelSelector, _Mapping]] = ..., images: _Optional[_Union[_tensor_pb2.Images, _Mapping]] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., scaled: _Optional[bool] = ..., latent_dtype: _Optional[_Union[_tensor_pb2.DataType, str]] = ..., labels: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class EncodeResponse(_message.Message):
     __slots__ = ("mean", "log_var", "z", "seed", "model", "timing")
@@ -330,20 +334,22 @@ class EncodeResponse(_message.Message):
     def __init__(self, mean: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., log_var: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., z: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., model: _Optional[_Union[ModelIdentity, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
 
 class DecodeRequest(_message.Message):
-    __slots__ = ("model", "latents", "format", "scaled", "quality", "unclipped")
+    __slots__ = ("model", "latents", "format", "scaled", "quality", "unclipped", "labels")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     LATENTS_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     SCALED_FIELD_NUMBER: _ClassVar[int]
     QUALITY_FIELD_NUMBER: _ClassVar[int]
     UNCLIPPED_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
     model: ModelSelector
     latents: _tensor_pb2.Tensor
     format: ImageFormat
     scaled: bool
     quality: int
     unclipped: bool
-    def __init__(self, model: _Optional[_Union[ModelSelector, _Mapping]] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., format: _Optional[_Union[ImageFormat, str]] = ..., scaled: _Optional[bool] = ..., quality: _Optional[int] = ..., unclipped: _Optional[bool] = ...) -> None: ...
+    labels: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, model: _Optional[_Union[ModelSelector, _Mapping]] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., format: _Optional[_Union[ImageFormat, str]] = ..., scaled: _Optional[bool] = ..., quality: _Optional[int] = ..., unclipped: _Optional[bool] = ..., labels: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DecodeResponse(_message.Message):
     __slots__ = ("images", "model", "timing")
@@ -386,23 +392,25 @@ class SampleRequest(_message.Message):
     def __init__(self, model: _Optional[_Union[ModelSelector, _Mapping]] = ..., count: _Optional[int] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., label: _Optional[int] = ..., temperature: _Optional[float] = ..., truncation: _Optional[float] = ..., format: _Optional[_Union[ImageFormat, str]] = ..., return_latents: _Optional[bool] = ..., quality: _Optional[int] = ..., latent_dtype: _Optional[_Union[_tensor_pb2.DataType, str]] = ..., height: _Optional[int] = ..., width: _Optional[int] = ...) -> None: ...
 
 class SampleResponse(_message.Message):
-    __slots__ = ("images", "latents", "seed", "offset", "model", "timing")
+    __slots__ = ("images", "latents", "seed", "offset", "model", "timing", "labels")
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     LATENTS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
     images: _tensor_pb2.Images
     latents: _tensor_pb2.Tensor
     seed: int
     offset: int
     model: ModelIdentity
     timing: Timing
-    def __init__(self, images: _Optional[_Union[_tensor_pb2.Images, _Mapping]] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., model: _Optional[_Union[ModelIdentity, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+    labels: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, images: _Optional[_Union[_tensor_pb2.Images, _Mapping]] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., model: _Optional[_Union[ModelIdentity, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., labels: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ReconstructRequest(_message.Message):
-    __slots__ = ("model", "images", "draw", "seed", "offset", "format", "scaled", "quality", "unclipped")
+    __slots__ = ("model", "images", "draw", "seed", "offset", "format", "scaled", "quality", "unclipped", "labels", "target_labels")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     DRAW_FIELD_NUMBER: _ClassVar[int]
@@ -412,6 +420,8 @@ class ReconstructRequest(_message.Message):
     SCALED_FIELD_NUMBER: _ClassVar[int]
     QUALITY_FIELD_NUMBER: _ClassVar[int]
     UNCLIPPED_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_LABELS_FIELD_NUMBER: _ClassVar[int]
     model: ModelSelector
     images: _tensor_pb2.Images
     draw: bool
@@ -421,7 +431,9 @@ class ReconstructRequest(_message.Message):
     scaled: bool
     quality: int
     unclipped: bool
-    def __init__(self, model: _Optional[_Union[ModelSelector, _Mapping]] = ..., images: _Optional[_Union[_tensor_pb2.Images, _Mapping]] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., format: _Optional[_Union[ImageFormat, str]] = ..., scaled: _Optional[bool] = ..., quality: _Optional[int] = ..., unclipped: _Optional[bool] = ...) -> None: ...
+    labels: _containers.RepeatedScalarFieldContainer[int]
+    target_labels: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, model: _Optional[_Union[ModelSelector, _Mapping]] = ..., images: _Optional[_Union[_tensor_pb2.Images, _Mapping]] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., format: _Optional[_Union[ImageFormat, str]] = ..., scaled: _Optional[bool] = ..., quality: _Optional[int] = ..., unclipped: _Optional[bool] = ..., labels: _Optional[_Iterable[int]] = ..., target_labels: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ReconstructResponse(_message.Message):
     __slots__ = ("images", "seed", "model", "timing")
@@ -436,7 +448,7 @@ class ReconstructResponse(_message.Message):
     def __init__(self, images: _Optional[_Union[_tensor_pb2.Images, _Mapping]] = ..., seed: _Optional[int] = ..., model: _Optional[_Union[ModelIdentity, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
 
 class InterpolateRequest(_message.Message):
-    __slots__ = ("model", "latents", "images", "steps", "method", "format", "return_latents", "scaled", "quality", "latent_dtype")
+    __slots__ = ("model", "latents", "images", "steps", "method", "format", "return_latents", "scaled", "quality", "latent_dtype", "labels", "target_labels")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     LATENTS_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
@@ -447,6 +459,8 @@ class InterpolateRequest(_message.Message):
     SCALED_FIELD_NUMBER: _ClassVar[int]
     QUALITY_FIELD_NUMBER: _ClassVar[int]
     LATENT_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_LABELS_FIELD_NUMBER: _ClassVar[int]
     model: ModelSelector
     latents: _tensor_pb2.Tensor
     images: _tensor_pb2.Images
@@ -457,7 +471,9 @@ class InterpolateRequest(_message.Message):
     scaled: bool
     quality: int
     latent_dtype: _tensor_pb2.DataType
-    def __init__(self, model: _Optional[_Union[ModelSelector, _Mapping]] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., images: _Optional[_Union[_tensor_pb2.Images, _Mapping]] = ..., steps: _Optional[int] = ..., method: _Optional[_Union[InterpolationMethod, str]] = ..., format: _Optional[_Union[ImageFormat, str]] = ..., return_latents: _Optional[bool] = ..., scaled: _Optional[bool] = ..., quality: _Optional[int] = ..., latent_dtype: _Optional[_Union[_tensor_pb2.DataType, str]] = ...) -> None: ...
+    labels: _containers.RepeatedScalarFieldContainer[int]
+    target_labels: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, model: _Optional[_Union[ModelSelector, _Mapping]] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., images: _Optional[_Union[_tensor_pb2.Images, _Mapping]] = ..., steps: _Optional[int] = ..., method: _Optional[_Union[InterpolationMethod, str]] = ..., format: _Optional[_Union[ImageFormat, str]] = ..., return_latents: _Optional[bool] = ..., scaled: _Optional[bool] = ..., quality: _Optional[int] = ..., latent_dtype: _Optional[_Union[_tensor_pb2.DataType, str]] = ..., labels: _Optional[_Iterable[int]] = ..., target_labels: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class InterpolateResponse(_message.Message):
     __slots__ = ("images", "latents", "model", "timing")
@@ -472,7 +488,7 @@ class InterpolateResponse(_message.Message):
     def __init__(self, images: _Optional[_Union[_tensor_pb2.Images, _Mapping]] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., model: _Optional[_Union[ModelIdentity, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
 
 class TraverseRequest(_message.Message):
-    __slots__ = ("model", "axes", "steps", "range", "latent", "image", "format", "return_latents", "quality", "latent_dtype")
+    __slots__ = ("model", "axes", "steps", "range", "latent", "image", "format", "return_latents", "quality", "latent_dtype", "labels", "target_labels")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     AXES_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -483,6 +499,8 @@ class TraverseRequest(_message.Message):
     RETURN_LATENTS_FIELD_NUMBER: _ClassVar[int]
     QUALITY_FIELD_NUMBER: _ClassVar[int]
     LATENT_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_LABELS_FIELD_NUMBER: _ClassVar[int]
     model: ModelSelector
     axes: _containers.RepeatedScalarFieldContainer[int]
     steps: int
@@ -493,7 +511,9 @@ class TraverseRequest(_message.Message):
     return_latents: bool
     quality: int
     latent_dtype: _tensor_pb2.DataType
-    def __init__(self, model: _Optional[_Union[ModelSelector, _Mapping]] = ..., axes: _Optional[_Iterable[int]] = ..., steps: _Optional[int] = ..., range: _Optional[float] = ..., latent: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., image: _Optional[_Union[_tensor_pb2.Images, _Mapping]] = ..., format: _Optional[_Union[ImageFormat, str]] = ..., return_latents: _Optional[bool] = ..., quality: _Optional[int] = ..., latent_dtype: _Optional[_Union[_tensor_pb2.DataType, str]] = ...) -> None: ...
+    labels: _containers.RepeatedScalarFieldContainer[int]
+    target_labels: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, model: _Optional[_Union[ModelSelector, _Mapping]] = ..., axes: _Optional[_Iterable[int]] = ..., steps: _Optional[int] = ..., range: _Optional[float] = ..., latent: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., image: _Optional[_Union[_tensor_pb2.Images, _Mapping]] = ..., format: _Optional[_Union[ImageFormat, str]] = ..., return_latents: _Optional[bool] = ..., quality: _Optional[int] = ..., latent_dtype: _Optional[_Union[_tensor_pb2.DataType, str]] = ..., labels: _Optional[_Iterable[int]] = ..., target_labels: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class TraverseResponse(_message.Message):
     __slots__ = ("images", "latents", "rows", "columns", "model", "timing")
@@ -512,18 +532,20 @@ class TraverseResponse(_message.Message):
     def __init__(self, images: _Optional[_Union[_tensor_pb2.Images, _Mapping]] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., rows: _Optional[int] = ..., columns: _Optional[int] = ..., model: _Optional[_Union[ModelIdentity, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
-    __slots__ = ("model", "images", "draws", "seed", "offset")
+    __slots__ = ("model", "images", "draws", "seed", "offset", "labels")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     DRAWS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
     model: ModelSelector
     images: _tensor_pb2.Images
     draws: int
     seed: int
     offset: int
-    def __init__(self, model: _Optional[_Union[ModelSelector, _Mapping]] = ..., images: _Optional[_Union[_tensor_pb2.Images, _Mapping]] = ..., draws: _Optional[int] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
+    labels: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, model: _Optional[_Union[ModelSelector, _Mapping]] = ..., images: _Optional[_Union[_tensor_pb2.Images, _Mapping]] = ..., draws: _Optional[int] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., labels: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
     __slots__ = ("reconstruction", "kl", "elbo", "nll", "percentile", "seed", "model", "timing")

@@ -89,6 +89,7 @@ def describe_model(model: Model, settings: Settings) -> pb.ModelInfo:
         has_latent_map=model.latent_map is not None,
         class_names=manifest.class_names,
         batch_invariant=_batch_invariant(manifest),
+        conditional=manifest.conditional,
     )
     if manifest.sizes is not None:
         info.sizes.CopyFrom(

@@ -18,7 +18,7 @@ import math
 import struct
 import sys
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -26,15 +26,18 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from bundle import Manifest
 from latentserve.v1 import latent_service_pb2 as pb
 from latentserve.v1 import tensor_pb2
 from service.api import codec
 from service.api.formats import FORMATS, Format
+from service.api.labels import labels_of
 from service.api.sizes import Sizes
 from service.api.wire import LENGTH_DELIMITED, Chunks, prefix, varint
 from service.engine.call import Call
 from service.engine.engine import Compute, Engine
-from service.errors import InvalidArgument
+from service.engine.operations import Labels
+from service.errors import InvalidArgument, ServiceError
 from service.models.limits import row_bytes
 from service.models.model import Model
 from service.models.speed import ImageSize
@@ -61,6 +64,7 @@ class Plan:
     """Everything needed to answer requests of one form.
 
     Attributes:
+        conditional: Manifest of the model if it is conditional, to read labels by; else None.
         rows: Rows of the request, N.
         dtype: Dtype of the request's tensor.
         shape: Shape that the graph takes: [N, C, H, W], or [N, D] or [N, c, h, w].
@@ -73,6 +77,7 @@ class Plan:
         timing: Tag of the timing in the reply.
     """
 
+    conditional: Manifest | None
     rows: int
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -123,7 +128,7 @@ class FastPath:
         plan = plans.get(form) if plans is not None else None
         if plan is None:
             plan = _cached(self._encode_plans, model, form, self._plan_encode(model, form))
-        return None if plan is None else self._run(plan, tensor, call)
+        return None if plan is None else self._run(plan, tensor, request.labels, call)
 
     def decode(
         self, model: Model, request: pb.DecodeRequest, call: Call
@@ -137,20 +142,32 @@ class FastPath:
         plan = plans.get(form) if plans is not None else None
         if plan is None:
             plan = _cached(self._decode_plans, model, form, self._plan_decode(model, form))
-        return None if plan is None else self._run(plan, tensor, call)
+        return None if plan is None else self._run(plan, tensor, request.labels, call)
 
-    def _run(self, plan: Plan, tensor: tensor_pb2.Tensor, call: Call) -> Awaitable[Chunks] | None:
+    def _run(
+        self, plan: Plan, tensor: tensor_pb2.Tensor, given: Sequence[int], call: Call
+    ) -> Awaitable[Chunks] | None:
         data = tensor.data  # each access makes a copy
-        return self._answer(plan, data, call) if len(data) == plan.nbytes else None
+        if len(data) != plan.nbytes:
+            return None
+        labels: Labels = None
+        if plan.conditional is not None:
+            try:
+                labels = labels_of(given, plan.conditional, plan.rows)
+            except ServiceError:
+                return None
+        elif given:
+            return None
+        return self._answer(plan, data, labels, call)
 
-    async def _answer(self, plan: Plan, data: bytes, call: Call) -> Chunks:
+    async def _answer(self, plan: Plan, data: bytes, labels: Labels, call: Call) -> Chunks:
         rows = plan.rows
         call.rows += rows
         admission = self._engine.admission
         admission.enter(rows, plan.reserved, call.caller)
         since = admission.now()
         try:
-            outputs = await plan.compute(call, np.ndarray(plan.shape, plan.dtype, data))
+            outputs = await plan.compute(call, np.ndarray(plan.shape, plan.dtype, data), labels)
         finally:
             admission.leave(rows, plan.reserved, since, call.caller)
         chunks: list[bytes | memoryview] = []
@@ -233,6 +250,7 @@ class FastPath:
         manifest, rows = model.manifest, shape[0]
         reply.model.name, reply.model.version = manifest.name, manifest.version
         return Plan(
+            manifest if manifest.conditional else None,
             rows,
             dtype,
             shape,

@@ -13,6 +13,7 @@ from service.api.sizes import Sizes
 from service.engine.admission import Admitted
 from service.engine.call import Call
 from service.engine.engine import Engine
+from service.engine.operations import Labels
 from service.errors import InvalidArgument
 from service.models.model import Model
 from service.models.speed import ImageSize
@@ -68,10 +69,18 @@ class Inputs:
         )
 
     def admitted(
-        self, model: Model, images: tensor_pb2.Images, size: ImageSize, call: Call
+        self, model: Model, images: tensor_pb2.Images, size: ImageSize, call: Call, each: int = 1
     ) -> Admitted:
-        """Reserves capacity for images, as `Engine.admitted`, before their number is validated."""
-        rows = min(codec.rows_stated(images), self.sizes(model).max_rows_of(size))
+        """Reserves capacity for images, as `Engine.admitted`, before their number is validated.
+
+        Args:
+            model: The model.
+            images: The images' message.
+            size: Size of the images, from `size`.
+            call: The per-call context.
+            each: Images in the reply for each of them.
+        """
+        rows = min(codec.rows_stated(images) * each, self.sizes(model).max_rows_of(size))
         return self._engine.admitted(call, model, rows, size)
 
     async def images(
@@ -114,10 +123,20 @@ class Inputs:
         count: int,
         size: ImageSize,
         call: Call,
+        labels: Labels = None,
     ) -> NDArray[np.float32]:
         """Encodes exactly `count` images of a request to posterior means.
 
         Does not count them as rows of the call: these are the latents that it decodes.
+
+        Args:
+            model: The model.
+            images: The images' message.
+            field: Path of the message in the request, for errors.
+            count: How many there must be.
+            size: Size of the images, from `size`.
+            call: The per-call context.
+            labels: Their classes, int64 [count], if the model is conditional; else None.
 
         Returns:
             float32 [count, D] or [count, c, h, w].
@@ -125,7 +144,7 @@ class Inputs:
         pixels = await self.images(model, images, field, size, call)
         _exactly(len(pixels), count, field)
         call.rows -= len(pixels)
-        return (await self._engine.encode(call, model, pixels)).mean
+        return (await self._engine.encode(call, model, pixels, labels=labels)).mean
 
     async def latents(
         self,

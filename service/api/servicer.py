@@ -11,12 +11,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 from latentserve.v1 import latent_service_pb2 as pb
-from service.api import fields
+from service.api import fields, labels
 from service.api.describe import describe_map, describe_model, describe_server
 from service.api.fast_path import FastPath
 from service.api.fields import draw_of, latent_dtype_of, whole
 from service.api.formats import format_of
 from service.api.inputs import Inputs
+from service.api.labels import labels_of, targets_of
 from service.api.replies import in_stream, put_latents, put_scores, signed, with_images
 from service.api.scaling import scaling_of
 from service.api.selection import Selection
@@ -120,9 +121,14 @@ class Servicer:
         wanted = format_of(request, model.manifest)
         scaling_of(request.scaled, model.manifest)  # cancels out between encoder and decoder
         size = await self._inputs.size(model, request.images, "images", call)
-        async with self._inputs.admitted(model, request.images, size, call):
+        each = labels.images_for_each(request)
+        async with self._inputs.admitted(model, request.images, size, call, each):
             images = await self._inputs.images(model, request.images, "images", size, call)
-            draw = draw_of(request, len(images)) if request.draw else None
+            rows, limit = len(images), self._inputs.sizes(model).max_rows_of(size)
+            given = labels_of(request.labels, model.manifest, rows)
+            targets = targets_of(request, model.manifest, rows, limit, given)
+            call.rows += rows * (each - 1)
+            draw = draw_of(request, rows) if request.draw else None
             pixels = await self._engine.reconstruct(
                 call,
                 model,
@@ -130,6 +136,8 @@ class Servicer:
                 draw,
                 as_uint8=wanted.format.as_uint8,
                 clipped=wanted.clipped,
+                labels=given,
+                targets=targets,
             )
             reply = pb.ReconstructResponse(seed=None if draw is None else draw.seed)
             return await with_images(self._engine, signed(reply, model, call), pixels, wanted, call)
@@ -148,6 +156,7 @@ class Servicer:
         else:
             raise InvalidArgument("latents", "no ends", "two latents, or two images")
         steps = whole("steps", request.steps, 2, self._inputs.sizes(model).max_rows_of(size))
+        of_ends, of_steps = labels.of_ends(request, model.manifest)
         call.rows += steps
         async with self._engine.admitted(call, model, steps, size):
             if request.HasField("latents"):
@@ -155,9 +164,17 @@ class Servicer:
                     model, request.latents, "latents", size, call, scaling=scaling, count=2
                 )
             else:
-                ends = await self._inputs.means(model, request.images, "images", 2, size, call)
+                ends = await self._inputs.means(
+                    model, request.images, "images", 2, size, call, of_ends
+                )
             path = await self._engine.interpolate(
-                call, model, ends, steps, on_arc=on_arc, as_uint8=wanted.format.as_uint8
+                call,
+                model,
+                ends,
+                steps,
+                on_arc=on_arc,
+                as_uint8=wanted.format.as_uint8,
+                labels=of_steps,
             )
             reply = pb.InterpolateResponse()
             if request.return_latents:
@@ -178,6 +195,7 @@ class Servicer:
         steps = whole("steps", request.steps, 2, limit if len(axes) == 1 else int(limit**0.5))
         reach = fields.reach_of(request)
         count = steps ** len(axes)
+        of_middle, of_points = labels.of_middle(request, model.manifest, count)
         call.rows += count
         async with self._engine.admitted(call, model, count, size):
             if request.HasField("latent"):
@@ -195,11 +213,15 @@ class Servicer:
                         f"{given[0]}x{given[1]}",
                         f"{size[0]}x{size[1]} (height x width), the size of ModelInfo.image_shape",
                     )
-                start = (await self._inputs.means(model, request.image, "image", 1, size, call))[0]
+                (start,) = await self._inputs.means(
+                    model, request.image, "image", 1, size, call, of_middle
+                )
             else:
                 start = model.prior_mean.reshape(model.manifest.latent_shape)
             grid, rows, columns = traverse(start, model.prior_std, axes, steps, reach)
-            pixels = await self._engine.decode(call, model, grid, as_uint8=wanted.format.as_uint8)
+            pixels = await self._engine.decode(
+                call, model, grid, as_uint8=wanted.format.as_uint8, labels=of_points
+            )
             reply = pb.TraverseResponse(rows=rows, columns=columns)
             if request.return_latents:
                 await put_latents(self._engine, reply.latents, grid, dtype, call)
@@ -212,8 +234,9 @@ class Servicer:
         size = await self._inputs.size(model, request.images, "images", call)
         async with self._inputs.admitted(model, request.images, size, call):
             images = await self._inputs.images(model, request.images, "images", size, call)
+            given = labels_of(request.labels, model.manifest, len(images))
             draw = draw_of(request, len(images)) if draws else Draw(0)
-            scored = await self._engine.score(call, model, images, draws, draw)
+            scored = await self._engine.score(call, model, images, draws, draw, given)
             reply = pb.ScoreResponse()
             put_scores(reply.reconstruction, scored.reconstruction)
             put_scores(reply.kl, scored.kl)
@@ -287,8 +310,9 @@ class Servicer:
         size = await self._inputs.size(model, request.images, "images", call)
         async with self._inputs.admitted(model, request.images, size, call):
             images = await self._inputs.images(model, request.images, "images", size, call)
+            given = labels_of(request.labels, model.manifest, len(images))
             draw = draw_of(request, len(images)) if request.draw else None
-            encoded = await self._engine.encode(call, model, images, draw)
+            encoded = await self._engine.encode(call, model, images, draw, given)
             reply = pb.EncodeResponse()
             for tensor, latents in (("mean", encoded.mean), ("z", encoded.z)):
                 if latents is not None:
@@ -312,10 +336,16 @@ class Servicer:
         z = await self._inputs.latents(
             model, request.latents, "latents", size, call, scaling=scaling
         )
+        given = labels_of(request.labels, model.manifest, len(z))
         call.rows += len(z)
         async with self._engine.admitted(call, model, len(z), size):
             pixels = await self._engine.decode(
-                call, model, z, as_uint8=wanted.format.as_uint8, clipped=wanted.clipped
+                call,
+                model,
+                z,
+                as_uint8=wanted.format.as_uint8,
+                clipped=wanted.clipped,
+                labels=given,
             )
             return await with_images(
                 self._engine, signed(pb.DecodeResponse(), model, call), pixels, wanted, call
@@ -342,6 +372,8 @@ class Servicer:
                 size=size,
             )
             reply = pb.SampleResponse(seed=draw.seed, offset=draw.offset)
+            if sampled.labels is not None:
+                reply.labels.extend(sampled.labels.tolist())
             if request.return_latents:
                 await put_latents(self._engine, reply.latents, sampled.latents, dtype, call)
             return await with_images(

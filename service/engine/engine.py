@@ -7,6 +7,7 @@ in the same batches.
 
 import math
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -14,17 +15,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.cpus import usable_cpus
-from common.noise import Stream, standard_normal, uniform
+from common.noise import Stream, standard_normal
 from service.engine import paths
 from service.engine.admission import Admission, Admitted
 from service.engine.background import Background
 from service.engine.batch import Arrays, InferenceRequest, Operation
 from service.engine.batcher import INLINE_SECONDS, Batcher
 from service.engine.call import Call
-from service.engine.operations import Array, Check, Observer, Operations, Pixels, unit_range
+from service.engine.operations import (
+    Array,
+    Check,
+    Labels,
+    Observer,
+    Operations,
+    Pixels,
+    unit_range,
+    with_labels,
+)
 from service.engine.pool import Pool
 from service.engine.results import Decoded, Encoded
-from service.engine.sampling import Draw, drawn
+from service.engine.sampling import Choice, Draw, drawn
 from service.engine.scoring import Scored, Scoring
 from service.errors import NotForThisModel
 from service.models.limits import row_bytes
@@ -36,8 +46,9 @@ T = TypeVar("T")
 _MORE_THREADS, _MAX_THREADS = 4, 32
 # Paths of up to this size are computed in less time than it takes to wake a thread.
 _INLINE_BYTES = 256 * 1024
-#: Computes rows for a call with one operation; returns its output arrays by name.
-Compute = Callable[[Call, NDArray[Any]], Awaitable[Arrays]]
+#: Computes rows for a call with one operation, with their labels if the model is conditional;
+#: returns its output arrays by name.
+Compute = Callable[[Call, NDArray[Any], Labels], Awaitable[Arrays]]
 
 
 class Engine:
@@ -93,7 +104,12 @@ class Engine:
         )
 
     def encode(
-        self, call: Call, model: Model, images: Pixels, draw: Draw | None = None
+        self,
+        call: Call,
+        model: Model,
+        images: Pixels,
+        draw: Draw | None = None,
+        labels: Labels = None,
     ) -> Awaitable[Encoded]:
         """Encodes images and, with `draw`, samples from their posteriors.
 
@@ -102,6 +118,7 @@ class Engine:
             model: The model.
             images: [N, C, H, W]; uint8, or float32 in [0, 1].
             draw: Seed and offset of the noise, or None not to sample.
+            labels: Class of each image, int64 [N], if the model is conditional; else None.
 
         Raises:
             NotForThisModel: The model has no encoder; or `draw` is set, but a plain autoencoder
@@ -124,7 +141,8 @@ class Engine:
 
         operation = self._operations_of(model).encode[images.dtype == np.uint8]
         size = _size_of_images(model, images)
-        work = InferenceRequest(operation, len(images), {"image": images}, finish, size)
+        inputs = with_labels({"image": images}, labels)
+        work = InferenceRequest(operation, len(images), inputs, finish, size)
         return self._batcher.run(work, call)
 
     def encoding(self, model: Model, check: Check | None = None, size: ImageSize = ()) -> Compute:
@@ -140,7 +158,7 @@ class Engine:
         return self._computing(
             operations.encode[True]
             if check is None
-            else operations.checked(operations.encode[False], check),
+            else operations.checked(operations.encode[False], "image", check),
             "image",
             size,
         )
@@ -157,11 +175,18 @@ class Engine:
             size: H and W of the images, if the model's images have no fixed size.
         """
         operations = self._operations_of(model)
-        operation = operations.checked(operations.decode[as_uint8], check)
+        operation = operations.checked(operations.decode[as_uint8], "z", check)
         return self._computing(operation, "z", size)
 
     async def decode(
-        self, call: Call, model: Model, z: Array, *, as_uint8: bool, clipped: bool = True
+        self,
+        call: Call,
+        model: Model,
+        z: Array,
+        *,
+        as_uint8: bool,
+        clipped: bool = True,
+        labels: Labels = None,
     ) -> Pixels:
         """Decodes latents to images [N, C, H, W].
 
@@ -171,11 +196,13 @@ class Engine:
             z: float32 [N, D] or [N, c, h, w].
             as_uint8: Whether images are uint8, 0 to 255, rather than float32 in [0, 1].
             clipped: Whether float32 images are clipped to [0, 1].
+            labels: As for `encode`.
         """
         operations = self._operations_of(model)
         operation = operations.decode[as_uint8] if clipped else operations.raw
         size = _size_of_latents(model, z)
-        work: InferenceRequest[Arrays] = InferenceRequest(operation, len(z), {"z": z}, None, size)
+        inputs = with_labels({"z": z}, labels)
+        work: InferenceRequest[Arrays] = InferenceRequest(operation, len(z), inputs, None, size)
         return (await self._batcher.run(work, call))["image"]
 
     async def sample(
@@ -216,42 +243,20 @@ class Engine:
                 what = f"{manifest.name} has"
             raise NotForThisModel(f"{what} no prior to sample from")
         shape = manifest.latent_shape_of(*size) if size else manifest.latent_shape
-
-        def noise(start: int, stop: int) -> Array:
-            eps = standard_normal(
-                draw.seed,
-                draw.offset + start,
-                stop - start,
-                math.prod(shape),
-                truncation=truncation,
-            )
-            eps *= np.float32(temperature)
-            return eps.reshape(-1, *shape)
-
+        choice = Choice(manifest, draw, shape, label, temperature, truncation)
         operations = self._operations_of(model)
+        inputs: Arrays | Callable[[int, int], Arrays] = choice.latents
         if manifest.learned_prior:
-
-            def choice(start: int, stop: int) -> Arrays:
-                return {
-                    "eps": noise(start, stop),
-                    "u": uniform(draw.seed, draw.offset + start, stop - start),
-                    "label": np.full(stop - start, label, np.int64),
-                }
-
-            drawn: InferenceRequest[Arrays] = InferenceRequest(operations.prior, count, choice)
-            latents: Arrays = {"z": (await self._batcher.run(drawn, call))["z"]}
-            work: InferenceRequest[Arrays] = InferenceRequest(
-                operations.sample[as_uint8], count, latents
+            drawn: InferenceRequest[Arrays] = InferenceRequest(
+                operations.prior, count, choice.noise
             )
-        else:
-            work = InferenceRequest(
-                operations.sample[as_uint8],
-                count,
-                lambda start, stop: {"z": noise(start, stop)},
-                size=size,
-            )
+            z = (await self._batcher.run(drawn, call))["z"]
+            inputs = partial(choice.given, z) if manifest.conditional else {"z": z}
+        work: InferenceRequest[Arrays] = InferenceRequest(
+            operations.sample[as_uint8], count, inputs, size=size
+        )
         outputs = await self._batcher.run(work, call)
-        return Decoded(outputs["image"], outputs["z"])
+        return Decoded(outputs["image"], outputs["z"], outputs.get("label"))
 
     async def reconstruct(
         self,
@@ -262,6 +267,8 @@ class Engine:
         *,
         as_uint8: bool,
         clipped: bool = True,
+        labels: Labels = None,
+        targets: Labels = None,
     ) -> Pixels:
         """Encodes images and decodes the posterior means, or samples of the posteriors.
 
@@ -272,13 +279,21 @@ class Engine:
             draw: Seed and offset of the noise, or None for the means.
             as_uint8: Whether images are uint8, 0 to 255, rather than float32 in [0, 1].
             clipped: Whether float32 images are clipped to [0, 1].
+            labels: As for `encode`.
+            targets: Classes to decode with, int64 [N * M] with M for each image, if the model is
+                conditional; else None.
+
+        Returns:
+            [N * M, C, H, W], or [N, C, H, W] without targets.
 
         Raises:
             NotForThisModel: As for `encode`.
         """
-        encoded = await self.encode(call, model, images, draw)
+        encoded = await self.encode(call, model, images, draw, labels)
         z = encoded.mean if encoded.z is None else encoded.z
-        return await self.decode(call, model, z, as_uint8=as_uint8, clipped=clipped)
+        if targets is not None and len(targets) > len(z):
+            z = np.repeat(z, len(targets) // len(z), axis=0)
+        return await self.decode(call, model, z, as_uint8=as_uint8, clipped=clipped, labels=targets)
 
     async def interpolate(
         self,
@@ -289,6 +304,7 @@ class Engine:
         *,
         on_arc: bool,
         as_uint8: bool,
+        labels: Labels = None,
     ) -> Decoded:
         """Decodes a path from one latent to another.
 
@@ -299,6 +315,7 @@ class Engine:
             steps: Number of points, both ends included; at least 2.
             on_arc: Whether to interpolate spherically rather than linearly.
             as_uint8: Whether images are uint8, 0 to 255, rather than float32 in [0, 1].
+            labels: Class of each point, int64 [steps], if the model is conditional; else None.
         """
 
         def between() -> Array:
@@ -306,10 +323,17 @@ class Engine:
 
         large = steps * ends[0].nbytes > _INLINE_BYTES
         path = await self.in_thread(between, call) if large else between()
-        return Decoded(await self.decode(call, model, path, as_uint8=as_uint8), path)
+        images = await self.decode(call, model, path, as_uint8=as_uint8, labels=labels)
+        return Decoded(images, path)
 
     async def score(
-        self, call: Call, model: Model, images: Pixels, draws: int, draw: Draw
+        self,
+        call: Call,
+        model: Model,
+        images: Pixels,
+        draws: int,
+        draw: Draw,
+        labels: Labels = None,
     ) -> Scored:
         """Computes the ELBO and the importance-weighted bound of images under the model.
 
@@ -319,6 +343,7 @@ class Engine:
             images: [N, C, H, W]; uint8, or float32 in [0, 1].
             draws: K, draws per image for the importance-weighted bound; 0 to leave it out.
             draw: Seed and offset of the noise of these draws.
+            labels: As for `encode`.
 
         Raises:
             NotForThisModel: The model has no likelihood, posterior or prior.
@@ -332,13 +357,13 @@ class Engine:
         if "none" in (manifest.likelihood, manifest.prior):
             lacking = "likelihood" if manifest.likelihood == "none" else "prior"
             raise NotForThisModel(f"{manifest.name} has no {lacking} to score by")
-        encoded = await self.encode(call, model, images)
+        encoded = await self.encode(call, model, images, labels=labels)
         assert encoded.log_var is not None  # a Gaussian posterior has one
         pixels = await self.in_thread(lambda: unit_range(images), call)
         scoring = Scoring(
             self._batcher, self._background, self._operations_of(model), manifest, call
         )
-        return await scoring.score(pixels, encoded.mean, encoded.log_var, draws, draw)
+        return await scoring.score(pixels, encoded.mean, encoded.log_var, draws, draw, labels)
 
     def in_thread(self, work: Callable[[], T], call: Call) -> Awaitable[T]:
         """Runs blocking work of a call, other than a graph, in a thread off the event loop."""
@@ -352,9 +377,10 @@ class Engine:
     def _computing(self, operation: Operation, name: str, size: ImageSize) -> Compute:
         run = self._batcher.run
 
-        def compute(call: Call, rows: NDArray[Any]) -> Awaitable[Arrays]:
+        def compute(call: Call, rows: NDArray[Any], labels: Labels) -> Awaitable[Arrays]:
+            inputs = {name: rows} if labels is None else {name: rows, "label": labels}
             work: InferenceRequest[Arrays] = InferenceRequest(
-                operation, len(rows), {name: rows}, None, size
+                operation, len(rows), inputs, None, size
             )
             return run(work, call)
 

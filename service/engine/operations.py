@@ -14,6 +14,8 @@ from service.models.model import Model
 
 Array = NDArray[np.float32]
 Pixels = NDArray[np.float32] | NDArray[np.uint8]
+#: Class of each row, int64 [N]; None for the rows of a model that is not conditional.
+Labels = NDArray[np.int64] | None
 #: Validates rows; raises if a value is out of range.
 Check = Callable[[NDArray[Any]], None]
 
@@ -22,13 +24,21 @@ class Observer(BatchObserver, Protocol):
     """Interface for the events of batches, and for the posteriors that batches compute."""
 
     def encoded(
-        self, manifest: Manifest, images: Array, mean: Array, log_var: Array | None
+        self,
+        manifest: Manifest,
+        images: Array,
+        mean: Array,
+        log_var: Array | None,
+        labels: Labels,
     ) -> None:
         """Called in a compute thread after a batch of images, float32 [N, C, H, W], was encoded."""
 
 
 class Operations:
     """The operations of one model.
+
+    Where the model is conditional, those of encoder and decoder also take the class of each row,
+    `label`, which is a part of the row: rows of different classes share batches.
 
     Args:
         model: The model.
@@ -39,7 +49,8 @@ class Operations:
             Set only if there is an encoder.
         decode: Maps latents to `image` in [0, 1], by the same keys.
         raw: Maps latents to `image`, float32 and not clipped.
-        sample: Maps latents to `image` in [0, 1] and the latents `z`, by the same keys.
+        sample: Maps latents to `image` in [0, 1], the latents `z` and, if the model is conditional,
+            the classes `label`; by the same keys.
         likelihood: Maps latents to the parameters of p(x|z); set only if there is a likelihood.
         prior: Maps noise to latents; set only if the prior is learned.
         density: Maps latents to `log_prob`; set only if the prior is learned.
@@ -50,15 +61,22 @@ class Operations:
         manifest = model.manifest
 
         def observe(inputs: Arrays, outputs: Arrays) -> None:
-            observer.encoded(manifest, inputs["image"], outputs["mean"], outputs.get("log_var"))
+            observer.encoded(
+                manifest,
+                inputs["image"],
+                outputs["mean"],
+                outputs.get("log_var"),
+                inputs.get("label"),
+            )
 
         decoder = model.graphs["decoder"]
         if manifest.posterior != "none":
             encoder = model.graphs["encoder"]
             delta = manifest.posterior == "delta"
             moments = ("mean",) if delta else ("mean", "log_var")
+            scaled = _scaled_with_labels if manifest.conditional else _scaled
             self.encode = {
-                True: Operation(encoder, moments, _scaled, observe=observe),
+                True: Operation(encoder, moments, scaled, observe=observe),
                 False: Operation(encoder, moments, observe=observe),
             }
         # The mean of a likelihood is in [0, 1] already.
@@ -93,14 +111,13 @@ class Operations:
             self.density = Operation(model.graphs["prior_density"], ("log_prob",))
         self._checked: dict[tuple[Operation, Check], Operation] = {}
 
-    def checked(self, operation: Operation, check: Check) -> Operation:
-        """Returns the operation with `check` added, which validates its inputs once per batch."""
+    def checked(self, operation: Operation, name: str, check: Check) -> Operation:
+        """Returns the operation with `check` added, which validates the input `name` of a batch."""
         made = self._checked.get((operation, check))
         if made is None:
 
             def validate(inputs: Arrays) -> None:
-                for rows in inputs.values():
-                    check(rows)
+                check(inputs[name])
 
             made = Operation(
                 operation.graph,
@@ -121,8 +138,17 @@ def unit_range(images: Pixels) -> Array:
     return images  # type: ignore[return-value]  # not uint8, so float32
 
 
+def with_labels(inputs: Arrays, labels: Labels) -> Arrays:
+    """Adds the class of each row to the inputs of a graph, if the model is conditional."""
+    return inputs if labels is None else {**inputs, "label": labels}
+
+
 def _scaled(given: Arrays) -> Arrays:
     return {"image": unit_range(given["image"])}
+
+
+def _scaled_with_labels(given: Arrays) -> Arrays:
+    return {"image": unit_range(given["image"]), "label": given["label"]}
 
 
 def _clipped(outputs: Arrays, as_uint8: bool) -> Arrays:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from service.engine.operations import Array, Pixels
+from service.engine.operations import Array, Labels, Pixels
 
 
 class Encoded(NamedTuple):
@@ -27,7 +27,9 @@ class Decoded:
     Attributes:
         images: [N, C, H, W]; uint8, or float32 in [0, 1].
         latents: float32 [N, D] or [N, c, h, w].
+        labels: Classes of samples of a conditional model, int64 [N]; else None.
     """
 
     images: Pixels
     latents: Array
+    labels: Labels = None

@@ -12,7 +12,7 @@ from service.engine.background import Background
 from service.engine.batch import InferenceRequest
 from service.engine.batcher import Batcher
 from service.engine.call import Call
-from service.engine.operations import Array, Operations
+from service.engine.operations import Array, Labels, Operations, with_labels
 from service.engine.sampling import ANY_LABEL, Draw, drawn
 
 Nats = NDArray[np.float64]
@@ -75,7 +75,13 @@ class Scoring:
         self._shape: tuple[int, ...] = ()
 
     async def score(
-        self, images: Array, mean: Array, log_var: Array, draws: int, draw: Draw
+        self,
+        images: Array,
+        mean: Array,
+        log_var: Array,
+        draws: int,
+        draw: Draw,
+        labels: Labels = None,
     ) -> Scored:
         """Scores images.
 
@@ -86,22 +92,29 @@ class Scoring:
             draws: K, number of draws for the importance-weighted bound (Burda et al. 2016);
                 0 for none.
             draw: Seed and offset of the noise of these draws.
+            labels: Class of each image, int64 [N], if the model is conditional; else None.
         """
         self._shape = mean.shape[1:]
         mean, log_var = mean.reshape(len(mean), -1), log_var.reshape(len(mean), -1)
-        reconstruction = await self._nll(mean, images)
+        reconstruction = await self._nll(mean, images, labels)
         if self._manifest.learned_prior:
             density = likelihood.gaussian_log_density(mean, mean, log_var)
             kl = density - await self._log_prior(mean)
         else:
             kl = likelihood.standard_kl(mean, log_var)
-        nll = await self._bound(images, mean, log_var, draws, draw) if draws else None
+        nll = await self._bound(images, mean, log_var, draws, draw, labels) if draws else None
         table = self._manifest.score_percentiles
         percentile = likelihood.percentile(reconstruction + kl, table) if table else None
         return Scored(reconstruction, kl, nll, percentile)
 
     async def _bound(
-        self, pixels: Array, mean: Array, log_var: Array, draws: int, draw: Draw
+        self,
+        pixels: Array,
+        mean: Array,
+        log_var: Array,
+        draws: int,
+        draw: Draw,
+        labels: Labels,
     ) -> Nats:
         rows, dim = mean.shape
         bound = likelihood.ImportanceBound(rows)
@@ -114,6 +127,7 @@ class Scoring:
                 else np.tile(array, (len(numbers), *[1] * (array.ndim - 1)))
                 for array in (mean, log_var, pixels)
             )
+            classes = None if labels is None else np.tile(labels, len(numbers))
 
             def noise(numbers: range = numbers) -> Array:
                 return np.concatenate(
@@ -127,20 +141,20 @@ class Scoring:
 
             z = drawn(means, log_vars, await self._background.run(noise, self._call.caller))
             log_weights = await self._log_prior(z)
-            log_weights -= await self._nll(z, images)
+            log_weights -= await self._nll(z, images, classes)
             log_weights -= likelihood.gaussian_log_density(z, means, log_vars)
             for weights in log_weights.reshape(len(numbers), rows):
                 bound.add(weights)
         return bound.nll()
 
-    async def _nll(self, z: Array, images: Array) -> Nats:
-        """Negative log-likelihood of images given latents, -log p(x|z), float64 [N]."""
+    async def _nll(self, z: Array, images: Array, labels: Labels) -> Nats:
+        """Negative log-likelihood of images given latents and labels, -log p(x|z), float64 [N]."""
         kind, output = self._manifest.likelihood, self._manifest.likelihood_output
         assert kind != "none"
         request = InferenceRequest(
             self._operations.likelihood,
             len(z),
-            {"z": z.reshape(-1, *self._shape)},
+            with_labels({"z": z.reshape(-1, *self._shape)}, labels),
             lambda outputs: likelihood.pixel_nll(kind, outputs[output], images),
             images.shape[2:] if self._manifest.sizes is not None else (),
         )

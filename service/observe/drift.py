@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +65,11 @@ class ReconstructionErrors(Collector):
         }
 
     def encoded(
-        self, key: tuple[str, int], images: NDArray[np.float32], mean: NDArray[np.float32]
+        self,
+        key: tuple[str, int],
+        images: NDArray[np.float32],
+        mean: NDArray[np.float32],
+        labels: NDArray[np.int64] | None = None,
     ) -> None:
         """Measures one of the images if that is due; never raises.
 
@@ -72,6 +77,7 @@ class ReconstructionErrors(Collector):
             key: Name and version of the model.
             images: float32 [N, C, H, W] in [0, 1].
             mean: Their posterior means.
+            labels: Their classes, int64 [N], if the model is conditional; else None.
         """
         measured = self._measured.get(key)
         if measured is None or self._clock() < measured.due or not len(images):
@@ -79,7 +85,7 @@ class ReconstructionErrors(Collector):
         # Another thread may be measuring.
         if measured.lock.acquire(blocking=False):
             try:
-                self._measure(measured, images, mean)
+                self._measure(measured, images, mean, labels)
             except Exception as error:  # noqa: BLE001 - the batch itself has been computed
                 if not self._closed:
                     _log.warning("%s/%d: no reconstruction error: %s", *key, error)
@@ -89,7 +95,11 @@ class ReconstructionErrors(Collector):
                 measured.lock.release()
 
     def _measure(
-        self, measured: "_Measured", images: NDArray[np.float32], mean: NDArray[np.float32]
+        self,
+        measured: "_Measured",
+        images: NDArray[np.float32],
+        mean: NDArray[np.float32],
+        labels: NDArray[np.int64] | None,
     ) -> None:
         size = images.shape[2:] if measured.free else ()
         limits = measured.decoder.limits(size)
@@ -103,8 +113,10 @@ class ReconstructionErrors(Collector):
         if self._closed:
             return
         began = self._clock()
-        z = mean[row : row + 1]
-        decoded = measured.decoder.run({"z": z}, ("image",), size, options)["image"]
+        inputs: dict[str, NDArray[Any]] = {"z": mean[row : row + 1]}
+        if labels is not None:
+            inputs["label"] = labels[row : row + 1]
+        decoded = measured.decoder.run(inputs, ("image",), size, options)["image"]
         now = self._clock()
         measured.due = now + (now - began) / self._share
         difference = np.clip(decoded[0], 0.0, 1.0) - images[row]

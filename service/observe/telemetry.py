@@ -163,6 +163,7 @@ class Telemetry:
         images: NDArray[np.float32],
         mean: NDArray[np.float32],
         log_var: NDArray[np.float32] | None,
+        labels: NDArray[np.int64] | None = None,
     ) -> None:
         """Records images that have been encoded, and their posteriors; in a compute thread.
 
@@ -171,10 +172,11 @@ class Telemetry:
             images: float32 [N, C, H, W].
             mean: Posterior means, float32 [N, D] or [N, c, h, w].
             log_var: Posterior log-variances of the same shape, or None.
+            labels: Class of each image, int64 [N], if the model is conditional; else None.
         """
         self._metrics.encoded(manifest.name, str(manifest.version), mean, log_var)
         if self._errors is not None:
-            self._errors.encoded((manifest.name, manifest.version), images, mean)
+            self._errors.encoded((manifest.name, manifest.version), images, mean, labels)
 
     def stop_measuring(self) -> None:
         """Ends the measurement of reconstruction errors; what is under way ends early."""

@@ -216,15 +216,15 @@ def test_a_folder_in_place_of_a_file_is_refused(file: str, tiny: Path) -> None:
     assert_refused(tiny, file)
 
 
-@pytest.mark.parametrize("schema", ["2.0", "0.9", "10.0", "one", "", None])
+@pytest.mark.parametrize("schema", ["3.0", "0.9", "10.0", "one", "", None])
 def test_an_unknown_major_schema_is_refused(schema: str | None, tiny: Path) -> None:
     edit(tiny, lambda manifest: manifest.update(schema_version=schema))
     assert_refused(tiny, "manifest.json", f"schema {schema}")
 
 
 def test_an_unknown_major_schema_is_reported_before_other_problems(tiny: Path) -> None:
-    (tiny / "manifest.json").write_text('{"schema_version": "2.0", "models": []}')
-    assert_refused(tiny, "manifest.json", "schema 2.0, wanted major of 1")
+    (tiny / "manifest.json").write_text('{"schema_version": "3.0", "models": []}')
+    assert_refused(tiny, "manifest.json", "schema 3.0, wanted major of 1.3 or 2.0")
 
 
 def test_a_newer_minor_schema_with_extra_fields_is_read(tiny: Path) -> None:

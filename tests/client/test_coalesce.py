@@ -23,7 +23,7 @@ class Line:
         self.got = []
         self.gates = []
 
-    async def __call__(self, kind, rows):  # noqa: ARG002
+    async def __call__(self, kind, rows, labels):  # noqa: ARG002
         self.got.append(len(rows))
         gate = asyncio.get_running_loop().create_future()
         self.gates.append(gate)
@@ -129,7 +129,7 @@ async def test_calls_of_a_refused_message_are_sent_again_one_by_one():
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 1, 3)])
 async def test_each_caller_gets_a_writable_copy_of_its_rows(sizes):
-    async def run(kind, rows):  # noqa: ARG001
+    async def run(kind, rows, labels):  # noqa: ARG001
         return Posterior(mean=2 * rows, log_var=3 * rows, seed=7)
 
     coalescer = Coalescer(run)
@@ -146,7 +146,7 @@ async def test_each_caller_gets_a_writable_copy_of_its_rows(sizes):
 
 
 async def test_a_reply_of_too_few_rows_is_a_protocol_error_for_every_caller():
-    async def run(kind, rows):  # noqa: ARG001
+    async def run(kind, rows, labels):  # noqa: ARG001
         return rows[:1]
 
     coalescer = Coalescer(run)
@@ -178,7 +178,7 @@ async def test_cancelling_the_sender_cancels_all_waiting_calls():
 async def test_each_caller_gets_its_own_rows_and_messages_are_bounded(sizes):
     sent = []
 
-    async def run(kind, rows):  # noqa: ARG001
+    async def run(kind, rows, labels):  # noqa: ARG001
         sent.append(len(rows))
         await asyncio.sleep(0)
         return 2 * rows

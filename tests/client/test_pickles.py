@@ -20,6 +20,7 @@ from latentserve.client import (
     Interpolation,
     InvalidArgument,
     Keepalive,
+    Labelled,
     LatentMap,
     LatentScaling,
     ModelIdentity,
@@ -73,6 +74,7 @@ VALUES = {
     for value in (
         Interpolation(ARRAY, ARRAY),
         Keepalive(11.0, 5.0),
+        Labelled(ARRAY, np.array([1])),
         LatentMap(ARRAY, np.array([0, -1]), ARRAY[0], ("a",)),
         MODEL,
         MODEL.latent_scaling,

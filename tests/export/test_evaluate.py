@@ -168,7 +168,12 @@ def test_graphs_and_torch_have_the_same_elbo_and_samples(kinds: Path) -> None:
         assert (graphs.draw is None) == (model.draw is None) == (kind.model.prior.kind == "none")
         assert graphs.labels == model.labels == len(bundle.manifest.labels)
         images = np.random.default_rng(0).integers(0, 2, (30, *kind.shape)).astype(np.float32)
-        results = [evaluate(side.autoencoder, images, seed=3) for side in (graphs, model)]
+        labels = np.arange(30) % max(1, kind.classes)
+        assert graphs.autoencoder.conditional == kind.model.conditional
+        assert graphs.class_weights == model.class_weights
+        results = [
+            evaluate(side.autoencoder, images, labels=labels, seed=3) for side in (graphs, model)
+        ]
         assert results[0].elbo == pytest.approx(results[1].elbo, rel=1e-5, abs=1e-3)
         assert results[0].kl == pytest.approx(results[1].kl, abs=1e-3)
         if graphs.draw is not None:
@@ -240,6 +245,7 @@ def test_model_card_is_complete(name: str, kinds: Path) -> None:
     wanted = {"reconstructions.png"}
     wanted |= {"samples.png"} if kind.model.prior.kind != "none" else set()
     wanted |= {"samples_by_class.png"} if manifest.labels else set()
+    wanted |= {"analogies.png"} if kind.model.conditional else set()
     assert pictures == wanted == {path.name for path in bundle.path.glob("*.png")}
     for picture in pictures:
         with Image.open(bundle.path / picture) as image:
@@ -258,6 +264,8 @@ def test_model_card_is_complete(name: str, kinds: Path) -> None:
     assert again == ["latentserve", "evaluate", f"MODELS/{name}/1", "--data", source]
     assert ("client.sample" in card) == (manifest.prior != "none")
     assert ("label=0" in card) == bool(manifest.labels)
+    for said in ("labels=labels", "client.restyle(", "what the class does not"):
+        assert (said in " ".join(card.split())) == kind.model.conditional
     for key, difference in manifest.parity.max_abs_difference.items():
         assert f"{difference:.1e}" in card, key
 

@@ -38,12 +38,15 @@ def graphs(kinds: Path) -> dict[str, bytes]:
         bundle = open_bundle(kinds / "models" / name / "1")
         contents, output = bundle.graphs, bundle.manifest.likelihood_output
         found |= {f"{name}.{graph}": content for graph, content in contents.items()}
-        decoder = ExportedGraph(
-            "decoder", nn.Identity(), ("z",), ("image", output), contents["decoder"]
-        )
         z = np.random.default_rng(1).standard_normal((64, kind.model.latent_dim), np.float32)
+        inputs = {"z": z}
+        if kind.model.conditional:
+            inputs |= {"label": np.arange(64) % kind.classes}
+        decoder = ExportedGraph(
+            "decoder", nn.Identity(), tuple(inputs), ("image", output), contents["decoder"]
+        )
         found |= {
-            f"{name}.decoder-{precision}": convert_decoder(decoder, precision, z).content
+            f"{name}.decoder-{precision}": convert_decoder(decoder, precision, inputs).content
             for precision in ("fp16", "int8")
         }
     return found

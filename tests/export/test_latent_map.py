@@ -75,10 +75,11 @@ def test_a_new_bundle_states_shape_tolerance_rows_and_memory(kinds: Path) -> Non
     assert manifest.bytes_per_pixel > 4
 
 
+@pytest.mark.parametrize("kind", ["flow", "conditional"])
 def test_a_bundle_is_written_again_with_the_same_graphs(
-    kinds: Path, data: str, tmp_path: Path, capsys
+    kind: str, kinds: Path, data: str, tmp_path: Path, capsys
 ) -> None:
-    old = kinds / "models" / "flow" / "1"
+    old = kinds / "models" / kind / "1"
     to = ("--to", str(tmp_path / "models" / "again"))
     assert main_export([str(old), *to]) == 1
     assert "Remedy: --data idx:PATH, where it is now" in capsys.readouterr().err
@@ -90,7 +91,10 @@ def test_a_bundle_is_written_again_with_the_same_graphs(
     assert second.golden.keys() == first.golden.keys()
     assert isinstance(second.latent_map, LatentMap)
     assert second.manifest.name == "again"
-    for name in ("metrics", "parity", "training", "dataset", "score_percentiles"):
+    for name in (
+        "schema_version", "metrics", "parity", "training", "dataset", "score_percentiles", "labels",
+        "conditional", "class_weights",
+    ):  # fmt: skip
         assert getattr(second.manifest, name) == getattr(first.manifest, name)
     assert {path.name for path in new.iterdir()} == {path.name for path in old.iterdir()}
     assert (new / "README.md").read_text().startswith("# again, version 1\n")

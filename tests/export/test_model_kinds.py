@@ -25,6 +25,8 @@ from training.run_folder import RunFolder
 TOLERANCE = 1e-4
 LEARNED = [name for name, kind in KINDS.items() if kind.model.prior.learned]
 MIXTURES = [name for name in LEARNED if "gmm" in KINDS[name].model.prior.kind]
+#: Those whose prior is conditional on the class: that of a conditional model is of all classes.
+BY_CLASS = [name for name in MIXTURES if not KINDS[name].model.conditional]
 
 Array = NDArray[np.float32]
 Wide = NDArray[np.float64]
@@ -66,6 +68,9 @@ class Subject:
         return self.graphs["prior_density"].run({"z": z, "label": labels})["log_prob"]
 
     def labels(self) -> list[int]:
+        """The labels that the prior takes."""
+        if self.kind.model.conditional:
+            return [-1]
         return [-1, *range(len(self.bundle.manifest.labels))]
 
 
@@ -89,6 +94,11 @@ def mixture(request: pytest.FixtureRequest, kinds: Path) -> Subject:
     return _subject(request.param, kinds)
 
 
+@pytest.fixture(params=BY_CLASS)
+def by_class(request: pytest.FixtureRequest, kinds: Path) -> Subject:
+    return _subject(request.param, kinds)
+
+
 def inputs_of(subject: Subject, graph: GraphName, rows: int) -> dict[str, NDArray[Any]]:
     """Inputs of a graph: grey and binary images, latents in and off the prior, every label."""
     draw = np.random.default_rng(rows)
@@ -99,6 +109,8 @@ def inputs_of(subject: Subject, graph: GraphName, rows: int) -> dict[str, NDArra
     if "prior" in subject.graphs:
         drawn = subject.graphs["prior"].run({**subject.noise(rows), "label": labels})["z"]
         z[::2] = drawn[::2]
+    if subject.kind.model.conditional and graph in ("encoder", "decoder"):
+        labels = np.arange(rows, dtype=np.int64) % subject.kind.classes
     everything = {
         "image": image,
         "z": z,
@@ -118,12 +130,13 @@ def torch_answers(
     """Outputs of the run's model, computed by its own methods and not by exported modules."""
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
     if graph == "encoder":
-        posterior = subject.torch.encode(tensors["image"])
+        posterior = subject.torch.encode(tensors["image"], tensors.get("label"))
         answers = {"mean": posterior.mean}
         if posterior.log_var is not None:
             answers["log_var"] = posterior.log_var
     elif graph == "decoder":
-        output, likelihood = subject.torch.decode(tensors["z"]), subject.torch.likelihood
+        output = subject.torch.decode(tensors["z"], tensors.get("label"))
+        likelihood = subject.torch.likelihood
         named = "logits" if likelihood.name == "bernoulli" else "parameters"
         answers = {named: likelihood.parameters_of(output), "image": likelihood.mean(output)}
     elif graph == "prior":
@@ -144,7 +157,7 @@ def test_a_bundle_has_the_graphs_of_its_posterior_and_prior(subject: Subject) ->
     assert (manifest.posterior, manifest.prior) == (model.posterior, model.prior.kind)
     heads = [tensor.name for tensor in manifest.graphs["encoder"].outputs]
     assert heads == (["mean", "log_var"] if model.posterior == "gaussian" else ["mean"])
-    knows = "gmm" in model.prior.kind
+    knows = "gmm" in model.prior.kind or model.conditional
     assert manifest.labels == (manifest.class_names if knows else ())
     assert len(manifest.class_names) == subject.kind.classes
 
@@ -264,12 +277,12 @@ def test_density_follows_from_the_sampler_by_change_of_variables(
     assert np.abs(got - (normal - log_det).numpy()).max() <= 1e-3
 
 
-def test_density_without_a_label_is_the_class_weighted_mixture(mixture: Subject) -> None:
-    z = mixture.draw(300)
-    frequency = mixture.prior.class_weights.double().numpy()
-    labelled = [mixture.log_prob(z, label).astype(np.float64) for label in mixture.labels()[1:]]
+def test_density_without_a_label_is_the_class_weighted_mixture(by_class: Subject) -> None:
+    z = by_class.draw(300)
+    frequency = by_class.prior.class_weights.double().numpy()
+    labelled = [by_class.log_prob(z, label).astype(np.float64) for label in by_class.labels()[1:]]
     wanted = np.log(sum(w * np.exp(rows) for w, rows in zip(frequency, labelled, strict=True)))
-    np.testing.assert_allclose(mixture.log_prob(z), wanted, atol=2e-4)
+    np.testing.assert_allclose(by_class.log_prob(z), wanted, atol=2e-4)
 
 
 def nearest_components(subject: Subject, z: Array, eps: Array) -> tuple[NDArray[Any], Array]:

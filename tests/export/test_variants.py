@@ -142,7 +142,7 @@ def test_a_variant_is_smaller_than_the_fp32_decoder() -> None:
     vae = Vae(ModelConfig(Dense(((256, "relu"), (128, "silu"))), 8), (1, 28, 28)).eval()
     decoder = export_graphs(vae)["decoder"]
     size = {
-        precision: len(convert_decoder(decoder, precision, latents(64, 8)).content)
+        precision: len(convert_decoder(decoder, precision, {"z": latents(64, 8)}).content)
         for precision in FEWER
     }
     assert size["fp16"] < 0.55 * len(decoder.content)
@@ -259,11 +259,11 @@ def test_a_variant_with_a_disallowed_operator_is_refused(
 
     monkeypatch.setattr("export.variants._to_fp16", sabotaged)
     with pytest.raises(ExportError, match=rf"decoder: operators \['{operator}'\] are not on"):
-        convert_decoder(decoder, "fp16", latents(64))
+        convert_decoder(decoder, "fp16", {"z": latents(64)})
 
 
 def test_quantisation_operators_are_allowed_only_in_variants(decoder: ExportedGraph) -> None:
-    variant = convert_decoder(decoder, "int8", latents(64))
+    variant = convert_decoder(decoder, "int8", {"z": latents(64)})
     with pytest.raises(ExportError, match="DequantizeLinear"):
         check_structure(variant)
 
@@ -272,11 +272,9 @@ def test_int8_refuses_a_decoder_without_inner_layers() -> None:
     vae = Vae(ModelConfig(Dense(((16, "relu"),)), 2), (1, 4, 4)).eval()
     decoder = export_graphs(vae)["decoder"]
     with pytest.raises(ExportError, match="int8: the decoder has 2 layers"):
-        convert_decoder(decoder, "int8", latents(8, 2))
-    assert (
-        max(differences_of(convert_decoder(decoder, "fp16", latents(8, 2)), latents(8, 2)).values())
-        < 1e-2
-    )
+        convert_decoder(decoder, "int8", {"z": latents(8, 2)})
+    few = {"z": latents(8, 2)}
+    assert max(differences_of(convert_decoder(decoder, "fp16", few), few).values()) < 1e-2
 
 
 def test_a_variant_is_not_exported_without_the_data(kinds: Path, tmp_path: Path) -> None:

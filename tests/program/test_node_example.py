@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 from latentserve._cli.png import grid
 from latentserve.client import Client
 from tests.support import ROOT
+from tests.support.conditional import Conditional, write_conditional
 from tests.support.environments import node_modules
 from tests.support.flaky import Flaky, serving
 from tests.support.processes import Server
@@ -96,6 +98,30 @@ def test_node_draws_a_row_for_each_label_and_colour_images(
     with Image.open(out) as picture:
         pixels = np.asarray(picture)
     assert np.array_equal(pixels, python_grid(kinds_server.target, model, 7))
+
+
+@pytest.mark.parametrize("prior", ["standard", "gmm"])
+def test_node_encodes_and_decodes_with_the_labels_of_a_conditional_model(
+    example: Path, tmp_path: Path, prior: Literal["standard", "gmm"]
+) -> None:
+    write_conditional(tmp_path / "models" / "letters", Conditional(prior=prior))
+    out = tmp_path / "grid.png"
+    with Server(tmp_path / "models", tmp_path / "log") as running:
+        running.wait_until_serving()
+        done = run(example, "--server", running.target, "--out", out)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"prior {prior}, conditional on labels a b c d, on cpu" in done.stdout
+        with Image.open(out) as picture:
+            pixels = np.asarray(picture)
+        assert np.array_equal(pixels, python_grid(running.target, "", 7))
+        with Client(running.target) as client:
+            total = 0.0
+            for label in range(4):
+                images = client.sample(10, seed=7, offset=10 * label, label=label, dtype="uint8")
+                mean = client.encode(images, labels=label).mean
+                decoded = client.decode(mean, labels=label, dtype="uint8")
+                total += np.abs(images.astype(int) - decoded.astype(int)).mean() / 4
+    assert done.stdout.splitlines()[-1].endswith(f"decoding: {total:.2f} of 255")
 
 
 def test_node_prints_the_field_violation_of_an_invalid_argument(

@@ -91,6 +91,10 @@ KINDS = {
         train=GREY,
         has_data=False,
     ),
+    "conditional": Kind(
+        ModelConfig(DENSE, 3, conditional=True, prior=PriorConfig("gmm", components=5))
+    ),
+    "cvae": Kind(ModelConfig(CONV, 5, conditional=True)),
     "mixture": Kind(
         ModelConfig(DENSE, 3, likelihood="logistic", mixture=3),
         shape=(3, 7, 5),
@@ -114,6 +118,8 @@ def random_model(kind: Kind, seed: int = 0) -> Vae:
         if vae.prior is not None:
             weights = torch.arange(1.0, 1.0 + len(vae.prior.class_weights))
             vae.prior.class_weights.copy_(weights / weights.sum())
+        if kind.model.conditional:
+            vae.class_counts.copy_(torch.arange(1, 1 + kind.classes))
     return vae.eval()
 
 
@@ -170,9 +176,11 @@ def write_run(folder: Path, kind: Kind, data: str, *, seed: int = 0) -> Vae:
         run.save_checkpoint({"average": average, "step": 10}, 1.0)
         run.write_golden_inputs(golden, labels)
         run.write_json(
-            "score_percentiles.json", {"percentiles": percentiles(mean_scores(model, golden))}
+            "score_percentiles.json",
+            {"percentiles": percentiles(mean_scores(model, golden, labels=labels))},
         )
-        result = evaluate(model, images, draws=1, seed=TEST_SEED)
+        given = labels if dataset is None else dataset.test.labels
+        result = evaluate(model, images, labels=given, seed=TEST_SEED)
         figures = describe(result, binarized=kind.train.binarize, likelihood=model.likelihood) | {
             "train_seconds_per_thread": 61.5
         }

@@ -8,7 +8,7 @@ import torch
 
 from tests.support.blobs import blobs
 from tests.support.tiny_runs import MODEL, PHASES, assert_same, step_to, torch_copy, trainer_of
-from training.batches import Batches, flipped, shifted
+from training.batches import Batches, corrupted, flipped, shifted
 from training.data.datasets import Dataset, Split
 from training.data.rows import Rows
 from training.model.config import TrainConfig
@@ -118,6 +118,41 @@ def test_shifted_images_are_moved_and_their_edges_repeated(shape: tuple[int, int
         assert offsets
         found.add(offsets[0])
     assert len(found) > 1
+
+
+def test_gaussian_noise_has_its_deviation_and_is_not_clipped() -> None:
+    images = torch.full((200, 3, 5, 7), 0.9)
+    config = TrainConfig(noise=0.3)
+    seen = corrupted(images, config, torch.zeros(3, 1, 1), torch.Generator().manual_seed(0))
+    change = seen - images
+    assert change.mean().abs() < 0.01
+    assert change.std().item() == pytest.approx(0.3, rel=0.02)
+    assert (seen > 1).any()
+    assert (images == 0.9).all()
+
+
+def test_a_mask_hides_its_share_of_the_pixels_in_all_channels() -> None:
+    images, middle = torch.rand(100, 3, 9, 11), torch.tensor([0.2, 0.4, 0.6]).reshape(3, 1, 1)
+    config = TrainConfig(noise=0.25, noise_kind="mask")
+    seen = corrupted(images, config, middle, torch.Generator().manual_seed(0))
+    hidden = (seen == middle).all(dim=1)
+    kept = (seen == images).all(dim=1)
+    assert (hidden ^ kept).all()
+    assert hidden.float().mean().item() == pytest.approx(0.25, abs=0.02)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "mask"])
+@pytest.mark.usefixtures("one_thread")
+def test_noise_changes_training_alone(kind: str, few: Dataset) -> None:
+    plain, noisy = (
+        trainer_of(few, 3, MODEL, **PHASES, noise=noise, noise_kind=kind) for noise in (0.0, 0.4)
+    )
+    assert noisy.validate() == plain.validate()
+    first = [trainer.train_step() for trainer in (plain, noisy)]
+    assert first[0]["kl"] != first[1]["kl"]
+    # The bits that are drawn from the grey values, and the draws of z, are those without noise.
+    again = trainer_of(few, 3, MODEL, **PHASES, noise=1e-12)
+    assert again.train_step()["elbo"] == pytest.approx(first[0]["elbo"], rel=1e-5)
 
 
 def test_a_batch_does_not_change_the_images(few: Dataset) -> None:

@@ -255,6 +255,18 @@ def test_captions_describe_the_projection(dimensions, words):
                 assert axis in " ".join(captions.paragraphs(name))
 
 
+def test_captions_of_a_conditional_model_say_which_class_is_decoded():
+    plain, conditional = (
+        report_data(dimensions=3, sampled=True, decoded_class=name) for name in ("", "the letter A")
+    )
+    for data, says in ((plain, False), (conditional, True)):
+        captions = Captions(data, fit_projection(data.means))
+        plane = captions.paragraphs("latent_plane.png")
+        assert ("All are decoded as one class: the letter A." in plane) == says
+        by_class = " ".join(captions.paragraphs("samples_by_class.png"))
+        assert ("one style, each class" in by_class) == says
+
+
 def test_a_second_report_removes_the_pictures_of_the_first(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     write(tmp_path, report_data(sampled=True))

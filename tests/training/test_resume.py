@@ -27,6 +27,7 @@ from tests.support.tiny_runs import (
     MODEL,
     ONE_THREAD,
     PHASES,
+    PLAIN,
     STEPS,
     TOTAL,
     assert_one_line,
@@ -188,9 +189,11 @@ def assert_same_frames(unbroken: Path, run: Path) -> None:
         (dataclasses.replace(MODEL, likelihood="gaussian"), GREY),
         (dataclasses.replace(MODEL, likelihood="logistic"), GREY),
         (dataclasses.replace(MODEL, likelihood="logistic", mixture=3), GREY),
+        (dataclasses.replace(MODEL, conditional=True), {**PHASES, "noise": 0.3}),
+        (PLAIN, {"objective": "wae", "batch_size": 16, "noise": 0.2, "noise_kind": "mask"}),
     ],
     ids=["flow-gmm", "from the start", "plain with a prior", "afterwards", "gaussian", "logistic",
-         "mixture"],
+         "mixture", "conditional", "wasserstein"],
 )  # fmt: skip
 @pytest.mark.parametrize("place", ["memory", "disk"])
 def test_a_trainer_restored_at_any_step_continues_to_the_same_numbers(

@@ -13,6 +13,7 @@ from tests.support.blobs import blobs
 from tests.support.tiny_runs import (
     MODEL,
     PHASES,
+    PLAIN,
     assert_same,
     step_to,
     torch_copy,
@@ -20,7 +21,10 @@ from tests.support.tiny_runs import (
 )
 from training.budget import calibrate
 from training.data.datasets import Dataset, Split
+from training.data.targets import Targets
 from training.errors import DivergenceError
+from training.measure.adapter import as_autoencoder
+from training.measure.elbo import evaluate
 from training.model.config import Conv, ModelConfig, PriorConfig, TrainConfig
 from training.model.objectives import prior_nlls
 from training.trainer import Trainer
@@ -171,6 +175,51 @@ def test_every_type_of_autoencoder_learns(
     assert elbos[-1] < 0.85 * elbos[0]
     assert trainer.ema_model.labels == (3 if labelled and "gmm" in model.prior.kind else 0)
     assert trainer.skipped == 0
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        dataclasses.replace(MODEL, conditional=True),
+        dataclasses.replace(MODEL, conditional=True, network=Conv((8, 4), (1,), (1,), 16, 16)),
+        dataclasses.replace(MODEL, conditional=True, posterior="delta"),
+    ],
+    ids=["dense", "conv", "plain"],
+)
+def test_a_conditional_model_learns_and_uses_the_class(model: ModelConfig) -> None:
+    dataset = blobs(side=9)
+    trainer = trainer_of(dataset, 200, model, **PHASES, learning_rate=5e-3)
+    numbers = step_to(trainer, trainer.total_steps)
+    elbos = [entry["elbo"] for entry in numbers if "elbo" in entry]
+    assert elbos[-1] < 0.85 * elbos[0]
+    assert trainer.ema_model.class_counts.tolist() == np.bincount(dataset.train.labels).tolist()
+    test, adapted = dataset.test, as_autoencoder(trainer.ema_model)
+    images = Targets(test.images, 0)
+    wrong = (test.labels + 1) % 3
+    right, other = (
+        evaluate(adapted, images, labels=labels).reconstruction for labels in (test.labels, wrong)
+    )
+    assert other > right + 0.5
+    with pytest.raises(ValueError, match="labels: got none, wanted the classes"):
+        evaluate(adapted, images)
+
+
+@pytest.mark.parametrize("posterior", ["gaussian", "delta"])
+def test_a_wasserstein_autoencoder_learns_and_brings_its_latents_to_the_prior(
+    posterior: str, few: Dataset
+) -> None:
+    model = dataclasses.replace(PLAIN, posterior=posterior)
+    wae, free = (
+        trainer_of(few, 200, model, objective="wae", mmd_weight=weight, learning_rate=5e-3)
+        for weight in (500.0, 0.0)
+    )
+    numbers, other = step_to(wae, 200), step_to(free, 200)
+    assert all(math.isfinite(value) for entry in numbers for value in entry.values())
+    assert numbers[-1]["reconstruction"] < 0.85 * numbers[0]["reconstruction"]
+    found, without = (np.mean([entry["mmd"] for entry in each[-20:]]) for each in (numbers, other))
+    assert found < 0.05
+    assert without > 2 * found
+    assert "mmd" not in trainer_of(few, 3).train_step()
 
 
 @pytest.mark.parametrize("network", ["dense", "conv"])

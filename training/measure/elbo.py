@@ -7,6 +7,7 @@ graphs, so that their figures are comparable.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from training.data.targets import Targets
 
 #: Images that are converted or read when they are sliced.
 Sliced = Array | Targets
+#: Classes of images, int64 [N].
+Labels = NDArray[np.int64]
 # Small enough for the activations of a convolutional decoder to stay in the cache.
 _IMPORTANCE_CHUNK = 100
 
@@ -30,6 +33,8 @@ ACTIVE_VARIANCE = 0.01
 class Autoencoder:
     """A model as three functions of arrays.
 
+    The first two functions of a conditional model take classes int64 [N] as a second argument.
+
     Attributes:
         encode: Maps images float32 [N, C, H, W] in [0, 1] to the mean and log_var of
             their posteriors, float32 [N, D] each. log_var is None for a plain
@@ -39,16 +44,37 @@ class Autoencoder:
         log_prior: Maps latents float32 [N, D] to log p(z) in nats, [N]; None for the
             standard normal, whose KL has a closed form.
         likelihood: p(x|z).
+        conditional: Whether encoder and decoder take the classes. What is measured is then given
+            the class: log p(x|y).
     """
 
-    encode: Callable[[Array], tuple[Array, Array | None]]
-    decode: Callable[[Array], Array]
+    encode: Callable[..., tuple[Array, Array | None]]
+    decode: Callable[..., Array]
     log_prior: Callable[[Array], NDArray[np.floating]] | None = None
     likelihood: Likelihood = "bernoulli"
+    conditional: bool = False
 
-    def nll(self, z: Array, images: Array) -> Nats:
-        """-log p(x|z) of images float32 [N, C, H, W] given latents float32 [N, D], [N]."""
-        return likelihood.pixel_nll(self.likelihood, self.decode(z), images)
+    def nll(self, z: Array, images: Array, given: tuple[Labels, ...] = ()) -> Nats:
+        """-log p(x|z) of images given latents, [N].
+
+        Args:
+            z: Latents, float32 [N, D].
+            images: float32 [N, C, H, W].
+            given: What `given` returned for these images.
+        """
+        return likelihood.pixel_nll(self.likelihood, self.decode(z, *given), images)
+
+    def given(self, labels: Labels | None, rows: slice | NDArray[Any]) -> tuple[Labels, ...]:
+        """The second argument of `encode` and `decode` for some rows; empty without one.
+
+        Raises:
+            ValueError: The model is conditional, and there are no labels.
+        """
+        if not self.conditional:
+            return ()
+        if labels is None:
+            raise ValueError("labels: got none, wanted the classes for a conditional model")
+        return (labels[rows],)
 
 
 @dataclass(frozen=True)
@@ -81,7 +107,14 @@ class Evaluation:
     seed: int
 
 
-def evaluate(model: Autoencoder, images: Sliced, *, draws: int = 1, seed: int = 0) -> Evaluation:
+def evaluate(
+    model: Autoencoder,
+    images: Sliced,
+    *,
+    labels: Labels | None = None,
+    draws: int = 1,
+    seed: int = 0,
+) -> Evaluation:
     """Measures the ELBO with `draws` seeded draws of z per image.
 
     The KL is in closed form under the standard normal prior, and otherwise estimated from
@@ -90,6 +123,7 @@ def evaluate(model: Autoencoder, images: Sliced, *, draws: int = 1, seed: int = 
     Args:
         model: The model and its prior.
         images: float32 [N, C, H, W] in [0, 1], N at least 1; usually binarized.
+        labels: Their classes, int64 [N]; only a conditional model needs them.
         draws: Draws of z per image, at least 1.
         seed: Philox key of the draws.
     """
@@ -99,14 +133,15 @@ def evaluate(model: Autoencoder, images: Sliced, *, draws: int = 1, seed: int = 
         for draw in range(draws)
     ]
     reconstruction, kl, means = [], [], []
-    for chunk in _chunks(images):
-        mean, log_var = model.encode(chunk)
+    for rows_of_chunk, chunk in _chunks(images):
+        given = model.given(labels, rows_of_chunk)
+        mean, log_var = model.encode(chunk, *given)
         std = 0.0 if log_var is None else np.exp(0.5 * log_var)
         nll, divergence = np.zeros(len(chunk)), np.zeros(len(chunk))
         for generator in noise:
             eps = generator.standard_normal(mean.shape, np.float32)
             z = (mean + std * eps).astype(np.float32, copy=False)
-            nll += model.nll(z, chunk)
+            nll += model.nll(z, chunk, given)
             divergence += _divergence(model, z, mean, log_var)
         reconstruction.append(nll / draws)
         kl.append(divergence / draws)
@@ -157,6 +192,7 @@ def importance_bound(
     model: Autoencoder,
     images: Sliced,
     *,
+    labels: Labels | None = None,
     draws: int,
     seed: int = 0,
     progress: Callable[[int], None] = lambda _images: None,
@@ -166,6 +202,7 @@ def importance_bound(
     Args:
         model: The model and its prior.
         images: float32 [N, C, H, W] in [0, 1], N at least 1; usually binarized.
+        labels: Their classes, int64 [N]; only a conditional model needs them.
         draws: K, at least 1.
         seed: Philox key of the draws.
         progress: Called with the number of images measured so far.
@@ -176,15 +213,16 @@ def importance_bound(
     generator = np.random.Generator(np.random.Philox(key=seed, counter=1 << 191))
     bounds, gaps = [], []
     for start in range(0, len(images), _IMPORTANCE_CHUNK):
-        chunk = images[start : start + _IMPORTANCE_CHUNK]
-        mean, log_var = model.encode(chunk)
+        rows_of_chunk = slice(start, start + _IMPORTANCE_CHUNK)
+        chunk, given = images[rows_of_chunk], model.given(labels, rows_of_chunk)
+        mean, log_var = model.encode(chunk, *given)
         if log_var is None:
             raise ValueError("a plain autoencoder has no likelihood")
         std = np.exp(0.5 * log_var)
         bound, total = likelihood.ImportanceBound(len(chunk)), np.zeros(len(chunk))
         for _ in range(draws):
             z = mean + std * generator.standard_normal(mean.shape, np.float32)
-            log_joint = _log_prior(model, z) - model.nll(z, chunk)
+            log_joint = _log_prior(model, z) - model.nll(z, chunk, given)
             log_weights = log_joint - likelihood.gaussian_log_density(z, mean, log_var)
             bound.add(log_weights)
             total += log_weights
@@ -204,28 +242,37 @@ def importance_bound(
     )
 
 
-def mean_scores(model: Autoencoder, images: Images, rows: NDArray[np.int64] | None = None) -> Nats:
+def mean_scores(
+    model: Autoencoder,
+    images: Images,
+    rows: NDArray[np.int64] | None = None,
+    labels: Labels | None = None,
+) -> Nats:
     """The anomaly score of each image: its negative ELBO with the posterior mean as z.
 
     Args:
         model: The model and its prior.
         images: uint8 [M, C, H, W], not binarized.
         rows: Indices of the images to score, int64 [N]; all by default.
+        labels: Classes of all images, int64 [M]; only a conditional model needs them.
 
     Returns:
         float64 [N]: -log p(x | z = mean) + KL in nats; higher is less typical.
     """
     scores = []
-    rows = np.arange(len(images)) if rows is None else rows
-    for pixels in _chunks(Targets(images, None), rows):
-        mean, log_var = model.encode(pixels)
+    for chosen, pixels in _chunks(Targets(images, None), rows):
+        given = model.given(labels, chosen)
+        mean, log_var = model.encode(pixels, *given)
         divergence = _divergence(model, mean, mean, log_var)
-        scores.append(model.nll(mean, pixels) + divergence)
+        scores.append(model.nll(mean, pixels, given) + divergence)
     return np.concatenate(scores)
 
 
 def posteriors(
-    model: Autoencoder, images: Images, rows: NDArray[np.int64] | None = None
+    model: Autoencoder,
+    images: Images,
+    rows: NDArray[np.int64] | None = None,
+    labels: Labels | None = None,
 ) -> tuple[Array, Array | None]:
     """Encodes images: the mean and log_var of their posteriors.
 
@@ -233,11 +280,15 @@ def posteriors(
         model: The model.
         images: uint8 [M, C, H, W], not binarized.
         rows: Indices of the images to encode, int64 [N]; all by default.
+        labels: Classes of all images, int64 [M]; only a conditional model needs them.
 
     Returns:
         Mean and log_var, float32 [N, D]; log_var is None for a plain autoencoder.
     """
-    parts = [model.encode(pixels) for pixels in _chunks(Targets(images, None), rows)]
+    parts = [
+        model.encode(pixels, *model.given(labels, chosen))
+        for chosen, pixels in _chunks(Targets(images, None), rows)
+    ]
     log_vars = [log_var for _, log_var in parts if log_var is not None]
     mean = np.concatenate([mean for mean, _ in parts])
     return mean, np.concatenate(log_vars) if log_vars else None
@@ -264,8 +315,12 @@ def _log_prior(model: Autoencoder, z: Array) -> Nats:
     return model.log_prior(z).astype(np.float64)
 
 
-def _chunks(images: Sliced, rows: NDArray[np.int64] | None = None) -> Iterator[Array]:
+def _chunks(
+    images: Sliced, rows: NDArray[np.int64] | None = None
+) -> Iterator[tuple[slice | NDArray[np.int64], Array]]:
+    """The images in chunks, each after its rows."""
     size = chunk_rows(images.shape[1:])
     for start in range(0, len(images) if rows is None else len(rows), size):
-        chosen = slice(start, start + size)
-        yield images[chosen if rows is None else rows[chosen]]
+        chunk = slice(start, start + size)
+        chosen = chunk if rows is None else rows[chunk]
+        yield chosen, images[chosen]

@@ -33,24 +33,28 @@ class Quality:
 
 def measure_quality(
     model: Autoencoder,
-    decode: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    decode: Callable[..., NDArray[np.float32]],
     images: Images,
+    labels: NDArray[np.int64] | None = None,
 ) -> Quality:
     """Reconstructs images as a server does, and compares.
 
     Args:
         model: The model, whose posterior means are decoded.
-        decode: Maps latents float32 [N, D] to images float32 [N, C, H, W] in [0, 1].
+        decode: Maps latents float32 [N, D], and of a conditional model classes int64 [N], to
+            images float32 [N, C, H, W] in [0, 1].
         images: uint8 [N, C, H, W], as they are: never binarized. Of more than 1,000, so many
             are taken, evenly spread.
+        labels: Their classes, int64 [N]; only a conditional model needs them.
     """
     count = min(_MOST_IMAGES, len(images))
     rows = np.arange(count) * len(images) // count
     ratios, likenesses = [], []
     for start in range(0, count, _CHUNK):
-        originals = np.asarray(images[rows[start : start + _CHUNK]])
-        mean, _ = model.encode(to_unit(originals))
-        decoded = to_bytes(np.nan_to_num(decode(mean)))
+        chosen = rows[start : start + _CHUNK]
+        originals, given = np.asarray(images[chosen]), model.given(labels, chosen)
+        mean, _ = model.encode(to_unit(originals), *given)
+        decoded = to_bytes(np.nan_to_num(decode(mean, *given)))
         ratios.append(psnr(decoded, originals))
         likenesses.append(ssim(decoded, originals))
     return Quality(

@@ -121,8 +121,9 @@ class PriorConfig:
         kind: `standard` is N(0, I); `gmm` a mixture of Gaussians with full
             covariances; `flow` a RealNVP over one Gaussian; `flow-gmm` a RealNVP over
             a mixture; `none`, for a plain autoencoder, means that there is no prior.
-        components: Components of the mixture. If the data has classes, the components
-            are divided among them, and the prior can be sampled by label.
+        components: Components of the mixture. If the data has classes and the model is not
+            conditional, the components are divided among them, and the prior can be sampled by
+            label.
         couplings: Affine coupling layers of the flow.
         width: Width of the hidden layers of a coupling.
     """
@@ -165,6 +166,9 @@ class ModelConfig:
             which is then below 1.
         initial_scale: What that head outputs for every image at first; 0 for random numbers
             around 0.
+        conditional: Whether encoder and decoder are given the class of the image (Kingma et al.
+            2014, M2 with the labels given; Sohn, Lee and Yan 2015), so that the latents hold what
+            the class does not.
         prior: The prior p(z).
         likelihood: p(x|z): `bernoulli`, for images of bits; `gaussian` of one learned scale;
             `logistic`, a discretized logistic of a learned scale for each channel; or `auto`,
@@ -180,6 +184,7 @@ class ModelConfig:
     likelihood: Literal["auto", "bernoulli", "gaussian", "logistic"] = "auto"
     mixture: int = 1
     initial_scale: float = 0.0
+    conditional: bool = False
 
     def __post_init__(self) -> None:
         """Checks that likelihood, posterior, prior and latent dimensions can be combined.
@@ -200,11 +205,6 @@ class ModelConfig:
             )
         if self.posterior == "gaussian" and self.prior.kind == "none":
             raise ConfigError("prior.kind: got none, wanted a prior (the ELBO needs one)")
-        if self.posterior == "delta" and self.prior.kind == "standard":
-            raise ConfigError(
-                "prior.kind: got standard, wanted none, gmm, flow or flow-gmm: posterior=delta has "
-                "no KL term that would bring its latents close to N(0, I)"
-            )
         if "flow" in self.prior.kind and self.latent_dim < 2:
             raise ConfigError(
                 f"prior.kind: got {self.prior.kind}, wanted standard or gmm: a coupling needs 2 "
@@ -217,11 +217,17 @@ class TrainConfig:
     """Objective, optimiser and schedule of a training.
 
     Attributes:
-        objective: `elbo`, or `iwae`, the importance-weighted bound over `draws`
-            (Burda, Grosse and Salakhutdinov 2016).
+        objective: `elbo`; `iwae`, the importance-weighted bound over `draws` (Burda, Grosse and
+            Salakhutdinov 2016); or `wae`, WAE-MMD: in place of the KL term of each image, the
+            distance of all latents of a batch from N(0, I) (Tolstikhin et al. 2018).
         draws: K, draws of z per image and step.
         beta: Weight of the KL term (Higgins et al. 2017); with 1 the objective is the
             ELBO.
+        mmd_weight: Weight of that distance, the squared maximum mean discrepancy.
+        noise: Noise of the encoder's input in training, which the decoder has to remove (Vincent et
+            al. 2008; Im et al. 2017): the deviation of `gaussian` noise, or the share of pixels
+            that a `mask` hides. 0 for none.
+        noise_kind: What the noise is.
         binarize: Whether each step draws fresh bits from the grey values, under a Bernoulli
             likelihood; otherwise the grey values themselves are the targets.
         batch_size: Images per step.
@@ -251,9 +257,12 @@ class TrainConfig:
             moves by up to a 16th of the sides.
     """
 
-    objective: Literal["elbo", "iwae"] = "elbo"
+    objective: Literal["elbo", "iwae", "wae"] = "elbo"
     draws: int = 1
     beta: float = 1.0
+    mmd_weight: float = 500.0
+    noise: float = 0.0
+    noise_kind: Literal["gaussian", "mask"] = "gaussian"
     binarize: bool = True
     batch_size: int = 128
     learning_rate: float = 1e-3
@@ -277,11 +286,19 @@ class TrainConfig:
         """Checks the values.
 
         Raises:
-            ConfigError: A value is out of range, or beta is not 1 with the iwae objective.
+            ConfigError: A value is out of range, or beta is not 1 without a KL term that it could
+                weigh.
         """
+        hides = self.noise_kind == "mask"
         for name, wanted, good in (
             ("draws", f"1 to {_MAX_COUNT}", 1 <= self.draws <= _MAX_COUNT),
             ("beta", "0 or more", 0 <= self.beta < math.inf),
+            ("mmd_weight", "0 or more", 0 <= self.mmd_weight < math.inf),
+            (
+                "noise",
+                f"0 or more{' and below 1 with noise_kind=mask' if hides else ''}",
+                0 <= self.noise < (1 if hides else math.inf),
+            ),
             ("batch_size", "1 or more", self.batch_size >= 1),
             ("learning_rate", "above 0", 0 < self.learning_rate < math.inf),
             ("weight_decay", "0 or more", 0 <= self.weight_decay < math.inf),
@@ -302,8 +319,12 @@ class TrainConfig:
         ):
             if not good:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, wanted {wanted}")
-        if self.objective == "iwae" and self.beta != 1:
-            raise ConfigError(f"beta: got {self.beta}, wanted 1 with objective=iwae")
+        if self.objective != "elbo" and self.beta != 1:
+            raise ConfigError(f"beta: got {self.beta}, wanted 1 with objective={self.objective}")
+        if self.objective == "wae" and self.batch_size < 2:
+            raise ConfigError(
+                f"batch_size: got {self.batch_size}, wanted 2 or more with objective=wae"
+            )
 
 
 @dataclass(frozen=True)
@@ -324,10 +345,20 @@ class Preset:
         """Checks that the objective suits the model.
 
         Raises:
-            ConfigError: The objective is `iwae`, but the model is a plain autoencoder.
+            ConfigError: The objective is `iwae`, but the model is a plain autoencoder; it is `wae`,
+                but the prior is not N(0, I); or it is neither, and nothing would bring the latents
+                of a plain autoencoder close to that.
         """
-        if self.model.posterior == "delta" and self.train.objective == "iwae":
+        objective, prior = self.train.objective, self.model.prior.kind
+        if self.model.posterior == "delta" and objective == "iwae":
             raise ConfigError("objective: got iwae, wanted elbo with posterior=delta")
+        if objective == "wae" and prior != "standard":
+            raise ConfigError(f"prior.kind: got {prior}, wanted standard with objective=wae")
+        if self.model.posterior == "delta" and prior == "standard" and objective != "wae":
+            raise ConfigError(
+                "prior.kind: got standard, wanted none, gmm, flow or flow-gmm: posterior=delta has "
+                "no KL term that would bring its latents close to N(0, I), unless objective=wae"
+            )
 
 
 def _check_range(name: str, value: int, largest: int) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from training.model.config import TrainConfig
+from training.model.discrepancy import squared_mmd
 from training.model.vae import DiagonalGaussian, Vae, gaussian_log_prob
 
 
@@ -22,11 +23,14 @@ class Terms:
         reconstruction: -log p(x|z).
         kl: KL(q(z|x) || p(z)), in closed form or estimated from the draws; 0 for a plain
             autoencoder.
+        mmd: The squared maximum mean discrepancy of the latents from N(0, I), in no unit; 0 but for
+            a Wasserstein autoencoder.
     """
 
     loss: Tensor
     reconstruction: Tensor
     kl: Tensor
+    mmd: Tensor
 
 
 def autoencoder_terms(
@@ -39,13 +43,15 @@ def autoencoder_terms(
     beta: float,
     learned_prior: bool,
     precision: Callable[[], AbstractContextManager[None]] = nullcontext,
+    inputs: Tensor | None = None,
+    drawn: Tensor | None = None,
 ) -> Terms:
-    """Computes the negative ELBO or the importance-weighted bound of a batch, and its terms.
+    """Computes the objective of a batch, and its terms.
 
     Args:
         model: The model.
-        images: Targets and inputs, [N, C, H, W] in [0, 1].
-        labels: Classes, int64 [N]; used only by a prior that is conditional on the class.
+        images: Targets, [N, C, H, W] in [0, 1].
+        labels: Classes, int64 [N]; used only by a model or a prior that is conditional on them.
         eps: Standard normal noise of K draws, [K, N, D].
         config: Objective, and the weight of log p(label|z).
         beta: Weight of the KL term at this step.
@@ -53,20 +59,29 @@ def autoencoder_terms(
         precision: Makes the context, such as autocast, that encoder and decoder run in.
             Latents, densities and sums keep the precision of the weights, because bfloat16
             resolves a KL of 25 nats only to an eighth.
+        inputs: What the encoder sees in place of the targets, of their shape: the same with noise.
+        drawn: Draws from N(0, I), [K, N, D], for `wae`.
     """
     draws, rows, dim = eps.shape
     with precision():
-        posterior = model.encode(images)
+        posterior = model.encode(images if inputs is None else inputs, labels)
     posterior = posterior.to(eps.dtype)
     z = posterior.sample(eps)
     with precision():
-        output = model.decode(z.reshape(draws * rows, dim))
+        output = model.decode(z.reshape(draws * rows, dim), labels.repeat(draws))
     output = output.to(eps.dtype)
     targets = images.expand(draws, *images.shape).flatten(0, 1)
     reconstruction = model.likelihood.nll(output, targets).reshape(draws, rows)
+    none = torch.zeros_like(reconstruction[0, 0])
+    if config.objective == "wae":
+        assert drawn is not None
+        mmd = squared_mmd(z.flatten(0, 1), drawn.flatten(0, 1))
+        nll = reconstruction.mean()
+        kl_of_each = none if posterior.log_var is None else posterior.kl().mean()
+        return Terms(nll + beta * config.mmd_weight * mmd, nll, kl_of_each, mmd)
     if posterior.log_var is None:
         nll = reconstruction.mean()
-        return Terms(nll, nll, torch.zeros_like(nll))
+        return Terms(nll, nll, none, none)
     label_nll = torch.zeros_like(reconstruction)
     if learned_prior:
         prior_nll, label_nll = prior_nlls(model, z.flatten(0, 1), labels.repeat(draws))
@@ -83,7 +98,7 @@ def autoencoder_terms(
     else:
         loss = (reconstruction + beta * kl).mean()
     loss = loss + beta * config.label_weight * label_nll.mean()
-    return Terms(loss, reconstruction.mean(), kl.mean())
+    return Terms(loss, reconstruction.mean(), kl.mean(), none)
 
 
 class Objective(nn.Module):
@@ -111,9 +126,15 @@ class Objective(nn.Module):
         self.precision = precision
 
     def forward(
-        self, images: Tensor, labels: Tensor, eps: Tensor, beta: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the loss, the reconstruction term and the KL term of a batch."""
+        self,
+        images: Tensor,
+        labels: Tensor,
+        eps: Tensor,
+        beta: float,
+        inputs: Tensor | None = None,
+        drawn: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns the loss, the reconstruction term, the KL term and the MMD of a batch."""
         terms = autoencoder_terms(
             self.model,
             images,
@@ -123,8 +144,10 @@ class Objective(nn.Module):
             beta=beta,
             learned_prior=self.learned_prior,
             precision=self.precision,
+            inputs=inputs,
+            drawn=drawn,
         )
-        return terms.loss, terms.reconstruction, terms.kl
+        return terms.loss, terms.reconstruction, terms.kl, terms.mmd
 
 
 def prior_nlls(model: Vae, z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,8 +24,20 @@ _AUGMENTATION = typing.get_args(Augmentations)[0]
 # Fields that were added since, with what holds for records without them.
 _ADDED: Mapping[type, Mapping[str, Any]] = {
     Conv: {"patch": 2, "coarsest": 8, "transitions": "activated"},
-    ModelConfig: {"likelihood": "bernoulli", "mixture": 1, "initial_scale": 0.0},
-    TrainConfig: {"clip_factor": 5.0, "skip_factor": 100.0, "augment": []},
+    ModelConfig: {
+        "likelihood": "bernoulli",
+        "mixture": 1,
+        "initial_scale": 0.0,
+        "conditional": False,
+    },
+    TrainConfig: {
+        "clip_factor": 5.0,
+        "skip_factor": 100.0,
+        "augment": [],
+        "mmd_weight": 500.0,
+        "noise": 0.0,
+        "noise_kind": "gaussian",
+    },
 }
 # Fields of older records that are no more.
 _GONE: Mapping[type, frozenset[str]] = {

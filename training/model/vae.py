@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from training.errors import ConfigError
 from training.model.config import ModelConfig
 from training.model.likelihood import build_likelihood
 from training.model.networks import Shape, build_head, build_networks
@@ -75,7 +76,8 @@ class Vae(nn.Module):
     Args:
         config: Networks, latent dimensions, posterior and prior.
         image_shape: C, H and W.
-        classes: Number of classes of the data, for a prior that is conditional on them.
+        classes: Number of classes of the data, for networks or a prior that are conditional on
+            them.
 
     Attributes:
         config: Networks, latent dimensions, posterior and prior.
@@ -85,13 +87,18 @@ class Vae(nn.Module):
             images the same way, and its output by their sum: posteriors explode in a few steps.
         likelihood: p(x|z), given the output of `decode`.
         prior: The learned prior; None if p(z) is N(0, I), or a plain autoencoder has no
-            prior.
+            prior. That of a conditional model is of all classes: the latents hold what the class
+            does not.
+        class_counts: Number of training images of each class, int64 [classes]; only a conditional
+            model has them.
 
     Raises:
-        ConfigError: The config names an unknown activation.
+        ConfigError: The config names an unknown activation, or a conditional model has no
+            classes.
     """
 
     centre: Tensor
+    class_counts: Tensor
 
     def __init__(self, config: ModelConfig, image_shape: Shape, classes: int = 0):
         super().__init__()
@@ -100,8 +107,11 @@ class Vae(nn.Module):
         self.image_shape = image_shape
         dim = config.latent_dim
         self.likelihood = build_likelihood(config, image_shape)
+        if config.conditional and classes < 1:
+            raise ConfigError("conditional: got true, wanted false: the data has no classes")
+        given = classes if config.conditional else 0
         self.encoder, features, self.decoder = build_networks(
-            config.network, image_shape, dim, self.likelihood.width
+            config.network, image_shape, dim, self.likelihood.width, given
         )
         self.to_mean = build_head(config.network, image_shape, features, dim)
         self.to_scale = (
@@ -113,27 +123,50 @@ class Vae(nn.Module):
             nn.init.zeros_(self.to_scale.weight)
             assert self.to_scale.bias is not None
             nn.init.constant_(self.to_scale.bias, config.initial_scale)
-        self.prior = Prior(config.prior, dim, classes) if config.prior.learned else None
+        of_prior = 0 if config.conditional else classes
+        self.prior = Prior(config.prior, dim, of_prior) if config.prior.learned else None
+        if given:
+            # Integers: rounding the weights to fp16 must not change how often a class is drawn.
+            self.register_buffer("class_counts", torch.ones(given, dtype=torch.int64))
 
     @property
     def labels(self) -> int:
-        """Number of classes that the prior can be conditioned on; 0 if it is unconditional."""
+        """Number of classes that the model, or its prior, is conditioned on; 0 for none."""
+        if self.config.conditional:
+            return len(self.class_counts)
         return 0 if self.prior is None else self.prior.classes
 
-    def begin(self, counts: NDArray[np.int64]) -> None:
-        """Sets what begins as a property of the data: the centre, and the likelihood's scales.
+    @property
+    def class_weights(self) -> tuple[float, ...]:
+        """Share of each class among the training images; empty if the model is unconditional."""
+        if not self.config.conditional:
+            return ()
+        counts = self.class_counts.tolist()
+        return tuple(count / sum(counts) for count in counts)
+
+    def begin(self, counts: NDArray[np.int64], labels: NDArray[np.int64]) -> None:
+        """Sets what is a property of the data: the centre, the first scales, the class counts.
 
         Args:
             counts: The `level_counts` of the training images.
+            labels: Their classes, int64 [N].
         """
         half = counts.sum(axis=1, keepdims=True) / 2
         medians = (np.cumsum(counts, axis=1) >= half).argmax(axis=1) / 255.0
         self.centre.copy_(torch.from_numpy(medians).reshape(self.centre.shape))
         self.likelihood.begin(counts)
+        if self.config.conditional:
+            members = np.bincount(labels, minlength=len(self.class_counts))
+            self.class_counts.copy_(torch.from_numpy(members))
 
-    def encode(self, images: Tensor) -> DiagonalGaussian:
-        """Encodes images [N, C, H, W] in [0, 1] to their posteriors."""
-        features = self.encoder(images - self.centre)
+    def encode(self, images: Tensor, label: Tensor | None = None) -> DiagonalGaussian:
+        """Encodes images to their posteriors.
+
+        Args:
+            images: [N, C, H, W] in [0, 1].
+            label: Class of each image, int64 [N]; only a conditional model looks at it.
+        """
+        features = self._given(self.encoder, images - self.centre, label)
         mean: Tensor = self.to_mean(features)
         if self.to_scale is None:
             return DiagonalGaussian(mean, None)
@@ -142,9 +175,17 @@ class Vae(nn.Module):
         log_var = 2.0 * log_sigmoid(scale) if self.config.scale == "sigmoid" else scale
         return DiagonalGaussian(mean, log_var)
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Decodes latents [N, D] to what `likelihood` takes, [N, width, H, W]."""
-        output: Tensor = self.decoder(z)
+    def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        """Decodes latents to what `likelihood` takes, [N, width, H, W].
+
+        Args:
+            z: Latents, [N, D].
+            label: Class of each row, int64 [N]; only a conditional model looks at it.
+        """
+        return self._given(self.decoder, z, label)
+
+    def _given(self, network: nn.Module, x: Tensor, label: Tensor | None) -> Tensor:
+        output: Tensor = network(x, label) if self.config.conditional else network(x)
         return output
 
     def autoencoder_parameters(self) -> list[nn.Parameter]:

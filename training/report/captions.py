@@ -104,6 +104,12 @@ class Captions:
         ]
 
     def _plane(self) -> list[str]:
+        paragraphs = self._points_of_the_plane()
+        if name := self._data.decoded_class:
+            paragraphs.append(f"All are decoded as one class: {name}.")
+        return paragraphs
+
+    def _points_of_the_plane(self) -> list[str]:
         if self._projection.dimensions == 1:
             return [
                 f"{LINE} points along the one latent dimension, decoded, in reading order.",
@@ -136,6 +142,8 @@ class Captions:
         text = f"{BY_CLASS} samples of each class, sampled by its label (seed {SEED})."
         if len(names) > MAX_ROWS:
             text += f" The first {MAX_ROWS} of {len(names)} classes."
+        if self._data.decoded_class:
+            text += " Those of a column are decoded from the same latent: one style, each class."
         return [text]
 
     def _curves(self) -> list[str]:

@@ -1,6 +1,6 @@
 """Collects the data of a report: frames during training, everything else after it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class MovieRecorder:
         self._trainer = trainer
         self._shown = interleave_classes(dataset.test.labels, SHOWN)
         self._images = dataset.test.images
+        self._given = dataset.test.labels
         self._scattered = sample_rows(len(self._images), SCATTERED)
         self._labels = test_labels(dataset)[self._scattered]
         self._class_names = dataset.class_names
@@ -82,7 +83,7 @@ class MovieRecorder:
             means=means,
             log_vars=None,
             map_labels=self._labels,
-            decode=as_image_decoder(model),
+            decode=_plane_decoder(model),
             sample=None,
             sample_labels=(),
             metrics={},
@@ -101,9 +102,10 @@ class MovieRecorder:
         None where they cannot be drawn: the run is diverging, and ends by itself with the reason.
         """
         model = self._trainer.ema_model
-        shown, _ = posteriors(as_autoencoder(model), self._images, self._shown)
-        scattered, _ = posteriors(as_autoencoder(model), self._images, self._scattered)
-        drawn = as_image_decoder(model)(shown)
+        adapted = as_autoencoder(model)
+        shown, _ = posteriors(adapted, self._images, self._shown, self._given)
+        scattered, _ = posteriors(adapted, self._images, self._scattered, self._given)
+        drawn = as_image_decoder(model)(shown, *adapted.given(self._given, self._shown))
         # One comparison for infinities and NaN, too.
         if not (np.abs(scattered) < _MOST_DRAWABLE).all() or not np.isfinite(drawn).all():
             return None
@@ -130,7 +132,7 @@ def collect_report(
     config, log = folder.read_config(), folder.read_log()
     test = dataset.test
     mapped = sample_rows(len(test.images), MAPPED)
-    means, log_vars = posteriors(as_autoencoder(model), test.images, mapped)
+    means, log_vars = posteriors(as_autoencoder(model), test.images, mapped, test.labels)
     shown = interleave_classes(test.labels, SHOWN)
     labels = test_labels(dataset)
     measured = [entry for entry in log if entry.get("elbo") is not None]
@@ -164,12 +166,21 @@ def collect_report(
         means=means,
         log_vars=log_vars,
         map_labels=labels[mapped],
-        decode=as_image_decoder(model),
+        decode=_plane_decoder(model),
+        decoded_class=dataset.class_names[0] if model.config.conditional else "",
         sample=as_sampler(model) if config.model.prior.kind != "none" else None,
         sample_labels=dataset.class_names if model.labels else (),
         metrics=metrics,
         likelihood=config.model.likelihood,
     )
+
+
+def _plane_decoder(model: Vae) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """The decoder of points in the latent space, of a conditional model as its first class."""
+    decode = as_image_decoder(model)
+    if not model.config.conditional:
+        return decode
+    return lambda z: decode(z, np.zeros(len(z), np.int64))
 
 
 def _likelihood(config: RunConfig) -> str:

@@ -60,9 +60,11 @@ class ReportData:
         sample: Maps (count, seed, label) to samples float32 [count, C, H, W] in [0, 1],
             where label is an index into `sample_labels`, or None for any. The whole
             field is None if the model has no prior to sample from.
-        sample_labels: Names of the classes that the prior can be sampled by.
+        sample_labels: Names of the classes that can be sampled.
         metrics: The final figures; nested mappings are flattened for display.
         likelihood: p(x|z): `bernoulli`, `gaussian` or `logistic`.
+        decoded_class: Name of the class that a conditional model's `decode` decodes to; empty
+            for any other model.
     """
 
     title: str
@@ -80,6 +82,7 @@ class ReportData:
     sample_labels: tuple[str, ...]
     metrics: Mapping[str, object]
     likelihood: str = "bernoulli"
+    decoded_class: str = ""
 
     def __post_init__(self) -> None:
         """Checks that the shapes of the arrays agree.

@@ -580,6 +580,8 @@ def test_list_models_describes_models_of_every_kind(kinds_stub):
     models = {model.name: model for model in kinds_stub.ListModels(pb.ListModelsRequest()).models}
     kinds = {name: (model.posterior, model.prior) for name, model in models.items()}
     assert kinds == {
+        "conditional": ("gaussian", "gmm"),
+        "cvae": ("gaussian", "standard"),
         "delta": ("delta", "none"),
         "delta-gmm": ("delta", "flow-gmm"),
         "flow": ("gaussian", "flow"),
@@ -597,7 +599,8 @@ def test_list_models_describes_models_of_every_kind(kinds_stub):
         assert graphs == ["encoder", "decoder", *learned]
         assert bool(learned) == (model.prior not in ("standard", "none"))
         assert [graph.device for graph in model.graphs] == ["cpu"] * len(graphs)
-        assert list(model.labels) == [f"class {index}" for index in range(LABELLED.get(name, 0))]
+        classes = {**LABELLED, "conditional": 3, "cvae": 3}.get(name, 0)
+        assert list(model.labels) == [f"class {index}" for index in range(classes)]
         assert model.precision == "fp32"
         assert ("elbo" in model.metrics) == (model.posterior == "gaussian")
         assert model.metrics["reconstruction"] > 0

@@ -25,7 +25,7 @@ from service.api.wire import serialized, tag, varint
 from service.engine.admission import Admission
 from service.engine.call import Call
 from service.engine.engine import Engine
-from service.errors import InvalidArgument, Overloaded, ServiceError
+from service.errors import InvalidArgument, NotForThisModel, Overloaded, ServiceError
 from service.models.model import load_model
 from service.models.onnx import Device
 from service.models.repository import Models
@@ -33,6 +33,7 @@ from service.observe.metrics import Metrics
 from service.observe.telemetry import Telemetry
 from service.settings import Settings
 from tests.service.models.test_reload import reload
+from tests.support.conditional import Conditional, write_conditional
 from tests.support.processes import Server
 from tests.support.spatial import Spatial, write_spatial
 from tests.support.stubs import files, stub_of
@@ -129,11 +130,15 @@ def latents(rows: int) -> np.ndarray:
 def loaded(tmp_path_factory) -> dict[str, Any]:
     """Loaded models by their identity.
 
-    Two versions of `one`, a second name before it, and two models of free size.
+    Two versions of `one`, a second name before it, a third version that is conditional, another
+    conditional model, and two models of free size.
     """
     root = tmp_path_factory.mktemp("models")
     for name, seed in (("one", 1), ("one", 2), ("early", 3)):
         write_tiny(root / name, shape=SHAPE, dim=DIM, seed=seed)
+    write_conditional(root / "one", Conditional(shape=SHAPE, dim=DIM))
+    kind = Conditional(posterior="delta", likelihood="none", shape=SHAPE, dim=DIM)
+    write_conditional(root / "letters", kind)
     write_spatial(root / "raw", Spatial(likelihood="none", most_pixels=256))
     write_spatial(root / "soft", Spatial(scaling=None, posterior="delta", prior="none"))
     return {
@@ -228,6 +233,57 @@ async def test_requests_that_need_more_than_a_graph_have_no_plan(bench):
         assert not isinstance(without, tuple)
 
 
+@pytest.mark.parametrize("rows", [1, 3, 200])
+@pytest.mark.parametrize("name", ["one/3", "letters/1"])
+async def test_labels_by_plan_give_the_reply_of_the_long_way(loaded, rows, name):
+    bench = Bench(loaded[name])
+    for labels in ([3], (np.arange(rows) % 4).tolist()):
+        for request in (
+            encode_request(pixels(rows), labels=labels),
+            encode_request(pixels(rows, dtype=np.uint8), labels=labels),
+            decode_request(latents(rows), labels=labels),
+            decode_request(latents(rows), format=pb.IMAGE_FORMAT_UINT8, labels=labels),
+        ):
+            assert bench.has_plan(request)
+            by_plan, by_hand = await bench.both(request)
+            assert by_plan == by_hand
+            assert not isinstance(by_plan, tuple)
+    bench.engine.close()
+
+
+async def test_wrong_labels_are_refused_in_the_same_words(loaded):
+    for name, wrong, reason in (
+        ("one/1", [[0], [0, 1, 2]], NotForThisModel),
+        ("one/3", [[]], NotForThisModel),
+        ("one/3", [[0, 1], [0, 1, 2, 3], [4], [0, -1, 0], [2**31 - 1]], InvalidArgument),
+    ):
+        bench = Bench(loaded[name])
+        for labels in wrong:
+            for request in (
+                encode_request(pixels(3), labels=labels),
+                decode_request(latents(3), labels=labels),
+            ):
+                assert not bench.has_plan(request)
+                by_plan, by_hand = await bench.both(request)
+                assert by_plan == by_hand
+                assert by_plan[0] is reason
+                assert bench.engine.admission.rows == 0
+        bench.engine.close()
+
+
+async def test_values_out_of_range_are_found_among_labelled_rows(loaded):
+    bench = Bench(loaded["one/3"])
+    for request in (
+        encode_request(np.full((3, *SHAPE), 1.5, np.float32), labels=[3, 2, 3]),
+        decode_request(np.full((3, DIM), np.nan, np.float32), labels=[3]),
+    ):
+        assert bench.has_plan(request)
+        by_plan, by_hand = await bench.both(request)
+        assert by_plan == by_hand
+        assert by_plan[0] is InvalidArgument
+    bench.engine.close()
+
+
 @pytest.mark.parametrize(("shape", "latent"), [*list(FREE.items())[:3], ((768,), (32,))], ids=str)
 async def test_a_model_of_free_size_has_plans_for_every_size(loaded, shape, latent):
     bench = Bench(loaded["raw/1"])
@@ -313,10 +369,13 @@ def field(number: int, content: bytes) -> bytes:
     return tag(number, len(content)) + content
 
 
-def some_tensor(draw: random.Random, wanted: tuple[int, ...], low: float, high: float) -> bytes:
+def some_tensor(
+    draw: random.Random, rows: int, wanted: tuple[int, ...], low: float, high: float
+) -> bytes:
     """A tensor, every second one sound; a field may stand twice."""
     sound = draw.random() < 0.75
-    rows = draw.choice((1, 1, 1, 2, 3, 70) if sound else (0, 1, 1, 2, 301))
+    if not sound:
+        rows = draw.choice((0, 1, rows, rows, 301))
     inner = draw.choice((wanted, wanted, (int(np.prod(wanted)),)) if sound else (wanted, (2, 2)))
     shape = [rows, *inner]
     dtype = draw.choice((1, 1, 1, 2, 3 if high == 1.0 else 4) if sound else (0, 1, 1, 2, 3, 4, 9))
@@ -348,10 +407,12 @@ def _dimension(draw: random.Random, size: int) -> bytes:
     return field(2, number) if draw.random() < 0.5 else varint(2 << 3) + number
 
 
-def some_images(draw: random.Random, shape: tuple[int, ...]) -> bytes:
+def some_images(draw: random.Random, rows: int, shape: tuple[int, ...]) -> bytes:
     """A oneof: the last member on the wire wins."""
     without_channel = shape[1:] if shape[0] == 1 else shape
-    tensor = field(1, some_tensor(draw, draw.choice((shape, shape, without_channel)), 0.0, 1.0))
+    tensor = field(
+        1, some_tensor(draw, rows, draw.choice((shape, shape, without_channel)), 0.0, 1.0)
+    )
     shape = draw.choice((shape, shape, (1, 5, 4)))
     kind = draw.choice(("PNG", "PNG", "JPEG", "WEBP"))
     content = write_files(np.full((1, *shape), draw.randrange(256), np.uint8), kind)[0]
@@ -361,36 +422,54 @@ def some_images(draw: random.Random, shape: tuple[int, ...]) -> bytes:
     )
 
 
-def some_request(draw: random.Random, served: list[str]) -> tuple[Any, bytes]:
+def some_labels(draw: random.Random, field_number: int, rows: int) -> list[bytes]:
+    """Labels, packed or not: mostly one for all or one for each row, and mostly in range."""
+    count = draw.choice((1, rows, rows, rows) if draw.random() < 0.9 else (0, 2, 3))
+    values = (0, 1, 2, 3) if draw.random() < 0.9 else (0, 4, 2**31 - 1, 2**64 - 1)
+    labels = [varint(draw.choice(values)) for _ in range(count)]
+    if draw.random() < 0.7:
+        return [field(field_number, b"".join(labels))]
+    return [varint(field_number << 3) + label for label in labels]
+
+
+def some_request(draw: random.Random, models: Models) -> tuple[Any, bytes]:
     """A request to Encode or Decode as bytes that protobuf would not always write.
 
     Args:
         draw: Where all choices come from.
-        served: Names of the models that are served; the default one first.
+        models: The models that are served; the default one is the first by name.
     """
+    served = models.names
     name = draw.choice((*(name.encode() for name in served), b"") * 6 + (b"none", b"early"))
-    version = draw.choice((0,) * 20 + (1, 1, 2, 3))
+    version = draw.choice((0,) * 20 + (1, 1, 2, 3, 3))
     selector = field(1, field(1, name) + varint(2 << 3) + varint(version))
     parts = [selector]
     if draw.random() < 0.3:
-        name, parts = b"", []
+        name, version, parts = b"", 0, []
+    versions = models.loaded.get(name.decode() or served[0], {})
+    model = versions.get(version or max(versions, default=0))
+    conditional = model is not None and model.manifest.conditional
     free = (name.decode() or served[0]) in ("raw", "soft")
     if draw.random() < 0.02:
         free = not free
     shape, latent = draw.choice([*FREE.items()]) if free else (SHAPE, (DIM,))
+    rows = draw.choice((1, 1, 1, 2, 3, 70))
     if draw.random() < 0.6:
         kind: Any = pb.EncodeRequest
-        parts.append(field(2, some_images(draw, shape)))
+        parts.append(field(2, some_images(draw, rows, shape)))
         fields = {"draw": 2, "seed": 9, "scaled": 2, "latent_dtype": 6}
     else:
         kind = pb.DecodeRequest
-        parts.append(field(2, some_tensor(draw, latent, -2.0, 2.0)))
+        parts.append(field(2, some_tensor(draw, rows, latent, -2.0, 2.0)))
         if draw.random() < 0.5:
             number = pb.DecodeRequest.DESCRIPTOR.fields_by_name["format"].number
             parts.append(
                 varint(number << 3) + varint(draw.choice((*range(9), 1, 2, 2, 2, 2, 2, 2)))
             )
         fields = {"scaled": 2, "unclipped": 2, "quality": 130}
+    if draw.random() < (0.95 if conditional else 0.05):
+        number = kind.DESCRIPTOR.fields_by_name["labels"].number
+        parts += some_labels(draw, number, rows)
     for name_of_field, values in fields.items():
         if draw.random() < 0.05:
             number = kind.DESCRIPTOR.fields_by_name[name_of_field].number
@@ -413,6 +492,8 @@ def differential(loaded: dict[str, Any], count: int, seed: int) -> None:
         ("one/1", "one/2", "raw/1"),
         ("early/1", "one/1", "soft/1"),
         ("one/2", "raw/1", "soft/1"),
+        ("one/3",),
+        ("letters/1", "one/2", "one/3", "raw/1"),
         tuple(loaded),
     )
     bench = Bench(loaded["one/1"])
@@ -424,7 +505,7 @@ def differential(loaded: dict[str, Any], count: int, seed: int) -> None:
         for index in range(count):
             if index % 50 == 0:
                 bench.serve(*(loaded[name] for name in draw.choice(sets)))
-            kind, raw = some_request(draw, bench.models.names)
+            kind, raw = some_request(draw, bench.models)
             fast = await bench.ask(bench.fast, kind, raw)
             assert fast == await bench.ask(bench.long, kind, raw), (seed, index, kind, raw)
             outcomes["error" if isinstance(fast, tuple) else "reply"] += 1

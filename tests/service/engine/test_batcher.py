@@ -169,6 +169,26 @@ async def test_a_large_call_is_split_and_delays_a_small_one_by_the_running_batch
     assert graph.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [100, 8, 9, 10], [11, 12, 13]]
 
 
+async def test_a_label_stays_with_its_row_wherever_the_row_is_computed() -> None:
+    class Adding(Doubling):
+        """Adds the label of each row to it."""
+
+        def run(self, inputs: Any, outputs: Any, _size: Any, options: Any) -> Any:
+            super().run(inputs, outputs, _size, options)
+            return {"y": inputs["x"] + inputs["label"][:, None]}
+
+    bench, graph = Bench(threads=2), Adding(max_batch_rows=4, max_call_rows=3)
+    tasks, wanted = [], []
+    for rows in (7, 1, 2, 5, 1):
+        x = np.arange(rows, dtype=np.float32)[:, None]
+        label = 100 * np.arange(rows, dtype=np.int64) + 1000 * len(tasks)
+        tasks.append(bench.submit(graph, [0] * rows, inputs={"x": x, "label": label}))
+        wanted.append((x[:, 0] + label).tolist())
+    await bench.compute_all()
+    assert [await task for task in tasks] == wanted
+    assert max(map(len, graph.batches)) == 4
+
+
 async def test_a_batch_of_many_calls_may_exceed_the_rows_of_one_call() -> None:
     bench, graph = Bench(), Doubling(max_batch_rows=8, max_call_rows=3)
     tasks = [bench.submit(graph, rows) for rows in ([1, 2, 3, 4], [5], [6, 7, 8, 9, 10, 11])]

@@ -15,6 +15,7 @@ from service.models.repository import Models
 from service.observe.drift import ReconstructionErrors
 from service.observe.metrics import Metrics
 from service.observe.telemetry import Telemetry
+from tests.support.conditional import write_conditional
 from tests.support.spatial import Spatial, write_spatial
 
 KEY = "m", 1
@@ -240,3 +241,22 @@ def test_spatial_latents_of_any_size_have_few_series_and_a_reconstruction_error(
     )
     assert float(error.split()[-1]) == pytest.approx(np.mean(wanted), rel=1e-2)
     assert f"latentserve_reconstruction_images_total{labels} 3.0" in page
+
+
+@pytest.mark.parametrize("row", [0, 1, 2])
+def test_an_image_of_a_conditional_model_is_decoded_in_its_own_class(tmp_path, monkeypatch, row):
+    model = load_model(open_bundle(write_conditional(tmp_path / "letters")), Device("cpu"))
+    errors = ReconstructionErrors(0.1)
+    telemetry = Telemetry(Metrics(), None, print, errors)
+    telemetry.serving(Models("letters", {"letters": {1: model}}))
+    inputs = {
+        "image": np.random.default_rng(0).random((3, 1, 4, 4), np.float32),
+        "label": np.array([3, 0, 1], np.int64),
+    }
+    encoded = model.graphs["encoder"].run(inputs)
+    latents = {"z": encoded["mean"], "label": inputs["label"]}
+    decoded = model.graphs["decoder"].run(latents, ("image",))["image"]
+    monkeypatch.setattr("service.observe.drift.random.randrange", lambda _count: row)
+    Operations(model, telemetry).encode[False].observe(inputs, encoded)
+    wanted = np.mean((decoded[row] - inputs["image"][row]) ** 2)
+    assert figures(errors)["latentserve_reconstruction_error"] == pytest.approx(wanted, rel=1e-5)

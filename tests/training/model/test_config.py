@@ -50,7 +50,9 @@ learned = st.builds(
 
 def models(network: st.SearchStrategy[Any]) -> st.SearchStrategy[ModelConfig]:
     """Every posterior with the priors that go with it."""
-    shared = {"network": network, "latent_dim": st.integers(2, 512)}
+    shared = {
+        "network": network, "latent_dim": st.integers(2, 512), "conditional": st.booleans()
+    }  # fmt: skip
     scale = st.sampled_from(["log_var", "sigmoid"])
     return st.one_of(
         st.builds(
@@ -74,7 +76,10 @@ shares = st.floats(0, 1)
 positive = st.floats(1e-12, 1e12)
 trainings: dict[str, st.SearchStrategy[Any]] = {
     "binarize": st.booleans(),
-    "batch_size": st.integers(1, 10**6),
+    "batch_size": st.integers(2, 10**6),
+    "mmd_weight": st.floats(0, 1e6),
+    "noise": st.floats(0, 1, exclude_max=True),
+    "noise_kind": st.sampled_from(["gaussian", "mask"]),
     "learning_rate": positive,
     "weight_decay": st.floats(0, 1e3),
     "warmup": shares,
@@ -94,6 +99,7 @@ trainings: dict[str, st.SearchStrategy[Any]] = {
 }
 elbo = st.builds(TrainConfig, objective=st.just("elbo"), beta=st.floats(0, 1e6), **trainings)
 iwae = st.builds(TrainConfig, objective=st.just("iwae"), draws=st.integers(1, 99), **trainings)
+wae = st.builds(TrainConfig, objective=st.just("wae"), **trainings)
 
 
 def written(value: object) -> str:
@@ -117,7 +123,7 @@ def typed(model: ModelConfig, train: TrainConfig) -> list[str]:
     ]
 
 
-@given(models(dense) | models(conv), elbo | iwae)
+@given(models(dense) | models(conv), elbo | iwae | wae)
 def test_configs_survive_a_round_trip_through_json(model: ModelConfig, train: TrainConfig) -> None:
     for kind, record in ((ModelConfig, model), (TrainConfig, train)):
         read = record_from_json(kind, json.loads(json.dumps(dataclasses.asdict(record))))
@@ -135,6 +141,22 @@ def test_every_field_of_a_dense_preset_can_be_set_by_its_key(
             override(DENSE, typed(model, train))
     else:
         assert override(DENSE, typed(model, train)) == Preset(model, train, DENSE.summary)
+
+
+@given(
+    st.builds(
+        ModelConfig,
+        network=dense,
+        latent_dim=st.integers(1, 99),
+        posterior=st.sampled_from(["gaussian", "delta"]),
+        conditional=st.booleans(),
+    ),
+    wae,
+)
+def test_every_field_of_a_wasserstein_autoencoder_can_be_set_by_its_key(
+    model: ModelConfig, train: TrainConfig
+) -> None:
+    assert override(DENSE, typed(model, train)) == Preset(model, train, DENSE.summary)
 
 
 @given(models(conv), elbo)
@@ -158,6 +180,8 @@ def test_every_field_of_a_conv_preset_can_be_set_by_its_key(
         ("binarize=FALSE", "train.binarize", False),
         ("prior_start=1", "train.prior_start", 1.0),
         ("augment=shift,flip", "train.augment", ("shift", "flip")),
+        ("conditional=true", "model.conditional", True),
+        ("noise=0.3", "train.noise", 0.3),
     ],
 )
 def test_a_setting_changes_its_field_and_no_other(setting: str, path: str, value: Any) -> None:
@@ -185,6 +209,8 @@ def test_the_last_setting_of_a_key_wins_and_none_change_nothing() -> None:
         ["posterior=delta", "prior.kind=none"],
         ["latent_dim=1", "prior.kind=gmm"],
         ["objective=iwae", "draws=8"],
+        ["objective=wae", "posterior=delta"],
+        ["noise=0.3", "noise_kind=mask"],
     ],
     ids=" ".join,
 )
@@ -207,6 +233,17 @@ def test_settings_that_are_valid_only_together_work_in_any_order(pair: list[str]
             ["objective=iwae", "posterior=delta", "prior.kind=none"],
             "objective: got iwae, wanted elbo with posterior=delta",
         ),
+        (["objective=wae", "beta=2"], "beta: got 2.0, wanted 1 with objective=wae"),
+        (
+            ["objective=wae", "prior.kind=gmm"],
+            "prior.kind: got gmm, wanted standard with objective=wae",
+        ),
+        (
+            ["objective=wae", "posterior=delta", "prior.kind=none"],
+            "prior.kind: got none, wanted standard with objective=wae",
+        ),
+        (["objective=wae", "batch_size=1"], "batch_size: got 1, wanted 2 or more with objective"),
+        (["noise=1", "noise_kind=mask"], "noise: got 1.0, wanted 0 or more and below 1 with noise"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -227,7 +264,12 @@ def test_combinations_of_settings_that_are_invalid_are_refused(
         ("binarize=perhaps", "'perhaps'", "true or false"),
         ("scale=cubic", "'cubic'", "log_var, sigmoid"),
         ("posterior=normal", "'normal'", "gaussian, delta"),
-        ("objective=vae", "'vae'", "elbo, iwae"),
+        ("objective=vae", "'vae'", "elbo, iwae, wae"),
+        ("conditional=maybe", "'maybe'", "true or false"),
+        ("noise=-0.1", "-0.1", "0 or more"),
+        ("noise=inf", "inf", "0 or more"),
+        ("noise_kind=salt", "'salt'", "gaussian, mask"),
+        ("mmd_weight=-1", "-1", "0 or more"),
         ("prior.kind=vamp", "'vamp'", "none, standard, gmm, flow, flow-gmm"),
         ("latent_dim=two", "'two'", "a whole number"),
         ("layers=512", "'512'", "512:relu,256:relu"),
@@ -376,6 +418,7 @@ GOOD = dataclasses.asdict(CONV.model)
         GOOD | {"prior": {**GOOD["prior"], "kind": "gnn"}},
         GOOD | {"prior": {"kind": "gmm"}},
         GOOD | {"depth": 3},
+        GOOD | {"conditional": 1},
         {key: value for key, value in GOOD.items() if key != "scale"},
     ],
     ids=str,
@@ -404,6 +447,9 @@ def test_there_is_a_preset_of_each_type_of_autoencoder() -> None:
     assert {type(model.network) for model in models} == {Dense, Conv}
     assert {preset.train.objective for preset in PRESETS.values()} == {"elbo", "iwae"}
     assert any(preset.train.beta > 1 for preset in PRESETS.values())
+    assert [name for name, preset in PRESETS.items() if preset.model.conditional] == [
+        "cvae", "cvae-fonts"
+    ]  # fmt: skip
     article = PRESETS["seed2d"].model
     assert (article.latent_dim, article.scale) == (2, "sigmoid")
     assert article.network.layers == ((512, "relu"), (256, "relu"), (128, "relu"))

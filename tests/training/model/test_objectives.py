@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.model.config import Dense, ModelConfig, PriorConfig, TrainConfig
+from training.model.discrepancy import squared_mmd
 from training.model.objectives import Terms, autoencoder_terms, kl_at, prior_nlls
 from training.model.vae import Vae
 
@@ -59,10 +60,11 @@ class ByHand:
     def __init__(self, model: Vae, draws: int = 1, *, learned_prior: bool = False):
         images, labels, eps = batch(draws)
         with torch.no_grad():
-            posterior = model.encode(images)
+            posterior = model.encode(images, labels)
             mean, log_var = posterior.mean.numpy(), posterior.log_var.numpy()
             z = mean + np.exp(0.5 * log_var) * eps.numpy()
-            logits = model.decode(torch.from_numpy(z.reshape(-1, DIM))).numpy()
+            flat = torch.from_numpy(z.reshape(-1, DIM))
+            logits = model.decode(flat, labels.repeat(draws)).numpy()
         p = 1 / (1 + np.exp(-logits.reshape(draws, ROWS, -1)))
         x = images.numpy().reshape(ROWS, -1)
         self.log_likelihood = np.where(x == 1, np.log(p), np.log(1 - p)).sum(-1)
@@ -107,6 +109,57 @@ def test_the_elbo_objective_is_reconstruction_plus_closed_form_kl() -> None:
     assert got.reconstruction.item() == pytest.approx(-wanted.log_likelihood.mean())
     assert got.kl.item() == pytest.approx(wanted.closed_kl.mean())
     assert got.loss.item() == pytest.approx((wanted.closed_kl - wanted.log_likelihood).mean())
+
+
+@pytest.mark.parametrize("prior", [PriorConfig(), GMM, FLOW])
+@pytest.mark.parametrize("draws", [1, 3])
+def test_a_conditional_objective_is_that_of_each_image_given_its_class(
+    prior: PriorConfig, draws: int
+) -> None:
+    model = vae(conditional=True, prior=prior)
+    got = terms(model, draws, learned_prior=prior.learned)
+    wanted = ByHand(model, draws, learned_prior=prior.learned)
+    kl = wanted.closed_kl
+    if prior.learned:
+        assert model.prior is not None
+        assert model.prior.classes == 0
+        kl = wanted.log_posterior - wanted.log_prior
+    assert got.reconstruction.item() == pytest.approx(-wanted.log_likelihood.mean())
+    assert got.kl.item() == pytest.approx(kl.mean())
+    assert got.loss.item() == pytest.approx(kl.mean() - wanted.log_likelihood.mean())
+
+
+def test_noise_is_what_the_encoder_sees_and_not_the_target() -> None:
+    model, (images, labels, eps) = vae(), batch()
+    seen = images + 0.3
+    with torch.no_grad():
+        got = autoencoder_terms(
+            model, images, labels, eps, TrainConfig(), beta=1.0, learned_prior=False, inputs=seen
+        )
+        posterior = model.encode(seen)
+        nll = model.likelihood.nll(model.decode(posterior.sample(eps[0])), images)
+    assert got.kl == posterior.kl().mean()
+    assert got.reconstruction == nll.mean()
+
+
+@pytest.mark.parametrize("posterior", ["gaussian", "delta"])
+def test_the_loss_of_a_wasserstein_autoencoder_is_reconstruction_plus_mmd(posterior: str) -> None:
+    model, (images, labels, eps) = vae(posterior=posterior), batch(2)
+    config = TrainConfig(objective="wae", draws=2, mmd_weight=30.0)
+    drawn = torch.randn(eps.shape, dtype=eps.dtype)
+    with torch.no_grad():
+        got = autoencoder_terms(
+            model, images, labels, eps, config, beta=0.5, learned_prior=False, drawn=drawn
+        )
+        encoded = model.encode(images)
+        z = encoded.sample(eps).flatten(0, 1)
+        nll = model.likelihood.nll(model.decode(z), images.repeat(2, 1, 1, 1)).mean()
+        mmd = squared_mmd(z, drawn.flatten(0, 1))
+    assert got.mmd == mmd
+    assert got.reconstruction.item() == pytest.approx(nll.item())
+    assert got.loss.item() == pytest.approx((nll + 15.0 * mmd).item())
+    assert got.kl.item() == (encoded.kl().mean().item() if posterior == "gaussian" else 0.0)
+    assert terms(model).mmd == 0
 
 
 def test_beta_weighs_the_kl_in_the_loss_but_not_in_the_reported_terms() -> None:
