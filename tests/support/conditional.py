@@ -40,6 +40,7 @@ class Conditional:
         likelihood: `none`: the decoder has no `logits`, and its images leave [0, 1].
         seed: Seed of the weights.
         percentiles: Whether the manifest has a table of percentiles.
+        names: Names of the classes; a, b, ... by default.
     """
 
     weights: tuple[float, ...] = (0.5, 0.25, 0.125, 0.125)
@@ -50,11 +51,12 @@ class Conditional:
     likelihood: Literal["bernoulli", "none"] = "bernoulli"
     seed: int = 0
     percentiles: bool = False
+    names: tuple[str, ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of the classes: a, b, ..."""
-        return tuple(chr(ord("a") + index) for index in range(len(self.weights)))
+        """Names of the classes."""
+        return self.names or tuple(chr(ord("a") + index) for index in range(len(self.weights)))
 
 
 #: Inputs and outputs of each graph.
