@@ -2,11 +2,12 @@
 
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ImageFont
 
 #: The letters of a typeface, in the order of its rows and of the classes.
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -19,7 +20,7 @@ _FINER = 4
 # Size in pixels at which letters are measured before their scale is known.
 _PROBE = 128
 # Characters that no font has: what they show is shown for a missing letter, too.
-_ABSENT = ("\U0010fffe", "\ufdd0")
+_ABSENT = "\U0010fffe\ufdd0"
 # The mean of all pixels, 0 to 1, that letters have in typefaces that can be read at this size.
 _LEAST_INK, _MOST_INK = 0.03, 0.6
 # A letter that is thinner than this in all of its pixels has vanished.
@@ -28,6 +29,24 @@ _FAINT = 40
 
 class Unusable(Exception):
     """A font does not give 52 letters; the message says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Glyph:
+    """A character as drawn: its ink, uint8 [H, W], and rows from the baseline to its top."""
+
+    ink: NDArray[np.uint8]
+    top: int
+
+    @property
+    def bottom(self) -> int:
+        return self.top + len(self.ink)
+
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, _Glyph) and self.top == other.top
+        return same and np.array_equal(self.ink, other.ink)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def faces(content: bytes) -> int:
@@ -66,16 +85,19 @@ def render(content: bytes, index: int = 0, size: int = 32) -> NDArray[np.uint8]:
     Raises:
         Unusable: The font cannot be opened, has not all letters, or cannot be read at this size.
     """
-    probe = _font(content, index, _PROBE)
-    _refuse_missing(probe)
-    _, top, width, bottom = _box(probe)
-    if width <= 0 or bottom <= top:
-        raise Unusable("letters without ink")
-    scale = (size - 2 * MARGIN) * _FINER / max(width, bottom - top)
-    font = _font(content, index, _PROBE * scale)
-    _, top, _, bottom = _box(font)
-    baseline = (size * _FINER - (bottom - top)) // 2 - top
-    letters = np.array([_draw(font, letter, baseline, size) for letter in LETTERS])
+    probe = _glyphs(_font(content, index, _PROBE), LETTERS + _ABSENT)
+    absent = probe[len(LETTERS) :]
+    if any(not each.ink.size or each in absent for each in probe[: len(LETTERS)]):
+        raise Unusable("not all 52 letters")
+    limit = (size - 2 * MARGIN) * _FINER
+    scale = _PROBE * limit / _extent(probe[: len(LETTERS)])
+    glyphs = _glyphs(_font(content, index, scale), LETTERS)
+    if any(not each.ink.size for each in glyphs):
+        raise Unusable("letters that vanish at this size")
+    # Boxes are whole pixels, so that the scale may be a little too large.
+    if (extent := _extent(glyphs)) > limit:
+        glyphs = _glyphs(_font(content, index, scale * (limit - 1) / extent), LETTERS)
+    letters = _placed(glyphs, size)
     ink = letters.mean() / 255
     if letters.reshape(len(LETTERS), -1).max(axis=1).min() < _FAINT:
         raise Unusable("letters that vanish at this size")
@@ -93,38 +115,37 @@ def _font(content: bytes, index: int, size: float) -> ImageFont.FreeTypeFont:
         raise Unusable("cannot be opened as a font with outlines") from error
 
 
-def _refuse_missing(font: ImageFont.FreeTypeFont) -> None:
-    """Refuses a font that shows for a letter nothing, or what it shows for a missing one."""
-    missing = {_mask(font, character) for character in _ABSENT}
-    if any(mask in missing or not any(mask[1]) for mask in _masks(font)):
-        raise Unusable("not all 52 letters")
+def _glyphs(font: ImageFont.FreeTypeFont, characters: str) -> list[_Glyph]:
+    """Draws characters, each cut to its ink."""
+    glyphs = []
+    for character in characters:
+        try:
+            mask, (_, top) = font.getmask2(character, mode="L", anchor="ls")
+        except (OSError, ValueError) as error:
+            raise Unusable("damaged letters") from error
+        pixels = np.frombuffer(bytes(mask), np.uint8).reshape(mask.size[::-1])
+        left, upper, right, lower = mask.getbbox() or (0, 0, 0, 0)
+        glyphs.append(_Glyph(pixels[upper:lower, left:right], top + upper))
+    return glyphs
 
 
-def _masks(font: ImageFont.FreeTypeFont) -> Iterator[tuple[tuple[int, int], bytes]]:
-    return (_mask(font, letter) for letter in LETTERS)
+def _extent(glyphs: Sequence[_Glyph]) -> int:
+    """The larger side of the box around glyphs that are centred above one another."""
+    height = max(each.bottom for each in glyphs) - min(each.top for each in glyphs)
+    return max(height, *(each.ink.shape[1] for each in glyphs))
 
 
-def _mask(font: ImageFont.FreeTypeFont, character: str) -> tuple[tuple[int, int], bytes]:
-    try:
-        mask = font.getmask(character, mode="L")
-    except (OSError, ValueError) as error:
-        raise Unusable("damaged letters") from error
-    return mask.size, bytes(mask)
-
-
-def _box(font: ImageFont.FreeTypeFont) -> tuple[float, float, float, float]:
-    """The box around all letters about the baseline: 0, top, largest width, bottom."""
-    boxes = np.array([font.getbbox(letter, anchor="ls") for letter in LETTERS])
-    left, top, right, bottom = boxes.T
-    return 0.0, float(top.min()), float((right - left).max()), float(bottom.max())
-
-
-def _draw(
-    font: ImageFont.FreeTypeFont, letter: str, baseline: float, size: int
-) -> NDArray[np.uint8]:
-    """Draws a letter, centred from left to right: uint8 [size, size]."""
-    canvas = Image.new("L", (size * _FINER, size * _FINER))
-    left, _, right, _ = font.getbbox(letter, anchor="ls")
-    place = ((canvas.width - (right - left)) // 2 - left, baseline)
-    ImageDraw.Draw(canvas).text(place, letter, fill=255, font=font, anchor="ls")
-    return np.asarray(canvas.reduce(_FINER))
+def _placed(glyphs: Sequence[_Glyph], size: int) -> NDArray[np.uint8]:
+    """Puts glyphs on one baseline in the middle of squares: uint8 [N, size, size]."""
+    side = size * _FINER
+    top, bottom = min(each.top for each in glyphs), max(each.bottom for each in glyphs)
+    if max(bottom - top, *(each.ink.shape[1] for each in glyphs)) > side:
+        raise Unusable("letters of another size than their scale")
+    baseline = (side - (bottom - top)) // 2 - top
+    canvas = np.zeros((len(glyphs), side, side), np.uint8)
+    for square, glyph in zip(canvas, glyphs, strict=True):
+        height, width = glyph.ink.shape
+        left, first = (side - width) // 2, baseline + glyph.top
+        square[first : first + height, left : left + width] = glyph.ink
+    fine = canvas.reshape(len(glyphs), size, _FINER, size, _FINER)
+    return np.rint(fine.mean(axis=(2, 4), dtype=np.float32)).astype(np.uint8)
