@@ -80,7 +80,8 @@ def nearest(train: Array, test: Array, given: str) -> NDArray[np.int64]:
     known, asked = (each[:, rows].reshape(len(each), -1) for each in (train, test))
     # |a - b|² without |b|², which is the same for all.
     distances = np.einsum("ij,ij->i", known, known) - 2 * asked @ known.T
-    return distances.argmin(axis=1)
+    found: NDArray[np.int64] = distances.argmin(axis=1)
+    return found
 
 
 def table(single: list[Errors], together: Errors) -> str:
@@ -105,7 +106,8 @@ def table(single: list[Errors], together: Errors) -> str:
 
 
 def _errors(made: Array, true: Array) -> NDArray[np.float64]:
-    return ((made - true) ** 2).mean(axis=(2, 3), dtype=np.float64)
+    errors: NDArray[np.float64] = ((made - true) ** 2).mean(axis=(2, 3), dtype=np.float64)
+    return errors
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -42,11 +42,8 @@ class _Glyph:
     def bottom(self) -> int:
         return self.top + len(self.ink)
 
-    def __eq__(self, other: object) -> bool:
-        same = isinstance(other, _Glyph) and self.top == other.top
-        return same and np.array_equal(self.ink, other.ink)
-
-    __hash__ = None  # type: ignore[assignment]
+    def is_like(self, other: "_Glyph") -> bool:
+        return self.top == other.top and np.array_equal(self.ink, other.ink)
 
 
 def faces(content: bytes) -> int:
@@ -87,23 +84,24 @@ def render(content: bytes, index: int = 0, size: int = 32) -> NDArray[np.uint8]:
     """
     probe = _glyphs(_font(content, index, _PROBE), LETTERS + _ABSENT)
     absent = probe[len(LETTERS) :]
-    if any(not each.ink.size or each in absent for each in probe[: len(LETTERS)]):
+    letters = probe[: len(LETTERS)]
+    if any(not each.ink.size or any(map(each.is_like, absent)) for each in letters):
         raise Unusable("not all 52 letters")
     limit = (size - 2 * MARGIN) * _FINER
-    scale = _PROBE * limit / _extent(probe[: len(LETTERS)])
+    scale = _PROBE * limit / _extent(letters)
     glyphs = _glyphs(_font(content, index, scale), LETTERS)
     if any(not each.ink.size for each in glyphs):
         raise Unusable("letters that vanish at this size")
     # Boxes are whole pixels, so that the scale may be a little too large.
     if (extent := _extent(glyphs)) > limit:
         glyphs = _glyphs(_font(content, index, scale * (limit - 1) / extent), LETTERS)
-    letters = _placed(glyphs, size)
-    ink = letters.mean() / 255
-    if letters.reshape(len(LETTERS), -1).max(axis=1).min() < _FAINT:
+    made = _placed(glyphs, size)
+    ink = made.mean() / 255
+    if made.reshape(len(LETTERS), -1).max(axis=1).min() < _FAINT:
         raise Unusable("letters that vanish at this size")
     if not _LEAST_INK <= ink <= _MOST_INK:
         raise Unusable("nearly all ink or none")
-    return letters
+    return made
 
 
 def _font(content: bytes, index: int, size: float) -> ImageFont.FreeTypeFont:
@@ -132,7 +130,7 @@ def _glyphs(font: ImageFont.FreeTypeFont, characters: str) -> list[_Glyph]:
 def _extent(glyphs: Sequence[_Glyph]) -> int:
     """The larger side of the box around glyphs that are centred above one another."""
     height = max(each.bottom for each in glyphs) - min(each.top for each in glyphs)
-    return max(height, *(each.ink.shape[1] for each in glyphs))
+    return int(max(height, *(each.ink.shape[1] for each in glyphs)))
 
 
 def _placed(glyphs: Sequence[_Glyph], size: int) -> NDArray[np.uint8]:
@@ -148,4 +146,5 @@ def _placed(glyphs: Sequence[_Glyph], size: int) -> NDArray[np.uint8]:
         left, first = (side - width) // 2, baseline + glyph.top
         square[first : first + height, left : left + width] = glyph.ink
     fine = canvas.reshape(len(glyphs), size, _FINER, size, _FINER)
-    return np.rint(fine.mean(axis=(2, 4), dtype=np.float32)).astype(np.uint8)
+    placed: NDArray[np.uint8] = np.rint(fine.mean(axis=(2, 4), dtype=np.float32)).astype(np.uint8)
+    return placed

@@ -149,7 +149,8 @@ def unreadable(letters: NDArray[np.uint8]) -> NDArray[np.bool_]:
     shapes = _normed(np.array([[_shape(letter) for letter in each] for each in letters]))
     means = _normed(shapes.mean(axis=0))
     right = [kinds[(each @ means.T).argmax(axis=1)] == kinds for each in shapes]
-    return np.array(right).reshape(-1, 2, 26).sum(axis=2).min(axis=1) < READABLE
+    wrong: NDArray[np.bool_] = np.array(right).reshape(-1, 2, 26).sum(axis=2).min(axis=1) < READABLE
+    return wrong
 
 
 def twins(letters: NDArray[np.uint8], limit: float = TWINS) -> list[tuple[int, int]]:
