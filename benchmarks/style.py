@@ -106,8 +106,16 @@ def probe(fitted: tuple[Array, Labels], tested: tuple[Array, Labels]) -> float:
 
 
 def measure(path: Path, train: Split, test: Split) -> dict[str, float]:
-    """Measures a bundle: figures by name, all shares of 1; those of restyling are for
-    conditional models alone."""
+    """Measures a bundle.
+
+    Args:
+        path: Its folder.
+        train: Images that the probes are fitted to.
+        test: Images that are restyled, and that the probes are tested on.
+
+    Returns:
+        Shares by name; those of restyled images are of a conditional model alone.
+    """
     subject = subject_of_bundle(open_bundle(path))
     fitted = encode(subject, train.images[:_FITTED], train.labels)
     tested = encode(subject, test.images[:], test.labels)

@@ -30,7 +30,7 @@ def test_restyled_images_are_read_by_the_class_that_they_were_decoded_as(kinds: 
     subject = subject_of_bundle(open_bundle(kinds / "models" / "cvae" / "1"))
     asked = []
 
-    def decode(z: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    def decode(_z: np.ndarray, labels: np.ndarray) -> np.ndarray:
         asked.append(labels)
         return labels.astype(np.float32)
 
@@ -46,7 +46,7 @@ def test_restyled_images_are_read_by_the_class_that_they_were_decoded_as(kinds: 
 
 def test_draws_have_the_variance_of_their_posteriors(kinds: Path) -> None:
     subject = subject_of_bundle(open_bundle(kinds / "models" / "cvae" / "1"))
-    images = np.random.default_rng(0).integers(0, 256, (900, *(1, 8, 8)), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (900, 1, 8, 8), np.uint8)
     labels = np.arange(900) % 3
     latents = encode(subject, images, labels)
     _, log_var = subject.autoencoder.encode(images / np.float32(255), labels)
