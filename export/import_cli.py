@@ -171,9 +171,7 @@ def _plan(imported: Imported, model: Path) -> str:
         latents = f"{imported.latent_shape[0]} channels, {sizes.factor} times smaller"
     scaled = "not known: no scaled latents"
     if scaling is not None:
-        scaled = (
-            f"(latent - {scaling.shift:g}) * {scaling.scale:g}" if scaling.scale else "mean, std"
-        )
+        scaled = f"{_shifted(scaling.shift)} * {scaling.scale:g}" if scaling.scale else "mean, std"
     origin = imported.origin
     graphs = "adopted as they are" if imported.graphs else "exported from torch"
     rows: dict[str, Any] = {
@@ -191,3 +189,7 @@ def _plan(imported: Imported, model: Path) -> str:
         "graphs": graphs,
     }
     return "\n".join(f"{name + ':':12}{value}" for name, value in rows.items())
+
+
+def _shifted(shift: float) -> str:
+    return f"(latent - {shift:g})" if shift else "latent"

@@ -1,8 +1,11 @@
 """Shared fixtures: a model trained on MNIST and every kind of model untrained, with servers."""
 
+import functools
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -44,6 +47,14 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             (folder / name).symlink_to(theirs)
         patch.setenv("LATENTSERVE_DATA_DIR", str(folder))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def made_ahead(request: pytest.FixtureRequest) -> None:
+    """Lets the second process of a run begin with `kinds` while the first makes `trained`."""
+    needs = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
+    if os.environ.get("PYTEST_XDIST_WORKER") == "gw1" and {"kinds", "trained"} <= needs:
+        request.getfixturevalue("kinds")
 
 
 @pytest.fixture(scope="session")
@@ -126,15 +137,15 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def make(folder: Path) -> None:
         # Imported here, so that tests of the client alone do not wait for torch.
-        from export.export import export
         from tests.support.blobs import write_blobs
-        from tests.support.untrained import KINDS, write_run
+        from tests.support.untrained import KINDS, export_kind
 
         data = write_blobs(folder / "data")
-        for name, kind in KINDS.items():
-            where = data if kind.has_data else f"folder:{folder / 'gone' / 'pictures'}"
-            write_run(folder / "runs" / name, kind, where)
-            export(folder / "runs" / name, folder / "models" / name, report=lambda _line: None)
+        # The other processes of the run wait for this fixture: it may have all CPUs.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(4, os.cpu_count() or 1), context) as pool:
+            for _ in pool.map(functools.partial(export_kind, folder, data), KINDS):
+                pass
 
     return made_once(tmp_path_factory, "kinds", cached("kinds", make))
 

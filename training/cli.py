@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"data set: {', '.join(sorted(SOURCES))} (downloaded once, to LATENTSERVE_DATA_DIR or "
         "the user's cache folder), folder:PATH (images of your own, each subfolder a class), "
         "parquet:PATH (a column of encoded images, a file or a folder of them), "
-        "npy:IMAGES[,LABELS] or idx:IMAGES[,LABELS] (default: mnist)",
+        "npy:IMAGES[,LABELS[,GROUPS]] or idx:IMAGES[,LABELS] (default: mnist)",
     )
     result.add_argument(
         "--image-size",

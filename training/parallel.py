@@ -98,15 +98,21 @@ class Parallel:
         if error is not None:
             raise error
 
-    def check_batch(self, batch_size: int) -> None:
+    def check_batch(self, batch_size: int, together: int = 1) -> None:
         """Checks that a batch divides evenly among the processes.
 
+        Args:
+            batch_size: Number of images.
+            together: Number of consecutive images that one process has to take.
+
         Raises:
-            ConfigError: `batch_size` is not a multiple of the number of processes.
+            ConfigError: `batch_size` is not a multiple of both numbers multiplied.
         """
-        if batch_size % self.world:
+        if batch_size % (together * self.world):
+            of_groups = f" times the {together} images of a group" if together > 1 else ""
             raise ConfigError(
                 f"batch_size: got {batch_size}, wanted a multiple of the {self.world} processes"
+                f"{of_groups}"
             )
 
     def slice(self, batch: Tensor, axis: int = 0) -> Tensor:

@@ -14,6 +14,7 @@ from training.data.datasets import Dataset
 from training.divergence import not_finite, skipped_too_many
 from training.ema import MovingAverage
 from training.errors import ConfigError
+from training.groups import Groups
 from training.model.config import ModelConfig, TrainConfig
 from training.model.likelihood import level_counts
 from training.model.objectives import Objective, prior_nlls
@@ -105,6 +106,7 @@ class Trainer:
         self._train = dataset.train
         self._noise = torch.Generator()
         self._order = BatchOrder(train_config.seed)
+        self._groups = Groups(dataset.train, train_config) if train_config.joined > 1 else None
         self._prior_fit = PriorFit(
             dataset.train, train_config, self.device, model_config.latent_dim
         )
@@ -113,7 +115,8 @@ class Trainer:
         # The objective, wrapped for data-parallel training, and the phase that it was made for.
         self._objective: nn.Module | None = None
         self._objective_phase = ""
-        self.parallel.check_batch(self.batch_size)
+        together = 1 if self._groups is None else self._groups.targets
+        self.parallel.check_batch(self.batch_size, together)
         self.set_length(steps)
 
     def set_length(self, steps: int) -> None:
@@ -140,13 +143,18 @@ class Trainer:
 
     @property
     def batch_size(self) -> int:
-        """Images per step: the configured number, or all training images if they are fewer."""
+        """Images per step: the configured number, or all training images if they are fewer.
+
+        If posteriors are joined, as many as are in whole groups of them.
+        """
+        if self._groups is not None:
+            return self._groups.images
         return min(self.config.batch_size, len(self._batches))
 
     @property
     def epoch_steps(self) -> int:
-        """Number of steps in which each training image is seen once, but for the last few."""
-        return len(self._batches) // self.batch_size
+        """Number of steps that see as many images as there are, but for the last few."""
+        return max(1, len(self._batches) // self.batch_size)
 
     def overhead_in_validations(self) -> float:
         """Cost of what a run computes in addition to its steps, as a multiple of one validation.
@@ -176,7 +184,8 @@ class Trainer:
 
         Returns:
             Numbers by name. A step that trains the autoencoder has `elbo`,
-            `reconstruction` and `kl` in nats per image, `beta`, the weight of the KL term, and
+            `reconstruction` and `kl` in nats per image (if posteriors are joined, `kl` is that of a
+            group, divided by its images), `beta`, the weight of the KL term, and
             with objective=wae `mmd`; a step that fits the prior has `prior_nll` in nats per latent.
             Every step has `grad_norm`, `learning_rate`, and `skipped`, the number of steps
             skipped so far.
@@ -292,16 +301,25 @@ class Trainer:
             self._objective_phase = phase.name
         assert self._objective is not None
         done = self._autoencoder_steps(phase)
-        rows = self._order.rows("order", done, len(self._batches), self.batch_size)
+        cut = self.parallel.slice
+        more: dict[str, Tensor] = {}
+        if self._groups is None:
+            rows = self._order.rows("order", done, len(self._batches), self.batch_size)
+            latents = len(rows)
+        else:
+            batch = self._groups.batch(done)
+            rows, latents = batch.rows, len(batch.sizes)
+            more = {
+                "shown": cut(batch.shown.to(self.device)),
+                "sizes": cut(batch.sizes.to(self.device)),
+            }
         pixels, labels = self._batches.read(rows, self.step)
         images = pixels.float().div_(255.0)
         if config.binarize:
             images.gt_(torch.rand(images.shape, generator=self._noise).to(self.device))
-        shape = (config.draws, len(images), self.model.config.latent_dim)
+        shape = (config.draws, latents, self.model.config.latent_dim)
         eps = torch.randn(shape, generator=self._noise).to(self.device)
         beta = kl_weight(done, self.steps, config)
-        cut = self.parallel.slice
-        more: dict[str, Tensor] = {}
         if config.noise:
             seen = corrupted(images, config, self.model.centre, self._noise)
             more["inputs"] = cut(seen)

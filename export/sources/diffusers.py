@@ -81,10 +81,11 @@ def load(path: Path, options: ImportOptions) -> Imported:
     vae, notes = _model(config_file, config, files)
     with torch.inference_mode():
         factor, latents, gaussian = _measure(vae, config, config_file)
+    attends = any(type(module).__name__ == "Attention" for module in vae.modules())
+    free = free_sizes(factor, attends=attends)
     sizes = None
     if options.size in (None, "any"):
-        attends = any(type(module).__name__ == "Attention" for module in vae.modules())
-        sizes = free_sizes(factor, attends=attends)
+        sizes = free
         side = -(-GOLDEN_SIDE // factor) * factor
         height, width = side, side
     else:
@@ -93,6 +94,11 @@ def load(path: Path, options: ImportOptions) -> Imported:
         if height % factor or width % factor:
             raise ExportError(
                 f"--size: got {height}x{width}, wanted multiples of {factor} for this "
+                f"{config['_class_name']}"
+            )
+        if height * width > free.most_pixels:
+            raise ExportError(
+                f"--size: got {height}x{width}, wanted at most {free.most_pixels} pixels for this "
                 f"{config['_class_name']}"
             )
     if options.likelihood == "bernoulli":
@@ -244,9 +250,9 @@ def _check_names(weights: Mapping[str, Tensor], vae: nn.Module, name: str, where
     surplus = [key for key in weights if key not in wanted]
     other = [key for key in wanted if key in weights and weights[key].shape != wanted[key].shape]
     if missing:
-        problem = f"no weights {missing[0]}, of {len(missing)} that are missing"
+        problem = f"{len(missing)} weights are missing, the first {missing[0]}"
     elif surplus:
-        problem = f"weights {surplus[0]}, of {len(surplus)} that are not in the model"
+        problem = f"{len(surplus)} weights are not in the model, the first {surplus[0]}"
     elif other:
         key = other[0]
         problem = f"{key}: shape {list(weights[key].shape)}, wanted {list(wanted[key].shape)}"

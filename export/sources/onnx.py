@@ -188,7 +188,15 @@ class _Pair:
             image = (encoder.channels, *(size if encoder.free else encoder.size))
             answers = encoder.run(np.zeros((2, *image), np.float32))
             heads, latent, posterior = self._heads(encoder, answers)
-        made = decoder.run(np.zeros((2, *latent), np.float32))[self.head].shape[1:]
+        try:
+            made = decoder.run(np.zeros((2, *latent), np.float32))[self.head].shape[1:]
+        except ExportError as error:
+            if encoder is None:
+                raise
+            raise ExportError(
+                f"{encoder.file} makes latents {list(latent)}, and {decoder.file} takes "
+                f"{self._taken()}: they do not fit each other"
+            ) from error
         if encoder is not None and made != image:
             raise ExportError(
                 f"{encoder.file} maps an image {list(image)} to a latent {list(latent)}, from "
@@ -251,11 +259,15 @@ class _Pair:
                 return (head,), shape, "delta"
             if shape[0] == 2 * latents and mean is None:
                 return (head,), (latents, *shape[1:]), "gaussian"
-        wanted = [latents, *(axis or "any" for axis in self.decoder.axes[2:])]
         raise ExportError(
             f"{encoder.file} returns {head} {list(shape)}, and {self.decoder.file} takes "
-            f"[{', '.join(map(str, wanted))}]: they do not fit each other"
+            f"{self._taken()}: they do not fit each other"
         )
+
+    def _taken(self) -> str:
+        """Shape of the latents that the decoder takes, for errors."""
+        axes = [self.decoder.channels, *(axis or "any" for axis in self.decoder.axes[2:])]
+        return f"[{', '.join(map(str, axes))}]"
 
     def adopt(self, shapes: _Shapes, *, logits: bool) -> dict[GraphName, bytes]:
         """The graphs with the tensors of the contract."""

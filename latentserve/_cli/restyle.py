@@ -1,4 +1,4 @@
-"""`restyle`: each image in other classes, in its own style, by a conditional model."""
+"""`restyle`: images in other classes, in their own style, by a conditional model."""
 
 import argparse
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ def add(commands: Any) -> None:
         "latentserve restyle digit.png --label 3 --to 0,1,2,3,4,5,6,7,8,9 -o row.png",
         "latentserve restyle three.png five.png --labels 3,5 -o rows.png",
         "latentserve restyle A.png --label A --to a,b,c -o row.npy",
+        "latentserve restyle A.png g.png --labels A,g --together --to a,b,c -o row.png",
     )
     add_images(restyle)
     add_labels(restyle)
@@ -32,8 +33,18 @@ def add(commands: Any) -> None:
         metavar="CLASSES",
         help="classes to decode with, in the form of --labels (default: every class of the model)",
     )
-    add_pictures(restyle, "restyled.png", "float32 array [images, classes, C, H, W]")
-    add_draw(restyle, "decode a draw from each posterior instead of its mean")
+    restyle.add_argument(
+        "--together",
+        action="store_true",
+        help="the images are of one thing, such as letters of a typeface: join what they say of "
+        "it, and show it once, in one row that begins with the images",
+    )
+    add_pictures(
+        restyle,
+        "restyled.png",
+        "float32 array [images, classes, C, H, W] (with --together [classes, C, H, W])",
+    )
+    add_draw(restyle, "decode a draw from each posterior, or the joined one, instead of its mean")
     add_model(restyle)
 
 
@@ -60,6 +71,7 @@ def _restyle(options: argparse.Namespace) -> int:
             images.values,
             labels,
             to,
+            together=options.together,
             dtype=target.dtype,
             seed=seed,
             offset=options.offset,
@@ -67,38 +79,44 @@ def _restyle(options: argparse.Namespace) -> int:
             model=options.model,
             version=options.model_version,
         )
-    rows, columns = made.shape[:2]
-    what = f"{counted(rows, 'image')} in {columns} classes"
-    if columns == 1:
-        what = f"{counted(rows, 'image')} in 1 class"
+    columns = made.shape[-4]
+    what = f"{counted(len(images), 'image')}{' together' if options.together else ''} in "
+    what += "1 class" if columns == 1 else f"{columns} classes"
     if seed is not None:
         what += f", seed {seed}"
+    flat = made.reshape(-1, *made.shape[-3:])
     if target.format == "npy":
-        target.write_images(made.reshape(-1, *made.shape[2:]), what, array=made)
+        target.write_images(flat, what, array=made)
         return 0
-    sheet, blank = _with_originals(images, made)
+    sheet, blank = _with_originals(images, flat, 1 if options.together else len(images))
     if blank:
         what += f"; {counted(blank, 'original')} left blank"
-    target.write_images(sheet, what, columns=columns + 1, zoom=options.zoom)
+    width = columns + (len(images) if options.together else 1)
+    target.write_images(sheet, what, columns=width, zoom=options.zoom)
     return 0
 
 
-def _with_originals(images: "Images", made: "NDArray[Any]") -> "tuple[NDArray[Any], int]":
-    """Arranges images so that each row begins with its original.
+def _with_originals(
+    images: "Images", made: "NDArray[Any]", rows: int
+) -> "tuple[NDArray[Any], int]":
+    """Arranges images so that each row begins with its originals.
 
     Args:
-        images: The originals.
-        made: uint8 [N, M, C, H, W].
+        images: The N originals.
+        made: What was made of them, row by row, uint8 [M, C, H, W].
+        rows: Number of rows, which N and M are multiples of.
 
     Returns:
-        uint8 [N * (M + 1), C, H, W], row by row, and the number of originals that are left blank.
+        uint8 [N + M, C, H, W], row by row, and the number of originals that are left blank.
     """
     import numpy as np
 
     from latentserve._cli.originals import originals
     from latentserve._cli.png import background_of
 
-    flat = made.reshape(-1, *made.shape[2:])
-    first, blank = originals(images.values, (len(made), *made.shape[2:]), background_of(flat))
-    rows = np.concatenate([first[:, None], made], axis=1)
-    return rows.reshape(-1, *made.shape[2:]), blank
+    shape = made.shape[1:]
+    first, blank = originals(images.values, (len(images), *shape), background_of(made))
+    sheet = np.concatenate(
+        [first.reshape(rows, -1, *shape), made.reshape(rows, -1, *shape)], axis=1
+    )
+    return sheet.reshape(-1, *shape), blank

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, Unpack, overload
 import grpc
 from numpy.typing import ArrayLike, NDArray
 
-from latentserve._client import describe, proxy, scalars, streams, unary
+from latentserve._client import describe, proxy, restyling, scalars, streams, unary
 from latentserve._client.describe import Limits
 from latentserve._client.options import (
     SERVICE,
@@ -432,6 +432,7 @@ class Client:
         labels: ArrayLike,
         to: ArrayLike,
         *,
+        together: bool = False,
         dtype: ArrayFormat = "float32",
         draw: bool = False,
         seed: int | None = None,
@@ -444,12 +445,18 @@ class Client:
 
         One round trip, and one encoding of each image. Only for a conditional model.
 
+        With `together`, the images are of one thing, such as letters of one typeface: their
+        posteriors are joined, as by `Posterior.joined`, and decoded once in every class. That takes
+        two round trips, one that encodes and one that decodes.
+
         Args:
             images: As in `encode`.
             labels: Class of each image, or one for all.
             to: Classes to decode with, M of them.
+            together: Whether the images are of one thing, which is decoded in place of each.
             dtype: `float32`, `float16` or `bfloat16` for values in [0, 1], `uint8` for 0 to 255.
-            draw: Decode a draw from each posterior instead of its mean; implied by a seed.
+            draw: Decode a draw from each posterior, or the joined one, instead of its mean; implied
+                by a seed.
             seed: Seed of the draws; a fresh one by default.
             offset: Index of the first image in the seed's sequence.
             resize: Convert image files of another size or colour mode, or to (height, width).
@@ -457,17 +464,19 @@ class Client:
             **where: `model` and `version`.
 
         Returns:
-            Array [N, M, C, H, W].
+            Array [N, M, C, H, W]; with `together`, [M, C, H, W].
 
         Raises:
             InvalidArgument: An image, a label or an option is invalid.
-            FailedPrecondition: The model is not conditional.
+            FailedPrecondition: The model is not conditional; or, with `together`, it is a plain
+                autoencoder.
         """
-        plan = unary.restyle(
+        plan = restyling.restyle(
             self._limits,
             images,
             labels,
             to,
+            together=together,
             dtype=dtype,
             draw=draw,
             seed=seed,

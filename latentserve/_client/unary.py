@@ -13,6 +13,7 @@ from latentserve._client.describe import Limits, check_supported, described
 from latentserve._client.labels import Labels, label_array, labels_of, part
 from latentserve._client.parameters import (
     ArrayFormat,
+    Encoding,
     Format,
     Images,
     LatentFormat,
@@ -27,7 +28,13 @@ from latentserve.v1 import latent_service_pb2 as pb
 from latentserve.v1 import tensor_pb2
 
 
-def encode(
+def encode(limits: Limits, images: Images, **options: Unpack[Encoding]) -> Plan[Posterior]:
+    """Encodes images."""
+    posterior, _ = yield from encode_by_version(limits, images, **options)
+    return posterior
+
+
+def encode_by_version(
     limits: Limits,
     images: Images,
     *,
@@ -40,8 +47,8 @@ def encode(
     labels: ArrayLike | None = None,
     model: str = "",
     version: int = 0,
-) -> Plan[Posterior]:
-    """Encodes images."""
+) -> Plan[tuple[Posterior, int]]:
+    """Encodes images; returns the posteriors, and the version of the model that answered."""
     source = codec.image_source(images, resize=resize)
     classes = labels_of(labels, len(source))
     seed, offset = requests.draw_of(draw, seed, offset, len(source))
@@ -71,7 +78,7 @@ def encode(
         return UnaryCall("Encode", request)
 
     replies = yield from in_chunks(limits, source.content, call, model, version, source.size)
-    return requests.posterior_of(replies, seed)
+    return requests.posterior_of(replies, seed), replies[-1].model.version
 
 
 def decode(
@@ -223,24 +230,6 @@ def reconstruct(
         limits, source.content, call, model, version, source.size, each=each
     )
     return codec.joined_images([reply.images for reply in replies], dtype)
-
-
-def restyle(
-    limits: Limits,
-    images: Images,
-    labels: ArrayLike,
-    to: ArrayLike,
-    *,
-    dtype: ArrayFormat = "float32",
-    **options: Any,
-) -> Plan[NDArray[Any]]:
-    """Encodes images, and decodes each of them in every class of `to`."""
-    targets = label_array(to, "to")
-    formats.array_format_message(dtype)
-    made: Any = yield from reconstruct(
-        limits, images, labels=labels, to=targets, dtype=dtype, **options
-    )
-    return made.reshape(-1, len(targets), *made.shape[1:])  # type: ignore[no-any-return]
 
 
 def interpolate(

@@ -20,6 +20,7 @@ LABELS = [3, 0, 1]
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("conditional")
     write_conditional(folder / "models" / "letters", Conditional(prior="gmm"))
+    write_conditional(folder / "models" / "points", Conditional(posterior="delta"))
     write_tiny(folder / "models" / "plain")
     arguments = ("--default-model", "letters")
     with Server(folder / "models", folder / "log", *arguments) as running:
@@ -77,6 +78,25 @@ def test_restyle_takes_every_class_by_default_and_a_label_for_each_image(
     made = np.load(tmp_path / "rows.npy")
     assert (made == client.restyle(images, 1, 3, seed=5)).all()
     assert made.shape == (3, 1, 1, 4, 4)
+
+
+def test_restyle_together_shows_all_images_and_what_they_are_in_other_classes(
+    cli, client, images, tmp_path
+):
+    wanted = client.restyle(images, LABELS, [2, 0], together=True, dtype="uint8")
+    arguments = ("--labels", "d,a,b", "--together", "--to", "c,0", "-o", "row.png", "--zoom", "1")
+    done = cli("restyle", "0.png", "1.png", "2.png", *arguments)
+    assert done.stdout == "row.png: 3 images together in 2 classes\n", done.stderr
+    drawn = tiles(tmp_path / "row.png", 1, 5, 4)[0]
+    assert (drawn[:3] == images[:, 0]).all()
+    assert (drawn[3:] == wanted[:, 0]).all()
+    done = cli(
+        "restyle", "images.npy", "--label", "b", "--together", "-o", "row.npy", "--seed", "5"
+    )
+    assert done.stdout == "row.npy: 3 images together in 4 classes, seed 5\n", done.stderr
+    made = np.load(tmp_path / "row.npy")
+    assert (made == client.restyle(images, 1, range(4), together=True, seed=5)).all()
+    assert made.shape == (4, 1, 4, 4)
 
 
 def test_commands_take_the_label_of_all_images_or_one_for_each(cli, client, images, tmp_path):
@@ -156,6 +176,10 @@ def test_batch_takes_labels_of_a_file_or_of_the_folders(cli, client, images, tmp
         (("restyle", "images.npy"), "--label: got none, wanted the class of the images"),
         (("restyle", "images.npy", "--label", "0", "--model", "plain"), "--to: plain is not"),
         (("restyle", "images.npy", "--label", "0", "--to", ""), "--to: got , wanted an index"),
+        (
+            ("restyle", "images.npy", "--label", "0", "--together", "--model", "points"),
+            "together: got True, but the model is a plain autoencoder",
+        ),
         (("batch", "encode", "images.npy", "--to", "j"), "labels: got none, but letters is"),
         (
             ("batch", "encode", "images.npy", "--label", "0", "--model", "plain", "--to", "j"),

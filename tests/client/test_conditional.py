@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latentserve._client import streams
+from latentserve._client import codec, restyling, streams
 from latentserve._client.describe import Limits
 from latentserve._client.options import Retry
 from latentserve._client.retries import Retries
@@ -17,9 +17,11 @@ from latentserve.client import (
     FailedPrecondition,
     InvalidArgument,
     Labelled,
+    NotFound,
     Unavailable,
 )
 from latentserve.v1 import latent_service_pb2 as pb
+from latentserve.v1 import tensor_pb2
 from tests.client.test_stream_plans import Driver
 from tests.support.clients import KINDS, awaited, connect
 from tests.support.conditional import Conditional, write_conditional
@@ -38,6 +40,7 @@ def server(tmp_path_factory):
     """A server that accepts 7 rows per message, so that larger calls are split."""
     folder = tmp_path_factory.mktemp("conditional")
     write_conditional(folder / "models" / "letters", Conditional(percentiles=True))
+    write_conditional(folder / "models" / "points", Conditional(posterior="delta"))
     write_tiny(folder / "models" / "plain")
     with Server(folder / "models", folder / "log", "--max-rows", "7") as running:
         yield running.wait_until_serving()
@@ -108,6 +111,83 @@ def test_restyle_shows_each_image_in_each_class(client):
     files = [file_of(image) for image in IMAGES[:3]]
     grey = np.rint(IMAGES[:3] * 255).astype(np.uint8)
     same(client.restyle(files, LABELS[:3], [1, 2]), client.restyle(grey, LABELS[:3], [1, 2]))
+
+
+def test_restyle_together_decodes_the_joined_posterior_in_each_class(client):
+    # Three messages encode the images, two decode their posterior.
+    posterior = client.encode(IMAGES, labels=LABELS)
+    to = [3, 0, 1, 2, 2, 1, 0, 3]
+    made = client.restyle(IMAGES, LABELS, to, together=True)
+    assert made.shape == (8, 1, 4, 4)
+    mean = np.repeat(posterior.joined().mean, 8, axis=0)
+    same(made, client.decode(mean, labels=to))
+    drawn = client.encode(IMAGES, labels=LABELS, seed=7, offset=5).joined()
+    made = client.restyle(IMAGES, LABELS, 2, together=True, seed=7, offset=5, dtype="uint8")
+    same(made, client.decode(drawn.z, labels=2, dtype="uint8"))
+    assert not np.array_equal(drawn.z, drawn.mean)
+    # One image alone is what it is without the others, and the order does not matter.
+    alone = client.restyle(IMAGES[:1], 0, [1, 2], together=True)
+    same(alone, client.restyle(IMAGES[:1], 0, [1, 2])[0])
+    one, other = (
+        client.restyle(IMAGES[order], LABELS[order], [1, 2], together=True)
+        for order in (slice(None), slice(None, None, -1))
+    )
+    np.testing.assert_allclose(one, other, atol=1e-6)
+    files = [file_of(image) for image in IMAGES[:3]]
+    grey = np.rint(IMAGES[:3] * 255).astype(np.uint8)
+    one, other = (client.restyle(each, 1, [1, 2], together=True) for each in (files, grey))
+    same(one, other)
+
+
+def test_what_cannot_be_restyled_together(client):
+    with pytest.raises(FailedPrecondition, match="together: got True, but the model is a plain"):
+        client.restyle(IMAGES, LABELS, [1], together=True, model="points")
+    with pytest.raises(FailedPrecondition, match="plain is not conditional"):
+        client.restyle(IMAGES, LABELS, [1], together=True, model="plain")
+    with pytest.raises(NotFound):
+        client.restyle(IMAGES, LABELS, [1], together=True, model="nothing")
+    for labels, to, field in ((wrong(13), [1], "labels[13]"), (LABELS, wrong(13), "to[13]")):
+        with pytest.raises(InvalidArgument) as caught:
+            client.restyle(IMAGES, labels, to, together=True)
+        assert caught.value.violations[0].field == field
+        assert str(caught.value).startswith(f"{field}: got 9")
+
+
+def test_together_is_encoded_and_decoded_by_one_version():
+    """Versions 1, then 2 after a reload, where the second call of the first attempt fails."""
+    calls = []
+
+    def answer(step):
+        calls.append((step.rpc, step.request.model.version))
+        if step.rpc == "GetModel":
+            return pb.GetModelResponse(model=pb.ModelInfo(max_rows=7, latent_shape=[1]))
+        if step.rpc == "Encode":
+            version = 1 if len(calls) < 4 else 2
+            mean, log_var = (
+                codec.to_tensor(np.full((2, 1), value, np.float32)) for value in (version, -20)
+            )
+            identity = pb.ModelIdentity(version=version)
+            return pb.EncodeResponse(mean=mean, log_var=log_var, model=identity)
+        if step.request.model.version == 1:
+            raise NotFound("version 1", grpc.StatusCode.NOT_FOUND)
+        return pb.DecodeResponse(images=tensor_pb2.Images(tensor=step.request.latents))
+
+    def run(plan):
+        try:
+            step = next(plan)
+            while True:
+                try:
+                    reply = answer(step)
+                except NotFound as error:
+                    step = plan.throw(error)
+                else:
+                    step = plan.send(reply)
+        except StopIteration as end:
+            return end.value
+
+    made = run(restyling.restyle(Limits(), IMAGES[:2], [0, 1], [2], together=True))
+    assert calls[-4:] == [("Encode", 0), ("Decode", 1), ("Encode", 0), ("Decode", 2)]
+    assert made.tolist() == [[2.0]]
 
 
 def test_a_path_and_a_grid_take_labels(client):

@@ -169,6 +169,7 @@ def test_calibration_has_the_classes_of_the_images_and_of_the_data(
 
 
 @pytest.mark.parametrize("options", [{"decoder": "int8"}, {"decoder": "fp16", "weights": "fp16"}])
+@pytest.mark.slow
 def test_smaller_bundles_take_labels_and_draw_the_same_classes(
     options: dict[str, Any], kinds: Path, tmp_path: Path
 ) -> None:

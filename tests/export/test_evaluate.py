@@ -89,6 +89,7 @@ def measured(brute: Brute, dataset: Dataset, **wanted: int) -> Figures:
     return measure(subject, dataset, Wanted(**wanted), report=lambda _line: None)
 
 
+@pytest.mark.slow
 def test_importance_bound_matches_the_integral_over_latents(brute: Brute) -> None:
     dataset = brute.dataset(120)
     exact = brute.nll(dataset.test.images / 255)
@@ -283,6 +284,7 @@ def test_no_file_of_a_bundle_discloses_the_path_of_the_data(kinds: Path) -> None
             assert str(kinds).encode() not in path.read_bytes(), path
 
 
+@pytest.mark.slow
 def test_model_card_states_the_options_of_training_and_export(
     kinds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -380,6 +382,7 @@ def test_export_refuses_data_with_other_checksums(
 
 
 @pytest.mark.parametrize("options", [(), ("--seed", "5", "--draws", "2")])
+@pytest.mark.slow
 def test_export_refuses_graphs_whose_elbo_is_not_that_of_torch(
     options: tuple[str, ...],
     kinds: Path,

@@ -432,6 +432,7 @@ def test_a_graph_with_a_constant_batch_size_is_refused() -> None:
         verify(graph, ROWS, 1e-4)
 
 
+@pytest.mark.slow
 def test_every_activation_and_the_sigmoid_scale_pass_every_check() -> None:
     torch.manual_seed(0)
     shape = (1, 7, 5)
@@ -486,6 +487,7 @@ def test_export_refuses_an_invalid_model_name(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_second_export_becomes_version_2_and_keeps_version_1_unchanged(
     run_folder: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

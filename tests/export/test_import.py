@@ -25,6 +25,8 @@ from latentserve.client import Client
 from tests.support.agreement import check_agreement
 from tests.support.processes import Server
 
+pytestmark = pytest.mark.slow
+
 # What a user might have: it is imported by its path, and its neighbour by its name.
 _NETS = """
 from torch import nn

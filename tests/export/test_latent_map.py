@@ -146,6 +146,7 @@ def test_the_manifest_on_disk_has_no_empty_fields(tmp_path: Path) -> None:
     assert not {"sizes", "latent_scaling", "dataset", "parity", "latent_map"} & fields.keys()
 
 
+@pytest.mark.slow
 def test_a_model_whose_rows_differ_is_exported_for_one_row_at_a_time(
     kinds: Path, tmp_path: Path, monkeypatch
 ) -> None:

@@ -30,6 +30,8 @@ from training.model.config import Dense, ModelConfig
 from training.model.vae import Vae
 from training.run_folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 FEWER = [precision for precision in PRECISIONS if precision != "fp32"]
 
 Array = NDArray[np.float32]

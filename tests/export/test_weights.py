@@ -19,6 +19,8 @@ from tests.support.shared import cached, made_once
 from tests.support.untrained import KINDS, Kind, random_model
 from training.model.config import ModelConfig, PriorConfig
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def halved(kinds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -36,7 +38,6 @@ def halved(kinds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "halved", cached("halved", make))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_graphs_of_rounded_weights_give_the_same_bits_from_half_the_bytes(kind: str) -> None:
     model = round_weights(random_model(KINDS[kind]))

@@ -222,6 +222,7 @@ def test_an_answer_that_differs_from_onnxruntimes_is_refused():
 
 @pytest.mark.skipif(not h2load.available(), reason="no h2load (Debian: nghttp2-client)")
 @pytest.mark.usefixtures("dense")
+@pytest.mark.slow
 def test_ours_and_the_plain_servicer_are_measured_side_by_side(tmp_path, capsys):
     out = tmp_path / "out.json"
     began = time.monotonic()
@@ -326,6 +327,7 @@ def test_our_training_in_colour_is_measured_on_held_out_images(tmp_path):
     assert report["bits_per_dimension"] > math.log2(20)
 
 
+@pytest.mark.slow
 def test_our_trainer_learns_from_the_shared_images(tmp_path):
     rng = np.random.default_rng(0)
     # A bright half, left or right: half a bit of structure that no constant explains.

@@ -450,7 +450,7 @@ def test_sigterm_while_loading_skips_the_remaining_models_and_exits_with_0(tmp_p
 def test_a_second_signal_cuts_the_drain_short(models, tmp_path):
     with (
         Server(models, tmp_path / "log").wait_until_serving() as server,
-        Client(server.target) as client,
+        Client(server.target, retry=Retry(attempts=1)) as client,
         concurrent.futures.ThreadPoolExecutor(40) as pool,
     ):
         replies = [pool.submit(client.sample, 4096, timeout=60) for _ in range(40)]

@@ -48,6 +48,7 @@ def test_a_model_card_agrees_with_its_bundle(path: Path) -> None:
     assert f"{manifest.metrics['nll']:.2f}" in card
 
 
+@pytest.mark.slow
 def test_the_flagship_reaches_its_stated_figures() -> None:
     """Checks the figures in its manifest, and measures the cheap ones on the real test set."""
     manifest = open_bundle(FLAGSHIP).manifest

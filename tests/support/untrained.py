@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from common.pixels import to_unit
+from export.export import export
 from training.data.datasets import load_dataset
 from training.data.spec import DataSpec
 from training.errors import DataMissing
@@ -186,3 +187,17 @@ def write_run(folder: Path, kind: Kind, data: str, *, seed: int = 0) -> Vae:
         }
         run.write_json("metrics.json", figures | {"steps": 10, "skipped_steps": 0})
     return vae
+
+
+def export_kind(folder: Path, data: str, name: str) -> None:
+    """Writes `runs/NAME` and exports it as `models/NAME/1`.
+
+    Args:
+        folder: Where `runs` and `models` are.
+        data: Source of the data of kinds that have any.
+        name: Name of the kind.
+    """
+    kind = KINDS[name]
+    where = data if kind.has_data else f"folder:{folder / 'gone' / 'pictures'}"
+    write_run(folder / "runs" / name, kind, where)
+    export(folder / "runs" / name, folder / "models" / name, report=lambda _line: None)

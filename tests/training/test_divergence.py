@@ -58,6 +58,7 @@ def test_a_run_that_diverges_within_a_few_steps_is_exit_1_with_the_remedy(
     assert json.loads((again / "metrics.json").read_text())["skipped_steps"] == 0
 
 
+@pytest.mark.slow
 def test_a_prior_that_diverges_is_told_so_with_a_remedy_that_works(
     blobs_data: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -108,6 +108,7 @@ def test_a_preset_is_picked_by_the_size_of_the_images(
     assert f"{shape[1]} x {shape[2]}" in reason
 
 
+@pytest.mark.slow
 def test_the_picked_preset_is_printed_recorded_and_resumed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

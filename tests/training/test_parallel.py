@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.support import ROOT
+from tests.support.things import write_things
 from tests.support.tiny_runs import SMALL, assert_same, trainer_state
 from training.cli import main
 from training.errors import ConfigError
@@ -233,6 +234,26 @@ def test_a_batch_that_does_not_divide_among_the_processes_is_refused() -> None:
     Parallel(0, 3).check_batch(96)
     with pytest.raises(ConfigError, match=re.escape("got 128, wanted a multiple of the 3")):
         Parallel(0, 3).check_batch(128)
+    Parallel(0, 2).check_batch(32, 8)
+    wanted = "got 24, wanted a multiple of the 2 processes times the 8 images of a group"
+    with pytest.raises(ConfigError, match=wanted):
+        Parallel(0, 2).check_batch(24, 8)
+
+
+def test_two_processes_that_join_posteriors_give_the_numbers_of_one(tmp_path: Path) -> None:
+    command = [
+        "--preset", "dense", "--data", write_things(tmp_path / "data", 80), "--steps", "12",
+        "--device", "cpu", "--set", "joined=3", "--set", "conditional=true",
+        "--set", "layers=16:relu", "--set", "latent_dim=2", "--set", "batch_size=32",
+    ]  # fmt: skip
+    done = torchrun(*command, "--out", str(tmp_path / "together"))
+    assert done.returncode == 0, done.stderr
+    assert main([*command, "--out", str(tmp_path / "alone")]) == 0
+    logs = [RunFolder(tmp_path / name).read_log() for name in ("together", "alone")]
+    assert len(logs[0]) == len(logs[1]) == 12
+    for two, one in zip(*logs, strict=True):
+        for name in ("elbo", "reconstruction", "kl"):
+            assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-3), (one["step"], name)
 
 
 def test_ranks_are_read_from_all_of_torchruns_variables_or_none(

@@ -164,6 +164,7 @@ def test_progress_lines_are_printed_where_stderr_is_no_terminal(
     assert [line.partition(":")[0] for line in begun] == ["prior fit", "prior refit"]
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_a_progress_bar_until_ctrl_c(
     blobs_data: tuple[str, str], tmp_path: Path
 ) -> None:
@@ -337,6 +338,7 @@ def steps_for(seconds: float, out: Path, blobs_data: tuple[str, str], preset: st
 
 
 @pytest.mark.parametrize("preset", ["dense", "dense-gmm"])
+@pytest.mark.slow
 def test_a_budget_becomes_a_number_of_steps_that_grows_with_it(
     preset: str, blobs_data: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -497,6 +499,7 @@ def test_training_on_a_folder_of_colour_pictures(
     assert elbos[-1] < elbos[0]
 
 
+@pytest.mark.slow
 def test_training_on_digits_of_8_by_8_pixels(tmp_path: Path) -> None:
     run = tmp_path / "run"
     data = ("--data", "mnist", "--image-size", "8")

@@ -105,6 +105,7 @@ def test_fitting_the_prior_lowers_the_kl_of_validation(few: Dataset) -> None:
 
 
 @pytest.mark.parametrize("rows", [20, 60])
+@pytest.mark.slow
 def test_the_prior_of_a_few_images_is_fitted_to_their_posteriors_and_not_to_draws(
     rows: int,
 ) -> None:

@@ -5,7 +5,7 @@ official training file are the validation split and the rest is the training spl
 official test file is the test split, which no choice in training depends on. Other IDX
 files: without test files, every tenth image goes to the test split. Of the remaining images,
 the last tenth (at most `MAX_VALIDATION`) is the validation split, the rest the training split.
-npy files: see `training.data.splits.split_evenly`.
+npy files: see `training.data.splits.split_evenly`, or with groups `split_groups`.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,17 @@ from training.data.checks import Progress, file_sha256
 from training.data.classes import class_indices
 from training.data.download import Report, read_files
 from training.data.idx import open_idx, parse_idx
-from training.data.npy import images_of, labels_of, open_npy
+from training.data.npy import groups_of, images_of, labels_of, open_npy
 from training.data.sources import SOURCES
 from training.data.spec import DataSpec
-from training.data.splits import MAX_VALIDATION, MIN_IMAGES, split_evenly
+from training.data.splits import (
+    MAX_VALIDATION,
+    MIN_IMAGES,
+    Splits,
+    family_of,
+    split_evenly,
+    split_groups,
+)
 from training.errors import DataError
 
 _CLASS_NAMES = {
@@ -101,11 +108,11 @@ def idx_source(spec: DataSpec, progress: Progress) -> ArraySource:
 
 
 def npy_source(spec: DataSpec, progress: Progress) -> ArraySource:
-    """The images and labels of npy files.
+    """The images, labels and groups of npy files.
 
     Raises:
         DataMissing: A file does not exist.
-        DataError: A file is damaged, or they do not belong together.
+        DataError: A file is damaged, or they do not belong together; or a split would be empty.
     """
     files = [file for file in spec.files if file is not None]
     images = images_of(open_npy(files[0]), str(files[0]))
@@ -117,7 +124,11 @@ def npy_source(spec: DataSpec, progress: Progress) -> ArraySource:
         found = labels_of(open_npy(files[1]), str(files[1]))
         _refuse_other_length(spec, images, found)
         labels, names = class_indices(found, str(files[1]))
+    groups: NDArray[np.int64] | None = None
     rows = split_evenly(len(images))
+    if len(files) > 2:
+        groups, group_names = groups_of(open_npy(files[2]), len(images), str(files[2]))
+        rows = _split_groups(group_names, groups, files[2])
     train, validation, test = (labels[part] for part in rows)
     try:
         sums = [file_sha256(file, len(images), progress) for file in files]
@@ -130,7 +141,25 @@ def npy_source(spec: DataSpec, progress: Progress) -> ArraySource:
         (train, validation, test),
         names,
         dict(zip(_keys(files), sums, strict=True)),
+        groups=None if groups is None else (groups[rows[0]], groups[rows[1]], groups[rows[2]]),
     )
+
+
+def _split_groups(names: Sequence[str], groups: NDArray[np.int64], file: Path) -> Splits:
+    """Divides the images of groups.
+
+    Raises:
+        DataError: There are too few families for three splits.
+    """
+    rows = split_groups(names, groups)
+    for name, part in zip(("training", "validation", "test"), rows, strict=True):
+        if not len(part):
+            families = len({family_of(group) for group in names})
+            raise DataError(
+                f"{file}: none of its {families} families (names of groups without the last @ and "
+                f"what follows) is in the {name} split, wanted at least one in each"
+            )
+    return rows
 
 
 # Images [M, H, W], their labels [M] if there are any, and the rows that are used.

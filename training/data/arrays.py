@@ -29,6 +29,7 @@ class ArraySource:
         labels: Classes of these images, int64 [n]; all 0 without labels.
         class_names: Name of each class; empty without labels.
         sha256: SHA-256 of each source file, by name.
+        groups: Groups of these images, int64 [n]; None if the source has none.
         problems: None: arrays are whole.
     """
 
@@ -38,6 +39,7 @@ class ArraySource:
     labels: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
     class_names: tuple[str, ...]
     sha256: dict[str, str]
+    groups: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | None = None
     problems: Sequence[Problem] = ()
 
     @property
@@ -86,7 +88,9 @@ class ArraySource:
             np.arange(end - len(rows), end) for rows, end in zip(self.rows, ends, strict=True)
         )
         labels = np.concatenate(self.labels)
-        return Contents(labels, (train, validation, test), self.class_names, self.sha256)
+        groups = None if self.groups is None else np.concatenate(self.groups)
+        splits = train, validation, test
+        return Contents(labels, splits, self.class_names, self.sha256, groups)
 
     def _load(self, part: Array, row: int) -> Decoded:
         spec = self.spec

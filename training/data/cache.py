@@ -3,7 +3,7 @@
 A folder below the data folder for each specification of a data set:
 
 images      uint8 [N, C, H, W], without a header
-rows.npz    labels, and the indices of each split
+rows.npz    labels, the indices of each split, and groups if there are any
 index.json  shape, checksums of the two other files, state of the source; written last
 
 The folder is made under another name and renamed when it is whole. A file lock beside it keeps
@@ -154,9 +154,9 @@ class _Entry:
         images = np.memmap(self._folder / "images", np.uint8, "r", shape=tuple(index["shape"]))
         with np.load(self._folder / "rows.npz", allow_pickle=False) as rows:
             splits = rows["train"], rows["validation"], rows["test"]
-            labels = rows["labels"]
+            labels, groups = rows["labels"], rows.get("groups")
         names, sha256 = tuple(index["class_names"]), dict(index["sha256"])
-        contents = Contents(labels, splits, names, sha256)
+        contents = Contents(labels, splits, names, sha256, groups)
         return Pictures(self._source.spec, images, contents, tuple(index["skipped"]))
 
     def _make(self) -> None:
@@ -172,7 +172,10 @@ class _Entry:
                 )
             buffer = io.BytesIO()
             train, validation, test = contents.splits
-            np.savez(buffer, labels=contents.labels, train=train, validation=validation, test=test)
+            rows = {"train": train, "validation": validation, "test": test}
+            if contents.groups is not None:
+                rows["groups"] = contents.groups
+            np.savez(buffer, labels=contents.labels, **rows)  # type: ignore[arg-type]
             (self._temporary / "rows.npz").write_bytes(buffer.getvalue())
             path = self._temporary / "images"
             index = {

@@ -32,10 +32,13 @@ class Split:
         images: uint8 [N, C, H, W], to be read in chunks: they may be on disk.
         labels: int64 [N], indices into `Dataset.class_names`; all 0 if the data has no
             labels.
+        groups: int64 [N], equal for images of one thing, such as the letters of a typeface; None if
+            the data does not say what they are of. No group is in two splits.
     """
 
     images: Images
     labels: NDArray[np.int64]
+    groups: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,8 +119,10 @@ def _of_arrays(source: ArraySource) -> Dataset:
     views = source.views()
     whole = sum(len(rows) * view[0].nbytes for rows, view in zip(source.rows, views, strict=True))
     train, validation, test = (
-        _split(view, rows, labels, whole)
-        for view, rows, labels in zip(views, source.rows, source.labels, strict=True)
+        _split(view, rows, labels, groups, whole)
+        for view, rows, labels, groups in zip(
+            views, source.rows, source.labels, source.groups or (None,) * 3, strict=True
+        )
     )
     return Dataset(source.spec.source, train, validation, test, source.class_names, source.sha256)
 
@@ -131,8 +136,16 @@ def _of_pictures(pictures: Pictures) -> Dataset:
                 f"{pictures.spec.origin}: none of its {len(images)} images is in the {name} "
                 "split, wanted at least one"
             )
+    groups = contents.groups
     train, validation, test = (
-        _split(images, rows, contents.labels[rows], images.nbytes) for rows in contents.splits
+        _split(
+            images,
+            rows,
+            contents.labels[rows],
+            None if groups is None else groups[rows],
+            images.nbytes,
+        )
+        for rows in contents.splits
     )
     return Dataset(
         pictures.spec.source,
@@ -146,8 +159,12 @@ def _of_pictures(pictures: Pictures) -> Dataset:
 
 
 def _split(
-    images: NDArray[np.uint8], rows: NDArray[np.int64], labels: NDArray[np.int64], whole: int
+    images: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    groups: NDArray[np.int64] | None,
+    whole: int,
 ) -> Split:
     """A split of the rows of an array; in memory if all splits together, `whole` bytes, fit."""
     chosen = Rows(images, rows)
-    return Split(chosen[:] if whole <= decoding.IN_MEMORY else chosen, labels)
+    return Split(chosen[:] if whole <= decoding.IN_MEMORY else chosen, labels, groups)

@@ -11,7 +11,7 @@ from training.errors import ConfigError
 KINDS = {
     "folder": "PATH",
     "idx": "IMAGES[,LABELS]",
-    "npy": "IMAGES[,LABELS]",
+    "npy": "IMAGES[,LABELS[,GROUPS]]",
     "parquet": "PATH",
 }
 _FORMS = [*sorted(SOURCES), *(f"{kind}:{form}" for kind, form in KINDS.items())]
@@ -67,8 +67,8 @@ def check_source(source: str) -> None:
 def _check_files(source: str, kind: str, files: Sequence[str]) -> None:
     images, labels = files[::2], files[1::2]
     if kind == "npy":
-        good = len(files) <= 2 and all(files)
-        wanted = "npy:IMAGES or npy:IMAGES,LABELS"
+        good = len(files) <= 3 and all(files)
+        wanted = "npy:IMAGES, npy:IMAGES,LABELS or npy:IMAGES,LABELS,GROUPS"
     else:
         # With test images, there must be both label files or neither. Without test images, a
         # comma must be followed by labels.

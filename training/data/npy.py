@@ -1,4 +1,4 @@
-"""npy files of images and labels, mapped into memory."""
+"""npy files of images, labels and groups, mapped into memory."""
 
 from pathlib import Path
 from typing import Any
@@ -77,3 +77,37 @@ def labels_of(array: NDArray[Any], origin: str) -> NDArray[Any]:
     if array.ndim != 1:
         raise DataError(f"{origin}: labels {list(array.shape)}, wanted [N]")
     return np.array(array)
+
+
+def groups_of(
+    array: NDArray[Any], images: int, origin: str
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Groups of images, of an array of their names.
+
+    Args:
+        array: The name of each image's group, texts [N].
+        images: N, the number of images.
+        origin: Where it is from, for messages.
+
+    Returns:
+        Group of each image, int64 [N], and the names of the groups.
+
+    Raises:
+        DataError: It has another type or shape, or a name is empty or no Unicode.
+    """
+    if array.dtype.kind != "U" or array.shape != (images,):
+        raise DataError(
+            f"{origin}: groups {list(array.shape)} of {array.dtype}, wanted [{images}] of texts "
+            "(dtype U), the name of each image's group"
+        )
+    found, groups = np.unique(array, return_inverse=True)
+    try:
+        names = tuple(str(name) for name in found)
+        for name in names:
+            name.encode()
+    except ValueError as error:
+        raise DataError(f"{origin}: groups that are no Unicode, wanted texts") from error
+    if not names[0]:
+        row = int(np.argmax(groups == 0))
+        raise DataError(f"{origin}: row {row} is '', wanted the name of the image's group")
+    return groups.astype(np.int64), names

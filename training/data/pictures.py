@@ -50,12 +50,14 @@ class Contents:
             int64 [n] each.
         class_names: Name of each class; empty without labels.
         sha256: SHA-256 of each source file, by name, as in `Dataset`.
+        groups: Group of each usable picture, int64 [N]; None if the source has none.
     """
 
     labels: NDArray[np.int64]
     splits: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
     class_names: tuple[str, ...]
     sha256: dict[str, str]
+    groups: NDArray[np.int64] | None = None
 
 
 class PictureSource(Protocol):

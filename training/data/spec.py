@@ -24,7 +24,7 @@ class DataSpec:
 
     Attributes:
         source: `mnist`, `fashion-mnist`, `folder:PATH`, `parquet:PATH`, `npy:IMAGES`,
-            `npy:IMAGES,LABELS`, `idx:IMAGES`, `idx:IMAGES,LABELS` or
+            `npy:IMAGES,LABELS`, `npy:IMAGES,LABELS,GROUPS`, `idx:IMAGES`, `idx:IMAGES,LABELS` or
             `idx:TRAIN_IMAGES,TRAIN_LABELS,TEST_IMAGES,TEST_LABELS`. In the last form,
             TRAIN_LABELS and TEST_LABELS may both be empty. Paths are absolute; paths of
             IDX and npy files contain no comma.

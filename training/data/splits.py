@@ -11,13 +11,15 @@ Pictures of one thing must share a split, or the test split would hold near copi
 trained on. Those whose paths differ only between an `@` in the name and the suffix do: `icon.png`,
 `icon@2x.png` and `icon@dark.png` have the same hash.
 
+By a hash of the group, for images that are of things: see `split_groups`.
+
 By position, for the rows of files: see `split_evenly`.
 """
 
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,24 +49,33 @@ def split_by_hash(paths: Sequence[str], labels: Indices | None = None) -> Splits
     Returns:
         The indices of the pictures of each split, ascending.
     """
-    hashes = (hashlib.sha256(os.fsencode(split_key(path))).digest()[:8] for path in paths)
-    values = np.array([int.from_bytes(value, "big") for value in hashes], np.uint64)
-    tenth = 2**64 // 10
-    test = values < tenth
-    if not test.any():
-        test = values == values.min()
-    validation = ~test & (values < 2 * tenth)
-    if not validation.any() and not test.all():
-        validation = values == values[~test].min()
-    found = np.sort(values[validation])
-    if len(found) > MAX_VALIDATION:
-        validation &= values < found[MAX_VALIDATION]  # pictures of one hash stay together
-    parts = np.zeros(len(paths), np.int8)
-    parts[validation], parts[test] = 1, 2
+    parts = _parts_by_hash(_hashes(os.fsencode(split_key(path)) for path in paths))
     if labels is not None:
         _train_every_class(parts, labels)
-    train, held_out, tested = (np.flatnonzero(parts == part).astype(np.int64) for part in range(3))
-    return train, held_out, tested
+    return _rows_of(parts)
+
+
+def split_groups(names: Sequence[str], groups: Indices) -> Splits:
+    """Divides images by a hash of the family that their group belongs to.
+
+    Groups are of one family if their names are alike but for what follows the last `@`, such as
+    `Roman@Bold` and `Roman@Italic`. All images of a family share a split, so none is moved for the
+    sake of its class.
+
+    Args:
+        names: Name of each group.
+        groups: Group of each image, an index into `names`.
+
+    Returns:
+        The indices of the images of each split, ascending; one is empty if there are too few
+        families.
+    """
+    return _rows_of(_parts_by_hash(_hashes(family_of(name).encode() for name in names)[groups]))
+
+
+def family_of(group: str) -> str:
+    """The part of a group's name that its family shares: all before the last `@`, if any."""
+    return group.rpartition("@")[0] or group
 
 
 def split_key(path: str) -> str:
@@ -105,6 +116,34 @@ def refuse_too_few(origin: str, count: int) -> None:
 def thinned(rows: Indices, most: int) -> Indices:
     """At most `most` of the rows, evenly spaced."""
     return rows if len(rows) <= most else rows[np.arange(most) * len(rows) // max(1, most)]
+
+
+def _hashes(keys: Iterable[bytes]) -> NDArray[np.uint64]:
+    digests = (hashlib.sha256(key).digest()[:8] for key in keys)
+    return np.array([int.from_bytes(digest, "big") for digest in digests], np.uint64)
+
+
+def _parts_by_hash(values: NDArray[np.uint64]) -> NDArray[np.int8]:
+    """Splits by the hashes of images, equal ones together: 0 train, 1 validation, 2 test; [N]."""
+    tenth = 2**64 // 10
+    test = values < tenth
+    if not test.any():
+        test = values == values.min()
+    validation = ~test & (values < 2 * tenth)
+    if not validation.any() and not test.all():
+        validation = values == values[~test].min()
+    found = np.sort(values[validation])
+    if len(found) > MAX_VALIDATION:
+        # Images of one hash stay together, and the first of them even if they are more.
+        validation &= (values < found[MAX_VALIDATION]) | (values == found[0])
+    parts = np.zeros(len(values), np.int8)
+    parts[validation], parts[test] = 1, 2
+    return parts
+
+
+def _rows_of(parts: NDArray[np.int8]) -> Splits:
+    train, validation, test = (np.flatnonzero(parts == part).astype(np.int64) for part in range(3))
+    return train, validation, test
 
 
 def _train_every_class(parts: NDArray[np.int8], labels: Indices) -> None:

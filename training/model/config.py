@@ -228,6 +228,8 @@ class TrainConfig:
             al. 2008; Im et al. 2017): the deviation of `gaussian` noise, or the share of pixels
             that a `mask` hides. 0 for none.
         noise_kind: What the noise is.
+        joined: Most images of a group, all of one thing, whose posteriors a step joins to the one
+            of a latent that they share. 1 for a latent for each image.
         binarize: Whether each step draws fresh bits from the grey values, under a Bernoulli
             likelihood; otherwise the grey values themselves are the targets.
         batch_size: Images per step.
@@ -263,6 +265,7 @@ class TrainConfig:
     mmd_weight: float = 500.0
     noise: float = 0.0
     noise_kind: Literal["gaussian", "mask"] = "gaussian"
+    joined: int = 1
     binarize: bool = True
     batch_size: int = 128
     learning_rate: float = 1e-3
@@ -286,8 +289,8 @@ class TrainConfig:
         """Checks the values.
 
         Raises:
-            ConfigError: A value is out of range, or beta is not 1 without a KL term that it could
-                weigh.
+            ConfigError: A value is out of range; or beta is not 1 without a KL term that it could
+                weigh; or posteriors are joined for another objective than the ELBO.
         """
         hides = self.noise_kind == "mask"
         for name, wanted, good in (
@@ -299,6 +302,7 @@ class TrainConfig:
                 f"0 or more{' and below 1 with noise_kind=mask' if hides else ''}",
                 0 <= self.noise < (1 if hides else math.inf),
             ),
+            ("joined", f"1 to {_MAX_COUNT}", 1 <= self.joined <= _MAX_COUNT),
             ("batch_size", "1 or more", self.batch_size >= 1),
             ("learning_rate", "above 0", 0 < self.learning_rate < math.inf),
             ("weight_decay", "0 or more", 0 <= self.weight_decay < math.inf),
@@ -325,6 +329,11 @@ class TrainConfig:
             raise ConfigError(
                 f"batch_size: got {self.batch_size}, wanted 2 or more with objective=wae"
             )
+        if self.objective != "elbo" and self.joined > 1:
+            raise ConfigError(
+                f"joined: got {self.joined}, wanted 1 with objective={self.objective}; only the "
+                "ELBO is that of a group"
+            )
 
 
 @dataclass(frozen=True)
@@ -347,7 +356,8 @@ class Preset:
         Raises:
             ConfigError: The objective is `iwae`, but the model is a plain autoencoder; it is `wae`,
                 but the prior is not N(0, I); or it is neither, and nothing would bring the latents
-                of a plain autoencoder close to that.
+                of a plain autoencoder close to that. Or posteriors are to be joined, but are
+                points, or the prior does not stay N(0, I) until the autoencoder is trained.
         """
         objective, prior = self.train.objective, self.model.prior.kind
         if self.model.posterior == "delta" and objective == "iwae":
@@ -358,6 +368,19 @@ class Preset:
             raise ConfigError(
                 "prior.kind: got standard, wanted none, gmm, flow or flow-gmm: posterior=delta has "
                 "no KL term that would bring its latents close to N(0, I), unless objective=wae"
+            )
+        if self.train.joined == 1:
+            return
+        joined = f"joined: got {self.train.joined}, wanted 1"
+        if self.model.posterior == "delta":
+            raise ConfigError(
+                f"{joined} with posterior=delta: only posteriors that have a variance can be joined"
+            )
+        if self.model.prior.learned and self.train.prior_start < 1:
+            raise ConfigError(
+                f"{joined} with prior.kind={prior} and prior_start={self.train.prior_start:g}; "
+                "posteriors are joined under N(0, I): wanted prior.kind=standard, or "
+                "prior_start=1, which fits the prior afterwards"
             )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from training.model.config import TrainConfig
 from training.model.discrepancy import squared_mmd
+from training.model.joined import joined
 from training.model.vae import DiagonalGaussian, Vae, gaussian_log_prob
 
 
@@ -101,8 +102,57 @@ def autoencoder_terms(
     return Terms(loss, reconstruction.mean(), kl.mean(), none)
 
 
+def joined_terms(
+    model: Vae,
+    images: Tensor,
+    labels: Tensor,
+    eps: Tensor,
+    shown: Tensor,
+    sizes: Tensor,
+    *,
+    beta: float,
+    precision: Callable[[], AbstractContextManager[None]] = nullcontext,
+    inputs: Tensor | None = None,
+) -> Terms:
+    """Computes the ELBO of groups of images that share a latent, and its terms.
+
+    In nats per image: the KL term of a group is divided by the number of its images.
+
+    Args:
+        model: The model.
+        images: J images of each of G groups that the encoder may see, and M that are the targets,
+            group after group: [G * (J + M), C, H, W] in [0, 1].
+        labels: Classes, int64 [G * (J + M)].
+        eps: Standard normal noise of K draws, [K, G, D].
+        shown: Which of the J images the encoder sees, at least the first: bool [G, J].
+        sizes: Number of images that a group has in all, [G].
+        beta: Weight of the KL term at this step.
+        precision: As in `autoencoder_terms`.
+        inputs: As in `autoencoder_terms`.
+    """
+    draws, groups, dim = eps.shape
+    most = shown.shape[1]
+    of_groups, classes = (each.reshape(groups, -1, *each.shape[1:]) for each in (images, labels))
+    seen = of_groups if inputs is None else inputs.reshape(of_groups.shape)
+    with precision():
+        posteriors = model.encode(seen[:, :most][shown], classes[:, :most][shown])
+    posterior = joined(posteriors.to(eps.dtype), shown)
+    targets = of_groups[:, most:]
+    count = targets.shape[1]
+    z = posterior.sample(eps).repeat_interleave(count, dim=1)
+    with precision():
+        output = model.decode(z.reshape(-1, dim), classes[:, most:].flatten().repeat(draws))
+    output = output.to(eps.dtype)
+    expanded = targets.expand(draws, *targets.shape).flatten(0, 2)
+    reconstruction = model.likelihood.nll(output, expanded).mean()
+    kl = (posterior.kl() / sizes).mean()
+    return Terms(reconstruction + beta * kl, reconstruction, kl, torch.zeros_like(kl))
+
+
 class Objective(nn.Module):
     """`autoencoder_terms` as a module, which DistributedDataParallel can wrap.
+
+    Or `joined_terms`, if posteriors are joined.
 
     Args:
         model: The model.
@@ -133,20 +183,35 @@ class Objective(nn.Module):
         beta: float,
         inputs: Tensor | None = None,
         drawn: Tensor | None = None,
+        shown: Tensor | None = None,
+        sizes: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns the loss, the reconstruction term, the KL term and the MMD of a batch."""
-        terms = autoencoder_terms(
-            self.model,
-            images,
-            labels,
-            eps,
-            self.config,
-            beta=beta,
-            learned_prior=self.learned_prior,
-            precision=self.precision,
-            inputs=inputs,
-            drawn=drawn,
-        )
+        if shown is not None and sizes is not None:
+            terms = joined_terms(
+                self.model,
+                images,
+                labels,
+                eps,
+                shown,
+                sizes,
+                beta=beta,
+                precision=self.precision,
+                inputs=inputs,
+            )
+        else:
+            terms = autoencoder_terms(
+                self.model,
+                images,
+                labels,
+                eps,
+                self.config,
+                beta=beta,
+                learned_prior=self.learned_prior,
+                precision=self.precision,
+                inputs=inputs,
+                drawn=drawn,
+            )
         return terms.loss, terms.reconstruction, terms.kl, terms.mmd
 
 

@@ -37,6 +37,7 @@ _ADDED: Mapping[type, Mapping[str, Any]] = {
         "mmd_weight": 500.0,
         "noise": 0.0,
         "noise_kind": "gaussian",
+        "joined": 1,
     },
 }
 # Fields of older records that are no more.

@@ -162,6 +162,9 @@ def test_a_fixed_size(kl: Path) -> None:
     assert imported.latent_shape == (4, 16, 24)
     with pytest.raises(ExportError, match="got 33x48, wanted multiples of 2"):
         source.load(kl, ImportOptions(size=(33, 48)))
+    # As many latents as attention would take 4 GiB for, as where the size is free.
+    with pytest.raises(ExportError, match="got 512x512, wanted at most 16384 pixels"):
+        source.load(kl, ImportOptions(size=(512, 512)))
 
 
 def test_a_decoder_alone(kl: Path) -> None:
@@ -188,7 +191,7 @@ def _class(name: str):
         (_truncate, "safetensors: not a whole safetensors file"),
         (_class("UNet2DConditionModel"), "config.json: class UNet2DConditionModel, wanted one of"),
         (_class("AutoencoderKLWan"), "class AutoencoderKLWan, .* video and audio are not support"),
-        (_class("AutoencoderTiny"), "not the weights of this AutoencoderTiny: no weights "),
+        (_class("AutoencoderTiny"), "not the weights of this AutoencoderTiny: 134 weights are "),
         (lambda folder: (folder / _WEIGHTS).unlink(), "no weights; wanted diffusion_pytorch_mode"),
         (lambda folder: (folder / "config.json").write_text("{"), "no config.json with a _class"),
     ],

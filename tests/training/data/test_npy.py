@@ -1,4 +1,4 @@
-"""npy files as a data set: layouts, labels, splits, mapping, damage."""
+"""npy files as a data set: layouts, labels, groups, splits, mapping, damage."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from training.data import decoding
 from training.data.datasets import Dataset, load_dataset
 from training.data.rows import Rows
 from training.data.spec import DataSpec
-from training.errors import DataError, DataMissing
+from training.data.splits import family_of
+from training.errors import ConfigError, DataError, DataMissing
 
 
 def pixels(*shape: int) -> NDArray[np.uint8]:
@@ -152,3 +153,112 @@ def test_the_checksums_are_those_of_the_files(tmp_path: Path) -> None:
     changed[7, 3, 2] ^= 1
     save(path, changed)
     assert load(path).sha256 != before
+
+
+FAMILIES = [f"family {index}" for index in range(60)]
+#: Two groups of each family, one image of each in turn, five times.
+NAMES = np.array([f"{name}@{face}" for name in FAMILIES for face in ("Bold", "Italic")] * 5)
+
+
+def save_groups(folder: Path, names: NDArray[Any] = NAMES) -> tuple[Path, Path, Path]:
+    """Images that are grey as their row, their labels and their groups."""
+    rows = len(NAMES)
+    images = np.zeros((rows, 6, 5), np.uint8)
+    images[:] = (np.arange(rows) % 251)[:, None, None]
+    arrays = {"images": images, "labels": np.arange(rows) % 5, "groups": names}
+    files = [save(folder / f"{name}.npy", array) for name, array in arrays.items()]
+    return files[0], files[1], files[2]
+
+
+@pytest.mark.parametrize("options", [{}, {"image_size": (7, 4), "channels": 3}])
+def test_images_of_a_group_have_its_number_and_those_of_a_family_one_split(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LATENTSERVE_DATA_DIR", str(tmp_path / "data"))
+    files = save_groups(tmp_path)
+    dataset = load(*files, **options)
+    families: list[set[str]] = []
+    for split in (dataset.train, dataset.validation, dataset.test):
+        assert split.groups is not None
+        assert split.groups.dtype == np.int64
+        assert split.groups.shape == split.labels.shape
+        names = np.unique(NAMES)[split.groups]
+        # Each image is still beside its own group and label.
+        grey = split.images[:, 0, 0, 0]
+        found = {(int(row) % 251, str(name), row % 5) for row, name in enumerate(NAMES)}
+        assert set(zip(grey.tolist(), names.tolist(), split.labels.tolist(), strict=True)) <= found
+        families.append({family_of(name) for name in names})
+        assert len(split.labels) == 10 * len(families[-1])
+    assert sum(map(len, families)) == 60
+    assert set.union(*families) == set(FAMILIES)
+    assert min(len(families[1]), len(families[2])) >= 2
+    assert len(families[0]) > 35
+    assert set(dataset.sha256) == {"images.npy", "labels.npy", "groups.npy"}
+    again = load(*files, **options)
+    assert np.array_equal(again.train.groups, dataset.train.groups)
+    assert np.array_equal(again.train.images[:], dataset.train.images[:])
+    # The split is that of the family, whatever else there is.
+    one = load(*save_groups(tmp_path, np.char.replace(NAMES, "@Bold", "@Light")), **options)
+    assert np.array_equal(one.test.images[:], dataset.test.images[:])
+    assert one.sha256 != dataset.sha256
+
+
+def test_groups_are_kept_with_decoded_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LATENTSERVE_DATA_DIR", str(tmp_path / "data"))
+    files = save_groups(tmp_path)
+    wanted = load(*files, image_size=(7, 4))
+    monkeypatch.setattr(decoding, "IN_MEMORY", 0)
+    for _ in range(2):  # decoded into the cache, and found there
+        found = load(*files, image_size=(7, 4))
+        for name in ("train", "validation", "test"):
+            one, other = getattr(found, name), getattr(wanted, name)
+            assert isinstance(one.images, Rows)
+            assert np.array_equal(one.images[:], other.images)
+            assert np.array_equal(one.groups, other.groups)
+    save_groups(tmp_path, np.char.replace(NAMES, "family 1", "other"))
+    assert not np.array_equal(load(*files, image_size=(7, 4)).train.labels, wanted.train.labels)
+
+
+@pytest.mark.parametrize(
+    ("group", "family"),
+    [
+        ("DejaVu Sans@Bold", "DejaVu Sans"),
+        ("DejaVu Sans", "DejaVu Sans"),
+        ("me@home@Bold", "me@home"),
+        ("@home", "@home"),
+        ("home@", "home"),
+    ],
+)
+def test_the_family_is_what_stands_before_the_last_at(group: str, family: str) -> None:
+    assert family_of(group) == family
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (NAMES[:-1], r"groups \[599\] of <U16, wanted \[600\] of texts \(dtype U\)"),
+        (NAMES[:, None], r"groups \[600, 1\] of <U16, wanted \[600\] of texts"),
+        (np.arange(600), r"groups \[600\] of int64, wanted \[600\] of texts"),
+        (np.array([*NAMES[:7], "", *NAMES[8:]]), "row 7 is '', wanted the name of the image's"),
+        (np.array(["\ud800", *NAMES[1:]]), "groups that are no Unicode, wanted texts"),
+        (np.array(["a", "b"] * 300), "none of its 2 families .* split, wanted at least one"),
+        (NAMES.astype(object), "damaged or not an npy file"),
+    ],
+    ids=["too few", "column", "numbers", "empty", "surrogate", "two families", "objects"],
+)
+def test_wrong_groups_are_refused(names: NDArray[Any], message: str, tmp_path: Path) -> None:
+    files = save_groups(tmp_path, names)
+    with pytest.raises(DataError, match=message) as caught:
+        load(*files)
+    assert str(files[2]) in str(caught.value)
+
+
+def test_groups_come_after_labels_and_nothing_after_groups(tmp_path: Path) -> None:
+    images, labels, groups = save_groups(tmp_path)
+    for files in (f"{images},,{groups}", f"{images},{labels},{groups},{tmp_path / 'more.npy'}"):
+        with pytest.raises(ConfigError, match="or npy:IMAGES,LABELS,GROUPS"):
+            DataSpec.parse(f"npy:{files}")
+    with pytest.raises(DataMissing, match=r"nothing\.npy: there is no such file"):
+        load(images, labels, tmp_path / "nothing.npy")

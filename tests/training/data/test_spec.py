@@ -21,7 +21,7 @@ SOURCES = st.one_of(
     st.sampled_from(["mnist", "fashion-mnist"]),
     PATH.map("folder:{}".format),
     PATH.map("parquet:{}".format),
-    st.lists(PATH, min_size=1, max_size=2, unique=True).map(lambda files: f"npy:{','.join(files)}"),
+    st.lists(PATH, min_size=1, max_size=3, unique=True).map(lambda files: f"npy:{','.join(files)}"),
     st.lists(PATH, min_size=4, max_size=4, unique=True).flatmap(
         lambda four: st.sampled_from(
             [f"idx:{','.join(four[:count])}" for count in (1, 2, 4)]
@@ -83,7 +83,7 @@ def test_an_unknown_source_is_refused_with_a_list_of_the_sources(source: Any) ->
         DataSpec(source)
     assert str(caught.value) == (
         f"data: got {source!r}, wanted one of fashion-mnist, mnist, folder:PATH, "
-        "idx:IMAGES[,LABELS], npy:IMAGES[,LABELS] or parquet:PATH"
+        "idx:IMAGES[,LABELS], npy:IMAGES[,LABELS[,GROUPS]] or parquet:PATH"
     )
 
 
@@ -159,7 +159,7 @@ def test_a_colour_may_be_named() -> None:
     assert (spec.background, spec.background_colour) == ("#663399", (0x66, 0x33, 0x99))
 
 
-@pytest.mark.parametrize("rest", ["a,", ",b", "a,b,c"])
-def test_npy_sources_have_one_or_two_files(rest: str) -> None:
-    with pytest.raises(ConfigError, match="wanted npy:IMAGES or npy:IMAGES,LABELS"):
+@pytest.mark.parametrize("rest", ["a,", ",b", "a,,c", "a,b,", "a,b,c,d"])
+def test_npy_sources_have_one_to_three_files(rest: str) -> None:
+    with pytest.raises(ConfigError, match="npy:IMAGES,LABELS or npy:IMAGES,LABELS,GROUPS"):
         DataSpec.parse(f"npy:{rest}")

@@ -189,6 +189,7 @@ def from_test(dataset: Dataset, *, heed_labels: bool = True) -> Sampler:
     return sample
 
 
+@pytest.mark.slow
 def test_real_digits_have_a_small_distance_and_the_floor_is_the_unit(
     judge: Classifier, mnist: Dataset
 ) -> None:

@@ -196,6 +196,11 @@ def test_a_setting_changes_its_field_and_no_other(setting: str, path: str, value
     assert changed == wanted
 
 
+def test_joined_posteriors_go_with_a_prior_that_is_fitted_afterwards() -> None:
+    assert override(CONV, ["joined=5", "prior_start=1"]).train.joined == 5
+    assert override(DENSE, ["joined=5"]).train.joined == 5
+
+
 def test_the_last_setting_of_a_key_wins_and_none_change_nothing() -> None:
     changed = override(DENSE, ["beta=4", "latent_dim=7", "beta=0.5"])
     assert changed.model == dataclasses.replace(DENSE.model, latent_dim=7)
@@ -211,6 +216,7 @@ def test_the_last_setting_of_a_key_wins_and_none_change_nothing() -> None:
         ["objective=iwae", "draws=8"],
         ["objective=wae", "posterior=delta"],
         ["noise=0.3", "noise_kind=mask"],
+        ["joined=5", "draws=2"],
     ],
     ids=" ".join,
 )
@@ -243,6 +249,17 @@ def test_settings_that_are_valid_only_together_work_in_any_order(pair: list[str]
             "prior.kind: got none, wanted standard with objective=wae",
         ),
         (["objective=wae", "batch_size=1"], "batch_size: got 1, wanted 2 or more with objective"),
+        (["objective=iwae", "joined=5"], "joined: got 5, wanted 1 with objective=iwae"),
+        (["objective=wae", "joined=5"], "joined: got 5, wanted 1 with objective=wae"),
+        (
+            ["posterior=delta", "prior.kind=none", "joined=5"],
+            "joined: got 5, wanted 1 with posterior=delta",
+        ),
+        (
+            ["prior.kind=gmm", "joined=5"],
+            "joined: got 5, wanted 1 with prior.kind=gmm and prior_start=0.33; posteriors are "
+            "joined under N(0, I): wanted prior.kind=standard, or prior_start=1",
+        ),
         (["noise=1", "noise_kind=mask"], "noise: got 1.0, wanted 0 or more and below 1 with noise"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -266,6 +283,8 @@ def test_combinations_of_settings_that_are_invalid_are_refused(
         ("posterior=normal", "'normal'", "gaussian, delta"),
         ("objective=vae", "'vae'", "elbo, iwae, wae"),
         ("conditional=maybe", "'maybe'", "true or false"),
+        ("joined=0", "0", "1 to 1000"),
+        ("joined=two", "'two'", "a whole number"),
         ("noise=-0.1", "-0.1", "0 or more"),
         ("noise=inf", "inf", "0 or more"),
         ("noise_kind=salt", "'salt'", "gaussian, mask"),
