@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 from bundle import BundleError, open_bundle
 from common.pixels import to_unit
 from examples.fonts.rendering import LETTERS
-from examples.fonts.typefaces import Split, split_of
+from examples.fonts.typefaces import Split
+from latentserve._client.posteriors import joined
 from service.models.onnx import Device, Graph
 from training.data.npy import open_npy
+from training.data.splits import split_groups
 from training.errors import DataError
 
 Array = NDArray[np.float32]
@@ -54,8 +56,11 @@ def load(folder: Path, split: Split) -> TypefaceSet:
     if not in_order.all() or (names != names[:, :1]).any():
         raise DataError(f"{folder}: wanted the 52 letters of each typeface in rows that follow "
                         "one another, A to Z and a to z")  # fmt: skip
-    chosen = [index for index in range(count) if split_of(str(names[index, 0])) == split]
-    if not chosen:
+    families, members = np.unique(groups, return_inverse=True)
+    # As a training divides them, which takes what is too much to validate.
+    rows = split_groups(families.tolist(), members)[("train", "validation", "test").index(split)]
+    chosen = np.unique(rows // len(LETTERS))
+    if not len(chosen):
         raise DataError(f"{folder}: got no typeface in the {split} split, wanted one or more")
     letters = images.reshape(count, len(LETTERS), *images.shape[1:])[chosen]
     return TypefaceSet(tuple(str(names[index, 0]) for index in chosen), to_unit(letters))
@@ -109,7 +114,7 @@ class Alphabets:
             raise DataError(f"got letters of {letters.shape[3]} pixels, wanted {self.size}")
         posteriors = [self._encode(letters[:, LETTERS.index(each)], each) for each in given]
         means, log_vars = (np.stack(part) for part in zip(*posteriors, strict=True))
-        return join(means, log_vars)
+        return joined(means, log_vars)[0]
 
     def decode(self, latents: Array) -> Array:
         """The alphabet of each latent: float32 [T, 52, S, S] in [0, 1], of latents [T, D]."""
@@ -122,18 +127,3 @@ class Alphabets:
         labels = np.full(len(images), self._classes[letter], np.int64)
         answer = self._encoder.run({"image": images[:, None], "label": labels})
         return answer["mean"], answer["log_var"]
-
-
-def join(means: Array, log_vars: Array) -> Array:
-    """The mean of what several posteriors say together, of which each has counted the prior.
-
-    Args:
-        means: Means of N posteriors, float32 [N, T, D].
-        log_vars: Logarithms of their variances, likewise.
-
-    Returns:
-        float32 [T, D]; that of one posterior is its mean.
-    """
-    precisions = np.exp(-log_vars)
-    joined: Array = (means * precisions).sum(axis=0) / (1 + (precisions - 1).sum(axis=0))
-    return joined
