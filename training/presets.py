@@ -95,8 +95,8 @@ PRESETS: Mapping[str, Preset] = {
     "cvae-fonts": Preset(
         ModelConfig(
             Conv(
-                widths=(128, 96, 64),
-                encoder_blocks=(2, 1, 1),
+                widths=(128, 80, 40),
+                encoder_blocks=(1, 1, 0),
                 decoder_blocks=(2, 1, 1),
                 encoder_trunk=256,
                 decoder_trunk=256,
