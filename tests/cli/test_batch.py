@@ -201,7 +201,9 @@ def test_a_job_waits_for_an_absent_server_and_reports_it(server_env, tmp_path):
             port = server.target.rpartition(":")[2]
             with Server(None, tmp_path / "log2", "--port", port, *MNIST):
                 out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (0, "")
+    assert process.returncode == 0, err
+    # A slow machine has time for lines of progress.
+    assert [line for line in err.splitlines() if "rows/s" not in line] == []
     assert "6000 rows in 30 shards" in out
     done = run_cli(*sample, tmp_path / "unbroken", env=server_env)
     assert done.returncode == 0, done.stderr
