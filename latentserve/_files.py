@@ -1,7 +1,10 @@
-"""Atomic, durable writes of files, and the texts of their errors."""
+"""Atomic, durable writes of files and folders, and the texts of their errors."""
 
+import contextlib
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -25,6 +28,32 @@ def atomic_write(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Makes a folder that appears under its name once it is whole; else nothing is left.
+
+    Args:
+        folder: Its path. No such folder exists, or it is empty.
+
+    Yields:
+        The folder to write to, beside it.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir()
+        yield partial
+        os.sync()  # once for all files: a folder of this name has none that a power cut emptied
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    fsync_folder(folder.parent)
 
 
 def fsync_folder(folder: Path) -> None:

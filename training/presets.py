@@ -12,21 +12,23 @@ _FOLDED = 32
 
 _ARTICLE = Dense(layers=((512, "relu"), (256, "relu"), (128, "relu")))
 _WIDE = Dense(layers=((512, "relu"), (256, "relu")))
+_DIGITS = Conv(
+    widths=(64, 32),
+    encoder_blocks=(2, 1),
+    decoder_blocks=(1, 1),
+    encoder_trunk=128,
+    decoder_trunk=200,
+)
+_CONVOLUTIONAL = TrainConfig(learning_rate=2e-3, weight_decay=0.01, kl_warmup=0.1)
 
 PRESETS: Mapping[str, Preset] = {
     "conv": Preset(
         ModelConfig(
-            Conv(
-                widths=(64, 32),
-                encoder_blocks=(2, 1),
-                decoder_blocks=(1, 1),
-                encoder_trunk=128,
-                decoder_trunk=200,
-            ),
+            _DIGITS,
             latent_dim=40,
             prior=PriorConfig("flow-gmm"),
         ),
-        TrainConfig(learning_rate=2e-3, weight_decay=0.01, kl_warmup=0.1),
+        _CONVOLUTIONAL,
         "the flagship: convolutional, 40 latent dimensions, a learned, class-conditional prior",
     ),
     "photo": Preset(
@@ -78,18 +80,12 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "cvae": Preset(
         ModelConfig(
-            Conv(
-                widths=(64, 32),
-                encoder_blocks=(2, 1),
-                decoder_blocks=(1, 1),
-                encoder_trunk=128,
-                decoder_trunk=200,
-            ),
+            _DIGITS,
             latent_dim=32,
             prior=PriorConfig("flow"),
             conditional=True,
         ),
-        TrainConfig(learning_rate=2e-3, weight_decay=0.01, kl_warmup=0.1),
+        _CONVOLUTIONAL,
         "conditional: digits whose latents hold the style, and the label which digit it is",
     ),
     "cvae-fonts": Preset(
@@ -105,7 +101,7 @@ PRESETS: Mapping[str, Preset] = {
             latent_dim=64,
             conditional=True,
         ),
-        TrainConfig(learning_rate=2e-3, weight_decay=0.01, kl_warmup=0.1),
+        _CONVOLUTIONAL,
         "conditional: grey letters of 32 to 64 pixels, whose latents hold the typeface",
     ),
     "iwae": Preset(

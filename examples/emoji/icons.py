@@ -8,9 +8,7 @@ named, and what is left out.
 import argparse
 import hashlib
 import json
-import os
 import re
-import shutil
 import sys
 import tarfile
 import tempfile
@@ -26,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.pictures import PictureError, decode
-from latentserve._files import fsync_folder, reason
+from latentserve._files import new_folder, reason
 from training.data.npm import pack
 from training.errors import DataError
 
@@ -139,10 +137,7 @@ def make_folder(
         if (folder / NOTES).is_file() and (folder / NOTES).read_text() == notes:
             return Counter()
         raise DataError(f"{folder}: got another folder. Remedy: remove it, or name another")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir()
+    with new_folder(folder) as partial:
         for each in sets:
             with _archive(each, packages) as archive:
                 files = _read(archive, each)
@@ -154,12 +149,6 @@ def make_folder(
                 path.parent.mkdir(exist_ok=True)
                 path.write_bytes(icon.content)
         (partial / NOTES).write_text(notes)
-        os.sync()  # once for all files: a folder of this name has none that a power cut emptied
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    fsync_folder(folder.parent)
     return Counter(path.parent.name for path in folder.glob("*/*.png"))
 
 

@@ -18,7 +18,7 @@ from training.errors import DataError
 
 Array = NDArray[np.float32]
 
-#: The letters of which one is given, and those that are given together.
+#: Letters that are given one at a time, and those that are given together.
 SINGLE = "AHGa"
 TOGETHER = "AHGag"
 
@@ -40,7 +40,7 @@ def load(folder: Path, split: Split) -> TypefaceSet:
     """Loads the typefaces of a split of a data set that letters.py made.
 
     Raises:
-        DataError: A file is missing or damaged, rows are in another order, or none is in the split.
+        DataError: A file is missing, damaged or in another order, or the split is empty.
     """
     images, labels, groups = (
         open_npy(folder / f"{name}.npy") for name in ("images", "labels", "groups")

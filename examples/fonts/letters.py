@@ -7,9 +7,7 @@ README.md says what is left out and why, and how the rows are split.
 
 import argparse
 import hashlib
-import os
 import re
-import shutil
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -29,7 +27,8 @@ from examples.fonts.typefaces import (
     twins,
     unreadable,
 )
-from latentserve._files import fsync_folder
+from latentserve._files import new_folder
+from training.data.splits import family_of
 from training.errors import DataError
 
 #: The file of the folder that says how it was made and what was left out.
@@ -137,28 +136,19 @@ def write(folder: Path, chosen: Sequence[tuple[str, Typeface]], notes: str) -> N
     Raises:
         OSError: The folder cannot be written.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir()
+    with new_folder(folder) as partial:
         letters = np.concatenate([each.letters for _, each in chosen])
         np.save(partial / "images.npy", letters)
         np.save(partial / "labels.npy", np.array(list(LETTERS) * len(chosen)))
         np.save(partial / "groups.npy", np.repeat([group for group, _ in chosen], len(LETTERS)))
         (partial / "LICENCES.md").write_text(_licences(chosen))
         (partial / NOTES).write_text(notes)
-        os.sync()  # once for all files: a folder of this name has none that a power cut emptied
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    fsync_folder(folder.parent)
 
 
 def _licences(chosen: Sequence[tuple[str, Typeface]]) -> str:
     """A table of the families, their licences and packages."""
     rows: dict[tuple[str, str, str], int] = Counter(
-        (group.rpartition("@")[0], each.licence, each.package) for group, each in chosen
+        (family_of(group), each.licence, each.package) for group, each in chosen
     )
     lines = [f"| {' | '.join(key)} | {number} |" for key, number in sorted(rows.items())]
     head = "| family | licence | from | typefaces |\n|---|---|---|---|\n"
@@ -169,7 +159,7 @@ def _summary(chosen: Sequence[tuple[str, Typeface]], report: Report) -> str:
     """Counts of what is there and what was left out."""
     families: dict[str, set[str]] = defaultdict(set)
     for group, _ in chosen:
-        families[split_of(group)].add(group.rpartition("@")[0])
+        families[split_of(group)].add(family_of(group))
     counts = Counter(split_of(group) for group, _ in chosen)
     lines = [
         f"{report.files} font files of {len(report.packages)} packages or folders: "

@@ -1,4 +1,4 @@
-"""Measures how well a bundle draws an unseen typeface of which it is given one letter, or five.
+"""Measures how well a bundle draws an unseen typeface, from one of its letters and from five.
 
     .venv/bin/python examples/fonts/measure.py models/fonts/1 --data data/fonts
 

@@ -19,9 +19,10 @@ from common.pixels import to_bytes
 from examples.fonts.alphabets import SINGLE, TOGETHER, Alphabets, Array, TypefaceSet, load
 from examples.fonts.rendering import LETTERS
 from latentserve._files import atomic_write
+from training.data.splits import family_of
 from training.errors import DataError
 
-#: TypefaceSet of the picture.
+#: Number of typefaces in the picture.
 SHOWN = 6
 
 # Pixels of a letter: of the picture, and of the film.
@@ -37,7 +38,7 @@ def choose(groups: Sequence[str], seed: int) -> list[int]:
     order = np.random.default_rng(seed).permutation(len(groups))
     families: dict[str, int] = {}
     for index in order:
-        families.setdefault(groups[index].rpartition("@")[0], int(index))
+        families.setdefault(family_of(groups[index]), int(index))
     return list(families.values())[:SHOWN]
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from examples.fonts.rendering import LETTERS
+from training.data.splits import family_of
 
 #: Mean squared error of all 52 letters, ink 1 and paper 0, below which typefaces are twins.
 TWINS = 0.01
@@ -68,8 +69,7 @@ def split_of(group: str) -> Split:
     Args:
         group: `FAMILY@STYLE`; what is before the last `@` is hashed.
     """
-    family = group.rpartition("@")[0] or group
-    value = int.from_bytes(hashlib.sha256(family.encode()).digest()[:8], "big")
+    value = int.from_bytes(hashlib.sha256(family_of(group).encode()).digest()[:8], "big")
     tenth = 2**64 // 10
     return "test" if value < tenth else "validation" if value < 2 * tenth else "train"
 
