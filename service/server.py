@@ -12,6 +12,8 @@ from common.cpus import usable_cpus
 from service.announce import announce
 from service.api.admin import AdminServicer
 from service.api.servicer import Servicer
+from service.dispatch.dispatcher import Authenticate
+from service.dispatch.tokens import TokenFile
 from service.engine.admission import Admission
 from service.engine.batcher import INLINE_SECONDS, INLINE_SECONDS_ONE_CORE
 from service.engine.callers import CallerLimits
@@ -22,6 +24,8 @@ from service.models.limits import max_rows
 from service.models.model import Model, load_model
 from service.models.onnx import Device, Graph, device_problem, resolve_device
 from service.models.repository import Models, Repository
+from service.net.descriptors import raise_limit
+from service.net.tls import TlsFiles
 from service.observe import logs
 from service.observe.drift import ReconstructionErrors
 from service.observe.http import HttpServer
@@ -31,11 +35,7 @@ from service.observe.tracing import Tracing
 from service.settings import Settings
 from service.signals import Signals
 from service.stop import EXIT_SECONDS, Stop, exit_after, stop_seconds
-from service.transport.descriptors import raise_limit
-from service.transport.dispatch import Authenticate
 from service.transport.http2_transport import Http2Transport
-from service.transport.tls import TlsFiles
-from service.transport.tokens import TokenFile
 from service.transport.transport import TransportFactory
 from service.workers import memory
 from service.workers.agent import WorkerAgent

@@ -4,9 +4,9 @@ import asyncio
 import time
 from typing import Final
 
+from service.dispatch.dispatcher import ENDED
+from service.dispatch.status import RpcStatus
 from service.errors import NotReady
-from service.transport.dispatch import ENDED
-from service.transport.status import RpcStatus
 
 # Checks per grace period, and the shortest time between two of them.
 _CHECKS: Final = 8

@@ -11,19 +11,19 @@ import grpc
 from service.api.admin import AdminServicer
 from service.api.servicer import Servicer
 from service.api.wire import Chunks
+from service.dispatch.dispatcher import Authenticate, Dispatcher, Rpc, new_call
+from service.dispatch.status import CallFailed, RpcStatus, no_room
+from service.dispatch.unread import Capacity
 from service.engine.call import Call
 from service.errors import NotReady, OutOfMemory, StartError
 from service.models.repository import Models
+from service.net.addresses import Shared, free_addresses
+from service.net.tls import TlsFiles
 from service.observe.telemetry import Telemetry
 from service.settings import Settings
-from service.transport.addresses import Shared, free_addresses
-from service.transport.dispatch import Authenticate, Dispatcher, Rpc, new_call
 from service.transport.grpcio_calls import OpenCall, OpenCalls
 from service.transport.health import Health
 from service.transport.services import services
-from service.transport.status import CallFailed, RpcStatus, no_room
-from service.transport.tls import TlsFiles
-from service.transport.unread import Capacity
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

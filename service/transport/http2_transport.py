@@ -9,11 +9,12 @@ from functools import partial
 
 from service.api.admin import AdminServicer
 from service.api.servicer import Servicer
+from service.dispatch.dispatcher import Authenticate, Dispatcher
+from service.dispatch.unread import STALLED_SECONDS, Capacity, Unread, UnreadReplies
+from service.dispatch.uploads import Upload, Uploads
 from service.errors import NotReady, TooLarge, Unimplemented, shortened
 from service.models.repository import Models
-from service.observe.telemetry import Telemetry
-from service.settings import Settings
-from service.transport.addresses import (
+from service.net.addresses import (
     BACKLOG,
     Shared,
     accept_from,
@@ -21,19 +22,18 @@ from service.transport.addresses import (
     handed_off,
     listen,
 )
+from service.net.handshakes import FailedHandshakes
+from service.net.tls import TlsFiles
+from service.observe.telemetry import Telemetry
+from service.settings import Settings
 from service.transport.age import Ages
-from service.transport.dispatch import Authenticate, Dispatcher
 from service.transport.grpc_call import GrpcCall, refuse, refuse_non_grpc
-from service.transport.handshakes import FailedHandshakes
 from service.transport.health import Health
 from service.transport.http2.connection import Connection, shown_address
 from service.transport.http2.frames import ErrorCode
 from service.transport.http2.headers import MAX_HEADER_LIST_BYTES
 from service.transport.http2.stream import Stream
 from service.transport.services import services
-from service.transport.tls import TlsFiles
-from service.transport.unread import STALLED_SECONDS, Capacity, Unread, UnreadReplies
-from service.transport.uploads import Upload, Uploads
 
 _log = logging.getLogger(__name__)
 

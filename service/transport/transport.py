@@ -5,13 +5,13 @@ from typing import Protocol
 
 from service.api.admin import AdminServicer
 from service.api.servicer import Servicer
+from service.dispatch.dispatcher import Authenticate
+from service.dispatch.unread import Capacity
 from service.models.repository import Models
+from service.net.addresses import Shared
+from service.net.tls import TlsFiles
 from service.observe.telemetry import Telemetry
 from service.settings import Settings
-from service.transport.addresses import Shared
-from service.transport.dispatch import Authenticate
-from service.transport.tls import TlsFiles
-from service.transport.unread import Capacity
 
 
 class Transport(Protocol):

@@ -15,8 +15,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from service.net.addresses import Shared
 from service.settings import Settings
-from service.transport.addresses import Shared
 
 _log = logging.getLogger(__name__)
 

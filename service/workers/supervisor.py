@@ -19,6 +19,14 @@ from common.cpus import usable_cpus
 from service.announce import announce
 from service.errors import StartError
 from service.hosts import host_and_port
+from service.net.addresses import (
+    BACKLOG,
+    accept_from,
+    exclusive_sockets,
+    listen,
+    shared_sockets,
+)
+from service.net.descriptors import raise_limit
 from service.observe import logs
 from service.observe.http import HttpServer
 from service.observe.merge import merge
@@ -26,14 +34,6 @@ from service.observe.supervision import SupervisorMetrics
 from service.settings import Settings
 from service.signals import Signals
 from service.stop import EXIT_SECONDS, exit_after, grace_seconds, stop_seconds
-from service.transport.addresses import (
-    BACKLOG,
-    accept_from,
-    exclusive_sockets,
-    listen,
-    shared_sockets,
-)
-from service.transport.descriptors import raise_limit
 from service.workers.control import WorkerConfig
 from service.workers.dealer import Dealer
 from service.workers.process import Worker

@@ -13,9 +13,9 @@ import threading
 import time
 
 from service.errors import StartError
+from service.net.addresses import Shared
 from service.signals import Signals
 from service.stop import stop_seconds
-from service.transport.addresses import Shared
 from service.workers.control import WorkerConfig, WorkerContext, encode_message
 
 

@@ -28,7 +28,14 @@ ALLOWED = {
 #: Folders of a package, each of which may import those before it. Modules that stand directly
 #: in a package belong to the highest folder that they import, however indirectly.
 LAYERS = {
-    "service": ("models", "engine", {"api", "observe"}, "transport", "workers"),
+    "service": (
+        {"models", "net"},
+        "engine",
+        {"api", "observe"},
+        "dispatch",
+        {"transport", "gateway"},
+        "workers",
+    ),  # fmt: skip
     "latentserve": ({"v1", "compat"}, "_client", "_jobs", "_cli"),
     "training": ("data", "model", "measure", "report"),
 }
@@ -39,7 +46,8 @@ THIRD_PARTY = {
     "common": {"PIL", "numpy"},
     "service": {
         "PIL", "google", "grpc", "grpc_health", "grpc_reflection", "hpack", "numpy", "onnxruntime",
-        "opentelemetry", "prometheus_client", "pydantic", "pythonjsonlogger", "uvloop",
+        "opentelemetry", "prometheus_client", "pydantic", "pythonjsonlogger", "python_multipart",
+        "starlette", "uvicorn", "uvloop",
     },
     "training": {"PIL", "av", "matplotlib", "numpy", "platformdirs", "pyarrow", "torch"},
     # diffusers, safetensors and pythae are imported only where a source needs them.

@@ -16,13 +16,13 @@ from google.rpc import error_details_pb2
 
 from latentserve.client import Client
 from latentserve.v1 import latent_service_pb2 as pb
+from service.dispatch.dispatcher import Dispatcher, Rpc, new_call
+from service.dispatch.status import CallFailed
 from service.models.onnx import Device, Graph
 from service.models.speed import Limits, Speed
 from service.observe.metrics import Metrics
 from service.observe.telemetry import Telemetry
 from service.settings import default_queue_bytes
-from service.transport.dispatch import Dispatcher, Rpc, new_call
-from service.transport.status import CallFailed
 from tests.support.processes import Server
 from tests.support.stubs import details, images, stub_of
 from tests.support.tiny import write_tiny

@@ -10,12 +10,12 @@ import grpc
 from latentserve.v1 import latent_service_pb2 as pb
 from service.engine.admission import Admission
 from service.models.repository import Models
+from service.net.tls import TlsFiles
 from service.observe.metrics import Metrics
 from service.observe.telemetry import Telemetry
 from service.settings import Settings
 from service.transport.grpcio_transport import GrpcioTransport
 from service.transport.http2_transport import Http2Transport
-from service.transport.tls import TlsFiles
 
 FACTORIES: dict[str, Any] = {"http2": Http2Transport, "grpcio": GrpcioTransport}
 _SERVICE = pb.DESCRIPTOR.services_by_name["LatentService"]

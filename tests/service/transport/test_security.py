@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from latentserve.v1 import latent_service_pb2 as pb
 from latentserve.v1 import latent_service_pb2_grpc
 from service.errors import StartError
-from service.transport.tls import TlsFiles
+from service.net.tls import TlsFiles
 from tests.support.in_process import refused_start
 from tests.support.processes import Server
 from tests.support.tiny import write_tiny

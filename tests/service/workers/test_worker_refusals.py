@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import StartError
-from service.transport.addresses import free_addresses, shared_sockets
+from service.net.addresses import free_addresses, shared_sockets
 from tests.support.in_process import refused_start
 from tests.support.processes import Server, latentserve
 

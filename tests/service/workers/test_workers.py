@@ -14,8 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from latentserve.client import Client
 from latentserve.v1 import latent_service_pb2 as pb
 from latentserve.v1 import latent_service_pb2_grpc
+from service.net.addresses import free_addresses
 from service.settings import read_settings
-from service.transport.addresses import free_addresses
 from service.workers.control import WorkerConfig
 from tests.support.processes import TRANSPORTS, Server
 from tests.support.tiny import write_tiny

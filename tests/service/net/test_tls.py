@@ -19,12 +19,12 @@ from service.engine.admission import Admission
 from service.engine.engine import Engine
 from service.errors import StartError
 from service.models.repository import Models
+from service.net.tls import TlsFiles
 from service.observe.metrics import Metrics
 from service.observe.telemetry import Telemetry
 from service.settings import Settings
 from service.transport.grpcio_transport import GrpcioTransport
 from service.transport.http2_transport import Http2Transport
-from service.transport.tls import TlsFiles
 from tests.support.clients import awaited
 
 

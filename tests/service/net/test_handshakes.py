@@ -12,10 +12,10 @@ import pytest
 import trustme
 from cryptography import x509
 
+from service.net.certificates import first_expiry
+from service.net.handshakes import REASONS, FailedHandshakes
+from service.net.tls import TlsFiles
 from service.observe.metrics import HANDSHAKE_REASONS
-from service.transport.certificates import first_expiry
-from service.transport.handshakes import REASONS, FailedHandshakes
-from service.transport.tls import TlsFiles
 from tests.support.transports import Handlers, Running, serving
 from tests.support.waiting import wait_until_async
 
@@ -44,7 +44,7 @@ def files(tmp_path: Path, authority: trustme.CA) -> dict[str, Path]:
 
 @pytest.fixture(autouse=True)
 def _info(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    with caplog.at_level(logging.INFO, "service.transport.handshakes"):
+    with caplog.at_level(logging.INFO, "service.net.handshakes"):
         yield
 
 

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from service.api.wire import Chunks, serialized
+from service.dispatch.status import CallFailed, RpcStatus
 from service.engine.call import Call
 from service.errors import (
     DeadlineExceeded,
@@ -24,7 +25,6 @@ from service.errors import (
 )
 from service.observe.logs import CALLER, REQUEST_ID, clean_request_id, new_request_id
 from service.observe.telemetry import NO_SPAN, Span, Telemetry
-from service.transport.status import CallFailed, RpcStatus
 
 _log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from service.errors import StartError
 from service.hosts import host_and_port
-from service.transport.descriptors import is_reserved
+from service.net.descriptors import is_reserved
 
 _log = logging.getLogger(__name__)
 

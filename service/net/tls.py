@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 from service.errors import StartError
-from service.transport.certificates import first_expiry
+from service.net.certificates import first_expiry
 
 _log = logging.getLogger(__name__)
 

@@ -7,14 +7,14 @@ import pytest
 
 from service.errors import StartError
 from service.hosts import host_and_port
-from service.transport import addresses
-from service.transport.addresses import (
+from service.net.addresses import (
     accept_from,
     exclusive_sockets,
     free_addresses,
     listen,
     shared_sockets,
 )
+from service.net import addresses
 
 BINDS = (exclusive_sockets, shared_sockets)
 

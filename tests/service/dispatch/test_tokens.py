@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from service.dispatch.tokens import TokenFile
 from service.errors import StartError
-from service.transport.tokens import TokenFile
 
 A, B, C = "a" * 20, "b" * 20, "c" * 20
 
@@ -130,7 +130,7 @@ def test_every_token_is_compared_even_after_a_match(
         return given == token
 
     tokens = TokenFile(path)
-    monkeypatch.setattr("service.transport.tokens.hmac.compare_digest", compare)
+    monkeypatch.setattr("service.dispatch.tokens.hmac.compare_digest", compare)
     for given in (f"Bearer {A}", f"Bearer {B}", f"Basic {A}", None):
         tokens.accepts(given)
     assert compared == [A.encode(), B.encode()] * 4

@@ -1,0 +1,1 @@
+"""HTTP gateway: the same calls for those who have no gRPC stubs."""

@@ -1,0 +1,1 @@
+"""Listening sockets, accepted connections, file descriptors and TLS, for every port."""
