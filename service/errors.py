@@ -28,6 +28,7 @@ _OUT_OF_MEMORY_RETRY = 1.0
 class Status(enum.IntEnum):
     """The gRPC status codes that the service uses."""
 
+    CANCELLED = 1
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
     NOT_FOUND = 5

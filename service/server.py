@@ -5,7 +5,7 @@ import functools
 import logging
 from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from bundle import Bundle
 from common.cpus import usable_cpus
@@ -40,6 +40,9 @@ from service.transport.transport import TransportFactory
 from service.workers import memory
 from service.workers.agent import WorkerAgent
 from service.workers.control import WorkerContext
+
+if TYPE_CHECKING:
+    from service.gateway.gateway import Gateway
 
 try:
     import uvloop
@@ -91,6 +94,7 @@ class _Server:
         self._worker = worker
         self._agent: WorkerAgent | None = None
         self._http: HttpServer | None = None
+        self._gateway: Gateway | None = None
         self._models = Models()
         self._listening = False
         self._loading = False
@@ -123,12 +127,20 @@ class _Server:
                 await self._be_lame_duck()
             _log.info("draining, at most %g s", self._settings.drain_seconds)
         finally:
-            await self._transport.drain(self._settings.drain_seconds, self._stop.forced)
+            await self._drain()
             self._telemetry.stop_measuring()
             self._engine.close()
             self._telemetry.close()
             if self._http is not None:
                 self._http.close()
+
+    async def _drain(self) -> None:
+        """Stops all ports at once: they share the time that calls in flight have."""
+        seconds, forced = self._settings.drain_seconds, self._stop.forced
+        drains = [self._transport.drain(seconds, forced)]
+        if self._gateway is not None:
+            drains.append(self._gateway.drain(seconds, forced))
+        await asyncio.gather(*drains)
 
     # Start.
 
@@ -159,16 +171,33 @@ class _Server:
         tls = _tls(settings)
         if tls is not None:
             self._metrics.watch_tls(lambda: tls.expires_at)
+        servicer = Servicer(self._engine, lambda: self._models, settings)
+        authenticate = _authentication(settings)
         self._transport = _transport(settings)(
-            Servicer(self._engine, lambda: self._models, settings),
+            servicer,
             AdminServicer(self._reload_everywhere) if settings.admin else None,
             settings,
-            authenticate=_authentication(settings),
+            authenticate=authenticate,
             capacity=admission,
             tls=tls,
             telemetry=self._telemetry,
             shared=None if self._worker is None else self._worker.shared,
         )
+        if settings.gateway_port != "off":
+            # Imported only if it is used.
+            from service.gateway.gateway import Gateway
+
+            self._gateway = Gateway(
+                servicer,
+                self._engine,
+                lambda: self._models,
+                settings,
+                authenticate=authenticate,
+                capacity=admission,
+                tls=_tls(settings, "http/1.1"),
+                telemetry=self._telemetry,
+                metrics=self._metrics.exposition,
+            )
         if settings.http_port != "off":
             self._http = HttpServer(
                 settings.host, settings.http_port, self._metrics.exposition, self._live, self._ready
@@ -215,6 +244,8 @@ class _Server:
         if self._stop.begun.is_set():
             return
         await self._transport.start()
+        if self._gateway is not None:
+            await self._gateway.start()
         self._listening = True
         self._report_state()
         if self._worker is None:
@@ -223,6 +254,9 @@ class _Server:
             if self._http is not None:
                 where = host_and_port(host, self._http.port)
                 lines.append(f"metrics on http://{where}/metrics")
+            if self._gateway is not None:
+                scheme = "http" if self._settings.tls_cert is None else "https"
+                lines.append(f"gateway on {scheme}://{host_and_port(host, self._gateway.port)}")
             announce(*lines)
 
     async def _first_load(self) -> None:
@@ -339,6 +373,8 @@ class _Server:
     async def _be_lame_duck(self) -> None:
         """Keeps answering calls during the lame duck, while health is NOT_SERVING."""
         self._transport.lame_duck()
+        if self._gateway is not None:
+            self._gateway.lame_duck()
         self._report_state()
         seconds = self._settings.lame_duck
         if self._worker is not None:
@@ -388,10 +424,10 @@ def _authentication(settings: Settings) -> Authenticate:
     return check
 
 
-def _tls(settings: Settings) -> TlsFiles | None:
+def _tls(settings: Settings, protocol: Literal["h2", "http/1.1"] = "h2") -> TlsFiles | None:
     certificate, key = settings.tls_cert, settings.tls_key
     if certificate is None and key is None and settings.tls_client_ca is None:
         return None
     if certificate is None or key is None:
         raise StartError("tls-cert and tls-key: got only one of them, wanted both or neither")
-    return TlsFiles(certificate, key, settings.tls_client_ca)
+    return TlsFiles(certificate, key, settings.tls_client_ca, protocol)

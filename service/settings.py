@@ -36,6 +36,16 @@ def _routes(value: object) -> object:
     return Routes.parse(value) if isinstance(value, str) else value
 
 
+def _names(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(filter(None, map(str.strip, value.split(","))))
+    return value
+
+
+def _joined(names: tuple[str, ...]) -> str:
+    return ",".join(names)
+
+
 class Settings(BaseModel):
     """Settings of `latentserve serve`.
 
@@ -55,6 +65,17 @@ class Settings(BaseModel):
     """Port for gRPC; 0 picks a free one and prints it on stdout."""
     http_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = 8080
     """Port for /metrics, /healthz and /readyz over HTTP; 0 picks a free one, `off` for none."""
+    gateway_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = "off"
+    """Port for the same calls by HTTP, for curl, browsers and the like; 0 picks a free one and
+    prints it on stdout, `off` for none."""
+    gateway_open: bool = False
+    """Serve the gateway on a host that is not loopback without a token file."""
+    cors_origin: Annotated[tuple[str, ...], BeforeValidator(_names), PlainSerializer(_joined)] = ()
+    """Origins of web pages that may call the gateway, besides its own: https://example.org, or
+    several separated by commas, or * for all."""
+    allowed_host: Annotated[tuple[str, ...], BeforeValidator(_names), PlainSerializer(_joined)] = ()
+    """Names by which the gateway may be called on a loopback host, besides localhost: one, or
+    several separated by commas."""
     workers: int = Field(1, ge=1, le=256)
     """Number of worker processes sharing the port. Use it when request handling, not inference,
     is the bottleneck."""
@@ -138,6 +159,14 @@ class Settings(BaseModel):
         if self.lame_duck_seconds is not None:
             return self.lame_duck_seconds
         return _LAME_DUCK_SECONDS if self.workers > 1 or not is_loopback(self.host) else 0.0
+
+    @property
+    def gateway_hosts(self) -> tuple[str, ...] | None:
+        """Names that requests to the gateway may have in Host; None if any may.
+
+        A page on the Internet can make its own name resolve to a loopback address.
+        """
+        return self.allowed_host if is_loopback(self.host) else None
 
     @property
     def queue_bytes(self) -> int:
@@ -278,10 +307,26 @@ def read_settings(
         if first["type"] == "value_error":
             raise StartError(f"{origin[name]}: {first['ctx']['error']}") from error
         raise StartError(f"{origin[name]}: got {first['input']!r}, {first['msg']}") from error
-    if settings.http_port == settings.grpc_port != 0:
+    taken = {settings.grpc_port: "the port for gRPC"}
+    for name in ("http_port", "gateway_port"):
+        port = getattr(settings, name)
+        if port in taken and port != 0:
+            option = flag(name)
+            raise StartError(
+                f"{option[2:]}: got {port}, which is {taken[port]} as well. Remedy: "
+                f"another {option} (0 picks a free one, off opens none)"
+            )
+        taken[port] = f"that of {flag(name)}"
+    if (
+        settings.gateway_port != "off"
+        and settings.token_file is None
+        and not is_loopback(settings.host)
+        and not settings.gateway_open
+    ):
         raise StartError(
-            f"http-port: got {settings.http_port}, which is the port for gRPC as well. Remedy: "
-            "another --http-port (0 picks a free one, off opens none)"
+            f"gateway-port: got {settings.gateway_port} with host {settings.host} and no "
+            "token-file: all who reach this machine could call it, from the pages of a browser "
+            "too. Remedy: --token-file, or --gateway-open"
         )
     return settings
 

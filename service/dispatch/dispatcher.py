@@ -113,13 +113,15 @@ class Dispatcher:
     Args:
         authenticate: Checks a call's `authorization`, as `Authenticate` describes.
         telemetry: Records metrics and traces of the calls.
+        transport: What the calls come by, for the metrics: `grpc` or `http`.
     """
 
-    def __init__(self, authenticate: Authenticate, telemetry: Telemetry):
+    def __init__(self, authenticate: Authenticate, telemetry: Telemetry, transport: str = "grpc"):
+        self._transport = transport
         self._authenticate = authenticate
         self._telemetry = telemetry
         self._running = 0
-        telemetry.watch_open(calls=lambda: self._running)
+        telemetry.watch_open(transport, calls=lambda: self._running)
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -252,7 +254,7 @@ class Dispatcher:
         if not rpc.counted:
             return
         seconds = time.monotonic() - call.arrived
-        self._telemetry.request(rpc.name, call.model, code, seconds)
+        self._telemetry.request(rpc.name, call.model, code, seconds, self._transport)
         if call.routed:
             self._telemetry.routed(call.model, call.version, code, seconds)
         if call.token:

@@ -10,7 +10,8 @@ from google.rpc import error_details_pb2, status_pb2
 
 from service.errors import InvalidArgument, Overloaded, ServiceError, Status
 
-_DETAILS = "grpc-status-details-bin"
+#: Metadata that has a google.rpc.Status with the details of an error.
+DETAILS = "grpc-status-details-bin"
 _PUSHBACK = "grpc-retry-pushback-ms"
 # Maximum characters of a status message, which trailers contain twice: gRPC clients limit trailers
 # to 8 KiB.
@@ -63,7 +64,7 @@ class RpcStatus:
             status.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
             # For gRPC's own retries, which do not read RetryInfo.
             trailers.append((_PUSHBACK, str(delay.ToMilliseconds())))
-        trailers.append((_DETAILS, status.SerializeToString()))
+        trailers.append((DETAILS, status.SerializeToString()))
         return cls(error.status, message, tuple(trailers))
 
 

@@ -81,19 +81,20 @@ class Shared:
     channel: socket.socket | None
 
 
-def exclusive_sockets(host: str, port: int) -> list[socket.socket]:
+def exclusive_sockets(host: str, port: int, option: str = "--port") -> list[socket.socket]:
     """Binds one port on every address of a host; the sockets do not listen yet.
 
     Args:
         host: Host name or IP address.
         port: Port number; 0 for any free one, the same on all addresses.
+        option: Command-line option that sets the port, for the error.
 
     Raises:
         StartError: The port is taken on one of the addresses.
     """
     sockets: list[socket.socket] = []
     try:
-        for address in free_addresses(host, port):
+        for address in free_addresses(host, port, option):
             sockets.append(_exclusive(address, port))
             port = sockets[0].getsockname()[1]
     except OSError as error:

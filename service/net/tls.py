@@ -1,10 +1,11 @@
-"""TLS certificates of the gRPC port, reloaded when the files change."""
+"""TLS certificates of the ports, reloaded when the files change."""
 
 import logging
 import math
 import ssl
 import threading
 from pathlib import Path
+from typing import Literal
 
 from service.errors import StartError
 from service.net.certificates import first_expiry
@@ -24,12 +25,20 @@ class TlsFiles:
         key: Private key, PEM, not encrypted.
         client_ca: CA certificates, PEM, by which client certificates are verified; None requests
             no client certificates.
+        protocol: What is spoken over TLS, by its name in ALPN: HTTP/2 or HTTP/1.1.
 
     Raises:
         StartError: A file cannot be read, or certificate and key do not match.
     """
 
-    def __init__(self, certificate: Path, key: Path, client_ca: Path | None = None):
+    def __init__(
+        self,
+        certificate: Path,
+        key: Path,
+        client_ca: Path | None = None,
+        protocol: Literal["h2", "http/1.1"] = "h2",
+    ):
+        self._protocol = protocol
         self._certificate, self._key, self._client_ca = certificate, key, client_ca
         self._lock = threading.Lock()
         self._failing = False
@@ -55,7 +64,7 @@ class TlsFiles:
         return self._client_ca is not None
 
     def ssl_context(self) -> ssl.SSLContext:
-        """Reloads changed files; returns the SSL context for a new connection (ALPN: h2)."""
+        """Reloads changed files; returns the SSL context for a new connection."""
         self.reload()
         return self._context
 
@@ -107,7 +116,7 @@ class TlsFiles:
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.set_alpn_protocols(["h2"])
+        context.set_alpn_protocols([self._protocol])
         # For TLS 1.2, only cipher suites that HTTP/2 allows (RFC 9113 section 9.2.2).
         context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
         try:

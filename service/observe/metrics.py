@@ -34,7 +34,7 @@ REJECTIONS = (
 )  # fmt: skip
 # What `watch_open` can count.
 _OPEN = {
-    "connections": "Open connections to the gRPC port.",
+    "connections": "Open connections to the port of the transport.",
     "streams": "Open HTTP/2 streams: calls whose replies are not sent yet, and health watches.",
     "calls": "Calls that are being answered.",
 }
@@ -59,16 +59,19 @@ class Metrics:
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         self._requests = CallCounter(
-            "latentserve_requests", "Calls that have ended.", registry, ["rpc", "model", "code"]
+            "latentserve_requests",
+            "Calls that have ended.",
+            registry,
+            ["rpc", "model", "code", "transport"],
         )
-        # Cache of call counter and duration histogram, by RPC, model and status code.
-        self._bound: dict[tuple[str, str, str], tuple[CounterChild, HistogramChild]] = {}
+        # Cache of call counter and duration histogram, by these labels.
+        self._bound: dict[tuple[str, str, str, str], tuple[CounterChild, HistogramChild]] = {}
         self._request_seconds = Histogram(
             "latentserve_request_seconds",
             "Seconds from a call's arrival to its end.",
             _SECONDS,
             registry,
-            ["rpc"],
+            ["rpc", "transport"],
         )
         self._routed = CallCounter(
             "latentserve_routed_requests",
@@ -114,6 +117,7 @@ class Metrics:
             "latentserve_queue_bytes", "Bytes of images and latents in flight.", registry=registry
         )
         self._handshake_failures: dict[str, Counter] = {}
+        self._open: dict[str, Gauge] = {}
         labels = ["caller"]
         self._caller_calls = CallCounter(
             "latentserve_caller_calls",
@@ -132,7 +136,9 @@ class Metrics:
         self._latents = LatentStatistics()
         registry.register(self._latents)
 
-    def request(self, rpc: str, model: str, code: str, seconds: float) -> None:
+    def request(
+        self, rpc: str, model: str, code: str, seconds: float, transport: str = "grpc"
+    ) -> None:
         """Counts a call that has ended.
 
         Args:
@@ -140,11 +146,12 @@ class Metrics:
             model: Name of the model that answered; empty if none did.
             code: Name of the gRPC status code.
             seconds: Seconds from the call's arrival to its end.
+            transport: What it came by, `grpc` or `http`.
         """
-        labels = rpc, model, code
+        labels = rpc, model, code, transport
         bound = self._bound.get(labels)
         if bound is None:
-            bound = self._requests.child(*labels), self._request_seconds.child(rpc)
+            bound = self._requests.child(*labels), self._request_seconds.child(rpc, transport)
             self._bound[labels] = bound
         count, histogram = bound
         count.value += 1
@@ -223,16 +230,21 @@ class Metrics:
         ):
             Gauge(f"latentserve_{name}", text, registry=self._registry).set(value)
 
-    def watch_open(self, **counts: Callable[[], int]) -> None:
-        """Adds the metrics of the transport's open connections, streams or calls.
+    def watch_open(self, transport: str = "grpc", **counts: Callable[[], int]) -> None:
+        """Adds the metrics of a transport's open connections, streams or calls.
 
         Args:
+            transport: `grpc` or `http`.
             counts: Functions that return the number of open `connections`, `streams` or `calls`, as
                 far as the transport counts them; called at each scrape, in the scrape's thread.
         """
         for name, count in counts.items():
-            gauge = Gauge(f"latentserve_{name}_open", _OPEN[name], registry=self._registry)
-            gauge.set_function(count)
+            gauge = self._open.get(name)
+            if gauge is None:
+                gauge = self._open[name] = Gauge(
+                    f"latentserve_{name}_open", _OPEN[name], ["transport"], registry=self._registry
+                )
+            gauge.labels(transport).set_function(count)
 
     def caller(self, name: str, code: str, rows: int) -> None:
         """Counts a call that has ended, and its rows, in the metrics of its caller.

@@ -106,9 +106,9 @@ class Telemetry:
             return NO_SPAN
         return Span(self._tracing.call(rpc, call.metadata))
 
-    def request(self, rpc: str, model: str, code: str, seconds: float) -> None:
-        """Records a finished call."""
-        self._metrics.request(rpc, model, code, seconds)
+    def request(self, rpc: str, model: str, code: str, seconds: float, transport: str) -> None:
+        """Records a finished call; `transport` is `grpc` or `http`."""
+        self._metrics.request(rpc, model, code, seconds, transport)
 
     def routed(self, model: str, version: int, code: str, seconds: float) -> None:
         """Records a finished call whose version a route has chosen."""
@@ -118,9 +118,9 @@ class Telemetry:
         """Records a finished call in its caller's metrics; `name` is that of the caller's token."""
         self._metrics.caller(name, code, rows)
 
-    def watch_open(self, **counts: Callable[[], int]) -> None:
+    def watch_open(self, transport: str, **counts: Callable[[], int]) -> None:
         """Adds the metrics of open `connections`, `streams` and `calls`, as far as given."""
-        self._metrics.watch_open(**counts)
+        self._metrics.watch_open(transport, **counts)
 
     def refused(self, error: ServiceError) -> None:
         """Counts a refused call if the cause is overload, readiness or authentication."""

@@ -103,6 +103,7 @@ class Http2Transport:
         self._draining = False
         self._connections: set[Connection] = set()
         telemetry.watch_open(
+            "grpc",
             connections=lambda: len(self._connections),
             # In the scrape's thread, so over a copy.
             streams=lambda: sum(len(one.streams) for one in tuple(self._connections)),

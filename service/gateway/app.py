@@ -1,0 +1,98 @@
+"""The application of the gateway: its routes."""
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from http import HTTPStatus
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from service.gateway.calls import Calls
+from service.gateway.exchange import http_problem
+from service.gateway.operations import OPERATIONS, STREAMS
+from service.gateway.origins import Origins
+from service.gateway.streams import Streams
+from service.settings import Settings
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+#: Paths of descriptions, and the methods of LatentService that answer them.
+DESCRIPTIONS = {
+    "/v1/server": "GetServerInfo",
+    "/v1/models": "ListModels",
+    "/v1/models/{model}:latent_map": "GetLatentMap",
+    "/v1/models/{model}/versions/{version:int}:latent_map": "GetLatentMap",
+    "/v1/models/{model}/versions/{version:int}": "GetModel",
+    # Last: it would match the others as well.
+    "/v1/models/{model}": "GetModel",
+}
+# Headers of replies that pages of other origins may read.
+_EXPOSED = ["ETag", "Retry-After", "X-Model", "X-Request-Id", "X-Seed"]
+_ACCEPTED = ["Authorization", "Content-Type", "Request-Timeout", "X-Request-Id", "Traceparent"]
+
+
+def application(calls: Calls, streams: Streams, metrics: Endpoint, settings: Settings) -> ASGIApp:
+    """Returns the application.
+
+    Args:
+        calls: Answers requests by calls of one reply.
+        streams: Answers requests by streaming calls.
+        metrics: Answers `/v1/metrics`.
+        settings: Who may call.
+    """
+    routes = [Route("/v1/metrics", metrics, methods=["GET"])]
+    for operation in OPERATIONS:
+        routes += _of_model(operation.name, operation.gettable, calls.operate, operation)
+    for operation in STREAMS:
+        routes += _of_model(operation.name, operation.gettable, streams.operate, operation)
+    for path, rpc in DESCRIPTIONS.items():
+        routes.append(Route(path, partial(calls.describe, name=rpc), methods=["GET"]))
+    app = Starlette(
+        routes=routes,
+        exception_handlers={HTTPException: _http_error, Exception: _failure},
+        middleware=[],
+    )
+    # A slash too many is an error, and not another address.
+    app.router.redirect_slashes = False
+    served: ASGIApp = app
+    if settings.cors_origin:
+        served = CORSMiddleware(
+            app,
+            allow_origins=settings.cors_origin,
+            allow_methods=["GET", "POST"],
+            allow_headers=_ACCEPTED,
+            expose_headers=_EXPOSED,
+        )
+    return Origins(served, settings.cors_origin, settings.gateway_hosts)
+
+
+def _of_model(name: str, gettable: bool, operate: Any, operation: Any) -> list[Route]:
+    methods = ["GET", "POST"] if gettable else ["POST"]
+    return [
+        Route(f"/v1/models/{{model}}{version}:{name}", endpoint, methods=methods)
+        for version in ("", "/versions/{version:int}")
+        for endpoint in (partial(operate, operation=operation),)
+    ]
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and request.method == "OPTIONS":
+        return Response(status_code=HTTPStatus.NO_CONTENT, headers=error.headers)
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        error.detail = f"nothing at {request.url.path[:100]} (see /openapi.json)"
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = (error.headers or {}).get("Allow", "")
+        error.detail = f"method: got {request.method}, wanted {allowed}"
+    return http_problem(error)
+
+
+async def _failure(_request: Request, _error: Exception) -> Response:
+    # Starlette raises the error again, and uvicorn logs it.
+    return http_problem(HTTPException(500, "internal error"))

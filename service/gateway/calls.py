@@ -1,0 +1,295 @@
+"""Operations with one request and one reply."""
+
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from starlette.requests import Request
+from starlette.responses import Response
+
+from latentserve.v1 import latent_service_pb2 as pb
+from service.api.selection import Selection
+from service.api.wire import Chunks
+from service.dispatch.dispatcher import Dispatcher, Rpc
+from service.dispatch.status import no_room
+from service.engine.call import Call
+from service.engine.engine import Engine
+from service.errors import InvalidArgument
+from service.gateway import bodies, caching, replies
+from service.gateway.exchange import Exchange, asked, request_parameters
+from service.gateway.media import JSON, PICTURES, MediaType, choose
+from service.gateway.operations import Operation
+from service.gateway.receiving import Receiving
+from service.gateway.replies import Wanted
+from service.gateway.sending import Counted, Sending
+
+# Replies of up to so many bytes are written on the event loop; a sheet is compressed in any case.
+_INLINE_BYTES: Final = 16 * 1024
+
+
+class Calls:
+    """Answers requests by calls of one request and one reply.
+
+    Args:
+        rpcs: The methods of LatentService, by name.
+        engine: Has the threads in which replies are written.
+        selection: Finds the model of a request.
+        dispatcher: Runs the calls.
+        receiving: Receives bodies.
+        sending: Counts replies that wait to be read.
+        private: Whether callers need a token.
+        max_rows: Maximum rows of a request.
+    """
+
+    def __init__(
+        self,
+        rpcs: Mapping[str, Rpc],
+        engine: Engine,
+        selection: Selection,
+        dispatcher: Dispatcher,
+        receiving: Receiving,
+        sending: Sending,
+        *,
+        private: bool,
+        max_rows: int,
+    ):
+        self._rpcs = rpcs
+        self._engine = engine
+        self._selection = selection
+        self._dispatcher = dispatcher
+        self._receiving = receiving
+        self._sending = sending
+        self._private = private
+        self._max_rows = max_rows
+
+    async def describe(self, request: Request, name: str) -> Response:
+        """Answers a GET without body: a server, models, a latent map."""
+        exchange, rpc = Exchange(request), self._rpcs[name]
+
+        async def work() -> Response:
+            mine, rest = request_parameters(request, ("tensors",))
+            lists = replies.wanted_of(_DESCRIPTION, JSON, mine).tensors == "lists"
+            choose(request.headers.get("accept", ""), [JSON])
+
+            def read(_raw: bytes) -> Message:
+                message = rpc.request()
+                select(message, request)
+                bodies.read(message, _DESCRIPTION, rest, MediaType("", {}), b"")
+                return message
+
+            async def answer(message: Message, call: Call) -> Chunks:
+                reply = await rpc.answer(message, call)
+                # Descriptions, and maps of 2,000 points, are of bounded size.
+                return (replies.to_json(reply, lists=lists and name != "GetLatentMap"),)
+
+            return await self._run(exchange, asked(rpc, read, answer), b"", JSON, {})
+
+        return await exchange.answered(work)
+
+    async def operate(self, request: Request, operation: Operation) -> Response:
+        """Answers a request to a model."""
+        exchange, rpc = Exchange(request), self._rpcs[operation.rpc]
+
+        async def work() -> Response:
+            media = MediaType.parse(request.headers.get("content-type", ""))
+            body = b""
+            if request.method == "POST":
+                body = await self._receiving.whole(
+                    request, lambda: self._dispatcher.precheck(rpc, exchange.call)
+                )
+            if body:
+                bodies.refuse_other(media, operation)
+            offered = replies.offers(operation, media.name, body=bool(body))
+            chosen = choose(request.headers.get("accept", ""), offered)
+            mine, rest = request_parameters(request, replies.PARAMETERS)
+            wanted = replies.wanted_of(operation, chosen, mine)
+            return await self._operate(request, operation, exchange, rest, media, body, wanted)
+
+        return await exchange.answered(work)
+
+    async def _operate(
+        self,
+        request: Request,
+        operation: Operation,
+        exchange: Exchange,
+        parameters: list[tuple[str, str]],
+        media: MediaType,
+        body: bytes,
+        wanted: Wanted,
+    ) -> Response:
+        rpc = self._rpcs[operation.rpc]
+        headers = {"Cache-Control": caching.NO_STORE, "Vary": "Accept"}
+        written = wanted
+        known = False
+
+        def read(raw: bytes) -> Message:
+            nonlocal written
+            message = rpc.request()
+            bodies.read(message, operation, parameters, media, raw)
+            select(message, request)
+            if operation.name == "restyle":
+                _to_each(message, self._max_rows)
+            written = _for_sheet(message, wanted)
+            return message
+
+        async def answer(message: Any, call: Call) -> Chunks:
+            nonlocal known, written
+            if request.method != "POST" and _is_pure(message):
+                model = self._selection.find(message, call)
+                tag = headers["ETag"] = caching.etag(model, message, written)
+                headers["Cache-Control"] = caching.cache_control(
+                    named=bool(message.model.version), private=self._private
+                )
+                if caching.matches(request.headers.get("if-none-match", ""), tag):
+                    known = True
+                    return (b"",)
+            columns = _columns(message)
+            reply = _message(rpc, await rpc.answer(message, call))
+            content, media_type = await self._written(reply, operation, written, columns, call)
+            headers["Content-Type"] = media_type
+            _describe(reply, headers)
+            return (content,)
+
+        response = await self._run(exchange, asked(rpc, read, answer), body, "", headers)
+        if known:
+            return Response(None, HTTPStatus.NOT_MODIFIED, headers)
+        return response
+
+    async def _written(
+        self, reply: Message, operation: Operation, wanted: Wanted, columns: int, call: Call
+    ) -> tuple[bytes, str]:
+        def write() -> tuple[bytes, str]:
+            return replies.written(reply, operation, wanted, columns)
+
+        if wanted.media not in PICTURES and reply.ByteSize() <= _INLINE_BYTES:
+            return write()
+        return await self._engine.in_thread(write, call)
+
+    async def _run(
+        self,
+        exchange: Exchange,
+        rpc: Rpc,
+        body: bytes,
+        media_type: str,
+        headers: dict[str, str],
+    ) -> Response:
+        """Runs a call; `headers` may grow meanwhile."""
+        content = b""
+
+        def send(chunks: Chunks) -> None:
+            nonlocal content
+            content = b"".join(chunks)
+            if not self._sending.has_room(len(content)):
+                raise no_room(len(content))
+
+        await self._dispatcher.unary(rpc, body, exchange.call, send)
+        headers = {"Cache-Control": caching.NO_STORE, **headers}
+        headers["X-Request-Id"] = exchange.call.request_id
+        kind = headers.pop("Content-Type", media_type)
+        drop: Callable[[], None] = exchange.connection.abort
+        return Counted(content, HTTPStatus.OK, headers, kind, self._sending, drop)
+
+
+_DESCRIPTION: Final = Operation("", "", arrays=(), pictured=False)
+
+
+def select(message: Any, request: Request) -> None:
+    """Sets the model of a message to that of the path, if there is one.
+
+    Raises:
+        InvalidArgument: The body names a model as well.
+    """
+    if "model" not in request.path_params:
+        return
+    if message.HasField("model"):
+        raise InvalidArgument("model", "a model in the body", "only the one of the path")
+    message.model.name = request.path_params["model"]
+    message.model.version = request.path_params.get("version", 0)
+
+
+def _message(rpc: Rpc, reply: Message | Chunks) -> Message:
+    """A reply as a message, parsed if it is serialised already."""
+    if not isinstance(reply, tuple):
+        return reply
+    method = pb.DESCRIPTOR.services_by_name["LatentService"].methods_by_name[rpc.name]
+    message: Message = GetMessageClass(method.output_type).FromString(b"".join(reply))
+    return message
+
+
+def _for_sheet(message: Any, wanted: Wanted) -> Wanted:
+    """Makes a request ask for what its reply is written from; returns how it is written.
+
+    Raises:
+        InvalidArgument: The request asks for images in a format that npy or a sheet cannot have.
+    """
+    if "format" not in message.DESCRIPTOR.fields_by_name or wanted.media == JSON:
+        return wanted
+    if wanted.media not in PICTURES:
+        if message.format in _FILES:
+            name = pb.ImageFormat.Name(message.format).removeprefix("IMAGE_FORMAT_").lower()
+            raise InvalidArgument("format", name, "that of an array: float32, float16 or uint8")
+        return wanted
+    if message.format not in (pb.IMAGE_FORMAT_UNSPECIFIED, _PICTURE_FORMATS[wanted.media]):
+        name = pb.ImageFormat.Name(message.format).removeprefix("IMAGE_FORMAT_").lower()
+        raise InvalidArgument("format", name, f"none, or the one of {wanted.media}")
+    quality = wanted.quality
+    if message.HasField("quality"):
+        quality = message.quality
+        if not 1 <= quality <= 100:
+            raise InvalidArgument("quality", quality, "1 to 100")
+        message.ClearField("quality")
+    message.format = pb.IMAGE_FORMAT_UINT8
+    return Wanted(wanted.media, wanted.output, wanted.tensors, wanted.columns, wanted.zoom, quality)
+
+
+_PICTURE_FORMATS: Final = {
+    "image/png": pb.IMAGE_FORMAT_PNG,
+    "image/jpeg": pb.IMAGE_FORMAT_JPEG,
+    "image/webp": pb.IMAGE_FORMAT_WEBP,
+}
+_FILES: Final = tuple(_PICTURE_FORMATS.values())
+
+
+def _is_pure(message: Any) -> bool:
+    """Whether a request without body has the same reply each time."""
+    return "seed" not in message.DESCRIPTOR.fields_by_name or message.HasField("seed")
+
+
+def _to_each(message: Any, max_rows: int) -> None:
+    """Repeats the classes of a restyling for each of its images, as Reconstruct has them.
+
+    Raises:
+        InvalidArgument: There are none, or too many.
+    """
+    to, rows = list(message.target_labels), _rows(message.images)
+    if not to:
+        raise InvalidArgument("to", "none", "the classes to restyle to")
+    if len(to) * rows > max_rows:
+        raise InvalidArgument("to", f"{len(to)} for each of {rows} images", f"{max_rows} together")
+    message.target_labels.extend(to * (rows - 1))
+
+
+def _columns(message: Any) -> int:
+    """Pictures in a row of a sheet: a grid's columns, an image's styles; 0 for a square one."""
+    names = message.DESCRIPTOR.fields_by_name
+    if "axes" in names:
+        return int(message.steps)
+    if "target_labels" in names and "steps" not in names and len(message.target_labels) > 1:
+        rows = _rows(message.images)
+        return len(message.target_labels) // rows if rows else 0
+    return int(message.steps) if "steps" in names else 0
+
+
+def _rows(images: Any) -> int:
+    shape = images.tensor.shape
+    return len(images.encoded.files) or (shape[0] if shape else 0)
+
+
+def _describe(reply: Any, headers: dict[str, str]) -> None:
+    """Tells the model, and the seed that was used, in headers: pictures cannot hold them."""
+    headers["X-Model"] = f"{reply.model.name}/{reply.model.version}"
+    names = reply.DESCRIPTOR.fields_by_name
+    if "seed" in names and (not names["seed"].has_presence or reply.HasField("seed")):
+        headers["X-Seed"] = str(reply.seed)

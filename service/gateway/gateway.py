@@ -1,0 +1,268 @@
+"""The gateway's port: connections, metrics, graceful shutdown."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from latentserve.v1 import latent_service_pb2 as pb
+from service.api.selection import Selection
+from service.api.servicer import Servicer
+from service.dispatch.dispatcher import Authenticate, Dispatcher, rpcs_of
+from service.dispatch.unread import Capacity
+from service.engine.engine import Engine
+from service.errors import ServiceError
+from service.gateway.app import application
+from service.gateway.calls import Calls
+from service.gateway.connection import MAX_HEAD_BYTES, HttpConnection
+from service.gateway.exchange import Exchange
+from service.gateway.receiving import Receiving
+from service.gateway.sending import Sending
+from service.gateway.streams import Streams
+from service.models.repository import Models
+from service.net.addresses import BACKLOG, accept_from, exclusive_sockets, handed_off, listen
+from service.net.handshakes import FailedHandshakes
+from service.net.tls import TlsFiles
+from service.observe.telemetry import Telemetry
+from service.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+#: Name of the gateway in metrics.
+TRANSPORT: Final = "http"
+# Time of an idle connection: above the minute after which many proxies reuse one.
+_IDLE_SECONDS: Final = 75
+_HANDSHAKE_SECONDS: Final = 10.0
+# Time that a drain gives to callers to read the last replies.
+_LINGER_SECONDS: Final = 3.0
+_POLL_SECONDS: Final = 0.01
+
+
+class Gateway:
+    """Serves LatentService by HTTP/1.1.
+
+    Args:
+        servicer: Implements LatentService.
+        engine: Has the threads in which replies are written.
+        models: Returns the models that are being served.
+        settings: Address, limits, who may call.
+        authenticate: Checks the `authorization` of a call; returns the name of its token.
+        capacity: Counts and limits the bytes of replies until their callers have read them.
+        tls: Certificate and key; None for plain text.
+        telemetry: Records every call.
+        metrics: Returns the page of metrics and its content type, given an Accept header.
+        channel: Unix socket over which the supervisor hands over accepted connections; None if
+            this process owns the port.
+
+    Attributes:
+        port: Port number that is bound.
+
+    Raises:
+        StartError: The port is taken or the address is not this machine's.
+    """
+
+    def __init__(
+        self,
+        servicer: Servicer,
+        engine: Engine,
+        models: Callable[[], Models],
+        settings: Settings,
+        *,
+        authenticate: Authenticate,
+        capacity: Capacity,
+        tls: TlsFiles | None,
+        telemetry: Telemetry,
+        metrics: Callable[[str], tuple[bytes, str]],
+        channel: socket.socket | None = None,
+    ):
+        self._dispatcher = Dispatcher(authenticate, telemetry, TRANSPORT)
+        self._authenticate = authenticate
+        self._tls = tls
+        self._metrics = metrics
+        self._receiving = Receiving(settings.max_message_bytes, settings.queue_bytes)
+        self._sending = Sending(capacity)
+        self._failed_handshakes = FailedHandshakes(telemetry.handshake_failed)
+        self._age = settings.max_connection_age_seconds
+        service = pb.DESCRIPTOR.services_by_name["LatentService"]
+        rpcs = {rpc.name: rpc for rpc in rpcs_of(service, servicer)}
+        calls = Calls(
+            rpcs, engine, Selection(models), self._dispatcher, self._receiving, self._sending,
+            private=settings.token_file is not None, max_rows=settings.max_rows,
+        )  # fmt: skip
+        streams = Streams(rpcs, self._dispatcher, self._receiving, self._sending)
+        self._app = application(calls, streams, self._metrics_page, settings)
+        self._config = Config(
+            self._serve,
+            http=HttpConnection,
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=_IDLE_SECONDS,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        )
+        self._config.load()
+        # Every request that is no HTTP would be a warning.
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+        self._state = ServerState()
+        self._connections: set[HttpConnection] = set()
+        telemetry.watch_open(TRANSPORT, connections=lambda: len(self._connections))
+        self._leaving = False
+        self._accepting: list[asyncio.Task[None]] = []
+        self._opening: set[asyncio.Task[None]] = set()
+        self._sockets: Sequence[socket.socket] = ()
+        self._channel = channel
+        self.port: int = 0
+        if channel is None:
+            assert settings.gateway_port != "off"
+            self._sockets = exclusive_sockets(
+                settings.host, settings.gateway_port, "--gateway-port"
+            )
+            self.port = self._sockets[0].getsockname()[1]
+
+    async def start(self) -> None:
+        """Begins to accept connections."""
+        listen(self._sockets)
+        for sock in self._sockets:
+            self._accepting.append(asyncio.create_task(accept_from(sock, self._take)))
+        if self._channel is not None:
+            asyncio.get_running_loop().add_reader(self._channel, self._receive_handed)
+
+    def lame_duck(self) -> None:
+        """From now on, connections close after their next reply, so that callers go elsewhere."""
+        self._leaving = True
+
+    async def drain(self, seconds: float, force_stop: asyncio.Event) -> None:
+        """Shuts down: the port closes, and requests in flight may finish.
+
+        Requests that are open at the end are answered 503, or cut if their replies have begun.
+
+        Args:
+            seconds: Time limit for requests to finish.
+            force_stop: Once set, they are ended at once.
+        """
+        self.lame_duck()
+        await self._close_port()
+        for connection in list(self._connections):
+            connection.shutdown()
+        forced = asyncio.create_task(force_stop.wait())
+        answered = asyncio.create_task(self._no_connection_left())
+        await asyncio.wait((forced, answered), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for task in (forced, *self._opening):
+            task.cancel()
+        for connection in list(self._connections):
+            connection.end()
+        await self._dispatcher.finished()
+        await asyncio.wait((answered,), timeout=min(seconds, _LINGER_SECONDS))
+        answered.cancel()
+        for connection in list(self._connections):
+            connection.abort()
+        self._sending.close()
+        self._receiving.close()
+
+    async def _no_connection_left(self) -> None:
+        while self._connections or self._opening:
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _close_port(self) -> None:
+        for task in self._accepting:
+            task.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
+        for sock in self._sockets:
+            # The kernel has already accepted these connections: their clients may have sent calls.
+            with suppress(OSError):
+                for _ in range(BACKLOG):
+                    accepted, _address = sock.accept()
+                    accepted.setblocking(False)
+                    self._take(accepted)
+            sock.close()
+        if self._channel is not None:
+            self._receive_handed()
+            self._close_channel()
+
+    # The application.
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request; tells its caller to connect anew if the connection is to close."""
+        connection: HttpConnection = scope["state"]["connection"]
+        age = asyncio.get_running_loop().time() - connection.opened_at
+        closes = self._leaving or age > self._age
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start" and (closes or self._leaving):
+                headers = [*message.get("headers", []), (b"connection", b"close")]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, answer)
+        except asyncio.CancelledError:
+            if not connection.closed:
+                connection.abort()
+
+    async def _metrics_page(self, request: Request) -> Response:
+        exchange = Exchange(request)
+        try:
+            self._authenticate(exchange.call.metadata.get("authorization"))
+        except ServiceError as error:
+            return exchange.failed(error)
+        accept = request.headers.get("accept", "")
+        content, media_type = await asyncio.to_thread(self._metrics, accept)
+        return Response(content, 200, {"Cache-Control": "no-store", "Content-Type": media_type})
+
+    # Connections.
+
+    def _take(self, accepted: socket.socket) -> None:
+        task = asyncio.create_task(self._open(accepted))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    def _receive_handed(self) -> None:
+        """Receives the connections that the supervisor has accepted for this worker."""
+        assert self._channel is not None
+        try:
+            for accepted in handed_off(self._channel):
+                self._take(accepted)
+        except EOFError:
+            self._close_channel()
+
+    def _close_channel(self) -> None:
+        if self._channel is not None:
+            asyncio.get_running_loop().remove_reader(self._channel)
+            self._channel.close()
+            self._channel = None
+
+    async def _open(self, accepted: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        context = None if self._tls is None else self._tls.ssl_context()
+        connection = HttpConnection(self._config, self._state, self._connections.discard)
+        peer = ""
+        if context is not None:
+            with suppress(OSError):
+                peer = str(accepted.getpeername()[0])
+        try:
+            await loop.connect_accepted_socket(
+                lambda: connection,
+                accepted,
+                ssl=context,
+                ssl_handshake_timeout=None if context is None else _HANDSHAKE_SECONDS,
+            )
+        except (TimeoutError, OSError, EOFError) as error:
+            accepted.close()
+            if context is not None:
+                self._failed_handshakes.add(peer, error)
+            return
+        if not connection.transport.is_closing():
+            self._connections.add(connection)
