@@ -196,12 +196,18 @@ class _Server:
                 capacity=admission,
                 tls=_tls(settings, "http/1.1"),
                 telemetry=self._telemetry,
-                metrics=self._metrics.exposition,
+                metrics=self._exposition,
+                channel=None if self._worker is None else self._worker.gateway,
             )
         if settings.http_port != "off":
             self._http = HttpServer(
                 settings.host, settings.http_port, self._metrics.exposition, self._live, self._ready
             )
+
+    async def _exposition(self, accept: str) -> tuple[bytes, str]:
+        if self._agent is not None:
+            return await self._agent.exposition(accept)
+        return await asyncio.to_thread(self._metrics.exposition, accept)
 
     def _new_engine(self, admission: Admission, device: Device) -> Engine:
         settings = self._settings

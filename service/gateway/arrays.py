@@ -18,7 +18,7 @@ Array = NDArray[Any]
 MAX_LISTED_BYTES: Final = 64 * 1024
 
 _HINT: Final = "or a body of application/x-npy"
-_DTYPES: Final = {
+_DTYPES: Final[Mapping[int, np.dtype[Any]]] = {
     tensor_pb2.DATA_TYPE_FLOAT32: np.dtype("<f4"),
     tensor_pb2.DATA_TYPE_FLOAT16: np.dtype("<f2"),
     tensor_pb2.DATA_TYPE_BFLOAT16: np.dtype("<u2"),
@@ -60,7 +60,7 @@ def npy_head(dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> bytes:
 def to_npz(arrays: Mapping[str, Array]) -> bytes:
     """The content of an npz file."""
     content = io.BytesIO()
-    np.savez(content, **arrays)
+    np.savez(content, **dict(arrays))  # type: ignore[arg-type] # no array is `allow_pickle`
     return content.getvalue()
 
 

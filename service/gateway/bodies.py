@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import python_multipart
 from google.protobuf import json_format
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from python_multipart.exceptions import FormParserError
 
@@ -162,7 +162,7 @@ def _merge(message: Message, value: dict[str, Any]) -> None:
     message.MergeFrom(added)
 
 
-def _mapped(value: dict[str, Any], descriptor: Descriptor, path: str) -> dict[str, Any]:
+def _mapped(value: dict[str, Any], descriptor: Any, path: str) -> dict[str, Any]:
     """Replaces what protobuf's mapping does not have: nested lists, short names of values."""
     fields = {name: field for field in descriptor.fields for name in (field.name, field.json_name)}
     return {

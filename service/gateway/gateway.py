@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -80,7 +80,7 @@ class Gateway:
         capacity: Capacity,
         tls: TlsFiles | None,
         telemetry: Telemetry,
-        metrics: Callable[[str], tuple[bytes, str]],
+        metrics: Callable[[str], Awaitable[tuple[bytes, str]]],
         channel: socket.socket | None = None,
     ):
         self._dispatcher = Dispatcher(authenticate, telemetry, TRANSPORT)
@@ -219,7 +219,7 @@ class Gateway:
         except ServiceError as error:
             return exchange.failed(error)
         accept = request.headers.get("accept", "")
-        content, media_type = await asyncio.to_thread(self._metrics, accept)
+        content, media_type = await self._metrics(accept)
         return Response(content, 200, {"Cache-Control": "no-store", "Content-Type": media_type})
 
     # Connections.

@@ -55,7 +55,7 @@ def fill(message: Message, parameters: Parameters) -> None:
         setattr(message, field.name, _value(field, text))
 
 
-def scalars(message: Message) -> Iterable[FieldDescriptor]:
+def scalars(message: Message) -> Iterable[Any]:
     """Fields of a message that are no messages themselves: those that have a parameter."""
     return [
         field
@@ -75,6 +75,7 @@ def enum_value(field: FieldDescriptor, text: str, path: str) -> int:
     Raises:
         InvalidArgument: There is no such value.
     """
+    assert field.enum_type is not None
     names = short_names(field.enum_type)
     number_of = {**names, **{value.name.lower(): value.number for value in field.enum_type.values}}
     if text.lower() not in number_of:

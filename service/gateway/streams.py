@@ -20,6 +20,7 @@ from service.gateway.calls import select
 from service.gateway.exchange import Exchange, asked, request_parameters
 from service.gateway.media import NDJSON, NPY, MediaType, choose
 from service.gateway.operations import Operation
+from service.gateway.parameters import fill
 from service.gateway.receiving import Receiving
 from service.gateway.replies import Wanted
 from service.gateway.sending import Pieces, Sending
@@ -112,7 +113,7 @@ def _whole(
     def read(raw: bytes) -> Message:
         message = pb.SampleStreamRequest()
         own = [pair for pair in parameters if pair[0] in ("chunk_rows", "chunkRows")]
-        bodies.fill(message, own)
+        fill(message, own)
         rest = [pair for pair in parameters if pair not in own]
         bodies.read(message.request, operation, rest, media, raw)
         select(message.request, request)

@@ -66,6 +66,14 @@ class WorkerAgent:
         with suppress(RequestFailed):
             await self._channel.request("reload")
 
+    async def exposition(self, accept: str) -> tuple[bytes, str]:
+        """Returns the metrics page of the whole server; this worker's if the supervisor is gone."""
+        try:
+            page, content_type = await self._channel.request("exposition", accept)
+        except RequestFailed:
+            return await asyncio.to_thread(self._exposition, accept)
+        return page.encode(), content_type
+
     async def _run(self) -> None:
         await self._channel.run()
         self._stop.drain()

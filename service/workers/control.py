@@ -50,11 +50,14 @@ class WorkerContext:
     Attributes:
         number: Index of the worker, from 0.
         shared: Source of the worker's connections.
+        gateway: Unix socket over which the supervisor hands over connections to the gateway; None
+            if there is no gateway.
         control: The worker's end of the control channel.
     """
 
     number: int
     shared: Shared
+    gateway: socket.socket | None
     control: socket.socket
 
 

@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +15,9 @@ from service.workers.control import ControlChannel, RequestFailed, WorkerConfig
 from service.workers.handoff import ConnectionHandoff
 
 _log = logging.getLogger(__name__)
+
+#: Names of the ports whose connections a worker may be handed.
+GRPC, GATEWAY = "grpc", "gateway"
 
 _ROOT = Path(__file__).resolve().parents[2]
 # Exponential back-off between restarts, reset once a process has run for _STABLE_SECONDS.
@@ -32,17 +35,21 @@ class Supervision(Protocol):
 
     Attributes:
         stopping: Set once the server is shutting down; no process is started after that.
-        hands_off: Whether the supervisor accepts connections and hands them to the workers.
+        doors: Names of the ports whose connections the supervisor accepts and hands to the
+            workers.
     """
 
     stopping: asyncio.Event
-    hands_off: bool
+    doors: Sequence[str]
 
-    def deal(self, connection: socket.socket) -> None:
-        """Hands a connection to a worker that can take it."""
+    def deal(self, door: str, connection: socket.socket) -> None:
+        """Hands a connection of a port to a worker that can take it."""
 
-    def deal_waiting(self) -> None:
-        """Called when a worker has room for connections again."""
+    def deal_waiting(self, door: str) -> None:
+        """Called when a worker has room for connections of a port again."""
+
+    async def exposition(self, accept: str) -> tuple[bytes, str]:
+        """Returns the metrics page of the whole server and its content type."""
 
     def state_changed(self) -> None:
         """Called when a worker has reported a new state."""
@@ -78,7 +85,7 @@ class Worker:
         self._supervisor = supervisor
         self._process: asyncio.subprocess.Process | None = None
         self._channel: ControlChannel | None = None
-        self._handoff: ConnectionHandoff | None = None
+        self._handoffs: Mapping[str, ConnectionHandoff] = {}
         # Pings in a row that were not answered in time.
         self._missed = 0
 
@@ -125,12 +132,15 @@ class Worker:
             )
             return None
 
-    def offer(self, connection: socket.socket) -> bool:
-        """Hands off a connection; returns False if the worker cannot take one now."""
+    def at(self, door: str) -> "WorkerDoor":
+        """Returns the worker as a taker of a port's connections."""
+        return WorkerDoor(self, door)
+
+    def offer(self, door: str, connection: socket.socket) -> bool:
+        """Hands off a connection of a port; returns False if the worker cannot take one now."""
+        handoff = self._handoffs.get(door)
         return (
-            self._handoff is not None
-            and self.state.get("listening", False)
-            and self._handoff.send(connection)
+            handoff is not None and self.state.get("listening", False) and handoff.send(connection)
         )
 
     def kill(self) -> None:
@@ -157,12 +167,15 @@ class Worker:
         Raises:
             OSError: The process could not be started.
         """
-        supervisor, handoff = self._supervisor, None
-        if supervisor.hands_off:
-            handoff = ConnectionHandoff(supervisor.deal, supervisor.deal_waiting)
-        self._handoff = handoff
+        supervisor = self._supervisor
+        handoffs = self._handoffs = {
+            door: ConnectionHandoff(
+                partial(supervisor.deal, door), partial(supervisor.deal_waiting, door)
+            )
+            for door in supervisor.doors
+        }
         try:
-            channel = self._channel = await self._start(handoff)
+            channel = self._channel = await self._start(handoffs)
             if supervisor.stopping.is_set():
                 channel.notify("drain")
             watching = asyncio.create_task(self._watch(channel))
@@ -171,9 +184,10 @@ class Worker:
             finally:
                 watching.cancel()
         finally:
-            self.state, self._missed, self._channel, self._handoff = {}, 0, None, None
-            for connection in [] if handoff is None else handoff.close():
-                supervisor.deal(connection)
+            self.state, self._missed, self._channel, self._handoffs = {}, 0, None, {}
+            for door, handoff in handoffs.items():
+                for connection in handoff.close():
+                    supervisor.deal(door, connection)
         assert self._process is not None
         try:
             return await asyncio.wait_for(self._process.wait(), EXIT_SECONDS)
@@ -195,7 +209,9 @@ class Worker:
             except RequestFailed:
                 return  # it has ended
             self._missed = 0
-            waiting = 0.0 if self._handoff is None else self._handoff.waiting_seconds
+            waiting = max(
+                (handoff.waiting_seconds for handoff in self._handoffs.values()), default=0.0
+            )
             if waiting > self._most_missed * _BEAT_SECONDS:
                 break
             await asyncio.sleep(_BEAT_SECONDS)
@@ -206,9 +222,9 @@ class Worker:
     def _most_missed(self) -> int:
         return _MOST_MISSED_LOADING if self.state.get("loading", True) else _MOST_MISSED
 
-    async def _start(self, handoff: ConnectionHandoff | None) -> ControlChannel:
+    async def _start(self, handoffs: Mapping[str, ConnectionHandoff]) -> ControlChannel:
         """Starts a process and opens the control channel to it."""
-        descriptors = () if handoff is None else (handoff.worker_end.fileno(),)
+        descriptors = {door: handoff.worker_end.fileno() for door, handoff in handoffs.items()}
         end, worker_end = socket.socketpair()
         with end, worker_end:
             # Buffered in the socket until the process reads it.
@@ -216,10 +232,11 @@ class Worker:
             self._process = await asyncio.create_subprocess_exec(
                 # -P: modules come from this checkout and not from the working directory.
                 sys.executable, "-P", "-m", "service.workers.worker",
-                *map(str, (*descriptors, self.number)),
+                *(f"{door}={descriptor}" for door, descriptor in descriptors.items()),
+                str(self.number),
                 env={**os.environ, "PYTHONPATH": _python_path()},
                 stdin=worker_end.fileno(),
-                pass_fds=descriptors,
+                pass_fds=tuple(descriptors.values()),
                 # stdout is for the supervisor's announcements; other output joins the log.
                 stdout=sys.stderr,
                 stderr=sys.stderr,
@@ -227,7 +244,7 @@ class Worker:
                 start_new_session=True,
             )  # fmt: skip
             worker_end.close()
-            if handoff is not None:
+            for handoff in handoffs.values():
                 handoff.worker_end.close()
             return await ControlChannel.open(
                 end.dup(),
@@ -235,6 +252,7 @@ class Worker:
                     "state": self._on_state,
                     "refused": self._on_refused,
                     "reload": lambda _: self._supervisor.reload(skip=self),
+                    "exposition": self._on_exposition,
                 },
             )
 
@@ -242,8 +260,34 @@ class Worker:
         self.state = state
         self._supervisor.state_changed()
 
+    async def _on_exposition(self, accept: str) -> tuple[str, str]:
+        page, content_type = await self._supervisor.exposition(accept)
+        return page.decode(), content_type
+
     async def _on_refused(self, reason: str) -> None:
         self._supervisor.start_refused(self.number, reason)
+
+
+class WorkerDoor:
+    """A worker as a taker of one port's connections.
+
+    Args:
+        worker: The worker.
+        door: Name of the port.
+    """
+
+    def __init__(self, worker: Worker, door: str):
+        self._worker = worker
+        self._door = door
+
+    @property
+    def ready(self) -> bool:
+        """Whether the worker answers calls."""
+        return self._worker.ready
+
+    def offer(self, connection: socket.socket) -> bool:
+        """Hands off a connection; returns False if the worker cannot take one now."""
+        return self._worker.offer(self._door, connection)
 
 
 def _python_path() -> str:

@@ -2,30 +2,23 @@
 
 Each worker is a complete server (`service.server`) in its own process. The supervisor binds the
 port, handles signals, restarts workers that have died, and serves metrics and probes for all of
-them. With the http2 transport it accepts the connections and hands them to the workers round
-robin: SO_REUSEPORT balances by a hash, and the few long-lived connections that gRPC clients
-open may all land on one worker. With grpcio, which cannot adopt an accepted socket, the workers
-share the port by SO_REUSEPORT. The supervisor imports neither onnxruntime nor grpc.
+them. It accepts the connections to the gateway, and with the http2 transport those to the gRPC
+port, and hands them to the workers round robin: SO_REUSEPORT balances by a hash, and the few
+long-lived connections that gRPC clients open may all land on one worker. With grpcio, which cannot
+adopt an accepted socket, the workers share the gRPC port by SO_REUSEPORT. The supervisor imports neither onnxruntime nor grpc.
 """
 
 import asyncio
 import logging
 import socket
 from collections.abc import Coroutine, Sequence
-from contextlib import suppress
 from typing import Any
 
 from common.cpus import usable_cpus
 from service.announce import announce
 from service.errors import StartError
 from service.hosts import host_and_port
-from service.net.addresses import (
-    BACKLOG,
-    accept_from,
-    exclusive_sockets,
-    listen,
-    shared_sockets,
-)
+from service.net.addresses import exclusive_sockets, shared_sockets
 from service.net.descriptors import raise_limit
 from service.observe import logs
 from service.observe.http import HttpServer
@@ -35,8 +28,8 @@ from service.settings import Settings
 from service.signals import Signals
 from service.stop import EXIT_SECONDS, exit_after, grace_seconds, stop_seconds
 from service.workers.control import WorkerConfig
-from service.workers.dealer import Dealer
-from service.workers.process import Worker
+from service.workers.door import Door
+from service.workers.process import GATEWAY, GRPC, Worker
 
 _log = logging.getLogger(__name__)
 
@@ -69,15 +62,17 @@ class _Supervisor:
 
     Attributes:
         stopping: Set at the first SIGTERM or SIGINT, or when the workers refuse to start.
-        hands_off: Whether the supervisor accepts the connections and hands them to the workers.
+        doors: Names of the ports whose connections the supervisor accepts and hands to the
+            workers.
     """
 
     def __init__(self, settings: Settings):
         self.stopping = asyncio.Event()
-        self.hands_off = settings.transport == "http2"
+        doors = {GRPC: settings.transport == "http2", GATEWAY: settings.gateway_port != "off"}
+        self.doors: Sequence[str] = [name for name, handed_off in doors.items() if handed_off]
         self._settings = settings
-        self._sockets: list[socket.socket] = []
-        self._accepting: list[asyncio.Task[None]] = []
+        self._sockets: dict[str, list[socket.socket]] = {}
+        self._doors: dict[str, Door] = {}
         self._workers: list[Worker] = []
         self._metrics = SupervisorMetrics(range(settings.workers))
         self._refusal = ""
@@ -105,12 +100,12 @@ class _Supervisor:
     async def _serve(self) -> None:
         """Opens the ports, runs the workers, and closes the ports once all have ended."""
         settings = self._settings
-        bind = exclusive_sockets if self.hands_off else shared_sockets
-        self._sockets = bind(settings.host, settings.grpc_port)
-        port = self._sockets[0].getsockname()[1]
-        self._announcements = [f"listening on {host_and_port(settings.host, port)}"]
+        bind = exclusive_sockets if GRPC in self.doors else shared_sockets
         http = None
         try:
+            self._sockets[GRPC] = bind(settings.host, settings.grpc_port)
+            port = self._sockets[GRPC][0].getsockname()[1]
+            self._announcements = [f"listening on {host_and_port(settings.host, port)}"]
             if settings.http_port != "off":
                 http = HttpServer(
                     settings.host, settings.http_port, self._exposition, self._live, self._ready
@@ -118,12 +113,20 @@ class _Supervisor:
                 where = host_and_port(settings.host, http.port)
                 self._announcements.append(f"metrics on http://{where}/metrics")
                 http.start()
-            await self._run_workers(port, [sock.getsockname()[0] for sock in self._sockets])
+            if settings.gateway_port != "off":
+                sockets = exclusive_sockets(settings.host, settings.gateway_port, "--gateway-port")
+                self._sockets[GATEWAY] = sockets
+                scheme = "http" if settings.tls_cert is None else "https"
+                where = host_and_port(settings.host, sockets[0].getsockname()[1])
+                self._announcements.append(f"gateway on {scheme}://{where}")
+            addresses = [sock.getsockname()[0] for sock in self._sockets[GRPC]]
+            await self._run_workers(port, addresses)
         finally:
             if http is not None:
                 http.close()
-            for sock in self._sockets:
-                sock.close()
+            for sockets in self._sockets.values():
+                for sock in sockets:
+                    sock.close()
 
     async def _run_workers(self, port: int, addresses: Sequence[str]) -> None:
         settings = self._settings
@@ -139,7 +142,10 @@ class _Supervisor:
             addresses=tuple(addresses), settings=settings.model_copy(update=overrides)
         )
         self._workers = [Worker(number, config, self) for number in range(settings.workers)]
-        self._dealer = Dealer(self._workers)
+        self._doors = {
+            name: Door(self._sockets[name], [worker.at(name) for worker in self._workers])
+            for name in self.doors
+        }
         try:
             await asyncio.gather(*(worker.keep_running() for worker in self._workers))
         finally:
@@ -155,7 +161,8 @@ class _Supervisor:
             self._loop.call_later(_GATHER_SECONDS, self._open_port)
         if all(listening):
             self._open_port()
-        self._dealer.deal_waiting()
+        for name in self._doors:
+            self.deal_waiting(name)
 
     def restarted(self, number: int) -> None:
         """Counts the restart of a worker."""
@@ -168,48 +175,37 @@ class _Supervisor:
             return
         self._refuse(reason)
 
-    def deal(self, connection: socket.socket) -> None:
-        """Hands a connection to a worker that can take it."""
-        self._dealer.deal(connection)
+    def deal(self, door: str, connection: socket.socket) -> None:
+        """Hands a connection of a port to a worker that can take it."""
+        self._doors[door].deal(connection)
 
-    def deal_waiting(self) -> None:
-        """Hands off connections that no worker could take before."""
-        self._dealer.deal_waiting()
+    def deal_waiting(self, door: str) -> None:
+        """Hands off connections of a port that no worker could take before."""
+        self._doors[door].deal_waiting()
+
+    async def exposition(self, accept: str) -> tuple[bytes, str]:
+        """Returns the metrics page of the whole server and its content type."""
+        return merge(await self._pages(), accept)
 
     async def reload(self, skip: Worker | None = None) -> None:
         """Makes all workers except `skip` reload their models; returns when they have answered."""
         others = (worker for worker in self._workers if worker is not skip)
         await asyncio.gather(*(worker.request("reload", _RELOAD_SECONDS) for worker in others))
 
-    # The port.
+    # The ports.
 
     def _open_port(self) -> None:
         """Begins to accept connections and prints the addresses, on the first call only."""
         if self._open or self.stopping.is_set():
             return
         self._open = True
-        if self.hands_off:
-            try:
-                listen(self._sockets)
-            except StartError as error:
-                self._refuse(str(error))
-                return
-            self._accepting = [
-                asyncio.create_task(accept_from(sock, self.deal)) for sock in self._sockets
-            ]
+        try:
+            for door in self._doors.values():
+                door.open()
+        except StartError as error:
+            self._refuse(str(error))
+            return
         announce(*self._announcements)
-
-    async def _close_port(self) -> None:
-        """Closes the port, and hands off connections that the kernel has accepted until then."""
-        for task in self._accepting:
-            task.cancel()
-        await asyncio.gather(*self._accepting, return_exceptions=True)
-        for sock in self._sockets:
-            with suppress(OSError):  # none is left, or it does not listen
-                for _ in range(BACKLOG if self._accepting else 0):
-                    self.deal(sock.accept()[0])
-            sock.close()
-        self._dealer.close()
 
     # The stop.
 
@@ -246,7 +242,9 @@ class _Supervisor:
             self._spawn(self._close_port_and_drain())
 
     async def _close_port_and_drain(self) -> None:
-        await self._close_port()
+        await asyncio.gather(*(door.close() for door in self._doors.values()))
+        for sock in self._sockets[GRPC]:
+            sock.close()
         for worker in self._workers:
             worker.notify("drain")
 
@@ -262,8 +260,8 @@ class _Supervisor:
     # Called by the threads of the HTTP port.
 
     def _exposition(self, accept: str) -> tuple[bytes, str]:
-        pages = asyncio.run_coroutine_threadsafe(self._pages(), self._loop)
-        return merge(pages.result(2 * _METRICS_SECONDS), accept)
+        page = asyncio.run_coroutine_threadsafe(self.exposition(accept), self._loop)
+        return page.result(2 * _METRICS_SECONDS)
 
     async def _pages(self) -> dict[str, str]:
         """Returns the metrics pages (text format): the supervisor's, and the workers' by number."""

@@ -1,8 +1,8 @@
 """Entry point of a worker process; started by `service.workers.process`.
 
-Arguments: the file descriptor of the handoff socket (only if the supervisor accepts the
-connections), and the worker's number. Standard input is the worker's end of the control channel;
-when the supervisor's end closes, the worker drains and exits.
+Arguments: for each port whose connections the supervisor accepts, its name and the file descriptor
+of the handoff socket, as in grpc=5; then the worker's number. Standard input is the worker's end of
+the control channel; when the supervisor's end closes, the worker drains and exits.
 """
 
 import os
@@ -26,10 +26,11 @@ def main() -> int:
         The exit status: 0 after a drain, 2 if the server refuses to start.
     """
     signals = Signals()
-    *descriptors, number = map(int, sys.argv[1:])
-    handoff = socket.socket(fileno=descriptors[0]) if descriptors else None
-    if handoff is not None:
-        handoff.setblocking(False)
+    *doors, number = sys.argv[1:]
+    handoffs: dict[str, socket.socket] = {}
+    for door, _, descriptor in (text.partition("=") for text in doors):
+        handoffs[door] = socket.socket(fileno=int(descriptor))
+        handoffs[door].setblocking(False)
     control = socket.socket(fileno=sys.stdin.fileno())
     with control.makefile("rb", buffering=0) as unbuffered:
         # Unbuffered, to leave the lines after the first one to the event loop.
@@ -48,8 +49,9 @@ def main() -> int:
     from service.server import run
 
     try:
-        shared = Shared(config.addresses, handoff)
-        run(settings, signals, WorkerContext(number, shared, control.dup()))
+        shared = Shared(config.addresses, handoffs.get("grpc"))
+        gateway = handoffs.get("gateway")
+        run(settings, signals, WorkerContext(int(number), shared, gateway, control.dup()))
     except StartError as error:
         control.setblocking(True)
         control.sendall(encode_message("refused", value=str(error)))
