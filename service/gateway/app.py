@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -20,17 +21,31 @@ from service.gateway.origins import Origins
 from service.gateway.streams import Streams
 from service.settings import Settings
 
+
+class _Model(Convertor[str]):
+    """A model's name in a path, which an operation may follow."""
+
+    regex = "[^/:]+"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("model", _Model())
+
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 #: Paths of descriptions, and the methods of LatentService that answer them.
 DESCRIPTIONS = {
     "/v1/server": "GetServerInfo",
     "/v1/models": "ListModels",
-    "/v1/models/{model}:latent_map": "GetLatentMap",
-    "/v1/models/{model}/versions/{version:int}:latent_map": "GetLatentMap",
-    "/v1/models/{model}/versions/{version:int}": "GetModel",
-    # Last: it would match the others as well.
-    "/v1/models/{model}": "GetModel",
+    "/v1/models/{model:model}:latent_map": "GetLatentMap",
+    "/v1/models/{model:model}/versions/{version:int}:latent_map": "GetLatentMap",
+    "/v1/models/{model:model}/versions/{version:int}": "GetModel",
+    "/v1/models/{model:model}": "GetModel",
 }
 # Headers of replies that pages of other origins may read.
 _EXPOSED = ["ETag", "Retry-After", "X-Model", "X-Request-Id", "X-Seed"]
@@ -75,7 +90,7 @@ def application(calls: Calls, streams: Streams, metrics: Endpoint, settings: Set
 def _of_model(name: str, gettable: bool, operate: Any, operation: Any) -> list[Route]:
     methods = ["GET", "POST"] if gettable else ["POST"]
     return [
-        Route(f"/v1/models/{{model}}{version}:{name}", endpoint, methods=methods)
+        Route(f"/v1/models/{{model:model}}{version}:{name}", endpoint, methods=methods)
         for version in ("", "/versions/{version:int}")
         for endpoint in (partial(operate, operation=operation),)
     ]

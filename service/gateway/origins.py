@@ -36,7 +36,7 @@ class Origins:
         self._hosts = None if hosts is None else frozenset((*_LOOPBACK, *map(str.lower, hosts)))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, or refuses it: 403 or 421."""
+        """Passes a request on, or refuses it: 400, 403 or 421."""
         if scope["type"] == "http":
             try:
                 self._check(Headers(scope=scope))
@@ -46,6 +46,10 @@ class Origins:
         await self._app(scope, receive, send)
 
     def _check(self, headers: Headers) -> None:
+        if "transfer-encoding" in headers and "content-length" in headers:
+            # Proxies disagree about where such a request ends (RFC 9112, section 6.3).
+            detail = "content-length: got one beside transfer-encoding, wanted only one of them"
+            raise HttpError(HTTPStatus.BAD_REQUEST, detail, {"Connection": "close"})
         host = headers.get("host", "")
         if self._hosts is not None and _name(host) not in self._hosts:
             detail = f"host: got {host[:100]!r}, wanted one of {', '.join(sorted(self._hosts))}"

@@ -5,7 +5,8 @@ port, handles signals, restarts workers that have died, and serves metrics and p
 them. It accepts the connections to the gateway, and with the http2 transport those to the gRPC
 port, and hands them to the workers round robin: SO_REUSEPORT balances by a hash, and the few
 long-lived connections that gRPC clients open may all land on one worker. With grpcio, which cannot
-adopt an accepted socket, the workers share the gRPC port by SO_REUSEPORT. The supervisor imports neither onnxruntime nor grpc.
+adopt an accepted socket, the workers share the gRPC port by SO_REUSEPORT. The supervisor imports
+neither onnxruntime nor grpc.
 """
 
 import asyncio

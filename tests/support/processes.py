@@ -94,6 +94,7 @@ class Server:
             self.stop()
             raise AssertionError(f"no server: {line!r} {log.read_text()}")
         self.target = line.split()[-1]
+        self._lines: list[str] = []
 
     def wait_until_serving(self) -> "Server":
         """Waits until health is SERVING; returns the server itself."""
@@ -112,8 +113,21 @@ class Server:
     @functools.cached_property
     def origin(self) -> str:
         """http://host:port of its HTTP port; for a server started with `--http-port 0`."""
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().split()[-1].removesuffix("/metrics")
+        return self._announced("metrics on").removesuffix("/metrics")
+
+    @functools.cached_property
+    def gateway(self) -> str:
+        """http://host:port of its gateway; for a server started with `--gateway-port 0`."""
+        return self._announced("gateway on")
+
+    def _announced(self, what: str) -> str:
+        """The address in a line of its output, which it prints at once, in a fixed order."""
+        while not any(what in line for line in self._lines):
+            assert self.process.stdout is not None
+            line = self.process.stdout.readline()
+            assert line, f"no line with {what!r}: {self._lines}"
+            self._lines.append(line)
+        return next(line.split()[-1] for line in self._lines if what in line)
 
     def samples(self) -> list[Sample]:
         """All samples of its metrics."""
