@@ -104,6 +104,7 @@ proto-baseline: proto-breaking ## Make the current protos the baseline of proto-
 
 docs: $(VENV)/.installed ## Write docs/api.md and the diagrams, and build the documentation site into site/
 	$(BIN)/python docs/make_api.py
+	$(BIN)/python -m docs.make_openapi
 	$(BIN)/python docs/make_diagrams.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 

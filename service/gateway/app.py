@@ -18,6 +18,7 @@ from service.gateway.calls import Calls
 from service.gateway.exchange import http_problem
 from service.gateway.operations import OPERATIONS, STREAMS
 from service.gateway.origins import Origins
+from service.gateway.pages import pages
 from service.gateway.streams import Streams
 from service.settings import Settings
 
@@ -61,7 +62,7 @@ def application(calls: Calls, streams: Streams, metrics: Endpoint, settings: Set
         metrics: Answers `/v1/metrics`.
         settings: Who may call.
     """
-    routes = [Route("/v1/metrics", metrics, methods=["GET"])]
+    routes = [Route("/v1/metrics", metrics, methods=["GET"]), *pages()]
     for operation in OPERATIONS:
         routes += _of_model(operation.name, operation.gettable, calls.operate, operation)
     for operation in STREAMS:
