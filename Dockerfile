@@ -72,11 +72,14 @@ CMD ["train", "--help"]
 
 FROM base AS server
 LABEL org.opencontainers.image.title="latentserve server" \
-      org.opencontainers.image.description="Serves variational autoencoders over gRPC" \
+      org.opencontainers.image.description="Serves variational autoencoders over gRPC and HTTP" \
       org.opencontainers.image.licenses="Apache-2.0"
 ENV LATENTSERVE_HOST=0.0.0.0 \
     LATENTSERVE_GRPC_PORT=50051 \
-    LATENTSERVE_HTTP_PORT=8080
+    LATENTSERVE_HTTP_PORT=8080 \
+    LATENTSERVE_GATEWAY_PORT=8000 \
+    # Who reaches it is decided by the ports that the container publishes.
+    LATENTSERVE_GATEWAY_OPEN=true
 COPY --link --from=server-packages /opt/venv /opt/venv
 COPY --link LICENSE /app/
 COPY --link bundle /app/bundle
@@ -87,7 +90,7 @@ COPY --chown=10001:10001 models /models
 # Here, since at run time nobody may write it.
 RUN python -m compileall -q /app
 USER 10001:10001
-EXPOSE 50051 8080
+EXPOSE 50051 8080 8000
 # Every second until it is ready first, then now and then: a check starts a Python.
 HEALTHCHECK --start-period=60s --start-interval=1s --interval=15s --timeout=6s --retries=3 \
     CMD ["latentserve", "check", "--timeout", "4"]

@@ -307,10 +307,10 @@ def read_settings(
         if first["type"] == "value_error":
             raise StartError(f"{origin[name]}: {first['ctx']['error']}") from error
         raise StartError(f"{origin[name]}: got {first['input']!r}, {first['msg']}") from error
-    taken = {settings.grpc_port: "the port for gRPC"}
+    taken: dict[int | str, str] = {settings.grpc_port: "the port for gRPC"}
     for name in ("http_port", "gateway_port"):
         port = getattr(settings, name)
-        if port in taken and port != 0:
+        if port in taken and port not in (0, "off"):
             option = flag(name)
             raise StartError(
                 f"{option[2:]}: got {port}, which is {taken[port]} as well. Remedy: "

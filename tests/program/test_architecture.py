@@ -35,7 +35,7 @@ LAYERS = {
         "dispatch",
         {"transport", "gateway"},
         "workers",
-    ),  # fmt: skip
+    ),
     "latentserve": ({"v1", "compat"}, "_client", "_jobs", "_cli"),
     "training": ("data", "model", "measure", "report"),
 }
@@ -45,8 +45,8 @@ THIRD_PARTY = {
     "bundle": {"numpy", "pydantic"},
     "common": {"PIL", "numpy"},
     "service": {
-        "PIL", "google", "grpc", "grpc_health", "grpc_reflection", "hpack", "numpy", "onnxruntime",
-        "opentelemetry", "prometheus_client", "pydantic", "pythonjsonlogger", "python_multipart",
+        "PIL", "google", "grpc", "grpc_health", "grpc_reflection", "h11", "hpack", "numpy",
+        "onnxruntime", "opentelemetry", "prometheus_client", "pydantic", "pythonjsonlogger", "python_multipart",
         "starlette", "uvicorn", "uvloop",
     },
     "training": {"PIL", "av", "matplotlib", "numpy", "platformdirs", "pyarrow", "torch"},
@@ -170,6 +170,8 @@ def test_folders_of_a_package_import_only_lower_layers(tree, package):
         ("prometheus_client", "service/observe"),
         ("opentelemetry", "service/observe"),
         ("grpc", "service/transport"),
+        ("starlette", "service/gateway"),
+        ("uvicorn", "service/gateway"),
         ("grpc_health", "service/transport"),
         ("hpack", "service/transport/http2"),
     ],

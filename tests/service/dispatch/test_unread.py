@@ -13,9 +13,9 @@ import grpc
 import pytest
 
 from latentserve.v1 import latent_service_pb2 as pb
+from service.dispatch import unread
 from service.engine.call import Call
 from service.errors import Overloaded
-from service.dispatch import unread
 from service.transport.framing import MessageBuffer
 from tests.support.http2_client import RawClient
 from tests.support.http2_peer import message

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from service.engine.call import Call
 from service.dispatch import uploads
+from service.engine.call import Call
 from tests.support.http2_client import RawClient
 from tests.support.http2_peer import message
 from tests.support.transports import Handlers, serving

@@ -7,6 +7,7 @@ import pytest
 
 from service.errors import StartError
 from service.hosts import host_and_port
+from service.net import addresses
 from service.net.addresses import (
     accept_from,
     exclusive_sockets,
@@ -14,7 +15,6 @@ from service.net.addresses import (
     listen,
     shared_sockets,
 )
-from service.net import addresses
 
 BINDS = (exclusive_sockets, shared_sockets)
 

@@ -35,15 +35,17 @@ def value(metrics, name, **labels):
     return read(metrics)[name, tuple(sorted(labels.items()))]
 
 
-def test_calls_are_counted_by_rpc_model_and_code():
+def test_calls_are_counted_by_rpc_model_code_and_transport():
     metrics = Metrics()
     for code in ("OK", "OK", "NOT_FOUND"):
         metrics.request("Encode", "mnist" if code == "OK" else "", code, 0.01)
-    name = "latentserve_requests_total"
-    assert value(metrics, name, rpc="Encode", model="mnist", code="OK") == 2
-    assert value(metrics, name, rpc="Encode", model="", code="NOT_FOUND") == 1
-    assert value(metrics, "latentserve_request_seconds_count", rpc="Encode") == 3
-    assert value(metrics, "latentserve_request_seconds_sum", rpc="Encode") == pytest.approx(0.03)
+    metrics.request("Encode", "mnist", "OK", 0.01, "http")
+    name, grpc = "latentserve_requests_total", {"rpc": "Encode", "transport": "grpc"}
+    assert value(metrics, name, model="mnist", code="OK", **grpc) == 2
+    assert value(metrics, name, model="", code="NOT_FOUND", **grpc) == 1
+    assert value(metrics, name, model="mnist", code="OK", rpc="Encode", transport="http") == 1
+    assert value(metrics, "latentserve_request_seconds_count", **grpc) == 3
+    assert value(metrics, "latentserve_request_seconds_sum", **grpc) == pytest.approx(0.03)
 
 
 def test_routed_calls_are_counted_by_version():
@@ -102,10 +104,14 @@ def test_limits_and_what_is_open_are_shown():
     metrics = Metrics()
     metrics.limits(4, 1000, 2**20)
     metrics.watch_open(connections=lambda: 3, calls=lambda: 7)
-    names = ("threads", "max_queue_rows", "max_queue_bytes", "connections_open", "calls_open")
-    assert [value(metrics, f"latentserve_{name}") for name in names] == [4, 1000, 2**20, 3, 7]
+    metrics.watch_open("http", calls=lambda: 2)
+    names = ("threads", "max_queue_rows", "max_queue_bytes")
+    assert [value(metrics, f"latentserve_{name}") for name in names] == [4, 1000, 2**20]
+    assert value(metrics, "latentserve_connections_open", transport="grpc") == 3
+    assert value(metrics, "latentserve_calls_open", transport="grpc") == 7
+    assert value(metrics, "latentserve_calls_open", transport="http") == 2
     # grpcio does not tell.
-    assert ("latentserve_streams_open", ()) not in read(metrics)
+    assert "latentserve_streams_open" not in {name for name, _ in read(metrics)}
 
 
 def test_calls_and_rows_are_counted_for_callers_with_a_name():
@@ -283,9 +289,8 @@ def test_histogram_buckets_reach_from_200_microseconds_to_a_minute():
     metrics.request("Sample", "m", "OK", 0.0001)
     metrics.request("Sample", "m", "OK", 61.0)
     name = "latentserve_request_seconds_bucket"
-    assert value(metrics, name, rpc="Sample", le="0.0002") == 1
-    assert value(metrics, name, rpc="Sample", le="60.0") == 1
-    assert value(metrics, name, rpc="Sample", le="+Inf") == 2
+    for bound, count in (("0.0002", 1), ("60.0", 1), ("+Inf", 2)):
+        assert value(metrics, name, rpc="Sample", transport="grpc", le=bound) == count
 
 
 def test_process_metrics_are_exposed_and_registries_are_separate():
@@ -350,8 +355,8 @@ def test_the_text_format_and_openmetrics_are_exposed():
     _, kind = metrics.exposition(accept)
     assert kind.startswith("application/openmetrics-text")
     found = read(metrics, accept, openmetrics)
-    key = "latentserve_requests_total", (("code", "OK"), ("model", "m"), ("rpc", "Encode"))
-    assert found[key] == 1
+    labels = {"code": "OK", "model": "m", "rpc": "Encode", "transport": "grpc"}
+    assert found["latentserve_requests_total", tuple(labels.items())] == 1
     assert not [name for name, _ in found if name.endswith("_created")]
 
 
@@ -402,7 +407,7 @@ def test_label_values_that_appear_during_a_scrape_do_not_break_it(monkeypatch, n
 
     with monkeypatch.context() as patched:
         patched.setattr(family, "add_metric", calls_meanwhile)
-        labels = {"rpc": "Encode", "model": "m", "code": "OK"}
+        labels = {"rpc": "Encode", "model": "m", "code": "OK", "transport": "grpc"}
         assert value(metrics, "latentserve_requests_total", **labels) == 1
-    labels = {"rpc": "rpc-0", "model": "m", "code": "OK"}
+    labels = {"rpc": "rpc-0", "model": "m", "code": "OK", "transport": "grpc"}
     assert value(metrics, "latentserve_requests_total", **labels) == 1

@@ -7,8 +7,8 @@ import socket
 
 import pytest
 
-from service.net.addresses import handed_off
 from service.net import addresses
+from service.net.addresses import handed_off
 from service.workers import handoff as module
 from service.workers.handoff import ConnectionHandoff
 
