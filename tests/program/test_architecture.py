@@ -46,8 +46,8 @@ THIRD_PARTY = {
     "common": {"PIL", "numpy"},
     "service": {
         "PIL", "google", "grpc", "grpc_health", "grpc_reflection", "h11", "hpack", "numpy",
-        "onnxruntime", "opentelemetry", "prometheus_client", "pydantic", "pythonjsonlogger", "python_multipart",
-        "starlette", "uvicorn", "uvloop",
+        "onnxruntime", "opentelemetry", "prometheus_client", "pydantic", "pythonjsonlogger",
+        "python_multipart", "starlette", "uvicorn", "uvloop",
     },
     "training": {"PIL", "av", "matplotlib", "numpy", "platformdirs", "pyarrow", "torch"},
     # diffusers, safetensors and pythae are imported only where a source needs them.
