@@ -61,20 +61,20 @@ def test_what_is_off_costs_nothing():
     ("options", "wanted"),
     [
         (("--gateway-port", "70000"), "gateway-port"),
-        (("--gateway-port", "50051"), "the port for gRPC"),
-        (("--gateway-port", "8080"), "that of --http-port"),
+        (("--gateway-port", "50051", "--port", "50051"), "the port for gRPC"),
+        (("--gateway-port", "8080", "--http-port", "8080"), "that of --http-port"),
         (("--gateway-port", "0", "--host", "0.0.0.0"), "--gateway-open"),
     ],
 )
-def test_wrong_settings_are_refused(folder, capsys, options, wanted):
-    assert wanted in refused_start(capsys, "--models", folder / "models", *options).stderr
+def test_wrong_settings_are_refused(folder, options, wanted):
+    assert wanted in refused_start("--models", folder / "models", *options).stderr
 
 
-def test_a_taken_port_is_refused(folder, capsys):
+def test_a_taken_port_is_refused(folder):
     port = free_port()
     with closing(socket.create_server(("127.0.0.1", port))):
         options = ("--port", "0", "--http-port", "off", "--gateway-port", str(port))
-        message = refused_start(capsys, "--models", folder / "models", *options).stderr
+        message = refused_start("--models", folder / "models", *options).stderr
     assert f"127.0.0.1:{port}" in message
     assert "--gateway-port" in message
 
