@@ -18,13 +18,13 @@ import math
 import struct
 import sys
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bundle import Manifest
 from latentserve.v1 import latent_service_pb2 as pb
@@ -41,6 +41,9 @@ from service.errors import InvalidArgument, ServiceError
 from service.models.limits import row_bytes
 from service.models.model import Model
 from service.models.speed import ImageSize
+
+Form = TypeVar("Form")
+Made = TypeVar("Made")
 
 # Maximum plans cached per model; each number of rows needs a plan.
 _MAX_PLANS: Final = 256
@@ -127,8 +130,9 @@ class FastPath:
         plans = self._encode_plans.get(model)
         plan = plans.get(form) if plans is not None else None
         if plan is None:
-            plan = _cached(self._encode_plans, model, form, self._plan_encode(model, form))
-        return None if plan is None else self._run(plan, tensor, request.labels, call)
+            made = self.plan_encode(model, tensor.dtype, tuple(tensor.shape), "images.tensor")
+            plan = cached(self._encode_plans, model, form, made)
+        return None if plan is None else self.run(plan, tensor.data, request.labels, call)
 
     def decode(
         self, model: Model, request: pb.DecodeRequest, call: Call
@@ -141,13 +145,26 @@ class FastPath:
         plans = self._decode_plans.get(model)
         plan = plans.get(form) if plans is not None else None
         if plan is None:
-            plan = _cached(self._decode_plans, model, form, self._plan_decode(model, form))
-        return None if plan is None else self._run(plan, tensor, request.labels, call)
+            wanted = FORMATS.get(request.format)
+            made = self.plan_decode(model, wanted, tensor.dtype, tuple(tensor.shape), "latents")
+            plan = cached(self._decode_plans, model, form, made)
+        return None if plan is None else self.run(plan, tensor.data, request.labels, call)
 
-    def _run(
-        self, plan: Plan, tensor: tensor_pb2.Tensor, given: Sequence[int], call: Call
+    def run(
+        self, plan: Plan, data: bytes, given: Sequence[int], call: Call, tail: bytes | None = None
     ) -> Awaitable[Chunks] | None:
-        data = tensor.data  # each access makes a copy
+        """Answers a request of a plan's form.
+
+        Args:
+            plan: The plan.
+            data: The request's tensor data.
+            given: The request's labels.
+            call: The per-call context.
+            tail: The end of the serialised reply, in place of identity and timing.
+
+        Returns:
+            The reply; None if the data have the wrong length or the labels are invalid.
+        """
         if len(data) != plan.nbytes:
             return None
         labels: Labels = None
@@ -158,9 +175,11 @@ class FastPath:
                 return None
         elif given:
             return None
-        return self._answer(plan, data, labels, call)
+        return self._answer(plan, data, labels, call, tail)
 
-    async def _answer(self, plan: Plan, data: bytes, labels: Labels, call: Call) -> Chunks:
+    async def _answer(
+        self, plan: Plan, data: bytes, labels: Labels, call: Call, tail: bytes | None
+    ) -> Chunks:
         rows = plan.rows
         call.rows += rows
         admission = self._engine.admission
@@ -174,11 +193,23 @@ class FastPath:
         for name, head, copied in plan.outputs:
             array = outputs[name]
             chunks += head, array.tobytes() if copied else array.data.cast("B")
-        chunks.append(plan.identity + _timing(plan.timing, call))
+        chunks.append(plan.identity + _timing(plan.timing, call) if tail is None else tail)
         return tuple(chunks)
 
-    def _plan_encode(self, model: Model, form: tuple[int, ...]) -> Plan | None:
-        _, dtype, *shape = form
+    def plan_encode(
+        self, model: Model, dtype: int, shape: tuple[int, ...], field: str
+    ) -> Plan | None:
+        """Makes the plan of Encode requests of one form, without noise.
+
+        Args:
+            model: The model.
+            dtype: The tensor's dtype on the wire.
+            shape: The tensor's shape, not validated.
+            field: Path of the tensor in the request, for errors.
+
+        Returns:
+            The plan; None if there is none for this form.
+        """
         manifest, sizes = model.manifest, self._sizes_of(model)
         as_uint8 = dtype == tensor_pb2.DATA_TYPE_UINT8
         if dtype not in _DIRECT_DTYPES or manifest.posterior == "none":
@@ -199,7 +230,9 @@ class FastPath:
             _DIRECT_DTYPES[dtype],
             (rows, *sizes.image_shape(size)),
             size,
-            self._engine.encoding(model, None if as_uint8 else _check_pixels, size),
+            self._engine.encoding(
+                model, None if as_uint8 else partial(codec.check_pixels, field=field), size
+            ),
             {
                 name: (prefix((fields[name].number,), inner, codec.DATA, nbytes), nbytes)
                 for name in names
@@ -208,10 +241,22 @@ class FastPath:
             _ENCODE_TIMING,
         )
 
-    def _plan_decode(self, model: Model, form: tuple[int, ...]) -> Plan | None:
-        image_format, dtype, *shape = form
+    def plan_decode(
+        self, model: Model, wanted: Format | None, dtype: int, shape: tuple[int, ...], field: str
+    ) -> Plan | None:
+        """Makes the plan of Decode requests of one form.
+
+        Args:
+            model: The model.
+            wanted: Format of the images in the reply; None for one that does not exist.
+            dtype: The tensor's dtype on the wire.
+            shape: The tensor's shape, not validated.
+            field: Path of the tensor in the request, for errors.
+
+        Returns:
+            The plan; None if there is none for this form.
+        """
         sizes = self._sizes_of(model)
-        wanted = FORMATS.get(image_format)
         if dtype != tensor_pb2.DATA_TYPE_FLOAT32 or wanted not in (Format.FLOAT32, Format.UINT8):
             return None
         size = _valid(sizes.of_latents, shape)
@@ -230,7 +275,9 @@ class FastPath:
             _DIRECT_DTYPES[dtype],
             (rows, *sizes.latent_shape(size)),
             size,
-            self._engine.decoding(model, _check_latents, as_uint8=as_uint8, size=size),
+            self._engine.decoding(
+                model, partial(codec.check_latents, field=field), as_uint8=as_uint8, size=size
+            ),
             {"image": (prefix(path, inner, codec.DATA, nbytes), nbytes)},
             pb.DecodeResponse(),
             _DECODE_TIMING,
@@ -266,25 +313,25 @@ class FastPath:
 
 
 def _valid(
-    size_of: Callable[[tuple[int, ...], str], ImageSize], shape: list[int]
+    size_of: Callable[[tuple[int, ...], str], ImageSize], shape: tuple[int, ...]
 ) -> ImageSize | None:
     """Size of the images or latents of a shape; None if the model takes none of that shape."""
     try:
-        return size_of(tuple(shape), "")
+        return size_of(shape, "")
     except InvalidArgument:
         return None
 
 
 def _fits(
-    sizes: Sizes, shape: list[int], size: ImageSize, accepted: Collection[tuple[int, ...]]
+    sizes: Sizes, shape: tuple[int, ...], size: ImageSize, accepted: Collection[tuple[int, ...]]
 ) -> bool:
     """Whether a plan can be made for a shape of a request, whose rows may have accepted shapes."""
-    return (
-        _LITTLE_ENDIAN and tuple(shape[1:]) in accepted and 1 <= shape[0] <= sizes.max_rows_of(size)
-    )
+    return _LITTLE_ENDIAN and shape[1:] in accepted and 1 <= shape[0] <= sizes.max_rows_of(size)
 
 
-def _cached(plans: _Plans, model: Model, form: tuple[int, ...], plan: Plan | None) -> Plan | None:
+def cached(
+    plans: MutableMapping[Model, dict[Form, Made]], model: Model, form: Form, plan: Made | None
+) -> Made | None:
     """Caches `plan` unless it is None, and returns it."""
     if plan is not None:
         model_plans = plans.setdefault(model, {})
@@ -299,14 +346,6 @@ _DIRECT_DTYPES: Final[Mapping[int, np.dtype[Any]]] = {
     tensor_pb2.DATA_TYPE_FLOAT32: np.dtype("<f4"),
     tensor_pb2.DATA_TYPE_UINT8: np.dtype("u1"),
 }
-
-
-def _check_pixels(pixels: NDArray[np.float32]) -> None:
-    codec.check_pixels(pixels, "images.tensor")
-
-
-def _check_latents(latents: NDArray[np.float32]) -> None:
-    codec.check_latents(latents, "latents")
 
 
 def _timing(tag: int, call: Call) -> bytes:

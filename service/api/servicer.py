@@ -12,12 +12,13 @@ from typing import TypeVar
 
 from latentserve.v1 import latent_service_pb2 as pb
 from service.api import fields, labels
+from service.api.codec import Pixels
 from service.api.describe import describe_map, describe_model, describe_server
 from service.api.fast_path import FastPath
 from service.api.fields import draw_of, latent_dtype_of, whole
-from service.api.formats import format_of
+from service.api.formats import ImageOutput, format_of
 from service.api.inputs import Inputs
-from service.api.labels import labels_of, targets_of
+from service.api.operations import Operations
 from service.api.replies import in_stream, put_latents, put_scores, signed, with_images
 from service.api.scaling import scaling_of
 from service.api.selection import Selection
@@ -26,7 +27,9 @@ from service.api.wire import Chunks
 from service.engine.call import Call, Timing
 from service.engine.engine import Engine
 from service.engine.paths import traverse
+from service.engine.results import Decoded, Encoded
 from service.engine.sampling import Draw
+from service.engine.scoring import Scored
 from service.errors import InvalidArgument
 from service.models.model import Model
 from service.models.repository import Models
@@ -48,6 +51,11 @@ class Servicer:
         models: Returns the models that are being served.
         settings: The limits.
         fast_path: Whether Encode and Decode use cached plans (`FastPath`).
+
+    Attributes:
+        selection: Looks up the models.
+        operations: Computes requests.
+        fast_path: Answers common requests; None if it is turned off.
     """
 
     def __init__(
@@ -60,10 +68,11 @@ class Servicer:
     ):
         self._engine = engine
         self._models = models
-        self._selection = Selection(models)
+        self.selection = Selection(models)
         self._settings = settings
         self._inputs = Inputs(engine, settings)
-        self._fast_path = FastPath(engine, self._inputs.sizes) if fast_path else None
+        self.operations = Operations(engine, self._inputs, settings)
+        self.fast_path = FastPath(engine, self._inputs.sizes) if fast_path else None
 
     async def get_server_info(
         self, _request: pb.GetServerInfoRequest, _call: Call
@@ -81,72 +90,55 @@ class Servicer:
 
     async def get_model(self, request: pb.GetModelRequest, call: Call) -> pb.GetModelResponse:
         """Describes one model."""
-        model = self._selection.find(request, call, shared=False)
+        model = self.selection.find(request, call, shared=False)
         return pb.GetModelResponse(model=describe_model(model, self._settings))
 
     async def get_latent_map(
         self, request: pb.GetLatentMapRequest, call: Call
     ) -> pb.GetLatentMapResponse:
         """Returns where test images lie in the latent space of a model."""
-        return describe_map(self._selection.find(request, call, shared=False), self._settings)
+        return describe_map(self.selection.find(request, call, shared=False), self._settings)
 
     def encode(
         self, request: pb.EncodeRequest, call: Call
     ) -> Awaitable[pb.EncodeResponse | Chunks]:
         """Maps images to their posteriors."""
-        model = self._selection.find(request, call)
-        fast = self._fast_path and self._fast_path.encode(model, request, call)
+        model = self.selection.find(request, call)
+        fast = self.fast_path and self.fast_path.encode(model, request, call)
         return fast or self._encode(model, request, call)
 
     def decode(
         self, request: pb.DecodeRequest, call: Call
     ) -> Awaitable[pb.DecodeResponse | Chunks]:
         """Maps latents to images."""
-        model = self._selection.find(request, call)
-        fast = self._fast_path and self._fast_path.decode(model, request, call)
+        model = self.selection.find(request, call)
+        fast = self.fast_path and self.fast_path.decode(model, request, call)
         return fast or self._decode(model, request, call)
 
     async def sample(self, request: pb.SampleRequest, call: Call) -> pb.SampleResponse | Chunks:
         """Draws latents from the prior and decodes them."""
-        model = self._selection.find(request, call)
-        size = fields.size_of(request, self._inputs.sizes(model))
-        rows = whole("count", request.count, 1, self._inputs.sizes(model).max_rows_of(size))
-        return await self._sample(model, request, draw_of(request, rows), size, call)
+        model = self.selection.find(request, call)
+        return await self._sample(model, request, *self.operations.sampling(model, request), call)
 
     async def reconstruct(
         self, request: pb.ReconstructRequest, call: Call
     ) -> pb.ReconstructResponse | Chunks:
         """Encodes images and decodes them again."""
-        model = self._selection.find(request, call)
-        wanted = format_of(request, model.manifest)
-        scaling_of(request.scaled, model.manifest)  # cancels out between encoder and decoder
-        size = await self._inputs.size(model, request.images, "images", call)
-        each = labels.images_for_each(request)
-        async with self._inputs.admitted(model, request.images, size, call, each):
-            images = await self._inputs.images(model, request.images, "images", size, call)
-            rows, limit = len(images), self._inputs.sizes(model).max_rows_of(size)
-            given = labels_of(request.labels, model.manifest, rows)
-            targets = targets_of(request, model.manifest, rows, limit, given)
-            call.rows += rows * (each - 1)
-            draw = draw_of(request, rows) if request.draw else None
-            pixels = await self._engine.reconstruct(
-                call,
-                model,
-                images,
-                draw,
-                as_uint8=wanted.format.as_uint8,
-                clipped=wanted.clipped,
-                labels=given,
-                targets=targets,
-            )
+        model = self.selection.find(request, call)
+
+        async def write(
+            pixels: Pixels, wanted: ImageOutput, draw: Draw | None
+        ) -> pb.ReconstructResponse | Chunks:
             reply = pb.ReconstructResponse(seed=None if draw is None else draw.seed)
             return await with_images(self._engine, signed(reply, model, call), pixels, wanted, call)
+
+        return await self.operations.reconstruct(model, request, call, write)
 
     async def interpolate(
         self, request: pb.InterpolateRequest, call: Call
     ) -> pb.InterpolateResponse | Chunks:
         """Decodes a path from one image or latent to another."""
-        model = self._selection.find(request, call)
+        model = self.selection.find(request, call)
         wanted, on_arc = format_of(request, model.manifest), fields.on_arc(request)
         scaling, dtype = scaling_of(request.scaled, model.manifest), latent_dtype_of(request)
         if request.HasField("latents"):
@@ -187,7 +179,7 @@ class Servicer:
         self, request: pb.TraverseRequest, call: Call
     ) -> pb.TraverseResponse | Chunks:
         """Decodes a line or a grid along latent axes."""
-        model = self._selection.find(request, call)
+        model = self.selection.find(request, call)
         wanted, dtype = format_of(request, model.manifest), latent_dtype_of(request)
         axes = fields.axes_of(request, model.manifest.latent_dim)
         size = self._inputs.sizes(model).golden  # the axes index a latent of this size
@@ -229,15 +221,10 @@ class Servicer:
 
     async def score(self, request: pb.ScoreRequest, call: Call) -> pb.ScoreResponse:
         """Computes how likely images are under a model."""
-        model = self._selection.find(request, call)
-        draws = whole("draws", request.draws, 0, self._settings.max_score_draws)
-        size = await self._inputs.size(model, request.images, "images", call)
-        async with self._inputs.admitted(model, request.images, size, call):
-            images = await self._inputs.images(model, request.images, "images", size, call)
-            given = labels_of(request.labels, model.manifest, len(images))
-            draw = draw_of(request, len(images)) if draws else Draw(0)
-            scored = await self._engine.score(call, model, images, draws, draw, given)
-            reply = pb.ScoreResponse()
+        model = self.selection.find(request, call)
+
+        async def write(scored: Scored, draw: Draw | None) -> pb.ScoreResponse:
+            reply = pb.ScoreResponse(seed=None if draw is None else draw.seed)
             put_scores(reply.reconstruction, scored.reconstruction)
             put_scores(reply.kl, scored.kl)
             put_scores(reply.elbo, scored.elbo)
@@ -245,15 +232,15 @@ class Servicer:
                 put_scores(reply.nll, scored.nll)
             if scored.percentile is not None:
                 put_scores(reply.percentile, scored.percentile)
-            if draws:
-                reply.seed = draw.seed
             return signed(reply, model, call)
+
+        return await self.operations.score(model, request, call, write)
 
     def encode_stream(
         self, requests: AsyncIterator[pb.EncodeStreamRequest], call: Call
     ) -> AsyncGenerator[pb.EncodeStreamResponse, None]:
         """Answers each message of a stream as an Encode request."""
-        find = self._selection.pinned(call)
+        find = self.selection.pinned(call)
 
         async def answer(message: pb.EncodeStreamRequest, part: Call) -> pb.EncodeStreamResponse:
             request = message.request
@@ -266,7 +253,7 @@ class Servicer:
         self, requests: AsyncIterator[pb.DecodeStreamRequest], call: Call
     ) -> AsyncGenerator[pb.DecodeStreamResponse | Chunks, None]:
         """Answers each message of a stream as a Decode request."""
-        find = self._selection.pinned(call)
+        find = self.selection.pinned(call)
 
         async def answer(
             message: pb.DecodeStreamRequest, part: Call
@@ -281,7 +268,7 @@ class Servicer:
         self, request: pb.SampleStreamRequest, call: Call
     ) -> AsyncGenerator[pb.SampleStreamResponse | Chunks, None]:
         """Answers a Sample request of any size in chunks of images."""
-        model, whole_request = self._selection.find(request.request, call), request.request
+        model, whole_request = self.selection.find(request.request, call), request.request
         image_size = fields.size_of(whole_request, self._inputs.sizes(model))
         limit = self._inputs.sizes(model).max_rows_of(image_size)
         size = whole("chunk_rows", request.chunk_rows, 0, limit) or min(_CHUNK_ROWS, limit)
@@ -307,12 +294,8 @@ class Servicer:
         self, model: Model, request: pb.EncodeRequest, call: Call
     ) -> pb.EncodeResponse:
         scaling, dtype = scaling_of(request.scaled, model.manifest), latent_dtype_of(request)
-        size = await self._inputs.size(model, request.images, "images", call)
-        async with self._inputs.admitted(model, request.images, size, call):
-            images = await self._inputs.images(model, request.images, "images", size, call)
-            given = labels_of(request.labels, model.manifest, len(images))
-            draw = draw_of(request, len(images)) if request.draw else None
-            encoded = await self._engine.encode(call, model, images, draw, given)
+
+        async def write(encoded: Encoded, draw: Draw | None) -> pb.EncodeResponse:
             reply = pb.EncodeResponse()
             for tensor, latents in (("mean", encoded.mean), ("z", encoded.z)):
                 if latents is not None:
@@ -327,50 +310,23 @@ class Servicer:
                 reply.seed = draw.seed
             return signed(reply, model, call)
 
+        return await self.operations.encode(model, request, call, write)
+
     async def _decode(
         self, model: Model, request: pb.DecodeRequest, call: Call
     ) -> pb.DecodeResponse | Chunks:
-        wanted = format_of(request, model.manifest)
-        scaling = scaling_of(request.scaled, model.manifest)
-        size = self._inputs.sizes(model).of_latents(tuple(request.latents.shape), "latents")
-        z = await self._inputs.latents(
-            model, request.latents, "latents", size, call, scaling=scaling
-        )
-        given = labels_of(request.labels, model.manifest, len(z))
-        call.rows += len(z)
-        async with self._engine.admitted(call, model, len(z), size):
-            pixels = await self._engine.decode(
-                call,
-                model,
-                z,
-                as_uint8=wanted.format.as_uint8,
-                clipped=wanted.clipped,
-                labels=given,
-            )
-            return await with_images(
-                self._engine, signed(pb.DecodeResponse(), model, call), pixels, wanted, call
-            )
+        async def write(pixels: Pixels, wanted: ImageOutput) -> pb.DecodeResponse | Chunks:
+            reply = signed(pb.DecodeResponse(), model, call)
+            return await with_images(self._engine, reply, pixels, wanted, call)
+
+        return await self.operations.decode(model, request, call, write)
 
     async def _sample(
         self, model: Model, request: pb.SampleRequest, draw: Draw, size: ImageSize, call: Call
     ) -> pb.SampleResponse | Chunks:
-        wanted, dtype = format_of(request, model.manifest), latent_dtype_of(request)
-        label = fields.label_of(request, model.manifest)
-        temperature = fields.temperature_of(request)
-        truncation = fields.truncation_of(request)
-        call.rows += request.count
-        async with self._engine.admitted(call, model, request.count, size):
-            sampled = await self._engine.sample(
-                call,
-                model,
-                request.count,
-                draw,
-                label=label,
-                temperature=temperature,
-                truncation=truncation,
-                as_uint8=wanted.format.as_uint8,
-                size=size,
-            )
+        dtype = latent_dtype_of(request)
+
+        async def write(sampled: Decoded, wanted: ImageOutput) -> pb.SampleResponse | Chunks:
             reply = pb.SampleResponse(seed=draw.seed, offset=draw.offset)
             if sampled.labels is not None:
                 reply.labels.extend(sampled.labels.tolist())
@@ -379,6 +335,8 @@ class Servicer:
             return await with_images(
                 self._engine, signed(reply, model, call), sampled.images, wanted, call
             )
+
+        return await self.operations.sample(model, request, draw, size, call, write)
 
 
 def _parts(
