@@ -49,8 +49,8 @@ Made = TypeVar("Made")
 _MAX_PLANS: Final = 256
 # Plans send arrays as they are in memory, so they need a little-endian machine, like the wire.
 _LITTLE_ENDIAN: Final = sys.byteorder == "little"
-# Up to this size, copying an array is cheaper than sending a view of it.
-_COPIED_BYTES: Final = 16 * 1024
+#: Up to this size, copying an array is cheaper than sending a view of it.
+COPIED_BYTES: Final = 16 * 1024
 # The Timing of a reply: its tag and length, tag and value of its fields 1 to 3 (doubles), then the
 # tag of field 4 (a varint).
 _TIMING: Final = struct.Struct("<BBBdBdBdB")
@@ -76,6 +76,7 @@ class Plan:
         compute: Validates the values and runs the graph.
         outputs: Name of each graph output in the reply, the serialised bytes before its data, and
             whether the data are copied.
+        results: Each of these outputs as a message without its data.
         identity: The reply's model identity, serialised.
         timing: Tag of the timing in the reply.
     """
@@ -88,6 +89,7 @@ class Plan:
     reserved: int
     compute: Compute
     outputs: tuple[tuple[str, bytes, bool], ...]
+    results: Mapping[str, tensor_pb2.Tensor]
     identity: bytes
     timing: int
 
@@ -212,7 +214,7 @@ class FastPath:
         """
         manifest, sizes = model.manifest, self._sizes_of(model)
         as_uint8 = dtype == tensor_pb2.DATA_TYPE_UINT8
-        if dtype not in _DIRECT_DTYPES or manifest.posterior == "none":
+        if dtype not in DIRECT_DTYPES or manifest.posterior == "none":
             return None
         size = _valid(sizes.of_images, shape)
         if size is None or not _fits(
@@ -224,19 +226,15 @@ class FastPath:
         inner = tensor_pb2.Tensor(dtype=tensor_pb2.DATA_TYPE_FLOAT32, shape=latents)
         fields = pb.EncodeResponse.DESCRIPTOR.fields_by_name
         names = ("mean",) if manifest.posterior == "delta" else ("mean", "log_var")
-        nbytes = 4 * math.prod(latents)
         return self._new_plan(
             model,
-            _DIRECT_DTYPES[dtype],
+            DIRECT_DTYPES[dtype],
             (rows, *sizes.image_shape(size)),
             size,
             self._engine.encoding(
                 model, None if as_uint8 else partial(codec.check_pixels, field=field), size
             ),
-            {
-                name: (prefix((fields[name].number,), inner, codec.DATA, nbytes), nbytes)
-                for name in names
-            },
+            {name: ((fields[name].number,), inner) for name in names},
             pb.EncodeResponse(),
             _ENCODE_TIMING,
         )
@@ -267,18 +265,17 @@ class FastPath:
         rows, image = shape[0], sizes.image_shape(size)
         as_uint8 = wanted is Format.UINT8
         out = tensor_pb2.DATA_TYPE_UINT8 if as_uint8 else tensor_pb2.DATA_TYPE_FLOAT32
-        nbytes = rows * math.prod(image) * _DIRECT_DTYPES[out].itemsize
         inner = tensor_pb2.Tensor(dtype=out, shape=(rows, *image))
         path = (_IMAGES, *codec.TENSOR_OF_IMAGES)
         return self._new_plan(
             model,
-            _DIRECT_DTYPES[dtype],
+            DIRECT_DTYPES[dtype],
             (rows, *sizes.latent_shape(size)),
             size,
             self._engine.decoding(
                 model, partial(codec.check_latents, field=field), as_uint8=as_uint8, size=size
             ),
-            {"image": (prefix(path, inner, codec.DATA, nbytes), nbytes)},
+            {"image": (path, inner)},
             pb.DecodeResponse(),
             _DECODE_TIMING,
         )
@@ -290,11 +287,16 @@ class FastPath:
         shape: tuple[int, ...],
         image_size: ImageSize,
         compute: Compute,
-        outputs: Mapping[str, tuple[bytes, int]],
+        outputs: Mapping[str, tuple[tuple[int, ...], tensor_pb2.Tensor]],
         reply: Any,
         timing: int,
     ) -> Plan:
         manifest, rows = model.manifest, shape[0]
+        sent = []
+        for name, (path, inner) in outputs.items():
+            nbytes = math.prod(inner.shape) * DIRECT_DTYPES[inner.dtype].itemsize
+            head = prefix(path, inner, codec.DATA, nbytes)
+            sent.append((name, head, nbytes <= COPIED_BYTES))
         reply.model.name, reply.model.version = manifest.name, manifest.version
         return Plan(
             manifest if manifest.conditional else None,
@@ -304,9 +306,8 @@ class FastPath:
             math.prod(shape) * dtype.itemsize,
             rows * row_bytes(manifest, image_size),
             compute,
-            tuple(
-                (name, head, nbytes <= _COPIED_BYTES) for name, (head, nbytes) in outputs.items()
-            ),
+            tuple(sent),
+            {name: inner for name, (_, inner) in outputs.items()},
             reply.SerializeToString(),
             timing << 3 | LENGTH_DELIMITED,
         )
@@ -341,8 +342,8 @@ def cached(
     return plan
 
 
-# Dtypes that need no conversion before a graph; requests in others fall back to `Servicer`.
-_DIRECT_DTYPES: Final[Mapping[int, np.dtype[Any]]] = {
+#: Dtypes that need no conversion before a graph; requests in others fall back to `Servicer`.
+DIRECT_DTYPES: Final[Mapping[int, np.dtype[Any]]] = {
     tensor_pb2.DATA_TYPE_FLOAT32: np.dtype("<f4"),
     tensor_pb2.DATA_TYPE_UINT8: np.dtype("u1"),
 }

@@ -53,6 +53,10 @@ class Servicer:
         fast_path: Whether Encode and Decode use cached plans (`FastPath`).
 
     Attributes:
+        engine: As given.
+        models: As given.
+        settings: As given.
+        inputs: Reads images and latents.
         selection: Looks up the models.
         operations: Computes requests.
         fast_path: Answers common requests; None if it is turned off.
@@ -66,38 +70,38 @@ class Servicer:
         *,
         fast_path: bool = True,
     ):
-        self._engine = engine
-        self._models = models
+        self.engine = engine
+        self.models = models
         self.selection = Selection(models)
-        self._settings = settings
-        self._inputs = Inputs(engine, settings)
-        self.operations = Operations(engine, self._inputs, settings)
-        self.fast_path = FastPath(engine, self._inputs.sizes) if fast_path else None
+        self.settings = settings
+        self.inputs = Inputs(engine, settings)
+        self.operations = Operations(engine, self.inputs, settings)
+        self.fast_path = FastPath(engine, self.inputs.sizes) if fast_path else None
 
     async def get_server_info(
         self, _request: pb.GetServerInfoRequest, _call: Call
     ) -> pb.GetServerInfoResponse:
         """Describes the server: versions, limits and models."""
-        return describe_server(self._models(), self._settings)
+        return describe_server(self.models(), self.settings)
 
     async def list_models(
         self, _request: pb.ListModelsRequest, _call: Call
     ) -> pb.ListModelsResponse:
         """Describes every model that is being served."""
         return pb.ListModelsResponse(
-            models=[describe_model(model, self._settings) for model in self._models()]
+            models=[describe_model(model, self.settings) for model in self.models()]
         )
 
     async def get_model(self, request: pb.GetModelRequest, call: Call) -> pb.GetModelResponse:
         """Describes one model."""
         model = self.selection.find(request, call, shared=False)
-        return pb.GetModelResponse(model=describe_model(model, self._settings))
+        return pb.GetModelResponse(model=describe_model(model, self.settings))
 
     async def get_latent_map(
         self, request: pb.GetLatentMapRequest, call: Call
     ) -> pb.GetLatentMapResponse:
         """Returns where test images lie in the latent space of a model."""
-        return describe_map(self.selection.find(request, call, shared=False), self._settings)
+        return describe_map(self.selection.find(request, call, shared=False), self.settings)
 
     def encode(
         self, request: pb.EncodeRequest, call: Call
@@ -130,7 +134,7 @@ class Servicer:
             pixels: Pixels, wanted: ImageOutput, draw: Draw | None
         ) -> pb.ReconstructResponse | Chunks:
             reply = pb.ReconstructResponse(seed=None if draw is None else draw.seed)
-            return await with_images(self._engine, signed(reply, model, call), pixels, wanted, call)
+            return await with_images(self.engine, signed(reply, model, call), pixels, wanted, call)
 
         return await self.operations.reconstruct(model, request, call, write)
 
@@ -142,24 +146,24 @@ class Servicer:
         wanted, on_arc = format_of(request, model.manifest), fields.on_arc(request)
         scaling, dtype = scaling_of(request.scaled, model.manifest), latent_dtype_of(request)
         if request.HasField("latents"):
-            size = self._inputs.sizes(model).of_latents(tuple(request.latents.shape), "latents")
+            size = self.inputs.sizes(model).of_latents(tuple(request.latents.shape), "latents")
         elif request.HasField("images"):
-            size = await self._inputs.size(model, request.images, "images", call)
+            size = await self.inputs.size(model, request.images, "images", call)
         else:
             raise InvalidArgument("latents", "no ends", "two latents, or two images")
-        steps = whole("steps", request.steps, 2, self._inputs.sizes(model).max_rows_of(size))
+        steps = whole("steps", request.steps, 2, self.inputs.sizes(model).max_rows_of(size))
         of_ends, of_steps = labels.of_ends(request, model.manifest)
         call.rows += steps
-        async with self._engine.admitted(call, model, steps, size):
+        async with self.engine.admitted(call, model, steps, size):
             if request.HasField("latents"):
-                ends = await self._inputs.latents(
+                ends = await self.inputs.latents(
                     model, request.latents, "latents", size, call, scaling=scaling, count=2
                 )
             else:
-                ends = await self._inputs.means(
+                ends = await self.inputs.means(
                     model, request.images, "images", 2, size, call, of_ends
                 )
-            path = await self._engine.interpolate(
+            path = await self.engine.interpolate(
                 call,
                 model,
                 ends,
@@ -170,9 +174,9 @@ class Servicer:
             )
             reply = pb.InterpolateResponse()
             if request.return_latents:
-                await put_latents(self._engine, reply.latents, path.latents, dtype, call, scaling)
+                await put_latents(self.engine, reply.latents, path.latents, dtype, call, scaling)
             return await with_images(
-                self._engine, signed(reply, model, call), path.images, wanted, call
+                self.engine, signed(reply, model, call), path.images, wanted, call
             )
 
     async def traverse(
@@ -182,42 +186,42 @@ class Servicer:
         model = self.selection.find(request, call)
         wanted, dtype = format_of(request, model.manifest), latent_dtype_of(request)
         axes = fields.axes_of(request, model.manifest.latent_dim)
-        size = self._inputs.sizes(model).golden  # the axes index a latent of this size
-        limit = self._inputs.sizes(model).max_rows
+        size = self.inputs.sizes(model).golden  # the axes index a latent of this size
+        limit = self.inputs.sizes(model).max_rows
         steps = whole("steps", request.steps, 2, limit if len(axes) == 1 else int(limit**0.5))
         reach = fields.reach_of(request)
         count = steps ** len(axes)
         of_middle, of_points = labels.of_middle(request, model.manifest, count)
         call.rows += count
-        async with self._engine.admitted(call, model, count, size):
+        async with self.engine.admitted(call, model, count, size):
             if request.HasField("latent"):
                 start = (
-                    await self._inputs.latents(model, request.latent, "latent", size, call, count=1)
+                    await self.inputs.latents(model, request.latent, "latent", size, call, count=1)
                 )[0]
             elif request.HasField("image"):
                 encoded = request.image.encoded
                 if encoded.resize and size and not encoded.HasField("height"):
                     encoded.height, encoded.width = size  # not the nearest size
-                given = await self._inputs.size(model, request.image, "image", call)
+                given = await self.inputs.size(model, request.image, "image", call)
                 if given != size:
                     raise InvalidArgument(
                         "image",
                         f"{given[0]}x{given[1]}",
                         f"{size[0]}x{size[1]} (height x width), the size of ModelInfo.image_shape",
                     )
-                (start,) = await self._inputs.means(
+                (start,) = await self.inputs.means(
                     model, request.image, "image", 1, size, call, of_middle
                 )
             else:
                 start = model.prior_mean.reshape(model.manifest.latent_shape)
             grid, rows, columns = traverse(start, model.prior_std, axes, steps, reach)
-            pixels = await self._engine.decode(
+            pixels = await self.engine.decode(
                 call, model, grid, as_uint8=wanted.format.as_uint8, labels=of_points
             )
             reply = pb.TraverseResponse(rows=rows, columns=columns)
             if request.return_latents:
-                await put_latents(self._engine, reply.latents, grid, dtype, call)
-            return await with_images(self._engine, signed(reply, model, call), pixels, wanted, call)
+                await put_latents(self.engine, reply.latents, grid, dtype, call)
+            return await with_images(self.engine, signed(reply, model, call), pixels, wanted, call)
 
     async def score(self, request: pb.ScoreRequest, call: Call) -> pb.ScoreResponse:
         """Computes how likely images are under a model."""
@@ -247,7 +251,7 @@ class Servicer:
             reply = await self._encode(find(request), request, part)
             return pb.EncodeStreamResponse(response=reply)
 
-        return in_order(requests, _parts(call, answer), memory=self._engine.admission)
+        return in_order(requests, _parts(call, answer), memory=self.engine.admission)
 
     def decode_stream(
         self, requests: AsyncIterator[pb.DecodeStreamRequest], call: Call
@@ -262,15 +266,15 @@ class Servicer:
             reply = await self._decode(find(request), request, part)
             return in_stream(pb.DecodeStreamResponse, reply)
 
-        return in_order(requests, _parts(call, answer), memory=self._engine.admission)
+        return in_order(requests, _parts(call, answer), memory=self.engine.admission)
 
     def sample_stream(
         self, request: pb.SampleStreamRequest, call: Call
     ) -> AsyncGenerator[pb.SampleStreamResponse | Chunks, None]:
         """Answers a Sample request of any size in chunks of images."""
         model, whole_request = self.selection.find(request.request, call), request.request
-        image_size = fields.size_of(whole_request, self._inputs.sizes(model))
-        limit = self._inputs.sizes(model).max_rows_of(image_size)
+        image_size = fields.size_of(whole_request, self.inputs.sizes(model))
+        limit = self.inputs.sizes(model).max_rows_of(image_size)
         size = whole("chunk_rows", request.chunk_rows, 0, limit) or min(_CHUNK_ROWS, limit)
         count = whole("request.count", whole_request.count, 1, 2**63 - 1)
         draw = draw_of(whole_request, count)
@@ -288,7 +292,7 @@ class Servicer:
             reply = await self._sample(model, piece, own, image_size, part)
             return in_stream(pb.SampleStreamResponse, reply)
 
-        return in_order(chunks(), _parts(call, answer), memory=self._engine.admission)
+        return in_order(chunks(), _parts(call, answer), memory=self.engine.admission)
 
     async def _encode(
         self, model: Model, request: pb.EncodeRequest, call: Call
@@ -300,12 +304,12 @@ class Servicer:
             for tensor, latents in (("mean", encoded.mean), ("z", encoded.z)):
                 if latents is not None:
                     message = getattr(reply, tensor)
-                    await put_latents(self._engine, message, latents, dtype, call, scaling)
+                    await put_latents(self.engine, message, latents, dtype, call, scaling)
             if encoded.log_var is not None:
                 log_var = encoded.log_var
                 if scaling is not None:
                     log_var = scaling.scaled_log_var(log_var)
-                await put_latents(self._engine, reply.log_var, log_var, dtype, call)
+                await put_latents(self.engine, reply.log_var, log_var, dtype, call)
             if draw is not None:
                 reply.seed = draw.seed
             return signed(reply, model, call)
@@ -317,7 +321,7 @@ class Servicer:
     ) -> pb.DecodeResponse | Chunks:
         async def write(pixels: Pixels, wanted: ImageOutput) -> pb.DecodeResponse | Chunks:
             reply = signed(pb.DecodeResponse(), model, call)
-            return await with_images(self._engine, reply, pixels, wanted, call)
+            return await with_images(self.engine, reply, pixels, wanted, call)
 
         return await self.operations.decode(model, request, call, write)
 
@@ -331,9 +335,9 @@ class Servicer:
             if sampled.labels is not None:
                 reply.labels.extend(sampled.labels.tolist())
             if request.return_latents:
-                await put_latents(self._engine, reply.latents, sampled.latents, dtype, call)
+                await put_latents(self.engine, reply.latents, sampled.latents, dtype, call)
             return await with_images(
-                self._engine, signed(reply, model, call), sampled.images, wanted, call
+                self.engine, signed(reply, model, call), sampled.images, wanted, call
             )
 
         return await self.operations.sample(model, request, draw, size, call, write)
