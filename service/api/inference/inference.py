@@ -62,6 +62,7 @@ class Inference:
         """
         own, operation = names.split(name, f"{prefix}name")
         wanted = names.number(version, f"{prefix}version")
+        names.check_served(self._servicer.models(), own, operation, wanted, prefix)
         model = self._servicer.selection.named(own, wanted, call, None)
         names.check_operation(model.manifest, operation, f"{prefix}name")
         return model, operation

@@ -70,6 +70,31 @@ def number(version: str, field: str) -> int:
     return int(version)
 
 
+def check_served(models: Models, name: str, operation: str, version: int, prefix: str) -> None:
+    """Checks that a model and a version are served.
+
+    Args:
+        models: Models that are loaded.
+        name: The model's name.
+        operation: The operation that is asked for.
+        version: The version; 0 for the one that is served by default.
+        prefix: Prefix of the fields `name` and `version`, for errors.
+
+    Raises:
+        ModelNotFound: One of them is not, although some model is.
+    """
+    served = models.loaded.get(name)
+    if served is None and models.loaded:
+        wanted = shortened(", ".join(f"{loaded}.{operation}" for loaded in models.loaded))
+        got = shortened(f"'{name}.{operation}'")
+        raise ModelNotFound(f"{prefix}name: got {got}, wanted one of {wanted}")
+    if served is not None and version and version not in served:
+        wanted = shortened(", ".join(map(str, served)))
+        raise ModelNotFound(
+            f"{prefix}version: got '{version}', wanted one of {wanted} of {name}, or none"
+        )
+
+
 def check_operation(manifest: Manifest, operation: str, field: str) -> None:
     """Checks that a model has an operation.
 

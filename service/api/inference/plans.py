@@ -19,7 +19,7 @@ from service.api.formats import FORMATS
 from service.api.inference import inference_service_pb2 as pb
 from service.api.inference import messages, names
 from service.api.inference.infer import IMAGE, LABEL, LATENTS, Translated
-from service.api.inference.tensors import DATATYPES, FP32, INTEGERS, UINT8
+from service.api.inference.tensors import BF16, DATATYPES, FP16, INTEGERS
 from service.api.servicer import Servicer
 from service.api.wire import Chunks, tag
 from service.engine.call import Call
@@ -30,7 +30,7 @@ from service.models.model import Model
 # A longer form has names or unknown fields that are no part of an ordinary request.
 _MAX_FORM_BYTES: Final = 1024
 _MAX_PARAMETERS: Final = {names.ENCODE: 0, names.DECODE: 1}
-_DIRECT: Final = (FP32, UINT8)
+_CONVERTED: Final = (FP16, BF16)
 _ID: Final = pb.ModelInferResponse.DESCRIPTOR.fields_by_name["id"].number
 _RAW: Final = pb.ModelInferResponse.DESCRIPTOR.fields_by_name["raw_output_contents"].number
 
@@ -80,17 +80,20 @@ class Plans:
         fast = self._servicer.fast_path
         own, _, operation = message.model_name.rpartition(".")
         most = _MAX_PARAMETERS.get(operation)
-        if fast is None or most is None or len(message.parameters) > most:
+        if fast is None or not own or most is None or len(message.parameters) > most:
             return None
-        contents: list[bytes] = message.raw_input_contents[:]
-        if not contents or message.inputs[0].datatype not in _DIRECT:
+        inputs = message.inputs
+        if not inputs or len(message.raw_input_contents) != len(inputs):
             return None
+        if inputs[0].datatype in _CONVERTED:
+            return None  # before the contents are copied
         try:
             version = names.number(message.model_version, "")
             model = self._servicer.selection.named(own, version, call, fresh_seed)
         except ServiceError:
             return None
         request_id = message.id
+        contents: list[bytes] = message.raw_input_contents[:]
         message.ClearField("raw_input_contents")
         message.ClearField("id")
         form = message.SerializeToString()
