@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from google.protobuf.message_factory import GetMessageClass
 from numpy.typing import NDArray
 
 from service.api.bfloat16 import from_bfloat16, to_bfloat16
@@ -115,6 +116,32 @@ def arrays_of(reply: pb.ModelInferResponse) -> dict[str, NDArray[Any]]:
             array = np.frombuffer(reply.raw_output_contents[index], DTYPES[output.datatype])
         found[output.name] = array.reshape(shape)
     return found
+
+
+class InferenceStub:
+    """Methods of GRPCInferenceService over a channel, by name.
+
+    grpcio's generated stub is not needed, and would be one more file of the server alone.
+
+    Args:
+        channel: The channel, blocking or not.
+        methods: Further methods of the service, which send and return bytes.
+    """
+
+    def __init__(self, channel: Any, methods: Sequence[str] = ()):
+        service = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+        for method in service.methods:
+            call = channel.unary_unary(
+                f"/{service.full_name}/{method.name}",
+                request_serializer=GetMessageClass(method.input_type).SerializeToString,
+                response_deserializer=GetMessageClass(method.output_type).FromString,
+            )
+            setattr(self, method.name, call)
+        for name in methods:
+            setattr(self, name, channel.unary_unary(f"/{service.full_name}/{name}"))
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)
 
 
 class InProcess:
