@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from latentserve.client import Client, Tls
 from tests.support import ROOT
 from tests.support.conditional import Conditional, write_conditional
-from tests.support.environments import python_with
+from tests.support.environments import python_of_pins
 from tests.support.processes import TRANSPORTS, Server
 from tests.support.spatial import Spatial, write_spatial
 from tests.support.taef2 import needs_taef2, photograph
@@ -132,9 +132,8 @@ def play(
 
 
 def python_of(environment: str) -> Path:
-    """Interpreter of an environment with the packages of its file of pins, from `pip freeze`."""
-    pins = (ROOT / "tests" / "support" / "requirements" / f"{environment}.txt").read_text()
-    return python_with(pins.split(), "")
+    """Interpreter of the environment of a client."""
+    return python_of_pins(ROOT / "tests" / "support" / "requirements" / f"{environment}.txt")
 
 
 def assert_agrees(

@@ -49,6 +49,22 @@ def python_with(requirements: Iterable[str], constraints: str) -> Path:
     return folder / "bin" / "python"
 
 
+def python_of_pins(pins: Path) -> Path:
+    """The interpreter of a virtual environment with exactly the packages of a file.
+
+    Args:
+        pins: A file made by `pip freeze`.
+    """
+
+    def make(folder: Path) -> None:
+        _run([sys.executable, "-m", "venv", folder])
+        # Not compiled: most modules of large packages are never imported.
+        _pip(folder / "bin" / "python", "--no-deps", "--no-compile", "--requirement", str(pins))
+
+    folder = cached("python", [sys.version, sys.base_prefix, pins.read_text()], make)
+    return folder / "bin" / "python"
+
+
 def python_with_wheel(wheel: Path, folder: Path, constraints: str) -> Path:
     """The interpreter of a new environment with a wheel, its dependencies and pip.
 
