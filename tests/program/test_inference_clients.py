@@ -4,6 +4,7 @@ In this process, two definitions of the package `inference` would clash.
 """
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,25 @@ def test_a_client_encodes_and_decodes_with_a_model_of_others(name, taef2, tmp_pa
         assert found["taef2.encode.mean"].shape == (1, 32, 16, 24)
         with Client(server.target) as client:
             assert_agrees(client, found, inputs, models)
+
+
+@pytest.mark.parametrize("environment", ["tritonclient", "kserve"])
+def test_the_example_of_the_page_prints_what_the_page_says(environment, tmp_path):
+    page = (ROOT / "docs" / "kserve.md").read_text()
+    blocks = re.findall(r"^```(?:python|text)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    examples = dict(zip(blocks[::2], blocks[1::2], strict=True))
+    (example,) = [code for code in examples if re.search(rf"(import|from) {environment}", code)]
+    with Server(ROOT / "models", tmp_path / "log").wait_until_serving() as server:
+        done = subprocess.run(
+            [str(python_of(environment)), "-c", example.replace("localhost:50051", server.target)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            cwd=tmp_path,
+        )
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.stdout == examples[example]
 
 
 def secured(folder: Path) -> tuple[list[str], str]:
