@@ -24,7 +24,8 @@ from tests.support.spatial import Spatial, write_spatial
 from tests.support.taef2 import needs_taef2, photograph
 from tests.support.tiny import write_tiny
 
-pytestmark = pytest.mark.slow
+# The first test of a client waits for its environment.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 TOKEN = "0123456789abcdef"
 CLIENTS = {
