@@ -16,6 +16,8 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SERVICES := protos/latentserve/v1/latent_service.proto protos/latentserve/v1/admin_service.proto
 PROTOS := protos/latentserve/v1/tensor.proto protos/latentserve/compat/v1/compat.proto $(SERVICES)
+# Its stubs are the server's alone: two definitions of its package in one process clash.
+INFERENCE := protos/inference/inference_service.proto
 IN_PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
 BUF := npx --yes @bufbuild/buf@1.75.0
 # Tag to release; by default the tag of the checked-out commit.
@@ -92,9 +94,10 @@ format: $(VENV)/.installed ## Format the code and sort imports with ruff
 proto: $(VENV)/.installed ## Generate the stubs from the protos
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. $(PROTOS)
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --grpc_python_out=. $(SERVICES)
+	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=service/api --pyi_out=service/api $(INFERENCE)
 
 proto-check: proto ## Fail if the committed stubs differ from those generated from the protos
-	git diff --exit-code -- latentserve/v1 latentserve/compat
+	git diff --exit-code -- latentserve/v1 latentserve/compat 'service/api/inference/*_pb2.py*'
 
 proto-breaking: ## Fail if the protos break clients built against protos/baseline.binpb
 	@if command -v npx >/dev/null; then $(BUF) breaking --against protos/baseline.binpb; else echo "no npm: buf breaking left out"; fi

@@ -59,14 +59,14 @@ def main(arguments: list[str] | None = None) -> int:
         before.start()
         after.start()
         for shape in named(options.shapes):
-            print(_compare(before, after, shape, options.pairs, options.seconds), flush=True)
+            print(compare(before, after, shape, options.pairs, options.seconds), flush=True)
     finally:
         before.stop()
         after.stop()
     return 0
 
 
-def _compare(before: Ours, after: Ours, shape: Shape, pairs: int, seconds: float) -> str:
+def compare(before: Ours, after: Ours, shape: Shape, pairs: int, seconds: float) -> str:
     """Measures one shape on both servers and returns the result as one line."""
     took: dict[str, list[float]] = {before.name: [], after.name: []}
     for number in range(pairs):

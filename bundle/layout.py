@@ -10,6 +10,8 @@ from bundle.pin import read_pin
 MANIFEST = "manifest.json"
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+# The server adds these to a model's name for callers of the Open Inference Protocol.
+_RESERVED = (".encode", ".decode", ".sample", ".reconstruct", ".score")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 
@@ -21,7 +23,8 @@ class ModelFolder:
         name: Name of the model.
         path: Its folder.
         versions: Version numbers, ascending; the bundles themselves are not opened.
-        problem: The reason if the folder or its pin cannot be read, else empty.
+        problem: The reason if the folder or its pin cannot be read, or its name is reserved; else
+            empty.
         pinned: The version that the model is pinned to (`bundle.pin`); None if there is no pin.
     """
 
@@ -36,12 +39,17 @@ def check_name(name: str) -> str:
     """Returns `name` if it is a valid name of a model.
 
     Raises:
-        BundleError: The name is not valid.
+        BundleError: The name is not valid, or is reserved.
     """
     if not _NAME.fullmatch(name):
         raise BundleError(
             f"model name: got {name!r}, wanted 1 to 63 of a-z, 0-9, '.', '_', '-', "
             "beginning with a letter or digit"
+        )
+    if name.endswith(_RESERVED):
+        raise BundleError(
+            f"model name: got {name!r}, wanted another end than {', '.join(_RESERVED)}: to callers "
+            "of the Open Inference Protocol, these are operations"
         )
     return name
 
@@ -108,6 +116,8 @@ def _model(path: Path) -> ModelFolder:
         # One unreadable folder must not hide the others.
         return ModelFolder(path.name, path, (), f"{path}: {error.strerror}")
     try:
+        if versions:
+            check_name(path.name)
         return ModelFolder(path.name, path, versions, pinned=read_pin(path))
     except BundleError as error:
         return ModelFolder(path.name, path, versions, str(error))

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.servers import stubs
 from benchmarks.servers.server import Call
 from benchmarks.shapes import Shape
+from service.api.inference import inference_service_pb2 as messages
 
 _DATATYPES = {"uint8": "UINT8", "float32": "FP32"}
 _ARRAYS = {"UINT8": np.uint8, "FP32": np.float32}
@@ -23,7 +23,6 @@ def inference_call(shape: Shape, model: str, outputs: Sequence[str] = ()) -> Cal
         outputs: Names of the outputs to request, in the order in which `Call.read` returns them;
             empty for all.
     """
-    messages, _services = stubs.load("inference")
     array = shape.array()
     sent = "float32" if shape.rpc == "decode" else shape.dtype
     request = messages.ModelInferRequest(

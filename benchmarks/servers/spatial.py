@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.processes import CACHE, Program, ServerFailed
-from benchmarks.servers import stubs
 from benchmarks.servers.launched import OPTIONS, START_SECONDS, LaunchedServer
 from benchmarks.servers.ports import free_port
 from benchmarks.servers.spatial_program import MODELS, decoder_file
@@ -24,6 +23,7 @@ from benchmarks.servers.triton import tritonserver
 from common.cpus import usable_cpus
 from latentserve.v1 import latent_service_pb2 as pb
 from latentserve.v1 import tensor_pb2
+from service.api.inference import inference_service_pb2 as messages
 
 _TRITON_CONFIG = """\
 name: "{name}"
@@ -184,7 +184,6 @@ class Triton(SpatialServer):
 
     def request(self, model: str, z: NDArray[np.float32]) -> tuple[str, bytes]:
         """Makes a ModelInfer request."""
-        messages, _services = stubs.load("inference")
         request = messages.ModelInferRequest(
             model_name=model,
             inputs=[
@@ -198,7 +197,6 @@ class Triton(SpatialServer):
 
     def image(self, answer: bytes) -> NDArray[np.uint8]:
         """Reads the image of a reply."""
-        messages, _services = stubs.load("inference")
         reply = messages.ModelInferResponse.FromString(answer)
         return np.frombuffer(reply.raw_output_contents[0], np.uint8)
 

@@ -18,13 +18,13 @@ import math
 import struct
 import sys
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bundle import Manifest
 from latentserve.v1 import latent_service_pb2 as pb
@@ -42,12 +42,15 @@ from service.models.limits import row_bytes
 from service.models.model import Model
 from service.models.speed import ImageSize
 
+Form = TypeVar("Form")
+Made = TypeVar("Made")
+
 # Maximum plans cached per model; each number of rows needs a plan.
 _MAX_PLANS: Final = 256
 # Plans send arrays as they are in memory, so they need a little-endian machine, like the wire.
 _LITTLE_ENDIAN: Final = sys.byteorder == "little"
-# Up to this size, copying an array is cheaper than sending a view of it.
-_COPIED_BYTES: Final = 16 * 1024
+#: Up to this size, copying an array is cheaper than sending a view of it.
+COPIED_BYTES: Final = 16 * 1024
 # The Timing of a reply: its tag and length, tag and value of its fields 1 to 3 (doubles), then the
 # tag of field 4 (a varint).
 _TIMING: Final = struct.Struct("<BBBdBdBdB")
@@ -73,6 +76,7 @@ class Plan:
         compute: Validates the values and runs the graph.
         outputs: Name of each graph output in the reply, the serialised bytes before its data, and
             whether the data are copied.
+        results: Each of these outputs as a message without its data.
         identity: The reply's model identity, serialised.
         timing: Tag of the timing in the reply.
     """
@@ -85,6 +89,7 @@ class Plan:
     reserved: int
     compute: Compute
     outputs: tuple[tuple[str, bytes, bool], ...]
+    results: Mapping[str, tensor_pb2.Tensor]
     identity: bytes
     timing: int
 
@@ -127,8 +132,9 @@ class FastPath:
         plans = self._encode_plans.get(model)
         plan = plans.get(form) if plans is not None else None
         if plan is None:
-            plan = _cached(self._encode_plans, model, form, self._plan_encode(model, form))
-        return None if plan is None else self._run(plan, tensor, request.labels, call)
+            made = self.plan_encode(model, tensor.dtype, tuple(tensor.shape), "images.tensor")
+            plan = cached(self._encode_plans, model, form, made)
+        return None if plan is None else self.run(plan, tensor.data, request.labels, call)
 
     def decode(
         self, model: Model, request: pb.DecodeRequest, call: Call
@@ -141,13 +147,26 @@ class FastPath:
         plans = self._decode_plans.get(model)
         plan = plans.get(form) if plans is not None else None
         if plan is None:
-            plan = _cached(self._decode_plans, model, form, self._plan_decode(model, form))
-        return None if plan is None else self._run(plan, tensor, request.labels, call)
+            wanted = FORMATS.get(request.format)
+            made = self.plan_decode(model, wanted, tensor.dtype, tuple(tensor.shape), "latents")
+            plan = cached(self._decode_plans, model, form, made)
+        return None if plan is None else self.run(plan, tensor.data, request.labels, call)
 
-    def _run(
-        self, plan: Plan, tensor: tensor_pb2.Tensor, given: Sequence[int], call: Call
+    def run(
+        self, plan: Plan, data: bytes, given: Sequence[int], call: Call, tail: bytes | None = None
     ) -> Awaitable[Chunks] | None:
-        data = tensor.data  # each access makes a copy
+        """Answers a request of a plan's form.
+
+        Args:
+            plan: The plan.
+            data: The request's tensor data.
+            given: The request's labels.
+            call: The per-call context.
+            tail: The end of the serialised reply, in place of identity and timing.
+
+        Returns:
+            The reply; None if the data have the wrong length or the labels are invalid.
+        """
         if len(data) != plan.nbytes:
             return None
         labels: Labels = None
@@ -158,9 +177,11 @@ class FastPath:
                 return None
         elif given:
             return None
-        return self._answer(plan, data, labels, call)
+        return self._answer(plan, data, labels, call, tail)
 
-    async def _answer(self, plan: Plan, data: bytes, labels: Labels, call: Call) -> Chunks:
+    async def _answer(
+        self, plan: Plan, data: bytes, labels: Labels, call: Call, tail: bytes | None
+    ) -> Chunks:
         rows = plan.rows
         call.rows += rows
         admission = self._engine.admission
@@ -174,14 +195,26 @@ class FastPath:
         for name, head, copied in plan.outputs:
             array = outputs[name]
             chunks += head, array.tobytes() if copied else array.data.cast("B")
-        chunks.append(plan.identity + _timing(plan.timing, call))
+        chunks.append(plan.identity + _timing(plan.timing, call) if tail is None else tail)
         return tuple(chunks)
 
-    def _plan_encode(self, model: Model, form: tuple[int, ...]) -> Plan | None:
-        _, dtype, *shape = form
+    def plan_encode(
+        self, model: Model, dtype: int, shape: tuple[int, ...], field: str
+    ) -> Plan | None:
+        """Makes the plan of Encode requests of one form, without noise.
+
+        Args:
+            model: The model.
+            dtype: The tensor's dtype on the wire.
+            shape: The tensor's shape, not validated.
+            field: Path of the tensor in the request, for errors.
+
+        Returns:
+            The plan; None if there is none for this form.
+        """
         manifest, sizes = model.manifest, self._sizes_of(model)
         as_uint8 = dtype == tensor_pb2.DATA_TYPE_UINT8
-        if dtype not in _DIRECT_DTYPES or manifest.posterior == "none":
+        if dtype not in DIRECT_DTYPES or manifest.posterior == "none":
             return None
         size = _valid(sizes.of_images, shape)
         if size is None or not _fits(
@@ -193,25 +226,35 @@ class FastPath:
         inner = tensor_pb2.Tensor(dtype=tensor_pb2.DATA_TYPE_FLOAT32, shape=latents)
         fields = pb.EncodeResponse.DESCRIPTOR.fields_by_name
         names = ("mean",) if manifest.posterior == "delta" else ("mean", "log_var")
-        nbytes = 4 * math.prod(latents)
         return self._new_plan(
             model,
-            _DIRECT_DTYPES[dtype],
+            DIRECT_DTYPES[dtype],
             (rows, *sizes.image_shape(size)),
             size,
-            self._engine.encoding(model, None if as_uint8 else _check_pixels, size),
-            {
-                name: (prefix((fields[name].number,), inner, codec.DATA, nbytes), nbytes)
-                for name in names
-            },
+            self._engine.encoding(
+                model, None if as_uint8 else partial(codec.check_pixels, field=field), size
+            ),
+            {name: ((fields[name].number,), inner) for name in names},
             pb.EncodeResponse(),
             _ENCODE_TIMING,
         )
 
-    def _plan_decode(self, model: Model, form: tuple[int, ...]) -> Plan | None:
-        image_format, dtype, *shape = form
+    def plan_decode(
+        self, model: Model, wanted: Format | None, dtype: int, shape: tuple[int, ...], field: str
+    ) -> Plan | None:
+        """Makes the plan of Decode requests of one form.
+
+        Args:
+            model: The model.
+            wanted: Format of the images in the reply; None for one that does not exist.
+            dtype: The tensor's dtype on the wire.
+            shape: The tensor's shape, not validated.
+            field: Path of the tensor in the request, for errors.
+
+        Returns:
+            The plan; None if there is none for this form.
+        """
         sizes = self._sizes_of(model)
-        wanted = FORMATS.get(image_format)
         if dtype != tensor_pb2.DATA_TYPE_FLOAT32 or wanted not in (Format.FLOAT32, Format.UINT8):
             return None
         size = _valid(sizes.of_latents, shape)
@@ -222,16 +265,17 @@ class FastPath:
         rows, image = shape[0], sizes.image_shape(size)
         as_uint8 = wanted is Format.UINT8
         out = tensor_pb2.DATA_TYPE_UINT8 if as_uint8 else tensor_pb2.DATA_TYPE_FLOAT32
-        nbytes = rows * math.prod(image) * _DIRECT_DTYPES[out].itemsize
         inner = tensor_pb2.Tensor(dtype=out, shape=(rows, *image))
         path = (_IMAGES, *codec.TENSOR_OF_IMAGES)
         return self._new_plan(
             model,
-            _DIRECT_DTYPES[dtype],
+            DIRECT_DTYPES[dtype],
             (rows, *sizes.latent_shape(size)),
             size,
-            self._engine.decoding(model, _check_latents, as_uint8=as_uint8, size=size),
-            {"image": (prefix(path, inner, codec.DATA, nbytes), nbytes)},
+            self._engine.decoding(
+                model, partial(codec.check_latents, field=field), as_uint8=as_uint8, size=size
+            ),
+            {"image": (path, inner)},
             pb.DecodeResponse(),
             _DECODE_TIMING,
         )
@@ -243,11 +287,16 @@ class FastPath:
         shape: tuple[int, ...],
         image_size: ImageSize,
         compute: Compute,
-        outputs: Mapping[str, tuple[bytes, int]],
+        outputs: Mapping[str, tuple[tuple[int, ...], tensor_pb2.Tensor]],
         reply: Any,
         timing: int,
     ) -> Plan:
         manifest, rows = model.manifest, shape[0]
+        sent = []
+        for name, (path, inner) in outputs.items():
+            nbytes = math.prod(inner.shape) * DIRECT_DTYPES[inner.dtype].itemsize
+            head = prefix(path, inner, codec.DATA, nbytes)
+            sent.append((name, head, nbytes <= COPIED_BYTES))
         reply.model.name, reply.model.version = manifest.name, manifest.version
         return Plan(
             manifest if manifest.conditional else None,
@@ -257,34 +306,33 @@ class FastPath:
             math.prod(shape) * dtype.itemsize,
             rows * row_bytes(manifest, image_size),
             compute,
-            tuple(
-                (name, head, nbytes <= _COPIED_BYTES) for name, (head, nbytes) in outputs.items()
-            ),
+            tuple(sent),
+            {name: inner for name, (_, inner) in outputs.items()},
             reply.SerializeToString(),
             timing << 3 | LENGTH_DELIMITED,
         )
 
 
 def _valid(
-    size_of: Callable[[tuple[int, ...], str], ImageSize], shape: list[int]
+    size_of: Callable[[tuple[int, ...], str], ImageSize], shape: tuple[int, ...]
 ) -> ImageSize | None:
     """Size of the images or latents of a shape; None if the model takes none of that shape."""
     try:
-        return size_of(tuple(shape), "")
+        return size_of(shape, "")
     except InvalidArgument:
         return None
 
 
 def _fits(
-    sizes: Sizes, shape: list[int], size: ImageSize, accepted: Collection[tuple[int, ...]]
+    sizes: Sizes, shape: tuple[int, ...], size: ImageSize, accepted: Collection[tuple[int, ...]]
 ) -> bool:
     """Whether a plan can be made for a shape of a request, whose rows may have accepted shapes."""
-    return (
-        _LITTLE_ENDIAN and tuple(shape[1:]) in accepted and 1 <= shape[0] <= sizes.max_rows_of(size)
-    )
+    return _LITTLE_ENDIAN and shape[1:] in accepted and 1 <= shape[0] <= sizes.max_rows_of(size)
 
 
-def _cached(plans: _Plans, model: Model, form: tuple[int, ...], plan: Plan | None) -> Plan | None:
+def cached(
+    plans: MutableMapping[Model, dict[Form, Made]], model: Model, form: Form, plan: Made | None
+) -> Made | None:
     """Caches `plan` unless it is None, and returns it."""
     if plan is not None:
         model_plans = plans.setdefault(model, {})
@@ -294,19 +342,11 @@ def _cached(plans: _Plans, model: Model, form: tuple[int, ...], plan: Plan | Non
     return plan
 
 
-# Dtypes that need no conversion before a graph; requests in others fall back to `Servicer`.
-_DIRECT_DTYPES: Final[Mapping[int, np.dtype[Any]]] = {
+#: Dtypes that need no conversion before a graph; requests in others fall back to `Servicer`.
+DIRECT_DTYPES: Final[Mapping[int, np.dtype[Any]]] = {
     tensor_pb2.DATA_TYPE_FLOAT32: np.dtype("<f4"),
     tensor_pb2.DATA_TYPE_UINT8: np.dtype("u1"),
 }
-
-
-def _check_pixels(pixels: NDArray[np.float32]) -> None:
-    codec.check_pixels(pixels, "images.tensor")
-
-
-def _check_latents(latents: NDArray[np.float32]) -> None:
-    codec.check_latents(latents, "latents")
 
 
 def _timing(tag: int, call: Call) -> bytes:

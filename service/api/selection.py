@@ -1,6 +1,7 @@
 """The model that answers a request: by the name and version that it states, or by a route."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from service.engine.call import Call
@@ -28,12 +29,29 @@ class Selection:
             shared: Whether a route may choose the version by the request's seed; if not, the
                 version with the largest share is meant.
         """
-        models, selector = self._models(), request.model
+        selector = request.model
+        seed_of = partial(_route_seed, request) if shared else None
+        return self.named(selector.name, selector.version, call, seed_of)
+
+    def named(
+        self, name: str, version: int, call: Call, seed_of: Callable[[], int] | None
+    ) -> Model:
+        """Looks up a model by its name and version.
+
+        Args:
+            name: Its name; empty for the default model.
+            version: Its version; 0 for the one that its route chooses or, without a route, the
+                highest that is served.
+            call: The per-call context.
+            seed_of: Returns the seed that a route chooses by; None for the version with the
+                largest share.
+        """
+        models = self._models()
         seed = None
-        if models.routes and shared and not selector.version:
-            seed = _route_seed(request)
-            call.routed = (selector.name or models.default) in models.routes
-        model = models.find(selector.name, selector.version, seed)
+        if models.routes and seed_of is not None and not version:
+            seed = seed_of()
+            call.routed = (name or models.default) in models.routes
+        model = models.find(name, version, seed)
         call.model, call.version = model.manifest.name, model.manifest.version
         return model
 

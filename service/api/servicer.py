@@ -12,12 +12,13 @@ from typing import TypeVar
 
 from latentserve.v1 import latent_service_pb2 as pb
 from service.api import fields, labels
+from service.api.codec import Pixels
 from service.api.describe import describe_map, describe_model, describe_server
 from service.api.fast_path import FastPath
 from service.api.fields import draw_of, latent_dtype_of, whole
-from service.api.formats import format_of
+from service.api.formats import ImageOutput, format_of
 from service.api.inputs import Inputs
-from service.api.labels import labels_of, targets_of
+from service.api.operations import Operations
 from service.api.replies import in_stream, put_latents, put_scores, signed, with_images
 from service.api.scaling import scaling_of
 from service.api.selection import Selection
@@ -26,7 +27,9 @@ from service.api.wire import Chunks
 from service.engine.call import Call, Timing
 from service.engine.engine import Engine
 from service.engine.paths import traverse
+from service.engine.results import Decoded, Encoded
 from service.engine.sampling import Draw
+from service.engine.scoring import Scored
 from service.errors import InvalidArgument
 from service.models.model import Model
 from service.models.repository import Models
@@ -48,6 +51,15 @@ class Servicer:
         models: Returns the models that are being served.
         settings: The limits.
         fast_path: Whether Encode and Decode use cached plans (`FastPath`).
+
+    Attributes:
+        engine: As given.
+        models: As given.
+        settings: As given.
+        inputs: Reads images and latents.
+        selection: Looks up the models.
+        operations: Computes requests.
+        fast_path: Answers common requests; None if it is turned off.
     """
 
     def __init__(
@@ -58,116 +70,100 @@ class Servicer:
         *,
         fast_path: bool = True,
     ):
-        self._engine = engine
-        self._models = models
-        self._selection = Selection(models)
-        self._settings = settings
-        self._inputs = Inputs(engine, settings)
-        self._fast_path = FastPath(engine, self._inputs.sizes) if fast_path else None
+        self.engine = engine
+        self.models = models
+        self.selection = Selection(models)
+        self.settings = settings
+        self.inputs = Inputs(engine, settings)
+        self.operations = Operations(engine, self.inputs, settings)
+        self.fast_path = FastPath(engine, self.inputs.sizes) if fast_path else None
 
     async def get_server_info(
         self, _request: pb.GetServerInfoRequest, _call: Call
     ) -> pb.GetServerInfoResponse:
         """Describes the server: versions, limits and models."""
-        return describe_server(self._models(), self._settings)
+        return describe_server(self.models(), self.settings)
 
     async def list_models(
         self, _request: pb.ListModelsRequest, _call: Call
     ) -> pb.ListModelsResponse:
         """Describes every model that is being served."""
         return pb.ListModelsResponse(
-            models=[describe_model(model, self._settings) for model in self._models()]
+            models=[describe_model(model, self.settings) for model in self.models()]
         )
 
     async def get_model(self, request: pb.GetModelRequest, call: Call) -> pb.GetModelResponse:
         """Describes one model."""
-        model = self._selection.find(request, call, shared=False)
-        return pb.GetModelResponse(model=describe_model(model, self._settings))
+        model = self.selection.find(request, call, shared=False)
+        return pb.GetModelResponse(model=describe_model(model, self.settings))
 
     async def get_latent_map(
         self, request: pb.GetLatentMapRequest, call: Call
     ) -> pb.GetLatentMapResponse:
         """Returns where test images lie in the latent space of a model."""
-        return describe_map(self._selection.find(request, call, shared=False), self._settings)
+        return describe_map(self.selection.find(request, call, shared=False), self.settings)
 
     def encode(
         self, request: pb.EncodeRequest, call: Call
     ) -> Awaitable[pb.EncodeResponse | Chunks]:
         """Maps images to their posteriors."""
-        model = self._selection.find(request, call)
-        fast = self._fast_path and self._fast_path.encode(model, request, call)
+        model = self.selection.find(request, call)
+        fast = self.fast_path and self.fast_path.encode(model, request, call)
         return fast or self._encode(model, request, call)
 
     def decode(
         self, request: pb.DecodeRequest, call: Call
     ) -> Awaitable[pb.DecodeResponse | Chunks]:
         """Maps latents to images."""
-        model = self._selection.find(request, call)
-        fast = self._fast_path and self._fast_path.decode(model, request, call)
+        model = self.selection.find(request, call)
+        fast = self.fast_path and self.fast_path.decode(model, request, call)
         return fast or self._decode(model, request, call)
 
     async def sample(self, request: pb.SampleRequest, call: Call) -> pb.SampleResponse | Chunks:
         """Draws latents from the prior and decodes them."""
-        model = self._selection.find(request, call)
-        size = fields.size_of(request, self._inputs.sizes(model))
-        rows = whole("count", request.count, 1, self._inputs.sizes(model).max_rows_of(size))
-        return await self._sample(model, request, draw_of(request, rows), size, call)
+        model = self.selection.find(request, call)
+        return await self._sample(model, request, *self.operations.sampling(model, request), call)
 
     async def reconstruct(
         self, request: pb.ReconstructRequest, call: Call
     ) -> pb.ReconstructResponse | Chunks:
         """Encodes images and decodes them again."""
-        model = self._selection.find(request, call)
-        wanted = format_of(request, model.manifest)
-        scaling_of(request.scaled, model.manifest)  # cancels out between encoder and decoder
-        size = await self._inputs.size(model, request.images, "images", call)
-        each = labels.images_for_each(request)
-        async with self._inputs.admitted(model, request.images, size, call, each):
-            images = await self._inputs.images(model, request.images, "images", size, call)
-            rows, limit = len(images), self._inputs.sizes(model).max_rows_of(size)
-            given = labels_of(request.labels, model.manifest, rows)
-            targets = targets_of(request, model.manifest, rows, limit, given)
-            call.rows += rows * (each - 1)
-            draw = draw_of(request, rows) if request.draw else None
-            pixels = await self._engine.reconstruct(
-                call,
-                model,
-                images,
-                draw,
-                as_uint8=wanted.format.as_uint8,
-                clipped=wanted.clipped,
-                labels=given,
-                targets=targets,
-            )
+        model = self.selection.find(request, call)
+
+        async def write(
+            pixels: Pixels, wanted: ImageOutput, draw: Draw | None
+        ) -> pb.ReconstructResponse | Chunks:
             reply = pb.ReconstructResponse(seed=None if draw is None else draw.seed)
-            return await with_images(self._engine, signed(reply, model, call), pixels, wanted, call)
+            return await with_images(self.engine, signed(reply, model, call), pixels, wanted, call)
+
+        return await self.operations.reconstruct(model, request, call, write)
 
     async def interpolate(
         self, request: pb.InterpolateRequest, call: Call
     ) -> pb.InterpolateResponse | Chunks:
         """Decodes a path from one image or latent to another."""
-        model = self._selection.find(request, call)
+        model = self.selection.find(request, call)
         wanted, on_arc = format_of(request, model.manifest), fields.on_arc(request)
         scaling, dtype = scaling_of(request.scaled, model.manifest), latent_dtype_of(request)
         if request.HasField("latents"):
-            size = self._inputs.sizes(model).of_latents(tuple(request.latents.shape), "latents")
+            size = self.inputs.sizes(model).of_latents(tuple(request.latents.shape), "latents")
         elif request.HasField("images"):
-            size = await self._inputs.size(model, request.images, "images", call)
+            size = await self.inputs.size(model, request.images, "images", call)
         else:
             raise InvalidArgument("latents", "no ends", "two latents, or two images")
-        steps = whole("steps", request.steps, 2, self._inputs.sizes(model).max_rows_of(size))
+        steps = whole("steps", request.steps, 2, self.inputs.sizes(model).max_rows_of(size))
         of_ends, of_steps = labels.of_ends(request, model.manifest)
         call.rows += steps
-        async with self._engine.admitted(call, model, steps, size):
+        async with self.engine.admitted(call, model, steps, size):
             if request.HasField("latents"):
-                ends = await self._inputs.latents(
+                ends = await self.inputs.latents(
                     model, request.latents, "latents", size, call, scaling=scaling, count=2
                 )
             else:
-                ends = await self._inputs.means(
+                ends = await self.inputs.means(
                     model, request.images, "images", 2, size, call, of_ends
                 )
-            path = await self._engine.interpolate(
+            path = await self.engine.interpolate(
                 call,
                 model,
                 ends,
@@ -178,66 +174,61 @@ class Servicer:
             )
             reply = pb.InterpolateResponse()
             if request.return_latents:
-                await put_latents(self._engine, reply.latents, path.latents, dtype, call, scaling)
+                await put_latents(self.engine, reply.latents, path.latents, dtype, call, scaling)
             return await with_images(
-                self._engine, signed(reply, model, call), path.images, wanted, call
+                self.engine, signed(reply, model, call), path.images, wanted, call
             )
 
     async def traverse(
         self, request: pb.TraverseRequest, call: Call
     ) -> pb.TraverseResponse | Chunks:
         """Decodes a line or a grid along latent axes."""
-        model = self._selection.find(request, call)
+        model = self.selection.find(request, call)
         wanted, dtype = format_of(request, model.manifest), latent_dtype_of(request)
         axes = fields.axes_of(request, model.manifest.latent_dim)
-        size = self._inputs.sizes(model).golden  # the axes index a latent of this size
-        limit = self._inputs.sizes(model).max_rows
+        size = self.inputs.sizes(model).golden  # the axes index a latent of this size
+        limit = self.inputs.sizes(model).max_rows
         steps = whole("steps", request.steps, 2, limit if len(axes) == 1 else int(limit**0.5))
         reach = fields.reach_of(request)
         count = steps ** len(axes)
         of_middle, of_points = labels.of_middle(request, model.manifest, count)
         call.rows += count
-        async with self._engine.admitted(call, model, count, size):
+        async with self.engine.admitted(call, model, count, size):
             if request.HasField("latent"):
                 start = (
-                    await self._inputs.latents(model, request.latent, "latent", size, call, count=1)
+                    await self.inputs.latents(model, request.latent, "latent", size, call, count=1)
                 )[0]
             elif request.HasField("image"):
                 encoded = request.image.encoded
                 if encoded.resize and size and not encoded.HasField("height"):
                     encoded.height, encoded.width = size  # not the nearest size
-                given = await self._inputs.size(model, request.image, "image", call)
+                given = await self.inputs.size(model, request.image, "image", call)
                 if given != size:
                     raise InvalidArgument(
                         "image",
                         f"{given[0]}x{given[1]}",
                         f"{size[0]}x{size[1]} (height x width), the size of ModelInfo.image_shape",
                     )
-                (start,) = await self._inputs.means(
+                (start,) = await self.inputs.means(
                     model, request.image, "image", 1, size, call, of_middle
                 )
             else:
                 start = model.prior_mean.reshape(model.manifest.latent_shape)
             grid, rows, columns = traverse(start, model.prior_std, axes, steps, reach)
-            pixels = await self._engine.decode(
+            pixels = await self.engine.decode(
                 call, model, grid, as_uint8=wanted.format.as_uint8, labels=of_points
             )
             reply = pb.TraverseResponse(rows=rows, columns=columns)
             if request.return_latents:
-                await put_latents(self._engine, reply.latents, grid, dtype, call)
-            return await with_images(self._engine, signed(reply, model, call), pixels, wanted, call)
+                await put_latents(self.engine, reply.latents, grid, dtype, call)
+            return await with_images(self.engine, signed(reply, model, call), pixels, wanted, call)
 
     async def score(self, request: pb.ScoreRequest, call: Call) -> pb.ScoreResponse:
         """Computes how likely images are under a model."""
-        model = self._selection.find(request, call)
-        draws = whole("draws", request.draws, 0, self._settings.max_score_draws)
-        size = await self._inputs.size(model, request.images, "images", call)
-        async with self._inputs.admitted(model, request.images, size, call):
-            images = await self._inputs.images(model, request.images, "images", size, call)
-            given = labels_of(request.labels, model.manifest, len(images))
-            draw = draw_of(request, len(images)) if draws else Draw(0)
-            scored = await self._engine.score(call, model, images, draws, draw, given)
-            reply = pb.ScoreResponse()
+        model = self.selection.find(request, call)
+
+        async def write(scored: Scored, draw: Draw | None) -> pb.ScoreResponse:
+            reply = pb.ScoreResponse(seed=None if draw is None else draw.seed)
             put_scores(reply.reconstruction, scored.reconstruction)
             put_scores(reply.kl, scored.kl)
             put_scores(reply.elbo, scored.elbo)
@@ -245,28 +236,28 @@ class Servicer:
                 put_scores(reply.nll, scored.nll)
             if scored.percentile is not None:
                 put_scores(reply.percentile, scored.percentile)
-            if draws:
-                reply.seed = draw.seed
             return signed(reply, model, call)
+
+        return await self.operations.score(model, request, call, write)
 
     def encode_stream(
         self, requests: AsyncIterator[pb.EncodeStreamRequest], call: Call
     ) -> AsyncGenerator[pb.EncodeStreamResponse, None]:
         """Answers each message of a stream as an Encode request."""
-        find = self._selection.pinned(call)
+        find = self.selection.pinned(call)
 
         async def answer(message: pb.EncodeStreamRequest, part: Call) -> pb.EncodeStreamResponse:
             request = message.request
             reply = await self._encode(find(request), request, part)
             return pb.EncodeStreamResponse(response=reply)
 
-        return in_order(requests, _parts(call, answer), memory=self._engine.admission)
+        return in_order(requests, _parts(call, answer), memory=self.engine.admission)
 
     def decode_stream(
         self, requests: AsyncIterator[pb.DecodeStreamRequest], call: Call
     ) -> AsyncGenerator[pb.DecodeStreamResponse | Chunks, None]:
         """Answers each message of a stream as a Decode request."""
-        find = self._selection.pinned(call)
+        find = self.selection.pinned(call)
 
         async def answer(
             message: pb.DecodeStreamRequest, part: Call
@@ -275,15 +266,15 @@ class Servicer:
             reply = await self._decode(find(request), request, part)
             return in_stream(pb.DecodeStreamResponse, reply)
 
-        return in_order(requests, _parts(call, answer), memory=self._engine.admission)
+        return in_order(requests, _parts(call, answer), memory=self.engine.admission)
 
     def sample_stream(
         self, request: pb.SampleStreamRequest, call: Call
     ) -> AsyncGenerator[pb.SampleStreamResponse | Chunks, None]:
         """Answers a Sample request of any size in chunks of images."""
-        model, whole_request = self._selection.find(request.request, call), request.request
-        image_size = fields.size_of(whole_request, self._inputs.sizes(model))
-        limit = self._inputs.sizes(model).max_rows_of(image_size)
+        model, whole_request = self.selection.find(request.request, call), request.request
+        image_size = fields.size_of(whole_request, self.inputs.sizes(model))
+        limit = self.inputs.sizes(model).max_rows_of(image_size)
         size = whole("chunk_rows", request.chunk_rows, 0, limit) or min(_CHUNK_ROWS, limit)
         count = whole("request.count", whole_request.count, 1, 2**63 - 1)
         draw = draw_of(whole_request, count)
@@ -301,84 +292,55 @@ class Servicer:
             reply = await self._sample(model, piece, own, image_size, part)
             return in_stream(pb.SampleStreamResponse, reply)
 
-        return in_order(chunks(), _parts(call, answer), memory=self._engine.admission)
+        return in_order(chunks(), _parts(call, answer), memory=self.engine.admission)
 
     async def _encode(
         self, model: Model, request: pb.EncodeRequest, call: Call
     ) -> pb.EncodeResponse:
         scaling, dtype = scaling_of(request.scaled, model.manifest), latent_dtype_of(request)
-        size = await self._inputs.size(model, request.images, "images", call)
-        async with self._inputs.admitted(model, request.images, size, call):
-            images = await self._inputs.images(model, request.images, "images", size, call)
-            given = labels_of(request.labels, model.manifest, len(images))
-            draw = draw_of(request, len(images)) if request.draw else None
-            encoded = await self._engine.encode(call, model, images, draw, given)
+
+        async def write(encoded: Encoded, draw: Draw | None) -> pb.EncodeResponse:
             reply = pb.EncodeResponse()
             for tensor, latents in (("mean", encoded.mean), ("z", encoded.z)):
                 if latents is not None:
                     message = getattr(reply, tensor)
-                    await put_latents(self._engine, message, latents, dtype, call, scaling)
+                    await put_latents(self.engine, message, latents, dtype, call, scaling)
             if encoded.log_var is not None:
                 log_var = encoded.log_var
                 if scaling is not None:
                     log_var = scaling.scaled_log_var(log_var)
-                await put_latents(self._engine, reply.log_var, log_var, dtype, call)
+                await put_latents(self.engine, reply.log_var, log_var, dtype, call)
             if draw is not None:
                 reply.seed = draw.seed
             return signed(reply, model, call)
 
+        return await self.operations.encode(model, request, call, write)
+
     async def _decode(
         self, model: Model, request: pb.DecodeRequest, call: Call
     ) -> pb.DecodeResponse | Chunks:
-        wanted = format_of(request, model.manifest)
-        scaling = scaling_of(request.scaled, model.manifest)
-        size = self._inputs.sizes(model).of_latents(tuple(request.latents.shape), "latents")
-        z = await self._inputs.latents(
-            model, request.latents, "latents", size, call, scaling=scaling
-        )
-        given = labels_of(request.labels, model.manifest, len(z))
-        call.rows += len(z)
-        async with self._engine.admitted(call, model, len(z), size):
-            pixels = await self._engine.decode(
-                call,
-                model,
-                z,
-                as_uint8=wanted.format.as_uint8,
-                clipped=wanted.clipped,
-                labels=given,
-            )
-            return await with_images(
-                self._engine, signed(pb.DecodeResponse(), model, call), pixels, wanted, call
-            )
+        async def write(pixels: Pixels, wanted: ImageOutput) -> pb.DecodeResponse | Chunks:
+            reply = signed(pb.DecodeResponse(), model, call)
+            return await with_images(self.engine, reply, pixels, wanted, call)
+
+        return await self.operations.decode(model, request, call, write)
 
     async def _sample(
         self, model: Model, request: pb.SampleRequest, draw: Draw, size: ImageSize, call: Call
     ) -> pb.SampleResponse | Chunks:
-        wanted, dtype = format_of(request, model.manifest), latent_dtype_of(request)
-        label = fields.label_of(request, model.manifest)
-        temperature = fields.temperature_of(request)
-        truncation = fields.truncation_of(request)
-        call.rows += request.count
-        async with self._engine.admitted(call, model, request.count, size):
-            sampled = await self._engine.sample(
-                call,
-                model,
-                request.count,
-                draw,
-                label=label,
-                temperature=temperature,
-                truncation=truncation,
-                as_uint8=wanted.format.as_uint8,
-                size=size,
-            )
+        dtype = latent_dtype_of(request)
+
+        async def write(sampled: Decoded, wanted: ImageOutput) -> pb.SampleResponse | Chunks:
             reply = pb.SampleResponse(seed=draw.seed, offset=draw.offset)
             if sampled.labels is not None:
                 reply.labels.extend(sampled.labels.tolist())
             if request.return_latents:
-                await put_latents(self._engine, reply.latents, sampled.latents, dtype, call)
+                await put_latents(self.engine, reply.latents, sampled.latents, dtype, call)
             return await with_images(
-                self._engine, signed(reply, model, call), sampled.images, wanted, call
+                self.engine, signed(reply, model, call), sampled.images, wanted, call
             )
+
+        return await self.operations.sample(model, request, draw, size, call, write)
 
 
 def _parts(

@@ -20,7 +20,17 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _LATENT = "latentserve.v1.LatentService"
-_SERVICES = {"Reload": "latentserve.v1.AdminService"}
+_SERVICES = {"Reload": "latentserve.v1.AdminService"} | dict.fromkeys(
+    (
+        "ModelConfig",
+        "ModelInfer",
+        "ModelMetadata",
+        "ModelReady",
+        "RepositoryIndex",
+        "ServerMetadata",
+    ),
+    "inference.GRPCInferenceService",
+)
 _VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _EXPORT_SECONDS = 5.0
 # Time for the SDK to flush the spans, and again to give up; both are part of `EXIT_SECONDS`.

@@ -29,6 +29,7 @@ class Health:
     def __init__(self) -> None:
         self._serving = {"": False, _LATENT: False}
         self._draining = False
+        self._device_ok = True
         self._changed = asyncio.Event()
 
     def show(self, models: Models, *, device_ok: bool) -> None:
@@ -38,6 +39,7 @@ class Health:
             models: Models that are loaded.
             device_ok: Whether the device works.
         """
+        self._device_ok = device_ok
         now = {f"{_LATENT}/{name}": device_ok and name in models.loaded for name in models.names}
         now |= {"": device_ok and bool(models.default), _LATENT: device_ok and bool(models.default)}
         # A model that was removed stays listed, as NOT_SERVING.
@@ -48,6 +50,20 @@ class Health:
         """Sets every status to NOT_SERVING permanently."""
         self._draining = True
         self._notify()
+
+    @property
+    def live(self) -> bool:
+        """Whether the device works."""
+        return self._device_ok
+
+    @property
+    def ready(self) -> bool:
+        """Whether the status of the server is SERVING."""
+        return bool(self._status("") == _SERVING)
+
+    def model_ready(self, name: str) -> bool:
+        """Whether the status of a model is SERVING."""
+        return bool(self._status(f"{_LATENT}/{name}") == _SERVING)
 
     async def check(
         self, request: health_pb2.HealthCheckRequest, _call: Call

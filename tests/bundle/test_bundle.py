@@ -397,6 +397,25 @@ def test_invalid_model_names_are_refused(name: str) -> None:
         check_name(name)
 
 
+OPERATIONS = ("encode", "decode", "sample", "reconstruct", "score")
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_names_that_end_in_an_operation_are_refused(operation: str) -> None:
+    with pytest.raises(BundleError, match=rf"got 'mnist\.{operation}', wanted another end"):
+        check_name(f"mnist.{operation}")
+    for name in (operation, f"mnist-{operation}", f"mnist.{operation}2", f"{operation}.mnist"):
+        assert check_name(name) == name
+
+
+def test_a_folder_whose_name_ends_in_an_operation_is_a_model_with_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "mnist.score" / "1").mkdir(parents=True)
+    (tmp_path / "none.score").mkdir()
+    (found,) = find_models(tmp_path)
+    assert (found.name, found.versions) == ("mnist.score", (1,))
+    assert "model name: got 'mnist.score'" in found.problem
+
+
 def test_writing_under_an_invalid_name_creates_nothing(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="model name: got 'Bad Name'"):
         write(tmp_path / "models" / "Bad Name")

@@ -18,12 +18,13 @@ from benchmarks.h2load import LoadFailed
 from benchmarks.processes import Program, ServerFailed, cpu_seconds, resident_mib, tree
 from benchmarks.results import Results, table
 from benchmarks.rounds import rows
-from benchmarks.servers import spatial, stubs
+from benchmarks.servers import spatial
 from benchmarks.servers.inference import inference_call
 from benchmarks.servers.plain import plain_call
 from benchmarks.servers.server import Measurement
 from benchmarks.shapes import SHAPES, Shape, named
 from latentserve.v1 import latent_service_pb2 as pb
+from service.api.inference import inference_service_pb2
 from tests.support import ROOT
 from tests.support.waiting import wait_until
 
@@ -256,11 +257,9 @@ def test_a_servers_image_of_any_size_is_compared_with_onnxruntimes(name, tmp_pat
             images={"tensor": {"data": pixels.tobytes()}}
         ).SerializeToString(),
         "plain": lambda pixels: pixels.tobytes(),
-        "triton": lambda pixels: (
-            stubs.load("inference")[0]
-            .ModelInferResponse(raw_output_contents=[pixels.tobytes()])
-            .SerializeToString()
-        ),
+        "triton": lambda pixels: inference_service_pb2.ModelInferResponse(
+            raw_output_contents=[pixels.tobytes()]
+        ).SerializeToString(),
     }
     answer = answers[name.partition("-")[0]]
     spatial.check(server, "taef2", answer(image), image)

@@ -347,6 +347,7 @@ def test_reflection_lists_the_services(tiny, tmp_path):
     with Server(tiny, tmp_path / "log", "--reflection").wait_until_serving() as server:
         assert set(reflected(server) or ()) == {
             SERVICE,
+            "inference.GRPCInferenceService",
             "grpc.health.v1.Health",
             "grpc.reflection.v1.ServerReflection",
             "grpc.reflection.v1alpha.ServerReflection",

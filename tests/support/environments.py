@@ -24,6 +24,8 @@ from tests.support import ROOT
 
 # Timeout of pip and npm, and of the locks that other processes wait for.
 _SECONDS = 280.0
+# The same for an environment of many packages on a busy machine.
+_LONG_SECONDS = 900.0
 
 
 def pins() -> str:
@@ -46,6 +48,24 @@ def python_with(requirements: Iterable[str], constraints: str) -> Path:
         _pip(folder / "bin" / "python", *wanted, constraints=folder / "constraints.txt")
 
     folder = cached("python", [sys.version, sys.base_prefix, constraints, *wanted], make)
+    return folder / "bin" / "python"
+
+
+def python_of_pins(pins: Path) -> Path:
+    """The interpreter of a virtual environment with exactly the packages of a file.
+
+    Args:
+        pins: A file made by `pip freeze`.
+    """
+
+    def make(folder: Path) -> None:
+        _run([sys.executable, "-m", "venv", folder])
+        # Not compiled: most modules of large packages are never imported.
+        files = ["--no-deps", "--no-compile", "--requirement", str(pins)]
+        _pip(folder / "bin" / "python", *files, seconds=_LONG_SECONDS)
+
+    key = [sys.version, sys.base_prefix, pins.read_text()]
+    folder = cached("python", key, make, seconds=_LONG_SECONDS)
     return folder / "bin" / "python"
 
 
@@ -97,20 +117,23 @@ def node_modules(package: Path) -> Path:
     return cached("node", key, make) / "node_modules"
 
 
-def cached(kind: str, key: list[str], make: Callable[[Path], None]) -> Path:
+def cached(
+    kind: str, key: list[str], make: Callable[[Path], None], *, seconds: float = _SECONDS
+) -> Path:
     """The cached folder of a key.
 
     Args:
         kind: Prefix of its name.
         key: Everything that its content depends on.
         make: Fills the empty folder; called if the folder is missing or was left incomplete.
+        seconds: How long to wait for another process that fills it.
     """
     override = os.environ.get("LATENTSERVE_TEST_CACHE")
     root = Path(override) if override else platformdirs.user_cache_path("latentserve") / "tests"
     name = hashlib.sha256("\0".join(key).encode()).hexdigest()[:16]
     folder = root / f"{kind}-{name}"
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock", timeout=_SECONDS):
+    with FileLock(f"{folder}.lock", timeout=seconds):
         whole = folder / ".whole"
         if not whole.exists():
             shutil.rmtree(folder, ignore_errors=True)
@@ -132,19 +155,28 @@ def _requirements(wheel: Path) -> list[str]:
     ]
 
 
-def _pip(python: Path, *arguments: str, constraints: Path | None = None) -> None:
+def _pip(
+    python: Path,
+    *arguments: str,
+    constraints: Path | None = None,
+    seconds: float = _SECONDS,
+) -> None:
     # PIP_CONSTRAINT, as the Makefile exports it, is for the project's own environment.
     environment = {key: value for key, value in os.environ.items() if key != "PIP_CONSTRAINT"}
     if constraints is not None:
         environment["PIP_CONSTRAINT"] = str(constraints)
     quiet = ["install", "--quiet", "--disable-pip-version-check"]
-    _run([python, "-m", "pip", *quiet, *arguments], env=environment)
+    _run([python, "-m", "pip", *quiet, *arguments], env=environment, seconds=seconds)
 
 
 def _run(
-    command: list[str | Path], *, cwd: Path | None = None, env: dict[str, str] | None = None
+    command: list[str | Path],
+    *,
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+    seconds: float = _SECONDS,
 ) -> None:
     done = subprocess.run(
-        command, cwd=cwd, env=env, capture_output=True, text=True, timeout=_SECONDS, check=False
+        command, cwd=cwd, env=env, capture_output=True, text=True, timeout=seconds, check=False
     )
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"

@@ -99,7 +99,7 @@ class Bench:
         """Whether a request is answered by the fast path; it is not, and is not run."""
         kind = "encode" if isinstance(request, pb.EncodeRequest) else "decode"
         model = self.models.find(request.model.name, request.model.version)
-        answer: Any = getattr(self.fast._fast_path, kind)(model, request, Call())
+        answer: Any = getattr(self.fast.fast_path, kind)(model, request, Call())
         if answer is None:
             return False
         answer.close()
@@ -316,7 +316,7 @@ async def test_scaled_latents_have_no_plan(loaded):
 async def test_the_number_of_plans_of_a_model_is_bounded(bench):
     for rows in range(1, 290):
         assert bench.has_plan(decode_request(latents(rows)))
-    (plans,) = bench.fast._fast_path._decode_plans.values()
+    (plans,) = bench.fast.fast_path._decode_plans.values()
     assert 0 < len(plans) <= fast_path._MAX_PLANS < 289
 
 

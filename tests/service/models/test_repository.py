@@ -1,8 +1,12 @@
 """The models folder as the server scans it."""
 
 import logging
+import shutil
 
+from service.models.model import load_model
+from service.models.onnx import Device
 from service.models.repository import Repository
+from tests.support.tiny import write_tiny
 
 
 def test_folders_that_are_no_model_are_named(tmp_path, caplog):
@@ -15,3 +19,15 @@ def test_folders_that_are_no_model_are_named(tmp_path, caplog):
         f"ignored Mnist, mnist, one/2-old in {tmp_path}: wanted "
         "<name>/<version>/manifest.json, with names of a-z, 0-9, '.', '_' and '-'"
     )
+
+
+def test_a_model_whose_name_ends_in_an_operation_is_refused_beside_a_good_one(tmp_path, caplog):
+    """`one.encode` would be two models to callers of the Open Inference Protocol."""
+    write_tiny(tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "one.encode")
+    models = Repository(tmp_path, lambda bundle: load_model(bundle, Device("cpu"))).models()
+    assert list(models.loaded) == ["one"]
+    (refused,) = models.refused
+    assert (refused.name, refused.version) == ("one.encode", 0)
+    assert "model name: got 'one.encode', wanted another end than .encode" in refused.problem
+    assert any("refused one.encode/0" in message for message in caplog.messages)
