@@ -20,7 +20,7 @@ from service.gateway import connection, receiving
 from tests.support import ROOT
 from tests.support.http import Caller, npy
 from tests.support.in_process import refused_start
-from tests.support.processes import TRANSPORTS, Server, free_port
+from tests.support.processes import TRANSPORTS, Server, free_port, latentserve
 from tests.support.tiny import write_tiny
 from tests.support.waiting import wait_until
 
@@ -74,7 +74,9 @@ def test_a_taken_port_is_refused(folder):
     port = free_port()
     with closing(socket.create_server(("127.0.0.1", port))):
         options = ("--port", "0", "--http-port", "off", "--gateway-port", str(port))
-        message = refused_start("--models", folder / "models", *options).stderr
+        done = latentserve("serve", "--models", folder / "models", *options)
+    message = done.stderr
+    assert done.returncode == 2
     assert f"127.0.0.1:{port}" in message
     assert "--gateway-port" in message
 
