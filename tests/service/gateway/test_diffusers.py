@@ -211,6 +211,10 @@ def test_scaling_by_channel_and_shift_of_ones_own(remote: Remote) -> None:
         got = _read(remote.decode("channels", z, do_scaling=True, **query))
         plain = remote.client.decode(wanted, model="channels", unclipped=True)
         np.testing.assert_allclose(got, 2 * plain - 1, rtol=1e-5, atol=1e-5)
+    images = _images(1, 3, 16, 16)
+    latents = _read(remote.encode("channels", images, do_scaling=True))
+    means = _read(remote.encode("channels", images))
+    np.testing.assert_allclose(latents, (means - mean) / std, rtol=1e-5, atol=1e-6)
     flat = remote.decode("channels", z.reshape(1, -1), do_scaling=True)
     np.testing.assert_array_equal(_read(flat), _read(remote.decode("channels", z, do_scaling=True)))
 
