@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -268,6 +269,28 @@ def test_a_version_may_be_named(remote: Remote) -> None:
     reply = remote.decode("photo/versions/1", z)
     assert reply.headers["x-model"] == "photo/1"
     _problem(remote.decode("photo/versions/7", z), 404, "photo")
+
+
+def test_the_factors_are_those_of_the_version_that_a_route_chooses(tmp_path: Path) -> None:
+    shifts = {1: 0.25, 2: -4.0}
+    for shift in shifts.values():
+        kind = Spatial(likelihood="none", scaling=LatentScaling(scale=0.5, shift=shift))
+        write_spatial(tmp_path / "models" / "photo", kind)
+    arguments = ("--gateway-port", "0", "--versions", "all", "--route", "photo=1:50,2:50")
+    z, answered = _latents(1, 2, 4, 4), set()
+    with (
+        Server(tmp_path / "models", tmp_path / "log", *arguments) as server,
+        Client(server.target) as client,
+    ):
+        client.info()
+        remote = Remote(gateway_of(server), client)
+        for _ in range(16):
+            reply = remote.decode("photo", z, token=None, do_scaling=True)
+            version = int(reply.headers["x-model"].removeprefix("photo/"))
+            plain = client.decode(2 * z + shifts[version], version=version, unclipped=True)
+            np.testing.assert_allclose(_read(reply), 2 * plain - 1, rtol=1e-5, atol=1e-5)
+            answered.add(version)
+    assert answered == {1, 2}
 
 
 # Encode.
