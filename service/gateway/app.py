@@ -15,6 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from service.gateway.calls import Calls
+from service.gateway.diffusers.endpoints import RemoteVae
 from service.gateway.exchange import http_problem
 from service.gateway.operations import OPERATIONS, STREAMS
 from service.gateway.origins import Origins
@@ -49,16 +50,19 @@ DESCRIPTIONS = {
     "/v1/models/{model:model}": "GetModel",
 }
 # Headers of replies that pages of other origins may read.
-_EXPOSED = ["ETag", "Retry-After", "X-Model", "X-Request-Id", "X-Seed"]
+_EXPOSED = ["Dtype", "ETag", "Retry-After", "Shape", "X-Model", "X-Request-Id", "X-Seed"]
 _ACCEPTED = ["Authorization", "Content-Type", "Request-Timeout", "X-Request-Id", "Traceparent"]
 
 
-def application(calls: Calls, streams: Streams, metrics: Endpoint, settings: Settings) -> ASGIApp:
+def application(
+    calls: Calls, streams: Streams, vae: RemoteVae, metrics: Endpoint, settings: Settings
+) -> ASGIApp:
     """Returns the application.
 
     Args:
         calls: Answers requests by calls of one reply.
         streams: Answers requests by streaming calls.
+        vae: Answers those of diffusers.
         metrics: Answers `/v1/metrics`.
         settings: Who may call.
     """
@@ -67,6 +71,10 @@ def application(calls: Calls, streams: Streams, metrics: Endpoint, settings: Set
         routes += _of_model(operation.name, operation.gettable, calls.operate, operation)
     for operation in STREAMS:
         routes += _of_model(operation.name, operation.gettable, streams.operate, operation)
+    for version in ("", "/versions/{version:int}"):
+        for name, endpoint in (("decode", vae.decode), ("encode", vae.encode)):
+            path = f"/diffusers/{{model}}{version}/{name}"
+            routes.append(Route(path, endpoint, methods=["POST"]))
     for path, rpc in DESCRIPTIONS.items():
         routes.append(Route(path, partial(calls.describe, name=rpc), methods=["GET"]))
     app = Starlette(

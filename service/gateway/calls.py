@@ -1,11 +1,10 @@
 """Operations with one request and one reply."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
 from google.protobuf.message import Message
-from google.protobuf.message_factory import GetMessageClass
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -13,7 +12,6 @@ from latentserve.v1 import latent_service_pb2 as pb
 from service.api.selection import Selection
 from service.api.wire import Chunks
 from service.dispatch.dispatcher import Dispatcher, Rpc
-from service.dispatch.status import no_room
 from service.engine.call import Call
 from service.engine.engine import Engine
 from service.errors import InvalidArgument
@@ -23,7 +21,8 @@ from service.gateway.media import JSON, PICTURES, MediaType, choose
 from service.gateway.operations import Operation
 from service.gateway.receiving import Receiving
 from service.gateway.replies import Wanted
-from service.gateway.sending import Counted, Sending
+from service.gateway.sending import Sending
+from service.gateway.unary import UnaryCalls, describe, message_of
 
 # Replies of up to so many bytes are written on the event loop; a sheet is compressed in any case.
 _INLINE_BYTES: Final = 16 * 1024
@@ -60,7 +59,7 @@ class Calls:
         self._selection = selection
         self._dispatcher = dispatcher
         self._receiving = receiving
-        self._sending = sending
+        self._unary = UnaryCalls(dispatcher, sending)
         self._private = private
         self._max_rows = max_rows
 
@@ -84,7 +83,7 @@ class Calls:
                 # Descriptions, and maps of 2,000 points, are of bounded size.
                 return (replies.to_json(reply, lists=lists and name != "GetLatentMap"),)
 
-            return await self._run(exchange, asked(rpc, read, answer), b"", JSON, {})
+            return await self._unary.run(exchange, asked(rpc, read, answer), b"", JSON, {})
 
         return await exchange.answered(work)
 
@@ -146,13 +145,13 @@ class Calls:
                     known = True
                     return (b"",)
             columns = _columns(message)
-            reply = _message(rpc, await rpc.answer(message, call))
+            reply = message_of(rpc, await rpc.answer(message, call))
             content, media_type = await self._written(reply, operation, written, columns, call)
             headers["Content-Type"] = media_type
-            _describe(reply, headers)
+            describe(reply, headers)
             return (content,)
 
-        response = await self._run(exchange, asked(rpc, read, answer), body, "", headers)
+        response = await self._unary.run(exchange, asked(rpc, read, answer), body, "", headers)
         if known:
             return Response(None, HTTPStatus.NOT_MODIFIED, headers)
         return response
@@ -166,30 +165,6 @@ class Calls:
         if wanted.media not in PICTURES and reply.ByteSize() <= _INLINE_BYTES:
             return write()
         return await self._engine.in_thread(write, call)
-
-    async def _run(
-        self,
-        exchange: Exchange,
-        rpc: Rpc,
-        body: bytes,
-        media_type: str,
-        headers: dict[str, str],
-    ) -> Response:
-        """Runs a call; `headers` may grow meanwhile."""
-        content = b""
-
-        def send(chunks: Chunks) -> None:
-            nonlocal content
-            content = b"".join(chunks)
-            if not self._sending.has_room(len(content)):
-                raise no_room(len(content))
-
-        await self._dispatcher.unary(rpc, body, exchange.call, send)
-        headers = {"Cache-Control": caching.NO_STORE, **headers}
-        headers["X-Request-Id"] = exchange.call.request_id
-        kind = headers.pop("Content-Type", media_type)
-        drop: Callable[[], None] = exchange.connection.abort
-        return Counted(content, HTTPStatus.OK, headers, kind, self._sending, drop)
 
 
 _DESCRIPTION: Final = Operation("", "", arrays=(), pictured=False)
@@ -207,15 +182,6 @@ def select(message: Any, request: Request) -> None:
         raise InvalidArgument("model", "a model in the body", "only the one of the path")
     message.model.name = request.path_params["model"]
     message.model.version = request.path_params.get("version", 0)
-
-
-def _message(rpc: Rpc, reply: Message | Chunks) -> Message:
-    """A reply as a message, parsed if it is serialised already."""
-    if not isinstance(reply, tuple):
-        return reply
-    method = pb.DESCRIPTOR.services_by_name["LatentService"].methods_by_name[rpc.name]
-    message: Message = GetMessageClass(method.output_type).FromString(b"".join(reply))
-    return message
 
 
 def _for_sheet(message: Any, wanted: Wanted) -> Wanted:
@@ -285,11 +251,3 @@ def _columns(message: Any) -> int:
 def _rows(images: Any) -> int:
     shape = images.tensor.shape
     return len(images.encoded.files) or (shape[0] if shape else 0)
-
-
-def _describe(reply: Any, headers: dict[str, str]) -> None:
-    """Tells the model, and the seed that was used, in headers: pictures cannot hold them."""
-    headers["X-Model"] = f"{reply.model.name}/{reply.model.version}"
-    names = reply.DESCRIPTOR.fields_by_name
-    if "seed" in names and (not names["seed"].has_presence or reply.HasField("seed")):
-        headers["X-Seed"] = str(reply.seed)

@@ -23,6 +23,7 @@ from service.errors import ServiceError
 from service.gateway.app import application
 from service.gateway.calls import Calls
 from service.gateway.connection import MAX_HEAD_BYTES, HttpConnection
+from service.gateway.diffusers.endpoints import RemoteVae
 from service.gateway.exchange import Exchange
 from service.gateway.receiving import Receiving
 from service.gateway.sending import Sending
@@ -98,7 +99,10 @@ class Gateway:
             private=settings.token_file is not None, max_rows=settings.max_rows,
         )  # fmt: skip
         streams = Streams(rpcs, self._dispatcher, self._receiving, self._sending)
-        self._app = application(calls, streams, self._metrics_page, settings)
+        vae = RemoteVae(
+            rpcs, engine, Selection(models), self._dispatcher, self._receiving, self._sending
+        )
+        self._app = application(calls, streams, vae, self._metrics_page, settings)
         self._config = Config(
             self._serve,
             http=HttpConnection,
