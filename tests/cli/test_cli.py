@@ -80,7 +80,10 @@ def test_help_does_not_wait_for_numpy_and_grpc(arguments):
         (("sample", "--model", "mnist2d", "--label", "x"), "got x, but mnist2d has no labels"),
         (("sample", "--label", "x"), "--label: got x, wanted an index below 10 or a name of 0, 1"),
         (("sample", "--model", "mnist2d", "--by-label"), "--by-label: the prior of mnist2d"),
-        (("sample", "--model", "nope"), "model.name: got 'nope', wanted one of emoji, mnist"),
+        (
+            ("sample", "--model", "nope"),
+            "model.name: got 'nope', wanted one of emoji, fonts, mnist",
+        ),
         (("sample", "--model-version", "9"), "model.version: got 9"),
         (("sample", "--temperature", "1e9"), "temperature: got 1e+09, wanted 0 to 100"),
         (("info", "--tls", "--timeout", "2"), "cannot be reached"),

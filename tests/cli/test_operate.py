@@ -38,9 +38,15 @@ def test_info_of_one_model_describes_it_alone(server_env):
 def test_info_as_json_holds_every_model(server_env):
     server = json.loads(run_cli("info", "--json", env=server_env).stdout)
     assert server["default_model"] == "mnist"
-    assert [model["name"] for model in server["models"]] == ["emoji", "mnist", "mnist2d"]
+    assert [model["name"] for model in server["models"]] == [
+        "emoji",
+        "fonts",
+        "mnist",
+        "mnist-style",
+        "mnist2d",
+    ]
     model = json.loads(run_cli("info", "--json", "--model", "mnist2d", env=server_env).stdout)
-    assert model == server["models"][2]
+    assert model == server["models"][-1]
     assert model["latent_dim"] == 2
 
 

@@ -97,7 +97,7 @@ def test_the_page_quotes_the_error_of_an_unreachable_server():
         ),
         (
             lambda client: client.sample(1, model="nope"),
-            "model.name: got 'nope', wanted one of emoji, mnist, mnist2d",
+            "model.name: got 'nope', wanted one of emoji, fonts, mnist, mnist-style, mnist2d",
         ),
         (
             lambda client: client.sample(1, version=9),

@@ -163,7 +163,13 @@ def check_that_it_serves_the_shipped_models(project: Project) -> None:
     with project.client() as client:
         info = client.info()
         assert info.default_model == "emoji"
-        assert [model.name for model in info.models] == ["emoji", "mnist", "mnist2d"]
+        assert [model.name for model in info.models] == [
+            "emoji",
+            "fonts",
+            "mnist",
+            "mnist-style",
+            "mnist2d",
+        ]
         assert client.sample(10, seed=7, label=7, model="mnist").shape == (10, 1, 28, 28)
         assert client.sample(10, seed=7, label=7).shape == (10, 3, 64, 64)
     assert not project("ps", "--all", "--quiet", "trainer").strip()
@@ -214,7 +220,14 @@ def test_the_host_encodes_decodes_and_samples_through_the_published_port(
         halves = [client.sample(10, seed=7, offset=start, model="mine") for start in (0, 10)]
         model = client.model("mine")
     assert (info.default_model, model.name, model.version) == ("emoji", "mine", 1)
-    assert [model.name for model in info.models] == ["emoji", "mine", "mnist", "mnist2d"]
+    assert [model.name for model in info.models] == [
+        "emoji",
+        "fonts",
+        "mine",
+        "mnist",
+        "mnist-style",
+        "mnist2d",
+    ]
     assert posterior.mean.shape == posterior.log_var.shape == (64, model.latent_dim)
     assert decoded.shape == images.shape
     assert 0 <= decoded.min() < decoded.max() <= 1

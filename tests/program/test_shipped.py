@@ -23,6 +23,8 @@ MODELS = ROOT / "models"
 FLAGSHIP = MODELS / "mnist" / "2"
 PLANE = MODELS / "mnist2d" / "2"
 ICONS = MODELS / "emoji" / "1"
+STYLE = MODELS / "mnist-style" / "1"
+TYPEFACES = MODELS / "fonts" / "1"
 
 
 def size_of(folder: Path) -> int:
@@ -33,9 +35,11 @@ def size_of(folder: Path) -> int:
 def test_the_shipped_models_are_small() -> None:
     assert size_of(MODELS) <= 25e6
     assert size_of(ICONS) <= 6e6
+    assert size_of(STYLE) <= 3e6
+    assert size_of(TYPEFACES) <= 5e6
 
 
-@pytest.mark.parametrize("path", [FLAGSHIP, PLANE, ICONS])
+@pytest.mark.parametrize("path", [FLAGSHIP, PLANE, ICONS, STYLE, TYPEFACES])
 def test_a_model_card_agrees_with_its_bundle(path: Path) -> None:
     card = (path / "README.md").read_text()
     shown = [line.partition("](")[2].rstrip(")") for line in card.splitlines() if "![" in line]
@@ -45,7 +49,8 @@ def test_a_model_card_agrees_with_its_bundle(path: Path) -> None:
     for digest in manifest.dataset.sha256.values():
         assert digest in card
     assert f"--steps {manifest.training['steps']}" in card
-    assert f"{manifest.metrics['nll']:.2f}" in card
+    measure = "nll" if "nll" in manifest.metrics else "elbo"
+    assert f"{manifest.metrics[measure]:.2f}" in card
 
 
 @pytest.mark.slow
@@ -113,7 +118,13 @@ def test_a_server_without_settings_serves_the_shipped_models(tmp_path: Path) -> 
     ):
         info = client.info()
         assert info.default_model == "emoji"
-        assert {model.name for model in info.models} == {"emoji", "mnist", "mnist2d"}
+        assert {model.name for model in info.models} == {
+            "emoji",
+            "fonts",
+            "mnist",
+            "mnist-style",
+            "mnist2d",
+        }
         sevens = client.sample(64, seed=1, label=7, model="mnist")
         means = client.encode(sevens, model="mnist").mean
         assert means.shape == (64, client.model("mnist").latent_dim)
