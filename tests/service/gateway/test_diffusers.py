@@ -17,7 +17,6 @@ from latentserve.client import Client
 from service.api.bfloat16 import from_bfloat16, to_bfloat16
 from tests.support.conditional import Conditional, write_conditional
 from tests.support.processes import Server
-from tests.support.remote_vae import gateway_of
 from tests.support.spatial import Spatial, write_spatial
 from tests.support.tiny import write_tiny
 
@@ -93,7 +92,7 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
         Server(models, folder / "log", *arguments) as server,
         Client(server.target, token=_TOKEN) as client,
     ):
-        yield Remote(gateway_of(server), client)
+        yield Remote(server.gateway, client)
 
 
 def _raw(array: Array, dtype: str) -> bytes:
@@ -283,7 +282,7 @@ def test_the_factors_are_those_of_the_version_that_a_route_chooses(tmp_path: Pat
         Client(server.target) as client,
     ):
         client.info()
-        remote = Remote(gateway_of(server), client)
+        remote = Remote(server.gateway, client)
         for _ in range(16):
             reply = remote.decode("photo", z, token=None, do_scaling=True)
             version = int(reply.headers["x-model"].removeprefix("photo/"))

@@ -24,7 +24,6 @@ from torch import Tensor
 from latentserve.client import Client
 from tests.support import ROOT, taef2, tiny_diffusers, tiny_kl
 from tests.support.processes import Server
-from tests.support.remote_vae import gateway_of
 from tests.support.shared import cached, made_once
 
 diffusers = pytest.importorskip("diffusers")
@@ -81,7 +80,7 @@ def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 @pytest.fixture(scope="module")
 def gateway(server: Server) -> str:
     """Address of the gateway; the token is in it."""
-    return gateway_of(server).replace("http://", f"http://user:{_TOKEN}@")
+    return server.gateway.replace("http://", f"http://user:{_TOKEN}@")
 
 
 @pytest.fixture(autouse=True)
@@ -364,7 +363,7 @@ def test_over_tls(
     )
     tensor = _latents(4)
     with Server(models, tmp_path / "log", *arguments, "--gateway-port", "0") as server:
-        address = gateway_of(server)
+        address = server.gateway
         assert address.startswith("https://")
         got = _decode_once_loaded(f"{address}/diffusers/kl/decode", tensor)
     _close(got, _decoded(locals_of("kl"), tensor))
