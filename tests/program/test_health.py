@@ -190,6 +190,8 @@ def test_the_metrics_of_a_running_server_count_its_calls(models, tmp_path):
         found = metrics(server)
 
     def value(name, **labels):
+        if "rpc" in labels:
+            labels["transport"] = "grpc"
         return found[name, tuple(sorted(labels.items()))]
 
     total = "latentserve_requests_total"

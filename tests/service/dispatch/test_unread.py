@@ -153,7 +153,7 @@ async def test_a_reply_without_room_is_refused_with_a_time_to_retry(kind: str) -
             page = running.page()
             assert 'latentserve_rejected_total{reason="overloaded"} 3.0' in page
             for code, count in (("OK", 2), ("RESOURCE_EXHAUSTED", 3)):
-                labels = f'code="{code}",model="",rpc="ListModels"'
+                labels = f'code="{code}",model="",rpc="ListModels",transport="grpc"'
                 assert f"latentserve_requests_total{{{labels}}} {count}.0" in page
             # Health is answered all the same, and so is a call whose reply can be sent at once.
             check = unary(channel, "/grpc.health.v1.Health/Check")

@@ -119,7 +119,8 @@ async def test_streams_that_outlast_the_drain_end_as_unavailable(kind: str, read
         await running.transport.drain(0.2, asyncio.Event())
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await _read_all(call)
-        counted = 'latentserve_requests_total{code="UNAVAILABLE",model="",rpc="SampleStream"} 1.0'
+        labels = 'code="UNAVAILABLE",model="",rpc="SampleStream",transport="grpc"'
+        counted = f"latentserve_requests_total{{{labels}}} 1.0"
         assert counted in running.page()
         error = caught.value
         assert error.code() is UNAVAILABLE
@@ -260,7 +261,7 @@ async def test_a_stream_that_is_cut_while_its_caller_does_not_read_is_unavailabl
             raw.socket.close()
             await asyncio.wait_for(drain, 5)
             (line,) = (line for line in running.page().splitlines() if "requests_total{" in line)
-            labels = 'code="UNAVAILABLE",model="",rpc="SampleStream"'
+            labels = 'code="UNAVAILABLE",model="",rpc="SampleStream",transport="grpc"'
             assert line == f"latentserve_requests_total{{{labels}}} 1.0"
 
 
@@ -279,7 +280,7 @@ async def test_a_reply_above_the_limit_is_counted_as_what_its_caller_gets(rpc: s
             number = raw.open(rpc)
             raw.send(number, message(b""), ends=True)
             assert (await asyncio.to_thread(raw.wait, number)).status == 8
-        labels = f'code="RESOURCE_EXHAUSTED",model="",rpc="{rpc}"'
+        labels = f'code="RESOURCE_EXHAUSTED",model="",rpc="{rpc}",transport="grpc"'
         assert f"latentserve_requests_total{{{labels}}} 1.0" in running.page()
 
 

@@ -70,7 +70,9 @@ def test_connections_are_assigned_round_robin(folder, tmp_path):
         for seed in range(12):
             assert sample_by_itself(server, seed) == 1
         page = server.http("/metrics")[1]
-        pattern = r'^latentserve_requests_total\{.*rpc="Sample",worker="\d"\} (\S+)$'
+        pattern = (
+            r'^latentserve_requests_total\{.*rpc="Sample",transport="grpc",worker="\d"\} (\S+)$'
+        )
         assert list(map(float, re.findall(pattern, page, re.MULTILINE))) == [4.0, 4.0, 4.0]
 
 
