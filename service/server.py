@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -196,6 +196,7 @@ class _Server:
                 capacity=admission,
                 tls=_tls(settings, "http/1.1"),
                 telemetry=self._telemetry,
+                state=_State(self._live, self._ready, lambda: self._models),
                 metrics=self._exposition,
                 channel=None if self._worker is None else self._worker.gateway,
             )
@@ -397,6 +398,40 @@ class _Server:
         task = asyncio.create_task(coroutine)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+class _State:
+    """The state of a server, as the Open Inference Protocol asks for it.
+
+    Args:
+        live: Returns whether the device works.
+        ready: Returns whether the server answers calls to its default model.
+        models: Returns the models that are being served.
+    """
+
+    def __init__(
+        self,
+        live: Callable[[], bool],
+        ready: Callable[[], bool],
+        models: Callable[[], Models],
+    ):
+        self._live = live
+        self._ready = ready
+        self._models = models
+
+    @property
+    def live(self) -> bool:
+        """Whether the device works."""
+        return self._live()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the server answers calls to its default model."""
+        return self._ready()
+
+    def model_ready(self, name: str) -> bool:
+        """Whether the server answers calls to a model."""
+        return self._live() and name in self._models().loaded
 
 
 def _transport(settings: Settings) -> TransportFactory:

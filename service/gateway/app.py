@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 from service.gateway.calls import Calls
 from service.gateway.diffusers.endpoints import RemoteVae
 from service.gateway.exchange import http_problem
+from service.gateway.inference.endpoints import InferenceRoutes
 from service.gateway.operations import OPERATIONS, STREAMS
 from service.gateway.origins import Origins
 from service.gateway.pages import pages
@@ -50,23 +51,32 @@ DESCRIPTIONS = {
     "/v1/models/{model:model}": "GetModel",
 }
 # Headers of replies that pages of other origins may read.
-_EXPOSED = ["Dtype", "ETag", "Retry-After", "Shape", "X-Model", "X-Request-Id", "X-Seed"]
+_EXPOSED = [
+    "Dtype", "ETag", "Inference-Header-Content-Length", "Retry-After", "Shape", "X-Model",
+    "X-Request-Id", "X-Seed",
+]  # fmt: skip
 _ACCEPTED = ["Authorization", "Content-Type", "Request-Timeout", "X-Request-Id", "Traceparent"]
 
 
 def application(
-    calls: Calls, streams: Streams, vae: RemoteVae, metrics: Endpoint, settings: Settings
+    calls: Calls,
+    streams: Streams,
+    inference: InferenceRoutes,
+    vae: RemoteVae,
+    metrics: Endpoint,
+    settings: Settings,
 ) -> ASGIApp:
     """Returns the application.
 
     Args:
         calls: Answers requests by calls of one reply.
         streams: Answers requests by streaming calls.
+        inference: Answers those of the Open Inference Protocol.
         vae: Answers those of diffusers.
         metrics: Answers `/v1/metrics`.
         settings: Who may call.
     """
-    routes = [Route("/v1/metrics", metrics, methods=["GET"]), *pages()]
+    routes = [Route("/v1/metrics", metrics, methods=["GET"]), *pages(), *inference.routes()]
     for operation in OPERATIONS:
         routes += _of_model(operation.name, operation.gettable, calls.operate, operation)
     for operation in STREAMS:

@@ -69,6 +69,8 @@ def asked(rpc: Rpc, read: Callable[[bytes], Message], answer: Callable[[Any, Cal
         request=rpc.request,
         takes_stream=rpc.takes_stream,
         gives_stream=rpc.gives_stream,
+        counted=rpc.counted,
+        public=rpc.public,
         read=read,
     )
 
@@ -78,13 +80,16 @@ class Exchange:
 
     Args:
         request: The request.
+        with_error: Whether a problem has its detail as `error` too, where clients of the Open
+            Inference Protocol look for it.
 
     Attributes:
         call: The per-call context.
         connection: The connection of the request.
     """
 
-    def __init__(self, request: Request):
+    def __init__(self, request: Request, *, with_error: bool = False):
+        self._with_error = with_error
         self.connection: HttpConnection = request.scope["state"]["connection"]
         self.connection.task = asyncio.current_task()
         now = time.monotonic()
@@ -140,7 +145,7 @@ class Exchange:
         """The reply that says what went wrong."""
         if isinstance(error, HttpError | HTTPException):
             return http_problem(error, self.call.request_id)
-        return response_to(status_of(error), self.call.request_id)
+        return response_to(status_of(error), self.call.request_id, with_error=self._with_error)
 
     def error_line(self, error: Exception) -> dict[str, Any]:
         """What went wrong after a reply has begun, as an object of JSON."""

@@ -14,9 +14,11 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from latentserve.v1 import latent_service_pb2 as pb
+from service.api.inference.servicer import State
 from service.api.selection import Selection
 from service.api.servicer import Servicer
 from service.dispatch.dispatcher import Authenticate, Dispatcher, rpcs_of
+from service.dispatch.inference import inference_rpcs
 from service.dispatch.unread import Capacity
 from service.engine.engine import Engine
 from service.errors import ServiceError
@@ -25,6 +27,7 @@ from service.gateway.calls import Calls
 from service.gateway.connection import MAX_HEAD_BYTES, HttpConnection
 from service.gateway.diffusers.endpoints import RemoteVae
 from service.gateway.exchange import Exchange
+from service.gateway.inference.endpoints import InferenceRoutes
 from service.gateway.receiving import Receiving
 from service.gateway.sending import Sending
 from service.gateway.streams import Streams
@@ -59,6 +62,7 @@ class Gateway:
         capacity: Counts and limits the bytes of replies until their callers have read them.
         tls: Certificate and key; None for plain text.
         telemetry: Records every call.
+        state: State of the server and its models, for the Open Inference Protocol.
         metrics: Returns the page of metrics and its content type, given an Accept header.
         channel: Unix socket over which the supervisor hands over accepted connections; None if
             this process owns the port.
@@ -81,6 +85,7 @@ class Gateway:
         capacity: Capacity,
         tls: TlsFiles | None,
         telemetry: Telemetry,
+        state: State,
         metrics: Callable[[str], Awaitable[tuple[bytes, str]]],
         channel: socket.socket | None = None,
     ):
@@ -102,7 +107,11 @@ class Gateway:
         vae = RemoteVae(
             rpcs, engine, Selection(models), self._dispatcher, self._receiving, self._sending
         )
-        self._app = application(calls, streams, vae, self._metrics_page, settings)
+        inference = InferenceRoutes(
+            {rpc.name: rpc for rpc in inference_rpcs(servicer, state)},
+            engine, self._dispatcher, self._receiving, self._sending,
+        )  # fmt: skip
+        self._app = application(calls, streams, inference, vae, self._metrics_page, settings)
         self._config = Config(
             self._serve,
             http=HttpConnection,

@@ -43,14 +43,17 @@ def fields_of(failure: RpcStatus) -> dict[str, Any]:
     }
 
 
-def response_to(failure: RpcStatus, request_id: str) -> Response:
+def response_to(failure: RpcStatus, request_id: str, *, with_error: bool = False) -> Response:
     """The reply to a call that failed.
 
     Args:
         failure: Status of the call.
         request_id: Identifier of the call in the log.
+        with_error: Whether the detail is there as `error` too.
     """
     fields = fields_of(failure)
+    if with_error:
+        fields["error"] = fields["detail"]
     headers = {}
     if fields["status"] == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = 'Bearer realm="latentserve", Basic realm="latentserve"'

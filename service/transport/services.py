@@ -1,23 +1,17 @@
 """The gRPC methods that the server offers."""
 
-from dataclasses import replace
-
 from google.protobuf import empty_pb2
 from grpc_health.v1 import health_pb2
 
 from latentserve.v1 import admin_service_pb2, latent_service_pb2
 from service.api.admin import AdminServicer
-from service.api.inference import inference_service_pb2
-from service.api.inference.servicer import InferenceServicer
 from service.api.servicer import Servicer
 from service.dispatch.dispatcher import Rpc, rpcs_of
+from service.dispatch.inference import inference_rpcs
 from service.transport.health import Health
 
 _LATENT = latent_service_pb2.DESCRIPTOR.services_by_name["LatentService"]
 _ADMIN = admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"]
-_INFERENCE = inference_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
-# Methods that tell what the health service does, and as it are neither counted nor need a token.
-_PROBES = frozenset(("ServerLive", "ServerReady"))
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 
 
@@ -33,10 +27,7 @@ def services(
         reflection: Whether to serve reflection.
     """
     rpcs = rpcs_of(_LATENT, servicer)
-    rpcs += [
-        replace(rpc, counted=False, public=True) if rpc.name in _PROBES else rpc
-        for rpc in rpcs_of(_INFERENCE, InferenceServicer(servicer, health))
-    ]
+    rpcs += inference_rpcs(servicer, health)
     if admin is not None:
         rpcs += rpcs_of(_ADMIN, admin)
     rpcs += rpcs_of(_HEALTH, health, counted=False, public=True)

@@ -28,10 +28,14 @@ from tests.support.tiny import write_tiny
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 TOKEN = "0123456789abcdef"
+#: Of each client its environment, its program in `tests/bare`, and more that this is told.
 CLIENTS = {
-    "tritonclient.grpc": ("tritonclient", {"flavour": "blocking"}),
-    "tritonclient.grpc.aio": ("tritonclient", {"flavour": "aio"}),
-    "InferenceGRPCClient": ("kserve", {}),
+    "tritonclient.grpc": ("tritonclient", "check_tritonclient", {"flavour": "blocking"}),
+    "tritonclient.grpc.aio": ("tritonclient", "check_tritonclient", {"flavour": "aio"}),
+    "tritonclient.http": ("tritonclient", "check_tritonclient_http", {"flavour": "blocking"}),
+    "tritonclient.http.aio": ("tritonclient", "check_tritonclient_http", {"flavour": "aio"}),
+    "InferenceGRPCClient": ("kserve", "check_kserve", {}),
+    "InferenceRESTClient": ("kserve", "check_kserve_rest", {}),
 }
 ALL = ["decode", "encode", "reconstruct", "sample", "score"]
 #: The models of `folder`: their operations, and whether they are conditional.
@@ -67,7 +71,7 @@ def inputs() -> dict[str, NDArray[Any]]:
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls and token"])
 @pytest.mark.parametrize("name", CLIENTS)
 def test_a_client_does_its_whole_round(name, secure, transport, folder, inputs, tmp_path):
-    arguments, ca = ["--transport", transport], ""
+    arguments, ca = ["--transport", transport, "--gateway-port", "0"], ""
     if secure:
         more, ca = secured(tmp_path)
         arguments += more
@@ -84,7 +88,7 @@ def test_a_client_encodes_and_decodes_with_a_model_of_others(name, taef2, tmp_pa
     models = {"taef2": {"operations": ALL[:3], "conditional": False}}
     image = photograph("chelsea")[None, :, :128, :192].astype(np.float32) / 255
     inputs = {"taef2.image": np.ascontiguousarray(image)}
-    with Server(taef2, tmp_path / "log").wait_until_serving() as server:
+    with Server(taef2, tmp_path / "log", "--gateway-port", "0").wait_until_serving() as server:
         found = play(name, server, inputs, models, tmp_path)
         assert found["taef2.encode.mean"].shape == (1, 32, 16, 24)
         with Client(server.target) as client:
@@ -134,11 +138,12 @@ def play(
     **more: str,
 ) -> dict[str, NDArray[Any]]:
     """Lets a client ask everything of every model; returns the outputs that it got."""
-    environment, options = CLIENTS[name]
-    round_of = {"target": server.target, "models": models, "token": "", "ca": ""} | options | more
+    environment, program, options = CLIENTS[name]
+    ports = {"target": server.target, "gateway": server.gateway}
+    round_of = {**ports, "models": models, "token": "", "ca": "", **options, **more}
     (folder / "round.json").write_text(json.dumps(round_of))
     np.savez(folder / "in.npz", **inputs)  # type: ignore[arg-type]
-    script = ROOT / "tests" / "bare" / f"check_{environment}.py"
+    script = ROOT / "tests" / "bare" / f"{program}.py"
     files = [str(folder / name) for name in ("round.json", "in.npz", "out.npz")]
     done = subprocess.run(
         [str(python_of(environment)), str(script), *files],

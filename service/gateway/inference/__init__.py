@@ -1,0 +1,1 @@
+"""The Open Inference Protocol by HTTP, for clients of Triton and KServe: /v2."""
