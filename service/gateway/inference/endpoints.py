@@ -192,10 +192,11 @@ def _named(make: Callable[[], Any], request: Request, _raw: bytes) -> Message:
 
 def _object(message: Message) -> dict[str, Any]:
     """A message as the protocol has it: names as in the proto, integers as numbers."""
-    told: dict[str, Any] = json_format.MessageToDict(
+    told = json_format.MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
-    return _with_numbers(told)
+    numbered: dict[str, Any] = _with_numbers(told)
+    return numbered
 
 
 def _with_numbers(value: Any) -> Any:
