@@ -14,7 +14,7 @@ from service.api.wire import Chunks
 from service.dispatch.dispatcher import Dispatcher, Rpc
 from service.engine.call import Call
 from service.engine.engine import Engine
-from service.errors import InvalidArgument
+from service.errors import InvalidArgument, ModelNotFound
 from service.gateway import bodies, caching, replies
 from service.gateway.exchange import Exchange, asked, request_parameters
 from service.gateway.media import JSON, PICTURES, MediaType, choose
@@ -167,6 +167,7 @@ class Calls:
         return await self._engine.in_thread(write, call)
 
 
+_MAX_VERSION: Final = 2**63 - 1
 _DESCRIPTION: Final = Operation("", "", arrays=(), pictured=False)
 
 
@@ -175,13 +176,16 @@ def select(message: Any, request: Request) -> None:
 
     Raises:
         InvalidArgument: The body names a model as well.
+        ModelNotFound: The version is above all that there can be.
     """
     if "model" not in request.path_params:
         return
     if message.HasField("model"):
         raise InvalidArgument("model", "a model in the body", "only the one of the path")
-    message.model.name = request.path_params["model"]
-    message.model.version = request.path_params.get("version", 0)
+    name, version = request.path_params["model"], request.path_params.get("version", 0)
+    if version > _MAX_VERSION:
+        raise ModelNotFound(f"model.version: got {version}, wanted at most {_MAX_VERSION}")
+    message.model.name, message.model.version = name, version
 
 
 def _for_sheet(message: Any, wanted: Wanted) -> Wanted:

@@ -155,6 +155,7 @@ def test_a_wrong_picture_is_named_by_its_index(gateway):
 def test_what_is_not_there_is_404(gateway):
     gateway.get("/v1/models/two:sample?count=1").problem(404, "'two'", "one, styles")
     gateway.get(f"{MODEL}/versions/7").problem(404, "7")
+    gateway.get(f"{MODEL}/versions/{2**70}").problem(404, "version")
     gateway.get("/v2/anything/else").problem(404, "/openapi.json")
     gateway.get("/v1/models/").problem(404)
     gateway.get(f"{MODEL}:latent_map").problem(404, "map")
