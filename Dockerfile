@@ -33,6 +33,13 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     touch README.md && pip --python /opt/venv/bin/python install --editable '.[serve]'
 
 
+FROM server-packages AS slim-packages
+# Tests of the packages, and sources in C and stubs, which nothing imports: 20 MB.
+RUN find /opt/venv/lib -depth \( -type d -name tests \
+        -o -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.c' -o -name '*.h' \) \
+        -exec rm -r {} +
+
+
 FROM server-packages AS trainer-packages
 # The index that is named holds torch alone; its version is in constraints.txt, and
 # what it depends on comes with the extra. The usual index has it with CUDA, which is
@@ -80,7 +87,7 @@ ENV LATENTSERVE_HOST=0.0.0.0 \
     LATENTSERVE_GATEWAY_PORT=8000 \
     # Who reaches it is decided by the ports that the container publishes.
     LATENTSERVE_GATEWAY_OPEN=true
-COPY --link --from=server-packages /opt/venv /opt/venv
+COPY --link --from=slim-packages /opt/venv /opt/venv
 COPY --link LICENSE /app/
 COPY --link bundle /app/bundle
 COPY --link latentserve /app/latentserve
