@@ -21,6 +21,7 @@ import pytest
 
 from latentserve.client import Client
 from tests.support import ROOT
+from tests.support.http import Caller
 from tests.support.waiting import wait_until
 from training.data.datasets import load_dataset
 from training.data.download import read_files
@@ -68,9 +69,11 @@ class Project:
         self.name = f"latentserve-test-{secrets.token_hex(4)}"
         self.port = free_port()
         self.http_port = free_port()
+        self.gateway_port = free_port()
         self._env = {
             "LATENTSERVE_GRPC_PORT": str(self.port),
             "LATENTSERVE_HTTP_PORT": str(self.http_port),
+            "LATENTSERVE_GATEWAY_PORT": str(self.gateway_port),
             "LATENTSERVE_BUDGET": BUDGET,
             # The container may be unable to reach the mirrors.
             "LATENTSERVE_DATA": str(data),
@@ -243,7 +246,15 @@ def test_the_ports_are_published_to_this_machine_alone(project: Project) -> None
     assert ports == {
         "50051/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(project.port)}],
         "8080/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(project.http_port)}],
+        "8000/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(project.gateway_port)}],
     }
+
+
+def test_the_gateway_answers_by_http(project: Project) -> None:
+    gateway = Caller(f"http://127.0.0.1:{project.gateway_port}")
+    sheet = gateway.get("/v1/models/mnist:sample?count=4&seed=1").picture()
+    assert sheet.shape == (62, 62)
+    assert gateway.get("/v2/health/ready").json() == {"ready": True}
 
 
 def test_readiness_and_metrics_are_served_over_http(project: Project) -> None:
