@@ -136,11 +136,12 @@ class Calls:
         async def answer(message: Any, call: Call) -> Chunks:
             nonlocal known, written
             if request.method != "POST" and _is_pure(message):
+                named = bool(message.model.version)
                 model = self._selection.find(message, call)
+                # Or a route could choose another version for the reply than for its tag.
+                message.model.version = model.manifest.version
                 tag = headers["ETag"] = caching.etag(model, message, written)
-                headers["Cache-Control"] = caching.cache_control(
-                    named=bool(message.model.version), private=self._private
-                )
+                headers["Cache-Control"] = caching.cache_control(named=named, private=self._private)
                 if caching.matches(request.headers.get("if-none-match", ""), tag):
                     known = True
                     return (b"",)

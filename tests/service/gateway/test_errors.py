@@ -314,6 +314,22 @@ def test_seeded_gets_are_pure_functions(gateway):
     assert gateway.get(f"{MODEL}:traverse?steps=3").headers["etag"]
 
 
+def test_a_tag_is_that_of_the_version_that_answers(tmp_path):
+    for seed in (1, 2):
+        write_tiny(tmp_path / "models" / "one", seed=seed)
+    options = ("--gateway-port", "0", "--versions", "all", "--route", "one=1:50,2:50")
+    with Server(tmp_path / "models", tmp_path / "log", *options) as server:
+        gateway = Caller(server.wait_until_serving().gateway)
+        found = {}
+        for _ in range(20):
+            reply = gateway.get(f"{MODEL}:traverse?steps=3")
+            found.setdefault(reply.headers["etag"], set()).add(
+                (reply.headers["x-model"], reply.body)
+            )
+    assert len(found) == 2
+    assert all(len(replies) == 1 for replies in found.values())
+
+
 def test_what_is_no_http_is_answered_and_the_server_stays(gateway):
     for content, status in (
         (b"GARBAGE\r\n\r\n", b"400"),
