@@ -98,7 +98,7 @@ def read_head(stream: io.BytesIO, field: str) -> tuple["np.dtype[Any]", tuple[in
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
         shape, fortran, dtype = read(stream)
-    except (ValueError, KeyError, EOFError, RecursionError, MemoryError) as error:
+    except Exception as error:  # numpy parses the head as Python, and raises what that raises
         raise InvalidArgument(field, "a body that is no npy file", "one of numpy.save") from error
     if dtype.kind not in "fu" or dtype.itemsize > 8 or (dtype.kind == "u" and dtype.itemsize > 1):
         raise InvalidArgument(field, f"npy of dtype {dtype}", _NPY_DTYPES)

@@ -73,6 +73,8 @@ class Streams:
                     body = await self._receiving.whole(
                         request, lambda: self._dispatcher.precheck(rpc, exchange.call)
                     )
+                if body:
+                    bodies.refuse_other(media, operation)
                 source = _whole(request, operation, rest, media, body)
             return _Streamed(
                 exchange, rpc, operation, wanted, source, self._dispatcher, self._sending
