@@ -24,7 +24,8 @@ MEDIA = (
 ACCEPT = ("*/*", "application/json", "application/x-npy", "application/x-npz", "image/jpeg")
 NAMES = (
     "count", "seed", "offset", "label", "labels", "to", "steps", "draws", "format", "axes", "range",
-    "output", "tensors", "zoom", "columns", "chunk_rows", "resize", "quality", "return_latents",
+    "shape", "dtype", "output_type", "do_scaling", "height", "output", "tensors", "zoom", "columns",
+    "chunk_rows", "resize", "quality", "return_latents",
 )  # fmt: skip
 VALUES = ("1", "2", "0", "-1", "x", "1,2", "1e9", "99999999999999999999", "true", "png", "nan", "")
 
@@ -47,12 +48,19 @@ class Requests:
         ends = {"application/x-npy": npy(latents), "application/json": listed}
         lines = {"application/x-npy": npy(latents), "application/x-ndjson": listed + b"\n" + listed}
         asked = {"": b"", "application/json": b"{}"}
+        z = {"name": "z", "shape": [2, 3], "datatype": "FP32", "data": latents.tolist()}
+        inferred = {"application/json": json.dumps({"inputs": [z]}).encode()}
+        drawn, raw = {"shape": ("1", "3")}, {"tensor/binary": latents[:1].tobytes()}
         # Well-formed requests: operation, query, and bodies by media type.
         self._good = (
             ("encode", {}, images), ("reconstruct", {}, images), ("score", {"draws": "2"}, images),
             ("decode", {}, ends), ("interpolate", {"steps": "3"}, ends),
             ("sample", {"count": "2"}, asked), ("traverse", {"steps": "3"}, asked),
             ("decode_stream", {}, lines), ("sample_stream", {"count": "3"}, asked),
+            ("/v2/models/one.decode/infer", {}, inferred),
+            ("/v2/repository/index", {}, asked),
+            ("/diffusers/one/decode", {**drawn, "output_type": "pt", "dtype": "float32"}, raw),
+            ("/diffusers/one/decode", {**drawn, "output_type": "pil", "dtype": "float32"}, raw),
         )  # fmt: skip
 
     def draw(self) -> tuple[str, str, bytes, dict[str, str]]:
@@ -78,7 +86,8 @@ class Requests:
             elif body:
                 body[int(self._random.integers(len(body)))] = int(self._random.integers(256))
                 del body[self._of((len(body), int(self._random.integers(len(body))))) :]
-        path = f"/v1/models/{model}:{operation}?{urlencode(query)}"
+        path = operation if operation[0] == "/" else f"/v1/models/{model}:{operation}"
+        path += f"?{urlencode(query, doseq=True)}"
         return method, path, bytes(body), {"accept": accept, "content-type": media}
 
     def _of(self, choices):
