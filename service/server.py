@@ -189,8 +189,6 @@ class _Server:
 
             self._gateway = Gateway(
                 servicer,
-                self._engine,
-                lambda: self._models,
                 settings,
                 authenticate=authenticate,
                 capacity=admission,

@@ -1,5 +1,6 @@
 """Operations with one request and one reply."""
 
+import dataclasses
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
@@ -11,7 +12,7 @@ from starlette.responses import Response
 from latentserve.v1 import latent_service_pb2 as pb
 from service.api.selection import Selection
 from service.api.wire import Chunks
-from service.dispatch.dispatcher import Dispatcher, Rpc
+from service.dispatch.dispatcher import Rpc
 from service.engine.call import Call
 from service.engine.engine import Engine
 from service.errors import InvalidArgument, ModelNotFound
@@ -21,7 +22,6 @@ from service.gateway.media import JSON, PICTURES, MediaType, choose
 from service.gateway.operations import Operation
 from service.gateway.receiving import Receiving
 from service.gateway.replies import Wanted
-from service.gateway.sending import Sending
 from service.gateway.unary import UnaryCalls, describe, message_of
 
 # Replies of up to so many bytes are written on the event loop; a sheet is compressed in any case.
@@ -35,9 +35,8 @@ class Calls:
         rpcs: The methods of LatentService, by name.
         engine: Has the threads in which replies are written.
         selection: Finds the model of a request.
-        dispatcher: Runs the calls.
+        unary: Runs the calls.
         receiving: Receives bodies.
-        sending: Counts replies that wait to be read.
         private: Whether callers need a token.
         max_rows: Maximum rows of a request.
     """
@@ -47,9 +46,8 @@ class Calls:
         rpcs: Mapping[str, Rpc],
         engine: Engine,
         selection: Selection,
-        dispatcher: Dispatcher,
+        unary: UnaryCalls,
         receiving: Receiving,
-        sending: Sending,
         *,
         private: bool,
         max_rows: int,
@@ -57,9 +55,8 @@ class Calls:
         self._rpcs = rpcs
         self._engine = engine
         self._selection = selection
-        self._dispatcher = dispatcher
         self._receiving = receiving
-        self._unary = UnaryCalls(dispatcher, sending)
+        self._unary = unary
         self._private = private
         self._max_rows = max_rows
 
@@ -93,11 +90,7 @@ class Calls:
 
         async def work() -> Response:
             media = MediaType.parse(request.headers.get("content-type", ""))
-            body = b""
-            if request.method == "POST":
-                body = await self._receiving.whole(
-                    request, lambda: self._dispatcher.precheck(rpc, exchange.call)
-                )
+            body = await self._receiving.whole(request, rpc, exchange.call)
             if body:
                 bodies.refuse_other(media, operation)
             offered = replies.offers(operation, media.name, body=bool(body))
@@ -199,12 +192,14 @@ def _for_sheet(message: Any, wanted: Wanted) -> Wanted:
         return wanted
     if wanted.media not in PICTURES:
         if message.format in _FILES:
-            name = pb.ImageFormat.Name(message.format).removeprefix("IMAGE_FORMAT_").lower()
-            raise InvalidArgument("format", name, "that of an array: float32, float16 or uint8")
+            raise InvalidArgument(
+                "format", _name(message.format), "that of an array: float32, float16 or uint8"
+            )
         return wanted
     if message.format not in (pb.IMAGE_FORMAT_UNSPECIFIED, _PICTURE_FORMATS[wanted.media]):
-        name = pb.ImageFormat.Name(message.format).removeprefix("IMAGE_FORMAT_").lower()
-        raise InvalidArgument("format", name, f"none, or the one of {wanted.media}")
+        raise InvalidArgument(
+            "format", _name(message.format), f"none, or the one of {wanted.media}"
+        )
     quality = wanted.quality
     if message.HasField("quality"):
         quality = message.quality
@@ -212,7 +207,7 @@ def _for_sheet(message: Any, wanted: Wanted) -> Wanted:
             raise InvalidArgument("quality", quality, "1 to 100")
         message.ClearField("quality")
     message.format = pb.IMAGE_FORMAT_UINT8
-    return Wanted(wanted.media, wanted.output, wanted.tensors, wanted.columns, wanted.zoom, quality)
+    return dataclasses.replace(wanted, quality=quality)
 
 
 _PICTURE_FORMATS: Final = {
@@ -221,6 +216,11 @@ _PICTURE_FORMATS: Final = {
     "image/webp": pb.IMAGE_FORMAT_WEBP,
 }
 _FILES: Final = tuple(_PICTURE_FORMATS.values())
+
+
+def _name(image_format: pb.ImageFormat) -> str:
+    """A format as parameters name it."""
+    return pb.ImageFormat.Name(image_format).removeprefix("IMAGE_FORMAT_").lower()
 
 
 def _is_pure(message: Any) -> bool:

@@ -15,12 +15,10 @@ from uvicorn.server import ServerState
 
 from latentserve.v1 import latent_service_pb2 as pb
 from service.api.inference.servicer import State
-from service.api.selection import Selection
 from service.api.servicer import Servicer
 from service.dispatch.dispatcher import Authenticate, Dispatcher, rpcs_of
 from service.dispatch.inference import inference_rpcs
 from service.dispatch.unread import Capacity
-from service.engine.engine import Engine
 from service.errors import ServiceError
 from service.gateway.app import application
 from service.gateway.calls import Calls
@@ -31,7 +29,7 @@ from service.gateway.inference.endpoints import InferenceRoutes
 from service.gateway.receiving import Receiving
 from service.gateway.sending import Sending
 from service.gateway.streams import Streams
-from service.models.repository import Models
+from service.gateway.unary import UnaryCalls
 from service.net.addresses import BACKLOG, accept_from, exclusive_sockets, handed_off, listen
 from service.net.handshakes import FailedHandshakes
 from service.net.tls import TlsFiles
@@ -54,9 +52,7 @@ class Gateway:
     """Serves LatentService by HTTP/1.1.
 
     Args:
-        servicer: Implements LatentService.
-        engine: Has the threads in which replies are written.
-        models: Returns the models that are being served.
+        servicer: Implements LatentService; its engine has the threads in which replies are written.
         settings: Address, limits, who may call.
         authenticate: Checks the `authorization` of a call; returns the name of its token.
         capacity: Counts and limits the bytes of replies until their callers have read them.
@@ -77,8 +73,6 @@ class Gateway:
     def __init__(
         self,
         servicer: Servicer,
-        engine: Engine,
-        models: Callable[[], Models],
         settings: Settings,
         *,
         authenticate: Authenticate,
@@ -93,23 +87,25 @@ class Gateway:
         self._authenticate = authenticate
         self._tls = tls
         self._metrics = metrics
-        self._receiving = Receiving(settings.max_message_bytes, settings.queue_bytes)
+        self._receiving = Receiving(
+            self._dispatcher, settings.max_message_bytes, settings.queue_bytes
+        )
         self._sending = Sending(capacity)
         self._failed_handshakes = FailedHandshakes(telemetry.handshake_failed)
         self._age = settings.max_connection_age_seconds
         service = pb.DESCRIPTOR.services_by_name["LatentService"]
         rpcs = {rpc.name: rpc for rpc in rpcs_of(service, servicer)}
+        engine, selection = servicer.engine, servicer.selection
+        unary = UnaryCalls(self._dispatcher, self._sending)
         calls = Calls(
-            rpcs, engine, Selection(models), self._dispatcher, self._receiving, self._sending,
+            rpcs, engine, selection, unary, self._receiving,
             private=settings.token_file is not None, max_rows=settings.max_rows,
         )  # fmt: skip
         streams = Streams(rpcs, self._dispatcher, self._receiving, self._sending)
-        vae = RemoteVae(
-            rpcs, engine, Selection(models), self._dispatcher, self._receiving, self._sending
-        )
+        vae = RemoteVae(rpcs, engine, selection, unary, self._receiving)
         inference = InferenceRoutes(
             {rpc.name: rpc for rpc in inference_rpcs(servicer, state)},
-            engine, self._dispatcher, self._receiving, self._sending,
+            engine, unary, self._receiving,
         )  # fmt: skip
         self._app = application(calls, streams, inference, vae, self._metrics_page, settings)
         self._config = Config(

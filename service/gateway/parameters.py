@@ -95,7 +95,7 @@ def _value(field: FieldDescriptor, text: str) -> Any:
     text = text.strip()
     if field.cpp_type in _INTEGERS:
         low, high = _INTEGERS[field.cpp_type]
-        return _integer(field.name, text, low, high)
+        return integer(field.name, text, low, high)
     if field.cpp_type in _FLOATS:
         try:
             number = float(text)
@@ -111,7 +111,12 @@ def _value(field: FieldDescriptor, text: str) -> Any:
     return enum_value(field, text, field.name)
 
 
-def _integer(name: str, text: str, low: int, high: int) -> int:
+def integer(name: str, text: str, low: int, high: int) -> int:
+    """Reads an integer from `low` to `high`.
+
+    Raises:
+        InvalidArgument: The text is none.
+    """
     # int() takes more than digits, and time quadratic in their number.
     if len(text) <= 20 and text.removeprefix("-").isascii() and text.removeprefix("-").isdigit():
         number = int(text)

@@ -1,13 +1,15 @@
 """Receives the body of a request, within limits on its size, its memory and its time."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Final
 
 from starlette.requests import ClientDisconnect, Request
 
+from service.dispatch.dispatcher import Dispatcher, Rpc
 from service.dispatch.uploads import Upload, Uploads
+from service.engine.call import Call
 from service.errors import NotReady, TooLarge
 from service.gateway.errors import HttpError
 
@@ -22,30 +24,35 @@ class Receiving:
     """Bodies that are being received, over all connections.
 
     Args:
+        dispatcher: Authenticates callers whose bodies are still arriving.
         max_bytes: Maximum bytes of one body that is held in memory.
         max_held_bytes: Maximum bytes of all unfinished ones.
     """
 
-    def __init__(self, max_bytes: int, max_held_bytes: int):
+    def __init__(self, dispatcher: Dispatcher, max_bytes: int, max_held_bytes: int):
+        self._dispatcher = dispatcher
         self._max_bytes = max_bytes
         self._bodies: set[_Body] = set()
         self._uploads = Uploads(max_held_bytes, self._unfinished)
 
-    async def whole(self, request: Request, started: Callable[[], None]) -> bytes:
-        """Receives a whole body.
+    async def whole(self, request: Request, rpc: Rpc, call: Call) -> bytes:
+        """Receives a whole body; that of a GET is empty.
 
         Args:
             request: The request.
-            started: Called before a body that comes in several parts is held in memory; an error
-                that it raises ends the request.
+            rpc: The method that it calls.
+            call: The per-call context.
 
         Raises:
+            CallFailed: The caller is refused, before a body of several parts is held in memory.
             TooLarge: The body is larger than a message may be.
             Overloaded: Other unfinished requests use up the memory.
             NotReady: The body did not go on while others lacked its memory.
             HttpError: The body does not arrive (408).
             ClientDisconnect: The caller has left.
         """
+        if request.method != "POST":
+            return b""
         stated = int(request.headers.get("content-length", "0"))
         self._refuse_large(stated)
         body = _Body(request)
@@ -55,7 +62,7 @@ class Receiving:
         try:
             while (part := await body.next()) is not None:
                 if not parts and not body.ended:
-                    started()
+                    self._dispatcher.precheck(rpc, call)
                 parts.append(part)
                 size += len(part)
                 self._refuse_large(size)

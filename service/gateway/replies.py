@@ -16,6 +16,7 @@ from service.gateway import arrays
 from service.gateway.arrays import Array
 from service.gateway.media import JSON, MULTIPART, NPY, NPZ, PICTURES
 from service.gateway.operations import Operation
+from service.gateway.parameters import integer
 
 _LISTS, _BASE64 = "lists", "base64"
 
@@ -89,8 +90,8 @@ def wanted_of(operation: Operation, media: str, given: dict[str, str]) -> Wanted
         media,
         output,
         tensors,
-        _count("columns", given.get("columns"), 0, _MOST_COLUMNS),
-        _count("zoom", given.get("zoom"), 1, _MOST_ZOOM),
+        integer("columns", given["columns"], 1, _MOST_COLUMNS) if "columns" in given else 0,
+        integer("zoom", given["zoom"], 1, _MOST_ZOOM) if "zoom" in given else 1,
     )
 
 
@@ -185,11 +186,3 @@ def _finite(value: Any) -> Any:
     if value in (float("inf"), float("-inf")):
         return "Infinity" if value > 0 else "-Infinity"
     return value
-
-
-def _count(name: str, text: str | None, default: int, most: int) -> int:
-    if text is None:
-        return default
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= most):
-        raise InvalidArgument(name, text, f"an integer, 1 to {most}")
-    return int(text)

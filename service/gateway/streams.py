@@ -68,11 +68,7 @@ class Streams:
                 parts = self._receiving.parts(request)
                 source = await _parts(request, operation, rest, media, parts)
             else:
-                body = b""
-                if request.method == "POST":
-                    body = await self._receiving.whole(
-                        request, lambda: self._dispatcher.precheck(rpc, exchange.call)
-                    )
+                body = await self._receiving.whole(request, rpc, exchange.call)
                 if body:
                     bodies.refuse_other(media, operation)
                 source = _whole(request, operation, rest, media, body)

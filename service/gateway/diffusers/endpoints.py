@@ -16,7 +16,7 @@ from service.api import codec
 from service.api.codec import Pixels
 from service.api.selection import Selection
 from service.api.wire import Chunks
-from service.dispatch.dispatcher import Dispatcher, Rpc
+from service.dispatch.dispatcher import Rpc
 from service.engine.call import Call
 from service.engine.engine import Engine
 from service.errors import InvalidArgument
@@ -30,7 +30,6 @@ from service.gateway.exchange import Exchange, asked
 from service.gateway.media import PICTURES, MediaType
 from service.gateway.parameters import fill
 from service.gateway.receiving import Receiving
-from service.gateway.sending import Sending
 from service.gateway.unary import UnaryCalls, describe, message_of
 from service.models.model import Model
 
@@ -102,9 +101,8 @@ class RemoteVae:
         rpcs: The methods of LatentService, by name.
         engine: Has the threads in which arrays are converted.
         selection: Finds the model of a request.
-        dispatcher: Runs the calls.
+        unary: Runs the calls.
         receiving: Receives bodies.
-        sending: Counts replies that wait to be read.
     """
 
     def __init__(
@@ -112,16 +110,14 @@ class RemoteVae:
         rpcs: Mapping[str, Rpc],
         engine: Engine,
         selection: Selection,
-        dispatcher: Dispatcher,
+        unary: UnaryCalls,
         receiving: Receiving,
-        sending: Sending,
     ):
         self._rpcs = rpcs
         self._engine = engine
         self._selection = selection
-        self._dispatcher = dispatcher
         self._receiving = receiving
-        self._unary = UnaryCalls(dispatcher, sending)
+        self._unary = unary
 
     async def decode(self, request: Request) -> Response:
         """Answers a request to decode latents."""
@@ -225,9 +221,7 @@ class RemoteVae:
             given = MediaType.parse(request.headers.get("content-type", "")).name
             if given not in media:
                 raise WrongMedia(given, ", ".join(filter(None, media)))
-            body = await self._receiving.whole(
-                request, lambda: self._dispatcher.precheck(rpc, exchange.call)
-            )
+            body = await self._receiving.whole(request, rpc, exchange.call)
             return await self._unary.run(exchange, asked(rpc, read, answer), body, TENSOR, headers)
 
         return await exchange.answered(work)

@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from service.api.inference import inference_service_pb2 as pb
 from service.api.wire import Chunks
-from service.dispatch.dispatcher import Dispatcher, Rpc
+from service.dispatch.dispatcher import Rpc
 from service.engine.call import Call
 from service.engine.engine import Engine
 from service.errors import InvalidArgument
@@ -22,7 +22,6 @@ from service.gateway.exchange import Exchange, asked
 from service.gateway.inference import messages
 from service.gateway.media import JSON
 from service.gateway.receiving import Receiving
-from service.gateway.sending import Sending
 from service.gateway.unary import UnaryCalls
 
 # Replies and requests up to this size are read and written on the event loop.
@@ -40,24 +39,21 @@ class InferenceRoutes:
     Args:
         rpcs: The methods of GRPCInferenceService, by name.
         engine: Has the threads in which large bodies are read and written.
-        dispatcher: Runs the calls.
+        unary: Runs the calls.
         receiving: Receives bodies.
-        sending: Counts replies that wait to be read.
     """
 
     def __init__(
         self,
         rpcs: Mapping[str, Rpc],
         engine: Engine,
-        dispatcher: Dispatcher,
+        unary: UnaryCalls,
         receiving: Receiving,
-        sending: Sending,
     ):
         self._rpcs = rpcs
         self._engine = engine
-        self._dispatcher = dispatcher
         self._receiving = receiving
-        self._unary = UnaryCalls(dispatcher, sending)
+        self._unary = unary
 
     def routes(self) -> list[Route]:
         """Returns the routes."""
@@ -171,11 +167,7 @@ class InferenceRoutes:
         exchange = Exchange(request, with_error=True)
 
         async def work() -> Response:
-            body = b""
-            if request.method == "POST":
-                body = await self._receiving.whole(
-                    request, lambda: self._dispatcher.precheck(rpc, exchange.call)
-                )
+            body = await self._receiving.whole(request, rpc, exchange.call)
             return await self._unary.run(exchange, asked(rpc, read, answer), body, JSON, headers)
 
         return await exchange.answered(work)
