@@ -3,8 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from starlette.requests import Request
@@ -30,8 +29,9 @@ from service.gateway.receiving import Receiving
 from service.gateway.sending import Sending
 from service.gateway.streams import Streams
 from service.gateway.unary import UnaryCalls
-from service.net.addresses import BACKLOG, accept_from, exclusive_sockets, handed_off, listen
-from service.net.handshakes import FailedHandshakes
+from service.net.acceptor import Acceptor
+from service.net.addresses import exclusive_sockets
+from service.net.openings import Openings
 from service.net.tls import TlsFiles
 from service.observe.telemetry import Telemetry
 from service.settings import Settings
@@ -42,7 +42,6 @@ _log = logging.getLogger(__name__)
 TRANSPORT: Final = "http"
 # Time of an idle connection: above the minute after which many proxies reuse one.
 _IDLE_SECONDS: Final = 75
-_HANDSHAKE_SECONDS: Final = 10.0
 # Time that a drain gives to callers to read the last replies.
 _LINGER_SECONDS: Final = 3.0
 _POLL_SECONDS: Final = 0.01
@@ -85,13 +84,11 @@ class Gateway:
     ):
         self._dispatcher = Dispatcher(authenticate, telemetry, TRANSPORT)
         self._authenticate = authenticate
-        self._tls = tls
         self._metrics = metrics
         self._receiving = Receiving(
             self._dispatcher, settings.max_message_bytes, settings.queue_bytes
         )
         self._sending = Sending(capacity)
-        self._failed_handshakes = FailedHandshakes(telemetry.handshake_failed)
         self._age = settings.max_connection_age_seconds
         service = pb.DESCRIPTOR.services_by_name["LatentService"]
         rpcs = {rpc.name: rpc for rpc in rpcs_of(service, servicer)}
@@ -129,25 +126,21 @@ class Gateway:
         self._connections: set[HttpConnection] = set()
         telemetry.watch_open(TRANSPORT, connections=lambda: len(self._connections))
         self._leaving = False
-        self._accepting: list[asyncio.Task[None]] = []
-        self._opening: set[asyncio.Task[None]] = set()
-        self._sockets: Sequence[socket.socket] = ()
-        self._channel = channel
+        self._openings = Openings(
+            tls, telemetry.handshake_failed, self._make_connection, self._opened
+        )
         self.port: int = 0
         if channel is None:
             assert settings.gateway_port != "off"
-            self._sockets = exclusive_sockets(
-                settings.host, settings.gateway_port, "--gateway-port"
-            )
-            self.port = self._sockets[0].getsockname()[1]
+            sockets = exclusive_sockets(settings.host, settings.gateway_port, "--gateway-port")
+            self._acceptor = Acceptor(self._openings.add, sockets)
+            self.port = sockets[0].getsockname()[1]
+        else:
+            self._acceptor = Acceptor(self._openings.add, channel=channel)
 
     async def start(self) -> None:
         """Begins to accept connections."""
-        listen(self._sockets)
-        for sock in self._sockets:
-            self._accepting.append(asyncio.create_task(accept_from(sock, self._take)))
-        if self._channel is not None:
-            asyncio.get_running_loop().add_reader(self._channel, self._receive_handed)
+        self._acceptor.open()
 
     def lame_duck(self) -> None:
         """From now on, connections close after their next reply, so that callers go elsewhere."""
@@ -163,14 +156,14 @@ class Gateway:
             force_stop: Once set, they are ended at once.
         """
         self.lame_duck()
-        await self._close_port()
+        await self._acceptor.close()
         for connection in list(self._connections):
             connection.shutdown()
         forced = asyncio.create_task(force_stop.wait())
         answered = asyncio.create_task(self._no_connection_left())
         await asyncio.wait((forced, answered), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        for task in (forced, *self._opening):
-            task.cancel()
+        forced.cancel()
+        self._openings.cancel()
         for connection in list(self._connections):
             connection.end()
         await self._dispatcher.finished()
@@ -182,24 +175,8 @@ class Gateway:
         self._receiving.close()
 
     async def _no_connection_left(self) -> None:
-        while self._connections or self._opening:
+        while self._connections or self._openings:
             await asyncio.sleep(_POLL_SECONDS)
-
-    async def _close_port(self) -> None:
-        for task in self._accepting:
-            task.cancel()
-        await asyncio.gather(*self._accepting, return_exceptions=True)
-        for sock in self._sockets:
-            # The kernel has already accepted these connections: their clients may have sent calls.
-            with suppress(OSError):
-                for _ in range(BACKLOG):
-                    accepted, _address = sock.accept()
-                    accepted.setblocking(False)
-                    self._take(accepted)
-            sock.close()
-        if self._channel is not None:
-            self._receive_handed()
-            self._close_channel()
 
     # The application.
 
@@ -233,45 +210,9 @@ class Gateway:
 
     # Connections.
 
-    def _take(self, accepted: socket.socket) -> None:
-        task = asyncio.create_task(self._open(accepted))
-        self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
+    def _make_connection(self) -> HttpConnection:
+        return HttpConnection(self._config, self._state, self._connections.discard)
 
-    def _receive_handed(self) -> None:
-        """Receives the connections that the supervisor has accepted for this worker."""
-        assert self._channel is not None
-        try:
-            for accepted in handed_off(self._channel):
-                self._take(accepted)
-        except EOFError:
-            self._close_channel()
-
-    def _close_channel(self) -> None:
-        if self._channel is not None:
-            asyncio.get_running_loop().remove_reader(self._channel)
-            self._channel.close()
-            self._channel = None
-
-    async def _open(self, accepted: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        context = None if self._tls is None else self._tls.ssl_context()
-        connection = HttpConnection(self._config, self._state, self._connections.discard)
-        peer = ""
-        if context is not None:
-            with suppress(OSError):
-                peer = str(accepted.getpeername()[0])
-        try:
-            await loop.connect_accepted_socket(
-                lambda: connection,
-                accepted,
-                ssl=context,
-                ssl_handshake_timeout=None if context is None else _HANDSHAKE_SECONDS,
-            )
-        except (TimeoutError, OSError, EOFError) as error:
-            accepted.close()
-            if context is not None:
-                self._failed_handshakes.add(peer, error)
-            return
+    def _opened(self, connection: HttpConnection) -> None:
         if not connection.transport.is_closing():
             self._connections.add(connection)

@@ -1,30 +1,17 @@
 """Listening sockets, bound exclusively or shared among our own worker processes."""
 
-import asyncio
 import errno
-import logging
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from service.errors import StartError
 from service.hosts import host_and_port
-from service.net.descriptors import is_reserved
-
-_log = logging.getLogger(__name__)
 
 #: Maximum number of connections that the kernel queues for `accept`.
 BACKLOG: Final = 1024
-# Pause after a failed `accept`, for example when file descriptors have run out, and between two
-# log lines about it.
-_PAUSE_SECONDS, _LOG_SECONDS = 0.1, 10.0
-
-#: A worker's answers when a connection is handed off to it: taken, or no descriptor left.
-TAKEN: Final = b"t"
-NOT_TAKEN: Final = b"n"
 
 
 def free_addresses(host: str, port: int, option: str = "--port") -> list[str]:
@@ -195,63 +182,9 @@ def _set_families(sock: socket.socket, address: str) -> None:
     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address != "::"))
 
 
-async def accept_from(listening: socket.socket, take: Callable[[socket.socket], None]) -> None:
-    """Accepts connections until it is cancelled.
-
-    A connection whose file descriptor is one of the reserved ones (`is_reserved`) is closed.
-
-    Args:
-        listening: Non-blocking socket that listens.
-        take: Called with each accepted socket.
-    """
-    loop = asyncio.get_running_loop()
-    next_log = 0.0
-    while True:
-        try:
-            accepted, _ = await loop.sock_accept(listening)
-        except OSError as error:
-            problem, pause = f"accept: {error.strerror}", _PAUSE_SECONDS
-        else:
-            # One connection per loop iteration: a burst must not keep other work waiting.
-            problem, pause = "", 0.0
-            if is_reserved(accepted.fileno()):
-                accepted.close()
-                problem = "connection refused: too many open files"
-            else:
-                take(accepted)
-        if problem and loop.time() >= next_log:
-            next_log = loop.time() + _LOG_SECONDS
-            _log.warning("%s", problem)
-        await asyncio.sleep(pause)
-
-
-def handed_off(channel: socket.socket) -> Iterator[socket.socket]:
-    """Yields the connections that the supervisor has handed off; answers it with a byte for each.
-
-    Args:
-        channel: Non-blocking Unix socket to the supervisor.
-
-    Raises:
-        EOFError: The supervisor has closed its end.
-    """
-    while True:
-        try:
-            data, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
-        except BlockingIOError:
-            return
-        except OSError:
-            data, descriptors = b"", []
-        if not data:
-            raise EOFError
-        # Empty if this process has no free descriptor: the kernel drops the one that was sent.
-        connections = [socket.socket(fileno=descriptor) for descriptor in descriptors]
-        taken = bool(connections) and not is_reserved(connections[0].fileno())
-        # The supervisor keeps its copy until this answer; if not taken, another worker gets it.
-        with suppress(OSError):
-            channel.send(TAKEN if taken else NOT_TAKEN)
-        for connection in connections:
-            if taken:
-                connection.setblocking(False)
-                yield connection
-            else:
-                connection.close()
+def shown_address(address: object) -> str:
+    """A socket's address as in `ipv4:127.0.0.1:4711`."""
+    if not isinstance(address, tuple) or len(address) < 2:
+        return "unknown"
+    host, port = address[:2]
+    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"

@@ -2,9 +2,7 @@
 
 import asyncio
 import logging
-import socket
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import partial
 
 from service.api.admin import AdminServicer
@@ -14,22 +12,16 @@ from service.dispatch.unread import STALLED_SECONDS, Capacity, Unread, UnreadRep
 from service.dispatch.uploads import Upload, Uploads
 from service.errors import NotReady, TooLarge, Unimplemented, shortened
 from service.models.repository import Models
-from service.net.addresses import (
-    BACKLOG,
-    Shared,
-    accept_from,
-    exclusive_sockets,
-    handed_off,
-    listen,
-)
-from service.net.handshakes import FailedHandshakes
+from service.net.acceptor import Acceptor
+from service.net.addresses import Shared, exclusive_sockets
+from service.net.openings import Openings
 from service.net.tls import TlsFiles
 from service.observe.telemetry import Telemetry
 from service.settings import Settings
 from service.transport.age import Ages
 from service.transport.grpc_call import GrpcCall, refuse, refuse_non_grpc
 from service.transport.health import Health
-from service.transport.http2.connection import Connection, shown_address
+from service.transport.http2.connection import Connection
 from service.transport.http2.frames import ErrorCode
 from service.transport.http2.headers import MAX_HEADER_LIST_BYTES
 from service.transport.http2.stream import Stream
@@ -37,7 +29,6 @@ from service.transport.services import services
 
 _log = logging.getLogger(__name__)
 
-_HANDSHAKE_SECONDS = 10.0
 # Time that a drain gives to clients to complete a TLS handshake, after the port has closed.
 _OPENING_SECONDS = 1.0
 # Time that a drain gives to callers to read the last replies and close their connections; part of
@@ -85,12 +76,10 @@ class Http2Transport:
     ):
         self._health = Health()
         self._dispatcher = Dispatcher(authenticate, telemetry)
-        self._tls = tls
         self._max_bytes = settings.max_message_bytes
         self._uploads = Uploads(settings.queue_bytes, self._unfinished_requests)
         self._max_streams = settings.max_streams_per_connection
         self._unread = UnreadReplies(capacity, self._unread_replies)
-        self._failed_handshakes = FailedHandshakes(telemetry.handshake_failed)
         grace = settings.max_connection_age_grace_seconds
         aged = NotReady(
             f"the connection has reached its maximum age, and no byte has moved for {grace:g} s"
@@ -110,24 +99,20 @@ class Http2Transport:
         )
         self._no_connections = asyncio.Event()
         self._no_connections.set()
-        self._accepting: list[asyncio.Task[None]] = []
-        self._opening: set[asyncio.Task[None]] = set()
-        self._sockets: list[socket.socket] = []
-        self._channel: socket.socket | None = None
+        self._openings = Openings(
+            tls, telemetry.handshake_failed, self._make_connection, self._opened
+        )
         if shared is None:
-            self._sockets = exclusive_sockets(settings.host, settings.grpc_port)
-            self.port: int = self._sockets[0].getsockname()[1]
+            sockets = exclusive_sockets(settings.host, settings.grpc_port)
+            self._acceptor = Acceptor(self._openings.add, sockets)
+            self.port: int = sockets[0].getsockname()[1]
         else:
-            self._channel = shared.channel
+            self._acceptor = Acceptor(self._openings.add, channel=shared.channel)
             self.port = settings.grpc_port
 
     async def start(self) -> None:
         """Begins to accept calls; health is NOT_SERVING until `show` is called."""
-        listen(self._sockets)
-        for sock in self._sockets:
-            self._accepting.append(asyncio.create_task(accept_from(sock, self._take)))
-        if self._channel is not None:
-            asyncio.get_running_loop().add_reader(self._channel, self._receive)
+        self._acceptor.open()
 
     async def show(self, models: Models, *, device_ok: bool = True) -> None:
         """Updates the health of each model, and of the server (that of its default model).
@@ -154,14 +139,15 @@ class Http2Transport:
         """
         self.lame_duck()
         self._draining = True
-        await self._close_port()
+        await self._acceptor.close()
         for connection in list(self._connections):
             connection.shut_down()
         forced = asyncio.create_task(force_stop.wait())
         answered = asyncio.create_task(self._answered())
         await asyncio.wait((forced, answered), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        for task in (forced, answered, *self._opening):
+        for task in (forced, answered):
             task.cancel()
+        self._openings.cancel()
         for connection in list(self._connections):
             for stream in connection.streams:
                 _cut(stream, NotReady(_STOPPING))
@@ -186,27 +172,11 @@ class Http2Transport:
         for wait in waits:
             wait.cancel()
 
-    async def _close_port(self) -> None:
-        for task in self._accepting:
-            task.cancel()
-        await asyncio.gather(*self._accepting, return_exceptions=True)
-        for sock in self._sockets:
-            # The kernel has already accepted these connections: their clients may have sent calls.
-            with suppress(OSError):
-                for _ in range(BACKLOG):
-                    accepted, _address = sock.accept()
-                    accepted.setblocking(False)
-                    self._take(accepted)
-            sock.close()
-        if self._channel is not None:
-            self._receive()
-            self._close_channel()
-
     async def _answered(self) -> None:
         """Waits until no new call can arrive and no open call is one that a drain waits for."""
         loop = asyncio.get_running_loop()
         opened_by = loop.time() + _OPENING_SECONDS
-        while any(map(_is_busy, self._connections)) or (self._opening and loop.time() < opened_by):
+        while any(map(_is_busy, self._connections)) or (self._openings and loop.time() < opened_by):
             await asyncio.sleep(_POLL_SECONDS)
 
     # Called by connections.
@@ -260,51 +230,12 @@ class Http2Transport:
 
     # Connections.
 
-    def _take(self, accepted: socket.socket) -> None:
-        task = asyncio.create_task(self._open(accepted))
-        self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
+    def _make_connection(self) -> Connection:
+        return Connection(self, self._max_streams, self._unread)
 
-    def _receive(self) -> None:
-        """Receives the connections that the supervisor has accepted for this worker."""
-        assert self._channel is not None
-        try:
-            for accepted in handed_off(self._channel):
-                self._take(accepted)
-        except EOFError:
-            self._close_channel()
-
-    def _close_channel(self) -> None:
-        if self._channel is not None:
-            asyncio.get_running_loop().remove_reader(self._channel)
-            self._channel.close()
-            self._channel = None
-
-    async def _open(self, accepted: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        connection = Connection(self, self._max_streams, self._unread)
-        context = None if self._tls is None else self._tls.ssl_context()
-        peer = "" if context is None else _peer(accepted)
-        try:
-            await loop.connect_accepted_socket(
-                lambda: connection,
-                accepted,
-                ssl=context,
-                ssl_handshake_timeout=None if context is None else _HANDSHAKE_SECONDS,
-            )
-        except (TimeoutError, OSError, EOFError) as error:
-            accepted.close()
-            if context is not None:
-                self._failed_handshakes.add(peer, error)
-            return
+    def _opened(self, connection: Connection) -> None:
         if self._draining:
             connection.shut_down()
-
-
-def _peer(accepted: socket.socket) -> str:
-    with suppress(OSError):  # the client may have left already
-        return shown_address(accepted.getpeername())
-    return "unknown"
 
 
 def _is_busy(connection: Connection) -> bool:

@@ -1,11 +1,9 @@
 """A port whose connections the supervisor accepts and deals to the workers."""
 
-import asyncio
 import socket
 from collections.abc import Sequence
-from contextlib import suppress
 
-from service.net.addresses import BACKLOG, accept_from, listen
+from service.net.acceptor import Acceptor
 from service.workers.dealer import Dealer, Taker
 
 
@@ -18,9 +16,8 @@ class Door:
     """
 
     def __init__(self, sockets: Sequence[socket.socket], takers: Sequence[Taker]):
-        self._sockets = sockets
         self._dealer = Dealer(takers)
-        self._accepting: list[asyncio.Task[None]] = []
+        self._acceptor = Acceptor(self.deal, sockets)
 
     def open(self) -> None:
         """Begins to accept connections.
@@ -28,10 +25,7 @@ class Door:
         Raises:
             StartError: Another server has begun to listen on the port since it was bound.
         """
-        listen(self._sockets)
-        self._accepting = [
-            asyncio.create_task(accept_from(sock, self.deal)) for sock in self._sockets
-        ]
+        self._acceptor.open()
 
     def deal(self, connection: socket.socket) -> None:
         """Hands a connection to a worker that can take it."""
@@ -43,12 +37,5 @@ class Door:
 
     async def close(self) -> None:
         """Closes the port, and hands off connections that the kernel has accepted until then."""
-        for task in self._accepting:
-            task.cancel()
-        await asyncio.gather(*self._accepting, return_exceptions=True)
-        for sock in self._sockets:
-            with suppress(OSError):  # none is left, or it does not listen
-                for _ in range(BACKLOG if self._accepting else 0):
-                    self.deal(sock.accept()[0])
-            sock.close()
+        await self._acceptor.close()
         self._dealer.close()

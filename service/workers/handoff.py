@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from service.net.addresses import TAKEN
+from service.net.acceptor import TAKEN
 
 # A worker takes a connection within a few milliseconds. While it has not answered for this many, or
 # for one since this long, other workers get the new connections.

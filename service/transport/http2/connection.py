@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final, Protocol, cast
 
+from service.net.addresses import shown_address
 from service.transport.http2 import frames
 from service.transport.http2.frames import ErrorCode, Http2Error, Setting
 from service.transport.http2.headers import MAX_HEADER_LIST_BYTES
@@ -318,14 +319,6 @@ class Connection(asyncio.Protocol):
         if self._close_timer is not None:
             self._close_timer.cancel()
         self._close_timer = self._loop.call_later(seconds, then)
-
-
-def shown_address(address: object) -> str:
-    """A socket's address as in `ipv4:127.0.0.1:4711`."""
-    if not isinstance(address, tuple) or len(address) < 2:
-        return "unknown"
-    host, port = address[:2]
-    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
 
 
 def _set_options(sock: Any) -> None:

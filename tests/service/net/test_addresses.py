@@ -1,15 +1,13 @@
-"""Sockets for listening: both families of [::], ports held before they listen, full processes."""
+"""Sockets for listening: both families of [::], ports held before they listen."""
 
-import asyncio
 import socket
 
 import pytest
 
 from service.errors import StartError
 from service.hosts import host_and_port
-from service.net import addresses
 from service.net.addresses import (
-    accept_from,
+    bound,
     exclusive_sockets,
     free_addresses,
     listen,
@@ -86,9 +84,9 @@ def test_connections_in_time_wait_do_not_block_the_next_server():
 
 
 def test_two_servers_that_have_bound_a_port_in_time_wait_do_not_both_listen(closing):
-    closing += [addresses.bound("127.0.0.1", 0, socket.SO_REUSEADDR)]
+    closing += [bound("127.0.0.1", 0, socket.SO_REUSEADDR)]
     port = closing[0].getsockname()[1]
-    closing += [addresses.bound("127.0.0.1", port, socket.SO_REUSEADDR)]
+    closing += [bound("127.0.0.1", port, socket.SO_REUSEADDR)]
     listen(closing[:1])
     with pytest.raises(StartError, match=f"cannot listen on 127.0.0.1:{port}: Address already"):
         listen(closing[1:])
@@ -106,23 +104,3 @@ def test_a_name_without_an_address_is_refused(host):
 )
 def test_addresses_are_shown_as_clients_take_them(host, shown):
     assert host_and_port(host, 1) == shown
-
-
-async def test_a_full_process_refuses_connections_and_accepts_again(closing, monkeypatch, caplog):
-    full = True
-    monkeypatch.setattr(addresses, "is_reserved", lambda _: full)
-    closing += exclusive_sockets("127.0.0.1", 0)
-    listen(closing)
-    port = closing[0].getsockname()[1]
-    accepting = asyncio.create_task(accept_from(closing[0], closing.append))
-    for _ in range(3):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        assert await asyncio.wait_for(reader.read(1), 5) == b""
-        writer.close()
-    assert caplog.text.count("too many open files") == 1
-    full = False
-    _, writer = await asyncio.open_connection("127.0.0.1", port)
-    while len(closing) < 2:
-        await asyncio.sleep(0.01)
-    writer.close()
-    accepting.cancel()

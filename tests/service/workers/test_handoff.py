@@ -7,8 +7,8 @@ import socket
 
 import pytest
 
-from service.net import addresses
-from service.net.addresses import handed_off
+from service.net import acceptor
+from service.net.acceptor import handed_off
 from service.workers import handoff as module
 from service.workers.handoff import ConnectionHandoff
 
@@ -63,7 +63,7 @@ async def test_without_a_descriptor_the_connection_is_given_back_and_the_next_is
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         if way == "reserve":
             with monkeypatch.context() as patch:
-                patch.setattr(addresses, "is_reserved", lambda _: True)
+                patch.setattr(acceptor, "is_reserved", lambda _: True)
                 assert not list(handed_off(given.worker_end))
         else:
             lowest = os.dup(0)
