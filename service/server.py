@@ -196,6 +196,7 @@ class _Server:
                 telemetry=self._telemetry,
                 state=_State(self._live, self._ready, lambda: self._models),
                 metrics=self._exposition,
+                grpc_port=self._transport.port,
                 channel=None if self._worker is None else self._worker.gateway,
             )
         if settings.http_port != "off":

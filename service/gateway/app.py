@@ -65,6 +65,7 @@ def application(
     vae: RemoteVae,
     metrics: Endpoint,
     settings: Settings,
+    grpc_port: int,
 ) -> ASGIApp:
     """Returns the application.
 
@@ -75,8 +76,9 @@ def application(
         vae: Answers those of diffusers.
         metrics: Answers `/v1/metrics`.
         settings: Who may call.
+        grpc_port: Port of gRPC, for the calls that the explorer shows.
     """
-    routes = [Route("/v1/metrics", metrics, methods=["GET"]), *pages(), *inference.routes()]
+    routes = [Route("/v1/metrics", metrics, methods=["GET"]), *pages(grpc_port), *inference.routes()]
     for operation in OPERATIONS:
         routes += _of_model(operation.name, operation.gettable, calls.operate, operation)
     for operation in STREAMS:

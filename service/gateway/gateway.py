@@ -59,6 +59,7 @@ class Gateway:
         telemetry: Records every call.
         state: State of the server and its models, for the Open Inference Protocol.
         metrics: Returns the page of metrics and its content type, given an Accept header.
+        grpc_port: Port of gRPC, for the calls that the explorer shows.
         channel: Unix socket over which the supervisor hands over accepted connections; None if
             this process owns the port.
 
@@ -80,6 +81,7 @@ class Gateway:
         telemetry: Telemetry,
         state: State,
         metrics: Callable[[str], Awaitable[tuple[bytes, str]]],
+        grpc_port: int,
         channel: socket.socket | None = None,
     ):
         self._dispatcher = Dispatcher(authenticate, telemetry, TRANSPORT)
@@ -104,7 +106,9 @@ class Gateway:
             {rpc.name: rpc for rpc in inference_rpcs(servicer, state)},
             engine, unary, self._receiving,
         )  # fmt: skip
-        self._app = application(calls, streams, inference, vae, self._metrics_page, settings)
+        self._app = application(
+            calls, streams, inference, vae, self._metrics_page, settings, grpc_port
+        )
         self._config = Config(
             self._serve,
             http=HttpConnection,

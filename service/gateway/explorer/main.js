@@ -1,0 +1,148 @@
+// The page: which model, which view, and what is the matter with the server.
+
+import { Api, Problem } from "./api.js";
+import { button, h } from "./dom.js";
+import * as link from "./link.js";
+import { snippetPanel } from "./snippets.js";
+import * as dimensions from "./views/dimensions.js";
+import * as image from "./views/image.js";
+import * as picture from "./views/picture.js";
+import * as plane from "./views/plane.js";
+import * as server from "./views/server.js";
+import * as styles from "./views/styles.js";
+
+// In the order of the tabs; the first that suits a model is shown at first.
+const VIEWS = Object.entries({ image, plane, styles, dimensions, picture, server });
+
+const main = document.querySelector("main");
+const state = document.querySelector("#state");
+const picker = document.querySelector("#model");
+const nav = document.querySelector("#views");
+const grpcPort = document.querySelector("meta[name=grpc-port]").content;
+const maps = new Map();
+let models = [];
+let closing = new AbortController();
+let locked = false;
+
+const api = new Api(
+  (kind, text) => {
+    if (kind === "locked") locked = true;
+    if (kind === "back") start();
+    else say(kind === "well" ? "" : kind, text);
+  },
+  askToken,
+);
+
+function say(kind, text) {
+  if (state.textContent === text && state.dataset.kind === kind) return;
+  state.dataset.kind = kind;
+  state.hidden = !text;
+  state.textContent = text;
+}
+
+function askToken(wrong) {
+  const dialog = document.querySelector("#token");
+  const input = dialog.querySelector("input");
+  dialog.querySelector(".wrong").hidden = !wrong;
+  dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => {
+      const token = input.value;
+      input.value = "";
+      // Closed by Escape: without a token nothing can be shown.
+      resolve(token || askToken(wrong));
+    }, { once: true });
+  });
+}
+
+/** Reads what the server serves, and shows it. */
+async function start() {
+  try {
+    const [list, info] = await Promise.all(["/v1/models", "/v1/server"].map(async (path) => (await api.call(path)).json()));
+    models = list.models ?? [];
+    maps.clear();
+    picker.replaceChildren(...models.map((model) => h("option", { value: `${model.name}/${model.version}` }, labelOf(model))));
+    const wanted = models.find(isLinked) ?? models.find((model) => model.name === link.get("model"))
+      ?? models.find((model) => model.name === info.defaultModel) ?? models[0];
+    const missing = link.get("model") && wanted?.name !== link.get("model");
+    show(wanted);
+    if (missing) note(`This server does not serve “${link.get("model")}” now.`);
+  } catch (error) {
+    fail(error);
+  }
+}
+
+const isLinked = (model) => model.name === link.get("model") && String(model.version) === link.get("version");
+const labelOf = ({ name, version }) => (models.filter((other) => other.name === name).length > 1 ? `${name}, version ${version}` : name);
+
+/** Shows a model in the view that the address names, or the first that suits it. */
+function show(model) {
+  closing.abort();
+  closing = new AbortController();
+  main.replaceChildren();
+  nav.replaceChildren();
+  if (!model) {
+    document.title = "latentserve";
+    note("This server serves no model now. The page looks again every few seconds.");
+    const { signal } = closing;
+    setTimeout(() => signal.aborted || start(), 3000);
+    return;
+  }
+  picker.value = `${model.name}/${model.version}`;
+  const suitable = VIEWS.filter(([, view]) => view.suits(model));
+  const [name, view] = suitable.find(([one]) => one === link.get("view")) ?? suitable[0];
+  nav.append(...suitable.map(([one, { title }]) =>
+    button(title, () => go(model, one), one === name ? { "aria-current": "page" } : {})));
+  document.title = `${name === "server" ? view.title : `${view.title} of ${model.name}`} · latentserve`;
+  const snippet = snippetPanel(() => ({ host: location.host, grpcPort, secure: location.protocol === "https:", token: locked }));
+  snippet.show(null);
+  const root = h("div", { class: "view" });
+  main.append(h("h1", {}, name === "server" ? view.title : `${model.name}: ${view.title.toLowerCase()}`), root, name === "server" ? "" : snippet.element);
+  view.open({
+    api, model, root, snippet, signal: closing.signal, map: () => mapOf(model),
+    fail: failing(closing.signal),
+  });
+}
+
+/** Goes to a view of a model, which begins afresh. */
+function go(model, name) {
+  link.keep("view");
+  link.set({ model: model.name, version: model.version, view: name });
+  link.flush();
+  show(model);
+}
+
+/** The latent map of a model; null if it has none. */
+function mapOf(model) {
+  const key = `${model.name}/${model.version}`;
+  if (!maps.has(key)) {
+    const path = `/v1/models/${encodeURIComponent(model.name)}/versions/${model.version}:latent_map`;
+    maps.set(key, model.hasLatentMap ? api.json(path).catch(() => null) : Promise.resolve(null));
+  }
+  return maps.get(key);
+}
+
+const failing = (signal) => (error) => signal.aborted || fail(error);
+
+function fail(error) {
+  if (error.name === "AbortError") return;
+  if (error instanceof Problem && error.status === 404) {
+    // Another set of models is served now.
+    start();
+    return;
+  }
+  note(error.message);
+}
+
+/** Says what went wrong, above the view. */
+function note(text) {
+  main.querySelector(".note")?.remove();
+  main.prepend(h("p", { class: "note", role: "alert" }, text));
+}
+
+picker.addEventListener("change", () => {
+  const model = models.find(({ name, version }) => `${name}/${version}` === picker.value);
+  go(model, VIEWS.find(([name, view]) => name === link.get("view") && view.suits(model))?.[0] ?? "");
+});
+link.onfollow(() => show(models.find(isLinked) ?? models.find((model) => model.name === link.get("model")) ?? models[0]));
+start();

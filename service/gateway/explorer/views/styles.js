@@ -1,0 +1,121 @@
+// A conditional model: one style, all classes.
+
+import { encode, decode, decodeCall, joined, latentsOf, sample } from "../calls.js";
+import { labelsOf } from "../classes.js";
+import { fromLink, toLink } from "../arrays.js";
+import { button, h, labelled, panel, slider } from "../dom.js";
+import { Latest } from "../latest.js";
+import * as link from "../link.js";
+import { fromFile, paintSheet, picture, receiveFiles, toPng } from "../pictures.js";
+import { byActivity, priorMean, priorRange, sliders, TEMPERATURE } from "../sliders.js";
+
+const SHOWN = 8;
+const MOST_GIVEN = 8;
+
+export const title = "Styles";
+
+export function suits(model) {
+  return Boolean(model.conditional);
+}
+
+export function open({ api, model, map, root, snippet, fail, signal }) {
+  const classes = labelsOf(model);
+  const all = classes.map((_, index) => index).slice(0, Number(model.maxRows));
+  const { height, width } = model.imageShape;
+  const columns = classes.length <= 12 ? classes.length : 13;
+  let z = priorMean(model);
+  const linked = fromLink(link.get("z"));
+  let given = []; // {canvas, label}
+  let sliderSet = null;
+
+  const seed = h("input", { type: "number", min: 0, step: 1, value: link.getNumber("seed", 0, 0), onchange: () => draw() });
+  const warmth = slider("Temperature", { min: 0, max: 1.5, step: 0.05, value: link.getNumber("temperature", TEMPERATURE, 0, 1.5), oninput: () => draw() });
+  const sheet = picture(`One style in the classes ${classes.join(", ")}`, { class: "picture sheet" });
+  const place = h("div", {});
+  const list = h("ul", { class: "given" });
+  const input = h("input", { type: "file", accept: "image/*", multiple: true });
+  const target = labelled("Pictures of one style, each with its class: choose, drop or paste them", input, { class: "field drop" });
+
+  root.append(
+    panel("One style, all classes", sheet, h("div", { class: "row" }, labelled("Seed", seed),
+      button("Another style", () => { seed.value = Math.floor(Math.random() * 2 ** 31); draw(); }), warmth.element)),
+    h("div", { class: "columns" },
+      panel("The style", h("p", { class: "quiet" }, "The dimensions that test images use most."), place),
+      panel("The style of pictures", target, list,
+        h("p", { class: "quiet" }, "Several pictures of one style are joined: each dimension comes mostly from the picture that shows it best."))),
+  );
+
+  const latest = new Latest(
+    (latent, aborted) => decode(api, model, latentsOf(...all.map(() => latent)), all, aborted),
+    (images) => paintSheet(sheet, images, columns), fail,
+  );
+  signal.addEventListener("abort", () => latest.close());
+  receiveFiles(target, input, receive, signal);
+
+  function show(next) {
+    z = next;
+    sliderSet?.show(z);
+    moved();
+  }
+
+  function moved() {
+    link.set({ z: toLink(new Uint8Array(z.buffer, z.byteOffset, z.byteLength)) });
+    latest.ask(z.slice());
+    snippet.show(decodeCall(model, latentsOf(...all.map(() => z)), all));
+  }
+
+  async function draw() {
+    link.set({ seed: seed.value, temperature: warmth.input.value });
+    try {
+      const { latents } = await sample(api, model, { count: 1, seed: seed.value, temperature: warmth.input.value, label: 0 }, signal);
+      show(Float32Array.from(latents.data));
+    } catch (error) {
+      fail(error);
+    }
+  }
+
+  async function receive(files) {
+    try {
+      for (const file of files.slice(0, MOST_GIVEN - given.length)) {
+        const canvas = await fromFile(file, () => [Number(width), Number(height)]);
+        given.push({ canvas, label: given.length % classes.length });
+      }
+      showGiven();
+      await use();
+    } catch (error) {
+      fail(error);
+    }
+  }
+
+  function showGiven() {
+    list.replaceChildren(...given.map((one) => {
+      const select = h("select", { onchange: () => { one.label = Number(select.value); use().catch(fail); } },
+        ...classes.map((name, index) => h("option", { value: index, selected: index === one.label }, name)));
+      one.canvas.className = "picture thumbnail";
+      one.canvas.setAttribute("role", "img");
+      one.canvas.setAttribute("aria-label", "A picture that was given");
+      const remove = button("Remove", () => { given = given.filter((other) => other !== one); showGiven(); use().catch(fail); });
+      return h("li", {}, one.canvas, labelled("Its class", select), remove);
+    }));
+  }
+
+  async function use() {
+    if (given.length === 0) return;
+    const posteriors = await Promise.all(given.map(async ({ canvas, label }) => {
+      const { mean, logVar } = await encode(api, model, await toPng(canvas), [label], signal);
+      return { mean: mean.data, logVar: logVar?.data };
+    }));
+    // A plain autoencoder has no variances: its points are averaged.
+    const known = posteriors.map((one) => ({ ...one, logVar: one.logVar ?? new Float32Array(one.mean.length) }));
+    show(Float32Array.from(joined(known)));
+  }
+
+  map().then((found) => {
+    if (signal.aborted) return;
+    sliderSet = sliders(byActivity(model, found).slice(0, SHOWN), priorRange(model), (axis, value) => { z[axis] = value; moved(); });
+    place.replaceChildren(sliderSet.element);
+    if (linked && linked.length === 4 * z.length) show(new Float32Array(linked.buffer));
+    else if (model.prior === "none") show(z);
+    else draw();
+  });
+}
