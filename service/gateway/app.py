@@ -78,7 +78,11 @@ def application(
         settings: Who may call.
         grpc_port: Port of gRPC, for the calls that the explorer shows.
     """
-    routes = [Route("/v1/metrics", metrics, methods=["GET"]), *pages(grpc_port), *inference.routes()]
+    routes = [
+        Route("/v1/metrics", metrics, methods=["GET"]),
+        *pages(grpc_port),
+        *inference.routes(),
+    ]
     for operation in OPERATIONS:
         routes += _of_model(operation.name, operation.gettable, calls.operate, operation)
     for operation in STREAMS:
