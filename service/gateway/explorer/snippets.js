@@ -1,7 +1,7 @@
 // The call that made a view, as Python, curl and grpcurl.
 
-import { digits, toBase64 } from "./arrays.js";
-import { button, h } from "./dom.js";
+import { digits, toBase64, toNpy } from "./arrays.js";
+import { button, h, save } from "./dom.js";
 
 const MOST_NUMBERS = 128; // of latents that stand in a snippet; more are a file beside it
 
@@ -24,13 +24,16 @@ const lists = (rows) => `[${rows.map((one) => `[${one.join(", ")}]`).join(", ")}
  * @property {object} fields - Fields of the request by their names in the protos.
  * @property {{shape: number[], data: Float32Array}} [latents] - The latents, float32 [N, D].
  * @property {string} [file] - Name of the picture that the request has.
+ * @property {Blob} [content] - That picture.
  * @property {string} python - The Python call; `ARRAY` stands for the latents, `WHERE` for the model.
  */
+
+const hasLatentsBeside = ({ latents }) => Boolean(latents) && latents.data.length > MOST_NUMBERS;
 
 /** The three ways to make a call; each a text. */
 export function snippets(call, { host, grpcPort, secure, token }) {
   const { name, version } = call.model;
-  const beside = call.latents && call.latents.data.length > MOST_NUMBERS;
+  const beside = hasLatentsBeside(call);
   const origin = `${secure ? "https" : "http"}://${host}`;
   const grpc = `${host.replace(/:\d+$/, "")}:${grpcPort}`;
   return { Python: asPython(), curl: asCurl(), grpcurl: asGrpcurl() };
@@ -95,11 +98,19 @@ export function snippets(call, { host, grpcPort, secure, token }) {
   }
 }
 
+/** The file that the texts of a call read; null if there is none. */
+function fileOf(call) {
+  if (hasLatentsBeside(call)) return { name: "latents.npy", content: new Blob([toNpy(call.latents)]) };
+  return call.content ? { name: call.file, content: call.content } : null;
+}
+
 /** A panel with the call of a view; `show` changes it. */
 export function snippetPanel(where) {
   const text = h("code", {});
   const copied = h("span", { role: "status" });
   const tabs = h("div", { class: "row", role: "group", "aria-label": "Language" });
+  const file = button("", () => save(beside.content, beside.name));
+  let beside = null;
   let texts = {};
   let chosen = "Python";
   const show = () => {
@@ -116,13 +127,16 @@ export function snippetPanel(where) {
   });
   const element = h(
     "details", { class: "panel snippet" }, h("summary", {}, "The call that made this"),
-    h("div", { class: "row" }, tabs, copy, copied), h("pre", { tabindex: 0 }, text),
+    h("div", { class: "row" }, tabs, copy, file, copied), h("pre", { tabindex: 0 }, text),
   );
   return {
     element,
     show(call) {
       element.hidden = call === null;
       texts = call === null ? {} : snippets(call, where());
+      beside = call && fileOf(call);
+      file.hidden = !beside;
+      file.textContent = beside ? `Save ${beside.name}` : "";
       show();
     },
   };

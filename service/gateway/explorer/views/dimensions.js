@@ -74,8 +74,18 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
     ),
   );
 
+  // A latent, or a draw: of both the newest is shown.
   const latest = new Latest(
-    (latent, aborted) => decode(api, model, latentsOf(latent), labels(), aborted), (images) => show(images), fail,
+    async ({ latent, drawn }, aborted) => (drawn
+      ? sample(api, model, drawn, aborted)
+      : { images: await decode(api, model, latentsOf(latent), labels(), aborted) }),
+    ({ images, latents }) => {
+      show(images);
+      if (!latents) return;
+      z = Float32Array.from(latents.data);
+      sliderSet?.show(z);
+    },
+    fail,
   );
   signal.addEventListener("abort", () => latest.close());
 
@@ -87,7 +97,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
 
   function moved() {
     link.set({ z: z.length <= MOST_LINKED ? toLink(new Uint8Array(z.buffer)) : "" });
-    latest.ask(z.slice());
+    latest.ask({ latent: z.slice() });
     snippet.show(decodeCall(model, latentsOf(z), labels()));
   }
 
@@ -98,18 +108,11 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
     else draw();
   }
 
-  async function draw() {
+  function draw() {
     const given = { count: 1, ...options(fields.seed.value) };
     link.set({ seed: given.seed, temperature: given.temperature, truncation: given.truncation, z: "" });
-    try {
-      const { images, latents } = await sample(api, model, given, signal);
-      z = Float32Array.from(latents.data);
-      show(images);
-      sliderSet?.show(z);
-      snippet.show(sampleCall(model, given));
-    } catch (error) {
-      fail(error);
-    }
+    latest.ask({ drawn: given });
+    snippet.show(sampleCall(model, given));
   }
 
   async function makeFilm() {
@@ -139,6 +142,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
     showSliders();
     if (link.get("z") || !canDraw) moved();
     else draw();
+    if (link.get("to") && canDraw) makeFilm();
   });
 }
 

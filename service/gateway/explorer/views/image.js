@@ -63,7 +63,7 @@ export function open({ api, model, root, snippet, fail, signal }) {
       + `fewer values than the picture's ${channels} x ${canvas.height} x ${canvas.width}. `
       + `Computed in ${shown(reply.timing?.computeSeconds ?? 0, 2)} s.`;
     snippet.show({
-      operation: "reconstruct", model, fields: { format: "uint8" }, file: "picture.png",
+      operation: "reconstruct", model, fields: { format: "uint8" }, file: "picture.png", content: file,
       python: 'reconstruct([Path("picture.png").read_bytes()], dtype="uint8", resize=True, WHERE)',
     });
   }

@@ -94,15 +94,16 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
   }
 
   async function ask() {
-    const file = await toPng(drawing);
-    if (signal.aborted) return;
-    latest.ask({ file, pixels: pixelsOf(drawing, channels), labels: labels() });
+    const canvas = drawing;
+    const file = await toPng(canvas);
+    if (signal.aborted || canvas !== drawing) return;
+    latest.ask({ file, pixels: pixelsOf(canvas, channels), labels: labels() });
     const bytes = new Uint8Array(await file.arrayBuffer());
     link.set({ picture: bytes.length <= MOST_LINKED ? toLink(bytes) : "" });
     const fields = { format: "uint8", ...(model.conditional ? { labels: labels() } : {}) };
     const given = model.conditional ? `labels=[${label}], ` : "";
     snippet.show({
-      operation: "reconstruct", model, fields, file: "picture.png",
+      operation: "reconstruct", model, fields, file: "picture.png", content: file,
       python: `reconstruct([Path("picture.png").read_bytes()], dtype="uint8", resize=True, ${given}WHERE)`,
     });
   }

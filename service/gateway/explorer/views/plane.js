@@ -13,6 +13,7 @@ import { paint, paintSheet, picture } from "../pictures.js";
 const RANGE = 3; // standard deviations of the prior to either side
 const WIDTH = 700; // pixels of the decoded plane, about
 const FRAMES = 24;
+const DIGITS = 4; // after the point of a latent: what is shown is what the address says
 
 export const title = "Plane";
 
@@ -27,8 +28,8 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
   const names = model.classNames ?? [];
   let label = model.conditional ? link.getNumber("label", 0, 0, labelsOf(model).length - 1) : -1;
   const labels = () => (model.conditional ? [label] : []);
-  let z = (link.get("z").split(",").map(Number).length === 2 && link.get("z").split(",").map(Number)) || [...scale.middle];
-  let pins = link.get("pins") ? link.get("pins").split(";").map((pin) => pin.split(",").map(Number)) : [];
+  let [z = scale.middle] = pointsOf(link.get("z"));
+  let pins = pointsOf(link.get("pins")).slice(0, 2);
 
   const sheet = picture("The plane, decoded: a grid of images", { class: "picture sheet" });
   const points = h("canvas", { class: "points", "aria-hidden": "true" });
@@ -68,9 +69,9 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
   signal.addEventListener("abort", () => latest.close());
 
   function move(point) {
-    z = point.map((value, axis) => Math.max(scale.low[axis], Math.min(scale.high[axis], value)));
+    z = point.map((value, axis) => Number(shown(Math.max(scale.low[axis], Math.min(scale.high[axis], value)), DIGITS)));
     inputs.forEach((input, axis) => (input.value = shown(z[axis])));
-    link.set({ z: z.map((value) => shown(value, 4)).join(",") });
+    link.set({ z: z.join(",") });
     latest.ask(z);
     if (pins.length < 2) snippet.show(decodeCall(model, latentsOf(z), labels()));
     drawMarks();
@@ -78,7 +79,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
 
   function setPins(next) {
     pins = next;
-    link.set({ pins: pins.map((pin) => pin.map((value) => shown(value, 4)).join(",")).join(";") });
+    link.set({ pins: pins.map((pin) => pin.join(",")).join(";") });
     drawMarks();
     showFilm();
   }
@@ -170,25 +171,31 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
     // A drag of a finger is no tap.
     const still = pressed && Math.hypot(event.clientX - pressed[0], event.clientY - pressed[1]) < 8;
     pressed = null;
-    if (still) pin(placeOf(event));
+    if (still) pin();
   });
   stage.addEventListener("keydown", (event) => {
     const far = event.shiftKey ? 10 : 1;
     const [dx, dy] = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key] ?? [0, 0];
     if (dx || dy) move([z[0] + far * dx * scale.step[0], z[1] + far * dy * scale.step[1]]);
-    else if (event.key === "Enter") pin(z);
+    else if (event.key === "Enter") pin();
     else if (event.key === "Escape") setPins([]);
     else return;
     event.preventDefault();
   });
-  function pin(point) {
-    setPins(pins.length === 2 ? [point] : [...pins, point]);
+  function pin() {
+    setPins(pins.length === 2 ? [z] : [...pins, z]);
   }
 
   plane();
   scatter();
   move(z);
   showFilm();
+}
+
+/** The points of an address, "0.5,1;-2,0"; without what are none. */
+function pointsOf(text) {
+  const points = text.split(";").map((point) => point.split(",").map(Number));
+  return text ? points.filter((point) => point.length === 2 && point.every(Number.isFinite)) : [];
 }
 
 /** Between latents and places on the stage, which go from 0 to 1, to the right and downwards. */

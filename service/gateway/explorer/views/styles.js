@@ -26,6 +26,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
   let z = priorMean(model);
   const linked = fromLink(link.get("z"));
   let given = []; // {canvas, label}
+  let uses = 0;
   let sliderSet = null;
 
   const seed = h("input", { type: "number", min: 0, step: 1, value: link.getNumber("seed", 0, 0), onchange: () => draw() });
@@ -49,7 +50,10 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
     (latent, aborted) => decode(api, model, latentsOf(...all.map(() => latent)), all, aborted),
     (images) => paintSheet(sheet, images, columns), fail,
   );
-  signal.addEventListener("abort", () => latest.close());
+  const draws = new Latest(
+    (options, aborted) => sample(api, model, options, aborted), ({ latents }) => show(Float32Array.from(latents.data)), fail,
+  );
+  signal.addEventListener("abort", () => [latest, draws].forEach((one) => one.close()));
   receiveFiles(target, input, receive, signal);
 
   function show(next) {
@@ -64,14 +68,9 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
     snippet.show(decodeCall(model, latentsOf(...all.map(() => z)), all));
   }
 
-  async function draw() {
+  function draw() {
     link.set({ seed: seed.value, temperature: warmth.input.value });
-    try {
-      const { latents } = await sample(api, model, { count: 1, seed: seed.value, temperature: warmth.input.value, label: 0 }, signal);
-      show(Float32Array.from(latents.data));
-    } catch (error) {
-      fail(error);
-    }
+    draws.ask({ count: 1, seed: seed.value, temperature: warmth.input.value, label: 0 });
   }
 
   async function receive(files) {
@@ -100,6 +99,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
   }
 
   async function use() {
+    const mine = ++uses;
     if (given.length === 0) return;
     const posteriors = await Promise.all(given.map(async ({ canvas, label }) => {
       const { mean, logVar } = await encode(api, model, await toPng(canvas), [label], signal);
@@ -107,7 +107,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
     }));
     // A plain autoencoder has no variances: its points are averaged.
     const known = posteriors.map((one) => ({ ...one, logVar: one.logVar ?? new Float32Array(one.mean.length) }));
-    show(Float32Array.from(joined(known)));
+    if (mine === uses) show(Float32Array.from(joined(known)));
   }
 
   map().then((found) => {
