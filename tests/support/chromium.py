@@ -1,11 +1,25 @@
-"""A Chromium for tests of pages."""
+"""A Chromium for tests of pages, driven by Playwright.
 
+Playwright's synchronous API runs an event loop of its own in this thread for as long as the browser is
+open, so tests with a browser are plain functions, and wait in Playwright alone.
+"""
+
+import contextlib
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
+FLAGS = (
+    "--no-sandbox",  # which a container's root cannot have
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--no-first-run",
+)
 NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
 
 
@@ -24,3 +38,14 @@ def find_chromium() -> str:
         if done.returncode != 0:
             pytest.fail(f"apt-get {command[0]}: {done.stderr or done.stdout}")
     return find_chromium()
+
+
+@contextlib.contextmanager
+def open_chromium() -> Iterator[Browser]:
+    """A headless Chromium, closed in the end."""
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=find_chromium(), args=list(FLAGS))
+        try:
+            yield running
+        finally:
+            running.close()
