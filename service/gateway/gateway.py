@@ -172,8 +172,9 @@ class Gateway:
         forced = asyncio.create_task(force_stop.wait())
         answered = asyncio.create_task(self._no_connection_left())
         await asyncio.wait((forced, answered), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        for waiting in (forced, later, *self._opening):
-            waiting.cancel()
+        later.cancel()
+        for task in (forced, *self._opening):
+            task.cancel()
         for connection in list(self._connections):
             connection.end()
         await self._dispatcher.finished()
