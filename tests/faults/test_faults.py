@@ -1,4 +1,4 @@
-"""Every fault under load, behind Envoy and in round robin: one round, or in the long form five."""
+"""Every fault under load, by gRPC and by HTTP: one round, or in the long form five."""
 
 import time
 from collections.abc import Iterator
