@@ -42,7 +42,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
   root.append(
     panel("One style, all classes", sheet, source),
     h("div", { class: "columns" },
-      panel("The style", h("p", { class: "quiet" }, "The dimensions that test images use most."), place),
+      panel("The style", model.hasLatentMap ? h("p", { class: "quiet" }, "The dimensions that test images use most.") : null, place),
       panel("The style of pictures", target, list,
         h("p", { class: "quiet" }, "Several pictures of one style are joined: each dimension comes mostly from the picture that shows it best."))),
   );
