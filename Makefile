@@ -56,7 +56,7 @@ test: $(VENV)/.installed ## Run the tests, in a process for each CPU
 test-slow: $(VENV)/.installed ## Run the tests that train, export, install or fuzz for half a minute or more
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m slow --timeout 600
 
-test-faults: $(VENV)/.installed ## Play each fault once against servers under load, behind Envoy and without
+test-faults: $(VENV)/.installed ## Play each fault once against servers under load: gRPC behind Envoy and without, and HTTP
 	$(BIN)/python -m pytest -m 'faults and not long'
 
 test-long: $(VENV)/.installed ## Run the tests that take ten minutes or more: new random examples, the HTTP/2 fuzzer, faults again and again

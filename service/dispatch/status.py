@@ -8,7 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from service.errors import InvalidArgument, Overloaded, ServiceError, Status
+from service.errors import InvalidArgument, Overloaded, ServiceError, Status, TooLarge
 
 #: Metadata that has a google.rpc.Status with the details of an error.
 DETAILS = "grpc-status-details-bin"
@@ -90,6 +90,16 @@ def no_room(size: int) -> Overloaded:
         f"the reply takes {size} bytes, and there is no room beside replies that wait to be read",
         _RETRY_SECONDS,
     )
+
+
+def too_large(got: int, limit: int) -> TooLarge:
+    """The error for a message above the limit in bytes, worded as in gRPC's libraries.
+
+    Args:
+        got: Length of the message, or of the body of an HTTP request that is one.
+        limit: The limit.
+    """
+    return TooLarge(f"message: larger than max ({got} vs. {limit} bytes; see max_message_bytes)")
 
 
 def _packed(message: Message) -> any_pb2.Any:

@@ -48,6 +48,11 @@ class HttpConnection(H11Protocol):
         self._head_timer: asyncio.TimerHandle | None = None
 
     @property
+    def used(self) -> bool:
+        """Whether a request has arrived."""
+        return self.cycle is not None
+
+    @property
     def busy(self) -> bool:
         """Whether a request is being received or answered."""
         return self.cycle is not None and not self.cycle.response_complete

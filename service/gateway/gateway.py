@@ -42,6 +42,8 @@ _log = logging.getLogger(__name__)
 TRANSPORT: Final = "http"
 # Time of an idle connection: above the minute after which many proxies reuse one.
 _IDLE_SECONDS: Final = 75
+# Time that a drain gives to connections on which no request has arrived yet.
+_FIRST_SECONDS: Final = 1.0
 # Time that a drain gives to callers to read the last replies.
 _LINGER_SECONDS: Final = 3.0
 _POLL_SECONDS: Final = 0.01
@@ -161,11 +163,13 @@ class Gateway:
         """
         self.lame_duck()
         await self._acceptor.close()
-        for connection in list(self._connections):
-            connection.shutdown()
+        self._shut(used=True)
+        # The first request of a connection may be on its way.
+        later = asyncio.get_running_loop().call_later(_FIRST_SECONDS, self._shut)
         forced = asyncio.create_task(force_stop.wait())
         answered = asyncio.create_task(self._no_connection_left())
         await asyncio.wait((forced, answered), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        later.cancel()
         forced.cancel()
         self._openings.cancel()
         for connection in list(self._connections):
@@ -177,6 +181,12 @@ class Gateway:
             connection.abort()
         self._sending.close()
         self._receiving.close()
+
+    def _shut(self, *, used: bool = False) -> None:
+        """Closes idle connections, and the others after their reply; `used`: not the new ones."""
+        for connection in list(self._connections):
+            if connection.used or not used:
+                connection.shutdown()
 
     async def _no_connection_left(self) -> None:
         while self._connections or self._openings:

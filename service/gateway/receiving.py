@@ -8,9 +8,10 @@ from typing import Final
 from starlette.requests import ClientDisconnect, Request
 
 from service.dispatch.dispatcher import Dispatcher, Rpc
+from service.dispatch.status import too_large
 from service.dispatch.uploads import Upload, Uploads
 from service.engine.call import Call
-from service.errors import NotReady, TooLarge
+from service.errors import NotReady
 from service.gateway.errors import HttpError
 
 # A body of which less than this has arrived for so long is given up: a peer that sends single bytes
@@ -89,9 +90,7 @@ class Receiving:
 
     def _refuse_large(self, size: int) -> None:
         if size > self._max_bytes:
-            raise TooLarge(
-                f"body: got {size} bytes, wanted at most {self._max_bytes} (see max_message_bytes)"
-            )
+            raise too_large(size, self._max_bytes)
 
     def _unfinished(self) -> list[Upload]:
         return [(body.moved_at, body.give_up) for body in self._bodies]

@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 from google.protobuf.message import Message
 
+from common.noise import ROWS
 from service.errors import InvalidArgument, TooLarge
 from service.gateway import arrays, bodies
 from service.gateway.errors import WrongMedia
@@ -104,16 +105,33 @@ async def of_rows(
     row = math.prod(shape[1:]) * dtype.itemsize
     count = _chunk_rows(parameters, row)
     rest = [pair for pair in parameters if pair[0] not in ("chunk_rows", "chunkRows")]
+    done = 0
 
     def read(raw: bytes) -> Message:
+        nonlocal done
         message = make()
         fill(message.request, rest)
         array = np.frombuffer(raw, dtype).reshape(-1, *shape[1:])
         bodies.put_array(message.request, field, array)
+        _count_on(message.request, done, shape[0])
+        done += len(array)
         return finish(message)
 
     rows = _rows(held, parts, shape[0], row, count, field)
     return Source(rows, read, rows=lambda _: shape[0])
+
+
+def _count_on(request: Any, done: int, total: int) -> None:
+    """Makes the first row of a request the one after `done` others in the noise of a seed.
+
+    So what is drawn for a row of the file does not depend on how it was cut.
+    """
+    if "offset" not in request.DESCRIPTOR.fields_by_name:
+        return
+    if request.offset + total > ROWS:
+        wanted = f"at most 2^64 - {total}, so that every row has an index"
+        raise InvalidArgument("offset", request.offset, wanted)
+    request.offset += done
 
 
 async def _lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

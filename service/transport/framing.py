@@ -5,7 +5,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from service.errors import InvalidArgument, ServiceError, TooLarge, Unimplemented, shortened
+from service.dispatch.status import too_large
+from service.errors import InvalidArgument, ServiceError, Unimplemented, shortened
 
 PREFIX_BYTES: Final = 5
 #: Values of `grpc-encoding` that a request may have; replies are never compressed.
@@ -208,8 +209,3 @@ class MessageBuffer:
 def prefix(length: int) -> bytes:
     """Returns the prefix of an uncompressed message of `length` bytes."""
     return b"\0" + length.to_bytes(4, "big")
-
-
-def too_large(got: int, limit: int) -> TooLarge:
-    """Returns the error for a message above the limit in bytes, worded as in gRPC's libraries."""
-    return TooLarge(f"message: larger than max ({got} vs. {limit} bytes; see max_message_bytes)")

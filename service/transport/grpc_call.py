@@ -12,9 +12,9 @@ from urllib.parse import quote
 
 from service.api.wire import Chunks
 from service.dispatch.dispatcher import ENDED, Dispatcher, Rpc, new_call
-from service.dispatch.status import CallFailed, RpcStatus, no_room
+from service.dispatch.status import CallFailed, RpcStatus, no_room, too_large
 from service.errors import DeadlineExceeded, NotReady, OutOfMemory, ServiceError, Unimplemented
-from service.transport.framing import ENCODINGS, PREFIX_BYTES, MessageBuffer, prefix, too_large
+from service.transport.framing import ENCODINGS, PREFIX_BYTES, MessageBuffer, prefix
 from service.transport.http2.frames import ErrorCode
 from service.transport.http2.headers import encode, status_200
 from service.transport.http2.stream import Stream

@@ -13,9 +13,11 @@ from bundle.layout import find_versions
 from latentserve import jobs
 from latentserve.client import Client
 from latentserve.jobs import Progress
+from tests.faults.http_client import Arrays, HttpClient
 from tests.support import ROOT
 
-Arrays = tuple[NDArray[Any], ...]
+#: What calls: both have the methods that are called here.
+AnyClient = Client | HttpClient
 
 #: Version of the model that the servers answer for.
 SHIPPED_VERSION = max(find_versions(ROOT / "models" / "mnist2d"))
@@ -98,24 +100,24 @@ def _latents(variant: int, rows: int = 6) -> NDArray[np.float32]:
     return np.random.default_rng(variant).standard_normal((rows, 2), np.float32)
 
 
-def _unary() -> Iterator[Callable[[Client], Arrays]]:
-    def encode(client: Client, variant: int) -> Arrays:
+def _unary() -> Iterator[Callable[[AnyClient], Arrays]]:
+    def encode(client: AnyClient, variant: int) -> Arrays:
         posterior = client.encode(_images(variant), seed=variant)
         assert posterior.log_var is not None
         assert posterior.z is not None
         return posterior.mean, posterior.log_var, posterior.z
 
-    def decode(client: Client, variant: int) -> Arrays:
+    def decode(client: AnyClient, variant: int) -> Arrays:
         return (client.decode(_latents(variant)),)
 
-    def sample(client: Client, variant: int) -> Arrays:
+    def sample(client: AnyClient, variant: int) -> Arrays:
         samples = client.sample_with_latents(5, seed=variant, dtype="uint8")
         return samples.images, samples.latents
 
-    def reconstruct(client: Client, variant: int) -> Arrays:
+    def reconstruct(client: AnyClient, variant: int) -> Arrays:
         return (client.reconstruct(_images(variant)),)
 
-    def score(client: Client, variant: int) -> Arrays:
+    def score(client: AnyClient, variant: int) -> Arrays:
         scores = client.score(_images(variant, 2), draws=3, seed=variant)
         return (np.stack([scores.elbo, scores.kl], axis=1),)
 
@@ -128,19 +130,19 @@ UNARY = tuple(_unary())
 _PIXELS = np.random.default_rng(0).random((LARGE_ROWS, 28, 28), np.float32)
 
 
-def large(client: Client) -> Arrays:
+def large(client: AnyClient) -> Arrays:
     """A unary call whose reply takes many packets."""
     return (client.sample(LARGE_ROWS, seed=5),)
 
 
-def upload(client: Client) -> Arrays:
+def upload(client: AnyClient) -> Arrays:
     """A unary call whose request takes many packets: 12 MB of float32 pixels."""
     posterior = client.encode(_PIXELS)
     assert posterior.log_var is not None
     return posterior.mean, posterior.log_var
 
 
-def narrow(client: Client) -> Arrays:
+def narrow(client: AnyClient) -> Arrays:
     """A unary call of four rows, the first ones of `large`."""
     return (client.sample(4, seed=5),)
 
@@ -148,12 +150,12 @@ def narrow(client: Client) -> Arrays:
 # ----------------------------------------------------------------------------------- streams
 
 
-def _sample_stream(client: Client) -> Iterator[Arrays]:
+def _sample_stream(client: AnyClient) -> Iterator[Arrays]:
     for chunk in client.sample_stream(_STREAM_ROWS, seed=3, chunk_rows=_CHUNK):
         yield chunk.images, chunk.latents
 
 
-def _encode_stream(client: Client) -> Iterator[Arrays]:
+def _encode_stream(client: AnyClient) -> Iterator[Arrays]:
     batches = (_images(batch, _CHUNK) for batch in range(_STREAM_ROWS // _CHUNK))
     for posterior in client.encode_stream(batches, seed=4):
         assert posterior.log_var is not None
@@ -161,7 +163,7 @@ def _encode_stream(client: Client) -> Iterator[Arrays]:
         yield posterior.mean, posterior.log_var, posterior.z
 
 
-def _decode_stream(client: Client) -> Iterator[Arrays]:
+def _decode_stream(client: AnyClient) -> Iterator[Arrays]:
     batches = (_latents(batch, _CHUNK) for batch in range(_STREAM_ROWS // _CHUNK))
     for images in client.decode_stream(batches, dtype="uint8"):
         yield (images,)

@@ -110,13 +110,19 @@ def _copy_version(source: Path, to: Path) -> None:
 
 
 def _slow_senders(fleet: Fleet) -> None:
-    with peers.slow_senders(fleet.addresses):
+    with (
+        peers.slow_senders(fleet.addresses),
+        peers.slow_senders(fleet.gateways, peers.HTTP_REQUEST),
+    ):
         time.sleep(6.0)
 
 
 def _unread_replies(fleet: Fleet) -> None:
     most = 2 * QUEUE_BYTES + 200 * 2**20
-    with peers.unread_replies(fleet.addresses[:1]):
+    with (
+        peers.unread_replies(fleet.addresses[:1]),
+        peers.unread_http_replies(fleet.gateways[:1]),
+    ):
         deadline = time.monotonic() + 10.0
         while time.monotonic() < deadline:
             rss = fleet.rss(0)

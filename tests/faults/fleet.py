@@ -32,6 +32,7 @@ class Fleet:
     Attributes:
         models: As given.
         addresses: Address of each server, host:port.
+        gateways: Address of the gateway of each, host:port.
         servers: The server of each address, None while there is none.
     """
 
@@ -50,13 +51,19 @@ class Fleet:
         self._prefix = prefix
         self._mark = os.urandom(8).hex()
         self._starts = 0
-        self.addresses = [f"127.0.0.1:{port}" for port in free_ports(count)]
+        ports = [f"127.0.0.1:{port}" for port in free_ports(2 * count)]
+        self.addresses, self.gateways = ports[:count], ports[count:]
         self.servers: list[Server | None] = [None] * count
 
     @property
     def target(self) -> str:
         """Target of a client that spreads its calls over all servers."""
         return "ipv4:" + ",".join(self.addresses)
+
+    @property
+    def gateway(self) -> str:
+        """Target of callers by HTTP, of all servers."""
+        return "http:" + ",".join(self.gateways)
 
     def __enter__(self) -> "Fleet":
         try:
@@ -81,12 +88,16 @@ class Fleet:
         """Starts the server of an address; returns once it listens."""
         self._starts += 1
         log = self._folder / f"server-{index}-{self._starts}.log"
-        port = self.addresses[index].rpartition(":")[2]
+        port, gateway = (
+            address.rpartition(":")[2] for address in (self.addresses[index], self.gateways[index])
+        )
         self.servers[index] = Server(
             self.models,
             log,
             "--port",
             port,
+            "--gateway-port",
+            gateway,
             *self._options,
             env={MARK: f"{self._mark}-{index}"},
             prefix=self._prefix,

@@ -10,15 +10,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from latentserve.client import Client, Retry
 from latentserve.errors import LatentserveError
 from tests.faults import answers
-from tests.faults.answers import Answers, wrong_rows
+from tests.faults.answers import Answers, AnyClient, wrong_rows
+from tests.faults.http_client import HttpClient, HttpFailed
 
 #: Longest time that calls in flight may take to end once the callers are stopped, in seconds.
 _END_SECONDS = 60.0
 NO_RETRIES = Retry(attempts=1)
+# Start of the targets that are called by HTTP.
+_HTTP = "http:"
 
 
 @dataclass
@@ -58,7 +62,7 @@ class Kind:
         calls_per_client: Number of calls after which the caller makes a new client.
     """
 
-    work: "Callable[[Client, Caller, int], int]"
+    work: "Callable[[Any, Caller, int], int]"
     pause_seconds: float
     calls_per_client: int
 
@@ -69,7 +73,7 @@ class Caller:
 
     Attributes:
         kind: What it calls.
-        target: Address of the server.
+        target: Address of the server; `http:` and those of gateways for calls by HTTP.
         retries: Whether its client retries, as it does by default.
         answers: The right answers.
         folder: Folder of its jobs.
@@ -98,9 +102,12 @@ class Caller:
                         break
         self._measure()
 
-    def _connect(self) -> AbstractContextManager[Client]:
+    def _connect(self) -> AbstractContextManager[AnyClient]:
         if self.client is not None:
             return contextlib.nullcontext(self.client)
+        if self.target.startswith(_HTTP):
+            gateways = self.target.removeprefix(_HTTP).split(",")
+            return HttpClient(gateways, retries=self.retries)
         return Client(self.target, retry=Retry() if self.retries else NO_RETRIES)
 
     def has_answered(self) -> bool:
@@ -117,35 +124,35 @@ class Caller:
             gap = time.monotonic() - self._last
             self.tally.longest_gap = max(self.tally.longest_gap, gap)
 
-    def _call(self, client: Client, kind: Kind, turn: int) -> None:
+    def _call(self, client: AnyClient, kind: Kind, turn: int) -> None:
         began = time.monotonic()
         try:
             self.tally.wrong_rows += kind.work(client, self, turn)
             self.answered()
-        except LatentserveError as error:
+        except (LatentserveError, HttpFailed) as error:
             seconds = time.monotonic() - began
             self.tally.failures.append(f"{self.kind} after {seconds:.1f} s: {error!r}")
         self.tally.calls += 1
 
 
-def _unary(client: Client, caller: Caller, turn: int) -> int:
+def _unary(client: AnyClient, caller: Caller, turn: int) -> int:
     index = turn % len(answers.UNARY)
     return wrong_rows(answers.UNARY[index](client), caller.answers.unary[index])
 
 
-def _upload(client: Client, caller: Caller, _turn: int) -> int:
+def _upload(client: AnyClient, caller: Caller, _turn: int) -> int:
     return wrong_rows(answers.upload(client), caller.answers.upload)
 
 
-def _narrow(client: Client, caller: Caller, _turn: int) -> int:
+def _narrow(client: AnyClient, caller: Caller, _turn: int) -> int:
     return wrong_rows(answers.narrow(client), tuple(a[:4] for a in caller.answers.large))
 
 
-def _large(client: Client, caller: Caller, _turn: int) -> int:
+def _large(client: AnyClient, caller: Caller, _turn: int) -> int:
     return wrong_rows(answers.large(client), caller.answers.large)
 
 
-def _stream(client: Client, caller: Caller, turn: int) -> int:
+def _stream(client: AnyClient, caller: Caller, turn: int) -> int:
     index = turn % len(answers.STREAMS)
     wanted = caller.answers.streams[index]
     at = wrong = 0
@@ -207,7 +214,8 @@ class Load:
         targets: Addresses, by the name of what is there.
         right: The right answers.
         folder: Folder for jobs.
-        callers: Kinds of callers on each target, and whether they retry.
+        callers: Kinds of callers on each target, and whether they retry. There are no jobs by
+            HTTP.
         client: Client that all of them share; None for clients of their own.
     """
 
@@ -223,6 +231,7 @@ class Load:
             name: [
                 Caller(kind, target, retries, right, folder / f"{name}-{number}", client)
                 for number, (kind, retries) in enumerate(callers)
+                if kind != "job" or not target.startswith(_HTTP)
             ]
             for name, target in targets.items()
         }

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from h2.exceptions import H2Error
 
@@ -59,29 +60,69 @@ def unread_replies(
 
     with contextlib.ExitStack() as stack:
         for address in addresses:
-            stack.enter_context(
-                _in_background(lambda stop, address=address: hoard(address, stop), connections)
-            )
+            stack.enter_context(_in_background(partial(hoard, address), connections))
         yield
 
 
 @contextlib.contextmanager
-def slow_senders(addresses: Sequence[str], *, connections: int = 8) -> Iterator[None]:
+def unread_http_replies(
+    gateways: Sequence[str], *, threads: int = 4, rows: int = 4096, seconds: float = 0.25
+) -> Iterator[None]:
+    """Peers that ask gateways for large replies and read none: each on a connection of its own.
+
+    Args:
+        gateways: Addresses of the gateways.
+        threads: Number of threads for each, which open connections until the block ends.
+        rows: Rows of each reply.
+        seconds: Time between two connections of a thread.
+    """
+    path = f"/v1/models/mnist2d:sample?count={rows}&seed=1"
+    request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: application/x-npy\r\n\r\n"
+
+    def hoard(address: str, stopping: threading.Event) -> None:
+        host, port = address.split(":")
+        with contextlib.ExitStack() as stack:
+            while not stopping.wait(seconds):
+                sock = stack.enter_context(socket.socket())
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                sock.settimeout(5.0)
+                with contextlib.suppress(OSError):  # the server may close the connection
+                    sock.connect((host, int(port)))
+                    sock.sendall(request.encode())
+
+    with contextlib.ExitStack() as stack:
+        for address in gateways:
+            stack.enter_context(_in_background(partial(hoard, address), threads))
+        yield
+
+
+_BODY = message(b"\x08\x01" * 10_000)
+#: Requests that slow senders begin: of gRPC, and of HTTP.
+GRPC_REQUEST = b"".join(
+    (
+        _PREFACE,
+        settings_frame(),
+        headers(1, request_fields(LATENT + "Sample")),
+        raw_frame(0, 0, 1, _BODY[:16_000]),
+    )
+)
+HTTP_REQUEST = (
+    b"POST /v1/models/mnist2d:encode HTTP/1.1\r\nHost: localhost\r\n"
+    b"Content-Type: application/x-npy\r\nContent-Length: 20000\r\n\r\n"
+) + bytes(16_000)
+
+
+@contextlib.contextmanager
+def slow_senders(
+    addresses: Sequence[str], request: bytes = GRPC_REQUEST, *, connections: int = 8
+) -> Iterator[None]:
     """Peers that send a request one byte at a time, which never ends.
 
     Args:
         addresses: Addresses of the servers.
+        request: The request.
         connections: Number of connections to each.
     """
-    body = message(b"\x08\x01" * 10_000)
-    request = b"".join(
-        (
-            _PREFACE,
-            settings_frame(),
-            headers(1, request_fields(LATENT + "Sample")),
-            raw_frame(0, 0, 1, body[:16_000]),
-        )
-    )
 
     def dribble(stopping: threading.Event) -> None:
         # Each has sent another part of it when it becomes slow: from nothing to half a message.

@@ -1,4 +1,4 @@
-"""Every fault under load, behind Envoy and in round robin: one round, or in the long form five."""
+"""Every fault under load, by gRPC and by HTTP: one round, or in the long form five."""
 
 import time
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ def test_a_fault(
         Fleet(models, tmp_path, fault.servers, options=fault.options) as fleet,
         Envoy(envoy, fleet.addresses, tmp_path) as proxy,
     ):
-        targets = {"Envoy": proxy.target, "round robin": fleet.target}
+        targets = {"Envoy": proxy.target, "round robin": fleet.target, "HTTP": fleet.gateway}
         with Load(targets, right, tmp_path / "jobs") as load:
             for _ in range(rounds):
                 fault.play(fleet)

@@ -36,7 +36,7 @@ def test_100_workers_killed(
             Fleet(models, folder, 2, options=("--workers", "2")) as fleet,
             Envoy(envoy, fleet.addresses, folder) as proxy,
         ):
-            targets = {"Envoy": proxy.target, "round robin": fleet.target}
+            targets = {"Envoy": proxy.target, "round robin": fleet.target, "HTTP": fleet.gateway}
             with Load(targets, right, folder / "jobs") as load:
                 for _ in range(_KILLS_PER_FLEET):
                     time.sleep(random.uniform(0.3, 2.0))

@@ -1,10 +1,13 @@
 """Overload, little memory, and a full disk."""
 
 import errno
+import socket
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from latentserve.client import Client, Retry, ServerError
@@ -13,8 +16,10 @@ from tests.faults.answers import Answers, wrong_rows
 from tests.faults.confine import Disk, memory_limit
 from tests.faults.envoy import Envoy
 from tests.faults.fleet import Fleet
+from tests.faults.http_client import HttpClient, HttpFailed
 from tests.faults.load import NO_RETRIES, Load
 from tests.faults.table import Table
+from tests.support.http import npy
 
 
 @pytest.mark.parametrize(
@@ -23,12 +28,15 @@ from tests.faults.table import Table
         # A short measurement cannot tell 0.9 from 1.
         ("Envoy", True, 2, 0.75),
         ("round robin", True, 2, 0.75),
+        # A connection stays on its server, full or not, and waits are whole seconds.
+        ("HTTP", False, 2, 0.6),
         # Clients that do not share turns: each has a retry budget of its own to keep to.
         *(
             pytest.param(reached, shared, 5, ratio, marks=pytest.mark.long)
             for reached in ("Envoy", "round robin")
             for shared, ratio in ((True, 0.9), (False, 0.7))
         ),
+        pytest.param("HTTP", False, 5, 0.7, marks=pytest.mark.long),
     ],
 )
 def test_an_overload_is_waited_out_and_costs_no_throughput(
@@ -51,7 +59,8 @@ def test_an_overload_is_waited_out_and_costs_no_throughput(
         Fleet(models, tmp_path, options=options) as fleet,
         Envoy(envoy, fleet.addresses, tmp_path) as proxy,
     ):
-        target = proxy.target if reached == "Envoy" else fleet.target
+        targets = {"Envoy": proxy.target, "round robin": fleet.target, "HTTP": fleet.gateway}
+        target = targets[reached]
         for turn in range(turns):
             for retries in (False, True):
                 folder = tmp_path / f"jobs-{turn}-{retries}"
@@ -88,7 +97,8 @@ def test_large_calls_do_not_exceed_the_memory_of_the_cgroup(
     callers = (("large", True), ("upload", True)) * 8
     with (
         memory_limit(256 * 2**20) as prefix,
-        Fleet(models, tmp_path, 1, prefix=prefix) as fleet,
+        # Without what the gateway itself takes.
+        Fleet(models, tmp_path, 1, options=("--gateway-port", "off"), prefix=prefix) as fleet,
     ):
         with (
             # Calls of one client take turns where the server is full; those of several may starve.
@@ -158,3 +168,47 @@ def test_a_wrong_row_is_noticed(right: Answers) -> None:
     assert wrong_rows((images[:9],), (images[:10],)) == 1
     assert wrong_rows((images[:10].astype("float64"),), (images[:10],)) == 10
     assert wrong_rows((images[:10],), (images[:10],)) == 0
+
+
+_LATENTS = [np.zeros((1, 2), np.float32)] * 2
+_TENSOR = b'{"dtype": "DATA_TYPE_UINT8", "shape": ["1"], "data": "AA=="}'
+
+
+@pytest.mark.parametrize(
+    ("call", "end", "body"),
+    [
+        (
+            lambda client: client.decode_stream(_LATENTS, dtype="uint8"),
+            b"0\r\n\r\n",
+            npy(np.zeros((2, 1), np.uint8))[:-1],
+        ),
+        (
+            lambda client: client.sample_stream(2, seed=1, chunk_rows=1),
+            b"\r\n\r\n",
+            b'{"images": {"tensor": %s}, "latents": %s}\n' % (_TENSOR, _TENSOR),
+        ),
+    ],
+    ids=["rows", "lines"],
+)
+def test_a_reply_that_breaks_off_is_noticed(
+    call: Callable[[HttpClient], Iterator[object]], end: bytes, body: bytes
+) -> None:
+    """Also between two chunks, where the lines so far look like a whole reply."""
+
+    def answer(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection:
+            received = b""
+            while not received.endswith(end):
+                received += connection.recv(65536)
+            head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+            connection.sendall(head + b"%x\r\n%s\r\n" % (len(body), body))
+
+    with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor(1) as pool:
+        pool.submit(answer, listening)
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        with (
+            HttpClient([address], retries=False) as client,
+            pytest.raises(HttpFailed, match="IncompleteRead"),
+        ):
+            list(call(client))

@@ -23,6 +23,7 @@ _SIZE, _BINARY, _ALL_BINARY = "binary_data_size", "binary_data", "binary_data_ou
 # Types whose elements JSON can hold.
 _DTYPES: Final[Mapping[str, np.dtype[Any]]] = {UINT8: np.dtype("u1"), **INTEGERS, **FLOATS}
 _MAX_INT64: Final = 2**63 - 1
+_MAX_UINT64: Final = 2**64 - 1
 
 
 def read(body: bytes, head_length: str, model: str, version: str) -> pb.ModelInferRequest:
@@ -172,6 +173,8 @@ def _put_parameters(message: Any, given: Any, where: str) -> bool:
             parameter.double_param = value
         elif isinstance(value, int) and abs(value) <= _MAX_INT64:
             parameter.int64_param = value
+        elif isinstance(value, int) and 0 < value <= _MAX_UINT64:
+            parameter.uint64_param = value
         else:
             raise InvalidArgument(
                 f"{where}.{name}", repr(value), "a number, a text or a truth value"

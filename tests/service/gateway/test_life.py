@@ -145,6 +145,36 @@ def test_requests_in_flight_finish_at_a_stop_and_connections_close(folder):
         assert server.process.wait(20) == 0
 
 
+def test_a_connection_made_just_before_a_stop_may_still_send_its_first_request(folder):
+    with Server(folder / "models", folder / "first", *PORTS) as server:
+        server.wait_until_serving()
+        caller = Caller(server.gateway)
+        with (
+            closing(caller.connect()) as fresh,
+            closing(socket.create_connection(caller.address)) as silent,
+        ):
+            fresh.connect()
+            wait_until(lambda: server.metric("latentserve_connections_open", transport="http") == 2)
+            server.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: refuses(caller.address))
+            fresh.request("GET", f"{MODEL}:sample?count=1&seed=1")
+            reply = fresh.getresponse()
+            assert reply.status == 200
+            assert reply.getheader("connection") == "close"
+            # One that says nothing does not hold up the stop.
+            assert silent.recv(1) == b""
+        assert server.process.wait(5) == 0
+
+
+def refuses(address) -> bool:
+    """Whether a port no longer accepts connections."""
+    try:
+        socket.create_connection(address).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 def test_what_does_not_finish_in_time_is_answered_503(folder):
     options = (*PORTS, "--drain-seconds", "0.2")
     with Server(folder / "models", folder / "cut", *options) as server:

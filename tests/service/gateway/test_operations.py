@@ -223,6 +223,17 @@ def test_streams_take_more_than_a_message_may_have(gateway, native):
     np.testing.assert_array_equal(again, native.decode(mean, model="mnist", dtype="uint8"))
 
 
+def test_draws_for_the_rows_of_a_stream_are_those_of_one_call(gateway, native):
+    images = native.sample(10, model="mnist", seed=1, dtype="uint8")
+    path = "/v1/models/mnist:encode_stream"
+    query = {"chunk_rows": 4, "draw": "true", "seed": 7, "offset": 2, "output": "z"}
+    z = gateway.post_npy(path, images, query, accept="application/x-npy").npy()
+    wanted = native.encode(images, model="mnist", draw=True, seed=7, offset=2).z
+    np.testing.assert_array_equal(z, wanted)
+    query["offset"] = 2**64 - 9
+    gateway.post_npy(path, images, query, accept="application/x-npy").problem(400, "2^64 - 10")
+
+
 def test_lines_of_requests_are_answered_in_order(gateway, native):
     latents = native.encode(native.sample(3, model="mnist", seed=1), model="mnist").mean
     body = b"\n".join(json.dumps({"latents": [row.tolist()]}).encode() for row in latents)

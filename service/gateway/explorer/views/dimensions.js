@@ -17,7 +17,8 @@ const FRAMES = 32;
 export const title = "Dimensions";
 
 export function suits(model) {
-  return Number(model.latentDim) !== 2;
+  // Of a model for pictures of any size, a dimension is a channel at one place.
+  return Number(model.latentDim) !== 2 && !model.sizes;
 }
 
 export function open({ api, model, map, root, snippet, fail, signal }) {
@@ -68,7 +69,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
           : null,
       ),
       h("div", {},
-        panel("Latent dimensions", h("p", { class: "quiet" }, "The ones that test images use most come first."), place,
+        panel("Latent dimensions", model.hasLatentMap ? h("p", { class: "quiet" }, "The ones that test images use most come first.") : null, place,
           h("div", { class: "row" }, more, button("Back to the middle", () => { z = priorMean(model); moved(); sliderSet.show(z); }))),
       ),
     ),

@@ -110,6 +110,6 @@ function testCard(width, height) {
   context.font = `${Math.round(height / 7)}px serif`;
   context.fillText("latent", width * 0.08, height * 0.86);
   context.font = `${Math.round(height / 18)}px sans-serif`;
-  context.fillText("The quick brown fox", width * 0.5, height * 0.94);
+  context.fillText("The quick brown fox", width * 0.4, height * 0.95);
   return canvas;
 }

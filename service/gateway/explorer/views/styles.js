@@ -2,7 +2,7 @@
 
 import { encode, decode, decodeCall, joined, latentsOf, sample } from "../calls.js";
 import { labelsOf } from "../classes.js";
-import { fromLink, toLink } from "../arrays.js";
+import { fromLink, fromTensor, row, toLink } from "../arrays.js";
 import { button, h, labelled, panel, slider } from "../dom.js";
 import { Latest } from "../latest.js";
 import * as link from "../link.js";
@@ -29,8 +29,11 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
   let uses = 0;
   let sliderSet = null;
 
-  const seed = h("input", { type: "number", min: 0, step: 1, value: link.getNumber("seed", 0, 0), onchange: () => draw() });
+  // Styles of test images where the bundle has a map of them, else draws from the prior.
+  let tests = null;
+  const index = h("input", { type: "number", min: 0, step: 1, value: link.getNumber("style", 0, 0), onchange: () => draw() });
   const warmth = slider("Temperature", { min: 0, max: 1.5, step: 0.05, value: link.getNumber("temperature", TEMPERATURE, 0, 1.5), oninput: () => draw() });
+  const source = h("div", { class: "row" });
   const sheet = picture(`One style in the classes ${classes.join(", ")}`, { class: "picture sheet" });
   const place = h("div", {});
   const list = h("ul", { class: "given" });
@@ -38,10 +41,9 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
   const target = labelled("Pictures of one style, each with its class: choose, drop or paste them", input, { class: "field drop" });
 
   root.append(
-    panel("One style, all classes", sheet, h("div", { class: "row" }, labelled("Seed", seed),
-      button("Another style", () => { seed.value = Math.floor(Math.random() * 2 ** 31); draw(); }), warmth.element)),
+    panel("One style, all classes", sheet, source),
     h("div", { class: "columns" },
-      panel("The style", h("p", { class: "quiet" }, "The dimensions that test images use most."), place),
+      panel("The style", model.hasLatentMap ? h("p", { class: "quiet" }, "The dimensions that test images use most.") : null, place),
       panel("The style of pictures", target, list,
         h("p", { class: "quiet" }, "Several pictures of one style are joined: each dimension comes mostly from the picture that shows it best."))),
   );
@@ -69,8 +71,14 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
   }
 
   function draw() {
-    link.set({ seed: seed.value, temperature: warmth.input.value });
-    draws.ask({ count: 1, seed: seed.value, temperature: warmth.input.value, label: 0 });
+    link.set({ style: index.value, temperature: tests ? "" : warmth.input.value });
+    if (tests) show(Float32Array.from(row(tests, Math.min(index.value, tests.shape[0] - 1))));
+    else draws.ask({ count: 1, seed: index.value, temperature: warmth.input.value, label: 0 });
+  }
+
+  function another() {
+    index.value = Math.floor(Math.random() * (tests ? tests.shape[0] : 2 ** 31));
+    draw();
   }
 
   async function receive(files) {
@@ -112,10 +120,13 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
 
   map().then((found) => {
     if (signal.aborted) return;
+    if (found) tests = fromTensor(found.mean);
+    source.append(labelled(tests ? "Style of test image" : "Seed", index), button("Another style", another));
+    if (!tests) source.append(warmth.element);
     sliderSet = sliders(byActivity(model, found).slice(0, SHOWN), priorRange(model), (axis, value) => { z[axis] = value; moved(); });
     place.replaceChildren(sliderSet.element);
     if (linked && linked.length === 4 * z.length) show(new Float32Array(linked.buffer));
-    else if (model.prior === "none") show(z);
+    else if (model.prior === "none" && !tests) show(z);
     else draw();
   });
 }
