@@ -72,7 +72,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
 
   function draw() {
     link.set({ style: index.value, temperature: tests ? "" : warmth.input.value });
-    if (tests) show(Float32Array.from(row(tests, Math.min(index.value, tests.shape[0] - 1))));
+    if (tests) show(Float32Array.from(row(tests, Math.max(0, Math.min(Math.trunc(index.value), tests.shape[0] - 1)))));
     else draws.ask({ count: 1, seed: index.value, temperature: warmth.input.value, label: 0 });
   }
 
@@ -113,8 +113,8 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
       const { mean, logVar } = await encode(api, model, await toPng(canvas), [label], signal);
       return { mean: mean.data, logVar: logVar?.data };
     }));
-    // A plain autoencoder has no variances: its points are averaged.
-    const known = posteriors.map((one) => ({ ...one, logVar: one.logVar ?? new Float32Array(one.mean.length) }));
+    // A plain autoencoder has no variances: its points, as narrow as can be, are averaged.
+    const known = posteriors.map((one) => ({ ...one, logVar: one.logVar ?? new Float32Array(one.mean.length).fill(-80) }));
     if (mine === uses) show(Float32Array.from(joined(known)));
   }
 
