@@ -54,14 +54,16 @@ export function snippets(call, { host, grpcPort, secure, token }) {
 
   function asCurl() {
     const path = `/v1/models/${encodeURIComponent(name)}/versions/${version}:${call.operation}`;
+    // A picture's format is that of the accept header.
+    const { format: _, ...fields } = call.fields;
     const query = new URLSearchParams(
-      Object.entries(call.fields).map(([field, value]) => [field, Array.isArray(value) ? value.join(",") : value]),
+      Object.entries(fields).map(([field, value]) => [field, Array.isArray(value) ? value.join(",") : value]),
     );
-    const words = ["curl", "-o", call.pictured === false ? "reply.json" : "picture.png"];
+    const words = ["curl", "-o", "reply.png"];
     if (token) words.push("-H", '"authorization: Bearer $TOKEN"');
-    words.push("-H", `'accept: ${call.pictured === false ? "application/json" : "image/png"}'`);
+    words.push("-H", "'accept: image/png'");
     if (call.latents && !beside) {
-      const body = { ...call.fields, latents: "@" };
+      const body = { ...fields, latents: "@" };
       const text = JSON.stringify(body).replace('"@"', lists(rowsOf(call.latents)));
       words.push("-H", "'content-type: application/json'", "-d", word(text), word(origin + path));
       return words.join(" ");
