@@ -21,6 +21,7 @@ const nav = document.querySelector("#views");
 const grpcPort = document.querySelector("meta[name=grpc-port]").content;
 const maps = new Map();
 let models = [];
+let usual = ""; // name of the server's default model
 let closing = new AbortController();
 let locked = false;
 
@@ -62,14 +63,22 @@ async function start() {
     models = list.models ?? [];
     maps.clear();
     picker.replaceChildren(...models.map((model) => h("option", { value: `${model.name}/${model.version}` }, labelOf(model))));
-    const wanted = models.find(isLinked) ?? models.find((model) => model.name === link.get("model"))
-      ?? models.find((model) => model.name === info.defaultModel) ?? models[0];
-    const missing = link.get("model") && wanted?.name !== link.get("model");
-    show(wanted);
-    if (missing) note(`This server does not serve “${link.get("model")}” now.`);
+    usual = info.defaultModel;
+    follow();
   } catch (error) {
     fail(error);
   }
+}
+
+/** Shows what the address says. */
+function follow() {
+  const linked = link.get("model");
+  const named = (name) => models.find((model) => model.name === name);
+  const wanted = models.find(isLinked) ?? named(linked) ?? named(usual) ?? models[0];
+  const missing = linked && wanted && wanted.name !== linked;
+  if (missing) link.keep("view");
+  show(wanted);
+  if (missing) note(`This server does not serve “${linked}” now.`);
 }
 
 const isLinked = (model) => model.name === link.get("model") && String(model.version) === link.get("version");
@@ -79,6 +88,7 @@ const labelOf = ({ name, version }) => (models.filter((other) => other.name === 
 function show(model) {
   closing.abort();
   closing = new AbortController();
+  const focused = nav.contains(document.activeElement);
   main.replaceChildren();
   nav.replaceChildren();
   if (!model) {
@@ -93,6 +103,8 @@ function show(model) {
   const [name, view] = suitable.find(([one]) => one === link.get("view")) ?? suitable[0];
   nav.append(...suitable.map(([one, { title }]) =>
     button(title, () => go(model, one), one === name ? { "aria-current": "page" } : {})));
+  if (focused) nav.querySelector("[aria-current]").focus();
+  link.set({ model: model.name, version: model.version, view: name });
   document.title = `${name === "server" ? view.title : `${view.title} of ${model.name}`} · latentserve`;
   const snippet = snippetPanel(() => ({ host: location.host, grpcPort, secure: location.protocol === "https:", token: locked }));
   snippet.show(null);
@@ -144,5 +156,5 @@ picker.addEventListener("change", () => {
   const model = models.find(({ name, version }) => `${name}/${version}` === picker.value);
   go(model, VIEWS.find(([name, view]) => name === link.get("view") && view.suits(model))?.[0] ?? "");
 });
-link.onfollow(() => show(models.find(isLinked) ?? models.find((model) => model.name === link.get("model")) ?? models[0]));
+link.onfollow(follow);
 start();

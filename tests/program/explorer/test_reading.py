@@ -1,0 +1,76 @@
+"""The explorer is accessible: by axe-core's rules, on a phone, in the dark, without a mouse."""
+
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.support import ROOT
+from tests.support.environments import node_modules
+from tests.support.explorer import DESK, PHONE, Explorer
+
+pytestmark = pytest.mark.browser
+
+VIEWS = [
+    "model=mnist2d&view=plane&pins=0,0;1,1",
+    "model=mnist&view=dimensions&to=1",
+    "model=emoji&view=dimensions",
+    "model=fonts&view=styles",
+    "model=mnist-style&view=picture",
+    "model=fonts&view=picture",
+    "model=photos&view=image",
+    "model=mnist&view=server",
+]
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    return (node_modules(ROOT / "tests" / "support" / "axe") / "axe-core" / "axe.min.js").read_text()
+
+
+@pytest.mark.parametrize("state", VIEWS)
+def test_a_view_is_accessible_and_fits_a_phone(
+    state: str, axe: str, explorer: Explorer, digits: list[Path]
+) -> None:
+    tab = explorer.open(state, width=PHONE, bypass_csp=True)
+    page = tab.page
+    expect(page.locator(".view")).to_be_visible()
+    if "view=picture" in state or "view=styles" in state:
+        page.locator("input[type=file]").set_input_files(digits[0])
+    if page.locator(".snippet").is_visible():
+        page.locator(".snippet summary").click()
+    if "server" in state:
+        expect(page.get_by_text("calls a second.")).to_be_visible()
+    tab.settled()
+    page.evaluate(axe)
+    for width in (PHONE, DESK):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+            result = page.evaluate("axe.run()")
+            violations = [
+                (one["id"], one["help"], [node["html"] for node in one["nodes"]])
+                for one in result["violations"]
+            ]
+            assert violations == [], f"{width} px, {scheme}"
+            assert len(result["passes"]) > 10
+
+
+def test_views_and_models_are_chosen_with_the_keyboard(explorer: Explorer) -> None:
+    tab = explorer.open("model=mnist2d")
+    expect(tab.page.locator(".plane")).to_be_visible()
+    tab.page.keyboard.press("Tab")
+    expect(tab.page.get_by_role("link", name="Skip to the content")).to_be_in_viewport()
+    tab.tab_to(tab.page.get_by_label("Model"))
+    tab.page.keyboard.type("fonts")
+    expect(tab.page.get_by_role("heading", level=1)).to_have_text("fonts: styles")
+    picture = tab.page.get_by_role("button", name="Your picture")
+    tab.tab_to(picture)
+    tab.page.keyboard.press("Enter")
+    expect(tab.page.get_by_role("heading", level=1)).to_have_text("fonts: your picture")
+    # The focus stays on the tab that was chosen.
+    expect(picture).to_be_focused()
+    expect(picture).to_have_attribute("aria-current", "page")
+    assert tab.settled().state() == {"model": "fonts", "version": "1", "view": "picture"}
+    expect(tab.page).to_have_title("Your picture of fonts · latentserve")
