@@ -58,15 +58,14 @@ _EXPOSED = [
 _ACCEPTED = ["Authorization", "Content-Type", "Request-Timeout", "X-Request-Id", "Traceparent"]
 
 
-def application(
+def routes(
     calls: Calls,
     streams: Streams,
     inference: InferenceRoutes,
     vae: RemoteVae,
     metrics: Endpoint,
-    settings: Settings,
-) -> ASGIApp:
-    """Returns the application.
+) -> list[Route]:
+    """Returns all routes; `/openapi.json` describes the same ones.
 
     Args:
         calls: Answers requests by calls of one reply.
@@ -74,19 +73,28 @@ def application(
         inference: Answers those of the Open Inference Protocol.
         vae: Answers those of diffusers.
         metrics: Answers `/v1/metrics`.
-        settings: Who may call.
     """
-    routes = [Route("/v1/metrics", metrics, methods=["GET"]), *pages(), *inference.routes()]
+    found = [Route("/v1/metrics", metrics, methods=["GET"]), *pages(), *inference.routes()]
     for operation in OPERATIONS:
-        routes += _of_model(operation.name, operation.gettable, calls.operate, operation)
+        found += _of_model(operation.name, operation.gettable, calls.operate, operation)
     for operation in STREAMS:
-        routes += _of_model(operation.name, operation.gettable, streams.operate, operation)
+        found += _of_model(operation.name, operation.gettable, streams.operate, operation)
     for version in ("", "/versions/{version:int}"):
         for name, endpoint in (("decode", vae.decode), ("encode", vae.encode)):
             path = f"/diffusers/{{model}}{version}/{name}"
-            routes.append(Route(path, endpoint, methods=["POST"]))
+            found.append(Route(path, endpoint, methods=["POST"]))
     for path, rpc in DESCRIPTIONS.items():
-        routes.append(Route(path, partial(calls.describe, name=rpc), methods=["GET"]))
+        found.append(Route(path, partial(calls.describe, name=rpc), methods=["GET"]))
+    return found
+
+
+def application(routes: list[Route], settings: Settings) -> ASGIApp:
+    """Returns the application.
+
+    Args:
+        routes: Its routes.
+        settings: Who may call.
+    """
     app = Starlette(
         routes=routes,
         exception_handlers={HTTPException: _http_error, Exception: _failure},

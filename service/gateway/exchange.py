@@ -33,7 +33,8 @@ from service.gateway.problems import fields_of, problem, response_to
 _log = logging.getLogger(__name__)
 
 _STOPPING: Final = "the server is stopping; another one will answer"
-_MAX_SECONDS: Final = 10**9
+#: Maximum of Request-Timeout.
+MAX_SECONDS: Final = 10**9
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -193,7 +194,7 @@ def _seconds(timeout: str | None) -> float:
         seconds = float(timeout)
     except ValueError:
         seconds = math.nan
-    if not 0 < seconds <= _MAX_SECONDS:
+    if not 0 < seconds <= MAX_SECONDS:
         raise InvalidArgument("request-timeout", timeout, "seconds above 0, such as 0.5")
     return seconds
 

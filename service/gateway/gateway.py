@@ -20,7 +20,7 @@ from service.dispatch.dispatcher import Authenticate, Dispatcher, rpcs_of
 from service.dispatch.inference import inference_rpcs
 from service.dispatch.unread import Capacity
 from service.errors import ServiceError
-from service.gateway.app import application
+from service.gateway.app import application, routes
 from service.gateway.calls import Calls
 from service.gateway.connection import MAX_HEAD_BYTES, HttpConnection
 from service.gateway.diffusers.endpoints import RemoteVae
@@ -107,7 +107,8 @@ class Gateway:
             {rpc.name: rpc for rpc in inference_rpcs(servicer, state)},
             engine, unary, self._receiving,
         )  # fmt: skip
-        self._app = application(calls, streams, inference, vae, self._metrics_page, settings)
+        found = routes(calls, streams, inference, vae, self._metrics_page)
+        self._app = application(found, settings)
         self._config = Config(
             self._serve,
             http=HttpConnection,

@@ -8,11 +8,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 _FOLDER: Final = Path(__file__).parent
-# Files by address, and their media types.
-_FILES: Final = {
-    "/openapi.json": ("openapi.json", "application/json"),
-    "/api": ("api.html", "text/html"),
-    "/api.css": ("api.css", "text/css"),
+#: Files by address, their media types, and what they are.
+FILES: Final = {
+    "/openapi.json": ("openapi.json", "application/json", "This document."),
+    "/api": ("api.html", "text/html", "The same as a page for people."),
+    "/api.css": ("api.css", "text/css", "The style sheet of that page."),
 }
 _HEADERS: Final = {
     # Nothing but a style sheet of the gateway's own.
@@ -26,7 +26,7 @@ _HEADERS: Final = {
 
 def pages() -> list[Route]:
     """Returns the routes of the files."""
-    return [_route(path, *file) for path, file in _FILES.items()]
+    return [_route(path, name, media_type) for path, (name, media_type, _) in FILES.items()]
 
 
 def _route(path: str, name: str, media_type: str) -> Route:
