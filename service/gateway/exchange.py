@@ -33,6 +33,8 @@ from service.gateway.problems import fields_of, problem, response_to
 _log = logging.getLogger(__name__)
 
 _STOPPING: Final = "the server is stopping; another one will answer"
+#: Key of the exchange in the state of its request.
+EXCHANGE: Final = "exchange"
 #: Maximum of Request-Timeout.
 MAX_SECONDS: Final = 10**9
 
@@ -87,11 +89,15 @@ class Exchange:
     Attributes:
         call: The per-call context.
         connection: The connection of the request.
+        broken: Name of the status by which a reply ended early that had begun; else empty.
     """
 
     def __init__(self, request: Request, *, with_error: bool = False):
         self._with_error = with_error
-        self.connection: HttpConnection = request.scope["state"]["connection"]
+        state = request.scope["state"]
+        self.connection: HttpConnection = state["connection"]
+        self.broken = ""
+        state[EXCHANGE] = self
         self.connection.task = asyncio.current_task()
         now = time.monotonic()
         metadata = {name.lower(): value for name, value in request.headers.items()}
@@ -139,7 +145,7 @@ class Exchange:
         except TimeoutError:
             return DeadlineExceeded("the deadline has passed")
         except (CallFailed, ServiceError, HttpError, MemoryError) as error:
-            return error
+            return _of_http(error)
         return None
 
     def failed(self, error: Exception) -> Response:
@@ -148,17 +154,35 @@ class Exchange:
             return http_problem(error, self.call.request_id)
         return response_to(status_of(error), self.call.request_id, with_error=self._with_error)
 
-    def error_line(self, error: Exception) -> dict[str, Any]:
-        """What went wrong after a reply has begun, as an object of JSON."""
-        return {**fields_of(status_of(error)), "requestId": self.call.request_id}
+    def broke(self, error: Exception) -> dict[str, Any]:
+        """Records what went wrong after a reply has begun; returns it as an object of JSON."""
+        if isinstance(error, HttpError):
+            self.broken = str(int(error.status))
+            fields = _http_fields(error.status, str(error))
+        else:
+            failure = status_of(error)
+            self.broken = failure.status.name
+            fields = fields_of(failure)
+        return {**fields, "requestId": self.call.request_id}
+
+
+def _of_http(error: Exception) -> Exception:
+    """The error of HTTP that has made a call fail, if one has; else the error itself."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, HttpError):
+        cause = cause.__cause__
+    return cause or error
+
+
+def _http_fields(status: HTTPStatus, detail: str) -> dict[str, Any]:
+    return {"title": status.phrase, "status": int(status), "detail": detail}
 
 
 def http_problem(error: HttpError | HTTPException, request_id: str = "") -> Response:
     """The reply to a request that is wrong as HTTP."""
     status = error.status if isinstance(error, HttpError) else HTTPStatus(error.status_code)
     detail = str(error) if isinstance(error, HttpError) else error.detail
-    fields = {"title": status.phrase, "status": int(status), "detail": detail}
-    return problem(fields, request_id, dict(error.headers or {}))
+    return problem(_http_fields(status, detail), request_id, dict(error.headers or {}))
 
 
 def status_of(error: Exception) -> RpcStatus:

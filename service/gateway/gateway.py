@@ -29,6 +29,7 @@ from service.gateway.inference.endpoints import InferenceRoutes
 from service.gateway.receiving import Receiving
 from service.gateway.sending import Sending
 from service.gateway.streams import Streams
+from service.gateway.tracing import Traced
 from service.gateway.unary import UnaryCalls
 from service.net.addresses import BACKLOG, accept_from, exclusive_sockets, handed_off, listen
 from service.net.handshakes import FailedHandshakes
@@ -83,7 +84,7 @@ class Gateway:
         metrics: Callable[[str], Awaitable[tuple[bytes, str]]],
         channel: socket.socket | None = None,
     ):
-        self._dispatcher = Dispatcher(authenticate, telemetry, TRANSPORT)
+        self._dispatcher = Dispatcher(authenticate, telemetry, TRANSPORT, traced=False)
         self._authenticate = authenticate
         self._tls = tls
         self._metrics = metrics
@@ -108,7 +109,7 @@ class Gateway:
             engine, unary, self._receiving,
         )  # fmt: skip
         found = routes(calls, streams, inference, vae, self._metrics_page)
-        self._app = application(found, settings)
+        self._app = Traced(application(found, settings), telemetry)
         self._config = Config(
             self._serve,
             http=HttpConnection,

@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from service.dispatch.dispatcher import Dispatcher, Rpc
 from service.dispatch.uploads import Upload, Uploads
 from service.engine.call import Call
-from service.errors import NotReady, TooLarge
+from service.errors import DeadlineExceeded, NotReady, TooLarge
 from service.gateway.errors import HttpError
 
 # A body of which less than this has arrived for so long is given up: a peer that sends single bytes
@@ -76,12 +76,16 @@ class Receiving:
         """Receives a body in parts as they arrive, of which none is held.
 
         Raises:
-            HttpError: The body does not arrive (408).
+            DeadlineExceeded: The body does not arrive. Its cause says 408: within a call, an
+                HttpError itself would be taken for a fault of the server.
             ClientDisconnect: The caller has left.
         """
         body = _Body(request)
-        while (part := await body.next()) is not None:
-            yield part
+        try:
+            while (part := await body.next()) is not None:
+                yield part
+        except HttpError as error:
+            raise DeadlineExceeded(str(error)) from error
 
     def close(self) -> None:
         """Stops the checks."""
