@@ -24,7 +24,8 @@ from service.gateway.receiving import Receiving
 from service.gateway.replies import Wanted
 from service.gateway.unary import UnaryCalls, describe, message_of
 
-# Replies of up to so many bytes are written on the event loop; a sheet is compressed in any case.
+# Replies up to this size are written on the event loop, larger ones in a thread. A sheet is always
+# written in a thread, since it is compressed.
 _INLINE_BYTES: Final = 16 * 1024
 
 

@@ -57,8 +57,7 @@ class Asked(Rpc):
 def asked(rpc: Rpc, read: Callable[[bytes], Message], answer: Callable[[Any, Call], Any]) -> Asked:
     """A method with another reader of its requests, and another writer of its replies.
 
-    So whatever is wrong with either fails within the call, which is authenticated, counted and
-    traced like any other.
+    So an error in either fails within the call, which is authenticated and counted like any other.
 
     Args:
         rpc: The method.
