@@ -131,9 +131,7 @@ class Calls:
             nonlocal known, written
             if request.method != "POST" and _is_pure(message):
                 named = bool(message.model.version)
-                model = self._selection.find(message, call)
-                # Or a route could choose another version for the reply than for its tag.
-                message.model.version = model.manifest.version
+                model = self._selection.fixed(message, call)
                 tag = headers["ETag"] = caching.etag(model, message, written)
                 headers["Cache-Control"] = caching.cache_control(named=named, private=self._private)
                 if caching.matches(request.headers.get("if-none-match", ""), tag):

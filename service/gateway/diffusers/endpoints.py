@@ -132,7 +132,7 @@ class RemoteVae:
             return message
 
         async def answer(message: Any, call: Call) -> Chunks:
-            model = self._find(message, call)
+            model = self._selection.fixed(message, call)
             with _own_names():
                 await self._prepare(message, asked_for, model, call)
                 reply = message_of(rpc, await rpc.answer(message, call))
@@ -177,7 +177,7 @@ class RemoteVae:
             return message
 
         async def answer(message: Any, call: Call) -> Chunks:
-            model = self._find(message, call)
+            model = self._selection.fixed(message, call)
             scaling = factors.scaling(model.manifest)
             images = message.images
             with _own_names():
@@ -221,15 +221,6 @@ class RemoteVae:
             return await self._unary.run(exchange, asked(rpc, read, answer), body, TENSOR, headers)
 
         return await exchange.answered(work)
-
-    def _find(self, message: Any, call: Call) -> Model:
-        """Finds the model of a request, and makes it name the version that was found.
-
-        A route would otherwise choose another one for the call itself, with other factors.
-        """
-        model = self._selection.find(message, call)
-        message.model.version = model.manifest.version
-        return model
 
     async def _prepare(
         self, message: pb.DecodeRequest, decoding: _Decoding, model: Model, call: Call
