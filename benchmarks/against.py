@@ -46,8 +46,8 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; see the module docstring."""
     options = _parser().parse_args(arguments)
-    if not (options.checkout / "latentserve").is_dir() or options.pairs < _MIN_PAIRS:
-        print(f"wanted a checkout and at least {_MIN_PAIRS} pairs", file=sys.stderr)
+    if not (options.checkout / "latentserve").is_dir():
+        print(f"{options.checkout}: no checkout of latentserve", file=sys.stderr)
         return 2
     if not h2load.available():
         print("h2load: not found, wanted Debian's package nghttp2-client", file=sys.stderr)
@@ -91,18 +91,35 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.against", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("checkout", type=Path, help="the other checkout, such as a git worktree")
+    add_options(parser, [], "all")
+    return parser
+
+
+def add_options(parser: argparse.ArgumentParser, shapes: Sequence[str], which: str) -> None:
+    """Adds the options of what `compare` is called with.
+
+    Args:
+        parser: The parser of a program that measures pairs.
+        shapes: Default of `--shapes`.
+        which: What that is, for the help.
+    """
     parser.add_argument(
         "--shapes",
         type=lambda text: text.split(","),
-        default=[],
+        default=shapes,
         metavar="NAME,...",
-        help="prefixes of names, such as encode-1,decode-1024-uint8 (default: all)",
+        help=f"prefixes of names, such as encode-1,decode-1024-uint8 (default: {which})",
     )
-    parser.add_argument("--pairs", type=int, default=9, help="default: %(default)s")
+    parser.add_argument("--pairs", type=_pairs, default=9, help="default: %(default)s")
     parser.add_argument(
         "--seconds", type=float, default=2.0, help="duration of each load (default: %(default)g)"
     )
-    return parser
+
+
+def _pairs(text: str) -> int:
+    if not text.isdecimal() or int(text) < _MIN_PAIRS:
+        raise argparse.ArgumentTypeError(f"got {text}, wanted an integer, at least {_MIN_PAIRS}")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import argparse
 import sys
 
 from benchmarks import h2load
-from benchmarks.against import compare
+from benchmarks.against import add_options, compare
 from benchmarks.machine import machine
 from benchmarks.servers.inference import inference_call
 from benchmarks.servers.ours import Ours
@@ -56,17 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.inference", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument(
-        "--shapes",
-        type=lambda text: text.split(","),
-        default=["encode-1-", "decode-1-"],
-        metavar="NAME,...",
-        help="prefixes of names (default: all with one image)",
-    )
-    parser.add_argument("--pairs", type=int, default=9, help="default: %(default)s")
-    parser.add_argument(
-        "--seconds", type=float, default=2.0, help="duration of each load (default: %(default)g)"
-    )
+    add_options(parser, ["encode-1-", "decode-1-"], "all with one image")
     return parser
 
 

@@ -10,8 +10,10 @@ from bundle.pin import read_pin
 MANIFEST = "manifest.json"
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-# The server adds these to a model's name for callers of the Open Inference Protocol.
-_RESERVED = (".encode", ".decode", ".sample", ".reconstruct", ".score")
+#: What the server adds to names of models for callers of the Open Inference Protocol, as in
+#: NAME.encode; no model's name ends in one.
+OPERATIONS = ("encode", "decode", "sample", "reconstruct", "score")
+_RESERVED = tuple(f".{operation}" for operation in OPERATIONS)
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 
@@ -59,7 +61,12 @@ def find_versions(path: Path) -> tuple[int, ...]:
     if not path.is_dir():
         return ()
     names = (entry.name for entry in path.iterdir() if entry.is_dir())
-    return tuple(sorted(int(name) for name in names if _VERSION.fullmatch(name)))
+    return tuple(sorted(filter(None, map(version_of, names))))
+
+
+def version_of(text: str) -> int | None:
+    """The version that a text states, without zeros before it; None if it states none."""
+    return int(text) if _VERSION.fullmatch(text) else None
 
 
 def find_models(root: Path) -> tuple[ModelFolder, ...]:

@@ -74,16 +74,16 @@ class Protos:
         ]
 
 
-def read_protos() -> Protos:
-    """Compiles the protos of `FILES`."""
+def read_protos(names: Sequence[str] = FILES) -> Protos:
+    """Compiles protos, by default those of the page."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder, "protos.binpb")
         sources = [ROOT / "protos", Path(grpc_tools.__file__).parent / "_proto"]
         arguments = [*(f"-I{source}" for source in sources), f"--descriptor_set_out={target}"]
-        if protoc.main(["protoc", "--include_source_info", *arguments, *FILES]) != 0:
+        if protoc.main(["protoc", "--include_source_info", *arguments, *names]) != 0:
             raise SystemExit("docs/make_api.py: the protos do not compile")
         files = FileDescriptorSet.FromString(target.read_bytes()).file
-    return Protos(sorted(files, key=lambda file: FILES.index(file.name)))
+    return Protos(sorted(files, key=lambda file: names.index(file.name)))
 
 
 def render(protos: Protos) -> str:

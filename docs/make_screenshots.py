@@ -26,7 +26,10 @@ def main() -> None:
     """Writes `explorer_plane.png` and `explorer_picture.png` into docs/pictures."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        with Server(None, log, *MNIST, "--gateway-port", "0") as server, sync_playwright() as engine:
+        with (
+            Server(None, log, *MNIST, "--gateway-port", "0") as server,
+            sync_playwright() as engine,
+        ):
             server.wait_until_serving()
             browser = engine.chromium.launch(
                 executable_path=find_chromium(), args=["--no-sandbox", "--disable-gpu"]

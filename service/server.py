@@ -3,29 +3,19 @@
 import asyncio
 import functools
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from bundle import Bundle
-from common.cpus import usable_cpus
+from service import parts
 from service.announce import announce
 from service.api.admin import AdminServicer
 from service.api.servicer import Servicer
-from service.dispatch.dispatcher import Authenticate
-from service.dispatch.tokens import TokenFile
-from service.engine.admission import Admission
-from service.engine.batcher import INLINE_SECONDS, INLINE_SECONDS_ONE_CORE
-from service.engine.callers import CallerLimits
-from service.engine.engine import Engine
-from service.errors import StartError, Unauthenticated
+from service.errors import StartError
 from service.hosts import host_and_port
-from service.models.limits import max_rows
-from service.models.model import Model, load_model
 from service.models.onnx import Device, Graph, device_problem, resolve_device
 from service.models.repository import Models, Repository
 from service.net.descriptors import raise_limit
-from service.net.tls import TlsFiles
 from service.observe import logs
 from service.observe.drift import ReconstructionErrors
 from service.observe.http import HttpServer
@@ -35,8 +25,6 @@ from service.observe.tracing import Tracing
 from service.settings import Settings
 from service.signals import Signals
 from service.stop import EXIT_SECONDS, Stop, exit_after, stop_seconds
-from service.transport.http2_transport import Http2Transport
-from service.transport.transport import TransportFactory
 from service.workers import memory
 from service.workers.agent import WorkerAgent
 from service.workers.control import WorkerContext
@@ -152,7 +140,7 @@ class _Server:
             _log.info("device auto: using %s", device)
         self._repository = Repository(
             settings.models,
-            functools.partial(self._load, device),
+            functools.partial(parts.model, settings, device),
             settings.default_model,
             settings.versions,
             settings.route,
@@ -165,15 +153,20 @@ class _Server:
         self._telemetry = Telemetry(
             self._metrics, Tracing.start(settings.otlp_endpoint), self._on_graph_failure, errors
         )
-        admission = _admission(settings)
+        admission = parts.admission(settings)
         self._metrics.watch_queue(lambda: (admission.rows, admission.size))
-        self._engine = self._new_engine(admission, device)
-        tls = _tls(settings)
+        threads = parts.compute_threads(settings, device)
+        self._metrics.limits(threads, settings.max_queue_rows, settings.queue_bytes)
+        is_worker = self._worker is not None
+        self._engine = parts.engine(
+            settings, admission, self._telemetry, threads, is_worker=is_worker
+        )
+        tls = parts.tls_files(settings)
         if tls is not None:
             self._metrics.watch_tls(lambda: tls.expires_at)
         servicer = Servicer(self._engine, lambda: self._models, settings)
-        authenticate = _authentication(settings)
-        self._transport = _transport(settings)(
+        authenticate = parts.authentication(settings)
+        self._transport = parts.transport(settings)(
             servicer,
             AdminServicer(self._reload_everywhere) if settings.admin else None,
             settings,
@@ -192,9 +185,9 @@ class _Server:
                 settings,
                 authenticate=authenticate,
                 capacity=admission,
-                tls=_tls(settings, "http/1.1"),
+                tls=parts.tls_files(settings, "http/1.1"),
                 telemetry=self._telemetry,
-                state=_State(self._live, self._ready, lambda: self._models),
+                state=parts.State(self._live, self._ready, lambda: self._models),
                 metrics=self._exposition,
                 grpc_port=self._transport.port,
                 channel=None if self._worker is None else self._worker.gateway,
@@ -208,36 +201,6 @@ class _Server:
         if self._agent is not None:
             return await self._agent.exposition(accept)
         return await asyncio.to_thread(self._metrics.exposition, accept)
-
-    def _new_engine(self, admission: Admission, device: Device) -> Engine:
-        settings = self._settings
-        # On a CPU each batch runs on one thread: two batches in parallel on one core each cost
-        # less than one after the other on two cores (docs/performance.md).
-        threads = (settings.threads or usable_cpus()) if device.kind == "cpu" else 1
-        # The only compute thread has to share a core with the event loop.
-        one_core = threads == 1 and (self._worker is not None or usable_cpus() == 1)
-        self._metrics.limits(threads, settings.max_queue_rows, settings.queue_bytes)
-        return Engine(
-            admission,
-            self._telemetry,
-            threads,
-            settings.batch_window_seconds,
-            INLINE_SECONDS_ONE_CORE if one_core else INLINE_SECONDS,
-            settings.compute_bytes,
-        )
-
-    def _load(self, device: Device, bundle: Bundle) -> Model:
-        settings = self._settings
-        max_rows(bundle.manifest, settings.max_rows, settings.max_message_bytes)
-        return load_model(
-            bundle,
-            device,
-            threads=1,
-            # A slow row takes all cores, since waiting for it is what matters.
-            slow_threads=settings.threads or usable_cpus(),
-            max_pixels=settings.max_pixels,
-            max_compute_bytes=settings.compute_bytes,
-        )
 
     async def _connect_to_supervisor(self, worker: WorkerContext) -> None:
         agent = WorkerAgent(self._stop, self._metrics.exposition, self._reload_and_log)
@@ -397,77 +360,3 @@ class _Server:
         task = asyncio.create_task(coroutine)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-
-
-class _State:
-    """The state of a server, as the Open Inference Protocol asks for it.
-
-    Args:
-        live: Returns whether the device works.
-        ready: Returns whether the server answers calls to its default model.
-        models: Returns the models that are being served.
-    """
-
-    def __init__(
-        self,
-        live: Callable[[], bool],
-        ready: Callable[[], bool],
-        models: Callable[[], Models],
-    ):
-        self._live = live
-        self._ready = ready
-        self._models = models
-
-    @property
-    def live(self) -> bool:
-        """Whether the device works."""
-        return self._live()
-
-    @property
-    def ready(self) -> bool:
-        """Whether the server answers calls to its default model."""
-        return self._ready()
-
-    def model_ready(self, name: str) -> bool:
-        """Whether the server answers calls to a model."""
-        return self._live() and name in self._models().loaded
-
-
-def _transport(settings: Settings) -> TransportFactory:
-    """Returns the transport class that is configured; imports grpcio only if it is used."""
-    if settings.transport == "http2":
-        return Http2Transport
-    from service.transport.grpcio_transport import GrpcioTransport
-
-    return GrpcioTransport
-
-
-def _admission(settings: Settings) -> Admission:
-    per_caller = settings.max_rows_per_caller, settings.max_calls_per_caller
-    callers = CallerLimits(*per_caller) if any(per_caller) else None
-    return Admission(settings.max_queue_rows, settings.queue_bytes, callers=callers)
-
-
-def _authentication(settings: Settings) -> Authenticate:
-    """Returns the function that checks the `authorization` of every call."""
-    if settings.token_file is None:
-        return lambda _authorization: ""
-    tokens = TokenFile(settings.token_file)
-
-    def check(authorization: str | None) -> str:
-        name = tokens.caller(authorization)
-        if name is None:
-            what = "a wrong token" if authorization else "no token"
-            raise Unauthenticated(f"authorization: got {what}, wanted 'Bearer TOKEN'")
-        return name
-
-    return check
-
-
-def _tls(settings: Settings, protocol: Literal["h2", "http/1.1"] = "h2") -> TlsFiles | None:
-    certificate, key = settings.tls_cert, settings.tls_key
-    if certificate is None and key is None and settings.tls_client_ca is None:
-        return None
-    if certificate is None or key is None:
-        raise StartError("tls-cert and tls-key: got only one of them, wanted both or neither")
-    return TlsFiles(certificate, key, settings.tls_client_ca, protocol)

@@ -1,7 +1,10 @@
 """Reads and validates single fields of requests."""
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
+
+from google.protobuf.descriptor import FieldDescriptor
 
 from bundle import Manifest
 from common.noise import ROWS
@@ -17,6 +20,13 @@ _METHODS = {
     pb.INTERPOLATION_METHOD_UNSPECIFIED: False,
     pb.INTERPOLATION_METHOD_LINEAR: False,
     pb.INTERPOLATION_METHOD_SPHERICAL: True,
+}
+#: Smallest and largest integer of each type of field.
+INTEGERS: Final[Mapping[int, tuple[int, int]]] = {
+    FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
+    FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
+    FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
+    FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
 }
 #: Above these limits, a graph's float32 arithmetic may overflow.
 MAX_TEMPERATURE = 100.0

@@ -33,6 +33,19 @@ class Selection:
         seed_of = partial(_route_seed, request) if shared else None
         return self.named(selector.name, selector.version, call, seed_of)
 
+    def fixed(self, request: Any, call: Call) -> Model:
+        """Looks up the model of a request, and makes the request name the version that is found.
+
+        A route could otherwise choose another version for the call itself.
+
+        Args:
+            request: A request with the field `model`.
+            call: The per-call context.
+        """
+        model = self.find(request, call)
+        request.model.version = model.manifest.version
+        return model
+
     def named(
         self, name: str, version: int, call: Call, seed_of: Callable[[], int] | None
     ) -> Model:

@@ -114,10 +114,19 @@ class Dispatcher:
         authenticate: Checks a call's `authorization`, as `Authenticate` describes.
         telemetry: Records metrics and traces of the calls.
         transport: What the calls come by, for the metrics: `grpc` or `http`.
+        traced: Whether calls have spans; those by HTTP are parts of requests that have them.
     """
 
-    def __init__(self, authenticate: Authenticate, telemetry: Telemetry, transport: str = "grpc"):
+    def __init__(
+        self,
+        authenticate: Authenticate,
+        telemetry: Telemetry,
+        transport: str = "grpc",
+        *,
+        traced: bool = True,
+    ):
         self._transport = transport
+        self._traced = traced
         self._authenticate = authenticate
         self._telemetry = telemetry
         self._running = 0
@@ -211,7 +220,7 @@ class Dispatcher:
             return NO_SPAN
         self._running += 1
         self._idle.clear()
-        return self._telemetry.span(rpc.name, call)
+        return self._telemetry.span(rpc.name, call) if self._traced else NO_SPAN
 
     def _admit(self, rpc: Rpc, call: Call) -> None:
         if not rpc.public:

@@ -20,7 +20,7 @@ from service.gateway.exchange import http_problem
 from service.gateway.inference.endpoints import InferenceRoutes
 from service.gateway.operations import OPERATIONS, STREAMS
 from service.gateway.origins import Origins
-from service.gateway.pages import pages
+from service.gateway.pages import explorer, pages
 from service.gateway.streams import Streams
 from service.settings import Settings
 
@@ -58,16 +58,14 @@ _EXPOSED = [
 _ACCEPTED = ["Authorization", "Content-Type", "Request-Timeout", "X-Request-Id", "Traceparent"]
 
 
-def application(
+def routes(
     calls: Calls,
     streams: Streams,
     inference: InferenceRoutes,
     vae: RemoteVae,
     metrics: Endpoint,
-    settings: Settings,
-    grpc_port: int,
-) -> ASGIApp:
-    """Returns the application.
+) -> list[Route]:
+    """Returns all routes; `/openapi.json` describes the same ones.
 
     Args:
         calls: Answers requests by calls of one reply.
@@ -75,26 +73,31 @@ def application(
         inference: Answers those of the Open Inference Protocol.
         vae: Answers those of diffusers.
         metrics: Answers `/v1/metrics`.
-        settings: Who may call.
-        grpc_port: Port of gRPC, for the calls that the explorer shows.
     """
-    routes = [
-        Route("/v1/metrics", metrics, methods=["GET"]),
-        *pages(grpc_port),
-        *inference.routes(),
-    ]
+    found = [Route("/v1/metrics", metrics, methods=["GET"]), *pages(), *inference.routes()]
     for operation in OPERATIONS:
-        routes += _of_model(operation.name, operation.gettable, calls.operate, operation)
+        found += _of_model(operation.name, operation.gettable, calls.operate, operation)
     for operation in STREAMS:
-        routes += _of_model(operation.name, operation.gettable, streams.operate, operation)
+        found += _of_model(operation.name, operation.gettable, streams.operate, operation)
     for version in ("", "/versions/{version:int}"):
         for name, endpoint in (("decode", vae.decode), ("encode", vae.encode)):
             path = f"/diffusers/{{model}}{version}/{name}"
-            routes.append(Route(path, endpoint, methods=["POST"]))
+            found.append(Route(path, endpoint, methods=["POST"]))
     for path, rpc in DESCRIPTIONS.items():
-        routes.append(Route(path, partial(calls.describe, name=rpc), methods=["GET"]))
+        found.append(Route(path, partial(calls.describe, name=rpc), methods=["GET"]))
+    return found
+
+
+def application(routes: list[Route], settings: Settings, grpc_port: int) -> ASGIApp:
+    """Returns the application.
+
+    Args:
+        routes: Its routes, to which those of the explorer are added.
+        settings: Who may call.
+        grpc_port: Port of gRPC, for the calls that the explorer shows.
+    """
     app = Starlette(
-        routes=routes,
+        routes=[*routes, *explorer(grpc_port)],
         exception_handlers={HTTPException: _http_error, Exception: _failure},
         middleware=[],
     )

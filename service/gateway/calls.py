@@ -24,7 +24,8 @@ from service.gateway.receiving import Receiving
 from service.gateway.replies import Wanted
 from service.gateway.unary import UnaryCalls, describe, message_of
 
-# Replies of up to so many bytes are written on the event loop; a sheet is compressed in any case.
+# Replies up to this size are written on the event loop, larger ones in a thread. A sheet is always
+# written in a thread, since it is compressed.
 _INLINE_BYTES: Final = 16 * 1024
 
 
@@ -130,9 +131,7 @@ class Calls:
             nonlocal known, written
             if request.method != "POST" and _is_pure(message):
                 named = bool(message.model.version)
-                model = self._selection.find(message, call)
-                # Or a route could choose another version for the reply than for its tag.
-                message.model.version = model.manifest.version
+                model = self._selection.fixed(message, call)
                 tag = headers["ETag"] = caching.etag(model, message, written)
                 headers["Cache-Control"] = caching.cache_control(named=named, private=self._private)
                 if caching.matches(request.headers.get("if-none-match", ""), tag):

@@ -33,7 +33,10 @@ from service.gateway.problems import fields_of, problem, response_to
 _log = logging.getLogger(__name__)
 
 _STOPPING: Final = "the server is stopping; another one will answer"
-_MAX_SECONDS: Final = 10**9
+#: Key of the exchange in the state of its request.
+EXCHANGE: Final = "exchange"
+#: Maximum of Request-Timeout.
+MAX_SECONDS: Final = 10**9
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -54,8 +57,7 @@ class Asked(Rpc):
 def asked(rpc: Rpc, read: Callable[[bytes], Message], answer: Callable[[Any, Call], Any]) -> Asked:
     """A method with another reader of its requests, and another writer of its replies.
 
-    So whatever is wrong with either fails within the call, which is authenticated, counted and
-    traced like any other.
+    So an error in either fails within the call, which is authenticated and counted like any other.
 
     Args:
         rpc: The method.
@@ -86,11 +88,15 @@ class Exchange:
     Attributes:
         call: The per-call context.
         connection: The connection of the request.
+        broken: Name of the status by which a reply ended early that had begun; else empty.
     """
 
     def __init__(self, request: Request, *, with_error: bool = False):
         self._with_error = with_error
-        self.connection: HttpConnection = request.scope["state"]["connection"]
+        state = request.scope["state"]
+        self.connection: HttpConnection = state["connection"]
+        self.broken = ""
+        state[EXCHANGE] = self
         self.connection.task = asyncio.current_task()
         now = time.monotonic()
         metadata = {name.lower(): value for name, value in request.headers.items()}
@@ -138,7 +144,7 @@ class Exchange:
         except TimeoutError:
             return DeadlineExceeded("the deadline has passed")
         except (CallFailed, ServiceError, HttpError, MemoryError) as error:
-            return error
+            return _of_http(error)
         return None
 
     def failed(self, error: Exception) -> Response:
@@ -147,17 +153,35 @@ class Exchange:
             return http_problem(error, self.call.request_id)
         return response_to(status_of(error), self.call.request_id, with_error=self._with_error)
 
-    def error_line(self, error: Exception) -> dict[str, Any]:
-        """What went wrong after a reply has begun, as an object of JSON."""
-        return {**fields_of(status_of(error)), "requestId": self.call.request_id}
+    def broke(self, error: Exception) -> dict[str, Any]:
+        """Records what went wrong after a reply has begun; returns it as an object of JSON."""
+        if isinstance(error, HttpError):
+            self.broken = str(int(error.status))
+            fields = _http_fields(error.status, str(error))
+        else:
+            failure = status_of(error)
+            self.broken = failure.status.name
+            fields = fields_of(failure)
+        return {**fields, "requestId": self.call.request_id}
+
+
+def _of_http(error: Exception) -> Exception:
+    """The error of HTTP that has made a call fail, if one has; else the error itself."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, HttpError):
+        cause = cause.__cause__
+    return cause or error
+
+
+def _http_fields(status: HTTPStatus, detail: str) -> dict[str, Any]:
+    return {"title": status.phrase, "status": int(status), "detail": detail}
 
 
 def http_problem(error: HttpError | HTTPException, request_id: str = "") -> Response:
     """The reply to a request that is wrong as HTTP."""
     status = error.status if isinstance(error, HttpError) else HTTPStatus(error.status_code)
     detail = str(error) if isinstance(error, HttpError) else error.detail
-    fields = {"title": status.phrase, "status": int(status), "detail": detail}
-    return problem(fields, request_id, dict(error.headers or {}))
+    return problem(_http_fields(status, detail), request_id, dict(error.headers or {}))
 
 
 def status_of(error: Exception) -> RpcStatus:
@@ -193,7 +217,7 @@ def _seconds(timeout: str | None) -> float:
         seconds = float(timeout)
     except ValueError:
         seconds = math.nan
-    if not 0 < seconds <= _MAX_SECONDS:
+    if not 0 < seconds <= MAX_SECONDS:
         raise InvalidArgument("request-timeout", timeout, "seconds above 0, such as 0.5")
     return seconds
 

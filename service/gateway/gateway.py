@@ -19,7 +19,7 @@ from service.dispatch.dispatcher import Authenticate, Dispatcher, rpcs_of
 from service.dispatch.inference import inference_rpcs
 from service.dispatch.unread import Capacity
 from service.errors import ServiceError
-from service.gateway.app import application
+from service.gateway.app import application, routes
 from service.gateway.calls import Calls
 from service.gateway.connection import MAX_HEAD_BYTES, HttpConnection
 from service.gateway.diffusers.endpoints import RemoteVae
@@ -28,6 +28,7 @@ from service.gateway.inference.endpoints import InferenceRoutes
 from service.gateway.receiving import Receiving
 from service.gateway.sending import Sending
 from service.gateway.streams import Streams
+from service.gateway.tracing import Traced
 from service.gateway.unary import UnaryCalls
 from service.net.acceptor import Acceptor
 from service.net.addresses import exclusive_sockets
@@ -86,7 +87,7 @@ class Gateway:
         grpc_port: int,
         channel: socket.socket | None = None,
     ):
-        self._dispatcher = Dispatcher(authenticate, telemetry, TRANSPORT)
+        self._dispatcher = Dispatcher(authenticate, telemetry, TRANSPORT, traced=False)
         self._authenticate = authenticate
         self._metrics = metrics
         self._receiving = Receiving(
@@ -108,9 +109,8 @@ class Gateway:
             {rpc.name: rpc for rpc in inference_rpcs(servicer, state)},
             engine, unary, self._receiving,
         )  # fmt: skip
-        self._app = application(
-            calls, streams, inference, vae, self._metrics_page, settings, grpc_port
-        )
+        found = routes(calls, streams, inference, vae, self._metrics_page)
+        self._app = Traced(application(found, settings, grpc_port), telemetry)
         self._config = Config(
             self._serve,
             http=HttpConnection,

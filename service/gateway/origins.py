@@ -57,7 +57,7 @@ class Origins:
         origin = headers.get("origin")
         if origin is None or "*" in self._origins or origin.lower() in self._origins:
             return
-        # Whatever the scheme: a proxy may have ended TLS.
+        # The scheme is not compared, since a proxy may have ended TLS.
         if origin.lower().partition("://")[2] != host.lower():
             detail = f"origin: got {origin[:100]!r}, which may not call (see cors-origin)"
             raise HttpError(HTTPStatus.FORBIDDEN, detail)

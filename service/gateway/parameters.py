@@ -7,17 +7,12 @@ from typing import Any, Final
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
+from service.api.fields import INTEGERS
 from service.errors import InvalidArgument
 
 #: Names and values, in the order of the query.
 Parameters = Sequence[tuple[str, str]]
 
-_INTEGERS: Final = {
-    FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
-    FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
-    FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
-    FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
-}
 _FLOATS: Final = (FieldDescriptor.CPPTYPE_FLOAT, FieldDescriptor.CPPTYPE_DOUBLE)
 _BOOLEANS: Final = {"true": True, "1": True, "": True, "false": False, "0": False}
 
@@ -93,8 +88,8 @@ def short_names(enum: EnumDescriptor) -> dict[str, int]:
 
 def _value(field: FieldDescriptor, text: str) -> Any:
     text = text.strip()
-    if field.cpp_type in _INTEGERS:
-        low, high = _INTEGERS[field.cpp_type]
+    if field.cpp_type in INTEGERS:
+        low, high = INTEGERS[field.cpp_type]
         return integer(field.name, text, low, high)
     if field.cpp_type in _FLOATS:
         try:

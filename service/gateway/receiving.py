@@ -11,7 +11,7 @@ from service.dispatch.dispatcher import Dispatcher, Rpc
 from service.dispatch.status import too_large
 from service.dispatch.uploads import Upload, Uploads
 from service.engine.call import Call
-from service.errors import NotReady
+from service.errors import DeadlineExceeded, NotReady
 from service.gateway.errors import HttpError
 
 # A body of which less than this has arrived for so long is given up: a peer that sends single bytes
@@ -77,12 +77,16 @@ class Receiving:
         """Receives a body in parts as they arrive, of which none is held.
 
         Raises:
-            HttpError: The body does not arrive (408).
+            DeadlineExceeded: The body does not arrive. Its cause says 408: within a call, an
+                HttpError itself would be taken for a fault of the server.
             ClientDisconnect: The caller has left.
         """
         body = _Body(request)
-        while (part := await body.next()) is not None:
-            yield part
+        try:
+            while (part := await body.next()) is not None:
+                yield part
+        except HttpError as error:
+            raise DeadlineExceeded(str(error)) from error
 
     def close(self) -> None:
         """Stops the checks."""

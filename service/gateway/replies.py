@@ -19,6 +19,12 @@ from service.gateway.operations import Operation
 from service.gateway.parameters import integer
 
 _LISTS, _BASE64 = "lists", "base64"
+#: How JSON can hold arrays.
+TENSORS: Final = (_LISTS, _BASE64)
+#: Maximum pictures in a row of a sheet.
+MOST_COLUMNS: Final = 4096
+#: Maximum enlargement of a sheet.
+MOST_ZOOM: Final = 32
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,6 @@ class Wanted:
 
 #: Parameters that say how a reply is written, and are no fields of a request.
 PARAMETERS: Final = ("output", "tensors", "columns", "zoom")
-_MOST_COLUMNS: Final = 4096
-_MOST_ZOOM: Final = 32
 
 
 def offers(operation: Operation, media: str, *, body: bool) -> list[str]:
@@ -84,14 +88,14 @@ def wanted_of(operation: Operation, media: str, given: dict[str, str]) -> Wanted
     if output and output not in operation.arrays:
         raise InvalidArgument("output", output, f"one of {', '.join(operation.arrays)}")
     tensors = given.get("tensors", _LISTS)
-    if tensors not in (_LISTS, _BASE64):
-        raise InvalidArgument("tensors", tensors, f"{_LISTS} or {_BASE64}")
+    if tensors not in TENSORS:
+        raise InvalidArgument("tensors", tensors, " or ".join(TENSORS))
     return Wanted(
         media,
         output,
         tensors,
-        integer("columns", given["columns"], 1, _MOST_COLUMNS) if "columns" in given else 0,
-        integer("zoom", given["zoom"], 1, _MOST_ZOOM) if "zoom" in given else 1,
+        integer("columns", given["columns"], 1, MOST_COLUMNS) if "columns" in given else 0,
+        integer("zoom", given["zoom"], 1, MOST_ZOOM) if "zoom" in given else 1,
     )
 
 

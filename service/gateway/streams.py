@@ -23,7 +23,7 @@ from service.gateway.operations import Operation
 from service.gateway.parameters import fill
 from service.gateway.receiving import Receiving
 from service.gateway.replies import Wanted
-from service.gateway.sending import Pieces, Sending
+from service.gateway.sending import Sending
 from service.gateway.sources import Source, of_lines, of_rows
 
 _REPLIES: Final = {
@@ -167,11 +167,14 @@ class _Streamed(Response):
                 await pieces.send(send, b"", last=True)
             elif not begun:
                 await exchange.failed(error)(scope, receive, send)
-            elif self._wanted.media == NDJSON:
-                await self._fail(pieces, send, error)
             else:
-                # Without its last chunk, so that nobody takes it for whole.
-                exchange.connection.abort()
+                fields = exchange.broke(error)
+                if self._wanted.media == NDJSON:
+                    line = json.dumps({"error": fields}).encode() + b"\n"
+                    await pieces.send(send, line, last=True)
+                else:
+                    # Without its last chunk, so that nobody takes it for whole.
+                    exchange.connection.abort()
         finally:
             pieces.close()
 
@@ -182,10 +185,6 @@ class _Streamed(Response):
             (b"x-request-id", self._exchange.call.request_id.encode()),
         ]
         return {"type": "http.response.start", "status": HTTPStatus.OK, "headers": headers}
-
-    async def _fail(self, pieces: Pieces, send: Send, error: Exception) -> None:
-        line = json.dumps({"error": self._exchange.error_line(error)}).encode() + b"\n"
-        await pieces.send(send, line, last=True)
 
     async def _answer(self, requests: Any, call: Call) -> AsyncIterator[Chunks]:
         """The replies of the call as lines, or as the head and the rows of an npy file."""

@@ -1,6 +1,6 @@
 """Facade over metrics and tracing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Final
 
@@ -21,7 +21,8 @@ from service.models.onnx import Graph
 from service.models.repository import Models
 from service.observe.drift import ReconstructionErrors
 from service.observe.metrics import Metrics
-from service.observe.tracing import CallSpan, Tracing
+from service.observe.spans import CallSpan, HttpSpan
+from service.observe.tracing import Tracing
 
 # Errors that count as rejected calls, and their reason in the metrics.
 _REJECTIONS: dict[type[ServiceError], str] = {
@@ -60,18 +61,23 @@ class Span:
         """Sets the attributes of the call and ends the span."""
         if self._span is None or self._manager is None:
             return
-        self._span.set(
-            model=call.model,
-            version=call.version,
-            rows=call.rows,
-            batch_rows=call.timing.batch_rows,
-            queue_seconds=call.timing.queue,
-            compute_seconds=call.timing.compute,
-            request_id=call.request_id,
-        )
+        describe(self._span, call)
         # Without an exception: the status says how the call ended, and exceptions of the
         # transport are meaningless in a trace.
         self._manager.__exit__(None, None, None)
+
+
+def describe(span: CallSpan | HttpSpan, call: Call) -> None:
+    """Sets the attributes of a span that its call knows once it has been answered."""
+    span.set(
+        model=call.model,
+        version=call.version,
+        rows=call.rows,
+        batch_rows=call.timing.batch_rows,
+        queue_seconds=call.timing.queue,
+        compute_seconds=call.timing.compute,
+        request_id=call.request_id,
+    )
 
 
 #: Span of calls that are not traced.
@@ -105,6 +111,18 @@ class Telemetry:
         if self._tracing is None:
             return NO_SPAN
         return Span(self._tracing.call(rpc, call.metadata))
+
+    @property
+    def traces(self) -> bool:
+        """Whether tracing is on."""
+        return self._tracing is not None
+
+    def http_span(
+        self, method: str, metadata: Mapping[str, str], attributes: Mapping[str, str | int]
+    ) -> HttpSpan:
+        """Starts the span of a request by HTTP, as `Tracing.request` does; tracing has to be on."""
+        assert self._tracing is not None
+        return self._tracing.request(method, metadata, attributes)
 
     def request(self, rpc: str, model: str, code: str, seconds: float, transport: str) -> None:
         """Records a finished call; `transport` is `grpc` or `http`."""

@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 from latentserve import __version__
 from latentserve._client import proxy
 from service.errors import StartError
+from service.observe.spans import CallSpan, HttpSpan
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
     from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
-    from opentelemetry.trace import Span
 
 _log = logging.getLogger(__name__)
 
@@ -35,13 +35,6 @@ _VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT
 _EXPORT_SECONDS = 5.0
 # Time for the SDK to flush the spans, and again to give up; both are part of `EXIT_SECONDS`.
 _FLUSH_SECONDS = 1.0
-# Names of gRPC's status codes; the index is the code's number.
-_CODES = (
-    "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND",
-    "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION",
-    "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS",
-    "UNAUTHENTICATED",
-)  # fmt: skip
 
 
 class Tracing:
@@ -120,6 +113,26 @@ class Tracing:
         finally:
             call_span.end()
 
+    def request(
+        self, method: str, metadata: Mapping[str, str], attributes: Mapping[str, str | int]
+    ) -> HttpSpan:
+        """Opens the span of a request by HTTP, which its `end` closes.
+
+        Args:
+            method: Its method, which the span is named by until its route is known.
+            metadata: Its headers; `traceparent` makes the caller's span the parent.
+            attributes: What is known of it, by the names of OpenTelemetry's conventions.
+        """
+        from opentelemetry.trace import SpanKind
+
+        span = self._tracer.start_span(
+            method,
+            context=self._propagator.extract(metadata),
+            kind=SpanKind.SERVER,
+            attributes=attributes,
+        )
+        return HttpSpan(span, method)
+
     def close(self) -> None:
         """Flushes the spans, for at most twice `_FLUSH_SECONDS`."""
         # The SDK waits without a limit for the exporter, which waits for the collector.
@@ -129,38 +142,6 @@ class Tracing:
         if closing.is_alive():
             self._exporter.shutdown()
             closing.join(_FLUSH_SECONDS)
-
-
-class CallSpan:
-    """The span of one call."""
-
-    def __init__(self, span: "Span"):
-        self._span = span
-        self._code = "OK"
-
-    def set(self, **attributes: Any) -> None:
-        """Sets attributes of the call, prefixed with `latentserve.`."""
-        for name, value in attributes.items():
-            self._span.set_attribute(f"latentserve.{name}", value)
-
-    def failed(self, code: str, *, error: bool) -> None:
-        """Sets the status of a call that failed.
-
-        Args:
-            code: Name of the gRPC status code.
-            error: Whether the server, not the caller, is at fault.
-        """
-        from opentelemetry.trace import Status, StatusCode
-
-        self._code = code
-        if error:
-            self._span.set_status(Status(StatusCode.ERROR, code))
-
-    def end(self) -> None:
-        """Ends the span, with the status code as a number and (newer convention) as a name."""
-        self._span.set_attribute("rpc.grpc.status_code", _CODES.index(self._code))
-        self._span.set_attribute("rpc.response.status_code", self._code)
-        self._span.end()
 
 
 class _ReportingExporter:

@@ -1,4 +1,4 @@
-"""Requests and replies of ModelInfer, whatever they are sent in, and what they ask of a model."""
+"""Requests and replies of ModelInfer, independent of their encoding, and what they ask for."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Answers requests of the Open Inference Protocol, whatever they are sent in."""
+"""Answers requests of the Open Inference Protocol, independent of the transport."""
 
 import asyncio
 import time
@@ -137,7 +137,7 @@ class _Running:
     The methods return the outputs, and the noise that was drawn; None if there was none.
 
     Args:
-        run: Runs work on so many bytes.
+        run: Takes work, the bytes that it is about, and the call; does large work in a thread.
         model: The model.
         native: This project's own request.
         outputs: Names of the outputs.

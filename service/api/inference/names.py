@@ -1,10 +1,10 @@
 """Names of models in the protocol: NAME.OPERATION for each operation that a model has."""
 
-import re
 from collections.abc import Sequence
 from typing import Final
 
 from bundle import Manifest
+from bundle.layout import OPERATIONS, version_of
 from service.errors import ModelNotFound, shortened
 from service.models.repository import Models
 
@@ -13,9 +13,6 @@ DECODE: Final = "decode"
 SAMPLE: Final = "sample"
 RECONSTRUCT: Final = "reconstruct"
 SCORE: Final = "score"
-
-_OPERATIONS: Final = frozenset((ENCODE, DECODE, SAMPLE, RECONSTRUCT, SCORE))
-_VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 
 def operations_of(manifest: Manifest) -> Sequence[str]:
@@ -43,8 +40,8 @@ def split(name: str, field: str) -> tuple[str, str]:
         ModelNotFound: It does not end in an operation.
     """
     model, _, operation = name.rpartition(".")
-    if not model or operation not in _OPERATIONS:
-        operations = ", ".join(sorted(_OPERATIONS))
+    if not model or operation not in OPERATIONS:
+        operations = ", ".join(sorted(OPERATIONS))
         raise ModelNotFound(
             f"{field}: got {shortened(repr(name))}, wanted NAME.OPERATION, with one of {operations}"
         )
@@ -63,11 +60,12 @@ def number(version: str, field: str) -> int:
     """
     if not version:
         return 0
-    if not _VERSION.fullmatch(version):
+    found = version_of(version)
+    if found is None:
         raise ModelNotFound(
             f"{field}: got {shortened(repr(version))}, wanted a whole number above 0"
         )
-    return int(version)
+    return found
 
 
 def check_served(models: Models, name: str, operation: str, version: int, prefix: str) -> None:

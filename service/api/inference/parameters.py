@@ -8,6 +8,7 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from latentserve.v1 import latent_service_pb2 as pb
 from latentserve.v1 import tensor_pb2
+from service.api.fields import INTEGERS
 from service.errors import InvalidArgument
 
 #: Value of a parameter. Numbers may be given as text.
@@ -44,12 +45,6 @@ _LATENT_DTYPES: Final = {
     for name in ("float32", "float16", "bfloat16")
 }
 _ENUMS: Final = {"format": _FORMATS, "latent_dtype": _LATENT_DTYPES}
-_LIMITS: Final = {
-    FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
-    FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
-    FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
-    FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
-}
 
 
 def accepted_by(request: Any) -> Mapping[str, FieldDescriptor]:
@@ -83,8 +78,8 @@ def put(request: Any, field: FieldDescriptor, value: Value, where: str) -> None:
             raise InvalidArgument(where, repr(value), f"one of {', '.join(names)}")
     elif field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
         converted = truth(value, where)
-    elif field.cpp_type in _LIMITS:
-        converted = whole(value, where, *_LIMITS[field.cpp_type])
+    elif field.cpp_type in INTEGERS:
+        converted = whole(value, where, *INTEGERS[field.cpp_type])
     else:
         converted = _real(value, where)
     if field.is_repeated:

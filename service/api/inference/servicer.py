@@ -161,7 +161,7 @@ class InferenceServicer:
         )
 
     async def _infer(self, message: pb.ModelInferRequest, call: Call) -> Chunks:
-        # Before its contents are read, so that an unknown model is not found whatever they are.
+        # Before its contents are read: an unknown model is NOT_FOUND, not a wrong input.
         self._inference.find(message.model_name, message.model_version, call, "model_")
         if message.ByteSize() <= _INLINE_BYTES:
             request = messages.read(message)

@@ -22,9 +22,11 @@ from service.engine.engine import Engine
 from service.errors import InvalidArgument
 from service.gateway.arrays import array_of, put_array
 from service.gateway.calls import select
+from service.gateway.diffusers import parameters
 from service.gateway.diffusers.images import in_colour, to_signed, to_unit
 from service.gateway.diffusers.latents import Factors, unpacked, unscaled
-from service.gateway.diffusers.query import IMAGE_DTYPES, LATENT_DTYPES, NAMES, Query, put_body
+from service.gateway.diffusers.parameters import IMAGE_DTYPES, LATENT_DTYPES
+from service.gateway.diffusers.query import NAMES, Query, put_body
 from service.gateway.errors import WrongMedia
 from service.gateway.exchange import Exchange, asked
 from service.gateway.media import PICTURES, MediaType
@@ -37,8 +39,10 @@ T = TypeVar("T")
 
 #: Media type of a tensor: its elements in C order, little-endian.
 TENSOR: Final = "tensor/binary"
-# diffusers does not say what an image is that it sends.
-_TENSORS: Final = (TENSOR, "application/octet-stream", "")
+_TENSORS: Final = (TENSOR, "application/octet-stream")
+#: Media types of what may be decoded, and encoded.
+DECODED: Final = _TENSORS
+ENCODED: Final = (*_TENSORS, *PICTURES)
 _PICTURES: Final = {"jpg": pb.IMAGE_FORMAT_JPEG, "png": pb.IMAGE_FORMAT_PNG}
 _MEDIA: Final = {pb.IMAGE_FORMAT_JPEG: "image/jpeg", pb.IMAGE_FORMAT_PNG: "image/png"}
 _FLOAT_FORMATS: Final = {
@@ -46,16 +50,6 @@ _FLOAT_FORMATS: Final = {
     tensor_pb2.DATA_TYPE_FLOAT16: pb.IMAGE_FORMAT_FLOAT16,
     tensor_pb2.DATA_TYPE_BFLOAT16: pb.IMAGE_FORMAT_BFLOAT16,
 }
-_SCALING: Final = ("scaling_factor", "shift_factor", "do_scaling")
-_LABELS: Final = ("label", "labels")
-_OF_DECODE: Final = (
-    "shape", "dtype", "output_type", "image_format", "partial_postprocess", "height", "width",
-    "quality", *_SCALING, *_LABELS,
-)  # fmt: skip
-_OF_DRAW: Final = ("draw", "seed", "offset")
-_OF_ENCODE: Final = ("shape", "dtype", *_SCALING, *_OF_DRAW, *_LABELS)
-_OF_PICTURE: Final = ("resize", "height", "width")
-_REPEATED: Final = ("shape", *_LABELS)
 # Fields of requests by which calls name what is wrong, and what has that name here.
 _OWN_NAMES: Final = {
     "latents.shape": "shape",
@@ -127,16 +121,18 @@ class RemoteVae:
 
         def read(raw: bytes) -> Message:
             nonlocal asked_for
-            query = Query(request.query_params.multi_items(), _OF_DECODE, _REPEATED)
+            query = Query(
+                request.query_params.multi_items(), parameters.DECODE, parameters.DECODE_FIELDS
+            )
             message = pb.DecodeRequest()
             select(message, request)
-            put_body(message.latents, query, raw, LATENT_DTYPES)
-            fill(message, query.pairs(("quality", *_LABELS)))
+            put_body(message.latents, query, raw, parameters.LATENT_DTYPE, LATENT_DTYPES)
+            fill(message, query.pairs(parameters.DECODE_FIELDS))
             asked_for = _read_decoding(message, query, request.headers.get("accept", ""))
             return message
 
         async def answer(message: Any, call: Call) -> Chunks:
-            model = self._find(message, call)
+            model = self._selection.fixed(message, call)
             with _own_names():
                 await self._prepare(message, asked_for, model, call)
                 reply = message_of(rpc, await rpc.answer(message, call))
@@ -149,8 +145,7 @@ class RemoteVae:
                 tensor.ByteSize(), lambda: _written(_output(tensor, asked_for), headers), call
             )
 
-        return await self._answered(request, rpc, (TENSOR, "application/octet-stream"),
-                                    read, answer, headers)  # fmt: skip
+        return await self._answered(request, rpc, DECODED, read, answer, headers)
 
     async def encode(self, request: Request) -> Response:
         """Answers a request to encode images: a tensor, or a picture file."""
@@ -163,26 +158,26 @@ class RemoteVae:
             nonlocal factors, dtype
             given = request.query_params
             picture = "shape" not in given
-            known = (*_OF_ENCODE, *_OF_PICTURE) if picture else _OF_ENCODE
-            query = Query(given.multi_items(), known, _REPEATED)
+            fields = parameters.ENCODE_FIELDS + (parameters.PICTURE_FIELDS if picture else ())
+            query = Query(given.multi_items(), parameters.ENCODE, fields)
             message = pb.EncodeRequest()
             select(message, request)
             if picture:
                 message.images.encoded.files.append(raw)
-                fill(message.images.encoded, query.pairs(_OF_PICTURE))
+                fill(message.images.encoded, query.pairs(parameters.PICTURE_FIELDS))
                 # Of the reply: a picture has none of its own.
-                dtype = LATENT_DTYPES[query.choice("dtype", LATENT_DTYPES, "float32")]
+                dtype = LATENT_DTYPES[query.get(parameters.REPLY_DTYPE) or "float32"]
             else:
-                put_body(message.images.tensor, query, raw, IMAGE_DTYPES)
+                put_body(message.images.tensor, query, raw, parameters.IMAGE_DTYPE, IMAGE_DTYPES)
                 dtype = message.images.tensor.dtype
                 if dtype == tensor_pb2.DATA_TYPE_UINT8:
                     dtype = tensor_pb2.DATA_TYPE_FLOAT32
-            fill(message, query.pairs((*_OF_DRAW, *_LABELS)))
+            fill(message, query.pairs(parameters.ENCODE_FIELDS))
             factors = Factors.of(query)
             return message
 
         async def answer(message: Any, call: Call) -> Chunks:
-            model = self._find(message, call)
+            model = self._selection.fixed(message, call)
             scaling = factors.scaling(model.manifest)
             images = message.images
             with _own_names():
@@ -204,7 +199,8 @@ class RemoteVae:
 
             return await self._in_thread(encoded.ByteSize(), write, call)
 
-        return await self._answered(request, rpc, (*_TENSORS, *PICTURES), read, answer, headers)
+        # diffusers does not say what an image is that it sends.
+        return await self._answered(request, rpc, ("", *ENCODED), read, answer, headers)
 
     async def _answered(
         self,
@@ -225,15 +221,6 @@ class RemoteVae:
             return await self._unary.run(exchange, asked(rpc, read, answer), body, TENSOR, headers)
 
         return await exchange.answered(work)
-
-    def _find(self, message: Any, call: Call) -> Model:
-        """Finds the model of a request, and makes it name the version that was found.
-
-        A route would otherwise choose another one for the call itself, with other factors.
-        """
-        model = self._selection.find(message, call)
-        message.model.version = model.manifest.version
-        return model
 
     async def _prepare(
         self, message: pb.DecodeRequest, decoding: _Decoding, model: Model, call: Call
@@ -265,15 +252,15 @@ def _read_decoding(message: pb.DecodeRequest, query: Query, accept: str) -> _Dec
     Raises:
         InvalidArgument: A parameter is invalid, or several images are to be one picture.
     """
-    output = query.choice("output_type", ("pil", "pt"), "pil")
-    picture = _PICTURES[query.choice("image_format", _PICTURES, "jpg")]
-    partly = query.flag("partial_postprocess")
+    output = query.get(parameters.OUTPUT_TYPE) or "pil"
+    picture = _PICTURES[query.get(parameters.IMAGE_FORMAT) or "jpg"]
+    partly = query.get(parameters.PARTIAL_POSTPROCESS)
     dtype = message.latents.dtype
     # With a processor, remote_decode wants the pixels of `pil` as a tensor, and says so there.
     wants_tensor = any(MediaType.parse(part).name == TENSOR for part in accept.split(","))
     decoding = _Decoding(
         Factors.of(query),
-        (query.count("height"), query.count("width")),
+        (query.get(parameters.HEIGHT), query.get(parameters.WIDTH)),
         dtype,
         picture=output == "pil" and not wants_tensor,
         bytewise=output == "pt" and bool(partly),

@@ -9,6 +9,7 @@ from bundle import LatentScaling, Manifest
 from service.api.scaling import Scaling
 from service.errors import InvalidArgument, NotForThisModel
 from service.gateway.arrays import Array
+from service.gateway.diffusers.parameters import DO_SCALING, SCALING_FACTOR, SHIFT_FACTOR
 from service.gateway.diffusers.query import Query
 
 Latents = NDArray[np.float32]
@@ -35,8 +36,8 @@ class Factors:
         Raises:
             InvalidArgument: One of them is invalid, or they contradict each other.
         """
-        scale = query.number("scaling_factor", least=0.0)
-        shift, own = query.number("shift_factor"), query.flag("do_scaling")
+        scale, shift = query.get(SCALING_FACTOR), query.get(SHIFT_FACTOR)
+        own = query.get(DO_SCALING)
         if own is False and not (scale is None and shift is None):
             raise InvalidArgument("do_scaling", False, "True, or no factors")
         return cls(scale, shift, bool(own))

@@ -26,7 +26,8 @@ from service.gateway.unary import UnaryCalls
 
 # Replies and requests up to this size are read and written on the event loop.
 _INLINE_BYTES: Final = 64 * 1024
-_BINARY: Final = "application/octet-stream"
+#: Media type of JSON that elements follow.
+BINARY: Final = "application/octet-stream"
 # An extension that only HTTP has.
 _BINARY_TENSORS: Final = "binary_tensor_data"
 _MODEL: Final = "/v2/models/{name}"
@@ -101,7 +102,7 @@ class InferenceRoutes:
             content, length = write() if small else await self._engine.in_thread(write, call)
             if length is not None:
                 headers["Inference-Header-Content-Length"] = str(length)
-                headers["Content-Type"] = _BINARY
+                headers["Content-Type"] = BINARY
             return (content,)
 
         return await self._answered(request, rpc, read, answer, headers)

@@ -19,9 +19,19 @@ from service.gateway.bodies import MAX_JSON_BYTES
 #: Header that has the length of the JSON before binary elements.
 HEAD_LENGTH: Final = "inference-header-content-length"
 
-_SIZE, _BINARY, _ALL_BINARY = "binary_data_size", "binary_data", "binary_data_output"
-# Types whose elements JSON can hold.
-_DTYPES: Final[Mapping[str, np.dtype[Any]]] = {UINT8: np.dtype("u1"), **INTEGERS, **FLOATS}
+#: Parameters of the binary tensor data extension: of a tensor whose elements follow the JSON, of an
+#: output, and of the whole request.
+BINARY_SIZE: Final = "binary_data_size"
+BINARY: Final = "binary_data"
+ALL_BINARY: Final = "binary_data_output"
+#: Members of a request, of its inputs, and of its outputs.
+MEMBERS: Final = ("id", "model_name", "model_version", "parameters", "inputs", "outputs")
+INPUT_MEMBERS: Final = ("name", "shape", "datatype", "parameters", "data")
+OUTPUT_MEMBERS: Final = ("name", "parameters")
+#: Smallest and largest size of an axis that is read; what makes sense is decided by the call.
+SIZES: Final = (-(2**31), 2**40)
+#: Types whose elements JSON can hold.
+LISTED: Final[Mapping[str, np.dtype[Any]]] = {UINT8: np.dtype("u1"), **INTEGERS, **FLOATS}
 _MAX_INT64: Final = 2**63 - 1
 _MAX_UINT64: Final = 2**64 - 1
 
@@ -41,7 +51,7 @@ def read(body: bytes, head_length: str, model: str, version: str) -> pb.ModelInf
     """
     head, rest = _parts(body, head_length)
     message = pb.ModelInferRequest(model_name=model, model_version=version)
-    _known(head, ("id", "model_name", "model_version", "parameters", "inputs", "outputs"), "body")
+    _known(head, MEMBERS, "body")
     for name, own in (("model_name", model), ("model_version", version)):
         # kserve's client repeats what the path says.
         if head.get(name, own) not in (own, None):
@@ -51,37 +61,39 @@ def read(body: bytes, head_length: str, model: str, version: str) -> pb.ModelInf
     taken = 0
     for index, given in enumerate(_objects(head.get("inputs", []), "inputs")):
         where = f"inputs[{index}]"
-        _known(given, ("name", "shape", "datatype", "parameters", "data"), where)
+        _known(given, INPUT_MEMBERS, where)
         tensor = message.inputs.add(
             name=_text(given.get("name", ""), f"{where}.name"),
             datatype=_text(given.get("datatype", ""), f"{where}.datatype"),
         )
         tensor.shape.extend(_shape(given.get("shape"), f"{where}.shape"))
         parameters = _object(given.get("parameters", {}), f"{where}.parameters")
-        size = parameters.pop(_SIZE, None)
+        size = parameters.pop(BINARY_SIZE, None)
         _put_parameters(tensor, parameters, f"{where}.parameters")
         if size is None:
             message.raw_input_contents.append(_elements(given, tensor.datatype, where))
             continue
-        size = _whole(size, f"{where}.parameters.{_SIZE}", 0, len(rest))
+        size = _whole(size, f"{where}.parameters.{BINARY_SIZE}", 0, len(rest))
         if taken + size > len(rest):
             got = f"{size} bytes, {len(rest) - taken} of which are there"
-            raise InvalidArgument(f"{where}.parameters.{_SIZE}", got, "as many as the body has")
+            raise InvalidArgument(
+                f"{where}.parameters.{BINARY_SIZE}", got, "as many as the body has"
+            )
         message.raw_input_contents.append(bytes(rest[taken : taken + size]))
         taken += size
     if taken != len(rest):
         raise InvalidArgument("body", f"{len(rest)} bytes after the JSON", f"{taken} of the inputs")
     for index, given in enumerate(_objects(head.get("outputs", []), "outputs")):
         where = f"outputs[{index}]"
-        _known(given, ("name", "parameters"), where)
+        _known(given, OUTPUT_MEMBERS, where)
         output = message.outputs.add(name=_text(given.get("name", ""), f"{where}.name"))
         parameters = _object(given.get("parameters", {}), f"{where}.parameters")
         # Where it is not said, the request's own parameter holds.
-        wanted = _truth(parameters.pop(_BINARY, binary), f"{where}.parameters.{_BINARY}")
+        wanted = _truth(parameters.pop(BINARY, binary), f"{where}.parameters.{BINARY}")
         _put_parameters(output, parameters, f"{where}.parameters")
-        output.parameters[_BINARY].bool_param = wanted
+        output.parameters[BINARY].bool_param = wanted
     if binary:
-        message.parameters[_ALL_BINARY].bool_param = True
+        message.parameters[ALL_BINARY].bool_param = True
     return message
 
 
@@ -91,11 +103,11 @@ def binary_outputs(message: pb.ModelInferRequest) -> tuple[bool, Mapping[str, bo
     Returns:
         Whether outputs that are not named are sent as bytes, and that of each that is named.
     """
-    every = _ALL_BINARY in message.parameters
-    message.parameters.pop(_ALL_BINARY, None)
-    named = {output.name: output.parameters[_BINARY].bool_param for output in message.outputs}
+    every = ALL_BINARY in message.parameters
+    message.parameters.pop(ALL_BINARY, None)
+    named = {output.name: output.parameters[BINARY].bool_param for output in message.outputs}
     for output in message.outputs:
-        output.parameters.pop(_BINARY, None)
+        output.parameters.pop(BINARY, None)
     return every, named
 
 
@@ -123,7 +135,7 @@ def write(
             "shape": list(tensor.shape),
         }
         if named.get(tensor.name, every):
-            told["parameters"] = {_SIZE: len(raw)}
+            told["parameters"] = {BINARY_SIZE: len(raw)}
             chunks.append(raw)
         else:
             told["data"] = _listed(tensor.datatype, raw, tensor.name)
@@ -162,7 +174,7 @@ def _parts(body: bytes, head_length: str) -> tuple[dict[str, Any], memoryview]:
 def _put_parameters(message: Any, given: Any, where: str) -> bool:
     """Sets the parameters of a message; returns the one that says how outputs are sent."""
     parameters = dict(_object(given, where))
-    binary = _truth(parameters.pop(_ALL_BINARY, False), f"{where}.{_ALL_BINARY}")
+    binary = _truth(parameters.pop(ALL_BINARY, False), f"{where}.{ALL_BINARY}")
     for name, value in parameters.items():
         parameter = message.parameters[name]
         if isinstance(value, bool):
@@ -185,10 +197,10 @@ def _put_parameters(message: Any, given: Any, where: str) -> bool:
 def _elements(given: Mapping[str, Any], datatype: str, where: str) -> bytes:
     """Elements in JSON, flat or nested, as bytes."""
     if "data" not in given:
-        raise InvalidArgument(f"{where}.data", "none", f"elements, or parameters.{_SIZE}")
-    dtype = _DTYPES.get(datatype)
+        raise InvalidArgument(f"{where}.data", "none", f"elements, or parameters.{BINARY_SIZE}")
+    dtype = LISTED.get(datatype)
     if dtype is None:
-        wanted = ", ".join(_DTYPES)
+        wanted = ", ".join(LISTED)
         raise InvalidArgument(f"{where}.datatype", repr(datatype), f"{wanted} for data in JSON")
     try:
         # Through float64 or int64, since numpy would wrap numbers that do not fit.
@@ -208,13 +220,13 @@ def _elements(given: Mapping[str, Any], datatype: str, where: str) -> bytes:
 
 
 def _listed(datatype: str, raw: bytes, name: str) -> list[Any]:
-    dtype = _DTYPES.get(datatype)
+    dtype = LISTED.get(datatype)
     field = f"outputs.{name}"
     if dtype is None:
-        raise InvalidArgument(field, f"{datatype} in JSON", f"parameters.{_BINARY}: true")
+        raise InvalidArgument(field, f"{datatype} in JSON", f"parameters.{BINARY}: true")
     if len(raw) > MAX_LISTED_BYTES:
         got = f"{len(raw)} bytes in JSON"
-        raise InvalidArgument(field, got, f"at most {MAX_LISTED_BYTES}, or {_BINARY}: true")
+        raise InvalidArgument(field, got, f"at most {MAX_LISTED_BYTES}, or {BINARY}: true")
     array = np.frombuffer(raw, dtype)
     if dtype.kind == "f":
         return [float(text) for text in array.astype(str)]
@@ -261,4 +273,4 @@ def _whole(given: Any, where: str, low: int, high: int) -> int:
 def _shape(given: Any, where: str) -> list[int]:
     if not isinstance(given, list):
         raise InvalidArgument(where, json.dumps(given), "a list of integers")
-    return [_whole(size, where, -(2**31), 2**40) for size in given]
+    return [_whole(size, where, *SIZES) for size in given]

@@ -1,6 +1,7 @@
 """The gateway's ports and connections: TLS, workers, drains, slow and half-open peers, memory."""
 
 import io
+import json
 import re
 import signal
 import socket
@@ -309,6 +310,33 @@ def test_random_bytes_leave_the_server_well(gateway, server):
                 pass
     assert gateway.get(f"{MODEL}:sample?count=1").status == 200
     assert "Traceback" not in server.log.read_text()
+
+
+def test_a_body_that_stalls_is_408_also_in_a_stream(folder):
+    line = json.dumps({"latents": [[0.0, 0.0, 0.0]]}).encode() + b"\n"
+    head = "POST {} HTTP/1.1\r\nHost: localhost\r\ncontent-type: {}\r\ncontent-length: 999\r\n\r\n"
+    cases = (
+        ("decode", "application/json", b"{"),
+        ("decode_stream", "application/x-ndjson", b"{"),
+        ("decode_stream", "application/x-npy", b"\x93NUMPY"),
+        ("decode_stream", "application/x-ndjson", line),  # a reply has begun
+    )
+    program = "tests.support.stalling"
+    with Server(folder / "models", folder / "stall", *PORTS, program=program) as server:
+        address = Caller(server.wait_until_serving().gateway).address
+        for operation, media, sent in cases:
+            with closing(socket.create_connection(address, 30)) as sock:
+                sock.sendall(head.format(f"{MODEL}:{operation}", media).encode() + sent)
+                reply = b""
+                while b'"requestId"' not in reply and (part := sock.recv(65536)):
+                    reply += part
+            begun = sent == line
+            assert reply.startswith(b"HTTP/1.1 200" if begun else b"HTTP/1.1 408"), reply
+            assert b'"status": 408' in reply
+            assert b"arrived in 0.5 s" in reply
+        # It is the caller's fault.
+        assert server.metric("latentserve_requests_total", code="INTERNAL") == 0
+    assert "Traceback" not in (folder / "stall").read_text()
 
 
 def test_the_times_that_peers_have_are_those_of_the_page():

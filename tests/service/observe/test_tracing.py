@@ -1,6 +1,5 @@
 """Traces as an OTLP receiver gets them: of the module alone, and of a running server."""
 
-import concurrent.futures
 import logging
 import socket
 import statistics
@@ -11,7 +10,6 @@ import time
 import grpc
 import numpy as np
 import pytest
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from latentserve.client import Client, InternalError
@@ -20,47 +18,10 @@ from latentserve.v1 import latent_service_pb2_grpc
 from service.errors import StartError
 from service.observe import tracing as service_tracing
 from service.observe.tracing import Tracing
+from tests.support.collector import FAST, PARENT, attributes, receive
 from tests.support.processes import Server
 from tests.support.tiny import write_tiny
 from tests.support.waiting import wait_until
-
-PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-FAST = {"OTEL_BSP_SCHEDULE_DELAY": "50"}
-
-
-class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
-    """An OTLP collector that keeps the requests it gets."""
-
-    def __init__(self):
-        self.requests = []
-
-    def Export(self, request, _context):  # noqa: N802
-        self.requests.append(request)
-        return trace_service_pb2.ExportTraceServiceResponse()
-
-    def spans(self):
-        return [
-            span
-            for request in list(self.requests)
-            for resource in request.resource_spans
-            for scope in resource.scope_spans
-            for span in scope.spans
-        ]
-
-    def wait_for(self, count):
-        wait_until(lambda: len(self.spans()) >= count, self.spans)
-        return self.spans()
-
-
-def receive(port=0):
-    """Starts a receiver; returns it and its gRPC server."""
-    kept = Receiver()
-    server = grpc.server(concurrent.futures.ThreadPoolExecutor(2))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(kept, server)
-    kept.port = server.add_insecure_port(f"127.0.0.1:{port}")
-    kept.endpoint = f"http://127.0.0.1:{kept.port}"
-    server.start()
-    return kept, server
 
 
 @pytest.fixture
@@ -85,12 +46,6 @@ def environment(monkeypatch):
 def models(tmp_path):
     write_tiny(tmp_path / "models" / "one")
     return tmp_path / "models"
-
-
-def attributes(span):
-    return {
-        pair.key: getattr(pair.value, pair.value.WhichOneof("value")) for pair in span.attributes
-    }
 
 
 # ------------------------------------------------------------- without a server
