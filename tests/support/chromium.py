@@ -1,7 +1,7 @@
 """A Chromium for tests of pages, driven by Playwright.
 
-Playwright's synchronous API runs an event loop of its own in this thread for as long as the browser is
-open, so tests with a browser are plain functions, and wait in Playwright alone.
+Its synchronous API runs an event loop of its own in this thread for as long as the browser is open,
+so tests with a browser are plain functions, and wait in Playwright alone.
 """
 
 import contextlib

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request
 
-#: Milliseconds: no call in flight for so long, and the page is done; it writes its address after 150.
+# Milliseconds without a call, after which the page is done; it writes its address after 150.
 _STILL = 200
 _STEP = 20
 _SECONDS = 30.0
@@ -64,7 +64,9 @@ class Tab:
         """The requests of an operation, such as `decode`, in order."""
         return [one for one in self.requests if urlsplit(one.url).path.endswith(f":{operation}")]
 
-    def until(self, condition: Callable[[], object], what: str = "", seconds: float = _SECONDS) -> None:
+    def until(
+        self, condition: Callable[[], object], what: str = "", seconds: float = _SECONDS
+    ) -> None:
         """Waits until a condition holds, while the browser goes on."""
         for _ in range(int(1000 * seconds / _STEP)):
             if condition():
@@ -84,7 +86,9 @@ class Tab:
 
     def state(self) -> dict[str, str]:
         """What the address holds."""
-        return {name: values[0] for name, values in parse_qs(urlsplit(self.page.url).fragment).items()}
+        return {
+            name: values[0] for name, values in parse_qs(urlsplit(self.page.url).fragment).items()
+        }
 
     def latent(self) -> NDArray[np.float32]:
         """The latent in the address."""

@@ -132,22 +132,26 @@ export async function fromFile(file, sized) {
   return canvas;
 }
 
-/** Files that are dropped on an element, pasted into the page or chosen in a field, in `signal`'s time. */
+/**
+ * Files that are dropped on the page, pasted into it or chosen in a field, in `signal`'s time; `target` shows
+ * that they may be dropped.
+ */
 export function receiveFiles(target, input, received, signal) {
   input.addEventListener("change", () => {
     if (input.files.length) received([...input.files]);
     input.value = "";
   });
-  target.addEventListener("dragover", (event) => {
+  const dropping = (on) => target.classList.toggle("dropping", on);
+  document.addEventListener("dragover", (event) => {
     event.preventDefault();
-    target.classList.add("dropping");
-  });
-  target.addEventListener("dragleave", () => target.classList.remove("dropping"));
-  target.addEventListener("drop", (event) => {
+    dropping(true);
+  }, { signal });
+  document.addEventListener("dragleave", (event) => dropping(event.relatedTarget !== null), { signal });
+  document.addEventListener("drop", (event) => {
     event.preventDefault();
-    target.classList.remove("dropping");
+    dropping(false);
     if (event.dataTransfer.files.length) received([...event.dataTransfer.files]);
-  });
+  }, { signal });
   document.addEventListener(
     "paste",
     (event) => {

@@ -14,6 +14,7 @@ export class Sketch {
   #undo = [];
   #pen = null; // where the keyboard's pen is
   #down = false;
+  #mark = h("span", { class: "pen", hidden: true }); // shows where that is
 
   constructor({ channels, height, width }, changed) {
     this.#changed = changed;
@@ -29,7 +30,7 @@ export class Sketch {
     this.#colour = h("input", { type: "color", value: channels === 1 ? "#ffffff" : "#e0732d" });
     this.#paper = channels === 1 ? "black" : "white";
     this.element = h(
-      "div", { class: "sketch" }, this.canvas,
+      "div", { class: "sketch" }, h("div", { class: "paper" }, this.canvas, this.#mark),
       h("div", { class: "row" },
         labelled("Pen", this.#size), labelled("Colour", this.#colour),
         button("Undo", () => this.#takeBack()), button("Clear", () => this.clear())),
@@ -59,6 +60,7 @@ export class Sketch {
 
   /** Inverts the colours. */
   invert() {
+    this.#remember();
     const { width, height } = this.canvas;
     const pixels = this.#context.getImageData(0, 0, width, height);
     for (let index = 0; index < pixels.data.length; index++) {
@@ -164,6 +166,7 @@ export class Sketch {
     });
     for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, () => (last = null));
     canvas.addEventListener("keydown", (event) => this.#key(event));
+    canvas.addEventListener("blur", () => (this.#mark.hidden = true));
   }
 
   #key(event) {
@@ -190,5 +193,9 @@ export class Sketch {
       return;
     }
     event.preventDefault();
+    this.#mark.hidden = false;
+    this.#mark.classList.toggle("down", this.#down);
+    this.#mark.style.left = `${(100 * this.#pen[0]) / width}%`;
+    this.#mark.style.top = `${(100 * this.#pen[1]) / height}%`;
   }
 }

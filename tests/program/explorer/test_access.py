@@ -43,7 +43,7 @@ def explorer(browser: Browser, guarded: Server) -> Iterator[Explorer]:
 def kept(page: Page) -> str:
     """All that the page has kept anywhere."""
     storages = page.evaluate(
-        "[JSON.stringify(localStorage), JSON.stringify(sessionStorage), document.cookie, location.href]"
+        "[localStorage, sessionStorage, document.cookie, location.href].map(JSON.stringify)"
     )
     return " ".join([*storages, str(page.context.cookies()), str(page.context.storage_state())])
 
@@ -84,9 +84,7 @@ def test_a_token_is_asked_for_until_it_is_right(explorer: Explorer) -> None:
     expect(dialog).to_be_visible()
 
 
-def test_the_calls_that_it_shows_do_not_have_the_token(
-    explorer: Explorer, guarded: Server, tmp_path: Path
-) -> None:
+def test_the_calls_that_it_shows_do_not_have_the_token(explorer: Explorer, tmp_path: Path) -> None:
     tab = unlocked(explorer, "model=flat&z=0.5,0.5")
     tab.page.locator(".snippet summary").click()
     texts = {}

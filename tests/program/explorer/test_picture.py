@@ -15,8 +15,22 @@ from tests.support.explorer import PHONE, Explorer, Tab, png, shows
 
 pytestmark = pytest.mark.browser
 
-SEEN, AGAIN, DIFFERENCE = "The picture, as the model sees it", "Its reconstruction", "Where they differ"
+SEEN, AGAIN, DIFFERENCE = (
+    "The picture, as the model sees it",
+    "Its reconstruction",
+    "Where they differ",
+)
 RESTYLED = "This style in all classes"
+# Drops a file on an element, or pastes it.
+HAND_OVER = """(target, [event, content]) => {
+    const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+    const data = new DataTransfer();
+    data.items.add(new File([bytes], "digit.png", { type: "image/png" }));
+    const options = { bubbles: true, cancelable: true, dataTransfer: data, clipboardData: data };
+    if (event === "drop") target.dispatchEvent(new DragEvent("dragover", options));
+    const kind = event === "drop" ? DragEvent : ClipboardEvent;
+    target.dispatchEvent(new kind(event, options));
+}"""
 # A seven, in parts of the pad's side.
 SEVEN = ((0.28, 0.25), (0.72, 0.25), (0.5, 0.55), (0.42, 0.85))
 
@@ -89,12 +103,18 @@ def test_a_drawing_with_the_mouse(explorer: Explorer, client: Client) -> None:
     for place in rest:
         tab.page.mouse.move(*place, steps=4)
     tab.page.mouse.up()
+
+    def as_in_mnist() -> bool:
+        """Whether the ink fits into 20 x 20 pixels and its centre of mass is in the middle."""
+        ink = tab.pixels(SEEN)[..., 0].astype(float)
+        if ink.shape != (28, 28) or not ink.any():
+            return False
+        lines, columns = np.nonzero(ink > 60)
+        middle = (ink.sum(1) @ np.arange(28)) / ink.sum()
+        return 18 <= max(np.ptp(lines), np.ptp(columns)) + 1 <= 22 and abs(middle - 13.5) < 0.6
+
+    tab.until(as_in_mnist, "centred")
     check(tab, client, "mnist-style", label=7)
-    # As in MNIST, the ink fits into 20 x 20 pixels and its centre of mass is in the middle.
-    ink = tab.pixels(SEEN)[..., 0].astype(float)
-    lines, columns = np.nonzero(ink > 60)
-    assert 18 <= max(np.ptp(lines), np.ptp(columns)) + 1 <= 22
-    assert (ink.sum(1) @ np.arange(28)) / ink.sum() == pytest.approx(13.5, abs=0.6)
 
     tab.page.get_by_role("button", name="3", exact=True).click()
     check(tab, client, "mnist-style", label=3)
@@ -142,7 +162,10 @@ def test_a_drawing_with_the_keyboard(explorer: Explorer, client: Client) -> None
     for _ in range(8):
         press("ArrowUp")
     assert tab.calls("reconstruct") == []  # the pen is up
+    pen = tab.page.locator(".pen")
+    expect(pen).to_be_visible()
     press(" ")
+    expect(pen).to_have_class("pen down")
     for _ in range(16):
         press("ArrowDown")
     press(" ")
@@ -150,6 +173,11 @@ def test_a_drawing_with_the_keyboard(explorer: Explorer, client: Client) -> None
     check(tab, client, "mnist2d")
     ink = tab.pixels(SEEN)[..., 0] > 128
     assert ink.any(1).sum() > 3 * ink.any(0).sum()
+    box, pad = pen.bounding_box(), tab.page.locator(".pad").bounding_box()
+    assert box is not None
+    assert pad is not None
+    middle = box["y"] + box["height"] / 2
+    assert (middle - pad["y"]) / pad["height"] == pytest.approx((14 - 8 + 16) / 28, abs=0.01)
     press("Delete")
     tab.until(lambda: tab.pixels(SEEN)[..., :3].max() == 0, "nothing")
 
@@ -166,22 +194,10 @@ def test_a_file_is_chosen_dropped_or_pasted(
     tab.until_shown(SEEN, wanted(digits[0]))
     check(tab, client, "mnist")
 
+    # Anywhere on the page.
     for file, event in ((digits[1], "drop"), (digits[2], "paste")):
-        tab.page.locator(".drop").evaluate(
-            """(target, [event, content]) => {
-                const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
-                const data = new DataTransfer();
-                data.items.add(new File([bytes], "digit.png", { type: "image/png" }));
-                const options = { bubbles: true, cancelable: true };
-                if (event === "drop") {
-                    target.dispatchEvent(new DragEvent("dragover", { ...options, dataTransfer: data }));
-                    target.dispatchEvent(new DragEvent(event, { ...options, dataTransfer: data }));
-                } else {
-                    document.dispatchEvent(new ClipboardEvent(event, { ...options, clipboardData: data }));
-                }
-            }""",
-            [event, base64.b64encode(file.read_bytes()).decode()],
-        )
+        content = base64.b64encode(file.read_bytes()).decode()
+        tab.page.locator("h1").evaluate(HAND_OVER, [event, content])
         tab.until_shown(SEEN, wanted(file))
 
     # A photograph of another size and with transparency is fitted, on white.

@@ -200,12 +200,13 @@ def test_a_moving_pointer_gets_fifteen_images_a_second(explorer: Explorer) -> No
         "requestfinished",
         lambda request: ":decode" in request.url and replies.append(time.monotonic()),
     )
+    (left, top), (right, bottom) = place(tab, 0.2, 0.2), place(tab, 0.8, 0.8)
     medians = []
     for _ in range(3):
         began = time.monotonic()
         while (now := time.monotonic()) < began + 5:
-            angle = 3 * (now - began)
-            tab.page.mouse.move(*place(tab, 0.5 + 0.3 * np.cos(angle), 0.5 + 0.3 * np.sin(angle)))
+            across, down = (np.sin([3, 2] * np.array(now - began)) + 1) / 2
+            tab.page.mouse.move(left + across * (right - left), top + down * (bottom - top))
         counts = [
             sum(began + second <= reply < began + second + 1 for reply in replies)
             for second in range(5)
@@ -228,7 +229,9 @@ def test_test_images_can_be_hidden_by_class(explorer: Explorer) -> None:
     expect(points).to_be_hidden()
 
 
-@pytest.mark.parametrize("state", ["z=foo,bar&pins=x;1", "z=1&pins=;;", "z=1e9,-1e9&pins=1,2;3,4;5,6"])
+@pytest.mark.parametrize(
+    "state", ["z=foo,bar&pins=x;1", "z=1&pins=;;", "z=1e9,-1e9&pins=1,2;3,4;5,6"]
+)
 def test_an_address_that_makes_no_sense_is_read_as_far_as_it_does(
     state: str, explorer: Explorer
 ) -> None:

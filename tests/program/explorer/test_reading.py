@@ -14,7 +14,6 @@ pytestmark = pytest.mark.browser
 VIEWS = [
     "model=mnist2d&view=plane&pins=0,0;1,1",
     "model=mnist&view=dimensions&to=1",
-    "model=emoji&view=dimensions",
     "model=fonts&view=styles",
     "model=mnist-style&view=picture",
     "model=fonts&view=picture",
@@ -25,7 +24,9 @@ VIEWS = [
 
 @pytest.fixture(scope="module")
 def axe() -> str:
-    return (node_modules(ROOT / "tests" / "support" / "axe") / "axe-core" / "axe.min.js").read_text()
+    return (
+        node_modules(ROOT / "tests" / "support" / "axe") / "axe-core" / "axe.min.js"
+    ).read_text()
 
 
 @pytest.mark.parametrize("state", VIEWS)

@@ -49,7 +49,7 @@ def test_names_in_markup_are_text(
             assert EVIL in (tab.page.locator("main").text_content() or "")
 
 
-def test_what_an_address_says_is_text(explorer: Explorer, tmp_path: Path) -> None:
+def test_what_an_address_says_is_text(explorer: Explorer) -> None:
     tab = explorer.open(f"model={EVIL}&view={EVIL}&z={EVIL}&pins={EVIL}&label={EVIL}&seed={EVIL}")
     expect(tab.page.get_by_role("alert")).to_have_text(f"This server does not serve “{EVIL}” now.")
     tab.settled()
@@ -100,4 +100,6 @@ def test_a_file_with_markup_as_name_is_refused_by_its_name(
     file.write_text("no picture")
     tab = explorer.open("model=mnist2d&view=picture")
     tab.page.locator("input[type=file]").set_input_files(file)
-    expect(tab.page.get_by_role("alert")).to_contain_text("<b onclick=alert(5)>x.png: not a picture")
+    expect(tab.page.get_by_role("alert")).to_contain_text(
+        "<b onclick=alert(5)>x.png: not a picture"
+    )

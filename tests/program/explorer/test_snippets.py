@@ -139,9 +139,7 @@ def test_a_call_gives_what_the_page_shows(
     assert abs(answered(target, method, data).astype(int) - images).max() <= 1
 
 
-def test_a_picture_of_a_class(
-    explorer: Explorer, server: Server, digits: list[Path], tmp_path: Path
-) -> None:
+def test_a_picture_of_a_class(explorer: Explorer, digits: list[Path], tmp_path: Path) -> None:
     tab = explorer.open("model=mnist-style&view=picture&label=2")
     tab.page.locator("input[type=file]").set_input_files(digits[2])
     tab.page.locator(".snippet summary").click()
