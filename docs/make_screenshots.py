@@ -14,7 +14,7 @@ from tests.support.chromium import find_chromium
 from tests.support.processes import MNIST, Server
 
 _PICTURES = Path(__file__).parent / "pictures"
-_WIDTH, _HEIGHT = 1200, 820
+_WIDTH, _HEIGHT = 1200, 980
 # A three, in parts of the pad's side.
 _THREE = (
     (0.30, 0.20), (0.50, 0.12), (0.68, 0.25), (0.60, 0.42), (0.45, 0.48), (0.65, 0.55),

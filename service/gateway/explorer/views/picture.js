@@ -62,13 +62,11 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
           model.conditional
             ? h("div", {}, h("p", {}, "What it shows:"), classPicker(classes, label, (chosen) => { label = chosen; link.set({ label }); if (drawing) ask(); }))
             : null)),
-      h("div", { "aria-live": "polite" }, panel("What the model makes of it", told, results)),
-    ),
-    h("div", { class: "columns" },
-      panel("Its posterior: mean ± standard deviation", posterior),
       h("div", {},
+        h("div", { "aria-live": "polite" }, panel("What the model makes of it", told, results)),
         model.conditional ? panel("This style, all classes", styles) : null,
         model.prior !== "none" ? panel(`The nearest of ${Math.min(SAMPLES, Number(model.maxRows))} samples of the model`, nearest) : null)),
+    panel("Its posterior: mean ± standard deviation", posterior),
   );
   receiveFiles(target, input, async ([file]) => {
     try {
@@ -165,7 +163,7 @@ function verdict(score, decibels, values) {
   return parts.join(" ");
 }
 
-/** A table with a picture in each row: where mean ± standard deviation lie within the prior's range. */
+/** Tables with a picture in each row: where mean ± standard deviation lie within the prior's range. */
 function posteriorTable(model, { mean, logVar }, axes) {
   const range = priorRange(model);
   const rows = axes.map((axis) => {
@@ -180,7 +178,9 @@ function posteriorTable(model, { mean, logVar }, axes) {
     return h("tr", {}, h("th", { scope: "row" }, `z${axis}`), h("td", {}, bar),
       h("td", {}, logVar ? `${shown(middle)} ± ${shown(spread)}` : shown(middle)));
   });
-  return h("table", { class: "posterior" }, h("tbody", {}, ...rows));
+  const half = Math.ceil(rows.length / 2);
+  return h("div", { class: "columns" }, ...[rows.slice(0, half), rows.slice(half)].filter((part) => part.length)
+    .map((part) => h("table", { class: "posterior" }, h("tbody", {}, ...part))));
 }
 
 function once(make) {
