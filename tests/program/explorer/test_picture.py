@@ -150,8 +150,8 @@ def test_a_drawing_with_a_finger(explorer: Explorer, client: Client) -> None:
         points = [{"x": place[0], "y": place[1]}]
         session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
     session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    tab.until(lambda: (tab.pixels(SEEN)[..., 0] > 128).sum() > 40, "a drawing")
     check(tab, client, "mnist")
-    assert (tab.pixels(SEEN)[..., 0] > 128).sum() > 40
     assert tab.page.evaluate("scrollY") == scrolled
 
 
@@ -170,9 +170,13 @@ def test_a_drawing_with_the_keyboard(explorer: Explorer, client: Client) -> None
         press("ArrowDown")
     press(" ")
     press("ArrowLeft")
+
+    def upright() -> bool:
+        ink = tab.pixels(SEEN)[..., 0] > 128
+        return bool(ink.any() and ink.any(1).sum() > 3 * ink.any(0).sum())
+
+    tab.until(upright, "a line from top to bottom")
     check(tab, client, "mnist2d")
-    ink = tab.pixels(SEEN)[..., 0] > 128
-    assert ink.any(1).sum() > 3 * ink.any(0).sum()
     box, pad = pen.bounding_box(), tab.page.locator(".pad").bounding_box()
     assert box is not None
     assert pad is not None
