@@ -70,7 +70,7 @@ test-demo: $(VENV)/.installed ## Run `make demo` twice and check the files that 
 test-compose: $(VENV)/.installed ## Bring docker compose up, call it, take it down
 	$(BIN)/python -m pytest -m compose --timeout 3600
 
-test-browser: $(VENV)/.installed ## Open a report in Chromium, which is installed by apt-get if missing
+test-browser: $(VENV)/.installed ## Open a report and the explorer in Chromium, which is installed by apt-get if missing
 	$(BIN)/python -m pytest -m browser --timeout 1800
 
 bench: $(VENV)/.installed ## Run a short benchmark: latentserve, a plain servicer, an echo server, bare onnxruntime
