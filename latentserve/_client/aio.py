@@ -989,6 +989,9 @@ class AsyncClient:
             raise too_slow(seconds) from None
         except grpc.RpcError as error:
             raise from_rpc_error(error, self.target) from error
+        except asyncio.CancelledError:
+            self._raise_if_closed()
+            raise
 
     async def _call(self, call: UnaryCall, seconds: float, deadline: float | None = None) -> Any:
         """Makes a unary call, with retries.
@@ -1056,6 +1059,19 @@ class AsyncClient:
             return await call
         except grpc.RpcError as error:
             raise from_rpc_error(error, self.target) from error
+        except asyncio.CancelledError:
+            self._raise_if_closed()
+            raise
+
+    def _raise_if_closed(self) -> None:
+        """Raises the error of a call that ended because the client was closed.
+
+        grpc.aio cancels the calls of a channel that is closed, as if the caller's task had been
+        cancelled.
+        """
+        task = asyncio.current_task()
+        if self._closed and (task is None or not task.cancelling()):
+            raise closed_while_waiting() from None
 
     def _seconds(self, timeout: float | None) -> float:
         return self._timeout if timeout is None else scalars.seconds(timeout)

@@ -94,7 +94,7 @@ StreamPlan: TypeAlias = Generator[
 
 
 def closed_while_waiting() -> ServerError:
-    """Returns the error for a call that was waiting for its turn when the client was closed."""
+    """Returns the error for a call that was waiting when the client was closed."""
     return ServerError("the client was closed", grpc.StatusCode.CANCELLED)
 
 

@@ -180,8 +180,22 @@ def test_closing_a_client_ends_its_waiting_calls(kind, free_port, call):
         waiting = pool.submit(call, client)
         time.sleep(0.5)
         (client.close if kind == "sync" else client.aclose)()
-        with pytest.raises(Unavailable):
+        # Unavailable while it waits to call again, else cancelled.
+        with pytest.raises(ServerError):
             waiting.result(3)
+
+
+@pytest.mark.parametrize("call", [lambda c: c.info(), lambda c: next(c.sample_stream(3))])
+def test_closing_a_client_ends_its_calls_to_a_server_that_is_silent(kind, call):
+    """grpc.aio cancels the calls of a channel that is closed, as if their callers had been."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with connect(kind, f"127.0.0.1:{port}") as client, ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(call, client)
+            time.sleep(0.5)
+            (client.close if kind == "sync" else client.aclose)()
+            with pytest.raises(ServerError):
+                waiting.result(10)
 
 
 def test_a_client_opens_the_requested_number_of_connections(kind):

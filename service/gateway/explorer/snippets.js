@@ -86,7 +86,7 @@ export function snippets(call, { host, grpcPort, secure, token }) {
     if (call.latents) {
       const { shape, data } = call.latents;
       const bytes = new Uint8Array(Float32Array.from(data).buffer);
-      request[call.operation === "traverse" ? "latent" : "latents"] = {
+      request.latents = {
         dtype: "DATA_TYPE_FLOAT32", shape: shape.map(String), data: toBase64(bytes),
       };
     }

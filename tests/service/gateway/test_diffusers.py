@@ -439,7 +439,7 @@ def test_statuses(remote: Remote) -> None:
     _problem(remote.decode("photo", z, token="wrong"), 401, "token")
     # A token comes first: whoever has none learns nothing of models and parameters.
     _problem(remote.decode("nobody", z, token=None, output_type="mp4"), 401, "token")
-    _problem(remote.decode("photo", _latents(1, 2, 1024, 1024)), 413, "at most 4194304")
+    _problem(remote.decode("photo", _latents(1, 2, 1024, 1024)), 413, "vs. 4194304 bytes")
     _problem(remote.post("photo/decode", b"{}", content_type="application/json"), 415, "tensor/bin")
     assert requests.get(f"{remote.url}/diffusers/photo/decode", timeout=60).status_code == 405
 

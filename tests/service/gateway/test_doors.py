@@ -145,7 +145,7 @@ OWN_WORDS = {
     ("dtype", "inference"): "latents.dtype: got 'UINT8', wanted one of FP32, FP16, BF16",
     ("dtype", "diffusers"): "latents.dtype: got uint8, wanted one of float16, bfloat16, float32",
     ("range", "diffusers"): "images.tensor.data: got values from 2 to 2, wanted values from -1 to",
-    ("no rows", "diffusers"): "latents.shape: got 0, 3, wanted the size of each axis",
+    ("no rows", "diffusers"): "latents.shape: got 0,3, wanted the size of each axis",
     ("no images", "inference"): "images.tensor: got no such input, wanted one",
     ("no latents", "inference"): "latents: got no such input, wanted one",
     ("model", "inference"): "model.name: got 'none.decode', wanted one of decoder.decode, fails",
