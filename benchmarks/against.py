@@ -53,7 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("h2load: not found, wanted Debian's package nghttp2-client", file=sys.stderr)
         return 2
     models()
-    before, after = Ours("before", checkout=options.checkout), Ours("after")
+    before = Ours("before", checkout=options.checkout)
+    after = Ours("after", options.serve.split())
     print(machine(), flush=True)
     try:
         before.start()
@@ -91,6 +92,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.against", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("checkout", type=Path, help="the other checkout, such as a git worktree")
+    parser.add_argument(
+        "--serve",
+        default="",
+        metavar="OPTIONS",
+        help="options of this checkout's server, such as '--gateway-port 0'",
+    )
     add_options(parser, [], "all")
     return parser
 
