@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         "--serve",
         default="",
         metavar="OPTIONS",
-        help="options of this checkout's server, such as '--gateway-port 0'",
+        help="options of this checkout's server, as in --serve='--gateway-port 0'",
     )
     add_options(parser, [], "all")
     return parser
