@@ -64,6 +64,7 @@ def test_sliders_with_mouse_and_keyboard(model: str, explorer: Explorer, client:
 
     tab.page.get_by_role("button", name="More dimensions").click()
     expect(sliders(tab)).to_have_count(20)
+    expect(sliders(explorer.again(tab))).to_have_count(20)
     tab.page.get_by_role("button", name="Back to the middle").click()
     tab.settled()
     middle = client.model(model)

@@ -61,6 +61,7 @@ def test_the_slider_between_the_two(explorer: Explorer) -> None:
     tab.tab_to(slider)
     tab.page.keyboard.press("End")
     assert clipped() == "inset(0px 0px 0px 100%)"
+    expect(explorer.again(tab).page.get_by_role("slider")).to_have_value("100")
     box = slider.bounding_box()
     assert box is not None
     tab.page.mouse.click(box["x"] + 1, box["y"] + box["height"] / 2)

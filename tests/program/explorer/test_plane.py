@@ -227,6 +227,10 @@ def test_test_images_can_be_hidden_by_class(explorer: Explorer) -> None:
     assert 0 < (tab.pixels(points)[..., 3] > 0).sum() < everything
     tab.page.get_by_role("button", name="Test images").click()
     expect(points).to_be_hidden()
+    again = explorer.again(tab)
+    seven = again.page.get_by_role("button", name="7", exact=True)
+    expect(seven).to_have_attribute("aria-pressed", "false")
+    expect(again.page.locator(".points")).to_be_hidden()
 
 
 @pytest.mark.parametrize(

@@ -34,13 +34,13 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
   let shownImage = null;
   let sliderSet = null;
   let axes = [];
-  let count = SHOWN;
+  let count = link.getNumber("sliders", SHOWN, SHOWN);
 
   const now = picture("The image of these latents");
   const change = h("canvas", { class: "picture over", "aria-hidden": "true" });
   const highlight = toggle("Show what changed", true, (on) => (change.hidden = !on));
   const place = h("div", {});
-  const more = button("More dimensions", () => { count += SHOWN; showSliders(); });
+  const more = button("More dimensions", () => { count += SHOWN; link.set({ sliders: count }); showSliders(); });
   const other = h("input", { type: "number", min: 0, step: 1, value: link.getNumber("to", 1, 0) });
   const movie = film("From one sample to another", signal);
 

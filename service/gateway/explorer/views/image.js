@@ -3,6 +3,7 @@
 import { operation } from "../api.js";
 import { fromTensor } from "../arrays.js";
 import { h, labelled, panel, shown } from "../dom.js";
+import * as link from "../link.js";
 import { fromFile, paint, picture, pixelsOf, psnr, receiveFiles, toPng } from "../pictures.js";
 
 const MOST_SIDE = 1024;
@@ -19,7 +20,7 @@ export function open({ api, model, root, snippet, fail, signal }) {
   const target = labelled("Choose, drop, paste or photograph a picture", input, { class: "field drop" });
   const before = picture("The picture");
   const after = picture("Its reconstruction", { class: "picture after" });
-  const position = h("input", { type: "range", min: 0, max: 100, value: 50, oninput: () => part() });
+  const position = h("input", { type: "range", min: 0, max: 100, value: link.getNumber("position", 50, 0, 100), oninput: () => part() });
   const compared = h("div", { class: "compared", hidden: true }, h("div", { class: "stack" }, before, after),
     labelled("Picture to the left, reconstruction to the right", position));
   const told = h("p", { class: "quiet", role: "status" }, "The test card is shown until you choose a picture.");
@@ -39,6 +40,7 @@ export function open({ api, model, root, snippet, fail, signal }) {
   }, signal);
 
   function part() {
+    link.set({ position: position.value });
     after.style.clipPath = `inset(0 0 0 ${position.value}%)`;
   }
 

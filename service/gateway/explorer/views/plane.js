@@ -49,7 +49,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
   const movie = film("From one pin to the other", signal);
   const unpin = button("Remove the pins", () => setPins([]));
   const legend = h("div", { class: "row legend" });
-  const hidden = new Set();
+  const hidden = new Set(link.get("hidden").split(",").filter(Boolean).map(Number));
 
   root.append(
     h("div", { class: "columns" },
@@ -142,9 +142,17 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
         context.fill();
       }
     };
-    const all = toggle("Test images", true, (on) => { points.hidden = !on; });
+    points.hidden = link.get("points") === "none";
+    const all = toggle("Test images", !points.hidden, (on) => {
+      points.hidden = !on;
+      link.set({ points: on ? "" : "none" });
+    });
     legend.append(all, ...names.map((name, index) => {
-      const one = toggle(name, true, (on) => { hidden[on ? "delete" : "add"](index); draw(); });
+      const one = toggle(name, !hidden.has(index), (on) => {
+        hidden[on ? "delete" : "add"](index);
+        link.set({ hidden: [...hidden].join(",") });
+        draw();
+      });
       const dot = h("span", { class: "dot" });
       dot.style.background = colour(index);
       one.prepend(dot);
