@@ -27,8 +27,10 @@ FIELDS: dict[str, str] = {
     "Deployment": "spec.template.spec.containers.0.livenessProbe.httpGet.path",
     "NetworkPolicy": "spec.ingress.0.ports.0.protocol",
     "PodDisruptionBudget": "spec.maxUnavailable",
+    "PrometheusRule": "spec.groups.0.rules.0.expr",
     "Service": "spec.ports.0.targetPort",
     "ServiceAccount": "automountServiceAccountToken",
+    "ServiceMonitor": "spec.endpoints.0.port",
 }
 
 
