@@ -13,13 +13,15 @@ import trustme
 import yaml
 
 from latentserve.client import Client, Tls
+from service.settings import Settings
 from tests.support import ROOT
 from tests.support.environments import python_with
-from tests.support.manifests import documents, one
+from tests.support.manifests import KUBERNETES, documents, one
 from tests.support.processes import Server
 from tests.support.tiny import write_tiny
 from tests.support.waiting import wait_until
 
+COMPONENTS = KUBERNETES / "components"
 ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"
 # What Prometheus adds to each sample that it scrapes, here by the ServiceMonitor.
 _TARGET_LABELS = {"job", "instance", "namespace", "pod"}
@@ -56,7 +58,37 @@ def dashboard_expressions() -> list[str]:
     ]
 
 
-EXPRESSIONS = {"alerts": alert_expressions, "dashboard": dashboard_expressions}
+def adapter_rules() -> list[dict[str, Any]]:
+    """The rules of the Prometheus adapter."""
+    values = yaml.safe_load((COMPONENTS / "autoscale" / "adapter-values.yaml").read_text())
+    found: list[dict[str, Any]] = values["rules"]["custom"]
+    return found
+
+
+def adapter_expressions() -> list[str]:
+    """The queries of the adapter's rules, with its templates filled in as for a Pod."""
+    filled = {"<<.GroupBy>>": "pod", "<<.LabelMatchers>>": 'namespace="here",pod=~"one|two"'}
+    found = []
+    for rule in adapter_rules():
+        query = rule["metricsQuery"]
+        for template, value in filled.items():
+            query = query.replace(template, value)
+        assert "<<" not in query
+        found += [rule["seriesQuery"], query]
+    return found
+
+
+def keda_expressions() -> list[str]:
+    scaled = one("overlays/autoscale-keda", "ScaledObject")["spec"]
+    return [trigger["metadata"]["query"] for trigger in scaled["triggers"]]
+
+
+EXPRESSIONS = {
+    "alerts": alert_expressions,
+    "dashboard": dashboard_expressions,
+    "adapter": adapter_expressions,
+    "keda": keda_expressions,
+}
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +206,42 @@ def test_the_monitor_scrapes_each_server_once_under_the_job_of_the_alerts() -> N
     assert f'job="{job}"' in "".join(alert_expressions())
     policy = one("overlays/monitoring", "NetworkPolicy", "latentserve")["spec"]
     assert [rule for rule in policy["ingress"] if rule["ports"][0]["port"] == "metrics"]
+
+
+def test_the_autoscaler_asks_for_the_metrics_that_the_adapter_serves() -> None:
+    served = {rule["name"]["as"] for rule in adapter_rules()}
+    for rule in adapter_rules():
+        assert rule.keys() == {"seriesQuery", "resources", "name", "metricsQuery"}
+        assert rule["resources"]["overrides"].keys() == {"namespace", "pod"}
+    spec = one("overlays/autoscale", "HorizontalPodAutoscaler")["spec"]
+    assert {metric["pods"]["metric"]["name"] for metric in spec["metrics"]} == served
+    # A Pod has rows in flight up to this limit; the autoscaler has to act long before.
+    (rows,) = [
+        int(metric["pods"]["target"]["averageValue"])
+        for metric in spec["metrics"]
+        if metric["pods"]["metric"]["name"] == "latentserve_queue_rows"
+    ]
+    assert rows == Settings().max_queue_rows // 16 == Settings().max_rows
+
+
+@pytest.mark.parametrize("name", ["overlays/autoscale", "overlays/autoscale-keda"])
+def test_an_autoscaler_owns_the_number_of_replicas(name: str) -> None:
+    deployment = one(name, "Deployment", "latentserve")
+    assert "replicas" not in deployment["spec"]
+    kind = "ScaledObject" if name.endswith("keda") else "HorizontalPodAutoscaler"
+    target = one(name, kind)["spec"]["scaleTargetRef"]
+    assert target["name"] == deployment["metadata"]["name"]
+
+
+def test_both_autoscalers_behave_alike() -> None:
+    by_metric = one("overlays/autoscale", "HorizontalPodAutoscaler")["spec"]
+    by_query = one("overlays/autoscale-keda", "ScaledObject")["spec"]
+    bounds = by_query["minReplicaCount"], by_query["maxReplicaCount"]
+    assert (by_metric["minReplicas"], by_metric["maxReplicas"]) == bounds
+    config = by_query["advanced"]["horizontalPodAutoscalerConfig"]
+    assert config["behavior"] == by_metric["behavior"]
+    window = by_metric["behavior"]["scaleDown"]["stabilizationWindowSeconds"]
+    assert window >= Settings().max_connection_age_seconds
 
 
 def test_the_panels_of_the_dashboard_do_not_overlap() -> None:
