@@ -26,12 +26,14 @@ FIELDS: dict[str, str] = {
     "ConfigMap": "data",
     "Deployment": "spec.template.spec.containers.0.livenessProbe.httpGet.path",
     "HorizontalPodAutoscaler": "spec.metrics.0.pods.target.averageValue",
+    "InferenceService": "spec.predictor.model.storageUri",
     "NetworkPolicy": "spec.ingress.0.ports.0.protocol",
     "PodDisruptionBudget": "spec.maxUnavailable",
     "PrometheusRule": "spec.groups.0.rules.0.expr",
     "ScaledObject": "spec.triggers.0.metadata.threshold",
     "Service": "spec.ports.0.targetPort",
     "ServiceAccount": "automountServiceAccountToken",
+    "ServingRuntime": "spec.supportedModelFormats.0.autoSelect",
     "ServiceMonitor": "spec.endpoints.0.port",
 }
 
