@@ -43,12 +43,12 @@ def deployments() -> list[str]:
     return [name for name in kustomizations() if name != "overlays/kserve"]
 
 
-def container(folder: str) -> Document:
+def container(folder: str | Path) -> Document:
     (found,) = one(folder, "Deployment", "latentserve")["spec"]["template"]["spec"]["containers"]
     return dict(found)
 
 
-def environment(folder: str) -> dict[str, str]:
+def environment(folder: str | Path) -> dict[str, str]:
     """The variables of the server's container: the ConfigMap's, then its own."""
     deployed = container(folder)
     (source,) = deployed["envFrom"]
@@ -87,7 +87,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     every = [document for group in groups.values() for document in group]
     for kind in {document["kind"] for document in every}:
         assert kind in FIELDS, f"no field to mistype for {kind}"
-        sample = next(one for one in every if one["kind"] == kind and has_field(one))
+        sample = next(found for found in every if found["kind"] == kind and has_field(found))
         groups[f"mistyped-{kind}"] = [mistyped(sample)]
     return problems(groups, tmp_path_factory.mktemp("manifests"))
 
@@ -184,7 +184,7 @@ def test_services_budget_and_policy_select_the_servers(name: str) -> None:
         assert {port["targetPort"] for port in spec["ports"]} <= ports
     assert one(name, "Service", "latentserve")["spec"]["clusterIP"] == "None"
     assert "clusterIP" not in one(name, "Service", "latentserve-cluster")["spec"]
-    budget = one(name, "PodDisruptionBudget")["spec"]
+    budget = one(name, "PodDisruptionBudget", "latentserve")["spec"]
     assert selects(budget["selector"]["matchLabels"], labels)
     policy = one(name, "NetworkPolicy", "latentserve")["spec"]
     assert selects(policy["podSelector"]["matchLabels"], labels)
