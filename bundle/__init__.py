@@ -26,7 +26,7 @@ from bundle.manifest import (
     tensors_of,
 )
 from bundle.pin import PIN, read_pin, write_pin
-from bundle.reader import Bundle, open_bundle
+from bundle.reader import Bundle, open_bundle, open_version
 from bundle.writer import write_bundle
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "find_others",
     "likelihood_output",
     "open_bundle",
+    "open_version",
     "read_pin",
     "schema_version_of",
     "tensors_of",

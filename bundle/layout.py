@@ -1,8 +1,14 @@
-"""Layout of a models folder: `<name>/<version>/` for each bundle."""
+"""Layout of a models folder: `<name>/<version>/` for each bundle.
 
+A model's own folder, or a bundle, may stand in the place of a models folder: where one model is
+mounted, the names of the folders above it are lost. Its manifest has them.
+"""
+
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from bundle.errors import BundleError
 from bundle.pin import read_pin
@@ -28,6 +34,8 @@ class ModelFolder:
         problem: The reason if the folder or its pin cannot be read, or its name is reserved; else
             empty.
         pinned: The version that the model is pinned to (`bundle.pin`); None if there is no pin.
+        found_as: What was found: a model of a models folder; `model`, its own folder under any
+            name; or `bundle`, a single bundle in a folder of any name.
     """
 
     name: str
@@ -35,6 +43,11 @@ class ModelFolder:
     versions: tuple[int, ...]
     problem: str = ""
     pinned: int | None = None
+    found_as: Literal["one of models", "model", "bundle"] = "one of models"
+
+    def bundle(self, version: int) -> Path:
+        """Folder of the bundle of a version."""
+        return self.path if self.found_as == "bundle" else self.path / str(version)
 
 
 def check_name(name: str) -> str:
@@ -74,6 +87,10 @@ def find_models(root: Path) -> tuple[ModelFolder, ...]:
 
     Leaves out folders without a version, and hidden folders.
 
+    Args:
+        root: The models folder; or a model's folder or a bundle, which is then the only model. Its
+            name is that in its manifest.
+
     Raises:
         BundleError: `root` is not a folder or cannot be read.
     """
@@ -82,11 +99,14 @@ def find_models(root: Path) -> tuple[ModelFolder, ...]:
     except OSError as error:
         raise BundleError(f"models folder {root}: {error.strerror}") from error
     models = (_model(entry) for entry in entries if _NAME.fullmatch(entry.name))
-    return tuple(model for model in models if model.versions or model.problem)
+    return tuple(model for model in models if model.versions or model.problem) or _only(root)
 
 
 def find_others(root: Path) -> tuple[str, ...]:
     """Folders of a models folder that are neither models nor versions; no hidden ones.
+
+    Args:
+        root: As in `find_models`.
 
     Returns:
         Their paths within the folder, such as `Mnist` or `mnist/v1`.
@@ -94,7 +114,11 @@ def find_others(root: Path) -> tuple[str, ...]:
     Raises:
         BundleError: As in `find_models`.
     """
-    models = {model.name: model for model in find_models(root)}
+    found = find_models(root)
+    if [model.path for model in found] == [root]:
+        own = set(map(str, found[0].versions))
+        return tuple(name for name in _folders(root) if name not in own)
+    models = {model.name: model for model in found}
     others: list[str] = []
     for name in _folders(root):
         if name not in models:
@@ -128,3 +152,51 @@ def _model(path: Path) -> ModelFolder:
         return ModelFolder(path.name, path, versions, pinned=read_pin(path))
     except BundleError as error:
         return ModelFolder(path.name, path, versions, str(error))
+
+
+def _only(root: Path) -> tuple[ModelFolder, ...]:
+    """The model whose own folder, or whose only bundle, `root` is; empty if it is neither."""
+    found_as: Literal["model", "bundle"] = "model"
+    if _has_manifest(root):
+        found_as, bundles = "bundle", [root]
+    else:
+        versions = reversed(find_versions(root))
+        bundles = [path for path in (root / str(one) for one in versions) if _has_manifest(path)]
+    if not bundles:
+        return ()
+    name, numbers, problem = root.resolve().name, [], ""
+    pinned = None
+    try:
+        # The newest that can be read says the name: a damaged one must not hide the others.
+        name, version = _first_identity(bundles)
+        numbers = [version] if found_as == "bundle" else [int(path.name) for path in bundles]
+        check_name(name)
+        pinned = read_pin(root) if found_as == "model" else None
+    except BundleError as error:
+        problem = str(error)
+    return (ModelFolder(name, root, tuple(sorted(numbers)), problem, pinned, found_as),)
+
+
+def _has_manifest(path: Path) -> bool:
+    return (path / MANIFEST).is_file()
+
+
+def _first_identity(bundles: list[Path]) -> tuple[str, int]:
+    """Name and version of the first of these bundles whose manifest states them.
+
+    Raises:
+        BundleError: None does; the message is about the first.
+    """
+    problems = []
+    for path in bundles:
+        try:
+            stated = json.loads((path / MANIFEST).read_bytes())
+            name, version = stated["name"], stated["version"]
+            if isinstance(name, str) and isinstance(version, int):
+                return name, version
+            problems.append(f"got name {name!r:.80} and version {version!r:.80}")
+        except OSError as error:
+            problems.append(str(error.strerror))
+        except (ValueError, KeyError, TypeError):
+            problems.append("no JSON with name and version")
+    raise BundleError(f"{bundles[0] / MANIFEST}: {problems[0]}")

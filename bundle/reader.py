@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bundle.errors import BundleError
 from bundle.latent_map import LatentMap
-from bundle.layout import MANIFEST
+from bundle.layout import MANIFEST, ModelFolder
 from bundle.manifest import (
     CONDITIONAL_SCHEMA_VERSION,
     MAJORS,
@@ -65,6 +65,26 @@ def open_bundle(path: Path) -> Bundle:
         raise BundleError(
             f"{path}: the manifest says {manifest.name}/{manifest.version}, wanted the names of "
             "the two folders it is in"
+        )
+    return bundle
+
+
+def open_version(model: ModelFolder, version: int) -> Bundle:
+    """Reads and verifies the bundle of a version of a model.
+
+    Raises:
+        BundleError: As for `open_bundle`. Where the folders' names say nothing, since `model` was
+            found as its own folder, the manifest has to agree with those of its other versions.
+    """
+    path = model.bundle(version)
+    if model.found_as == "one of models":
+        return open_bundle(path)
+    bundle = read_bundle(path)
+    manifest = bundle.manifest
+    if (manifest.name, manifest.version) != (model.name, version):
+        raise BundleError(
+            f"{path}: the manifest says {manifest.name}/{manifest.version}, wanted "
+            f"{model.name}/{version}"
         )
     return bundle
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bundle import BundleError, ModelFolder, find_models, open_bundle, write_pin
+from bundle import BundleError, ModelFolder, find_models, open_version, write_pin
 from latentserve._cli.arguments import positive
 from latentserve._cli.common import HelpFormatter
 from latentserve._cli.connection import add_connection, connect
@@ -104,6 +104,8 @@ def _pin(model: ModelFolder, to: int | None, *, undo: bool) -> None:
     Raises:
         BundleError: There is no such version, its bundle is damaged, or the pin cannot be written.
     """
+    if model.found_as == "bundle":
+        raise BundleError(f"{model.path}: a single bundle, wanted a folder of versions")
     newest = max(model.versions, default=0)
     if undo:
         write_pin(model.path, None)
@@ -119,7 +121,7 @@ def _pin(model: ModelFolder, to: int | None, *, undo: bool) -> None:
     if to not in model.versions:
         available = ", ".join(map(str, model.versions))
         raise BundleError(f"{model.path}: no version {to}, wanted one of {available}")
-    open_bundle(model.path / str(to))
+    open_version(model, to)
     write_pin(model.path, to)
     held = [str(version) for version in model.versions if version > to]
     print(

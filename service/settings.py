@@ -58,7 +58,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     models: Path = Path(__file__).resolve().parent.parent / "models"
-    """Folder of models, laid out as <name>/<version>/."""
+    """Folder of models, laid out as <name>/<version>/; or of a single model, or a single bundle."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all interfaces, the default in the container images."""
     grpc_port: int = Field(50051, ge=0, le=65535)

@@ -13,7 +13,7 @@ from bundle import (
     ModelFolder,
     find_models,
     find_others,
-    open_bundle,
+    open_version,
 )
 from service.errors import ModelNotFound, NotReady, StartError, shortened
 from service.models.model import Model, ModelRefused
@@ -112,7 +112,8 @@ class Repository:
     """A models folder, and the selection of models to load from it.
 
     Attributes:
-        root: The models folder; its bundles are in <name>/<version>/.
+        root: The models folder; its bundles are in <name>/<version>/. Or the folder of one model,
+            or a bundle.
         load: Loads one verified bundle.
         default: Name of the default model; empty for the alphabetically first of the models that
             were loaded.
@@ -300,7 +301,7 @@ class Repository:
     ) -> Model | None:
         """Returns the loaded version; if loading fails, `before`, which may be None."""
         try:
-            bundle = open_bundle(folder.path / str(version))
+            bundle = open_version(folder, version)
             if before is not None and before.manifest == bundle.manifest:
                 return before
             model = self.load(bundle)
