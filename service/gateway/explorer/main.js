@@ -24,6 +24,7 @@ let models = [];
 let usual = ""; // name of the server's default model
 let closing = new AbortController();
 let locked = false;
+let starting = null;
 
 const api = new Api(
   (kind, text) => {
@@ -56,8 +57,13 @@ function askToken(wrong) {
   });
 }
 
-/** Reads what the server serves, and shows it. */
-async function start() {
+/** Reads what the server serves, and shows it; once, whoever asks for it in the meantime. */
+function start() {
+  starting ??= read().finally(() => (starting = null));
+  return starting;
+}
+
+async function read() {
   try {
     const [list, info] = await Promise.all(["/v1/models", "/v1/server"].map(async (path) => (await api.call(path)).json()));
     models = list.models ?? [];
