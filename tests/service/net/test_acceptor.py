@@ -10,14 +10,6 @@ from service.net.acceptor import Acceptor, accept_from
 from service.net.addresses import exclusive_sockets, listen
 
 
-@pytest.fixture
-def closing():
-    opened: list[socket.socket] = []
-    yield opened
-    for sock in opened:
-        sock.close()
-
-
 async def test_a_full_process_refuses_connections_and_accepts_again(closing, monkeypatch, caplog):
     full = True
     monkeypatch.setattr(acceptor, "is_reserved", lambda _: full)

@@ -23,14 +23,6 @@ def reaches(address: str, port: int) -> bool:
         return caller.connect_ex((address, port)) == 0
 
 
-@pytest.fixture
-def closing():
-    opened: list[socket.socket] = []
-    yield opened
-    for sock in opened:
-        sock.close()
-
-
 @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
 @pytest.mark.parametrize("bind", BINDS)
 @pytest.mark.parametrize(
