@@ -1,7 +1,10 @@
 // The calls that views make.
 
-import { fromTensor, toNpy } from "./arrays.js";
+import { fromTensor, row, toNpy } from "./arrays.js";
 import { operation } from "./api.js";
+
+const labelField = (labels) => (labels.length ? { labels } : {});
+const labelOption = (labels) => (labels.length ? `labels=[${labels.join(", ")}], ` : "");
 
 /** Latents float32 [N, D] of one row or several. */
 export function latentsOf(...rows) {
@@ -25,20 +28,17 @@ export function decode(api, model, latents, labels, signal) {
 
 /** That call, for the panel. */
 export function decodeCall(model, latents, labels) {
-  const given = labels.length ? `labels=[${labels.join(", ")}], ` : "";
   return {
-    operation: "decode", model, latents, fields: { format: "uint8", ...(labels.length ? { labels } : {}) },
-    python: `decode(ARRAY, dtype="uint8", ${given}WHERE)`,
+    operation: "decode", model, latents, fields: { format: "uint8", ...labelField(labels) },
+    python: `decode(ARRAY, dtype="uint8", ${labelOption(labels)}WHERE)`,
   };
 }
 
-/** Draws from the prior: images, latents and, of a conditional model, labels. */
+/** Draws from the prior: images and latents. */
 export async function sample(api, model, options, signal) {
   const query = { ...options, return_latents: true, format: "uint8" };
   const reply = await api.json(operation(model, "sample"), { query, signal });
-  return {
-    images: fromTensor(reply.images.tensor), latents: fromTensor(reply.latents), labels: reply.labels ?? [],
-  };
+  return { images: fromTensor(reply.images.tensor), latents: fromTensor(reply.latents) };
 }
 
 /** That call, for the panel. */
@@ -53,19 +53,26 @@ export function sampleCall(model, { count, ...rest }) {
 
 /** Decodes a path between two latents. */
 export function interpolate(api, model, ends, steps, method, labels, signal) {
-  const latents = Array.from({ length: 2 }, (_, end) => [...ends.data.subarray(end * ends.shape[1], (end + 1) * ends.shape[1])]);
+  const latents = [0, 1].map((end) => [...row(ends, end)]);
   return api.array(operation(model, "interpolate"), {
-    body: { latents, steps, method, format: "uint8", ...(labels.length ? { labels } : {}) }, signal,
+    body: { latents, steps, method, format: "uint8", ...labelField(labels) }, signal,
   });
 }
 
 /** That call, for the panel. */
 export function interpolateCall(model, ends, steps, method, labels) {
-  const given = labels.length ? `labels=[${labels.join(", ")}], ` : "";
   return {
     operation: "interpolate", model, latents: ends,
-    fields: { steps, method, format: "uint8", ...(labels.length ? { labels } : {}) },
-    python: `interpolate(*ARRAY, ${steps}, method="${method}", dtype="uint8", ${given}WHERE)`,
+    fields: { steps, method, format: "uint8", ...labelField(labels) },
+    python: `interpolate(*ARRAY, ${steps}, method="${method}", dtype="uint8", ${labelOption(labels)}WHERE)`,
+  };
+}
+
+/** The reconstruction of a picture file, for the panel. */
+export function reconstructCall(model, file, labels) {
+  return {
+    operation: "reconstruct", model, fields: { format: "uint8", ...labelField(labels) }, file: "picture.png", content: file,
+    python: `reconstruct([Path("picture.png").read_bytes()], dtype="uint8", resize=True, ${labelOption(labels)}WHERE)`,
   };
 }
 

@@ -17,6 +17,11 @@ export function labelsOf(model) {
   return model.labels ?? [];
 }
 
+/** Images in a row of a sheet of all classes. */
+export function columnsOf(names) {
+  return names.length <= 12 ? names.length : 13;
+}
+
 /**
  * A choice of class: buttons for a few, else a list.
  *

@@ -1,6 +1,6 @@
 // The page: which model, which view, and what is the matter with the server.
 
-import { Api, Problem } from "./api.js";
+import { Api, operation, Problem } from "./api.js";
 import { button, h } from "./dom.js";
 import * as link from "./link.js";
 import { snippetPanel } from "./snippets.js";
@@ -134,8 +134,7 @@ function go(model, name) {
 function mapOf(model) {
   const key = `${model.name}/${model.version}`;
   if (!maps.has(key)) {
-    const path = `/v1/models/${encodeURIComponent(model.name)}/versions/${model.version}:latent_map`;
-    maps.set(key, model.hasLatentMap ? api.json(path).catch(() => null) : Promise.resolve(null));
+    maps.set(key, model.hasLatentMap ? api.json(operation(model, "latent_map")).catch(() => null) : Promise.resolve(null));
   }
   return maps.get(key);
 }

@@ -1,18 +1,13 @@
 // The call that made a view, as Python, curl and grpcurl.
 
-import { digits, toBase64, toNpy } from "./arrays.js";
+import { digits, row, toBase64, toNpy } from "./arrays.js";
 import { button, h, save } from "./dom.js";
 
 const MOST_NUMBERS = 128; // of latents that stand in a snippet; more are a file beside it
 
 const word = (text) => (/^[\w./:@=-]+$/.test(text) ? text : `'${String(text).replaceAll("'", "'\\''")}'`);
-const python = (value) => {
-  if (value === true) return "True";
-  if (value === false) return "False";
-  return typeof value === "string" ? JSON.stringify(value) : Array.isArray(value) ? `[${value.join(", ")}]` : String(value);
-};
 const rowsOf = ({ shape, data }) =>
-  Array.from({ length: shape[0] }, (_, index) => [...data.subarray(index * shape[1], (index + 1) * shape[1])].map(digits));
+  Array.from({ length: shape[0] }, (_, index) => [...row({ shape, data }, index)].map(digits));
 const lists = (rows) => `[${rows.map((one) => `[${one.join(", ")}]`).join(", ")}]`;
 
 /**
@@ -39,11 +34,11 @@ export function snippets(call, { host, grpcPort, secure, token }) {
   return { Python: asPython(), curl: asCurl(), grpcurl: asGrpcurl() };
 
   function asPython() {
-    const options = [python(grpc)];
+    const options = [JSON.stringify(grpc)];
     if (secure) options.push("tls=True");
     if (token) options.push('token="TOKEN"');
     const array = beside ? 'np.load("latents.npy")' : call.latents && lists(rowsOf(call.latents));
-    const where = `model=${python(name)}, version=${version}`;
+    const where = `model=${JSON.stringify(name)}, version=${version}`;
     const lines = ["from latentserve.client import Client", ""];
     if (beside) lines.unshift("import numpy as np", "");
     if (call.file) lines.unshift("from pathlib import Path", "");
@@ -78,7 +73,7 @@ export function snippets(call, { host, grpcPort, secure, token }) {
   function asGrpcurl() {
     const fields = Object.fromEntries(
       Object.entries(call.fields).map(([field, value]) => [
-        field === "to" ? "target_labels" : field,
+        field,
         field === "format" ? `IMAGE_FORMAT_${value.toUpperCase()}` : field === "method" ? `INTERPOLATION_METHOD_${value.toUpperCase()}` : value,
       ]),
     );
@@ -93,7 +88,7 @@ export function snippets(call, { host, grpcPort, secure, token }) {
     if (call.file) request.images = { encoded: { files: ["@"], resize: true } };
     // The file is read by the shell, between two quoted parts.
     const text = word(JSON.stringify(request)).replace("@", `'"$(base64 -w0 ${call.file})"'`);
-    const rpc = { restyle: "Reconstruct" }[call.operation] ?? call.operation.replace(/^./, (letter) => letter.toUpperCase());
+    const rpc = call.operation.replace(/^./, (letter) => letter.toUpperCase());
     const words = ["grpcurl", ...(secure ? [] : ["-plaintext"])];
     if (token) words.push("-H", '"authorization: Bearer $TOKEN"');
     return [...words, "-d", text, grpc, `latentserve.v1.LatentService/${rpc}`].join(" ");

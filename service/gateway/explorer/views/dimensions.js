@@ -123,8 +123,9 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
         [fields.seed.value, other.value].map((seed) => sample(api, model, { count: 1, ...options(seed) }, signal)),
       );
       const ends = latentsOf(from.latents.data, to.latents.data);
-      movie.show(await interpolate(api, model, ends, Math.min(FRAMES, Number(model.maxRows)), "spherical", labels(), signal));
-      snippet.show(interpolateCall(model, ends, FRAMES, "spherical", labels()));
+      const steps = Math.min(FRAMES, Number(model.maxRows));
+      movie.show(await interpolate(api, model, ends, steps, "spherical", labels(), signal));
+      snippet.show(interpolateCall(model, ends, steps, "spherical", labels()));
     } catch (error) {
       fail(error);
     }

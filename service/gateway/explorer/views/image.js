@@ -2,6 +2,7 @@
 
 import { operation } from "../api.js";
 import { fromTensor } from "../arrays.js";
+import { reconstructCall } from "../calls.js";
 import { h, labelled, panel, shown } from "../dom.js";
 import * as link from "../link.js";
 import { fromFile, paint, picture, pixelsOf, psnr, receiveFiles, toPng } from "../pictures.js";
@@ -64,10 +65,7 @@ export function open({ api, model, root, snippet, fail, signal }) {
     told.textContent = `${shown(psnr(pixels.data, images.data), 1)} dB. Latents ${latent.join(" x ")}: ${shown(ratio, 1)} times `
       + `fewer values than the picture's ${channels} x ${canvas.height} x ${canvas.width}. `
       + `Computed in ${shown(reply.timing?.computeSeconds ?? 0, 2)} s.`;
-    snippet.show({
-      operation: "reconstruct", model, fields: { format: "uint8" }, file: "picture.png", content: file,
-      python: 'reconstruct([Path("picture.png").read_bytes()], dtype="uint8", resize=True, WHERE)',
-    });
+    snippet.show(reconstructCall(model, file, []));
   }
 
   examine(testCard(...allowed(model, 256, 256))).catch(fail);

@@ -3,8 +3,8 @@
 
 import { operation } from "../api.js";
 import { fromLink, row, toLink } from "../arrays.js";
-import { encode } from "../calls.js";
-import { classPicker, labelsOf } from "../classes.js";
+import { encode, reconstructCall } from "../calls.js";
+import { classPicker, columnsOf, labelsOf } from "../classes.js";
 import { button, h, labelled, panel, save, shown, svg, toggle } from "../dom.js";
 import { Latest } from "../latest.js";
 import * as link from "../link.js";
@@ -98,12 +98,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
     latest.ask({ file, pixels: pixelsOf(canvas, channels), labels: labels() });
     const bytes = new Uint8Array(await file.arrayBuffer());
     link.set({ picture: bytes.length <= MOST_LINKED ? toLink(bytes) : "" });
-    const fields = { format: "uint8", ...(model.conditional ? { labels: labels() } : {}) };
-    const given = model.conditional ? `labels=[${label}], ` : "";
-    snippet.show({
-      operation: "reconstruct", model, fields, file: "picture.png", content: file,
-      python: `reconstruct([Path("picture.png").read_bytes()], dtype="uint8", resize=True, ${given}WHERE)`,
-    });
+    snippet.show(reconstructCall(model, file, labels()));
   }
 
   async function examine({ file, labels: mine }, aborted) {
@@ -127,7 +122,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
     paint(again, images);
     paintDifference(difference, pixels, images);
     told.textContent = verdict(score, psnr(pixels.data, images.data), channels * height * width);
-    if (styled) paintSheet(styles, styled, classes.length <= 12 ? classes.length : 13);
+    if (styled) paintSheet(styles, styled, columnsOf(classes));
     const axes = byActivity(model, await map()).slice(0, MOST_SHOWN);
     posterior.replaceChildren(posteriorTable(model, encoded, axes));
     if (model.prior !== "none") showNearest(pixels, await samples());

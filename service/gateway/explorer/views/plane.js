@@ -22,7 +22,7 @@ export function suits(model) {
 }
 
 export function open({ api, model, map, root, snippet, fail, signal }) {
-  const { channels, height, width } = model.imageShape;
+  const { height, width } = model.imageShape;
   const steps = Math.max(8, Math.min(25, Math.round(WIDTH / Math.max(width, height)), Math.floor(Math.sqrt(model.maxRows))));
   const scale = planeScale(model, steps);
   const names = model.classNames ?? [];

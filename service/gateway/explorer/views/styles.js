@@ -1,7 +1,7 @@
 // A conditional model: one style, all classes.
 
 import { encode, decode, decodeCall, joined, latentsOf, sample } from "../calls.js";
-import { labelsOf } from "../classes.js";
+import { columnsOf, labelsOf } from "../classes.js";
 import { fromLink, fromTensor, row, toLink } from "../arrays.js";
 import { button, h, labelled, panel, slider } from "../dom.js";
 import { Latest } from "../latest.js";
@@ -22,7 +22,7 @@ export function open({ api, model, map, root, snippet, fail, signal }) {
   const classes = labelsOf(model);
   const all = classes.map((_, index) => index).slice(0, Number(model.maxRows));
   const { height, width } = model.imageShape;
-  const columns = classes.length <= 12 ? classes.length : 13;
+  const columns = columnsOf(classes);
   let z = priorMean(model);
   const linked = fromLink(link.get("z"));
   let given = []; // {canvas, label}
