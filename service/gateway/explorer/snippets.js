@@ -35,11 +35,11 @@ export function snippets(call, { host, grpcPort, secure, token }) {
 
   function asPython() {
     const options = [JSON.stringify(grpc)];
-    if (secure) options.push("tls=True");
+    if (secure) options.push("tls=Tls()");
     if (token) options.push('token="TOKEN"');
     const array = beside ? 'np.load("latents.npy")' : call.latents && lists(rowsOf(call.latents));
     const where = `model=${JSON.stringify(name)}, version=${version}`;
-    const lines = ["from latentserve.client import Client", ""];
+    const lines = [`from latentserve.client import Client${secure ? ", Tls" : ""}`, ""];
     if (beside) lines.unshift("import numpy as np", "");
     if (call.file) lines.unshift("from pathlib import Path", "");
     lines.push(`with Client(${options.join(", ")}) as client:`);

@@ -169,3 +169,22 @@ def test_a_call_is_copied(explorer: Explorer) -> None:
     tab.page.get_by_role("button", name="Copy").click()
     expect(tab.page.get_by_text("Copied")).to_be_visible()
     assert tab.page.evaluate("navigator.clipboard.readText()") == wanted
+
+
+def test_the_python_call_of_a_page_by_https_has_tls_settings(explorer: Explorer) -> None:
+    tab = explorer.open("model=mnist2d")
+    text = tab.page.evaluate(
+        """async () => {
+            const { snippets } = await import("/explorer/snippets.js");
+            const call = {
+                operation: "sample", model: { name: "one", version: 1 }, fields: { count: 1 },
+                python: "sample(1, WHERE)",
+            };
+            const where = { host: "h:443", grpcPort: "50051", secure: true, token: true };
+            return snippets(call, where).Python;
+        }"""
+    )
+    # It connects with its first call, which is left out.
+    client, call = text.split("    reply = ")
+    assert call == 'client.sample(1, model="one", version=1)'
+    exec(f"{client}    assert client.target == 'h:50051'", {})
