@@ -32,7 +32,7 @@ _STATUSES: Final = {
 ANY: Final = (400, 403, 421, 431, 500)
 #: Those of routes that make a call, which can have a deadline and a reply that finds no room.
 OF_CALLS: Final = (*ANY, 429, 503, 504)
-#: Those of calls that are told about a model.
+#: Those of routes that name a model.
 OF_MODELS: Final = (*OF_CALLS, 401, 404)
 #: Those of calls with a body.
 OF_BODIES: Final = (408, 413)

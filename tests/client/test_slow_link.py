@@ -38,7 +38,7 @@ async def _serve(target, port, stopped):
             await asyncio.gather(
                 _relay(reader, up_writer, None), _relay(up_reader, writer, BYTES_PER_SECOND)
             )
-        # What is still open would be found by the garbage collector, in whichever test comes next.
+        # Left open, the garbage collector would warn of them during a later test.
         for open_still in (writer, up_writer):
             open_still.transport.abort()
 

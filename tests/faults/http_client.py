@@ -275,7 +275,7 @@ def _lines_of(reply: HTTPResponse) -> Iterator[bytes]:
 
 
 def _exactly(reply: HTTPResponse, size: int) -> bytes:
-    """Reads so many bytes; of 0, the end of the reply."""
+    """Reads that number of bytes; if it is 0, checks that the reply ends here."""
     content = reply.read(size) if size else reply.read()
     if len(content) != size:
         raise HTTPException(f"{len(content)} bytes, wanted {size}")

@@ -58,7 +58,7 @@ def examined(tab: Tab, channels: int = 1) -> NDArray[np.uint8]:
 
 
 def check(tab: Tab, client: Client, model: str, label: int | None = None) -> None:
-    """Checks all that is told of the last picture against the client's answers to it."""
+    """Compares what the page shows of the newest picture with the Python client's replies."""
     images = examined(tab)
     assert images.shape == (1, 1, 28, 28)
     labels = None if label is None else [label]
