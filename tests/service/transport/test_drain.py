@@ -339,6 +339,7 @@ async def test_beyond_its_age_a_connection_lets_calls_be_computed(kind: str) -> 
         running.channel() as channel,
         asyncio.timeout(15),
     ):
+        began = time.monotonic()
         idle = both_streams(channel, "EncodeStream")(timeout=3)
         computed = both_streams(channel, "EncodeStream")()
         await computed.write(b"")
@@ -349,7 +350,10 @@ async def test_beyond_its_age_a_connection_lets_calls_be_computed(kind: str) -> 
         assert await stream.read() == b""
         assert await computed.read() == b""
         assert await watch.code() is UNAVAILABLE
-        assert await idle.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        # Both sides end it at its deadline. Where grpcio's server, which then closes the aged
+        # connection, is the faster, the client may see UNAVAILABLE.
+        assert "maximum age" not in await idle.details()
+        assert time.monotonic() - began > 2.9
 
 
 async def test_the_maximum_of_streams_is_announced_and_held(kind: str) -> None:
