@@ -4,9 +4,8 @@ import copy
 from pathlib import Path
 
 from service.settings import read_settings
-from tests.deploy.test_kubernetes import container as base_container
-from tests.deploy.test_kubernetes import image_environment
-from tests.support.manifests import Document, one, problems
+from tests.support.manifests import Document, image_environment, one, problems
+from tests.support.manifests import container as base_container
 
 OVERLAY = "overlays/kserve"
 

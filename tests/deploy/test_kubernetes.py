@@ -4,7 +4,6 @@ There is no cluster here: nothing is applied.
 """
 
 import copy
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,10 @@ from tests.support import ROOT
 from tests.support.manifests import (
     VERSIONS,
     Document,
+    container,
     documents,
+    environment,
+    image_environment,
     kustomizations,
     one,
     problems,
@@ -41,24 +43,6 @@ FIELDS: dict[str, str] = {
 def deployments() -> list[str]:
     """The kustomizations that deploy the server."""
     return [name for name in kustomizations() if name != "overlays/kserve"]
-
-
-def container(folder: str | Path) -> Document:
-    (found,) = one(folder, "Deployment", "latentserve")["spec"]["template"]["spec"]["containers"]
-    return dict(found)
-
-
-def environment(folder: str | Path) -> dict[str, str]:
-    """The variables of the server's container: the ConfigMap's, then its own."""
-    deployed = container(folder)
-    (source,) = deployed["envFrom"]
-    from_map = one(folder, "ConfigMap", source["configMapRef"]["name"])["data"]
-    return {**from_map, **{entry["name"]: entry["value"] for entry in deployed.get("env", ())}}
-
-
-def image_environment() -> dict[str, str]:
-    """The settings that the server's image has."""
-    return dict(re.findall(r"(LATENTSERVE_\w+)=(\S+)", (ROOT / "Dockerfile").read_text()))
 
 
 def mistyped(document: Document) -> Document:

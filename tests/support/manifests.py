@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -76,6 +77,25 @@ def one(folder: str | Path, kind: str, name: str = "") -> Document:
     ]
     assert len(found) == 1, f"{folder}: {len(found)} of {kind} {name}"
     return found[0]
+
+
+def container(folder: str | Path) -> Document:
+    """The server's container in the Deployment."""
+    (found,) = one(folder, "Deployment", "latentserve")["spec"]["template"]["spec"]["containers"]
+    return dict(found)
+
+
+def environment(folder: str | Path) -> dict[str, str]:
+    """The variables of the server's container: the ConfigMap's, then its own."""
+    deployed = container(folder)
+    (source,) = deployed["envFrom"]
+    from_map = one(folder, "ConfigMap", source["configMapRef"]["name"])["data"]
+    return {**from_map, **{entry["name"]: entry["value"] for entry in deployed.get("env", ())}}
+
+
+def image_environment() -> dict[str, str]:
+    """The settings that the server's image has."""
+    return dict(re.findall(r"(LATENTSERVE_\w+)=(\S+)", (ROOT / "Dockerfile").read_text()))
 
 
 def problems(groups: Mapping[str, Sequence[Document]], folder: Path) -> dict[str, list[str]]:

@@ -54,7 +54,7 @@ def test_modules_compute_what_diffusers_does(name: str, tmp_path: Path) -> None:
             got = imported.encoder(image)
             assert len(got) == len(wanted) == 1 + gaussian
             for one, other in zip(got, wanted, strict=True):
-                torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+                torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
             assert imported.decoder is not None
             (picture,) = imported.decoder(wanted[0])
         torch.testing.assert_close(

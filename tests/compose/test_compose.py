@@ -3,23 +3,16 @@
 Not skipped where there is no engine: who asks for this test wants it to have run.
 """
 
-import json
-import os
 import re
-import secrets
-import socket
-import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from latentserve.client import Client
+from tests.compose.project import BUILD_SECONDS, Project, run
 from tests.support import ROOT
 from tests.support.http import Caller
 from tests.support.waiting import wait_until
@@ -27,138 +20,31 @@ from training.data.datasets import load_dataset
 from training.data.download import read_files
 from training.data.sources import MNIST
 
-pytestmark = pytest.mark.compose
-
-# Brings up an engine on a machine without one; part of the workplace, not of the checkout.
-ENGINE = ROOT.parent / "shared" / "docker-engine" / "start-docker-engine.sh"
-
 # Long enough to be stopped on the way, short enough to wait for.
 BUDGET = "15s"
-
-BUILD_SECONDS = 1800.0
-UP_SECONDS = 600.0
-
-
-def run(
-    command: Sequence[str | Path], timeout: float = 120.0, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end, whatever its status."""
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, **(env or {})},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-
-
-def engine_answers() -> bool:
-    try:
-        return run(["docker", "info"], timeout=30.0).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-
-
-class Project:
-    """A compose project with a name, a port and settings of its own."""
-
-    def __init__(self, data: Path):
-        self.name = f"latentserve-test-{secrets.token_hex(4)}"
-        self.port = free_port()
-        self.http_port = free_port()
-        self.gateway_port = free_port()
-        self._env = {
-            "LATENTSERVE_GRPC_PORT": str(self.port),
-            "LATENTSERVE_HTTP_PORT": str(self.http_port),
-            "LATENTSERVE_GATEWAY_PORT": str(self.gateway_port),
-            "LATENTSERVE_BUDGET": BUDGET,
-            # The container may be unable to reach the mirrors.
-            "LATENTSERVE_DATA": str(data),
-            "LATENTSERVE_DATA_MODE": "ro",
-        }
-
-    def with_trainer(self) -> None:
-        """Adds `--profile train` to every later command."""
-        self._env["COMPOSE_PROFILES"] = "train"
-
-    def attempt(self, *arguments: str, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
-        """Runs `docker compose` for this project, whatever its status."""
-        return run(["docker", "compose", "-p", self.name, *arguments], timeout, self._env)
-
-    def __call__(self, *arguments: str, timeout: float = 120.0) -> str:
-        """Runs `docker compose` for this project and returns what it printed."""
-        done = self.attempt(*arguments, timeout=timeout)
-        if done.returncode != 0:
-            logs = self.attempt("logs", "--no-color", "--tail", "50").stdout
-            shown = f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}\nlogs:\n{logs}"
-            raise AssertionError(
-                f"docker compose {' '.join(arguments)}: status {done.returncode}\n{shown}"
-            )
-        return done.stdout
-
-    def up(self) -> None:
-        """Brings all of it up and waits until the server is healthy."""
-        seconds = f"{UP_SECONDS:.0f}"
-        self("up", "-d", "--wait", "--wait-timeout", seconds, timeout=UP_SECONDS + 60.0)
-
-    def inspect(self, service: str) -> dict[str, Any]:
-        """What the engine knows about the container of a service, running or not."""
-        container = self("ps", "--all", "--quiet", service).strip()
-        done = run(["docker", "inspect", container])
-        assert done.returncode == 0, done.stderr
-        described: dict[str, Any] = json.loads(done.stdout)[0]
-        return described
-
-    def logs(self, service: str) -> str:
-        """What a service has logged, over all its starts."""
-        return self("logs", "--no-color", "--no-log-prefix", service)
-
-    def client(self) -> Client:
-        """A client on the host, through the published port."""
-        return Client(f"127.0.0.1:{self.port}")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[None]:
-    """An engine that answers; one that was started here is stopped again."""
-    if engine_answers():
-        yield
-        return
-    if not ENGINE.is_file():
-        pytest.fail(f"no Docker engine answers, and {ENGINE} is not there to start one")
-    started = run([ENGINE], timeout=900.0)
-    assert started.returncode == 0, f"{ENGINE}:\n{started.stdout}\n{started.stderr}"
-    yield
-    run([ENGINE, "stop"])
 
 
 @pytest.fixture(scope="module")
 def project(engine: None) -> Iterator[Project]:  # noqa: ARG001 - it has to be up
     """The project, brought up: built, served, trained with an interruption, served again."""
-    project = Project(read_files(MNIST)[0][0].parent)
+    project = Project(
+        LATENTSERVE_BUDGET=BUDGET,
+        # The container may be unable to reach the mirrors.
+        LATENTSERVE_DATA=str(read_files(MNIST)[0][0].parent),
+        LATENTSERVE_DATA_MODE="ro",
+    )
     try:
         project("build", timeout=BUILD_SECONDS)
         project.up()
         check_that_it_serves_the_shipped_models(project)
         project("stop", "server")
-        project.with_trainer()
+        project.set(COMPOSE_PROFILES="train")
         project("build", timeout=BUILD_SECONDS)
         interrupt_training(project)
         project.up()
         yield project
     finally:
-        down = project.attempt("down", "--volumes", "--remove-orphans", "--rmi", "local")
-    assert down.returncode == 0, down.stderr
+        project.down()
 
 
 def check_that_it_serves_the_shipped_models(project: Project) -> None:
@@ -244,21 +130,22 @@ def test_the_host_encodes_decodes_and_samples_through_the_published_port(
 def test_the_ports_are_published_to_this_machine_alone(project: Project) -> None:
     ports = project.inspect("server")["NetworkSettings"]["Ports"]
     assert ports == {
-        "50051/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(project.port)}],
-        "8080/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(project.http_port)}],
-        "8000/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(project.gateway_port)}],
+        f"{inside}/tcp": [
+            {"HostIp": "127.0.0.1", "HostPort": str(project.ports[f"LATENTSERVE_{name}_PORT"])}
+        ]
+        for inside, name in ((50051, "GRPC"), (8080, "HTTP"), (8000, "GATEWAY"))
     }
 
 
 def test_the_gateway_answers_by_http(project: Project) -> None:
-    gateway = Caller(f"http://127.0.0.1:{project.gateway_port}")
+    gateway = Caller(f"http://{project.address('GATEWAY')}")
     sheet = gateway.get("/v1/models/mnist:sample?count=4&seed=1").picture()
     assert sheet.shape == (62, 62)
     assert gateway.get("/v2/health/ready").json() == {"ready": True}
 
 
 def test_readiness_and_metrics_are_served_over_http(project: Project) -> None:
-    origin = f"http://127.0.0.1:{project.http_port}"
+    origin = f"http://{project.address('HTTP')}"
     with urllib.request.urlopen(f"{origin}/readyz", timeout=10) as reply:
         assert reply.status == 200
     with urllib.request.urlopen(f"{origin}/metrics", timeout=10) as reply:
