@@ -73,6 +73,18 @@ class InvalidArgument(ServiceError):
         self.description = f"got {shortened(got)}, wanted {wanted}"
         super().__init__(f"{field}: {self.description}")
 
+    def rename(self, field: str, to: str) -> None:
+        """Gives a field another name, if it is the invalid one, or that is a part of it.
+
+        Args:
+            field: Path of the field.
+            to: The name by which the caller knows it.
+        """
+        part = self.field.removeprefix(field)
+        if part != self.field and part[:1] in ("", ".", "["):
+            self.field = f"{to}{part}"
+            self.args = (f"{self.field}: {self.description}",)
+
 
 class ModelNotFound(ServiceError):
     """No such model or version is served."""

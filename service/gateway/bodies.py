@@ -16,6 +16,7 @@ from service.errors import InvalidArgument, TooLarge
 from service.gateway import arrays
 from service.gateway.arrays import Array
 from service.gateway.errors import WrongMedia
+from service.gateway.json_bodies import parse_json
 from service.gateway.media import JSON, MULTIPART, NPY, PICTURES, MediaType
 from service.gateway.operations import Operation
 from service.gateway.parameters import Parameters, enum_value, fill
@@ -53,7 +54,7 @@ def read(
         TooLarge: It is JSON above `MAX_JSON_BYTES`.
     """
     parameters = [(operation.aliases.get(name, name), text) for name, text in parameters]
-    if not body:
+    if not body and media.name not in PICTURES:
         fill(message, parameters)
         return
     if media.name == JSON:
@@ -140,10 +141,7 @@ def _parsed(body: bytes, operation: Operation) -> dict[str, Any]:
             f"body: {len(body)} bytes of JSON, wanted at most {MAX_JSON_BYTES}, or an array as "
             f"{NPY}"
         )
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise InvalidArgument("body", f"no JSON ({error})", "an object") from error
+    value = parse_json(body)
     if not isinstance(value, dict):
         raise InvalidArgument("body", json.dumps(value), "an object")
     return {operation.aliases.get(name, name): content for name, content in value.items()}

@@ -1,7 +1,8 @@
 """Operations with one request and one reply."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -120,7 +121,8 @@ class Calls:
         def read(raw: bytes) -> Message:
             nonlocal written
             message = rpc.request()
-            bodies.read(message, operation, parameters, media, raw)
+            with _names_of(operation):
+                bodies.read(message, operation, parameters, media, raw)
             select(message, request)
             if operation.name == "restyle":
                 _to_each(message, self._max_rows)
@@ -138,7 +140,8 @@ class Calls:
                     known = True
                     return (b"",)
             columns = _columns(message)
-            reply = message_of(rpc, await rpc.answer(message, call))
+            with _names_of(operation):
+                reply = message_of(rpc, await rpc.answer(message, call))
             content, media_type = await self._written(reply, operation, written, columns, call)
             headers["Content-Type"] = media_type
             describe(reply, headers)
@@ -158,6 +161,17 @@ class Calls:
         if wanted.media not in PICTURES and reply.ByteSize() <= _INLINE_BYTES:
             return write()
         return await self._engine.in_thread(write, call)
+
+
+@contextmanager
+def _names_of(operation: Operation) -> Iterator[None]:
+    """Names fields in errors as the caller of an operation does."""
+    try:
+        yield
+    except InvalidArgument as error:
+        for name, field in operation.aliases.items():
+            error.rename(field, name)
+        raise
 
 
 _MAX_VERSION: Final = 2**63 - 1

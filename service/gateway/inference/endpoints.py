@@ -20,6 +20,7 @@ from service.engine.engine import Engine
 from service.errors import InvalidArgument
 from service.gateway.exchange import Exchange, asked
 from service.gateway.inference import messages
+from service.gateway.json_bodies import parse_json
 from service.gateway.media import JSON
 from service.gateway.receiving import Receiving
 from service.gateway.unary import UnaryCalls
@@ -113,10 +114,10 @@ class InferenceRoutes:
 
         def read(raw: bytes) -> Message:
             message = pb.RepositoryIndexRequest()
+            given = parse_json(raw or b"{}")
             try:
-                given = json.loads(raw or b"{}")
                 json_format.ParseDict(given, message)
-            except (ValueError, RecursionError, json_format.ParseError, TypeError, AttributeError):
+            except (json_format.ParseError, TypeError, AttributeError):
                 raise InvalidArgument(
                     "body", raw[:100], 'an object such as {"ready": true}'
                 ) from None

@@ -15,6 +15,7 @@ from service.api.inference.tensors import FLOATS, INTEGERS, UINT8
 from service.errors import InvalidArgument, TooLarge
 from service.gateway.arrays import MAX_LISTED_BYTES
 from service.gateway.bodies import MAX_JSON_BYTES
+from service.gateway.json_bodies import parse_json
 
 #: Header that has the length of the JSON before binary elements.
 HEAD_LENGTH: Final = "inference-header-content-length"
@@ -164,11 +165,7 @@ def _parts(body: bytes, head_length: str) -> tuple[dict[str, Any], memoryview]:
     if length > MAX_JSON_BYTES:
         wanted = f"at most {MAX_JSON_BYTES}, or binary tensor data"
         raise TooLarge(f"body: {length} bytes of JSON, wanted {wanted}")
-    try:
-        head = json.loads(body[:length])
-    except (ValueError, RecursionError) as error:
-        raise InvalidArgument("body", f"no JSON ({error})", "an object") from error
-    return _object(head, "body"), memoryview(body)[length:]
+    return _object(parse_json(body[:length]), "body"), memoryview(body)[length:]
 
 
 def _put_parameters(message: Any, given: Any, where: str) -> bool:

@@ -84,6 +84,12 @@ BODIES = {
     b"{": ("body", "no JSON"),
     b"[]": ("body", "an object"),
     b"[" * 100_00 + b"]" * 100_00: ("body", ""),
+    # Half of a surrogate pair, and one that is whole; RFC 8259 wants UTF-8.
+    b'{"latents": [[1, 2, 3]], "format": "\\ud800"}': ("body", "surrogates not allowed"),
+    b'{"\\uD83D": 1}': ("body", "surrogates not allowed"),
+    b'{"\xed\xa0\x80": 1}': ("body", "no JSON"),
+    '{"latents": 1}'.encode("utf-16"): ("body", "no JSON"),
+    b'{"\\ud83d\\ude00": 1}': ("\U0001f600", "no such name"),
     b'{"latents": 1}': ("latents", ""),
     b'{"latents": [[1, 2], [3]]}': ("latents", "nested lists"),
     b'{"latents": [["a"]]}': ("latents", "nested lists"),
@@ -181,6 +187,8 @@ def test_methods_and_media_types(gateway):
     assert int(reply.headers["content-length"]) > 0
     gateway.post(f"{MODEL}:sample", b"count=1").problem(415, "application/json")
     gateway.post(f"{MODEL}:sample", b"x", content_type="image/png").problem(415)
+    empty = gateway.post(f"{MODEL}:encode?resize=true", b"", content_type="image/png")
+    empty.problem(400, "images.encoded.files[0]", "an empty file")
     gateway.get(f"{MODEL}:sample?count=1", accept="text/html").problem(406, "image/png")
 
 

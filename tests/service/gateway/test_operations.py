@@ -182,6 +182,9 @@ def test_conditional_models_take_labels_and_restyle(gateway, native):
     np.testing.assert_array_equal(np.array(by_json.json()["images"], np.float32), found)
     assert gateway.post_npy("/v1/models/styles:encode", images).problem(409)
     gateway.post_npy("/v1/models/styles:restyle", images, {"labels": 1}).problem(400, "to", "none")
+    for to, wanted in (("2,99", "to[1]: got 99"), ("x", "to: got x")):
+        query = {"labels": 1, "to": to}
+        gateway.post_npy("/v1/models/styles:restyle", images, query).problem(400, wanted)
     gateway.post_npy("/v1/models/mnist:decode", np.zeros((1, 32)), {"label": 1}).problem(409)
 
 
