@@ -71,7 +71,7 @@ test-compose: $(VENV)/.installed ## Bring docker compose up, call it, take it do
 	$(BIN)/python -m pytest -m compose --timeout 3600
 
 test-browser: $(VENV)/.installed ## Open a report and the explorer in Chromium, which is installed by apt-get if missing
-	$(BIN)/python -m pytest -m browser --timeout 1800
+	$(BIN)/python -m pytest $(IN_PARALLEL) --dist loadfile -m browser --timeout 1800
 
 bench: $(VENV)/.installed ## Run a short benchmark: latentserve, a plain servicer, an echo server, bare onnxruntime
 	$(BIN)/python -m benchmarks.serving --rounds 3 --seconds 0.5 \
