@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import trustme
+from prometheus_client.parser import text_string_to_metric_families
 
 from latentserve.client import Client, Tls
 from tests.compose.project import BUILD_SECONDS, Project, docker, inspect
@@ -90,7 +91,21 @@ def kill(container: str) -> None:
     docker("exec", container, "sh", "-c", "kill -KILL -1 || true")
 
 
-def test_envoy_answers_for_all_replicas_by_grpc_and_by_http(project: Project) -> None:
+def calls_of(container: str) -> dict[str, float]:
+    """Number of calls that a replica has answered since it started, by transport."""
+    (network,) = inspect(container)["NetworkSettings"]["Networks"].values()
+    url = f"http://{network['IPAddress']}:8080/metrics"
+    with urllib.request.urlopen(url, timeout=10) as reply:
+        families = text_string_to_metric_families(reply.read().decode())
+    counts = {"grpc": 0.0, "http": 0.0}
+    for family in families:
+        for sample in family.samples:
+            if sample.name == "latentserve_requests_total":
+                counts[sample.labels["transport"]] += sample.value
+    return counts
+
+
+def test_only_envoy_is_published(project: Project) -> None:
     ports = project.inspect("envoy")["NetworkSettings"]["Ports"]
     assert ports == {
         f"{inside}/tcp": [
@@ -141,6 +156,11 @@ def test_replicas_are_killed_drained_and_replaced_without_a_failed_call(
             for container in project.containers("replica")
         ]
         assert sorted(labels, key=str) == ["2", None, None]
+        for container in project.containers("replica"):
+            wait_until(
+                lambda container=container: min(calls_of(container).values()) > 5,
+                lambda container=container: calls_of(container),
+            )
     for reached, tallies in load.tallies().items():
         for (kind, _), tally in tallies.items():
             assert not tally.failures, (reached, kind, tally.failures)
