@@ -33,6 +33,7 @@ class Fleet:
         models: As given.
         addresses: Address of each server, host:port.
         gateways: Address of the gateway of each, host:port.
+        metrics: Address of the HTTP port of each, host:port.
         servers: The server of each address, None while there is none.
     """
 
@@ -51,8 +52,9 @@ class Fleet:
         self._prefix = prefix
         self._mark = os.urandom(8).hex()
         self._starts = 0
-        ports = [f"127.0.0.1:{port}" for port in free_ports(2 * count)]
-        self.addresses, self.gateways = ports[:count], ports[count:]
+        ports = [f"127.0.0.1:{port}" for port in free_ports(3 * count)]
+        self.addresses, self.gateways = ports[:count], ports[count : 2 * count]
+        self.metrics = ports[2 * count :]
         self.servers: list[Server | None] = [None] * count
 
     @property
@@ -88,8 +90,9 @@ class Fleet:
         """Starts the server of an address; returns once it listens."""
         self._starts += 1
         log = self._folder / f"server-{index}-{self._starts}.log"
-        port, gateway = (
-            address.rpartition(":")[2] for address in (self.addresses[index], self.gateways[index])
+        port, gateway, metrics = (
+            addresses[index].rpartition(":")[2]
+            for addresses in (self.addresses, self.gateways, self.metrics)
         )
         self.servers[index] = Server(
             self.models,
@@ -98,6 +101,8 @@ class Fleet:
             port,
             "--gateway-port",
             gateway,
+            "--http-port",
+            metrics,
             *self._options,
             env={MARK: f"{self._mark}-{index}"},
             prefix=self._prefix,
