@@ -61,7 +61,7 @@ def test_a_fault_behind_another_proxy(
     table: Table,
     tmp_path: Path,
 ) -> None:
-    """Calls without retries may fail, and wait for any time; but not in a restart behind HAProxy."""
+    """Calls without retries may fail, and wait, but not in a restart behind HAProxy."""
     if shutil.which(start.__name__) is None:
         pytest.skip(f"no {start.__name__}")
     (fault,) = (fault for fault in FAULTS if fault.name == name)
