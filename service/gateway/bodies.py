@@ -54,7 +54,7 @@ def read(
         TooLarge: It is JSON above `MAX_JSON_BYTES`.
     """
     parameters = [(operation.aliases.get(name, name), text) for name, text in parameters]
-    if not body and media.name not in PICTURES:
+    if not body and not (operation.pictures and media.name in PICTURES):
         fill(message, parameters)
         return
     if media.name == JSON:

@@ -189,6 +189,8 @@ def test_methods_and_media_types(gateway):
     gateway.post(f"{MODEL}:sample", b"x", content_type="image/png").problem(415)
     empty = gateway.post(f"{MODEL}:encode?resize=true", b"", content_type="image/png")
     empty.problem(400, "images.encoded.files[0]", "an empty file")
+    # Without a body, its media type means nothing where no picture is taken.
+    assert gateway.post(f"{MODEL}:sample?count=1", b"", content_type="image/png").status == 200
     gateway.get(f"{MODEL}:sample?count=1", accept="text/html").problem(406, "image/png")
 
 
