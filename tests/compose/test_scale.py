@@ -14,7 +14,7 @@ import trustme
 from prometheus_client.parser import text_string_to_metric_families
 
 from latentserve.client import Client, Tls
-from tests.compose.project import BUILD_SECONDS, Project, docker, inspect
+from tests.compose.project import BUILD_SECONDS, Project, docker, inspect, run
 from tests.faults.answers import Answers
 from tests.faults.load import Load
 from tests.support import ROOT
@@ -43,6 +43,7 @@ def project(engine: None) -> Iterator[Project]:  # noqa: ARG001 - it has to be u
         yield project
     finally:
         project.down()
+        run(["docker", "rmi", ENVOY_IMAGE])
 
 
 class Health:
