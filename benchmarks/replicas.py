@@ -119,8 +119,8 @@ def simulate(
         costs: CPU time of a call.
         replicas: Number of replicas, of one thread each.
         proxies: Number of threads of proxies; calls are dealt to them in turn.
-        in_flight: Calls in flight, of which each that ends is followed by another.
-        rate: Or: calls per second that arrive at random (a Poisson process).
+        in_flight: Number of calls kept in flight (a closed loop).
+        rate: Or: calls per second of a Poisson process (an open loop).
         cores: Cores that all of this shares; by default each process has one of its own.
         varies: Whether costs of replicas vary from call to call (exponentially) or are the same.
         calls: Number of calls.

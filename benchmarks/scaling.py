@@ -10,6 +10,7 @@ process a core of its own.
 """
 
 import argparse
+import math
 import resource
 import statistics
 import sys
@@ -22,7 +23,7 @@ import numpy as np
 from benchmarks import h2load
 from benchmarks.machine import machine
 from benchmarks.processes import ROOT, Program, cpu_seconds
-from benchmarks.replicas import Costs, simulate
+from benchmarks.replicas import Costs, Outcome, simulate
 from benchmarks.servers.envoy import Envoy
 from benchmarks.servers.launched import LaunchedServer
 from benchmarks.shapes import Shape
@@ -99,19 +100,13 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Figures:
-    """Figures of a run.
+class Figures(Outcome):
+    """What was measured in a run.
 
     Attributes:
-        rate: Calls per second.
-        p50: Median latency in seconds.
-        p99: 99th percentile of the latency in seconds.
         costs: CPU time of a call.
     """
 
-    rate: float
-    p50: float
-    p99: float
     costs: Costs
 
 
@@ -246,7 +241,7 @@ def simulated_table(kind: Kind, costs: Costs) -> str:
     ]
     for replicas in _MANY:
         rate = BUSY * replicas / costs.replica
-        threads = max(1, -(-int(1e9 * rate * costs.proxy / BUSY) // 10**9))
+        threads = math.ceil(replicas * costs.proxy / costs.replica)
         calls = max(50_000, 200 * replicas)
         free = Costs(0.0, costs.proxy, costs.replica)
         whole = simulate(

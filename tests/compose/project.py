@@ -4,7 +4,6 @@ import json
 import os
 import re
 import secrets
-import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from latentserve.client import Client
 from tests.support import ROOT
+from tests.support.processes import free_port
 
 BUILD_SECONDS = 1800.0
 UP_SECONDS = 600.0
@@ -94,6 +94,19 @@ class Project:
         found = self("ps", "--all", "--quiet", service).split()
         return sorted(found, key=lambda container: str(inspect(container)["Name"]))
 
+    def published(self, **inside: int) -> dict[str, list[dict[str, str]]]:
+        """The `NetworkSettings.Ports` of a container with ports published on 127.0.0.1 alone.
+
+        Args:
+            inside: Ports of the container, by the name that `address` takes.
+        """
+        return {
+            f"{port}/tcp": [
+                {"HostIp": "127.0.0.1", "HostPort": str(self.ports[f"LATENTSERVE_{name}_PORT"])}
+            ]
+            for name, port in inside.items()
+        }
+
     def logs(self, service: str) -> str:
         """What a service has logged, over all its starts."""
         return self("logs", "--no-color", "--no-log-prefix", service)
@@ -114,10 +127,3 @@ def inspect(container: str) -> dict[str, Any]:
     """What the engine knows about a container, running or not."""
     described: dict[str, Any] = json.loads(docker("inspect", container))[0]
     return described
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -108,12 +108,7 @@ def calls_of(container: str) -> dict[str, float]:
 
 def test_only_envoy_is_published(project: Project) -> None:
     ports = project.inspect("envoy")["NetworkSettings"]["Ports"]
-    assert ports == {
-        f"{inside}/tcp": [
-            {"HostIp": "127.0.0.1", "HostPort": str(project.ports[f"LATENTSERVE_{name}_PORT"])}
-        ]
-        for inside, name in ((50050, "ENVOY"), (8000, "ENVOY_GATEWAY"))
-    }
+    assert ports == project.published(ENVOY=50050, ENVOY_GATEWAY=8000)
     for container in project.containers("replica"):
         published = inspect(container)["NetworkSettings"]["Ports"]
         assert not any(published.values()), published

@@ -160,3 +160,9 @@ FAULTS = (
     Fault("descriptors run out", _descriptors),
     Fault("descriptors run out, workers", _descriptors, servers=2, options=_WORKERS),
 )
+
+
+def fault_named(name: str) -> Fault:
+    """The fault of a name."""
+    (found,) = (fault for fault in FAULTS if fault.name == name)
+    return found

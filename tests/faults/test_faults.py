@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.answers import Answers
-from tests.faults.catalogue import FAULTS, Fault
+from tests.faults.catalogue import FAULTS, Fault, fault_named
 from tests.faults.envoy import Envoy
 from tests.faults.fleet import Fleet
 from tests.faults.load import Load, Tallies
@@ -71,7 +71,7 @@ def test_a_fault(
 def test_a_fault_behind_envoy_by_http(
     name: str, models: Path, right: Answers, envoy: Path, table: Table, tmp_path: Path
 ) -> None:
-    (fault,) = (fault for fault in FAULTS if fault.name == name)
+    fault = fault_named(name)
     with (
         Fleet(models, tmp_path, fault.servers, options=fault.options) as fleet,
         Envoy(envoy, fleet.addresses, tmp_path, fleet.gateways) as proxy,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.answers import Answers
-from tests.faults.catalogue import FAULTS
+from tests.faults.catalogue import fault_named
 from tests.faults.fleet import Fleet
 from tests.faults.load import Load
 from tests.faults.ports import free_ports
@@ -64,7 +64,7 @@ def test_a_fault_behind_another_proxy(
     """Calls without retries may fail, and wait, but not in a restart behind HAProxy."""
     if shutil.which(start.__name__) is None:
         pytest.skip(f"no {start.__name__}")
-    (fault,) = (fault for fault in FAULTS if fault.name == name)
+    fault = fault_named(name)
     with (
         Fleet(models, tmp_path, fault.servers, options=fault.options) as fleet,
         start(fleet, tmp_path) as proxy,
