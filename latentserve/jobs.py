@@ -14,45 +14,59 @@ size holds only a few messages in memory, and uses the same model and version fr
 The folder has `job.json` (the manifest), `cursor.jsonl` (complete shards with their
 checksums), `rows.jsonl` (for image files: their names) and the shards: `mean-00000.npy`, ...
 or `rows-00000.parquet`, ... Jobs run on Linux and macOS.
+
+The shards of a job can be computed anywhere, by Ray or by what a caller brings along:
+
+    jobs.sample(client, 1_000_000, "digits", seed=7, runner=jobs.RayRunner(connection))
+
+    with jobs.plan(jobs.sample, client, 1_000_000, "digits", seed=7) as plan:
+        for shard in plan.shards():
+            jobs.commit(plan, jobs.run_shard(shard, connection))  # run_shard: in any process
+        plan.finish()
 """
 
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 from latentserve._client import codec, scalars
 from latentserve._client.parameters import Resize
 from latentserve._jobs import run
 from latentserve._jobs.arrays import Arrays
+from latentserve._jobs.connection import Connection
 from latentserve._jobs.folder import JobError
 from latentserve._jobs.labels import GivenLabels, RowLabels
 from latentserve._jobs.npy import SourceError
+from latentserve._jobs.ray_runner import RayRunner
 from latentserve._jobs.results import latents_of
-from latentserve._jobs.run import Finished, Progress
-from latentserve._jobs.shards import FORMATS, Format, MissingPackage
+from latentserve._jobs.run import Finished, Plan, Progress
+from latentserve._jobs.shard import Shard, ShardResult, run_shard
 from latentserve._jobs.sources import Pictures
-from latentserve._jobs.tasks import (
-    PIXELS,
-    DecodeTask,
-    EncodeTask,
-    LatentDtype,
-    Pixels,
-    SampleTask,
-    Task,
-)
+from latentserve._jobs.tasks import PIXELS, DecodeTask, EncodeTask, SampleTask, Task
+from latentserve._jobs.work import LatentDtype, Pixels
+from latentserve._jobs.writers import FORMATS, Format, MissingPackage
 from latentserve.client import Client
 
 __all__ = [
     "SHARD_ROWS",
+    "Connection",
     "Finished",
     "Format",
     "JobError",
     "MissingPackage",
+    "Plan",
     "Progress",
+    "RayRunner",
+    "Runner",
+    "Shard",
+    "ShardResult",
     "SourceError",
+    "commit",
     "decode",
     "encode",
+    "plan",
+    "run_shard",
     "sample",
 ]
 
@@ -60,7 +74,11 @@ __all__ = [
 SHARD_ROWS = 10_000
 
 T = TypeVar("T")
+P = ParamSpec("P")
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+#: Has all shards of a plan computed, wherever that is, and commits them.
+Runner = Callable[[Plan], None]
 
 
 def encode(
@@ -82,6 +100,7 @@ def encode(
     format: Format = "npy",  # noqa: A002 - the word of the command and of `job.json`
     verify: bool = False,
     progress: Callable[[Progress], None] | None = None,
+    runner: Runner | None = None,
 ) -> Finished:
     """Maps images to their posteriors.
 
@@ -113,6 +132,8 @@ def encode(
         format: `npy`, a file for each array, or `parquet`, which needs pyarrow.
         verify: Check the hashes of complete shards, and write damaged ones again.
         progress: Called with the progress after each message.
+        runner: Has the shards computed, such as `RayRunner`; by default this process does, one
+            after the other.
 
     Returns:
         Folder, number of rows and shards, model and seed of the finished job.
@@ -147,7 +168,9 @@ def encode(
         if labels is None
         else RowLabels.read(labels, opened.rows, opened if isinstance(opened, Pictures) else None),
     )
-    return _run(client, task, folder, model, version, seed, shard_rows, format, verify, progress)
+    return _run(
+        client, task, folder, model, version, seed, shard_rows, format, verify, progress, runner
+    )
 
 
 def decode(
@@ -164,6 +187,7 @@ def decode(
     format: Format = "npy",  # noqa: A002 - the word of the command and of `job.json`
     verify: bool = False,
     progress: Callable[[Progress], None] | None = None,
+    runner: Runner | None = None,
 ) -> Finished:
     """Maps latents to images.
 
@@ -186,6 +210,8 @@ def decode(
         format: `npy`, or `parquet`, which needs pyarrow.
         verify: Check the hashes of complete shards, and write damaged ones again.
         progress: Called with the progress after each message.
+        runner: Has the shards computed, such as `RayRunner`; by default this process does, one
+            after the other.
 
     Returns:
         Folder, number of rows and shards, model and seed of the finished job.
@@ -209,7 +235,9 @@ def decode(
         scaled=was_scaled if scaled is None else bool(scaled),
         labels=known if labels is None else RowLabels.read(labels, opened.rows),
     )
-    return _run(client, task, folder, model, version, None, shard_rows, format, verify, progress)
+    return _run(
+        client, task, folder, model, version, None, shard_rows, format, verify, progress, runner
+    )
 
 
 def sample(
@@ -231,6 +259,7 @@ def sample(
     format: Format = "npy",  # noqa: A002 - the word of the command and of `job.json`
     verify: bool = False,
     progress: Callable[[Progress], None] | None = None,
+    runner: Runner | None = None,
 ) -> Finished:
     """Draws new images from the prior.
 
@@ -257,6 +286,8 @@ def sample(
         format: `npy`, a file for each array, or `parquet`, which needs pyarrow.
         verify: Check the hashes of complete shards, and write damaged ones again.
         progress: Called with the progress after each message.
+        runner: Has the shards computed, such as `RayRunner`; by default this process does, one
+            after the other.
 
     Returns:
         Folder, number of rows and shards, model and seed of the finished job.
@@ -276,7 +307,44 @@ def sample(
         latents=latents,
         size=None if size is None else codec.size_of(size, "size"),
     )
-    return _run(client, task, folder, model, version, seed, shard_rows, format, verify, progress)
+    return _run(
+        client, task, folder, model, version, seed, shard_rows, format, verify, progress, runner
+    )
+
+
+def plan(job: Callable[P, Finished], *arguments: P.args, **options: P.kwargs) -> Plan:
+    """Plans a job, or what is left of it, for a caller who has its shards computed.
+
+    Args:
+        job: `encode`, `decode` or `sample`.
+        *arguments: Its arguments. The client is asked for the model, and computes nothing.
+        **options: Its options, but for `runner`.
+
+    Returns:
+        The plan, which holds the lock of the folder until it is closed.
+
+    Raises:
+        JobError, SourceError, ValueError, LatentserveError, MissingPackage, OSError: As from
+            `encode`.
+    """
+    run_it = cast("Callable[..., Plan]", job)
+    return run_it(*arguments, **{**options, "runner": _plan_alone})
+
+
+def commit(plan: Plan, result: ShardResult) -> None:
+    """Gives the files of a shard their names and records it, once all earlier shards are.
+
+    A result that comes early waits. One of a shard that another attempt has computed is discarded.
+
+    Args:
+        plan: The plan.
+        result: What `run_shard` returned.
+
+    Raises:
+        JobError: The files are not in the folder.
+        OSError: A file cannot be written.
+    """
+    plan.commit(result)
 
 
 def _paths(source: Paths) -> list[Path]:
@@ -304,6 +372,7 @@ def _run(
     shard_format: Format,
     verify: bool,
     progress: Callable[[Progress], None] | None,
+    runner: Runner | None,
 ) -> Finished:
     shard_rows = scalars.count(shard_rows, "shard_rows")
     if shard_format not in FORMATS:
@@ -318,4 +387,13 @@ def _run(
         verify=verify,
         progress=progress or (lambda _progress: None),
     )
-    return run.run(client, task, options)
+    planned = run.plan(client, task, options)
+    if runner is _plan_alone:
+        return cast("Finished", planned)  # to `plan`
+    with planned:
+        (runner or run.one_by_one(client))(planned)
+        return planned.finish()
+
+
+def _plan_alone(_plan: Plan) -> None:
+    """Stands for no runner: `plan` gets the plan of a job by it."""

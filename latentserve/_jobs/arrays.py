@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from latentserve._jobs.layout import Numbers
 from latentserve._jobs.npy import NpyFile, SourceError
-from latentserve._jobs.plan import Numbers
 from latentserve._jobs.sources import OnHashed
 
 # Maximum size of the rows that are hashed at once.
@@ -33,6 +33,17 @@ class RowFile(Protocol):
     def dtype(self) -> np.dtype[Any]: ...
     @property
     def shape(self) -> tuple[int, ...]: ...
+
+    def check(self) -> None:
+        """Checks that the file is the one that was opened, possibly by another process.
+
+        Raises:
+            OSError: The file cannot be read.
+            SourceError: Its size or its time of change differs.
+        """
+
+    def absolute(self) -> "RowFile":
+        """Returns the same file with an absolute path."""
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Reads the rows from `start` up to, but not including, `stop`.
@@ -83,6 +94,57 @@ class Part:
             for low in range(first, last, max_rows):
                 yield file.read(low, min(low + max_rows, last))
             begin += file.shape[0]
+
+
+@dataclass(frozen=True)
+class ArrayRows:
+    """The rows of one shard: consecutive ones of a part.
+
+    Attributes:
+        files: The files that have them.
+        start: Index of the first row, counted from the first row of the first file.
+        rows: Number of rows.
+    """
+
+    files: tuple[RowFile, ...]
+    start: int
+    rows: int
+
+    @classmethod
+    def of(cls, part: Part, start: int, stop: int) -> "ArrayRows":
+        """Rows of a part from `start` up to, but not including, `stop`."""
+        files: list[RowFile] = []
+        first = begin = 0
+        for file in part.files:
+            end = begin + file.shape[0]
+            if begin < stop and end > start:
+                first = first if files else begin
+                files.append(file)
+            begin = end
+        return cls(tuple(files), start - first, stop - start)
+
+    def check(self) -> None:
+        """Checks that the files are those that were opened, possibly by another process.
+
+        Raises:
+            OSError: A file cannot be read.
+            SourceError: The size or the time of change of a file differs.
+        """
+        for file in self.files:
+            file.check()
+
+    def absolute(self) -> "ArrayRows":
+        """Returns the same rows, with absolute paths."""
+        return replace(self, files=tuple(file.absolute() for file in self.files))
+
+    def batches(self, start: int, stop: int, max_rows: int) -> Iterator[NDArray[Any]]:
+        """Reads the rows of the shard from `start` up to, but not including, `stop`.
+
+        Raises:
+            OSError, SourceError: As from `Part.batches`.
+        """
+        part = Part(self.files, range(0))
+        return part.batches(self.start + start, self.start + stop, max_rows)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,10 @@
     cursor.jsonl   a line for each complete shard, appended once its files are durable
     rows.jsonl     for image files: a line with the name of each row's file
     .lock          locked by the process that runs the job
-    .*.tmp         files being written; leftovers are removed when the job is resumed
+    .*.tmp         files being written; leftovers are removed when the job ends or is resumed
+
+Whoever computes a shard writes hidden files into the folder. The process that holds the lock
+renames them and appends to the cursor; all other changes of the folder are made here.
 
 A shard is complete once the cursor has its line. All other leftovers of a killed process,
 incomplete lines included, are removed when the job is resumed.
@@ -23,7 +26,7 @@ from types import TracebackType
 from typing import Any
 
 from latentserve._files import atomic_write, fsync_folder
-from latentserve._jobs.shards import Written
+from latentserve._jobs.files import Written, is_hidden, missing, publish
 from latentserve._jobs.sizes import Size
 from latentserve.errors import LatentserveError
 
@@ -123,7 +126,17 @@ class JobFolder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        os.close(self._lock)
+        self.close()
+
+    def close(self) -> None:
+        """Removes what was being written, and gives up the lock."""
+        try:
+            with contextlib.suppress(OSError):
+                for path in self.path.iterdir():
+                    if is_hidden(path.name):
+                        path.unlink(missing_ok=True)
+        finally:
+            os.close(self._lock)
 
     def begin(self, manifest: dict[str, Any], more: dict[str, bytes]) -> None:
         """Writes the manifest of a new job.
@@ -161,13 +174,27 @@ class JobFolder:
             self._rewrite()
         named = {file.name for shard in self.complete.values() for file in shard.files}
         for path in self.path.iterdir():
-            temporary = path.name.startswith(".") and path.name.endswith(".tmp")
-            if temporary or (is_shard(path.name) and path.name not in named):
-                path.unlink()
+            if is_hidden(path.name) or (is_shard(path.name) and path.name not in named):
+                # A worker of a job that was killed may still remove its own.
+                path.unlink(missing_ok=True)
         fsync_folder(self.path)
 
-    def add(self, shard: CompleteShard) -> None:
-        """Appends a shard to the cursor; its files must be durable."""
+    def add(self, shard: CompleteShard, attempt: str) -> None:
+        """Renames the files of a shard, which must be durable, and appends it to the cursor.
+
+        Args:
+            shard: The shard.
+            attempt: Identifies the attempt that wrote its files.
+
+        Raises:
+            JobError: The files are not in the folder.
+        """
+        if lacking := missing(self.path, shard.files, attempt):
+            raise JobError(
+                f"{self.path}: shard {shard.shard} was computed, but {lacking} is not there; "
+                "wanted a folder that all workers share"
+            )
+        publish(self.path, shard.files, attempt)
         is_new = not (self.path / CURSOR).exists()
         with (self.path / CURSOR).open("a", encoding="utf-8") as file:
             file.write(shard.line())
@@ -219,8 +246,7 @@ class JobFolder:
         and its table of rows.
         """
         for path in self.path.iterdir():
-            temporary = path.name.startswith(".") and path.name.endswith(".tmp")
-            if not temporary and path.name not in (_LOCK, ROWS):
+            if not is_hidden(path.name) and path.name not in (_LOCK, ROWS):
                 yield path.name
 
     def _is_intact(self, file: Written, verify: bool) -> bool:

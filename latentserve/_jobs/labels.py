@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from latentserve._client import scalars
 from latentserve._client.labels import label_array
 from latentserve._client.values import ModelInfo
+from latentserve._jobs.layout import Numbers
 from latentserve._jobs.npy import SourceError
-from latentserve._jobs.plan import Numbers
 from latentserve._jobs.sources import Pictures
 
 #: The labels of a job as its caller gives them: one for all rows; an npy file of one for each row,
@@ -33,6 +33,10 @@ class Classes:
     """
 
     values: NDArray[np.int32]
+
+    def cut(self, rows: Numbers) -> "Classes":
+        """Classes of some rows, which are numbered from 0 in them."""
+        return self if len(self.values) == 1 else Classes(self.of(rows))
 
     def of(self, rows: Numbers) -> NDArray[np.int32]:
         """Classes of some rows, int32 [N]."""

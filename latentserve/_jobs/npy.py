@@ -5,7 +5,7 @@ process is killed if a mapped file is truncated.
 """
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,19 @@ class NpyFile:
         """Size of a row in bytes."""
         return int(np.prod(self.shape[1:], dtype=object)) * self.dtype.itemsize
 
+    def check(self) -> None:
+        """Checks that the file is the one that was opened, possibly by another process.
+
+        Raises:
+            OSError: The file cannot be read.
+            SourceError: Its size or its time of change differs.
+        """
+        check_stamp(self.path, self.stamp)
+
+    def absolute(self) -> "NpyFile":
+        """Returns the same file with an absolute path."""
+        return replace(self, path=self.path.absolute())
+
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Reads the rows from `start` up to, but not including, `stop`.
 
@@ -97,6 +110,27 @@ class NpyFile:
         if array.size != count:
             raise SourceError(f"{self.path}: was truncated while it was being read")
         return array.reshape(stop - start, *self.shape[1:])
+
+
+def stamp_of(path: Path) -> tuple[int, int]:
+    """Returns the size of a file in bytes, and its modification time in nanoseconds."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def check_stamp(path: Path, stamp: tuple[int, int]) -> None:
+    """Checks the size and the time of change of a file.
+
+    Raises:
+        OSError: The file cannot be read.
+        SourceError: They differ from `stamp`.
+    """
+    found = stamp_of(path)
+    if found != stamp:
+        raise SourceError(
+            f"{path}: got {found[0]} bytes changed at {found[1]} ns, wanted {stamp[0]} and "
+            f"{stamp[1]} as when the job was planned: it was changed, or this host has another copy"
+        )
 
 
 def header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from latentserve._jobs.arrays import Arrays, RowFile
 from latentserve._jobs.folder import CURSOR, MANIFEST, CompleteShard, read_cursor
 from latentserve._jobs.labels import RowLabels
-from latentserve._jobs.npy import NpyFile, SourceError
-from latentserve._jobs.shards import load_pyarrow
+from latentserve._jobs.npy import NpyFile, SourceError, check_stamp, stamp_of
+from latentserve._jobs.writers import load_pyarrow
 
 # Arrays of latents that a job may write; the first one that is there is read.
 _LATENTS = ("z", "mean", "latents")
@@ -150,7 +150,20 @@ class ParquetColumn:
         except (pa.ArrowException, KeyError, AttributeError) as error:
             raise SourceError(f"{path}: not a Parquet file with {name}") from error
         begins = np.cumsum([0, *groups])
-        return cls(path, dtype, (int(begins[-1]), *shape), name, _stamp(path), begins)
+        return cls(path, dtype, (int(begins[-1]), *shape), name, stamp_of(path), begins)
+
+    def check(self) -> None:
+        """Checks that the file is the one that was opened, possibly by another process.
+
+        Raises:
+            OSError: The file cannot be read.
+            SourceError: Its size or its time of change differs.
+        """
+        check_stamp(self.path, self.stamp)
+
+    def absolute(self) -> "ParquetColumn":
+        """Returns the same file with an absolute path, and without the rows it has read."""
+        return replace(self, path=self.path.absolute(), _latest=None)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Reads the rows from `start` up to, but not including, `stop`.
@@ -159,7 +172,7 @@ class ParquetColumn:
             OSError: The file cannot be read.
             SourceError: The file was changed after it was opened.
         """
-        if _stamp(self.path) != self.stamp:
+        if stamp_of(self.path) != self.stamp:
             raise SourceError(f"{self.path}: was changed while it was being read")
         pieces = []
         while start < stop:
@@ -179,8 +192,3 @@ class ParquetColumn:
             array = column.combine_chunks().to_numpy_ndarray()
             self._latest = group, np.ascontiguousarray(array)
         return self._latest[1]
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns

@@ -1,24 +1,30 @@
-"""Runs a dataset job, starting at its first incomplete shard."""
+"""Plans a dataset job or resumes it, starting at its first incomplete shard, and commits shards."""
 
-import contextlib
 import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
 from latentserve._client.codec import fresh_seed
 from latentserve._client.values import ModelInfo
+from latentserve._jobs import files
 from latentserve._jobs.folder import CompleteShard, JobError, JobFolder
-from latentserve._jobs.labels import FOLDERS
-from latentserve._jobs.plan import Group, description, shards
-from latentserve._jobs.shards import Column, Format, open_shard, writer
-from latentserve._jobs.tasks import Rows, Task
-from latentserve.client import Client, NotFound, ProtocolError
+from latentserve._jobs.layout import Group, PlannedShard, description, shards
+from latentserve._jobs.manifest import (
+    differences,
+    identity_of,
+    job_differences,
+    manifest_of,
+    wanted_of,
+)
+from latentserve._jobs.shard import Shard, ShardResult, run_shard
+from latentserve._jobs.tasks import Task
+from latentserve._jobs.writers import Format, file_names, writer
+from latentserve.client import Client, NotFound
 
-# Version of the manifest's schema; a job of another version is not resumed.
-_SCHEMA = 1
 _SHARD = re.compile(
     r"((mean|log_var|z|images|latents|labels)-\d{5,}(-\d+x\d+)?\.npy)|(rows-\d{5,}(-\d+x\d+)?\.parquet)"
 )
@@ -95,8 +101,132 @@ class Options:
     progress: Callable[[Progress], None]
 
 
-def run(client: Client, task: Task, options: Options) -> Finished:
-    """Runs a job, or resumes it.
+class Plan:
+    """A job that has been planned: the shards that are missing, and the folder that gets them.
+
+    It holds the lock of the folder until it is closed, so that no other process commits to it.
+    Use it in a `with` statement, in one thread.
+
+    Attributes:
+        rows: Number of rows of the job.
+        folder: Folder of the job, as it was given.
+    """
+
+    def __init__(
+        self,
+        folder: JobFolder,
+        task: Task,
+        options: Options,
+        model: ModelInfo | None,
+        groups: Sequence[Group],
+    ):
+        self.rows = task.rows
+        self.folder = options.folder
+        self._job, self._task, self._options = folder, task, options
+        self._model, self._groups = model, groups
+        self._before = folder.rows
+        self._missing = {
+            planned.number: planned
+            for planned in shards(groups, options.shard_rows)
+            if planned.number not in folder.complete
+        }
+        # Results that came before those of earlier shards.
+        self._waiting: dict[int, ShardResult] = {}
+
+    def __enter__(self) -> "Plan":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Removes what is not committed, and gives up the lock of the folder."""
+        self._job.close()
+
+    def shards(self) -> Iterator[Shard]:
+        """Yields the shards that are not committed, in their order."""
+        for planned in list(self._missing.values()):
+            if planned.number in self._missing and planned.number not in self._waiting:
+                yield self._shard(planned)
+
+    def report(self, rows: int = 0) -> None:
+        """Calls the job's `progress`, which may raise, for example KeyboardInterrupt.
+
+        Args:
+            rows: Number of rows that are done beyond the shards given to `commit`.
+        """
+        done = sum(result.rows for result in self._waiting.values()) + rows
+        whole = self._job.rows
+        self._options.progress(Progress("working", whole + done, self.rows, whole))
+
+    def commit(self, result: ShardResult) -> None:
+        """Commits a shard; see `commit`."""
+        if result.index not in self._missing or result.index in self._waiting:
+            files.discard(self.folder, result.files, result.attempt)
+            return
+        self._waiting[result.index] = result
+        while (index := next(iter(self._missing), -1)) in self._waiting:
+            ready = self._waiting[index]
+            self._job.add(self._complete(ready), ready.attempt)
+            del self._missing[index], self._waiting[index]
+        self.report()
+
+    def finish(self) -> Finished:
+        """Returns the finished job.
+
+        Raises:
+            JobError: Shards are not committed.
+        """
+        if self._missing:
+            raise JobError(
+                f"{self.folder}: got a runner that left {len(self._missing)} shards uncommitted, "
+                f"the first of them {next(iter(self._missing))}"
+            )
+        self._job.finish()
+        manifest = _manifest(self._job)
+        return Finished(
+            folder=self.folder,
+            rows=self.rows,
+            shards=len(self._job.complete),
+            rows_before=self._before,
+            lost=tuple(self._job.lost),
+            model=manifest["model"]["name"],
+            version=manifest["model"]["version"],
+            seed=manifest["seed"],
+        )
+
+    def _shard(self, planned: PlannedShard) -> Shard:
+        assert self._model is not None
+        columns, shard_format = planned.group.columns, self._options.shard_format
+        return Shard(
+            index=planned.number,
+            rows=planned.rows,
+            seed=_manifest(self._job)["seed"],
+            model=self._model,
+            folder=str(self.folder),
+            files=tuple(file_names(columns, shard_format, planned.label)),
+            format=shard_format,
+            columns=columns,
+            offset=self._task.settings.get("offset", 0),
+            size=planned.group.size if len(self._groups) > 1 else None,
+            work=self._task.work(planned),
+        )
+
+    def _complete(self, result: ShardResult) -> CompleteShard:
+        if len(self._groups) == 1:
+            return CompleteShard(result.index, result.rows, result.files)
+        planned = self._missing[result.index]
+        size, numbers = planned.group.size, array("q", planned.rows)
+        return CompleteShard(result.index, result.rows, result.files, size, numbers)
+
+
+def plan(client: Client, task: Task, options: Options) -> Plan:
+    """Plans a job, or what is left of it; a finished job asks no server.
 
     Raises:
         JobError: The folder holds another job, or the server has another model.
@@ -105,112 +235,61 @@ def run(client: Client, task: Task, options: Options) -> Finished:
         MissingPackage: The format needs a package that is not installed.
         OSError: A file cannot be read or written.
     """
-    wanted = _wanted(task, options)
-    with JobFolder(options.folder) as folder:
-        folder.recover(lambda name: bool(_SHARD.fullmatch(name)), verify=options.verify)
-        wanted["source"] = task.identity(
-            lambda rows: options.progress(Progress("reading", rows, task.rows, folder.rows))
+    wanted = wanted_of(
+        task,
+        model=options.model,
+        version=options.version,
+        seed=options.seed,
+        shard_rows=options.shard_rows,
+        shard_format=options.shard_format,
+        writer=writer(options.shard_format),
+        engine=getattr(client, "engine", None),
+    )
+    folder = JobFolder(options.folder)
+    try:
+        return _planned(client, task, options, folder, wanted)
+    except BaseException:
+        folder.close()
+        raise
+
+
+def one_by_one(client: Client) -> Callable[[Plan], None]:
+    """Returns the runner that computes the shards in this process, one after the other."""
+
+    def carry(plan: Plan) -> None:
+        for shard in plan.shards():
+            plan.report()
+            plan.commit(run_shard(shard, client, plan.report))
+
+    return carry
+
+
+def _planned(
+    client: Client, task: Task, options: Options, folder: JobFolder, wanted: dict[str, Any]
+) -> Plan:
+    folder.recover(lambda name: bool(_SHARD.fullmatch(name)), verify=options.verify)
+    wanted["source"] = task.identity(
+        lambda rows: options.progress(Progress("reading", rows, task.rows, folder.rows))
+    )
+    found = job_differences(wanted, folder.manifest or {})
+    if folder.complete and found:
+        raise JobError(f"{options.folder}: holds another job: {'; '.join(found)}")
+    if folder.complete and folder.rows == task.rows:
+        return Plan(folder, task, options, None, ())
+    if folder.manifest and not found:
+        model = _same_model(client, task, folder)
+        groups = _same_layout(task, folder, model)
+    else:
+        # No shard is complete yet, so starting over loses nothing.
+        model = client.model(options.model, version=options.version)
+        groups = task.plan(model)
+        seed = options.seed
+        if task.draws and seed is None:
+            seed = fresh_seed()
+        folder.begin(
+            manifest_of(task, wanted, seed if task.draws else None, model, groups), task.notes()
         )
-        differences = list(_differences(wanted, folder.manifest or {}))
-        if folder.complete and differences:
-            raise JobError(f"{options.folder}: holds another job: {'; '.join(differences)}")
-        before = folder.rows
-        if not (folder.complete and before == task.rows):
-            if folder.manifest and not differences:
-                model = _same_model(client, task, folder)
-                groups = _same_plan(task, folder, model)
-            else:
-                # No shard is complete yet, so starting over loses nothing.
-                model = client.model(options.model, version=options.version)
-                groups = task.plan(model)
-                _begin(task, options, folder, wanted, model, groups)
-            _run_shards(client, task, options, folder, model, groups)
-            folder.finish()
-        manifest = _manifest(folder)
-        return Finished(
-            folder=options.folder,
-            rows=task.rows,
-            shards=len(folder.complete),
-            rows_before=before,
-            lost=tuple(folder.lost),
-            model=manifest["model"]["name"],
-            version=manifest["model"]["version"],
-            seed=manifest["seed"],
-        )
-
-
-def _wanted(task: Task, options: Options) -> dict[str, Any]:
-    """Returns the manifest as far as task and options determine it; the source is added later."""
-    wanted: dict[str, Any] = {
-        "schema": _SCHEMA,
-        "kind": task.kind,
-        "rows": task.rows,
-        "shard_rows": options.shard_rows,
-        "format": options.shard_format,
-        "writer": writer(options.shard_format),
-        "settings": task.settings,
-    }
-    model = {"name": options.model or None, "version": options.version or None}
-    wanted["model"] = {name: value for name, value in model.items() if value is not None}
-    if options.seed is not None:
-        wanted["seed"] = options.seed
-    return wanted
-
-
-def _differences(wanted: Any, stored: Any, path: str = "") -> Iterator[str]:
-    """Yields a message per field of `wanted` whose value differs in a stored manifest.
-
-    All settings are compared, since those of their default value may be absent.
-    """
-    if isinstance(wanted, dict) and isinstance(stored, dict):
-        names = dict.fromkeys([*wanted, *stored]) if path == "settings" else wanted
-        for name in names:
-            inner = f"{path}.{name}" if path else name
-            yield from _differences(wanted.get(name), stored.get(name), inner)
-    elif wanted != stored:
-        yield f"{path}: got {wanted}, the job has {stored}"
-
-
-def _begin(
-    task: Task,
-    options: Options,
-    folder: JobFolder,
-    wanted: dict[str, Any],
-    model: ModelInfo,
-    groups: Sequence[Group],
-) -> None:
-    """Writes the manifest of a new job."""
-    seed = options.seed
-    if task.draws and seed is None:
-        seed = fresh_seed()
-    manifest = {
-        **wanted,
-        "seed": seed if task.draws else None,
-        "model": _identity(model, task),
-        **description(groups),
-    }
-    folder.begin(manifest, task.notes())
-
-
-def _identity(model: ModelInfo, task: Task) -> dict[str, Any]:
-    """Returns the identity of a model for the manifest."""
-    identity: dict[str, Any] = {
-        "name": model.name,
-        "version": model.version,
-        "noise": model.noise,
-        "graphs": model.checksums,
-    }
-    if task.settings.get("labels") == FOLDERS:
-        identity["labels"] = list(model.labels)
-    if task.settings.get("scaled") and model.latent_scaling is not None:
-        scaling = model.latent_scaling
-        identity["latent_scaling"] = {
-            "scale": scaling.scale,
-            "shift": scaling.shift,
-            "mean": list(scaling.mean),
-            "std": list(scaling.std),
-        }
-    return identity
+    return Plan(folder, task, options, model, groups)
 
 
 def _same_model(client: Client, task: Task, folder: JobFolder) -> ModelInfo:
@@ -227,87 +306,28 @@ def _same_model(client: Client, task: Task, folder: JobFolder) -> ModelInfo:
         raise JobError(
             f"{folder.path}: the job began with {name}, which is not served: {error}"
         ) from error
-    differences = list(_differences(_identity(model, task), stored, "model"))
-    if differences:
+    found = list(differences(identity_of(model, task), stored, "model"))
+    if found:
         raise JobError(
-            f"{folder.path}: {name} has changed since the job began with it: "
-            + "; ".join(differences)
+            f"{folder.path}: {name} has changed since the job began with it: " + "; ".join(found)
         )
     return model
 
 
-def _same_plan(task: Task, folder: JobFolder, model: ModelInfo) -> tuple[Group, ...]:
-    """Returns the plan that the job began with.
+def _same_layout(task: Task, folder: JobFolder, model: ModelInfo) -> tuple[Group, ...]:
+    """Returns the layout that the job began with.
 
     Raises:
         JobError: The model takes other sizes than when the job began.
     """
     groups = task.plan(model)
-    differences = list(_differences(description(groups), _manifest(folder)))
-    if differences:
+    found = list(differences(description(groups), _manifest(folder)))
+    if found:
         raise JobError(
             f"{folder.path}: the sizes that the model takes have changed since the job began: "
-            + "; ".join(differences)
+            + "; ".join(found)
         )
     return groups
-
-
-def _run_shards(
-    client: Client,
-    task: Task,
-    options: Options,
-    folder: JobFolder,
-    model: ModelInfo,
-    groups: Sequence[Group],
-) -> None:
-    """Writes the shards that are not complete."""
-    seed = _manifest(folder)["seed"]
-    for planned in shards(groups, options.shard_rows):
-        if planned.number in folder.complete:
-            continue
-        rows, columns = planned.rows, planned.group.columns
-        before, done = folder.rows, 0
-        options.progress(Progress("working", before, task.rows, before))
-        shard = open_shard(
-            options.folder,
-            columns,
-            options.shard_format,
-            planned.label,
-            rows=rows,
-            offset=task.settings.get("offset", 0),
-        )
-        results = task.run(client, model, seed, planned)
-        with shard, contextlib.closing(results):
-            for arrays in results:
-                done += _checked(arrays, columns, len(rows) - done)
-                shard.write(arrays)
-                options.progress(Progress("working", before + done, task.rows, before))
-            if done != len(rows):
-                raise ProtocolError(f"got {done} rows, wanted {len(rows)}")
-            files = tuple(shard.finish())
-        complete = CompleteShard(planned.number, len(rows), files)
-        if len(groups) > 1:
-            size, numbers = planned.group.size, array("q", rows)
-            complete = CompleteShard(planned.number, len(rows), files, size, numbers)
-        folder.add(complete)
-        options.progress(Progress("working", folder.rows, task.rows, folder.rows))
-
-
-def _checked(arrays: Rows, columns: tuple[Column, ...], max_rows: int) -> int:
-    """Checks arrays that a task yielded, and returns their number of rows.
-
-    Raises:
-        ProtocolError: There are more than `max_rows` rows, or an array does not match its column.
-    """
-    rows = len(next(iter(arrays.values())))
-    if rows > max_rows:
-        raise ProtocolError(f"got {rows} more rows, wanted at most {max_rows}")
-    for column in columns:
-        array, wanted = arrays.get(column.name), (rows, *column.shape)
-        if array is None or array.shape != wanted or array.dtype.name != column.dtype:
-            got = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
-            raise ProtocolError(f"{column.name}: got {got}, wanted {column.dtype} {list(wanted)}")
-    return rows
 
 
 def _manifest(folder: JobFolder) -> dict[str, Any]:

@@ -7,14 +7,15 @@ computed each time a job starts or resumes; that takes far less time than any mo
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from latentserve._client.headers import PictureSize, is_picture, picture_size
+from latentserve._jobs.layout import Numbers
 from latentserve._jobs.npy import MAGIC, SourceError
-from latentserve._jobs.plan import Numbers
 from latentserve._walk import walk
 
 # Maximum size of a batch that is sent.
@@ -114,23 +115,50 @@ class Pictures:
             on_hashed(index + 1)
         return {"files": self.rows, "sha256": hashlib.sha256(b"".join(self._digests)).hexdigest()}
 
-    def batches(self, rows: Numbers, max_rows: int) -> Iterator[list[bytes]]:
+    def cut(self, rows: Numbers) -> "PictureRows":
+        """Returns the files with these indexes, after `identity` has read them."""
+        return PictureRows(
+            tuple(self.files[row] for row in rows), tuple(self._digests[row] for row in rows)
+        )
+
+
+@dataclass(frozen=True)
+class PictureRows:
+    """The rows of one shard: some of the files of `Pictures`.
+
+    Attributes:
+        files: Path of each file.
+        digests: SHA-256 of each file.
+    """
+
+    files: tuple[Path, ...]
+    digests: tuple[bytes, ...]
+
+    def check(self) -> None:
+        """Does nothing: each file is checked when it is read."""
+
+    def absolute(self) -> "PictureRows":
+        """Returns the same files, with absolute paths."""
+        return replace(self, files=tuple(file.absolute() for file in self.files))
+
+    def batches(self, start: int, stop: int, max_rows: int) -> Iterator[list[bytes]]:
         """Reads files.
 
         Args:
-            rows: Indexes of the files.
+            start: Index of the first file.
+            stop: Index of the file after the last one.
             max_rows: Maximum number of files per batch; a batch of large files has fewer.
 
         Raises:
             OSError: A file cannot be read.
-            SourceError: A file was changed after `identity` read it.
+            SourceError: A file was changed after `Pictures.identity` read it.
         """
         batch: list[bytes] = []
         size = 0
-        for index in rows:
-            content = self.files[index].read_bytes()
-            if hashlib.sha256(content).digest() != self._digests[index]:
-                raise SourceError(f"{self.files[index]}: was changed while it was being read")
+        for file, digest in zip(self.files[start:stop], self.digests[start:stop], strict=True):
+            content = file.read_bytes()
+            if hashlib.sha256(content).digest() != digest:
+                raise SourceError(f"{file}: was changed while it was being read")
             if batch and (len(batch) == max_rows or size + len(content) > _BATCH_BYTES):
                 yield batch
                 batch, size = [], 0

@@ -1,21 +1,11 @@
-"""The three dataset jobs: encode, decode and sample.
-
-Each shard has a separate stream, so that a resumed job makes the same requests as one that was
-not interrupted.
-"""
+"""The three dataset jobs, encode, decode and sample: what they read, and how they are laid out."""
 
 import json
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from latentserve._client.codec import image_source
-from latentserve._client.parameters import Labelled, Resize
+from latentserve._client.parameters import Resize
 from latentserve._client.values import ModelInfo
-from latentserve._jobs.arrays import Arrays
+from latentserve._jobs.arrays import ArrayRows, Arrays
 from latentserve._jobs.fit import (
     latent_shape,
     planned_images,
@@ -25,22 +15,21 @@ from latentserve._jobs.fit import (
 )
 from latentserve._jobs.folder import ROWS
 from latentserve._jobs.labels import Classes, RowLabels, classes_of
+from latentserve._jobs.layout import Group, PlannedShard, in_order
 from latentserve._jobs.npy import SourceError
-from latentserve._jobs.plan import Group, Numbers, PlannedShard, in_order, runs
-from latentserve._jobs.shards import Column
 from latentserve._jobs.sizes import Size
-from latentserve._jobs.sources import OnHashed, Pictures, rows_that_fit
-from latentserve.client import Client, InvalidArgument
+from latentserve._jobs.sources import OnHashed, Pictures
+from latentserve._jobs.work import (
+    DecodeWork,
+    EncodeWork,
+    LatentDtype,
+    Pixels,
+    SampleWork,
+    Work,
+)
+from latentserve._jobs.writers import Column
 
-# Messages in flight on a stream, the client's default; and the most of them if they are small.
-_WINDOW, _LARGEST_WINDOW = 4, 64
-
-#: Dtype of the images, and of the latents, that a job writes.
-Pixels = Literal["float32", "float16", "uint8"]
-LatentDtype = Literal["float32", "float16"]
 PIXELS: tuple[Pixels, ...] = ("float32", "float16", "uint8")
-
-Rows = Mapping[str, NDArray[Any]]
 
 # What a job writes beside other arrays if the model is conditional.
 _LABELS = Column("labels", "int32", ())
@@ -75,10 +64,8 @@ class Task(Protocol):
             ValueError: An option does not fit the model.
         """
 
-    def run(
-        self, client: Client, model: ModelInfo, seed: int | None, shard: PlannedShard
-    ) -> Generator[Rows, None, None]:
-        """Yields the results for the rows of a shard, in order."""
+    def work(self, planned: PlannedShard) -> Work:
+        """Returns the work of a shard, after `plan`."""
 
 
 class EncodeTask:
@@ -113,6 +100,7 @@ class EncodeTask:
         self._scaled, self._latent_dtype = scaled, latent_dtype
         self._labels = labels
         self._classes: Classes | None = None
+        self._free_size = False
 
     def identity(self, on_hashed: OnHashed) -> dict[str, Any] | None:
         return self.source.identity(on_hashed) | _identity(self._labels)
@@ -130,6 +118,7 @@ class EncodeTask:
         else:
             planned = planned_pictures(self.source, model, self._resize, self._bucket)
         self._classes = classes_of(self._labels, model)
+        self._free_size = model.sizes is not None
         names = ["mean"]
         names += [] if model.posterior == "delta" else ["log_var"]
         names += ["z"] if self.draws else []
@@ -141,90 +130,24 @@ class EncodeTask:
             groups.append(Group(size, rows, tuple(columns), part))
         return in_order(groups)
 
-    def run(
-        self, client: Client, model: ModelInfo, seed: int | None, shard: PlannedShard
-    ) -> Generator[Rows, None, None]:
-        size = shard.group.size
-        max_rows = rows_that_fit((model.image_shape[0], *size), model.max_rows)
-        # Draws depend on the numbers of rows, so a message of draws has consecutive ones.
-        pieces = runs(shard.rows) if self.draws else [(0, len(shard.rows))]
+    def work(self, planned: PlannedShard) -> Work:
+        size, rows, source = planned.group.size, planned.rows, self.source
         # The server is told the planned size, whatever it holds to be the nearest one.
         resize: Resize = bool(self._resize or self._bucket)
-        if resize and model.sizes is not None and isinstance(self.source, Pictures):
+        if resize and self._free_size and isinstance(source, Pictures):
             resize = size
-        posteriors = client.encode_stream(
-            _labelled(self._batches(shard, pieces, max_rows, resize), self._classes, shard.rows),
+        return EncodeWork(
+            source=source.cut(rows)
+            if isinstance(source, Pictures)
+            else ArrayRows.of(source.parts[planned.group.part], planned.start, planned.stop),
             draw=self.draws,
-            seed=seed,
-            offset=self._offset + int(shard.rows[0]),
+            offset=self._offset,
+            size=size,
             resize=resize,
             scaled=self._scaled,
             latent_dtype=self._latent_dtype,
-            window=_window(len(shard.rows), len(pieces), max_rows),
-            model=model.name,
-            version=model.version,
+            classes=None if self._classes is None else self._classes.cut(rows),
         )
-        done = 0
-        try:
-            for posterior in posteriors:
-                rows = shard.rows[done : done + len(posterior.mean)]
-                done += len(posterior.mean)
-                arrays = {
-                    "mean": posterior.mean, "log_var": posterior.log_var, "z": posterior.z,
-                    **_written(self._classes, rows),
-                }  # fmt: skip
-                yield {name: array for name, array in arrays.items() if array is not None}
-        except InvalidArgument as error:
-            self._raise_for_file(error, shard.rows[done:])
-            raise
-
-    def _batches(
-        self,
-        shard: PlannedShard,
-        pieces: Sequence[tuple[int, int]],
-        max_rows: int,
-        resize: Resize,
-    ) -> Iterator[Any]:
-        """Yields the images of a shard in batches, each within one of the pieces.
-
-        Args:
-            shard: The shard.
-            pieces: Start and stop index in the shard; the numbers of a batch's rows are given to
-                the client if there are several.
-            max_rows: Maximum number of rows per batch.
-            resize: As for `Client.encode_stream`.
-        """
-        for start, stop in pieces:
-            offset = self._offset + int(shard.rows[start])
-            for batch in self._read(shard, start, stop, max_rows):
-                if len(pieces) == 1:
-                    yield batch
-                else:
-                    yield replace(image_source(batch, resize=resize), offset=offset)
-                    offset += len(batch)
-
-    def _read(self, shard: PlannedShard, start: int, stop: int, max_rows: int) -> Iterator[Any]:
-        if isinstance(self.source, Pictures):
-            return self.source.batches(shard.rows[start:stop], max_rows)
-        part = self.source.parts[shard.group.part]
-        return part.batches(shard.start + start, shard.start + stop, max_rows)
-
-    def _raise_for_file(self, error: InvalidArgument, rows: Numbers) -> None:
-        """Raises an error that names the refused file, if the server refused one.
-
-        Args:
-            error: The server's error, whose index counts the files of one batch.
-            rows: Numbers of the rows of that batch and of those after it.
-
-        Raises:
-            SourceError: The server refused a file.
-        """
-        if isinstance(self.source, Arrays) or error.index is None:
-            return
-        for violation in error.violations:
-            if error.index < len(rows):
-                file = self.source.files[rows[error.index]]
-                raise SourceError(f"{file}: {violation.description}") from error
 
 
 class DecodeTask:
@@ -272,25 +195,15 @@ class DecodeTask:
             ]
         )
 
-    def run(
-        self, client: Client, model: ModelInfo, seed: int | None, shard: PlannedShard
-    ) -> Generator[Rows, None, None]:
-        del seed  # nothing is drawn
-        part = self.source.parts[shard.group.part]
-        max_rows = rows_that_fit(shard.group.columns[0].shape, model.max_rows)
-        latents = part.batches(shard.start, shard.stop, max_rows)
-        batches = client.decode_stream(
-            _labelled(latents, self._classes, shard.rows),
+    def work(self, planned: PlannedShard) -> Work:
+        part = self.source.parts[planned.group.part]
+        return DecodeWork(
+            source=ArrayRows.of(part, planned.start, planned.stop),
+            image_shape=planned.group.columns[0].shape,
             dtype=self._dtype,
             scaled=self._scaled,
-            model=model.name,
-            version=model.version,
+            classes=None if self._classes is None else self._classes.cut(planned.rows),
         )
-        done = 0
-        for images in batches:
-            rows = shard.rows[done : done + len(images)]
-            done += len(images)
-            yield {"images": images, **_written(self._classes, rows)}
 
 
 class SampleTask:
@@ -342,27 +255,14 @@ class SampleTask:
             columns.append(_LABELS)
         return (Group(size, range(self.rows), tuple(columns)),)
 
-    def run(
-        self, client: Client, model: ModelInfo, seed: int | None, shard: PlannedShard
-    ) -> Generator[Rows, None, None]:
-        images = shard.group.columns[0].shape
-        chunks = client.sample_stream(
-            shard.stop - shard.start,
-            seed=seed,
-            offset=self._offset + shard.start,
-            chunk_rows=rows_that_fit(images, model.max_rows),
+    def work(self, planned: PlannedShard) -> Work:
+        return SampleWork(
+            offset=self._offset,
+            image_shape=planned.group.columns[0].shape,
             size=self._size,
-            model=model.name,
-            version=model.version,
-            **self._options,
+            latents=self._latents,
+            options=self._options,
         )
-        for samples in chunks:
-            arrays: dict[str, NDArray[Any]] = {"images": samples.images}
-            if self._latents:
-                arrays["latents"] = samples.latents
-            if samples.labels is not None:
-                arrays["labels"] = samples.labels.astype(np.int32)
-            yield arrays
 
 
 def _newer(**settings: Any) -> dict[str, Any]:
@@ -378,28 +278,3 @@ def _origin(labels: RowLabels | None) -> dict[str, Any]:
 def _identity(labels: RowLabels | None) -> dict[str, Any]:
     """Returns what identifies labels, for the identity of a source."""
     return {} if labels is None else {"labels_sha256": labels.digest()}
-
-
-def _labelled(batches: Iterable[Any], classes: Classes | None, rows: Numbers) -> Iterator[Any]:
-    """Yields batches with the labels of their rows, if there are any.
-
-    Args:
-        batches: The batches.
-        classes: Classes of the job's rows; None if the model is not conditional.
-        rows: Numbers of the rows of all batches, in order.
-    """
-    done = 0
-    for batch in batches:
-        count = len(batch)
-        yield batch if classes is None else Labelled(batch, classes.of(rows[done : done + count]))
-        done += count
-
-
-def _written(classes: Classes | None, rows: Numbers) -> dict[str, NDArray[Any]]:
-    """Returns the labels of rows, to be written."""
-    return {} if classes is None else {"labels": classes.of(rows)}
-
-
-def _window(rows: int, pieces: int, max_rows: int) -> int:
-    """Returns the number of messages in flight: more of them if they have few rows."""
-    return max(_WINDOW, min(_LARGEST_WINDOW, _WINDOW * max_rows * pieces // rows))

@@ -216,7 +216,7 @@ class TestReadingBack:
     def test_parquet_files_are_read_across_row_groups_and_shards(
         self, client, tmp_path, monkeypatch
     ):
-        monkeypatch.setattr("latentserve._jobs.shards._GROUP_BYTES", 300)
+        monkeypatch.setattr("latentserve._jobs.writers._GROUP_BYTES", 300)
         photos = write_photos(tmp_path / "photos", [(16, 24)] * 9)
         jobs.encode(client, photos, tmp_path / "l", shard_rows=5, format="parquet")
         file = pyarrow.parquet.ParquetFile(tmp_path / "l" / "rows-00000.parquet")

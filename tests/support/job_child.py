@@ -15,7 +15,7 @@ from common import pictures
 from latentserve import jobs
 from latentserve._client.codec import ImageSource
 from latentserve._client.values import LatentScaling, Sizes
-from latentserve._jobs import shards
+from latentserve._jobs.files import HashedFile
 from latentserve.client import ModelInfo, Posterior, Samples
 
 DIM = 3
@@ -244,7 +244,7 @@ def die_after(steps: int) -> None:
     for name in ("fsync", "replace", "rename", "unlink", "mkdir", "open"):
         setattr(os, name, counted(getattr(os, name)))
     for method in ("__init__", "write", "sync", "drop"):
-        setattr(shards._HashedFile, method, counted(getattr(shards._HashedFile, method)))
+        setattr(HashedFile, method, counted(getattr(HashedFile, method)))
 
 
 def run_killed(folder: Path, source: str, shard_format: str, steps: int, **options: Any) -> None:

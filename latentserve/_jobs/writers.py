@@ -1,12 +1,10 @@
-"""Shards of a dataset job: rows of one size, in one Parquet file or one npy file per array.
+"""Writers of shards: rows of one size, in one Parquet file or one npy file per array.
 
-The bytes of a shard depend only on its rows. A shard is written to hidden files, which get their
-final names once all of them are durable.
+The bytes of a shard depend only on its rows. They are written to hidden files, which get their
+final names when the shard is committed.
 """
 
 import contextlib
-import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +14,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from latentserve._files import fsync_folder
 from latentserve._jobs import npy
+from latentserve._jobs.files import HashedFile, Written
 
 Format = Literal["npy", "parquet"]
 FORMATS: tuple[Format, ...] = ("npy", "parquet")
@@ -47,31 +45,16 @@ class Column:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Written:
-    """A durable file of a shard.
-
-    Attributes:
-        name: Name in the job's folder.
-        size: Size in bytes.
-        sha256: SHA-256 of the content, in hexadecimal.
-    """
-
-    name: str
-    size: int
-    sha256: str
-
-
-class Shard(Protocol):
+class ShardWriter(Protocol):
     """Context manager that writes a shard, and deletes it unless `finish` is called."""
 
     def write(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Appends N rows: an array [N, ...] for each column, by name."""
 
     def finish(self) -> list[Written]:
-        """Fsyncs the files and renames them to their final names."""
+        """Fsyncs the files and leaves them, hidden, to be renamed."""
 
-    def __enter__(self) -> "Shard": ...
+    def __enter__(self) -> "ShardWriter": ...
 
     def __exit__(
         self,
@@ -108,40 +91,49 @@ def file_names(columns: tuple[Column, ...], shard_format: Format, label: str) ->
 def open_shard(
     folder: Path,
     columns: tuple[Column, ...],
+    names: Sequence[str],
     shard_format: Format,
-    label: str,
     *,
+    attempt: str,
     rows: Sequence[int] | NDArray[np.int64],
     offset: int,
-) -> Shard:
+) -> ShardWriter:
     """Opens a new shard.
 
     Args:
         folder: Folder of the job.
         columns: Arrays that the job writes.
+        names: Names of the shard's files, from `file_names`.
         shard_format: Format of the files.
-        label: Label of the shard in the names of its files.
+        attempt: Identifies the attempt to compute the shard, in the names of the hidden files.
         rows: Numbers of the rows that the shard will have.
         offset: Added to the numbers in the `row` column of a Parquet file.
 
     Raises:
+        MissingPackage: pyarrow is not installed.
         OSError: The files cannot be created.
     """
-    names = file_names(columns, shard_format, label)
     if shard_format == "parquet":
-        return _ParquetShard(folder, columns, names[0], rows, offset)
-    return _NpyShard(folder, columns, names, len(rows))
+        load_pyarrow()  # before a file is created
+        return _ParquetShard(columns, HashedFile(folder, names[0], attempt), rows, offset)
+    return _NpyShard(folder, columns, names, attempt, len(rows))
 
 
 class _NpyShard:
     """A shard of one npy file per column, written without collecting rows in memory."""
 
-    def __init__(self, folder: Path, columns: tuple[Column, ...], names: list[str], rows: int):
-        self._folder = folder
-        self._files: dict[str, _HashedFile] = {}
+    def __init__(
+        self,
+        folder: Path,
+        columns: tuple[Column, ...],
+        names: Sequence[str],
+        attempt: str,
+        rows: int,
+    ):
+        self._files: dict[str, HashedFile] = {}
         try:
             for column, name in zip(columns, names, strict=True):
-                self._files[column.name] = _HashedFile(folder, name)
+                self._files[column.name] = HashedFile(folder, name, attempt)
                 dtype = np.dtype(column.dtype).newbyteorder("<")
                 self._files[column.name].write(npy.header(dtype, (rows, *column.shape)))
         except BaseException:
@@ -154,9 +146,9 @@ class _NpyShard:
             file.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
 
     def finish(self) -> list[Written]:
-        return _finished(self._folder, list(self._files.values()))
+        return _finished(list(self._files.values()))
 
-    def __enter__(self) -> Shard:
+    def __enter__(self) -> ShardWriter:
         return self
 
     def __exit__(
@@ -177,14 +169,13 @@ class _ParquetShard:
 
     def __init__(
         self,
-        folder: Path,
         columns: tuple[Column, ...],
-        name: str,
+        file: HashedFile,
         rows: Sequence[int] | NDArray[np.int64],
         offset: int,
     ):
         pa = load_pyarrow()
-        self._folder, self._columns = folder, columns
+        self._columns, self._file = columns, file
         self._rows, self._offset, self._next = rows, np.uint64(offset), 0
         self._types = {
             column.name: pa.fixed_shape_tensor(
@@ -201,7 +192,6 @@ class _ParquetShard:
         self._group = max(1, min(len(rows), _GROUP_BYTES // max(1, row_bytes)))
         self._waiting: list[Mapping[str, NDArray[Any]]] = []
         self._rows_waiting = 0
-        self._file = _HashedFile(folder, name)
         # Sets every option that the bytes depend on, since defaults may change.
         self._writer = pa.parquet.ParquetWriter(
             self._file,
@@ -224,7 +214,7 @@ class _ParquetShard:
         if self._rows_waiting:
             self._write_group(self._rows_waiting)
         self._writer.close()
-        return _finished(self._folder, [self._file])
+        return _finished([self._file])
 
     def _write_group(self, rows: int) -> None:
         pa = load_pyarrow()
@@ -246,7 +236,7 @@ class _ParquetShard:
         self._rows_waiting -= rows
         self._next += rows
 
-    def __enter__(self) -> Shard:
+    def __enter__(self) -> ShardWriter:
         return self
 
     def __exit__(
@@ -262,59 +252,11 @@ class _ParquetShard:
         self._file.drop()
 
 
-class _HashedFile:
-    """A hidden file, `.NAME.tmp`, that is hashed while it is written; pyarrow writes to it."""
-
-    def __init__(self, folder: Path, name: str):
-        self.name = name
-        self.path = folder / f".{name}.tmp"
-        self.size = 0
-        self._digest = hashlib.sha256()
-        self._file = self.path.open("wb")
-
-    @property
-    def closed(self) -> bool:
-        """Whether the file is closed."""
-        return self._file.closed
-
-    def write(self, data: Any) -> int:
-        """Appends the bytes of any buffer."""
-        view = memoryview(data)
-        self._file.write(view)
-        self._digest.update(view)
-        self.size += view.nbytes
-        return view.nbytes
-
-    def tell(self) -> int:
-        """Number of bytes written."""
-        return self.size
-
-    def flush(self) -> None:
-        """Does nothing, since `sync` flushes."""
-
-    def close(self) -> None:
-        """Does nothing, since pyarrow calls it before `sync`."""
-
-    def sync(self) -> Written:
-        """Fsyncs and closes the file."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        return Written(self.name, self.size, self._digest.hexdigest())
-
-    def drop(self) -> None:
-        """Removes the file, unless it has been renamed."""
-        with contextlib.suppress(OSError):
-            self._file.close()
-        self.path.unlink(missing_ok=True)
-
-
-def _finished(folder: Path, files: list[_HashedFile]) -> list[Written]:
-    """Fsyncs files and renames them to their final names."""
+def _finished(files: Sequence[HashedFile]) -> list[Written]:
+    """Fsyncs files, and leaves them to be renamed once all are durable."""
     written = [file.sync() for file in files]
     for file in files:
-        file.path.replace(folder / file.name)
-    fsync_folder(folder)
+        file.keep()
     return written
 
 

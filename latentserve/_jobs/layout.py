@@ -1,7 +1,7 @@
-"""Plans a job: which rows have which size, and which rows go into which shard.
+"""The layout of a job: which rows have which size, and which rows go into which shard.
 
 The number of a row is its place in the source, whatever its shard. A shard has rows of one size,
-in the order of their numbers. The plan depends on the source, the model and the options alone,
+in the order of their numbers. The layout depends on the source, the model and the options alone,
 so that a resumed job has the shards of one that was not interrupted.
 """
 
@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentserve._jobs import sizes
-from latentserve._jobs.shards import Column
 from latentserve._jobs.sizes import Size
+from latentserve._jobs.writers import Column
 
 #: Numbers of rows, ascending: a range, or int64 [N].
 Numbers = range | NDArray[np.int64]

@@ -1,0 +1,89 @@
+"""How the workers of a job connect to a server."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from latentserve._files import reason
+from latentserve.client import Client, Retry, Tls
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Options of a client that any process can make; it can be pickled.
+
+    Files are named by their paths and read by the process that connects: neither a token nor a key
+    is in it. Once it is pickled the paths are absolute, and are those of each worker's host.
+
+    Attributes:
+        target: Address of the server, for example `dns:///latentserve:50051`.
+        timeout: Deadline of each message, in seconds.
+        patience: Time without progress, in seconds, before giving up on a server that is full or
+            cannot be reached.
+        tls: Whether to connect over TLS; implied by the other TLS options.
+        tls_ca: CA certificates (PEM); None for those built into gRPC.
+        tls_cert: Client certificate (PEM), for a server that requires one.
+        tls_key: Private key (PEM) of the client certificate.
+        tls_name: Name to expect in the server's certificate; empty for the target's host.
+        token_file: File with the token, read again for each call; None for no token.
+    """
+
+    target: str = "localhost:50051"
+    timeout: float = 60.0
+    patience: float = 600.0
+    tls: bool = False
+    tls_ca: Path | str | None = None
+    tls_cert: Path | str | None = None
+    tls_key: Path | str | None = None
+    tls_name: str = ""
+    token_file: Path | str | None = None
+
+    def client(self) -> Client:
+        """Returns a new client; close it, or use it in a `with` statement.
+
+        Raises:
+            OSError: A file cannot be read.
+            ValueError: The token file has no token, or only one of certificate and key is given.
+        """
+        if self.token_file is not None:
+            self._token()  # reports an unusable file before the first call
+        tls = None
+        if self.tls or self.tls_name or self.tls_ca or self.tls_cert or self.tls_key:
+            tls = Tls(
+                ca=_path(self.tls_ca),
+                certificate=_path(self.tls_cert),
+                key=_path(self.tls_key),
+                server_name=self.tls_name,
+            )
+        return Client(
+            self.target,
+            timeout=self.timeout,
+            tls=tls,
+            token=None if self.token_file is None else self._token,
+            retry=Retry(patience_seconds=self.patience),
+        )
+
+    def _token(self) -> str:
+        assert self.token_file is not None
+        try:
+            words = Path(self.token_file).read_bytes().decode("ascii").split()
+        except OSError as error:
+            raise ValueError(f"token_file: {self.token_file}: {reason(error)}") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"token_file: {self.token_file}: got non-ASCII characters, wanted a token"
+            ) from error
+        if not words:
+            raise ValueError(f"token_file: {self.token_file}: got an empty file, wanted a token")
+        return words[0]
+
+    def __getstate__(self) -> dict[str, object]:
+        paths = ("tls_ca", "tls_cert", "tls_key", "token_file")
+        given = {name: getattr(self, name) for name in paths}
+        return {
+            **vars(self),
+            **{name: path and Path(path).absolute() for name, path in given.items()},
+        }
+
+
+def _path(path: Path | str | None) -> Path | None:
+    return None if path is None else Path(path)
