@@ -10,7 +10,9 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from latentserve._cli.failures import Failure
 from latentserve._cli.interrupt import exit_at_once
 
 _PACKAGES = ("bundle", "common", "export", "service", "training")
@@ -57,6 +59,23 @@ COMMANDS = {
 }
 
 
+def in_process(**options: Any) -> Any:
+    """Returns what makes clients of models that this process loads itself.
+
+    Args:
+        **options: Arguments of `service.in_process.InProcess`.
+
+    Raises:
+        Failure: The application or a dependency is not installed.
+    """
+    try:
+        module = importlib.import_module("service.in_process")
+    except ModuleNotFoundError as error:
+        problem = _missing(error, COMMANDS["serve"].extra)
+        raise Failure(f"--in-process: {problem}") from error
+    return module.InProcess(**options)
+
+
 def run(name: str, arguments: Sequence[str]) -> int:
     """Runs a command of the application.
 
@@ -75,18 +94,21 @@ def run(name: str, arguments: Sequence[str]) -> int:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         status: int = getattr(module, command.function)(list(arguments))
     except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing in _PACKAGES:
-            problem = (
-                f"{missing} is not part of this installation: the wheel holds only the client, "
-                "and the server's image has no training code. All commands run from a checkout "
-                "(`make install`, then .venv/bin/latentserve)"
-            )
-        else:
-            problem = (
-                f"the package {missing} is missing. In the checkout: "
-                f"pip install -c constraints.txt -e '.[{command.extra}]'"
-            )
-        print(f"latentserve {name}: {problem}", file=sys.stderr)
+        print(f"latentserve {name}: {_missing(error, command.extra)}", file=sys.stderr)
         return 1
     return status
+
+
+def _missing(error: ModuleNotFoundError, extra: str) -> str:
+    """Says what is not installed, and the remedy."""
+    missing = (error.name or "").partition(".")[0]
+    if missing in _PACKAGES:
+        return (
+            f"{missing} is not part of this installation: the wheel holds only the client, "
+            "and the server's image has no training code. All commands run from a checkout "
+            "(`make install`, then .venv/bin/latentserve)"
+        )
+    return (
+        f"the package {missing} is missing. In the checkout: "
+        f"pip install -c constraints.txt -e '.[{extra}]'"
+    )

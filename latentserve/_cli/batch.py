@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latentserve._cli import app
 from latentserve._cli.arguments import duration, positive
 from latentserve._cli.common import (
     Run,
@@ -21,8 +22,8 @@ from latentserve._cli.common import (
     listing,
     resize_of,
 )
-from latentserve._cli.connection import add_model, connect
-from latentserve._cli.failures import Failure, printable
+from latentserve._cli.connection import add_model, connect, job_connection
+from latentserve._cli.failures import Failure, Usage, printable
 from latentserve._cli.generate import add_sampling
 from latentserve._cli.interrupt import Interrupt
 from latentserve._cli.labels import add_label, index_of
@@ -31,11 +32,13 @@ from latentserve._files import reason
 
 if TYPE_CHECKING:
     from latentserve.client import Client
-    from latentserve.jobs import Finished, Progress
+    from latentserve.jobs import Finished, Progress, RayRunner
 
 _SHARD_ROWS = 10_000
 # How long Ctrl-C waits for the request in flight: the server may never answer.
 _PATIENCE_SECONDS = 2.0
+# What is no host:port but may be an address of Ray; other words are sources, given in its place.
+_RAY_ADDRESSES = ("auto", "local")
 # Number of failed attempts after which an outage is reported.
 _REPORTED_ATTEMPT = 4
 
@@ -178,6 +181,28 @@ def _job(
         help="longest time without progress, such as 90s or 2h, before giving up on a server that "
         "is full or cannot be reached; at the start, no longer than --timeout (default: 10m)",
     )
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="compute the shards as tasks of a Ray cluster, such as 10.0.0.1:6379 or auto; without "
+        "an address, of a Ray that is started on this machine for the job",
+    )
+    parser.add_argument(
+        "--in-process",
+        action="store_true",
+        help="compute without a server: this process, or each worker of Ray, loads the models "
+        "itself (only in a checkout or an image)",
+    )
+    parser.add_argument(
+        "--models", type=Path, metavar="FOLDER", help="folder of models for --in-process"
+    )
+    parser.add_argument(
+        "--device",
+        metavar="DEVICE",
+        help="device for --in-process: cpu, cuda or cuda:N (default: cpu)",
+    )
     add_model(parser)
     return parser
 
@@ -295,8 +320,9 @@ def _with_progress(
                 interrupt,
                 interrupt.held(),
                 _reporting_retries(bar),
-                connect(options, options.patience) as client,
+                _client(options) as client,
             ):
+                common["runner"] = _runner(options, client)
                 done = job(options, client, common)
         except (JobError, MissingPackage, SourceError) as error:
             raise Failure(printable(str(error))) from error
@@ -315,6 +341,51 @@ def _with_progress(
         return 0
 
     return run
+
+
+def _client(options: argparse.Namespace) -> "Client":
+    """Returns the client that plans the job and, without Ray, computes it.
+
+    Raises:
+        Usage, Failure: As from `connect`; or options contradict each other.
+        LatentserveError: The models of `--in-process` cannot be loaded.
+    """
+    if options.ray and ":" not in options.ray and options.ray not in _RAY_ADDRESSES:
+        raise Usage(
+            f"--ray: got {options.ray!r}, wanted HOST:PORT or auto (sources come before --ray)"
+        )
+    if options.in_process:
+        client: Client = _in_process(options).client()
+        return client
+    for name in ("models", "device"):
+        if getattr(options, name) is not None:
+            raise Usage(f"--{name}: wanted --in-process as well")
+    return connect(options, options.patience)
+
+
+def _in_process(options: argparse.Namespace, **more: Any) -> Any:
+    return app.in_process(
+        models="" if options.models is None else str(options.models.absolute()),
+        model=options.model,
+        version=options.model_version,
+        device=options.device or "cpu",
+        timeout=options.timeout,
+        **more,
+    )
+
+
+def _runner(options: argparse.Namespace, client: Any) -> "RayRunner | None":
+    """Returns the runner of `--ray`; None without it."""
+    if options.ray is None:
+        return None
+    from latentserve.jobs import RayRunner
+
+    address = options.ray or None
+    if not options.in_process:
+        return RayRunner(job_connection(options, options.patience), address)
+    # A task has one CPU, or a GPU.
+    loaded = _in_process(options, threads=1, onnxruntime=client.engine["onnxruntime"])
+    return RayRunner(loaded, address, gpus_per_task=client.engine["device"] != "cpu")
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from latentserve._files import reason
 
 if TYPE_CHECKING:
     from latentserve.client import Client, Tls
+    from latentserve.jobs import Connection
 
 # Long enough for a server that restarts, short enough for a wrong address at a terminal.
 _PATIENCE_SECONDS = 2.0
@@ -108,6 +109,28 @@ def connect(options: argparse.Namespace, patience: float = _PATIENCE_SECONDS) ->
     from latentserve.client import Client, Retry
 
     return Client(**connection(options), retry=Retry(patience_seconds=patience))
+
+
+def job_connection(options: argparse.Namespace, patience: float) -> "Connection":
+    """Returns what the workers of a job connect by, from the options of the connection.
+
+    Raises:
+        Usage, Failure: As from `connect`.
+    """
+    from latentserve.jobs import Connection
+
+    connection(options)  # reports unusable files
+    return Connection(
+        options.server,
+        options.timeout,
+        patience,
+        tls=options.tls,
+        tls_ca=options.tls_ca,
+        tls_cert=options.tls_cert,
+        tls_key=options.tls_key,
+        tls_name=options.tls_name,
+        token_file=options.token_file,
+    )
 
 
 def connection(options: argparse.Namespace) -> dict[str, Any]:
