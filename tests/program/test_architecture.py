@@ -40,8 +40,8 @@ LAYERS = {
     "training": ("data", "model", "measure", "report"),
 }
 THIRD_PARTY = {
-    # pyarrow (Parquet shards) and Pillow (originals in sheets) are optional.
-    "latentserve": {"PIL", "grpc", "google", "numpy", "pyarrow"},
+    # fsspec (URLs), pyarrow (Parquet shards) and Pillow (originals in sheets) are optional.
+    "latentserve": {"PIL", "fsspec", "grpc", "google", "numpy", "pyarrow"},
     "bundle": {"numpy", "pydantic"},
     "common": {"PIL", "numpy"},
     "service": {
