@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 from urllib.parse import urlsplit, urlunsplit
 
 from latentserve._files import atomic_write, reason
@@ -139,6 +139,28 @@ class Store:
         with self._translated(name):
             content: bytes = self._files.cat_file(self._path(name), start=start, end=stop)
         return content
+
+    def open(self, name: str) -> IO[bytes]:
+        """Opens an object for reading; its bytes are fetched as they are read.
+
+        Raises:
+            FileNotFoundError: There is no such object.
+            StoreError: The store cannot be reached, or refuses.
+        """
+        with self._translated(name):
+            file: IO[bytes] = self._files.open(self._path(name), "rb")
+        return file
+
+    def is_folder(self, name: str = "") -> bool:
+        """Whether there are objects below a name.
+
+        Raises:
+            StoreError: The store cannot be reached, or refuses.
+        """
+        with self._translated(name):
+            self._files.invalidate_cache()
+            there: bool = self._files.isdir(self._path(name) if name else self._root)
+        return there
 
     def fetch(self, name: str, path: Path) -> None:
         """Writes an object's content to a local file, which is not whole if this raises.
