@@ -40,8 +40,8 @@ LAYERS = {
     "training": ("data", "model", "measure", "report"),
 }
 THIRD_PARTY = {
-    # pyarrow (Parquet shards), Pillow (originals in sheets) and ray (jobs) are optional.
-    "latentserve": {"PIL", "grpc", "google", "numpy", "pyarrow", "ray"},
+    # fsspec (URLs), pyarrow (Parquet shards), ray and Pillow (originals in sheets) are optional.
+    "latentserve": {"PIL", "fsspec", "google", "grpc", "numpy", "pyarrow", "ray"},
     "bundle": {"numpy", "pydantic"},
     "common": {"PIL", "numpy"},
     "service": {

@@ -1,0 +1,313 @@
+"""Folders in object storage, by URL: s3://bucket/models, gs, az, sftp, http, memory and file.
+
+fsspec and its file systems do the work; this module adds what they do not promise alike: an
+object appears whole or not at all, listings are never stale, an object can be created if and only
+if it is not there (measured, not assumed), and every failure is a `StoreError` of one line.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Self
+from urllib.parse import urlsplit, urlunsplit
+
+from latentserve._files import atomic_write, reason
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+# Objects of these stores can be seen while they are written, unless they are renamed at the end.
+_RENAMING = {"sftp", "ssh", "ftp", "smb"}
+
+
+class MissingStore(ImportError):
+    """A package that a URL needs is not installed; the message says which."""
+
+
+class StoreError(OSError):
+    """A store cannot be reached, or refused; the message names the object and says why."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An object of a store.
+
+    Attributes:
+        name: Its name, relative to the store's folder.
+        size: Its size in bytes; -1 if the store does not say.
+        stamp: Something that changes with its content: an ETag, a generation or a time. Empty if
+            the store has nothing of the kind.
+    """
+
+    name: str
+    size: int
+    stamp: str
+
+
+def is_url(text: str | os.PathLike[str]) -> bool:
+    """Whether a text is a URL and not a path."""
+    return isinstance(text, str) and bool(_URL.match(text))
+
+
+class Store:
+    """A folder in object storage.
+
+    Credentials are those that the store's own tools use, from the environment or their files.
+
+    Args:
+        url: URL of the folder, such as s3://bucket/models. It need not exist.
+
+    Attributes:
+        url: The URL without user, password and query, for messages.
+
+    Raises:
+        MissingStore: The package for such URLs is not installed.
+        StoreError: The URL is malformed, or the store cannot be reached.
+    """
+
+    def __init__(self, url: str):
+        self._given = url
+        self.url = without_secrets(url).rstrip("/")
+        try:
+            import fsspec
+        except ImportError as error:
+            raise MissingStore(
+                f"{self.url}: the package fsspec is missing (pip install 'latentserve[cloud]')"
+            ) from error
+        try:
+            with self._translated(""):
+                self._files, root = fsspec.url_to_fs(url)
+        except ImportError as error:
+            raise MissingStore(
+                f"{self.url}: a package is missing (pip install 'latentserve[cloud]'): {error}"
+            ) from error
+        self._root = root.rstrip("/")
+        protocol = self._files.protocol
+        self._protocols = {protocol} if isinstance(protocol, str) else set(protocol)
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str]]:
+        return type(self), (self._given,)
+
+    def entries(self, under: str = "") -> list[Entry]:
+        """Objects at any depth, sorted by name.
+
+        Args:
+            under: Name of a folder; all of the store's by default.
+
+        Returns:
+            Entries, whose names are relative to the store's folder; none if there is no such
+            folder.
+
+        Raises:
+            StoreError: The store cannot be reached, or refuses.
+        """
+        path = self._path(under) if under else self._root
+        with self._translated(under):
+            self._files.invalidate_cache()
+            try:
+                found: dict[str, dict[str, Any]] = self._files.find(path, detail=True)
+            except FileNotFoundError:
+                return []
+        named = (
+            Entry(name.removeprefix(self._root).lstrip("/"), _size(info), _stamp(info))
+            for name, info in found.items()
+        )
+        return sorted(named, key=lambda entry: entry.name)
+
+    def entry(self, name: str) -> Entry:
+        """Size and stamp of an object.
+
+        Raises:
+            FileNotFoundError: There is no such object.
+            StoreError: The store cannot be reached, or refuses.
+        """
+        with self._translated(name):
+            self._files.invalidate_cache()
+            info = self._files.info(self._path(name))
+        return Entry(name, _size(info), _stamp(info))
+
+    def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
+        """Reads an object, or its bytes from `start` up to, but not including, `stop`.
+
+        Raises:
+            FileNotFoundError: There is no such object.
+            StoreError: The store cannot be reached, or refuses.
+        """
+        with self._translated(name):
+            content: bytes = self._files.cat_file(self._path(name), start=start, end=stop)
+        return content
+
+    def open(self, name: str) -> IO[bytes]:
+        """Opens an object for reading; its bytes are fetched as they are read.
+
+        Raises:
+            FileNotFoundError: There is no such object.
+            StoreError: The store cannot be reached, or refuses.
+        """
+        with self._translated(name):
+            file: IO[bytes] = self._files.open(self._path(name), "rb")
+        return file
+
+    def is_folder(self, name: str = "") -> bool:
+        """Whether there are objects below a name.
+
+        Raises:
+            StoreError: The store cannot be reached, or refuses.
+        """
+        with self._translated(name):
+            self._files.invalidate_cache()
+            there: bool = self._files.isdir(self._path(name) if name else self._root)
+        return there
+
+    def fetch(self, name: str, path: Path) -> None:
+        """Writes an object's content to a local file, which is not whole if this raises.
+
+        Raises:
+            FileNotFoundError: There is no such object.
+            StoreError: The store cannot be reached, or refuses.
+        """
+        with self._translated(name):
+            self._files.get_file(self._path(name), str(path))
+
+    def put(self, name: str, content: bytes | Path) -> None:
+        """Writes an object, which appears whole or not at all; replaces one of that name.
+
+        Args:
+            name: Name of the object.
+            content: Its bytes, or the local file that has them.
+
+        Raises:
+            StoreError: The store cannot be reached, or refuses.
+        """
+        path = self._path(name)
+        with self._translated(name, writes=True):
+            if "file" in self._protocols:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                atomic_write(
+                    Path(path), content if isinstance(content, bytes) else content.read_bytes()
+                )
+                return
+            if not self._protocols & _RENAMING:
+                self._write(path, content)
+                return
+            folder, _, last = path.rpartition("/")
+            self._files.makedirs(folder, exist_ok=True)
+            temporary = f"{folder}/.{last}.{secrets.token_hex(6)}.tmp"
+            try:
+                self._write(temporary, content)
+                self._files.mv(temporary, path)
+            except BaseException:
+                with contextlib.suppress(Exception):
+                    self._files.rm_file(temporary)
+                raise
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Writes a small object if there is none of that name.
+
+        Of several that try at once, one succeeds, if the store `creates_once`.
+
+        Returns:
+            Whether it was written; False if there is one already.
+
+        Raises:
+            StoreError: The store cannot be reached, or refuses.
+        """
+        path = self._path(name)
+        with self._translated(name, writes=True):
+            try:
+                if "file" in self._protocols or self._protocols & _RENAMING:
+                    self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
+                    with self._files.open(path, "xb") as file:
+                        file.write(content)
+                else:
+                    self._files.pipe_file(path, content, mode="create")
+            except FileExistsError:
+                return False
+            except OSError:
+                # SFTP has no error of its own for a file that exists.
+                if self._protocols & _RENAMING and self._files.exists(path):
+                    return False
+                raise
+        return True
+
+    def creates_once(self) -> bool:
+        """Whether `create` refuses an object that is there: tried with one that is then removed.
+
+        Raises:
+            StoreError: The store cannot be reached, or refuses to be written.
+        """
+        name = f".{secrets.token_hex(8)}.probe"
+        try:
+            return self.create(name, b"1") and not self.create(name, b"2")
+        except NotImplementedError:
+            return False
+        finally:
+            with contextlib.suppress(OSError, NotImplementedError):
+                self.delete(name)
+
+    def delete(self, name: str) -> None:
+        """Removes an object, if it is there.
+
+        Raises:
+            StoreError: The store cannot be reached, or refuses.
+        """
+        with self._translated(name), contextlib.suppress(FileNotFoundError):
+            self._files.rm_file(self._path(name))
+
+    def where(self, name: str) -> str:
+        """URL of an object, for messages."""
+        return f"{self.url}/{name}" if name else self.url
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def _write(self, path: str, content: bytes | Path) -> None:
+        if isinstance(content, bytes):
+            self._files.pipe_file(path, content)
+        else:
+            self._files.put_file(str(content), path)
+
+    @contextlib.contextmanager
+    def _translated(self, name: str, *, writes: bool = False) -> Iterator[None]:
+        """Turns all failures into `StoreError`, but for those with a meaning of their own."""
+        try:
+            yield
+        except (FileExistsError, ImportError, NotImplementedError, StoreError):
+            raise
+        except FileNotFoundError as error:
+            if writes:  # there is no such bucket
+                raise StoreError(f"{self.where(name)}: {reason(error)}") from error
+            text = os.strerror(errno.ENOENT)
+            raise FileNotFoundError(errno.ENOENT, text, self.where(name)) from error
+        except OSError as error:
+            raise StoreError(f"{self.where(name)}: {reason(error)}") from error
+        except Exception as error:  # botocore's, aiohttp's and paramiko's have no common base
+            text = " ".join(str(error).split()) or type(error).__name__
+            raise StoreError(f"{self.where(name)}: {text}") from error
+
+
+def without_secrets(url: str) -> str:
+    """A URL without user, password, query and fragment, for messages and manifests."""
+    if not is_url(url):
+        return url
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    # A file system may take an account's or a container's name there, as in abfs://container@account.
+    if parts.scheme in ("abfs", "abfss", "az"):
+        host = parts.netloc
+    return urlunsplit((parts.scheme, host, parts.path, "", "")) or url
+
+
+def _size(info: dict[str, Any]) -> int:
+    size = info.get("size")
+    return -1 if size is None else int(size)
+
+
+def _stamp(info: dict[str, Any]) -> str:
+    for key in ("ETag", "etag", "generation", "md5Hash", "mtime", "LastModified"):
+        if info.get(key):
+            return str(info[key]).strip('"')
+    return ""
