@@ -9,7 +9,7 @@ are counted, so that a message can mention them.
 import os
 import stat
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -72,6 +72,32 @@ def walk(folder: Path, suffixes: Container[str]) -> Listing:
     return listing
 
 
+def listing_of(names: Iterable[str], suffixes: Container[str]) -> Listing:
+    """Lists objects of a store by the rules for the files below a folder.
+
+    Args:
+        names: Names of the objects, relative to the listed folder.
+        suffixes: As in `walk`.
+    """
+    listing = Listing()
+    for name in names:
+        # Some tools make an object that is named like a folder, with a slash.
+        if name.endswith("/") or any(part.startswith(".") for part in name.split("/")):
+            continue
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix in suffixes:
+            listing.paths.append(name)
+        else:
+            listing.others[_named(suffix)] += 1
+    listing.paths.sort()
+    return listing
+
+
+def _named(suffix: str) -> str:
+    """What messages call the files of a suffix; escaped, since it is printed."""
+    return ascii(suffix)[1:-1] or "without a suffix"
+
+
 def _walk(
     folder: Path,
     within: str,
@@ -129,5 +155,4 @@ def _walk(
         elif suffix in suffixes and stat.S_ISREG(state.st_mode):
             listing.paths.append(within + name)
         else:
-            # Escaped, since it is printed.
-            listing.others[ascii(suffix)[1:-1] or "without a suffix"] += 1
+            listing.others[_named(suffix)] += 1

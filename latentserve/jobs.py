@@ -35,9 +35,9 @@ from latentserve._client.parameters import Resize
 from latentserve._jobs import run
 from latentserve._jobs.arrays import Arrays
 from latentserve._jobs.connection import Connection
+from latentserve._jobs.errors import SourceError
 from latentserve._jobs.folder import JobError
 from latentserve._jobs.labels import GivenLabels, RowLabels
-from latentserve._jobs.npy import SourceError
 from latentserve._jobs.ray_runner import RayRunner
 from latentserve._jobs.results import latents_of
 from latentserve._jobs.run import Finished, Plan, Progress

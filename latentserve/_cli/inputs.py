@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from latentserve._cli.failures import Failure, Usage, printable
 from latentserve._client.headers import is_picture
 from latentserve._files import reason
-from latentserve._jobs.npy import DTYPES, MAGIC, SourceError
+from latentserve._jobs.errors import SourceError
+from latentserve._jobs.npy import DTYPES, MAGIC
 from latentserve._jobs.sources import image_files
 from latentserve.client import InvalidArgument
 

@@ -4,14 +4,15 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentserve._jobs.layout import Numbers
-from latentserve._jobs.npy import NpyFile, SourceError
+from latentserve._jobs.errors import SourceError
+from latentserve._jobs.npy import NpyFile
+from latentserve._jobs.places import Place
 from latentserve._jobs.sources import OnHashed
 
 # Maximum size of the rows that are hashed at once.
@@ -22,13 +23,13 @@ class RowFile(Protocol):
     """A file whose rows have one dtype and shape, such as `NpyFile`.
 
     Attributes:
-        path: Path of the file.
+        path: Path or URL of the file.
         dtype: Dtype of the array.
         shape: Shape of the array, whose first axis is the rows.
     """
 
     @property
-    def path(self) -> Path: ...
+    def path(self) -> Place: ...
     @property
     def dtype(self) -> np.dtype[Any]: ...
     @property
@@ -39,7 +40,7 @@ class RowFile(Protocol):
 
         Raises:
             OSError: The file cannot be read.
-            SourceError: Its size or its time of change differs.
+            SourceError: Its size, or its time or stamp, differs.
         """
 
     def absolute(self) -> "RowFile":
@@ -128,7 +129,7 @@ class ArrayRows:
 
         Raises:
             OSError: A file cannot be read.
-            SourceError: The size or the time of change of a file differs.
+            SourceError: The size, or the time or stamp, of a file differs.
         """
         for file in self.files:
             file.check()
@@ -160,7 +161,7 @@ class Arrays:
     dtype: np.dtype[Any]
 
     @classmethod
-    def open(cls, paths: Sequence[Path]) -> "Arrays":
+    def open(cls, paths: Sequence[Place]) -> "Arrays":
         """Reads the headers of npy files; rows are numbered from file to file.
 
         Raises:

@@ -149,8 +149,8 @@ class JobFolder:
         (self.path / ROWS).unlink(missing_ok=True)
         for name, content in more.items():
             atomic_write(self.path / name, content)
-        atomic_write(self.path / MANIFEST, _json(manifest))
-        self.manifest = json.loads(_json(manifest))
+        atomic_write(self.path / MANIFEST, json_bytes(manifest))
+        self.manifest = json.loads(json_bytes(manifest))
 
     def recover(self, is_shard: Callable[[str], bool], *, verify: bool) -> None:
         """Reads the cursor and removes the files of incomplete shards.
@@ -205,6 +205,10 @@ class JobFolder:
         self.complete[shard.shard] = shard
         self.rows += shard.rows
 
+    def discard(self, files: Sequence[Written], attempt: str) -> None:
+        """Removes the hidden files of an attempt that is not wanted."""
+        discard(self.path, files, attempt)
+
     def finish(self) -> None:
         """Sorts the cursor, which is unsorted if a lost shard was written again."""
         if list(self.complete) != sorted(self.complete):
@@ -253,7 +257,7 @@ class JobFolder:
         path = self.path / file.name
         if not path.is_file() or path.stat().st_size != file.size:
             return False
-        return not verify or _sha256(path) == file.sha256
+        return not verify or sha256_of(path) == file.sha256
 
 
 def read_cursor(text: str) -> Iterator[CompleteShard]:
@@ -264,11 +268,13 @@ def read_cursor(text: str) -> Iterator[CompleteShard]:
                 yield CompleteShard.read(line)
 
 
-def _json(value: dict[str, Any]) -> bytes:
+def json_bytes(value: dict[str, Any]) -> bytes:
+    """The content of a file with a JSON object."""
     return (json.dumps(value, indent=2) + "\n").encode("utf-8")
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(_HASHED_AT_ONCE):

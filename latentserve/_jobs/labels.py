@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +14,8 @@ from latentserve._client import scalars
 from latentserve._client.labels import label_array
 from latentserve._client.values import ModelInfo
 from latentserve._jobs.layout import Numbers
-from latentserve._jobs.npy import SourceError
+from latentserve._jobs.places import Place, place_of
+from latentserve._jobs.errors import SourceError
 from latentserve._jobs.sources import Pictures
 
 #: The labels of a job as its caller gives them: one for all rows; an npy file of one for each row,
@@ -89,7 +90,7 @@ class RowLabels:
         values: Any = given
         if isinstance(given, str | os.PathLike):
             name = str(given)
-            values = _load(Path(given))
+            values = _load(place_of(given))
         array = label_array(values, name)
         if len(array) != rows:
             raise SourceError(
@@ -134,7 +135,7 @@ class RowLabels:
                 if name not in known:
                     wanted = scalars.shortened(", ".join(model.labels))
                     raise SourceError(
-                        f"{Path(self.name, name)}: not the name of a class of {model.name}, wanted "
+                        f"{self.name}/{name}: not the name of a class of {model.name}, wanted "
                         f"one of {wanted}"
                     )
             values = np.array([known[name] for name in self.names], np.int32)[values]
@@ -167,7 +168,7 @@ def classes_of(labels: RowLabels | None, model: ModelInfo) -> Classes | None:
     return None
 
 
-def _load(path: Path) -> NDArray[Any]:
+def _load(path: Place) -> NDArray[Any]:
     """Reads the npy file of labels.
 
     Raises:

@@ -4,14 +4,16 @@ Files are not memory-mapped: the pages of a mapped file count as memory of the p
 process is killed if a mapped file is truncated.
 """
 
-import os
+import io
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
+
+from latentserve._jobs.errors import SourceError
+from latentserve._jobs.places import Place, Stamp, check_stamp, read_range, stamp_of
 
 #: First bytes of every npy file.
 MAGIC = b"\x93NUMPY"
@@ -19,11 +21,10 @@ MAGIC = b"\x93NUMPY"
 #: Dtypes that a client can send; float64 is sent as float32.
 DTYPES = tuple(map(np.dtype, (np.float64, np.float32, np.float16, np.uint8)))
 
+# No header is longer: that of version 1.0 counts its bytes in two bytes.
+_HEADER_BYTES = 2**16 + 16
+
 _VERSIONS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-
-
-class SourceError(ValueError):
-    """A source file is unusable; the message names it and says why."""
 
 
 @dataclass(frozen=True)
@@ -31,35 +32,35 @@ class NpyFile:
     """An npy file whose header has been read.
 
     Attributes:
-        path: Path of the file.
+        path: Path or URL of the file.
         dtype: Dtype of the array.
         shape: Shape of the array, whose first axis is the rows.
         data_offset: Bytes before the first element.
-        stamp: Size in bytes and modification time in nanoseconds when the file was opened.
+        stamp: Size, and time or stamp of the file when it was opened.
     """
 
-    path: Path
+    path: Place
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     data_offset: int
-    stamp: tuple[int, int] = field(repr=False)
+    stamp: Stamp = field(repr=False)
 
     @classmethod
-    def open(cls, path: Path) -> "NpyFile":
+    def open(cls, path: Place) -> "NpyFile":
         """Reads and checks the header of a file.
 
         Raises:
             OSError: The file cannot be read.
             SourceError: The file is truncated, or is not an npy file of floats or uint8 in C order.
         """
-        with path.open("rb") as file:
-            stat = os.fstat(file.fileno())
-            try:
-                version = npy.read_magic(file)
-                shape, fortran_order, dtype = _VERSIONS[version](file)
-            except (ValueError, KeyError) as error:
-                raise SourceError(f"{path}: not a readable npy file") from error
-            offset = file.tell()
+        stamp = stamp_of(path)
+        file = io.BytesIO(read_range(path, 0, min(stamp[0], _HEADER_BYTES), stamp))
+        try:
+            version = npy.read_magic(file)
+            shape, fortran_order, dtype = _VERSIONS[version](file)
+        except (ValueError, KeyError) as error:
+            raise SourceError(f"{path}: not a readable npy file") from error
+        offset = file.tell()
         if dtype.newbyteorder("=") not in DTYPES:
             raise SourceError(f"{path}: got dtype {dtype}, wanted floats or uint8")
         if not shape:
@@ -71,9 +72,9 @@ class NpyFile:
                 "wanted C order (save np.ascontiguousarray of it)"
             )
         wanted = offset + int(np.prod(shape, dtype=object)) * dtype.itemsize
-        if stat.st_size < wanted:
-            raise SourceError(f"{path}: got {stat.st_size} bytes, wanted {wanted}: it is truncated")
-        return cls(path, dtype, tuple(shape), offset, (stat.st_size, stat.st_mtime_ns))
+        if stamp[0] < wanted:
+            raise SourceError(f"{path}: got {stamp[0]} bytes, wanted {wanted}: it is truncated")
+        return cls(path, dtype, tuple(shape), offset, stamp)
 
     @property
     def row_bytes(self) -> int:
@@ -85,7 +86,7 @@ class NpyFile:
 
         Raises:
             OSError: The file cannot be read.
-            SourceError: Its size or its time of change differs.
+            SourceError: Its size, or its time or stamp differs.
         """
         check_stamp(self.path, self.stamp)
 
@@ -100,37 +101,9 @@ class NpyFile:
             OSError: The file cannot be read.
             SourceError: The file was changed after it was opened.
         """
-        with self.path.open("rb") as file:
-            stat = os.fstat(file.fileno())
-            if (stat.st_size, stat.st_mtime_ns) != self.stamp:
-                raise SourceError(f"{self.path}: was changed while it was being read")
-            file.seek(self.data_offset + start * self.row_bytes)
-            count = (stop - start) * self.row_bytes // self.dtype.itemsize
-            array = np.fromfile(file, self.dtype, count)
-        if array.size != count:
-            raise SourceError(f"{self.path}: was truncated while it was being read")
-        return array.reshape(stop - start, *self.shape[1:])
-
-
-def stamp_of(path: Path) -> tuple[int, int]:
-    """Returns the size of a file in bytes, and its modification time in nanoseconds."""
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
-
-
-def check_stamp(path: Path, stamp: tuple[int, int]) -> None:
-    """Checks the size and the time of change of a file.
-
-    Raises:
-        OSError: The file cannot be read.
-        SourceError: They differ from `stamp`.
-    """
-    found = stamp_of(path)
-    if found != stamp:
-        raise SourceError(
-            f"{path}: got {found[0]} bytes changed at {found[1]} ns, wanted {stamp[0]} and "
-            f"{stamp[1]} as when the job was planned: it was changed, or this host has another copy"
-        )
+        begin = self.data_offset + start * self.row_bytes
+        content = read_range(self.path, begin, begin + (stop - start) * self.row_bytes, self.stamp)
+        return np.frombuffer(content, self.dtype).reshape(stop - start, *self.shape[1:])
 
 
 def header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:

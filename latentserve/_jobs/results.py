@@ -1,25 +1,27 @@
 """The latents of a finished job as the source of another one, in the order of its rows."""
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentserve._jobs.arrays import Arrays, RowFile
+from latentserve._jobs.errors import SourceError
 from latentserve._jobs.folder import CURSOR, MANIFEST, CompleteShard, read_cursor
 from latentserve._jobs.labels import RowLabels
-from latentserve._jobs.npy import NpyFile, SourceError, check_stamp, stamp_of
+from latentserve._jobs.npy import NpyFile
+from latentserve._jobs.places import Place, Stamp, check_stamp, stamp_of
 from latentserve._jobs.writers import load_pyarrow
 
 # Arrays of latents that a job may write; the first one that is there is read.
 _LATENTS = ("z", "mean", "latents")
 
 
-def latents_of(folder: Path) -> tuple[Arrays, bool, RowLabels | None]:
+def latents_of(folder: Place) -> tuple[Arrays, bool, RowLabels | None]:
     """Opens the latents of a finished encode or sample job: `z`, else `mean`, else `latents`.
 
     Returns:
@@ -64,7 +66,7 @@ def latents_of(folder: Path) -> tuple[Arrays, bool, RowLabels | None]:
     return source, bool(manifest["settings"].get("scaled")), labels
 
 
-def _labels_of(folder: Path, shard: CompleteShard) -> NDArray[Any]:
+def _labels_of(folder: Place, shard: CompleteShard) -> NDArray[Any]:
     """Reads the labels of a shard.
 
     Raises:
@@ -75,10 +77,11 @@ def _labels_of(folder: Path, shard: CompleteShard) -> NDArray[Any]:
     path = folder / (file or shard.files[0].name)
     try:
         if file:
-            values = np.load(path, allow_pickle=False)
+            values = np.lib.format.read_array(io.BytesIO(path.read_bytes()), allow_pickle=False)
         else:
             pa = load_pyarrow()
-            values = pa.parquet.read_table(path, columns=["labels"])["labels"].to_numpy()
+            with path.open("rb") as file:
+                values = pa.parquet.read_table(file, columns=["labels"])["labels"].to_numpy()
     except OSError:
         raise
     except Exception as error:  # NumPy and pyarrow raise many types
@@ -88,7 +91,7 @@ def _labels_of(folder: Path, shard: CompleteShard) -> NDArray[Any]:
     return np.asarray(values)
 
 
-def _finished(folder: Path) -> tuple[dict[str, Any], list[CompleteShard]]:
+def _finished(folder: Place) -> tuple[dict[str, Any], list[CompleteShard]]:
     """Returns manifest and shards of a job.
 
     Raises:
@@ -116,24 +119,24 @@ class ParquetColumn:
     """An array in a Parquet file whose metadata have been read.
 
     Attributes:
-        path: Path of the file.
+        path: Path or URL of the file.
         dtype: Dtype of the array.
         shape: Shape of the array, whose first axis is the rows.
         name: Name of the column.
-        stamp: Size in bytes and modification time in nanoseconds when the file was opened.
+        stamp: Size, and time or stamp of the file when it was opened.
         begins: Index of the first row of each row group, and the number of rows.
     """
 
-    path: Path
+    path: Place
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     name: str
-    stamp: tuple[int, int]
+    stamp: Stamp
     begins: NDArray[np.int64]
     _latest: tuple[int, NDArray[Any]] | None = None
 
     @classmethod
-    def open(cls, path: Path, name: str) -> "ParquetColumn":
+    def open(cls, path: Place, name: str) -> "ParquetColumn":
         """Reads the metadata of a file.
 
         Raises:
@@ -143,7 +146,7 @@ class ParquetColumn:
         """
         pa = load_pyarrow()
         try:
-            with pa.parquet.ParquetFile(path) as file:
+            with path.open("rb") as raw, pa.parquet.ParquetFile(raw) as file:
                 column, metadata = file.schema_arrow.field(name).type, file.metadata
                 shape, dtype = tuple(column.shape), np.dtype(column.value_type.to_pandas_dtype())
                 groups = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
@@ -157,7 +160,7 @@ class ParquetColumn:
 
         Raises:
             OSError: The file cannot be read.
-            SourceError: Its size or its time of change differs.
+            SourceError: Its size, or its time or stamp differs.
         """
         check_stamp(self.path, self.stamp)
 
@@ -187,7 +190,7 @@ class ParquetColumn:
     def _group(self, group: int) -> NDArray[Any]:
         """Reads a row group, which is at most a few megabytes; keeps the latest one."""
         if self._latest is None or self._latest[0] != group:
-            with load_pyarrow().parquet.ParquetFile(self.path) as file:
+            with self.path.open("rb") as raw, load_pyarrow().parquet.ParquetFile(raw) as file:
                 column = file.read_row_group(group, columns=[self.name])[self.name]
             array = column.combine_chunks().to_numpy_ndarray()
             self._latest = group, np.ascontiguousarray(array)

@@ -8,14 +8,15 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from latentserve._client.headers import PictureSize, is_picture, picture_size
+from latentserve._jobs.errors import SourceError
 from latentserve._jobs.layout import Numbers
-from latentserve._jobs.npy import MAGIC, SourceError
+from latentserve._jobs.npy import MAGIC
+from latentserve._jobs.places import Place, RemoteFile, contents_of
 from latentserve._walk import walk
 
 # Maximum size of a batch that is sent.
@@ -27,7 +28,7 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 OnHashed = Callable[[int], None]
 
 
-def image_files(paths: Sequence[Path]) -> list[Path]:
+def image_files(paths: Sequence[Place]) -> list[Place]:
     """Replaces each folder in `paths` by the image files at any depth in it.
 
     The files of a folder are sorted by their paths within it. Links are followed, and hidden
@@ -37,12 +38,12 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
         OSError: A folder cannot be listed.
         SourceError: A folder has no image files, or has files or subfolders that cannot be read.
     """
-    files: list[Path] = []
+    files: list[Place] = []
     for path in paths:
         if not path.is_dir():
             files.append(path)
             continue
-        listing = walk(path, _SUFFIXES)
+        listing = path.listing(_SUFFIXES) if isinstance(path, RemoteFile) else walk(path, _SUFFIXES)
         for problem in listing.problems:
             raise SourceError(f"{path / problem.path}: {problem.reason}")
         ignored = listing.describe_ignored()
@@ -63,7 +64,7 @@ class Pictures:
         paths: Image files, and folders of them.
 
     Attributes:
-        files: Path of each file.
+        files: Path or URL of each file.
         sizes: Size of each file, None if its header cannot be read; filled by `identity`.
         root: The folder, if the source is one; names are relative to it then.
 
@@ -71,7 +72,7 @@ class Pictures:
         SourceError: A folder has no image files.
     """
 
-    def __init__(self, paths: Sequence[Path]):
+    def __init__(self, paths: Sequence[Place]):
         self.files = image_files(paths)
         self.sizes: list[PictureSize | None] = []
         self.root = paths[0] if len(paths) == 1 and paths[0].is_dir() else None
@@ -84,7 +85,7 @@ class Pictures:
 
     @property
     def name(self) -> str:
-        """Path of the folder, or of the first file, for messages."""
+        """Path or URL of the folder, or of the first file, for messages."""
         return str(self.root or self.files[0])
 
     def names(self) -> list[str]:
@@ -105,8 +106,7 @@ class Pictures:
         self._digests.clear()
         self.sizes.clear()
         seen: dict[PictureSize | None, PictureSize | None] = {}  # one object for each size
-        for index, file in enumerate(self.files):
-            content = file.read_bytes()
+        for index, (file, content) in enumerate(contents_of(self.files)):
             if not is_picture(content):
                 raise SourceError(f"{file}: {_described(content)}, wanted a PNG, JPEG or WebP file")
             self._digests.append(hashlib.sha256(content).digest())
@@ -127,11 +127,11 @@ class PictureRows:
     """The rows of one shard: some of the files of `Pictures`.
 
     Attributes:
-        files: Path of each file.
+        files: Path or URL of each file.
         digests: SHA-256 of each file.
     """
 
-    files: tuple[Path, ...]
+    files: tuple[Place, ...]
     digests: tuple[bytes, ...]
 
     def check(self) -> None:
@@ -155,8 +155,8 @@ class PictureRows:
         """
         batch: list[bytes] = []
         size = 0
-        for file, digest in zip(self.files[start:stop], self.digests[start:stop], strict=True):
-            content = file.read_bytes()
+        contents = contents_of(self.files[start:stop])
+        for (file, content), digest in zip(contents, self.digests[start:stop], strict=True):
             if hashlib.sha256(content).digest() != digest:
                 raise SourceError(f"{file}: was changed while it was being read")
             if batch and (len(batch) == max_rows or size + len(content) > _BATCH_BYTES):

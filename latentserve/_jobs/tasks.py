@@ -16,7 +16,7 @@ from latentserve._jobs.fit import (
 from latentserve._jobs.folder import ROWS
 from latentserve._jobs.labels import Classes, RowLabels, classes_of
 from latentserve._jobs.layout import Group, PlannedShard, in_order
-from latentserve._jobs.npy import SourceError
+from latentserve._jobs.errors import SourceError
 from latentserve._jobs.sizes import Size
 from latentserve._jobs.sources import OnHashed, Pictures
 from latentserve._jobs.work import (

@@ -12,7 +12,7 @@ from PIL import Image
 
 from common.pictures import SUFFIXES
 from latentserve._cli.inputs import read_images
-from latentserve._jobs.npy import SourceError
+from latentserve._jobs.errors import SourceError
 from latentserve._jobs.sources import Pictures, image_files
 from latentserve._walk import walk
 from tests.support.processes import Server

@@ -1,0 +1,223 @@
+"""Files that a job reads: by path, or by URL in object storage."""
+
+import os
+from collections import deque
+from collections.abc import Container, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+from latentserve._jobs.errors import SourceError
+from latentserve._store import Store, is_url, without_secrets
+from latentserve._walk import Listing, listing_of
+
+# Bytes of an object that are fetched at once and kept: a request takes as long as a few megabytes.
+_BLOCK_BYTES = 8 * 2**20
+# Objects that are fetched ahead: each request waits for the network most of the time.
+_AHEAD = 16
+
+#: Size in bytes, and modification time in nanoseconds or the stamp of an object.
+Stamp = tuple[int, int | str]
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file or folder by URL, with the methods of `Path` that sources use.
+
+    Attributes:
+        store: The folder that the URL is in.
+        path: Path in that folder; `.` for the folder itself.
+    """
+
+    store: Store
+    path: PurePosixPath
+    _block: "dict[str, Any]" = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return self.store.where(self._name)
+
+    def __truediv__(self, name: str) -> "RemoteFile":
+        return RemoteFile(self.store, self.path / name)
+
+    def absolute(self) -> "RemoteFile":
+        """Returns the same file: a URL does not depend on the working folder."""
+        return self
+
+    def __reduce__(self) -> tuple[type["RemoteFile"], tuple[Store, PurePosixPath]]:
+        return RemoteFile, (self.store, self.path)
+
+    def relative_to(self, folder: "RemoteFile") -> PurePosixPath:
+        """Path in a folder of the same store."""
+        return self.path.relative_to(folder.path)
+
+    @property
+    def suffix(self) -> str:
+        """Suffix of the name, such as `.npy`."""
+        return self.path.suffix
+
+    def exists(self) -> bool:
+        """Whether there is an object, or a folder of objects, of this URL."""
+        try:
+            self.store.entry(self._name)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def is_dir(self) -> bool:
+        """Whether there are objects below this URL and none of it."""
+        return self.store.is_folder(self._name)
+
+    def listing(self, suffixes: Container[str]) -> Listing:
+        """Lists the objects below this URL, as `walk` lists the files of a folder."""
+        prefix = f"{self._name}/" if self._name else ""
+        entries = self.store.entries(self._name)
+        return listing_of((entry.name.removeprefix(prefix) for entry in entries), suffixes)
+
+    def read_bytes(self) -> bytes:
+        """Content of the object."""
+        return self.store.read(self._name)
+
+    def read_text(self, encoding: str) -> str:
+        """Content of the object as text."""
+        return self.read_bytes().decode(encoding)
+
+    def open(self, mode: str) -> IO[bytes]:
+        """Opens the object for reading; its bytes are fetched as they are read."""
+        assert mode == "rb"
+        return self.store.open(self._name)
+
+    def stamp(self) -> Stamp:
+        """Size and stamp of the object."""
+        entry = self.store.entry(self._name)
+        return entry.size, entry.stamp
+
+    def read_range(self, start: int, stop: int, stamp: Stamp) -> bytes:
+        """Reads bytes through a block that is kept, since rows are read a few at a time.
+
+        Raises:
+            OSError: The object cannot be read.
+            SourceError: It has another stamp.
+        """
+        begin, block = self._block.get("begin", 0), self._block.get("bytes", b"")
+        if not begin <= start <= stop <= begin + len(block):
+            if self.stamp() != stamp:
+                raise SourceError(f"{self}: was changed while it was being read")
+            begin = start
+            block = self.store.read(self._name, start, max(stop, start + _BLOCK_BYTES))
+            self._block.update(begin=begin, bytes=block)
+        return block[start - begin : stop - begin]
+
+    @property
+    def _name(self) -> str:
+        name = str(self.path)
+        return "" if name == "." else name
+
+
+#: A file that a job reads, or a folder of them.
+Place = Path | RemoteFile
+
+
+def place_of(given: str | os.PathLike[str]) -> Place:
+    """The place that a caller names by a path or a URL.
+
+    Raises:
+        MissingStore: A package that the URL needs is not installed.
+        SourceError: The URL has a user, a password or a query.
+        StoreError: The URL is malformed.
+    """
+    if not is_url(given):
+        return Path(given)
+    url = str(given).rstrip("/")
+    if without_secrets(url) != url:
+        raise SourceError(
+            f"{without_secrets(url)}: got a URL with a user, a password or a query, wanted one "
+            "without: credentials come from the store's own settings"
+        )
+    if not urlsplit(url).path.strip("/"):
+        return RemoteFile(Store(url), PurePosixPath())
+    folder, _, name = url.rpartition("/")
+    return RemoteFile(Store(folder), PurePosixPath(name))
+
+
+def stamp_of(place: Place) -> Stamp:
+    """Size and time or stamp of a file, which change with its content.
+
+    Raises:
+        OSError: There is no such file, or it cannot be read.
+    """
+    if isinstance(place, RemoteFile):
+        return place.stamp()
+    stat = place.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def check_stamp(place: Place, stamp: Stamp) -> None:
+    """Checks the size, and the time or stamp, of a file.
+
+    Raises:
+        OSError: The file cannot be read.
+        SourceError: They differ from `stamp`.
+    """
+    found = stamp_of(place)
+    if found != stamp:
+        raise SourceError(
+            f"{place}: got {_described(found)}, wanted {_described(stamp)} as when the job was "
+            "planned: it was changed, or this host has another copy"
+        )
+
+
+def _described(stamp: Stamp) -> str:
+    size, changed = stamp
+    return f"{size} bytes " + (f"changed at {changed} ns" if isinstance(changed, int) else changed)
+
+
+def read_range(place: Place, start: int, stop: int, stamp: Stamp) -> bytes:
+    """Reads the bytes of a file from `start` up to, but not including, `stop`.
+
+    Args:
+        place: The file.
+        start: Index of the first byte.
+        stop: Index of the byte after the last one.
+        stamp: What `stamp_of` returned when the file was opened.
+
+    Raises:
+        OSError: The file cannot be read.
+        SourceError: It was changed or truncated since.
+    """
+    if isinstance(place, RemoteFile):
+        content = place.read_range(start, stop, stamp)
+    else:
+        with place.open("rb") as file:
+            stat = os.fstat(file.fileno())
+            if (stat.st_size, stat.st_mtime_ns) != stamp:
+                raise SourceError(f"{place}: was changed while it was being read")
+            file.seek(start)
+            content = file.read(stop - start)
+    if len(content) != stop - start:
+        raise SourceError(f"{place}: was truncated while it was being read")
+    return content
+
+
+def contents_of(files: Sequence[Place]) -> Iterator[tuple[Place, bytes]]:
+    """Yields files with their contents, in order; objects are fetched a few at a time.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    if not any(isinstance(file, RemoteFile) for file in files):
+        for file in files:
+            yield file, file.read_bytes()
+        return
+    with ThreadPoolExecutor(_AHEAD, "objects") as pool:
+        waiting = deque((file, pool.submit(file.read_bytes)) for file in files[:_AHEAD])
+        try:
+            for file in files[_AHEAD:]:
+                first, content = waiting.popleft()
+                waiting.append((file, pool.submit(file.read_bytes)))
+                yield first, content.result()
+            for first, content in waiting:
+                yield first, content.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
