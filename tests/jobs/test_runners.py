@@ -1,0 +1,242 @@
+"""Jobs that Ray and Dask carry: the bytes of an ordinary job, whatever dies meanwhile."""
+
+import contextlib
+import io
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from latentserve import jobs
+from latentserve.client import Client
+from tests.support.dying import DyingWorkers, FreeSizes
+from tests.support.waiting import wait_until
+
+ray = pytest.importorskip("ray")
+distributed = pytest.importorskip("distributed")
+
+pytest_plugins = ["tests.support.cli_fixtures"]
+# Both leave sockets and files to the garbage collector.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def ray_address():
+    """Address of a Ray on two CPUs, which this process is connected to."""
+    # Its sockets are in there, whose paths may have about a hundred characters.
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
+        ray.init(
+            "local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20,
+            log_to_driver=False, logging_level="ERROR", _temp_dir=folder,
+        )  # fmt: skip
+        try:
+            yield ray.get_runtime_context().gcs_address
+        finally:
+            ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def dask():
+    """A Dask of two worker processes, each of one thread."""
+    with (
+        distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+class WithDask:
+    """A runner on Dask, as docs/jobs.md has it."""
+
+    def __init__(self, dask, connection):
+        self.dask, self.connection = dask, connection
+
+    def __call__(self, plan):
+        shards = list(plan.shards())
+        futures = self.dask.map(
+            jobs.run_shard, shards, connection=self.connection, pure=False, retries=3
+        )
+        for future in distributed.as_completed(futures):
+            jobs.commit(plan, future.result())
+
+
+@pytest.fixture(params=["ray", "dask"])
+def runner(request):
+    """Makes a runner of a connection."""
+    if request.param == "ray":
+        request.getfixturevalue("ray_address")
+        return jobs.RayRunner
+    dask = request.getfixturevalue("dask")
+    return lambda connection: WithDask(dask, connection)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def sources(shipped, tmp_path_factory):
+    """Images, labels, latents, and picture files of one size and of several."""
+    folder = tmp_path_factory.mktemp("sources")
+    with Client(shipped.target) as client:
+        images = client.sample(600, seed=1, dtype="uint8")
+        np.save(folder / "latents.npy", client.encode(images).mean)
+    np.save(folder / "images.npy", images)
+    np.save(folder / "labels.npy", np.arange(600, dtype=np.int32) % 10)
+    for name in ("digits", "photos"):
+        (folder / name).mkdir()
+    for row, image in enumerate(images[:30]):
+        Image.fromarray(image[0]).save(folder / "digits" / f"{row:02}.png")
+    for row in range(30):
+        size = [(8, 8), (16, 24), (24, 16)][row * 7 % 3]
+        pixels = np.random.default_rng(row).integers(0, 256, (*size, 3), np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        (folder / "photos" / f"{row:02}.png").write_bytes(buffer.getvalue())
+    return folder
+
+
+def run(kind, client, sources, folder, **options):
+    """Runs a job of a kind; it has three shards, or more."""
+    if kind == "encode":
+        images = sources / "images.npy"
+        return jobs.encode(client, images, folder, seed=3, shard_rows=250, **options)
+    if kind == "labels":
+        return jobs.encode(
+            client, sources / "images.npy", folder, labels=sources / "labels.npy",
+            model="mnist-style", shard_rows=250, format="parquet", **options,
+        )  # fmt: skip
+    if kind == "digits":
+        return jobs.encode(client, sources / "digits", folder, shard_rows=10, **options)
+    if kind == "sizes":
+        return jobs.encode(client, sources / "photos", folder, seed=3, shard_rows=4, **options)
+    if kind == "decode":
+        return jobs.decode(client, sources / "latents.npy", folder, shard_rows=250, **options)
+    return jobs.sample(client, 600, folder, seed=7, latents=True, shard_rows=250, **options)
+
+
+class TestBytes:
+    @pytest.mark.parametrize("kind", ["encode", "labels", "digits", "sizes", "decode", "sample"])
+    def test_are_those_of_an_ordinary_job_although_a_worker_is_killed(
+        self, runner, kind, sources, shipped, tmp_path
+    ):
+        connection = FreeSizes() if kind == "sizes" else jobs.Connection(shipped.target)
+        dying = DyingWorkers(connection, tmp_path)
+        with connection.client() as client:
+            plain = run(kind, client, sources, tmp_path / "plain")
+            carried = run(kind, client, sources, tmp_path / "carried", runner=runner(dying))
+        assert (tmp_path / "death-0").exists()
+        assert contents(tmp_path / "carried") == contents(tmp_path / "plain")
+        assert carried.shards == plain.shards >= 3
+
+    def test_a_finished_job_starts_no_task(self, runner, sources, tmp_path):
+        with FreeSizes().client() as client:
+            run("sizes", client, sources, tmp_path / "j")
+            done = run("sizes", client, sources, tmp_path / "j", runner=runner(None))
+        assert done.rows_before == done.rows
+
+    def test_errors_of_a_task_are_those_of_the_job(self, runner, sources, tmp_path):
+        photos = tmp_path / "photos"
+        shutil.copytree(sources / "photos", photos)
+        with FreeSizes().client() as client:
+            plan = jobs.plan(jobs.encode, client, photos, tmp_path / "j", shard_rows=4)
+        (photos / "02.png").write_bytes(b"\x89PNG\r\n\x1a\n and others")
+        carry = runner(FreeSizes())
+        with plan, pytest.raises(jobs.SourceError, match=r"02\.png: was changed"):
+            carry(plan)
+        assert not list((tmp_path / "j").glob(".*.tmp"))
+
+
+class TestRay:
+    @pytest.mark.usefixtures("ray_address")
+    def test_a_shard_whose_workers_die_each_time_ends_the_job_by_name(self, sources, tmp_path):
+        dying = DyingWorkers(FreeSizes(), tmp_path, deaths=99)
+        with (
+            FreeSizes().client() as client,
+            pytest.raises(jobs.JobError, match=r"/j: shard \d+: the workers of 3 attempts died"),
+        ):
+            run("sizes", client, sources, tmp_path / "j", runner=jobs.RayRunner(dying))
+        assert not list((tmp_path / "j").glob(".*.tmp"))
+
+    def test_the_command_resumes_after_its_process_is_killed(self, ray_address, shipped, tmp_path):
+        sample = (
+            "batch", "sample", "-n", "6000", "--seed", "7", "--shard-rows", "300", "--server",
+            shipped.target, "--to",
+        )  # fmt: skip
+        with Client(shipped.target) as client:
+            jobs.sample(client, 6000, tmp_path / "plain", seed=7, shard_rows=300)
+        to = tmp_path / "j"
+        with started(*sample, to, "--ray", ray_address) as process:
+            wait_until(lambda: len(list(to.glob("images-*"))) > 2, seconds=60)
+        assert process.returncode == -signal.SIGKILL
+        with started(*sample, to, "--ray", ray_address) as process:
+            before = len(list(to.glob("images-*")))
+            wait_until(lambda: len(list(to.glob("images-*"))) > before + 2, seconds=60)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        assert (process.returncode, out) == (130, "")
+        assert err.startswith("latentserve batch: stopped; ")
+        assert "run the same command again to resume" in err
+        assert not list(to.glob(".*.tmp"))
+        with started(*sample, to, "--ray", ray_address) as process:
+            out, err = process.communicate(timeout=120)
+        assert (process.returncode, err) == (0, "")
+        assert out == f"{to}: 6000 rows in 20 shards, model mnist/2, seed 7\n"
+        assert contents(to) == contents(tmp_path / "plain")
+
+    def test_workers_compute_without_a_server(self, ray_address, tmp_path):
+        sample = (
+            "batch", "sample", "-n", "900", "--seed", "7", "--model", "mnist", "--shard-rows",
+            "300", "--in-process", "--to",
+        )  # fmt: skip
+        for name, more in (("plain", ()), ("j", ("--ray", ray_address))):
+            with started(*sample, tmp_path / name, *more) as process:
+                _, err = process.communicate(timeout=120)
+            assert (process.returncode, err) == (0, "")
+        assert contents(tmp_path / "j") == contents(tmp_path / "plain")
+
+    @pytest.mark.slow
+    def test_without_an_address_ray_is_started_and_stopped(self, shipped, tmp_path):
+        with started(
+            "batch", "sample", "-n", "900", "--seed", "7", "--shard-rows", "300", "--to",
+            tmp_path / "j", "--server", shipped.target, "--ray",
+        ) as process:  # fmt: skip
+            out, err = process.communicate(timeout=200)
+        assert (process.returncode, err) == (0, "")
+        assert "900 rows in 3 shards" in out
+        wait_until(lambda: not children_of(process.pid))
+
+
+def children_of(pid: int) -> list[str]:
+    """Command lines of running processes whose environment names a process as Ray's driver."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"_PID={pid}\0".encode() in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_text())
+    return found
+
+
+@contextlib.contextmanager
+def started(*arguments):
+    """Starts a command, and kills it if it is still running at the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "latentserve", *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
