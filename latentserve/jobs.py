@@ -13,7 +13,8 @@ size holds only a few messages in memory, and uses the same model and version fr
 
 The folder has `job.json` (the manifest), `cursor.jsonl` (complete shards with their
 checksums), `rows.jsonl` (for image files: their names) and the shards: `mean-00000.npy`, ...
-or `rows-00000.parquet`, ... Jobs run on Linux and macOS.
+or `rows-00000.parquet`, ... Jobs run on Linux and macOS. Sources and the folder may be in object
+storage, by URLs such as s3://bucket/latents.
 
 The shards of a job can be computed anywhere, by Ray or by what a caller brings along:
 
@@ -27,7 +28,6 @@ The shards of a job can be computed anywhere, by Ray or by what a caller brings 
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import ParamSpec, TypeVar, cast
 
 from latentserve._client import codec, scalars
@@ -38,6 +38,7 @@ from latentserve._jobs.connection import Connection
 from latentserve._jobs.errors import SourceError
 from latentserve._jobs.folder import JobError
 from latentserve._jobs.labels import GivenLabels, RowLabels
+from latentserve._jobs.places import Place, folder_of, place_of
 from latentserve._jobs.ray_runner import RayRunner
 from latentserve._jobs.results import latents_of
 from latentserve._jobs.run import Finished, Plan, Progress
@@ -101,6 +102,7 @@ def encode(
     verify: bool = False,
     progress: Callable[[Progress], None] | None = None,
     runner: Runner | None = None,
+    single_writer: bool = False,
 ) -> Finished:
     """Maps images to their posteriors.
 
@@ -111,8 +113,9 @@ def encode(
     Args:
         client: Client of the server.
         source: One or several npy files of images as for `Client.encode`, or PNG, JPEG and WebP
-            files and folders of them. Files in a folder are found at any depth, sorted by path.
-        folder: Folder to write to: new, empty, or that of the same job.
+            files and folders of them, by path or URL. Files in a folder are found at any depth,
+            sorted by path.
+        folder: Folder to write to, by path or URL: new, empty, or that of the same job.
         draw: Also draw z from each posterior; implied by a seed.
         seed: Seed of the draw; a fresh one by default, kept in `job.json`.
         offset: Index of the first row in the seed's sequence.
@@ -134,6 +137,8 @@ def encode(
         progress: Called with the progress after each message.
         runner: Has the shards computed, such as `RayRunner`; by default this process does, one
             after the other.
+        single_writer: Nobody else writes to the folder. To be said of a URL only, for a store that
+            cannot refuse to overwrite an object.
 
     Returns:
         Folder, number of rows and shards, model and seed of the finished job.
@@ -145,12 +150,12 @@ def encode(
         ValueError: A parameter has a wrong value.
         LatentserveError: The server refused a request or cannot be reached.
         MissingPackage: The format needs a package that is not installed.
-        OSError: A file cannot be read or written.
+        OSError: A file cannot be read or written, or a store cannot be reached.
     """
     resize = codec.resize_of(resize)
     if bucket is not None and isinstance(resize, tuple):
         raise ValueError(f"bucket: got {bucket} and a size, {resize}, wanted one of them")
-    paths = _paths(source)
+    paths = _places(source)
     arrays = [path.suffix == ".npy" for path in paths]
     if any(arrays) and not all(arrays):
         raise SourceError(f"{paths[0]}: got npy files and others, wanted one or the other")
@@ -169,8 +174,9 @@ def encode(
         else RowLabels.read(labels, opened.rows, opened if isinstance(opened, Pictures) else None),
     )
     return _run(
-        client, task, folder, model, version, seed, shard_rows, format, verify, progress, runner
-    )
+        client, task, folder, model, version, seed, shard_rows, format, verify, progress, runner,
+        single_writer,
+    )  # fmt: skip
 
 
 def decode(
@@ -188,6 +194,7 @@ def decode(
     verify: bool = False,
     progress: Callable[[Progress], None] | None = None,
     runner: Runner | None = None,
+    single_writer: bool = False,
 ) -> Finished:
     """Maps latents to images.
 
@@ -197,7 +204,8 @@ def decode(
         client: Client of the server.
         source: One or several npy files of latents, for example the `mean` of an encode job; or
             the folder of an encode or sample job: its `z`, else its `mean`, else its `latents`.
-        folder: Folder to write to: new, empty, or that of the same job.
+            By path or URL.
+        folder: Folder to write to, by path or URL: new, empty, or that of the same job.
         dtype: `uint8` for 0 to 255, `float32` or `float16` for values in [0, 1].
         scaled: The latents are scaled by `ModelInfo.latent_scaling`. By default, as the job was
             that wrote them; those of npy files are not.
@@ -212,6 +220,8 @@ def decode(
         progress: Called with the progress after each message.
         runner: Has the shards computed, such as `RayRunner`; by default this process does, one
             after the other.
+        single_writer: Nobody else writes to the folder. To be said of a URL only, for a store that
+            cannot refuse to overwrite an object.
 
     Returns:
         Folder, number of rows and shards, model and seed of the finished job.
@@ -220,7 +230,7 @@ def decode(
         JobError, SourceError, ValueError, LatentserveError, MissingPackage, OSError:
             As from `encode`.
     """
-    paths = _paths(source)
+    paths = _places(source)
     if len(paths) == 1 and paths[0].is_dir():
         opened, was_scaled, known = latents_of(paths[0])
     else:
@@ -236,8 +246,9 @@ def decode(
         labels=known if labels is None else RowLabels.read(labels, opened.rows),
     )
     return _run(
-        client, task, folder, model, version, None, shard_rows, format, verify, progress, runner
-    )
+        client, task, folder, model, version, None, shard_rows, format, verify, progress, runner,
+        single_writer,
+    )  # fmt: skip
 
 
 def sample(
@@ -260,6 +271,7 @@ def sample(
     verify: bool = False,
     progress: Callable[[Progress], None] | None = None,
     runner: Runner | None = None,
+    single_writer: bool = False,
 ) -> Finished:
     """Draws new images from the prior.
 
@@ -270,7 +282,7 @@ def sample(
     Args:
         client: Client of the server.
         n: Number of images, at least 1.
-        folder: Folder to write to: new, empty, or that of the same job.
+        folder: Folder to write to, by path or URL: new, empty, or that of the same job.
         seed: Seed of the sequence, 0 to 2^64 - 1; a fresh one by default, kept in `job.json`.
         offset: Index of the first image in the seed's sequence.
         label: Index of a class; None for any class.
@@ -288,6 +300,8 @@ def sample(
         progress: Called with the progress after each message.
         runner: Has the shards computed, such as `RayRunner`; by default this process does, one
             after the other.
+        single_writer: Nobody else writes to the folder. To be said of a URL only, for a store that
+            cannot refuse to overwrite an object.
 
     Returns:
         Folder, number of rows and shards, model and seed of the finished job.
@@ -308,8 +322,9 @@ def sample(
         size=None if size is None else codec.size_of(size, "size"),
     )
     return _run(
-        client, task, folder, model, version, seed, shard_rows, format, verify, progress, runner
-    )
+        client, task, folder, model, version, seed, shard_rows, format, verify, progress, runner,
+        single_writer,
+    )  # fmt: skip
 
 
 def plan(job: Callable[P, Finished], *arguments: P.args, **options: P.kwargs) -> Plan:
@@ -347,11 +362,11 @@ def commit(plan: Plan, result: ShardResult) -> None:
     plan.commit(result)
 
 
-def _paths(source: Paths) -> list[Path]:
+def _places(source: Paths) -> list[Place]:
     paths = [source] if isinstance(source, (str, os.PathLike)) else list(source)
     if not paths:
         raise SourceError("source: got no files, wanted at least 1")
-    return [Path(path) for path in paths]
+    return [place_of(path) for path in paths]
 
 
 def _one_of(value: T, what: str, choices: tuple[T, ...]) -> T:
@@ -373,12 +388,13 @@ def _run(
     verify: bool,
     progress: Callable[[Progress], None] | None,
     runner: Runner | None,
+    single_writer: bool,
 ) -> Finished:
     shard_rows = scalars.count(shard_rows, "shard_rows")
     if shard_format not in FORMATS:
         raise ValueError(f"format: got {shard_format!r}, wanted 'npy' or 'parquet'")
     options = run.Options(
-        folder=Path(folder),
+        folder=folder_of(folder),
         model=model,
         version=scalars.int64(version, "version"),
         seed=seed,
@@ -386,6 +402,7 @@ def _run(
         shard_format=shard_format,
         verify=verify,
         progress=progress or (lambda _progress: None),
+        single_writer=bool(single_writer),
     )
     planned = run.plan(client, task, options)
     if runner is _plan_alone:

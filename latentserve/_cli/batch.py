@@ -64,10 +64,9 @@ def add(commands: Any) -> None:
     )
     encode.add_argument(
         "source",
-        type=Path,
         nargs="+",
         metavar="SOURCE",
-        help="npy files, or PNG, JPEG and WebP files and folders of them",
+        help="npy files, or PNG, JPEG and WebP files and folders of them; paths or URLs",
     )
     add_resize(encode)
     add_size(encode)
@@ -99,7 +98,6 @@ def add(commands: Any) -> None:
     )
     decode.add_argument(
         "source",
-        type=Path,
         nargs="+",
         metavar="LATENTS",
         help="npy files of latents; or the folder of a finished job, whose rows are read in order: "
@@ -150,10 +148,16 @@ def _job(
     parser = command(jobs, name, _with_progress(run), summary, *examples)
     parser.add_argument(
         "--to",
-        type=Path,
         required=True,
         metavar="FOLDER",
-        help="new or empty folder to write to, or that of an interrupted run of this command",
+        help="new or empty folder to write to, or that of an interrupted run of this command; a "
+        "path, or a URL such as s3://bucket/latents",
+    )
+    parser.add_argument(
+        "--single-writer",
+        action="store_true",
+        help="nobody else writes to the folder: to be said where --to is in a store that cannot "
+        "refuse to overwrite an object",
     )
     parser.add_argument(
         "--shard-rows",
@@ -312,6 +316,7 @@ def _with_progress(
             "shard_rows": options.shard_rows,
             "format": options.format,
             "verify": options.verify,
+            "single_writer": options.single_writer,
             "progress": progress,
         }
         try:

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from latentserve._jobs.layout import Numbers
 from latentserve._jobs.errors import SourceError
+from latentserve._jobs.layout import Numbers
 from latentserve._jobs.npy import NpyFile
 from latentserve._jobs.places import Place
 from latentserve._jobs.sources import OnHashed

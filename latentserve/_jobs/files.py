@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from latentserve._files import fsync_folder
+from latentserve._store import Store
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,16 @@ def publish(folder: Path, files: Sequence[Written], attempt: str) -> None:
     for file in files:
         (folder / _hidden(file.name, attempt)).replace(folder / file.name)
     fsync_folder(folder)
+
+
+def put(store: Store, folder: Path, files: Sequence[Written], attempt: str) -> None:
+    """Puts the hidden files of an attempt into a store, under their final names.
+
+    Raises:
+        StoreError: The store cannot be reached or written.
+    """
+    for file in files:
+        store.put(file.name, folder / _hidden(file.name, attempt))
 
 
 def discard(folder: Path, files: Sequence[Written], attempt: str) -> None:

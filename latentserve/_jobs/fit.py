@@ -10,8 +10,8 @@ from latentserve._client.parameters import Resize
 from latentserve._client.values import ModelInfo
 from latentserve._jobs import sizes
 from latentserve._jobs.arrays import Arrays, Part
-from latentserve._jobs.layout import Numbers
 from latentserve._jobs.errors import SourceError
+from latentserve._jobs.layout import Numbers
 from latentserve._jobs.sizes import Size, Sizes
 from latentserve._jobs.sources import Pictures
 

@@ -19,14 +19,14 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from latentserve._files import atomic_write, fsync_folder
-from latentserve._jobs.files import Written, is_hidden, missing, publish
+from latentserve._jobs.files import Written, discard, is_hidden, missing, publish
 from latentserve._jobs.sizes import Size
 from latentserve.errors import LatentserveError
 

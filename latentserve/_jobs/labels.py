@@ -13,9 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 from latentserve._client import scalars
 from latentserve._client.labels import label_array
 from latentserve._client.values import ModelInfo
+from latentserve._jobs.errors import SourceError
 from latentserve._jobs.layout import Numbers
 from latentserve._jobs.places import Place, place_of
-from latentserve._jobs.errors import SourceError
 from latentserve._jobs.sources import Pictures
 
 #: The labels of a job as its caller gives them: one for all rows; an npy file of one for each row,

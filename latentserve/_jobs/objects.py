@@ -230,7 +230,9 @@ class JobObjects:
             foreign = sorted(
                 name
                 for name in found
-                if name not in known and not _OWNER.fullmatch(name) and not _LEFTOVER.fullmatch(name)
+                if name not in known
+                and not _OWNER.fullmatch(name)
+                and not _LEFTOVER.fullmatch(name)
             )
             if foreign:
                 raise JobError(

@@ -48,10 +48,6 @@ class RemoteFile:
     def __reduce__(self) -> tuple[type["RemoteFile"], tuple[Store, PurePosixPath]]:
         return RemoteFile, (self.store, self.path)
 
-    def relative_to(self, folder: "RemoteFile") -> PurePosixPath:
-        """Path in a folder of the same store."""
-        return self.path.relative_to(folder.path)
-
     @property
     def suffix(self) -> str:
         """Suffix of the name, such as `.npy`."""
@@ -107,7 +103,8 @@ class RemoteFile:
             begin = start
             block = self.store.read(self._name, start, max(stop, start + _BLOCK_BYTES))
             self._block.update(begin=begin, bytes=block)
-        return block[start - begin : stop - begin]
+        content: bytes = block[start - begin : stop - begin]
+        return content
 
     @property
     def _name(self) -> str:
@@ -129,16 +126,37 @@ def place_of(given: str | os.PathLike[str]) -> Place:
     """
     if not is_url(given):
         return Path(given)
-    url = str(given).rstrip("/")
+    url = _checked(str(given))
+    if not urlsplit(url).path.strip("/"):
+        return RemoteFile(Store(url), PurePosixPath())
+    folder, _, name = url.rpartition("/")
+    return RemoteFile(Store(folder), PurePosixPath(name))
+
+
+def folder_of(given: str | os.PathLike[str]) -> Path | str:
+    """The path or URL that a caller names as the folder to write to.
+
+    Raises:
+        SourceError: The URL has a user, a password or a query.
+    """
+    return _checked(str(given)) if is_url(given) else Path(given)
+
+
+def _checked(url: str) -> str:
+    """A URL without a slash at its end, which may stand in manifests and messages."""
     if without_secrets(url) != url:
         raise SourceError(
             f"{without_secrets(url)}: got a URL with a user, a password or a query, wanted one "
             "without: credentials come from the store's own settings"
         )
-    if not urlsplit(url).path.strip("/"):
-        return RemoteFile(Store(url), PurePosixPath())
-    folder, _, name = url.rpartition("/")
-    return RemoteFile(Store(folder), PurePosixPath(name))
+    return url.rstrip("/")
+
+
+def name_in(folder: Place, file: Place) -> str:
+    """Path of a file in a folder, at any depth."""
+    if isinstance(folder, RemoteFile) and isinstance(file, RemoteFile):
+        return str(file.path.relative_to(folder.path))
+    return str(Path(str(file)).relative_to(str(folder)))
 
 
 def stamp_of(place: Place) -> Stamp:

@@ -80,8 +80,8 @@ def _labels_of(folder: Place, shard: CompleteShard) -> NDArray[Any]:
             values = np.lib.format.read_array(io.BytesIO(path.read_bytes()), allow_pickle=False)
         else:
             pa = load_pyarrow()
-            with path.open("rb") as file:
-                values = pa.parquet.read_table(file, columns=["labels"])["labels"].to_numpy()
+            with path.open("rb") as raw:
+                values = pa.parquet.read_table(raw, columns=["labels"])["labels"].to_numpy()
     except OSError:
         raise
     except Exception as error:  # NumPy and pyarrow raise many types

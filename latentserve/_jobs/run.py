@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from latentserve._client.codec import fresh_seed
 from latentserve._client.values import ModelInfo
-from latentserve._jobs import files
 from latentserve._jobs.folder import CompleteShard, JobError, JobFolder
 from latentserve._jobs.layout import Group, PlannedShard, description, shards
 from latentserve._jobs.manifest import (
@@ -20,14 +19,20 @@ from latentserve._jobs.manifest import (
     manifest_of,
     wanted_of,
 )
+from latentserve._jobs.objects import JobObjects
 from latentserve._jobs.shard import Shard, ShardResult, run_shard
 from latentserve._jobs.tasks import Task
 from latentserve._jobs.writers import Format, file_names, writer
+from latentserve._store import Store
 from latentserve.client import Client, NotFound
 
 _SHARD = re.compile(
     r"((mean|log_var|z|images|latents|labels)-\d{5,}(-\d+x\d+)?\.npy)|(rows-\d{5,}(-\d+x\d+)?\.parquet)"
 )
+
+
+#: Where a job writes.
+Folder = JobFolder | JobObjects
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Finished:
     """A finished job.
 
     Attributes:
-        folder: Folder with the shards.
+        folder: Path or URL of the folder with the shards.
         rows: Number of rows.
         shards: Number of shards.
         rows_before: Number of rows in complete shards when the call began; equal to `rows`
@@ -63,7 +68,7 @@ class Finished:
         seed: Seed of the draws; None if nothing was drawn.
     """
 
-    folder: Path
+    folder: Path | str
     rows: int
     shards: int
     rows_before: int
@@ -78,7 +83,7 @@ class Options:
     """Options common to all jobs.
 
     Attributes:
-        folder: Folder for the shards.
+        folder: Folder for the shards: a path, or the URL of a store.
         model: Name of the model; empty for the model in the manifest, or for the server's
             default model in a new job.
         version: Version of the model; 0 for the version in the manifest, or for the highest one
@@ -89,9 +94,10 @@ class Options:
         shard_format: Format of the shards' files.
         verify: Whether the hashes of complete shards are checked.
         progress: Called with the progress after each message.
+        single_writer: Nobody else writes to the store: for those that cannot tell.
     """
 
-    folder: Path
+    folder: Path | str
     model: str
     version: int
     seed: int | None
@@ -99,6 +105,7 @@ class Options:
     shard_format: Format
     verify: bool
     progress: Callable[[Progress], None]
+    single_writer: bool = False
 
 
 class Plan:
@@ -114,7 +121,7 @@ class Plan:
 
     def __init__(
         self,
-        folder: JobFolder,
+        folder: Folder,
         task: Task,
         options: Options,
         model: ModelInfo | None,
@@ -167,7 +174,7 @@ class Plan:
     def commit(self, result: ShardResult) -> None:
         """Commits a shard; see `commit`."""
         if result.index not in self._missing or result.index in self._waiting:
-            files.discard(self.folder, result.files, result.attempt)
+            self._job.discard(result.files, result.attempt)
             return
         self._waiting[result.index] = result
         while (index := next(iter(self._missing), -1)) in self._waiting:
@@ -245,7 +252,7 @@ def plan(client: Client, task: Task, options: Options) -> Plan:
         writer=writer(options.shard_format),
         engine=getattr(client, "engine", None),
     )
-    folder = JobFolder(options.folder)
+    folder = _opened(options)
     try:
         return _planned(client, task, options, folder, wanted)
     except BaseException:
@@ -264,8 +271,25 @@ def one_by_one(client: Client) -> Callable[[Plan], None]:
     return carry
 
 
+def _opened(options: Options) -> Folder:
+    """Takes the folder of a job.
+
+    Raises:
+        JobError, OSError: As from `JobFolder` and `JobObjects`.
+        ValueError: `single_writer` is set for a path.
+    """
+    if isinstance(options.folder, Path):
+        if options.single_writer:
+            raise ValueError(
+                f"single_writer: got the path {options.folder}, wanted the URL of a store; "
+                "a folder is locked"
+            )
+        return JobFolder(options.folder)
+    return JobObjects(Store(options.folder), single_writer=options.single_writer)
+
+
 def _planned(
-    client: Client, task: Task, options: Options, folder: JobFolder, wanted: dict[str, Any]
+    client: Client, task: Task, options: Options, folder: Folder, wanted: dict[str, Any]
 ) -> Plan:
     folder.recover(lambda name: bool(_SHARD.fullmatch(name)), verify=options.verify)
     wanted["source"] = task.identity(
@@ -292,7 +316,7 @@ def _planned(
     return Plan(folder, task, options, model, groups)
 
 
-def _same_model(client: Client, task: Task, folder: JobFolder) -> ModelInfo:
+def _same_model(client: Client, task: Task, folder: Folder) -> ModelInfo:
     """Returns the model that the job began with.
 
     Raises:
@@ -314,7 +338,7 @@ def _same_model(client: Client, task: Task, folder: JobFolder) -> ModelInfo:
     return model
 
 
-def _same_layout(task: Task, folder: JobFolder, model: ModelInfo) -> tuple[Group, ...]:
+def _same_layout(task: Task, folder: Folder, model: ModelInfo) -> tuple[Group, ...]:
     """Returns the layout that the job began with.
 
     Raises:
@@ -330,6 +354,6 @@ def _same_layout(task: Task, folder: JobFolder, model: ModelInfo) -> tuple[Group
     return groups
 
 
-def _manifest(folder: JobFolder) -> dict[str, Any]:
+def _manifest(folder: Folder) -> dict[str, Any]:
     assert folder.manifest is not None
     return folder.manifest

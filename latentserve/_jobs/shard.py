@@ -2,6 +2,7 @@
 
 import contextlib
 import secrets
+import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -9,13 +10,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from latentserve._client.values import ModelInfo
-from latentserve._jobs.files import Written
+from latentserve._jobs.files import Written, put
 from latentserve._jobs.folder import JobError
 from latentserve._jobs.layout import Numbers
 from latentserve._jobs.manifest import differences
 from latentserve._jobs.sizes import Size
 from latentserve._jobs.work import Rows, Work
 from latentserve._jobs.writers import Column, Format, open_shard
+from latentserve._store import Store, is_url
 from latentserve.client import Client, ProtocolError
 
 
@@ -38,7 +40,7 @@ class Shard:
         rows: Numbers of its rows: a range, or int64 [N] in a job of several sizes.
         seed: Seed of the draws; None if nothing is drawn.
         model: The model with the checksums of its graphs, as it was when the job was planned.
-        folder: Folder of the job.
+        folder: Path or URL of the job's folder.
         files: Names of the shard's files once it is committed.
         format: Format of the files.
         columns: Arrays that they hold.
@@ -60,7 +62,7 @@ class Shard:
     work: Work
 
     def __getstate__(self) -> dict[str, Any]:
-        folder = str(Path(self.folder).absolute())
+        folder = self.folder if is_url(self.folder) else str(Path(self.folder).absolute())
         return {**vars(self), "folder": folder, "work": self.work.absolute()}
 
 
@@ -86,8 +88,9 @@ def run_shard(
 ) -> ShardResult:
     """Computes a shard, in any process on any host.
 
-    It writes hidden files into the job's folder; `commit` gives them their names. A shard may be
-    computed several times, even at once: the attempts do not disturb each other.
+    It writes hidden files into the job's folder; `commit` gives them their names. Objects of a
+    store have their names at once. A shard may be computed several times, even at once: the
+    attempts do not disturb each other.
 
     Args:
         shard: The shard.
@@ -116,24 +119,32 @@ def run_shard(
 
 def _computed(shard: Shard, client: Client, progress: Callable[[int], None]) -> ShardResult:
     rows, done, attempt = shard.rows, 0, secrets.token_hex(6)
+    store = Store(shard.folder) if is_url(shard.folder) else None
     results = shard.work.run(client, shard.model, shard.seed, rows)
-    writer = open_shard(
-        Path(shard.folder),
-        shard.columns,
-        shard.files,
-        shard.format,
-        attempt=attempt,
-        rows=rows,
-        offset=shard.offset,
-    )
-    with writer, contextlib.closing(results):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.closing(results))
+        # An object cannot be appended to: it is put from a file here.
+        folder = stack.enter_context(tempfile.TemporaryDirectory()) if store else shard.folder
+        writer = open_shard(
+            Path(folder),
+            shard.columns,
+            shard.files,
+            shard.format,
+            attempt=attempt,
+            rows=rows,
+            offset=shard.offset,
+        )
+        stack.enter_context(writer)
         for arrays in results:
             done += _checked(arrays, shard.columns, len(rows) - done)
             writer.write(arrays)
             progress(done)
         if done != len(rows):
             raise ProtocolError(f"got {done} rows, wanted {len(rows)}")
-        return ShardResult(shard.index, len(rows), tuple(writer.finish()), attempt)
+        files = tuple(writer.finish())
+        if store is not None:
+            put(store, Path(folder), files, attempt)
+        return ShardResult(shard.index, len(rows), files, attempt)
 
 
 def _check_model(client: Client, shard: Shard) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from latentserve._client.headers import PictureSize, is_picture, picture_size
 from latentserve._jobs.errors import SourceError
 from latentserve._jobs.layout import Numbers
 from latentserve._jobs.npy import MAGIC
-from latentserve._jobs.places import Place, RemoteFile, contents_of
+from latentserve._jobs.places import Place, RemoteFile, contents_of, name_in
 from latentserve._walk import walk
 
 # Maximum size of a batch that is sent.
@@ -24,11 +24,13 @@ _BATCH_BYTES = 2 * 2**20
 _LOG = logging.getLogger("latentserve.jobs")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
+AnyPlace = TypeVar("AnyPlace", bound=Place)
+
 #: Called with the number of rows that have been hashed so far.
 OnHashed = Callable[[int], None]
 
 
-def image_files(paths: Sequence[Place]) -> list[Place]:
+def image_files(paths: Sequence[AnyPlace]) -> list[AnyPlace]:
     """Replaces each folder in `paths` by the image files at any depth in it.
 
     The files of a folder are sorted by their paths within it. Links are followed, and hidden
@@ -38,7 +40,7 @@ def image_files(paths: Sequence[Place]) -> list[Place]:
         OSError: A folder cannot be listed.
         SourceError: A folder has no image files, or has files or subfolders that cannot be read.
     """
-    files: list[Place] = []
+    files: list[AnyPlace] = []
     for path in paths:
         if not path.is_dir():
             files.append(path)
@@ -53,7 +55,7 @@ def image_files(paths: Sequence[Place]) -> list[Place]:
         if ignored:
             wanted = ", ".join(_SUFFIXES)
             _LOG.warning("%s: ignored %s; wanted %s", path, ignored, wanted)
-        files += [path / name for name in listing.paths]
+        files += [cast("AnyPlace", path / name) for name in listing.paths]
     return files
 
 
@@ -91,7 +93,9 @@ class Pictures:
     def names(self) -> list[str]:
         """Returns the name of each row's file: its path in the source folder, or as given."""
         root = self.root
-        return [str(file.relative_to(root) if root else file) for file in self.files]
+        if root is None:
+            return [str(file) for file in self.files]
+        return [name_in(root, file) for file in self.files]
 
     def identity(self, on_hashed: OnHashed) -> dict[str, Any]:
         """Hashes all files and reads their sizes; returns their number and the SHA-256 of hashes.

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from latentserve._client.parameters import Resize
 from latentserve._client.values import ModelInfo
 from latentserve._jobs.arrays import ArrayRows, Arrays
+from latentserve._jobs.errors import SourceError
 from latentserve._jobs.fit import (
     latent_shape,
     planned_images,
@@ -16,7 +17,6 @@ from latentserve._jobs.fit import (
 from latentserve._jobs.folder import ROWS
 from latentserve._jobs.labels import Classes, RowLabels, classes_of
 from latentserve._jobs.layout import Group, PlannedShard, in_order
-from latentserve._jobs.errors import SourceError
 from latentserve._jobs.sizes import Size
 from latentserve._jobs.sources import OnHashed, Pictures
 from latentserve._jobs.work import (

@@ -15,9 +15,9 @@ from latentserve._client.codec import image_source
 from latentserve._client.parameters import Labelled, Resize
 from latentserve._client.values import ModelInfo
 from latentserve._jobs.arrays import ArrayRows
+from latentserve._jobs.errors import SourceError
 from latentserve._jobs.labels import Classes
 from latentserve._jobs.layout import Numbers, runs
-from latentserve._jobs.errors import SourceError
 from latentserve._jobs.sizes import Size
 from latentserve._jobs.sources import PictureRows, rows_that_fit
 from latentserve.client import Client, InvalidArgument

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from common import pictures
 from latentserve import jobs
 from latentserve._client.codec import ImageSource
+from latentserve._client.parameters import Labelled
 from latentserve._client.values import LatentScaling, Sizes
 from latentserve._jobs.files import HashedFile
+from latentserve._store import Store
 from latentserve.client import ModelInfo, Posterior, Samples
 
 DIM = 3
@@ -80,6 +82,8 @@ class ArithmeticClient:
         self.asked.append("encode_stream")
         for batch in batches:
             self.before_reply()
+            if isinstance(batch, Labelled):
+                batch = batch.rows
             if isinstance(batch, list):
                 flat = np.array([list(content[-16:]) for content in batch], np.float32)
             else:
@@ -214,13 +218,14 @@ def _as(images: NDArray[np.float32], dtype: str) -> NDArray[Any]:
 def run_job(
     client: Any,
     source: str,
-    folder: Path,
+    folder: Path | str,
     shard_format: Any,
     seed: int | None,
     shard_rows: int = 20,
+    **more: Any,
 ) -> Any:
     """Runs a job: sample for a number, decode for latents, else encode."""
-    common: dict[str, Any] = {"shard_rows": shard_rows, "format": shard_format}
+    common: dict[str, Any] = {"shard_rows": shard_rows, "format": shard_format, **more}
     if source.isdecimal():
         return jobs.sample(client, int(source), folder, seed=seed, latents=True, **common)
     if Path(source).name.startswith("latents"):
@@ -245,6 +250,25 @@ def die_after(steps: int) -> None:
         setattr(os, name, counted(getattr(os, name)))
     for method in ("__init__", "write", "sync", "drop"):
         setattr(HashedFile, method, counted(getattr(HashedFile, method)))
+
+
+def run_killed_in_store(url: str, source: str, shard_format: str, steps: int) -> None:
+    """Runs a job that writes to a store; the process is killed after `steps` requests."""
+    left = [steps]
+
+    def counted(function: Any) -> Any:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **keywords)
+
+        return call
+
+    for method in ("entries", "entry", "read", "put", "create", "delete"):
+        setattr(Store, method, counted(getattr(Store, method)))
+    run_job(ArithmeticClient(), source, url, shard_format, 7)
+    os._exit(0)
 
 
 def run_killed(folder: Path, source: str, shard_format: str, steps: int, **options: Any) -> None:

@@ -1,0 +1,292 @@
+"""Jobs that read from object storage and write to it: the bytes of jobs on disk."""
+
+import json
+import multiprocessing
+import random
+
+import numpy as np
+import pytest
+
+from latentserve import jobs
+from latentserve._jobs.objects import JobObjects
+from latentserve._store import Store, StoreError
+from tests.support.job_child import (
+    SHAPE,
+    ArithmeticClient,
+    model_info,
+    run_job,
+    run_killed_in_store,
+)
+
+pytest_plugins = ["tests.support.object_storage"]
+
+KINDS = ("encode", "decode", "sample")
+
+
+@pytest.fixture
+def client():
+    return ArithmeticClient()
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """A source of each kind of job, of 50 rows."""
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "images.npy", rng.integers(0, 256, (50, *SHAPE)).astype(np.uint8))
+    np.save(tmp_path / "latents.npy", rng.standard_normal((50, 3)).astype(np.float32))
+    return {
+        "encode": str(tmp_path / "images.npy"),
+        "decode": str(tmp_path / "latents.npy"),
+        "sample": "50",
+    }
+
+
+@pytest.fixture(params=["s3", "file", "memory"])
+def url(request, tmp_path):
+    """A folder of a store: of a server, of this host's disk, of this process."""
+    if request.param == "s3":
+        return request.getfixturevalue("s3") + "/jobs"
+    if request.param == "file":
+        return f"file://{tmp_path}/store"
+    return f"memory://{tmp_path.name}"
+
+
+def upload(url, folder):
+    """Puts all files of a folder into a store."""
+    store = Store(url)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            store.put(str(path.relative_to(folder)), path)
+
+
+def contents(place):
+    """Names and contents of all files of a job, in a folder or a store."""
+    if isinstance(place, str):
+        store = Store(place)
+        return {entry.name: store.read(entry.name) for entry in store.entries()}
+    return {path.name: path.read_bytes() for path in place.iterdir() if path.name != ".lock"}
+
+
+def picture(row):
+    """A file with a PNG signature and no image; `ArithmeticClient` adds up its bytes."""
+    return b"\x89PNG\r\n\x1a\n" + bytes([row] * 16)
+
+
+class TestBytes:
+    @pytest.mark.parametrize("shard_format", ["npy", "parquet"])
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_are_those_of_a_job_on_disk(self, client, tmp_path, sources, url, kind, shard_format):
+        plain = run_job(client, sources[kind], tmp_path / "plain", shard_format, 7)
+        source = sources[kind]
+        if kind != "sample":
+            upload(f"{url}/in", tmp_path)
+            source = f"{url}/in/{source.rpartition('/')[2]}"
+        done = run_job(client, source, f"{url}/out", shard_format, 7)
+        assert contents(f"{url}/out") == contents(tmp_path / "plain")
+        assert (done.folder, done.rows, done.shards) == (f"{url}/out", plain.rows, plain.shards)
+
+    def test_latents_of_a_job_in_a_store_are_decoded_in_their_order(
+        self, client, tmp_path, sources, url
+    ):
+        for shard_format in ("npy", "parquet"):
+            run_job(client, sources["encode"], tmp_path / shard_format, shard_format, 7)
+            run_job(client, sources["encode"], f"{url}/{shard_format}", shard_format, 7)
+            jobs.decode(client, tmp_path / shard_format, tmp_path / f"{shard_format}-images")
+            jobs.decode(client, f"{url}/{shard_format}", f"{url}/{shard_format}-images")
+            wanted = contents(tmp_path / f"{shard_format}-images")
+            assert contents(f"{url}/{shard_format}-images") == wanted
+
+    def test_pictures_are_found_at_any_depth_and_named_as_on_disk(
+        self, client, tmp_path, url, caplog
+    ):
+        photos = tmp_path / "photos"
+        (photos / "b").mkdir(parents=True)
+        for row, name in enumerate(("a.png", "b/a.PNG", "b/c.jpeg", "c.jpg")):
+            (photos / name).write_bytes(picture(row))
+        (photos / ".hidden.png").write_bytes(b"")
+        (photos / "notes.txt").write_text("no picture")
+        upload(f"{url}/photos", photos)
+        jobs.encode(client, photos, tmp_path / "plain")
+        jobs.encode(client, f"{url}/photos", f"{url}/out")
+        assert contents(f"{url}/out") == contents(tmp_path / "plain")
+        assert "ignored 1 .txt" in caplog.text
+
+    def test_classes_are_the_folders_of_pictures_and_labels_are_read_by_url(
+        self, client, tmp_path, url
+    ):
+        client.served = model_info(conditional=True, labels=("cat", "dog"))
+        photos = tmp_path / "photos"
+        for row in range(6):
+            path = photos / ("cat", "dog")[row % 2] / f"{row}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(picture(row))
+        np.save(tmp_path / "labels.npy", np.array([1, 0, 1, 0, 1, 0], np.int32))
+        upload(f"{url}/photos", photos)
+        Store(url).put("labels.npy", tmp_path / "labels.npy")
+        for name, labels, there in (
+            ("folders", "folders", "folders"),
+            ("file", tmp_path / "labels.npy", f"{url}/labels.npy"),
+        ):
+            jobs.encode(client, photos, tmp_path / name, labels=labels)
+            jobs.encode(client, f"{url}/photos", f"{url}/{name}", labels=there)
+            assert contents(f"{url}/{name}") == contents(tmp_path / name)
+
+
+class TestResume:
+    @pytest.mark.slow
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_job_killed_before_any_request_ends_with_the_bytes_of_an_uninterrupted_one(
+        self, client, tmp_path, sources, s3, kind
+    ):
+        """Killed each time before another random request."""
+        run_job(client, sources[kind], tmp_path / "unbroken", "npy", 7)
+        rng = random.Random(kind)
+        spawn = multiprocessing.get_context("spawn")
+        kills = 0
+        while True:
+            arguments = (f"{s3}/j", sources[kind], "npy", rng.randint(5, 40))
+            process = spawn.Process(target=run_killed_in_store, args=arguments)
+            process.start()
+            process.join(120)
+            if process.exitcode == 0:
+                break
+            kills += 1
+            assert process.exitcode == -9
+            assert kills < 30
+        assert kills > 1
+        assert contents(f"{s3}/j") == contents(tmp_path / "unbroken")
+
+    def test_a_finished_job_asks_no_server(self, client, sources, url):
+        run_job(client, sources["decode"], f"{url}/j", "npy", None)
+        client.asked.clear()
+        done = run_job(client, sources["decode"], f"{url}/j", "npy", None)
+        assert (done.rows_before, client.asked) == (50, [])
+
+    def test_missing_and_damaged_files_are_written_again(self, client, tmp_path, sources, url):
+        run_job(client, sources["encode"], tmp_path / "plain", "npy", 7)
+        run_job(client, sources["encode"], f"{url}/j", "npy", 7)
+        store = Store(f"{url}/j")
+        store.delete("mean-00001.npy")
+        damaged = bytearray(store.read("z-00002.npy"))
+        damaged[-1] ^= 1
+        store.put("z-00002.npy", bytes(damaged))
+        done = run_job(client, sources["encode"], f"{url}/j", "npy", 7)
+        assert done.lost == ("mean-00001.npy",)
+        done = run_job(client, sources["encode"], f"{url}/j", "npy", 7, verify=True)
+        assert done.lost == ("z-00002.npy",)
+        assert contents(f"{url}/j") == contents(tmp_path / "plain")
+
+    def test_other_settings_are_refused(self, client, sources, url):
+        run_job(client, sources["decode"], f"{url}/j", "npy", None)
+        with pytest.raises(jobs.JobError, match="holds another job: shard_rows: got 10, the job"):
+            run_job(client, sources["decode"], f"{url}/j", "npy", None, shard_rows=10)
+
+
+class TestOwner:
+    def test_of_two_processes_the_one_that_was_started_later_goes_on(
+        self, client, tmp_path, sources, url
+    ):
+        run_job(client, sources["sample"], tmp_path / "plain", "npy", 7)
+        later = []
+
+        def begin_another():
+            if not later:
+                later.append(run_job(ArithmeticClient(), sources["sample"], f"{url}/j", "npy", 7))
+
+        client.before_reply = begin_another
+        with pytest.raises(jobs.JobError, match="another process, which was started later"):
+            run_job(client, sources["sample"], f"{url}/j", "npy", 7)
+        assert later[0].rows == 50
+        assert contents(f"{url}/j") == contents(tmp_path / "plain")
+
+    def test_one_taken_over_records_nothing_more(self, url):
+        first = JobObjects(Store(url))
+        first.begin({"rows": 1}, {})
+        second = JobObjects(Store(url))
+        with pytest.raises(jobs.JobError, match="another process"):
+            first.finish()
+        third = JobObjects(Store(url))
+        with pytest.raises(jobs.JobError, match="another process"):
+            second.begin({"rows": 2}, {})
+        assert third.manifest == {"rows": 1}
+        first.close()
+        second.close()
+        third.close()
+        assert not [entry for entry in Store(url).entries() if "owner" in entry.name]
+
+    def test_a_store_that_overwrites_needs_a_single_writer(
+        self, client, tmp_path, sources, s3, monkeypatch
+    ):
+        """Some servers of S3's protocol ignore the condition of a put."""
+
+        def overwrites(store, name, content):
+            store.put(name, content)
+            return True
+
+        monkeypatch.setattr(Store, "create", overwrites)
+        with pytest.raises(jobs.JobError, match=r"the store overwrites.*--single-writer"):
+            run_job(client, sources["sample"], f"{s3}/j", "npy", 7)
+        assert contents(f"{s3}/j") == {}
+        run_job(client, sources["sample"], f"{s3}/j", "npy", 7, single_writer=True)
+        run_job(client, sources["sample"], tmp_path / "plain", "npy", 7)
+        assert contents(f"{s3}/j") == contents(tmp_path / "plain")
+
+    def test_a_single_writer_is_refused_for_a_path(self, client, tmp_path):
+        with pytest.raises(ValueError, match="single_writer: got the path"):
+            jobs.sample(client, 5, tmp_path / "j", single_writer=True)
+
+
+class TestRefused:
+    def test_a_folder_that_holds_something_else(self, client, url):
+        Store(url).put("thesis.tex", b"")
+        with pytest.raises(jobs.JobError, match=r"got a folder with thesis.tex and no job.json"):
+            jobs.sample(client, 5, url)
+        assert contents(url) == {"thesis.tex": b""}
+
+    def test_a_source_that_changes_while_it_is_read(self, client, sources, url, tmp_path):
+        upload(f"{url}/in", tmp_path)
+        store = Store(f"{url}/in")
+
+        def change():
+            rng = np.random.default_rng(1)
+            np.save(tmp_path / "other.npy", rng.standard_normal((51, 3)).astype(np.float32))
+            store.put("latents.npy", tmp_path / "other.npy")
+
+        client.before_reply = change
+        with pytest.raises(jobs.SourceError, match=r"in/latents.npy: got .* wanted"):
+            run_job(client, f"{url}/in/latents.npy", tmp_path / "j", "npy", None)
+
+    def test_what_is_not_there(self, client, url, tmp_path):
+        with pytest.raises(FileNotFoundError, match="no.npy"):
+            jobs.encode(client, f"{url}/no.npy", tmp_path / "a")
+        with pytest.raises(FileNotFoundError, match="no.png"):
+            jobs.encode(client, f"{url}/no.png", tmp_path / "b")
+        with pytest.raises(jobs.SourceError, match=r"without job.json|no.*not"):
+            Store(url).put("folder/notes.txt", b"")
+            jobs.decode(client, f"{url}/folder", tmp_path / "c")
+
+    @pytest.mark.parametrize("given", ["s3://user:secret@bucket/x", "s3://bucket/x?token=secret"])
+    def test_urls_with_secrets(self, client, tmp_path, given):
+        for call in (
+            lambda: jobs.sample(client, 5, given),
+            lambda: jobs.encode(client, given, tmp_path / "j"),
+        ):
+            with pytest.raises(jobs.SourceError, match="credentials come from") as refused:
+                call()
+            assert "secret" not in str(refused.value)
+
+    def test_a_store_that_is_away(self, client, object_storage, s3, tmp_path, monkeypatch):
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        run_job(client, "50", f"{s3}/j", "npy", 7)
+        object_storage.stop()
+        try:
+            with pytest.raises(StoreError, match="j.*onnect"):
+                run_job(client, "50", f"{s3}/j", "npy", 7)
+        finally:
+            object_storage.start()
+        assert run_job(client, "50", f"{s3}/j", "npy", 7).rows_before == 50
+
+    def test_the_manifest_has_no_url(self, client, sources, url):
+        run_job(client, sources["encode"], f"{url}/j", "npy", 7)
+        manifest = json.loads(Store(f"{url}/j").read("job.json"))
+        assert "://" not in json.dumps(manifest)
