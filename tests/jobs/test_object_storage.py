@@ -243,7 +243,9 @@ class TestRefused:
             jobs.sample(client, 5, url)
         assert contents(url) == {"thesis.tex": b""}
 
-    def test_a_source_that_changes_while_it_is_read(self, client, sources, url, tmp_path):
+    def test_a_source_that_changes_while_it_is_read(self, client, url, tmp_path):
+        rows = np.zeros((50, 3), np.float32)
+        np.save(tmp_path / "latents.npy", rows)
         upload(f"{url}/in", tmp_path)
         store = Store(f"{url}/in")
 
@@ -257,12 +259,12 @@ class TestRefused:
             run_job(client, f"{url}/in/latents.npy", tmp_path / "j", "npy", None)
 
     def test_what_is_not_there(self, client, url, tmp_path):
-        with pytest.raises(FileNotFoundError, match="no.npy"):
+        with pytest.raises(FileNotFoundError, match=r"no\.npy"):
             jobs.encode(client, f"{url}/no.npy", tmp_path / "a")
-        with pytest.raises(FileNotFoundError, match="no.png"):
+        with pytest.raises(FileNotFoundError, match=r"no\.png"):
             jobs.encode(client, f"{url}/no.png", tmp_path / "b")
-        with pytest.raises(jobs.SourceError, match=r"without job.json|no.*not"):
-            Store(url).put("folder/notes.txt", b"")
+        Store(url).put("folder/notes.txt", b"")
+        with pytest.raises(jobs.SourceError, match=r"got a folder without job\.json"):
             jobs.decode(client, f"{url}/folder", tmp_path / "c")
 
     @pytest.mark.parametrize("given", ["s3://user:secret@bucket/x", "s3://bucket/x?token=secret"])
@@ -275,12 +277,12 @@ class TestRefused:
                 call()
             assert "secret" not in str(refused.value)
 
-    def test_a_store_that_is_away(self, client, object_storage, s3, tmp_path, monkeypatch):
+    def test_a_store_that_is_away(self, client, object_storage, s3, monkeypatch):
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
         run_job(client, "50", f"{s3}/j", "npy", 7)
         object_storage.stop()
         try:
-            with pytest.raises(StoreError, match="j.*onnect"):
+            with pytest.raises(StoreError, match=r"/j: .*onnect"):
                 run_job(client, "50", f"{s3}/j", "npy", 7)
         finally:
             object_storage.start()
