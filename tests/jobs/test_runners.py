@@ -16,11 +16,14 @@ from PIL import Image
 
 from latentserve import jobs
 from latentserve.client import Client
+from tests.support import ROOT
 from tests.support.dying import DyingWorkers, FreeSizes
 from tests.support.waiting import wait_until
 
 ray = pytest.importorskip("ray")
 distributed = pytest.importorskip("distributed")
+
+JOBS = ROOT / "docs" / "jobs.md"
 
 pytest_plugins = ["tests.support.cli_fixtures"]
 # Both leave sockets and files to the garbage collector.
@@ -57,19 +60,13 @@ def dask():
         yield client
 
 
-class WithDask:
-    """A runner on Dask, as docs/jobs.md has it."""
-
-    def __init__(self, dask, connection):
-        self.dask, self.connection = dask, connection
-
-    def __call__(self, plan):
-        shards = list(plan.shards())
-        futures = self.dask.map(
-            jobs.run_shard, shards, connection=self.connection, pure=False, retries=3
-        )
-        for future in distributed.as_completed(futures):
-            jobs.commit(plan, future.result())
+def documented(name, connection, **names):
+    """A runner as a code block of docs/jobs.md defines it."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", JOBS.read_text(), re.DOTALL | re.MULTILINE)
+    (code,) = [block for block in blocks if f"def {name}(" in block]
+    space = {"connection": connection, "jobs": jobs, **names}
+    exec(code, space)
+    return space[name]
 
 
 @pytest.fixture(params=["ray", "dask"])
@@ -79,7 +76,8 @@ def runner(request):
         request.getfixturevalue("ray_address")
         return jobs.RayRunner
     dask = request.getfixturevalue("dask")
-    return lambda connection: WithDask(dask, connection)
+    names = {"dask": dask, "as_completed": distributed.as_completed}
+    return lambda connection: documented("with_dask", connection, **names)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -157,6 +155,18 @@ class TestBytes:
         with plan, pytest.raises(jobs.SourceError, match=r"02\.png: was changed"):
             carry(plan)
         assert not list((tmp_path / "j").glob(".*.tmp"))
+
+
+def test_processes_of_a_shell_write_the_same_bytes_and_a_killed_one_leaves_its_shard(
+    sources, tmp_path
+):
+    dying = documented("with_shell", DyingWorkers(FreeSizes(), tmp_path))
+    with FreeSizes().client() as client:
+        run("sizes", client, sources, tmp_path / "plain")
+        with pytest.raises(jobs.JobError, match=r"/j: got a runner that left \d+ shards"):
+            run("sizes", client, sources, tmp_path / "j", runner=dying)
+        run("sizes", client, sources, tmp_path / "j", runner=dying)
+    assert contents(tmp_path / "j") == contents(tmp_path / "plain")
 
 
 class TestRay:
