@@ -38,6 +38,8 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def ray_address():
     """Address of a Ray on two CPUs, which this process is connected to."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     # Its sockets are in there, whose paths may have about a hundred characters.
     with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
         ray.init(
@@ -48,6 +50,7 @@ def ray_address():
             yield ray.get_runtime_context().gcs_address
         finally:
             ray.shutdown()
+            patch.undo()
 
 
 @pytest.fixture(scope="module")
@@ -109,11 +112,8 @@ def sources(shipped, tmp_path_factory):
 def run(kind, client, sources, folder, **options):
     """Runs a job of a kind; it has three shards, or more."""
     if kind == "encode":
-        images = sources / "images.npy"
-        return jobs.encode(client, images, folder, seed=3, shard_rows=250, **options)
-    if kind == "labels":
         return jobs.encode(
-            client, sources / "images.npy", folder, labels=sources / "labels.npy",
+            client, sources / "images.npy", folder, seed=3, labels=sources / "labels.npy",
             model="mnist-style", shard_rows=250, format="parquet", **options,
         )  # fmt: skip
     if kind == "digits":
@@ -126,7 +126,7 @@ def run(kind, client, sources, folder, **options):
 
 
 class TestBytes:
-    @pytest.mark.parametrize("kind", ["encode", "labels", "digits", "sizes", "decode", "sample"])
+    @pytest.mark.parametrize("kind", ["encode", "digits", "sizes", "decode", "sample"])
     def test_are_those_of_an_ordinary_job_although_a_worker_is_killed(
         self, runner, kind, sources, shipped, tmp_path
     ):
@@ -157,15 +157,14 @@ class TestBytes:
         assert not list((tmp_path / "j").glob(".*.tmp"))
 
 
-def test_processes_of_a_shell_write_the_same_bytes_and_a_killed_one_leaves_its_shard(
-    sources, tmp_path
-):
+def test_processes_of_a_shell_write_the_same_bytes_and_a_killed_one_leaves_its_shard(tmp_path):
     dying = documented("with_shell", DyingWorkers(FreeSizes(), tmp_path))
+    common = {"seed": 7, "shard_rows": 10}
     with FreeSizes().client() as client:
-        run("sizes", client, sources, tmp_path / "plain")
-        with pytest.raises(jobs.JobError, match=r"/j: got a runner that left \d+ shards"):
-            run("sizes", client, sources, tmp_path / "j", runner=dying)
-        run("sizes", client, sources, tmp_path / "j", runner=dying)
+        jobs.sample(client, 30, tmp_path / "plain", **common)
+        with pytest.raises(jobs.JobError, match=r"/j: the runner left \d of 3 shards uncommitted"):
+            jobs.sample(client, 30, tmp_path / "j", **common, runner=dying)
+        jobs.sample(client, 30, tmp_path / "j", **common, runner=dying)
     assert contents(tmp_path / "j") == contents(tmp_path / "plain")
 
 
@@ -180,6 +179,20 @@ class TestRay:
             jobs.sample(client, 5, tmp_path / "j", runner=jobs.RayRunner(dying))
         assert len(list(tmp_path.glob("death-*"))) == 3
         assert not list((tmp_path / "j").glob(".*.tmp"))
+
+    def test_usage_statistics_are_off(self, monkeypatch):
+        monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+        jobs.RayRunner(jobs.Connection())
+        from ray._common.usage.usage_lib import usage_stats_enabled
+
+        assert not usage_stats_enabled()
+
+    @pytest.mark.usefixtures("ray_address")
+    def test_all_shards_are_computed_although_few_may_run_ahead(self, tmp_path):
+        with FreeSizes().client() as client:
+            runner = jobs.RayRunner(FreeSizes())
+            done = jobs.sample(client, 40, tmp_path / "j", shard_rows=1, runner=runner)
+        assert done.shards == 40
 
     def test_the_command_resumes_after_its_process_is_killed(self, ray_address, shipped, tmp_path):
         sample = (
