@@ -91,10 +91,8 @@ class InProcess:
 
     def _settings(self) -> Settings:
         options: dict[str, Any] = {"models": Path(self.models)} if self.models else {}
-        if self.model:
-            options["default_model"] = self.model
-            if self.version:
-                options["versions"] = f"latest,{self.model}={self.version}"
+        if self.model and self.version:
+            options["versions"] = f"latest,{self.model}={self.version}"
         settings = Settings(
             **options,
             device=self.device,
@@ -104,10 +102,13 @@ class InProcess:
             http_port="off",
             drift_share=0,
         )
-        resolved = {
+        resolved: dict[str, Any] = {
             "max_queue_bytes": settings.queue_bytes,
             "max_compute_bytes": settings.compute_bytes,
         }
+        if self.model and (settings.models / self.model).is_dir():
+            # Others would take time and memory.
+            resolved["models"] = settings.models / self.model
         return settings.model_copy(update=resolved)
 
 
@@ -130,10 +131,8 @@ class _Engine:
         device = resolve_device(settings.device)
         self.device = str(device)
         self.token = secrets.token_hex(32)
-        # One folder less deep, if a single model is wanted: others would take time and memory.
-        only = settings.models / settings.default_model
         repository = Repository(
-            only if only.is_dir() else settings.models,
+            settings.models,
             functools.partial(parts.model, settings, device),
             settings.default_model,
             settings.versions,

@@ -83,7 +83,8 @@ def main() -> None:
     try:
         signal.pause()
     finally:
-        serve.shutdown()
+        stop: Any = serve.shutdown  # untyped where Ray is installed
+        stop()
         ray.shutdown()
 
 

@@ -373,9 +373,8 @@ def _in_process(options: argparse.Namespace, **more: Any) -> Any:
         models="" if options.models is None else str(options.models.absolute()),
         model=options.model,
         version=options.model_version,
-        device=options.device or "cpu",
         timeout=options.timeout,
-        **more,
+        **{"device": options.device or "cpu", **more},
     )
 
 
@@ -388,9 +387,11 @@ def _runner(options: argparse.Namespace, client: Any) -> "RayRunner | None":
     address = options.ray or None
     if not options.in_process:
         return RayRunner(job_connection(options, options.patience), address)
-    # A task has one CPU, or a GPU.
-    loaded = _in_process(options, threads=1, onnxruntime=client.engine["onnxruntime"])
-    return RayRunner(loaded, address, gpus_per_task=client.engine["device"] != "cpu")
+    # A task has one CPU, and perhaps a GPU: the only one that it sees.
+    device = "cpu" if client.engine["device"] == "cpu" else "cuda"
+    version = client.engine["onnxruntime"]
+    loaded = _in_process(options, threads=1, device=device, onnxruntime=version)
+    return RayRunner(loaded, address, gpus_per_task=int(device == "cuda"))
 
 
 @contextlib.contextmanager

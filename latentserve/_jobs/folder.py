@@ -129,7 +129,9 @@ class JobFolder:
         self.close()
 
     def close(self) -> None:
-        """Removes what was being written, and gives up the lock."""
+        """Removes what was being written, and gives up the lock; may be called again."""
+        if self._lock < 0:
+            return
         try:
             with contextlib.suppress(OSError):
                 for path in self.path.iterdir():
@@ -137,6 +139,7 @@ class JobFolder:
                         path.unlink(missing_ok=True)
         finally:
             os.close(self._lock)
+            self._lock = -1
 
     def begin(self, manifest: dict[str, Any], more: dict[str, bytes]) -> None:
         """Writes the manifest of a new job.

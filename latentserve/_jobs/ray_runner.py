@@ -1,5 +1,6 @@
 """Has the shards of a job computed by Ray, each by a task of its own."""
 
+import logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -9,11 +10,15 @@ from latentserve._jobs.folder import JobError
 from latentserve._jobs.run import Plan
 from latentserve._jobs.shard import Connects, Shard, ShardResult, run_shard
 from latentserve._jobs.writers import MissingPackage
+from latentserve.errors import LatentserveError
 
+_LOG = logging.getLogger("latentserve.jobs")
 # Attempts to compute a shard whose workers die.
 _ATTEMPTS = 3
 # Shards that are computed or wait for a CPU, and those that wait for an earlier one, for each CPU.
 _IN_FLIGHT, _AHEAD = 2, 8
+# What `run_shard` raises; `MissingPackage` is an ImportError.
+_ERRORS = (LatentserveError, OSError, ValueError, MemoryError, MissingPackage)
 # How often the job's `progress` is called while no shard is done: it may raise KeyboardInterrupt.
 _POLL_SECONDS = 0.2
 # Objects in Ray's store are a few kilobytes each.
@@ -57,7 +62,8 @@ class RayRunner:
 
         Raises:
             JobError: Ray cannot be reached, or the workers of a shard died too often.
-            Exception: What `run_shard` raised in a task.
+            LatentserveError, OSError, ValueError, MemoryError, MissingPackage: What `run_shard`
+                raised in a task.
         """
         shards = plan.shards()
         first = next(shards, None)
@@ -112,7 +118,7 @@ class _Tasks:
         self._plan.report()
         self._begin(first)
         following = next(others, None)
-        while self._running:
+        while self._running or following is not None:
             while following is not None and self._has_room(following):
                 self._begin(following)
                 following = next(others, None)
@@ -145,20 +151,24 @@ class _Tasks:
 
         Raises:
             JobError: The workers of the shard died too often.
-            Exception: What `run_shard` raised.
+            LatentserveError, OSError, ValueError, MemoryError, MissingPackage: What `run_shard`
+                raised.
         """
         errors = self._ray.exceptions
         try:
             result: ShardResult = self._ray.get(task)
         except errors.RayTaskError as error:
-            if isinstance(error.cause, errors.RayError):  # it could not be pickled
-                raise JobError(_of(shard, error)) from error
-            raise error.cause from None
+            if isinstance(error.cause, _ERRORS):
+                raise error.cause from None
+            # Something of Ray's own, such as a worker without this library.
+            raise JobError(_of(shard, error.cause)) from error
         except errors.RayError as error:
             failed = self._failed[shard.index] = self._failed.get(shard.index, 0) + 1
             if failed == _ATTEMPTS:
                 times = f"the workers of {_ATTEMPTS} attempts died, the last one with: "
                 raise JobError(_of(shard, error, times)) from error
+            lost = "%s: shard %d: its worker died, trying again (attempt %d of %d)"
+            _LOG.warning(lost, shard.folder, shard.index, failed + 1, _ATTEMPTS)
             self._begin(shard)
             return None
         return result

@@ -191,8 +191,9 @@ class Plan:
         """
         if self._missing:
             raise JobError(
-                f"{self.folder}: got a runner that left {len(self._missing)} shards uncommitted, "
-                f"the first of them {next(iter(self._missing))}"
+                f"{self.folder}: the runner left {len(self._missing)} of "
+                f"{len(self._missing) + len(self._job.complete)} shards uncommitted, the first of "
+                f"them {next(iter(self._missing))}"
             )
         self._job.finish()
         manifest = _manifest(self._job)

@@ -16,6 +16,8 @@ import latentserve.bench
 import latentserve.client
 import latentserve.errors
 import latentserve.jobs
+from latentserve._jobs.files import Written
+from latentserve._jobs.work import SampleWork
 from latentserve.client import (
     Interpolation,
     InvalidArgument,
@@ -43,8 +45,8 @@ from latentserve.client import (
 )
 
 MODULES = (latentserve.client, latentserve.errors, latentserve.jobs, latentserve.bench)
-# They hold connections.
-CLIENTS = {"Client", "AsyncClient"}
+# They hold connections, or the lock of a folder.
+CLIENTS = {"Client", "AsyncClient", "Plan", "RayRunner"}
 MODEL = ModelInfo(
     "mnist", 1, (1, 28, 28), 2, "gaussian", "standard", "bernoulli", ("0", "1"), 512,
     {"elbo": -90.0}, {"encoder": "cpu"}, {"encoder": "00"}, "mnist", datetime.now(UTC), "noise 1",
@@ -94,10 +96,25 @@ VALUES = {
         Violation("images", "got 1"),
         ProtocolError("got 1 row"),
         latentserve.errors.LatentserveError("x"),
+        latentserve.jobs.Connection("host:1", tls=True, token_file=Path("/token")),
         latentserve.jobs.Finished(Path("f"), 1, 1, 0, ("lost",), "mnist", 1, 7),
         latentserve.jobs.JobError("locked"),
         latentserve.jobs.MissingPackage("pyarrow", name="pyarrow"),
         latentserve.jobs.Progress("working", 1, 2, 0),
+        latentserve.jobs.Shard(
+            2,
+            range(4, 6),
+            7,
+            MODEL,
+            "/f",
+            ("images-00002.npy",),
+            "npy",
+            (),
+            0,
+            None,
+            SampleWork(5, (1, 28, 28), None, False, {"label": 3}),
+        ),
+        latentserve.jobs.ShardResult(2, 2, (Written("images-00002.npy", 9, "00"),), "ab"),
         latentserve.jobs.SourceError("no rows"),
         latentserve.bench.Load(rows=(1, 2)),
         latentserve.bench.Report("mnist/1", 1, 1, 1.0, {}, 0, {"p50": 1.0}),

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import shutil
 import signal
 import subprocess
@@ -15,11 +16,14 @@ from PIL import Image
 
 from latentserve import jobs
 from latentserve.client import Client
+from tests.support import ROOT
 from tests.support.dying import DyingWorkers, FreeSizes
 from tests.support.waiting import wait_until
 
 ray = pytest.importorskip("ray")
 distributed = pytest.importorskip("distributed")
+
+JOBS = ROOT / "docs" / "jobs.md"
 
 pytest_plugins = ["tests.support.cli_fixtures"]
 # Both leave sockets and files to the garbage collector.
@@ -34,6 +38,8 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def ray_address():
     """Address of a Ray on two CPUs, which this process is connected to."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     # Its sockets are in there, whose paths may have about a hundred characters.
     with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
         ray.init(
@@ -44,6 +50,7 @@ def ray_address():
             yield ray.get_runtime_context().gcs_address
         finally:
             ray.shutdown()
+            patch.undo()
 
 
 @pytest.fixture(scope="module")
@@ -56,19 +63,13 @@ def dask():
         yield client
 
 
-class WithDask:
-    """A runner on Dask, as docs/jobs.md has it."""
-
-    def __init__(self, dask, connection):
-        self.dask, self.connection = dask, connection
-
-    def __call__(self, plan):
-        shards = list(plan.shards())
-        futures = self.dask.map(
-            jobs.run_shard, shards, connection=self.connection, pure=False, retries=3
-        )
-        for future in distributed.as_completed(futures):
-            jobs.commit(plan, future.result())
+def documented(name, connection, **names):
+    """A runner as a code block of docs/jobs.md defines it."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", JOBS.read_text(), re.DOTALL | re.MULTILINE)
+    (code,) = [block for block in blocks if f"def {name}(" in block]
+    space = {"connection": connection, "jobs": jobs, **names}
+    exec(code, space)
+    return space[name]
 
 
 @pytest.fixture(params=["ray", "dask"])
@@ -78,7 +79,8 @@ def runner(request):
         request.getfixturevalue("ray_address")
         return jobs.RayRunner
     dask = request.getfixturevalue("dask")
-    return lambda connection: WithDask(dask, connection)
+    names = {"dask": dask, "as_completed": distributed.as_completed}
+    return lambda connection: documented("with_dask", connection, **names)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -110,11 +112,8 @@ def sources(shipped, tmp_path_factory):
 def run(kind, client, sources, folder, **options):
     """Runs a job of a kind; it has three shards, or more."""
     if kind == "encode":
-        images = sources / "images.npy"
-        return jobs.encode(client, images, folder, seed=3, shard_rows=250, **options)
-    if kind == "labels":
         return jobs.encode(
-            client, sources / "images.npy", folder, labels=sources / "labels.npy",
+            client, sources / "images.npy", folder, seed=3, labels=sources / "labels.npy",
             model="mnist-style", shard_rows=250, format="parquet", **options,
         )  # fmt: skip
     if kind == "digits":
@@ -127,7 +126,7 @@ def run(kind, client, sources, folder, **options):
 
 
 class TestBytes:
-    @pytest.mark.parametrize("kind", ["encode", "labels", "digits", "sizes", "decode", "sample"])
+    @pytest.mark.parametrize("kind", ["encode", "digits", "sizes", "decode", "sample"])
     def test_are_those_of_an_ordinary_job_although_a_worker_is_killed(
         self, runner, kind, sources, shipped, tmp_path
     ):
@@ -158,16 +157,42 @@ class TestBytes:
         assert not list((tmp_path / "j").glob(".*.tmp"))
 
 
+def test_processes_of_a_shell_write_the_same_bytes_and_a_killed_one_leaves_its_shard(tmp_path):
+    dying = documented("with_shell", DyingWorkers(FreeSizes(), tmp_path))
+    common = {"seed": 7, "shard_rows": 10}
+    with FreeSizes().client() as client:
+        jobs.sample(client, 30, tmp_path / "plain", **common)
+        with pytest.raises(jobs.JobError, match=r"/j: the runner left \d of 3 shards uncommitted"):
+            jobs.sample(client, 30, tmp_path / "j", **common, runner=dying)
+        jobs.sample(client, 30, tmp_path / "j", **common, runner=dying)
+    assert contents(tmp_path / "j") == contents(tmp_path / "plain")
+
+
 class TestRay:
     @pytest.mark.usefixtures("ray_address")
-    def test_a_shard_whose_workers_die_each_time_ends_the_job_by_name(self, sources, tmp_path):
+    def test_a_shard_whose_workers_die_each_time_ends_the_job_by_name(self, tmp_path):
         dying = DyingWorkers(FreeSizes(), tmp_path, deaths=99)
         with (
             FreeSizes().client() as client,
-            pytest.raises(jobs.JobError, match=r"/j: shard \d+: the workers of 3 attempts died"),
+            pytest.raises(jobs.JobError, match=r"/j: shard 0: the workers of 3 attempts died"),
         ):
-            run("sizes", client, sources, tmp_path / "j", runner=jobs.RayRunner(dying))
+            jobs.sample(client, 5, tmp_path / "j", runner=jobs.RayRunner(dying))
+        assert len(list(tmp_path.glob("death-*"))) == 3
         assert not list((tmp_path / "j").glob(".*.tmp"))
+
+    def test_usage_statistics_are_off(self, monkeypatch):
+        monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+        jobs.RayRunner(jobs.Connection())
+        from ray._common.usage.usage_lib import usage_stats_enabled
+
+        assert not usage_stats_enabled()
+
+    @pytest.mark.usefixtures("ray_address")
+    def test_all_shards_are_computed_although_few_may_run_ahead(self, tmp_path):
+        with FreeSizes().client() as client:
+            runner = jobs.RayRunner(FreeSizes())
+            done = jobs.sample(client, 40, tmp_path / "j", shard_rows=1, runner=runner)
+        assert done.shards == 40
 
     def test_the_command_resumes_after_its_process_is_killed(self, ray_address, shipped, tmp_path):
         sample = (
@@ -186,12 +211,13 @@ class TestRay:
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=60)
         assert (process.returncode, out) == (130, "")
-        assert err.startswith("latentserve batch: stopped; ")
-        assert "run the same command again to resume" in err
+        last = err.splitlines()[-1]
+        assert last.startswith("latentserve batch: stopped; ")
+        assert last.endswith(", run the same command again to resume")
         assert not list(to.glob(".*.tmp"))
         with started(*sample, to, "--ray", ray_address) as process:
             out, err = process.communicate(timeout=120)
-        assert (process.returncode, err) == (0, "")
+        assert process.returncode == 0, err
         assert out == f"{to}: 6000 rows in 20 shards, model mnist/2, seed 7\n"
         assert contents(to) == contents(tmp_path / "plain")
 
@@ -203,7 +229,7 @@ class TestRay:
         for name, more in (("plain", ()), ("j", ("--ray", ray_address))):
             with started(*sample, tmp_path / name, *more) as process:
                 _, err = process.communicate(timeout=120)
-            assert (process.returncode, err) == (0, "")
+            assert process.returncode == 0, err
         assert contents(tmp_path / "j") == contents(tmp_path / "plain")
 
     @pytest.mark.slow
@@ -213,19 +239,17 @@ class TestRay:
             tmp_path / "j", "--server", shipped.target, "--ray",
         ) as process:  # fmt: skip
             out, err = process.communicate(timeout=200)
-        assert (process.returncode, err) == (0, "")
+        assert process.returncode == 0, err
         assert "900 rows in 3 shards" in out
-        wait_until(lambda: not children_of(process.pid))
+        assert not [path for path in Path("/proc").glob("[0-9]*") if has_session(path, process.pid)]
 
 
-def children_of(pid: int) -> list[str]:
-    """Command lines of running processes whose environment names a process as Ray's driver."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if f"_PID={pid}\0".encode() in (folder / "environ").read_bytes():
-                found.append((folder / "cmdline").read_text())
-    return found
+def has_session(process: Path, driver: int) -> bool:
+    """Whether a process belongs to the Ray that another one has started."""
+    with contextlib.suppress(OSError):
+        command = (process / "cmdline").read_text()
+        return re.search(rf"/session_[\d_-]+_{driver}/", command) is not None
+    return False
 
 
 @contextlib.contextmanager
