@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from latentserve import jobs
+from latentserve._store import Store
 from latentserve.client import Client
 from tests.support import ROOT
 from tests.support.dying import DyingWorkers, FreeSizes
@@ -25,7 +26,7 @@ distributed = pytest.importorskip("distributed")
 
 JOBS = ROOT / "docs" / "jobs.md"
 
-pytest_plugins = ["tests.support.cli_fixtures"]
+pytest_plugins = ["tests.support.cli_fixtures", "tests.support.object_storage"]
 # Both leave sockets and files to the garbage collector.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -36,8 +37,11 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def ray_address():
-    """Address of a Ray on two CPUs, which this process is connected to."""
+def ray_address(object_storage):  # noqa: ARG001 - in the environment
+    """Address of a Ray on two CPUs, which this process is connected to.
+
+    Its workers have the environment of this moment, with the address of the object storage.
+    """
     patch = pytest.MonkeyPatch()
     patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     # Its sockets are in there, whose paths may have about a hundred characters.
@@ -54,7 +58,7 @@ def ray_address():
 
 
 @pytest.fixture(scope="module")
-def dask():
+def dask(object_storage):  # noqa: ARG001 - in the environment
     """A Dask of two worker processes, each of one thread."""
     with (
         distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster,
@@ -138,6 +142,19 @@ class TestBytes:
         assert (tmp_path / "death-0").exists()
         assert contents(tmp_path / "carried") == contents(tmp_path / "plain")
         assert carried.shards == plain.shards >= 3
+
+    @pytest.mark.parametrize("kind", ["encode", "sample"])
+    def test_are_the_same_in_object_storage(self, runner, kind, sources, shipped, s3, tmp_path):
+        dying = DyingWorkers(jobs.Connection(shipped.target), tmp_path)
+        with Client(shipped.target) as client:
+            run(kind, client, sources, tmp_path / "plain")
+            run(kind, client, sources, f"{s3}/carried", runner=runner(dying))
+        assert (tmp_path / "death-0").exists()
+        store = Store(f"{s3}/carried")
+        carried = {entry.name: store.read(entry.name) for entry in store.entries()}
+        wanted = contents(tmp_path / "plain")
+        del wanted[".lock"]
+        assert carried == wanted
 
     def test_a_finished_job_starts_no_task(self, runner, sources, tmp_path):
         with FreeSizes().client() as client:
