@@ -18,6 +18,8 @@ from latentserve import jobs
 from latentserve.client import Client
 from tests.support import ROOT
 from tests.support.dying import DyingWorkers, FreeSizes
+from tests.support.processes import Server
+from tests.support.spatial import write_spatial
 from tests.support.waiting import wait_until
 
 ray = pytest.importorskip("ray")
@@ -28,6 +30,7 @@ JOBS = ROOT / "docs" / "jobs.md"
 pytest_plugins = ["tests.support.cli_fixtures"]
 # Both leave sockets and files to the garbage collector.
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -83,6 +86,15 @@ def runner(request):
     return lambda connection: documented("with_dask", connection, **names)
 
 
+@pytest.fixture(scope="module")
+def free(tmp_path_factory):
+    """A server of a model that takes images of any size."""
+    folder = tmp_path_factory.mktemp("free")
+    write_spatial(folder / "models" / "free")
+    with Server(folder / "models", folder / "log") as running:
+        yield running.wait_until_serving()
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
@@ -128,9 +140,9 @@ def run(kind, client, sources, folder, **options):
 class TestBytes:
     @pytest.mark.parametrize("kind", ["encode", "digits", "sizes", "decode", "sample"])
     def test_are_those_of_an_ordinary_job_although_a_worker_is_killed(
-        self, runner, kind, sources, shipped, tmp_path
+        self, runner, kind, sources, shipped, free, tmp_path
     ):
-        connection = FreeSizes() if kind == "sizes" else jobs.Connection(shipped.target)
+        connection = jobs.Connection((free if kind == "sizes" else shipped).target)
         dying = DyingWorkers(connection, tmp_path)
         with connection.client() as client:
             plain = run(kind, client, sources, tmp_path / "plain")
@@ -232,7 +244,6 @@ class TestRay:
             assert process.returncode == 0, err
         assert contents(tmp_path / "j") == contents(tmp_path / "plain")
 
-    @pytest.mark.slow
     def test_without_an_address_ray_is_started_and_stopped(self, shipped, tmp_path):
         with started(
             "batch", "sample", "-n", "900", "--seed", "7", "--shard-rows", "300", "--to",
