@@ -41,19 +41,22 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def ray_address():
     """Address of a Ray on two CPUs, which this process is connected to."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    # Its sockets are in there, whose paths may have about a hundred characters.
-    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
-        ray.init(
-            "local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20,
-            log_to_driver=False, logging_level="ERROR", _temp_dir=folder,
-        )  # fmt: skip
-        try:
-            yield ray.get_runtime_context().gcs_address
-        finally:
-            ray.shutdown()
-            patch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        # Its sockets are in there, whose paths may have about a hundred characters.
+        with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
+            options = {
+                "num_cpus": 2, "include_dashboard": False, "object_store_memory": 100 * 2**20,
+                "log_to_driver": False, "logging_level": "ERROR", "_temp_dir": folder,
+            }  # fmt: skip
+            try:
+                ray.init("local", **options)
+            except Exception:  # a start that took more than 30 s
+                ray.init("local", **options)
+            try:
+                yield ray.get_runtime_context().gcs_address
+            finally:
+                ray.shutdown()
 
 
 @pytest.fixture(scope="module")
