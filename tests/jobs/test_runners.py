@@ -51,7 +51,7 @@ def ray_address():
             }  # fmt: skip
             try:
                 ray.init("local", **options)
-            except Exception:  # a start that took more than 30 s
+            except Exception:  # noqa: BLE001 - a start that took more than 30 s
                 ray.init("local", **options)
             try:
                 yield ray.get_runtime_context().gcs_address
