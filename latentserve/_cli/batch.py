@@ -115,6 +115,7 @@ def add(commands: Any) -> None:
         "draw new images",
         "latentserve batch sample -n 1000000 --seed 7 --to digits",
         "latentserve batch sample -n 60000 --label 7 --latents --format parquet --to sevens",
+        "latentserve batch sample -n 1000000 --seed 7 --to digits --ray auto",
     )
     sample.add_argument(
         "-n", "--count", type=positive, required=True, metavar="N", help="number of images"

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,9 @@ _IN_FLIGHT, _AHEAD = 2, 8
 _ERRORS = (LatentserveError, OSError, ValueError, MemoryError, MissingPackage)
 # How often the job's `progress` is called while no shard is done: it may raise KeyboardInterrupt.
 _POLL_SECONDS = 0.2
+# Starts of Ray: on a busy machine the first one may exceed Ray's own time limit of 30 s.
+_STARTS = 2
+_CONNECT_SECONDS = 5.0
 # Objects in Ray's store are a few kilobytes each.
 _STORE_BYTES = 100 * 2**20
 
@@ -84,8 +88,15 @@ class RayRunner:
                 ray.shutdown()
 
     def _start(self, ray: Any, plan: Plan) -> None:
+        """Connects to the cluster, or starts Ray here.
+
+        Raises:
+            JobError: That fails.
+        """
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        starts = 1
         if self._address is None:
+            starts = _STARTS
             options |= {
                 "address": "local",
                 "num_cpus": self._num_cpus,
@@ -94,11 +105,15 @@ class RayRunner:
             }
         else:
             options["address"] = self._address
-        try:
-            ray.init(**options)
-        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-            reason = " ".join(str(error).split())
-            raise JobError(f"{plan.folder}: ray {self._address or 'local'}: {reason}") from error
+            _require_reachable(self._address, plan)
+        for start in range(1, starts + 1):
+            try:
+                ray.init(**options)
+            except Exception as error:  # of many types, some of them plain
+                if start == starts:
+                    raise JobError(_unreachable(plan, self._address, error)) from error
+            else:
+                return
 
 
 class _Tasks:
@@ -177,6 +192,28 @@ class _Tasks:
 def _of(shard: Shard, error: Exception, more: str = "") -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{shard.folder}: shard {shard.index}: {more}{lines[0] if lines else type(error)}"
+
+
+def _require_reachable(address: str, plan: Plan) -> None:
+    """Connects to a cluster and hangs up, since Ray would try for minutes.
+
+    Raises:
+        JobError: Nobody answers.
+    """
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not (colon and port.isdecimal()):
+        return  # Ray looks for the address itself
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise JobError(_unreachable(plan, address, error)) from error
+
+
+def _unreachable(plan: Plan, address: str | None, error: Exception) -> str:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if address is None:
+        return f"{plan.folder}: ray cannot be started: {reason}"
+    return f"{plan.folder}: ray at {address} cannot be reached: {reason}"
 
 
 def _load_ray() -> Any:

@@ -96,6 +96,22 @@ def test_ray_that_is_not_installed_is_one_line(server_env, tmp_path, monkeypatch
     )
 
 
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        ("127.0.0.1:1", "ray at 127.0.0.1:1 cannot be reached: [Errno 111] Connection refused"),
+        ("ray://127.0.0.1:1", "ray at ray://127.0.0.1:1 cannot be reached: [Errno 111] "),
+    ],
+)
+def test_a_cluster_that_does_not_answer_is_one_line(server_env, tmp_path, address, text):
+    pytest.importorskip("ray")
+    done = run_cli(
+        "batch", "sample", "-n", "5", "--to", tmp_path / "j", "--ray", address, env=server_env
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert done.stderr.startswith(f"latentserve batch: {tmp_path / 'j'}: {text}")
+
+
 def test_no_other_process_can_use_the_models(tmp_path):
     write_tiny(tmp_path / "models" / "tiny")
     models = InProcess(str(tmp_path / "models"))

@@ -1,5 +1,7 @@
 """Shards as units of work: planned here, pickled, computed in any order, committed in theirs."""
 
+import concurrent.futures
+import multiprocessing
 import os
 import pickle
 import sys
@@ -8,6 +10,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +19,8 @@ from latentserve.client import NotFound, Unavailable
 from tests.jobs.test_sizes import SHAPES, write_photos
 from tests.support.dying import Opened
 from tests.support.job_child import SHAPE, ArithmeticClient, free_model_info, model_info
+from tests.support.processes import Server
+from tests.support.tiny import write_tiny
 
 PARTS = 5
 
@@ -202,6 +207,42 @@ class TestRefusals:
 
 
 class TestConnection:
+    def test_reaches_a_server_that_requires_certificates_and_a_token_from_another_process(
+        self, tmp_path
+    ):
+        write_tiny(tmp_path / "models" / "tiny")
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+        for name in ("server", "caller"):
+            certificate = authority.issue_cert(f"{name}.example")
+            certificate.cert_chain_pems[0].write_to_path(str(tmp_path / f"{name}.pem"))
+            certificate.private_key_pem.write_to_path(str(tmp_path / f"{name}.key"))
+        for name in ("tokens", "token"):
+            (tmp_path / name).write_text("open-sesame-open-sesame\n")
+        with Server(
+            tmp_path / "models", tmp_path / "log",
+            "--tls-cert", str(tmp_path / "server.pem"), "--tls-key", str(tmp_path / "server.key"),
+            "--tls-client-ca", str(tmp_path / "ca.pem"), "--token-file", str(tmp_path / "tokens"),
+        ) as server:  # fmt: skip
+            connection = jobs.Connection(
+                server.target,
+                tls_ca=tmp_path / "ca.pem",
+                tls_cert=tmp_path / "caller.pem",
+                tls_key=tmp_path / "caller.key",
+                tls_name="server.example",
+                token_file=tmp_path / "token",
+            )
+            context = multiprocessing.get_context("forkserver")
+            with (
+                connection.client() as client,
+                jobs.plan(jobs.sample, client, 50, tmp_path / "j", shard_rows=20) as plan,
+                concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool,
+            ):
+                for shard in plan.shards():
+                    jobs.commit(plan, pool.submit(jobs.run_shard, shard, connection).result(60))
+                assert plan.finish().shards == 3
+        assert "sesame" not in (tmp_path / "j" / "job.json").read_text()
+
     def test_is_pickled_with_absolute_paths_and_without_their_content(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         Path("token").write_text("secret-token\n")
