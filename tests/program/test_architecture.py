@@ -42,7 +42,8 @@ LAYERS = {
 THIRD_PARTY = {
     # pyarrow (Parquet shards) and Pillow (originals in sheets) are optional.
     "latentserve": {"PIL", "grpc", "google", "numpy", "pyarrow"},
-    "bundle": {"numpy", "pydantic"},
+    # cryptography and model-signing are imported only where a bundle is signed or verified.
+    "bundle": {"cryptography", "model_signing", "numpy", "pydantic"},
     "common": {"PIL", "numpy"},
     "service": {
         "PIL", "google", "grpc", "grpc_health", "grpc_reflection", "h11", "hpack", "numpy",
