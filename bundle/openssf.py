@@ -195,7 +195,8 @@ def _reason(error: Exception) -> str:
         return "the signature does not match what it states"
     if str(error).startswith("Key mismatch"):
         return "signed by another key"
-    return f"damaged, or no signature by a key: {type(error).__name__}: {' '.join(str(error).split()):.200}"
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"damaged, or no signature by a key: {text:.200}"
 
 
 def _quiet() -> contextlib.AbstractContextManager[Any]:

@@ -136,8 +136,8 @@ class Settings(BaseModel):
     token_file: Path | None = None
     """File of bearer tokens that callers may use, one per line; reread when it changes."""
     trust: Annotated[tuple[Path, ...], BeforeValidator(_paths)] = ()
-    """Public keys (PEM) one of which must have signed each bundle: all others are refused; several
-    by repeating the option, or separated by commas elsewhere."""
+    """Public key (PEM) that must have signed the bundles, or one of several: by repeating the
+    option, or separated by commas in the environment. Other bundles are refused."""
     admin: bool = False
     """Serve AdminService, whose Reload reloads the models, as the signal SIGHUP does."""
     lame_duck_seconds: Annotated[float, Field(ge=0, le=600)] | None = None
@@ -281,7 +281,7 @@ def _shown(name: str, default: object) -> str:
         return "on" if default else "off"
     if isinstance(default, float):
         return f"{default:g}"
-    return "none" if default is None else str(default) or "none"
+    return "none" if default in (None, ()) else str(default) or "none"
 
 
 def read_settings(

@@ -15,6 +15,7 @@ import pytest
 
 from tests.support import ROOT
 from tests.support.environments import pins, python_with_wheel
+from tests.support.keys import write_keys
 
 #: What each package may import of the others.
 ALLOWED = {
@@ -250,6 +251,34 @@ asyncio.run(sample())
 print(sorted({{"torch", "onnx", "training", "export", "matplotlib"}} & set(sys.modules)))
 """
     assert child(code) == "[]"
+
+
+def test_a_server_without_trusted_keys_imports_nothing_that_verifies_signatures(tmp_path):
+    code = """
+import sys
+import service.cli, service.gateway.gateway, service.server
+from service import parts
+from service.settings import read_settings
+parts.verification(read_settings(sys.argv[1:], {}))
+print(sorted({"cryptography", "model_signing", "sigstore"} & set(sys.modules)))
+"""
+    key = write_keys(tmp_path, "key")
+    assert child(code) == "[]"
+    with_key = f"import sys; sys.argv += ['--trust', {str(key.public)!r}]\n" + code
+    assert child(with_key) == "['cryptography', 'model_signing', 'sigstore']"
+
+
+def test_only_one_module_knows_the_format_of_signatures(tree):
+    importing = {
+        module
+        for module, names in {
+            **tree.of("bundle"),
+            **tree.of("service"),
+            **tree.of("export"),
+        }.items()
+        if any(name.partition(".")[0] in ("model_signing", "cryptography") for name in names)
+    }
+    assert importing == {"bundle.openssf"}
 
 
 def test_the_supervisor_of_workers_imports_neither_onnxruntime_nor_grpc():

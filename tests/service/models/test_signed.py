@@ -3,10 +3,12 @@
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
+import bundle
 from bundle import SIGNATURE, sign
 from latentserve.client import Client
 from service.settings import read_settings
@@ -186,6 +188,18 @@ def test_a_key_that_cannot_be_used_ends_the_start_with_one_line(folder, tmp_path
         done = refused_start("--models", folder, "--trust", ours.public, "--trust", key)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr == f"latentserve serve: trust: {key}: {got}, {WANTED}\n"
+
+
+def test_without_the_extra_the_start_ends_with_one_line(folder, ours, monkeypatch):
+    monkeypatch.delitem(sys.modules, "bundle.openssf", raising=False)
+    monkeypatch.delattr(bundle, "openssf", raising=False)
+    monkeypatch.setitem(sys.modules, "model_signing", None)
+    done = refused_start("--models", folder, "--trust", ours.public)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "latentserve serve: trust: the package model_signing is missing, which signs and "
+        "verifies. In the checkout: pip install -c constraints.txt -e '.[sign]'\n"
+    )
 
 
 def test_a_key_that_cannot_be_used_ends_the_start_of_workers(folder, ours):
