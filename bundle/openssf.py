@@ -64,7 +64,7 @@ class _Files(hashing.Config):
         """Called once the signature itself is verified."""
         self.began = True
         if link := next(filter(Path.is_symlink, Path(model_path).rglob("*")), None):
-            raise ValueError(f"{link.name} is a link, wanted plain files")
+            raise ValueError(f"{link.name!r} is a link, wanted plain files")
         manifest = super().hash(model_path, files_to_hash=files_to_hash)
         self.found = {
             file.identifier: file.digest.digest_hex for file in manifest.resource_descriptors()
@@ -172,12 +172,12 @@ def _usable(key: Path, wanted: str) -> Iterator[None]:
     except OSError as error:
         raise SignatureError(f"{key}: {error.strerror}, wanted {wanted}") from error
     except Exception as error:  # cryptography raises errors of many types
-        raise SignatureError(f"{key}: got {_kind(key)}, wanted {wanted}") from error
+        raise SignatureError(f"{key}: got {_kind(key.read_bytes())}, wanted {wanted}") from error
 
 
-def _kind(key: Path) -> str:
-    """What a file holds, by the label of its PEM; never any of its content."""
-    first, _, rest = key.read_bytes()[:100].lstrip().partition(b"\n")
+def _kind(content: bytes) -> str:
+    """What the file of a key holds, by the label of its PEM; never any of its secret."""
+    first, _, rest = content[:100].lstrip().partition(b"\n")
     label = first.strip().removeprefix(b"-----BEGIN ").removesuffix(b"-----")
     if not rest or label == first.strip():
         return "no PEM"
@@ -186,7 +186,7 @@ def _kind(key: Path) -> str:
 
 def _difference(error: Exception) -> str:
     """Names the files that differ; the text of model-signing is a list with digests as bytes."""
-    text = str(error).replace("\\'", "'")
+    text = " ".join(str(error).replace("\\'", "'").split())
     return "; ".join(_DIFFERENCES.findall(text) or [text])[:500]
 
 

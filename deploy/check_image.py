@@ -1,6 +1,6 @@
 """Prints the size of a server image; fails if it is too large or holds training code.
 
-Or if its SBOM does not list the packages that it holds.
+Or if it cannot verify signatures, or its SBOM does not list the packages that it holds.
 
     python deploy/check_image.py latentserve:server
 
@@ -59,6 +59,8 @@ def main(image: str) -> int:
         "find", "/", "-xdev", "-type", "d", "(", "-name", "torch", "-o", "-name", "training", ")",
     ):  # fmt: skip
         problems.append(f"got {found}, wanted no folder torch or training")
+    # Ends the check with the error if `--trust` would not work in it.
+    _inside(image, "python", "-c", "import bundle.openssf")
     sbom = _inside(image, "cat", SBOM)
     problems += sbom_problems(sbom, json.loads(_inside(image, "python", "-c", _INSTALLED)))
     for problem in problems:

@@ -43,6 +43,8 @@ def _names(value: object) -> object:
 
 
 def _paths(value: object) -> object:
+    if isinstance(value, str) and not _names(value):
+        raise ValueError(f"got {value!r}, wanted names of files, separated by commas")
     return _names(value) if isinstance(value, str) else value
 
 

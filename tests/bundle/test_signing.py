@@ -185,8 +185,8 @@ def test_links_are_refused_except_to_the_folder(signed, ours, tmp_path):
     assert sign(tmp_path / "link", ours.private) == COVERED
     (signed / "decoder.onnx").rename(signed / "real.onnx")
     (signed / "decoder.onnx").symlink_to("real.onnx")
-    assert refusal(signed, ours).endswith(": decoder.onnx is a link, wanted plain files")
-    with pytest.raises(SignatureError, match=r"decoder.onnx is a link"):
+    assert refusal(signed, ours).endswith(": 'decoder.onnx' is a link, wanted plain files")
+    with pytest.raises(SignatureError, match="is a link, wanted plain files"):
         sign(signed, ours.private)
 
 

@@ -91,6 +91,7 @@ def test_a_key_that_cannot_sign_is_named_before_anything_is_done(tmp_path, name,
     assert not (tmp_path / "two").exists()
 
 
+@pytest.mark.slow
 def test_an_export_is_signed(tmp_path, capsys):
     from tests.support.untrained import KINDS, write_run
 
