@@ -14,6 +14,10 @@ from bundle.errors import BundleError
 from bundle.pin import read_pin
 
 MANIFEST = "manifest.json"
+#: The model card; with the pictures beside it, `*.png`, it is for readers, not for servers.
+CARD = "README.md"
+#: The signature of a bundle (`bundle.signing`), if it has one.
+SIGNATURE = "model.sig"
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 #: What the server adds to names of models for callers of the Open Inference Protocol, as in

@@ -66,6 +66,7 @@ def main_export(arguments: list[str]) -> int:
         help="precision in which weights are stored: fp16 halves the files, and graphs compute in "
         "fp32 as before (default: fp32)",
     )
+    add_sign(parser)
     _add_measures(parser)
     options = parser.parse_args(arguments)
     try:
@@ -77,6 +78,7 @@ def main_export(arguments: list[str]) -> int:
                 weights=options.weights,
                 wanted=_wanted(options),
                 data=options.data,
+                key=options.sign,
                 report=bar.line,
                 progress=partial(bar.count, "NLL", unit="images"),
             )
@@ -98,7 +100,18 @@ def _again(options: argparse.Namespace, report: Callable[[str], None]) -> Path |
     for name in ("decoder", "weights"):
         if (got := getattr(options, name)) != "fp32":
             raise ExportError(f"--{name}: got {got}; a bundle keeps its graphs")
-    return reissue(options.run, options.to, data=options.data, report=report)
+    return reissue(options.run, options.to, data=options.data, key=options.sign, report=report)
+
+
+def add_sign(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that signs the new bundle."""
+    parser.add_argument(
+        "--sign",
+        type=Path,
+        metavar="KEY",
+        help="sign the bundle with this private key (PEM), for servers that trust its public key: "
+        "see docs/signing.md",
+    )
 
 
 def main_evaluate(arguments: list[str]) -> int:

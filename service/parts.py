@@ -1,9 +1,10 @@
 """Parts of a server, as its settings want them."""
 
+import logging
 from collections.abc import Callable
 from typing import Literal
 
-from bundle import Bundle
+from bundle import Bundle, SignatureError, check_public_keys, verify_bundle
 from common.cpus import usable_cpus
 from service.dispatch.dispatcher import Authenticate
 from service.dispatch.tokens import TokenFile
@@ -22,6 +23,8 @@ from service.settings import Settings
 from service.transport.http2_transport import Http2Transport
 from service.transport.transport import TransportFactory
 
+_log = logging.getLogger(__name__)
+
 
 def model(settings: Settings, device: Device, bundle: Bundle) -> Model:
     """Loads a bundle."""
@@ -35,6 +38,27 @@ def model(settings: Settings, device: Device, bundle: Bundle) -> Model:
         max_pixels=settings.max_pixels,
         max_compute_bytes=settings.compute_bytes,
     )
+
+
+def verification(settings: Settings) -> Callable[[Bundle], None]:
+    """Returns the function that refuses bundles which no trusted key has signed.
+
+    Raises:
+        StartError: A key cannot be used.
+    """
+    keys = settings.trust
+    if not keys:
+        return lambda _bundle: None
+    try:
+        check_public_keys(keys)
+    except SignatureError as error:
+        raise StartError(f"trust: {error}") from error
+
+    def verify(bundle: Bundle) -> None:
+        key = verify_bundle(bundle, keys)
+        _log.info("%s/%d is signed by %s", bundle.manifest.name, bundle.manifest.version, key)
+
+    return verify
 
 
 def compute_threads(settings: Settings, device: Device) -> int:

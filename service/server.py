@@ -145,6 +145,7 @@ class _Server:
             settings.versions,
             settings.route,
             self._stop.begun.is_set,
+            parts.verification(settings),
         )
         self._metrics = Metrics()
         errors = ReconstructionErrors(settings.drift_share) if settings.drift_share else None

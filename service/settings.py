@@ -42,6 +42,12 @@ def _names(value: object) -> object:
     return value
 
 
+def _paths(value: object) -> object:
+    if isinstance(value, str) and not _names(value):
+        raise ValueError(f"got {value!r}, wanted names of files, separated by commas")
+    return _names(value) if isinstance(value, str) else value
+
+
 def _joined(names: tuple[str, ...]) -> str:
     return ",".join(names)
 
@@ -131,6 +137,9 @@ class Settings(BaseModel):
     """Certificates (PEM) of the authorities that sign clients' certificates, for mTLS."""
     token_file: Path | None = None
     """File of bearer tokens that callers may use, one per line; reread when it changes."""
+    trust: Annotated[tuple[Path, ...], BeforeValidator(_paths)] = ()
+    """Public key (PEM) that must have signed the bundles, or one of several: by repeating the
+    option, or separated by commas in the environment. Other bundles are refused."""
     admin: bool = False
     """Serve AdminService, whose Reload reloads the models, as the signal SIGHUP does."""
     lame_duck_seconds: Annotated[float, Field(ge=0, le=600)] | None = None
@@ -252,13 +261,16 @@ def parser() -> argparse.ArgumentParser:
             result.add_argument(flag(name), dest=name, action=action, default=None, help=text)
         else:
             metavar = _metavar(name, field.annotation)
-            result.add_argument(flag(name), dest=name, metavar=metavar, help=text)
+            action = "append" if field.annotation == tuple[Path, ...] else "store"
+            result.add_argument(flag(name), dest=name, action=action, metavar=metavar, help=text)
     return result
 
 
 def _metavar(name: str, annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return f"{{{','.join(get_args(annotation))}}}"
+    if annotation == tuple[Path, ...]:
+        return "KEY"
     if annotation in (Path, Path | None):
         return "FOLDER" if name == "models" else "FILE"
     return name.partition("_per_")[0].rpartition("_")[2].upper()
@@ -271,7 +283,7 @@ def _shown(name: str, default: object) -> str:
         return "on" if default else "off"
     if isinstance(default, float):
         return f"{default:g}"
-    return "none" if default is None else str(default) or "none"
+    return "none" if default in (None, ()) else str(default) or "none"
 
 
 def read_settings(

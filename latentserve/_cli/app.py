@@ -54,6 +54,10 @@ COMMANDS = {
     "rollback": AppCommand(
         "service.rollback", "main", "serve", "pin a model to an older version, or undo that"
     ),
+    "sign": AppCommand("service.signatures", "main_sign", "sign", "sign bundles with a key"),
+    "verify": AppCommand(
+        "service.signatures", "main_verify", "sign", "verify that a trusted key has signed bundles"
+    ),
 }
 
 

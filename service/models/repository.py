@@ -120,6 +120,8 @@ class Repository:
         versions: Which versions to load.
         routes: Which versions answer calls without a version; they are loaded as well.
         stopped: Polled between bundles; once it returns True, no more are loaded.
+        verify: Called with each bundle that was read, before it is loaded; raises BundleError if
+            this server may not load it.
     """
 
     root: Path
@@ -128,6 +130,7 @@ class Repository:
     versions: Versions = field(default_factory=Versions)
     routes: Routes = field(default_factory=Routes)
     stopped: Callable[[], bool] = lambda: False
+    verify: Callable[[Bundle], None] = lambda _bundle: None
 
     def models(self, before: Models | None = None) -> Models:
         """Scans the folder and loads the selected versions; blocks meanwhile.
@@ -302,6 +305,7 @@ class Repository:
         """Returns the loaded version; if loading fails, `before`, which may be None."""
         try:
             bundle = open_version(folder, version)
+            self.verify(bundle)
             if before is not None and before.manifest == bundle.manifest:
                 return before
             model = self.load(bundle)
