@@ -14,6 +14,7 @@ from latentserve._cli.common import HelpFormatter
 from latentserve._cli.interrupt import Interrupt
 from latentserve._cli.progress import ProgressBar, duration
 from training.budget import parse_duration
+from training.data.fetched import STAGE
 from training.data.sources import SOURCES
 from training.data.spec import DataSpec
 from training.dry_run import dry_run
@@ -173,7 +174,7 @@ def main(arguments: list[str]) -> int:
         bar.show(progress.share, _numbers(progress, step=not bar.on_terminal))
 
     def show_loading(stage: str, done: int, total: int) -> None:
-        bar.count(stage, done, total, "images")
+        bar.count(stage, done, total, "files" if stage == STAGE else "images")
 
     try:
         with Interrupt(signal.SIGINT, signal.SIGTERM) as interrupt:
