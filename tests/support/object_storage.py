@@ -11,6 +11,8 @@ _CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "testing",
     "AWS_SECRET_ACCESS_KEY": "testing",
     "AWS_DEFAULT_REGION": "us-east-1",
+    # Of botocore, on top of those of s3fs: an outage is found out within seconds.
+    "AWS_MAX_ATTEMPTS": "1",
 }
 
 
