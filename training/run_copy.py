@@ -17,8 +17,9 @@ from types import TracebackType
 from typing import Self
 
 from latentserve._files import atomic_write, reason
-from latentserve._store import Entry, MissingStore, Store, StoreError, is_url
+from latentserve._store import Entry, MissingStore, Store, StoreError, is_url, without_secrets
 from training.errors import CheckpointError, ConfigError, CopyError
+from training.report.write import LIVE
 
 _CONFIG, _CHECKPOINT, _COMPLETE = "config.json", "checkpoint.pt", "metrics.json"
 # What a model is read from.
@@ -36,24 +37,31 @@ class RunCopy:
     Args:
         url: URL of the copy's folder.
         folder: The run's folder.
-        report: Called with a line for each failure, from the thread.
+        report: Called with a line when the store fails, and when it works again.
 
     Attributes:
         url: The URL without secrets, for messages.
 
     Raises:
-        ConfigError: A package that the store needs is not installed.
+        ConfigError: The store cannot be written, or a package that it needs is not installed.
         CheckpointError: The store cannot be reached.
     """
 
     def __init__(self, url: str, folder: Path, report: Callable[[str], None] = lambda _line: None):
+        if url.startswith(("http:", "https:")):
+            raise ConfigError(
+                f"copy-to: got {without_secrets(url)}, wanted a store that can be written, such as "
+                "s3://bucket/runs/x"
+            )
         with _opening("copy-to"):
             self._store = Store(url)
         self.url = self._store.url
         self._folder = folder
         self._report = report
         self._put: dict[str, _State] = {}
+        # What the thread's last attempt failed with; and whether that has been reported.
         self._failure = ""
+        self._said = False
         self._wanted = threading.Condition()
         self._due = self._ending = False
         self._thread = threading.Thread(target=self._work, name="copy", daemon=True)
@@ -77,7 +85,16 @@ class RunCopy:
             self._report(f"{self.url}: without the last checkpoint: {self._failure}")
 
     def checkpoint_saved(self) -> None:
-        """Lets the thread copy the checkpoint that is in the folder now; does not wait."""
+        """Lets the thread copy the checkpoint that is in the folder now; does not wait.
+
+        What has become of the one before is reported here, not by the thread, since the lines of
+        a run are printed by one thread.
+        """
+        if self._failure and not self._said:
+            self._report(f"not copied: {self._failure}; trying again with each checkpoint")
+        elif self._said and not self._failure:
+            self._report(f"copied again to {self.url}")
+        self._said = bool(self._failure)
         with self._wanted:
             self._due = True
             self._wanted.notify()
@@ -115,6 +132,8 @@ class RunCopy:
         """
         with _opening("copy-to"):
             _fetch(self._store, self._folder, self._store.entries())
+        for path in _files(self._folder):  # they need not be put again
+            self._put[path.relative_to(self._folder).as_posix()] = _state(path)
 
     def refuse_other(self) -> None:
         """Refuses to write over the copy of another run than that of the folder.
@@ -138,15 +157,9 @@ class RunCopy:
                 self._due = False
             try:
                 self._copy_checkpoint()
+                self._failure = ""
             except OSError as error:
-                # Said once of an outage, not at each checkpoint of it.
-                if not self._failure:
-                    self._report(f"not copied: {reason(error)}; tried again at the next checkpoint")
                 self._failure = reason(error)
-            else:
-                if self._failure:
-                    self._failure = ""
-                    self._report(f"copied again to {self.url}")
 
     def _copy_checkpoint(self) -> None:
         """Copies the last checkpoint and what it needs.
@@ -178,6 +191,8 @@ class RunCopy:
         if _COMPLETE in there and self._store.read(_COMPLETE) == done:
             return
         self._copy_checkpoint()
+        if LIVE in there and not (self._folder / LIVE).exists():
+            self._store.delete(LIVE)  # the picture of a run that goes on
         self._store.put(_COMPLETE, done)
 
     def _copy(self, path: Path) -> None:
@@ -188,7 +203,7 @@ class RunCopy:
                 return
             self._store.put(name, path.read_bytes())
         except FileNotFoundError:
-            return  # a live picture, which comes and goes
+            return  # the live picture comes and goes
         self._put[name] = state
 
 
