@@ -26,7 +26,8 @@ from training.data.spec import DataSpec
 from training.data.splits import refuse_too_few, split_by_hash, split_key
 from training.errors import DataError, DataMissing
 
-# Requests to a store at a time: each waits for the network most of the time.
+# Requests to a store at a time: each waits for the network most of the time. S3's client has ten
+# connections by default.
 _REQUESTS = 32
 
 
