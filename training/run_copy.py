@@ -20,6 +20,7 @@ from latentserve._files import atomic_write, reason
 from latentserve._store import Entry, MissingStore, Store, StoreError, is_url, without_secrets
 from training.errors import CheckpointError, ConfigError, CopyError
 from training.report.write import LIVE
+from training.run_folder import RunFolder
 
 _CONFIG, _CHECKPOINT, _COMPLETE = "config.json", "checkpoint.pt", "metrics.json"
 # What a model is read from.
@@ -136,7 +137,7 @@ class RunCopy:
             self._put[path.relative_to(self._folder).as_posix()] = _state(path)
 
     def refuse_other(self) -> None:
-        """Refuses to write over the copy of another run than that of the folder.
+        """Refuses to write over the copy of another run than that of the folder, or of a later one.
 
         Raises:
             CheckpointError: There is one, or the store cannot be reached.
@@ -146,6 +147,17 @@ class RunCopy:
                 raise CheckpointError(
                     f"{self.url}: the copy of another run than {self._folder}; wanted the "
                     "copy of this one, or another URL"
+                )
+            with tempfile.TemporaryDirectory(prefix="latentserve-run-") as temporary:
+                self._store.fetch(_CHECKPOINT, Path(temporary) / _CHECKPOINT)
+                there, here = (
+                    RunFolder(Path(temporary)).steps_done(),
+                    RunFolder(self._folder).steps_done(),
+                )
+            if there > here:
+                raise CheckpointError(
+                    f"{self.url}: the copy is at step {there} and {self._folder} at step {here}; "
+                    "wanted an --out without a run, to continue from the copy"
                 )
 
     def _work(self) -> None:

@@ -17,6 +17,7 @@ from tests.support.blobs import draw_blobs
 from tests.support.s3_server import ObjectStorage
 from tests.support.tiny_runs import (
     SMALL,
+    TOTAL,
     assert_one_line,
     assert_same,
     trainer_state,
@@ -144,6 +145,7 @@ def test_a_stopped_run_leaves_its_last_checkpoint_in_the_copy(
     s3: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     url, run, again = f"{s3}/runs/stopped", tmp_path / "run", tmp_path / "again"
     step = Trainer.train_step
@@ -158,8 +160,15 @@ def test_a_stopped_run_leaves_its_last_checkpoint_in_the_copy(
         patch.setattr(Trainer, "train_step", step_and_stop)
         assert main([*command, "--out", str(run), "--copy-to", url]) == 130
     assert contents(url) == files(run)
-    assert main([*command, "--out", str(again), "--copy-to", url, "--resume"]) == 0
+    arguments = [*command, "--copy-to", url, "--resume", "--out"]
+    assert main([*arguments, str(again)]) == 0
     assert_same(trainer_state(again), trainer_state(unbroken))
+
+    # The first host comes back, but another has gone further.
+    capsys.readouterr()
+    assert main([*arguments, str(run)]) == 1
+    said = f"{url}: the copy is at step {TOTAL} and {run} at step 27; wanted an --out without a run"
+    assert_one_line(capsys.readouterr().err, said)
 
 
 @pytest.mark.usefixtures("often")
