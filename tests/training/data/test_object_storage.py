@@ -14,6 +14,7 @@ from latentserve._store import Store
 from tests.support.blobs import draw_blobs, write_blobs
 from tests.support.s3_server import ObjectStorage
 from training.data.datasets import Dataset, load_dataset
+from training.data.locations import with_names
 from training.data.spec import DataSpec
 from training.errors import ConfigError, DataError, DataMissing
 
@@ -167,6 +168,24 @@ def test_what_is_not_there_is_one_line(s3: str) -> None:
         ConfigError, match=r"^data: got the URL sftp://h/x with a password, a query"
     ):
         load("folder:sftp://me:secret@h/x")
+
+
+def test_without_the_extra_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    for source in ("folder:s3://b/photos", "parquet:s3://b/rows", "npy:s3://b/images.npy"):
+        with pytest.raises(
+            ConfigError, match=r"fsspec is missing \(pip install 'latentserve\[cloud\]"
+        ):
+            load(source)
+
+
+def test_a_source_by_url_is_kept_as_it_is_and_disclosed_by_its_last_name_alone() -> None:
+    spec = DataSpec.parse("npy:s3://b/a/images.npy,labels.npy")
+    assert spec.urls == ("s3://b/a/images.npy",)
+    assert spec.source == f"npy:s3://b/a/images.npy,{Path.cwd() / 'labels.npy'}"
+    assert DataSpec.from_json(spec.to_json()) == spec
+    assert with_names(spec.source) == "npy:images.npy,labels.npy"
+    assert str(DataSpec.parse("folder:s3://b/photos/")) == "folder:s3://b/photos"
 
 
 def test_parquet_by_url_is_parquet_on_disk(
