@@ -13,7 +13,7 @@ from export.errors import ExportError
 from export.imported_graphs import check_shapes
 from export.sources.detect import KINDS, source_module
 from export.sources.imported import Imported, ImportOptions
-from latentserve._cli.arguments import number, positive, positive_number, size
+from latentserve._cli.arguments import local_folder, number, positive, positive_number, size
 from latentserve._cli.common import HelpFormatter
 from latentserve._cli.progress import ProgressBar
 
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     add("source", type=Path, metavar="SOURCE", help="folder or file, or FILE.py:FACTORY")
     add(
         "--to",
-        type=Path,
+        type=local_folder,
         required=True,
         metavar="MODELS/NAME",
         help="folder of the model, which must not be there yet",

@@ -59,6 +59,7 @@ class Request:
         resume: Whether to resume a run in `out`; without it, an existing run is an error.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         bfloat16: Whether the networks compute in bfloat16.
+        copy_to: URL of object storage that the run folder is copied to; None for no copy.
     """
 
     preset: str | None
@@ -70,6 +71,7 @@ class Request:
     resume: bool = False
     device: str = "cpu"
     bfloat16: bool = False
+    copy_to: str | None = None
 
 
 class TrainingRun:

@@ -17,7 +17,7 @@ import math
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,10 +123,12 @@ class RunFolder:
 
     Args:
         path: The folder, which need not exist yet.
+        saved: Called after each checkpoint.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, saved: Callable[[], None] = lambda: None):
         self.path = path
+        self._saved = saved
         self._checkpoint = path / "checkpoint.pt"
         self._log = path / "log.jsonl"
         self._frames = path / "frames"
@@ -228,6 +230,7 @@ class RunFolder:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         atomic_write(self._checkpoint, buffer.getvalue())
+        self._saved()
 
     def load_checkpoint(self) -> tuple[dict[str, Any], float]:
         """Reads the checkpoint, and truncates the log to the length that it records.
