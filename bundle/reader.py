@@ -103,7 +103,7 @@ def read_bundle(path: Path) -> Bundle:
         raw = file.read_bytes()
     except OSError as error:
         raise BundleError(f"{file}: {error.strerror}") from error
-    manifest = _parsed(file, raw)
+    manifest = parse_manifest(raw, file)
     return Bundle(
         path=path,
         manifest=manifest,
@@ -114,18 +114,26 @@ def read_bundle(path: Path) -> Bundle:
     )
 
 
-def _parsed(file: Path, raw: bytes) -> Manifest:
-    """The manifest that a file holds."""
+def parse_manifest(raw: bytes, where: object) -> Manifest:
+    """Reads a manifest from its bytes.
+
+    Args:
+        raw: Content of the file.
+        where: Its path or URL, for messages.
+
+    Raises:
+        BundleError: It is no manifest, or its schema's major version is not supported.
+    """
     try:
         stated = pydantic.TypeAdapter(dict[str, object]).validate_json(raw).get("schema_version")
         if str(stated).partition(".")[0] not in MAJORS:
             wanted = " or ".join((SCHEMA_VERSION, CONDITIONAL_SCHEMA_VERSION))
-            raise BundleError(f"{file}: schema {stated}, wanted major of {wanted}")
+            raise BundleError(f"{where}: schema {stated}, wanted major of {wanted}")
         return Manifest.model_validate_json(raw)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "content"
-        raise BundleError(f"{file}: {where}: got {first['input']!r:.80}, {first['msg']}") from error
+        key = ".".join(str(part) for part in first["loc"]) or "content"
+        raise BundleError(f"{where}: {key}: got {first['input']!r:.80}, {first['msg']}") from error
 
 
 def _read(path: Path, ref: FileRef) -> bytes:

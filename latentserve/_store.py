@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Self, TypeGuard
 from urllib.parse import urlsplit, urlunsplit
 
 from latentserve._files import atomic_write, reason
@@ -47,7 +47,7 @@ class Entry:
     stamp: str
 
 
-def is_url(text: str | os.PathLike[str]) -> bool:
+def is_url(text: object) -> TypeGuard[str]:
     """Whether a text is a URL and not a path."""
     return isinstance(text, str) and bool(_URL.match(text))
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 from bundle import Bundle, SignatureError, check_public_keys, verify_bundle
@@ -17,6 +18,7 @@ from service.models.limits import max_rows
 from service.models.model import Model, load_model
 from service.models.onnx import Device
 from service.models.repository import Models
+from service.models.sources import Source
 from service.net.tls import TlsFiles
 from service.observe.telemetry import Telemetry
 from service.settings import Settings
@@ -59,6 +61,32 @@ def verification(settings: Settings) -> Callable[[Bundle], None]:
         _log.info("%s/%d is signed by %s", bundle.manifest.name, bundle.manifest.version, key)
 
     return verify
+
+
+def source(settings: Settings, stopped: Callable[[], bool]) -> Path | Source:
+    """Returns where the models come from.
+
+    Args:
+        settings: Settings of the server.
+        stopped: Polled while models are fetched; once it returns True, no more are.
+
+    Raises:
+        StartError: The cache cannot be used.
+    """
+    if isinstance(settings.models, Path):
+        return settings.models
+    # Imported only if it is used.
+    from service.models.cache import Cache, default_folder
+    from service.models.mirror import Mirror
+
+    folder = settings.cache_dir or default_folder()
+    try:
+        cache = Cache(folder, settings.cache_bytes)
+    except OSError as error:
+        raise StartError(
+            f"cache-dir: got {folder}, wanted a folder that can be written: {error.strerror}"
+        ) from error
+    return Mirror(settings.models, cache, stopped)
 
 
 def compute_threads(settings: Settings, device: Device) -> int:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from common.memory import usable_memory
 from latentserve._cli.common import HelpFormatter
+from latentserve._store import is_url
 from service.errors import StartError
 from service.hosts import is_loopback
 from service.models.routes import Routes
@@ -26,6 +27,10 @@ _PROCESS_BYTES = 192 * 2**20
 _MIN_COMPUTE_BYTES = 2**20
 # Peak bytes per pixel while a picture with a palette is blended onto white, with some to spare.
 _PIXEL_BYTES = 20
+
+
+def _place(value: object) -> object:
+    return value if isinstance(value, Path) or is_url(value) else Path(str(value))
 
 
 def _versions(value: object) -> object:
@@ -63,8 +68,19 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    models: Path = Path(__file__).resolve().parent.parent / "models"
-    """Folder of models, laid out as <name>/<version>/; or of a single model, or a single bundle."""
+    models: Annotated[Path | str, BeforeValidator(_place)] = (
+        Path(__file__).resolve().parent.parent / "models"
+    )
+    """Folder of models, laid out as <name>/<version>/; or of a single model, or a single bundle. Or
+    the URL of a folder of models in a store, such as s3://bucket/models."""
+    cache_dir: Path | None = None
+    """Folder for copies of models that a URL names; several servers may share it."""
+    cache_bytes: int = Field(10 * 2**30, ge=0, le=2**60)
+    """Size in bytes that the copies of models are kept below: those that were used last stay, and
+    those in use in any case."""
+    poll_seconds: float = Field(0.0, ge=0, le=10**6)
+    """Seconds, give or take 10 %, after which the server looks for new models and reloads if there
+    are any; 0 for only when it is told to."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all interfaces, the default in the container images."""
     grpc_port: int = Field(50051, ge=0, le=65535)
@@ -215,6 +231,8 @@ _FLAGS = {"grpc_port": "--port"}
 # Defaults that the help describes in words.
 _DEFAULTS = {
     "models": "models/ in the checkout",
+    "cache_dir": "latentserve in the user's folder for caches",
+    "cache_bytes": "10 GiB",
     "default_model": "the first by name",
     "max_queue_bytes": "512 MiB; smaller if memory is below 2.2 GiB",
     "max_compute_bytes": "half of the memory",
@@ -271,8 +289,10 @@ def _metavar(name: str, annotation: Any) -> str:
         return f"{{{','.join(get_args(annotation))}}}"
     if annotation == tuple[Path, ...]:
         return "KEY"
+    if name in ("models", "cache_dir"):
+        return "FOLDER"
     if annotation in (Path, Path | None):
-        return "FOLDER" if name == "models" else "FILE"
+        return "FILE"
     return name.partition("_per_")[0].rpartition("_")[2].upper()
 
 
