@@ -51,6 +51,9 @@ COMMANDS = {
     "serve": AppCommand(
         "service.cli", "main", "serve", "serve a folder of models over gRPC", cleans_up=False
     ),
+    "push": AppCommand(
+        "service.push", "main", "serve", "upload a bundle to a store, such as s3://bucket/models"
+    ),
     "rollback": AppCommand(
         "service.rollback", "main", "serve", "pin a model to an older version, or undo that"
     ),

@@ -251,7 +251,7 @@ class Mirror:
         if self._stopped():
             raise BundleError(f"{self.where}/{name}: not fetched, since the server stops")
         try:
-            self._connected().fetch(name, path)
+            self._connected().fetch(name, path, self._stopped)
         except FileNotFoundError as error:
             raise BundleError(f"{self.where}/{name}: {error.strerror}") from error
         with path.open("rb") as file:

@@ -41,8 +41,9 @@ LAYERS = {
     "training": ("data", "model", "measure", "report"),
 }
 THIRD_PARTY = {
-    # fsspec (URLs), pyarrow (Parquet shards) and Pillow (originals in sheets) are optional.
-    "latentserve": {"PIL", "fsspec", "grpc", "google", "numpy", "pyarrow"},
+    # fsspec (URLs), paramiko (sftp URLs), pyarrow (Parquet shards) and Pillow (originals in sheets)
+    # are optional.
+    "latentserve": {"PIL", "fsspec", "grpc", "google", "numpy", "paramiko", "pyarrow"},
     # cryptography and model-signing are imported only where a bundle is signed or verified.
     "bundle": {"cryptography", "model_signing", "numpy", "pydantic"},
     "common": {"PIL", "numpy"},
