@@ -85,15 +85,21 @@ def push(bundle: Path, store: Store, *, take_over: bool = False) -> str:
     opened = open_bundle(bundle)
     folder = f"{opened.manifest.name}/{opened.manifest.version}"
     manifest = (bundle / MANIFEST).read_bytes()
-    where = store.where(folder)
+    where, claim = store.where(folder), f"{folder}/{_CLAIM}"
     if _is_there(store, folder, manifest):
+        store.delete(claim)  # of a push that was killed just before its end
         return f"{where}: is there already"
     exclusive = store.creates_once()
     digest = hashlib.sha256(manifest).hexdigest().encode()
-    _claim(store, f"{folder}/{_CLAIM}", digest, exclusive=exclusive, take_over=take_over)
-    # Again: until the claim was made, another upload may have come to its end.
-    if _is_there(store, folder, manifest):
-        store.delete(f"{folder}/{_CLAIM}")
+    _claim(store, claim, digest, exclusive=exclusive, take_over=take_over)
+    try:
+        # Again: until the claim was made, another upload may have come to its end.
+        there = _is_there(store, folder, manifest)
+    except Refused:
+        store.delete(claim)
+        raise
+    if there:
+        store.delete(claim)
         return f"{where}: is there already"
     uploaded = left = 0
     for path in _files(bundle):
@@ -107,7 +113,7 @@ def push(bundle: Path, store: Store, *, take_over: bool = False) -> str:
         store.put(f"{folder}/{MANIFEST}", manifest)
     elif not store.create(f"{folder}/{MANIFEST}", manifest):
         _is_there(store, folder, manifest)  # raises if it is not the same
-    store.delete(f"{folder}/{_CLAIM}")
+    store.delete(claim)
     return f"{where}: uploaded {uploaded + 1} files" + (f", {left} were there" if left else "")
 
 

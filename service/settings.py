@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pydantic
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator
 
 from common.memory import usable_memory
 from latentserve._cli.common import HelpFormatter
@@ -29,8 +29,10 @@ _MIN_COMPUTE_BYTES = 2**20
 _PIXEL_BYTES = 20
 
 
-def _place(value: object) -> object:
-    return value if isinstance(value, Path) or is_url(value) else Path(str(value))
+def _place(value: object) -> Path | str:
+    if not isinstance(value, str | Path):
+        raise ValueError(f"got {value!r}, wanted a path or a URL")  # noqa: TRY004 - for pydantic
+    return value if is_url(value) else Path(value)
 
 
 def _versions(value: object) -> object:
@@ -68,7 +70,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    models: Annotated[Path | str, BeforeValidator(_place)] = (
+    models: Annotated[Path | str, PlainValidator(_place)] = (
         Path(__file__).resolve().parent.parent / "models"
     )
     """Folder of models, laid out as <name>/<version>/; or of a single model, or a single bundle. Or

@@ -192,6 +192,11 @@ class Mirror:
         if f"{inner}/{SIGNATURE}" in self._listing.entries:
             files[SIGNATURE] = self._read(f"{inner}/{SIGNATURE}")
         manifest = parse_manifest(files[MANIFEST], f"{self.where}/{inner}/{MANIFEST}")
+        if (manifest.name, manifest.version) != (name, version):
+            raise BundleError(
+                f"{self.where}/{inner}: the manifest says {manifest.name}/{manifest.version}, "
+                "wanted the names of the two folders it is in"
+            )
         key = key_of(files[MANIFEST], files.get(SIGNATURE, b""))
         self._write_record(pointer, key)
         return _Copy(key, name, version, self._cache.bundle(key) / inner, manifest, files)
