@@ -31,7 +31,7 @@ _PIXEL_BYTES = 20
 
 def _place(value: object) -> Path | str:
     if not isinstance(value, str | Path):
-        raise ValueError(f"got {value!r}, wanted a path or a URL")  # noqa: TRY004 - for pydantic
+        raise ValueError(f"got {value!r}, wanted a path or a URL")
     return value if is_url(value) else Path(value)
 
 
@@ -81,8 +81,8 @@ class Settings(BaseModel):
     """Size in bytes that the copies of models are kept below: those that were used last stay, and
     those in use in any case."""
     poll_seconds: float = Field(0.0, ge=0, le=10**6)
-    """Seconds, give or take 10 %, after which the server looks for new models and reloads if there
-    are any; 0 for only when it is told to."""
+    """Seconds, give or take a tenth, after which the server looks for new models, and reloads if
+    there are any; 0 for never by itself."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all interfaces, the default in the container images."""
     grpc_port: int = Field(50051, ge=0, le=65535)

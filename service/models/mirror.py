@@ -125,6 +125,14 @@ class Mirror:
             self._incomplete = True
             raise BundleError(f"cache {self._cache.folder}: {reason(error)}") from error
 
+    def pin(self, folder: ModelFolder, version: int | None) -> None:
+        """See `Source.pin`."""
+        name = f"{folder.name}/{PIN}"
+        if version is None:
+            self._connected().delete(name)
+        else:
+            self._connected().put(name, b"%d\n" % version)
+
     def keep(self, versions: Collection[tuple[str, int]]) -> None:
         """See `Source.keep`."""
         self._keys = {served: key for served, key in self._keys.items() if served in versions}

@@ -4,7 +4,7 @@ from collections.abc import Collection, Hashable
 from pathlib import Path
 from typing import Protocol
 
-from bundle import PIN, Bundle, ModelFolder, find_models, find_others, open_version
+from bundle import PIN, Bundle, ModelFolder, find_models, find_others, open_version, write_pin
 
 
 class Source(Protocol):
@@ -31,6 +31,14 @@ class Source(Protocol):
 
         Raises:
             BundleError: It is damaged, or cannot be had.
+        """
+
+    def pin(self, folder: ModelFolder, version: int | None) -> None:
+        """Pins a model to a version, or to none.
+
+        Raises:
+            BundleError: The pin of a local folder cannot be written.
+            StoreError: That of a store cannot be written.
         """
 
     def keep(self, versions: Collection[tuple[str, int]]) -> None:
@@ -68,6 +76,10 @@ class Folder:
     def open(self, folder: ModelFolder, version: int) -> Bundle:
         """See `Source.open`."""
         return open_version(folder, version)
+
+    def pin(self, folder: ModelFolder, version: int | None) -> None:
+        """See `Source.pin`."""
+        write_pin(folder.path, version)
 
     def keep(self, versions: Collection[tuple[str, int]]) -> None:
         """See `Source.keep`."""

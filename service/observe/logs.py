@@ -18,8 +18,8 @@ REQUEST_ID: contextvars.ContextVar[str] = contextvars.ContextVar("REQUEST_ID", d
 CALLER: contextvars.ContextVar[str] = contextvars.ContextVar("CALLER", default="")
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s%(of_worker)s%(call)s: %(message)s"
-# What stores' tools do is logged by those who use them; and at `debug`, these show requests with the
-# tokens of sessions.
+# What stores' tools do is logged by those who use them. At `debug`, these would also show requests
+# with the tokens of sessions.
 _TALKATIVE = ("aiobotocore", "azure", "botocore", "fsspec", "gcsfs", "paramiko", "s3fs", "urllib3")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 

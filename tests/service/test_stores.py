@@ -164,7 +164,7 @@ def test_a_start_that_is_refused_is_one_line(tmp_path, arguments, text):
     assert "hidden-secret" not in done.stderr
 
 
-def test_a_folder_needs_no_fsspec(local, tmp_path):
+def test_a_folder_needs_no_fsspec(local):
     """Neither fsspec nor what makes copies is imported."""
     path = local(1)
     code = f"""

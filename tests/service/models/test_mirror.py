@@ -3,7 +3,6 @@
 import json
 import logging
 import multiprocessing
-import os
 import random
 import shutil
 
@@ -19,6 +18,7 @@ from service.models.onnx import Device
 from service.models.repository import Repository
 from service.models.versions import Versions
 from service.push import push
+from tests.support.in_process import run_cli
 from tests.support.tiny import write_tiny
 
 LARGE = 2**40
@@ -197,7 +197,7 @@ def test_a_signature_beside_the_manifest_is_copied_and_counts(home):
     assert "other!" in found
 
 
-def broken(self, *_, **__):
+def broken(*_, **__):
     raise StoreError("file://store: Connection refused")
 
 
@@ -394,10 +394,24 @@ def test_a_half_upload_is_never_taken(home):
         assert not models.refused
 
 
-def test_an_unusable_cache_is_named(home):
-    if os.getuid() == 0:
-        home.cache.write_text("no folder")
-    else:
-        home.cache.mkdir(mode=0o500)
-    with pytest.raises(OSError):
-        Cache(home.cache / "inner", LARGE)
+def test_a_rollback_pins_a_model_of_a_store(home):
+    for seed in (1, 2):
+        home.push(seed=seed)
+    repository = home.repository()
+    models = repository.models()
+    done = run_cli("rollback", "one", "--models", home.url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("one: version 1 is the latest, 2 held back\n")
+    models = repository.models(models)
+    assert served(models) == ["one/1"]
+    done = run_cli("rollback", "one", "--models", home.url)
+    assert done.stderr == f"latentserve rollback: {home.url}/one: no version before 1\n"
+    assert run_cli("rollback", "one", "--models", home.url, "--undo").returncode == 0
+    assert served(repository.models(models)) == ["one/2"]
+    decoder = home.files / "one/1/decoder.onnx"
+    decoder.write_bytes(decoder.read_bytes()[::-1])
+    done = run_cli("rollback", "one", "--models", home.url, "--to", "1")
+    assert "one/1/decoder.onnx: SHA-256" in done.stderr
+    assert not (home.files / "one/current").exists()
+    done = run_cli("rollback", "two", "--models", home.url)
+    assert done.stderr == f"latentserve rollback: {home.url}: no model 'two', wanted one of one\n"
