@@ -27,10 +27,12 @@ COPY pyproject.toml constraints.txt LICENSE ./
 COPY latentserve/__init__.py latentserve/
 # By the environment it holds for the build backend too.
 ENV PIP_CONSTRAINT=/app/constraints.txt
+# `serve,sign,cloud` for models in object storage.
+ARG EXTRAS=serve,sign
 # Editable: what is installed is the path /app, where the source is put last.
 # The metadata want a README, but an edit of it is no reason to install anew.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    touch README.md && pip --python /opt/venv/bin/python install --editable '.[serve,sign]'
+    touch README.md && pip --python /opt/venv/bin/python install --editable ".[$EXTRAS]"
 
 
 FROM server-packages AS slim-packages
