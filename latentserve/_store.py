@@ -102,7 +102,7 @@ class Store:
 
                     self._files, root = connected(url)
                 else:
-                    self._files, root = fsspec.url_to_fs(url)
+                    self._files, root = fsspec.url_to_fs(url, **_options(url))
         except ImportError as error:
             raise MissingStore(
                 f"{self.url}: a package is missing (pip install 'latentserve[cloud]'): {error}"
@@ -371,6 +371,17 @@ def without_secrets(url: str) -> str:
     if parts.scheme in ("abfs", "abfss", "az"):
         host = parts.netloc
     return urlunsplit((parts.scheme, host, parts.path, "", "")) or url
+
+
+def _options(url: str) -> dict[str, Any]:
+    """Options of the file system of a URL, where the defaults would wait for half an hour."""
+    if _scheme(url) not in ("s3", "s3a"):
+        return {}
+    config: dict[str, Any] = {"connect_timeout": 10, "read_timeout": 30}
+    if "AWS_MAX_ATTEMPTS" not in os.environ:
+        # s3fs repeats what fails on top of botocore's own attempts, five by default.
+        config["retries"] = {"total_max_attempts": 2}
+    return {"config_kwargs": config}
 
 
 def _scheme(url: str) -> str:

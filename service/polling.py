@@ -40,15 +40,15 @@ async def poll(
                 await stopped.wait()
                 return
         try:
-            found = await changed()
-        except BundleError as error:
+            if await changed():
+                await reload()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next look may succeed
             if not failing:
-                _log.error("looking for new models failed, nothing changes: %s", error)
+                text = str(error) if isinstance(error, BundleError) else repr(error)
+                _log.error("looking for new models failed, nothing changes: %s", text)
             failing = True
             failed()
-            continue
-        if failing:
-            _log.info("looking for new models succeeds again")
-        failing = False
-        if found:
-            await reload()
+        else:
+            if failing:
+                _log.info("looking for new models succeeds again")
+            failing = False

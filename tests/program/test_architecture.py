@@ -367,7 +367,7 @@ def test_application_commands_of_the_wheel_say_that_they_are_not_installed(bare)
     code = "try:\n import service\nexcept ImportError: print('none')\nelse: print(service.__file__)"
     assert child(code, bare) == "none"
     command = str(Path(bare).parent / "latentserve")
-    for name in ("serve", "train", "export", "evaluate", "rollback", "sign", "verify"):
+    for name in ("serve", "train", "export", "evaluate", "push", "rollback", "sign", "verify"):
         done = subprocess.run([command, name], capture_output=True, text=True, check=False)
         assert done.returncode == 1
         assert "is not part of this installation" in done.stderr

@@ -41,8 +41,7 @@ def hup(server):
     server.process.send_signal(signal.SIGHUP)
 
 
-def test_a_server_of_an_s3_bucket_and_an_outage(s3, local, tmp_path, monkeypatch):
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+def test_a_server_of_an_s3_bucket_and_an_outage(s3, local, tmp_path):
     store = Store(s3.url)
     push(local(1), store)
     options = ("--cache-dir", str(tmp_path / "cache"), "--log-level", "debug")
