@@ -79,7 +79,10 @@ def source(settings: Settings, stopped: Callable[[], bool]) -> Path | Source:
     from service.models.cache import Cache, default_folder
     from service.models.mirror import Mirror
 
-    folder = settings.cache_dir or default_folder()
+    try:
+        folder = settings.cache_dir or default_folder()
+    except RuntimeError as error:  # the user has no home
+        raise StartError(f"cache-dir: got none, wanted a folder: {error}") from error
     try:
         cache = Cache(folder, settings.cache_bytes)
     except OSError as error:

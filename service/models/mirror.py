@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import secrets
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from bundle import (
     parse_manifest,
     parse_pin,
 )
-from latentserve._files import atomic_write, reason
+from latentserve._files import reason
 from latentserve._store import MissingStore, Store, StoreError, without_secrets
 from service.models.cache import Cache, key_of, stored_key
 from service.models.listing import SIGNATURE, Listing
@@ -285,7 +286,9 @@ class Mirror:
             if path.exists() and path.read_text() == text:
                 return
             self._record.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, text.encode())
+            temporary = path.with_name(f".{name}.{secrets.token_hex(6)}")
+            temporary.write_text(text)
+            temporary.replace(path)
         except OSError as error:
             _log.warning("cache %s: %s", self._cache.folder, reason(error))
 

@@ -51,6 +51,13 @@ def test_a_server_of_an_s3_bucket_and_an_outage(s3, local, tmp_path):
         push(local(2), store)
         hup(server)
         wait_until(lambda: served(server) == ["one/2"], server.log.read_text)
+        with s3.frozen(), Client(server.target) as client:
+            hup(server)
+            end = time.monotonic() + 1
+            while time.monotonic() < end:
+                client.decode(Z)
+        reloaded = "reloaded: added -, removed -"
+        wait_until(lambda: reloaded in server.log.read_text(), server.log.read_text)
         s3.stop()
         with Client(server.target) as client:
             hup(server)
@@ -114,7 +121,7 @@ def test_pushes_that_are_killed_are_never_seen(s3, local, tmp_path):
     options = ("--cache-dir", str(tmp_path / "cache"), "--poll-seconds", "0.05")
     with Server(s3.url, tmp_path / "log", *options) as server:
         server.wait_until_serving()
-        for version in range(2, 6):
+        for version in range(2, 5):
             path = local(version)
             command = [sys.executable, "-m", "latentserve", "push", str(path), s3.url]
             child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -76,6 +76,15 @@ class S3:
         url = f"{self.env['AWS_ENDPOINT_URL']}/{path}"
         urllib.request.urlopen(urllib.request.Request(url, b"", method=method), timeout=10).close()
 
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Lets it answer nothing for a while, as a host behind a broken network does."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
     def stop(self) -> None:
         """Ends it; what it has is lost."""
         self._process.kill()
