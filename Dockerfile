@@ -11,7 +11,7 @@ FROM python:3.11-slim-bookworm AS base
 # Its home is /tmp: the one place that can be written where the rest is read-only.
 RUN groupadd --gid 10001 latentserve \
     && useradd --uid 10001 --gid 10001 --home-dir /tmp --no-create-home latentserve \
-    && install -d -o 10001 -g 10001 /models
+    && install -d -o 10001 -g 10001 /models /cache
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     ORT_DISABLE_TELEMETRY=1 \

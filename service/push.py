@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bundle import MANIFEST, BundleError, open_bundle
+from bundle import MANIFEST, BundleError, open_bundle, parse_manifest
 from latentserve._cli.common import HelpFormatter
 from latentserve._files import reason
 from latentserve._store import MissingStore, Store, StoreError, is_url
@@ -40,7 +40,10 @@ def main(arguments: Sequence[str]) -> int:
         print(f"latentserve push: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"latentserve push: {options.bundle}: {reason(error)}", file=sys.stderr)
+        print(
+            f"latentserve push: {error.filename or options.bundle}: {reason(error)}",
+            file=sys.stderr,
+        )
         return 1
     return 0
 
@@ -82,16 +85,19 @@ def push(bundle: Path, store: Store, *, take_over: bool = False) -> str:
         StoreError: The store cannot be reached, or refuses.
         OSError: A file cannot be read.
     """
-    opened = open_bundle(bundle)
-    folder = f"{opened.manifest.name}/{opened.manifest.version}"
     manifest = (bundle / MANIFEST).read_bytes()
+    stated = open_bundle(bundle).manifest
+    folder = f"{stated.name}/{stated.version}"
+    refs = [*stated.graphs.values(), stated.golden, stated.latent_map]
+    digests = {ref.file: ref.sha256 for ref in refs if ref is not None}
+    if parse_manifest(manifest, bundle / MANIFEST) != stated:
+        raise Refused(f"{bundle / MANIFEST}: changed just now")
     where, claim = store.where(folder), f"{folder}/{_CLAIM}"
     if _is_there(store, folder, manifest):
         store.delete(claim)  # of a push that was killed just before its end
         return f"{where}: is there already"
     exclusive = store.creates_once()
-    digest = hashlib.sha256(manifest).hexdigest().encode()
-    _claim(store, claim, digest, exclusive=exclusive, take_over=take_over)
+    _claim(store, claim, _digest(manifest).encode(), exclusive=exclusive, take_over=take_over)
     try:
         # Again: until the claim was made, another upload may have come to its end.
         there = _is_there(store, folder, manifest)
@@ -104,6 +110,8 @@ def push(bundle: Path, store: Store, *, take_over: bool = False) -> str:
     uploaded = left = 0
     for path in _files(bundle):
         content = path.read_bytes()
+        if digests.get(path.name, _digest(content)) != _digest(content):
+            raise Refused(f"{path}: changed just now")
         if _has(store, f"{folder}/{path.name}", content):
             left += 1
             continue
@@ -115,6 +123,11 @@ def push(bundle: Path, store: Store, *, take_over: bool = False) -> str:
         _is_there(store, folder, manifest)  # raises if it is not the same
     store.delete(claim)
     return f"{where}: uploaded {uploaded + 1} files" + (f", {left} were there" if left else "")
+
+
+def _digest(content: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def _files(bundle: Path) -> list[Path]:
@@ -155,13 +168,18 @@ def _claim(store: Store, name: str, digest: bytes, *, exclusive: bool, take_over
     Raises:
         Refused: One of other contents has been announced.
     """
-    if exclusive and store.create(name, digest):
+    other = None
+    while other is None:
+        if exclusive and store.create(name, digest):
+            return
+        try:
+            other = store.read(name)
+        except FileNotFoundError:
+            if not exclusive:
+                break  # else that of an upload which has just come to its end
+    if other == digest:
         return
-    try:
-        other = store.read(name)
-    except FileNotFoundError:
-        other = digest  # it has just come to its end
-    if other != digest and not take_over:
+    if other is not None and not take_over:
         raise Refused(
             f"{store.where(name)}: an upload of other contents has begun. Remedy: let it finish or "
             "repeat it; or --take-over, once it does not run any more"

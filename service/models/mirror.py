@@ -187,7 +187,7 @@ class Mirror:
             problem = str(error)
         return ModelFolder(name, Path(name), versions, problem, pinned, url=url)
 
-    def _identified(self, name: str, version: int) -> "_Copy":
+    def _identified(self, name: str, version: int) -> _Copy:
         """Finds out which bundle a version is.
 
         Raises:
@@ -210,7 +210,7 @@ class Mirror:
         self._write_record(pointer, key)
         return _Copy(key, name, version, self._cache.bundle(key) / inner, manifest, files)
 
-    def _recorded_copy(self, name: str, version: int, pointer: str) -> "_Copy":
+    def _recorded_copy(self, name: str, version: int, pointer: str) -> _Copy:
         try:
             key = (self._record / pointer).read_text()
             folder = self._cache.bundle(key) / name / str(version)
@@ -222,21 +222,21 @@ class Mirror:
             ) from None
         return _Copy(key, name, version, folder, parse_manifest(raw, folder / MANIFEST), {})
 
-    def _verified(self, copy: "_Copy") -> Bundle:
+    def _verified(self, copy: _Copy) -> Bundle:
         if stored_key(copy.folder) != copy.key:
             raise BundleError(f"{copy.folder}: the manifest or the signature is damaged")
         return open_version(
             ModelFolder(copy.name, copy.folder.parent, (copy.version,)), copy.version
         )
 
-    def _fetch_once(self, copy: "_Copy") -> None:
+    def _fetch_once(self, copy: _Copy) -> None:
         """Fetches a bundle if it is not in the cache; of several processes, one does."""
         if not copy.folder.is_dir():
             with self._cache.fetching(copy.key):
                 if not copy.folder.is_dir():
                     self._fetch(copy)
 
-    def _fetch(self, copy: "_Copy") -> None:
+    def _fetch(self, copy: _Copy) -> None:
         refs = _files(copy.manifest)
         for ref in refs:
             self._check_listed(f"{copy.name}/{copy.version}/{ref.file}", ref)
