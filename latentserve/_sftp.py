@@ -1,5 +1,6 @@
 """Files by SFTP, for stores: fsspec's file system, with host keys that are checked."""
 
+import io
 from typing import Any
 
 import paramiko
@@ -28,9 +29,16 @@ class Sftp(SFTPFileSystem):  # type: ignore[misc]
         if channel is not None:
             channel.settimeout(_REPLY_SECONDS)
 
-    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
-        # paramiko's "x" is exclusive, but does not write.
-        return super()._open(path, mode.replace("x", "wx"), **options)
+    def rename_new(self, old: str, new: str) -> None:
+        """Renames a file, unless there is one of that name; else OSError.
+
+        `mv` replaces the other one. OpenSSH makes a link here, which is atomic.
+        """
+        self.ftp.rename(self._strip_protocol(old), self._strip_protocol(new))
+
+    def pipe_file(self, path: str, value: bytes, **_: object) -> None:
+        """Writes a file, without a wait for the answer to each of its parts."""
+        self.ftp.putfo(io.BytesIO(value), self._strip_protocol(path))
 
     def get_file(self, rpath: str, lpath: str, callback: Any = None, **_: object) -> None:
         """Fetches a file."""

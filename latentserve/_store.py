@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol, Self, TypeGuard, runtime_checkable
 from urllib.parse import urlsplit, urlunsplit
 
-from latentserve._files import atomic_write, reason
+from latentserve._files import atomic_write, fsync_folder, reason
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # Objects of these stores can be seen while they are written, unless they are renamed at the end.
@@ -40,10 +40,22 @@ class StoreError(OSError):
 
 @runtime_checkable
 class _Reviving(Protocol):
-    """A file system that has a connection, which may end."""
+    """A file system that has a connection, which may end; `latentserve._sftp` has it."""
 
     def revive(self) -> None:
-        """Connects again if it has."""
+        """Connects again if it has ended."""
+
+    def rename_new(self, old: str, new: str) -> None:
+        """Renames a file, unless there is one of that name."""
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Makes a folder."""
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file."""
+
+    def rm_file(self, path: str) -> None:
+        """Removes a file."""
 
 
 @dataclass(frozen=True)
@@ -258,19 +270,14 @@ class Store:
         path = self._path(name)
         with self._translated(name, writes=True):
             try:
-                if "file" in self._protocols or self._protocols & _RENAMING:
-                    self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
-                    with self._files.open(path, "xb") as file:
-                        file.write(content)
+                if "file" in self._protocols:
+                    _create_file(Path(path), content)
+                elif self._protocols & _RENAMING:
+                    self._create_by_renaming(path, content)
                 else:
                     self._files.pipe_file(path, content, mode="create")
             except FileExistsError:
                 return False
-            except OSError:
-                # SFTP has no error of its own for a file that exists.
-                if self._protocols & _RENAMING and self._files.exists(path):
-                    return False
-                raise
         return True
 
     def creates_once(self) -> bool:
@@ -310,6 +317,27 @@ class Store:
         else:
             self._files.put_file(str(content), path)
 
+    def _create_by_renaming(self, path: str, content: bytes) -> None:
+        """Writes a file that appears whole, unless there is one: FileExistsError."""
+        if not isinstance(self._files, _Reviving):
+            raise NotImplementedError(f"{self.url}: cannot create a file if there is none")
+        folder, _, last = path.rpartition("/")
+        self._files.makedirs(folder, exist_ok=True)
+        temporary = f"{folder}/.{last}.{secrets.token_hex(6)}.tmp"
+        try:
+            self._write(temporary, content)
+            try:
+                self._files.rename_new(temporary, path)
+            except OSError:
+                # SFTP has no error of its own for a file that exists.
+                if self._files.exists(path):
+                    raise FileExistsError(path) from None
+                raise
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._files.rm_file(temporary)
+            raise
+
     def _found(self, path: str) -> dict[str, dict[str, Any]]:
         """What fsspec knows of all files below a path, by their paths."""
         if self._protocols & _FLAT:
@@ -317,7 +345,8 @@ class Store:
                 found: dict[str, dict[str, Any]] = self._files.find(path, detail=True)
             except FileNotFoundError:
                 return {}
-            return found
+            # The folder itself may be among them, if its first object was just written.
+            return {name: info for name, info in found.items() if info["type"] != "directory"}
         # Its own walk takes a folder that it cannot list for an empty one.
         found, folders = {}, [path]
         while folders:
@@ -386,6 +415,18 @@ def _options(url: str) -> dict[str, Any]:
 
 def _scheme(url: str) -> str:
     return url.partition("://")[0].lower()
+
+
+def _create_file(path: Path, content: bytes) -> None:
+    """Writes a local file that appears whole, unless there is one: FileExistsError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        atomic_write(temporary, content)
+        path.hardlink_to(temporary)  # unlike a rename, replaces nothing
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_folder(path.parent)
 
 
 def _size(info: dict[str, Any]) -> int:

@@ -77,6 +77,30 @@ def test_an_object_is_created_once(store):
     assert [entry.name for entry in store.entries()] == ["claim"]
 
 
+def test_what_is_created_is_never_seen_in_part(store):
+    content = bytes(range(256)) * 2000
+    seen = set()
+    done = threading.Event()
+    other = Store(store.__reduce__()[1][0])
+
+    def look():
+        while not done.is_set():
+            for entry in other.entries():
+                if not entry.name.startswith("."):
+                    seen.add(len(other.read(entry.name)))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    for number in range(10):
+        assert store.create(f"claim-{number}", content)
+        assert not store.create(f"claim-{number}", b"other")
+        store.put(f"put-{number}", content)
+    done.set()
+    thread.join()
+    assert seen <= {len(content)}
+    assert [entry.size for entry in store.entries()] == [len(content)] * 20
+
+
 def test_one_store_may_be_used_by_several_threads(store):
     contents = {f"file-{number}": bytes([number]) * 50_000 for number in range(8)}
     wrong = []
