@@ -346,7 +346,7 @@ class Store:
             except FileNotFoundError:
                 return {}
             # The folder itself may be among them, if its first object was just written.
-            return {name: info for name, info in found.items() if info["type"] != "directory"}
+            return {name: info for name, info in found.items() if info.get("type") != "directory"}
         # Its own walk takes a folder that it cannot list for an empty one.
         found, folders = {}, [path]
         while folders:

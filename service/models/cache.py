@@ -17,7 +17,6 @@ import logging
 import os
 import secrets
 import shutil
-import stat
 import sys
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
@@ -170,11 +169,13 @@ class Cache:
     def _size(self) -> int:
         """Bytes of all files, each counted once."""
         sizes: dict[int, int] = {}
-        for path in (*self._objects.iterdir(), *self._bundles.rglob("*")):
-            with contextlib.suppress(FileNotFoundError):
-                status = path.stat()
-                if not stat.S_ISDIR(status.st_mode):
-                    sizes[status.st_ino] = status.st_size
+        for top in (self._objects, self._bundles):
+            # Unlike `rglob`, it goes on where another process removes a folder.
+            for folder, _, files in os.walk(top):
+                for file in files:
+                    with contextlib.suppress(FileNotFoundError):
+                        status = Path(folder, file).stat()
+                        sizes[status.st_ino] = status.st_size
         return sum(sizes.values())
 
     def _remove(self, key: str) -> None:

@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import random
 import shutil
+import time
 
 import pytest
 
@@ -343,6 +344,58 @@ def test_processes_share_a_cache_and_fetch_once(home):
         process.join(60)
     assert found == [["one/4", "one/3", "one/2", "one/1"]] * 3
     assert home.cached() == ["1", "2", "3", "4"]
+    assert not list(home.cache.glob("bundles/.*"))
+
+
+class Unloaded:
+    """Stands for a model where only its bundle matters."""
+
+    def __init__(self, bundle):
+        self.manifest = bundle.manifest
+        self.identity = f"{bundle.manifest.name}/{bundle.manifest.version}"
+        self.device = "none"
+
+
+def _load_any(home, bound, seed):
+    """Loads versions at random for ever, and notes what was not as it has to be."""
+    logging.disable(logging.CRITICAL)
+    rng = random.Random(seed)
+    mirror = Mirror(home.url, Cache(home.cache, bound))
+    while True:
+        version = rng.randrange(1, 7)
+        models = Repository(mirror, Unloaded, versions=Versions(str(version))).models()
+        if served(models) != [f"one/{version}"]:
+            with (home.folder / "wrong").open("a") as file:
+                file.write(f"{version}: {models.refused}\n")
+
+
+def test_processes_share_a_cache_with_room_for_few_and_are_killed(home):
+    for seed in range(6):
+        home.push(seed=seed)
+    home.repository(versions=Versions("1")).models()
+    bound = int(2.5 * size_of(home.cache / "bundles"))
+    fork = multiprocessing.get_context("fork")
+    seeds = iter(range(100))
+
+    def start():
+        process = fork.Process(target=_load_any, args=(home, bound, next(seeds)))
+        process.start()
+        return process
+
+    rng = random.Random(0)
+    processes = [start() for _ in range(3)]
+    for _ in range(10):
+        time.sleep(0.3)
+        victim = rng.randrange(3)
+        processes[victim].kill()
+        processes[victim].join()
+        processes[victim] = start()
+    for process in processes:
+        process.kill()
+        process.join()
+    assert not (home.folder / "wrong").exists(), (home.folder / "wrong").read_text()
+    home.repository(bound).models()
+    assert size_of(home.cache / "objects") <= bound
     assert not list(home.cache.glob("bundles/.*"))
 
 
