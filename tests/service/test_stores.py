@@ -41,6 +41,7 @@ def hup(server):
     server.process.send_signal(signal.SIGHUP)
 
 
+@pytest.mark.slow
 def test_a_server_of_an_s3_bucket_and_an_outage(s3, local, tmp_path):
     store = Store(s3.url)
     push(local(1), store)
@@ -87,6 +88,7 @@ def test_a_server_of_an_s3_bucket_and_an_outage(s3, local, tmp_path):
         assert "botocore" not in logs
 
 
+@pytest.mark.slow
 def test_workers_poll_a_store_by_sftp(sshd, local, tmp_path):
     store = Store(sshd.url)
     push(local(1), store)
@@ -114,6 +116,7 @@ def test_workers_poll_a_store_by_sftp(sshd, local, tmp_path):
         assert server.log.read_text().count(failed) == 2
 
 
+@pytest.mark.slow
 def test_pushes_that_are_killed_are_never_seen(s3, local, tmp_path):
     """While a server polls, pushes are killed at random moments, and then completed."""
     rng = random.Random(0)
