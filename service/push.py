@@ -94,8 +94,7 @@ def push(bundle: Path, store: Store, *, take_over: bool = False) -> str:
         raise Refused(f"{bundle / MANIFEST}: changed just now")
     where, claim = store.where(folder), f"{folder}/{_CLAIM}"
     if _is_there(store, folder, manifest):
-        store.delete(claim)  # of a push that was killed just before its end
-        return f"{where}: is there already"
+        return _completed(store, folder, bundle)
     exclusive = store.creates_once()
     _claim(store, claim, _digest(manifest).encode(), exclusive=exclusive, take_over=take_over)
     try:
@@ -105,8 +104,7 @@ def push(bundle: Path, store: Store, *, take_over: bool = False) -> str:
         store.delete(claim)
         raise
     if there:
-        store.delete(claim)
-        return f"{where}: is there already"
+        return _completed(store, folder, bundle)
     uploaded = left = 0
     for path in _files(bundle):
         content = path.read_bytes()
@@ -123,6 +121,19 @@ def push(bundle: Path, store: Store, *, take_over: bool = False) -> str:
         _is_there(store, folder, manifest)  # raises if it is not the same
     store.delete(claim)
     return f"{where}: uploaded {uploaded + 1} files" + (f", {left} were there" if left else "")
+
+
+def _completed(store: Store, folder: str, bundle: Path) -> str:
+    """Adds what a version that is there has not yet, such as a signature that was made later."""
+    store.delete(f"{folder}/{_CLAIM}")  # of a push that was killed just before its end
+    there = {entry.name for entry in store.entries(folder)}
+    added = []
+    for path in _files(bundle):
+        if f"{folder}/{path.name}" not in there:
+            store.put(f"{folder}/{path.name}", path)
+            added.append(path.name)
+    text = f"{store.where(folder)}: is there already"
+    return f"{text}; added {', '.join(added)}" if added else text
 
 
 def _digest(content: bytes) -> str:

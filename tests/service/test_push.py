@@ -43,6 +43,17 @@ def test_a_bundle_is_uploaded_with_its_card(bundle, url):
     assert (done.returncode, done.stdout) == (0, f"{url}/one/1: is there already\n")
 
 
+def test_a_signature_that_was_made_later_is_added(bundle, url):
+    push(bundle, Store(url))
+    (bundle / "model.sig").write_text("signed")
+    (bundle / "README.md").write_text("# Another card\n")
+    done = run_cli("push", bundle, url)
+    assert done.stdout == f"{url}/one/1: is there already; added model.sig\n"
+    found = contents(Store(url))
+    assert found["one/1/model.sig"] == b"signed"
+    assert found["one/1/README.md"] == b"# One\n"
+
+
 def test_a_version_is_never_changed(bundle, url, tmp_path):
     push(bundle, Store(url))
     before = contents(Store(url))
