@@ -21,8 +21,7 @@ import sys
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
-from bundle import MANIFEST, FileRef
-from service.models.listing import SIGNATURE
+from bundle import MANIFEST, SIGNATURE, FileRef
 
 _log = logging.getLogger(__name__)
 

@@ -8,9 +8,6 @@ from typing import Self
 from bundle import MANIFEST, PIN, is_name, version_of
 from latentserve._store import Entry, Store
 
-#: The signature of a bundle, if it has one, stands beside its manifest.
-SIGNATURE = "model.sig"
-
 
 @dataclass(frozen=True)
 class Listing:

@@ -11,6 +11,7 @@ from pathlib import Path
 from bundle import (
     MANIFEST,
     PIN,
+    SIGNATURE,
     Bundle,
     BundleError,
     FileRef,
@@ -24,7 +25,7 @@ from bundle import (
 from latentserve._files import reason
 from latentserve._store import MissingStore, Store, StoreError, without_secrets
 from service.models.cache import Cache, key_of, stored_key
-from service.models.listing import SIGNATURE, Listing
+from service.models.listing import Listing
 
 _log = logging.getLogger(__name__)
 
