@@ -10,11 +10,12 @@ import time
 import numpy as np
 import pytest
 
-from bundle import MANIFEST
+from bundle import MANIFEST, sign
 from latentserve._store import Store
 from latentserve.client import Client
 from service.push import push
 from tests.support.in_process import refused_start
+from tests.support.keys import write_keys
 from tests.support.processes import Server
 from tests.support.stores import http_folder, s3, s3_process, sshd, sshd_process
 from tests.support.tiny import write_tiny
@@ -140,6 +141,27 @@ def test_pushes_that_are_killed_are_never_seen(s3, local, tmp_path):
             push(path, Store(s3.url))
             wait_until(lambda wanted=version: served(server) == [f"one/{wanted}"])
         assert '"ERROR"' not in server.log.read_text()
+
+
+def test_a_server_of_a_store_that_trusts_a_key(tmp_path):
+    keys = write_keys(tmp_path, "ours")
+    model = tmp_path / "local" / "one"
+    url = f"file://{tmp_path}/store"
+    push(write_tiny(model, seed=1, key=keys.private), Store(url))
+    options = ("--cache-dir", str(tmp_path / "cache"), "--trust", str(keys.public), "--admin")
+    with Server(url, tmp_path / "log", *options) as server:
+        server.wait_until_serving()
+        assert served(server) == ["one/1"]
+        second = write_tiny(model, seed=2)
+        push(second, Store(url))
+        with Client(server.target) as client:
+            (refused,) = client.reload().refused
+            assert "no model.sig" in refused.problem
+            assert served(server) == ["one/1"]
+            sign(second, keys.private)
+            push(second, Store(url))
+            client.reload()
+            assert served(server) == ["one/2"]
 
 
 def test_a_server_of_a_folder_over_http(local, tmp_path):
