@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -94,7 +95,8 @@ def test_only_the_leader_prints_and_writes(together: tuple[Path, Any]) -> None:
     lines = done.stderr.splitlines()
     assert len(lines) == len(set(lines)), done.stderr
     assert "Warning" not in done.stderr
-    assert any(line.startswith("training dense-gmm on 324 images") for line in lines)
+    (begun,) = (line for line in lines if line.startswith("training dense-gmm on 324 images of "))
+    assert " in 2 processes: 24 steps of 32 images" in begun
     # Only the leader has written: each step is logged once, and no temporary file is left.
     steps = [entry["step"] for entry in RunFolder(run).read_log()]
     assert steps == list(range(1, 37))
@@ -111,6 +113,12 @@ def killed(
     return run, torchrun(*command, CHECKPOINT_EVERY=5, KILL_AT=17, KILL_RANK=1)
 
 
+@pytest.fixture(scope="module")
+def resumed(killed: tuple[Path, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the killed run, for the commands to resume."""
+    return Path(shutil.copytree(killed[0], tmp_path_factory.mktemp("resumed") / "run"))
+
+
 class Outcome(NamedTuple):
     """Exit status and output of a command on one process."""
 
@@ -122,7 +130,7 @@ class Outcome(NamedTuple):
 @pytest.fixture(scope="module")
 def commands(
     together: tuple[Path, Any],
-    killed: tuple[Path, Any],
+    resumed: Path,
     blobs_data: tuple[str, str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, dict[str, list[Outcome]]]:
@@ -136,8 +144,9 @@ def commands(
         "there": ["", *STEPS, *blobs_data, "--out", there],
         "other": ["", *STEPS, *blobs_data, "--set", "beta=2", "--resume", "--out", there],
         "disk": ["fails-on-1", *STEPS, *blobs_data, "--out", new],
+        "data": ["differs-on-1", *STEPS, *blobs_data, "--out", new],
         "complete": ["", *STEPS, *blobs_data, "--resume", "--out", there],
-        "resume": ["", *STEPS, *blobs_data, "--resume", "--out", str(killed[0])],
+        "resume": ["", *STEPS, *blobs_data, "--resume", "--out", str(resumed)],
         "budget": ["", *SMALL, *blobs_data, "--budget", "1s", "--out",
                    str(folder / "budget")],
     }  # fmt: skip
@@ -162,13 +171,13 @@ def test_a_killed_process_ends_all_processes(killed: tuple[Path, Any]) -> None:
 
 
 def test_a_resumed_parallel_run_reaches_the_numbers_of_the_unbroken_run(
-    together: tuple[Path, Any], killed: tuple[Path, Any], commands: tuple[Path, Any]
+    together: tuple[Path, Any], resumed: Path, commands: tuple[Path, Any]
 ) -> None:
-    run = killed[0]
+    run = resumed
     leader, other = commands[1]["resume"]
     assert leader.status == 0, leader.err
     assert other == (0, "", "")
-    assert f"resuming {run} at step 15 of 36" in leader.err
+    assert f"resuming {run} at step 15 of 36 in 2 processes\n" in leader.err
     assert "note: " not in leader.err
     assert (run / "log.jsonl").read_text() == (together[0] / "log.jsonl").read_text()
     # With the window of gradient norms, which both processes have to share.
@@ -201,6 +210,33 @@ def test_a_failure_on_one_process_is_printed_by_that_process(commands: tuple[Pat
     leader, other = commands[1]["disk"]
     assert leader == (1, "", "")
     assert other == (1, "", "latentserve train: the disk of process 1 is broken\n")
+
+
+def test_a_process_with_other_data_ends_all_processes(commands: tuple[Path, Any]) -> None:
+    leader, other = commands[1]["data"]
+    assert leader == (1, "", "")
+    assert (other.status, other.out) == (1, "")
+    assert other.err.startswith("latentserve train: idx:")
+    assert other.err.endswith(" is not the data that process 0 has\n")
+    assert not (commands[0] / "new").exists()
+
+
+def test_a_run_of_two_processes_is_resumed_by_one_with_a_note(
+    together: tuple[Path, Any],
+    killed: tuple[Path, Any],
+    blobs_data: tuple[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(killed[0], run)
+    assert main([*STEPS, *blobs_data, "--resume", "--out", str(run)]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    note = "note: processes was 2 and is 1: the numbers may differ from those of an unbroken run"
+    assert lines[:2] == [note, f"resuming {run} at step 15 of 36"]
+    two = weights(together[0])
+    for name, value in weights(run).items():
+        torch.testing.assert_close(value, two[name], rtol=1e-3, atol=1e-3)
 
 
 def test_a_complete_run_is_not_trained_again_by_several_processes(
