@@ -1,5 +1,6 @@
 """Data-parallel training: the numbers of one process, one that writes, failures of any."""
 
+import io
 import json
 import os
 import re
@@ -11,14 +12,19 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.support import ROOT
+from tests.support.blobs import draw_blobs
 from tests.support.things import write_things
 from tests.support.tiny_runs import SMALL, assert_same, trainer_state
 from training.cli import main
 from training.errors import ConfigError
 from training.parallel import Parallel
 from training.run_folder import RunFolder
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
 
 pytest_plugins = ["tests.support.run_fixtures"]
 pytestmark = [
@@ -119,6 +125,17 @@ def resumed(killed: tuple[Path, Any], tmp_path_factory: pytest.TempPathFactory) 
     return Path(shutil.copytree(killed[0], tmp_path_factory.mktemp("resumed") / "run"))
 
 
+def write_parquet(path: Path) -> Path:
+    """Writes 90 encoded pictures of blobs."""
+    files = []
+    for image in draw_blobs(90)[0]:
+        buffer = io.BytesIO()
+        Image.fromarray(image[0]).save(buffer, "PNG")
+        files.append(buffer.getvalue())
+    pq.write_table(pa.table({"image": files}), path)
+    return path
+
+
 class Outcome(NamedTuple):
     """Exit status and output of a command on one process."""
 
@@ -145,13 +162,15 @@ def commands(
         "other": ["", *STEPS, *blobs_data, "--set", "beta=2", "--resume", "--out", there],
         "disk": ["fails-on-1", *STEPS, *blobs_data, "--out", new],
         "data": ["differs-on-1", *STEPS, *blobs_data, "--out", new],
+        "parquet": ["", *SMALL, "--data", f"parquet:{write_parquet(folder / 'pictures.parquet')}",
+                    "--steps", "2", "--out", str(folder / "parquet")],
         "complete": ["", *STEPS, *blobs_data, "--resume", "--out", there],
         "resume": ["", *STEPS, *blobs_data, "--resume", "--out", str(resumed)],
         "budget": ["", *SMALL, *blobs_data, "--budget", "1s", "--out",
                    str(folder / "budget")],
     }  # fmt: skip
     (folder / "commands").write_text(json.dumps(list(given.values())))
-    done = torchrun(COMMANDS=folder / "commands")
+    done = torchrun(COMMANDS=folder / "commands", LATENTSERVE_DATA_DIR=folder / "cache")
     assert done.returncode == 0, done.stderr
     answers = [json.loads((folder / f"commands.{rank}").read_text()) for rank in (0, 1)]
     return folder, {
@@ -256,6 +275,16 @@ def test_a_budget_becomes_the_same_number_of_steps_on_all_processes(
     run = RunFolder(commands[0] / "budget")
     assert run.complete
     assert run.read_config().steps > 5
+
+
+def test_the_processes_of_a_host_decode_pictures_once(commands: tuple[Path, Any]) -> None:
+    leader, other = commands[1]["parquet"]
+    assert leader.status == 0, leader.err
+    assert other == (0, "", "")
+    said = ("reading 90 images from", "90 images, decoded before", "waiting for another process")
+    assert any(text in leader.err for text in said), leader.err
+    (images,) = (commands[0] / "cache" / "decoded").glob("*/images")
+    assert images.stat().st_size == 90 * 8 * 8
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
