@@ -1,4 +1,8 @@
-"""Batches of training images: gathered from memory or from disk, augmented, and with noise."""
+"""Batches of training images: gathered from memory or from disk, augmented, and with noise.
+
+Noise is drawn for the whole batch, of which a process computes its slice, so that it is the same
+however many processes share the work.
+"""
 
 import numpy as np
 import torch
@@ -12,7 +16,6 @@ from training.schedule import derived_seed
 
 # Largest shift, as a share of the image's side.
 _SHIFT = 1 / 16
-# Noise is drawn for the whole batch, so that it is the same however many processes share it.
 _ALONE = Parallel()
 
 
@@ -93,14 +96,26 @@ def corrupted(
 
 
 def flipped(images: Tensor, noise: torch.Generator, parallel: Parallel = _ALONE) -> Tensor:
-    """Mirrors each image, [B, C, H, W], left to right with a probability of one half."""
+    """Mirrors each image, [B, C, H, W], left to right with a probability of one half.
+
+    Args:
+        images: The slice of a batch that this process has.
+        noise: Generator of the noise.
+        parallel: This process's place among those that share the batch.
+    """
     count = len(images) * parallel.world
     mirrored = parallel.slice(torch.rand(count, 1, 1, 1, generator=noise) < 0.5)
     return torch.where(mirrored.to(images.device), images.flip(3), images)
 
 
 def shifted(images: Tensor, noise: torch.Generator, parallel: Parallel = _ALONE) -> Tensor:
-    """Moves each image, [B, C, H, W], by up to a 16th of its sides; edges are repeated."""
+    """Moves each image, [B, C, H, W], by up to a 16th of its sides; edges are repeated.
+
+    Args:
+        images: The slice of a batch that this process has.
+        noise: Generator of the noise.
+        parallel: This process's place among those that share the batch.
+    """
     places = []
     for side in images.shape[2:]:
         most = max(1, round(_SHIFT * side))

@@ -93,6 +93,8 @@ def _train(request: Request, observer: Observer) -> dict[str, Any]:
             if parallel.leads:
                 patience = _LOCK_SECONDS if parallel.world > 1 else 0.0
                 stack.enter_context(folder.locked(patience))
+                if folder.has_checkpoint and not exists:  # begun while this training waited
+                    _as_begun(folder, request)
         run = TrainingRun(request, preset, folder, dataset, trainer, observer, parallel)
         if parallel.broadcast(parallel.leads and folder.has_checkpoint):
             run.resume()
