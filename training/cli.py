@@ -180,6 +180,7 @@ def main(arguments: list[str]) -> int:
     leads = Parallel.from_environment().leads
     bar = ProgressBar()
     status, problem, said = 0, None, ""
+    request = None
 
     def show(progress: Progress) -> None:
         # The share of the time, not of the steps, since steps take longer in some phases.
@@ -191,10 +192,12 @@ def main(arguments: list[str]) -> int:
     try:
         with Interrupt(signal.SIGINT, signal.SIGTERM) as interrupt:
             observer = Observer(bar.line, show, interrupt.held, show_loading)
-            said = (dry_run if options.dry_run else _train)(_request(options), observer)
+            request = _request(options)
+            said = (dry_run if options.dry_run else _train)(request, observer)
     except (TrainingError, OSError) as error:
         status = 2 if isinstance(error, ConfigError) else 1
-        if not isinstance(error, OtherProcessError):
+        # Of several processes, all find the same wrong with the options: one says it.
+        if not isinstance(error, OtherProcessError) and (leads or request is not None):
             problem = str(error)
     except KeyboardInterrupt:
         status = 130

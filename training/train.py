@@ -1,6 +1,7 @@
 """`train`, which runs a requested training and writes its run folder."""
 
 import dataclasses
+import platform
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -10,7 +11,7 @@ import torch
 
 from common.cpus import usable_cpus
 from training.data.datasets import Dataset, load_dataset
-from training.errors import CheckpointError, ConfigError
+from training.errors import CheckpointError, ConfigError, DataError
 from training.model.config import Preset
 from training.model.likelihood import resolve, with_likelihood
 from training.model.settings import override
@@ -22,6 +23,10 @@ from training.run import Request, TrainingRun
 from training.run_copy import RunCopy
 from training.run_folder import RunFolder
 from training.trainer import Trainer
+
+# Longest wait of several processes for the run folder, in seconds: if torchrun's agent was killed,
+# the processes that it has left behind notice it at the end of their step, save, and let go of it.
+_LOCK_SECONDS = 60.0
 
 __all__ = ["Request", "flushed_subnormals", "prepare", "resolve_device", "train"]
 
@@ -84,9 +89,18 @@ def _train(request: Request, observer: Observer) -> dict[str, Any]:
         with parallel.fail_together():
             request, preset, dataset, trainer = prepare(request, observer, device, parallel)
             stack.callback(trainer.release)
+        theirs = parallel.broadcast(dataset.sha256)
+        with parallel.fail_together():
+            if dataset.sha256 != theirs:
+                raise DataError(
+                    f"{request.data} on {platform.node()} is not the data that process 0 has"
+                )
         with parallel.fail_together():
             if parallel.leads:
-                stack.enter_context(folder.locked())
+                patience = _LOCK_SECONDS if parallel.world > 1 else 0.0
+                stack.enter_context(folder.locked(patience))
+                if folder.has_checkpoint and not exists:  # begun while this training waited
+                    _as_begun(folder, request)
         run = TrainingRun(request, preset, folder, dataset, trainer, observer, parallel)
         with copy or nullcontext():
             if parallel.broadcast(parallel.leads and folder.has_checkpoint):
@@ -94,7 +108,10 @@ def _train(request: Request, observer: Observer) -> dict[str, Any]:
             else:
                 run.begin()
             run.run_steps()
-            metrics = run.complete() if parallel.leads else {}
+            # All wait for the leader: a host that was done would close torchrun's rendezvous, and
+            # the leader could not be started again if it died now.
+            with parallel.fail_together():
+                metrics = run.complete() if parallel.leads else {}
         if copy:
             copy.finish()
         return metrics
