@@ -1,0 +1,79 @@
+"""A large picture, decoded by a model that others have made and `latentserve import` has read.
+
+It is TAEF2 if LATENTSERVE_TAEF2 names its folder, else an AutoencoderTiny of diffusers with random
+weights, which computes as much.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.gpu.parity import share_of_allowed
+from benchmarks.gpu.record import Figure, Record, Setting
+from benchmarks.gpu.speed import median_seconds
+from benchmarks.processes import ROOT
+from bundle import open_bundle
+from service.models.model import load_model
+from service.models.onnx import Device, Graph
+
+_SIZE, _QUICK_SIZE = 512, 64
+_SECONDS, _QUICK_SECONDS = 3.0, 0.1
+_TINY = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
+
+
+def imported(setting: Setting) -> Iterator[Record]:
+    """Imports a model, loads it on the device, and decodes and encodes a large picture."""
+    source, name = _source(setting)
+    model = setting.work / "models" / "imported"
+    command = ["import", str(source), "--to", str(model), "--licence", "MIT"]
+    subprocess.run(
+        [sys.executable, "-m", "latentserve", *command], cwd=ROOT, check=True, stdout=sys.stderr
+    )
+    opened = open_bundle(model / "1")
+    manifest = opened.manifest
+    assert manifest.sizes is not None
+    assert manifest.latent_shape is not None
+    size = _QUICK_SIZE if setting.quick else _SIZE
+    served = load_model(opened, setting.device)
+    latents = size // manifest.sizes.factor
+    rng = np.random.default_rng(0)
+    arrays = {
+        "decoder": rng.standard_normal((1, manifest.latent_shape[0], latents, latents), np.float32),
+        "encoder": rng.random((1, 3, size, size), np.float32),
+    }
+    for title, array in arrays.items():
+        graph = served.graphs[title]  # type: ignore[index]
+        inputs = {graph.inputs[0]: array}
+        got = graph.run(inputs, size=(size, size))
+        reference = Graph(opened.graphs[graph.name], Device("cpu"), free=True)  # type: ignore[index]
+        wanted = reference.run(inputs)
+        shares = [
+            share_of_allowed(manifest, setting.device.kind, title, key, got, wanted)  # type: ignore[arg-type]
+            for key in got
+        ]
+        seconds = median_seconds(
+            lambda graph=graph, inputs=inputs: graph.run(inputs, size=(size, size)),  # type: ignore[misc]
+            _QUICK_SECONDS if setting.quick else _SECONDS,
+        )
+        figures: dict[str, Figure] = {
+            "ms": 1e3 * seconds,
+            "difference from the CPU / allowed": float(np.max(shares)),
+        }
+        yield Record(f"{name}: {title}, {size} x {size}", figures, bool(np.max(shares) <= 1))
+
+
+def _source(setting: Setting) -> tuple[Path, str]:
+    """What is imported, and its name."""
+    if "LATENTSERVE_TAEF2" in os.environ and not setting.quick:
+        return Path(os.environ["LATENTSERVE_TAEF2"]), "TAEF2"
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(0)
+    folder = setting.work / "source"
+    AutoencoderTiny(**_TINY if setting.quick else {}).save_pretrained(folder)
+    return folder, "AutoencoderTiny, random weights"
