@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,11 +41,11 @@ PARTS = {
     "parity": Part("parity", "bundles", 45),
     "sampling": Part("serving", "sampling", 30),
     "speed": Part("speed", "networks", 75),
-    "picture": Part("picture", "imported", 50),
-    "training-conv": Part("training", "conv", 72),
-    "training-photo": Part("training", "photo", 72),
-    "memory": Part("memory", "batches", 45),
-    "serving": Part("serving", "server", 60),
+    "picture": Part("picture", "imported", 75),
+    "training-conv": Part("training", "conv", 70),
+    "training-photo": Part("training", "photo", 70),
+    "memory": Part("memory", "batches", 40),
+    "serving": Part("serving", "server", 50),
 }
 
 
@@ -78,7 +79,13 @@ def run(name: str, setting: Setting, seconds: float) -> Outcome:
     began = time.monotonic()
     with out.open("w") as records, log.open("w") as said:
         process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=records, stderr=said
+            command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=records,
+            stderr=said,
+            # So that `_stop` can tell its children by their session.
+            start_new_session=True,
         )
         try:
             status = process.wait(limit)
@@ -102,16 +109,10 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.kill()
         process.wait()
     for pid in pids[1:]:
-        # Those in sessions that the part has opened: its servers.
-        if _leads_or_follows(pid, pids):
-            os.kill(pid, signal.SIGKILL)
-
-
-def _leads_or_follows(pid: int, pids: list[int]) -> bool:
-    try:
-        return os.getsid(pid) in pids
-    except ProcessLookupError:
-        return False
+        # Children that outlived it; servers are in sessions of their own.
+        with suppress(ProcessLookupError):
+            if os.getsid(pid) in pids:
+                os.kill(pid, signal.SIGKILL)
 
 
 def _last_line(log: Path) -> str:

@@ -10,7 +10,7 @@ _HELD_OUT = 256
 
 
 def dataset(count: int, shape: tuple[int, int, int]) -> Dataset:
-    """Blocks of even colour, a class each by the colour of the first, with noise.
+    """Blocks of random colours with noise; of one channel, of black and white as digits are.
 
     Args:
         count: Number of training images; 256 more are for validation and for the test.
@@ -21,9 +21,11 @@ def dataset(count: int, shape: tuple[int, int, int]) -> Dataset:
 
     def split(images: int) -> Split:
         blocks = (images, channels, height // _BLOCK, width // _BLOCK)
-        levels = rng.integers(0, 224, blocks, np.uint8)
-        labels = levels[:, 0, 0, 0].astype(np.int64) * _CLASSES // 224
+        labels = rng.integers(0, _CLASSES, images)
+        levels = rng.integers(0, 2 if channels == 1 else 224, blocks, np.uint8)
         large = levels.repeat(_BLOCK, axis=2).repeat(_BLOCK, axis=3)
+        if channels == 1:
+            return Split(large * np.uint8(255), labels)
         return Split(large + rng.integers(0, 32, large.shape, np.uint8), labels)
 
     names = tuple(str(label) for label in range(_CLASSES))

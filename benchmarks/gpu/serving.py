@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,8 +109,8 @@ def _calls(served: Served, setting: Setting) -> Iterator[Record]:
 
 def _all_calls(client: Client, model: ModelInfo) -> str:
     """Makes a call of each kind; returns what went wrong, or nothing."""
-    where = {"model": model.name}
-    given = {"labels": 0} if model.conditional else {}
+    where: dict[str, Any] = {"model": model.name}
+    given: dict[str, Any] = {"labels": 0} if model.conditional else {}
     try:
         images = client.sample(_CALL_ROWS, seed=_SEED, **where)
         posterior = client.encode(images, **given, **where)
