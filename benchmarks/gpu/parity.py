@@ -81,12 +81,14 @@ def varied(golden: Arrays, rows: int) -> dict[str, NDArray[Any]]:
     rng = np.random.default_rng(_SEED)
     made: dict[str, NDArray[Any]] = {}
     for name, array in golden.items():
-        tiled = np.resize(array, (rows, *array.shape[1:]))
-        if name in ("image", "z"):
-            noise = _SPREAD * rng.standard_normal(tiled.shape, np.float32)
-            tiled = np.clip(tiled + noise, 0, 1) if name == "image" else tiled + noise
+        tiled: NDArray[Any] = np.resize(array, (rows, *array.shape[1:]))
+        noise = rng.standard_normal(tiled.shape, np.float32)
+        if name == "image":
+            tiled = np.clip(tiled + _SPREAD * noise, 0, 1).astype(np.float32)
+        elif name == "z":
+            tiled = tiled + np.float32(_SPREAD) * noise
         elif name == "eps":
-            tiled = rng.standard_normal(tiled.shape, np.float32)
+            tiled = noise
         elif name == "u":
             tiled = rng.random(tiled.shape, np.float32)
         made[name] = tiled

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,9 +81,10 @@ def _source(setting: Setting) -> tuple[Path, str]:
     """What is imported, and its name."""
     if "LATENTSERVE_TAEF2" in os.environ and not setting.quick:
         return Path(os.environ["LATENTSERVE_TAEF2"]), "TAEF2"
-    from diffusers import AutoencoderTiny
+    import diffusers
 
     torch.manual_seed(0)
     folder = setting.work / "source"
-    AutoencoderTiny(**_TINY if setting.quick else {}).save_pretrained(folder)
+    model: Any = diffusers.AutoencoderTiny(**_TINY if setting.quick else {})
+    model.save_pretrained(folder)
     return folder, "AutoencoderTiny, random weights"
