@@ -52,6 +52,7 @@ if ! has_all "$python"; then
         echo "installing into $environment" >&2
         rm -rf "$environment"
         install
+        echo "installed in $((SECONDS - began)) s; the parts have what is left of 470 s" >&2
     fi
     python=$environment/bin/python
 fi

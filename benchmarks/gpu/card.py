@@ -2,11 +2,13 @@
 
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distributions, version
 
 from service.models.onnx import Device
 
 _PACKAGES = ("onnxruntime-gpu", "onnxruntime", "torch", "numpy")
+# What the names of the packages begin with; they end with CUDA's version.
+_CUDA = ("nvidia-cuda-runtime", "nvidia-cudnn")
 
 
 def card(device: Device) -> dict[str, str]:
@@ -32,10 +34,11 @@ def card(device: Device) -> dict[str, str]:
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that compute; those that are not there are left out.
 
-    Torch's says its CUDA as well, `+cu130`, where its index adds that.
+    CUDA and cuDNN are among them if pip has installed them, and not if the system has.
     """
     found = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    names = sorted({distribution.name for distribution in distributions()})
+    for package in (*_PACKAGES, *(name for name in names if name.startswith(_CUDA))):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

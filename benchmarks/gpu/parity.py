@@ -28,18 +28,22 @@ def bundles(setting: Setting) -> Iterator[Record]:
     models = find_models(ROOT / "models")
     folders = [model.bundle(version) for model in models for version in model.versions]
     for folder in folders:
-        yield from bundle(folder, setting)
+        name = f"{folder.parent.name}/{folder.name}"
+        try:
+            yield from bundle(name, folder, setting)
+        except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no common base
+            yield Record(name, {"error": str(error)}, False)
 
 
-def bundle(folder: Path, setting: Setting) -> Iterator[Record]:
+def bundle(name: str, folder: Path, setting: Setting) -> Iterator[Record]:
     """Loads one bundle as a server does, which replays its golden rows, and compares its graphs.
 
     Args:
+        name: Its name in the records.
         folder: The bundle, `MODELS/NAME/VERSION`.
         setting: The device, and whether to compare few rows.
     """
     opened = open_bundle(folder)
-    name = f"{folder.parent.name}/{folder.name}"
     began = time.perf_counter()
     try:
         model = load_model(opened, setting.device)

@@ -39,13 +39,13 @@ class Part(NamedTuple):
 #: The parts by name, in the order in which they run. Their limits add up to less than 8 minutes.
 PARTS = {
     "parity": Part("parity", "bundles", 45),
-    "sampling": Part("serving", "sampling", 30),
+    "sampling": Part("serving", "sampling", 35),
     "speed": Part("speed", "networks", 75),
     "picture": Part("picture", "imported", 75),
     "training-conv": Part("training", "conv", 70),
     "training-photo": Part("training", "photo", 70),
     "memory": Part("memory", "batches", 40),
-    "serving": Part("serving", "server", 50),
+    "serving": Part("serving", "server", 60),
 }
 
 

@@ -4,6 +4,7 @@ It is TAEF2 if LATENTSERVE_TAEF2 names its folder, else an AutoencoderTiny of di
 weights, which computes as much.
 """
 
+import importlib
 import os
 import subprocess
 import sys
@@ -81,10 +82,10 @@ def _source(setting: Setting) -> tuple[Path, str]:
     """What is imported, and its name."""
     if "LATENTSERVE_TAEF2" in os.environ and not setting.quick:
         return Path(os.environ["LATENTSERVE_TAEF2"]), "TAEF2"
-    import diffusers
-
+    # Its classes have no types.
+    diffusers: Any = importlib.import_module("diffusers")
     torch.manual_seed(0)
     folder = setting.work / "source"
-    model: Any = diffusers.AutoencoderTiny(**_TINY if setting.quick else {})
+    model = diffusers.AutoencoderTiny(**_TINY if setting.quick else {})
     model.save_pretrained(folder)
     return folder, "AutoencoderTiny, random weights"

@@ -49,9 +49,14 @@ def networks(setting: Setting) -> Iterator[Record]:
                     if exported.name == "encoder"
                     else rng.standard_normal((batch, latent_dim), np.float32)
                 )
-                figures = _figures(exported, array, setting)
+                title = f"{network}: {exported.name}, batch {batch}"
+                try:
+                    figures = _figures(exported, array, setting)
+                except (MemoryError, torch.OutOfMemoryError):
+                    yield Record(title, {"error": "the card has no memory for it"})
+                    continue
                 close = float(figures["difference"]) <= TOLERANCES[setting.device.kind]
-                yield Record(f"{network}: {exported.name}, batch {batch}", figures, close)
+                yield Record(title, figures, close)
 
 
 def _trained(network: str, setting: Setting) -> tuple[int, list[ExportedGraph]]:
