@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -55,6 +57,46 @@ def test_every_part_comes_to_its_end_and_writes_what_it_found(parts, least, tmp_
     for record in records:
         assert record["figures"]
         assert f"| {record['what']} |" in done.stdout
+
+
+def test_what_is_missing_is_installed_into_an_environment_of_its_own(tmp_path):
+    """In an empty checkout, with a fake Python that has no packages and logs what it runs."""
+    (tmp_path / "benchmarks").mkdir()
+    script = shutil.copy(SCRIPT, tmp_path / "benchmarks")
+    python, log = tmp_path / "python", tmp_path / "log"
+    python.write_text(
+        f"""#!/bin/sh
+case "$1" in
+-) exit 1 ;;
+-c) echo libraries ;;
+-m) echo "$0 $*" >> {log} ;;
+esac
+case "$2" in
+venv) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+benchmarks.gpu) echo "with $LD_LIBRARY_PATH" >> {log} ;;
+esac
+"""
+    )
+    python.chmod(0o755)
+    env = {**os.environ, "PYTHON": str(python), "LD_LIBRARY_PATH": "before"}
+    env.pop("TORCH_INDEX", None)
+    subprocess.run([script, "--out", "some.json"], env=env, check=True, capture_output=True)
+    own = "benchmarks/.envs/gpu"
+    pip = f"{own}/bin/python -m pip --disable-pip-version-check"
+    lines = log.read_text().splitlines()
+    assert lines[:-2] == [
+        f"{python} -m venv {own}",
+        f"{pip} install --quiet --no-deps --constraint constraints.txt torch",
+        f"{pip} install --quiet --constraint constraints.txt --editable .[import]",
+        f"{pip} uninstall --quiet --yes onnxruntime",
+        f"{pip} install --quiet --prefer-binary onnxruntime-gpu[cuda,cudnn]",
+    ]
+    ran = re.fullmatch(
+        f"(?:.*/)?{own}/bin/python -m benchmarks.gpu --seconds (\\d+) --out some.json", lines[-2]
+    )
+    assert ran
+    assert 440 <= int(ran[1]) <= 470
+    assert lines[-1] == "with libraries:before"
 
 
 def test_every_part_is_tried():
