@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Measures on a machine with an NVIDIA GPU what this project promises there, within 8 minutes.
 #
-#     benchmarks/gpu.sh                       # writes gpu.json, prints a table
+#     benchmarks/gpu.sh                       # writes benchmarks/.cache/gpu.json, prints a table
 #     benchmarks/gpu.sh --out h200.json --parts parity,speed
 #     benchmarks/gpu.sh --device cpu --quick  # tries the script where there is no GPU
 #
-# Options are those of `python -m benchmarks.gpu`. PYTHON names a Python that has all that is needed,
-# or one to make an environment with, in benchmarks/.envs/gpu (default: python3.11). TORCH_INDEX is a
-# package index to install torch from. LATENTSERVE_TAEF2 names the folder of TAEF2's weights.
+# Options are those of `python -m benchmarks.gpu`; paths are taken from the checkout's root. PYTHON
+# names a Python that has all that is needed, or one to make an environment with, in
+# benchmarks/.envs/gpu (default: python3.11). TORCH_INDEX is a package index to install torch from.
+# LATENTSERVE_TAEF2 names the folder of TAEF2's weights.
 set -euo pipefail
 began=$SECONDS
 cd "$(dirname "$0")/.."
@@ -52,7 +53,7 @@ if ! has_all "$python"; then
         echo "installing into $environment" >&2
         rm -rf "$environment"
         install
-        echo "installed in $((SECONDS - began)) s; the parts have what is left of 470 s" >&2
+        echo "installed in $((SECONDS - began)) s; the parts have what is left of 460 s" >&2
     fi
     python=$environment/bin/python
 fi
@@ -64,4 +65,4 @@ from pathlib import Path
 found = Path(sysconfig.get_path("purelib"), "nvidia").glob("*/lib")
 print(":".join(map(str, sorted(found))))')
 export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-exec "$python" -m benchmarks.gpu --seconds "$((470 - SECONDS + began))" "$@"
+exec "$python" -m benchmarks.gpu --seconds "$((460 - SECONDS + began))" "$@"

@@ -1,6 +1,6 @@
 """Measures on a GPU what this project promises there; `benchmarks/gpu.sh` makes what it needs.
 
-    python -m benchmarks.gpu --device cuda --out gpu.json
+    python -m benchmarks.gpu --device cuda --out h200.json
 
 Runs one part after the other, each in a process of its own and for a limited time, prints a table
 and writes a JSON file, anew after each part. A part that fails or takes too long does not stop the
@@ -23,6 +23,7 @@ from benchmarks.gpu.card import card, versions
 from benchmarks.gpu.parts import PARTS, measure, run
 from benchmarks.gpu.record import Figure, Outcome, Setting
 from benchmarks.machine import machine
+from benchmarks.processes import CACHE
 from service.models.onnx import Device
 
 
@@ -102,6 +103,7 @@ def _write(out: Path, head: dict[str, Any], outcomes: dict[str, Outcome]) -> Non
         }
         for name, outcome in outcomes.items()
     }
+    out.parent.mkdir(parents=True, exist_ok=True)
     fresh = out.with_name(out.name + ".part")
     fresh.write_text(json.dumps(head | {"parts": parts}, indent=1))
     fresh.replace(out)
@@ -142,15 +144,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seconds",
         type=float,
-        default=470.0,
+        default=460.0,
         help="limit of all parts together (default: %(default)g)",
     )
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path("gpu.json"),
+        default=CACHE / "gpu.json",
         metavar="FILE",
-        help="JSON file to write (default: %(default)s)",
+        help="JSON file to write (default: benchmarks/.cache/gpu.json)",
     )
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)

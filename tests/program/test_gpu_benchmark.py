@@ -95,7 +95,7 @@ esac
         f"(?:.*/)?{own}/bin/python -m benchmarks.gpu --seconds (\\d+) --out some.json", lines[-2]
     )
     assert ran
-    assert 440 <= int(ran[1]) <= 470
+    assert 430 <= int(ran[1]) <= 460
     assert lines[-1] == "with libraries:before"
 
 
@@ -103,7 +103,7 @@ def test_every_part_is_tried():
     marks = test_every_part_comes_to_its_end_and_writes_what_it_found.pytestmark
     (cases,) = [mark.args[1] for mark in marks if mark.name == "parametrize"]
     assert {name for parts, _ in cases for name in parts} == PARTS.keys()
-    assert sum(part.seconds for part in PARTS.values()) <= 470
+    assert sum(part.seconds for part in PARTS.values()) < 480
 
 
 def test_a_part_that_takes_too_long_is_stopped_with_its_servers(tmp_path, monkeypatch):
