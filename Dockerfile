@@ -11,7 +11,7 @@ FROM python:3.11-slim-bookworm AS base
 # Its home is /tmp: the one place that can be written where the rest is read-only.
 RUN groupadd --gid 10001 latentserve \
     && useradd --uid 10001 --gid 10001 --home-dir /tmp --no-create-home latentserve \
-    && install -d -o 10001 -g 10001 /models
+    && install -d -o 10001 -g 10001 /models /cache
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     ORT_DISABLE_TELEMETRY=1 \
@@ -27,10 +27,12 @@ COPY pyproject.toml constraints.txt LICENSE ./
 COPY latentserve/__init__.py latentserve/
 # By the environment it holds for the build backend too.
 ENV PIP_CONSTRAINT=/app/constraints.txt
+# `serve,sign,cloud` for models in object storage.
+ARG EXTRAS=serve,sign
 # Editable: what is installed is the path /app, where the source is put last.
 # The metadata want a README, but an edit of it is no reason to install anew.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    touch README.md && pip --python /opt/venv/bin/python install --editable '.[serve]'
+    touch README.md && pip --python /opt/venv/bin/python install --editable ".[$EXTRAS]"
 
 
 FROM server-packages AS slim-packages
@@ -48,7 +50,27 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip --python /opt/venv/bin/python install --no-deps --index-url "$TORCH_INDEX" torch
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip --python /opt/venv/bin/python install --editable '.[export]'
+    pip --python /opt/venv/bin/python install --editable '.[export,sign]'
+
+
+# What the images hold, for scanners: CycloneDX, made in stages that no image keeps.
+FROM base AS sbom
+COPY constraints.txt ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv /opt/sbom \
+    && PIP_CONSTRAINT=/app/constraints.txt /opt/sbom/bin/pip install cyclonedx-bom
+
+
+FROM sbom AS server-sbom
+COPY --from=slim-packages /opt/venv /opt/venv
+RUN /opt/sbom/bin/cyclonedx-py environment /opt/venv/bin/python \
+    --output-reproducible --output-file /opt/latentserve.cdx.json
+
+
+FROM sbom AS trainer-sbom
+COPY --from=trainer-packages /opt/venv /opt/venv
+RUN /opt/sbom/bin/cyclonedx-py environment /opt/venv/bin/python \
+    --output-reproducible --output-file /opt/latentserve.cdx.json
 
 
 FROM base AS trainer
@@ -59,6 +81,7 @@ ENV LATENTSERVE_DATA_DIR=/data
 # A new volume takes its owner from the folder it is mounted on.
 RUN install -d -o 10001 -g 10001 /data /runs
 COPY --link --from=trainer-packages /opt/venv /opt/venv
+COPY --link --from=trainer-sbom /opt/latentserve.cdx.json /usr/share/sbom/
 COPY --link LICENSE /app/
 COPY --link bundle /app/bundle
 COPY --link export /app/export
@@ -88,6 +111,7 @@ ENV LATENTSERVE_HOST=0.0.0.0 \
     # Who reaches it is decided by the ports that the container publishes.
     LATENTSERVE_GATEWAY_OPEN=true
 COPY --link --from=slim-packages /opt/venv /opt/venv
+COPY --link --from=server-sbom /opt/latentserve.cdx.json /usr/share/sbom/
 COPY --link LICENSE /app/
 COPY --link bundle /app/bundle
 COPY --link latentserve /app/latentserve

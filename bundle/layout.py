@@ -14,6 +14,10 @@ from bundle.errors import BundleError
 from bundle.pin import read_pin
 
 MANIFEST = "manifest.json"
+#: The model card; with the pictures beside it, `*.png`, it is for readers, not for servers.
+CARD = "README.md"
+#: The signature of a bundle (`bundle.signing`), if it has one.
+SIGNATURE = "model.sig"
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 #: What the server adds to names of models for callers of the Open Inference Protocol, as in
@@ -36,6 +40,7 @@ class ModelFolder:
         pinned: The version that the model is pinned to (`bundle.pin`); None if there is no pin.
         found_as: What was found: a model of a models folder; `model`, its own folder under any
             name; or `bundle`, a single bundle in a folder of any name.
+        url: URL of its folder, if it is one of a store and `path` only that of its copies.
     """
 
     name: str
@@ -44,6 +49,12 @@ class ModelFolder:
     problem: str = ""
     pinned: int | None = None
     found_as: Literal["one of models", "model", "bundle"] = "one of models"
+    url: str = ""
+
+    @property
+    def where(self) -> str:
+        """Its path or URL, for messages."""
+        return self.url or str(self.path)
 
     def bundle(self, version: int) -> Path:
         """Folder of the bundle of a version."""
@@ -75,6 +86,11 @@ def find_versions(path: Path) -> tuple[int, ...]:
         return ()
     names = (entry.name for entry in path.iterdir() if entry.is_dir())
     return tuple(sorted(filter(None, map(version_of, names))))
+
+
+def is_name(text: str) -> bool:
+    """Whether a text has the form of a model's name."""
+    return bool(_NAME.fullmatch(text))
 
 
 def version_of(text: str) -> int | None:

@@ -32,8 +32,21 @@ def read_pin(model: Path) -> int | None:
         return None  # a folder of that name is ignored, as others that are no versions
     except OSError as error:
         raise BundleError(f"{path}: {error.strerror}") from error
+    return parse_pin(content, path)
+
+
+def parse_pin(content: str, where: object) -> int:
+    """Returns the version that the content of a pin names.
+
+    Args:
+        content: Content of the file.
+        where: Its path or URL, for messages.
+
+    Raises:
+        BundleError: The content is no version.
+    """
     if not _CONTENT.fullmatch(content):
-        raise BundleError(f"{path}: got {content!r}, wanted a version number")
+        raise BundleError(f"{where}: got {content!r}, wanted a version number")
     return int(content)
 
 

@@ -37,6 +37,8 @@ class Bundle:
         graphs: Content of the ONNX files by name of the graph.
         golden: The golden rows by "graph.tensor", float32 or int64.
         latent_map: The map of the latent space, if it has one.
+        manifest_sha256: SHA-256 of the manifest's bytes as they were read, in hexadecimal. With the
+            checksums in the manifest, it stands for all of the bundle (`bundle.signing`).
     """
 
     path: Path
@@ -44,6 +46,7 @@ class Bundle:
     graphs: dict[GraphName, bytes]
     golden: dict[str, NDArray[Any]]
     latent_map: LatentMap | None = None
+    manifest_sha256: str = ""
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -95,32 +98,42 @@ def read_bundle(path: Path) -> Bundle:
     Raises:
         BundleError: As for `open_bundle`, except for the folders' names.
     """
-    manifest = _read_manifest(path)
+    file = path / MANIFEST
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{file}: {error.strerror}") from error
+    manifest = parse_manifest(raw, file)
     return Bundle(
         path=path,
         manifest=manifest,
         graphs={name: _read(path, ref) for name, ref in manifest.graphs.items()},
         golden=_read_golden(path, manifest),
         latent_map=_read_map(path, manifest),
+        manifest_sha256=hashlib.sha256(raw).hexdigest(),
     )
 
 
-def _read_manifest(path: Path) -> Manifest:
-    file = path / MANIFEST
-    try:
-        raw = file.read_bytes()
-    except OSError as error:
-        raise BundleError(f"{file}: {error.strerror}") from error
+def parse_manifest(raw: bytes, where: object) -> Manifest:
+    """Reads a manifest from its bytes.
+
+    Args:
+        raw: Content of the file.
+        where: Its path or URL, for messages.
+
+    Raises:
+        BundleError: It is no manifest, or its schema's major version is not supported.
+    """
     try:
         stated = pydantic.TypeAdapter(dict[str, object]).validate_json(raw).get("schema_version")
         if str(stated).partition(".")[0] not in MAJORS:
             wanted = " or ".join((SCHEMA_VERSION, CONDITIONAL_SCHEMA_VERSION))
-            raise BundleError(f"{file}: schema {stated}, wanted major of {wanted}")
+            raise BundleError(f"{where}: schema {stated}, wanted major of {wanted}")
         return Manifest.model_validate_json(raw)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "content"
-        raise BundleError(f"{file}: {where}: got {first['input']!r:.80}, {first['msg']}") from error
+        key = ".".join(str(part) for part in first["loc"]) or "content"
+        raise BundleError(f"{where}: {key}: got {first['input']!r:.80}, {first['msg']}") from error
 
 
 def _read(path: Path, ref: FileRef) -> bytes:

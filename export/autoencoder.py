@@ -18,6 +18,7 @@ from bundle import (
     Parity,
     Sizes,
     check_name,
+    check_private_key,
     write_bundle,
 )
 from bundle.layout import find_versions
@@ -58,6 +59,7 @@ def export_autoencoder(
     class_names: tuple[str, ...] = (),
     images: Path | None = None,
     licence: str = "",
+    key: Path | None = None,
     report: Report = print,
 ) -> Path:
     """Exports any torch autoencoder as the next version of a model.
@@ -80,6 +82,7 @@ def export_autoencoder(
         class_names: Names of the classes of the training data.
         images: A folder of pictures for the golden rows and the card; None to draw some.
         licence: The licence of the weights.
+        key: File of the private key to sign the bundle with; None to leave it unsigned.
         report: Called with a line for each step.
 
     Returns:
@@ -102,7 +105,7 @@ def export_autoencoder(
         latent_scaling=latent_scaling,
         class_names=class_names,
     )
-    return write_imported(imported, model, images=images, report=report)
+    return write_imported(imported, model, images=images, key=key, report=report)
 
 
 def _posterior_of(encoder: nn.Module | None, image_shape: tuple[int, int, int]) -> Posterior:
@@ -116,7 +119,12 @@ def _posterior_of(encoder: nn.Module | None, image_shape: tuple[int, int, int]) 
 
 
 def write_imported(
-    imported: Imported, model: Path, *, images: Path | None = None, report: Report = print
+    imported: Imported,
+    model: Path,
+    *,
+    images: Path | None = None,
+    key: Path | None = None,
+    report: Report = print,
 ) -> Path:
     """Verifies and measures a model, and writes it as the next version.
 
@@ -124,6 +132,7 @@ def write_imported(
         imported: The model as its source gave it.
         model: `MODELS/NAME`.
         images: A folder of pictures for the golden rows and the card; None to draw some.
+        key: File of the private key to sign the bundle with; None to leave it unsigned.
         report: Called with a line for each step.
 
     Returns:
@@ -134,6 +143,8 @@ def write_imported(
         BundleError: The model's name is invalid, or the bundle cannot be written.
     """
     check_name(model.name)
+    if key is not None:
+        check_private_key(key)
     check_shapes(imported)
     # Read first: a mistake in the folder's name is to end the command at once.
     golden_images(images, 1, imported.image_shape)
@@ -198,7 +209,7 @@ def write_imported(
     files |= {"golden.npz": golden} | pictures
     try:
         return write_bundle(
-            model, files, manifest_for, {"README.md": model_card}, check=check_servable
+            model, files, manifest_for, {"README.md": model_card}, check=check_servable, key=key
         )
     except BaseException:
         if not find_versions(model):

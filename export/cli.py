@@ -15,10 +15,12 @@ from export.export import export
 from export.reissue import reissue
 from export.variants import PRECISIONS
 from export.weights import WEIGHTS
-from latentserve._cli.arguments import positive, uint64
+from latentserve._cli.arguments import local_folder, positive, uint64
 from latentserve._cli.common import HelpFormatter
 from latentserve._cli.progress import ProgressBar
+from latentserve._store import is_url, without_secrets
 from training.errors import TrainingError
+from training.run_copy import run_here
 
 _FAILURES = (BundleError, ExportError, TrainingError, OSError)
 
@@ -41,13 +43,13 @@ def main_export(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "run",
-        type=Path,
         metavar="RUN",
-        help="run folder of `latentserve train`, or a bundle as MODELS/NAME/VERSION",
+        help="run folder of `latentserve train` or the URL of its copy, or a bundle as "
+        "MODELS/NAME/VERSION",
     )
     parser.add_argument(
         "--to",
-        type=Path,
+        type=local_folder,
         required=True,
         metavar="MODELS/NAME",
         help="folder of the model, which gets a new version",
@@ -66,17 +68,19 @@ def main_export(arguments: list[str]) -> int:
         help="precision in which weights are stored: fp16 halves the files, and graphs compute in "
         "fp32 as before (default: fp32)",
     )
+    add_sign(parser)
     _add_measures(parser)
     options = parser.parse_args(arguments)
     try:
-        with ProgressBar() as bar:
-            folder = _again(options, bar.line) or export(
-                options.run,
+        with ProgressBar() as bar, run_here(options.run) as run:
+            folder = _again(run, options, bar.line) or export(
+                run,
                 options.to,
                 decoder=options.decoder,
                 weights=options.weights,
                 wanted=_wanted(options),
                 data=options.data,
+                key=options.sign,
                 report=bar.line,
                 progress=partial(bar.count, "NLL", unit="images"),
             )
@@ -87,18 +91,29 @@ def main_export(arguments: list[str]) -> int:
     return 0
 
 
-def _again(options: argparse.Namespace, report: Callable[[str], None]) -> Path | None:
-    """Writes a bundle again, if the options name one, and returns the new one's folder.
+def _again(bundle: Path, options: argparse.Namespace, report: Callable[[str], None]) -> Path | None:
+    """Writes a bundle again, if it is one and no run, and returns the new one's folder.
 
     Raises:
         ExportError: An option is only for runs.
     """
-    if not (options.run / "manifest.json").is_file():
+    if not (bundle / "manifest.json").is_file():
         return None
     for name in ("decoder", "weights"):
         if (got := getattr(options, name)) != "fp32":
             raise ExportError(f"--{name}: got {got}; a bundle keeps its graphs")
-    return reissue(options.run, options.to, data=options.data, report=report)
+    return reissue(bundle, options.to, data=options.data, key=options.sign, report=report)
+
+
+def add_sign(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that signs the new bundle."""
+    parser.add_argument(
+        "--sign",
+        type=Path,
+        metavar="KEY",
+        help="sign the bundle with this private key (PEM), for servers that trust its public key: "
+        "see docs/signing.md",
+    )
 
 
 def main_evaluate(arguments: list[str]) -> int:
@@ -116,22 +131,23 @@ def main_evaluate(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "path",
-        type=Path,
         metavar="RUN_OR_BUNDLE",
-        help="run folder, or bundle as MODELS/NAME/VERSION",
+        help="run folder or the URL of its copy, or bundle as MODELS/NAME/VERSION",
     )
     _add_measures(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     options = parser.parse_args(arguments)
     try:
-        with ProgressBar() as bar:
+        with ProgressBar() as bar, run_here(options.path) as path:
             what, figures = evaluate_path(
-                options.path,
+                path,
                 _wanted(options),
                 options.data,
                 report=bar.line,
                 progress=partial(bar.count, "NLL", unit="images"),
             )
+            if is_url(options.path):
+                what = what.replace(str(path), without_secrets(options.path))
     except _FAILURES as error:
         print(f"latentserve evaluate: {error}", file=sys.stderr)
         return 1

@@ -7,7 +7,15 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bundle import Bundle, GraphName, Manifest, Parity, check_name, write_bundle
+from bundle import (
+    Bundle,
+    GraphName,
+    Manifest,
+    Parity,
+    check_name,
+    check_private_key,
+    write_bundle,
+)
 from export.card import model_card
 from export.errors import ExportError
 from export.evaluate import Wanted
@@ -45,6 +53,7 @@ def export(
     weights: Weights = "fp32",
     wanted: Wanted = Wanted(),  # noqa: B008 - frozen
     data: str | None = None,
+    key: Path | None = None,
     report: Callable[[str], None] = print,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Path:
@@ -59,6 +68,7 @@ def export(
         wanted: What to measure in addition to the ELBO.
         data: Current source of the data, in the syntax of `DataSpec.parse`; None if the data is
             where it was when the run began.
+        key: File of the private key to sign the bundle with; None to leave it unsigned.
         report: Called with a line for each step.
         progress: Called while the importance-weighted bound is measured, with the number of
             images done and of all images that it is measured on.
@@ -72,6 +82,8 @@ def export(
         BundleError: The model's name is invalid, or the bundle cannot be written.
     """
     check_name(model.name)
+    if key is not None:
+        check_private_key(key)
     run = load_run(run_path, data, report)
     if run.dataset is None and (decoder, weights) != ("fp32", "fp32"):
         raise ExportError(
@@ -131,6 +143,7 @@ def export(
         lambda version: manifest_for(version, memory),
         {"README.md": model_card},
         check=check_servable,
+        key=key,
     )
 
 

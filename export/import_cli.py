@@ -5,14 +5,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bundle import BundleError, check_name
+from bundle import BundleError, check_name, check_private_key
 from bundle.layout import find_versions
 from export.autoencoder import write_imported
+from export.cli import add_sign
 from export.errors import ExportError
 from export.imported_graphs import check_shapes
 from export.sources.detect import KINDS, source_module
 from export.sources.imported import Imported, ImportOptions
-from latentserve._cli.arguments import number, positive, positive_number, size
+from latentserve._cli.arguments import local_folder, number, positive, positive_number, size
 from latentserve._cli.common import HelpFormatter
 from latentserve._cli.progress import ProgressBar
 
@@ -27,6 +28,8 @@ def main(arguments: list[str]) -> int:
     try:
         with ProgressBar() as bar:
             check_name(options.to.name)
+            if options.sign is not None:
+                check_private_key(options.sign)
             _check_free(options.to, options.new_version)
             kind, module = source_module(options.source, options.kind)
             bar.line(f"reading {options.source} as {kind}")
@@ -42,7 +45,9 @@ def main(arguments: list[str]) -> int:
                 check_shapes(imported)
                 print(_plan(imported, options.to))
                 return 0
-            folder = write_imported(imported, options.to, images=options.images, report=bar.line)
+            folder = write_imported(
+                imported, options.to, images=options.images, key=options.sign, report=bar.line
+            )
     except (BundleError, ExportError, OSError) as error:
         print(f"latentserve import: {error}", file=sys.stderr)
         return 1
@@ -65,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     add("source", type=Path, metavar="SOURCE", help="folder or file, or FILE.py:FACTORY")
     add(
         "--to",
-        type=Path,
+        type=local_folder,
         required=True,
         metavar="MODELS/NAME",
         help="folder of the model, which must not be there yet",
@@ -114,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="pictures for the golden rows and the model card (default: drawn from a seed)",
     )
+    add_sign(parser)
     add("--licence", default="", metavar="NAME", help="licence of the weights, for the model card")
     add("--dry-run", action="store_true", help="read the source, and print what would be made")
     add(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bundle import Manifest, open_bundle, schema_version_of, write_bundle
+from bundle import Manifest, check_private_key, open_bundle, schema_version_of, write_bundle
 from export.card import model_card
 from export.errors import ExportError
 from export.evaluate import find_training_data
@@ -17,7 +17,12 @@ from export.subject import subject_of_bundle
 
 
 def reissue(
-    path: Path, model: Path, *, data: str | None = None, report: Callable[[str], None] = print
+    path: Path,
+    model: Path,
+    *,
+    data: str | None = None,
+    key: Path | None = None,
+    report: Callable[[str], None] = print,
 ) -> Path:
     """Writes the next version of a model with the graphs, golden rows and pictures of a bundle.
 
@@ -26,6 +31,8 @@ def reissue(
         model: `MODELS/NAME` of the new version.
         data: Current source of the data, in the syntax of `DataSpec.parse`; None if the data is
             where it was when the model was trained.
+        key: File of the private key to sign the bundle with; None to leave it unsigned, even if
+            the old one was signed.
         report: Called with a line for each step.
 
     Returns:
@@ -36,6 +43,8 @@ def reissue(
         DataMissing: The data is not available.
         BundleError: The bundle is damaged, or the new one cannot be written.
     """
+    if key is not None:
+        check_private_key(key)
     bundle = open_bundle(path.resolve())
     old = bundle.manifest
     if old.dataset is None:
@@ -73,4 +82,5 @@ def reissue(
         lambda version: Manifest(**fields | {"version": version}),
         {"README.md": model_card},
         check=check_servable,
+        key=key,
     )

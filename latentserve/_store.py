@@ -10,17 +10,24 @@ import errno
 import os
 import re
 import secrets
-from collections.abc import Iterator
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Protocol, Self, TypeGuard, runtime_checkable
 from urllib.parse import urlsplit, urlunsplit
 
-from latentserve._files import atomic_write, reason
+from latentserve._files import atomic_write, fsync_folder, reason
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # Objects of these stores can be seen while they are written, unless they are renamed at the end.
 _RENAMING = {"sftp", "ssh", "ftp", "smb"}
+_SSH = {"sftp", "ssh"}
+# These list all objects below a name in one go.
+_FLAT = {"abfs", "abfss", "az", "gcs", "gs", "memory", "s3", "s3a"}
+_SPOOLED_BYTES = 2**24
 
 
 class MissingStore(ImportError):
@@ -29,6 +36,26 @@ class MissingStore(ImportError):
 
 class StoreError(OSError):
     """A store cannot be reached, or refused; the message names the object and says why."""
+
+
+@runtime_checkable
+class _Reviving(Protocol):
+    """A file system that has a connection, which may end; `latentserve._sftp` has it."""
+
+    def revive(self) -> None:
+        """Connects again if it has ended."""
+
+    def rename_new(self, old: str, new: str) -> None:
+        """Renames a file, unless there is one of that name."""
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Makes a folder."""
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file."""
+
+    def rm_file(self, path: str) -> None:
+        """Removes a file."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +74,7 @@ class Entry:
     stamp: str
 
 
-def is_url(text: str | os.PathLike[str]) -> bool:
+def is_url(text: object) -> TypeGuard[str]:
     """Whether a text is a URL and not a path."""
     return isinstance(text, str) and bool(_URL.match(text))
 
@@ -70,6 +97,7 @@ class Store:
 
     def __init__(self, url: str):
         self._given = url
+        self._files: Any = None
         self.url = without_secrets(url).rstrip("/")
         try:
             import fsspec
@@ -77,9 +105,16 @@ class Store:
             raise MissingStore(
                 f"{self.url}: the package fsspec is missing (pip install 'latentserve[cloud]')"
             ) from error
+        # Of those that are not safe for several threads at once, one works at a time.
+        self._turn = threading.RLock() if _scheme(url) in _SSH else contextlib.nullcontext()
         try:
             with self._translated(""):
-                self._files, root = fsspec.url_to_fs(url)
+                if _scheme(url) in _SSH:
+                    from latentserve._sftp import connected
+
+                    self._files, root = connected(url)
+                else:
+                    self._files, root = fsspec.url_to_fs(url, **_options(url))
         except ImportError as error:
             raise MissingStore(
                 f"{self.url}: a package is missing (pip install 'latentserve[cloud]'): {error}"
@@ -107,10 +142,7 @@ class Store:
         path = self._path(under) if under else self._root
         with self._translated(under):
             self._files.invalidate_cache()
-            try:
-                found: dict[str, dict[str, Any]] = self._files.find(path, detail=True)
-            except FileNotFoundError:
-                return []
+            found = self._found(path)
         named = (
             Entry(name.removeprefix(self._root).lstrip("/"), _size(info), _stamp(info))
             for name, info in found.items()
@@ -149,7 +181,14 @@ class Store:
         """
         with self._translated(name):
             file: IO[bytes] = self._files.open(self._path(name), "rb")
-        return file
+            if not self._protocols & _SSH:
+                return file
+            # Read here, in this thread's turn.
+            copy: IO[bytes] = tempfile.SpooledTemporaryFile(_SPOOLED_BYTES)  # noqa: SIM115
+            with file:
+                shutil.copyfileobj(file, copy, _SPOOLED_BYTES)
+        copy.seek(0)
+        return copy
 
     def is_folder(self, name: str = "") -> bool:
         """Whether there are objects below a name.
@@ -162,15 +201,28 @@ class Store:
             there: bool = self._files.isdir(self._path(name) if name else self._root)
         return there
 
-    def fetch(self, name: str, path: Path) -> None:
+    def fetch(self, name: str, path: Path, stopped: Callable[[], bool] = lambda: False) -> None:
         """Writes an object's content to a local file, which is not whole if this raises.
+
+        Args:
+            name: Name of the object.
+            path: The file.
+            stopped: Polled meanwhile, where the store allows it; once it returns True, the rest is
+                not fetched.
 
         Raises:
             FileNotFoundError: There is no such object.
-            StoreError: The store cannot be reached, or refuses.
+            StoreError: The store cannot be reached, or refuses, or `stopped` returned True.
         """
+        from fsspec.callbacks import Callback
+
+        def check(*_: object) -> None:
+            if stopped():
+                raise StoreError(f"{self.where(name)}: stopped")
+
         with self._translated(name):
-            self._files.get_file(self._path(name), str(path))
+            watch = Callback(hooks={"stopped": check})
+            self._files.get_file(self._path(name), str(path), callback=watch)
 
     def put(self, name: str, content: bytes | Path) -> None:
         """Writes an object, which appears whole or not at all; replaces one of that name.
@@ -218,19 +270,14 @@ class Store:
         path = self._path(name)
         with self._translated(name, writes=True):
             try:
-                if "file" in self._protocols or self._protocols & _RENAMING:
-                    self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
-                    with self._files.open(path, "xb") as file:
-                        file.write(content)
+                if "file" in self._protocols:
+                    _create_file(Path(path), content)
+                elif self._protocols & _RENAMING:
+                    self._create_by_renaming(path, content)
                 else:
                     self._files.pipe_file(path, content, mode="create")
             except FileExistsError:
                 return False
-            except OSError:
-                # SFTP has no error of its own for a file that exists.
-                if self._protocols & _RENAMING and self._files.exists(path):
-                    return False
-                raise
         return True
 
     def creates_once(self) -> bool:
@@ -270,11 +317,58 @@ class Store:
         else:
             self._files.put_file(str(content), path)
 
+    def _create_by_renaming(self, path: str, content: bytes) -> None:
+        """Writes a file that appears whole, unless there is one: FileExistsError."""
+        if not isinstance(self._files, _Reviving):
+            raise NotImplementedError(f"{self.url}: cannot create a file if there is none")
+        folder, _, last = path.rpartition("/")
+        self._files.makedirs(folder, exist_ok=True)
+        temporary = f"{folder}/.{last}.{secrets.token_hex(6)}.tmp"
+        try:
+            self._write(temporary, content)
+            try:
+                self._files.rename_new(temporary, path)
+            except OSError:
+                # SFTP has no error of its own for a file that exists.
+                if self._files.exists(path):
+                    raise FileExistsError(path) from None
+                raise
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._files.rm_file(temporary)
+            raise
+
+    def _found(self, path: str) -> dict[str, dict[str, Any]]:
+        """What fsspec knows of all files below a path, by their paths."""
+        if self._protocols & _FLAT:
+            try:
+                found: dict[str, dict[str, Any]] = self._files.find(path, detail=True)
+            except FileNotFoundError:
+                return {}
+            # The folder itself may be among them, if its first object was just written.
+            return {name: info for name, info in found.items() if info.get("type") != "directory"}
+        # Its own walk takes a folder that it cannot list for an empty one.
+        found, folders = {}, [path]
+        while folders:
+            try:
+                listed = self._files.ls(folders.pop(), detail=True)
+            except FileNotFoundError:
+                continue  # there is none, or it has been removed since
+            for info in listed:
+                if info["type"] == "directory":
+                    folders.append(info["name"].rstrip("/"))
+                else:
+                    found[info["name"]] = info
+        return found
+
     @contextlib.contextmanager
     def _translated(self, name: str, *, writes: bool = False) -> Iterator[None]:
         """Turns all failures into `StoreError`, but for those with a meaning of their own."""
         try:
-            yield
+            with self._turn:
+                if isinstance(self._files, _Reviving):
+                    self._files.revive()
+                yield
         except (FileExistsError, ImportError, NotImplementedError, StoreError):
             raise
         except FileNotFoundError as error:
@@ -283,10 +377,17 @@ class Store:
             text = os.strerror(errno.ENOENT)
             raise FileNotFoundError(errno.ENOENT, text, self.where(name)) from error
         except OSError as error:
-            raise StoreError(f"{self.where(name)}: {reason(error)}") from error
+            raise StoreError(f"{self.where(name)}: {self._shown(reason(error))}") from error
         except Exception as error:  # botocore's, aiohttp's and paramiko's have no common base
             text = " ".join(str(error).split()) or type(error).__name__
-            raise StoreError(f"{self.where(name)}: {text}") from error
+            raise StoreError(f"{self.where(name)}: {self._shown(text)}") from error
+
+    def _shown(self, text: str) -> str:
+        """A message of others without the URL's secrets."""
+        parts = urlsplit(self._given)
+        for secret in filter(None, (parts.password, parts.query)):
+            text = text.replace(secret, "***")
+        return text
 
 
 def without_secrets(url: str) -> str:
@@ -299,6 +400,33 @@ def without_secrets(url: str) -> str:
     if parts.scheme in ("abfs", "abfss", "az"):
         host = parts.netloc
     return urlunsplit((parts.scheme, host, parts.path, "", "")) or url
+
+
+def _options(url: str) -> dict[str, Any]:
+    """Options of the file system of a URL, where the defaults would wait for half an hour."""
+    if _scheme(url) not in ("s3", "s3a"):
+        return {}
+    config: dict[str, Any] = {"connect_timeout": 10, "read_timeout": 30}
+    if "AWS_MAX_ATTEMPTS" not in os.environ:
+        # s3fs repeats what fails on top of botocore's own attempts, five by default.
+        config["retries"] = {"total_max_attempts": 2}
+    return {"config_kwargs": config}
+
+
+def _scheme(url: str) -> str:
+    return url.partition("://")[0].lower()
+
+
+def _create_file(path: Path, content: bytes) -> None:
+    """Writes a local file that appears whole, unless there is one: FileExistsError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        atomic_write(temporary, content)
+        path.hardlink_to(temporary)  # unlike a rename, replaces nothing
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_folder(path.parent)
 
 
 def _size(info: dict[str, Any]) -> int:

@@ -1,9 +1,11 @@
 """Parts of a server, as its settings want them."""
 
+import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
-from bundle import Bundle
+from bundle import Bundle, SignatureError, check_public_keys, verify_bundle
 from common.cpus import usable_cpus
 from service.dispatch.dispatcher import Authenticate
 from service.dispatch.tokens import TokenFile
@@ -16,11 +18,14 @@ from service.models.limits import max_rows
 from service.models.model import Model, load_model
 from service.models.onnx import Device
 from service.models.repository import Models
+from service.models.sources import Source
 from service.net.tls import TlsFiles
 from service.observe.telemetry import Telemetry
 from service.settings import Settings
 from service.transport.http2_transport import Http2Transport
 from service.transport.transport import TransportFactory
+
+_log = logging.getLogger(__name__)
 
 
 def model(settings: Settings, device: Device, bundle: Bundle) -> Model:
@@ -35,6 +40,56 @@ def model(settings: Settings, device: Device, bundle: Bundle) -> Model:
         max_pixels=settings.max_pixels,
         max_compute_bytes=settings.compute_bytes,
     )
+
+
+def verification(settings: Settings) -> Callable[[Bundle], None]:
+    """Returns the function that refuses bundles which no trusted key has signed.
+
+    Raises:
+        StartError: A key cannot be used.
+    """
+    keys = settings.trust
+    if not keys:
+        return lambda _bundle: None
+    try:
+        check_public_keys(keys)
+    except SignatureError as error:
+        raise StartError(f"trust: {error}") from error
+
+    def verify(bundle: Bundle) -> None:
+        key = verify_bundle(bundle, keys)
+        _log.info("%s/%d is signed by %s", bundle.manifest.name, bundle.manifest.version, key)
+
+    return verify
+
+
+def source(settings: Settings, stopped: Callable[[], bool]) -> Path | Source:
+    """Returns where the models come from.
+
+    Args:
+        settings: Settings of the server.
+        stopped: Polled while models are fetched; once it returns True, no more are.
+
+    Raises:
+        StartError: The cache cannot be used.
+    """
+    if isinstance(settings.models, Path):
+        return settings.models
+    # Imported only if it is used.
+    from service.models.cache import Cache, default_folder
+    from service.models.mirror import Mirror
+
+    try:
+        folder = settings.cache_dir or default_folder()
+    except RuntimeError as error:  # the user has no home
+        raise StartError(f"cache-dir: got none, wanted a folder: {error}") from error
+    try:
+        cache = Cache(folder, settings.cache_bytes)
+    except OSError as error:
+        raise StartError(
+            f"cache-dir: got {folder}, wanted a folder that can be written: {error.strerror}"
+        ) from error
+    return Mirror(settings.models, cache, stopped)
 
 
 def compute_threads(settings: Settings, device: Device) -> int:

@@ -1,17 +1,21 @@
 """The `latentserve rollback` command: pins a model of a models folder to an older version."""
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bundle import BundleError, ModelFolder, find_models, open_version, write_pin
+from bundle import BundleError, ModelFolder
 from latentserve._cli.arguments import positive
 from latentserve._cli.common import HelpFormatter
 from latentserve._cli.connection import add_connection, connect
 from latentserve._cli.failures import Failure, Usage
+from latentserve._store import MissingStore, StoreError, is_url
 from latentserve.errors import LatentserveError
+from service.models.sources import Folder, Source
 from service.settings import Settings
 
 _RELOAD_SECONDS = 600.0
@@ -25,7 +29,8 @@ def main(arguments: Sequence[str]) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        _pin(_model(options.models, options.name), options.to, undo=options.undo)
+        with _source(options.models) as source:
+            _pin(source, _model(source, options.name), options.to, undo=options.undo)
         if not options.reload:
             print("servers notice at a reload (SIGHUP or `latentserve reload`) or a restart")
             return 0
@@ -34,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     except Usage as error:
         print(f"latentserve rollback: {error}", file=sys.stderr)
         return 2
-    except (BundleError, Failure, LatentserveError) as error:
+    except (BundleError, Failure, LatentserveError, MissingStore, StoreError) as error:
         print(f"latentserve rollback: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     served = (f"{model.name}/{model.version}" for model in done.serving)
@@ -53,16 +58,17 @@ def _parser() -> argparse.ArgumentParser:
         epilog="examples:\n"
         "  latentserve rollback mnist --models models --reload\n"
         "  latentserve rollback mnist --models models --to 3\n"
-        "  latentserve rollback mnist --models models --undo --reload",
+        "  latentserve rollback mnist --models models --undo --reload\n"
+        "  latentserve rollback mnist --models s3://bucket/models",
         formatter_class=HelpFormatter,
     )
     parser.add_argument("name", metavar="NAME", help="name of the model")
     parser.add_argument(
         "--models",
-        type=Path,
+        type=lambda text: text if is_url(text) else Path(text),
         default=os.environ.get("LATENTSERVE_MODELS") or Settings.model_fields["models"].default,
         metavar="FOLDER",
-        help="folder of models (default: models/ in the checkout)",
+        help="folder of models, or the URL of one in a store (default: models/ in the checkout)",
     )
     way = parser.add_mutually_exclusive_group()
     way.add_argument(
@@ -81,34 +87,52 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _model(root: Path, name: str) -> ModelFolder:
+@contextlib.contextmanager
+def _source(models: Path | str) -> Iterator[Source]:
+    """The models of a folder or a store, whose bundles are copied only to verify them."""
+    if isinstance(models, Path):
+        yield Folder(models)
+        return
+    # Imported only if it is used.
+    from service.models.cache import Cache
+    from service.models.mirror import Mirror
+
+    with tempfile.TemporaryDirectory(prefix="latentserve-rollback-") as folder:
+        yield Mirror(models, Cache(Path(folder), sys.maxsize))
+
+
+def _model(source: Source, name: str) -> ModelFolder:
     """Returns a model of the folder.
 
     Raises:
         BundleError: The folder cannot be read or has no such model.
     """
-    models = {model.name: model for model in find_models(root)}
+    models = {model.name: model for model in source.find()}
     if name not in models:
-        raise BundleError(f"{root}: no model {name!r}, wanted one of {', '.join(models) or 'none'}")
+        raise BundleError(
+            f"{source.where}: no model {name!r}, wanted one of {', '.join(models) or 'none'}"
+        )
     return models[name]
 
 
-def _pin(model: ModelFolder, to: int | None, *, undo: bool) -> None:
+def _pin(source: Source, model: ModelFolder, to: int | None, *, undo: bool) -> None:
     """Writes or removes the pin and prints what holds now.
 
     Args:
+        source: The models.
         model: The model.
         to: Version to pin; None for the one before the latest.
         undo: Whether to remove the pin instead.
 
     Raises:
         BundleError: There is no such version, its bundle is damaged, or the pin cannot be written.
+        StoreError: The pin cannot be written to the store.
     """
     if model.found_as == "bundle":
-        raise BundleError(f"{model.path}: a single bundle, wanted a folder of versions")
+        raise BundleError(f"{model.where}: a single bundle, wanted a folder of versions")
     newest = max(model.versions, default=0)
     if undo:
-        write_pin(model.path, None)
+        source.pin(model, None)
         print(f"{model.name}: not pinned, version {newest} is the latest")
         return
     if to is None:
@@ -117,12 +141,12 @@ def _pin(model: ModelFolder, to: int | None, *, undo: bool) -> None:
         latest = newest if model.pinned is None else model.pinned
         to = max((version for version in model.versions if version < latest), default=0)
         if not to:
-            raise BundleError(f"{model.path}: no version before {latest}")
+            raise BundleError(f"{model.where}: no version before {latest}")
     if to not in model.versions:
         available = ", ".join(map(str, model.versions))
-        raise BundleError(f"{model.path}: no version {to}, wanted one of {available}")
-    open_version(model, to)
-    write_pin(model.path, to)
+        raise BundleError(f"{model.where}: no version {to}, wanted one of {available}")
+    source.open(model, to)
+    source.pin(model, to)
     held = [str(version) for version in model.versions if version > to]
     print(
         f"{model.name}: version {to} is the latest"

@@ -22,6 +22,7 @@ from service.observe.http import HttpServer
 from service.observe.metrics import Metrics
 from service.observe.telemetry import Telemetry
 from service.observe.tracing import Tracing
+from service.polling import poll
 from service.settings import Settings
 from service.signals import Signals
 from service.stop import EXIT_SECONDS, Stop, exit_after, stop_seconds
@@ -139,12 +140,13 @@ class _Server:
         if settings.device == "auto":
             _log.info("device auto: using %s", device)
         self._repository = Repository(
-            settings.models,
+            parts.source(settings, self._stop.begun.is_set),
             functools.partial(parts.model, settings, device),
             settings.default_model,
             settings.versions,
             settings.route,
             self._stop.begun.is_set,
+            parts.verification(settings),
         )
         self._metrics = Metrics()
         errors = ReconstructionErrors(settings.drift_share) if settings.drift_share else None
@@ -217,6 +219,16 @@ class _Server:
             await self._gateway.start()
         self._listening = True
         self._report_state()
+        if self._settings.poll_seconds:
+            self._spawn(
+                poll(
+                    self._settings.poll_seconds,
+                    self._stop.begun,
+                    self._changed,
+                    self._reload_and_log,
+                    self._metrics.watch_polls(),
+                )
+            )
         if self._worker is None:
             host, lines = self._settings.host, []
             lines.append(f"listening on {host_and_port(host, self._transport.port)}")
@@ -269,6 +281,11 @@ class _Server:
             self._report_state()
             return before, models
 
+    async def _changed(self) -> bool:
+        """Whether there is anything to reload."""
+        async with self._reload_lock:
+            return await asyncio.to_thread(self._repository.source.changed)
+
     async def _reload_everywhere(self) -> tuple[Models, Models]:
         """Reloads this process's models, then those of the other workers."""
         result = await self._reload()
@@ -278,7 +295,7 @@ class _Server:
         return result
 
     async def _reload_and_log(self) -> None:
-        _log.info("reloading models from %s", self._settings.models)
+        _log.info("reloading models from %s", self._repository.source.where)
         try:
             before, after = await self._reload()
         except StartError as error:

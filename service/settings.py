@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pydantic
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator
 
 from common.memory import usable_memory
 from latentserve._cli.common import HelpFormatter
+from latentserve._store import is_url
 from service.errors import StartError
 from service.hosts import is_loopback
 from service.models.routes import Routes
@@ -28,6 +29,12 @@ _MIN_COMPUTE_BYTES = 2**20
 _PIXEL_BYTES = 20
 
 
+def _place(value: object) -> Path | str:
+    if not isinstance(value, str | Path):
+        raise ValueError(f"got {value!r}, wanted a path or a URL")
+    return value if is_url(value) else Path(value)
+
+
 def _versions(value: object) -> object:
     return Versions.parse(str(value)) if isinstance(value, str | int) else value
 
@@ -40,6 +47,12 @@ def _names(value: object) -> object:
     if isinstance(value, str):
         return tuple(filter(None, map(str.strip, value.split(","))))
     return value
+
+
+def _paths(value: object) -> object:
+    if isinstance(value, str) and not _names(value):
+        raise ValueError(f"got {value!r}, wanted names of files, separated by commas")
+    return _names(value) if isinstance(value, str) else value
 
 
 def _joined(names: tuple[str, ...]) -> str:
@@ -57,8 +70,19 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    models: Path = Path(__file__).resolve().parent.parent / "models"
-    """Folder of models, laid out as <name>/<version>/; or of a single model, or a single bundle."""
+    models: Annotated[Path | str, PlainValidator(_place)] = (
+        Path(__file__).resolve().parent.parent / "models"
+    )
+    """Folder of models, laid out as <name>/<version>/; or of a single model, or a single bundle. Or
+    the URL of a folder of models in a store, such as s3://bucket/models."""
+    cache_dir: Path | None = None
+    """Folder for copies of models that a URL names; several servers may share it."""
+    cache_bytes: int = Field(10 * 2**30, ge=0, le=2**60)
+    """Size in bytes that the copies of models are kept below: those that were used last stay, and
+    those in use in any case."""
+    poll_seconds: float = Field(0.0, ge=0, le=10**6)
+    """Seconds, give or take a tenth, after which the server looks for new models, and reloads if
+    there are any; 0 for never by itself."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all interfaces, the default in the container images."""
     grpc_port: int = Field(50051, ge=0, le=65535)
@@ -131,6 +155,9 @@ class Settings(BaseModel):
     """Certificates (PEM) of the authorities that sign clients' certificates, for mTLS."""
     token_file: Path | None = None
     """File of bearer tokens that callers may use, one per line; reread when it changes."""
+    trust: Annotated[tuple[Path, ...], BeforeValidator(_paths)] = ()
+    """Public key (PEM) that must have signed the bundles, or one of several: by repeating the
+    option, or separated by commas in the environment. Other bundles are refused."""
     admin: bool = False
     """Serve AdminService, whose Reload reloads the models, as the signal SIGHUP does."""
     lame_duck_seconds: Annotated[float, Field(ge=0, le=600)] | None = None
@@ -206,6 +233,8 @@ _FLAGS = {"grpc_port": "--port"}
 # Defaults that the help describes in words.
 _DEFAULTS = {
     "models": "models/ in the checkout",
+    "cache_dir": "latentserve in the user's folder for caches",
+    "cache_bytes": "10 GiB",
     "default_model": "the first by name",
     "max_queue_bytes": "512 MiB; smaller if memory is below 2.2 GiB",
     "max_compute_bytes": "half of the memory",
@@ -252,15 +281,20 @@ def parser() -> argparse.ArgumentParser:
             result.add_argument(flag(name), dest=name, action=action, default=None, help=text)
         else:
             metavar = _metavar(name, field.annotation)
-            result.add_argument(flag(name), dest=name, metavar=metavar, help=text)
+            action = "append" if field.annotation == tuple[Path, ...] else "store"
+            result.add_argument(flag(name), dest=name, action=action, metavar=metavar, help=text)
     return result
 
 
 def _metavar(name: str, annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return f"{{{','.join(get_args(annotation))}}}"
+    if annotation == tuple[Path, ...]:
+        return "KEY"
+    if name in ("models", "cache_dir"):
+        return "FOLDER"
     if annotation in (Path, Path | None):
-        return "FOLDER" if name == "models" else "FILE"
+        return "FILE"
     return name.partition("_per_")[0].rpartition("_")[2].upper()
 
 
@@ -271,7 +305,7 @@ def _shown(name: str, default: object) -> str:
         return "on" if default else "off"
     if isinstance(default, float):
         return f"{default:g}"
-    return "none" if default is None else str(default) or "none"
+    return "none" if default in (None, ()) else str(default) or "none"
 
 
 def read_settings(

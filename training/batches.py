@@ -1,4 +1,8 @@
-"""Batches of training images: gathered from memory or from disk, augmented, and with noise."""
+"""Batches of training images: gathered from memory or from disk, augmented, and with noise.
+
+Noise is drawn for the whole batch, of which a process computes its slice, so that it is the same
+however many processes share the work.
+"""
 
 import numpy as np
 import torch
@@ -7,10 +11,12 @@ from torch import Tensor
 from training.data.datasets import Split
 from training.data.rows import Rows
 from training.model.config import TrainConfig
+from training.parallel import Parallel
 from training.schedule import derived_seed
 
 # Largest shift, as a share of the image's side.
 _SHIFT = 1 / 16
+_ALONE = Parallel()
 
 
 class Batches:
@@ -36,17 +42,19 @@ class Batches:
     def __len__(self) -> int:
         return len(self._images)
 
-    def read(self, rows: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Gathers a batch.
+    def read(self, rows: Tensor, step: int, parallel: Parallel = _ALONE) -> tuple[Tensor, Tensor]:
+        """Gathers this process's slice of a batch; no other image is read.
 
         Args:
-            rows: Indices of the images, int64 [B], on the CPU.
+            rows: Indices of the images of all W processes together, int64 [W * B], on the CPU.
             step: Step of the run: the noise of the augmentation is a function of the seed and
                 the step.
+            parallel: This process's place among those that share the work.
 
         Returns:
             Images, uint8 [B, C, H, W], and labels, int64 [B], on the device.
         """
+        rows = parallel.slice(rows)
         there = rows.to(self._device)
         if isinstance(self._images, Rows):
             images = torch.from_numpy(self._images[rows.numpy()]).to(self._device)
@@ -57,12 +65,16 @@ class Batches:
             noise = torch.Generator().manual_seed(
                 derived_seed(self._config.seed, f"{name} of step {step}")
             )
-            images = {"flip": flipped, "shift": shifted}[name](images, noise)
+            images = {"flip": flipped, "shift": shifted}[name](images, noise, parallel)
         return images, self._labels[there]
 
 
 def corrupted(
-    images: Tensor, config: TrainConfig, middle: Tensor, noise: torch.Generator
+    images: Tensor,
+    config: TrainConfig,
+    middle: Tensor,
+    noise: torch.Generator,
+    parallel: Parallel = _ALONE,
 ) -> Tensor:
     """Adds the configured noise to what the encoder sees; returns new images.
 
@@ -72,26 +84,43 @@ def corrupted(
         middle: What a hidden pixel looks like, [C, 1, 1]: the centre of the encoder's input, which
             is 0 to it.
         noise: Generator of the noise.
+        parallel: This process's place among those that share the batch.
     """
+    count = len(images) * parallel.world
     if config.noise_kind == "gaussian":
-        drawn = torch.randn(images.shape, generator=noise).to(images.device)
-        return images + config.noise * drawn
-    hidden = torch.rand(len(images), 1, *images.shape[2:], generator=noise) < config.noise
+        drawn = parallel.slice(torch.randn(count, *images.shape[1:], generator=noise))
+        return images + config.noise * drawn.to(images.device)
+    shape = (count, 1, *images.shape[2:])
+    hidden = parallel.slice(torch.rand(shape, generator=noise) < config.noise)
     return torch.where(hidden.to(images.device), middle, images)
 
 
-def flipped(images: Tensor, noise: torch.Generator) -> Tensor:
-    """Mirrors each image, [B, C, H, W], left to right with a probability of one half."""
-    mirrored = torch.rand(len(images), 1, 1, 1, generator=noise) < 0.5
+def flipped(images: Tensor, noise: torch.Generator, parallel: Parallel = _ALONE) -> Tensor:
+    """Mirrors each image, [B, C, H, W], left to right with a probability of one half.
+
+    Args:
+        images: The slice of a batch that this process has.
+        noise: Generator of the noise.
+        parallel: This process's place among those that share the batch.
+    """
+    count = len(images) * parallel.world
+    mirrored = parallel.slice(torch.rand(count, 1, 1, 1, generator=noise) < 0.5)
     return torch.where(mirrored.to(images.device), images.flip(3), images)
 
 
-def shifted(images: Tensor, noise: torch.Generator) -> Tensor:
-    """Moves each image, [B, C, H, W], by up to a 16th of its sides; edges are repeated."""
+def shifted(images: Tensor, noise: torch.Generator, parallel: Parallel = _ALONE) -> Tensor:
+    """Moves each image, [B, C, H, W], by up to a 16th of its sides; edges are repeated.
+
+    Args:
+        images: The slice of a batch that this process has.
+        noise: Generator of the noise.
+        parallel: This process's place among those that share the batch.
+    """
     places = []
     for side in images.shape[2:]:
         most = max(1, round(_SHIFT * side))
-        offsets = torch.randint(-most, most + 1, (len(images), 1), generator=noise)
+        count = len(images) * parallel.world
+        offsets = parallel.slice(torch.randint(-most, most + 1, (count, 1), generator=noise))
         places.append((torch.arange(side) + offsets).clamp(0, side - 1).to(images.device))
     rows, columns = places
     each = torch.arange(len(images), device=images.device)[:, None, None]

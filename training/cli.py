@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from common.pictures import Fit
-from latentserve._cli.arguments import positive, uint64
+from latentserve._cli.arguments import local_folder, positive, store_url, uint64
 from latentserve._cli.common import HelpFormatter
 from latentserve._cli.interrupt import Interrupt
 from latentserve._cli.progress import ProgressBar, duration
 from training.budget import parse_duration
+from training.data.fetched import STAGE
 from training.data.sources import SOURCES
 from training.data.spec import DataSpec
 from training.dry_run import dry_run
@@ -27,6 +28,7 @@ from training.train import Request, train
 _EXAMPLES = """\
   latentserve train --data mnist --budget 3m --out runs/digits
   latentserve train --data folder:pictures --image-size 64 --out runs/pictures
+  latentserve train --data folder:s3://bucket/photos --out runs/photos --copy-to s3://bucket/runs/1
   latentserve train --preset dense --data mnist --dry-run
   torchrun --nproc-per-node 2 -m latentserve train --preset conv --out runs/conv"""
 
@@ -54,7 +56,8 @@ def parser() -> argparse.ArgumentParser:
         help=f"data set: {', '.join(sorted(SOURCES))} (downloaded once, to LATENTSERVE_DATA_DIR or "
         "the user's cache folder), folder:PATH (images of your own, each subfolder a class), "
         "parquet:PATH (a column of encoded images, a file or a folder of them), "
-        "npy:IMAGES[,LABELS[,GROUPS]] or idx:IMAGES[,LABELS] (default: mnist)",
+        "npy:IMAGES[,LABELS[,GROUPS]] or idx:IMAGES[,LABELS]; paths may be URLs such as "
+        "s3://bucket/photos (default: mnist)",
     )
     result.add_argument(
         "--image-size",
@@ -111,7 +114,17 @@ def parser() -> argparse.ArgumentParser:
         "steps, not counted here (default: what the budget allows)",
     )
     result.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="run folder to write; required but by --dry-run"
+        "--out",
+        type=local_folder,
+        metavar="FOLDER",
+        help="run folder to write; required but by --dry-run",
+    )
+    result.add_argument(
+        "--copy-to",
+        type=store_url,
+        metavar="URL",
+        help="folder in object storage, such as s3://bucket/runs/x, that the run folder is copied "
+        "to after each checkpoint; --resume fetches it where there is no --out",
     )
     result.add_argument(
         "--seed",
@@ -167,21 +180,24 @@ def main(arguments: list[str]) -> int:
     leads = Parallel.from_environment().leads
     bar = ProgressBar()
     status, problem, said = 0, None, ""
+    request = None
 
     def show(progress: Progress) -> None:
         # The share of the time, not of the steps, since steps take longer in some phases.
         bar.show(progress.share, _numbers(progress, step=not bar.on_terminal))
 
     def show_loading(stage: str, done: int, total: int) -> None:
-        bar.count(stage, done, total, "images")
+        bar.count(stage, done, total, "files" if stage == STAGE else "images")
 
     try:
         with Interrupt(signal.SIGINT, signal.SIGTERM) as interrupt:
             observer = Observer(bar.line, show, interrupt.held, show_loading)
-            said = (dry_run if options.dry_run else _train)(_request(options), observer)
+            request = _request(options)
+            said = (dry_run if options.dry_run else _train)(request, observer)
     except (TrainingError, OSError) as error:
         status = 2 if isinstance(error, ConfigError) else 1
-        if not isinstance(error, OtherProcessError):
+        # Of several processes, all find the same wrong with the options: one says it.
+        if not isinstance(error, OtherProcessError) and (leads or request is not None):
             problem = str(error)
     except KeyboardInterrupt:
         status = 130
@@ -232,6 +248,7 @@ def _request(options: argparse.Namespace) -> Request:
         resume=options.resume,
         device=options.device,
         bfloat16=options.precision == "bfloat16",
+        copy_to=options.copy_to,
     )
 
 

@@ -7,7 +7,7 @@ import torch
 
 from training.budget import calibrate, step_seconds
 from training.data.datasets import Dataset
-from training.errors import ConfigError
+from training.errors import ConfigError, OtherProcessError
 from training.model.config import Preset
 from training.outline import layer_table, table
 from training.parallel import Parallel
@@ -33,6 +33,8 @@ def dry_run(request: Request, observer: Observer) -> str:
         TrainingError: A setting or the data is unusable.
     """
     parallel = Parallel.from_environment()
+    if not parallel.leads:
+        raise OtherProcessError("process 0 says why")
     if parallel.world > 1:
         raise ConfigError(f"--dry-run: got {parallel.world} processes, wanted one")
     device = resolve_device(request.device, parallel)

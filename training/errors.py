@@ -5,6 +5,7 @@ TrainingError           base; exit status 1
 │   └── DataMissing     a data set is neither on disk nor can it be downloaded
 ├── ConfigError         a setting does not exist or has a wrong value; exit status 2
 ├── CheckpointError     a run folder cannot be used or resumed
+├── CopyError           a run is complete, and its copy in object storage is not
 ├── DivergenceError     too many steps had a loss or gradient that was not finite or too large
 └── OtherProcessError   another process of a data-parallel training failed and prints why
 """
@@ -28,6 +29,10 @@ class ConfigError(TrainingError):
 
 class CheckpointError(TrainingError):
     """A run folder cannot be used or resumed."""
+
+
+class CopyError(TrainingError):
+    """A run is complete, and its copy in object storage is not whole."""
 
 
 class DivergenceError(TrainingError):

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -18,6 +19,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from training.errors import ConfigError, OtherProcessError, TrainingError
+
+# Longest wait for another process, which may have pictures to decode that are in the cache of this
+# host already, or the finished model to measure. One that has died is not waited for: its
+# connections are closed.
+_PATIENCE = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,9 @@ class Parallel:
             yield
             return
         # Objects and flags go through Gloo, gradients through the backend of their device.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         try:
+            dist.init_process_group(backend, timeout=_PATIENCE)
             yield
         except RuntimeError as error:
             if not isinstance(error, dist.DistError) and "gloo" not in str(error):
@@ -75,7 +82,8 @@ class Parallel:
             # DDP modules hold the group, and reference cycles keep them alive. Their threads
             # would abort the process if they were still running when the interpreter exits.
             gc.collect()
-            dist.destroy_process_group()
+            if dist.is_initialized():
+                dist.destroy_process_group()
 
     @contextmanager
     def fail_together(self) -> Iterator[None]:

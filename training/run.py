@@ -59,6 +59,7 @@ class Request:
         resume: Whether to resume a run in `out`; without it, an existing run is an error.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         bfloat16: Whether the networks compute in bfloat16.
+        copy_to: URL of object storage that the run folder is copied to; None for no copy.
     """
 
     preset: str | None
@@ -70,6 +71,7 @@ class Request:
     resume: bool = False
     device: str = "cpu"
     bfloat16: bool = False
+    copy_to: str | None = None
 
 
 class TrainingRun:
@@ -122,8 +124,8 @@ class TrainingRun:
                 self._folder.save_checkpoint(trainer.state_dict(), 0.0)
         images = len(self._dataset.train.images)
         self._observer.line(
-            f"training {request.preset} on {images} images of {self._dataset.name}: "
-            f"{_length(trainer)}"
+            f"training {request.preset} on {images} images of {self._dataset.name}"
+            f"{_shared(parallel)}: {_length(trainer)}"
         )
 
     def resume(self) -> None:
@@ -153,7 +155,10 @@ class TrainingRun:
                     f"note: {name} was {before} and is {now}: the numbers may differ from those of "
                     "an unbroken run"
                 )
-        self._observer.line(f"resuming {path} at step {trainer.step} of {trainer.total_steps}")
+        self._observer.line(
+            f"resuming {path} at step {trainer.step} of {trainer.total_steps}"
+            f"{_shared(self._parallel)}"
+        )
         self._seconds_used = float(seconds_used)
 
     def run_steps(self) -> None:
@@ -327,6 +332,11 @@ def golden_images(split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Picks n images, spread over all classes: uint8 [n, C, H, W], and labels, int64 [n]."""
     chosen = interleave_classes(split.labels, GOLDEN_IMAGES)
     return split.images[chosen], split.labels[chosen]
+
+
+def _shared(parallel: Parallel) -> str:
+    """Says how many processes share the work, if there are several."""
+    return f" in {parallel.world} processes" if parallel.world > 1 else ""
 
 
 def _length(trainer: Trainer) -> str:

@@ -16,12 +16,13 @@ import json
 import math
 import os
 import shutil
+import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -38,6 +39,9 @@ from training.model.vae import Vae
 FORMAT = 3
 # Formats of runs that can still be evaluated and exported, but not resumed.
 _OLDER = (2,)
+
+# Seconds between two attempts to lock a folder.
+_LOCK_INTERVAL = 0.1
 
 _PARTS = {"format", "trainer", "budget_seconds_used", "log_bytes"}
 
@@ -123,10 +127,12 @@ class RunFolder:
 
     Args:
         path: The folder, which need not exist yet.
+        saved: Called after each checkpoint.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, saved: Callable[[], None] = lambda: None):
         self.path = path
+        self._saved = saved
         self._checkpoint = path / "checkpoint.pt"
         self._log = path / "log.jsonl"
         self._frames = path / "frames"
@@ -189,21 +195,25 @@ class RunFolder:
             raise CheckpointError(f"{self.path / 'golden_inputs.npz'}: {error}") from error
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, patience: float = 0.0) -> Iterator[None]:
         """Makes the folder and holds its lock; removes temporary files of interrupted writes.
 
         If there is no checkpoint, it also removes the log and the frames of a run that was
         killed before its first checkpoint.
 
+        Args:
+            patience: Longest wait for a process that holds the lock, in seconds.
+
         Raises:
-            CheckpointError: Another process holds the lock.
+            CheckpointError: Another process still holds the lock.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise CheckpointError(f"{self.path}: another training is running here") from None
+            deadline = time.monotonic() + patience
+            while not _lock(lock):
+                if time.monotonic() >= deadline:
+                    raise CheckpointError(f"{self.path}: another training is running here")
+                time.sleep(_LOCK_INTERVAL)
             # Temporary files of writes that a kill interrupted.
             for leftover in self.path.rglob(".*.tmp"):
                 leftover.unlink()
@@ -228,6 +238,7 @@ class RunFolder:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         atomic_write(self._checkpoint, buffer.getvalue())
+        self._saved()
 
     def load_checkpoint(self) -> tuple[dict[str, Any], float]:
         """Reads the checkpoint, and truncates the log to the length that it records.
@@ -369,6 +380,15 @@ class RunFolder:
         if state["format"] not in (FORMAT, *_OLDER):
             raise CheckpointError(f"{self._checkpoint}: format {state['format']}, wanted {FORMAT}")
         return state
+
+
+def _lock(file: IO[str]) -> bool:
+    """Locks a file; returns whether it could, which it cannot while another process has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:

@@ -1,16 +1,17 @@
 """`train`, which runs a requested training and writes its run folder."""
 
 import dataclasses
+import platform
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 
 from common.cpus import usable_cpus
 from training.data.datasets import Dataset, load_dataset
-from training.errors import CheckpointError, ConfigError
+from training.errors import CheckpointError, ConfigError, DataError
 from training.model.config import Preset
 from training.model.likelihood import resolve, with_likelihood
 from training.model.settings import override
@@ -19,8 +20,13 @@ from training.parallel import Parallel
 from training.presets import find_preset, suggest_preset
 from training.progress import Observer
 from training.run import Request, TrainingRun
+from training.run_copy import RunCopy
 from training.run_folder import RunFolder
 from training.trainer import Trainer
+
+# Longest wait of several processes for the run folder, in seconds: if torchrun's agent was killed,
+# the processes that it has left behind notice it at the end of their step, save, and let go of it.
+_LOCK_SECONDS = 60.0
 
 __all__ = ["Request", "flushed_subnormals", "prepare", "resolve_device", "train"]
 
@@ -62,32 +68,82 @@ def _train(request: Request, observer: Observer) -> dict[str, Any]:
     parallel = Parallel.from_environment()
     if not parallel.leads:
         observer = Observer(between_steps=observer.between_steps)
-    folder = RunFolder(request.out)
     torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
     with parallel.process_group(), ExitStack() as stack:
         with parallel.fail_together():
             device = resolve_device(request.device, parallel)
-            exists = parallel.leads and (folder.has_checkpoint or folder.complete)
+            copy = None
+            if parallel.leads and request.copy_to is not None:
+                copy = RunCopy(request.copy_to, request.out, observer.line)
+            folder = RunFolder(request.out, copy.checkpoint_saved if copy else lambda: None)
+            exists = parallel.leads and _is_begun(folder, copy, request, observer)
             if exists:
                 request = _as_begun(folder, request)
         request = parallel.broadcast(request)
         if parallel.broadcast(exists and folder.complete):
             observer.line(f"{folder.path} is complete already")
             metrics: dict[str, Any] = folder.read_json("metrics.json") if parallel.leads else {}
+            if copy:
+                copy.finish()
             return metrics
         with parallel.fail_together():
             request, preset, dataset, trainer = prepare(request, observer, device, parallel)
             stack.callback(trainer.release)
+        theirs = parallel.broadcast(dataset.sha256)
+        with parallel.fail_together():
+            if dataset.sha256 != theirs:
+                raise DataError(
+                    f"{request.data} on {platform.node()} is not the data that process 0 has"
+                )
         with parallel.fail_together():
             if parallel.leads:
-                stack.enter_context(folder.locked())
+                patience = _LOCK_SECONDS if parallel.world > 1 else 0.0
+                stack.enter_context(folder.locked(patience))
+                if folder.has_checkpoint and not exists:  # begun while this training waited
+                    _as_begun(folder, request)
         run = TrainingRun(request, preset, folder, dataset, trainer, observer, parallel)
-        if parallel.broadcast(parallel.leads and folder.has_checkpoint):
-            run.resume()
-        else:
-            run.begin()
-        run.run_steps()
-        return run.complete() if parallel.leads else {}
+        with copy or nullcontext():
+            if parallel.broadcast(parallel.leads and folder.has_checkpoint):
+                run.resume()
+            else:
+                run.begin()
+            run.run_steps()
+            # All wait for the leader: a host that was done would close torchrun's rendezvous, and
+            # the leader could not be started again if it died now.
+            with parallel.fail_together():
+                metrics = run.complete() if parallel.leads else {}
+        if copy:
+            copy.finish()
+        return metrics
+
+
+def _is_begun(
+    folder: RunFolder, copy: RunCopy | None, request: Request, observer: Observer
+) -> bool:
+    """Whether there is a run to continue, in the folder or else in its copy, which is fetched.
+
+    Raises:
+        CheckpointError: The copy is of another run, or cannot be read; or there is one, and
+            resuming was not requested.
+    """
+    exists = folder.has_checkpoint or folder.complete
+    if copy is None:
+        return exists
+    if exists:
+        if request.resume:
+            copy.refuse_other()
+        return True
+    if not copy.holds_run():
+        return False
+    if not request.resume:
+        raise CheckpointError(
+            f"{copy.url}: there is a run there already; wanted --resume to continue it, or "
+            "another URL"
+        )
+    observer.line(f"fetching the run in {copy.url} to {folder.path}")
+    with folder.locked():
+        copy.fetch()
+    return True
 
 
 def prepare(

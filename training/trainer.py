@@ -313,20 +313,22 @@ class Trainer:
                 "shown": cut(batch.shown.to(self.device)),
                 "sizes": cut(batch.sizes.to(self.device)),
             }
-        pixels, labels = self._batches.read(rows, self.step)
-        images = pixels.float().div_(255.0)
+        images, labels = self._batches.read(rows, self.step, self.parallel)
+        images = images.float().div_(255.0)
         if config.binarize:
-            images.gt_(torch.rand(images.shape, generator=self._noise).to(self.device))
+            drawn = torch.rand(len(rows), *images.shape[1:], generator=self._noise)
+            images.gt_(cut(drawn).to(self.device))
         shape = (config.draws, latents, self.model.config.latent_dim)
         eps = torch.randn(shape, generator=self._noise).to(self.device)
         beta = kl_weight(done, self.steps, config)
         if config.noise:
-            seen = corrupted(images, config, self.model.centre, self._noise)
-            more["inputs"] = cut(seen)
+            more["inputs"] = corrupted(
+                images, config, self.model.centre, self._noise, self.parallel
+            )
         if config.objective == "wae":
             drawn = torch.randn(shape, generator=self._noise).to(self.device)
             more["drawn"] = cut(drawn, 1)
-        terms = self._objective(cut(images), cut(labels), cut(eps, 1), beta, **more)
+        terms = self._objective(images, labels, cut(eps, 1), beta, **more)
         loss, reconstruction, kl, mmd = self.parallel.mean(torch.stack(terms).detach()).tolist()
         numbers = {
             "loss": loss,

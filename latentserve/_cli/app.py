@@ -53,8 +53,15 @@ COMMANDS = {
     "serve": AppCommand(
         "service.cli", "main", "serve", "serve a folder of models over gRPC", cleans_up=False
     ),
+    "push": AppCommand(
+        "service.push", "main", "serve", "upload a bundle to a store, such as s3://bucket/models"
+    ),
     "rollback": AppCommand(
         "service.rollback", "main", "serve", "pin a model to an older version, or undo that"
+    ),
+    "sign": AppCommand("service.signatures", "main_sign", "sign", "sign bundles with a key"),
+    "verify": AppCommand(
+        "service.signatures", "main_verify", "sign", "verify that a trusted key has signed bundles"
     ),
 }
 

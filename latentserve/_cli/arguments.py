@@ -4,6 +4,9 @@ import argparse
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
+
+from latentserve._store import is_url, without_secrets
 
 
 def positive(text: str) -> int:
@@ -105,3 +108,27 @@ def _integer(text: str, low: int, high: float, wanted: str) -> int:
     if low <= value <= high:
         return value
     raise argparse.ArgumentTypeError(f"got {text}, wanted a whole number {wanted}")
+
+
+def local_folder(text: str) -> Path:
+    """Parses the path of a folder to write.
+
+    Raises:
+        argparse.ArgumentTypeError: `text` is a URL.
+    """
+    if is_url(text):
+        raise argparse.ArgumentTypeError(
+            f"got {without_secrets(text)}, wanted a folder of this host"
+        )
+    return Path(text)
+
+
+def store_url(text: str) -> str:
+    """Checks the URL of a folder in object storage.
+
+    Raises:
+        argparse.ArgumentTypeError: `text` is no URL.
+    """
+    if not is_url(text):
+        raise argparse.ArgumentTypeError(f"got {text}, wanted a URL such as s3://bucket/runs/x")
+    return text

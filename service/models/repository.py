@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
@@ -11,13 +12,11 @@ from bundle import (
     Bundle,
     BundleError,
     ModelFolder,
-    find_models,
-    find_others,
-    open_version,
 )
 from service.errors import ModelNotFound, NotReady, StartError, shortened
 from service.models.model import Model, ModelRefused
 from service.models.routes import Route, Routes
+from service.models.sources import Folder, Source
 from service.models.versions import Versions
 
 _log = logging.getLogger(__name__)
@@ -113,21 +112,29 @@ class Repository:
 
     Attributes:
         root: The models folder; its bundles are in <name>/<version>/. Or the folder of one model,
-            or a bundle.
+            or a bundle. Or another source of models, such as a store.
         load: Loads one verified bundle.
         default: Name of the default model; empty for the alphabetically first of the models that
             were loaded.
         versions: Which versions to load.
         routes: Which versions answer calls without a version; they are loaded as well.
         stopped: Polled between bundles; once it returns True, no more are loaded.
+        verify: Called with each bundle that was read, before it is loaded; raises BundleError if
+            this server may not load it.
     """
 
-    root: Path
+    root: Path | Source
     load: Load
     default: str = ""
     versions: Versions = field(default_factory=Versions)
     routes: Routes = field(default_factory=Routes)
     stopped: Callable[[], bool] = lambda: False
+    verify: Callable[[Bundle], None] = lambda _bundle: None
+
+    @cached_property
+    def source(self) -> Source:
+        """Where the models come from."""
+        return Folder(self.root) if isinstance(self.root, Path) else self.root
 
     def models(self, before: Models | None = None) -> Models:
         """Scans the folder and loads the selected versions; blocks meanwhile.
@@ -147,8 +154,8 @@ class Repository:
         """
         before = before or Models()
         try:
-            folders = find_models(self.root)
-            others = find_others(self.root)
+            folders = self.source.find()
+            others = self.source.others()
         except BundleError as error:
             raise StartError(str(error)) from error
         names = [folder.name for folder in folders]
@@ -157,16 +164,16 @@ class Repository:
                 f"default-model: got {self.default!r}, wanted one of {', '.join(names)}"
             )
         if missing := sorted(dict(self.versions.named).keys() - set(names)):
-            _log.warning("versions: no model named %s in %s", ", ".join(missing), self.root)
+            _log.warning("versions: no model named %s in %s", ", ".join(missing), self.source.where)
         if others:
             _log.warning(
                 "ignored %s in %s: wanted <name>/<version>/manifest.json, with names of a-z, "
                 "0-9, '.', '_' and '-'",
                 shortened(", ".join(others)),
-                self.root,
+                self.source.where,
             )
         if not folders:
-            _log.error("no model in %s; wanted <name>/<version>/manifest.json", self.root)
+            _log.error("no model in %s; wanted <name>/<version>/manifest.json", self.source.where)
         loaded: dict[str, Mapping[int, Model]] = {}
         refused: list[Refused] = []
         routes: dict[str, Route] = {}
@@ -185,8 +192,9 @@ class Repository:
         if not self.stopped():
             self._check_routes(loaded, routes, refused)
         if before.loaded and not loaded and not self.stopped():
-            raise StartError(f"no model would be left: none in {self.root} can be served")
+            raise StartError(f"no model would be left: none in {self.source.where} can be served")
         chosen = self.default or next(iter(loaded), "")
+        self.source.keep([(name, version) for name in loaded for version in loaded[name]])
         return Models(
             chosen if chosen in loaded else "",
             MappingProxyType(loaded),
@@ -214,7 +222,7 @@ class Repository:
         if kept:
             _log.warning(
                 "%s: version %d, which %s pins, cannot be served; still served: %s",
-                folder.name, pinned, folder.path / PIN, ", ".join(map(str, kept)),
+                folder.name, pinned, f"{folder.where}/{PIN}", ", ".join(map(str, kept)),
             )  # fmt: skip
         return kept
 
@@ -225,14 +233,14 @@ class Repository:
             if folder.pinned is not None:
                 _log.warning(
                     "%s: the setting versions overrides %s, which pins version %d",
-                    folder.name, folder.path / PIN, folder.pinned,
+                    folder.name, f"{folder.where}/{PIN}", folder.pinned,
                 )  # fmt: skip
             return route
         newest = max(folder.versions)
         if newest > pinned:
             _log.warning(
                 "%s: version %d is held back by %s, which pins version %d",
-                folder.name, newest, folder.path / PIN, pinned,
+                folder.name, newest, f"{folder.where}/{PIN}", pinned,
             )  # fmt: skip
         if route is not None:
             _log.warning("%s: the pinned version answers all calls, not the route", folder.name)
@@ -264,7 +272,7 @@ class Repository:
                     problem = problems.get((name, version)) or problems.get((name, 0))
                     raise StartError(
                         f"route: {name}/{version} is not served: "
-                        f"{problem or f'no model {name} in {self.root}'}"
+                        f"{problem or f'no model {name} in {self.source.where}'}"
                     )
 
     def _versions_of(
@@ -288,7 +296,7 @@ class Repository:
             tried.add(version)
             if version not in folder.versions:
                 available = ", ".join(map(str, folder.versions))
-                problem = f"no version {version} in {folder.path}, which has {available or 'none'}"
+                problem = f"no version {version} in {folder.where}, which has {available or 'none'}"
                 _refuse(refused, Refused(folder.name, version, problem))
                 continue
             model = self._load_version(folder, version, before.get(version), refused)
@@ -301,7 +309,8 @@ class Repository:
     ) -> Model | None:
         """Returns the loaded version; if loading fails, `before`, which may be None."""
         try:
-            bundle = open_version(folder, version)
+            bundle = self.source.open(folder, version)
+            self.verify(bundle)
             if before is not None and before.manifest == bundle.manifest:
                 return before
             model = self.load(bundle)

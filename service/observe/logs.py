@@ -18,6 +18,9 @@ REQUEST_ID: contextvars.ContextVar[str] = contextvars.ContextVar("REQUEST_ID", d
 CALLER: contextvars.ContextVar[str] = contextvars.ContextVar("CALLER", default="")
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s%(of_worker)s%(call)s: %(message)s"
+# What stores' tools do is logged by those who use them. At `debug`, these would also show requests
+# with the tokens of sessions.
+_TALKATIVE = ("aiobotocore", "azure", "botocore", "fsspec", "gcsfs", "paramiko", "s3fs", "urllib3")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -41,6 +44,8 @@ def configure(level: str, style: Style = "auto", worker: int | None = None) -> N
     handler.addFilter(_with_request_id)
     handler.addFilter(with_worker)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel("ERROR")
     logging.captureWarnings(True)  # else they would be plain lines among the JSON
 
 

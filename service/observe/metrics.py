@@ -215,6 +215,19 @@ class Metrics:
         if reason in self._handshake_failures:
             self._handshake_failures[reason].inc()
 
+    def watch_polls(self) -> Callable[[], None]:
+        """Adds the metric of a server that looks for new models by itself.
+
+        Returns:
+            Function that counts a look that failed.
+        """
+        failures = Counter(
+            "latentserve_poll_failures",
+            "Looks for new models that failed, for example because a store was out.",
+            registry=self._registry,
+        )
+        return failures.inc
+
     def limits(self, threads: int, max_queue_rows: int, max_queue_bytes: int) -> None:
         """Sets the metrics that show the server's limits.
 

@@ -31,6 +31,7 @@ FIELDS: dict[str, str] = {
     "InferenceService": "spec.predictor.model.storageUri",
     "NetworkPolicy": "spec.ingress.0.ports.0.protocol",
     "PodDisruptionBudget": "spec.maxUnavailable",
+    "PyTorchJob": "spec.pytorchReplicaSpecs.Worker.replicas",
     "PrometheusRule": "spec.groups.0.rules.0.expr",
     "ScaledObject": "spec.triggers.0.metadata.threshold",
     "Service": "spec.ports.0.targetPort",
@@ -42,7 +43,7 @@ FIELDS: dict[str, str] = {
 
 def deployments() -> list[str]:
     """The kustomizations that deploy the server."""
-    return [name for name in kustomizations() if name != "overlays/kserve"]
+    return [name for name in kustomizations() if name not in ("overlays/kserve", "overlays/train")]
 
 
 def mistyped(document: Document) -> Document:

@@ -9,13 +9,14 @@ import grpc
 import numpy as np
 import pytest
 
-from bundle import BundleError, open_bundle
+from bundle import BundleError, SignatureError, open_bundle, sign, verify
 from latentserve import jobs
 from latentserve.cli import main
 from latentserve.client import Client, Retry
 from latentserve.v1 import latent_service_pb2 as pb
 from latentserve.v1 import latent_service_pb2_grpc
 from tests.support import ROOT
+from tests.support.keys import write_keys
 from tests.support.processes import MNIST, Server, latentserve
 
 PAGE = " ".join((ROOT / "docs" / "troubleshooting.md").read_text().split())
@@ -142,6 +143,17 @@ def test_the_page_quotes_the_error_of_a_damaged_bundle(tmp_path):
     shown = re.sub(r"\b([0-9a-f]{4})[0-9a-f]{60}\b", r"\1...", str(caught.value))
     assert re.search(r"decoder\.onnx: SHA-256 \w{4}\.\.\., wanted \w{4}\.\.\.", shown)
     assert re.search(r"decoder\.onnx: SHA-256 \w{4}\.\.\., wanted \w{4}\.\.\.", PAGE)
+
+
+def test_the_page_quotes_the_errors_of_signatures(tmp_path):
+    folder = shutil.copytree(ROOT / "models" / "mnist" / "2", tmp_path / "m" / "mnist" / "2")
+    ours, theirs = write_keys(tmp_path, "signing"), write_keys(tmp_path, "theirs")
+    for key in (None, theirs):
+        if key is not None:
+            sign(folder, key.private)
+        with pytest.raises(SignatureError) as caught:
+            verify(folder, [ours.public])
+        assert str(caught.value).replace(f"{tmp_path}/", "") in PAGE
 
 
 def test_the_page_quotes_the_error_of_a_folder_with_another_job(client, tmp_path):

@@ -15,6 +15,7 @@ import pytest
 
 from tests.support import ROOT
 from tests.support.environments import pins, python_with_wheel
+from tests.support.keys import write_keys
 
 #: What each package may import of the others.
 ALLOWED = {
@@ -40,9 +41,11 @@ LAYERS = {
     "training": ("data", "model", "measure", "report"),
 }
 THIRD_PARTY = {
-    # fsspec (URLs), pyarrow (Parquet shards), ray and Pillow (originals in sheets) are optional.
-    "latentserve": {"PIL", "fsspec", "google", "grpc", "numpy", "pyarrow", "ray"},
-    "bundle": {"numpy", "pydantic"},
+    # fsspec (URLs), paramiko (sftp URLs), pyarrow (Parquet shards), ray (jobs) and Pillow
+    # (originals in sheets) are optional.
+    "latentserve": {"PIL", "fsspec", "grpc", "google", "numpy", "paramiko", "pyarrow", "ray"},
+    # cryptography and model-signing are imported only where a bundle is signed or verified.
+    "bundle": {"cryptography", "model_signing", "numpy", "pydantic"},
     "common": {"PIL", "numpy"},
     "service": {
         "PIL", "google", "grpc", "grpc_health", "grpc_reflection", "h11", "hpack", "numpy",
@@ -251,6 +254,34 @@ print(sorted({{"torch", "onnx", "training", "export", "matplotlib"}} & set(sys.m
     assert child(code) == "[]"
 
 
+def test_a_server_without_trusted_keys_imports_nothing_that_verifies_signatures(tmp_path):
+    code = """
+import sys
+import service.cli, service.gateway.gateway, service.server
+from service import parts
+from service.settings import read_settings
+parts.verification(read_settings(sys.argv[1:], {}))
+print(sorted({"cryptography", "model_signing", "sigstore"} & set(sys.modules)))
+"""
+    key = write_keys(tmp_path, "key")
+    assert child(code) == "[]"
+    with_key = f"import sys; sys.argv += ['--trust', {str(key.public)!r}]\n" + code
+    assert child(with_key) == "['cryptography', 'model_signing', 'sigstore']"
+
+
+def test_only_one_module_knows_the_format_of_signatures(tree):
+    importing = {
+        module
+        for module, names in {
+            **tree.of("bundle"),
+            **tree.of("service"),
+            **tree.of("export"),
+        }.items()
+        if any(name.partition(".")[0] in ("model_signing", "cryptography") for name in names)
+    }
+    assert importing == {"bundle.openssf"}
+
+
 def test_the_supervisor_of_workers_imports_neither_onnxruntime_nor_grpc():
     """It neither computes nor answers calls, so their memory would be wasted."""
     code = """
@@ -336,7 +367,7 @@ def test_application_commands_of_the_wheel_say_that_they_are_not_installed(bare)
     code = "try:\n import service\nexcept ImportError: print('none')\nelse: print(service.__file__)"
     assert child(code, bare) == "none"
     command = str(Path(bare).parent / "latentserve")
-    for name in ("serve", "train", "export", "evaluate", "rollback"):
+    for name in ("serve", "train", "export", "evaluate", "push", "rollback", "sign", "verify"):
         done = subprocess.run([command, name], capture_output=True, text=True, check=False)
         assert done.returncode == 1
         assert "is not part of this installation" in done.stderr

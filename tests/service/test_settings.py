@@ -90,6 +90,8 @@ def test_a_no_flag_overrides_the_environment():
         ([], {"LATENTSERVE_THREADS": "-1"}, "LATENTSERVE_THREADS: got '-1'"),
         (["--port", "65536"], {}, "--port: got '65536'"),
         (["--log-level", "loud"], {}, "--log-level: got 'loud'"),
+        # Nothing that could be taken for a list of keys that is not empty.
+        ([], {"LATENTSERVE_TRUST": " , "}, "LATENTSERVE_TRUST: got ' , ', wanted names of files"),
     ],
 )
 def test_an_invalid_value_is_named_with_its_source(arguments, environment, text):

@@ -6,11 +6,15 @@ CHECKPOINT_EVERY=N  save a checkpoint after every Nth step only, besides the fir
 KILL_AT=N           after step N, before any of it is saved
 KILL_IN_MIXTURE=N   before the Nth fit of a mixture
 KILL_IN_WRITE=N     during the Nth write of a file
+KILL_HOST_AT=N      after step N, and before itself the agent of torchrun that started it
+KILL_MEASURING=1    before the finished model is measured
 KILL_RANK=R         only on the process of this rank
+KILL_ONCE=FOLDER    after a step and before measuring only once, which a file here remembers
 COMMANDS=FILE       run these lists of arguments one after the other instead, see `run_commands`
 """
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import json
@@ -28,6 +32,7 @@ import training.train
 from training.cli import main
 from training.errors import DataError
 from training.parallel import Parallel
+from training.run import TrainingRun
 from training.run_folder import RunFolder
 from training.trainer import Trainer
 
@@ -41,6 +46,20 @@ def die() -> None:
     """Sends SIGKILL to this process if its rank is KILL_RANK, by default 0."""
     if setting("KILL_RANK") == Parallel.from_environment().rank:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_at(moment: str, *, with_agent: bool = False) -> None:
+    """Dies at a moment of the run, only once if the environment says so."""
+    if setting("KILL_RANK") != Parallel.from_environment().rank:
+        return
+    if folder := os.environ.get("KILL_ONCE"):
+        killed = Path(folder, f"killed-{moment}")
+        if killed.exists():
+            return
+        killed.touch()
+    if with_agent:
+        os.kill(os.getppid(), signal.SIGKILL)
+    die()
 
 
 def dying_in(call: int, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -68,22 +87,28 @@ def prepare() -> None:
     training.prior_fit.fit_mixture = dying_in(
         setting("KILL_IN_MIXTURE"), training.prior_fit.fit_mixture
     )
-    step, save = Trainer.train_step, RunFolder.save_checkpoint
+    step, save, complete = Trainer.train_step, RunFolder.save_checkpoint, TrainingRun.complete
     over = False
 
     def train_step(trainer: Trainer) -> dict[str, float]:
         nonlocal over
         numbers = step(trainer)
         over = trainer.step == trainer.total_steps
-        if trainer.step == setting("KILL_AT"):
-            die()
+        if trainer.step in (setting("KILL_AT"), setting("KILL_HOST_AT")):
+            die_at(f"{trainer.step}", with_agent=trainer.step == setting("KILL_HOST_AT"))
         return numbers
+
+    def measured(run: TrainingRun) -> dict[str, Any]:
+        if setting("KILL_MEASURING"):
+            die_at("measuring")
+        return complete(run)
 
     def save_checkpoint(run: RunFolder, state: dict[str, Any], used: float) -> None:
         if over or state["step"] % setting("CHECKPOINT_EVERY") == 0:
             save(run, state, used)
 
     Trainer.train_step = train_step  # type: ignore[method-assign]
+    TrainingRun.complete = measured  # type: ignore[method-assign]
     if setting("CHECKPOINT_EVERY"):
         training.run._CHECKPOINT_SECONDS = -1.0
         RunFolder.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
@@ -94,7 +119,7 @@ def run_commands(path: Path) -> None:
 
     Each process writes `PATH.RANK`, a list of the status, stdout and stderr of each
     command. A command that begins with `fails-on-R` runs with data that the process of
-    rank R cannot read.
+    rank R cannot read, and with `differs-on-R` that process has other data.
     """
     parallel = Parallel.from_environment()
     load = training.train.load_dataset
@@ -106,7 +131,10 @@ def run_commands(path: Path) -> None:
             def load_dataset(*arguments: Any, first: str = first, **options: Any) -> Any:
                 if first == f"fails-on-{parallel.rank}":
                     raise DataError(f"the disk of process {parallel.rank} is broken")
-                return load(*arguments, **options)
+                dataset = load(*arguments, **options)
+                if first == f"differs-on-{parallel.rank}":
+                    return dataclasses.replace(dataset, sha256={"images": "other"})
+                return dataset
 
             training.train.load_dataset = load_dataset
             out, err = io.StringIO(), io.StringIO()

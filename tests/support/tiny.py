@@ -24,6 +24,7 @@ def write_tiny(
     seed: int = 0,
     golden_error: float = 0.0,
     fails_above: float | None = None,
+    key: Path | None = None,
 ) -> Path:
     """Writes a linear autoencoder with random weights as the next version of a model.
 
@@ -34,6 +35,7 @@ def write_tiny(
         seed: Seed of the weights.
         golden_error: Added to the golden logits, for a bundle that a server must refuse.
         fails_above: Latent value above which the decoder graph raises an error; None for never.
+        key: Private key to sign the bundle with; None to leave it unsigned.
     """
     rng = np.random.default_rng(seed)
     pixels = int(np.prod(shape))
@@ -61,7 +63,9 @@ def write_tiny(
         "decoder.onnx": _decoder(weights, shape, dim, fails_above),
         "golden.npz": buffer.getvalue(),
     }
-    return write_bundle(model, files, lambda version: _manifest(model, version, files, shape, dim))
+    return write_bundle(
+        model, files, lambda version: _manifest(model, version, files, shape, dim), key=key
+    )
 
 
 def _encoder(weights: dict[str, Array], shape: tuple[int, int, int], dim: int) -> bytes:

@@ -1,6 +1,7 @@
 """Batches of training images: from memory or disk, and augmented by seed and step."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from training.batches import Batches, corrupted, flipped, shifted
 from training.data.datasets import Dataset, Split
 from training.data.rows import Rows
 from training.model.config import TrainConfig
+from training.parallel import Parallel
 
 pytest_plugins = ["tests.support.run_fixtures"]
 
@@ -41,6 +43,36 @@ def test_batches_from_disk_are_those_from_memory(few: Dataset, tmp_path: Path) -
         )
         assert torch.equal(images, others)
         assert torch.equal(labels, same)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_each_process_reads_its_slice_of_the_batch_alone(few: Dataset, world: int) -> None:
+    class Recorded(Rows):
+        def __getitem__(self, index: Any) -> Any:
+            read.append(index.tolist())
+            return super().__getitem__(index)
+
+    read: list[list[int]] = []
+    images = Recorded(few.train.images, np.arange(len(few.train.images)))
+    config = TrainConfig(augment=("flip", "shift"))
+    batches = Batches(Split(images, few.train.labels), config, CPU)
+    rows = torch.randperm(len(images))[:48]
+    whole = batches.read(rows, 3)
+    parts = [batches.read(rows, 3, Parallel(rank, world)) for rank in range(world)]
+    for one, together in zip(zip(*parts, strict=True), whole, strict=True):
+        assert torch.equal(torch.cat(one), together)
+    assert read == [rows.tolist(), *(part.tolist() for part in rows.chunk(world))]
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "mask"])
+def test_the_noise_of_slices_is_that_of_the_batch(kind: str) -> None:
+    images, middle = torch.rand(8, 3, 5, 7), torch.zeros(3, 1, 1)
+    config = TrainConfig(noise=0.3, noise_kind=kind)
+    whole, *parts = (
+        corrupted(each.slice(images), config, middle, torch.Generator().manual_seed(0), each)
+        for each in (Parallel(), Parallel(0, 2), Parallel(1, 2))
+    )
+    assert torch.equal(torch.cat(parts), whole)
 
 
 @pytest.mark.usefixtures("one_thread")

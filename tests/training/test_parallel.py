@@ -1,8 +1,10 @@
 """Data-parallel training: the numbers of one process, one that writes, failures of any."""
 
+import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +12,19 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.support import ROOT
+from tests.support.blobs import draw_blobs
 from tests.support.things import write_things
 from tests.support.tiny_runs import SMALL, assert_same, trainer_state
 from training.cli import main
 from training.errors import ConfigError
 from training.parallel import Parallel
 from training.run_folder import RunFolder
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
 
 pytest_plugins = ["tests.support.run_fixtures"]
 pytestmark = [
@@ -94,7 +101,8 @@ def test_only_the_leader_prints_and_writes(together: tuple[Path, Any]) -> None:
     lines = done.stderr.splitlines()
     assert len(lines) == len(set(lines)), done.stderr
     assert "Warning" not in done.stderr
-    assert any(line.startswith("training dense-gmm on 324 images") for line in lines)
+    (begun,) = (line for line in lines if line.startswith("training dense-gmm on 324 images of "))
+    assert " in 2 processes: 24 steps of 32 images" in begun
     # Only the leader has written: each step is logged once, and no temporary file is left.
     steps = [entry["step"] for entry in RunFolder(run).read_log()]
     assert steps == list(range(1, 37))
@@ -111,6 +119,23 @@ def killed(
     return run, torchrun(*command, CHECKPOINT_EVERY=5, KILL_AT=17, KILL_RANK=1)
 
 
+@pytest.fixture(scope="module")
+def resumed(killed: tuple[Path, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the killed run, for the commands to resume."""
+    return Path(shutil.copytree(killed[0], tmp_path_factory.mktemp("resumed") / "run"))
+
+
+def write_parquet(path: Path) -> Path:
+    """Writes 90 encoded pictures of blobs."""
+    files = []
+    for image in draw_blobs(90)[0]:
+        buffer = io.BytesIO()
+        Image.fromarray(image[0]).save(buffer, "PNG")
+        files.append(buffer.getvalue())
+    pq.write_table(pa.table({"image": files}), path)
+    return path
+
+
 class Outcome(NamedTuple):
     """Exit status and output of a command on one process."""
 
@@ -122,7 +147,7 @@ class Outcome(NamedTuple):
 @pytest.fixture(scope="module")
 def commands(
     together: tuple[Path, Any],
-    killed: tuple[Path, Any],
+    resumed: Path,
     blobs_data: tuple[str, str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, dict[str, list[Outcome]]]:
@@ -133,16 +158,21 @@ def commands(
         "batch": ["", *STEPS, *blobs_data, "--set", "batch_size=31", "--out", new],
         "device": ["", *STEPS, *blobs_data, "--device", "cuda", "--out", new],
         "key": ["", *STEPS, *blobs_data, "--set", "depth=3", "--out", new],
+        "budget-text": ["", *SMALL, *blobs_data, "--budget", "soon", "--out", new],
+        "dry": ["", *STEPS, *blobs_data, "--dry-run"],
         "there": ["", *STEPS, *blobs_data, "--out", there],
         "other": ["", *STEPS, *blobs_data, "--set", "beta=2", "--resume", "--out", there],
         "disk": ["fails-on-1", *STEPS, *blobs_data, "--out", new],
+        "data": ["differs-on-1", *STEPS, *blobs_data, "--out", new],
+        "parquet": ["", *SMALL, "--data", f"parquet:{write_parquet(folder / 'pictures.parquet')}",
+                    "--steps", "2", "--out", str(folder / "parquet")],
         "complete": ["", *STEPS, *blobs_data, "--resume", "--out", there],
-        "resume": ["", *STEPS, *blobs_data, "--resume", "--out", str(killed[0])],
+        "resume": ["", *STEPS, *blobs_data, "--resume", "--out", str(resumed)],
         "budget": ["", *SMALL, *blobs_data, "--budget", "1s", "--out",
                    str(folder / "budget")],
     }  # fmt: skip
     (folder / "commands").write_text(json.dumps(list(given.values())))
-    done = torchrun(COMMANDS=folder / "commands")
+    done = torchrun(COMMANDS=folder / "commands", LATENTSERVE_DATA_DIR=folder / "cache")
     assert done.returncode == 0, done.stderr
     answers = [json.loads((folder / f"commands.{rank}").read_text()) for rank in (0, 1)]
     return folder, {
@@ -162,13 +192,13 @@ def test_a_killed_process_ends_all_processes(killed: tuple[Path, Any]) -> None:
 
 
 def test_a_resumed_parallel_run_reaches_the_numbers_of_the_unbroken_run(
-    together: tuple[Path, Any], killed: tuple[Path, Any], commands: tuple[Path, Any]
+    together: tuple[Path, Any], resumed: Path, commands: tuple[Path, Any]
 ) -> None:
-    run = killed[0]
+    run = resumed
     leader, other = commands[1]["resume"]
     assert leader.status == 0, leader.err
     assert other == (0, "", "")
-    assert f"resuming {run} at step 15 of 36" in leader.err
+    assert f"resuming {run} at step 15 of 36 in 2 processes\n" in leader.err
     assert "note: " not in leader.err
     assert (run / "log.jsonl").read_text() == (together[0] / "log.jsonl").read_text()
     # With the window of gradient norms, which both processes have to share.
@@ -181,6 +211,8 @@ def test_a_resumed_parallel_run_reaches_the_numbers_of_the_unbroken_run(
         ("batch", 2, "batch_size: got 31, wanted a multiple of the 2 processes"),
         ("device", 2, "device: got 'cuda', wanted "),
         ("key", 2, "--set: got 'depth=3', wanted "),
+        ("budget-text", 2, "got 'soon'"),
+        ("dry", 2, "--dry-run: got 2 processes, wanted one"),
         ("there", 1, "there is a run here already"),
         ("other", 1, "the run here has other settings"),
     ],
@@ -193,7 +225,7 @@ def test_a_refused_command_ends_all_processes_and_the_leader_says_why(
     assert leader.err.startswith("latentserve train: ")
     assert text in leader.err
     assert leader.err.count("\n") == 1
-    assert other == (1, "", "")
+    assert other in ((1, "", ""), (status, "", ""))
     assert not (commands[0] / "new").exists()
 
 
@@ -201,6 +233,33 @@ def test_a_failure_on_one_process_is_printed_by_that_process(commands: tuple[Pat
     leader, other = commands[1]["disk"]
     assert leader == (1, "", "")
     assert other == (1, "", "latentserve train: the disk of process 1 is broken\n")
+
+
+def test_a_process_with_other_data_ends_all_processes(commands: tuple[Path, Any]) -> None:
+    leader, other = commands[1]["data"]
+    assert leader == (1, "", "")
+    assert (other.status, other.out) == (1, "")
+    assert other.err.startswith("latentserve train: idx:")
+    assert other.err.endswith(" is not the data that process 0 has\n")
+    assert not (commands[0] / "new").exists()
+
+
+def test_a_run_of_two_processes_is_resumed_by_one_with_a_note(
+    together: tuple[Path, Any],
+    killed: tuple[Path, Any],
+    blobs_data: tuple[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(killed[0], run)
+    assert main([*STEPS, *blobs_data, "--resume", "--out", str(run)]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    note = "note: processes was 2 and is 1: the numbers may differ from those of an unbroken run"
+    assert lines[:2] == [note, f"resuming {run} at step 15 of 36"]
+    two = weights(together[0])
+    for name, value in weights(run).items():
+        torch.testing.assert_close(value, two[name], rtol=1e-3, atol=1e-3)
 
 
 def test_a_complete_run_is_not_trained_again_by_several_processes(
@@ -220,6 +279,16 @@ def test_a_budget_becomes_the_same_number_of_steps_on_all_processes(
     run = RunFolder(commands[0] / "budget")
     assert run.complete
     assert run.read_config().steps > 5
+
+
+def test_the_processes_of_a_host_decode_pictures_once(commands: tuple[Path, Any]) -> None:
+    leader, other = commands[1]["parquet"]
+    assert leader.status == 0, leader.err
+    assert other == (0, "", "")
+    said = ("reading 90 images from", "90 images, decoded before", "waiting for another process")
+    assert any(text in leader.err for text in said), leader.err
+    (images,) = (commands[0] / "cache" / "decoded").glob("*/images")
+    assert images.stat().st_size == 90 * 8 * 8
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])

@@ -490,3 +490,22 @@ def test_a_frame_with_a_wrong_checksum_is_refused(tmp_path: Path) -> None:
     frame.write_bytes(content.replace(b"(4, 2)", b"(3, 2)"))
     with pytest.raises(CheckpointError, match="its checksum is wrong"):
         run.read_frames()
+
+
+def test_a_folder_in_use_is_refused_or_waited_for(tmp_path: Path) -> None:
+    def lock(patience: float) -> float:
+        began = time.monotonic()
+        with RunFolder(tmp_path / "run").locked(patience):
+            return time.monotonic() - began
+
+    with ThreadPoolExecutor(1) as pool:
+        with RunFolder(tmp_path / "run").locked():
+            for patience in (0.0, 0.3):
+                began = time.monotonic()
+                with pytest.raises(CheckpointError, match="another training is running here"):
+                    lock(patience)
+                assert time.monotonic() - began >= patience
+            waiting = pool.submit(lock, 60.0)
+            time.sleep(0.3)
+            assert not waiting.done()
+        assert 0.2 < waiting.result(10) < 10

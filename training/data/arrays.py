@@ -31,6 +31,7 @@ class ArraySource:
         sha256: SHA-256 of each source file, by name.
         groups: Groups of these images, int64 [n]; None if the source has none.
         problems: None: arrays are whole.
+        at_a_time: As in `PictureSource`: arrays are on disk or in memory.
     """
 
     spec: DataSpec
@@ -41,6 +42,7 @@ class ArraySource:
     sha256: dict[str, str]
     groups: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | None = None
     problems: Sequence[Problem] = ()
+    at_a_time: int | None = None
 
     @property
     def as_wanted(self) -> bool:

@@ -4,7 +4,7 @@ Images that take more than `training.data.decoding.IN_MEMORY` stay on disk and a
 they are indexed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from training.data.cache import decoded_pictures
 from training.data.checks import Progress, silent
 from training.data.decoding import Pictures, pictures_in_memory
 from training.data.download import Report, data_dir
+from training.data.fetched import fetched
 from training.data.folder import FolderSource
 from training.data.parquet import ParquetSource
 from training.data.rows import Images, Rows
@@ -79,7 +80,7 @@ def load_dataset(
     progress: Progress = silent,
     fetch: bool = True,
 ) -> Dataset:
-    """Loads a data set; a public one that is not cached is downloaded first.
+    """Loads a data set; what is not on disk is downloaded first.
 
     Args:
         spec: The data set, or a string for `DataSpec.parse`, such as `mnist`.
@@ -87,7 +88,7 @@ def load_dataset(
         report: Called with one line per download, and for the first files that are
             skipped.
         progress: Called while images are decoded, and files checked.
-        fetch: Whether the network may be used.
+        fetch: Whether a public data set may be downloaded.
 
     Raises:
         ConfigError: There is no data set of that name, or the images differ
@@ -99,6 +100,9 @@ def load_dataset(
         spec = DataSpec.parse(spec)
     if spec.kind == "folder":
         return _of_pictures(decoded_pictures(FolderSource(spec, report), root, report, progress))
+    if spec.urls:
+        files = fetched(spec, root, report, progress)
+        return replace(load_dataset(files, root, report, progress=progress), name=spec.source)
     if spec.kind == "parquet":
         return _of_pictures(decoded_pictures(ParquetSource(spec, report), root, report, progress))
     if spec.kind == "idx":

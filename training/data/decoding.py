@@ -91,7 +91,7 @@ def decode_into(
     report(f"reading {total} images from {spec.origin}")
     pixels = PixelFile(file, total, spec.origin)
     digest, usable, problems = hashlib.sha256(), [], list(source.problems)
-    for place, (item, result) in enumerate(decoded(source.items())):
+    for place, (item, result) in enumerate(decoded(source.items(), source.at_a_time)):
         if isinstance(result, Problem):
             problems.append(result)
         else:

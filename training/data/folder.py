@@ -1,4 +1,4 @@
-"""A folder of pictures as a source.
+"""A folder of pictures as a source, on disk or in object storage.
 
 Its subfolders are the classes; without subfolders there are no labels. The folder is
 walked to any depth and symbolic links are followed, except back into a folder that
@@ -9,8 +9,9 @@ ignored.
 import functools
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,36 +20,64 @@ from common.pictures import SUFFIXES
 from latentserve._files import reason
 from latentserve._walk import Listing, walk
 from training.data.download import Report
+from training.data.objects import list_objects
 from training.data.pictures import Contents, Item, decode_file
 from training.data.spec import DataSpec
 from training.data.splits import refuse_too_few, split_by_hash, split_key
 from training.errors import DataError, DataMissing
+
+# Requests to a store at a time: each waits for the network most of the time. S3's client has ten
+# connections by default.
+_REQUESTS = 32
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """What is in a folder.
+
+    Attributes:
+        listing: Its files.
+        states: Of each picture, its size in bytes and what changes with its content: its time, or
+            the stamp of the store.
+        read: Reads the file of a path.
+        at_a_time: Number of pictures to read at a time; None for one per CPU.
+    """
+
+    listing: Listing
+    states: list[tuple[int, int | str]]
+    read: Callable[[str], bytes]
+    at_a_time: int | None
 
 
 class FolderSource:
     """The pictures of a folder, sorted by path.
 
     Args:
-        spec: A `folder:PATH`.
+        spec: A `folder:PATH`, or the URL of a folder in object storage.
         report: Called with a line about files that are ignored.
 
     Attributes:
         spec: As above.
         problems: Broken links, and subfolders that cannot be listed.
+        at_a_time: As in `PictureSource`.
 
     Raises:
-        DataMissing: There is no such folder.
+        ConfigError: A package that the store needs is not installed.
+        DataMissing: There is no such folder, or the store cannot be reached.
         DataError: It cannot be listed, has no pictures, or only some are in subfolders.
     """
 
     def __init__(self, spec: DataSpec, report: Report):
         self.spec = spec
-        listing = _find(spec.path)
+        found = _in_store(spec.origin) if spec.urls else _on_disk(spec.path)
+        listing = found.listing
+        _refuse_none(spec.origin, listing)
         self.problems = listing.problems
+        self.at_a_time = found.at_a_time
         self._paths = listing.paths
-        self._labelled = _labelled(spec.path, listing.paths)
-        # A stat of each file takes a few microseconds, reading it much longer.
-        self._states = [_state(spec.path / path) for path in listing.paths]
+        self._states = found.states
+        self._read = found.read
+        self._labelled = _labelled(spec.origin, listing.paths)
         if listing.others:
             report(f"ignored {listing.describe_ignored()}")
 
@@ -67,7 +96,7 @@ class FolderSource:
     def items(self) -> Iterator[Item]:
         """The pictures in order of their paths."""
         for path, (size, _) in zip(self._paths, self._states, strict=True):
-            read = (self.spec.path / path).read_bytes
+            read = functools.partial(self._read, path)
             yield Item(path, size, functools.partial(decode_file, self.spec, read))
 
     def contents(self, usable: Sequence[int], digest: str) -> Contents:
@@ -79,7 +108,7 @@ class FolderSource:
         refuse_too_few(self.spec.origin, len(usable))
         paths = [self._paths[index] for index in usable]
         labels, names = self._classes(paths)
-        folder = self.spec.path
+        folder = self.spec.origin
         for name in names:
             try:
                 name.encode()
@@ -92,7 +121,7 @@ class FolderSource:
             digest = hashlib.sha256(f"@ {digest}".encode()).hexdigest()
         if len(splits[0]) != len(split_by_hash(paths)[0]):
             digest = hashlib.sha256(f"/ {digest}".encode()).hexdigest()
-        return Contents(labels, splits, names, {folder.name or str(folder): digest})
+        return Contents(labels, splits, names, {PurePosixPath(folder).name or folder: digest})
 
     def _classes(self, paths: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         """Class of each picture, int64 [N], and the names of the classes."""
@@ -104,12 +133,12 @@ class FolderSource:
         return np.array([index_of[name] for name in classes], np.int64), names
 
 
-def _find(folder: Path) -> Listing:
-    """Lists the files below a folder, sorted by path.
+def _on_disk(folder: Path) -> _Folder:
+    """Lists the pictures below a folder, sorted by path.
 
     Raises:
         DataMissing: There is no such folder.
-        DataError: The folder cannot be listed, or has no files named like pictures.
+        DataError: The folder cannot be listed.
     """
     try:
         listing = walk(folder, SUFFIXES)
@@ -117,16 +146,38 @@ def _find(folder: Path) -> Listing:
         raise DataMissing(f"{folder}: there is no such folder") from error
     except OSError as error:
         raise DataError(f"{folder}: {reason(error)}") from error
+    # A stat of each file takes a few microseconds, reading it much longer.
+    states: list[tuple[int, int | str]] = [_state(folder / path) for path in listing.paths]
+    return _Folder(listing, states, lambda path: (folder / path).read_bytes(), None)
+
+
+def _in_store(url: str) -> _Folder:
+    """Lists the pictures below a URL, sorted by name.
+
+    Raises:
+        ConfigError: A package that the store needs is not installed.
+        DataMissing: There are no objects, or the store cannot be reached.
+    """
+    objects = list_objects(url, SUFFIXES)
+    states: list[tuple[int, int | str]] = [(found.size, found.stamp) for found in objects.entries]
+    return _Folder(objects.listing, states, objects.read, _REQUESTS)
+
+
+def _refuse_none(origin: str, listing: Listing) -> None:
+    """Refuses a folder that has no files named like pictures.
+
+    Raises:
+        DataError: There are none.
+    """
     if not listing.paths and not listing.problems:
         others = listing.describe_ignored()
         raise DataError(
-            f"{folder}: no images, wanted files named {', '.join(sorted(SUFFIXES))}"
+            f"{origin}: no images, wanted files named {', '.join(sorted(SUFFIXES))}"
             + (f"; there are {others}" if others else "")
         )
-    return listing
 
 
-def _labelled(folder: Path, paths: Sequence[str]) -> bool:
+def _labelled(folder: str, paths: Sequence[str]) -> bool:
     """Whether the pictures are in subfolders, which are their classes.
 
     Raises:

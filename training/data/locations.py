@@ -1,9 +1,11 @@
-"""The source of a data set as text: its kind, and the paths after the colon."""
+"""The source of a data set as text: its kind, and the paths or URLs after the colon."""
 
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from latentserve._store import is_url, without_secrets
 from training.data.sources import SOURCES
 from training.errors import ConfigError
 
@@ -20,11 +22,20 @@ FORMS = f"{', '.join(_FORMS[:-1])} or {_FORMS[-1]}"
 _LISTS = ("idx", "npy")
 
 
+def locations_of(source: str) -> tuple[str, ...]:
+    """The paths and URLs of a source as texts; empty where one of a list is."""
+    kind, _, rest = source.partition(":")
+    return tuple(rest.split(",")) if kind in _LISTS else (rest,)
+
+
 def paths_of(source: str) -> tuple[Path | None, ...]:
     """The paths of a source; None where one of a list is empty."""
-    kind, _, rest = source.partition(":")
-    parts = rest.split(",") if kind in _LISTS else [rest]
-    return tuple(Path(part) if part else None for part in parts)
+    return tuple(Path(part) if part else None for part in locations_of(source))
+
+
+def urls_of(source: str) -> tuple[str, ...]:
+    """The URLs of a source, without its paths; none of a public data set."""
+    return tuple(filter(is_url, locations_of(source))) if ":" in source else ()
 
 
 def with_names(source: str) -> str:
@@ -36,16 +47,21 @@ def with_names(source: str) -> str:
 
 
 def absolute_source(source: str) -> str:
-    """Makes the paths of a source absolute; others are returned as they are."""
+    """Makes the paths of a source absolute; other sources are returned as they are.
+
+    URLs lose the slash at their end, so that one data set has one name.
+    """
     kind, colon, rest = source.partition(":")
     if not colon or not rest or kind not in KINDS:
         return source
-    parts = rest.split(",") if kind in _LISTS else [rest]
-    return f"{kind}:" + ",".join(part and _absolute(part) for part in parts)
+    return f"{kind}:" + ",".join(
+        part.rstrip("/") if is_url(part) else part and _absolute(part)
+        for part in locations_of(source)
+    )
 
 
 def check_source(source: str) -> None:
-    """Checks a source, whose paths have to be absolute.
+    """Checks a source, whose paths have to be absolute and whose URLs without secrets.
 
     Raises:
         ConfigError: There is no such source, or its paths have another form.
@@ -57,7 +73,15 @@ def check_source(source: str) -> None:
     if kind in _LISTS:
         _check_files(source, kind, files)
     for file in filter(None, files):
-        if not Path(file).is_absolute():
+        if is_url(file):
+            # It is written into the run's config, the report and the model's manifest.
+            parts = urlsplit(file)
+            if parts.password or parts.query or parts.fragment:
+                raise ConfigError(
+                    f"data: got the URL {without_secrets(file)} with a password, a query or a "
+                    "fragment, wanted one without: credentials come from the store's own settings"
+                )
+        elif not Path(file).is_absolute():
             raise ConfigError(f"data: got the path {file!r}, wanted an absolute one")
         # The path is written into JSON files, which are UTF-8.
         if "\0" in file or not _is_unicode(file):

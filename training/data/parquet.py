@@ -63,12 +63,15 @@ class ParquetSource:
     Attributes:
         spec: As above.
         problems: Broken links, and subfolders that cannot be listed.
+        at_a_time: As in `PictureSource`: files are on disk.
 
     Raises:
         DataMissing: There is no such file or folder.
         DataError: A file is damaged, or has no such columns, or labels are missing.
         ConfigError: pyarrow is not installed.
     """
+
+    at_a_time = None
 
     def __init__(self, spec: DataSpec, report: Report):
         self.spec = spec

@@ -73,12 +73,17 @@ class PictureSource(Protocol):
         """Files that are known to be unusable before any is decoded."""
         ...
 
+    @property
+    def at_a_time(self) -> int | None:
+        """Number of pictures to read at a time, where that waits for a network; else None."""
+        ...
+
     def __len__(self) -> int:
         """Number of pictures, usable or not."""
         ...
 
     def state(self) -> str:
-        """A hash of the files' paths, sizes and times, which changes when a file does."""
+        """A hash of the files' paths, sizes, and times or stamps; changes when a file does."""
         ...
 
     def items(self) -> Iterator[Item]:
@@ -110,17 +115,24 @@ def decode_file(spec: DataSpec, read: Callable[[], bytes]) -> Decoded:
     return pixels, hashlib.sha256(raw).hexdigest()
 
 
-def decoded(items: Iterable[Item]) -> Iterator[tuple[Item, Decoded | Problem]]:
-    """Decodes pictures with a thread for each CPU; yields them in order.
+def decoded(
+    items: Iterable[Item], at_a_time: int | None = None
+) -> Iterator[tuple[Item, Decoded | Problem]]:
+    """Decodes pictures in parallel; yields them in order.
 
     Only a few tasks are in flight at a time, so that memory does not fill with pictures that
     are decoded faster than they are used.
+
+    Args:
+        items: The pictures.
+        at_a_time: Number of pictures to read at a time; None for a thread for each CPU, each of
+            which takes several small pictures.
     """
-    threads = usable_cpus()
+    threads = at_a_time or usable_cpus()
     waiting: deque[tuple[list[Item], Future[list[Decoded | Problem]]]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     try:
-        for task in _tasks(items):
+        for task in _tasks(items, 1 if at_a_time else _TASK_PICTURES):
             waiting.append((task, pool.submit(_load_all, task)))
             if len(waiting) > 2 * threads:
                 done, results = waiting.popleft()
@@ -132,13 +144,13 @@ def decoded(items: Iterable[Item]) -> Iterator[tuple[Item, Decoded | Problem]]:
         pool.shutdown(cancel_futures=True)
 
 
-def _tasks(items: Iterable[Item]) -> Iterator[list[Item]]:
+def _tasks(items: Iterable[Item], most: int) -> Iterator[list[Item]]:
     task: list[Item] = []
     size = 0
     for item in items:
         task.append(item)
         size += item.size
-        if len(task) == _TASK_PICTURES or size >= _TASK_BYTES:
+        if len(task) == most or size >= _TASK_BYTES:
             yield task
             task, size = [], 0
     if task:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from common.pictures import WHITE, Fit, colour
-from training.data.locations import absolute_source, check_source, paths_of
+from training.data.locations import absolute_source, check_source, paths_of, urls_of
 from training.errors import ConfigError
 
 BadFiles = Literal["skip", "refuse"]
@@ -26,8 +26,9 @@ class DataSpec:
         source: `mnist`, `fashion-mnist`, `folder:PATH`, `parquet:PATH`, `npy:IMAGES`,
             `npy:IMAGES,LABELS`, `npy:IMAGES,LABELS,GROUPS`, `idx:IMAGES`, `idx:IMAGES,LABELS` or
             `idx:TRAIN_IMAGES,TRAIN_LABELS,TEST_IMAGES,TEST_LABELS`. In the last form,
-            TRAIN_LABELS and TEST_LABELS may both be empty. Paths are absolute; paths of
-            IDX and npy files contain no comma.
+            TRAIN_LABELS and TEST_LABELS may both be empty. Paths are absolute, or URLs of
+            object storage such as s3://bucket/photos; those of IDX and npy files contain no
+            comma.
         image_size: Height and width that images are resized to, in pixels; None for no
             resizing.
         channels: 1 for grey, 3 for RGB; None for the channels of the source. A folder
@@ -124,8 +125,14 @@ class DataSpec:
 
     @property
     def origin(self) -> str:
-        """What messages call the source: its path, if it has one."""
-        return str(self.path) if self.kind in ("folder", "parquet") else self.source
+        """What messages call the source: its path or URL, if it has one."""
+        one = self.kind in ("folder", "parquet")
+        return self.source.partition(":")[2] if one else self.source
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Those of its paths that are URLs of object storage."""
+        return urls_of(self.source)
 
     @property
     def files(self) -> tuple[Path | None, ...]:

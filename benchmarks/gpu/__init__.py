@@ -1,0 +1,1 @@
+"""What is promised on a GPU, measured on one: `benchmarks/gpu.sh`."""
