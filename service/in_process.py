@@ -90,7 +90,7 @@ class InProcess:
         return client
 
     def _settings(self) -> Settings:
-        options: dict[str, Any] = {"models": Path(self.models)} if self.models else {}
+        options: dict[str, Any] = {"models": self.models} if self.models else {}
         if self.model and self.version:
             options["versions"] = f"latest,{self.model}={self.version}"
         settings = Settings(
@@ -106,9 +106,10 @@ class InProcess:
             "max_queue_bytes": settings.queue_bytes,
             "max_compute_bytes": settings.compute_bytes,
         }
-        if self.model and (settings.models / self.model).is_dir():
+        folder = settings.models
+        if self.model and isinstance(folder, Path) and (folder / self.model).is_dir():
             # Others would take time and memory.
-            resolved["models"] = settings.models / self.model
+            resolved["models"] = folder / self.model
         return settings.model_copy(update=resolved)
 
 
@@ -132,7 +133,7 @@ class _Engine:
         self.device = str(device)
         self.token = secrets.token_hex(32)
         repository = Repository(
-            settings.models,
+            parts.source(settings, lambda: False),
             functools.partial(parts.model, settings, device),
             settings.default_model,
             settings.versions,

@@ -29,6 +29,7 @@ from latentserve._cli.interrupt import Interrupt
 from latentserve._cli.labels import add_label, index_of
 from latentserve._cli.progress import ProgressBar
 from latentserve._files import reason
+from latentserve._store import is_url, without_secrets
 
 if TYPE_CHECKING:
     from latentserve.client import Client
@@ -201,7 +202,7 @@ def _job(
         "itself (only in a checkout or an image)",
     )
     parser.add_argument(
-        "--models", type=Path, metavar="FOLDER", help="folder of models for --in-process"
+        "--models", metavar="FOLDER", help="folder of models for --in-process, or its URL"
     )
     parser.add_argument(
         "--device",
@@ -303,7 +304,7 @@ def _with_progress(
 
         bar, latest = ProgressBar(), _Latest()
         interrupt = Interrupt(patience=_PATIENCE_SECONDS)
-        to = printable(str(options.to))
+        to = printable(without_secrets(options.to))
 
         def progress(now: "Progress") -> None:
             latest.progress = now
@@ -371,12 +372,17 @@ def _client(options: argparse.Namespace) -> "Client":
 
 def _in_process(options: argparse.Namespace, **more: Any) -> Any:
     return app.in_process(
-        models="" if options.models is None else str(options.models.absolute()),
+        models=_absolute(options.models or ""),
         model=options.model,
         version=options.model_version,
         timeout=options.timeout,
         **{"device": options.device or "cpu", **more},
     )
+
+
+def _absolute(models: str) -> str:
+    """A folder of models as a worker in another working folder finds it."""
+    return str(Path(models).absolute()) if models and not is_url(models) else models
 
 
 def _runner(options: argparse.Namespace, client: Any) -> "RayRunner | None":

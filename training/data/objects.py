@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from latentserve._files import reason
 from latentserve._store import Entry, MissingStore, Store, StoreError
-from latentserve._walk import Listing
+from latentserve._walk import Listing, listing_of
 from training.errors import ConfigError, DataError, DataMissing
 
 
@@ -71,21 +71,12 @@ def list_objects(url: str, suffixes: Container[str]) -> Objects:
     """
     with opening(url) as store:
         found = store.entries()
-    listing, entries = Listing(), []
-    for entry in found:
-        # Some tools make an object named like a folder, with a slash.
-        if entry.name.endswith("/") or _is_hidden(entry.name):
-            continue
-        suffix = PurePosixPath(entry.name or url).suffix.lower()
-        if suffix in suffixes:
-            entries.append(entry)
-            listing.paths.append(entry.name)
-        else:
-            listing.others[ascii(suffix)[1:-1] or "without a suffix"] += 1
     if not found:
         raise DataMissing(f"{store.url}: there are no objects")
-    return Objects(store, listing, entries)
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
+    if [entry.name for entry in found] == [""]:  # the URL is that of an object
+        listing = listing_of([PurePosixPath(url).name], suffixes)
+        listing.paths = [""] if listing.paths else []
+    else:
+        listing = listing_of((entry.name for entry in found), suffixes)
+    entries = {entry.name: entry for entry in found}
+    return Objects(store, listing, [entries[name] for name in listing.paths])
