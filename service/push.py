@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bundle import MANIFEST, BundleError, open_bundle, parse_manifest
+from bundle import MANIFEST, BundleError, open_bundle, parse_manifest, verify_bundle
 from latentserve._cli.common import HelpFormatter
 from latentserve._files import reason
 from latentserve._store import MissingStore, Store, StoreError, is_url
@@ -35,7 +35,8 @@ def main(arguments: Sequence[str]) -> int:
         )
         return 2
     try:
-        print(push(options.bundle, Store(options.url), take_over=options.take_over))
+        store = Store(options.url)
+        print(push(options.bundle, store, trust=options.trust, take_over=options.take_over))
     except (BundleError, MissingStore, Refused, StoreError) as error:
         print(f"latentserve push: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
@@ -60,6 +61,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder <name>/<version>")
     parser.add_argument("url", metavar="URL", help="URL of the folder of models in the store")
     parser.add_argument(
+        "--trust",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="public key (PEM) of those who may sign: upload the bundle only if one of them has "
+        "signed it; several by repeating the option",
+    )
+    parser.add_argument(
         "--take-over",
         action="store_true",
         help="go on where an unfinished upload of this version had other contents; only once none "
@@ -68,12 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def push(bundle: Path, store: Store, *, take_over: bool = False) -> str:
+def push(bundle: Path, store: Store, *, trust: Sequence[Path] = (), take_over: bool = False) -> str:
     """Uploads a bundle.
 
     Args:
         bundle: Its folder, `<name>/<version>`.
         store: The folder of models.
+        trust: Public keys, of which one has to have signed the bundle; none for no signature.
         take_over: Whether an unfinished upload of other contents is overwritten.
 
     Returns:
@@ -81,12 +92,16 @@ def push(bundle: Path, store: Store, *, take_over: bool = False) -> str:
 
     Raises:
         BundleError: It is damaged, or its folders have other names than its manifest says.
+        SignatureError: None of the keys in `trust` has signed it, or it is not what was signed.
         Refused: The version is there with other contents, or another upload of it has begun.
         StoreError: The store cannot be reached, or refuses.
         OSError: A file cannot be read.
     """
     manifest = (bundle / MANIFEST).read_bytes()
-    stated = open_bundle(bundle).manifest
+    opened = open_bundle(bundle)
+    if trust:
+        verify_bundle(opened, trust)
+    stated = opened.manifest
     folder = f"{stated.name}/{stated.version}"
     refs = [*stated.graphs.values(), stated.golden, stated.latent_map]
     digests = {ref.file: ref.sha256 for ref in refs if ref is not None}

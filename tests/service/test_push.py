@@ -9,6 +9,7 @@ from bundle import MANIFEST, open_bundle
 from latentserve._store import Store
 from service.push import Refused, push
 from tests.support.in_process import run_cli
+from tests.support.keys import flip_byte, write_keys
 from tests.support.stores import s3, s3_process
 from tests.support.tiny import write_tiny
 
@@ -52,6 +53,30 @@ def test_a_signature_that_was_made_later_is_added(bundle, url):
     found = contents(Store(url))
     assert found["one/1/model.sig"] == b"signed"
     assert found["one/1/README.md"] == b"# One\n"
+
+
+def test_only_what_a_trusted_key_has_signed_is_uploaded(url, tmp_path):
+    ours, theirs = write_keys(tmp_path, "ours"), write_keys(tmp_path, "theirs")
+    trust = ("--trust", str(ours.public))
+    first, second = (
+        write_tiny(tmp_path / "local" / "one", seed=seed, key=ours.private) for seed in (1, 2)
+    )
+    foreign = write_tiny(tmp_path / "local" / "two", seed=1, key=theirs.private)
+    unsigned = write_tiny(tmp_path / "local" / "three", seed=1)
+    done = run_cli("push", first, url, *trust)
+    assert (done.returncode, done.stderr) == (0, "")
+    for path in (first, second):
+        shutil.copytree(path, tmp_path / "other" / "one" / path.name)
+    swapped, changed = (tmp_path / "other" / "one" / path.name for path in (second, first))
+    shutil.copy(first / "model.sig", swapped / "model.sig")
+    flip_byte(changed / "decoder.onnx", -1)
+    before = contents(Store(url))
+    for path in (foreign, unsigned, swapped, changed):
+        done = run_cli("push", path, url, *trust)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"latentserve push: {path}")
+        assert len(done.stderr.splitlines()) == 1
+    assert contents(Store(url)) == before
 
 
 def test_a_version_is_never_changed(bundle, url, tmp_path):
