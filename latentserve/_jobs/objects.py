@@ -17,10 +17,11 @@ import os
 import re
 import socket
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from latentserve._jobs.files import Written
 from latentserve._jobs.folder import (
@@ -34,6 +35,11 @@ from latentserve._jobs.folder import (
     sha256_of,
 )
 from latentserve._store import Entry, Store, StoreError
+
+# Requests to the store at a time: each waits for the network most of the time.
+_AT_A_TIME = 16
+
+T = TypeVar("T")
 
 _LINE = re.compile(r"cursor/\d+\.jsonl")
 _OWNER = re.compile(r"\.owner-(\d+)")
@@ -70,6 +76,9 @@ class JobObjects:
         self.lost: list[str] = []
         self._store = store
         self._owner = ""
+        # The lines that are objects, and whether the cursor has all of them.
+        self._lines: set[str] = set()
+        self._is_joined = False
         found = {entry.name: entry for entry in store.entries()}
         self.manifest = self._read_manifest(found)
         if single_writer:
@@ -122,8 +131,8 @@ class JobObjects:
         found = {entry.name: entry for entry in self._store.entries()}
         lines = sorted(name for name in found if _LINE.fullmatch(name))
         names = [CURSOR] if CURSOR in found else []
-        for name in [*names, *lines]:
-            for shard in read_cursor(self._store.read(name).decode("utf-8")):
+        for content in self._each(self._store.read, [*names, *lines]):
+            for shard in read_cursor(content.decode("utf-8")):
                 self.complete[shard.shard] = shard
         for shard in list(self.complete.values()):
             damaged = [
@@ -139,6 +148,7 @@ class JobObjects:
             # Each complete shard gets a line of its own before the whole cursor goes.
             for shard in self.complete.values():
                 self._store.put(_line_name(shard.shard), shard.line().encode("utf-8"))
+                self._lines.add(_line_name(shard.shard))
             self._store.delete(CURSOR)
         # Lines first: none may name files that are gone.
         for name in sorted(found, key=lambda name: not _LINE.fullmatch(name)):
@@ -146,6 +156,8 @@ class JobObjects:
                 _LINE.fullmatch(name) or is_shard(name) or _LEFTOVER.fullmatch(name)
             ):
                 self._store.delete(name)
+        self._lines |= kept.intersection(lines)
+        self._is_joined = bool(names) and not self.lost
 
     def add(self, shard: CompleteShard, attempt: str) -> None:
         """Records a shard, whose files have been put under their names by any attempt.
@@ -169,6 +181,8 @@ class JobObjects:
             raise JobError(self._taken_over())
         self.complete[shard.shard] = shard
         self.rows += shard.rows
+        self._lines.add(name)
+        self._is_joined = False
 
     def discard(self, files: Sequence[Written], attempt: str) -> None:
         """Does nothing: the files of another attempt have the same names and the same bytes."""
@@ -179,10 +193,17 @@ class JobObjects:
         if json.loads(self._store.read(MANIFEST)) != self.manifest:
             raise JobError(self._taken_over())
         self.complete = dict(sorted(self.complete.items()))
-        lines = "".join(shard.line() for shard in self.complete.values())
-        self._store.put(CURSOR, lines.encode("utf-8"))
-        for number in self.complete:
-            self._store.delete(_line_name(number))
+        if not self._is_joined:
+            lines = "".join(shard.line() for shard in self.complete.values())
+            self._store.put(CURSOR, lines.encode("utf-8"))
+            self._is_joined = True
+        list(self._each(self._store.delete, sorted(self._lines)))
+        self._lines.clear()
+
+    def _each(self, act: Callable[[str], T], names: Sequence[str]) -> Iterator[T]:
+        """Acts on objects, several at a time: there is one for each shard."""
+        with ThreadPoolExecutor(_AT_A_TIME, "objects") as pool:
+            yield from pool.map(act, names)
 
     def _take(self, found: dict[str, Entry]) -> None:
         """Makes this process the owner."""
