@@ -147,6 +147,9 @@ _CLASSES: dict[grpc.StatusCode, type[ServerError]] = {
 def from_rpc_error(error: grpc.RpcError, target: str) -> ServerError:
     """Converts an error of gRPC to a ServerError, with the details that the server sent.
 
+    Raise it after the `except` block: gRPC's error as its cause or context cannot be pickled, and
+    what Dask has done to all exceptions of a process pickles these too.
+
     Args:
         error: Error of a stub or a stream, blocking or asynchronous.
         target: Address of the server, named in the message if it could not be reached.

@@ -988,10 +988,11 @@ class AsyncClient:
         except TimeoutError:
             raise too_slow(seconds) from None
         except grpc.RpcError as error:
-            raise from_rpc_error(error, self.target) from error
+            failed = from_rpc_error(error, self.target)
         except asyncio.CancelledError:
             self._raise_if_closed()
             raise
+        raise failed
 
     async def _call(self, call: UnaryCall, seconds: float, deadline: float | None = None) -> Any:
         """Makes a unary call, with retries.
@@ -1058,10 +1059,11 @@ class AsyncClient:
             call = self._next_rpcs()[rpc](request, timeout=seconds, metadata=metadata)
             return await call
         except grpc.RpcError as error:
-            raise from_rpc_error(error, self.target) from error
+            failed = from_rpc_error(error, self.target)
         except asyncio.CancelledError:
             self._raise_if_closed()
             raise
+        raise failed
 
     def _raise_if_closed(self) -> None:
         """Raises the error of a call that ended because the client was closed.

@@ -939,7 +939,8 @@ class Client:
         try:
             return next(self._rpcs)[rpc](request, timeout=seconds, metadata=metadata)
         except grpc.RpcError as error:
-            raise from_rpc_error(error, self.target) from error
+            failed = from_rpc_error(error, self.target)
+        raise failed
 
     def _seconds(self, timeout: float | None) -> float:
         return self._timeout if timeout is None else scalars.seconds(timeout)

@@ -67,11 +67,11 @@ class ThreadedStream:
         except StopIteration:
             raise ended_early(self._target) from None
         except grpc.RpcError as error:
-            if self._expired:
-                raise too_slow(self._seconds) from error
-            raise from_rpc_error(error, self._target) from error
+            slow = self._expired
+            failed = too_slow(self._seconds) if slow else from_rpc_error(error, self._target)
         finally:
             self._waiting_since = None
+        raise failed
 
     def close(self) -> None:
         """Cancels the stream, unless it has ended, and stops its threads."""

@@ -127,6 +127,8 @@ def test_a_server_error_can_be_pickled(client):
     assert copy.__dict__ == caught.value.__dict__
     assert (copy.code, copy.index) == (grpc.StatusCode.INVALID_ARGUMENT, 0)
     assert copy.violations[0].field == "images.encoded.files[0]"
+    # Some pickle these as well, such as Dask.
+    assert (caught.value.__cause__, caught.value.__context__) == (None, None)
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_a_part_that_takes_too_long_is_stopped_with_its_servers(tmp_path, monkey
     # Children have it too, whoever their parent is in the end.
     monkeypatch.setenv("STARTED_BY", str(tmp_path))
     began = time.monotonic()
-    outcome = run("sampling", Setting(Device("cpu"), quick=True, work=tmp_path), 6.0)
+    outcome = run("serving", Setting(Device("cpu"), quick=True, work=tmp_path), 6.0)
     assert outcome.error == "stopped after 6 s"
     assert not outcome.passed
     assert time.monotonic() - began < 40

@@ -34,7 +34,9 @@ def object_storage() -> Iterator[ObjectStorage]:
 def s3(object_storage: ObjectStorage) -> str:
     """URL of a new bucket, s3://NAME."""
     import boto3
+    import s3fs
 
+    s3fs.S3FileSystem.clear_instance_cache()  # an instance keeps the address of another server
     name = f"bucket-{secrets.token_hex(4)}"
     boto3.client("s3", endpoint_url=object_storage.url).create_bucket(Bucket=name)
     return f"s3://{name}"

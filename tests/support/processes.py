@@ -1,7 +1,9 @@
 """Commands and servers as child processes, started as an operator starts them."""
 
+import contextlib
 import functools
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -41,6 +43,19 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def lasting_port() -> int:
+    """A port of 127.0.0.1 that nobody has, and that no connection gets meanwhile.
+
+    For servers that are stopped and started again on the same port: it is below those that the
+    system gives to connections.
+    """
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 #: Arguments with which a server's default model is the shipped one of digits.

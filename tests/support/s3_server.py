@@ -1,5 +1,7 @@
 """A server of S3's protocol, moto's, on a port of this host."""
 
+from tests.support.processes import lasting_port
+
 
 class ObjectStorage:
     """A server of S3's protocol, whose objects stay where they are while it is stopped.
@@ -11,7 +13,7 @@ class ObjectStorage:
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str]] = []
-        self._port = 0
+        self._port = lasting_port()
         self.start()
 
     def start(self) -> None:

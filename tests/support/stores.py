@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from tests.support.processes import free_port
+from tests.support.processes import free_port, lasting_port
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 _SECONDS = 30.0
@@ -33,7 +33,7 @@ class S3:
     """
 
     def __init__(self) -> None:
-        self._port = free_port()
+        self._port = lasting_port()
         self.url = "s3://bucket/models"
         self.env = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._port}",
