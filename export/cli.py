@@ -38,7 +38,7 @@ def main_export(arguments: list[str]) -> int:
         "schema is written again as today's, with the same graphs.",
         epilog="examples:\n  latentserve export runs/dense --to models/mnist\n"
         "  latentserve export runs/dense --to models/mnist-int8 --decoder int8\n"
-        "  latentserve export models/mnist/1 --to models/mnist",
+        "  latentserve export models/mnist/2 --to models/mnist",
         formatter_class=HelpFormatter,
     )
     parser.add_argument(

@@ -291,6 +291,8 @@ class Store:
             return self.create(name, b"1") and not self.create(name, b"2")
         except NotImplementedError:
             return False
+        except StoreError as error:
+            raise StoreError(str(error).replace(f"/{name}", "")) from error
         finally:
             with contextlib.suppress(OSError, NotImplementedError):
                 self.delete(name)

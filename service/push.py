@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Upload a bundle to a folder of models in a store. Its manifest is uploaded "
         "last: servers see the whole version or none. The same command completes an upload that "
         "was interrupted. A version that is there is never changed.",
-        epilog="example:\n  latentserve push models/mnist/1 s3://bucket/models",
+        epilog="example:\n  latentserve push models/mnist/2 s3://bucket/models",
         formatter_class=HelpFormatter,
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder <name>/<version>")
