@@ -96,7 +96,7 @@ def _name(count: int) -> str:
 
 
 def _run(connection: jobs.Connection, rows: int, shard_rows: int, count: int) -> Run:
-    """Runs the job by a Ray of so many CPUs; without Ray for 0."""
+    """Runs the job on a Ray with `count` CPUs; without Ray if that is 0."""
     with tempfile.TemporaryDirectory() as folder, connection.client() as client:
         if not count:
             return Run(_seconds(client, rows, shard_rows, folder, None), 0.0, _digest(folder))

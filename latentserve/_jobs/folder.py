@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -231,20 +231,9 @@ class JobFolder:
     def _read_manifest(self) -> dict[str, Any] | None:
         path = self.path / MANIFEST
         if not path.exists():
-            foreign = sorted(self._foreign())
-            if foreign:
-                raise JobError(
-                    f"{self.path}: got a folder with {foreign[0]} and no {MANIFEST}, "
-                    "wanted an empty or a new one"
-                )
+            refuse_foreign(self.path, self._foreign())
             return None
-        try:
-            manifest = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise JobError(f"{path}: cannot be read: {error}") from error
-        if not isinstance(manifest, dict):
-            raise JobError(f"{path}: not the manifest of a job, wanted a JSON object")
-        return manifest
+        return parsed_manifest(path.read_bytes(), path)
 
     def _foreign(self) -> Iterator[str]:
         """Yields the names of files that are not leftovers of a job without a manifest.
@@ -269,6 +258,42 @@ def read_cursor(text: str) -> Iterator[CompleteShard]:
         with contextlib.suppress(ValueError, TypeError, KeyError):
             if line.endswith("\n"):
                 yield CompleteShard.read(line)
+
+
+def refuse_foreign(folder: Path | str, names: Iterable[str]) -> None:
+    """Refuses a folder without a manifest that is not empty.
+
+    Args:
+        folder: The folder, for the message.
+        names: Names of its files that no job leaves behind.
+
+    Raises:
+        JobError: There are some.
+    """
+    if foreign := sorted(names):
+        raise JobError(
+            f"{folder}: got a folder with {foreign[0]} and no {MANIFEST}, "
+            "wanted an empty or a new one"
+        )
+
+
+def parsed_manifest(content: bytes, where: Path | str) -> dict[str, Any]:
+    """Parses the manifest of a job.
+
+    Args:
+        content: Content of the file.
+        where: Its path or URL, for messages.
+
+    Raises:
+        JobError: It is not a JSON object.
+    """
+    try:
+        manifest = json.loads(content)
+    except ValueError as error:
+        raise JobError(f"{where}: cannot be read: {error}") from error
+    if not isinstance(manifest, dict):
+        raise JobError(f"{where}: not the manifest of a job, wanted a JSON object")
+    return manifest
 
 
 def json_bytes(value: dict[str, Any]) -> bytes:

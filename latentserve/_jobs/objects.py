@@ -31,7 +31,9 @@ from latentserve._jobs.folder import (
     CompleteShard,
     JobError,
     json_bytes,
+    parsed_manifest,
     read_cursor,
+    refuse_foreign,
     sha256_of,
 )
 from latentserve._store import Entry, Store, StoreError
@@ -248,27 +250,16 @@ class JobObjects:
     def _read_manifest(self, found: dict[str, Entry]) -> dict[str, Any] | None:
         if MANIFEST not in found:
             known = (ROWS, CURSOR)
-            foreign = sorted(
+            foreign = (
                 name
                 for name in found
                 if name not in known
                 and not _OWNER.fullmatch(name)
                 and not _LEFTOVER.fullmatch(name)
             )
-            if foreign:
-                raise JobError(
-                    f"{self.path}: got a folder with {foreign[0]} and no {MANIFEST}, "
-                    "wanted an empty or a new one"
-                )
+            refuse_foreign(self.path, foreign)
             return None
-        where = self._store.where(MANIFEST)
-        try:
-            manifest = json.loads(self._store.read(MANIFEST))
-        except ValueError as error:
-            raise JobError(f"{where}: cannot be read: {error}") from error
-        if not isinstance(manifest, dict):
-            raise JobError(f"{where}: not the manifest of a job, wanted a JSON object")
-        return manifest
+        return parsed_manifest(self._store.read(MANIFEST), self._store.where(MANIFEST))
 
     def _is_intact(self, file: Written, found: dict[str, Entry], verify: bool) -> bool:
         entry = found.get(file.name)
