@@ -4,12 +4,12 @@ A mixture with full covariances and a flow have more weights than a small data s
 their fit then fits the training images ever better and all others ever worse.
 """
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from training.best_weights import BestWeights
 from training.model.objectives import prior_nlls
 from training.model.vae import Vae
 
@@ -23,8 +23,7 @@ class BestPrior:
 
     def __init__(self, label_weight: float):
         self._label_weight = label_weight
-        self._loss = math.inf
-        self._weights: dict[str, Tensor] = {}
+        self._best = BestWeights()
         self._latents: tuple[Tensor, Tensor] | None = None
 
     def judge_by(self, z: Tensor, labels: Tensor) -> None:
@@ -33,7 +32,7 @@ class BestPrior:
 
     def forget(self) -> None:
         """Forgets what was offered, for a new fit."""
-        self._loss, self._weights = math.inf, {}
+        self._best.forget()
 
     @torch.no_grad()
     def offer(self, model: Vae) -> None:
@@ -43,20 +42,16 @@ class BestPrior:
         assert model.prior is not None
         nll, label_nll = prior_nlls(model, *self._latents)
         loss = float((nll + self._label_weight * label_nll).double().mean())
-        if loss < self._loss:
-            self._loss = loss
-            self._weights = {key: value.clone() for key, value in model.prior.state_dict().items()}
+        self._best.offer(model.prior, loss)
 
     def restore(self, *models: Vae) -> None:
         """Gives models the prior that was kept, if there is one."""
-        for model in models if self._weights else ():
-            assert model.prior is not None
-            model.prior.load_state_dict(self._weights)
+        self._best.restore(*(model.prior for model in models if model.prior is not None))
 
     def state_dict(self) -> dict[str, Any]:
         """What was kept; the latents are drawn again when a run is resumed."""
-        return {"loss": self._loss, "weights": self._weights}
+        return self._best.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
-        self._loss, self._weights = state["loss"], dict(state["weights"])
+        self._best.load_state_dict(state)

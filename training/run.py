@@ -195,8 +195,9 @@ class TrainingRun:
                     movie.before_step()
                 numbers = trainer.train_step()
                 pace.step(phase)
+                validated = self._validate_if_due()
                 if movie:
-                    self._log(phase, numbers, movie)
+                    self._log(phase, numbers | validated, movie)
                     self._report_progress(phase, rows, numbers, pace)
                     if time.monotonic() - last_checkpoint > _CHECKPOINT_SECONDS:
                         save()
@@ -298,15 +299,35 @@ class TrainingRun:
             count = len(self._dataset.train.images)
             self._observer.line(f"{phase.name}: encoding the {count} training images first ...")
 
+    def _validate_if_due(self) -> dict[str, float]:
+        """Validates the model if that is due; ends a phase of the autoencoder with the best one.
+
+        Returns:
+            What was measured, and as `back_to_step` the step whose weights the model went back to,
+            if it did; empty if no validation is due.
+        """
+        trainer, parallel = self._trainer, self._parallel
+        phase_ends = {phase.stop for phase in trainer.phases}
+        interval = max(1, trainer.total_steps // VALIDATIONS)
+        if trainer.step % interval and trainer.step not in phase_ends:
+            return {}
+        self._validation = parallel.broadcast(trainer.validate() if parallel.leads else {})
+        best = trainer.keep_best(self._validation)
+        if best is None:
+            return self._validation
+        self._observer.line(
+            f"going back to the weights of step {best}, which fit the validation images better "
+            f"than those of step {trainer.step}"
+        )
+        return self._validation | {"back_to_step": best}
+
     def _log(self, phase: Phase, numbers: dict[str, float], movie: MovieRecorder) -> None:
-        """Logs the step if a log entry is due; validates first if a validation is due."""
+        """Logs the step if it was validated, or an entry is due."""
         trainer, total = self._trainer, self._trainer.total_steps
         entry = {"step": trainer.step, "phase": phase.name} | numbers
-        phase_ends = {phase.stop for phase in trainer.phases}
-        if trainer.step % max(1, total // VALIDATIONS) == 0 or trainer.step in phase_ends:
-            self._validation = trainer.validate()
-            self._folder.log(entry | self._validation)
-            movie.draw_live(self._validation["validation_elbo"])
+        if "validation_elbo" in numbers:
+            self._folder.log(entry)
+            movie.draw_live(numbers["validation_elbo"])
         elif trainer.step % max(1, total // _LOG_LINES) == 0:
             self._folder.log(entry)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from training.batches import Batches, corrupted
+from training.best_model import BestModel
 from training.best_prior import BestPrior
 from training.data.datasets import Dataset
 from training.divergence import not_finite, skipped_too_many
@@ -110,6 +111,7 @@ class Trainer:
         self._prior_fit = PriorFit(
             dataset.train, train_config, self.device, model_config.latent_dim
         )
+        self._best_model = BestModel(train_config)
         self._best_prior = BestPrior(train_config.label_weight)
         self._held_out_labels = torch.from_numpy(dataset.validation.labels[:_HELD_OUT])
         # The objective, wrapped for data-parallel training, and the phase that it was made for.
@@ -229,6 +231,23 @@ class Trainer:
         learned = self._phase_of(self.step - 1).learned_prior
         return self._validation.measure(self.ema_model, learned_prior=learned)
 
+    def keep_best(self, validation: dict[str, float]) -> int | None:
+        """Keeps the averaged model if its validation is the best so far.
+
+        A phase that trains the autoencoder ends with the best model, so call this at its end.
+
+        Args:
+            validation: What `validate` returned after this step, the same in every process.
+
+        Returns:
+            If the model went back to earlier weights, the number of steps done with them.
+        """
+        self._best_model.offer(self.ema_model, self.step, validation)
+        phase = self._phase_of(self.step - 1)
+        if not phase.trains_autoencoder or self.step < phase.stop:
+            return None
+        return self._best_model.restore(self.step, self.model, self.ema_model)
+
     def state_dict(self) -> dict[str, Any]:
         """The whole training state, as tensors and plain values."""
         return {
@@ -238,6 +257,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "average": self._average.state_dict(),
             "optimizer": self._optimizer.state_dict(),
+            "best_model": self._best_model.state_dict(),
             "best_prior": self._best_prior.state_dict(),
         }
 
@@ -249,6 +269,8 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self._average.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])
+        if "best_model" in state:  # runs begun by earlier versions kept none
+            self._best_model.load_state_dict(state["best_model"])
         self._best_prior.load_state_dict(state["best_prior"])
 
     def check_finite(self, *numbers: float) -> None:

@@ -159,6 +159,12 @@ class Captions:
         )
         if len(phases(log)) > 1:
             text += " At a dashed line a new phase begins."
+        for entry in log:
+            if back_to := entry.get("back_to_step"):
+                text += (
+                    f" After step {entry['step']:,} the model went back to the weights of step "
+                    f"{back_to:,}, which fit the validation images better."
+                )
         return ["The negative ELBO and its terms over the training; lower is better.", text]
 
     def _active_units(self) -> list[str]:
