@@ -1,40 +1,18 @@
 """The asyncio client: runs the same plans as `Client`, with asynchronous I/O."""
 
-import asyncio
-import contextlib
-import itertools
-import math
-import time
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    Awaitable,
-    Callable,
-    Iterable,
-    Iterator,
-    Mapping,
-)
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, TypeVar, Unpack, overload
+from typing import Any, Unpack, overload
 
-import grpc
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from latentserve._client import describe, proxy, restyling, scalars, streams, unary
+from latentserve._client import describe, restyling, streams, unary
+from latentserve._client.aio_caller import AsyncCaller
 from latentserve._client.coalesce import Coalescer
 from latentserve._client.describe import Limits
 from latentserve._client.labels import labels_of
-from latentserve._client.options import (
-    SERVICE,
-    Keepalive,
-    Retry,
-    Tls,
-    Token,
-    channel_arguments,
-    metadata_of,
-    rpcs_of,
-)
+from latentserve._client.options import SERVICE, Keepalive, Retry, Tls, Token
 from latentserve._client.parameters import (
     ArrayFormat,
     Decoding,
@@ -51,23 +29,7 @@ from latentserve._client.parameters import (
     Sampling,
     Where,
 )
-from latentserve._client.plans import (
-    END,
-    BackOff,
-    Deliver,
-    NextBatch,
-    OpenStream,
-    Plan,
-    Receive,
-    Send,
-    StreamPlan,
-    UnaryCall,
-    closed_while_waiting,
-    ended_early,
-    too_slow,
-)
-from latentserve._client.retries import Attempts, Retries, may_succeed_later
-from latentserve._client.turns import LONGEST_WAIT_SECONDS, Turn, Turns
+from latentserve._client.plans import Plan
 from latentserve._client.values import (
     Interpolation,
     LatentMap,
@@ -80,13 +42,7 @@ from latentserve._client.values import (
     Traversal,
 )
 from latentserve.compat.v1 import compat_pb2
-from latentserve.errors import (
-    ResourceExhausted,
-    ServerError,
-    from_rpc_error,
-)
 
-T = TypeVar("T")
 # Never coalesced: lists of files, and lists of numbers, which have no dtype and shape yet.
 _LISTS = (list, tuple)
 # Options that each row has a value of: they travel with the rows where calls are joined.
@@ -130,19 +86,17 @@ class AsyncClient:
         coalesce: bool = False,
     ):
         self.target = target
-        self._timeout = scalars.seconds(timeout)
-        self._token = token
-        self._retries = Retries(retry)
-        self._turns = Turns(asyncio.Event, limits=retry.repeats)
         self._limits = Limits()
+        self._caller = AsyncCaller(
+            target,
+            timeout=timeout,
+            tls=tls,
+            token=token,
+            retry=retry,
+            keepalive=keepalive,
+            connections=connections,
+        )
         self._coalescer = Coalescer(self._run_joined) if coalesce else None
-        self._closed = False
-        self._connections = scalars.count(connections, "connections")
-        self._options = channel_arguments(keepalive, tls, self._connections)
-        self._options += proxy.channel_arguments(target)
-        self._credentials = None if tls is None else tls.credentials()
-        self._channels: list[grpc.aio.Channel] = []
-        self._rpcs: Iterator[dict[str, Any]] | None = None
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -157,10 +111,7 @@ class AsyncClient:
 
     async def aclose(self) -> None:
         """Closes the connections; calls in flight are cancelled."""
-        self._closed = True
-        self._turns.close()
-        for channel in self._channels:
-            await channel.close(None)
+        await self._caller.close()
 
     async def is_serving(self, model: str = "", *, timeout: float | None = None) -> bool:
         """Returns whether the server, or one of its models, is ready for calls.
@@ -173,7 +124,7 @@ class AsyncClient:
             ServerError: The server cannot be reached, or has no such model.
         """
         request = compat_pb2.HealthRequest(service=f"{SERVICE}/{model}" if model else "")
-        reply = await self._attempt("Check", request, self._seconds(timeout))
+        reply = await self._caller.once("Check", request, timeout)
         return bool(reply.status == compat_pb2.HealthResponse.SERVING_STATUS_SERVING)
 
     async def info(self, *, timeout: float | None = None) -> ServerInfo:
@@ -185,7 +136,7 @@ class AsyncClient:
         Raises:
             ServerError: The server cannot be reached.
         """
-        return await self._run(describe.info(), timeout)
+        return await self._caller.run(describe.info(), timeout)
 
     async def models(self, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:
         """Describes every model and version that is served.
@@ -196,7 +147,7 @@ class AsyncClient:
         Raises:
             ServerError: The server cannot be reached.
         """
-        return await self._run(describe.models(), timeout)
+        return await self._caller.run(describe.models(), timeout)
 
     async def model(
         self, model: str = "", *, version: int = 0, timeout: float | None = None
@@ -211,7 +162,7 @@ class AsyncClient:
         Raises:
             NotFound: No such model or version is served.
         """
-        return await self._run(describe.model_info(self._limits, model, version), timeout)
+        return await self._caller.run(describe.model_info(self._limits, model, version), timeout)
 
     async def latent_map(
         self, model: str = "", *, version: int = 0, timeout: float | None = None
@@ -230,7 +181,7 @@ class AsyncClient:
             NotFound: No such model or version is served, or it has no map
                 (`ModelInfo.has_latent_map`).
         """
-        return await self._run(describe.latent_map(model, version), timeout)
+        return await self._caller.run(describe.latent_map(model, version), timeout)
 
     async def encode(
         self, images: Images, *, timeout: float | None = None, **options: Unpack[Encoding]
@@ -360,7 +311,7 @@ class AsyncClient:
             FailedPrecondition: The model has no prior, or a label was given and the prior has no
                 classes.
         """
-        return await self._run(
+        return await self._caller.run(
             unary.sample(self._limits, n, dtype=dtype, quality=quality, **options), timeout
         )
 
@@ -392,7 +343,7 @@ class AsyncClient:
         plan = unary.sample_with_latents(
             self._limits, n, dtype=dtype, latent_dtype=latent_dtype, **options
         )
-        return await self._run(plan, timeout)
+        return await self._caller.run(plan, timeout)
 
     @overload
     async def reconstruct(
@@ -505,7 +456,7 @@ class AsyncClient:
             resize=resize,
             **where,
         )
-        return await self._run(plan, timeout)
+        return await self._caller.run(plan, timeout)
 
     async def interpolate(
         self,
@@ -567,7 +518,7 @@ class AsyncClient:
             target_labels=target_labels,
             **where,
         )
-        return await self._run(plan, timeout)
+        return await self._caller.run(plan, timeout)
 
     async def traverse(
         self,
@@ -625,7 +576,7 @@ class AsyncClient:
             target_labels=target_labels,
             **where,
         )
-        return await self._run(plan, timeout)
+        return await self._caller.run(plan, timeout)
 
     async def score(
         self,
@@ -702,14 +653,14 @@ class AsyncClient:
         """
         plan = streams.sample_stream(
             self._limits,
-            self._retries,
+            self._caller.retries,
             n,
             dtype=dtype,
             latent_dtype=latent_dtype,
             chunk_rows=chunk_rows,
             **options,
         )
-        return self._stream(plan, timeout)
+        return self._caller.stream(plan, timeout)
 
     def encode_stream(
         self,
@@ -756,7 +707,7 @@ class AsyncClient:
         """
         plan = streams.encode_stream(
             self._limits,
-            self._retries,
+            self._caller.retries,
             draw=draw,
             seed=seed,
             offset=offset,
@@ -768,7 +719,7 @@ class AsyncClient:
             model=model,
             version=version,
         )
-        return self._stream(plan, timeout, batches)
+        return self._caller.stream(plan, timeout, batches)
 
     @overload
     def decode_stream(
@@ -819,12 +770,12 @@ class AsyncClient:
         """
         plan = streams.decode_stream(
             self._limits,
-            self._retries,
+            self._caller.retries,
             dtype=dtype,
             window=window,
             **options,
         )
-        return self._stream(plan, timeout, batches)
+        return self._caller.stream(plan, timeout, batches)
 
     async def reload(self, *, timeout: float | None = None) -> Reloaded:
         """Makes the server reload its models folder; the server must run with `--admin`.
@@ -839,28 +790,7 @@ class AsyncClient:
             Unavailable: The folder cannot be read; the server keeps its current models.
             ServerError: The server has no AdminService, or cannot be reached.
         """
-        return await self._run(describe.reload(), timeout)
-
-    def _next_rpcs(self) -> dict[str, Any]:
-        """Returns the RPC methods of the next channel, in turn.
-
-        Opens the channels at the first call: they belong to the event loop in which they are
-        opened, and the client may have been made before that loop.
-
-        Raises:
-            grpc.aio.UsageError: The client is closed.
-        """
-        if self._closed:
-            raise grpc.aio.UsageError("The client is closed.")
-        if self._rpcs is None:
-            self._channels = [
-                grpc.aio.insecure_channel(self.target, options=self._options)
-                if self._credentials is None
-                else grpc.aio.secure_channel(self.target, self._credentials, options=self._options)
-                for _ in range(self._connections)
-            ]
-            self._rpcs = itertools.cycle([rpcs_of(channel) for channel in self._channels])
-        return next(self._rpcs)
+        return await self._caller.run(describe.reload(), timeout)
 
     def _run_rows(
         self,
@@ -882,7 +812,7 @@ class AsyncClient:
                 key_options = tuple(sorted(options.items())) if options else ()
                 key = (plan, key_options, timeout, array.dtype, array.shape[1:], names)
                 return coalescer.run(key, array, labels)
-        return self._run(plan(self._limits, rows, **options), timeout)
+        return self._caller.run(plan(self._limits, rows, **options), timeout)
 
     def _run_joined(
         self, key: tuple[Any, ...], rows: NDArray[Any], labels: NDArray[Any] | None
@@ -892,191 +822,7 @@ class AsyncClient:
         options = dict(key_options)
         if labels is not None:
             options |= zip(names, labels.T, strict=True)
-        return self._run(plan(self._limits, rows, **options), timeout)
-
-    async def _run(self, plan: Plan[T], timeout: float | None) -> T:
-        """Runs a plan of unary calls and returns its result."""
-        seconds = self._seconds(timeout)
-        try:
-            step = next(plan)
-            while True:
-                try:
-                    reply = await self._call(step, seconds)
-                except ServerError as error:
-                    step = plan.throw(error)
-                else:
-                    step = plan.send(reply)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-
-    async def _stream(
-        self, plan: StreamPlan[T], timeout: float | None, batches: Any = ()
-    ) -> AsyncGenerator[T, None]:
-        """Runs the plan of a stream and yields its results."""
-        seconds = self._seconds(timeout)
-        stream: Any = None
-        async with contextlib.aclosing(_asynchronous(batches)) as source:
-            try:
-                step = next(plan)
-                while True:
-                    outcome: Any = None
-                    try:
-                        match step:
-                            case Send():
-                                await self._send(stream, step.request, seconds)
-                            case Receive():
-                                outcome = await self._receive(stream, seconds)
-                            case Deliver():
-                                yield step.result
-                            case NextBatch():
-                                outcome = await anext(source, END)
-                            case OpenStream():
-                                if stream is not None:
-                                    stream.cancel()
-                                metadata = metadata_of(self._token)
-                                method = self._next_rpcs()[step.rpc]
-                                stream = method(step.request, metadata=metadata)
-                            case BackOff():
-                                await asyncio.sleep(step.seconds)
-                                if self._closed:
-                                    raise step.error
-                            case UnaryCall():
-                                outcome = await self._call(step, seconds, math.inf)
-                    except ServerError as error:
-                        if isinstance(step, (Deliver, NextBatch)):
-                            raise  # an error in the caller's code
-                        step = plan.throw(error)
-                    else:
-                        step = plan.send(outcome)
-            except StopIteration:
-                return
-            finally:
-                if stream is not None:
-                    stream.cancel()
-
-    async def _send(self, stream: Any, request: Any, seconds: float) -> None:
-        """Sends a message of a stream.
-
-        Raises:
-            DeadlineExceeded: Flow control blocked the message for too long.
-            ServerError: The stream has ended.
-        """
-        try:
-            await self._within(stream.write(request), seconds)
-        except asyncio.InvalidStateError as error:
-            await self._receive(stream, seconds)  # raises the status that it ended with
-            raise ended_early(self.target) from error
-
-    async def _receive(self, stream: Any, seconds: float) -> Any:
-        """Waits for the next message of a stream.
-
-        Raises:
-            DeadlineExceeded: No message arrived in time.
-            ServerError: The stream has ended.
-        """
-        reply = await self._within(stream.read(), seconds)
-        if reply is grpc.aio.EOF:  # type: ignore[attr-defined]
-            raise ended_early(self.target)
-        return reply
-
-    async def _within(self, operation: Awaitable[Any], seconds: float) -> Any:
-        """Awaits an operation of a stream, with the deadline of one message."""
-        try:
-            async with asyncio.timeout(seconds):
-                return await operation
-        except TimeoutError:
-            raise too_slow(seconds) from None
-        except grpc.RpcError as error:
-            failed = from_rpc_error(error, self.target)
-        except asyncio.CancelledError:
-            self._raise_if_closed()
-            raise
-        raise failed
-
-    async def _call(self, call: UnaryCall, seconds: float, deadline: float | None = None) -> Any:
-        """Makes a unary call, with retries.
-
-        Args:
-            call: The call.
-            seconds: Deadline of each attempt, in seconds from its start.
-            deadline: Deadline of all attempts together, a time of `time.monotonic()`; None for
-                the deadline of the first attempt.
-        """
-        began = time.monotonic()
-        deadline = began + seconds if deadline is None else deadline
-        left = seconds
-        attempts: Attempts | None = None
-        while True:
-            turn = self._turns.enter(again=attempts is not None)
-            try:
-                if turn is not None:
-                    await self._wait_for(turn, deadline)
-                    if self._closed:
-                        raise closed_while_waiting()
-                    left = max(0.0, min(seconds, deadline - time.monotonic()))
-                metadata = metadata_of(self._token)
-                reply = await self._attempt(call.rpc, call.request, left, metadata)
-            except ServerError as error:
-                is_full = isinstance(error, ResourceExhausted) and may_succeed_later(error)
-                (self._turns.refused if is_full else self._turns.ended)(turn)
-                if not call.repeats or self._closed:
-                    raise
-                attempts = attempts or self._retries.attempts(deadline)
-                with self._turns.coming_back() if is_full else contextlib.nullcontext():
-                    for wait in attempts.waits(error):
-                        await asyncio.sleep(wait)
-                        if self._closed:
-                            raise
-                left = max(0.0, min(seconds, deadline - time.monotonic()))
-            except BaseException:
-                self._turns.ended(turn)
-                raise
-            else:
-                self._turns.answered(turn)
-                if attempts is None:
-                    self._retries.add_call(began)
-                else:
-                    attempts.succeeded()
-                return reply
-
-    async def _wait_for(self, turn: Turn, deadline: float) -> None:
-        """Waits for the turn of an attempt, but begins it anyway after a limit.
-
-        The limit is `LONGEST_WAIT_SECONDS` or half of the time left for the call, whichever is
-        shorter.
-        """
-        left = min(LONGEST_WAIT_SECONDS, (deadline - time.monotonic()) / 2)
-        try:
-            async with asyncio.timeout(left):
-                await turn.event.wait()
-        except TimeoutError:
-            self._turns.begin(turn)
-
-    async def _attempt(self, rpc: str, request: Any, seconds: float, metadata: Any = ()) -> Any:
-        """Makes one attempt of a unary call."""
-        try:
-            call = self._next_rpcs()[rpc](request, timeout=seconds, metadata=metadata)
-            return await call
-        except grpc.RpcError as error:
-            failed = from_rpc_error(error, self.target)
-        except asyncio.CancelledError:
-            self._raise_if_closed()
-            raise
-        raise failed
-
-    def _raise_if_closed(self) -> None:
-        """Raises the error of a call that ended because the client was closed.
-
-        grpc.aio cancels the calls of a channel that is closed, as if the caller's task had been
-        cancelled.
-        """
-        task = asyncio.current_task()
-        if self._closed and (task is None or not task.cancelling()):
-            raise closed_while_waiting() from None
-
-    def _seconds(self, timeout: float | None) -> float:
-        return self._timeout if timeout is None else scalars.seconds(timeout)
+        return self._caller.run(plan(self._limits, rows, **options), timeout)
 
 
 def _draws(options: Mapping[str, Any]) -> bool:
@@ -1110,13 +856,3 @@ def _apart(
         if (labels := labels_of(options[name], rows, name)) is not None
     }
     return others, tuple(found), np.stack(list(found.values()), axis=1) if found else None
-
-
-async def _asynchronous(items: Any) -> AsyncGenerator[Any, None]:
-    """Yields the items of a synchronous or asynchronous iterable."""
-    if isinstance(items, AsyncIterable):
-        async for item in items:
-            yield item
-        return
-    for item in items:
-        yield item

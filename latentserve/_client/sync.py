@@ -1,29 +1,14 @@
 """The blocking client: runs plans with blocking I/O, on grpcio's threads."""
 
-import contextlib
-import itertools
-import math
-import threading
-import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any, TypeVar, Unpack, overload
+from typing import Any, Unpack, overload
 
-import grpc
 from numpy.typing import ArrayLike, NDArray
 
-from latentserve._client import describe, proxy, restyling, scalars, streams, unary
+from latentserve._client import describe, restyling, streams, unary
 from latentserve._client.describe import Limits
-from latentserve._client.options import (
-    SERVICE,
-    Keepalive,
-    Retry,
-    Tls,
-    Token,
-    channel_arguments,
-    metadata_of,
-    rpcs_of,
-)
+from latentserve._client.options import SERVICE, Keepalive, Retry, Tls, Token
 from latentserve._client.parameters import (
     ArrayFormat,
     Decoding,
@@ -40,22 +25,7 @@ from latentserve._client.parameters import (
     Sampling,
     Where,
 )
-from latentserve._client.plans import (
-    END,
-    BackOff,
-    Deliver,
-    NextBatch,
-    OpenStream,
-    Plan,
-    Receive,
-    Send,
-    StreamPlan,
-    UnaryCall,
-    closed_while_waiting,
-)
-from latentserve._client.retries import Attempts, Retries, may_succeed_later
-from latentserve._client.threads import ThreadedStream
-from latentserve._client.turns import LONGEST_WAIT_SECONDS, Turn, Turns
+from latentserve._client.sync_caller import Caller
 from latentserve._client.values import (
     Interpolation,
     LatentMap,
@@ -68,13 +38,6 @@ from latentserve._client.values import (
     Traversal,
 )
 from latentserve.compat.v1 import compat_pb2
-from latentserve.errors import (
-    ResourceExhausted,
-    ServerError,
-    from_rpc_error,
-)
-
-T = TypeVar("T")
 
 
 class Client:
@@ -113,22 +76,16 @@ class Client:
         connections: int = 1,
     ):
         self.target = target
-        self._timeout = scalars.seconds(timeout)
-        self._token = token
-        self._retries = Retries(retry)
-        self._turns = Turns(threading.Event, limits=retry.repeats)
         self._limits = Limits()
-        self._closed = threading.Event()
-        connections = scalars.count(connections, "connections")
-        options = channel_arguments(keepalive, tls, connections) + proxy.channel_arguments(target)
-        credentials = None if tls is None else tls.credentials()
-        self._channels = [
-            grpc.insecure_channel(target, options=options)
-            if credentials is None
-            else grpc.secure_channel(target, credentials, options=options)
-            for _ in range(connections)
-        ]
-        self._rpcs = itertools.cycle([rpcs_of(channel) for channel in self._channels])
+        self._caller = Caller(
+            target,
+            timeout=timeout,
+            tls=tls,
+            token=token,
+            retry=retry,
+            keepalive=keepalive,
+            connections=connections,
+        )
 
     def __enter__(self) -> "Client":
         return self
@@ -143,10 +100,7 @@ class Client:
 
     def close(self) -> None:
         """Closes the connections; calls in flight are cancelled."""
-        self._closed.set()
-        self._turns.close()
-        for channel in self._channels:
-            channel.close()
+        self._caller.close()
 
     def is_serving(self, model: str = "", *, timeout: float | None = None) -> bool:
         """Returns whether the server, or one of its models, is ready for calls.
@@ -159,7 +113,7 @@ class Client:
             ServerError: The server cannot be reached, or has no such model.
         """
         request = compat_pb2.HealthRequest(service=f"{SERVICE}/{model}" if model else "")
-        reply = self._attempt("Check", request, self._seconds(timeout))
+        reply = self._caller.once("Check", request, timeout)
         return bool(reply.status == compat_pb2.HealthResponse.SERVING_STATUS_SERVING)
 
     def info(self, *, timeout: float | None = None) -> ServerInfo:
@@ -171,7 +125,7 @@ class Client:
         Raises:
             ServerError: The server cannot be reached.
         """
-        return self._run(describe.info(), timeout)
+        return self._caller.run(describe.info(), timeout)
 
     def models(self, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:
         """Describes every model and version that is served.
@@ -182,7 +136,7 @@ class Client:
         Raises:
             ServerError: The server cannot be reached.
         """
-        return self._run(describe.models(), timeout)
+        return self._caller.run(describe.models(), timeout)
 
     def model(
         self, model: str = "", *, version: int = 0, timeout: float | None = None
@@ -197,7 +151,7 @@ class Client:
         Raises:
             NotFound: No such model or version is served.
         """
-        return self._run(describe.model_info(self._limits, model, version), timeout)
+        return self._caller.run(describe.model_info(self._limits, model, version), timeout)
 
     def latent_map(
         self, model: str = "", *, version: int = 0, timeout: float | None = None
@@ -216,7 +170,7 @@ class Client:
             NotFound: No such model or version is served, or it has no map
                 (`ModelInfo.has_latent_map`).
         """
-        return self._run(describe.latent_map(model, version), timeout)
+        return self._caller.run(describe.latent_map(model, version), timeout)
 
     def encode(
         self, images: Images, *, timeout: float | None = None, **options: Unpack[Encoding]
@@ -244,7 +198,7 @@ class Client:
                 model without `latent_scaling`; or a conditional model got no labels, or another
                 one got some.
         """
-        return self._run(unary.encode(self._limits, images, **options), timeout)
+        return self._caller.run(unary.encode(self._limits, images, **options), timeout)
 
     @overload
     def decode(
@@ -291,7 +245,7 @@ class Client:
             InvalidArgument: The shape or the values of the latents are invalid, or a label is.
             FailedPrecondition: A conditional model got no labels, or another one got some.
         """
-        return self._run(unary.decode(self._limits, z, dtype=dtype, **options), timeout)
+        return self._caller.run(unary.decode(self._limits, z, dtype=dtype, **options), timeout)
 
     @overload
     def sample(
@@ -343,7 +297,7 @@ class Client:
             FailedPrecondition: The model has no prior, or a label was given and the prior has no
                 classes.
         """
-        return self._run(
+        return self._caller.run(
             unary.sample(self._limits, n, dtype=dtype, quality=quality, **options), timeout
         )
 
@@ -375,7 +329,7 @@ class Client:
         plan = unary.sample_with_latents(
             self._limits, n, dtype=dtype, latent_dtype=latent_dtype, **options
         )
-        return self._run(plan, timeout)
+        return self._caller.run(plan, timeout)
 
     @overload
     def reconstruct(
@@ -424,7 +378,9 @@ class Client:
                 the invalid file.
             FailedPrecondition: A draw was requested from a plain autoencoder.
         """
-        return self._run(unary.reconstruct(self._limits, images, dtype=dtype, **options), timeout)
+        return self._caller.run(
+            unary.reconstruct(self._limits, images, dtype=dtype, **options), timeout
+        )
 
     def restyle(
         self,
@@ -484,7 +440,7 @@ class Client:
             resize=resize,
             **where,
         )
-        return self._run(plan, timeout)
+        return self._caller.run(plan, timeout)
 
     def interpolate(
         self,
@@ -546,7 +502,7 @@ class Client:
             target_labels=target_labels,
             **where,
         )
-        return self._run(plan, timeout)
+        return self._caller.run(plan, timeout)
 
     def traverse(
         self,
@@ -604,7 +560,7 @@ class Client:
             target_labels=target_labels,
             **where,
         )
-        return self._run(plan, timeout)
+        return self._caller.run(plan, timeout)
 
     def score(
         self,
@@ -651,7 +607,7 @@ class Client:
             labels=labels,
             **where,
         )
-        return self._run(plan, timeout)
+        return self._caller.run(plan, timeout)
 
     def sample_stream(
         self,
@@ -685,14 +641,14 @@ class Client:
         """
         plan = streams.sample_stream(
             self._limits,
-            self._retries,
+            self._caller.retries,
             n,
             dtype=dtype,
             latent_dtype=latent_dtype,
             chunk_rows=chunk_rows,
             **options,
         )
-        return self._stream(plan, timeout)
+        return self._caller.stream(plan, timeout)
 
     def encode_stream(
         self,
@@ -739,7 +695,7 @@ class Client:
         """
         plan = streams.encode_stream(
             self._limits,
-            self._retries,
+            self._caller.retries,
             draw=draw,
             seed=seed,
             offset=offset,
@@ -751,7 +707,7 @@ class Client:
             model=model,
             version=version,
         )
-        return self._stream(plan, timeout, batches)
+        return self._caller.stream(plan, timeout, batches)
 
     @overload
     def decode_stream(
@@ -802,12 +758,12 @@ class Client:
         """
         plan = streams.decode_stream(
             self._limits,
-            self._retries,
+            self._caller.retries,
             dtype=dtype,
             window=window,
             **options,
         )
-        return self._stream(plan, timeout, batches)
+        return self._caller.stream(plan, timeout, batches)
 
     def reload(self, *, timeout: float | None = None) -> Reloaded:
         """Makes the server reload its models folder; the server must run with `--admin`.
@@ -822,125 +778,4 @@ class Client:
             Unavailable: The folder cannot be read; the server keeps its current models.
             ServerError: The server has no AdminService, or cannot be reached.
         """
-        return self._run(describe.reload(), timeout)
-
-    def _run(self, plan: Plan[T], timeout: float | None) -> T:
-        """Runs a plan of unary calls and returns its result."""
-        seconds = self._seconds(timeout)
-        try:
-            step = next(plan)
-            while True:
-                try:
-                    reply = self._call(step, seconds)
-                except ServerError as error:
-                    step = plan.throw(error)
-                else:
-                    step = plan.send(reply)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-
-    def _stream(
-        self, plan: StreamPlan[T], timeout: float | None, batches: Iterable[Any] = ()
-    ) -> Iterator[T]:
-        """Runs the plan of a stream and yields its results."""
-        seconds = self._seconds(timeout)
-        source = iter(batches)
-        with contextlib.closing(ThreadedStream(self.target, seconds)) as stream:
-            try:
-                step = next(plan)
-                while True:
-                    outcome: Any = None
-                    try:
-                        match step:
-                            case Send():
-                                stream.send(step.request)
-                            case Receive():
-                                outcome = stream.receive()
-                            case Deliver():
-                                yield step.result
-                            case NextBatch():
-                                outcome = next(source, END)
-                            case OpenStream():
-                                metadata = metadata_of(self._token)
-                                method = next(self._rpcs)[step.rpc]
-                                stream.open(method, step.request, metadata)
-                            case BackOff():
-                                if self._closed.wait(step.seconds):
-                                    raise step.error
-                            case UnaryCall():
-                                outcome = self._call(step, seconds, math.inf)
-                    except ServerError as error:
-                        if isinstance(step, (Deliver, NextBatch)):
-                            raise  # an error in the caller's code
-                        step = plan.throw(error)
-                    else:
-                        step = plan.send(outcome)
-            except StopIteration:
-                return
-
-    def _call(self, call: UnaryCall, seconds: float, deadline: float | None = None) -> Any:
-        """Makes a unary call, with retries.
-
-        Args:
-            call: The call.
-            seconds: Deadline of each attempt, in seconds from its start.
-            deadline: Deadline of all attempts together, a time of `time.monotonic()`; None for
-                the deadline of the first attempt.
-        """
-        began = time.monotonic()
-        deadline = began + seconds if deadline is None else deadline
-        left = seconds
-        attempts: Attempts | None = None
-        while True:
-            turn = self._turns.enter(again=attempts is not None)
-            try:
-                if turn is not None:
-                    self._wait_for(turn, deadline)
-                    if self._closed.is_set():
-                        raise closed_while_waiting()
-                    left = max(0.0, min(seconds, deadline - time.monotonic()))
-                metadata = metadata_of(self._token)
-                reply = self._attempt(call.rpc, call.request, left, metadata)
-            except ServerError as error:
-                is_full = isinstance(error, ResourceExhausted) and may_succeed_later(error)
-                (self._turns.refused if is_full else self._turns.ended)(turn)
-                if not call.repeats or self._closed.is_set():
-                    raise
-                attempts = attempts or self._retries.attempts(deadline)
-                with self._turns.coming_back() if is_full else contextlib.nullcontext():
-                    for wait in attempts.waits(error):
-                        if self._closed.wait(wait):
-                            raise
-                left = max(0.0, min(seconds, deadline - time.monotonic()))
-            except BaseException:
-                self._turns.ended(turn)
-                raise
-            else:
-                self._turns.answered(turn)
-                if attempts is None:
-                    self._retries.add_call(began)
-                else:
-                    attempts.succeeded()
-                return reply
-
-    def _wait_for(self, turn: Turn, deadline: float) -> None:
-        """Waits for the turn of an attempt, but begins it anyway after a limit.
-
-        The limit is `LONGEST_WAIT_SECONDS` or half of the time left for the call, whichever is
-        shorter.
-        """
-        left = min(LONGEST_WAIT_SECONDS, (deadline - time.monotonic()) / 2)
-        if not turn.event.wait(left):
-            self._turns.begin(turn)
-
-    def _attempt(self, rpc: str, request: Any, seconds: float, metadata: Any = ()) -> Any:
-        """Makes one attempt of a unary call."""
-        try:
-            return next(self._rpcs)[rpc](request, timeout=seconds, metadata=metadata)
-        except grpc.RpcError as error:
-            failed = from_rpc_error(error, self.target)
-        raise failed
-
-    def _seconds(self, timeout: float | None) -> float:
-        return self._timeout if timeout is None else scalars.seconds(timeout)
+        return self._caller.run(describe.reload(), timeout)
