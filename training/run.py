@@ -29,7 +29,7 @@ from training.report import write_report
 from training.report.collect import MovieRecorder, collect_report
 from training.run_folder import RunConfig, RunFolder
 from training.schedule import Phase
-from training.trainer import VALIDATIONS, Trainer
+from training.trainer import Trainer
 
 # Most training images whose scores the percentiles are of, drawn from all by a seed. Large images
 # take long to score: of those, fewer, so that they have about so many values together.
@@ -307,9 +307,7 @@ class TrainingRun:
             if it did; empty if no validation is due.
         """
         trainer, parallel = self._trainer, self._parallel
-        phase_ends = {phase.stop for phase in trainer.phases}
-        interval = max(1, trainer.total_steps // VALIDATIONS)
-        if trainer.step % interval and trainer.step not in phase_ends:
+        if trainer.step not in trainer.validation_steps:
             return {}
         self._validation = parallel.broadcast(trainer.validate() if parallel.leads else {})
         best = trainer.keep_best(self._validation)

@@ -6,6 +6,7 @@ as an uninterrupted one.
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,9 @@ from training.model.config import ModelConfig, TrainConfig
 #: Least number of steps over which the learning rate rises. Adam's first updates move all weights
 #: alike, whatever their gradients, and a deep network multiplies that.
 LEAST_WARMUP = 20
+
+# Approximate number of validations in a run, but for the early ones.
+_VALIDATIONS = 20
 
 PhaseName = Literal["autoencoder", "prior fit", "joint", "prior refit"]
 
@@ -82,6 +86,26 @@ def plan(model: ModelConfig, train: TrainConfig, steps: int) -> tuple[Phase, ...
             start = phase.stop
             done += length if phase.trains_autoencoder else 0
     return tuple(phases)
+
+
+def validation_steps(phases: Sequence[Phase], epoch: int) -> frozenset[int]:
+    """The steps after which a model is validated.
+
+    They are spread evenly, and each phase ends with one. Before the first of them there are some at
+    its half, its quarter, and so on down to an epoch: few images may be known by heart by then.
+
+    Args:
+        phases: The phases of the run.
+        epoch: Number of steps that see as many images as there are.
+    """
+    total = phases[-1].stop
+    interval = max(1, total // _VALIDATIONS)
+    steps = set(range(interval, total + 1, interval)) | {phase.stop for phase in phases}
+    early = interval // 2
+    while early >= epoch:
+        steps.add(early)
+        early //= 2
+    return frozenset(steps)
 
 
 def learning_rate_factor(done: int, steps: int, warmup: float) -> float:

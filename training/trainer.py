@@ -30,11 +30,9 @@ from training.schedule import (
     kl_weight,
     learning_rate_factor,
     plan,
+    validation_steps,
 )
 from training.validation import Validation
-
-#: Approximate number of validations in a run.
-VALIDATIONS = 20
 
 # Number of times that a fit of the prior is compared with itself, and of held-out latents for that.
 _TRIALS = 16
@@ -64,6 +62,7 @@ class Trainer:
         model: The model that the optimiser changes.
         parallel: This process's place among those that share the work.
         phases: The phases of the run in order.
+        validation_steps: The steps after which the run is to be validated.
         step: Number of steps done in all phases, including skipped ones.
         steps: Number of steps that train the autoencoder; `total_steps` also counts those that only
             fit the prior.
@@ -125,6 +124,7 @@ class Trainer:
         """Changes the number of autoencoder steps; allowed only before the first step."""
         self.steps = steps
         self.phases = plan(self.model.config, self.config, steps)
+        self.validation_steps = validation_steps(self.phases, self.epoch_steps)
 
     @property
     def total_steps(self) -> int:
@@ -166,7 +166,7 @@ class Trainer:
         """
         fits = [phase for phase in self.phases if not phase.trains_autoencoder]
         encoded = sum(self._prior_fit.images_to_encode(phase) for phase in fits)
-        return VALIDATIONS + len(fits) + encoded / len(self._validation)
+        return len(self.validation_steps) + len(fits) + encoded / len(self._validation)
 
     def fit_pretended_mixture(self) -> None:
         """Fits the mixture of a copy that is to be timed to its random latents."""

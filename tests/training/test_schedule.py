@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.model.config import Dense, ModelConfig, PriorConfig, TrainConfig
-from training.schedule import LEAST_WARMUP, Phase, learning_rate_factor, plan
+from training.schedule import LEAST_WARMUP, Phase, learning_rate_factor, plan, validation_steps
 
 DENSE = Dense(((8, "relu"),))
 
@@ -94,3 +94,36 @@ def test_the_learning_rate_rises_by_no_more_in_a_step_than_its_warm_up_allows(
     for done in range(min(steps, 2 * LEAST_WARMUP)):
         factor = learning_rate_factor(done, steps, warmup)
         assert 0 < factor <= min(1.0, (done + 1) / LEAST_WARMUP)
+
+
+@given(
+    st.integers(1, 100_000),
+    st.integers(1, 2_000),
+    st.sampled_from([PriorConfig(), PriorConfig("flow-gmm")]),
+)
+def test_validations_are_even_but_for_early_ones_and_end_each_phase(
+    steps: int, epoch: int, prior: PriorConfig
+) -> None:
+    phases = plan(ModelConfig(Dense(((8, "relu"),)), 2, prior=prior), TrainConfig(), steps)
+    validated = validation_steps(phases, epoch)
+    assert validated >= {phase.stop for phase in phases}
+    total = phases[-1].stop
+    assert min(validated) >= 1
+    assert max(validated) == total
+    interval = max(1, total // 20)
+    early = sorted(step for step in validated if step < interval)
+    others = validated - set(early) - {phase.stop for phase in phases}
+    assert others <= set(range(interval, total + 1, interval))
+    assert len(others) <= 40
+    own = [step for step in early if step not in {phase.stop for phase in phases}]
+    assert all(step >= epoch and interval // step >= 2 for step in own)
+    # None is far from the one before it: at most twice as many steps, or an interval more.
+    for one, other in itertools.pairwise(sorted(validated)):
+        assert one < epoch or other <= 2 * one + 1 or other - one <= interval
+
+
+def test_many_images_are_not_validated_before_they_were_seen_once() -> None:
+    phases = plan(ModelConfig(Dense(((8, "relu"),)), 2), TrainConfig(), 2_000)
+    assert min(validation_steps(phases, epoch=400)) == 100
+    assert sorted(validation_steps(phases, epoch=30))[:3] == [50, 100, 200]
+    assert sorted(validation_steps(phases, epoch=1))[:7] == [1, 3, 6, 12, 25, 50, 100]

@@ -359,13 +359,14 @@ def test_the_budget_covers_validations_and_encoding(
     few: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = trainer_of(few, 16, MODEL, **PHASES)
-    # 20 validations, and two fits, each judged by the 100 validation images, to 300 images in 4
-    # binarizations; in units of 100 images.
-    assert trainer.overhead_in_validations() == 20 + 2 + 2 * 12
+    # A validation after each of 24 steps, and two fits, each judged by the 100 validation images,
+    # to 300 images in 4 binarizations; in units of 100 images.
+    assert trainer.overhead_in_validations() == 24 + 2 + 2 * 12
     trainer.set_length(10**6)
-    assert trainer.overhead_in_validations() == 20 + 2 + 2 * 12
+    # 20, 2 more where phases end between them, and 13 early ones.
+    assert trainer.overhead_in_validations() == 20 + 2 + 13 + 2 + 2 * 12
     plain = trainer_of(few, 1)
-    assert plain.overhead_in_validations() == 20
+    assert plain.overhead_in_validations() == 1
 
     # A fake clock: a step takes 0.01 s and a validation `validation` seconds.
     now, validation = 0.0, 0.0
@@ -385,13 +386,15 @@ def test_the_budget_covers_validations_and_encoding(
     monkeypatch.setattr(Trainer, "validate", validate)
     assert calibrate(plain, 100.0) == 10_000
     validation = 1.0
-    assert calibrate(plain, 100.0) == 8_000
+    # 20 validations and 7 early ones.
+    assert calibrate(plain, 100.0) == 7_300
     # At most half of the budget is kept for validations: such a run exceeds its budget.
     validation = 60.0
     assert calibrate(plain, 100.0) == 5_000
     # The fits of the prior add 0.25 steps each per step of the autoencoder.
     validation = 1.0
-    assert calibrate(trainer, 100.0) == round((100 - 46) / 0.01 / 1.5)
+    overhead = 20 + 4 + 6 + 2 + 2 * 12  # even, at ends of phases, early; and the fits
+    assert calibrate(trainer, 200.0) == round((200 - overhead) / 0.01 / 1.5)
 
 
 def test_the_budget_covers_the_fits_of_the_prior(few: Dataset) -> None:
