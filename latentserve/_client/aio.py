@@ -7,7 +7,7 @@ from typing import Any, Unpack, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from latentserve._client import describe, restyling, streams, unary
+from latentserve._client import describe, restyling, streams, unary, ways
 from latentserve._client.aio_caller import AsyncCaller
 from latentserve._client.coalesce import Coalescer
 from latentserve._client.describe import Limits
@@ -503,7 +503,7 @@ class AsyncClient:
             FailedPrecondition: A conditional model got no labels, or two different ones without
                 target labels; or another model got some.
         """
-        plan = unary.interpolate(
+        plan = ways.interpolate(
             self._limits,
             start,
             stop,
@@ -562,7 +562,7 @@ class AsyncClient:
             InvalidArgument: An axis or another option is invalid.
             FailedPrecondition: A conditional model got no labels, or another one got some.
         """
-        plan = unary.traverse(
+        plan = ways.traverse(
             self._limits,
             axes,
             steps=steps,

@@ -6,7 +6,7 @@ from typing import Any, Unpack, overload
 
 from numpy.typing import ArrayLike, NDArray
 
-from latentserve._client import describe, restyling, streams, unary
+from latentserve._client import describe, restyling, streams, unary, ways
 from latentserve._client.describe import Limits
 from latentserve._client.options import SERVICE, Keepalive, Retry, Tls, Token
 from latentserve._client.parameters import (
@@ -487,7 +487,7 @@ class Client:
             FailedPrecondition: A conditional model got no labels, or two different ones without
                 target labels; or another model got some.
         """
-        plan = unary.interpolate(
+        plan = ways.interpolate(
             self._limits,
             start,
             stop,
@@ -546,7 +546,7 @@ class Client:
             InvalidArgument: An axis or another option is invalid.
             FailedPrecondition: A conditional model got no labels, or another one got some.
         """
-        plan = unary.traverse(
+        plan = ways.traverse(
             self._limits,
             axes,
             steps=steps,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latentserve._client import chunks, codec, describe, unary
+from latentserve._client import chunks, codec, describe, unary, ways
 from latentserve._client.describe import Limits, Maxima
 from latentserve.client import FailedPrecondition, ModelInfo, NotFound, ProtocolError, Sizes
 from latentserve.v1 import latent_service_pb2 as pb
@@ -115,8 +115,8 @@ Z = np.zeros((1, 3), np.float32)
         (lambda limits: unary.decode(limits, Z, unclipped=True), "unclipped"),
         (lambda limits: unary.reconstruct(limits, Z, unclipped=True), "unclipped"),
         (lambda limits: unary.sample(limits, 1, size=(8, 8)), "size"),
-        (lambda limits: unary.interpolate(limits, Z[0], Z[0], scaled=True), "scaled"),
-        (lambda limits: unary.traverse(limits, 0, latent_dtype="bfloat16"), "latent_dtype"),
+        (lambda limits: ways.interpolate(limits, Z[0], Z[0], scaled=True), "scaled"),
+        (lambda limits: ways.traverse(limits, 0, latent_dtype="bfloat16"), "latent_dtype"),
     ],
 )
 def test_an_old_server_is_not_sent_options_that_it_would_ignore(plan, option):
