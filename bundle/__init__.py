@@ -22,21 +22,18 @@ from bundle.manifest import (
     DatasetRef,
     DeviceKind,
     FileRef,
-    GraphName,
     GraphRef,
     LatentScaling,
     Manifest,
     Origin,
     Parity,
     Sizes,
-    TensorSpec,
-    likelihood_output,
     schema_version_of,
-    tensors_of,
 )
 from bundle.pin import PIN, parse_pin, read_pin, write_pin
 from bundle.reader import Bundle, open_bundle, open_version, parse_manifest, read_bundle
 from bundle.signing import check_private_key, check_public_keys, sign, verify, verify_bundle
+from bundle.tensors import GraphName, TensorSpec, likelihood_output, tensors_of
 from bundle.writer import write_bundle
 
 __all__ = [

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from bundle.tensors import GraphName, TensorSpec, likelihood_output, tensors_of
+
 #: Major and minor version of the schema. A reader refuses a major version that it does not know; a
 #: minor version only adds fields, which older readers ignore.
 SCHEMA_VERSION = "1.3"
@@ -20,7 +22,6 @@ MAJORS = tuple(
 _WEIGHT_ERROR = 1e-9
 
 DeviceKind = Literal["cpu", "cuda"]
-GraphName = Literal["encoder", "decoder", "prior", "prior_density"]
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
@@ -40,18 +41,6 @@ class FileRef(_Record):
     """SHA-256 of its content, in hexadecimal."""
     size_bytes: Positive
     """Size in bytes."""
-
-
-class TensorSpec(_Record):
-    """An input or output of a graph."""
-
-    name: str
-    """Name in the graph."""
-    dtype: Literal["float32", "int64"]
-    """Element type."""
-    shape: tuple[str | int, ...]
-    """Shape; the dynamic batch axis is "N". Where height and width are free, those of images are
-    "H" and "W", those of latents "h" and "w"."""
 
 
 class GraphRef(FileRef):
@@ -390,60 +379,3 @@ class Manifest(_Record):
 def schema_version_of(*, conditional: bool) -> str:
     """The schema version that a bundle is written with."""
     return CONDITIONAL_SCHEMA_VERSION if conditional else SCHEMA_VERSION
-
-
-def likelihood_output(likelihood: str) -> str:
-    """The decoder's output that parameterises a likelihood; empty for `none`."""
-    return {"bernoulli": "logits", "none": ""}.get(likelihood, "parameters")
-
-
-def tensors_of(
-    image_shape: tuple[int, int, int],
-    latent_shape: tuple[int, ...],
-    *,
-    free: bool = False,
-    posterior: str = "gaussian",
-    likelihood: str = "bernoulli",
-    mixture: int = 1,
-    prior: bool = False,
-    conditional: bool = False,
-) -> dict[GraphName, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]]:
-    """Required inputs and outputs of every graph of a model, in order, by name of the graph.
-
-    Args:
-        image_shape: C, H and W.
-        latent_shape: [D] or [c, h, w].
-        free: Whether height and width are free.
-        posterior: `gaussian`, `delta` (the encoder has no output `log_var`) or `none` (there is
-            no encoder).
-        likelihood: `bernoulli` (the decoder has an output `logits`), `gaussian`, `logistic` (it has
-            `parameters`) or `none`.
-        mixture: Components of a logistic likelihood.
-        prior: Whether the prior is learned; latents are flat then.
-        conditional: Whether encoder and decoder take the class of each row.
-    """
-
-    def spec(name: str, *axes: int | str) -> TensorSpec:
-        return TensorSpec(name=name, dtype="float32", shape=("N", *axes))
-
-    image: tuple[int | str, ...] = image_shape
-    latent: tuple[int | str, ...] = latent_shape
-    if free:
-        image, latent = (image_shape[0], "H", "W"), (latent_shape[0], "h", "w")
-    label = TensorSpec(name="label", dtype="int64", shape=("N",))
-    given = (label,) if conditional else ()
-    heads: tuple[TensorSpec, ...] = (spec("mean", *latent), spec("log_var", *latent))
-    images = [spec("image", *image)]
-    if name := likelihood_output(likelihood):
-        # Weights, locations and log-scales of a mixture; else locations and log-scales.
-        groups = 1 if likelihood == "bernoulli" else 2 if mixture == 1 else 3 * mixture
-        images.append(spec(name, groups * image_shape[0], *image[1:]))
-    graphs: dict[GraphName, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]] = {}
-    if posterior != "none":
-        heads = heads[: 2 if posterior == "gaussian" else 1]
-        graphs["encoder"] = ((spec("image", *image), *given), heads)
-    graphs["decoder"] = ((spec("z", *latent), *given), tuple(images))
-    if prior:
-        graphs["prior"] = ((spec("eps", *latent), spec("u", 1), label), (spec("z", *latent),))
-        graphs["prior_density"] = ((spec("z", *latent), label), (spec("log_prob"),))
-    return graphs

@@ -19,10 +19,9 @@ from bundle.manifest import (
     MAJORS,
     SCHEMA_VERSION,
     FileRef,
-    GraphName,
     Manifest,
-    TensorSpec,
 )
+from bundle.tensors import GraphName, TensorSpec
 
 
 @dataclass(frozen=True)
