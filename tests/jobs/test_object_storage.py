@@ -215,6 +215,24 @@ class TestOwner:
         third.close()
         assert not [entry for entry in Store(url).entries() if "owner" in entry.name]
 
+    def test_one_taken_over_finds_that_out_after_the_next_has_ended(self, url):
+        first = JobObjects(Store(url))
+        JobObjects(Store(url)).close()
+        third = JobObjects(Store(url))
+        with pytest.raises(jobs.JobError, match="another process"):
+            first.begin({"rows": 1}, {})
+        first.close()
+        third.begin({"rows": 2}, {})
+        third.close()
+
+    def test_closing_one_taken_over_leaves_the_owner_alone(self, url):
+        first = JobObjects(Store(url))
+        JobObjects(Store(url)).close()
+        third = JobObjects(Store(url))
+        first.close()
+        third.begin({"rows": 2}, {})
+        third.close()
+
     def test_a_store_that_overwrites_needs_a_single_writer(
         self, client, tmp_path, sources, s3, monkeypatch
     ):

@@ -84,6 +84,17 @@ class TestOrder:
             plan.finish()
         assert contents(folder) == contents(photos / "plain")
 
+    def test_one_result_may_be_committed_again_while_it_waits_for_an_earlier_shard(
+        self, client, tmp_path
+    ):
+        with jobs.plan(jobs.sample, client, 50, tmp_path / "j", seed=7, shard_rows=20) as plan:
+            first, *others = (jobs.run_shard(shard, client) for shard in plan.shards())
+            for result in (*others, *others, first, first, *others):
+                jobs.commit(plan, result)
+            plan.finish()
+        jobs.sample(client, 50, tmp_path / "plain", seed=7, shard_rows=20)
+        assert contents(tmp_path / "j") == contents(tmp_path / "plain")
+
 
 class TestShard:
     def test_says_what_it_is(self, client, tmp_path, images):
