@@ -11,34 +11,17 @@ from latentserve import jobs
 from latentserve._jobs.objects import JobObjects
 from latentserve._store import Store, StoreError
 from tests.support.job_child import (
-    SHAPE,
     ArithmeticClient,
     model_info,
+    picture,
     run_job,
     run_killed_in_store,
 )
+from tests.support.stores import sshd, sshd_process  # noqa: F401 - fixtures
 
 pytest_plugins = ["tests.support.object_storage"]
 
 KINDS = ("encode", "decode", "sample")
-
-
-@pytest.fixture
-def client():
-    return ArithmeticClient()
-
-
-@pytest.fixture
-def sources(tmp_path):
-    """A source of each kind of job, of 50 rows."""
-    rng = np.random.default_rng(0)
-    np.save(tmp_path / "images.npy", rng.integers(0, 256, (50, *SHAPE)).astype(np.uint8))
-    np.save(tmp_path / "latents.npy", rng.standard_normal((50, 3)).astype(np.float32))
-    return {
-        "encode": str(tmp_path / "images.npy"),
-        "decode": str(tmp_path / "latents.npy"),
-        "sample": "50",
-    }
 
 
 @pytest.fixture(params=["s3", "file", "memory"])
@@ -65,11 +48,6 @@ def contents(place):
         store = Store(place)
         return {entry.name: store.read(entry.name) for entry in store.entries()}
     return {path.name: path.read_bytes() for path in place.iterdir() if path.name != ".lock"}
-
-
-def picture(row):
-    """A file with a PNG signature and no image; `ArithmeticClient` adds up its bytes."""
-    return b"\x89PNG\r\n\x1a\n" + bytes([row] * 16)
 
 
 class TestBytes:
@@ -130,6 +108,17 @@ class TestBytes:
             jobs.encode(client, photos, tmp_path / name, labels=labels)
             jobs.encode(client, f"{url}/photos", f"{url}/{name}", labels=there)
             assert contents(f"{url}/{name}") == contents(tmp_path / name)
+
+    def test_a_host_with_ssh_is_a_store_whose_url_names_the_user(
+        self, client, tmp_path, sources, request
+    ):
+        sshd = request.getfixturevalue("sshd")
+        upload(f"{sshd.url}/in", tmp_path)
+        for kind in KINDS:
+            run_job(client, sources[kind], tmp_path / kind, "npy", 7)
+            source = sources[kind].replace(str(tmp_path), f"{sshd.url}/in")
+            run_job(client, source, f"{sshd.url}/{kind}", "npy", 7)
+            assert contents(f"{sshd.url}/{kind}") == contents(tmp_path / kind)
 
 
 class TestResume:

@@ -18,16 +18,11 @@ from latentserve import jobs
 from latentserve.client import NotFound, Unavailable
 from tests.jobs.test_sizes import SHAPES, write_photos
 from tests.support.dying import Opened
-from tests.support.job_child import SHAPE, ArithmeticClient, free_model_info, model_info
+from tests.support.job_child import SHAPE, free_model_info, model_info
 from tests.support.processes import Server
 from tests.support.tiny import write_tiny
 
 PARTS = 5
-
-
-@pytest.fixture
-def client():
-    return ArithmeticClient()
 
 
 @pytest.fixture
