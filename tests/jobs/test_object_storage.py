@@ -112,13 +112,13 @@ class TestBytes:
     def test_a_host_with_ssh_is_a_store_whose_url_names_the_user(
         self, client, tmp_path, sources, request
     ):
-        sshd = request.getfixturevalue("sshd")
-        upload(f"{sshd.url}/in", tmp_path)
+        url = request.getfixturevalue("sshd").url
+        upload(f"{url}/in", tmp_path)
         for kind in KINDS:
             run_job(client, sources[kind], tmp_path / kind, "npy", 7)
-            source = sources[kind].replace(str(tmp_path), f"{sshd.url}/in")
-            run_job(client, source, f"{sshd.url}/{kind}", "npy", 7)
-            assert contents(f"{sshd.url}/{kind}") == contents(tmp_path / kind)
+            source = sources[kind].replace(str(tmp_path), f"{url}/in")
+            run_job(client, source, f"{url}/{kind}", "npy", 7)
+            assert contents(f"{url}/{kind}") == contents(tmp_path / kind)
 
 
 class TestResume:
