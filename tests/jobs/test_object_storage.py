@@ -5,6 +5,7 @@ import multiprocessing
 import random
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from latentserve import jobs
@@ -265,6 +266,24 @@ class TestRefused:
         client.before_reply = change
         with pytest.raises(jobs.SourceError, match=r"in/latents.npy: got .* wanted"):
             run_job(client, f"{url}/in/latents.npy", tmp_path / "j", "npy", None)
+
+    def test_a_parquet_file_that_is_replaced_while_it_is_opened(
+        self, client, sources, tmp_path, monkeypatch
+    ):
+        for name, seed in (("j", 1), ("other", 2)):
+            run_job(client, sources["encode"], tmp_path / name, "parquet", seed, shard_rows=50)
+        path = tmp_path / "j" / "rows-00000.parquet"
+        opened = pyarrow.parquet.ParquetFile
+
+        def replaced(*arguments):
+            file = opened(*arguments)
+            (tmp_path / "other" / path.name).replace(path)
+            monkeypatch.setattr(pyarrow.parquet, "ParquetFile", opened)
+            return file
+
+        monkeypatch.setattr(pyarrow.parquet, "ParquetFile", replaced)
+        with pytest.raises(jobs.SourceError, match=r"was changed while it was being read"):
+            jobs.decode(client, tmp_path / "j", tmp_path / "images")
 
     def test_what_is_not_there(self, client, url, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"no\.npy"):
