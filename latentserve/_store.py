@@ -404,6 +404,20 @@ def without_secrets(url: str) -> str:
     return urlunsplit((parts.scheme, host, parts.path, "", "")) or url
 
 
+def secret_in(url: str) -> str:
+    """Why a URL may not be written down, for an error message; empty if it may.
+
+    Manifests, reports, logs and messages show URLs. A user's name is no secret.
+    """
+    parts = urlsplit(url)
+    if not (parts.password or parts.query or parts.fragment):
+        return ""
+    return (
+        f"got the URL {without_secrets(url)} with a password, a query or a fragment, wanted one "
+        "without: credentials come from the store's own settings"
+    )
+
+
 def _options(url: str) -> dict[str, Any]:
     """Options of the file system of a URL, where the defaults would wait for half an hour."""
     if _scheme(url) not in ("s3", "s3a"):

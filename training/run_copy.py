@@ -294,8 +294,9 @@ def _freeze(path: Path, kept: Path) -> _State:
     try:
         os.link(path, kept)
     except OSError:  # a file system without hard links
+        state = _state(path)  # first: if the file is replaced meanwhile, it is copied once more
         shutil.copyfile(path, kept)
-        return _state(path)
+        return state
     return _state(kept)
 
 

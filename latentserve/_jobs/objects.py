@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -77,7 +78,8 @@ class JobObjects:
         self.rows = 0
         self.lost: list[str] = []
         self._store = store
-        self._owner = ""
+        # Name and content of the object that says that this process owns the job.
+        self._owner, self._claim = "", b""
         # The lines that are objects, and whether the cursor has all of them.
         self._lines: set[str] = set()
         self._is_joined = False
@@ -108,7 +110,8 @@ class JobObjects:
         """Gives up the job."""
         if self._owner:
             with contextlib.suppress(StoreError):
-                self._store.delete(self._owner)
+                if self._owns():
+                    self._store.delete(self._owner)
 
     def begin(self, manifest: dict[str, Any], more: dict[str, bytes]) -> None:
         """Writes the manifest of a new job; arguments as of `JobFolder.begin`."""
@@ -213,29 +216,33 @@ class JobObjects:
             (int(match[1]), name) for name in found if (match := _OWNER.fullmatch(name))
         )
         number = owners[-1][0] + 1 if owners else 0
-        who = {"host": socket.gethostname(), "process": os.getpid()}
-        owner = f".owner-{number}"
-        if not self._store.create(owner, json_bytes(who)):
+        who = {"host": socket.gethostname(), "process": os.getpid(), "id": secrets.token_hex(8)}
+        owner, claim = f".owner-{number}", json_bytes(who)
+        if not self._store.create(owner, claim):
             raise JobError(self._taken_over())
-        self._owner = owner
+        self._owner, self._claim = owner, claim
         for _, name in owners:
             self._store.delete(name)
 
     def _require_owned(self) -> None:
         """Checks that no other process has taken the job over.
 
-        A later owner creates the next object and then removes this one; an even later one may have
-        removed that by now, but not this one again.
+        A later owner creates the next object and then removes this one. When that one has ended,
+        the names begin anew, but what an object says is never said again.
         """
         if not self._owner:
             return
         number = int(self._owner.rpartition("-")[2])
-        if not self._is_there(self._owner) or self._is_there(f".owner-{number + 1}"):
+        if not self._owns() or self._size(f".owner-{number + 1}") is not None:
             self._owner = ""
             raise JobError(self._taken_over())
 
-    def _is_there(self, name: str) -> bool:
-        return self._size(name) is not None
+    def _owns(self) -> bool:
+        """Whether the object of this process is there."""
+        try:
+            return self._store.read(self._owner) == self._claim
+        except FileNotFoundError:
+            return False
 
     def _size(self, name: str) -> int | None:
         """Size of an object, -1 if the store does not say; None if there is none."""

@@ -10,7 +10,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from latentserve._jobs.errors import SourceError
-from latentserve._store import Store, is_url, without_secrets
+from latentserve._store import Store, is_url, secret_in
 from latentserve._walk import Listing, listing_of
 
 # Bytes of an object that are fetched at once and kept: a request takes as long as a few megabytes.
@@ -121,7 +121,7 @@ def place_of(given: str | os.PathLike[str]) -> Place:
 
     Raises:
         MissingStore: A package that the URL needs is not installed.
-        SourceError: The URL has a user, a password or a query.
+        SourceError: The URL has a password, a query or a fragment.
         StoreError: The URL is malformed.
     """
     if not is_url(given):
@@ -137,18 +137,15 @@ def folder_of(given: str | os.PathLike[str]) -> Path | str:
     """The path or URL that a caller names as the folder to write to.
 
     Raises:
-        SourceError: The URL has a user, a password or a query.
+        SourceError: The URL has a password, a query or a fragment.
     """
     return _checked(str(given)) if is_url(given) else Path(given)
 
 
 def _checked(url: str) -> str:
     """A URL without a slash at its end, which may stand in manifests and messages."""
-    if without_secrets(url) != url:
-        raise SourceError(
-            f"{without_secrets(url)}: got a URL with a user, a password or a query, wanted one "
-            "without: credentials come from the store's own settings"
-        )
+    if problem := secret_in(url):
+        raise SourceError(problem)
     return url.rstrip("/")
 
 

@@ -144,7 +144,7 @@ class ParquetColumn:
             SourceError: The file is not a Parquet file with such an array.
             MissingPackage: pyarrow is not installed.
         """
-        pa = load_pyarrow()
+        pa, stamp = load_pyarrow(), stamp_of(path)
         try:
             with path.open("rb") as raw, pa.parquet.ParquetFile(raw) as file:
                 column, metadata = file.schema_arrow.field(name).type, file.metadata
@@ -153,7 +153,7 @@ class ParquetColumn:
         except (pa.ArrowException, KeyError, AttributeError) as error:
             raise SourceError(f"{path}: not a Parquet file with {name}") from error
         begins = np.cumsum([0, *groups])
-        return cls(path, dtype, (int(begins[-1]), *shape), name, stamp_of(path), begins)
+        return cls(path, dtype, (int(begins[-1]), *shape), name, stamp, begins)
 
     def check(self) -> None:
         """Checks that the file is the one that was opened, possibly by another process.

@@ -174,7 +174,10 @@ class Plan:
     def commit(self, result: ShardResult) -> None:
         """Commits a shard; see `commit`."""
         if result.index not in self._missing or result.index in self._waiting:
-            self._job.discard(result.files, result.attempt)
+            waiting = self._waiting.get(result.index)
+            # One that comes a second time must not remove the files that the first one needs.
+            if waiting is None or waiting.attempt != result.attempt:
+                self._job.discard(result.files, result.attempt)
             return
         self._waiting[result.index] = result
         while (index := next(iter(self._missing), -1)) in self._waiting:

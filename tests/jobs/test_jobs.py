@@ -27,31 +27,13 @@ from latentserve.client import (
 )
 from tests.support.job_child import (
     SHAPE,
-    ArithmeticClient,
     model_info,
     noise,
+    picture,
     pixels,
     run_job,
     run_killed,
 )
-
-
-@pytest.fixture
-def client():
-    return ArithmeticClient()
-
-
-@pytest.fixture
-def sources(tmp_path):
-    """A source of each kind of job, of 50 rows."""
-    rng = np.random.default_rng(0)
-    np.save(tmp_path / "images.npy", rng.integers(0, 256, (50, *SHAPE)).astype(np.uint8))
-    np.save(tmp_path / "latents.npy", rng.standard_normal((50, 3)).astype(np.float32))
-    return {
-        "encode": str(tmp_path / "images.npy"),
-        "decode": str(tmp_path / "latents.npy"),
-        "sample": "50",
-    }
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -60,11 +42,6 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def joined(folder: Path, name: str) -> np.ndarray:
     return np.concatenate([np.load(path) for path in sorted(folder.glob(f"{name}-*.npy"))])
-
-
-def picture(row: int) -> bytes:
-    """A file with a PNG signature and no image; `ArithmeticClient` adds up its bytes."""
-    return b"\x89PNG\r\n\x1a\n" + bytes([row] * 16)
 
 
 class TestOutput:

@@ -5,40 +5,24 @@ import multiprocessing
 import random
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from latentserve import jobs
 from latentserve._jobs.objects import JobObjects
 from latentserve._store import Store, StoreError
 from tests.support.job_child import (
-    SHAPE,
     ArithmeticClient,
     model_info,
+    picture,
     run_job,
     run_killed_in_store,
 )
+from tests.support.stores import sshd, sshd_process  # noqa: F401 - fixtures
 
 pytest_plugins = ["tests.support.object_storage"]
 
 KINDS = ("encode", "decode", "sample")
-
-
-@pytest.fixture
-def client():
-    return ArithmeticClient()
-
-
-@pytest.fixture
-def sources(tmp_path):
-    """A source of each kind of job, of 50 rows."""
-    rng = np.random.default_rng(0)
-    np.save(tmp_path / "images.npy", rng.integers(0, 256, (50, *SHAPE)).astype(np.uint8))
-    np.save(tmp_path / "latents.npy", rng.standard_normal((50, 3)).astype(np.float32))
-    return {
-        "encode": str(tmp_path / "images.npy"),
-        "decode": str(tmp_path / "latents.npy"),
-        "sample": "50",
-    }
 
 
 @pytest.fixture(params=["s3", "file", "memory"])
@@ -65,11 +49,6 @@ def contents(place):
         store = Store(place)
         return {entry.name: store.read(entry.name) for entry in store.entries()}
     return {path.name: path.read_bytes() for path in place.iterdir() if path.name != ".lock"}
-
-
-def picture(row):
-    """A file with a PNG signature and no image; `ArithmeticClient` adds up its bytes."""
-    return b"\x89PNG\r\n\x1a\n" + bytes([row] * 16)
 
 
 class TestBytes:
@@ -130,6 +109,17 @@ class TestBytes:
             jobs.encode(client, photos, tmp_path / name, labels=labels)
             jobs.encode(client, f"{url}/photos", f"{url}/{name}", labels=there)
             assert contents(f"{url}/{name}") == contents(tmp_path / name)
+
+    def test_a_host_with_ssh_is_a_store_whose_url_names_the_user(
+        self, client, tmp_path, sources, request
+    ):
+        url = request.getfixturevalue("sshd").url
+        upload(f"{url}/in", tmp_path)
+        for kind in KINDS:
+            run_job(client, sources[kind], tmp_path / kind, "npy", 7)
+            source = sources[kind].replace(str(tmp_path), f"{url}/in")
+            run_job(client, source, f"{url}/{kind}", "npy", 7)
+            assert contents(f"{url}/{kind}") == contents(tmp_path / kind)
 
 
 class TestResume:
@@ -215,6 +205,24 @@ class TestOwner:
         third.close()
         assert not [entry for entry in Store(url).entries() if "owner" in entry.name]
 
+    def test_one_taken_over_finds_that_out_after_the_next_has_ended(self, url):
+        first = JobObjects(Store(url))
+        JobObjects(Store(url)).close()
+        third = JobObjects(Store(url))
+        with pytest.raises(jobs.JobError, match="another process"):
+            first.begin({"rows": 1}, {})
+        first.close()
+        third.begin({"rows": 2}, {})
+        third.close()
+
+    def test_closing_one_taken_over_leaves_the_owner_alone(self, url):
+        first = JobObjects(Store(url))
+        JobObjects(Store(url)).close()
+        third = JobObjects(Store(url))
+        first.close()
+        third.begin({"rows": 2}, {})
+        third.close()
+
     def test_a_store_that_overwrites_needs_a_single_writer(
         self, client, tmp_path, sources, s3, monkeypatch
     ):
@@ -258,6 +266,24 @@ class TestRefused:
         client.before_reply = change
         with pytest.raises(jobs.SourceError, match=r"in/latents.npy: got .* wanted"):
             run_job(client, f"{url}/in/latents.npy", tmp_path / "j", "npy", None)
+
+    def test_a_parquet_file_that_is_replaced_while_it_is_opened(
+        self, client, sources, tmp_path, monkeypatch
+    ):
+        for name, seed in (("j", 1), ("other", 2)):
+            run_job(client, sources["encode"], tmp_path / name, "parquet", seed, shard_rows=50)
+        path = tmp_path / "j" / "rows-00000.parquet"
+        opened = pyarrow.parquet.ParquetFile
+
+        def replaced(*arguments):
+            file = opened(*arguments)
+            (tmp_path / "other" / path.name).replace(path)
+            monkeypatch.setattr(pyarrow.parquet, "ParquetFile", opened)
+            return file
+
+        monkeypatch.setattr(pyarrow.parquet, "ParquetFile", replaced)
+        with pytest.raises(jobs.SourceError, match=r"was changed while it was being read"):
+            jobs.decode(client, tmp_path / "j", tmp_path / "images")
 
     def test_what_is_not_there(self, client, url, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"no\.npy"):

@@ -18,16 +18,11 @@ from latentserve import jobs
 from latentserve.client import NotFound, Unavailable
 from tests.jobs.test_sizes import SHAPES, write_photos
 from tests.support.dying import Opened
-from tests.support.job_child import SHAPE, ArithmeticClient, free_model_info, model_info
+from tests.support.job_child import SHAPE, free_model_info, model_info
 from tests.support.processes import Server
 from tests.support.tiny import write_tiny
 
 PARTS = 5
-
-
-@pytest.fixture
-def client():
-    return ArithmeticClient()
 
 
 @pytest.fixture
@@ -83,6 +78,17 @@ class TestOrder:
                     jobs.commit(plan, jobs.run_shard(shards[index], Opened()))
             plan.finish()
         assert contents(folder) == contents(photos / "plain")
+
+    def test_one_result_may_be_committed_again_while_it_waits_for_an_earlier_shard(
+        self, client, tmp_path
+    ):
+        with jobs.plan(jobs.sample, client, 50, tmp_path / "j", seed=7, shard_rows=20) as plan:
+            first, *others = (jobs.run_shard(shard, client) for shard in plan.shards())
+            for result in (*others, *others, first, first, *others):
+                jobs.commit(plan, result)
+            plan.finish()
+        jobs.sample(client, 50, tmp_path / "plain", seed=7, shard_rows=20)
+        assert contents(tmp_path / "j") == contents(tmp_path / "plain")
 
 
 class TestShard:

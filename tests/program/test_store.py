@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from latentserve._store import Store, StoreError, is_url, without_secrets
+from latentserve._store import Store, StoreError, is_url, secret_in, without_secrets
 from tests.support.stores import http_folder, s3, s3_process, sshd, sshd_process
 
 __all__ = ["s3", "s3_process", "sshd", "sshd_process"]
@@ -216,6 +216,20 @@ def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
 )
 def test_urls_are_shown_without_secrets(url, shown):
     assert without_secrets(url) == (shown or url)
+
+
+@pytest.mark.parametrize(
+    "url", ["sftp://me:word@host/m", "https://host/m?word", "https://host/m#word", "S3://k:word@b"]
+)
+def test_urls_with_secrets_may_not_be_written_down(url):
+    why = secret_in(url)
+    assert why.startswith("got the URL ")
+    assert "word" not in why.replace("password", "")
+
+
+@pytest.mark.parametrize("url", ["sftp://me@host:22/m", "S3://b/m", "memory:///m", "abfs://c@a/m"])
+def test_urls_without_secrets_may(url):
+    assert not secret_in(url)
 
 
 def test_paths_are_no_urls(tmp_path):

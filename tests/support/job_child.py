@@ -58,6 +58,11 @@ def pixels(z: NDArray[Any]) -> NDArray[np.float32]:
     return np.repeat(1 / (1 + np.exp(-z)), 6, axis=1)[:, :16].astype(np.float32).reshape(-1, *SHAPE)
 
 
+def picture(row: int) -> bytes:
+    """A file with a PNG signature and no image; `ArithmeticClient` adds up its bytes."""
+    return b"\x89PNG\r\n\x1a\n" + bytes([row] * 16)
+
+
 class ArithmeticClient:
     """A `Client` that computes results by arithmetic, without a server.
 

@@ -310,6 +310,32 @@ def test_training_by_url_gives_the_same_parameters_and_reads_pictures_once(
     assert object_storage.reads(s3) == []
 
 
+def test_a_checkpoint_saved_during_a_copy_without_hard_links_is_copied_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, url = tmp_path / "run", f"file://{tmp_path}/copy"
+    run.mkdir()
+    (run / "checkpoint.pt").write_bytes(b"first")
+    copied = shutil.copyfile
+
+    def no_link(*_: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    def copied_and_replaced(source: Path, to: Path) -> None:
+        copied(source, to)
+        (run / "next").write_bytes(b"the next one")
+        (run / "next").replace(source)
+        monkeypatch.setattr(shutil, "copyfile", copied)
+
+    monkeypatch.setattr(os, "link", no_link)
+    monkeypatch.setattr(shutil, "copyfile", copied_and_replaced)
+    with RunCopy(url, run) as copy:
+        copy.checkpoint_saved()
+    (run / "metrics.json").write_bytes(b"{}")
+    copy.finish()
+    assert contents(url)["checkpoint.pt"] == b"the next one"
+
+
 @pytest.mark.slow
 def test_a_copy_is_exported(unbroken: Path, s3: str, tmp_path: Path) -> None:
     from export.cli import main_export

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from latentserve._store import is_url, without_secrets
+from latentserve._store import is_url, secret_in
 from training.data.sources import SOURCES
 from training.errors import ConfigError
 
@@ -75,12 +74,8 @@ def check_source(source: str) -> None:
     for file in filter(None, files):
         if is_url(file):
             # It is written into the run's config, the report and the model's manifest.
-            parts = urlsplit(file)
-            if parts.password or parts.query or parts.fragment:
-                raise ConfigError(
-                    f"data: got the URL {without_secrets(file)} with a password, a query or a "
-                    "fragment, wanted one without: credentials come from the store's own settings"
-                )
+            if problem := secret_in(file):
+                raise ConfigError(f"data: {problem}")
         elif not Path(file).is_absolute():
             raise ConfigError(f"data: got the path {file!r}, wanted an absolute one")
         # The path is written into JSON files, which are UTF-8.
