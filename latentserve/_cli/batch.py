@@ -1,47 +1,30 @@
 """`batch encode`, `batch decode` and `batch sample`: resumable jobs over whole data sets."""
 
 import argparse
-import contextlib
-import logging
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from latentserve._cli import app
 from latentserve._cli.arguments import duration, positive
+from latentserve._cli.batch_run import with_progress
 from latentserve._cli.common import (
-    Run,
     add_draw,
     add_resize,
     add_sample_size,
     add_scaled,
     add_size,
     command,
-    counted,
     listing,
     resize_of,
 )
-from latentserve._cli.connection import add_model, connect, job_connection
-from latentserve._cli.failures import Failure, Usage, printable
+from latentserve._cli.connection import add_model
 from latentserve._cli.generate import add_sampling
-from latentserve._cli.interrupt import Interrupt
 from latentserve._cli.labels import add_label, index_of
-from latentserve._cli.progress import ProgressBar
-from latentserve._files import reason
-from latentserve._store import is_url, without_secrets
 
 if TYPE_CHECKING:
     from latentserve.client import Client
-    from latentserve.jobs import Finished, Progress, RayRunner
+    from latentserve.jobs import Finished
 
 _SHARD_ROWS = 10_000
-# How long Ctrl-C waits for the request in flight: the server may never answer.
-_PATIENCE_SECONDS = 2.0
-# What is no host:port but may be an address of Ray; other words are sources, given in its place.
-_RAY_ADDRESSES = ("auto", "local")
-# Number of failed attempts after which an outage is reported.
-_REPORTED_ATTEMPT = 4
 
 
 def add(commands: Any) -> None:
@@ -147,7 +130,7 @@ def _job(
     *examples: str,
 ) -> argparse.ArgumentParser:
     """Adds a subcommand with the options that all jobs share."""
-    parser = command(jobs, name, _with_progress(run), summary, *examples)
+    parser = command(jobs, name, with_progress(run), summary, *examples)
     parser.add_argument(
         "--to",
         required=True,
@@ -286,170 +269,3 @@ def _sample(options: argparse.Namespace, client: "Client", common: dict[str, Any
         size=options.size,
         **common,
     )
-
-
-def _with_progress(
-    job: "Callable[[argparse.Namespace, Client, dict[str, Any]], Finished]",
-) -> Run:
-    """Wraps a job in a command: with a progress bar, a clean stop on Ctrl-C and a final report."""
-
-    def run(options: argparse.Namespace) -> int:
-        from latentserve.errors import (
-            FailedPrecondition,
-            InvalidArgument,
-            LatentserveError,
-            NotFound,
-        )
-        from latentserve.jobs import JobError, MissingPackage, SourceError
-
-        bar, latest = ProgressBar(), _Latest()
-        interrupt = Interrupt(patience=_PATIENCE_SECONDS)
-        to = printable(without_secrets(options.to))
-
-        def progress(now: "Progress") -> None:
-            latest.progress = now
-            name = options.job if now.stage == "working" else "reading the source"
-            bar.count(name, now.rows, now.total)
-            interrupt.check()
-
-        common = {
-            "model": options.model,
-            "version": options.model_version,
-            "shard_rows": options.shard_rows,
-            "format": options.format,
-            "verify": options.verify,
-            "single_writer": options.single_writer,
-            "progress": progress,
-        }
-        try:
-            with (
-                bar,
-                interrupt,
-                interrupt.held(),
-                _reporting_retries(bar),
-                _client(options) as client,
-            ):
-                common["runner"] = _runner(options, client)
-                done = job(options, client, common)
-        except (JobError, MissingPackage, SourceError) as error:
-            raise Failure(printable(str(error))) from error
-        except (LatentserveError, OSError, MemoryError) as error:
-            # The same command would be refused again.
-            again = not isinstance(error, FailedPrecondition | InvalidArgument | NotFound)
-            raise Failure(f"{_message(error)}{latest.rows_complete(to, again=again)}") from error
-        except KeyboardInterrupt:
-            print(
-                f"latentserve batch: stopped{latest.rows_complete(to, again=True)}", file=sys.stderr
-            )
-            return 130
-        for name in done.lost:
-            print(f"{to}: {name} was missing or damaged and was written again", file=sys.stderr)
-        print(f"{to}: {_summary(done)}")
-        return 0
-
-    return run
-
-
-def _client(options: argparse.Namespace) -> "Client":
-    """Returns the client that plans the job and, without Ray, computes it.
-
-    Raises:
-        Usage, Failure: As from `connect`; or options contradict each other.
-        LatentserveError: The models of `--in-process` cannot be loaded.
-    """
-    if options.ray and ":" not in options.ray and options.ray not in _RAY_ADDRESSES:
-        raise Usage(
-            f"--ray: got {options.ray!r}, wanted HOST:PORT or auto (sources come before --ray)"
-        )
-    if options.in_process:
-        client: Client = _in_process(options).client()
-        return client
-    for name in ("models", "device"):
-        if getattr(options, name) is not None:
-            raise Usage(f"--{name}: wanted --in-process as well")
-    return connect(options, options.patience)
-
-
-def _in_process(options: argparse.Namespace, **more: Any) -> Any:
-    return app.in_process(
-        models=_absolute(options.models or ""),
-        model=options.model,
-        version=options.model_version,
-        timeout=options.timeout,
-        **{"device": options.device or "cpu", **more},
-    )
-
-
-def _absolute(models: str) -> str:
-    """A folder of models as a worker in another working folder finds it."""
-    return str(Path(models).absolute()) if models and not is_url(models) else models
-
-
-def _runner(options: argparse.Namespace, client: Any) -> "RayRunner | None":
-    """Returns the runner of `--ray`; None without it."""
-    if options.ray is None:
-        return None
-    from latentserve.jobs import RayRunner
-
-    address = options.ray or None
-    if not options.in_process:
-        return RayRunner(job_connection(options, options.patience), address)
-    # A task has one CPU, and perhaps a GPU: the only one that it sees.
-    device = "cpu" if client.engine["device"] == "cpu" else "cuda"
-    version = client.engine["onnxruntime"]
-    loaded = _in_process(options, threads=1, device=device, onnxruntime=version)
-    return RayRunner(loaded, address, gpus_per_task=int(device == "cuda"))
-
-
-@contextlib.contextmanager
-def _reporting_retries(bar: ProgressBar) -> Iterator[None]:
-    """Prints one line for each outage, once a call has failed `_REPORTED_ATTEMPT` times."""
-    logger = logging.getLogger("latentserve.client")
-
-    class Report(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            # Once for each outage; earlier failures may mean that the server is being replaced.
-            if getattr(record, "failed", 0) == _REPORTED_ATTEMPT and isinstance(record.args, tuple):
-                bar.line(f"latentserve batch: {printable(str(record.args[1]))}; trying again")
-
-    report, level = Report(), logger.level
-    logger.addHandler(report)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(report)
-        logger.setLevel(level)
-
-
-class _Latest:
-    """Latest progress of a job, for the report if the job stops early."""
-
-    progress: "Progress | None" = None
-
-    def rows_complete(self, folder: str, *, again: bool) -> str:
-        """Returns how many rows are complete; empty before any progress.
-
-        Args:
-            folder: Folder of the job, for the text.
-            again: Whether to say how to resume.
-        """
-        if self.progress is None:
-            return ""
-        whole, total = self.progress.whole, self.progress.total
-        hint = ", run the same command again to resume" if again else ""
-        return f"; {whole:,} of {total:,} rows are complete in {folder}{hint}"
-
-
-def _message(error: BaseException) -> str:
-    if isinstance(error, OSError):
-        name = "" if error.filename is None else f"{printable(str(error.filename))}: "
-        return name + reason(error)
-    return str(error) or type(error).__name__
-
-
-def _summary(done: "Finished") -> str:
-    rows, shards = counted(done.rows, "row"), counted(done.shards, "shard")
-    seed = "" if done.seed is None else f", seed {done.seed}"
-    was = "finished already: " if done.rows_before == done.rows else ""
-    return f"{was}{rows} in {shards}, model {done.model}/{done.version}{seed}"
