@@ -133,6 +133,19 @@ def kl_weight(done: int, steps: int, config: TrainConfig) -> float:
     return config.beta * min(1.0, (done + 1) / max(1.0, config.kl_warmup * steps))
 
 
+def draws_of(done: int, steps: int, config: TrainConfig) -> int:
+    """The number of draws of z per image.
+
+    Args:
+        done: Number of steps done that train the autoencoder.
+        steps: Total number of such steps.
+        config: Its `draws`, and the share of the steps with one draw.
+    """
+    if config.objective == "iwae" and done < config.iwae_from * steps:
+        return 1
+    return config.draws
+
+
 def derived_seed(seed: int, purpose: str) -> int:
     """Derives a seed for one purpose from a run's seed: 63 bits of a hash of both."""
     digest = hashlib.blake2b(f"{seed} {purpose}".encode(), digest_size=8).digest()

@@ -27,6 +27,7 @@ from training.schedule import (
     BatchOrder,
     Phase,
     derived_seed,
+    draws_of,
     kl_weight,
     learning_rate_factor,
     plan,
@@ -335,12 +336,14 @@ class Trainer:
                 "shown": cut(batch.shown.to(self.device)),
                 "sizes": cut(batch.sizes.to(self.device)),
             }
-        images, labels = self._batches.read(rows, self.step, self.parallel)
+        augmented = done < config.augment_until * self.steps
+        images, labels = self._batches.read(rows, self.step, self.parallel, augmented=augmented)
         images = images.float().div_(255.0)
         if config.binarize:
             drawn = torch.rand(len(rows), *images.shape[1:], generator=self._noise)
             images.gt_(cut(drawn).to(self.device))
-        shape = (config.draws, latents, self.model.config.latent_dim)
+        draws = draws_of(done, self.steps, config)
+        shape = (draws, latents, self.model.config.latent_dim)
         eps = torch.randn(shape, generator=self._noise).to(self.device)
         beta = kl_weight(done, self.steps, config)
         if config.noise:

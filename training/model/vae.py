@@ -34,6 +34,12 @@ class DiagonalGaussian:
             self.mean.to(dtype), None if self.log_var is None else self.log_var.to(dtype)
         )
 
+    def detach(self) -> "DiagonalGaussian":
+        """The same posteriors as constants, through which no gradient passes."""
+        return DiagonalGaussian(
+            self.mean.detach(), None if self.log_var is None else self.log_var.detach()
+        )
+
     def sample(self, eps: Tensor) -> Tensor:
         """Samples by the reparameterization trick (Kingma and Welling 2014, section 2.4).
 
