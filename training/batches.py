@@ -18,7 +18,10 @@ from training.schedule import derived_seed
 # Largest shift, as a share of the image's side.
 _SHIFT = 1 / 16
 # Largest rotation in radians, shear, and logarithm of the scale of each axis.
-_ROTATION, _SHEAR, _SCALE = 0.15, 0.15, 0.08
+_ROTATION, _SHEAR, _SCALE = 0.1, 0.1, 0.05
+# Where grey values are chances of bits, interpolation leaves more of them to chance: of a digit of
+# MNIST 56 nats instead of 46. With this contrast it is 45.
+_CONTRAST = 1.15
 _ALONE = Parallel()
 
 
@@ -71,8 +74,11 @@ class Batches:
             noise = torch.Generator().manual_seed(
                 derived_seed(self._config.seed, f"{name} of step {step}")
             )
-            change = {"flip": flipped, "shift": shifted, "warp": warped}[name]
-            images = change(images, noise, parallel)
+            if name == "warp":
+                contrast = _CONTRAST if self._config.binarize else 1.0
+                images = warped(images, noise, parallel, contrast=contrast)
+            else:
+                images = {"flip": flipped, "shift": shifted}[name](images, noise, parallel)
         return images, self._labels[there]
 
 
@@ -136,7 +142,13 @@ def shifted(images: Tensor, noise: torch.Generator, parallel: Parallel = _ALONE)
     return moved.permute(0, 3, 1, 2).contiguous()
 
 
-def warped(images: Tensor, noise: torch.Generator, parallel: Parallel = _ALONE) -> Tensor:
+def warped(
+    images: Tensor,
+    noise: torch.Generator,
+    parallel: Parallel = _ALONE,
+    *,
+    contrast: float = 1.0,
+) -> Tensor:
     """Rotates, shears and scales each image, uint8 [B, C, H, W], about its centre.
 
     Edges are repeated. The interpolation is bicubic, as a linear one would blur the strokes.
@@ -145,6 +157,7 @@ def warped(images: Tensor, noise: torch.Generator, parallel: Parallel = _ALONE) 
         images: The slice of a batch that this process has.
         noise: Generator of the noise.
         parallel: This process's place among those that share the batch.
+        contrast: What differences from the middle grey are multiplied by afterwards.
     """
     count = len(images) * parallel.world
     drawn = parallel.slice(torch.rand(count, 4, generator=noise) * 2.0 - 1.0)
@@ -164,4 +177,6 @@ def warped(images: Tensor, noise: torch.Generator, parallel: Parallel = _ALONE) 
     moved = F.grid_sample(
         images.float(), grid, mode="bicubic", padding_mode="border", align_corners=False
     )
+    if contrast != 1.0:
+        moved = (moved - 127.5) * contrast + 127.5
     return moved.round_().clamp_(0, 255).to(torch.uint8)

@@ -127,6 +127,13 @@ def parser() -> argparse.ArgumentParser:
         "to after each checkpoint; --resume fetches it where there is no --out",
     )
     result.add_argument(
+        "--init",
+        type=local_folder,
+        metavar="RUN",
+        help="run folder whose averaged weights the new run begins with; blocks and couplings that "
+        "it lacks are added without effect at first (default: random weights)",
+    )
+    result.add_argument(
         "--seed",
         type=uint64,
         metavar="N",
@@ -249,6 +256,7 @@ def _request(options: argparse.Namespace) -> Request:
         device=options.device,
         bfloat16=options.precision == "bfloat16",
         copy_to=options.copy_to,
+        init=options.init,
     )
 
 

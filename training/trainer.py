@@ -290,16 +290,17 @@ class Trainer:
         """Drops the wrapped objective, which refers to the process group; a step wraps it anew."""
         self._objective, self._objective_phase = None, ""
 
-    def timing_copy(self, phase: Phase) -> "Trainer":
+    def timing_copy(self, phase: Phase, step: int) -> "Trainer":
         """Copies this trainer for timing the steps of a phase, and leaves its state unchanged.
 
         Args:
             phase: One of `phases`.
+            step: The first step to time, within that phase.
         """
         self.release()
         data = (self._train, self._batches, self._validation)
         twin = copy.deepcopy(self, {id(part): part for part in data})
-        twin.step = phase.start
+        twin.step = step
         if not phase.trains_autoencoder:
             # Real posteriors take long to compute, and the time of a step does not depend on them.
             twin._prior_fit.pretend(phase)

@@ -75,6 +75,9 @@ def gaussian_log_prob(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
 
 _LOG_2PI = 1.8378770664093453
 
+#: The buffers of a `Vae` that say something of the training images, and are not trained.
+OF_DATA = ("centre", "class_counts")
+
 
 class Vae(nn.Module):
     """A variational autoencoder (Kingma and Welling 2014).
