@@ -30,7 +30,9 @@ def begin_with(path: Path, trainer: Trainer, parallel: Parallel) -> Init:
         CheckpointError: The checkpoint or the config of that run is missing or damaged.
         ConfigError: A weight of that run has no place in this model.
     """
-    read: tuple[Init, dict[str, Tensor]] | None = None
+    init: Init
+    weights: dict[str, Tensor]
+    read = None
     with parallel.fail_together():
         if parallel.leads:
             read = _read(RunFolder(path))

@@ -102,7 +102,9 @@ def autoencoder_terms(
         share = torch.softmax(-losses.detach(), dim=0)
         # Tucker et al. 2019, equation 8: the encoder, which learns through z alone, has the squares
         # of the shares; decoder and prior have the shares.
-        z.register_hook(lambda gradient: gradient * share.unsqueeze(2))
+        z.register_hook(  # type: ignore[no-untyped-call]
+            lambda gradient: gradient * share.unsqueeze(2)
+        )
         loss = (share * (losses + label_losses)).sum(dim=0).mean()
     elif weighted:
         # Burda, Grosse and Salakhutdinov 2016, equation 8.

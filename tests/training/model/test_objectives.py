@@ -374,10 +374,10 @@ def test_the_label_term_reaches_encoder_and_prior(gradient: str) -> None:
         model.zero_grad()
         autoencoder_terms(model, *batch(3), config, beta=1.0, learned_prior=True).loss.backward()
         found.append([model.to_mean.weight.grad, model.prior.means.grad])
-    for without, given in zip(*found, strict=True):
+    for without, with_it in zip(*found, strict=True):
         assert without is not None
-        assert given is not None
-        assert (given - without).abs().max() > 1e-3
+        assert with_it is not None
+        assert (with_it - without).abs().max() > 1e-3
 
 
 def test_only_the_networks_are_computed_in_bfloat16() -> None:
