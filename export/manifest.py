@@ -204,6 +204,8 @@ def _training(config: RunConfig, trained: Mapping[str, Any]) -> dict[str, Any]:
         "seconds_per_thread": trained.get("train_seconds_per_thread"),
         "skipped_steps": trained.get("skipped_steps"),
         "versions": config.versions,
+        # Only where it applies, so that bundles of other runs stay the same to the byte.
+        **({} if config.init is None else {"init": dataclasses.asdict(config.init)}),
     }
 
 

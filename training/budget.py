@@ -11,7 +11,7 @@ import time
 import torch
 
 from training.errors import ConfigError
-from training.schedule import Phase
+from training.schedule import Phase, even_parts
 from training.trainer import Trainer
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -80,16 +80,19 @@ def step_seconds(trainer: Trainer, seconds: float = _TIMED_SECONDS) -> dict[Phas
         seconds: CPU time to spend, which is exceeded where steps are long.
 
     Returns:
-        The CPU seconds of a step, divided by the number of torch's threads, by phase.
+        The mean CPU seconds of a step, divided by the number of torch's threads, by phase.
     """
-    window = seconds / (_WINDOWS + 1) / len(trainer.phases)
+    parts = {phase: even_parts(phase, trainer.steps, trainer.config) for phase in trainer.phases}
+    window = seconds / (_WINDOWS + 1) / sum(map(len, parts.values()))
     found = {}
-    for phase in trainer.phases:
-        twin = trainer.timing_copy(phase)
-        # The first window warms up; the median ignores disturbances by other processes.
-        found[phase] = statistics.median(
-            [_time_steps(twin, window) for _ in range(_WINDOWS + 1)][1:]
-        )
+    for phase, ranges in parts.items():
+        total = 0.0
+        for steps in ranges:
+            twin = trainer.timing_copy(phase, steps.start)
+            # The first window warms up; the median ignores disturbances by other processes.
+            windows = [_time_steps(twin, window) for _ in range(_WINDOWS + 1)][1:]
+            total += statistics.median(windows) * len(steps)
+        found[phase] = total / (phase.stop - phase.start)
     return found
 
 
@@ -98,7 +101,7 @@ def _mixture_seconds(trainer: Trainer) -> float:
     phases = [phase for phase in trainer.phases if not phase.trains_autoencoder]
     if not phases:
         return 0.0
-    twin = trainer.timing_copy(phases[0])
+    twin = trainer.timing_copy(phases[0], phases[0].start)
     start = cpu_seconds()
     twin.fit_pretended_mixture()
     return (cpu_seconds() - start) * sum(map(twin.excess, phases))

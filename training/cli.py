@@ -96,7 +96,8 @@ def parser() -> argparse.ArgumentParser:
         "--augment",
         metavar="NAMES",
         help="random changes of the training images: flip (left to right), shift (by up to a 16th "
-        "of the sides), or both, as in flip,shift (default: those of the preset)",
+        "of the sides), warp (turned, slanted and stretched a little), or several, as in "
+        "flip,shift (default: those of the preset)",
     )
     length = result.add_mutually_exclusive_group()
     length.add_argument(
@@ -125,6 +126,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="URL",
         help="folder in object storage, such as s3://bucket/runs/x, that the run folder is copied "
         "to after each checkpoint; --resume fetches it where there is no --out",
+    )
+    result.add_argument(
+        "--init",
+        type=local_folder,
+        metavar="RUN",
+        help="run folder whose averaged weights the new run begins with; blocks and couplings that "
+        "it lacks are added without effect at first (default: random weights)",
     )
     result.add_argument(
         "--seed",
@@ -249,6 +257,7 @@ def _request(options: argparse.Namespace) -> Request:
         device=options.device,
         bfloat16=options.precision == "bfloat16",
         copy_to=options.copy_to,
+        init=options.init,
     )
 
 

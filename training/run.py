@@ -18,6 +18,7 @@ from training.data.datasets import Dataset, Split
 from training.data.rows import interleave_classes, sample_rows
 from training.data.spec import DataSpec
 from training.errors import CheckpointError, DataError
+from training.initial import begin_with
 from training.measure.adapter import as_autoencoder, as_image_decoder
 from training.measure.elbo import evaluate, mean_scores, percentiles
 from training.measure.protocol import TEST_SEED, describe, test_images
@@ -27,7 +28,7 @@ from training.parallel import Parallel
 from training.progress import Observer, Pace, Progress
 from training.report import write_report
 from training.report.collect import MovieRecorder, collect_report
-from training.run_folder import RunConfig, RunFolder
+from training.run_folder import Init, RunConfig, RunFolder
 from training.schedule import Phase
 from training.trainer import Trainer
 
@@ -60,6 +61,7 @@ class Request:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         bfloat16: Whether the networks compute in bfloat16.
         copy_to: URL of object storage that the run folder is copied to; None for no copy.
+        init: Path of the run whose weights a new one begins with; None for random ones.
     """
 
     preset: str | None
@@ -72,6 +74,7 @@ class Request:
     device: str = "cpu"
     bfloat16: bool = False
     copy_to: str | None = None
+    init: Path | None = None
 
 
 class TrainingRun:
@@ -110,10 +113,14 @@ class TrainingRun:
         # CPU seconds per thread that the steps have taken, including those before a resume.
         self._seconds_used = 0.0
         self._validation: dict[str, float] = {}
+        self._init: Init | None = None
 
     def begin(self) -> None:
         """Determines the length of a new run; writes its config and its first checkpoint."""
         request, trainer, parallel = self._request, self._trainer, self._parallel
+        if request.init is not None:
+            init = self._init = begin_with(request.init, trainer, parallel)
+            self._observer.line(f"beginning with the weights of {init.run} after {init.step} steps")
         # The length comes first: the schedule of the very first step depends on it.
         if request.steps is None:
             self._observer.line("timing a few steps on a copy of the model ...")
@@ -271,6 +278,7 @@ class TrainingRun:
             data_sha256=dataset.sha256,
             image_shape=dataset.image_shape,
             class_names=dataset.class_names,
+            init=self._init,
             split={
                 "train": len(dataset.train.images),
                 "validation": len(dataset.validation.images),

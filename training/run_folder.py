@@ -47,6 +47,21 @@ _PARTS = {"format", "trainer", "budget_seconds_used", "log_bytes"}
 
 
 @dataclass(frozen=True)
+class Init:
+    """The run that another one began with the weights of.
+
+    Attributes:
+        run: Path of its folder, as given.
+        sha256: Checksum of the checkpoint that the weights were read from.
+        step: Number of steps that this checkpoint had done, in all phases.
+    """
+
+    run: str
+    sha256: str
+    step: int
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """The content of `config.json`, written before the first step.
 
@@ -68,6 +83,7 @@ class RunConfig:
         class_names: Name of each class of the data; empty without labels.
         split: Number of images in each split, by its name.
         versions: Version of the program and of each library when the run began.
+        init: The run whose weights this one began with; None if with random ones.
     """
 
     preset: str
@@ -86,6 +102,7 @@ class RunConfig:
     class_names: tuple[str, ...]
     split: dict[str, int]
     versions: dict[str, str]
+    init: Init | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the content of `config.json`."""
@@ -116,6 +133,7 @@ class RunConfig:
                     "train": record_from_json(TrainConfig, fields["train"]),
                     "image_shape": (int(channels), int(height), int(width)),
                     "class_names": tuple(fields["class_names"]),
+                    "init": None if fields.get("init") is None else Init(**fields["init"]),
                 }
             )
         except (KeyError, TypeError, ValueError, ConfigError) as error:
@@ -128,12 +146,16 @@ class RunFolder:
     Args:
         path: The folder, which need not exist yet.
         saved: Called after each checkpoint.
+
+    Attributes:
+        path: The folder.
+        checkpoint: Path of the checkpoint.
     """
 
     def __init__(self, path: Path, saved: Callable[[], None] = lambda: None):
         self.path = path
         self._saved = saved
-        self._checkpoint = path / "checkpoint.pt"
+        self.checkpoint = path / "checkpoint.pt"
         self._log = path / "log.jsonl"
         self._frames = path / "frames"
 
@@ -145,7 +167,7 @@ class RunFolder:
     @property
     def has_checkpoint(self) -> bool:
         """Whether there is a checkpoint to resume from."""
-        return self._checkpoint.is_file()
+        return self.checkpoint.is_file()
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file atomically."""
@@ -237,7 +259,7 @@ class RunFolder:
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        atomic_write(self._checkpoint, buffer.getvalue())
+        atomic_write(self.checkpoint, buffer.getvalue())
         self._saved()
 
     def load_checkpoint(self) -> tuple[dict[str, Any], float]:
@@ -280,7 +302,7 @@ class RunFolder:
             model.load_state_dict(weights)
         except (AttributeError, KeyError, RuntimeError, TypeError) as error:
             raise CheckpointError(
-                f"{self._checkpoint}: does not hold the weights of this run's model"
+                f"{self.checkpoint}: does not hold the weights of this run's model"
             ) from error
         return model.eval()
 
@@ -360,11 +382,11 @@ class RunFolder:
 
     def _load(self) -> dict[str, Any]:
         try:
-            raw = self._checkpoint.read_bytes()
+            raw = self.checkpoint.read_bytes()
         except FileNotFoundError as error:
             raise CheckpointError(f"{self.path}: no checkpoint.pt") from error
         except OSError as error:
-            raise CheckpointError(f"{self._checkpoint}: {error.strerror}") from error
+            raise CheckpointError(f"{self.checkpoint}: {error.strerror}") from error
         try:
             with zipfile.ZipFile(io.BytesIO(raw)) as archive:
                 # torch itself does not verify the checksums.
@@ -372,13 +394,11 @@ class RunFolder:
             # weights_only: a checkpoint must not be able to run code.
             state = None if damaged else torch.load(io.BytesIO(raw), weights_only=True)
         except Exception as error:  # zipfile and torch raise many types on damaged bytes
-            raise CheckpointError(
-                f"{self._checkpoint}: damaged ({type(error).__name__})"
-            ) from error
+            raise CheckpointError(f"{self.checkpoint}: damaged ({type(error).__name__})") from error
         if not isinstance(state, dict) or not state.keys() >= _PARTS:
-            raise CheckpointError(f"{self._checkpoint}: damaged, or not a checkpoint")
+            raise CheckpointError(f"{self.checkpoint}: damaged, or not a checkpoint")
         if state["format"] not in (FORMAT, *_OLDER):
-            raise CheckpointError(f"{self._checkpoint}: format {state['format']}, wanted {FORMAT}")
+            raise CheckpointError(f"{self.checkpoint}: format {state['format']}, wanted {FORMAT}")
         return state
 
 

@@ -8,6 +8,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -131,6 +132,35 @@ def kl_weight(done: int, steps: int, config: TrainConfig) -> float:
         config: Beta, and the share of the steps over which the weight rises to it.
     """
     return config.beta * min(1.0, (done + 1) / max(1.0, config.kl_warmup * steps))
+
+
+def even_parts(phase: Phase, steps: int, config: TrainConfig) -> list[range]:
+    """Divides the steps of a phase where they begin to cost more or less.
+
+    Args:
+        phase: The phase.
+        steps: Number of steps that train the autoencoder.
+        config: When `iwae` takes more draws, and until when images are augmented.
+    """
+    cuts = {phase.start, phase.stop}
+    if phase.trains_autoencoder:
+        turns = [math.ceil(share * steps) for share in (config.iwae_from, config.augment_until)]
+        places = {phase.start + turn - phase.autoencoder_steps for turn in turns}
+        cuts |= {place for place in places if phase.start < place < phase.stop}
+    return [range(*pair) for pair in pairwise(sorted(cuts))]
+
+
+def draws_of(done: int, steps: int, config: TrainConfig) -> int:
+    """The number of draws of z per image.
+
+    Args:
+        done: Number of steps done that train the autoencoder.
+        steps: Total number of such steps.
+        config: Its `draws`, and the share of the steps with one draw.
+    """
+    if config.objective == "iwae" and done < config.iwae_from * steps:
+        return 1
+    return config.draws
 
 
 def derived_seed(seed: int, purpose: str) -> int:

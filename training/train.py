@@ -245,5 +245,11 @@ def _as_begun(folder: RunFolder, request: Request) -> Request:
             f"{folder.path}: the run here has {config.steps} steps, got --steps "
             f"{request.steps}; wanted the same to resume, or another folder"
         )
+    begun_with = None if config.init is None else config.init.run
+    if request.init is not None and str(request.init) != begun_with:
+        raise CheckpointError(
+            f"{folder.path}: the run here began with {begun_with or 'random weights'}, got --init "
+            f"{request.init}; wanted the same to resume, or another folder"
+        )
     settings = (*request.settings, f"likelihood={config.model.likelihood}")
     return dataclasses.replace(request, preset=name, settings=settings)

@@ -27,6 +27,7 @@ from training.schedule import (
     BatchOrder,
     Phase,
     derived_seed,
+    draws_of,
     kl_weight,
     learning_rate_factor,
     plan,
@@ -289,16 +290,17 @@ class Trainer:
         """Drops the wrapped objective, which refers to the process group; a step wraps it anew."""
         self._objective, self._objective_phase = None, ""
 
-    def timing_copy(self, phase: Phase) -> "Trainer":
+    def timing_copy(self, phase: Phase, step: int) -> "Trainer":
         """Copies this trainer for timing the steps of a phase, and leaves its state unchanged.
 
         Args:
             phase: One of `phases`.
+            step: The first step to time, within that phase.
         """
         self.release()
         data = (self._train, self._batches, self._validation)
         twin = copy.deepcopy(self, {id(part): part for part in data})
-        twin.step = phase.start
+        twin.step = step
         if not phase.trains_autoencoder:
             # Real posteriors take long to compute, and the time of a step does not depend on them.
             twin._prior_fit.pretend(phase)
@@ -335,12 +337,14 @@ class Trainer:
                 "shown": cut(batch.shown.to(self.device)),
                 "sizes": cut(batch.sizes.to(self.device)),
             }
-        images, labels = self._batches.read(rows, self.step, self.parallel)
+        augmented = done < config.augment_until * self.steps
+        images, labels = self._batches.read(rows, self.step, self.parallel, augmented=augmented)
         images = images.float().div_(255.0)
         if config.binarize:
             drawn = torch.rand(len(rows), *images.shape[1:], generator=self._noise)
             images.gt_(cut(drawn).to(self.device))
-        shape = (config.draws, latents, self.model.config.latent_dim)
+        draws = draws_of(done, self.steps, config)
+        shape = (draws, latents, self.model.config.latent_dim)
         eps = torch.randn(shape, generator=self._noise).to(self.device)
         beta = kl_weight(done, self.steps, config)
         if config.noise:

@@ -9,7 +9,7 @@ import torch
 
 from tests.support.blobs import blobs
 from tests.support.tiny_runs import MODEL, PHASES, assert_same, step_to, torch_copy, trainer_of
-from training.batches import Batches, corrupted, flipped, shifted
+from training.batches import Batches, corrupted, flipped, shifted, warped
 from training.data.datasets import Dataset, Split
 from training.data.rows import Rows
 from training.model.config import TrainConfig
@@ -36,7 +36,7 @@ def on_disk(dataset: Dataset, folder: Path) -> Dataset:
 def test_batches_from_disk_are_those_from_memory(few: Dataset, tmp_path: Path) -> None:
     disk = on_disk(few, tmp_path)
     rows = torch.randperm(len(few.train.images))[:50]
-    config = TrainConfig(augment=("flip", "shift"))
+    config = TrainConfig(augment=("flip", "shift", "warp"))
     for step in range(3):
         (images, labels), (others, same) = (
             Batches(data.train, config, CPU).read(rows, step) for data in (few, disk)
@@ -54,7 +54,7 @@ def test_each_process_reads_its_slice_of_the_batch_alone(few: Dataset, world: in
 
     read: list[list[int]] = []
     images = Recorded(few.train.images, np.arange(len(few.train.images)))
-    config = TrainConfig(augment=("flip", "shift"))
+    config = TrainConfig(augment=("flip", "shift", "warp"))
     batches = Batches(Split(images, few.train.labels), config, CPU)
     rows = torch.randperm(len(images))[:48]
     whole = batches.read(rows, 3)
@@ -93,7 +93,7 @@ def test_a_trainer_steps_and_validates_alike_on_images_on_disk(
 
 @pytest.mark.usefixtures("one_thread")
 def test_an_augmented_run_is_resumed_exactly(few: Dataset) -> None:
-    changes = {"augment": ("flip", "shift"), **PHASES}
+    changes = {"augment": ("flip", "shift", "warp"), "augment_until": 0.7, **PHASES}
     whole = trainer_of(few, 12, MODEL, **changes)
     numbers = step_to(whole, whole.total_steps)
     first, second = (trainer_of(few, 12, MODEL, **changes) for _ in range(2))
@@ -112,7 +112,7 @@ def test_augmentation_depends_on_the_seed_and_the_step_alone(few: Dataset) -> No
         config = TrainConfig(augment=names, seed=seed)  # type: ignore[arg-type]
         return Batches(few.train, config, CPU).read(rows, step)[0]
 
-    for names in (("flip",), ("shift",), ("flip", "shift")):
+    for names in (("flip",), ("shift",), ("warp",), ("flip", "shift")):
         assert torch.equal(read(names, 1, 7), read(names, 1, 7))
         assert not torch.equal(read(names, 1, 7), read(names, 1, 8))
         assert not torch.equal(read(names, 1, 7), read(names, 2, 7))
@@ -193,3 +193,67 @@ def test_a_batch_does_not_change_the_images(few: Dataset) -> None:
     images, _ = batches.read(torch.arange(len(batches)), 0)
     images.zero_()
     assert np.array_equal(data.train.images, few.train.images)
+
+
+def middle(image: torch.Tensor) -> tuple[float, float]:
+    """Centre of mass of an image [C, H, W], from the centre of the image: down and across."""
+    mass = image.float().sum(dim=0)
+    places = (torch.arange(side) - (side - 1) / 2 for side in mass.shape)
+    down, across = places
+    whole = mass.sum()
+    return float((mass.sum(dim=1) * down).sum() / whole), float(
+        (mass.sum(dim=0) * across).sum() / whole
+    )
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 48), (1, 28, 28), (1, 1, 5)])
+def test_warped_images_keep_their_shape_and_constant_ones_their_values(
+    shape: tuple[int, int, int],
+) -> None:
+    noise = torch.Generator().manual_seed(0)
+    values = torch.arange(0, 250, 10, dtype=torch.uint8)
+    images = values[:, None, None, None].expand(-1, *shape)
+    assert torch.equal(warped(images, noise), images)
+    images = torch.randint(0, 256, (50, *shape), dtype=torch.uint8)
+    changed = warped(images, noise)
+    assert (changed.shape, changed.dtype) == (images.shape, torch.uint8)
+
+
+def test_a_warp_is_a_small_linear_map_about_the_centre() -> None:
+    """A blot at a corner of a wide image moves by no more than the largest map moves it."""
+    images = torch.zeros(300, 1, 33, 65, dtype=torch.uint8)
+    down, across = -10.0, 20.0
+    images[:, 0, 16 - 12 : 16 - 7, 32 + 18 : 32 + 23] = 255
+    changed = warped(images, torch.Generator().manual_seed(0))
+    places = np.array([middle(image) for image in changed])
+    moved = places - (down, across)
+    assert 0.5 < np.abs(moved).mean() < 3
+    np.testing.assert_allclose(moved.mean(axis=0), 0, atol=0.5)
+    # Rotated by 0.15, sheared by 0.15 and stretched by 8 %, with half a pixel for the rounding.
+    most = np.hypot(down, across) * (0.15 + 0.15 + 0.084) + 0.5
+    assert np.hypot(*moved.T).max() < most
+    # A blot at the centre stays there.
+    images = torch.zeros(50, 1, 33, 65, dtype=torch.uint8)
+    images[:, 0, 14:19, 30:35] = 255
+    changed = warped(images, torch.Generator().manual_seed(0))
+    np.testing.assert_allclose([middle(image) for image in changed], 0, atol=0.1)
+
+
+def test_images_are_left_as_they_are_after_a_share_of_the_steps(few: Dataset) -> None:
+    read = []
+
+    class Recorded(Batches):
+        def read(self, *arguments: Any, augmented: bool = True, **more: Any) -> Any:
+            read.append(augmented)
+            return super().read(*arguments, augmented=augmented, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.trainer.Batches", Recorded)
+        trainer = trainer_of(few, 10, augment=("warp",), augment_until=0.55)
+        step_to(trainer, 10)
+    assert read == [True] * 6 + [False] * 4
+    rows = torch.arange(20)
+    images, _ = Batches(few.train, TrainConfig(augment=("warp",)), CPU).read(
+        rows, 0, augmented=False
+    )
+    assert torch.equal(images, torch.from_numpy(few.train.images[:20]))

@@ -1,5 +1,6 @@
 """The phases of a training, their order and their lengths; the learning rate's warm-up."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -7,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.model.config import Dense, ModelConfig, PriorConfig, TrainConfig
-from training.schedule import LEAST_WARMUP, Phase, learning_rate_factor, plan, validation_steps
+from training.schedule import (
+    LEAST_WARMUP,
+    Phase,
+    draws_of,
+    even_parts,
+    learning_rate_factor,
+    plan,
+    validation_steps,
+)
 
 DENSE = Dense(((8, "relu"),))
 
@@ -127,3 +136,45 @@ def test_many_images_are_not_validated_before_they_were_seen_once() -> None:
     assert min(validation_steps(phases, epoch=400)) == 100
     assert sorted(validation_steps(phases, epoch=30))[:3] == [50, 100, 200]
     assert sorted(validation_steps(phases, epoch=1))[:7] == [1, 3, 6, 12, 25, 50, 100]
+
+
+def test_iwae_takes_one_draw_until_its_share_of_the_steps() -> None:
+    late = TrainConfig(objective="iwae", draws=5, iwae_from=0.75)
+    assert [draws_of(done, 10, late) for done in range(10)] == [1] * 8 + [5] * 2
+    for config in (TrainConfig(objective="iwae", draws=5), TrainConfig(draws=5, iwae_from=0.75)):
+        assert {draws_of(done, 10, config) for done in range(10)} == {5}
+
+
+def test_a_phase_is_divided_where_its_steps_change() -> None:
+    train = TrainConfig(prior_start=0.5, prior_fit=0.2, prior_refit=0.1, iwae_from=0.75)
+    train = dataclasses.replace(train, augment_until=0.305)
+    phases = plan(model("gmm"), train, 100)
+    assert [even_parts(phase, 100, train) for phase in phases] == [
+        [range(31), range(31, 50)],
+        [range(50, 70)],
+        [range(70, 95), range(95, 120)],
+        [range(120, 130)],
+    ]
+
+
+@given(st.integers(1, 10**6), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_the_parts_of_phases_are_all_their_steps_and_take_as_many_draws_throughout(
+    steps: int, start: float, iwae_from: float, augment_until: float
+) -> None:
+    train = TrainConfig(
+        objective="iwae",
+        draws=3,
+        prior_start=start,
+        iwae_from=iwae_from,
+        augment_until=augment_until,
+    )
+    for phase in plan(model("gmm"), train, steps):
+        parts = even_parts(phase, steps, train)
+        assert [parts[0].start, parts[-1].stop] == [phase.start, phase.stop]
+        assert all(one.stop == next_one.start for one, next_one in itertools.pairwise(parts))
+        for part in parts if phase.trains_autoencoder else ():
+            first, last = (
+                draws_of(step - phase.start + phase.autoencoder_steps, steps, train)
+                for step in (part[0], part[-1])
+            )
+            assert first == last

@@ -27,6 +27,7 @@ from training.measure.adapter import as_autoencoder
 from training.measure.elbo import evaluate
 from training.model.config import Conv, ModelConfig, PriorConfig, TrainConfig
 from training.model.objectives import prior_nlls
+from training.schedule import draws_of
 from training.trainer import Trainer
 
 pytest_plugins = ["tests.support.run_fixtures"]
@@ -395,6 +396,26 @@ def test_the_budget_covers_validations_and_encoding(
     validation = 1.0
     overhead = 20 + 4 + 6 + 2 + 2 * 12  # even, at ends of phases, early; and the fits
     assert calibrate(trainer, 200.0) == round((200 - overhead) / 0.01 / 1.5)
+
+
+def test_the_budget_covers_steps_of_several_draws_late_in_the_run(
+    few: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock on which a step takes 10 ms a draw, and nothing else takes any time."""
+    now = 0.0
+
+    def train_step(trainer: Trainer) -> dict[str, float]:
+        nonlocal now
+        now += 0.01 * draws_of(trainer.step, trainer.steps, trainer.config)
+        trainer.step += 1
+        return {}
+
+    monkeypatch.setattr("training.budget.cpu_seconds", lambda: now)
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    changes = {"objective": "iwae", "draws": 5, "iwae_from": 0.75}
+    assert calibrate(trainer_of(few, 1, **changes), 100.0) == round(
+        100 / (0.01 * (0.75 + 0.25 * 5))
+    )
 
 
 def test_the_budget_covers_the_fits_of_the_prior(few: Dataset) -> None:

@@ -9,7 +9,7 @@ from training.errors import ConfigError
 #: Width and activation of each layer.
 Layers = tuple[tuple[int, str], ...]
 Counts = tuple[int, ...]
-Augmentations = tuple[Literal["flip", "shift"], ...]
+Augmentations = tuple[Literal["flip", "shift", "warp"], ...]
 
 #: Largest width, and largest number of dimensions or components.
 LARGEST = 65_536
@@ -221,6 +221,12 @@ class TrainConfig:
             Salakhutdinov 2016); or `wae`, WAE-MMD: in place of the KL term of each image, the
             distance of all latents of a batch from N(0, I) (Tolstikhin et al. 2018).
         draws: K, draws of z per image and step.
+        iwae_from: Share of the steps after which `iwae` takes its K draws; until then it takes one,
+            whose bound is the ELBO.
+        gradient: How the encoder learns from a draw z under the ELBO or `iwae`: by the `total`
+            derivative, or along its `path` alone, without that of log q(z|x) by the parameters of q
+            (Roeder et al. 2017; of several draws, doubly reparameterized, Tucker et al. 2019). Both
+            are unbiased; the second has less noise the closer q is to p(z|x).
         beta: Weight of the KL term (Higgins et al. 2017); with 1 the objective is the
             ELBO.
         mmd_weight: Weight of that distance, the squared maximum mean discrepancy.
@@ -256,11 +262,15 @@ class TrainConfig:
             conditional on the class.
         seed: Seed of the initial weights, the order of the images and all noise.
         augment: Random changes of each batch's images: `flip` mirrors left to right, `shift`
-            moves by up to a 16th of the sides.
+            moves by up to a 16th of the sides, `warp` rotates, shears and scales a little about
+            the centre.
+        augment_until: Share of the steps after which the images are left as they are.
     """
 
     objective: Literal["elbo", "iwae", "wae"] = "elbo"
     draws: int = 1
+    iwae_from: float = 0.0
+    gradient: Literal["total", "path"] = "total"
     beta: float = 1.0
     mmd_weight: float = 500.0
     noise: float = 0.0
@@ -284,6 +294,7 @@ class TrainConfig:
     label_weight: float = 0.25
     seed: int = 0
     augment: Augmentations = ()
+    augment_until: float = 1.0
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -295,6 +306,7 @@ class TrainConfig:
         hides = self.noise_kind == "mask"
         for name, wanted, good in (
             ("draws", f"1 to {_MAX_COUNT}", 1 <= self.draws <= _MAX_COUNT),
+            ("iwae_from", "0 to 1", 0 <= self.iwae_from <= 1),
             ("beta", "0 or more", 0 <= self.beta < math.inf),
             ("mmd_weight", "0 or more", 0 <= self.mmd_weight < math.inf),
             (
@@ -320,6 +332,7 @@ class TrainConfig:
             ("label_weight", "0 or more", 0 <= self.label_weight < math.inf),
             ("seed", "0 or more", self.seed >= 0),
             ("augment", "each once", len(set(self.augment)) == len(self.augment)),
+            ("augment_until", "0 to 1", 0 <= self.augment_until <= 1),
         ):
             if not good:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, wanted {wanted}")

@@ -84,21 +84,34 @@ def autoencoder_terms(
         nll = reconstruction.mean()
         return Terms(nll, nll, none, none)
     label_nll = torch.zeros_like(reconstruction)
+    along_path = config.gradient == "path"
+    density = posterior.detach() if along_path else posterior
+    weighted = config.objective == "iwae" and draws > 1
     if learned_prior:
         prior_nll, label_nll = prior_nlls(model, z.flatten(0, 1), labels.repeat(draws))
-        log_prior = -prior_nll.reshape(draws, rows)
-        kl = posterior.log_prob(z) - log_prior
-    elif config.objective == "iwae":
-        kl = posterior.log_prob(z) - gaussian_log_prob(z, torch.zeros_like(z), torch.zeros_like(z))
+        log_prior, label_nll = -prior_nll.reshape(draws, rows), label_nll.reshape(draws, rows)
+        kl = density.log_prob(z) - log_prior
+    elif weighted:
+        kl = density.log_prob(z) - gaussian_log_prob(z, torch.zeros_like(z), torch.zeros_like(z))
     else:
         kl = posterior.kl().expand(draws, rows)
-    if config.objective == "iwae":
+    # Of each draw.
+    losses = reconstruction + beta * kl
+    label_losses = beta * config.label_weight * label_nll
+    if weighted and along_path:
+        share = torch.softmax(-losses.detach(), dim=0)
+        # Tucker et al. 2019, equation 8: the encoder, which learns through z alone, has the squares
+        # of the shares; decoder and prior have the shares.
+        z.register_hook(  # type: ignore[no-untyped-call]
+            lambda gradient: gradient * share.unsqueeze(2)
+        )
+        loss = (share * (losses + label_losses)).sum(dim=0).mean()
+    elif weighted:
         # Burda, Grosse and Salakhutdinov 2016, equation 8.
-        log_weights = -reconstruction - beta * kl
-        loss = (math.log(draws) - torch.logsumexp(log_weights, dim=0)).mean()
+        bound = math.log(draws) - torch.logsumexp(-losses, dim=0)
+        loss = bound.mean() + label_losses.mean()
     else:
-        loss = (reconstruction + beta * kl).mean()
-    loss = loss + beta * config.label_weight * label_nll.mean()
+        loss = losses.mean() + label_losses.mean()
     return Terms(loss, reconstruction.mean(), kl.mean(), none)
 
 

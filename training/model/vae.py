@@ -34,6 +34,12 @@ class DiagonalGaussian:
             self.mean.to(dtype), None if self.log_var is None else self.log_var.to(dtype)
         )
 
+    def detach(self) -> "DiagonalGaussian":
+        """The same posteriors as constants, through which no gradient passes."""
+        return DiagonalGaussian(
+            self.mean.detach(), None if self.log_var is None else self.log_var.detach()
+        )
+
     def sample(self, eps: Tensor) -> Tensor:
         """Samples by the reparameterization trick (Kingma and Welling 2014, section 2.4).
 
@@ -68,6 +74,9 @@ def gaussian_log_prob(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
 
 
 _LOG_2PI = 1.8378770664093453
+
+#: The buffers of a `Vae` that say something of the training images, and are not trained.
+OF_DATA = ("centre", "class_counts")
 
 
 class Vae(nn.Module):

@@ -95,7 +95,10 @@ trainings: dict[str, st.SearchStrategy[Any]] = {
     "prior_learning_rate": positive,
     "label_weight": st.floats(0, 1e3),
     "seed": st.integers(0, 2**63),
-    "augment": st.lists(st.sampled_from(["flip", "shift"]), unique=True).map(tuple),
+    "augment": st.lists(st.sampled_from(["flip", "shift", "warp"]), unique=True).map(tuple),
+    "augment_until": shares,
+    "iwae_from": shares,
+    "gradient": st.sampled_from(["total", "path"]),
 }
 elbo = st.builds(TrainConfig, objective=st.just("elbo"), beta=st.floats(0, 1e6), **trainings)
 iwae = st.builds(TrainConfig, objective=st.just("iwae"), draws=st.integers(1, 99), **trainings)
