@@ -31,7 +31,7 @@ from export.weights import Weights
 from latentserve import __version__
 from service.models.onnx import VERSION as ONNXRUNTIME_VERSION
 from training.data.locations import with_names
-from training.run_folder import RunConfig
+from training.run_config import RunConfig
 
 _DTYPES: dict[int, Literal["float32", "int64"]] = {
     onnx.TensorProto.FLOAT: "float32",

@@ -19,7 +19,8 @@ from training.measure.adapter import as_autoencoder
 from training.measure.elbo import evaluate
 from training.measure.protocol import TEST_SEED, test_images
 from training.model.vae import Vae
-from training.run_folder import RunConfig, RunFolder
+from training.run_config import RunConfig
+from training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

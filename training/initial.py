@@ -8,7 +8,8 @@ from torch import Tensor
 from training.errors import ConfigError
 from training.model.vae import OF_DATA
 from training.parallel import Parallel
-from training.run_folder import Init, RunFolder
+from training.run_config import Init
+from training.run_folder import RunFolder
 from training.trainer import Trainer
 
 

@@ -28,7 +28,8 @@ from training.parallel import Parallel
 from training.progress import Observer, Pace, Progress
 from training.report import write_report
 from training.report.collect import MovieRecorder, collect_report
-from training.run_folder import Init, RunConfig, RunFolder
+from training.run_config import Init, RunConfig
+from training.run_folder import RunFolder
 from training.schedule import Phase
 from training.trainer import Trainer
 

@@ -18,7 +18,8 @@ from training.measure.protocol import TEST_SEED, describe, test_images
 from training.model.config import Conv, Dense, ModelConfig, PriorConfig, TrainConfig
 from training.model.vae import Vae
 from training.run import golden_images
-from training.run_folder import RunConfig, RunFolder
+from training.run_config import RunConfig
+from training.run_folder import RunFolder
 
 DENSE = Dense(layers=((20, "relu"), (12, "gelu"), (9, "tanh")))
 CONV = Conv(

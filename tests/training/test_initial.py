@@ -29,7 +29,8 @@ from training.initial import begin_with
 from training.model.config import Conv
 from training.model.vae import Vae
 from training.parallel import Parallel
-from training.run_folder import Init, RunFolder
+from training.run_config import Init
+from training.run_folder import RunFolder
 
 pytest_plugins = ["tests.support.run_fixtures"]
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures", "signal_handlers")

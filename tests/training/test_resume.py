@@ -42,7 +42,8 @@ from training.data.datasets import Dataset, Split
 from training.data.rows import Rows
 from training.errors import CheckpointError
 from training.model.config import ModelConfig, PriorConfig
-from training.run_folder import FORMAT, RunFolder
+from training.run_config import FORMAT
+from training.run_folder import RunFolder
 from training.trainer import Trainer
 
 pytest_plugins = ["tests.support.run_fixtures"]

@@ -14,7 +14,8 @@ from training.measure.adapter import as_autoencoder, as_image_decoder, as_sample
 from training.measure.elbo import posteriors
 from training.model.vae import Vae
 from training.report import Frame, ReportData, write_live
-from training.run_folder import RunConfig, RunFolder
+from training.run_config import RunConfig
+from training.run_folder import RunFolder
 from training.trainer import Trainer
 
 #: Least number of frames of a movie, if the run has as many steps; there are up to twice as many.
