@@ -12,7 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import h2load, plot, serving, soak, training, training_colour
+from benchmarks import (
+    flagship,
+    h2load,
+    instructions,
+    plot,
+    serving,
+    soak,
+    training,
+    training_colour,
+)
 from benchmarks.contenders import chosen
 from benchmarks.graphs import Reference, WrongAnswer
 from benchmarks.h2load import LoadFailed
@@ -287,6 +296,22 @@ def test_ours_and_the_plain_servicer_are_measured_side_by_side(tmp_path, capsys)
             assert found.values(server, shape, "load_cpu_us_per_call")[0] > 0
             (measured,) = found.rounds[server][shape.name]
             assert measured.cpu_seconds < 4 * (time.monotonic() - began)
+
+
+@pytest.mark.usefixtures("dense")
+@pytest.mark.slow
+def test_the_python_calls_of_one_call_are_counted():
+    assert 20 < float(instructions._run(ROOT, "encode", 10, "--profile")) < 200
+
+
+@pytest.mark.skipif(not h2load.available(), reason="no h2load (Debian: nghttp2-client)")
+@pytest.mark.slow
+def test_the_flagship_is_measured_beside_its_graphs(capsys):
+    assert flagship.main(["--rounds", "1", "--seconds", "0.2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in lines[-2:]] == [
+        "| Sample, 64, 4 in flight", "| Encode, 1, 32 in flight"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", spatial.SERVERS)
