@@ -1,10 +1,11 @@
-"""Python clients side by side: 32 coroutines, one image each, from client to server and back.
+"""Python clients side by side: one image a call, from client to server and back.
 
     python -m benchmarks.clients --rounds 5 --seconds 4
 
-`latentserve.client.AsyncClient`, with and without `coalesce=True`, calls `latentserve serve`;
-`tritonclient.grpc.aio`, installed in a separate environment, calls tritonserver. Clients and
-servers run on the same machine.
+`latentserve.client.AsyncClient`, with and without `coalesce=True`, calls `latentserve serve`, and
+so does `Client`; `tritonclient.grpc.aio` and `tritonclient.grpc`, installed in a separate
+environment, call tritonserver. An asyncio client is called by 32 coroutines, a blocking one by 8
+threads. Clients and servers run on the same machine.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.client_program import BLOCKING
 from benchmarks.environments import python
 from benchmarks.graphs import Reference
 from benchmarks.machine import machine
@@ -27,6 +29,7 @@ from benchmarks.servers.triton import Triton
 from benchmarks.shapes import Shape
 
 _SHAPE = Shape("encode", 1, "uint8", 1, 32)
+_THREADS = 8
 _PROGRAM = "benchmarks.client_program"
 
 
@@ -47,6 +50,8 @@ def main() -> int:
         "coalescing": (Path(sys.executable), ours),
         "ours": (Path(sys.executable), ours),
         "tritonclient": (python("tritonclient"), triton),
+        "threads": (Path(sys.executable), ours),
+        "tritonclient-threads": (python("tritonclient"), triton),
     }
     records: dict[str, list[dict[str, float]]] = {name: [] for name in clients}
     reference = Reference()
@@ -64,12 +69,13 @@ def main() -> int:
         options.out.write_text(json.dumps({"machine": machine(), "rounds": records}, indent=1))
     print(f"{machine()}\n")
     print("| client | images/s | p50, ms | client CPU, µs an image | server CPU, µs an image "
-          "| multiple of tritonclient's images/s |")  # fmt: skip
+          "| multiple of the images/s of tritonclient of its kind |")  # fmt: skip
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for name, rounds in records.items():
+        other = "tritonclient-threads" if name in BLOCKING else "tritonclient"
         ratios = [
-            own["images_per_second"] / other["images_per_second"]
-            for own, other in zip(rounds, records["tritonclient"], strict=True)
+            own["images_per_second"] / theirs["images_per_second"]
+            for own, theirs in zip(rounds, records[other], strict=True)
         ]
         cells = [
             f"{statistics.median(result[key] for result in rounds):,.{digits}f}"
@@ -88,7 +94,7 @@ def _one(
     command = [str(interpreter), "-m", _PROGRAM, name, f"127.0.0.1:{server.port}"]
     before = cpu_seconds(server.pid)
     done = subprocess.run(
-        [*command, str(_SHAPE.in_flight), str(seconds)],
+        [*command, str(_THREADS if name in BLOCKING else _SHAPE.in_flight), str(seconds)],
         cwd=ROOT,
         capture_output=True,
         text=True,

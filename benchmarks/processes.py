@@ -4,7 +4,8 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -107,6 +108,21 @@ class Program:
             if stream is not None:
                 stream.close()
         self._file.close()
+
+
+@contextmanager
+def pinned(cpus: Collection[int]) -> Iterator[None]:
+    """Restricts this thread, and the processes that it starts within, to some CPUs.
+
+    Args:
+        cpus: The CPUs; empty for no restriction.
+    """
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cpus or before)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def tree(pid: int) -> list[int]:

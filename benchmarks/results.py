@@ -10,10 +10,14 @@ from pathlib import Path
 from benchmarks.servers.server import Measurement
 from benchmarks.shapes import Shape
 
-BASELINES = ("triton", "bare", "bare-2")
+BASELINES = ("triton", "mosec", "bare", "bare-2")
+#: What comes before its CPUs in the name of a contender that runs on some CPUs only.
+PINNED = "@"
 # Figures that have a table. Those per call are left out: with one image per call, they equal those
 # per image.
-_TABLES = ("cpu_us_per_image", "images_per_second", "p50_ms", "p99_ms", "rss_mib")
+_TABLES = (
+    "cpu_us_per_image", "images_per_second", "p50_ms", "p99_ms", "rss_mib", "load_cpu_us_per_call"
+)  # fmt: skip
 _RATIOS = ("cpu_us_per_image", "images_per_second")
 
 
@@ -46,6 +50,11 @@ FIGURES: Mapping[str, Figure] = {
     "p50_ms": Figure("p50, ms", 2, lambda load, _rows: load.p50_ms),
     "p99_ms": Figure("p99, ms", 2, lambda load, _rows: load.p99_ms),
     "rss_mib": Figure("resident, MiB", 0, lambda load, _rows: load.rss_mib),
+    "load_cpu_us_per_call": Figure(
+        "load generator's CPU, µs a call",
+        1,
+        lambda load, _rows: 1e6 * load.load_cpu_seconds / load.calls,
+    ),
 }
 
 
@@ -151,7 +160,7 @@ def table(results: Results, baselines: Sequence[str] = BASELINES) -> str:
         _table(results, FIGURES[name].title, partial(_cell, results, name)) for name in _TABLES
     ]
     for baseline in baselines:
-        if baseline in results.servers:
+        if any(server.partition(PINNED)[0] == baseline for server in results.servers):
             parts += [
                 _table(
                     results,
@@ -180,5 +189,6 @@ def _cell(results: Results, figure: str, server: str, shape: Shape) -> str:
 
 
 def _ratio(results: Results, figure: str, baseline: str, server: str, shape: Shape) -> str:
-    ratio = results.ratio(server, baseline, shape, figure)
+    _, at, cpus = server.partition(PINNED)  # compared with the baseline on the same CPUs
+    ratio = results.ratio(server, baseline + at + cpus, shape, figure)
     return "" if ratio is None else f"{ratio:.2f}"

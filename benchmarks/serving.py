@@ -7,9 +7,14 @@ Each round measures all servers with the first shape, then all with the next, so
 the machine affects them alike. A server keeps running while others are measured, unless it uses CPU
 time when idle: then it runs only while it is measured. Each measurement compares one reply before
 and one after it with onnxruntime's result, and counts the bytes of all replies.
+
+With `--pin 0 --pin 0,1` there are two of each server: `NAME@0`, all of whose processes run on CPU 0
+while the load generator runs on the others, and `NAME@0,1`. The load generator shares these CPUs if
+there are no others.
 """
 
 import argparse
+import os
 import shlex
 import sys
 import time
@@ -19,7 +24,7 @@ from benchmarks import h2load
 from benchmarks.contenders import CONTENDERS, chosen
 from benchmarks.graphs import WrongAnswer, models
 from benchmarks.machine import machine
-from benchmarks.processes import ServerFailed, cpu_seconds
+from benchmarks.processes import ServerFailed, cpu_seconds, pinned
 from benchmarks.results import Results, table
 from benchmarks.servers.server import Contender
 from benchmarks.shapes import named
@@ -34,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         shapes = named(options.shapes)
-        contenders = chosen(options.servers, options.variant)
+        contenders = chosen(options.servers, options.variant, options.pin)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
@@ -76,7 +81,7 @@ class _Run:
         for contender in list(self._contenders):
             _say(f"start {contender.name}")
             try:
-                contender.start()
+                self._start(contender)
             except ServerFailed as error:
                 self._leave_out(contender, error)
         before = {contender.name: cpu_seconds(contender.pid) for contender in self._contenders}
@@ -94,7 +99,7 @@ class _Run:
         """Measures each server once with each shape."""
         busy = [server for server in self._contenders if server.name in self._busy_when_idle]
         for contender in busy:
-            contender.start()
+            self._start(contender)
             self._measure(title, [contender])
             contender.stop()
         self._measure(title, [server for server in self._contenders if server not in busy])
@@ -104,13 +109,18 @@ class _Run:
         for contender in self._contenders:
             contender.stop()
 
+    def _start(self, contender: Contender) -> None:
+        with pinned(contender.cpus):
+            contender.start()
+
     def _measure(self, title: str, contenders: list[Contender]) -> None:
         for shape in self._results.shapes:
             for contender in contenders:
                 if contender not in self._contenders or not contender.takes(shape):
                     continue
                 try:
-                    measured = contender.measure(shape, self._seconds)
+                    with pinned(os.sched_getaffinity(0) - contender.cpus):
+                        measured = contender.measure(shape, self._seconds)
                 except (WrongAnswer, ServerFailed, h2load.LoadFailed) as error:
                     self._leave_out(contender, error)
                     continue
@@ -151,6 +161,13 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=ARGUMENTS",
         help="also measure `latentserve serve` with these arguments; repeatable",
+    )
+    parser.add_argument(
+        "--pin",
+        action="append",
+        default=[],
+        metavar="CPU,...",
+        help="run the servers on these CPUs only; repeatable, for one of each server on each",
     )
     parser.add_argument(
         "--shapes",

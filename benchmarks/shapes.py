@@ -38,8 +38,9 @@ class Shape:
 
     @property
     def name(self) -> str:
-        """Name of the shape, for example `encode-1-uint8-x32`."""
-        return f"{self.rpc}-{self.rows}-{self.dtype}-x{self.in_flight}"
+        """Name of the shape: `encode-1-uint8-x32`, or `encode-1-uint8-1x32` on one connection."""
+        connections = "1" if self.connections == 1 < self.streams else ""
+        return f"{self.rpc}-{self.rows}-{self.dtype}-{connections}x{self.in_flight}"
 
     def array(self) -> NDArray[Any]:
         """The array to send, seeded.
@@ -66,6 +67,7 @@ def _both(rpc: Literal["encode", "decode"], rows: int, *load: int) -> list[Shape
 # A call of 1024 images is as much work as 32 calls of 32, so four in flight keep a server busy.
 SHAPES = (
     *_both("encode", 1, 4, 8),
+    Shape("encode", 1, "uint8", 1, 32),
     Shape("encode", 1, "uint8", 1, 1),
     *_both("encode", 64, 4, 2),
     *_both("decode", 1, 4, 8),

@@ -30,6 +30,7 @@ class Measurement:
         p50_ms: Median latency in milliseconds.
         p99_ms: 99th percentile of the latency in milliseconds.
         rss_mib: Resident memory of the server's processes after the test, in MiB.
+        load_cpu_seconds: CPU time of the load generator during the test; 0 without one.
     """
 
     calls: int
@@ -38,6 +39,7 @@ class Measurement:
     p50_ms: float
     p99_ms: float
     rss_mib: float
+    load_cpu_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,11 @@ class Contender(ABC):
 
     Attributes:
         name: Name in the table.
+        cpus: CPUs that its processes run on; empty for all.
     """
 
     name: str
+    cpus: frozenset[int] = frozenset()
 
     @abstractmethod
     def start(self) -> None:
@@ -93,13 +97,15 @@ class Contender(ABC):
 
 
 class Server(LaunchedServer, Contender):
-    """A gRPC server on 127.0.0.1, loaded by h2load.
+    """A server on 127.0.0.1, loaded by h2load.
 
     Attributes:
         slack_bytes: Largest allowed difference in length between replies to the same request.
+        http1: Whether it speaks HTTP/1.1 rather than gRPC.
     """
 
     slack_bytes = 0
+    http1 = False
 
     def __init__(self, name: str):
         super().__init__(name)
@@ -143,11 +149,16 @@ class Server(LaunchedServer, Contender):
                 f"wanted {size} in each"
             )
         return Measurement(
-            load.calls, load.seconds, used, load.p50_ms, load.p99_ms, resident_mib(self.pid)
-        )
+            load.calls, load.seconds, used, load.p50_ms, load.p99_ms, resident_mib(self.pid),
+            load.cpu_seconds,
+        )  # fmt: skip
 
-    def ask(self, call: Call) -> bytes:
+    def ask(self, call: Call, timeout: float = 60.0) -> bytes:
         """Makes one call with grpcio and returns the reply's bytes.
+
+        Args:
+            call: The request.
+            timeout: Its deadline, in seconds.
 
         Raises:
             ServerFailed: The status is not OK.
@@ -155,7 +166,7 @@ class Server(LaunchedServer, Contender):
         with grpc.insecure_channel(f"127.0.0.1:{self.port}", OPTIONS) as channel:
             method = channel.unary_unary(call.method, None, None)
             try:
-                answer: bytes = method(call.message, timeout=60, metadata=call.metadata)
+                answer: bytes = method(call.message, timeout=timeout, metadata=call.metadata)
             except grpc.RpcError as error:
                 raise ServerFailed(f"{self.name}: {error.code().name}: {error.details()}") from None
             return answer
@@ -166,19 +177,17 @@ class Server(LaunchedServer, Contender):
         Raises:
             ServerFailed: No call succeeded in time, or the process ended.
         """
-        with grpc.insecure_channel(f"127.0.0.1:{self.port}", OPTIONS) as channel:
-            call = self.call(shape)
-            method = channel.unary_unary(call.method, None, None)
-            for attempt in range(int(2 * seconds)):
-                try:
-                    method(call.message, timeout=10, metadata=call.metadata)
-                    return
-                except grpc.RpcError as error:
-                    last = error
-                assert self._program is not None
-                if self._program.process.poll() is not None:
-                    raise self._program.failed(f"it ended at attempt {attempt} to call it")
-                time.sleep(0.5)
+        call = self.call(shape)
+        for attempt in range(int(2 * seconds)):
+            try:
+                self.ask(call, timeout=10)
+                return
+            except ServerFailed as error:
+                last = error
+            assert self._program is not None
+            if self._program.process.poll() is not None:
+                raise self._program.failed(f"it ended at attempt {attempt} to call it")
+            time.sleep(0.5)
         raise ServerFailed(f"{self.name}: no answer in {seconds:g} s: {last}")
 
     def check(self, shape: Shape, call: Call, answer: bytes) -> None:
@@ -190,13 +199,13 @@ class Server(LaunchedServer, Contender):
         self._reference.check(shape, call.read(answer))
 
     def _check(self, shape: Shape, call: Call) -> int:
-        """Makes one call, checks the reply and returns its size including gRPC's prefix."""
+        """Makes one call, checks the reply and returns its size, including gRPC's prefix."""
         answer = self.ask(call)
         try:
             self.check(shape, call, answer)
         except WrongAnswer as error:
             raise WrongAnswer(f"{self.name}: {error}") from None
-        return len(h2load.framed(answer))
+        return len(answer if self.http1 else h2load.framed(answer))
 
     def _rate(self, shape: Shape, call: Call, seconds: float) -> float:
         """Estimates the calls per second, from the last measurement or a short trial."""
@@ -215,4 +224,5 @@ class Server(LaunchedServer, Contender):
             max(int(calls), 2 * shape.in_flight),
             call.metadata,
             pace,
+            http1=self.http1,
         )

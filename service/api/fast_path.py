@@ -15,25 +15,22 @@ A differential test checks that replies and errors are the same with plans and w
 """
 
 import math
-import struct
 import sys
-import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from bundle import Manifest
 from latentserve.v1 import latent_service_pb2 as pb
 from latentserve.v1 import tensor_pb2
 from service.api import codec
+from service.api.answer import Answer, Plan
 from service.api.formats import FORMATS, Format
 from service.api.labels import labels_of
 from service.api.sizes import Sizes
-from service.api.wire import LENGTH_DELIMITED, Chunks, prefix, varint
+from service.api.wire import LENGTH_DELIMITED, prefix
 from service.engine.call import Call
 from service.engine.engine import Compute, Engine
 from service.engine.operations import Labels
@@ -51,47 +48,10 @@ _MAX_PLANS: Final = 256
 _LITTLE_ENDIAN: Final = sys.byteorder == "little"
 #: Up to this size, copying an array is cheaper than sending a view of it.
 COPIED_BYTES: Final = 16 * 1024
-# The Timing of a reply: its tag and length, tag and value of its fields 1 to 3 (doubles), then the
-# tag of field 4 (a varint).
-_TIMING: Final = struct.Struct("<BBBdBdBdB")
-_TIMING_TAGS: Final = (1 << 3 | 1, 2 << 3 | 1, 3 << 3 | 1, 4 << 3)
-_TIMING_BYTES: Final = _TIMING.size - 2
 
 _IMAGES: Final = pb.DecodeResponse.DESCRIPTOR.fields_by_name["images"].number
 _ENCODE_TIMING: Final = pb.EncodeResponse.DESCRIPTOR.fields_by_name["timing"].number
 _DECODE_TIMING: Final = pb.DecodeResponse.DESCRIPTOR.fields_by_name["timing"].number
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Everything needed to answer requests of one form.
-
-    Attributes:
-        conditional: Manifest of the model if it is conditional, to read labels by; else None.
-        rows: Rows of the request, N.
-        dtype: Dtype of the request's tensor.
-        shape: Shape that the graph takes: [N, C, H, W], or [N, D] or [N, c, h, w].
-        nbytes: Length of the request's tensor data, in bytes.
-        reserved: Bytes that admission counts for the call.
-        compute: Validates the values and runs the graph.
-        outputs: Name of each graph output in the reply, the serialised bytes before its data, and
-            whether the data are copied.
-        results: Each of these outputs as a message without its data.
-        identity: The reply's model identity, serialised.
-        timing: Tag of the timing in the reply.
-    """
-
-    conditional: Manifest | None
-    rows: int
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    nbytes: int
-    reserved: int
-    compute: Compute
-    outputs: tuple[tuple[str, bytes, bool], ...]
-    results: Mapping[str, tensor_pb2.Tensor]
-    identity: bytes
-    timing: int
 
 
 # Plans by model and form. A form is a flat tuple of integers, quick to hash: image format of the
@@ -115,9 +75,7 @@ class FastPath:
         self._encode_plans: _Plans = WeakKeyDictionary()
         self._decode_plans: _Plans = WeakKeyDictionary()
 
-    def encode(
-        self, model: Model, request: pb.EncodeRequest, call: Call
-    ) -> Awaitable[Chunks] | None:
+    def encode(self, model: Model, request: pb.EncodeRequest, call: Call) -> Answer | None:
         """Answers an Encode request, or returns None if there is no plan for its form."""
         images = request.images
         if (
@@ -136,9 +94,7 @@ class FastPath:
             plan = cached(self._encode_plans, model, form, made)
         return None if plan is None else self.run(plan, tensor.data, request.labels, call)
 
-    def decode(
-        self, model: Model, request: pb.DecodeRequest, call: Call
-    ) -> Awaitable[Chunks] | None:
+    def decode(self, model: Model, request: pb.DecodeRequest, call: Call) -> Answer | None:
         """Answers a Decode request, or returns None if there is no plan for its form."""
         if request.scaled or request.unclipped or request.HasField("quality"):
             return None
@@ -154,7 +110,7 @@ class FastPath:
 
     def run(
         self, plan: Plan, data: bytes, given: Sequence[int], call: Call, tail: bytes | None = None
-    ) -> Awaitable[Chunks] | None:
+    ) -> Answer | None:
         """Answers a request of a plan's form.
 
         Args:
@@ -165,7 +121,8 @@ class FastPath:
             tail: The end of the serialised reply, in place of identity and timing.
 
         Returns:
-            The reply; None if the data have the wrong length or the labels are invalid.
+            The answer, not started; None if the data have the wrong length or the labels are
+            invalid.
         """
         if len(data) != plan.nbytes:
             return None
@@ -177,26 +134,7 @@ class FastPath:
                 return None
         elif given:
             return None
-        return self._answer(plan, data, labels, call, tail)
-
-    async def _answer(
-        self, plan: Plan, data: bytes, labels: Labels, call: Call, tail: bytes | None
-    ) -> Chunks:
-        rows = plan.rows
-        call.rows += rows
-        admission = self._engine.admission
-        admission.enter(rows, plan.reserved, call.caller)
-        since = admission.now()
-        try:
-            outputs = await plan.compute(call, np.ndarray(plan.shape, plan.dtype, data), labels)
-        finally:
-            admission.leave(rows, plan.reserved, since, call.caller)
-        chunks: list[bytes | memoryview] = []
-        for name, head, copied in plan.outputs:
-            array = outputs[name]
-            chunks += head, array.tobytes() if copied else array.data.cast("B")
-        chunks.append(plan.identity + _timing(plan.timing, call) if tail is None else tail)
-        return tuple(chunks)
+        return Answer(self._engine.admission, plan, data, labels, call, tail)
 
     def plan_encode(
         self, model: Model, dtype: int, shape: tuple[int, ...], field: str
@@ -347,15 +285,3 @@ DIRECT_DTYPES: Final[Mapping[int, np.dtype[Any]]] = {
     tensor_pb2.DATA_TYPE_FLOAT32: np.dtype("<f4"),
     tensor_pb2.DATA_TYPE_UINT8: np.dtype("u1"),
 }
-
-
-def _timing(tag: int, call: Call) -> bytes:
-    """Serialises the timing under a one-byte tag, with the same values as `Servicer`."""
-    timing = call.timing
-    one, two, three, four = _TIMING_TAGS
-    total = time.monotonic() - call.arrived
-    rows = varint(timing.batch_rows)
-    size = _TIMING_BYTES + len(rows)
-    return (
-        _TIMING.pack(tag, size, one, timing.queue, two, timing.compute, three, total, four) + rows
-    )

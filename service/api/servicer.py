@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from latentserve.v1 import latent_service_pb2 as pb
 from service.api import fields, labels
+from service.api.answer import Answer
 from service.api.codec import Pixels
 from service.api.describe import describe_map, describe_model, describe_server
 from service.api.fast_path import FastPath
@@ -111,6 +112,12 @@ class Servicer:
         fast = self.fast_path and self.fast_path.encode(model, request, call)
         return fast or self._encode(model, request, call)
 
+    def plan_encode(self, request: pb.EncodeRequest, call: Call) -> Answer | None:
+        """Answers `encode` by a cached plan, if there is one for the request."""
+        if self.fast_path is None:
+            return None
+        return self.fast_path.encode(self.selection.find(request, call), request, call)
+
     def decode(
         self, request: pb.DecodeRequest, call: Call
     ) -> Awaitable[pb.DecodeResponse | Chunks]:
@@ -118,6 +125,12 @@ class Servicer:
         model = self.selection.find(request, call)
         fast = self.fast_path and self.fast_path.decode(model, request, call)
         return fast or self._decode(model, request, call)
+
+    def plan_decode(self, request: pb.DecodeRequest, call: Call) -> Answer | None:
+        """Answers `decode` by a cached plan, if there is one for the request."""
+        if self.fast_path is None:
+            return None
+        return self.fast_path.decode(self.selection.find(request, call), request, call)
 
     async def sample(self, request: pb.SampleRequest, call: Call) -> pb.SampleResponse | Chunks:
         """Draws latents from the prior and decodes them."""

@@ -2,28 +2,26 @@
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Final
 
-from google.protobuf.descriptor import ServiceDescriptor
-from google.protobuf.message import DecodeError, Message
-from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.message import Message
 
+from service.api.answer import Answer
 from service.api.wire import Chunks, serialized
+from service.dispatch.rpc import Rpc
 from service.dispatch.status import CallFailed, RpcStatus
 from service.engine.call import Call
+from service.engine.entry import QueueEntry
 from service.errors import (
     DeadlineExceeded,
-    InvalidArgument,
     OutOfMemory,
     ServiceError,
-    Unimplemented,
 )
-from service.observe.logs import CALLER, REQUEST_ID, clean_request_id, new_request_id
+from service.observe.logs import CALLER, REQUEST_ID, clean_request_id, new_request_id, of_request
 from service.observe.telemetry import NO_SPAN, Span, Telemetry
 
 _log = logging.getLogger(__name__)
@@ -34,77 +32,6 @@ Authenticate = Callable[[str | None], str]
 #: Cancellation message of a handler's task if the server, not the caller, has ended the call: it
 #: ends as UNAVAILABLE.
 ENDED: Final = "ended by the server"
-
-
-@dataclass(frozen=True, eq=False)
-class Rpc:
-    """One gRPC method and its handler.
-
-    Attributes:
-        service: Full name of its service, as in `latentserve.v1.LatentService`.
-        name: Name of the method, as in `Encode`.
-        answer: The handler: takes a request, or an iterator of requests, and the per-call
-            context; returns an awaitable reply, or an asynchronous generator of replies.
-        request: Message class of the requests.
-        takes_stream: Whether the client sends a stream of requests.
-        gives_stream: Whether the server sends a stream of replies.
-        counted: Whether its calls appear in metrics and are awaited by a drain; False for health
-            and reflection.
-        public: Whether it may be called without a token.
-    """
-
-    service: str
-    name: str
-    answer: Callable[[Any, Call], Any]
-    request: type[Message]
-    takes_stream: bool
-    gives_stream: bool
-    counted: bool = True
-    public: bool = False
-
-    @property
-    def path(self) -> str:
-        """The `:path` of its HTTP/2 requests, `/SERVICE/METHOD`."""
-        return f"/{self.service}/{self.name}"
-
-    def parse(self, raw: bytes) -> Message:
-        """Parses a request.
-
-        Raises:
-            InvalidArgument: The bytes are not a message of the request's type.
-        """
-        try:
-            return self.request.FromString(raw)
-        except DecodeError:
-            name = self.request.DESCRIPTOR.name
-            raise InvalidArgument("request", f"{len(raw)} bytes", f"the message {name}") from None
-
-
-def rpcs_of(service: ServiceDescriptor, servicer: Any, **more: bool) -> list[Rpc]:
-    """Returns the methods of a service.
-
-    Args:
-        service: Descriptor of the service.
-        servicer: Object with a handler for each method, named in snake case. A method without a
-            handler, as a newer version of a package may define, is UNIMPLEMENTED.
-        more: `counted` and `public` of all the methods.
-    """
-    return [
-        Rpc(
-            service.full_name,
-            method.name,
-            getattr(servicer, re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower(), _unimplemented),
-            GetMessageClass(method.input_type),
-            method.client_streaming,
-            method.server_streaming,
-            **more,
-        )
-        for method in service.methods
-    ]
-
-
-def _unimplemented(_request: Any, _call: Call) -> Any:
-    raise Unimplemented("the server does not have this method")
 
 
 class Dispatcher:
@@ -126,7 +53,9 @@ class Dispatcher:
         traced: bool = True,
     ):
         self._transport = transport
-        self._traced = traced
+        self._traced = traced and telemetry.traces
+        # A span is entered and left in one context, which only a task has.
+        self._plans = not telemetry.traces
         self._authenticate = authenticate
         self._telemetry = telemetry
         self._running = 0
@@ -147,28 +76,65 @@ class Dispatcher:
         try:
             self._admit(rpc, call)
         except ServiceError as error:
-            span = self._begin(rpc, call)
-            code, failure = self._failed(rpc, call, span, error)
-            self._end(rpc, call, span, code)
-            raise CallFailed(failure or RpcStatus.of(error)) from error
+            raise self._refused(rpc, call, error) from error
 
-    async def unary(self, rpc: Rpc, raw: bytes, call: Call, send: Callable[[Chunks], None]) -> None:
+    def start(
+        self,
+        rpc: Rpc,
+        raw: bytes,
+        call: Call,
+        send: Callable[[Chunks], None],
+        done: Callable[[RpcStatus | None], None],
+    ) -> QueueEntry | Message:
+        """Starts a call like `unary`, but without a task, if there is a plan for its request.
+
+        Args:
+            rpc: The method; it has plans.
+            raw: The serialised request.
+            call: The per-call context.
+            send: As for `unary`.
+            done: Called later with the status of a call that failed, or None once its reply has
+                been sent; not called if it was cancelled.
+
+        Returns:
+            What cancels the call if it is cancelled; or the parsed request, for `unary`.
+
+        Raises:
+            CallFailed: The call failed.
+        """
+        assert rpc.plan is not None
+        try:
+            self._admit(rpc, call)
+            request = rpc.parse(raw)
+            answer = rpc.plan(request, call) if self._plans else None
+            if answer is None:
+                return request
+            entry = answer.start(partial(self._finish, rpc, call, answer, send, done))
+        except Exception as error:
+            raise self._refused(rpc, call, error) from error
+        self._begin(rpc, call)
+        return entry
+
+    async def unary(
+        self, rpc: Rpc, raw: bytes | Message, call: Call, send: Callable[[Chunks], None]
+    ) -> None:
         """Runs a call with one request and one reply.
 
         Args:
             rpc: The method.
-            raw: The serialised request.
+            raw: The request, serialised or parsed.
             call: The per-call context.
             send: Sends the serialised reply; an error that it raises is the call's.
 
         Raises:
             CallFailed: The call failed.
         """
+        REQUEST_ID.set(call.request_id)  # context variable of the call's task
         span = self._begin(rpc, call)
         code = "OK"
         try:
             self._admit(rpc, call)
-            answer = rpc.answer(rpc.parse(raw), call)
+            answer = rpc.answer(rpc.parse(raw) if isinstance(raw, bytes) else raw, call)
             del raw  # frees memory: it is as large as the arrays parsed from it
             send(serialized(await answer))
         except BaseException as error:
@@ -198,6 +164,7 @@ class Dispatcher:
         Raises:
             CallFailed: The call failed, possibly after some replies.
         """
+        REQUEST_ID.set(call.request_id)  # context variable of the call's task
         span = self._begin(rpc, call)
         code = "OK"
         try:
@@ -214,12 +181,44 @@ class Dispatcher:
         finally:
             self._end(rpc, call, span, code)
 
+    def _finish(
+        self,
+        rpc: Rpc,
+        call: Call,
+        answer: Answer,
+        send: Callable[[Chunks], None],
+        done: Callable[[RpcStatus | None], None],
+        entry: QueueEntry,
+    ) -> None:
+        """Ends a call that `start` has begun, once its rows are computed or cancelled."""
+        code, failure = "OK", None
+        try:
+            send(answer.finish(entry))
+        except BaseException as error:
+            with of_request(call.request_id, call.token):
+                code, failure = self._failed(rpc, call, NO_SPAN, error)
+            if failure is None:
+                if isinstance(error, asyncio.CancelledError):
+                    return
+                raise
+        finally:
+            self._end(rpc, call, NO_SPAN, code)
+        done(failure)
+
+    def _refused(self, rpc: Rpc, call: Call, error: Exception) -> CallFailed:
+        """Counts a call that failed before it began, and returns its error."""
+        with of_request(call.request_id, call.token):
+            span = self._begin(rpc, call)
+            code, failure = self._failed(rpc, call, span, error)
+            self._end(rpc, call, span, code)
+        return CallFailed(failure or RpcStatus.of(ServiceError(str(error))))
+
     def _begin(self, rpc: Rpc, call: Call) -> Span:
-        REQUEST_ID.set(call.request_id)  # context variable of the call's task
         if not rpc.counted:
             return NO_SPAN
+        if not self._running:
+            self._idle.clear()
         self._running += 1
-        self._idle.clear()
         return self._telemetry.span(rpc.name, call) if self._traced else NO_SPAN
 
     def _admit(self, rpc: Rpc, call: Call) -> None:
@@ -259,7 +258,8 @@ class Dispatcher:
         return code, None
 
     def _end(self, rpc: Rpc, call: Call, span: Span, code: str) -> None:
-        span.ended(call)
+        if span is not NO_SPAN:
+            span.ended(call)
         if not rpc.counted:
             return
         seconds = time.monotonic() - call.arrived

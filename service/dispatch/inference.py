@@ -6,7 +6,7 @@ from typing import Final
 from service.api.inference import inference_service_pb2
 from service.api.inference.servicer import InferenceServicer, State
 from service.api.servicer import Servicer
-from service.dispatch.dispatcher import Rpc, rpcs_of
+from service.dispatch.rpc import Rpc, rpcs_of
 
 _INFERENCE: Final = inference_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 # Methods that tell what the health service does, and as it are neither counted nor need a token.

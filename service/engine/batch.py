@@ -1,172 +1,17 @@
-"""Inference requests, their queue entries, and the batches that compute them."""
+"""The batches that compute requests."""
 
-import asyncio
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-from service.engine.call import Call
+from service.engine.entry import QueueEntry
+from service.engine.request import Arrays, Operation
 from service.models.speed import ImageSize, Limits
 
-Arrays = Mapping[str, NDArray[Any]]
-T = TypeVar("T")
 # Guards entries whose rows several compute threads write at the same time.
 _LOCK = threading.Lock()
-
-
-class RunOptions(Protocol):
-    """Options of one run of a graph.
-
-    Attributes:
-        terminate: If it is set during the run, that ends with an error at its next node.
-    """
-
-    terminate: bool
-
-
-class Graph(Protocol):
-    """Interface of a graph, implemented by `service.models.onnx.Graph`.
-
-    Attributes:
-        name: Name in metrics and the log.
-    """
-
-    name: str
-
-    def limits(self, size: ImageSize) -> Limits:
-        """The batch limits for images of a size."""
-
-    def run(
-        self, inputs: Arrays, outputs: tuple[str, ...], size: ImageSize, options: RunOptions | None
-    ) -> Arrays:
-        """Runs the graph: maps arrays by input name to arrays by output name."""
-
-    def run_options(self) -> RunOptions:
-        """Makes options for one run."""
-
-    def release_memory(self) -> None:
-        """Returns memory that earlier runs took to the system."""
-
-
-class Operation:
-    """A graph with its pre- and postprocessing; requests of one operation may share a batch.
-
-    Args:
-        graph: The graph.
-        outputs: Names of the graph's outputs to compute.
-        before: Preprocessing of a whole batch: the requests' arrays to the graph's inputs.
-        after: Postprocessing of a whole batch: the graph's inputs and outputs to the output
-            arrays of the requests.
-        check: Raises if rows are invalid. Called once for a whole batch and, only if that
-            raises, once for each request's rows.
-        observe: Called with the graph's inputs and the output arrays of a whole batch; for slow
-            rows, once their results have been handed on.
-
-    Attributes:
-        limits: The graph's limits for images of the golden size.
-    """
-
-    __slots__ = ("after", "before", "check", "graph", "limits", "observe", "outputs")
-
-    def __init__(
-        self,
-        graph: Graph,
-        outputs: tuple[str, ...],
-        before: Callable[[Arrays], Arrays] = lambda inputs: inputs,
-        after: Callable[[Arrays, Arrays], Arrays] = lambda _inputs, outputs: outputs,
-        check: Callable[[Arrays], None] | None = None,
-        observe: Callable[[Arrays, Arrays], None] | None = None,
-    ):
-        self.graph = graph
-        self.limits = graph.limits(())
-        self.outputs = outputs
-        self.before = before
-        self.after = after
-        self.check = check
-        self.observe = observe
-
-
-class InferenceRequest(Generic[T]):
-    """Rows to compute with an operation.
-
-    Args:
-        operation: The operation.
-        rows: Number of rows.
-        inputs: Arrays of that many rows by name; or a function of (start, stop) that returns
-            the arrays of the rows start to stop - 1, called in a compute thread.
-        finish: Converts the output arrays to the result, in a compute thread; None to return
-            the arrays themselves.
-        size: H and W of the images; empty for a model whose images all have one size. Only
-            requests of one size share a batch.
-    """
-
-    __slots__ = ("finish", "inputs", "operation", "rows", "size")
-
-    def __init__(
-        self,
-        operation: Operation,
-        rows: int,
-        inputs: Arrays | Callable[[int, int], Arrays],
-        finish: Callable[[Arrays], T] | None = None,
-        size: ImageSize = (),
-    ):
-        self.operation = operation
-        self.rows = rows
-        self.inputs = inputs
-        self.finish = finish
-        self.size = size
-
-
-class QueueEntry:
-    """A request in the queue, with its progress.
-
-    Args:
-        request: The request.
-        call: The call that it belongs to.
-        future: Completed with the result or the error.
-        arrived: When it was enqueued, on the batcher's clock.
-
-    Attributes:
-        scheduled: Rows that have been put into a batch.
-        written: Rows whose outputs are in `result`, guarded by `_LOCK`; stays 0 if all rows
-            are in one batch.
-        completed: Rows in batches that the event loop has marked as completed.
-        result: The output arrays, filled batch by batch; replaced by the result of `finish`.
-        error: Exception raised for some of its rows; the remaining rows are not computed.
-    """
-
-    __slots__ = (
-        "arrived",
-        "call",
-        "completed",
-        "error",
-        "future",
-        "request",
-        "result",
-        "scheduled",
-        "written",
-    )
-
-    def __init__(
-        self,
-        request: InferenceRequest[Any],
-        call: Call,
-        future: asyncio.Future[Any],
-        arrived: float,
-    ):
-        self.request = request
-        self.call = call
-        self.future = future
-        self.arrived = arrived
-        self.scheduled = 0
-        self.written = 0
-        self.completed = 0
-        self.result: Any = None
-        self.error: BaseException | None = None
-
 
 #: Consecutive rows of an entry: (entry, start, stop), rows start to stop - 1.
 Segment: TypeAlias = tuple[QueueEntry, int, int]
@@ -223,9 +68,9 @@ class Batch:
         """Whether the run was ended early, because nobody waits for its row."""
         return self.options is not None and self.options.terminate
 
-    def terminate_if_cancelled(self, future: asyncio.Future[Any]) -> None:
-        """Ends the run of a slow row early if the future of its request was cancelled."""
-        if self.options is not None and future.cancelled():
+    def terminate(self) -> None:
+        """Ends the run of a slow row early: its request was cancelled."""
+        if self.options is not None:
             self.options.terminate = True
 
     def compute(self) -> None:

@@ -34,17 +34,14 @@ import math
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
-from service.engine.batch import (
-    Batch,
-    InferenceRequest,
-    Operation,
-    QueueEntry,
-    Segment,
-)
+from service.engine.batch import Batch, Segment
 from service.engine.call import Call
+from service.engine.entry import QueueEntry, settle
+from service.engine.request import InferenceRequest, Operation
 from service.engine.running import Pace, Running, SlowGraphs
 from service.engine.turns import Turns
 from service.errors import DeadlineExceeded
@@ -75,8 +72,8 @@ class BatchObserver(Protocol):
     def batch_failed(self, graph: Any, error: Exception) -> None:
         """Called when a batch has failed: its graph or the processing around it raised an error."""
 
-    def request_dequeued(self, seconds: float) -> None:
-        """Called when a request's first rows are dispatched, `seconds` after it was enqueued."""
+    def requests_dequeued(self, seconds: Sequence[float]) -> None:
+        """Called when a batch has the first rows of requests that were queued for `seconds`."""
 
     def request_dropped(self, reason: str) -> None:
         """Called when a request is dropped incomplete; `reason` is `deadline` or `cancelled`."""
@@ -130,7 +127,7 @@ class Batcher:
         self._scheduled = self._enqueued = False
 
     def run(self, request: InferenceRequest[T], call: Call) -> asyncio.Future[T]:
-        """Enqueues a request.
+        """Enqueues a request, and returns a future.
 
         Cancelling the future, or the task that awaits it, drops the rows that have not been
         dispatched.
@@ -147,8 +144,25 @@ class Batcher:
             DeadlineExceeded: The call's deadline passed before the last row was dispatched.
             Exception: Any exception of `request.inputs`, the graph or `request.finish`.
         """
-        loop = asyncio.get_running_loop()
-        entry = QueueEntry(request, call, loop.create_future(), self._clock())
+        future = asyncio.get_running_loop().create_future()
+        entry = self.submit(request, call, partial(settle, future))
+        future.add_done_callback(partial(_cancel_with, entry))
+        return future
+
+    def submit(
+        self, request: InferenceRequest[Any], call: Call, done: Callable[[QueueEntry], None]
+    ) -> QueueEntry:
+        """Enqueues a request.
+
+        Args:
+            request: The request.
+            call: The call that it belongs to; its timing is updated.
+            done: Called later, with the entry, once it has ended.
+
+        Returns:
+            The entry. Its outcome is as that of `run`, and so is cancelling it.
+        """
+        entry = QueueEntry(request, call, done, self._clock())
         operation, size = request.operation, request.size
         limits = operation.graph.limits(size) if size else operation.limits
         queues = self._queues[Pace.of(limits)] if limits.slow or limits.long else self._fast
@@ -156,15 +170,13 @@ class Batcher:
         if queue is None:
             queues[operation] = queue = self._spare.pop() if self._spare else Turns()
         queue.append(entry, call.caller)
-        self._schedule(loop)
-        return entry.future
-
-    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Defers the dispatch, so that requests of the same few loop iterations share a batch."""
+        # The dispatch is deferred: requests of the same few loop iterations share a batch.
         self._enqueued = True
         if not self._scheduled and not self._running.full:
             self._scheduled = True
+            loop = asyncio.get_running_loop()
             loop.call_soon(self._dispatch_when_quiet, loop, _MAX_ITERATIONS)
+        return entry
 
     def _dispatch_when_quiet(self, loop: asyncio.AbstractEventLoop, iterations: int) -> None:
         """Dispatches once an event-loop iteration has enqueued nothing new.
@@ -187,11 +199,14 @@ class Batcher:
             if batch is None:
                 return
             batch.began = self._clock()
+            waits = []
             for entry, start, _ in batch.segments:
                 if start == 0:
                     waited = batch.began - entry.arrived
                     entry.call.timing.queue += waited
-                    self._observer.request_dequeued(waited)
+                    waits.append(waited)
+            if waits:
+                self._observer.requests_dequeued(waits)
             one_call = len(batch.segments) == 1
             if (
                 not self._running.fast
@@ -218,7 +233,7 @@ class Batcher:
         graph = batch.operation.graph
         self._slow_graphs.count(graph, 1)
         for entry, _, _ in batch.segments:
-            entry.future.add_done_callback(batch.terminate_if_cancelled)
+            entry.on_cancel += (batch.terminate,)
         loop = asyncio.get_running_loop()
         error: Exception | None = None
 
@@ -320,20 +335,19 @@ class Batcher:
     def _dropped(self, entry: QueueEntry) -> bool:
         """Whether to skip an entry that has failed, was cancelled or is past its deadline.
 
-        Completes the future of a cancelled or late entry.
+        Ends a late entry.
         """
-        if entry.error is not None:
-            return True
-        if entry.future.done() or entry.call.cancelled():
-            entry.future.cancel()
-            self._observer.request_dropped("cancelled")
+        if entry.ended or entry.error is not None:
+            if entry.cancelled:
+                self._observer.request_dropped("cancelled")
             return True
         if entry.call.deadline != math.inf and self._clock() >= entry.call.deadline:
             rows = entry.request.rows
-            entry.future.set_exception(
+            self._end(
+                entry,
                 DeadlineExceeded(
                     f"the deadline passed with {rows - entry.completed} of {rows} rows not computed"
-                )
+                ),
             )
             self._observer.request_dropped("deadline")
             return True
@@ -353,15 +367,24 @@ class Batcher:
             timing.compute += seconds
             if batch.rows > timing.batch_rows:
                 timing.batch_rows = batch.rows
-            future = entry.future
-            if future.done():
+            if entry.ended:
                 continue
             error = batch.error or entry.error
-            if error is not None:
-                entry.error = error
-                future.set_exception(error)
-            elif entry.completed == entry.request.rows:
-                future.set_result(entry.result)
+            if error is not None or entry.completed == entry.request.rows:
+                self._end(entry, error)
+
+    def _end(self, entry: QueueEntry, error: BaseException | None) -> None:
+        try:
+            entry.end(error)
+        except Exception as bug:  # noqa: BLE001 - of one caller, and must not affect the others
+            context = {"message": "the end of a request failed", "exception": bug}
+            asyncio.get_running_loop().call_exception_handler(context)
+
+
+def _cancel_with(entry: QueueEntry, future: asyncio.Future[Any]) -> None:
+    """Cancels an entry whose future was cancelled."""
+    if future.cancelled():
+        entry.cancel()
 
 
 def _of_size(size: ImageSize) -> Callable[[QueueEntry], bool]:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -28,18 +28,12 @@ class Timing:
         self.batch_rows = max(self.batch_rows, other.batch_rows)
 
 
-def _never() -> bool:
-    return False
-
-
 @dataclass(slots=True)
 class Call:
     """Per-call context of one RPC, independent of the transport.
 
     Attributes:
         deadline: When the caller stops waiting, on the clock of `time.monotonic`.
-        cancelled: Returns whether the caller has cancelled the call or disconnected. A transport
-            that cancels the call's task in that case need not set it.
         metadata: Metadata of the request, by lower-case key.
         peer: Address of the caller, for the log.
         token: Name of the caller's token; empty if the token has no name or is not required.
@@ -59,7 +53,6 @@ class Call:
     """
 
     deadline: float = math.inf
-    cancelled: Callable[[], bool] = _never
     metadata: Mapping[str, str] = field(default_factory=dict)
     peer: str = ""
     token: str = ""

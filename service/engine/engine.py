@@ -19,9 +19,9 @@ from common.noise import Stream, standard_normal
 from service.engine import paths
 from service.engine.admission import Admission, Admitted
 from service.engine.background import Background
-from service.engine.batch import Arrays, InferenceRequest, Operation
 from service.engine.batcher import INLINE_SECONDS, Batcher
 from service.engine.call import Call
+from service.engine.entry import QueueEntry
 from service.engine.operations import (
     Array,
     Check,
@@ -33,6 +33,7 @@ from service.engine.operations import (
     with_labels,
 )
 from service.engine.pool import Pool
+from service.engine.request import Arrays, InferenceRequest, Operation
 from service.engine.results import Decoded, Encoded
 from service.engine.sampling import Choice, Draw, drawn
 from service.engine.scoring import Scored, Scoring
@@ -46,9 +47,9 @@ T = TypeVar("T")
 _MORE_THREADS, _MAX_THREADS = 4, 32
 # Paths of up to this size are computed in less time than it takes to wake a thread.
 _INLINE_BYTES = 256 * 1024
-#: Computes rows for a call with one operation, with their labels if the model is conditional;
-#: returns its output arrays by name.
-Compute = Callable[[Call, NDArray[Any], Labels], Awaitable[Arrays]]
+#: Computes rows for a call with one operation, with their labels if the model is conditional, and
+#: calls a function once that has ended. The result is its output arrays by name.
+Compute = Callable[[Call, NDArray[Any], Labels, Callable[[QueueEntry], None]], QueueEntry]
 
 
 class Engine:
@@ -375,14 +376,16 @@ class Engine:
         self._background.close()
 
     def _computing(self, operation: Operation, name: str, size: ImageSize) -> Compute:
-        run = self._batcher.run
+        submit = self._batcher.submit
 
-        def compute(call: Call, rows: NDArray[Any], labels: Labels) -> Awaitable[Arrays]:
+        def compute(
+            call: Call, rows: NDArray[Any], labels: Labels, done: Callable[[QueueEntry], None]
+        ) -> QueueEntry:
             inputs = {name: rows} if labels is None else {name: rows, "label": labels}
             work: InferenceRequest[Arrays] = InferenceRequest(
                 operation, len(rows), inputs, None, size
             )
-            return run(work, call)
+            return submit(work, call, done)
 
         return compute
 

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from bundle import Manifest
 from common.pixels import to_bytes, to_unit
-from service.engine.batch import Arrays, Operation
 from service.engine.batcher import BatchObserver
+from service.engine.request import Arrays, Operation
 from service.models.model import Model
 
 Array = NDArray[np.float32]

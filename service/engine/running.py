@@ -5,7 +5,8 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
-from service.engine.batch import Batch, Graph
+from service.engine.batch import Batch
+from service.engine.request import Graph
 from service.models.speed import Limits
 
 # Seconds after its last slow row that a graph's memory is returned to the system.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from bundle import Manifest
 from common.classes import draw_classes
 from common.noise import standard_normal, uniform
-from service.engine.batch import Arrays
+from service.engine.request import Arrays
 
 Array = NDArray[np.float32]
 

@@ -9,10 +9,10 @@ from bundle import Manifest
 from common import likelihood
 from common.noise import Stream, standard_normal
 from service.engine.background import Background
-from service.engine.batch import InferenceRequest
 from service.engine.batcher import Batcher
 from service.engine.call import Call
 from service.engine.operations import Array, Labels, Operations, with_labels
+from service.engine.request import InferenceRequest
 from service.engine.sampling import ANY_LABEL, Draw, drawn
 
 Nats = NDArray[np.float64]

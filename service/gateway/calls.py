@@ -13,7 +13,7 @@ from starlette.responses import Response
 from latentserve.v1 import latent_service_pb2 as pb
 from service.api.selection import Selection
 from service.api.wire import Chunks
-from service.dispatch.dispatcher import Rpc
+from service.dispatch.rpc import Rpc
 from service.engine.call import Call
 from service.engine.engine import Engine
 from service.errors import InvalidArgument, ModelNotFound

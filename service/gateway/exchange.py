@@ -16,7 +16,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from service.dispatch.dispatcher import Rpc, new_call
+from service.dispatch.dispatcher import new_call
+from service.dispatch.rpc import Rpc
 from service.dispatch.status import CallFailed, RpcStatus
 from service.engine.call import Call
 from service.errors import (

@@ -15,8 +15,9 @@ from uvicorn.server import ServerState
 from latentserve.v1 import latent_service_pb2 as pb
 from service.api.inference.servicer import State
 from service.api.servicer import Servicer
-from service.dispatch.dispatcher import Authenticate, Dispatcher, rpcs_of
+from service.dispatch.dispatcher import Authenticate, Dispatcher
 from service.dispatch.inference import inference_rpcs
+from service.dispatch.rpc import rpcs_of
 from service.dispatch.unread import Capacity
 from service.errors import ServiceError
 from service.gateway.app import application, routes

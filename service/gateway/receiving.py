@@ -7,7 +7,8 @@ from typing import Final
 
 from starlette.requests import ClientDisconnect, Request
 
-from service.dispatch.dispatcher import Dispatcher, Rpc
+from service.dispatch.dispatcher import Dispatcher
+from service.dispatch.rpc import Rpc
 from service.dispatch.status import too_large
 from service.dispatch.uploads import Upload, Uploads
 from service.engine.call import Call

@@ -12,7 +12,8 @@ from starlette.types import Receive, Scope, Send
 
 from latentserve.v1 import latent_service_pb2 as pb
 from service.api.wire import Chunks
-from service.dispatch.dispatcher import Dispatcher, Rpc
+from service.dispatch.dispatcher import Dispatcher
+from service.dispatch.rpc import Rpc
 from service.engine.call import Call
 from service.errors import InvalidArgument
 from service.gateway import arrays, bodies, caching, replies

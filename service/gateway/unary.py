@@ -10,7 +10,8 @@ from starlette.responses import Response
 
 from latentserve.v1 import latent_service_pb2 as pb
 from service.api.wire import Chunks
-from service.dispatch.dispatcher import Dispatcher, Rpc
+from service.dispatch.dispatcher import Dispatcher
+from service.dispatch.rpc import Rpc
 from service.dispatch.status import no_room
 from service.gateway import caching
 from service.gateway.exchange import Exchange

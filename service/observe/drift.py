@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from service.engine.batch import RunOptions
+from service.engine.request import RunOptions
 from service.models.model import Model
 from service.models.onnx import Graph
 

@@ -5,6 +5,8 @@ import logging
 import random
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -47,6 +49,17 @@ def configure(level: str, style: Style = "auto", worker: int | None = None) -> N
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel("ERROR")
     logging.captureWarnings(True)  # else they would be plain lines among the JSON
+
+
+@contextmanager
+def of_request(request_id: str, caller: str) -> Iterator[None]:
+    """Log records within are those of a request; for code that has no task, and so no context."""
+    before = REQUEST_ID.set(request_id), CALLER.set(caller)
+    try:
+        yield
+    finally:
+        REQUEST_ID.reset(before[0])
+        CALLER.reset(before[1])
 
 
 def new_request_id() -> str:

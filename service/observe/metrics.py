@@ -181,9 +181,9 @@ class Metrics:
         self._compute.child(graph, device).observe(seconds)
         self._batch_rows.observe(rows)
 
-    def queued(self, seconds: float) -> None:
-        """Records how long a request waited until its first rows were dispatched."""
-        self._queue_seconds.observe(seconds)
+    def queued(self, seconds: Sequence[float]) -> None:
+        """Records how long requests waited until their first rows were dispatched."""
+        self._queue_seconds.observe_all(seconds)
 
     def watch_queue(self, rows_and_bytes: Callable[[], tuple[int, int]]) -> None:
         """Sets the function that returns the rows and bytes in flight, called at each scrape."""

@@ -1,6 +1,6 @@
 """Facade over metrics and tracing."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Final
 
@@ -167,8 +167,8 @@ class Telemetry:
         """Records a batch that has been computed in `seconds`."""
         self._metrics.batch(graph.name, str(graph.device), rows, seconds)
 
-    def request_dequeued(self, seconds: float) -> None:
-        """Records how long a request was queued until its first rows were dispatched."""
+    def requests_dequeued(self, seconds: Sequence[float]) -> None:
+        """Records how long requests were queued until their first rows were dispatched."""
         self._metrics.queued(seconds)
 
     def request_dropped(self, reason: str) -> None:

@@ -1,5 +1,6 @@
 """Length-prefixed messages of a gRPC request's body (PROTOCOL-HTTP2, "Length-Prefixed-Message")."""
 
+import struct
 import zlib
 from collections import deque
 from collections.abc import Callable
@@ -9,12 +10,16 @@ from service.dispatch.status import too_large
 from service.errors import InvalidArgument, ServiceError, Unimplemented, shortened
 
 PREFIX_BYTES: Final = 5
+# Whether the message is compressed, and its length.
+_PREFIX: Final = struct.Struct(">BL")
 #: Values of `grpc-encoding` that a request may have; replies are never compressed.
 ENCODINGS: Final = "identity,deflate,gzip"
 # Held bytes are first reported at this number (fewer are negligible even on every stream of a
 # connection), and then again after each step.
 _MIN_REPORTED_BYTES: Final = 16_384
 _REPORT_STEP_BYTES: Final = 65_536
+# Longest message of `whole_message`: of more, `MessageBuffer` reports the bytes.
+_MAX_WHOLE_BYTES: Final = _MIN_REPORTED_BYTES - PREFIX_BYTES
 # Pieces shorter than _SMALL_PIECE_BYTES are joined until they exceed _MAX_JOINED_BYTES.
 _SMALL_PIECE_BYTES: Final = 4096
 _MAX_JOINED_BYTES: Final = 65_536
@@ -206,6 +211,19 @@ class MessageBuffer:
         return message
 
 
+def whole_message(body: bytes, max_bytes: int) -> bytes | None:
+    """Returns the message of a request that is short and complete; None if `MessageBuffer` is due.
+
+    Args:
+        body: All of the request's body.
+        max_bytes: Maximum size of a message in bytes.
+    """
+    size = len(body) - PREFIX_BYTES
+    if not 0 <= size <= _MAX_WHOLE_BYTES or size > max_bytes:
+        return None
+    return body[PREFIX_BYTES:] if _PREFIX.unpack_from(body) == (0, size) else None
+
+
 def prefix(length: int) -> bytes:
     """Returns the prefix of an uncompressed message of `length` bytes."""
-    return b"\0" + length.to_bytes(4, "big")
+    return _PREFIX.pack(0, length)

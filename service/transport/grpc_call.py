@@ -10,11 +10,21 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Final
 from urllib.parse import quote
 
+from google.protobuf.message import Message
+
 from service.api.wire import Chunks
-from service.dispatch.dispatcher import ENDED, Dispatcher, Rpc, new_call
+from service.dispatch.dispatcher import ENDED, Dispatcher, new_call
+from service.dispatch.rpc import Rpc
 from service.dispatch.status import CallFailed, RpcStatus, no_room, too_large
+from service.engine.entry import QueueEntry
 from service.errors import DeadlineExceeded, NotReady, OutOfMemory, ServiceError, Unimplemented
-from service.transport.framing import ENCODINGS, PREFIX_BYTES, MessageBuffer, prefix
+from service.transport.framing import (
+    ENCODINGS,
+    PREFIX_BYTES,
+    MessageBuffer,
+    prefix,
+    whole_message,
+)
 from service.transport.http2.frames import ErrorCode
 from service.transport.http2.headers import encode, status_200
 from service.transport.http2.stream import Stream
@@ -53,6 +63,7 @@ class GrpcCall:
         "_consumed",
         "_dispatcher",
         "_done",
+        "_hold",
         "_max_bytes",
         "_messages",
         "_more",
@@ -62,6 +73,7 @@ class GrpcCall:
         "_task",
         "_timer",
         "_unanswered",
+        "_whole",
         "received_at",
     )
 
@@ -75,26 +87,32 @@ class GrpcCall:
     ):
         fields = stream.head.fields
         now = time.monotonic()
-        loop = asyncio.get_running_loop()
-        seconds = _timeout(fields.get("grpc-timeout"))
+        timeout = fields.get("grpc-timeout")
+        seconds = math.inf if timeout is None else _timeout(timeout)
         self._call = new_call(fields, stream.peer, now + seconds, now)
         self._stream = stream
         self._rpc = rpc
         self._dispatcher = dispatcher
         self._max_bytes = max_bytes
-        self._messages = MessageBuffer(fields.get("grpc-encoding", "identity"), max_bytes, hold)
+        self._hold = hold
+        # The request, if it is one short message that has arrived in one piece; else its buffer.
+        self._whole: bytes | None = None
+        self._messages: MessageBuffer | None = None
         self._done = False
         self._consumed = 0
-        self.received_at = loop.time()
+        self.received_at = 0.0
         # Value of the stream's `body_bytes` at that time.
         self._received_bytes = 0
         # Requests of a stream that have been taken and not been answered.
         self._unanswered = 0
         self._more: asyncio.Future[None] | None = None
-        self._timer = None if seconds == math.inf else loop.call_later(seconds, self._expired)
-        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        if seconds != math.inf:
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._expired)
+        # Cancelling it cancels the handler.
+        self._task: asyncio.Task[None] | QueueEntry | None = None
         if rpc.takes_stream:
-            self._task = loop.create_task(self._answer_stream())
+            self._task = asyncio.get_running_loop().create_task(self._answer_stream())
 
     # Called by the connection.
 
@@ -102,6 +120,12 @@ class GrpcCall:
         """Adds received bytes to the request; a complete message wakes a streaming handler."""
         if self._done:
             return
+        if self._messages is None:
+            if self._stream.remote_ended and not self._rpc.takes_stream:
+                self._whole = whole_message(chunk, self._max_bytes)
+                if self._whole is not None:
+                    return
+            self._messages = self._buffer()
         received = self._stream.body_bytes
         if received - self._received_bytes >= _PROGRESS_BYTES:
             self._received_bytes = received
@@ -130,10 +154,12 @@ class GrpcCall:
             return
         if self._rpc.takes_stream:
             self._wake()
-        elif self._messages.ready:
-            answer = self._answer_stream if self._rpc.gives_stream else self._answer
-            self._task = asyncio.get_running_loop().create_task(answer())
-        elif self._messages.held_bytes:
+        elif self._whole is not None or (self._messages is not None and self._messages.ready):
+            if self._rpc.gives_stream:
+                self._task = asyncio.get_running_loop().create_task(self._answer_stream())
+            else:
+                self._start()
+        elif self._messages is not None and self._messages.held_bytes:
             self._refuse(RpcStatus.of(_cut_short()))
         else:
             self._refuse(RpcStatus.of(Unimplemented("request: got 0 messages, wanted 1")))
@@ -156,11 +182,41 @@ class GrpcCall:
 
     # Replies.
 
-    async def _answer(self) -> None:
+    def _start(self) -> None:
+        """Answers the request, in a task unless there is a plan for it."""
+        request: bytes | Message
         try:
-            await self._dispatcher.unary(
-                self._rpc, self._messages.take(), self._call, self._send_whole
-            )
+            request = self._take()
+            if self._rpc.plan is not None:
+                begun = self._dispatcher.start(
+                    self._rpc, request, self._call, self._send_whole, self._finished
+                )
+                if isinstance(begun, QueueEntry):
+                    self._task = begun
+                    return
+                request = begun
+        except (CallFailed, ServiceError, MemoryError) as error:
+            self._refuse(_status(error))
+            return
+        self._task = asyncio.get_running_loop().create_task(self._answer(request))
+
+    def _take(self) -> bytes:
+        whole = self._whole
+        if whole is None:
+            assert self._messages is not None
+            return self._messages.take()
+        self._whole = None
+        return whole
+
+    def _finished(self, failure: RpcStatus | None) -> None:
+        if failure is None:
+            self._close()
+        else:
+            self._refuse(failure)
+
+    async def _answer(self, request: bytes | Message) -> None:
+        try:
+            await self._dispatcher.unary(self._rpc, request, self._call, self._send_whole)
         except (CallFailed, ServiceError, MemoryError) as error:
             self._refuse(_status(error))
             return
@@ -177,7 +233,7 @@ class GrpcCall:
 
     async def _answer_stream(self) -> None:
         try:
-            requests = self._requests() if self._rpc.takes_stream else self._messages.take()
+            requests = self._requests() if self._rpc.takes_stream else self._take()
             await self._dispatcher.stream(self._rpc, requests, self._call, self._send_reply)
         except (CallFailed, ServiceError, MemoryError) as error:
             self._refuse(_status(error))
@@ -202,7 +258,7 @@ class GrpcCall:
         await self._stream.wait_writable()
 
     async def _requests(self) -> AsyncIterator[bytes]:
-        messages = self._messages
+        messages = self._messages = self._messages or self._buffer()
         while True:
             while messages.ready:
                 message = messages.take()
@@ -220,6 +276,12 @@ class GrpcCall:
             self._more = loop.create_future()
             await self._more
 
+    def _buffer(self) -> MessageBuffer:
+        """Makes the buffer of a request that may arrive in several pieces."""
+        self.received_at = asyncio.get_running_loop().time()
+        encoding = self._stream.head.fields.get("grpc-encoding", "identity")
+        return MessageBuffer(encoding, self._max_bytes, self._hold)
+
     def _wake(self) -> None:
         if self._more is not None and not self._more.done():
             self._more.set_result(None)
@@ -234,7 +296,7 @@ class GrpcCall:
     @property
     def awaits_request(self) -> bool:
         """Whether the call holds a considerable part of a request, and waits for the rest."""
-        if self._done or not self._messages.reported_bytes:
+        if self._done or self._messages is None or not self._messages.reported_bytes:
             return False
         if self._rpc.takes_stream:
             return self._more is not None and not self._more.done()
@@ -289,7 +351,9 @@ class GrpcCall:
     def _close(self) -> None:
         self._done = True
         self._task = None  # breaks a reference cycle
-        self._messages.close()
+        self._whole = None
+        if self._messages is not None:
+            self._messages.close()
 
 
 def refuse(stream: Stream, error: ServiceError) -> None:
@@ -315,10 +379,8 @@ def _cut_short() -> ServiceError:
     return ServiceError("request: it ends within a message")
 
 
-def _timeout(text: str | None) -> float:
-    """Returns a `grpc-timeout` in seconds; infinity if it is missing or malformed."""
-    if text is None:
-        return math.inf
+def _timeout(text: str) -> float:
+    """Returns a `grpc-timeout` in seconds; infinity if it is malformed."""
     match = _TIMEOUT.fullmatch(text)
     return float(match[1]) * _SECONDS[match[2]] if match else math.inf
 

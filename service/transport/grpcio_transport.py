@@ -11,7 +11,8 @@ import grpc
 from service.api.admin import AdminServicer
 from service.api.servicer import Servicer
 from service.api.wire import Chunks
-from service.dispatch.dispatcher import Authenticate, Dispatcher, Rpc, new_call
+from service.dispatch.dispatcher import Authenticate, Dispatcher, new_call
+from service.dispatch.rpc import Rpc
 from service.dispatch.status import CallFailed, RpcStatus, no_room
 from service.dispatch.unread import Capacity
 from service.engine.call import Call

@@ -13,7 +13,7 @@ from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_reflection.v1alpha import reflection_pb2 as pb
 
-from service.dispatch.dispatcher import Rpc
+from service.dispatch.rpc import Rpc
 from service.engine.call import Call
 from service.errors import Status
 

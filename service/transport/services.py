@@ -6,8 +6,8 @@ from grpc_health.v1 import health_pb2
 from latentserve.v1 import admin_service_pb2, latent_service_pb2
 from service.api.admin import AdminServicer
 from service.api.servicer import Servicer
-from service.dispatch.dispatcher import Rpc, rpcs_of
 from service.dispatch.inference import inference_rpcs
+from service.dispatch.rpc import Rpc, rpcs_of
 from service.transport.health import Health
 
 _LATENT = latent_service_pb2.DESCRIPTOR.services_by_name["LatentService"]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -11,15 +12,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import h2load, plot, serving, soak, training, training_colour
+from benchmarks import (
+    flagship,
+    h2load,
+    instructions,
+    plot,
+    serving,
+    soak,
+    training,
+    training_colour,
+)
 from benchmarks.contenders import chosen
 from benchmarks.graphs import Reference, WrongAnswer
 from benchmarks.h2load import LoadFailed
-from benchmarks.processes import Program, ServerFailed, cpu_seconds, resident_mib, tree
+from benchmarks.processes import Program, ServerFailed, cpu_seconds, pinned, resident_mib, tree
 from benchmarks.results import Results, table
 from benchmarks.rounds import rows
 from benchmarks.servers import spatial
 from benchmarks.servers.inference import inference_call
+from benchmarks.servers.mosec import Mosec
 from benchmarks.servers.plain import plain_call
 from benchmarks.servers.server import Measurement
 from benchmarks.shapes import SHAPES, Shape, named
@@ -139,6 +150,37 @@ def test_the_table_has_a_row_for_each_server():
     assert lines[at + 3] == "| ours | 0.50 |  |"
 
 
+def test_a_pinned_server_is_compared_with_the_baseline_on_the_same_cpus():
+    found = Results("a machine", "a command", [ONE], ["mosec@0", "ours@0", "mosec@0,1", "ours@0,1"])
+    for server, cpu in zip(found.servers, (0.2, 0.1, 0.2, 0.4), strict=True):
+        found.add(server, ONE, Measurement(1000, 0.5, cpu, 3.0, 9.0, 100.0, 0.01))
+    lines = table(found).splitlines()
+    at = lines.index("| server CPU, µs an image: multiple of mosec | encode-1-uint8-x32 |")
+    assert lines[at + 2 : at + 6] == [
+        "| mosec@0 | 1.00 |", "| ours@0 | 0.50 |", "| mosec@0,1 | 1.00 |", "| ours@0,1 | 2.00 |"
+    ]  # fmt: skip
+    at = lines.index("| load generator's CPU, µs a call | encode-1-uint8-x32 |")
+    assert lines[at + 2] == "| mosec@0 | 10.0 ± 0.0 |"
+
+
+def test_children_of_a_pinned_thread_run_on_its_cpus_alone():
+    usable = os.sched_getaffinity(0)
+    ask = [sys.executable, "-c", "import os; print(sorted(os.sched_getaffinity(0)))"]
+    with pinned({min(usable)}):
+        assert subprocess.check_output(ask, text=True) == f"[{min(usable)}]\n"
+    with pinned(frozenset()):
+        assert subprocess.check_output(ask, text=True) == f"{sorted(usable)}\n"
+
+
+def test_there_is_one_of_each_server_for_each_pin():
+    cpu = str(min(os.sched_getaffinity(0)))
+    found = chosen(["bare", "ours"], ["ours-two=--workers 2"], [cpu])
+    assert {one.name: one.cpus for one in found} == {
+        f"bare@{cpu}": {int(cpu)}, f"ours@{cpu}": {int(cpu)}, f"ours-two@{cpu}": {int(cpu)}
+    }  # fmt: skip
+    assert all(not one.cpus for one in chosen(["bare", "ours"]))
+
+
 def test_results_are_read_as_they_were_written_and_drawn(tmp_path):
     found = results()
     found.write(tmp_path / "some.json")
@@ -175,6 +217,8 @@ def test_memory_growth_is_per_hundred_thousand_calls():
         (lambda: chosen(["torchserve"]), "server: got 'torchserve'"),
         (lambda: chosen([], ["--threads 1"]), "variant: got '--threads 1'"),
         (lambda: chosen([], ["plain=--threads 1"]), "variant: got 'plain="),
+        (lambda: chosen(["plain"], [], ["1000"]), "pin: got '1000', wanted some of"),
+        (lambda: chosen(["plain"], [], ["0-1"]), "pin: got '0-1', wanted some of"),
     ],
 )
 def test_an_unknown_shape_server_or_variant_is_named(call, said):
@@ -189,7 +233,14 @@ def test_shape_names_are_unique_and_selected_by_prefix():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("make", [plain_call, lambda shape: inference_call(shape, "some")])
+def mosec_call(shape: Shape):
+    """The request that mosec gets; made without a server."""
+    return Mosec.call(Mosec.__new__(Mosec), shape)
+
+
+@pytest.mark.parametrize(
+    "make", [plain_call, lambda shape: inference_call(shape, "some"), mosec_call]
+)
 @pytest.mark.parametrize("shape", [ONE, MANY], ids=lambda shape: shape.name)
 def test_requests_have_the_bytes_of_the_array(make, shape):
     assert shape.array().tobytes() in make(shape).message
@@ -229,19 +280,38 @@ def test_ours_and_the_plain_servicer_are_measured_side_by_side(tmp_path, capsys)
     began = time.monotonic()
     status = serving.main(
         ["--servers", "bare,echo-grpcio,plain,ours", "--rounds", "1", "--seconds", "0.2",
-         "--shapes", "encode-1-uint8-x32,decode-1024-uint8", "--out", str(out)]
+         "--shapes", "encode-1-uint8-x32,decode-1024-uint8", "--out", str(out),
+         "--pin", str(max(os.sched_getaffinity(0)))]
     )  # fmt: skip
     said = capsys.readouterr()
     assert status == 0, said.err
     assert "multiple of bare" in said.out
     found = Results.read(out)
-    assert found.servers == ["bare", "echo-grpcio", "plain", "ours"]
-    for server in ("plain", "ours"):
+    pin = f"@{max(os.sched_getaffinity(0))}"
+    assert found.servers == [name + pin for name in ("bare", "echo-grpcio", "plain", "ours")]
+    for server in ("plain" + pin, "ours" + pin):
         for shape in found.shapes:
             assert found.values(server, shape, "cpu_us_per_image")[0] > 0
             assert found.values(server, shape, "p50_ms")[0] > 0
+            assert found.values(server, shape, "load_cpu_us_per_call")[0] > 0
             (measured,) = found.rounds[server][shape.name]
             assert measured.cpu_seconds < 4 * (time.monotonic() - began)
+
+
+@pytest.mark.usefixtures("dense")
+@pytest.mark.slow
+def test_the_python_calls_of_one_call_are_counted():
+    assert 20 < float(instructions._run(ROOT, "encode", 10, "--profile")) < 200
+
+
+@pytest.mark.skipif(not h2load.available(), reason="no h2load (Debian: nghttp2-client)")
+@pytest.mark.slow
+def test_the_flagship_is_measured_beside_its_graphs(capsys):
+    assert flagship.main(["--rounds", "1", "--seconds", "0.2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in lines[-2:]] == [
+        "| Sample, 64, 4 in flight", "| Encode, 1, 32 in flight"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", spatial.SERVERS)

@@ -16,7 +16,8 @@ from google.rpc import error_details_pb2
 
 from latentserve.client import Client
 from latentserve.v1 import latent_service_pb2 as pb
-from service.dispatch.dispatcher import Dispatcher, Rpc, new_call
+from service.dispatch.dispatcher import Dispatcher, new_call
+from service.dispatch.rpc import Rpc
 from service.dispatch.status import CallFailed
 from service.models.onnx import Device, Graph
 from service.models.speed import Limits, Speed

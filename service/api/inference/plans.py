@@ -8,20 +8,21 @@ differential test checks that replies and errors are the same.
 
 import dataclasses
 import math
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from service.api.fast_path import COPIED_BYTES, DIRECT_DTYPES, Plan, cached
+from service.api.answer import Answer, Plan
+from service.api.fast_path import COPIED_BYTES, DIRECT_DTYPES, cached
 from service.api.formats import FORMATS
 from service.api.inference import inference_service_pb2 as pb
 from service.api.inference import messages, names
 from service.api.inference.infer import IMAGE, LABEL, LATENTS, Translated
 from service.api.inference.tensors import BF16, DATATYPES, FP16, INTEGERS
 from service.api.servicer import Servicer
-from service.api.wire import Chunks, tag
+from service.api.wire import tag
 from service.engine.call import Call
 from service.engine.sampling import fresh_seed
 from service.errors import ServiceError
@@ -75,7 +76,7 @@ class Plans:
         self._servicer = servicer
         self._plans: WeakKeyDictionary[Model, dict[bytes, _InferPlan]] = WeakKeyDictionary()
 
-    def answer(self, message: pb.ModelInferRequest, call: Call) -> Awaitable[Chunks] | None:
+    def answer(self, message: pb.ModelInferRequest, call: Call) -> Answer | None:
         """Answers a request, or returns None, with the request as it was, if there is no plan."""
         fast = self._servicer.fast_path
         own, _, operation = message.model_name.rpartition(".")

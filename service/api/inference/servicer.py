@@ -7,6 +7,7 @@ from collections.abc import Awaitable
 from typing import Final, Protocol
 
 from latentserve import __version__
+from service.api.answer import Answer
 from service.api.inference import inference_service_pb2 as pb
 from service.api.inference import messages, metadata
 from service.api.inference.inference import Inference
@@ -142,7 +143,11 @@ class InferenceServicer:
 
     def model_infer(self, request: pb.ModelInferRequest, call: Call) -> Awaitable[Chunks]:
         """Runs a model."""
-        return self._plans.answer(request, call) or self._infer(request, call)
+        return self.plan_model_infer(request, call) or self._infer(request, call)
+
+    def plan_model_infer(self, request: pb.ModelInferRequest, call: Call) -> Answer | None:
+        """Answers `model_infer` by a cached plan, if there is one for the request."""
+        return self._plans.answer(request, call)
 
     async def repository_index(
         self, request: pb.RepositoryIndexRequest, _call: Call

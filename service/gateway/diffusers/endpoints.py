@@ -16,7 +16,7 @@ from service.api import codec
 from service.api.codec import Pixels
 from service.api.selection import Selection
 from service.api.wire import Chunks
-from service.dispatch.dispatcher import Rpc
+from service.dispatch.rpc import Rpc
 from service.engine.call import Call
 from service.engine.engine import Engine
 from service.errors import InvalidArgument

@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from service.api.inference import inference_service_pb2 as pb
 from service.api.wire import Chunks
-from service.dispatch.dispatcher import Rpc
+from service.dispatch.rpc import Rpc
 from service.engine.call import Call
 from service.engine.engine import Engine
 from service.errors import InvalidArgument

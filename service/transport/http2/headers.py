@@ -75,9 +75,9 @@ class PartialBlock:
             Http2Error: The block is too long, or in too many fragments.
         """
         self._fragments.append(fragment)
-        if len(self._fragments) > _MAX_FRAGMENTS:
+        size = sum(map(len, self._fragments))
+        if size > MAX_BLOCK_BYTES or len(self._fragments) > _MAX_FRAGMENTS:
             raise block_too_long()
-        check_block(sum(map(len, self._fragments)))
 
     def join(self) -> bytes:
         """Returns the fragments received so far as one block."""
@@ -182,16 +182,6 @@ def check_trailers(fields: list[tuple[bytes, bytes]], stream_id: int) -> None:
         problem = _problem(name, value)
         if problem:
             raise protocol_error(f"trailers: {problem}", stream_id)
-
-
-def check_block(length: int) -> None:
-    """Checks the length of a header block in bytes.
-
-    Raises:
-        Http2Error: It exceeds MAX_BLOCK_BYTES.
-    """
-    if length > MAX_BLOCK_BYTES:
-        raise block_too_long()
 
 
 def block_too_long() -> Http2Error:

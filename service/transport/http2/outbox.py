@@ -218,18 +218,21 @@ class Outbox:
             return True
         self._window -= size
         stream_id = queue.stream_id
-        pack = frames.header
-        before = pack(len(headers), frames.HEADERS, frames.END_HEADERS, stream_id)
-        after = pack(len(trailers), frames.HEADERS, _LAST_HEADERS, stream_id)
+        # As `frames.header` does it, which would be called three times for each response.
+        pack = frames.HEADER.pack
+        first, last = len(headers), len(trailers)
+        before = pack(first >> 8, first & 255, frames.HEADERS, frames.END_HEADERS, stream_id)
+        after = pack(last >> 8, last & 255, frames.HEADERS, _LAST_HEADERS, stream_id)
         if size <= self._frame_bytes:
-            data = pack(size, frames.DATA, 0, stream_id)
+            data = pack(size >> 8, size & 255, frames.DATA, 0, stream_id)
             self.emit(b"".join((before, headers, data, *chunks, after, trailers)))
         else:
             parts: list[Chunk] = [before, headers]
             max_bytes = self._frame_bytes
             body = b"".join(chunks)
             for start in range(0, size, max_bytes):
-                parts.append(pack(min(max_bytes, size - start), frames.DATA, 0, stream_id))
+                length = min(max_bytes, size - start)
+                parts.append(frames.header(length, frames.DATA, 0, stream_id))
                 parts.append(body[start : start + max_bytes])
             self.emit(b"".join((*parts, after, trailers)))
         queue.on_sent(stream_id)

@@ -7,9 +7,10 @@ from service.transport.http2 import frames
 from service.transport.http2.frame_buffer import FrameBuffer
 from service.transport.http2.frames import ErrorCode, Http2Error, Setting, protocol_error
 from service.transport.http2.headers import (
+    MAX_BLOCK_BYTES,
     HeaderDecoder,
     PartialBlock,
-    check_block,
+    block_too_long,
     check_trailers,
 )
 from service.transport.http2.outbox import Outbox
@@ -137,8 +138,12 @@ class Reader:
         self._receive_window -= size
         if self._receive_window < 0:
             raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "more data than the connection's window")
-        self._credit(size)
-        stream = self._streams.find(stream_id, frames.DATA)
+        self._unacknowledged += size
+        if self._unacknowledged >= CONNECTION_WINDOW // 2:
+            self._replenish()
+        stream = self._streams.open.get(stream_id)
+        if stream is None or stream.remote_ended:
+            stream = self._streams.find(stream_id, frames.DATA)
         if stream is None:
             if not size:
                 self._count_overhead()
@@ -165,23 +170,23 @@ class Reader:
         if ends:
             stream.receiver.on_end()
 
-    def _credit(self, count: int) -> None:
+    def _replenish(self) -> None:
         """Replenishes the connection's receive window; the streams' windows limit the memory."""
-        self._unacknowledged += count
-        if self._unacknowledged >= CONNECTION_WINDOW // 2:
-            self._receive_window += self._unacknowledged
-            self._outbox.emit(frames.window_update(0, self._unacknowledged))
-            self._unacknowledged = 0
+        self._receive_window += self._unacknowledged
+        self._outbox.emit(frames.window_update(0, self._unacknowledged))
+        self._unacknowledged = 0
 
     def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
-        payload = frames.strip_padding(payload, flags)
+        if flags & frames.PADDED:
+            payload = frames.strip_padding(payload, flags)
         if flags & frames.PRIORITY_FLAG:
             if len(payload) < 5:
                 raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "HEADERS: too short for its priority")
             payload = payload[5:]
         if not stream_id % 2:
             raise protocol_error(f"HEADERS: stream {stream_id}, wanted an odd number")
-        check_block(len(payload))
+        if len(payload) > MAX_BLOCK_BYTES:
+            raise block_too_long()
         ends = bool(flags & frames.END_STREAM)
         if flags & frames.END_HEADERS:
             self._on_block(stream_id, payload, ends)

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.engine.batch import InferenceRequest, Operation
 from service.engine.batcher import (
     INLINE_SECONDS,
     INLINE_SECONDS_ONE_CALL,
@@ -19,7 +18,9 @@ from service.engine.batcher import (
     Batcher,
 )
 from service.engine.call import Call
+from service.engine.entry import QueueEntry
 from service.engine.pool import Pool
+from service.engine.request import InferenceRequest, Operation
 from service.errors import DeadlineExceeded
 from service.models.speed import Limits
 from tests.support.waiting import wait_until_async
@@ -83,8 +84,8 @@ class Bench:
     def batch_failed(self, graph: Any, error: Exception) -> None:
         self.events.append(("failed", (graph.name, str(error))))
 
-    def request_dequeued(self, seconds: float) -> None:
-        self.events.append(("dequeued", seconds))
+    def requests_dequeued(self, seconds: Sequence[float]) -> None:
+        self.events.extend(("dequeued", one) for one in seconds)
 
     def request_dropped(self, reason: str) -> None:
         self.events.append(("dropped", reason))
@@ -375,18 +376,14 @@ async def test_rows_whose_deadline_passes_in_the_queue_are_not_computed() -> Non
     assert ("dropped", "deadline") in bench.events
 
 
-@pytest.mark.parametrize("way", ["task", "call"])
-async def test_the_rows_of_a_caller_who_left_are_dropped_and_the_others_computed(way: str) -> None:
+async def test_the_rows_of_a_caller_who_left_are_dropped_and_the_others_computed() -> None:
     bench, graph = Bench(), Doubling()
-    left = False
     bench.submit(graph, [1])
     await _settled()
-    leaving = bench.submit(graph, [2], Call(cancelled=lambda: left))
+    leaving = bench.submit(graph, [2])
     staying = bench.submit(graph, [3])
     await _settled()
-    if way == "task":
-        leaving.cancel()
-    left = way == "call"
+    leaving.cancel()
     await bench.compute_all()
     with pytest.raises(asyncio.CancelledError):
         await leaving
@@ -537,3 +534,55 @@ async def test_a_pool_computes_off_the_event_loop_and_closes_after_its_work() ->
 
 def test_a_call_has_no_deadline_by_default() -> None:
     assert Call().deadline == math.inf
+
+
+async def test_an_entry_ends_as_soon_as_its_batch_has_been_computed_and_only_once() -> None:
+    bench, graph = Bench(), Doubling()
+    ends: list[Any] = []
+    entry = bench.batcher.submit(_rows(graph, [1]), Call(), lambda one: ends.append(one.outcome()))
+    await _settled()
+    (running,) = bench.running
+    running[0]()
+    assert ends == []
+    running[1]()
+    assert ends == [[2]]
+    assert not entry.cancel()
+    assert ends == [[2]]
+
+
+async def test_cancelling_an_entry_ends_it_at_once_and_drops_its_rows() -> None:
+    bench, graph = Bench(), Doubling()
+    ended: list[QueueEntry] = []
+    bench.submit(graph, [1])
+    await _settled()
+    entry = bench.batcher.submit(_rows(graph, [2]), Call(), ended.append)
+    assert entry.cancel("why")
+    assert ended == [entry]
+    with pytest.raises(asyncio.CancelledError, match="why"):
+        entry.outcome()
+    await bench.compute_all()
+    assert graph.batches == [[1]]
+    assert ("dropped", "cancelled") in bench.events
+    assert ended == [entry]
+
+
+async def test_a_callback_that_fails_affects_no_other_request() -> None:
+    bench, graph = Bench(), Doubling()
+    problems: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
+
+    def fail(_entry: QueueEntry) -> None:
+        raise RuntimeError("a bug")
+
+    bench.batcher.submit(_rows(graph, [1]), Call(), fail)
+    other = bench.submit(graph, [2])
+    await _settled()
+    await bench.compute_all()
+    assert await other == [4]
+    (problem,) = problems
+    assert str(problem["exception"]) == "a bug"
+
+
+def _rows(graph: Doubling, values: list[float]) -> InferenceRequest[Any]:
+    x = np.array(values, np.float32)[:, None]
+    return InferenceRequest(graph.operation, len(x), {"x": x}, lambda out: out["y"][:, 0].tolist())

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.engine.batch import Operation
 from service.engine.call import Call
+from service.engine.request import Operation
 from service.models.speed import Limits
 from tests.service.engine.test_batcher import Bench, Doubling, _settled
 from tests.support.waiting import wait_until_async

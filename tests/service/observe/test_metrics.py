@@ -62,7 +62,7 @@ def test_routed_calls_are_counted_by_version():
 def test_batches_and_queues_are_measured():
     metrics = Metrics()
     metrics.batch("decoder", "cpu", 64, 0.5)
-    metrics.queued(0.25)
+    metrics.queued([0.25])
     metrics.watch_queue(lambda: (7, 700))
     metrics.rejected("overloaded")
     labels = {"graph": "decoder", "device": "cpu"}

@@ -1,5 +1,6 @@
 """Length-prefixed messages reassembled from the pieces of a body."""
 
+import contextlib
 import gzip
 import time
 import zlib
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import InvalidArgument, Overloaded, ServiceError, TooLarge, Unimplemented
-from service.transport.framing import MessageBuffer, prefix
+from service.transport.framing import MessageBuffer, prefix, whole_message
 from tests.support.http2_peer import message
 
 MOST = 100_000
@@ -35,6 +36,27 @@ def message_buffer(encoding: str = "identity", held: HeldBytes | None = None) ->
 
 def test_prefix_is_that_of_an_uncompressed_message():
     assert prefix(258) + b"x" * 258 == message(b"x" * 258)
+
+
+@given(st.binary(max_size=30), st.binary(max_size=8), st.integers(0, 20))
+def test_a_whole_message_is_what_the_buffer_would_make_of_it(body, rest, cut):
+    for data in (message(body), message(body) + rest, message(body)[: -cut or None], rest, b""):
+        whole = whole_message(data, MOST)
+        buffer = message_buffer()
+        complete = False
+        with contextlib.suppress(ServiceError):
+            complete = data[:1] != b"\1" and buffer.feed(data) and not buffer.more_than_one
+        assert (whole is not None) == complete
+        if whole is not None:
+            assert whole == buffer.take()
+
+
+def test_what_is_compressed_or_long_is_left_to_the_buffer():
+    assert whole_message(message(bytes(16_379)), MOST) == bytes(16_379)
+    assert whole_message(message(bytes(16_380)), MOST) is None
+    assert whole_message(message(b"1234"), 4) == b"1234"
+    assert whole_message(message(b"12345"), 4) is None
+    assert whole_message(message(gzip.compress(b"x"), 1), MOST) is None
 
 
 _BODIES = st.one_of(st.binary(max_size=30), st.integers(0, 50_000).map(bytes))

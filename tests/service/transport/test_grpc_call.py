@@ -222,7 +222,7 @@ async def test_the_deadline_timer_is_cancelled_when_the_reply_is_sent_or_the_str
         send((raw,))
 
     def accept(stream: Any) -> None:
-        rpc: Any = SimpleNamespace(takes_stream=False, gives_stream=False)
+        rpc: Any = SimpleNamespace(takes_stream=False, gives_stream=False, plan=None)
         dispatcher: Any = SimpleNamespace(unary=unary)
         stream.receiver = GrpcCall(stream, rpc, dispatcher, 4096, lambda _change: None)
 

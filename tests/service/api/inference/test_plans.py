@@ -56,7 +56,6 @@ class Both:
         if answer is None:
             assert copy.SerializeToString(deterministic=True) == before
             return False
-        answer.close()
         return True
 
     def close(self) -> None:

@@ -283,7 +283,7 @@ def test_padding_counts_against_the_window_and_is_granted_again():
 def test_data_beyond_the_connection_window_is_a_connection_error():
     async def scenario(peer):
         window = peer.connection._reader._receive_window
-        peer.connection._reader._credit = lambda _count: None
+        peer.connection._reader._replenish = lambda: None
         chunk = bytes(MAX_FRAME_BYTES)
         number, sent = 1, []
         while not any(frame.kind == GOAWAY for frame in sent):
