@@ -23,7 +23,7 @@ _ERRORS = (LatentserveError, OSError, ValueError, MemoryError, MissingPackage)
 # How often the job's `progress` is called while no shard is done: it may raise KeyboardInterrupt.
 _POLL_SECONDS = 0.2
 # Starts of Ray: on a busy machine the first one may exceed Ray's own time limit of 30 s.
-_STARTS = 2
+_STARTS = 3
 _CONNECT_SECONDS = 5.0
 # Objects in Ray's store are a few kilobytes each.
 _STORE_BYTES = 100 * 2**20
