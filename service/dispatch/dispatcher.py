@@ -16,11 +16,7 @@ from service.dispatch.rpc import Rpc
 from service.dispatch.status import CallFailed, RpcStatus
 from service.engine.call import Call
 from service.engine.entry import QueueEntry
-from service.errors import (
-    DeadlineExceeded,
-    OutOfMemory,
-    ServiceError,
-)
+from service.errors import DeadlineExceeded, OutOfMemory, ServiceError
 from service.observe.logs import CALLER, REQUEST_ID, clean_request_id, new_request_id, of_request
 from service.observe.telemetry import NO_SPAN, Span, Telemetry
 
@@ -211,7 +207,8 @@ class Dispatcher:
             span = self._begin(rpc, call)
             code, failure = self._failed(rpc, call, span, error)
             self._end(rpc, call, span, code)
-        return CallFailed(failure or RpcStatus.of(ServiceError(str(error))))
+        assert failure is not None  # only a cancellation has none
+        return CallFailed(failure)
 
     def _begin(self, rpc: Rpc, call: Call) -> Span:
         if not rpc.counted:
