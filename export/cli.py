@@ -18,7 +18,7 @@ from export.weights import WEIGHTS
 from latentserve._cli.arguments import local_folder, positive, uint64
 from latentserve._cli.common import HelpFormatter
 from latentserve._cli.progress import ProgressBar
-from latentserve._store import is_url, without_secrets
+from latentserve._urls import is_url, without_secrets
 from training.errors import TrainingError
 from training.run_copy import run_here
 

@@ -8,7 +8,6 @@ if it is not there (measured, not assumed), and every failure is a `StoreError` 
 import contextlib
 import errno
 import os
-import re
 import secrets
 import shutil
 import tempfile
@@ -16,12 +15,12 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol, Self, TypeGuard, runtime_checkable
-from urllib.parse import urlsplit, urlunsplit
+from typing import IO, Any, Protocol, Self, runtime_checkable
+from urllib.parse import urlsplit
 
 from latentserve._files import atomic_write, fsync_folder, reason
+from latentserve._urls import without_secrets
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # Objects of these stores can be seen while they are written, unless they are renamed at the end.
 _RENAMING = {"sftp", "ssh", "ftp", "smb"}
 _SSH = {"sftp", "ssh"}
@@ -72,11 +71,6 @@ class Entry:
     name: str
     size: int
     stamp: str
-
-
-def is_url(text: object) -> TypeGuard[str]:
-    """Whether a text is a URL and not a path."""
-    return isinstance(text, str) and bool(_URL.match(text))
 
 
 class Store:
@@ -390,32 +384,6 @@ class Store:
         for secret in filter(None, (parts.password, parts.query)):
             text = text.replace(secret, "***")
         return text
-
-
-def without_secrets(url: str) -> str:
-    """A URL without user, password, query and fragment, for messages and manifests."""
-    if not is_url(url):
-        return url
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    # A file system may take an account's or a container's name there, as in abfs://container@account.
-    if parts.scheme in ("abfs", "abfss", "az"):
-        host = parts.netloc
-    return urlunsplit((parts.scheme, host, parts.path, "", "")) or url
-
-
-def secret_in(url: str) -> str:
-    """Why a URL may not be written down, for an error message; empty if it may.
-
-    Manifests, reports, logs and messages show URLs. A user's name is no secret.
-    """
-    parts = urlsplit(url)
-    if not (parts.password or parts.query or parts.fragment):
-        return ""
-    return (
-        f"got the URL {without_secrets(url)} with a password, a query or a fragment, wanted one "
-        "without: credentials come from the store's own settings"
-    )
 
 
 def _options(url: str) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from bundle import MANIFEST, BundleError, open_bundle, parse_manifest, verify_bundle
 from latentserve._cli.common import HelpFormatter
 from latentserve._files import reason
-from latentserve._store import MissingStore, Store, StoreError, is_url
+from latentserve._store import MissingStore, Store, StoreError
+from latentserve._urls import is_url
 
 # The name of what a push leaves while it runs: two of different contents must not mix their files.
 # Hidden, so that it is no file of the bundle.

@@ -13,7 +13,8 @@ from latentserve._cli.arguments import positive
 from latentserve._cli.common import HelpFormatter
 from latentserve._cli.connection import add_connection, connect
 from latentserve._cli.failures import Failure, Usage
-from latentserve._store import MissingStore, StoreError, is_url
+from latentserve._store import MissingStore, StoreError
+from latentserve._urls import is_url
 from latentserve.errors import LatentserveError
 from service.models.sources import Folder, Source
 from service.settings import Settings

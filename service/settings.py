@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from common.memory import usable_memory
 from latentserve._cli.common import HelpFormatter
-from latentserve._store import is_url
+from latentserve._urls import is_url
 from service.errors import StartError
 from service.hosts import is_loopback
 from service.models.routes import Routes

@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import Self
 
 from latentserve._files import atomic_write, reason
-from latentserve._store import Entry, MissingStore, Store, StoreError, is_url, without_secrets
+from latentserve._store import Entry, MissingStore, Store, StoreError
+from latentserve._urls import is_url, without_secrets
 from training.errors import CheckpointError, ConfigError, CopyError
 from training.report.write import LIVE
 from training.run_folder import RunFolder

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from latentserve._store import is_url, without_secrets
+from latentserve._urls import is_url, without_secrets
 
 
 def positive(text: str) -> int:

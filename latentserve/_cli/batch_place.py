@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from latentserve._cli import app
 from latentserve._cli.connection import connect, job_connection
 from latentserve._cli.failures import Usage
-from latentserve._store import is_url
+from latentserve._urls import is_url
 
 if TYPE_CHECKING:
     from latentserve.client import Client

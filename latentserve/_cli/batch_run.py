@@ -13,7 +13,7 @@ from latentserve._cli.failures import Failure, printable
 from latentserve._cli.interrupt import Interrupt
 from latentserve._cli.progress import ProgressBar
 from latentserve._files import reason
-from latentserve._store import without_secrets
+from latentserve._urls import without_secrets
 
 if TYPE_CHECKING:
     from latentserve.client import Client

@@ -10,7 +10,8 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from latentserve._jobs.errors import SourceError
-from latentserve._store import Store, is_url, secret_in
+from latentserve._store import Store
+from latentserve._urls import is_url, secret_in
 from latentserve._walk import Listing, listing_of
 
 # Bytes of an object that are fetched at once and kept: a request takes as long as a few megabytes.

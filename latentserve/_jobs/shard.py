@@ -17,7 +17,8 @@ from latentserve._jobs.manifest import differences
 from latentserve._jobs.sizes import Size
 from latentserve._jobs.work import Rows, Work
 from latentserve._jobs.writers import Column, Format, open_shard
-from latentserve._store import Store, is_url
+from latentserve._store import Store
+from latentserve._urls import is_url
 from latentserve.client import Client, ProtocolError
 
 

@@ -23,7 +23,8 @@ from bundle import (
     parse_pin,
 )
 from latentserve._files import reason
-from latentserve._store import MissingStore, Store, StoreError, without_secrets
+from latentserve._store import MissingStore, Store, StoreError
+from latentserve._urls import without_secrets
 from service.models.cache import Cache, key_of, stored_key
 from service.models.listing import Listing
 

@@ -4,7 +4,8 @@ import threading
 
 import pytest
 
-from latentserve._store import Store, StoreError, is_url, secret_in, without_secrets
+from latentserve._store import Store, StoreError
+from latentserve._urls import is_url, secret_in, without_secrets
 from tests.support.stores import http_folder, s3, s3_process, sshd, sshd_process
 
 __all__ = ["s3", "s3_process", "sshd", "sshd_process"]

@@ -19,7 +19,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from latentserve._files import atomic_write, reason
-from latentserve._store import Entry, Store, StoreError, is_url
+from latentserve._store import Entry, Store, StoreError
+from latentserve._urls import is_url
 from training.data.checks import Progress, silent
 from training.data.download import Report, data_dir
 from training.data.locations import locations_of

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from latentserve._store import is_url, secret_in
+from latentserve._urls import is_url, secret_in
 from training.data.sources import SOURCES
 from training.errors import ConfigError
 
