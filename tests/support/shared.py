@@ -22,7 +22,8 @@ CACHE = ROOT / ".cache" / "tests"
 _SOURCES = (
     "bundle", "common", "export", "latentserve/__init__.py", "latentserve/_cli",
     "latentserve/_files.py", "latentserve/_sftp.py", "latentserve/_store.py",
-    "latentserve/_urls.py", "latentserve/_walk.py", "service/__init__.py", "service/errors.py", "service/models",
+    "latentserve/_urls.py", "latentserve/_walk.py", "service/__init__.py", "service/errors.py",
+    "service/models",
     "tests/support/blobs.py", "tests/support/onnx_pairs.py", "tests/support/shared.py",
     "tests/support/tiny_diffusers.py", "tests/support/tiny_pythae.py",
     "tests/support/untrained.py", "training",
