@@ -57,7 +57,7 @@ def main() -> None:
         save(FOLDER / "reconstructions.png", grid(pairs, columns=12, zoom=3))
 
         plot_latents(FOLDER / "latent.png", client.encode(test.images).mean, test)
-    with server() as target, Client(target) as client:
+    with server("--default-model", "mnist") as target, Client(target) as client:
         flagship = client.model()
         print(f"\nserving {flagship.name}/{flagship.version} at {target}")
         rows = [

@@ -46,6 +46,14 @@ def test_the_pictures_of_the_demo_are_not_blank():
             assert np.asarray(picture.convert("L")).std() > 20
 
 
+def test_the_flagship_draws_grey_digits(first: str) -> None:
+    assert "serving mnist/" in first
+    with Image.open(ROOT / "demo" / "digits.png") as picture:
+        red, green, blue = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+    assert np.array_equal(red, green)
+    assert np.array_equal(red, blue)
+
+
 def test_reconstructions_resemble_the_digits_above_them():
     with Image.open(ROOT / "demo" / "reconstructions.png") as picture:
         sheet = np.asarray(picture, dtype=float)
