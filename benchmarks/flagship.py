@@ -4,8 +4,8 @@
 
 In each round h2load sends Sample calls of 64 uint8 images, 4 in flight, and Encode calls of one
 uint8 image, 32 in flight, to `latentserve serve`. Then the same graphs run without a server, on one
-thread of this process: the prior and the decoder with 64 rows, the encoder with 32, which is as
-many as a batch can have then. CPU time and images/s are told per image.
+thread of this process: the prior and the decoder with 64 rows, the encoder with 32, the largest
+batch that 32 calls in flight allow. Prints CPU time per image, and images/s.
 """
 
 import argparse
