@@ -131,8 +131,8 @@ def parser() -> argparse.ArgumentParser:
         "--init",
         type=local_folder,
         metavar="RUN",
-        help="run folder whose averaged weights the new run begins with; blocks and couplings that "
-        "it lacks are added without effect at first (default: random weights)",
+        help="run folder whose averaged weights the new run begins with, or a bundle; blocks and "
+        "couplings that it lacks are added without effect at first (default: random weights)",
     )
     result.add_argument(
         "--seed",

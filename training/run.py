@@ -121,7 +121,8 @@ class TrainingRun:
         request, trainer, parallel = self._request, self._trainer, self._parallel
         if request.init is not None:
             init = self._init = begin_with(request.init, trainer, parallel)
-            self._observer.line(f"beginning with the weights of {init.run} after {init.step} steps")
+            after = "" if init.step is None else f" after {init.step} steps"
+            self._observer.line(f"beginning with the weights of {init.run}{after}")
         # The length comes first: the schedule of the very first step depends on it.
         if request.steps is None:
             self._observer.line("timing a few steps on a copy of the model ...")

@@ -18,17 +18,17 @@ OLDER = (2,)
 
 @dataclass(frozen=True)
 class Init:
-    """The run that another one began with the weights of.
+    """The run, or the bundle, that a run began with the weights of.
 
     Attributes:
         run: Path of its folder, as given.
-        sha256: Checksum of the checkpoint that the weights were read from.
-        step: Number of steps that this checkpoint had done, in all phases.
+        sha256: Checksum of the checkpoint that the weights were read from, or of the manifest.
+        step: Number of steps that this checkpoint had done, in all phases; None of a bundle.
     """
 
     run: str
     sha256: str
-    step: int
+    step: int | None
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class RunConfig:
         class_names: Name of each class of the data; empty without labels.
         split: Number of images in each split, by its name.
         versions: Version of the program and of each library when the run began.
-        init: The run whose weights this one began with; None if with random ones.
+        init: The run or the bundle whose weights this one began with; None if with random ones.
     """
 
     preset: str

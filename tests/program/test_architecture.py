@@ -23,7 +23,7 @@ ALLOWED = {
     "bundle": set(),
     "latentserve": set(),
     "service": {"bundle", "common", "latentserve"},
-    "training": {"common", "latentserve"},
+    "training": {"bundle", "common", "latentserve"},
     "export": {"bundle", "common", "latentserve", "service/models", "training"},
 }
 #: Folders of a package, each of which may import those before it. Modules that stand directly
@@ -52,7 +52,8 @@ THIRD_PARTY = {
         "onnxruntime", "opentelemetry", "prometheus_client", "pydantic", "pythonjsonlogger",
         "python_multipart", "starlette", "uvicorn", "uvloop",
     },
-    "training": {"PIL", "av", "matplotlib", "numpy", "platformdirs", "pyarrow", "torch"},
+    # onnx is imported only where a run begins with a bundle.
+    "training": {"PIL", "av", "matplotlib", "numpy", "onnx", "platformdirs", "pyarrow", "torch"},
     # diffusers, safetensors and pythae are imported only where a source needs them.
     "export": {
         "diffusers", "numpy", "onnx", "onnxruntime", "pydantic", "pythae", "safetensors", "torch",

@@ -206,6 +206,21 @@ def test_a_conditional_model_learns_and_uses_the_class(model: ModelConfig) -> No
         evaluate(adapted, images)
 
 
+def test_latents_of_a_conditional_model_have_no_offset_of_their_class() -> None:
+    dataset = blobs(side=9)
+    train = dataset.train
+    offsets = []
+    for weight in (0.0, 3.0):
+        model = dataclasses.replace(PLAIN, conditional=True)
+        trainer = trainer_of(dataset, 300, model, class_offset_weight=weight, learning_rate=5e-3)
+        step_to(trainer, 300)
+        images = Targets(train.images, 0)[:]
+        means, _ = as_autoencoder(trainer.ema_model).encode(images, train.labels)
+        of_classes = np.stack([means[train.labels == label].mean(axis=0) for label in range(3)])
+        offsets.append(float(np.square(of_classes - of_classes.mean(axis=0)).sum()))
+    assert offsets[1] < 0.2 * offsets[0]
+
+
 @pytest.mark.parametrize("posterior", ["gaussian", "delta"])
 def test_a_wasserstein_autoencoder_learns_and_brings_its_latents_to_the_prior(
     posterior: str, few: Dataset

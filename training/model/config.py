@@ -230,6 +230,10 @@ class TrainConfig:
         beta: Weight of the KL term (Higgins et al. 2017); with 1 the objective is the
             ELBO.
         mmd_weight: Weight of that distance, the squared maximum mean discrepancy.
+        class_offset_weight: Weight of the squared distance of the mean latent of a class from that
+            of all, in a conditional model under the ELBO or `iwae`. The latents of each class
+            together are to be the prior, but an offset that is small against the posteriors'
+            widths costs next to nothing, and the ELBO alone leaves it there.
         noise: Noise of the encoder's input in training, which the decoder has to remove (Vincent et
             al. 2008; Im et al. 2017): the deviation of `gaussian` noise, or the share of pixels
             that a `mask` hides. 0 for none.
@@ -273,6 +277,7 @@ class TrainConfig:
     gradient: Literal["total", "path"] = "total"
     beta: float = 1.0
     mmd_weight: float = 500.0
+    class_offset_weight: float = 3.0
     noise: float = 0.0
     noise_kind: Literal["gaussian", "mask"] = "gaussian"
     joined: int = 1
@@ -309,6 +314,7 @@ class TrainConfig:
             ("iwae_from", "0 to 1", 0 <= self.iwae_from <= 1),
             ("beta", "0 or more", 0 <= self.beta < math.inf),
             ("mmd_weight", "0 or more", 0 <= self.mmd_weight < math.inf),
+            ("class_offset_weight", "0 or more", 0 <= self.class_offset_weight < math.inf),
             (
                 "noise",
                 f"0 or more{' and below 1 with noise_kind=mask' if hides else ''}",

@@ -1,7 +1,8 @@
-"""The maximum mean discrepancy, between latents and the prior, for WAE-MMD."""
+"""How far the latents of a batch together are from where they should be."""
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 # Scales of the kernels that are summed (Tolstikhin et al. 2018, in their code), as multiples of the
 # mean squared distance of two draws from N(0, I): one alone sees differences of its own size only.
@@ -26,6 +27,33 @@ def squared_mmd(z: Tensor, drawn: Tensor) -> Tensor:
     # A draw and itself are no pair.
     pairs = within.sum() - within.diagonal().sum()
     return pairs / (count * (count - 1)) - 2.0 * _kernel(z, drawn, dim).mean()
+
+
+def squared_class_offset(means: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """The unbiased estimate of the squared distance of the mean of a class from that of all.
+
+    It may be negative, as the squared mean of a class is estimated by the products of different
+    rows. A class of which the batch has one row has none, and is left out.
+
+    Args:
+        means: Posterior means, [N, D].
+        labels: Their classes, int64 [N].
+        classes: K, the number of classes.
+
+    Returns:
+        A scalar, the mean over the rows, which is 0 in expectation if all classes have one mean.
+    """
+    rows = len(means)
+    members = F.one_hot(labels, classes).to(means.dtype)
+    counts = members.sum(dim=0)
+    squares = means.square().sum(dim=1)
+    of_classes = (members.T @ means).square().sum(dim=1) - members.T @ squares
+    together = means.sum(dim=0).square().sum() - squares.sum()
+    several = (counts > 1.0).to(means.dtype)
+    # The n (n - 1) products of a class, weighed by its share n / N of the rows.
+    within = (several * of_classes / (counts - 1.0).clamp(min=1.0)).sum() / rows
+    share = (several * counts).sum() / rows
+    return within - share * together / max(1, rows * (rows - 1))
 
 
 def _kernel(x: Tensor, y: Tensor, dim: int) -> Tensor:

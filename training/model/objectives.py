@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from training.model.config import TrainConfig
-from training.model.discrepancy import squared_mmd
+from training.model.discrepancy import squared_class_offset, squared_mmd
 from training.model.joined import joined
 from training.model.vae import DiagonalGaussian, Vae, gaussian_log_prob
 
@@ -95,6 +95,10 @@ def autoencoder_terms(
         kl = density.log_prob(z) - gaussian_log_prob(z, torch.zeros_like(z), torch.zeros_like(z))
     else:
         kl = posterior.kl().expand(draws, rows)
+    offset = none
+    if model.config.conditional and config.class_offset_weight:
+        classes = len(model.class_counts)
+        offset = squared_class_offset(posterior.mean, labels, classes)
     # Of each draw.
     losses = reconstruction + beta * kl
     label_losses = beta * config.label_weight * label_nll
@@ -112,6 +116,7 @@ def autoencoder_terms(
         loss = bound.mean() + label_losses.mean()
     else:
         loss = losses.mean() + label_losses.mean()
+    loss = loss + beta * config.class_offset_weight * offset
     return Terms(loss, reconstruction.mean(), kl.mean(), none)
 
 

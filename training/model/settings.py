@@ -38,6 +38,7 @@ _ADDED: Mapping[type, Mapping[str, Any]] = {
         "iwae_from": 0.0,
         "gradient": "total",
         "mmd_weight": 500.0,
+        "class_offset_weight": 0.0,
         "noise": 0.0,
         "noise_kind": "gaussian",
         "joined": 1,
