@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from training.data.datasets import Split
 from training.data.rows import Rows
-from training.model.config import TrainConfig
+from training.model.train_config import TrainConfig
 from training.parallel import Parallel
 from training.schedule import derived_seed
 

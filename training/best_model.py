@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from training.best_weights import BestWeights
-from training.model.config import TrainConfig
+from training.model.train_config import TrainConfig
 from training.model.vae import Vae
 
 

@@ -1,7 +1,7 @@
 """What a run that has diverged is told: what happened, and a remedy that was tried."""
 
 from training.errors import DivergenceError
-from training.model.config import TrainConfig
+from training.model.train_config import TrainConfig
 from training.optimizer import Update
 from training.schedule import Phase
 

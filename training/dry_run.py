@@ -8,7 +8,7 @@ import torch
 from training.budget import calibrate, step_seconds
 from training.data.datasets import Dataset
 from training.errors import ConfigError, OtherProcessError
-from training.model.config import Preset
+from training.model.preset import Preset
 from training.outline import layer_table, table
 from training.parallel import Parallel
 from training.progress import Observer

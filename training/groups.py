@@ -9,7 +9,7 @@ from torch import Tensor
 
 from training.data.datasets import Split
 from training.errors import ConfigError
-from training.model.config import TrainConfig
+from training.model.train_config import TrainConfig
 from training.schedule import BatchOrder, derived_seed
 
 # Most targets of a group in a step. More of one group teach less than as many of others.

@@ -7,8 +7,8 @@ from typing import Any, get_args
 import torch
 
 from training.clipping import Clipping
-from training.model.config import TrainConfig
 from training.model.likelihood import SCALE_LEARNING_RATE
+from training.model.train_config import TrainConfig
 from training.model.vae import Vae
 from training.schedule import PhaseName
 

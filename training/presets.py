@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 
 from training.errors import ConfigError
-from training.model.config import Conv, Dense, ModelConfig, Preset, PriorConfig, TrainConfig
+from training.model.config import Conv, Dense, ModelConfig, PriorConfig
+from training.model.preset import Preset
+from training.model.train_config import TrainConfig
 
 # Least length of the longer side that a convolutional preset is picked for.
 _CONVOLVED = 16

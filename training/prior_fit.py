@@ -9,9 +9,9 @@ from common.pixels import to_unit
 from training.data.datasets import Split
 from training.data.rows import chunk_rows, sample_rows
 from training.data.targets import binarize
-from training.model.config import TrainConfig
 from training.model.mixture import fit_mixture
 from training.model.prior import Prior
+from training.model.train_config import TrainConfig
 from training.model.vae import Vae
 from training.schedule import BatchOrder, Phase, derived_seed
 

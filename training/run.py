@@ -23,7 +23,7 @@ from training.measure.adapter import as_autoencoder, as_image_decoder
 from training.measure.elbo import evaluate, mean_scores, percentiles
 from training.measure.protocol import TEST_SEED, describe, test_images
 from training.measure.quality import measure_quality
-from training.model.config import Preset
+from training.model.preset import Preset
 from training.parallel import Parallel
 from training.progress import Observer, Pace, Progress
 from training.report import write_report

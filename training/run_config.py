@@ -7,8 +7,9 @@ from typing import Any
 
 from training.data.spec import DataSpec
 from training.errors import CheckpointError, ConfigError
-from training.model.config import ModelConfig, TrainConfig
+from training.model.config import ModelConfig
 from training.model.settings import record_from_json
+from training.model.train_config import TrainConfig
 
 #: Version of the format of `config.json` and `checkpoint.pt`.
 FORMAT = 3

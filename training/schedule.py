@@ -14,7 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from training.model.config import ModelConfig, TrainConfig
+from training.model.config import ModelConfig
+from training.model.train_config import TrainConfig
 
 #: Least number of steps over which the learning rate rises. Adam's first updates move all weights
 #: alike, whatever their gradients, and a deep network multiplies that.

@@ -12,8 +12,8 @@ import torch
 from common.cpus import usable_cpus
 from training.data.datasets import Dataset, load_dataset
 from training.errors import CheckpointError, ConfigError, DataError
-from training.model.config import Preset
 from training.model.likelihood import resolve, with_likelihood
+from training.model.preset import Preset
 from training.model.settings import override
 from training.model.vae import Vae
 from training.parallel import Parallel

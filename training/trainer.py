@@ -16,9 +16,10 @@ from training.divergence import not_finite, skipped_too_many
 from training.ema import MovingAverage
 from training.errors import ConfigError
 from training.groups import Groups
-from training.model.config import ModelConfig, TrainConfig
+from training.model.config import ModelConfig
 from training.model.likelihood import level_counts
 from training.model.objectives import Objective, prior_nlls
+from training.model.train_config import TrainConfig
 from training.model.vae import Vae
 from training.optimizer import Optimizer
 from training.parallel import Parallel

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from training.data.datasets import Dataset
-from training.model.config import Dense, ModelConfig, PriorConfig, TrainConfig
+from training.model.config import Dense, ModelConfig, PriorConfig
+from training.model.train_config import TrainConfig
 from training.trainer import Trainer
 
 STEPS, TOTAL = 40, 60

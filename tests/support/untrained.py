@@ -15,7 +15,8 @@ from training.errors import DataMissing
 from training.measure.adapter import as_autoencoder
 from training.measure.elbo import evaluate, mean_scores, percentiles
 from training.measure.protocol import TEST_SEED, describe, test_images
-from training.model.config import Conv, Dense, ModelConfig, PriorConfig, TrainConfig
+from training.model.config import Conv, Dense, ModelConfig, PriorConfig
+from training.model.train_config import TrainConfig
 from training.model.vae import Vae
 from training.run import golden_images
 from training.run_config import RunConfig

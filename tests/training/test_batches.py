@@ -12,7 +12,7 @@ from tests.support.tiny_runs import MODEL, PHASES, assert_same, step_to, torch_c
 from training.batches import Batches, corrupted, flipped, shifted, warped
 from training.data.datasets import Dataset, Split
 from training.data.rows import Rows
-from training.model.config import TrainConfig
+from training.model.train_config import TrainConfig
 from training.parallel import Parallel
 
 pytest_plugins = ["tests.support.run_fixtures"]

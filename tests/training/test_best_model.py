@@ -12,7 +12,8 @@ from latentserve.cli import main
 from tests.support.tiny_runs import MODEL, PHASES, PLAIN, assert_same, torch_copy, trainer_of
 from training.best_model import BestModel
 from training.data.datasets import Dataset, Split
-from training.model.config import Dense, ModelConfig, TrainConfig
+from training.model.config import Dense, ModelConfig
+from training.model.train_config import TrainConfig
 from training.model.vae import Vae
 from training.run_folder import RunFolder
 from training.trainer import Trainer

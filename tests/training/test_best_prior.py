@@ -7,8 +7,9 @@ import torch
 from tests.support.untrained import KINDS, random_model
 from training.best_prior import BestPrior
 from training.data.datasets import Dataset, Split
-from training.model.config import Dense, ModelConfig, PriorConfig, TrainConfig
+from training.model.config import Dense, ModelConfig, PriorConfig
 from training.model.objectives import prior_nlls
+from training.model.train_config import TrainConfig
 from training.model.vae import Vae
 from training.trainer import Trainer
 

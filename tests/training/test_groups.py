@@ -13,8 +13,8 @@ from training.cli import main
 from training.data.datasets import Split
 from training.errors import ConfigError
 from training.groups import GroupBatch, Groups
-from training.model.config import TrainConfig
 from training.model.joined import joined
+from training.model.train_config import TrainConfig
 from training.run_folder import RunFolder
 from training.trainer import Trainer
 

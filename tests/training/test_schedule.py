@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.model.config import Dense, ModelConfig, PriorConfig, TrainConfig
+from training.model.config import Dense, ModelConfig, PriorConfig
+from training.model.train_config import TrainConfig
 from training.schedule import (
     LEAST_WARMUP,
     Phase,

@@ -25,8 +25,9 @@ from training.data.targets import Targets
 from training.errors import DivergenceError
 from training.measure.adapter import as_autoencoder
 from training.measure.elbo import evaluate
-from training.model.config import Conv, ModelConfig, PriorConfig, TrainConfig
+from training.model.config import Conv, ModelConfig, PriorConfig
 from training.model.objectives import prior_nlls
+from training.model.train_config import TrainConfig
 from training.schedule import draws_of
 from training.trainer import Trainer
 

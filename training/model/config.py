@@ -1,6 +1,5 @@
-"""Configuration of a model and its training, as dataclasses that validate their values."""
+"""Configuration of a model, as dataclasses that validate their values."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,12 +8,11 @@ from training.errors import ConfigError
 #: Width and activation of each layer.
 Layers = tuple[tuple[int, str], ...]
 Counts = tuple[int, ...]
-Augmentations = tuple[Literal["flip", "shift", "warp"], ...]
 
 #: Largest width, and largest number of dimensions or components.
 LARGEST = 65_536
-# Largest number of blocks, couplings or draws.
-_MAX_COUNT = 1_000
+#: Largest number of blocks, couplings or draws.
+MAX_COUNT = 1_000
 # Largest logarithm of a variance, or logit, to begin with.
 _MAX_SCALE = 20
 _PATCHES = (1, 2, 4, 8, 16, 32)
@@ -97,8 +95,8 @@ class Conv:
             raise ConfigError(f"widths: got {self.widths}, wanted one or more of 2 to {LARGEST}")
         for name in ("encoder_blocks", "decoder_blocks"):
             counts = getattr(self, name)
-            if not counts or not all(0 <= count <= _MAX_COUNT for count in counts):
-                raise ConfigError(f"{name}: got {counts}, wanted one or more of 0 to {_MAX_COUNT}")
+            if not counts or not all(0 <= count <= MAX_COUNT for count in counts):
+                raise ConfigError(f"{name}: got {counts}, wanted one or more of 0 to {MAX_COUNT}")
         for name in ("encoder_trunk", "decoder_trunk"):
             if not 0 <= getattr(self, name) <= LARGEST:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, wanted 0 to {LARGEST}")
@@ -141,7 +139,7 @@ class PriorConfig:
         """
         for name, largest in (
             ("components", LARGEST),
-            ("couplings", _MAX_COUNT),
+            ("couplings", MAX_COUNT),
             ("width", LARGEST),
         ):
             _check_range(f"prior.{name}", getattr(self, name), largest)
@@ -193,7 +191,7 @@ class ModelConfig:
             ConfigError: They cannot be combined, or a value is out of range.
         """
         _check_range("latent_dim", self.latent_dim, LARGEST)
-        _check_range("mixture", self.mixture, _MAX_COUNT)
+        _check_range("mixture", self.mixture, MAX_COUNT)
         if not abs(self.initial_scale) <= _MAX_SCALE:
             raise ConfigError(
                 f"initial_scale: got {self.initial_scale}, wanted -{_MAX_SCALE} to {_MAX_SCALE}"
@@ -209,197 +207,6 @@ class ModelConfig:
             raise ConfigError(
                 f"prior.kind: got {self.prior.kind}, wanted standard or gmm: a coupling needs 2 "
                 "latent dimensions or more"
-            )
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Objective, optimiser and schedule of a training.
-
-    Attributes:
-        objective: `elbo`; `iwae`, the importance-weighted bound over `draws` (Burda, Grosse and
-            Salakhutdinov 2016); or `wae`, WAE-MMD: in place of the KL term of each image, the
-            distance of all latents of a batch from N(0, I) (Tolstikhin et al. 2018).
-        draws: K, draws of z per image and step.
-        iwae_from: Share of the steps after which `iwae` takes its K draws; until then it takes one,
-            whose bound is the ELBO.
-        gradient: How the encoder learns from a draw z under the ELBO or `iwae`: by the `total`
-            derivative, or along its `path` alone, without that of log q(z|x) by the parameters of q
-            (Roeder et al. 2017; of several draws, doubly reparameterized, Tucker et al. 2019). Both
-            are unbiased; the second has less noise the closer q is to p(z|x).
-        beta: Weight of the KL term (Higgins et al. 2017); with 1 the objective is the
-            ELBO.
-        mmd_weight: Weight of that distance, the squared maximum mean discrepancy.
-        class_offset_weight: Weight of the squared distance of the mean latent of a class from that
-            of all, in a conditional model under the ELBO or `iwae`. The latents of each class
-            together are to be the prior, but an offset that is small against the posteriors'
-            widths costs next to nothing, and the ELBO alone leaves it there.
-        noise: Noise of the encoder's input in training, which the decoder has to remove (Vincent et
-            al. 2008; Im et al. 2017): the deviation of `gaussian` noise, or the share of pixels
-            that a `mask` hides. 0 for none.
-        noise_kind: What the noise is.
-        joined: Most images of a group, all of one thing, whose posteriors a step joins to the one
-            of a latent that they share. 1 for a latent for each image.
-        binarize: Whether each step draws fresh bits from the grey values, under a Bernoulli
-            likelihood; otherwise the grey values themselves are the targets.
-        batch_size: Images per step.
-        learning_rate: Peak learning rate.
-        weight_decay: Decoupled weight decay of AdamW.
-        warmup: Share of the steps over which the learning rate rises to its peak.
-        kl_warmup: Share of the steps over which KL annealing raises the weight of the KL
-            term to `beta`.
-        ema: Decay of the exponential moving average of the weights, which is the model
-            that is measured and exported. 0 turns averaging off.
-        clip_factor: Multiple of the median gradient norm of recent steps that larger gradients
-            are scaled down to.
-        skip_factor: A step is skipped if the norm of its gradient is above this multiple of that
-            median, or not finite.
-        max_skipped: Largest number of skipped steps; one more ends the run with an error.
-        prior_start: Share of the steps after which a learned prior is fitted to the
-            aggregate posterior. From then on it takes the place of N(0, I).
-        prior_fit: Length of that fit, as a multiple of the steps that train the autoencoder.
-        prior_refit: Length of the last fit, to the final autoencoder, as a multiple of the
-            steps that train the autoencoder.
-        prior_batch_size: Latents per step of both fits.
-        prior_learning_rate: Peak learning rate of the prior's own schedule.
-        label_weight: Weight of log p(label|z) relative to log p(z), if the prior is
-            conditional on the class.
-        seed: Seed of the initial weights, the order of the images and all noise.
-        augment: Random changes of each batch's images: `flip` mirrors left to right, `shift`
-            moves by up to a 16th of the sides, `warp` rotates, shears and scales a little about
-            the centre.
-        augment_until: Share of the steps after which the images are left as they are.
-    """
-
-    objective: Literal["elbo", "iwae", "wae"] = "elbo"
-    draws: int = 1
-    iwae_from: float = 0.0
-    gradient: Literal["total", "path"] = "total"
-    beta: float = 1.0
-    mmd_weight: float = 500.0
-    class_offset_weight: float = 3.0
-    noise: float = 0.0
-    noise_kind: Literal["gaussian", "mask"] = "gaussian"
-    joined: int = 1
-    binarize: bool = True
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
-    warmup: float = 0.02
-    kl_warmup: float = 0.03
-    ema: float = 0.999
-    clip_factor: float = 5.0
-    skip_factor: float = 100.0
-    max_skipped: int = 50
-    prior_start: float = 0.33
-    prior_fit: float = 0.15
-    prior_refit: float = 0.3
-    prior_batch_size: int = 256
-    prior_learning_rate: float = 1e-3
-    label_weight: float = 0.25
-    seed: int = 0
-    augment: Augmentations = ()
-    augment_until: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Checks the values.
-
-        Raises:
-            ConfigError: A value is out of range; or beta is not 1 without a KL term that it could
-                weigh; or posteriors are joined for another objective than the ELBO.
-        """
-        hides = self.noise_kind == "mask"
-        for name, wanted, good in (
-            ("draws", f"1 to {_MAX_COUNT}", 1 <= self.draws <= _MAX_COUNT),
-            ("iwae_from", "0 to 1", 0 <= self.iwae_from <= 1),
-            ("beta", "0 or more", 0 <= self.beta < math.inf),
-            ("mmd_weight", "0 or more", 0 <= self.mmd_weight < math.inf),
-            ("class_offset_weight", "0 or more", 0 <= self.class_offset_weight < math.inf),
-            (
-                "noise",
-                f"0 or more{' and below 1 with noise_kind=mask' if hides else ''}",
-                0 <= self.noise < (1 if hides else math.inf),
-            ),
-            ("joined", f"1 to {_MAX_COUNT}", 1 <= self.joined <= _MAX_COUNT),
-            ("batch_size", "1 or more", self.batch_size >= 1),
-            ("learning_rate", "above 0", 0 < self.learning_rate < math.inf),
-            ("weight_decay", "0 or more", 0 <= self.weight_decay < math.inf),
-            ("warmup", "0 to 1", 0 <= self.warmup <= 1),
-            ("kl_warmup", "0 to 1", 0 <= self.kl_warmup <= 1),
-            ("ema", "0 or more and below 1", 0 <= self.ema < 1),
-            ("clip_factor", "1 or more", 1 <= self.clip_factor < math.inf),
-            ("skip_factor", "clip_factor or more", self.clip_factor <= self.skip_factor < math.inf),
-            ("max_skipped", "0 or more", self.max_skipped >= 0),
-            ("prior_start", "0 to 1", 0 <= self.prior_start <= 1),
-            ("prior_fit", "0 to 100", 0 <= self.prior_fit <= 100),
-            ("prior_refit", "0 to 100", 0 <= self.prior_refit <= 100),
-            ("prior_batch_size", "1 or more", self.prior_batch_size >= 1),
-            ("prior_learning_rate", "above 0", 0 < self.prior_learning_rate < math.inf),
-            ("label_weight", "0 or more", 0 <= self.label_weight < math.inf),
-            ("seed", "0 or more", self.seed >= 0),
-            ("augment", "each once", len(set(self.augment)) == len(self.augment)),
-            ("augment_until", "0 to 1", 0 <= self.augment_until <= 1),
-        ):
-            if not good:
-                raise ConfigError(f"{name}: got {getattr(self, name)}, wanted {wanted}")
-        if self.objective != "elbo" and self.beta != 1:
-            raise ConfigError(f"beta: got {self.beta}, wanted 1 with objective={self.objective}")
-        if self.objective == "wae" and self.batch_size < 2:
-            raise ConfigError(
-                f"batch_size: got {self.batch_size}, wanted 2 or more with objective=wae"
-            )
-        if self.objective != "elbo" and self.joined > 1:
-            raise ConfigError(
-                f"joined: got {self.joined}, wanted 1 with objective={self.objective}; only the "
-                "ELBO is that of a group"
-            )
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A named model with its training settings, as listed by `latentserve train --help`.
-
-    Attributes:
-        model: Architecture of the autoencoder.
-        train: Objective, optimiser and schedule.
-        summary: One line for the help text.
-    """
-
-    model: ModelConfig
-    train: TrainConfig
-    summary: str
-
-    def __post_init__(self) -> None:
-        """Checks that the objective suits the model.
-
-        Raises:
-            ConfigError: The objective is `iwae`, but the model is a plain autoencoder; it is `wae`,
-                but the prior is not N(0, I); or it is neither, and nothing would bring the latents
-                of a plain autoencoder close to that. Or posteriors are to be joined, but are
-                points, or the prior does not stay N(0, I) until the autoencoder is trained.
-        """
-        objective, prior = self.train.objective, self.model.prior.kind
-        if self.model.posterior == "delta" and objective == "iwae":
-            raise ConfigError("objective: got iwae, wanted elbo with posterior=delta")
-        if objective == "wae" and prior != "standard":
-            raise ConfigError(f"prior.kind: got {prior}, wanted standard with objective=wae")
-        if self.model.posterior == "delta" and prior == "standard" and objective != "wae":
-            raise ConfigError(
-                "prior.kind: got standard, wanted none, gmm, flow or flow-gmm: posterior=delta has "
-                "no KL term that would bring its latents close to N(0, I), unless objective=wae"
-            )
-        if self.train.joined == 1:
-            return
-        joined = f"joined: got {self.train.joined}, wanted 1"
-        if self.model.posterior == "delta":
-            raise ConfigError(
-                f"{joined} with posterior=delta: only posteriors that have a variance can be joined"
-            )
-        if self.model.prior.learned and self.train.prior_start < 1:
-            raise ConfigError(
-                f"{joined} with prior.kind={prior} and prior_start={self.train.prior_start:g}; "
-                "posteriors are joined under N(0, I): wanted prior.kind=standard, or "
-                "prior_start=1, which fits the prior afterwards"
             )
 
 

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from common.likelihood import LEAST_LOG_SCALE, Likelihood
 from training.data.rows import Images
-from training.model.config import ModelConfig, Preset
+from training.model.config import ModelConfig
+from training.model.preset import Preset
 
 Shape = tuple[int, int, int]
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.model.config import TrainConfig
 from training.model.discrepancy import squared_class_offset, squared_mmd
 from training.model.joined import joined
+from training.model.train_config import TrainConfig
 from training.model.vae import DiagonalGaussian, Vae, gaussian_log_prob
 
 

@@ -7,15 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from training.errors import ConfigError
-from training.model.config import (
-    Augmentations,
-    Conv,
-    Counts,
-    Layers,
-    ModelConfig,
-    Preset,
-    TrainConfig,
-)
+from training.model.config import Conv, Counts, Layers, ModelConfig
+from training.model.preset import Preset
+from training.model.train_config import Augmentations, TrainConfig
 
 T = TypeVar("T")
 

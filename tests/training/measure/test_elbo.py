@@ -27,8 +27,9 @@ from training.measure.elbo import (
     mean_scores,
     percentiles,
 )
-from training.model.config import Dense, ModelConfig, PriorConfig, TrainConfig
+from training.model.config import Dense, ModelConfig, PriorConfig
 from training.model.objectives import autoencoder_terms
+from training.model.train_config import TrainConfig
 from training.model.vae import Vae
 
 SHAPE = (1, 3, 4)

@@ -11,15 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.errors import ConfigError
-from training.model.config import (
-    Conv,
-    Dense,
-    ModelConfig,
-    Preset,
-    PriorConfig,
-    TrainConfig,
-)
+from training.model.config import Conv, Dense, ModelConfig, PriorConfig
+from training.model.preset import Preset
 from training.model.settings import override, record_from_json
+from training.model.train_config import TrainConfig
 from training.presets import PRESETS, find_preset
 
 DENSE, CONV = PRESETS["dense"], PRESETS["conv"]

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latentserve._client import posteriors
-from training.model.config import Dense, ModelConfig, TrainConfig
+from training.model.config import Dense, ModelConfig
 from training.model.joined import joined
 from training.model.objectives import Objective, Terms, joined_terms
+from training.model.train_config import TrainConfig
 from training.model.vae import DiagonalGaussian, Vae
 from training.parallel import Parallel
 

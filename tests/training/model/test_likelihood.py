@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from common import likelihood as measured
 from common.likelihood import LEAST_LOG_SCALE
-from training.model.config import Dense, ModelConfig, Preset, TrainConfig
+from training.model.config import Dense, ModelConfig
 from training.model.likelihood import (
     SCALE_LEARNING_RATE,
     Bernoulli,
@@ -22,6 +22,8 @@ from training.model.likelihood import (
     resolve,
     with_likelihood,
 )
+from training.model.preset import Preset
+from training.model.train_config import TrainConfig
 from training.presets import PRESETS
 
 SHAPE = (3, 5, 4)

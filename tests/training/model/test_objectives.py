@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.model.config import Dense, ModelConfig, PriorConfig, TrainConfig
+from training.model.config import Dense, ModelConfig, PriorConfig
 from training.model.discrepancy import squared_mmd
 from training.model.objectives import Terms, autoencoder_terms, kl_at, prior_nlls
+from training.model.train_config import TrainConfig
 from training.model.vae import Vae
 
 SHAPE = (1, 3, 2)
