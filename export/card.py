@@ -218,6 +218,9 @@ def _training(manifest: Manifest) -> str:
         text += f"; {_duration(float(seconds))} of CPU time on {on}"
     if processes > 1:
         text += f" of {processes} processes"
+    if init := training.get("init"):
+        file = "manifest" if init["step"] is None else "checkpoint"
+        text += f"; begun with the weights of {init['run']} ({file} {init['sha256'][:12]}...)"
     versions = ", ".join(
         f"{name} {version}"
         for name, version in training.get("versions", {}).items()

@@ -19,6 +19,9 @@ def train_command(manifest: Manifest, dataset: DatasetRef) -> str:
     options.append(f"--data {shlex.quote(spec.get('source', dataset.name))}")
     options += data_options(spec)
     options += [f"--set {shlex.quote(setting)}" for setting in training.get("settings", [])]
+    if init := training.get("init"):
+        folder = f"MODELS/{init['run']}" if init["step"] is None else init["run"]
+        options.append(f"--init {shlex.quote(folder)}")
     options.append(f"--steps {training.get('steps')}")
     if training.get("device"):
         options.append(f"--device {str(training['device']).partition(':')[0]}")

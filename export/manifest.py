@@ -6,6 +6,7 @@ import math
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -31,7 +32,7 @@ from export.weights import Weights
 from latentserve import __version__
 from service.models.onnx import VERSION as ONNXRUNTIME_VERSION
 from training.data.locations import with_names
-from training.run_config import RunConfig
+from training.run_config import Init, RunConfig
 
 _DTYPES: dict[int, Literal["float32", "int64"]] = {
     onnx.TensorProto.FLOAT: "float32",
@@ -205,8 +206,14 @@ def _training(config: RunConfig, trained: Mapping[str, Any]) -> dict[str, Any]:
         "skipped_steps": trained.get("skipped_steps"),
         "versions": config.versions,
         # Only where it applies, so that bundles of other runs stay the same to the byte.
-        **({} if config.init is None else {"init": dataclasses.asdict(config.init)}),
+        **({} if config.init is None else {"init": _init(config.init)}),
     }
+
+
+def _init(init: Init) -> dict[str, Any]:
+    """What a run began with, without the path of its folder: that is nobody else's business."""
+    parts = Path(init.run).parts[-2:] if init.step is None else Path(init.run).parts[-1:]
+    return {**dataclasses.asdict(init), "run": "/".join(parts)}
 
 
 def graph_ref(

@@ -293,6 +293,7 @@ def test_model_card_states_the_options_of_training_and_export(
     config = json.loads((run / "config.json").read_text())
     config |= {"precision": "bfloat16", "device": "cuda:0", "processes": 2, "threads": 3}
     config["settings"] = ["layers=20:relu,12:gelu,9:tanh", "latent_dim=4", "seed=0"]
+    config["init"] = {"run": f"{tmp_path}/mnist/2", "sha256": "0123456789abcdef", "step": None}
     (run / "config.json").write_text(json.dumps(config))
     measures = ["--importance", "4", "--importance-images", "30", "--draws", "2", "--seed", "3"]
     assert main_export([str(run), "--to", str(tmp_path / "x"), *measures]) == 0
@@ -307,6 +308,9 @@ def test_model_card_states_the_options_of_training_and_export(
     options = parser().parse_args(train[6:])
     assert (options.precision, options.device) == ("bfloat16", "cuda")
     assert options.settings == config["settings"]
+    assert str(options.init) == "MODELS/mnist/2"
+    assert "begun with the weights of mnist/2 (manifest 0123456789ab...)" in " ".join(card.split())
+    assert str(tmp_path) not in (bundle.path / "manifest.json").read_text()
     assert "on each of 3 threads of 2 processes" in card
     assert f"| {metrics['nll']:.2f} ± {metrics['nll_stderr']:.2f} |" in card
     assert "K = 4 |" in card
