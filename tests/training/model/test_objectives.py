@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.model.config import Dense, ModelConfig, PriorConfig
-from training.model.discrepancy import squared_mmd
+from training.model.discrepancy import squared_class_offset, squared_mmd
 from training.model.objectives import Terms, autoencoder_terms, kl_at, prior_nlls
 from training.model.train_config import TrainConfig
 from training.model.vae import Vae
@@ -127,7 +127,16 @@ def test_a_conditional_objective_is_that_of_each_image_given_its_class(
         kl = wanted.log_posterior - wanted.log_prior
     assert got.reconstruction.item() == pytest.approx(-wanted.log_likelihood.mean())
     assert got.kl.item() == pytest.approx(kl.mean())
-    assert got.loss.item() == pytest.approx(kl.mean() - wanted.log_likelihood.mean())
+    images, labels, _ = batch()
+    with torch.no_grad():
+        offset = squared_class_offset(model.encode(images, labels).mean, labels, CLASSES).item()
+    elbo = kl.mean() - wanted.log_likelihood.mean()
+    assert abs(offset) > 1e-3
+    assert got.loss.item() == pytest.approx(elbo + 3.0 * offset)
+    alone = terms(model, draws, learned_prior=prior.learned, class_offset_weight=0.0)
+    assert alone.loss.item() == pytest.approx(elbo)
+    half = terms(model, draws, beta=0.5, learned_prior=prior.learned)
+    assert half.loss.item() == pytest.approx(elbo - 0.5 * kl.mean() + 1.5 * offset)
 
 
 def test_noise_is_what_the_encoder_sees_and_not_the_target() -> None:
