@@ -29,9 +29,9 @@ class TrainConfig:
             ELBO.
         mmd_weight: Weight of that distance, the squared maximum mean discrepancy.
         class_offset_weight: Weight of the squared distance of the mean latent of a class from that
-            of all, in a conditional model under the ELBO or `iwae` of single images. The latents of each class
-            together are to be the prior, but an offset that is small against the posteriors'
-            widths costs next to nothing, and the ELBO alone leaves it there.
+            of all, in a conditional model under the ELBO or `iwae` of single images. The latents
+            of each class together are to be the prior, but an offset that is small against the
+            posteriors' widths costs next to nothing, and the ELBO alone leaves it there.
         noise: Noise of the encoder's input in training, which the decoder has to remove (Vincent et
             al. 2008; Im et al. 2017): the deviation of `gaussian` noise, or the share of pixels
             that a `mask` hides. 0 for none.
