@@ -8,12 +8,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bundle import Bundle, BundleError, read_bundle
+from bundle import BundleError, GraphName, read_bundle
 from training.errors import CheckpointError, ConfigError
 
 # What the names of weights begin with, by graph: the modules that `export` wraps a model's parts
 # in. The prior's density has all that its sampler has.
-_PREFIXES = {"encoder": "vae.", "decoder": "vae.", "prior_density": "module."}
+_PREFIXES: Mapping[GraphName, str] = {
+    "encoder": "vae.",
+    "decoder": "vae.",
+    "prior_density": "module.",
+}
 # What a density computes from the mixture of a prior.
 _OF_MIXTURE = ("whiten", "offsets", "log_norms", "log_weights")
 
@@ -45,7 +49,8 @@ def exported_weights(path: Path) -> tuple[dict[str, Tensor], str]:
         )
     weights: dict[str, Tensor] = {}
     for graph, prefix in _PREFIXES.items():
-        found = _constants(bundle, graph, prefix)
+        content = bundle.graphs.get(graph)
+        found = {} if content is None else _constants(content, prefix)
         weights |= {name.removeprefix(prefix): torch.from_numpy(found[name]) for name in found}
     if not any(name.startswith("encoder.") for name in weights):
         raise ConfigError(
@@ -58,8 +63,8 @@ def exported_weights(path: Path) -> tuple[dict[str, Tensor], str]:
     return weights, bundle.manifest_sha256
 
 
-def _constants(bundle: Bundle, graph: str, prefix: str) -> dict[str, NDArray[np.float32]]:
-    """The float tensors of a graph whose names begin so, and that depend on no input."""
+def _constants(content: bytes, prefix: str) -> dict[str, NDArray[np.float32]]:
+    """The float tensors of an ONNX file whose names begin so, and that depend on no input."""
     try:
         import onnx
         from onnx.reference import ReferenceEvaluator
@@ -68,9 +73,6 @@ def _constants(bundle: Bundle, graph: str, prefix: str) -> dict[str, NDArray[np.
             "--init: got a bundle, wanted the package onnx to read it: pip install "
             "'latentserve[export]'"
         ) from error
-    content = {str(name): content for name, content in bundle.graphs.items()}.get(graph)
-    if content is None:
-        return {}
     model = onnx.load_from_string(content)
     constant = {tensor.name for tensor in model.graph.initializer}
     # Weights stored in fewer bytes are unpacked by nodes, which stand before those that read them.
