@@ -41,11 +41,12 @@ def exported_weights(path: Path) -> tuple[dict[str, Tensor], str]:
         bundle = read_bundle(path)
     except BundleError as error:
         raise CheckpointError(str(error)) from error
-    likelihood = bundle.manifest.likelihood
-    if likelihood != "bernoulli":
+    manifest = bundle.manifest
+    if manifest.likelihood != "bernoulli" or manifest.precision != "fp32":
         raise ConfigError(
-            f"--init: {path}: got a bundle with likelihood {likelihood}, whose graphs have its "
-            "scales folded into other numbers; wanted bernoulli, or the folder of its run"
+            f"--init: {path}: got a bundle with likelihood {manifest.likelihood} and a decoder in "
+            f"{manifest.precision}, wanted bernoulli and fp32, the only ones whose graphs keep all "
+            "weights, or the folder of its run"
         )
     weights: dict[str, Tensor] = {}
     for graph, prefix in _PREFIXES.items():

@@ -32,8 +32,8 @@ def squared_mmd(z: Tensor, drawn: Tensor) -> Tensor:
 def squared_class_offset(means: Tensor, labels: Tensor, classes: int) -> Tensor:
     """The unbiased estimate of the squared distance of the mean of a class from that of all.
 
-    It may be negative, as the squared mean of a class is estimated by the products of different
-    rows. A class of which the batch has one row has none, and is left out.
+    The squared mean of a class is estimated by the products of different rows of it, so the result
+    may be negative, and a class with a single row in the batch is left out.
 
     Args:
         means: Posterior means, [N, D].

@@ -95,10 +95,6 @@ def autoencoder_terms(
         kl = density.log_prob(z) - gaussian_log_prob(z, torch.zeros_like(z), torch.zeros_like(z))
     else:
         kl = posterior.kl().expand(draws, rows)
-    offset = none
-    if model.config.conditional and config.class_offset_weight:
-        classes = len(model.class_counts)
-        offset = squared_class_offset(posterior.mean, labels, classes)
     # Of each draw.
     losses = reconstruction + beta * kl
     label_losses = beta * config.label_weight * label_nll
@@ -116,7 +112,9 @@ def autoencoder_terms(
         loss = bound.mean() + label_losses.mean()
     else:
         loss = losses.mean() + label_losses.mean()
-    loss = loss + beta * config.class_offset_weight * offset
+    if model.config.conditional and config.class_offset_weight:
+        offset = squared_class_offset(posterior.mean, labels, model.labels)
+        loss = loss + beta * config.class_offset_weight * offset
     return Terms(loss, reconstruction.mean(), kl.mean(), none)
 
 
