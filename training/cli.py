@@ -96,8 +96,8 @@ def parser() -> argparse.ArgumentParser:
         "--augment",
         metavar="NAMES",
         help="random changes of the training images: flip (left to right), shift (by up to a 16th "
-        "of the sides), warp (turned, slanted and stretched a little), or several, as in "
-        "flip,shift (default: those of the preset)",
+        "of the sides), warp (turned, slanted and stretched a little), elastic (distorted "
+        "smoothly), or several, as in flip,shift (default: those of the preset)",
     )
     length = result.add_mutually_exclusive_group()
     length.add_argument(

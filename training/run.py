@@ -131,9 +131,8 @@ class TrainingRun:
             if parallel.leads:
                 self._folder.write_json("config.json", self._config().to_json())
                 self._folder.save_checkpoint(trainer.state_dict(), 0.0)
-        images = len(self._dataset.train.images)
         self._observer.line(
-            f"training {request.preset} on {images} images of {self._dataset.name}"
+            f"training {request.preset} on {trainer.images} images of {self._dataset.name}"
             f"{_shared(parallel)}: {_length(trainer)}"
         )
 
@@ -282,7 +281,7 @@ class TrainingRun:
             class_names=dataset.class_names,
             init=self._init,
             split={
-                "train": len(dataset.train.images),
+                "train": self._trainer.images,
                 "validation": len(dataset.validation.images),
                 "test": len(dataset.test.images),
             },
@@ -306,7 +305,7 @@ class TrainingRun:
     def _announce(self, phase: Phase) -> None:
         """Prints, before a fit of the prior, that it begins by encoding the training images."""
         if not phase.trains_autoencoder:
-            count = len(self._dataset.train.images)
+            count = self._trainer.images
             self._observer.line(f"{phase.name}: encoding the {count} training images first ...")
 
     def _validate_if_due(self) -> dict[str, float]:

@@ -95,23 +95,24 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(train_config.seed, "weights"))
             model = Vae(model_config, dataset.image_shape, len(dataset.class_names))
-        model.begin(level_counts(dataset.train.images), dataset.train.labels)
+        train = dataset.train
+        if train_config.train_on_validation:
+            train = train.and_(dataset.validation)
+        model.begin(level_counts(train.images), train.labels)
         # The layout in which convolutions on a CPU are fastest.
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model.to(self.device)
         self._average = MovingAverage(self.model, train_config.ema)
         self._optimizer = Optimizer(self.model, train_config)
-        self._batches = Batches(dataset.train, train_config, self.device)
+        self._batches = Batches(train, train_config, self.device)
         self._validation = Validation(
             dataset.validation, self.device, binarize=train_config.binarize
         )
-        self._train = dataset.train
+        self._train = train
         self._noise = torch.Generator()
         self._order = BatchOrder(train_config.seed)
-        self._groups = Groups(dataset.train, train_config) if train_config.joined > 1 else None
-        self._prior_fit = PriorFit(
-            dataset.train, train_config, self.device, model_config.latent_dim
-        )
+        self._groups = Groups(train, train_config) if train_config.joined > 1 else None
+        self._prior_fit = PriorFit(train, train_config, self.device, model_config.latent_dim)
         self._best_model = BestModel(train_config)
         self._best_prior = BestPrior(train_config.label_weight)
         self._held_out_labels = torch.from_numpy(dataset.validation.labels[:_HELD_OUT])
@@ -134,6 +135,11 @@ class Trainer:
         return self.phases[-1].stop
 
     @property
+    def images(self) -> int:
+        """Number of images that are trained on."""
+        return len(self._batches)
+
+    @property
     def phase(self) -> Phase:
         """The phase of the next step; after the last step, the last phase."""
         return self._phase_of(self.step)
@@ -153,12 +159,12 @@ class Trainer:
         """
         if self._groups is not None:
             return self._groups.images
-        return min(self.config.batch_size, len(self._batches))
+        return min(self.config.batch_size, self.images)
 
     @property
     def epoch_steps(self) -> int:
         """Number of steps that see as many images as there are, but for the last few."""
-        return max(1, len(self._batches) // self.batch_size)
+        return max(1, self.images // self.batch_size)
 
     def overhead_in_validations(self) -> float:
         """Cost of what a run computes in addition to its steps, as a multiple of one validation.
@@ -329,7 +335,7 @@ class Trainer:
         cut = self.parallel.slice
         more: dict[str, Tensor] = {}
         if self._groups is None:
-            rows = self._order.rows("order", done, len(self._batches), self.batch_size)
+            rows = self._order.rows("order", done, self.images, self.batch_size)
             latents = len(rows)
         else:
             batch = self._groups.batch(done)

@@ -1,5 +1,7 @@
 """Batches of training images: from memory or disk, and augmented by seed and step."""
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import torch
 
 from tests.support.blobs import blobs
 from tests.support.tiny_runs import MODEL, PHASES, assert_same, step_to, torch_copy, trainer_of
-from training.batches import Batches, corrupted, flipped, shifted, warped
+from training.batches import Batches, corrupted, distorted, flipped, shifted, warped
 from training.data.datasets import Dataset, Split
 from training.data.rows import Rows
 from training.model.train_config import TrainConfig
@@ -18,25 +20,28 @@ from training.parallel import Parallel
 pytest_plugins = ["tests.support.run_fixtures"]
 
 CPU = torch.device("cpu")
+ALL = ("flip", "shift", "warp", "elastic")
 
 
 def on_disk(dataset: Dataset, folder: Path) -> Dataset:
-    """The same data set, with its images behind a memory map in another order."""
-    splits = []
-    for name in ("train", "validation", "test"):
-        split = getattr(dataset, name)
-        order = np.random.default_rng(0).permutation(len(split.labels))
-        path = folder / name
-        split.images[order].tofile(path)
-        images = np.memmap(path, np.uint8, "r", shape=split.images.shape)
-        splits.append(Split(Rows(images, np.argsort(order)), split.labels))
-    return Dataset("blobs", *splits, class_names=dataset.class_names, sha256={})
+    """The same data set, with its images behind one memory map in another order."""
+    splits = [dataset.train, dataset.validation, dataset.test]
+    together = np.concatenate([split.images[:] for split in splits])
+    order = np.random.default_rng(0).permutation(len(together))
+    together[order].tofile(folder / "images")
+    images = np.memmap(folder / "images", np.uint8, "r", shape=together.shape)
+    ends = np.cumsum([len(split.labels) for split in splits])
+    rows = np.split(np.argsort(order), ends[:-1])
+    mapped = (
+        Split(Rows(images, part), split.labels) for part, split in zip(rows, splits, strict=True)
+    )
+    return Dataset("blobs", *mapped, class_names=dataset.class_names, sha256={})
 
 
 def test_batches_from_disk_are_those_from_memory(few: Dataset, tmp_path: Path) -> None:
     disk = on_disk(few, tmp_path)
     rows = torch.randperm(len(few.train.images))[:50]
-    config = TrainConfig(augment=("flip", "shift", "warp"))
+    config = TrainConfig(augment=ALL, augment_share=0.7)
     for step in range(3):
         (images, labels), (others, same) = (
             Batches(data.train, config, CPU).read(rows, step) for data in (few, disk)
@@ -54,7 +59,7 @@ def test_each_process_reads_its_slice_of_the_batch_alone(few: Dataset, world: in
 
     read: list[list[int]] = []
     images = Recorded(few.train.images, np.arange(len(few.train.images)))
-    config = TrainConfig(augment=("flip", "shift", "warp"))
+    config = TrainConfig(augment=ALL, augment_share=0.7)
     batches = Batches(Split(images, few.train.labels), config, CPU)
     rows = torch.randperm(len(images))[:48]
     whole = batches.read(rows, 3)
@@ -93,7 +98,7 @@ def test_a_trainer_steps_and_validates_alike_on_images_on_disk(
 
 @pytest.mark.usefixtures("one_thread")
 def test_an_augmented_run_is_resumed_exactly(few: Dataset) -> None:
-    changes = {"augment": ("flip", "shift", "warp"), "augment_until": 0.7, **PHASES}
+    changes = {"augment": ALL, "augment_share": 0.8, "augment_until": 0.7, **PHASES}
     whole = trainer_of(few, 12, MODEL, **changes)
     numbers = step_to(whole, whole.total_steps)
     first, second = (trainer_of(few, 12, MODEL, **changes) for _ in range(2))
@@ -112,7 +117,7 @@ def test_augmentation_depends_on_the_seed_and_the_step_alone(few: Dataset) -> No
         config = TrainConfig(augment=names, seed=seed)  # type: ignore[arg-type]
         return Batches(few.train, config, CPU).read(rows, step)[0]
 
-    for names in (("flip",), ("shift",), ("warp",), ("flip", "shift")):
+    for names in (("flip",), ("shift",), ("warp",), ("elastic",), ("flip", "shift")):
         assert torch.equal(read(names, 1, 7), read(names, 1, 7))
         assert not torch.equal(read(names, 1, 7), read(names, 1, 8))
         assert not torch.equal(read(names, 1, 7), read(names, 2, 7))
@@ -206,16 +211,17 @@ def middle(image: torch.Tensor) -> tuple[float, float]:
     )
 
 
+@pytest.mark.parametrize("change", [warped, distorted])
 @pytest.mark.parametrize("shape", [(3, 32, 48), (1, 28, 28), (1, 1, 5)])
 def test_warped_images_keep_their_shape_and_constant_ones_their_values(
-    shape: tuple[int, int, int],
+    shape: tuple[int, int, int], change: Callable[..., torch.Tensor]
 ) -> None:
     noise = torch.Generator().manual_seed(0)
     values = torch.arange(0, 250, 10, dtype=torch.uint8)
     images = values[:, None, None, None].expand(-1, *shape)
-    assert torch.equal(warped(images, noise), images)
+    assert torch.equal(change(images, noise), images)
     images = torch.randint(0, 256, (50, *shape), dtype=torch.uint8)
-    changed = warped(images, noise)
+    changed = change(images, noise)
     assert (changed.shape, changed.dtype) == (images.shape, torch.uint8)
 
 
@@ -237,6 +243,73 @@ def test_a_warp_is_a_small_linear_map_about_the_centre() -> None:
     images[:, 0, 14:19, 30:35] = 255
     changed = warped(images, torch.Generator().manual_seed(0))
     np.testing.assert_allclose([middle(image) for image in changed], 0, atol=0.1)
+
+
+def test_an_elastic_distortion_moves_neighbours_alike_and_parts_of_an_image_apart() -> None:
+    """Of three dots, two are close together and one is far; an image may be wider than high."""
+    images = torch.zeros(400, 3, 40, 80, dtype=torch.uint8)
+    dots = [(20, 20), (20, 24), (20, 60)]
+    places = []
+    for row, column in dots:
+        images.zero_()[:, 0, row - 1 : row + 2, column - 1 : column + 2] = 255
+        changed = distorted(images, torch.Generator().manual_seed(0))
+        assert not changed[:, 1:].any()
+        places.append([middle(image[:1]) for image in changed])
+    moved = np.array(places) - (np.array(dots) - (20, 40))[:, None] - 0.5
+    # In pixels along each side, of 3 % of it at a knot and somewhat less between knots.
+    deviations = moved.std(axis=(0, 1)) / (40, 80)
+    assert (deviations > 0.015).all()
+    assert (deviations < 0.035).all()
+    near, far = (np.abs(moved[0] - moved[other]).mean() for other in (1, 2))
+    assert near < 0.5 * far
+    assert abs(np.corrcoef(moved[0, :, 1], moved[2, :, 1])[0, 1]) < 0.2
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_share_of_the_images_is_changed(few: Dataset, share: float) -> None:
+    config = TrainConfig(augment=("warp", "shift"), augment_share=share)
+    batches, rows = Batches(few.train, config, CPU), torch.arange(100)
+    whole = Batches(few.train, TrainConfig(augment=("warp", "shift")), CPU)
+    originals = torch.from_numpy(few.train.images[:100])
+    counts = []
+    for step in range(8):
+        images, changed = batches.read(rows, step)[0], whole.read(rows, step)[0]
+        same = (images == originals).flatten(1).all(dim=1)
+        alike = (images == changed).flatten(1).all(dim=1)
+        assert (same | alike).all()
+        counts.append(int((~same).sum()))
+    differ = (changed != originals).flatten(1).any(dim=1).float().mean()
+    assert np.mean(counts) / 100 == pytest.approx(share * float(differ), abs=0.06)
+
+
+@pytest.mark.parametrize("from_disk", [False, True])
+@pytest.mark.usefixtures("one_thread")
+def test_the_validation_images_are_trained_on_if_that_is_wanted(
+    few: Dataset, tmp_path: Path, from_disk: bool
+) -> None:
+    data = on_disk(few, tmp_path) if from_disk else few
+    together = few.train.and_(few.validation)
+    more = dataclasses.replace(data, train=data.train.and_(data.validation))
+    assert np.array_equal(more.train.images[:], together.images[:])
+    assert np.array_equal(more.train.labels, together.labels)
+    wanted, run = (
+        trainer_of(each, 12, MODEL, **PHASES, train_on_validation=each is data)
+        for each in (more, data)
+    )
+    assert run.images == len(few.train.images) + len(few.validation.images)
+    assert step_to(run, run.total_steps) == step_to(wanted, wanted.total_steps)
+    assert run.validate() == wanted.validate()
+    assert trainer_of(data, 12, MODEL, **PHASES).images == len(few.train.images)
+
+
+def test_the_groups_of_two_splits_are_those_of_each() -> None:
+    one, other = (
+        Split(np.zeros((count, 1, 2, 2), np.uint8), np.zeros(count, np.int64), groups)
+        for count, groups in ((3, np.array([4, 4, 7])), (2, np.array([5, 6])))
+    )
+    groups = one.and_(other).groups
+    assert groups is not None
+    assert groups.tolist() == [4, 4, 7, 5, 6]
 
 
 def test_images_are_left_as_they_are_after_a_share_of_the_steps(few: Dataset) -> None:

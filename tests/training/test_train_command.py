@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import platform
 import pty
 import re
 import signal
@@ -42,7 +43,7 @@ from training.progress import Observer, Progress
 from training.report.collect import FRAMES
 from training.report.write import LIVE, PAGE, PICTURES
 from training.run_folder import RunFolder
-from training.train import Request, train
+from training.train import Request, has_bfloat16, train
 from training.trainer import Trainer
 
 pytest_plugins = ["tests.support.run_fixtures"]
@@ -246,6 +247,36 @@ def test_a_wrong_setting_is_exit_2_and_one_clear_line(
     assert main([*blobs_data, *preset, *arguments, "--out", str(tmp_path / "run")]) == 2
     assert_one_line(capsys.readouterr().err, message)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_bfloat16_without_instructions_for_it_is_noted(
+    has: bool,
+    blobs_data: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("training.train.has_bfloat16", lambda _device: has)
+    options = ["--preset", "dense", *SMALL, "--steps", "2", "--out", str(tmp_path / "run")]
+    assert main([*blobs_data, *options, "--precision", "bfloat16"]) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert notes == (
+        []
+        if has
+        else [
+            "note: --precision bfloat16: this CPU has no instructions for it, so that a step takes "
+            "several times as long as in float32"
+        ]
+    )
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="not an x86-64 CPU")
+def test_torch_needs_avx512_for_bfloat16() -> None:
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    assert has_bfloat16(torch.device("cpu")) == (
+        not flags.isdisjoint({"avx512bw", "avx_ne_convert"})
+    )
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from training.data.download import Report, data_dir
 from training.data.fetched import fetched
 from training.data.folder import FolderSource
 from training.data.parquet import ParquetSource
-from training.data.rows import Images, Rows
+from training.data.rows import Images, Rows, concatenated
 from training.data.spec import DataSpec
 from training.errors import DataError
 
@@ -40,6 +40,18 @@ class Split:
     images: Images
     labels: NDArray[np.int64]
     groups: NDArray[np.int64] | None = None
+
+    def and_(self, other: "Split") -> "Split":
+        """The images of this split, and after them those of another one of the same data set."""
+        both = (self, other)
+        groups = None
+        if self.groups is not None and other.groups is not None:
+            groups = np.concatenate([self.groups, other.groups])
+        return Split(
+            concatenated([split.images for split in both]),
+            np.concatenate([split.labels for split in both]),
+            groups,
+        )
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,11 @@ class Rows:
         self._images = images
         self._rows = rows
 
+    def and_(self, *others: "Rows") -> "Rows":
+        """These rows, and after them other rows of the same array."""
+        assert all(np.may_share_memory(self._images, rows._images) for rows in others)
+        return Rows(self._images, np.concatenate([rows._rows for rows in (self, *others)]))
+
     @property
     def shape(self) -> tuple[int, ...]:
         """N, C, H and W."""
@@ -57,6 +62,18 @@ class Rows:
 
 #: The images of a split, uint8 [N, C, H, W]: in memory, or read from disk when indexed.
 Images = NDArray[np.uint8] | Rows
+
+
+def concatenated(parts: Sequence[Images]) -> Images:
+    """The images of several splits of one data set, one after the other.
+
+    Args:
+        parts: All in memory, or all rows of one array.
+    """
+    on_disk = [part for part in parts if isinstance(part, Rows)]
+    if not on_disk:
+        return np.concatenate([part[:] for part in parts])
+    return on_disk[0].and_(*on_disk[1:])
 
 
 def chunk_rows(image_shape: Sequence[int]) -> int:

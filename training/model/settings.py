@@ -28,6 +28,8 @@ _ADDED: Mapping[type, Mapping[str, Any]] = {
         "clip_factor": 5.0,
         "skip_factor": 100.0,
         "augment": [],
+        "augment_share": 1.0,
+        "train_on_validation": False,
         "augment_until": 1.0,
         "iwae_from": 0.0,
         "gradient": "total",

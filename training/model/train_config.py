@@ -7,7 +7,7 @@ from typing import Literal
 from training.errors import ConfigError
 from training.model.config import MAX_COUNT
 
-Augmentations = tuple[Literal["flip", "shift", "warp"], ...]
+Augmentations = tuple[Literal["flip", "shift", "warp", "elastic"], ...]
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,13 @@ class TrainConfig:
         prior_learning_rate: Peak learning rate of the prior's own schedule.
         label_weight: Weight of log p(label|z) relative to log p(z), if the prior is
             conditional on the class.
+        train_on_validation: Whether the images of the validation split are trained on as well. What
+            is measured on them then says nothing of unseen images.
         seed: Seed of the initial weights, the order of the images and all noise.
         augment: Random changes of each batch's images: `flip` mirrors left to right, `shift`
             moves by up to a 16th of the sides, `warp` rotates, shears and scales a little about
-            the centre.
+            the centre, `elastic` displaces its parts by a smooth random field.
+        augment_share: Share of the images of a batch, chosen at random, that are changed.
         augment_until: Share of the steps after which the images are left as they are.
     """
 
@@ -95,8 +98,10 @@ class TrainConfig:
     prior_batch_size: int = 256
     prior_learning_rate: float = 1e-3
     label_weight: float = 0.25
+    train_on_validation: bool = False
     seed: int = 0
     augment: Augmentations = ()
+    augment_share: float = 1.0
     augment_until: float = 1.0
 
     def __post_init__(self) -> None:
@@ -136,6 +141,7 @@ class TrainConfig:
             ("label_weight", "0 or more", 0 <= self.label_weight < math.inf),
             ("seed", "0 or more", self.seed >= 0),
             ("augment", "each once", len(set(self.augment)) == len(self.augment)),
+            ("augment_share", "0 to 1", 0 <= self.augment_share <= 1),
             ("augment_until", "0 to 1", 0 <= self.augment_until <= 1),
         ):
             if not good:

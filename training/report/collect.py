@@ -142,7 +142,7 @@ def collect_report(
         title=f"{config.preset} on {_short(dataset.name)}",
         facts=[
             ("Model", config.preset + "".join(f" --set {setting}" for setting in config.settings)),
-            ("Data", f"{dataset.name}, {len(dataset.train.images)} training images"),
+            ("Data", f"{dataset.name}, {config.split['train']} training images"),
             ("Latent dimensions", str(config.model.latent_dim)),
             ("Prior", config.model.prior.kind),
             ("Likelihood", _likelihood(config)),

@@ -89,8 +89,12 @@ trainings: dict[str, st.SearchStrategy[Any]] = {
     "prior_batch_size": st.integers(1, 10**6),
     "prior_learning_rate": positive,
     "label_weight": st.floats(0, 1e3),
+    "train_on_validation": st.booleans(),
     "seed": st.integers(0, 2**63),
-    "augment": st.lists(st.sampled_from(["flip", "shift", "warp"]), unique=True).map(tuple),
+    "augment": st.lists(st.sampled_from(["flip", "shift", "warp", "elastic"]), unique=True).map(
+        tuple
+    ),
+    "augment_share": shares,
     "augment_until": shares,
     "iwae_from": shares,
     "gradient": st.sampled_from(["total", "path"]),
