@@ -267,6 +267,5 @@ def has_bfloat16(device: torch.device) -> bool:
     preset takes 9 times as long as in float32 on a CPU that has AVX2 alone.
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return supported
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

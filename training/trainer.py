@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from training.batches import Batches, corrupted
 from training.best_model import BestModel
-from training.best_prior import BestPrior
 from training.data.datasets import Dataset
 from training.divergence import not_finite, skipped_too_many
 from training.ema import MovingAverage
@@ -18,12 +17,12 @@ from training.errors import ConfigError
 from training.groups import Groups
 from training.model.config import ModelConfig
 from training.model.likelihood import level_counts
-from training.model.objectives import Objective, prior_nlls
+from training.model.objectives import Objective
 from training.model.train_config import TrainConfig
 from training.model.vae import Vae
 from training.optimizer import Optimizer
 from training.parallel import Parallel
-from training.prior_fit import PriorFit
+from training.prior_steps import PriorSteps
 from training.schedule import (
     BatchOrder,
     Phase,
@@ -35,10 +34,6 @@ from training.schedule import (
     validation_steps,
 )
 from training.validation import Validation
-
-# Number of times that a fit of the prior is compared with itself, and of held-out latents for that.
-_TRIALS = 16
-_HELD_OUT = 2_048
 
 
 class Trainer:
@@ -112,10 +107,10 @@ class Trainer:
         self._noise = torch.Generator()
         self._order = BatchOrder(train_config.seed)
         self._groups = Groups(train, train_config) if train_config.joined > 1 else None
-        self._prior_fit = PriorFit(train, train_config, self.device, model_config.latent_dim)
+        self._prior_steps = PriorSteps(
+            train, self._validation, train_config, self.device, model_config.latent_dim
+        )
         self._best_model = BestModel(train_config)
-        self._best_prior = BestPrior(train_config.label_weight)
-        self._held_out_labels = torch.from_numpy(dataset.validation.labels[:_HELD_OUT])
         # The objective, wrapped for data-parallel training, and the phase that it was made for.
         self._objective: nn.Module | None = None
         self._objective_phase = ""
@@ -173,17 +168,17 @@ class Trainer:
         those that judge the fit.
         """
         fits = [phase for phase in self.phases if not phase.trains_autoencoder]
-        encoded = sum(self._prior_fit.images_to_encode(phase) for phase in fits)
+        encoded = sum(self._prior_steps.posteriors.images_to_encode(phase) for phase in fits)
         return len(self.validation_steps) + len(fits) + encoded / len(self._validation)
 
     def fit_pretended_mixture(self) -> None:
         """Fits the mixture of a copy that is to be timed to its random latents."""
         assert self.model.prior is not None
-        self._prior_fit.fit_mixture(self.model.prior)
+        self._prior_steps.posteriors.fit_mixture(self.model.prior)
 
     def excess(self, phase: Phase) -> float:
         """How many times as many latents a phase's mixture is fitted to as a timing copy's."""
-        return self._prior_fit.excess(phase)
+        return self._prior_steps.posteriors.excess(phase)
 
     def rows_per_step(self) -> int:
         """Number of images in the next step's batch, or of latents if it fits the prior."""
@@ -222,7 +217,7 @@ class Trainer:
             self.skipped += 1
         self.step += 1
         if not phase.trains_autoencoder:
-            self._judge_prior(phase)
+            self._prior_steps.judge(phase, self.step, self.model, self.ema_model)
         config = self.config
         if self.skipped > config.max_skipped:
             raise skipped_too_many(config, phase, self.step, self.skipped, loss_value, update)
@@ -266,7 +261,7 @@ class Trainer:
             "average": self._average.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "best_model": self._best_model.state_dict(),
-            "best_prior": self._best_prior.state_dict(),
+            "best_prior": self._prior_steps.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -279,7 +274,7 @@ class Trainer:
         self._optimizer.load_state_dict(state["optimizer"])
         if "best_model" in state:  # runs begun by earlier versions kept none
             self._best_model.load_state_dict(state["best_model"])
-        self._best_prior.load_state_dict(state["best_prior"])
+        self._prior_steps.load_state_dict(state["best_prior"])
 
     def check_finite(self, *numbers: float) -> None:
         """Ends a run that has diverged in fewer steps than `max_skipped`.
@@ -310,7 +305,7 @@ class Trainer:
         twin.step = step
         if not phase.trains_autoencoder:
             # Real posteriors take long to compute, and the time of a step does not depend on them.
-            twin._prior_fit.pretend(phase)
+            twin._prior_steps.posteriors.pretend(phase)
         return twin
 
     def _phase_of(self, step: int) -> Phase:
@@ -374,47 +369,29 @@ class Trainer:
 
     def _prior_loss(self, phase: Phase) -> tuple[Tensor, dict[str, float]]:
         """The loss of the prior on a batch of latents; every process computes the whole batch."""
-        if self._prior_fit.phase != phase.name:
+        if self._prior_steps.posteriors.phase != phase.name:
             self._begin_prior_fit(phase)
-        z, labels = self._prior_fit.batch(self.step - phase.start, self._noise)
-        nll, label_nll = prior_nlls(self.model, z, labels)
-        loss = (nll + self.config.label_weight * label_nll).mean()
-        return loss, {"loss": loss.item(), "prior_nll": nll.mean().item()}
+        index = self.step - phase.start
+        loss, nll = self._prior_steps.loss(self.model, index, self._noise)
+        return loss, {"loss": loss.item(), "prior_nll": nll}
 
     def _begin_prior_fit(self, phase: Phase) -> None:
-        """Freezes the averaged autoencoder, encodes the training set, and fits the mixture.
+        """Freezes the averaged autoencoder, encodes the images, and fits the mixture.
 
-        If the run is resumed within the phase, the mixture comes from the checkpoint. The
-        training set is encoded again, with the same result, since the weights are frozen.
+        If the run is resumed within the phase, the mixture comes from the checkpoint. The images
+        are encoded again, with the same result, since the weights are frozen.
         """
         begins = self.step == phase.start
         if begins:
             self.model.load_state_dict(self.ema_model.state_dict())
-        self._prior_fit.encode(self.ema_model, phase)
-        self.check_finite(self._prior_fit.largest)
-        latents = self._validation.latents(self.ema_model, _HELD_OUT)
-        self._best_prior.judge_by(latents, self._held_out_labels.to(self.device))
+        self._prior_steps.encode(self.ema_model, phase)
+        self.check_finite(self._prior_steps.posteriors.largest)
         for parameter in self.model.prior_parameters():
             parameter.requires_grad_(True)
         self._objective_phase = ""
         if begins:
-            prior, average = self.model.prior, self.ema_model.prior
-            assert prior is not None
-            assert average is not None
-            self._best_prior.forget()
-            if self._phase_of(self.step - 1).learned_prior:
-                self._best_prior.offer(self.ema_model)
-            self._prior_fit.fit_mixture(prior)
-            average.load_state_dict(prior.state_dict())
-            self._best_prior.offer(self.ema_model)
-
-    def _judge_prior(self, phase: Phase) -> None:
-        """Compares the averaged prior with earlier ones of its fit, which ends with the best."""
-        done, steps = self.step - phase.start, phase.stop - phase.start
-        if done % max(1, steps // _TRIALS) == 0 or self.step == phase.stop:
-            self._best_prior.offer(self.ema_model)
-        if self.step == phase.stop:
-            self._best_prior.restore(self.model, self.ema_model)
+            learned = self._phase_of(self.step - 1).learned_prior
+            self._prior_steps.begin(self.model, self.ema_model, learned=learned)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if not self._bfloat16:

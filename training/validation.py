@@ -60,8 +60,12 @@ class Validation:
         }
 
     @torch.no_grad()
-    def latents(self, model: Vae, most: int) -> Tensor:
-        """Draws a latent from the posterior of each image, of `most` images at most: [M, D]."""
+    def latents(self, model: Vae, most: int) -> tuple[Tensor, Tensor]:
+        """Draws a latent from the posterior of each image, of `most` images at most.
+
+        Returns:
+            Latents [M, D] and the classes of the images, int64 [M].
+        """
         noise = torch.Generator().manual_seed(_SEED)
         size, drawn = chunk_rows(self._targets.shape[1:]), []
         count = min(len(self), most)
@@ -71,4 +75,4 @@ class Validation:
             posterior = model.encode(images.to(self._device), labels)
             eps = torch.randn(posterior.mean.shape, generator=noise).to(self._device)
             drawn.append(posterior.sample(eps))
-        return torch.cat(drawn)
+        return torch.cat(drawn), self._labels[:count]

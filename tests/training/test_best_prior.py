@@ -88,7 +88,7 @@ def test_a_prior_of_many_weights_does_not_fit_few_images_ever_better(
         # The mixture alone, at times, and before a second fit the prior that there was.
         assert len(offered) >= 17 + (phase.name == "prior refit")
         assert offered[-1] > min(offered) + 0.02
-        latents = trainer._best_prior._latents
+        latents = trainer._prior_steps._best._latents
         assert latents is not None
         for model in (trainer.model, trainer.ema_model):
             assert loss(model, *latents) == min(offered)
