@@ -92,6 +92,9 @@ def export_autoencoder(
         ExportError: A check failed; nothing was written.
         BundleError: The model's name is invalid, or the bundle cannot be written.
     """
+    for module in (encoder, decoder):
+        if module is not None:
+            module.eval()  # a batch norm in training would learn from what it is tried with
     imported = Imported(
         image_shape=image_shape,
         latent_shape=latent_shape,

@@ -165,9 +165,14 @@ def _named(names: Sequence[str]) -> str:
 
 def _data(dataset: DatasetRef) -> str:
     kind, _, rest = dataset.name.partition(":")
-    return {"folder": f"the pictures in `{rest}`", "idx": f"the IDX files `{rest}`"}.get(
-        kind, {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST"}.get(kind, kind)
-    )
+    return {
+        "folder": f"the pictures in `{rest}`",
+        "parquet": f"the Parquet files in `{rest}`",
+        "idx": f"the IDX files `{rest}`",
+        "npy": f"the npy files `{rest}`",
+        "mnist": "MNIST",
+        "fashion-mnist": "Fashion-MNIST",
+    }.get(kind, kind)
 
 
 def _gallery(manifest: Manifest) -> str:

@@ -16,7 +16,7 @@ from export.subject import Subject, subject_of_bundle, subject_of_torch
 from training.data.datasets import Dataset, load_dataset
 from training.data.locations import KINDS
 from training.data.spec import DataSpec
-from training.errors import DataMissing
+from training.errors import ConfigError, DataMissing
 from training.measure.classifier import load_classifier
 from training.measure.elbo import BoundEvaluation, Evaluation, evaluate, importance_bound
 from training.measure.fid import Generation, measure_generation
@@ -140,7 +140,17 @@ def measure(
         report: Called with a line for each metric that cannot be measured.
         progress: Called while the importance-weighted bound is measured, with the number of
             images done and of all images that it is measured on.
+
+    Raises:
+        ConfigError: The number of samples is out of range.
     """
+    judged = bool(wanted.samples) and subject.draw is not None and _has_classifier(dataset)
+    most = len(dataset.train.images)
+    if judged and not 2 <= wanted.samples <= most:
+        raise ConfigError(
+            f"--samples: got {wanted.samples}, wanted 0, or 2 to {most}, the number of training "
+            "images, which samples are compared with"
+        )
     model, labels = subject.autoencoder, dataset.test.labels
     images = test_images(dataset, binarized=subject.binarized)
     result = evaluate(model, images, labels=labels, draws=wanted.draws, seed=wanted.seed)
@@ -163,9 +173,9 @@ def measure(
     generation = None
     if wanted.samples and subject.draw is None:
         report("the model has no prior: its samples are not judged")
-    elif wanted.samples and not _has_classifier(dataset):
+    elif wanted.samples and not judged:
         report(f"there is no classifier for {dataset.name}: the samples are not judged")
-    elif wanted.samples:
+    elif judged:
         generation = measure_generation(
             subject.sample,
             load_classifier(),

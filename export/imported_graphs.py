@@ -36,6 +36,7 @@ def check_shapes(imported: Imported) -> None:
     for name, (inputs, outputs) in _specs(imported).items():
         module = imported.encoder if name == "encoder" else imported.decoder
         assert module is not None
+        module.eval()
         example = _example(imported, name, golden=True)
         try:
             with torch.inference_mode():

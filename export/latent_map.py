@@ -27,7 +27,9 @@ def build_map(subject: Subject, dataset: Dataset) -> LatentMap:
     mean, log_var = posteriors(subject.autoencoder, test.images, rows, test.labels)
     count = min(len(rows), MAX_ROWS, max(1, _MAX_VALUES // subject.latent_dim))
     shown = np.arange(count) * len(rows) // count
-    labels = test.labels[rows] if dataset.class_names else np.full(len(rows), -1)
+    # More classes than the numbers of a map are none that colours could tell apart.
+    named = 0 < len(dataset.class_names) <= np.iinfo(np.int16).max
+    labels = test.labels[rows] if named else np.full(len(rows), -1)
     kl = np.zeros(0)
     if log_var is not None:
         wide, log_var = mean.astype(np.float64), log_var.astype(np.float64)

@@ -54,7 +54,6 @@ def calibrate(trainer: Trainer, seconds: float) -> int:
         The number of steps that train the autoencoder, at least 1. The budget also covers
         the fits of the prior, including the encoding of the training set, and the validations.
     """
-    trainer.set_length(_NOMINAL_STEPS)
     # At most a tenth of the budget is spent on timing.
     window = min(_TIMED_SECONDS, seconds / 10)
     per_step = sum(
@@ -73,15 +72,17 @@ def calibrate(trainer: Trainer, seconds: float) -> int:
 
 
 def step_seconds(trainer: Trainer, seconds: float = _TIMED_SECONDS) -> dict[Phase, float]:
-    """Times the steps of each phase on a copy of the trainer.
+    """Times the steps of each phase of a long run on copies of the trainer.
 
     Args:
-        trainer: A trainer before its first step, which stays as it is.
+        trainer: A trainer before its first step. Its number of steps is changed, its weights are
+            not.
         seconds: CPU time to spend, which is exceeded where steps are long.
 
     Returns:
         The mean CPU seconds of a step, divided by the number of torch's threads, by phase.
     """
+    trainer.set_length(_NOMINAL_STEPS)
     parts = {phase: even_parts(phase, trainer.steps, trainer.config) for phase in trainer.phases}
     window = seconds / (_WINDOWS + 1) / sum(map(len, parts.values()))
     found = {}

@@ -50,14 +50,13 @@ def dry_run(request: Request, observer: Observer) -> str:
 def _facts(
     request: Request, preset: Preset, dataset: Dataset, trainer: Trainer
 ) -> list[tuple[str, str]]:
-    splits = (dataset.train, dataset.validation, dataset.test)
-    train, validation, test = (len(split.images) for split in splits)
+    validation, test = len(dataset.validation.images), len(dataset.test.images)
     channels, height, width = dataset.image_shape
     classes = len(dataset.class_names)
     model, config = preset.model, preset.train
     return [
-        ("data", f"{dataset.name}: {train:,} images to train on, {validation:,} to validate, "
-                 f"{test:,} to test"),
+        ("data", f"{dataset.name}: {trainer.images:,} images to train on, {validation:,} to "
+                 f"validate, {test:,} to test"),
         ("images", f"{height} x {width} {'RGB' if channels == 3 else 'grey'}, "
                    f"{f'{classes} classes' if classes else 'no classes'}"),
         ("preset", f"{request.preset}: {preset.summary}"),
@@ -72,11 +71,11 @@ def _costs(request: Request, trainer: Trainer) -> list[tuple[str, str]]:
     """What the training takes; changes the length of the trainer."""
     weights = sum(weight.numel() * weight.element_size() for weight in trainer.model.parameters())
     steps = request.steps or calibrate(trainer, request.budget)
+    seconds = {phase.name: mean for phase, mean in step_seconds(trainer).items()}
     trainer.set_length(steps)
-    seconds = step_seconds(trainer)
-    step = next(iter(seconds.values()))
+    step = seconds[trainer.phases[0].name]
     per_epoch = trainer.epoch_steps
-    whole = sum(mean * (phase.stop - phase.start) for phase, mean in seconds.items())
+    whole = sum(seconds[phase.name] * (phase.stop - phase.start) for phase in trainer.phases)
     if trainer.device.type == "cuda":
         most, where = torch.cuda.max_memory_allocated(trainer.device), "on the GPU"
     else:

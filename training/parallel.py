@@ -2,7 +2,8 @@
 
 The processes are started by `torchrun`, which sets their ranks in the environment. The
 noise of a step is drawn for the whole batch before it is sliced, so the results equal
-those of a single process up to the rounding of sums.
+those of a single process up to the rounding of sums, but for terms of pairs of images: the MMD
+of a Wasserstein autoencoder and the offset of classes are of the pairs within each slice.
 """
 
 import gc

@@ -288,8 +288,13 @@ class RunFolder:
             with zipfile.ZipFile(io.BytesIO(raw)) as archive:
                 # torch itself does not verify the checksums.
                 damaged = archive.testzip()
-            # weights_only: a checkpoint must not be able to run code.
-            state = None if damaged else torch.load(io.BytesIO(raw), weights_only=True)
+            # weights_only: a checkpoint must not be able to run code. To the CPU: the GPU that it
+            # is of may not be there, and what is restored goes to the model's device.
+            state = (
+                None
+                if damaged
+                else torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+            )
         except Exception as error:  # zipfile and torch raise many types on damaged bytes
             raise CheckpointError(f"{self.checkpoint}: damaged ({type(error).__name__})") from error
         if not isinstance(state, dict) or not state.keys() >= _PARTS:

@@ -12,9 +12,11 @@ import torch
 from common.cpus import usable_cpus
 from training.data.datasets import Dataset, load_dataset
 from training.errors import CheckpointError, ConfigError, DataError
+from training.model.config import ModelConfig
 from training.model.likelihood import resolve, with_likelihood
 from training.model.preset import Preset
 from training.model.settings import override
+from training.model.train_config import TrainConfig
 from training.model.vae import Vae
 from training.parallel import Parallel
 from training.presets import find_preset, suggest_preset
@@ -239,11 +241,17 @@ def _as_begun(folder: RunFolder, request: Request) -> Request:
     likelihood = config.model.likelihood if wanted == "auto" else wanted
     if likelihood != "auto":
         preset = with_likelihood(preset, likelihood)
-    if (config.data, config.model, config.train) != (request.data, preset.model, preset.train):
+    train = preset.train
+    if not preset.model.conditional:
+        # A term of conditional models alone, which older runs have recorded as none.
+        train = dataclasses.replace(train, class_offset_weight=config.train.class_offset_weight)
+    if (config.data, config.model, config.train) != (request.data, preset.model, train):
+        differ = [*_differing(config.model, preset.model), *_differing(config.train, train)]
         raise CheckpointError(
             f"{folder.path}: the run here has other settings ({config.preset} on {config.data}"
-            f"{''.join(f' --set {setting}' for setting in config.settings)}); wanted the same "
-            "ones to resume, or another folder"
+            f"{''.join(f' --set {setting}' for setting in config.settings)}"
+            f"){'; different: ' if differ else ''}{', '.join(differ)}; wanted the same ones to "
+            "resume, or another folder"
         )
     if request.steps is not None and request.steps != config.steps:
         raise CheckpointError(
@@ -258,6 +266,15 @@ def _as_begun(folder: RunFolder, request: Request) -> Request:
         )
     settings = (*request.settings, f"likelihood={config.model.likelihood}")
     return dataclasses.replace(request, preset=name, settings=settings)
+
+
+def _differing(there: ModelConfig | TrainConfig, here: ModelConfig | TrainConfig) -> list[str]:
+    """Describes the fields in which the configs of the run and of a request differ."""
+    return [
+        f"{field.name} {getattr(there, field.name)}, got {getattr(here, field.name)}"
+        for field in dataclasses.fields(there)
+        if getattr(there, field.name) != getattr(here, field.name)
+    ]
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -116,6 +116,12 @@ class Trainer:
         self._objective_phase = ""
         together = 1 if self._groups is None else self._groups.targets
         self.parallel.check_batch(self.batch_size, together)
+        pairs = 2 * self.parallel.world
+        if train_config.objective == "wae" and self.batch_size < pairs:
+            raise ConfigError(
+                f"batch_size: got {self.batch_size}, wanted {pairs} or more with objective=wae, "
+                "whose distance is of pairs of latents of a process"
+            )
         self.set_length(steps)
 
     def set_length(self, steps: int) -> None:

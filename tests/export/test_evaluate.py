@@ -17,9 +17,11 @@ from common import noise
 from export.cli import main_evaluate, main_export
 from export.evaluate import Figures, Wanted, measure
 from export.subject import subject_of_bundle, subject_of_torch
+from tests.support import ROOT
 from tests.support.untrained import KINDS, Kind, random_model
 from training.cli import parser
-from training.data.datasets import Dataset, Split
+from training.data.datasets import Dataset, Split, load_dataset
+from training.errors import ConfigError
 from training.measure.elbo import evaluate
 from training.model.config import Dense, ModelConfig, PriorConfig
 from training.model.vae import Vae
@@ -408,3 +410,13 @@ def test_evaluate_refuses_a_single_sample(capsys: pytest.CaptureFixture[str]) ->
         main_evaluate(["x", "--samples", "1"])
     assert caught.value.code == 2
     assert "--samples: got 1, wanted 0, or 2 and more" in capsys.readouterr().err
+
+
+def test_more_samples_than_training_images_are_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mnist = load_dataset("mnist")
+    subject = subject_of_bundle(open_bundle(ROOT / "models" / "mnist2d" / "2"))
+    monkeypatch.setattr("export.evaluate.evaluate", None)
+    with pytest.raises(ConfigError, match="--samples: got 55001, wanted 0, or 2 to 55000, the"):
+        measure(subject, mnist, Wanted(samples=55_001), print)

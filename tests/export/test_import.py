@@ -1,5 +1,6 @@
 """`latentserve import` of TAESD's files and of a user's own module, and `export_autoencoder`."""
 
+import copy
 import io
 import pickle
 import subprocess
@@ -22,6 +23,7 @@ from export.sources.detect import source_module
 from export.sources.imported import ImportOptions
 from export.sources.wrap import cut_sigmoid
 from latentserve.client import Client
+from service.models.onnx import Device, Graph
 from tests.support.agreement import check_agreement
 from tests.support.processes import Server
 
@@ -332,6 +334,36 @@ def test_the_public_function_checks_shapes(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="not finite"):
         export_autoencoder(None, spoilt, tmp_path / "x", latent_shape=(1, 8, 8), **shapes)
     assert not (tmp_path / "x").exists()
+
+
+def test_the_public_function_leaves_batch_norms_of_a_model_in_training_as_they_are(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    encoder = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(256, 3)
+    )
+    decoder = nn.Sequential(
+        nn.Linear(3, 64), nn.BatchNorm1d(64), nn.Sigmoid(), nn.Unflatten(1, (1, 8, 8))
+    )
+    images = torch.rand(16, 1, 8, 8)
+    decoder(encoder(images))  # as a training does
+    wanted = copy.deepcopy(encoder).eval(), copy.deepcopy(decoder).eval()
+    path = export_autoencoder(
+        encoder,
+        decoder,
+        tmp_path / "normed",
+        image_shape=(1, 8, 8),
+        latent_shape=(3,),
+        report=lambda _line: None,
+    )
+    bundle = open_bundle(path)
+    with torch.inference_mode():
+        mean = wanted[0](images)
+        found = Graph(bundle.graphs["encoder"], Device("cpu")).run({"image": images.numpy()})
+        np.testing.assert_allclose(found["mean"], mean, atol=1e-5)
+        found = Graph(bundle.graphs["decoder"], Device("cpu")).run({"z": mean.numpy()})
+        np.testing.assert_allclose(found["image"], wanted[1](mean), atol=1e-5)
 
 
 def test_a_sigmoid_is_cut_only_at_the_end() -> None:

@@ -1,5 +1,6 @@
 """The map of the latent space that an export writes, and bundles that are written again."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from export.cli import main_evaluate, main_export
 from export.export import export
 from export.invariance import RowLimit
 from export.latent_map import build_map
-from export.subject import subject_of_graphs
+from export.subject import subject_of_bundle, subject_of_graphs
 from service.models.onnx import Device, Graph
 from tests.support.blobs import write_blobs
 from tests.support.spatial import Spatial, write_spatial
@@ -68,6 +69,16 @@ def test_a_map_of_many_dimensions_has_fewer_images(kinds: Path, data: str, monke
     np.testing.assert_array_equal(part.kl, whole.kl)
 
 
+def test_a_map_of_more_classes_than_it_can_number_has_none(kinds: Path, data: str) -> None:
+    bundle = open_bundle(kinds / "models" / "gmm" / "1")
+    subject = subject_of_bundle(bundle)
+    dataset = load_dataset(data)
+    for count in (32_767, 32_768):
+        names = tuple(map(str, range(count)))
+        found = build_map(subject, dataclasses.replace(dataset, class_names=names))
+        assert (set(found.labels) == {-1}) == (count > 32_767)
+
+
 def test_a_new_bundle_states_shape_tolerance_rows_and_memory(kinds: Path) -> None:
     manifest = open_bundle(kinds / "models" / "gmm" / "1").manifest
     assert manifest.latent_shape == (3,)
@@ -98,6 +109,20 @@ def test_a_bundle_is_written_again_with_the_same_graphs(
         assert getattr(second.manifest, name) == getattr(first.manifest, name)
     assert {path.name for path in new.iterdir()} == {path.name for path in old.iterdir()}
     assert (new / "README.md").read_text().startswith("# again, version 1\n")
+
+
+def test_a_bundle_written_again_says_anew_whether_its_rows_have_the_same_bits(
+    kinds: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = RowLimit(1, bit_invariant=False, reason="they differ")
+    monkeypatch.setattr("export.reissue.measure_rows", lambda *_arguments: limit)
+    old, to = kinds / "models" / "flow" / "1", tmp_path / "again"
+    assert main_export([str(old), "--to", str(to), "--data", data]) == 0
+    new = open_bundle(to / "1").manifest
+    assert new.rows_at_once == 1
+    assert new.parity is not None
+    assert not new.parity.batch_invariant
+    assert "are the same in all of them" not in (to / "1" / "README.md").read_text()
 
 
 def test_a_bundle_written_again_keeps_its_decoder(kinds: Path, tmp_path: Path, capsys) -> None:

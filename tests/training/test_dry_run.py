@@ -8,12 +8,14 @@ import torch
 
 from tests.support.blobs import write_blobs
 from tests.support.tiny_runs import MODEL, SMALL, assert_one_line
+from training.budget import _time_steps
 from training.cli import main
 from training.model.config import Conv, Dense, ModelConfig, PriorConfig
 from training.model.networks import count_multiply_adds
 from training.model.vae import Vae
 from training.outline import layers
 from training.presets import PRESETS, suggest_preset
+from training.trainer import Trainer
 
 pytest_plugins = ["tests.support.run_fixtures"]
 pytestmark = pytest.mark.usefixtures("one_thread", "signal_handlers")
@@ -64,6 +66,28 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(
         "encoder.1", "to_scale", "multiply-adds", "total",
     ):  # fmt: skip
         assert part in printed
+
+
+def test_a_short_run_is_timed_in_the_phases_that_it_has(
+    blobs_data: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Steps that are timed would leave the phases of a run of a few steps."""
+    timed = []
+
+    def time_steps(trainer: Trainer, seconds: float) -> float:
+        before = trainer.phase.name
+        mean = _time_steps(trainer, seconds)
+        timed.append((before, trainer.phase.name))
+        return mean
+
+    monkeypatch.setattr("training.budget._time_steps", time_steps)
+    options = ["--steps", "4", "--set", "train_on_validation=true", "--dry-run"]
+    assert main([*SMALL, *blobs_data, *options]) == 0
+    assert len({before for before, _ in timed}) == 4
+    assert all(before == after for before, after in timed)
+    printed = capsys.readouterr().out
+    assert "4 steps of the autoencoder" in printed
+    assert "360 images to train on, 36 to validate" in printed
 
 
 def test_a_dry_run_needs_no_folder_and_a_run_does(

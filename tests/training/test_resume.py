@@ -397,6 +397,43 @@ def test_a_run_of_an_older_version_is_evaluated_but_not_resumed(
     assert checksums(run) == before
 
 
+def test_a_run_from_before_a_term_of_conditional_models_is_resumed(
+    command: tuple[str, ...], unfinished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((unfinished / "config.json").read_text())
+    assert config["train"].pop("class_offset_weight") > 0
+    (unfinished / "config.json").write_text(json.dumps(config))
+    assert main([*command, "--out", str(unfinished), "--resume"]) == 0
+    capsys.readouterr()
+    (unfinished / "metrics.json").unlink()
+    changed = [*command, "--set", "ema=0.5", "--set", "latent_dim=4"]
+    assert main([*changed, "--out", str(unfinished), "--resume"]) == 1
+    assert_one_line(
+        capsys.readouterr().err,
+        "has other settings",
+        "; different: latent_dim 3, got 4, ema 0.999, got 0.5; wanted",
+    )
+
+
+def test_a_checkpoint_that_was_written_on_a_gpu_is_read_without_one(
+    command: tuple[str, ...],
+    unbroken: Path,
+    unfinished: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = unfinished / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    with monkeypatch.context() as patch:
+        # What torch calls the place of a tensor on the second GPU.
+        patch.setattr("torch.serialization.location_tag", lambda _storage: "cuda:1")
+        torch.save(state, path)
+    with pytest.raises(RuntimeError, match="CUDA"):
+        torch.load(path, weights_only=True)
+    assert RunFolder(unfinished).load_model().centre.device.type == "cpu"
+    assert main([*command, "--out", str(unfinished), "--resume"]) == 0
+    assert_numbers_of(unbroken, unfinished)
+
+
 class NotWeights:
     """A class that can be pickled and must not be unpickled from a checkpoint."""
 

@@ -22,12 +22,13 @@ from tests.support.tiny_runs import (
 from training.budget import calibrate
 from training.data.datasets import Dataset, Split
 from training.data.targets import Targets
-from training.errors import DivergenceError
+from training.errors import ConfigError, DivergenceError
 from training.measure.adapter import as_autoencoder
 from training.measure.elbo import evaluate
 from training.model.config import Conv, ModelConfig, PriorConfig
 from training.model.objectives import prior_nlls
 from training.model.train_config import TrainConfig
+from training.parallel import Parallel
 from training.schedule import draws_of
 from training.trainer import Trainer
 
@@ -238,6 +239,15 @@ def test_a_wasserstein_autoencoder_learns_and_brings_its_latents_to_the_prior(
     assert found < 0.05
     assert without > 2 * found
     assert "mmd" not in trainer_of(few, 3).train_step()
+
+
+def test_the_distance_of_a_wasserstein_autoencoder_needs_pairs_in_each_process(
+    few: Dataset,
+) -> None:
+    config = TrainConfig(objective="wae", batch_size=4)
+    Trainer(PLAIN, config, few, 3, parallel=Parallel(0, 2))
+    with pytest.raises(ConfigError, match="batch_size: got 4, wanted 8 or more with objective=wae"):
+        Trainer(PLAIN, config, few, 3, parallel=Parallel(0, 4))
 
 
 @pytest.mark.parametrize("network", ["dense", "conv"])

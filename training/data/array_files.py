@@ -99,6 +99,9 @@ def idx_source(spec: DataSpec, progress: Progress) -> ArraySource:
             f"training images {list(images.shape)}"
         )
     validation = min(MAX_VALIDATION, len(train[2]) // 10)
+    for pixels, numbers, _ in (train, test):
+        if numbers is not None:
+            _refuse_other_length(spec, pixels, numbers)
     classes = 0
     if labels is not None:
         classes = 1 + int(max(part[1].max() for part in (train, test) if part[1] is not None))

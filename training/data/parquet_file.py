@@ -75,6 +75,8 @@ class ParquetFile:
             if _is_dictionary(column.type):
                 column = column.cast(column.type.value_type)
             texts = _is_text(column.type)
+            if _is_integer(column.type):
+                column = column.cast("int64")  # which has a -1, as uint8 has not
             values = column.fill_null("" if texts else False if _is_bool(column.type) else -1)
             if column.null_count == len(column):
                 return None
@@ -202,7 +204,11 @@ def _is_bool(kind: Any) -> bool:
     return str(kind) == "bool"
 
 
+def _is_integer(kind: Any) -> bool:
+    return str(kind).lstrip("u").startswith("int")
+
+
 def _is_label(kind: Any) -> bool:
     if _is_dictionary(kind):
         kind = kind.value_type
-    return _is_text(kind) or _is_bool(kind) or str(kind).lstrip("u").startswith("int")
+    return _is_text(kind) or _is_bool(kind) or _is_integer(kind)

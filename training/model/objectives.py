@@ -67,7 +67,9 @@ def autoencoder_terms(
     with precision():
         posterior = model.encode(images if inputs is None else inputs, labels)
     posterior = posterior.to(eps.dtype)
-    z = posterior.sample(eps)
+    free = posterior.sample(eps)
+    # The same draws, whose gradient may be scaled without that of what is computed of `free`.
+    z = free.view_as(free)
     with precision():
         output = model.decode(z.reshape(draws * rows, dim), labels.repeat(draws))
     output = output.to(eps.dtype)
@@ -91,7 +93,11 @@ def autoencoder_terms(
         prior_nll, label_nll = prior_nlls(model, z.flatten(0, 1), labels.repeat(draws))
         log_prior, label_nll = -prior_nll.reshape(draws, rows), label_nll.reshape(draws, rows)
         kl = density.log_prob(z) - log_prior
-    elif weighted:
+        if weighted and along_path and config.label_weight:
+            # No part of the bound, whose gradient by z is scaled below.
+            label_nll = prior_nlls(model, free.flatten(0, 1), labels.repeat(draws))[1]
+            label_nll = label_nll.reshape(draws, rows)
+    elif weighted or along_path:
         kl = density.log_prob(z) - gaussian_log_prob(z, torch.zeros_like(z), torch.zeros_like(z))
     else:
         kl = posterior.kl().expand(draws, rows)
@@ -100,12 +106,11 @@ def autoencoder_terms(
     label_losses = beta * config.label_weight * label_nll
     if weighted and along_path:
         share = torch.softmax(-losses.detach(), dim=0)
-        # Tucker et al. 2019, equation 8: the encoder, which learns through z alone, has the squares
-        # of the shares; decoder and prior have the shares.
-        z.register_hook(  # type: ignore[no-untyped-call]
-            lambda gradient: gradient * share.unsqueeze(2)
-        )
-        loss = (share * (losses + label_losses)).sum(dim=0).mean()
+        # Tucker et al. 2019, equation 8: decoder and prior have the shares; the encoder, which
+        # learns through z alone, has their squares in place of them as far as log q weighs.
+        factor = (1.0 - beta + beta * share).unsqueeze(2)
+        z.register_hook(lambda gradient: gradient * factor)  # type: ignore[no-untyped-call]
+        loss = (share * losses).sum(dim=0).mean() + label_losses.mean()
     elif weighted:
         # Burda, Grosse and Salakhutdinov 2016, equation 8.
         bound = math.log(draws) - torch.logsumexp(-losses, dim=0)

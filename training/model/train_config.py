@@ -24,7 +24,8 @@ class TrainConfig:
         gradient: How the encoder learns from a draw z under the ELBO or `iwae`: by the `total`
             derivative, or along its `path` alone, without that of log q(z|x) by the parameters of q
             (Roeder et al. 2017; of several draws, doubly reparameterized, Tucker et al. 2019). Both
-            are unbiased; the second has less noise the closer q is to p(z|x).
+            are unbiased; the second has less noise the closer q is to p(z|x). The KL term is then
+            estimated from the draws, also where it has a closed form.
         beta: Weight of the KL term (Higgins et al. 2017); with 1 the objective is the
             ELBO.
         mmd_weight: Weight of that distance, the squared maximum mean discrepancy.

@@ -149,7 +149,8 @@ class Captions:
     def _curves(self) -> list[str]:
         log = self._data.log
         validated = any(entry.get("validation_elbo") is not None for entry in log)
-        orange = "; orange: the validation images, which are not trained on" if validated else ""
+        too = "were trained on too" if self._data.trained_on_validation else "are not trained on"
+        orange = f"; orange: the validation images, which {too}" if validated else ""
         text = (
             f"Blue: the images of a training step{orange}. The negative ELBO is the sum of the "
             "reconstruction term, the cost of the pixels given the latents under "

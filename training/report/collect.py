@@ -146,7 +146,7 @@ def collect_report(
             ("Latent dimensions", str(config.model.latent_dim)),
             ("Prior", config.model.prior.kind),
             ("Likelihood", _likelihood(config)),
-            ("Steps", f"{config.steps} of {config.train.batch_size} images"),
+            ("Steps", f"{config.steps}{_of_images(config)}"),
             ("Seed", str(config.train.seed)),
             ("Time", f"{minutes:.1f} min of CPU time on each of {config.threads} threads"),
         ],
@@ -173,6 +173,7 @@ def collect_report(
         sample_labels=dataset.class_names if model.labels else (),
         metrics=metrics,
         likelihood=config.model.likelihood,
+        trained_on_validation=config.train.train_on_validation,
     )
 
 
@@ -202,3 +203,10 @@ def _elbo_at(step: int, measured: list[dict[str, Any]]) -> float:
     """Mean training ELBO of the last five log entries up to a step; NaN if there are none."""
     near = [entry["elbo"] for entry in measured if entry["step"] <= step][-5:]
     return float(np.mean(near)) if near else float("nan")
+
+
+def _of_images(config: RunConfig) -> str:
+    """The size of a batch, which groups of images do not tell."""
+    if config.train.joined > 1:
+        return ""
+    return f" of {min(config.train.batch_size, config.split['train'])} images"

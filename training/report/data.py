@@ -65,6 +65,7 @@ class ReportData:
         likelihood: p(x|z): `bernoulli`, `gaussian` or `logistic`.
         decoded_class: Name of the class that a conditional model's `decode` decodes to; empty
             for any other model.
+        trained_on_validation: Whether the validation images were trained on too.
     """
 
     title: str
@@ -83,6 +84,7 @@ class ReportData:
     metrics: Mapping[str, object]
     likelihood: str = "bernoulli"
     decoded_class: str = ""
+    trained_on_validation: bool = False
 
     def __post_init__(self) -> None:
         """Checks that the shapes of the arrays agree.

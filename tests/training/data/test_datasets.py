@@ -225,6 +225,7 @@ def test_idx_images_that_are_not_square_are_cropped_to_their_centre(tmp_path: Pa
     [
         ((19, 8, 8), (19,), "19 images, wanted 20 or more"),
         ((30, 8, 8), (29,), r"images \[30, 8, 8\] and labels \[29\] do not belong together"),
+        ((30, 8, 8), (0,), r"images \[30, 8, 8\] and labels \[0\] do not belong together"),
         ((30, 8, 8), (30, 2), r"labels \[30, 2\] do not belong together"),
         ((30, 64), (30,), r"images \[30, 64\], wanted \[N, H, W\]"),
         ((30, 8, 0), (30,), r"images \[30, 8, 0\], wanted"),

@@ -142,12 +142,24 @@ def test_files_that_cannot_be_used_are_left_out_and_named(tmp_path: Path) -> Non
         (pa.array(["b", "a", "c", "a"] * 10), ("a", "b", "c")),
         (pa.array(["b", "a", "c", "a"] * 10).dictionary_encode(), ("a", "b", "c")),
         (pa.array([1, 0, 2, 0] * 10, pa.int8()), ("0", "1", "2")),
+        (pa.array([1, 0, 2, 0] * 10, pa.uint8()), ("0", "1", "2")),
+        (pa.array([1, 0, 2, 0] * 10, pa.uint64()).dictionary_encode(), ("0", "1", "2")),
         (pa.array([True, False, True, False] * 10), ("0", "1")),
         (pa.array([None] * 40, pa.int64()), ()),
         (pa.array([None] * 40, pa.string()), ()),
         (pa.array([0.5] * 40), ()),
     ],
-    ids=["texts", "dictionary", "numbers", "booleans", "nulls", "null texts", "not labels"],
+    ids=[
+        "texts",
+        "dictionary",
+        "numbers",
+        "uint8",
+        "uint64",
+        "booleans",
+        "nulls",
+        "null texts",
+        "not labels",
+    ],
 )
 def test_labels_are_texts_or_numbers(labels: Any, names: tuple[str, ...], tmp_path: Path) -> None:
     dataset = load(write_images(tmp_path / "a.parquet", range(40), label=labels))

@@ -310,16 +310,20 @@ def test_every_trained_weight_has_a_gradient(objective: str) -> None:
         assert parameter.grad.abs().sum() > 0, name
 
 
-def gradients(draws: int, repeats: int, **changes: Any) -> dict[str, Tensor]:
+def gradients(
+    draws: int, repeats: int, beta: float = 1.0, *, learned_prior: bool = True, **changes: Any
+) -> dict[str, Tensor]:
     """Gradients of a loss by part of the model, each of `repeats` batches of the same images."""
     model = vae(prior=FLOW)
     images, labels, _ = batch()
     found: dict[str, list[Tensor]] = {"encoder": [], "decoder": [], "prior": []}
-    config = TrainConfig(draws=draws, label_weight=0.0, **changes)
+    config = TrainConfig(draws=draws, **changes)
     for seed in range(repeats):
         eps = batch(draws, seed)[2]
         model.zero_grad()
-        result = autoencoder_terms(model, images, labels, eps, config, beta=1.0, learned_prior=True)
+        result = autoencoder_terms(
+            model, images, labels, eps, config, beta=beta, learned_prior=learned_prior
+        )
         result.loss.backward()
         parts = {"encoder": model.to_mean, "decoder": model.decoder, "prior": model.prior}
         for name, part in parts.items():
@@ -327,16 +331,33 @@ def gradients(draws: int, repeats: int, **changes: Any) -> dict[str, Tensor]:
             each = [
                 weight.grad.flatten() for weight in part.parameters() if weight.grad is not None
             ]
-            found[name].append(torch.cat(each))
+            found[name].append(torch.cat(each) if each else torch.zeros(1))
     return {name: torch.stack(each) for name, each in found.items()}
 
 
-@pytest.mark.parametrize(("objective", "draws"), [("elbo", 1), ("elbo", 3), ("iwae", 4)])
+@pytest.mark.parametrize(
+    ("objective", "draws", "label_weight", "beta", "learned_prior"),
+    [
+        ("elbo", 3, 0.0, 1.0, True),
+        ("elbo", 1, 0.0, 0.4, False),
+        ("iwae", 4, 0.0, 1.0, True),
+        ("iwae", 4, 3.0, 0.4, True),
+    ],
+)
 def test_gradients_along_the_path_are_those_of_the_total_derivative_on_average(
-    objective: str, draws: int
+    objective: str, draws: int, label_weight: float, beta: float, learned_prior: bool
 ) -> None:
     path, total = (
-        gradients(draws, 1_500, objective=objective, gradient=kind) for kind in ("path", "total")
+        gradients(
+            draws,
+            1_500,
+            beta,
+            learned_prior=learned_prior,
+            objective=objective,
+            gradient=kind,
+            label_weight=label_weight,
+        )
+        for kind in ("path", "total")
     )
     for name in ("decoder", "prior"):
         torch.testing.assert_close(path[name], total[name])
